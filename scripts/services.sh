@@ -1,0 +1,544 @@
+#!/usr/bin/env bash
+#
+# A private RabbitMQ and a private PostgreSQL for development, demo and tests.
+# Run `scripts/services.sh help` for the commands.
+#
+# Both servers listen on loopback only, on free ports chosen once, and keep all
+# they have under .local/, so they share nothing with servers that the system
+# or another checkout runs. A server's processes are found by what they carry
+# (the broker's by a variable in their environment, PostgreSQL's by their
+# working directory), never by a remembered pid alone: after a crash or a
+# reboot that number may belong to a stranger.
+
+set -euo pipefail
+
+REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+LOCAL=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$REPO/.local}
+[[ $LOCAL == /* ]] || LOCAL=$PWD/$LOCAL
+readonly REPO LOCAL
+
+readonly SERVICES=(broker postgres)
+readonly STATE=$LOCAL/services.env
+readonly LOGS=$LOCAL/log
+readonly BROKER_HOME=$LOCAL/rabbitmq
+readonly PG_HOME=$LOCAL/postgres
+readonly PG_DATA=$PG_HOME/data
+
+readonly BROKER_USER=webhook-notifier
+readonly PG_USER=postgres
+
+readonly START_TIMEOUT=60
+readonly STOP_TIMEOUT=20
+readonly LOCK_TIMEOUT=180
+readonly MAX_LOG_BYTES=$((20 * 1024 * 1024))
+readonly MAX_OPEN_FILES=65536
+
+# Remembered in $STATE, so that the URLs stay the same over restarts.
+BROKER_PORT='' BROKER_DIST_PORT='' EPMD_PORT='' BROKER_PASSWORD=''
+POSTGRES_PORT='' POSTGRES_PASSWORD=''
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/services.sh COMMAND
+
+  up              start both servers and wait until they answer (installs
+                  missing ones when run as root)
+  down [--purge]  stop both; --purge also deletes their data
+  status          show what runs; exit 0 only if both do
+  env             print AMQP_URL and DATABASE_URL
+  start NAME      start one server with the data it had
+  stop NAME       stop one server in good order
+  kill NAME       end one server with SIGKILL, as a crash would
+  install         only make sure that both servers are installed
+
+NAME is broker or postgres. Everything is kept in .local/ at the repository's
+root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/.
+USAGE
+}
+
+say() { printf 'services: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# ---------------------------------------------------------------- state
+
+load_state() {
+    # shellcheck source=/dev/null
+    [[ ! -f $STATE ]] || source "$STATE"
+}
+
+save_state() {
+    local var
+    for var in BROKER_PORT BROKER_DIST_PORT EPMD_PORT BROKER_PASSWORD POSTGRES_PORT POSTGRES_PASSWORD; do
+        printf '%s=%s\n' "$var" "${!var}"
+    done >"$STATE.new"
+    mv -- "$STATE.new" "$STATE"
+}
+
+prepare_local_dir() {
+    mkdir -p -- "$LOCAL" 2>/dev/null && [[ -w $LOCAL ]] ||
+        die "cannot write to $LOCAL as $(id -un): make it writable or set WEBHOOK_NOTIFIER_LOCAL_DIR"
+}
+
+# Held until the script ends; the servers do not inherit it (see detach).
+take_lock() {
+    local fd
+    exec {fd}>"$LOCAL/lock"
+    flock -w "$LOCK_TIMEOUT" "$fd" ||
+        die "another services.sh has worked on $LOCAL for over $LOCK_TIMEOUT s: end it and try again"
+}
+
+random_password() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+
+port_is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# Below the kernel's usual range for outgoing connections, which could take a
+# remembered port while its server is down.
+pick_port() {
+    local port
+    while :; do
+        port=$((20000 + RANDOM % 12000))
+        case " $BROKER_PORT $BROKER_DIST_PORT $EPMD_PORT $POSTGRES_PORT " in
+            *" $port "*) continue ;;
+        esac
+        port_is_free "$port" && break
+    done
+    printf '%s' "$port"
+}
+
+# Only for a server that is down: its own listener would count as a stranger.
+assign_port() {
+    local -n port_ref=$1
+    local old=$port_ref
+    [[ -z $old ]] || ! port_is_free "$old" || return 0
+    port_ref=$(pick_port)
+    [[ -z $old ]] || say "another program took port $old: $1 is now $port_ref"
+}
+
+# ---------------------------------------------------------------- processes
+
+# Lets a server outlive the terminal, Ctrl-C and the pipes of whoever called
+# us: a `make` or $(...) waits until every copy of its pipe is closed.
+detach() {
+    local log=$1 fd
+    if [[ -f $log ]] && (($(stat -c %s -- "$log") > MAX_LOG_BYTES)); then : >"$log"; fi
+    exec </dev/null >>"$log" 2>&1
+    for fd in /proc/self/fd/*; do
+        fd=${fd##*/}
+        # 255 is where bash reads this script from; it is closed on exec.
+        if ((fd > 2 && fd != 255)); then exec {fd}>&-; fi
+    done
+    cd /
+}
+
+# Prints the pid of a server's main process, or nothing if it does not run.
+main_pid() {
+    local name=$1 pid_file pid=''
+    pid_file=$("${name}_pid_file")
+    { read -r pid <"$pid_file"; } 2>/dev/null || true
+    if [[ -n $pid ]] && grep -qx -- "$pid" <<<"$("${name}_pids")"; then printf '%s' "$pid"; fi
+}
+
+is_running() { [[ -n $(main_pid "$1") ]]; }
+
+# SIGKILL to every process of a server, again until none is left: one that is
+# killed may just have forked.
+kill_all() {
+    local name=$1 pids deadline=$((SECONDS + STOP_TIMEOUT))
+    while pids=$("${name}_pids") && [[ -n $pids ]]; do
+        ((SECONDS < deadline)) || die "$name: processes survive SIGKILL: ${pids//$'\n'/ }"
+        # shellcheck disable=SC2086  # one word per pid
+        kill -KILL $pids 2>/dev/null || true
+        sleep 0.05
+    done
+}
+
+signal_stop() {
+    local name=$1 pid
+    pid=$(main_pid "$name")
+    [[ -z $pid ]] || kill -s "$("${name}_stop_signal")" "$pid" 2>/dev/null || true
+}
+
+# After signal_stop; also ends what stays behind, such as the broker's epmd.
+await_stop() {
+    local name=$1 deadline=$((SECONDS + STOP_TIMEOUT))
+    while is_running "$name"; do
+        if ((SECONDS >= deadline)); then
+            say "$name did not stop within $STOP_TIMEOUT s: killing it"
+            break
+        fi
+        sleep 0.05
+    done
+    kill_all "$name"
+}
+
+launch() {
+    local name=$1
+    is_running "$name" && return
+    kill_all "$name"
+    "${name}_prepare"
+    "${name}_exec"
+}
+
+await_start() {
+    local name=$1 began=$SECONDS
+    until is_running "$name" && "${name}_answers"; do
+        if ((SECONDS - began >= 2)) && [[ -z $("${name}_pids") ]]; then
+            start_failed "$name" "it exited while starting"
+        fi
+        if ((SECONDS - began >= START_TIMEOUT)); then
+            kill_all "$name"
+            start_failed "$name" "it did not answer within $START_TIMEOUT s"
+        fi
+        sleep 0.05
+    done
+}
+
+start_failed() {
+    local name=$1 log=$LOGS/$1.log
+    say "$name did not start: $2. The last lines of $log:"
+    tail -n 20 -- "$log" >&2 || true
+    die "remedy what the log names; 'scripts/services.sh down --purge' starts afresh without the data"
+}
+
+# ---------------------------------------------------------------- RabbitMQ
+
+# The distribution's wrapper in /usr/sbin insists on root and switches to the
+# user rabbitmq; the script that it calls does neither.
+find_rabbitmq() {
+    local bin=/usr/lib/rabbitmq/bin/rabbitmq-server
+    if [[ -x $bin ]]; then printf '%s' "$bin"; else command -v rabbitmq-server; fi
+}
+
+broker_mark() { printf 'WEBHOOK_NOTIFIER_BROKER_OF=%s' "$LOCAL"; }
+broker_pids() { grep -lzxF -- "$(broker_mark)" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true; }
+broker_pid_file() { printf '%s' "$BROKER_HOME/broker.pid"; }
+broker_stop_signal() { printf TERM; }
+broker_port() { printf '%s' "$BROKER_PORT"; }
+
+broker_prepare() {
+    mkdir -p -- "$BROKER_HOME"
+    rm -f -- "$(broker_pid_file)"
+    assign_port BROKER_PORT
+    assign_port BROKER_DIST_PORT
+    assign_port EPMD_PORT
+    : "${BROKER_PASSWORD:=$(random_password)}"
+    save_state
+    echo '[].' >"$BROKER_HOME/enabled_plugins"
+    # A small write-ahead log bounds the memory that quorum queues take and the
+    # time that recovery needs.
+    cat >"$BROKER_HOME/rabbitmq.conf" <<CONF
+listeners.tcp.1 = 127.0.0.1:$BROKER_PORT
+default_user = $BROKER_USER
+default_pass = $BROKER_PASSWORD
+log.console.level = info
+disk_free_limit.absolute = 50MB
+raft.wal_max_size_bytes = 33554432
+CONF
+    # No look-up may leave the machine or wait for a name server.
+    cat >"$BROKER_HOME/inetrc" <<'INETRC'
+{lookup, [file]}.
+{host, {127,0,0,1}, ["localhost"]}.
+INETRC
+}
+
+# The environment starts empty: RABBITMQ_* and ERL_* variables of the caller,
+# like the files in /etc/rabbitmq, are meant for another broker.
+broker_exec() (
+    rabbitmq=$(find_rabbitmq)
+    node=wn-$(cksum <<<"$LOCAL" | cut -d' ' -f1)@localhost
+    detach "$LOGS/broker.log"
+    # The VM sizes tables by this limit, so neither tiny nor unlimited will do.
+    ulimit -n "$MAX_OPEN_FILES" 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
+    vars=(
+        "$(broker_mark)"
+        PATH="$PATH"
+        HOME="$BROKER_HOME"
+        LC_ALL=C.UTF-8
+        RABBITMQ_NODENAME="$node"
+        RABBITMQ_CONFIG_FILE="$BROKER_HOME/rabbitmq.conf"
+        RABBITMQ_CONF_ENV_FILE="$BROKER_HOME/none"
+        RABBITMQ_ADVANCED_CONFIG_FILE="$BROKER_HOME/none"
+        RABBITMQ_ENABLED_PLUGINS_FILE="$BROKER_HOME/enabled_plugins"
+        RABBITMQ_MNESIA_BASE="$BROKER_HOME/mnesia"
+        RABBITMQ_SCHEMA_DIR="$BROKER_HOME/schema"
+        RABBITMQ_GENERATED_CONFIG_DIR="$BROKER_HOME/config"
+        RABBITMQ_LOG_BASE="$LOGS"
+        RABBITMQ_LOGS=-
+        RABBITMQ_PID_FILE="$(broker_pid_file)"
+        RABBITMQ_DIST_PORT="$BROKER_DIST_PORT"
+        # Binding schedulers to cores, the default, hurts when cores are shared.
+        RABBITMQ_SCHEDULER_BIND_TYPE=u
+        ERL_CRASH_DUMP="$LOGS/erl_crash.dump"
+        ERL_EPMD_PORT="$EPMD_PORT"
+        ERL_EPMD_ADDRESS=127.0.0.1
+        ERL_INETRC="$BROKER_HOME/inetrc"
+        # Here and not in the server's own arguments, so that it also holds for
+        # the short-lived VM by which RabbitMQ starts epmd.
+        ERL_ZFLAGS="-kernel inet_dist_use_interface {127,0,0,1}"
+    )
+    exec env -i "${vars[@]}" setsid --fork "$rabbitmq"
+)
+
+# RabbitMQ opens its listeners at the end of its boot, so the first byte of
+# Connection.Start, which a method frame begins with, means that it is ready.
+broker_answers() (
+    exec 3<>"/dev/tcp/127.0.0.1/$BROKER_PORT" || exit 1
+    printf 'AMQP\0\0\11\1' >&3
+    IFS= read -r -N 1 -t 5 -u 3 type && [[ $type == $'\1' ]]
+) 2>/dev/null
+
+# ---------------------------------------------------------------- PostgreSQL
+
+# The version that made the data directory, else the newest one installed.
+find_postgres_bin() {
+    local dir version=''
+    { read -r version <"$PG_DATA/PG_VERSION"; } 2>/dev/null || true
+    dir=/usr/lib/postgresql/$version/bin
+    if [[ -z $version || ! -x $dir/initdb ]]; then
+        dir=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+    fi
+    if [[ ! -x $dir/initdb ]]; then
+        dir=$(command -v initdb) && dir=$(dirname -- "$dir")
+    fi
+    [[ -x $dir/postgres && -x $dir/pg_isready ]] && printf '%s' "$dir"
+}
+
+postgres_pids() {
+    local proc
+    for proc in /proc/[0-9]*; do
+        if [[ $proc/cwd -ef $PG_DATA ]] && grep -qx postgres "$proc/comm" 2>/dev/null; then
+            echo "${proc##*/}"
+        fi
+    done
+}
+postgres_pid_file() { printf '%s' "$PG_DATA/postmaster.pid"; }
+postgres_stop_signal() { printf INT; }
+postgres_port() { printf '%s' "$POSTGRES_PORT"; }
+
+# PostgreSQL refuses to run as root: whoever owns the data runs it then, or the
+# package's user for new data. Prints UID:GID.
+postgres_owner() {
+    if ((EUID != 0)); then
+        printf '%s' "$EUID:$(id -g)"
+    elif [[ -d $PG_DATA ]]; then
+        stat -c %u:%g -- "$PG_DATA"
+    else
+        getent passwd postgres nobody | head -n 1 | cut -d: -f3,4
+    fi
+}
+
+postgres_prepare() {
+    assign_port POSTGRES_PORT
+    : "${POSTGRES_PASSWORD:=$(random_password)}"
+    save_state
+    # None of our processes is left, so a lock file that is still here names a
+    # dead postmaster; PostgreSQL would trust it if its pid is in use again.
+    rm -f -- "$(postgres_pid_file)"
+    [[ -d $PG_DATA ]] || create_cluster
+}
+
+# Under another name until complete: an interrupted initdb must not look like
+# a data directory.
+create_cluster() {
+    local owner new=$PG_HOME/new
+    owner=$(postgres_owner)
+    rm -rf -- "$new"
+    mkdir -p -- "$new"
+    printf '%s\n' "$POSTGRES_PASSWORD" >"$PG_HOME/password"
+    if ((EUID == 0)); then chown -R "$owner" "$PG_HOME"; fi
+    run_postgres "$owner" initdb -D "$PG_FD_PATH/new" --username="$PG_USER" \
+        --pwfile="$PG_FD_PATH/password" --auth=scram-sha-256 \
+        --encoding=UTF8 --locale=C.UTF-8 || start_failed postgres "initdb failed"
+    mv -- "$new" "$PG_DATA"
+}
+
+postgres_exec() {
+    run_postgres "$(postgres_owner)" postgres -D "$PG_FD_PATH/data" \
+        -c listen_addresses=127.0.0.1 -c port="$POSTGRES_PORT" \
+        -c unix_socket_directories= -c max_connections=300 \
+        -c logging_collector=off -c log_destination=stderr
+}
+
+# The user who runs PostgreSQL may not be able to reach $PG_HOME by its path
+# (say, in a clone under /root or in a `mktemp -d`). A descriptor that is
+# opened before the change of user leads straight to the directory.
+readonly PG_FD_PATH=/proc/self/fd/3
+
+# run_postgres UID:GID PROGRAM ARGS...: the server itself goes to the background.
+run_postgres() (
+    owner=$1 program=$2
+    shift 2
+    command=("$(find_postgres_bin)/$program" "$@")
+    if ((EUID == 0)); then
+        command=(setpriv --reuid="${owner%:*}" --regid="${owner#*:}" --clear-groups "${command[@]}")
+    fi
+    if [[ $program == postgres ]]; then command=(setsid --fork "${command[@]}"); fi
+    detach "$LOGS/postgres.log"
+    exec 3<"$PG_HOME"
+    exec env -i PATH="$PATH" LC_ALL=C.UTF-8 "${command[@]}"
+)
+
+postgres_answers() {
+    "$(find_postgres_bin)/pg_isready" -q -t 2 -h 127.0.0.1 -p "$POSTGRES_PORT"
+}
+
+# ---------------------------------------------------------------- installation
+
+missing_packages() {
+    find_rabbitmq >/dev/null || echo rabbitmq-server
+    find_postgres_bin >/dev/null || echo postgresql
+}
+
+install_missing() {
+    local missing
+    mapfile -t missing < <(missing_packages)
+    ((${#missing[@]})) || return 0
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+        die "not installed: ${missing[*]}. Install them with your package manager, for example: sudo apt-get install ${missing[*]}"
+    fi
+    say "installing ${missing[*]}"
+    apt_install "${missing[@]}"
+    mapfile -t missing < <(missing_packages)
+    ((${#missing[@]} == 0)) || die "still missing after their installation: ${missing[*]}"
+}
+
+# Installs servers without starting any. In a subshell, for its own EXIT trap.
+apt_install() (
+    policy=/usr/sbin/policy-rc.d
+    saved=$policy.saved-by-webhook-notifier
+    cluster_conf=/etc/postgresql-common/createcluster.d/webhook-notifier.conf
+
+    restore() {
+        if [[ -e $saved ]]; then mv -f -- "$saved" "$policy"; else rm -f -- "$policy"; fi
+        rm -f -- "$cluster_conf"
+        rmdir --ignore-fail-on-non-empty -- "$(dirname "$cluster_conf")" 2>/dev/null || true
+    }
+    trap restore EXIT
+    trap 'exit 130' INT TERM HUP
+
+    # 101 forbids the packages' scripts to start anything.
+    if [[ -e $policy && ! -e $saved ]]; then mv -- "$policy" "$saved"; fi
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    mkdir -p -m 755 -- "$(dirname "$cluster_conf")"
+    echo 'create_main_cluster = false' >"$cluster_conf"
+    chmod 644 "$cluster_conf"
+
+    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+    apt_get_install "$@" || { sleep 3 && apt_get_install "$@"; } ||
+        die "apt-get could not install $*: see its messages above"
+    disable_at_boot "$@"
+)
+
+apt_get_install() {
+    apt-get update -q >&2 &&
+        apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" >&2
+}
+
+# We run the servers ourselves; the next boot is to start none either.
+disable_at_boot() {
+    local package
+    [[ -d /run/systemd/system ]] || return 0
+    for package in "$@"; do systemctl disable "$package" >&2 || true; done
+}
+
+# ---------------------------------------------------------------- commands
+
+start_services() {
+    local name
+    install_missing
+    prepare_local_dir
+    take_lock
+    load_state
+    mkdir -p -- "$LOGS"
+    for name in "$@"; do launch "$name"; done
+    for name in "$@"; do await_start "$name"; done
+}
+
+stop_services() {
+    local name
+    # Processes can outlive a deleted .local, but then there is nothing to lock.
+    [[ ! -d $LOCAL ]] || take_lock
+    for name in "$@"; do signal_stop "$name"; done
+    for name in "$@"; do await_stop "$name"; done
+}
+
+kill_service() {
+    [[ ! -d $LOCAL ]] || take_lock
+    is_running "$1" || say "$1 was not running"
+    kill_all "$1"
+}
+
+# Only what this script made: .local may be shared with other tools.
+purge() {
+    rm -rf -- "$BROKER_HOME" "$PG_HOME" "$LOGS"/{broker.log,postgres.log,erl_crash.dump} "$STATE" "$STATE.new" "$LOCAL/lock"
+    rmdir --ignore-fail-on-non-empty -- "$LOGS" "$LOCAL" 2>/dev/null || true
+}
+
+down() {
+    case ${1-} in
+        '' | --purge) stop_services "${SERVICES[@]}" ;;
+        *) die "down takes only --purge, not '$1'" ;;
+    esac
+    [[ -z ${1-} ]] || purge
+}
+
+status() {
+    local name pid all=0
+    load_state
+    for name in "${SERVICES[@]}"; do
+        pid=$(main_pid "$name")
+        if [[ -n $pid ]]; then
+            echo "$name: running (pid $pid, port $("${name}_port"))"
+        else
+            echo "$name: stopped"
+            all=1
+        fi
+    done
+    return "$all"
+}
+
+print_env() {
+    load_state
+    [[ -n $BROKER_PORT && -n $POSTGRES_PORT ]] || die "no servers yet: run 'scripts/services.sh up' first"
+    echo "AMQP_URL=amqp://$BROKER_USER:$BROKER_PASSWORD@127.0.0.1:$BROKER_PORT/%2f"
+    echo "DATABASE_URL=postgres://$PG_USER:$POSTGRES_PASSWORD@127.0.0.1:$POSTGRES_PORT/postgres"
+}
+
+check_name() {
+    case ${1-} in
+        broker | postgres) ;;
+        *) die "name the server: broker or postgres" ;;
+    esac
+}
+
+main() {
+    # Passwords and data are nobody else's to read.
+    umask 077
+    local command=${1-}
+    shift || true
+    case $command in
+        start | stop | kill) check_name "$@" ;;
+    esac
+    case $command in
+        up) start_services "${SERVICES[@]}" ;;
+        down) down "$@" ;;
+        status) status ;;
+        env) print_env ;;
+        start) start_services "$1" ;;
+        stop) stop_services "$1" ;;
+        kill) kill_service "$1" ;;
+        install) install_missing ;;
+        help | -h | --help) usage ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+}
+
+main "$@"
