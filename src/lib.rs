@@ -1,0 +1,2 @@
+//! Delivers JSON events from RabbitMQ to webhooks.
+pub mod domain;

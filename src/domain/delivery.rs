@@ -1,0 +1,175 @@
+//! A delivery: one event to one webhook, as it travels in AMQP headers between its attempts.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::event::{self, Event, Malformed};
+use super::outcome::DeadReason;
+
+/// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
+const MAX_ERROR_CHARS: usize = 300;
+
+/// The value of an AMQP header, in the two types that we write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A long string.
+    Text(String),
+    /// A signed 64-bit integer.
+    Integer(i64),
+}
+
+/// AMQP headers by name. Others than ours are left out.
+pub type Headers = BTreeMap<String, Value>;
+
+/// A time in milliseconds since the Unix epoch, as headers carry it.
+pub type UnixMillis = i64;
+
+/// One event on its way to one webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The event; its body travels beside.
+    pub event: Event,
+    /// The webhook's id. Its URL is looked up at every attempt: it may have changed.
+    pub webhook_id: Uuid,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// When we first got the event.
+    pub first_received_at: UnixMillis,
+    /// Why the last attempt failed; empty before the first.
+    pub last_error: String,
+}
+
+impl Delivery {
+    /// The headers of a parked delivery that came from the queue `origin`.
+    #[must_use]
+    pub fn headers(&self, origin: &str) -> Headers {
+        let last_error = self.last_error.chars().take(MAX_ERROR_CHARS).collect();
+        Headers::from([
+            ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
+            ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
+            ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
+            ("x-attempt".to_owned(), Value::Integer(self.attempts.into())),
+            ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
+            ("x-last-error".to_owned(), Value::Text(last_error)),
+            ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
+        ])
+    }
+
+    /// Reads what [`Delivery::headers`] wrote.
+    ///
+    /// # Errors
+    /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and
+    /// where it should go is not theirs to say.
+    pub fn from_headers(headers: &Headers) -> Result<Self, Malformed> {
+        let text = |name: &'static str| match headers.get(name) {
+            Some(Value::Text(text)) => Ok(text.as_str()),
+            _ => Err(Malformed::BadHeader(name)),
+        };
+        let integer = |name: &'static str| match headers.get(name) {
+            Some(Value::Integer(integer)) => Ok(*integer),
+            _ => Err(Malformed::BadHeader(name)),
+        };
+        let event = Event {
+            id: text("x-event-id")?.to_owned(),
+            event_type: text("x-event-type")?.to_owned(),
+        };
+        event::check_event_id(&event.id)?;
+        event::check_event_type(&event.event_type)?;
+        Ok(Self {
+            event,
+            webhook_id: Uuid::try_parse(text("x-webhook-id")?)
+                .map_err(|_| Malformed::BadHeader("x-webhook-id"))?,
+            // A number near the type's end would overflow at the next attempt.
+            attempts: u32::try_from(integer("x-attempt")?)
+                .ok()
+                .filter(|attempts| *attempts < u32::MAX / 2)
+                .ok_or(Malformed::BadHeader("x-attempt"))?,
+            first_received_at: integer("x-first-received-at")
+                .ok()
+                .filter(|millis| *millis >= 0)
+                .ok_or(Malformed::BadHeader("x-first-received-at"))?,
+            last_error: text("x-last-error")?.to_owned(),
+        })
+    }
+}
+
+/// Adds to a message's headers what makes it a dead letter.
+pub fn mark_dead(headers: &mut Headers, reason: DeadReason, at: UnixMillis) {
+    headers.insert("x-dead-reason".to_owned(), Value::Text(reason.label().to_owned()));
+    headers.insert("x-dead-at".to_owned(), Value::Integer(at));
+}
+
+/// The headers of a malformed message from the queue `origin`: it has no event to name.
+#[must_use]
+pub fn malformed_headers(error: &Malformed, origin: &str, at: UnixMillis) -> Headers {
+    let mut headers = Headers::from([
+        ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
+        ("x-last-error".to_owned(), Value::Text(error.to_string())),
+        ("x-first-received-at".to_owned(), Value::Integer(at)),
+    ]);
+    mark_dead(&mut headers, DeadReason::Malformed, at);
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn delivery() -> impl Strategy<Value = Delivery> {
+        ("[!-~]{1,255}", "[a-z.]{1,255}", any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, ".{0,300}")
+            .prop_map(|(id, event_type, webhook, attempts, first_received_at, last_error)| {
+                Delivery {
+                    event: Event { id, event_type },
+                    webhook_id: Uuid::from_u128(webhook),
+                    attempts,
+                    first_received_at,
+                    last_error,
+                }
+            })
+    }
+
+    fn sample() -> Headers {
+        Delivery {
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            webhook_id: Uuid::nil(),
+            attempts: 1,
+            first_received_at: 1,
+            last_error: String::new(),
+        }
+        .headers("q")
+    }
+
+    #[test]
+    fn headers_that_we_did_not_write_are_malformed() {
+        let crafted = [
+            ("x-event-id", Value::Text("two\nlines".to_owned())),
+            ("x-event-id", Value::Integer(7)),
+            ("x-event-type", Value::Text(String::new())),
+            ("x-webhook-id", Value::Text("http://169.254.169.254/".to_owned())),
+            ("x-attempt", Value::Integer(-1)),
+            ("x-attempt", Value::Integer(1_000_000_000_000_000_000)),
+            ("x-attempt", Value::Text("1".to_owned())),
+            ("x-first-received-at", Value::Integer(-5)),
+            ("x-last-error", Value::Integer(0)),
+        ];
+        for (name, value) in crafted {
+            let mut headers = sample();
+            headers.insert(name.to_owned(), value.clone());
+            assert!(Delivery::from_headers(&headers).is_err(), "{name}={value:?}");
+        }
+        for name in sample().into_keys().filter(|name| name != "x-origin-queue") {
+            let mut headers = sample();
+            headers.remove(&name);
+            assert!(Delivery::from_headers(&headers).is_err(), "without {name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_delivery_survives_its_headers(delivery in delivery()) {
+            prop_assert_eq!(Delivery::from_headers(&delivery.headers("q")), Ok(delivery));
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! An event: what a producer published, read only as far as delivering it needs.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// The longest event type and event id, in bytes.
+///
+/// AMQP's short strings (0-9-1, section 4.2.5.3) end there, and both travel in such properties.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// The deepest nesting of arrays and objects that is still delivered.
+///
+/// RFC 8259 (section 9) lets a parser set a limit; most receivers' parsers have one of this order,
+/// and a body that only we can read helps nobody.
+pub const MAX_DEPTH: usize = 128;
+
+/// What routing an event and telling its repeats apart needs. The body stays as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Names this event on every attempt to every webhook (`webhook-id`); visible ASCII.
+    pub id: String,
+    /// What happened, such as `user.created`; decides which webhooks want the event.
+    pub event_type: String,
+}
+
+/// The AMQP properties that take precedence over the body's own words.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Properties<'a> {
+    /// `message_id`
+    pub message_id: Option<&'a str>,
+    /// `type`
+    pub event_type: Option<&'a str>,
+}
+
+/// Why a message can never be delivered, whoever tries and however often.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// More bytes than MAX_EVENT_BYTES.
+    #[error("the body has {bytes} bytes, MAX_EVENT_BYTES allows {limit}")]
+    TooLarge {
+        /// The body's size.
+        bytes: usize,
+        /// The configured limit.
+        limit: usize,
+    },
+    /// Not UTF-8, which RFC 8259 (section 8.1) demands of JSON.
+    #[error("the body is not UTF-8: bad byte at offset {0}")]
+    NotUtf8(usize),
+    /// Nested deeper than [`MAX_DEPTH`].
+    #[error("the body nests arrays and objects deeper than {MAX_DEPTH}")]
+    TooDeep,
+    /// Not JSON, or not an object; the parser's words.
+    #[error("the body is not a JSON object: {0}")]
+    NotAnObject(String),
+    /// No event type in the properties or the body.
+    #[error(
+        "no event type: set the AMQP property `type`, or a string `event_type`, `event` or `type` in the body"
+    )]
+    NoEventType,
+    /// An event type or id that is empty, too long, or has characters that can't travel.
+    #[error("the {field} {problem}")]
+    BadName {
+        /// `event type` or `event id`
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A header of a parked delivery that we can't have written.
+    #[error("the header {0} is missing or not what a parked delivery has")]
+    BadHeader(&'static str),
+}
+
+impl Event {
+    /// Reads the event of a message; `new_id` makes an id where neither properties nor body have
+    /// one.
+    ///
+    /// # Errors
+    /// [`Malformed`], which names what is wrong. The message then belongs in the dead-letter queue.
+    pub fn read(
+        properties: Properties<'_>,
+        body: &[u8],
+        max_bytes: usize,
+        new_id: impl FnOnce() -> String,
+    ) -> Result<Self, Malformed> {
+        if body.len() > max_bytes {
+            return Err(Malformed::TooLarge { bytes: body.len(), limit: max_bytes });
+        }
+        let text =
+            std::str::from_utf8(body).map_err(|error| Malformed::NotUtf8(error.valid_up_to()))?;
+        if deeper_than(text.as_bytes(), MAX_DEPTH) {
+            return Err(Malformed::TooDeep);
+        }
+        let named: Named = serde_json::from_str(text)
+            .map_err(|error| Malformed::NotAnObject(error.to_string()))?;
+
+        // Client libraries send an unset property as an empty one.
+        let given = |property: Option<&str>| property.filter(|p| !p.is_empty()).map(str::to_owned);
+        let event_type = given(properties.event_type)
+            .or(named.event_type)
+            .or(named.event)
+            .or(named.r#type)
+            .ok_or(Malformed::NoEventType)?;
+        check_event_type(&event_type)?;
+        let id = given(properties.message_id).or(named.id).unwrap_or_else(new_id);
+        check_event_id(&id)?;
+        Ok(Self { id, event_type })
+    }
+}
+
+/// Says whether a text can be an event type: not empty, at most [`MAX_NAME_BYTES`], no control
+/// characters (PostgreSQL's text can't hold NUL, a log line no line break).
+///
+/// # Errors
+/// [`Malformed::BadName`] otherwise.
+pub fn check_event_type(event_type: &str) -> Result<(), Malformed> {
+    let bad = |problem| Err(Malformed::BadName { field: "event type", problem });
+    match event_type {
+        "" => bad("is empty"),
+        long if long.len() > MAX_NAME_BYTES => bad("is longer than 255 bytes"),
+        text if text.chars().any(char::is_control) => bad("has a control character"),
+        _ => Ok(()),
+    }
+}
+
+/// Says whether a text can be an event id: like an event type, and visible ASCII only, since it
+/// becomes the HTTP header `webhook-id` (RFC 9110, section 5.5).
+///
+/// # Errors
+/// [`Malformed::BadName`] otherwise.
+pub fn check_event_id(id: &str) -> Result<(), Malformed> {
+    let bad = |problem| Err(Malformed::BadName { field: "event id", problem });
+    match id {
+        "" => bad("is empty"),
+        long if long.len() > MAX_NAME_BYTES => bad("is longer than 255 bytes"),
+        text if !text.bytes().all(|b| b.is_ascii_graphic()) => {
+            bad("has characters that an HTTP header can't carry: use visible ASCII")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Counts brackets outside strings. On text that isn't JSON the answer means nothing, and the
+/// parser says so afterwards.
+fn deeper_than(text: &[u8], limit: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The body's members that may name the event; the rest is checked for being JSON and skipped.
+#[derive(Default)]
+struct Named {
+    id: Option<String>,
+    event_type: Option<String>,
+    event: Option<String>,
+    r#type: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(NamedVisitor)
+    }
+}
+
+struct NamedVisitor;
+
+impl<'de> Visitor<'de> for NamedVisitor {
+    type Value = Named;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
+        let mut named = Named::default();
+        // A repeated name: the last one counts, as with most parsers (RFC 8259, section 4).
+        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+            match &*key {
+                "id" => named.id = map.next_value::<Scalar>()?.text_or_integer(),
+                "event_type" => named.event_type = map.next_value::<Scalar>()?.text(),
+                "event" => named.event = map.next_value::<Scalar>()?.text(),
+                "type" => named.r#type = map.next_value::<Scalar>()?.text(),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(named)
+    }
+}
+
+/// A member's value, where only strings and integers matter: `{"event": {…}}` names no type.
+enum Scalar {
+    Text(String),
+    Integer(String),
+    Other,
+}
+
+impl Scalar {
+    fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn text_or_integer(self) -> Option<String> {
+        match self {
+            // An empty id is an unset one; an empty type is a mistake worth naming.
+            Self::Text(text) | Self::Integer(text) => Some(text).filter(|t| !t.is_empty()),
+            Self::Other => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The raw text keeps every digit of an integer beyond 64 bits.
+        let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
+        Ok(match raw.as_bytes() {
+            [b'"', ..] => Self::Text(serde_json::from_str(raw).map_err(serde::de::Error::custom)?),
+            [b'-' | b'0'..=b'9', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
+                Self::Integer(raw.to_owned())
+            }
+            _ => Self::Other,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 1 << 20;
+
+    fn read(properties: Properties<'_>, body: &str) -> Result<Event, Malformed> {
+        Event::read(properties, body.as_bytes(), LIMIT, || "new".to_owned())
+    }
+
+    #[track_caller]
+    fn check(body: &str, id: &str, event_type: &str) {
+        let event = read(Properties::default(), body).expect("well-formed");
+        assert_eq!((event.id.as_str(), event.event_type.as_str()), (id, event_type));
+    }
+
+    #[track_caller]
+    fn check_malformed(body: &[u8], expected: &str) {
+        let error = Event::read(Properties::default(), body, LIMIT, || "new".to_owned())
+            .expect_err("malformed");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+
+    #[test]
+    fn the_first_name_found_is_the_event_type() {
+        check(r#"{"event_type":"a","event":"b","type":"c"}"#, "new", "a");
+        check(r#"{"type":"c","event":"b"}"#, "new", "b");
+        check(r#"{"type":"c"}"#, "new", "c");
+        check(r#"{"event":{"nested":1},"type":"c"}"#, "new", "c");
+        check(r#"{"type":"a","type":"b"}"#, "new", "b");
+        check("{\"\\u0074ype\":\"\\u00e9\"}", "new", "é");
+    }
+
+    #[test]
+    fn properties_take_precedence_unless_they_are_empty() {
+        let body = r#"{"id":"body","type":"body"}"#;
+        let given = Properties { message_id: Some("m"), event_type: Some("t") };
+        assert_eq!(read(given, body), Ok(Event { id: "m".to_owned(), event_type: "t".to_owned() }));
+        let empty = Properties { message_id: Some(""), event_type: Some("") };
+        assert_eq!(
+            read(empty, body),
+            Ok(Event { id: "body".to_owned(), event_type: "body".to_owned() })
+        );
+    }
+
+    #[test]
+    fn an_id_may_be_a_string_or_an_integer_of_any_size() {
+        check(r#"{"id":"x-1","type":"t"}"#, "x-1", "t");
+        check(r#"{"id":-7,"type":"t"}"#, "-7", "t");
+        check(
+            r#"{"id":123456789012345678901234567890,"type":"t"}"#,
+            "123456789012345678901234567890",
+            "t",
+        );
+        for other in ["1.5", "1e3", "null", "true", "[1]", "{}", "\"\""] {
+            check(&format!(r#"{{"id":{other},"type":"t"}}"#), "new", "t");
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_says_why() {
+        check_malformed(b"", "not a JSON object");
+        check_malformed(b"{\"type\":\"t\"", "not a JSON object");
+        check_malformed(b"{\"type\":\"t\"} x", "not a JSON object");
+        check_malformed(b"[1]", "not a JSON object");
+        check_malformed(b"null", "not a JSON object");
+        check_malformed(b"7", "not a JSON object");
+        check_malformed(b"{\"type\":\"t\",\"a\":\"\xff\"}", "not UTF-8: bad byte at offset 17");
+        check_malformed(b"{}", "no event type");
+        check_malformed(b"{\"type\":7}", "no event type");
+        check_malformed(b"{\"type\":\"\"}", "event type is empty");
+        check_malformed(b"{\"type\":\"a\\u0000b\"}", "control character");
+        check_malformed(b"{\"type\":\"t\",\"id\":\"a\\nb\"}", "HTTP header");
+        check_malformed(b"{\"type\":\"t\",\"id\":\"\xc3\xa9\"}", "HTTP header");
+        let long = "x".repeat(256);
+        check_malformed(format!("{{\"type\":\"{long}\"}}").as_bytes(), "longer than 255");
+        check_malformed(format!("{{\"type\":\"t\",\"id\":\"{long}\"}}").as_bytes(), "longer than");
+        let deep =
+            format!("{{\"type\":\"t\",\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        check_malformed(deep.as_bytes(), "deeper than 128");
+        let error = Event::read(Properties::default(), b"{\"type\":\"t\"}", 4, String::new);
+        assert_eq!(error, Err(Malformed::TooLarge { bytes: 12, limit: 4 }));
+    }
+
+    #[test]
+    fn the_depth_limit_counts_brackets_outside_strings_only() {
+        let nested = |n: usize| {
+            format!("{{\"type\":\"t\",\"a\":{}\"\\\"[[[\"{}}}", "[".repeat(n), "]".repeat(n))
+        };
+        check(&nested(MAX_DEPTH - 1), "new", "t");
+        assert_eq!(read(Properties::default(), &nested(MAX_DEPTH)), Err(Malformed::TooDeep));
+    }
+
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            any::<String>().prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+                prop::collection::hash_map(any::<String>(), inner, 0..6)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Event::read(Properties::default(), &body, LIMIT, String::new);
+        }
+
+        #[test]
+        fn near_json_does_not_make_it_panic(body in "[\\[\\]{}\":,\\\\a-c0-9. -]{0,80}") {
+            let _ = Event::read(Properties::default(), body.as_bytes(), LIMIT, String::new);
+        }
+
+        #[test]
+        fn any_object_with_a_type_is_an_event(extra in json(), event_type in "[a-z.]{1,20}") {
+            let body = serde_json::json!({ "payload": extra, "event_type": event_type });
+            let event = read(Properties::default(), &body.to_string()).expect("well-formed");
+            prop_assert_eq!(event.event_type, event_type);
+        }
+    }
+}

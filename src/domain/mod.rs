@@ -1,0 +1,11 @@
+//! What the words mean: pure functions and data, without I/O, clock or randomness.
+//!
+//! Everything in here can be tested by table and by property, and is: a decision about somebody's
+//! event is made in this folder, and carried out by the modules around it.
+
+pub mod address;
+pub mod delivery;
+pub mod event;
+pub mod outcome;
+pub mod retry;
+pub mod webhook;

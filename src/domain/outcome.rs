@@ -1,0 +1,292 @@
+//! What became of an attempt, and what follows from it.
+//!
+//! [`Response`] (raw facts) → [`Outcome`] (their meaning) → [`Decision`] (what next). A receiver's
+//! failure is a value here, never an `Err`: errors are our own infrastructure's.
+
+use std::time::{Duration, SystemTime};
+
+use super::retry::{Schedule, Span};
+
+/// What came back from one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// The receiver answered.
+    Status {
+        /// The HTTP status code.
+        code: u16,
+        /// The header `Retry-After`, as it came.
+        retry_after: Option<String>,
+    },
+    /// No answer, or none that is HTTP.
+    NoAnswer {
+        /// What kind of failure.
+        reason: Reason,
+        /// The error in words, for people. Holds no secret.
+        detail: String,
+    },
+    /// No attempt was made: the URL can't be used, or its address is not allowed.
+    Refused {
+        /// Why, and the remedy.
+        detail: String,
+    },
+}
+
+/// Why an attempt failed: the bounded set behind the metrics label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the labels below say it")]
+pub enum Reason {
+    Status1xx,
+    Status3xx,
+    Status4xx,
+    Status5xx,
+    Gone,
+    Timeout,
+    Refused,
+    Reset,
+    Dns,
+    Tls,
+    Protocol,
+    Rejected,
+    Io,
+}
+
+impl Reason {
+    /// Every reason, so that each series exists from the start.
+    pub const ALL: [Self; 13] = [
+        Self::Status1xx,
+        Self::Status3xx,
+        Self::Status4xx,
+        Self::Status5xx,
+        Self::Gone,
+        Self::Timeout,
+        Self::Refused,
+        Self::Reset,
+        Self::Dns,
+        Self::Tls,
+        Self::Protocol,
+        Self::Rejected,
+        Self::Io,
+    ];
+
+    /// The metrics label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Status1xx => "status_1xx",
+            Self::Status3xx => "status_3xx",
+            Self::Status4xx => "status_4xx",
+            Self::Status5xx => "status_5xx",
+            Self::Gone => "gone",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+            Self::Protocol => "protocol",
+            Self::Rejected => "rejected",
+            Self::Io => "io",
+        }
+    }
+
+    fn of_status(code: u16) -> Self {
+        match code {
+            0..200 => Self::Status1xx,
+            300..400 => Self::Status3xx,
+            410 => Self::Gone,
+            400..500 => Self::Status4xx,
+            // 2xx never comes here; from 600 on it isn't HTTP, and the receiver's fault.
+            _ => Self::Status5xx,
+        }
+    }
+}
+
+/// What a response means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The receiver has the event (2xx).
+    Delivered,
+    /// It may work another time.
+    Failed {
+        /// What kind of failure.
+        reason: Reason,
+        /// In words, for the log and the header `x-last-error`.
+        detail: String,
+        /// How long the receiver asked us to stay away (429 and 503 only).
+        retry_after: Option<Duration>,
+    },
+    /// It will never work.
+    Hopeless {
+        /// What kind of failure.
+        reason: Reason,
+        /// In words.
+        detail: String,
+        /// What the dead letter says.
+        dead: DeadReason,
+    },
+}
+
+impl Outcome {
+    /// The meaning of a response that came at `now`.
+    #[must_use]
+    pub fn of(response: Response, now: SystemTime) -> Self {
+        match response {
+            Response::Status { code: 200..300, .. } => Self::Delivered,
+            Response::Status { code: 410, .. } => Self::Hopeless {
+                reason: Reason::Gone,
+                detail: "status 410".to_owned(),
+                dead: DeadReason::Gone,
+            },
+            Response::Status { code, retry_after } => Self::Failed {
+                reason: Reason::of_status(code),
+                detail: format!("status {code}"),
+                retry_after: retry_after
+                    .filter(|_| matches!(code, 429 | 503))
+                    .and_then(|value| parse_retry_after(&value, now)),
+            },
+            Response::NoAnswer { reason, detail } => {
+                Self::Failed { reason, detail, retry_after: None }
+            }
+            Response::Refused { detail } => {
+                Self::Hopeless { reason: Reason::Rejected, detail, dead: DeadReason::Rejected }
+            }
+        }
+    }
+}
+
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or an HTTP date. What is neither, and
+/// a date that has passed, asks for nothing.
+fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than fit mean "very long", which the schedule's longest delay answers.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
+}
+
+/// Why a message ends in the dead-letter queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeadReason {
+    /// Not an event; see [`super::event::Malformed`].
+    Malformed,
+    /// Every attempt of the retry schedule failed.
+    Exhausted,
+    /// The receiver said 410 Gone.
+    Gone,
+    /// The URL can't be used, or ALLOW_NETWORKS doesn't allow its address.
+    Rejected,
+}
+
+impl DeadReason {
+    /// Every reason, so that each series exists from the start.
+    pub const ALL: [Self; 4] = [Self::Malformed, Self::Exhausted, Self::Gone, Self::Rejected];
+
+    /// The metrics label and the header `x-dead-reason`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Exhausted => "exhausted",
+            Self::Gone => "gone",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// What happens to a delivery after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing more to do.
+    Delivered,
+    /// Wait for this long at the broker, then try again.
+    Park(Span),
+    /// Into the dead-letter queue.
+    Dead(DeadReason),
+}
+
+/// Decides what follows from the outcome of attempt number `attempt` (the first is 1).
+#[must_use]
+pub fn decide(outcome: &Outcome, attempt: u32, schedule: &Schedule) -> Decision {
+    match outcome {
+        Outcome::Delivered => Decision::Delivered,
+        Outcome::Hopeless { dead, .. } => Decision::Dead(*dead),
+        Outcome::Failed { retry_after, .. } => schedule
+            .delay_after(attempt, *retry_after)
+            .map_or(Decision::Dead(DeadReason::Exhausted), Decision::Park),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110.
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)
+    }
+
+    fn status(code: u16, retry_after: Option<&str>) -> Outcome {
+        let retry_after = retry_after.map(str::to_owned);
+        Outcome::of(Response::Status { code, retry_after }, now())
+    }
+
+    #[track_caller]
+    fn check(outcome: &Outcome, attempt: u32, expected: Decision) {
+        let schedule = "1s,10s,1m".parse().expect("a schedule");
+        assert_eq!(decide(outcome, attempt, &schedule), expected);
+    }
+
+    fn park(delay: &str) -> Decision {
+        Decision::Park(delay.parse().expect("a delay"))
+    }
+
+    #[test]
+    fn every_status_has_its_decision() {
+        for code in [200, 201, 204, 299] {
+            check(&status(code, None), 1, Decision::Delivered);
+        }
+        for code in [100, 301, 302, 307, 400, 401, 404, 409, 429, 500, 503, 599, 999] {
+            check(&status(code, None), 1, park("1s"));
+            check(&status(code, None), 4, Decision::Dead(DeadReason::Exhausted));
+        }
+        check(&status(410, None), 1, Decision::Dead(DeadReason::Gone));
+    }
+
+    #[test]
+    fn only_429_and_503_can_ask_for_time() {
+        for code in [429, 503] {
+            check(&status(code, Some("5")), 1, park("10s"));
+            check(&status(code, Some("Sun, 06 Nov 1994 08:49:57 GMT")), 1, park("1m"));
+            check(&status(code, Some("99999999999999999999999")), 1, park("1m"));
+        }
+        check(&status(500, Some("5")), 1, park("1s"));
+        for nonsense in ["", "-1", "soon", "1.5", "Sun, 06 Nov 1994 08:49:36 GMT"] {
+            check(&status(503, Some(nonsense)), 1, park("1s"));
+        }
+    }
+
+    #[test]
+    fn without_an_answer_it_is_retried_and_without_an_address_it_is_dead() {
+        let detail = "x".to_owned();
+        let silent = Response::NoAnswer { reason: Reason::Timeout, detail: detail.clone() };
+        check(&Outcome::of(silent, now()), 2, park("10s"));
+        let refused = Outcome::of(Response::Refused { detail }, now());
+        check(&refused, 1, Decision::Dead(DeadReason::Rejected));
+    }
+
+    proptest! {
+        #[test]
+        fn only_2xx_is_delivered_and_the_rest_is_kept(
+            code: u16, attempt in 1_u32..9, retry_after in prop::option::of(".{0,20}"),
+        ) {
+            let schedule: Schedule = "1s,2s,4s".parse().expect("a schedule");
+            let decision = decide(&status(code, retry_after.as_deref()), attempt, &schedule);
+            prop_assert_eq!(decision == Decision::Delivered, (200..300).contains(&code));
+            if let Decision::Park(delay) = decision {
+                prop_assert!(schedule.distinct_delays().contains(&delay));
+                prop_assert!(attempt <= 3);
+            }
+        }
+    }
+}

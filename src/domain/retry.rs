@@ -1,0 +1,263 @@
+//! When to try again: the retry schedule of deliveries, and the backoff of our own reconnects.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The longest delay a schedule may have: RabbitMQ's TTL ends at 2³² ms (49 days).
+const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Each distinct delay is a queue at the broker; a schedule of this many steps is a mistake.
+const MAX_STEPS: usize = 64;
+
+const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+
+/// A time span as people write it: `500ms`, `5s`, `1m`, `24h`. Whole milliseconds; it prints in
+/// the largest unit that is exact, so equal spans print alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span(Duration);
+
+impl Span {
+    /// The span as a duration.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+
+    /// The span in milliseconds, as AMQP's `x-message-ttl` wants it.
+    #[must_use]
+    pub fn as_millis(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.as_millis();
+        let (name, unit) = UNITS
+            .iter()
+            .rev()
+            .find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit))
+            .unwrap_or(&UNITS[0]);
+        write!(formatter, "{}{name}", millis / unit)
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = || format!("{text:?} is not a time such as 500ms, 5s, 1m or 24h");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(usage)?;
+        let (number, name) = text.split_at(digits);
+        let (_, unit) = UNITS.iter().find(|(unit, _)| *unit == name).ok_or_else(usage)?;
+        let number: u64 = number.parse().map_err(|_| usage())?;
+        number
+            .checked_mul(*unit)
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or_else(usage)
+    }
+}
+
+/// The delays between the attempts of one delivery.
+///
+/// `1s,2s,4s` means up to four attempts: at once, and after each of the delays. A last step
+/// `repeat` starts over for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    delays: Vec<Span>,
+    repeats: bool,
+}
+
+impl Schedule {
+    /// The delay before the next attempt, after `attempts` (at least one) have failed; `None` when
+    /// the schedule is used up.
+    ///
+    /// A receiver that said when to come back (`retry_after`) gets the first delay of the schedule,
+    /// from the step that is due, which covers that; if none does, the longest there is. It can
+    /// slow its retries down, not speed them up.
+    #[must_use]
+    pub fn delay_after(&self, attempts: u32, retry_after: Option<Duration>) -> Option<Span> {
+        let step = attempts.saturating_sub(1) as usize;
+        let step = if self.repeats { step % self.delays.len() } else { step };
+        let due = *self.delays.get(step)?;
+        let Some(wanted) = retry_after.filter(|wanted| *wanted > due.get()) else {
+            return Some(due);
+        };
+        let wrapped = if self.repeats { &self.delays[..step] } else { &[] };
+        let ahead = self.delays[step..].iter().chain(wrapped).copied();
+        ahead.clone().find(|delay| delay.get() >= wanted).or_else(|| ahead.max())
+    }
+
+    /// Each delay once, shortest first: the wait queues that the schedule needs.
+    #[must_use]
+    pub fn distinct_delays(&self) -> Vec<Span> {
+        let mut delays = self.delays.clone();
+        delays.sort_unstable();
+        delays.dedup();
+        delays
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut steps: Vec<String> = self.delays.iter().map(Span::to_string).collect();
+        steps.extend(self.repeats.then(|| "repeat".to_owned()));
+        formatter.write_str(&steps.join(","))
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut steps: Vec<&str> = text.split(',').map(str::trim).collect();
+        let repeats = steps.last() == Some(&"repeat");
+        if repeats {
+            steps.pop();
+        }
+        if steps.is_empty() || steps.len() > MAX_STEPS {
+            return Err(format!("needs 1 to {MAX_STEPS} delays, such as 1s,2s,4s"));
+        }
+        let delays =
+            steps.into_iter().map(|step| step.parse()).collect::<Result<Vec<Span>, String>>()?;
+        match delays.iter().find(|delay| delay.0.is_zero() || delay.0 > MAX_DELAY) {
+            Some(delay) => Err(format!("the delay {delay} is not between 1ms and 720h")),
+            None => Ok(Self { delays, repeats }),
+        }
+    }
+}
+
+/// How long to wait before we connect again: half a second, doubling up to 30 s.
+///
+/// The upper half of each wait is random, so that many instances don't return to a restarted
+/// broker all at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    /// The next wait; `jitter` is a random number from 0 to 1.
+    pub fn next_wait(&mut self, jitter: f64) -> Duration {
+        let full = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+    }
+
+    /// What was failing works again.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn schedule(text: &str) -> Schedule {
+        text.parse().expect("a schedule")
+    }
+
+    #[track_caller]
+    fn check(text: &str, attempts: u32, retry_after: Option<u64>, expected: Option<&str>) {
+        let delay = schedule(text).delay_after(attempts, retry_after.map(Duration::from_secs));
+        assert_eq!(delay.map(|d| d.to_string()).as_deref(), expected);
+    }
+
+    #[test]
+    fn each_failure_takes_the_next_delay_until_none_is_left() {
+        check("1s,2s,4s", 1, None, Some("1s"));
+        check("1s,2s,4s", 3, None, Some("4s"));
+        check("1s,2s,4s", 4, None, None);
+        check("1s,2s,4s", u32::MAX, None, None);
+    }
+
+    #[test]
+    fn a_repeating_schedule_starts_over_for_ever() {
+        check("1s,2s,repeat", 2, None, Some("2s"));
+        check("1s,2s,repeat", 3, None, Some("1s"));
+        check("1s,2s,repeat", u32::MAX, None, Some("1s"));
+    }
+
+    #[test]
+    fn retry_after_takes_the_first_delay_that_covers_it() {
+        check("1s,2s,4s,1m", 1, Some(0), Some("1s"));
+        check("1s,2s,4s,1m", 1, Some(3), Some("4s"));
+        check("1s,2s,4s,1m", 3, Some(1), Some("4s"));
+        check("1s,2s,4s,1m", 2, Some(9_999), Some("1m"));
+        check("1m,1s,repeat", 2, Some(30), Some("1m"));
+        check("1s,2s", 3, Some(1), None);
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_refused_with_the_reason() {
+        for (text, expected) in [
+            ("", "is not a time"),
+            ("repeat", "needs 1 to 64"),
+            ("1s,,2s", "is not a time"),
+            ("1s,repeat,2s", "\"repeat\" is not a time"),
+            ("1", "is not a time"),
+            ("s", "is not a time"),
+            ("0s", "between 1ms and 720h"),
+            ("721h", "between 1ms and 720h"),
+            ("99999999999999999999s", "is not a time"),
+            ("18446744073709551615h", "is not a time"),
+        ] {
+            let error = text.parse::<Schedule>().expect_err(text);
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        assert!("1s,".repeat(65).parse::<Schedule>().is_err());
+    }
+
+    #[test]
+    fn the_wait_queues_are_the_distinct_delays() {
+        let delays = schedule("60s,1s,1m,1000ms,repeat").distinct_delays();
+        assert_eq!(delays.iter().map(Span::to_string).collect::<Vec<_>>(), ["1s", "1m"]);
+    }
+
+    #[test]
+    fn backoff_doubles_to_its_limit_and_starts_over() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..8).map(|_| backoff.next_wait(1.0).as_millis()).collect();
+        assert_eq!(waits, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+        backoff.reset();
+        assert_eq!(backoff.next_wait(0.0), Duration::from_millis(250));
+    }
+
+    proptest! {
+        #[test]
+        fn spans_survive_printing(millis in 0_u64..=30 * 24 * 3_600_000) {
+            let span = Span::from(Duration::from_millis(millis));
+            prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
+        }
+
+        #[test]
+        fn no_text_makes_parsing_panic(text in ".{0,40}") {
+            let _ = text.parse::<Schedule>();
+        }
+
+        #[test]
+        fn retry_after_never_shortens_a_wait(
+            steps in prop::collection::vec(1_u64..5_000, 1..8), repeats: bool,
+            attempts in 1_u32..20, wanted in 0_u64..10_000,
+        ) {
+            let delays = steps.into_iter().map(|ms| Duration::from_millis(ms).into()).collect();
+            let schedule = Schedule { delays, repeats };
+            let plain = schedule.delay_after(attempts, None);
+            let asked = schedule.delay_after(attempts, Some(Duration::from_millis(wanted)));
+            prop_assert_eq!(plain.is_some(), asked.is_some());
+            prop_assert!(plain <= asked);
+        }
+    }
+}
