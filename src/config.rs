@@ -1,0 +1,482 @@
+//! Configuration: environment variables and their flags → [`Config`], with every check.
+//!
+//! One table ([`SETTINGS`]) makes the flags, the help and the names in errors, so that none of
+//! them can drift from another.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use crate::domain::address::AllowedNetworks;
+use crate::domain::retry::{Schedule, Span};
+
+/// One setting: an environment variable and the flag of the same name.
+struct Setting {
+    variable: &'static str,
+    default: &'static str,
+    value: &'static str,
+    help: &'static str,
+}
+
+const fn setting(
+    variable: &'static str,
+    default: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { variable, default, value, help }
+}
+
+#[rustfmt::skip]
+const SETTINGS: [Setting; 17] = [
+    setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
+    setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
+    setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
+    setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
+    setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where /metrics, /healthz and /readyz are served"),
+    setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
+    setting("AMQP_RETRY_DELAY", "5s", "TIME", "Time between these attempts"),
+    setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),
+    setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response"),
+    setting("CONNECT_TIMEOUT", "3s", "TIME", "Connecting to a receiver, to RabbitMQ or to PostgreSQL"),
+    setting("FANOUT", "8", "N", "POSTs of one event that run in parallel"),
+    setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
+    setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
+    setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
+    setting("DATABASE_POOL_SIZE", "consumers + 2", "N", "Connections to PostgreSQL"),
+    setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
+    setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
+];
+
+/// A setting that can't be used. Displays as one line that names the variable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {problem}")]
+pub struct ConfigError {
+    /// The environment variable.
+    pub variable: &'static str,
+    /// What is wrong with it, without its value where that may hold a password.
+    pub problem: String,
+}
+
+/// A text that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself. Not for anything that people read.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+/// Where RabbitMQ is and who we are there.
+#[derive(Clone, Debug)]
+pub struct Amqp {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: Secret,
+    /// Virtual host.
+    pub vhost: String,
+    /// Seconds; a silent connection is given up after two of them.
+    pub heartbeat: u16,
+}
+
+impl fmt::Display for Amqp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.host, self.port)
+    }
+}
+
+/// A queue to consume, and by how many consumers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// The queue's name.
+    pub name: String,
+    /// Consumers of the queue, and as many of its retries.
+    pub consumers: u16,
+}
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug)]
+#[expect(
+    missing_docs,
+    reason = "the fields are the settings, and the table above says what each is"
+)]
+pub struct Config {
+    pub amqp: Amqp,
+    pub database_url: Secret,
+    pub queues: Vec<Queue>,
+    pub prefetch_count: u16,
+    pub metrics_addr: SocketAddr,
+    pub amqp_connection_attempts: u32,
+    pub amqp_retry_delay: Duration,
+    pub retry_schedule: Schedule,
+    pub request_timeout: Duration,
+    pub connect_timeout: Duration,
+    pub fanout: usize,
+    pub max_event_bytes: usize,
+    pub max_response_bytes: u64,
+    pub allow_networks: AllowedNetworks,
+    pub database_pool_size: u32,
+    pub shutdown_timeout: Duration,
+    pub rust_log: String,
+}
+
+/// The settings as given, by environment or flag, not yet read.
+#[derive(Clone, Debug, Default)]
+pub struct Settings(HashMap<&'static str, String>);
+
+impl Settings {
+    /// Reads and checks all settings. Opens nothing.
+    ///
+    /// # Errors
+    /// The first setting that can't be used.
+    pub fn read(&self) -> Result<Config, ConfigError> {
+        let queues = self.with("QUEUES", parse_queues)?;
+        // Each queue has two lanes: the events and their retries.
+        let consumers: u32 = queues.iter().map(|queue| 2 * u32::from(queue.consumers)).sum();
+        let config = Config {
+            amqp: self.with("AMQP_URL", parse_amqp_url)?,
+            database_url: self.with("DATABASE_URL", parse_database_url)?,
+            prefetch_count: self.number("PREFETCH_COUNT", 1..=u16::MAX)?,
+            metrics_addr: self.with("METRICS_ADDR", |text| {
+                text.parse().map_err(|_| format!("{text:?} is not an address such as 0.0.0.0:9090"))
+            })?,
+            amqp_connection_attempts: self.number("AMQP_CONNECTION_ATTEMPTS", 1..=1_000)?,
+            amqp_retry_delay: self.time("AMQP_RETRY_DELAY")?,
+            retry_schedule: self.with("RETRY_SCHEDULE", Schedule::from_str)?,
+            request_timeout: self.time("REQUEST_TIMEOUT")?,
+            connect_timeout: self.time("CONNECT_TIMEOUT")?,
+            fanout: self.number("FANOUT", 1..=256)?,
+            max_event_bytes: self.size("MAX_EVENT_BYTES")?,
+            max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
+            allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
+            database_pool_size: match self.0.get("DATABASE_POOL_SIZE") {
+                Some(_) => self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
+                None => consumers + 2,
+            },
+            shutdown_timeout: self.time("SHUTDOWN_TIMEOUT")?,
+            rust_log: self.with("RUST_LOG", parse_log_filter)?,
+            queues,
+        };
+        let contradiction = |variable, problem: String| Err(ConfigError { variable, problem });
+        let span = |duration: Duration| Span::from(duration);
+        if config.shutdown_timeout < config.request_timeout {
+            return contradiction(
+                "SHUTDOWN_TIMEOUT",
+                format!(
+                    "{} is shorter than REQUEST_TIMEOUT ({}), so a request under way could not finish",
+                    span(config.shutdown_timeout),
+                    span(config.request_timeout)
+                ),
+            );
+        }
+        if config.connect_timeout > config.request_timeout {
+            return contradiction(
+                "CONNECT_TIMEOUT",
+                format!(
+                    "{} is longer than REQUEST_TIMEOUT ({}), which includes it",
+                    span(config.connect_timeout),
+                    span(config.request_timeout)
+                ),
+            );
+        }
+        Ok(config)
+    }
+
+    fn with<T>(
+        &self,
+        variable: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        let default = || SETTINGS.iter().find(|s| s.variable == variable).map_or("", |s| s.default);
+        let text = self.0.get(variable).map_or_else(default, String::as_str);
+        parse(text.trim()).map_err(|problem| ConfigError { variable, problem })
+    }
+
+    fn number<T>(&self, variable: &'static str, range: RangeInclusive<T>) -> Result<T, ConfigError>
+    where
+        T: FromStr + PartialOrd + fmt::Display,
+    {
+        self.with(variable, |text| {
+            let number = text.parse().ok().filter(|number| range.contains(number));
+            number.ok_or_else(|| {
+                format!("{text:?} is not a number from {} to {}", range.start(), range.end())
+            })
+        })
+    }
+
+    fn time(&self, variable: &'static str) -> Result<Duration, ConfigError> {
+        self.with(variable, |text| {
+            let time = text.parse::<Span>()?.get();
+            // A day is more than any of these can mean; far more would overflow a clock.
+            if time.is_zero() || time > Duration::from_secs(86_400) {
+                return Err(format!("{text:?} is not between 1ms and 24h"));
+            }
+            Ok(time)
+        })
+    }
+
+    fn size(&self, variable: &'static str) -> Result<usize, ConfigError> {
+        self.with(variable, |text| {
+            let usage = || format!("{text:?} is not a size from 1B to 128MiB, such as 64KiB");
+            let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let (number, unit) = text.split_at(digits);
+            let factor = match unit {
+                "" | "B" => 1,
+                "KiB" => 1 << 10,
+                "MiB" => 1 << 20,
+                _ => return Err(usage()),
+            };
+            // RabbitMQ itself takes messages of 128 MiB at most.
+            number
+                .parse::<usize>()
+                .ok()
+                .and_then(|number| number.checked_mul(factor))
+                .filter(|size| (1..=128 << 20).contains(size))
+                .ok_or_else(usage)
+        })
+    }
+}
+
+fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
+    let mut seen = HashSet::new();
+    text.split(',')
+        .map(|item| {
+            let (name, consumers) = item.split_once('=').unwrap_or((item, "1"));
+            let name = name.trim().to_owned();
+            check_queue_name(&name)?;
+            let consumers =
+                consumers.trim().parse().ok().filter(|n| (1..=256).contains(n)).ok_or_else(
+                    || format!("{item:?}: the number of consumers must be from 1 to 256"),
+                )?;
+            if !seen.insert(name.clone()) {
+                return Err(format!("{name:?} stands twice: use `{name}=2` for two consumers"));
+            }
+            Ok(Queue { name, consumers })
+        })
+        .collect()
+}
+
+/// Whether we can name our own queues after this one, and bind them by it.
+fn check_queue_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("a queue's name is missing: needs one name at least, as in a,b".to_owned());
+    }
+    // AMQP allows 255 bytes, and `.retry` and the longest delay's name are added to it.
+    if name.len() > 200 || name.chars().any(char::is_control) {
+        return Err(format!("{name:?} is longer than 200 bytes or has a control character"));
+    }
+    if name.contains(['*', '#']) {
+        return Err(format!("{name:?} has a `*` or `#`, which a topic binding can't be made of"));
+    }
+    let taken = [".retry", ".dead"].iter().any(|suffix| name.ends_with(suffix));
+    if taken || name.starts_with("webhooks.wait.") || name.starts_with("amq.") {
+        return Err(format!("{name:?} is a name that the notifier or the broker keeps for itself"));
+    }
+    Ok(())
+}
+
+fn parse_amqp_url(text: &str) -> Result<Amqp, String> {
+    // The value itself never stands in these messages: it may hold a password.
+    let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
+    let url = Url::parse(text).map_err(|_| usage())?;
+    match url.scheme() {
+        "amqp" => {}
+        "amqps" => return Err("amqps (TLS) is not supported yet: use amqp://".to_owned()),
+        _ => return Err(usage()),
+    }
+    let decode = |part: &str| {
+        percent_decode_str(part).decode_utf8().map(|text| text.into_owned()).map_err(|_| usage())
+    };
+    let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
+    let path = url.path().strip_prefix('/').unwrap_or_default();
+    if path.contains('/') {
+        return Err("the virtual host has a bare slash: write it as %2f".to_owned());
+    }
+    let mut heartbeat = 10;
+    for (name, value) in url.query_pairs() {
+        match (&*name, value.parse()) {
+            ("heartbeat", Ok(seconds @ 1..=600)) => heartbeat = seconds,
+            ("heartbeat", _) => return Err("heartbeat must be 1 to 600 seconds".to_owned()),
+            _ => return Err("has an unknown parameter: only heartbeat is supported".to_owned()),
+        }
+    }
+    // An address in brackets is how URLs write IPv6; sockets want it bare.
+    let host = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
+    if host.is_empty() {
+        return Err(usage());
+    }
+    Ok(Amqp {
+        host: host.to_owned(),
+        port: url.port().unwrap_or(5672),
+        user: or(decode(url.username())?, "guest"),
+        password: Secret(decode(url.password().unwrap_or("guest"))?),
+        vhost: or(decode(path)?, "/"),
+        heartbeat,
+    })
+}
+
+fn parse_database_url(text: &str) -> Result<Secret, String> {
+    if text.is_empty() {
+        return Err("is empty: needs postgres://user:password@host:5432/database".to_owned());
+    }
+    Ok(Secret(text.to_owned()))
+}
+
+/// `level` or `module=level`, separated by commas: what env_logger reads, without what it would
+/// ignore silently.
+fn parse_log_filter(text: &str) -> Result<String, String> {
+    for part in text.split(',') {
+        let level = part.rsplit('=').next().unwrap_or(part).trim();
+        if level.parse::<log::LevelFilter>().is_err() {
+            return Err(format!("{level:?} is not one of off, error, warn, info, debug, trace"));
+        }
+    }
+    Ok(text.to_owned())
+}
+
+impl clap::Args for Settings {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.next_help_heading("Configuration").args(SETTINGS.iter().map(|setting| {
+            let default = match setting.default {
+                "" => "[default: none]".to_owned(),
+                default => format!("[default: {default}]"),
+            };
+            clap::Arg::new(setting.variable)
+                .long(setting.variable.to_lowercase().replace('_', "-"))
+                .env(setting.variable)
+                // The help must not print the password that the environment holds.
+                .hide_env_values(true)
+                .value_name(setting.value)
+                .help(format!("{} {default}", setting.help))
+        }))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Settings {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut settings = Self::default();
+        settings.update_from_arg_matches(matches)?;
+        Ok(settings)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        for Setting { variable, .. } in &SETTINGS {
+            if let Some(value) = matches.get_one::<String>(variable) {
+                self.0.insert(variable, value.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(given: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+        let given = given.iter().map(|(variable, value)| (*variable, (*value).to_owned()));
+        Settings(given.collect()).read()
+    }
+
+    #[test]
+    fn the_defaults_are_a_configuration() {
+        let config = read(&[]).expect("the defaults");
+        assert_eq!(config.queues.len(), 3);
+        assert_eq!(config.database_pool_size, 8);
+        assert_eq!(config.retry_schedule.to_string(), "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h");
+        assert_eq!((config.amqp.vhost.as_str(), config.amqp.port), ("/", 5672));
+    }
+
+    #[test]
+    fn queues_may_say_how_many_consumers() {
+        let config = read(&[("QUEUES", "a=8, b")]).expect("two queues");
+        assert_eq!(
+            config.queues,
+            [
+                Queue { name: "a".to_owned(), consumers: 8 },
+                Queue { name: "b".to_owned(), consumers: 1 }
+            ]
+        );
+        assert_eq!(config.database_pool_size, 20);
+    }
+
+    #[test]
+    fn the_parts_of_the_amqp_url_are_decoded() {
+        let url = "amqp://us%40er:p%2Fw@[::1]:5673/my%2fhost?heartbeat=7";
+        let amqp = read(&[("AMQP_URL", url)]).expect("a URL").amqp;
+        assert_eq!((amqp.host.as_str(), amqp.port, amqp.heartbeat), ("::1", 5673, 7));
+        assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("us@er", "my/host"));
+        assert_eq!(amqp.password.expose(), "p/w");
+        assert!(!format!("{amqp:?}").contains("p/w"));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        for (variable, value) in [
+            ("AMQP_URL", "http://s3cret@x/"),
+            ("AMQP_URL", "amqp://u:s3cret@x/a/b"),
+            ("AMQP_URL", "amqp://u:s3cret@x/?frame=1"),
+            ("AMQP_URL", "amqps://u:s3cret@x/"),
+            ("AMQP_URL", "s3cret"),
+            ("DATABASE_URL", ""),
+            ("QUEUES", ""),
+            ("QUEUES", "a,,b"),
+            ("QUEUES", "a,a"),
+            ("QUEUES", "a=0"),
+            ("QUEUES", "a=x"),
+            ("QUEUES", "a.retry"),
+            ("QUEUES", "a.*"),
+            ("PREFETCH_COUNT", "0"),
+            ("PREFETCH_COUNT", "65536"),
+            ("METRICS_ADDR", "9090"),
+            ("AMQP_CONNECTION_ATTEMPTS", "0"),
+            ("AMQP_RETRY_DELAY", "5"),
+            ("RETRY_SCHEDULE", "1s,soon"),
+            ("REQUEST_TIMEOUT", "0s"),
+            ("CONNECT_TIMEOUT", "11s"),
+            ("FANOUT", "0"),
+            ("MAX_EVENT_BYTES", "1GB"),
+            ("MAX_EVENT_BYTES", "0"),
+            ("MAX_RESPONSE_BYTES", "129MiB"),
+            ("ALLOW_NETWORKS", "home"),
+            ("DATABASE_POOL_SIZE", "-1"),
+            ("SHUTDOWN_TIMEOUT", "9s"),
+            ("RUST_LOG", "inof"),
+        ] {
+            let error = read(&[(variable, value)]).expect_err(value);
+            assert_eq!(error.variable, variable, "{value}: {error}");
+            let line = error.to_string();
+            assert!(!line.contains('\n') && !line.contains("s3cret"), "{line}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Shutdown: one crossbeam channel on which nothing is ever sent.
+//!
+//! Dropping the sender *is* the signal. A value would wake one receiver of many; a drop wakes all
+//! of them, for ever. Every wait in this program is a wait on this channel as well, so nobody
+//! sleeps through it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// A type without values: what is sent on the shutdown channel.
+#[derive(Debug)]
+pub enum Never {}
+
+/// Says when to stop.
+#[derive(Clone, Debug)]
+pub struct Shutdown(Receiver<Never>);
+
+/// Tells everybody to stop.
+#[derive(Clone, Debug)]
+pub struct Trigger(Arc<Mutex<Option<Sender<Never>>>>);
+
+/// Makes a trigger and the shutdown that it fires.
+#[must_use]
+pub fn channel() -> (Trigger, Shutdown) {
+    let (sender, receiver) = crossbeam_channel::bounded(0);
+    (Trigger(Arc::new(Mutex::new(Some(sender)))), Shutdown(receiver))
+}
+
+impl Trigger {
+    /// Asks all holders of the [`Shutdown`] to stop. The second time does nothing.
+    pub fn fire(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Shutdown {
+    /// Whether we should stop.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.0.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Waits, but not longer than until shutdown; true if that is what ended the wait.
+    #[must_use]
+    pub fn wait(&self, duration: Duration) -> bool {
+        self.0.recv_timeout(duration) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    /// For `select!`: it becomes ready, with an error, at shutdown.
+    #[must_use]
+    pub fn receiver(&self) -> &Receiver<Never> {
+        &self.0
+    }
+}
+
+impl PartialEq for Never {
+    fn eq(&self, _: &Self) -> bool {
+        match *self {}
+    }
+}
+
+/// Turns the first SIGTERM or SIGINT into the shutdown, and the second into an exit at once, with
+/// the shell's code for it (128 + the signal's number).
+///
+/// # Errors
+/// If the signals can't be caught or the thread can't be started.
+pub fn watch_signals(trigger: Trigger) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+        .context("cannot catch SIGTERM and SIGINT")?;
+    let watch = move || {
+        for (count, signal) in signals.forever().enumerate() {
+            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            if count > 0 {
+                log::warn!(
+                    "second signal ({name}): exit at once; the broker requeues what was in flight"
+                );
+                std::process::exit(128 + signal);
+            }
+            log::info!("{name}: finishing what is under way; a second signal exits at once");
+            trigger.fire();
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(watch)
+        .context("cannot start the thread `signals`")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firing_wakes_every_waiter_and_stays() {
+        let (trigger, shutdown) = channel();
+        assert!(!shutdown.is_requested());
+        assert!(!shutdown.wait(Duration::from_millis(1)));
+        let waiters: Vec<_> = (0..4)
+            .map(|_| {
+                let shutdown = shutdown.clone();
+                std::thread::spawn(move || shutdown.wait(Duration::from_secs(60)))
+            })
+            .collect();
+        trigger.fire();
+        trigger.fire();
+        assert!(waiters.into_iter().all(|waiter| waiter.join().expect("no panic")));
+        assert!(shutdown.is_requested());
+    }
+}
