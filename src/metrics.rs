@@ -1,0 +1,337 @@
+//! What Prometheus sees, and what /readyz answers from.
+//!
+//! Every child of a labelled metric is resolved once, when the lanes are known: a look-up by label
+//! takes a lock and a hash, and a series that exists from the start can be alerted on.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+};
+
+use crate::domain::outcome::{DeadReason, Reason};
+
+/// How old PostgreSQL's last answer may be before it counts as away.
+///
+/// The monitor asks every five seconds and waits five for the answer.
+const DATABASE_ANSWER_AGE: Duration = Duration::from_secs(11);
+
+/// Processing and requests: from a local receiver's millisecond to the longest time-outs.
+const SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Lag: from milliseconds to beyond the default schedule's last attempt (31 h).
+const LAG_SECONDS: [f64; 14] = [
+    0.005, 0.025, 0.1, 0.5, 1.0, 4.0, 16.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0,
+    172_800.0,
+];
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    lanes: BTreeMap<String, Lane>,
+    queue_messages: IntGaugeVec,
+    dropped_deleted: IntCounter,
+    dropped_disabled: IntCounter,
+    /// Receivers whose last attempt failed or took over a second.
+    pub receivers_degraded: IntGauge,
+    database_up: IntGauge,
+    database_answered: Mutex<Option<Instant>>,
+    announced: AtomicBool,
+}
+
+/// The metrics of one lane, labelled with the queue that it consumes.
+#[derive(Debug)]
+pub struct Lane {
+    /// From receiving a message to settling it.
+    pub processing: Histogram,
+    /// Attempts answered with 2xx.
+    pub success: IntCounter,
+    failure: Vec<IntCounter>,
+    /// One POST.
+    pub request_duration: Histogram,
+    /// From first receiving the event to its delivery.
+    pub lag: Histogram,
+    /// Messages received from the queue.
+    pub received: IntCounter,
+    /// Events that no webhook wants.
+    pub unmatched: IntCounter,
+    /// Deliveries parked until their next attempt.
+    pub retries_scheduled: IntCounter,
+    dead_letters: Vec<IntCounter>,
+    /// POSTs under way.
+    pub in_flight: IntGauge,
+    connected: IntGauge,
+}
+
+impl Lane {
+    /// Attempts that failed for this reason.
+    #[must_use]
+    pub fn failure(&self, reason: Reason) -> &IntCounter {
+        &self.failure[reason as usize]
+    }
+
+    /// Messages dead-lettered for this reason.
+    #[must_use]
+    pub fn dead_letters(&self, reason: DeadReason) -> &IntCounter {
+        &self.dead_letters[reason as usize]
+    }
+}
+
+/// Why a parked delivery was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// The webhook is no longer there.
+    Deleted,
+    /// The webhook was disabled.
+    Disabled,
+}
+
+impl Metrics {
+    /// Registers everything; `queues` are the queues that the lanes consume.
+    ///
+    /// # Errors
+    /// Only if two metrics had the same name.
+    pub fn new(queues: impl IntoIterator<Item = String>) -> Result<Self> {
+        let registry = Registry::new();
+        let make = Maker(&registry);
+        let histogram = |name, help, buckets: &[f64]| make.histogram(name, help, buckets);
+        let processing = histogram(
+            "webhook_event_processing_seconds",
+            "From receiving a message to settling it",
+            &SECONDS,
+        )?;
+        let success = make.counter(
+            "webhook_request_success_total",
+            "Requests that the receiver answered with 2xx",
+            &["queue"],
+        )?;
+        let failure = make.counter(
+            "webhook_request_failure_total",
+            "Requests that failed, by reason",
+            &["queue", "reason"],
+        )?;
+        let duration =
+            histogram("webhook_request_duration_seconds", "One request, DNS to body", &SECONDS)?;
+        let lag = histogram(
+            "webhook_delivery_lag_seconds",
+            "From first receiving an event to its delivery",
+            &LAG_SECONDS,
+        )?;
+        let received = make.counter(
+            "webhook_events_received_total",
+            "Messages received from the queue, redelivered ones included",
+            &["queue"],
+        )?;
+        let unmatched = make.counter(
+            "webhook_events_unmatched_total",
+            "Events that no webhook wants",
+            &["queue"],
+        )?;
+        let retries = make.counter(
+            "webhook_retries_scheduled_total",
+            "Deliveries parked until their next attempt",
+            &["queue"],
+        )?;
+        let dead = make.counter(
+            "webhook_dead_letters_total",
+            "Messages put into the dead-letter queue, by reason",
+            &["queue", "reason"],
+        )?;
+        let in_flight =
+            make.gauge("webhook_requests_in_flight", "Requests under way", &["queue"])?;
+        let connected = make.gauge(
+            "webhook_broker_connected",
+            "1 while the queue is being consumed",
+            &["queue"],
+        )?;
+        let dropped = make.counter(
+            "webhook_deliveries_dropped_total",
+            "Waiting deliveries dropped because their webhook is gone, by reason",
+            &["reason"],
+        )?;
+        let queue_messages = make.gauge(
+            "webhook_queue_messages",
+            "Messages ready in the queue, asked every five seconds",
+            &["queue"],
+        )?;
+        let receivers_degraded = make.gauge(
+            "webhook_receivers_degraded",
+            "Receivers whose last attempt failed or took over a second",
+            &[],
+        )?;
+        let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
+        make.gauge("webhook_build_info", "Always 1; the version is a label", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+
+        let lane = |queue: &str| Lane {
+            processing: processing.with_label_values(&[queue]),
+            success: success.with_label_values(&[queue]),
+            failure: Reason::ALL
+                .map(|reason| failure.with_label_values(&[queue, reason.label()]))
+                .into(),
+            request_duration: duration.with_label_values(&[queue]),
+            lag: lag.with_label_values(&[queue]),
+            received: received.with_label_values(&[queue]),
+            unmatched: unmatched.with_label_values(&[queue]),
+            retries_scheduled: retries.with_label_values(&[queue]),
+            dead_letters: DeadReason::ALL
+                .map(|reason| dead.with_label_values(&[queue, reason.label()]))
+                .into(),
+            in_flight: in_flight.with_label_values(&[queue]),
+            connected: connected.with_label_values(&[queue]),
+        };
+        Ok(Self {
+            lanes: queues.into_iter().map(|queue| (queue.clone(), lane(&queue))).collect(),
+            queue_messages,
+            dropped_deleted: dropped.with_label_values(&["deleted"]),
+            dropped_disabled: dropped.with_label_values(&["disabled"]),
+            receivers_degraded: receivers_degraded.with_label_values::<&str>(&[]),
+            database_up: database_up.with_label_values::<&str>(&[]),
+            database_answered: Mutex::new(None),
+            announced: AtomicBool::new(false),
+            registry,
+        })
+    }
+
+    /// The metrics of the lane that consumes `queue`.
+    ///
+    /// # Panics
+    /// If the queue is not one of those given to [`Metrics::new`].
+    #[must_use]
+    pub fn lane(&self, queue: &str) -> &Lane {
+        &self.lanes[queue]
+    }
+
+    /// Parked deliveries dropped for this reason.
+    #[must_use]
+    pub fn dropped(&self, why: Dropped) -> &IntCounter {
+        match why {
+            Dropped::Deleted => &self.dropped_deleted,
+            Dropped::Disabled => &self.dropped_disabled,
+        }
+    }
+
+    /// Sets how many messages are ready in a queue.
+    pub fn set_queue_messages(&self, queue: &str, messages: u32) {
+        self.queue_messages.with_label_values(&[queue]).set(messages.into());
+    }
+
+    /// Says whether a lane consumes its queue. The first time that all of them do is worth a line.
+    pub fn set_consuming(&self, queue: &str, consuming: bool) {
+        self.lane(queue).connected.set(consuming.into());
+        let all = self.lanes.values().all(|lane| lane.connected.get() == 1);
+        if all && !self.announced.swap(true, Ordering::Relaxed) {
+            let queues: Vec<&str> = self.lanes.keys().map(String::as_str).collect();
+            log::info!("ready: consuming {}", queues.join(", "));
+        }
+    }
+
+    /// PostgreSQL has just answered.
+    pub fn database_answered(&self) {
+        let mut answered = self.database_answered.lock().unwrap_or_else(PoisonError::into_inner);
+        *answered = Some(Instant::now());
+    }
+
+    /// PostgreSQL has just failed to answer.
+    pub fn database_failed(&self) {
+        *self.database_answered.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn database_is_up(&self) -> bool {
+        let answered = *self.database_answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.is_some_and(|at| at.elapsed() < DATABASE_ANSWER_AGE)
+    }
+
+    /// What is not ready, a line each; empty when everything is.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let lanes = self.lanes.iter().filter(|(_, lane)| lane.connected.get() == 0);
+        let mut problems: Vec<String> =
+            lanes.map(|(queue, _)| format!("lane {queue} is not consuming")).collect();
+        if !self.database_is_up() {
+            problems.push("PostgreSQL does not answer".to_owned());
+        }
+        problems
+    }
+
+    /// Everything in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If the encoder fails, which it does only on a metric without a value.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        self.database_up.set(self.database_is_up().into());
+        let mut text = Vec::with_capacity(32 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Makes metrics and registers them.
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn register<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<HistogramVec> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(options, &["queue"])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_counts_under_its_own_label() {
+        let metrics = Metrics::new(["q".to_owned()]).expect("distinct names");
+        for (n, reason) in (1..).zip(Reason::ALL) {
+            metrics.lane("q").failure(reason).inc_by(n);
+        }
+        for (n, reason) in (1..).zip(DeadReason::ALL) {
+            metrics.lane("q").dead_letters(reason).inc_by(n);
+        }
+        let text = String::from_utf8(metrics.encode().expect("metrics")).expect("UTF-8");
+        for (n, reason) in (1..).zip(Reason::ALL.map(Reason::label)) {
+            let line =
+                format!("webhook_request_failure_total{{queue=\"q\",reason=\"{reason}\"}} {n}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+        for (n, reason) in (1..).zip(DeadReason::ALL.map(DeadReason::label)) {
+            let line =
+                format!("webhook_dead_letters_total{{queue=\"q\",reason=\"{reason}\"}} {n}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+    }
+
+    #[test]
+    fn not_ready_names_what_is_missing() {
+        let metrics = Metrics::new(["a".to_owned(), "b".to_owned()]).expect("distinct names");
+        metrics.set_consuming("b", true);
+        assert_eq!(metrics.not_ready(), ["lane a is not consuming", "PostgreSQL does not answer"]);
+        metrics.set_consuming("a", true);
+        metrics.database_answered();
+        assert!(metrics.not_ready().is_empty());
+    }
+}

@@ -1,0 +1,252 @@
+//! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
+
+use std::io::{self, Read};
+use std::time::{Duration, SystemTime};
+
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Error};
+
+use crate::config::Config;
+use crate::domain::address::{AllowedNetworks, Forbidden};
+use crate::domain::event::Event;
+use crate::domain::outcome::{Reason, Response};
+
+/// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
+/// downloads.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// The most a receiver may send before the body; far above what a status and its headers need.
+const MAX_RESPONSE_HEADER_BYTES: usize = 32 << 10;
+
+/// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
+#[derive(Debug)]
+pub struct Sender {
+    agent: Agent,
+    max_response_bytes: u64,
+}
+
+/// What a request carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The webhook's URL, as registered.
+    pub url: &'a str,
+    /// Becomes `webhook-id`.
+    pub event: &'a Event,
+    /// The producer's content type; JSON where it gave none.
+    pub content_type: Option<&'a str>,
+    /// The producer's bytes.
+    pub body: &'a [u8],
+    /// Becomes `webhook-timestamp`: the time of this attempt.
+    pub at: SystemTime,
+}
+
+impl Sender {
+    /// Makes the client. Opens nothing.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let lanes: usize = config.queues.iter().map(|q| 2 * usize::from(q.consumers)).sum();
+        // Idle connections that no thread could use again would only hold sockets open.
+        let threads = lanes * config.fanout;
+        let settings = Agent::config_builder()
+            .http_status_as_error(false)
+            // A redirect would lead around every check of the registered URL.
+            .max_redirects(0)
+            // A proxy from the environment would bypass the resolver, and with it the guard.
+            .proxy(None)
+            .timeout_global(Some(config.request_timeout))
+            .timeout_connect(Some(config.connect_timeout))
+            .max_response_header_size(MAX_RESPONSE_HEADER_BYTES)
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
+            .max_idle_connections(threads.clamp(16, 1_000))
+            .max_idle_connections_per_host(threads.clamp(8, 64))
+            .max_idle_age(Duration::from_secs(15))
+            .user_agent(concat!("webhook-notifier/", env!("CARGO_PKG_VERSION")))
+            .accept("*/*")
+            .accept_encoding("")
+            .build();
+        let resolver = GuardedResolver {
+            allowed: config.allow_networks.clone(),
+            dns: DefaultResolver::default(),
+        };
+        Self {
+            agent: Agent::with_parts(settings, DefaultConnector::default(), resolver),
+            max_response_bytes: config.max_response_bytes,
+        }
+    }
+
+    /// Makes one attempt. Whatever goes wrong is a [`Response`] too.
+    #[must_use]
+    pub fn post(&self, request: Request<'_>) -> Response {
+        let uri = match check_url(request.url) {
+            Ok(uri) => uri,
+            Err(detail) => return Response::Refused { detail },
+        };
+        let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let sent = self
+            .agent
+            .post(uri)
+            .header("content-type", request.content_type.unwrap_or("application/json"))
+            .header("webhook-id", &request.event.id)
+            .header("webhook-timestamp", at.as_secs())
+            .send(request.body);
+        match sent {
+            Ok(mut response) => {
+                let retry_after = response.headers().get("retry-after");
+                let retry_after =
+                    retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
+                let code = response.status().as_u16();
+                // The status has decided. Reading on, within the deadline, only serves the next
+                // request: a connection can be used again once its response was read to the end.
+                let body = response.body_mut().as_reader();
+                let _ = io::copy(&mut body.take(self.max_response_bytes), &mut io::sink());
+                Response::Status { code, retry_after }
+            }
+            Err(error) => no_answer(error),
+        }
+    }
+}
+
+/// Checks what can be said of a webhook's URL without a network: http or https, with a host, and
+/// without a user name.
+///
+/// # Errors
+/// One line that says what is wrong.
+pub fn check_url(url: &str) -> Result<Uri, String> {
+    let uri: Uri = url.parse().map_err(|error| format!("unusable URL: {error}"))?;
+    match uri.scheme_str() {
+        Some("http" | "https") => {}
+        Some(_) | None => return Err("unusable URL: needs http:// or https://".to_owned()),
+    }
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if authority.contains('@') {
+        return Err("unusable URL: a user name and password in it are not sent".to_owned());
+    }
+    if uri.host().is_none_or(str::is_empty) {
+        return Err("unusable URL: it has no host".to_owned());
+    }
+    Ok(uri)
+}
+
+fn no_answer(error: Error) -> Response {
+    let reason = match &error {
+        Error::Timeout(_) => Reason::Timeout,
+        Error::HostNotFound => Reason::Dns,
+        Error::Tls(_) | Error::Rustls(_) | Error::Pem(_) | Error::TlsRequired => Reason::Tls,
+        Error::Protocol(_) | Error::LargeResponseHeader(..) | Error::BodyStalled => {
+            Reason::Protocol
+        }
+        Error::ConnectionFailed => Reason::Refused,
+        Error::Io(io) => io_reason(io),
+        Error::BadUri(_) | Error::Http(_) => {
+            return Response::Refused { detail: format!("unusable URL: {error}") };
+        }
+        Error::Other(inner) if inner.is::<Forbidden>() => {
+            return Response::Refused { detail: inner.to_string() };
+        }
+        _ => Reason::Io,
+    };
+    Response::NoAnswer { reason, detail: error.to_string() }
+}
+
+fn io_reason(error: &io::Error) -> Reason {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionRefused | Kind::HostUnreachable | Kind::NetworkUnreachable => {
+            Reason::Refused
+        }
+        Kind::ConnectionReset
+        | Kind::ConnectionAborted
+        | Kind::BrokenPipe
+        | Kind::UnexpectedEof
+        | Kind::NotConnected => Reason::Reset,
+        Kind::TimedOut | Kind::WouldBlock => Reason::Timeout,
+        // How rustls reports a certificate it does not trust, through the stream.
+        Kind::InvalidData => Reason::Tls,
+        // getaddrinfo's failures have no kind of their own.
+        _ if error.to_string().starts_with("failed to lookup address") => Reason::Dns,
+        _ => Reason::Io,
+    }
+}
+
+/// Resolves names, and refuses addresses that a webhook may not reach.
+///
+/// ureq connects to exactly what this returns, so a name can't change its address between the
+/// check and the connection (DNS rebinding).
+#[derive(Debug)]
+struct GuardedResolver {
+    allowed: AllowedNetworks,
+    dns: DefaultResolver,
+}
+
+impl Resolver for GuardedResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let found = match literal_address(uri) {
+            // The default resolver starts a thread for every look-up with a time-out, which an
+            // address doesn't need.
+            Some(address) => {
+                let mut found = self.empty();
+                found.push(address);
+                found
+            }
+            None => self.dns.resolve(uri, config, timeout)?,
+        };
+        let mut allowed = self.empty();
+        let mut forbidden = None;
+        for address in found.iter() {
+            match self.allowed.check(address.ip()) {
+                Ok(()) => allowed.push(*address),
+                Err(error) => forbidden = Some(error),
+            }
+        }
+        match forbidden {
+            Some(error) if allowed.is_empty() => Err(Error::Other(Box::new(error))),
+            _ => Ok(allowed),
+        }
+    }
+}
+
+/// The socket address of a URL whose host is an IP address.
+fn literal_address(uri: &Uri) -> Option<std::net::SocketAddr> {
+    let host = uri.host()?.trim_matches(['[', ']']);
+    let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    Some((host.parse::<std::net::IpAddr>().ok()?, uri.port_u16().unwrap_or(default_port)).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_needs_http_and_a_host_and_no_user() {
+        for good in ["http://a", "https://a.b/c?d=e", "http://[::1]:8080/", "http://127.1/"] {
+            assert!(check_url(good).is_ok(), "{good}");
+        }
+        for bad in
+            ["", "x", "/path", "ftp://a/", "http://", "http://u:p@a/", "http://a b/", "http:///x"]
+        {
+            let error = check_url(bad).expect_err(bad);
+            assert!(
+                error.starts_with("unusable URL: ") && !error.contains("u:p"),
+                "{bad}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_needs_no_look_up() {
+        let literal =
+            |url: &str| literal_address(&url.parse().expect("a URL")).map(|a| a.to_string());
+        assert_eq!(literal("http://127.0.0.1/x").as_deref(), Some("127.0.0.1:80"));
+        assert_eq!(literal("https://[::1]/").as_deref(), Some("[::1]:443"));
+        assert_eq!(literal("http://10.0.0.1:8080").as_deref(), Some("10.0.0.1:8080"));
+        assert_eq!(literal("http://localhost/"), None);
+    }
+}
