@@ -29,6 +29,8 @@ readonly PG_USER=postgres
 
 readonly START_TIMEOUT=60
 readonly STOP_TIMEOUT=20
+# How long a new server may take to show up as a process.
+readonly SPAWN_TIMEOUT=5
 readonly LOCK_TIMEOUT=180
 readonly MAX_LOG_BYTES=$((20 * 1024 * 1024))
 readonly MAX_OPEN_FILES=65536
@@ -79,8 +81,10 @@ save_state() {
 }
 
 prepare_local_dir() {
-    mkdir -p -- "$LOCAL" 2>/dev/null && [[ -w $LOCAL ]] ||
+    mkdir -p -- "$LOCAL" 2>/dev/null || true
+    [[ -w $LOCAL ]] ||
         die "cannot write to $LOCAL as $(id -un): make it writable or set WEBHOOK_NOTIFIER_LOCAL_DIR"
+    mkdir -p -- "$LOGS"
 }
 
 # Held until the script ends; the servers do not inherit it (see detach).
@@ -113,7 +117,7 @@ pick_port() {
 assign_port() {
     local -n port_ref=$1
     local old=$port_ref
-    [[ -z $old ]] || ! port_is_free "$old" || return 0
+    if [[ -n $old ]] && port_is_free "$old"; then return; fi
     port_ref=$(pick_port)
     [[ -z $old ]] || say "another program took port $old: $1 is now $port_ref"
 }
@@ -177,7 +181,7 @@ await_stop() {
 
 launch() {
     local name=$1
-    is_running "$name" && return
+    if is_running "$name"; then return; fi
     kill_all "$name"
     "${name}_prepare"
     "${name}_exec"
@@ -186,7 +190,7 @@ launch() {
 await_start() {
     local name=$1 began=$SECONDS
     until is_running "$name" && "${name}_answers"; do
-        if ((SECONDS - began >= 2)) && [[ -z $("${name}_pids") ]]; then
+        if ((SECONDS - began >= SPAWN_TIMEOUT)) && [[ -z $("${name}_pids") ]]; then
             start_failed "$name" "it exited while starting"
         fi
         if ((SECONDS - began >= START_TIMEOUT)); then
@@ -266,7 +270,7 @@ broker_exec() (
         RABBITMQ_MNESIA_BASE="$BROKER_HOME/mnesia"
         RABBITMQ_SCHEMA_DIR="$BROKER_HOME/schema"
         RABBITMQ_GENERATED_CONFIG_DIR="$BROKER_HOME/config"
-        RABBITMQ_LOG_BASE="$LOGS"
+        RABBITMQ_LOG_BASE="$BROKER_HOME/log"
         RABBITMQ_LOGS=-
         RABBITMQ_PID_FILE="$(broker_pid_file)"
         RABBITMQ_DIST_PORT="$BROKER_DIST_PORT"
@@ -292,6 +296,11 @@ broker_answers() (
 ) 2>/dev/null
 
 # ---------------------------------------------------------------- PostgreSQL
+
+# The user who runs PostgreSQL may not be able to reach $PG_HOME by its path
+# (say, in a clone under /root or in a `mktemp -d`). A descriptor that is
+# opened before the change of user leads straight to the directory.
+readonly PG_FD_PATH=/proc/self/fd/3
 
 # The version that made the data directory, else the newest one installed.
 find_postgres_bin() {
@@ -348,11 +357,12 @@ create_cluster() {
     owner=$(postgres_owner)
     rm -rf -- "$new"
     mkdir -p -- "$new"
-    printf '%s\n' "$POSTGRES_PASSWORD" >"$PG_HOME/password"
+    echo "$POSTGRES_PASSWORD" >"$PG_HOME/password"
     if ((EUID == 0)); then chown -R "$owner" "$PG_HOME"; fi
     run_postgres "$owner" initdb -D "$PG_FD_PATH/new" --username="$PG_USER" \
         --pwfile="$PG_FD_PATH/password" --auth=scram-sha-256 \
         --encoding=UTF8 --locale=C.UTF-8 || start_failed postgres "initdb failed"
+    rm -- "$PG_HOME/password"
     mv -- "$new" "$PG_DATA"
 }
 
@@ -363,23 +373,18 @@ postgres_exec() {
         -c logging_collector=off -c log_destination=stderr
 }
 
-# The user who runs PostgreSQL may not be able to reach $PG_HOME by its path
-# (say, in a clone under /root or in a `mktemp -d`). A descriptor that is
-# opened before the change of user leads straight to the directory.
-readonly PG_FD_PATH=/proc/self/fd/3
-
 # run_postgres UID:GID PROGRAM ARGS...: the server itself goes to the background.
 run_postgres() (
     owner=$1 program=$2
     shift 2
-    command=("$(find_postgres_bin)/$program" "$@")
+    argv=("$(find_postgres_bin)/$program" "$@")
     if ((EUID == 0)); then
-        command=(setpriv --reuid="${owner%:*}" --regid="${owner#*:}" --clear-groups "${command[@]}")
+        argv=(setpriv --reuid="${owner%:*}" --regid="${owner#*:}" --clear-groups "${argv[@]}")
     fi
-    if [[ $program == postgres ]]; then command=(setsid --fork "${command[@]}"); fi
+    if [[ $program == postgres ]]; then argv=(setsid --fork "${argv[@]}"); fi
     detach "$LOGS/postgres.log"
     exec 3<"$PG_HOME"
-    exec env -i PATH="$PATH" LC_ALL=C.UTF-8 "${command[@]}"
+    exec env -i PATH="$PATH" LC_ALL=C.UTF-8 "${argv[@]}"
 )
 
 postgres_answers() {
@@ -406,32 +411,39 @@ install_missing() {
     ((${#missing[@]} == 0)) || die "still missing after their installation: ${missing[*]}"
 }
 
-# Installs servers without starting any. In a subshell, for its own EXIT trap.
+# Installs servers without starting any, now or at the next boot: this script
+# runs its own. A subshell, for the EXIT trap and the umask.
 apt_install() (
     policy=/usr/sbin/policy-rc.d
-    saved=$policy.saved-by-webhook-notifier
-    cluster_conf=/etc/postgresql-common/createcluster.d/webhook-notifier.conf
+    policy_saved=$policy.saved-by-webhook-notifier
+    cluster_conf_dir=/etc/postgresql-common/createcluster.d
+    cluster_conf=$cluster_conf_dir/webhook-notifier.conf
 
+    # shellcheck disable=SC2317  # called by the trap
     restore() {
-        if [[ -e $saved ]]; then mv -f -- "$saved" "$policy"; else rm -f -- "$policy"; fi
+        if [[ -e $policy_saved ]]; then mv -f -- "$policy_saved" "$policy"; else rm -f -- "$policy"; fi
         rm -f -- "$cluster_conf"
-        rmdir --ignore-fail-on-non-empty -- "$(dirname "$cluster_conf")" 2>/dev/null || true
+        rmdir --ignore-fail-on-non-empty -- "$cluster_conf_dir" || true
     }
+    umask 022
     trap restore EXIT
     trap 'exit 130' INT TERM HUP
 
-    # 101 forbids the packages' scripts to start anything.
-    if [[ -e $policy && ! -e $saved ]]; then mv -- "$policy" "$saved"; fi
+    # 101 forbids the packages' own scripts to start anything. A saved policy
+    # that is already there was left by a run that could not restore it.
+    if [[ -e $policy && ! -e $policy_saved ]]; then mv -- "$policy" "$policy_saved"; fi
     printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-    mkdir -p -m 755 -- "$(dirname "$cluster_conf")"
+    chmod +x "$policy"
+    mkdir -p -- "$cluster_conf_dir"
     echo 'create_main_cluster = false' >"$cluster_conf"
-    chmod 644 "$cluster_conf"
 
+    units=$(units_started_at_boot)
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
     apt_get_install "$@" || { sleep 3 && apt_get_install "$@"; } ||
         die "apt-get could not install $*: see its messages above"
-    disable_at_boot "$@"
+    for unit in $(units_started_at_boot); do
+        grep -qx -- "$unit" <<<"$units" || systemctl disable "$unit" >&2 || true
+    done
 )
 
 apt_get_install() {
@@ -439,11 +451,11 @@ apt_get_install() {
         apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" >&2
 }
 
-# We run the servers ourselves; the next boot is to start none either.
-disable_at_boot() {
-    local package
-    [[ -d /run/systemd/system ]] || return 0
-    for package in "$@"; do systemctl disable "$package" >&2 || true; done
+units_started_at_boot() {
+    local unit
+    for unit in rabbitmq-server.service epmd.service epmd.socket postgresql.service; do
+        if systemctl is-enabled --quiet "$unit" 2>/dev/null; then echo "$unit"; fi
+    done
 }
 
 # ---------------------------------------------------------------- commands
@@ -454,7 +466,6 @@ start_services() {
     prepare_local_dir
     take_lock
     load_state
-    mkdir -p -- "$LOGS"
     for name in "$@"; do launch "$name"; done
     for name in "$@"; do await_start "$name"; done
 }
@@ -519,12 +530,12 @@ check_name() {
 main() {
     # Passwords and data are nobody else's to read.
     umask 077
-    local command=${1-}
+    local verb=${1-}
     shift || true
-    case $command in
+    case $verb in
         start | stop | kill) check_name "$@" ;;
     esac
-    case $command in
+    case $verb in
         up) start_services "${SERVICES[@]}" ;;
         down) down "$@" ;;
         status) status ;;

@@ -360,9 +360,9 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-impl clap::Args for Settings {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        command.next_help_heading("Configuration").args(SETTINGS.iter().map(|setting| {
+impl Settings {
+    fn arguments(hidden: fn(&str) -> bool) -> impl Iterator<Item = clap::Arg> {
+        SETTINGS.iter().map(move |setting| {
             let default = match setting.default {
                 "" => "[default: none]".to_owned(),
                 default => format!("[default: {default}]"),
@@ -372,9 +372,17 @@ impl clap::Args for Settings {
                 .env(setting.variable)
                 // The help must not print the password that the environment holds.
                 .hide_env_values(true)
+                .hide(hidden(setting.variable))
                 .value_name(setting.value)
                 .help(format!("{} {default}", setting.help))
-        }))
+                .help_heading("Configuration")
+        })
+    }
+}
+
+impl clap::Args for Settings {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(Self::arguments(|_| false))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -396,6 +404,30 @@ impl clap::FromArgMatches for Settings {
             }
         }
         Ok(())
+    }
+}
+
+/// All settings, for commands whose help needs to show only where the servers are.
+#[derive(Clone, Debug, Default)]
+pub struct ServerSettings(pub Settings);
+
+impl clap::Args for ServerSettings {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(Settings::arguments(|variable| !variable.ends_with("_URL")))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for ServerSettings {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        Settings::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
     }
 }
 

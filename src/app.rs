@@ -1,0 +1,269 @@
+//! The wiring of `run`: check, connect, spawn, wait, drain.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use uuid::Uuid;
+
+use crate::admin::{Admin, Casualties};
+use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
+use crate::config::Config;
+use crate::consumer::{self, Tally};
+use crate::metrics::Metrics;
+use crate::pipeline::Pipeline;
+use crate::shutdown::{self, Shutdown};
+use crate::store::{Store, StoreError};
+
+/// How often the monitor asks for queue depths and whether PostgreSQL answers.
+const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the last threads (publisher, admin) may take once nobody needs them any more.
+const FAREWELL: Duration = Duration::from_millis(2_500);
+
+/// Runs the notifier until a signal stops it.
+///
+/// # Errors
+/// If it can't start (the database or the broker refuses, a port is taken), or a thread ended that
+/// should not have.
+pub fn run(config: Config, store: Store) -> Result<()> {
+    let (trigger, shutdown) = shutdown::channel();
+    shutdown::watch_signals(trigger.clone())?;
+    log::info!("webhook-notifier {} starts", env!("CARGO_PKG_VERSION"));
+
+    let lanes = Lane::all(&config);
+    let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
+    let admin = Admin::bind(config.metrics_addr)?;
+    check_database(&store)?;
+    if first_connection(&config, &shutdown)?.is_none() {
+        log::info!("stopped: 0 finished, 0 handed back");
+        return Ok(());
+    }
+
+    let config = Arc::new(config);
+    let store = Arc::new(store);
+    let tally = Arc::new(Tally::default());
+    let casualties = Arc::new(Casualties::default());
+    // Fired when the lanes have ended: until then they need the publisher, and operators /metrics.
+    let (drained, lanes_over) = shutdown::channel();
+    let (publisher, publisher_thread) = Publisher::new(&config);
+    let pipeline = Arc::new(Pipeline::new(
+        &config,
+        Arc::clone(&store),
+        publisher,
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    ));
+    let mut threads = Threads::new();
+
+    threads.spawn("publisher".to_owned(), {
+        let stop = lanes_over.clone();
+        move || {
+            publisher_thread.run(&stop, jitter);
+            Ok(())
+        }
+    })?;
+    threads.spawn("admin".to_owned(), {
+        let (metrics, casualties, stop) =
+            (Arc::clone(&metrics), Arc::clone(&casualties), lanes_over);
+        move || admin.serve(&metrics, &casualties, &stop)
+    })?;
+    let late = threads.names();
+    threads.spawn("monitor".to_owned(), {
+        let (config, store, metrics) = (Arc::clone(&config), store, Arc::clone(&metrics));
+        let shutdown = shutdown.clone();
+        move || {
+            monitor(&config, &store, &metrics, &shutdown);
+            Ok(())
+        }
+    })?;
+    for lane in lanes {
+        let (config, pipeline, metrics, tally, shutdown) = (
+            Arc::clone(&config),
+            Arc::clone(&pipeline),
+            Arc::clone(&metrics),
+            Arc::clone(&tally),
+            shutdown.clone(),
+        );
+        threads.spawn(format!("consumer-{}", lane.queue), move || {
+            let context = consumer::Context {
+                config: &config,
+                pipeline: &pipeline,
+                metrics: &metrics,
+                tally: &tally,
+                shutdown: &shutdown,
+                jitter,
+            };
+            consumer::run(context, &lane);
+            Ok(())
+        })?;
+    }
+
+    let failed = threads.wait_for_end(&shutdown);
+    if let Some(end) = &failed {
+        casualties.add(&end.thread);
+        log::error!("thread {} ended unexpectedly: {}; stopping", end.thread, end.how);
+        trigger.fire();
+    }
+    let deadline = Instant::now() + config.shutdown_timeout;
+    let overdue = threads.join_until(deadline, &late);
+    if !overdue.is_empty() {
+        log::warn!(
+            "SHUTDOWN_TIMEOUT is over, not waiting for {}: the broker requeues what they hold",
+            overdue.join(", ")
+        );
+    }
+    drained.fire();
+    let farewell = if overdue.is_empty() { FAREWELL } else { Duration::ZERO };
+    threads.join_until(Instant::now() + farewell, &HashSet::new());
+    log::info!(
+        "stopped: {} finished, {} handed back",
+        tally.finished.load(Ordering::Relaxed),
+        tally.handed_back.load(Ordering::Relaxed)
+    );
+    match failed {
+        Some(end) => bail!("thread {} ended unexpectedly", end.thread),
+        None => Ok(()),
+    }
+}
+
+/// A database that is away is waited for, as later on; one that refuses us won't change its mind.
+fn check_database(store: &Store) -> Result<()> {
+    match store.check() {
+        Ok(()) => Ok(()),
+        Err(error @ StoreError::Misconfigured(_)) => Err(error.into()),
+        Err(error @ StoreError::Unavailable(_)) => {
+            log::warn!("{error}; consuming begins when it does");
+            Ok(())
+        }
+    }
+}
+
+/// Reaches the broker and declares the topology, within the configured number of attempts; `None`
+/// if shutdown came first.
+fn first_connection(config: &Config, shutdown: &Shutdown) -> Result<Option<()>> {
+    let topology = Topology::of(config);
+    let most = config.amqp_connection_attempts;
+    let mut attempt = 1;
+    loop {
+        let connected = Link::open(&config.amqp, config.connect_timeout, shutdown)
+            .and_then(|mut link| topology.declare(&mut link, shutdown).map(|()| link.close()));
+        match connected {
+            _ if shutdown.is_requested() => return Ok(None),
+            Ok(()) => return Ok(Some(())),
+            Err(error @ BrokerError::Misconfigured { .. }) => return Err(error.into()),
+            Err(error) if attempt == most => {
+                return Err(error).context(format!("no connection after {most} attempts"));
+            }
+            Err(error) => log::warn!("{error} (attempt {attempt} of {most})"),
+        }
+        attempt += 1;
+        if shutdown.wait(config.amqp_retry_delay) {
+            return Ok(None);
+        }
+    }
+}
+
+/// Keeps the gauges current that no event moves: queue depths, and whether PostgreSQL answers.
+fn monitor(config: &Config, store: &Store, metrics: &Metrics, shutdown: &Shutdown) {
+    let depth = |queue: &str, messages| metrics.set_queue_messages(queue, messages);
+    let ask = || match store.ping() {
+        Ok(()) => metrics.database_answered(),
+        Err(_) => metrics.database_failed(),
+    };
+    broker::watch_queues(config, shutdown, MONITOR_INTERVAL, depth, ask);
+}
+
+/// A random number from 0 to 1.
+#[expect(clippy::cast_precision_loss, reason = "53 bits are what a double has")]
+fn jitter() -> f64 {
+    (Uuid::new_v4().as_u128() >> 75) as f64 / (1_u64 << 53) as f64
+}
+
+/// The threads of the process. Each has a name, and each end is noticed.
+struct Threads {
+    running: HashSet<String>,
+    sender: Sender<End>,
+    ends: Receiver<End>,
+}
+
+/// How a thread ended.
+struct End {
+    thread: String,
+    how: String,
+}
+
+/// Reports the end of its thread, even by a panic.
+struct Reporter {
+    end: End,
+    sender: Sender<End>,
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        let how = if thread::panicking() { "panicked".to_owned() } else { self.end.how.clone() };
+        // Fails only when the process is past caring.
+        let _ = self.sender.send(End { thread: self.end.thread.clone(), how });
+    }
+}
+
+impl Threads {
+    fn new() -> Self {
+        let (sender, ends) = unbounded();
+        Self { running: HashSet::new(), sender, ends }
+    }
+
+    fn names(&self) -> HashSet<String> {
+        self.running.clone()
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        body: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let end = End { thread: name.clone(), how: "returned".to_owned() };
+        let reporter = Reporter { end, sender: self.sender.clone() };
+        let report = move || {
+            let mut reporter = reporter;
+            if let Err(error) = body() {
+                reporter.end.how = format!("{error:#}");
+            }
+        };
+        thread::Builder::new()
+            .name(name.clone())
+            .spawn(report)
+            .with_context(|| format!("cannot start the thread {name}"))?;
+        self.running.insert(name);
+        Ok(())
+    }
+
+    /// Waits for shutdown, or for the end of a thread before it.
+    fn wait_for_end(&mut self, shutdown: &Shutdown) -> Option<End> {
+        select! {
+            recv(shutdown.receiver()) -> _ => None,
+            recv(self.ends) -> end => end.ok().filter(|end| {
+                self.running.remove(&end.thread);
+                // Both at once: the thread did what shutdown asked of it.
+                !shutdown.is_requested()
+            }),
+        }
+    }
+
+    /// Waits until all threads but those in `spared` have ended; returns those that have not.
+    fn join_until(&mut self, deadline: Instant, spared: &HashSet<String>) -> Vec<String> {
+        while self.running.iter().any(|name| !spared.contains(name)) {
+            match self.ends.recv_deadline(deadline) {
+                Ok(end) => self.running.remove(&end.thread),
+                Err(_) => break,
+            };
+        }
+        let mut overdue: Vec<String> = self.running.difference(spared).cloned().collect();
+        overdue.sort_unstable();
+        overdue
+    }
+}

@@ -1,0 +1,401 @@
+//! Confirmed publishing: a message counts as parked or dead-lettered once the broker says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, Confirm, ConnectionBlockedNotification, FieldTable,
+    Publish, Return,
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+
+use super::topology::{RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, dead_queue};
+use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
+use crate::config::{Amqp, Config};
+use crate::domain::delivery::Value;
+use crate::domain::retry::{Backoff, Span};
+use crate::shutdown::Shutdown;
+
+/// How long a publish may wait for its confirm, lost connections on the way included. Far below
+/// RabbitMQ's 30-minute limit for acking the message that waits for it.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Publishes that may wait for the publisher's thread. Each has a thread waiting for its confirm,
+/// so the number of consumers bounds them anyway.
+const PUBLISH_QUEUE: usize = 256;
+
+/// A message to publish.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    exchange: &'static str,
+    routing_key: String,
+    message: Message,
+}
+
+impl Outgoing {
+    /// To wait for `delay`, then come back in the retry queue of `origin`.
+    #[must_use]
+    pub fn park(message: Message, delay: Span, origin: &str) -> Self {
+        Self { exchange: WAIT_EXCHANGE, routing_key: format!("{delay}.{origin}"), message }
+    }
+
+    /// Into the retry queue of `origin` at once.
+    #[must_use]
+    pub fn hand_over(message: Message, origin: &str) -> Self {
+        Self { exchange: RETRY_EXCHANGE, routing_key: format!("0s.{origin}"), message }
+    }
+
+    /// Into the dead-letter queue of `origin`.
+    #[must_use]
+    pub fn dead(message: Message, origin: &str) -> Self {
+        Self { exchange: "", routing_key: dead_queue(origin), message }
+    }
+
+    /// Into any queue, by its name.
+    #[must_use]
+    pub fn to_queue(message: Message, queue: &str) -> Self {
+        Self { exchange: "", routing_key: queue.to_owned(), message }
+    }
+}
+
+/// A message was not confirmed in time: nobody knows whether the broker has it, so the message it
+/// was made of must not be acked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("RabbitMQ did not confirm the message")]
+pub struct NotConfirmed;
+
+/// Publishes with confirms, over one connection for the whole process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    requests: Sender<Request>,
+    able: Arc<AtomicBool>,
+}
+
+struct Request {
+    message: Outgoing,
+    deadline: Instant,
+    confirmed: Sender<()>,
+}
+
+impl Publisher {
+    /// The publisher, and what its thread runs.
+    #[must_use]
+    pub fn new(config: &Config) -> (Self, PublisherThread) {
+        let (sender, requests) = bounded(PUBLISH_QUEUE);
+        let able = Arc::new(AtomicBool::new(false));
+        let thread = PublisherThread {
+            requests,
+            able: Arc::clone(&able),
+            amqp: config.amqp.clone(),
+            connect_timeout: config.connect_timeout,
+            topology: Topology::of(config),
+            unconfirmed: Vec::new(),
+        };
+        (Self { requests: sender, able }, thread)
+    }
+
+    /// Publishes a message and waits until the broker has it safely, up to 30 s. It is published
+    /// again, and so perhaps twice, when the connection is lost on the way.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`].
+    pub fn publish(&self, message: Outgoing) -> Result<(), NotConfirmed> {
+        let (confirmed, outcome) = bounded(1);
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let request = Request { message, deadline, confirmed };
+        self.requests.send_deadline(request, deadline).map_err(|_| NotConfirmed)?;
+        outcome.recv_deadline(deadline).map_err(|_| NotConfirmed)
+    }
+
+    /// Whether publishing works right now, as far as we know: connected, and not blocked by a
+    /// memory or disk alarm.
+    #[must_use]
+    pub fn is_able(&self) -> bool {
+        self.able.load(Ordering::Relaxed)
+    }
+}
+
+/// The thread behind [`Publisher`]: owns the connection, reconnects for ever.
+pub struct PublisherThread {
+    requests: Receiver<Request>,
+    able: Arc<AtomicBool>,
+    amqp: Amqp,
+    connect_timeout: Duration,
+    topology: Topology,
+    /// Published on a connection that was lost before the confirm came.
+    unconfirmed: Vec<Request>,
+}
+
+impl fmt::Debug for PublisherThread {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("PublisherThread").finish_non_exhaustive()
+    }
+}
+
+/// Why a publishing connection is no longer used.
+enum Ended {
+    /// Everybody who could publish is gone.
+    NobodyLeft,
+    /// It was lost, or the broker refused a message; in words.
+    Lost(String),
+}
+
+impl PublisherThread {
+    /// Publishes until `stop`, which has to come after the last user of the [`Publisher`] ended.
+    pub fn run(mut self, stop: &Shutdown, jitter: fn() -> f64) {
+        let mut backoff = Backoff::default();
+        let mut reported = false;
+        while !stop.is_requested() {
+            let ended = match self.open(stop) {
+                Ok((link, channel)) => {
+                    if reported {
+                        log::info!("publishing again: connected to RabbitMQ at {}", self.amqp);
+                        reported = false;
+                    }
+                    let since = Instant::now();
+                    let ended = self.serve(link, channel, stop);
+                    if since.elapsed() > SETUP_TIMEOUT {
+                        backoff.reset();
+                    }
+                    ended
+                }
+                Err(error) => Ended::Lost(error.to_string()),
+            };
+            self.able.store(false, Ordering::Relaxed);
+            let problem = match ended {
+                Ended::NobodyLeft => return,
+                Ended::Lost(problem) => problem,
+            };
+            if stop.is_requested() {
+                return;
+            }
+            // One line for the change of state, not one for each attempt.
+            if !reported {
+                log::warn!("publishing interrupted: {problem}; reconnecting until it works");
+                reported = true;
+            }
+            let now = Instant::now();
+            self.unconfirmed.retain(|request| request.deadline > now);
+            let _ = stop.wait(backoff.next_wait(jitter()));
+        }
+    }
+
+    fn open(&self, stop: &Shutdown) -> Result<(Link, Confirming), BrokerError> {
+        let mut link = Link::open(&self.amqp, self.connect_timeout, stop)?;
+        // Each time: somebody may have deleted a queue, and a restarted broker may be a new one.
+        self.topology.declare(&mut link, stop)?;
+        let kill = link.kill_switch();
+        let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || Confirming::open(&mut link));
+        let channel = opened.map_err(|error| link.unavailable(&error))?;
+        Ok((link, channel))
+    }
+
+    /// Publishes and takes confirms until the connection ends.
+    fn serve(&mut self, link: Link, mut channel: Confirming, stop: &Shutdown) -> Ended {
+        self.able.store(true, Ordering::Relaxed);
+        for request in std::mem::take(&mut self.unconfirmed) {
+            channel.publish(request);
+        }
+        let ended = self.take_turns(&mut channel, stop);
+        self.unconfirmed = channel.into_unconfirmed(&link.kill_switch());
+        if matches!(ended, Ended::NobodyLeft) {
+            link.close();
+        }
+        ended
+    }
+
+    fn take_turns(&self, channel: &mut Confirming, stop: &Shutdown) -> Ended {
+        loop {
+            if let Some(problem) = channel.broken.take() {
+                return Ended::Lost(problem);
+            }
+            select! {
+                recv(self.requests) -> request => match request {
+                    Ok(request) => channel.publish(request),
+                    Err(_) => return Ended::NobodyLeft,
+                },
+                recv(channel.confirms) -> confirm => match confirm {
+                    Ok(confirm) => channel.confirmed(confirm),
+                    Err(_) => return Ended::Lost("the connection was lost".to_owned()),
+                },
+                recv(channel.returns) -> returned => match returned {
+                    Ok(returned) => channel.returned(&returned),
+                    Err(_) => return Ended::Lost("the connection was lost".to_owned()),
+                },
+                recv(channel.blocked) -> blocked => match blocked {
+                    Ok(ConnectionBlockedNotification::Blocked(reason)) => {
+                        self.able.store(false, Ordering::Relaxed);
+                        log::warn!("RabbitMQ takes no messages now ({reason}): retries have to wait");
+                    }
+                    Ok(ConnectionBlockedNotification::Unblocked) => {
+                        self.able.store(true, Ordering::Relaxed);
+                        log::info!("RabbitMQ takes messages again");
+                    }
+                    Err(_) => return Ended::Lost("the connection was lost".to_owned()),
+                },
+                recv(stop.receiver()) -> _ => return Ended::NobodyLeft,
+            }
+        }
+    }
+}
+
+/// A channel in confirm mode, and what was published on it and is not confirmed yet.
+struct Confirming {
+    channel: Channel,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+    blocked: Receiver<ConnectionBlockedNotification>,
+    next_tag: u64,
+    unconfirmed: BTreeMap<u64, Request>,
+    /// Why the connection should be given up.
+    broken: Option<String>,
+}
+
+impl Confirming {
+    fn open(link: &mut Link) -> amiquip::Result<Self> {
+        let blocked = link
+            .connection
+            .as_mut()
+            .ok_or(amiquip::Error::ClientClosedConnection)?
+            .listen_for_connection_blocked()?;
+        let channel = link.channel()?;
+        let returns = channel.listen_for_returns()?;
+        // In this order, or confirms that come early are dropped.
+        let confirms = channel.listen_for_publisher_confirms()?;
+        channel.enable_publisher_confirms()?;
+        let (next_tag, unconfirmed, broken) = (1, BTreeMap::new(), None);
+        Ok(Self { channel, confirms, returns, blocked, next_tag, unconfirmed, broken })
+    }
+
+    fn publish(&mut self, request: Request) {
+        // Whoever asked has given up and will do it all again.
+        if request.deadline <= Instant::now() {
+            return;
+        }
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let Outgoing { exchange, routing_key, message } = &request.message;
+        let publish = Publish {
+            body: &message.body,
+            routing_key: routing_key.clone(),
+            mandatory: true,
+            immediate: false,
+            properties: properties(message, tag),
+        };
+        if let Err(error) = self.channel.basic_publish(*exchange, publish) {
+            self.broken = Some(error.to_string());
+        }
+        self.unconfirmed.insert(tag, request);
+    }
+
+    fn confirmed(&mut self, confirm: Confirm) {
+        let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
+        let later = self.unconfirmed.split_off(&(payload.delivery_tag + 1));
+        let mut settled = std::mem::replace(&mut self.unconfirmed, later);
+        if !payload.multiple {
+            let this = settled.remove(&payload.delivery_tag);
+            self.unconfirmed.append(&mut settled);
+            settled.extend(this.map(|request| (payload.delivery_tag, request)));
+        }
+        if matches!(confirm, Confirm::Ack(_)) {
+            for request in settled.into_values() {
+                // Fails if the publisher has given up; its message is then settled as not parked.
+                let _ = request.confirmed.try_send(());
+            }
+        } else {
+            // A queue that is full or has no leader: not now, but perhaps on a new connection.
+            self.broken = Some("the broker refused a message (nack)".to_owned());
+            self.unconfirmed.append(&mut settled);
+        }
+    }
+
+    /// A message came back: the queue it was for is gone. Its ack follows, and means nothing, so
+    /// it is taken out; a new connection declares the queues again, and there it is repeated.
+    fn returned(&mut self, returned: &Return) {
+        let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
+        let request = tag.and_then(|tag: u64| self.unconfirmed.remove(&tag).map(|r| (tag, r)));
+        self.broken = Some(format!(
+            "the broker returned a message for {:?}, {:?}: {}",
+            returned.exchange, returned.routing_key, returned.reply_text
+        ));
+        // At a tag that no confirm can reach any more.
+        self.unconfirmed.extend(request.map(|(tag, request)| (u64::MAX - tag, request)));
+    }
+
+    fn into_unconfirmed(self, kill: &KillSwitch) -> Vec<Request> {
+        // Dropping the channel of a connection that hangs would wait for its answer.
+        kill.guard(CLOSE_TIMEOUT, None, || drop(self.channel));
+        self.unconfirmed.into_values().collect()
+    }
+}
+
+fn properties(message: &Message, tag: u64) -> AmqpProperties {
+    let mut headers = FieldTable::new();
+    for (name, value) in &message.headers {
+        let value = match value {
+            Value::Text(text) => AmqpValue::LongString(text.clone()),
+            Value::Integer(integer) => AmqpValue::LongLongInt(*integer),
+        };
+        headers.insert(name.clone(), value);
+    }
+    const PERSISTENT: u8 = 2;
+    let mut properties = AmqpProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers)
+        // A returned message comes back without a tag; this says which one it was.
+        .with_correlation_id(tag.to_string());
+    if let Some(content_type) = &message.content_type {
+        properties = properties.with_content_type(content_type.clone());
+    }
+    if let Some(message_id) = &message.message_id {
+        properties = properties.with_message_id(message_id.clone());
+    }
+    if let Some(event_type) = &message.event_type {
+        properties = properties.with_type_(event_type.clone());
+    }
+    properties
+}
+
+/// Publishes messages with confirms, on a connection for just that.
+///
+/// # Errors
+/// If the broker can't be reached, returns one (no such queue) or confirms one not in time.
+pub fn publish_all(
+    config: &Config,
+    shutdown: &Shutdown,
+    messages: Vec<Outgoing>,
+) -> Result<(), BrokerError> {
+    let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
+    let kill = link.kill_switch();
+    let sent = kill.guard(CONFIRM_TIMEOUT, Some(shutdown), || {
+        let mut channel = Confirming::open(&mut link).map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let (confirmed, _unused) = bounded(messages.len());
+        for message in messages {
+            channel.publish(Request { message, deadline, confirmed: confirmed.clone() });
+        }
+        while !channel.unconfirmed.is_empty() && channel.broken.is_none() {
+            match channel.confirms.recv_deadline(deadline) {
+                // A return comes before its ack.
+                Ok(confirm) => {
+                    channel
+                        .returns
+                        .try_iter()
+                        .collect::<Vec<_>>()
+                        .iter()
+                        .for_each(|r| channel.returned(r));
+                    channel.confirmed(confirm);
+                }
+                Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
+                Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
+            }
+        }
+        channel.broken.take().map_or(Ok(()), Err)
+    });
+    sent.map_err(|problem| BrokerError::Unavailable { address: config.amqp.to_string(), problem })?;
+    link.close();
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! What we need at the broker: queues, exchanges and bindings, and the lanes that consume them.
+
+use amiquip::{
+    AmqpValue, Channel, ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
+};
+
+use super::{BrokerError, Link, SETUP_TIMEOUT};
+use crate::config::{Config, Queue};
+use crate::domain::retry::Span;
+use crate::shutdown::Shutdown;
+
+pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
+pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
+
+/// One lane: a queue to consume, and what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// The queue that producers publish to.
+    pub origin: String,
+    /// The queue that this lane consumes.
+    pub queue: String,
+    /// Whether this lane consumes the retries of that queue, not its events.
+    pub is_retry: bool,
+    /// How many consumers.
+    pub consumers: u16,
+}
+
+impl Lane {
+    /// The two lanes of each configured queue.
+    #[must_use]
+    pub fn all(config: &Config) -> Vec<Self> {
+        let lane = |origin: &Queue, is_retry| Self {
+            queue: if is_retry { retry_queue(&origin.name) } else { origin.name.clone() },
+            origin: origin.name.clone(),
+            is_retry,
+            consumers: origin.consumers,
+        };
+        config.queues.iter().flat_map(|queue| [lane(queue, false), lane(queue, true)]).collect()
+    }
+}
+
+/// Where the retries of a queue come back.
+fn retry_queue(origin: &str) -> String {
+    format!("{origin}.retry")
+}
+
+/// Where the dead letters of a queue lie.
+#[must_use]
+pub fn dead_queue(origin: &str) -> String {
+    format!("{origin}.dead")
+}
+
+fn wait_queue(delay: Span) -> String {
+    format!("{WAIT_EXCHANGE}.{delay}")
+}
+
+/// The queues and exchanges that we need, for a set of queues and delays.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    origins: Vec<String>,
+    delays: Vec<Span>,
+}
+
+/// The result of looking for one object of the topology without making it.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    /// The queue's name.
+    pub queue: String,
+    /// Messages ready in it; `None` if it doesn't exist yet.
+    pub messages: Option<u32>,
+}
+
+impl Topology {
+    /// What a configuration needs.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            origins: config.queues.iter().map(|queue| queue.name.clone()).collect(),
+            delays: config.retry_schedule.distinct_delays(),
+        }
+    }
+
+    /// Makes what is missing. Producers' queues are looked for first, and never redeclared: they
+    /// are the operator's, with arguments of their own. Bounded, ended by shutdown.
+    ///
+    /// # Errors
+    /// [`BrokerError::Misconfigured`] if one of our own objects is there with other arguments.
+    pub fn declare(&self, link: &mut Link, shutdown: &Shutdown) -> Result<(), BrokerError> {
+        let kill = link.kill_switch();
+        kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+            for origin in &self.origins {
+                declare_origin(link, origin)
+                    .map_err(|error| failed(&link.address, origin, &error))?;
+            }
+            let channel = link.channel().map_err(|error| link.unavailable(&error))?;
+            self.declare_own(&channel, &link.address)
+        })
+    }
+
+    fn declare_own(&self, channel: &Channel, address: &str) -> Result<(), BrokerError> {
+        for exchange in [WAIT_EXCHANGE, RETRY_EXCHANGE] {
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            channel
+                .exchange_declare(ExchangeType::Topic, exchange, options)
+                .map_err(|error| failed(address, exchange, &error))?;
+        }
+        for origin in &self.origins {
+            declare_retry(channel, origin)
+                .map_err(|error| failed(address, &retry_queue(origin), &error))?;
+            channel
+                .queue_declare(dead_queue(origin), quorum([]))
+                .map_err(|error| failed(address, &dead_queue(origin), &error))?;
+        }
+        for delay in &self.delays {
+            declare_wait(channel, *delay)
+                .map_err(|error| failed(address, &wait_queue(*delay), &error))?;
+        }
+        Ok(())
+    }
+
+    /// The queues that /metrics shows the depth of.
+    #[must_use]
+    pub fn watched_queues(&self) -> Vec<String> {
+        let of = |origin: &String| [origin.clone(), retry_queue(origin), dead_queue(origin)];
+        self.origins.iter().flat_map(of).collect()
+    }
+
+    /// Looks for every queue without making any.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn look(&self, link: &mut Link) -> Result<Vec<Presence>, BrokerError> {
+        let waits = self.delays.iter().map(|delay| wait_queue(*delay));
+        self.watched_queues()
+            .into_iter()
+            .chain(waits)
+            .map(|queue| Ok(Presence { messages: link.queue_messages(&queue)?, queue }))
+            .collect()
+    }
+}
+
+fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
+    let address = address.to_owned();
+    match error {
+        amiquip::Error::ServerClosedChannel { code: 406, message, .. } => {
+            let problem = format!(
+                "{name:?} exists with other arguments ({message}): empty it, delete it, and start again"
+            );
+            BrokerError::Misconfigured { address, problem }
+        }
+        amiquip::Error::ServerClosedChannel { code: 403, message, .. } => {
+            let problem = format!(
+                "no right to {name:?} ({message}): grant the user configure, write and read rights"
+            );
+            BrokerError::Misconfigured { address, problem }
+        }
+        other => BrokerError::Unavailable { address, problem: other.to_string() },
+    }
+}
+
+fn declare_origin(link: &mut Link, origin: &str) -> amiquip::Result<()> {
+    if link.passive_declare(origin)?.is_none() {
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        link.channel()?.queue_declare(origin, options)?;
+    }
+    Ok(())
+}
+
+fn declare_retry(channel: &Channel, origin: &str) -> amiquip::Result<()> {
+    let queue = retry_queue(origin);
+    // A broker's own delivery limit then moves a message to where an operator sees it, instead of
+    // dropping it.
+    let arguments = [
+        ("x-dead-letter-exchange", AmqpValue::LongString(String::new())),
+        ("x-dead-letter-routing-key", AmqpValue::LongString(dead_queue(origin))),
+    ];
+    channel.queue_declare(queue.as_str(), quorum(arguments))?;
+    channel.queue_bind(queue, RETRY_EXCHANGE, format!("*.{origin}"), FieldTable::new())
+}
+
+fn declare_wait(channel: &Channel, delay: Span) -> amiquip::Result<()> {
+    let queue = wait_queue(delay);
+    let text = |text: &str| AmqpValue::LongString(text.to_owned());
+    let ttl = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+    let arguments = [
+        ("x-message-ttl", AmqpValue::LongLongInt(ttl)),
+        ("x-dead-letter-exchange", text(RETRY_EXCHANGE)),
+        // Without these two a message can be lost between the wait queue and the retry queue.
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ];
+    channel.queue_declare(queue.as_str(), quorum(arguments))?;
+    channel.queue_bind(queue, WAIT_EXCHANGE, format!("{delay}.#"), FieldTable::new())
+}
+
+fn quorum<const N: usize>(arguments: [(&str, AmqpValue); N]) -> QueueDeclareOptions {
+    let kind = ("x-queue-type", AmqpValue::LongString("quorum".to_owned()));
+    let arguments =
+        arguments.into_iter().chain([kind]).map(|(name, value)| (name.to_owned(), value)).collect();
+    QueueDeclareOptions { durable: true, arguments, ..Default::default() }
+}
+
+/// Makes sure of the one queue that a lane consumes.
+///
+/// # Errors
+/// amiquip's. The caller guards it.
+pub fn declare_lane(link: &mut Link, lane: &Lane) -> amiquip::Result<()> {
+    if lane.is_retry {
+        let channel = link.channel()?;
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel.exchange_declare(ExchangeType::Topic, RETRY_EXCHANGE, options)?;
+        declare_retry(&channel, &lane.origin)
+    } else {
+        declare_origin(link, &lane.origin)
+    }
+}

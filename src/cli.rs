@@ -1,0 +1,351 @@
+//! The commands: arguments in, tables or JSON out, exit codes 0 (done), 1 (failed), 2 (usage).
+
+mod check;
+mod listen;
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::broker::{self, Message, Outgoing};
+use crate::config::{Config, ConfigError, ServerSettings, Settings};
+use crate::domain::event::{Event, Properties};
+use crate::domain::webhook::check_pattern;
+use crate::store::{Registered, Store};
+use crate::{app, sender, shutdown};
+
+/// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = FIRST_STEPS)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const FIRST_STEPS: &str = "First steps:
+  export AMQP_URL=amqp://user:password@host:5672/%2f
+  export DATABASE_URL=postgres://user:password@host:5432/database
+  webhook-notifier migrate                                   makes the table
+  webhook-notifier webhooks add https://example.com/in '*'   registers a webhook
+  webhook-notifier check                                     says what is missing
+  webhook-notifier run                                       delivers";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Consume the queues and deliver, until SIGTERM or SIGINT
+    Run(Settings),
+    /// Make the tables, or add to them what is missing; keeps every row
+    Migrate(ServerSettings),
+    /// Check configuration, broker, topology and database, and say the remedies; changes nothing
+    Check {
+        #[command(flatten)]
+        settings: ServerSettings,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Register, show and remove webhooks
+    #[command(subcommand)]
+    Webhooks(Webhooks),
+    /// Publish an event to a queue, and wait until the broker has it
+    Publish(Publish),
+    /// Be a receiver: answer POSTs and print them
+    Listen(Listen),
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Output {
+    /// Print JSON instead of text for people
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Webhooks {
+    /// Register a URL for events; prints the new webhook's id
+    Add {
+        /// Where to POST the events: http:// or https://
+        url: String,
+        /// Event types: exact (`user.created`), by prefix (`user.*`), or all (`*`)
+        #[arg(required = true)]
+        events: Vec<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List all webhooks, oldest first
+    List(Common),
+    /// Show one webhook
+    Show(One),
+    /// Remove a webhook; what waits for it is dropped at its next attempt
+    Remove(One),
+    /// Give a disabled webhook its events again, from now on
+    Enable(One),
+    /// Give a webhook no more events, but keep it
+    Disable {
+        #[command(flatten)]
+        one: One,
+        /// Why, for those who look later
+        #[arg(long, default_value = "by hand")]
+        reason: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    #[command(flatten)]
+    settings: ServerSettings,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct One {
+    /// The webhook's id
+    id: Uuid,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Publish {
+    /// The queue, such as high_priority
+    queue: String,
+    /// The event, a JSON object; `-` reads it from standard input; without it, a sample is made
+    body: Option<String>,
+    /// The event type, as the AMQP property `type`
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// The event id, as the AMQP property `message-id` [default: a new UUID]
+    #[arg(long)]
+    id: Option<String>,
+    /// How many times, each with an id of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    count: u32,
+    /// Publish even what the notifier can only dead-letter
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Listen {
+    /// Where to listen; port 0 picks a free one
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    addr: SocketAddr,
+    /// Answer the first N attempts of each delivery with --status
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    fail_first: u32,
+    /// The status of the attempts that --fail-first fails
+    #[arg(long, default_value_t = 503)]
+    status: u16,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Reads the arguments, runs the command, and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let logged = matches!(command, Command::Run(_));
+    match dispatch(command) {
+        Ok(code) => code,
+        Err(error) if error.is::<ConfigError>() => {
+            complain(&format!("{error}"));
+            ExitCode::from(2)
+        }
+        // `webhooks list | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            if logged {
+                log::error!("{error:#}");
+            } else {
+                complain(&format!("{error:#}"));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(settings) => {
+            let config = read(&settings)?;
+            let store = Store::new(&config)?;
+            app::run(config, store)?;
+        }
+        Command::Migrate(settings) => {
+            let applied = Store::new(&read(&settings.0)?)?.migrate()?;
+            match applied.as_slice() {
+                [] => print("nothing to do: the database is up to date")?,
+                _ => print(format_args!("applied: {}", applied.join(", ")))?,
+            }
+        }
+        Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
+        Command::Webhooks(command) => webhooks(command)?,
+        Command::Publish(command) => publish(command)?,
+        Command::Listen(Listen { addr, fail_first, status, output }) => {
+            listen::run(addr, fail_first, status, output.json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the settings and starts the logger that they describe.
+fn read(settings: &Settings) -> Result<Config, ConfigError> {
+    let config = settings.read()?;
+    env_logger::Builder::new()
+        // amiquip tells of every connection twice, and mio of every socket.
+        .filter_module("amiquip", log::LevelFilter::Warn)
+        .filter_module("mio", log::LevelFilter::Warn)
+        .parse_filters(&config.rust_log)
+        .format_timestamp_millis()
+        .init();
+    Ok(config)
+}
+
+fn webhooks(command: Webhooks) -> Result<()> {
+    let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
+    let one = |found: Option<Registered>, id: Uuid| {
+        found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
+    };
+    match command {
+        Webhooks::Add { url, events, common } => {
+            sender::check_url(&url).map_err(anyhow::Error::msg)?;
+            for pattern in &events {
+                check_pattern(pattern).map_err(anyhow::Error::msg)?;
+            }
+            let added = store(&common)?.add(&url, &events)?;
+            if common.output.json { print_json(&added) } else { print(added.id) }
+        }
+        Webhooks::List(common) => {
+            let list = store(&common)?.list(None)?;
+            if common.output.json { print_json(&list) } else { print(table(&list)) }
+        }
+        Webhooks::Show(One { id, common }) => {
+            let found = one(store(&common)?.list(Some(id))?.pop(), id)?;
+            show(&found, common.output)
+        }
+        Webhooks::Remove(One { id, common }) => {
+            show(&one(store(&common)?.remove(id)?, id)?, common.output)
+        }
+        Webhooks::Enable(One { id, common }) => {
+            show(&one(store(&common)?.set_disabled(id, None)?, id)?, common.output)
+        }
+        Webhooks::Disable { one: One { id, common }, reason } => {
+            show(&one(store(&common)?.set_disabled(id, Some(&reason))?, id)?, common.output)
+        }
+    }
+}
+
+fn show(webhook: &Registered, output: Output) -> Result<()> {
+    if output.json {
+        return print_json(webhook);
+    }
+    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    print(format_args!(
+        "id        {}\nurl       {}\nevents    {}\ncreated   {}\ndisabled  {} {}",
+        webhook.id,
+        webhook.post_url,
+        webhook.events.join(" "),
+        or(&webhook.created_at),
+        or(&webhook.disabled_at),
+        webhook.disabled_reason.as_deref().unwrap_or_default(),
+    ))
+}
+
+fn table(webhooks: &[Registered]) -> String {
+    let width = webhooks.iter().map(|webhook| webhook.post_url.len()).max().unwrap_or(0).max(3);
+    let mut lines = vec![format!("{:36}  {:width$}  {:8}  EVENTS", "ID", "URL", "STATE")];
+    lines.extend(webhooks.iter().map(
+        |Registered { id, post_url, events, disabled_at, .. }| {
+            let state = if disabled_at.is_some() { "disabled" } else { "enabled" };
+            format!("{id}  {post_url:width$}  {state:8}  {}", events.join(" "))
+        },
+    ));
+    lines.join("\n")
+}
+
+fn publish(command: Publish) -> Result<()> {
+    let Publish { queue, body, event_type, id, count, force, common } = command;
+    let config = read(&common.settings.0)?;
+    let mut ids = Vec::new();
+    let mut messages = Vec::new();
+    let given = match body.as_deref() {
+        Some("-") => {
+            let mut body = Vec::new();
+            io::stdin().read_to_end(&mut body).context("cannot read standard input")?;
+            Some(body)
+        }
+        Some(text) => Some(text.as_bytes().to_vec()),
+        None => None,
+    };
+    for n in 1..=count {
+        let id = match &id {
+            Some(id) if count == 1 => id.clone(),
+            Some(id) => format!("{id}-{n}"),
+            None => Uuid::new_v4().to_string(),
+        };
+        let body = given.clone().unwrap_or_else(|| sample(event_type.as_deref()));
+        let properties = Properties { message_id: Some(&id), event_type: event_type.as_deref() };
+        match Event::read(properties, &body, config.max_event_bytes, String::new) {
+            Err(malformed) if !force => {
+                bail!("{malformed}. --force publishes it all the same, to be dead-lettered");
+            }
+            _ => {}
+        }
+        let message = Message {
+            body,
+            content_type: Some("application/json".to_owned()),
+            message_id: Some(id.clone()),
+            event_type: event_type.clone(),
+            ..Message::default()
+        };
+        messages.push(Outgoing::to_queue(message, &queue));
+        ids.push(id);
+    }
+    // Ctrl-C just ends this command: nothing here needs a drain.
+    let (_trigger, shutdown) = shutdown::channel();
+    broker::publish_all(&config, &shutdown, messages).with_context(|| {
+        format!("not published to {queue:?} (the notifier makes its queues when it first runs)")
+    })?;
+    if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
+}
+
+/// An event that says for itself what it is.
+fn sample(event_type: Option<&str>) -> Vec<u8> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    serde_json::json!({
+        "event_type": event_type.unwrap_or("sample.published"),
+        "published_at_ms": u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        "note": "made by `webhook-notifier publish`",
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// A line on standard output. Unlike `println!`, a closed pipe is an error and not a panic.
+fn print(line: impl std::fmt::Display) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print(serde_json::to_string_pretty(value)?)
+}
+
+/// A line on standard error.
+fn complain(problem: &str) {
+    let _ = writeln!(io::stderr(), "webhook-notifier: {problem}");
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,72 @@
+//! `check`: looks at everything that `run` needs, and changes nothing.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::broker::{BrokerError, Link, Presence, Topology};
+use crate::config::Config;
+use crate::shutdown;
+use crate::store::Store;
+
+#[derive(Serialize)]
+struct Finding {
+    name: String,
+    ok: bool,
+    detail: String,
+}
+
+/// Prints the findings; exit code 1 if `run` would not work.
+pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
+    let mut findings = vec![finding("configuration", Ok::<_, BrokerError>("readable".to_owned()))];
+    let (_trigger, shutdown) = shutdown::channel();
+    match Link::open(&config.amqp, config.connect_timeout, &shutdown) {
+        Err(error) => findings.push(finding("broker", Err(error))),
+        Ok(mut link) => {
+            let detail = format!("RabbitMQ {} at {}", link.version(), config.amqp);
+            findings.push(finding("broker", Ok::<_, BrokerError>(detail)));
+            match Topology::of(config).look(&mut link) {
+                Err(error) => findings.push(finding("topology", Err(error))),
+                Ok(queues) => findings.extend(queues.into_iter().map(|found| {
+                    let Presence { queue, messages } = found;
+                    let detail = match messages {
+                        Some(messages) => format!("{messages} messages ready"),
+                        None => "not there yet: `run` makes it".to_owned(),
+                    };
+                    finding(&format!("queue {queue}"), Ok::<_, BrokerError>(detail))
+                })),
+            }
+            link.close();
+        }
+    }
+    let store = Store::new(config)?;
+    findings
+        .push(finding("database", store.check().map(|()| "answers, and has the table".to_owned())));
+    if let Ok(webhooks) = store.list(None) {
+        let enabled = webhooks.iter().filter(|webhook| webhook.disabled_at.is_none()).count();
+        let detail = match enabled {
+            0 => "none enabled: every event is dropped as unmatched; see `webhooks add`".to_owned(),
+            _ => format!("{enabled} enabled of {}", webhooks.len()),
+        };
+        findings.push(finding("webhooks", Ok::<_, BrokerError>(detail)));
+    }
+
+    let ok = findings.iter().all(|finding| finding.ok);
+    if json {
+        print_json(&serde_json::json!({ "ok": ok, "checks": findings }))?;
+    } else {
+        let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+        for Finding { name, ok, detail } in &findings {
+            print(format_args!("{}  {name:width$}  {detail}", if *ok { "ok  " } else { "FAIL" }))?;
+        }
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn finding<E: std::fmt::Display>(name: &str, result: Result<String, E>) -> Finding {
+    let ok = result.is_ok();
+    let detail = result.unwrap_or_else(|error| error.to_string());
+    Finding { name: name.to_owned(), ok, detail }
+}

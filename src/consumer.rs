@@ -1,0 +1,248 @@
+//! One lane: connect, consume, settle, reconnect; for ever, until shutdown.
+//!
+//! (amiquip is named here and in [`crate::broker`] only.) A lane owns its connection, and each
+//! consumer of the lane a channel of it. The consumers run in scoped threads that end before the
+//! connection does, so an ack can't reach a later connection, where the same number means another
+//! message.
+
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::select;
+
+use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT, declare_lane};
+use crate::config::Config;
+use crate::domain::retry::Backoff;
+use crate::metrics::Metrics;
+use crate::pipeline::{Missing, Pipeline, Settlement};
+use crate::shutdown::{self, Shutdown};
+
+/// A connection that lived this long was a good one: the next failure starts a new backoff.
+const GOOD_SESSION: Duration = Duration::from_secs(10);
+
+/// What the lanes did after shutdown was asked for.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Messages settled.
+    pub finished: AtomicU64,
+    /// Messages given back to the broker.
+    pub handed_back: AtomicU64,
+}
+
+/// What a lane needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Addresses, prefetch and time-outs.
+    pub config: &'a Config,
+    /// Settles the messages.
+    pub pipeline: &'a Pipeline,
+    /// Says when the lane consumes.
+    pub metrics: &'a Metrics,
+    /// Counts during shutdown.
+    pub tally: &'a Tally,
+    /// Ends the lane.
+    pub shutdown: &'a Shutdown,
+    /// Random numbers from 0 to 1, for the backoff.
+    pub jitter: fn() -> f64,
+}
+
+/// Why a session (one connection's life) ended.
+#[derive(Debug)]
+enum Ended {
+    /// Shutdown, or another consumer of the lane ended.
+    Asked,
+    /// A message had to be handed back.
+    Missing(Missing),
+    /// The connection, the channel or the consumer was lost; in words.
+    Lost(String),
+}
+
+/// Runs a lane until shutdown.
+pub fn run(context: Context<'_>, lane: &Lane) {
+    let mut backoff = Backoff::default();
+    let mut missing = None;
+    // One line for each change of state, not one for each attempt.
+    let mut reported: Option<String> = None;
+    while !context.shutdown.is_requested() {
+        let started = Instant::now();
+        // What can't be settled is not consumed: it would only go back and forth.
+        missing = context.pipeline.missing(missing.as_ref());
+        let ended = match &missing {
+            Some(missing) => Ended::Missing(missing.clone()),
+            None => session(context, lane, &mut reported),
+        };
+        context.metrics.set_consuming(&lane.queue, false);
+        let problem = match ended {
+            Ended::Asked => continue,
+            Ended::Missing(Missing::Database(problem)) => {
+                missing = Some(Missing::Database(problem.clone()));
+                problem
+            }
+            Ended::Missing(Missing::Confirm) => {
+                missing = Some(Missing::Confirm);
+                "RabbitMQ confirms no message".to_owned()
+            }
+            Ended::Lost(problem) => problem,
+        };
+        if context.shutdown.is_requested() {
+            return;
+        }
+        if reported.is_none() {
+            log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
+            reported = Some(problem);
+        }
+        if started.elapsed() > GOOD_SESSION {
+            backoff.reset();
+        }
+        let _ = context.shutdown.wait(backoff.next_wait((context.jitter)()));
+    }
+}
+
+/// One connection's life.
+fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> Ended {
+    let Context { config, shutdown, .. } = context;
+    let opened = Link::open(&config.amqp, config.connect_timeout, shutdown);
+    let mut link = match opened {
+        Ok(link) => link,
+        Err(error) => return Ended::Lost(error.to_string()),
+    };
+    let kill = link.kill_switch();
+    let channels = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+        declare_lane(&mut link, lane)?;
+        (0..lane.consumers).map(|_| link.channel()).collect::<amiquip::Result<Vec<_>>>()
+    });
+    let channels = match channels {
+        Ok(channels) => channels,
+        Err(error) => return Ended::Lost(link.unavailable(&error).to_string()),
+    };
+    // Ends all consumers of this session as soon as one of them ends.
+    let (end, ending) = shutdown::channel();
+    let consuming = AtomicU16::new(0);
+    let started = || {
+        if consuming.fetch_add(1, Ordering::Relaxed) + 1 == lane.consumers {
+            context.metrics.set_consuming(&lane.queue, true);
+        }
+    };
+    let consumer = |channel| {
+        let ended = consume(context, lane, &kill, &channel, &ending, &started);
+        // A drop waits for the broker's answer.
+        kill.guard(CLOSE_TIMEOUT, None, || drop(channel));
+        context.metrics.set_consuming(&lane.queue, false);
+        end.fire();
+        ended
+    };
+    if let Some(before) = reported.take() {
+        log::info!("lane connected again queue={} after={before:?}", lane.queue);
+    }
+    let ended = run_all(&consumer, channels);
+    match ended {
+        Ended::Lost(problem) => {
+            let cause = link.cause_of_loss();
+            Ended::Lost(format!("{problem}: {cause}"))
+        }
+        asked_or_missing => {
+            link.close();
+            asked_or_missing
+        }
+    }
+}
+
+/// Runs a consumer on each channel, the first in this thread, and waits for all of them.
+fn run_all(consumer: &(impl Fn(Channel) -> Ended + Sync), channels: Vec<Channel>) -> Ended {
+    thread::scope(|scope| {
+        let mut channels = channels.into_iter();
+        let own = channels.next();
+        let others: Vec<_> =
+            channels.map(|channel| scope.spawn(move || consumer(channel))).collect();
+        let mut ended = own.map_or(Ended::Asked, consumer);
+        for other in others {
+            // A panic in one consumer is the lane's, and ends the process.
+            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if matches!(ended, Ended::Asked) {
+                ended = other;
+            }
+        }
+        ended
+    })
+}
+
+/// One consumer: takes messages one by one, until it is asked to end or loses its channel.
+fn consume(
+    context: Context<'_>,
+    lane: &Lane,
+    kill: &KillSwitch,
+    channel: &Channel,
+    ending: &Shutdown,
+    started: &dyn Fn(),
+) -> Ended {
+    let begun = kill.guard(SETUP_TIMEOUT, Some(context.shutdown), || {
+        channel.qos(0, context.config.prefetch_count, false)?;
+        channel.basic_consume(lane.queue.as_str(), ConsumerOptions::default())
+    });
+    let consumer = match begun {
+        Ok(consumer) => consumer,
+        Err(error) => return Ended::Lost(format!("cannot consume: {error}")),
+    };
+    started();
+    let (ended, held) = take_messages(context, lane, &consumer, ending);
+    // Cancel first: what is handed back while we consume would come straight to us again.
+    kill.guard(CLOSE_TIMEOUT, None, || {
+        let _ = consumer.cancel();
+        let waiting = consumer.receiver().try_iter().filter_map(|message| match message {
+            ConsumerMessage::Delivery(delivery) => Some(delivery),
+            _ => None,
+        });
+        for delivery in held.into_iter().chain(waiting) {
+            // Fails on a lost connection, where the broker has requeued it already.
+            if consumer.nack(delivery, true).is_ok() && context.shutdown.is_requested() {
+                context.tally.handed_back.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        drop(consumer);
+    });
+    ended
+}
+
+/// Settles message after message. Returns why it stopped, and the message that it still holds.
+fn take_messages(
+    context: Context<'_>,
+    lane: &Lane,
+    consumer: &Consumer<'_>,
+    ending: &Shutdown,
+) -> (Ended, Option<amiquip::Delivery>) {
+    let shutdown = context.shutdown;
+    loop {
+        if shutdown.is_requested() || ending.is_requested() {
+            return (Ended::Asked, None);
+        }
+        let message = select! {
+            recv(shutdown.receiver()) -> _ => continue,
+            recv(ending.receiver()) -> _ => continue,
+            recv(consumer.receiver()) -> message => message,
+        };
+        let mut delivery = match message {
+            Ok(ConsumerMessage::Delivery(delivery)) => delivery,
+            Ok(ConsumerMessage::ServerCancelled) => {
+                return (Ended::Lost("the queue was deleted".to_owned()), None);
+            }
+            Ok(
+                ConsumerMessage::ServerClosedChannel(error)
+                | ConsumerMessage::ServerClosedConnection(error),
+            ) => return (Ended::Lost(error.to_string()), None),
+            Ok(_) | Err(_) => return (Ended::Lost("connection lost".to_owned()), None),
+        };
+        match context.pipeline.settle(lane, &Message::take(&mut delivery)) {
+            Settlement::Done => {
+                if let Err(error) = consumer.ack(delivery) {
+                    return (Ended::Lost(format!("cannot ack: {error}")), None);
+                }
+                if shutdown.is_requested() {
+                    context.tally.finished.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Settlement::HandBack(missing) => return (Ended::Missing(missing), Some(delivery)),
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! PostgreSQL: every SQL statement, and the shared pool. (postgres and r2d2 are named here only.)
+//!
+//! A query is bounded on our side. The server's `statement_timeout` says nothing when the server
+//! itself is frozen, and the client has no time-out of its own, so each query runs in a thread
+//! that its caller gives up on.
+
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use postgres::error::SqlState;
+use postgres::types::Type;
+use postgres::{Client, NoTls, Row, config::SslMode};
+use r2d2_postgres::PostgresConnectionManager;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::config::{Config, ConfigError};
+use crate::domain::webhook::{Webhook, matching_patterns};
+
+/// How long a query may take, the wait for a connection included. The queries here take
+/// milliseconds; this is how soon we notice that PostgreSQL hangs.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for a pooled connection: less than [`QUERY_TIMEOUT`], so that the error says
+/// which of the two it was.
+const POOL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
+const TCP_TIMEOUT: Duration = Duration::from_secs(10);
+
+const MIGRATIONS: [(i32, &str, &str); 3] = [
+    (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
+    (2, "events_index", include_str!("../sql/002_events_index.sql")),
+    (3, "disabled", include_str!("../sql/003_disabled.sql")),
+];
+
+/// Any number that no other program locks by: held during `migrate`, so that two don't collide.
+const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
+
+type Manager = PostgresConnectionManager<NoTls>;
+type Pool = r2d2::Pool<Manager>;
+
+/// Why PostgreSQL gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It may answer another time: away, restarting, overloaded, hanging.
+    #[error("PostgreSQL does not answer: {0}")]
+    Unavailable(String),
+    /// Waiting won't help: the login, the database or the table is wrong. Says the remedy.
+    #[error("PostgreSQL refuses: {0}")]
+    Misconfigured(String),
+}
+
+/// The webhooks, in PostgreSQL. Shared by all threads.
+#[derive(Debug)]
+pub struct Store {
+    config: postgres::Config,
+    pool_size: u32,
+    pool: RwLock<Pool>,
+}
+
+/// A webhook with all that the commands show of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Registered {
+    /// The primary key.
+    pub id: Uuid,
+    /// Where its events go.
+    pub post_url: String,
+    /// The patterns of the event types that it wants.
+    pub events: Vec<String>,
+    /// When it was registered: database time, as text.
+    pub created_at: Option<String>,
+    /// When it was disabled: database time, as text.
+    pub disabled_at: Option<String>,
+    /// Why.
+    pub disabled_reason: Option<String>,
+}
+
+/// What has become of the webhook of a parked delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is there, perhaps with another URL than before.
+    Enabled(Webhook),
+    /// It is there and gets nothing.
+    Disabled,
+    /// It is no longer there.
+    Deleted,
+}
+
+impl Store {
+    /// Makes the pool. Opens nothing, so that a missing database is reported by whoever needs it.
+    ///
+    /// # Errors
+    /// If DATABASE_URL can't be read.
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let error =
+            |problem: &str| ConfigError { variable: "DATABASE_URL", problem: problem.to_owned() };
+        // The parser's own words may quote what it could not read: perhaps the password.
+        let mut settings: postgres::Config =
+            config.database_url.expose().parse().map_err(|_| {
+                error("is not a URL such as postgres://user:password@host:5432/database")
+            })?;
+        if settings.get_hosts().is_empty() {
+            return Err(error("names no host"));
+        }
+        if settings.get_ssl_mode() == SslMode::Require {
+            return Err(error("sslmode=require (TLS) is not supported yet"));
+        }
+        let timeout = format!("-c statement_timeout={}", QUERY_TIMEOUT.as_millis());
+        let options = [settings.get_options().unwrap_or_default(), &timeout].join(" ");
+        settings
+            .options(options.trim())
+            .application_name("webhook-notifier")
+            .connect_timeout(config.connect_timeout)
+            .tcp_user_timeout(TCP_TIMEOUT)
+            .keepalives_idle(TCP_TIMEOUT)
+            .keepalives_interval(Duration::from_secs(3))
+            .keepalives_retries(3);
+        let pool = RwLock::new(new_pool(&settings, config.database_pool_size));
+        Ok(Self { config: settings, pool_size: config.database_pool_size, pool })
+    }
+
+    /// The enabled webhooks that want an event type.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the event then has to wait.
+    pub fn webhooks_wanting(&self, event_type: &str) -> Result<Vec<Webhook>, StoreError> {
+        let patterns = matching_patterns(event_type);
+        self.query(move |client| {
+            let rows = client.query_typed(
+                "SELECT id, post_url FROM webhooks WHERE events && $1 AND disabled_at IS NULL",
+                &[(&patterns, Type::TEXT_ARRAY)],
+            )?;
+            rows.iter().map(webhook).collect()
+        })
+    }
+
+    /// Looks up the webhook of a parked delivery.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the delivery then has to wait.
+    pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
+        self.query(move |client| {
+            let rows = client.query_typed(
+                "SELECT id, post_url, disabled_at IS NOT NULL AS disabled FROM webhooks WHERE id = $1",
+                &[(&id, Type::UUID)],
+            )?;
+            Ok(match rows.first() {
+                None => Found::Deleted,
+                Some(row) if row.try_get("disabled")? => Found::Disabled,
+                Some(row) => Found::Enabled(webhook(row)?),
+            })
+        })
+    }
+
+    /// Asks for an answer, any answer, about the table.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn ping(&self) -> Result<(), StoreError> {
+        self.query(|client| {
+            client.query_typed("SELECT disabled_at FROM webhooks LIMIT 1", &[]).map(drop)
+        })
+    }
+
+    /// Connects outside the pool and looks at what `run` needs: the login, the database, the
+    /// table. Unlike the pool, this knows a wrong password from a server that is away.
+    ///
+    /// # Errors
+    /// [`StoreError`], with the remedy.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let mut client = self.connect()?;
+        client
+            .query_typed("SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0", &[])
+            .map(drop)
+            .map_err(|error| explain(&error))
+    }
+
+    /// Makes the tables, or adds to them what is missing. Returns the names of the migrations
+    /// applied; none if there was nothing to do.
+    ///
+    /// # Errors
+    /// [`StoreError`]. What was applied before stays.
+    pub fn migrate(&self) -> Result<Vec<&'static str>, StoreError> {
+        let mut client = self.connect()?;
+        let mut apply = || -> Result<_, postgres::Error> {
+            // A full table may take longer to index than a query of ours may last.
+            client.batch_execute("SET statement_timeout = 0")?;
+            client
+                .execute_typed("SELECT pg_advisory_lock($1)", &[(&MIGRATION_LOCK, Type::INT8)])?;
+            client.batch_execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations (
+                     version INTEGER PRIMARY KEY,
+                     name TEXT NOT NULL,
+                     applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+                 )",
+            )?;
+            let mut applied = Vec::new();
+            for (version, name, sql) in MIGRATIONS {
+                let mut transaction = client.transaction()?;
+                let recorded = transaction.execute_typed(
+                    "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)
+                     ON CONFLICT DO NOTHING",
+                    &[(&version, Type::INT4), (&name, Type::TEXT)],
+                )?;
+                if recorded == 1 {
+                    transaction.batch_execute(sql)?;
+                    applied.push(name);
+                }
+                transaction.commit()?;
+            }
+            Ok(applied)
+        };
+        // The lock ends with the connection.
+        apply().map_err(|error| explain(&error))
+    }
+
+    /// Registers a webhook.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add(&self, post_url: &str, events: &[String]) -> Result<Registered, StoreError> {
+        self.command(
+            "INSERT INTO webhooks (post_url, events) VALUES ($1, $2) RETURNING *",
+            &[(&post_url, Type::TEXT), (&events, Type::TEXT_ARRAY)],
+        )
+        .and_then(|mut added| {
+            added.pop().ok_or_else(|| StoreError::Unavailable("no row came back".to_owned()))
+        })
+    }
+
+    /// All webhooks, oldest first; or the one with this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn list(&self, id: Option<Uuid>) -> Result<Vec<Registered>, StoreError> {
+        self.command(
+            "SELECT * FROM webhooks WHERE $1 IS NULL OR id = $1 ORDER BY created_at, id",
+            &[(&id, Type::UUID)],
+        )
+    }
+
+    /// Deletes a webhook and returns it; `None` if there is none with this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove(&self, id: Uuid) -> Result<Option<Registered>, StoreError> {
+        self.command("DELETE FROM webhooks WHERE id = $1 RETURNING *", &[(&id, Type::UUID)])
+            .map(|mut removed| removed.pop())
+    }
+
+    /// Disables a webhook, for a reason, or enables it (without one).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_disabled(
+        &self,
+        id: Uuid,
+        reason: Option<&str>,
+    ) -> Result<Option<Registered>, StoreError> {
+        self.command(
+            "UPDATE webhooks SET disabled_reason = $2,
+                 disabled_at = CASE WHEN $2 IS NULL THEN NULL ELSE coalesce(disabled_at, now()) END
+             WHERE id = $1 RETURNING *",
+            &[(&id, Type::UUID), (&reason, Type::TEXT)],
+        )
+        .map(|mut changed| changed.pop())
+    }
+
+    /// A statement of a command: once, on a connection of its own, so that its error is exact.
+    fn command(
+        &self,
+        statement: &str,
+        parameters: &[(&(dyn postgres::types::ToSql + Sync), Type)],
+    ) -> Result<Vec<Registered>, StoreError> {
+        let statement = format!(
+            "WITH found AS ({statement})
+             SELECT id, post_url, events, created_at::text, disabled_at::text, disabled_reason
+             FROM found ORDER BY found.created_at, id"
+        );
+        let rows = self.connect()?.query_typed(&statement, parameters);
+        let registered = |row: &Row| {
+            Ok(Registered {
+                id: row.try_get("id")?,
+                post_url: row.try_get("post_url")?,
+                events: row.try_get("events")?,
+                created_at: row.try_get("created_at")?,
+                disabled_at: row.try_get("disabled_at")?,
+                disabled_reason: row.try_get("disabled_reason")?,
+            })
+        };
+        rows.and_then(|rows| rows.iter().map(registered).collect()).map_err(|e| explain(&e))
+    }
+
+    fn connect(&self) -> Result<Client, StoreError> {
+        self.config.connect(NoTls).map_err(|error| explain(&error))
+    }
+
+    /// Runs a query on a pooled connection. It has to be safe to repeat: a connection that died
+    /// while idle is found out only by using it, and there may be a pool full of those after a
+    /// restart of the server.
+    fn query<T: Send + 'static>(
+        &self,
+        run: impl Fn(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let attempts = self.pool_size + 1;
+        let work = move || {
+            let mut last = None;
+            for _ in 0..attempts {
+                let mut client = pool
+                    .get_timeout(POOL_TIMEOUT)
+                    .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+                match run(&mut client) {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) if client.is_closed() || is_closing(&error) => {
+                        last = Some(explain(&error));
+                    }
+                    Err(error) => return Err(explain(&error)),
+                }
+            }
+            Err(last.unwrap_or_else(|| StoreError::Unavailable("no connection".to_owned())))
+        };
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        std::thread::Builder::new()
+            .name("query".to_owned())
+            // A send fails when the caller has given up; the answer has no reader then.
+            .spawn(move || drop(sender.send(work())))
+            .map_err(|error| StoreError::Unavailable(format!("no thread to ask it: {error}")))?;
+        receiver.recv_timeout(QUERY_TIMEOUT).unwrap_or_else(|_| {
+            self.abandon_pool();
+            Err(StoreError::Unavailable(format!("no answer within {QUERY_TIMEOUT:?}")))
+        })
+    }
+
+    /// Starts over with a new pool. A connection on which a query hangs can't be taken from its
+    /// thread, and would hold its place in the pool for as long as it hangs.
+    fn abandon_pool(&self) {
+        let fresh = new_pool(&self.config, self.pool_size);
+        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    }
+}
+
+fn new_pool(config: &postgres::Config, size: u32) -> Pool {
+    r2d2::Pool::builder()
+        .max_size(size)
+        .min_idle(Some(0))
+        // A check is a round trip for each query; `Store::query` repeats instead.
+        .test_on_check_out(false)
+        .connection_timeout(POOL_TIMEOUT)
+        // Each failed connection would be an ERROR line, several a second while PostgreSQL is
+        // away; the lanes log the change of state once.
+        .error_handler(Box::new(r2d2::NopErrorHandler))
+        .build_unchecked(Manager::new(config.clone(), NoTls))
+}
+
+fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
+    Ok(Webhook { id: row.try_get("id")?, post_url: row.try_get("post_url")? })
+}
+
+/// Whether the server ended the session: its last words come before the connection is closed.
+fn is_closing(error: &postgres::Error) -> bool {
+    error.code().is_some_and(|code| {
+        [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW]
+            .contains(&code)
+    })
+}
+
+/// Tells what waiting can mend from what it can't, with the remedy.
+fn explain(error: &postgres::Error) -> StoreError {
+    let Some(db) = error.as_db_error() else {
+        let cause = std::error::Error::source(error).map_or_else(String::new, |c| format!(": {c}"));
+        return StoreError::Unavailable(format!("{error}{cause}"));
+    };
+    let remedy = match db.code().code() {
+        "28000" | "28P01" => "check the user and password in DATABASE_URL",
+        "3D000" => "create the database, or name another in DATABASE_URL",
+        "3F000" | "42P01" | "42703" => "run `webhook-notifier migrate` on this database",
+        "42501" => "grant this user the rights to the table `webhooks`",
+        _ => return StoreError::Unavailable(db.message().to_owned()),
+    };
+    StoreError::Misconfigured(format!("{}: {remedy}", db.message()))
+}
