@@ -137,7 +137,7 @@ fn check_database(store: &Store) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error @ StoreError::Misconfigured(_)) => Err(error.into()),
         Err(error @ StoreError::Unavailable(_)) => {
-            log::warn!("{error}; consuming begins when it does");
+            log::warn!("{error} ({}); consuming begins when it answers", store.address());
             Ok(())
         }
     }

@@ -16,9 +16,9 @@ use uuid::Uuid;
 use crate::broker::{self, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
-use crate::domain::webhook::check_pattern;
+use crate::domain::webhook::{check_pattern, check_url};
 use crate::store::{Registered, Store};
-use crate::{app, sender, shutdown};
+use crate::{app, shutdown};
 
 /// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
 #[derive(Debug, Parser)]
@@ -200,9 +200,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     env_logger::Builder::new()
-        // amiquip tells of every connection twice, and mio of every socket.
-        .filter_module("amiquip", log::LevelFilter::Warn)
-        .filter_module("mio", log::LevelFilter::Warn)
+        // We report ourselves what matters of these, once and in our words; amiquip calls every
+        // clean close an internal error. RUST_LOG=amiquip=debug brings them back.
+        .filter_module("amiquip", log::LevelFilter::Off)
+        .filter_module("mio", log::LevelFilter::Off)
+        .filter_module("tiny_http", log::LevelFilter::Warn)
+        .filter_module("ureq", log::LevelFilter::Warn)
+        .filter_module("ureq_proto", log::LevelFilter::Warn)
+        .filter_module("postgres", log::LevelFilter::Warn)
+        .filter_module("tokio_postgres", log::LevelFilter::Warn)
         .parse_filters(&config.rust_log)
         .format_timestamp_millis()
         .init();
@@ -216,7 +222,7 @@ fn webhooks(command: Webhooks) -> Result<()> {
     };
     match command {
         Webhooks::Add { url, events, common } => {
-            sender::check_url(&url).map_err(anyhow::Error::msg)?;
+            check_url(&url).map_err(anyhow::Error::msg)?;
             for pattern in &events {
                 check_pattern(pattern).map_err(anyhow::Error::msg)?;
             }

@@ -1,6 +1,6 @@
 //! Configuration: environment variables and their flags → [`Config`], with every check.
 //!
-//! One table ([`SETTINGS`]) makes the flags, the help and the names in errors, so that none of
+//! One table (`SETTINGS`) makes the flags, the help and the names in errors, so that none of
 //! them can drift from another.
 
 use std::collections::{HashMap, HashSet};
@@ -159,6 +159,12 @@ impl Settings {
         let queues = self.with("QUEUES", parse_queues)?;
         // Each queue has two lanes: the events and their retries.
         let consumers: u32 = queues.iter().map(|queue| 2 * u32::from(queue.consumers)).sum();
+        let request_timeout = self.time("REQUEST_TIMEOUT")?;
+        let connect_timeout = match self.time("CONNECT_TIMEOUT")? {
+            // Nobody asked for the default: a shorter request shortens it.
+            default if !self.0.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
+            given => given,
+        };
         let config = Config {
             amqp: self.with("AMQP_URL", parse_amqp_url)?,
             database_url: self.with("DATABASE_URL", parse_database_url)?,
@@ -169,8 +175,8 @@ impl Settings {
             amqp_connection_attempts: self.number("AMQP_CONNECTION_ATTEMPTS", 1..=1_000)?,
             amqp_retry_delay: self.time("AMQP_RETRY_DELAY")?,
             retry_schedule: self.with("RETRY_SCHEDULE", Schedule::from_str)?,
-            request_timeout: self.time("REQUEST_TIMEOUT")?,
-            connect_timeout: self.time("CONNECT_TIMEOUT")?,
+            request_timeout,
+            connect_timeout,
             fanout: self.number("FANOUT", 1..=256)?,
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
@@ -447,6 +453,12 @@ mod tests {
         assert_eq!(config.database_pool_size, 8);
         assert_eq!(config.retry_schedule.to_string(), "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h");
         assert_eq!((config.amqp.vhost.as_str(), config.amqp.port), ("/", 5672));
+    }
+
+    #[test]
+    fn a_short_request_shortens_the_default_connect_timeout() {
+        let config = read(&[("REQUEST_TIMEOUT", "2s")]).expect("no contradiction");
+        assert_eq!(config.connect_timeout, Duration::from_secs(2));
     }
 
     #[test]

@@ -1,14 +1,57 @@
-//! Delivers JSON events from RabbitMQ to webhooks.
-pub mod admin;
-pub mod app;
-pub mod broker;
+//! Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
+//!
+//! README.md tells operators what it does and guarantees. This page is for who reads the code.
+//!
+//! # The way of one event
+//!
+//! ```text
+//! producer ──► high_priority ──► consumer thread ── who wants it? ── PostgreSQL
+//!              medium_priority        │
+//!              low_priority           ├─ POST to each ──► delivered
+//!                                     ├─ failed ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry ──► retry thread
+//!                                     └─ hopeless or exhausted ──► <queue>.dead
+//!              ack only when every delivery is delivered, parked or dead-lettered
+//! ```
+//!
+//! 1. [`consumer`] runs a *lane*: one thread, one connection, one queue. It takes a message, and
+//!    gives it to
+//! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`store`] which
+//!    webhooks want it, and makes one attempt at each, some in parallel, with
+//! 3. [`sender`], which POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
+//! 4. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
+//!    delivered, parked for the next delay of the schedule, or dead.
+//! 5. The [`broker`]'s publisher parks or dead-letters it, and waits for the broker's confirm.
+//! 6. Back in the lane, the message is acked; or handed back, if any of this could not be done.
+//!
+//! A parked delivery names one webhook and its attempt number, so a retry never touches a
+//! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
+//! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own.
+//!
+//! # What always holds
+//!
+//! - A message is acked only when each of its deliveries has reached its receiver, or the broker
+//!   has confirmed the message that carries it on. So a crash can repeat a POST, not lose one.
+//! - Attempts are counted in our own header (`x-attempt`), by what was tried. The broker's counters
+//!   count its own troubles too.
+//! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
+//!   infrastructure failing, and stops consuming until it works again.
+//! - Whatever may hang has a limit: each module that waits says for how long, and why.
+//! - Every wait is also a wait for [`shutdown`]. A thread that ends on its own ends the process.
+//! - [`domain`] has no I/O, no clock and no randomness. amiquip is named in [`broker`] and
+//!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`].
+//!
+//! # The modules, in reading order
+
 pub mod cli;
-pub mod config;
+pub mod app;
 pub mod consumer;
-pub mod domain;
-pub mod metrics;
 pub mod pipeline;
-pub mod receivers;
+pub mod domain;
 pub mod sender;
-pub mod shutdown;
+pub mod receivers;
 pub mod store;
+pub mod broker;
+pub mod admin;
+pub mod metrics;
+pub mod shutdown;
+pub mod config;

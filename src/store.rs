@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::types::Type;
-use postgres::{Client, NoTls, Row, config::SslMode};
+use postgres::{
+    Client, NoTls, Row,
+    config::{Host, SslMode},
+};
 use r2d2_postgres::PostgresConnectionManager;
 use serde::Serialize;
 use uuid::Uuid;
@@ -44,7 +47,7 @@ type Pool = r2d2::Pool<Manager>;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// It may answer another time: away, restarting, overloaded, hanging.
-    #[error("PostgreSQL does not answer: {0}")]
+    #[error("PostgreSQL does not answer: {0}: is it running, is DATABASE_URL right?")]
     Unavailable(String),
     /// Waiting won't help: the login, the database or the table is wrong. Says the remedy.
     #[error("PostgreSQL refuses: {0}")]
@@ -118,6 +121,20 @@ impl Store {
             .keepalives_retries(3);
         let pool = RwLock::new(new_pool(&settings, config.database_pool_size));
         Ok(Self { config: settings, pool_size: config.database_pool_size, pool })
+    }
+
+    /// Host and port, for people.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let hosts = self.config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        });
+        let ports = self.config.get_ports();
+        // As the client does: a single port is for all hosts.
+        let last = ports.last().copied().unwrap_or(5432);
+        let ports = ports.iter().copied().chain(std::iter::repeat(last));
+        hosts.zip(ports).map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(",")
     }
 
     /// The enabled webhooks that want an event type.

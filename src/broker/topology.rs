@@ -125,17 +125,35 @@ impl Topology {
         self.origins.iter().flat_map(of).collect()
     }
 
-    /// Looks for every queue without making any.
+    /// Looks for every queue without making any, and at the arguments of those that are ours.
     ///
     /// # Errors
-    /// If the connection is lost.
-    pub fn look(&self, link: &mut Link) -> Result<Vec<Presence>, BrokerError> {
-        let waits = self.delays.iter().map(|delay| wait_queue(*delay));
-        self.watched_queues()
-            .into_iter()
-            .chain(waits)
-            .map(|queue| Ok(Presence { messages: link.queue_messages(&queue)?, queue }))
-            .collect()
+    /// As [`Topology::declare`].
+    pub fn look(&self, link: &mut Link, shutdown: &Shutdown) -> Result<Vec<Presence>, BrokerError> {
+        let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
+        for origin in &self.origins {
+            own.push((retry_queue(origin), retry_options(origin)));
+            own.push((dead_queue(origin), quorum([])));
+        }
+        own.extend(self.delays.iter().map(|delay| (wait_queue(*delay), wait_options(*delay))));
+
+        let mut found = Vec::new();
+        for queue in self.origins.clone() {
+            found.push(Presence { messages: link.queue_messages(&queue)?, queue });
+        }
+        let kill = link.kill_switch();
+        for (queue, options) in own {
+            let messages = link.queue_messages(&queue)?;
+            if messages.is_some() {
+                // Declaring what is there already changes nothing; with other arguments it fails.
+                kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+                    link.channel()?.queue_declare(queue.as_str(), options).map(drop)
+                })
+                .map_err(|error| failed(&link.address, &queue, &error))?;
+            }
+            found.push(Presence { queue, messages });
+        }
+        Ok(found)
     }
 }
 
@@ -168,29 +186,35 @@ fn declare_origin(link: &mut Link, origin: &str) -> amiquip::Result<()> {
 
 fn declare_retry(channel: &Channel, origin: &str) -> amiquip::Result<()> {
     let queue = retry_queue(origin);
+    channel.queue_declare(queue.as_str(), retry_options(origin))?;
+    channel.queue_bind(queue, RETRY_EXCHANGE, format!("*.{origin}"), FieldTable::new())
+}
+
+fn retry_options(origin: &str) -> QueueDeclareOptions {
     // A broker's own delivery limit then moves a message to where an operator sees it, instead of
     // dropping it.
-    let arguments = [
+    quorum([
         ("x-dead-letter-exchange", AmqpValue::LongString(String::new())),
         ("x-dead-letter-routing-key", AmqpValue::LongString(dead_queue(origin))),
-    ];
-    channel.queue_declare(queue.as_str(), quorum(arguments))?;
-    channel.queue_bind(queue, RETRY_EXCHANGE, format!("*.{origin}"), FieldTable::new())
+    ])
 }
 
 fn declare_wait(channel: &Channel, delay: Span) -> amiquip::Result<()> {
     let queue = wait_queue(delay);
+    channel.queue_declare(queue.as_str(), wait_options(delay))?;
+    channel.queue_bind(queue, WAIT_EXCHANGE, format!("{delay}.#"), FieldTable::new())
+}
+
+fn wait_options(delay: Span) -> QueueDeclareOptions {
     let text = |text: &str| AmqpValue::LongString(text.to_owned());
     let ttl = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-    let arguments = [
+    quorum([
         ("x-message-ttl", AmqpValue::LongLongInt(ttl)),
         ("x-dead-letter-exchange", text(RETRY_EXCHANGE)),
         // Without these two a message can be lost between the wait queue and the retry queue.
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
-    ];
-    channel.queue_declare(queue.as_str(), quorum(arguments))?;
-    channel.queue_bind(queue, WAIT_EXCHANGE, format!("{delay}.#"), FieldTable::new())
+    ])
 }
 
 fn quorum<const N: usize>(arguments: [(&str, AmqpValue); N]) -> QueueDeclareOptions {

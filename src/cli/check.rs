@@ -27,7 +27,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
         Ok(mut link) => {
             let detail = format!("RabbitMQ {} at {}", link.version(), config.amqp);
             findings.push(finding("broker", Ok::<_, BrokerError>(detail)));
-            match Topology::of(config).look(&mut link) {
+            match Topology::of(config).look(&mut link, &shutdown) {
                 Err(error) => findings.push(finding("topology", Err(error))),
                 Ok(queues) => findings.extend(queues.into_iter().map(|found| {
                     let Presence { queue, messages } = found;

@@ -1,5 +1,6 @@
 //! A webhook: a URL that somebody registered, and the patterns of event types that it wants.
 
+use url::Url;
 use uuid::Uuid;
 
 use super::event::{self, Malformed};
@@ -38,6 +39,28 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     }
 }
 
+/// Checks what can be said of a webhook's URL without a network: http or https, with a host, and
+/// without a user name. What comes back is normalized as browsers do (WHATWG URL): an address in
+/// decimal, octal or hexadecimal form becomes the plain one that the address guard knows.
+///
+/// # Errors
+/// One line that says what is wrong, without the URL, which may hold a secret.
+pub fn check_url(text: &str) -> Result<Url, String> {
+    let mut url = Url::parse(text).map_err(|error| format!("unusable URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("unusable URL: needs http:// or https://".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("unusable URL: a user name and password in it are not sent".to_owned());
+    }
+    if url.port() == Some(0) {
+        return Err("unusable URL: nobody listens on port 0".to_owned());
+    }
+    // A fragment is never sent (RFC 9110, section 7.1).
+    url.set_fragment(None);
+    Ok(url)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +94,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_url_needs_http_and_a_host_and_no_user() {
+        for (good, normal) in [
+            ("http://a", "http://a/"),
+            ("HTTPS://a.B/c?d=e#f", "https://a.b/c?d=e"),
+            ("http://[::1]:8080/", "http://[::1]:8080/"),
+            ("http://127.1/", "http://127.0.0.1/"),
+            ("http://0x7f000001/", "http://127.0.0.1/"),
+            ("http://2130706433/", "http://127.0.0.1/"),
+            ("http://017700000001/", "http://127.0.0.1/"),
+        ] {
+            assert_eq!(check_url(good).expect(good).as_str(), normal);
+        }
+        for bad in [
+            "",
+            "x",
+            "/path",
+            "ftp://a/",
+            "http://",
+            "http://u:p4ss@a/",
+            "http://a b/",
+            "http://a:99999/",
+            "http://a:0/",
+            "http://[::1/",
+            "mailto:x@y",
+        ] {
+            let error = check_url(bad).expect_err(bad);
+            assert!(
+                error.starts_with("unusable URL: ") && !error.contains("p4ss"),
+                "{bad}: {error}"
+            );
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_url_makes_it_panic(text in "(http://)?.{0,40}") {
+            let _ = check_url(&text);
+        }
+
         #[test]
         fn patterns_match_as_the_definition_says(
             pattern in "[ab*.]{1,6}", event_type in "[ab.]{1,6}",

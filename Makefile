@@ -1,0 +1,86 @@
+# `make help` lists the targets. What each does in detail is in README.md.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+BINARY := target/release/webhook-notifier
+SERVICES := scripts/services.sh
+WITH := scripts/with-services.sh
+RUNNING := $(WITH) --running $(BINARY)
+
+QUEUE ?= high_priority
+TYPE ?= sample.published
+ADDR ?= 127.0.0.1:8080
+
+##@ Start here
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## Set everything up, deliver some events, show what happened, clean up
+	@$(WITH) scripts/demo.sh $(BINARY)
+
+.PHONY: test
+test: ## All tests, against private servers
+	@$(WITH) scripts/test.sh
+
+##@ Run it
+.PHONY: build
+build: ## The release binary: target/release/webhook-notifier
+	cargo build --release --locked
+
+.PHONY: run
+run: build ## The notifier in the foreground, with private servers; Ctrl-C stops all
+	@$(WITH) scripts/run.sh $(BINARY)
+
+.PHONY: migrate
+migrate: build ## Make or update the tables
+	@$(RUNNING) migrate
+
+.PHONY: check
+check: build ## Say what is missing to run, and the remedies
+	@$(RUNNING) check
+
+.PHONY: webhooks
+webhooks: build ## List the webhooks
+	@$(RUNNING) webhooks list
+
+.PHONY: webhook-add
+webhook-add: build ## Register one: make webhook-add URL=http://… EVENTS='user.* order.paid'
+	@set -f; $(RUNNING) webhooks add "$(URL)" $(EVENTS)
+
+.PHONY: publish
+publish: build ## Publish a sample event: make publish QUEUE=high_priority TYPE=user.created
+	@$(RUNNING) publish "$(QUEUE)" --type "$(TYPE)"
+
+.PHONY: listen
+listen: build ## Be a receiver: make listen ADDR=127.0.0.1:8080
+	@$(BINARY) listen --addr "$(ADDR)"
+
+##@ Private servers (RabbitMQ and PostgreSQL, all their files under .local/)
+.PHONY: services-up
+services-up: ## Start them
+	@$(SERVICES) up && $(SERVICES) env
+
+.PHONY: services-down
+services-down: ## Stop them
+	@$(SERVICES) down
+
+##@ Work on it
+.PHONY: ci
+ci: fmt-check lint doc test ## Exactly what CI runs
+
+.PHONY: fmt-check
+fmt-check: ## Is everything formatted?
+	cargo fmt --check
+
+.PHONY: lint
+lint: ## Clippy, every warning an error
+	cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: doc
+doc: ## The documentation: target/doc/webhook_notifier
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

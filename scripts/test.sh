@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+#
+# All tests. `make test` calls this with AMQP_URL and DATABASE_URL set.
+#
+# The tests that kill servers get a second pair of private ones, so that the others, which run at
+# the same time, keep theirs; also where the first pair is yours.
+
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+export FAULT_SERVICES_DIR=$root/.local/faults
+trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
+trap : INT TERM
+WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" up
+
+cd "$root"
+# Most tests wait for a receiver's clock most of the time: more of them than cores run at once.
+cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}"
