@@ -186,11 +186,17 @@ impl Store {
     /// # Errors
     /// [`StoreError`], with the remedy.
     pub fn check(&self) -> Result<(), StoreError> {
-        let mut client = self.connect()?;
-        client
-            .query_typed("SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0", &[])
-            .map(drop)
-            .map_err(|error| explain(&error))
+        let config = self.config.clone();
+        bounded_by_timeout(move || {
+            config
+                .connect(NoTls)
+                .and_then(|mut client| {
+                    let looked = "SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0";
+                    client.query_typed(looked, &[]).map(drop)
+                })
+                .map_err(|error| explain(&error))
+        })
+        .unwrap_or_else(|| Err(no_answer()))
     }
 
     /// Makes the tables, or adds to them what is missing. Returns the names of the migrations
@@ -338,15 +344,9 @@ impl Store {
             }
             Err(last.unwrap_or_else(|| StoreError::Unavailable("no connection".to_owned())))
         };
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        std::thread::Builder::new()
-            .name("query".to_owned())
-            // A send fails when the caller has given up; the answer has no reader then.
-            .spawn(move || drop(sender.send(work())))
-            .map_err(|error| StoreError::Unavailable(format!("no thread to ask it: {error}")))?;
-        receiver.recv_timeout(QUERY_TIMEOUT).unwrap_or_else(|_| {
+        bounded_by_timeout(work).unwrap_or_else(|| {
             self.abandon_pool();
-            Err(StoreError::Unavailable(format!("no answer within {QUERY_TIMEOUT:?}")))
+            Err(no_answer())
         })
     }
 
@@ -356,6 +356,25 @@ impl Store {
         let fresh = new_pool(&self.config, self.pool_size);
         *self.pool.write().unwrap_or_else(PoisonError::into_inner) = fresh;
     }
+}
+
+/// Runs `work` in a thread of its own, and gives up on it after [`QUERY_TIMEOUT`]: `None`.
+fn bounded_by_timeout<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Option<Result<T, StoreError>> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let started = std::thread::Builder::new()
+        .name("query".to_owned())
+        // A send fails when the caller has given up; the answer has no reader then.
+        .spawn(move || drop(sender.send(work())));
+    match started {
+        Ok(_) => receiver.recv_timeout(QUERY_TIMEOUT).ok(),
+        Err(error) => Some(Err(StoreError::Unavailable(format!("no thread to ask it: {error}")))),
+    }
+}
+
+fn no_answer() -> StoreError {
+    StoreError::Unavailable(format!("no answer within {QUERY_TIMEOUT:?}"))
 }
 
 fn new_pool(config: &postgres::Config, size: u32) -> Pool {
