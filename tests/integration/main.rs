@@ -1,1 +1,24 @@
-//! x
+//! Black-box tests of `webhook-notifier`: the real binary against a real
+//! RabbitMQ, a real PostgreSQL and HTTP receivers of the tests' own.
+//!
+//! `make test` starts the servers and runs them. Each test has queues and a
+//! schema of its own, so they run side by side. No test is ever skipped: without
+//! the servers they fail.
+
+mod harness;
+
+mod delivery;
+mod retries;
+mod outcomes;
+mod failures;
+mod malformed;
+mod shutdown;
+mod connections;
+mod faults;
+mod database;
+mod topology;
+mod observability;
+mod configuration;
+mod commands;
+mod layout;
+mod readme;

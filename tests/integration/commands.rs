@@ -1,0 +1,205 @@
+//! The commands for operators, in tables for people and JSON for programs.
+
+use serde_json::Value;
+use url::Url;
+use uuid::Uuid;
+
+use crate::harness::{
+    Proxy, Receiver, SOON, Sandbox, Servers, process::Finished, wait_for, wait_until,
+};
+
+#[track_caller]
+fn succeed(sandbox: &Sandbox, arguments: &[&str]) -> String {
+    let finished = sandbox.command(arguments);
+    assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
+    finished.stdout
+}
+
+#[track_caller]
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+/// The webhooks of `webhooks list --json`, by the one shape or the other.
+fn listed(sandbox: &Sandbox) -> Vec<Value> {
+    let text = succeed(sandbox, &["webhooks", "list", "--json"]);
+    match json(&text) {
+        Value::Array(webhooks) => webhooks,
+        other => panic!("not a list: {other}"),
+    }
+}
+
+#[test]
+fn webhooks_are_added_listed_shown_disabled_and_removed() {
+    let sandbox = Sandbox::new();
+    let url = "https://example.org/hook?x=1";
+    assert_eq!(listed(&sandbox), Vec::<Value>::new());
+
+    let id = succeed(&sandbox, &["webhooks", "add", url, "user.*", "order.paid"]);
+    let id = id.trim().to_owned();
+    let parsed = Uuid::parse_str(&id).unwrap_or_else(|_| panic!("not an id: {id}"));
+    let rows = sandbox.database.query("SELECT id, post_url, events FROM webhooks", &[]);
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].get::<_, Uuid>(0), parsed);
+    assert_eq!(rows[0].get::<_, &str>(1), url);
+    assert_eq!(rows[0].get::<_, Vec<String>>(2), ["user.*", "order.paid"]);
+
+    let shown = json(&succeed(&sandbox, &["webhooks", "show", &id, "--json"]));
+    assert_eq!(listed(&sandbox), std::slice::from_ref(&shown));
+    assert_eq!(shown["id"], id.as_str());
+    assert_eq!(shown["post_url"], url);
+    assert_eq!(shown["events"], serde_json::json!(["user.*", "order.paid"]));
+    for arguments in [&["webhooks", "list"][..], &["webhooks", "show", &id]] {
+        let table = succeed(&sandbox, arguments);
+        for part in [id.as_str(), url, "user.*", "order.paid"] {
+            assert!(table.contains(part), "no {part} in {table}");
+        }
+    }
+
+    let disabled = || {
+        let rows = sandbox.database.query("SELECT disabled_at IS NOT NULL FROM webhooks", &[]);
+        rows[0].get::<_, bool>(0)
+    };
+    succeed(&sandbox, &["webhooks", "disable", &id]);
+    assert!(disabled());
+    succeed(&sandbox, &["webhooks", "enable", &id]);
+    assert!(!disabled());
+
+    succeed(&sandbox, &["webhooks", "remove", &id]);
+    assert_eq!(listed(&sandbox), Vec::<Value>::new());
+    let added = json(&succeed(&sandbox, &["webhooks", "add", url, "*", "--json"]));
+    assert_eq!(listed(&sandbox)[0]["id"], added["id"]);
+}
+
+#[test]
+fn a_webhook_that_is_not_there_or_cannot_be_is_an_error() {
+    let sandbox = Sandbox::new();
+    let stranger = Uuid::new_v4().to_string();
+    for verb in ["show", "enable", "disable", "remove"] {
+        let finished = sandbox.command(&["webhooks", verb, &stranger]);
+        assert_eq!(finished.code, Some(1), "{verb}: {finished:?}");
+        assert!(finished.stderr.contains(&stranger), "{verb}: {finished:?}");
+        let finished = sandbox.command(&["webhooks", verb, "not-an-id"]);
+        assert_eq!(finished.code, Some(2), "{verb}: {finished:?}");
+    }
+    for arguments in [
+        &["webhooks", "add", "https://example.org/"][..],
+        &["webhooks", "add", "ftp://example.org/", "*"],
+        &["webhooks", "add", "not a url", "*"],
+        &["webhooks", "add", "https://example.org/", ""],
+    ] {
+        let finished = sandbox.command(arguments);
+        assert_ne!(finished.code, Some(0), "{arguments:?}: {finished:?}");
+        assert!(!finished.stderr.is_empty(), "{arguments:?}");
+    }
+    assert_eq!(listed(&sandbox), Vec::<Value>::new());
+}
+
+#[test]
+fn what_publish_sends_listen_receives_by_way_of_the_notifier() {
+    let sandbox = Sandbox::new();
+    let listen =
+        ["listen", "--addr", "127.0.0.1:0", "--fail-first", "2", "--status", "418", "--json"];
+    let mut listener = sandbox.launch(&listen).spawn();
+    let address = wait_for(SOON, "listen says its address", || {
+        let lines = [listener.stdout(), listener.stderr()].concat();
+        let text = lines.join(" ");
+        let at = text.find("127.0.0.1:")?;
+        let address = text[at..].split(|c: char| !(c.is_ascii_digit() || ".:".contains(c)));
+        Some(address.into_iter().next()?.trim_end_matches([':', '.']).to_owned())
+    });
+    sandbox.webhook(&format!("http://{address}/hook"), &["order.*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms,100ms").start();
+    let body = "{\"n\" : 1,  \"s\":\"\\u00e9 é\"}";
+
+    let queue = sandbox.queue();
+    let publish = ["publish", queue, body, "--type", "order.paid", "--id", "my-id"];
+    let ids = succeed(&sandbox, &publish);
+
+    assert_eq!(ids.trim(), "my-id");
+    let requests = || -> Vec<Value> {
+        let lines = listener.stdout();
+        let requests = lines.iter().filter(|line| line.starts_with('{'));
+        let requests = requests.filter_map(|line| serde_json::from_str(line).ok());
+        requests.filter(|request: &Value| request.get("path").is_some()).collect()
+    };
+    wait_until(SOON, "three attempts are printed", || requests().len() == 3);
+    for (request, status) in requests().iter().zip([418, 418, 200]) {
+        assert_eq!(request["status"], status, "{request}");
+        assert_eq!(request["path"], "/hook", "{request}");
+        assert_eq!(request["webhook_id"], "my-id", "{request}");
+        assert_eq!(request["content_type"], "application/json", "{request}");
+        assert_eq!(request["body"], body, "{request}");
+        assert!(request["at_ms"].is_number(), "{request}");
+    }
+    assert!(listener.is_running());
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let text = succeed(&sandbox, &["publish", sandbox.queue(), "--count", "3"]);
+    let ids: Vec<_> = text.lines().collect();
+    assert_eq!(ids.len(), 3, "{text}");
+    assert_eq!(sandbox.broker.ready(sandbox.queue()), Some(3));
+
+    let notifier = sandbox.notifier().start();
+    let requests = receiver.wait_at("/", 3);
+    for (request, id) in requests.iter().zip(ids) {
+        assert_eq!(request.id(), id);
+        let body = std::str::from_utf8(&request.body).expect("a sample is text");
+        assert!(json(body).is_object(), "{body}");
+    }
+    notifier.terminate();
+
+    let nowhere = format!("{}_nowhere", sandbox.queue());
+    let finished = sandbox.command(&["publish", &nowhere, "{}", "--type", "t"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains(&nowhere), "{finished:?}");
+}
+
+#[track_caller]
+fn assert_failed_check(finished: &Finished, says: &str) {
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let text = format!("{}\n{}", finished.stdout, finished.stderr);
+    assert!(text.contains(says), "no {says:?} in {text}");
+}
+
+#[test]
+fn check_finds_nothing_wrong_where_nothing_is() {
+    let sandbox = Sandbox::new();
+    let text = succeed(&sandbox, &["check"]);
+    assert!(!text.is_empty());
+    json(&succeed(&sandbox, &["check", "--json"]));
+}
+
+#[test]
+fn check_says_what_is_wrong_and_what_to_do() {
+    let unmigrated = Sandbox::bare(&Servers::shared(), 1);
+    assert_failed_check(&unmigrated.command(&["check"]), "migrate");
+
+    let sandbox = Sandbox::new();
+    let nobody = Receiver::new();
+    let no_broker = sandbox
+        .launch(&["check"])
+        .env("AMQP_URL", nobody.refusing_url().replace("http:", "amqp:"))
+        .env("AMQP_RETRY_DELAY", "100ms");
+    assert_failed_check(&no_broker.spawn().finish(SOON), "AMQP_URL");
+
+    let mut url = Url::parse(sandbox.database.url()).expect("an URL");
+    url.set_path("/no_such_database");
+    let no_database = sandbox.launch(&["check"]).env("DATABASE_URL", url.as_str());
+    assert_failed_check(&no_database.spawn().finish(SOON), "no_such_database");
+
+    let proxy = Proxy::before(sandbox.database.url());
+    proxy.refuse();
+    let away =
+        sandbox.launch(&["check", "--json"]).env("DATABASE_URL", proxy.url(sandbox.database.url()));
+    let finished = away.spawn().finish(SOON);
+    assert_failed_check(&finished, "DATABASE_URL");
+    json(&finished.stdout);
+}

@@ -1,0 +1,175 @@
+//! Settings that cannot be meant end the start before anything is opened.
+
+use crate::harness::{SOON, Sandbox, notifier::Launch};
+
+const PASSWORD: &str = "s3cret-Pa55word";
+
+/// Servers that must never be asked: whoever connects fails with code 1, not 2.
+fn launch(arguments: &[&str]) -> Launch {
+    Launch::new(arguments)
+        .env("AMQP_URL", format!("amqp://user:{PASSWORD}@127.0.0.1:1/%2f"))
+        .env("DATABASE_URL", format!("postgres://user:{PASSWORD}@127.0.0.1:1/none"))
+        .env("METRICS_ADDR", "127.0.0.1:0")
+}
+
+/// Exit code 2 and exactly one line, which names the variable.
+#[track_caller]
+fn check_refused(launch: Launch, variable: &str, what: &str) {
+    let finished = launch.spawn().finish(SOON);
+    assert_eq!(finished.code, Some(2), "{what}: {finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{what}: {finished:?}");
+    assert!(finished.stderr.contains(variable), "{what}: {finished:?}");
+    assert_eq!(finished.stdout, "", "{what}");
+    assert!(!finished.stderr.contains(PASSWORD), "{what}: {finished:?}");
+}
+
+#[test]
+fn a_value_that_cannot_be_meant_is_one_line_that_names_its_variable() {
+    let cases = [
+        ("AMQP_URL", ""),
+        ("AMQP_URL", "garbage"),
+        ("AMQP_URL", "http://localhost/"),
+        ("AMQP_URL", "amqp://user:s3cret-Pa55word@host:notaport/"),
+        ("AMQP_URL", "amqp://user:s3cret-Pa55word@[::1/"),
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "garbage"),
+        ("DATABASE_URL", "mysql://user:s3cret-Pa55word@localhost/x"),
+        ("DATABASE_URL", "postgres://user:s3cret-Pa55word@localhost:notaport/x"),
+        ("QUEUES", ""),
+        ("QUEUES", ","),
+        ("QUEUES", "a,a"),
+        ("QUEUES", "a=1,a=2"),
+        ("QUEUES", "a=0"),
+        ("QUEUES", "a=many"),
+        ("QUEUES", "a=-1"),
+        ("QUEUES", "=3"),
+        ("PREFETCH_COUNT", "0"),
+        ("PREFETCH_COUNT", "-1"),
+        ("PREFETCH_COUNT", "65536"),
+        ("PREFETCH_COUNT", "1.5"),
+        ("METRICS_ADDR", "bad"),
+        ("METRICS_ADDR", "127.0.0.1"),
+        ("METRICS_ADDR", "127.0.0.1:99999"),
+        ("AMQP_CONNECTION_ATTEMPTS", "0"),
+        ("AMQP_CONNECTION_ATTEMPTS", "few"),
+        ("AMQP_RETRY_DELAY", "soon"),
+        ("AMQP_RETRY_DELAY", "-1s"),
+        ("RETRY_SCHEDULE", "abc"),
+        ("RETRY_SCHEDULE", "1s,,2s"),
+        ("RETRY_SCHEDULE", "0s"),
+        ("RETRY_SCHEDULE", "repeat"),
+        ("RETRY_SCHEDULE", "repeat,1s"),
+        ("RETRY_SCHEDULE", "99999999999999999999h"),
+        ("REQUEST_TIMEOUT", "0s"),
+        ("REQUEST_TIMEOUT", "10 parsecs"),
+        ("CONNECT_TIMEOUT", "0s"),
+        ("FANOUT", "0"),
+        ("FANOUT", "all"),
+        ("MAX_EVENT_BYTES", "0"),
+        ("MAX_EVENT_BYTES", "1 football field"),
+        ("MAX_RESPONSE_BYTES", "-1"),
+        ("ALLOW_NETWORKS", "nonsense"),
+        ("ALLOW_NETWORKS", "10.0.0.0/33"),
+        ("ALLOW_NETWORKS", "10.0.0.0/8;192.168.0.0/16"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("SHUTDOWN_TIMEOUT", "0s"),
+        ("SHUTDOWN_TIMEOUT", "1s"),
+    ];
+    for (variable, value) in cases {
+        let what = format!("{variable}={value}");
+        check_refused(launch(&["run"]).env(variable, value), variable, &what);
+    }
+}
+
+#[test]
+fn a_drain_shorter_than_a_request_is_refused_by_either_variable() {
+    let contradiction =
+        launch(&["run"]).env("SHUTDOWN_TIMEOUT", "20s").env("REQUEST_TIMEOUT", "30s");
+    check_refused(contradiction, "SHUTDOWN_TIMEOUT", "20 s to drain, 30 s a request");
+    let contradiction = launch(&["run"]).env("REQUEST_TIMEOUT", "60s");
+    check_refused(contradiction, "SHUTDOWN_TIMEOUT", "15 s to drain, 60 s a request");
+}
+
+#[test]
+fn a_flag_is_the_twin_of_its_variable_and_wins() {
+    let contradiction = launch(&["run", "--prefetch-count", "0"]).env("PREFETCH_COUNT", "5");
+    let finished = contradiction.spawn().finish(SOON);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    assert!(
+        finished.stderr.contains("PREFETCH_COUNT") || finished.stderr.contains("--prefetch-count"),
+        "{finished:?}"
+    );
+}
+
+#[test]
+fn an_unknown_command_or_flag_is_a_usage_error() {
+    for arguments in [&["fly"][..], &["run", "--fast"], &["run", "now"], &[]] {
+        let finished = launch(arguments).spawn().finish(SOON);
+        assert_eq!(finished.code, Some(2), "{arguments:?}: {finished:?}");
+        assert!(!finished.stderr.is_empty(), "{arguments:?}");
+        assert!(!finished.stderr.contains(PASSWORD), "{finished:?}");
+    }
+}
+
+#[test]
+fn help_names_every_variable_and_its_default_and_no_password() {
+    let defaults = [
+        ("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"),
+        ("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres"),
+        ("QUEUES", "high_priority,medium_priority,low_priority"),
+        ("PREFETCH_COUNT", "1"),
+        ("METRICS_ADDR", "0.0.0.0:9090"),
+        ("AMQP_CONNECTION_ATTEMPTS", "3"),
+        ("AMQP_RETRY_DELAY", "5s"),
+        ("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h"),
+        ("REQUEST_TIMEOUT", "10s"),
+        ("CONNECT_TIMEOUT", "3s"),
+        ("FANOUT", "8"),
+        ("MAX_EVENT_BYTES", "1MiB"),
+        ("MAX_RESPONSE_BYTES", "64KiB"),
+        ("ALLOW_NETWORKS", ""),
+        ("DATABASE_POOL_SIZE", ""),
+        ("SHUTDOWN_TIMEOUT", "15s"),
+        ("RUST_LOG", "info"),
+    ];
+    let finished = launch(&["run", "--help"]).spawn().finish(SOON);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let help = finished.stdout;
+    assert!(!help.contains(PASSWORD), "{help}");
+    // However the text is wrapped.
+    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (variable, default) in defaults {
+        assert!(words.contains(variable), "{variable} is not in {help}");
+        if !default.is_empty() {
+            assert!(
+                words.contains(&format!("[default: {default}]")),
+                "the default {default} of {variable} is not in {help}"
+            );
+        }
+    }
+}
+
+#[test]
+fn passwords_stay_out_of_everything_that_is_printed() {
+    let sandbox = Sandbox::new();
+    let password_of = |url: &str| {
+        let url = url::Url::parse(url).expect("an URL");
+        url.password().expect("the test servers have passwords").to_owned()
+    };
+    let passwords =
+        [password_of(&sandbox.servers.amqp_url), password_of(&sandbox.servers.database_url)];
+    let mut notifier = sandbox.notifier().env("RUST_LOG", "debug").start();
+    notifier.signal("TERM");
+    notifier.wait_exit(SOON);
+    let mut outputs = vec![notifier.stderr().join("\n"), notifier.stdout().join("\n")];
+    for arguments in [&["--help"][..], &["run", "--help"], &["check"], &["check", "--json"]] {
+        let finished = sandbox.launch(arguments).spawn().finish(SOON);
+        outputs.push(finished.stdout);
+        outputs.push(finished.stderr);
+    }
+    for output in outputs {
+        for password in &passwords {
+            assert!(!output.contains(password), "a password is in {output}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The broker's connection: how a start without it ends, and what its loss
+//! does to events.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use amiquip::FieldTable;
+use url::Url;
+
+use crate::harness::{Event, LATER, Proxy, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+
+const PASSWORD: &str = "s3cret-Pa55word";
+
+/// A start that must fail: exit code 1, and one line that says why.
+#[track_caller]
+fn check_no_start(sandbox: &Sandbox, amqp_url: &str, says: &str) {
+    let finished = sandbox
+        .notifier()
+        .env("AMQP_URL", amqp_url)
+        .env("AMQP_CONNECTION_ATTEMPTS", "3")
+        .env("AMQP_RETRY_DELAY", "200ms")
+        .spawn()
+        .finish(SOON);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let errors: Vec<_> = finished.stderr.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors.len(), 1, "{finished:?}");
+    assert!(errors[0].to_lowercase().contains(says), "no {says:?} in {errors:?}");
+    assert!(!finished.stderr.contains(PASSWORD), "{finished:?}");
+    assert!(!finished.stdout.contains(PASSWORD), "{finished:?}");
+}
+
+#[test]
+fn without_a_broker_the_start_fails_after_the_attempts_with_one_clear_line() {
+    let sandbox = Sandbox::new();
+    let nobody = Receiver::new();
+    let mut url = Url::parse(&nobody.refusing_url().replace("http:", "amqp:")).expect("an URL");
+    url.set_username("someone").expect("it has a host");
+    url.set_password(Some(PASSWORD)).expect("it has a host");
+    let address = format!("127.0.0.2:{}", url.port().expect("a port"));
+    check_no_start(&sandbox, url.as_str(), &address);
+}
+
+#[test]
+fn a_broker_that_refuses_the_login_fails_the_start_with_one_clear_line() {
+    let sandbox = Sandbox::new();
+    let mut url = Url::parse(&sandbox.servers.amqp_url).expect("an URL");
+    url.set_password(Some(PASSWORD)).expect("it has a host");
+    check_no_start(&sandbox, url.as_str(), "amqp");
+}
+
+#[test]
+fn a_queue_that_is_deleted_is_declared_anew_and_consumed_again() {
+    let sandbox = Sandbox::with_queues(2);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let mut notifier = sandbox.notifier().start();
+
+    for queue in [sandbox.queue().to_owned(), sandbox.retry_queue()] {
+        sandbox.broker.delete(&queue).expect("it exists");
+        wait_until(SOON, &format!("{queue} is consumed again"), || {
+            sandbox.broker.consumers(&queue) == Some(1)
+        });
+    }
+
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+    wait_until(SOON, "it is ready again", || notifier.is_ready());
+    assert!(notifier.is_running());
+    // Durable and without arguments, or this declaration would be refused.
+    sandbox.broker.declare(sandbox.queue(), FieldTable::new()).expect("the queue is as it was");
+}
+
+#[test]
+fn nothing_is_lost_when_connections_break_again_and_again() {
+    let sandbox = Sandbox::with_queues(2);
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Slow(Duration::from_millis(10), 500),
+        _ => Reply::Slow(Duration::from_millis(10), 200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let notifier = sandbox
+        .notifier()
+        .env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url))
+        .env("AMQP_RETRY_DELAY", "100ms")
+        .env("RETRY_SCHEDULE", "100ms,repeat")
+        .env("PREFETCH_COUNT", "10")
+        .start();
+    let events: Vec<_> = (0..200).map(|_| Event::new("order.paid")).collect();
+    for (queue, events) in sandbox.queues.iter().zip(events.chunks(100)) {
+        sandbox.broker.publish(queue, events);
+    }
+
+    for round in 1..=5 {
+        // In the middle of the work, wherever that is.
+        wait_until(LATER, "the work goes on", || receiver.requests().len() >= round * 30);
+        proxy.cut();
+    }
+
+    let delivered = || -> BTreeSet<String> {
+        let requests = receiver.requests();
+        let second = requests.iter().filter(|request| request.attempt >= 2);
+        second.map(|request| request.id().to_owned()).collect()
+    };
+    wait_until(LATER, "each event is delivered", || delivered().len() == events.len());
+    let published: BTreeSet<_> = events.iter().map(|event| event.id.clone()).collect();
+    assert_eq!(delivered(), published);
+    wait_until(LATER, "it is ready again", || notifier.is_ready());
+    sandbox.wait_drained();
+    notifier.terminate();
+    sandbox.wait_drained();
+    for queue in &sandbox.queues {
+        assert_eq!(sandbox.broker.ready(&format!("{queue}.dead")), Some(0));
+    }
+}
+
+#[test]
+fn an_event_whose_connection_breaks_during_the_request_is_not_lost() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Slow(Duration::from_secs(1), 500),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let notifier = sandbox
+        .notifier()
+        .env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url))
+        .env("AMQP_RETRY_DELAY", "100ms")
+        .env("RETRY_SCHEDULE", "200ms")
+        .start();
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    receiver.wait_at("/", 1);
+
+    proxy.cut();
+
+    assert_eq!(receiver.wait_at("/", 2)[1].id(), event.id);
+    wait_until(SOON, "it is ready again", || notifier.is_ready());
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn a_broker_that_falls_silent_is_noticed_by_its_heartbeat() {
+    let sandbox = Sandbox::with_queues(2);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let mut notifier = sandbox
+        .notifier()
+        .env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url))
+        .env("AMQP_RETRY_DELAY", "500ms")
+        .start();
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+
+    proxy.freeze();
+    let lanes = || notifier.metric("webhook_broker_connected", &[]);
+    wait_until(LATER, "every lane has noticed", || lanes() == 0.0);
+    let answer = notifier.get("/readyz");
+    assert_eq!(answer.status, 503);
+    for queue in &sandbox.queues {
+        let line = format!("lane {queue} is not consuming");
+        assert!(answer.body.contains(&line), "{answer:?}");
+    }
+    assert_eq!(notifier.get("/healthz").status, 200);
+
+    proxy.thaw();
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    let requests = receiver.wait_at_within(LATER, "/", 2);
+    assert_eq!(requests[1].id(), event.id);
+    wait_until(LATER, "it is ready again", || notifier.is_ready());
+    assert!(notifier.is_running());
+}
+
+#[test]
+fn while_the_broker_is_away_it_is_not_asked_in_a_hot_loop() {
+    let sandbox = Sandbox::new();
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let mut notifier = sandbox
+        .notifier()
+        .env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url))
+        .env("AMQP_RETRY_DELAY", "1s")
+        .start();
+    proxy.refuse();
+    wait_until(SOON, "it notices", || !notifier.is_ready());
+    let (connections, lines) = (proxy.accepted(), notifier.stderr().len());
+    holds_for(Duration::from_secs(3), "it runs", || notifier.is_running());
+    // Two lanes, the publisher and the monitor, each a few times.
+    let connections = proxy.accepted() - connections;
+    assert!((1..=40).contains(&connections), "{connections} connections in three seconds");
+    let lines = notifier.stderr().len() - lines;
+    assert!(lines <= 30, "{lines} lines of log in three seconds");
+
+    proxy.thaw();
+    wait_until(SOON, "it is ready again", || notifier.is_ready());
+}

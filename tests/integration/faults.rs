@@ -1,0 +1,174 @@
+//! Servers that stop and crash under a running notifier. These tests have a
+//! pair of servers of their own, and run one after the other.
+
+use std::time::Duration;
+
+use crate::harness::{
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, holds_for,
+    servers::{End, Server},
+    wait_until,
+};
+
+/// Delivers one event, which proves that all is connected.
+#[track_caller]
+fn warm_up(sandbox: &Sandbox, receiver: &Receiver, path: &str, kind: &str) {
+    sandbox.publish(&Event::new(kind));
+    receiver.wait_at(path, 1);
+}
+
+#[track_caller]
+fn assert_not_ready(notifier: &Notifier, line: &str) {
+    wait_until(SOON, &format!("/readyz says {line:?}"), || {
+        let answer = notifier.get("/readyz");
+        answer.status == 503 && answer.body.contains(line)
+    });
+}
+
+/// The broker goes away with a retry waiting in it and an event in its queue,
+/// and comes back.
+#[track_caller]
+fn check_broker_restart(end: End) {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 2);
+    let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/failing", 1) => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/healthy"), &["healthy", "both"]);
+    sandbox.webhook(&receiver.url("/failing"), &["both"]);
+    let mut notifier =
+        sandbox.notifier().env("AMQP_RETRY_DELAY", "500ms").env("RETRY_SCHEDULE", "4s").start();
+    warm_up(&sandbox, &receiver, "/healthy", "healthy");
+    let waiting = Event::new("both");
+    sandbox.publish(&waiting);
+    sandbox.wait_acked(&receiver, "/healthy", "healthy");
+    assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 1.0);
+
+    faults.end(Server::Broker, end);
+    for queue in &sandbox.queues {
+        assert_not_ready(&notifier, &format!("lane {queue} is not consuming"));
+    }
+    faults.start(Server::Broker);
+
+    let after = Event::new("healthy");
+    let in_other_queue = Event::new("healthy");
+    sandbox.publish(&after);
+    sandbox.broker.publish(&sandbox.queues[1], std::slice::from_ref(&in_other_queue));
+    for (path, event, count) in
+        [("/healthy", &after, 1), ("/healthy", &in_other_queue, 1), ("/failing", &waiting, 2)]
+    {
+        wait_until(LATER, &format!("{count} requests at {path}"), || {
+            receiver.of(path, event).len() >= count
+        });
+    }
+    wait_until(LATER, "it is ready again", || notifier.is_ready());
+    sandbox.wait_drained();
+    assert!(notifier.is_running());
+    notifier.terminate();
+    sandbox.wait_drained();
+
+    for request in receiver.of("/failing", &waiting) {
+        assert_eq!(request.body, waiting.body);
+    }
+    for event in [&after, &in_other_queue] {
+        assert_eq!(receiver.of("/healthy", event).len(), 1);
+    }
+    match end {
+        End::Stop => {
+            assert_eq!(receiver.of("/healthy", &waiting).len(), 1);
+            assert_eq!(receiver.of("/failing", &waiting).len(), 2);
+        }
+        // RabbitMQ writes acks to disk a little later: a crash may repeat a
+        // message that was acked just before.
+        End::Kill => assert!(!receiver.of("/healthy", &waiting).is_empty()),
+    }
+}
+
+#[test]
+fn a_stop_of_the_broker_is_survived_and_no_waiting_retry_lost() {
+    check_broker_restart(End::Stop);
+}
+
+#[test]
+fn a_crash_of_the_broker_is_survived_and_no_waiting_retry_lost() {
+    check_broker_restart(End::Kill);
+}
+
+/// PostgreSQL goes away, events come for which nobody knows the webhooks, and
+/// PostgreSQL comes back.
+#[track_caller]
+fn check_postgres_restart(end: End) {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/known"), &["known"]);
+    sandbox.webhook(&receiver.url("/new"), &["new.*"]);
+    let mut notifier = sandbox.notifier().start();
+    warm_up(&sandbox, &receiver, "/known", "known");
+
+    faults.end(Server::Postgres, end);
+    assert_not_ready(&notifier, "PostgreSQL does not answer");
+    assert_eq!(notifier.metric("webhook_database_up", &[]), 0.0);
+    let events: Vec<_> = (0..5).map(|number| Event::new(&format!("new.{number}"))).collect();
+    let received = || notifier.metric("webhook_events_received_total", &[]);
+    let before = received();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    holds_for(Duration::from_secs(6), "no event is sent or dropped", || {
+        receiver.at("/new").is_empty()
+    });
+    let meanwhile = received() - before;
+    assert!(meanwhile <= 8.0, "a hot loop: {meanwhile} receptions");
+    // At most one is in the notifier's hands.
+    assert!(sandbox.broker.ready(sandbox.queue()) >= Some(4));
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+    assert_eq!(notifier.get("/healthz").status, 200);
+
+    faults.start(Server::Postgres);
+    receiver.wait_at_within(LATER, "/new", events.len());
+    wait_until(LATER, "it is ready again", || notifier.is_ready());
+    assert!(notifier.is_running());
+    // The trigger's notices arrive again as well.
+    sandbox.webhook(&receiver.url("/later"), &["known"]);
+    wait_until(SOON, "a new webhook is honoured", || {
+        sandbox.publish(&Event::new("known"));
+        !receiver.at("/later").is_empty()
+    });
+    sandbox.wait_drained();
+    notifier.terminate();
+    sandbox.wait_drained();
+    for event in &events {
+        assert_eq!(receiver.of("/new", event).len(), 1, "deliveries of {}", event.id);
+    }
+}
+
+#[test]
+fn a_stop_of_postgresql_holds_events_back_until_it_returns() {
+    check_postgres_restart(End::Stop);
+}
+
+#[test]
+fn a_crash_of_postgresql_holds_events_back_until_it_returns() {
+    check_postgres_restart(End::Kill);
+}
+
+#[test]
+fn a_start_without_postgresql_waits_for_it() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    faults.end(Server::Postgres, End::Stop);
+
+    let mut notifier = sandbox.notifier().start_unready();
+    sandbox.publish(&Event::new("order.paid"));
+    assert_not_ready(&notifier, "PostgreSQL does not answer");
+    holds_for(Duration::from_secs(2), "it waits", || notifier.is_running());
+    faults.start(Server::Postgres);
+
+    notifier.wait_stderr(LATER, "ready: ");
+    receiver.wait_at("/", 1);
+    wait_until(SOON, "it is ready", || notifier.is_ready());
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.requests().len(), 1);
+}

@@ -1,0 +1,225 @@
+//! The test's own view of RabbitMQ: publish with confirms, look into queues.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, Confirm, ConfirmSmoother, Connection,
+    ExchangeDeclareOptions, ExchangeType, FieldTable, Publish, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+use anyhow::{Context as _, Result, ensure};
+use uuid::Uuid;
+
+/// Where messages go that still wait for a retry when their test has ended. A
+/// wait queue would otherwise keep what it can deliver nowhere, for ever.
+const SINK: &str = "integration-tests.sink";
+
+pub(crate) const PERSISTENT: u8 = 2;
+
+/// A connection that is opened on first use, and anew after every error.
+pub(crate) struct Broker {
+    url: String,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Broker {
+    pub(crate) fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), connection: Mutex::new(None) }
+    }
+
+    /// Publishes all and waits until the broker has confirmed each.
+    #[track_caller]
+    pub(crate) fn publish(&self, queue: &str, events: &[Event]) {
+        self.on_channel(|channel| {
+            let confirms = channel.listen_for_publisher_confirms()?;
+            channel.enable_publisher_confirms()?;
+            for event in events {
+                let mut publish = Publish::new(&event.body, queue);
+                publish.properties = event.properties.clone();
+                channel.basic_publish("", publish)?;
+            }
+            let mut smoother = ConfirmSmoother::new();
+            let mut confirmed = 0;
+            while confirmed < events.len() {
+                let confirm = confirms.recv_timeout(Duration::from_secs(30))?;
+                for confirm in smoother.process(confirm) {
+                    ensure!(matches!(confirm, Confirm::Ack(_)), "the broker said no");
+                    confirmed += 1;
+                }
+            }
+            Ok(())
+        })
+        .expect("the broker takes what a test publishes");
+    }
+
+    /// How many messages are ready in the queue, or None if there is no such
+    /// queue, or no broker.
+    pub(crate) fn ready(&self, queue: &str) -> Option<u32> {
+        self.on_channel(|channel| {
+            Ok(channel.queue_declare_passive(queue)?.declared_message_count())
+        })
+        .ok()?
+    }
+
+    pub(crate) fn consumers(&self, queue: &str) -> Option<u32> {
+        self.on_channel(|channel| {
+            Ok(channel.queue_declare_passive(queue)?.declared_consumer_count())
+        })
+        .ok()?
+    }
+
+    /// Takes the first message out of a queue.
+    pub(crate) fn take(&self, queue: &str) -> Option<Message> {
+        let get = self.on_channel(|channel| Ok(channel.basic_get(queue, true)?)).ok()??;
+        Some(Message { body: get.delivery.body, properties: get.delivery.properties })
+    }
+
+    /// Durable, as an operator makes it.
+    pub(crate) fn declare(&self, queue: &str, arguments: FieldTable) -> Result<()> {
+        self.on_channel(|channel| {
+            let options = QueueDeclareOptions {
+                durable: true,
+                arguments: arguments.clone(),
+                ..QueueDeclareOptions::default()
+            };
+            channel.queue_declare(queue, options)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn delete(&self, queue: &str) -> Result<()> {
+        self.on_channel(|channel| {
+            channel.queue_delete(queue, QueueDeleteOptions::default())?;
+            Ok(())
+        })
+    }
+
+    /// Sends what still waits for a retry of this queue to nowhere.
+    pub(crate) fn discard_retries(&self, queue: &str) -> Result<()> {
+        self.on_channel(|channel| {
+            let durable =
+                ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+            let arguments =
+                FieldTable::from([(String::from("x-max-length"), AmqpValue::LongInt(1))]);
+            let options =
+                QueueDeclareOptions { durable: true, arguments, ..QueueDeclareOptions::default() };
+            channel.exchange_declare(ExchangeType::Topic, "webhooks.retry", durable)?;
+            channel.queue_declare(SINK, options)?;
+            let every_delay = format!("*.{queue}");
+            channel.queue_bind(SINK, "webhooks.retry", every_delay, FieldTable::new())?;
+            Ok(())
+        })
+    }
+
+    fn on_channel<T>(&self, operation: impl Fn(&Channel) -> Result<T>) -> Result<T> {
+        let mut slot = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        // An idle connection may have died since; a second one has not.
+        let reused = slot.is_some();
+        let first = Self::attempt(&mut slot, &self.url, &operation);
+        if first.is_err() && reused {
+            return Self::attempt(&mut slot, &self.url, &operation);
+        }
+        first
+    }
+
+    fn attempt<T>(
+        slot: &mut Option<Connection>,
+        url: &str,
+        operation: impl Fn(&Channel) -> Result<T>,
+    ) -> Result<T> {
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => Connection::insecure_open(url).context("connecting to the broker")?,
+        };
+        let channel = connection.open_channel(None)?;
+        let result = operation(&channel)?;
+        channel.close()?;
+        *slot = Some(connection);
+        Ok(result)
+    }
+}
+
+/// A message to publish.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    pub(crate) body: Vec<u8>,
+    properties: AmqpProperties,
+}
+
+impl Event {
+    /// As a good producer makes it: with a type, an id of its own and a body
+    /// that occurs only once.
+    pub(crate) fn new(kind: &str) -> Self {
+        let id = Uuid::new_v4().to_string();
+        let body = format!(r#"{{"data":{{"number":"{}"}}}}"#, Uuid::new_v4());
+        Self::raw(body).kind(kind).id(&id)
+    }
+
+    /// Only a body: persistent, but without a type or an id.
+    pub(crate) fn raw(body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            id: String::new(),
+            body: body.into(),
+            properties: AmqpProperties::default().with_delivery_mode(PERSISTENT),
+        }
+    }
+
+    pub(crate) fn id(mut self, id: &str) -> Self {
+        self.id = id.to_owned();
+        self.properties = self.properties.with_message_id(self.id.clone());
+        self
+    }
+
+    pub(crate) fn kind(mut self, kind: &str) -> Self {
+        self.properties = self.properties.with_type_(kind.to_owned());
+        self
+    }
+
+    pub(crate) fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    pub(crate) fn content_type(mut self, content_type: &str) -> Self {
+        self.properties = self.properties.with_content_type(content_type.to_owned());
+        self
+    }
+
+    pub(crate) fn headers(mut self, headers: FieldTable) -> Self {
+        self.properties = self.properties.with_headers(headers);
+        self
+    }
+}
+
+/// A message that was taken out of a queue.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) body: Vec<u8>,
+    pub(crate) properties: AmqpProperties,
+}
+
+impl Message {
+    /// A header that is a string, or "" where it is missing or something else.
+    pub(crate) fn text(&self, header: &str) -> &str {
+        match self.header(header) {
+            Some(AmqpValue::LongString(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// A header that is a 64-bit integer.
+    pub(crate) fn number(&self, header: &str) -> Option<i64> {
+        match self.header(header) {
+            Some(AmqpValue::LongLongInt(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
+    fn header(&self, header: &str) -> Option<&AmqpValue> {
+        self.properties.headers().as_ref()?.get(header)
+    }
+}

@@ -1,0 +1,83 @@
+//! A schema of PostgreSQL that belongs to one test, and plain SQL on it.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use postgres::{Client, Config, NoTls, Row, types::ToSql};
+use url::Url;
+use uuid::Uuid;
+
+pub(crate) struct Database {
+    /// Leads to the test's schema.
+    url: String,
+    schema: String,
+    client: Mutex<Option<Client>>,
+}
+
+impl Database {
+    /// Makes the schema, empty.
+    pub(crate) fn create(server: &str, schema: &str) -> Self {
+        let mut url = Url::parse(server).expect("DATABASE_URL is an URL");
+        url.query_pairs_mut().append_pair("options", &format!("-csearch_path={schema}"));
+        let database =
+            Self { url: url.into(), schema: schema.to_owned(), client: Mutex::new(None) };
+        database.execute(&format!("CREATE SCHEMA {schema}"), &[]);
+        database
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    #[track_caller]
+    pub(crate) fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> u64 {
+        self.with_client(|client| client.execute(sql, parameters))
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    #[track_caller]
+    pub(crate) fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        self.with_client(|client| client.query(sql, parameters))
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// Several statements, as `psql -f` would run them.
+    #[track_caller]
+    pub(crate) fn run_script(&self, sql: &str) {
+        self.with_client(|client| client.batch_execute(sql))
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// Registers a webhook as anybody with SQL would.
+    #[track_caller]
+    pub(crate) fn insert_webhook(&self, url: &str, events: &[&str]) -> Uuid {
+        let rows = self.query(
+            "INSERT INTO webhooks (post_url, events) VALUES ($1, $2) RETURNING id",
+            &[&url, &events],
+        );
+        rows[0].get(0)
+    }
+
+    fn with_client<T>(
+        &self,
+        operation: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
+    ) -> Result<T, postgres::Error> {
+        let mut slot = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_mut().is_none_or(|client| client.is_valid(Duration::from_secs(5)).is_err()) {
+            let mut config: Config = self.url.parse()?;
+            config.connect_timeout(Duration::from_secs(10));
+            *slot = Some(config.connect(NoTls)?);
+        }
+        operation(slot.as_mut().expect("just connected"))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let sql = format!("DROP SCHEMA {} CASCADE", self.schema);
+        // The server may be gone with a test that failed.
+        let _ = self.with_client(|client| client.batch_execute(&sql));
+    }
+}

@@ -1,0 +1,76 @@
+//! What the tests are made of: the binary under test as a process, receivers
+//! that record what they get, and a queue and a schema of its own per test.
+
+pub(crate) mod broker;
+pub(crate) mod database;
+pub(crate) mod exposition;
+pub(crate) mod notifier;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod receiver;
+pub(crate) mod sandbox;
+pub(crate) mod servers;
+
+pub(crate) use broker::{Broker, Event, Message};
+pub(crate) use database::Database;
+pub(crate) use notifier::Notifier;
+pub(crate) use process::Process;
+pub(crate) use proxy::Proxy;
+pub(crate) use receiver::{Receiver, Reply};
+pub(crate) use sandbox::{DeadLetter, Sandbox};
+pub(crate) use servers::{FaultServers, Servers};
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The limit for what should happen at once. Far above what it takes: tests
+/// run sixteen at a time on small machines, and only a defect should fail one.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// For what includes the start of a server or the expiry of heartbeats.
+pub(crate) const LATER: Duration = Duration::from_secs(90);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Waits until the condition holds; panics, with the caller's line, if it does
+/// not within the limit.
+#[track_caller]
+pub(crate) fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Like [`wait_until`], for a condition that yields something.
+#[track_caller]
+pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    wait_until(limit, what, || {
+        found = find();
+        found.is_some()
+    });
+    found.expect("wait_until returned, so the condition held")
+}
+
+/// For the few tests that hold the product against the clock. On a machine that
+/// runs sixteen tests at a time one run may be late; a defect makes each late.
+#[track_caller]
+pub(crate) fn once_of_three(mut run: impl FnMut() -> Result<(), String>) {
+    let late: Vec<_> = (0..3).map_while(|_| run().err()).collect();
+    assert!(late.len() < 3, "late each time: {late:#?}");
+}
+
+/// Panics if the condition ceases to hold within the period. Only for what no
+/// later event can prove, such as the absence of a request that must never come.
+#[track_caller]
+pub(crate) fn holds_for(period: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + period;
+    while Instant::now() < end {
+        assert!(holds(), "ceased to hold: {what}");
+        thread::sleep(POLL_INTERVAL);
+    }
+}

@@ -1,0 +1,139 @@
+//! `webhook-notifier`, the real binary, as a process.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    ops::{Deref, DerefMut},
+    process::Command,
+    time::Duration,
+};
+
+use super::{Process, SOON, exposition::Exposition, process::Exit};
+
+/// A call of the binary that is not made yet.
+pub(crate) struct Launch(Command);
+
+impl Launch {
+    /// The environment is empty but for the given URLs: nothing that whoever
+    /// runs the tests has set may leak in.
+    pub(crate) fn new(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_webhook-notifier"));
+        command.args(arguments).env_clear();
+        Self(command)
+    }
+
+    pub(crate) fn env(mut self, variable: &str, value: impl AsRef<str>) -> Self {
+        self.0.env(variable, value.as_ref());
+        self
+    }
+
+    pub(crate) fn spawn(self) -> Process {
+        Process::spawn(self.0)
+    }
+
+    /// `run`, until every lane consumes.
+    #[track_caller]
+    pub(crate) fn start(self) -> Notifier {
+        let mut notifier = self.start_unready();
+        notifier.wait_stderr(SOON, "ready: ");
+        notifier
+    }
+
+    /// `run`, until it serves its metrics: for starts that cannot succeed yet.
+    #[track_caller]
+    pub(crate) fn start_unready(self) -> Notifier {
+        let mut process = self.spawn();
+        let line = process.wait_stderr(SOON, "metrics on http://");
+        let (_, rest) = line.split_once("http://").expect("just found");
+        let (address, _) = rest.split_once('/').expect("an URL with a path");
+        let admin = address.parse().expect("an address with a port");
+        Notifier { process, admin }
+    }
+}
+
+/// A running `webhook-notifier run`; dereferences to its process.
+pub(crate) struct Notifier {
+    process: Process,
+    admin: SocketAddr,
+}
+
+/// What the admin port answers.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Notifier {
+    pub(crate) fn metrics(&self) -> Exposition {
+        let answer = self.get("/metrics");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        Exposition::parse(&answer.body)
+    }
+
+    /// The sum over all samples of that metric with these labels.
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().sum(name, labels)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path)
+    }
+
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
+        let limit = Some(Duration::from_secs(10));
+        let mut stream = self.connect_to_admin();
+        stream.set_read_timeout(limit).expect("a valid limit");
+        // Version 1.0 spares us a parser of chunks.
+        write!(stream, "{method} {path} HTTP/1.0\r\ncontent-length: 0\r\n\r\n")
+            .expect("the admin port reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("the admin port answers and closes");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).expect("a status line");
+        Answer {
+            status: status.parse().expect("a number"),
+            head: head.to_ascii_lowercase(),
+            body: body.to_owned(),
+        }
+    }
+
+    pub(crate) fn connect_to_admin(&self) -> TcpStream {
+        TcpStream::connect(self.admin).expect("the admin port accepts")
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.get("/readyz").status == 200
+    }
+
+    /// SIGTERM, and the wait for the end, which must be a clean one.
+    #[track_caller]
+    pub(crate) fn terminate(mut self) -> Exit {
+        self.signal("TERM");
+        let exit = self.wait_exit(SOON);
+        assert_eq!(exit.code, Some(0), "after SIGTERM: {:#?}", self.stderr());
+        exit
+    }
+
+    /// SIGKILL: what a crash, or the kernel's out-of-memory killer, does.
+    #[track_caller]
+    pub(crate) fn kill(mut self) {
+        self.signal("KILL");
+        self.wait_exit(SOON);
+    }
+}
+
+impl Deref for Notifier {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Notifier {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}

@@ -1,0 +1,147 @@
+//! A child process whose output is kept line by line, and which never outlives
+//! its test.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{wait_for, wait_until};
+
+pub(crate) struct Process {
+    child: Child,
+    stdout: Arc<Mutex<Vec<String>>>,
+    stderr: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    /// None: a signal ended it.
+    pub(crate) code: Option<i32>,
+    /// Time since the wait for it began.
+    pub(crate) took: Duration,
+}
+
+/// All that a process that has ended had to say.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Process {
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary can be started");
+        let mut readers = Vec::new();
+        let stdout = collect_lines(child.stdout.take().expect("piped"), &mut readers);
+        let stderr = collect_lines(child.stderr.take().expect("piped"), &mut readers);
+        Self { child, stdout, stderr, readers }
+    }
+
+    pub(crate) fn stdout(&self) -> Vec<String> {
+        self.stdout.lock().expect("no reader panics").clone()
+    }
+
+    pub(crate) fn stderr(&self) -> Vec<String> {
+        self.stderr.lock().expect("no reader panics").clone()
+    }
+
+    /// The first line on stderr that holds the text, as soon as there is one.
+    #[track_caller]
+    pub(crate) fn wait_stderr(&mut self, limit: Duration, text: &str) -> String {
+        wait_for(limit, &format!("a line with {text:?} on stderr"), || {
+            let is_running = self.is_running();
+            if !is_running {
+                self.join_readers();
+            }
+            let found = self.stderr().into_iter().find(|line| line.contains(text));
+            assert!(
+                found.is_some() || is_running,
+                "it ended without a line with {text:?}: {:#?}",
+                self.stderr()
+            );
+            found
+        })
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        let status = self.child.try_wait().expect("it is our child");
+        status.is_none()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args(["-s", signal, &self.child.id().to_string()])
+            .status()
+            .expect("there is a `kill`");
+        assert!(sent.success(), "SIG{signal} could not be sent");
+    }
+
+    /// Waits for the end of the process and of its output.
+    #[track_caller]
+    pub(crate) fn wait_exit(&mut self, limit: Duration) -> Exit {
+        let began = Instant::now();
+        wait_until(limit, "the process has ended", || !self.is_running());
+        let took = began.elapsed();
+        let code = self.child.wait().expect("it is our child").code();
+        self.join_readers();
+        Exit { code, took }
+    }
+
+    /// Waits until all that an ended process has printed is read.
+    fn join_readers(&mut self) {
+        for reader in self.readers.drain(..) {
+            reader.join().expect("no reader panics");
+        }
+    }
+
+    /// Waits for a command that ends by itself.
+    #[track_caller]
+    pub(crate) fn finish(mut self, limit: Duration) -> Finished {
+        let exit = self.wait_exit(limit);
+        Finished {
+            code: exit.code,
+            stdout: self.stdout().join("\n"),
+            stderr: self.stderr().join("\n"),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- stderr of process {}:", self.child.id());
+            eprintln!("{}\n---", self.stderr().join("\n"));
+        }
+        // It may have ended long ago.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect_lines(
+    stream: impl Read + Send + 'static,
+    readers: &mut Vec<JoinHandle<()>>,
+) -> Arc<Mutex<Vec<String>>> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&lines);
+    readers.push(thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n') {
+            let Ok(line) = line else { return };
+            let line = String::from_utf8_lossy(&line).into_owned();
+            sink.lock().expect("no reader panics").push(line);
+        }
+    }));
+    lines
+}

@@ -1,0 +1,307 @@
+//! A customer's server: an HTTP server that records every request and answers
+//! as the test tells it.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crossbeam_channel::{RecvTimeoutError, TryRecvError};
+
+use super::{Event, SOON, wait_until};
+
+/// What the receiver does with a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Status(u16),
+    WithHeaders(u16, Vec<(&'static str, String)>),
+    /// The status after a while.
+    Slow(Duration, u16),
+    /// No answer, ever.
+    Hang,
+    /// RST in place of an answer.
+    Reset,
+    /// The end of the connection in place of an answer.
+    Close,
+    /// Not HTTP.
+    Garbage,
+    /// A head that arrives a byte at a time and never ends.
+    Drip,
+    /// Status 200 and a body that never ends, as fast as the other side reads.
+    Endless,
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    /// When its head was complete.
+    pub(crate) at: Instant,
+    pub(crate) wall: SystemTime,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// By lower-case name.
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
+    /// From 1: how often this event has now come to this path.
+    pub(crate) attempt: usize,
+}
+
+impl Request {
+    pub(crate) fn id(&self) -> &str {
+        self.header("webhook-id")
+    }
+
+    /// The header, or "" where it is missing.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+type Behaviour = dyn Fn(&Request) -> Reply + Send + Sync;
+
+pub(crate) struct Receiver {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// Dropped at the end, which wakes every connection that hangs.
+    alive: Option<crossbeam_channel::Sender<()>>,
+}
+
+struct Shared {
+    behaviour: Box<Behaviour>,
+    requests: Mutex<Vec<Request>>,
+    /// The open ones, by their other end.
+    connections: Mutex<BTreeMap<SocketAddr, TcpStream>>,
+    accepted: AtomicUsize,
+    ended: crossbeam_channel::Receiver<()>,
+}
+
+impl Receiver {
+    /// Answers 200 to everything.
+    pub(crate) fn new() -> Self {
+        Self::answering(|_| Reply::Status(200))
+    }
+
+    pub(crate) fn answering(behaviour: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (sender, ended) = crossbeam_channel::bounded(0);
+        let shared = Arc::new(Shared {
+            behaviour: Box::new(behaviour),
+            requests: Mutex::new(Vec::new()),
+            connections: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+            ended,
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || accept(&listener, &accepting));
+        Self { address, shared, alive: Some(sender) }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A neighbour of this receiver at which nobody listens. It stays so while
+    /// the receiver lives: the port is taken, on another address.
+    pub(crate) fn refusing_url(&self) -> String {
+        format!("http://127.0.0.2:{}/", self.address.port())
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        let requests = self.shared.requests.lock().expect("no holder panics");
+        requests.clone()
+    }
+
+    /// The requests to one path.
+    pub(crate) fn at(&self, path: &str) -> Vec<Request> {
+        let mut requests = self.requests();
+        requests.retain(|request| request.path == path);
+        requests
+    }
+
+    /// The requests to one path that carry this event.
+    pub(crate) fn of(&self, path: &str, event: &Event) -> Vec<Request> {
+        let mut requests = self.at(path);
+        requests.retain(|request| request.id() == event.id);
+        requests
+    }
+
+    /// How many connections were ever made to it.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a path has had that many requests.
+    #[track_caller]
+    pub(crate) fn wait_at(&self, path: &str, count: usize) -> Vec<Request> {
+        self.wait_at_within(SOON, path, count)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_at_within(&self, limit: Duration, path: &str, count: usize) -> Vec<Request> {
+        wait_until(limit, &format!("{count} requests at {path}"), || self.at(path).len() >= count);
+        self.at(path)
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        drop(self.alive.take());
+        for connection in self.shared.open().values() {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        // Wakes the accepting thread, which sees that all has ended.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { return };
+        if shared.has_ended() {
+            return;
+        }
+        let (Ok(peer), Ok(handle)) = (stream.peer_addr(), stream.try_clone()) else {
+            continue;
+        };
+        shared.accepted.fetch_add(1, Ordering::SeqCst);
+        shared.open().insert(peer, handle);
+        let shared = Arc::clone(shared);
+        thread::spawn(move || {
+            // A connection that breaks is the other side's business, not ours.
+            let _ = serve(stream, peer, &shared);
+            shared.open().remove(&peer);
+        });
+    }
+}
+
+/// One connection, kept alive over any number of requests.
+fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    while let Some(request) = read_request(&mut reader)? {
+        let request = shared.record(request);
+        match (shared.behaviour)(&request) {
+            Reply::Status(status) => respond(&mut stream, status, &[])?,
+            Reply::WithHeaders(status, headers) => respond(&mut stream, status, &headers)?,
+            Reply::Slow(delay, status) => {
+                if shared.pause(delay) {
+                    respond(&mut stream, status, &[])?;
+                }
+            }
+            Reply::Hang => while shared.pause(SOON) {},
+            Reply::Reset => {
+                // An RST goes out when the last handle of the socket closes.
+                shared.open().remove(&peer);
+                return reset(stream);
+            }
+            Reply::Close => return stream.shutdown(Shutdown::Both),
+            Reply::Garbage => {
+                stream.write_all(b"SMTP 220 wrong number\r\n\r\n")?;
+                return stream.shutdown(Shutdown::Both);
+            }
+            Reply::Drip => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nx-drip: ")?;
+                while shared.pause(Duration::from_millis(100)) {
+                    stream.write_all(b"x")?;
+                }
+            }
+            Reply::Endless => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")?;
+                loop {
+                    stream.write_all(&[b'x'; 64 * 1024])?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    fn record(&self, mut request: Request) -> Request {
+        let mut requests = self.requests.lock().expect("no holder panics");
+        let before = requests
+            .iter()
+            .filter(|other| other.path == request.path && other.id() == request.id())
+            .count();
+        request.attempt = before + 1;
+        requests.push(request.clone());
+        request
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, TcpStream>> {
+        self.connections.lock().expect("no holder panics")
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// False: the receiver has ended meanwhile.
+    fn pause(&self, period: Duration) -> bool {
+        self.ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout)
+    }
+}
+
+/// The first byte of a client that speaks TLS.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What web servers say who speak only HTTP at that port.
+fn answer_tls(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+    let answer = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
+    reader.get_mut().write_all(answer)?;
+    reader.get_mut().shutdown(Shutdown::Write)?;
+    // An answer is lost where the connection is closed with something unread.
+    io::copy(reader, &mut io::sink())?;
+    Ok(None)
+}
+
+/// None at the end of the connection.
+fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+    if reader.fill_buf()?.first() == Some(&TLS_HANDSHAKE) {
+        return answer_tls(reader);
+    }
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut parts = line.split_whitespace().map(str::to_owned);
+    let method = parts.next().unwrap_or_default();
+    let path = parts.next().unwrap_or_default();
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let (at, wall) = (Instant::now(), SystemTime::now());
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    Ok(Some(Request { at, wall, method, path, headers, body, attempt: 0 }))
+}
+
+fn respond(stream: &mut TcpStream, status: u16, headers: &[(&str, String)]) -> io::Result<()> {
+    let mut head = format!("HTTP/1.1 {status} Test\r\ncontent-length: 2\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\nok");
+    stream.write_all(head.as_bytes())
+}
+
+/// A linger of zero turns the close into an RST; std cannot set it.
+fn reset(stream: TcpStream) -> io::Result<()> {
+    let stream = mio::net::TcpStream::from_stream(stream)?;
+    stream.set_linger(Some(Duration::ZERO))
+}

@@ -1,0 +1,171 @@
+//! What belongs to one test: its queues, its schema, and the settings that lead
+//! the notifier to both. Everything goes when the sandbox is dropped.
+
+use amiquip::FieldTable;
+use uuid::Uuid;
+
+use super::{
+    Broker, Database, Event, Message, Receiver, SOON, Servers, broker::PERSISTENT,
+    notifier::Launch, process::Finished, wait_for, wait_until,
+};
+
+const LANES: [&str; 3] = ["high", "medium", "low"];
+
+pub(crate) struct Sandbox {
+    pub(crate) broker: Broker,
+    pub(crate) database: Database,
+    pub(crate) queues: Vec<String>,
+    pub(crate) servers: Servers,
+}
+
+/// The headers that a dead letter of a delivery must have.
+#[derive(Debug)]
+pub(crate) struct DeadLetter<'a> {
+    pub(crate) event: &'a Event,
+    pub(crate) kind: &'a str,
+    pub(crate) webhook: Uuid,
+    pub(crate) reason: &'a str,
+    pub(crate) attempts: i64,
+}
+
+impl Sandbox {
+    /// One queue on the shared servers.
+    pub(crate) fn new() -> Self {
+        Self::with_queues(1)
+    }
+
+    pub(crate) fn with_queues(count: usize) -> Self {
+        Self::on(&Servers::shared(), count)
+    }
+
+    /// Queues and tables exist.
+    pub(crate) fn on(servers: &Servers, count: usize) -> Self {
+        let sandbox = Self::bare(servers, count);
+        for queue in &sandbox.queues {
+            sandbox.broker.declare(queue, FieldTable::new()).expect("a queue under a fresh name");
+        }
+        let migration = sandbox.command(&["migrate"]);
+        assert_eq!(migration.code, Some(0), "migrate: {migration:?}");
+        sandbox
+    }
+
+    /// Only names and an empty schema.
+    pub(crate) fn bare(servers: &Servers, count: usize) -> Self {
+        let name = format!("t{}", &Uuid::new_v4().simple().to_string()[..12]);
+        Self {
+            broker: Broker::new(&servers.amqp_url),
+            database: Database::create(&servers.database_url, &name),
+            queues: LANES[..count].iter().map(|lane| format!("{name}_{lane}")).collect(),
+            servers: servers.clone(),
+        }
+    }
+
+    /// The only queue, or the first.
+    pub(crate) fn queue(&self) -> &str {
+        &self.queues[0]
+    }
+
+    pub(crate) fn retry_queue(&self) -> String {
+        format!("{}.retry", self.queue())
+    }
+
+    pub(crate) fn dead_queue(&self) -> String {
+        format!("{}.dead", self.queue())
+    }
+
+    /// `webhook-notifier run`, not started yet. The proxies of the environment
+    /// lead nowhere: a POST that heeds them fails.
+    pub(crate) fn notifier(&self) -> Launch {
+        self.launch(&["run"])
+            .env("METRICS_ADDR", "127.0.0.1:0")
+            .env("ALLOW_NETWORKS", "127.0.0.0/8")
+            .env("http_proxy", "http://127.0.0.1:9")
+            .env("HTTP_PROXY", "http://127.0.0.1:9")
+            .env("ALL_PROXY", "http://127.0.0.1:9")
+    }
+
+    pub(crate) fn launch(&self, arguments: &[&str]) -> Launch {
+        Launch::new(arguments)
+            .env("AMQP_URL", &self.servers.amqp_url)
+            .env("DATABASE_URL", self.database.url())
+            .env("QUEUES", self.queues.join(","))
+    }
+
+    /// Runs a command that ends by itself.
+    #[track_caller]
+    pub(crate) fn command(&self, arguments: &[&str]) -> Finished {
+        self.launch(arguments).spawn().finish(SOON)
+    }
+
+    #[track_caller]
+    pub(crate) fn webhook(&self, url: &str, events: &[&str]) -> Uuid {
+        self.database.insert_webhook(url, events)
+    }
+
+    #[track_caller]
+    pub(crate) fn publish(&self, event: &Event) {
+        self.broker.publish(self.queue(), std::slice::from_ref(event));
+    }
+
+    /// Waits until the broker has had the acks of all that was published before.
+    /// With a prefetch of 1 it hands out the next message only then: this one,
+    /// which must be of a type that comes to that path.
+    #[track_caller]
+    pub(crate) fn wait_acked(&self, receiver: &Receiver, path: &str, kind: &str) {
+        let next = Event::new(kind);
+        self.publish(&next);
+        wait_until(SOON, "the next event arrives", || !receiver.of(path, &next).is_empty());
+    }
+
+    /// Waits until nothing is left to be consumed: not ready, and, as the
+    /// notifier that held it has said so or is gone, not unacked.
+    #[track_caller]
+    pub(crate) fn wait_drained(&self) {
+        for queue in &self.queues {
+            for queue in [queue.clone(), format!("{queue}.retry")] {
+                wait_until(SOON, &format!("{queue} is empty"), || {
+                    self.broker.ready(&queue) == Some(0)
+                });
+            }
+        }
+    }
+
+    /// The next dead letter, as soon as there is one.
+    #[track_caller]
+    pub(crate) fn take_dead(&self) -> Message {
+        wait_for(SOON, "a dead letter", || self.broker.take(&self.dead_queue()))
+    }
+
+    /// The next dead letter, which must be this one, byte for byte.
+    #[track_caller]
+    pub(crate) fn expect_dead(&self, expected: &DeadLetter<'_>) -> Message {
+        let message = self.take_dead();
+        let context = format!("{message:?}");
+        assert_eq!(message.text("x-dead-reason"), expected.reason, "{context}");
+        assert_eq!(message.body, expected.event.body, "{context}");
+        assert_eq!(message.text("x-event-id"), expected.event.id, "{context}");
+        assert_eq!(message.text("x-event-type"), expected.kind, "{context}");
+        assert_eq!(message.text("x-webhook-id"), expected.webhook.to_string(), "{context}");
+        assert_eq!(message.number("x-attempt"), Some(expected.attempts), "{context}");
+        assert_eq!(message.text("x-origin-queue"), self.queue(), "{context}");
+        assert!(!message.text("x-last-error").is_empty(), "{context}");
+        let received = message.number("x-first-received-at").expect("a time");
+        let died = message.number("x-dead-at").expect("a time");
+        assert!(received <= died, "{context}");
+        let mode = *message.properties.delivery_mode();
+        assert_eq!(mode, Some(PERSISTENT), "{context}");
+        message
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for queue in &self.queues {
+            // A server may be gone with a test that failed.
+            let _ = self.broker.discard_retries(queue);
+            for suffix in ["", ".retry", ".dead"] {
+                let _ = self.broker.delete(&format!("{queue}{suffix}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The servers that the tests run against.
+//!
+//! Nearly all tests share one RabbitMQ and one PostgreSQL, named by the
+//! environment. Tests that stop or kill a server have a second pair, one test
+//! at a time.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Where one RabbitMQ and one PostgreSQL are.
+#[derive(Clone, Debug)]
+pub(crate) struct Servers {
+    pub(crate) amqp_url: String,
+    pub(crate) database_url: String,
+}
+
+impl Servers {
+    /// The pair that all tests share.
+    pub(crate) fn shared() -> Self {
+        Self { amqp_url: required("AMQP_URL"), database_url: required("DATABASE_URL") }
+    }
+}
+
+fn required(variable: &str) -> String {
+    env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, it starts the servers"))
+}
+
+/// Poisoned by every test that fails while it holds the servers. The next one
+/// may use them all the same: `drop` has brought them back.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The pair whose servers may be stopped and killed. Whoever holds it has it to
+/// himself; both servers run again when it is dropped.
+pub(crate) struct FaultServers {
+    directory: PathBuf,
+    servers: Servers,
+    _turn: MutexGuard<'static, ()>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Server {
+    Broker,
+    Postgres,
+}
+
+impl Server {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "broker",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+/// How a server goes away.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum End {
+    /// In good order: it tells its clients.
+    Stop,
+    /// SIGKILL, as in a crash.
+    Kill,
+}
+
+impl FaultServers {
+    pub(crate) fn take() -> Self {
+        let directory = PathBuf::from(required("FAULT_SERVICES_DIR"));
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        services(&directory, &["up"]);
+        let listing = services(&directory, &["env"]);
+        let value = |variable: &str| {
+            listing
+                .lines()
+                .find_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
+                .unwrap_or_else(|| panic!("services.sh env does not print {variable}"))
+                .to_owned()
+        };
+        Self {
+            servers: Servers { amqp_url: value("AMQP_URL"), database_url: value("DATABASE_URL") },
+            directory,
+            _turn: turn,
+        }
+    }
+
+    pub(crate) fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    pub(crate) fn end(&self, server: Server, end: End) {
+        let verb = match end {
+            End::Stop => "stop",
+            End::Kill => "kill",
+        };
+        services(&self.directory, &[verb, server.name()]);
+    }
+
+    pub(crate) fn start(&self, server: Server) {
+        services(&self.directory, &["start", server.name()]);
+    }
+}
+
+impl Drop for FaultServers {
+    fn drop(&mut self) {
+        // Not `services`: a panic here, during another one, would abort all tests.
+        let _ = services_command(&self.directory, &["up"]).status();
+    }
+}
+
+fn services(directory: &Path, arguments: &[&str]) -> String {
+    let output =
+        services_command(directory, arguments).output().expect("scripts/services.sh can be run");
+    assert!(
+        output.status.success(),
+        "services.sh {arguments:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("services.sh prints text")
+}
+
+fn services_command(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services.sh"));
+    command.args(arguments).env("WEBHOOK_NOTIFIER_LOCAL_DIR", directory);
+    command
+}

@@ -1,0 +1,176 @@
+//! What /metrics, /healthz and /readyz say.
+
+use std::collections::BTreeMap;
+
+use crate::harness::{
+    Event, Notifier, Receiver, Reply, SOON, Sandbox, exposition::Exposition, wait_until,
+};
+
+/// Name, type, and the labels of its samples.
+const METRICS: [(&str, &str, &[&str]); 17] = [
+    ("webhook_event_processing_seconds", "histogram", &["queue"]),
+    ("webhook_request_success_total", "counter", &["queue"]),
+    ("webhook_request_failure_total", "counter", &["queue", "reason"]),
+    ("webhook_request_duration_seconds", "histogram", &["queue"]),
+    ("webhook_delivery_lag_seconds", "histogram", &["queue"]),
+    ("webhook_events_received_total", "counter", &["queue"]),
+    ("webhook_events_unmatched_total", "counter", &["queue"]),
+    ("webhook_retries_scheduled_total", "counter", &["queue"]),
+    ("webhook_dead_letters_total", "counter", &["queue", "reason"]),
+    ("webhook_deliveries_dropped_total", "counter", &["reason"]),
+    ("webhook_queue_messages", "gauge", &["queue"]),
+    ("webhook_requests_in_flight", "gauge", &["queue"]),
+    ("webhook_receivers_degraded", "gauge", &[]),
+    ("webhook_broker_connected", "gauge", &["queue"]),
+    ("webhook_database_up", "gauge", &[]),
+    ("webhook_build_info", "gauge", &["version"]),
+    ("process_resident_memory_bytes", "gauge", &[]),
+];
+
+/// A notifier to which something of every kind has happened, so that every
+/// metric has a sample.
+pub(crate) fn eventful(sandbox: &Sandbox) -> Notifier {
+    let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/never" | "/doomed", _) | ("/once", 1) => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s").start();
+    let doomed = sandbox.webhook(&receiver.url("/doomed"), &["doomed"]);
+    for path in ["/good", "/once", "/never"] {
+        let kind = path.trim_start_matches('/');
+        sandbox.webhook(&receiver.url(path), &[kind]);
+    }
+    for kind in ["good", "once", "never", "nobody", "doomed"] {
+        sandbox.publish(&Event::new(kind));
+    }
+    receiver.wait_at("/doomed", 1);
+    let delete = "DELETE FROM webhooks WHERE id = $1";
+    sandbox.database.execute(delete, &[&doomed]);
+    let dead_queue = sandbox.dead_queue();
+    wait_until(SOON, "all that is to happen is counted", || {
+        let metrics = notifier.metrics();
+        metrics.sum("webhook_request_success_total", &[]) == 2.0
+            && metrics.sum("webhook_dead_letters_total", &[]) == 1.0
+            && metrics.sum("webhook_deliveries_dropped_total", &[]) == 1.0
+            && metrics.value("webhook_queue_messages", &[("queue", &dead_queue)]) == Some(1.0)
+    });
+    notifier
+}
+
+#[test]
+fn every_promised_metric_is_there_with_its_type_and_labels() {
+    let sandbox = Sandbox::new();
+    let notifier = eventful(&sandbox);
+    let queue = sandbox.queue();
+    let retry = sandbox.retry_queue();
+
+    let metrics = notifier.metrics();
+    for (name, kind, labels) in METRICS {
+        let has = metrics.types.get(name);
+        assert_eq!(has.map(String::as_str), Some(kind), "{name}");
+        let samples = match kind {
+            "histogram" => format!("{name}_count"),
+            _ => name.to_owned(),
+        };
+        let has: Vec<_> = metrics.labels(&samples).into_iter().collect();
+        assert_eq!(has, labels, "labels of {name}");
+    }
+    let value = |name: &str, labels: &[(&str, &str)]| metrics.value(name, labels);
+    let of = |name: &str, queue: &str| value(name, &[("queue", queue)]);
+    assert_eq!(of("webhook_events_received_total", queue), Some(5.0));
+    assert_eq!(of("webhook_events_unmatched_total", queue), Some(1.0));
+    assert_eq!(of("webhook_event_processing_seconds_count", queue), Some(5.0));
+    assert_eq!(of("webhook_request_duration_seconds_count", queue), Some(4.0));
+    assert_eq!(of("webhook_delivery_lag_seconds_count", queue), Some(1.0));
+    assert_eq!(of("webhook_delivery_lag_seconds_count", &retry), Some(1.0));
+    let lag = of("webhook_delivery_lag_seconds_sum", &retry).expect("just counted");
+    assert!(lag >= 1.0, "a lag of {lag} s after a retry");
+    assert_eq!(of("webhook_requests_in_flight", queue), Some(0.0));
+    assert_eq!(of("webhook_queue_messages", queue), Some(0.0));
+    assert_eq!(of("webhook_queue_messages", &retry), Some(0.0));
+    assert_eq!(of("webhook_broker_connected", queue), Some(1.0));
+    assert_eq!(of("webhook_broker_connected", &retry), Some(1.0));
+    assert_eq!(value("webhook_database_up", &[]), Some(1.0));
+    assert_eq!(metrics.sum("webhook_retries_scheduled_total", &[]), 3.0);
+    let dropped = [("reason", "deleted")];
+    assert_eq!(value("webhook_deliveries_dropped_total", &dropped), Some(1.0));
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    assert_eq!(value("webhook_build_info", &version), Some(1.0));
+}
+
+#[test]
+fn the_label_values_are_bounded_and_tell_nothing_about_receivers() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(500));
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms").start();
+    for number in 0..5 {
+        let kind = format!("kind.{number}");
+        sandbox.webhook(&receiver.url(&format!("/secret-{number}")), &[&kind]);
+        sandbox.publish(&Event::new(&kind).id(&format!("identity-{number}")));
+    }
+    wait_until(SOON, "all are dead", || notifier.metric("webhook_dead_letters_total", &[]) == 5.0);
+    let text = notifier.get("/metrics").body;
+    for forbidden in ["secret-", "identity-", "kind.", "127.0.0.1"] {
+        assert!(!text.contains(forbidden), "{forbidden} is in the metrics");
+    }
+    let exposition = Exposition::parse(&text);
+    let exhausted = [("queue", format!("{}.retry", sandbox.queue()))];
+    let exhausted = exhausted.each_ref().map(|(name, value)| (*name, value.as_str()));
+    assert_eq!(exposition.sum("webhook_dead_letters_total", &exhausted), 5.0);
+}
+
+#[test]
+fn a_request_in_flight_is_seen_as_such() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Hang);
+    for path in ["/a", "/b", "/c"] {
+        sandbox.webhook(&receiver.url(path), &["*"]);
+    }
+    let notifier = sandbox.notifier().start();
+    sandbox.publish(&Event::new("order.paid"));
+    let queue = [("queue", sandbox.queue())];
+    wait_until(SOON, "three are in flight", || {
+        notifier.metric("webhook_requests_in_flight", &queue) == 3.0
+    });
+    notifier.kill();
+}
+
+#[test]
+fn the_admin_port_answers_what_it_knows_and_refuses_the_rest() {
+    let sandbox = Sandbox::new();
+    let mut notifier = sandbox.notifier().start();
+
+    let metrics = notifier.get("/metrics");
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.head.contains("content-type: text/plain"), "{}", metrics.head);
+    let health = notifier.get("/healthz");
+    assert_eq!((health.status, health.body.trim()), (200, "ok"));
+    let ready = notifier.get("/readyz");
+    assert_eq!((ready.status, ready.body.trim()), (200, "ready"));
+    // Some monitors ask with a query.
+    assert_eq!(notifier.get("/metrics?name=x").status, 200);
+
+    for path in ["/", "/metric", "/metrics/", "/../etc/passwd", "/%00", "//"] {
+        assert_eq!(notifier.get(path).status, 404, "{path}");
+    }
+    let statuses: BTreeMap<_, _> = ["HEAD", "POST", "PUT", "DELETE"]
+        .into_iter()
+        .map(|method| (method, notifier.ask(method, "/metrics").status))
+        .collect();
+    let expected = BTreeMap::from([("HEAD", 200), ("POST", 405), ("PUT", 405), ("DELETE", 405)]);
+    assert_eq!(statuses, expected);
+    assert!(notifier.ask("HEAD", "/metrics").body.is_empty());
+    assert!(notifier.is_running());
+}
+
+#[test]
+fn silent_connections_to_the_admin_port_do_not_block_it() {
+    let sandbox = Sandbox::new();
+    let notifier = sandbox.notifier().start();
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(notifier.connect_to_admin());
+        assert_eq!(notifier.get("/metrics").status, 200);
+    }
+    notifier.terminate();
+}

@@ -1,0 +1,338 @@
+//! What becomes of a delivery, by how the receiver answers or doesn't.
+
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+use crate::harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, wait_until};
+
+#[test]
+fn every_status_but_2xx_is_retried_and_no_redirect_is_followed() {
+    let statuses = [300, 301, 302, 303, 307, 308, 304, 400, 401, 404, 408, 422, 500, 502, 504];
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| {
+        let status = request.path.trim_start_matches("/status/").parse();
+        match (status, request.attempt) {
+            (Ok(status), 1) => {
+                Reply::WithHeaders(status, vec![("location", String::from("/elsewhere"))])
+            }
+            _ => Reply::Status(200),
+        }
+    });
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "200ms").start();
+    for status in statuses {
+        let url = receiver.url(&format!("/status/{status}"));
+        sandbox.webhook(&url, &[&format!("status.{status}")]);
+        sandbox.publish(&Event::new(&format!("status.{status}")));
+    }
+
+    for status in statuses {
+        let requests = receiver.wait_at(&format!("/status/{status}"), 2);
+        assert_eq!(requests[0].id(), requests[1].id());
+        assert_eq!(requests[0].body, requests[1].body);
+    }
+    assert_eq!(receiver.at("/elsewhere").len(), 0, "a redirect was followed");
+    let failures = |reason| notifier.metric("webhook_request_failure_total", &[("reason", reason)]);
+    assert_eq!(failures("status_3xx"), 7.0);
+    assert_eq!(failures("status_4xx"), 5.0);
+    assert_eq!(failures("status_5xx"), 3.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.requests().len(), statuses.len() * 2);
+}
+
+#[test]
+fn every_2xx_is_a_delivery() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| {
+        Reply::Status(request.path.trim_start_matches('/').parse().expect("a status"))
+    });
+    let statuses = [200, 201, 202, 206, 226, 299];
+    for status in statuses {
+        sandbox.webhook(&receiver.url(&format!("/{status}")), &["*"]);
+    }
+    let notifier = sandbox.notifier().start();
+
+    sandbox.publish(&Event::new("order.paid"));
+
+    wait_until(SOON, "all are counted", || {
+        notifier.metric("webhook_request_success_total", &[]) == statuses.len() as f64
+    });
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.requests().len(), statuses.len());
+}
+
+/// One event for a receiver that answers the first attempt with that status and
+/// `Retry-After`; expects the retry after that delay of the schedule.
+#[track_caller]
+fn check_retry_after(schedule: &str, status: u16, retry_after: fn() -> String, expected: &str) {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(move |request| match request.attempt {
+        1 => Reply::WithHeaders(status, vec![("retry-after", retry_after())]),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", schedule).start();
+
+    sandbox.publish(&Event::new("order.paid"));
+
+    let line = notifier.wait_stderr(SOON, "attempt failed");
+    assert!(line.contains(&format!("next={expected}")), "{line}");
+    let requests = receiver.wait_at("/", 2);
+    let seconds = expected.trim_end_matches('s').parse().expect("whole seconds");
+    let waited = requests[1].at - requests[0].at;
+    assert!(waited >= Duration::from_secs(seconds), "only {waited:?}");
+}
+
+#[test]
+fn a_429_with_seconds_to_wait_is_parked_for_the_first_delay_that_covers_them() {
+    check_retry_after("1s,3s,60s", 429, || String::from("2"), "3s");
+}
+
+#[test]
+fn a_503_with_a_date_to_wait_for_is_parked_for_the_first_delay_that_covers_it() {
+    let in_four_seconds = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(4));
+    check_retry_after("1s,5s,60s", 503, in_four_seconds, "5s");
+}
+
+#[test]
+fn retry_after_is_heeded_for_429_and_503_only_and_nonsense_is_ignored() {
+    check_retry_after("1s,60s", 500, || String::from("30"), "1s");
+    check_retry_after("1s,60s", 429, || String::from("-5 or so"), "1s");
+    check_retry_after("1s,60s", 503, || String::from("Thu, 01 Jan 1970 00:00:00 GMT"), "1s");
+}
+
+#[test]
+fn a_retry_after_beyond_every_delay_neither_kills_the_delivery_nor_the_process() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::WithHeaders(429, vec![("retry-after", "9".repeat(30))]),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,2s").start();
+
+    sandbox.publish(&Event::new("order.paid"));
+
+    receiver.wait_at("/", 2);
+    assert!(notifier.is_running());
+}
+
+#[test]
+fn a_410_is_dead_at_once_and_its_neighbour_is_served() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.path.as_str() {
+        "/gone" => Reply::Status(410),
+        _ => Reply::Status(200),
+    });
+    let webhook = sandbox.webhook(&receiver.url("/gone"), &["*"]);
+    sandbox.webhook(&receiver.url("/healthy"), &["*"]);
+    let notifier = sandbox.notifier().start();
+    let event = Event::new("order.paid").body("{\"a\" : 1e2}");
+
+    sandbox.publish(&event);
+
+    sandbox.expect_dead(&DeadLetter {
+        event: &event,
+        kind: "order.paid",
+        webhook,
+        reason: "gone",
+        attempts: 1,
+    });
+    receiver.wait_at("/healthy", 1);
+    let queue = [("queue", sandbox.queue()), ("reason", "gone")];
+    wait_until(SOON, "it is counted", || {
+        notifier.metric("webhook_dead_letters_total", &queue) == 1.0
+    });
+    assert_eq!(notifier.metric("webhook_request_failure_total", &queue), 1.0);
+    assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.at("/gone").len(), 1);
+    assert_eq!(receiver.of("/healthy", &event).len(), 1);
+}
+
+#[test]
+fn an_address_that_is_not_allowed_is_rejected_without_a_connection() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let port = Receiver::url(&receiver, "").rsplit(':').next().expect("a port").to_owned();
+    let hosts = [
+        "127.0.0.1",
+        "localhost",
+        "127.1.2.3",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "2130706433",
+        "0177.0.0.1",
+        "169.254.169.254",
+        "10.1.2.3",
+        "user:secret@127.0.0.1",
+    ];
+    let notifier = sandbox.notifier().env("ALLOW_NETWORKS", "").start();
+    for (number, host) in hosts.into_iter().enumerate() {
+        let kind = format!("case.{number}");
+        let webhook = sandbox.webhook(&format!("http://{host}:{port}/"), &[&kind]);
+        let event = Event::new(&kind);
+        sandbox.publish(&event);
+        eprintln!("now {host}");
+        sandbox.expect_dead(&DeadLetter {
+            event: &event,
+            kind: &kind,
+            webhook,
+            reason: "rejected",
+            attempts: 1,
+        });
+    }
+    assert_eq!(receiver.connections(), 0);
+    let log = notifier.stderr().join("\n");
+    assert!(!log.contains("secret"), "a password of an URL is in the log");
+    assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn a_network_that_is_allowed_is_reached_and_its_neighbour_is_not() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["here"]);
+    let webhook = sandbox.webhook(&receiver.refusing_url(), &["there"]);
+    let _notifier = sandbox.notifier().env("ALLOW_NETWORKS", "127.0.0.1, 10.0.0.0/8").start();
+
+    sandbox.publish(&Event::new("here"));
+    let there = Event::new("there");
+    sandbox.publish(&there);
+
+    receiver.wait_at("/", 1);
+    sandbox.expect_dead(&DeadLetter {
+        event: &there,
+        kind: "there",
+        webhook,
+        reason: "rejected",
+        attempts: 1,
+    });
+}
+
+#[test]
+fn an_url_that_cannot_be_used_is_rejected_at_once() {
+    let sandbox = Sandbox::new();
+    let notifier = sandbox.notifier().start();
+    let urls =
+        ["ftp://127.0.0.1/x", "not a url", "", "http://", "/path", "http://127.0.0.1:99999/"];
+    for (number, url) in urls.into_iter().enumerate() {
+        let kind = format!("case.{number}");
+        let webhook = sandbox.webhook(url, &[&kind]);
+        let event = Event::new(&kind);
+        sandbox.publish(&event);
+        eprintln!("now {url:?}");
+        sandbox.expect_dead(&DeadLetter {
+            event: &event,
+            kind: &kind,
+            webhook,
+            reason: "rejected",
+            attempts: 1,
+        });
+    }
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn a_delivery_that_has_used_up_its_schedule_is_dead_with_all_that_an_operator_needs() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(503));
+    let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms,200ms").start();
+    let event = Event::new("order.paid")
+        .body("{\"a\":1, \"a\":2,\n \"é\":\"\\u00e9\"}")
+        .content_type("application/vnd.order+json");
+
+    sandbox.publish(&event);
+
+    let message = sandbox.expect_dead(&DeadLetter {
+        event: &event,
+        kind: "order.paid",
+        webhook,
+        reason: "exhausted",
+        attempts: 3,
+    });
+    assert!(message.text("x-last-error").contains("503"), "{message:?}");
+    let properties = &message.properties;
+    assert_eq!(properties.message_id().as_deref(), Some(event.id.as_str()));
+    assert_eq!(properties.type_().as_deref(), Some("order.paid"));
+    assert_eq!(properties.content_type().as_deref(), Some("application/vnd.order+json"));
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 3);
+    for request in requests {
+        assert_eq!(request.header("content-type"), "application/vnd.order+json");
+    }
+    let exhausted = [("reason", "exhausted")];
+    assert_eq!(notifier.metric("webhook_dead_letters_total", &exhausted), 1.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+/// A delivery that waits for its retry while its webhook is changed: it is
+/// dropped, for that reason.
+#[track_caller]
+fn check_dropped(change: &str, reason: &str) {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(500));
+    let webhook: Uuid = sandbox.webhook(&receiver.url("/"), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "2s,2s").start();
+    sandbox.publish(&Event::new("order.paid"));
+    wait_until(SOON, "the retry is parked", || {
+        notifier.metric("webhook_retries_scheduled_total", &[]) == 1.0
+    });
+
+    sandbox.database.execute(change, &[&webhook]);
+
+    wait_until(SOON, "the delivery is dropped", || {
+        notifier.metric("webhook_deliveries_dropped_total", &[("reason", reason)]) == 1.0
+    });
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+    assert_eq!(receiver.requests().len(), 1);
+}
+
+#[test]
+fn a_waiting_delivery_of_a_deleted_webhook_is_dropped() {
+    check_dropped("DELETE FROM webhooks WHERE id = $1", "deleted");
+}
+
+#[test]
+fn a_waiting_delivery_of_a_disabled_webhook_is_dropped() {
+    check_dropped("UPDATE webhooks SET disabled_at = now() WHERE id = $1", "disabled");
+}
+
+#[test]
+fn a_waiting_delivery_goes_to_the_url_that_its_webhook_has_by_then() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.path.as_str() {
+        "/old" => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    let webhook = sandbox.webhook(&receiver.url("/old"), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "2s,2s").start();
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    wait_until(SOON, "the retry is parked", || {
+        notifier.metric("webhook_retries_scheduled_total", &[]) == 1.0
+    });
+
+    // It no longer wants the event either, but this delivery was promised.
+    sandbox.database.execute(
+        "UPDATE webhooks SET post_url = $2, events = '{other}' WHERE id = $1",
+        &[&webhook, &receiver.url("/new")],
+    );
+
+    assert_eq!(receiver.wait_at("/new", 1)[0].id(), event.id);
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.at("/old").len(), 1);
+}
