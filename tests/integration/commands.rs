@@ -178,10 +178,13 @@ fn check_finds_nothing_wrong_where_nothing_is() {
 }
 
 #[test]
-fn check_says_what_is_wrong_and_what_to_do() {
+fn check_says_that_the_tables_are_missing() {
     let unmigrated = Sandbox::bare(&Servers::shared(), 1);
     assert_failed_check(&unmigrated.command(&["check"]), "migrate");
+}
 
+#[test]
+fn check_says_what_is_wrong_and_what_to_do() {
     let sandbox = Sandbox::new();
     let nobody = Receiver::new();
     let no_broker = sandbox

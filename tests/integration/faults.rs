@@ -117,7 +117,9 @@ fn check_postgres_restart(end: End) {
         receiver.at("/new").is_empty()
     });
     let meanwhile = received() - before;
-    assert!(meanwhile <= 8.0, "a hot loop: {meanwhile} receptions");
+    // The first one found PostgreSQL gone, and was handed back; then the lane asks PostgreSQL
+    // before it consumes anything.
+    assert!(meanwhile <= 1.0, "a hot loop: {meanwhile} receptions");
     // At most one is in the notifier's hands.
     assert!(sandbox.broker.ready(sandbox.queue()) >= Some(4));
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
@@ -127,7 +129,7 @@ fn check_postgres_restart(end: End) {
     receiver.wait_at_within(LATER, "/new", events.len());
     wait_until(LATER, "it is ready again", || notifier.is_ready());
     assert!(notifier.is_running());
-    // The trigger's notices arrive again as well.
+    // What is registered from now on counts as well.
     sandbox.webhook(&receiver.url("/later"), &["known"]);
     wait_until(SOON, "a new webhook is honoured", || {
         sandbox.publish(&Event::new("known"));

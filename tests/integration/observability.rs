@@ -162,15 +162,3 @@ fn the_admin_port_answers_what_it_knows_and_refuses_the_rest() {
     assert!(notifier.ask("HEAD", "/metrics").body.is_empty());
     assert!(notifier.is_running());
 }
-
-#[test]
-fn silent_connections_to_the_admin_port_do_not_block_it() {
-    let sandbox = Sandbox::new();
-    let notifier = sandbox.notifier().start();
-    let mut silent = Vec::new();
-    for _ in 0..20 {
-        silent.push(notifier.connect_to_admin());
-        assert_eq!(notifier.get("/metrics").status, 200);
-    }
-    notifier.terminate();
-}

@@ -56,14 +56,6 @@ pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut find: impl FnMut() ->
     found.expect("wait_until returned, so the condition held")
 }
 
-/// For the few tests that hold the product against the clock. On a machine that
-/// runs sixteen tests at a time one run may be late; a defect makes each late.
-#[track_caller]
-pub(crate) fn once_of_three(mut run: impl FnMut() -> Result<(), String>) {
-    let late: Vec<_> = (0..3).map_while(|_| run().err()).collect();
-    assert!(late.len() < 3, "late each time: {late:#?}");
-}
-
 /// Panics if the condition ceases to hold within the period. Only for what no
 /// later event can prove, such as the absence of a request that must never come.
 #[track_caller]

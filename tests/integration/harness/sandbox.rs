@@ -1,6 +1,8 @@
 //! What belongs to one test: its queues, its schema, and the settings that lead
 //! the notifier to both. Everything goes when the sandbox is dropped.
 
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 use amiquip::FieldTable;
 use uuid::Uuid;
 
@@ -11,11 +13,35 @@ use super::{
 
 const LANES: [&str; 3] = ["high", "medium", "low"];
 
+/// Shared by the sandboxes of all tests that run side by side; a test that holds the product
+/// against the clock has it alone. One sandbox per test: a second one could wait for a test that
+/// waits for the first.
+static COMPANY: RwLock<()> = RwLock::new(());
+
+/// Keeps a place in [`COMPANY`] for as long as the test runs.
+enum Company {
+    Shared { _place: RwLockReadGuard<'static, ()> },
+    Alone { _place: RwLockWriteGuard<'static, ()> },
+}
+
+impl Company {
+    fn shared() -> Self {
+        // Poisoned by a test that failed; the next one is none the worse.
+        Self::Shared { _place: COMPANY.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn alone() -> Self {
+        Self::Alone { _place: COMPANY.write().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
 pub(crate) struct Sandbox {
     pub(crate) broker: Broker,
     pub(crate) database: Database,
     pub(crate) queues: Vec<String>,
     pub(crate) servers: Servers,
+    /// Last, so that the others wait until the rest is cleaned up.
+    _company: Company,
 }
 
 /// The headers that a dead letter of a delivery must have.
@@ -38,9 +64,17 @@ impl Sandbox {
         Self::on(&Servers::shared(), count)
     }
 
+    /// For a test that looks at the clock: no other test runs meanwhile.
+    pub(crate) fn alone(count: usize) -> Self {
+        Self::ready(Self::empty(&Servers::shared(), count, Company::alone()))
+    }
+
     /// Queues and tables exist.
     pub(crate) fn on(servers: &Servers, count: usize) -> Self {
-        let sandbox = Self::bare(servers, count);
+        Self::ready(Self::bare(servers, count))
+    }
+
+    fn ready(sandbox: Self) -> Self {
         for queue in &sandbox.queues {
             sandbox.broker.declare(queue, FieldTable::new()).expect("a queue under a fresh name");
         }
@@ -51,12 +85,17 @@ impl Sandbox {
 
     /// Only names and an empty schema.
     pub(crate) fn bare(servers: &Servers, count: usize) -> Self {
+        Self::empty(servers, count, Company::shared())
+    }
+
+    fn empty(servers: &Servers, count: usize, company: Company) -> Self {
         let name = format!("t{}", &Uuid::new_v4().simple().to_string()[..12]);
         Self {
             broker: Broker::new(&servers.amqp_url),
             database: Database::create(&servers.database_url, &name),
             queues: LANES[..count].iter().map(|lane| format!("{name}_{lane}")).collect(),
             servers: servers.clone(),
+            _company: company,
         }
     }
 
