@@ -45,7 +45,7 @@ wait_for() {
     done
 }
 
-# start_receiver NAME OPTION...: prints its URL.
+# start_receiver NAME OPTION...: sets $url.
 start_receiver() {
     local name=$1
     shift
@@ -55,7 +55,10 @@ start_receiver() {
     url=$(sed -n '1s/.*"listening":"\(.*\)\/".*/\1/p' "$WORK/$name.jsonl")
 }
 
-accepted() { cat "$WORK"/{steady,flaky}.jsonl | grep -c '"status":200' || true; }
+# Counts only what this run published: an interrupted one may have left events in the queues.
+accepted() {
+    cat "$WORK"/{steady,flaky}.jsonl | grep -F -f "$WORK/ids" | grep -c '"status":200' || true
+}
 all_accepted() { (($(accepted) >= expected)); }
 
 # A line for each delivery that was accepted: type, webhook, attempts, time since it was published.
@@ -63,6 +66,7 @@ table() {
     sed -n 's/^{"at_ms":\([0-9]*\),"path":"\/\([^"]*\)","attempt":\([0-9]*\),"status":200,"webhook_id":"\([^"]*\)".*\\"event_type\\":\\"\([^\\]*\)\\".*\\"published_at_ms\\":\([0-9]*\).*/\4 \5 \2 \3 \1 \6/p' \
         "$WORK"/{steady,flaky}.jsonl |
         while read -r id type path attempts at published; do
+            [[ -n ${queue_of[$id]:-} ]] || continue
             printf '%-15s  %-22s  %-27s  %8s  %6s ms\n' \
                 "$type" "${queue_of[$id]}" "$path" "$attempts" $((at - published))
         done | sort
@@ -109,6 +113,7 @@ for queue in ${QUEUES//,/ }; do
     for type in user.created order.paid invoice.sent; do
         id=$("$BINARY" publish "$queue" --type "$type")
         queue_of[$id]=$queue
+        echo "$id" >>"$WORK/ids"
     done
 done
 # The catch-all gets all nine, the other two one of each queue.

@@ -10,7 +10,8 @@ set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults
 trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
-trap : INT TERM
+trap 'exit 143' TERM
+trap 'exit 130' INT
 WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" up
 
 cd "$root"

@@ -37,7 +37,17 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let lanes = Lane::all(&config);
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
+    let casualties = Arc::new(Casualties::default());
+    // Fired when the lanes have ended: until then they need the publisher, and operators /metrics.
+    let (drained, lanes_over) = shutdown::channel();
+    let mut threads = Threads::new();
+    // Before the checks, which may take a while: a probe should hear "not ready", not nothing.
     let admin = Admin::bind(config.metrics_addr)?;
+    threads.spawn("admin".to_owned(), {
+        let (metrics, casualties) = (Arc::clone(&metrics), Arc::clone(&casualties));
+        let stop = lanes_over.clone();
+        move || admin.serve(&metrics, &casualties, &stop)
+    })?;
     check_database(&store)?;
     if first_connection(&config, &shutdown)?.is_none() {
         log::info!("stopped: 0 finished, 0 handed back");
@@ -47,9 +57,6 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let config = Arc::new(config);
     let store = Arc::new(store);
     let tally = Arc::new(Tally::default());
-    let casualties = Arc::new(Casualties::default());
-    // Fired when the lanes have ended: until then they need the publisher, and operators /metrics.
-    let (drained, lanes_over) = shutdown::channel();
     let (publisher, publisher_thread) = Publisher::new(&config);
     let pipeline = Arc::new(Pipeline::new(
         &config,
@@ -58,19 +65,10 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         Arc::clone(&metrics),
         shutdown.clone(),
     ));
-    let mut threads = Threads::new();
 
-    threads.spawn("publisher".to_owned(), {
-        let stop = lanes_over.clone();
-        move || {
-            publisher_thread.run(&stop, jitter);
-            Ok(())
-        }
-    })?;
-    threads.spawn("admin".to_owned(), {
-        let (metrics, casualties, stop) =
-            (Arc::clone(&metrics), Arc::clone(&casualties), lanes_over);
-        move || admin.serve(&metrics, &casualties, &stop)
+    threads.spawn("publisher".to_owned(), move || {
+        publisher_thread.run(&lanes_over, jitter);
+        Ok(())
     })?;
     let late = threads.names();
     threads.spawn("monitor".to_owned(), {
@@ -125,8 +123,8 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         tally.finished.load(Ordering::Relaxed),
         tally.handed_back.load(Ordering::Relaxed)
     );
-    match failed {
-        Some(end) => bail!("thread {} ended unexpectedly", end.thread),
+    match failed.into_iter().chain(threads.failed).next() {
+        Some(end) => bail!("thread {} ended unexpectedly: {}", end.thread, end.how),
         None => Ok(()),
     }
 }
@@ -135,7 +133,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 fn check_database(store: &Store) -> Result<()> {
     match store.check() {
         Ok(()) => Ok(()),
-        Err(error @ StoreError::Misconfigured(_)) => Err(error.into()),
+        Err(error @ (StoreError::Misconfigured(_) | StoreError::Refused(_))) => Err(error.into()),
         Err(error @ StoreError::Unavailable(_)) => {
             log::warn!("{error} ({}); consuming begins when it answers", store.address());
             Ok(())
@@ -187,6 +185,8 @@ fn jitter() -> f64 {
 /// The threads of the process. Each has a name, and each end is noticed.
 struct Threads {
     running: HashSet<String>,
+    /// Those that failed while they were waited for.
+    failed: Vec<End>,
     sender: Sender<End>,
     ends: Receiver<End>,
 }
@@ -195,6 +195,11 @@ struct Threads {
 struct End {
     thread: String,
     how: String,
+}
+
+impl End {
+    /// How a thread ends that has done what it was there for.
+    const RETURNED: &str = "returned";
 }
 
 /// Reports the end of its thread, even by a panic.
@@ -214,7 +219,7 @@ impl Drop for Reporter {
 impl Threads {
     fn new() -> Self {
         let (sender, ends) = unbounded();
-        Self { running: HashSet::new(), sender, ends }
+        Self { running: HashSet::new(), failed: Vec::new(), sender, ends }
     }
 
     fn names(&self) -> HashSet<String> {
@@ -226,7 +231,7 @@ impl Threads {
         name: String,
         body: impl FnOnce() -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let end = End { thread: name.clone(), how: "returned".to_owned() };
+        let end = End { thread: name.clone(), how: End::RETURNED.to_owned() };
         let reporter = Reporter { end, sender: self.sender.clone() };
         let report = move || {
             let mut reporter = reporter;
@@ -249,7 +254,7 @@ impl Threads {
             recv(self.ends) -> end => end.ok().filter(|end| {
                 self.running.remove(&end.thread);
                 // Both at once: the thread did what shutdown asked of it.
-                !shutdown.is_requested()
+                !shutdown.is_requested() || end.how != End::RETURNED
             }),
         }
     }
@@ -258,9 +263,14 @@ impl Threads {
     fn join_until(&mut self, deadline: Instant, spared: &HashSet<String>) -> Vec<String> {
         while self.running.iter().any(|name| !spared.contains(name)) {
             match self.ends.recv_deadline(deadline) {
-                Ok(end) => self.running.remove(&end.thread),
+                Ok(end) => {
+                    self.running.remove(&end.thread);
+                    if end.how != End::RETURNED {
+                        self.failed.push(end);
+                    }
+                }
                 Err(_) => break,
-            };
+            }
         }
         let mut overdue: Vec<String> = self.running.difference(spared).cloned().collect();
         overdue.sort_unstable();

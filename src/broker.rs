@@ -5,7 +5,7 @@
 //! ourselves and keep a second handle of it; shutting that down ends every call at once.
 
 use std::fmt;
-use std::net::{Shutdown as Half, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown as Half, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -122,8 +122,8 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects and logs in. Bounded by `connect_timeout` per address and [`SETUP_TIMEOUT`], and
-    /// ended by shutdown.
+    /// Connects and logs in. Bounded by `connect_timeout` per address, and by [`SETUP_TIMEOUT`] for
+    /// the name and for the handshake, which shutdown ends at once.
     ///
     /// # Errors
     /// [`BrokerError`]. A network loss in the handshake can look like a refused login, so even that
@@ -136,7 +136,7 @@ impl Link {
         let address = amqp.to_string();
         let unavailable =
             |problem: String| BrokerError::Unavailable { address: address.clone(), problem };
-        let stream = connect(amqp, connect_timeout).map_err(&unavailable)?;
+        let stream = connect(amqp, connect_timeout, shutdown).map_err(&unavailable)?;
         let io = |error: std::io::Error| unavailable(error.to_string());
         stream.set_nodelay(true).map_err(io)?;
         let kill = KillSwitch(Arc::new(stream.try_clone().map_err(io)?));
@@ -217,9 +217,13 @@ impl Link {
     ///
     /// # Errors
     /// If the connection is lost or the broker doesn't answer.
-    pub fn queue_messages(&mut self, queue: &str) -> Result<Option<u32>, BrokerError> {
+    pub fn queue_messages(
+        &mut self,
+        queue: &str,
+        shutdown: &Shutdown,
+    ) -> Result<Option<u32>, BrokerError> {
         let kill = self.kill_switch();
-        let found = kill.guard(SETUP_TIMEOUT, None, || self.passive_declare(queue));
+        let found = kill.guard(SETUP_TIMEOUT, Some(shutdown), || self.passive_declare(queue));
         found.map_err(|error| self.unavailable(&error))
     }
 
@@ -256,10 +260,9 @@ impl Drop for Link {
     }
 }
 
-fn connect(amqp: &Amqp, timeout: Duration) -> Result<TcpStream, String> {
-    let addresses = (amqp.host.as_str(), amqp.port)
-        .to_socket_addrs()
-        .map_err(|error| format!("cannot resolve {:?}: {error}: check AMQP_URL", amqp.host))?;
+fn connect(amqp: &Amqp, timeout: Duration, shutdown: &Shutdown) -> Result<TcpStream, String> {
+    let addresses = resolve(amqp, shutdown)
+        .map_err(|problem| format!("cannot resolve {:?}: {problem}: check AMQP_URL", amqp.host))?;
     let mut problem = "the name has no address: check AMQP_URL".to_owned();
     for address in addresses {
         match TcpStream::connect_timeout(&address, timeout) {
@@ -270,6 +273,28 @@ fn connect(amqp: &Amqp, timeout: Duration) -> Result<TcpStream, String> {
         }
     }
     Err(problem)
+}
+
+/// Looks the host up in a thread of its own: the system's resolver knows no limit but its own.
+fn resolve(amqp: &Amqp, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> {
+    let (sender, found) = bounded(1);
+    let (host, port) = (amqp.host.clone(), amqp.port);
+    thread::Builder::new()
+        .name("resolve".to_owned())
+        .spawn(move || {
+            let found = (host.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+            // Fails when nobody waits for it any more.
+            let _ = sender.send(found);
+        })
+        .map_err(|error| error.to_string())?;
+    select! {
+        recv(found) -> found => match found {
+            Ok(found) => found.map_err(|error| error.to_string()),
+            Err(_) => Err("the look-up failed".to_owned()),
+        },
+        recv(shutdown.receiver()) -> _ => Err("shutting down".to_owned()),
+        default(SETUP_TIMEOUT) => Err("no answer from the resolver".to_owned()),
+    }
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -329,7 +354,7 @@ pub fn watch_queues(
                 none => none.insert(Link::open(&config.amqp, config.connect_timeout, shutdown)?),
             };
             for queue in &queues {
-                depth(queue, link.queue_messages(queue)?.unwrap_or(0));
+                depth(queue, link.queue_messages(queue, shutdown)?.unwrap_or(0));
             }
             Ok(())
         };

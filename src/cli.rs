@@ -317,7 +317,7 @@ fn publish(command: Publish) -> Result<()> {
     }
     // Ctrl-C just ends this command: nothing here needs a drain.
     let (_trigger, shutdown) = shutdown::channel();
-    broker::publish_all(&config, &shutdown, messages).with_context(|| {
+    broker::publish_all(&config, &shutdown, &messages).with_context(|| {
         format!("not published to {queue:?} (the notifier makes its queues when it first runs)")
     })?;
     if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }

@@ -6,6 +6,7 @@
 //! message.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::domain::retry::Backoff;
 use crate::metrics::Metrics;
 use crate::pipeline::{Missing, Pipeline, Settlement};
-use crate::shutdown::{self, Shutdown};
+use crate::shutdown::{self, Shutdown, Trigger};
 
 /// A connection that lived this long was a good one: the next failure starts a new backoff.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
@@ -67,7 +68,8 @@ pub fn run(context: Context<'_>, lane: &Lane) {
     let mut reported: Option<String> = None;
     while !context.shutdown.is_requested() {
         let started = Instant::now();
-        // What can't be settled is not consumed: it would only go back and forth.
+        // What can't be settled is not consumed: it would only go back and forth. (Whether confirms
+        // come is known only by publishing, so that is looked at after they failed to.)
         missing = context.pipeline.missing(missing.as_ref());
         let ended = match &missing {
             Some(missing) => Ended::Missing(missing.clone()),
@@ -93,7 +95,7 @@ pub fn run(context: Context<'_>, lane: &Lane) {
             log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
             reported = Some(problem);
         }
-        if started.elapsed() > GOOD_SESSION {
+        if started.elapsed() > GOOD_SESSION && missing.is_none() {
             backoff.reset();
         }
         let _ = context.shutdown.wait(backoff.next_wait((context.jitter)()));
@@ -120,23 +122,27 @@ fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> 
     // Ends all consumers of this session as soon as one of them ends.
     let (end, ending) = shutdown::channel();
     let consuming = AtomicU16::new(0);
+    let before = Mutex::new(reported.take());
     let started = || {
         if consuming.fetch_add(1, Ordering::Relaxed) + 1 == lane.consumers {
             context.metrics.set_consuming(&lane.queue, true);
+            if let Some(before) = before.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                log::info!("lane connected again queue={} after={before:?}", lane.queue);
+            }
         }
     };
     let consumer = |channel| {
+        // Even by a panic: the lane can only end with all of its consumers.
+        let _end_all = FireOnDrop(&end);
         let ended = consume(context, lane, &kill, &channel, &ending, &started);
         // A drop waits for the broker's answer.
         kill.guard(CLOSE_TIMEOUT, None, || drop(channel));
         context.metrics.set_consuming(&lane.queue, false);
-        end.fire();
         ended
     };
-    if let Some(before) = reported.take() {
-        log::info!("lane connected again queue={} after={before:?}", lane.queue);
-    }
     let ended = run_all(&consumer, channels);
+    // Still there if it never got as far as consuming.
+    *reported = before.into_inner().unwrap_or_else(PoisonError::into_inner);
     match ended {
         Ended::Lost(problem) => {
             let cause = link.cause_of_loss();
@@ -146,6 +152,14 @@ fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> 
             link.close();
             asked_or_missing
         }
+    }
+}
+
+struct FireOnDrop<'a>(&'a Trigger);
+
+impl Drop for FireOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.fire();
     }
 }
 

@@ -19,8 +19,9 @@ use crate::domain::outcome::{DeadReason, Reason};
 
 /// How old PostgreSQL's last answer may be before it counts as away.
 ///
-/// The monitor asks every five seconds and waits five for the answer.
-const DATABASE_ANSWER_AGE: Duration = Duration::from_secs(11);
+/// A failed answer counts at once. This is for the case that nobody got to ask: the monitor does
+/// every five seconds, but may have to wait for a hanging broker in between, up to twenty.
+const DATABASE_ANSWER_AGE: Duration = Duration::from_secs(30);
 
 /// Processing and requests: from a local receiver's millisecond to the longest time-outs.
 const SECONDS: [f64; 14] =

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
@@ -22,6 +22,10 @@ use crate::receivers::Receivers;
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 use crate::store::{Found, Store, StoreError};
+
+/// How long the attempts of one event may take together. RabbitMQ takes a message back that is not
+/// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
+const FANOUT_LIMIT: Duration = Duration::from_secs(600);
 
 /// How a message is settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +130,12 @@ impl Pipeline {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed),
         };
-        let webhooks = self.answered(self.store.webhooks_wanting(&event.event_type))?;
+        let webhooks = match self.store.webhooks_wanting(&event.event_type) {
+            Err(StoreError::Refused(words)) => {
+                return self.bury_malformed(context, &Malformed::NotSearchable(words));
+            }
+            answer => self.answered(answer)?,
+        };
         if webhooks.is_empty() {
             metrics.unmatched.inc();
             log::debug!("unmatched event={} type={:?}", event.id, event.event_type);
@@ -157,8 +166,9 @@ impl Pipeline {
 
     /// Delivers an event to each of its webhooks, several at a time.
     ///
-    /// Every delivery has its own end, whatever becomes of its neighbours. At shutdown those not
-    /// begun go to the retry queue: handing the whole event back would repeat the others.
+    /// Every delivery has its own end, whatever becomes of its neighbours. At shutdown, and when it
+    /// takes too long, those not begun go to the retry queue: handing the whole event back would
+    /// repeat the others. Only where even that is not confirmed the event has to go back.
     fn fan_out(
         &self,
         context: Context<'_>,
@@ -177,10 +187,14 @@ impl Pipeline {
         }
         let next = AtomicUsize::new(0);
         let unconfirmed = AtomicBool::new(false);
+        let begun = Instant::now();
         let work = || {
             while let Some(webhook) = webhooks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if unconfirmed.load(Ordering::Relaxed) {
+                    return;
+                }
                 let delivery = fresh(webhook);
-                let ended = if self.shutdown.is_requested() {
+                let ended = if self.shutdown.is_requested() || begun.elapsed() > FANOUT_LIMIT {
                     self.hand_over(context, &delivery)
                 } else {
                     self.attempt(context, webhook, delivery)
@@ -248,9 +262,7 @@ impl Pipeline {
             Decision::Delivered => {
                 metrics.success.inc();
                 let lag = unix_millis().saturating_sub(delivery.first_received_at).max(0);
-                metrics
-                    .lag
-                    .observe(std::time::Duration::from_millis(lag.unsigned_abs()).as_secs_f64());
+                metrics.lag.observe(Duration::from_millis(lag.unsigned_abs()).as_secs_f64());
                 log::debug!(
                     "delivered event={} webhook={} attempt={} ms={}",
                     delivery.event.id,
@@ -292,14 +304,16 @@ impl Pipeline {
         delivery::mark_dead(&mut message.headers, reason, unix_millis());
         self.publisher.publish(Outgoing::dead(message, &context.lane.origin))?;
         context.metrics.dead_letters(reason).inc();
+        // Nothing may come for it any more that would say it is well.
+        self.receivers.forget(delivery.webhook_id);
         Ok(())
     }
 
     fn bury_malformed(&self, context: Context<'_>, error: &Malformed) -> Result<(), Missing> {
         let Context { lane, metrics, message } = context;
         log::warn!("malformed queue={} bytes={} detail={error}", lane.queue, message.body.len());
-        let headers = delivery::malformed_headers(error, &lane.origin, unix_millis());
-        let message = Message { headers, ..message.clone() };
+        let mut message = message.clone();
+        delivery::mark_malformed(&mut message.headers, error, &lane.origin, unix_millis());
         self.publisher.publish(Outgoing::dead(message, &lane.origin))?;
         metrics.dead_letters(DeadReason::Malformed).inc();
         Ok(())

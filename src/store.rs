@@ -4,8 +4,9 @@
 //! itself is frozen, and the client has no time-out of its own, so each query runs in a thread
 //! that its caller gives up on.
 
-use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use postgres::error::SqlState;
 use postgres::types::Type;
@@ -27,6 +28,13 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for a pooled connection: less than [`QUERY_TIMEOUT`], so that the error says
 /// which of the two it was.
 const POOL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the server works on a statement: less than we wait for it, so that a locked table is
+/// told from a server that hangs.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A pool without a free connection is replaced at most this often; each costs three threads.
+const POOL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,6 +60,9 @@ pub enum StoreError {
     /// Waiting won't help: the login, the database or the table is wrong. Says the remedy.
     #[error("PostgreSQL refuses: {0}")]
     Misconfigured(String),
+    /// It can't take this very value, such as a character that its encoding lacks.
+    #[error("PostgreSQL refuses: {0}")]
+    Refused(String),
 }
 
 /// The webhooks, in PostgreSQL. Shared by all threads.
@@ -59,7 +70,14 @@ pub enum StoreError {
 pub struct Store {
     config: postgres::Config,
     pool_size: u32,
-    pool: RwLock<Pool>,
+    pool: RwLock<Current>,
+}
+
+/// The pool in use.
+#[derive(Clone, Debug)]
+struct Current {
+    pool: Pool,
+    since: Instant,
 }
 
 /// A webhook with all that the commands show of it.
@@ -109,7 +127,7 @@ impl Store {
         if settings.get_ssl_mode() == SslMode::Require {
             return Err(error("sslmode=require (TLS) is not supported yet"));
         }
-        let timeout = format!("-c statement_timeout={}", QUERY_TIMEOUT.as_millis());
+        let timeout = format!("-c statement_timeout={}", STATEMENT_TIMEOUT.as_millis());
         let options = [settings.get_options().unwrap_or_default(), &timeout].join(" ");
         settings
             .options(options.trim())
@@ -119,7 +137,8 @@ impl Store {
             .keepalives_idle(TCP_TIMEOUT)
             .keepalives_interval(Duration::from_secs(3))
             .keepalives_retries(3);
-        let pool = RwLock::new(new_pool(&settings, config.database_pool_size));
+        let pool = new_pool(&settings, config.database_pool_size);
+        let pool = RwLock::new(Current { pool, since: Instant::now() });
         Ok(Self { config: settings, pool_size: config.database_pool_size, pool })
     }
 
@@ -326,14 +345,18 @@ impl Store {
         &self,
         run: impl Fn(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Current { pool, since } =
+            self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let attempts = self.pool_size + 1;
+        let no_connection = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&no_connection);
         let work = move || {
             let mut last = None;
             for _ in 0..attempts {
-                let mut client = pool
-                    .get_timeout(POOL_TIMEOUT)
-                    .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+                let mut client = pool.get_timeout(POOL_TIMEOUT).map_err(|error| {
+                    noted.store(true, Ordering::Relaxed);
+                    StoreError::Unavailable(error.to_string())
+                })?;
                 match run(&mut client) {
                     Ok(answer) => return Ok(answer),
                     Err(error) if client.is_closed() || is_closing(&error) => {
@@ -344,17 +367,24 @@ impl Store {
             }
             Err(last.unwrap_or_else(|| StoreError::Unavailable("no connection".to_owned())))
         };
-        bounded_by_timeout(work).unwrap_or_else(|| {
-            self.abandon_pool();
-            Err(no_answer())
-        })
+        let answer = bounded_by_timeout(work);
+        // The pool connects without a limit: where a handshake hangs, so does each thread of it.
+        let stuck = no_connection.load(Ordering::Relaxed) && since.elapsed() > POOL_PATIENCE;
+        if answer.is_none() || stuck {
+            self.abandon_pool(since);
+        }
+        answer.unwrap_or_else(|| Err(no_answer()))
     }
 
     /// Starts over with a new pool. A connection on which a query hangs can't be taken from its
-    /// thread, and would hold its place in the pool for as long as it hangs.
-    fn abandon_pool(&self) {
-        let fresh = new_pool(&self.config, self.pool_size);
-        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// thread, and would hold its place in the pool for as long as it hangs. `since` says which
+    /// pool it was: another caller may have replaced it already.
+    fn abandon_pool(&self, since: Instant) {
+        let mut current = self.pool.write().unwrap_or_else(PoisonError::into_inner);
+        if current.since == since {
+            let pool = new_pool(&self.config, self.pool_size);
+            *current = Current { pool, since: Instant::now() };
+        }
     }
 }
 
@@ -408,6 +438,10 @@ fn explain(error: &postgres::Error) -> StoreError {
         let cause = std::error::Error::source(error).map_or_else(String::new, |c| format!(": {c}"));
         return StoreError::Unavailable(format!("{error}{cause}"));
     };
+    // Class 22: data exceptions.
+    if db.code().code().starts_with("22") {
+        return StoreError::Refused(db.message().to_owned());
+    }
     let remedy = match db.code().code() {
         "28000" | "28P01" => "check the user and password in DATABASE_URL",
         "3D000" => "create the database, or name another in DATABASE_URL",

@@ -24,7 +24,7 @@ use crate::shutdown::Shutdown;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Publishes that may wait for the publisher's thread. Each has a thread waiting for its confirm,
-/// so the number of consumers bounds them anyway.
+/// so consumers times FANOUT bounds them anyway.
 const PUBLISH_QUEUE: usize = 256;
 
 /// A message to publish.
@@ -60,6 +60,16 @@ impl Outgoing {
         Self { exchange: "", routing_key: queue.to_owned(), message }
     }
 }
+
+/// How often refused messages are tried again, and expired ones looked for.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How long a connection that is given up may still confirm what was published on it. The broker
+/// confirms within milliseconds, unless it is in trouble itself.
+const LAST_CONFIRMS: Duration = Duration::from_secs(1);
+
+/// Messages that a command publishes before it waits for their confirms.
+const BATCH: usize = 1_000;
 
 /// A message was not confirmed in time: nobody knows whether the broker has it, so the message it
 /// was made of must not be acked.
@@ -208,6 +218,7 @@ impl PublisherThread {
     }
 
     fn take_turns(&self, channel: &mut Confirming, stop: &Shutdown) -> Ended {
+        let ticks = crossbeam_channel::tick(TICK);
         loop {
             if let Some(problem) = channel.broken.take() {
                 return Ended::Lost(problem);
@@ -218,7 +229,13 @@ impl PublisherThread {
                     Err(_) => return Ended::NobodyLeft,
                 },
                 recv(channel.confirms) -> confirm => match confirm {
-                    Ok(confirm) => channel.confirmed(confirm),
+                    Ok(confirm) => {
+                        channel.confirmed(confirm);
+                        if std::mem::take(&mut channel.overdue) {
+                            self.able.store(true, Ordering::Relaxed);
+                            log::info!("RabbitMQ confirms messages again");
+                        }
+                    }
                     Err(_) => return Ended::Lost("the connection was lost".to_owned()),
                 },
                 recv(channel.returns) -> returned => match returned {
@@ -237,6 +254,13 @@ impl PublisherThread {
                     Err(_) => return Ended::Lost("the connection was lost".to_owned()),
                 },
                 recv(stop.receiver()) -> _ => return Ended::NobodyLeft,
+                recv(ticks) -> _ => {
+                    channel.publish_refused();
+                    if channel.forget_expired() && !std::mem::replace(&mut channel.overdue, true) {
+                        self.able.store(false, Ordering::Relaxed);
+                        log::warn!("RabbitMQ did not confirm a message within {CONFIRM_TIMEOUT:?}");
+                    }
+                }
             }
         }
     }
@@ -250,6 +274,10 @@ struct Confirming {
     blocked: Receiver<ConnectionBlockedNotification>,
     next_tag: u64,
     unconfirmed: BTreeMap<u64, Request>,
+    /// Refused by the broker (nack), to be published again.
+    refused: Vec<Request>,
+    /// A confirm did not come in time, and none has come since.
+    overdue: bool,
     /// Why the connection should be given up.
     broken: Option<String>,
 }
@@ -266,8 +294,17 @@ impl Confirming {
         // In this order, or confirms that come early are dropped.
         let confirms = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
-        let (next_tag, unconfirmed, broken) = (1, BTreeMap::new(), None);
-        Ok(Self { channel, confirms, returns, blocked, next_tag, unconfirmed, broken })
+        Ok(Self {
+            channel,
+            confirms,
+            returns,
+            blocked,
+            next_tag: 1,
+            unconfirmed: BTreeMap::new(),
+            refused: Vec::new(),
+            overdue: false,
+            broken: None,
+        })
     }
 
     fn publish(&mut self, request: Request) {
@@ -292,6 +329,11 @@ impl Confirming {
     }
 
     fn confirmed(&mut self, confirm: Confirm) {
+        // A message that came back is acked too, after it came back. The two take different ways
+        // to us, so the return may be waiting still.
+        while let Ok(returned) = self.returns.try_recv() {
+            self.returned(&returned);
+        }
         let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
         let later = self.unconfirmed.split_off(&(payload.delivery_tag + 1));
         let mut settled = std::mem::replace(&mut self.unconfirmed, later);
@@ -306,10 +348,23 @@ impl Confirming {
                 let _ = request.confirmed.try_send(());
             }
         } else {
-            // A queue that is full or has no leader: not now, but perhaps on a new connection.
-            self.broken = Some("the broker refused a message (nack)".to_owned());
-            self.unconfirmed.append(&mut settled);
+            // A queue that is full or has no leader: not now, but perhaps in a moment.
+            self.refused.extend(settled.into_values());
         }
+    }
+
+    fn publish_refused(&mut self) {
+        for request in std::mem::take(&mut self.refused) {
+            self.publish(request);
+        }
+    }
+
+    /// Drops what nobody waits for any more; true if there was any.
+    fn forget_expired(&mut self) -> bool {
+        let (now, before) = (Instant::now(), self.unconfirmed.len());
+        self.unconfirmed.retain(|_, request| request.deadline > now);
+        self.refused.retain(|request| request.deadline > now);
+        self.unconfirmed.len() < before
     }
 
     /// A message came back: the queue it was for is gone. Its ack follows, and means nothing, so
@@ -325,10 +380,20 @@ impl Confirming {
         self.unconfirmed.extend(request.map(|(tag, request)| (u64::MAX - tag, request)));
     }
 
-    fn into_unconfirmed(self, kill: &KillSwitch) -> Vec<Request> {
+    /// What has to be published again on another connection.
+    fn into_unconfirmed(mut self, kill: &KillSwitch) -> Vec<Request> {
+        // Confirms that are on their way spare their messages a second time. Those that came back
+        // have high tags, and no confirm to wait for.
+        let deadline = Instant::now() + LAST_CONFIRMS;
+        while self.unconfirmed.keys().any(|tag| *tag < self.next_tag) {
+            match self.confirms.recv_deadline(deadline) {
+                Ok(confirm) => self.confirmed(confirm),
+                Err(_) => break,
+            }
+        }
         // Dropping the channel of a connection that hangs would wait for its answer.
         kill.guard(CLOSE_TIMEOUT, None, || drop(self.channel));
-        self.unconfirmed.into_values().collect()
+        self.unconfirmed.into_values().chain(self.refused).collect()
     }
 }
 
@@ -359,43 +424,54 @@ fn properties(message: &Message, tag: u64) -> AmqpProperties {
     properties
 }
 
-/// Publishes messages with confirms, on a connection for just that.
+/// Publishes messages with confirms, on a connection for just that, in batches.
 ///
 /// # Errors
-/// If the broker can't be reached, returns one (no such queue) or confirms one not in time.
+/// If the broker can't be reached, returns a message (no such queue), refuses one, or does not
+/// confirm a batch in time. Says how many were confirmed before.
 pub fn publish_all(
     config: &Config,
     shutdown: &Shutdown,
-    messages: Vec<Outgoing>,
+    messages: &[Outgoing],
 ) -> Result<(), BrokerError> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
     let kill = link.kill_switch();
-    let sent = kill.guard(CONFIRM_TIMEOUT, Some(shutdown), || {
-        let mut channel = Confirming::open(&mut link).map_err(|error| error.to_string())?;
+    let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || Confirming::open(&mut link));
+    let mut channel = opened.map_err(|error| link.unavailable(&error))?;
+    for (n, batch) in messages.chunks(BATCH).enumerate() {
+        // The guard is for a publish that blocks; the batch's own limit comes first.
+        let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
+        kill.guard(limit, Some(shutdown), || channel.publish_batch(batch)).map_err(|problem| {
+            // Or the drop of the channel would wait for an answer.
+            kill.cut();
+            let problem = format!("{problem}; {} were published before", n * BATCH);
+            BrokerError::Unavailable { address: config.amqp.to_string(), problem }
+        })?;
+    }
+    channel.into_unconfirmed(&kill);
+    link.close();
+    Ok(())
+}
+
+impl Confirming {
+    fn publish_batch(&mut self, batch: &[Outgoing]) -> Result<(), String> {
         let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let (confirmed, _unused) = bounded(messages.len());
-        for message in messages {
-            channel.publish(Request { message, deadline, confirmed: confirmed.clone() });
+        let (confirmed, _unused) = bounded(batch.len());
+        for message in batch {
+            let message = message.clone();
+            self.publish(Request { message, deadline, confirmed: confirmed.clone() });
         }
-        while !channel.unconfirmed.is_empty() && channel.broken.is_none() {
-            match channel.confirms.recv_deadline(deadline) {
-                // A return comes before its ack.
-                Ok(confirm) => {
-                    channel
-                        .returns
-                        .try_iter()
-                        .collect::<Vec<_>>()
-                        .iter()
-                        .for_each(|r| channel.returned(r));
-                    channel.confirmed(confirm);
-                }
+        while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
+            match self.confirms.recv_deadline(deadline) {
+                Ok(confirm) => self.confirmed(confirm),
                 Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
                 Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
             }
         }
-        channel.broken.take().map_or(Ok(()), Err)
-    });
-    sent.map_err(|problem| BrokerError::Unavailable { address: config.amqp.to_string(), problem })?;
-    link.close();
-    Ok(())
+        match self.broken.take() {
+            Some(problem) => Err(problem),
+            None if self.refused.is_empty() => Ok(()),
+            None => Err("the broker refused a message (nack): is the queue full?".to_owned()),
+        }
+    }
 }

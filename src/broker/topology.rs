@@ -139,11 +139,11 @@ impl Topology {
 
         let mut found = Vec::new();
         for queue in self.origins.clone() {
-            found.push(Presence { messages: link.queue_messages(&queue)?, queue });
+            found.push(Presence { messages: link.queue_messages(&queue, shutdown)?, queue });
         }
         let kill = link.kill_switch();
         for (queue, options) in own {
-            let messages = link.queue_messages(&queue)?;
+            let messages = link.queue_messages(&queue, shutdown)?;
             if messages.is_some() {
                 // Declaring what is there already changes nothing; with other arguments it fails.
                 kill.guard(SETUP_TIMEOUT, Some(shutdown), || {

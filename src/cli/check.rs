@@ -42,9 +42,14 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
         }
     }
     let store = Store::new(config)?;
-    findings
-        .push(finding("database", store.check().map(|()| "answers, and has the table".to_owned())));
-    if let Ok(webhooks) = store.list(None) {
+    let database = store.check();
+    let answers = database.is_ok();
+    let database = match database {
+        Ok(()) => Ok(format!("PostgreSQL at {}, with the table", store.address())),
+        Err(error) => Err(format!("{error} ({})", store.address())),
+    };
+    findings.push(finding("database", database));
+    if answers && let Ok(webhooks) = store.list(None) {
         let enabled = webhooks.iter().filter(|webhook| webhook.disabled_at.is_none()).count();
         let detail = match enabled {
             0 => "none enabled: every event is dropped as unmatched; see `webhooks add`".to_owned(),

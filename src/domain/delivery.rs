@@ -44,14 +44,13 @@ impl Delivery {
     /// The headers of a parked delivery that came from the queue `origin`.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
-        let last_error = self.last_error.chars().take(MAX_ERROR_CHARS).collect();
         Headers::from([
             ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
             ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
             ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
             ("x-attempt".to_owned(), Value::Integer(self.attempts.into())),
             ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
-            ("x-last-error".to_owned(), Value::Text(last_error)),
+            ("x-last-error".to_owned(), Value::Text(shortened(&self.last_error))),
             ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
         ])
     }
@@ -100,16 +99,17 @@ pub fn mark_dead(headers: &mut Headers, reason: DeadReason, at: UnixMillis) {
     headers.insert("x-dead-at".to_owned(), Value::Integer(at));
 }
 
-/// The headers of a malformed message from the queue `origin`: it has no event to name.
-#[must_use]
-pub fn malformed_headers(error: &Malformed, origin: &str, at: UnixMillis) -> Headers {
-    let mut headers = Headers::from([
-        ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
-        ("x-last-error".to_owned(), Value::Text(error.to_string())),
-        ("x-first-received-at".to_owned(), Value::Integer(at)),
-    ]);
-    mark_dead(&mut headers, DeadReason::Malformed, at);
-    headers
+/// Makes a malformed message from the queue `origin` a dead letter. It keeps the headers that it
+/// came with: they are all there is to tell what it was meant to be.
+pub fn mark_malformed(headers: &mut Headers, error: &Malformed, origin: &str, at: UnixMillis) {
+    headers.insert("x-origin-queue".to_owned(), Value::Text(origin.to_owned()));
+    headers.insert("x-last-error".to_owned(), Value::Text(shortened(&error.to_string())));
+    headers.entry("x-first-received-at".to_owned()).or_insert(Value::Integer(at));
+    mark_dead(headers, DeadReason::Malformed, at);
+}
+
+fn shortened(error: &str) -> String {
+    error.chars().take(MAX_ERROR_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -164,6 +164,19 @@ mod tests {
             headers.remove(&name);
             assert!(Delivery::from_headers(&headers).is_err(), "without {name}");
         }
+    }
+
+    #[test]
+    fn a_malformed_message_keeps_its_headers_and_gets_a_short_reason() {
+        let mut headers = sample();
+        headers.insert("x-attempt".to_owned(), Value::Integer(-1));
+        let error = Malformed::NotAnObject("x".repeat(100_000));
+        mark_malformed(&mut headers, &error, "q", 7);
+        assert_eq!(headers["x-webhook-id"], sample()["x-webhook-id"]);
+        assert_eq!(headers["x-attempt"], Value::Integer(-1));
+        assert_eq!(headers["x-dead-reason"], Value::Text("malformed".to_owned()));
+        let Value::Text(reason) = &headers["x-last-error"] else { panic!("a text") };
+        assert_eq!(reason.chars().count(), MAX_ERROR_CHARS);
     }
 
     proptest! {

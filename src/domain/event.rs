@@ -66,6 +66,9 @@ pub enum Malformed {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// PostgreSQL can't look the event type up, whoever asks; its words.
+    #[error("no webhook can want this event type: PostgreSQL says: {0}")]
+    NotSearchable(String),
     /// A header of a parked delivery that we can't have written.
     #[error("the header {0} is missing or not what a parked delivery has")]
     BadHeader(&'static str),
@@ -91,8 +94,10 @@ impl Event {
         if deeper_than(text.as_bytes(), MAX_DEPTH) {
             return Err(Malformed::TooDeep);
         }
-        let named: Named = serde_json::from_str(text)
-            .map_err(|error| Malformed::NotAnObject(error.to_string()))?;
+        // The parser quotes the text that it did not expect, however long it is.
+        let named: Named = serde_json::from_str(text).map_err(|error| {
+            Malformed::NotAnObject(error.to_string().chars().take(200).collect())
+        })?;
 
         // Client libraries send an unset property as an empty one.
         let given = |property: Option<&str>| property.filter(|p| !p.is_empty()).map(str::to_owned);
@@ -316,6 +321,10 @@ mod tests {
         check_malformed(b"{\"type\":\"a\\u0000b\"}", "control character");
         check_malformed(b"{\"type\":\"t\",\"id\":\"a\\nb\"}", "HTTP header");
         check_malformed(b"{\"type\":\"t\",\"id\":\"\xc3\xa9\"}", "HTTP header");
+        let quoted = format!("\"{}\"", "x".repeat(200_000));
+        check_malformed(quoted.as_bytes(), "not a JSON object");
+        let error = read(Properties::default(), &quoted).expect_err("malformed").to_string();
+        assert!(error.len() < 300, "{} bytes of error", error.len());
         let long = "x".repeat(256);
         check_malformed(format!("{{\"type\":\"{long}\"}}").as_bytes(), "longer than 255");
         check_malformed(format!("{{\"type\":\"t\",\"id\":\"{long}\"}}").as_bytes(), "longer than");
