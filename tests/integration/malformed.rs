@@ -74,6 +74,13 @@ fn what_is_not_an_event_is_a_dead_letter_with_a_reason_and_the_next_event_is_ser
 }
 
 #[test]
+fn a_large_body_of_the_wrong_kind_is_not_quoted_in_its_reason() {
+    // A parser that quotes what it did not expect would make headers too large for a frame.
+    let text = format!("\"{}\"", "x".repeat(300_000));
+    check_malformed(&Sandbox::new(), vec![("a long string", Event::raw(text).kind("t"))], "1MiB");
+}
+
+#[test]
 fn nesting_is_bounded_before_it_can_end_the_process() {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let inside = |depth: usize| Event::raw(format!("{{\"x\":{}}}", nested(depth))).kind("t");

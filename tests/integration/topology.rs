@@ -122,3 +122,32 @@ fn another_start_finds_everything_as_it_left_it() {
         notifier.terminate();
     }
 }
+
+#[test]
+fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    // A delay that no other test waits for.
+    let notifier = sandbox
+        .notifier()
+        .env("RETRY_SCHEDULE", "432ms,repeat")
+        .env("QUEUES", format!("{}=4", sandbox.queue()))
+        .start();
+    sandbox.broker.delete("webhooks.wait.432ms").expect("the notifier has made it");
+
+    let events: Vec<_> = (0..20).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+
+    for event in &events {
+        wait_until(SOON, "a second attempt", || receiver.of("/", event).len() >= 2);
+    }
+    wait_until(SOON, "all are counted", || {
+        notifier.metric("webhook_request_success_total", &[]) >= events.len() as f64
+    });
+    notifier.terminate();
+    sandbox.wait_drained();
+}
