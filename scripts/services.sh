@@ -160,16 +160,21 @@ kill_all() {
     done
 }
 
+# By name, what signal_stop asked to stop. The pid files can't tell whether it has: RabbitMQ removes
+# its own when it begins to stop.
+declare -A stopping=()
+
 signal_stop() {
     local name=$1 pid
     pid=$(main_pid "$name")
+    stopping[$name]=$pid
     [[ -z $pid ]] || kill -s "$("${name}_stop_signal")" "$pid" 2>/dev/null || true
 }
 
 # After signal_stop; also ends what stays behind, such as the broker's epmd.
 await_stop() {
     local name=$1 deadline=$((SECONDS + STOP_TIMEOUT))
-    while is_running "$name"; do
+    while [[ -n ${stopping[$name]} ]] && grep -qx -- "${stopping[$name]}" <<<"$("${name}_pids")"; do
         if ((SECONDS >= deadline)); then
             say "$name did not stop within $STOP_TIMEOUT s: killing it"
             break
