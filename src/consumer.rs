@@ -119,7 +119,7 @@ fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> 
         Ok(channels) => channels,
         Err(error) => return Ended::Lost(link.unavailable(&error).to_string()),
     };
-    // Ends all consumers of this session as soon as one of them ends.
+    // Ends all consumers of this connection as soon as one of them ends.
     let (end, ending) = shutdown::channel();
     let consuming = AtomicU16::new(0);
     let before = Mutex::new(reported.take());

@@ -36,7 +36,9 @@
 //! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
 //!   infrastructure failing, and stops consuming until it works again.
 //! - Whatever may hang has a limit: each module that waits says for how long, and why.
-//! - Every wait is also a wait for [`shutdown`]. A thread that ends on its own ends the process.
+//! - Every wait without a limit of its own, and every backoff, is also a wait for [`shutdown`]; the
+//!   others are over within SHUTDOWN_TIMEOUT or given up then. A thread that ends on its own ends
+//!   the process.
 //! - [`domain`] has no I/O, no clock and no randomness. amiquip is named in [`broker`] and
 //!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`].
 //!

@@ -1,8 +1,8 @@
 //! Shutdown: one crossbeam channel on which nothing is ever sent.
 //!
 //! Dropping the sender *is* the signal. A value would wake one receiver of many; a drop wakes all
-//! of them, for ever. Every wait in this program is a wait on this channel as well, so nobody
-//! sleeps through it.
+//! of them, for ever. Whatever waits for an event, or before another try, waits on this channel as
+//! well, so nobody sleeps through it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
