@@ -21,7 +21,7 @@ mod publisher;
 mod topology;
 
 pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread, publish_all};
-pub use topology::{Lane, Presence, Topology, dead_queue, declare_lane};
+pub use topology::{Lane, Presence, Topology, declare_lane};
 
 /// How long setting up a connection or a lane may take. On a loaded broker it takes tens of
 /// milliseconds, on one that is just starting a second.

@@ -46,7 +46,7 @@ fn retry_queue(origin: &str) -> String {
 
 /// Where the dead letters of a queue lie.
 #[must_use]
-pub fn dead_queue(origin: &str) -> String {
+pub(super) fn dead_queue(origin: &str) -> String {
     format!("{origin}.dead")
 }
 

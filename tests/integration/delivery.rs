@@ -6,13 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use uuid::Uuid;
 
-use crate::harness::{Event, Receiver, Reply, SOON, Sandbox, wait_until};
+use crate::harness::{Event, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
 
 /// What a parser followed by a serializer would change.
 const ODD_BODIES: [&str; 10] = [
@@ -193,8 +192,11 @@ fn the_requests_of_one_event_run_side_by_side_but_no_more_than_fanout() {
         move |_| {
             let now = running.fetch_add(1, Ordering::SeqCst) + 1;
             most.fetch_max(now, Ordering::SeqCst);
-            // Long enough that those which may run at once do.
-            thread::sleep(Duration::from_millis(300));
+            wait_until(SOON, "as many as may run at once do", || most.load(Ordering::SeqCst) >= 3);
+            // Long enough for one that may not to show up.
+            holds_for(Duration::from_millis(300), "no more than three run at once", || {
+                running.load(Ordering::SeqCst) <= 3
+            });
             running.fetch_sub(1, Ordering::SeqCst);
             Reply::Status(200)
         }
