@@ -2,20 +2,20 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uuid::Uuid;
 
 use crate::admin::{Admin, Casualties};
 use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
 use crate::config::Config;
-use crate::consumer::{self, Tally};
+use crate::consumer;
 use crate::metrics::Metrics;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Tally};
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Store, StoreError};
 
@@ -24,6 +24,10 @@ const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the last threads (publisher, admin) may take once nobody needs them any more.
 const FAREWELL: Duration = Duration::from_millis(2_500);
+
+/// Open files that we ask for, within the hard limit. More than we ever use; the kernel sizes
+/// nothing by it.
+const MOST_FILES: u64 = 65_536;
 
 /// Runs the notifier until a signal stops it.
 ///
@@ -34,6 +38,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let (trigger, shutdown) = shutdown::channel();
     shutdown::watch_signals(trigger.clone())?;
     log::info!("webhook-notifier {} starts", env!("CARGO_PKG_VERSION"));
+    raise_file_limit();
 
     let lanes = Lane::all(&config);
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
@@ -50,13 +55,12 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     })?;
     check_database(&store)?;
     if first_connection(&config, &shutdown)?.is_none() {
-        log::info!("stopped: 0 finished, 0 handed back");
+        log::info!("stopped: {}", Tally::new(shutdown));
         return Ok(());
     }
 
     let config = Arc::new(config);
     let store = Arc::new(store);
-    let tally = Arc::new(Tally::default());
     let (publisher, publisher_thread) = Publisher::new(&config);
     let pipeline = Arc::new(Pipeline::new(
         &config,
@@ -80,19 +84,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         }
     })?;
     for lane in lanes {
-        let (config, pipeline, metrics, tally, shutdown) = (
-            Arc::clone(&config),
-            Arc::clone(&pipeline),
-            Arc::clone(&metrics),
-            Arc::clone(&tally),
-            shutdown.clone(),
-        );
+        let (config, pipeline) = (Arc::clone(&config), Arc::clone(&pipeline));
+        let (metrics, shutdown) = (Arc::clone(&metrics), shutdown.clone());
         threads.spawn(format!("consumer-{}", lane.queue), move || {
             let context = consumer::Context {
                 config: &config,
                 pipeline: &pipeline,
                 metrics: &metrics,
-                tally: &tally,
                 shutdown: &shutdown,
                 jitter,
             };
@@ -118,14 +116,23 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     drained.fire();
     let farewell = if overdue.is_empty() { FAREWELL } else { Duration::ZERO };
     threads.join_until(Instant::now() + farewell, &HashSet::new());
-    log::info!(
-        "stopped: {} finished, {} handed back",
-        tally.finished.load(Ordering::Relaxed),
-        tally.handed_back.load(Ordering::Relaxed)
-    );
+    log::info!("stopped: {}", pipeline.tally());
     match failed.into_iter().chain(threads.failed).next() {
         Some(end) => bail!("thread {} ended unexpectedly: {}", end.thread, end.how),
         None => Ok(()),
+    }
+}
+
+/// Each connection is a file, and 1,024, the usual soft limit, are too few where a fan-out and many
+/// clients of the metrics port meet.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(MOST_FILES, |most| most.min(MOST_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit { current: Some(wanted), ..limit };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            log::warn!("cannot raise the limit of open files to {wanted}: {error}");
+        }
     }
 }
 

@@ -17,9 +17,11 @@ use crate::config::{Amqp, Config};
 use crate::domain::delivery::{Headers, Value};
 use crate::shutdown::{Never, Shutdown};
 
+mod mending;
 mod publisher;
 mod topology;
 
+use mending::MendedStream;
 pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread, publish_all};
 pub use topology::{Lane, Presence, Topology, declare_lane};
 
@@ -33,6 +35,9 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// At least-once dead-lettering with a TTL in quorum queues, on which waiting retries rely.
 const OLDEST_VERSION: (u32, u32) = (3, 10);
+
+/// The header in which quorum queues count redeliveries.
+const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Why the broker can't be used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -140,7 +145,7 @@ impl Link {
         let io = |error: std::io::Error| unavailable(error.to_string());
         stream.set_nodelay(true).map_err(io)?;
         let kill = KillSwitch(Arc::new(stream.try_clone().map_err(io)?));
-        let stream = mio::net::TcpStream::from_stream(stream).map_err(io)?;
+        let stream = MendedStream::new(mio::net::TcpStream::from_stream(stream).map_err(io)?);
         let options = ConnectionOptions::default()
             .auth(Auth::Plain {
                 username: amqp.user.clone(),
@@ -316,6 +321,23 @@ impl Message {
             event_type: properties.type_().clone(),
             body: std::mem::take(&mut delivery.body),
         }
+    }
+
+    /// How often the broker has taken the message back, as far as it counts that: quorum queues
+    /// do.
+    #[must_use]
+    pub fn redeliveries(&self) -> i64 {
+        match self.headers.get(DELIVERY_COUNT) {
+            Some(Value::Integer(count)) => *count,
+            _ => 0,
+        }
+    }
+
+    /// The message as if the broker had never taken it back.
+    #[must_use]
+    pub fn without_redeliveries(mut self) -> Self {
+        self.headers.remove(DELIVERY_COUNT);
+        self
     }
 }
 

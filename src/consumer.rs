@@ -5,7 +5,7 @@
 //! connection does, so an ack can't reach a later connection, where the same number means another
 //! message.
 
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,15 +23,6 @@ use crate::shutdown::{self, Shutdown, Trigger};
 /// A connection that lived this long was a good one: the next failure starts a new backoff.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 
-/// What the lanes did after shutdown was asked for.
-#[derive(Debug, Default)]
-pub struct Tally {
-    /// Messages settled.
-    pub finished: AtomicU64,
-    /// Messages given back to the broker.
-    pub handed_back: AtomicU64,
-}
-
 /// What a lane needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -41,8 +32,6 @@ pub struct Context<'a> {
     pub pipeline: &'a Pipeline,
     /// Says when the lane consumes.
     pub metrics: &'a Metrics,
-    /// Counts during shutdown.
-    pub tally: &'a Tally,
     /// Ends the lane.
     pub shutdown: &'a Shutdown,
     /// Random numbers from 0 to 1, for the backoff.
@@ -210,9 +199,8 @@ fn consume(
         });
         for delivery in held.into_iter().chain(waiting) {
             // Fails on a lost connection, where the broker has requeued it already.
-            if consumer.nack(delivery, true).is_ok() && context.shutdown.is_requested() {
-                context.tally.handed_back.fetch_add(1, Ordering::Relaxed);
-            }
+            let _ = consumer.nack(delivery, true);
+            context.pipeline.tally().handed_back();
         }
         drop(consumer);
     });
@@ -252,9 +240,7 @@ fn take_messages(
                 if let Err(error) = consumer.ack(delivery) {
                     return (Ended::Lost(format!("cannot ack: {error}")), None);
                 }
-                if shutdown.is_requested() {
-                    context.tally.finished.fetch_add(1, Ordering::Relaxed);
-                }
+                context.pipeline.tally().finished();
             }
             Settlement::HandBack(missing) => return (Ended::Missing(missing), Some(delivery)),
         }

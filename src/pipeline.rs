@@ -3,8 +3,9 @@
 //! A message may be acked once every delivery that it stands for is delivered, or parked or
 //! dead-lettered with the broker's confirm. Everything else hands it back.
 
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,6 +28,12 @@ use crate::store::{Found, Store, StoreError};
 /// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
 const FANOUT_LIMIT: Duration = Duration::from_secs(600);
 
+/// How often the broker may have taken a message back before it gets a new life, as a copy at the
+/// end of its queue. A quorum queue drops a message, or dead-letters it, that came back more often
+/// than its delivery limit says, which is 20 on RabbitMQ 4 where nobody set one; and it came back
+/// because of us or the servers, not of what is in it.
+const MOST_REDELIVERIES: i64 = 3;
+
 /// How a message is settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
@@ -46,6 +53,58 @@ pub enum Missing {
     Confirm,
 }
 
+/// What was done after shutdown was asked for; displays as the process' last line. Before that, it
+/// counts nothing but what is in hand.
+#[derive(Debug)]
+pub struct Tally {
+    shutdown: Shutdown,
+    finished: AtomicU64,
+    parked: AtomicU64,
+    handed_back: AtomicU64,
+    in_hand: AtomicU64,
+}
+
+impl Tally {
+    /// Counts from that shutdown on.
+    #[must_use]
+    pub fn new(shutdown: Shutdown) -> Self {
+        let [finished, parked, handed_back, in_hand] = Default::default();
+        Self { shutdown, finished, parked, handed_back, in_hand }
+    }
+
+    /// A message was acked.
+    pub fn finished(&self) {
+        self.count(&self.finished);
+    }
+
+    /// A message went back to the broker.
+    pub fn handed_back(&self) {
+        self.count(&self.handed_back);
+    }
+
+    /// A delivery waits for its next attempt.
+    fn parked(&self) {
+        self.count(&self.parked);
+    }
+
+    fn count(&self, counter: &AtomicU64) {
+        if self.shutdown.is_requested() {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [finished, parked, handed_back, in_hand] =
+            [&self.finished, &self.parked, &self.handed_back, &self.in_hand]
+                .map(|counter| counter.load(Ordering::Relaxed));
+        // What a lane still holds when the process ends, the broker takes back by itself.
+        let handed_back = handed_back + in_hand;
+        write!(formatter, "{finished} finished, {parked} parked, {handed_back} handed back")
+    }
+}
+
 /// Settles messages. Shared by all consumers.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -57,6 +116,7 @@ pub struct Pipeline {
     schedule: Schedule,
     fanout: usize,
     max_event_bytes: usize,
+    tally: Tally,
     shutdown: Shutdown,
 }
 
@@ -87,6 +147,7 @@ impl Pipeline {
             schedule: config.retry_schedule.clone(),
             fanout: config.fanout,
             max_event_bytes: config.max_event_bytes,
+            tally: Tally::new(shutdown.clone()),
             shutdown,
         }
     }
@@ -98,7 +159,15 @@ impl Pipeline {
         let received = Instant::now();
         metrics.received.inc();
         let context = Context { lane, metrics, message };
-        let settled = if lane.is_retry { self.retry(context) } else { self.event(context) };
+        self.tally.in_hand.fetch_add(1, Ordering::Relaxed);
+        let settled = if message.redeliveries() > MOST_REDELIVERIES {
+            self.renew(context)
+        } else if lane.is_retry {
+            self.retry(context)
+        } else {
+            self.event(context)
+        };
+        self.tally.in_hand.fetch_sub(1, Ordering::Relaxed);
         match settled {
             Ok(()) => {
                 metrics.processing.observe(received.elapsed().as_secs_f64());
@@ -106,6 +175,12 @@ impl Pipeline {
             }
             Err(missing) => Settlement::HandBack(missing),
         }
+    }
+
+    /// What was done since shutdown was asked for.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// What is missing right now to settle a message, as far as can be told without one.
@@ -286,12 +361,15 @@ impl Pipeline {
         let origin = &context.lane.origin;
         self.publisher.publish(Outgoing::park(travelling(context, delivery), delay, origin))?;
         context.metrics.retries_scheduled.inc();
+        self.tally.parked();
         Ok(())
     }
 
     fn hand_over(&self, context: Context<'_>, delivery: &Delivery) -> Result<(), NotConfirmed> {
         let message = travelling(context, delivery);
-        self.publisher.publish(Outgoing::hand_over(message, &context.lane.origin))
+        self.publisher.publish(Outgoing::hand_over(message, &context.lane.origin))?;
+        self.tally.parked();
+        Ok(())
     }
 
     fn bury(
@@ -307,6 +385,14 @@ impl Pipeline {
         // Nothing may come for it any more that would say it is well.
         self.receivers.forget(delivery.webhook_id);
         Ok(())
+    }
+
+    /// Puts a copy of the message at the end of its queue, of which no redelivery was counted yet.
+    fn renew(&self, context: Context<'_>) -> Result<(), Missing> {
+        let Context { lane, message, .. } = context;
+        log::info!("renewed queue={} redeliveries={}", lane.queue, message.redeliveries());
+        let copy = message.clone().without_redeliveries();
+        Ok(self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?)
     }
 
     fn bury_malformed(&self, context: Context<'_>, error: &Malformed) -> Result<(), Missing> {

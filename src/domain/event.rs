@@ -123,7 +123,9 @@ pub fn check_event_type(event_type: &str) -> Result<(), Malformed> {
     match event_type {
         "" => bad("is empty"),
         long if long.len() > MAX_NAME_BYTES => bad("is longer than 255 bytes"),
-        text if text.chars().any(char::is_control) => bad("has a control character"),
+        text if text.chars().any(char::is_control) => {
+            bad("has a control character, or a byte that is not UTF-8")
+        }
         _ => Ok(()),
     }
 }

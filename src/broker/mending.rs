@@ -1,0 +1,251 @@
+//! A stream that makes the broker's frames readable for amiquip.
+//!
+//! AMQP's short strings are bytes, and any producer may put some that are not UTF-8 into a property
+//! such as `type`. amiquip then gives up the whole connection, and again at each redelivery: one
+//! such message would hold its queue up for ever. So each byte that is not UTF-8 is replaced on its
+//! way to amiquip, by one of the same length; the message becomes readable, and, as no event type
+//! or id may hold a control character, malformed: it ends in the dead-letter queue as others do.
+//!
+//! (Header tables need nothing: amiquip skips what it can't read there.)
+
+use std::io::{self, Read, Write};
+
+use mio::net::TcpStream;
+use mio::{Evented, Poll, PollOpt, Ready, Token};
+
+/// "Substitute", the control character for what is invalid or in error (ECMA-48, 8.3.148).
+const SUBSTITUTE: u8 = 0x1a;
+
+/// How much is read at once.
+const CHUNK: usize = 16 * 1024;
+
+/// Frames as AMQP 0-9-1, section 4.2.3, has them: type, channel, size, payload, end.
+const HEAD: usize = 7;
+const END: usize = 1;
+const METHOD: u8 = 1;
+const CONTENT_HEADER: u8 = 2;
+const KINDS: [u8; 4] = [METHOD, CONTENT_HEADER, 3, 8];
+
+/// A stream from the broker; see the module.
+pub(super) struct MendedStream {
+    stream: TcpStream,
+    /// What was read: first frames that are mended and not handed on yet, then a part of one.
+    buffer: Vec<u8>,
+    handed_on: usize,
+    mended: usize,
+}
+
+impl MendedStream {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream, buffer: Vec::new(), handed_on: 0, mended: 0 }
+    }
+
+    /// Reads on, and mends the frames that are now complete. False: the stream has ended.
+    fn fill(&mut self) -> io::Result<bool> {
+        self.buffer.drain(..self.handed_on);
+        (self.handed_on, self.mended) = (0, self.mended - self.handed_on);
+        let before = self.buffer.len();
+        self.buffer.resize(before + CHUNK, 0);
+        let read = self.stream.read(&mut self.buffer[before..]);
+        self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
+        let more = read? > 0;
+        while let Some(size) = frame_size(&self.buffer[self.mended..]) {
+            let Some(frame) = self.buffer.get_mut(self.mended..self.mended + size) else { break };
+            mend(frame);
+            self.mended += size;
+        }
+        Ok(more)
+    }
+}
+
+impl Read for MendedStream {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.mended == self.handed_on {
+            if !self.fill()? {
+                return Ok(0);
+            }
+        }
+        let waiting = &self.buffer[self.handed_on..self.mended];
+        let count = waiting.len().min(out.len());
+        out[..count].copy_from_slice(&waiting[..count]);
+        self.handed_on += count;
+        Ok(count)
+    }
+}
+
+impl Write for MendedStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+impl Evented for MendedStream {
+    fn register(&self, poll: &Poll, token: Token, ready: Ready, opts: PollOpt) -> io::Result<()> {
+        self.stream.register(poll, token, ready, opts)
+    }
+
+    fn reregister(&self, poll: &Poll, token: Token, ready: Ready, opts: PollOpt) -> io::Result<()> {
+        self.stream.reregister(poll, token, ready, opts)
+    }
+
+    fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        self.stream.deregister(poll)
+    }
+}
+
+impl amiquip::IoStream for MendedStream {}
+
+/// The size of the frame that the bytes begin with, as soon as that can be told. What is no frame,
+/// such as the answer of something that isn't RabbitMQ, counts as one, for amiquip to refuse.
+fn frame_size(bytes: &[u8]) -> Option<usize> {
+    let kind = bytes.first()?;
+    if !KINDS.contains(kind) {
+        return Some(bytes.len());
+    }
+    let size = bytes.get(3..HEAD)?.try_into().ok()?;
+    Some(HEAD + u32::from_be_bytes(size) as usize + END)
+}
+
+/// Replaces what is not UTF-8 in the short strings of a message's delivery and properties.
+fn mend(frame: &mut [u8]) {
+    let Some(([kind, ..], payload)) = frame.split_at_mut_checked(HEAD) else { return };
+    let mut fields = Fields(payload);
+    // A field that ends early leaves the rest as it is, for amiquip to refuse.
+    let _ = match *kind {
+        METHOD => mend_method(&mut fields),
+        CONTENT_HEADER => mend_properties(&mut fields),
+        _ => None,
+    };
+}
+
+/// `basic.deliver` (section 1.8.3.13): its exchange and routing key are the producer's.
+fn mend_method(fields: &mut Fields<'_>) -> Option<()> {
+    const BASIC_DELIVER: [u8; 4] = [0, 60, 0, 60];
+    if fields.take(4)? != BASIC_DELIVER {
+        return None;
+    }
+    fields.mend_short_string()?;
+    let (delivery_tag, redelivered) = (8, 1);
+    fields.take(delivery_tag + redelivered)?;
+    fields.mend_short_string()?;
+    fields.mend_short_string()
+}
+
+/// A content header (section 4.2.6.1) of the class `basic`.
+fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
+    let (class, weight, body_size) = (2, 2, 8);
+    fields.take(class + weight + body_size)?;
+    let flags = u16::from_be_bytes(fields.take(2)?.try_into().ok()?);
+    // Content type and so on, from the highest bit down.
+    for property in 0..14 {
+        if flags & (1 << (15 - property)) == 0 {
+            continue;
+        }
+        match property {
+            // headers
+            2 => {
+                let size = u32::from_be_bytes(fields.take(4)?.try_into().ok()?);
+                fields.take(size as usize)?;
+            }
+            // delivery mode, priority
+            3 | 4 => drop(fields.take(1)?),
+            // timestamp
+            9 => drop(fields.take(8)?),
+            _ => fields.mend_short_string()?,
+        }
+    }
+    Some(())
+}
+
+/// The fields of a frame that are still to be looked at.
+struct Fields<'a>(&'a mut [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, size: usize) -> Option<&'a mut [u8]> {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut_checked(size)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn mend_short_string(&mut self) -> Option<()> {
+        let size = self.take(1)?[0];
+        let mut text = self.take(size.into())?;
+        while let Err(error) = std::str::from_utf8(text) {
+            text = &mut text[error.valid_up_to()..];
+            // The end of a character that is cut off has no length.
+            let bad = error.error_len().unwrap_or(text.len());
+            text[..bad].fill(SUBSTITUTE);
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A content header with the two properties that matter most, beside some of other types.
+    fn header(event_type: &[u8], message_id: &[u8]) -> Vec<u8> {
+        let short = |text: &[u8]| [&[u8::try_from(text.len()).expect("short")], text].concat();
+        let flags = (1_u16 << 13) | (1 << 12) | (1 << 7) | (1 << 6) | (1 << 5);
+        let payload = [
+            &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9][..],
+            &flags.to_be_bytes(),
+            &[0, 0, 0, 3, 0xff, 0xfe, 0xfd],
+            &[2],
+            &short(message_id),
+            &[0xff; 8],
+            &short(event_type),
+        ]
+        .concat();
+        frame(CONTENT_HEADER, &payload)
+    }
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(payload.len()).expect("small").to_be_bytes();
+        [&[kind, 0, 1], &size[..], payload, &[0xce]].concat()
+    }
+
+    fn mended(mut frame: Vec<u8>) -> Vec<u8> {
+        mend(&mut frame);
+        frame
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_replaced_one_by_one() {
+        let bad = header(b"caf\xe9.paid", b"\xf0\x9f\x98");
+        assert_eq!(mended(bad), header(b"caf\x1a.paid", b"\x1a\x1a\x1a"));
+    }
+
+    #[test]
+    fn a_routing_key_is_mended_too() {
+        let deliver = |key: &[u8]| {
+            let fixed = [&[0, 60, 0, 60, 1, b'c'][..], &[0; 9], &[0, 2], key].concat();
+            frame(METHOD, &fixed)
+        };
+        assert_eq!(mended(deliver(b"a\xff")), deliver(b"a\x1a"));
+        let other_method = frame(METHOD, &[0, 60, 0, 80, 0xff]);
+        assert_eq!(mended(other_method.clone()), other_method);
+    }
+
+    proptest! {
+        #[test]
+        fn good_text_passes_as_it_is(event_type in ".{0,60}", message_id in ".{0,60}") {
+            let good = header(event_type.as_bytes(), message_id.as_bytes());
+            prop_assert_eq!(mended(good.clone()), good);
+        }
+
+        #[test]
+        fn no_frame_is_too_strange(kind in 1_u8..3, payload: Vec<u8>) {
+            let before = frame(kind, &payload);
+            let after = mended(before.clone());
+            prop_assert_eq!(after.len(), before.len());
+            prop_assert_eq!(frame_size(&after), Some(before.len()));
+        }
+    }
+}
