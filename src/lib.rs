@@ -53,6 +53,7 @@ pub mod sender;
 pub mod receivers;
 pub mod store;
 pub mod broker;
+pub mod dead_letters;
 pub mod admin;
 pub mod metrics;
 pub mod shutdown;

@@ -46,7 +46,7 @@ fn retry_queue(origin: &str) -> String {
 
 /// Where the dead letters of a queue lie.
 #[must_use]
-pub(super) fn dead_queue(origin: &str) -> String {
+pub fn dead_queue(origin: &str) -> String {
     format!("{origin}.dead")
 }
 
@@ -92,6 +92,10 @@ impl Topology {
                 declare_origin(link, origin)
                     .map_err(|error| failed(&link.address, origin, &error))?;
             }
+            for origin in &self.origins {
+                declare_dead(link, origin)
+                    .map_err(|error| failed(&link.address, &dead_queue(origin), &error))?;
+            }
             let channel = link.channel().map_err(|error| link.unavailable(&error))?;
             self.declare_own(&channel, &link.address)
         })
@@ -107,9 +111,6 @@ impl Topology {
         for origin in &self.origins {
             declare_retry(channel, origin)
                 .map_err(|error| failed(address, &retry_queue(origin), &error))?;
-            channel
-                .queue_declare(dead_queue(origin), quorum([]))
-                .map_err(|error| failed(address, &dead_queue(origin), &error))?;
         }
         for delay in &self.delays {
             declare_wait(channel, *delay)
@@ -133,12 +134,13 @@ impl Topology {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
             own.push((retry_queue(origin), retry_options(origin)));
-            own.push((dead_queue(origin), quorum([])));
         }
         own.extend(self.delays.iter().map(|delay| (wait_queue(*delay), wait_options(*delay))));
 
         let mut found = Vec::new();
-        for queue in self.origins.clone() {
+        // Of these any will do, whatever their arguments.
+        let dead = self.origins.iter().map(|origin| dead_queue(origin));
+        for queue in self.origins.iter().cloned().chain(dead) {
             found.push(Presence { messages: link.queue_messages(&queue, shutdown)?, queue });
         }
         let kill = link.kill_switch();
@@ -180,6 +182,15 @@ fn declare_origin(link: &mut Link, origin: &str) -> amiquip::Result<()> {
     if link.passive_declare(origin)?.is_none() {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         link.channel()?.queue_declare(origin, options)?;
+    }
+    Ok(())
+}
+
+/// Like a producer's queue, not declared where it exists: we need nothing of its arguments.
+fn declare_dead(link: &mut Link, origin: &str) -> amiquip::Result<()> {
+    let queue = dead_queue(origin);
+    if link.passive_declare(&queue)?.is_none() {
+        link.channel()?.queue_declare(queue, quorum([]))?;
     }
     Ok(())
 }
