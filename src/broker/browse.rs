@@ -1,6 +1,6 @@
 //! Looking at what lies in a queue, and taking some of it out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
 use crossbeam_channel::RecvTimeoutError;
@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long we listen for what was not counted: a broker that has just started may say that there
 /// is nothing.
 const LATECOMERS: Duration = Duration::from_millis(250);
+
+/// How often we look whether what was kept is back.
+const POLL: Duration = Duration::from_millis(20);
 
 /// What becomes of a message that was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +56,16 @@ pub fn browse<E: From<BrokerError>>(
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
     let Some(expected) = link.queue_messages(queue, shutdown)? else { return Ok(false) };
     let kill = link.kill_switch();
-    let mut reader = Reader { queue, shutdown, kill, expected: expected.into(), look };
+    let mut reader = Reader { queue, shutdown, kill, expected: expected.into(), kept: 0, look };
     reader.read_on(&mut link)?;
+    let kept = reader.kept;
+    // The broker puts back what was kept a moment after the channels are closed, and whoever looks
+    // again should find it. (If somebody else takes it meanwhile, there is nothing to wait for.)
+    let deadline = Instant::now() + PATIENCE;
+    while u64::from(link.queue_messages(queue, shutdown)?.unwrap_or(0)) < kept
+        && Instant::now() < deadline
+        && !shutdown.wait(POLL)
+    {}
     link.close();
     Ok(true)
 }
@@ -65,6 +76,8 @@ struct Reader<'a, 'l, E> {
     kill: KillSwitch,
     /// Messages that should still come.
     expected: u64,
+    /// Messages that stay.
+    kept: u64,
     look: &'a mut Look<'l, E>,
 }
 
@@ -149,6 +162,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
                 }
             }
         }
+        self.kept += kept as u64;
         Ok(Some(kept))
     }
 }
