@@ -77,6 +77,17 @@ impl Broker {
         Some(Message { body: get.delivery.body, properties: get.delivery.properties })
     }
 
+    /// Takes the first message of a queue and gives it back, that many times.
+    pub(crate) fn bounce(&self, queue: &str, times: usize) {
+        for _ in 0..times {
+            let bounced = self.on_channel(|channel| {
+                let get = channel.basic_get(queue, false)?.context("the queue is empty")?;
+                Ok(get.nack(channel, true)?)
+            });
+            bounced.expect("there is a message");
+        }
+    }
+
     /// Durable, as an operator makes it.
     pub(crate) fn declare(&self, queue: &str, arguments: FieldTable) -> Result<()> {
         self.on_channel(|channel| {
