@@ -56,6 +56,10 @@ webhook-add: build ## Register one: make webhook-add URL=http://… EVENTS='user
 publish: build ## Publish a sample event: make publish QUEUE=high_priority TYPE=user.created
 	@$(RUNNING) publish "$(QUEUE)" --type "$(TYPE)"
 
+.PHONY: dead-letters
+dead-letters: build ## What could not be delivered: make dead-letters [ARGS='show --limit 1']
+	@$(RUNNING) dead-letters $(or $(ARGS),list)
+
 .PHONY: listen
 listen: build ## Be a receiver: make listen ADDR=127.0.0.1:8080
 	@$(BINARY) listen --addr "$(ADDR)"
