@@ -15,6 +15,7 @@ mod malformed;
 mod shutdown;
 mod connections;
 mod faults;
+mod chaos;
 mod database;
 mod topology;
 mod observability;

@@ -75,6 +75,10 @@ impl Process {
         })
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         let status = self.child.try_wait().expect("it is our child");
         status.is_none()
