@@ -77,6 +77,12 @@ services-down: ## Stop them
 .PHONY: ci
 ci: fmt-check lint doc test ## Exactly what CI runs
 
+.PHONY: chaos
+chaos: DURATION ?= 3m
+chaos: RATE ?= 100
+chaos: build ## Break everything under load, and account for every event: DURATION=3m RATE=100 SEED=…
+	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) chaos
+
 .PHONY: fmt-check
 fmt-check: ## Is everything formatted?
 	cargo fmt --check

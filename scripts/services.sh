@@ -51,6 +51,8 @@ Usage: scripts/services.sh COMMAND
   start NAME      start one server with the data it had
   stop NAME       stop one server in good order
   kill NAME       end one server with SIGKILL, as a crash would
+  rabbitmqctl ARGUMENTS...
+                  run RabbitMQ's own tool against the private broker
   install         only make sure that both servers are installed
 
 NAME is broker or postgres. Everything is kept in .local/ at the repository's
@@ -254,23 +256,35 @@ CONF
 INETRC
 }
 
-# The environment starts empty: RABBITMQ_* and ERL_* variables of the caller,
-# like the files in /etc/rabbitmq, are meant for another broker.
-broker_exec() (
-    rabbitmq=$(find_rabbitmq)
-    node=wn-$(cksum <<<"$LOCAL" | cut -d' ' -f1)@localhost
-    detach "$LOGS/broker.log"
-    # The VM sizes tables by this limit, so neither tiny nor unlimited will do.
-    ulimit -n "$MAX_OPEN_FILES" 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
+# Sets `vars`: what the broker and its tool both need to find each other. The
+# environment starts empty: RABBITMQ_* and ERL_* variables of the caller, like
+# the files in /etc/rabbitmq, are meant for another broker.
+broker_vars() {
     vars=(
-        "$(broker_mark)"
         PATH="$PATH"
         HOME="$BROKER_HOME"
         LC_ALL=C.UTF-8
-        RABBITMQ_NODENAME="$node"
+        RABBITMQ_NODENAME="wn-$(cksum <<<"$LOCAL" | cut -d' ' -f1)@localhost"
         RABBITMQ_CONFIG_FILE="$BROKER_HOME/rabbitmq.conf"
         RABBITMQ_CONF_ENV_FILE="$BROKER_HOME/none"
         RABBITMQ_ADVANCED_CONFIG_FILE="$BROKER_HOME/none"
+        ERL_EPMD_PORT="$EPMD_PORT"
+        ERL_EPMD_ADDRESS=127.0.0.1
+        ERL_INETRC="$BROKER_HOME/inetrc"
+        # Here and not in the server's own arguments, so that it also holds for
+        # the short-lived VM by which RabbitMQ starts epmd.
+        ERL_ZFLAGS="-kernel inet_dist_use_interface {127,0,0,1}"
+    )
+}
+
+broker_exec() (
+    rabbitmq=$(find_rabbitmq)
+    broker_vars
+    detach "$LOGS/broker.log"
+    # The VM sizes tables by this limit, so neither tiny nor unlimited will do.
+    ulimit -n "$MAX_OPEN_FILES" 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
+    vars+=(
+        "$(broker_mark)"
         RABBITMQ_ENABLED_PLUGINS_FILE="$BROKER_HOME/enabled_plugins"
         RABBITMQ_MNESIA_BASE="$BROKER_HOME/mnesia"
         RABBITMQ_SCHEMA_DIR="$BROKER_HOME/schema"
@@ -282,14 +296,17 @@ broker_exec() (
         # Binding schedulers to cores, the default, hurts when cores are shared.
         RABBITMQ_SCHEDULER_BIND_TYPE=u
         ERL_CRASH_DUMP="$LOGS/erl_crash.dump"
-        ERL_EPMD_PORT="$EPMD_PORT"
-        ERL_EPMD_ADDRESS=127.0.0.1
-        ERL_INETRC="$BROKER_HOME/inetrc"
-        # Here and not in the server's own arguments, so that it also holds for
-        # the short-lived VM by which RabbitMQ starts epmd.
-        ERL_ZFLAGS="-kernel inet_dist_use_interface {127,0,0,1}"
     )
     exec env -i "${vars[@]}" setsid --fork "$rabbitmq"
+)
+
+# Not marked as the broker's: a kill of the broker is not for the tool.
+run_rabbitmqctl() (
+    load_state
+    is_running broker || die "the broker does not run: 'scripts/services.sh start broker' starts it"
+    rabbitmq=$(find_rabbitmq)
+    broker_vars
+    exec env -i "${vars[@]}" "${rabbitmq%/*}/rabbitmqctl" "$@"
 )
 
 # RabbitMQ opens its listeners at the end of its boot, so the first byte of
@@ -552,6 +569,7 @@ main() {
         start) start_services "$1" ;;
         stop) stop_services "$1" ;;
         kill) kill_service "$1" ;;
+        rabbitmqctl) run_rabbitmqctl "$@" ;;
         install) install_missing ;;
         help | -h | --help) usage ;;
         *)

@@ -16,6 +16,7 @@ mod dead_letters;
 mod shutdown;
 mod connections;
 mod faults;
+mod chaos;
 mod database;
 mod topology;
 mod observability;

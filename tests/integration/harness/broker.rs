@@ -37,9 +37,7 @@ impl Broker {
             let confirms = channel.listen_for_publisher_confirms()?;
             channel.enable_publisher_confirms()?;
             for event in events {
-                let mut publish = Publish::new(&event.body, queue);
-                publish.properties = event.properties.clone();
-                channel.basic_publish("", publish)?;
+                event.publish(channel, queue)?;
             }
             let mut smoother = ConfirmSmoother::new();
             let mut confirmed = 0;
@@ -86,6 +84,18 @@ impl Broker {
             });
             bounced.expect("there is a message");
         }
+    }
+
+    /// Takes all that is in a queue. Only where nothing breaks meanwhile: what is taken is gone.
+    pub(crate) fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
+        self.on_channel(|channel| {
+            let mut messages = Vec::new();
+            while let Some(get) = channel.basic_get(queue, true)? {
+                let amiquip::Delivery { body, properties, .. } = get.delivery;
+                messages.push(Message { body, properties });
+            }
+            Ok(messages)
+        })
     }
 
     /// Durable, as an operator makes it.
@@ -177,6 +187,13 @@ impl Event {
             body: body.into(),
             properties: AmqpProperties::default().with_delivery_mode(PERSISTENT),
         }
+    }
+
+    /// Persistent where it was made so; whether it was confirmed the channel tells.
+    pub(crate) fn publish(&self, channel: &Channel, queue: &str) -> amiquip::Result<()> {
+        let mut publish = Publish::new(&self.body, queue);
+        publish.properties = self.properties.clone();
+        channel.basic_publish("", publish)
     }
 
     pub(crate) fn id(mut self, id: &str) -> Self {

@@ -1,7 +1,8 @@
 //! `webhook-notifier`, the real binary, as a process.
 
 use std::{
-    io::{Read, Write},
+    env,
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     ops::{Deref, DerefMut},
     process::Command,
@@ -15,9 +16,12 @@ pub(crate) struct Launch(Command);
 
 impl Launch {
     /// The environment is empty but for the given URLs: nothing that whoever
-    /// runs the tests has set may leak in.
+    /// runs the tests has set may leak in. WEBHOOK_NOTIFIER_BINARY names another
+    /// binary than the one that was built with the tests, such as the release.
     pub(crate) fn new(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_webhook-notifier"));
+        let built = || env!("CARGO_BIN_EXE_webhook-notifier").into();
+        let mut command =
+            Command::new(env::var_os("WEBHOOK_NOTIFIER_BINARY").unwrap_or_else(built));
         command.args(arguments).env_clear();
         Self(command)
     }
@@ -82,14 +86,7 @@ impl Notifier {
     }
 
     pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
-        let limit = Some(Duration::from_secs(10));
-        let mut stream = self.connect_to_admin();
-        stream.set_read_timeout(limit).expect("a valid limit");
-        // Version 1.0 spares us a parser of chunks.
-        write!(stream, "{method} {path} HTTP/1.0\r\ncontent-length: 0\r\n\r\n")
-            .expect("the admin port reads");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("the admin port answers and closes");
+        let text = self.exchange(method, path).expect("the admin port answers and closes");
         let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
         let status = head.split(' ').nth(1).expect("a status line");
         Answer {
@@ -99,12 +96,23 @@ impl Notifier {
         }
     }
 
+    fn exchange(&self, method: &str, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect(self.admin)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        // Version 1.0 spares us a parser of chunks.
+        write!(stream, "{method} {path} HTTP/1.0\r\ncontent-length: 0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
     pub(crate) fn connect_to_admin(&self) -> TcpStream {
         TcpStream::connect(self.admin).expect("the admin port accepts")
     }
 
+    /// Whether /readyz says so; one whose port does not answer is not.
     pub(crate) fn is_ready(&self) -> bool {
-        self.get("/readyz").status == 200
+        self.exchange("GET", "/readyz").is_ok_and(|text| text.split(' ').nth(1) == Some("200"))
     }
 
     /// SIGTERM, and the wait for the end, which must be a clean one.

@@ -8,9 +8,16 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use url::Url;
+
+use super::POLL_INTERVAL;
+
+/// A read of at least this many bytes is a message that the client publishes, or a part of it:
+/// acks and heartbeats are shorter, even some of them together.
+const MESSAGE: usize = 256;
 
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -20,6 +27,8 @@ pub(crate) struct Proxy {
 struct Shared {
     upstream: SocketAddr,
     state: Mutex<State>,
+    /// The next message of a client is cut in two, and all connections with it.
+    armed: AtomicBool,
 }
 
 struct State {
@@ -61,6 +70,7 @@ impl Proxy {
                 connections: Vec::new(),
                 accepted: 0,
             }),
+            armed: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || accepting.accept(&listener));
@@ -92,10 +102,35 @@ impl Proxy {
 
     /// Ends all connections.
     pub(crate) fn cut(&self) {
-        let mut state = self.shared.state.lock().expect("no holder panics");
-        for connection in state.connections.drain(..) {
-            connection.close();
+        self.shared.cut();
+    }
+
+    /// Ends all connections in the middle of a message that a client publishes; at the end of the
+    /// patience anyway. False: so it was.
+    pub(crate) fn cut_in_a_message(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        self.shared.armed.store(true, Ordering::SeqCst);
+        while self.shared.armed.load(Ordering::SeqCst) {
+            if Instant::now() >= deadline && self.shared.armed.swap(false, Ordering::SeqCst) {
+                self.cut();
+                return false;
+            }
+            thread::sleep(POLL_INTERVAL);
         }
+        true
+    }
+
+    /// Ends the connections that froze, as keep-alives do in time: a server holds its side of them
+    /// for hours.
+    pub(crate) fn bury_frozen(&self) {
+        let mut state = self.shared.state.lock().expect("no holder panics");
+        state.connections.retain(|connection| {
+            let dead = connection.dead.load(Ordering::SeqCst);
+            if dead {
+                connection.close();
+            }
+            !dead
+        });
     }
 
     /// Ends all connections, and every new one at once.
@@ -124,7 +159,7 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn accept(&self, listener: &TcpListener) {
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
         for client in listener.incoming() {
             let Ok(client) = client else { return };
             let mut state = self.state.lock().expect("no holder panics");
@@ -143,16 +178,44 @@ impl Shared {
                 server: Arc::new(server),
                 dead: Arc::new(AtomicBool::new(state.mode == Mode::Frozen)),
             };
+            // Those that ended would keep their sockets otherwise.
+            state.connections.retain(Connection::is_pumped);
             state.connections.push(connection.clone());
             let back = connection.clone();
-            thread::spawn(move || connection.pump(&connection.client, &connection.server));
-            thread::spawn(move || back.pump(&back.server, &back.client));
+            let shared = Arc::clone(&self);
+            thread::spawn(move || connection.pump_up(&shared));
+            thread::spawn(move || back.pump(&back.server, &back.client, |_| false));
+        }
+    }
+
+    fn cut(&self) {
+        let mut state = self.state.lock().expect("no holder panics");
+        for connection in state.connections.drain(..) {
+            connection.close();
         }
     }
 }
 
 impl Connection {
-    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream) {
+    /// Each pump holds a handle of its own.
+    fn is_pumped(&self) -> bool {
+        Arc::strong_count(&self.client) > 1
+    }
+
+    /// From the client to the server.
+    fn pump_up(&self, shared: &Shared) {
+        self.pump(&self.client, &self.server, |bytes| {
+            let cuts = bytes.len() >= MESSAGE && shared.armed.swap(false, Ordering::SeqCst);
+            if cuts {
+                let _ = (&*self.server).write_all(&bytes[..bytes.len() / 2]);
+                shared.cut();
+            }
+            cuts
+        });
+    }
+
+    /// Ends where `cuts` says so.
+    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, cuts: impl Fn(&[u8]) -> bool) {
         let mut buffer = [0; 16 * 1024];
         loop {
             let read = from.read(&mut buffer).unwrap_or(0);
@@ -162,6 +225,9 @@ impl Connection {
                     return;
                 }
                 continue;
+            }
+            if cuts(&buffer[..read]) {
+                return;
             }
             if read == 0 || to.write_all(&buffer[..read]).is_err() {
                 self.close();

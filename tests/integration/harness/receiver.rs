@@ -2,7 +2,7 @@
 //! as the test tells it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -24,7 +24,7 @@ pub(crate) enum Reply {
     WithHeaders(u16, Vec<(&'static str, String)>),
     /// The status after a while.
     Slow(Duration, u16),
-    /// No answer, ever.
+    /// No answer, until the other side or the receiver closes the connection.
     Hang,
     /// RST in place of an answer.
     Reset,
@@ -75,11 +75,18 @@ pub(crate) struct Receiver {
 
 struct Shared {
     behaviour: Box<Behaviour>,
-    requests: Mutex<Vec<Request>>,
+    journal: Mutex<Journal>,
     /// The open ones, by their other end.
     connections: Mutex<BTreeMap<SocketAddr, TcpStream>>,
     accepted: AtomicUsize,
     ended: crossbeam_channel::Receiver<()>,
+}
+
+struct Journal {
+    /// None: only counted.
+    requests: Option<Vec<Request>>,
+    /// By path and event.
+    attempts: HashMap<(String, String), usize>,
 }
 
 impl Receiver {
@@ -89,12 +96,24 @@ impl Receiver {
     }
 
     pub(crate) fn answering(behaviour: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start(Some(Vec::new()), behaviour)
+    }
+
+    /// Keeps no requests, for hundreds in a second over minutes: the behaviour sees each.
+    pub(crate) fn forgetful(behaviour: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start(None, behaviour)
+    }
+
+    fn start(
+        requests: Option<Vec<Request>>,
+        behaviour: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (sender, ended) = crossbeam_channel::bounded(0);
         let shared = Arc::new(Shared {
             behaviour: Box::new(behaviour),
-            requests: Mutex::new(Vec::new()),
+            journal: Mutex::new(Journal { requests, attempts: HashMap::new() }),
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
             ended,
@@ -115,8 +134,8 @@ impl Receiver {
     }
 
     pub(crate) fn requests(&self) -> Vec<Request> {
-        let requests = self.shared.requests.lock().expect("no holder panics");
-        requests.clone()
+        let journal = self.shared.journal.lock().expect("no holder panics");
+        journal.requests.clone().expect("a receiver that is not forgetful")
     }
 
     /// The requests to one path.
@@ -196,7 +215,9 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result
                     respond(&mut stream, status, &[])?;
                 }
             }
-            Reply::Hang => while shared.pause(SOON) {},
+            Reply::Hang => {
+                io::copy(&mut reader, &mut io::sink())?;
+            }
             Reply::Reset => {
                 // An RST goes out when the last handle of the socket closes.
                 shared.open().remove(&peer);
@@ -226,13 +247,14 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result
 
 impl Shared {
     fn record(&self, mut request: Request) -> Request {
-        let mut requests = self.requests.lock().expect("no holder panics");
-        let before = requests
-            .iter()
-            .filter(|other| other.path == request.path && other.id() == request.id())
-            .count();
-        request.attempt = before + 1;
-        requests.push(request.clone());
+        let mut journal = self.journal.lock().expect("no holder panics");
+        let of = (request.path.clone(), request.id().to_owned());
+        let attempts = journal.attempts.entry(of).or_default();
+        *attempts += 1;
+        request.attempt = *attempts;
+        if let Some(requests) = &mut journal.requests {
+            requests.push(request.clone());
+        }
         request
     }
 

@@ -66,7 +66,11 @@ impl Sandbox {
 
     /// For a test that looks at the clock: no other test runs meanwhile.
     pub(crate) fn alone(count: usize) -> Self {
-        Self::ready(Self::empty(&Servers::shared(), count, Company::alone()))
+        Self::alone_on(&Servers::shared(), count)
+    }
+
+    pub(crate) fn alone_on(servers: &Servers, count: usize) -> Self {
+        Self::ready(Self::empty(servers, count, Company::alone()))
     }
 
     /// Queues and tables exist.

@@ -101,6 +101,11 @@ impl FaultServers {
     pub(crate) fn start(&self, server: Server) {
         services(&self.directory, &["start", server.name()]);
     }
+
+    /// Runs RabbitMQ's own tool against the broker; returns what it printed.
+    pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) -> String {
+        services(&self.directory, &[&["rabbitmqctl"], arguments].concat())
+    }
 }
 
 impl Drop for FaultServers {

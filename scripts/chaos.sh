@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#
+# A long test by itself, on the release binary: `make chaos` calls this. What it breaks are private
+# servers of its own.
+
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+WEBHOOK_NOTIFIER_BINARY=$(realpath -- "$1")
+export WEBHOOK_NOTIFIER_BINARY
+export FAULT_SERVICES_DIR=$root/.local/$2
+case $2 in
+    chaos) test=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks ;;
+    *)
+        echo "there is no long test named $2" >&2
+        exit 2
+        ;;
+esac
+
+trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
+cd "$root"
+cargo test --locked --test integration -- --exact "$test" --include-ignored --nocapture

@@ -1,0 +1,63 @@
+//! Everything breaks, in an order drawn from a seed, while events flow; and at the end the ledger
+//! says where each of them went.
+//!
+//! `make chaos` runs it for longer, on the release binary: DURATION, RATE and SEED say how.
+
+mod settings;
+mod cast;
+mod plan;
+mod history;
+mod bound;
+mod ledger;
+mod ledger_tests;
+mod producer;
+mod receivers;
+mod stage;
+mod faults;
+mod report;
+
+use std::{fs, path::Path, time::Instant};
+
+use ledger::Ledger;
+use plan::{Fault, Plan};
+use settings::Settings;
+use stage::{Played, Stage};
+
+#[test]
+fn nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks() {
+    let settings = Settings::from_environment("60s", "100");
+    eprintln!("DURATION={:?} RATE={} SEED={}", settings.duration, settings.rate, settings.seed);
+    let mut stage = Stage::set(&settings);
+    let end = Instant::now() + settings.duration;
+    for (n, step) in Plan::of(settings.seed).enumerate() {
+        // At least one round, however short the run.
+        if n >= Fault::ALL.len() && Instant::now() >= end {
+            break;
+        }
+        stage.strike(&step);
+    }
+    conclude(&settings, "chaos", stage.finish());
+}
+
+/// Prints the ledger, and fails if it is not as it should be.
+#[track_caller]
+fn conclude(settings: &Settings, target: &str, played: Played) {
+    let ledger = Ledger::of(&played.history);
+    eprintln!("\n{}\n", report::report(settings, &played, &ledger));
+    let mut problems = ledger.problems();
+    problems.extend(played.problems);
+    if problems.is_empty() {
+        return;
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{target}.log"));
+    fs::write(&path, played.logs.join("\n")).expect("a log can be written");
+    problems.extend(ledger.examples);
+    panic!(
+        "{}\nwhat the notifiers logged: {}\nagain: make {target} SEED={} RATE={} DURATION={}s",
+        problems.join("\n"),
+        path.display(),
+        settings.seed,
+        settings.rate,
+        settings.duration.as_secs()
+    );
+}

@@ -1,0 +1,92 @@
+//! How many repeats a fault may cause, and which. From the design alone, not from measurements: a
+//! run that exceeds it has found a defect, in the product or in what is said here.
+
+use std::time::Duration;
+
+use super::{
+    cast::Kind,
+    history::{History, Moment, Request, Strike},
+    plan::Fault,
+};
+
+/// The queues of a run, each with two lanes: its events and its retries.
+pub(super) const QUEUES: usize = 3;
+
+/// The consumers of each lane. With a prefetch of 1 each has one message in hand; one that was
+/// handed to it ahead is not begun before the ack of that one, so it repeats nothing.
+pub(super) const CONSUMERS: usize = 4;
+
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One wait queue for each.
+pub(super) const RETRY_SCHEDULE: [&str; 4] = ["500ms", "1s", "2s", "4s"];
+
+/// What RabbitMQ's worker that moves expired messages out of a wait queue may have moved and not
+/// yet taken note of (`dead_letter_worker_consumer_prefetch`).
+const MOVED_UNNOTED: usize = 32;
+
+/// How long an ack may be in RabbitMQ's memory only: a classic queue writes them down every 200 ms
+/// (`SYNC_INTERVAL` in rabbit_amqqueue_process), give or take what a busy machine adds.
+const UNWRITTEN: Duration = Duration::from_millis(500);
+
+/// How long a message may be in hand after one of its deliveries was answered: a neighbour's request
+/// may run into its time-out, and then be parked, which the broker confirms in milliseconds while
+/// it is well; and then the ack is [`UNWRITTEN`].
+const IN_HAND: Duration =
+    REQUEST_TIMEOUT.saturating_add(UNWRITTEN).saturating_add(Duration::from_millis(500));
+
+/// The deliveries in hand of so many notifiers: an event stands for all its webhooks, a retry for
+/// one.
+fn in_hand(notifiers: usize) -> usize {
+    notifiers * QUEUES * CONSUMERS * (Kind::MOST_WEBHOOKS + 1)
+}
+
+impl Strike {
+    /// The most repeats that this fault can cause.
+    ///
+    /// - **A notifier is killed**: the broker hands out again what it had in hand, and each of those
+    ///   deliveries may have been made, or be waiting for a retry as well.
+    /// - **A notifier is terminated**: none. It finishes its requests, parks what it has not begun,
+    ///   and acks before it leaves.
+    /// - **Connections are lost** (frozen, cut, the broker stops): the same for every notifier, as
+    ///   the acks of what they have in hand no longer arrive; and what they were parking, of which
+    ///   the confirm did not arrive, is parked a second time.
+    /// - **The broker restarts**: besides, what its dead-lettering workers had moved and not noted.
+    /// - **The broker is killed**: besides, all that it had not yet written down of what it was
+    ///   told: the requests of the last half second, and one message of each consumer that took
+    ///   longer than that.
+    /// - **PostgreSQL is away**: none. Who wants an event is asked before the first attempt; what is
+    ///   handed back then was not begun.
+    /// - **A memory alarm**: none. Confirms are waited for, longer than it lasts.
+    pub(super) fn bound(&self, requests: &[Request]) -> usize {
+        let restart = RETRY_SCHEDULE.len() * MOVED_UNNOTED;
+        let lost_connections = 2 * in_hand(self.notifiers);
+        match self.fault {
+            Fault::NotifierKilled | Fault::KilledInAlarm => in_hand(1),
+            Fault::SecondNotifier if self.kills => in_hand(1),
+            Fault::SecondNotifier | Fault::NotifierTerminated => 0,
+            Fault::BrokerFrozen => lost_connections,
+            Fault::Cut => self.cuts as usize * lost_connections,
+            Fault::BrokerStopped => lost_connections + restart,
+            Fault::BrokerKilled => {
+                let unwritten = self.struck.saturating_sub(UNWRITTEN)..self.struck;
+                let lately = requests.iter().filter(|request| unwritten.contains(&request.at));
+                lost_connections + restart + lately.count() + in_hand(self.notifiers)
+            }
+            Fault::PostgresKilled | Fault::PostgresFrozen | Fault::MemoryAlarm => 0,
+        }
+    }
+
+    /// Whether a delivery that was first accepted at that time may be repeated because of this
+    /// fault: the fault struck before the message was surely acked, and was not over before.
+    fn explains(&self, first: Moment) -> bool {
+        self.bound(&[]) > 0 && self.struck <= first + IN_HAND && first <= self.recovered
+    }
+}
+
+impl History {
+    /// Whether a fault explains why what was accepted first at one time came again at another.
+    pub(super) fn explains(&self, first: Moment, again: Moment) -> bool {
+        self.strikes.iter().any(|strike| strike.struck <= again && strike.explains(first))
+    }
+}

@@ -1,0 +1,149 @@
+//! Lets the steps of a plan happen: strike, stay broken, heal, and wait until all works again.
+
+use std::{thread, time::Duration};
+
+use super::{
+    history::{Moment, Strike},
+    plan::{Fault, Step},
+    stage::Stage,
+};
+use crate::harness::{
+    SOON,
+    servers::{End, Server},
+};
+
+/// How soon after the healing every notifier has to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(15);
+
+/// How much later the first new event may come through.
+const FLOW_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a cut waits for a message that it can hit, and how long the next one waits for it.
+const CUT_PATIENCE: Duration = Duration::from_millis(500);
+const BETWEEN_CUTS: Duration = Duration::from_millis(200);
+
+/// When a fault struck, and when what it broke worked again.
+type Span = (Moment, Moment);
+
+impl Stage {
+    /// Peace, the fault, and the recovery.
+    pub(super) fn strike(&mut self, step: &Step) {
+        thread::sleep(step.peace);
+        let (struck, healed) = match step.fault {
+            Fault::NotifierKilled => self.replace(|stage| stage.kill(step.victim)),
+            Fault::NotifierTerminated => self.replace(|stage| stage.terminate(step.victim)),
+            Fault::SecondNotifier => self.join_and_end(step),
+            Fault::BrokerKilled => self.restart(Server::Broker, End::Kill, step.broken),
+            Fault::BrokerStopped => self.restart(Server::Broker, End::Stop, step.broken),
+            Fault::PostgresKilled => self.restart(Server::Postgres, End::Kill, step.broken),
+            Fault::BrokerFrozen | Fault::PostgresFrozen => self.freeze(step),
+            Fault::MemoryAlarm => self.alarm(|_| thread::sleep(step.broken)),
+            Fault::KilledInAlarm => self.alarm(|stage| {
+                // Meanwhile it fails to park what fails.
+                thread::sleep(step.broken);
+                stage.kill(step.victim);
+                stage.launch();
+            }),
+            Fault::Cut => self.cut(step.cuts),
+        };
+        let recovered = self.recover(step.fault, healed);
+        self.to_broker.bury_frozen();
+        self.to_postgres.bury_frozen();
+        self.strikes.push(Strike {
+            fault: step.fault,
+            kills: step.kills,
+            cuts: step.cuts,
+            notifiers: if step.fault == Fault::SecondNotifier { 2 } else { self.fleet.len() },
+            struck,
+            healed,
+            recovered,
+        });
+        eprintln!(
+            "{:8.1} s  {:29} healed after {:4.1} s, recovered after another {:4.1} s",
+            struck.as_secs_f64(),
+            step.fault.name(),
+            (healed - struck).as_secs_f64(),
+            (recovered - healed).as_secs_f64()
+        );
+    }
+
+    /// When every notifier was ready, and an event that was published after the healing had come
+    /// through each queue: readiness alone may be a thing of the past, as long as nobody has noticed
+    /// the fault.
+    fn recover(&mut self, fault: Fault, healed: Moment) -> Moment {
+        let first = self.producer.next_number();
+        if !self.await_ready(READY_LIMIT) {
+            let problem = format!("not ready within {READY_LIMIT:?}: {}", fault.name());
+            self.problems.push(problem);
+            self.await_ready(SOON);
+        }
+        let flows = |stage: &Self| {
+            stage.receivers.have_come_to(first) && stage.fleet.iter().all(|one| one.is_ready())
+        };
+        if !self.await_that(FLOW_LIMIT, flows) {
+            let since = self.now() - healed;
+            self.problems.push(format!("no new event for {since:.1?} after: {}", fault.name()));
+        }
+        self.now()
+    }
+
+    fn replace(&mut self, end: impl FnOnce(&mut Self)) -> Span {
+        let struck = self.now();
+        end(self);
+        let healed = self.now();
+        self.launch();
+        (struck, healed)
+    }
+
+    fn join_and_end(&mut self, step: &Step) -> Span {
+        self.launch();
+        if !self.await_ready(READY_LIMIT) {
+            self.problems.push(format!("a second notifier was not ready within {READY_LIMIT:?}"));
+        }
+        thread::sleep(step.broken);
+        let struck = self.now();
+        if step.kills {
+            self.kill(step.victim);
+        } else {
+            self.terminate(step.victim);
+        }
+        (struck, self.now())
+    }
+
+    fn restart(&mut self, server: Server, end: End, broken: Duration) -> Span {
+        let struck = self.now();
+        self.servers.end(server, end);
+        thread::sleep(broken);
+        self.servers.start(server);
+        (struck, self.now())
+    }
+
+    fn freeze(&mut self, step: &Step) -> Span {
+        let proxy = match step.fault {
+            Fault::BrokerFrozen => &self.to_broker,
+            _ => &self.to_postgres,
+        };
+        let struck = self.now();
+        proxy.freeze();
+        thread::sleep(step.broken);
+        proxy.thaw();
+        (struck, self.now())
+    }
+
+    fn alarm(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Span {
+        let struck = self.now();
+        self.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.000001"]);
+        meanwhile(self);
+        self.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]);
+        (struck, self.now())
+    }
+
+    fn cut(&mut self, cuts: u32) -> Span {
+        let struck = self.now();
+        for _ in 0..cuts {
+            self.to_broker.cut_in_a_message(CUT_PATIENCE);
+            thread::sleep(BETWEEN_CUTS);
+        }
+        (struck, self.now())
+    }
+}

@@ -1,0 +1,165 @@
+//! Where every promised delivery ended: pure arithmetic over a [`History`].
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    cast::Webhook,
+    history::{History, Moment},
+};
+
+/// How many pairs are named one by one where something is wrong.
+const EXAMPLES: usize = 10;
+
+/// The result of a run.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) promised: usize,
+    pub(super) unconfirmed: usize,
+    /// How many requests the receivers got.
+    pub(super) requests: usize,
+    pub(super) rows: BTreeMap<Webhook, Row>,
+    /// The sum over all strikes of what each may cause.
+    pub(super) bound: usize,
+    /// Some of what is lost or not explained, in words.
+    pub(super) examples: Vec<String>,
+}
+
+/// The deliveries to one webhook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Row {
+    /// Of promised events; each is one of the next three.
+    pub(super) promised: usize,
+    pub(super) delivered: usize,
+    /// Dead, and never delivered.
+    pub(super) dead: usize,
+    pub(super) lost: usize,
+    /// Accepted again, or dead after it was accepted; also of events that nobody promised.
+    pub(super) repeats: usize,
+    /// The repeats that no fault explains.
+    pub(super) unexplained: usize,
+    /// Accepted or dead although it does not want such an event.
+    pub(super) unwanted: usize,
+}
+
+/// The ends that one delivery found.
+#[derive(Clone, Debug, Default)]
+struct Ends {
+    /// When it was accepted.
+    accepted: Vec<Moment>,
+    dead: usize,
+}
+
+impl Ledger {
+    pub(super) fn of(history: &History) -> Self {
+        let mut ends: HashMap<(usize, Webhook), Ends> = HashMap::new();
+        for request in history.requests.iter().filter(|request| request.accepted) {
+            let key = (request.number, request.webhook);
+            ends.entry(key).or_default().accepted.push(request.at);
+        }
+        for dead in &history.dead {
+            ends.entry((dead.number, dead.webhook)).or_default().dead += 1;
+        }
+        let promised = history.events.iter().filter(|event| event.promised).count();
+        let mut ledger = Self {
+            promised,
+            unconfirmed: history.events.len() - promised,
+            requests: history.requests.len(),
+            bound: history.strikes.iter().map(|strike| strike.bound(&history.requests)).sum(),
+            ..Self::default()
+        };
+        for (number, event) in history.events.iter().enumerate() {
+            for webhook in Webhook::ALL {
+                let ends = ends.remove(&(number, webhook)).unwrap_or_default();
+                let wanted = webhook.wants(event.kind);
+                ledger.enter(history, number, webhook, &ends, wanted.then_some(event.promised));
+            }
+        }
+        // Of events that nobody published.
+        for ((number, webhook), ends) in ends {
+            ledger.enter(history, number, webhook, &ends, None);
+        }
+        ledger
+    }
+
+    /// `promised` is none where no such delivery should be.
+    fn enter(
+        &mut self,
+        history: &History,
+        number: usize,
+        webhook: Webhook,
+        ends: &Ends,
+        promised: Option<bool>,
+    ) {
+        let row = self.rows.entry(webhook).or_default();
+        let mut examples = Vec::new();
+        if promised == Some(true) {
+            row.promised += 1;
+            match (ends.accepted.is_empty(), ends.dead) {
+                (false, _) => row.delivered += 1,
+                (true, 1..) => row.dead += 1,
+                (true, 0) => {
+                    row.lost += 1;
+                    examples.push("is lost".to_owned());
+                }
+            }
+        }
+        if promised.is_none() && (ends.dead > 0 || !ends.accepted.is_empty()) {
+            row.unwanted += 1;
+            examples.push("is not wanted there".to_owned());
+        }
+        if let [first, again @ ..] = ends.accepted.as_slice() {
+            // When it died is not known; after all else, at any rate.
+            let died = (ends.dead > 0).then_some(Moment::MAX);
+            for again in again.iter().copied().chain(died) {
+                row.repeats += 1;
+                if !history.explains(*first, again) {
+                    row.unexplained += 1;
+                    examples
+                        .push(format!("came at {first:.3?}, and without a cause at {again:.3?}"));
+                }
+            }
+        }
+        for example in examples {
+            if self.examples.len() < EXAMPLES {
+                self.examples.push(format!("event {number} at {}: {example}", webhook.name()));
+            }
+        }
+    }
+
+    /// The sum over all webhooks.
+    pub(super) fn total(&self, of: impl Fn(&Row) -> usize) -> usize {
+        self.rows.values().map(of).sum()
+    }
+
+    /// Repeats that no fault explains, at receivers that never failed: a neighbour's failure must
+    /// have caused them.
+    pub(super) fn because_of_a_neighbour(&self) -> usize {
+        let healthy = self.rows.iter().filter(|(webhook, _)| webhook.is_healthy());
+        healthy.map(|(_, row)| row.unexplained).sum()
+    }
+
+    /// Given up although the receiver took them sooner or later.
+    pub(super) fn given_up(&self) -> usize {
+        let others = self.rows.iter().filter(|(webhook, _)| **webhook != Webhook::Dead);
+        others.map(|(_, row)| row.dead).sum()
+    }
+
+    /// What is wrong, a line each; none in a good run.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let repeats = self.total(|row| row.repeats);
+        let mut problems = Vec::new();
+        let mut must_be_zero = |count: usize, what: &str| {
+            if count > 0 {
+                problems.push(format!("{count} {what}"));
+            }
+        };
+        must_be_zero(self.total(|row| row.lost), "promised deliveries are lost");
+        must_be_zero(self.given_up(), "deliveries are dead that should have been made");
+        must_be_zero(self.total(|row| row.unexplained), "repeats are not explained by a fault");
+        must_be_zero(self.total(|row| row.unwanted), "deliveries were not wanted");
+        if repeats > self.bound {
+            problems.push(format!("{repeats} repeats, and at most {} are explained", self.bound));
+        }
+        problems
+    }
+}

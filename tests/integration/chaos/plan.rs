@@ -1,0 +1,152 @@
+//! Which faults strike, in which order, and for how long: drawn from the seed alone, never from
+//! what happens, so that the same seed breaks the same things again.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use fastrand::Rng;
+
+/// What breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Fault {
+    NotifierKilled,
+    NotifierTerminated,
+    /// Another notifier joins, and one of the two ends, as the step says.
+    SecondNotifier,
+    BrokerKilled,
+    BrokerStopped,
+    PostgresKilled,
+    BrokerFrozen,
+    PostgresFrozen,
+    /// The broker is short of memory: it takes no messages, and confirms none.
+    MemoryAlarm,
+    /// The same, and a notifier is killed with all that it could not publish.
+    KilledInAlarm,
+    /// The network ends within a message that a notifier publishes, several times.
+    Cut,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 11] = [
+        Self::NotifierKilled,
+        Self::NotifierTerminated,
+        Self::SecondNotifier,
+        Self::BrokerKilled,
+        Self::BrokerStopped,
+        Self::PostgresKilled,
+        Self::BrokerFrozen,
+        Self::PostgresFrozen,
+        Self::MemoryAlarm,
+        Self::KilledInAlarm,
+        Self::Cut,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::NotifierKilled => "notifier killed",
+            Self::NotifierTerminated => "notifier terminated",
+            Self::SecondNotifier => "one of two notifiers ended",
+            Self::BrokerKilled => "broker killed",
+            Self::BrokerStopped => "broker stopped",
+            Self::PostgresKilled => "PostgreSQL killed",
+            Self::BrokerFrozen => "broker's network frozen",
+            Self::PostgresFrozen => "PostgreSQL's network frozen",
+            Self::MemoryAlarm => "broker's memory alarm",
+            Self::KilledInAlarm => "notifier killed in the alarm",
+            Self::Cut => "network cut in a message",
+        }
+    }
+
+    /// How long it stays broken, in milliseconds. A frozen network is noticed after 4 to 6 s.
+    fn broken(self) -> (u64, u64) {
+        match self {
+            Self::NotifierKilled | Self::NotifierTerminated | Self::Cut => (0, 1),
+            Self::BrokerFrozen | Self::PostgresFrozen => (500, 7_000),
+            Self::SecondNotifier
+            | Self::BrokerKilled
+            | Self::BrokerStopped
+            | Self::PostgresKilled
+            | Self::MemoryAlarm
+            | Self::KilledInAlarm => (500, 3_000),
+        }
+    }
+}
+
+/// One fault, and the peace before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) fault: Fault,
+    /// How long it stays broken.
+    pub(super) broken: Duration,
+    /// How long nothing broke before, although all worked. Longer than a second: RabbitMQ itself
+    /// loses a quorum queue that was declared less than that before a SIGKILL.
+    pub(super) peace: Duration,
+    /// Which notifier, modulo how many there are.
+    pub(super) victim: usize,
+    /// [`Fault::SecondNotifier`]: by SIGKILL, else by SIGTERM.
+    pub(super) kills: bool,
+    /// [`Fault::Cut`]: how often.
+    pub(super) cuts: u32,
+}
+
+/// The steps, without end: round after round, each with every fault once, shuffled.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    random: Rng,
+    deck: Vec<Fault>,
+}
+
+impl Plan {
+    pub(super) fn of(seed: u64) -> Self {
+        Self { random: Rng::with_seed(seed), deck: Vec::new() }
+    }
+}
+
+impl Iterator for Plan {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        if self.deck.is_empty() {
+            self.deck.extend(Fault::ALL);
+            self.random.shuffle(&mut self.deck);
+        }
+        let fault = self.deck.pop()?;
+        let (shortest, longest) = fault.broken();
+        Some(Step {
+            fault,
+            broken: Duration::from_millis(self.random.u64(shortest..longest)),
+            peace: Duration::from_millis(self.random.u64(1_500..2_500)),
+            victim: self.random.usize(..2),
+            kills: self.random.bool(),
+            cuts: self.random.u32(3..6),
+        })
+    }
+}
+
+fn steps(seed: u64, count: usize) -> Vec<Step> {
+    Plan::of(seed).take(count).collect()
+}
+
+#[test]
+fn the_same_seed_makes_the_same_plan_and_another_one_another() {
+    assert_eq!(steps(7, 50), steps(7, 50));
+    assert_ne!(steps(7, 50), steps(8, 50));
+}
+
+#[test]
+fn each_round_holds_every_fault_once() {
+    for seed in 0..100 {
+        for round in steps(seed, 3 * Fault::ALL.len()).chunks(Fault::ALL.len()) {
+            let faults: BTreeSet<_> = round.iter().map(|step| step.fault).collect();
+            assert_eq!(faults.len(), Fault::ALL.len(), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_frozen_network_is_noticed_in_some_steps_and_thaws_before_in_others() {
+    let frozen = |step: &Step| step.fault == Fault::BrokerFrozen;
+    let lengths: Vec<_> = steps(1, 1_000).into_iter().filter(frozen).collect();
+    assert!(lengths.iter().any(|step| step.broken > Duration::from_secs(6)));
+    assert!(lengths.iter().any(|step| step.broken < Duration::from_secs(4)));
+    assert!(steps(1, 1_000).iter().all(|step| step.peace >= Duration::from_millis(1_500)));
+}

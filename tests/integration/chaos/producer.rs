@@ -1,0 +1,159 @@
+//! A producer as it should be: persistent messages, publisher confirms, at a steady rate, and on
+//! through every failure of the broker.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use amiquip::{Channel, Confirm, ConfirmSmoother, Connection};
+use anyhow::Result;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+
+use super::{cast::Cast, history::Published};
+use crate::harness::Event;
+
+/// How long it waits before it connects again.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// How long the last events may wait for their confirms.
+const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+
+/// Fills the body up to what events usually have.
+const PADDING: usize = 200;
+
+/// What to publish, and where.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
+    pub(super) url: String,
+    pub(super) queues: Vec<String>,
+    pub(super) cast: Cast,
+    /// Events per second.
+    pub(super) rate: u32,
+}
+
+pub(super) struct Producer {
+    events: Arc<Mutex<Vec<Published>>>,
+    /// Dropped to end it.
+    alive: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Producer {
+    pub(super) fn start(output: Output) -> Self {
+        let events = Arc::default();
+        let (alive, ended) = crossbeam_channel::bounded(0);
+        let work = Work { output, events: Arc::clone(&events), ended };
+        let thread = thread::spawn(move || work.run());
+        Self { events, alive: Some(alive), thread: Some(thread) }
+    }
+
+    /// The number that the next event gets; each later one gets a higher one.
+    pub(super) fn next_number(&self) -> usize {
+        lock(&self.events).len()
+    }
+
+    /// Ends it, with the last confirms. All events, by number.
+    pub(super) fn finish(&mut self) -> Vec<Published> {
+        drop(self.alive.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the producer does not panic");
+        }
+        lock(&self.events).clone()
+    }
+}
+
+fn lock(events: &Mutex<Vec<Published>>) -> MutexGuard<'_, Vec<Published>> {
+    events.lock().expect("no holder panics")
+}
+
+struct Work {
+    output: Output,
+    events: Arc<Mutex<Vec<Published>>>,
+    ended: Receiver<()>,
+}
+
+impl Work {
+    fn run(self) {
+        loop {
+            // What is unconfirmed when the connection ends stays so: published again, it could be
+            // there twice, and nobody could tell whose repeat that is.
+            let ended = self.session().is_ok();
+            if ended || self.ended.recv_timeout(RECONNECT) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    /// One connection's life; an error if it was lost.
+    fn session(&self) -> Result<()> {
+        // On RabbitMQ that has an alarm, or is just stopping, every call may take a while.
+        let url = format!("{}?heartbeat=5&connection_timeout=2000", self.output.url);
+        let mut connection = Connection::insecure_open(&url)?;
+        let channel = connection.open_channel(None)?;
+        let confirms = channel.listen_for_publisher_confirms()?;
+        channel.enable_publisher_confirms()?;
+        let mut confirmed = Confirmed {
+            events: &self.events,
+            first: lock(&self.events).len(),
+            smoother: ConfirmSmoother::new(),
+            outstanding: 0,
+        };
+        let interval = Duration::from_secs(1) / self.output.rate;
+        let mut due = Instant::now();
+        loop {
+            select! {
+                recv(self.ended) -> _ => break,
+                recv(confirms) -> confirm => confirmed.note(confirm?),
+                default(due.saturating_duration_since(Instant::now())) => {
+                    self.publish(&channel)?;
+                    confirmed.outstanding += 1;
+                    due += interval;
+                }
+            }
+        }
+        let deadline = Instant::now() + LAST_CONFIRMS;
+        while confirmed.outstanding > 0 {
+            confirmed.note(confirms.recv_deadline(deadline)?);
+        }
+        connection.close()?;
+        Ok(())
+    }
+
+    fn publish(&self, channel: &Channel) -> amiquip::Result<()> {
+        let Output { queues, cast, .. } = &self.output;
+        let number = {
+            let mut events = lock(&self.events);
+            let kind = cast.kind(events.len());
+            events.push(Published { kind, promised: false });
+            events.len() - 1
+        };
+        let padding = "x".repeat(PADDING);
+        Event::raw(format!(r#"{{"number":{number},"padding":"{padding}"}}"#))
+            .kind(cast.kind(number).name())
+            .id(&cast.id(number))
+            .publish(channel, &queues[cast.queue(number, queues.len())])
+    }
+}
+
+/// The confirms of one channel.
+struct Confirmed<'a> {
+    events: &'a Mutex<Vec<Published>>,
+    /// The number of the event that was published first on the channel.
+    first: usize,
+    smoother: ConfirmSmoother,
+    outstanding: usize,
+}
+
+impl Confirmed<'_> {
+    fn note(&mut self, confirm: Confirm) {
+        for confirm in self.smoother.process(confirm) {
+            let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
+            let tag = usize::try_from(payload.delivery_tag).expect("a small number");
+            // Tags count from 1. What the broker refused it has not.
+            lock(self.events)[self.first + tag - 1].promised = matches!(confirm, Confirm::Ack(_));
+            self.outstanding -= 1;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The customers' servers: one HTTP server with a path for each webhook, which answers as the
+//! [`Cast`] says and writes down what came.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use super::{
+    bound::QUEUES,
+    cast::{Cast, Webhook},
+    history::Request,
+};
+use crate::harness::{Receiver, Reply, receiver};
+
+pub(super) struct Receivers {
+    receiver: Receiver,
+    seen: Arc<Seen>,
+}
+
+struct Seen {
+    cast: Cast,
+    began: Instant,
+    requests: Mutex<Vec<Request>>,
+    /// By queue, one more than the highest number that a healthy receiver accepted.
+    newest: [AtomicUsize; QUEUES],
+    /// Requests for no path or no event of ours.
+    strays: AtomicUsize,
+}
+
+impl Receivers {
+    pub(super) fn start(cast: Cast, began: Instant) -> Self {
+        let seen = Arc::new(Seen {
+            cast,
+            began,
+            requests: Mutex::default(),
+            newest: Default::default(),
+            strays: AtomicUsize::default(),
+        });
+        let answering = Arc::clone(&seen);
+        let receiver = Receiver::forgetful(move |request| answering.answer(request));
+        Self { receiver, seen }
+    }
+
+    /// Where the webhook is registered.
+    pub(super) fn url(&self, webhook: Webhook) -> String {
+        match webhook {
+            Webhook::Dead => self.receiver.refusing_url(),
+            _ => self.receiver.url(&format!("/{}", webhook.name())),
+        }
+    }
+
+    /// All requests so far.
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.seen.requests.lock().expect("no holder panics").clone()
+    }
+
+    /// The requests since the first so many.
+    pub(super) fn requests_since(&self, count: usize) -> Vec<Request> {
+        self.seen.requests.lock().expect("no holder panics")[count..].to_vec()
+    }
+
+    /// Whether from each queue an event with at least that number has come.
+    pub(super) fn have_come_to(&self, number: usize) -> bool {
+        self.seen.newest.iter().all(|newest| newest.load(Ordering::SeqCst) > number)
+    }
+
+    pub(super) fn strays(&self) -> usize {
+        self.seen.strays.load(Ordering::SeqCst)
+    }
+}
+
+impl Seen {
+    fn answer(&self, request: &receiver::Request) -> Reply {
+        let path = request.path.trim_start_matches('/');
+        let webhook = Webhook::ALL.into_iter().find(|webhook| webhook.name() == path);
+        let (Some(webhook), Some(number)) = (webhook, self.cast.number(request.id())) else {
+            self.strays.fetch_add(1, Ordering::SeqCst);
+            return Reply::Status(404);
+        };
+        let reply = self.cast.reply(webhook, number, request.attempt);
+        let accepted = matches!(reply, Reply::Status(200));
+        let at = request.at.duration_since(self.began);
+        let seen = Request { number, webhook, at, accepted };
+        self.requests.lock().expect("no holder panics").push(seen);
+        if webhook == Webhook::HealthyA {
+            let newest = &self.newest[self.cast.queue(number, QUEUES)];
+            newest.fetch_max(number + 1, Ordering::SeqCst);
+        }
+        reply
+    }
+}

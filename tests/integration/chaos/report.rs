@@ -1,0 +1,110 @@
+//! The table at the end of a run, for people.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use super::{
+    cast::Webhook,
+    history::Strike,
+    ledger::{Ledger, Row},
+    plan::Fault,
+    settings::Settings,
+    stage::Played,
+};
+
+/// The whole report.
+pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> String {
+    let seconds = played.produced_for.as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let rate = (ledger.promised + ledger.unconfirmed) as f64 / seconds;
+    let mut lines = vec![
+        format!("seed           {}", settings.seed),
+        format!(
+            "lasted         {seconds:.0} s with events, {:.1} s until all had arrived",
+            played.drained_in.as_secs_f64()
+        ),
+        format!("rate           {rate:.0} events per second, of {} wanted", settings.rate),
+        format!(
+            "events         {} promised, {} unconfirmed (nothing is promised about these)",
+            ledger.promised, ledger.unconfirmed
+        ),
+        format!("requests       {} at the receivers", ledger.requests),
+        String::new(),
+    ];
+    lines.extend(webhooks(ledger));
+    lines.push(String::new());
+    if !played.history.strikes.is_empty() {
+        lines.extend(faults(&played.history.strikes, &played.history.requests));
+        lines.push(String::new());
+    }
+    lines.extend([
+        format!("lost           {} (must be 0)", ledger.total(|row| row.lost)),
+        format!(
+            "repeats        {}, of at most {} that the faults can cause",
+            ledger.total(|row| row.repeats),
+            ledger.bound
+        ),
+        format!("  unexplained  {} (must be 0)", ledger.total(|row| row.unexplained)),
+        format!(
+            "  at a healthy receiver, because its neighbour failed: {} (must be 0)",
+            ledger.because_of_a_neighbour()
+        ),
+    ]);
+    lines.join("\n")
+}
+
+fn webhooks(ledger: &Ledger) -> Vec<String> {
+    let line = |name: &str, row: &Row| {
+        format!(
+            "{name:30} {:>9} {:>10} {:>6} {:>5} {:>8}",
+            row.promised, row.delivered, row.dead, row.lost, row.repeats
+        )
+    };
+    let mut lines = vec![format!(
+        "{:30} {:>9} {:>10} {:>6} {:>5} {:>8}",
+        "WEBHOOK", "PROMISED", "DELIVERED", "DEAD", "LOST", "REPEATS"
+    )];
+    for webhook in Webhook::ALL {
+        let row = ledger.rows.get(&webhook).copied().unwrap_or_default();
+        lines.push(line(webhook.name(), &row));
+    }
+    let total = Row {
+        promised: ledger.total(|row| row.promised),
+        delivered: ledger.total(|row| row.delivered),
+        dead: ledger.total(|row| row.dead),
+        lost: ledger.total(|row| row.lost),
+        repeats: ledger.total(|row| row.repeats),
+        ..Row::default()
+    };
+    lines.push(line("all", &total));
+    lines
+}
+
+fn faults(strikes: &[Strike], requests: &[super::history::Request]) -> Vec<String> {
+    struct Of {
+        count: usize,
+        bound: usize,
+        longest: Duration,
+    }
+    let mut of: BTreeMap<Fault, Of> = BTreeMap::new();
+    for strike in strikes {
+        let row =
+            of.entry(strike.fault).or_insert(Of { count: 0, bound: 0, longest: Duration::ZERO });
+        row.count += 1;
+        row.bound += strike.bound(requests);
+        row.longest = row.longest.max(strike.recovered - strike.healed);
+    }
+    let mut lines = vec![format!(
+        "{:30} {:>9} {:>10} {:>20}",
+        "FAULT", "STRUCK", "REPEATS<=", "LONGEST RECOVERY"
+    )];
+    for (fault, Of { count, bound, longest }) in of {
+        let longest = longest.as_secs_f64();
+        lines.push(format!("{:30} {count:>9} {bound:>10} {longest:>18.1} s", fault.name()));
+    }
+    let mut order = String::from("in this order: ");
+    for (n, strike) in strikes.iter().enumerate() {
+        let _ = write!(order, "{}{}", if n > 0 { ", " } else { "" }, strike.fault.name());
+    }
+    lines.push(order);
+    lines
+}

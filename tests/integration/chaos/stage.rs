@@ -1,0 +1,284 @@
+//! All that a run needs, set up: servers, proxies in front of them, receivers, a producer, and the
+//! notifiers; and how it ends.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem, thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    bound::{CONSUMERS, QUEUES, REQUEST_TIMEOUT, RETRY_SCHEDULE},
+    cast::{Cast, Webhook},
+    history::{DeadLetter, History, Moment, Strike},
+    producer::{Output, Producer},
+    receivers::Receivers,
+    settings::Settings,
+};
+use crate::harness::{FaultServers, Notifier, Proxy, SOON, Sandbox};
+
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// With nothing delivered, parked or dead for this long, nothing more will come: seven times the
+/// longest delay.
+const STALLED: Duration = Duration::from_secs(30);
+
+const POLL: Duration = Duration::from_millis(50);
+
+pub(super) struct Stage {
+    pub(super) fleet: Vec<Notifier>,
+    pub(super) producer: Producer,
+    pub(super) receivers: Receivers,
+    /// The ways from the notifiers to the servers.
+    pub(super) to_broker: Proxy,
+    pub(super) to_postgres: Proxy,
+    sandbox: Sandbox,
+    pub(super) servers: FaultServers,
+    began: Instant,
+    cast: Cast,
+    /// By id.
+    webhooks: HashMap<String, Webhook>,
+    pub(super) strikes: Vec<Strike>,
+    /// What went wrong and is no matter of the ledger, in words.
+    pub(super) problems: Vec<String>,
+    /// What the notifiers that ended have logged.
+    logs: Vec<String>,
+    launched: usize,
+}
+
+/// A run that is over.
+pub(super) struct Played {
+    pub(super) history: History,
+    pub(super) problems: Vec<String>,
+    pub(super) logs: Vec<String>,
+    /// From the first event to the last.
+    pub(super) produced_for: Duration,
+    /// From the last event until all had arrived.
+    pub(super) drained_in: Duration,
+}
+
+impl Stage {
+    /// One notifier is ready, and events are on their way.
+    pub(super) fn set(settings: &Settings) -> Self {
+        let servers = FaultServers::take();
+        let sandbox = Sandbox::alone_on(servers.servers(), QUEUES);
+        let cast = Cast { seed: settings.seed };
+        let began = Instant::now();
+        let receivers = Receivers::start(cast, began);
+        let register = |webhook: Webhook| {
+            let id = sandbox.webhook(&receivers.url(webhook), &[webhook.events()]);
+            (id.to_string(), webhook)
+        };
+        let webhooks = Webhook::ALL.into_iter().map(register).collect();
+        let to_broker = Proxy::before(&servers.servers().amqp_url);
+        let to_postgres = Proxy::before(sandbox.database.url());
+        let first = start(&sandbox, &to_broker, &to_postgres);
+        let producer = Producer::start(Output {
+            url: servers.servers().amqp_url.clone(),
+            queues: sandbox.queues.clone(),
+            cast,
+            rate: settings.rate,
+        });
+        let mut stage = Self {
+            fleet: vec![first],
+            producer,
+            receivers,
+            to_broker,
+            to_postgres,
+            sandbox,
+            servers,
+            began,
+            cast,
+            webhooks,
+            strikes: Vec::new(),
+            problems: Vec::new(),
+            logs: Vec::new(),
+            launched: 1,
+        };
+        stage.await_ready(SOON);
+        stage
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    /// Adds a notifier, which need not be ready yet.
+    pub(super) fn launch(&mut self) {
+        self.fleet.push(start(&self.sandbox, &self.to_broker, &self.to_postgres));
+        self.launched += 1;
+    }
+
+    /// Waits until all notifiers are ready; false if they are not in time.
+    pub(super) fn await_ready(&mut self, limit: Duration) -> bool {
+        self.await_that(limit, |stage| stage.fleet.iter().all(Notifier::is_ready))
+    }
+
+    /// Waits, and replaces notifiers that end meanwhile, which they should not.
+    pub(super) fn await_that(&mut self, limit: Duration, holds: impl Fn(&Self) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        while !holds(self) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.replace_fallen();
+            thread::sleep(POLL);
+        }
+        true
+    }
+
+    fn replace_fallen(&mut self) {
+        let fleet = mem::take(&mut self.fleet);
+        for mut notifier in fleet {
+            if notifier.is_running() {
+                self.fleet.push(notifier);
+                continue;
+            }
+            self.problems.push(format!("a notifier ended by itself at {:.1?}", self.now()));
+            self.keep_log(&notifier);
+            self.launch();
+        }
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&mut self, victim: usize) {
+        let mut notifier = self.fleet.remove(victim % self.fleet.len());
+        notifier.signal("KILL");
+        notifier.wait_exit(SOON);
+        self.keep_log(&notifier);
+    }
+
+    /// SIGTERM, which must end it cleanly and in time.
+    pub(super) fn terminate(&mut self, victim: usize) {
+        let mut notifier = self.fleet.remove(victim % self.fleet.len());
+        let asked = Instant::now();
+        notifier.signal("TERM");
+        while notifier.is_running() && asked.elapsed() < SOON {
+            thread::sleep(POLL);
+        }
+        let took = asked.elapsed();
+        if notifier.is_running() {
+            self.problems.push(format!("SIGTERM did not end a notifier within {SOON:?}"));
+            notifier.signal("KILL");
+        } else if took > SHUTDOWN_TIMEOUT {
+            self.problems.push(format!("a notifier took {took:.1?} to end after SIGTERM"));
+        }
+        let code = notifier.wait_exit(SOON).code;
+        if code != Some(0) {
+            self.problems.push(format!("a notifier ended with {code:?} after SIGTERM"));
+        }
+        self.keep_log(&notifier);
+    }
+
+    fn keep_log(&mut self, notifier: &Notifier) {
+        let now = self.now();
+        self.logs.push(format!("--- process {}, ended at {now:.1?}", notifier.id()));
+        self.logs.extend(notifier.stderr());
+    }
+
+    /// Ends the run: no more events, a wait for those on their way, and what became of all.
+    pub(super) fn finish(mut self) -> Played {
+        let produced_for = self.now();
+        let events = self.producer.finish();
+        let mut open = HashSet::new();
+        for (number, event) in events.iter().enumerate().filter(|(_, event)| event.promised) {
+            let wanting = Webhook::ALL.into_iter().filter(|webhook| webhook.wants(event.kind));
+            open.extend(wanting.map(|webhook| (number, webhook)));
+        }
+        let mut dead = Vec::new();
+        self.drain(&mut open, &mut dead);
+        let drained_in = self.now() - produced_for;
+        while !self.fleet.is_empty() {
+            self.terminate(0);
+        }
+        self.collect_dead(&mut dead);
+        let strays = self.receivers.strays();
+        if strays > 0 {
+            self.problems.push(format!("{strays} requests for no event or path of ours"));
+        }
+        let requests = self.receivers.requests();
+        let history = History { events, requests, dead, strikes: mem::take(&mut self.strikes) };
+        let (problems, logs) = (mem::take(&mut self.problems), mem::take(&mut self.logs));
+        Played { history, problems, logs, produced_for, drained_in }
+    }
+
+    /// Waits until nothing is open and nothing waits anywhere, or nothing moves any more.
+    fn drain(&mut self, open: &mut HashSet<(usize, Webhook)>, dead: &mut Vec<DeadLetter>) {
+        let mut seen = 0;
+        let mut moved = Instant::now();
+        loop {
+            let (seen_before, dead_before) = (seen, dead.len());
+            for request in self.receivers.requests_since(seen) {
+                seen += 1;
+                if request.accepted {
+                    open.remove(&(request.number, request.webhook));
+                }
+            }
+            self.collect_dead(dead);
+            for dead in &dead[dead_before..] {
+                open.remove(&(dead.number, dead.webhook));
+            }
+            if open.is_empty() && self.queues_are_empty() {
+                return;
+            }
+            if (seen, dead.len()) != (seen_before, dead_before) {
+                moved = Instant::now();
+            }
+            if moved.elapsed() > STALLED {
+                let left = open.len();
+                self.problems.push(format!("{left} deliveries open, and nothing moves any more"));
+                return;
+            }
+            self.replace_fallen();
+            thread::sleep(POLL);
+        }
+    }
+
+    fn queues_are_empty(&self) -> bool {
+        let lanes = self.sandbox.queues.iter().flat_map(|q| [q.clone(), format!("{q}.retry")]);
+        let waiting = RETRY_SCHEDULE.iter().map(|delay| format!("webhooks.wait.{delay}"));
+        lanes.chain(waiting).all(|queue| self.sandbox.broker.ready(&queue) == Some(0))
+    }
+
+    fn collect_dead(&mut self, dead: &mut Vec<DeadLetter>) {
+        for queue in &self.sandbox.queues {
+            let queue = format!("{queue}.dead");
+            let messages = match self.sandbox.broker.take_all(&queue) {
+                Ok(messages) => messages,
+                Err(error) => {
+                    self.problems.push(format!("{queue} can't be read: {error}"));
+                    continue;
+                }
+            };
+            for message in messages {
+                let webhook = self.webhooks.get(message.text("x-webhook-id"));
+                let number = self.cast.number(message.text("x-event-id"));
+                match (webhook, number, message.text("x-dead-reason")) {
+                    (Some(&webhook), Some(number), "exhausted") => {
+                        dead.push(DeadLetter { number, webhook });
+                    }
+                    _ => self.problems.push(format!("a strange dead letter: {message:?}")),
+                }
+            }
+        }
+    }
+}
+
+fn start(sandbox: &Sandbox, to_broker: &Proxy, to_postgres: &Proxy) -> Notifier {
+    let lanes = sandbox.queues.iter().map(|queue| format!("{queue}={CONSUMERS}"));
+    let amqp_url = to_broker.url(&sandbox.servers.amqp_url);
+    sandbox
+        .notifier()
+        .env("AMQP_URL", format!("{amqp_url}?heartbeat=2"))
+        .env("DATABASE_URL", to_postgres.url(sandbox.database.url()))
+        .env("QUEUES", lanes.collect::<Vec<_>>().join(","))
+        .env("AMQP_CONNECTION_ATTEMPTS", "100")
+        .env("AMQP_RETRY_DELAY", "200ms")
+        .env("RETRY_SCHEDULE", RETRY_SCHEDULE.join(","))
+        .env("REQUEST_TIMEOUT", format!("{}ms", REQUEST_TIMEOUT.as_millis()))
+        .env("CONNECT_TIMEOUT", "1s")
+        .env("SHUTDOWN_TIMEOUT", format!("{}ms", SHUTDOWN_TIMEOUT.as_millis()))
+        // Without a line for each failed attempt, of which there are thousands.
+        .env("RUST_LOG", "info,webhook_notifier::pipeline=error")
+        .start_unready()
+}
