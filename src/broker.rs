@@ -34,8 +34,9 @@ pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread};
 pub use topology::{Lane, Presence, Topology, dead_queue, declare_lane};
 
 /// How long setting up a connection or a lane may take. On a loaded broker it takes tens of
-/// milliseconds, on one that is just starting a second.
-pub const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// milliseconds, on one that is just starting a second. One that begins while the network is frozen
+/// never ends, and delays the next attempt by this.
+pub const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a clean close may take before the socket is cut instead. The broker requeues what was
 /// not acked either way.

@@ -1,5 +1,7 @@
 //! What we need at the broker: queues, exchanges and bindings, and the lanes that consume them.
 
+use std::time::Duration;
+
 use amiquip::{
     AmqpValue, Channel, ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
 };
@@ -8,6 +10,10 @@ use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Config, Queue};
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
+
+/// How long declaring everything may take: tens of milliseconds where all is there, and several
+/// seconds for the quorum queues of a long schedule on a broker that is busy.
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
 pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
@@ -87,7 +93,7 @@ impl Topology {
     /// [`BrokerError::Misconfigured`] if one of our own objects is there with other arguments.
     pub fn declare(&self, link: &mut Link, shutdown: &Shutdown) -> Result<(), BrokerError> {
         let kill = link.kill_switch();
-        kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+        kill.guard(DECLARE_TIMEOUT, Some(shutdown), || {
             for origin in &self.origins {
                 declare_origin(link, origin)
                     .map_err(|error| failed(&link.address, origin, &error))?;
