@@ -77,16 +77,20 @@ impl Strike {
         }
     }
 
-    /// Whether a delivery that was first accepted at that time may be repeated because of this
-    /// fault: the fault struck before the message was surely acked, and was not over before.
-    fn explains(&self, first: Moment) -> bool {
-        self.bound(&[]) > 0 && self.struck <= first + IN_HAND && first <= self.recovered
+    /// Whether a request at that time may have been made for a message that this fault doubled: the
+    /// fault struck before the message was surely settled, and was not over before.
+    fn may_double(&self, at: Moment) -> bool {
+        self.bound(&[]) > 0 && self.struck <= at + IN_HAND && at <= self.recovered
     }
 }
 
 impl History {
-    /// Whether a fault explains why what was accepted first at one time came again at another.
-    pub(super) fn explains(&self, first: Moment, again: Moment) -> bool {
-        self.strikes.iter().any(|strike| strike.struck <= again && strike.explains(first))
+    /// Whether a fault explains why a delivery came again, for which these requests were made: any
+    /// of them, also one that failed, may have been for a message that is there twice since.
+    pub(super) fn explains(&self, requests: &[Moment], again: Moment) -> bool {
+        self.strikes.iter().any(|strike| {
+            let before = requests.iter().filter(|at| **at < again);
+            strike.struck <= again && before.into_iter().any(|at| strike.may_double(*at))
+        })
     }
 }

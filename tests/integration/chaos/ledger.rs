@@ -44,6 +44,8 @@ pub(super) struct Row {
 /// The ends that one delivery found.
 #[derive(Clone, Debug, Default)]
 struct Ends {
+    /// When it was attempted, as far as the receiver knows.
+    requests: Vec<Moment>,
     /// When it was accepted.
     accepted: Vec<Moment>,
     dead: usize,
@@ -52,9 +54,12 @@ struct Ends {
 impl Ledger {
     pub(super) fn of(history: &History) -> Self {
         let mut ends: HashMap<(usize, Webhook), Ends> = HashMap::new();
-        for request in history.requests.iter().filter(|request| request.accepted) {
-            let key = (request.number, request.webhook);
-            ends.entry(key).or_default().accepted.push(request.at);
+        for request in &history.requests {
+            let ends = ends.entry((request.number, request.webhook)).or_default();
+            ends.requests.push(request.at);
+            if request.accepted {
+                ends.accepted.push(request.at);
+            }
         }
         for dead in &history.dead {
             ends.entry((dead.number, dead.webhook)).or_default().dead += 1;
@@ -107,15 +112,14 @@ impl Ledger {
             row.unwanted += 1;
             examples.push("is not wanted there".to_owned());
         }
-        if let [first, again @ ..] = ends.accepted.as_slice() {
+        if let [_, again @ ..] = ends.accepted.as_slice() {
             // When it died is not known; after all else, at any rate.
             let died = (ends.dead > 0).then_some(Moment::MAX);
             for again in again.iter().copied().chain(died) {
                 row.repeats += 1;
-                if !history.explains(*first, again) {
+                if !history.explains(&ends.requests, again) {
                     row.unexplained += 1;
-                    examples
-                        .push(format!("came at {first:.3?}, and without a cause at {again:.3?}"));
+                    examples.push(format!("came without a cause at {again:.3?}: {ends:.3?}"));
                 }
             }
         }

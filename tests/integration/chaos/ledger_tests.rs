@@ -115,6 +115,19 @@ fn a_repeat_after_a_fault_that_struck_while_the_message_was_in_hand_is_explained
 }
 
 #[test]
+fn a_fault_that_doubled_a_failed_attempt_explains_that_its_retry_is_accepted_twice() {
+    let mut history = good(Kind::Plain);
+    history.requests.push(Request { accepted: false, ..accepted(Webhook::Flaky, 8_000) });
+    history.requests.push(accepted(Webhook::Flaky, 10_100));
+    check(
+        &history,
+        &["1 repeats are not explained by a fault", "1 repeats, and at most 0 are explained"],
+    );
+    history.strikes = vec![strike(Fault::BrokerStopped, 8_100)];
+    check(&history, &[]);
+}
+
+#[test]
 fn more_repeats_than_the_faults_can_cause_are_too_many() {
     let mut history = good(Kind::Plain);
     history.strikes = vec![strike(Fault::NotifierKilled, 10_000)];

@@ -60,13 +60,13 @@ impl Fault {
     fn broken(self) -> (u64, u64) {
         match self {
             Self::NotifierKilled | Self::NotifierTerminated | Self::Cut => (0, 1),
-            Self::BrokerFrozen | Self::PostgresFrozen => (500, 7_000),
+            Self::BrokerFrozen | Self::PostgresFrozen => (500, 6_500),
             Self::SecondNotifier
             | Self::BrokerKilled
             | Self::BrokerStopped
             | Self::PostgresKilled
             | Self::MemoryAlarm
-            | Self::KilledInAlarm => (500, 3_000),
+            | Self::KilledInAlarm => (500, 2_500),
         }
     }
 }
@@ -114,7 +114,7 @@ impl Iterator for Plan {
         Some(Step {
             fault,
             broken: Duration::from_millis(self.random.u64(shortest..longest)),
-            peace: Duration::from_millis(self.random.u64(1_500..2_500)),
+            peace: Duration::from_millis(self.random.u64(1_200..2_000)),
             victim: self.random.usize(..2),
             kills: self.random.bool(),
             cuts: self.random.u32(3..6),
@@ -148,5 +148,5 @@ fn a_frozen_network_is_noticed_in_some_steps_and_thaws_before_in_others() {
     let lengths: Vec<_> = steps(1, 1_000).into_iter().filter(frozen).collect();
     assert!(lengths.iter().any(|step| step.broken > Duration::from_secs(6)));
     assert!(lengths.iter().any(|step| step.broken < Duration::from_secs(4)));
-    assert!(steps(1, 1_000).iter().all(|step| step.peace >= Duration::from_millis(1_500)));
+    assert!(steps(1, 1_000).iter().all(|step| step.peace >= Duration::from_millis(1_200)));
 }

@@ -22,7 +22,10 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
             "lasted         {seconds:.0} s with events, {:.1} s until all had arrived",
             played.drained_in.as_secs_f64()
         ),
-        format!("rate           {rate:.0} events per second, of {} wanted", settings.rate),
+        format!(
+            "rate           {rate:.0} events per second, of {}: the broker was away for a while",
+            settings.rate
+        ),
         format!(
             "events         {} promised, {} unconfirmed (nothing is promised about these)",
             ledger.promised, ledger.unconfirmed
