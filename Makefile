@@ -83,6 +83,12 @@ chaos: RATE ?= 100
 chaos: build ## Break everything under load, and account for every event: DURATION=3m RATE=100 SEED=…
 	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) chaos
 
+.PHONY: soak
+soak: DURATION ?= 10m
+soak: RATE ?= 50
+soak: build ## Steady load, failing receivers; nothing may grow: DURATION=10m RATE=50 SEED=…
+	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) soak
+
 .PHONY: fmt-check
 fmt-check: ## Is everything formatted?
 	cargo fmt --check
