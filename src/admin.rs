@@ -92,7 +92,10 @@ impl Admin {
             loop {
                 let ended = match self.server() {
                     Ok(server) => {
-                        serve(&server, &is_deaf, metrics, casualties, stop, &mut reported)
+                        let ended =
+                            serve(&server, &is_deaf, metrics, casualties, stop, &mut reported);
+                        give_up(server, &ended);
+                        ended
                     }
                     Err(error) => Ended::CannotAccept(error.to_string()),
                 };
@@ -113,6 +116,15 @@ impl Admin {
 
     fn server(&self) -> Result<Server> {
         Server::from_listener(self.0.try_clone()?, None).map_err(|error| anyhow!(error))
+    }
+}
+
+/// Drops a server. It connects to itself then, to wake its accepting thread; where that thread is
+/// dead and many clients wait, it may do so for minutes.
+fn give_up(server: Server, ended: &Ended) {
+    if !matches!(ended, Ended::Asked) {
+        // Without a thread to be had, the closure is dropped here, and the server with it.
+        let _ = thread::Builder::new().name("admin-drop".to_owned()).spawn(|| drop(server));
     }
 }
 

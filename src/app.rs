@@ -22,7 +22,8 @@ use crate::store::{Store, StoreError};
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the last threads (publisher, admin) may take once nobody needs them any more.
+/// How long the last threads (publisher, admin) may take once nobody needs them any more, within
+/// SHUTDOWN_TIMEOUT.
 const FAREWELL: Duration = Duration::from_millis(2_500);
 
 /// Open files that we ask for, within the hard limit. More than we ever use; the kernel sizes
@@ -115,7 +116,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     }
     drained.fire();
     let farewell = if overdue.is_empty() { FAREWELL } else { Duration::ZERO };
-    threads.join_until(Instant::now() + farewell, &HashSet::new());
+    threads.join_until((Instant::now() + farewell).min(deadline), &HashSet::new());
     log::info!("stopped: {}", pipeline.tally());
     match failed.into_iter().chain(threads.failed).next() {
         Some(end) => bail!("thread {} ended unexpectedly: {}", end.thread, end.how),

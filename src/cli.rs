@@ -217,7 +217,7 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
         // clean close an internal error. RUST_LOG=amiquip=debug brings them back.
         .filter_module("amiquip", log::LevelFilter::Off)
         .filter_module("mio", log::LevelFilter::Off)
-        .filter_module("tiny_http", log::LevelFilter::Warn)
+        .filter_module("tiny_http", log::LevelFilter::Off)
         .filter_module("ureq", log::LevelFilter::Warn)
         .filter_module("ureq_proto", log::LevelFilter::Warn)
         .filter_module("postgres", log::LevelFilter::Warn)
@@ -341,7 +341,9 @@ fn publish_all(config: &Config, messages: &[Outgoing]) -> Result<()> {
     let mut batches = Batches::open(config, &shutdown)?;
     for (n, batch) in messages.chunks(PUBLISH_BATCH).enumerate() {
         let before = n * PUBLISH_BATCH;
-        batches.publish(batch).with_context(|| format!("{before} were published before"))?;
+        batches
+            .publish(batch.to_vec())
+            .with_context(|| format!("{before} were published before"))?;
     }
     batches.close();
     Ok(())

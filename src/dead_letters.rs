@@ -5,19 +5,13 @@
 //! what it had not come to is still dead, and at most one batch of [`broker::BATCH`] is both dead
 //! and on its way.
 
-use std::time::SystemTime;
+use std::ops::ControlFlow;
 
-use crate::broker::{self, Batches, BrokerError, Message, Outgoing, Verdict};
+use crate::broker::{self, Batches, BrokerError, Browsed, Message, Outgoing, Verdict};
 use crate::config::Config;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
-use crate::domain::delivery::UnixMillis;
 use crate::domain::event::Malformed;
 use crate::shutdown::Shutdown;
-
-/// How often the broker may have taken a dead letter back. Whoever looks at one puts it back, and
-/// a quorum queue counts that: at its delivery limit, which is 20 on RabbitMQ 4 where nobody says
-/// otherwise, it would drop the message. Half of that leaves room for readers that crash.
-const MOST_REDELIVERIES: i64 = 10;
 
 /// The dead letters that a command is about.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +22,7 @@ pub struct Scope<'a> {
     pub queues: &'a [String],
     /// Which of their dead letters.
     pub selection: &'a Selection,
-    /// At most so many.
+    /// At most so many; of a replay, what stays because it is malformed does not count.
     pub limit: u64,
     /// Ends waiting for the broker.
     pub shutdown: &'a Shutdown,
@@ -43,6 +37,17 @@ pub enum DeadLetterError {
     /// There is no such dead-letter queue.
     #[error("{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues)")]
     NoQueue(String),
+    /// Not all that is there was seen.
+    #[error(
+        "{queue:?} has {count} more dead letters that could not be seen: does another command look \
+         at them? If not, try again"
+    )]
+    Withheld {
+        /// The queue that the events were published to.
+        queue: String,
+        /// How many, by the broker's count.
+        count: u64,
+    },
 }
 
 /// What a replay did.
@@ -54,6 +59,17 @@ pub struct Replayed {
     pub malformed: u64,
 }
 
+/// What was done with a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    /// It was looked at, and stays.
+    Looked,
+    /// Nothing could be done; it stays.
+    Nothing,
+    /// It is on its way, or not wanted any more: it goes.
+    Removed,
+}
+
 /// Shows each dead letter, and the message it is, to `each`.
 ///
 /// # Errors
@@ -63,10 +79,11 @@ pub fn look(
     mut each: impl FnMut(DeadLetter, &Message),
 ) -> Result<(), DeadLetterError> {
     walk(scope, |_, chosen| {
+        let count = chosen.len();
         for (letter, message) in chosen {
             each(letter, message);
         }
-        Ok(Vec::new())
+        Ok(vec![Done::Looked; count])
     })
 }
 
@@ -96,21 +113,18 @@ pub fn replay_all(
     let mut done = Replayed::default();
     walk(scope, |queue, chosen| {
         let mut outgoing = Vec::new();
-        let mut removed = Vec::new();
+        let mut ends = Vec::new();
         for (_, message) in chosen {
-            match returning(message, queue, scope.config.max_event_bytes) {
-                Ok(message) => {
-                    outgoing.push(message);
-                    removed.push(Verdict::Remove);
-                }
-                Err(_) => removed.push(Verdict::Keep),
-            }
+            let returning = returning(message, queue, scope.config.max_event_bytes);
+            ends.push(if returning.is_ok() { Done::Removed } else { Done::Nothing });
+            outgoing.extend(returning);
         }
-        batches.publish(&outgoing)?;
-        done.replayed += outgoing.len() as u64;
-        done.malformed += (removed.len() - outgoing.len()) as u64;
+        let replayed = outgoing.len() as u64;
+        batches.publish(outgoing)?;
+        done.replayed += replayed;
+        done.malformed += ends.len() as u64 - replayed;
         progress(done.replayed + done.malformed);
-        Ok(removed)
+        Ok(ends)
     })?;
     batches.close();
     Ok(done)
@@ -125,44 +139,50 @@ pub fn purge(scope: Scope<'_>, mut progress: impl FnMut(u64)) -> Result<u64, Dea
     walk(scope, |_, chosen| {
         purged += chosen.len() as u64;
         progress(purged);
-        Ok(vec![Verdict::Remove; chosen.len()])
+        Ok(vec![Done::Removed; chosen.len()])
     })?;
     Ok(purged)
 }
 
-/// Shows the chosen dead letters of each queue to `decide`, some at a time. What it returns no
-/// verdict about stays.
+/// Shows the chosen dead letters of each queue to `act`, some at a time, which says what it did.
 fn walk(
     scope: Scope<'_>,
-    mut decide: impl FnMut(&str, Vec<(DeadLetter, &Message)>) -> Result<Vec<Verdict>, DeadLetterError>,
+    mut act: impl FnMut(&str, Vec<(DeadLetter, &Message)>) -> Result<Vec<Done>, DeadLetterError>,
 ) -> Result<(), DeadLetterError> {
     let mut left = scope.limit;
     for queue in scope.queues {
-        if left == 0 {
-            break;
-        }
-        let mut weary = false;
-        browse(scope, queue, &mut |messages| {
+        let mut any_weary = false;
+        let browsed = browse(scope, queue, &mut |messages| {
             let mut verdicts = vec![Verdict::Keep; messages.len()];
             let (mut places, mut chosen) = (Vec::new(), Vec::new());
             for (place, message) in messages.iter().enumerate() {
-                weary |= is_weary(message);
+                any_weary |= message.is_weary();
                 let letter = DeadLetter::read(queue, message.properties(), &message.headers);
-                if left > 0 && scope.selection.includes(&letter) {
-                    left -= 1;
+                if (chosen.len() as u64) < left && scope.selection.includes(&letter) {
                     places.push(place);
                     chosen.push((letter, message));
                 }
             }
-            if !chosen.is_empty() {
-                for (place, verdict) in places.into_iter().zip(decide(queue, chosen)?) {
-                    verdicts[place] = verdict;
+            let ends = if chosen.is_empty() { Vec::new() } else { act(queue, chosen)? };
+            for (place, done) in places.into_iter().zip(ends) {
+                left -= u64::from(done != Done::Nothing);
+                if done == Done::Removed {
+                    verdicts[place] = Verdict::Remove;
                 }
             }
-            Ok(verdicts)
-        })?;
-        if weary {
+            Ok(if left > 0 {
+                ControlFlow::Continue(verdicts)
+            } else {
+                ControlFlow::Break(verdicts)
+            })
+        });
+        // Also after what could not be seen to its end, or it would never be.
+        if any_weary {
             renew(scope, queue)?;
+        }
+        browsed?;
+        if left == 0 {
+            break;
         }
     }
     Ok(())
@@ -173,13 +193,13 @@ fn browse(
     queue: &str,
     look: &mut broker::Look<'_, DeadLetterError>,
 ) -> Result<(), DeadLetterError> {
-    let found = broker::browse(scope.config, scope.shutdown, &broker::dead_queue(queue), look)?;
-    if found { Ok(()) } else { Err(DeadLetterError::NoQueue(queue.to_owned())) }
-}
-
-/// Whether the broker has taken a dead letter back so often that it might soon drop it.
-fn is_weary(message: &Message) -> bool {
-    message.redeliveries() > MOST_REDELIVERIES
+    match broker::browse(scope.config, scope.shutdown, &broker::dead_queue(queue), look)? {
+        Browsed::Seen => Ok(()),
+        Browsed::NoQueue => Err(DeadLetterError::NoQueue(queue.to_owned())),
+        Browsed::Withheld(count) => {
+            Err(DeadLetterError::Withheld { queue: queue.to_owned(), count })
+        }
+    }
 }
 
 /// Replaces the weary dead letters by copies, at the end of their queue; these come by once more,
@@ -187,14 +207,14 @@ fn is_weary(message: &Message) -> bool {
 fn renew(scope: Scope<'_>, queue: &str) -> Result<(), DeadLetterError> {
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
     browse(scope, queue, &mut |messages| {
-        let copies: Vec<Outgoing> = messages
-            .iter()
-            .filter(|message| is_weary(message))
-            .map(|message| Outgoing::dead(message.clone().without_redeliveries(), queue))
-            .collect();
-        batches.publish(&copies)?;
-        let verdict = |message| if is_weary(message) { Verdict::Remove } else { Verdict::Keep };
-        Ok(messages.iter().map(verdict).collect())
+        let weary = messages.iter().filter(|message| message.is_weary());
+        let copies = weary.map(|message| Outgoing::dead(message.clone().rested(), queue));
+        batches.publish(copies.collect())?;
+        let verdict = |message: &Message| match message.is_weary() {
+            true => Verdict::Remove,
+            false => Verdict::Keep,
+        };
+        Ok(ControlFlow::Continue(messages.iter().map(verdict).collect()))
     })?;
     batches.close();
     Ok(())
@@ -207,18 +227,13 @@ fn returning(
     max_event_bytes: usize,
 ) -> Result<Outgoing, Malformed> {
     let Message { body, content_type, headers, .. } = message;
-    Ok(match replay(message.properties(), headers, body, max_event_bytes, now())? {
+    Ok(match replay(message.properties(), headers, body, max_event_bytes, broker::unix_millis())? {
         Replay::Delivery(delivery) => {
             let message = Message::carrying(&delivery, queue, body.clone(), content_type.clone());
             Outgoing::hand_over(message, queue)
         }
-        Replay::Event(headers) => Outgoing::to_queue(Message { headers, ..message.clone() }, queue),
+        Replay::Event(headers) => {
+            Outgoing::to_queue(Message { headers, ..message.clone() }.rested(), queue)
+        }
     })
-}
-
-/// The time, as dead letters have it.
-#[must_use]
-pub fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
-use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher};
+use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher, unix_millis};
 use crate::config::Config;
-use crate::domain::delivery::{self, Delivery, UnixMillis};
+use crate::domain::delivery::{self, Delivery};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::outcome::{DeadReason, Decision, Outcome, decide};
 use crate::domain::retry::{Schedule, Span};
@@ -27,12 +27,6 @@ use crate::store::{Found, Store, StoreError};
 /// How long the attempts of one event may take together. RabbitMQ takes a message back that is not
 /// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
 const FANOUT_LIMIT: Duration = Duration::from_secs(600);
-
-/// How often the broker may have taken a message back before it gets a new life, as a copy at the
-/// end of its queue. A quorum queue drops a message, or dead-letters it, that came back more often
-/// than its delivery limit says, which is 20 on RabbitMQ 4 where nobody set one; and it came back
-/// because of us or the servers, not of what is in it.
-const MOST_REDELIVERIES: i64 = 3;
 
 /// How a message is settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,8 +154,8 @@ impl Pipeline {
         metrics.received.inc();
         let context = Context { lane, metrics, message };
         self.tally.in_hand.fetch_add(1, Ordering::Relaxed);
-        let settled = if message.redeliveries() > MOST_REDELIVERIES {
-            self.renew(context)
+        let settled = if message.is_weary() && self.renew(context).is_ok() {
+            Ok(())
         } else if lane.is_retry {
             self.retry(context)
         } else {
@@ -384,12 +378,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Puts a copy of the message at the end of its queue, of which no redelivery was counted yet.
-    fn renew(&self, context: Context<'_>) -> Result<(), Missing> {
+    /// Puts a copy of a weary message at the end of its queue.
+    fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
-        log::info!("renewed queue={} redeliveries={}", lane.queue, message.redeliveries());
-        let copy = message.clone().without_redeliveries();
-        Ok(self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?)
+        let copy = message.clone().rested();
+        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?;
+        log::info!("renewed queue={}", lane.queue);
+        Ok(())
     }
 
     fn bury_malformed(&self, context: Context<'_>, error: &Malformed) -> Result<(), Missing> {
@@ -419,9 +414,4 @@ impl From<NotConfirmed> for Missing {
 fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
     let Message { body, content_type, .. } = context.message;
     Message::carrying(delivery, &context.lane.origin, body.clone(), content_type.clone())
-}
-
-fn unix_millis() -> UnixMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
 }

@@ -20,9 +20,9 @@ use uuid::Uuid;
 use crate::config::{Config, ConfigError};
 use crate::domain::webhook::{Webhook, matching_patterns};
 
-mod manager;
+mod connector;
 
-use manager::{ConnectError, Manager};
+use connector::{ConnectError, Connector};
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.
@@ -48,7 +48,7 @@ const MIGRATIONS: [(i32, &str, &str); 3] = [
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
-type Pool = r2d2::Pool<Manager>;
+type Pool = r2d2::Pool<Connector>;
 
 /// Why PostgreSQL gave no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -204,9 +204,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`], with the remedy.
     pub fn check(&self) -> Result<(), StoreError> {
-        let manager = Manager::new(self.config.clone());
+        let connector = Connector::new(self.config.clone());
         bounded_by_timeout(move || {
-            let mut client = connect(&manager)?;
+            let mut client = connect(&connector)?;
             let looked = "SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0";
             client.query_typed(looked, &[]).map(drop).map_err(|error| explain(&error))
         })
@@ -330,7 +330,7 @@ impl Store {
     }
 
     fn connect(&self) -> Result<Client, StoreError> {
-        connect(&Manager::new(self.config.clone()))
+        connect(&Connector::new(self.config.clone()))
     }
 
     /// Runs a query on a pooled connection. It has to be safe to repeat: a connection that died
@@ -393,8 +393,8 @@ fn bounded_by_timeout<T: Send + 'static>(
     }
 }
 
-fn connect(manager: &Manager) -> Result<Client, StoreError> {
-    manager.connect().map_err(|error| match error {
+fn connect(connector: &Connector) -> Result<Client, StoreError> {
+    connector.connect().map_err(|error| match error {
         ConnectError::Postgres(error) => explain(&error),
         silent @ ConnectError::Silent { .. } => StoreError::Unavailable(silent.to_string()),
     })
@@ -414,7 +414,7 @@ fn new_pool(config: &postgres::Config, size: u32) -> Pool {
         // Each failed connection would be an ERROR line, several a second while PostgreSQL is
         // away; the lanes log the change of state once.
         .error_handler(Box::new(r2d2::NopErrorHandler))
-        .build_unchecked(Manager::new(config.clone()))
+        .build_unchecked(Connector::new(config.clone()))
 }
 
 fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {

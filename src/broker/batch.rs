@@ -41,7 +41,7 @@ impl Batches {
     /// # Errors
     /// If the connection is lost, or the broker returns a message (no such queue), refuses one, or
     /// does not confirm all in time. Any of the batch may have been published then.
-    pub fn publish(&mut self, batch: &[Outgoing]) -> Result<(), BrokerError> {
+    pub fn publish(&mut self, batch: Vec<Outgoing>) -> Result<(), BrokerError> {
         let kill = self.link.kill_switch();
         // The guard is for a publish that blocks; the batch's own limit comes first.
         let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
@@ -62,11 +62,11 @@ impl Batches {
 }
 
 impl Confirming {
-    fn publish_batch(&mut self, batch: &[Outgoing]) -> Result<(), String> {
+    fn publish_batch(&mut self, batch: Vec<Outgoing>) -> Result<(), String> {
         let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let (confirmed, _unused) = bounded(batch.len());
+        let count = batch.len();
+        let (confirmed, confirms) = bounded(count);
         for message in batch {
-            let message = message.clone();
             self.publish(Request { message, deadline, confirmed: confirmed.clone() });
         }
         while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
@@ -78,7 +78,9 @@ impl Confirming {
         }
         match self.broken.take() {
             Some(problem) => Err(problem),
-            None if self.refused.is_empty() => Ok(()),
+            // What the deadline overtook before it was published is in none of the lists.
+            None if confirms.len() == count => Ok(()),
+            None if self.refused.is_empty() => Err("no confirm in time".to_owned()),
             None => Err("the broker refused a message (nack): is the queue full?".to_owned()),
         }
     }

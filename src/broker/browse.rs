@@ -1,5 +1,6 @@
 //! Looking at what lies in a queue, and taking some of it out.
 
+use std::ops::{ControlFlow, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
@@ -10,8 +11,10 @@ use crate::config::Config;
 use crate::shutdown::Shutdown;
 
 /// Messages that may be unsettled on one channel. They are in our memory, and as large as their
-/// producers made them.
-const WINDOW: u16 = 1_000;
+/// producers made them: how large is known only after the first of them.
+const FIRST_WINDOW: usize = 250;
+const WINDOW_BYTES: usize = 64 * 1024 * 1024;
+const WINDOWS: RangeInclusive<usize> = 50..=10_000;
 
 /// Messages that are looked at together. If we are killed while a batch is moved, so many at most
 /// are in both places.
@@ -21,7 +24,7 @@ pub const BATCH: usize = 250;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long we listen for what was not counted: a broker that has just started may say that there
-/// is nothing.
+/// is nothing. In all, not for each message, or a queue that fills as fast as we read has no end.
 const LATECOMERS: Duration = Duration::from_millis(250);
 
 /// How often we look whether what was kept is back.
@@ -36,13 +39,26 @@ pub enum Verdict {
     Remove,
 }
 
-/// What is shown the messages of a queue, some at a time, and says what becomes of each.
-pub type Look<'l, E> = dyn FnMut(&[Message]) -> Result<Vec<Verdict>, E> + 'l;
+/// What is shown the messages of a queue, some at a time, and says what becomes of each; a `Break`
+/// says that it has seen enough.
+pub type Look<'l, E> = dyn FnMut(&[Message]) -> Result<Verdicts, E> + 'l;
 
-/// Shows every message of a queue to `look`, some at a time, until it has no more; what is kept is
-/// in the queue again afterwards. Meanwhile nobody else can get at it.
-///
-/// Returns whether there is such a queue.
+/// One for each message.
+pub type Verdicts = ControlFlow<Vec<Verdict>, Vec<Verdict>>;
+
+/// How far a queue was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Browsed {
+    /// There is no such queue.
+    NoQueue,
+    /// To its end, or until it was enough.
+    Seen,
+    /// The broker counted so many more that it did not give us.
+    Withheld(u64),
+}
+
+/// Shows the messages of a queue to `look` until it has no more; what is kept is in the queue again
+/// afterwards. Meanwhile nobody else can get at what was shown.
 ///
 /// # Errors
 /// If the broker can't be reached or is lost, and those of `look`. Everything that was not yet
@@ -52,13 +68,24 @@ pub fn browse<E: From<BrokerError>>(
     shutdown: &Shutdown,
     queue: &str,
     look: &mut Look<'_, E>,
-) -> Result<bool, E> {
+) -> Result<Browsed, E> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    let Some(expected) = link.queue_messages(queue, shutdown)? else { return Ok(false) };
-    let kill = link.kill_switch();
-    let mut reader = Reader { queue, shutdown, kill, expected: expected.into(), kept: 0, look };
+    let Some(expected) = link.queue_messages(queue, shutdown)? else {
+        return Ok(Browsed::NoQueue);
+    };
+    let mut reader = Reader {
+        queue,
+        shutdown,
+        kill: link.kill_switch(),
+        expected: expected.into(),
+        until: None,
+        enough: false,
+        kept: 0,
+        window: FIRST_WINDOW,
+        look,
+    };
     reader.read_on(&mut link)?;
-    let kept = reader.kept;
+    let Reader { kept, expected, enough, .. } = reader;
     // The broker puts back what was kept a moment after the channels are closed, and whoever looks
     // again should find it. (If somebody else takes it meanwhile, there is nothing to wait for.)
     let deadline = Instant::now() + PATIENCE;
@@ -67,7 +94,7 @@ pub fn browse<E: From<BrokerError>>(
         && !shutdown.wait(POLL)
     {}
     link.close();
-    Ok(true)
+    Ok(if enough || expected == 0 { Browsed::Seen } else { Browsed::Withheld(expected) })
 }
 
 struct Reader<'a, 'l, E> {
@@ -76,8 +103,14 @@ struct Reader<'a, 'l, E> {
     kill: KillSwitch,
     /// Messages that should still come.
     expected: u64,
+    /// Once none is expected any more: how long we listen for others.
+    until: Option<Instant>,
+    /// `look` wants no more.
+    enough: bool,
     /// Messages that stay.
     kept: u64,
+    /// Messages that the next channel may hold.
+    window: usize,
     look: &'a mut Look<'l, E>,
 }
 
@@ -88,29 +121,33 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
     fn read_on(&mut self, link: &mut Link) -> Result<(), E> {
         let unavailable = |link: &Link, error: &amiquip::Error| E::from(link.unavailable(error));
         let kill = self.kill.clone();
+        let window = self.window;
         let opened = kill.guard(SETUP_TIMEOUT, Some(self.shutdown), || {
             let channel = link.channel()?;
-            channel.qos(0, WINDOW, false)?;
+            set_window(&channel, window)?;
             Ok(channel)
         });
         let channel = opened.map_err(|error| unavailable(link, &error))?;
-        let read = self.read_window(&channel, link);
+        let read = self.read_window(&channel, window, link);
         // The acks before it have arrived when this is answered.
         let closed = kill.guard(CLOSE_TIMEOUT, None, || channel.close());
         read.and_then(|()| closed.map_err(|error| unavailable(link, &error)))
     }
 
-    fn read_window(&mut self, channel: &Channel, link: &mut Link) -> Result<(), E> {
+    fn read_window(&mut self, channel: &Channel, window: usize, link: &mut Link) -> Result<(), E> {
         let begun = self.kill.guard(SETUP_TIMEOUT, Some(self.shutdown), || {
             channel.basic_consume(self.queue, ConsumerOptions::default())
         });
         let consumer = begun.map_err(|error| link.unavailable(&error))?;
         let mut kept = 0;
         let read = loop {
-            if kept == usize::from(WINDOW) {
+            if self.enough {
+                break Ok(());
+            }
+            if kept == window {
                 break self.read_on(link);
             }
-            match self.read_batch(&consumer, link, usize::from(WINDOW) - kept) {
+            match self.read_batch(channel, &consumer, link, window - kept) {
                 Ok(None) => break Ok(()),
                 Ok(Some(more)) => kept += more,
                 Err(error) => break Err(error),
@@ -124,45 +161,82 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
     /// Returns how many of a batch are kept; nothing if there was none.
     fn read_batch(
         &mut self,
+        channel: &Channel,
         consumer: &Consumer<'_>,
         link: &Link,
         most: usize,
     ) -> Result<Option<usize>, E> {
-        let lost = |problem: String| {
-            E::from(BrokerError::Unavailable { address: link.address.clone(), problem })
-        };
         let (mut deliveries, mut messages) = (Vec::new(), Vec::new());
         while deliveries.len() < most.min(BATCH) {
-            let patience = if self.expected > 0 { PATIENCE } else { LATECOMERS };
-            match consumer.receiver().recv_timeout(patience) {
-                Ok(ConsumerMessage::Delivery(mut delivery)) => {
-                    messages.push(Message::take(&mut delivery));
-                    deliveries.push(delivery);
-                    self.expected = self.expected.saturating_sub(1);
-                }
-                Err(RecvTimeoutError::Timeout) => break,
-                Ok(ConsumerMessage::ServerCancelled) => {
-                    return Err(lost(format!("the queue {:?} was deleted", self.queue)));
-                }
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => {
-                    return Err(lost("connection lost".to_owned()));
-                }
-            }
+            let Some(mut delivery) = self.next(consumer, link)? else { break };
+            messages.push(Message::take(&mut delivery));
+            deliveries.push(delivery);
         }
         if deliveries.is_empty() {
             return Ok(None);
         }
-        let verdicts = (self.look)(&messages)?;
-        let mut kept = 0;
+        let largest = messages.iter().map(|message| message.body.len()).max().unwrap_or(0);
+        self.window = (WINDOW_BYTES / largest.max(1)).clamp(*WINDOWS.start(), *WINDOWS.end());
+        let verdicts = match (self.look)(&messages)? {
+            ControlFlow::Continue(verdicts) => verdicts,
+            ControlFlow::Break(verdicts) => {
+                self.enough = true;
+                verdicts
+            }
+        };
+        let (seen, mut kept) = (deliveries.len(), 0);
         for (delivery, verdict) in deliveries.into_iter().zip(verdicts) {
             match verdict {
                 Verdict::Keep => kept += 1,
                 Verdict::Remove => {
-                    consumer.ack(delivery).map_err(|error| link.unavailable(&error))?
+                    consumer.ack(delivery).map_err(|error| link.unavailable(&error))?;
                 }
             }
+        }
+        if kept < seen {
+            // Its answer means that the acks before it have arrived: otherwise several batches could
+            // be on their way before we notice that this connection is dead. (What it sets is for consumers to come.)
+            let window = self.window;
+            self.kill
+                .guard(SETUP_TIMEOUT, Some(self.shutdown), || set_window(channel, window))
+                .map_err(|error| link.unavailable(&error))?;
         }
         self.kept += kept as u64;
         Ok(Some(kept))
     }
+
+    /// The next message; nothing if no more come.
+    fn next(
+        &mut self,
+        consumer: &Consumer<'_>,
+        link: &Link,
+    ) -> Result<Option<amiquip::Delivery>, E> {
+        let lost = |problem: String| {
+            E::from(BrokerError::Unavailable { address: link.address.clone(), problem })
+        };
+        let now = Instant::now();
+        let deadline = match self.expected {
+            0 => *self.until.get_or_insert(now + LATECOMERS),
+            _ => now + PATIENCE,
+        };
+        match consumer.receiver().recv_deadline(deadline) {
+            Ok(ConsumerMessage::Delivery(delivery)) => {
+                self.expected = self.expected.saturating_sub(1);
+                Ok(Some(delivery))
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Ok(ConsumerMessage::ServerCancelled) => {
+                Err(lost(format!("the queue {:?} was deleted", self.queue)))
+            }
+            Ok(
+                ConsumerMessage::ServerClosedChannel(error)
+                | ConsumerMessage::ServerClosedConnection(error),
+            ) => Err(lost(error.to_string())),
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => Err(lost("connection lost".to_owned())),
+        }
+    }
+}
+
+fn set_window(channel: &Channel, window: usize) -> amiquip::Result<()> {
+    channel.qos(0, u16::try_from(window).unwrap_or(u16::MAX), false)
 }

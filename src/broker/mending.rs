@@ -3,8 +3,9 @@
 //! AMQP's short strings are bytes, and any producer may put some that are not UTF-8 into a property
 //! such as `type`. amiquip then gives up the whole connection, and again at each redelivery: one
 //! such message would hold its queue up for ever. So each byte that is not UTF-8 is replaced on its
-//! way to amiquip, by one of the same length; the message becomes readable, and, as no event type
-//! or id may hold a control character, malformed: it ends in the dead-letter queue as others do.
+//! way to amiquip, by one of the same length, and the message becomes readable. An event type or id
+//! that was not UTF-8 now holds a control character, which makes the event malformed; what else was
+//! not does not matter to a delivery.
 //!
 //! (Header tables need nothing: amiquip skips what it can't read there.)
 

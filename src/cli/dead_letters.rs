@@ -1,5 +1,6 @@
 //! `dead-letters`: what died, why, and the way back.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
@@ -8,9 +9,9 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Common, Usage, print, print_json, read};
-use crate::broker::Message;
+use crate::broker::{Message, unix_millis};
 use crate::config::Config;
-use crate::dead_letters::{self, Scope, now};
+use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Group, Groups, Selection};
 use crate::domain::delivery::{UnixMillis, Value};
 use crate::domain::retry::Span;
@@ -19,7 +20,7 @@ use crate::shutdown;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
-    /// Count them, by queue, reason and webhook; changes nothing
+    /// Count them, by queue, reason and webhook; they all stay
     List {
         /// One line for each dead letter instead of each group
         #[arg(long)]
@@ -29,7 +30,7 @@ pub(super) enum DeadLetters {
         #[command(flatten)]
         common: Common,
     },
-    /// Print them with headers and body; changes nothing
+    /// Print them with headers and body; they all stay
     Show {
         /// The event's id
         event: Option<String>,
@@ -119,12 +120,16 @@ impl Which {
     fn queues(&self, config: &Config) -> Vec<String> {
         match self.queue.as_slice() {
             [] => config.queues.iter().map(|queue| queue.name.clone()).collect(),
-            named => named.to_vec(),
+            named => {
+                // Looked at twice, everything in it would count twice.
+                let mut seen = HashSet::new();
+                named.iter().filter(|queue| seen.insert(*queue)).cloned().collect()
+            }
         }
     }
 
     fn selection(&self, event_id: Option<String>) -> Selection {
-        let ago = |span: Span| now() - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        let ago = |span: Span| unix_millis() - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         Selection {
             event_id,
             event_type: self.event_type.clone(),
@@ -150,7 +155,7 @@ pub(super) fn run(command: DeadLetters) -> Result<()> {
             with_scope(&which, &common, None, act.most(), |scope| replay(scope, act, &common))
         }
         DeadLetters::Purge { all, act, which, common } => {
-            if which.is_everything() && act.limit.is_none() && !all {
+            if which.is_everything() && !all {
                 let problem = "this would delete every dead letter: say which, or --all";
                 return Err(Usage(problem.to_owned()).into());
             }
@@ -198,13 +203,13 @@ fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
         "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  LAST ERROR",
         "COUNT", "QUEUE", "REASON", "WEBHOOK", "OLDEST", "NEWEST"
     )];
-    let now = now();
+    let now = unix_millis();
     lines.extend(groups.iter().map(|group| {
         format!(
             "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  {}",
             group.count,
             group.queue,
-            group.reason,
+            group.reason.escape_debug().to_string(),
             or_dash(group.webhook_id.as_ref()),
             age(group.oldest, now),
             age(group.newest, now),
@@ -223,14 +228,14 @@ fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
     if common.output.json {
         return print_json(&letters);
     }
-    let now = now();
+    let now = unix_millis();
     let mut lines =
         vec![format!("{:>6}  {:10}  {:36}  {:36}  TYPE", "DEAD", "REASON", "WEBHOOK", "EVENT")];
     lines.extend(letters.iter().map(|letter| {
         format!(
             "{:>6}  {:10}  {:36}  {:36}  {}",
             age(letter.dead_at, now),
-            letter.reason,
+            letter.reason.escape_debug().to_string(),
             or_dash(letter.webhook_id.as_ref()),
             or_dash(letter.event_id.as_ref()).escape_debug(),
             or_dash(letter.event_type.as_ref()).escape_debug(),
@@ -240,21 +245,22 @@ fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
 }
 
 fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
-    let mut shown = Vec::new();
+    let (mut shown, mut documents) = (Vec::new(), Vec::new());
     dead_letters::look(scope, |letter, message| {
-        shown.push(if common.output.json {
-            as_json(&letter, message).to_string()
+        if common.output.json {
+            documents.push(as_json(&letter, message));
         } else {
-            for_people(&letter, message)
-        });
+            shown.push(for_people(&letter, message));
+        }
     })?;
     match shown.as_slice() {
+        _ if common.output.json => print_json(&documents),
         [] => print("no dead letter fits"),
-        _ => print(shown.join(if common.output.json { "\n" } else { "\n\n" })),
+        shown => print(shown.join("\n\n")),
     }
 }
 
-/// One line, as a whole message.
+/// The whole message.
 fn as_json(letter: &DeadLetter, message: &Message) -> serde_json::Value {
     let headers = message.headers.iter().map(|(name, value)| {
         let value = match value {
@@ -287,11 +293,11 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
         let value = match value {
             Value::Text(text) => text.escape_debug().to_string(),
             Value::Integer(at) if name.ends_with("-at") => {
-                format!("{at} ({} ago)", age(Some(*at), now()))
+                format!("{at} ({} ago)", age(Some(*at), unix_millis()))
             }
             Value::Integer(integer) => integer.to_string(),
         };
-        lines.push(format!("{name}: {value}"));
+        lines.push(format!("{}: {value}", name.escape_debug()));
     }
     lines.push(String::new());
     // Other people's bytes must not move the cursor.
@@ -310,7 +316,11 @@ fn announce(scope: Scope<'_>, act: Act, verb: &str, common: &Common) -> Result<O
         true => {}
         false => {
             let letters = if count == 1 { "dead letter" } else { "dead letters" };
-            print(format_args!("{count} {letters} {would}{verb}"))?;
+            let announced = print(format_args!("{count} {letters} {would}{verb}"));
+            // Where nobody reads it, what was asked for is done all the same.
+            if act.dry_run {
+                announced?;
+            }
         }
     }
     Ok((!act.dry_run && count > 0).then_some(count))
@@ -353,9 +363,10 @@ fn progress(of: u64) -> impl FnMut(u64) {
     let is_terminal = err.is_terminal();
     move |done| {
         if is_terminal {
-            let end = if done >= of { "\n" } else { "" };
-            let _ = write!(err, "\r{done} of {of}{end}");
-            let _ = err.flush();
+            let _ = write!(err, "\r{done} of {of} ");
+            if done >= of {
+                let _ = writeln!(err);
+            }
         }
     }
 }

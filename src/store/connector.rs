@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use postgres::config::Host;
@@ -27,7 +27,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_PORT: u16 = 5432;
 
 /// Makes connections, for the pool and beside it.
-pub(super) struct Manager {
+pub(super) struct Connector {
     config: postgres::Config,
     connections: PostgresConnectionManager<NoTls>,
 }
@@ -35,19 +35,19 @@ pub(super) struct Manager {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
-    #[error("{address}: {problem}")]
-    Silent { address: String, problem: io::Error },
+    #[error("{address} accepts connections, and then says nothing within {ANSWER_TIMEOUT:?}")]
+    Silent { address: String },
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
 }
 
-impl fmt::Debug for Manager {
+impl fmt::Debug for Connector {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Manager").finish_non_exhaustive()
+        formatter.debug_struct("Connector").finish_non_exhaustive()
     }
 }
 
-impl Manager {
+impl Connector {
     pub(super) fn new(config: postgres::Config) -> Self {
         let connections = PostgresConnectionManager::new(config.clone(), NoTls);
         Self { config, connections }
@@ -62,15 +62,11 @@ impl Manager {
             let ports = self.config.get_ports();
             let port = ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
             match ask(name, self.config.get_hostaddrs().get(n).copied(), port, self.patience()) {
-                Ok(()) => return Ok(()),
-                Err(problem) if is_silence(&problem) => {
-                    return Err(ConnectError::Silent {
-                        address: format!("{name}:{port}"),
-                        problem,
-                    });
+                Answer::Some => return Ok(()),
+                Answer::Silence => {
+                    return Err(ConnectError::Silent { address: format!("{name}:{port}") });
                 }
-                // The client will meet that too, and say it better.
-                Err(_) => {}
+                Answer::NoConnection => {}
             }
         }
         Ok(())
@@ -81,31 +77,37 @@ impl Manager {
     }
 }
 
-fn is_silence(problem: &io::Error) -> bool {
-    matches!(problem.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+/// What became of the question.
+enum Answer {
+    Some,
+    /// The client would hang.
+    Silence,
+    /// The client will go on to the next host, or say what is wrong.
+    NoConnection,
 }
 
-fn ask(name: &str, address: Option<IpAddr>, port: u16, patience: Duration) -> io::Result<()> {
-    let addresses: Vec<_> = match address {
+fn ask(name: &str, address: Option<IpAddr>, port: u16, patience: Duration) -> Answer {
+    let addresses: Vec<SocketAddr> = match address {
         Some(address) => vec![(address, port).into()],
-        None => (name, port).to_socket_addrs()?.collect(),
+        None => (name, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default(),
     };
-    let mut problem = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
-        let asked = TcpStream::connect_timeout(&address, patience).and_then(|mut stream| {
-            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-            stream.write_all(&SSL_REQUEST)?;
-            stream.read_exact(&mut [0])
-        });
-        match asked {
-            Ok(()) => return Ok(()),
-            Err(error) => problem = error,
-        }
+        let Ok(stream) = TcpStream::connect_timeout(&address, patience) else { continue };
+        return match ask_on(stream).map_err(|error| error.kind()) {
+            Err(io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => Answer::Silence,
+            _ => Answer::Some,
+        };
     }
-    Err(problem)
+    Answer::NoConnection
 }
 
-impl ManageConnection for Manager {
+fn ask_on(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.write_all(&SSL_REQUEST)?;
+    stream.read_exact(&mut [0])
+}
+
+impl ManageConnection for Connector {
     type Connection = Client;
     type Error = ConnectError;
 
