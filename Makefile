@@ -56,6 +56,10 @@ webhook-add: build ## Register one: make webhook-add URL=http://… EVENTS='user
 publish: build ## Publish a sample event: make publish QUEUE=high_priority TYPE=user.created
 	@$(RUNNING) publish "$(QUEUE)" --type "$(TYPE)"
 
+.PHONY: dead-letters
+dead-letters: build ## What could not be delivered: make dead-letters [ARGS='show --limit 1']
+	@$(RUNNING) dead-letters $(or $(ARGS),list)
+
 .PHONY: listen
 listen: build ## Be a receiver: make listen ADDR=127.0.0.1:8080
 	@$(BINARY) listen --addr "$(ADDR)"
@@ -78,6 +82,12 @@ chaos: DURATION ?= 3m
 chaos: RATE ?= 100
 chaos: build ## Break everything under load, and account for every event: DURATION=3m RATE=100 SEED=…
 	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) chaos
+
+.PHONY: soak
+soak: DURATION ?= 10m
+soak: RATE ?= 50
+soak: build ## Steady load, failing receivers; nothing may grow: DURATION=10m RATE=50 SEED=…
+	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) soak
 
 .PHONY: fmt-check
 fmt-check: ## Is everything formatted?

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# A long test by itself, on the release binary: `make chaos` calls this. What it breaks are private
-# servers of its own.
+# A long test by itself, on the release binary: `make chaos` and `make soak` call this. It has
+# private servers of its own.
 
 set -euo pipefail
 
@@ -11,6 +11,7 @@ export WEBHOOK_NOTIFIER_BINARY
 export FAULT_SERVICES_DIR=$root/.local/$2
 case $2 in
     chaos) test=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks ;;
+    soak) test=chaos::soak::under_steady_load_with_failing_receivers_nothing_grows ;;
     *)
         echo "there is no long test named $2" >&2
         exit 2

@@ -125,6 +125,8 @@ fn serve(
     stop: &Shutdown,
     reported: &mut bool,
 ) -> Ended {
+    // What the probe said of the server before this one.
+    let _ = is_deaf.try_recv();
     while !stop.is_requested() {
         match server.recv_timeout(POLL) {
             Ok(Some(request)) => respond(request, metrics, casualties),

@@ -10,24 +10,33 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use amiquip::{AmqpValue, Auth, Channel, ConnectionOptions, ConnectionTuning};
+use amiquip::{
+    AmqpValue, Auth, Channel, ConnectionOptions, ConnectionTuning, Consumer, ConsumerMessage,
+};
 use crossbeam_channel::{bounded, select};
 
 use crate::config::{Amqp, Config};
-use crate::domain::delivery::{Headers, Value};
+use crate::domain::delivery::{Delivery, Headers, Value};
+use crate::domain::event::Properties;
 use crate::shutdown::{Never, Shutdown};
 
+mod batch;
+mod browse;
 mod mending;
 mod publisher;
 mod topology;
 
 use mending::MendedStream;
-pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread, publish_all};
-pub use topology::{Lane, Presence, Topology, declare_lane};
+
+pub use batch::Batches;
+pub use browse::{BATCH, Look, Verdict, browse};
+pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread};
+pub use topology::{Lane, Presence, Topology, dead_queue, declare_lane};
 
 /// How long setting up a connection or a lane may take. On a loaded broker it takes tens of
-/// milliseconds, on one that is just starting a second.
-pub const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// milliseconds, on one that is just starting a second. One that begins while the network is frozen
+/// never ends, and delays the next attempt by this.
+pub const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a clean close may take before the socket is cut instead. The broker requeues what was
 /// not acked either way.
@@ -302,12 +311,55 @@ fn resolve(amqp: &Amqp, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> 
     }
 }
 
+/// Cancels a consumer, and returns what it was given and had not taken. May hang: call it in
+/// [`KillSwitch::guard`].
+///
+/// The last thing that amiquip tells a consumer is that it was cancelled, and it gives the whole
+/// connection up if nobody is there any more to hear it.
+#[must_use]
+pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
+    // Fails on a lost connection, which ends the loop too.
+    let _ = consumer.cancel();
+    let mut left = Vec::new();
+    while let Ok(ConsumerMessage::Delivery(delivery)) = consumer.receiver().recv() {
+        left.push(delivery);
+    }
+    left
+}
+
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
 }
 
 impl Message {
+    /// The message in which a delivery of an event from the queue `origin` travels: the producer's
+    /// body and content type, our headers.
+    #[must_use]
+    pub fn carrying(
+        delivery: &Delivery,
+        origin: &str,
+        body: Vec<u8>,
+        content_type: Option<String>,
+    ) -> Self {
+        Self {
+            body,
+            content_type,
+            message_id: Some(delivery.event.id.clone()),
+            event_type: Some(delivery.event.event_type.clone()),
+            headers: delivery.headers(origin),
+        }
+    }
+
+    /// The properties that say more about the event than its body.
+    #[must_use]
+    pub fn properties(&self) -> Properties<'_> {
+        Properties {
+            message_id: self.message_id.as_deref(),
+            event_type: self.event_type.as_deref(),
+        }
+    }
+
     /// Takes over what the broker delivered, body included.
     #[must_use]
     pub fn take(delivery: &mut amiquip::Delivery) -> Self {

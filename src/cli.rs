@@ -1,6 +1,7 @@
 //! The commands: arguments in, tables or JSON out, exit codes 0 (done), 1 (failed), 2 (usage).
 
 mod check;
+mod dead_letters;
 mod listen;
 
 use std::io::{self, Read, Write};
@@ -13,12 +14,15 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::broker::{self, Message, Outgoing};
+use crate::broker::{Batches, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
 use crate::domain::webhook::{check_pattern, check_url};
 use crate::store::{Registered, Store};
 use crate::{app, shutdown};
+
+/// Messages that `publish` publishes before it waits for their confirms.
+const PUBLISH_BATCH: usize = 1_000;
 
 /// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
 #[derive(Debug, Parser)]
@@ -52,6 +56,9 @@ enum Command {
     /// Register, show and remove webhooks
     #[command(subcommand)]
     Webhooks(Webhooks),
+    /// List, show, replay and purge what could not be delivered
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLetters),
     /// Publish an event to a queue, and wait until the broker has it
     Publish(Publish),
     /// Be a receiver: answer POSTs and print them
@@ -148,6 +155,11 @@ struct Listen {
     output: Output,
 }
 
+/// A command that makes no sense as it was given; exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
 /// Reads the arguments, runs the command, and says how it ended.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -155,7 +167,7 @@ pub fn main() -> ExitCode {
     let logged = matches!(command, Command::Run(_));
     match dispatch(command) {
         Ok(code) => code,
-        Err(error) if error.is::<ConfigError>() => {
+        Err(error) if error.is::<ConfigError>() || error.is::<Usage>() => {
             complain(&format!("{error}"));
             ExitCode::from(2)
         }
@@ -188,6 +200,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
         Command::Webhooks(command) => webhooks(command)?,
+        Command::DeadLetters(command) => dead_letters::run(command)?,
         Command::Publish(command) => publish(command)?,
         Command::Listen(Listen { addr, fail_first, status, output }) => {
             listen::run(addr, fail_first, status, output.json)?;
@@ -315,12 +328,23 @@ fn publish(command: Publish) -> Result<()> {
         messages.push(Outgoing::to_queue(message, &queue));
         ids.push(id);
     }
-    // Ctrl-C just ends this command: nothing here needs a drain.
-    let (_trigger, shutdown) = shutdown::channel();
-    broker::publish_all(&config, &shutdown, &messages).with_context(|| {
+    let published = publish_all(&config, &messages);
+    published.with_context(|| {
         format!("not published to {queue:?} (the notifier makes its queues when it first runs)")
     })?;
     if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
+}
+
+fn publish_all(config: &Config, messages: &[Outgoing]) -> Result<()> {
+    // Ctrl-C just ends this command: nothing here needs a drain.
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut batches = Batches::open(config, &shutdown)?;
+    for (n, batch) in messages.chunks(PUBLISH_BATCH).enumerate() {
+        let before = n * PUBLISH_BATCH;
+        batches.publish(batch).with_context(|| format!("{before} were published before"))?;
+    }
+    batches.close();
+    Ok(())
 }
 
 /// An event that says for itself what it is.
@@ -353,5 +377,6 @@ fn complain(problem: &str) {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe)
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|io| io.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -43,7 +43,7 @@ const SETTINGS: [Setting; 17] = [
     setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
     setting("AMQP_RETRY_DELAY", "5s", "TIME", "Time between these attempts"),
     setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),
-    setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response"),
+    setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response; at most 10m"),
     setting("CONNECT_TIMEOUT", "3s", "TIME", "Connecting to a receiver, to RabbitMQ or to PostgreSQL"),
     setting("FANOUT", "8", "N", "POSTs of one event that run in parallel"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
@@ -53,6 +53,10 @@ const SETTINGS: [Setting; 17] = [
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
 ];
+
+/// With the attempts of one event before it and the wait for a confirm, it must end within
+/// RabbitMQ's `consumer_timeout`, 30 minutes by default: what is taken back then is sent again.
+const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 
 /// A setting that can't be used. Displays as one line that names the variable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -191,6 +195,16 @@ impl Settings {
         };
         let contradiction = |variable, problem: String| Err(ConfigError { variable, problem });
         let span = |duration: Duration| Span::from(duration);
+        if config.request_timeout > LONGEST_REQUEST {
+            return contradiction(
+                "REQUEST_TIMEOUT",
+                format!(
+                    "{} is longer than {}: RabbitMQ takes back what is not acked within 30 minutes",
+                    span(config.request_timeout),
+                    span(LONGEST_REQUEST)
+                ),
+            );
+        }
         if config.shutdown_timeout < config.request_timeout {
             return contradiction(
                 "SHUTDOWN_TIMEOUT",

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
 use crossbeam_channel::select;
 
-use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT, declare_lane};
+use crate::broker::{
+    CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT, cancel, declare_lane,
+};
 use crate::config::Config;
 use crate::domain::retry::Backoff;
 use crate::metrics::Metrics;
@@ -192,11 +194,7 @@ fn consume(
     let (ended, held) = take_messages(context, lane, &consumer, ending);
     // Cancel first: what is handed back while we consume would come straight to us again.
     kill.guard(CLOSE_TIMEOUT, None, || {
-        let _ = consumer.cancel();
-        let waiting = consumer.receiver().try_iter().filter_map(|message| match message {
-            ConsumerMessage::Delivery(delivery) => Some(delivery),
-            _ => None,
-        });
+        let waiting = cancel(&consumer);
         for delivery in held.into_iter().chain(waiting) {
             // Fails on a lost connection, where the broker has requeued it already.
             let _ = consumer.nack(delivery, true);

@@ -27,6 +27,9 @@
 //! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
 //! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own.
 //!
+//! What died is the operator's: [`dead_letters`] shows it, and sends it back through
+//! `<queue>.retry`.
+//!
 //! # What always holds
 //!
 //! - A message is acked only when each of its deliveries has reached its receiver, or the broker
@@ -53,6 +56,7 @@ pub mod sender;
 pub mod receivers;
 pub mod store;
 pub mod broker;
+pub mod dead_letters;
 pub mod admin;
 pub mod metrics;
 pub mod shutdown;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher};
 use crate::config::Config;
 use crate::domain::delivery::{self, Delivery, UnixMillis};
-use crate::domain::event::{Event, Malformed, Properties};
+use crate::domain::event::{Event, Malformed};
 use crate::domain::outcome::{DeadReason, Decision, Outcome, decide};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
@@ -196,12 +196,9 @@ impl Pipeline {
 
     fn event(&self, context: Context<'_>) -> Result<(), Missing> {
         let Context { metrics, message, .. } = context;
-        let properties = Properties {
-            message_id: message.message_id.as_deref(),
-            event_type: message.event_type.as_deref(),
-        };
         let new_id = || Uuid::new_v4().to_string();
-        let event = match Event::read(properties, &message.body, self.max_event_bytes, new_id) {
+        let limit = self.max_event_bytes;
+        let event = match Event::read(message.properties(), &message.body, limit, new_id) {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed),
         };
@@ -419,15 +416,9 @@ impl From<NotConfirmed> for Missing {
     }
 }
 
-/// The message in which a delivery travels: the producer's body and content type, our headers.
 fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
-    Message {
-        body: context.message.body.clone(),
-        content_type: context.message.content_type.clone(),
-        message_id: Some(delivery.event.id.clone()),
-        event_type: Some(delivery.event.event_type.clone()),
-        headers: delivery.headers(&context.lane.origin),
-    }
+    let Message { body, content_type, .. } = context.message;
+    Message::carrying(delivery, &context.lane.origin, body.clone(), content_type.clone())
 }
 
 fn unix_millis() -> UnixMillis {

@@ -4,22 +4,25 @@
 //! itself is frozen, and the client has no time-out of its own, so each query runs in a thread
 //! that its caller gives up on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{
-    Client, NoTls, Row,
+    Client, Row,
     config::{Host, SslMode},
 };
-use r2d2_postgres::PostgresConnectionManager;
+use r2d2::ManageConnection;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
 use crate::domain::webhook::{Webhook, matching_patterns};
+
+mod manager;
+
+use manager::{ConnectError, Manager};
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.
@@ -33,9 +36,6 @@ const POOL_TIMEOUT: Duration = Duration::from_secs(3);
 /// told from a server that hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A pool without a free connection is replaced at most this often; each costs three threads.
-const POOL_PATIENCE: Duration = Duration::from_secs(20);
-
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,7 +48,6 @@ const MIGRATIONS: [(i32, &str, &str); 3] = [
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
-type Manager = PostgresConnectionManager<NoTls>;
 type Pool = r2d2::Pool<Manager>;
 
 /// Why PostgreSQL gave no answer.
@@ -205,15 +204,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`], with the remedy.
     pub fn check(&self) -> Result<(), StoreError> {
-        let config = self.config.clone();
+        let manager = Manager::new(self.config.clone());
         bounded_by_timeout(move || {
-            config
-                .connect(NoTls)
-                .and_then(|mut client| {
-                    let looked = "SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0";
-                    client.query_typed(looked, &[]).map(drop)
-                })
-                .map_err(|error| explain(&error))
+            let mut client = connect(&manager)?;
+            let looked = "SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0";
+            client.query_typed(looked, &[]).map(drop).map_err(|error| explain(&error))
         })
         .unwrap_or_else(|| Err(no_answer()))
     }
@@ -335,7 +330,7 @@ impl Store {
     }
 
     fn connect(&self) -> Result<Client, StoreError> {
-        self.config.connect(NoTls).map_err(|error| explain(&error))
+        connect(&Manager::new(self.config.clone()))
     }
 
     /// Runs a query on a pooled connection. It has to be safe to repeat: a connection that died
@@ -348,15 +343,12 @@ impl Store {
         let Current { pool, since } =
             self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let attempts = self.pool_size + 1;
-        let no_connection = Arc::new(AtomicBool::new(false));
-        let noted = Arc::clone(&no_connection);
         let work = move || {
             let mut last = None;
             for _ in 0..attempts {
-                let mut client = pool.get_timeout(POOL_TIMEOUT).map_err(|error| {
-                    noted.store(true, Ordering::Relaxed);
-                    StoreError::Unavailable(error.to_string())
-                })?;
+                let mut client = pool
+                    .get_timeout(POOL_TIMEOUT)
+                    .map_err(|error| StoreError::Unavailable(error.to_string()))?;
                 match run(&mut client) {
                     Ok(answer) => return Ok(answer),
                     Err(error) if client.is_closed() || is_closing(&error) => {
@@ -368,9 +360,7 @@ impl Store {
             Err(last.unwrap_or_else(|| StoreError::Unavailable("no connection".to_owned())))
         };
         let answer = bounded_by_timeout(work);
-        // The pool connects without a limit: where a handshake hangs, so does each thread of it.
-        let stuck = no_connection.load(Ordering::Relaxed) && since.elapsed() > POOL_PATIENCE;
-        if answer.is_none() || stuck {
+        if answer.is_none() {
             self.abandon_pool(since);
         }
         answer.unwrap_or_else(|| Err(no_answer()))
@@ -403,6 +393,13 @@ fn bounded_by_timeout<T: Send + 'static>(
     }
 }
 
+fn connect(manager: &Manager) -> Result<Client, StoreError> {
+    manager.connect().map_err(|error| match error {
+        ConnectError::Postgres(error) => explain(&error),
+        silent @ ConnectError::Silent { .. } => StoreError::Unavailable(silent.to_string()),
+    })
+}
+
 fn no_answer() -> StoreError {
     StoreError::Unavailable(format!("no answer within {QUERY_TIMEOUT:?}"))
 }
@@ -417,7 +414,7 @@ fn new_pool(config: &postgres::Config, size: u32) -> Pool {
         // Each failed connection would be an ERROR line, several a second while PostgreSQL is
         // away; the lanes log the change of state once.
         .error_handler(Box::new(r2d2::NopErrorHandler))
-        .build_unchecked(Manager::new(config.clone(), NoTls))
+        .build_unchecked(Manager::new(config.clone()))
 }
 
 fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {

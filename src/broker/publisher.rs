@@ -10,7 +10,7 @@ use amiquip::{
     AmqpProperties, AmqpValue, Channel, Confirm, ConnectionBlockedNotification, FieldTable,
     Publish, Return,
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::topology::{RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, dead_queue};
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
@@ -21,7 +21,7 @@ use crate::shutdown::Shutdown;
 
 /// How long a publish may wait for its confirm, lost connections on the way included. Far below
 /// RabbitMQ's 30-minute limit for acking the message that waits for it.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Publishes that may wait for the publisher's thread. Each has a thread waiting for its confirm,
 /// so consumers times FANOUT bounds them anyway.
@@ -68,9 +68,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// confirms within milliseconds, unless it is in trouble itself.
 const LAST_CONFIRMS: Duration = Duration::from_secs(1);
 
-/// Messages that a command publishes before it waits for their confirms.
-const BATCH: usize = 1_000;
-
 /// A message was not confirmed in time: nobody knows whether the broker has it, so the message it
 /// was made of must not be acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,10 +81,10 @@ pub struct Publisher {
     able: Arc<AtomicBool>,
 }
 
-struct Request {
-    message: Outgoing,
-    deadline: Instant,
-    confirmed: Sender<()>,
+pub(super) struct Request {
+    pub(super) message: Outgoing,
+    pub(super) deadline: Instant,
+    pub(super) confirmed: Sender<()>,
 }
 
 impl Publisher {
@@ -267,23 +264,23 @@ impl PublisherThread {
 }
 
 /// A channel in confirm mode, and what was published on it and is not confirmed yet.
-struct Confirming {
+pub(super) struct Confirming {
     channel: Channel,
-    confirms: Receiver<Confirm>,
+    pub(super) confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
     blocked: Receiver<ConnectionBlockedNotification>,
     next_tag: u64,
-    unconfirmed: BTreeMap<u64, Request>,
+    pub(super) unconfirmed: BTreeMap<u64, Request>,
     /// Refused by the broker (nack), to be published again.
-    refused: Vec<Request>,
+    pub(super) refused: Vec<Request>,
     /// A confirm did not come in time, and none has come since.
     overdue: bool,
     /// Why the connection should be given up.
-    broken: Option<String>,
+    pub(super) broken: Option<String>,
 }
 
 impl Confirming {
-    fn open(link: &mut Link) -> amiquip::Result<Self> {
+    pub(super) fn open(link: &mut Link) -> amiquip::Result<Self> {
         let blocked = link
             .connection
             .as_mut()
@@ -307,7 +304,7 @@ impl Confirming {
         })
     }
 
-    fn publish(&mut self, request: Request) {
+    pub(super) fn publish(&mut self, request: Request) {
         // Whoever asked has given up and will do it all again.
         if request.deadline <= Instant::now() {
             return;
@@ -328,7 +325,7 @@ impl Confirming {
         self.unconfirmed.insert(tag, request);
     }
 
-    fn confirmed(&mut self, confirm: Confirm) {
+    pub(super) fn confirmed(&mut self, confirm: Confirm) {
         // A message that came back is acked too, after it came back. The two take different ways
         // to us, so the return may be waiting still.
         while let Ok(returned) = self.returns.try_recv() {
@@ -381,7 +378,7 @@ impl Confirming {
     }
 
     /// What has to be published again on another connection.
-    fn into_unconfirmed(mut self, kill: &KillSwitch) -> Vec<Request> {
+    pub(super) fn into_unconfirmed(mut self, kill: &KillSwitch) -> Vec<Request> {
         // Confirms that are on their way spare their messages a second time. Those that came back
         // have high tags, and no confirm to wait for.
         let deadline = Instant::now() + LAST_CONFIRMS;
@@ -422,56 +419,4 @@ fn properties(message: &Message, tag: u64) -> AmqpProperties {
         properties = properties.with_type_(event_type.clone());
     }
     properties
-}
-
-/// Publishes messages with confirms, on a connection for just that, in batches.
-///
-/// # Errors
-/// If the broker can't be reached, returns a message (no such queue), refuses one, or does not
-/// confirm a batch in time. Says how many were confirmed before.
-pub fn publish_all(
-    config: &Config,
-    shutdown: &Shutdown,
-    messages: &[Outgoing],
-) -> Result<(), BrokerError> {
-    let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    let kill = link.kill_switch();
-    let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || Confirming::open(&mut link));
-    let mut channel = opened.map_err(|error| link.unavailable(&error))?;
-    for (n, batch) in messages.chunks(BATCH).enumerate() {
-        // The guard is for a publish that blocks; the batch's own limit comes first.
-        let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
-        kill.guard(limit, Some(shutdown), || channel.publish_batch(batch)).map_err(|problem| {
-            // Or the drop of the channel would wait for an answer.
-            kill.cut();
-            let problem = format!("{problem}; {} were published before", n * BATCH);
-            BrokerError::Unavailable { address: config.amqp.to_string(), problem }
-        })?;
-    }
-    channel.into_unconfirmed(&kill);
-    link.close();
-    Ok(())
-}
-
-impl Confirming {
-    fn publish_batch(&mut self, batch: &[Outgoing]) -> Result<(), String> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let (confirmed, _unused) = bounded(batch.len());
-        for message in batch {
-            let message = message.clone();
-            self.publish(Request { message, deadline, confirmed: confirmed.clone() });
-        }
-        while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
-            match self.confirms.recv_deadline(deadline) {
-                Ok(confirm) => self.confirmed(confirm),
-                Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
-                Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
-            }
-        }
-        match self.broken.take() {
-            Some(problem) => Err(problem),
-            None if self.refused.is_empty() => Ok(()),
-            None => Err("the broker refused a message (nack): is the queue full?".to_owned()),
-        }
-    }
 }

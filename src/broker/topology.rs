@@ -1,5 +1,7 @@
 //! What we need at the broker: queues, exchanges and bindings, and the lanes that consume them.
 
+use std::time::Duration;
+
 use amiquip::{
     AmqpValue, Channel, ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
 };
@@ -8,6 +10,10 @@ use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Config, Queue};
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
+
+/// How long declaring everything may take: tens of milliseconds where all is there, and several
+/// seconds for the quorum queues of a long schedule on a broker that is busy.
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
 pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
@@ -46,7 +52,7 @@ fn retry_queue(origin: &str) -> String {
 
 /// Where the dead letters of a queue lie.
 #[must_use]
-pub(super) fn dead_queue(origin: &str) -> String {
+pub fn dead_queue(origin: &str) -> String {
     format!("{origin}.dead")
 }
 
@@ -87,10 +93,14 @@ impl Topology {
     /// [`BrokerError::Misconfigured`] if one of our own objects is there with other arguments.
     pub fn declare(&self, link: &mut Link, shutdown: &Shutdown) -> Result<(), BrokerError> {
         let kill = link.kill_switch();
-        kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+        kill.guard(DECLARE_TIMEOUT, Some(shutdown), || {
             for origin in &self.origins {
                 declare_origin(link, origin)
                     .map_err(|error| failed(&link.address, origin, &error))?;
+            }
+            for origin in &self.origins {
+                declare_dead(link, origin)
+                    .map_err(|error| failed(&link.address, &dead_queue(origin), &error))?;
             }
             let channel = link.channel().map_err(|error| link.unavailable(&error))?;
             self.declare_own(&channel, &link.address)
@@ -107,9 +117,6 @@ impl Topology {
         for origin in &self.origins {
             declare_retry(channel, origin)
                 .map_err(|error| failed(address, &retry_queue(origin), &error))?;
-            channel
-                .queue_declare(dead_queue(origin), quorum([]))
-                .map_err(|error| failed(address, &dead_queue(origin), &error))?;
         }
         for delay in &self.delays {
             declare_wait(channel, *delay)
@@ -133,12 +140,13 @@ impl Topology {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
             own.push((retry_queue(origin), retry_options(origin)));
-            own.push((dead_queue(origin), quorum([])));
         }
         own.extend(self.delays.iter().map(|delay| (wait_queue(*delay), wait_options(*delay))));
 
         let mut found = Vec::new();
-        for queue in self.origins.clone() {
+        // Of these any will do, whatever their arguments.
+        let dead = self.origins.iter().map(|origin| dead_queue(origin));
+        for queue in self.origins.iter().cloned().chain(dead) {
             found.push(Presence { messages: link.queue_messages(&queue, shutdown)?, queue });
         }
         let kill = link.kill_switch();
@@ -180,6 +188,15 @@ fn declare_origin(link: &mut Link, origin: &str) -> amiquip::Result<()> {
     if link.passive_declare(origin)?.is_none() {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         link.channel()?.queue_declare(origin, options)?;
+    }
+    Ok(())
+}
+
+/// Like a producer's queue, not declared where it exists: we need nothing of its arguments.
+fn declare_dead(link: &mut Link, origin: &str) -> amiquip::Result<()> {
+    let queue = dead_queue(origin);
+    if link.passive_declare(&queue)?.is_none() {
+        link.channel()?.queue_declare(queue, quorum([]))?;
     }
     Ok(())
 }

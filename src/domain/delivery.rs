@@ -108,6 +108,15 @@ pub fn mark_malformed(headers: &mut Headers, error: &Malformed, origin: &str, at
     mark_dead(headers, DeadReason::Malformed, at);
 }
 
+/// Takes the marks off again that [`mark_malformed`] made.
+pub fn unmark_dead(headers: &mut Headers) {
+    for name in
+        ["x-origin-queue", "x-last-error", "x-first-received-at", "x-dead-reason", "x-dead-at"]
+    {
+        headers.remove(name);
+    }
+}
+
 fn shortened(error: &str) -> String {
     error.chars().take(MAX_ERROR_CHARS).collect()
 }

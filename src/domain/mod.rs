@@ -4,6 +4,7 @@
 //! event is made in this folder, and carried out by the modules around it.
 
 pub mod address;
+pub mod dead_letter;
 pub mod delivery;
 pub mod event;
 pub mod outcome;

@@ -134,7 +134,7 @@ impl FromStr for Schedule {
     }
 }
 
-/// How long to wait before we connect again: half a second, doubling up to 10 s.
+/// How long to wait before we connect again: half a second, doubling up to 5 s.
 ///
 /// The upper half of each wait is random, so that many instances don't return to a restarted
 /// broker all at once.
@@ -145,7 +145,7 @@ pub struct Backoff {
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(500);
-    const LONGEST: Duration = Duration::from_secs(10);
+    const LONGEST: Duration = Duration::from_secs(5);
 
     /// The next wait; `jitter` is a random number from 0 to 1.
     pub fn next_wait(&mut self, jitter: f64) -> Duration {
@@ -230,7 +230,7 @@ mod tests {
     fn backoff_doubles_to_its_limit_and_starts_over() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..8).map(|_| backoff.next_wait(1.0).as_millis()).collect();
-        assert_eq!(waits, [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000, 10_000]);
+        assert_eq!(waits, [500, 1_000, 2_000, 4_000, 5_000, 5_000, 5_000, 5_000]);
         backoff.reset();
         assert_eq!(backoff.next_wait(0.0), Duration::from_millis(250));
     }

@@ -15,6 +15,7 @@ mod receivers;
 mod stage;
 mod faults;
 mod report;
+mod soak;
 
 use std::{fs, path::Path, time::Instant};
 

@@ -72,6 +72,7 @@ fn a_value_that_cannot_be_meant_is_one_line_that_names_its_variable() {
         ("ALLOW_NETWORKS", "10.0.0.0/33"),
         ("ALLOW_NETWORKS", "10.0.0.0/8;192.168.0.0/16"),
         ("DATABASE_POOL_SIZE", "0"),
+        ("REQUEST_TIMEOUT", "11m"),
         ("SHUTDOWN_TIMEOUT", "0s"),
         ("SHUTDOWN_TIMEOUT", "1s"),
     ];

@@ -12,6 +12,7 @@ mod retries;
 mod outcomes;
 mod failures;
 mod malformed;
+mod dead_letters;
 mod shutdown;
 mod connections;
 mod faults;

@@ -1,9 +1,15 @@
 //! What is not an event goes to the dead letters, as it is, and harms nobody.
 
+use std::{
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+};
+
 use amiquip::{AmqpValue, FieldTable};
 use uuid::Uuid;
 
-use crate::harness::{Event, Receiver, Sandbox};
+use crate::harness::{Broker, Event, Receiver, Sandbox};
 
 /// Publishes each to the queue, then a good event; expects the former as dead
 /// letters and the latter delivered.
@@ -172,4 +178,65 @@ fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sen
     sandbox.broker.publish(&sandbox.retry_queue(), &[good]);
     assert_eq!(receiver.wait_at("/", 1)[0].id(), "crafted");
     assert!(notifier.is_running());
+}
+
+/// What [`publish_raw`] makes of these bytes is not UTF-8.
+const MARK: &[u8] = b"XXXX";
+
+/// Publishes an event of whose properties each [`MARK`] arrives as four bytes of 0xff: no library
+/// for Rust would send them, but others do.
+fn publish_raw(sandbox: &Sandbox, event: Event) {
+    let url = url::Url::parse(&sandbox.servers.amqp_url).expect("an URL");
+    let upstream = (url.host_str().expect("a host"), url.port().expect("a port"));
+    let server = TcpStream::connect(upstream).expect("the broker accepts");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mut through = url.clone();
+    let port = listener.local_addr().expect("it is bound").port();
+    through.set_port(Some(port)).expect("it has a host");
+    thread::spawn(move || {
+        let (client, _) = listener.accept().expect("the test connects");
+        let (mut up, mut down) = (client.try_clone().expect("a socket"), client);
+        let mut back = server.try_clone().expect("a socket");
+        thread::spawn(move || io::copy(&mut back, &mut down));
+        let mut buffer = [0; 64 * 1024];
+        while let Ok(read @ 1..) = up.read(&mut buffer) {
+            let marks = buffer[..read].windows(4).enumerate().filter(|(_, four)| *four == MARK);
+            for at in marks.map(|(at, _)| at).collect::<Vec<_>>() {
+                buffer[at..at + 4].fill(0xff);
+            }
+            (&server).write_all(&buffer[..read]).expect("the broker reads");
+        }
+    });
+    Broker::new(through.as_str()).publish(sandbox.queue(), &[event]);
+}
+
+#[test]
+fn a_property_that_is_not_utf8_is_a_dead_letter_and_the_next_event_is_served() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let mut notifier = sandbox.notifier().start();
+
+    let body = r#"{"type":"order.paid"}"#;
+    publish_raw(&sandbox, Event::raw(body).kind("order.XXXX"));
+    publish_raw(&sandbox, Event::raw(body).id("id-XXXX"));
+    // A content type that no header can hold is not worth an event.
+    publish_raw(&sandbox, Event::raw(body).id("good").content_type("XXXX/json"));
+    let requests = receiver.wait_at("/", 1);
+
+    assert_eq!(
+        (requests[0].id(), requests[0].header("content-type")),
+        ("good", "application/json")
+    );
+    for _ in 0..2 {
+        let dead = sandbox.take_dead();
+        assert_eq!(dead.text("x-dead-reason"), "malformed", "{dead:?}");
+        assert_eq!(dead.body, body.as_bytes());
+    }
+    assert_eq!(receiver.requests().len(), 1);
+    assert!(notifier.is_running());
+    let lost = notifier.stderr().into_iter().find(|line| line.contains("lane interrupted"));
+    assert_eq!(lost, None, "it cost a connection");
+    notifier.terminate();
+    sandbox.wait_drained();
 }

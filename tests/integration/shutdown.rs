@@ -7,43 +7,56 @@ use crate::harness::{
     Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, holds_for, wait_until,
 };
 
-/// The last line says what was finished and what was handed back.
+/// What the last line says of a shutdown.
+#[derive(Debug, PartialEq, Eq)]
+struct Goodbye {
+    finished: u64,
+    parked: u64,
+    handed_back: u64,
+}
+
 #[track_caller]
-fn assert_said_goodbye(notifier: &Notifier) {
+fn goodbye(notifier: &Notifier) -> Goodbye {
     let log = notifier.stderr();
     let last = log.last().expect("there is a log");
     let (_, counts) =
         last.split_once("stopped: ").unwrap_or_else(|| panic!("the last line is {last}"));
-    let (finished, handed_back) = counts.split_once(" finished, ").expect(last);
-    let handed_back = handed_back.strip_suffix(" handed back").expect(last);
-    for count in [finished, handed_back] {
-        count.parse::<u64>().expect(last);
+    let count = |part: Option<&str>, what: &str| {
+        let count = part.and_then(|part| part.strip_suffix(what));
+        count.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("{last}"))
+    };
+    let mut parts = counts.split(", ");
+    Goodbye {
+        finished: count(parts.next(), "finished"),
+        parked: count(parts.next(), "parked"),
+        handed_back: count(parts.next(), "handed back"),
     }
 }
 
 /// Sends the signal and expects a clean end. Returns how long it took.
 #[track_caller]
-fn clean_exit(notifier: &mut Notifier, signal: &str) -> Duration {
+fn clean_exit(notifier: &mut Notifier, signal: &str) -> (Duration, Goodbye) {
     let began = Instant::now();
     notifier.signal(signal);
     let exit = notifier.wait_exit(SOON);
     assert_eq!(exit.code, Some(0));
-    assert_said_goodbye(notifier);
-    began.elapsed()
+    (began.elapsed(), goodbye(notifier))
 }
 
 /// SIGTERM, and a clean end within the limit.
 #[track_caller]
-fn check_exit(notifier: &mut Notifier, limit: Duration) {
-    let took = clean_exit(notifier, "TERM");
+fn check_exit(notifier: &mut Notifier, limit: Duration) -> Goodbye {
+    let (took, goodbye) = clean_exit(notifier, "TERM");
     assert!(took < limit, "it took {took:?}, not less than {limit:?}");
+    goodbye
 }
 
 #[track_caller]
 fn check_idle_exit(signal: &str) {
     let sandbox = Sandbox::alone(3);
     let mut notifier = sandbox.notifier().start();
-    let took = clean_exit(&mut notifier, signal);
+    let (took, goodbye) = clean_exit(&mut notifier, signal);
+    assert_eq!(goodbye, Goodbye { finished: 0, parked: 0, handed_back: 0 });
     assert!(took < Duration::from_secs(1), "it took {took:?}");
 }
 
@@ -67,8 +80,11 @@ fn a_request_under_way_is_finished_and_what_was_not_begun_stays_in_the_queue() {
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at("/", 1);
 
-    check_exit(&mut notifier, Duration::from_secs(6));
+    let goodbye = check_exit(&mut notifier, Duration::from_secs(6));
 
+    assert_eq!((goodbye.finished, goodbye.parked), (1, 0), "{goodbye:?}");
+    // What was prefetched behind it, and perhaps one that came for its ack.
+    assert!((4..=5).contains(&goodbye.handed_back), "{goodbye:?}");
     assert_eq!(receiver.requests().len(), 1);
     assert_eq!(receiver.requests()[0].id(), events[0].id);
     wait_until(SOON, "the others are ready again", || {
@@ -90,7 +106,8 @@ fn a_request_that_fails_during_the_shutdown_is_still_parked() {
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
 
-    check_exit(&mut notifier, Duration::from_secs(6));
+    let goodbye = check_exit(&mut notifier, Duration::from_secs(6));
+    assert_eq!(goodbye, Goodbye { finished: 1, parked: 1, handed_back: 0 });
     assert_eq!(sandbox.broker.ready(sandbox.queue()), Some(0), "it was requeued");
 
     let second = launch().start();
@@ -233,6 +250,39 @@ fn it_ends_while_its_broker_keeps_the_connection_but_is_silent() {
         .start();
     proxy.freeze();
     check_exit(&mut notifier, Duration::from_secs(8));
+}
+
+#[test]
+fn it_ends_within_its_limit_while_a_confirm_does_not_come() {
+    let sandbox = Sandbox::new();
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Slow(Duration::from_secs(1), 500),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let launch = || {
+        sandbox
+            .notifier()
+            .env("RETRY_SCHEDULE", "1s")
+            .env("REQUEST_TIMEOUT", "2s")
+            .env("CONNECT_TIMEOUT", "1s")
+            .env("SHUTDOWN_TIMEOUT", "4s")
+    };
+    let mut notifier = launch().env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url)).start();
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+    proxy.freeze();
+
+    let goodbye = check_exit(&mut notifier, Duration::from_secs(8));
+    assert_eq!(goodbye, Goodbye { finished: 0, parked: 0, handed_back: 1 });
+
+    // Ends the frozen connection, which the broker would keep until the next heartbeats.
+    drop(proxy);
+    let second = launch().start();
+    receiver.wait_at("/", 2);
+    second.terminate();
+    sandbox.wait_drained();
 }
 
 /// A notifier that reaches PostgreSQL through a proxy and holds an event that

@@ -151,3 +151,29 @@ fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
     notifier.terminate();
     sandbox.wait_drained();
 }
+
+#[test]
+fn a_message_that_came_back_often_gets_a_new_life_before_a_delivery_limit_can_drop_it() {
+    let sandbox = Sandbox::bare(&Servers::shared(), 1);
+    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+    // At its limit of 5 this queue drops a message, since it has no dead-letter exchange.
+    let limited =
+        arguments([("x-queue-type", text("quorum")), ("x-delivery-limit", AmqpValue::LongInt(5))]);
+    sandbox.broker.declare(sandbox.queue(), limited).expect("a fresh name");
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    sandbox.broker.bounce(sandbox.queue(), 4);
+
+    let mut notifier = sandbox.notifier().start();
+    notifier.wait_stderr(SOON, "renewed queue=");
+    receiver.wait_at("/", 1);
+    notifier.terminate();
+
+    sandbox.wait_drained();
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    assert_eq!((requests[0].id(), &requests[0].body), (event.id.as_str(), &event.body));
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+}

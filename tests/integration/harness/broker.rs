@@ -75,6 +75,17 @@ impl Broker {
         Some(Message { body: get.delivery.body, properties: get.delivery.properties })
     }
 
+    /// Takes the first message of a queue and gives it back, that many times.
+    pub(crate) fn bounce(&self, queue: &str, times: usize) {
+        for _ in 0..times {
+            let bounced = self.on_channel(|channel| {
+                let get = channel.basic_get(queue, false)?.context("the queue is empty")?;
+                Ok(get.nack(channel, true)?)
+            });
+            bounced.expect("there is a message");
+        }
+    }
+
     /// Takes all that is in a queue. Only where nothing breaks meanwhile: what is taken is gone.
     pub(crate) fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
         self.on_channel(|channel| {

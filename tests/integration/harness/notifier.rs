@@ -106,6 +106,10 @@ impl Notifier {
         Ok(text)
     }
 
+    pub(crate) fn connect_to_admin(&self) -> TcpStream {
+        TcpStream::connect(self.admin).expect("the admin port accepts")
+    }
+
     /// Whether /readyz says so; one whose port does not answer is not.
     pub(crate) fn is_ready(&self) -> bool {
         self.exchange("GET", "/readyz").is_ok_and(|text| text.split(' ').nth(1) == Some("200"))

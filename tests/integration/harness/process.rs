@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{wait_for, wait_until};
+use super::{SOON, wait_for, wait_until};
 
 pub(crate) struct Process {
     child: Child,
@@ -90,6 +90,13 @@ impl Process {
             .status()
             .expect("there is a `kill`");
         assert!(sent.success(), "SIG{signal} could not be sent");
+    }
+
+    /// SIGKILL: what a crash, or the kernel's out-of-memory killer, does.
+    #[track_caller]
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it is our child");
+        self.wait_exit(SOON);
     }
 
     /// Waits for the end of the process and of its output.

@@ -1,0 +1,85 @@
+//! Publishing for the commands: many messages at a time, and the first trouble ends it.
+
+use std::fmt;
+use std::time::Instant;
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Outgoing, Request};
+use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT};
+use crate::config::Config;
+use crate::shutdown::Shutdown;
+
+/// A connection that publishes batches with confirms.
+pub struct Batches {
+    link: Link,
+    channel: Confirming,
+    shutdown: Shutdown,
+}
+
+impl fmt::Debug for Batches {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Batches").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl Batches {
+    /// Connects.
+    ///
+    /// # Errors
+    /// If the broker can't be reached.
+    pub fn open(config: &Config, shutdown: &Shutdown) -> Result<Self, BrokerError> {
+        let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
+        let kill = link.kill_switch();
+        let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || Confirming::open(&mut link));
+        let channel = opened.map_err(|error| link.unavailable(&error))?;
+        Ok(Self { link, channel, shutdown: shutdown.clone() })
+    }
+
+    /// Publishes a batch, and waits until the broker has all of it safely, up to 30 s.
+    ///
+    /// # Errors
+    /// If the connection is lost, or the broker returns a message (no such queue), refuses one, or
+    /// does not confirm all in time. Any of the batch may have been published then.
+    pub fn publish(&mut self, batch: &[Outgoing]) -> Result<(), BrokerError> {
+        let kill = self.link.kill_switch();
+        // The guard is for a publish that blocks; the batch's own limit comes first.
+        let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
+        kill.guard(limit, Some(&self.shutdown), || self.channel.publish_batch(batch)).map_err(
+            |problem| {
+                // Or the drop of the channel would wait for an answer.
+                kill.cut();
+                BrokerError::Unavailable { address: self.link.address.clone(), problem }
+            },
+        )
+    }
+
+    /// Closes cleanly.
+    pub fn close(self) {
+        self.channel.into_unconfirmed(&self.link.kill_switch());
+        self.link.close();
+    }
+}
+
+impl Confirming {
+    fn publish_batch(&mut self, batch: &[Outgoing]) -> Result<(), String> {
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let (confirmed, _unused) = bounded(batch.len());
+        for message in batch {
+            let message = message.clone();
+            self.publish(Request { message, deadline, confirmed: confirmed.clone() });
+        }
+        while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
+            match self.confirms.recv_deadline(deadline) {
+                Ok(confirm) => self.confirmed(confirm),
+                Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
+                Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
+            }
+        }
+        match self.broken.take() {
+            Some(problem) => Err(problem),
+            None if self.refused.is_empty() => Ok(()),
+            None => Err("the broker refused a message (nack): is the queue full?".to_owned()),
+        }
+    }
+}

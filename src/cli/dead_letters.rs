@@ -1,0 +1,377 @@
+//! `dead-letters`: what died, why, and the way back.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Common, Usage, print, print_json, read};
+use crate::broker::Message;
+use crate::config::Config;
+use crate::dead_letters::{self, Scope, now};
+use crate::domain::dead_letter::{DeadLetter, Group, Groups, Selection};
+use crate::domain::delivery::{UnixMillis, Value};
+use crate::domain::retry::Span;
+use crate::domain::webhook::check_pattern;
+use crate::shutdown;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLetters {
+    /// Count them, by queue, reason and webhook; changes nothing
+    List {
+        /// One line for each dead letter instead of each group
+        #[arg(long)]
+        each: bool,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print them with headers and body; changes nothing
+    Show {
+        /// The event's id
+        event: Option<String>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        limit: u64,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Send them to their webhooks again, with the retry schedule from its start
+    ///
+    /// An event that was malformed and no longer is (after MAX_EVENT_BYTES was raised) goes back to
+    /// its queue; what is still malformed stays. A replay that is interrupted loses nothing.
+    Replay {
+        #[command(flatten)]
+        act: Act,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Delete them for good
+    Purge {
+        /// Without any other condition: really all of them
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        act: Act,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// Which dead letters: those that fit all that is given.
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// Of events from this queue, such as high_priority (can be repeated) [default: all of QUEUES]
+    #[arg(long, value_name = "QUEUE")]
+    queue: Vec<String>,
+    /// For this webhook
+    #[arg(long, value_name = "ID")]
+    webhook: Option<Uuid>,
+    /// Of this event type, or by a pattern such as `user.*`
+    #[arg(long = "type", value_name = "TYPE", value_parser = pattern)]
+    event_type: Option<String>,
+    /// Dead for this reason: exhausted, gone, rejected, malformed, or RabbitMQ's such as
+    /// delivery_limit
+    #[arg(long)]
+    reason: Option<String>,
+    /// Dead for longer than this, such as 36h
+    #[arg(long, value_name = "TIME")]
+    older_than: Option<Span>,
+    /// Dead for less than this, such as 30m
+    #[arg(long, value_name = "TIME")]
+    newer_than: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Act {
+    /// Only say how many it would be
+    #[arg(long)]
+    dry_run: bool,
+    /// At most so many
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    check_pattern(text).map(|()| text.to_owned())
+}
+
+impl Which {
+    fn is_everything(&self) -> bool {
+        let Self { queue, webhook, event_type, reason, older_than, newer_than } = self;
+        queue.is_empty()
+            && webhook.is_none()
+            && event_type.is_none()
+            && reason.is_none()
+            && older_than.is_none()
+            && newer_than.is_none()
+    }
+
+    fn queues(&self, config: &Config) -> Vec<String> {
+        match self.queue.as_slice() {
+            [] => config.queues.iter().map(|queue| queue.name.clone()).collect(),
+            named => named.to_vec(),
+        }
+    }
+
+    fn selection(&self, event_id: Option<String>) -> Selection {
+        let ago = |span: Span| now() - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        Selection {
+            event_id,
+            event_type: self.event_type.clone(),
+            webhook_id: self.webhook,
+            reason: self.reason.clone(),
+            dead_until: self.older_than.map(ago),
+            dead_since: self.newer_than.map(ago),
+        }
+    }
+}
+
+pub(super) fn run(command: DeadLetters) -> Result<()> {
+    match command {
+        DeadLetters::List { each, which, common } => {
+            with_scope(&which, &common, None, u64::MAX, |scope| {
+                if each { list_each(scope, &common) } else { list(scope, &common) }
+            })
+        }
+        DeadLetters::Show { event, limit, which, common } => {
+            with_scope(&which, &common, event, limit, |scope| show(scope, &common))
+        }
+        DeadLetters::Replay { act, which, common } => {
+            with_scope(&which, &common, None, act.most(), |scope| replay(scope, act, &common))
+        }
+        DeadLetters::Purge { all, act, which, common } => {
+            if which.is_everything() && act.limit.is_none() && !all {
+                let problem = "this would delete every dead letter: say which, or --all";
+                return Err(Usage(problem.to_owned()).into());
+            }
+            with_scope(&which, &common, None, act.most(), |scope| purge(scope, act, &common))
+        }
+    }
+}
+
+impl Act {
+    fn most(self) -> u64 {
+        self.limit.unwrap_or(u64::MAX)
+    }
+}
+
+fn with_scope(
+    which: &Which,
+    common: &Common,
+    event: Option<String>,
+    limit: u64,
+    act: impl FnOnce(Scope<'_>) -> Result<()>,
+) -> Result<()> {
+    let config = read(&common.settings.0)?;
+    let (queues, selection) = (which.queues(&config), which.selection(event));
+    // Ctrl-C just ends the command: whatever it was at, nothing is lost.
+    let (_trigger, shutdown) = shutdown::channel();
+    act(Scope {
+        config: &config,
+        queues: &queues,
+        selection: &selection,
+        limit,
+        shutdown: &shutdown,
+    })
+}
+
+fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
+    let mut groups = Groups::default();
+    dead_letters::look(scope, |letter, _| groups.add(letter))?;
+    let groups = groups.largest_first();
+    if common.output.json {
+        return print_json(&groups);
+    }
+    let width = |of: fn(&Group) -> &str| groups.iter().map(|g| of(g).len()).max().unwrap_or(0);
+    let (queue, reason) = (width(|group| &group.queue).max(5), width(|group| &group.reason).max(6));
+    let mut lines = vec![format!(
+        "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  LAST ERROR",
+        "COUNT", "QUEUE", "REASON", "WEBHOOK", "OLDEST", "NEWEST"
+    )];
+    let now = now();
+    lines.extend(groups.iter().map(|group| {
+        format!(
+            "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  {}",
+            group.count,
+            group.queue,
+            group.reason,
+            or_dash(group.webhook_id.as_ref()),
+            age(group.oldest, now),
+            age(group.newest, now),
+            group.last_error.as_deref().unwrap_or("-").escape_debug(),
+        )
+    }));
+    let total: u64 = groups.iter().map(|group| group.count).sum();
+    lines.push(format!("{total:>7}  in total"));
+    print(lines.join("\n"))
+}
+
+fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
+    let mut letters = Vec::new();
+    dead_letters::look(scope, |letter, _| letters.push(letter))?;
+    letters.sort_by_key(|letter| letter.dead_at);
+    if common.output.json {
+        return print_json(&letters);
+    }
+    let now = now();
+    let mut lines =
+        vec![format!("{:>6}  {:10}  {:36}  {:36}  TYPE", "DEAD", "REASON", "WEBHOOK", "EVENT")];
+    lines.extend(letters.iter().map(|letter| {
+        format!(
+            "{:>6}  {:10}  {:36}  {:36}  {}",
+            age(letter.dead_at, now),
+            letter.reason,
+            or_dash(letter.webhook_id.as_ref()),
+            or_dash(letter.event_id.as_ref()).escape_debug(),
+            or_dash(letter.event_type.as_ref()).escape_debug(),
+        )
+    }));
+    print(lines.join("\n"))
+}
+
+fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
+    let mut shown = Vec::new();
+    dead_letters::look(scope, |letter, message| {
+        shown.push(if common.output.json {
+            as_json(&letter, message).to_string()
+        } else {
+            for_people(&letter, message)
+        });
+    })?;
+    match shown.as_slice() {
+        [] => print("no dead letter fits"),
+        _ => print(shown.join(if common.output.json { "\n" } else { "\n\n" })),
+    }
+}
+
+/// One line, as a whole message.
+fn as_json(letter: &DeadLetter, message: &Message) -> serde_json::Value {
+    let headers = message.headers.iter().map(|(name, value)| {
+        let value = match value {
+            Value::Text(text) => json!(text),
+            Value::Integer(integer) => json!(integer),
+        };
+        (name.clone(), value)
+    });
+    json!({
+        "dead_letter": letter,
+        "message_id": message.message_id,
+        "type": message.event_type,
+        "content_type": message.content_type,
+        "headers": headers.collect::<serde_json::Map<_, _>>(),
+        "body": String::from_utf8_lossy(&message.body),
+    })
+}
+
+fn for_people(letter: &DeadLetter, message: &Message) -> String {
+    let mut lines = vec![format!("queue         {}", letter.queue)];
+    let properties = [
+        ("message-id", &message.message_id),
+        ("type", &message.event_type),
+        ("content-type", &message.content_type),
+    ];
+    for (name, value) in properties {
+        lines.extend(value.as_ref().map(|value| format!("{name:12}  {}", value.escape_debug())));
+    }
+    for (name, value) in &message.headers {
+        let value = match value {
+            Value::Text(text) => text.escape_debug().to_string(),
+            Value::Integer(at) if name.ends_with("-at") => {
+                format!("{at} ({} ago)", age(Some(*at), now()))
+            }
+            Value::Integer(integer) => integer.to_string(),
+        };
+        lines.push(format!("{name}: {value}"));
+    }
+    lines.push(String::new());
+    // Other people's bytes must not move the cursor.
+    let body = String::from_utf8_lossy(&message.body);
+    let keep = |c: &char| matches!(c, '\n' | '\t') || !c.is_control();
+    lines.push(body.chars().filter(keep).collect());
+    lines.join("\n")
+}
+
+/// Counts, says so, and returns the count where something is to be done.
+fn announce(scope: Scope<'_>, act: Act, verb: &str, common: &Common) -> Result<Option<u64>> {
+    let count = dead_letters::count(scope)?;
+    let would = if act.dry_run { "would be " } else { "to be " };
+    match common.output.json {
+        true if act.dry_run || count == 0 => print_json(&json!({ "fitting": count, verb: 0 }))?,
+        true => {}
+        false => {
+            let letters = if count == 1 { "dead letter" } else { "dead letters" };
+            print(format_args!("{count} {letters} {would}{verb}"))?;
+        }
+    }
+    Ok((!act.dry_run && count > 0).then_some(count))
+}
+
+fn replay(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
+    let Some(count) = announce(scope, act, "replayed", common)? else { return Ok(()) };
+    // No more than was said: what dies meanwhile is not meant.
+    let scope = Scope { limit: count, ..scope };
+    let done = dead_letters::replay_all(scope, progress(count))?;
+    if common.output.json {
+        return print_json(&json!({
+            "fitting": count, "replayed": done.replayed, "malformed": done.malformed,
+        }));
+    }
+    print(format_args!("{} replayed", done.replayed))?;
+    if done.malformed > 0 {
+        print(format_args!(
+            "{} are malformed and stay: see `dead-letters show --reason malformed`, \
+             publish them again as they should be, and purge these",
+            done.malformed
+        ))?;
+    }
+    Ok(())
+}
+
+fn purge(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
+    let Some(count) = announce(scope, act, "purged", common)? else { return Ok(()) };
+    let scope = Scope { limit: count, ..scope };
+    let purged = dead_letters::purge(scope, progress(count))?;
+    if common.output.json {
+        return print_json(&json!({ "fitting": count, "purged": purged }));
+    }
+    print(format_args!("{purged} purged"))
+}
+
+/// A line on a terminal that follows what is done; elsewhere nothing.
+fn progress(of: u64) -> impl FnMut(u64) {
+    let mut err = io::stderr();
+    let is_terminal = err.is_terminal();
+    move |done| {
+        if is_terminal {
+            let end = if done >= of { "\n" } else { "" };
+            let _ = write!(err, "\r{done} of {of}{end}");
+            let _ = err.flush();
+        }
+    }
+}
+
+fn or_dash(value: Option<&impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+/// How long ago, in the largest unit that gives a whole number: `3d`.
+fn age(at: Option<UnixMillis>, now: UnixMillis) -> String {
+    let Some(at) = at else { return "-".to_owned() };
+    let seconds = now.saturating_sub(at).max(0) / 1_000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}

@@ -1,0 +1,304 @@
+//! A dead letter: what an operator sees of it, chooses it by, and how it comes back.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
+use super::event::{Event, Malformed, Properties};
+use super::webhook::matching_patterns;
+
+/// What is known of a dead letter. Nothing has to be: of what somebody else put into the queue,
+/// or RabbitMQ itself, everything may be missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeadLetter {
+    /// The queue that the event was published to.
+    pub queue: String,
+    /// Why it is dead: `x-dead-reason`, or RabbitMQ's word for it, such as `delivery_limit`.
+    pub reason: String,
+    /// The event's id.
+    pub event_id: Option<String>,
+    /// The event's type.
+    pub event_type: Option<String>,
+    /// The webhook it was for; none if the event itself was malformed.
+    pub webhook_id: Option<Uuid>,
+    /// Attempts made.
+    pub attempts: Option<i64>,
+    /// When the event first came, in Unix milliseconds.
+    pub first_received_at: Option<UnixMillis>,
+    /// When it died, in Unix milliseconds.
+    pub dead_at: Option<UnixMillis>,
+    /// How the last attempt failed, or what is malformed.
+    pub last_error: Option<String>,
+}
+
+impl DeadLetter {
+    /// Reads a message of the dead-letter queue of `queue`.
+    #[must_use]
+    pub fn read(queue: &str, properties: Properties<'_>, headers: &Headers) -> Self {
+        let text = |name: &str| match headers.get(name) {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let integer = |name: &str| match headers.get(name) {
+            Some(Value::Integer(integer)) => Some(*integer),
+            _ => None,
+        };
+        let reason = ["x-dead-reason", "x-last-death-reason", "x-first-death-reason"];
+        Self {
+            queue: queue.to_owned(),
+            reason: reason.into_iter().find_map(text).unwrap_or_else(|| "unknown".to_owned()),
+            event_id: text("x-event-id").or(properties.message_id.map(str::to_owned)),
+            event_type: text("x-event-type").or(properties.event_type.map(str::to_owned)),
+            webhook_id: text("x-webhook-id").and_then(|id| Uuid::try_parse(&id).ok()),
+            attempts: integer("x-attempt"),
+            first_received_at: integer("x-first-received-at"),
+            dead_at: integer("x-dead-at"),
+            last_error: text("x-last-error"),
+        }
+    }
+}
+
+/// Which dead letters are meant: those that fit everything that is given.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// The event's id.
+    pub event_id: Option<String>,
+    /// A pattern as in a webhook's `events`: a type, a prefix such as `user.*`, or `*`.
+    pub event_type: Option<String>,
+    /// The webhook.
+    pub webhook_id: Option<Uuid>,
+    /// The reason.
+    pub reason: Option<String>,
+    /// Dead at this time or before.
+    pub dead_until: Option<UnixMillis>,
+    /// Dead at this time or later.
+    pub dead_since: Option<UnixMillis>,
+}
+
+impl Selection {
+    /// Whether a dead letter is meant. What is not known of it fits nothing that is given.
+    #[must_use]
+    pub fn includes(&self, letter: &DeadLetter) -> bool {
+        let pattern_fits = |pattern: &String| {
+            letter.event_type.as_ref().is_some_and(|t| matching_patterns(t).contains(pattern))
+        };
+        self.event_id.as_ref().is_none_or(|id| letter.event_id.as_ref() == Some(id))
+            && self.event_type.as_ref().is_none_or(pattern_fits)
+            && self.webhook_id.is_none_or(|id| letter.webhook_id == Some(id))
+            && self.reason.as_ref().is_none_or(|reason| letter.reason == *reason)
+            && self.dead_until.is_none_or(|until| letter.dead_at.is_some_and(|at| at <= until))
+            && self.dead_since.is_none_or(|since| letter.dead_at.is_some_and(|at| at >= since))
+    }
+}
+
+/// Dead letters that died of the same reason at the same webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// The queue that their events were published to.
+    pub queue: String,
+    /// Why they are dead.
+    pub reason: String,
+    /// The webhook they were for.
+    pub webhook_id: Option<Uuid>,
+    /// How many.
+    pub count: u64,
+    /// When the first died, in Unix milliseconds.
+    pub oldest: Option<UnixMillis>,
+    /// When the last died, in Unix milliseconds.
+    pub newest: Option<UnixMillis>,
+    /// The last one's error.
+    pub last_error: Option<String>,
+}
+
+/// Counts dead letters by queue, reason and webhook.
+#[derive(Clone, Debug, Default)]
+pub struct Groups(BTreeMap<(String, String, Option<Uuid>), Group>);
+
+impl Groups {
+    /// Counts one.
+    pub fn add(&mut self, letter: DeadLetter) {
+        let DeadLetter { queue, reason, webhook_id, dead_at, last_error, .. } = letter;
+        let key = (queue.clone(), reason.clone(), webhook_id);
+        let group = self.0.entry(key).or_insert(Group {
+            queue,
+            reason,
+            webhook_id,
+            count: 0,
+            oldest: dead_at,
+            newest: dead_at,
+            last_error: None,
+        });
+        group.count += 1;
+        group.oldest = [group.oldest, dead_at].into_iter().flatten().min();
+        if dead_at >= group.newest {
+            (group.newest, group.last_error) = (dead_at, last_error);
+        }
+    }
+
+    /// The groups, the largest first.
+    #[must_use]
+    pub fn largest_first(self) -> Vec<Group> {
+        let mut groups: Vec<Group> = self.0.into_values().collect();
+        // Stable: equal counts stay in the order of queue, reason and webhook.
+        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        groups
+    }
+}
+
+/// How a dead letter comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// To its webhook, its retry schedule from the start.
+    Delivery(Delivery),
+    /// As the event that it was, with these headers; it had been malformed.
+    Event(Headers),
+}
+
+/// Says how a dead letter comes back at the time `now`.
+///
+/// A delivery is as new as at its first attempt: whatever is limited by its age starts over too.
+///
+/// # Errors
+/// It is malformed, and would only die again: what is wrong with it.
+pub fn replay(
+    properties: Properties<'_>,
+    headers: &Headers,
+    body: &[u8],
+    max_event_bytes: usize,
+    now: UnixMillis,
+) -> Result<Replay, Malformed> {
+    if headers.contains_key("x-webhook-id") {
+        let delivery = Delivery::from_headers(headers)?;
+        return Ok(Replay::Delivery(Delivery { attempts: 0, first_received_at: now, ..delivery }));
+    }
+    // Perhaps MAX_EVENT_BYTES was raised since. (An event without an id gets its own later.)
+    Event::read(properties, body, max_event_bytes, || "any".to_owned())?;
+    let mut headers = headers.clone();
+    delivery::unmark_dead(&mut headers);
+    Ok(Replay::Event(headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::outcome::DeadReason;
+    use proptest::prelude::*;
+
+    const NO_PROPERTIES: Properties<'_> = Properties { message_id: None, event_type: None };
+
+    fn delivery(event_type: &str, webhook: u128) -> Delivery {
+        Delivery {
+            event: Event { id: "e".to_owned(), event_type: event_type.to_owned() },
+            webhook_id: Uuid::from_u128(webhook),
+            attempts: 12,
+            first_received_at: 1_000,
+            last_error: "status 500".to_owned(),
+        }
+    }
+
+    fn dead(event_type: &str, webhook: u128, at: UnixMillis) -> DeadLetter {
+        let mut headers = delivery(event_type, webhook).headers("q");
+        delivery::mark_dead(&mut headers, DeadReason::Exhausted, at);
+        DeadLetter::read("q", NO_PROPERTIES, &headers)
+    }
+
+    #[test]
+    fn a_dead_letter_shows_what_its_headers_say() {
+        let letter = dead("user.created", 7, 2_000);
+        assert_eq!(letter.reason, "exhausted");
+        assert_eq!(letter.event_id.as_deref(), Some("e"));
+        assert_eq!(letter.event_type.as_deref(), Some("user.created"));
+        assert_eq!(letter.webhook_id, Some(Uuid::from_u128(7)));
+        assert_eq!(letter.attempts, Some(12));
+        assert_eq!((letter.first_received_at, letter.dead_at), (Some(1_000), Some(2_000)));
+        assert_eq!(letter.last_error.as_deref(), Some("status 500"));
+    }
+
+    #[test]
+    fn what_the_broker_dead_lettered_has_the_brokers_reason() {
+        let headers =
+            [("x-first-death-reason".to_owned(), Value::Text("delivery_limit".to_owned()))];
+        let letter = DeadLetter::read("q", NO_PROPERTIES, &headers.into());
+        assert_eq!(letter.reason, "delivery_limit");
+        assert_eq!(DeadLetter::read("q", NO_PROPERTIES, &Headers::new()).reason, "unknown");
+    }
+
+    #[test]
+    fn a_selection_includes_what_fits_everything_given() {
+        let letter = dead("user.created", 7, 2_000);
+        let text = |text: &str| Some(text.to_owned());
+        let all = Selection::default;
+        let fitting = [
+            all(),
+            Selection { event_id: text("e"), ..all() },
+            Selection { event_type: text("user.created"), ..all() },
+            Selection { event_type: text("user.*"), reason: text("exhausted"), ..all() },
+            Selection { webhook_id: Some(Uuid::from_u128(7)), event_type: text("*"), ..all() },
+            Selection { dead_until: Some(2_000), dead_since: Some(2_000), ..all() },
+        ];
+        for selection in fitting {
+            assert!(selection.includes(&letter), "{selection:?}");
+        }
+        let other = [
+            Selection { event_id: text("f"), ..all() },
+            Selection { event_type: text("user"), ..all() },
+            Selection { event_type: text("order.*"), reason: text("exhausted"), ..all() },
+            Selection { webhook_id: Some(Uuid::nil()), ..all() },
+            Selection { reason: text("gone"), ..all() },
+            Selection { dead_until: Some(1_999), ..all() },
+            Selection { dead_since: Some(2_001), ..all() },
+        ];
+        for selection in other {
+            assert!(!selection.includes(&letter), "{selection:?}");
+        }
+    }
+
+    #[test]
+    fn groups_count_by_reason_and_webhook_and_show_the_latest_error() {
+        let mut groups = Groups::default();
+        groups.add(dead("a", 1, 10));
+        groups.add(DeadLetter { last_error: Some("later".to_owned()), ..dead("a", 2, 30) });
+        groups.add(dead("b", 2, 20));
+        let groups = groups.largest_first();
+        assert_eq!(groups.len(), 2);
+        assert_eq!((groups[0].webhook_id, groups[0].count), (Some(Uuid::from_u128(2)), 2));
+        assert_eq!((groups[0].oldest, groups[0].newest), (Some(20), Some(30)));
+        assert_eq!(groups[0].last_error.as_deref(), Some("later"));
+        assert_eq!(groups[1].count, 1);
+    }
+
+    #[test]
+    fn an_event_comes_back_once_it_is_no_longer_malformed() {
+        let body = br#"{"type":"a"}"#;
+        let mut headers = Headers::from([("own".to_owned(), Value::Integer(1))]);
+        let too_large = Malformed::TooLarge { bytes: body.len(), limit: 5 };
+        delivery::mark_malformed(&mut headers, &too_large, "q", 5);
+        assert_eq!(replay(NO_PROPERTIES, &headers, body, 5, 9), Err(too_large));
+        let back = Headers::from([("own".to_owned(), Value::Integer(1))]);
+        assert_eq!(replay(NO_PROPERTIES, &headers, body, 100, 9), Ok(Replay::Event(back)));
+    }
+
+    #[test]
+    fn a_delivery_with_headers_that_we_did_not_write_stays() {
+        let mut headers = delivery("a", 1).headers("q");
+        headers.insert("x-attempt".to_owned(), Value::Integer(-1));
+        let stays = replay(NO_PROPERTIES, &headers, br#"{"type":"a"}"#, 100, 9);
+        assert_eq!(stays, Err(Malformed::BadHeader("x-attempt")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_delivery_comes_back_as_it_was_but_new(
+            event_type in "[a-z.]{1,30}", webhook: u128, died: i64, now in 0..i64::MAX,
+        ) {
+            let delivery = delivery(&event_type, webhook);
+            let mut headers = delivery.headers("q");
+            delivery::mark_dead(&mut headers, DeadReason::Exhausted, died);
+            let expected = Delivery { attempts: 0, first_received_at: now, ..delivery };
+            let back = replay(NO_PROPERTIES, &headers, b"", 100, now);
+            prop_assert_eq!(back, Ok(Replay::Delivery(expected)));
+        }
+    }
+}

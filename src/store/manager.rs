@@ -1,0 +1,124 @@
+//! Connections to PostgreSQL that can't hang while they are made.
+//!
+//! The client's `connect_timeout` ends with TCP's handshake; a server that is frozen after that, or
+//! a network that has swallowed it, would hold the connecting thread for ever, and each later
+//! attempt one thread more. So each server is first asked, on a socket of ours, the one question
+//! that it answers to everybody.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use postgres::config::Host;
+use postgres::{Client, NoTls};
+use r2d2::ManageConnection;
+use r2d2_postgres::PostgresConnectionManager;
+
+/// "Do you speak TLS?" (SSLRequest, in "Message Formats" of PostgreSQL's documentation): a length
+/// of 8 and a code. One byte comes back, and a client may leave then.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// How long the answer may take. The postmaster forks a process for it, which takes milliseconds;
+/// on a machine that is out of breath perhaps a second.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What PostgreSQL's client does by default, too.
+const DEFAULT_PORT: u16 = 5432;
+
+/// Makes connections, for the pool and beside it.
+pub(super) struct Manager {
+    config: postgres::Config,
+    connections: PostgresConnectionManager<NoTls>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("{address}: {problem}")]
+    Silent { address: String, problem: io::Error },
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Manager").finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    pub(super) fn new(config: postgres::Config) -> Self {
+        let connections = PostgresConnectionManager::new(config.clone(), NoTls);
+        Self { config, connections }
+    }
+
+    /// Asks the hosts in their order, as the client will, until one answers. An error only where
+    /// the client would hang.
+    fn ask_hosts(&self) -> Result<(), ConnectError> {
+        for (n, host) in self.config.get_hosts().iter().enumerate() {
+            // A Unix socket leads to this machine, and a frozen server on it is a rare thing.
+            let Host::Tcp(name) = host else { return Ok(()) };
+            let ports = self.config.get_ports();
+            let port = ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
+            match ask(name, self.config.get_hostaddrs().get(n).copied(), port, self.patience()) {
+                Ok(()) => return Ok(()),
+                Err(problem) if is_silence(&problem) => {
+                    return Err(ConnectError::Silent {
+                        address: format!("{name}:{port}"),
+                        problem,
+                    });
+                }
+                // The client will meet that too, and say it better.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn patience(&self) -> Duration {
+        self.config.get_connect_timeout().copied().unwrap_or(ANSWER_TIMEOUT)
+    }
+}
+
+fn is_silence(problem: &io::Error) -> bool {
+    matches!(problem.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
+fn ask(name: &str, address: Option<IpAddr>, port: u16, patience: Duration) -> io::Result<()> {
+    let addresses: Vec<_> = match address {
+        Some(address) => vec![(address, port).into()],
+        None => (name, port).to_socket_addrs()?.collect(),
+    };
+    let mut problem = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        let asked = TcpStream::connect_timeout(&address, patience).and_then(|mut stream| {
+            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            stream.write_all(&SSL_REQUEST)?;
+            stream.read_exact(&mut [0])
+        });
+        match asked {
+            Ok(()) => return Ok(()),
+            Err(error) => problem = error,
+        }
+    }
+    Err(problem)
+}
+
+impl ManageConnection for Manager {
+    type Connection = Client;
+    type Error = ConnectError;
+
+    fn connect(&self) -> Result<Client, ConnectError> {
+        self.ask_hosts()?;
+        Ok(self.connections.connect()?)
+    }
+
+    fn is_valid(&self, client: &mut Client) -> Result<(), ConnectError> {
+        Ok(self.connections.is_valid(client)?)
+    }
+
+    fn has_broken(&self, client: &mut Client) -> bool {
+        self.connections.has_broken(client)
+    }
+}

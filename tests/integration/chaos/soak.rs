@@ -1,0 +1,136 @@
+//! Steady load and failing receivers, and nothing breaks: what the notifier holds must not grow.
+
+use std::{fs, thread, time::Duration};
+
+use super::{conclude, settings::Settings, stage::Stage};
+use crate::harness::{FaultServers, Notifier};
+
+/// What the process is held to is what it held after this; or after a tenth of a shorter run.
+const WARM_UP: Duration = Duration::from_secs(60);
+
+/// Queries and fan-outs run in threads that live for milliseconds, with files of their own: so
+/// each figure is the median of what was seen over a while, at these intervals.
+const WATCHED_FOR: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    resident_kib: usize,
+    threads: usize,
+    files: usize,
+    connections: usize,
+    channels: usize,
+}
+
+#[test]
+#[ignore = "takes ten minutes: make soak"]
+fn under_steady_load_with_failing_receivers_nothing_grows() {
+    let settings = Settings::from_environment("10m", "50");
+    eprintln!("DURATION={:?} RATE={} SEED={}", settings.duration, settings.rate, settings.seed);
+    let mut stage = Stage::set(&settings);
+    eprintln!(
+        "{:>9} {:>9} {:>12} {:>8} {:>6} {:>12} {:>9}",
+        "ELAPSED", "REQUESTS", "RESIDENT KiB", "THREADS", "FILES", "CONNECTIONS", "CHANNELS"
+    );
+    let warm_up = WARM_UP.min(settings.duration / 10);
+    let first = watch(&stage, warm_up);
+    let mut last = first;
+    let mut until = warm_up + WARM_UP;
+    while stage.now() < settings.duration {
+        last = watch(&stage, until.min(settings.duration));
+        until += WARM_UP;
+    }
+    stage.problems.extend(growth(first, last));
+    conclude(&settings, "soak", stage.finish());
+}
+
+/// Waits until that time, and says what the notifier held towards its end.
+fn watch(stage: &Stage, until: Duration) -> Held {
+    let notifier = &stage.fleet[0];
+    thread::sleep(until.saturating_sub(stage.now()).saturating_sub(WATCHED_FOR));
+    let mut seen = Vec::new();
+    while seen.is_empty() || stage.now() < until {
+        seen.push(process(notifier));
+        thread::sleep(INTERVAL);
+    }
+    let median = |of: fn(&[usize; 3]) -> usize| {
+        let mut values: Vec<usize> = seen.iter().map(of).collect();
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    let (connections, channels) = at_the_broker(&stage.servers);
+    let held = Held {
+        resident_kib: median(|[resident, _, _]| *resident),
+        threads: median(|[_, threads, _]| *threads),
+        files: median(|[_, _, files]| *files),
+        connections,
+        channels,
+    };
+    eprintln!(
+        "{:>7.0} s {:>9} {:>12} {:>8} {:>6} {:>12} {:>9}",
+        stage.now().as_secs_f64(),
+        stage.receivers.requests().len(),
+        held.resident_kib,
+        held.threads,
+        held.files,
+        held.connections,
+        held.channels
+    );
+    held
+}
+
+/// Resident memory in KiB, threads, open files.
+fn process(notifier: &Notifier) -> [usize; 3] {
+    let process = format!("/proc/{}", notifier.id());
+    let status = fs::read_to_string(format!("{process}/status")).expect("it runs");
+    let value = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("{name} in {status}"))
+    };
+    let files = fs::read_dir(format!("{process}/fd")).expect("it runs").count();
+    [value("VmRSS:"), value("Threads:"), files]
+}
+
+/// The connections and channels of notifiers at the broker, by the name that they give themselves.
+fn at_the_broker(servers: &FaultServers) -> (usize, usize) {
+    let listing =
+        servers.rabbitmqctl(&["--silent", "list_connections", "channels", "client_properties"]);
+    let ours: Vec<&str> =
+        listing.lines().filter(|line| line.contains("\"webhook-notifier\"")).collect();
+    let channels =
+        ours.iter().filter_map(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    (ours.len(), channels.sum())
+}
+
+/// What is more than 10 % over what it was, in words; of small numbers one more is allowed.
+fn growth(first: Held, last: Held) -> Vec<String> {
+    let grown = |what: &str, of: fn(&Held) -> usize| {
+        let (before, after) = (of(&first), of(&last));
+        let limit = (before + before / 10).max(before + 1);
+        (after > limit).then(|| format!("{what} grew from {before} to {after}"))
+    };
+    [
+        grown("resident memory (KiB)", |held| held.resident_kib),
+        grown("threads", |held| held.threads),
+        grown("open files", |held| held.files),
+        grown("AMQP connections", |held| held.connections),
+        grown("AMQP channels", |held| held.channels),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[test]
+fn growth_is_what_exceeds_a_tenth_or_one() {
+    let first = Held { resident_kib: 10_000, threads: 20, files: 9, connections: 8, channels: 15 };
+    assert_eq!(growth(first, first), Vec::<String>::new());
+    let tolerated = Held { resident_kib: 11_000, threads: 22, files: 10, ..first };
+    assert_eq!(growth(first, tolerated), Vec::<String>::new());
+    let grown = Held { resident_kib: 11_001, channels: 17, ..first };
+    let expected =
+        ["resident memory (KiB) grew from 10000 to 11001", "AMQP channels grew from 15 to 17"];
+    assert_eq!(growth(first, grown), expected);
+}

@@ -1,0 +1,300 @@
+//! The commands for what could not be delivered: none of them may lose anything, however it ends.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use amiquip::AmqpValue;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, wait_until};
+
+/// A dead letter as the notifier makes it.
+fn dead_letter(sandbox: &Sandbox, webhook: Uuid, reason: &str, age_ms: i64) -> Event {
+    let event = Event::new("order.paid");
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
+    let died = i64::try_from(now).expect("before 292278994") - age_ms;
+    let text = |text: &str| AmqpValue::LongString(text.to_owned());
+    let headers = [
+        ("x-event-id", text(&event.id)),
+        ("x-event-type", text("order.paid")),
+        ("x-webhook-id", text(&webhook.to_string())),
+        ("x-attempt", AmqpValue::LongLongInt(12)),
+        ("x-first-received-at", AmqpValue::LongLongInt(died - 1_000)),
+        ("x-last-error", text("status 500")),
+        ("x-origin-queue", text(sandbox.queue())),
+        ("x-dead-reason", text(reason)),
+        ("x-dead-at", AmqpValue::LongLongInt(died)),
+    ];
+    event.headers(headers.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+/// Runs `dead-letters` with these arguments, which has to work, and returns what it prints.
+#[track_caller]
+fn dead_letters(sandbox: &Sandbox, arguments: &[&str]) -> String {
+    let finished = sandbox.command(&[&["dead-letters"], arguments].concat());
+    assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
+    finished.stdout
+}
+
+#[track_caller]
+fn dead_letters_json(sandbox: &Sandbox, arguments: &[&str]) -> Value {
+    let printed = dead_letters(sandbox, &[arguments, &["--json"]].concat());
+    serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+}
+
+/// The ids of all messages in a queue, which is empty afterwards.
+fn drain(sandbox: &Sandbox, queue: &str) -> Vec<String> {
+    let messages = std::iter::from_fn(|| sandbox.broker.take(queue));
+    messages.map(|message| message.properties.message_id().clone().unwrap_or_default()).collect()
+}
+
+/// Three at one webhook, an old one and one that is gone at another, and something malformed.
+fn seeded() -> (Sandbox, [Uuid; 2]) {
+    let sandbox = Sandbox::new();
+    let webhooks = [Uuid::new_v4(), Uuid::new_v4()];
+    sandbox.notifier().start().terminate();
+    let dead = |webhook, reason, age| dead_letter(&sandbox, webhook, reason, age);
+    let hour = 3_600_000;
+    let letters = [
+        dead(webhooks[0], "exhausted", 0),
+        dead(webhooks[0], "exhausted", 1_000),
+        dead(webhooks[0], "exhausted", 2_000),
+        dead(webhooks[1], "exhausted", 3 * hour),
+        dead(webhooks[1], "gone", hour),
+        Event::raw("not JSON").kind("user.created").id("by-hand"),
+    ];
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    (sandbox, webhooks)
+}
+
+#[test]
+fn list_counts_by_reason_and_webhook_and_every_condition_narrows_it() {
+    let (sandbox, [first, second]) = seeded();
+    let total = |conditions: &[&str]| {
+        let groups = dead_letters_json(&sandbox, &[&["list"], conditions].concat());
+        let groups = groups.as_array().expect("a list of groups").clone();
+        groups.iter().map(|group| group["count"].as_u64().expect("a count")).sum::<u64>()
+    };
+
+    let groups = dead_letters_json(&sandbox, &["list"]);
+    let largest = &groups[0];
+    assert_eq!(groups.as_array().map(Vec::len), Some(4), "{groups}");
+    assert_eq!(largest["count"], 3, "{groups}");
+    assert_eq!(largest["reason"], "exhausted");
+    assert_eq!(largest["webhook_id"], first.to_string());
+    assert_eq!(largest["last_error"], "status 500");
+    let (first, second) = (first.to_string(), second.to_string());
+    let cases: [(&[&str], u64); 9] = [
+        (&[], 6),
+        (&["--webhook", &first], 3),
+        (&["--webhook", &second, "--reason", "gone"], 1),
+        (&["--type", "order.*"], 5),
+        (&["--type", "user.created"], 1),
+        (&["--older-than", "30m"], 2),
+        (&["--newer-than", "2h"], 4),
+        (&["--older-than", "30m", "--newer-than", "2h"], 1),
+        (&["--queue", sandbox.queue(), "--reason", "unknown"], 1),
+    ];
+    for (conditions, expected) in cases {
+        assert_eq!(total(conditions), expected, "{conditions:?}");
+    }
+    let table = dead_letters(&sandbox, &["list"]);
+    assert!(table.contains("6  in total"), "{table}");
+    assert!(table.contains(&second), "{table}");
+    assert_eq!(dead_letters(&sandbox, &["list", "--each"]).lines().count(), 7);
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(6), "looking takes nothing");
+}
+
+#[test]
+fn show_prints_headers_and_body() {
+    let (sandbox, [_, second]) = seeded();
+    let each = dead_letters_json(&sandbox, &["list", "--each", "--reason", "gone"]);
+    let id = each[0]["event_id"].as_str().expect("an id");
+
+    let shown = dead_letters(&sandbox, &["show", id]);
+    for expected in [id, "x-dead-reason: gone", &second.to_string(), "status 500", "{\"data\":"] {
+        assert!(shown.contains(expected), "no {expected} in {shown}");
+    }
+    let shown = dead_letters_json(&sandbox, &["show", id]);
+    assert_eq!(shown["headers"]["x-attempt"], 12);
+    assert!(shown["body"].as_str().is_some_and(|body| body.starts_with("{\"data\":")));
+    let by_hand = dead_letters(&sandbox, &["show", "--type", "user.*"]);
+    assert!(by_hand.contains("not JSON"), "{by_hand}");
+}
+
+#[test]
+fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
+    let sandbox = Sandbox::new();
+    // Two attempts of three fail, twice: only a schedule that starts over gets to the sixth.
+    let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/healed", 6..) => Reply::Status(200),
+        _ => Reply::Status(500),
+    });
+    let healed = sandbox.webhook(&receiver.url("/healed"), &["*"]);
+    sandbox.webhook(&receiver.url("/broken"), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms,100ms").start();
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    let dead = || sandbox.broker.ready(&sandbox.dead_queue());
+    wait_until(SOON, "both deliveries are dead", || dead() == Some(2));
+
+    let chosen = ["replay", "--webhook", &healed.to_string()];
+    let dry = dead_letters(&sandbox, &[&chosen[..], &["--dry-run"]].concat());
+    assert!(dry.contains("1 dead letter would be replayed"), "{dry}");
+    assert_eq!(dead(), Some(2));
+    let printed = dead_letters(&sandbox, &chosen);
+
+    assert!(printed.starts_with("1 dead letter to be replayed\n1 replayed"), "{printed}");
+    receiver.wait_at("/healed", 6);
+    wait_until(SOON, "the sixth attempt counts", || {
+        notifier.metric("webhook_request_success_total", &[]) == 1.0
+    });
+    assert_eq!(receiver.of("/healed", &event).len(), 6);
+    assert_eq!(receiver.of("/broken", &event).len(), 3);
+    assert_eq!(dead(), Some(1));
+    assert!(receiver.of("/healed", &event).iter().all(|request| request.body == event.body));
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn purge_deletes_what_is_chosen_and_never_everything_by_accident() {
+    let (sandbox, [first, _]) = seeded();
+    let dead = || sandbox.broker.ready(&sandbox.dead_queue());
+    let refused = sandbox.command(&["dead-letters", "purge"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("--all"), "{refused:?}");
+
+    let chosen = ["purge", "--webhook", &first.to_string()];
+    dead_letters(&sandbox, &[&chosen[..], &["--dry-run"]].concat());
+    assert_eq!(dead(), Some(6));
+    assert!(dead_letters(&sandbox, &chosen).ends_with("3 purged"));
+    assert_eq!(dead(), Some(3));
+    assert_eq!(dead_letters_json(&sandbox, &["purge", "--limit", "1"])["purged"], 1);
+    assert_eq!(dead_letters_json(&sandbox, &["purge", "--all"])["purged"], 2);
+    assert_eq!(dead(), Some(0));
+}
+
+#[test]
+fn an_event_that_was_too_large_comes_back_once_the_limit_is_raised() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let large = Event::new("order.paid").body(format!("{{\"x\":\"{}\"}}", "x".repeat(2_000)));
+    let notifier = sandbox.notifier().env("MAX_EVENT_BYTES", "1KiB").start();
+    sandbox.publish(&large);
+    let dead = || sandbox.broker.ready(&sandbox.dead_queue());
+    wait_until(SOON, "it is dead", || dead() == Some(1));
+    notifier.terminate();
+
+    let replay = |limit: &str| {
+        let command = sandbox.launch(&["dead-letters", "replay"]).env("MAX_EVENT_BYTES", limit);
+        command.spawn().finish(SOON)
+    };
+    let stays = replay("1KiB");
+    assert_eq!(stays.code, Some(0), "{stays:?}");
+    assert!(stays.stdout.contains("1 are malformed and stay"), "{stays:?}");
+    assert_eq!(dead(), Some(1));
+    let comes_back = replay("4KiB");
+    assert!(comes_back.stdout.contains("1 replayed"), "{comes_back:?}");
+    assert_eq!(dead(), Some(0));
+
+    let notifier = sandbox.notifier().env("MAX_EVENT_BYTES", "4KiB").start();
+    let requests = receiver.wait_at("/", 1);
+    assert_eq!((requests[0].id(), &requests[0].body), (large.id.as_str(), &large.body));
+    notifier.terminate();
+}
+
+#[test]
+fn a_sigkill_during_a_replay_loses_nothing() {
+    const COUNT: usize = 1_000;
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/"), &["nothing"]);
+    sandbox.notifier().start().terminate();
+    let [dead_queue, retry_queue] = [sandbox.dead_queue(), sandbox.retry_queue()];
+    let mut all = BTreeSet::new();
+
+    // Until one is struck half-way: the last one's dead letters are in both queues.
+    for round in 0.. {
+        assert!(round < 10, "no replay was struck half-way");
+        let letters: Vec<_> =
+            (0..COUNT).map(|_| dead_letter(&sandbox, webhook, "exhausted", 0)).collect();
+        sandbox.broker.publish(&dead_queue, &letters);
+        all.extend(letters.into_iter().map(|letter| letter.id));
+        let before = sandbox.broker.ready(&retry_queue).expect("the queue exists");
+        let mut replay = sandbox.launch(&["dead-letters", "replay"]).spawn();
+        wait_until(SOON, "the replay is under way", || {
+            sandbox.broker.ready(&retry_queue) > Some(before) || !replay.is_running()
+        });
+        replay.kill();
+        // The broker takes back what the replay held as soon as it sees the connection's end.
+        wait_until(SOON, "every one is in one of the queues at least", || {
+            let [dead, retry] =
+                [&dead_queue, &retry_queue].map(|queue| sandbox.broker.ready(queue));
+            dead.unwrap_or(0) + retry.unwrap_or(0) >= u32::try_from(all.len()).expect("few")
+        });
+        if sandbox.broker.ready(&dead_queue) > Some(0) {
+            break;
+        }
+    }
+
+    let again = dead_letters(&sandbox, &["replay"]);
+    assert!(again.contains("replayed"), "{again}");
+    assert_eq!(sandbox.broker.ready(&dead_queue), Some(0));
+    let moved = drain(&sandbox, &retry_queue);
+    // At most one batch was in both queues.
+    assert!(moved.len() <= all.len() + 250, "{} of {}", moved.len(), all.len());
+    assert_eq!(BTreeSet::from_iter(moved), all);
+}
+
+#[test]
+fn dead_letters_outlive_being_looked_at_more_often_than_their_queue_allows() {
+    let sandbox = Sandbox::new();
+    let arguments = [
+        ("x-queue-type".to_owned(), AmqpValue::LongString("quorum".to_owned())),
+        ("x-delivery-limit".to_owned(), AmqpValue::LongInt(20)),
+    ];
+    // The operator's own, with the limit that RabbitMQ 4 sets by default.
+    sandbox.broker.declare(&sandbox.dead_queue(), arguments.into()).expect("a fresh name");
+    sandbox.notifier().start().terminate();
+    let letters: Vec<_> =
+        (0..5).map(|_| dead_letter(&sandbox, Uuid::nil(), "exhausted", 0)).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+
+    for _ in 0..30 {
+        assert_eq!(dead_letters_json(&sandbox, &["list"])[0]["count"], 5);
+    }
+    let mut left = drain(&sandbox, &sandbox.dead_queue());
+    left.sort_unstable();
+    let mut expected: Vec<_> = letters.into_iter().map(|letter| letter.id).collect();
+    expected.sort_unstable();
+    assert_eq!(left, expected);
+}
+
+#[test]
+fn a_queue_without_dead_letters_is_named_with_the_remedy() {
+    let sandbox = Sandbox::bare(&crate::harness::Servers::shared(), 1);
+    let finished = sandbox.command(&["dead-letters", "list"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains(sandbox.queue()), "{finished:?}");
+    assert!(finished.stderr.contains("QUEUES"), "{finished:?}");
+}
+
+#[test]
+fn ten_thousand_dead_letters_are_replayed_each_once() {
+    const COUNT: usize = 10_000;
+    let sandbox = Sandbox::new();
+    let webhook = Uuid::new_v4();
+    sandbox.notifier().start().terminate();
+    let letters: Vec<_> =
+        (0..COUNT).map(|_| dead_letter(&sandbox, webhook, "exhausted", 0)).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+
+    let replay = sandbox.launch(&["dead-letters", "replay"]).spawn().finish(LATER);
+    assert!(replay.stdout.ends_with("10000 replayed"), "{replay:?}");
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+    wait_until(Duration::from_secs(5), "all are counted", || {
+        sandbox.broker.ready(&sandbox.retry_queue()) == Some(10_000)
+    });
+}
