@@ -66,7 +66,7 @@ impl Fault {
             | Self::BrokerStopped
             | Self::PostgresKilled
             | Self::MemoryAlarm
-            | Self::KilledInAlarm => (500, 2_500),
+            | Self::KilledInAlarm => (500, 2_000),
         }
     }
 }
@@ -114,7 +114,7 @@ impl Iterator for Plan {
         Some(Step {
             fault,
             broken: Duration::from_millis(self.random.u64(shortest..longest)),
-            peace: Duration::from_millis(self.random.u64(1_200..2_000)),
+            peace: Duration::from_millis(self.random.u64(1_200..1_600)),
             victim: self.random.usize(..2),
             kills: self.random.bool(),
             cuts: self.random.u32(3..6),
