@@ -36,6 +36,9 @@ const POOL_TIMEOUT: Duration = Duration::from_secs(3);
 /// told from a server that hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// How long a pooled connection may be unused.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -408,6 +411,8 @@ fn new_pool(config: &postgres::Config, size: u32) -> Pool {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
+        // What a burst opened is closed again: each costs PostgreSQL a process, and us four files.
+        .idle_timeout(Some(IDLE_TIMEOUT))
         // A check is a round trip for each query; `Store::query` repeats instead.
         .test_on_check_out(false)
         .connection_timeout(POOL_TIMEOUT)
