@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{Shutdown as Half, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use amiquip::{
     AmqpValue, Auth, Channel, ConnectionOptions, ConnectionTuning, Consumer, ConsumerMessage,
@@ -16,13 +16,12 @@ use amiquip::{
 use crossbeam_channel::{bounded, select};
 
 use crate::config::{Amqp, Config};
-use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value};
-use crate::domain::event::Properties;
 use crate::shutdown::{Never, Shutdown};
 
 mod batch;
 mod browse;
 mod mending;
+mod message;
 mod publisher;
 mod topology;
 
@@ -30,6 +29,7 @@ use mending::MendedStream;
 
 pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
+pub use message::{Message, unix_millis};
 pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread};
 pub use topology::{Lane, Presence, Topology, dead_queue, declare_lane};
 
@@ -44,15 +44,6 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// At least-once dead-lettering with a TTL in quorum queues, on which waiting retries rely.
 const OLDEST_VERSION: (u32, u32) = (3, 10);
-
-/// The header in which quorum queues count how often they took a message back.
-const DELIVERY_COUNT: &str = "x-delivery-count";
-
-/// A message that came back that often is weary: it gets a new life, as a copy at the end of its
-/// queue. A quorum queue drops or dead-letters a message that came back more often than its delivery
-/// limit says, 20 times on RabbitMQ 4 where nobody set one; and it came back because of us, of the
-/// servers, or of somebody who looked at it, not of what is in it.
-const MOST_REDELIVERIES: i64 = 4;
 
 /// Why the broker can't be used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -73,28 +64,6 @@ pub enum BrokerError {
         /// What is wrong, and the remedy.
         problem: String,
     },
-}
-
-/// A message as we consumed it.
-#[derive(Clone, Debug, Default)]
-pub struct Message {
-    /// The producer's bytes.
-    pub body: Vec<u8>,
-    /// AMQP `content-type`.
-    pub content_type: Option<String>,
-    /// AMQP `message-id`.
-    pub message_id: Option<String>,
-    /// AMQP `type`.
-    pub event_type: Option<String>,
-    /// The headers of the types that we write; others are left out.
-    pub headers: Headers,
-}
-
-/// The time, as headers have it.
-#[must_use]
-pub fn unix_millis() -> UnixMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
 }
 
 /// Ends a connection from outside, whatever its owner is waiting for.
@@ -343,77 +312,6 @@ pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
-}
-
-impl Message {
-    /// The message in which a delivery of an event from the queue `origin` travels: the producer's
-    /// body and content type, our headers.
-    #[must_use]
-    pub fn carrying(
-        delivery: &Delivery,
-        origin: &str,
-        body: Vec<u8>,
-        content_type: Option<String>,
-    ) -> Self {
-        Self {
-            body,
-            content_type,
-            message_id: Some(delivery.event.id.clone()),
-            event_type: Some(delivery.event.event_type.clone()),
-            headers: delivery.headers(origin),
-        }
-    }
-
-    /// The properties that say more about the event than its body.
-    #[must_use]
-    pub fn properties(&self) -> Properties<'_> {
-        Properties {
-            message_id: self.message_id.as_deref(),
-            event_type: self.event_type.as_deref(),
-        }
-    }
-
-    /// Takes over what the broker delivered, body included.
-    #[must_use]
-    pub fn take(delivery: &mut amiquip::Delivery) -> Self {
-        let properties = &delivery.properties;
-        let headers = properties.headers().iter().flat_map(|table| table.iter());
-        let headers = headers.filter_map(|(name, value)| Some((name.clone(), read_value(value)?)));
-        Self {
-            headers: headers.collect(),
-            content_type: properties.content_type().clone(),
-            message_id: properties.message_id().clone(),
-            event_type: properties.type_().clone(),
-            body: std::mem::take(&mut delivery.body),
-        }
-    }
-
-    /// Whether the broker has taken the message back so often that its queue might drop it soon.
-    #[must_use]
-    pub fn is_weary(&self) -> bool {
-        matches!(self.headers.get(DELIVERY_COUNT), Some(Value::Integer(MOST_REDELIVERIES..)))
-    }
-
-    /// The message as if the broker had never taken it back.
-    #[must_use]
-    pub fn rested(mut self) -> Self {
-        self.headers.remove(DELIVERY_COUNT);
-        self
-    }
-}
-
-fn read_value(value: &AmqpValue) -> Option<Value> {
-    Some(match value {
-        AmqpValue::LongString(text) => Value::Text(text.clone()),
-        AmqpValue::ShortShortInt(n) => Value::Integer((*n).into()),
-        AmqpValue::ShortShortUInt(n) => Value::Integer((*n).into()),
-        AmqpValue::ShortInt(n) => Value::Integer((*n).into()),
-        AmqpValue::ShortUInt(n) => Value::Integer((*n).into()),
-        AmqpValue::LongInt(n) => Value::Integer((*n).into()),
-        AmqpValue::LongUInt(n) => Value::Integer((*n).into()),
-        AmqpValue::LongLongInt(n) => Value::Integer(*n),
-        _ => return None,
-    })
 }
 
 /// Watches the depth of the queues until shutdown, and calls `tick` every time around.

@@ -1,0 +1,110 @@
+//! A message: what we take over from the broker, and what we hand to it.
+
+use std::time::SystemTime;
+
+use amiquip::AmqpValue;
+
+use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value};
+use crate::domain::event::Properties;
+
+/// The header in which quorum queues count how often they took a message back.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// A message that came back that often is weary: it gets a new life, as a copy at the end of its
+/// queue. A quorum queue drops or dead-letters a message that came back more often than its delivery
+/// limit says, 20 times on RabbitMQ 4 where nobody set one; and it came back because of us, of the
+/// servers, or of somebody who looked at it, not of what is in it.
+const MOST_REDELIVERIES: i64 = 4;
+
+/// A message as we consumed it.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// The producer's bytes.
+    pub body: Vec<u8>,
+    /// AMQP `content-type`.
+    pub content_type: Option<String>,
+    /// AMQP `message-id`.
+    pub message_id: Option<String>,
+    /// AMQP `type`.
+    pub event_type: Option<String>,
+    /// The headers of the types that we write; others are left out.
+    pub headers: Headers,
+}
+
+impl Message {
+    /// The message in which a delivery of an event from the queue `origin` travels: the producer's
+    /// body and content type, our headers.
+    #[must_use]
+    pub fn carrying(
+        delivery: &Delivery,
+        origin: &str,
+        body: Vec<u8>,
+        content_type: Option<String>,
+    ) -> Self {
+        Self {
+            body,
+            content_type,
+            message_id: Some(delivery.event.id.clone()),
+            event_type: Some(delivery.event.event_type.clone()),
+            headers: delivery.headers(origin),
+        }
+    }
+
+    /// The properties that say more about the event than its body.
+    #[must_use]
+    pub fn properties(&self) -> Properties<'_> {
+        Properties {
+            message_id: self.message_id.as_deref(),
+            event_type: self.event_type.as_deref(),
+        }
+    }
+
+    /// Takes over what the broker delivered, body included.
+    #[must_use]
+    pub fn take(delivery: &mut amiquip::Delivery) -> Self {
+        let properties = &delivery.properties;
+        let headers = properties.headers().iter().flat_map(|table| table.iter());
+        let headers = headers.filter_map(|(name, value)| Some((name.clone(), read_value(value)?)));
+        Self {
+            headers: headers.collect(),
+            content_type: properties.content_type().clone(),
+            message_id: properties.message_id().clone(),
+            event_type: properties.type_().clone(),
+            body: std::mem::take(&mut delivery.body),
+        }
+    }
+
+    /// Whether the broker has taken the message back so often that its queue might drop it soon.
+    #[must_use]
+    pub fn is_weary(&self) -> bool {
+        matches!(self.headers.get(DELIVERY_COUNT), Some(Value::Integer(MOST_REDELIVERIES..)))
+    }
+
+    /// The message as if the broker had never taken it back.
+    #[must_use]
+    pub fn rested(mut self) -> Self {
+        self.headers.remove(DELIVERY_COUNT);
+        self
+    }
+}
+
+fn read_value(value: &AmqpValue) -> Option<Value> {
+    Some(match value {
+        AmqpValue::LongString(text) => Value::Text(text.clone()),
+        AmqpValue::ShortShortInt(n) => Value::Integer((*n).into()),
+        AmqpValue::ShortShortUInt(n) => Value::Integer((*n).into()),
+        AmqpValue::ShortInt(n) => Value::Integer((*n).into()),
+        AmqpValue::ShortUInt(n) => Value::Integer((*n).into()),
+        AmqpValue::LongInt(n) => Value::Integer((*n).into()),
+        AmqpValue::LongUInt(n) => Value::Integer((*n).into()),
+        AmqpValue::LongLongInt(n) => Value::Integer(*n),
+        _ => return None,
+    })
+}
+
+/// The time, as headers have it.
+#[must_use]
+pub fn unix_millis() -> UnixMillis {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
+}
