@@ -23,7 +23,7 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
             played.drained_in.as_secs_f64()
         ),
         format!(
-            "rate           {rate:.0} events per second, of {}: the broker was away for a while",
+            "rate           {rate:.0} events per second, of {} while the broker takes them",
             settings.rate
         ),
         format!(
