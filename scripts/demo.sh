@@ -89,6 +89,8 @@ separator='?'
 export DATABASE_URL="$DATABASE_URL${separator}options=-csearch_path%3D$SCHEMA"
 export QUEUES=demo_high_priority,demo_medium_priority,demo_low_priority
 export ALLOW_NETWORKS=127.0.0.0/8 METRICS_ADDR=127.0.0.1:0 RUST_LOG=${RUST_LOG:-info}
+# Three events that fail twice each must not open the breaker, or they would take half a minute.
+export CIRCUIT_BREAKER=10,30s,10m
 "$BINARY" migrate
 start_receiver steady
 steady=$url

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::consumer;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, Tally};
+use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Store, StoreError};
 
@@ -62,11 +63,20 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let config = Arc::new(config);
     let store = Arc::new(store);
+    let receivers = Arc::new(Receivers::new(config.circuit_breaker));
+    metrics.count_receivers_by({
+        let receivers = Arc::clone(&receivers);
+        move || {
+            let count = receivers.count();
+            (count.degraded, count.broken)
+        }
+    });
     let (publisher, publisher_thread) = Publisher::new(&config);
     let pipeline = Arc::new(Pipeline::new(
         &config,
         Arc::clone(&store),
         publisher,
+        receivers,
         Arc::clone(&metrics),
         shutdown.clone(),
     ));

@@ -30,7 +30,7 @@ use mending::MendedStream;
 pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
 pub use message::{Message, unix_millis};
-pub use publisher::{NotConfirmed, Outgoing, Publisher, PublisherThread};
+pub use publisher::{Confirmation, NotConfirmed, Outgoing, Publisher, PublisherThread};
 pub use topology::{Lane, Presence, Topology, dead_queue, declare_lane};
 
 /// How long setting up a connection or a lane may take. On a loaded broker it takes tens of

@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use crate::domain::address::AllowedNetworks;
+use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
 
 /// One setting: an environment variable and the flag of the same name.
@@ -34,7 +35,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 17] = [
+const SETTINGS: [Setting; 20] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
@@ -46,6 +47,9 @@ const SETTINGS: [Setting; 17] = [
     setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response; at most 10m"),
     setting("CONNECT_TIMEOUT", "3s", "TIME", "Connecting to a receiver, to RabbitMQ or to PostgreSQL"),
     setting("FANOUT", "8", "N", "POSTs of one event that run in parallel"),
+    setting("FANOUT_INLINE", "64", "N", "An event that more webhooks want is split: each delivery becomes a message of its own"),
+    setting("CIRCUIT_BREAKER", "5,30s,10m", "LIST", "Failures in a row that open a receiver's circuit breaker, its first and its longest pause; or `off`"),
+    setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
@@ -57,6 +61,9 @@ const SETTINGS: [Setting; 17] = [
 /// With the attempts of one event before it and the wait for a confirm, it must end within
 /// RabbitMQ's `consumer_timeout`, 30 minutes by default: what is taken back then is sent again.
 const LONGEST_REQUEST: Duration = Duration::from_secs(600);
+
+/// Ten years: for who wants a delivery to go on for ever.
+const LONGEST_AGE: Duration = Duration::from_secs(87_600 * 3_600);
 
 /// A setting that can't be used. Displays as one line that names the variable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +149,9 @@ pub struct Config {
     pub request_timeout: Duration,
     pub connect_timeout: Duration,
     pub fanout: usize,
+    pub fanout_inline: usize,
+    pub circuit_breaker: Breaker,
+    pub delivery_max_age: Duration,
     pub max_event_bytes: usize,
     pub max_response_bytes: u64,
     pub allow_networks: AllowedNetworks,
@@ -182,6 +192,9 @@ impl Settings {
             request_timeout,
             connect_timeout,
             fanout: self.number("FANOUT", 1..=256)?,
+            fanout_inline: self.number("FANOUT_INLINE", 1..=10_000)?,
+            circuit_breaker: self.with("CIRCUIT_BREAKER", Breaker::from_str)?,
+            delivery_max_age: self.time_up_to("DELIVERY_MAX_AGE", LONGEST_AGE)?,
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
             allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
@@ -250,12 +263,16 @@ impl Settings {
         })
     }
 
+    /// A time of at most a day, which is more than most of them can mean.
     fn time(&self, variable: &'static str) -> Result<Duration, ConfigError> {
+        self.time_up_to(variable, Duration::from_secs(86_400))
+    }
+
+    fn time_up_to(&self, variable: &'static str, most: Duration) -> Result<Duration, ConfigError> {
         self.with(variable, |text| {
             let time = text.parse::<Span>()?.get();
-            // A day is more than any of these can mean; far more would overflow a clock.
-            if time.is_zero() || time > Duration::from_secs(86_400) {
-                return Err(format!("{text:?} is not between 1ms and 24h"));
+            if time.is_zero() || time > most {
+                return Err(format!("{text:?} is not between 1ms and {}", Span::from(most)));
             }
             Ok(time)
         })

@@ -22,6 +22,10 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Missing, Pipeline, Settlement};
 use crate::shutdown::{self, Shutdown, Trigger};
 
+mod window;
+
+use window::Window;
+
 /// A connection that lived this long was a good one: the next failure starts a new backoff.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 
@@ -191,11 +195,20 @@ fn consume(
         Err(error) => return Ended::Lost(format!("cannot consume: {error}")),
     };
     started();
-    let (ended, held) = take_messages(context, lane, &consumer, ending);
+    let mut window = Window::new(&consumer, lane, context.pipeline, context.config.prefetch_count);
+    let (ended, unsettled) = take_messages(context, lane, &consumer, &mut window, ending);
+    let back = match ended {
+        // The broker has taken everything back already.
+        Ended::Lost(_) => {
+            drop(window);
+            Vec::new()
+        }
+        Ended::Asked | Ended::Missing(_) => window.finish(),
+    };
     // Cancel first: what is handed back while we consume would come straight to us again.
     kill.guard(CLOSE_TIMEOUT, None, || {
         let waiting = cancel(&consumer);
-        for delivery in held.into_iter().chain(waiting) {
+        for delivery in unsettled.into_iter().chain(back).chain(waiting) {
             // Fails on a lost connection, where the broker has requeued it already.
             let _ = consumer.nack(delivery, true);
             context.pipeline.tally().handed_back();
@@ -205,42 +218,63 @@ fn consume(
     ended
 }
 
-/// Settles message after message. Returns why it stopped, and the message that it still holds.
+/// Settles message after message. Returns why it stopped, and the message that it could not settle.
 fn take_messages(
     context: Context<'_>,
     lane: &Lane,
     consumer: &Consumer<'_>,
+    window: &mut Window<'_>,
     ending: &Shutdown,
 ) -> (Ended, Option<amiquip::Delivery>) {
-    let shutdown = context.shutdown;
     loop {
-        if shutdown.is_requested() || ending.is_requested() {
-            return (Ended::Asked, None);
-        }
-        let message = select! {
-            recv(shutdown.receiver()) -> _ => continue,
-            recv(ending.receiver()) -> _ => continue,
-            recv(consumer.receiver()) -> message => message,
+        let message = match next_message(context.shutdown, consumer, window, ending) {
+            Ok(message) => message,
+            Err(ended) => return (ended, None),
         };
         let mut delivery = match message {
-            Ok(ConsumerMessage::Delivery(delivery)) => delivery,
-            Ok(ConsumerMessage::ServerCancelled) => {
+            ConsumerMessage::Delivery(delivery) => delivery,
+            ConsumerMessage::ServerCancelled => {
                 return (Ended::Lost("the queue was deleted".to_owned()), None);
             }
-            Ok(
-                ConsumerMessage::ServerClosedChannel(error)
-                | ConsumerMessage::ServerClosedConnection(error),
-            ) => return (Ended::Lost(error.to_string()), None),
-            Ok(_) | Err(_) => return (Ended::Lost("connection lost".to_owned()), None),
-        };
-        match context.pipeline.settle(lane, &Message::take(&mut delivery)) {
-            Settlement::Done => {
-                if let Err(error) = consumer.ack(delivery) {
-                    return (Ended::Lost(format!("cannot ack: {error}")), None);
-                }
-                context.pipeline.tally().finished();
+            ConsumerMessage::ServerClosedChannel(error)
+            | ConsumerMessage::ServerClosedConnection(error) => {
+                return (Ended::Lost(error.to_string()), None);
             }
+            _ => return (Ended::Lost("connection lost".to_owned()), None),
+        };
+        window.taken();
+        match context.pipeline.settle(lane, &Message::take(&mut delivery)) {
+            Settlement::Done(promises) => window.push(delivery, promises),
             Settlement::HandBack(missing) => return (Ended::Missing(missing), Some(delivery)),
+        }
+    }
+}
+
+/// The next message; before it, whatever can be acked is.
+fn next_message(
+    shutdown: &Shutdown,
+    consumer: &Consumer<'_>,
+    window: &mut Window<'_>,
+    ending: &Shutdown,
+) -> Result<ConsumerMessage, Ended> {
+    loop {
+        window.advance()?;
+        if shutdown.is_requested() || ending.is_requested() {
+            return Err(Ended::Asked);
+        }
+        if let Ok(message) = consumer.receiver().try_recv() {
+            return Ok(message);
+        }
+        // Nothing to do but wait, and nothing to wait for with the acks.
+        window.ack()?;
+        select! {
+            recv(shutdown.receiver()) -> _ => {}
+            recv(ending.receiver()) -> _ => {}
+            recv(consumer.receiver()) -> message => {
+                return message.map_err(|_| Ended::Lost("connection lost".to_owned()));
+            }
+            recv(window.confirm()) -> answer => window.confirmed(answer)?,
+            default(window.patience()) => {}
         }
     }
 }

@@ -4,9 +4,8 @@
 //! takes a lock and a hash, and a series that exists from the start can be alerted on.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,6 +15,7 @@ use prometheus::{
 };
 
 use crate::domain::outcome::{DeadReason, Reason};
+use crate::domain::receiver::{Hold, Transition};
 
 /// How old PostgreSQL's last answer may be before it counts as away.
 ///
@@ -41,8 +41,11 @@ pub struct Metrics {
     queue_messages: IntGaugeVec,
     dropped_deleted: IntCounter,
     dropped_disabled: IntCounter,
-    /// Receivers whose last attempt failed or took over a second.
-    pub receivers_degraded: IntGauge,
+    receivers_degraded: IntGauge,
+    breakers_open: IntGauge,
+    transitions: IntCounterVec,
+    /// Asked for what only they know when the metrics are read.
+    count_receivers: OnceLock<CountReceivers>,
     database_up: IntGauge,
     database_answered: Mutex<Option<Instant>>,
     announced: AtomicBool,
@@ -67,6 +70,7 @@ pub struct Lane {
     /// Deliveries parked until their next attempt.
     pub retries_scheduled: IntCounter,
     dead_letters: Vec<IntCounter>,
+    held: Vec<IntCounter>,
     /// POSTs under way.
     pub in_flight: IntGauge,
     connected: IntGauge,
@@ -83,6 +87,62 @@ impl Lane {
     #[must_use]
     pub fn dead_letters(&self, reason: DeadReason) -> &IntCounter {
         &self.dead_letters[reason as usize]
+    }
+
+    /// Deliveries that got no attempt when they came, for this reason.
+    #[must_use]
+    pub fn held(&self, why: Held) -> &IntCounter {
+        &self.held[why as usize]
+    }
+}
+
+/// Why a delivery got no attempt when it came, but goes to the retry lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Its receiver is degraded.
+    Degraded,
+    /// Its receiver keeps its share of the consumers waiting.
+    Bulkhead,
+    /// Its receiver's circuit breaker is open.
+    Breaker,
+    /// Its receiver asked us to stay away.
+    RetryAfter,
+    /// Its event was split.
+    Split,
+    /// Shutdown, or its event took too long.
+    Interrupted,
+}
+
+impl Held {
+    const ALL: [Self; 6] = [
+        Self::Degraded,
+        Self::Bulkhead,
+        Self::Breaker,
+        Self::RetryAfter,
+        Self::Split,
+        Self::Interrupted,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Degraded => "degraded",
+            Self::Bulkhead => "bulkhead",
+            Self::Breaker => "breaker",
+            Self::RetryAfter => "retry_after",
+            Self::Split => "split",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl From<Hold> for Held {
+    fn from(hold: Hold) -> Self {
+        match hold {
+            Hold::Degraded => Self::Degraded,
+            Hold::Bulkhead => Self::Bulkhead,
+            Hold::Breaker(_) => Self::Breaker,
+            Hold::StayAway(_) => Self::RetryAfter,
+        }
     }
 }
 
@@ -153,6 +213,24 @@ impl Metrics {
             "1 while the queue is being consumed",
             &["queue"],
         )?;
+        let held = make.counter(
+            "webhook_deliveries_held_total",
+            "Deliveries that got no attempt when they came, but go to the retry lane, by reason",
+            &["queue", "reason"],
+        )?;
+        let transitions = make.counter(
+            "webhook_circuit_breaker_transitions_total",
+            "Changes of a receiver's circuit breaker, by the state that follows",
+            &["state"],
+        )?;
+        for transition in Transition::ALL {
+            transitions.with_label_values(&[transition.label()]);
+        }
+        let breakers_open = make.gauge(
+            "webhook_circuit_breakers_open",
+            "Receivers whose circuit breaker is open or half-open",
+            &[],
+        )?;
         let dropped = make.counter(
             "webhook_deliveries_dropped_total",
             "Waiting deliveries dropped because their webhook is gone, by reason",
@@ -165,7 +243,7 @@ impl Metrics {
         )?;
         let receivers_degraded = make.gauge(
             "webhook_receivers_degraded",
-            "Receivers whose last attempt failed or took over a second",
+            "Receivers whose last attempt failed or took over a second, or that take as long now",
             &[],
         )?;
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
@@ -188,6 +266,7 @@ impl Metrics {
             dead_letters: DeadReason::ALL
                 .map(|reason| dead.with_label_values(&[queue, reason.label()]))
                 .into(),
+            held: Held::ALL.map(|why| held.with_label_values(&[queue, why.label()])).into(),
             in_flight: in_flight.with_label_values(&[queue]),
             connected: connected.with_label_values(&[queue]),
         };
@@ -197,6 +276,9 @@ impl Metrics {
             dropped_deleted: dropped.with_label_values(&["deleted"]),
             dropped_disabled: dropped.with_label_values(&["disabled"]),
             receivers_degraded: receivers_degraded.with_label_values::<&str>(&[]),
+            breakers_open: breakers_open.with_label_values::<&str>(&[]),
+            transitions,
+            count_receivers: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
             database_answered: Mutex::new(None),
             announced: AtomicBool::new(false),
@@ -220,6 +302,19 @@ impl Metrics {
             Dropped::Deleted => &self.dropped_deleted,
             Dropped::Disabled => &self.dropped_disabled,
         }
+    }
+
+    /// Changes of a circuit breaker to this state. Rare, so it is looked up each time.
+    #[must_use]
+    pub fn transition(&self, transition: Transition) -> IntCounter {
+        self.transitions.with_label_values(&[transition.label()])
+    }
+
+    /// Says who counts the degraded receivers and the open circuit breakers: they change by the
+    /// clock too, so they are counted when somebody looks.
+    pub fn count_receivers_by(&self, count: impl Fn() -> (usize, usize) + Send + Sync + 'static) {
+        // A second one would be a mistake of the wiring, without consequence.
+        let _ = self.count_receivers.set(CountReceivers(Box::new(count)));
     }
 
     /// Sets how many messages are ready in a queue.
@@ -271,9 +366,23 @@ impl Metrics {
     /// If the encoder fails, which it does only on a metric without a value.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.database_up.set(self.database_is_up().into());
+        if let Some(CountReceivers(count)) = self.count_receivers.get() {
+            let (degraded, open) = count();
+            self.receivers_degraded.set(i64::try_from(degraded)?);
+            self.breakers_open.set(i64::try_from(open)?);
+        }
         let mut text = Vec::with_capacity(32 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Counts degraded receivers and open circuit breakers.
+struct CountReceivers(Box<dyn Fn() -> (usize, usize) + Send + Sync>);
+
+impl std::fmt::Debug for CountReceivers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("CountReceivers")
     }
 }
 

@@ -3,36 +3,54 @@
 //! A message may be acked once every delivery that it stands for is delivered, or parked or
 //! dead-lettered with the broker's confirm. Everything else hands it back.
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use prometheus::IntCounter;
 use uuid::Uuid;
 
 use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher, unix_millis};
 use crate::config::Config;
-use crate::domain::delivery::{self, Delivery};
+use crate::domain::delivery::{self, Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
-use crate::domain::outcome::{DeadReason, Decision, Outcome, decide};
+use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
+use crate::domain::receiver::{Attempt, Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, Dropped, Metrics};
+use crate::metrics::{self, Dropped, Held, Metrics};
 use crate::receivers::Receivers;
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 use crate::store::{Found, Store, StoreError};
 
+mod promises;
+mod tally;
+
+use promises::Promise;
+
+pub use promises::Promises;
+pub use tally::Tally;
+
 /// How long the attempts of one event may take together. RabbitMQ takes a message back that is not
 /// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
 const FANOUT_LIMIT: Duration = Duration::from_secs(600);
 
+/// How many bytes of an event that is split may be on their way to the broker at a time: enough to
+/// keep it busy with small events, and little enough to hold in memory.
+const SPLIT_BYTES: usize = 16 << 20;
+
+/// How many messages of an event that is split may be on their way at a time, however small: the
+/// broker confirms some thousands a second, hundreds with one stroke.
+const SPLIT_MESSAGES: usize = 1_024;
+
 /// How a message is settled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[must_use]
 pub enum Settlement {
-    /// It is taken care of: ack.
-    Done,
+    /// It is taken care of once these promises are kept: ack then.
+    Done(Promises),
     /// It is not, and not by any receiver's fault: back into the queue, and consume nothing before
     /// what is missing is there again.
     HandBack(Missing),
@@ -47,58 +65,6 @@ pub enum Missing {
     Confirm,
 }
 
-/// What was done after shutdown was asked for; displays as the process' last line. Before that, it
-/// counts nothing but what is in hand.
-#[derive(Debug)]
-pub struct Tally {
-    shutdown: Shutdown,
-    finished: AtomicU64,
-    parked: AtomicU64,
-    handed_back: AtomicU64,
-    in_hand: AtomicU64,
-}
-
-impl Tally {
-    /// Counts from that shutdown on.
-    #[must_use]
-    pub fn new(shutdown: Shutdown) -> Self {
-        let [finished, parked, handed_back, in_hand] = Default::default();
-        Self { shutdown, finished, parked, handed_back, in_hand }
-    }
-
-    /// A message was acked.
-    pub fn finished(&self) {
-        self.count(&self.finished);
-    }
-
-    /// A message went back to the broker.
-    pub fn handed_back(&self) {
-        self.count(&self.handed_back);
-    }
-
-    /// A delivery waits for its next attempt.
-    fn parked(&self) {
-        self.count(&self.parked);
-    }
-
-    fn count(&self, counter: &AtomicU64) {
-        if self.shutdown.is_requested() {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [finished, parked, handed_back, in_hand] =
-            [&self.finished, &self.parked, &self.handed_back, &self.in_hand]
-                .map(|counter| counter.load(Ordering::Relaxed));
-        // What a lane still holds when the process ends, the broker takes back by itself.
-        let handed_back = handed_back + in_hand;
-        write!(formatter, "{finished} finished, {parked} parked, {handed_back} handed back")
-    }
-}
-
 /// Settles messages. Shared by all consumers.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -106,9 +72,13 @@ pub struct Pipeline {
     sender: Sender,
     publisher: Publisher,
     metrics: Arc<Metrics>,
-    receivers: Receivers,
+    receivers: Arc<Receivers>,
     schedule: Schedule,
+    /// Of circuit breakers.
+    pauses: Vec<Span>,
+    delivery_max_age: Duration,
     fanout: usize,
+    fanout_inline: usize,
     max_event_bytes: usize,
     tally: Tally,
     shutdown: Shutdown,
@@ -122,6 +92,9 @@ struct Context<'a> {
     message: &'a Message,
 }
 
+/// What follows from a delivery: nothing more, or a message that the broker has yet to confirm.
+type Kept = Result<Option<Promise>, NotConfirmed>;
+
 impl Pipeline {
     /// Puts the parts together.
     #[must_use]
@@ -129,6 +102,7 @@ impl Pipeline {
         config: &Config,
         store: Arc<Store>,
         publisher: Publisher,
+        receivers: Arc<Receivers>,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Self {
@@ -136,39 +110,43 @@ impl Pipeline {
             store,
             sender: Sender::new(config),
             publisher,
-            receivers: Receivers::new(metrics.receivers_degraded.clone()),
+            receivers,
             metrics,
             schedule: config.retry_schedule.clone(),
+            pauses: config.circuit_breaker.pauses(),
+            delivery_max_age: config.delivery_max_age,
             fanout: config.fanout,
+            fanout_inline: config.fanout_inline,
             max_event_bytes: config.max_event_bytes,
             tally: Tally::new(shutdown.clone()),
             shutdown,
         }
     }
 
-    /// Makes all the deliveries that a message stands for. Blocks until each has an end.
-    #[must_use]
+    /// Makes all the deliveries that a message stands for. Blocks until each attempt has ended; what
+    /// has to be confirmed is left to be waited for.
     pub fn settle(&self, lane: &Lane, message: &Message) -> Settlement {
         let metrics = self.metrics.lane(&lane.queue);
-        let received = Instant::now();
+        let mut promises = Promises::new(Instant::now());
         metrics.received.inc();
         let context = Context { lane, metrics, message };
-        self.tally.in_hand.fetch_add(1, Ordering::Relaxed);
         let settled = if message.is_weary() && self.renew(context).is_ok() {
             Ok(())
         } else if lane.is_retry {
-            self.retry(context)
+            self.retry(context, &mut promises)
         } else {
-            self.event(context)
+            self.event(context, &mut promises)
         };
-        self.tally.in_hand.fetch_sub(1, Ordering::Relaxed);
         match settled {
-            Ok(()) => {
-                metrics.processing.observe(received.elapsed().as_secs_f64());
-                Settlement::Done
-            }
+            Ok(()) => Settlement::Done(promises),
             Err(missing) => Settlement::HandBack(missing),
         }
+    }
+
+    /// All promises of a message are kept.
+    pub fn settled(&self, lane: &Lane, promises: &Promises) {
+        let took = promises.received.elapsed();
+        self.metrics.lane(&lane.queue).processing.observe(took.as_secs_f64());
     }
 
     /// What was done since shutdown was asked for.
@@ -188,35 +166,47 @@ impl Pipeline {
         (lately == Some(&Missing::Confirm) && !self.publisher.is_able()).then_some(Missing::Confirm)
     }
 
-    fn event(&self, context: Context<'_>) -> Result<(), Missing> {
+    fn event(&self, context: Context<'_>, promises: &mut Promises) -> Result<(), Missing> {
         let Context { metrics, message, .. } = context;
         let new_id = || Uuid::new_v4().to_string();
         let limit = self.max_event_bytes;
         let event = match Event::read(message.properties(), &message.body, limit, new_id) {
             Ok(event) => event,
-            Err(malformed) => return self.bury_malformed(context, &malformed),
+            Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
         let webhooks = match self.store.webhooks_wanting(&event.event_type) {
             Err(StoreError::Refused(words)) => {
-                return self.bury_malformed(context, &Malformed::NotSearchable(words));
+                let malformed = Malformed::NotSearchable(words);
+                return self.bury_malformed(context, &malformed, promises);
             }
             answer => self.answered(answer)?,
         };
-        if webhooks.is_empty() {
-            metrics.unmatched.inc();
-            log::debug!("unmatched event={} type={:?}", event.id, event.event_type);
-            return Ok(());
+        match &webhooks[..] {
+            [] => {
+                metrics.unmatched.inc();
+                log::debug!("unmatched event={} type={:?}", event.id, event.event_type);
+            }
+            [webhook] => {
+                promises.extend(self.deliver(context, webhook, fresh(event, webhook))?);
+            }
+            few if few.len() <= self.fanout_inline => {
+                self.fan_out(context, event, few, promises)?
+            }
+            many => self.split(context, &event, many, promises)?,
         }
-        self.fan_out(context, event, &webhooks)
+        Ok(())
     }
 
-    fn retry(&self, context: Context<'_>) -> Result<(), Missing> {
+    fn retry(&self, context: Context<'_>, promises: &mut Promises) -> Result<(), Missing> {
         let delivery = match Delivery::from_headers(&context.message.headers) {
             Ok(delivery) => delivery,
-            Err(malformed) => return self.bury_malformed(context, &malformed),
+            Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
         let dropped = match self.answered(self.store.find(delivery.webhook_id))? {
-            Found::Enabled(webhook) => return Ok(self.attempt(context, &webhook, delivery)?),
+            Found::Enabled(webhook) => {
+                promises.extend(self.deliver(context, &webhook, delivery)?);
+                return Ok(());
+            }
             Found::Deleted => Dropped::Deleted,
             Found::Disabled => Dropped::Disabled,
         };
@@ -240,33 +230,29 @@ impl Pipeline {
         context: Context<'_>,
         event: Event,
         webhooks: &[Webhook],
+        promises: &mut Promises,
     ) -> Result<(), Missing> {
-        let fresh = |webhook: &Webhook| Delivery {
-            event: event.clone(),
-            webhook_id: webhook.id,
-            attempts: 0,
-            first_received_at: unix_millis(),
-            last_error: String::new(),
-        };
-        if let [webhook] = webhooks {
-            return Ok(self.attempt(context, webhook, fresh(webhook))?);
-        }
         let next = AtomicUsize::new(0);
         let unconfirmed = AtomicBool::new(false);
+        let kept = Mutex::new(Vec::new());
         let begun = Instant::now();
         let work = || {
             while let Some(webhook) = webhooks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if unconfirmed.load(Ordering::Relaxed) {
                     return;
                 }
-                let delivery = fresh(webhook);
+                let delivery = fresh(event.clone(), webhook);
                 let ended = if self.shutdown.is_requested() || begun.elapsed() > FANOUT_LIMIT {
-                    self.hand_over(context, &delivery)
+                    self.hand_over(context, &delivery, Held::Interrupted).map(Some)
                 } else {
-                    self.attempt(context, webhook, delivery)
+                    self.deliver(context, webhook, delivery)
                 };
-                if ended.is_err() {
-                    unconfirmed.store(true, Ordering::Relaxed);
+                match ended {
+                    Ok(None) => {}
+                    Ok(Some(promise)) => {
+                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(promise);
+                    }
+                    Err(NotConfirmed) => unconfirmed.store(true, Ordering::Relaxed),
                 }
             }
         };
@@ -278,7 +264,73 @@ impl Pipeline {
             }
             work();
         });
+        promises.extend(kept.into_inner().unwrap_or_else(PoisonError::into_inner));
         if unconfirmed.into_inner() { Err(Missing::Confirm) } else { Ok(()) }
+    }
+
+    /// Makes each delivery of an event a message of its own, for all instances to share. An event
+    /// that thousands want would hold its consumer for minutes, and be made again from the start if
+    /// this process ended meanwhile.
+    fn split(
+        &self,
+        context: Context<'_>,
+        event: &Event,
+        webhooks: &[Webhook],
+        promises: &mut Promises,
+    ) -> Result<(), Missing> {
+        let begun = Instant::now();
+        let most = (SPLIT_BYTES / context.message.body.len().max(1)).clamp(1, SPLIT_MESSAGES);
+        for webhook in webhooks {
+            promises.wait_until_open(most - 1, &self.tally)?;
+            let delivery = fresh(event.clone(), webhook);
+            promises.extend([self.hand_over(context, &delivery, Held::Split)?]);
+        }
+        log::info!(
+            "event split event={} webhooks={} ms={}",
+            event.id,
+            webhooks.len(),
+            begun.elapsed().as_millis()
+        );
+        Ok(())
+    }
+
+    /// Makes an attempt, if the receiver is to have one now; else sees to it that it gets one later.
+    fn deliver(&self, context: Context<'_>, webhook: &Webhook, mut delivery: Delivery) -> Kept {
+        let hold = match self.receivers.admit(webhook.id, context.lane.place) {
+            Ok((attempt, transition)) => {
+                self.report(webhook, transition);
+                return self.attempt(context, webhook, delivery, attempt);
+            }
+            Err(hold) => hold,
+        };
+        log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
+        // In the retry lane it may have an attempt at once.
+        if !context.lane.is_retry && hold.remaining().is_zero() {
+            return self.hand_over(context, &delivery, hold.into()).map(Some);
+        }
+        delivery.deferrals += 1;
+        if delivery.last_error.is_empty() {
+            delivery.last_error = format!("no attempt yet: {hold}");
+        }
+        let delay = self.schedule.deferral(delivery.deferrals, hold.remaining(), &self.pauses);
+        match Decision::Park(delay).at_age(age(&delivery), self.delivery_max_age) {
+            Decision::Park(delay) => {
+                let counter = context.metrics.held(hold.into());
+                self.park(context, &delivery, delay, counter).map(Some)
+            }
+            Decision::Dead(reason) => {
+                log::warn!(
+                    "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
+                    delivery.event.id,
+                    webhook.id,
+                    delivery.attempts,
+                    reason.label(),
+                    delivery.last_error,
+                );
+                self.bury(context, &delivery, reason).map(Some)
+            }
+            Decision::Delivered => Ok(None),
+        }
     }
 
     /// Makes one attempt and sees to what follows from it.
@@ -287,7 +339,8 @@ impl Pipeline {
         context: Context<'_>,
         webhook: &Webhook,
         mut delivery: Delivery,
-    ) -> Result<(), NotConfirmed> {
+        attempt: Attempt,
+    ) -> Kept {
         let Context { metrics, message, .. } = context;
         let started = Instant::now();
         metrics.in_flight.inc();
@@ -303,8 +356,9 @@ impl Pipeline {
         metrics.request_duration.observe(took.as_secs_f64());
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
-        self.receivers.note(webhook.id, outcome == Outcome::Delivered, took);
-        let decision = decide(&outcome, delivery.attempts, &self.schedule);
+        self.note(webhook, &delivery.event, attempt, &outcome);
+        let decision = decide(&outcome, delivery.attempts, &self.schedule)
+            .at_age(age(&delivery), self.delivery_max_age);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
             outcome
         {
@@ -327,8 +381,7 @@ impl Pipeline {
         match decision {
             Decision::Delivered => {
                 metrics.success.inc();
-                let lag = unix_millis().saturating_sub(delivery.first_received_at).max(0);
-                metrics.lag.observe(Duration::from_millis(lag.unsigned_abs()).as_secs_f64());
+                metrics.lag.observe(age(&delivery).as_secs_f64());
                 log::debug!(
                     "delivered event={} webhook={} attempt={} ms={}",
                     delivery.event.id,
@@ -336,10 +389,43 @@ impl Pipeline {
                     delivery.attempts,
                     took.as_millis()
                 );
-                Ok(())
+                Ok(None)
             }
-            Decision::Park(delay) => self.park(context, &delivery, delay),
-            Decision::Dead(reason) => self.bury(context, &delivery, reason),
+            Decision::Park(delay) => {
+                self.park(context, &delivery, delay, &metrics.retries_scheduled).map(Some)
+            }
+            Decision::Dead(reason) => self.bury(context, &delivery, reason).map(Some),
+        }
+    }
+
+    /// Takes note of what an attempt says about its receiver.
+    fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
+        let ended = match outcome {
+            Outcome::Delivered => Ended::Delivered,
+            Outcome::Failed { retry_after, .. } => Ended::Failed {
+                event: &event.id,
+                // As long as the delivery itself waits at most.
+                retry_after: retry_after.map(|wanted| wanted.min(self.schedule.longest().get())),
+            },
+            Outcome::Hopeless { reason: Reason::Gone, .. } => {
+                return self.receivers.forget(webhook.id);
+            }
+            // It was not asked.
+            Outcome::Hopeless { .. } => return self.receivers.give_back(webhook.id, attempt),
+        };
+        self.report(webhook, self.receivers.end(webhook.id, attempt, ended));
+    }
+
+    fn report(&self, webhook: &Webhook, transition: Option<Transition>) {
+        let Some(transition) = transition else { return };
+        self.metrics.transition(transition).inc();
+        let id = webhook.id;
+        match transition {
+            Transition::Open(pause) => {
+                log::warn!("circuit breaker open webhook={id} for={}", Span::from(pause));
+            }
+            Transition::HalfOpen => log::info!("circuit breaker half-open webhook={id}"),
+            Transition::Closed => log::info!("circuit breaker closed webhook={id}"),
         }
     }
 
@@ -348,19 +434,23 @@ impl Pipeline {
         context: Context<'_>,
         delivery: &Delivery,
         delay: Span,
-    ) -> Result<(), NotConfirmed> {
+        counter: &IntCounter,
+    ) -> Result<Promise, NotConfirmed> {
         let origin = &context.lane.origin;
-        self.publisher.publish(Outgoing::park(travelling(context, delivery), delay, origin))?;
-        context.metrics.retries_scheduled.inc();
-        self.tally.parked();
-        Ok(())
+        let outgoing = Outgoing::park(travelling(context, delivery), delay, origin);
+        self.promise(outgoing, counter, true)
     }
 
-    fn hand_over(&self, context: Context<'_>, delivery: &Delivery) -> Result<(), NotConfirmed> {
+    /// Into the retry lane, to be attempted there at once.
+    fn hand_over(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        why: Held,
+    ) -> Result<Promise, NotConfirmed> {
         let message = travelling(context, delivery);
-        self.publisher.publish(Outgoing::hand_over(message, &context.lane.origin))?;
-        self.tally.parked();
-        Ok(())
+        let outgoing = Outgoing::hand_over(message, &context.lane.origin);
+        self.promise(outgoing, context.metrics.held(why), true)
     }
 
     fn bury(
@@ -368,32 +458,44 @@ impl Pipeline {
         context: Context<'_>,
         delivery: &Delivery,
         reason: DeadReason,
-    ) -> Result<(), NotConfirmed> {
+    ) -> Result<Promise, NotConfirmed> {
         let mut message = travelling(context, delivery);
         delivery::mark_dead(&mut message.headers, reason, unix_millis());
-        self.publisher.publish(Outgoing::dead(message, &context.lane.origin))?;
-        context.metrics.dead_letters(reason).inc();
-        // Nothing may come for it any more that would say it is well.
-        self.receivers.forget(delivery.webhook_id);
-        Ok(())
+        let outgoing = Outgoing::dead(message, &context.lane.origin);
+        self.promise(outgoing, context.metrics.dead_letters(reason), false)
     }
 
-    /// Puts a copy of a weary message at the end of its queue.
+    fn promise(
+        &self,
+        outgoing: Outgoing,
+        counter: &IntCounter,
+        is_parked: bool,
+    ) -> Result<Promise, NotConfirmed> {
+        let confirmation = self.publisher.publish(outgoing)?;
+        Ok(Promise { confirmation, counter: counter.clone(), is_parked })
+    }
+
+    /// Puts a copy of a weary message at the end of its queue. Rare, so it is waited for.
     fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
         let copy = message.clone().rested();
-        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?;
+        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait()?;
         log::info!("renewed queue={}", lane.queue);
         Ok(())
     }
 
-    fn bury_malformed(&self, context: Context<'_>, error: &Malformed) -> Result<(), Missing> {
+    fn bury_malformed(
+        &self,
+        context: Context<'_>,
+        error: &Malformed,
+        promises: &mut Promises,
+    ) -> Result<(), Missing> {
         let Context { lane, metrics, message } = context;
         log::warn!("malformed queue={} bytes={} detail={error}", lane.queue, message.body.len());
         let mut message = message.clone();
         delivery::mark_malformed(&mut message.headers, error, &lane.origin, unix_millis());
-        self.publisher.publish(Outgoing::dead(message, &lane.origin))?;
-        metrics.dead_letters(DeadReason::Malformed).inc();
+        let counter = metrics.dead_letters(DeadReason::Malformed);
+        promises.extend([self.promise(Outgoing::dead(message, &lane.origin), counter, false)?]);
         Ok(())
     }
 
@@ -409,6 +511,24 @@ impl From<NotConfirmed> for Missing {
     fn from(_: NotConfirmed) -> Self {
         Self::Confirm
     }
+}
+
+/// A delivery that no attempt was made for yet.
+fn fresh(event: Event, webhook: &Webhook) -> Delivery {
+    Delivery {
+        event,
+        webhook_id: webhook.id,
+        attempts: 0,
+        deferrals: 0,
+        first_received_at: unix_millis(),
+        last_error: String::new(),
+    }
+}
+
+/// How long ago the event came. Another instance's clock may be ahead of ours: not at all, then.
+fn age(delivery: &Delivery) -> Duration {
+    let millis: UnixMillis = unix_millis().saturating_sub(delivery.first_received_at);
+    Duration::from_millis(millis.max(0).unsigned_abs())
 }
 
 fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {

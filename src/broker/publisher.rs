@@ -10,7 +10,7 @@ use amiquip::{
     AmqpProperties, AmqpValue, Channel, Confirm, ConnectionBlockedNotification, FieldTable,
     Publish, Return,
 };
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
 
 use super::topology::{RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, dead_queue};
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
@@ -104,17 +104,17 @@ impl Publisher {
         (Self { requests: sender, able }, thread)
     }
 
-    /// Publishes a message and waits until the broker has it safely, up to 30 s. It is published
-    /// again, and so perhaps twice, when the connection is lost on the way.
+    /// Publishes a message. It is published again, and so perhaps twice, when the connection is lost
+    /// before the broker has confirmed it.
     ///
     /// # Errors
-    /// [`NotConfirmed`].
-    pub fn publish(&self, message: Outgoing) -> Result<(), NotConfirmed> {
+    /// [`NotConfirmed`], if there are so many others that it could not even begin within 30 s.
+    pub fn publish(&self, message: Outgoing) -> Result<Confirmation, NotConfirmed> {
         let (confirmed, outcome) = bounded(1);
         let deadline = Instant::now() + CONFIRM_TIMEOUT;
         let request = Request { message, deadline, confirmed };
         self.requests.send_deadline(request, deadline).map_err(|_| NotConfirmed)?;
-        outcome.recv_deadline(deadline).map_err(|_| NotConfirmed)
+        Ok(Confirmation { outcome, deadline })
     }
 
     /// Whether publishing works right now, as far as we know: connected, and not blocked by a
@@ -122,6 +122,47 @@ impl Publisher {
     #[must_use]
     pub fn is_able(&self) -> bool {
         self.able.load(Ordering::Relaxed)
+    }
+}
+
+/// A message on its way: to be waited for before anything relies on it.
+#[derive(Debug)]
+#[must_use]
+pub struct Confirmation {
+    outcome: Receiver<()>,
+    deadline: Instant,
+}
+
+impl Confirmation {
+    /// Waits until the broker has the message safely, up to 30 s from when it was published.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`].
+    pub fn wait(&self) -> Result<(), NotConfirmed> {
+        self.outcome.recv_deadline(self.deadline).map_err(|_| NotConfirmed)
+    }
+
+    /// What is known so far; `None` if that is nothing yet.
+    #[must_use]
+    pub fn poll(&self) -> Option<Result<(), NotConfirmed>> {
+        match self.outcome.try_recv() {
+            Ok(()) => Some(Ok(())),
+            Err(TryRecvError::Empty) if Instant::now() < self.deadline => None,
+            Err(_) => Some(Err(NotConfirmed)),
+        }
+    }
+
+    /// For `select!`: becomes ready when the message is confirmed or given up, though not when
+    /// [`Confirmation::patience`] is over.
+    #[must_use]
+    pub fn receiver(&self) -> &Receiver<()> {
+        &self.outcome
+    }
+
+    /// How much longer it may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 }
 

@@ -8,6 +8,7 @@ use amiquip::{
 
 use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Config, Queue};
+use crate::domain::receiver::Place;
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
 
@@ -29,19 +30,23 @@ pub struct Lane {
     pub is_retry: bool,
     /// How many consumers.
     pub consumers: u16,
+    /// What its attempts have to ask for.
+    pub place: Place,
 }
 
 impl Lane {
     /// The two lanes of each configured queue.
     #[must_use]
     pub fn all(config: &Config) -> Vec<Self> {
-        let lane = |origin: &Queue, is_retry| Self {
+        let lane = |number, origin: &Queue, is_retry: bool| Self {
             queue: if is_retry { retry_queue(&origin.name) } else { origin.name.clone() },
             origin: origin.name.clone(),
             is_retry,
             consumers: origin.consumers,
+            place: Place::new(number, origin.consumers, !is_retry),
         };
-        config.queues.iter().flat_map(|queue| [lane(queue, false), lane(queue, true)]).collect()
+        let both = |(n, queue)| [lane(2 * n, queue, false), lane(2 * n + 1, queue, true)];
+        config.queues.iter().enumerate().flat_map(both).collect()
     }
 }
 
@@ -80,10 +85,11 @@ impl Topology {
     /// What a configuration needs.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        Self {
-            origins: config.queues.iter().map(|queue| queue.name.clone()).collect(),
-            delays: config.retry_schedule.distinct_delays(),
-        }
+        let mut delays = config.retry_schedule.distinct_delays();
+        delays.extend(config.circuit_breaker.pauses());
+        delays.sort_unstable();
+        delays.dedup();
+        Self { origins: config.queues.iter().map(|queue| queue.name.clone()).collect(), delays }
     }
 
     /// Makes what is missing. Producers' queues are looked for first, and never redeclared: they

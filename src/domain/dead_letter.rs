@@ -171,7 +171,8 @@ pub fn replay(
 ) -> Result<Replay, Malformed> {
     if headers.contains_key("x-webhook-id") {
         let delivery = Delivery::from_headers(headers)?;
-        return Ok(Replay::Delivery(Delivery { attempts: 0, first_received_at: now, ..delivery }));
+        let anew = Delivery { attempts: 0, deferrals: 0, first_received_at: now, ..delivery };
+        return Ok(Replay::Delivery(anew));
     }
     // Perhaps MAX_EVENT_BYTES was raised since. (An event without an id gets its own later.)
     Event::read(properties, body, max_event_bytes, || "any".to_owned())?;
@@ -193,6 +194,7 @@ mod tests {
             event: Event { id: "e".to_owned(), event_type: event_type.to_owned() },
             webhook_id: Uuid::from_u128(webhook),
             attempts: 12,
+            deferrals: 3,
             first_received_at: 1_000,
             last_error: "status 500".to_owned(),
         }
@@ -296,7 +298,8 @@ mod tests {
             let delivery = delivery(&event_type, webhook);
             let mut headers = delivery.headers("q");
             delivery::mark_dead(&mut headers, DeadReason::Exhausted, died);
-            let expected = Delivery { attempts: 0, first_received_at: now, ..delivery };
+            let expected =
+                Delivery { attempts: 0, deferrals: 0, first_received_at: now, ..delivery };
             let back = replay(NO_PROPERTIES, &headers, b"", 100, now);
             prop_assert_eq!(back, Ok(Replay::Delivery(expected)));
         }

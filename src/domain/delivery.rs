@@ -34,6 +34,8 @@ pub struct Delivery {
     pub webhook_id: Uuid,
     /// Attempts made so far.
     pub attempts: u32,
+    /// How often it waited without an attempt, because its receiver was to be left alone.
+    pub deferrals: u32,
     /// When we first got the event.
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
@@ -49,6 +51,7 @@ impl Delivery {
             ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
             ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
             ("x-attempt".to_owned(), Value::Integer(self.attempts.into())),
+            ("x-deferrals".to_owned(), Value::Integer(self.deferrals.into())),
             ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
             ("x-last-error".to_owned(), Value::Text(shortened(&self.last_error))),
             ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
@@ -69,6 +72,11 @@ impl Delivery {
             Some(Value::Integer(integer)) => Ok(*integer),
             _ => Err(Malformed::BadHeader(name)),
         };
+        // A number near the type's end would overflow at the next attempt.
+        let count = |name: &'static str| {
+            let count = u32::try_from(integer(name)?).ok().filter(|count| *count < u32::MAX / 2);
+            count.ok_or(Malformed::BadHeader(name))
+        };
         let event = Event {
             id: text("x-event-id")?.to_owned(),
             event_type: text("x-event-type")?.to_owned(),
@@ -79,11 +87,12 @@ impl Delivery {
             event,
             webhook_id: Uuid::try_parse(text("x-webhook-id")?)
                 .map_err(|_| Malformed::BadHeader("x-webhook-id"))?,
-            // A number near the type's end would overflow at the next attempt.
-            attempts: u32::try_from(integer("x-attempt")?)
-                .ok()
-                .filter(|attempts| *attempts < u32::MAX / 2)
-                .ok_or(Malformed::BadHeader("x-attempt"))?,
+            attempts: count("x-attempt")?,
+            // Deliveries that were parked by an older version have none.
+            deferrals: match headers.get("x-deferrals") {
+                None => 0,
+                Some(_) => count("x-deferrals")?,
+            },
             first_received_at: integer("x-first-received-at")
                 .ok()
                 .filter(|millis| *millis >= 0)
@@ -127,16 +136,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn delivery() -> impl Strategy<Value = Delivery> {
-        ("[!-~]{1,255}", "[a-z.]{1,255}", any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, ".{0,300}")
-            .prop_map(|(id, event_type, webhook, attempts, first_received_at, last_error)| {
-                Delivery {
-                    event: Event { id, event_type },
-                    webhook_id: Uuid::from_u128(webhook),
-                    attempts,
-                    first_received_at,
-                    last_error,
-                }
-            })
+        let event =
+            ("[!-~]{1,255}", "[a-z.]{1,255}").prop_map(|(id, event_type)| Event { id, event_type });
+        let counts = (0_u32..1_000, 0_u32..1_000);
+        (event, any::<u128>(), counts, 0_i64..i64::MAX, ".{0,300}").prop_map(
+            |(event, webhook, (attempts, deferrals), first_received_at, last_error)| Delivery {
+                event,
+                webhook_id: Uuid::from_u128(webhook),
+                attempts,
+                deferrals,
+                first_received_at,
+                last_error,
+            },
+        )
     }
 
     fn sample() -> Headers {
@@ -144,6 +156,7 @@ mod tests {
             event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
             webhook_id: Uuid::nil(),
             attempts: 1,
+            deferrals: 0,
             first_received_at: 1,
             last_error: String::new(),
         }
@@ -160,6 +173,8 @@ mod tests {
             ("x-attempt", Value::Integer(-1)),
             ("x-attempt", Value::Integer(1_000_000_000_000_000_000)),
             ("x-attempt", Value::Text("1".to_owned())),
+            ("x-deferrals", Value::Integer(-1)),
+            ("x-deferrals", Value::Text("1".to_owned())),
             ("x-first-received-at", Value::Integer(-5)),
             ("x-last-error", Value::Integer(0)),
         ];
@@ -168,7 +183,8 @@ mod tests {
             headers.insert(name.to_owned(), value.clone());
             assert!(Delivery::from_headers(&headers).is_err(), "{name}={value:?}");
         }
-        for name in sample().into_keys().filter(|name| name != "x-origin-queue") {
+        let optional = ["x-origin-queue", "x-deferrals"];
+        for name in sample().into_keys().filter(|name| !optional.contains(&name.as_str())) {
             let mut headers = sample();
             headers.remove(&name);
             assert!(Delivery::from_headers(&headers).is_err(), "without {name}");

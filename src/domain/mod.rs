@@ -8,5 +8,6 @@ pub mod dead_letter;
 pub mod delivery;
 pub mod event;
 pub mod outcome;
+pub mod receiver;
 pub mod retry;
 pub mod webhook;

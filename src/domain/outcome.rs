@@ -111,7 +111,7 @@ pub enum Outcome {
         reason: Reason,
         /// In words, for the log and the header `x-last-error`.
         detail: String,
-        /// How long the receiver asked us to stay away (429 and 503 only).
+        /// How long the receiver asked us to stay away (429, 502, 503 and 504 only).
         retry_after: Option<Duration>,
     },
     /// It will never work.
@@ -140,7 +140,7 @@ impl Outcome {
                 reason: Reason::of_status(code),
                 detail: format!("status {code}"),
                 retry_after: retry_after
-                    .filter(|_| matches!(code, 429 | 503))
+                    .filter(|_| matches!(code, 429 | 502..=504))
                     .and_then(|value| parse_retry_after(&value, now)),
             },
             Response::NoAnswer { reason, detail } => {
@@ -175,11 +175,14 @@ pub enum DeadReason {
     Gone,
     /// The URL can't be used, or ALLOW_NETWORKS doesn't allow its address.
     Rejected,
+    /// Older than DELIVERY_MAX_AGE, and it would have to wait once more.
+    Expired,
 }
 
 impl DeadReason {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 4] = [Self::Malformed, Self::Exhausted, Self::Gone, Self::Rejected];
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::Exhausted, Self::Gone, Self::Rejected, Self::Expired];
 
     /// The metrics label and the header `x-dead-reason`.
     #[must_use]
@@ -189,6 +192,7 @@ impl DeadReason {
             Self::Exhausted => "exhausted",
             Self::Gone => "gone",
             Self::Rejected => "rejected",
+            Self::Expired => "expired",
         }
     }
 }
@@ -213,6 +217,17 @@ pub fn decide(outcome: &Outcome, attempt: u32, schedule: &Schedule) -> Decision 
         Outcome::Failed { retry_after, .. } => schedule
             .delay_after(attempt, *retry_after)
             .map_or(Decision::Dead(DeadReason::Exhausted), Decision::Park),
+    }
+}
+
+impl Decision {
+    /// Nothing waits once more that is older than `most`: it has to end some time.
+    #[must_use]
+    pub fn at_age(self, age: Duration, most: Duration) -> Self {
+        match self {
+            Self::Park(_) if age > most => Self::Dead(DeadReason::Expired),
+            other => other,
+        }
     }
 }
 
@@ -254,8 +269,8 @@ mod tests {
     }
 
     #[test]
-    fn only_429_and_503_can_ask_for_time() {
-        for code in [429, 503] {
+    fn only_429_502_503_and_504_can_ask_for_time() {
+        for code in [429, 502, 503, 504] {
             check(&status(code, Some("5")), 1, park("10s"));
             check(&status(code, Some("Sun, 06 Nov 1994 08:49:57 GMT")), 1, park("1m"));
             check(&status(code, Some("99999999999999999999999")), 1, park("1m"));
@@ -273,6 +288,16 @@ mod tests {
         check(&Outcome::of(silent, now()), 2, park("10s"));
         let refused = Outcome::of(Response::Refused { detail }, now());
         check(&refused, 1, Decision::Dead(DeadReason::Rejected));
+    }
+
+    #[test]
+    fn only_what_would_wait_once_more_expires() {
+        let (day, hour) = (Duration::from_secs(86_400), Duration::from_secs(3_600));
+        assert_eq!(park("1s").at_age(day, hour), Decision::Dead(DeadReason::Expired));
+        assert_eq!(park("1s").at_age(hour, hour), park("1s"));
+        assert_eq!(Decision::Delivered.at_age(day, hour), Decision::Delivered);
+        let exhausted = Decision::Dead(DeadReason::Exhausted);
+        assert_eq!(exhausted.at_age(day, hour), exhausted);
     }
 
     proptest! {

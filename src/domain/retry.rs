@@ -95,6 +95,28 @@ impl Schedule {
         ahead.clone().find(|delay| delay.get() >= wanted).or_else(|| ahead.max())
     }
 
+    /// How long a delivery waits that was not attempted, for the `deferrals`th time (the first is
+    /// 1), where an attempt would be in vain for at least `remaining`: as after so many failures,
+    /// beyond the schedule's end by its last delay; or, if that is longer, the shortest wait there
+    /// is that covers what remains. There are `others` beside the schedule's delays.
+    #[must_use]
+    pub fn deferral(&self, deferrals: u32, remaining: Duration, others: &[Span]) -> Span {
+        let step = (deferrals.max(1) as usize).min(self.delays.len()) - 1;
+        let due = self.delays[step];
+        if due.get() >= remaining {
+            return due;
+        }
+        let all = || self.delays.iter().chain(others).copied();
+        let covering = all().filter(|delay| delay.get() >= remaining).min();
+        covering.or_else(|| all().max()).unwrap_or(due)
+    }
+
+    /// The longest delay.
+    #[must_use]
+    pub fn longest(&self) -> Span {
+        self.delays.iter().copied().max().unwrap_or_else(|| Duration::ZERO.into())
+    }
+
     /// Each delay once, shortest first: the wait queues that the schedule needs.
     #[must_use]
     pub fn distinct_delays(&self) -> Vec<Span> {
@@ -198,6 +220,26 @@ mod tests {
         check("1s,2s,4s,1m", 2, Some(9_999), Some("1m"));
         check("1m,1s,repeat", 2, Some(30), Some("1m"));
         check("1s,2s", 3, Some(1), None);
+    }
+
+    #[test]
+    fn a_deferral_is_the_longer_of_the_step_and_what_remains() {
+        let check = |text: &str, deferrals, remaining, expected: &str| {
+            let others = ["30s", "3m"].map(|other| other.parse().expect("a span"));
+            let remaining = Duration::from_secs(remaining);
+            let delay = schedule(text).deferral(deferrals, remaining, &others);
+            assert_eq!(delay.to_string(), expected, "{text}, {deferrals}, {remaining:?}");
+        };
+        check("1s,2s,4s,1m", 1, 0, "1s");
+        check("1s,2s,4s,1m", 3, 0, "4s");
+        check("1s,2s,4s,1m", 1, 3, "4s");
+        check("1s,2s,4s,1m", 1, 30, "30s");
+        check("1s,2s,4s,1m", 1, 31, "1m");
+        check("1s,2s,4s,1m", 4, 30, "1m");
+        check("1s,2s,4s,1m", 99, 3, "1m");
+        check("1s,2s,4s,1m", 1, 9_999, "3m");
+        check("1m,2s", 2, 20, "30s");
+        check("1s,2s,repeat", 99, 0, "2s");
     }
 
     #[test]

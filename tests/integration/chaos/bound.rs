@@ -12,14 +12,24 @@ use super::{
 /// The queues of a run, each with two lanes: its events and its retries.
 pub(super) const QUEUES: usize = 3;
 
-/// The consumers of each lane. With a prefetch of 1 each has one message in hand; one that was
-/// handed to it ahead is not begun before the ack of that one, so it repeats nothing.
+/// The consumers of each lane.
 pub(super) const CONSUMERS: usize = 4;
+
+/// The messages that each has in hand: settled and not acked yet, waiting for a confirm, under way.
+pub(super) const PREFETCH_COUNT: usize = 4;
 
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One wait queue for each.
 pub(super) const RETRY_SCHEDULE: [&str; 4] = ["500ms", "1s", "2s", "4s"];
+
+/// Short pauses: what they hold back should move on within the run. Each has one of the wait queues.
+pub(super) const CIRCUIT_BREAKER: &str = "5,500ms,2s";
+
+/// Of what goes to a receiver that is never there, its circuit breaker lets few attempts through, so
+/// that most of it ends by age. Everything else finds its receiver within this, whatever breaks on
+/// the way: three attempts, the waits between them, and an outage of the broker.
+pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(40);
 
 /// What RabbitMQ's worker that moves expired messages out of a wait queue may have moved and not
 /// yet taken note of (`dead_letter_worker_consumer_prefetch`).
@@ -30,15 +40,18 @@ const MOVED_UNNOTED: usize = 32;
 const UNWRITTEN: Duration = Duration::from_millis(500);
 
 /// How long a message may be in hand after one of its deliveries was answered: a neighbour's request
-/// may run into its time-out, and then be parked, which the broker confirms in milliseconds while
-/// it is well; and then the ack is [`UNWRITTEN`].
-const IN_HAND: Duration =
-    REQUEST_TIMEOUT.saturating_add(UNWRITTEN).saturating_add(Duration::from_millis(500));
+/// may run into its time-out, and so may those of the messages that it is acked together with; what
+/// is parked the broker confirms in milliseconds while it is well; and then the ack is
+/// [`UNWRITTEN`].
+const IN_HAND: Duration = REQUEST_TIMEOUT
+    .saturating_mul(PREFETCH_COUNT as u32)
+    .saturating_add(UNWRITTEN)
+    .saturating_add(Duration::from_millis(500));
 
 /// The deliveries in hand of so many notifiers: an event stands for all its webhooks, a retry for
 /// one.
 fn in_hand(notifiers: usize) -> usize {
-    notifiers * QUEUES * CONSUMERS * (Kind::MOST_WEBHOOKS + 1)
+    notifiers * QUEUES * CONSUMERS * PREFETCH_COUNT * (Kind::MOST_WEBHOOKS + 1)
 }
 
 impl Strike {
@@ -53,7 +66,7 @@ impl Strike {
     ///   the confirm did not arrive, is parked a second time.
     /// - **The broker restarts**: besides, what its dead-lettering workers had moved and not noted.
     /// - **The broker is killed**: besides, all that it had not yet written down of what it was
-    ///   told: the requests of the last half second, and one message of each consumer that took
+    ///   told: the requests of the last half second, and what each consumer had in hand for
     ///   longer than that.
     /// - **PostgreSQL is away**: none. Who wants an event is asked before the first attempt; what is
     ///   handed back then was not begun.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{
-    bound::{CONSUMERS, QUEUES, REQUEST_TIMEOUT, RETRY_SCHEDULE},
+    bound::{
+        CIRCUIT_BREAKER, CONSUMERS, DELIVERY_MAX_AGE, PREFETCH_COUNT, QUEUES, REQUEST_TIMEOUT,
+        RETRY_SCHEDULE,
+    },
     cast::{Cast, Webhook},
     history::{DeadLetter, History, Moment, Strike},
     producer::{Output, Producer},
@@ -254,7 +257,7 @@ impl Stage {
                 let webhook = self.webhooks.get(message.text("x-webhook-id"));
                 let number = self.cast.number(message.text("x-event-id"));
                 match (webhook, number, message.text("x-dead-reason")) {
-                    (Some(&webhook), Some(number), "exhausted") => {
+                    (Some(&webhook), Some(number), "exhausted" | "expired") => {
                         dead.push(DeadLetter { number, webhook });
                     }
                     _ => self.problems.push(format!("a strange dead letter: {message:?}")),
@@ -275,6 +278,9 @@ fn start(sandbox: &Sandbox, to_broker: &Proxy, to_postgres: &Proxy) -> Notifier 
         .env("AMQP_CONNECTION_ATTEMPTS", "100")
         .env("AMQP_RETRY_DELAY", "200ms")
         .env("RETRY_SCHEDULE", RETRY_SCHEDULE.join(","))
+        .env("CIRCUIT_BREAKER", CIRCUIT_BREAKER)
+        .env("PREFETCH_COUNT", PREFETCH_COUNT.to_string())
+        .env("DELIVERY_MAX_AGE", format!("{}s", DELIVERY_MAX_AGE.as_secs()))
         .env("REQUEST_TIMEOUT", format!("{}ms", REQUEST_TIMEOUT.as_millis()))
         .env("CONNECT_TIMEOUT", "1s")
         .env("SHUTDOWN_TIMEOUT", format!("{}ms", SHUTDOWN_TIMEOUT.as_millis()))

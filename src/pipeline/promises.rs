@@ -1,0 +1,84 @@
+//! The confirms that a message waits for.
+//!
+//! A lane doesn't wait for them one by one: while the broker writes one message's deliveries down,
+//! the next message is settled, as far as PREFETCH_COUNT allows.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use prometheus::IntCounter;
+
+use super::Tally;
+use crate::broker::{Confirmation, NotConfirmed};
+
+/// A message on its way to the broker, and what to count once it is there.
+#[derive(Debug)]
+pub(super) struct Promise {
+    pub(super) confirmation: Confirmation,
+    pub(super) counter: IntCounter,
+    /// Whether it is a delivery that waits for its next attempt.
+    pub(super) is_parked: bool,
+}
+
+/// The broker's confirms that a message waits for before it may be acked.
+#[derive(Debug)]
+pub struct Promises {
+    open: VecDeque<Promise>,
+    /// When the message was received.
+    pub(super) received: Instant,
+}
+
+impl Promises {
+    pub(super) fn new(received: Instant) -> Self {
+        Self { open: VecDeque::new(), received }
+    }
+
+    pub(super) fn extend(&mut self, promises: impl IntoIterator<Item = Promise>) {
+        self.open.extend(promises);
+    }
+
+    /// Takes note of what is confirmed by now; true once that is everything.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`], if one was not in time.
+    pub fn poll(&mut self, tally: &Tally) -> Result<bool, NotConfirmed> {
+        while let Some(promise) = self.open.front() {
+            match promise.confirmation.poll() {
+                None => return Ok(false),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(())) => self.keep_first(tally),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for the first ones until at most so many are open.
+    pub(super) fn wait_until_open(
+        &mut self,
+        most: usize,
+        tally: &Tally,
+    ) -> Result<(), NotConfirmed> {
+        while self.open.len() > most {
+            if let Some(promise) = self.open.front() {
+                promise.confirmation.wait()?;
+            }
+            self.keep_first(tally);
+        }
+        Ok(())
+    }
+
+    /// The one to wait for next.
+    #[must_use]
+    pub fn first(&self) -> Option<&Confirmation> {
+        self.open.front().map(|promise| &promise.confirmation)
+    }
+
+    /// The first one is confirmed.
+    pub fn keep_first(&mut self, tally: &Tally) {
+        let Some(promise) = self.open.pop_front() else { return };
+        promise.counter.inc();
+        if promise.is_parked {
+            tally.parked();
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What was done after shutdown was asked for: the process' last line.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::shutdown::Shutdown;
+
+/// Counts from shutdown on; displays as the process' last line. Before that, it counts nothing but
+/// what is in hand.
+#[derive(Debug)]
+pub struct Tally {
+    shutdown: Shutdown,
+    finished: AtomicU64,
+    parked: AtomicU64,
+    handed_back: AtomicU64,
+    in_hand: AtomicU64,
+}
+
+impl Tally {
+    /// Counts from that shutdown on.
+    #[must_use]
+    pub fn new(shutdown: Shutdown) -> Self {
+        let [finished, parked, handed_back, in_hand] = Default::default();
+        Self { shutdown, finished, parked, handed_back, in_hand }
+    }
+
+    /// A lane has taken a message.
+    pub fn taken(&self) {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many messages are no longer in a lane's hand: settled, or lost with its connection.
+    pub fn let_go(&self, messages: usize) {
+        self.in_hand.fetch_sub(messages as u64, Ordering::Relaxed);
+    }
+
+    /// So many messages were acked.
+    pub fn finished(&self, messages: usize) {
+        self.count(&self.finished, messages);
+    }
+
+    /// A message went back to the broker.
+    pub fn handed_back(&self) {
+        self.count(&self.handed_back, 1);
+    }
+
+    /// A delivery waits for its next attempt.
+    pub(super) fn parked(&self) {
+        self.count(&self.parked, 1);
+    }
+
+    fn count(&self, counter: &AtomicU64, number: usize) {
+        if self.shutdown.is_requested() {
+            counter.fetch_add(number as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [finished, parked, handed_back, in_hand] =
+            [&self.finished, &self.parked, &self.handed_back, &self.in_hand]
+                .map(|counter| counter.load(Ordering::Relaxed));
+        // What a lane still holds when the process ends, the broker takes back by itself.
+        let handed_back = handed_back + in_hand;
+        write!(formatter, "{finished} finished, {parked} parked, {handed_back} handed back")
+    }
+}
