@@ -83,6 +83,7 @@ fn nothing_is_lost_when_connections_break_again_and_again() {
         .env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url))
         .env("AMQP_RETRY_DELAY", "100ms")
         .env("RETRY_SCHEDULE", "100ms,repeat")
+        .env("CIRCUIT_BREAKER", "off")
         .env("PREFETCH_COUNT", "10")
         .start();
     let events: Vec<_> = (0..200).map(|_| Event::new("order.paid")).collect();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    cast::Kind,
+    cast::{Kind, Webhook},
     history::{History, Moment, Request, Strike},
     plan::Fault,
 };
@@ -100,10 +100,21 @@ impl Strike {
 impl History {
     /// Whether a fault explains why a delivery came again, for which these requests were made: any
     /// of them, also one that failed, may have been for a message that is there twice since.
-    pub(super) fn explains(&self, requests: &[Moment], again: Moment) -> bool {
-        self.strikes.iter().any(|strike| {
-            let before = requests.iter().filter(|at| **at < again);
-            strike.struck <= again && before.into_iter().any(|at| strike.may_double(*at))
+    ///
+    /// A delivery to a receiver that fails may be held back, and its message be doubled without a
+    /// request; so there any fault explains it that struck since its event first came to anybody.
+    pub(super) fn explains(
+        &self,
+        webhook: Webhook,
+        first_came: Moment,
+        requests: &[Moment],
+        again: Moment,
+    ) -> bool {
+        self.strikes.iter().filter(|strike| strike.struck <= again).any(|strike| {
+            let mut before = requests.iter().filter(|at| **at < again);
+            let on_its_way = !webhook.is_healthy() && strike.bound(&[]) > 0;
+            before.any(|at| strike.may_double(*at))
+                || on_its_way && first_came <= strike.recovered + IN_HAND
         })
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Ledger {
     pub(super) rows: BTreeMap<Webhook, Row>,
     /// The sum over all strikes of what each may cause.
     pub(super) bound: usize,
+    /// When each event came to any receiver for the first time.
+    first_came: HashMap<usize, Moment>,
     /// Some of what is lost or not explained, in words.
     pub(super) examples: Vec<String>,
 }
@@ -65,8 +67,13 @@ impl Ledger {
             ends.entry((dead.number, dead.webhook)).or_default().dead += 1;
         }
         let promised = history.events.iter().filter(|event| event.promised).count();
+        let mut first_came = HashMap::new();
+        for request in &history.requests {
+            first_came.entry(request.number).or_insert(request.at);
+        }
         let mut ledger = Self {
             promised,
+            first_came,
             unconfirmed: history.events.len() - promised,
             requests: history.requests.len(),
             bound: history.strikes.iter().map(|strike| strike.bound(&history.requests)).sum(),
@@ -113,11 +120,12 @@ impl Ledger {
             examples.push("is not wanted there".to_owned());
         }
         if let [_, again @ ..] = ends.accepted.as_slice() {
+            let first_came = self.first_came.get(&number).copied().unwrap_or_default();
             // When it died is not known; after all else, at any rate.
             let died = (ends.dead > 0).then_some(Moment::MAX);
             for again in again.iter().copied().chain(died) {
                 row.repeats += 1;
-                if !history.explains(&ends.requests, again) {
+                if !history.explains(webhook, first_came, &ends.requests, again) {
                     row.unexplained += 1;
                     examples.push(format!("came without a cause at {again:.3?}: {ends:.3?}"));
                 }
@@ -142,9 +150,9 @@ impl Ledger {
         healthy.map(|(_, row)| row.unexplained).sum()
     }
 
-    /// Given up although the receiver took them sooner or later.
+    /// Given up although the receiver would have taken them sooner or later.
     pub(super) fn given_up(&self) -> usize {
-        let others = self.rows.iter().filter(|(webhook, _)| **webhook != Webhook::Dead);
+        let others = self.rows.iter().filter(|(webhook, _)| !webhook.may_be_given_up());
         others.map(|(_, row)| row.dead).sum()
     }
 

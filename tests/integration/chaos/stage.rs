@@ -285,6 +285,6 @@ fn start(sandbox: &Sandbox, to_broker: &Proxy, to_postgres: &Proxy) -> Notifier 
         .env("CONNECT_TIMEOUT", "1s")
         .env("SHUTDOWN_TIMEOUT", format!("{}ms", SHUTDOWN_TIMEOUT.as_millis()))
         // Without a line for each failed attempt, of which there are thousands.
-        .env("RUST_LOG", "info,webhook_notifier::pipeline=error")
+        .env("RUST_LOG", "info,webhook_notifier::pipeline=debug")
         .start_unready()
 }
