@@ -10,6 +10,7 @@ mod harness;
 mod delivery;
 mod retries;
 mod outcomes;
+mod receivers;
 mod failures;
 mod malformed;
 mod dead_letters;
