@@ -139,7 +139,7 @@ impl From<Hold> for Held {
     fn from(hold: Hold) -> Self {
         match hold {
             Hold::Degraded => Self::Degraded,
-            Hold::Bulkhead => Self::Bulkhead,
+            Hold::Bulkhead | Hold::Unproven(_) => Self::Bulkhead,
             Hold::Breaker(_) => Self::Breaker,
             Hold::StayAway(_) => Self::RetryAfter,
         }

@@ -1,16 +1,16 @@
-//! What this process knows of each receiver: a [`Receiver`] for each webhook that is being asked or
-//! has something about it worth remembering.
+//! What this process knows of each receiver: a [`Receiver`] for each webhook that it has asked.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::domain::receiver::{Attempt, Breaker, Ended, Hold, Moment, Place, Receiver, Transition};
 
-/// The most receivers that are remembered, so that a flood of failing webhooks can't fill memory:
-/// some megabytes. Of more than that, those that fit count as healthy each time.
+/// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
+/// megabytes. Those that are forgotten for others count as healthy again.
 const MOST: usize = 10_000;
 
 /// The receivers. Shared by all threads.
@@ -19,6 +19,9 @@ pub struct Receivers {
     /// One lock for all: it is held for some tens of nanoseconds, twice for a POST that takes a
     /// thousand times as long.
     known: Mutex<HashMap<Uuid, Receiver>>,
+    /// Somebody waits for the first answer of a receiver, and one has come.
+    answered: Condvar,
+    waiting: AtomicUsize,
     breaker: Breaker,
     /// Moments count from here.
     start: Instant,
@@ -37,10 +40,17 @@ impl Receivers {
     /// All are healthy until they show otherwise.
     #[must_use]
     pub fn new(breaker: Breaker) -> Self {
-        Self { known: Mutex::default(), breaker, start: Instant::now() }
+        Self {
+            known: Mutex::default(),
+            answered: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+            breaker,
+            start: Instant::now(),
+        }
     }
 
-    /// Asks for an attempt, which begins now.
+    /// Asks for an attempt, which begins now; or within a tenth of a second, where the very first
+    /// ones of this receiver are under way, since an answer decides.
     ///
     /// # Errors
     /// Why there is none now.
@@ -49,12 +59,24 @@ impl Receivers {
         webhook: Uuid,
         place: Place,
     ) -> Result<(Attempt, Option<Transition>), Hold> {
-        let now = self.now();
         let mut known = self.lock();
-        if known.len() >= MOST && !known.contains_key(&webhook) {
-            make_room(&mut known, now);
+        loop {
+            let now = self.now();
+            if known.len() >= MOST && !known.contains_key(&webhook) {
+                make_room(&mut known, now);
+            }
+            match known.entry(webhook).or_default().admit(place, now) {
+                Err(Hold::Unproven(wait)) => {
+                    // By a hair more, so that it is over then.
+                    let wait = wait + Duration::from_millis(1);
+                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                    let waited = self.answered.wait_timeout(known, wait);
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    known = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                answer => return answer,
+            }
         }
-        known.entry(webhook).or_default().admit(place, now)
     }
 
     /// Takes note of how an attempt ended.
@@ -63,21 +85,17 @@ impl Receivers {
         let mut known = self.lock();
         let receiver = known.get_mut(&webhook)?;
         let transition = receiver.end(attempt, ended, self.breaker, now);
-        if receiver.is_unremarkable(now) {
-            known.remove(&webhook);
+        // A call of the kernel, so not for nobody. (The lock orders this with what it guards.)
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.answered.notify_all();
         }
         transition
     }
 
     /// An attempt was not made after all.
     pub fn give_back(&self, webhook: Uuid, attempt: Attempt) {
-        let now = self.now();
-        let mut known = self.lock();
-        if let Some(receiver) = known.get_mut(&webhook) {
+        if let Some(receiver) = self.lock().get_mut(&webhook) {
             receiver.give_back(attempt);
-            if receiver.is_unremarkable(now) {
-                known.remove(&webhook);
-            }
         }
     }
 
@@ -137,17 +155,32 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_is_remembered_while_there_is_something_about_it() {
+    fn receivers_are_counted_while_there_is_something_about_them() {
         let receivers = receivers();
         attempt(&receivers, 1, Ended::Delivered);
-        assert!(receivers.lock().is_empty());
+        assert_eq!(receivers.count(), Count::default());
         attempt(&receivers, 1, FAILED);
         attempt(&receivers, 2, FAILED);
         assert_eq!(receivers.count(), Count { degraded: 2, broken: 0 });
         attempt(&receivers, 1, Ended::Delivered);
         receivers.forget(Uuid::from_u128(2));
         assert_eq!(receivers.count(), Count::default());
-        assert!(receivers.lock().is_empty());
+    }
+
+    #[test]
+    fn whoever_waits_for_the_first_answer_goes_on_when_it_comes() {
+        let receivers = receivers();
+        let (id, place) = (Uuid::from_u128(1), Place::new(0, 4, true));
+        let (first, _) = receivers.admit(id, place).expect("an attempt");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| receivers.admit(id, place).is_ok());
+            receivers.end(id, first, Ended::Delivered);
+            assert!(second.join().expect("no panic"));
+        });
+        // And where none comes, it is the bulkhead's.
+        let id = Uuid::from_u128(2);
+        let _ = receivers.admit(id, place).expect("an attempt");
+        assert_eq!(receivers.admit(id, place), Err(Hold::Bulkhead));
     }
 
     #[test]
@@ -162,6 +195,5 @@ mod tests {
         assert!(receivers.lock().len() <= MOST);
         assert!(receivers.lock().contains_key(&asked));
         receivers.end(asked, under_way, Ended::Delivered);
-        assert!(!receivers.lock().contains_key(&asked));
     }
 }

@@ -5,7 +5,7 @@
 //! - **Degraded**: its last attempt failed or was slow, or one is taking long right now. Its first
 //!   attempts are not made in the lane of new events but in that of the retries.
 //! - **Bulkhead** (Nygard, *Release It!*): while it keeps us waiting it gets its share of a lane's
-//!   consumers, and no more.
+//!   consumers, and no more. One that has not shown yet how fast it is gets that at first, too.
 //! - **Circuit breaker** (the same book): after several failures in a row it is left alone for a
 //!   while, then probed by one attempt.
 //!
@@ -135,6 +135,9 @@ pub enum Hold {
     Degraded,
     /// It keeps its share of this lane's consumers waiting.
     Bulkhead,
+    /// Its share is being used for its very first attempts: what they show is known after this
+    /// time at the latest.
+    Unproven(Duration),
     /// The circuit breaker is open for so long, or waits for what its probe finds.
     Breaker(Duration),
     /// The receiver asked us to stay away for so long (`Retry-After`).
@@ -142,30 +145,11 @@ pub enum Hold {
 }
 
 impl Hold {
-    /// Every kind of hold.
-    pub const ALL: [Self; 4] = [
-        Self::Degraded,
-        Self::Bulkhead,
-        Self::Breaker(Duration::ZERO),
-        Self::StayAway(Duration::ZERO),
-    ];
-
-    /// The metrics label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Degraded => "degraded",
-            Self::Bulkhead => "bulkhead",
-            Self::Breaker(_) => "breaker",
-            Self::StayAway(_) => "retry_after",
-        }
-    }
-
     /// How long an attempt would be in vain at least.
     #[must_use]
     pub const fn remaining(self) -> Duration {
         match self {
-            Self::Degraded | Self::Bulkhead => Duration::ZERO,
+            Self::Degraded | Self::Bulkhead | Self::Unproven(_) => Duration::ZERO,
             Self::Breaker(remaining) | Self::StayAway(remaining) => remaining,
         }
     }
@@ -175,7 +159,9 @@ impl fmt::Display for Hold {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Degraded => "the receiver is degraded",
-            Self::Bulkhead => "the receiver keeps its share of the consumers waiting",
+            Self::Bulkhead | Self::Unproven(_) => {
+                "the receiver keeps its share of the consumers waiting"
+            }
             Self::Breaker(_) => "the receiver's circuit breaker is open",
             Self::StayAway(_) => "the receiver asked us to stay away",
         })
@@ -222,6 +208,18 @@ impl Transition {
     }
 }
 
+/// How fast the last answer came, or its failure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Pace {
+    /// There was none yet.
+    #[default]
+    Unknown,
+    /// Within [`PROMPT`].
+    Prompt,
+    /// Later.
+    Lingering,
+}
+
 /// The circuit breaker's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -243,6 +241,7 @@ pub struct Receiver {
     /// Whether another event failed as well since then.
     several: bool,
     slow: bool,
+    pace: Pace,
     state: State,
     stay_away_until: Moment,
     under_way: Vec<Attempt>,
@@ -269,11 +268,7 @@ impl Receiver {
         if place.is_first && self.is_degraded(now) {
             return Err(Hold::Degraded);
         }
-        let keeps_waiting = self.under_way.iter().any(|attempt| now > attempt.began + PROMPT);
-        let here = self.under_way.iter().filter(|attempt| attempt.lane == place.lane).count();
-        if keeps_waiting && here >= place.share {
-            return Err(Hold::Bulkhead);
-        }
+        self.check_share(place, now)?;
         let mut attempt = Attempt { lane: place.lane, began: now, is_probe: false };
         let mut transition = None;
         if let State::Open(_, pause) = self.state {
@@ -285,6 +280,22 @@ impl Receiver {
         Ok((attempt, transition))
     }
 
+    fn check_share(&self, place: Place, now: Moment) -> Result<(), Hold> {
+        let here = self.under_way.iter().filter(|attempt| attempt.lane == place.lane).count();
+        if here < place.share {
+            return Ok(());
+        }
+        let oldest = self.under_way.iter().map(|attempt| attempt.began).min().unwrap_or(now);
+        if now > oldest + PROMPT {
+            return Err(Hold::Bulkhead);
+        }
+        match self.pace {
+            Pace::Prompt => Ok(()),
+            Pace::Lingering => Err(Hold::Bulkhead),
+            Pace::Unknown => Err(Hold::Unproven(oldest + PROMPT - now)),
+        }
+    }
+
     /// An attempt ended at `now`.
     pub fn end(
         &mut self,
@@ -294,6 +305,8 @@ impl Receiver {
         now: Moment,
     ) -> Option<Transition> {
         self.let_go(attempt);
+        let is_prompt = now <= attempt.began + PROMPT;
+        self.pace = if is_prompt { Pace::Prompt } else { Pace::Lingering };
         match ended {
             Ended::Delivered => {
                 self.failures = 0;
@@ -374,7 +387,7 @@ impl Receiver {
         self.state != State::Closed
     }
 
-    /// Whether there is anything to remember of it.
+    /// Whether there is anything to remember of it but how fast it is.
     #[must_use]
     pub fn is_unremarkable(&self, now: Moment) -> bool {
         self.under_way.is_empty()
@@ -433,6 +446,14 @@ mod tests {
             self.receiver.clone().admit(place(is_first), self.now).err()
         }
 
+        /// It has answered promptly before.
+        fn proven() -> Self {
+            let mut subject = Self::default();
+            let attempt = subject.begin(true);
+            subject.deliver(attempt);
+            subject
+        }
+
         fn deliver(&mut self, attempt: Attempt) -> Option<Transition> {
             self.receiver.end(attempt, Ended::Delivered, breaker(), self.now)
         }
@@ -488,13 +509,32 @@ mod tests {
 
     #[test]
     fn a_receiver_that_keeps_us_waiting_gets_a_quarter_of_the_consumers() {
-        let mut subject = Subject::default();
+        let mut subject = Subject::proven();
         let attempts = [subject.begin(true), subject.begin(true)];
         assert_eq!(subject.after(100).hold(true), None, "it still is prompt");
         assert_eq!(subject.after(1).hold(true), Some(Hold::Bulkhead));
         assert_eq!(subject.hold(false), None, "the other lane has a share of its own");
         subject.deliver(attempts[0]);
         assert_eq!(subject.hold(true), None, "one of its two places is free again");
+        subject.deliver(attempts[1]);
+        let attempts = [subject.begin(true), subject.begin(true)];
+        assert_eq!(subject.hold(true), Some(Hold::Bulkhead), "it is known to linger");
+        for attempt in attempts {
+            subject.deliver(attempt);
+        }
+        let _ = [subject.begin(true), subject.begin(true)];
+        assert_eq!(subject.hold(true), None, "it has answered promptly again");
+    }
+
+    #[test]
+    fn a_receiver_that_has_not_answered_yet_has_to_prove_itself() {
+        let mut subject = Subject::default();
+        let attempts = [subject.begin(true), subject.begin(true)];
+        assert_eq!(subject.after(30).hold(true), Some(Hold::Unproven(ms(70))));
+        assert_eq!(subject.hold(false), None);
+        subject.deliver(attempts[0]);
+        let _ = subject.begin(true);
+        assert_eq!(subject.hold(true), None);
     }
 
     #[test]
@@ -540,7 +580,7 @@ mod tests {
 
     #[test]
     fn what_began_before_the_breaker_opened_opens_it_no_further_but_closes_it() {
-        let mut subject = Subject::default();
+        let mut subject = Subject::proven();
         let attempts: Vec<_> = (0..7).map(|_| subject.begin(false)).collect();
         let ends: Vec<_> =
             attempts[..6].iter().map(|attempt| subject.fail(*attempt, None)).collect();
@@ -656,6 +696,7 @@ mod tests {
         fn whatever_happens_the_rules_hold(steps in prop::collection::vec(step(), 0..200)) {
             let mut subject = Subject::default();
             let mut under_way: Vec<(Attempt, bool)> = Vec::new();
+            let mut ended_any = false;
             // By the transitions alone: until when the breaker is open, and whether one probes.
             let (mut open_until, mut probing) = (Moment::ZERO, false);
             let mut see = |transition: Option<Transition>, now: Moment| match transition {
@@ -693,7 +734,10 @@ mod tests {
                                 under_way.push((attempt, is_first));
                             }
                             Err(Hold::Degraded) => prop_assert!(is_first && degraded),
-                            Err(Hold::Bulkhead) => prop_assert!(waits && here >= 2),
+                            Err(Hold::Bulkhead) => prop_assert!(here >= 2),
+                            Err(Hold::Unproven(wait)) => {
+                                prop_assert!(here >= 2 && !waits && !ended_any && wait <= PROMPT);
+                            }
                             Err(Hold::Breaker(remaining)) => {
                                 prop_assert!(was_probing || now + remaining == until);
                             }
@@ -707,6 +751,7 @@ mod tests {
                             continue;
                         }
                         let (attempt, _) = under_way.swap_remove(which.index(under_way.len()));
+                        ended_any = true;
                         let transition = if delivered {
                             subject.deliver(attempt)
                         } else {
@@ -722,7 +767,7 @@ mod tests {
 
         #[test]
         fn a_prompt_receiver_is_never_held_back(gaps in prop::collection::vec(0_u64..500, 1..50)) {
-            let mut subject = Subject::default();
+            let mut subject = Subject::proven();
             for gap in gaps {
                 let attempts: Vec<_> = (0..8).map(|_| subject.begin(true)).collect();
                 subject.after(gap % 100);

@@ -76,8 +76,8 @@ fn receivers_that_never_answer_delay_nobody_from_the_first_event_on() {
     sandbox.broker.publish(sandbox.queue(), &events);
 
     let last = receiver.wait_at("/healthy", 30)[29].at - published;
-    // Each of the bad ones alone would have held one consumer for ten or two seconds a time.
-    assert!(last < Duration::from_secs(2), "the last of the healthy came after {last:?}");
+    // If each of the others had its request, they would fill eight consumers for over a minute.
+    assert!(last < Duration::from_secs(8), "the last of the healthy came after {last:?}");
     wait_until(SOON, "the others are held back", || {
         held(&notifier, sandbox.queue(), "bulkhead") + held(&notifier, sandbox.queue(), "degraded")
             >= 50.0
@@ -224,7 +224,7 @@ fn what_is_held_back_backs_off_counts_no_attempt_and_expires() {
     let notifier = sandbox
         .notifier()
         .env("CIRCUIT_BREAKER", "1,1m,1m")
-        .env("RETRY_SCHEDULE", "300ms,700ms,1m,repeat")
+        .env("RETRY_SCHEDULE", "700ms,1m,repeat")
         .env("DELIVERY_MAX_AGE", "500ms")
         .start();
     // Two events, two failures: open.
@@ -239,7 +239,7 @@ fn what_is_held_back_backs_off_counts_no_attempt_and_expires() {
     sandbox.publish(&event);
     wait_until(SOON, "it waits", || held(&notifier, sandbox.queue(), "breaker") == 1.0);
     let died = |reason| notifier.metric("webhook_dead_letters_total", &[("reason", reason)]);
-    // The pause is a minute; the first two come back sooner, and would have to wait again.
+    // The pause is a minute. The first two come back sooner, too old to wait once more.
     wait_until(SOON, "the first two expire", || died("expired") == 2.0);
     assert_eq!(receiver.requests().len(), attempts, "no attempt while the breaker is open");
     for kind in ["order.first", "order.second"] {
@@ -248,7 +248,7 @@ fn what_is_held_back_backs_off_counts_no_attempt_and_expires() {
         assert_eq!(letter.text("x-event-type"), kind);
         assert_eq!(letter.text("x-webhook-id"), webhook.to_string());
         assert_eq!(letter.number("x-attempt"), Some(1));
-        assert!(letter.number("x-deferrals") >= Some(1), "{letter:?}");
+        assert_eq!(letter.number("x-deferrals"), Some(1));
         assert_eq!(letter.text("x-last-error"), "status 500");
     }
     holds_for(Duration::from_millis(500), "the third waits for the breaker", || {

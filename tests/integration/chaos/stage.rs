@@ -22,9 +22,11 @@ use crate::harness::{FaultServers, Notifier, Proxy, SOON, Sandbox};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// With nothing delivered, parked or dead for this long, nothing more will come: seven times the
-/// longest delay.
-const STALLED: Duration = Duration::from_secs(30);
+/// With nothing delivered, parked or dead for this long, nothing more will come. RabbitMQ's worker
+/// that moves expired messages publishes one again that was not confirmed within three minutes
+/// (`dead_letter_worker_publisher_confirm_timeout`): it may have done so to a queue that was not up
+/// yet after a crash.
+const STALLED: Duration = Duration::from_secs(200);
 
 const POLL: Duration = Duration::from_millis(50);
 
