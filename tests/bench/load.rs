@@ -1,6 +1,7 @@
 //! Publishing, as good producers do: durable queues, persistent messages, publisher confirms.
 
 use std::{
+    fmt,
     ops::Range,
     thread,
     time::{Duration, Instant},
@@ -95,24 +96,37 @@ pub(crate) fn fill(url: &str, queue: &str, events: Range<u32>, kind: &str) {
     producer.settle();
 }
 
-/// Publishes these events at a steady rate, however long anybody takes for them. Returns by how
-/// much the worst of them was late.
+/// Publishes events at a steady rate, however long anybody takes for them, until `address` gives
+/// no queue and type for the next one.
 pub(crate) fn steadily<'a>(
     url: &str,
     per_second: u32,
-    events: Range<u32>,
-    mut address: impl FnMut(u32) -> (&'a str, &'a str),
-) -> Duration {
+    mut address: impl FnMut(u32) -> Option<(&'a str, &'a str)>,
+) -> Published {
     let mut producer = Producer::open(url);
     let began = Instant::now();
-    let mut worst = Duration::ZERO;
-    for (nth, number) in (0..).zip(events) {
-        let due = began + Duration::from_secs(1) * nth / per_second;
+    let mut published = Published { count: 0, latest: Duration::ZERO };
+    while let Some((queue, kind)) = address(published.count) {
+        let due = began + Duration::from_secs(1) * published.count / per_second;
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        worst = worst.max(due.elapsed());
-        let (queue, kind) = address(number);
-        producer.publish(queue, number, kind);
+        published.latest = published.latest.max(due.elapsed());
+        producer.publish(queue, published.count, kind);
+        published.count += 1;
     }
     producer.settle();
-    worst
+    published
+}
+
+/// What was published steadily.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Published {
+    pub(crate) count: u32,
+    /// By how much the worst of them was late.
+    pub(crate) latest: Duration,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "published at most {:.1} ms late", self.latest.as_secs_f64() * 1e3)
+    }
 }

@@ -75,7 +75,7 @@ impl Account {
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { missing, repeated, strangers } = self;
-        write!(f, "{missing} events missing, {repeated} repeated, {strangers} that nobody sent")
+        write!(f, "{missing} missing, {repeated} repeated, {strangers} that nobody sent")
     }
 }
 
@@ -110,10 +110,6 @@ impl Log {
         true
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.lock().receipts.len()
-    }
-
     pub(crate) fn connections(&self) -> usize {
         self.lock().connections
     }
@@ -122,21 +118,25 @@ impl Log {
         self.lock().receipts.clone()
     }
 
-    /// The first receipt of each event, by its number.
-    pub(crate) fn first_receipts(&self) -> HashMap<u32, Receipt> {
-        let mut first = HashMap::new();
-        for receipt in &self.lock().receipts {
-            first.entry(receipt.event).or_insert(*receipt);
-        }
-        first
+    /// Compares with what should have come: these events, each to one webhook.
+    pub(crate) fn account(&self, events: impl IntoIterator<Item = u32>) -> Account {
+        self.account_by(|receipt| receipt.event, events)
     }
 
-    /// Compares with what should have come: these events, each to one webhook.
-    pub(crate) fn account(&self, expected: impl IntoIterator<Item = u32>) -> Account {
+    /// Compares with what should have come: one event, to each of these webhooks.
+    pub(crate) fn account_of_webhooks(&self, webhooks: impl IntoIterator<Item = u32>) -> Account {
+        self.account_by(|receipt| receipt.webhook, webhooks)
+    }
+
+    fn account_by(
+        &self,
+        key: fn(&Receipt) -> u32,
+        expected: impl IntoIterator<Item = u32>,
+    ) -> Account {
         let entries = self.lock();
         let mut times: HashMap<u32, usize> = HashMap::new();
         for receipt in &entries.receipts {
-            *times.entry(receipt.event).or_default() += 1;
+            *times.entry(key(receipt)).or_default() += 1;
         }
         let mut account = Account { strangers: entries.strangers, ..Account::default() };
         for number in expected {
@@ -280,4 +280,12 @@ impl<'a> Request<'a> {
 
 fn number(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// A port where nobody listens, for a receiver that is not there yet. Below the range that outgoing
+/// connections get theirs from: a client that tries such a port of its own machine now and then
+/// connects to itself.
+pub(crate) fn free_port() -> u16 {
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..1_000).map(|_| fastrand::u16(10_000..20_000)).find(free).expect("one port is free")
 }

@@ -2,8 +2,15 @@
 
 mod throughput;
 mod latency;
+mod isolation;
+mod fairness;
+mod memory;
+mod start;
+mod backlog;
+mod dead;
+mod fanout;
 
-use std::{process::ExitCode, time::Instant};
+use std::{fs, process::ExitCode, time::Instant};
 
 use crate::{report::Report, settings::Settings};
 
@@ -22,10 +29,17 @@ const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scen
     Scenario { name, usual: false, run }
 }
 
-const SCENARIOS: [Scenario; 4] = [
+const SCENARIOS: [Scenario; 11] = [
     usual("default", throughput::by_default),
     usual("tuned", throughput::tuned),
     usual("latency", latency::run),
+    usual("isolation", isolation::run),
+    usual("fairness", fairness::run),
+    usual("memory", memory::run),
+    usual("start", start::run),
+    usual("fanout", fanout::run),
+    usual("backlog", backlog::run),
+    on_request("dead", dead::run),
     on_request("search", throughput::search),
 ];
 
@@ -43,6 +57,8 @@ pub(crate) fn run(names: &[String]) -> ExitCode {
     };
     let began = Instant::now();
     let mut report = Report::default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load average before it starts: {}", load.trim());
     for scenario in SCENARIOS.iter().filter(asked) {
         println!("\n== {} (after {:.0} s)", scenario.name, began.elapsed().as_secs_f64());
         (scenario.run)(&settings, &mut report);
