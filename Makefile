@@ -89,6 +89,10 @@ soak: RATE ?= 50
 soak: build ## Steady load, failing receivers; nothing may grow: DURATION=10m RATE=50 SEED=…
 	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) soak
 
+.PHONY: bench
+bench: build ## Measure it beside a bare loop: [SCENARIO='tuned isolation'] [ROUNDS=5]
+	@scripts/bench.sh $(BINARY) $(SCENARIO)
+
 .PHONY: fmt-check
 fmt-check: ## Is everything formatted?
 	cargo fmt --check

@@ -1,0 +1,132 @@
+//! Publishing, as good producers do: durable queues, persistent messages, publisher confirms.
+
+use std::{
+    fmt,
+    ops::Range,
+    thread,
+    time::{Duration, Instant},
+};
+
+use amiquip::{AmqpProperties, Channel, Confirm, ConfirmSmoother, Connection, Publish};
+use crossbeam_channel::Receiver;
+
+use crate::{
+    event::{Stamp, body},
+    harness::broker::PERSISTENT,
+    measure::now,
+};
+
+/// Confirms that may be outstanding: enough that the broker is never waited for, few enough that
+/// it never has to slow us down.
+const OUTSTANDING: usize = 2_000;
+
+/// How long the broker may take for a confirm.
+const CONFIRMED: Duration = Duration::from_secs(60);
+
+pub(crate) struct Producer {
+    confirms: Receiver<Confirm>,
+    smoother: ConfirmSmoother,
+    outstanding: usize,
+    properties: AmqpProperties,
+    // In this order: a channel is dropped before its connection.
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Producer {
+    pub(crate) fn open(url: &str) -> Self {
+        let mut connection = Connection::insecure_open(url).expect("the broker lets us in");
+        let channel = connection.open_channel(None).expect("a channel");
+        let confirms = channel.listen_for_publisher_confirms().expect("the channel is open");
+        channel.enable_publisher_confirms().expect("the broker confirms");
+        let properties = AmqpProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(String::from("application/json"));
+        Self {
+            confirms,
+            smoother: ConfirmSmoother::new(),
+            outstanding: 0,
+            properties,
+            channel,
+            _connection: connection,
+        }
+    }
+
+    /// Publishes an event; it bears the time of now.
+    pub(crate) fn publish(&mut self, queue: &str, number: u32, kind: &str) {
+        let body = body(Stamp { number, sent: now() }, kind);
+        let mut publish = Publish::new(&body, queue);
+        publish.properties = self.properties.clone();
+        self.channel.basic_publish("", publish).expect("the broker takes an event");
+        self.outstanding += 1;
+        while let Ok(confirm) = self.confirms.try_recv() {
+            self.note(confirm);
+        }
+        while self.outstanding > OUTSTANDING {
+            self.wait();
+        }
+    }
+
+    /// Waits until the broker has all.
+    pub(crate) fn settle(&mut self) {
+        while self.outstanding > 0 {
+            self.wait();
+        }
+    }
+
+    fn wait(&mut self) {
+        let confirm = self.confirms.recv_timeout(CONFIRMED).expect("the broker confirms");
+        self.note(confirm);
+    }
+
+    fn note(&mut self, confirm: Confirm) {
+        for confirm in self.smoother.process(confirm) {
+            assert!(matches!(confirm, Confirm::Ack(_)), "the broker refused an event");
+            self.outstanding -= 1;
+        }
+    }
+}
+
+/// Publishes these events as fast as the broker takes them, and waits until it has them.
+pub(crate) fn fill(url: &str, queue: &str, events: Range<u32>, kind: &str) {
+    let mut producer = Producer::open(url);
+    for number in events {
+        producer.publish(queue, number, kind);
+    }
+    producer.settle();
+}
+
+/// Publishes events at a steady rate, however long anybody takes for them, until `address` gives
+/// no queue and type for the next one.
+pub(crate) fn steadily<'a>(
+    url: &str,
+    per_second: u32,
+    mut address: impl FnMut(u32) -> Option<(&'a str, &'a str)>,
+) -> Published {
+    let mut producer = Producer::open(url);
+    let began = Instant::now();
+    let mut published = Published { count: 0, latest: Duration::ZERO };
+    while let Some((queue, kind)) = address(published.count) {
+        let due = began + Duration::from_secs(1) * published.count / per_second;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        published.latest = published.latest.max(due.elapsed());
+        producer.publish(queue, published.count, kind);
+        published.count += 1;
+    }
+    producer.settle();
+    published
+}
+
+/// What was published steadily.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Published {
+    pub(crate) count: u32,
+    /// By how much the worst of them was late.
+    pub(crate) latest: Duration,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "published at most {:.1} ms late", self.latest.as_secs_f64() * 1e3)
+    }
+}

@@ -1,0 +1,135 @@
+//! What a run has found: the table, and what went wrong.
+
+use std::fmt;
+
+use crate::measure::Spread;
+
+/// What a figure should be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Only reported.
+    None,
+}
+
+impl Limit {
+    fn verdict(self, value: f64) -> &'static str {
+        let reached = match self {
+            Self::AtLeast(limit) => value >= limit,
+            Self::AtMost(limit) => value <= limit,
+            Self::None => return "",
+        };
+        if reached { "reached" } else { "missed" }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&match self {
+            Self::AtLeast(limit) => format!(">= {limit:.2}"),
+            Self::AtMost(limit) => format!("<= {limit:.2}"),
+            Self::None => String::new(),
+        })
+    }
+}
+
+/// One line of the table. The median decides whether the limit was reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) figure: String,
+    pub(crate) limit: Limit,
+    /// The ratio where there is something to compare with, else the figure itself.
+    pub(crate) spread: Spread,
+    pub(crate) ours: String,
+    pub(crate) against: String,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    wrong: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn row(&mut self, row: Row) {
+        self.rows.push(row);
+    }
+
+    /// The ratio of a figure, round by round, and the medians of both sides.
+    pub(crate) fn ratio(&mut self, figure: &str, limit: Limit, pairs: &[(f64, f64)]) {
+        let ours = Spread::of(pairs.iter().map(|pair| pair.0)).median;
+        let against = Spread::of(pairs.iter().map(|pair| pair.1)).median;
+        self.row(Row {
+            figure: figure.to_owned(),
+            limit,
+            spread: Spread::of(pairs.iter().map(|(ours, against)| ours / against)),
+            ours: number(ours),
+            against: number(against),
+        });
+    }
+
+    /// A figure with nothing to compare it with.
+    pub(crate) fn figure(&mut self, figure: &str, limit: Limit, values: &[f64]) {
+        let spread = Spread::of(values.iter().copied());
+        let figure = figure.to_owned();
+        self.row(Row {
+            figure,
+            limit,
+            spread,
+            ours: number(spread.median),
+            against: String::new(),
+        });
+    }
+
+    /// Something lost, or wrong: the run fails.
+    pub(crate) fn wrong(&mut self, problem: impl Into<String>) {
+        let problem = problem.into();
+        println!("  WRONG: {problem}");
+        self.wrong.push(problem);
+    }
+
+    /// Whether nothing was.
+    pub(crate) fn is_right(&self) -> bool {
+        self.wrong.is_empty()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.rows.iter().map(|row| row.figure.chars().count()).max().unwrap_or(0);
+        writeln!(
+            f,
+            "{:width$}  {:>9}  {:>9}  {:>7} {:>7} {:>7}  {:>8}",
+            "FIGURE", "NOTIFIER", "AGAINST", "MIN", "MEDIAN", "MAX", "LIMIT"
+        )?;
+        for row in &self.rows {
+            let Spread { min, median, max } = row.spread;
+            let (min, median, max) = (number(min), number(median), number(max));
+            let verdict = row.limit.verdict(row.spread.median);
+            writeln!(
+                f,
+                "{:width$}  {:>9}  {:>9}  {min:>7} {median:>7} {max:>7}  {:>8}  {verdict}",
+                row.figure, row.ours, row.against, row.limit
+            )?;
+        }
+        writeln!(
+            f,
+            "\nMIN, MEDIAN and MAX over the rounds: of the ratio of the two figures, or of the figure\nwhere there is nothing to compare it with. The median decides. A figure that is missed does\nnot fail the run: another load on the machine can cause that."
+        )?;
+        match self.wrong.len() {
+            0 => write!(f, "\nnothing lost, nothing twice, nothing left behind"),
+            count => write!(f, "\n{count} THINGS WRONG, the first: {}", self.wrong[0]),
+        }
+    }
+}
+
+/// With about three digits.
+fn number(value: f64) -> String {
+    let decimals = match value.abs() {
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}

@@ -1,0 +1,75 @@
+//! The scenarios, and the run over those that were asked for.
+
+mod throughput;
+mod latency;
+mod isolation;
+mod fairness;
+mod memory;
+mod start;
+mod backlog;
+mod dead;
+mod fanout;
+
+use std::{fs, process::ExitCode, time::Instant};
+
+use crate::{report::Report, settings::Settings};
+
+struct Scenario {
+    name: &'static str,
+    /// Part of a run that asks for none by name.
+    usual: bool,
+    run: fn(&Settings, &mut Report),
+}
+
+const fn usual(name: &'static str, run: fn(&Settings, &mut Report)) -> Scenario {
+    Scenario { name, usual: true, run }
+}
+
+const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scenario {
+    Scenario { name, usual: false, run }
+}
+
+const SCENARIOS: [Scenario; 11] = [
+    usual("default", throughput::by_default),
+    usual("tuned", throughput::tuned),
+    usual("latency", latency::run),
+    usual("isolation", isolation::run),
+    usual("fairness", fairness::run),
+    usual("memory", memory::run),
+    usual("start", start::run),
+    usual("fanout", fanout::run),
+    usual("backlog", backlog::run),
+    on_request("dead", dead::run),
+    on_request("search", throughput::search),
+];
+
+/// Runs the scenarios of these names, or the usual ones, and prints what they found.
+pub(crate) fn run(names: &[String]) -> ExitCode {
+    let unknown = names.iter().find(|name| SCENARIOS.iter().all(|known| known.name != **name));
+    let settings = match (unknown, Settings::from_environment()) {
+        (None, Ok(settings)) => settings,
+        (Some(name), _) => return usage(&format!("there is no scenario {name}")),
+        (None, Err(problem)) => return usage(&problem),
+    };
+    let asked = |scenario: &&Scenario| match names {
+        [] => scenario.usual,
+        names => names.iter().any(|name| name == scenario.name),
+    };
+    let began = Instant::now();
+    let mut report = Report::default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load average before it starts: {}", load.trim());
+    for scenario in SCENARIOS.iter().filter(asked) {
+        println!("\n== {} (after {:.0} s)", scenario.name, began.elapsed().as_secs_f64());
+        (scenario.run)(&settings, &mut report);
+    }
+    println!("\n{report}");
+    println!("{:.0} s in all", began.elapsed().as_secs_f64());
+    if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage(problem: &str) -> ExitCode {
+    let names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+    eprintln!("{problem}; the scenarios are {}", names.join(", "));
+    ExitCode::from(2)
+}

@@ -1,0 +1,131 @@
+//! Events per second and processor time per event, with a queue that is already full.
+//!
+//! The clock runs from the first receipt at the receiver to the last, and so does the count of the
+//! processor time; starting up is in neither.
+
+use std::time::Duration;
+
+use crate::{
+    harness::Sandbox,
+    load,
+    measure::processor_time,
+    raw_loop,
+    receiver::{Behaviour, Log, Receiver},
+    report::{Limit, Report},
+    settings::Settings,
+    subject::{Setting, Side, Subject},
+};
+
+const KIND: &str = "invoice.paid";
+
+/// A second or two each.
+const EVENTS_BY_DEFAULT: u32 = 5_000;
+const EVENTS_TUNED: u32 = 30_000;
+
+/// Far above what any of it takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// One round of one side.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    per_second: f64,
+    /// Processor time per event, in microseconds.
+    processor: f64,
+    requests_per_connection: f64,
+}
+
+pub(super) fn by_default(settings: &Settings, report: &mut Report) {
+    let (ours, bare) = (Setting::DEFAULT, Setting::DEFAULT);
+    let rounds = compare(settings.rounds(5), ours, bare, EVENTS_BY_DEFAULT, report);
+    report.ratio("default: events/s", Limit::AtLeast(0.90), &pairs(&rounds, |m| m.per_second));
+    report.ratio("default: CPU µs per event", Limit::None, &pairs(&rounds, |m| m.processor));
+}
+
+pub(super) fn tuned(settings: &Settings, report: &mut Report) {
+    raw_loop::measure_receiver();
+    let Settings { notifier: ours, bare, .. } = *settings;
+    let rounds = compare(settings.rounds(5), ours, bare, EVENTS_TUNED, report);
+    report.ratio("tuned: events/s", Limit::AtLeast(0.85), &pairs(&rounds, |m| m.per_second));
+    report.ratio("tuned: CPU µs per event", Limit::AtMost(1.35), &pairs(&rounds, |m| m.processor));
+    report.ratio(
+        "tuned: requests per connection",
+        Limit::None,
+        &pairs(&rounds, |m| m.requests_per_connection),
+    );
+}
+
+/// The best setting of each side.
+pub(super) fn search(settings: &Settings, report: &mut Report) {
+    for consumers in [1, 2, 4, 8] {
+        for prefetch in [16, 64, 256] {
+            let setting = Setting { consumers, prefetch };
+            let rounds = compare(settings.rounds(2), setting, setting, EVENTS_TUNED, report);
+            let name = format!("{setting}: events/s");
+            report.ratio(&name, Limit::None, &pairs(&rounds, |m| m.per_second));
+            let name = format!("{setting}: CPU µs per event");
+            report.ratio(&name, Limit::None, &pairs(&rounds, |m| m.processor));
+        }
+    }
+}
+
+/// Both sides, one after the other, and over again.
+fn compare(
+    rounds: usize,
+    ours: Setting,
+    bare: Setting,
+    events: u32,
+    report: &mut Report,
+) -> Vec<(Measured, Measured)> {
+    println!(
+        "{events} events wait; notifier: QUEUES=<queue>={} PREFETCH_COUNT={}; bare loop: {} channels, prefetch {}",
+        ours.consumers, ours.prefetch, bare.consumers, bare.prefetch
+    );
+    let mut round = || {
+        let ours = measure(Side::Notifier, ours, events, report);
+        (ours, measure(Side::BareLoop, bare, events, report))
+    };
+    (0..rounds).map(|_| round()).collect()
+}
+
+fn pairs(rounds: &[(Measured, Measured)], of: fn(&Measured) -> f64) -> Vec<(f64, f64)> {
+    rounds.iter().map(|(ours, bare)| (of(ours), of(bare))).collect()
+}
+
+fn measure(side: Side, setting: Setting, events: u32, report: &mut Report) -> Measured {
+    let sandbox = Sandbox::new();
+    let log = Log::new();
+    let receiver = Receiver::start(Behaviour::Prompt, &log);
+    sandbox.webhook(&receiver.url(0), &[KIND]);
+    load::fill(&sandbox.servers.amqp_url, sandbox.queue(), 0..events, KIND);
+
+    let subject = Subject::start(side, &sandbox, setting, &receiver.url(0));
+    log.wait(1, LIMIT);
+    let before = processor_time(subject.id());
+    let complete = log.wait(events as usize, LIMIT);
+    let used = processor_time(subject.id()) - before;
+
+    let account = log.account(0..events);
+    if !complete || !account.is_right() {
+        report.wrong(format!("{side} {setting}: {account}"));
+    }
+    for problem in subject.stop(&sandbox) {
+        report.wrong(problem);
+    }
+    let receipts = log.receipts();
+    let (Some(first), Some(last)) = (receipts.first(), receipts.last()) else {
+        panic!("{side} delivered nothing within {LIMIT:?}")
+    };
+    let elapsed = Duration::from_nanos(last.at - first.at);
+    let measured = Measured {
+        per_second: f64::from(events - 1) / elapsed.as_secs_f64(),
+        processor: used.as_secs_f64() / f64::from(events) * 1e6,
+        requests_per_connection: f64::from(events) / log.connections() as f64,
+    };
+    println!(
+        "  {side:9}  {:6.0} events/s  {:5.1} µs of CPU per event  {} connections",
+        measured.per_second,
+        measured.processor,
+        log.connections()
+    );
+    measured
+}

@@ -1,0 +1,57 @@
+//! What a run can be asked for, by the environment.
+
+use std::{env, str::FromStr, time::Duration};
+
+use crate::subject::Setting;
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// ROUNDS, instead of each scenario's own number.
+    rounds: Option<usize>,
+    /// DURATION, of the scenarios that wait.
+    pub(crate) duration: Duration,
+    /// NOTIFIER: its consumers and prefetch where it is tuned.
+    pub(crate) notifier: Setting,
+    /// BARE: the same of the bare loop.
+    pub(crate) bare: Setting,
+}
+
+/// Found by `make bench SCENARIO=search`.
+const TUNED: Setting = Setting { consumers: 4, prefetch: 64 };
+
+impl Settings {
+    pub(crate) fn from_environment() -> Result<Self, String> {
+        Ok(Self {
+            rounds: value("ROUNDS")?,
+            duration: match value::<String>("DURATION")? {
+                Some(text) => duration(&text)
+                    .ok_or_else(|| format!("DURATION={text} is not a time such as 90s or 10m"))?,
+                None => Duration::from_secs(600),
+            },
+            notifier: value("NOTIFIER")?.unwrap_or(TUNED),
+            bare: value("BARE")?.unwrap_or(TUNED),
+        })
+    }
+
+    pub(crate) fn rounds(&self, default: usize) -> usize {
+        self.rounds.unwrap_or(default).max(1)
+    }
+}
+
+fn value<T: FromStr<Err: ToString>>(variable: &str) -> Result<Option<T>, String> {
+    let text = env::var(variable).ok().filter(|text| !text.is_empty());
+    let parse = |text: String| {
+        text.parse().map_err(|error: T::Err| format!("{variable}={text}: {}", error.to_string()))
+    };
+    text.map(parse).transpose()
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let seconds = match text.char_indices().next_back()? {
+        (end, 's') => text[..end].parse().ok(),
+        (end, 'm') => text[..end].parse().ok().and_then(|minutes: u64| minutes.checked_mul(60)),
+        _ => None,
+    };
+    seconds.filter(|&seconds| seconds > 0).map(Duration::from_secs)
+}
