@@ -14,7 +14,8 @@ use crate::admin::{Admin, Casualties};
 use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
 use crate::config::Config;
 use crate::consumer;
-use crate::metrics::Metrics;
+use crate::directory::Directory;
+use crate::metrics::{Glance, Metrics};
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
@@ -64,17 +65,22 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let config = Arc::new(config);
     let store = Arc::new(store);
     let receivers = Arc::new(Receivers::new(config.circuit_breaker));
-    metrics.count_receivers_by({
-        let receivers = Arc::clone(&receivers);
+    let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
+    metrics.look_by({
+        let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));
         move || {
             let count = receivers.count();
-            (count.degraded, count.broken)
+            Glance {
+                receivers_degraded: count.degraded,
+                breakers_open: count.broken,
+                directory_age: directory.age(),
+            }
         }
     });
     let (publisher, publisher_thread) = Publisher::new(&config);
     let pipeline = Arc::new(Pipeline::new(
         &config,
-        Arc::clone(&store),
+        Arc::clone(&directory),
         publisher,
         receivers,
         Arc::clone(&metrics),
@@ -91,6 +97,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         let shutdown = shutdown.clone();
         move || {
             monitor(&config, &store, &metrics, &shutdown);
+            Ok(())
+        }
+    })?;
+    threads.spawn("directory".to_owned(), {
+        let shutdown = shutdown.clone();
+        move || {
+            directory.listen(&shutdown, jitter);
             Ok(())
         }
     })?;

@@ -35,7 +35,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 20] = [
+const SETTINGS: [Setting; 21] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
@@ -53,6 +53,7 @@ const SETTINGS: [Setting; 20] = [
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
+    setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
     setting("DATABASE_POOL_SIZE", "consumers + 2", "N", "Connections to PostgreSQL"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
@@ -155,6 +156,7 @@ pub struct Config {
     pub max_event_bytes: usize,
     pub max_response_bytes: u64,
     pub allow_networks: AllowedNetworks,
+    pub directory_entries: usize,
     pub database_pool_size: u32,
     pub shutdown_timeout: Duration,
     pub rust_log: String,
@@ -198,6 +200,7 @@ impl Settings {
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
             allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
+            directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
             database_pool_size: match self.0.get("DATABASE_POOL_SIZE") {
                 Some(_) => self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
                 None => consumers + 2,

@@ -15,7 +15,7 @@
 //!
 //! 1. [`consumer`] runs a *lane*: one thread, one connection, one queue. It takes a message, and
 //!    gives it to
-//! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`store`] which
+//! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
 //!    webhooks want it, and makes one attempt at each, some in parallel, with
 //! 3. [`sender`], which POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
 //! 4. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
@@ -54,6 +54,7 @@ pub mod pipeline;
 pub mod domain;
 pub mod sender;
 pub mod receivers;
+pub mod directory;
 pub mod store;
 pub mod broker;
 pub mod dead_letters;

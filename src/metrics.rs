@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 
@@ -44,8 +44,10 @@ pub struct Metrics {
     receivers_degraded: IntGauge,
     breakers_open: IntGauge,
     transitions: IntCounterVec,
-    /// Asked for what only they know when the metrics are read.
-    count_receivers: OnceLock<CountReceivers>,
+    directory_age: Gauge,
+    lookups: Lookups,
+    /// Asked for what changes by the clock, when the metrics are read.
+    look: OnceLock<Look>,
     database_up: IntGauge,
     database_answered: Mutex<Option<Instant>>,
     announced: AtomicBool,
@@ -246,6 +248,20 @@ impl Metrics {
             "Receivers whose last attempt failed or took over a second, or that take as long now",
             &[],
         )?;
+        let directory_age = make.register(Gauge::new(
+            "webhook_directory_age_seconds",
+            "For how long what is remembered of the webhooks may have been untrue; 0 in normal operation",
+        )?)?;
+        let lookups = make.counter(
+            "webhook_directory_lookups_total",
+            "Answers to who wants an event, by where they came from",
+            &["answer"],
+        )?;
+        let lookups = Lookups {
+            memory: lookups.with_label_values(&["memory"]),
+            database: lookups.with_label_values(&["database"]),
+            last_known: lookups.with_label_values(&["last_known"]),
+        };
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
         make.gauge("webhook_build_info", "Always 1; the version is a label", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -278,7 +294,9 @@ impl Metrics {
             receivers_degraded: receivers_degraded.with_label_values::<&str>(&[]),
             breakers_open: breakers_open.with_label_values::<&str>(&[]),
             transitions,
-            count_receivers: OnceLock::new(),
+            directory_age,
+            lookups,
+            look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
             database_answered: Mutex::new(None),
             announced: AtomicBool::new(false),
@@ -310,11 +328,16 @@ impl Metrics {
         self.transitions.with_label_values(&[transition.label()])
     }
 
-    /// Says who counts the degraded receivers and the open circuit breakers: they change by the
-    /// clock too, so they are counted when somebody looks.
-    pub fn count_receivers_by(&self, count: impl Fn() -> (usize, usize) + Send + Sync + 'static) {
+    /// Where the directory counts its answers.
+    #[must_use]
+    pub fn lookups(&self) -> Lookups {
+        self.lookups.clone()
+    }
+
+    /// Says who knows what changes by the clock too: it is asked when somebody reads the metrics.
+    pub fn look_by(&self, look: impl Fn() -> Glance + Send + Sync + 'static) {
         // A second one would be a mistake of the wiring, without consequence.
-        let _ = self.count_receivers.set(CountReceivers(Box::new(count)));
+        let _ = self.look.set(Look(Box::new(look)));
     }
 
     /// Sets how many messages are ready in a queue.
@@ -366,10 +389,11 @@ impl Metrics {
     /// If the encoder fails, which it does only on a metric without a value.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.database_up.set(self.database_is_up().into());
-        if let Some(CountReceivers(count)) = self.count_receivers.get() {
-            let (degraded, open) = count();
-            self.receivers_degraded.set(i64::try_from(degraded)?);
-            self.breakers_open.set(i64::try_from(open)?);
+        if let Some(Look(look)) = self.look.get() {
+            let glance = look();
+            self.receivers_degraded.set(i64::try_from(glance.receivers_degraded)?);
+            self.breakers_open.set(i64::try_from(glance.breakers_open)?);
+            self.directory_age.set(glance.directory_age.as_secs_f64());
         }
         let mut text = Vec::with_capacity(32 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -377,13 +401,34 @@ impl Metrics {
     }
 }
 
-/// Counts degraded receivers and open circuit breakers.
-struct CountReceivers(Box<dyn Fn() -> (usize, usize) + Send + Sync>);
+/// What changes by the clock too.
+#[derive(Clone, Copy, Debug)]
+pub struct Glance {
+    /// Receivers that are degraded.
+    pub receivers_degraded: usize,
+    /// Receivers whose circuit breaker is open or half-open.
+    pub breakers_open: usize,
+    /// For how long what the directory knows may have been untrue.
+    pub directory_age: Duration,
+}
 
-impl std::fmt::Debug for CountReceivers {
+struct Look(Box<dyn Fn() -> Glance + Send + Sync>);
+
+impl std::fmt::Debug for Look {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("CountReceivers")
+        formatter.write_str("Look")
     }
+}
+
+/// The directory's answers, by where they came from.
+#[derive(Clone, Debug)]
+pub struct Lookups {
+    /// From memory, which is certain.
+    pub memory: IntCounter,
+    /// From PostgreSQL.
+    pub database: IntCounter,
+    /// From memory, while PostgreSQL is away.
+    pub last_known: IntCounter,
 }
 
 /// Makes metrics and registers them.

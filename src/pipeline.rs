@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher, unix_millis};
 use crate::config::Config;
+use crate::directory::{Directory, Found, StoreError};
 use crate::domain::delivery::{self, Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
@@ -23,7 +24,6 @@ use crate::metrics::{self, Dropped, Held, Metrics};
 use crate::receivers::Receivers;
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
-use crate::store::{Found, Store, StoreError};
 
 mod promises;
 mod tally;
@@ -68,7 +68,7 @@ pub enum Missing {
 /// Settles messages. Shared by all consumers.
 #[derive(Debug)]
 pub struct Pipeline {
-    store: Arc<Store>,
+    directory: Arc<Directory>,
     sender: Sender,
     publisher: Publisher,
     metrics: Arc<Metrics>,
@@ -100,14 +100,14 @@ impl Pipeline {
     #[must_use]
     pub fn new(
         config: &Config,
-        store: Arc<Store>,
+        directory: Arc<Directory>,
         publisher: Publisher,
         receivers: Arc<Receivers>,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Self {
         Self {
-            store,
+            directory,
             sender: Sender::new(config),
             publisher,
             receivers,
@@ -155,14 +155,20 @@ impl Pipeline {
         &self.tally
     }
 
-    /// What is missing right now to settle a message, as far as can be told without one.
+    /// What is missing right now to settle a message, as far as can be told without one. What is
+    /// known may do while PostgreSQL is away, until (`lately`) it did not.
     #[must_use]
     pub fn missing(&self, lately: Option<&Missing>) -> Option<Missing> {
-        if let Err(error) = self.store.ping() {
-            self.metrics.database_failed();
-            return Some(Missing::Database(error.to_string()));
+        match self.directory.ping() {
+            Ok(()) => self.metrics.database_answered(),
+            Err(error) => {
+                self.metrics.database_failed();
+                let did_not_do = matches!(lately, Some(Missing::Database(_)));
+                if did_not_do || !self.directory.knows_any() {
+                    return Some(Missing::Database(error.to_string()));
+                }
+            }
         }
-        self.metrics.database_answered();
         (lately == Some(&Missing::Confirm) && !self.publisher.is_able()).then_some(Missing::Confirm)
     }
 
@@ -174,7 +180,7 @@ impl Pipeline {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let webhooks = match self.store.webhooks_wanting(&event.event_type) {
+        let webhooks = match self.directory.wanting(&event.event_type) {
             Err(StoreError::Refused(words)) => {
                 let malformed = Malformed::NotSearchable(words);
                 return self.bury_malformed(context, &malformed, promises);
@@ -202,7 +208,7 @@ impl Pipeline {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let dropped = match self.answered(self.store.find(delivery.webhook_id))? {
+        let dropped = match self.answered(self.directory.find(delivery.webhook_id))? {
             Found::Enabled(webhook) => {
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());

@@ -21,8 +21,11 @@ use crate::config::{Config, ConfigError};
 use crate::domain::webhook::{Webhook, matching_patterns};
 
 mod connector;
+mod listen;
 
 use connector::{ConnectError, Connector};
+
+pub use listen::Heard;
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.
@@ -42,10 +45,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i32, &str, &str); 3] = [
+const MIGRATIONS: [(i32, &str, &str); 4] = [
     (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
     (2, "events_index", include_str!("../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../sql/003_disabled.sql")),
+    (4, "notify", include_str!("../sql/004_notify.sql")),
 ];
 
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.

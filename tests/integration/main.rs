@@ -19,6 +19,7 @@ mod connections;
 mod faults;
 mod chaos;
 mod database;
+mod directory;
 mod topology;
 mod observability;
 mod configuration;

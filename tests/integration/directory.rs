@@ -1,0 +1,304 @@
+//! Who wants an event is known from memory, and every change of the table is honoured at once.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{
+    Event, LATER, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, holds_for, wait_until,
+};
+
+/// How soon a committed change must be honoured.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+fn answers(notifier: &Notifier, from: &str) -> f64 {
+    notifier.metric("webhook_directory_lookups_total", &[("answer", from)])
+}
+
+/// Waits until the directory listens.
+fn wait_listening(notifier: &Notifier) {
+    wait_until(SOON, "the directory listens", || {
+        notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
+    });
+}
+
+fn wait_delivered(notifier: &Notifier, count: usize) {
+    wait_until(SOON, &format!("{count} deliveries are counted"), || {
+        notifier.metric("webhook_request_success_total", &[]) >= count as f64
+    });
+}
+
+#[test]
+fn events_of_one_type_cost_one_query() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["order.*"]);
+    let notifier = sandbox.notifier().start();
+    wait_listening(&notifier);
+
+    let mut events: Vec<_> = (0..50).map(|_| Event::new("order.paid")).collect();
+    // Nobody wants these, which is worth remembering too.
+    events.extend((0..50).map(|_| Event::new("user.created")));
+    sandbox.broker.publish(sandbox.queue(), &events);
+
+    wait_until(SOON, "all are settled", || {
+        notifier.metric("webhook_events_unmatched_total", &[]) == 50.0
+    });
+    wait_delivered(&notifier, 50);
+    assert_eq!(answers(&notifier, "database"), 2.0);
+    assert_eq!(answers(&notifier, "memory"), 98.0);
+}
+
+#[test]
+fn a_committed_change_is_honoured_within_a_tenth_of_a_second() {
+    let sandbox = Sandbox::alone(1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/first"), &["order.paid"]);
+    let notifier = sandbox.notifier().start();
+    wait_listening(&notifier);
+    let publish_after_a_change =
+        |sql: &str, parameters: &[&(dyn postgres::types::ToSql + Sync)]| {
+            // So that there is something to forget.
+            sandbox.publish(&Event::new("order.paid"));
+            let known = answers(&notifier, "memory") + answers(&notifier, "database");
+            wait_until(SOON, "the event is looked up", || {
+                answers(&notifier, "memory") + answers(&notifier, "database") > known
+            });
+            sandbox.database.execute(sql, parameters);
+            let committed = Instant::now();
+            wait_until(SOON, "the time is over", || committed.elapsed() >= AT_ONCE);
+            let event = Event::new("order.paid");
+            sandbox.publish(&event);
+            sandbox.wait_drained();
+            event
+        };
+    let count = |path: &str, event: &Event| receiver.of(path, event).len();
+    let arrives = |path: &str, event: &Event| {
+        wait_until(SOON, &format!("it comes to {path}"), || count(path, event) == 1);
+    };
+
+    for round in 0..5 {
+        let url = receiver.url(&format!("/added-{round}"));
+        let event = publish_after_a_change(
+            "INSERT INTO webhooks (post_url, events) VALUES ($1, '{order.*}')",
+            &[&url],
+        );
+        arrives(&format!("/added-{round}"), &event);
+
+        let moved = receiver.url(&format!("/moved-{round}"));
+        let event = publish_after_a_change(
+            "UPDATE webhooks SET post_url = $1 WHERE post_url = $2",
+            &[&moved, &url],
+        );
+        arrives(&format!("/moved-{round}"), &event);
+        assert_eq!(count(&format!("/added-{round}"), &event), 0);
+
+        let event = publish_after_a_change(
+            "UPDATE webhooks SET disabled_at = now() WHERE post_url = $1",
+            &[&moved],
+        );
+        arrives("/first", &event);
+        assert_eq!(count(&format!("/moved-{round}"), &event), 0);
+    }
+    let event = publish_after_a_change("DELETE FROM webhooks WHERE post_url LIKE '%/first'", &[]);
+    let unmatched = || notifier.metric("webhook_events_unmatched_total", &[]);
+    wait_until(SOON, "nobody wants it", || unmatched() == 1.0);
+    assert_eq!(count("/first", &event), 0);
+    sandbox.webhook(&receiver.url("/last"), &["*"]);
+    let event = publish_after_a_change("TRUNCATE webhooks", &[]);
+    wait_until(SOON, "nobody wants it", || unmatched() >= 2.0);
+    assert_eq!(count("/last", &event), 0);
+    assert!(answers(&notifier, "memory") > 0.0);
+}
+
+#[test]
+fn a_change_that_is_not_committed_is_not_honoured_and_then_it_is() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/old"), &["*"]);
+    let notifier = sandbox.notifier().start();
+    wait_listening(&notifier);
+    let mut client =
+        postgres::Client::connect(sandbox.database.url(), postgres::NoTls).expect("it answers");
+    let mut transaction = client.transaction().expect("it answers");
+    let url = receiver.url("/new");
+    transaction
+        .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook])
+        .expect("it is there");
+
+    for _ in 0..20 {
+        sandbox.publish(&Event::new("order.paid"));
+    }
+    receiver.wait_at("/old", 20);
+    transaction.commit().expect("it answers");
+    let committed = Instant::now();
+    wait_until(SOON, "the time is over", || committed.elapsed() >= AT_ONCE);
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/new", 1);
+    assert_eq!(receiver.at("/old").len(), 20);
+    drop(notifier);
+}
+
+#[test]
+fn without_listening_every_event_asks_and_memory_is_used_again_afterwards() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
+    let mut notifier = sandbox.notifier().start();
+    wait_listening(&notifier);
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/0", 1);
+
+    // A name that nobody may listen on any more: the function still exists, its trigger doesn't.
+    sandbox.database.execute("ALTER TABLE webhooks DISABLE TRIGGER webhooks_changed", &[]);
+    let line = notifier.wait_stderr(SOON, "directory bypassed");
+    assert!(line.contains("run `webhook-notifier migrate`"), "{line}");
+    for round in 1..=20 {
+        let path = format!("/{round}");
+        let url = receiver.url(&path);
+        sandbox
+            .database
+            .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
+        sandbox.publish(&Event::new("order.paid"));
+        receiver.wait_at(&path, 1);
+    }
+    assert!(notifier.metric("webhook_directory_age_seconds", &[]) > 0.0);
+    assert!(notifier.is_ready(), "it is slower, and nothing is wrong");
+
+    sandbox.database.execute("ALTER TABLE webhooks ENABLE TRIGGER webhooks_changed", &[]);
+    notifier.wait_stderr(SOON, "directory in use again");
+    let remembered = answers(&notifier, "memory");
+    for _ in 0..5 {
+        sandbox.publish(&Event::new("order.paid"));
+    }
+    receiver.wait_at("/20", 6);
+    assert!(answers(&notifier, "memory") >= remembered + 4.0);
+}
+
+#[test]
+fn a_change_while_the_connection_is_lost_is_honoured_at_once() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
+    let proxy = Proxy::before(sandbox.database.url());
+    let notifier =
+        sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
+    wait_listening(&notifier);
+
+    for round in 1..=5 {
+        proxy.cut();
+        let path = format!("/{round}");
+        let url = receiver.url(&path);
+        sandbox
+            .database
+            .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
+        let committed = Instant::now();
+        wait_until(SOON, "the time is over", || committed.elapsed() >= AT_ONCE);
+        let event = Event::new("order.paid");
+        sandbox.publish(&event);
+        wait_until(SOON, "it comes to where the webhook is now", || {
+            receiver.of(&path, &event).len() == 1
+        });
+    }
+    assert_eq!(receiver.requests().len(), 5);
+}
+
+/// A notifier that reaches PostgreSQL by a proxy, and has delivered an event of the type `known`.
+fn behind(proxy: &Proxy, sandbox: &Sandbox, receiver: &Receiver) -> Notifier {
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let notifier =
+        sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
+    wait_listening(&notifier);
+    sandbox.publish(&Event::new("known"));
+    wait_delivered(&notifier, 1);
+    notifier
+}
+
+/// Known types are delivered, the unknown waits; and all is as before when PostgreSQL is back.
+fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, back: impl Fn()) {
+    let before = receiver.requests().len();
+    let absent = Instant::now();
+    for n in 1..=10 {
+        sandbox.publish(&Event::new("known"));
+        receiver.wait_at("/", before + n);
+    }
+    // One look-up may have waited for an answer, for as long as a query may take.
+    assert!(absent.elapsed() < Duration::from_secs(15), "{:?}", absent.elapsed());
+    wait_until(SOON, "it is known that it is away", || {
+        notifier.metric("webhook_database_up", &[]) == 0.0
+    });
+    wait_until(SOON, "the directory ages", || {
+        notifier.metric("webhook_directory_age_seconds", &[]) > 1.0
+    });
+    sandbox.publish(&Event::new("known"));
+    receiver.wait_at("/", before + 11);
+    assert!(answers(notifier, "last_known") >= 1.0);
+    let unknown = Event::new("unknown");
+    sandbox.publish(&unknown);
+    holds_for(Duration::from_secs(1), "what is not known waits", || {
+        receiver.of("/", &unknown).is_empty()
+    });
+
+    back();
+    wait_until(LATER, "it comes", || receiver.of("/", &unknown).len() == 1);
+    wait_listening(notifier);
+    wait_until(SOON, "all is well", || notifier.is_ready());
+    assert_eq!(receiver.requests().len(), before + 12, "each once");
+}
+
+#[test]
+fn while_postgres_is_away_what_is_known_serves_and_the_rest_waits() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let proxy = Proxy::before(sandbox.database.url());
+    let notifier = behind(&proxy, &sandbox, &receiver);
+    proxy.refuse();
+    check_absence(&notifier, &sandbox, &receiver, || proxy.thaw());
+}
+
+#[test]
+fn while_postgres_is_frozen_what_is_known_serves_and_the_rest_waits() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let proxy = Proxy::before(sandbox.database.url());
+    let notifier = behind(&proxy, &sandbox, &receiver);
+    proxy.freeze();
+    check_absence(&notifier, &sandbox, &receiver, || proxy.thaw());
+}
+
+#[test]
+fn more_types_than_it_may_remember_are_only_slower() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["type.*"]);
+    let notifier = sandbox.notifier().env("DIRECTORY_ENTRIES", "5").start();
+    wait_listening(&notifier);
+
+    // Each time around, every one of them has been forgotten for the others.
+    let events: Vec<_> = (0..60).map(|n| Event::new(&format!("type.{}", n % 20))).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    wait_delivered(&notifier, 60);
+    assert_eq!(answers(&notifier, "database"), 60.0);
+    let again = Event::new("type.19");
+    sandbox.publish(&again);
+    wait_delivered(&notifier, 61);
+    assert_eq!(answers(&notifier, "memory"), 1.0);
+}
+
+#[test]
+fn a_retry_goes_to_where_its_webhook_is_now() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| {
+        Reply::Status(if request.path == "/new" { 200 } else { 500 })
+    });
+    let webhook = sandbox.webhook(&receiver.url("/old"), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "500ms,repeat").start();
+    wait_listening(&notifier);
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    receiver.wait_at("/old", 3);
+    assert!(answers(&notifier, "memory") >= 1.0, "a retry finds its webhook from memory");
+
+    let url = receiver.url("/new");
+    sandbox.database.execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
+    receiver.wait_at("/new", 1);
+    wait_delivered(&notifier, 1);
+}
