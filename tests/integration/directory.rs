@@ -57,11 +57,10 @@ fn a_committed_change_is_honoured_within_a_tenth_of_a_second() {
     let publish_after_a_change =
         |sql: &str, parameters: &[&(dyn postgres::types::ToSql + Sync)]| {
             // So that there is something to forget.
+            let all = || answers(&notifier, "memory") + answers(&notifier, "database");
+            let before = all();
             sandbox.publish(&Event::new("order.paid"));
-            let known = answers(&notifier, "memory") + answers(&notifier, "database");
-            wait_until(SOON, "the event is looked up", || {
-                answers(&notifier, "memory") + answers(&notifier, "database") > known
-            });
+            wait_until(SOON, "the event is looked up", || all() > before);
             sandbox.database.execute(sql, parameters);
             let committed = Instant::now();
             wait_until(SOON, "the time is over", || committed.elapsed() >= AT_ONCE);
