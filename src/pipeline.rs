@@ -351,7 +351,7 @@ impl Pipeline {
         let started = Instant::now();
         metrics.in_flight.inc();
         let response = self.sender.post(Request {
-            url: &webhook.post_url,
+            webhook,
             event: &delivery.event,
             content_type: message.content_type.as_deref(),
             body: &message.body,

@@ -1,18 +1,24 @@
 //! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ureq::http::Uri;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, Error};
 
 use crate::config::Config;
-use crate::domain::address::{AllowedNetworks, Forbidden};
+use crate::domain::address::Forbidden;
 use crate::domain::event::Event;
 use crate::domain::outcome::{Reason, Response};
-use crate::domain::webhook::check_url;
+use crate::domain::webhook::Webhook;
+
+mod resolver;
+mod transport;
+
+use resolver::{GuardedResolver, Names};
+use transport::TcpConnector;
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
 /// downloads.
@@ -25,14 +31,15 @@ const MAX_RESPONSE_HEADER_BYTES: usize = 32 << 10;
 #[derive(Debug)]
 pub struct Sender {
     agent: Agent,
+    names: Arc<Names>,
     max_response_bytes: u64,
 }
 
 /// What a request carries.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The webhook's URL, as registered.
-    pub url: &'a str,
+    /// Whom it is for.
+    pub webhook: &'a Webhook,
     /// Becomes `webhook-id`.
     pub event: &'a Event,
     /// The producer's content type; JSON where it gave none.
@@ -68,12 +75,16 @@ impl Sender {
             .accept("*/*")
             .accept_encoding("")
             .build();
+        let names = Arc::new(Names::new());
         let resolver = GuardedResolver {
             allowed: config.allow_networks.clone(),
+            names: Arc::clone(&names),
             dns: DefaultResolver::default(),
         };
+        let connector = ().chain(TcpConnector).chain(RustlsConnector::default());
         Self {
-            agent: Agent::with_parts(settings, DefaultConnector::default(), resolver),
+            agent: Agent::with_parts(settings, connector, resolver),
+            names,
             max_response_bytes: config.max_response_bytes,
         }
     }
@@ -81,9 +92,9 @@ impl Sender {
     /// Makes one attempt. Whatever goes wrong is a [`Response`] too.
     #[must_use]
     pub fn post(&self, request: Request<'_>) -> Response {
-        let url = match check_url(request.url) {
-            Ok(url) => url,
-            Err(detail) => return Response::Refused { detail },
+        let target = match &request.webhook.target {
+            Ok(target) => target,
+            Err(detail) => return Response::Refused { detail: detail.clone() },
         };
         let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // A producer's content type that no header can hold says nothing.
@@ -93,7 +104,7 @@ impl Sender {
             .unwrap_or("application/json");
         let sent = self
             .agent
-            .post(url.as_str())
+            .post(target)
             .header("content-type", content_type)
             .header("webhook-id", &request.event.id)
             .header("webhook-timestamp", at.as_secs())
@@ -110,7 +121,10 @@ impl Sender {
                 let _ = io::copy(&mut body.take(self.max_response_bytes), &mut io::sink());
                 Response::Status { code, retry_after }
             }
-            Err(error) => no_answer(error),
+            Err(error) => {
+                self.names.forget(target.host().unwrap_or_default());
+                no_answer(error)
+            }
         }
     }
 }
@@ -153,69 +167,5 @@ fn io_reason(error: &io::Error) -> Reason {
         // getaddrinfo's failures have no kind of their own.
         _ if error.to_string().starts_with("failed to lookup address") => Reason::Dns,
         _ => Reason::Io,
-    }
-}
-
-/// Resolves names, and refuses addresses that a webhook may not reach.
-///
-/// ureq connects to exactly what this returns, so a name can't change its address between the
-/// check and the connection (DNS rebinding).
-#[derive(Debug)]
-struct GuardedResolver {
-    allowed: AllowedNetworks,
-    dns: DefaultResolver,
-}
-
-impl Resolver for GuardedResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &ureq::config::Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, Error> {
-        let found = match literal_address(uri) {
-            // The default resolver starts a thread for every look-up with a time-out, which an
-            // address doesn't need.
-            Some(address) => {
-                let mut found = self.empty();
-                found.push(address);
-                found
-            }
-            None => self.dns.resolve(uri, config, timeout)?,
-        };
-        let mut allowed = self.empty();
-        let mut forbidden = None;
-        for address in found.iter() {
-            match self.allowed.check(address.ip()) {
-                Ok(()) => allowed.push(*address),
-                Err(error) => forbidden = Some(error),
-            }
-        }
-        match forbidden {
-            Some(error) if allowed.is_empty() => Err(Error::Other(Box::new(error))),
-            _ => Ok(allowed),
-        }
-    }
-}
-
-/// The socket address of a URL whose host is an IP address.
-fn literal_address(uri: &Uri) -> Option<std::net::SocketAddr> {
-    let host = uri.host()?.trim_matches(['[', ']']);
-    let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    Some((host.parse::<std::net::IpAddr>().ok()?, uri.port_u16().unwrap_or(default_port)).into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_needs_no_look_up() {
-        let literal =
-            |url: &str| literal_address(&url.parse().expect("a URL")).map(|a| a.to_string());
-        assert_eq!(literal("http://127.0.0.1/x").as_deref(), Some("127.0.0.1:80"));
-        assert_eq!(literal("https://[::1]/").as_deref(), Some("[::1]:443"));
-        assert_eq!(literal("http://10.0.0.1:8080").as_deref(), Some("10.0.0.1:8080"));
-        assert_eq!(literal("http://localhost/"), None);
     }
 }

@@ -427,7 +427,7 @@ fn new_pool(config: &postgres::Config, size: u32) -> Pool {
 }
 
 fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
-    Ok(Webhook { id: row.try_get("id")?, post_url: row.try_get("post_url")? })
+    Ok(Webhook::new(row.try_get("id")?, row.try_get("post_url")?))
 }
 
 /// Whether the server ended the session: its last words come before the connection is closed.

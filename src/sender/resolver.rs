@@ -1,0 +1,174 @@
+//! Names to addresses, and only to those that a webhook may reach.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use ureq::Error;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::NextTimeout;
+
+use crate::domain::address::AllowedNetworks;
+
+/// How long an answer of the system's resolver is good for. Long enough that a busy receiver's name
+/// is not asked for with each request, which also costs a thread each time; short enough that one
+/// that moves is followed as soon as by any other client.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// How many names are remembered.
+const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
+
+/// Resolves names, and refuses addresses that a webhook may not reach.
+///
+/// ureq connects to exactly what this returns, so a name can't change its address between the
+/// check and the connection (DNS rebinding).
+#[derive(Debug)]
+pub(super) struct GuardedResolver {
+    pub(super) allowed: AllowedNetworks,
+    pub(super) names: Arc<Names>,
+    pub(super) dns: DefaultResolver,
+}
+
+impl Resolver for GuardedResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let mut found = self.empty();
+        if let Some(address) = literal_address(uri) {
+            found.push(address);
+        } else {
+            let host = uri.host().unwrap_or_default();
+            match self.names.get(host) {
+                Some(addresses) => {
+                    let port = port(uri);
+                    addresses.iter().for_each(|ip| found.push((*ip, port).into()));
+                }
+                None => {
+                    found = self.dns.resolve(uri, config, timeout)?;
+                    self.names.put(host, found.iter().map(SocketAddr::ip).collect());
+                }
+            }
+        }
+        let mut allowed = self.empty();
+        let mut forbidden = None;
+        for address in found.iter() {
+            match self.allowed.check(address.ip()) {
+                Ok(()) => allowed.push(*address),
+                Err(error) => forbidden = Some(error),
+            }
+        }
+        match forbidden {
+            Some(error) if allowed.is_empty() => Err(Error::Other(Box::new(error))),
+            _ => Ok(allowed),
+        }
+    }
+}
+
+/// The socket address of a URL whose host is an IP address.
+fn literal_address(uri: &Uri) -> Option<SocketAddr> {
+    let host = uri.host()?.trim_matches(['[', ']']);
+    Some((host.parse::<IpAddr>().ok()?, port(uri)).into())
+}
+
+fn port(uri: &Uri) -> u16 {
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    uri.port_u16().unwrap_or(default)
+}
+
+/// What names were resolved to lately.
+#[derive(Debug)]
+pub(super) struct Names(Mutex<LruCache<Box<str>, Name>>);
+
+#[derive(Debug)]
+struct Name {
+    addresses: Arc<[IpAddr]>,
+    since: Instant,
+}
+
+impl Names {
+    pub(super) fn new() -> Self {
+        let mut names = LruCache::unbounded();
+        // It grows as it fills.
+        names.resize(MOST);
+        Self(Mutex::new(names))
+    }
+
+    fn get(&self, host: &str) -> Option<Arc<[IpAddr]>> {
+        let mut names = self.lock();
+        let name = names.get(host).filter(|name| name.since.elapsed() < FRESH)?;
+        Some(Arc::clone(&name.addresses))
+    }
+
+    fn put(&self, host: &str, addresses: Arc<[IpAddr]>) {
+        self.lock().put(host.into(), Name { addresses, since: Instant::now() });
+    }
+
+    /// Nobody answered there: it may have moved.
+    pub(super) fn forget(&self, host: &str) {
+        self.lock().pop(host);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Box<str>, Name>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(text: &str) -> Uri {
+        text.parse().expect("a URL")
+    }
+
+    #[test]
+    fn an_address_needs_no_look_up() {
+        let literal = |text: &str| literal_address(&uri(text)).map(|a| a.to_string());
+        assert_eq!(literal("http://127.0.0.1/x").as_deref(), Some("127.0.0.1:80"));
+        assert_eq!(literal("https://[::1]/").as_deref(), Some("[::1]:443"));
+        assert_eq!(literal("http://10.0.0.1:8080").as_deref(), Some("10.0.0.1:8080"));
+        assert_eq!(literal("http://localhost/"), None);
+    }
+
+    #[test]
+    fn a_name_that_was_resolved_is_remembered_with_each_urls_port_and_guarded_each_time() {
+        let names = Arc::new(Names::new());
+        let public: IpAddr = "93.184.215.14".parse().expect("an address");
+        let private: IpAddr = "10.0.0.1".parse().expect("an address");
+        names.put("receiver.test", [public, private].into());
+        names.put("inside.test", [private].into());
+        let resolver = GuardedResolver {
+            allowed: AllowedNetworks::parse("").expect("none"),
+            names: Arc::clone(&names),
+            dns: DefaultResolver::default(),
+        };
+        let config = ureq::config::Config::default();
+        let resolve = |url: &str| resolver.resolve(&uri(url), &config, NextTimeout::default());
+        for (url, expected) in [
+            ("http://receiver.test/", "93.184.215.14:80"),
+            ("https://receiver.test/", "93.184.215.14:443"),
+            ("http://receiver.test:8080/", "93.184.215.14:8080"),
+        ] {
+            let found = resolve(url).expect("it is remembered");
+            assert_eq!(found.iter().map(SocketAddr::to_string).collect::<Vec<_>>(), [expected]);
+        }
+        assert!(matches!(resolve("http://inside.test/"), Err(Error::Other(_))));
+        names.forget("receiver.test");
+        assert!(names.get("receiver.test").is_none());
+    }
+
+    #[test]
+    fn what_was_resolved_long_ago_is_not_used() {
+        let names = Names::new();
+        names.put("receiver.test", Arc::from([]));
+        let long_ago = Instant::now().checked_sub(FRESH).expect("a machine that runs for long");
+        names.lock().get_mut("receiver.test").expect("it is there").since = long_ago;
+        assert!(names.get("receiver.test").is_none());
+    }
+}

@@ -1,0 +1,217 @@
+//! TCP to a receiver, with a deadline that costs no system call of its own.
+//!
+//! ureq's transport tells the kernel the time that is left before each read and write, and asks
+//! three questions to find out whether an idle connection still is one. For a small request to a
+//! receiver nearby that is half of all system calls. Here a time-out that is already set stays as
+//! long as it ends with the deadline, give or take [`TOLERANCE`], and one question does.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
+};
+use ureq::{Error, Timeout};
+
+/// How much later than the deadline a read or write may end.
+const TOLERANCE: Duration = Duration::from_millis(50);
+
+/// Before the kernel is told anything.
+const NEVER: Duration = Duration::MAX;
+
+/// Opens the connections.
+#[derive(Debug)]
+pub(super) struct TcpConnector;
+
+impl<In: Transport> Connector<In> for TcpConnector {
+    type Out = Either<In, Tcp>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        if chained.is_some() {
+            return Ok(chained.map(Either::A));
+        }
+        let config = details.config;
+        let stream = connect(details)?;
+        stream.set_nodelay(config.no_delay())?;
+        Ok(Some(Either::B(Tcp {
+            stream,
+            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            read_timeout: NEVER,
+            write_timeout: NEVER,
+        })))
+    }
+}
+
+/// Goes through the addresses, each of which gets half of the time that is left, and the last one
+/// all of it: one that is dead must not use up what another would need.
+fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
+    let deadline = Deadline::of(details.timeout)?;
+    let mut last = Error::ConnectionFailed;
+    for (n, address) in details.addrs.iter().enumerate() {
+        let left = deadline.left()?;
+        let is_last = n + 1 == details.addrs.len();
+        let limit = if is_last { left } else { (left / 2).max(Duration::from_millis(1)) };
+        match TcpStream::connect_timeout(address, limit) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if is_timeout(&error) => last = Error::Timeout(deadline.reason),
+            Err(error) => last = error.into(),
+        }
+    }
+    Err(last)
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Tcp {
+    stream: TcpStream,
+    buffers: LazyBuffers,
+    /// What the kernel has been told.
+    read_timeout: Duration,
+    write_timeout: Duration,
+}
+
+impl Transport for Tcp {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let deadline = Deadline::of(timeout.for_write())?;
+        let mut output = &self.buffers.output()[..amount];
+        while !output.is_empty() {
+            let set = |left| self.stream.set_write_timeout(Some(left));
+            deadline.set(&mut self.write_timeout, set)?;
+            match (&self.stream).write(output) {
+                Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
+                Ok(written) => output = &output[written..],
+                Err(error) => deadline.goes_on_after(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let deadline = Deadline::of(timeout.for_read())?;
+        loop {
+            let set = |left| self.stream.set_read_timeout(Some(left));
+            deadline.set(&mut self.read_timeout, set)?;
+            match (&self.stream).read(self.buffers.input_append_buf()) {
+                Ok(read) => {
+                    self.buffers.input_appended(read);
+                    return Ok(read > 0);
+                }
+                Err(error) => deadline.goes_on_after(error)?,
+            }
+        }
+    }
+
+    /// Whether the other side has neither closed it nor said anything out of turn.
+    fn is_open(&mut self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(recv(&self.stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
+    }
+}
+
+/// When an operation has to be over.
+#[derive(Clone, Copy)]
+struct Deadline {
+    began: Instant,
+    after: Duration,
+    reason: Timeout,
+}
+
+impl Deadline {
+    fn of(timeout: NextTimeout) -> Result<Self, Error> {
+        let deadline =
+            Self { began: Instant::now(), after: *timeout.after, reason: timeout.reason };
+        if deadline.after.is_zero() { Err(Error::Timeout(timeout.reason)) } else { Ok(deadline) }
+    }
+
+    /// What is left; an error if that is nothing.
+    fn left(self) -> Result<Duration, Error> {
+        match self.after.checked_sub(self.began.elapsed()) {
+            Some(left) if !left.is_zero() => Ok(left),
+            _ => Err(Error::Timeout(self.reason)),
+        }
+    }
+
+    /// Makes sure that an operation ends with the deadline. A time-out that was set before may end
+    /// it sooner, see [`Deadline::goes_on_after`].
+    fn set(
+        self,
+        current: &mut Duration,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let left = self.left()?;
+        // One that is much too short would be set for every piece of a long answer.
+        if *current > left.saturating_add(TOLERANCE) || *current < left / 2 {
+            // The kernel's clock has no use for centuries.
+            let left = left.min(Duration::from_secs(86_400));
+            set(left)?;
+            *current = left;
+        }
+        Ok(())
+    }
+
+    /// An operation failed: may it be tried again?
+    fn goes_on_after(self, error: io::Error) -> Result<(), Error> {
+        if error.kind() == ErrorKind::Interrupted || is_timeout(&error) {
+            return self.left().map(drop);
+        }
+        Err(error.into())
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn deadline(millis: u64) -> Deadline {
+        let after = Duration::from_millis(millis);
+        Deadline { began: Instant::now(), after, reason: Timeout::Global }
+    }
+
+    #[test]
+    fn a_timeout_is_only_set_where_the_one_that_stands_would_not_do() {
+        let calls = Cell::new(0);
+        let mut current = NEVER;
+        let mut check = |millis: u64, expected: u32| {
+            let count = |_| {
+                calls.set(calls.get() + 1);
+                Ok(())
+            };
+            deadline(millis).set(&mut current, count).expect("time is left");
+            assert_eq!(calls.get(), expected, "{millis} ms");
+            assert!(current <= Duration::from_millis(millis) + TOLERANCE);
+        };
+        check(10_000, 1);
+        check(9_990, 1);
+        check(10_000, 1);
+        check(8_000, 2);
+        check(10_000, 2);
+        check(3_000, 3);
+        check(10_000, 4);
+    }
+
+    #[test]
+    fn an_operation_goes_on_until_its_deadline_only() {
+        let timeout = || io::Error::from(ErrorKind::WouldBlock);
+        assert!(deadline(1_000).goes_on_after(timeout()).is_ok());
+        assert!(deadline(1_000).goes_on_after(ErrorKind::Interrupted.into()).is_ok());
+        assert!(deadline(1_000).goes_on_after(ErrorKind::ConnectionReset.into()).is_err());
+        let over = deadline(0).goes_on_after(timeout());
+        assert!(matches!(over, Err(Error::Timeout(Timeout::Global))));
+    }
+}
