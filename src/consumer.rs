@@ -267,14 +267,20 @@ fn next_message(
         }
         // Nothing to do but wait, and nothing to wait for with the acks.
         window.ack()?;
+        let lost = |_| Ended::Lost("connection lost".to_owned());
+        let Some(confirmation) = window.first_open() else {
+            select! {
+                recv(shutdown.receiver()) -> _ => continue,
+                recv(ending.receiver()) -> _ => continue,
+                recv(consumer.receiver()) -> message => return message.map_err(lost),
+            }
+        };
         select! {
             recv(shutdown.receiver()) -> _ => {}
             recv(ending.receiver()) -> _ => {}
-            recv(consumer.receiver()) -> message => {
-                return message.map_err(|_| Ended::Lost("connection lost".to_owned()));
-            }
-            recv(window.confirm()) -> answer => window.confirmed(answer)?,
-            default(window.patience()) => {}
+            recv(consumer.receiver()) -> message => return message.map_err(lost),
+            recv(confirmation.receiver()) -> answer => window.confirmed(answer)?,
+            default(confirmation.patience()) => {}
         }
     }
 }

@@ -8,18 +8,15 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use amiquip::{Consumer, ConsumerMessage};
-use crossbeam_channel::{Receiver, RecvError, never, select};
+use crossbeam_channel::{RecvError, select};
 
 use super::Ended;
-use crate::broker::Lane;
+use crate::broker::{Confirmation, Lane};
 use crate::pipeline::{Missing, Pipeline, Promises};
 
 /// How long a settled message may wait for others to be acked with. What is not acked when the
 /// process is killed is delivered again, so this is short.
 const ACK_DELAY: Duration = Duration::from_millis(5);
-
-/// When there is no confirm to wait for; only a number for `select!`.
-const LONG: Duration = Duration::from_secs(3_600);
 
 /// A consumer's messages that are not acked yet.
 pub(super) struct Window<'a> {
@@ -33,7 +30,6 @@ pub(super) struct Window<'a> {
     /// So many settled messages are acked at once.
     longest_run: usize,
     in_hand: usize,
-    no_confirm: Receiver<()>,
 }
 
 /// Settled messages that one ack can speak for.
@@ -59,7 +55,6 @@ impl<'a> Window<'a> {
             // The broker hands out more while we work on the other half.
             longest_run: usize::from(prefetch_count / 2).max(1),
             in_hand: 0,
-            no_confirm: never(),
         }
     }
 
@@ -116,19 +111,12 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// The confirm to wait for; one that never comes if none is missing.
-    pub(super) fn confirm(&self) -> &Receiver<()> {
-        let first = self.waiting.front().and_then(|(_, promises)| promises.first());
-        first.map_or(&self.no_confirm, |confirmation| confirmation.receiver())
+    /// The confirm to wait for, if one is missing.
+    pub(super) fn first_open(&self) -> Option<&Confirmation> {
+        self.waiting.front().and_then(|(_, promises)| promises.first())
     }
 
-    /// How long to wait for it.
-    pub(super) fn patience(&self) -> Duration {
-        let first = self.waiting.front().and_then(|(_, promises)| promises.first());
-        first.map_or(LONG, |confirmation| confirmation.patience())
-    }
-
-    /// What [`Window::confirm`] answered.
+    /// What the confirm of [`Window::first_open`] was.
     pub(super) fn confirmed(&mut self, answer: Result<(), RecvError>) -> Result<(), Ended> {
         let Some((_, promises)) = self.waiting.front_mut() else { return Ok(()) };
         if answer.is_err() {
@@ -142,9 +130,12 @@ impl<'a> Window<'a> {
     /// meanwhile.
     pub(super) fn finish(mut self) -> Vec<amiquip::Delivery> {
         let mut back = Vec::new();
-        while !self.waiting.is_empty() {
-            let went_on = select! {
-                recv(self.confirm()) -> answer => self.confirmed(answer),
+        let mut going_on = self.advance();
+        while going_on.is_ok()
+            && let Some(confirmation) = self.first_open()
+        {
+            let step = select! {
+                recv(confirmation.receiver()) -> answer => self.confirmed(answer),
                 recv(self.consumer.receiver()) -> message => match message {
                     Ok(ConsumerMessage::Delivery(delivery)) => {
                         back.push(delivery);
@@ -153,11 +144,9 @@ impl<'a> Window<'a> {
                     // No ack would arrive any more.
                     _ => Err(Ended::Asked),
                 },
-                default(self.patience()) => Err(Ended::Missing(Missing::Confirm)),
+                default(confirmation.patience()) => Err(Ended::Missing(Missing::Confirm)),
             };
-            if went_on.and_then(|()| self.advance()).is_err() {
-                break;
-            }
+            going_on = step.and_then(|()| self.advance());
         }
         // Fails on a lost connection, where the broker has requeued them already.
         let _ = self.ack();
