@@ -239,6 +239,10 @@ broker_prepare() {
     : "${BROKER_PASSWORD:=$(random_password)}"
     save_state
     echo '[].' >"$BROKER_HOME/enabled_plugins"
+    # After a crash an expired message may be moved to a queue that is not up yet, and is moved again
+    # once that was not confirmed for this long: three minutes, which no test has time for.
+    echo '[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].' \
+        >"$BROKER_HOME/advanced.config"
     # A small write-ahead log bounds the memory that quorum queues take and the
     # time that recovery needs.
     cat >"$BROKER_HOME/rabbitmq.conf" <<CONF
@@ -267,7 +271,7 @@ broker_vars() {
         RABBITMQ_NODENAME="wn-$(cksum <<<"$LOCAL" | cut -d' ' -f1)@localhost"
         RABBITMQ_CONFIG_FILE="$BROKER_HOME/rabbitmq.conf"
         RABBITMQ_CONF_ENV_FILE="$BROKER_HOME/none"
-        RABBITMQ_ADVANCED_CONFIG_FILE="$BROKER_HOME/none"
+        RABBITMQ_ADVANCED_CONFIG_FILE="$BROKER_HOME/advanced.config"
         ERL_EPMD_PORT="$EPMD_PORT"
         ERL_EPMD_ADDRESS=127.0.0.1
         ERL_INETRC="$BROKER_HOME/inetrc"

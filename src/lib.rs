@@ -5,10 +5,10 @@
 //! # The way of one event
 //!
 //! ```text
-//! producer ──► high_priority ──► consumer thread ── who wants it? ── PostgreSQL
+//! producer ──► high_priority ──► consumer thread ── who wants it? ── directory ◄── PostgreSQL
 //!              medium_priority        │
 //!              low_priority           ├─ POST to each ──► delivered
-//!                                     ├─ failed ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry ──► retry thread
+//!                                     ├─ failed, held back ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry ──► retry thread
 //!                                     └─ hopeless or exhausted ──► <queue>.dead
 //!              ack only when every delivery is delivered, parked or dead-lettered
 //! ```
@@ -16,12 +16,15 @@
 //! 1. [`consumer`] runs a *lane*: one thread, one connection, one queue. It takes a message, and
 //!    gives it to
 //! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
-//!    webhooks want it, and makes one attempt at each, some in parallel, with
-//! 3. [`sender`], which POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
-//! 4. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
+//!    webhooks want it, and sees to a delivery for each, some in parallel.
+//! 3. [`receivers`] says whether a receiver is to have an attempt now: the rules are
+//!    [`domain::receiver`]'s. If not, the delivery goes to the retry lane, or waits, unattempted.
+//! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
+//! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the next delay of the schedule, or dead.
-//! 5. The [`broker`]'s publisher parks or dead-letters it, and waits for the broker's confirm.
-//! 6. Back in the lane, the message is acked; or handed back, if any of this could not be done.
+//! 6. The [`broker`]'s publisher parks or dead-letters it, and promises its confirm.
+//! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of
+//!    this could not be done.
 //!
 //! A parked delivery names one webhook and its attempt number, so a retry never touches a
 //! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its

@@ -19,8 +19,8 @@ use crate::{
 const KIND: &str = "invoice.paid";
 
 /// A second or two each.
-const EVENTS_BY_DEFAULT: u32 = 5_000;
-const EVENTS_TUNED: u32 = 30_000;
+const EVENTS_BY_DEFAULT: u32 = 3_000;
+const EVENTS_TUNED: u32 = 20_000;
 
 /// Far above what any of it takes.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -36,7 +36,7 @@ struct Measured {
 
 pub(super) fn by_default(settings: &Settings, report: &mut Report) {
     let (ours, bare) = (Setting::DEFAULT, Setting::DEFAULT);
-    let rounds = compare(settings.rounds(5), ours, bare, EVENTS_BY_DEFAULT, report);
+    let rounds = compare(settings.rounds(11), ours, bare, EVENTS_BY_DEFAULT, report);
     report.ratio("default: events/s", Limit::AtLeast(0.90), &pairs(&rounds, |m| m.per_second));
     report.ratio("default: CPU µs per event", Limit::None, &pairs(&rounds, |m| m.processor));
 }
@@ -44,7 +44,7 @@ pub(super) fn by_default(settings: &Settings, report: &mut Report) {
 pub(super) fn tuned(settings: &Settings, report: &mut Report) {
     raw_loop::measure_receiver();
     let Settings { notifier: ours, bare, .. } = *settings;
-    let rounds = compare(settings.rounds(5), ours, bare, EVENTS_TUNED, report);
+    let rounds = compare(settings.rounds(7), ours, bare, EVENTS_TUNED, report);
     report.ratio("tuned: events/s", Limit::AtLeast(0.85), &pairs(&rounds, |m| m.per_second));
     report.ratio("tuned: CPU µs per event", Limit::AtMost(1.35), &pairs(&rounds, |m| m.processor));
     report.ratio(
