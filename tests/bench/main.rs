@@ -21,6 +21,7 @@ mod raw_loop;
 mod load;
 mod event;
 mod measure;
+mod profile;
 mod report;
 
 use std::{env, process::ExitCode};

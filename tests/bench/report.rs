@@ -27,12 +27,17 @@ impl Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&match self {
-            Self::AtLeast(limit) => format!(">= {limit:.2}"),
-            Self::AtMost(limit) => format!("<= {limit:.2}"),
+            Self::AtLeast(limit) => format!(">= {}", number(*limit)),
+            Self::AtMost(limit) => format!("<= {}", number(*limit)),
             Self::None => String::new(),
         })
     }
 }
+
+const NOTE: &str = "\
+MIN, MEDIAN and MAX are over the rounds: of the ratio of the two figures, or of the figure where
+there is nothing to compare it with. The median decides. A figure that is missed does not fail the
+run: another load on the machine can cause that. What is lost, repeated or left behind does.";
 
 /// One line of the table. The median decides whether the limit was reached.
 #[derive(Clone, Debug)]
@@ -113,13 +118,10 @@ impl fmt::Display for Report {
                 row.figure, row.ours, row.against, row.limit
             )?;
         }
-        writeln!(
-            f,
-            "\nMIN, MEDIAN and MAX over the rounds: of the ratio of the two figures, or of the figure\nwhere there is nothing to compare it with. The median decides. A figure that is missed does\nnot fail the run: another load on the machine can cause that."
-        )?;
+        writeln!(f, "\n{NOTE}\n")?;
         match self.wrong.len() {
-            0 => write!(f, "\nnothing lost, nothing twice, nothing left behind"),
-            count => write!(f, "\n{count} THINGS WRONG, the first: {}", self.wrong[0]),
+            0 => write!(f, "nothing lost, nothing twice, nothing left behind"),
+            count => write!(f, "{count} THINGS WRONG, the first: {}", self.wrong[0]),
         }
     }
 }

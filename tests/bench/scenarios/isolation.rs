@@ -78,7 +78,7 @@ fn measure(setting: Setting, with_bad: bool, report: &mut Report) -> Latency {
 
     let case = if with_bad { "with the bad ones" } else { "without them" };
     if !account.is_right() {
-        report.wrong(format!("isolation {setting}, {case}: the healthy have {account}"));
+        report.wrong(format!("isolation {setting}, {case}: of the healthy ones' events {account}"));
     }
     let missing = std::iter::repeat_n(PATIENCE, account.missing);
     let missing = missing.map(|patience| u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));

@@ -9,6 +9,7 @@ use crate::{
     harness::Sandbox,
     load,
     measure::processor_time,
+    profile::Profile,
     raw_loop,
     receiver::{Behaviour, Log, Receiver},
     report::{Limit, Report},
@@ -100,9 +101,11 @@ fn measure(side: Side, setting: Setting, events: u32, report: &mut Report) -> Me
 
     let subject = Subject::start(side, &sandbox, setting, &receiver.url(0));
     log.wait(1, LIMIT);
+    let profile = Profile::start(side, subject.id());
     let before = processor_time(subject.id());
     let complete = log.wait(events as usize, LIMIT);
     let used = processor_time(subject.id()) - before;
+    drop(profile);
 
     let account = log.account(0..events);
     if !complete || !account.is_right() {

@@ -1,0 +1,42 @@
+//! PERF=FILE: records where a side spends its time, by perf, into FILE.notifier and FILE.bare-loop.
+//! The last round stays. It slows both sides: its figures are for nobody.
+
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+};
+
+use crate::subject::Side;
+
+/// Records until it is dropped.
+pub(crate) struct Profile(Option<Child>);
+
+impl Profile {
+    /// Records this process, if a profile was asked for.
+    pub(crate) fn start(side: Side, pid: u32) -> Self {
+        let Some(file) = env::var("PERF").ok().filter(|file| !file.is_empty()) else {
+            return Self(None);
+        };
+        let file = match side {
+            Side::Notifier => format!("{file}.notifier"),
+            Side::BareLoop => format!("{file}.bare-loop"),
+        };
+        // A prime number of times per second, which falls in step with nothing.
+        let perf = Command::new("perf")
+            .args(["record", "-F", "997", "-g", "-o", &file, "-p", &pid.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(Some(perf.expect("PERF needs `perf`")))
+    }
+}
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        if let Some(mut perf) = self.0.take() {
+            // It writes its file then.
+            let _ = Command::new("kill").args(["-s", "INT", &perf.id().to_string()]).status();
+            let _ = perf.wait();
+        }
+    }
+}
