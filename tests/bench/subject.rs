@@ -20,7 +20,7 @@ impl Setting {
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}", self.consumers, self.prefetch)
+        f.pad(&format!("{}x{}", self.consumers, self.prefetch))
     }
 }
 

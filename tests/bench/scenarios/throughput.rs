@@ -55,17 +55,34 @@ pub(super) fn tuned(settings: &Settings, report: &mut Report) {
     );
 }
 
-/// The best setting of each side.
-pub(super) fn search(settings: &Settings, report: &mut Report) {
-    for consumers in [1, 2, 4, 8] {
-        for prefetch in [16, 64, 256] {
-            let setting = Setting { consumers, prefetch };
-            let rounds = compare(settings.rounds(2), setting, setting, EVENTS_TUNED, report);
-            let name = format!("{setting}: events/s");
-            report.ratio(&name, Limit::None, &pairs(&rounds, |m| m.per_second));
-            let name = format!("{setting}: CPU µs per event");
-            report.ratio(&name, Limit::None, &pairs(&rounds, |m| m.processor));
+/// Where the bare loop is at its best.
+pub(super) fn search_bare(settings: &Settings, report: &mut Report) {
+    search(Side::BareLoop, settings, report);
+}
+
+/// Where the notifier is.
+pub(super) fn search_notifier(settings: &Settings, report: &mut Report) {
+    search(Side::Notifier, settings, report);
+}
+
+/// Setting after setting, and over again, so that what the machine does besides meets all of them.
+fn search(side: Side, settings: &Settings, report: &mut Report) {
+    println!("{side}: {EVENTS_TUNED} events wait; CONSUMERSxPREFETCH");
+    let all: Vec<_> = [1, 2, 4, 8]
+        .into_iter()
+        .flat_map(|consumers| [16, 64, 256].map(|prefetch| Setting { consumers, prefetch }))
+        .collect();
+    let mut found = vec![Vec::new(); all.len()];
+    for _ in 0..settings.rounds(3) {
+        for (setting, found) in all.iter().zip(&mut found) {
+            found.push(measure(side, *setting, EVENTS_TUNED, report));
         }
+    }
+    for (setting, found) in all.iter().zip(&found) {
+        let values = |of: fn(&Measured) -> f64| -> Vec<_> { found.iter().map(of).collect() };
+        let figure = |name: &str| format!("{side} {setting}: {name}");
+        report.figure(&figure("events/s"), Limit::None, &values(|m| m.per_second));
+        report.figure(&figure("CPU µs per event"), Limit::None, &values(|m| m.processor));
     }
 }
 
@@ -125,7 +142,7 @@ fn measure(side: Side, setting: Setting, events: u32, report: &mut Report) -> Me
         requests_per_connection: f64::from(events) / log.connections() as f64,
     };
     println!(
-        "  {side:9}  {:6.0} events/s  {:5.1} µs of CPU per event  {} connections",
+        "  {side:9} {setting:5}  {:6.0} events/s  {:5.1} µs of CPU per event  {} connections",
         measured.per_second,
         measured.processor,
         log.connections()
