@@ -9,6 +9,8 @@
 //!   can reach. What is not known has to wait.
 
 use std::fmt;
+use std::hash::Hash;
+use std::mem;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,21 +26,34 @@ use crate::domain::retry::Backoff;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Lookups;
 use crate::shutdown::Shutdown;
-use crate::store::{Heard, Store};
+use crate::store::{Heard, NotListening, Sign, Store};
 
 pub use crate::store::{Found, StoreError};
 
-/// How long one proof that listening works is good for. They come every second; a server that is
-/// frozen, or a network that is gone, is noticed after this.
+/// How long one proof that listening works is good for. They come every second, and one may be late
+/// on a machine that is out of breath.
 const TRUST: Duration = Duration::from_millis(2_500);
+
+/// How long a connection that listens may say nothing, before PostgreSQL counts as away: a server
+/// that is frozen, or a network that is gone. Less than [`TRUST`], so that no look-up comes between
+/// and waits in vain for an answer.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// How long a connection may take until it listens: its own limits come first (connecting, and the
 /// look at the trigger).
 const BEGIN_LISTENING: Duration = Duration::from_secs(10);
 
-/// The longest wait before PostgreSQL is looked for again. What was changed right after it came back
-/// is honoured this much later at most.
+/// The longest wait before PostgreSQL is looked for again, while it is away. What is changed right
+/// after it came back is honoured this much later at most; after it was silent, by the two seconds
+/// more that a connection may take to be answered.
 const LONGEST_ABSENCE: Duration = Duration::from_millis(250);
+
+/// A connection that listened for this long was a good one: after it, the next is made at once.
+const GOOD_SESSION: Duration = Duration::from_secs(1);
+
+/// How many webhooks the remembered answers may hold together, about 20 MB. Without this, a producer
+/// that thinks up new types could fill the memory with copies of those that want everything.
+const MOST_WEBHOOKS: usize = 100_000;
 
 /// What a look-up may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +72,9 @@ pub struct Directory {
     /// One lock for all: it is held for one look into a table.
     known: Mutex<Known>,
     start: Instant,
-    /// Until when listening is known to work, in milliseconds from `start`.
+    /// When listening last proved that it works, in milliseconds from `start`.
+    proved: AtomicU64,
+    /// Until when that is good for.
     trusted_until: AtomicU64,
     /// Whether PostgreSQL did not answer when it was last asked while nothing was heard of it.
     away: AtomicBool,
@@ -70,20 +87,61 @@ impl fmt::Debug for Directory {
     }
 }
 
+type ByType = LruCache<Box<str>, Arc<[Webhook]>>;
+type ById = LruCache<Uuid, Found>;
+
 /// What is remembered; the least recently used goes first.
 struct Known {
-    by_type: LruCache<Box<str>, Arc<[Webhook]>>,
-    by_id: LruCache<Uuid, Found>,
+    by_type: ByType,
+    by_id: ById,
+    most: NonZeroUsize,
+    /// In all of `by_type`.
+    webhooks: usize,
     /// Counts how often all was forgotten.
     generation: u64,
 }
 
 impl Known {
-    fn forget(&mut self) {
-        self.by_type.clear();
-        self.by_id.clear();
-        self.generation += 1;
+    fn new(most: NonZeroUsize) -> Self {
+        let (by_type, by_id) = (bounded(most), bounded(most));
+        Self { by_type, by_id, most, webhooks: 0, generation: 0 }
     }
+
+    /// What it returns takes its time to be dropped, if there was much to forget: not under the lock.
+    #[must_use]
+    fn forget(&mut self) -> (ByType, ById) {
+        self.generation += 1;
+        self.webhooks = 0;
+        let (by_type, by_id) = (bounded(self.most), bounded(self.most));
+        (mem::replace(&mut self.by_type, by_type), mem::replace(&mut self.by_id, by_id))
+    }
+
+    fn remember_wanting(&mut self, event_type: &str, found: Arc<[Webhook]>) {
+        self.webhooks += found.len();
+        // What had its place, or the least recently used.
+        let mut displaced = self.by_type.push(event_type.into(), found);
+        loop {
+            self.webhooks -= displaced.map_or(0, |(_, webhooks)| webhooks.len());
+            if self.webhooks <= MOST_WEBHOOKS || self.by_type.len() == 1 {
+                return;
+            }
+            displaced = self.by_type.pop_lru();
+        }
+    }
+}
+
+/// Grows as it fills: a limit costs nothing.
+fn bounded<K: Hash + Eq, V>(most: NonZeroUsize) -> LruCache<K, V> {
+    let mut empty = LruCache::unbounded();
+    empty.resize(most);
+    empty
+}
+
+/// How the life of a connection ended.
+struct Lost {
+    why: NotListening,
+    /// When it began to listen.
+    since: Option<Instant>,
 }
 
 impl Directory {
@@ -91,24 +149,15 @@ impl Directory {
     #[must_use]
     pub fn new(config: &Config, store: Arc<Store>, lookups: Lookups) -> Self {
         let most = NonZeroUsize::new(config.directory_entries).unwrap_or(NonZeroUsize::MIN);
-        let known = Known {
-            // They grow as they fill: a limit costs nothing.
-            by_type: LruCache::unbounded(),
-            by_id: LruCache::unbounded(),
-            generation: 0,
-        };
-        let mut this = Self {
+        Self {
             store,
-            known: Mutex::new(known),
+            known: Mutex::new(Known::new(most)),
             start: Instant::now(),
+            proved: AtomicU64::new(0),
             trusted_until: AtomicU64::new(0),
             away: AtomicBool::new(false),
             lookups,
-        };
-        let known = this.known.get_mut().unwrap_or_else(PoisonError::into_inner);
-        known.by_type.resize(most);
-        known.by_id.resize(most);
-        this
+        }
     }
 
     /// The enabled webhooks that want an event type.
@@ -119,7 +168,7 @@ impl Directory {
         self.look_up(
             |known| known.by_type.get(event_type).cloned(),
             || self.store.webhooks_wanting(event_type).map(Arc::from),
-            |known, found| drop(known.by_type.put(event_type.into(), found)),
+            |known, found| known.remember_wanting(event_type, found),
         )
     }
 
@@ -158,6 +207,7 @@ impl Directory {
         match ask() {
             Ok(found) => {
                 self.lookups.database.inc();
+                self.away.store(false, Ordering::Relaxed);
                 let mut known = self.lock();
                 // Asked before a change, and answered after it: true no longer.
                 if known.generation == generation {
@@ -181,7 +231,9 @@ impl Directory {
     /// # Errors
     /// [`StoreError`] if it doesn't.
     pub fn ping(&self) -> Result<(), StoreError> {
-        self.store.ping()
+        self.store.ping()?;
+        self.away.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether anything is remembered.
@@ -194,11 +246,12 @@ impl Directory {
     /// For how long what is remembered may have been untrue: zero while listening works.
     #[must_use]
     pub fn age(&self) -> Duration {
-        let until = self.trusted_until.load(Ordering::Relaxed);
-        let heard = Duration::from_millis(until).saturating_sub(TRUST);
         match self.trust() {
             Trust::Listening => Duration::ZERO,
-            Trust::Doubt | Trust::Away => self.start.elapsed().saturating_sub(heard),
+            Trust::Doubt | Trust::Away => {
+                let proved = self.proved.load(Ordering::Relaxed);
+                self.start.elapsed().saturating_sub(Duration::from_millis(proved))
+            }
         }
     }
 
@@ -206,18 +259,35 @@ impl Directory {
     pub fn listen(&self, shutdown: &Shutdown, jitter: fn() -> f64) {
         let mut backoff = Backoff::default();
         let mut reported = false;
+        // How often in a row PostgreSQL gave no answer. Once may be a network that broke just then.
+        let mut unanswered = 0_u32;
         while !shutdown.is_requested() {
-            let Some(error) = self.listen_once(shutdown, &mut reported, &mut backoff) else {
+            let Some(Lost { why: NotListening { error, sign }, since }) =
+                self.listen_once(shutdown, &mut reported)
+            else {
                 return;
             };
-            self.trusted_until.fetch_min(self.now(), Ordering::Relaxed);
+            unanswered = match sign {
+                Sign::Silence => unanswered.max(2),
+                Sign::Break if since.is_none() => unanswered.saturating_add(1),
+                Sign::Break | Sign::Answer => 0,
+            };
+            let away = unanswered > 1;
+            // First this: a look-up that no longer trusts what it knows would wait for an answer.
+            self.away.store(away, Ordering::Relaxed);
+            self.trusted_until.store(0, Ordering::Release);
             if !reported {
                 log::warn!("directory bypassed cause={:?}", error.to_string());
                 reported = true;
             }
-            // It may only have no place for one more connection.
-            let away = matches!(error, StoreError::Unavailable(_)) && self.store.ping().is_err();
-            self.away.store(away, Ordering::Relaxed);
+            let was_good = since.is_some_and(|since| since.elapsed() > GOOD_SESSION);
+            if was_good {
+                backoff.reset();
+            }
+            // At once: whether PostgreSQL is away, too, is known only by trying.
+            if !away && (was_good || unanswered == 1) {
+                continue;
+            }
             let wait = backoff.next_wait(jitter());
             if shutdown.wait(if away { wait.min(LONGEST_ABSENCE) } else { wait }) {
                 return;
@@ -227,21 +297,21 @@ impl Directory {
 
     /// One connection's life; `None` at shutdown. The client has no time-outs, so it lives in a
     /// thread that is given up when it says nothing any more.
-    fn listen_once(
-        &self,
-        shutdown: &Shutdown,
-        reported: &mut bool,
-        backoff: &mut Backoff,
-    ) -> Option<StoreError> {
+    fn listen_once(&self, shutdown: &Shutdown, reported: &mut bool) -> Option<Lost> {
         let (sender, reports) = unbounded();
         let store = Arc::clone(&self.store);
         let started = thread::Builder::new().name("listen".to_owned()).spawn(move || {
-            let error = store.listen(|heard| sender.send(Ok(heard)).is_ok());
+            let ended = store.listen(|heard| sender.send(Ok(heard)).is_ok());
             // Fails when it was given up.
-            let _ = sender.send(Err(error));
+            let _ = sender.send(Err(ended));
         });
+        let mut since = None;
+        let lost = |since, sign, how: String| {
+            let why = NotListening { error: StoreError::Unavailable(how), sign };
+            Some(Lost { why, since })
+        };
         if let Err(error) = started {
-            return Some(StoreError::Unavailable(format!("no thread to listen: {error}")));
+            return lost(since, Sign::Answer, format!("no thread to listen: {error}"));
         }
         let mut patience = BEGIN_LISTENING;
         loop {
@@ -249,31 +319,37 @@ impl Directory {
                 recv(reports) -> report => report,
                 recv(shutdown.receiver()) -> _ => return None,
                 default(patience) => {
-                    return Some(StoreError::Unavailable(format!("silent for {patience:?}")));
+                    return lost(since, Sign::Silence, format!("silent for {patience:?}"));
                 }
             };
             match report {
                 Ok(Ok(Heard::Listening)) => {
-                    self.lock().forget();
+                    self.forget();
                     self.trust_for_now();
-                    if std::mem::take(reported) {
+                    if mem::take(reported) {
                         log::info!("directory in use again");
                     }
-                    backoff.reset();
-                    patience = TRUST;
+                    since = Some(Instant::now());
+                    patience = SILENCE;
                 }
-                Ok(Ok(Heard::Changed)) => self.lock().forget(),
+                Ok(Ok(Heard::Changed)) => self.forget(),
                 Ok(Ok(Heard::Alive)) => self.trust_for_now(),
-                Ok(Err(error)) => return Some(error),
-                Err(_) => return Some(StoreError::Unavailable("listening ended".to_owned())),
+                Ok(Err(why)) => return Some(Lost { why, since }),
+                Err(_) => return lost(since, Sign::Break, "listening ended".to_owned()),
             }
         }
     }
 
+    fn forget(&self) {
+        let forgotten = self.lock().forget();
+        drop(forgotten);
+    }
+
     fn trust_for_now(&self) {
-        let until = self.start.elapsed() + TRUST;
-        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-        self.trusted_until.store(until, Ordering::Release);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let proved = self.start.elapsed();
+        self.proved.store(millis(proved), Ordering::Relaxed);
+        self.trusted_until.store(millis(proved + TRUST), Ordering::Release);
         self.away.store(false, Ordering::Relaxed);
     }
 
@@ -294,5 +370,119 @@ impl Directory {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::metrics::Metrics;
+
+    /// Its store is never reached: what PostgreSQL answers is up to each test.
+    fn directory() -> Directory {
+        let config = Settings::default().read().expect("the defaults");
+        let store = Arc::new(Store::new(&config).expect("an URL"));
+        let metrics = Metrics::new(["q".to_owned()]).expect("distinct names");
+        Directory::new(&config, store, metrics.lookups())
+    }
+
+    fn look_up(
+        directory: &Directory,
+        ask: impl FnOnce() -> Result<Found, StoreError>,
+    ) -> Result<Found, StoreError> {
+        directory.look_up(
+            |known| known.by_id.get(&Uuid::nil()).cloned(),
+            ask,
+            |known, found| drop(known.by_id.put(Uuid::nil(), found)),
+        )
+    }
+
+    fn not_asked() -> Result<Found, StoreError> {
+        panic!("it is remembered")
+    }
+
+    fn unavailable() -> Result<Found, StoreError> {
+        Err(StoreError::Unavailable("away".to_owned()))
+    }
+
+    #[test]
+    fn an_answer_is_remembered_while_listening_works() {
+        let directory = directory();
+        directory.trust_for_now();
+        assert_eq!(look_up(&directory, || Ok(Found::Disabled)).ok(), Some(Found::Disabled));
+        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
+        assert_eq!(directory.age(), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
+        let directory = directory();
+        directory.trust_for_now();
+        let overtaken = look_up(&directory, || {
+            directory.forget();
+            Ok(Found::Disabled)
+        });
+        // True when PostgreSQL was asked, and so for this one look-up.
+        assert_eq!(overtaken.ok(), Some(Found::Disabled));
+        assert_eq!(look_up(&directory, || Ok(Found::Deleted)).ok(), Some(Found::Deleted));
+        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Deleted));
+    }
+
+    #[test]
+    fn what_a_change_has_made_untrue_does_not_serve_while_postgresql_is_away() {
+        let directory = directory();
+        assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
+        let failed = look_up(&directory, || {
+            directory.forget();
+            unavailable()
+        });
+        assert!(failed.is_err());
+    }
+
+    #[test]
+    fn without_listening_every_look_up_asks() {
+        let directory = directory();
+        for found in [Found::Disabled, Found::Deleted, Found::Disabled] {
+            assert_eq!(look_up(&directory, || Ok(found.clone())).ok(), Some(found));
+        }
+        assert!(directory.age() > Duration::ZERO);
+    }
+
+    #[test]
+    fn while_postgresql_is_away_one_look_up_finds_out_and_the_rest_need_not_wait() {
+        let directory = directory();
+        assert!(look_up(&directory, unavailable).is_err(), "nothing is known yet");
+        assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
+        assert_eq!(look_up(&directory, unavailable).ok(), Some(Found::Disabled));
+        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
+        // Another look-up got an answer.
+        directory.away.store(false, Ordering::Relaxed);
+        assert_eq!(look_up(&directory, || Ok(Found::Deleted)).ok(), Some(Found::Deleted));
+    }
+
+    fn webhooks(count: usize) -> Arc<[Webhook]> {
+        (0..count).map(|_| Webhook::new(Uuid::nil(), "http://a/")).collect()
+    }
+
+    #[test]
+    fn however_many_webhooks_want_everything_the_memory_is_bounded() {
+        let mut known = Known::new(NonZeroUsize::new(5).expect("not zero"));
+        let types = |known: &Known| known.by_type.iter().map(|(_, w)| w.len()).collect::<Vec<_>>();
+        for n in 0..9 {
+            known.remember_wanting(&format!("small.{n}"), webhooks(n));
+        }
+        assert_eq!((types(&known), known.webhooks), (vec![8, 7, 6, 5, 4], 30));
+        known.remember_wanting("small.8", webhooks(1));
+        assert_eq!(known.webhooks, 23, "the same type again");
+        known.remember_wanting("large.1", webhooks(MOST_WEBHOOKS - 10));
+        assert_eq!(types(&known), [MOST_WEBHOOKS - 10, 1, 7]);
+        // Even the largest answer is worth remembering, alone.
+        known.remember_wanting("large.2", webhooks(MOST_WEBHOOKS + 1));
+        assert_eq!(types(&known), [MOST_WEBHOOKS + 1]);
+        known.remember_wanting("small", webhooks(1));
+        assert_eq!((types(&known), known.webhooks), (vec![1], 1));
+        drop(known.forget());
+        assert_eq!((types(&known), known.webhooks), (vec![], 0));
     }
 }

@@ -25,7 +25,7 @@ mod listen;
 
 use connector::{ConnectError, Connector};
 
-pub use listen::Heard;
+pub use listen::{Heard, NotListening, Sign};
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.

@@ -49,6 +49,13 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
         Err(error) => Err(format!("{error} ({})", store.address())),
     };
     findings.push(finding("database", database));
+    if answers && let Ok(tells) = store.tells_of_changes() {
+        let detail = match tells {
+            true => "a change of the table is honoured at once",
+            false => "not told of, so every event asks PostgreSQL: run `webhook-notifier migrate`",
+        };
+        findings.push(finding("changes", Ok::<_, BrokerError>(detail.to_owned())));
+    }
     if answers && let Ok(webhooks) = store.list(None) {
         let enabled = webhooks.iter().filter(|webhook| webhook.disabled_at.is_none()).count();
         let detail = match enabled {
