@@ -118,7 +118,7 @@ impl Sender {
                 // The status has decided. Reading on, within the deadline, only serves the next
                 // request: a connection can be used again once its response was read to the end.
                 let body = response.body_mut().as_reader();
-                let _ = io::copy(&mut body.take(self.max_response_bytes), &mut io::sink());
+                read_to_end(body.take(self.max_response_bytes));
                 Response::Status { code, retry_after }
             }
             Err(error) => {
@@ -127,6 +127,13 @@ impl Sender {
             }
         }
     }
+}
+
+/// What is read is of no use; a failure has no consequence that ureq doesn't see to.
+fn read_to_end(mut body: impl Read) {
+    // Most answers have no body: a large buffer, cleared each time, would cost more than they do.
+    let mut room = [0; 1 << 10];
+    while matches!(body.read(&mut room), Ok(read) if read > 0) {}
 }
 
 fn no_answer(error: Error) -> Response {

@@ -30,32 +30,41 @@ const KINDS: [u8; 4] = [METHOD, CONTENT_HEADER, 3, 8];
 /// A stream from the broker; see the module.
 pub(super) struct MendedStream {
     stream: TcpStream,
-    /// What was read: first frames that are mended and not handed on yet, then a part of one.
+    /// Up to `filled`, what was read: frames that are handed on, then frames that are mended, then a
+    /// part of one. The rest is room that stays as it is: to clear it for each read would cost more
+    /// than the read.
     buffer: Vec<u8>,
     handed_on: usize,
     mended: usize,
+    filled: usize,
 }
 
 impl MendedStream {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, buffer: Vec::new(), handed_on: 0, mended: 0 }
+        Self { stream, buffer: Vec::new(), handed_on: 0, mended: 0, filled: 0 }
     }
 
     /// Reads on, and mends the frames that are now complete. False: the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
-        self.buffer.drain(..self.handed_on);
-        (self.handed_on, self.mended) = (0, self.mended - self.handed_on);
-        let before = self.buffer.len();
-        self.buffer.resize(before + CHUNK, 0);
-        let read = self.stream.read(&mut self.buffer[before..]);
-        self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
-        let more = read? > 0;
-        while let Some(size) = frame_size(&self.buffer[self.mended..]) {
-            let Some(frame) = self.buffer.get_mut(self.mended..self.mended + size) else { break };
+        self.buffer.copy_within(self.handed_on..self.filled, 0);
+        self.mended -= self.handed_on;
+        self.filled -= self.handed_on;
+        self.handed_on = 0;
+        if self.buffer.len() - self.filled < CHUNK / 2 {
+            self.buffer.resize(self.filled + CHUNK, 0);
+        } else if self.filled == 0 && self.buffer.len() > CHUNK {
+            // A large frame is over.
+            self.buffer = vec![0; CHUNK];
+        }
+        let read = self.stream.read(&mut self.buffer[self.filled..])?;
+        self.filled += read;
+        let filled = &mut self.buffer[..self.filled];
+        while let Some(size) = frame_size(&filled[self.mended..]) {
+            let Some(frame) = filled.get_mut(self.mended..self.mended + size) else { break };
             mend(frame);
             self.mended += size;
         }
-        Ok(more)
+        Ok(read > 0)
     }
 }
 
