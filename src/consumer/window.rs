@@ -14,9 +14,10 @@ use super::Ended;
 use crate::broker::{Confirmation, Lane};
 use crate::pipeline::{Missing, Pipeline, Promises};
 
-/// How long a settled message may wait for others to be acked with. What is not acked when the
-/// process is killed is delivered again, so this is short.
-const ACK_DELAY: Duration = Duration::from_millis(5);
+/// How long a settled message may wait for others to be acked with, while more keep coming: where
+/// none does, all is acked at once. What is not acked when the process is killed is delivered again,
+/// so this is short; but a run that it ends early costs the broker and us a packet more.
+const ACK_DELAY: Duration = Duration::from_millis(100);
 
 /// A consumer's messages that are not acked yet.
 pub(super) struct Window<'a> {

@@ -18,7 +18,7 @@ pub(crate) struct Settings {
 }
 
 /// `make bench SCENARIO=search-notifier` finds it.
-const NOTIFIER_TUNED: Setting = Setting { consumers: 4, prefetch: 64 };
+const NOTIFIER_TUNED: Setting = Setting { consumers: 4, prefetch: 256 };
 
 /// `make bench SCENARIO=search` finds it: of the fastest settings the one that uses least of the
 /// processor.
