@@ -78,6 +78,8 @@ pub struct Directory {
     trusted_until: AtomicU64,
     /// Whether PostgreSQL did not answer when it was last asked while nothing was heard of it.
     away: AtomicBool,
+    /// Whether it answered somebody since the connection that listens was last lost.
+    answered: AtomicBool,
     lookups: Lookups,
 }
 
@@ -156,6 +158,7 @@ impl Directory {
             proved: AtomicU64::new(0),
             trusted_until: AtomicU64::new(0),
             away: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             lookups,
         }
     }
@@ -207,7 +210,7 @@ impl Directory {
         match ask() {
             Ok(found) => {
                 self.lookups.database.inc();
-                self.away.store(false, Ordering::Relaxed);
+                self.has_answered();
                 let mut known = self.lock();
                 // Asked before a change, and answered after it: true no longer.
                 if known.generation == generation {
@@ -232,8 +235,13 @@ impl Directory {
     /// [`StoreError`] if it doesn't.
     pub fn ping(&self) -> Result<(), StoreError> {
         self.store.ping()?;
-        self.away.store(false, Ordering::Relaxed);
+        self.has_answered();
         Ok(())
+    }
+
+    fn has_answered(&self) {
+        self.away.store(false, Ordering::Relaxed);
+        self.answered.store(true, Ordering::Relaxed);
     }
 
     /// Whether anything is remembered.
@@ -267,6 +275,10 @@ impl Directory {
             else {
                 return;
             };
+            // A network that breaks again and again, and lets look-ups through, isn't away.
+            if self.answered.swap(false, Ordering::Relaxed) {
+                unanswered = 0;
+            }
             unanswered = match sign {
                 Sign::Silence => unanswered.max(2),
                 Sign::Break if since.is_none() => unanswered.saturating_add(1),
