@@ -3,6 +3,7 @@
 mod check;
 mod dead_letters;
 mod listen;
+mod webhooks;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -17,8 +18,7 @@ use uuid::Uuid;
 use crate::broker::{Batches, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
-use crate::domain::webhook::{check_pattern, check_url};
-use crate::store::{Registered, Store};
+use crate::store::Store;
 use crate::{app, shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms.
@@ -53,9 +53,9 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Register, show and remove webhooks
+    /// Register, show, change and remove webhooks
     #[command(subcommand)]
-    Webhooks(Webhooks),
+    Webhooks(webhooks::Webhooks),
     /// List, show, replay and purge what could not be delivered
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
@@ -72,50 +72,12 @@ struct Output {
     json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-enum Webhooks {
-    /// Register a URL for events; prints the new webhook's id
-    Add {
-        /// Where to POST the events: http:// or https://
-        url: String,
-        /// Event types: exact (`user.created`), by prefix (`user.*`), or all (`*`)
-        #[arg(required = true)]
-        events: Vec<String>,
-        #[command(flatten)]
-        common: Common,
-    },
-    /// List all webhooks, oldest first
-    List(Common),
-    /// Show one webhook
-    Show(One),
-    /// Remove a webhook; what waits for it is dropped at its next attempt
-    Remove(One),
-    /// Give a disabled webhook its events again, from now on
-    Enable(One),
-    /// Give a webhook no more events, but keep it
-    Disable {
-        #[command(flatten)]
-        one: One,
-        /// Why, for those who look later
-        #[arg(long, default_value = "by hand")]
-        reason: String,
-    },
-}
-
 #[derive(Debug, Args)]
 struct Common {
     #[command(flatten)]
     settings: ServerSettings,
     #[command(flatten)]
     output: Output,
-}
-
-#[derive(Debug, Args)]
-struct One {
-    /// The webhook's id
-    id: Uuid,
-    #[command(flatten)]
-    common: Common,
 }
 
 #[derive(Debug, Args)]
@@ -151,6 +113,10 @@ struct Listen {
     /// The status of the attempts that --fail-first fails
     #[arg(long, default_value_t = 503)]
     status: u16,
+    /// Check signatures, and answer 401 to what this secret did not sign; prefer the variable to
+    /// the flag, which `ps` shows
+    #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, value_name = "WHSEC")]
+    secret: Option<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -199,12 +165,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
-        Command::Webhooks(command) => webhooks(command)?,
+        Command::Webhooks(command) => webhooks::run(command)?,
         Command::DeadLetters(command) => dead_letters::run(command)?,
         Command::Publish(command) => publish(command)?,
-        Command::Listen(Listen { addr, fail_first, status, output }) => {
-            listen::run(addr, fail_first, status, output.json)?;
-        }
+        Command::Listen(options) => listen::run(options)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -226,68 +190,6 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
         .format_timestamp_millis()
         .init();
     Ok(config)
-}
-
-fn webhooks(command: Webhooks) -> Result<()> {
-    let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
-    let one = |found: Option<Registered>, id: Uuid| {
-        found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
-    };
-    match command {
-        Webhooks::Add { url, events, common } => {
-            check_url(&url).map_err(anyhow::Error::msg)?;
-            for pattern in &events {
-                check_pattern(pattern).map_err(anyhow::Error::msg)?;
-            }
-            let added = store(&common)?.add(&url, &events)?;
-            if common.output.json { print_json(&added) } else { print(added.id) }
-        }
-        Webhooks::List(common) => {
-            let list = store(&common)?.list(None)?;
-            if common.output.json { print_json(&list) } else { print(table(&list)) }
-        }
-        Webhooks::Show(One { id, common }) => {
-            let found = one(store(&common)?.list(Some(id))?.pop(), id)?;
-            show(&found, common.output)
-        }
-        Webhooks::Remove(One { id, common }) => {
-            show(&one(store(&common)?.remove(id)?, id)?, common.output)
-        }
-        Webhooks::Enable(One { id, common }) => {
-            show(&one(store(&common)?.set_disabled(id, None)?, id)?, common.output)
-        }
-        Webhooks::Disable { one: One { id, common }, reason } => {
-            show(&one(store(&common)?.set_disabled(id, Some(&reason))?, id)?, common.output)
-        }
-    }
-}
-
-fn show(webhook: &Registered, output: Output) -> Result<()> {
-    if output.json {
-        return print_json(webhook);
-    }
-    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-    print(format_args!(
-        "id        {}\nurl       {}\nevents    {}\ncreated   {}\ndisabled  {} {}",
-        webhook.id,
-        webhook.post_url,
-        webhook.events.join(" "),
-        or(&webhook.created_at),
-        or(&webhook.disabled_at),
-        webhook.disabled_reason.as_deref().unwrap_or_default(),
-    ))
-}
-
-fn table(webhooks: &[Registered]) -> String {
-    let width = webhooks.iter().map(|webhook| webhook.post_url.len()).max().unwrap_or(0).max(3);
-    let mut lines = vec![format!("{:36}  {:width$}  {:8}  EVENTS", "ID", "URL", "STATE")];
-    lines.extend(webhooks.iter().map(
-        |Registered { id, post_url, events, disabled_at, .. }| {
-            let state = if disabled_at.is_some() { "disabled" } else { "enabled" };
-            format!("{id}  {post_url:width$}  {state:8}  {}", events.join(" "))
-        },
-    ));
-    lines.join("\n")
 }
 
 fn publish(command: Publish) -> Result<()> {

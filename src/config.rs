@@ -16,6 +16,7 @@ use url::Url;
 use crate::domain::address::AllowedNetworks;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
+use crate::domain::secret::Secret;
 
 /// One setting: an environment variable and the flag of the same name.
 struct Setting {
@@ -74,30 +75,6 @@ pub struct ConfigError {
     pub variable: &'static str,
     /// What is wrong with it, without its value where that may hold a password.
     pub problem: String,
-}
-
-/// A text that must not be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text itself. Not for anything that people read.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("***")
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("***")
-    }
 }
 
 /// Where RabbitMQ is and who we are there.
@@ -375,7 +352,7 @@ fn parse_amqp_url(text: &str) -> Result<Amqp, String> {
         host: host.to_owned(),
         port: url.port().unwrap_or(5672),
         user: or(decode(url.username())?, "guest"),
-        password: Secret(decode(url.password().unwrap_or("guest"))?),
+        password: Secret::new(decode(url.password().unwrap_or("guest"))?),
         vhost: or(decode(path)?, "/"),
         heartbeat,
     })
@@ -385,7 +362,7 @@ fn parse_database_url(text: &str) -> Result<Secret, String> {
     if text.is_empty() {
         return Err("is empty: needs postgres://user:password@host:5432/database".to_owned());
     }
-    Ok(Secret(text.to_owned()))
+    Ok(Secret::new(text.to_owned()))
 }
 
 /// `level` or `module=level`, separated by commas: what env_logger reads, without what it would

@@ -229,6 +229,17 @@ impl Directory {
         }
     }
 
+    /// Disables a webhook, unless it was changed or disabled meanwhile. Says whether it was.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it is as it was then.
+    pub fn disable(&self, webhook: &Webhook, reason: &'static str) -> Result<bool, StoreError> {
+        let disabled = self.store.disable(webhook, reason)?;
+        // The notification would do it, too, but later than the next look-up.
+        self.forget();
+        Ok(disabled)
+    }
+
     /// Whether PostgreSQL answers.
     ///
     /// # Errors
@@ -389,6 +400,7 @@ impl Directory {
 mod tests {
     use super::*;
     use crate::config::Settings;
+    use crate::domain::webhook::Secrets;
     use crate::metrics::Metrics;
 
     /// Its store is never reached: what PostgreSQL answers is up to each test.
@@ -474,7 +486,7 @@ mod tests {
     }
 
     fn webhooks(count: usize) -> Arc<[Webhook]> {
-        (0..count).map(|_| Webhook::new(Uuid::nil(), "http://a/")).collect()
+        (0..count).map(|_| Webhook::new(Uuid::nil(), "http://a/", &Secrets::default())).collect()
     }
 
     #[test]

@@ -383,6 +383,9 @@ impl Pipeline {
                 },
             );
             delivery.last_error = detail;
+            if reason == Reason::Gone {
+                self.disable(webhook);
+            }
         }
         match decision {
             Decision::Delivered => {
@@ -401,6 +404,22 @@ impl Pipeline {
                 self.park(context, &delivery, delay, &metrics.retries_scheduled).map(Some)
             }
             Decision::Dead(reason) => self.bury(context, &delivery, reason).map(Some),
+        }
+    }
+
+    /// The receiver said that it is gone, for good. If PostgreSQL can't take note of it now, it
+    /// will say so again.
+    fn disable(&self, webhook: &Webhook) {
+        let id = webhook.id;
+        match self.directory.disable(webhook, "410 Gone") {
+            Ok(true) => log::warn!(
+                "webhook disabled webhook={id} reason=\"410 Gone\": `webhooks enable {id}` brings it back"
+            ),
+            // Somebody else was first.
+            Ok(false) => {}
+            Err(error) => {
+                log::warn!("webhook not disabled webhook={id} cause={:?}", error.to_string())
+            }
         }
     }
 

@@ -96,20 +96,23 @@ impl Sender {
             Ok(target) => target,
             Err(detail) => return Response::Refused { detail: detail.clone() },
         };
-        let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let id = &request.event.id;
         // A producer's content type that no header can hold says nothing.
         let content_type = request
             .content_type
             .filter(|text| !text.is_empty() && text.bytes().all(|b| matches!(b, b' '..=b'~')))
             .unwrap_or("application/json");
-        let sent = self
+        let mut post = self
             .agent
-            .post(target)
+            .post(&target.uri)
             .header("content-type", content_type)
-            .header("webhook-id", &request.event.id)
-            .header("webhook-timestamp", at.as_secs())
-            .send(request.body);
-        match sent {
+            .header("webhook-id", id)
+            .header("webhook-timestamp", at);
+        if let Some(signature) = target.keys.sign(id, at, request.body) {
+            post = post.header("webhook-signature", signature);
+        }
+        match post.send(request.body) {
             Ok(mut response) => {
                 let retry_after = response.headers().get("retry-after");
                 let retry_after =
@@ -122,7 +125,7 @@ impl Sender {
                 Response::Status { code, retry_after }
             }
             Err(error) => {
-                self.names.forget(target.host().unwrap_or_default());
+                self.names.forget(target.uri.host().unwrap_or_default());
                 no_answer(error)
             }
         }

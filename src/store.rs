@@ -18,7 +18,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
-use crate::domain::webhook::{Webhook, matching_patterns};
+use crate::domain::secret::Secret;
+use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
 
 mod connector;
 mod listen;
@@ -45,15 +46,20 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i32, &str, &str); 4] = [
+const MIGRATIONS: [(i32, &str, &str); 5] = [
     (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
     (2, "events_index", include_str!("../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../sql/003_disabled.sql")),
     (4, "notify", include_str!("../sql/004_notify.sql")),
+    (5, "secrets", include_str!("../sql/005_secrets.sql")),
 ];
 
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
+
+/// What [`webhook`] reads of a row.
+const WEBHOOK: &str = "id, post_url, secret, previous_secret,
+     extract(epoch FROM previous_secret_expires_at)::bigint AS previous_secret_ends";
 
 type Pool = r2d2::Pool<Connector>;
 
@@ -101,6 +107,10 @@ pub struct Registered {
     pub disabled_at: Option<String>,
     /// Why.
     pub disabled_reason: Option<String>,
+    /// Whether its requests are signed.
+    pub signed: bool,
+    /// Until when they are signed with the previous secret, too: database time, as text.
+    pub previous_secret_expires_at: Option<String>,
 }
 
 /// What has become of the webhook of a parked delivery.
@@ -169,10 +179,10 @@ impl Store {
     pub fn webhooks_wanting(&self, event_type: &str) -> Result<Vec<Webhook>, StoreError> {
         let patterns = matching_patterns(event_type);
         self.query(move |client| {
-            let rows = client.query_typed(
-                "SELECT id, post_url FROM webhooks WHERE events && $1 AND disabled_at IS NULL",
-                &[(&patterns, Type::TEXT_ARRAY)],
-            )?;
+            let asked = format!(
+                "SELECT {WEBHOOK} FROM webhooks WHERE events && $1 AND disabled_at IS NULL"
+            );
+            let rows = client.query_typed(&asked, &[(&patterns, Type::TEXT_ARRAY)])?;
             rows.iter().map(webhook).collect()
         })
     }
@@ -183,15 +193,32 @@ impl Store {
     /// [`StoreError`]; the delivery then has to wait.
     pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
         self.query(move |client| {
-            let rows = client.query_typed(
-                "SELECT id, post_url, disabled_at IS NOT NULL AS disabled FROM webhooks WHERE id = $1",
-                &[(&id, Type::UUID)],
-            )?;
+            let asked = format!(
+                "SELECT {WEBHOOK}, disabled_at IS NOT NULL AS disabled FROM webhooks WHERE id = $1"
+            );
+            let rows = client.query_typed(&asked, &[(&id, Type::UUID)])?;
             Ok(match rows.first() {
                 None => Found::Deleted,
                 Some(row) if row.try_get("disabled")? => Found::Disabled,
                 Some(row) => Found::Enabled(webhook(row)?),
             })
+        })
+    }
+
+    /// Disables a webhook for a reason, if it still has that URL and is enabled. Says whether it
+    /// was.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn disable(&self, webhook: &Webhook, reason: &'static str) -> Result<bool, StoreError> {
+        let (id, url) = (webhook.id, webhook.post_url.clone());
+        self.query(move |client| {
+            let disabled = client.execute_typed(
+                "UPDATE webhooks SET disabled_at = now(), disabled_reason = $3
+                 WHERE id = $1 AND post_url = $2 AND disabled_at IS NULL",
+                &[(&id, Type::UUID), (&&*url, Type::TEXT), (&reason, Type::TEXT)],
+            )?;
+            Ok(disabled > 0)
         })
     }
 
@@ -214,8 +241,8 @@ impl Store {
         let connector = Connector::new(self.config.clone());
         bounded_by_timeout(move || {
             let mut client = connect(&connector)?;
-            let looked = "SELECT id, post_url, events, disabled_at FROM webhooks LIMIT 0";
-            client.query_typed(looked, &[]).map(drop).map_err(|error| explain(&error))
+            let looked = format!("SELECT {WEBHOOK}, events, disabled_at FROM webhooks LIMIT 0");
+            client.query_typed(&looked, &[]).map(drop).map_err(|error| explain(&error))
         })
         .unwrap_or_else(|| Err(no_answer()))
     }
@@ -263,10 +290,15 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn add(&self, post_url: &str, events: &[String]) -> Result<Registered, StoreError> {
+    pub fn add(
+        &self,
+        post_url: &str,
+        events: &[String],
+        secret: &Secret,
+    ) -> Result<Registered, StoreError> {
         self.command(
-            "INSERT INTO webhooks (post_url, events) VALUES ($1, $2) RETURNING *",
-            &[(&post_url, Type::TEXT), (&events, Type::TEXT_ARRAY)],
+            "INSERT INTO webhooks (post_url, events, secret) VALUES ($1, $2, $3) RETURNING *",
+            &[(&post_url, Type::TEXT), (&events, Type::TEXT_ARRAY), (&secret.expose(), Type::TEXT)],
         )
         .and_then(|mut added| {
             added.pop().ok_or_else(|| StoreError::Unavailable("no row came back".to_owned()))
@@ -311,6 +343,33 @@ impl Store {
         .map(|mut changed| changed.pop())
     }
 
+    /// Gives a webhook a new secret, and keeps the one that it had for so long.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn rotate_secret(
+        &self,
+        id: Uuid,
+        secret: &Secret,
+        keep: Duration,
+    ) -> Result<Option<Registered>, StoreError> {
+        // The columns on the right of SET are those of before.
+        self.command(
+            "UPDATE webhooks SET secret = $2,
+                 previous_secret = CASE WHEN $3 > 0 THEN secret END,
+                 previous_secret_expires_at =
+                     CASE WHEN $3 > 0 AND secret IS NOT NULL
+                          THEN now() + make_interval(secs => $3) END
+             WHERE id = $1 RETURNING *",
+            &[
+                (&id, Type::UUID),
+                (&secret.expose(), Type::TEXT),
+                (&keep.as_secs_f64(), Type::FLOAT8),
+            ],
+        )
+        .map(|mut changed| changed.pop())
+    }
+
     /// A statement of a command: once, on a connection of its own, so that its error is exact.
     fn command(
         &self,
@@ -319,7 +378,10 @@ impl Store {
     ) -> Result<Vec<Registered>, StoreError> {
         let statement = format!(
             "WITH found AS ({statement})
-             SELECT id, post_url, events, created_at::text, disabled_at::text, disabled_reason
+             SELECT id, post_url, events, created_at::text, disabled_at::text, disabled_reason,
+                    secret IS NOT NULL AS signed,
+                    CASE WHEN previous_secret_expires_at > now()
+                         THEN previous_secret_expires_at::text END AS previous_secret_expires_at
              FROM found ORDER BY found.created_at, id"
         );
         let rows = self.connect()?.query_typed(&statement, parameters);
@@ -331,6 +393,8 @@ impl Store {
                 created_at: row.try_get("created_at")?,
                 disabled_at: row.try_get("disabled_at")?,
                 disabled_reason: row.try_get("disabled_reason")?,
+                signed: row.try_get("signed")?,
+                previous_secret_expires_at: row.try_get("previous_secret_expires_at")?,
             })
         };
         rows.and_then(|rows| rows.iter().map(registered).collect()).map_err(|e| explain(&e))
@@ -427,7 +491,13 @@ fn new_pool(config: &postgres::Config, size: u32) -> Pool {
 }
 
 fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
-    Ok(Webhook::new(row.try_get("id")?, row.try_get("post_url")?))
+    let secret = |name| Ok(row.try_get::<_, Option<String>>(name)?.map(Secret::new));
+    let ends: Option<i64> = row.try_get("previous_secret_ends")?;
+    // Before 1970 is long over.
+    let ends = ends.map(|seconds| u64::try_from(seconds).unwrap_or(0));
+    let secrets =
+        Secrets { current: secret("secret")?, previous: secret("previous_secret")?.zip(ends) };
+    Ok(Webhook::new(row.try_get("id")?, row.try_get("post_url")?, &secrets))
 }
 
 /// Whether the server ended the session: its last words come before the connection is closed.

@@ -1,14 +1,14 @@
 //! `listen`: a receiver for demos and first steps.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
 use tiny_http::{Method, Request, Response, Server};
 
-use super::print;
+use super::{Listen, Output, Usage, print};
+use crate::domain::signature::Key;
 
 /// Deliveries whose attempts are counted; beyond, counting starts over, so memory stays bounded.
 const MOST_DELIVERIES: usize = 100_000;
@@ -20,16 +20,22 @@ struct Line<'a> {
     attempt: u32,
     status: u16,
     webhook_id: &'a str,
+    /// Absent where there is no secret to check it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<&'a str>,
     timestamp: &'a str,
     content_type: &'a str,
     body: &'a str,
 }
 
 /// Answers every POST, and prints a line for each, until it is killed.
-pub(super) fn run(address: SocketAddr, fail_first: u32, status: u16, json: bool) -> Result<()> {
-    let server = Server::http(address)
-        .map_err(|error| anyhow!("cannot listen on {address}: {error}: choose another --addr"))?;
-    let address = server.server_addr().to_ip().unwrap_or(address);
+pub(super) fn run(options: Listen) -> Result<()> {
+    let Listen { addr, fail_first, status, secret, output: Output { json } } = options;
+    let key = secret.as_deref().map(Key::parse).transpose();
+    let key = key.map_err(|error| Usage(format!("--secret: {error}")))?;
+    let server = Server::http(addr)
+        .map_err(|error| anyhow!("cannot listen on {addr}: {error}: choose another --addr"))?;
+    let address = server.server_addr().to_ip().unwrap_or(addr);
     print(if json {
         serde_json::json!({ "listening": format!("http://{address}/") }).to_string()
     } else {
@@ -47,20 +53,34 @@ pub(super) fn run(address: SocketAddr, fail_first: u32, status: u16, json: bool)
             continue;
         }
         let (path, id) = (request.url().to_owned(), header(&request, "webhook-id"));
+        let timestamp = header(&request, "webhook-timestamp");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let signature = key.as_ref().map(|key| {
+            let signatures = header(&request, "webhook-signature");
+            key.verify(&id, &timestamp, &signatures, &body, now.as_secs())
+        });
         if attempts.len() >= MOST_DELIVERIES {
             attempts.clear();
         }
         let attempt = attempts.entry((path.clone(), id.clone())).or_default();
         *attempt += 1;
-        let status = if *attempt <= fail_first { status } else { 200 };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let status = match signature {
+            Some(Err(_)) => 401,
+            _ if *attempt <= fail_first => status,
+            _ => 200,
+        };
+        let signature = signature.map(|checked| match checked {
+            Ok(()) => "valid".to_owned(),
+            Err(bad) => format!("invalid: {bad}"),
+        });
         let line = Line {
             at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             path: &path,
             attempt: *attempt,
             status,
             webhook_id: &id,
-            timestamp: &header(&request, "webhook-timestamp"),
+            signature: signature.as_deref(),
+            timestamp: &timestamp,
             content_type: &header(&request, "content-type"),
             body: &String::from_utf8_lossy(&body),
         };
@@ -78,9 +98,10 @@ fn header(request: &Request, name: &'static str) -> String {
 }
 
 fn for_people(line: &Line<'_>) -> String {
-    let Line { path, attempt, status, webhook_id, body, .. } = line;
+    let Line { path, attempt, status, webhook_id, signature, body, .. } = line;
+    let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
     let time = httpdate::fmt_http_date(SystemTime::now());
     let start: String = body.chars().take(120).collect();
     let more = if start.len() < body.len() { "…" } else { "" };
-    format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}  {start:?}{more}")
+    format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}  {start:?}{more}")
 }

@@ -10,4 +10,6 @@ pub mod event;
 pub mod outcome;
 pub mod receiver;
 pub mod retry;
+pub mod secret;
+pub mod signature;
 pub mod webhook;

@@ -5,25 +5,63 @@ use url::Url;
 use uuid::Uuid;
 
 use super::event::{self, Malformed};
+use super::secret::Secret;
+use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 
 /// A registered webhook, as far as a delivery needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {
     /// The primary key; stable across changes of the URL.
     pub id: Uuid,
-    /// Where events go; or why they can't, as [`check_url`] says it. Read once, when the webhook is
-    /// looked up, and not for each of its deliveries.
-    pub target: Result<Uri, String>,
+    /// The URL, as it was registered.
+    pub post_url: Box<str>,
+    /// Where events go and what signs them; or why they can't go there, in words that hold no
+    /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
+    pub target: Result<Target, String>,
+}
+
+/// What a request needs of a webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Checked by [`check_url`].
+    pub uri: Uri,
+    /// What signs the requests.
+    pub keys: Keys,
+}
+
+/// The secrets of a webhook, as they were registered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Secrets {
+    /// None: its requests are not signed.
+    pub current: Option<Secret>,
+    /// The one before, and when it expires.
+    pub previous: Option<(Secret, UnixSeconds)>,
 }
 
 impl Webhook {
-    /// A webhook with that URL, which is other people's input.
+    /// A webhook as it was registered, which is other people's input.
     #[must_use]
-    pub fn new(id: Uuid, post_url: &str) -> Self {
-        let target = check_url(post_url).and_then(|url| {
+    pub fn new(id: Uuid, post_url: &str, secrets: &Secrets) -> Self {
+        let uri = check_url(post_url).and_then(|url| {
             Uri::try_from(url.as_str()).map_err(|error| format!("unusable URL: {error}"))
         });
-        Self { id, target }
+        let keys = secrets.keys().map_err(|error| {
+            format!("unusable secret: {error}: `webhooks rotate-secret {id}` makes another")
+        });
+        // The URL first: without a usable one, the secret is of no interest.
+        let target = uri.and_then(|uri| Ok(Target { uri, keys: keys? }));
+        Self { id, post_url: post_url.into(), target }
+    }
+}
+
+impl Secrets {
+    fn keys(&self) -> Result<Keys, BadSecret> {
+        let key = |secret: &Secret| Key::parse(secret.expose());
+        let previous = self.previous.as_ref().map(|(secret, ends)| Ok((key(secret)?, *ends)));
+        Ok(Keys {
+            current: self.current.as_ref().map(key).transpose()?,
+            previous: previous.transpose()?,
+        })
     }
 }
 
@@ -139,6 +177,20 @@ mod tests {
                 "{bad}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn an_unusable_secret_makes_a_webhook_unusable_and_is_not_told() {
+        let secrets = |current: &str| Secrets {
+            current: Some(Secret::new(current.to_owned())),
+            previous: None,
+        };
+        let webhook = Webhook::new(Uuid::nil(), "http://a/", &secrets("s3cret"));
+        let error = webhook.target.expect_err("it is no secret");
+        assert!(error.contains("rotate-secret") && !error.contains("s3cret"), "{error}");
+        let good = Key::secret_of([1; 32]);
+        let webhook = Webhook::new(Uuid::nil(), "http://a/", &secrets(good.expose()));
+        assert!(webhook.target.expect("a target").keys.current.is_some());
     }
 
     proptest! {

@@ -35,8 +35,8 @@ fn webhooks_are_added_listed_shown_disabled_and_removed() {
     let url = "https://example.org/hook?x=1";
     assert_eq!(listed(&sandbox), Vec::<Value>::new());
 
-    let id = succeed(&sandbox, &["webhooks", "add", url, "user.*", "order.paid"]);
-    let id = id.trim().to_owned();
+    let added = succeed(&sandbox, &["webhooks", "add", url, "user.*", "order.paid"]);
+    let id = added.split_whitespace().nth(1).expect("id, and the id").to_owned();
     let parsed = Uuid::parse_str(&id).unwrap_or_else(|_| panic!("not an id: {id}"));
     let rows = sandbox.database.query("SELECT id, post_url, events FROM webhooks", &[]);
     assert_eq!(rows.len(), 1);

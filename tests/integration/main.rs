@@ -10,6 +10,7 @@ mod harness;
 mod delivery;
 mod retries;
 mod outcomes;
+mod signatures;
 mod receivers;
 mod failures;
 mod malformed;

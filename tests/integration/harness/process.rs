@@ -75,6 +75,14 @@ impl Process {
         })
     }
 
+    /// The first line on stdout that holds the text, as soon as there is one.
+    #[track_caller]
+    pub(crate) fn wait_stdout(&self, limit: Duration, text: &str) -> String {
+        wait_for(limit, &format!("a line with {text:?} on stdout"), || {
+            self.stdout().into_iter().find(|line| line.contains(text))
+        })
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }

@@ -1,0 +1,170 @@
+//! `webhooks`: register, show, change and remove them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Common, Output, complain, print, print_json, read};
+use crate::domain::retry::Span;
+use crate::domain::secret::Secret;
+use crate::domain::signature::Key;
+use crate::domain::webhook::{check_pattern, check_url};
+use crate::store::{Registered, Store};
+
+/// How long an old secret may be kept: ten years. (PostgreSQL's calendar ends some time.)
+const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Webhooks {
+    /// Register a URL for events; prints the new webhook's id, and once its secret
+    Add {
+        /// Where to POST the events: http:// or https://
+        url: String,
+        /// Event types: exact (`user.created`), by prefix (`user.*`), or all (`*`)
+        #[arg(required = true)]
+        events: Vec<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List all webhooks, oldest first
+    List(Common),
+    /// Show one webhook
+    Show(One),
+    /// Remove a webhook; what waits for it is dropped at its next attempt
+    Remove(One),
+    /// Give a disabled webhook its events again, from now on
+    Enable(One),
+    /// Give a webhook no more events, but keep it
+    Disable {
+        #[command(flatten)]
+        one: One,
+        /// Why, for those who look later
+        #[arg(long, default_value = "by hand")]
+        reason: String,
+    },
+    /// Make a new secret for a webhook, and print it, once
+    RotateSecret {
+        #[command(flatten)]
+        one: One,
+        /// How long requests are signed with the old secret, too; 0s ends it at once
+        #[arg(long, default_value = "24h", value_name = "TIME", value_parser = keep)]
+        keep: Duration,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct One {
+    /// The webhook's id
+    id: Uuid,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// A webhook together with its new secret.
+#[derive(Serialize)]
+struct WithSecret<'a> {
+    #[serde(flatten)]
+    webhook: &'a Registered,
+    secret: &'a str,
+}
+
+fn keep(text: &str) -> Result<Duration, String> {
+    let time = text.parse::<Span>()?.get();
+    if time > LONGEST_KEEP {
+        return Err(format!("longer than {}", Span::from(LONGEST_KEEP)));
+    }
+    Ok(time)
+}
+
+pub(super) fn run(command: Webhooks) -> Result<()> {
+    let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
+    let one = |found: Option<Registered>, id: Uuid| {
+        found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
+    };
+    match command {
+        Webhooks::Add { url, events, common } => {
+            check_url(&url).map_err(anyhow::Error::msg)?;
+            for pattern in &events {
+                check_pattern(pattern).map_err(anyhow::Error::msg)?;
+            }
+            let secret = new_secret()?;
+            let added = store(&common)?.add(&url, &events, &secret)?;
+            show_secret(&added, &secret, common.output)
+        }
+        Webhooks::List(common) => {
+            let list = store(&common)?.list(None)?;
+            if common.output.json { print_json(&list) } else { print(table(&list)) }
+        }
+        Webhooks::Show(One { id, common }) => {
+            let found = one(store(&common)?.list(Some(id))?.pop(), id)?;
+            show(&found, common.output)
+        }
+        Webhooks::Remove(One { id, common }) => {
+            show(&one(store(&common)?.remove(id)?, id)?, common.output)
+        }
+        Webhooks::Enable(One { id, common }) => {
+            show(&one(store(&common)?.set_disabled(id, None)?, id)?, common.output)
+        }
+        Webhooks::Disable { one: One { id, common }, reason } => {
+            show(&one(store(&common)?.set_disabled(id, Some(&reason))?, id)?, common.output)
+        }
+        Webhooks::RotateSecret { one: One { id, common }, keep } => {
+            let secret = new_secret()?;
+            let rotated = one(store(&common)?.rotate_secret(id, &secret, keep)?, id)?;
+            show_secret(&rotated, &secret, common.output)
+        }
+    }
+}
+
+fn new_secret() -> Result<Secret> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).context("the system has no random numbers")?;
+    Ok(Key::secret_of(random))
+}
+
+/// The one time that a secret is shown.
+fn show_secret(webhook: &Registered, secret: &Secret, output: Output) -> Result<()> {
+    let secret = secret.expose();
+    if output.json {
+        return print_json(&WithSecret { webhook, secret });
+    }
+    print(format_args!("id      {}\nsecret  {secret}", webhook.id))?;
+    complain("the secret is shown only now: the receiver checks signatures with it");
+    Ok(())
+}
+
+fn show(webhook: &Registered, output: Output) -> Result<()> {
+    if output.json {
+        return print_json(webhook);
+    }
+    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let signed = match &webhook.previous_secret_expires_at {
+        _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
+        None => "yes".to_owned(),
+        Some(at) => format!("yes, and with the previous secret until {at}"),
+    };
+    print(format_args!(
+        "id        {}\nurl       {}\nevents    {}\ncreated   {}\nsigned    {signed}\ndisabled  {} {}",
+        webhook.id,
+        webhook.post_url,
+        webhook.events.join(" "),
+        or(&webhook.created_at),
+        or(&webhook.disabled_at),
+        webhook.disabled_reason.as_deref().unwrap_or_default(),
+    ))
+}
+
+fn table(webhooks: &[Registered]) -> String {
+    let width = webhooks.iter().map(|webhook| webhook.post_url.len()).max().unwrap_or(0).max(3);
+    let mut lines = vec![format!("{:36}  {:width$}  {:8}  EVENTS", "ID", "URL", "STATE")];
+    lines.extend(webhooks.iter().map(
+        |Registered { id, post_url, events, disabled_at, .. }| {
+            let state = if disabled_at.is_some() { "disabled" } else { "enabled" };
+            format!("{id}  {post_url:width$}  {state:8}  {}", events.join(" "))
+        },
+    ));
+    lines.join("\n")
+}

@@ -1,0 +1,250 @@
+//! Signatures of requests, by which a receiver knows that they are ours.
+//!
+//! The symmetric scheme, `v1`, of Standard Webhooks 1.0.0
+//! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>):
+//! HMAC-SHA256 over `<id>.<timestamp>.<body>`.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use super::secret::Secret;
+
+/// What a secret begins with, so that people and scanners know it for one.
+const PREFIX: &str = "whsec_";
+
+/// What a signature of this scheme begins with.
+const SCHEME: &str = "v1,";
+
+/// How many bytes a key may have.
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// The seconds between a request's timestamp and now within which it is no replay. The
+/// specification leaves the number open; its own libraries use this one.
+pub const TOLERANCE_SECONDS: u64 = 300;
+
+/// A time in seconds since the Unix epoch, as `webhook-timestamp` has it.
+pub type UnixSeconds = u64;
+
+/// A text that is no secret of this scheme.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the secret is not `{PREFIX}` and the base64 of 24 to 64 bytes")]
+pub struct BadSecret;
+
+/// Why a signature is no proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSignature {
+    /// One of the three headers is not there.
+    #[error("not signed")]
+    Missing,
+    /// The timestamp is no number, or too far from now.
+    #[error("its timestamp is not within {TOLERANCE_SECONDS} s of now")]
+    Timestamp,
+    /// Made by another key, or for another request.
+    #[error("made with another secret, or for another request")]
+    Mismatch,
+}
+
+/// What signs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Box<[u8]>);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+impl Key {
+    /// Reads a secret: `whsec_` and base64.
+    ///
+    /// # Errors
+    /// [`BadSecret`], which says nothing of what was given.
+    pub fn parse(secret: &str) -> Result<Self, BadSecret> {
+        let encoded = secret.strip_prefix(PREFIX).ok_or(BadSecret)?;
+        let key = BASE64.decode(encoded).map_err(|_| BadSecret)?;
+        if KEY_BYTES.contains(&key.len()) { Ok(Self(key.into())) } else { Err(BadSecret) }
+    }
+
+    /// The secret of a key that was drawn at random.
+    #[must_use]
+    pub fn secret_of(random: [u8; 32]) -> Secret {
+        Secret::new(format!("{PREFIX}{}", BASE64.encode(random)))
+    }
+
+    fn mac(&self, id: &str, timestamp: &str, body: &[u8]) -> Option<Hmac<Sha256>> {
+        // HMAC takes keys of every length, so there always is one.
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).ok()?;
+        for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+            mac.update(part);
+        }
+        Some(mac)
+    }
+
+    fn sign(&self, id: &str, timestamp: &str, body: &[u8]) -> Option<String> {
+        let code = self.mac(id, timestamp, body)?.finalize().into_bytes();
+        Some(format!("{SCHEME}{}", BASE64.encode(code)))
+    }
+
+    /// Whether a request that came at `now` was signed with this key: one signature that fits
+    /// among those in `webhook-signature` is enough. What is empty counts as missing.
+    ///
+    /// # Errors
+    /// [`BadSignature`].
+    pub fn verify(
+        &self,
+        id: &str,
+        timestamp: &str,
+        signatures: &str,
+        body: &[u8],
+        now: UnixSeconds,
+    ) -> Result<(), BadSignature> {
+        if id.is_empty() || timestamp.is_empty() || signatures.is_empty() {
+            return Err(BadSignature::Missing);
+        }
+        let at: UnixSeconds = timestamp.parse().map_err(|_| BadSignature::Timestamp)?;
+        if at.abs_diff(now) > TOLERANCE_SECONDS {
+            return Err(BadSignature::Timestamp);
+        }
+        let mac = self.mac(id, timestamp, body).ok_or(BadSignature::Mismatch)?;
+        let fits = signatures.split(' ').filter_map(|one| one.strip_prefix(SCHEME)).any(|code| {
+            // Compares in constant time.
+            BASE64.decode(code).is_ok_and(|code| mac.clone().verify_slice(&code).is_ok())
+        });
+        if fits { Ok(()) } else { Err(BadSignature::Mismatch) }
+    }
+}
+
+/// What signs the requests to one webhook: its key, and for a while the one before it too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// None: its requests are not signed.
+    pub current: Option<Key>,
+    /// The one before, and when it ends.
+    pub previous: Option<(Key, UnixSeconds)>,
+}
+
+impl Keys {
+    /// The header `webhook-signature` of a request at the time `at`: a signature for each key that
+    /// is valid then, with a space between them.
+    #[must_use]
+    pub fn sign(&self, id: &str, at: UnixSeconds, body: &[u8]) -> Option<String> {
+        let previous = self.previous.as_ref().filter(|(_, ends)| at < *ends).map(|(key, _)| key);
+        let timestamp = at.to_string();
+        let keys = self.current.iter().chain(previous);
+        let signatures: Vec<_> = keys.filter_map(|key| key.sign(id, &timestamp, body)).collect();
+        (!signatures.is_empty()).then(|| signatures.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    // The example of the specification's reference libraries.
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+    const AT: UnixSeconds = 1_614_265_330;
+    const BODY: &[u8] = br#"{"test": 2432232314}"#;
+    const SIGNATURE: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+
+    fn key(secret: &str) -> Key {
+        Key::parse(secret).expect("a secret")
+    }
+
+    fn verify(signatures: &str, now: UnixSeconds) -> Result<(), BadSignature> {
+        key(SECRET).verify(ID, &AT.to_string(), signatures, BODY, now)
+    }
+
+    #[test]
+    fn the_specifications_example_is_signed_as_it_says() {
+        let keys = Keys { current: Some(key(SECRET)), previous: None };
+        assert_eq!(keys.sign(ID, AT, BODY).as_deref(), Some(SIGNATURE));
+    }
+
+    #[test]
+    fn without_a_key_there_is_no_signature() {
+        assert_eq!(Keys::default().sign(ID, AT, BODY), None);
+    }
+
+    #[test]
+    fn the_previous_key_signs_too_until_it_ends() {
+        let previous = Key::secret_of([7; 32]);
+        let previous = key(previous.expose());
+        let keys = Keys { current: Some(key(SECRET)), previous: Some((previous.clone(), AT + 1)) };
+        let both = keys.sign(ID, AT, BODY).expect("two signatures");
+        let own = previous.sign(ID, &AT.to_string(), BODY).expect("a signature");
+        assert_eq!(both, format!("{SIGNATURE} {own}"));
+        let later = keys.sign(ID, AT + 1, BODY).expect("one signature");
+        assert!(!later.contains(' '));
+    }
+
+    #[test]
+    fn a_signature_proves_one_request_at_one_time() {
+        for good in [SIGNATURE, &format!("v1,AAAA v1a,x {SIGNATURE}")] {
+            assert_eq!(verify(good, AT), Ok(()), "{good}");
+        }
+        assert_eq!(verify(SIGNATURE, AT + TOLERANCE_SECONDS), Ok(()));
+        assert_eq!(verify(SIGNATURE, AT + TOLERANCE_SECONDS + 1), Err(BadSignature::Timestamp));
+        assert_eq!(verify(SIGNATURE, AT - TOLERANCE_SECONDS - 1), Err(BadSignature::Timestamp));
+        assert_eq!(verify("", AT), Err(BadSignature::Missing));
+        for bad in ["v1,", "v1", "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", " ", "v1,AAAA"]
+        {
+            assert_eq!(verify(bad, AT), Err(BadSignature::Mismatch), "{bad:?}");
+        }
+        let other = key(Key::secret_of([7; 32]).expose());
+        let at = AT.to_string();
+        let verified = other.verify(ID, &at, SIGNATURE, BODY, AT);
+        assert_eq!(verified, Err(BadSignature::Mismatch));
+        let verified = key(SECRET).verify(ID, "soon", SIGNATURE, BODY, AT);
+        assert_eq!(verified, Err(BadSignature::Timestamp));
+    }
+
+    #[test]
+    fn a_secret_has_its_prefix_and_24_to_64_bytes() {
+        let of = |bytes: usize| format!("whsec_{}", BASE64.encode(vec![1; bytes]));
+        for good in [of(24), of(64)] {
+            assert!(Key::parse(&good).is_ok(), "{good}");
+        }
+        let bare = BASE64.encode([1; 32]);
+        for bad in [of(23), of(65), of(0), bare, "whsec_???".to_owned(), String::new()] {
+            assert_eq!(Key::parse(&bad), Err(BadSecret), "{bad}");
+        }
+        assert!(!BadSecret.to_string().contains('{'));
+        assert_eq!(format!("{:?}", key(SECRET)), "***");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_is_verified_and_nothing_else_is(
+            random: [u8; 32], id in "[!-~]{1,40}", at in 0..u64::MAX / 2,
+            body: Vec<u8>, flipped: prop::sample::Index,
+        ) {
+            let key = key(Key::secret_of(random).expose());
+            let keys = Keys { current: Some(key.clone()), previous: None };
+            let signature = keys.sign(&id, at, &body).expect("it has a key");
+            let timestamp = at.to_string();
+            prop_assert_eq!(key.verify(&id, &timestamp, &signature, &body, at), Ok(()));
+            let mut other = body.clone();
+            other.push(0);
+            prop_assert!(key.verify(&id, &timestamp, &signature, &other, at).is_err());
+            if !body.is_empty() {
+                let mut other = body.clone();
+                other[flipped.index(body.len())] ^= 1;
+                prop_assert!(key.verify(&id, &timestamp, &signature, &other, at).is_err());
+            }
+        }
+
+        #[test]
+        fn no_signature_makes_it_panic(
+            id in ".{0,20}", timestamp in ".{0,20}", signatures in ".{0,80}",
+        ) {
+            let verified = key(SECRET).verify(&id, &timestamp, &signatures, BODY, AT);
+            prop_assert!(verified.is_err());
+        }
+    }
+}
