@@ -178,12 +178,13 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     env_logger::Builder::new()
         // We report ourselves what matters of these, once and in our words; amiquip calls every
-        // clean close an internal error. RUST_LOG=amiquip=debug brings them back.
+        // clean close an internal error. RUST_LOG=amiquip=warn brings them back.
         .filter_module("amiquip", log::LevelFilter::Off)
         .filter_module("mio", log::LevelFilter::Off)
         .filter_module("tiny_http", log::LevelFilter::Off)
         .filter_module("ureq", log::LevelFilter::Warn)
         .filter_module("ureq_proto", log::LevelFilter::Warn)
+        .filter_module("rustls", log::LevelFilter::Warn)
         .filter_module("postgres", log::LevelFilter::Warn)
         .filter_module("tokio_postgres", log::LevelFilter::Warn)
         .parse_filters(&config.rust_log)

@@ -365,13 +365,21 @@ fn parse_database_url(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text.to_owned()))
 }
 
+/// Libraries that print passwords, URLs or parameters where they may say more than warnings.
+const TALKATIVE: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "ureq_proto"];
+
 /// `level` or `module=level`, separated by commas: what env_logger reads, without what it would
 /// ignore silently.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     for part in text.split(',') {
-        let level = part.rsplit('=').next().unwrap_or(part).trim();
-        if level.parse::<log::LevelFilter>().is_err() {
+        let (module, level) = part.rsplit_once('=').unwrap_or(("", part));
+        let level = level.trim();
+        let Ok(filter) = level.parse::<log::LevelFilter>() else {
             return Err(format!("{level:?} is not one of off, error, warn, info, debug, trace"));
+        };
+        let library = module.split("::").next().unwrap_or(module).trim();
+        if TALKATIVE.contains(&library) && filter > log::LevelFilter::Warn {
+            return Err(format!("at {level}, {library} prints secrets: at most warn"));
         }
     }
     Ok(text.to_owned())

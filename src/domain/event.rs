@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::error::Category;
 
 /// The longest event type and event id, in bytes.
 ///
@@ -94,9 +95,12 @@ impl Event {
         if deeper_than(text.as_bytes(), MAX_DEPTH) {
             return Err(Malformed::TooDeep);
         }
-        // The parser quotes the text that it did not expect, however long it is.
         let named: Named = serde_json::from_str(text).map_err(|error| {
-            Malformed::NotAnObject(error.to_string().chars().take(200).collect())
+            Malformed::NotAnObject(match error.classify() {
+                // The parser would quote it, and a body is not for the log.
+                Category::Data => "it is JSON of another kind".to_owned(),
+                _ => error.to_string(),
+            })
         })?;
 
         // Client libraries send an unset property as an empty one.

@@ -25,5 +25,6 @@ mod topology;
 mod observability;
 mod configuration;
 mod commands;
+mod secrets;
 mod layout;
 mod readme;
