@@ -69,10 +69,10 @@ impl Key {
         if KEY_BYTES.contains(&key.len()) { Ok(Self(key.into())) } else { Err(BadSecret) }
     }
 
-    /// The secret of a key that was drawn at random.
+    /// The secret of a key that was drawn by chance.
     #[must_use]
-    pub fn secret_of(random: [u8; 32]) -> Secret {
-        Secret::new(format!("{PREFIX}{}", BASE64.encode(random)))
+    pub fn secret_of(drawn: [u8; 32]) -> Secret {
+        Secret::new(format!("{PREFIX}{}", BASE64.encode(drawn)))
     }
 
     fn mac(&self, id: &str, timestamp: &str, body: &[u8]) -> Option<Hmac<Sha256>> {
@@ -221,10 +221,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_signed_is_verified_and_nothing_else_is(
-            random: [u8; 32], id in "[!-~]{1,40}", at in 0..u64::MAX / 2,
+            drawn: [u8; 32], id in "[!-~]{1,40}", at in 0..u64::MAX / 2,
             body: Vec<u8>, flipped: prop::sample::Index,
         ) {
-            let key = key(Key::secret_of(random).expose());
+            let key = key(Key::secret_of(drawn).expose());
             let keys = Keys { current: Some(key.clone()), previous: None };
             let signature = keys.sign(&id, at, &body).expect("it has a key");
             let timestamp = at.to_string();
