@@ -23,6 +23,7 @@ readonly LOGS=$LOCAL/log
 readonly BROKER_HOME=$LOCAL/rabbitmq
 readonly PG_HOME=$LOCAL/postgres
 readonly PG_DATA=$PG_HOME/data
+readonly TLS_HOME=$LOCAL/tls
 
 readonly BROKER_USER=webhook-notifier
 readonly PG_USER=postgres
@@ -38,16 +39,21 @@ readonly MAX_OPEN_FILES=65536
 # Remembered in $STATE, so that the URLs stay the same over restarts.
 BROKER_PORT='' BROKER_DIST_PORT='' EPMD_PORT='' BROKER_PASSWORD=''
 POSTGRES_PORT='' POSTGRES_PASSWORD=''
+# Whether the servers also speak TLS ('yes' or nothing), and where RabbitMQ does;
+# PostgreSQL has one port for both.
+TLS='' BROKER_TLS_PORT=''
 
 usage() {
     cat <<'USAGE'
 Usage: scripts/services.sh COMMAND
 
-  up              start both servers and wait until they answer (installs
-                  missing ones when run as root)
+  up [--tls]      start both servers and wait until they answer (installs
+                  missing ones when run as root); --tls makes a CA, and has
+                  both speak TLS too, now and whenever they start again
   down [--purge]  stop both; --purge also deletes their data
   status          show what runs; exit 0 only if both do
-  env             print AMQP_URL and DATABASE_URL
+  env [--tls]     print AMQP_URL and DATABASE_URL; with --tls those for TLS,
+                  and TLS_CA_FILE
   start NAME      start one server with the data it had
   stop NAME       stop one server in good order
   kill NAME       end one server with SIGKILL, as a crash would
@@ -56,7 +62,8 @@ Usage: scripts/services.sh COMMAND
   install         only make sure that both servers are installed
 
 NAME is broker or postgres. Everything is kept in .local/ at the repository's
-root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/.
+root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/,
+the CA's and the servers' certificates, and one for a client, in .local/tls/.
 USAGE
 }
 
@@ -76,7 +83,8 @@ load_state() {
 
 save_state() {
     local var
-    for var in BROKER_PORT BROKER_DIST_PORT EPMD_PORT BROKER_PASSWORD POSTGRES_PORT POSTGRES_PASSWORD; do
+    for var in BROKER_PORT BROKER_DIST_PORT EPMD_PORT BROKER_PASSWORD POSTGRES_PORT POSTGRES_PASSWORD \
+        TLS BROKER_TLS_PORT; do
         printf '%s=%s\n' "$var" "${!var}"
     done >"$STATE.new"
     mv -- "$STATE.new" "$STATE"
@@ -107,7 +115,7 @@ pick_port() {
     local port
     while :; do
         port=$((20000 + RANDOM % 12000))
-        case " $BROKER_PORT $BROKER_DIST_PORT $EPMD_PORT $POSTGRES_PORT " in
+        case " $BROKER_PORT $BROKER_TLS_PORT $BROKER_DIST_PORT $EPMD_PORT $POSTGRES_PORT " in
             *" $port "*) continue ;;
         esac
         port_is_free "$port" && break
@@ -215,6 +223,40 @@ start_failed() {
     die "remedy what the log names; 'scripts/services.sh down --purge' starts afresh without the data"
 }
 
+# ---------------------------------------------------------------- TLS
+
+# A CA of our own, what it signed for the servers and for a client. Once: who
+# was given the CA's certificate goes on believing it.
+make_certificates() {
+    [[ ! -f $TLS_HOME/done ]] || return 0
+    rm -rf -- "$TLS_HOME"
+    mkdir -p -- "$TLS_HOME"
+    run_openssl req -x509 -days 3650 -subj '/CN=webhook-notifier private CA' \
+        -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+        -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign \
+        -keyout "$TLS_HOME/ca.key" -out "$TLS_HOME/ca.pem"
+    make_certificate server serverAuth 'subjectAltName=DNS:localhost,IP:127.0.0.1'
+    make_certificate client clientAuth 'subjectAltName=DNS:client'
+    touch -- "$TLS_HOME/done"
+}
+
+# make_certificate NAME USAGE EXTENSION
+make_certificate() {
+    local file=$TLS_HOME/$1
+    run_openssl req -new -subj "/CN=webhook-notifier $1" \
+        -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+        -keyout "$file.key" -out "$file.csr"
+    printf '%s\n' basicConstraints=CA:FALSE "extendedKeyUsage=$2" "$3" >"$file.extensions"
+    run_openssl x509 -req -days 3650 -in "$file.csr" -extfile "$file.extensions" \
+        -CA "$TLS_HOME/ca.pem" -CAkey "$TLS_HOME/ca.key" -CAcreateserial -out "$file.pem"
+    rm -- "$file.csr" "$file.extensions"
+}
+
+run_openssl() {
+    local log=$LOGS/openssl.log
+    openssl "$@" >"$log" 2>&1 || die "openssl $1 failed: $(tail -n 3 -- "$log")"
+}
+
 # ---------------------------------------------------------------- RabbitMQ
 
 # The distribution's wrapper in /usr/sbin insists on root and switches to the
@@ -236,6 +278,7 @@ broker_prepare() {
     assign_port BROKER_PORT
     assign_port BROKER_DIST_PORT
     assign_port EPMD_PORT
+    [[ -z $TLS ]] || assign_port BROKER_TLS_PORT
     : "${BROKER_PASSWORD:=$(random_password)}"
     save_state
     echo '[].' >"$BROKER_HOME/enabled_plugins"
@@ -252,6 +295,15 @@ default_pass = $BROKER_PASSWORD
 log.console.level = info
 disk_free_limit.absolute = 50MB
 raft.wal_max_size_bytes = 33554432
+CONF
+    # A client's certificate is checked where there is one.
+    [[ -z $TLS ]] || cat >>"$BROKER_HOME/rabbitmq.conf" <<CONF
+listeners.ssl.1 = 127.0.0.1:$BROKER_TLS_PORT
+ssl_options.cacertfile = $TLS_HOME/ca.pem
+ssl_options.certfile = $TLS_HOME/server.pem
+ssl_options.keyfile = $TLS_HOME/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
 CONF
     # No look-up may leave the machine or wait for a name server.
     cat >"$BROKER_HOME/inetrc" <<'INETRC'
@@ -374,6 +426,11 @@ postgres_prepare() {
     # dead postmaster; PostgreSQL would trust it if its pid is in use again.
     rm -f -- "$(postgres_pid_file)"
     [[ -d $PG_DATA ]] || create_cluster
+    if [[ -n $TLS ]]; then
+        # PostgreSQL wants its key to be its own and nobody else's.
+        cp -- "$TLS_HOME"/{ca.pem,server.pem,server.key} "$PG_DATA/"
+        if ((EUID == 0)); then chown -- "$(postgres_owner)" "$PG_DATA"/{ca.pem,server.pem,server.key}; fi
+    fi
 }
 
 # Under another name until complete: an interrupted initdb must not look like
@@ -393,10 +450,13 @@ create_cluster() {
 }
 
 postgres_exec() {
+    local tls=()
+    [[ -z $TLS ]] ||
+        tls=(-c ssl=on -c ssl_ca_file=ca.pem -c ssl_cert_file=server.pem -c ssl_key_file=server.key)
     run_postgres "$(postgres_owner)" postgres -D "$PG_FD_PATH/data" \
         -c listen_addresses=127.0.0.1 -c port="$POSTGRES_PORT" \
         -c unix_socket_directories= -c max_connections=300 \
-        -c logging_collector=off -c log_destination=stderr
+        -c logging_collector=off -c log_destination=stderr "${tls[@]}"
 }
 
 # run_postgres UID:GID PROGRAM ARGS...: the server itself goes to the background.
@@ -422,6 +482,7 @@ postgres_answers() {
 missing_packages() {
     find_rabbitmq >/dev/null || echo rabbitmq-server
     find_postgres_bin >/dev/null || echo postgresql
+    [[ -z $TLS ]] || command -v openssl >/dev/null || echo openssl
 }
 
 install_missing() {
@@ -488,12 +549,33 @@ units_started_at_boot() {
 
 start_services() {
     local name
+    load_state
     install_missing
     prepare_local_dir
     take_lock
     load_state
+    [[ -z $TLS ]] || make_certificates
     for name in "$@"; do launch "$name"; done
     for name in "$@"; do await_start "$name"; done
+}
+
+# up [--tls]
+up() {
+    case ${1-} in
+        '') ;;
+        --tls)
+            load_state
+            if [[ -z $TLS ]]; then
+                # What runs has to begin again. (A subshell, for the lock to end with it.)
+                (stop_services "${SERVICES[@]}")
+                prepare_local_dir
+                TLS=yes
+                save_state
+            fi
+            ;;
+        *) die "up takes only --tls, not '$1'" ;;
+    esac
+    start_services "${SERVICES[@]}"
 }
 
 stop_services() {
@@ -516,7 +598,8 @@ kill_service() {
 
 # Only what this script made: .local may be shared with other tools.
 purge() {
-    rm -rf -- "$BROKER_HOME" "$PG_HOME" "$LOGS"/{broker.log,postgres.log,erl_crash.dump} "$STATE" "$STATE.new" "$LOCAL/lock"
+    rm -rf -- "$BROKER_HOME" "$PG_HOME" "$TLS_HOME" \
+        "$LOGS"/{broker.log,postgres.log,openssl.log,erl_crash.dump} "$STATE" "$STATE.new" "$LOCAL/lock"
     rmdir --ignore-fail-on-non-empty -- "$LOGS" "$LOCAL" 2>/dev/null || true
 }
 
@@ -546,8 +629,21 @@ status() {
 print_env() {
     load_state
     [[ -n $BROKER_PORT && -n $POSTGRES_PORT ]] || die "no servers yet: run 'scripts/services.sh up' first"
-    echo "AMQP_URL=amqp://$BROKER_USER:$BROKER_PASSWORD@127.0.0.1:$BROKER_PORT/%2f"
-    echo "DATABASE_URL=postgres://$PG_USER:$POSTGRES_PASSWORD@127.0.0.1:$POSTGRES_PORT/postgres"
+    local amqp=$BROKER_USER:$BROKER_PASSWORD@127.0.0.1
+    local database=postgres://$PG_USER:$POSTGRES_PASSWORD@127.0.0.1:$POSTGRES_PORT/postgres
+    case ${1-} in
+        '')
+            echo "AMQP_URL=amqp://$amqp:$BROKER_PORT/%2f"
+            echo "DATABASE_URL=$database"
+            ;;
+        --tls)
+            [[ -n $TLS ]] || die "no TLS yet: run 'scripts/services.sh up --tls' first"
+            echo "AMQP_URL=amqps://$amqp:$BROKER_TLS_PORT/%2f"
+            echo "DATABASE_URL=$database?sslmode=verify-full"
+            echo "TLS_CA_FILE=$TLS_HOME/ca.pem"
+            ;;
+        *) die "env takes only --tls, not '$1'" ;;
+    esac
 }
 
 check_name() {
@@ -566,10 +662,10 @@ main() {
         start | stop | kill) check_name "$@" ;;
     esac
     case $verb in
-        up) start_services "${SERVICES[@]}" ;;
+        up) up "$@" ;;
         down) down "$@" ;;
         status) status ;;
-        env) print_env ;;
+        env) print_env "$@" ;;
         start) start_services "$1" ;;
         stop) stop_services "$1" ;;
         kill) kill_service "$1" ;;

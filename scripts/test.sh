@@ -3,7 +3,7 @@
 # All tests. `make test` calls this with AMQP_URL and DATABASE_URL set.
 #
 # The tests that kill servers get a second pair of private ones, so that the others, which run at
-# the same time, keep theirs; also where the first pair is yours.
+# the same time, keep theirs; also where the first pair is yours. This second pair speaks TLS, too.
 
 set -euo pipefail
 
@@ -12,7 +12,7 @@ export FAULT_SERVICES_DIR=$root/.local/faults
 trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" up
+WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" up --tls
 
 cd "$root"
 # Most tests wait for a receiver's clock most of the time: more of them than cores run at once.

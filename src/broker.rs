@@ -5,6 +5,7 @@
 //! ourselves and keep a second handle of it; shutting that down ends every call at once.
 
 use std::fmt;
+use std::io::{Read, Write};
 use std::net::{Shutdown as Half, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
@@ -14,6 +15,7 @@ use amiquip::{
     AmqpValue, Auth, Channel, ConnectionOptions, ConnectionTuning, Consumer, ConsumerMessage,
 };
 use crossbeam_channel::{bounded, select};
+use mio::Evented;
 
 use crate::config::{Amqp, Config};
 use crate::shutdown::{Never, Shutdown};
@@ -23,9 +25,11 @@ mod browse;
 mod mending;
 mod message;
 mod publisher;
+mod tls;
 mod topology;
 
 use mending::MendedStream;
+use tls::TlsStream;
 
 pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
@@ -132,11 +136,10 @@ impl Link {
         let address = amqp.to_string();
         let unavailable =
             |problem: String| BrokerError::Unavailable { address: address.clone(), problem };
-        let stream = connect(amqp, connect_timeout, shutdown).map_err(&unavailable)?;
+        let mut stream = connect(amqp, connect_timeout, shutdown).map_err(&unavailable)?;
         let io = |error: std::io::Error| unavailable(error.to_string());
         stream.set_nodelay(true).map_err(io)?;
         let kill = KillSwitch(Arc::new(stream.try_clone().map_err(io)?));
-        let stream = MendedStream::new(mio::net::TcpStream::from_stream(stream).map_err(io)?);
         let options = ConnectionOptions::default()
             .auth(Auth::Plain {
                 username: amqp.user.clone(),
@@ -146,8 +149,19 @@ impl Link {
             .heartbeat(amqp.heartbeat)
             .information(Some("webhook-notifier".to_owned()));
         let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-            amiquip::Connection::insecure_open_stream(stream, options, ConnectionTuning::default())
+            let secured = match &amqp.tls {
+                Some(tls) => Some(tls::handshake(&mut stream, tls, &amqp.host)?),
+                None => None,
+            };
+            let stream = mio::net::TcpStream::from_stream(stream)?;
+            Ok(match secured {
+                Some(secured) => open(TlsStream::new(stream, secured), options),
+                None => open(stream, options),
+            })
         });
+        let opened = opened.map_err(|error: std::io::Error| {
+            unavailable(crate::tls::problem(&error).unwrap_or_else(|| format!("TLS: {error}")))
+        })?;
         let connection = opened.map_err(|error| {
             unavailable(match error {
                 amiquip::Error::InvalidCredentials => format!(
@@ -254,6 +268,14 @@ impl Drop for Link {
         // The drop of an open connection waits for the broker's answer; not after this.
         self.kill.cut();
     }
+}
+
+fn open<S: Read + Write + Evented + Send + 'static>(
+    stream: S,
+    options: ConnectionOptions<Auth>,
+) -> amiquip::Result<amiquip::Connection> {
+    let stream = MendedStream::new(stream);
+    amiquip::Connection::insecure_open_stream(stream, options, ConnectionTuning::default())
 }
 
 fn connect(amqp: &Amqp, timeout: Duration, shutdown: &Shutdown) -> Result<TcpStream, String> {

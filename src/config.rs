@@ -7,16 +7,18 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
-
-use percent_encoding::percent_decode_str;
-use url::Url;
 
 use crate::domain::address::AllowedNetworks;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
-use crate::domain::secret::Secret;
+use crate::tls::{Check, Roots, Tls};
+
+mod servers;
+
+pub use servers::{Amqp, Database, Encryption};
 
 /// One setting: an environment variable and the flag of the same name.
 struct Setting {
@@ -36,7 +38,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 21] = [
+const SETTINGS: [Setting; 22] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
@@ -54,6 +56,7 @@ const SETTINGS: [Setting; 21] = [
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
+    setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
     setting("DATABASE_POOL_SIZE", "consumers + 2", "N", "Connections to PostgreSQL"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
@@ -77,29 +80,6 @@ pub struct ConfigError {
     pub problem: String,
 }
 
-/// Where RabbitMQ is and who we are there.
-#[derive(Clone, Debug)]
-pub struct Amqp {
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// User name.
-    pub user: String,
-    /// Password.
-    pub password: Secret,
-    /// Virtual host.
-    pub vhost: String,
-    /// Seconds; a silent connection is given up after two of them.
-    pub heartbeat: u16,
-}
-
-impl fmt::Display for Amqp {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.host, self.port)
-    }
-}
-
 /// A queue to consume, and by how many consumers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
@@ -117,7 +97,7 @@ pub struct Queue {
 )]
 pub struct Config {
     pub amqp: Amqp,
-    pub database_url: Secret,
+    pub database: Database,
     pub queues: Vec<Queue>,
     pub prefetch_count: u16,
     pub metrics_addr: SocketAddr,
@@ -133,6 +113,7 @@ pub struct Config {
     pub max_event_bytes: usize,
     pub max_response_bytes: u64,
     pub allow_networks: AllowedNetworks,
+    pub tls: Tls,
     pub directory_entries: usize,
     pub database_pool_size: u32,
     pub shutdown_timeout: Duration,
@@ -158,9 +139,14 @@ impl Settings {
             default if !self.0.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
             given => given,
         };
+        let roots = self.with("TLS_CA_FILE", |file| match file {
+            "" => Ok(Roots::bundled()),
+            file => Roots::bundled().with(Path::new(file)),
+        })?;
         let config = Config {
-            amqp: self.with("AMQP_URL", parse_amqp_url)?,
-            database_url: self.with("DATABASE_URL", parse_database_url)?,
+            amqp: self.with("AMQP_URL", |text| Amqp::parse(text, &roots))?,
+            database: self.with("DATABASE_URL", |text| Database::parse(text, &roots))?,
+            tls: self.with("TLS_CA_FILE", |_| Tls::new(roots, Check::Name, None))?,
             prefetch_count: self.number("PREFETCH_COUNT", 1..=u16::MAX)?,
             metrics_addr: self.with("METRICS_ADDR", |text| {
                 text.parse().map_err(|_| format!("{text:?} is not an address such as 0.0.0.0:9090"))
@@ -318,53 +304,6 @@ fn check_queue_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn parse_amqp_url(text: &str) -> Result<Amqp, String> {
-    // The value itself never stands in these messages: it may hold a password.
-    let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
-    let url = Url::parse(text).map_err(|_| usage())?;
-    match url.scheme() {
-        "amqp" => {}
-        "amqps" => return Err("amqps (TLS) is not supported yet: use amqp://".to_owned()),
-        _ => return Err(usage()),
-    }
-    let decode = |part: &str| {
-        percent_decode_str(part).decode_utf8().map(|text| text.into_owned()).map_err(|_| usage())
-    };
-    let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
-    let path = url.path().strip_prefix('/').unwrap_or_default();
-    if path.contains('/') {
-        return Err("the virtual host has a bare slash: write it as %2f".to_owned());
-    }
-    let mut heartbeat = 10;
-    for (name, value) in url.query_pairs() {
-        match (&*name, value.parse()) {
-            ("heartbeat", Ok(seconds @ 1..=600)) => heartbeat = seconds,
-            ("heartbeat", _) => return Err("heartbeat must be 1 to 600 seconds".to_owned()),
-            _ => return Err("has an unknown parameter: only heartbeat is supported".to_owned()),
-        }
-    }
-    // An address in brackets is how URLs write IPv6; sockets want it bare.
-    let host = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
-    if host.is_empty() {
-        return Err(usage());
-    }
-    Ok(Amqp {
-        host: host.to_owned(),
-        port: url.port().unwrap_or(5672),
-        user: or(decode(url.username())?, "guest"),
-        password: Secret::new(decode(url.password().unwrap_or("guest"))?),
-        vhost: or(decode(path)?, "/"),
-        heartbeat,
-    })
-}
-
-fn parse_database_url(text: &str) -> Result<Secret, String> {
-    if text.is_empty() {
-        return Err("is empty: needs postgres://user:password@host:5432/database".to_owned());
-    }
-    Ok(Secret::new(text.to_owned()))
-}
-
 /// Libraries that print passwords, URLs or parameters where they may say more than warnings.
 const TALKATIVE: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "ureq_proto"];
 
@@ -494,24 +433,11 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_the_amqp_url_are_decoded() {
-        let url = "amqp://us%40er:p%2Fw@[::1]:5673/my%2fhost?heartbeat=7";
-        let amqp = read(&[("AMQP_URL", url)]).expect("a URL").amqp;
-        assert_eq!((amqp.host.as_str(), amqp.port, amqp.heartbeat), ("::1", 5673, 7));
-        assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("us@er", "my/host"));
-        assert_eq!(amqp.password.expose(), "p/w");
-        assert!(!format!("{amqp:?}").contains("p/w"));
-    }
-
-    #[test]
     fn what_cannot_be_used_is_named() {
         for (variable, value) in [
             ("AMQP_URL", "http://s3cret@x/"),
-            ("AMQP_URL", "amqp://u:s3cret@x/a/b"),
-            ("AMQP_URL", "amqp://u:s3cret@x/?frame=1"),
-            ("AMQP_URL", "amqps://u:s3cret@x/"),
-            ("AMQP_URL", "s3cret"),
-            ("DATABASE_URL", ""),
+            ("DATABASE_URL", "postgres://u:s3cret@x/?sslmode=on"),
+            ("TLS_CA_FILE", "/nowhere/ca.pem"),
             ("QUEUES", ""),
             ("QUEUES", "a,,b"),
             ("QUEUES", "a,a"),

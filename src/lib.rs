@@ -46,7 +46,8 @@
 //!   others are over within SHUTDOWN_TIMEOUT or given up then. A thread that ends on its own ends
 //!   the process.
 //! - [`domain`] has no I/O, no clock and no randomness. amiquip is named in [`broker`] and
-//!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`].
+//!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`]. [`tls`] serves
+//!   all three.
 //!
 //! # The modules, in reading order
 
@@ -65,3 +66,4 @@ pub mod admin;
 pub mod metrics;
 pub mod shutdown;
 pub mod config;
+pub mod tls;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, RustlsConnector};
+use ureq::unversioned::transport::Connector;
 use ureq::{Agent, Error};
 
 use crate::config::Config;
@@ -15,9 +15,11 @@ use crate::domain::outcome::{Reason, Response};
 use crate::domain::webhook::Webhook;
 
 mod resolver;
+mod tls;
 mod transport;
 
 use resolver::{GuardedResolver, Names};
+use tls::TlsConnector;
 use transport::TcpConnector;
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
@@ -81,7 +83,7 @@ impl Sender {
             names: Arc::clone(&names),
             dns: DefaultResolver::default(),
         };
-        let connector = ().chain(TcpConnector).chain(RustlsConnector::default());
+        let connector = ().chain(TcpConnector).chain(TlsConnector(config.tls.clone()));
         Self {
             agent: Agent::with_parts(settings, connector, resolver),
             names,
@@ -140,10 +142,13 @@ fn read_to_end(mut body: impl Read) {
 }
 
 fn no_answer(error: Error) -> Response {
+    if let Some(detail) = crate::tls::problem(&error) {
+        return Response::NoAnswer { reason: Reason::Tls, detail };
+    }
     let reason = match &error {
         Error::Timeout(_) => Reason::Timeout,
         Error::HostNotFound => Reason::Dns,
-        Error::Tls(_) | Error::Rustls(_) | Error::Pem(_) | Error::TlsRequired => Reason::Tls,
+        Error::Tls(_) => Reason::Tls,
         Error::Protocol(_) | Error::LargeResponseHeader(..) | Error::BodyStalled => {
             Reason::Protocol
         }
@@ -172,8 +177,6 @@ fn io_reason(error: &io::Error) -> Reason {
         | Kind::UnexpectedEof
         | Kind::NotConnected => Reason::Reset,
         Kind::TimedOut | Kind::WouldBlock => Reason::Timeout,
-        // How rustls reports a certificate it does not trust, through the stream.
-        Kind::InvalidData => Reason::Tls,
         // getaddrinfo's failures have no kind of their own.
         _ if error.to_string().starts_with("failed to lookup address") => Reason::Dns,
         _ => Reason::Io,

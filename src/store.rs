@@ -17,9 +17,10 @@ use r2d2::ManageConnection;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::secret::Secret;
 use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
+use crate::tls::{self, Tls};
 
 mod connector;
 mod listen;
@@ -81,6 +82,7 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     config: postgres::Config,
+    tls: Tls,
     pool_size: u32,
     pool: RwLock<Current>,
 }
@@ -134,28 +136,31 @@ impl Store {
             |problem: &str| ConfigError { variable: "DATABASE_URL", problem: problem.to_owned() };
         // The parser's own words may quote what it could not read: perhaps the password.
         let mut settings: postgres::Config =
-            config.database_url.expose().parse().map_err(|_| {
+            config.database.url.expose().parse().map_err(|_| {
                 error("is not a URL such as postgres://user:password@host:5432/database")
             })?;
         if settings.get_hosts().is_empty() {
             return Err(error("names no host"));
-        }
-        if settings.get_ssl_mode() == SslMode::Require {
-            return Err(error("sslmode=require (TLS) is not supported yet"));
         }
         let timeout = format!("-c statement_timeout={}", STATEMENT_TIMEOUT.as_millis());
         let options = [settings.get_options().unwrap_or_default(), &timeout].join(" ");
         settings
             .options(options.trim())
             .application_name("webhook-notifier")
+            .ssl_mode(match config.database.encryption {
+                Encryption::Off => SslMode::Disable,
+                Encryption::IfOffered => SslMode::Prefer,
+                Encryption::Required => SslMode::Require,
+            })
             .connect_timeout(config.connect_timeout)
             .tcp_user_timeout(TCP_TIMEOUT)
             .keepalives_idle(TCP_TIMEOUT)
             .keepalives_interval(Duration::from_secs(3))
             .keepalives_retries(3);
-        let pool = new_pool(&settings, config.database_pool_size);
+        let tls = config.database.tls.clone();
+        let pool = new_pool(&settings, &tls, config.database_pool_size);
         let pool = RwLock::new(Current { pool, since: Instant::now() });
-        Ok(Self { config: settings, pool_size: config.database_pool_size, pool })
+        Ok(Self { config: settings, tls, pool_size: config.database_pool_size, pool })
     }
 
     /// Host and port, for people.
@@ -238,7 +243,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`], with the remedy.
     pub fn check(&self) -> Result<(), StoreError> {
-        let connector = Connector::new(self.config.clone());
+        let connector = Connector::new(self.config.clone(), &self.tls);
         bounded_by_timeout(move || {
             let mut client = connect(&connector)?;
             let looked = format!("SELECT {WEBHOOK}, events, disabled_at FROM webhooks LIMIT 0");
@@ -401,7 +406,7 @@ impl Store {
     }
 
     fn connect(&self) -> Result<Client, StoreError> {
-        connect(&Connector::new(self.config.clone()))
+        connect(&Connector::new(self.config.clone(), &self.tls))
     }
 
     /// Runs a query on a pooled connection. It has to be safe to repeat: a connection that died
@@ -443,7 +448,7 @@ impl Store {
     fn abandon_pool(&self, since: Instant) {
         let mut current = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if current.since == since {
-            let pool = new_pool(&self.config, self.pool_size);
+            let pool = new_pool(&self.config, &self.tls, self.pool_size);
             *current = Current { pool, since: Instant::now() };
         }
     }
@@ -475,7 +480,7 @@ fn no_answer() -> StoreError {
     StoreError::Unavailable(format!("no answer within {QUERY_TIMEOUT:?}"))
 }
 
-fn new_pool(config: &postgres::Config, size: u32) -> Pool {
+fn new_pool(config: &postgres::Config, tls: &Tls, size: u32) -> Pool {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
@@ -487,7 +492,7 @@ fn new_pool(config: &postgres::Config, size: u32) -> Pool {
         // Each failed connection would be an ERROR line, several a second while PostgreSQL is
         // away; the lanes log the change of state once.
         .error_handler(Box::new(r2d2::NopErrorHandler))
-        .build_unchecked(Connector::new(config.clone()))
+        .build_unchecked(Connector::new(config.clone(), tls))
 }
 
 fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
@@ -510,6 +515,9 @@ fn is_closing(error: &postgres::Error) -> bool {
 
 /// Tells what waiting can mend from what it can't, with the remedy.
 fn explain(error: &postgres::Error) -> StoreError {
+    if let Some(problem) = tls::problem(error) {
+        return StoreError::Misconfigured(problem);
+    }
     let Some(db) = error.as_db_error() else {
         let cause = std::error::Error::source(error).map_or_else(String::new, |c| format!(": {c}"));
         return StoreError::Unavailable(format!("{error}{cause}"));

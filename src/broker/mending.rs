@@ -11,7 +11,6 @@
 
 use std::io::{self, Read, Write};
 
-use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 /// "Substitute", the control character for what is invalid or in error (ECMA-48, 8.3.148).
@@ -28,8 +27,8 @@ const CONTENT_HEADER: u8 = 2;
 const KINDS: [u8; 4] = [METHOD, CONTENT_HEADER, 3, 8];
 
 /// A stream from the broker; see the module.
-pub(super) struct MendedStream {
-    stream: TcpStream,
+pub(super) struct MendedStream<S> {
+    stream: S,
     /// Up to `filled`, what was read: frames that are handed on, then frames that are mended, then a
     /// part of one. The rest is room that stays as it is: to clear it for each read would cost more
     /// than the read.
@@ -39,8 +38,8 @@ pub(super) struct MendedStream {
     filled: usize,
 }
 
-impl MendedStream {
-    pub(super) fn new(stream: TcpStream) -> Self {
+impl<S: Read> MendedStream<S> {
+    pub(super) fn new(stream: S) -> Self {
         Self { stream, buffer: Vec::new(), handed_on: 0, mended: 0, filled: 0 }
     }
 
@@ -68,7 +67,7 @@ impl MendedStream {
     }
 }
 
-impl Read for MendedStream {
+impl<S: Read> Read for MendedStream<S> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.mended == self.handed_on {
             if !self.fill()? {
@@ -83,7 +82,7 @@ impl Read for MendedStream {
     }
 }
 
-impl Write for MendedStream {
+impl<S: Write> Write for MendedStream<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.write(bytes)
     }
@@ -93,7 +92,7 @@ impl Write for MendedStream {
     }
 }
 
-impl Evented for MendedStream {
+impl<S: Evented> Evented for MendedStream<S> {
     fn register(&self, poll: &Poll, token: Token, ready: Ready, opts: PollOpt) -> io::Result<()> {
         self.stream.register(poll, token, ready, opts)
     }
@@ -107,7 +106,7 @@ impl Evented for MendedStream {
     }
 }
 
-impl amiquip::IoStream for MendedStream {}
+impl<S: Read + Write + Evented + Send + 'static> amiquip::IoStream for MendedStream<S> {}
 
 /// The size of the frame that the bytes begin with, as soon as that can be told. What is no frame,
 /// such as the answer of something that isn't RabbitMQ, counts as one, for amiquip to refuse.

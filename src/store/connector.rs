@@ -10,10 +10,13 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use postgres::Client;
 use postgres::config::Host;
-use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::tls::Tls;
 
 /// "Do you speak TLS?" (SSLRequest, in "Message Formats" of PostgreSQL's documentation): a length
 /// of 8 and a code. One byte comes back, and a client may leave then.
@@ -29,7 +32,7 @@ const DEFAULT_PORT: u16 = 5432;
 /// Makes connections, for the pool and beside it.
 pub(super) struct Connector {
     config: postgres::Config,
-    connections: PostgresConnectionManager<NoTls>,
+    connections: PostgresConnectionManager<MakeRustlsConnect>,
 }
 
 /// Why there is no connection.
@@ -48,8 +51,9 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
-    pub(super) fn new(config: postgres::Config) -> Self {
-        let connections = PostgresConnectionManager::new(config.clone(), NoTls);
+    pub(super) fn new(config: postgres::Config, tls: &Tls) -> Self {
+        let tls = MakeRustlsConnect::new((*tls.config()).clone());
+        let connections = PostgresConnectionManager::new(config.clone(), tls);
         Self { config, connections }
     }
 

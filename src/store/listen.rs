@@ -81,7 +81,7 @@ impl Store {
     pub fn listen(&self, mut hear: impl FnMut(Heard) -> bool) -> NotListening {
         let mut config = self.config.clone();
         config.application_name("webhook-notifier directory");
-        let connected = Connector::new(config).connect().map_err(NotListening::from);
+        let connected = Connector::new(config, &self.tls).connect().map_err(NotListening::from);
         match connected.and_then(|mut client| listen_on(&mut client, &mut hear)) {
             Ok(()) => lost("nobody wants to hear"),
             Err(ended) => ended,

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "store"]),
@@ -20,11 +20,12 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("dead_letters", &["broker"]),
     ("directory", &["store"]),
     ("admin", &[]),
-    ("broker", &[]),
+    ("broker", &["tls"]),
     ("receivers", &[]),
-    ("sender", &[]),
-    ("store", &[]),
-    ("config", &[]),
+    ("sender", &["tls"]),
+    ("store", &["tls"]),
+    ("config", &["tls"]),
+    ("tls", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
     ("error", &[]),
@@ -35,13 +36,14 @@ const ARROWS: [(&str, &[&str]); 18] = [
 const ANYWHERE: [&str; 5] = ["config", "domain", "error", "metrics", "shutdown"];
 
 /// A crate that only these modules may name.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("amiquip", &["broker", "consumer"]),
     ("mio", &["broker"]),
     ("postgres", &["directory", "store"]),
     ("r2d2", &["directory", "store"]),
     ("r2d2_postgres", &["directory", "store"]),
     ("ureq", &["sender"]),
+    ("rustls", &["broker", "sender", "tls"]),
     ("tiny_http", &["admin", "cli"]),
 ];
 

@@ -1,0 +1,276 @@
+//! Where RabbitMQ and PostgreSQL are: their URLs, and how TLS is spoken with them.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use crate::domain::secret::Secret;
+use crate::tls::{Check, Identity, Roots, Tls};
+
+/// Where RabbitMQ is and who we are there.
+#[derive(Clone, Debug)]
+pub struct Amqp {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// How to encrypt; `None`: not at all.
+    pub tls: Option<Tls>,
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: Secret,
+    /// Virtual host.
+    pub vhost: String,
+    /// Seconds; a silent connection is given up after two of them.
+    pub heartbeat: u16,
+}
+
+impl fmt::Display for Amqp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.host, self.port)
+    }
+}
+
+impl Amqp {
+    /// Reads AMQP_URL (RabbitMQ's "URI specification" and "URI query parameters"). The value itself
+    /// never stands in what is said of it: it may hold a password.
+    pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
+        let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
+        let url = Url::parse(text).map_err(|_| usage())?;
+        let (encrypted, port) = match url.scheme() {
+            "amqp" => (false, 5672),
+            "amqps" => (true, 5671),
+            _ => return Err(usage()),
+        };
+        let or =
+            |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
+        let path = url.path().strip_prefix('/').unwrap_or_default();
+        if path.contains('/') {
+            return Err("the virtual host has a bare slash: write it as %2f".to_owned());
+        }
+        let mut heartbeat = 10;
+        let mut files = Files::default();
+        for (name, value) in url.query_pairs() {
+            let file = match &*name {
+                "heartbeat" => {
+                    let seconds = value.parse().ok().filter(|seconds| (1..=600).contains(seconds));
+                    heartbeat =
+                        seconds.ok_or_else(|| "heartbeat must be 1 to 600 seconds".to_owned())?;
+                    continue;
+                }
+                "cacertfile" => &mut files.roots,
+                "certfile" => &mut files.certificate,
+                "keyfile" => &mut files.key,
+                _ => {
+                    return Err("has an unknown parameter: heartbeat, cacertfile, certfile and \
+                                keyfile are supported"
+                        .to_owned());
+                }
+            };
+            if !encrypted {
+                return Err(format!("{name} is for amqps:// only"));
+            }
+            *file = Some(PathBuf::from(&*value));
+        }
+        // An address in brackets is how URLs write IPv6; sockets want it bare.
+        let host = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
+        if host.is_empty() {
+            return Err(usage());
+        }
+        let tls = match encrypted {
+            true => Some(files.tls(roots, Check::Name, "certfile", "keyfile")?),
+            false => None,
+        };
+        let decode = |part: &str| decode(part).ok_or_else(usage);
+        Ok(Self {
+            host: host.to_owned(),
+            port: url.port().unwrap_or(port),
+            tls,
+            user: or(decode(url.username())?, "guest"),
+            password: Secret::new(decode(url.password().unwrap_or("guest"))?),
+            vhost: or(decode(path)?, "/"),
+            heartbeat,
+        })
+    }
+}
+
+/// Where PostgreSQL is.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Without what PostgreSQL's client would not understand of it.
+    pub url: Secret,
+    /// When to encrypt.
+    pub encryption: Encryption,
+    /// How.
+    pub tls: Tls,
+}
+
+/// Whether a connection is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Never.
+    Off,
+    /// Where the server can.
+    IfOffered,
+    /// Always.
+    Required,
+}
+
+impl Database {
+    /// Reads DATABASE_URL, and out of it libpq's `sslmode` (with its meaning: "SSL Support" in
+    /// PostgreSQL's documentation), `sslrootcert`, `sslcert` and `sslkey`.
+    pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("is empty: needs postgres://user:password@host:5432/database".to_owned());
+        }
+        // Not a job for `Url`, which knows no list of hosts.
+        let (place, query) = text.split_once('?').unwrap_or((text, ""));
+        let mut others = Vec::new();
+        let mut files = Files::default();
+        let (mut encryption, mut check) = (Encryption::IfOffered, Check::Nothing);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = || decode(value).ok_or_else(|| format!("{name} is not UTF-8"));
+            match name {
+                "sslmode" => (encryption, check) = read_mode(&value()?)?,
+                "sslrootcert" => files.roots = Some(PathBuf::from(value()?)),
+                "sslcert" => files.certificate = Some(PathBuf::from(value()?)),
+                "sslkey" => files.key = Some(PathBuf::from(value()?)),
+                _ => others.push(pair),
+            }
+        }
+        let system = files.roots.as_ref().is_some_and(|file| file.as_os_str() == "system");
+        files.roots = files.roots.filter(|_| !system);
+        if system && check != Check::Name {
+            return Err("sslrootcert=system needs sslmode=verify-full".to_owned());
+        }
+        if files.roots.is_some() && check == Check::Nothing {
+            // As libpq: with a root certificate at hand, it is used.
+            check = Check::Chain;
+        }
+        let tls = files.tls(roots, check, "sslcert", "sslkey")?;
+        let mut url = place.to_owned();
+        if !others.is_empty() {
+            url = format!("{place}?{}", others.join("&"));
+        }
+        Ok(Self { url: Secret::new(url), encryption, tls })
+    }
+}
+
+fn read_mode(mode: &str) -> Result<(Encryption, Check), String> {
+    Ok(match mode {
+        "disable" => (Encryption::Off, Check::Nothing),
+        // "If the server demands it" is what we offer anyway.
+        "allow" | "prefer" => (Encryption::IfOffered, Check::Nothing),
+        "require" => (Encryption::Required, Check::Nothing),
+        "verify-ca" => (Encryption::Required, Check::Chain),
+        "verify-full" => (Encryption::Required, Check::Name),
+        _ => {
+            return Err("sslmode is not one of disable, allow, prefer, require, verify-ca, \
+                        verify-full"
+                .to_owned());
+        }
+    })
+}
+
+/// What a URL may name.
+#[derive(Default)]
+struct Files {
+    roots: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl Files {
+    /// `certificate` and `key` are the parameters' names.
+    fn tls(self, usual: &Roots, check: Check, certificate: &str, key: &str) -> Result<Tls, String> {
+        let roots = match &self.roots {
+            Some(file) => Roots::only(file)?,
+            None => usual.clone(),
+        };
+        let identity = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Some(Identity::read(certificate, key)?),
+            (None, None) => None,
+            _ => return Err(format!("{certificate} and {key} go together")),
+        };
+        Tls::new(roots, check, identity)
+    }
+}
+
+fn decode(part: &str) -> Option<String> {
+    percent_decode_str(part).decode_utf8().ok().map(|text| text.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn amqp(url: &str) -> Result<Amqp, String> {
+        Amqp::parse(url, &Roots::bundled())
+    }
+
+    fn database(url: &str) -> Result<Database, String> {
+        Database::parse(url, &Roots::bundled())
+    }
+
+    #[test]
+    fn the_parts_of_the_amqp_url_are_decoded() {
+        let url = "amqp://us%40er:p%2Fw@[::1]:5673/my%2fhost?heartbeat=7";
+        let amqp = amqp(url).expect("a URL");
+        assert_eq!((amqp.host.as_str(), amqp.port, amqp.heartbeat), ("::1", 5673, 7));
+        assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("us@er", "my/host"));
+        assert_eq!(amqp.password.expose(), "p/w");
+        assert!(amqp.tls.is_none());
+        assert!(!format!("{amqp:?}").contains("p/w"));
+    }
+
+    #[test]
+    fn amqps_has_a_port_of_its_own() {
+        let amqp = amqp("amqps://host/").expect("a URL");
+        assert_eq!(amqp.port, 5671);
+        assert!(amqp.tls.is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_a_url_is_told_without_it() {
+        for (bad, says) in [
+            ("http://s3cret@x/", "amqp://"),
+            ("amqp://u:s3cret@x/a/b", "%2f"),
+            ("amqp://u:s3cret@x/?frame=1", "heartbeat"),
+            ("amqp://u:s3cret@x/?heartbeat=0", "heartbeat"),
+            ("amqp://u:s3cret@x/?cacertfile=/x", "amqps"),
+            ("amqps://u:s3cret@x/?cacertfile=/nowhere", "/nowhere"),
+            ("amqps://u:s3cret@x/?certfile=/nowhere", "keyfile"),
+            ("s3cret", "amqp://"),
+        ] {
+            let error = amqp(bad).expect_err(bad);
+            assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
+        }
+        for (bad, says) in [
+            ("", "empty"),
+            ("postgres://u:s3cret@x/?sslmode=s3cret", "verify-full"),
+            ("postgres://u:s3cret@x/?sslrootcert=/nowhere", "/nowhere"),
+            ("postgres://u:s3cret@x/?sslcert=/nowhere", "sslkey"),
+            ("postgres://u:s3cret@x/?sslrootcert=system", "verify-full"),
+        ] {
+            let error = database(bad).expect_err(bad);
+            assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_database_url_says_of_tls_is_taken_out_of_it() {
+        let url =
+            "postgres://u:p@a:1,b:2/db?sslmode=verify-full&options=-cx%3Dy&sslrootcert=system";
+        let read = database(url).expect("a URL");
+        assert_eq!(read.url.expose(), "postgres://u:p@a:1,b:2/db?options=-cx%3Dy");
+        assert_eq!(read.encryption, Encryption::Required);
+        let read = database("postgres://u@a/db").expect("a URL");
+        assert_eq!(read.encryption, Encryption::IfOffered);
+        let read = database("host=a user=u password='x?y'").expect("the other form");
+        assert_eq!(read.url.expose(), "host=a user=u password='x?y'");
+    }
+}

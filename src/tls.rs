@@ -1,0 +1,280 @@
+//! TLS: whom we believe, and who we are. The same for receivers, RabbitMQ and PostgreSQL.
+//!
+//! One stack for all of them, rustls, which needs nothing installed to build or to run.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+/// How we speak TLS with somebody. Cheap to clone.
+#[derive(Clone)]
+pub struct Tls(Arc<ClientConfig>);
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What it holds may be a private key.
+        formatter.write_str("Tls")
+    }
+}
+
+/// What of a server's certificate is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// That a CA which we believe signed it, and that it is for the name that we asked for.
+    Name,
+    /// That a CA which we believe signed it.
+    Chain,
+    /// Nothing: the wire is encrypted, and who is at its other end remains unknown.
+    Nothing,
+}
+
+/// The CAs that we believe.
+#[derive(Clone, Debug)]
+pub struct Roots(RootCertStore);
+
+/// A certificate and its key, by which a server knows us.
+#[derive(Debug)]
+pub struct Identity {
+    certificates: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Roots {
+    /// Mozilla's, as they were when this was built.
+    #[must_use]
+    pub fn bundled() -> Self {
+        Self(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
+    }
+
+    /// Those in this file only.
+    ///
+    /// # Errors
+    /// If the file (PEM) can't be read or holds no certificate; names it.
+    pub fn only(file: &Path) -> Result<Self, String> {
+        Self(RootCertStore::empty()).with(file)
+    }
+
+    /// And those in this file.
+    ///
+    /// # Errors
+    /// If the file (PEM) can't be read or holds no certificate; names it.
+    pub fn with(mut self, file: &Path) -> Result<Self, String> {
+        for certificate in certificates(file)? {
+            let added = self.0.add(certificate);
+            added.map_err(|error| format!("{}: {error}", file.display()))?;
+        }
+        Ok(self)
+    }
+}
+
+impl Identity {
+    /// Reads both from PEM files.
+    ///
+    /// # Errors
+    /// If one of them can't be read; names it.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, String> {
+        let certificates = certificates(certificate)?;
+        let found = PrivateKeyDer::from_pem_file(key);
+        let key = found.map_err(|error| unreadable(key, "private key", &error))?;
+        Ok(Self { certificates, key })
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let unreadable = |error: pem::Error| unreadable(file, "certificate", &error);
+    let found = CertificateDer::pem_file_iter(file).map_err(unreadable)?;
+    let found = found.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    if found.is_empty() {
+        return Err(unreadable(pem::Error::NoItemsFound));
+    }
+    Ok(found)
+}
+
+fn unreadable(file: &Path, what: &str, error: &pem::Error) -> String {
+    let file = file.display();
+    match error {
+        pem::Error::Io(error) => format!("cannot read {file}: {error}"),
+        pem::Error::NoItemsFound => format!("{file} holds no {what} in PEM format"),
+        error => format!("{file} holds no {what} in PEM format: {error:?}"),
+    }
+}
+
+impl Tls {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// If the key doesn't fit the certificate, or there is no CA to believe.
+    pub fn new(roots: Roots, check: Check, identity: Option<Identity>) -> Result<Self, String> {
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let builder = match check {
+            Check::Name => builder.with_root_certificates(roots.0),
+            Check::Chain | Check::Nothing => {
+                let chain = match check {
+                    Check::Nothing => None,
+                    _ => Some(chain_verifier(roots, &provider)?),
+                };
+                let lenient = Arc::new(Lenient { chain, provider });
+                builder.dangerous().with_custom_certificate_verifier(lenient)
+            }
+        };
+        let config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(Identity { certificates, key }) => builder
+                .with_client_auth_cert(certificates, key)
+                .map_err(|error| format!("the client certificate cannot be used: {error}"))?,
+        };
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// For rustls.
+    #[must_use]
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
+    }
+}
+
+fn chain_verifier(
+    roots: Roots,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, String> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots.0), Arc::clone(provider))
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// Checks less than rustls would, as libpq does where `sslmode` says so.
+#[derive(Debug)]
+struct Lenient {
+    /// None: the certificate is taken as it is.
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Lenient {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use CertificateError::{NotValidForName, NotValidForNameContext};
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match chain.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The name is checked last, so all else was right.
+            Err(rustls::Error::InvalidCertificate(
+                NotValidForName | NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            checked => checked,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What an error says about TLS, with the remedy; `None` where it is about something else.
+#[must_use]
+pub fn problem(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return Some(explain(error));
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn explain(error: &rustls::Error) -> String {
+    use CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
+    let remedy = match error {
+        rustls::Error::InvalidCertificate(UnknownIssuer) => {
+            ": signed by no CA that we know: name its CA's certificate in TLS_CA_FILE"
+        }
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            ": use a name that is in the certificate"
+        }
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            ": it needs a new certificate"
+        }
+        rustls::Error::AlertReceived(_) => {
+            ": refused by the other side; does it want a client certificate?"
+        }
+        rustls::Error::InvalidMessage(_) => ": is this a port that speaks TLS?",
+        _ => "",
+    };
+    format!("TLS: {error}{remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        let nothing = Path::new("/nowhere/ca.pem");
+        let error = Roots::bundled().with(nothing).expect_err("there is no such file");
+        assert!(error.starts_with("cannot read /nowhere/ca.pem: "), "{error}");
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        for text in ["", "no PEM\n", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"]
+        {
+            file.write_all(text.as_bytes()).expect("it is writable");
+            let error = Roots::only(file.path()).expect_err("it holds none");
+            assert!(error.contains("holds no certificate"), "{error}");
+            let error = Identity::read(file.path(), file.path()).expect_err("it holds none");
+            assert!(error.contains("holds no certificate"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tls_error_is_found_wherever_it_is_wrapped() {
+        let inner = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, inner));
+        let problem = problem(&wrapped).expect("it is about TLS");
+        assert!(problem.starts_with("TLS: ") && problem.contains("TLS_CA_FILE"), "{problem}");
+        assert_eq!(super::problem(&io::Error::other("something else")), None);
+    }
+}
