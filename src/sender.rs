@@ -13,6 +13,7 @@ use crate::domain::address::Forbidden;
 use crate::domain::event::Event;
 use crate::domain::outcome::{Reason, Response};
 use crate::domain::webhook::Webhook;
+use crate::tls::problem as tls_problem;
 
 mod resolver;
 mod tls;
@@ -142,7 +143,10 @@ fn read_to_end(mut body: impl Read) {
 }
 
 fn no_answer(error: Error) -> Response {
-    if let Some(detail) = crate::tls::problem(&error) {
+    // (Not by `source`, which ureq's errors have none.)
+    if let Error::Io(io) = &error
+        && let Some(detail) = tls_problem(io)
+    {
         return Response::NoAnswer { reason: Reason::Tls, detail };
     }
     let reason = match &error {

@@ -470,10 +470,17 @@ fn bounded_by_timeout<T: Send + 'static>(
 }
 
 fn connect(connector: &Connector) -> Result<Client, StoreError> {
-    connector.connect().map_err(|error| match error {
-        ConnectError::Postgres(error) => explain(&error),
-        silent @ ConnectError::Silent { .. } => StoreError::Unavailable(silent.to_string()),
-    })
+    Ok(connector.connect()?)
+}
+
+impl From<ConnectError> for StoreError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Postgres(error) => explain(&error),
+            ConnectError::Silent { .. } => Self::Unavailable(error.to_string()),
+            ConnectError::NoTls { .. } => Self::Misconfigured(error.to_string()),
+        }
+    }
 }
 
 fn no_answer() -> StoreError {

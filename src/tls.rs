@@ -227,10 +227,12 @@ pub fn problem(error: &(dyn Error + 'static)) -> Option<String> {
 
 fn explain(error: &rustls::Error) -> String {
     use CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
+        UnknownIssuer,
     };
     let remedy = match error {
-        rustls::Error::InvalidCertificate(UnknownIssuer) => {
+        // A bad signature is what another CA of the same name leaves.
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
             ": signed by no CA that we know: name its CA's certificate in TLS_CA_FILE"
         }
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {

@@ -25,7 +25,8 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     match Link::open(&config.amqp, config.connect_timeout, &shutdown) {
         Err(error) => findings.push(finding("broker", Err(error))),
         Ok(mut link) => {
-            let detail = format!("RabbitMQ {} at {}", link.version(), config.amqp);
+            let tls = if config.amqp.tls.is_some() { ", by TLS" } else { "" };
+            let detail = format!("RabbitMQ {} at {}{tls}", link.version(), config.amqp);
             findings.push(finding("broker", Ok::<_, BrokerError>(detail)));
             match Topology::of(config).look(&mut link, &shutdown) {
                 Err(error) => findings.push(finding("topology", Err(error))),

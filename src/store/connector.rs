@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use postgres::Client;
-use postgres::config::Host;
+use postgres::config::{Host, SslMode};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -40,6 +40,11 @@ pub(super) struct Connector {
 pub(super) enum ConnectError {
     #[error("{address} accepts connections, and then says nothing within {ANSWER_TIMEOUT:?}")]
     Silent { address: String },
+    #[error(
+        "{address} speaks no TLS, which `sslmode` in DATABASE_URL demands: turn `ssl` on there, or \
+         demand less"
+    )]
+    NoTls { address: String },
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
 }
@@ -58,18 +63,21 @@ impl Connector {
     }
 
     /// Asks the hosts in their order, as the client will, until one answers. An error only where
-    /// the client would hang.
+    /// the client would hang, or not say what to do.
     fn ask_hosts(&self) -> Result<(), ConnectError> {
         for (n, host) in self.config.get_hosts().iter().enumerate() {
             // A Unix socket leads to this machine, and a frozen server on it is a rare thing.
             let Host::Tcp(name) = host else { return Ok(()) };
             let ports = self.config.get_ports();
             let port = ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
+            let address = || format!("{name}:{port}");
+            let needs_tls = self.config.get_ssl_mode() == SslMode::Require;
             match ask(name, self.config.get_hostaddrs().get(n).copied(), port, self.patience()) {
-                Answer::Some => return Ok(()),
-                Answer::Silence => {
-                    return Err(ConnectError::Silent { address: format!("{name}:{port}") });
+                Answer::NoTls if needs_tls => {
+                    return Err(ConnectError::NoTls { address: address() });
                 }
+                Answer::Tls | Answer::NoTls => return Ok(()),
+                Answer::Silence => return Err(ConnectError::Silent { address: address() }),
                 Answer::NoConnection => {}
             }
         }
@@ -83,7 +91,9 @@ impl Connector {
 
 /// What became of the question.
 enum Answer {
-    Some,
+    /// Or anything else: the client will see.
+    Tls,
+    NoTls,
     /// The client would hang.
     Silence,
     /// The client will go on to the next host, or say what is wrong.
@@ -99,16 +109,19 @@ fn ask(name: &str, address: Option<IpAddr>, port: u16, patience: Duration) -> An
         let Ok(stream) = TcpStream::connect_timeout(&address, patience) else { continue };
         return match ask_on(stream).map_err(|error| error.kind()) {
             Err(io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => Answer::Silence,
-            _ => Answer::Some,
+            Ok(b'N') => Answer::NoTls,
+            _ => Answer::Tls,
         };
     }
     Answer::NoConnection
 }
 
-fn ask_on(mut stream: TcpStream) -> io::Result<()> {
+fn ask_on(mut stream: TcpStream) -> io::Result<u8> {
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(&SSL_REQUEST)?;
-    stream.read_exact(&mut [0])
+    let mut answer = [0];
+    stream.read_exact(&mut answer)?;
+    Ok(answer[0])
 }
 
 impl ManageConnection for Connector {

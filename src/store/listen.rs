@@ -64,8 +64,10 @@ impl From<ConnectError> for NotListening {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Postgres(error) => error.into(),
-            silent @ ConnectError::Silent { .. } => {
-                Self { error: StoreError::Unavailable(silent.to_string()), sign: Sign::Silence }
+            other => {
+                let is_silent = matches!(other, ConnectError::Silent { .. });
+                let sign = if is_silent { Sign::Silence } else { Sign::Break };
+                Self { error: other.into(), sign }
             }
         }
     }

@@ -17,6 +17,7 @@ mod malformed;
 mod dead_letters;
 mod shutdown;
 mod connections;
+mod tls;
 mod faults;
 mod chaos;
 mod database;

@@ -10,6 +10,7 @@ pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod sandbox;
 pub(crate) mod servers;
+pub(crate) mod tls;
 
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use database::Database;
@@ -19,6 +20,7 @@ pub(crate) use proxy::Proxy;
 pub(crate) use receiver::{Receiver, Reply};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
 pub(crate) use servers::{FaultServers, Servers};
+pub(crate) use tls::{Authority, Terminator};
 
 use std::{
     thread,

@@ -72,18 +72,18 @@ impl FaultServers {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         services(&directory, &["up"]);
         let listing = services(&directory, &["env"]);
-        let value = |variable: &str| {
-            listing
-                .lines()
-                .find_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
-                .unwrap_or_else(|| panic!("services.sh env does not print {variable}"))
-                .to_owned()
-        };
-        Self {
-            servers: Servers { amqp_url: value("AMQP_URL"), database_url: value("DATABASE_URL") },
-            directory,
-            _turn: turn,
-        }
+        Self { servers: listed(&listing), directory, _turn: turn }
+    }
+
+    /// How they are reached by TLS, and what checks their certificates.
+    pub(crate) fn by_tls(&self) -> (Servers, PathBuf) {
+        let listing = services(&self.directory, &["env", "--tls"]);
+        (listed(&listing), listed_value(&listing, "TLS_CA_FILE").into())
+    }
+
+    /// A file that services.sh made for TLS.
+    pub(crate) fn tls_file(&self, name: &str) -> String {
+        self.directory.join("tls").join(name).display().to_string()
     }
 
     pub(crate) fn servers(&self) -> &Servers {
@@ -106,6 +106,21 @@ impl FaultServers {
     pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         services(&self.directory, &[&["rabbitmqctl"], arguments].concat())
     }
+}
+
+fn listed(listing: &str) -> Servers {
+    Servers {
+        amqp_url: listed_value(listing, "AMQP_URL"),
+        database_url: listed_value(listing, "DATABASE_URL"),
+    }
+}
+
+fn listed_value(listing: &str, variable: &str) -> String {
+    listing
+        .lines()
+        .find_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
+        .unwrap_or_else(|| panic!("services.sh env does not print {variable}"))
+        .to_owned()
 }
 
 impl Drop for FaultServers {
