@@ -6,6 +6,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use rcgen::{
@@ -17,6 +18,9 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
 };
 use url::Url;
+
+/// The pause between two bytes of what drips.
+const DRIP: Duration = Duration::from_millis(100);
 
 /// A CA that a test makes up.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -84,7 +88,9 @@ struct Shared {
     config: Arc<ServerConfig>,
     /// Whether a connection begins with PostgreSQL's SSLRequest.
     is_postgres: bool,
-    /// Dropped connections end by themselves; these have to be ended.
+    /// Whether it sends, after the handshake, a byte at a time.
+    drips: bool,
+    /// What has to be ended at the end.
     open: Mutex<Option<Vec<TcpStream>>>,
 }
 
@@ -92,6 +98,15 @@ impl Terminator {
     /// In front of the server that the URL names, whatever it speaks; the preface of PostgreSQL is
     /// seen to.
     pub(crate) fn before(url: &str, certificate: Certificate) -> Self {
+        Self::start(url, certificate, false)
+    }
+
+    /// One that sends a byte at a time once the handshake is over.
+    pub(crate) fn dripping(url: &str, certificate: Certificate) -> Self {
+        Self::start(url, certificate, true)
+    }
+
+    fn start(url: &str, certificate: Certificate, drips: bool) -> Self {
         let url = Url::parse(url).expect("an URL");
         let host = url.host_str().expect("an URL with a host");
         let port = url.port().expect("an URL with a port");
@@ -107,6 +122,7 @@ impl Terminator {
             upstream: format!("{host}:{port}").parse().expect("an IP address"),
             config: Arc::new(config),
             is_postgres: url.scheme() == "postgres",
+            drips,
             open: Mutex::new(Some(Vec::new())),
         });
         let accepting = Arc::clone(&shared);
@@ -174,7 +190,7 @@ impl Shared {
         let tls = Mutex::new(tls);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let _ = encrypt(&server, &client, &tls);
+                let _ = encrypt(&server, &client, &tls, self.drips);
                 let _ = client.shutdown(Shutdown::Both);
             });
             let _ = decrypt(&client, &server, &tls);
@@ -188,6 +204,7 @@ fn encrypt(
     mut from: &TcpStream,
     mut to: &TcpStream,
     tls: &Mutex<ServerConnection>,
+    drips: bool,
 ) -> io::Result<()> {
     let mut room = [0; 16 << 10];
     loop {
@@ -198,13 +215,28 @@ fn encrypt(
         } else {
             tls.writer().write_all(&room[..read])?;
         }
+        let mut encrypted = Vec::new();
         while tls.wants_write() {
-            tls.write_tls(&mut to)?;
+            tls.write_tls(&mut encrypted)?;
+        }
+        if drips {
+            drip(to, &encrypted)?;
+        } else {
+            to.write_all(&encrypted)?;
         }
         if read == 0 {
             return Ok(());
         }
     }
+}
+
+/// A byte at a time, until the other side has had enough.
+pub(crate) fn drip(mut to: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    for byte in bytes {
+        to.write_all(std::slice::from_ref(byte))?;
+        thread::sleep(DRIP);
+    }
+    Ok(())
 }
 
 fn decrypt(
