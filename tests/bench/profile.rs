@@ -20,6 +20,7 @@ impl Profile {
         let file = match side {
             Side::Notifier => format!("{file}.notifier"),
             Side::BareLoop => format!("{file}.bare-loop"),
+            Side::Earlier => format!("{file}.earlier"),
         };
         // A prime number of times per second, which falls in step with nothing.
         let perf = Command::new("perf")

@@ -29,7 +29,7 @@ const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scen
     Scenario { name, usual: false, run }
 }
 
-const SCENARIOS: [Scenario; 12] = [
+const SCENARIOS: [Scenario; 13] = [
     usual("default", throughput::by_default),
     usual("tuned", throughput::tuned),
     usual("latency", latency::run),
@@ -40,6 +40,7 @@ const SCENARIOS: [Scenario; 12] = [
     usual("fanout", fanout::run),
     usual("backlog", backlog::run),
     on_request("dead", dead::run),
+    on_request("earlier", throughput::since_earlier),
     on_request("search", throughput::search_bare),
     on_request("search-notifier", throughput::search_notifier),
 ];

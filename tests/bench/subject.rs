@@ -40,13 +40,19 @@ impl FromStr for Setting {
 pub(crate) enum Side {
     Notifier,
     BareLoop,
+    /// The notifier as it was: the binary that EARLIER names.
+    Earlier,
 }
+
+/// Names the binary of [`Side::Earlier`].
+pub(crate) const EARLIER: &str = "EARLIER";
 
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Notifier => "notifier",
             Self::BareLoop => "bare loop",
+            Self::Earlier => "earlier",
         })
     }
 }
@@ -63,6 +69,7 @@ impl Subject {
         let process = match side {
             Side::Notifier => notifier(sandbox, setting).spawn(),
             Side::BareLoop => bare_loop(sandbox, setting, url),
+            Side::Earlier => earlier(&notifier(sandbox, setting)),
         };
         Self { process, side }
     }
@@ -70,7 +77,7 @@ impl Subject {
     /// Waits until it consumes.
     pub(crate) fn wait_ready(&mut self) {
         let line = match self.side {
-            Side::Notifier => "ready: ",
+            Side::Notifier | Side::Earlier => "ready: ",
             Side::BareLoop => bare_loop::READY,
         };
         self.process.wait_stderr(SOON, line);
@@ -111,6 +118,14 @@ pub(crate) fn notifier(sandbox: &Sandbox, setting: Setting) -> Launch {
         .notifier()
         .env("QUEUES", format!("{}={consumers}", sandbox.queue()))
         .env("PREFETCH_COUNT", prefetch.to_string())
+}
+
+/// The same call of the other binary.
+fn earlier(launch: &Launch) -> Process {
+    let mut command = Command::new(env::var_os(EARLIER).expect("looked at before"));
+    command.args(launch.0.get_args()).env_clear();
+    command.envs(launch.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Process::spawn(command)
 }
 
 fn bare_loop(sandbox: &Sandbox, setting: Setting, url: &str) -> Process {

@@ -3,8 +3,9 @@
 //! The clock runs from the last of the first [`WARMING`] receipts at the receiver to the very last
 //! receipt, and so does the count of the processor time: starting up is in neither.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
+use super::latency;
 use crate::{
     harness::Sandbox,
     load,
@@ -14,7 +15,7 @@ use crate::{
     receiver::{Behaviour, Log, Receiver},
     report::{Limit, Report},
     settings::Settings,
-    subject::{Setting, Side, Subject},
+    subject::{EARLIER, Setting, Side, Subject},
 };
 
 const KIND: &str = "invoice.paid";
@@ -39,8 +40,9 @@ struct Measured {
 }
 
 pub(super) fn by_default(settings: &Settings, report: &mut Report) {
-    let (ours, bare) = (Setting::DEFAULT, Setting::DEFAULT);
-    let rounds = compare(settings.rounds(21), ours, bare, EVENTS_BY_DEFAULT, report);
+    let bare = (Side::BareLoop, Setting::DEFAULT);
+    let rounds = settings.rounds(21);
+    let rounds = compare(rounds, Setting::DEFAULT, bare, EVENTS_BY_DEFAULT, report);
     report.ratio("default: events/s", Limit::AtLeast(0.90), &pairs(&rounds, |m| m.per_second));
     report.ratio("default: CPU µs per event", Limit::None, &pairs(&rounds, |m| m.processor));
 }
@@ -48,6 +50,7 @@ pub(super) fn by_default(settings: &Settings, report: &mut Report) {
 pub(super) fn tuned(settings: &Settings, report: &mut Report) {
     raw_loop::measure_receiver();
     let Settings { notifier: ours, bare, .. } = *settings;
+    let bare = (Side::BareLoop, bare);
     let rounds = compare(settings.rounds(7), ours, bare, EVENTS_TUNED, report);
     report.ratio("tuned: events/s", Limit::AtLeast(0.85), &pairs(&rounds, |m| m.per_second));
     report.ratio("tuned: CPU µs per event", Limit::AtMost(1.35), &pairs(&rounds, |m| m.processor));
@@ -56,6 +59,26 @@ pub(super) fn tuned(settings: &Settings, report: &mut Report) {
         Limit::None,
         &pairs(&rounds, |m| m.requests_per_connection),
     );
+}
+
+/// What has become of it since the binary that EARLIER names: a change may cost 3 %.
+pub(super) fn since_earlier(settings: &Settings, report: &mut Report) {
+    if env::var_os(EARLIER).is_none() {
+        return report.wrong(format!("{EARLIER} names no binary to compare with"));
+    }
+    for (name, setting, events, rounds) in [
+        ("default", Setting::DEFAULT, EVENTS_BY_DEFAULT, 21),
+        ("tuned", settings.notifier, EVENTS_TUNED, 11),
+    ] {
+        let earlier = (Side::Earlier, setting);
+        let rounds = compare(settings.rounds(rounds), setting, earlier, events, report);
+        let figure = |of: &str| format!("since earlier, {name}: {of}");
+        let per_second = pairs(&rounds, |m| m.per_second);
+        report.ratio(&figure("events/s"), Limit::AtLeast(0.97), &per_second);
+        let processor = pairs(&rounds, |m| m.processor);
+        report.ratio(&figure("CPU µs per event"), Limit::AtMost(1.03), &processor);
+    }
+    latency::compare(settings.rounds(3), Side::Earlier, Limit::None, report);
 }
 
 /// Where the bare loop is at its best.
@@ -93,22 +116,22 @@ fn search(side: Side, settings: &Settings, report: &mut Report) {
 fn compare(
     rounds: usize,
     ours: Setting,
-    bare: Setting,
+    (other, its): (Side, Setting),
     events: u32,
     report: &mut Report,
 ) -> Vec<(Measured, Measured)> {
     println!(
-        "{events} events wait; notifier: QUEUES=<queue>={} PREFETCH_COUNT={}; bare loop: {} channels, prefetch {}",
-        ours.consumers, ours.prefetch, bare.consumers, bare.prefetch
+        "{events} events wait; {}: {ours}, {other}: {its} (consumers x prefetch)",
+        Side::Notifier
     );
     // Who is first takes turns, or a machine that is slowing down would look like a difference.
     let mut round = |n: usize| {
         if n.is_multiple_of(2) {
             let ours = measure(Side::Notifier, ours, events, report);
-            (ours, measure(Side::BareLoop, bare, events, report))
+            (ours, measure(other, its, events, report))
         } else {
-            let bare = measure(Side::BareLoop, bare, events, report);
-            (measure(Side::Notifier, ours, events, report), bare)
+            let its = measure(other, its, events, report);
+            (measure(Side::Notifier, ours, events, report), its)
         }
     };
     (0..rounds).map(&mut round).collect()

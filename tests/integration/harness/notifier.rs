@@ -12,7 +12,7 @@ use std::{
 use super::{Process, SOON, exposition::Exposition, process::Exit};
 
 /// A call of the binary that is not made yet.
-pub(crate) struct Launch(Command);
+pub(crate) struct Launch(pub(crate) Command);
 
 impl Launch {
     /// The environment is empty but for the given URLs: nothing that whoever
