@@ -18,11 +18,16 @@ use uuid::Uuid;
 use crate::broker::{Batches, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
+use crate::domain::shown;
 use crate::store::Store;
 use crate::{app, shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms.
 const PUBLISH_BATCH: usize = 1_000;
+
+/// How long a line of the log or of standard error may be, in characters. Ours have some hundred; what
+/// they quote is other programs' affair.
+const MOST_OF_LINE: usize = 8_192;
 
 /// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
 #[derive(Debug, Parser)]
@@ -176,7 +181,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 /// Reads the settings and starts the logger that they describe.
 fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
-    env_logger::Builder::new()
+    logger(&config.rust_log).init();
+    Ok(config)
+}
+
+fn logger(filter: &str) -> env_logger::Builder {
+    let mut builder = env_logger::Builder::new();
+    builder
         // We report ourselves what matters of these, once and in our words; amiquip calls every
         // clean close an internal error. RUST_LOG=amiquip=warn brings them back.
         .filter_module("amiquip", log::LevelFilter::Off)
@@ -187,10 +198,14 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
         .filter_module("rustls", log::LevelFilter::Warn)
         .filter_module("postgres", log::LevelFilter::Warn)
         .filter_module("tokio_postgres", log::LevelFilter::Warn)
-        .parse_filters(&config.rust_log)
-        .format_timestamp_millis()
-        .init();
-    Ok(config)
+        .parse_filters(filter)
+        // env_logger's own format, but for this: whatever a line quotes, it is one line.
+        .format(|out, record| {
+            let (time, level, target) = (out.timestamp_millis(), record.level(), record.target());
+            let text = shown::line(&record.args().to_string(), MOST_OF_LINE);
+            writeln!(out, "[{time} {level:<5} {target}] {text}")
+        });
+    builder
 }
 
 fn publish(command: Publish) -> Result<()> {
@@ -278,6 +293,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 
 /// A line on standard error.
 fn complain(problem: &str) {
+    let problem = shown::line(problem, MOST_OF_LINE);
     let _ = writeln!(io::stderr(), "webhook-notifier: {problem}");
 }
 
