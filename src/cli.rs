@@ -301,3 +301,50 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     causes.any(|io| io.kind() == io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::Log as _;
+    use proptest::prelude::*;
+
+    /// Whether this filter, if it is accepted, lets one of the libraries say more than warnings that
+    /// print passwords then.
+    fn tells_secrets(filter: &str) -> bool {
+        let parsed = Cli::try_parse_from(["x", "run", &format!("--rust-log={filter}")]);
+        let Ok(Cli { command: Command::Run(settings) }) = parsed else { panic!("{filter:?}") };
+        let Ok(config) = settings.read() else { return false };
+        let logger = logger(&config.rust_log).build();
+        let targets = [
+            "amiquip::io_loop",
+            "postgres::client",
+            "tokio_postgres::query",
+            "ureq::unit",
+            "ureq_proto",
+        ];
+        targets.iter().any(|target| {
+            let said = log::Metadata::builder().target(target).level(log::Level::Info).build();
+            logger.enabled(&said)
+        })
+    }
+
+    #[test]
+    fn a_filter_that_only_resembles_a_library_lets_it_say_no_more() {
+        for filter in ["ureq:=trace", "ureq/x=trace", "ur=trace", "=trace", "trace", "post=trace"] {
+            assert!(!tells_secrets(filter), "{filter}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_filter_that_is_accepted_lets_a_library_print_secrets(
+            parts in prop::collection::vec(
+                "( ?(ureq|ureq_proto|tokio_postgres|amiquip|postgres|u|mio|)(::|:|/|_|x)?=)?(info|trace|warn|)",
+                1..4,
+            ),
+        ) {
+            let filter = parts.join(",");
+            prop_assert!(!tells_secrets(&filter), "{filter}");
+        }
+    }
+}
