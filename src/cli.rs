@@ -18,11 +18,16 @@ use uuid::Uuid;
 use crate::broker::{Batches, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
+use crate::domain::shown;
 use crate::store::Store;
 use crate::{app, shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms.
 const PUBLISH_BATCH: usize = 1_000;
+
+/// How long a line of the log or of standard error may be, in characters. Ours have some hundred; what
+/// they quote is other programs' affair.
+const MOST_OF_LINE: usize = 8_192;
 
 /// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
 #[derive(Debug, Parser)]
@@ -176,7 +181,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 /// Reads the settings and starts the logger that they describe.
 fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
-    env_logger::Builder::new()
+    logger(&config.rust_log).init();
+    Ok(config)
+}
+
+fn logger(filter: &str) -> env_logger::Builder {
+    let mut builder = env_logger::Builder::new();
+    builder
         // We report ourselves what matters of these, once and in our words; amiquip calls every
         // clean close an internal error. RUST_LOG=amiquip=warn brings them back.
         .filter_module("amiquip", log::LevelFilter::Off)
@@ -187,10 +198,14 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
         .filter_module("rustls", log::LevelFilter::Warn)
         .filter_module("postgres", log::LevelFilter::Warn)
         .filter_module("tokio_postgres", log::LevelFilter::Warn)
-        .parse_filters(&config.rust_log)
-        .format_timestamp_millis()
-        .init();
-    Ok(config)
+        .parse_filters(filter)
+        // env_logger's own format, but for this: whatever a line quotes, it is one line.
+        .format(|out, record| {
+            let (time, level, target) = (out.timestamp_millis(), record.level(), record.target());
+            let text = shown::line(&record.args().to_string(), MOST_OF_LINE);
+            writeln!(out, "[{time} {level:<5} {target}] {text}")
+        });
+    builder
 }
 
 fn publish(command: Publish) -> Result<()> {
@@ -278,10 +293,58 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 
 /// A line on standard error.
 fn complain(problem: &str) {
+    let problem = shown::line(problem, MOST_OF_LINE);
     let _ = writeln!(io::stderr(), "webhook-notifier: {problem}");
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     causes.any(|io| io.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::Log as _;
+    use proptest::prelude::*;
+
+    /// Whether this filter, if it is accepted, lets one of the libraries say more than warnings that
+    /// print passwords then.
+    fn tells_secrets(filter: &str) -> bool {
+        let parsed = Cli::try_parse_from(["x", "run", &format!("--rust-log={filter}")]);
+        let Ok(Cli { command: Command::Run(settings) }) = parsed else { panic!("{filter:?}") };
+        let Ok(config) = settings.read() else { return false };
+        let logger = logger(&config.rust_log).build();
+        let targets = [
+            "amiquip::io_loop",
+            "postgres::client",
+            "tokio_postgres::query",
+            "ureq::unit",
+            "ureq_proto",
+        ];
+        targets.iter().any(|target| {
+            let said = log::Metadata::builder().target(target).level(log::Level::Info).build();
+            logger.enabled(&said)
+        })
+    }
+
+    #[test]
+    fn a_filter_that_only_resembles_a_library_lets_it_say_no_more() {
+        for filter in ["ureq:=trace", "ureq/x=trace", "ur=trace", "=trace", "trace", "post=trace"] {
+            assert!(!tells_secrets(filter), "{filter}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_filter_that_is_accepted_lets_a_library_print_secrets(
+            parts in prop::collection::vec(
+                "( ?(ureq|ureq_proto|tokio_postgres|amiquip|postgres|u|mio|)(::|:|/|_|x)?=)?(info|trace|warn|)",
+                1..4,
+            ),
+        ) {
+            let filter = parts.join(",");
+            prop_assert!(!tells_secrets(&filter), "{filter}");
+        }
+    }
 }

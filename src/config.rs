@@ -4,6 +4,7 @@
 //! them can drift from another.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use crate::domain::address::AllowedNetworks;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
+use crate::domain::shown::{self, quoted};
 use crate::tls::{Check, Roots, Tls};
 
 mod servers;
@@ -70,6 +72,9 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 /// Ten years: for who wants a delivery to go on for ever.
 const LONGEST_AGE: Duration = Duration::from_secs(87_600 * 3_600);
 
+/// How long a problem may be, in characters: with what it quotes, a path perhaps.
+const MOST_PROBLEM: usize = 500;
+
 /// A setting that can't be used. Displays as one line that names the variable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: {problem}")]
@@ -122,7 +127,7 @@ pub struct Config {
 
 /// The settings as given, by environment or flag, not yet read.
 #[derive(Clone, Debug, Default)]
-pub struct Settings(HashMap<&'static str, String>);
+pub struct Settings(HashMap<&'static str, OsString>);
 
 impl Settings {
     /// Reads and checks all settings. Opens nothing.
@@ -149,7 +154,8 @@ impl Settings {
             tls: self.with("TLS_CA_FILE", |_| Tls::new(roots, Check::Name, None))?,
             prefetch_count: self.number("PREFETCH_COUNT", 1..=u16::MAX)?,
             metrics_addr: self.with("METRICS_ADDR", |text| {
-                text.parse().map_err(|_| format!("{text:?} is not an address such as 0.0.0.0:9090"))
+                text.parse()
+                    .map_err(|_| format!("{} is not an address such as 0.0.0.0:9090", quoted(text)))
             })?,
             amqp_connection_attempts: self.number("AMQP_CONNECTION_ATTEMPTS", 1..=1_000)?,
             amqp_retry_delay: self.time("AMQP_RETRY_DELAY")?,
@@ -213,8 +219,15 @@ impl Settings {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, ConfigError> {
         let default = || SETTINGS.iter().find(|s| s.variable == variable).map_or("", |s| s.default);
-        let text = self.0.get(variable).map_or_else(default, String::as_str);
-        parse(text.trim()).map_err(|problem| ConfigError { variable, problem })
+        let text = match self.0.get(variable) {
+            None => Ok(default()),
+            Some(given) => given.to_str().ok_or_else(|| "is not UTF-8".to_owned()),
+        };
+        // A problem may quote what a URL holds in percent-encoding: a line break, say.
+        text.and_then(|text| parse(text.trim())).map_err(|problem| ConfigError {
+            variable,
+            problem: shown::line(&problem, MOST_PROBLEM),
+        })
     }
 
     fn number<T>(&self, variable: &'static str, range: RangeInclusive<T>) -> Result<T, ConfigError>
@@ -224,7 +237,8 @@ impl Settings {
         self.with(variable, |text| {
             let number = text.parse().ok().filter(|number| range.contains(number));
             number.ok_or_else(|| {
-                format!("{text:?} is not a number from {} to {}", range.start(), range.end())
+                let (shown, first, last) = (quoted(text), range.start(), range.end());
+                format!("{shown} is not a number from {first} to {last}")
             })
         })
     }
@@ -238,7 +252,8 @@ impl Settings {
         self.with(variable, |text| {
             let time = text.parse::<Span>()?.get();
             if time.is_zero() || time > most {
-                return Err(format!("{text:?} is not between 1ms and {}", Span::from(most)));
+                let (shown, most) = (quoted(text), Span::from(most));
+                return Err(format!("{shown} is not between 1ms and {most}"));
             }
             Ok(time)
         })
@@ -246,7 +261,8 @@ impl Settings {
 
     fn size(&self, variable: &'static str) -> Result<usize, ConfigError> {
         self.with(variable, |text| {
-            let usage = || format!("{text:?} is not a size from 1B to 128MiB, such as 64KiB");
+            let shown = quoted(text);
+            let usage = || format!("{shown} is not a size from 1B to 128MiB, such as 64KiB");
             let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
             let (number, unit) = text.split_at(digits);
             let factor = match unit {
@@ -275,10 +291,11 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
             check_queue_name(&name)?;
             let consumers =
                 consumers.trim().parse().ok().filter(|n| (1..=256).contains(n)).ok_or_else(
-                    || format!("{item:?}: the number of consumers must be from 1 to 256"),
+                    || format!("{}: the number of consumers must be from 1 to 256", quoted(item)),
                 )?;
             if !seen.insert(name.clone()) {
-                return Err(format!("{name:?} stands twice: use `{name}=2` for two consumers"));
+                let shown = quoted(&name);
+                return Err(format!("{shown} stands twice: use `name=2` for two consumers"));
             }
             Ok(Queue { name, consumers })
         })
@@ -290,16 +307,17 @@ fn check_queue_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("a queue's name is missing: needs one name at least, as in a,b".to_owned());
     }
+    let shown = quoted(name);
     // AMQP allows 255 bytes, and `.retry` and the longest delay's name are added to it.
     if name.len() > 200 || name.chars().any(char::is_control) {
-        return Err(format!("{name:?} is longer than 200 bytes or has a control character"));
+        return Err(format!("{shown} is longer than 200 bytes or has a control character"));
     }
     if name.contains(['*', '#']) {
-        return Err(format!("{name:?} has a `*` or `#`, which a topic binding can't be made of"));
+        return Err(format!("{shown} has a `*` or `#`, which a topic binding can't be made of"));
     }
     let taken = [".retry", ".dead"].iter().any(|suffix| name.ends_with(suffix));
     if taken || name.starts_with("webhooks.wait.") || name.starts_with("amq.") {
-        return Err(format!("{name:?} is a name that the notifier or the broker keeps for itself"));
+        return Err(format!("{shown} is a name that the notifier or the broker keeps for itself"));
     }
     Ok(())
 }
@@ -311,12 +329,24 @@ const TALKATIVE: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "
 /// ignore silently.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     for part in text.split(',') {
-        let (module, level) = part.rsplit_once('=').unwrap_or(("", part));
-        let level = level.trim();
-        let Ok(filter) = level.parse::<log::LevelFilter>() else {
-            return Err(format!("{level:?} is not one of off, error, warn, info, debug, trace"));
+        let (module, level) = match part.trim().rsplit_once('=') {
+            Some((module, level)) => (Some(module), level.trim()),
+            None => (None, part.trim()),
         };
-        let library = module.split("::").next().unwrap_or(module).trim();
+        let Ok(filter) = level.parse::<log::LevelFilter>() else {
+            let shown = quoted(level);
+            return Err(format!("{shown} is not one of off, error, warn, info, debug, trace"));
+        };
+        let Some(module) = module else { continue };
+        // env_logger takes each for the beginning of a name, whatever it is, and what follows a
+        // slash for a pattern: `ureq:` or `ureq/x` would be ureq all the same.
+        let is_name = |name: &str| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        if !module.split("::").all(is_name) {
+            return Err(format!("{} is not the name of a module", quoted(module)));
+        }
+        let library = module.split("::").next().unwrap_or(module);
         if TALKATIVE.contains(&library) && filter > log::LevelFilter::Warn {
             return Err(format!("at {level}, {library} prints secrets: at most warn"));
         }
@@ -334,6 +364,8 @@ impl Settings {
             clap::Arg::new(setting.variable)
                 .long(setting.variable.to_lowercase().replace('_', "-"))
                 .env(setting.variable)
+                // What is not UTF-8 is ours to say, by the variable's name.
+                .value_parser(clap::value_parser!(OsString))
                 // The help must not print the password that the environment holds.
                 .hide_env_values(true)
                 .hide(hidden(setting.variable))
@@ -363,7 +395,7 @@ impl clap::FromArgMatches for Settings {
 
     fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
         for Setting { variable, .. } in &SETTINGS {
-            if let Some(value) = matches.get_one::<String>(variable) {
+            if let Some(value) = matches.get_one::<OsString>(variable) {
                 self.0.insert(variable, value.clone());
             }
         }
@@ -400,7 +432,7 @@ mod tests {
     use super::*;
 
     fn read(given: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
-        let given = given.iter().map(|(variable, value)| (*variable, (*value).to_owned()));
+        let given = given.iter().map(|(variable, value)| (*variable, (*value).into()));
         Settings(given.collect()).read()
     }
 

@@ -204,7 +204,7 @@ impl Pipeline {
     }
 
     fn retry(&self, context: Context<'_>, promises: &mut Promises) -> Result<(), Missing> {
-        let delivery = match Delivery::from_headers(&context.message.headers) {
+        let delivery = match Delivery::from_headers(&context.message.headers, unix_millis()) {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
@@ -390,7 +390,7 @@ impl Pipeline {
         match decision {
             Decision::Delivered => {
                 metrics.success.inc();
-                metrics.lag.observe(age(&delivery).as_secs_f64());
+                metrics.lag.observe(self.lag(&delivery).as_secs_f64());
                 log::debug!(
                     "delivered event={} webhook={} attempt={} ms={}",
                     delivery.event.id,
@@ -405,6 +405,12 @@ impl Pipeline {
             }
             Decision::Dead(reason) => self.bury(context, &delivery, reason).map(Some),
         }
+    }
+
+    /// How long a delivery took, as far as a delay of ours can have lasted: a header that somebody
+    /// else wrote, or a clock that was wrong, would drown all others in the sum.
+    fn lag(&self, delivery: &Delivery) -> Duration {
+        age(delivery).min(self.delivery_max_age + self.schedule.longest().get())
     }
 
     /// The receiver said that it is gone, for good. If PostgreSQL can't take note of it now, it
@@ -516,7 +522,8 @@ impl Pipeline {
         promises: &mut Promises,
     ) -> Result<(), Missing> {
         let Context { lane, metrics, message } = context;
-        log::warn!("malformed queue={} bytes={} detail={error}", lane.queue, message.body.len());
+        let (bytes, detail) = (message.body.len(), error.to_string());
+        log::warn!("malformed queue={} bytes={bytes} detail={detail:?}", lane.queue);
         let mut message = message.clone();
         delivery::mark_malformed(&mut message.headers, error, &lane.origin, unix_millis());
         let counter = metrics.dead_letters(DeadReason::Malformed);

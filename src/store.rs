@@ -143,13 +143,15 @@ impl Store {
             return Err(error("names no host"));
         }
         let timeout = format!("-c statement_timeout={}", STATEMENT_TIMEOUT.as_millis());
+        let mode = settings.get_ssl_mode();
         let options = [settings.get_options().unwrap_or_default(), &timeout].join(" ");
         settings
             .options(options.trim())
             .application_name("webhook-notifier")
             .ssl_mode(match config.database.encryption {
                 Encryption::Off => SslMode::Disable,
-                Encryption::IfOffered => SslMode::Prefer,
+                // Or as the other form of DATABASE_URL says, `host=… sslmode=…`, which the client reads.
+                Encryption::IfOffered => mode,
                 Encryption::Required => SslMode::Require,
             })
             .connect_timeout(config.connect_timeout)

@@ -16,6 +16,15 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 /// servers, or of somebody who looked at it, not of what is in it.
 const MOST_REDELIVERIES: i64 = 4;
 
+/// How much of a message's headers is taken over, in bytes. amiquip sends all headers in one frame,
+/// and the broker closes the connection over one that is too large: 128 KiB, where nobody set less.
+/// A producer can fill such a frame to the brim, and a dead letter has headers of ours beside.
+const MOST_HEADER_BYTES: usize = 64 << 10;
+
+/// How many headers are taken over. To write a table takes amiquip a time that grows with the square
+/// of their number: seconds for as many as a frame has room for.
+const MOST_HEADERS: usize = 128;
+
 /// A message as we consumed it.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
@@ -27,7 +36,8 @@ pub struct Message {
     pub message_id: Option<String>,
     /// AMQP `type`.
     pub event_type: Option<String>,
-    /// The headers of the types that we write; others are left out.
+    /// The headers of the types that we write; others are left out, and so is what goes beyond 128
+    /// headers or 64 KiB.
     pub headers: Headers,
 }
 
@@ -65,6 +75,13 @@ impl Message {
         let properties = &delivery.properties;
         let headers = properties.headers().iter().flat_map(|table| table.iter());
         let headers = headers.filter_map(|(name, value)| Some((name.clone(), read_value(value)?)));
+        let mut room = MOST_HEADER_BYTES;
+        let headers = headers.filter(|(name, value)| {
+            let left = room.checked_sub(header_bytes(name, value));
+            room = left.unwrap_or(room);
+            left.is_some()
+        });
+        let headers = headers.take(MOST_HEADERS);
         Self {
             headers: headers.collect(),
             content_type: properties.content_type().clone(),
@@ -86,6 +103,18 @@ impl Message {
         self.headers.remove(DELIVERY_COUNT);
         self
     }
+}
+
+/// What a header takes in a frame (AMQP 0-9-1, section 4.2.5.5).
+fn header_bytes(name: &str, value: &Value) -> usize {
+    let (length, kind) = (1, 1);
+    length
+        + name.len()
+        + kind
+        + match value {
+            Value::Text(text) => 4 + text.len(),
+            Value::Integer(_) => 8,
+        }
 }
 
 fn read_value(value: &AmqpValue) -> Option<Value> {

@@ -8,8 +8,12 @@ use serde::Serialize;
 use super::{print, print_json};
 use crate::broker::{BrokerError, Link, Presence, Topology};
 use crate::config::Config;
+use crate::domain::shown;
 use crate::shutdown;
 use crate::store::Store;
+
+/// How much of a detail stands in the table, in characters: it may quote a server.
+const MOST_DETAIL: usize = 1_000;
 
 #[derive(Serialize)]
 struct Finding {
@@ -72,6 +76,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     } else {
         let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
         for Finding { name, ok, detail } in &findings {
+            let detail = shown::line(detail, MOST_DETAIL);
             print(format_args!("{}  {name:width$}  {detail}", if *ok { "ok  " } else { "FAIL" }))?;
         }
     }

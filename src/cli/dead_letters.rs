@@ -12,11 +12,19 @@ use super::{Common, Usage, print, print_json, read};
 use crate::broker::{Message, unix_millis};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
-use crate::domain::dead_letter::{DeadLetter, Group, Groups, Selection};
+use crate::domain::dead_letter::{DeadLetter, Groups, Selection};
 use crate::domain::delivery::{UnixMillis, Value};
+use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::retry::Span;
+use crate::domain::shown;
 use crate::domain::webhook::check_pattern;
 use crate::shutdown;
+
+/// How much of a reason a table has room for, in characters: ours are words.
+const MOST_OF_REASON: usize = 40;
+
+/// How much of an error, in characters: ours are no longer.
+const MOST_OF_ERROR: usize = 300;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -197,23 +205,24 @@ fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
     if common.output.json {
         return print_json(&groups);
     }
-    let width = |of: fn(&Group) -> &str| groups.iter().map(|g| of(g).len()).max().unwrap_or(0);
-    let (queue, reason) = (width(|group| &group.queue).max(5), width(|group| &group.reason).max(6));
+    let reasons = groups.iter().map(|group| cell(Some(&group.reason), MOST_OF_REASON));
+    let reasons: Vec<String> = reasons.collect();
+    let queue = groups.iter().map(|group| group.queue.chars().count()).max().unwrap_or(0).max(5);
+    let reason = reasons.iter().map(|reason| reason.chars().count()).max().unwrap_or(0).max(6);
     let mut lines = vec![format!(
         "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  LAST ERROR",
         "COUNT", "QUEUE", "REASON", "WEBHOOK", "OLDEST", "NEWEST"
     )];
     let now = unix_millis();
-    lines.extend(groups.iter().map(|group| {
+    lines.extend(groups.iter().zip(reasons).map(|(group, shown)| {
         format!(
-            "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  {}",
+            "{:>7}  {:queue$}  {shown:reason$}  {:36}  {:>6}  {:>6}  {}",
             group.count,
             group.queue,
-            group.reason.escape_debug().to_string(),
             or_dash(group.webhook_id.as_ref()),
             age(group.oldest, now),
             age(group.newest, now),
-            group.last_error.as_deref().unwrap_or("-").escape_debug(),
+            cell(group.last_error.as_ref(), MOST_OF_ERROR),
         )
     }));
     let total: u64 = groups.iter().map(|group| group.count).sum();
@@ -235,10 +244,10 @@ fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
         format!(
             "{:>6}  {:10}  {:36}  {:36}  {}",
             age(letter.dead_at, now),
-            letter.reason.escape_debug().to_string(),
+            cell(Some(&letter.reason), MOST_OF_REASON),
             or_dash(letter.webhook_id.as_ref()),
-            or_dash(letter.event_id.as_ref()).escape_debug(),
-            or_dash(letter.event_type.as_ref()).escape_debug(),
+            cell(letter.event_id.as_ref(), MAX_NAME_BYTES),
+            cell(letter.event_type.as_ref(), MAX_NAME_BYTES),
         )
     }));
     print(lines.join("\n"))
@@ -301,9 +310,7 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
     }
     lines.push(String::new());
     // Other people's bytes must not move the cursor.
-    let body = String::from_utf8_lossy(&message.body);
-    let keep = |c: &char| matches!(c, '\n' | '\t') || !c.is_control();
-    lines.push(body.chars().filter(keep).collect());
+    lines.push(shown::lines(&String::from_utf8_lossy(&message.body)));
     lines.join("\n")
 }
 
@@ -369,6 +376,11 @@ fn progress(of: u64) -> impl FnMut(u64) {
             }
         }
     }
+}
+
+/// A cell of a table: what somebody else may have written.
+fn cell(text: Option<&String>, most: usize) -> String {
+    text.map_or_else(|| "-".to_owned(), |text| shown::line(text, most))
 }
 
 fn or_dash(value: Option<&impl ToString>) -> String {

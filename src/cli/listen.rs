@@ -8,10 +8,14 @@ use serde::Serialize;
 use tiny_http::{Method, Request, Response, Server};
 
 use super::{Listen, Output, Usage, print};
+use crate::domain::shown;
 use crate::domain::signature::Key;
 
 /// Deliveries whose attempts are counted; beyond, counting starts over, so memory stays bounded.
 const MOST_DELIVERIES: usize = 100_000;
+
+/// How much of a path and of an id is shown to people, in characters.
+const MOST_SHOWN: usize = 255;
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -101,6 +105,8 @@ fn for_people(line: &Line<'_>) -> String {
     let Line { path, attempt, status, webhook_id, signature, body, .. } = line;
     let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
     let time = httpdate::fmt_http_date(SystemTime::now());
+    // Whoever sends a request chooses what is in it.
+    let (path, webhook_id) = (shown::line(path, MOST_SHOWN), shown::line(webhook_id, MOST_SHOWN));
     let start: String = body.chars().take(120).collect();
     let more = if start.len() < body.len() { "…" } else { "" };
     format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}  {start:?}{more}")

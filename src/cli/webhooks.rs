@@ -10,12 +10,17 @@ use uuid::Uuid;
 use super::{Common, Output, complain, print, print_json, read};
 use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
+use crate::domain::shown;
 use crate::domain::signature::Key;
 use crate::domain::webhook::{check_pattern, check_url};
 use crate::store::{Registered, Store};
 
 /// How long an old secret may be kept: ten years. (PostgreSQL's calendar ends some time.)
 const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
+
+/// How much of what was registered, by whomever, is shown to people, in characters: of the URL, of all
+/// patterns, of a reason.
+const MOST_SHOWN: usize = 2_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
@@ -140,6 +145,7 @@ fn show(webhook: &Registered, output: Output) -> Result<()> {
     if output.json {
         return print_json(webhook);
     }
+    let shown = |text: &str| shown::line(text, MOST_SHOWN);
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let signed = match &webhook.previous_secret_expires_at {
         _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
@@ -149,21 +155,24 @@ fn show(webhook: &Registered, output: Output) -> Result<()> {
     print(format_args!(
         "id        {}\nurl       {}\nevents    {}\ncreated   {}\nsigned    {signed}\ndisabled  {} {}",
         webhook.id,
-        webhook.post_url,
-        webhook.events.join(" "),
+        shown(&webhook.post_url),
+        shown(&webhook.events.join(" ")),
         or(&webhook.created_at),
         or(&webhook.disabled_at),
-        webhook.disabled_reason.as_deref().unwrap_or_default(),
+        shown(webhook.disabled_reason.as_deref().unwrap_or_default()),
     ))
 }
 
 fn table(webhooks: &[Registered]) -> String {
-    let width = webhooks.iter().map(|webhook| webhook.post_url.len()).max().unwrap_or(0).max(3);
+    let urls = webhooks.iter().map(|webhook| shown::line(&webhook.post_url, MOST_SHOWN));
+    let urls: Vec<String> = urls.collect();
+    let width = urls.iter().map(|url| url.chars().count()).max().unwrap_or(0).max(3);
     let mut lines = vec![format!("{:36}  {:width$}  {:8}  EVENTS", "ID", "URL", "STATE")];
-    lines.extend(webhooks.iter().map(
-        |Registered { id, post_url, events, disabled_at, .. }| {
+    lines.extend(webhooks.iter().zip(&urls).map(
+        |(Registered { id, events, disabled_at, .. }, url)| {
             let state = if disabled_at.is_some() { "disabled" } else { "enabled" };
-            format!("{id}  {post_url:width$}  {state:8}  {}", events.join(" "))
+            let events = shown::line(&events.join(" "), MOST_SHOWN);
+            format!("{id}  {url:width$}  {state:8}  {events}")
         },
     ));
     lines.join("\n")

@@ -126,8 +126,11 @@ impl Database {
         if text.is_empty() {
             return Err("is empty: needs postgres://user:password@host:5432/database".to_owned());
         }
-        // Not a job for `Url`, which knows no list of hosts.
-        let (place, query) = text.split_once('?').unwrap_or((text, ""));
+        // Not a job for `Url`, which knows no list of hosts. The other form, `host=… password=…`, is
+        // the client's alone.
+        let is_url = ["postgres://", "postgresql://"].iter().any(|start| text.starts_with(start));
+        let parts = text.split_once('?').filter(|_| is_url);
+        let (place, query) = parts.unwrap_or((text, ""));
         let mut others = Vec::new();
         let mut files = Files::default();
         let (mut encryption, mut check) = (Encryption::IfOffered, Check::Nothing);
@@ -270,7 +273,8 @@ mod tests {
         assert_eq!(read.encryption, Encryption::Required);
         let read = database("postgres://u@a/db").expect("a URL");
         assert_eq!(read.encryption, Encryption::IfOffered);
-        let read = database("host=a user=u password='x?y'").expect("the other form");
-        assert_eq!(read.url.expose(), "host=a user=u password='x?y'");
+        let other = "host=a user=u password='x?sslmode=y' sslmode=require";
+        let read = database(other).expect("the other form");
+        assert_eq!(read.url.expose(), other);
     }
 }

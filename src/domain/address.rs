@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::shown::quoted;
+
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
@@ -86,9 +88,14 @@ impl AllowedNetworks {
         let networks = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         networks
             .map(|part| {
-                part.parse::<IpNet>()
-                    .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
-                    .map_err(|_| format!("{part:?} is not a network such as 10.0.0.0/8"))
+                // What reads networks takes 010 for ten; to others it is eight.
+                let address = part.split('/').next().and_then(|it| it.parse::<IpAddr>().ok());
+                let network = match part.contains('/') {
+                    true => address.and_then(|_| part.parse().ok()),
+                    false => address.map(IpNet::from),
+                };
+                network
+                    .ok_or_else(|| format!("{} is not a network such as 10.0.0.0/8", quoted(part)))
             })
             .collect::<Result<_, _>>()
             .map(Self)

@@ -170,7 +170,7 @@ pub fn replay(
     now: UnixMillis,
 ) -> Result<Replay, Malformed> {
     if headers.contains_key("x-webhook-id") {
-        let delivery = Delivery::from_headers(headers)?;
+        let delivery = Delivery::from_headers(headers, now)?;
         let anew = Delivery { attempts: 0, deferrals: 0, first_received_at: now, ..delivery };
         return Ok(Replay::Delivery(anew));
     }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::event::{self, Event, Malformed};
 use super::outcome::DeadReason;
+use super::shown;
 
 /// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
 const MAX_ERROR_CHARS: usize = 300;
@@ -58,12 +59,15 @@ impl Delivery {
         ])
     }
 
-    /// Reads what [`Delivery::headers`] wrote.
+    /// Reads, at the time `now`, what [`Delivery::headers`] wrote.
+    ///
+    /// A delivery that first came in the future came now: another clock was wrong, or somebody
+    /// would have it never be too old.
     ///
     /// # Errors
     /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and
     /// where it should go is not theirs to say.
-    pub fn from_headers(headers: &Headers) -> Result<Self, Malformed> {
+    pub fn from_headers(headers: &Headers, now: UnixMillis) -> Result<Self, Malformed> {
         let text = |name: &'static str| match headers.get(name) {
             Some(Value::Text(text)) => Ok(text.as_str()),
             _ => Err(Malformed::BadHeader(name)),
@@ -96,8 +100,9 @@ impl Delivery {
             first_received_at: integer("x-first-received-at")
                 .ok()
                 .filter(|millis| *millis >= 0)
-                .ok_or(Malformed::BadHeader("x-first-received-at"))?,
-            last_error: text("x-last-error")?.to_owned(),
+                .ok_or(Malformed::BadHeader("x-first-received-at"))?
+                .min(now),
+            last_error: shortened(text("x-last-error")?),
         })
     }
 }
@@ -126,8 +131,9 @@ pub fn unmark_dead(headers: &mut Headers) {
     }
 }
 
+/// Errors quote what other programs say, who may quote others again.
 fn shortened(error: &str) -> String {
-    error.chars().take(MAX_ERROR_CHARS).collect()
+    shown::line(error, MAX_ERROR_CHARS)
 }
 
 #[cfg(test)]
@@ -139,7 +145,7 @@ mod tests {
         let event =
             ("[!-~]{1,255}", "[a-z.]{1,255}").prop_map(|(id, event_type)| Event { id, event_type });
         let counts = (0_u32..1_000, 0_u32..1_000);
-        (event, any::<u128>(), counts, 0_i64..i64::MAX, ".{0,300}").prop_map(
+        (event, any::<u128>(), counts, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
             |(event, webhook, (attempts, deferrals), first_received_at, last_error)| Delivery {
                 event,
                 webhook_id: Uuid::from_u128(webhook),
@@ -181,13 +187,13 @@ mod tests {
         for (name, value) in crafted {
             let mut headers = sample();
             headers.insert(name.to_owned(), value.clone());
-            assert!(Delivery::from_headers(&headers).is_err(), "{name}={value:?}");
+            assert!(Delivery::from_headers(&headers, 9).is_err(), "{name}={value:?}");
         }
         let optional = ["x-origin-queue", "x-deferrals"];
         for name in sample().into_keys().filter(|name| !optional.contains(&name.as_str())) {
             let mut headers = sample();
             headers.remove(&name);
-            assert!(Delivery::from_headers(&headers).is_err(), "without {name}");
+            assert!(Delivery::from_headers(&headers, 9).is_err(), "without {name}");
         }
     }
 
@@ -201,13 +207,14 @@ mod tests {
         assert_eq!(headers["x-attempt"], Value::Integer(-1));
         assert_eq!(headers["x-dead-reason"], Value::Text("malformed".to_owned()));
         let Value::Text(reason) = &headers["x-last-error"] else { panic!("a text") };
-        assert_eq!(reason.chars().count(), MAX_ERROR_CHARS);
+        assert_eq!(reason.chars().count(), MAX_ERROR_CHARS + 1);
     }
 
     proptest! {
         #[test]
         fn a_delivery_survives_its_headers(delivery in delivery()) {
-            prop_assert_eq!(Delivery::from_headers(&delivery.headers("q")), Ok(delivery));
+            let read = Delivery::from_headers(&delivery.headers("q"), i64::MAX);
+            prop_assert_eq!(read, Ok(delivery));
         }
     }
 }

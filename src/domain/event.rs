@@ -128,7 +128,7 @@ pub fn check_event_type(event_type: &str) -> Result<(), Malformed> {
         "" => bad("is empty"),
         long if long.len() > MAX_NAME_BYTES => bad("is longer than 255 bytes"),
         text if text.chars().any(char::is_control) => {
-            bad("has a control character, or a byte that is not UTF-8")
+            bad("has a control character, or something that is not UTF-8")
         }
         _ => Ok(()),
     }
@@ -247,7 +247,9 @@ impl<'de> Deserialize<'de> for Scalar {
         // The raw text keeps every digit of an integer beyond 64 bits.
         let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
         Ok(match raw.as_bytes() {
-            [b'"', ..] => Self::Text(serde_json::from_str(raw).map_err(serde::de::Error::custom)?),
+            // Half of a surrogate pair is JSON, and no text. An event may hold one; a name that
+            // does is refused for this character.
+            [b'"', ..] => Self::Text(serde_json::from_str(raw).unwrap_or_else(|_| "\u{1a}".into())),
             [b'-' | b'0'..=b'9', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
                 Self::Integer(raw.to_owned())
             }

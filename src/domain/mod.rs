@@ -11,5 +11,6 @@ pub mod outcome;
 pub mod receiver;
 pub mod retry;
 pub mod secret;
+pub mod shown;
 pub mod signature;
 pub mod webhook;

@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::retry::Span;
+use super::shown::quoted;
 
 /// A time, as the duration since any fixed moment before it.
 pub type Moment = Duration;
@@ -68,8 +69,9 @@ impl FromStr for Breaker {
         if text == "off" {
             return Ok(Self(None));
         }
+        let shown = quoted(text);
         let usage = || {
-            format!("{text:?} is neither `off` nor failures, first and longest pause: `5,30s,10m`")
+            format!("{shown} is neither `off` nor failures, first and longest pause: `5,30s,10m`")
         };
         let parts: Vec<&str> = text.split(',').map(str::trim).collect();
         let [failures, pause, longest] = parts[..] else { return Err(usage()) };
@@ -78,11 +80,11 @@ impl FromStr for Breaker {
         let pause = pause.parse::<Span>()?.get();
         let longest = longest.parse::<Span>()?.get();
         if pause.is_zero() || longest < pause || longest > Duration::from_secs(86_400) {
-            return Err(format!("{text:?}: the pauses must be from 1ms to 24h, the longest last"));
+            return Err(format!("{shown}: the pauses must be from 1ms to 24h, the longest last"));
         }
         // Each doubling is a wait queue.
         if longest.as_millis() > pause.as_millis() << 10 {
-            return Err(format!("{text:?}: the longest pause is over 1024 times the first"));
+            return Err(format!("{shown}: the longest pause is over 1024 times the first"));
         }
         Ok(Self(Some(Limits { failures, pause, longest })))
     }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::shown::quoted;
+
 /// The longest delay a schedule may have: RabbitMQ's TTL ends at 2³² ms (49 days).
 const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -53,7 +55,7 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let usage = || format!("{text:?} is not a time such as 500ms, 5s, 1m or 24h");
+        let usage = || format!("{} is not a time such as 500ms, 5s, 1m or 24h", quoted(text));
         let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(usage)?;
         let (number, name) = text.split_at(digits);
         let (_, unit) = UNITS.iter().find(|(unit, _)| *unit == name).ok_or_else(usage)?;

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::event::{self, Malformed};
 use super::secret::Secret;
+use super::shown::quoted;
 use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 
 /// A registered webhook, as far as a delivery needs it.
@@ -86,7 +87,8 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     if pattern == "*" || !literal.contains('*') && !literal.is_empty() {
         Ok(())
     } else {
-        Err(format!("{pattern:?} matches nothing: use `*`, a type, or a prefix such as `user.*`"))
+        let shown = quoted(pattern);
+        Err(format!("{shown} matches nothing: use `*`, a type, or a prefix such as `user.*`"))
     }
 }
 

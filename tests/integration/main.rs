@@ -14,6 +14,8 @@ mod signatures;
 mod receivers;
 mod failures;
 mod malformed;
+mod input;
+mod terminal;
 mod dead_letters;
 mod shutdown;
 mod connections;
