@@ -26,8 +26,9 @@ use transport::TcpConnector;
 /// downloads.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// The most a receiver may send before the body; far above what a status and its headers need.
-const MAX_RESPONSE_HEADER_BYTES: usize = 32 << 10;
+/// The most a receiver may send before the body; far above what a status and its headers need. They
+/// have to fit in the buffer that they are read into.
+const MAX_RESPONSE_HEADER_BYTES: usize = BUFFER_BYTES;
 
 /// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
 #[derive(Debug)]
@@ -83,7 +84,11 @@ impl Sender {
             names: Arc::clone(&names),
             dns: DefaultResolver::default(),
         };
-        let connector = ().chain(TcpConnector).chain(TlsConnector(config.tls.clone()));
+        let max_answer_bytes = usize::try_from(config.max_response_bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_add(MAX_RESPONSE_HEADER_BYTES);
+        let connector =
+            ().chain(TcpConnector { max_answer_bytes }).chain(TlsConnector(config.tls.clone()));
         Self {
             agent: Agent::with_parts(settings, connector, resolver),
             names,

@@ -11,6 +11,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
+use super::transport::room;
 use crate::tls::Tls;
 
 /// Wraps the connections to https receivers. (ureq's own can't believe one more CA beside the usual
@@ -84,13 +85,19 @@ impl Transport for TlsTransport {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.stream.sock.set_timeout(timeout);
-        let read = self.stream.read(self.buffers.input_append_buf())?;
+        let read = self.stream.read(room(&mut self.buffers)?)?;
         self.buffers.input_appended(read);
         Ok(read > 0)
     }
 
+    /// What was said out of turn may also have come already, to wait here in one form or the other.
     fn is_open(&mut self) -> bool {
-        self.stream.sock.get_mut().is_open()
+        let silent =
+            self.stream.conn.process_new_packets().is_ok_and(|state| {
+                state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
+            });
+        let tcp = self.stream.sock.get_mut();
+        silent && tcp.buffers().input().is_empty() && tcp.is_open()
     }
 
     fn is_tls(&self) -> bool {
