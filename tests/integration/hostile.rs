@@ -284,13 +284,16 @@ fn no_attack_costs_more_than_the_deadline_and_a_few_kib() {
             sandbox.webhook(&receiver.url(&format!("/{number}")), &[&format!("{number}")]);
         cases.push((format!("{number}"), webhook, name, outcomes, 100));
     }
-    for (kind, url, name) in [
-        ("mute", mute.url(), "request is never read"),
-        ("hasty", hasty.url(), "200 before the request is read"),
+    let encrypted = |url: String| url.replace("http:", "https:");
+    // How much of a large event fits in the kernel's buffers decides.
+    let by_size = &["timeout", "delivered"];
+    for (kind, url, name, outcomes, bytes) in [
+        ("mute", mute.url(), "request is never read", TIMEOUT, 1_000_000),
+        ("hasty", hasty.url(), "200 before the request is read", by_size, 1_000_000),
+        ("mute.tls", encrypted(mute.url()), "TLS, silence", TIMEOUT, 100),
+        ("hasty.tls", encrypted(hasty.url()), "TLS, no TLS", &["tls"], 100),
     ] {
-        let webhook = sandbox.webhook(&url, &[kind]);
-        // How much of it fits in the kernel's buffers decides.
-        cases.push((kind.to_owned(), webhook, name, &["timeout", "delivered"], 1_000_000));
+        cases.push((kind.to_owned(), sandbox.webhook(&url, &[kind]), name, outcomes, bytes));
     }
     sandbox.webhook(&receiver.url("/"), &["warm.up"]);
     let notifier = launch(&sandbox, 16);
