@@ -4,12 +4,13 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::Connector;
-use ureq::{Agent, Error};
+use http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::transport::{Connector, NextTimeout, time};
+use ureq::{Agent, Error, Timeout};
 
 use crate::config::Config;
-use crate::domain::address::Forbidden;
+use crate::domain::address::{AllowedNetworks, Forbidden};
 use crate::domain::event::Event;
 use crate::domain::outcome::{Reason, Response};
 use crate::domain::webhook::Webhook;
@@ -27,8 +28,9 @@ use transport::TcpConnector;
 /// downloads.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// The most a receiver may send before the body; far above what a status and its headers need.
-const MAX_RESPONSE_HEADER_BYTES: usize = 32 << 10;
+/// The most a receiver may send before the body; far above what a status and its headers need. They
+/// have to fit in the buffer that they are read into.
+const MAX_RESPONSE_HEADER_BYTES: usize = BUFFER_BYTES;
 
 /// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
 #[derive(Debug)]
@@ -84,7 +86,11 @@ impl Sender {
             names: Arc::clone(&names),
             dns: DefaultResolver::default(),
         };
-        let connector = ().chain(TcpConnector).chain(TlsConnector(config.tls.clone()));
+        let max_answer_bytes = usize::try_from(config.max_response_bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_add(MAX_RESPONSE_HEADER_BYTES);
+        let connector =
+            ().chain(TcpConnector { max_answer_bytes }).chain(TlsConnector(config.tls.clone()));
         Self {
             agent: Agent::with_parts(settings, connector, resolver),
             names,
@@ -132,6 +138,31 @@ impl Sender {
                 no_answer(error)
             }
         }
+    }
+}
+
+/// Looks a URL's host up as a delivery would, and says what would keep one from it right now: that
+/// no address of it is allowed, or that it has none.
+#[must_use]
+pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option<String> {
+    let resolver = GuardedResolver {
+        allowed: allowed.clone(),
+        names: Arc::new(Names::new()),
+        dns: DefaultResolver::default(),
+    };
+    let limit = NextTimeout {
+        after: time::Duration::Exact(limit),
+        reason: Timeout::Resolve,
+        ..NextTimeout::default()
+    };
+    let error = resolver.resolve(url, &ureq::config::Config::default(), limit).err()?;
+    match no_answer(error) {
+        Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
+        Response::NoAnswer { detail, .. } => {
+            let host = url.host().unwrap_or_default();
+            Some(format!("deliveries will fail until {host:?} can be resolved: {detail}"))
+        }
+        Response::Status { .. } => None,
     }
 }
 
@@ -184,5 +215,146 @@ fn io_reason(error: &io::Error) -> Reason {
         // getaddrinfo's failures have no kind of their own.
         _ if error.to_string().starts_with("failed to lookup address") => Reason::Dns,
         _ => Reason::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{Shutdown, TcpListener};
+    use std::thread;
+
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use crate::config::Settings;
+    use crate::domain::event::Properties;
+    use crate::domain::webhook::Secrets;
+
+    /// Makes attempts at a receiver that answers each with the bytes it is told to, over and over
+    /// where it has to, as long as somebody reads, and closes then.
+    struct Bench {
+        sender: Sender,
+        webhook: Webhook,
+        event: Event,
+        answers: crossbeam_channel::Sender<(Vec<u8>, usize)>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let mut config = Settings::default().read().expect("the defaults");
+            config.allow_networks = AllowedNetworks::parse("127.0.0.1").expect("a network");
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let url = format!("http://{}/", listener.local_addr().expect("it is bound"));
+            let (answers, next) = crossbeam_channel::unbounded::<(Vec<u8>, usize)>();
+            thread::spawn(move || {
+                for (answer, times) in next {
+                    let (mut stream, _) = listener.accept().expect("an attempt");
+                    // All of the small request comes at once, or nearly.
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"{}") {
+                        let mut room = [0; 1_024];
+                        let read = stream.read(&mut room).expect("a request");
+                        request.extend(&room[..read]);
+                    }
+                    let sent = (0..times).try_for_each(|_| stream.write_all(&answer));
+                    // It has had enough.
+                    let _ = sent.and_then(|()| stream.shutdown(Shutdown::Both));
+                }
+            });
+            let properties = Properties { message_id: Some("1"), event_type: Some("a") };
+            let event = Event::read(properties, b"{}", 2, String::new).expect("an event");
+            let webhook = Webhook::new(Uuid::nil(), &url, &Secrets::default());
+            Self { sender: Sender::new(&config), webhook, event, answers }
+        }
+
+        fn answered(&self, answer: impl Into<Vec<u8>>, times: usize) -> Response {
+            self.answers.send((answer.into(), times)).expect("the receiver lives");
+            self.sender.post(Request {
+                webhook: &self.webhook,
+                event: &self.event,
+                content_type: None,
+                body: b"{}",
+                at: SystemTime::UNIX_EPOCH,
+            })
+        }
+    }
+
+    #[test]
+    fn an_answer_without_end_is_left_long_before_the_deadline() {
+        let bench = Bench::new();
+        let head = "HTTP/1.1 200 OK\r\n";
+        for interim in ["100 Continue", "103 Early Hints"] {
+            let flood = format!("HTTP/1.1 {interim}\r\n\r\n");
+            let response = bench.answered(flood, usize::MAX);
+            let Response::NoAnswer { reason: Reason::Protocol, detail } = response else {
+                panic!("{response:?}");
+            };
+            assert!(detail.contains("81920"), "{detail}");
+        }
+        for endless in ["", "a: b\r\n", "transfer-encoding: chunked\r\n\r\n0\r\n"] {
+            let answer = format!("{head}{endless}{}", "a: b\r\n".repeat(99_999));
+            match bench.answered(answer, 1) {
+                Response::NoAnswer { reason: Reason::Protocol, .. } if endless.len() < 9 => {}
+                Response::Status { code: 200, .. } if endless.len() > 9 => {}
+                other => panic!("{endless:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_up_to_the_bound_is_read_and_one_above_it_is_an_error_that_says_so() {
+        let bench = Bench::new();
+        let head = |filler: usize| {
+            let filler = "a".repeat(filler);
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\nx: {filler}\r\n\r\n"
+            )
+        };
+        let most = MAX_RESPONSE_HEADER_BYTES - head(0).len();
+        assert_eq!(
+            bench.answered(head(most), 1),
+            Response::Status { code: 200, retry_after: None }
+        );
+        let response = bench.answered(head(most + 1), 1);
+        let Response::NoAnswer { reason: Reason::Protocol, detail } = response else {
+            panic!("{response:?}");
+        };
+        assert!(detail.contains("16384"), "{detail}");
+    }
+
+    proptest! {
+        /// A panic would end the process.
+        #[test]
+        fn whatever_is_answered_is_a_response(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    "HTTP/[0-3]\\.[0-3] [0-9]{2,4}( [a-z]{0,3})?\r\n",
+                    "(content-length|transfer-encoding|connection|location|expect|Retry-After): ?[-+a-f0-9, ]{0,4}(chunked|close|/)?\r\n",
+                    "[a-fA-F0-9]{0,17}(;[a-z]*)?\r\n.{0,9}\r\n",
+                    "[a-z]{0,3}:? ?.{0,5}\r?\n",
+                    Just(String::from("\r\n")),
+                    Just(String::from("0\r\n\r\n")),
+                    Just(String::from("HTTP/1.1 103 E\r\n\r\n")),
+                    Just(String::from("HTTP/1.1 200 OK\r\n")),
+                ],
+                0..9,
+            ),
+            garbage in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..3),
+        ) {
+            thread_local!(static BENCH: Bench = Bench::new());
+            let mut answer = [pieces.concat().as_bytes(), b"\r\n"].concat();
+            for (at, byte) in garbage {
+                let at = at.index(answer.len());
+                answer[at] = byte;
+            }
+            // A connection of its own each time: this one ends whatever was said.
+            let response = BENCH.with(|bench| bench.answered(answer, 1));
+            if let Response::NoAnswer { reason, .. } = response {
+                let fair = [Reason::Protocol, Reason::Reset];
+                prop_assert!(fair.contains(&reason), "{:?}", reason);
+            }
+        }
     }
 }

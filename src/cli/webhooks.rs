@@ -12,8 +12,13 @@ use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::shown;
 use crate::domain::signature::Key;
-use crate::domain::webhook::{check_pattern, check_url};
+use crate::domain::webhook::{check_pattern, read_url};
+use crate::sender;
 use crate::store::{Registered, Store};
+
+/// How long the look-up of a new webhook's host may take. Name servers are asked again after five
+/// seconds, but somebody waits for this, and it is no more than a warning.
+const LOOK_UP: Duration = Duration::from_secs(3);
 
 /// How long an old secret may be kept: ten years. (PostgreSQL's calendar ends some time.)
 const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
@@ -24,7 +29,8 @@ const MOST_SHOWN: usize = 2_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
-    /// Register a URL for events; prints the new webhook's id, and once its secret
+    /// Register a URL for events; prints the new webhook's id, and once its secret; warns if
+    /// deliveries would not get there
     Add {
         /// Where to POST the events: http:// or https://
         url: String,
@@ -91,13 +97,18 @@ pub(super) fn run(command: Webhooks) -> Result<()> {
     };
     match command {
         Webhooks::Add { url, events, common } => {
-            check_url(&url).map_err(anyhow::Error::msg)?;
+            let uri = read_url(&url).map_err(anyhow::Error::msg)?;
             for pattern in &events {
                 check_pattern(pattern).map_err(anyhow::Error::msg)?;
             }
+            let config = read(&common.settings.0)?;
             let secret = new_secret()?;
-            let added = store(&common)?.add(&url, &events, &secret)?;
-            show_secret(&added, &secret, common.output)
+            let added = Store::new(&config)?.add(&url, &events, &secret)?;
+            show_secret(&added, &secret, common.output)?;
+            if let Some(obstacle) = sender::obstacle(&uri, &config.allow_networks, LOOK_UP) {
+                complain(&format!("warning: {obstacle}"));
+            }
+            Ok(())
         }
         Webhooks::List(common) => {
             let list = store(&common)?.list(None)?;

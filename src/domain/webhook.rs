@@ -24,7 +24,7 @@ pub struct Webhook {
 /// What a request needs of a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Checked by [`check_url`].
+    /// Made by [`read_url`].
     pub uri: Uri,
     /// What signs the requests.
     pub keys: Keys,
@@ -43,9 +43,7 @@ impl Webhook {
     /// A webhook as it was registered, which is other people's input.
     #[must_use]
     pub fn new(id: Uuid, post_url: &str, secrets: &Secrets) -> Self {
-        let uri = check_url(post_url).and_then(|url| {
-            Uri::try_from(url.as_str()).map_err(|error| format!("unusable URL: {error}"))
-        });
+        let uri = read_url(post_url);
         let keys = secrets.keys().map_err(|error| {
             format!("unusable secret: {error}: `webhooks rotate-secret {id}` makes another")
         });
@@ -90,6 +88,15 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
         let shown = quoted(pattern);
         Err(format!("{shown} matches nothing: use `*`, a type, or a prefix such as `user.*`"))
     }
+}
+
+/// A webhook's URL, checked by [`check_url`], as a request takes it.
+///
+/// # Errors
+/// As there.
+pub fn read_url(text: &str) -> Result<Uri, String> {
+    let url = check_url(text)?;
+    Uri::try_from(url.as_str()).map_err(|error| format!("unusable URL: {error}"))
 }
 
 /// Checks what can be said of a webhook's URL without a network: http or https, with a host, and
@@ -157,6 +164,18 @@ mod tests {
             ("http://0x7f000001/", "http://127.0.0.1/"),
             ("http://2130706433/", "http://127.0.0.1/"),
             ("http://017700000001/", "http://127.0.0.1/"),
+            ("http://0177.0.0.1/", "http://127.0.0.1/"),
+            ("http://0x7f.1/", "http://127.0.0.1/"),
+            ("http://127.0.0.1./", "http://127.0.0.1/"),
+            ("http://１２７.０.０.１/", "http://127.0.0.1/"),
+            ("http://127。0。0。1/", "http://127.0.0.1/"),
+            ("http://%31%32%37.0.0.1/", "http://127.0.0.1/"),
+            ("http:\\\\127.0.0.1\\", "http://127.0.0.1/"),
+            ("http:127.0.0.1", "http://127.0.0.1/"),
+            (" http://127.0.\n0.1/ ", "http://127.0.0.1/"),
+            ("http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/"),
+            ("http://LOCALHOST./", "http://localhost./"),
+            ("http://ⓛocalhost/", "http://localhost/"),
         ] {
             assert_eq!(check_url(good).expect(good).as_str(), normal);
         }
@@ -167,6 +186,19 @@ mod tests {
             "ftp://a/",
             "http://",
             "http://u:p4ss@a/",
+            "http://user@a/",
+            "http://:p4ss@a/",
+            "http://[fe80::1%25eth0]/",
+            "http://[fe80::1%eth0]/",
+            "http://256.0.0.1/",
+            "http://1.2.3.4.5/",
+            "http://0x100000000/",
+            "http://127.0.0.1%00/",
+            "http://a%2f@b/",
+            "https:///",
+            "file:///etc/passwd",
+            "gopher://127.0.0.1/",
+            "unix:/run/x",
             "http://a b/",
             "http://a:99999/",
             "http://a:0/",
@@ -198,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_url_makes_it_panic(text in "(http://)?.{0,40}") {
-            let _ = check_url(&text);
+            let _ = read_url(&text);
         }
 
         #[test]

@@ -25,14 +25,18 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 ///
 /// ureq connects to exactly what this returns, so a name can't change its address between the
 /// check and the connection (DNS rebinding).
+///
+/// A connection that waits for its next use was checked when it was opened, and what is allowed
+/// doesn't change while the process runs: so it may be used as long as its name leads to any
+/// address that is allowed.
 #[derive(Debug)]
-pub(super) struct GuardedResolver {
+pub(super) struct GuardedResolver<D = DefaultResolver> {
     pub(super) allowed: AllowedNetworks,
     pub(super) names: Arc<Names>,
-    pub(super) dns: DefaultResolver,
+    pub(super) dns: D,
 }
 
-impl Resolver for GuardedResolver {
+impl<D: Resolver> Resolver for GuardedResolver<D> {
     fn resolve(
         &self,
         uri: &Uri,
@@ -136,31 +140,77 @@ mod tests {
         assert_eq!(literal("http://localhost/"), None);
     }
 
+    /// A name server of the test's own: its answers, one after the other, and the last one for ever.
+    #[derive(Debug)]
+    struct Scripted(Mutex<Vec<&'static [&'static str]>>);
+
+    impl Resolver for Scripted {
+        fn resolve(
+            &self,
+            uri: &Uri,
+            _: &ureq::config::Config,
+            _: NextTimeout,
+        ) -> Result<ResolvedSocketAddrs, Error> {
+            let mut answers = self.0.lock().expect("no holder panics");
+            let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
+            let mut found = self.empty();
+            for address in answer {
+                found.push((address.parse::<IpAddr>().expect("an address"), port(uri)).into());
+            }
+            if found.is_empty() { Err(Error::HostNotFound) } else { Ok(found) }
+        }
+    }
+
+    fn resolver(answers: &[&'static [&'static str]]) -> GuardedResolver<Scripted> {
+        GuardedResolver {
+            allowed: AllowedNetworks::default(),
+            names: Arc::new(Names::new()),
+            dns: Scripted(Mutex::new(answers.to_vec())),
+        }
+    }
+
+    fn resolve(resolver: &GuardedResolver<Scripted>, url: &str) -> Result<Vec<String>, Error> {
+        let config = ureq::config::Config::default();
+        let found = resolver.resolve(&uri(url), &config, NextTimeout::default())?;
+        Ok(found.iter().map(SocketAddr::to_string).collect())
+    }
+
     #[test]
     fn a_name_that_was_resolved_is_remembered_with_each_urls_port_and_guarded_each_time() {
-        let names = Arc::new(Names::new());
-        let public: IpAddr = "93.184.215.14".parse().expect("an address");
-        let private: IpAddr = "10.0.0.1".parse().expect("an address");
-        names.put("receiver.test", [public, private].into());
-        names.put("inside.test", [private].into());
-        let resolver = GuardedResolver {
-            allowed: AllowedNetworks::parse("").expect("none"),
-            names: Arc::clone(&names),
-            dns: DefaultResolver::default(),
-        };
-        let config = ureq::config::Config::default();
-        let resolve = |url: &str| resolver.resolve(&uri(url), &config, NextTimeout::default());
+        let resolver = resolver(&[&["93.184.215.14", "10.0.0.1", "::1"], &["10.0.0.1"]]);
         for (url, expected) in [
             ("http://receiver.test/", "93.184.215.14:80"),
             ("https://receiver.test/", "93.184.215.14:443"),
             ("http://receiver.test:8080/", "93.184.215.14:8080"),
         ] {
-            let found = resolve(url).expect("it is remembered");
-            assert_eq!(found.iter().map(SocketAddr::to_string).collect::<Vec<_>>(), [expected]);
+            assert_eq!(resolve(&resolver, url).expect("one is allowed"), [expected]);
         }
-        assert!(matches!(resolve("http://inside.test/"), Err(Error::Other(_))));
-        names.forget("receiver.test");
-        assert!(names.get("receiver.test").is_none());
+        for _ in 0..2 {
+            let refused = resolve(&resolver, "http://inside.test/").expect_err("none is allowed");
+            assert!(refused.to_string().contains("(private, 10.0.0.0/8)"), "{refused}");
+        }
+        resolver.names.forget("receiver.test");
+        assert!(resolver.names.get("receiver.test").is_none());
+    }
+
+    #[test]
+    fn a_name_that_moves_to_a_forbidden_address_is_refused_as_soon_as_it_is_asked_for_again() {
+        let resolver = resolver(&[&["93.184.215.14"], &["127.0.0.1"], &["93.184.215.15"]]);
+        let url = "http://rebinding.test/";
+        // What is connected to is what was checked: nobody is asked in between.
+        assert_eq!(resolve(&resolver, url).expect("public"), ["93.184.215.14:80"]);
+        assert_eq!(resolve(&resolver, url).expect("remembered"), ["93.184.215.14:80"]);
+        resolver.names.forget("rebinding.test");
+        assert!(matches!(resolve(&resolver, url), Err(Error::Other(_))));
+        resolver.names.forget("rebinding.test");
+        assert_eq!(resolve(&resolver, url).expect("public again"), ["93.184.215.15:80"]);
+    }
+
+    #[test]
+    fn a_name_without_an_address_is_not_remembered() {
+        let resolver = resolver(&[&[], &["93.184.215.14"]]);
+        assert!(matches!(resolve(&resolver, "http://new.test/"), Err(Error::HostNotFound)));
+        assert_eq!(resolve(&resolver, "http://new.test/").expect("by now").len(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
+use super::transport::room;
 use crate::tls::Tls;
 
 /// Wraps the connections to https receivers. (ureq's own can't believe one more CA beside the usual
@@ -84,16 +85,100 @@ impl Transport for TlsTransport {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.stream.sock.set_timeout(timeout);
-        let read = self.stream.read(self.buffers.input_append_buf())?;
+        let read = self.stream.read(room(&mut self.buffers)?)?;
         self.buffers.input_appended(read);
         Ok(read > 0)
     }
 
+    /// What was said out of turn may also have come already, to wait here in one form or the other.
     fn is_open(&mut self) -> bool {
-        self.stream.sock.get_mut().is_open()
+        let silent =
+            self.stream.conn.process_new_packets().is_ok_and(|state| {
+                state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
+            });
+        let tcp = self.stream.sock.get_mut();
+        silent && tcp.buffers().input().is_empty() && tcp.is_open()
     }
 
     fn is_tls(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::thread;
+
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use rustls::{ServerConfig, ServerConnection, crypto::ring};
+    use ureq::Agent;
+
+    use crate::sender::transport::TcpConnector;
+    use crate::tls::{Check, Roots};
+
+    /// An answer that fills the buffer to its last byte, and another one in a record of its own that
+    /// comes with it, to wait behind the buffer.
+    fn answers() -> [String; 2] {
+        let answer = |filler: usize| {
+            let body = "a".repeat(filler);
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {filler}\r\n\r\n{body}")
+        };
+        let head = answer(10_000).len() - 10_000;
+        [answer((16 << 10) - head), answer(0)]
+    }
+
+    #[test]
+    fn a_connection_on_which_more_was_said_than_was_asked_is_not_used_again() {
+        let named = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a key");
+        let ca = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(ca.path(), named.cert.pem()).expect("it is writable");
+        let key = PrivatePkcs8KeyDer::from(named.signing_key.serialize_der());
+        let server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![named.cert.der().clone()], key.into())
+            .expect("a certificate");
+        let server = Arc::new(server);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("https://{}/", listener.local_addr().expect("it is bound"));
+        let receiver = thread::spawn(move || {
+            let mut open = Vec::new();
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().expect("a connection for each request");
+                let connection = ServerConnection::new(Arc::clone(&server)).expect("a connection");
+                let mut tls = StreamOwned::new(connection, stream);
+                let mut request = [0; 1_024];
+                while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+                    let _ = tls.read(&mut request).expect("a request");
+                }
+                // Encrypted first, so that both go out at once.
+                for answer in answers() {
+                    tls.conn.writer().write_all(answer.as_bytes()).expect("there is room");
+                }
+                tls.flush().expect("somebody reads");
+                open.push(tls);
+            }
+        });
+        let roots = Roots::bundled().with(ca.path()).expect("a certificate");
+        let tls = Tls::new(roots, Check::Name, None).expect("a client");
+        let settings = Agent::config_builder()
+            .timeout_global(Some(std::time::Duration::from_secs(5)))
+            .input_buffer_size(16 << 10)
+            .build();
+        let connector =
+            ().chain(TcpConnector { max_answer_bytes: 1 << 20 }).chain(TlsConnector(tls));
+        let resolver = ureq::unversioned::resolver::DefaultResolver::default();
+        let agent = Agent::with_parts(settings, connector, resolver);
+
+        for _ in 0..2 {
+            let mut response = agent.get(&url).call().expect("an answer");
+            let body = response.body_mut().read_to_string().expect("a body");
+            assert!(body.len() > 16_000, "that was the other answer: {}", body.len());
+        }
+        receiver.join().expect("each request had a connection of its own");
     }
 }

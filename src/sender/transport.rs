@@ -24,7 +24,11 @@ const NEVER: Duration = Duration::MAX;
 
 /// Opens the connections.
 #[derive(Debug)]
-pub(super) struct TcpConnector;
+pub(super) struct TcpConnector {
+    /// The most that is read of the answer to one request, whatever it is: head, body, or interim
+    /// responses (1xx) without end, each of which ureq would read and forget.
+    pub(super) max_answer_bytes: usize,
+}
 
 impl<In: Transport> Connector<In> for TcpConnector {
     type Out = Either<In, Tcp>;
@@ -45,6 +49,8 @@ impl<In: Transport> Connector<In> for TcpConnector {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             read_timeout: NEVER,
             write_timeout: NEVER,
+            answered: 0,
+            max_answer_bytes: self.max_answer_bytes,
         })))
     }
 }
@@ -75,6 +81,9 @@ pub(super) struct Tcp {
     /// What the kernel has been told.
     read_timeout: Duration,
     write_timeout: Duration,
+    /// Bytes read since something was sent.
+    answered: usize,
+    max_answer_bytes: usize,
 }
 
 impl Transport for Tcp {
@@ -84,6 +93,7 @@ impl Transport for Tcp {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let deadline = Deadline::of(timeout.for_write())?;
+        self.answered = 0;
         let mut output = &self.buffers.output()[..amount];
         while !output.is_empty() {
             let set = |left| self.stream.set_write_timeout(Some(left));
@@ -102,9 +112,16 @@ impl Transport for Tcp {
         loop {
             let set = |left| self.stream.set_read_timeout(Some(left));
             deadline.set(&mut self.read_timeout, set)?;
-            match (&self.stream).read(self.buffers.input_append_buf()) {
+            match (&self.stream).read(room(&mut self.buffers)?) {
                 Ok(read) => {
                     self.buffers.input_appended(read);
+                    self.answered += read;
+                    if self.answered > self.max_answer_bytes {
+                        return Err(Error::LargeResponseHeader(
+                            self.answered,
+                            self.max_answer_bytes,
+                        ));
+                    }
                     return Ok(read > 0);
                 }
                 Err(error) => deadline.goes_on_after(error)?,
@@ -117,6 +134,16 @@ impl Transport for Tcp {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         matches!(recv(&self.stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
     }
+}
+
+/// Where the next piece of an answer goes. No room is an error: reading nothing would look like the
+/// end of the connection.
+pub(super) fn room(buffers: &mut LazyBuffers) -> Result<&mut [u8], Error> {
+    if buffers.input_append_buf().is_empty() {
+        let most = buffers.input().len();
+        return Err(Error::LargeResponseHeader(most + 1, most));
+    }
+    Ok(buffers.input_append_buf())
 }
 
 /// When an operation has to be over.

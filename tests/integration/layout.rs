@@ -10,7 +10,7 @@ use std::{
 const ARROWS: [(&str, &[&str]); 19] = [
     ("lib", &[]),
     ("main", &["cli"]),
-    ("cli", &["app", "broker", "dead_letters", "store"]),
+    ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
     (
         "app",
         &["admin", "broker", "consumer", "directory", "pipeline", "receivers", "sender", "store"],

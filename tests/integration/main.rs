@@ -13,6 +13,8 @@ mod outcomes;
 mod signatures;
 mod receivers;
 mod failures;
+mod hostile;
+mod addresses;
 mod malformed;
 mod input;
 mod terminal;

@@ -17,7 +17,7 @@ pub(crate) use database::Database;
 pub(crate) use notifier::Notifier;
 pub(crate) use process::Process;
 pub(crate) use proxy::Proxy;
-pub(crate) use receiver::{Receiver, Reply};
+pub(crate) use receiver::{Receiver, Reply, Then};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
 pub(crate) use servers::{FaultServers, Servers};
 pub(crate) use tls::{Authority, Terminator};

@@ -36,6 +36,23 @@ pub(crate) enum Reply {
     Drip,
     /// Status 200 and a body that never ends, as fast as the other side reads.
     Endless,
+    /// These bytes, HTTP or not.
+    Raw(Vec<u8>, Then),
+}
+
+/// What follows on raw bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Then {
+    /// The next request.
+    Stay,
+    /// The end of the connection.
+    Close,
+    /// RST.
+    Reset,
+    /// More bytes after a while, and then the next request.
+    Later(Duration, Vec<u8>),
+    /// The same bytes over and over, after such a while each time.
+    Repeat(Duration, Vec<u8>),
 }
 
 /// A request as it came.
@@ -207,37 +224,44 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(request) = read_request(&mut reader)? {
         let request = shared.record(request);
-        match (shared.behaviour)(&request) {
-            Reply::Status(status) => respond(&mut stream, status, &[])?,
-            Reply::WithHeaders(status, headers) => respond(&mut stream, status, &headers)?,
-            Reply::Slow(delay, status) => {
-                if shared.pause(delay) {
-                    respond(&mut stream, status, &[])?;
-                }
-            }
+        let (bytes, then) = match (shared.behaviour)(&request) {
+            Reply::Status(status) => (answer(status, &[]), Then::Stay),
+            Reply::WithHeaders(status, headers) => (answer(status, &headers), Then::Stay),
+            Reply::Slow(delay, status) => (Vec::new(), Then::Later(delay, answer(status, &[]))),
             Reply::Hang => {
                 io::copy(&mut reader, &mut io::sink())?;
+                return Ok(());
             }
-            Reply::Reset => {
+            Reply::Reset => (Vec::new(), Then::Reset),
+            Reply::Close => (Vec::new(), Then::Close),
+            Reply::Garbage => (b"SMTP 220 wrong number\r\n\r\n".to_vec(), Then::Close),
+            Reply::Drip => {
+                let drop = Then::Repeat(Duration::from_millis(100), b"x".to_vec());
+                (b"HTTP/1.1 200 OK\r\nx-drip: ".to_vec(), drop)
+            }
+            Reply::Endless => {
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n";
+                (head.to_vec(), Then::Repeat(Duration::ZERO, vec![b'x'; 64 * 1024]))
+            }
+            Reply::Raw(bytes, then) => (bytes, then),
+        };
+        stream.write_all(&bytes)?;
+        match then {
+            Then::Stay => {}
+            Then::Close => return stream.shutdown(Shutdown::Both),
+            Then::Reset => {
                 // An RST goes out when the last handle of the socket closes.
                 shared.open().remove(&peer);
                 return reset(stream);
             }
-            Reply::Close => return stream.shutdown(Shutdown::Both),
-            Reply::Garbage => {
-                stream.write_all(b"SMTP 220 wrong number\r\n\r\n")?;
-                return stream.shutdown(Shutdown::Both);
-            }
-            Reply::Drip => {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nx-drip: ")?;
-                while shared.pause(Duration::from_millis(100)) {
-                    stream.write_all(b"x")?;
+            Then::Later(delay, more) => {
+                if shared.pause(delay) {
+                    stream.write_all(&more)?;
                 }
             }
-            Reply::Endless => {
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")?;
-                loop {
-                    stream.write_all(&[b'x'; 64 * 1024])?;
+            Then::Repeat(delay, more) => {
+                while shared.pause(delay) {
+                    stream.write_all(&more)?;
                 }
             }
         }
@@ -313,13 +337,13 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
     Ok(Some(Request { at, wall, method, path, headers, body, attempt: 0 }))
 }
 
-fn respond(stream: &mut TcpStream, status: u16, headers: &[(&str, String)]) -> io::Result<()> {
+fn answer(status: u16, headers: &[(&str, String)]) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {status} Test\r\ncontent-length: 2\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\nok");
-    stream.write_all(head.as_bytes())
+    head.into_bytes()
 }
 
 /// A linger of zero turns the close into an RST; std cannot set it.
