@@ -57,8 +57,7 @@ pub fn open(address: SocketAddr) -> Result<(Door, Admin)> {
     listen(&listener, BACKLOG).context("cannot lengthen the backlog of the metrics port")?;
     let address = listener.local_addr()?;
     let (private, server) = private_listener().context("cannot connect to ourselves")?;
-    let server = Door::new(listener, server).map(|door| (door, private));
-    let (door, private) = server.context("cannot prepare the metrics port")?;
+    let door = Door::new(listener, server).context("cannot prepare the metrics port")?;
     let server = Server::from_listener(private, None).map_err(|error| anyhow!(error))?;
     log::info!("metrics on http://{address}/metrics");
     Ok((door, Admin(ManuallyDrop::new(server))))
@@ -125,5 +124,21 @@ fn response(status: u16, body: Vec<u8>) -> Response<std::io::Cursor<Vec<u8>>> {
     match Header::from_bytes("content-type", "text/plain; version=0.0.4; charset=utf-8") {
         Ok(header) => response.with_header(header),
         Err(()) => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_private_listener_accepts_our_own_connection_and_no_other() {
+        let (listener, stream) = private_listener().expect("Linux has abstract names");
+        let name = stream.peer_addr().expect("it is connected");
+        let refused = UnixStream::connect_addr(&name).expect_err("nobody else gets in");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        listener.accept().expect("the one that was waiting");
+        let ended = listener.accept().expect_err("there is no other");
+        assert_eq!(ended.kind(), std::io::ErrorKind::InvalidInput);
     }
 }

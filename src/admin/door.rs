@@ -13,17 +13,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use super::POLL;
 use super::head::{Refusal, Request};
 use crate::shutdown;
 
-/// Connections that are held at a time of each kind: idle ones, and those whose request is being
-/// answered. When there are more, the oldest of the kind give way. So a rush of one kind does not
-/// harm the other, and a scraper is safe unless that many come after it in the moment that it
-/// takes. Far more than an installation has scrapers and probes; few enough to leave most of the
-/// usual 1,024 open files to deliveries, even while as many again are being accepted.
-const MOST_OF_A_KIND: usize = 128;
+/// Connections that have not said anything yet: the oldest give way to newer ones. They cost a file
+/// each and next to no memory. A scraper says all in the moment after it has connected, so what
+/// counts is how many others can come in that moment; a rush from this very machine was 50 in a
+/// millisecond. Of the files that we may have open they get [`SHARE_OF_FILES`] at most.
+const MOST_SILENT: usize = 1_024;
+const SHARE_OF_FILES: u64 = 4;
+
+/// Connections that are amid a request or an answer, where no good client stays for long: the
+/// oldest give way here, too. Their heads are 1 MiB together, their answers perhaps 3.
+const MOST_MIDWAY: usize = 128;
+
+/// Requests that wait for an answer, before we accept more. None of these gives way: they wait for
+/// us, and for the same answer together.
+const MOST_WAITING: usize = 128;
 
 /// The time for a request's head. A scraper sends it at once; a lost packet or two on the way cost
 /// it one second and two.
@@ -54,11 +63,12 @@ pub struct Door {
     exchange: Option<Exchange>,
     /// In the order in which they came.
     clients: Vec<Client>,
+    most_silent: usize,
     /// Set while accepting fails.
     paused_until: Option<Instant>,
 }
 
-/// A request at tiny_http. The client whose it is may have gone meanwhile.
+/// A request at tiny_http. The clients whose it is may have gone meanwhile.
 #[derive(Debug)]
 struct Exchange {
     head_only: bool,
@@ -79,12 +89,20 @@ enum Stage {
     Asking(Vec<u8>),
     /// It waits until those before it are answered.
     Waiting(Request),
-    /// It is the one that tiny_http answers.
+    /// Its request is the one that tiny_http answers.
     Asked,
     /// What it has not taken of its answer.
     Answered(Vec<u8>),
     /// How many bytes it has sent since it was answered.
     Leaving(usize),
+}
+
+/// What a client's connection costs, and whom it waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Silent,
+    Midway,
+    Waiting,
 }
 
 /// The client's connection is of no more use.
@@ -101,7 +119,16 @@ impl Door {
     pub(super) fn new(listener: TcpListener, server: UnixStream) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         server.set_nonblocking(true)?;
-        Ok(Self { listener, server, exchange: None, clients: Vec::new(), paused_until: None })
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let most_silent = usize::try_from(files / SHARE_OF_FILES).unwrap_or(usize::MAX);
+        Ok(Self {
+            listener,
+            server,
+            exchange: None,
+            clients: Vec::new(),
+            most_silent: most_silent.min(MOST_SILENT),
+            paused_until: None,
+        })
     }
 
     /// Lets clients in until `stop`.
@@ -135,6 +162,7 @@ impl Door {
     fn wait(&self) -> Result<Vec<bool>> {
         let accepting = match self.paused_until {
             Some(until) if Instant::now() < until => PollFlags::empty(),
+            _ if self.count(Kind::Waiting) >= MOST_WAITING => PollFlags::empty(),
             _ => PollFlags::IN,
         };
         let mut files = Vec::with_capacity(2 + self.clients.len());
@@ -153,9 +181,13 @@ impl Door {
         }
     }
 
-    /// Accepts who waits; not more at once than have a place, so that those get their turn.
+    fn count(&self, kind: Kind) -> usize {
+        self.clients.iter().filter(|client| client.kind() == kind).count()
+    }
+
+    /// Accepts who waits; not more at once than may ask, so that those get their turn.
     fn accept(&mut self, now: Instant) {
-        for _ in 0..MOST_OF_A_KIND {
+        for _ in self.count(Kind::Waiting)..MOST_WAITING {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if self.paused_until.take().is_some() {
@@ -167,7 +199,7 @@ impl Door {
                     io::ErrorKind::WouldBlock => break,
                     // It hung up while it waited.
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
-                    // Files may be what is missing, and an idle one has one to spare.
+                    // Files may be what is missing, and some have one to spare.
                     _ if self.oldest_gives_way() => {}
                     _ => {
                         // One line for the change of state, not one for each attempt.
@@ -184,25 +216,24 @@ impl Door {
     fn let_in(&mut self, stream: TcpStream, now: Instant) {
         let stage = Stage::Asking(Vec::new());
         let mut client = Client { stream, stage, until: now + HEAD_TIME };
-        // Its request is often here already, and then it never counts as idle.
+        // Its request is often here already, and then it never counts as silent.
         if client.stream.set_nonblocking(true).is_ok() && client.go_on(now).is_ok() {
             self.clients.push(client);
         }
     }
 
-    /// Closes the oldest idle connection; false if there is none.
+    /// Closes the oldest connection that nobody waits for; false if there is none.
     fn oldest_gives_way(&mut self) -> bool {
-        let oldest = self.clients.iter().position(Client::is_idle);
+        let oldest = self.clients.iter().position(|client| client.kind() != Kind::Waiting);
         oldest.map(|at| self.clients.remove(at)).is_some()
     }
 
     /// Closes the oldest connections of each kind that are too many.
     fn make_room(&mut self) {
-        for idle in [true, false] {
-            let of_the_kind = self.clients.iter().filter(|client| client.is_idle() == idle);
-            let mut excess = of_the_kind.count().saturating_sub(MOST_OF_A_KIND);
+        for (kind, most) in [(Kind::Silent, self.most_silent), (Kind::Midway, MOST_MIDWAY)] {
+            let mut excess = self.count(kind).saturating_sub(most);
             self.clients.retain(|client| {
-                let goes = excess > 0 && client.is_idle() == idle;
+                let goes = excess > 0 && client.kind() == kind;
                 excess -= usize::from(goes);
                 !goes
             });
@@ -214,13 +245,18 @@ impl Door {
         if self.exchange.is_some() {
             return Ok(());
         }
-        let next = self.clients.iter_mut().find_map(|client| client.request());
-        if let Some(request) = next {
-            // It fits: nothing else is on its way there.
-            let sent = self.server.write_all(request.rewritten().as_bytes());
-            sent.context("cannot pass a request on to tiny_http")?;
-            let head_only = request.wants_head_only();
-            self.exchange = Some(Exchange { head_only, answer: Vec::new() });
+        let Some(request) = self.clients.iter_mut().find_map(Client::take_request) else {
+            return Ok(());
+        };
+        // It fits: nothing else is on its way there.
+        let sent = self.server.write_all(request.rewritten().as_bytes());
+        sent.context("cannot pass a request on to tiny_http")?;
+        self.exchange = Some(Exchange { head_only: request.wants_head_only(), answer: Vec::new() });
+        // So a rush of scrapers is answered as fast as one.
+        for client in &mut self.clients {
+            if matches!(&client.stage, Stage::Waiting(other) if *other == request) {
+                client.stage = Stage::Asked;
+            }
         }
         Ok(())
     }
@@ -240,12 +276,10 @@ impl Door {
             exchange.answer.extend_from_slice(&chunk[..length]);
             if let Some(answer) = exchange.passed_on()? {
                 self.exchange = None;
-                let asked = |client: &Client| matches!(client.stage, Stage::Asked);
-                if let Some(at) = self.clients.iter().position(asked)
-                    && self.clients[at].answer(answer, now).is_err()
-                {
-                    self.clients.remove(at);
-                }
+                self.clients.retain_mut(|client| match client.stage {
+                    Stage::Asked => client.answer(answer.clone(), now).is_ok(),
+                    _ => true,
+                });
             }
         }
     }
@@ -275,13 +309,16 @@ impl Exchange {
 }
 
 impl Client {
-    /// Whether it has not asked yet, or has its answer.
-    fn is_idle(&self) -> bool {
-        matches!(self.stage, Stage::Asking(_) | Stage::Leaving(_))
+    fn kind(&self) -> Kind {
+        match &self.stage {
+            Stage::Asking(head) if head.is_empty() => Kind::Silent,
+            Stage::Asking(_) | Stage::Answered(_) | Stage::Leaving(_) => Kind::Midway,
+            Stage::Waiting(_) | Stage::Asked => Kind::Waiting,
+        }
     }
 
     /// Its request, if that is what it waits with; from here on it counts as asked.
-    fn request(&mut self) -> Option<Request> {
+    fn take_request(&mut self) -> Option<Request> {
         match std::mem::replace(&mut self.stage, Stage::Asked) {
             Stage::Waiting(request) => Some(request),
             other => {
@@ -374,5 +411,59 @@ fn read<'a>(mut stream: &TcpStream, chunk: &'a mut [u8]) -> Result<&'a [u8], Gon
         Ok(length) => Ok(&chunk[..length]),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(&[]),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_written_as_fast_as_the_client_takes_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut reader = TcpStream::connect(address).expect("it listens");
+        let (stream, _) = listener.accept().expect("one is connected");
+        stream.set_nonblocking(true).expect("it is a socket");
+        let now = Instant::now();
+        let mut client = Client { stream, stage: Stage::Asked, until: now + ANSWER_TIME };
+
+        // More than the kernel takes for a client that does not read.
+        let answer: Vec<u8> = (0..50_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+        assert!(client.answer(answer.clone(), now).is_ok());
+        assert!(matches!(&client.stage, Stage::Answered(rest) if !rest.is_empty()));
+        let mut taken = Vec::new();
+        while matches!(client.stage, Stage::Answered(_)) {
+            let mut chunk = vec![0; 1 << 20];
+            let length = reader.read(&mut chunk).expect("there is more");
+            taken.extend_from_slice(&chunk[..length]);
+            assert!(client.go_on(now).is_ok());
+        }
+        reader.read_to_end(&mut taken).expect("the rest, and the end");
+        assert!(taken == answer, "{} bytes", taken.len());
+        assert!(client.look_at(now + FAREWELL_TIME).is_err(), "it is not waited for any longer");
+    }
+
+    #[test]
+    fn of_an_answer_only_the_whole_is_passed_on() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
+        let expected = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nconnection: close\r\n\r\nabc";
+        for length in 0..whole.len() {
+            let mut exchange = Exchange { head_only: false, answer: whole[..length].to_vec() };
+            assert_eq!(exchange.passed_on().expect("no defect"), None, "{length} bytes");
+        }
+        let mut exchange = Exchange { head_only: false, answer: whole.to_vec() };
+        assert_eq!(exchange.passed_on().expect("no defect").as_deref(), Some(&expected[..]));
+        let head = whole[..whole.len() - 3].to_vec();
+        let mut exchange = Exchange { head_only: true, answer: head };
+        assert!(
+            exchange
+                .passed_on()
+                .expect("no defect")
+                .is_some_and(|answer| answer.ends_with(b"\r\n\r\n"))
+        );
+        let mut exchange =
+            Exchange { head_only: false, answer: b"HTTP/1.1 200 OK\r\n\r\n".to_vec() };
+        assert!(exchange.passed_on().is_err(), "an answer without a length");
     }
 }

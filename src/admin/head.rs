@@ -4,6 +4,9 @@
 /// servers allow 8 KiB, too.
 pub(super) const MOST_BYTES: usize = 8 * 1024;
 
+/// The longest first line. What is asked for here takes 30 bytes, and each line may have to wait.
+const MOST_OF_LINE: usize = 1024;
+
 /// What a client asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Request {
@@ -28,6 +31,9 @@ impl Request {
         let printable = |byte: &u8| matches!(byte, b' '..=b'~' | b'\r' | b'\n');
         if !first.iter().all(printable) {
             return Err(Refusal::Malformed);
+        }
+        if first.len() > MOST_OF_LINE {
+            return Err(Refusal::TooLarge);
         }
         if let Some(first) = whole(first) {
             let request = Self::of(first).ok_or(Refusal::Malformed)?;
@@ -166,7 +172,7 @@ mod tests {
         let most = MOST_BYTES - header(0).len();
         assert!(Request::read(header(most).as_bytes()).is_ok_and(|request| request.is_some()));
         refused(&header(most + 1), Refusal::TooLarge);
-        refused(&"A".repeat(MOST_BYTES), Refusal::TooLarge);
+        refused(&"A".repeat(MOST_OF_LINE + 1), Refusal::TooLarge);
     }
 
     proptest! {

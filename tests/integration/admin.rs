@@ -21,7 +21,7 @@ use crate::harness::{Event, Notifier, Receiver, SOON, Sandbox, wait_until};
 const SCRAPE_LIMIT: Duration = Duration::from_secs(1);
 
 /// By how much the process may grow meanwhile. The heads and answers that it holds at a time are
-/// 3 MiB at most.
+/// 4 MiB at most, and here far from it.
 const MOST_GROWTH_KIB: usize = 4 * 1024;
 
 /// Attempts and queries run in threads that live for milliseconds; a thread for each client would
