@@ -1,33 +1,31 @@
 //! The port that operators watch: /metrics, /healthz, /readyz.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+mod door;
+mod head;
+
+use std::mem::ManuallyDrop;
+use std::net::{SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{Shutdown as Direction, listen, shutdown};
 use tiny_http::{Header, Method, Request, Response, Server};
+use uuid::Uuid;
 
+pub use self::door::Door;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-/// How often the thread looks whether it should stop.
+/// How often the threads look whether they should stop.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long a client may say nothing, or not read, before its connection is closed. Each holds a
-/// thread for as long, so no longer than a good one on a bad network needs.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How often we ask ourselves for /healthz, and how long the answer may take. Often enough that
-/// `accept`, to which [`CLIENT_TIMEOUT`] applies too, never sees it pass.
-const PROBE_INTERVAL: Duration = Duration::from_secs(3);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The wait before we accept again after it failed, as it does while there are too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// Connections that the kernel keeps while the door is at others. The library's 128 are full within
+/// a millisecond of a rush, and who finds them full tries again after a whole second. The kernel
+/// lowers this to its own limit (`net.core.somaxconn`).
+const BACKLOG: i32 = 4_096;
 
 /// The threads that ended although nobody asked them to.
 #[derive(Debug, Default)]
@@ -44,114 +42,49 @@ impl Casualties {
     }
 }
 
-/// The listening socket. The server on it is built anew whenever it stops answering.
-#[derive(Debug)]
-pub struct Admin(TcpListener);
+/// The server behind the [`Door`], which is its only client.
+// Never dropped: tiny_http would connect to itself then, by a path that an abstract name is not.
+pub struct Admin(ManuallyDrop<Server>);
 
-/// Why a server is no longer used.
-enum Ended {
-    Asked,
-    /// Its accepting thread ended, as tiny_http's does at any error; in words.
-    CannotAccept(String),
-    /// It did not answer us.
-    Deaf,
+/// Binds METRICS_ADDR. Clients are let in, and answered, once both have their threads.
+///
+/// # Errors
+/// If the address is taken or not ours.
+pub fn open(address: SocketAddr) -> Result<(Door, Admin)> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        anyhow!("cannot listen on {address}: {error}: set METRICS_ADDR to a free address")
+    })?;
+    listen(&listener, BACKLOG).context("cannot lengthen the backlog of the metrics port")?;
+    let address = listener.local_addr()?;
+    let (private, server) = private_listener().context("cannot connect to ourselves")?;
+    let door = Door::new(listener, server).context("cannot prepare the metrics port")?;
+    let server = Server::from_listener(private, None).map_err(|error| anyhow!(error))?;
+    log::info!("metrics on http://{address}/metrics");
+    Ok((door, Admin(ManuallyDrop::new(server))))
+}
+
+/// A listener at which one connection waits, the one that is returned, and to which nobody else can
+/// connect any more. So tiny_http accepts once: it can't run out of files later, nor be kept busy
+/// by other processes of this machine.
+fn private_listener() -> std::io::Result<(UnixListener, UnixStream)> {
+    let name = format!("webhook-notifier-{}", Uuid::new_v4());
+    let name = unix::SocketAddr::from_abstract_name(name)?;
+    let listener = UnixListener::bind_addr(&name)?;
+    let stream = UnixStream::connect_addr(&name)?;
+    shutdown(&listener, Direction::Both)?;
+    Ok((listener, stream))
 }
 
 impl Admin {
-    /// Binds METRICS_ADDR.
-    ///
-    /// # Errors
-    /// If the address is taken or not ours.
-    pub fn bind(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address).map_err(|error| {
-            anyhow!("cannot listen on {address}: {error}: set METRICS_ADDR to a free address")
-        })?;
-        // tiny_http knows no time-outs; accepted sockets inherit these (socket(7)).
-        for timeout in [Timeout::Recv, Timeout::Send] {
-            set_socket_timeout(&listener, timeout, Some(CLIENT_TIMEOUT))
-                .context("cannot set time-outs on the metrics port")?;
-        }
-        log::info!("metrics on http://{}/metrics", listener.local_addr()?);
-        Ok(Self(listener))
-    }
-
     /// Answers requests until `stop`.
-    ///
-    /// # Errors
-    /// If threads can't be started.
-    pub fn serve(&self, metrics: &Metrics, casualties: &Casualties, stop: &Shutdown) -> Result<()> {
-        let (deaf, is_deaf) = bounded(1);
-        let address = reachable(self.0.local_addr()?);
-        thread::scope(|scope| {
-            thread::Builder::new()
-                .name("admin-probe".to_owned())
-                .spawn_scoped(scope, || probe(address, &deaf, stop))
-                .context("cannot start the thread `admin-probe`")?;
-            // One line for the change of state, not one for each attempt.
-            let mut reported = false;
-            loop {
-                let ended = match self.server() {
-                    Ok(server) => {
-                        let ended =
-                            serve(&server, &is_deaf, metrics, casualties, stop, &mut reported);
-                        give_up(server, &ended);
-                        ended
-                    }
-                    Err(error) => Ended::CannotAccept(error.to_string()),
-                };
-                let problem = match ended {
-                    Ended::Asked => return Ok(()),
-                    Ended::CannotAccept(problem) => problem,
-                    Ended::Deaf => "it does not answer".to_owned(),
-                };
-                if !std::mem::replace(&mut reported, true) {
-                    log::warn!("metrics port interrupted: {problem}; building its server anew");
-                }
-                if stop.wait(ACCEPT_PAUSE) {
-                    return Ok(());
-                }
+    pub fn serve(&self, metrics: &Metrics, casualties: &Casualties, stop: &Shutdown) {
+        while !stop.is_requested() {
+            // An error comes once: the end of accepting, which `private_listener` has made sure of.
+            if let Ok(Some(request)) = self.0.recv_timeout(POLL) {
+                respond(request, metrics, casualties);
             }
-        })
-    }
-
-    fn server(&self) -> Result<Server> {
-        Server::from_listener(self.0.try_clone()?, None).map_err(|error| anyhow!(error))
-    }
-}
-
-/// Drops a server. It connects to itself then, to wake its accepting thread; where that thread is
-/// dead and many clients wait, it may do so for minutes.
-fn give_up(server: Server, ended: &Ended) {
-    if !matches!(ended, Ended::Asked) {
-        // Without a thread to be had, the closure is dropped here, and the server with it.
-        let _ = thread::Builder::new().name("admin-drop".to_owned()).spawn(|| drop(server));
-    }
-}
-
-/// Answers requests for as long as the server can.
-fn serve(
-    server: &Server,
-    is_deaf: &Receiver<bool>,
-    metrics: &Metrics,
-    casualties: &Casualties,
-    stop: &Shutdown,
-    reported: &mut bool,
-) -> Ended {
-    // What the probe said of the server before this one.
-    let _ = is_deaf.try_recv();
-    while !stop.is_requested() {
-        match server.recv_timeout(POLL) {
-            Ok(Some(request)) => respond(request, metrics, casualties),
-            Ok(None) => {}
-            Err(error) => return Ended::CannotAccept(error.to_string()),
-        }
-        match is_deaf.try_recv() {
-            Ok(true) => return Ended::Deaf,
-            Ok(false) if std::mem::take(reported) => log::info!("metrics port answers again"),
-            _ => {}
         }
     }
-    Ended::Asked
 }
 
 fn respond(request: Request, metrics: &Metrics, casualties: &Casualties) {
@@ -160,38 +93,8 @@ fn respond(request: Request, metrics: &Metrics, casualties: &Casualties) {
         (Method::Get | Method::Head, path) => answer(path, metrics, casualties),
         _ => (405, b"only GET and HEAD\n".to_vec()),
     };
-    // The one client that hung up is the only one who would miss the answer.
+    // The one client is the door, which notices.
     let _ = request.respond(response(status, body));
-}
-
-/// Where we reach ourselves, if we listen on `bound`.
-fn reachable(bound: SocketAddr) -> SocketAddr {
-    let ip = match bound.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(ip, bound.port())
-}
-
-/// Asks for /healthz from time to time, and tells whether no answer came.
-fn probe(address: SocketAddr, deaf: &Sender<bool>, stop: &Shutdown) {
-    let ask = || -> io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&address, PROBE_TIMEOUT)?;
-        stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
-        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-        stream.read_exact(&mut [0])
-    };
-    while !stop.wait(PROBE_INTERVAL) {
-        let unanswered = match ask().map_err(|error| error.kind()) {
-            Ok(()) => false,
-            Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => true,
-            // Such as no file left for our own side: says nothing about the server.
-            Err(_) => continue,
-        };
-        // Full: the last answer has not been looked at yet, and says the same.
-        let _ = deaf.try_send(unanswered);
-    }
 }
 
 fn answer(path: &str, metrics: &Metrics, casualties: &Casualties) -> (u16, Vec<u8>) {
@@ -214,10 +117,28 @@ fn answer(path: &str, metrics: &Metrics, casualties: &Casualties) -> (u16, Vec<u
 }
 
 fn response(status: u16, body: Vec<u8>) -> Response<std::io::Cursor<Vec<u8>>> {
+    // The door reads lengths, not chunks.
     let response = Response::from_data(body).with_status_code(status);
+    let response = response.with_chunked_threshold(usize::MAX);
     // The version is of Prometheus' text format; a browser shows it as text all the same.
     match Header::from_bytes("content-type", "text/plain; version=0.0.4; charset=utf-8") {
         Ok(header) => response.with_header(header),
         Err(()) => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_private_listener_accepts_our_own_connection_and_no_other() {
+        let (listener, stream) = private_listener().expect("Linux has abstract names");
+        let name = stream.peer_addr().expect("it is connected");
+        let refused = UnixStream::connect_addr(&name).expect_err("nobody else gets in");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        listener.accept().expect("the one that was waiting");
+        let ended = listener.accept().expect_err("there is no other");
+        assert_eq!(ended.kind(), std::io::ErrorKind::InvalidInput);
     }
 }

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uuid::Uuid;
 
-use crate::admin::{Admin, Casualties};
+use crate::admin::{self, Casualties};
 use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
 use crate::config::Config;
 use crate::consumer;
@@ -50,11 +50,18 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let (drained, lanes_over) = shutdown::channel();
     let mut threads = Threads::new();
     // Before the checks, which may take a while: a probe should hear "not ready", not nothing.
-    let admin = Admin::bind(config.metrics_addr)?;
+    let (door, admin) = admin::open(config.metrics_addr)?;
+    threads.spawn("admin-door".to_owned(), {
+        let stop = lanes_over.clone();
+        move || door.keep(&stop)
+    })?;
     threads.spawn("admin".to_owned(), {
         let (metrics, casualties) = (Arc::clone(&metrics), Arc::clone(&casualties));
         let stop = lanes_over.clone();
-        move || admin.serve(&metrics, &casualties, &stop)
+        move || {
+            admin.serve(&metrics, &casualties, &stop);
+            Ok(())
+        }
     })?;
     check_database(&store)?;
     if first_connection(&config, &shutdown)?.is_none() {

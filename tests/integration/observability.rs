@@ -1,7 +1,5 @@
 //! What /metrics, /healthz and /readyz say.
 
-use std::{collections::BTreeMap, io::Read, process::Command};
-
 use crate::harness::{
     Event, Notifier, Receiver, Reply, SOON, Sandbox, exposition::Exposition, wait_until,
 };
@@ -133,80 +131,4 @@ fn a_request_in_flight_is_seen_as_such() {
         notifier.metric("webhook_requests_in_flight", &queue) == 3.0
     });
     notifier.kill();
-}
-
-#[test]
-fn the_admin_port_answers_what_it_knows_and_refuses_the_rest() {
-    let sandbox = Sandbox::new();
-    let mut notifier = sandbox.notifier().start();
-
-    let metrics = notifier.get("/metrics");
-    assert_eq!(metrics.status, 200);
-    assert!(metrics.head.contains("content-type: text/plain"), "{}", metrics.head);
-    let health = notifier.get("/healthz");
-    assert_eq!((health.status, health.body.trim()), (200, "ok"));
-    let ready = notifier.get("/readyz");
-    assert_eq!((ready.status, ready.body.trim()), (200, "ready"));
-    // Some monitors ask with a query.
-    assert_eq!(notifier.get("/metrics?name=x").status, 200);
-
-    for path in ["/", "/metric", "/metrics/", "/../etc/passwd", "/%00", "//"] {
-        assert_eq!(notifier.get(path).status, 404, "{path}");
-    }
-    let statuses: BTreeMap<_, _> = ["HEAD", "POST", "PUT", "DELETE"]
-        .into_iter()
-        .map(|method| (method, notifier.ask(method, "/metrics").status))
-        .collect();
-    let expected = BTreeMap::from([("HEAD", 200), ("POST", 405), ("PUT", 405), ("DELETE", 405)]);
-    assert_eq!(statuses, expected);
-    assert!(notifier.ask("HEAD", "/metrics").body.is_empty());
-    assert!(notifier.is_running());
-}
-
-#[test]
-fn clients_that_say_nothing_do_not_keep_metrics_from_the_others() {
-    let sandbox = Sandbox::new();
-    let mut notifier = sandbox.notifier().start();
-    let silent: Vec<_> = (0..200).map(|_| notifier.connect_to_admin()).collect();
-    // Whoever comes at the worst moment waits until the silent ones are sent away.
-    wait_until(SOON, "it answers", || notifier.is_ready());
-    for mut client in silent {
-        client.set_read_timeout(Some(SOON)).expect("a valid limit");
-        assert_eq!(client.read(&mut [0]).ok(), Some(0), "a silent client is sent away");
-    }
-    assert!(notifier.is_ready());
-    assert!(notifier.is_running());
-}
-
-#[test]
-fn a_full_table_of_open_files_is_survived() {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::new();
-    sandbox.webhook(&receiver.url("/"), &["*"]);
-    let mut notifier = sandbox.notifier().start();
-    sandbox.publish(&Event::new("before"));
-    receiver.wait_at("/", 1);
-    let process = format!("/proc/{}/fd", notifier.id());
-    let open = std::fs::read_dir(process).expect("it runs").count();
-    let limit = format!("--nofile={}", open + 20);
-    let pid = format!("--pid={}", notifier.id());
-    let limited = Command::new("prlimit").args([pid, limit]).status().expect("there is a prlimit");
-    assert!(limited.success());
-
-    let crowd: Vec<_> = (0..60).map(|_| notifier.connect_to_admin()).collect();
-    notifier.wait_stderr(SOON, "metrics port interrupted");
-    drop(crowd);
-
-    notifier.wait_stderr(SOON, "metrics port answers again");
-    wait_until(SOON, "it is ready", || notifier.is_ready());
-    sandbox.publish(&Event::new("after"));
-    receiver.wait_at("/", 2);
-    let said = notifier.stderr();
-    let interrupted = said.iter().filter_map(|line| {
-        let (_, state) = line.split_once("metrics port ")?;
-        Some(state.starts_with("interrupted"))
-    });
-    let states = Vec::from_iter(interrupted);
-    assert!(states.windows(2).all(|two| two[0] != two[1]), "a state is said twice: {said:#?}");
-    notifier.terminate();
 }

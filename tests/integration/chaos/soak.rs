@@ -1,9 +1,9 @@
 //! Steady load and failing receivers, and nothing breaks: what the notifier holds must not grow.
 
-use std::{fs, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use super::{conclude, settings::Settings, stage::Stage};
-use crate::harness::{FaultServers, Notifier};
+use crate::harness::FaultServers;
 
 /// What the process is held to is what it held after this; or after a tenth of a shorter run.
 const WARM_UP: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ fn watch(stage: &Stage, until: Duration) -> Held {
     thread::sleep(until.saturating_sub(stage.now()).saturating_sub(WATCHED_FOR));
     let mut seen = Vec::new();
     while seen.is_empty() || stage.now() < until {
-        seen.push(process(notifier));
+        seen.push(notifier.resources());
         thread::sleep(INTERVAL);
     }
     let median = |of: fn(&[usize; 3]) -> usize| {
@@ -78,19 +78,6 @@ fn watch(stage: &Stage, until: Duration) -> Held {
         held.channels
     );
     held
-}
-
-/// Resident memory in KiB, threads, open files.
-fn process(notifier: &Notifier) -> [usize; 3] {
-    let process = format!("/proc/{}", notifier.id());
-    let status = fs::read_to_string(format!("{process}/status")).expect("it runs");
-    let value = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        number.unwrap_or_else(|| panic!("{name} in {status}"))
-    };
-    let files = fs::read_dir(format!("{process}/fd")).expect("it runs").count();
-    [value("VmRSS:"), value("Threads:"), files]
 }
 
 /// The connections and channels of notifiers at the broker, by the name that they give themselves.

@@ -99,11 +99,14 @@ impl Notifier {
     fn exchange(&self, method: &str, path: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect(self.admin)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        // Version 1.0 spares us a parser of chunks.
-        write!(stream, "{method} {path} HTTP/1.0\r\ncontent-length: 0\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.admin)?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
+    }
+
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     pub(crate) fn connect_to_admin(&self) -> TcpStream {

@@ -2,6 +2,7 @@
 //! its test.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -85,6 +86,19 @@ impl Process {
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Resident memory in KiB, threads, open files.
+    pub(crate) fn resources(&self) -> [usize; 3] {
+        let process = format!("/proc/{}", self.id());
+        let status = fs::read_to_string(format!("{process}/status")).expect("it runs");
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            number.unwrap_or_else(|| panic!("{name} in {status}"))
+        };
+        let files = fs::read_dir(format!("{process}/fd")).expect("it runs").count();
+        [value("VmRSS:"), value("Threads:"), files]
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

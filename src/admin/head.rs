@@ -1,0 +1,195 @@
+//! The head of a request, as far as the metrics port cares: the rest is checked and dropped.
+
+/// The longest head that is read. What a browser or a proxy adds comes to 2 or 3 KiB; other
+/// servers allow 8 KiB, too.
+pub(super) const MOST_BYTES: usize = 8 * 1024;
+
+/// The longest first line. What is asked for here takes 30 bytes, and each line may have to wait.
+const MOST_OF_LINE: usize = 1024;
+
+/// What a client asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    method: String,
+    target: String,
+}
+
+/// Why a request is not passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Malformed,
+    TooLarge,
+}
+
+impl Request {
+    /// Reads what a client has sent so far; `None` while the head has no end yet. What can't become
+    /// a request is refused by its first line, so that nobody waits for the end of what has none.
+    pub(super) fn read(received: &[u8]) -> Result<Option<Self>, Refusal> {
+        let seen = &received[..received.len().min(MOST_BYTES)];
+        let mut lines = seen.split_inclusive(|byte| *byte == b'\n');
+        let first = lines.next().unwrap_or_default();
+        let printable = |byte: &u8| matches!(byte, b' '..=b'~' | b'\r' | b'\n');
+        if !first.iter().all(printable) {
+            return Err(Refusal::Malformed);
+        }
+        if first.len() > MOST_OF_LINE {
+            return Err(Refusal::TooLarge);
+        }
+        if let Some(first) = whole(first) {
+            let request = Self::of(first).ok_or(Refusal::Malformed)?;
+            for line in lines.map_while(whole) {
+                match line {
+                    [] => return Ok(Some(request)),
+                    header if is_header(header) => {}
+                    _ => return Err(Refusal::Malformed),
+                }
+            }
+        }
+        if seen.len() < MOST_BYTES { Ok(None) } else { Err(Refusal::TooLarge) }
+    }
+
+    fn of(line: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(line).ok()?.split(' ');
+        let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+        let fine = is_token(method.as_bytes())
+            && target.bytes().all(|byte| byte.is_ascii_graphic())
+            && !target.is_empty()
+            && matches!(version, "HTTP/1.0" | "HTTP/1.1")
+            && parts.next().is_none();
+        fine.then(|| Self { method: method.to_owned(), target: path(target).to_owned() })
+    }
+
+    /// Whether the answer has no body, whatever length it gives.
+    pub(super) fn wants_head_only(&self) -> bool {
+        self.method == "HEAD"
+    }
+
+    /// What tiny_http gets to see: no header of the client's, and no body.
+    pub(super) fn rewritten(&self) -> String {
+        format!("{} {} HTTP/1.1\r\n\r\n", self.method, self.target)
+    }
+}
+
+/// The line without its end, if it has one. A bare line feed counts (RFC 9112, 2.2).
+fn whole(line: &[u8]) -> Option<&[u8]> {
+    let line = line.strip_suffix(b"\n")?;
+    Some(line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+/// The path of a target that has a scheme and a host, as a server has to accept it (RFC 9112,
+/// 3.2.2); any other target as it is.
+fn path(target: &str) -> &str {
+    match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        None => target,
+    }
+}
+
+fn is_header(line: &[u8]) -> bool {
+    let clean = line.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
+    clean
+        && line
+            .split(|byte| *byte == b':')
+            .next()
+            .is_some_and(|name| name != line && is_token(name))
+}
+
+fn is_token(word: &[u8]) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !word.is_empty() && word.iter().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[track_caller]
+    fn check(head: &str, expected: &str) {
+        let request = Request::read(head.as_bytes()).expect("not refused").expect("a whole head");
+        assert_eq!(request.rewritten(), format!("{expected} HTTP/1.1\r\n\r\n"));
+        // One byte at a time, it is neither refused nor complete before its end.
+        let end = head.find("\r\n\r\n").map_or(head.len(), |at| at + 4);
+        for length in 0..end {
+            assert_eq!(Request::read(&head.as_bytes()[..length]), Ok(None), "{length} bytes");
+        }
+    }
+
+    #[track_caller]
+    fn refused(head: &str, refusal: Refusal) {
+        assert_eq!(Request::read(head.as_bytes()), Err(refusal), "{head:?}");
+    }
+
+    #[test]
+    fn of_a_request_the_method_and_the_path_remain() {
+        check("GET /metrics HTTP/1.1\r\nhost: x\r\naccept: */*\r\n\r\n", "GET /metrics");
+        check("HEAD /healthz?a=b HTTP/1.0\r\n\r\n", "HEAD /healthz?a=b");
+        check("GET /readyz HTTP/1.0\n\n", "GET /readyz");
+        check("OPTIONS * HTTP/1.1\r\nhost:\r\n\r\n", "OPTIONS *");
+        check("GET http://x:9090/metrics HTTP/1.1\r\n\r\n", "GET /metrics");
+        check("GET http://x HTTP/1.1\r\n\r\n", "GET /");
+        check("CONNECT x:443 HTTP/1.1\r\n\r\n", "CONNECT x:443");
+    }
+
+    #[test]
+    fn what_follows_the_head_is_no_part_of_the_request() {
+        check("POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nGET /metr", "POST /");
+        check("GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n", "GET /a");
+    }
+
+    #[test]
+    fn what_is_not_http_is_refused_by_its_first_line() {
+        let wrong = [
+            "\r\n",
+            "GET\r\n",
+            "GET /metrics\r\n",
+            "GET  /metrics HTTP/1.1\r\n",
+            "GET /metrics HTTP/1.1 \r\n",
+            "GET /metrics HTTP/0.9\r\n",
+            "PRI * HTTP/2.0\r\n",
+            "G<T /metrics HTTP/1.1\r\n",
+            "GET /\0 HTTP",
+            "GET /\u{e9}",
+            "GET /metrics\rX: y HTTP/1.1\r\n",
+            "\u{16}\u{3}\u{1}",
+        ];
+        for line in wrong {
+            refused(line, Refusal::Malformed);
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_none_is_refused() {
+        for line in ["nothing", ": x", "a b: c", " folded: x", "a: \0", "a: b\rc: d"] {
+            refused(&format!("GET / HTTP/1.1\r\n{line}\r\n"), Refusal::Malformed);
+        }
+    }
+
+    #[test]
+    fn a_head_without_an_end_is_too_large_at_its_limit() {
+        let line = "GET / HTTP/1.1\r\n";
+        let header = |length: usize| format!("{line}a:{}\r\n\r\n", "x".repeat(length));
+        let most = MOST_BYTES - header(0).len();
+        assert!(Request::read(header(most).as_bytes()).is_ok_and(|request| request.is_some()));
+        refused(&header(most + 1), Refusal::TooLarge);
+        refused(&"A".repeat(MOST_OF_LINE + 1), Refusal::TooLarge);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Request::read(&bytes);
+        }
+
+        #[test]
+        fn what_is_passed_on_is_two_lines_whatever_came(
+            bytes in "(GET|P[ -~]{0,3}) [ -~]{0,9} HTTP/1[.][01]\r?\n([a-c:\r\t ]{0,5}\r?\n){0,4}"
+        ) {
+            if let Ok(Some(request)) = Request::read(bytes.as_bytes()) {
+                let rewritten = request.rewritten();
+                prop_assert_eq!(rewritten.matches('\n').count(), 2);
+                prop_assert_eq!(rewritten.matches(' ').count(), 2);
+            }
+        }
+    }
+}
