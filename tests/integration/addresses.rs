@@ -30,7 +30,7 @@ fn check_rejected(cases: &[(&str, &str)]) {
         assert!(detail.contains(**text), "{url}: {detail}");
         let id = webhook.to_string();
         let logged = |line: &String| line.contains(&id) && line.contains(**text);
-        assert!(notifier.stderr().iter().any(logged), "{url} is not in the log");
+        wait_until(SOON, &format!("{url} is in the log"), || notifier.stderr().iter().any(logged));
     }
     assert_eq!(receiver.connections(), 0);
     let log = notifier.stderr().join("\n");

@@ -36,7 +36,7 @@ fn check_malformed(sandbox: &Sandbox, cases: Vec<(&str, Event)>, max_event_bytes
     assert_eq!(receiver.requests().len(), 1, "a malformed event was sent");
     assert!(notifier.is_running());
     let malformed = [("queue", sandbox.queue()), ("reason", "malformed")];
-    assert_eq!(notifier.metric("webhook_dead_letters_total", &malformed), cases.len() as f64);
+    notifier.wait_metric("webhook_dead_letters_total", &malformed, cases.len() as f64);
     notifier.terminate();
     sandbox.wait_drained();
 }

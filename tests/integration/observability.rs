@@ -127,8 +127,6 @@ fn a_request_in_flight_is_seen_as_such() {
     let notifier = sandbox.notifier().start();
     sandbox.publish(&Event::new("order.paid"));
     let queue = [("queue", sandbox.queue())];
-    wait_until(SOON, "three are in flight", || {
-        notifier.metric("webhook_requests_in_flight", &queue) == 3.0
-    });
+    notifier.wait_metric("webhook_requests_in_flight", &queue, 3.0);
     notifier.kill();
 }

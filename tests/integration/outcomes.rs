@@ -142,9 +142,7 @@ fn a_410_is_dead_at_once_and_its_neighbour_is_served() {
     });
     receiver.wait_at("/healthy", 1);
     let queue = [("queue", sandbox.queue()), ("reason", "gone")];
-    wait_until(SOON, "it is counted", || {
-        notifier.metric("webhook_dead_letters_total", &queue) == 1.0
-    });
+    notifier.wait_metric("webhook_dead_letters_total", &queue, 1.0);
     assert_eq!(notifier.metric("webhook_request_failure_total", &queue), 1.0);
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
     notifier.terminate();
@@ -207,7 +205,7 @@ fn a_delivery_that_has_used_up_its_schedule_is_dead_with_all_that_an_operator_ne
         assert_eq!(request.header("content-type"), "application/vnd.order+json");
     }
     let exhausted = [("reason", "exhausted")];
-    assert_eq!(notifier.metric("webhook_dead_letters_total", &exhausted), 1.0);
+    notifier.wait_metric("webhook_dead_letters_total", &exhausted, 1.0);
     notifier.terminate();
     sandbox.wait_drained();
 }
@@ -221,15 +219,11 @@ fn check_dropped(change: &str, reason: &str) {
     let webhook: Uuid = sandbox.webhook(&receiver.url("/"), &["*"]);
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "2s,2s").start();
     sandbox.publish(&Event::new("order.paid"));
-    wait_until(SOON, "the retry is parked", || {
-        notifier.metric("webhook_retries_scheduled_total", &[]) == 1.0
-    });
+    notifier.wait_metric("webhook_retries_scheduled_total", &[], 1.0);
 
     sandbox.database.execute(change, &[&webhook]);
 
-    wait_until(SOON, "the delivery is dropped", || {
-        notifier.metric("webhook_deliveries_dropped_total", &[("reason", reason)]) == 1.0
-    });
+    notifier.wait_metric("webhook_deliveries_dropped_total", &[("reason", reason)], 1.0);
     notifier.terminate();
     sandbox.wait_drained();
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
@@ -257,9 +251,7 @@ fn a_waiting_delivery_goes_to_the_url_that_its_webhook_has_by_then() {
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "2s,2s").start();
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    wait_until(SOON, "the retry is parked", || {
-        notifier.metric("webhook_retries_scheduled_total", &[]) == 1.0
-    });
+    notifier.wait_metric("webhook_retries_scheduled_total", &[], 1.0);
 
     // It no longer wants the event either, but this delivery was promised.
     sandbox.database.execute(

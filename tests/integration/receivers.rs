@@ -37,9 +37,7 @@ fn a_degraded_receiver_gets_its_first_attempts_in_the_retry_lane_until_a_quick_s
         |queue: &str| notifier.metric("webhook_request_success_total", &[("queue", queue)]);
 
     sandbox.publish(&Event::new("order.paid"));
-    wait_until(SOON, "it is degraded", || {
-        notifier.metric("webhook_receivers_degraded", &[]) == 1.0
-    });
+    notifier.wait_metric("webhook_receivers_degraded", &[], 1.0);
     mended.store(true, Ordering::Relaxed);
     sandbox.publish(&Event::new("order.paid"));
     wait_until(SOON, "both arrive in the retry lane", || successes(&sandbox.retry_queue()) == 2.0);
@@ -112,9 +110,7 @@ fn a_receiver_that_keeps_us_waiting_gets_a_quarter_of_each_lanes_consumers() {
     sandbox.broker.publish(sandbox.queue(), &events);
 
     wait_until(LATER, "all arrive", || receiver.requests().len() == 21);
-    wait_until(SOON, "all are counted", || {
-        notifier.metric("webhook_request_success_total", &[]) == 21.0
-    });
+    notifier.wait_metric("webhook_request_success_total", &[], 21.0);
     // Two in the lane of the events, two in that of the retries.
     let most = most.load(Ordering::SeqCst);
     assert!((2..=4).contains(&most), "{most} requests at once");
@@ -230,9 +226,7 @@ fn what_is_held_back_backs_off_counts_no_attempt_and_expires() {
     // Two events, two failures: open.
     sandbox.publish(&Event::new("order.first"));
     sandbox.publish(&Event::new("order.second"));
-    wait_until(SOON, "the breaker is open", || {
-        notifier.metric("webhook_circuit_breakers_open", &[]) == 1.0
-    });
+    notifier.wait_metric("webhook_circuit_breakers_open", &[], 1.0);
     let attempts = receiver.requests().len();
 
     let event = Event::new("order.third");
@@ -354,9 +348,7 @@ fn a_dead_letter_of_a_receiver_that_was_held_back_starts_over_when_it_is_replaye
         .start();
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    wait_until(SOON, "it expires", || {
-        notifier.metric("webhook_dead_letters_total", &[("reason", "expired")]) == 1.0
-    });
+    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "expired")], 1.0);
 
     mended.store(true, Ordering::Relaxed);
     let before = receiver.requests().len();
@@ -369,9 +361,7 @@ fn a_dead_letter_of_a_receiver_that_was_held_back_starts_over_when_it_is_replaye
     mended.store(false, Ordering::Relaxed);
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    wait_until(SOON, "it expires too", || {
-        notifier.metric("webhook_dead_letters_total", &[("reason", "expired")]) == 2.0
-    });
+    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "expired")], 2.0);
     let attempts = i64::try_from(receiver.of("/", &event).len()).expect("a few");
     sandbox.expect_dead(&DeadLetter {
         event: &event,

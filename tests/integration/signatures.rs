@@ -173,7 +173,7 @@ fn a_secret_that_is_none_is_told_and_costs_no_event() {
     assert!(!line.contains("p4ssw0rd") && !line.contains(&other.to_string()), "{line}");
     wait_until(SOON, "it is dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(1));
     let rejected = [("reason", "rejected")];
-    assert_eq!(notifier.metric("webhook_dead_letters_total", &rejected), 1.0);
+    notifier.wait_metric("webhook_dead_letters_total", &rejected, 1.0);
     receiver.wait_at("/other", 1);
 
     let secret = rotate(&sandbox, webhook, &["--keep", "0s"]);
@@ -233,9 +233,7 @@ fn a_410_disables_the_webhook_until_it_is_enabled() {
     assert_eq!(disabled(&sandbox).as_deref(), Some("410 Gone"));
 
     sandbox.publish(&Event::new("order.paid"));
-    wait_until(SOON, "nobody wants the next one", || {
-        notifier.metric("webhook_events_unmatched_total", &[]) == 1.0
-    });
+    notifier.wait_metric("webhook_events_unmatched_total", &[], 1.0);
     assert_eq!(receiver.requests().len(), 1);
 
     status.store(200, Ordering::SeqCst);
@@ -293,9 +291,7 @@ fn a_410_from_where_the_webhook_was_before_does_not_disable_it() {
     sandbox.database.execute("UPDATE webhooks SET post_url = $1", &[&receiver.url("/new")]);
     drop(release);
 
-    wait_until(SOON, "the old place has answered", || {
-        notifier.metric("webhook_dead_letters_total", &[("reason", "gone")]) == 1.0
-    });
+    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "gone")], 1.0);
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/new", 1);
     assert_eq!(disabled(&sandbox), None);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Process, SOON, exposition::Exposition, process::Exit};
+use super::{Process, SOON, exposition::Exposition, process::Exit, wait_until};
 
 /// A call of the binary that is not made yet.
 pub(crate) struct Launch(pub(crate) Command);
@@ -79,6 +79,15 @@ impl Notifier {
     /// The sum over all samples of that metric with these labels.
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.metrics().sum(name, labels)
+    }
+
+    /// Waits until that is the sum: what the broker has to confirm is counted when it has, and its
+    /// receiver may see it before.
+    #[track_caller]
+    pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        wait_until(SOON, &format!("{name} of {labels:?} is {value}"), || {
+            self.metric(name, labels) == value
+        });
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {

@@ -5,7 +5,7 @@ use amiquip::{AmqpValue, FieldTable};
 use uuid::Uuid;
 
 use super::{publish_forged, publish_raw_to};
-use crate::harness::{Event, Message, Notifier, Receiver, Reply, SOON, Sandbox, wait_until};
+use crate::harness::{Event, Message, Notifier, Receiver, Reply, Sandbox};
 
 fn text(text: &str) -> AmqpValue {
     AmqpValue::LongString(text.to_owned())
@@ -154,7 +154,7 @@ fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sen
     stage.expect_only_good(&mut notifier);
     let retries = stage.sandbox.retry_queue();
     let malformed = [("queue", retries.as_str()), ("reason", "malformed")];
-    assert_eq!(notifier.metric("webhook_dead_letters_total", &malformed), count as f64);
+    notifier.wait_metric("webhook_dead_letters_total", &malformed, count as f64);
 }
 
 #[test]
@@ -184,9 +184,7 @@ fn a_parked_delivery_of_a_webhook_that_nobody_registered_is_dropped_and_counted(
     for webhook in [Uuid::nil(), Uuid::max(), Uuid::new_v4()] {
         stage.publish(parked(webhook));
     }
-    wait_until(SOON, "all are dropped", || {
-        notifier.metric("webhook_deliveries_dropped_total", &[("reason", "deleted")]) == 3.0
-    });
+    notifier.wait_metric("webhook_deliveries_dropped_total", &[("reason", "deleted")], 3.0);
     assert_eq!(stage.receiver.requests().len(), 0);
     assert_eq!(stage.sandbox.broker.ready(&stage.sandbox.dead_queue()), Some(0));
 }
@@ -324,9 +322,7 @@ fn times_of_another_age_end_a_delivery_and_drown_no_metric() {
         stage.publish(parked("works", at));
     }
     receiver.wait_at("/both", 2);
-    wait_until(SOON, "both are counted", || {
-        notifier.metric("webhook_delivery_lag_seconds_count", &[]) == 2.0
-    });
+    notifier.wait_metric("webhook_delivery_lag_seconds_count", &[], 2.0);
     // 1970 is half a century ago, but none of our delays lasted that long.
     assert!(notifier.metric("webhook_delivery_lag_seconds_sum", &[]) < 60.0);
 
