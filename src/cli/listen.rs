@@ -1,6 +1,7 @@
 //! `listen`: a receiver for demos and first steps.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::time::SystemTime;
 
 use anyhow::{Result, anyhow};
@@ -13,6 +14,9 @@ use crate::domain::signature::Key;
 
 /// Deliveries whose attempts are counted; beyond, counting starts over, so memory stays bounded.
 const MOST_DELIVERIES: usize = 100_000;
+
+/// The largest body that is read: what MAX_EVENT_BYTES may be at most.
+const MOST_BODY_BYTES: u64 = 128 << 20;
 
 /// How much of a path and of an id is shown to people, in characters.
 const MOST_SHOWN: usize = 255;
@@ -53,8 +57,16 @@ pub(super) fn run(options: Listen) -> Result<()> {
             continue;
         }
         let mut body = Vec::new();
-        if request.as_reader().read_to_end(&mut body).is_err() {
-            continue;
+        // One byte more than is allowed tells whether there is more.
+        let read = request.as_reader().take(MOST_BODY_BYTES + 1).read_to_end(&mut body);
+        match read {
+            Ok(read) if read as u64 <= MOST_BODY_BYTES => {}
+            Ok(_) => {
+                let refusal = Response::from_string("too large\n").with_status_code(413);
+                let _ = request.respond(refusal);
+                continue;
+            }
+            Err(_) => continue,
         }
         let (path, id) = (request.url().to_owned(), header(&request, "webhook-id"));
         let timestamp = header(&request, "webhook-timestamp");
