@@ -45,6 +45,9 @@
 //! - Every wait without a limit of its own, and every backoff, is also a wait for [`shutdown`]; the
 //!   others are over within SHUTDOWN_TIMEOUT or given up then. A thread that ends on its own ends
 //!   the process.
+//! - Other people's URLs lead where the [`sender`]'s resolver lets them
+//!   ([`domain::address`]), and other people's words reach a log or a terminal only through
+//!   [`domain::shown`]; secrets are a type ([`domain::secret::Secret`]) that prints as `***`.
 //! - [`domain`] has no I/O, no clock and no randomness. amiquip is named in [`broker`] and
 //!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`]. [`tls`] serves
 //!   all three.
