@@ -111,6 +111,25 @@ impl Subject {
     }
 }
 
+/// The notifier and another side, round by round. Who is first takes turns, or a machine that is
+/// slowing down would look like a difference.
+pub(crate) fn in_turns<T>(
+    rounds: usize,
+    other: Side,
+    mut measure: impl FnMut(Side) -> T,
+) -> Vec<(T, T)> {
+    let mut round = |n: usize| {
+        if n.is_multiple_of(2) {
+            let ours = measure(Side::Notifier);
+            (ours, measure(other))
+        } else {
+            let its = measure(other);
+            (measure(Side::Notifier), its)
+        }
+    };
+    (0..rounds).map(&mut round).collect()
+}
+
 /// The notifier for the first queue of the sandbox; the rest of its configuration is the default.
 pub(crate) fn notifier(sandbox: &Sandbox, setting: Setting) -> Launch {
     let Setting { consumers, prefetch } = setting;

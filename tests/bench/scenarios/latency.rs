@@ -9,7 +9,7 @@ use crate::{
     receiver::{Behaviour, Log, Receiver},
     report::{Limit, Report},
     settings::Settings,
-    subject::{Setting, Side, Subject},
+    subject::{Setting, Side, Subject, in_turns},
 };
 
 const KIND: &str = "invoice.paid";
@@ -21,13 +21,12 @@ const EVENTS: u32 = 20 * PER_SECOND;
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
-    compare(settings.rounds(2), Side::BareLoop, Limit::AtMost(1.3), report);
+    compare(settings.rounds(5), Side::BareLoop, Limit::AtMost(1.3), report);
 }
 
 pub(super) fn compare(rounds: usize, other: Side, p99: Limit, report: &mut Report) {
     println!("{PER_SECOND} events/s, {EVENTS} of them; default configuration");
-    let mut round = || (measure(Side::Notifier, report), measure(other, report));
-    let rounds: Vec<_> = (0..rounds).map(|_| round()).collect();
+    let rounds = in_turns(rounds, other, |side| measure(side, report));
     let pairs = |of: fn(&Latency) -> f64| -> Vec<_> {
         rounds.iter().map(|(ours, other)| (of(ours), of(other))).collect()
     };

@@ -15,7 +15,7 @@ use crate::{
     receiver::{Behaviour, Log, Receiver},
     report::{Limit, Report},
     settings::Settings,
-    subject::{EARLIER, Setting, Side, Subject},
+    subject::{EARLIER, Setting, Side, Subject, in_turns},
 };
 
 const KIND: &str = "invoice.paid";
@@ -124,17 +124,10 @@ fn compare(
         "{events} events wait; {}: {ours}, {other}: {its} (consumers x prefetch)",
         Side::Notifier
     );
-    // Who is first takes turns, or a machine that is slowing down would look like a difference.
-    let mut round = |n: usize| {
-        if n.is_multiple_of(2) {
-            let ours = measure(Side::Notifier, ours, events, report);
-            (ours, measure(other, its, events, report))
-        } else {
-            let its = measure(other, its, events, report);
-            (measure(Side::Notifier, ours, events, report), its)
-        }
-    };
-    (0..rounds).map(&mut round).collect()
+    in_turns(rounds, other, |side| {
+        let setting = if side == Side::Notifier { ours } else { its };
+        measure(side, setting, events, report)
+    })
 }
 
 fn pairs(rounds: &[(Measured, Measured)], of: fn(&Measured) -> f64) -> Vec<(f64, f64)> {
