@@ -5,6 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -254,6 +255,8 @@ fn what_is_held_back_backs_off_counts_no_attempt_and_expires() {
 fn a_delivery_that_never_had_an_attempt_says_why_it_died() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| {
+        // The first event is older than DELIVERY_MAX_AGE by the time it has failed.
+        thread::sleep(Duration::from_millis(20));
         Reply::WithHeaders(503, vec![("retry-after", String::from("3600"))])
     });
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
