@@ -589,7 +589,7 @@ stop_services() {
 # RabbitMQ (3.10 and 4.0 at least) loses a quorum queue that was declared within
 # about a second before a SIGKILL: its name reaches the disk late, and after the
 # restart the queue has no leader (rabbitmq/rabbitmq-server#15725). Tests that
-# kill the broker have to leave that second.
+# kill the broker have it write the names first.
 kill_service() {
     [[ ! -d $LOCAL ]] || take_lock
     is_running "$1" || say "$1 was not running"
