@@ -327,6 +327,24 @@ impl Store {
         )
     }
 
+    /// The webhooks with these ids, and then, enabled or not, those with one of these patterns; at
+    /// most so many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn concerned(
+        &self,
+        ids: &[Uuid],
+        patterns: &[String],
+        most: i64,
+    ) -> Result<Vec<Registered>, StoreError> {
+        self.command(
+            "SELECT * FROM webhooks WHERE id = ANY($1) OR events && $2
+             ORDER BY id = ANY($1) DESC, created_at, id LIMIT $3",
+            &[(&ids, Type::UUID_ARRAY), (&patterns, Type::TEXT_ARRAY), (&most, Type::INT8)],
+        )
+    }
+
     /// Deletes a webhook and returns it; `None` if there is none with this id.
     ///
     /// # Errors
