@@ -123,7 +123,7 @@ impl DeliveryLog {
 }
 
 impl Writer {
-    /// Writes and prunes until `stop`, and then what is left, within [`LAST_WORDS`].
+    /// Writes and prunes until `stop`, and then what is left, within two seconds.
     pub fn run(mut self, stop: &Shutdown) {
         let mut backoff = Backoff::default();
         while !stop.is_requested() {
@@ -251,5 +251,44 @@ impl Gaps {
             }
             unchanged => unchanged,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::domain::outcome::Decision;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn who_tells_what_happened_never_waits_and_what_is_too_much_is_counted() {
+        let config = Settings::default().read().expect("the defaults");
+        let store = Store::new(&config).expect("an URL");
+        let rows = Metrics::new(["q".to_owned()]).expect("distinct names").log_rows();
+        let (log, writer) = open(&config, &store, rows.clone(), || 0.5);
+        let writer = writer.expect("it is not off");
+        let mut delivery = Delivery {
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            webhook_id: uuid::Uuid::nil(),
+            attempts: 1,
+            deferrals: 0,
+            first_received_at: 0,
+            last_error: String::new(),
+        };
+        let delivered = Happened::Attempted {
+            failure: None,
+            status: Some(200),
+            took: Duration::ZERO,
+            decision: Decision::Delivered,
+        };
+        log.record("q", &delivery, delivered);
+        log.record_unmatched("q", &delivery.event);
+        assert_eq!(writer.entries.len(), 0, "by default it tells of failures");
+        delivery.last_error = "status 500".to_owned();
+        for _ in 0..MOST_WAITING + 3 {
+            log.record("q", &delivery, delivered);
+        }
+        assert_eq!((writer.entries.len(), rows.dropped.get()), (MOST_WAITING, 3));
     }
 }

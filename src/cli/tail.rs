@@ -20,8 +20,8 @@ use crate::store::{Follower, Store, StoreError};
 /// How often PostgreSQL is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much of a detail is shown to people, in characters: what is usual, not what an attacker sends.
-const MOST_OF_DETAIL: usize = 120;
+/// How much of a detail is shown to people, in characters: `why` has more of it.
+const MOST_OF_DETAIL: usize = 60;
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {

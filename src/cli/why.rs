@@ -25,7 +25,7 @@ use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::shutdown;
 use crate::store::{MOST_ENTRIES, Registered, Store};
 
-use case::Case;
+use case::{Case, Facts};
 
 /// How long the broker may take. The log alone says most of it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,40 +133,41 @@ fn answer(
             stories.entry(id).or_default().push(entry);
         }
     }
-    let dead = find_dead(config, &event_id, webhook, &stories, unmatched_at.is_some(), now);
+    let dead = find_dead(config, &event_id, &stories, unmatched_at.is_some(), now);
     let (letters, malformed): (Vec<_>, Vec<_>) =
         dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
     let known = !stories.is_empty()
         || unmatched_at.is_some()
         || !letters.is_empty()
         || !malformed.is_empty();
-    for letter in letters.iter().chain(&malformed) {
-        queues.insert(letter.queue.clone());
-    }
+    queues.extend(letters.iter().chain(&malformed).map(|letter| letter.queue.clone()));
     let mut dead_types = letters.iter().chain(&malformed).filter_map(|l| l.event_type.clone());
     let event_type = logged_type.or_else(|| dead_types.next()).or(event_type);
 
-    // Told of even where the log has nothing of them: those it names, and those that want it today.
+    // Told of even where the log has nothing of them: those that want it today.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
     ids.extend(letters.iter().filter_map(|letter| letter.webhook_id));
-    ids.extend(webhook);
-    let patterns = match (&event_type, webhook) {
-        (Some(event_type), None) => matching_patterns(event_type),
-        _ => Vec::new(),
-    };
+    let mut patterns = event_type.as_deref().map(matching_patterns).unwrap_or_default();
+    if let Some(only) = webhook {
+        (ids, patterns) = (BTreeSet::from([only]), Vec::new());
+    }
     let named: Vec<Uuid> = ids.iter().copied().collect();
     let registered = store.concerned(&named, &patterns, MOST_WEBHOOKS)?;
     ids.extend(registered.iter().map(|webhook| webhook.id));
     let mut registered: BTreeMap<Uuid, Registered> =
         registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
+    let facts = Facts {
+        event_type: event_type.as_deref(),
+        is_unmatched: unmatched_at.is_some(),
+        dead_letters_unknown: dead.problem.as_deref(),
+        now,
+    };
     let mut webhooks: Vec<Case> = ids
         .into_iter()
         .map(|id| {
             let letter = letters.iter().rfind(|letter| letter.webhook_id == Some(id)).cloned();
             let entries = stories.remove(&id).unwrap_or_default();
-            let webhook = registered.remove(&id);
-            let wanted = event_type.as_deref();
-            Case::new(id, webhook, wanted, entries, letter, dead.problem.as_deref(), now)
+            Case::new(id, registered.remove(&id), entries, letter, facts)
         })
         .collect();
     webhooks.sort_by_key(Case::rank);
@@ -198,7 +199,6 @@ fn answer(
 fn find_dead(
     config: &Config,
     event_id: &str,
-    webhook: Option<Uuid>,
     stories: &BTreeMap<Uuid, Vec<Entry>>,
     is_unmatched: bool,
     now: UnixMillis,
@@ -212,11 +212,7 @@ fn find_dead(
     if queues.is_empty() {
         return Dead::default();
     }
-    let selection = Selection {
-        event_id: Some(event_id.to_owned()),
-        webhook_id: webhook,
-        ..Selection::default()
-    };
+    let selection = Selection { event_id: Some(event_id.to_owned()), ..Selection::default() };
     let (sender, found) = crossbeam_channel::bounded(1);
     let config = config.clone();
     let look = move || {

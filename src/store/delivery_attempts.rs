@@ -8,7 +8,7 @@ use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::session::{Failed, Session};
-use super::{STATEMENT_TIMEOUT, Store, StoreError, explain};
+use super::{Store, StoreError, explain};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::history::{Entry, What};
 
@@ -24,8 +24,9 @@ const PAGE: i64 = 1_000;
 /// How far back the first entries are looked for that fit, in entries.
 const LOOK_BACK: i64 = 100_000;
 
-/// A statement that was under way then has ended, and its entries can be seen or never will be.
-const SETTLED: Duration = STATEMENT_TIMEOUT.saturating_mul(2);
+/// What was being written so long before can be seen by now, or never will be: several times
+/// [`STATEMENT_TIMEOUT`](super::STATEMENT_TIMEOUT), since a commit may wait for a standby server.
+const SETTLED: Duration = Duration::from_secs(15);
 
 /// What [`entry`] reads of a row.
 const ENTRY: &str = "id, (extract(epoch FROM at) * 1000)::bigint AS at, event_id, event_type,
@@ -182,8 +183,8 @@ impl Columns {
 }
 
 impl Store {
-    /// What the log has of an event, oldest first; of one webhook, or of all. At most the newest
-    /// [`MOST_ENTRIES`].
+    /// What the log has of an event, oldest first. At most [`MOST_ENTRIES`]: those of this webhook
+    /// before others, and new ones before old ones.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -191,9 +192,8 @@ impl Store {
         let most = i64::try_from(MOST_ENTRIES).unwrap_or(i64::MAX);
         let asked = format!(
             "WITH newest AS (
-                 SELECT * FROM delivery_attempts
-                 WHERE event_id = $1 AND ($2 IS NULL OR webhook_id IS NULL OR webhook_id = $2)
-                 ORDER BY id DESC LIMIT $3
+                 SELECT * FROM delivery_attempts WHERE event_id = $1
+                 ORDER BY webhook_id = $2 DESC NULLS LAST, id DESC LIMIT $3
              )
              SELECT {ENTRY} FROM newest ORDER BY newest.at, id"
         );
@@ -203,6 +203,17 @@ impl Store {
         );
         let read = |rows: Vec<Row>| rows.iter().filter_map(|row| entry(row).transpose()).collect();
         rows.and_then(read).map_err(|error| explain(&error))
+    }
+
+    /// Whether the log has its table.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn has_log(&self) -> Result<bool, StoreError> {
+        let asked = "SELECT to_regclass('delivery_attempts') IS NOT NULL";
+        let rows = self.connect()?.query_typed(asked, &[]);
+        let has = rows.and_then(|rows| rows.first().map_or(Ok(false), |row| row.try_get(0)));
+        has.map_err(|error| explain(&error))
     }
 
     /// When the oldest entry of the log was made; none if it is empty.
@@ -255,7 +266,8 @@ pub struct Follower {
     seen: Option<String>,
     /// What is being seen, page by page: as a snapshot, and up to which id.
     page: Option<(String, i64)>,
-    /// The largest id at the last looks, and when they were; the first was long enough ago.
+    /// The largest id at the last looks, and when they were; the first of them was long enough
+    /// before the last one.
     ids: VecDeque<(Instant, i64)>,
 }
 
@@ -312,17 +324,19 @@ impl Follower {
         Ok(Seen { entries: found.into_iter().filter_map(|(_, entry)| entry).collect(), more })
     }
 
-    /// Up to which id nothing new can be seen any more.
+    /// Up to which id all has been seen, now that the largest is `last_id`: what had settled when
+    /// we last looked, however long ago that was.
     fn settled(&mut self, last_id: i64) -> i64 {
         // The table was made anew.
         if self.ids.back().is_some_and(|(_, id)| *id > last_id) {
             self.ids.clear();
         }
-        while self.ids.get(1).is_some_and(|(at, _)| at.elapsed() >= SETTLED) {
+        let Some((last, _)) = self.ids.back().copied() else { return 0 };
+        let is_settled = |(at, _): &(Instant, i64)| last.duration_since(*at) >= SETTLED;
+        while self.ids.get(1).is_some_and(is_settled) {
             self.ids.pop_front();
         }
-        let first = self.ids.front().filter(|(at, _)| at.elapsed() >= SETTLED);
-        first.map_or(0, |(_, id)| *id)
+        self.ids.front().filter(|look| is_settled(look)).map_or(0, |(_, id)| *id)
     }
 
     fn select(

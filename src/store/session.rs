@@ -37,7 +37,13 @@ impl Store {
 impl Session {
     /// Closes the connection, until it is needed again.
     pub fn rest(&mut self) {
-        self.client = None;
+        if let Some(client) = self.client.take() {
+            // To say goodbye may take as long as to ask.
+            let _ = bounded_by_timeout(|| {
+                drop(client);
+                Ok(())
+            });
+        }
     }
 
     /// Runs `work` on the connection, for as long as a query may take. `Silence` says nothing of

@@ -44,6 +44,17 @@ pub(super) struct Case {
     pub(super) entries: Vec<Entry>,
 }
 
+/// What is known beside the webhook and its story.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) event_type: Option<&'a str>,
+    /// No webhook wanted the event when it came.
+    pub(super) is_unmatched: bool,
+    /// Why not all dead letters were seen.
+    pub(super) dead_letters_unknown: Option<&'a str>,
+    pub(super) now: UnixMillis,
+}
+
 /// Whether a webhook is there today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,23 +73,24 @@ impl Case {
     pub(super) fn new(
         webhook_id: Uuid,
         registered: Option<Registered>,
-        event_type: Option<&str>,
         entries: Vec<Entry>,
         dead_letter: Option<DeadLetter>,
-        dead_letters_unknown: Option<&str>,
-        now: UnixMillis,
+        facts: Facts<'_>,
     ) -> Self {
         let events = registered.as_ref().map(|webhook| webhook.events.clone()).unwrap_or_default();
-        let matching = event_type.map(matching_patterns).unwrap_or_default();
+        let matching = facts.event_type.map(matching_patterns).unwrap_or_default();
         let patterns = events.iter().filter(|pattern| matching.contains(pattern)).cloned();
         let registration = match &registered {
             None => Registration::Deleted,
             Some(webhook) if webhook.disabled_at.is_some() => Registration::Disabled,
             Some(_) => Registration::Enabled,
         };
-        let state = State::of(&entries, now).or_else(|| {
+        let state = State::of(&entries, facts.now).or_else(|| {
             let letter = dead_letter.as_ref()?;
-            Some(State::Dead { at: letter.dead_at.unwrap_or(now), reason: letter.reason.clone() })
+            Some(State::Dead {
+                at: letter.dead_at.unwrap_or(facts.now),
+                reason: letter.reason.clone(),
+            })
         });
         let mut case = Self {
             webhook_id,
@@ -95,7 +107,7 @@ impl Case {
             dead_letter,
             entries,
         };
-        (case.now, case.to_do) = case.judged(event_type, dead_letters_unknown, now);
+        (case.now, case.to_do) = case.judged(facts);
         case
     }
 
@@ -112,24 +124,19 @@ impl Case {
     }
 
     /// Where it is, and what to do.
-    fn judged(
-        &self,
-        event_type: Option<&str>,
-        dead_letters_unknown: Option<&str>,
-        now: UnixMillis,
-    ) -> (String, String) {
+    fn judged(&self, facts: Facts<'_>) -> (String, String) {
         let id = self.webhook_id;
         match &self.state {
-            None => self.unheard_of(event_type),
+            None => self.unheard_of(facts),
             Some(State::Delivered { at }) => {
                 let attempt = self.entries.last().map_or(1, |entry| entry.attempt);
                 let said = format!("delivered at {} UTC, by attempt {attempt}", utc(*at));
                 (said, "nothing: the receiver has answered 2xx".to_owned())
             }
             Some(State::Waiting { until, held_back, overdue }) => {
-                self.waiting(*until, *held_back, *overdue, now)
+                self.waiting(*until, *held_back, *overdue, facts.now)
             }
-            Some(State::Dead { at, reason }) => self.dead(*at, reason, dead_letters_unknown, now),
+            Some(State::Dead { at, reason }) => self.dead(*at, reason, facts),
             Some(State::Dropped { at, reason }) => {
                 let said = format!("dropped at {} UTC: its webhook was {reason} then", utc(*at));
                 let first = match self.registration {
@@ -166,17 +173,14 @@ impl Case {
                 ),
             );
         }
-        let wait = match until - now {
-            ..0 => "now".to_owned(),
-            left => format!("in {}", age(Some(now), until.max(now + left))),
-        };
+        let wait = if until > now { age(Some(now), until) } else { "0s".to_owned() };
         let said = if held_back {
             format!(
-                "held back, as its receiver is to be left alone: waits until {at} UTC ({wait}), and \
+                "held back, as its receiver is to be left alone: waits until {at} UTC (in {wait}), and \
                  perhaps some more times"
             )
         } else {
-            format!("waits for attempt {next} at {at} UTC ({wait})")
+            format!("waits for attempt {next} at {at} UTC (in {wait})")
         };
         let to_do = match self.registration {
             Registration::Enabled if held_back => format!(
@@ -192,13 +196,7 @@ impl Case {
         (said, to_do)
     }
 
-    fn dead(
-        &self,
-        at: UnixMillis,
-        reason: &str,
-        dead_letters_unknown: Option<&str>,
-        now: UnixMillis,
-    ) -> (String, String) {
+    fn dead(&self, at: UnixMillis, reason: &str, facts: Facts<'_>) -> (String, String) {
         let id = self.webhook_id;
         let reason = shown::line(reason, 40);
         let meaning = match reason.as_str() {
@@ -212,7 +210,7 @@ impl Case {
         let queue = letter.map(|letter| letter.queue.as_str());
         let queue = queue.or(self.entries.last().map(|entry| entry.queue.as_str()));
         let queue = shown::line(&dead_queue(queue.unwrap_or_default()), MOST_SHOWN);
-        let place = match (letter, dead_letters_unknown) {
+        let place = match (letter, facts.dead_letters_unknown) {
             (Some(_), _) => format!("it lies in {queue}"),
             (None, Some(problem)) => {
                 let problem = shown::line(problem, MOST_SHOWN);
@@ -220,9 +218,9 @@ impl Case {
             }
             (None, None) => format!("it is no longer in {queue}: replayed or purged"),
         };
-        let ago = age(Some(at), now);
+        let ago = age(Some(at), facts.now);
         let said = format!("dead since {} UTC, {ago} ago, {reason}{meaning}; {place}", utc(at));
-        if letter.is_none() && dead_letters_unknown.is_none() {
+        if letter.is_none() && facts.dead_letters_unknown.is_none() {
             return (
                 said,
                 "if it was replayed, its end will stand here; if it was purged, publish the event \
@@ -250,10 +248,10 @@ impl Case {
     }
 
     /// The log has nothing of it.
-    fn unheard_of(&self, event_type: Option<&str>) -> (String, String) {
+    fn unheard_of(&self, facts: Facts<'_>) -> (String, String) {
         let id = self.webhook_id;
         let said = |text: &str| text.to_owned();
-        match (self.registration, event_type) {
+        match (self.registration, facts.event_type) {
             (Registration::Deleted, _) => (
                 said("no webhook has this id, and nothing is logged for it"),
                 said("see `webhooks list`"),
@@ -266,6 +264,10 @@ impl Case {
             (Registration::Disabled, _) => (
                 said("nothing is logged for it: disabled, it gets no events"),
                 format!("`webhooks enable {id}`, then publish the event again"),
+            ),
+            (Registration::Enabled, _) if facts.is_unmatched => (
+                said("wants such an event today, and did not when this one came"),
+                said("publish the event again"),
             ),
             (Registration::Enabled, None) => (
                 said("nothing is logged for it, and the event's type is not known"),
