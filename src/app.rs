@@ -14,6 +14,7 @@ use crate::admin::{self, Casualties};
 use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
 use crate::config::Config;
 use crate::consumer;
+use crate::delivery_log;
 use crate::directory::Directory;
 use crate::metrics::{Glance, Metrics};
 use crate::pipeline::{Pipeline, Tally};
@@ -24,8 +25,8 @@ use crate::store::{Store, StoreError};
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the last threads (publisher, admin) may take once nobody needs them any more, within
-/// SHUTDOWN_TIMEOUT.
+/// How long the last threads (publisher, delivery log, admin) may take once nobody needs them any
+/// more, within SHUTDOWN_TIMEOUT.
 const FAREWELL: Duration = Duration::from_millis(2_500);
 
 /// Open files that we ask for, within the hard limit. More than we ever use; the kernel sizes
@@ -85,15 +86,24 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         }
     });
     let (publisher, publisher_thread) = Publisher::new(&config);
+    let (log, log_writer) = delivery_log::open(&config, &store, metrics.log_rows(), jitter);
     let pipeline = Arc::new(Pipeline::new(
         &config,
         Arc::clone(&directory),
         publisher,
         receivers,
+        log,
         Arc::clone(&metrics),
         shutdown.clone(),
     ));
 
+    if let Some(writer) = log_writer {
+        let stop = lanes_over.clone();
+        threads.spawn("delivery-log".to_owned(), move || {
+            writer.run(&stop);
+            Ok(())
+        })?;
+    }
     threads.spawn("publisher".to_owned(), move || {
         publisher_thread.run(&lanes_over, jitter);
         Ok(())

@@ -3,7 +3,9 @@
 mod check;
 mod dead_letters;
 mod listen;
+mod tail;
 mod webhooks;
+mod why;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -64,6 +66,13 @@ enum Command {
     /// List, show, replay and purge what could not be delivered
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// Say what became of an event: who wanted it, what was tried, where it is, what to do
+    ///
+    /// Reads the delivery log (DELIVERY_LOG) and, where the broker answers, the dead-letter queues.
+    /// Exit code 1 if nothing is known of the event.
+    Why(why::Why),
+    /// Show attempts as they are logged, by all instances, until Ctrl-C
+    Tail(tail::Tail),
     /// Publish an event to a queue, and wait until the broker has it
     Publish(Publish),
     /// Be a receiver: answer POSTs and print them
@@ -172,6 +181,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
         Command::Webhooks(command) => webhooks::run(command)?,
         Command::DeadLetters(command) => dead_letters::run(command)?,
+        Command::Why(command) => return why::run(command),
+        Command::Tail(command) => tail::run(command)?,
         Command::Publish(command) => publish(command)?,
         Command::Listen(options) => listen::run(options)?,
     }

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::domain::address::AllowedNetworks;
+use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::shown::{self, quoted};
@@ -40,7 +41,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 22] = [
+const SETTINGS: [Setting; 24] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
@@ -61,6 +62,8 @@ const SETTINGS: [Setting; 22] = [
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
     setting("DATABASE_POOL_SIZE", "consumers + 2", "N", "Connections to PostgreSQL"),
+    setting("DELIVERY_LOG", "failures", "WHAT", "What the table of delivery attempts holds, for `why` and `tail`: off, failures or all"),
+    setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long an entry stays there"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
 ];
@@ -69,7 +72,7 @@ const SETTINGS: [Setting; 22] = [
 /// RabbitMQ's `consumer_timeout`, 30 minutes by default: what is taken back then is sent again.
 const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 
-/// Ten years: for who wants a delivery to go on for ever.
+/// Ten years: for who wants a delivery to go on for ever, or what was logged of it to stay.
 const LONGEST_AGE: Duration = Duration::from_secs(87_600 * 3_600);
 
 /// How long a problem may be, in characters: with what it quotes, a path perhaps.
@@ -121,6 +124,8 @@ pub struct Config {
     pub tls: Tls,
     pub directory_entries: usize,
     pub database_pool_size: u32,
+    pub delivery_log: Extent,
+    pub delivery_log_keep: Duration,
     pub shutdown_timeout: Duration,
     pub rust_log: String,
 }
@@ -174,6 +179,8 @@ impl Settings {
                 Some(_) => self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
                 None => consumers + 2,
             },
+            delivery_log: self.with("DELIVERY_LOG", Extent::from_str)?,
+            delivery_log_keep: self.time_up_to("DELIVERY_LOG_KEEP", LONGEST_AGE)?,
             shutdown_timeout: self.time("SHUTDOWN_TIMEOUT")?,
             rust_log: self.with("RUST_LOG", parse_log_filter)?,
             queues,
@@ -491,6 +498,8 @@ mod tests {
             ("MAX_RESPONSE_BYTES", "129MiB"),
             ("ALLOW_NETWORKS", "home"),
             ("DATABASE_POOL_SIZE", "-1"),
+            ("DELIVERY_LOG", "some"),
+            ("DELIVERY_LOG_KEEP", "3651d"),
             ("SHUTDOWN_TIMEOUT", "9s"),
             ("RUST_LOG", "inof"),
         ] {

@@ -30,6 +30,9 @@
 //! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
 //! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own.
 //!
+//! What happened to a delivery on its way is told to the [`delivery_log`], for `why` and `tail`; that
+//! never waits, and nothing is decided by it.
+//!
 //! What died is the operator's: [`dead_letters`] shows it, and sends it back through
 //! `<queue>.retry`.
 //!
@@ -61,6 +64,7 @@ pub mod pipeline;
 pub mod domain;
 pub mod sender;
 pub mod receivers;
+pub mod delivery_log;
 pub mod directory;
 pub mod store;
 pub mod broker;

@@ -46,6 +46,7 @@ pub struct Metrics {
     transitions: IntCounterVec,
     directory_age: Gauge,
     lookups: Lookups,
+    log_rows: LogRows,
     /// Asked for what changes by the clock, when the metrics are read.
     look: OnceLock<Look>,
     database_up: IntGauge,
@@ -125,7 +126,9 @@ impl Held {
         Self::Interrupted,
     ];
 
-    const fn label(self) -> &'static str {
+    /// The metrics label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Degraded => "degraded",
             Self::Bulkhead => "bulkhead",
@@ -155,6 +158,17 @@ pub enum Dropped {
     Deleted,
     /// The webhook was disabled.
     Disabled,
+}
+
+impl Dropped {
+    /// The metrics label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 impl Metrics {
@@ -262,6 +276,15 @@ impl Metrics {
             database: lookups.with_label_values(&["database"]),
             last_known: lookups.with_label_values(&["last_known"]),
         };
+        let log_rows = make.counter(
+            "webhook_delivery_log_rows_total",
+            "Entries of the delivery log, by what became of them",
+            &["result"],
+        )?;
+        let log_rows = LogRows {
+            written: log_rows.with_label_values(&["written"]),
+            dropped: log_rows.with_label_values(&["dropped"]),
+        };
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
         make.gauge("webhook_build_info", "Always 1; the version is a label", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -289,13 +312,14 @@ impl Metrics {
         Ok(Self {
             lanes: queues.into_iter().map(|queue| (queue.clone(), lane(&queue))).collect(),
             queue_messages,
-            dropped_deleted: dropped.with_label_values(&["deleted"]),
-            dropped_disabled: dropped.with_label_values(&["disabled"]),
+            dropped_deleted: dropped.with_label_values(&[Dropped::Deleted.label()]),
+            dropped_disabled: dropped.with_label_values(&[Dropped::Disabled.label()]),
             receivers_degraded: receivers_degraded.with_label_values::<&str>(&[]),
             breakers_open: breakers_open.with_label_values::<&str>(&[]),
             transitions,
             directory_age,
             lookups,
+            log_rows,
             look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
             database_answered: Mutex::new(None),
@@ -332,6 +356,12 @@ impl Metrics {
     #[must_use]
     pub fn lookups(&self) -> Lookups {
         self.lookups.clone()
+    }
+
+    /// Where the delivery log counts its entries.
+    #[must_use]
+    pub fn log_rows(&self) -> LogRows {
+        self.log_rows.clone()
     }
 
     /// Says who knows what changes by the clock too: it is asked when somebody reads the metrics.
@@ -429,6 +459,15 @@ pub struct Lookups {
     pub database: IntCounter,
     /// From memory, while PostgreSQL is away.
     pub last_known: IntCounter,
+}
+
+/// The entries of the delivery log.
+#[derive(Clone, Debug)]
+pub struct LogRows {
+    /// They are in the table.
+    pub written: IntCounter,
+    /// They are not, because PostgreSQL was away or slow, or has no table for them.
+    pub dropped: IntCounter,
 }
 
 /// Makes metrics and registers them.

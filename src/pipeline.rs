@@ -13,9 +13,11 @@ use uuid::Uuid;
 
 use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher, unix_millis};
 use crate::config::Config;
+use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
 use crate::domain::delivery::{self, Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
+use crate::domain::history::Happened;
 use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
 use crate::domain::receiver::{Attempt, Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
@@ -73,6 +75,7 @@ pub struct Pipeline {
     publisher: Publisher,
     metrics: Arc<Metrics>,
     receivers: Arc<Receivers>,
+    log: DeliveryLog,
     schedule: Schedule,
     /// Of circuit breakers.
     pauses: Vec<Span>,
@@ -103,6 +106,7 @@ impl Pipeline {
         directory: Arc<Directory>,
         publisher: Publisher,
         receivers: Arc<Receivers>,
+        log: DeliveryLog,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Self {
@@ -111,6 +115,7 @@ impl Pipeline {
             sender: Sender::new(config),
             publisher,
             receivers,
+            log,
             metrics,
             schedule: config.retry_schedule.clone(),
             pauses: config.circuit_breaker.pauses(),
@@ -190,6 +195,7 @@ impl Pipeline {
         match &webhooks[..] {
             [] => {
                 metrics.unmatched.inc();
+                self.log.record_unmatched(&context.lane.origin, &event);
                 log::debug!("unmatched event={} type={:?}", event.id, event.event_type);
             }
             [webhook] => {
@@ -217,6 +223,8 @@ impl Pipeline {
             Found::Disabled => Dropped::Disabled,
         };
         self.metrics.dropped(dropped).inc();
+        let happened = Happened::Dropped { why: dropped.label() };
+        self.log.record(&context.lane.origin, &delivery, happened);
         self.receivers.forget(delivery.webhook_id);
         log::info!(
             "delivery dropped event={} webhook={} reason={dropped:?}",
@@ -319,9 +327,13 @@ impl Pipeline {
             delivery.last_error = format!("no attempt yet: {hold}");
         }
         let delay = self.schedule.deferral(delivery.deferrals, hold.remaining(), &self.pauses);
-        match Decision::Park(delay).at_age(age(&delivery), self.delivery_max_age) {
+        let decision = Decision::Park(delay).at_age(age(&delivery), self.delivery_max_age);
+        let why = Held::from(hold);
+        let happened = Happened::HeldBack { why: why.label(), decision };
+        self.log.record(&context.lane.origin, &delivery, happened);
+        match decision {
             Decision::Park(delay) => {
-                let counter = context.metrics.held(hold.into());
+                let counter = context.metrics.held(why);
                 self.park(context, &delivery, delay, counter).map(Some)
             }
             Decision::Dead(reason) => {
@@ -360,6 +372,7 @@ impl Pipeline {
         metrics.in_flight.dec();
         let took = started.elapsed();
         metrics.request_duration.observe(took.as_secs_f64());
+        let status = response.status();
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
         self.note(webhook, &delivery.event, attempt, &outcome);
@@ -386,11 +399,15 @@ impl Pipeline {
             if reason == Reason::Gone {
                 self.disable(webhook);
             }
+            let happened = Happened::Attempted { failure: Some(reason), status, took, decision };
+            self.log.record(&context.lane.origin, &delivery, happened);
         }
         match decision {
             Decision::Delivered => {
                 metrics.success.inc();
                 metrics.lag.observe(self.lag(&delivery).as_secs_f64());
+                let happened = Happened::Attempted { failure: None, status, took, decision };
+                self.log.record(&context.lane.origin, &delivery, happened);
                 log::debug!(
                     "delivered event={} webhook={} attempt={} ms={}",
                     delivery.event.id,
@@ -479,6 +496,8 @@ impl Pipeline {
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
+        let happened = Happened::HandedOver { why: why.label() };
+        self.log.record(&context.lane.origin, delivery, happened);
         let message = travelling(context, delivery);
         let outgoing = Outgoing::hand_over(message, &context.lane.origin);
         self.promise(outgoing, context.metrics.held(why), true)

@@ -23,10 +23,13 @@ use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
 use crate::tls::{self, Tls};
 
 mod connector;
+mod delivery_attempts;
 mod listen;
+mod session;
 
 use connector::{ConnectError, Connector};
 
+pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
 pub use listen::{Heard, NotListening, Sign};
 
 /// How long a query may take, the wait for a connection included. The queries here take
@@ -47,12 +50,13 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i32, &str, &str); 5] = [
+const MIGRATIONS: [(i32, &str, &str); 6] = [
     (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
     (2, "events_index", include_str!("../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../sql/003_disabled.sql")),
     (4, "notify", include_str!("../sql/004_notify.sql")),
     (5, "secrets", include_str!("../sql/005_secrets.sql")),
+    (7, "delivery_attempts", include_str!("../sql/007_delivery_attempts.sql")),
 ];
 
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.
@@ -323,6 +327,24 @@ impl Store {
         )
     }
 
+    /// The webhooks with these ids, and then, enabled or not, those with one of these patterns; at
+    /// most so many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn concerned(
+        &self,
+        ids: &[Uuid],
+        patterns: &[String],
+        most: i64,
+    ) -> Result<Vec<Registered>, StoreError> {
+        self.command(
+            "SELECT * FROM webhooks WHERE id = ANY($1) OR events && $2
+             ORDER BY id = ANY($1) DESC, created_at, id LIMIT $3",
+            &[(&ids, Type::UUID_ARRAY), (&patterns, Type::TEXT_ARRAY), (&most, Type::INT8)],
+        )
+    }
+
     /// Deletes a webhook and returns it; `None` if there is none with this id.
     ///
     /// # Errors
@@ -539,7 +561,7 @@ fn explain(error: &postgres::Error) -> StoreError {
         "28000" | "28P01" => "check the user and password in DATABASE_URL",
         "3D000" => "create the database, or name another in DATABASE_URL",
         "3F000" | "42P01" | "42703" => "run `webhook-notifier migrate` on this database",
-        "42501" => "grant this user the rights to the table `webhooks`",
+        "42501" => "grant this user the rights to the tables `webhooks` and `delivery_attempts`",
         _ => return StoreError::Unavailable(db.message().to_owned()),
     };
     StoreError::Misconfigured(format!("{}: {remedy}", db.message()))

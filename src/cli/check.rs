@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{print, print_json};
 use crate::broker::{BrokerError, Link, Presence, Topology};
 use crate::config::Config;
+use crate::domain::history::Extent;
 use crate::domain::shown;
 use crate::shutdown;
 use crate::store::Store;
@@ -60,6 +61,14 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
             false => "not told of, so every event asks PostgreSQL: run `webhook-notifier migrate`",
         };
         findings.push(finding("changes", Ok::<_, BrokerError>(detail.to_owned())));
+    }
+    if answers && let Ok(has_log) = store.has_log() {
+        let detail = match (config.delivery_log, has_log) {
+            (Extent::Off, _) => "off: `why` and `tail` have nothing to tell",
+            (_, true) => "there is a table for it",
+            (_, false) => "has no table, so nothing is logged: run `webhook-notifier migrate`",
+        };
+        findings.push(finding("delivery log", Ok::<_, BrokerError>(detail.to_owned())));
     }
     if answers && let Ok(webhooks) = store.list(None) {
         let enabled = webhooks.iter().filter(|webhook| webhook.disabled_at.is_none()).count();

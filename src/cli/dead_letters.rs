@@ -388,7 +388,7 @@ fn or_dash(value: Option<&impl ToString>) -> String {
 }
 
 /// How long ago, in the largest unit that gives a whole number: `3d`.
-fn age(at: Option<UnixMillis>, now: UnixMillis) -> String {
+pub(super) fn age(at: Option<UnixMillis>, now: UnixMillis) -> String {
     let Some(at) = at else { return "-".to_owned() };
     let seconds = now.saturating_sub(at).max(0) / 1_000;
     match seconds {

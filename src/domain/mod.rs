@@ -4,9 +4,11 @@
 //! event is made in this folder, and carried out by the modules around it.
 
 pub mod address;
+pub mod calendar;
 pub mod dead_letter;
 pub mod delivery;
 pub mod event;
+pub mod history;
 pub mod outcome;
 pub mod receiver;
 pub mod retry;

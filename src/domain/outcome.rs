@@ -31,6 +31,17 @@ pub enum Response {
     },
 }
 
+impl Response {
+    /// The HTTP status code, if there was an answer.
+    #[must_use]
+    pub const fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { code, .. } => Some(*code),
+            Self::NoAnswer { .. } | Self::Refused { .. } => None,
+        }
+    }
+}
+
 /// Why an attempt failed: the bounded set behind the metrics label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the labels below say it")]

@@ -14,8 +14,11 @@ const MAX_STEPS: usize = 64;
 
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
-/// A time span as people write it: `500ms`, `5s`, `1m`, `24h`. Whole milliseconds; it prints in
-/// the largest unit that is exact, so equal spans print alike.
+/// Read, but never printed: wait queues are named by what is printed, and there are some of `24h`.
+const DAY: (&str, u64) = ("d", 86_400_000);
+
+/// A time span as people write it: `500ms`, `5s`, `1m`, `24h`, `7d`. Whole milliseconds; it prints
+/// in the largest unit up to hours that is exact, so equal spans print alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(Duration);
 
@@ -58,7 +61,8 @@ impl FromStr for Span {
         let usage = || format!("{} is not a time such as 500ms, 5s, 1m or 24h", quoted(text));
         let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(usage)?;
         let (number, name) = text.split_at(digits);
-        let (_, unit) = UNITS.iter().find(|(unit, _)| *unit == name).ok_or_else(usage)?;
+        let mut units = UNITS.iter().chain([&DAY]);
+        let (_, unit) = units.find(|(unit, _)| *unit == name).ok_or_else(usage)?;
         let number: u64 = number.parse().map_err(|_| usage())?;
         number
             .checked_mul(*unit)

@@ -74,6 +74,22 @@ pub fn matching_patterns(event_type: &str) -> Vec<String> {
     [event_type.to_owned(), "*".to_owned()].into_iter().chain(prefixes).collect()
 }
 
+/// Whether a pattern looks as if it was meant to match an event type that it does not match: in
+/// another case, with another end, or with a star where none counts.
+#[must_use]
+pub fn nearly_matches(pattern: &str, event_type: &str) -> bool {
+    if matching_patterns(event_type).iter().any(|matching| matching == pattern) {
+        return false;
+    }
+    let [pattern, event_type] = [pattern, event_type].map(str::to_lowercase);
+    let literal = pattern.trim_matches(['*', '.']);
+    let first = |text: &str| text.split(['.', '*']).next().unwrap_or_default().to_owned();
+    let (ours, theirs) = (first(literal), first(&event_type));
+    !ours.is_empty()
+        && !theirs.is_empty()
+        && (ours.starts_with(&theirs) || theirs.starts_with(&ours) || event_type.ends_with(literal))
+}
+
 /// Says whether a text can stand in a webhook's `events`: an event type, `*`, or a dotted prefix
 /// that ends in `.*`.
 ///
@@ -121,6 +137,21 @@ pub fn check_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// A webhook's URL for people to recognize: without query, fragment, user name and password, where
+/// secrets may stand. Where it can't be used, why.
+#[must_use]
+pub fn without_secrets(text: &str) -> String {
+    check_url(text).map_or_else(
+        |problem| problem,
+        |mut url| {
+            if url.query().is_some() {
+                url.set_query(Some("…"));
+            }
+            url.to_string().replace("%E2%80%A6", "…")
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +173,16 @@ mod tests {
             ["user.profile.updated", "*", "user.*", "user.profile.*"]
         );
         assert_eq!(matching_patterns("user"), ["user", "*"]);
+    }
+
+    #[test]
+    fn a_pattern_that_was_meant_to_match_is_told_from_the_others() {
+        for near in ["User.*", "user.create", "users.created", "user*", "*.created", "user"] {
+            assert!(nearly_matches(near, "user.created"), "{near}");
+        }
+        for other in ["*", "user.*", "user.created", "order.*", "", "**", "."] {
+            assert!(!nearly_matches(other, "user.created"), "{other}");
+        }
     }
 
     #[test]
@@ -214,6 +255,17 @@ mod tests {
     }
 
     #[test]
+    fn a_url_is_shown_without_what_may_be_secret() {
+        for (url, shown) in [
+            ("https://a.b/c?token=s3cret#f", "https://a.b/c?…"),
+            ("https://a.b/c", "https://a.b/c"),
+            ("https://u:s3cret@a.b/", "unusable URL: a user name and password in it are not sent"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
+
+    #[test]
     fn an_unusable_secret_makes_a_webhook_unusable_and_is_not_told() {
         let secrets = |current: &str| Secrets {
             current: Some(Secret::new(current.to_owned())),
@@ -230,7 +282,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_url_makes_it_panic(text in "(http://)?.{0,40}") {
-            let _ = read_url(&text);
+            let _ = (read_url(&text), without_secrets(&text), nearly_matches(&text, &text));
         }
 
         #[test]

@@ -7,17 +7,28 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
     (
         "app",
-        &["admin", "broker", "consumer", "directory", "pipeline", "receivers", "sender", "store"],
+        &[
+            "admin",
+            "broker",
+            "consumer",
+            "delivery_log",
+            "directory",
+            "pipeline",
+            "receivers",
+            "sender",
+            "store",
+        ],
     ),
     ("consumer", &["broker", "pipeline"]),
-    ("pipeline", &["broker", "directory", "receivers", "sender"]),
+    ("pipeline", &["broker", "delivery_log", "directory", "receivers", "sender"]),
     ("dead_letters", &["broker"]),
+    ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
     ("admin", &[]),
     ("broker", &["tls"]),

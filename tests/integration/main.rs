@@ -19,6 +19,8 @@ mod malformed;
 mod input;
 mod terminal;
 mod dead_letters;
+mod delivery_log;
+mod why;
 mod shutdown;
 mod connections;
 mod tls;

@@ -79,6 +79,22 @@ fn a_dead_letter_that_somebody_crafted_is_shown_and_not_obeyed() {
 }
 
 #[test]
+fn an_entry_of_the_log_that_somebody_crafted_is_shown_in_its_lines() {
+    let sandbox = Sandbox::new();
+    let webhook = sandbox.webhook(&format!("http://example.org/{HOSTILE}"), &[HOSTILE]);
+    sandbox.database.execute(
+        "INSERT INTO delivery_attempts (at, event_id, event_type, webhook_id, queue, outcome, attempt,
+             deferrals, reason, detail, dead)
+         VALUES (now(), 'e', $1, $2, $1, 'failed', 1, 0, $1, $1, $1)",
+        &[&HOSTILE, &webhook],
+    );
+    expect_harmless_command(&sandbox, &["why", "e"]);
+    let tail = sandbox.launch(&["tail"]).spawn();
+    let line = tail.wait_stdout(SOON, "failed");
+    expect_harmless("tail", &line);
+}
+
+#[test]
 fn what_listen_receives_from_strangers_is_one_line_each() {
     let sandbox = Sandbox::new();
     let listener = sandbox.launch(&["listen", "--addr", "127.0.0.1:0"]).spawn();

@@ -1,0 +1,122 @@
+//! `tail`: the delivery log as it is written, by all instances.
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use uuid::Uuid;
+
+use super::{Common, complain, print, read};
+use crate::domain::calendar::time_of_day;
+use crate::domain::event::MAX_NAME_BYTES;
+use crate::domain::history::{Entry, What};
+use crate::domain::retry::Span;
+use crate::domain::shown;
+use crate::shutdown;
+use crate::store::{Follower, Store, StoreError};
+
+/// How often PostgreSQL is asked.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much of a detail is shown to people, in characters: `why` has more of it.
+const MOST_OF_DETAIL: usize = 60;
+
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    /// Only deliveries to this webhook
+    #[arg(long, value_name = "ID")]
+    webhook: Option<Uuid>,
+    /// Only what is not well: failed, held back, dead or dropped
+    #[arg(long)]
+    failures: bool,
+    /// Begin with so many of the last ones
+    #[arg(long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    lines: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Prints entries until Ctrl-C, or until nobody reads them any more.
+pub(super) fn run(command: Tail) -> Result<()> {
+    let Tail { webhook, failures, lines, common } = command;
+    let store = Store::new(&read(&common.settings.0)?)?;
+    let mut follower = Follower::new(&store, webhook, failures);
+    // Ctrl-C just ends the command.
+    let (_trigger, shutdown) = shutdown::channel();
+    let is_json = common.output.json;
+    if !is_json {
+        print(HEADING)?;
+    }
+    let mut away = false;
+    while !is_closed_pipe() {
+        match follower.next(lines) {
+            Ok(seen) => {
+                if away {
+                    complain("PostgreSQL answers again");
+                    away = false;
+                }
+                for entry in &seen.entries {
+                    print(if is_json { serde_json::to_string(entry)? } else { for_people(entry) })?;
+                }
+                if seen.more {
+                    continue;
+                }
+            }
+            Err(error @ StoreError::Unavailable(_)) if !away => {
+                complain(&format!("{error} ({}); going on when it answers", store.address()));
+                away = true;
+            }
+            Err(StoreError::Unavailable(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let _ = shutdown.wait(INTERVAL);
+    }
+    Ok(())
+}
+
+/// `tail | head` has read enough; without another entry, a write would never tell.
+fn is_closed_pipe() -> bool {
+    let out = io::stdout();
+    let mut ends = [PollFd::new(&out, PollFlags::empty())];
+    let polled = poll(&mut ends, Some(&Timespec::default()));
+    polled.is_ok() && ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+}
+
+const HEADING: &str =
+    "TIME      ATT  WHAT              MS  WEBHOOK   EVENT                                 TYPE";
+
+fn for_people(entry: &Entry) -> String {
+    let Entry { at, attempt, what, ms, webhook_id, .. } = entry;
+    let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
+    // The whole of it would fill half a line, and `why` has it.
+    let webhook = webhook_id.map_or_else(|| "-".to_owned(), |id| id.to_string()[..8].to_owned());
+    let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
+    format!(
+        "{}  {attempt:>3}  {:11}  {ms:>7}  {webhook:8}  {:36}  {}{}",
+        time_of_day(*at),
+        what.label(),
+        name(&entry.event_id),
+        name(&entry.event_type),
+        remark(entry),
+    )
+}
+
+/// What came back, and what follows.
+fn remark(entry: &Entry) -> String {
+    let Entry { what, reason, detail, dead, next_attempt_at, at, .. } = entry;
+    let mut remarks = Vec::new();
+    match what {
+        What::Delivered | What::Unmatched => {}
+        What::Failed if !detail.is_empty() => remarks.push(shown::line(detail, MOST_OF_DETAIL)),
+        _ => remarks.extend(reason.as_deref().map(|reason| shown::line(reason, MOST_OF_DETAIL))),
+    }
+    remarks.extend(next_attempt_at.map(|next| match u64::try_from(next - at) {
+        Ok(wait) => format!("next in {}", Span::from(Duration::from_millis(wait))),
+        Err(_) => "next at once".to_owned(),
+    }));
+    remarks.extend(dead.as_deref().map(|reason| format!("dead: {}", shown::line(reason, 40))));
+    if remarks.is_empty() { String::new() } else { format!(": {}", remarks.join(", ")) }
+}

@@ -1,0 +1,263 @@
+//! `why`: what became of one event, by what was logged and by what lies in the dead-letter queues.
+
+mod case;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Common, Usage, print, print_json, read};
+use crate::broker::{Link, dead_queue, unix_millis};
+use crate::config::Config;
+use crate::dead_letters::{self, Scope};
+use crate::domain::dead_letter::{DeadLetter, Selection};
+use crate::domain::delivery::UnixMillis;
+use crate::domain::event::check_event_type;
+use crate::domain::history::{Entry, What};
+use crate::domain::webhook::{matching_patterns, nearly_matches};
+use crate::shutdown;
+use crate::store::{MOST_ENTRIES, Registered, Store};
+
+use case::{Case, Facts};
+
+/// How long the broker may take. The log alone says most of it.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many dead letters of a queue are looked through: a second's work. Meanwhile other commands
+/// can't see them.
+const MOST_DEAD_LETTERS: u32 = 20_000;
+
+/// How many webhooks of an event are told of.
+const MOST_WEBHOOKS: i64 = 1_000;
+
+/// How many patterns are named that nearly match.
+const MOST_NEAR: usize = 5;
+
+#[derive(Debug, Args)]
+pub(super) struct Why {
+    /// The event's id: the receiver's header `webhook-id`, `event=` in the log
+    event: String,
+    /// Only what concerns this webhook
+    #[arg(long, value_name = "ID")]
+    webhook: Option<Uuid>,
+    /// The event's type, where the log does not know it: says which webhooks want such an event
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// All that is known of an event.
+#[derive(Debug, Serialize)]
+struct Answer {
+    event_id: String,
+    event_type: Option<String>,
+    /// The queues that it was published to.
+    queues: BTreeSet<String>,
+    /// Whether anything is.
+    known: bool,
+    /// When no webhook wanted it.
+    unmatched_at: Option<UnixMillis>,
+    webhooks: Vec<Case>,
+    /// Dead letters that name no webhook: malformed ones.
+    malformed: Vec<DeadLetter>,
+    /// Patterns that nearly match.
+    near: Vec<Near>,
+    /// Why the dead-letter queues could not be looked through; none if they were, or need not be.
+    dead_letters_unknown: Option<String>,
+    /// When the oldest entry of the log was made.
+    log_begins_at: Option<UnixMillis>,
+    /// Whether the log has more of it than was read.
+    truncated: bool,
+    /// What it may mean that nothing is known.
+    may_be: Vec<String>,
+}
+
+/// A pattern that nearly matches.
+#[derive(Debug, Serialize)]
+struct Near {
+    webhook_id: Uuid,
+    pattern: String,
+}
+
+/// What a look at the dead letters has found.
+#[derive(Debug, Default)]
+struct Dead {
+    letters: Vec<DeadLetter>,
+    /// Why it is not all that there may be.
+    problem: Option<String>,
+}
+
+/// Prints the answer; exit code 1 if there is none.
+pub(super) fn run(command: Why) -> Result<ExitCode> {
+    let Why { event, webhook, event_type, common } = command;
+    if let Some(event_type) = &event_type {
+        check_event_type(event_type).map_err(|error| Usage(format!("--type: {error}")))?;
+    }
+    let config = read(&common.settings.0)?;
+    let store = Store::new(&config)?;
+    let answer = answer(&config, &store, event, webhook, event_type)?;
+    if common.output.json {
+        print_json(&answer)?;
+    } else {
+        print(text::for_people(&answer, webhook))?;
+    }
+    Ok(if answer.known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn answer(
+    config: &Config,
+    store: &Store,
+    event_id: String,
+    webhook: Option<Uuid>,
+    event_type: Option<String>,
+) -> Result<Answer> {
+    let now = unix_millis();
+    let entries = store.history(&event_id, webhook)?;
+    let truncated = entries.len() >= MOST_ENTRIES;
+    let log_begins_at = store.oldest_entry()?;
+    let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
+    let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
+    let logged_type = entries.last().map(|entry| entry.event_type.clone());
+
+    let mut stories: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
+    for entry in entries {
+        if let Some(id) = entry.webhook_id {
+            stories.entry(id).or_default().push(entry);
+        }
+    }
+    let dead = find_dead(config, &event_id, &stories, unmatched_at.is_some(), now);
+    let (letters, malformed): (Vec<_>, Vec<_>) =
+        dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
+    let known = !stories.is_empty()
+        || unmatched_at.is_some()
+        || !letters.is_empty()
+        || !malformed.is_empty();
+    queues.extend(letters.iter().chain(&malformed).map(|letter| letter.queue.clone()));
+    let mut dead_types = letters.iter().chain(&malformed).filter_map(|l| l.event_type.clone());
+    let event_type = logged_type.or_else(|| dead_types.next()).or(event_type);
+
+    // Told of even where the log has nothing of them: those that want it today.
+    let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
+    ids.extend(letters.iter().filter_map(|letter| letter.webhook_id));
+    let mut patterns = event_type.as_deref().map(matching_patterns).unwrap_or_default();
+    if let Some(only) = webhook {
+        (ids, patterns) = (BTreeSet::from([only]), Vec::new());
+    }
+    let named: Vec<Uuid> = ids.iter().copied().collect();
+    let registered = store.concerned(&named, &patterns, MOST_WEBHOOKS)?;
+    ids.extend(registered.iter().map(|webhook| webhook.id));
+    let mut registered: BTreeMap<Uuid, Registered> =
+        registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
+    let facts = Facts {
+        event_type: event_type.as_deref(),
+        is_unmatched: unmatched_at.is_some(),
+        dead_letters_unknown: dead.problem.as_deref(),
+        now,
+    };
+    let mut webhooks: Vec<Case> = ids
+        .into_iter()
+        .map(|id| {
+            let letter = letters.iter().rfind(|letter| letter.webhook_id == Some(id)).cloned();
+            let entries = stories.remove(&id).unwrap_or_default();
+            Case::new(id, registered.remove(&id), entries, letter, facts)
+        })
+        .collect();
+    webhooks.sort_by_key(Case::rank);
+
+    let near = match &event_type {
+        Some(event_type) if webhooks.iter().all(|case| case.patterns.is_empty()) => {
+            near(store, event_type)?
+        }
+        _ => Vec::new(),
+    };
+    let may_be = if known { Vec::new() } else { text::may_be(log_begins_at) };
+    Ok(Answer {
+        event_id,
+        event_type,
+        queues,
+        known,
+        unmatched_at,
+        webhooks,
+        malformed,
+        near,
+        dead_letters_unknown: dead.problem,
+        log_begins_at,
+        truncated,
+        may_be,
+    })
+}
+
+/// Looks for the event's dead letters, where the log says that there are some, or says nothing.
+fn find_dead(
+    config: &Config,
+    event_id: &str,
+    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    is_unmatched: bool,
+    now: UnixMillis,
+) -> Dead {
+    let dead = stories.values().filter(|entries| case::is_dead(entries, now));
+    let mut queues: BTreeSet<String> =
+        dead.filter_map(|entries| entries.last()).map(|entry| entry.queue.clone()).collect();
+    if stories.is_empty() && !is_unmatched {
+        queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
+    }
+    if queues.is_empty() {
+        return Dead::default();
+    }
+    let selection = Selection { event_id: Some(event_id.to_owned()), ..Selection::default() };
+    let (sender, found) = crossbeam_channel::bounded(1);
+    let config = config.clone();
+    let look = move || {
+        let queues: Vec<String> = queues.into_iter().collect();
+        // Fails when nobody waits for it any more.
+        let _ = sender.send(look_through(&config, &queues, &selection));
+    };
+    // It ends with the command, and then leaves everything where it is.
+    if let Err(error) = thread::Builder::new().name("dead-letters".to_owned()).spawn(look) {
+        return Dead { problem: Some(error.to_string()), ..Dead::default() };
+    }
+    found.recv_timeout(LOOK_TIMEOUT).unwrap_or_else(|_| Dead {
+        problem: Some(format!("RabbitMQ did not answer within {LOOK_TIMEOUT:?}")),
+        ..Dead::default()
+    })
+}
+
+fn look_through(config: &Config, queues: &[String], selection: &Selection) -> Dead {
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut letters = Vec::new();
+    let mut look = || -> Result<()> {
+        let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown)?;
+        let mut filled = Vec::new();
+        for queue in queues {
+            let count = link.queue_messages(&dead_queue(queue), &shutdown)?.unwrap_or(0);
+            if count > MOST_DEAD_LETTERS {
+                anyhow::bail!("{} has {count}, too many to look through", dead_queue(queue));
+            }
+            filled.extend((count > 0).then(|| queue.clone()));
+        }
+        link.close();
+        let scope =
+            Scope { config, queues: &filled, selection, limit: u64::MAX, shutdown: &shutdown };
+        Ok(dead_letters::look(scope, |letter, _| letters.push(letter))?)
+    };
+    let problem = look().err().map(|error| format!("{error:#}"));
+    Dead { letters, problem }
+}
+
+/// The patterns that look as if they were meant to match.
+fn near(store: &Store, event_type: &str) -> Result<Vec<Near>> {
+    let webhooks = store.list(None)?.into_iter();
+    let patterns = webhooks.flat_map(|webhook| {
+        let id = webhook.id;
+        webhook.events.into_iter().map(move |pattern| Near { webhook_id: id, pattern })
+    });
+    Ok(patterns.filter(|near| nearly_matches(&near.pattern, event_type)).take(MOST_NEAR).collect())
+}

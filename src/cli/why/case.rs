@@ -1,0 +1,286 @@
+//! What became of an event at one webhook, and what to do about it.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::broker::dead_queue;
+use crate::domain::calendar::utc;
+use crate::domain::dead_letter::DeadLetter;
+use crate::domain::delivery::UnixMillis;
+use crate::domain::history::{Entry, State};
+use crate::domain::shown;
+use crate::domain::webhook::{matching_patterns, without_secrets};
+use crate::store::Registered;
+
+use super::super::dead_letters::age;
+
+/// How much is shown of what somebody registered or another program said, in characters.
+pub(super) const MOST_SHOWN: usize = 300;
+
+/// An event and a webhook.
+#[derive(Debug, Serialize)]
+pub(super) struct Case {
+    pub(super) webhook_id: Uuid,
+    /// Without what may be secret; none if it is no longer registered.
+    pub(super) url: Option<String>,
+    pub(super) registration: Registration,
+    /// Why it is disabled.
+    pub(super) disabled_reason: Option<String>,
+    /// Its patterns that match the event's type.
+    pub(super) patterns: Vec<String>,
+    /// All of its patterns.
+    #[serde(skip)]
+    pub(super) events: Vec<String>,
+    /// Where the delivery is; none if nothing is known of it.
+    #[serde(flatten)]
+    pub(super) state: Option<State>,
+    /// Where it is, in words.
+    pub(super) now: String,
+    /// What to do about it, in words.
+    pub(super) to_do: String,
+    /// The dead letter, if it was found.
+    pub(super) dead_letter: Option<DeadLetter>,
+    /// What was logged.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// What is known beside the webhook and its story.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) event_type: Option<&'a str>,
+    /// No webhook wanted the event when it came.
+    pub(super) is_unmatched: bool,
+    /// Why not all dead letters were seen.
+    pub(super) dead_letters_unknown: Option<&'a str>,
+    pub(super) now: UnixMillis,
+}
+
+/// Whether a webhook is there today.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Registration {
+    Enabled,
+    Disabled,
+    Deleted,
+}
+
+/// Whether that is the story of a dead letter.
+pub(super) fn is_dead(entries: &[Entry], now: UnixMillis) -> bool {
+    matches!(State::of(entries, now), Some(State::Dead { .. }))
+}
+
+impl Case {
+    pub(super) fn new(
+        webhook_id: Uuid,
+        registered: Option<Registered>,
+        entries: Vec<Entry>,
+        dead_letter: Option<DeadLetter>,
+        facts: Facts<'_>,
+    ) -> Self {
+        let events = registered.as_ref().map(|webhook| webhook.events.clone()).unwrap_or_default();
+        let matching = facts.event_type.map(matching_patterns).unwrap_or_default();
+        let patterns = events.iter().filter(|pattern| matching.contains(pattern)).cloned();
+        let registration = match &registered {
+            None => Registration::Deleted,
+            Some(webhook) if webhook.disabled_at.is_some() => Registration::Disabled,
+            Some(_) => Registration::Enabled,
+        };
+        let state = State::of(&entries, facts.now).or_else(|| {
+            let letter = dead_letter.as_ref()?;
+            Some(State::Dead {
+                at: letter.dead_at.unwrap_or(facts.now),
+                reason: letter.reason.clone(),
+            })
+        });
+        let mut case = Self {
+            webhook_id,
+            url: registered
+                .as_ref()
+                .map(|webhook| shown::line(&without_secrets(&webhook.post_url), MOST_SHOWN)),
+            registration,
+            disabled_reason: registered.and_then(|webhook| webhook.disabled_reason),
+            patterns: patterns.collect(),
+            events,
+            state,
+            now: String::new(),
+            to_do: String::new(),
+            dead_letter,
+            entries,
+        };
+        (case.now, case.to_do) = case.judged(facts);
+        case
+    }
+
+    /// What needs somebody comes first.
+    pub(super) fn rank(&self) -> u8 {
+        match self.state {
+            Some(State::Dead { .. }) => 0,
+            Some(State::Waiting { overdue: true, .. }) => 1,
+            Some(State::Dropped { .. }) => 2,
+            Some(State::Waiting { .. }) => 3,
+            Some(State::Delivered { .. }) => 4,
+            None => 5,
+        }
+    }
+
+    /// Where it is, and what to do.
+    fn judged(&self, facts: Facts<'_>) -> (String, String) {
+        let id = self.webhook_id;
+        match &self.state {
+            None => self.unheard_of(facts),
+            Some(State::Delivered { at }) => {
+                let attempt = self.entries.last().map_or(1, |entry| entry.attempt);
+                let said = format!("delivered at {} UTC, by attempt {attempt}", utc(*at));
+                (said, "nothing: the receiver has answered 2xx".to_owned())
+            }
+            Some(State::Waiting { until, held_back, overdue }) => {
+                self.waiting(*until, *held_back, *overdue, facts.now)
+            }
+            Some(State::Dead { at, reason }) => self.dead(*at, reason, facts),
+            Some(State::Dropped { at, reason }) => {
+                let said = format!("dropped at {} UTC: its webhook was {reason} then", utc(*at));
+                let first = match self.registration {
+                    Registration::Disabled => format!("`webhooks enable {id}`, then "),
+                    Registration::Enabled | Registration::Deleted => String::new(),
+                };
+                (said, format!("{first}publish the event again: what was dropped is not kept"))
+            }
+        }
+    }
+
+    fn waiting(
+        &self,
+        until: UnixMillis,
+        held_back: bool,
+        overdue: bool,
+        now: UnixMillis,
+    ) -> (String, String) {
+        let id = self.webhook_id;
+        let next = self.entries.last().map_or(1, |entry| entry.attempt + 1);
+        let queue = self.entries.last().map(|entry| entry.queue.as_str()).unwrap_or_default();
+        let at = utc(until);
+        if overdue {
+            return (
+                format!(
+                    "overdue: attempt {next} was due at {at} UTC, {} ago, and nothing was logged \
+                     of it",
+                    age(Some(until), now)
+                ),
+                format!(
+                    "is a notifier running, and does it consume {queue}.retry? See its /readyz, \
+                     and `webhook-notifier check`. If it is well, that lane has a backlog, or the \
+                     log has a gap"
+                ),
+            );
+        }
+        let wait = if until > now { age(Some(now), until) } else { "0s".to_owned() };
+        let said = if held_back {
+            format!(
+                "held back, as its receiver is to be left alone: waits until {at} UTC (in {wait}), and \
+                 perhaps some more times"
+            )
+        } else {
+            format!("waits for attempt {next} at {at} UTC (in {wait})")
+        };
+        let to_do = match self.registration {
+            Registration::Enabled if held_back => format!(
+                "nothing, once the receiver is well: it is asked again by itself. What it got last \
+                 is in `webhook-notifier tail --webhook {id}`"
+            ),
+            Registration::Enabled => format!("nothing: next attempt at {at} UTC"),
+            Registration::Disabled => {
+                format!("`webhooks enable {id}` before that, or it is dropped then")
+            }
+            Registration::Deleted => "nothing: it is dropped then".to_owned(),
+        };
+        (said, to_do)
+    }
+
+    fn dead(&self, at: UnixMillis, reason: &str, facts: Facts<'_>) -> (String, String) {
+        let id = self.webhook_id;
+        let reason = shown::line(reason, 40);
+        let meaning = match reason.as_str() {
+            "exhausted" => ": every attempt of the schedule failed",
+            "gone" => ": the receiver answered 410",
+            "rejected" => ": its URL can't be used, or leads where it may not",
+            "expired" => ": older than DELIVERY_MAX_AGE",
+            _ => "",
+        };
+        let letter = self.dead_letter.as_ref();
+        let queue = letter.map(|letter| letter.queue.as_str());
+        let queue = queue.or(self.entries.last().map(|entry| entry.queue.as_str()));
+        let queue = shown::line(&dead_queue(queue.unwrap_or_default()), MOST_SHOWN);
+        let place = match (letter, facts.dead_letters_unknown) {
+            (Some(_), _) => format!("it lies in {queue}"),
+            (None, Some(problem)) => {
+                let problem = shown::line(problem, MOST_SHOWN);
+                format!("whether it still lies in {queue} is not known: {problem}")
+            }
+            (None, None) => format!("it is no longer in {queue}: replayed or purged"),
+        };
+        let ago = age(Some(at), facts.now);
+        let said = format!("dead since {} UTC, {ago} ago, {reason}{meaning}; {place}", utc(at));
+        if letter.is_none() && facts.dead_letters_unknown.is_none() {
+            return (
+                said,
+                "if it was replayed, its end will stand here; if it was purged, publish the event \
+                 again"
+                    .to_owned(),
+            );
+        }
+        let replay = format!("`webhook-notifier dead-letters replay --webhook {id}`");
+        let to_do = match (self.registration, reason.as_str()) {
+            (Registration::Deleted, _) => {
+                "its webhook is no longer registered: a replay would be dropped. Register it again \
+                 and publish the event again"
+                    .to_owned()
+            }
+            (Registration::Disabled, _) => {
+                format!("if the receiver is there again: `webhooks enable {id}`, then {replay}")
+            }
+            (_, "rejected") => format!("mend what the error says, then {replay}"),
+            (_, "delivery_limit") => {
+                format!("raise the delivery limit of the broker's policy, then {replay}")
+            }
+            _ => format!("once the receiver is well: {replay}"),
+        };
+        (said, to_do)
+    }
+
+    /// The log has nothing of it.
+    fn unheard_of(&self, facts: Facts<'_>) -> (String, String) {
+        let id = self.webhook_id;
+        let said = |text: &str| text.to_owned();
+        match (self.registration, facts.event_type) {
+            (Registration::Deleted, _) => (
+                said("no webhook has this id, and nothing is logged for it"),
+                said("see `webhooks list`"),
+            ),
+            (_, Some(event_type)) if self.patterns.is_empty() => {
+                let event_type = shown::line(event_type, MOST_SHOWN);
+                let said = format!("not for it: none of its patterns matches {event_type}");
+                (said, "if it should: change its `events`, and publish the event again".to_owned())
+            }
+            (Registration::Disabled, _) => (
+                said("nothing is logged for it: disabled, it gets no events"),
+                format!("`webhooks enable {id}`, then publish the event again"),
+            ),
+            (Registration::Enabled, _) if facts.is_unmatched => (
+                said("wants such an event today, and did not when this one came"),
+                said("publish the event again"),
+            ),
+            (Registration::Enabled, None) => (
+                said("nothing is logged for it, and the event's type is not known"),
+                said("give the type: `--type TYPE`"),
+            ),
+            (Registration::Enabled, Some(_)) => (
+                said(
+                    "nothing is logged for it: delivered at its first attempt \
+                     (DELIVERY_LOG=failures logs no such one), or not yet wanted when it came, or \
+                     not yet attempted",
+                ),
+                said("see the receiver's own log: the header `webhook-id` is the event's id"),
+            ),
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! The delivery log: what is worth an entry, what an entry says, and what a delivery's entries
+//! together say of where it is now.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::delivery::{Delivery, UnixMillis};
+use super::event::Event;
+use super::outcome::{Decision, Reason};
+use super::shown::{self, quoted};
+
+/// How much of an error an entry holds, in characters: as much as the header `x-last-error`.
+const MOST_OF_DETAIL: usize = 300;
+
+/// Of the waits below this, only every delivery's first, second, fourth, eighth … is worth an
+/// entry. While a receiver is away, a hundred thousand deliveries may wait for it, each of them
+/// again and again: so each makes a handful of entries and not hundreds.
+const SHORT_WAIT: Duration = Duration::from_secs(15 * 60);
+
+/// How long after its time a delivery may be without being overdue: its lane may be busy. The
+/// broker's clock may run some percent differently besides.
+const LATE: Duration = Duration::from_secs(60);
+
+/// What the log is to hold. As a setting: `off`, `failures` or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing.
+    Off,
+    /// What went wrong, from its beginning to its end: failed attempts, waiting, what is dead or
+    /// dropped, and deliveries that succeed after all.
+    Failures,
+    /// Also what went well at once, and the events that no webhook wants.
+    All,
+}
+
+impl FromStr for Extent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "failures" => Ok(Self::Failures),
+            "all" => Ok(Self::All),
+            _ => Err(format!("{} is not one of off, failures, all", quoted(text))),
+        }
+    }
+}
+
+/// What happened to a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happened {
+    /// An attempt was made.
+    Attempted {
+        /// Why it failed; none if the receiver has the event.
+        failure: Option<Reason>,
+        /// The status of the answer, if there was one.
+        status: Option<u16>,
+        /// How long it took.
+        took: Duration,
+        /// What follows.
+        decision: Decision,
+    },
+    /// No attempt was made, and it waits; or it is too old to.
+    HeldBack {
+        /// Why, as in the metrics.
+        why: &'static str,
+        /// What follows.
+        decision: Decision,
+    },
+    /// No attempt was made here, but the retry lane makes one as soon as it can.
+    HandedOver {
+        /// Why, as in the metrics.
+        why: &'static str,
+    },
+    /// Its webhook is gone.
+    Dropped {
+        /// `deleted` or `disabled`.
+        why: &'static str,
+    },
+}
+
+impl Extent {
+    /// Whether that is worth an entry.
+    #[must_use]
+    pub fn includes(self, happened: &Happened, delivery: &Delivery) -> bool {
+        match (self, happened) {
+            (Self::Off, _) => false,
+            (_, Happened::HeldBack { decision: Decision::Park(wait), .. }) => {
+                delivery.deferrals.is_power_of_two() || wait.get() >= SHORT_WAIT
+            }
+            (Self::All, _) => true,
+            // The end of a story that has begun: it failed or waited before, or even died and was
+            // replayed.
+            (Self::Failures, Happened::Attempted { failure: None, .. }) => {
+                !delivery.last_error.is_empty()
+            }
+            (Self::Failures, Happened::HandedOver { .. }) => false,
+            (Self::Failures, _) => true,
+        }
+    }
+}
+
+/// What an entry is about, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "they are those of Happened")]
+pub enum What {
+    Delivered,
+    Failed,
+    HeldBack,
+    HandedOver,
+    Dropped,
+    /// No webhook wants the event.
+    Unmatched,
+}
+
+impl What {
+    const ALL: [Self; 6] = [
+        Self::Delivered,
+        Self::Failed,
+        Self::HeldBack,
+        Self::HandedOver,
+        Self::Dropped,
+        Self::Unmatched,
+    ];
+
+    /// The word, as the table has it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::HeldBack => "held_back",
+            Self::HandedOver => "handed_over",
+            Self::Dropped => "dropped",
+            Self::Unmatched => "unmatched",
+        }
+    }
+
+    /// What the word means; nothing if it is a later version's.
+    #[must_use]
+    pub fn of_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|what| what.label() == label)
+    }
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// When it happened.
+    pub at: UnixMillis,
+    /// The event's id.
+    pub event_id: String,
+    /// The event's type.
+    pub event_type: String,
+    /// The webhook; none if no webhook wants the event.
+    pub webhook_id: Option<Uuid>,
+    /// The queue that the event was published to.
+    pub queue: String,
+    /// What happened.
+    pub what: What,
+    /// Attempts made so far, this one included.
+    pub attempt: u32,
+    /// How often it had to wait without an attempt so far, this time included.
+    pub deferrals: u32,
+    /// The status of the answer.
+    pub status: Option<u16>,
+    /// Why, in a word of a bounded set.
+    pub reason: Option<String>,
+    /// Why, in words for people; may be empty. Holds no secret.
+    pub detail: String,
+    /// How long the attempt took, in milliseconds.
+    pub ms: Option<u64>,
+    /// Until when it waits.
+    pub next_attempt_at: Option<UnixMillis>,
+    /// Why it is dead.
+    pub dead: Option<String>,
+}
+
+impl Entry {
+    /// What happened to a delivery of an event from `queue`.
+    #[must_use]
+    pub fn of(happened: &Happened, queue: &str, delivery: &Delivery, at: UnixMillis) -> Self {
+        let (what, reason, status, took, decision) = match *happened {
+            Happened::Attempted { failure: None, status, took, .. } => {
+                (What::Delivered, None, status, Some(took), None)
+            }
+            Happened::Attempted { failure: Some(reason), status, took, decision } => {
+                (What::Failed, Some(reason.label()), status, Some(took), Some(decision))
+            }
+            Happened::HeldBack { why, decision } => {
+                (What::HeldBack, Some(why), None, None, Some(decision))
+            }
+            Happened::HandedOver { why } => (What::HandedOver, Some(why), None, None, None),
+            Happened::Dropped { why } => (What::Dropped, Some(why), None, None, None),
+        };
+        // The last error of what is delivered now is an older one.
+        let error = if what == What::Delivered { "" } else { &delivery.last_error };
+        Self {
+            webhook_id: Some(delivery.webhook_id),
+            attempt: delivery.attempts,
+            deferrals: delivery.deferrals,
+            status,
+            reason: reason.map(str::to_owned),
+            detail: shown::line(error, MOST_OF_DETAIL),
+            ms: took.map(millis),
+            next_attempt_at: match decision {
+                Some(Decision::Park(wait)) => Some(later(at, wait.get())),
+                _ => None,
+            },
+            dead: match decision {
+                Some(Decision::Dead(reason)) => Some(reason.label().to_owned()),
+                _ => None,
+            },
+            ..Self::bare(what, queue, &delivery.event, at)
+        }
+    }
+
+    /// No webhook wants this event from `queue`.
+    #[must_use]
+    pub fn unmatched(queue: &str, event: &Event, at: UnixMillis) -> Self {
+        Self::bare(What::Unmatched, queue, event, at)
+    }
+
+    fn bare(what: What, queue: &str, event: &Event, at: UnixMillis) -> Self {
+        Self {
+            at,
+            event_id: event.id.clone(),
+            event_type: event.event_type.clone(),
+            webhook_id: None,
+            queue: queue.to_owned(),
+            what,
+            attempt: 0,
+            deferrals: 0,
+            status: None,
+            reason: None,
+            detail: String::new(),
+            ms: None,
+            next_attempt_at: None,
+            dead: None,
+        }
+    }
+}
+
+/// Where a delivery is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// At its receiver.
+    Delivered {
+        /// Since when.
+        at: UnixMillis,
+    },
+    /// At the broker, until its next attempt.
+    Waiting {
+        /// When that is; perhaps later, if it was held back.
+        until: UnixMillis,
+        /// Whether it waits because its receiver is to be left alone.
+        held_back: bool,
+        /// Whether something should have been heard of it by now.
+        overdue: bool,
+    },
+    /// In the dead-letter queue.
+    Dead {
+        /// Since when.
+        at: UnixMillis,
+        /// Why.
+        reason: String,
+    },
+    /// Nowhere: its webhook was deleted or disabled.
+    Dropped {
+        /// Since when.
+        at: UnixMillis,
+        /// `deleted` or `disabled`.
+        reason: String,
+    },
+}
+
+impl State {
+    /// Where a delivery is at the time `now`, by its entries, oldest first. None without any.
+    #[must_use]
+    pub fn of(entries: &[Entry], now: UnixMillis) -> Option<Self> {
+        let last = entries.iter().rfind(|entry| entry.what != What::Unmatched)?;
+        let reason = || last.reason.clone().unwrap_or_default();
+        Some(match last.what {
+            What::Delivered => Self::Delivered { at: last.at },
+            What::Dropped => Self::Dropped { at: last.at, reason: reason() },
+            _ if last.dead.is_some() => {
+                Self::Dead { at: last.at, reason: last.dead.clone().unwrap_or_default() }
+            }
+            _ => {
+                let until = last.next_attempt_at.unwrap_or(last.at);
+                Self::Waiting {
+                    until,
+                    held_back: last.what == What::HeldBack,
+                    overdue: now > due(last, until),
+                }
+            }
+        })
+    }
+}
+
+/// When the next entry should be there at the latest.
+fn due(last: &Entry, until: UnixMillis) -> UnixMillis {
+    let wait = Duration::from_millis(until.saturating_sub(last.at).max(0).unsigned_abs());
+    let unseen = match last.what {
+        // Those before the next power of two.
+        What::HeldBack => (last.deferrals + 1).next_power_of_two() - last.deferrals - 1,
+        _ => 0,
+    };
+    later(until, LATE + wait / 20 + SHORT_WAIT * unseen)
+}
+
+fn later(at: UnixMillis, by: Duration) -> UnixMillis {
+    at.saturating_add(UnixMillis::try_from(by.as_millis()).unwrap_or(UnixMillis::MAX))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::outcome::DeadReason;
+    use crate::domain::retry::Span;
+    use proptest::prelude::*;
+
+    fn delivery(attempts: u32, deferrals: u32, last_error: &str) -> Delivery {
+        Delivery {
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            webhook_id: Uuid::nil(),
+            attempts,
+            deferrals,
+            first_received_at: 0,
+            last_error: last_error.to_owned(),
+        }
+    }
+
+    fn park(seconds: u64) -> Decision {
+        Decision::Park(Span::from(Duration::from_secs(seconds)))
+    }
+
+    fn attempted(failure: Option<Reason>, decision: Decision) -> Happened {
+        Happened::Attempted { failure, status: None, took: Duration::from_millis(7), decision }
+    }
+
+    fn delivered() -> Happened {
+        attempted(None, Decision::Delivered)
+    }
+
+    fn failed(decision: Decision) -> Happened {
+        attempted(Some(Reason::Timeout), decision)
+    }
+
+    fn held_back(decision: Decision) -> Happened {
+        Happened::HeldBack { why: "breaker", decision }
+    }
+
+    #[test]
+    fn failures_are_logged_from_their_beginning_to_their_end() {
+        let dead = Decision::Dead(DeadReason::Expired);
+        let handed_over = Happened::HandedOver { why: "split" };
+        let cases = [
+            // Happened; the delivery; in `failures`; in `all`
+            (delivered(), delivery(1, 0, ""), false, true),
+            (delivered(), delivery(2, 0, "status 500"), true, true),
+            // Replayed.
+            (delivered(), delivery(1, 0, "status 500"), true, true),
+            (failed(park(1)), delivery(1, 0, "status 500"), true, true),
+            (failed(dead), delivery(9, 0, "status 500"), true, true),
+            (handed_over, delivery(0, 0, ""), false, true),
+            (held_back(park(1)), delivery(0, 1, "x"), true, true),
+            (held_back(park(1)), delivery(0, 2, "x"), true, true),
+            (held_back(park(1)), delivery(0, 3, "x"), false, false),
+            (held_back(park(899)), delivery(0, 100, "x"), false, false),
+            (held_back(park(900)), delivery(0, 100, "x"), true, true),
+            (held_back(dead), delivery(0, 100, "x"), true, true),
+            (Happened::Dropped { why: "deleted" }, delivery(3, 0, "x"), true, true),
+        ];
+        for (happened, delivery, failures, all) in cases {
+            let included = |extent: Extent| extent.includes(&happened, &delivery);
+            assert_eq!(included(Extent::Failures), failures, "{happened:?} {delivery:?}");
+            assert_eq!(included(Extent::All), all, "{happened:?} {delivery:?}");
+            assert!(!included(Extent::Off));
+        }
+    }
+
+    #[test]
+    fn an_entry_says_what_happened_and_what_follows() {
+        let entry = Entry::of(&failed(park(2)), "q", &delivery(3, 0, "no answer\n"), 1_000);
+        assert_eq!((entry.what, entry.attempt, entry.ms), (What::Failed, 3, Some(7)));
+        assert_eq!(entry.reason.as_deref(), Some("timeout"));
+        assert_eq!((entry.next_attempt_at, entry.dead), (Some(3_000), None));
+        assert_eq!(entry.detail, "no answer\\n");
+        let dead = Decision::Dead(DeadReason::Exhausted);
+        let entry = Entry::of(&failed(dead), "q", &delivery(3, 0, "x"), 1_000);
+        assert_eq!((entry.next_attempt_at, entry.dead.as_deref()), (None, Some("exhausted")));
+        let entry = Entry::of(&delivered(), "q", &delivery(2, 0, "status 500"), 1_000);
+        assert_eq!((entry.what, entry.detail.as_str(), entry.reason), (What::Delivered, "", None));
+        for what in What::ALL {
+            assert_eq!(What::of_label(what.label()), Some(what));
+        }
+    }
+
+    #[test]
+    fn the_last_entry_says_where_a_delivery_is() {
+        let at = 1_000_000;
+        let entry =
+            |happened, deferrals| Entry::of(&happened, "q", &delivery(1, deferrals, "x"), at);
+        let state = |entries: &[Entry], after: i64| State::of(entries, at + after * 1_000);
+        let waiting = |seconds: i64, held_back, overdue| {
+            Some(State::Waiting { until: at + seconds * 1_000, held_back, overdue })
+        };
+        let failed_once = entry(failed(park(10)), 0);
+        assert_eq!(state(&[], 0), None);
+        assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false, false));
+        assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false, false));
+        assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, false, true));
+        // The third, too short for an entry, may follow the second.
+        let held = [failed_once.clone(), entry(held_back(park(10)), 2)];
+        assert_eq!(state(&held, 72), waiting(10, true, false));
+        assert_eq!(state(&held, 1_000), waiting(10, true, true));
+        let handed_over = entry(Happened::HandedOver { why: "split" }, 0);
+        assert_eq!(state(&[handed_over], 61), waiting(0, false, true));
+        let ended = |happened| state(&[failed_once.clone(), entry(happened, 0)], 0);
+        assert_eq!(ended(delivered()), Some(State::Delivered { at }));
+        assert_eq!(
+            ended(failed(Decision::Dead(DeadReason::Gone))),
+            Some(State::Dead { at, reason: "gone".to_owned() })
+        );
+        assert_eq!(
+            ended(Happened::Dropped { why: "disabled" }),
+            Some(State::Dropped { at, reason: "disabled".to_owned() })
+        );
+        let event = Event { id: "e".to_owned(), event_type: "t".to_owned() };
+        assert_eq!(state(&[Entry::unmatched("q", &event, at)], 0), None);
+    }
+
+    #[test]
+    fn what_is_no_extent_is_refused() {
+        for (text, extent) in [("off", Extent::Off), ("failures", Extent::Failures)] {
+            assert_eq!(text.parse(), Ok(extent));
+        }
+        assert!("ALL".parse::<Extent>().is_err_and(|error| error.contains("failures")));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_back_is_not_overdue_before_its_next_entry_is(
+            deferrals in 1_u32..1_000, waits in prop::collection::vec(1_u64..900, 1_000),
+        ) {
+            let (mut now, mut entries) = (0, Vec::new());
+            for (deferrals, seconds) in (deferrals..).zip(waits) {
+                let (happened, delivery) = (held_back(park(seconds)), delivery(0, deferrals, "x"));
+                let state = State::of(&entries, now);
+                let is_overdue = matches!(state, Some(State::Waiting { overdue: true, .. }));
+                prop_assert!(!is_overdue, "{state:?} at {now}");
+                if Extent::Failures.includes(&happened, &delivery) {
+                    entries.push(Entry::of(&happened, "q", &delivery, now));
+                }
+                now = later(now, Duration::from_secs(seconds));
+            }
+        }
+    }
+}

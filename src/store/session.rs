@@ -1,0 +1,93 @@
+//! A connection beside the pool, for whoever must not take one of the deliveries'.
+
+use postgres::Client;
+use r2d2::ManageConnection;
+
+use super::connector::Connector;
+use super::{Store, StoreError, bounded_by_timeout, explain, no_answer};
+use crate::tls::Tls;
+
+/// One connection, made when it is needed, and given up when it fails or says nothing.
+pub struct Session {
+    config: postgres::Config,
+    tls: Tls,
+    client: Option<Client>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let is_connected = self.client.is_some();
+        formatter
+            .debug_struct("Session")
+            .field("is_connected", &is_connected)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A session of that name, in PostgreSQL's list of them. Opens nothing yet.
+    #[must_use]
+    pub fn session(&self, name: &str) -> Session {
+        let mut config = self.config.clone();
+        config.application_name(name);
+        Session { config, tls: self.tls.clone(), client: None }
+    }
+}
+
+impl Session {
+    /// Closes the connection, until it is needed again.
+    pub fn rest(&mut self) {
+        if let Some(client) = self.client.take() {
+            // To say goodbye may take as long as to ask.
+            let _ = bounded_by_timeout(|| {
+                drop(client);
+                Ok(())
+            });
+        }
+    }
+
+    /// Runs `work` on the connection, for as long as a query may take. `Silence` says nothing of
+    /// whether it was done.
+    pub(super) fn run<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
+    ) -> Result<T, Failed> {
+        let client = self.client.take();
+        let connector = Connector::new(self.config.clone(), &self.tls);
+        let done = bounded_by_timeout(move || {
+            let mut client = match client {
+                Some(client) => client,
+                None => connector.connect()?,
+            };
+            let answer = work(&mut client).map_err(|error| explain(&error))?;
+            Ok((client, answer))
+        });
+        match done {
+            Some(Ok((client, answer))) => {
+                self.client = Some(client);
+                Ok(answer)
+            }
+            Some(Err(error)) => Err(Failed::Error(error)),
+            None => Err(Failed::Silence),
+        }
+    }
+}
+
+/// Why a session gave no answer.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// It said so, or there was no connection: what was asked for was not done. (But where the
+    /// connection broke just after it.)
+    Error(StoreError),
+    /// It said nothing in time.
+    Silence,
+}
+
+impl From<Failed> for StoreError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Error(error) => error,
+            Failed::Silence => no_answer(),
+        }
+    }
+}

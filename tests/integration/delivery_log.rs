@@ -1,0 +1,433 @@
+//! The delivery log: what it holds, and that it stands in no delivery's way.
+
+use std::process::Stdio;
+
+use postgres::NoTls;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::harness::{
+    Event, LATER, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, process::Process, wait_for,
+    wait_until,
+};
+
+/// An entry without its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Row {
+    outcome: String,
+    attempt: i32,
+    status: Option<i32>,
+    reason: Option<String>,
+    detail: String,
+    /// How long it waits for its next attempt, in milliseconds.
+    wait_ms: Option<i64>,
+    dead: Option<String>,
+}
+
+fn row(outcome: &str, attempt: i32) -> Row {
+    Row {
+        outcome: outcome.to_owned(),
+        attempt,
+        status: None,
+        reason: None,
+        detail: String::new(),
+        wait_ms: None,
+        dead: None,
+    }
+}
+
+fn status_500(attempt: i32) -> Row {
+    let (reason, detail) = (Some("status_5xx".to_owned()), "status 500".to_owned());
+    Row { status: Some(500), reason, detail, ..row("failed", attempt) }
+}
+
+/// What the table has of an event, and a webhook or none.
+fn rows(sandbox: &Sandbox, event: &Event, webhook: Option<Uuid>) -> Vec<Row> {
+    let rows = sandbox.database.query(
+        "SELECT outcome, attempt, status, reason, detail, dead,
+             (extract(epoch FROM next_attempt_at - at) * 1000)::bigint
+         FROM delivery_attempts
+         WHERE event_id = $1 AND webhook_id IS NOT DISTINCT FROM $2 ORDER BY at, id",
+        &[&event.id, &webhook],
+    );
+    let row = |row: &postgres::Row| Row {
+        outcome: row.get(0),
+        attempt: row.get(1),
+        status: row.get(2),
+        reason: row.get(3),
+        detail: row.get(4),
+        dead: row.get(5),
+        wait_ms: row.get(6),
+    };
+    rows.iter().map(row).collect()
+}
+
+fn count(sandbox: &Sandbox) -> i64 {
+    sandbox.database.query("SELECT count(*) FROM delivery_attempts", &[])[0].get(0)
+}
+
+/// Waits until the table has so many entries.
+#[track_caller]
+fn wait_count(sandbox: &Sandbox, expected: i64) {
+    wait_until(SOON, &format!("the log has {expected} entries"), || count(sandbox) == expected);
+}
+
+fn metric(notifier: &Notifier, result: &str) -> f64 {
+    notifier.metric("webhook_delivery_log_rows_total", &[("result", result)])
+}
+
+fn gaps(notifier: &Notifier) -> usize {
+    notifier.stderr().iter().filter(|line| line.contains("delivery log has gaps")).count()
+}
+
+/// `/once` fails once, `/never` always.
+fn receiver() -> Receiver {
+    Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/never", _) | ("/once", 1) => Reply::Status(500),
+        _ => Reply::Status(200),
+    })
+}
+
+#[test]
+fn failures_are_logged_from_their_beginning_to_their_end_and_nothing_else() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let webhook = |path: &str| sandbox.webhook(&receiver.url(path), &[&path[1..]]);
+    let (good, once, never) = (webhook("/good"), webhook("/once"), webhook("/never"));
+    let forbidden = sandbox.webhook("http://10.1.2.3/?token=s3cret", &["forbidden"]);
+    let away = sandbox.webhook(&format!("{}?s3cret", receiver.refusing_url()), &["away"]);
+    let mut notifier =
+        sandbox.notifier().env("RETRY_SCHEDULE", "300ms").env("CIRCUIT_BREAKER", "off").start();
+    let publish = |kind: &str| {
+        let event = Event::new(kind);
+        sandbox.publish(&event);
+        event
+    };
+    let [well, unmatched, mended, doomed, rejected, refused] =
+        ["good", "nobody", "once", "never", "forbidden", "away"].map(publish);
+    wait_count(&sandbox, 7);
+
+    let waits = |row| Row { wait_ms: Some(300), ..row };
+    let delivered = Row { status: Some(200), ..row("delivered", 2) };
+    assert_eq!(rows(&sandbox, &mended, Some(once)), [waits(status_500(1)), delivered]);
+    let dead = Row { dead: Some("exhausted".to_owned()), ..status_500(2) };
+    assert_eq!(rows(&sandbox, &doomed, Some(never)), [waits(status_500(1)), dead]);
+    let of_rejected = rows(&sandbox, &rejected, Some(forbidden));
+    assert_eq!(of_rejected[0].dead.as_deref(), Some("rejected"), "{of_rejected:?}");
+    assert!(of_rejected[0].detail.contains("ALLOW_NETWORKS"), "{of_rejected:?}");
+    let of_refused = rows(&sandbox, &refused, Some(away));
+    assert_eq!(of_refused.len(), 2, "{of_refused:?}");
+    assert_eq!(of_refused[1].reason.as_deref(), Some("refused"), "{of_refused:?}");
+    // They came first, and would have been written first.
+    assert_eq!(rows(&sandbox, &well, Some(good)), []);
+    assert_eq!(rows(&sandbox, &unmatched, None), []);
+    let table = sandbox.database.query(
+        "SELECT string_agg(entry::text, ' '), bool_and(queue = $1 AND ms >= 0)
+         FROM delivery_attempts AS entry",
+        &[&sandbox.queue()],
+    );
+    assert!(!table[0].get::<_, String>(0).contains("s3cret"));
+    assert!(table[0].get::<_, bool>(1));
+    notifier.wait_metric("webhook_delivery_log_rows_total", &[("result", "written")], 7.0);
+    assert_eq!(metric(&notifier, "dropped"), 0.0);
+
+    // The end of what began before it died.
+    sandbox.database.execute("UPDATE webhooks SET post_url = $1", &[&receiver.url("/good")]);
+    let replay = ["dead-letters", "replay", "--webhook", &never.to_string()];
+    wait_until(SOON, "the dead letter was there", || {
+        let replayed = sandbox.command(&replay);
+        replayed.stdout.contains("1 replayed")
+    });
+    let replayed = Row { status: Some(200), ..row("delivered", 1) };
+    wait_until(SOON, "its end is logged", || {
+        rows(&sandbox, &doomed, Some(never)).last() == Some(&replayed)
+    });
+    assert!(notifier.is_running());
+}
+
+#[test]
+fn what_is_held_back_or_dropped_is_logged() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let webhook = sandbox.webhook(&receiver.url("/never"), &["*"]);
+    let launch = sandbox.notifier().env("RETRY_SCHEDULE", "3s,repeat");
+    let notifier = launch.env("CIRCUIT_BREAKER", "2,2s,2s").start();
+    let publish = || {
+        let event = Event::new("order.paid");
+        sandbox.publish(&event);
+        event
+    };
+    // The second of them opens the circuit breaker, in the retry lane.
+    let failing = [publish(), publish()];
+    notifier.wait_metric("webhook_circuit_breaker_transitions_total", &[("state", "open")], 1.0);
+    let event = publish();
+    let reason = |reason: &str| Some(reason.to_owned());
+    let first = wait_for(SOON, "it is held back", || {
+        rows(&sandbox, &event, Some(webhook)).first().cloned()
+    });
+    let Row { wait_ms, detail, .. } = first.clone();
+    assert_eq!(first, Row { reason: reason("breaker"), wait_ms, detail, ..row("held_back", 0) });
+    assert_eq!(first.detail, "no attempt yet: the receiver's circuit breaker is open");
+    assert!(first.wait_ms >= Some(2_000), "{first:?}");
+
+    for event in &failing {
+        let first = rows(&sandbox, event, Some(webhook)).remove(0);
+        assert_eq!(first, Row { wait_ms: Some(3_000), ..status_500(1) });
+    }
+    sandbox.database.execute("DELETE FROM webhooks", &[]);
+    notifier.wait_metric("webhook_deliveries_dropped_total", &[("reason", "deleted")], 3.0);
+    for event in failing.iter().chain([&event]) {
+        let dropped = wait_for(SOON, "it is dropped", || {
+            rows(&sandbox, event, Some(webhook)).into_iter().find(|row| row.outcome == "dropped")
+        });
+        assert_eq!(dropped.reason, reason("deleted"));
+    }
+}
+
+#[test]
+fn all_is_everything_and_what_is_queued_at_the_end_is_written() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let good = sandbox.webhook(&receiver.url("/good"), &["good"]);
+    for _ in 0..2 {
+        sandbox.webhook(&receiver.url("/many"), &["many"]);
+    }
+    let launch = || sandbox.notifier().env("DELIVERY_LOG", "all").env("FANOUT_INLINE", "1");
+    let notifier = launch().start();
+    let events: Vec<_> = (0..100).map(|_| Event::new("good")).collect();
+    let (unmatched, split) = (Event::new("nobody"), Event::new("many"));
+    sandbox.broker.publish(sandbox.queue(), &events);
+    sandbox.broker.publish(sandbox.queue(), &[unmatched.clone(), split]);
+    receiver.wait_at("/many", 2);
+    notifier.terminate();
+
+    assert_eq!(count(&sandbox), 100 + 1 + 4);
+    let delivered = Row { status: Some(200), ..row("delivered", 1) };
+    for event in &events {
+        assert_eq!(rows(&sandbox, event, Some(good)), std::slice::from_ref(&delivered));
+    }
+    assert_eq!(rows(&sandbox, &unmatched, None), [row("unmatched", 0)]);
+    let handed_over = "SELECT count(*) FROM delivery_attempts
+         WHERE outcome = 'handed_over' AND reason = 'split' AND attempt = 0";
+    assert_eq!(sandbox.database.query(handed_over, &[])[0].get::<_, i64>(0), 2);
+}
+
+#[test]
+fn off_is_off() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    sandbox.webhook(&receiver.url("/never"), &["*"]);
+    // Without the table, nobody would miss it.
+    sandbox.database.execute("ALTER TABLE delivery_attempts RENAME TO kept", &[]);
+    let notifier =
+        sandbox.notifier().env("DELIVERY_LOG", "off").env("RETRY_SCHEDULE", "100ms").start();
+    sandbox.publish(&Event::new("order.paid"));
+    notifier.wait_metric("webhook_dead_letters_total", &[], 1.0);
+    assert_eq!((metric(&notifier, "written"), metric(&notifier, "dropped")), (0.0, 0.0));
+    let exit = notifier.terminate();
+    assert_eq!(exit.code, Some(0));
+    assert_eq!(sandbox.database.query("SELECT FROM kept", &[]).len(), 0);
+}
+
+#[test]
+fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropped() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let proxy = Proxy::before(sandbox.database.url());
+    let mut notifier = sandbox
+        .notifier()
+        .env("DATABASE_URL", proxy.url(sandbox.database.url()))
+        .env("DELIVERY_LOG", "all")
+        .start();
+    let deliver = |number: usize| {
+        let before = receiver.requests().len();
+        for _ in 0..number {
+            sandbox.publish(&Event::new("order.paid"));
+        }
+        receiver.wait_at_within(LATER, "/", before + number);
+    };
+    deliver(1);
+    wait_count(&sandbox, 1);
+
+    // Away for a while: nothing is missing afterwards.
+    proxy.refuse();
+    deliver(20);
+    assert_eq!(metric(&notifier, "dropped"), 0.0);
+    proxy.thaw();
+    wait_until(LATER, "what waited is written", || count(&sandbox) == 21);
+    // Who wants it has to be known again before PostgreSQL hangs.
+    notifier.wait_stderr(LATER, "directory in use again");
+    deliver(1);
+    wait_count(&sandbox, 22);
+    assert_eq!((metric(&notifier, "dropped"), gaps(&notifier)), (0.0, 0));
+
+    // It hangs: what was on its way may be lost, and is counted so.
+    proxy.freeze();
+    deliver(20);
+    wait_until(LATER, "rows are dropped", || metric(&notifier, "dropped") >= 1.0);
+    notifier.wait_stderr(SOON, "delivery log has gaps");
+    deliver(20);
+    proxy.bury_frozen();
+    proxy.thaw();
+    wait_until(LATER, "all others are written", || {
+        let written = metric(&notifier, "written");
+        written + metric(&notifier, "dropped") == 62.0 && written == count(&sandbox) as f64
+    });
+    notifier.wait_stderr(LATER, "delivery log complete again");
+    assert_eq!(gaps(&notifier), 1);
+    assert_eq!(receiver.requests().len(), 62);
+}
+
+#[test]
+fn without_its_table_one_line_says_what_to_do_and_nothing_else_suffers() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let webhook = sandbox.webhook(&receiver.url("/never"), &["*"]);
+    sandbox.database.run_script(
+        "DROP TABLE delivery_attempts;
+         DELETE FROM schema_migrations WHERE name = 'delivery_attempts'",
+    );
+    let mut notifier =
+        sandbox.notifier().env("RETRY_SCHEDULE", "1s").env("CIRCUIT_BREAKER", "off").start();
+    let line = notifier.wait_stderr(SOON, "delivery log has gaps");
+    assert!(line.contains("webhook-notifier migrate"), "{line}");
+    sandbox.publish(&Event::new("order.paid"));
+    notifier.wait_metric("webhook_dead_letters_total", &[], 1.0);
+    wait_until(SOON, "rows are dropped", || metric(&notifier, "dropped") >= 1.0);
+
+    let migrated = sandbox.command(&["migrate"]);
+    assert!(migrated.stdout.contains("applied: delivery_attempts"), "{migrated:?}");
+    notifier.wait_stderr(LATER, "delivery log complete again");
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    wait_until(SOON, "it is logged", || rows(&sandbox, &event, Some(webhook)).len() == 2);
+    assert_eq!(gaps(&notifier), 1);
+}
+
+/// Entries of some event, by SQL, that old.
+fn insert(sandbox: &Sandbox, event: &str, age: &str, number: i32) {
+    sandbox.database.execute(
+        &format!(
+            "INSERT INTO delivery_attempts
+                 (at, event_id, event_type, queue, outcome, attempt, deferrals, detail)
+             SELECT now() - interval '{age}', $1 || '-' || n, 'order.paid', 'q', 'unmatched', 0, 0, ''
+             FROM generate_series(1, $2) AS n"
+        ),
+        &[&event, &number],
+    );
+}
+
+#[test]
+fn what_is_older_than_it_is_kept_goes_whoever_deletes_it() {
+    let sandbox = Sandbox::new();
+    // Two chunks and a half.
+    insert(&sandbox, "old", "49 hours", 12_500);
+    insert(&sandbox, "new", "47 hours", 10);
+    let instances = [(); 2].map(|()| sandbox.notifier().env("DELIVERY_LOG_KEEP", "2d").start());
+    wait_count(&sandbox, 10);
+    for notifier in &instances {
+        assert_eq!(gaps(notifier), 0);
+    }
+}
+
+fn tail(sandbox: &Sandbox, arguments: &[&str]) -> Process {
+    sandbox.launch(&[&["tail", "--json"], arguments].concat()).spawn()
+}
+
+fn ids(tail: &Process) -> Vec<String> {
+    let id = |line: &String| -> String {
+        let entry: Value = serde_json::from_str(line).expect("a line of JSON");
+        entry["event_id"].as_str().expect("an id").to_owned()
+    };
+    tail.stdout().iter().map(id).collect()
+}
+
+#[track_caller]
+fn wait_ids(tail: &Process, expected: &[&str]) {
+    wait_until(SOON, &format!("it shows {expected:?}"), || ids(tail).len() >= expected.len());
+    assert_eq!(ids(tail), expected);
+}
+
+#[test]
+fn tail_begins_with_the_last_lines_and_misses_none_that_comes_late() {
+    let sandbox = Sandbox::new();
+    insert(&sandbox, "before", "1 minute", 5);
+    let follower = tail(&sandbox, &["--lines", "2"]);
+    wait_ids(&follower, &["before-4", "before-5"]);
+
+    // It has the smaller ids, and is seen later.
+    let mut late = postgres::Client::connect(sandbox.database.url(), NoTls).expect("it answers");
+    let mut transaction = late.transaction().expect("it begins");
+    let insert_late = "INSERT INTO delivery_attempts
+             (at, event_id, event_type, queue, outcome, attempt, deferrals, detail)
+         VALUES (now(), 'late', 'order.paid', 'q', 'unmatched', 0, 0, '')";
+    transaction.execute(insert_late, &[]).expect("it is inserted");
+    insert(&sandbox, "early", "0 s", 1);
+    wait_ids(&follower, &["before-4", "before-5", "early-1"]);
+    transaction.commit().expect("it is committed");
+    wait_ids(&follower, &["before-4", "before-5", "early-1", "late"]);
+    insert(&sandbox, "many", "0 s", 2_500);
+    wait_until(SOON, "it shows more than a page", || ids(&follower).len() >= 2_504);
+    insert(&sandbox, "last", "0 s", 1);
+    wait_until(SOON, "it shows the last", || ids(&follower).len() >= 2_505);
+    let mut once = ids(&follower);
+    assert_eq!(once.last().map(String::as_str), Some("last-1"));
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), 2_505, "each is shown once");
+}
+
+#[test]
+fn tail_shows_attempts_of_all_instances_as_they_are_made_or_some_of_them() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let never = sandbox.webhook(&receiver.url("/never"), &["never"]);
+    sandbox.webhook(&receiver.url("/good"), &["good"]);
+    let start = || {
+        let notifier = sandbox.notifier().env("DELIVERY_LOG", "all");
+        notifier.env("RETRY_SCHEDULE", "1h").env("CIRCUIT_BREAKER", "off").start()
+    };
+    let _instances = [start(), start()];
+    let proxy = Proxy::before(sandbox.database.url());
+    let by_proxy = sandbox.launch(&["tail"]).env("DATABASE_URL", proxy.url(sandbox.database.url()));
+    let mut everything = by_proxy.spawn();
+    let failures = tail(&sandbox, &["--failures"]);
+    let of_webhook = tail(&sandbox, &["--webhook", &never.to_string()]);
+    let events = ["good", "never", "good", "never"].map(Event::new);
+    for event in &events {
+        sandbox.publish(event);
+    }
+    for event in &events {
+        everything.wait_stdout(SOON, &event.id);
+    }
+    let line = everything.wait_stdout(SOON, &events[1].id);
+    for part in ["failed", "status 500", "next in 1h", &never.to_string()[..8]] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    for follower in [&failures, &of_webhook] {
+        for event in [&events[1], &events[3]] {
+            follower.wait_stdout(SOON, &event.id);
+        }
+        assert!(!ids(follower).contains(&events[0].id));
+    }
+
+    proxy.refuse();
+    everything.wait_stderr(LATER, "going on when it answers");
+    let meanwhile = Event::new("good");
+    sandbox.publish(&meanwhile);
+    failures.wait_stdout(SOON, &events[3].id);
+    proxy.thaw();
+    everything.wait_stderr(LATER, "PostgreSQL answers again");
+    everything.wait_stdout(SOON, &meanwhile.id);
+}
+
+#[test]
+fn tail_ends_when_nobody_reads_it_any_more() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.launch(&["tail"]).0;
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    let status = wait_for(SOON, "it ends", || child.try_wait().expect("it is our child"));
+    assert!(status.success(), "{status:?}");
+}

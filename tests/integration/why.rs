@@ -1,0 +1,239 @@
+//! `why`: what an operator is told of one event, in each of the ways that it can have gone.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::harness::{
+    Event, Notifier, Receiver, Reply, SOON, Sandbox, process::Finished, wait_for,
+};
+
+/// A notifier that delivers, waits, dead-letters and drops; its log says all.
+fn notifier(sandbox: &Sandbox) -> Notifier {
+    let notifier = sandbox.notifier().env("DELIVERY_LOG", "all");
+    notifier.env("RETRY_SCHEDULE", "200ms,1h").env("CIRCUIT_BREAKER", "off").start()
+}
+
+/// Always fails at `/never`, and elsewhere once.
+fn receiver() -> Receiver {
+    Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/never", _) | (_, 1) => Reply::Status(500),
+        _ => Reply::Status(200),
+    })
+}
+
+fn publish(sandbox: &Sandbox, kind: &str) -> String {
+    let event = Event::new(kind);
+    sandbox.publish(&event);
+    event.id
+}
+
+/// Runs `why` with these arguments, and returns what it prints for people.
+#[track_caller]
+fn why(sandbox: &Sandbox, code: i32, arguments: &[&str]) -> String {
+    let finished = sandbox.command(&[&["why"], arguments].concat());
+    assert_eq!(finished.code, Some(code), "{arguments:?}: {finished:?}");
+    let too_long = finished.stdout.lines().find(|line| line.chars().count() > 100);
+    assert_eq!(too_long, None, "for a terminal");
+    finished.stdout
+}
+
+fn read(finished: &Finished) -> Value {
+    serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
+}
+
+fn ask(sandbox: &Sandbox, event: &str) -> Value {
+    read(&sandbox.command(&["why", event, "--json"]))
+}
+
+/// The answer, as soon as the first webhook's delivery is in that state.
+#[track_caller]
+fn wait_state(sandbox: &Sandbox, event: &str, state: &str, attempts: u64) -> Value {
+    wait_for(SOON, &format!("{event} is {state}"), || {
+        let answer = ask(sandbox, event);
+        let case = &answer["webhooks"][0];
+        let last = case["entries"].as_array().and_then(|entries| entries.last());
+        let attempt = last.and_then(|entry| entry["attempt"].as_u64());
+        (case["state"] == state && attempt == Some(attempts)).then_some(answer)
+    })
+}
+
+#[track_caller]
+fn expect_parts(text: &str, parts: &[&str]) {
+    // However it is wrapped.
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(words.contains(part), "no {part:?} in {text}");
+    }
+}
+
+#[test]
+fn a_delivered_event_has_its_story_and_needs_nothing() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let once = sandbox.webhook(&receiver.url("/once?token=s3cret"), &["order.*"]).to_string();
+    let _notifier = notifier(&sandbox);
+    let event = publish(&sandbox, "order.paid");
+    let answer = wait_state(&sandbox, &event, "delivered", 2);
+
+    assert_eq!(answer["event_type"], "order.paid");
+    assert_eq!(answer["queues"], serde_json::json!([sandbox.queue()]));
+    let case = &answer["webhooks"][0];
+    assert_eq!(case["webhook_id"], once.as_str());
+    assert_eq!(case["patterns"], serde_json::json!(["order.*"]));
+    assert_eq!(case["entries"].as_array().map(Vec::len), Some(2), "{answer}");
+    let text = why(&sandbox, 0, &[&event]);
+    expect_parts(
+        &text,
+        &[&event, &once, "wants it by `order.*`", "status 500", "by attempt 2", "to do nothing"],
+    );
+    for text in [text, answer.to_string()] {
+        assert!(text.contains("/once") && !text.contains("s3cret"), "{text}");
+    }
+    // PostgreSQL alone has told all that.
+    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let alone = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody);
+    let alone = alone.spawn().finish(SOON);
+    assert_eq!((alone.code, alone.stderr.as_str()), (Some(0), ""), "{alone:?}");
+}
+
+#[test]
+fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
+    let sandbox = Sandbox::new();
+    let receiver = receiver();
+    let never = sandbox.webhook(&receiver.url("/never"), &["order.paid"]);
+    let _notifier = notifier(&sandbox);
+    let event = publish(&sandbox, "order.paid");
+    let answer = wait_state(&sandbox, &event, "waiting", 2);
+
+    let case = &answer["webhooks"][0];
+    assert_eq!(case["overdue"], false, "{answer}");
+    let wait = case["until"].as_i64().zip(case["entries"][1]["at"].as_i64());
+    assert_eq!(wait.map(|(until, at)| until - at), Some(3_600_000), "{answer}");
+    expect_parts(&why(&sandbox, 0, &[&event]), &["waits for attempt 3 at", "next attempt at"]);
+
+    sandbox.database.execute("UPDATE webhooks SET disabled_at = now()", &[]);
+    let enable = format!("`webhooks enable {never}`");
+    expect_parts(&why(&sandbox, 0, &[&event]), &["disabled", &enable]);
+    sandbox.database.execute(
+        "UPDATE delivery_attempts
+         SET at = at - interval '2 h', next_attempt_at = next_attempt_at - interval '2 h'",
+        &[],
+    );
+    assert_eq!(ask(&sandbox, &event)["webhooks"][0]["overdue"], true);
+    expect_parts(&why(&sandbox, 0, &[&event]), &["overdue", "is a notifier running", "/readyz"]);
+}
+
+#[test]
+fn a_dead_event_is_looked_for_where_dead_letters_lie() {
+    let sandbox = Sandbox::new();
+    let good = Receiver::new();
+    let forbidden = sandbox.webhook("http://10.1.2.3/", &["order.paid"]);
+    let neighbour = sandbox.webhook(&good.url("/"), &["order.*"]).to_string();
+    let notifier = notifier(&sandbox);
+    let event = publish(&sandbox, "order.paid");
+    notifier.wait_metric("webhook_dead_letters_total", &[], 1.0);
+    let answer = wait_for(SOON, "both deliveries are logged", || {
+        let answer = ask(&sandbox, &event);
+        (answer["webhooks"][1]["state"] == "delivered").then_some(answer)
+    });
+
+    // What needs somebody comes first.
+    let case = &answer["webhooks"][0];
+    assert_eq!((&case["state"], &case["reason"]), (&"dead".into(), &"rejected".into()), "{answer}");
+    assert_eq!(case["dead_letter"]["event_id"], event.as_str(), "{answer}");
+    let replay = format!("dead-letters replay --webhook {forbidden}");
+    let dead_queue = format!("it lies in {}", sandbox.dead_queue());
+    let text = why(&sandbox, 0, &[&event]);
+    expect_parts(&text, &[&dead_queue, "ALLOW_NETWORKS", &replay, "delivered at"]);
+    let text = why(&sandbox, 0, &[&event, "--webhook", &forbidden.to_string()]);
+    assert!(text.contains(&dead_queue) && !text.contains(&neighbour), "{text}");
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(1), "looking takes nothing");
+
+    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    assert_eq!(blind.code, Some(0), "{blind:?}");
+    expect_parts(&blind.stdout, &["whether it still lies in", "is not known", &replay]);
+
+    // Without the log, the dead letter tells.
+    sandbox.database.execute("DELETE FROM delivery_attempts", &[]);
+    expect_parts(&why(&sandbox, 0, &[&event]), &[&dead_queue, &replay]);
+    sandbox.database.execute(
+        "INSERT INTO delivery_attempts
+             (at, event_id, event_type, webhook_id, queue, outcome, attempt, deferrals, detail, dead)
+         VALUES (now(), $1, 'order.paid', $2, $3, 'failed', 1, 0, 'x', 'rejected')",
+        &[&event, &forbidden, &sandbox.queue()],
+    );
+    assert_eq!(sandbox.command(&["dead-letters", "purge", "--all"]).code, Some(0));
+    expect_parts(&why(&sandbox, 0, &[&event]), &["it is no longer in", "replayed or purged"]);
+}
+
+#[test]
+fn an_unmatched_event_says_who_nearly_wanted_it() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["Order.*"]);
+    sandbox.webhook(&receiver.url("/"), &["user.*"]);
+    let _notifier = notifier(&sandbox);
+    let event = publish(&sandbox, "order.paid");
+    let answer = wait_for(SOON, "it is logged", || {
+        let answer = ask(&sandbox, &event);
+        answer["known"].as_bool().filter(|known| *known).map(|_| answer)
+    });
+    assert!(answer["unmatched_at"].is_i64(), "{answer}");
+    assert_eq!(answer["near"].as_array().map(Vec::len), Some(1), "{answer}");
+    let text = why(&sandbox, 0, &[&event]);
+    expect_parts(&text, &["no webhook wanted it", "webhooks add", "nearly: `Order.*`"]);
+    let stranger = Uuid::new_v4().to_string();
+    expect_parts(&why(&sandbox, 0, &[&event, "--webhook", &stranger]), &["no webhook has this id"]);
+
+    let later = sandbox.webhook(&receiver.url("/"), &["order.paid"]).to_string();
+    expect_parts(&why(&sandbox, 0, &[&event]), &[&later, "publish it again"]);
+}
+
+#[test]
+fn an_unknown_event_says_what_that_can_mean_and_fails() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
+    let _notifier = notifier(&sandbox);
+    let text = why(&sandbox, 1, &["no-such-event"]);
+    let meanings = [
+        "nor does it lie in a dead-letter queue",
+        "DELIVERY_LOG=failures",
+        "DELIVERY_LOG_KEEP",
+        "was off",
+        "never received",
+        "the id is another one",
+    ];
+    expect_parts(&text, &meanings);
+    let text = why(&sandbox, 1, &["no-such-event", "--type", "order.paid"]);
+    expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
+    let answer = read(&sandbox.command(&["why", "no-such-event", "--json"]));
+    assert_eq!(
+        (&answer["known"], answer["may_be"].as_array().map(Vec::len)),
+        (&false.into(), Some(5))
+    );
+    let wrong = sandbox.command(&["why", "x", "--type", "two\nlines"]);
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+}
+
+#[test]
+fn a_malformed_event_with_an_id_is_found_among_the_dead() {
+    let sandbox = Sandbox::new();
+    let notifier = notifier(&sandbox);
+    sandbox.publish(&Event::raw("[]").kind("order.paid").id("by-hand"));
+    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "malformed")], 1.0);
+    let text = why(&sandbox, 0, &["by-hand"]);
+    expect_parts(&text, &["malformed, in", "not a JSON object", "publish it again"]);
+}
+
+#[test]
+fn without_the_log_it_says_what_to_run() {
+    let sandbox = Sandbox::new();
+    sandbox.database.execute("DROP TABLE delivery_attempts", &[]);
+    for command in [&["why", "x"][..], &["tail"]] {
+        let finished = sandbox.command(command);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("webhook-notifier migrate"), "{finished:?}");
+    }
+}
