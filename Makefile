@@ -6,11 +6,16 @@ SHELL := bash
 BINARY := target/release/webhook-notifier
 SERVICES := scripts/services.sh
 WITH := scripts/with-services.sh
-RUNNING := $(WITH) --running $(BINARY)
+INSTALL = PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install.sh
+# The servers of commands: those of a file such as the installed service's, where ENV_FILE names one;
+# else those of AMQP_URL and DATABASE_URL; else the private ones.
+RUNNING := $(if $(ENV_FILE),,$(WITH) --running) $(BINARY)
+SETTINGS := $(if $(ENV_FILE),--env-file "$(ENV_FILE)")
 
 QUEUE ?= high_priority
 TYPE ?= sample.published
 ADDR ?= 127.0.0.1:8080
+PREFIX ?= /usr/local
 
 ##@ Start here
 .PHONY: help
@@ -29,40 +34,77 @@ test: ## All tests, against private servers
 
 ##@ Run it
 .PHONY: build
-build: ## The release binary: target/release/webhook-notifier
+build: $(BINARY) ## The release binary: target/release/webhook-notifier
+
+# Not by cargo if nothing has changed: `sudo make install` needs none then. BINARY=… is taken as it is.
+target/release/webhook-notifier: Cargo.toml Cargo.lock $(shell find src sql -type f)
 	cargo build --release --locked
+	@touch $@
 
 .PHONY: run
 run: build ## The notifier in the foreground, with private servers; Ctrl-C stops all
 	@$(WITH) scripts/run.sh $(BINARY)
 
 .PHONY: migrate
-migrate: build ## Make or update the tables
-	@$(RUNNING) migrate
+migrate: build ## Make or update the tables; for the installed service: ENV_FILE=/etc/webhook-notifier.env
+	@$(RUNNING) migrate $(SETTINGS)
 
 .PHONY: check
-check: build ## Say what is missing to run, and the remedies
-	@$(RUNNING) check
+check: build ## Say what is missing to run, and the remedies; ENV_FILE=… here and below, too
+	@$(RUNNING) check $(SETTINGS)
 
 .PHONY: webhooks
 webhooks: build ## List the webhooks
-	@$(RUNNING) webhooks list
+	@$(RUNNING) webhooks list $(SETTINGS)
 
 .PHONY: webhook-add
 webhook-add: build ## Register one: make webhook-add URL=http://… EVENTS='user.* order.paid'
-	@set -f; $(RUNNING) webhooks add "$(URL)" $(EVENTS)
+	@set -f; $(RUNNING) webhooks add "$(URL)" $(EVENTS) $(SETTINGS)
 
 .PHONY: publish
 publish: build ## Publish a sample event: make publish QUEUE=high_priority TYPE=user.created
-	@$(RUNNING) publish "$(QUEUE)" --type "$(TYPE)"
+	@$(RUNNING) publish "$(QUEUE)" --type "$(TYPE)" $(SETTINGS)
 
 .PHONY: dead-letters
 dead-letters: build ## What could not be delivered: make dead-letters [ARGS='show --limit 1']
-	@$(RUNNING) dead-letters $(or $(ARGS),list)
+	@$(RUNNING) dead-letters $(or $(ARGS),list) $(SETTINGS)
+
+.PHONY: replay
+replay: build ## Send dead letters to their webhooks again: make replay [ARGS='--webhook ID --dry-run']
+	@$(RUNNING) dead-letters replay $(ARGS) $(SETTINGS)
 
 .PHONY: listen
 listen: build ## Be a receiver: make listen ADDR=127.0.0.1:8080
 	@$(BINARY) listen --addr "$(ADDR)"
+
+##@ Install it, as a systemd service
+.PHONY: install
+install: build ## Binary, units and /etc/webhook-notifier.env: [PREFIX=/usr/local] [DESTDIR=…]
+	@$(INSTALL) install "$(BINARY)"
+
+.PHONY: uninstall
+uninstall: ## Remove what install has put there; keeps /etc/webhook-notifier.env
+	@$(INSTALL) uninstall
+
+.PHONY: start
+start: ## Start the installed service, now and whenever the machine starts
+	@$(INSTALL) start
+
+.PHONY: stop
+stop: ## Stop it, in good order
+	@$(INSTALL) stop
+
+.PHONY: restart
+restart: ## Stop it, and start what is installed now
+	@$(INSTALL) restart
+
+.PHONY: status
+status: ## Whether it runs, and what it waits for
+	@$(INSTALL) status
+
+.PHONY: logs
+logs: ## Follow its log: make logs [ARGS='--since -1h']
+	@$(INSTALL) logs $(ARGS)
 
 ##@ Private servers (RabbitMQ and PostgreSQL, all their files under .local/)
 .PHONY: services-up

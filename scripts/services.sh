@@ -59,7 +59,9 @@ Usage: scripts/services.sh COMMAND
   kill NAME       end one server with SIGKILL, as a crash would
   rabbitmqctl ARGUMENTS...
                   run RabbitMQ's own tool against the private broker
-  install         only make sure that both servers are installed
+  install [PACKAGE...]
+                  only make sure that both servers are installed, and these
+                  packages
 
 NAME is broker or postgres. Everything is kept in .local/ at the repository's
 root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/,
@@ -485,9 +487,11 @@ missing_packages() {
     [[ -z $TLS ]] || command -v openssl >/dev/null || echo openssl
 }
 
+# install_missing [PACKAGE...]: these too, which the caller has missed.
 install_missing() {
     local missing
     mapfile -t missing < <(missing_packages)
+    missing+=("$@")
     ((${#missing[@]})) || return 0
     if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
         die "not installed: ${missing[*]}. Install them with your package manager, for example: sudo apt-get install ${missing[*]}"
@@ -670,7 +674,7 @@ main() {
         stop) stop_services "$1" ;;
         kill) kill_service "$1" ;;
         rabbitmqctl) run_rabbitmqctl "$@" ;;
-        install) install_missing ;;
+        install) install_missing "$@" ;;
         help | -h | --help) usage ;;
         *)
             usage >&2

@@ -14,6 +14,9 @@ trap 'exit 143' TERM
 trap 'exit 130' INT
 WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" up --tls
 
+# Also where nothing is to be installed as a service, the tests look at the units.
+command -v systemd-analyze >/dev/null || "$root/scripts/services.sh" install systemd
+
 cd "$root"
 # Most tests wait for a receiver's clock most of the time: more of them than cores run at once.
 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}"

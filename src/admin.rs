@@ -37,7 +37,9 @@ impl Casualties {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(thread.to_owned());
     }
 
-    fn list(&self) -> Vec<String> {
+    /// Their names.
+    #[must_use]
+    pub fn list(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -21,6 +21,7 @@ use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Store, StoreError};
+use crate::supervisor::Supervisor;
 
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
@@ -64,7 +65,16 @@ pub fn run(config: Config, store: Store) -> Result<()> {
             Ok(())
         }
     })?;
-    check_database(&store)?;
+    if let Some(supervisor) = Supervisor::of_environment() {
+        let (metrics, casualties) = (Arc::clone(&metrics), Arc::clone(&casualties));
+        let (limit, shutdown, over) =
+            (config.shutdown_timeout, shutdown.clone(), lanes_over.clone());
+        threads.spawn("supervisor".to_owned(), move || {
+            supervisor.keep_informed(&metrics, &casualties, limit, &shutdown, &over);
+            Ok(())
+        })?;
+    }
+    check_database(&store, &metrics)?;
     if first_connection(&config, &shutdown)?.is_none() {
         log::info!("stopped: {}", Tally::new(shutdown));
         return Ok(());
@@ -178,9 +188,12 @@ fn raise_file_limit() {
 }
 
 /// A database that is away is waited for, as later on; one that refuses us won't change its mind.
-fn check_database(store: &Store) -> Result<()> {
+fn check_database(store: &Store, metrics: &Metrics) -> Result<()> {
     match store.check() {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            metrics.database_answered();
+            Ok(())
+        }
         Err(error @ (StoreError::Misconfigured(_) | StoreError::Refused(_))) => Err(error.into()),
         Err(error @ StoreError::Unavailable(_)) => {
             log::warn!("{error} ({}); consuming begins when it answers", store.address());

@@ -2,6 +2,7 @@
 
 mod check;
 mod dead_letters;
+mod help;
 mod listen;
 mod tail;
 mod webhooks;
@@ -32,8 +33,13 @@ const PUBLISH_BATCH: usize = 1_000;
 const MOST_OF_LINE: usize = 8_192;
 
 /// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
+///
+/// `run` consumes the queues, finds in PostgreSQL the webhooks that want each event, and POSTs it to
+/// each of them. What fails is tried again, by the broker's clock; what can't be delivered ends in a
+/// dead-letter queue. The other commands are for those who operate it.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = FIRST_STEPS)]
+#[command(after_long_help = format!("{FIRST_STEPS}\n\n{}", help::PROGRAM))]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,10 +56,13 @@ const FIRST_STEPS: &str = "First steps:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Consume the queues and deliver, until SIGTERM or SIGINT
+    #[command(after_long_help = help::RUN)]
     Run(Settings),
     /// Make the tables, or add to them what is missing; keeps every row
+    #[command(after_long_help = help::MIGRATE)]
     Migrate(ServerSettings),
     /// Check configuration, broker, topology and database, and say the remedies; changes nothing
+    #[command(after_long_help = help::CHECK)]
     Check {
         #[command(flatten)]
         settings: ServerSettings,
@@ -74,8 +83,10 @@ enum Command {
     /// Show attempts as they are logged, by all instances, until Ctrl-C
     Tail(tail::Tail),
     /// Publish an event to a queue, and wait until the broker has it
+    #[command(after_long_help = help::PUBLISH)]
     Publish(Publish),
     /// Be a receiver: answer POSTs and print them
+    #[command(after_long_help = help::LISTEN)]
     Listen(Listen),
 }
 

@@ -1,4 +1,4 @@
-//! Configuration: environment variables and their flags → [`Config`], with every check.
+//! Configuration: environment variables, their flags, a file of them → [`Config`], with every check.
 //!
 //! One table (`SETTINGS`) makes the flags, the help and the names in errors, so that none of
 //! them can drift from another.
@@ -12,6 +12,8 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::parser::ValueSource;
+
 use crate::domain::address::AllowedNetworks;
 use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
@@ -19,6 +21,7 @@ use crate::domain::retry::{Schedule, Span};
 use crate::domain::shown::{self, quoted};
 use crate::tls::{Check, Roots, Tls};
 
+mod env_file;
 mod servers;
 
 pub use servers::{Amqp, Database, Encryption};
@@ -130,7 +133,10 @@ pub struct Config {
     pub rust_log: String,
 }
 
-/// The settings as given, by environment or flag, not yet read.
+/// The flag that names a file of variables. Not a setting: it says where settings are.
+const ENV_FILE: &str = "env-file";
+
+/// The settings as given, by flag, file or environment, not yet read.
 #[derive(Clone, Debug, Default)]
 pub struct Settings(HashMap<&'static str, OsString>);
 
@@ -363,7 +369,16 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
 
 impl Settings {
     fn arguments(hidden: fn(&str) -> bool) -> impl Iterator<Item = clap::Arg> {
-        SETTINGS.iter().map(move |setting| {
+        let file = clap::Arg::new(ENV_FILE)
+            .long(ENV_FILE)
+            .value_parser(env_file::read)
+            .value_name("FILE")
+            .help(
+                "Take variables from this file, which is read as systemd reads an EnvironmentFile; \
+                 they count more than the environment's, and less than flags [default: none]",
+            )
+            .help_heading("Configuration");
+        let settings = SETTINGS.iter().map(move |setting| {
             let default = match setting.default {
                 "" => "[default: none]".to_owned(),
                 default => format!("[default: {default}]"),
@@ -379,7 +394,8 @@ impl Settings {
                 .value_name(setting.value)
                 .help(format!("{} {default}", setting.help))
                 .help_heading("Configuration")
-        })
+        });
+        settings.chain([file])
     }
 }
 
@@ -401,9 +417,13 @@ impl clap::FromArgMatches for Settings {
     }
 
     fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        let file = matches.get_one::<env_file::Variables>(ENV_FILE);
         for Setting { variable, .. } in &SETTINGS {
-            if let Some(value) = matches.get_one::<OsString>(variable) {
-                self.0.insert(variable, value.clone());
+            let given = matches.get_one::<OsString>(variable).cloned();
+            let by_flag = matches.value_source(variable) == Some(ValueSource::CommandLine);
+            let in_file = || file?.get(*variable).map(OsString::from);
+            if let Some(value) = if by_flag { given } else { in_file().or(given) } {
+                self.0.insert(variable, value);
             }
         }
         Ok(())

@@ -70,6 +70,7 @@ pub mod store;
 pub mod broker;
 pub mod dead_letters;
 pub mod admin;
+pub mod supervisor;
 pub mod metrics;
 pub mod shutdown;
 pub mod config;

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Common, Usage, print, print_json, read};
+use super::{Common, Usage, help, print, print_json, read};
 use crate::broker::{Message, unix_millis};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
@@ -29,6 +29,7 @@ const MOST_OF_ERROR: usize = 300;
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
     /// Count them, by queue, reason and webhook; they all stay
+    #[command(after_long_help = help::DEAD_LETTERS_LIST)]
     List {
         /// One line for each dead letter instead of each group
         #[arg(long)]
@@ -39,6 +40,7 @@ pub(super) enum DeadLetters {
         common: Common,
     },
     /// Print them with headers and body; they all stay
+    #[command(after_long_help = help::DEAD_LETTERS_SHOW)]
     Show {
         /// The event's id
         event: Option<String>,
@@ -54,6 +56,7 @@ pub(super) enum DeadLetters {
     ///
     /// An event that was malformed and no longer is (after MAX_EVENT_BYTES was raised) goes back to
     /// its queue; what is still malformed stays. A replay that is interrupted loses nothing.
+    #[command(after_long_help = help::DEAD_LETTERS_REPLAY)]
     Replay {
         #[command(flatten)]
         act: Act,
@@ -63,6 +66,7 @@ pub(super) enum DeadLetters {
         common: Common,
     },
     /// Delete them for good
+    #[command(after_long_help = help::DEAD_LETTERS_PURGE)]
     Purge {
         /// Without any other condition: really all of them
         #[arg(long)]

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Common, Output, complain, print, print_json, read};
+use super::{Common, Output, complain, help, print, print_json, read};
 use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::shown;
@@ -31,6 +31,7 @@ const MOST_SHOWN: usize = 2_000;
 pub(super) enum Webhooks {
     /// Register a URL for events; prints the new webhook's id, and once its secret; warns if
     /// deliveries would not get there
+    #[command(after_long_help = help::WEBHOOKS_ADD)]
     Add {
         /// Where to POST the events: http:// or https://
         url: String,
@@ -41,14 +42,19 @@ pub(super) enum Webhooks {
         common: Common,
     },
     /// List all webhooks, oldest first
+    #[command(after_long_help = help::WEBHOOKS_LIST)]
     List(Common),
     /// Show one webhook
+    #[command(after_long_help = help::WEBHOOKS_SHOW)]
     Show(One),
     /// Remove a webhook; what waits for it is dropped at its next attempt
+    #[command(after_long_help = help::WEBHOOKS_REMOVE)]
     Remove(One),
     /// Give a disabled webhook its events again, from now on
+    #[command(after_long_help = help::WEBHOOKS_ENABLE)]
     Enable(One),
     /// Give a webhook no more events, but keep it
+    #[command(after_long_help = help::WEBHOOKS_DISABLE)]
     Disable {
         #[command(flatten)]
         one: One,
@@ -57,6 +63,7 @@ pub(super) enum Webhooks {
         reason: String,
     },
     /// Make a new secret for a webhook, and print it, once
+    #[command(after_long_help = help::WEBHOOKS_ROTATE_SECRET)]
     RotateSecret {
         #[command(flatten)]
         one: One,

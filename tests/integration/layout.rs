@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
@@ -23,6 +23,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "receivers",
             "sender",
             "store",
+            "supervisor",
         ],
     ),
     ("consumer", &["broker", "pipeline"]),
@@ -31,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
     ("admin", &[]),
+    ("supervisor", &["admin"]),
     ("broker", &["tls"]),
     ("receivers", &[]),
     ("sender", &["tls"]),

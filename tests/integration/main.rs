@@ -33,6 +33,7 @@ mod observability;
 mod admin;
 mod configuration;
 mod commands;
+mod service;
 mod secrets;
 mod layout;
 mod readme;

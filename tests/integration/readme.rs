@@ -1,17 +1,26 @@
-//! The README's tables are what the program has, no more and no less.
+//! The README, the help and the template of the environment file are what the program has, no more
+//! and no less.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use crate::{
     harness::{SOON, Sandbox, notifier::Launch},
     observability::eventful,
 };
 
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
 /// The names in backticks in the first column of the tables below a heading,
 /// without the labels in braces.
 fn documented(heading: &str) -> BTreeSet<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(path).expect("there is a README.md");
+    let readme = file("README.md");
     let section = readme
         .lines()
         .skip_while(|line| *line != heading)
@@ -39,19 +48,138 @@ fn assert_same(documented: &BTreeSet<String>, real: &BTreeSet<String>) {
     );
 }
 
-#[test]
-fn the_readme_lists_exactly_the_variables_of_help() {
-    let help = Launch::new(&["run", "--help"]).spawn().finish(SOON).stdout;
+fn help(command: &[&str]) -> String {
+    let finished = Launch::new(&[command, &["--help"]].concat()).spawn().finish(SOON);
+    assert_eq!(finished.code, Some(0), "{command:?}: {finished:?}");
+    finished.stdout
+}
+
+/// The variables of `run --help`, with the defaults that it says.
+fn variables() -> BTreeMap<String, String> {
+    let help = help(&["run"]);
     // However it is wrapped.
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
-    let variables: BTreeSet<_> = words
-        .split("[env: ")
-        .skip(1)
-        .filter_map(|rest| rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next())
-        .map(str::to_owned)
+    let settings = words.split("[default: ").skip(1);
+    let variables: BTreeMap<_, _> = settings
+        .filter_map(|rest| {
+            let (default, rest) = rest.split_once(']')?;
+            let variable = rest.trim_start().strip_prefix("[env: ")?;
+            let end = variable.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))?;
+            Some((variable[..end].to_owned(), default.to_owned()))
+        })
         .collect();
-    assert!(variables.contains("AMQP_URL"), "no variables in {help}");
-    assert_same(&documented("## Configuration"), &variables);
+    assert!(variables.contains_key("AMQP_URL"), "no variables in {help}");
+    variables
+}
+
+#[test]
+fn the_readme_lists_exactly_the_variables_of_help() {
+    assert_same(&documented("## Configuration"), &variables().into_keys().collect());
+}
+
+#[test]
+fn the_template_of_the_environment_file_has_every_variable_with_its_default() {
+    let template = file("scripts/webhook-notifier.env");
+    let settings = template.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
+    // The others are sentences.
+    let settings =
+        settings.filter(|(name, _)| !name.contains(|c: char| c != '_' && !c.is_ascii_uppercase()));
+    let settings: BTreeMap<_, _> =
+        settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let expected = variables().into_iter().map(|(variable, default)| {
+        let default = match default.as_str() {
+            "none" => String::new(),
+            // Of the three queues that are the default.
+            "consumers + 2" => "8".to_owned(),
+            _ => default,
+        };
+        (variable, default)
+    });
+    assert_eq!(settings, expected.collect());
+    let active = template.lines().find(|line| !line.is_empty() && !line.starts_with('#'));
+    assert_eq!(active, None, "only the operator sets something");
+}
+
+/// The names below `Commands:`.
+fn commands_of(help: &str) -> Vec<String> {
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let listed = listed.take_while(|line| !line.is_empty());
+    // What goes on from the line before is further to the right.
+    let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    names.filter(|name| !name.is_empty() && *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_command_is_in_the_readme_and_says_all_about_itself() {
+    let readme = file("README.md");
+    let mut leaves = 0;
+    let mut open = vec![Vec::new()];
+    while let Some(command) = open.pop() {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let help = help(&words);
+        let commands = commands_of(&help);
+        if let Some(name) = command.last() {
+            assert!(readme.contains(name.as_str()), "README.md lacks {command:?}");
+        }
+        if commands.is_empty() {
+            leaves += 1;
+            for part in ["\nPrints:\n", "\nExit codes:\n", "\nExample"] {
+                assert!(help.contains(part), "{command:?} lacks {part:?}: {help}");
+            }
+            let own = format!("webhook-notifier {}", words.join(" "));
+            let (_, example) = help.split_once("\nExample").expect("just found");
+            assert!(example.contains(&own), "no example of {own}: {help}");
+        }
+        open.extend(commands.into_iter().map(|name| [&command[..], &[name]].concat()));
+    }
+    assert!(leaves >= 16, "only {leaves} commands found");
+}
+
+#[test]
+fn the_help_is_a_manual_page_and_its_short_form_is_short() {
+    let long = help(&[]);
+    for part in ["Environment:", "Files:", "Signals:", "Exit codes:", "Examples:", "See also:"] {
+        assert!(long.contains(&format!("\n{part}\n")), "no {part} in {long}");
+    }
+    let short = Launch::new(&["-h"]).spawn().finish(SOON).stdout;
+    assert!(short.lines().count() < 40, "{short}");
+    assert!(!short.contains("Environment:"), "{short}");
+}
+
+/// What follows `make` in the README's commands, in blocks or in the text.
+fn targets_of(readme: &str) -> BTreeSet<String> {
+    let mut targets = BTreeSet::new();
+    // Every second piece lies between the marks.
+    for (at, piece) in readme.split("```").enumerate() {
+        let inline = piece.split('`').skip(1).step_by(2);
+        let code: Vec<&str> = if at % 2 == 1 { vec![piece] } else { inline.collect() };
+        for line in code.iter().flat_map(|code| code.lines()) {
+            let command = line.split(" # ").next().unwrap_or_default();
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let pairs = words.windows(2).filter(|pair| pair[0] == "make");
+            targets.extend(pairs.map(|pair| pair[1].to_owned()));
+        }
+    }
+    assert!(targets.len() > 10, "only {targets:?}");
+    targets
+}
+
+#[test]
+fn every_target_that_the_readme_names_is_in_the_makefile_and_explains_itself() {
+    let makefile = file("Makefile");
+    let explained: BTreeSet<_> = makefile
+        .lines()
+        .filter_map(|line| line.split_once(" ## ")?.0.split_once(':'))
+        .map(|(target, _)| target)
+        .collect();
+    for target in targets_of(&file("README.md")) {
+        assert!(explained.contains(target.as_str()), "no target {target:?}");
+    }
+    let promised = "install uninstall start stop restart status logs migrate check webhooks \
+                    webhook-add publish dead-letters replay demo run test bench chaos soak ci help";
+    for target in promised.split_whitespace() {
+        assert!(explained.contains(target), "no target {target:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod sandbox;
 pub(crate) mod servers;
+pub(crate) mod service;
 pub(crate) mod tls;
 
 pub(crate) use broker::{Broker, Event, Message};

@@ -5,23 +5,28 @@ use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     ops::{Deref, DerefMut},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
 
 use super::{Process, SOON, exposition::Exposition, process::Exit, wait_until};
 
+/// WEBHOOK_NOTIFIER_BINARY names another binary than the one that was built with the tests, such as
+/// the release.
+pub(crate) fn binary() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_webhook-notifier").into();
+    env::var_os("WEBHOOK_NOTIFIER_BINARY").unwrap_or_else(built).into()
+}
+
 /// A call of the binary that is not made yet.
 pub(crate) struct Launch(pub(crate) Command);
 
 impl Launch {
     /// The environment is empty but for the given URLs: nothing that whoever
-    /// runs the tests has set may leak in. WEBHOOK_NOTIFIER_BINARY names another
-    /// binary than the one that was built with the tests, such as the release.
+    /// runs the tests has set may leak in.
     pub(crate) fn new(arguments: &[&str]) -> Self {
-        let built = || env!("CARGO_BIN_EXE_webhook-notifier").into();
-        let mut command =
-            Command::new(env::var_os("WEBHOOK_NOTIFIER_BINARY").unwrap_or_else(built));
+        let mut command = Command::new(binary());
         command.args(arguments).env_clear();
         Self(command)
     }

@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+#
+# Installs the notifier as a systemd service, removes it, and looks after it.
+# `make install` and the targets beside it call this; `scripts/install.sh help`
+# lists what it does.
+#
+# With DESTDIR everything goes below that directory and nothing else is touched,
+# as packagers want it: no user is made, no owner changed, and systemd not told.
+
+set -euo pipefail
+
+SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+PREFIX=${PREFIX:-/usr/local}
+DESTDIR=${DESTDIR:-}
+readonly SCRIPTS PREFIX DESTDIR
+
+readonly NAME=webhook-notifier
+# Also the group, who may read the environment file.
+readonly ACCOUNT=$NAME
+readonly PROGRAM=$PREFIX/bin/$NAME
+readonly SHARE=$PREFIX/share/$NAME
+readonly ENV_FILE=/etc/$NAME.env
+# Where systemd looks for units: below its own two prefixes, else only in /etc.
+case $PREFIX in
+    /usr | /usr/local) readonly UNITS=$PREFIX/lib/systemd/system ;;
+    *) readonly UNITS=/etc/systemd/system ;;
+esac
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/install.sh COMMAND
+
+  install BINARY  put the binary, the units, the environment file and the rules
+                  and dashboards for Prometheus and Grafana in their places
+  uninstall       stop the service, and remove all of that but the environment
+                  file and the user
+  start           start the service, now and whenever the machine starts
+  stop            stop it; it starts again with the machine
+  restart         stop it, and start what is installed now
+  status          what systemd knows of it, further instances included
+  logs [OPTION..] its log, by journalctl with these options; without any, follow it
+
+DESTDIR and PREFIX (/usr/local) of the environment say where; see the README.
+USAGE
+}
+
+say() { printf 'install: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# ---------------------------------------------------------------- files
+
+# put MODE SOURCE PATH: by another name first, so that what runs or is read keeps what it has.
+put() {
+    local mode=$1 source=$2 path=$DESTDIR$3
+    install -D -m "$mode" -- "$source" "$path.new"
+    mv -f -- "$path.new" "$path"
+    say "$path"
+}
+
+# put_unit UNIT SED_EXPRESSION..: made of the one unit file that there is.
+put_unit() {
+    local unit=$1 made
+    shift
+    made=$(mktemp)
+    sed "$@" -- "$SCRIPTS/$NAME.service" >"$made"
+    put 644 "$made" "$UNITS/$unit"
+    rm -f -- "$made"
+}
+
+# The operator's from the first day on: it is never written again.
+put_env_file() {
+    local missing
+    if [[ ! -e $DESTDIR$ENV_FILE ]]; then
+        put 640 "$SCRIPTS/$NAME.env" "$ENV_FILE"
+        if [[ -z $DESTDIR ]]; then chown "root:$ACCOUNT" "$ENV_FILE"; fi
+        return
+    fi
+    missing=$(comm -13 <(variables "$DESTDIR$ENV_FILE") <(variables "$SCRIPTS/$NAME.env") | paste -sd' ')
+    say "$DESTDIR$ENV_FILE stays as it is${missing:+; it does not mention $missing: see $SHARE/$NAME.env}"
+}
+
+# The variables that a file sets or has in a comment.
+variables() { sed -nE 's/^[[:space:]]*#?[[:space:]]*([A-Z][A-Z0-9_]*)=.*/\1/p' -- "$1" | LC_ALL=C sort -u; }
+
+# The files for Prometheus and Grafana, as far as there are any.
+monitoring_files() {
+    local file
+    for file in "$SCRIPTS"/monitoring/*.{yml,json}; do
+        if [[ -f $file ]]; then printf '%s\n' "${file##*/}"; fi
+    done
+}
+
+# ---------------------------------------------------------------- the machine
+
+# As sd_booted(3) has it.
+systemd_runs() { [[ -d /run/systemd/system ]]; }
+
+need_systemd() {
+    systemd_runs || die "systemd does not run here (a container?): run '$PROGRAM run --env-file $ENV_FILE' under what starts things here"
+    systemctl cat "$NAME.service" >/dev/null 2>&1 || die "the service is not installed: run 'sudo make install'"
+}
+
+make_account() {
+    if getent passwd "$ACCOUNT" >/dev/null; then return; fi
+    useradd --system --user-group --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin "$ACCOUNT"
+    say "made the user $ACCOUNT"
+}
+
+# ---------------------------------------------------------------- commands
+
+install_all() {
+    local binary=${1-} file
+    [[ -x $binary ]] || die "there is no $binary: run 'make build'"
+    if [[ -z $DESTDIR ]]; then
+        ((EUID == 0)) || die "needs root to install below $PREFIX and /etc: run 'sudo make install', or set DESTDIR"
+        make_account
+    fi
+    umask 022
+    put 755 "$binary" "$PROGRAM"
+    put_unit "$NAME.service" -e "s|^ExecStart=[^ ]*|ExecStart=$PROGRAM|"
+    # `%I`: an IPv6 address has brackets, which systemd-escape(1) makes fit for a unit's name.
+    put_unit "$NAME@.service" -e "s|^ExecStart=[^ ]*\(.*\)|ExecStart=$PROGRAM\1 --metrics-addr %I|" \
+        -e 's|^Description=.*|&, a further instance|'
+    put 644 "$SCRIPTS/$NAME.env" "$SHARE/$NAME.env"
+    put_env_file
+    while read -r file; do
+        put 644 "$SCRIPTS/monitoring/$file" "$SHARE/$file"
+    done < <(monitoring_files)
+    [[ -z $DESTDIR ]] || return 0
+    if systemd_runs; then systemctl daemon-reload; fi
+    say "next: edit $ENV_FILE, then '$NAME migrate --env-file $ENV_FILE', '$NAME check --env-file $ENV_FILE', 'make start'"
+    say "what runs already goes on as it is until 'make restart'"
+}
+
+uninstall_all() {
+    local file
+    if [[ -z $DESTDIR ]]; then
+        ((EUID == 0)) || die "needs root: run 'sudo make uninstall', or set DESTDIR"
+        if systemd_runs; then
+            systemctl disable --quiet --now "$NAME.service" 2>/dev/null || true
+            systemctl stop "$NAME@*.service"
+        fi
+    fi
+    rm -f -- "$DESTDIR$PROGRAM" "$DESTDIR$UNITS/$NAME.service" "$DESTDIR$UNITS/$NAME@.service" \
+        "$DESTDIR$SHARE/$NAME.env"
+    while read -r file; do
+        rm -f -- "$DESTDIR$SHARE/$file"
+    done < <(monitoring_files)
+    if [[ -d $DESTDIR$SHARE ]]; then rmdir --ignore-fail-on-non-empty -- "$DESTDIR$SHARE"; fi
+    if [[ -z $DESTDIR ]] && systemd_runs; then systemctl daemon-reload; fi
+    if [[ -e $DESTDIR$ENV_FILE ]]; then say "kept $DESTDIR$ENV_FILE: it is yours, with the passwords in it"; fi
+    if [[ -z $DESTDIR ]]; then say "kept the user $ACCOUNT: 'userdel $ACCOUNT' removes it"; fi
+}
+
+main() {
+    local verb=${1-}
+    shift || true
+    case $verb in
+        start | stop | restart | status | logs) need_systemd ;;
+    esac
+    case $verb in
+        install) install_all "$@" ;;
+        uninstall) uninstall_all ;;
+        start) systemctl enable --now "$NAME.service" ;;
+        stop | restart) systemctl "$verb" "$NAME.service" ;;
+        status) systemctl status --no-pager "$NAME.service" "$NAME@*.service" ;;
+        logs)
+            (($#)) || set -- --lines 100 --follow
+            journalctl --unit "$NAME.service" --unit "$NAME@*.service" "$@"
+            ;;
+        help | -h | --help) usage ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+}
+
+main "$@"

@@ -1,0 +1,237 @@
+//! What `--help` says below the options, and `-h` doesn't: the rest of a manual page.
+
+/// Of the program, below its first steps.
+pub(super) const PROGRAM: &str = "\
+Environment:
+  AMQP_URL, DATABASE_URL
+          where RabbitMQ and PostgreSQL are, with the passwords
+  QUEUES, REQUEST_TIMEOUT and the other settings
+          `webhook-notifier run --help` lists them all with their defaults; each
+          has a flag of the same name, which counts more
+  WEBHOOK_SECRET
+          what `listen` checks signatures by
+  NOTIFY_SOCKET, WATCHDOG_USEC
+          set by systemd: `run` tells it when it is ready, what it waits for,
+          that it lives, and that it stops
+
+Files:
+  /etc/webhook-notifier.env
+          the settings of the installed service, in systemd's syntax: nothing is
+          expanded, and quotes are optional; --env-file gives them to a command
+  webhook-notifier.service
+          its unit, in /usr/local/lib/systemd/system or where PREFIX has led it
+  webhook-notifier@.service
+          a further instance on the same machine, named by its METRICS_ADDR
+
+Signals:
+  SIGTERM, SIGINT
+          `run` stops consuming, finishes the requests under way and gives the
+          rest back to the broker, within SHUTDOWN_TIMEOUT; a second signal ends
+          it at once, and loses nothing either
+
+Exit codes:
+  0    done; for `run`: stopped by a signal
+  1    failed; the last line on standard error says why, and often what to do
+  2    the command or the configuration makes no sense; nothing was opened
+  130  a second SIGINT ended `run`; 143: a second SIGTERM
+
+Examples:
+  webhook-notifier check --env-file /etc/webhook-notifier.env
+  webhook-notifier webhooks list --json | jq -r '.[].post_url'
+  webhook-notifier dead-letters list --reason exhausted
+
+See also:
+  README.md, for guarantees, metrics and what to do when
+  systemctl(1), journalctl(1), systemd.exec(5), rabbitmqctl(8), psql(1)
+  https://www.standardwebhooks.com, for what receivers get";
+
+pub(super) const RUN: &str = "\
+Prints:
+  Its log, on standard error. From the line `ready: consuming ...` on events
+  are delivered; the last one, `stopped: ...`, counts what was finished, parked
+  and handed back.
+
+Signals:
+  SIGTERM or SIGINT stops it, within SHUTDOWN_TIMEOUT; a second one at once.
+
+Exit codes:
+  0    stopped by a signal
+  1    refused by RabbitMQ or PostgreSQL; RabbitMQ not to be reached; metrics
+       port taken; or a defect: the last ERROR line says which
+  2    a setting can't be used; the line names it
+  130  ended by a second SIGINT; 143: by a second SIGTERM
+
+Example:
+  QUEUES=high_priority=8,low_priority webhook-notifier run";
+
+pub(super) const MIGRATE: &str = "\
+Prints:
+  The names of the steps that it took, or that there was nothing to do.
+
+Exit codes:
+  0  the tables are what this version needs
+  1  PostgreSQL refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier migrate --env-file /etc/webhook-notifier.env";
+
+pub(super) const CHECK: &str = "\
+Prints:
+  A line for each thing that `run` needs: `ok` or `FAIL`, and what was found or
+  what to do. With --json an object with `ok`, and `name`, `ok` and `detail` of
+  each in `checks`.
+
+Exit codes:
+  0  `run` would work
+  1  it would not: see the lines with FAIL
+  2  usage or configuration
+
+Example:
+  webhook-notifier check --env-file /etc/webhook-notifier.env || echo 'not yet'";
+
+pub(super) const PUBLISH: &str = "\
+Prints:
+  The events' ids, once the broker has confirmed them all; with --json a list.
+
+Exit codes:
+  0  the broker has them
+  1  it has not, there is no such queue, or the event could only be
+     dead-lettered
+  2  usage or configuration
+
+Examples:
+  webhook-notifier publish high_priority --type user.created '{\"user\": 7}'
+  webhook-notifier publish low_priority --count 1000";
+
+pub(super) const LISTEN: &str = "\
+Prints:
+  Where it listens; then a line for each request: when, the answer, the path,
+  the attempt, the event's id, whether the signature fits, the body's
+  beginning. With --json an object each.
+
+Exit codes:
+  1  the address is taken
+  2  usage
+
+Example:
+  WEBHOOK_SECRET=whsec_... webhook-notifier listen --fail-first 2";
+
+pub(super) const WEBHOOKS_ADD: &str = "\
+Prints:
+  The webhook's id, and its secret, which nobody can see again. A warning on
+  standard error where deliveries would be rejected: give it the ALLOW_NETWORKS
+  that `run` has.
+
+Exit codes:
+  0  added, also with a warning
+  1  the URL or a pattern can't be, or PostgreSQL refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier webhooks add https://example.com/in 'user.*' order.paid";
+
+pub(super) const WEBHOOKS_LIST: &str = "\
+Prints:
+  A table with id, URL, state and events; with --json a list of objects.
+
+Exit codes:
+  0  done, also if there is none
+  1  PostgreSQL refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier webhooks list";
+
+/// Of a command that shows or changes one webhook.
+macro_rules! one_webhook {
+    ($example:literal) => {
+        concat!(
+            "\
+Prints:
+  The webhook as it is then, or was last; with --json as an object. Its secret
+  is not shown.
+
+Exit codes:
+  0  done
+  1  no webhook has that id; or PostgreSQL refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier webhooks ",
+            $example
+        )
+    };
+}
+
+pub(super) const WEBHOOKS_SHOW: &str = one_webhook!("show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+pub(super) const WEBHOOKS_REMOVE: &str =
+    one_webhook!("remove 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+pub(super) const WEBHOOKS_ENABLE: &str =
+    one_webhook!("enable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+pub(super) const WEBHOOKS_DISABLE: &str =
+    one_webhook!("disable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --reason 'moved away'");
+
+pub(super) const WEBHOOKS_ROTATE_SECRET: &str = "\
+Prints:
+  The webhook's id, and its new secret, which nobody can see again.
+
+Exit codes:
+  0  done: requests are signed with the new secret, and for --keep with the old
+     one, too
+  1  no webhook has that id; or PostgreSQL refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier webhooks rotate-secret 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --keep 72h";
+
+pub(super) const DEAD_LETTERS_LIST: &str = "\
+Prints:
+  A table: how many, of which queue, why, for which webhook, how old, the last
+  error; with --json a list of objects. What one command looks at, others can't
+  see meanwhile.
+
+Exit codes:
+  0  done, also if there is none
+  1  the broker refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier dead-letters list --newer-than 24h";
+
+pub(super) const DEAD_LETTERS_SHOW: &str = "\
+Prints:
+  Headers, last error and body of each; with --json a list of objects.
+
+Exit codes:
+  0  done, also if there is none
+  1  the broker refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier dead-letters show --reason exhausted --limit 1";
+
+/// Of a command that takes dead letters away.
+macro_rules! dead_letters_moved {
+    ($example:literal) => {
+        concat!(
+            "\
+Prints:
+  How many it was, or with --dry-run would be; with --json an object.
+
+Exit codes:
+  0  done, also if there was none
+  1  the broker refused or is away; what was not come to is still dead
+  2  usage or configuration
+
+Example:
+  webhook-notifier dead-letters ",
+            $example
+        )
+    };
+}
+
+pub(super) const DEAD_LETTERS_REPLAY: &str =
+    dead_letters_moved!("replay --reason exhausted --newer-than 24h --dry-run");
+pub(super) const DEAD_LETTERS_PURGE: &str =
+    dead_letters_moved!("purge --reason gone --older-than 720h");

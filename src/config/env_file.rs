@@ -1,0 +1,175 @@
+//! A file of variables, as systemd reads an `EnvironmentFile=` (systemd.exec(5)): so that a command
+//! by hand gets what the service gets.
+//!
+//! It looks like shell and is not: nothing is expanded, `$` and `%` are themselves, `#` begins a
+//! comment only where a line begins, and quotes count only where a value or a further part of it
+//! begins.
+
+use std::collections::HashMap;
+use std::fs;
+use std::mem;
+
+use crate::domain::shown;
+
+/// How long a problem may be, in characters.
+const MOST_PROBLEM: usize = 200;
+
+/// The variables of a file, the last of each name.
+pub(super) type Variables = HashMap<String, String>;
+
+/// Reads the file.
+///
+/// # Errors
+/// If it can't be read, as one line without anything of what stands in it.
+pub(super) fn read(path: &str) -> Result<Variables, String> {
+    let text = fs::read_to_string(path);
+    text.map(|text| parse(&text)).map_err(|error| shown::line(&error.to_string(), MOST_PROBLEM))
+}
+
+/// Where in the text we are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    LineStart,
+    Comment,
+    Name,
+    /// After `=`, or after a quoted part: the next part may be quoted.
+    PartStart,
+    Plain,
+    SingleQuoted,
+    DoubleQuoted,
+}
+
+fn parse(text: &str) -> Variables {
+    let mut variables = Variables::new();
+    let (mut name, mut value) = (String::new(), String::new());
+    // White space at the end of what is not quoted belongs to nobody; what is kept ends here.
+    let mut kept = 0;
+    let mut at = At::LineStart;
+    let mut chars = text.chars();
+    let mut define = |name: &str, mut value: String, kept: usize| {
+        value.truncate(kept);
+        variables.insert(name.trim_end().to_owned(), value);
+    };
+    while let Some(c) = chars.next() {
+        let ends_line = matches!(c, '\n' | '\r');
+        at = match at {
+            At::LineStart if matches!(c, '#' | ';') => At::Comment,
+            At::LineStart if c.is_ascii_whitespace() => At::LineStart,
+            At::LineStart => {
+                name = c.to_string();
+                At::Name
+            }
+            At::Comment | At::Name if ends_line => At::LineStart,
+            At::Comment => At::Comment,
+            At::Name if c == '=' => {
+                value.clear();
+                kept = 0;
+                At::PartStart
+            }
+            At::Name => {
+                name.push(c);
+                At::Name
+            }
+            At::PartStart | At::Plain if ends_line => {
+                define(&name, mem::take(&mut value), kept);
+                At::LineStart
+            }
+            At::PartStart if c == '\'' => At::SingleQuoted,
+            At::PartStart if c == '"' => At::DoubleQuoted,
+            At::PartStart if c.is_ascii_whitespace() => At::PartStart,
+            At::PartStart | At::Plain if c == '\\' => {
+                // An escaped line break joins two lines.
+                value.extend(chars.next().filter(|c| !matches!(c, '\n' | '\r')));
+                kept = value.len();
+                At::Plain
+            }
+            At::PartStart | At::Plain => {
+                value.push(c);
+                if !c.is_ascii_whitespace() {
+                    kept = value.len();
+                }
+                At::Plain
+            }
+            At::SingleQuoted if c == '\'' => At::PartStart,
+            At::DoubleQuoted if c == '"' => At::PartStart,
+            At::DoubleQuoted if c == '\\' => {
+                match chars.next() {
+                    Some(escaped @ ('"' | '\\' | '`' | '$')) => value.push(escaped),
+                    Some('\n' | '\r') | None => {}
+                    Some(other) => value.extend(['\\', other]),
+                }
+                kept = value.len();
+                At::DoubleQuoted
+            }
+            At::SingleQuoted | At::DoubleQuoted => {
+                value.push(c);
+                kept = value.len();
+                at
+            }
+        };
+    }
+    // The file's end ends a line, and also what nothing has closed.
+    if !matches!(at, At::LineStart | At::Comment | At::Name) {
+        define(&name, value, kept);
+    }
+    variables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &[(&str, &str)]) {
+        let expected = expected.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        assert_eq!(parse(text), expected.collect(), "{text:?}");
+    }
+
+    #[test]
+    fn nothing_is_expanded_and_quotes_count_where_a_part_begins() {
+        check("A=b", &[("A", "b")]);
+        check("A=pa$$w%20rd#1;2", &[("A", "pa$$w%20rd#1;2")]);
+        check("A=it's \"so\"", &[("A", "it's \"so\"")]);
+        check("A='$x \"y\" \\n # z'", &[("A", "$x \"y\" \\n # z")]);
+        check(r#"A="a \"b\" \$c \\ \`d\` \n 'e'""#, &[("A", r#"a "b" $c \ `d` \n 'e'"#)]);
+        check("A='a' \"b\" c", &[("A", "abc")]);
+        check("A=''", &[("A", "")]);
+        check("A=\nB= \nC", &[("A", ""), ("B", "")]);
+        check("A=b \\", &[("A", "b ")]);
+        check("A=1\nB='c\nD=2 ", &[("A", "1"), ("B", "c\nD=2 ")]);
+    }
+
+    #[test]
+    fn white_space_around_counts_only_in_quotes() {
+        check("  A = b c  \t\r\nB=\t' d '  \n", &[("A", "b c"), ("B", " d ")]);
+        check("A=b\\ \\\n  c\n", &[("A", "b   c")]);
+        check("A=\"two\nlines\"\nB=1", &[("A", "two\nlines"), ("B", "1")]);
+    }
+
+    #[test]
+    fn comments_begin_where_lines_do_and_the_last_value_counts() {
+        check("# A=1\n; B=2\n  # C=3\n\nA=1 # one\nA=2", &[("A", "2")]);
+        check("", &[]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_quoted_comes_back_whatever_it_is(value in any::<String>()) {
+            prop_assume!(!value.contains('\r'));
+            let escaped: String = value.chars().flat_map(|c| match c {
+                '"' | '\\' | '$' | '`' => vec!['\\', c],
+                _ => vec![c],
+            }).collect();
+            let text = format!("BEFORE=x\nA=\"{escaped}\"\nAFTER=y\n");
+            let read = parse(&text);
+            prop_assert_eq!(read.get("A"), Some(&value));
+            prop_assert_eq!(read.len(), 3);
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in any::<String>()) {
+            parse(&text);
+        }
+    }
+}
