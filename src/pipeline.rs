@@ -433,8 +433,9 @@ impl Pipeline {
     fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Delivered => Ended::Delivered,
-            Outcome::Failed { retry_after, .. } => Ended::Failed {
+            Outcome::Failed { reason, retry_after, .. } => Ended::Failed {
                 event: &event.id,
+                reason: *reason,
                 // As long as the delivery itself waits at most.
                 retry_after: retry_after.map(|wanted| wanted.min(self.schedule.longest().get())),
             },
