@@ -204,14 +204,18 @@ fn first_connection(config: &Config, shutdown: &Shutdown) -> Result<Option<()>> 
     }
 }
 
-/// Keeps the gauges current that no event moves: queue depths, and whether PostgreSQL answers.
+/// Keeps current what no event moves: queue depths, and whether RabbitMQ and PostgreSQL answer.
 fn monitor(config: &Config, store: &Store, metrics: &Metrics, shutdown: &Shutdown) {
     let depth = |queue: &str, messages| metrics.set_queue_messages(queue, messages);
     let ask = || match store.ping() {
-        Ok(()) => metrics.database_answered(),
-        Err(_) => metrics.database_failed(),
+        Ok(()) => metrics.database().answered(),
+        Err(_) => metrics.database().failed(),
     };
-    broker::watch_queues(config, shutdown, MONITOR_INTERVAL, depth, ask);
+    let heard = |answers| match answers {
+        true => metrics.broker().answered(),
+        false => metrics.broker().failed(),
+    };
+    broker::watch_queues(config, shutdown, MONITOR_INTERVAL, depth, heard, ask);
 }
 
 /// A random number from 0 to 1.

@@ -336,7 +336,8 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()??, parts.next()??))
 }
 
-/// Watches the depth of the queues until shutdown, and calls `tick` every time around.
+/// Watches the depth of the queues until shutdown: calls `tick` every time around, and then
+/// `heard`, with whether the broker told them all.
 ///
 /// On a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
 /// an alarm, when a passive declare on it would hang.
@@ -345,6 +346,7 @@ pub fn watch_queues(
     shutdown: &Shutdown,
     every: Duration,
     mut depth: impl FnMut(&str, u32),
+    mut heard: impl FnMut(bool),
     mut tick: impl FnMut(),
 ) {
     let queues = Topology::of(config).watched_queues();
@@ -361,7 +363,9 @@ pub fn watch_queues(
             }
             Ok(())
         };
-        if let Err(error) = look() {
+        let looked = look();
+        heard(looked.is_ok());
+        if let Err(error) = looked {
             // The lanes say that the broker is away; here it only costs some figures.
             log::debug!("queue depths unknown: {error}");
             link = None;

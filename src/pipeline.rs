@@ -160,9 +160,9 @@ impl Pipeline {
     #[must_use]
     pub fn missing(&self, lately: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
-            Ok(()) => self.metrics.database_answered(),
+            Ok(()) => self.metrics.database().answered(),
             Err(error) => {
-                self.metrics.database_failed();
+                self.metrics.database().failed();
                 let did_not_do = matches!(lately, Some(Missing::Database(_)));
                 if did_not_do || !self.directory.knows_any() {
                     return Some(Missing::Database(error.to_string()));
@@ -534,7 +534,7 @@ impl Pipeline {
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
         answer.map_err(|error| {
-            self.metrics.database_failed();
+            self.metrics.database().failed();
             Missing::Database(error.to_string())
         })
     }

@@ -224,7 +224,7 @@ mod tests {
             let q = percent as f64 / 100.0 - 1e-9;
             match quantile(q, &counts, &BOUNDS).expect("some were counted") {
                 Bound::AtMost(bound) => {
-                    let below = BOUNDS.iter().filter(|other| **other < bound).last();
+                    let below = BOUNDS.iter().rfind(|other| **other < bound);
                     prop_assert!(exact <= bound && below.is_none_or(|below| exact > *below));
                 }
                 Bound::Above(bound) => prop_assert!(exact > bound),
