@@ -19,6 +19,7 @@ use crate::metrics::{Glance, Metrics};
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
+use crate::status::Status;
 use crate::store::{Store, StoreError};
 
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
@@ -45,6 +46,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let lanes = Lane::all(&config);
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
+    let receivers = Arc::new(Receivers::new(config.circuit_breaker));
+    let status = Arc::new(Status::new(
+        &config,
+        Arc::clone(&metrics),
+        Arc::clone(&receivers),
+        shutdown.clone(),
+    ));
     let casualties = Arc::new(Casualties::default());
     // Fired when the lanes have ended: until then they need the publisher, and operators /metrics.
     let (drained, lanes_over) = shutdown::channel();
@@ -57,9 +65,16 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     })?;
     threads.spawn("admin".to_owned(), {
         let (metrics, casualties) = (Arc::clone(&metrics), Arc::clone(&casualties));
+        let (status, stop) = (Arc::clone(&status), lanes_over.clone());
+        move || {
+            admin.serve(&metrics, &status, &casualties, &stop);
+            Ok(())
+        }
+    })?;
+    threads.spawn("status".to_owned(), {
         let stop = lanes_over.clone();
         move || {
-            admin.serve(&metrics, &casualties, &stop);
+            status.watch(&stop);
             Ok(())
         }
     })?;
@@ -71,7 +86,6 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let config = Arc::new(config);
     let store = Arc::new(store);
-    let receivers = Arc::new(Receivers::new(config.circuit_breaker));
     let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
     metrics.look_by({
         let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));

@@ -66,6 +66,7 @@ pub mod store;
 pub mod broker;
 pub mod dead_letters;
 pub mod admin;
+pub mod status;
 pub mod metrics;
 pub mod shutdown;
 pub mod config;

@@ -7,19 +7,30 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
     (
         "app",
-        &["admin", "broker", "consumer", "directory", "pipeline", "receivers", "sender", "store"],
+        &[
+            "admin",
+            "broker",
+            "consumer",
+            "directory",
+            "pipeline",
+            "receivers",
+            "sender",
+            "status",
+            "store",
+        ],
     ),
     ("consumer", &["broker", "pipeline"]),
     ("pipeline", &["broker", "directory", "receivers", "sender"]),
     ("dead_letters", &["broker"]),
     ("directory", &["store"]),
-    ("admin", &[]),
+    ("admin", &["status"]),
+    ("status", &["broker", "receivers"]),
     ("broker", &["tls"]),
     ("receivers", &[]),
     ("sender", &["tls"]),
