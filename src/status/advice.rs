@@ -60,7 +60,7 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     let mut advice = Vec::new();
     if snapshot.broker.answers == Some(false) {
         let lasted = span(snapshot.broker.lasted_seconds);
-        let interrupted = interrupted(snapshot, LaneState::NoBroker);
+        let interrupted = lanes_in(snapshot, LaneState::NoBroker);
         let effect = match interrupted.as_slice() {
             [] => "the numbers of messages in queues are as of then".to_owned(),
             lanes => not_consumed(snapshot, lanes),
@@ -73,13 +73,14 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     }
     if snapshot.database.answers == Some(false) {
         let lasted = span(snapshot.database.lasted_seconds);
-        let interrupted = interrupted(snapshot, LaneState::NoDatabase);
+        let interrupted = lanes_in(snapshot, LaneState::NoDatabase);
         let effect = match interrupted.as_slice() {
-            [] => "only events of types that came before are delivered".to_owned(),
-            lanes => not_consumed(snapshot, lanes),
+            [] if lanes_in(snapshot, LaneState::Consuming).is_empty() => String::new(),
+            [] => ": only events of types that came before are delivered".to_owned(),
+            lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
         advice.push(trouble(
-            format!("PostgreSQL has not answered for {lasted}: {effect}."),
+            format!("PostgreSQL has not answered for {lasted}{effect}."),
             "Nothing is lost, and it connects again by itself. Is PostgreSQL running, and can it \
              be reached at DATABASE_URL? `webhook-notifier check` says more.",
         ));
@@ -116,7 +117,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
         ),
     ];
     let of = |(state, cause, remedy): (Option<LaneState>, &str, &str)| {
-        let lanes = interrupted(snapshot, state?);
+        let lanes = lanes_in(snapshot, state?);
         let longest = lanes.iter().map(|lane| lane.lasted_seconds).reduce(f64::max)?;
         let effect = not_consumed(snapshot, &lanes);
         let what = format!("{cause} for {}: {effect}.", span(longest));
@@ -184,7 +185,7 @@ fn trouble(what: String, remedy: &str) -> Advice {
     Advice { state: State::Trouble, what, remedy: remedy.to_owned() }
 }
 
-fn interrupted(snapshot: &Snapshot, state: LaneState) -> Vec<&LaneNow> {
+fn lanes_in(snapshot: &Snapshot, state: LaneState) -> Vec<&LaneNow> {
     snapshot.lanes.iter().filter(|lane| lane.state == state).collect()
 }
 
@@ -321,6 +322,17 @@ mod tests {
             State::Trouble,
             &["PostgreSQL has not answered for 12 s: only events of types that came before are \
                delivered."],
+        );
+        check(
+            |snapshot| {
+                (snapshot.broker, snapshot.database) = (away, away);
+                interrupt(snapshot, 0..4, LaneState::NoBroker);
+            },
+            State::Trouble,
+            &[
+                "RabbitMQ has not answered for 12 s: nothing is being consumed.",
+                "PostgreSQL has not answered for 12 s.",
+            ],
         );
         check(
             |snapshot| snapshot.broker = away,

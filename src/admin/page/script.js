@@ -11,10 +11,11 @@ const SVG = "http://www.w3.org/2000/svg";
 
 const $ = (id) => document.getElementById(id);
 const digits = new Intl.NumberFormat("en");
-const few = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const decimals = [0, 1, 2].map((most) => new Intl.NumberFormat("en", { maximumFractionDigits: most }));
 
 const count = (number) => (number == null ? "–" : digits.format(number));
-const rate = (number) => (number == null ? "–" : `${few.format(number)}/s`);
+const short = (number) => decimals[number >= 100 ? 0 : number >= 10 ? 1 : 2].format(number);
+const rate = (number) => (number == null ? "–" : `${short(number)}/s`);
 const sum = (list, of) => list.reduce((all, one) => all + (of(one) ?? 0), 0);
 const known = (list, of) => (list.some((one) => of(one) != null) ? sum(list, of) : null);
 
@@ -34,7 +35,7 @@ function span(seconds) {
 function bound(quantile) {
   if (!quantile) return "–";
   const { seconds, is_more } = quantile;
-  const text = seconds < 1 ? `${few.format(seconds * 1000)} ms` : span(seconds);
+  const text = seconds < 1 ? `${short(seconds * 1000)} ms` : span(seconds);
   return `${is_more ? ">" : "≤"} ${text}`;
 }
 
@@ -76,10 +77,14 @@ const MARKS = { well: "✓", attention: "!", trouble: "✕", silent: "?" };
 
 function showVerdict(state, headline, advice) {
   const shown = JSON.stringify([state, headline, advice]);
-  // A screen reader reads a change aloud: there must be one.
+  // So that what somebody is about to copy stays.
   if ($("verdict").dataset.shown === shown) return;
   $("verdict").dataset.shown = shown;
   $("verdict").hidden = false;
+  // Read aloud by a screen reader: not each second that it lasts.
+  if (headline.replace(/\d+/g, "") !== $("announced").textContent.replace(/\d+/g, "")) {
+    say($("announced"), headline);
+  }
   $("verdict").className = `verdict ${state === "silent" ? "trouble" : state}`;
   say($("mark"), MARKS[state]);
   say($("headline"), headline);
@@ -88,24 +93,15 @@ function showVerdict(state, headline, advice) {
       make("li", {}, ...(what ? [make("strong", {}, what)] : []), ...worded(remedy)),
     ),
   );
-  document.title = `${MARKS[state]} ${headline} webhook-notifier`;
+  document.title = `${MARKS[state]} ${headline} – webhook-notifier`;
   document.body.classList.toggle("silent", state === "silent");
 }
 
-/** All is well, or the one thing that is wrong, or how many. */
+/** All is well, or the worst of what is wrong; below it what to do, and the rest. */
 function verdict({ state, advice }) {
   if (state === "well") return showVerdict(state, "All is well.", advice);
-  const [first, second] = advice.filter((one) => one.state !== "well");
-  if (second) {
-    const wrong = advice.filter((one) => one.state !== "well").length;
-    const heads = {
-      trouble: `Something is wrong: ${wrong} things to look at.`,
-      attention: `It works; ${wrong} things want attention.`,
-    };
-    return showVerdict(state, heads[state], advice);
-  }
-  const rest = advice.filter((one) => one !== first);
-  showVerdict(state, first.what, [{ what: "", remedy: first.remedy }, ...rest]);
+  const [{ what, remedy }, ...rest] = advice;
+  showVerdict(state, what, [{ what: "", remedy }, ...rest]);
 }
 
 function server({ answers, lasted_seconds }) {
@@ -114,11 +110,11 @@ function server({ answers, lasted_seconds }) {
   return answers ? ["✓ answers", lasted, "is-well"] : ["✕ does not answer", lasted, "is-trouble"];
 }
 
-function figures({ broker, database, lanes, waiting, receivers, depths_age_seconds }) {
+function figures({ broker, database, lanes, waiting, receivers, depths_age_seconds: age }) {
   const rates = (which) => rate(known(lanes, (lane) => lane.rates?.[which]));
   const total = (which) => `${count(sum(lanes, (lane) => lane[which]))} since the start`;
   const dead = known(lanes, (lane) => lane.dead);
-  const late = depths_age_seconds > 30 ? `as of ${span(depths_age_seconds)} ago` : "";
+  const late = age != null && !broker.answers ? `as of ${span(age)} ago` : "";
   const { degraded, broken } = receivers;
   return [
     ["RabbitMQ", ...server(broker)],
@@ -164,10 +160,10 @@ function cells(row, labels, numbers) {
 
 /** A cell's text, a smaller line below it, and the metric that it is. */
 function fill(cell, text, more = "", metric = "") {
-  if (!cell.firstChild && (text || more)) cell.append(make("span"), make("small"));
-  if (!cell.firstChild) return cell;
+  if (!cell.firstChild) cell.append(make("span"), make("small"));
   say(cell.firstChild, text);
   say(cell.lastChild, more);
+  cell.classList.toggle("nothing", /^(–|0|0\/s)$/.test(text));
   if (metric) cell.firstChild.title = cell.lastChild.title = metric;
   return cell;
 }
@@ -176,7 +172,9 @@ function laneRow({ queue, is_retry }) {
   const row = make("tr", { role: "row", class: is_retry ? "retry" : "" });
   row.append(make("th", { role: "rowheader", scope: "row" }, make("bdi", {}, queue)));
   const labels = ["State", "Ready", "In flight", "Received", "Delivered", "Failed", "Lag p50", "Lag p99", "Dead letters"];
-  return cells(row, labels, 2);
+  cells(row, labels, 2);
+  row.children[1].classList.add("state");
+  return row;
 }
 
 function updateLane(row, lane) {
@@ -186,7 +184,6 @@ function updateLane(row, lane) {
   const [word, tone] = STATES[lane.state] ?? [lane.state, ""];
   const wrong = lane.state === "consuming" ? "" : `for ${span(lane.lasted_seconds)}`;
   fill(state, word, wrong, `webhook_broker_connected${of}`);
-  state.className = "state";
   state.firstChild.className = tone;
   fill(ready, count(lane.ready), "", `webhook_queue_messages${of}`);
   fill(inFlight, count(lane.in_flight), "", `webhook_requests_in_flight${of}`);
@@ -260,11 +257,11 @@ function showTrends({ sample_ages_seconds: ages, lanes }) {
     $("trends"),
     plots,
     (plot) => plot.key,
-    ({ title }) => {
+    ({ key, title }) => {
       const axis = make("div", { class: "axis", "aria-hidden": "true" });
       axis.append(make("span", {}, "15 min ago"), make("span", {}, "now"));
       const strips = [strip("delivered", "Delivered"), strip("failed", "Failed")];
-      return make("div", { class: "trend" }, make("h3", {}, make("bdi", {}, title)), ...strips, axis);
+      return make("div", { class: key === "all" ? "trend whole" : "trend" }, make("h3", {}, make("bdi", {}, title)), ...strips, axis);
     },
     (node, { title, lanes }) => {
       for (const which of ["delivered", "failed"]) {
@@ -372,7 +369,8 @@ const clock = (date) => date.toLocaleTimeString("en-GB");
 /** It does not answer: what is shown is old, and that must be plain. */
 function showSilence() {
   const since = answered ? ` since ${clock(answered)}` : "";
-  const what = answered ? `What is below is as of then, ${span((Date.now() - answered) / 1000)} ago. ` : "";
+  const what = answered ? "What is below is as of then. " : "";
+  if (answered) say($("as-of"), `As of ${clock(answered)}, ${span((Date.now() - answered) / 1000)} ago`);
   const remedy = `${what}Does its process run, and does the way to it work? While it is away, events wait at RabbitMQ and nothing is lost.`;
   showVerdict("silent", `No answer from the notifier${since}.`, [{ what: "", remedy }]);
 }
