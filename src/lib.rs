@@ -31,7 +31,8 @@
 //! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own.
 //!
 //! What died is the operator's: [`dead_letters`] shows it, and sends it back through
-//! `<queue>.retry`.
+//! `<queue>.retry`. How all this goes is counted in [`metrics`] and put into words by [`status`],
+//! and [`admin`] shows both.
 //!
 //! # What always holds
 //!

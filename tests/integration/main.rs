@@ -29,6 +29,7 @@ mod directory;
 mod topology;
 mod observability;
 mod admin;
+mod status;
 mod configuration;
 mod commands;
 mod secrets;
