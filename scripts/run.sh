@@ -5,6 +5,8 @@
 set -euo pipefail
 
 readonly BINARY=$1
+address=${METRICS_ADDR:-0.0.0.0:9090}
+port=${address##*:}
 "$BINARY" migrate
 cat <<TEXT
 
@@ -12,6 +14,8 @@ In another terminal:
   make listen                                                    a receiver on 127.0.0.1:8080
   make webhook-add URL=http://127.0.0.1:8080/ EVENTS='user.*'    register it
   make publish QUEUE=high_priority TYPE=user.created             publish an event to it
+
+How it goes, in a browser: http://127.0.0.1:$port/
 
 TEXT
 exec "$BINARY" run

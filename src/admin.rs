@@ -1,8 +1,10 @@
-//! The port that operators watch: /metrics, /healthz, /readyz.
+//! The port that operators watch: the status page, /metrics, /healthz, /readyz.
 
 mod door;
 mod head;
+mod page;
 
+use std::io::Cursor;
 use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
@@ -12,12 +14,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::net::{Shutdown as Direction, listen, shutdown};
-use tiny_http::{Header, Method, Request, Response, Server};
+use tiny_http::{Header, Method, Response, Server};
 use uuid::Uuid;
 
 pub use self::door::Door;
+use self::page::PAGE;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
+use crate::status::Status;
 
 /// How often the threads look whether they should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -62,6 +66,7 @@ pub fn open(address: SocketAddr) -> Result<(Door, Admin)> {
     let door = Door::new(listener, server).context("cannot prepare the metrics port")?;
     let server = Server::from_listener(private, None).map_err(|error| anyhow!(error))?;
     log::info!("metrics on http://{address}/metrics");
+    log::info!("status page on http://{address}/");
     Ok((door, Admin(ManuallyDrop::new(server))))
 }
 
@@ -79,53 +84,100 @@ fn private_listener() -> std::io::Result<(UnixListener, UnixStream)> {
 
 impl Admin {
     /// Answers requests until `stop`.
-    pub fn serve(&self, metrics: &Metrics, casualties: &Casualties, stop: &Shutdown) {
+    pub fn serve(
+        &self,
+        metrics: &Metrics,
+        status: &Status,
+        casualties: &Casualties,
+        stop: &Shutdown,
+    ) {
         while !stop.is_requested() {
             // An error comes once: the end of accepting, which `private_listener` has made sure of.
             if let Ok(Some(request)) = self.0.recv_timeout(POLL) {
-                respond(request, metrics, casualties);
+                let path = request.url().split('?').next().unwrap_or_default();
+                let answer = match request.method() {
+                    Method::Get | Method::Head => answer(path, metrics, status, casualties),
+                    _ => Answer::text(405, "only GET and HEAD\n"),
+                };
+                // The one client is the door, which notices.
+                let _ = request.respond(answer.into());
             }
         }
     }
 }
 
-fn respond(request: Request, metrics: &Metrics, casualties: &Casualties) {
-    let path = request.url().split('?').next().unwrap_or_default();
-    let (status, body) = match (request.method(), path) {
-        (Method::Get | Method::Head, path) => answer(path, metrics, casualties),
-        _ => (405, b"only GET and HEAD\n".to_vec()),
-    };
-    // The one client is the door, which notices.
-    let _ = request.respond(response(status, body));
+/// What a path answers.
+struct Answer {
+    status: u16,
+    content_type: &'static str,
+    /// What a browser may do with it.
+    policy: &'static str,
+    body: Vec<u8>,
 }
 
-fn answer(path: &str, metrics: &Metrics, casualties: &Casualties) -> (u16, Vec<u8>) {
-    let problems = |problems: Vec<String>, fine: &str| match problems.as_slice() {
-        [] => (200, format!("{fine}\n").into_bytes()),
-        _ => (503, (problems.join("\n") + "\n").into_bytes()),
-    };
-    match path {
-        "/metrics" => match metrics.encode() {
-            Ok(text) => (200, text),
-            Err(error) => (500, format!("{error}\n").into_bytes()),
-        },
-        "/healthz" => {
-            let dead = casualties.list();
-            problems(dead.iter().map(|name| format!("thread {name} ended")).collect(), "ok")
+impl Answer {
+    /// The version is of Prometheus' text format; a browser shows it as text all the same.
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+    fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        let policy = "default-src 'none'; frame-ancestors 'none'";
+        Self { status, content_type, policy, body: body.into() }
+    }
+
+    fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self::new(status, Self::TEXT, body)
+    }
+
+    /// 200 if there are no problems, else 503 and a line for each.
+    fn of_problems(problems: &[String], fine: &str) -> Self {
+        match problems {
+            [] => Self::text(200, format!("{fine}\n")),
+            _ => Self::text(503, problems.join("\n") + "\n"),
         }
-        "/readyz" => problems(metrics.not_ready(), "ready"),
-        _ => (404, b"see /metrics, /healthz and /readyz\n".to_vec()),
     }
 }
 
-fn response(status: u16, body: Vec<u8>) -> Response<std::io::Cursor<Vec<u8>>> {
-    // The door reads lengths, not chunks.
-    let response = Response::from_data(body).with_status_code(status);
-    let response = response.with_chunked_threshold(usize::MAX);
-    // The version is of Prometheus' text format; a browser shows it as text all the same.
-    match Header::from_bytes("content-type", "text/plain; version=0.0.4; charset=utf-8") {
-        Ok(header) => response.with_header(header),
-        Err(()) => response,
+fn answer(path: &str, metrics: &Metrics, status: &Status, casualties: &Casualties) -> Answer {
+    match path {
+        "/" => Answer {
+            policy: &PAGE.policy,
+            ..Answer::new(200, "text/html; charset=utf-8", PAGE.html.as_str())
+        },
+        "/status.json" => match serde_json::to_vec(&status.now()) {
+            Ok(json) => Answer::new(200, "application/json", json),
+            Err(error) => Answer::text(500, format!("{error}\n")),
+        },
+        "/metrics" => match metrics.encode() {
+            Ok(text) => Answer::text(200, text),
+            Err(error) => Answer::text(500, format!("{error}\n")),
+        },
+        "/healthz" => {
+            let dead = casualties.list();
+            let problems = dead.iter().map(|name| format!("thread {name} ended"));
+            Answer::of_problems(&problems.collect::<Vec<_>>(), "ok")
+        }
+        "/readyz" => Answer::of_problems(&metrics.not_ready(), "ready"),
+        _ => Answer::text(404, "see /, /metrics, /healthz and /readyz\n"),
+    }
+}
+
+impl From<Answer> for Response<Cursor<Vec<u8>>> {
+    fn from(answer: Answer) -> Self {
+        // The door reads lengths, not chunks.
+        let response = Self::from_data(answer.body).with_status_code(answer.status);
+        let headers = [
+            ("content-type", answer.content_type),
+            ("content-security-policy", answer.policy),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-resource-policy", "same-origin"),
+            ("cache-control", "no-store"),
+        ];
+        let headers = headers.into_iter().filter_map(|(name, value)| {
+            // Fails only for what is not ASCII.
+            Header::from_bytes(name, value).ok()
+        });
+        headers.fold(response.with_chunked_threshold(usize::MAX), Self::with_header)
     }
 }
 

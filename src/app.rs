@@ -20,6 +20,7 @@ use crate::metrics::{Glance, Metrics};
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
+use crate::status::Status;
 use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
 
@@ -47,6 +48,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let lanes = Lane::all(&config);
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
+    let receivers = Arc::new(Receivers::new(config.circuit_breaker));
+    let status = Arc::new(Status::new(
+        &config,
+        Arc::clone(&metrics),
+        Arc::clone(&receivers),
+        shutdown.clone(),
+    ));
     let casualties = Arc::new(Casualties::default());
     // Fired when the lanes have ended: until then they need the publisher, and operators /metrics.
     let (drained, lanes_over) = shutdown::channel();
@@ -59,9 +67,16 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     })?;
     threads.spawn("admin".to_owned(), {
         let (metrics, casualties) = (Arc::clone(&metrics), Arc::clone(&casualties));
+        let (status, stop) = (Arc::clone(&status), lanes_over.clone());
+        move || {
+            admin.serve(&metrics, &status, &casualties, &stop);
+            Ok(())
+        }
+    })?;
+    threads.spawn("status".to_owned(), {
         let stop = lanes_over.clone();
         move || {
-            admin.serve(&metrics, &casualties, &stop);
+            status.watch(&stop);
             Ok(())
         }
     })?;
@@ -82,7 +97,6 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let config = Arc::new(config);
     let store = Arc::new(store);
-    let receivers = Arc::new(Receivers::new(config.circuit_breaker));
     let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
     metrics.look_by({
         let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));
@@ -191,7 +205,7 @@ fn raise_file_limit() {
 fn check_database(store: &Store, metrics: &Metrics) -> Result<()> {
     match store.check() {
         Ok(()) => {
-            metrics.database_answered();
+            metrics.database().answered();
             Ok(())
         }
         Err(error @ (StoreError::Misconfigured(_) | StoreError::Refused(_))) => Err(error.into()),
@@ -227,14 +241,18 @@ fn first_connection(config: &Config, shutdown: &Shutdown) -> Result<Option<()>> 
     }
 }
 
-/// Keeps the gauges current that no event moves: queue depths, and whether PostgreSQL answers.
+/// Keeps current what no event moves: queue depths, and whether RabbitMQ and PostgreSQL answer.
 fn monitor(config: &Config, store: &Store, metrics: &Metrics, shutdown: &Shutdown) {
     let depth = |queue: &str, messages| metrics.set_queue_messages(queue, messages);
     let ask = || match store.ping() {
-        Ok(()) => metrics.database_answered(),
-        Err(_) => metrics.database_failed(),
+        Ok(()) => metrics.database().answered(),
+        Err(_) => metrics.database().failed(),
     };
-    broker::watch_queues(config, shutdown, MONITOR_INTERVAL, depth, ask);
+    let heard = |answers| match answers {
+        true => metrics.broker().answered(),
+        false => metrics.broker().failed(),
+    };
+    broker::watch_queues(config, shutdown, MONITOR_INTERVAL, depth, heard, ask);
 }
 
 /// A random number from 0 to 1.

@@ -237,6 +237,38 @@ impl Link {
         found.map_err(|error| self.unavailable(&error))
     }
 
+    /// Tells `depth` how many messages are ready in each queue; 0 if there is no such queue. Bounded,
+    /// each of them.
+    ///
+    /// One channel does for all, as long as none is missing: it takes two round trips, and there
+    /// may be fifty queues.
+    fn depths(
+        &mut self,
+        queues: &[String],
+        shutdown: &Shutdown,
+        mut depth: impl FnMut(&str, u32),
+    ) -> Result<(), BrokerError> {
+        let kill = self.kill_switch();
+        let mut free: Option<Channel> = None;
+        for queue in queues {
+            let look = || {
+                let channel = free.take().map_or_else(|| self.channel(), Ok)?;
+                let messages = match channel.queue_declare_passive(queue.as_str()) {
+                    Ok(found) => found.declared_message_count(),
+                    Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => return Ok(0),
+                    Err(error) => return Err(error),
+                };
+                free = Some(channel);
+                Ok(messages.unwrap_or(0))
+            };
+            let messages = kill.guard(SETUP_TIMEOUT, Some(shutdown), look);
+            depth(queue, messages.map_err(|error| self.unavailable(&error))?);
+        }
+        // The drop waits for the broker's answer.
+        kill.guard(CLOSE_TIMEOUT, None, || drop(free));
+        Ok(())
+    }
+
     /// Looks for a queue, on a channel of its own: a missing queue costs the channel.
     fn passive_declare(&mut self, queue: &str) -> amiquip::Result<Option<u32>> {
         match self.channel()?.queue_declare_passive(queue) {
@@ -336,7 +368,8 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()??, parts.next()??))
 }
 
-/// Watches the depth of the queues until shutdown, and calls `tick` every time around.
+/// Watches the depth of the queues until shutdown: calls `tick` every time around, and then
+/// `heard`, with whether the broker told them all.
 ///
 /// On a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
 /// an alarm, when a passive declare on it would hang.
@@ -345,6 +378,7 @@ pub fn watch_queues(
     shutdown: &Shutdown,
     every: Duration,
     mut depth: impl FnMut(&str, u32),
+    mut heard: impl FnMut(bool),
     mut tick: impl FnMut(),
 ) {
     let queues = Topology::of(config).watched_queues();
@@ -356,12 +390,11 @@ pub fn watch_queues(
                 Some(link) => link,
                 none => none.insert(Link::open(&config.amqp, config.connect_timeout, shutdown)?),
             };
-            for queue in &queues {
-                depth(queue, link.queue_messages(queue, shutdown)?.unwrap_or(0));
-            }
-            Ok(())
+            link.depths(&queues, shutdown, &mut depth)
         };
-        if let Err(error) = look() {
+        let looked = look();
+        heard(looked.is_ok());
+        if let Err(error) = looked {
             // The lanes say that the broker is away; here it only costs some figures.
             log::debug!("queue depths unknown: {error}");
             link = None;

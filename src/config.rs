@@ -49,7 +49,7 @@ const SETTINGS: [Setting; 24] = [
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
     setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
-    setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where /metrics, /healthz and /readyz are served"),
+    setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
     setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
     setting("AMQP_RETRY_DELAY", "5s", "TIME", "Time between these attempts"),
     setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),

@@ -18,7 +18,7 @@ use crate::broker::{
 };
 use crate::config::Config;
 use crate::domain::retry::Backoff;
-use crate::metrics::Metrics;
+use crate::metrics::{Interruption, Metrics};
 use crate::pipeline::{Missing, Pipeline, Settlement};
 use crate::shutdown::{self, Shutdown, Trigger};
 
@@ -71,18 +71,19 @@ pub fn run(context: Context<'_>, lane: &Lane) {
             None => session(context, lane, &mut reported),
         };
         context.metrics.set_consuming(&lane.queue, false);
-        let problem = match ended {
+        let (why, problem) = match ended {
             Ended::Asked => continue,
             Ended::Missing(Missing::Database(problem)) => {
                 missing = Some(Missing::Database(problem.clone()));
-                problem
+                (Interruption::Database, problem)
             }
             Ended::Missing(Missing::Confirm) => {
                 missing = Some(Missing::Confirm);
-                "RabbitMQ confirms no message".to_owned()
+                (Interruption::Confirms, "RabbitMQ confirms no message".to_owned())
             }
-            Ended::Lost(problem) => problem,
+            Ended::Lost(problem) => (Interruption::Broker, problem),
         };
+        context.metrics.set_interruption(&lane.queue, why);
         if context.shutdown.is_requested() {
             return;
         }

@@ -34,7 +34,8 @@
 //! never waits, and nothing is decided by it.
 //!
 //! What died is the operator's: [`dead_letters`] shows it, and sends it back through
-//! `<queue>.retry`.
+//! `<queue>.retry`. How all this goes is counted in [`metrics`] and put into words by [`status`],
+//! and [`admin`] shows both.
 //!
 //! # What always holds
 //!
@@ -71,6 +72,7 @@ pub mod broker;
 pub mod dead_letters;
 pub mod admin;
 pub mod supervisor;
+pub mod status;
 pub mod metrics;
 pub mod shutdown;
 pub mod config;

@@ -4,31 +4,35 @@
 //! takes a lock and a hash, and a series that exists from the start can be alerted on.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, core::Metric,
+    process_collector::ProcessCollector,
 };
 
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::receiver::{Hold, Transition};
+use crate::domain::trend::Counts;
 
-/// How old PostgreSQL's last answer may be before it counts as away.
-///
-/// A failed answer counts at once. This is for the case that nobody got to ask: the monitor does
-/// every five seconds, but may have to wait for a hanging broker in between, up to twenty.
-const DATABASE_ANSWER_AGE: Duration = Duration::from_secs(30);
+mod contact;
+mod lane_state;
+
+use lane_state::Standing;
+
+pub use contact::{Answers, Contact};
+pub use lane_state::{Interruption, LaneState};
 
 /// Processing and requests: from a local receiver's millisecond to the longest time-outs.
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Lag: from milliseconds to beyond the default schedule's last attempt (31 h).
-const LAG_SECONDS: [f64; 14] = [
+pub const LAG_SECONDS: [f64; 14] = [
     0.005, 0.025, 0.1, 0.5, 1.0, 4.0, 16.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0,
     172_800.0,
 ];
@@ -50,7 +54,8 @@ pub struct Metrics {
     /// Asked for what changes by the clock, when the metrics are read.
     look: OnceLock<Look>,
     database_up: IntGauge,
-    database_answered: Mutex<Option<Instant>>,
+    broker: Contact,
+    database: Contact,
     announced: AtomicBool,
 }
 
@@ -77,6 +82,7 @@ pub struct Lane {
     /// POSTs under way.
     pub in_flight: IntGauge,
     connected: IntGauge,
+    standing: Standing,
 }
 
 impl Lane {
@@ -96,6 +102,28 @@ impl Lane {
     #[must_use]
     pub fn held(&self, why: Held) -> &IntCounter {
         &self.held[why as usize]
+    }
+
+    /// Whether it consumes, and for how long that has been so.
+    #[must_use]
+    pub fn state(&self) -> (LaneState, Duration) {
+        self.standing.now()
+    }
+
+    /// What is counted so far, of what the status page compares over time.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let lag = self.lag.metric();
+        let lag = lag.get_histogram();
+        let mut below = 0;
+        let mut fell = |up_to: u64| up_to.saturating_sub(std::mem::replace(&mut below, up_to));
+        let up_to = lag.get_bucket().iter().map(|bucket| bucket.cumulative_count());
+        Counts {
+            received: self.received.get(),
+            delivered: self.success.get(),
+            failed: self.failure.iter().map(IntCounter::get).sum(),
+            lag: up_to.chain([lag.get_sample_count()]).map(&mut fell).collect(),
+        }
     }
 }
 
@@ -308,6 +336,7 @@ impl Metrics {
             held: Held::ALL.map(|why| held.with_label_values(&[queue, why.label()])).into(),
             in_flight: in_flight.with_label_values(&[queue]),
             connected: connected.with_label_values(&[queue]),
+            standing: Standing::new(),
         };
         Ok(Self {
             lanes: queues.into_iter().map(|queue| (queue.clone(), lane(&queue))).collect(),
@@ -322,7 +351,8 @@ impl Metrics {
             log_rows,
             look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
-            database_answered: Mutex::new(None),
+            broker: Contact::new(),
+            database: Contact::new(),
             announced: AtomicBool::new(false),
             registry,
         })
@@ -375,9 +405,22 @@ impl Metrics {
         self.queue_messages.with_label_values(&[queue]).set(messages.into());
     }
 
+    /// How many messages were ready in one of the watched queues when RabbitMQ last answered;
+    /// `None` before it has.
+    #[must_use]
+    pub fn queue_messages(&self, queue: &str) -> Option<i64> {
+        self.broker.age().map(|_| self.queue_messages.with_label_values(&[queue]).get())
+    }
+
     /// Says whether a lane consumes its queue. The first time that all of them do is worth a line.
     pub fn set_consuming(&self, queue: &str, consuming: bool) {
-        self.lane(queue).connected.set(consuming.into());
+        let lane = self.lane(queue);
+        lane.connected.set(consuming.into());
+        if consuming {
+            lane.standing.begin();
+        } else {
+            lane.standing.end();
+        }
         let all = self.lanes.values().all(|lane| lane.connected.get() == 1);
         if all && !self.announced.swap(true, Ordering::Relaxed) {
             let queues: Vec<&str> = self.lanes.keys().map(String::as_str).collect();
@@ -385,20 +428,21 @@ impl Metrics {
         }
     }
 
-    /// PostgreSQL has just answered.
-    pub fn database_answered(&self) {
-        let mut answered = self.database_answered.lock().unwrap_or_else(PoisonError::into_inner);
-        *answered = Some(Instant::now());
+    /// Says why a lane does not consume its queue.
+    pub fn set_interruption(&self, queue: &str, why: Interruption) {
+        self.lane(queue).standing.explain(why);
     }
 
-    /// PostgreSQL has just failed to answer.
-    pub fn database_failed(&self) {
-        *self.database_answered.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Whether RabbitMQ answers the monitor, on a connection of its own.
+    #[must_use]
+    pub fn broker(&self) -> &Contact {
+        &self.broker
     }
 
-    fn database_is_up(&self) -> bool {
-        let answered = *self.database_answered.lock().unwrap_or_else(PoisonError::into_inner);
-        answered.is_some_and(|at| at.elapsed() < DATABASE_ANSWER_AGE)
+    /// Whether PostgreSQL answers.
+    #[must_use]
+    pub fn database(&self) -> &Contact {
+        &self.database
     }
 
     /// What is not ready, a line each; empty when everything is.
@@ -407,10 +451,16 @@ impl Metrics {
         let lanes = self.lanes.iter().filter(|(_, lane)| lane.connected.get() == 0);
         let mut problems: Vec<String> =
             lanes.map(|(queue, _)| format!("lane {queue} is not consuming")).collect();
-        if !self.database_is_up() {
+        if !self.database.is_up() {
             problems.push("PostgreSQL does not answer".to_owned());
         }
         problems
+    }
+
+    /// What changes by the clock too, right now; `None` while the process starts.
+    #[must_use]
+    pub fn glance(&self) -> Option<Glance> {
+        self.look.get().map(|Look(look)| look())
     }
 
     /// Everything in Prometheus' text format.
@@ -418,9 +468,8 @@ impl Metrics {
     /// # Errors
     /// If the encoder fails, which it does only on a metric without a value.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        self.database_up.set(self.database_is_up().into());
-        if let Some(Look(look)) = self.look.get() {
-            let glance = look();
+        self.database_up.set(self.database.is_up().into());
+        if let Some(glance) = self.glance() {
             self.receivers_degraded.set(i64::try_from(glance.receivers_degraded)?);
             self.breakers_open.set(i64::try_from(glance.breakers_open)?);
             self.directory_age.set(glance.directory_age.as_secs_f64());
@@ -520,12 +569,29 @@ mod tests {
     }
 
     #[test]
+    fn counts_have_each_lag_in_the_bucket_that_it_fell_into() {
+        let metrics = Metrics::new(["q".to_owned()]).expect("distinct names");
+        let lane = metrics.lane("q");
+        for lag in [0.004, 0.005, 0.006, 172_800.0, 172_801.0] {
+            lane.lag.observe(lag);
+        }
+        lane.received.inc_by(4);
+        lane.failure(Reason::Dns).inc();
+        lane.failure(Reason::Io).inc();
+        let counts = lane.counts();
+        assert_eq!((counts.received, counts.delivered, counts.failed), (4, 0, 2));
+        assert_eq!(counts.lag.len(), LAG_SECONDS.len() + 1);
+        assert_eq!(counts.lag[..3], [2, 1, 0]);
+        assert_eq!(counts.lag[12..], [0, 1, 1]);
+    }
+
+    #[test]
     fn not_ready_names_what_is_missing() {
         let metrics = Metrics::new(["a".to_owned(), "b".to_owned()]).expect("distinct names");
         metrics.set_consuming("b", true);
         assert_eq!(metrics.not_ready(), ["lane a is not consuming", "PostgreSQL does not answer"]);
         metrics.set_consuming("a", true);
-        metrics.database_answered();
+        metrics.database().answered();
         assert!(metrics.not_ready().is_empty());
     }
 }

@@ -165,9 +165,9 @@ impl Pipeline {
     #[must_use]
     pub fn missing(&self, lately: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
-            Ok(()) => self.metrics.database_answered(),
+            Ok(()) => self.metrics.database().answered(),
             Err(error) => {
-                self.metrics.database_failed();
+                self.metrics.database().failed();
                 let did_not_do = matches!(lately, Some(Missing::Database(_)));
                 if did_not_do || !self.directory.knows_any() {
                     return Some(Missing::Database(error.to_string()));
@@ -450,8 +450,9 @@ impl Pipeline {
     fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Delivered => Ended::Delivered,
-            Outcome::Failed { retry_after, .. } => Ended::Failed {
+            Outcome::Failed { reason, retry_after, .. } => Ended::Failed {
                 event: &event.id,
+                reason: *reason,
                 // As long as the delivery itself waits at most.
                 retry_after: retry_after.map(|wanted| wanted.min(self.schedule.longest().get())),
             },
@@ -552,7 +553,7 @@ impl Pipeline {
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
         answer.map_err(|error| {
-            self.metrics.database_failed();
+            self.metrics.database().failed();
             Missing::Database(error.to_string())
         })
     }

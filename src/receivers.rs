@@ -1,5 +1,6 @@
 //! What this process knows of each receiver: a [`Receiver`] for each webhook that it has asked.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::domain::receiver::{Attempt, Breaker, Ended, Hold, Moment, Place, Receiver, Transition};
+use crate::domain::receiver::{
+    Ailment, Attempt, Breaker, Ended, Hold, Moment, Place, Receiver, Transition,
+};
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
 /// megabytes. Those that are forgotten for others count as healthy again.
@@ -117,6 +120,29 @@ impl Receivers {
         count
     }
 
+    /// What is wrong with those that are degraded: the worst `most` of them, and how many there are
+    /// in all.
+    #[must_use]
+    pub fn ailing(&self, most: usize) -> (Vec<(Uuid, Ailment)>, Count) {
+        let now = self.now();
+        let mut count = Count::default();
+        let mut ailing: Vec<(Uuid, Ailment)> = {
+            let known = self.lock();
+            let of = |(webhook, receiver): (&Uuid, &Receiver)| {
+                count.broken += usize::from(receiver.is_broken());
+                Some((*webhook, receiver.ailment(now)?))
+            };
+            known.iter().filter_map(of).collect()
+        };
+        count.degraded = ailing.len();
+        let badness = |(webhook, ailment): &(Uuid, Ailment)| {
+            (ailment.condition, Reverse(ailment.lasted), *webhook)
+        };
+        ailing.sort_unstable_by_key(badness);
+        ailing.truncate(most);
+        (ailing, count)
+    }
+
     fn now(&self) -> Moment {
         self.start.elapsed()
     }
@@ -141,8 +167,11 @@ fn make_room(known: &mut HashMap<Uuid, Receiver>, now: Moment) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::outcome::Reason;
+    use crate::domain::receiver::Condition;
 
-    const FAILED: Ended<'static> = Ended::Failed { event: "e", retry_after: None };
+    const FAILED: Ended<'static> =
+        Ended::Failed { event: "e", reason: Reason::Timeout, retry_after: None };
 
     fn receivers() -> Receivers {
         Receivers::new("5,30s,10m".parse().expect("a breaker"))
@@ -165,6 +194,27 @@ mod tests {
         attempt(&receivers, 1, Ended::Delivered);
         receivers.forget(Uuid::from_u128(2));
         assert_eq!(receivers.count(), Count::default());
+    }
+
+    #[test]
+    fn of_those_that_ail_the_worst_are_shown_and_all_are_counted() {
+        let receivers = receivers();
+        let other = Ended::Failed { event: "f", reason: Reason::Dns, retry_after: None };
+        for ended in [FAILED, FAILED, FAILED, FAILED, other] {
+            attempt(&receivers, 7, ended);
+        }
+        for webhook in 1..5 {
+            attempt(&receivers, webhook, FAILED);
+        }
+        let (shown, count) = receivers.ailing(3);
+        assert_eq!(count, Count { degraded: 5, broken: 1 });
+        assert_eq!(count, receivers.count());
+        let conditions: Vec<_> = shown.iter().map(|(_, ailment)| ailment.condition).collect();
+        assert_eq!(conditions, [Condition::Open, Condition::Failing, Condition::Failing]);
+        let (webhook, worst) = shown[0];
+        assert_eq!(webhook, Uuid::from_u128(7));
+        assert_eq!((worst.failures, worst.reason), (5, Some(Reason::Dns)));
+        assert_eq!(receivers.ailing(9).0.len(), 5);
     }
 
     #[test]

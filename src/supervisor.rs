@@ -219,7 +219,7 @@ mod tests {
     fn make_ready(metrics: &Metrics) {
         metrics.set_consuming("a", true);
         metrics.set_consuming("a.retry", true);
-        metrics.database_answered();
+        metrics.database().answered();
     }
 
     #[test]
@@ -242,9 +242,9 @@ mod tests {
         assert_eq!(tell(&metrics), [""; 0], "no news");
         make_ready(&metrics);
         assert_eq!(tell(&metrics), ["READY=1", &format!("STATUS={ALL_WELL}")]);
-        metrics.database_failed();
+        metrics.database().failed();
         assert_eq!(tell(&metrics), ["STATUS=waiting: PostgreSQL does not answer"]);
-        metrics.database_answered();
+        metrics.database().answered();
         assert_eq!(tell(&metrics), [format!("STATUS={ALL_WELL}")], "ready once, not twice");
     }
 

@@ -27,7 +27,7 @@ const MOST_SILENT: usize = 1_024;
 const SHARE_OF_FILES: u64 = 4;
 
 /// Connections that are amid a request or an answer, where no good client stays for long: the
-/// oldest give way here, too. Their heads are 1 MiB together, their answers perhaps 3.
+/// oldest give way here, too. Their heads are 1 MiB together, their answers perhaps 4.
 const MOST_MIDWAY: usize = 128;
 
 /// Requests that wait for an answer, before we accept more. None of these gives way: they wait for

@@ -135,7 +135,14 @@ impl Topology {
     #[must_use]
     pub fn watched_queues(&self) -> Vec<String> {
         let of = |origin: &String| [origin.clone(), retry_queue(origin), dead_queue(origin)];
-        self.origins.iter().flat_map(of).collect()
+        let waits = self.wait_queues().map(|(_, queue)| queue);
+        self.origins.iter().flat_map(of).chain(waits).collect()
+    }
+
+    /// The wait queues, shortest delay first. All queues that are consumed share them, and so do
+    /// all notifiers of this broker.
+    pub fn wait_queues(&self) -> impl Iterator<Item = (Span, String)> {
+        self.delays.iter().map(|delay| (*delay, wait_queue(*delay)))
     }
 
     /// Looks for every queue without making any, and at the arguments of those that are ours.

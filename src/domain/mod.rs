@@ -15,4 +15,5 @@ pub mod retry;
 pub mod secret;
 pub mod shown;
 pub mod signature;
+pub mod trend;
 pub mod webhook;

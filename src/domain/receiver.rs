@@ -15,8 +15,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::outcome::Reason;
 use super::retry::Span;
 use super::shown::quoted;
+
+mod ailment;
+
+pub use ailment::{Ailment, Condition, Next};
 
 /// A time, as the duration since any fixed moment before it.
 pub type Moment = Duration;
@@ -179,6 +184,8 @@ pub enum Ended<'a> {
     Failed {
         /// Which event it was.
         event: &'a str,
+        /// What kind of failure.
+        reason: Reason,
         /// How long the receiver asked us to stay away.
         retry_after: Option<Duration>,
     },
@@ -242,7 +249,11 @@ pub struct Receiver {
     event: Box<str>,
     /// Whether another event failed as well since then.
     several: bool,
+    /// Why the last of them failed.
+    reason: Option<Reason>,
     slow: bool,
+    /// When an attempt ended that had still found it well: while it is degraded, since when.
+    since: Moment,
     pace: Pace,
     state: State,
     stay_away_until: Moment,
@@ -309,16 +320,21 @@ impl Receiver {
         self.let_go(attempt);
         let is_prompt = now <= attempt.began + PROMPT;
         self.pace = if is_prompt { Pace::Prompt } else { Pace::Lingering };
+        if self.failures == 0 && !self.slow {
+            self.since = now;
+        }
         match ended {
             Ended::Delivered => {
                 self.failures = 0;
                 self.several = false;
+                self.reason = None;
                 self.slow = now > attempt.began + SLOW;
                 let was = std::mem::take(&mut self.state);
                 (was != State::Closed).then_some(Transition::Closed)
             }
-            Ended::Failed { event, retry_after } => {
+            Ended::Failed { event, reason, retry_after } => {
                 self.failed(event);
+                self.reason = Some(reason);
                 if let Some(wanted) = retry_after {
                     let until = now + wanted.min(LONGEST_STAY) * CERTAIN / 100;
                     self.stay_away_until = self.stay_away_until.max(until);
@@ -465,7 +481,7 @@ mod tests {
             self.events += 1;
             let event = self.events.to_string();
             let retry_after = retry_after.map(Duration::from_secs);
-            let ended = Ended::Failed { event: &event, retry_after };
+            let ended = Ended::Failed { event: &event, reason: Reason::Timeout, retry_after };
             self.receiver.end(attempt, ended, breaker(), self.now)
         }
 
@@ -597,7 +613,7 @@ mod tests {
         let mut receiver = Receiver::default();
         let mut fail = |event: &str| {
             let (attempt, _) = receiver.admit(place(false), Moment::ZERO).expect("an attempt");
-            let ended = Ended::Failed { event, retry_after: None };
+            let ended = Ended::Failed { event, reason: Reason::Timeout, retry_after: None };
             receiver.end(attempt, ended, breaker(), Moment::ZERO)
         };
         for _ in 0..50 {
@@ -637,7 +653,8 @@ mod tests {
         let mut receiver = Receiver::default();
         for n in 0..100 {
             let (attempt, _) = receiver.admit(place(false), Moment::ZERO).expect("an attempt");
-            let ended = Ended::Failed { event: &n.to_string(), retry_after: None };
+            let (event, reason) = (&n.to_string(), Reason::Timeout);
+            let ended = Ended::Failed { event, reason, retry_after: None };
             assert_eq!(receiver.end(attempt, ended, off, Moment::ZERO), None);
         }
     }
@@ -764,6 +781,10 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(subject.receiver.is_busy(), !under_way.is_empty());
+                let now = subject.now;
+                let ailment = subject.receiver.ailment(now);
+                prop_assert_eq!(ailment.is_some(), subject.receiver.is_degraded(now));
+                prop_assert!(ailment.is_none_or(|ailment| ailment.lasted <= now));
             }
         }
 

@@ -229,13 +229,13 @@ fn clients_that_never_read_their_answer_keep_metrics_from_nobody() {
     const CROWD: usize = 500;
     Besieged::new().withstands("500 clients that never read", |besieged| {
         let address = besieged.notifier.admin_address();
-        let crowd = (0..CROWD).map(|_| {
+        let crowd = ["/metrics", "/"].into_iter().cycle().take(CROWD).map(|path| {
             let client = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
             // The least that the kernel allows: before the connection, as it is told to the peer.
             set_socket_recv_buffer_size(&client, 1).expect("a valid size");
             connect(&client, &address).expect("the metrics port accepts");
             let mut client = TcpStream::from(client);
-            let _ = client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+            let _ = client.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes());
             client
         });
         let crowd: Vec<_> = crowd.collect();
@@ -399,7 +399,7 @@ fn the_admin_port_answers_what_it_knows_and_refuses_the_rest() {
     // Some monitors ask with a query.
     assert_eq!(notifier.get("/metrics?name=x").status, 200);
 
-    for path in ["/", "/metric", "/metrics/", "/../etc/passwd", "/%00", "//"] {
+    for path in ["/metric", "/metrics/", "/status", "/../etc/passwd", "/%00", "//"] {
         assert_eq!(notifier.get(path).status, 404, "{path}");
     }
     let statuses: BTreeMap<_, _> = ["HEAD", "POST", "PUT", "DELETE"]

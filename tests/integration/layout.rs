@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
@@ -22,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "pipeline",
             "receivers",
             "sender",
+            "status",
             "store",
             "supervisor",
         ],
@@ -31,7 +32,8 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("dead_letters", &["broker"]),
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
-    ("admin", &[]),
+    ("admin", &["status"]),
+    ("status", &["broker", "receivers"]),
     ("supervisor", &["admin"]),
     ("broker", &["tls"]),
     ("receivers", &[]),

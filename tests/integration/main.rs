@@ -31,6 +31,7 @@ mod directory;
 mod topology;
 mod observability;
 mod admin;
+mod status;
 mod configuration;
 mod commands;
 mod service;

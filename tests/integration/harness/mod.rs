@@ -2,6 +2,7 @@
 //! that record what they get, and a queue and a schema of its own per test.
 
 pub(crate) mod broker;
+pub(crate) mod browser;
 pub(crate) mod database;
 pub(crate) mod exposition;
 pub(crate) mod notifier;
@@ -14,6 +15,7 @@ pub(crate) mod service;
 pub(crate) mod tls;
 
 pub(crate) use broker::{Broker, Event, Message};
+pub(crate) use browser::rendered;
 pub(crate) use database::Database;
 pub(crate) use notifier::Notifier;
 pub(crate) use process::Process;

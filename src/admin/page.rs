@@ -1,0 +1,63 @@
+//! The status page: one document that asks for /status.json and shows it.
+//!
+//! It needs nothing from anywhere else, and its Content-Security-Policy allows nothing else: its
+//! own style and script by their hashes, and questions to where it came from. No other site can
+//! show it in a frame, and none can read what it reads, as no answer here allows that (CORS).
+
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+/// The page, and the policy that it is served with.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) html: String,
+    pub(super) policy: String,
+}
+
+/// Put together once, when somebody wants it.
+pub(super) static PAGE: LazyLock<Page> = LazyLock::new(|| {
+    let (style, script) = (include_str!("page/style.css"), include_str!("page/script.js"));
+    let html = include_str!("page/page.html");
+    Page {
+        html: html.replace("{style}", style).replace("{script}", script),
+        policy: format!(
+            "default-src 'none'; style-src {}; script-src {}; connect-src 'self'; img-src data:; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            allowed(style),
+            allowed(script)
+        ),
+    }
+});
+
+/// How a policy names what it allows by its content.
+fn allowed(content: &str) -> String {
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(content)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_whole_and_small_and_refers_to_nothing_elsewhere() {
+        let html = &PAGE.html;
+        assert!(!html.contains("{style}") && !html.contains("{script}"));
+        assert!(html.len() < 40_000, "{} bytes", html.len());
+        // The name of a namespace is no address that anybody asks.
+        let html = html.replace("http://www.w3.org/2000/svg", "");
+        for elsewhere in ["http:", "https:", "//cdn", "@import", "url("] {
+            assert!(!html.contains(elsewhere), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_came_over_the_network_becomes_markup() {
+        let script = include_str!("page/script.js");
+        for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            assert!(!script.contains(way), "{way}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Counters over time: by how much they grew, and what a histogram's buckets say of a period.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::receiver::Moment;
+
+/// What has been counted of one lane up to a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages received.
+    pub received: u64,
+    /// Attempts answered with 2xx.
+    pub delivered: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Deliveries by their lag: how many fell into each bucket of the histogram, the last one being
+    /// what is beyond its largest bound.
+    pub lag: Vec<u64>,
+}
+
+impl Counts {
+    /// What was added since an earlier moment.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let lag = self.lag.iter().zip(&earlier.lag);
+        Self {
+            received: self.received.saturating_sub(earlier.received),
+            delivered: self.delivered.saturating_sub(earlier.delivered),
+            failed: self.failed.saturating_sub(earlier.failed),
+            lag: lag.map(|(now, then)| now.saturating_sub(*then)).collect(),
+        }
+    }
+}
+
+/// What was counted at one moment: of each lane, in their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When.
+    pub at: Moment,
+    /// What, by lane.
+    pub lanes: Vec<Counts>,
+}
+
+/// The latest samples, oldest first.
+#[derive(Debug)]
+pub struct History {
+    span: Duration,
+    most: usize,
+    samples: VecDeque<Sample>,
+}
+
+impl History {
+    /// Remembers what is at most so old, and not more than so many samples.
+    #[must_use]
+    pub fn new(span: Duration, most: usize) -> Self {
+        Self { span, most, samples: VecDeque::with_capacity(most) }
+    }
+
+    /// Adds the latest sample, and forgets what is too old then.
+    pub fn push(&mut self, sample: Sample) {
+        let oldest = sample.at.saturating_sub(self.span);
+        self.samples.push_back(sample);
+        let is_full = |samples: &VecDeque<Sample>| samples.len() > self.most;
+        while is_full(&self.samples) || self.samples.front().is_some_and(|s| s.at < oldest) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// When the samples were taken, oldest first.
+    pub fn moments(&self) -> impl Iterator<Item = Moment> {
+        self.samples.iter().map(|sample| sample.at)
+    }
+
+    /// What a lane counted from each sample to the next, oldest first: one less than the samples.
+    pub fn steps(&self, lane: usize) -> impl Iterator<Item = Counts> {
+        let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
+        pairs.map(move |(from, to)| to.lanes[lane].since(&from.lanes[lane]))
+    }
+
+    /// What a lane counted within `span` before the latest sample, or in what there is of it, and
+    /// how long that was; `None` while there is nothing to compare.
+    #[must_use]
+    pub fn growth(&self, lane: usize, span: Duration) -> Option<(Duration, Counts)> {
+        let latest = self.samples.back()?;
+        let from = latest.at.saturating_sub(span);
+        let first = self.samples.iter().find(|sample| sample.at >= from)?;
+        let took = latest.at.checked_sub(first.at).filter(|took| !took.is_zero())?;
+        Some((took, latest.lanes[lane].since(&first.lanes[lane])))
+    }
+}
+
+/// What is known of a quantile when only buckets were counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// At most this, the bound of the bucket that it fell into.
+    AtMost(f64),
+    /// More than this, the largest bound that there is.
+    Above(f64),
+}
+
+/// The upper bound of the quantile `q` (above 0 and at most 1) of what `counts` has in each bucket;
+/// `bounds` are the buckets' largest values, ascending, but for the last bucket, which has none.
+/// `None` if nothing was counted.
+#[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "nobody counts to 2^53, and the rank is from 1 to what was counted"
+)]
+pub fn quantile(q: f64, counts: &[u64], bounds: &[f64]) -> Option<Bound> {
+    let all: u64 = counts.iter().sum();
+    if all == 0 {
+        return None;
+    }
+    // The smallest value with at least that share at or below it (the nearest rank).
+    let rank = ((q * all as f64).ceil() as u64).clamp(1, all);
+    let mut seen = 0;
+    let within = counts.iter().zip(bounds).find(|(count, _)| {
+        seen += **count;
+        seen >= rank
+    });
+    match within {
+        Some((_, bound)) => Some(Bound::AtMost(*bound)),
+        None => bounds.last().map(|bound| Bound::Above(*bound)),
+    }
+}
+
+/// So many in that time, per second.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+pub fn per_second(count: u64, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BOUNDS: [f64; 3] = [0.1, 1.0, 10.0];
+
+    fn at(seconds: u64) -> Moment {
+        Duration::from_secs(seconds)
+    }
+
+    fn counts(received: u64) -> Counts {
+        Counts { received, delivered: 2 * received, failed: 3 * received, lag: vec![received; 2] }
+    }
+
+    /// One lane, which has received as many as given at each of the seconds.
+    fn history(samples: &[(u64, u64)]) -> History {
+        let mut history = History::new(at(60), 5);
+        for (seconds, received) in samples {
+            history.push(Sample { at: at(*seconds), lanes: vec![counts(*received)] });
+        }
+        history
+    }
+
+    #[test]
+    fn growth_is_what_came_within_the_span_or_in_what_there_is_of_it() {
+        let history = history(&[(0, 0), (10, 4), (20, 5), (40, 9)]);
+        assert_eq!(history.growth(0, at(20)), Some((at(20), counts(4))));
+        // The sample before it is older than that.
+        assert_eq!(history.growth(0, at(25)), Some((at(20), counts(4))));
+        assert_eq!(history.growth(0, at(3_600)), Some((at(40), counts(9))));
+        assert_eq!(per_second(9, at(40)), 0.225);
+    }
+
+    #[test]
+    fn of_one_sample_or_none_there_is_no_growth() {
+        assert_eq!(history(&[]).growth(0, at(10)), None);
+        assert_eq!(history(&[(5, 3)]).growth(0, at(10)), None);
+        // Nothing has been sampled for longer than that.
+        assert_eq!(history(&[(5, 3), (50, 4)]).growth(0, at(10)), None);
+    }
+
+    #[test]
+    fn steps_are_from_each_sample_to_the_next() {
+        let history = history(&[(0, 1), (5, 4), (11, 4), (15, 9)]);
+        let steps: Vec<_> = history.steps(0).collect();
+        assert_eq!(steps, [counts(3), counts(0), counts(5)]);
+        assert_eq!(history.moments().collect::<Vec<_>>(), [at(0), at(5), at(11), at(15)]);
+    }
+
+    #[test]
+    fn what_is_too_old_or_too_much_is_forgotten() {
+        let moments = |samples: &[(u64, u64)]| Vec::from_iter(history(samples).moments());
+        let many: Vec<_> = (0..9).map(|n| (n, n)).collect();
+        assert_eq!(moments(&many), (4..9).map(at).collect::<Vec<_>>());
+        assert_eq!(moments(&[(0, 0), (10, 0), (61, 0)]), [at(10), at(61)]);
+        assert_eq!(moments(&[(0, 0), (10, 0), (900, 0)]), [at(900)]);
+    }
+
+    #[test]
+    fn a_quantile_is_the_bound_of_its_bucket() {
+        let check = |q, counts: [u64; 4], expected| {
+            assert_eq!(quantile(q, &counts, &BOUNDS), expected, "{q} of {counts:?}");
+        };
+        check(0.5, [0, 0, 0, 0], None);
+        check(0.5, [1, 0, 0, 0], Some(Bound::AtMost(0.1)));
+        check(0.99, [98, 1, 1, 0], Some(Bound::AtMost(1.0)));
+        check(0.99, [97, 1, 2, 0], Some(Bound::AtMost(10.0)));
+        check(0.5, [1, 1, 0, 0], Some(Bound::AtMost(0.1)));
+        check(0.51, [1, 1, 0, 0], Some(Bound::AtMost(1.0)));
+        check(1.0, [5, 0, 0, 1], Some(Bound::Above(10.0)));
+    }
+
+    proptest! {
+        #[test]
+        fn the_true_quantile_lies_in_the_bucket_that_is_named(
+            mut values in prop::collection::vec(0.0_f64..20.0, 1..60),
+            percent in 1_usize..=100,
+        ) {
+            let mut counts = [0; 4];
+            for value in &values {
+                counts[BOUNDS.iter().filter(|bound| *value > **bound).count()] += 1;
+            }
+            values.sort_unstable_by(f64::total_cmp);
+            let exact = values[(percent * values.len()).div_ceil(100).max(1) - 1];
+            // A hair less, so that the rank is not rounded up where it is exact.
+            #[expect(clippy::cast_precision_loss, reason = "a percentage")]
+            let q = percent as f64 / 100.0 - 1e-9;
+            match quantile(q, &counts, &BOUNDS).expect("some were counted") {
+                Bound::AtMost(bound) => {
+                    let below = BOUNDS.iter().rfind(|other| **other < bound);
+                    prop_assert!(exact <= bound && below.is_none_or(|below| exact > *below));
+                }
+                Bound::Above(bound) => prop_assert!(exact > bound),
+            }
+        }
+
+        #[test]
+        fn growth_is_the_sum_of_the_steps(grows in prop::collection::vec(0_u64..100, 1..5)) {
+            let mut received = 0;
+            let samples = std::iter::once((0, 0)).chain((1..).zip(grows).map(|(n, grown)| {
+                received += grown;
+                (n, received)
+            }));
+            let history = history(&samples.collect::<Vec<_>>());
+            let sum: u64 = history.steps(0).map(|step| step.received).sum();
+            let (took, counts) = history.growth(0, at(60)).expect("two samples at least");
+            prop_assert_eq!(counts.received, sum);
+            prop_assert_eq!(took, at(history.moments().count() as u64 - 1));
+        }
+    }
+}

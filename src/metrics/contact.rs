@@ -1,0 +1,123 @@
+//! Whether a server answers, and since when: what the gauges of it are set by.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How old a server's last answer may be before it counts as away.
+///
+/// A failed answer counts at once. This is for the case that nobody got to ask: the monitor does
+/// every five seconds, but may have to wait for a hanging broker in between, up to twenty.
+const ANSWER_AGE: Duration = Duration::from_secs(30);
+
+/// What was heard of a server. Shared by all who ask it.
+#[derive(Debug)]
+pub struct Contact(Mutex<Heard>);
+
+#[derive(Debug)]
+struct Heard {
+    /// Whether the last question was answered; `None` before there was one.
+    last: Option<bool>,
+    /// Since when the answer has been the same.
+    since: Instant,
+    answered: Option<Instant>,
+}
+
+/// Whether a server answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Nobody has asked it yet.
+    Unasked,
+    /// It does.
+    Yes,
+    /// It does not, or nobody got to ask it for long.
+    No,
+}
+
+impl Contact {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Heard { last: None, since: Instant::now(), answered: None }))
+    }
+
+    /// It has just answered.
+    pub fn answered(&self) {
+        let now = Instant::now();
+        let mut heard = self.lock();
+        heard.set(true, now);
+        heard.answered = Some(now);
+    }
+
+    /// It has just failed to answer.
+    pub fn failed(&self) {
+        self.lock().set(false, Instant::now());
+    }
+
+    /// Whether it answers, and for how long that has been so.
+    #[must_use]
+    pub fn now(&self) -> (Answers, Duration) {
+        let heard = self.lock();
+        let lasted = heard.since.elapsed();
+        let age = heard.answered.map(|at| at.elapsed());
+        match (heard.last, age) {
+            (None, _) => (Answers::Unasked, lasted),
+            (Some(true), Some(age)) if age < ANSWER_AGE => (Answers::Yes, lasted),
+            (Some(true), Some(age)) => (Answers::No, age),
+            _ => (Answers::No, lasted),
+        }
+    }
+
+    /// Whether it answers.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.now().0 == Answers::Yes
+    }
+
+    /// The time since its last answer; `None` before the first.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        self.lock().answered.map(|at| at.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Heard {
+    fn set(&mut self, answers: bool, now: Instant) {
+        if self.last.replace(answers) != Some(answers) {
+            self.since = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_answer_counts_and_since_when_it_is_the_same() {
+        let contact = Contact::new();
+        assert_eq!(contact.now().0, Answers::Unasked);
+        assert_eq!(contact.age(), None);
+        contact.failed();
+        assert_eq!(contact.now().0, Answers::No);
+        contact.answered();
+        assert!(contact.is_up());
+        let since = contact.lock().since;
+        contact.answered();
+        assert_eq!(contact.lock().since, since);
+        contact.failed();
+        assert!(contact.lock().since >= since);
+        assert!(!contact.is_up());
+        assert!(contact.age().is_some());
+    }
+
+    #[test]
+    fn an_answer_of_long_ago_counts_no_more() {
+        let Some(long_ago) = Instant::now().checked_sub(ANSWER_AGE) else { return };
+        let heard = Heard { last: Some(true), since: long_ago, answered: Some(long_ago) };
+        let (answers, lasted) = Contact(Mutex::new(heard)).now();
+        assert_eq!(answers, Answers::No);
+        assert!(lasted >= ANSWER_AGE);
+    }
+}

@@ -1,0 +1,215 @@
+//! What the status page shows: how everything is right now, and how it was in the last 15 minutes.
+//!
+//! The numbers are read from the same counters and gauges as /metrics, so both say the same. A
+//! thread of its own samples the counters every five seconds, of which rates, plots and quantiles
+//! are made ([`crate::domain::trend`]). What it comes to in words is in [`advice`]. Nothing here
+//! names a URL, a secret or an event.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::broker::{Lane, Topology, dead_queue};
+use crate::config::Config;
+use crate::domain::receiver::{Ailment, Next};
+use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
+use crate::metrics::{Answers, Interruption, LAG_SECONDS, LaneState, Metrics};
+use crate::receivers::Receivers;
+use crate::shutdown::Shutdown;
+
+mod advice;
+mod snapshot;
+
+pub use snapshot::Snapshot;
+use snapshot::{Degraded, LaneNow, Rates, ReceiversNow, Server, Trend, Waiting, rounded, seconds};
+
+/// How often the counters are sampled: as often as the page asks, so that each time brings a new
+/// step, and seldom enough to cost nothing.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How far back the page looks.
+const SPAN: Duration = Duration::from_secs(15 * 60);
+
+/// One more than there are steps. With six lanes all samples take 200 KB.
+const MOST_SAMPLES: usize = 181;
+
+/// What a rate is the average of: long enough to be steady, short enough to be now.
+const RATE_SPAN: Duration = Duration::from_secs(60);
+
+/// Degraded receivers that the page lists. With more of them, what is wrong is not theirs.
+const MOST_LISTED: usize = 50;
+
+/// All that is needed to say how the process is.
+#[derive(Debug)]
+pub struct Status {
+    metrics: Arc<Metrics>,
+    receivers: Arc<Receivers>,
+    stopping: Shutdown,
+    lanes: Vec<Lane>,
+    /// The delays of the wait queues, as they are written, and the queues.
+    waits: Vec<(String, String)>,
+    host: String,
+    started: Instant,
+    history: Mutex<History>,
+}
+
+impl Status {
+    /// Of a process that has just started; `stopping` is its shutdown.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        receivers: Arc<Receivers>,
+        stopping: Shutdown,
+    ) -> Self {
+        let topology = Topology::of(config);
+        let waits = topology.wait_queues().map(|(delay, queue)| (delay.to_string(), queue));
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self {
+            metrics,
+            receivers,
+            stopping,
+            lanes: Lane::all(config),
+            waits: waits.collect(),
+            host,
+            started: Instant::now(),
+            history: Mutex::new(History::new(SPAN, MOST_SAMPLES)),
+        }
+    }
+
+    /// Samples the counters until `stop`.
+    pub fn watch(&self, stop: &Shutdown) {
+        loop {
+            let lanes = self.lanes.iter().map(|lane| self.metrics.lane(&lane.queue).counts());
+            let sample = Sample { at: self.started.elapsed(), lanes: lanes.collect() };
+            self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+            if stop.wait(SAMPLE_INTERVAL) {
+                return;
+            }
+        }
+    }
+
+    /// How everything is right now.
+    #[must_use]
+    pub fn now(&self) -> Snapshot {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.started.elapsed();
+        let glance = self.metrics.glance();
+        let mut snapshot = Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            host: self.host.clone(),
+            pid: std::process::id(),
+            uptime_seconds: seconds(now),
+            is_stopping: self.stopping.is_requested(),
+            state: advice::State::Well,
+            advice: Vec::new(),
+            broker: server(self.metrics.broker().now()),
+            database: server(self.metrics.database().now()),
+            directory_age_seconds: seconds(glance.map(|g| g.directory_age).unwrap_or_default()),
+            depths_age_seconds: self.metrics.broker().age().map(seconds),
+            lanes: self.lanes_now(&history),
+            waiting: self.waiting(),
+            receivers: self.receivers_now(),
+            sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
+        };
+        drop(history);
+        (snapshot.state, snapshot.advice) = advice::of(&snapshot);
+        snapshot
+    }
+
+    fn lanes_now(&self, history: &History) -> Vec<LaneNow> {
+        let lanes = self.lanes.iter().enumerate();
+        lanes.map(|(number, lane)| self.lane_now(number, lane, history)).collect()
+    }
+
+    fn lane_now(&self, number: usize, lane: &Lane, history: &History) -> LaneNow {
+        let counted = self.metrics.lane(&lane.queue);
+        let Counts { received, delivered, failed, .. } = counted.counts();
+        let (state, lasted) = counted.state();
+        let lag = history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
+        let rates = history.growth(number, RATE_SPAN).map(|(took, counts)| Rates {
+            received: rounded(per_second(counts.received, took)),
+            delivered: rounded(per_second(counts.delivered, took)),
+            failed: rounded(per_second(counts.failed, took)),
+        });
+        let steps: Vec<Counts> = history.steps(number).collect();
+        let dead = (!lane.is_retry).then(|| dead_queue(&lane.origin));
+        LaneNow {
+            queue: lane.queue.clone(),
+            origin: lane.origin.clone(),
+            is_retry: lane.is_retry,
+            consumers: lane.consumers,
+            state: state.into(),
+            lasted_seconds: seconds(lasted),
+            ready: self.metrics.queue_messages(&lane.queue),
+            dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
+            in_flight: counted.in_flight.get(),
+            received,
+            delivered,
+            failed,
+            rates,
+            lag_p50: quantile(0.5, &lag, &LAG_SECONDS).map(Into::into),
+            lag_p99: quantile(0.99, &lag, &LAG_SECONDS).map(Into::into),
+            trend: Trend {
+                delivered: steps.iter().map(|step| step.delivered).collect(),
+                failed: steps.iter().map(|step| step.failed).collect(),
+            },
+        }
+    }
+
+    fn waiting(&self) -> Vec<Waiting> {
+        let of = |(delay, queue): &(String, String)| Waiting {
+            delay: delay.clone(),
+            queue: queue.clone(),
+            messages: self.metrics.queue_messages(queue),
+        };
+        self.waits.iter().map(of).collect()
+    }
+
+    fn receivers_now(&self) -> ReceiversNow {
+        let (ailing, count) = self.receivers.ailing(MOST_LISTED);
+        ReceiversNow {
+            degraded: count.degraded,
+            broken: count.broken,
+            listed: ailing.into_iter().map(degraded).collect(),
+        }
+    }
+}
+
+fn degraded((webhook, ailment): (Uuid, Ailment)) -> Degraded {
+    let Ailment { condition, failures, reason, lasted, next } = ailment;
+    Degraded {
+        webhook,
+        condition: condition.label(),
+        failures,
+        reason: reason.map(|reason| reason.label()),
+        lasted_seconds: seconds(lasted),
+        is_probed: next == Next::Probing,
+        next_in_seconds: match next {
+            Next::After(rest) => Some(seconds(rest)),
+            Next::Probing | Next::WithNextDelivery => None,
+        },
+    }
+}
+
+fn server((answers, lasted): (Answers, Duration)) -> Server {
+    let answers = match answers {
+        Answers::Unasked => None,
+        Answers::Yes => Some(true),
+        Answers::No => Some(false),
+    };
+    Server { answers, lasted_seconds: seconds(lasted) }
+}
+
+impl From<LaneState> for snapshot::LaneState {
+    fn from(state: LaneState) -> Self {
+        match state {
+            LaneState::Starting => Self::Starting,
+            LaneState::Consuming => Self::Consuming,
+            LaneState::Interrupted(Interruption::Broker) => Self::NoBroker,
+            LaneState::Interrupted(Interruption::Confirms) => Self::NoConfirms,
+            LaneState::Interrupted(Interruption::Database) => Self::NoDatabase,
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! What a snapshot comes to in words: what is wrong, and what to do about it.
+//!
+//! What stands in backticks is to be typed, or found in the log.
+
+use serde::Serialize;
+
+use super::snapshot::{LaneNow, LaneState, Server, Snapshot};
+
+/// Queues that a sentence names before it only counts the rest.
+const MOST_NAMED: usize = 3;
+
+/// For how long changes of the table must not have been heard before it is worth a word: longer
+/// than the directory takes to connect again.
+const DEAF_SECONDS: f64 = 15.0;
+
+/// How everything is, taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// All is well.
+    Well,
+    /// It works, and somebody should look at something.
+    Attention,
+    /// Something does not work.
+    Trouble,
+}
+
+/// One thing that is wrong, or worth knowing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Advice {
+    /// How bad it is. With what is only worth knowing all is well.
+    pub(super) state: State,
+    /// What is wrong: a sentence.
+    pub(super) what: String,
+    /// What to do: sentences.
+    pub(super) remedy: String,
+}
+
+/// The worst state, and all advice, the worst first.
+pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
+    let mut advice = Vec::new();
+    if snapshot.is_stopping {
+        let what = "It is stopping.".to_owned();
+        let remedy = "Requests under way finish, the rest goes back to RabbitMQ; nothing is lost.";
+        advice.push(Advice { state: State::Attention, what, remedy: remedy.to_owned() });
+    } else {
+        advice.extend(of_servers(snapshot));
+        advice.extend(of_lanes(snapshot));
+    }
+    advice.extend(of_directory(snapshot));
+    advice.extend(of_dead_letters(snapshot));
+    advice.extend(of_receivers(snapshot));
+    // Stable: what is equally bad stays in the order above.
+    advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));
+    let worst = advice.first().map_or(State::Well, |advice| advice.state);
+    (worst, advice)
+}
+
+fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
+    let mut advice = Vec::new();
+    if snapshot.broker.answers == Some(false) {
+        let lasted = span(snapshot.broker.lasted_seconds);
+        let interrupted = lanes_in(snapshot, LaneState::NoBroker);
+        let effect = match interrupted.as_slice() {
+            [] => "the numbers of messages in queues are as of then".to_owned(),
+            lanes => not_consumed(snapshot, lanes),
+        };
+        advice.push(trouble(
+            format!("RabbitMQ has not answered for {lasted}: {effect}."),
+            "Nothing is lost, and it connects again by itself. Is RabbitMQ running, and can it be \
+             reached at AMQP_URL? `webhook-notifier check` says more.",
+        ));
+    }
+    if snapshot.database.answers == Some(false) {
+        let lasted = span(snapshot.database.lasted_seconds);
+        let interrupted = lanes_in(snapshot, LaneState::NoDatabase);
+        let effect = match interrupted.as_slice() {
+            [] if lanes_in(snapshot, LaneState::Consuming).is_empty() => String::new(),
+            [] => ": only events of types that came before are delivered".to_owned(),
+            lanes => format!(": {}", not_consumed(snapshot, lanes)),
+        };
+        advice.push(trouble(
+            format!("PostgreSQL has not answered for {lasted}{effect}."),
+            "Nothing is lost, and it connects again by itself. Is PostgreSQL running, and can it \
+             be reached at DATABASE_URL? `webhook-notifier check` says more.",
+        ));
+    }
+    advice
+}
+
+fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
+    let again = "It connects again by itself. A line `lane interrupted` in the log has the cause.";
+    let is_away = |server: Server| server.answers == Some(false);
+    let rows = [
+        (
+            // Where the server is away, that is said already.
+            LaneState::NoBroker.unless(is_away(snapshot.broker)),
+            "There has been no connection to RabbitMQ",
+            again,
+        ),
+        (
+            LaneState::NoDatabase.unless(is_away(snapshot.database)),
+            "What is needed of PostgreSQL has not been there",
+            again,
+        ),
+        (
+            Some(LaneState::NoConfirms),
+            "RabbitMQ has confirmed no message",
+            "It goes on by itself as soon as RabbitMQ does. Is that short of memory or disk? \
+             `rabbitmq-diagnostics alarms` tells.",
+        ),
+        (
+            Some(LaneState::Starting),
+            "It has been starting",
+            "This takes a second or two. If it does not end, `webhook-notifier check` says what is \
+             missing.",
+        ),
+    ];
+    let of = |(state, cause, remedy): (Option<LaneState>, &str, &str)| {
+        let lanes = lanes_in(snapshot, state?);
+        let longest = lanes.iter().map(|lane| lane.lasted_seconds).reduce(f64::max)?;
+        let effect = not_consumed(snapshot, &lanes);
+        let what = format!("{cause} for {}: {effect}.", span(longest));
+        let is_early = state == Some(LaneState::Starting);
+        let state = if is_early { State::Attention } else { State::Trouble };
+        Some(Advice { state, what, remedy: remedy.to_owned() })
+    };
+    rows.into_iter().filter_map(of).collect()
+}
+
+fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
+    let age = snapshot.directory_age_seconds;
+    let known_cause = snapshot.is_stopping || snapshot.database.answers != Some(true);
+    (age >= DEAF_SECONDS && !known_cause).then(|| Advice {
+        state: State::Attention,
+        what: format!("Changes of the webhooks can't be heard, for {}.", span(age)),
+        remedy: "Each event asks PostgreSQL instead, which is slower and otherwise fine. A line \
+                 `directory bypassed` in the log has the cause; after an upgrade it is that \
+                 `webhook-notifier migrate` was not run."
+            .to_owned(),
+    })
+}
+
+fn of_dead_letters(snapshot: &Snapshot) -> Option<Advice> {
+    let dead: i64 = snapshot.lanes.iter().filter_map(|lane| lane.dead).sum();
+    (dead > 0).then(|| Advice {
+        state: State::Attention,
+        what: format!("{}.", counted(dead.unsigned_abs(), "dead letter", "dead letters")),
+        remedy: "`webhook-notifier dead-letters list` counts them by reason and webhook; \
+                 `dead-letters replay` sends them again, `dead-letters purge` deletes them."
+            .to_owned(),
+    })
+}
+
+fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
+    let (broken, degraded) = (snapshot.receivers.broken, snapshot.receivers.degraded);
+    let mut advice = Vec::new();
+    if broken > 0 {
+        let down = counted(broken as u64, "receiver is down", "receivers are down");
+        let wait = if broken == 1 { "its deliveries wait" } else { "their deliveries wait" };
+        advice.push(Advice {
+            state: State::Attention,
+            what: format!("{down}: {wait}."),
+            remedy: "Nothing to do: each is probed until it answers. One that won't come back is \
+                     ended by `webhook-notifier webhooks disable ID`, and what waits for it is \
+                     dropped."
+                .to_owned(),
+        });
+    }
+    if degraded > broken {
+        let others = degraded - broken;
+        let fail =
+            counted(others as u64, "receiver fails or is slow", "receivers fail or are slow");
+        advice.push(Advice {
+            state: State::Well,
+            what: format!("{fail}."),
+            remedy: "Nothing to do: what fails is tried again, and nobody else waits for it."
+                .to_owned(),
+        });
+    }
+    advice
+}
+
+fn trouble(what: String, remedy: &str) -> Advice {
+    Advice { state: State::Trouble, what, remedy: remedy.to_owned() }
+}
+
+fn lanes_in(snapshot: &Snapshot, state: LaneState) -> Vec<&LaneNow> {
+    snapshot.lanes.iter().filter(|lane| lane.state == state).collect()
+}
+
+fn not_consumed(snapshot: &Snapshot, lanes: &[&LaneNow]) -> String {
+    if lanes.len() == snapshot.lanes.len() {
+        return "nothing is being consumed".to_owned();
+    }
+    let mut names: Vec<String> =
+        lanes.iter().take(MOST_NAMED).map(|lane| lane.queue.clone()).collect();
+    if lanes.len() > MOST_NAMED {
+        names.push(format!("{} more", lanes.len() - MOST_NAMED));
+    }
+    let is = if lanes.len() == 1 { "is" } else { "are" };
+    let last = names.pop().unwrap_or_default();
+    let names = if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) };
+    format!("{names} {is} not being consumed")
+}
+
+fn counted(count: u64, one: &str, many: &str) -> String {
+    let digits = count.to_string();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|group| std::str::from_utf8(group).ok())
+        .collect();
+    format!("{} {}", groups.join(","), if count == 1 { one } else { many })
+}
+
+/// About so long, in the one or two units that matter.
+fn span(seconds: f64) -> String {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an age")]
+    let seconds = seconds as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{minutes} min"),
+        7_200..172_800 => format!("{hours} h"),
+        _ => format!("{days} days"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::snapshot::{ReceiversNow, Trend};
+
+    /// Two queues, all well.
+    fn well() -> Snapshot {
+        let server = Server { answers: Some(true), lasted_seconds: 100.0 };
+        let lane = |origin: &str, is_retry| LaneNow {
+            queue: format!("{origin}{}", if is_retry { ".retry" } else { "" }),
+            origin: origin.to_owned(),
+            is_retry,
+            consumers: 1,
+            state: LaneState::Consuming,
+            lasted_seconds: 100.0,
+            ready: Some(5),
+            dead: (!is_retry).then_some(0),
+            in_flight: 0,
+            received: 0,
+            delivered: 0,
+            failed: 0,
+            rates: None,
+            lag_p50: None,
+            lag_p99: None,
+            trend: Trend { delivered: Vec::new(), failed: Vec::new() },
+        };
+        let lanes = ["high", "low"].map(|origin| [lane(origin, false), lane(origin, true)]);
+        Snapshot {
+            version: "1",
+            host: "h".to_owned(),
+            pid: 1,
+            uptime_seconds: 100.0,
+            is_stopping: false,
+            state: State::Well,
+            advice: Vec::new(),
+            broker: server,
+            database: server,
+            directory_age_seconds: 0.0,
+            depths_age_seconds: Some(1.0),
+            lanes: lanes.concat(),
+            waiting: Vec::new(),
+            receivers: ReceiversNow { degraded: 0, broken: 0, listed: Vec::new() },
+            sample_ages_seconds: Vec::new(),
+        }
+    }
+
+    fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: LaneState) {
+        for lane in &mut snapshot.lanes[lanes] {
+            (lane.state, lane.lasted_seconds) = (state, 12.7);
+        }
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
+        let mut snapshot = well();
+        change(&mut snapshot);
+        let (worst, advice) = of(&snapshot);
+        let what: Vec<_> = advice.iter().map(|advice| advice.what.as_str()).collect();
+        assert_eq!((worst, what.as_slice()), (state, expected));
+        assert!(advice.iter().all(|advice| advice.remedy.matches('`').count() % 2 == 0));
+    }
+
+    #[test]
+    fn without_anything_wrong_all_is_well() {
+        check(|_| {}, State::Well, &[]);
+        // Backlogs are what queues are for.
+        check(|snapshot| snapshot.lanes[0].ready = Some(100_000), State::Well, &[]);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
+        let away = Server { answers: Some(false), lasted_seconds: 12.7 };
+        check(
+            |snapshot| {
+                snapshot.broker = away;
+                interrupt(snapshot, 0..4, LaneState::NoBroker);
+            },
+            State::Trouble,
+            &["RabbitMQ has not answered for 12 s: nothing is being consumed."],
+        );
+        check(
+            |snapshot| {
+                snapshot.database = away;
+                interrupt(snapshot, 2..3, LaneState::NoDatabase);
+                snapshot.directory_age_seconds = 20.0;
+            },
+            State::Trouble,
+            &["PostgreSQL has not answered for 12 s: low is not being consumed."],
+        );
+        check(
+            |snapshot| snapshot.database = away,
+            State::Trouble,
+            &["PostgreSQL has not answered for 12 s: only events of types that came before are \
+               delivered."],
+        );
+        check(
+            |snapshot| {
+                (snapshot.broker, snapshot.database) = (away, away);
+                interrupt(snapshot, 0..4, LaneState::NoBroker);
+            },
+            State::Trouble,
+            &[
+                "RabbitMQ has not answered for 12 s: nothing is being consumed.",
+                "PostgreSQL has not answered for 12 s.",
+            ],
+        );
+        check(
+            |snapshot| snapshot.broker = away,
+            State::Trouble,
+            &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are as of \
+               then."],
+        );
+    }
+
+    #[test]
+    fn lanes_that_do_not_consume_are_named_with_the_cause() {
+        check(
+            |snapshot| interrupt(snapshot, 0..2, LaneState::NoBroker),
+            State::Trouble,
+            &["There has been no connection to RabbitMQ for 12 s: high and high.retry are not \
+               being consumed."],
+        );
+        check(
+            |snapshot| interrupt(snapshot, 1..4, LaneState::NoConfirms),
+            State::Trouble,
+            &["RabbitMQ has confirmed no message for 12 s: high.retry, low and low.retry are not \
+               being consumed."],
+        );
+        check(
+            |snapshot| {
+                snapshot.lanes = [well().lanes, well().lanes].concat();
+                interrupt(snapshot, 0..5, LaneState::NoDatabase);
+            },
+            State::Trouble,
+            &["What is needed of PostgreSQL has not been there for 12 s: high, high.retry, low \
+               and 2 more are not being consumed."],
+        );
+    }
+
+    #[test]
+    fn a_start_and_a_stop_are_told_from_trouble() {
+        check(
+            |snapshot| {
+                snapshot.broker.answers = None;
+                interrupt(snapshot, 0..4, LaneState::Starting);
+            },
+            State::Attention,
+            &["It has been starting for 12 s: nothing is being consumed."],
+        );
+        check(
+            |snapshot| {
+                snapshot.is_stopping = true;
+                interrupt(snapshot, 0..4, LaneState::NoBroker);
+            },
+            State::Attention,
+            &["It is stopping."],
+        );
+    }
+
+    #[test]
+    fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last() {
+        check(
+            |snapshot| {
+                snapshot.receivers = ReceiversNow { degraded: 5, broken: 3, listed: Vec::new() };
+                snapshot.lanes[0].dead = Some(1_200);
+                snapshot.lanes[2].dead = Some(34);
+                snapshot.directory_age_seconds = 400.0;
+                interrupt(snapshot, 0..4, LaneState::NoConfirms);
+            },
+            State::Trouble,
+            &[
+                "RabbitMQ has confirmed no message for 12 s: nothing is being consumed.",
+                "Changes of the webhooks can't be heard, for 6 min.",
+                "1,234 dead letters.",
+                "3 receivers are down: their deliveries wait.",
+                "2 receivers fail or are slow.",
+            ],
+        );
+        check(|snapshot| snapshot.lanes[0].dead = Some(1), State::Attention, &["1 dead letter."]);
+        let receivers = |degraded, broken| ReceiversNow { degraded, broken, listed: Vec::new() };
+        check(
+            |snapshot| snapshot.receivers = receivers(1, 1),
+            State::Attention,
+            &["1 receiver is down: its deliveries wait."],
+        );
+        // One failure is no reason to get up.
+        check(
+            |snapshot| snapshot.receivers = receivers(1, 0),
+            State::Well,
+            &["1 receiver fails or is slow."],
+        );
+    }
+
+    #[test]
+    fn spans_are_told_in_the_unit_that_matters() {
+        let spans = [0.2, 119.0, 120.0, 7_199.0, 7_200.0, 172_799.0, 172_800.0].map(span);
+        assert_eq!(spans, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 days"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! What /status.json has. Times are in seconds and relative, so that nobody's clock matters but
+//! ours.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::advice;
+use crate::domain::trend::Bound;
+
+/// How everything is at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Snapshot {
+    pub(super) version: &'static str,
+    pub(super) host: String,
+    pub(super) pid: u32,
+    pub(super) uptime_seconds: f64,
+    pub(super) is_stopping: bool,
+    pub(super) state: advice::State,
+    /// What is wrong and what to do, the worst first.
+    pub(super) advice: Vec<advice::Advice>,
+    pub(super) broker: Server,
+    pub(super) database: Server,
+    pub(super) directory_age_seconds: f64,
+    /// How old the numbers of messages in queues are; `None` before there are any.
+    pub(super) depths_age_seconds: Option<f64>,
+    pub(super) lanes: Vec<LaneNow>,
+    /// By delay, shortest first.
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) receivers: ReceiversNow,
+    /// When the trends' steps began and ended: one more than each has.
+    pub(super) sample_ages_seconds: Vec<f64>,
+}
+
+/// A server that we need.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Server {
+    /// `None` before it was asked.
+    pub(super) answers: Option<bool>,
+    pub(super) lasted_seconds: f64,
+}
+
+/// One lane. Counts are since the start of the process.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct LaneNow {
+    pub(super) queue: String,
+    pub(super) origin: String,
+    pub(super) is_retry: bool,
+    pub(super) consumers: u16,
+    pub(super) state: LaneState,
+    pub(super) lasted_seconds: f64,
+    pub(super) ready: Option<i64>,
+    /// Dead letters; those of the queue's retries too, so only its first lane has them.
+    pub(super) dead: Option<i64>,
+    pub(super) in_flight: i64,
+    pub(super) received: u64,
+    pub(super) delivered: u64,
+    pub(super) failed: u64,
+    /// Over the last minute; `None` in the first seconds of the process.
+    pub(super) rates: Option<Rates>,
+    /// Over the time of the trend, as is the next.
+    pub(super) lag_p50: Option<Quantile>,
+    pub(super) lag_p99: Option<Quantile>,
+    pub(super) trend: Trend,
+}
+
+/// Whether a lane consumes, and if not, what it has not got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LaneState {
+    Starting,
+    Consuming,
+    NoBroker,
+    NoConfirms,
+    NoDatabase,
+}
+
+/// Per second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Rates {
+    pub(super) received: f64,
+    pub(super) delivered: f64,
+    pub(super) failed: f64,
+}
+
+/// The bound of a quantile, in seconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Quantile {
+    seconds: f64,
+    /// Whether it is more than that; else it is that at most.
+    is_more: bool,
+}
+
+/// What was counted from each sample to the next, oldest first.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Trend {
+    pub(super) delivered: Vec<u64>,
+    pub(super) failed: Vec<u64>,
+}
+
+/// Deliveries that wait for one delay, whichever queue they are from and whoever parked them.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Waiting {
+    pub(super) delay: String,
+    pub(super) queue: String,
+    pub(super) messages: Option<i64>,
+}
+
+/// The degraded receivers: how many, and the worst of them.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ReceiversNow {
+    pub(super) degraded: usize,
+    pub(super) broken: usize,
+    pub(super) listed: Vec<Degraded>,
+}
+
+/// One degraded receiver.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Degraded {
+    pub(super) webhook: Uuid,
+    pub(super) condition: &'static str,
+    /// In a row.
+    pub(super) failures: u32,
+    /// Of the last failure, by the label that /metrics has.
+    pub(super) reason: Option<&'static str>,
+    pub(super) lasted_seconds: f64,
+    /// Whether its probe is under way.
+    pub(super) is_probed: bool,
+    /// How long it is left alone; `None` if it gets the next delivery that there is.
+    pub(super) next_in_seconds: Option<f64>,
+}
+
+impl LaneState {
+    /// The state, unless that is said already.
+    pub(super) fn unless(self, is_said: bool) -> Option<Self> {
+        (!is_said).then_some(self)
+    }
+}
+
+impl From<Bound> for Quantile {
+    fn from(bound: Bound) -> Self {
+        match bound {
+            Bound::AtMost(seconds) => Self { seconds, is_more: false },
+            Bound::Above(seconds) => Self { seconds, is_more: true },
+        }
+    }
+}
+
+/// As a number of seconds.
+pub(super) fn seconds(duration: Duration) -> f64 {
+    rounded(duration.as_secs_f64())
+}
+
+/// To the thousandth: beyond it there are only more digits.
+pub(super) fn rounded(number: f64) -> f64 {
+    (number * 1_000.0).round() / 1_000.0
+}
