@@ -2,7 +2,7 @@
 //!
 //! The numbers are read from the same counters and gauges as /metrics, so both say the same. A
 //! thread of its own samples the counters every five seconds, of which rates, plots and quantiles
-//! are made ([`crate::domain::trend`]). What it comes to in words is in [`advice`]. Nothing here
+//! are made ([`crate::domain::trend`]). What it comes to in words is in `advice`. Nothing here
 //! names a URL, a secret or an event.
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -58,10 +58,11 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
 
 fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     let mut advice = Vec::new();
-    if snapshot.broker.answers == Some(false) {
+    if is_away(snapshot.broker) {
         let lasted = span(snapshot.broker.lasted_seconds);
-        let interrupted = lanes_in(snapshot, LaneState::NoBroker);
-        let effect = match interrupted.as_slice() {
+        // Whatever each of them has missed first.
+        let interrupted = snapshot.lanes.iter().filter(|lane| lane.state != LaneState::Consuming);
+        let effect = match interrupted.collect::<Vec<_>>().as_slice() {
             [] => "the numbers of messages in queues are as of then".to_owned(),
             lanes => not_consumed(snapshot, lanes),
         };
@@ -71,11 +72,11 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
              reached at AMQP_URL? `webhook-notifier check` says more.",
         ));
     }
-    if snapshot.database.answers == Some(false) {
+    if is_away(snapshot.database) {
         let lasted = span(snapshot.database.lasted_seconds);
         let interrupted = lanes_in(snapshot, LaneState::NoDatabase);
         let effect = match interrupted.as_slice() {
-            [] if lanes_in(snapshot, LaneState::Consuming).is_empty() => String::new(),
+            [] if is_away(snapshot.broker) => String::new(),
             [] => ": only events of types that came before are delivered".to_owned(),
             lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
@@ -88,40 +89,37 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     advice
 }
 
+/// What [`of_servers`] has not said already.
 fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
+    if is_away(snapshot.broker) {
+        return Vec::new();
+    }
     let again = "It connects again by itself. A line `lane interrupted` in the log has the cause.";
-    let is_away = |server: Server| server.answers == Some(false);
     let rows = [
+        (LaneState::NoBroker, "There has been no connection to RabbitMQ", again),
+        (LaneState::NoDatabase, "What is needed of PostgreSQL has not been there", again),
         (
-            // Where the server is away, that is said already.
-            LaneState::NoBroker.unless(is_away(snapshot.broker)),
-            "There has been no connection to RabbitMQ",
-            again,
-        ),
-        (
-            LaneState::NoDatabase.unless(is_away(snapshot.database)),
-            "What is needed of PostgreSQL has not been there",
-            again,
-        ),
-        (
-            Some(LaneState::NoConfirms),
+            LaneState::NoConfirms,
             "RabbitMQ has confirmed no message",
             "It goes on by itself as soon as RabbitMQ does. Is that short of memory or disk? \
              `rabbitmq-diagnostics alarms` tells.",
         ),
         (
-            Some(LaneState::Starting),
+            LaneState::Starting,
             "It has been starting",
             "This takes a second or two. If it does not end, `webhook-notifier check` says what is \
              missing.",
         ),
     ];
-    let of = |(state, cause, remedy): (Option<LaneState>, &str, &str)| {
-        let lanes = lanes_in(snapshot, state?);
+    let of = |(state, cause, remedy): (LaneState, &str, &str)| {
+        if state == LaneState::NoDatabase && is_away(snapshot.database) {
+            return None;
+        }
+        let lanes = lanes_in(snapshot, state);
         let longest = lanes.iter().map(|lane| lane.lasted_seconds).reduce(f64::max)?;
         let effect = not_consumed(snapshot, &lanes);
         let what = format!("{cause} for {}: {effect}.", span(longest));
-        let is_early = state == Some(LaneState::Starting);
+        let is_early = state == LaneState::Starting;
         let state = if is_early { State::Attention } else { State::Trouble };
         Some(Advice { state, what, remedy: remedy.to_owned() })
     };
@@ -183,6 +181,10 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
 
 fn trouble(what: String, remedy: &str) -> Advice {
     Advice { state: State::Trouble, what, remedy: remedy.to_owned() }
+}
+
+fn is_away(server: Server) -> bool {
+    server.answers == Some(false)
 }
 
 fn lanes_in(snapshot: &Snapshot, state: LaneState) -> Vec<&LaneNow> {

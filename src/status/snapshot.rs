@@ -131,13 +131,6 @@ pub(super) struct Degraded {
     pub(super) next_in_seconds: Option<f64>,
 }
 
-impl LaneState {
-    /// The state, unless that is said already.
-    pub(super) fn unless(self, is_said: bool) -> Option<Self> {
-        (!is_said).then_some(self)
-    }
-}
-
 impl From<Bound> for Quantile {
     fn from(bound: Bound) -> Self {
         match bound {

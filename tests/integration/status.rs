@@ -43,14 +43,9 @@ fn what_is_wrong(status: &Value) -> Vec<&str> {
     advice.map(|advice| advice["what"].as_str().expect("a sentence")).collect()
 }
 
-/// Waits until it is in that state, and what is wrong begins so.
-#[track_caller]
-fn wait_state(notifier: &Notifier, state: &str, wrong: &str) {
-    wait_until(LATER, &format!("it is in the state {state:?}: {wrong:?}"), || {
-        let status = status(notifier);
-        status["state"] == state
-            && what_is_wrong(&status).first().copied().unwrap_or_default().starts_with(wrong)
-    });
+fn is_well(notifier: &Notifier) -> bool {
+    let status = status(notifier);
+    status["state"] == "well" && what_is_wrong(&status).is_empty()
 }
 
 /// What the page shows under each name of a metric: the text of each element with that title.
@@ -114,9 +109,10 @@ fn assert_page_has_the_numbers(sandbox: &Sandbox, dom: &str, metrics: &Expositio
 fn page_and_json_have_the_numbers_of_the_metrics() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
-    // The quantiles are of what came between two samples.
-    wait_until(SOON, "the lags have been sampled", || {
-        list(&status(&notifier), "lanes").iter().all(|lane| !lane["lag_p99"].is_null())
+    // The quantiles are of what came between two samples. Nothing changes any more after that.
+    wait_until(SOON, "the lags have been sampled, and the queues seen empty", || {
+        let lanes = list(&status(&notifier), "lanes").to_vec();
+        lanes.iter().all(|lane| !lane["lag_p99"].is_null() && lane["ready"] == 0)
     });
     let metrics = notifier.metrics();
     let status = status(&notifier);
@@ -177,21 +173,25 @@ fn it_says_plainly_which_server_is_away_and_when_all_is_well_again() {
         .env("AMQP_URL", broker.url(&sandbox.servers.amqp_url))
         .env("DATABASE_URL", database.url(sandbox.database.url()))
         .start();
-    wait_state(&notifier, "well", "");
+    wait_until(SOON, "all is well", || is_well(&notifier));
 
+    // Both at once: each is asked every few seconds.
     broker.refuse();
-    wait_state(&notifier, "trouble", "RabbitMQ has not answered for ");
-    wait_until(SOON, "each lane says so", || {
-        list(&status(&notifier), "lanes").iter().all(|lane| lane["state"] == "no_broker")
-    });
-    assert!(what_is_wrong(&status(&notifier))[0].ends_with(" s: nothing is being consumed."));
-    broker.thaw();
-    wait_state(&notifier, "well", "");
-
     database.refuse();
-    wait_state(&notifier, "trouble", "PostgreSQL has not answered for ");
+    wait_until(LATER, "it says that both are away, and what follows", || {
+        let status = status(&notifier);
+        let wrong = what_is_wrong(&status);
+        let begins = |at: usize, text: &str| wrong.get(at).is_some_and(|one| one.starts_with(text));
+        status["state"] == "trouble"
+            && begins(0, "RabbitMQ has not answered for ")
+            && wrong[0].ends_with(" s: nothing is being consumed.")
+            && begins(1, "PostgreSQL has not answered for ")
+    });
+    let lanes = list(&status(&notifier), "lanes").to_vec();
+    assert!(lanes.iter().all(|lane| lane["state"] != "consuming"), "{lanes:?}");
+    broker.thaw();
     database.thaw();
-    wait_state(&notifier, "well", "");
+    wait_until(LATER, "all is well again", || is_well(&notifier));
 }
 
 #[test]

@@ -198,11 +198,13 @@ function updateLane(row, lane) {
   }
 }
 
-/** The smallest of 1, 2, 5, 10, 20… that is not below. */
+/** The next round number that is not below. */
 function ceiling(number) {
   if (!(number > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(number));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= number * 0.999999);
+  const round = [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power);
+  // A hair less, as 0.3 is a little more than three times 0.1.
+  return round.find((step) => step >= number * 0.999999) ?? number;
 }
 
 /** What the lanes counted in each step, as rates: [age of its begin, age of its end, per second]. */
