@@ -14,6 +14,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 
+use crate::domain::limits::Limit;
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::receiver::{Hold, Transition};
 
@@ -109,6 +110,10 @@ pub enum Held {
     Breaker,
     /// Its receiver asked us to stay away.
     RetryAfter,
+    /// Its webhook's `max_in_flight` is reached.
+    MaxInFlight,
+    /// Its webhook's `rate_per_second` is reached.
+    Rate,
     /// Its event was split.
     Split,
     /// Shutdown, or its event took too long.
@@ -116,11 +121,13 @@ pub enum Held {
 }
 
 impl Held {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Degraded,
         Self::Bulkhead,
         Self::Breaker,
         Self::RetryAfter,
+        Self::MaxInFlight,
+        Self::Rate,
         Self::Split,
         Self::Interrupted,
     ];
@@ -131,6 +138,8 @@ impl Held {
             Self::Bulkhead => "bulkhead",
             Self::Breaker => "breaker",
             Self::RetryAfter => "retry_after",
+            Self::MaxInFlight => "max_in_flight",
+            Self::Rate => "rate",
             Self::Split => "split",
             Self::Interrupted => "interrupted",
         }
@@ -144,6 +153,8 @@ impl From<Hold> for Held {
             Hold::Bulkhead | Hold::Unproven(_) => Self::Bulkhead,
             Hold::Breaker(_) => Self::Breaker,
             Hold::StayAway(_) => Self::RetryAfter,
+            Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,
+            Hold::Limit(Limit::Rate, _) => Self::Rate,
         }
     }
 }

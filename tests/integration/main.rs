@@ -11,6 +11,7 @@ mod delivery;
 mod retries;
 mod outcomes;
 mod signatures;
+mod settings;
 mod receivers;
 mod failures;
 mod hostile;
