@@ -170,7 +170,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
-        Command::Webhooks(command) => webhooks::run(command)?,
+        Command::Webhooks(command) => return webhooks::run(command),
         Command::DeadLetters(command) => dead_letters::run(command)?,
         Command::Publish(command) => publish(command)?,
         Command::Listen(options) => listen::run(options)?,

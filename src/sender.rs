@@ -20,10 +20,13 @@ use crate::tls::problem as tls_problem;
 mod resolver;
 mod tls;
 mod transport;
+mod trial;
 
 use resolver::{GuardedResolver, Names};
 use tls::TlsConnector;
 use transport::TcpConnector;
+
+pub use trial::{Answer, Trial};
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
 /// downloads.

@@ -1,7 +1,9 @@
 //! `webhooks`: register, show, change and remove them.
 
 mod settings;
+mod trial;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -64,6 +66,17 @@ pub(super) enum Webhooks {
     },
     /// Show one webhook, with its settings; of its headers the names only
     Show(One),
+    /// Send a test event to a webhook, and print the request and what came back
+    ///
+    /// The request is that of a delivery, with the same headers, signature, deadline and checks. It
+    /// does not go through RabbitMQ, counts for nothing, and changes nothing, whatever the answer is.
+    /// Exit code 0 only if that is 2xx.
+    Test {
+        #[command(flatten)]
+        one: One,
+        #[command(flatten)]
+        what: trial::What,
+    },
     /// Remove a webhook; what waits for it is dropped at its next attempt
     Remove(One),
     /// Give a disabled webhook its events again, from now on
@@ -110,9 +123,12 @@ fn keep(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-pub(super) fn run(command: Webhooks) -> Result<()> {
+pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
     let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
-    match command {
+    let done = match command {
+        Webhooks::Test { one: One { id, common }, what } => {
+            return trial::run(id, what, &read(&common.settings.0)?, common.output);
+        }
         Webhooks::Add { url, events, settings, common } => {
             let uri = read_url(&url).map_err(anyhow::Error::msg)?;
             for pattern in &events {
@@ -161,7 +177,8 @@ pub(super) fn run(command: Webhooks) -> Result<()> {
             let rotated = one(store(&common)?.rotate_secret(id, &secret, keep)?, id)?;
             show_secret(&rotated, &secret, common.output)
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn one<T>(found: Option<T>, id: Uuid) -> Result<T> {
