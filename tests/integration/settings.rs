@@ -140,7 +140,7 @@ fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
     assert!(took >= Duration::from_secs(3), "80 requests within {took:?}");
     let held = held(&notifier, "rate");
     // Each waits as often as it takes to add up to its wait.
-    assert!((60.0..1_000.0).contains(&held), "{held} times held back");
+    assert!((60.0..2_000.0).contains(&held), "{held} times held back");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0, "nothing failed");
     assert_eq!(notifier.metric("webhook_receivers_degraded", &[]), 0.0);
     notifier.terminate();
