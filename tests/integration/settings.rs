@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     sync::atomic::Ordering,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -93,24 +94,30 @@ fn a_deadline_of_its_own_shortens_that_of_all_requests_and_never_lengthens_it() 
 #[test]
 fn no_more_requests_are_under_way_than_may_be_and_all_events_arrive_once() {
     let sandbox = Sandbox::new();
-    let (receiver, most) = counting(Duration::from_millis(60));
+    let (release, released) = crossbeam_channel::bounded::<()>(0);
+    let (receiver, most) = counting(move || {
+        let _ = released.recv_timeout(SOON);
+        thread::sleep(Duration::from_millis(30));
+    });
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     set(&sandbox, webhook, &["--max-in-flight", "2"]);
     let notifier = sandbox
         .notifier()
         .env("QUEUES", format!("{}=8", sandbox.queue()))
         .env("RETRY_SCHEDULE", "100ms,repeat")
+        .env("REQUEST_TIMEOUT", "1m")
+        .env("SHUTDOWN_TIMEOUT", "1m")
         .start();
     let events: Vec<_> = (0..40).map(|_| Event::new("order.paid")).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
+    receiver.wait_at("/", 2);
+    wait_until(SOON, "the others wait", || held(&notifier, "max_in_flight") >= 1.0);
+    drop(release);
 
     receiver.wait_at_within(LATER, "/", events.len());
     notifier.wait_metric("webhook_request_success_total", &[], 40.0);
-    let most = most.load(Ordering::SeqCst);
-    assert!(most <= 2, "{most} at once");
-    assert!(held(&notifier, "max_in_flight") >= 1.0);
+    assert_eq!(most.load(Ordering::SeqCst), 2, "at once");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0, "nothing failed");
-    assert_eq!(notifier.metric("webhook_receivers_degraded", &[]), 0.0);
     notifier.terminate();
     sandbox.wait_drained();
     assert_eq!(receiver.requests().len(), events.len(), "each once");
@@ -122,27 +129,23 @@ fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/limited"), &["*"]);
     sandbox.webhook(&receiver.url("/free"), &["*"]);
-    set(&sandbox, webhook, &["--rate", "20"]);
-    let notifier = sandbox
-        .notifier()
-        .env("QUEUES", format!("{}=4", sandbox.queue()))
-        .env("RETRY_SCHEDULE", "100ms,200ms,400ms,800ms")
-        .start();
-    let events: Vec<_> = (0..80).map(|_| Event::new("order.paid")).collect();
+    set(&sandbox, webhook, &["--rate", "5"]);
+    let notifier =
+        sandbox.notifier().env("RETRY_SCHEDULE", "100ms,200ms,400ms,800ms,1600ms").start();
+    let events: Vec<_> = (0..20).map(|_| Event::new("order.paid")).collect();
     let published = Instant::now();
     sandbox.broker.publish(sandbox.queue(), &events);
 
     receiver.wait_at("/free", events.len());
     let requests = receiver.wait_at_within(LATER, "/limited", events.len());
-    notifier.wait_metric("webhook_request_success_total", &[], 160.0);
+    notifier.wait_metric("webhook_request_success_total", &[], 40.0);
     // A second's worth was saved up.
-    let took = requests[79].at - published;
-    assert!(took >= Duration::from_secs(3), "80 requests within {took:?}");
-    let held = held(&notifier, "rate");
+    let took = requests[19].at - published;
+    assert!(took >= Duration::from_secs(3), "20 requests within {took:?}");
     // Each waits as often as it takes to add up to its wait.
-    assert!((60.0..2_000.0).contains(&held), "{held} times held back");
+    let held = held(&notifier, "rate");
+    assert!(held < 300.0, "{held} times held back");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0, "nothing failed");
-    assert_eq!(notifier.metric("webhook_receivers_degraded", &[]), 0.0);
     notifier.terminate();
     sandbox.wait_drained();
     for event in &events {
