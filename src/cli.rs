@@ -190,7 +190,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
-        Command::Webhooks(command) => webhooks::run(command)?,
+        Command::Webhooks(command) => return webhooks::run(command),
         Command::DeadLetters(command) => dead_letters::run(command)?,
         Command::Why(command) => return why::run(command),
         Command::Tail(command) => tail::run(command)?,

@@ -273,6 +273,7 @@ mod tests {
             webhook_id: uuid::Uuid::nil(),
             attempts: 1,
             deferrals: 0,
+            turn_at: None,
             first_received_at: 0,
             last_error: String::new(),
         };

@@ -51,7 +51,8 @@ const LONGEST_ABSENCE: Duration = Duration::from_millis(250);
 /// A connection that listened for this long was a good one: after it, the next is made at once.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
 
-/// How many webhooks the remembered answers may hold together, about 20 MB. Without this, a producer
+/// How many webhooks the remembered answers may hold together, about 20 MB; one with settings counts
+/// as many as take its place. Without this, a producer
 /// that thinks up new types could fill the memory with copies of those that want everything.
 const MOST_WEBHOOKS: usize = 100_000;
 
@@ -97,7 +98,7 @@ struct Known {
     by_type: ByType,
     by_id: ById,
     most: NonZeroUsize,
-    /// In all of `by_type`.
+    /// In all of `by_type`, by their [`weight`].
     webhooks: usize,
     /// Counts how often all was forgotten.
     generation: u64,
@@ -119,17 +120,23 @@ impl Known {
     }
 
     fn remember_wanting(&mut self, event_type: &str, found: Arc<[Webhook]>) {
-        self.webhooks += found.len();
+        self.webhooks += weight(&found);
         // What had its place, or the least recently used.
         let mut displaced = self.by_type.push(event_type.into(), found);
         loop {
-            self.webhooks -= displaced.map_or(0, |(_, webhooks)| webhooks.len());
+            self.webhooks -= displaced.map_or(0, |(_, webhooks)| weight(&webhooks));
             if self.webhooks <= MOST_WEBHOOKS || self.by_type.len() == 1 {
                 return;
             }
             displaced = self.by_type.pop_lru();
         }
     }
+}
+
+/// As how many webhooks without settings these count: each has some 200 bytes.
+fn weight(webhooks: &[Webhook]) -> usize {
+    let settings = webhooks.iter().filter_map(Webhook::settings);
+    webhooks.len() + settings.map(|settings| 1 + settings.size() / 200).sum::<usize>()
 }
 
 /// Grows as it fills: a limit costs nothing.
@@ -400,6 +407,8 @@ impl Directory {
 mod tests {
     use super::*;
     use crate::config::Settings;
+    use crate::domain::secret::Secret;
+    use crate::domain::settings::Columns;
     use crate::domain::webhook::Secrets;
     use crate::metrics::Metrics;
 
@@ -486,7 +495,23 @@ mod tests {
     }
 
     fn webhooks(count: usize) -> Arc<[Webhook]> {
-        (0..count).map(|_| Webhook::new(Uuid::nil(), "http://a/", &Secrets::default())).collect()
+        let columns = Columns::default();
+        let webhook = Webhook::new(Uuid::nil(), "http://a/", &Secrets::default(), &columns);
+        (0..count).map(|_| webhook.clone()).collect()
+    }
+
+    #[test]
+    fn a_webhook_counts_by_the_room_that_its_settings_take() {
+        let weight_of = |headers: &str| {
+            let headers = Some(Secret::new(headers.to_owned()));
+            let columns = Columns { headers, ..Columns::default() };
+            let webhook = Webhook::new(Uuid::nil(), "http://a/", &Secrets::default(), &columns);
+            assert!(webhook.target.is_ok());
+            weight(&[webhook])
+        };
+        assert_eq!(weight(&webhooks(3)), 3);
+        assert_eq!(weight_of("{}"), 2);
+        assert!(weight_of(&format!("{{\"a\":\"{}\"}}", "x".repeat(4_000))) > 20);
     }
 
     #[test]

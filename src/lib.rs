@@ -18,7 +18,7 @@
 //! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
 //!    webhooks want it, and sees to a delivery for each, some in parallel.
 //! 3. [`receivers`] says whether a receiver is to have an attempt now: the rules are
-//!    [`domain::receiver`]'s. If not, the delivery goes to the retry lane, or waits, unattempted.
+//!    [`domain::receiver`]'s, and its webhook's limits. If not, the delivery goes to the retry lane, or waits, unattempted.
 //! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the next delay of the schedule, or dead.

@@ -15,6 +15,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
+use crate::domain::limits::Limit;
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::receiver::{Hold, Transition};
 use crate::domain::trend::Counts;
@@ -138,6 +139,10 @@ pub enum Held {
     Breaker,
     /// Its receiver asked us to stay away.
     RetryAfter,
+    /// Its webhook's `max_in_flight` is reached.
+    MaxInFlight,
+    /// Its webhook's `rate_per_second` is reached.
+    Rate,
     /// Its event was split.
     Split,
     /// Shutdown, or its event took too long.
@@ -145,11 +150,13 @@ pub enum Held {
 }
 
 impl Held {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Degraded,
         Self::Bulkhead,
         Self::Breaker,
         Self::RetryAfter,
+        Self::MaxInFlight,
+        Self::Rate,
         Self::Split,
         Self::Interrupted,
     ];
@@ -162,6 +169,8 @@ impl Held {
             Self::Bulkhead => "bulkhead",
             Self::Breaker => "breaker",
             Self::RetryAfter => "retry_after",
+            Self::MaxInFlight => Limit::InFlight.label(),
+            Self::Rate => Limit::Rate.label(),
             Self::Split => "split",
             Self::Interrupted => "interrupted",
         }
@@ -175,6 +184,8 @@ impl From<Hold> for Held {
             Hold::Bulkhead | Hold::Unproven(_) => Self::Bulkhead,
             Hold::Breaker(_) => Self::Breaker,
             Hold::StayAway(_) => Self::RetryAfter,
+            Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,
+            Hold::Limit(Limit::Rate, _) => Self::Rate,
         }
     }
 }

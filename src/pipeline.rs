@@ -19,7 +19,7 @@ use crate::domain::delivery::{self, Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
 use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
-use crate::domain::receiver::{Attempt, Ended, Transition};
+use crate::domain::receiver::{Ask, Attempt, Ended, Hold, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
 use crate::metrics::{self, Dropped, Held, Metrics};
@@ -310,7 +310,12 @@ impl Pipeline {
 
     /// Makes an attempt, if the receiver is to have one now; else sees to it that it gets one later.
     fn deliver(&self, context: Context<'_>, webhook: &Webhook, mut delivery: Delivery) -> Kept {
-        let hold = match self.receivers.admit(webhook.id, context.lane.place) {
+        let ask = Ask {
+            place: context.lane.place,
+            limits: webhook.limits(),
+            turn: delivery.turn_at.map(until),
+        };
+        let hold = match self.receivers.admit(webhook.id, ask) {
             Ok((attempt, transition)) => {
                 self.report(webhook, transition);
                 return self.attempt(context, webhook, delivery, attempt);
@@ -318,19 +323,39 @@ impl Pipeline {
             Err(hold) => hold,
         };
         log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
-        // In the retry lane it may have an attempt at once.
-        if !context.lane.is_retry && hold.remaining().is_zero() {
-            return self.hand_over(context, &delivery, hold.into()).map(Some);
-        }
-        delivery.deferrals += 1;
+        let has_turn = delivery.turn_at.is_some();
+        let delay = match hold {
+            // The receiver does what it can: nothing is to back off from, and one comes back in turn.
+            Hold::Limit(_, turn) => {
+                let millis = UnixMillis::try_from(turn.as_millis()).unwrap_or(UnixMillis::MAX);
+                delivery.turn_at = Some(unix_millis().saturating_add(millis));
+                self.schedule.before_turn(turn, &self.pauses)
+            }
+            // In the retry lane it may have an attempt at once.
+            _ if !context.lane.is_retry && hold.remaining().is_zero() => {
+                return self.hand_over(context, &delivery, hold.into()).map(Some);
+            }
+            _ => {
+                delivery.deferrals += 1;
+                self.schedule.deferral(delivery.deferrals, hold.remaining(), &self.pauses)
+            }
+        };
         if delivery.last_error.is_empty() {
             delivery.last_error = format!("no attempt yet: {hold}");
         }
-        let delay = self.schedule.deferral(delivery.deferrals, hold.remaining(), &self.pauses);
         let decision = Decision::Park(delay).at_age(age(&delivery), self.delivery_max_age);
         let why = Held::from(hold);
-        let happened = Happened::HeldBack { why: why.label(), decision };
-        self.log.record(&context.lane.origin, &delivery, happened);
+        let happened = match (hold, decision) {
+            // The way to its turn may be many steps, which say nothing new.
+            (Hold::Limit(..), Decision::Park(_)) if has_turn => None,
+            (Hold::Limit(_, turn), Decision::Park(_)) => {
+                Some(Happened::AwaitsTurn { why: why.label(), turn })
+            }
+            _ => Some(Happened::HeldBack { why: why.label(), decision }),
+        };
+        if let Some(happened) = happened {
+            self.log.record(&context.lane.origin, &delivery, happened);
+        }
         match decision {
             Decision::Park(delay) => {
                 let counter = context.metrics.held(why);
@@ -375,6 +400,7 @@ impl Pipeline {
         let status = response.status();
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
+        delivery.turn_at = None;
         self.note(webhook, &delivery.event, attempt, &outcome);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .at_age(age(&delivery), self.delivery_max_age);
@@ -572,6 +598,7 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
         webhook_id: webhook.id,
         attempts: 0,
         deferrals: 0,
+        turn_at: None,
         first_received_at: unix_millis(),
         last_error: String::new(),
     }
@@ -580,6 +607,12 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
 /// How long ago the event came. Another instance's clock may be ahead of ours: not at all, then.
 fn age(delivery: &Delivery) -> Duration {
     let millis: UnixMillis = unix_millis().saturating_sub(delivery.first_received_at);
+    Duration::from_millis(millis.max(0).unsigned_abs())
+}
+
+/// How far off a time is; not at all, if it is over.
+fn until(at: UnixMillis) -> Duration {
+    let millis = at.saturating_sub(unix_millis());
     Duration::from_millis(millis.max(0).unsigned_abs())
 }
 

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::domain::receiver::{
-    Ailment, Attempt, Breaker, Ended, Hold, Moment, Place, Receiver, Transition,
+    Ailment, Ask, Attempt, Breaker, Ended, Hold, Moment, Receiver, Transition,
 };
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
-/// megabytes. Those that are forgotten for others count as healthy again.
+/// or three megabytes. Those that are forgotten for others count as healthy again.
 const MOST: usize = 10_000;
 
 /// The receivers. Shared by all threads.
@@ -60,15 +60,16 @@ impl Receivers {
     pub fn admit(
         &self,
         webhook: Uuid,
-        place: Place,
+        ask: impl Into<Ask>,
     ) -> Result<(Attempt, Option<Transition>), Hold> {
+        let ask = ask.into();
         let mut known = self.lock();
         loop {
             let now = self.now();
             if known.len() >= MOST && !known.contains_key(&webhook) {
                 make_room(&mut known, now);
             }
-            match known.entry(webhook).or_default().admit(place, now) {
+            match known.entry(webhook).or_default().admit(ask, now) {
                 Err(Hold::Unproven(wait)) => {
                     // By a hair more, so that it is over then.
                     let wait = wait + Duration::from_millis(1);
@@ -168,7 +169,7 @@ fn make_room(known: &mut HashMap<Uuid, Receiver>, now: Moment) {
 mod tests {
     use super::*;
     use crate::domain::outcome::Reason;
-    use crate::domain::receiver::Condition;
+    use crate::domain::receiver::{Condition, Place};
 
     const FAILED: Ended<'static> =
         Ended::Failed { event: "e", reason: Reason::Timeout, retry_after: None };

@@ -5,24 +5,28 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Uri;
+use ureq::typestate::WithBody;
 use ureq::unversioned::resolver::{DefaultResolver, Resolver};
 use ureq::unversioned::transport::{Connector, NextTimeout, time};
-use ureq::{Agent, Error, Timeout};
+use ureq::{Agent, Error, RequestBuilder, Timeout};
 
 use crate::config::Config;
 use crate::domain::address::{AllowedNetworks, Forbidden};
 use crate::domain::event::Event;
 use crate::domain::outcome::{Reason, Response};
-use crate::domain::webhook::Webhook;
+use crate::domain::webhook::{Target, Webhook};
 use crate::tls::problem as tls_problem;
 
 mod resolver;
 mod tls;
 mod transport;
+mod trial;
 
 use resolver::{GuardedResolver, Names};
 use tls::TlsConnector;
 use transport::TcpConnector;
+
+pub use trial::{Answer, Trial};
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
 /// downloads.
@@ -32,11 +36,16 @@ const BUFFER_BYTES: usize = 16 << 10;
 /// have to fit in the buffer that they are read into.
 const MAX_RESPONSE_HEADER_BYTES: usize = BUFFER_BYTES;
 
+/// Who we are, and what we take for an answer.
+const USER_AGENT: &str = concat!("webhook-notifier/", env!("CARGO_PKG_VERSION"));
+const ACCEPT: &str = "*/*";
+
 /// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
 #[derive(Debug)]
 pub struct Sender {
     agent: Agent,
     names: Arc<Names>,
+    request_timeout: Duration,
     max_response_bytes: u64,
 }
 
@@ -76,8 +85,8 @@ impl Sender {
             .max_idle_connections(threads.clamp(16, 1_000))
             .max_idle_connections_per_host(threads.clamp(8, 64))
             .max_idle_age(Duration::from_secs(15))
-            .user_agent(concat!("webhook-notifier/", env!("CARGO_PKG_VERSION")))
-            .accept("*/*")
+            .user_agent(USER_AGENT)
+            .accept(ACCEPT)
             .accept_encoding("")
             .build();
         let names = Arc::new(Names::new());
@@ -94,6 +103,7 @@ impl Sender {
         Self {
             agent: Agent::with_parts(settings, connector, resolver),
             names,
+            request_timeout: config.request_timeout,
             max_response_bytes: config.max_response_bytes,
         }
     }
@@ -105,6 +115,24 @@ impl Sender {
             Ok(target) => target,
             Err(detail) => return Response::Refused { detail: detail.clone() },
         };
+        match self.prepare(target, request).send(request.body) {
+            Ok(mut response) => {
+                let answered = answered(&response);
+                // The status has decided. Reading on, within the deadline, only serves the next
+                // request: a connection can be used again once its response was read to the end.
+                let body = response.body_mut().as_reader();
+                read_to_end(body.take(self.max_response_bytes));
+                answered
+            }
+            Err(error) => {
+                self.names.forget(target.uri.host().unwrap_or_default());
+                no_answer(error)
+            }
+        }
+    }
+
+    /// The request without its body, which it is signed for.
+    fn prepare(&self, target: &Target, request: Request<'_>) -> RequestBuilder<WithBody> {
         let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let id = &request.event.id;
         // A producer's content type that no header can hold says nothing.
@@ -121,24 +149,24 @@ impl Sender {
         if let Some(signature) = target.keys.sign(id, at, request.body) {
             post = post.header("webhook-signature", signature);
         }
-        match post.send(request.body) {
-            Ok(mut response) => {
-                let retry_after = response.headers().get("retry-after");
-                let retry_after =
-                    retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
-                let code = response.status().as_u16();
-                // The status has decided. Reading on, within the deadline, only serves the next
-                // request: a connection can be used again once its response was read to the end.
-                let body = response.body_mut().as_reader();
-                read_to_end(body.take(self.max_response_bytes));
-                Response::Status { code, retry_after }
+        if let Some(settings) = &target.settings {
+            for (name, value) in &settings.headers {
+                post = post.header(name, value);
             }
-            Err(error) => {
-                self.names.forget(target.uri.host().unwrap_or_default());
-                no_answer(error)
+            if let Some(timeout) = settings.timeout {
+                let timeout = timeout.min(self.request_timeout);
+                post = post.config().timeout_global(Some(timeout)).build();
             }
         }
+        post
     }
+}
+
+/// What a delivery needs of an answer.
+fn answered(response: &http::Response<ureq::Body>) -> Response {
+    let retry_after = response.headers().get("retry-after");
+    let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Response::Status { code: response.status().as_u16(), retry_after }
 }
 
 /// Looks a URL's host up as a delivery would, and says what would keep one from it right now: that
@@ -230,6 +258,7 @@ mod tests {
 
     use crate::config::Settings;
     use crate::domain::event::Properties;
+    use crate::domain::settings::Columns;
     use crate::domain::webhook::Secrets;
 
     /// Makes attempts at a receiver that answers each with the bytes it is told to, over and over
@@ -265,7 +294,8 @@ mod tests {
             });
             let properties = Properties { message_id: Some("1"), event_type: Some("a") };
             let event = Event::read(properties, b"{}", 2, String::new).expect("an event");
-            let webhook = Webhook::new(Uuid::nil(), &url, &Secrets::default());
+            let columns = Columns::default();
+            let webhook = Webhook::new(Uuid::nil(), &url, &Secrets::default(), &columns);
             Self { sender: Sender::new(&config), webhook, event, answers }
         }
 

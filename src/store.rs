@@ -14,23 +14,25 @@ use postgres::{
     config::{Host, SslMode},
 };
 use r2d2::ManageConnection;
-use serde::Serialize;
 use uuid::Uuid;
 
 use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::secret::Secret;
+use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
 use crate::tls::{self, Tls};
 
 mod connector;
 mod delivery_attempts;
 mod listen;
+mod registered;
 mod session;
 
 use connector::{ConnectError, Connector};
 
 pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
 pub use listen::{Heard, NotListening, Sign};
+pub use registered::{Change, Registered};
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.
@@ -50,23 +52,33 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i32, &str, &str); 6] = [
+const MIGRATIONS: [(i32, &str, &str); 7] = [
     (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
     (2, "events_index", include_str!("../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../sql/003_disabled.sql")),
     (4, "notify", include_str!("../sql/004_notify.sql")),
     (5, "secrets", include_str!("../sql/005_secrets.sql")),
+    (6, "settings", include_str!("../sql/006_settings.sql")),
     (7, "delivery_attempts", include_str!("../sql/007_delivery_attempts.sql")),
 ];
 
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
-/// What [`webhook`] reads of a row.
+/// What [`webhook`] reads of a row: settings as text, since whoever made the columns first chose their
+/// types.
 const WEBHOOK: &str = "id, post_url, secret, previous_secret,
-     extract(epoch FROM previous_secret_expires_at)::bigint AS previous_secret_ends";
+     extract(epoch FROM previous_secret_expires_at)::bigint AS previous_secret_ends,
+     left(headers::text, 16385) AS headers, timeout_ms::text AS timeout_ms,
+     max_in_flight::text AS max_in_flight, rate_per_second::text AS rate_per_second";
+
+/// One character more than may be, so that it is seen.
+const _: () = assert!(MAX_COLUMN_CHARS == 16_384);
 
 type Pool = r2d2::Pool<Connector>;
+
+/// What a statement is given, and of which type.
+type Parameter<'a> = (&'a (dyn postgres::types::ToSql + Sync), Type);
 
 /// Why PostgreSQL gave no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -96,27 +108,6 @@ pub struct Store {
 struct Current {
     pool: Pool,
     since: Instant,
-}
-
-/// A webhook with all that the commands show of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Registered {
-    /// The primary key.
-    pub id: Uuid,
-    /// Where its events go.
-    pub post_url: String,
-    /// The patterns of the event types that it wants.
-    pub events: Vec<String>,
-    /// When it was registered: database time, as text.
-    pub created_at: Option<String>,
-    /// When it was disabled: database time, as text.
-    pub disabled_at: Option<String>,
-    /// Why.
-    pub disabled_reason: Option<String>,
-    /// Whether its requests are signed.
-    pub signed: bool,
-    /// Until when they are signed with the previous secret, too: database time, as text.
-    pub previous_secret_expires_at: Option<String>,
 }
 
 /// What has become of the webhook of a parked delivery.
@@ -203,16 +194,25 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; the delivery then has to wait.
     pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
+        Ok(match self.look_up(id)? {
+            None => Found::Deleted,
+            Some((_, true)) => Found::Disabled,
+            Some((webhook, false)) => Found::Enabled(webhook),
+        })
+    }
+
+    /// A webhook, if there is one with this id, and whether it is disabled.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn look_up(&self, id: Uuid) -> Result<Option<(Webhook, bool)>, StoreError> {
         self.query(move |client| {
             let asked = format!(
                 "SELECT {WEBHOOK}, disabled_at IS NOT NULL AS disabled FROM webhooks WHERE id = $1"
             );
             let rows = client.query_typed(&asked, &[(&id, Type::UUID)])?;
-            Ok(match rows.first() {
-                None => Found::Deleted,
-                Some(row) if row.try_get("disabled")? => Found::Disabled,
-                Some(row) => Found::Enabled(webhook(row)?),
-            })
+            let found = |row| Ok((webhook(row)?, row.try_get("disabled")?));
+            rows.first().map(found).transpose()
         })
     }
 
@@ -295,25 +295,6 @@ impl Store {
         };
         // The lock ends with the connection.
         apply().map_err(|error| explain(&error))
-    }
-
-    /// Registers a webhook.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn add(
-        &self,
-        post_url: &str,
-        events: &[String],
-        secret: &Secret,
-    ) -> Result<Registered, StoreError> {
-        self.command(
-            "INSERT INTO webhooks (post_url, events, secret) VALUES ($1, $2, $3) RETURNING *",
-            &[(&post_url, Type::TEXT), (&events, Type::TEXT_ARRAY), (&secret.expose(), Type::TEXT)],
-        )
-        .and_then(|mut added| {
-            added.pop().ok_or_else(|| StoreError::Unavailable("no row came back".to_owned()))
-        })
     }
 
     /// All webhooks, oldest first; or the one with this id.
@@ -403,30 +384,18 @@ impl Store {
     fn command(
         &self,
         statement: &str,
-        parameters: &[(&(dyn postgres::types::ToSql + Sync), Type)],
+        parameters: &[Parameter<'_>],
     ) -> Result<Vec<Registered>, StoreError> {
         let statement = format!(
             "WITH found AS ({statement})
-             SELECT id, post_url, events, created_at::text, disabled_at::text, disabled_reason,
-                    secret IS NOT NULL AS signed,
+             SELECT {WEBHOOK}, events, created_at::text, disabled_at::text, disabled_reason,
+                    description::text, account::text, secret IS NOT NULL AS signed,
                     CASE WHEN previous_secret_expires_at > now()
                          THEN previous_secret_expires_at::text END AS previous_secret_expires_at
              FROM found ORDER BY found.created_at, id"
         );
         let rows = self.connect()?.query_typed(&statement, parameters);
-        let registered = |row: &Row| {
-            Ok(Registered {
-                id: row.try_get("id")?,
-                post_url: row.try_get("post_url")?,
-                events: row.try_get("events")?,
-                created_at: row.try_get("created_at")?,
-                disabled_at: row.try_get("disabled_at")?,
-                disabled_reason: row.try_get("disabled_reason")?,
-                signed: row.try_get("signed")?,
-                previous_secret_expires_at: row.try_get("previous_secret_expires_at")?,
-            })
-        };
-        rows.and_then(|rows| rows.iter().map(registered).collect()).map_err(|e| explain(&e))
+        rows.and_then(|rows| rows.iter().map(Registered::of).collect()).map_err(|e| explain(&e))
     }
 
     fn connect(&self) -> Result<Client, StoreError> {
@@ -533,7 +502,16 @@ fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
     let ends = ends.map(|seconds| u64::try_from(seconds).unwrap_or(0));
     let secrets =
         Secrets { current: secret("secret")?, previous: secret("previous_secret")?.zip(ends) };
-    Ok(Webhook::new(row.try_get("id")?, row.try_get("post_url")?, &secrets))
+    Ok(Webhook::new(row.try_get("id")?, row.try_get("post_url")?, &secrets, &columns(row)?))
+}
+
+fn columns(row: &Row) -> Result<Columns, postgres::Error> {
+    Ok(Columns {
+        headers: row.try_get::<_, Option<String>>("headers")?.map(Secret::new),
+        timeout_ms: row.try_get("timeout_ms")?,
+        max_in_flight: row.try_get("max_in_flight")?,
+        rate_per_second: row.try_get("rate_per_second")?,
+    })
 }
 
 /// Whether the server ended the session: its last words come before the connection is closed.

@@ -1,5 +1,9 @@
 //! `webhooks`: register, show, change and remove them.
 
+mod settings;
+mod trial;
+
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -7,7 +11,8 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Common, Output, complain, help, print, print_json, read};
+use self::settings::{Given, Unset, changes};
+use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::shown;
@@ -39,14 +44,42 @@ pub(super) enum Webhooks {
         #[arg(required = true)]
         events: Vec<String>,
         #[command(flatten)]
+        settings: Given,
+        #[command(flatten)]
         common: Common,
+    },
+    /// Change the settings of a webhook; what is not given stays as it is
+    Set {
+        #[command(flatten)]
+        one: One,
+        #[command(flatten)]
+        settings: Given,
+        #[command(flatten)]
+        unset: Unset,
     },
     /// List all webhooks, oldest first
     #[command(after_long_help = help::WEBHOOKS_LIST)]
-    List(Common),
-    /// Show one webhook
+    List {
+        /// Only those of this account
+        #[arg(long)]
+        account: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show one webhook, with its settings; of its headers the names only
     #[command(after_long_help = help::WEBHOOKS_SHOW)]
     Show(One),
+    /// Send a test event to a webhook, and print the request and what came back
+    ///
+    /// The request is that of a delivery, with the same headers, signature, deadline and checks. It
+    /// does not go through RabbitMQ, counts for nothing, and changes nothing, whatever the answer is.
+    /// Exit code 0 only if that is 2xx.
+    Test {
+        #[command(flatten)]
+        one: One,
+        #[command(flatten)]
+        what: trial::What,
+    },
     /// Remove a webhook; what waits for it is dropped at its next attempt
     #[command(after_long_help = help::WEBHOOKS_REMOVE)]
     Remove(One),
@@ -97,28 +130,40 @@ fn keep(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-pub(super) fn run(command: Webhooks) -> Result<()> {
+pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
     let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
-    let one = |found: Option<Registered>, id: Uuid| {
-        found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
-    };
-    match command {
-        Webhooks::Add { url, events, common } => {
+    let done = match command {
+        Webhooks::Test { one: One { id, common }, what } => {
+            return trial::run(id, what, &read(&common.settings.0)?, common.output);
+        }
+        Webhooks::Add { url, events, settings, common } => {
             let uri = read_url(&url).map_err(anyhow::Error::msg)?;
             for pattern in &events {
                 check_pattern(pattern).map_err(anyhow::Error::msg)?;
             }
+            let settings = changes(&settings, &Unset::default())?;
             let config = read(&common.settings.0)?;
             let secret = new_secret()?;
-            let added = Store::new(&config)?.add(&url, &events, &secret)?;
+            let added = Store::new(&config)?.add(&url, &events, &secret, &settings)?;
             show_secret(&added, &secret, common.output)?;
             if let Some(obstacle) = sender::obstacle(&uri, &config.allow_networks, LOOK_UP) {
                 complain(&format!("warning: {obstacle}"));
             }
             Ok(())
         }
-        Webhooks::List(common) => {
-            let list = store(&common)?.list(None)?;
+        Webhooks::Set { one: One { id, common }, settings, unset } => {
+            let changes = changes(&settings, &unset)?;
+            if changes.is_empty() {
+                return Err(Usage("nothing to change: see `webhooks set --help`".to_owned()).into());
+            }
+            show(&one(store(&common)?.set(id, &changes)?, id)?, common.output)
+        }
+        Webhooks::List { account, common } => {
+            let store = store(&common)?;
+            let list = match account {
+                None => store.list(None)?,
+                Some(account) => store.of_account(&account)?,
+            };
             if common.output.json { print_json(&list) } else { print(table(&list)) }
         }
         Webhooks::Show(One { id, common }) => {
@@ -139,7 +184,12 @@ pub(super) fn run(command: Webhooks) -> Result<()> {
             let rotated = one(store(&common)?.rotate_secret(id, &secret, keep)?, id)?;
             show_secret(&rotated, &secret, common.output)
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn one<T>(found: Option<T>, id: Uuid) -> Result<T> {
+    found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
 }
 
 fn new_secret() -> Result<Secret> {
@@ -163,22 +213,34 @@ fn show(webhook: &Registered, output: Output) -> Result<()> {
     if output.json {
         return print_json(webhook);
     }
-    let shown = |text: &str| shown::line(text, MOST_SHOWN);
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let signed = match &webhook.previous_secret_expires_at {
         _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
         None => "yes".to_owned(),
         Some(at) => format!("yes, and with the previous secret until {at}"),
     };
-    print(format_args!(
-        "id        {}\nurl       {}\nevents    {}\ncreated   {}\nsigned    {signed}\ndisabled  {} {}",
-        webhook.id,
-        shown(&webhook.post_url),
-        shown(&webhook.events.join(" ")),
-        or(&webhook.created_at),
-        or(&webhook.disabled_at),
-        shown(webhook.disabled_reason.as_deref().unwrap_or_default()),
-    ))
+    let reason = webhook.disabled_reason.as_deref().unwrap_or_default();
+    let headers = webhook.headers.as_ref().map(|names| format!("{}: ***", names.join(": ***, ")));
+    let rows = [
+        ("id", Some(webhook.id.to_string())),
+        ("url", Some(webhook.post_url.clone())),
+        ("events", Some(webhook.events.join(" "))),
+        ("created", Some(or(&webhook.created_at))),
+        ("signed", Some(signed)),
+        ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
+        // These only where there is something to say.
+        ("description", webhook.description.clone()),
+        ("account", webhook.account.clone()),
+        ("headers", headers),
+        ("timeout_ms", webhook.timeout_ms.clone()),
+        ("max_in_flight", webhook.max_in_flight.clone()),
+        ("rate_per_second", webhook.rate_per_second.clone()),
+        ("unusable", webhook.unusable.clone()),
+    ];
+    let lines = rows
+        .into_iter()
+        .filter_map(|(name, text)| Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN))));
+    print(lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn table(webhooks: &[Registered]) -> String {
@@ -187,8 +249,12 @@ fn table(webhooks: &[Registered]) -> String {
     let width = urls.iter().map(|url| url.chars().count()).max().unwrap_or(0).max(3);
     let mut lines = vec![format!("{:36}  {:width$}  {:8}  EVENTS", "ID", "URL", "STATE")];
     lines.extend(webhooks.iter().zip(&urls).map(
-        |(Registered { id, events, disabled_at, .. }, url)| {
-            let state = if disabled_at.is_some() { "disabled" } else { "enabled" };
+        |(Registered { id, events, disabled_at, unusable, .. }, url)| {
+            let state = match (disabled_at, unusable) {
+                (Some(_), _) => "disabled",
+                (None, Some(_)) => "unusable",
+                (None, None) => "enabled",
+            };
             let events = shown::line(&events.join(" "), MOST_SHOWN);
             format!("{id}  {url:width$}  {state:8}  {events}")
         },

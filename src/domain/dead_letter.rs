@@ -171,7 +171,8 @@ pub fn replay(
 ) -> Result<Replay, Malformed> {
     if headers.contains_key("x-webhook-id") {
         let delivery = Delivery::from_headers(headers, now)?;
-        let anew = Delivery { attempts: 0, deferrals: 0, first_received_at: now, ..delivery };
+        let fresh = Delivery { attempts: 0, deferrals: 0, turn_at: None, ..delivery };
+        let anew = Delivery { first_received_at: now, ..fresh };
         return Ok(Replay::Delivery(anew));
     }
     // Perhaps MAX_EVENT_BYTES was raised since. (An event without an id gets its own later.)
@@ -195,6 +196,7 @@ mod tests {
             webhook_id: Uuid::from_u128(webhook),
             attempts: 12,
             deferrals: 3,
+            turn_at: None,
             first_received_at: 1_000,
             last_error: "status 500".to_owned(),
         }

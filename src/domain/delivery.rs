@@ -37,6 +37,8 @@ pub struct Delivery {
     pub attempts: u32,
     /// How often it waited without an attempt, because its receiver was to be left alone.
     pub deferrals: u32,
+    /// When its turn comes, where it has to wait for one: see [`super::limits`].
+    pub turn_at: Option<UnixMillis>,
     /// When we first got the event.
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
@@ -47,7 +49,7 @@ impl Delivery {
     /// The headers of a parked delivery that came from the queue `origin`.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
-        Headers::from([
+        let mut headers = Headers::from([
             ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
             ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
             ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
@@ -56,7 +58,9 @@ impl Delivery {
             ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
             ("x-last-error".to_owned(), Value::Text(shortened(&self.last_error))),
             ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
-        ])
+        ]);
+        headers.extend(self.turn_at.map(|at| ("x-turn-at".to_owned(), Value::Integer(at))));
+        headers
     }
 
     /// Reads, at the time `now`, what [`Delivery::headers`] wrote.
@@ -96,6 +100,10 @@ impl Delivery {
             deferrals: match headers.get("x-deferrals") {
                 None => 0,
                 Some(_) => count("x-deferrals")?,
+            },
+            turn_at: match headers.get("x-turn-at") {
+                None => None,
+                Some(_) => Some(integer("x-turn-at")?),
             },
             first_received_at: integer("x-first-received-at")
                 .ok()
@@ -144,15 +152,18 @@ mod tests {
     fn delivery() -> impl Strategy<Value = Delivery> {
         let event =
             ("[!-~]{1,255}", "[a-z.]{1,255}").prop_map(|(id, event_type)| Event { id, event_type });
-        let counts = (0_u32..1_000, 0_u32..1_000);
+        let counts = (0_u32..1_000, 0_u32..1_000, prop::option::of(any::<i64>()));
         (event, any::<u128>(), counts, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
-            |(event, webhook, (attempts, deferrals), first_received_at, last_error)| Delivery {
-                event,
-                webhook_id: Uuid::from_u128(webhook),
-                attempts,
-                deferrals,
-                first_received_at,
-                last_error,
+            |(event, webhook, (attempts, deferrals, turn_at), first_received_at, last_error)| {
+                Delivery {
+                    event,
+                    webhook_id: Uuid::from_u128(webhook),
+                    attempts,
+                    deferrals,
+                    turn_at,
+                    first_received_at,
+                    last_error,
+                }
             },
         )
     }
@@ -163,6 +174,7 @@ mod tests {
             webhook_id: Uuid::nil(),
             attempts: 1,
             deferrals: 0,
+            turn_at: None,
             first_received_at: 1,
             last_error: String::new(),
         }
@@ -181,6 +193,7 @@ mod tests {
             ("x-attempt", Value::Text("1".to_owned())),
             ("x-deferrals", Value::Integer(-1)),
             ("x-deferrals", Value::Text("1".to_owned())),
+            ("x-turn-at", Value::Text("1".to_owned())),
             ("x-first-received-at", Value::Integer(-5)),
             ("x-last-error", Value::Integer(0)),
         ];

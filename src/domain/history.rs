@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::delivery::{Delivery, UnixMillis};
 use super::event::Event;
+use super::limits::Limit;
 use super::outcome::{Decision, Reason};
+use super::retry::Span;
 use super::shown::{self, quoted};
 
 /// How much of an error an entry holds, in characters: as much as the header `x-last-error`.
@@ -69,6 +71,13 @@ pub enum Happened {
         why: &'static str,
         /// What follows.
         decision: Decision,
+    },
+    /// No attempt was made: a limit of the webhook's own is reached, and it waits for its turn.
+    AwaitsTurn {
+        /// Which limit, as in the metrics.
+        why: &'static str,
+        /// How long until its turn, as far as can be told.
+        turn: Duration,
     },
     /// No attempt was made here, but the retry lane makes one as soon as it can.
     HandedOver {
@@ -194,6 +203,10 @@ impl Entry {
             Happened::HeldBack { why, decision } => {
                 (What::HeldBack, Some(why), None, None, Some(decision))
             }
+            Happened::AwaitsTurn { why, turn } => {
+                let wait = Decision::Park(Span::from(turn));
+                (What::HeldBack, Some(why), None, None, Some(wait))
+            }
             Happened::HandedOver { why } => (What::HandedOver, Some(why), None, None, None),
             Happened::Dropped { why } => (What::Dropped, Some(why), None, None, None),
         };
@@ -217,6 +230,12 @@ impl Entry {
             },
             ..Self::bare(what, queue, &delivery.event, at)
         }
+    }
+
+    /// Whether it waits for no more than its turn at a limit of the webhook's own.
+    #[must_use]
+    pub fn awaits_turn(&self) -> bool {
+        Limit::ALL.iter().any(|limit| self.reason.as_deref() == Some(limit.label()))
     }
 
     /// No webhook wants this event from `queue`.
@@ -307,6 +326,8 @@ impl State {
 fn due(last: &Entry, until: UnixMillis) -> UnixMillis {
     let wait = Duration::from_millis(until.saturating_sub(last.at).max(0).unsigned_abs());
     let unseen = match last.what {
+        // As late as those are slow whose turn is before.
+        What::HeldBack if last.awaits_turn() => return later(until, wait + SHORT_WAIT),
         // Those before the next power of two.
         What::HeldBack => (last.deferrals + 1).next_power_of_two() - last.deferrals - 1,
         _ => 0,
@@ -326,7 +347,6 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::domain::outcome::DeadReason;
-    use crate::domain::retry::Span;
     use proptest::prelude::*;
 
     fn delivery(attempts: u32, deferrals: u32, last_error: &str) -> Delivery {
@@ -335,6 +355,7 @@ mod tests {
             webhook_id: Uuid::nil(),
             attempts,
             deferrals,
+            turn_at: None,
             first_received_at: 0,
             last_error: last_error.to_owned(),
         }
@@ -360,6 +381,10 @@ mod tests {
         Happened::HeldBack { why: "breaker", decision }
     }
 
+    fn awaits_turn(seconds: u64) -> Happened {
+        Happened::AwaitsTurn { why: Limit::Rate.label(), turn: Duration::from_secs(seconds) }
+    }
+
     #[test]
     fn failures_are_logged_from_their_beginning_to_their_end() {
         let dead = Decision::Dead(DeadReason::Expired);
@@ -378,6 +403,7 @@ mod tests {
             (held_back(park(1)), delivery(0, 3, "x"), false, false),
             (held_back(park(899)), delivery(0, 100, "x"), false, false),
             (held_back(park(900)), delivery(0, 100, "x"), true, true),
+            (awaits_turn(7), delivery(0, 3, "x"), true, true),
             (held_back(dead), delivery(0, 100, "x"), true, true),
             (Happened::Dropped { why: "deleted" }, delivery(3, 0, "x"), true, true),
         ];
@@ -420,6 +446,11 @@ mod tests {
         assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, false, true));
+        // A turn is as late as others are slow.
+        let limited = entry(awaits_turn(600), 2);
+        assert_eq!(state(std::slice::from_ref(&limited), 5), waiting(600, true, false));
+        assert_eq!(state(std::slice::from_ref(&limited), 2_100), waiting(600, true, false));
+        assert_eq!(state(std::slice::from_ref(&limited), 2_101), waiting(600, true, true));
         // The third, too short for an entry, may follow the second.
         let held = [failed_once.clone(), entry(held_back(park(10)), 2)];
         assert_eq!(state(&held, 72), waiting(10, true, false));

@@ -24,7 +24,7 @@ pub enum Response {
         /// The error in words, for people. Holds no secret.
         detail: String,
     },
-    /// No attempt was made: the URL can't be used, or its address is not allowed.
+    /// No attempt was made: the webhook can't be used, or its address is not allowed.
     Refused {
         /// Why, and the remedy.
         detail: String,
@@ -184,7 +184,7 @@ pub enum DeadReason {
     Exhausted,
     /// The receiver said 410 Gone.
     Gone,
-    /// The URL can't be used, or ALLOW_NETWORKS doesn't allow its address.
+    /// URL, secret or a setting can't be used, or ALLOW_NETWORKS doesn't allow the address.
     Rejected,
     /// Older than DELIVERY_MAX_AGE, and it would have to wait once more.
     Expired,

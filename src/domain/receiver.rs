@@ -9,12 +9,15 @@
 //! - **Circuit breaker** (the same book): after several failures in a row it is left alone for a
 //!   while, then probed by one attempt.
 //!
+//! And what its webhook says that it can take ([`super::limits`]), which is no fault of it.
+//!
 //! Times are [`Moment`]s, handed in: nothing here knows a clock.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::limits::{Limit, Limits, Turns};
 use super::outcome::Reason;
 use super::retry::Span;
 use super::shown::quoted;
@@ -34,6 +37,9 @@ pub const SLOW: Duration = Duration::from_secs(1);
 /// across a continent; one that has not begun to fail yet must not fill a lane before [`SLOW`] tells.
 pub const PROMPT: Duration = Duration::from_millis(100);
 
+/// What an attempt takes at least, where it is guessed when the next can begin.
+const QUICKEST: Duration = Duration::from_millis(1);
+
 /// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
 /// year" is a mistake, and its receiver would get nothing until we are restarted.
 pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
@@ -45,10 +51,10 @@ const CERTAIN: u32 = 98;
 
 /// When the circuit breaker opens, and for how long. As a setting: `5,30s,10m`, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Breaker(Option<Limits>);
+pub struct Breaker(Option<Thresholds>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
+struct Thresholds {
     failures: u32,
     pause: Duration,
     longest: Duration,
@@ -59,7 +65,7 @@ impl Breaker {
     /// back returns when the pause is over.
     #[must_use]
     pub fn pauses(self) -> Vec<Span> {
-        let Some(Limits { pause, longest, .. }) = self.0 else { return Vec::new() };
+        let Some(Thresholds { pause, longest, .. }) = self.0 else { return Vec::new() };
         let doubled = std::iter::successors(Some(pause), |pause| pause.checked_mul(2));
         let mut pauses: Vec<Duration> = doubled.take_while(|pause| *pause < longest).collect();
         pauses.push(longest);
@@ -91,7 +97,7 @@ impl FromStr for Breaker {
         if longest.as_millis() > pause.as_millis() << 10 {
             return Err(format!("{shown}: the longest pause is over 1024 times the first"));
         }
-        Ok(Self(Some(Limits { failures, pause, longest })))
+        Ok(Self(Some(Thresholds { failures, pause, longest })))
     }
 }
 
@@ -99,7 +105,7 @@ impl fmt::Display for Breaker {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => formatter.write_str("off"),
-            Some(Limits { failures, pause, longest }) => {
+            Some(Thresholds { failures, pause, longest }) => {
                 write!(formatter, "{failures},{},{}", Span::from(pause), Span::from(longest))
             }
         }
@@ -122,6 +128,24 @@ impl Place {
     #[must_use]
     pub fn new(lane: usize, consumers: u16, is_first: bool) -> Self {
         Self { lane, share: usize::from(consumers / 4).max(1), is_first }
+    }
+}
+
+/// What is asked for: an attempt, of one delivery.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// Where it would be made.
+    pub place: Place,
+    /// What the webhook says.
+    pub limits: Limits,
+    /// How far off the delivery's turn is, if it had to wait for one.
+    pub turn: Option<Duration>,
+}
+
+impl From<Place> for Ask {
+    /// By a delivery that comes for the first time to a receiver without limits.
+    fn from(place: Place) -> Self {
+        Self { place, limits: Limits::default(), turn: None }
     }
 }
 
@@ -149,6 +173,8 @@ pub enum Hold {
     Breaker(Duration),
     /// The receiver asked us to stay away for so long (`Retry-After`).
     StayAway(Duration),
+    /// It gets as much as it can take already. The delivery's turn is so far off.
+    Limit(Limit, Duration),
 }
 
 impl Hold {
@@ -157,7 +183,9 @@ impl Hold {
     pub const fn remaining(self) -> Duration {
         match self {
             Self::Degraded | Self::Bulkhead | Self::Unproven(_) => Duration::ZERO,
-            Self::Breaker(remaining) | Self::StayAway(remaining) => remaining,
+            Self::Breaker(remaining) | Self::StayAway(remaining) | Self::Limit(_, remaining) => {
+                remaining
+            }
         }
     }
 }
@@ -171,6 +199,8 @@ impl fmt::Display for Hold {
             }
             Self::Breaker(_) => "the receiver's circuit breaker is open",
             Self::StayAway(_) => "the receiver asked us to stay away",
+            Self::Limit(Limit::InFlight, _) => "the webhook's max_in_flight is reached",
+            Self::Limit(Limit::Rate, _) => "the webhook's rate_per_second is reached",
         })
     }
 }
@@ -258,6 +288,10 @@ pub struct Receiver {
     state: State,
     stay_away_until: Moment,
     under_way: Vec<Attempt>,
+    /// How long an attempt takes, on a moving average.
+    usual: Duration,
+    /// None: it never had limits.
+    turns: Option<Box<Turns>>,
 }
 
 impl Receiver {
@@ -267,9 +301,11 @@ impl Receiver {
     /// Why there is none now.
     pub fn admit(
         &mut self,
-        place: Place,
+        ask: impl Into<Ask>,
         now: Moment,
     ) -> Result<(Attempt, Option<Transition>), Hold> {
+        let ask = ask.into();
+        let place = ask.place;
         if now < self.stay_away_until {
             return Err(Hold::StayAway(self.stay_away_until - now));
         }
@@ -282,6 +318,14 @@ impl Receiver {
             return Err(Hold::Degraded);
         }
         self.check_share(place, now)?;
+        if !ask.limits.is_none() {
+            // The last to be asked: it counts what it lets pass.
+            let so_far = (self.under_way.len(), self.usual.max(QUICKEST));
+            let turns = self.turns.get_or_insert_default();
+            turns
+                .ask(ask.limits, so_far, ask.turn, now)
+                .map_err(|(limit, turn)| Hold::Limit(limit, turn))?;
+        }
         let mut attempt = Attempt { lane: place.lane, began: now, is_probe: false };
         let mut transition = None;
         if let State::Open(_, pause) = self.state {
@@ -323,6 +367,7 @@ impl Receiver {
         if self.failures == 0 && !self.slow {
             self.since = now;
         }
+        self.usual = (self.usual * 7 + now.saturating_sub(attempt.began)) / 8;
         match ended {
             Ended::Delivered => {
                 self.failures = 0;
@@ -378,12 +423,14 @@ impl Receiver {
         breaker: Breaker,
         now: Moment,
     ) -> Option<Transition> {
-        let limits = breaker.0?;
+        let thresholds = breaker.0?;
         let pause = match self.state {
             State::HalfOpen(pause) if attempt.is_probe => {
-                pause.saturating_mul(2).min(limits.longest)
+                pause.saturating_mul(2).min(thresholds.longest)
             }
-            State::Closed if self.several && self.failures >= limits.failures => limits.pause,
+            State::Closed if self.several && self.failures >= thresholds.failures => {
+                thresholds.pause
+            }
             // It began before the breaker opened: old news.
             _ => return None,
         };
@@ -412,6 +459,7 @@ impl Receiver {
             && !self.is_degraded(now)
             && !self.is_broken()
             && now >= self.stay_away_until
+            && self.turns.as_ref().is_none_or(|turns| turns.is_over(now))
     }
 
     /// Whether an attempt is under way.
@@ -424,6 +472,8 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
 
     const RETRY: usize = 1;
@@ -638,6 +688,28 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_is_reached_is_no_fault_and_counts_all_lanes() {
+        let mut receiver = Receiver::default();
+        let limits = Limits { max_in_flight: NonZeroU32::new(2), ..Limits::default() };
+        let mut ask = |is_first: bool, now: u64| {
+            let ask = Ask { limits, ..Ask::from(place(is_first)) };
+            receiver.admit(ask, ms(now)).map(|(attempt, _)| attempt)
+        };
+        let attempts = [ask(true, 0).expect("a place"), ask(false, 0).expect("another")];
+        for is_first in [true, false] {
+            assert!(matches!(ask(is_first, 1), Err(Hold::Limit(Limit::InFlight, _))));
+        }
+        for attempt in attempts {
+            receiver.end(attempt, Ended::Delivered, breaker(), ms(1));
+        }
+        assert!(!receiver.is_degraded(ms(1)) && !receiver.is_broken());
+        assert!(!receiver.is_unremarkable(ms(1)), "two wait for it");
+        assert!(receiver.is_unremarkable(ms(10_000)));
+        let ask = Ask { limits, ..Ask::from(place(true)) };
+        assert!(receiver.admit(ask, ms(10)).is_ok());
+    }
+
+    #[test]
     fn a_probe_that_was_not_made_is_made_by_the_next() {
         let mut subject = Subject::default();
         subject.fail_times(5);
@@ -760,6 +832,7 @@ mod tests {
                             Err(Hold::Breaker(remaining)) => {
                                 prop_assert!(was_probing || now + remaining == until);
                             }
+                            Err(Hold::Limit(..)) => prop_assert!(false, "it has none"),
                             Err(Hold::StayAway(remaining)) => {
                                 prop_assert!(!remaining.is_zero() && remaining <= LONGEST_STAY);
                             }

@@ -117,6 +117,15 @@ impl Schedule {
         covering.or_else(|| all().max()).unwrap_or(due)
     }
 
+    /// How long a delivery waits whose turn is so far off: the longest wait there is that does not
+    /// miss it, and else the shortest. There are `others` beside the schedule's delays.
+    #[must_use]
+    pub fn before_turn(&self, turn: Duration, others: &[Span]) -> Span {
+        let all = || self.delays.iter().chain(others).copied();
+        let within = all().filter(|delay| delay.get() <= turn).max();
+        within.or_else(|| all().min()).unwrap_or_else(|| turn.into())
+    }
+
     /// The longest delay.
     #[must_use]
     pub fn longest(&self) -> Span {
@@ -246,6 +255,21 @@ mod tests {
         check("1s,2s,4s,1m", 1, 9_999, "3m");
         check("1m,2s", 2, 20, "30s");
         check("1s,2s,repeat", 99, 0, "2s");
+    }
+
+    #[test]
+    fn who_waits_for_its_turn_does_not_miss_it_by_more_than_the_shortest_delay() {
+        let check = |text: &str, turn, expected: &str| {
+            let others = ["30s", "3m"].map(|other| other.parse().expect("a span"));
+            let delay = schedule(text).before_turn(Duration::from_millis(turn), &others);
+            assert_eq!(delay.to_string(), expected, "{text}, {turn}");
+        };
+        check("1s,2s,4s,1m", 0, "1s");
+        check("1s,2s,4s,1m", 999, "1s");
+        check("1s,2s,4s,1m", 3_999, "2s");
+        check("1s,2s,4s,1m", 59_999, "30s");
+        check("1m,2s", 9_999_999, "3m");
+        check("1h", 0, "30s");
     }
 
     #[test]

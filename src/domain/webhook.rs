@@ -5,7 +5,9 @@ use url::Url;
 use uuid::Uuid;
 
 use super::event::{self, Malformed};
+use super::limits::Limits;
 use super::secret::Secret;
+use super::settings::{Columns, Settings};
 use super::shown::quoted;
 use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 
@@ -28,6 +30,8 @@ pub struct Target {
     pub uri: Uri,
     /// What signs the requests.
     pub keys: Keys,
+    /// Most have none.
+    pub settings: Option<Box<Settings>>,
 }
 
 /// The secrets of a webhook, as they were registered.
@@ -42,14 +46,32 @@ pub struct Secrets {
 impl Webhook {
     /// A webhook as it was registered, which is other people's input.
     #[must_use]
-    pub fn new(id: Uuid, post_url: &str, secrets: &Secrets) -> Self {
+    pub fn new(id: Uuid, post_url: &str, secrets: &Secrets, columns: &Columns) -> Self {
         let uri = read_url(post_url);
         let keys = secrets.keys().map_err(|error| {
             format!("unusable secret: {error}: `webhooks rotate-secret {id}` makes another")
         });
-        // The URL first: without a usable one, the secret is of no interest.
-        let target = uri.and_then(|uri| Ok(Target { uri, keys: keys? }));
+        let settings = columns.read().map_err(|unusable| {
+            let flag = unusable.column.flag();
+            format!(
+                "{unusable}: `webhooks set {id}` with --{flag} mends it, --unset {flag} drops it"
+            )
+        });
+        // The URL first: without a usable one, the others are of no interest.
+        let target = uri.and_then(|uri| Ok(Target { uri, keys: keys?, settings: settings? }));
         Self { id, post_url: post_url.into(), target }
+    }
+
+    /// The settings, where there are any that can be used.
+    #[must_use]
+    pub fn settings(&self) -> Option<&Settings> {
+        self.target.as_ref().ok()?.settings.as_deref()
+    }
+
+    /// How much the receiver can take.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.settings().map_or(Limits::default(), |settings| settings.limits)
     }
 }
 
@@ -271,12 +293,25 @@ mod tests {
             current: Some(Secret::new(current.to_owned())),
             previous: None,
         };
-        let webhook = Webhook::new(Uuid::nil(), "http://a/", &secrets("s3cret"));
+        let webhook =
+            Webhook::new(Uuid::nil(), "http://a/", &secrets("s3cret"), &Columns::default());
         let error = webhook.target.expect_err("it is no secret");
         assert!(error.contains("rotate-secret") && !error.contains("s3cret"), "{error}");
         let good = Key::secret_of([1; 32]);
-        let webhook = Webhook::new(Uuid::nil(), "http://a/", &secrets(good.expose()));
+        let secrets = secrets(good.expose());
+        let webhook = Webhook::new(Uuid::nil(), "http://a/", &secrets, &Columns::default());
         assert!(webhook.target.expect("a target").keys.current.is_some());
+    }
+
+    #[test]
+    fn an_unusable_setting_makes_a_webhook_unusable_and_the_remedy_is_said() {
+        let columns = Columns { timeout_ms: Some("0".to_owned()), ..Columns::default() };
+        let webhook = Webhook::new(Uuid::nil(), "http://a/", &Secrets::default(), &columns);
+        assert!(webhook.limits().is_none());
+        let error = webhook.target.expect_err("no request can be made in no time");
+        for part in ["unusable timeout_ms", "webhooks set 00000000-", "--unset timeout"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
     }
 
     proptest! {

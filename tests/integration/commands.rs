@@ -9,14 +9,14 @@ use crate::harness::{
 };
 
 #[track_caller]
-fn succeed(sandbox: &Sandbox, arguments: &[&str]) -> String {
+pub(crate) fn succeed(sandbox: &Sandbox, arguments: &[&str]) -> String {
     let finished = sandbox.command(arguments);
     assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
     finished.stdout
 }
 
 #[track_caller]
-fn json(text: &str) -> Value {
+pub(crate) fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 

@@ -11,6 +11,8 @@ mod delivery;
 mod retries;
 mod outcomes;
 mod signatures;
+mod settings;
+mod trials;
 mod receivers;
 mod failures;
 mod hostile;

@@ -28,6 +28,20 @@ fn broken() -> (Receiver, Arc<AtomicBool>) {
     (receiver, mended)
 }
 
+/// Answers 200 after it has waited, and counts how many requests it has had at once.
+pub(crate) fn counting(wait: impl Fn() + Send + Sync + 'static) -> (Receiver, Arc<AtomicUsize>) {
+    let at_once = AtomicUsize::new(0);
+    let most = Arc::new(AtomicUsize::new(0));
+    let peak = Arc::clone(&most);
+    let receiver = Receiver::answering(move |_| {
+        peak.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        wait();
+        at_once.fetch_sub(1, Ordering::SeqCst);
+        Reply::Status(200)
+    });
+    (receiver, most)
+}
+
 #[test]
 fn a_degraded_receiver_gets_its_first_attempts_in_the_retry_lane_until_a_quick_success() {
     let sandbox = Sandbox::new();
@@ -86,16 +100,8 @@ fn receivers_that_never_answer_delay_nobody_from_the_first_event_on() {
 #[test]
 fn a_receiver_that_keeps_us_waiting_gets_a_quarter_of_each_lanes_consumers() {
     let sandbox = Sandbox::new();
-    let at_once = Arc::new(AtomicUsize::new(0));
-    let most = Arc::new(AtomicUsize::new(0));
-    let (counted, peak) = (Arc::clone(&at_once), Arc::clone(&most));
     // It answers too slowly for anybody, and too fast to be degraded.
-    let receiver = Receiver::answering(move |_| {
-        peak.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(600));
-        counted.fetch_sub(1, Ordering::SeqCst);
-        Reply::Status(200)
-    });
+    let (receiver, most) = counting(|| thread::sleep(Duration::from_millis(600)));
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let queues = format!("{}=8", sandbox.queue());
     let notifier =

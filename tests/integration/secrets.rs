@@ -78,6 +78,13 @@ fn register_failures(sandbox: &Sandbox, receiver: &Receiver) -> Vec<String> {
     let secret = format!("whsec_{MARK}");
     let set = "UPDATE webhooks SET secret = $2 WHERE id = $1";
     sandbox.database.execute(set, &[&unusable, &secret]);
+    // Each sends it along, or would if it could.
+    let set = "UPDATE webhooks SET headers = jsonb_build_object('authorization', $1::text)";
+    sandbox.database.execute(set, &[&MARK]);
+    let unsendable = sandbox.webhook(&at("/200"), &["unsendable"]);
+    let set = "UPDATE webhooks SET headers = jsonb_build_object('a', $2::text) WHERE id = $1";
+    sandbox.database.execute(set, &[&unsendable, &format!("{MARK}\r\nb: c")]);
+    let kinds = [&kinds[..], &["unsendable".to_owned()]].concat();
     [&kinds[..], &["unusable".to_owned()]].concat()
 }
 

@@ -37,7 +37,7 @@ fn rotate(sandbox: &Sandbox, webhook: Uuid, keep: &[&str]) -> String {
 }
 
 /// What the reference library says of a request.
-fn verify(secret: &str, request: &Request) -> Result<(), WebhookError> {
+pub(crate) fn verify(secret: &str, request: &Request) -> Result<(), WebhookError> {
     let mut headers = HeaderMap::new();
     for (name, value) in &request.headers {
         let name: HeaderName = name.parse().expect("a header's name");

@@ -157,6 +157,7 @@ impl Case {
     ) -> (String, String) {
         let id = self.webhook_id;
         let next = self.entries.last().map_or(1, |entry| entry.attempt + 1);
+        let awaits_turn = self.entries.last().is_some_and(Entry::awaits_turn);
         let queue = self.entries.last().map(|entry| entry.queue.as_str()).unwrap_or_default();
         let at = utc(until);
         if overdue {
@@ -174,7 +175,11 @@ impl Case {
             );
         }
         let wait = if until > now { age(Some(now), until) } else { "0s".to_owned() };
-        let said = if held_back {
+        let said = if awaits_turn {
+            format!(
+                "waits for its turn at a limit of the webhook's own: about {at} UTC (in {wait})"
+            )
+        } else if held_back {
             format!(
                 "held back, as its receiver is to be left alone: waits until {at} UTC (in {wait}), and \
                  perhaps some more times"
@@ -183,6 +188,10 @@ impl Case {
             format!("waits for attempt {next} at {at} UTC (in {wait})")
         };
         let to_do = match self.registration {
+            Registration::Enabled if awaits_turn => format!(
+                "nothing, or raise the limit: `webhooks show {id}`, `webhooks set {id} --rate N` or \
+                 `--max-in-flight N`"
+            ),
             Registration::Enabled if held_back => format!(
                 "nothing, once the receiver is well: it is asked again by itself. What it got last \
                  is in `webhook-notifier tail --webhook {id}`"

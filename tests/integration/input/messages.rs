@@ -310,6 +310,7 @@ proptest! {
             event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
             webhook_id: uuid::Uuid::nil(),
             attempts: 1,
+            turn_at: None,
             deferrals: 0,
             first_received_at: 1,
             last_error: detail,

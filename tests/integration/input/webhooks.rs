@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 use webhook_notifier::domain::{
     secret::Secret,
+    settings::Columns,
     signature::{Key, Keys},
     webhook::{Secrets, Webhook, check_pattern, check_url, matching_patterns},
 };
@@ -21,7 +22,7 @@ fn check_accepted_url(text: &str) {
     assert!(!host.is_empty() && host.is_ascii(), "{url}");
     assert!(url.as_str().bytes().all(|byte| byte.is_ascii_graphic()), "{url}");
     assert_eq!(check_url(url.as_str()), Ok(url.clone()), "what is normal stays as it is");
-    match Webhook::new(Uuid::nil(), text, &Secrets::default()).target {
+    match Webhook::new(Uuid::nil(), text, &Secrets::default(), &Columns::default()).target {
         Ok(target) => {
             assert_eq!(target.uri.host(), Some(host), "{url}");
             assert_eq!(target.uri.port_u16(), url.port(), "{url}");
@@ -115,7 +116,7 @@ proptest! {
         // As the secret of a webhook, it is not told either.
         let current = Some(Secret::new(text.clone()));
         let secrets = Secrets { current, previous: None };
-        let webhook = Webhook::new(Uuid::nil(), "http://h/", &secrets);
+        let webhook = Webhook::new(Uuid::nil(), "http://h/", &secrets, &Columns::default());
         if let Err(refusal) = webhook.target {
             prop_assert_eq!(fault_of(&refusal), None);
             prop_assert!(text.len() < 12 || !refusal.contains(&text));

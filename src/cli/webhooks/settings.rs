@@ -1,0 +1,136 @@
+//! The settings of a webhook, as arguments.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::super::Usage;
+use crate::domain::retry::Span;
+use crate::domain::secret::Secret;
+use crate::domain::settings::{Column, Columns, MAX_COLUMN_CHARS, check_headers};
+use crate::domain::shown::quoted;
+use crate::store::Change;
+
+/// What settings are to be.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Given {
+    /// A header that each request is to have, `Name: value` (can be repeated); together these replace
+    /// all that it had. Other users of this machine see arguments: secrets better come --headers-from
+    #[arg(long = "header", value_name = "HEADER", value_parser = hide)]
+    headers: Vec<Secret>,
+    /// Such headers from a file, one a line; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    headers_from: Option<PathBuf>,
+    /// How long a request may take, such as 5s; never longer than REQUEST_TIMEOUT
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
+    /// Requests that may be under way at a time, in each process
+    #[arg(long, value_name = "N")]
+    max_in_flight: Option<String>,
+    /// Requests in a second, such as 10 or 0.5, in each process
+    #[arg(long, value_name = "N")]
+    rate: Option<String>,
+    /// What it is for
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Whose it is; `webhooks list --account` finds it
+    #[arg(long, value_name = "TEXT")]
+    account: Option<String>,
+}
+
+/// Which settings it is to have no more.
+#[derive(Debug, Default, Args)]
+pub(in crate::cli) struct Unset {
+    /// Drop a setting: header (all of them), timeout, max-in-flight, rate, description, account (can
+    /// be repeated)
+    #[arg(long = "unset", value_name = "SETTING", value_parser = column)]
+    columns: Vec<Column>,
+}
+
+fn hide(text: &str) -> Result<Secret, String> {
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn column(flag: &str) -> Result<Column, String> {
+    let named = Column::ALL.into_iter().find(|column| column.flag() == flag);
+    named.ok_or_else(|| {
+        let flags = Column::ALL.map(Column::flag);
+        format!("it is one of {}", flags.join(", "))
+    })
+}
+
+/// Checks what is given as a delivery would.
+pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
+    let columns = Columns {
+        headers: headers(given)?,
+        timeout_ms: given.timeout.map(|time| time.as_millis().to_string()),
+        max_in_flight: given.max_in_flight.clone(),
+        rate_per_second: given.rate.clone(),
+    };
+    if let Err(unusable) = columns.read() {
+        return Err(Usage(format!("--{}: {}", unusable.column.flag(), unusable.problem)).into());
+    }
+    let text = |text: &Option<String>| text.clone().map(Secret::new);
+    let given = [
+        (Column::Headers, columns.headers.clone()),
+        (Column::TimeoutMs, text(&columns.timeout_ms)),
+        (Column::MaxInFlight, text(&columns.max_in_flight)),
+        (Column::RatePerSecond, text(&columns.rate_per_second)),
+        (Column::Description, text(&given.description)),
+        (Column::Account, text(&given.account)),
+    ];
+    let mut changes = Vec::new();
+    for (column, value) in given {
+        let dropped = unset.columns.contains(&column);
+        if dropped && value.is_some() {
+            return Err(Usage(format!("--{} is given, and to be unset", column.flag())).into());
+        }
+        if dropped || value.is_some() {
+            changes.push(Change::new(column, value.as_ref()));
+        }
+    }
+    Ok(changes)
+}
+
+/// The headers as the JSON that the table has; `None` if there are none.
+fn headers(given: &Given) -> Result<Option<Secret>> {
+    let mut lines: Vec<String> =
+        given.headers.iter().map(|header| header.expose().to_owned()).collect();
+    if let Some(file) = &given.headers_from {
+        let text = read_text(file)?;
+        lines.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+    }
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    let mut pairs = Vec::new();
+    for line in &lines {
+        let Some((name, value)) = line.split_once(':') else {
+            // Perhaps all of it is a secret.
+            return Err(Usage("--header: a header is `Name: value`".to_owned()).into());
+        };
+        pairs.push((name.trim(), value.trim()));
+    }
+    check_headers(pairs.iter().map(|(name, value)| (*name, Some(*value))))
+        .map_err(|problem| Usage(format!("--header: {problem}")))?;
+    let value = |value: &str| Value::String(value.to_owned());
+    let json: Map<String, Value> =
+        pairs.into_iter().map(|(name, text)| (name.to_ascii_lowercase(), value(text))).collect();
+    Ok(Some(Secret::new(Value::Object(json).to_string())))
+}
+
+fn read_text(file: &Path) -> Result<String> {
+    let mut text = String::new();
+    // More than can be used is not read.
+    let most = MAX_COLUMN_CHARS as u64;
+    let read = match file.to_str() {
+        Some("-") => io::stdin().take(most).read_to_string(&mut text),
+        _ => File::open(file).and_then(|file| file.take(most).read_to_string(&mut text)),
+    };
+    read.with_context(|| format!("cannot read {}", quoted(&file.to_string_lossy())))?;
+    Ok(text)
+}

@@ -1,0 +1,246 @@
+//! `webhooks test`: one request to a webhook, and what came of it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::super::{Output, complain, print, print_json};
+use super::one;
+use crate::config::Config;
+use crate::domain::event::{Event, Properties};
+use crate::domain::outcome::{Outcome, Reason, Response};
+use crate::domain::shown::{self, quoted};
+use crate::domain::webhook::Webhook;
+use crate::sender::{Answer, Request, Sender, Trial};
+use crate::store::Store;
+
+/// How much of a body is shown, in characters.
+const MOST_OF_BODY: usize = 2_000;
+
+/// How much of a header's value, of the URL, of what went wrong.
+const MOST_OF_LINE: usize = 1_000;
+
+/// The headers of an answer that say something about it. (Cookies and the like are the receiver's.)
+const TELLING: [&str; 6] =
+    ["content-type", "content-length", "location", "retry-after", "server", "www-authenticate"];
+
+/// What is sent.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct What {
+    /// The event type
+    #[arg(long = "type", value_name = "TYPE", default_value = "webhook.test")]
+    event_type: String,
+    /// A file with the event, a JSON object; `-` reads standard input; without it, one is made
+    #[arg(long, value_name = "FILE", conflicts_with = "event_type")]
+    body: Option<PathBuf>,
+}
+
+/// Exit code 0 if the receiver took it.
+pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Result<ExitCode> {
+    let (webhook, is_disabled) = one(Store::new(config)?.look_up(id)?, id)?;
+    let (event, body) = event(what, config)?;
+    if is_disabled {
+        complain(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
+    }
+    let began = Instant::now();
+    let request = Request {
+        webhook: &webhook,
+        event: &event,
+        content_type: None,
+        body: &body,
+        at: SystemTime::now(),
+    };
+    let trial = Sender::new(config).try_out(request, MOST_OF_BODY);
+    let seen = Seen {
+        ms: began.elapsed().as_millis(),
+        url: url(&webhook),
+        body: String::from_utf8_lossy(&body).into_owned(),
+        code: match &trial.response {
+            Response::Status { code, .. } => Some(*code),
+            _ => None,
+        },
+        failure: failure(&Outcome::of(trial.response.clone(), SystemTime::now())),
+        trial,
+    };
+    if output.json {
+        print_json(&seen.json(is_disabled))?;
+    } else {
+        seen.print()?;
+    }
+    Ok(if seen.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// An event that nobody can take for another.
+fn event(what: What, config: &Config) -> Result<(Event, Vec<u8>)> {
+    let id = Uuid::new_v4().to_string();
+    let What { event_type, body } = what;
+    let body = match body {
+        Some(file) => read_bytes(&file, config.max_event_bytes)
+            .with_context(|| format!("cannot read {}", quoted(&file.to_string_lossy())))?,
+        None => json!({
+            "event_type": event_type,
+            "test": true,
+            "note": "sent by `webhook-notifier webhooks test`: nothing has happened",
+        })
+        .to_string()
+        .into_bytes(),
+    };
+    let properties = Properties { message_id: Some(&id), event_type: Some(&event_type) };
+    match Event::read(properties, &body, config.max_event_bytes, String::new) {
+        Ok(event) => Ok((event, body)),
+        Err(malformed) => bail!("no such event can be delivered: {malformed}"),
+    }
+}
+
+fn read_bytes(file: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than is allowed tells that there is more.
+    let most = most as u64 + 1;
+    match file.to_str() {
+        Some("-") => io::stdin().take(most).read_to_end(&mut bytes)?,
+        _ => File::open(file)?.take(most).read_to_end(&mut bytes)?,
+    };
+    Ok(bytes)
+}
+
+/// Where the request goes, without the query, which may hold a secret.
+fn url(webhook: &Webhook) -> Option<String> {
+    let uri = &webhook.target.as_ref().ok()?.uri;
+    let query = if uri.query().is_some() { "?***" } else { "" };
+    Some(format!("{}://{}{}{query}", uri.scheme_str()?, uri.authority()?, uri.path()))
+}
+
+/// Why it was no success, for programs and in words.
+struct Failure {
+    reason: Reason,
+    detail: String,
+    /// What becomes of a delivery then.
+    then: &'static str,
+    remedy: &'static str,
+}
+
+fn failure(outcome: &Outcome) -> Option<Failure> {
+    let (reason, detail, then) = match outcome {
+        Outcome::Delivered => return None,
+        Outcome::Failed { reason, detail, .. } => (reason, detail, "would be tried again"),
+        Outcome::Hopeless { reason: Reason::Gone, detail, .. } => {
+            (&Reason::Gone, detail, "would be dead, and the webhook disabled")
+        }
+        Outcome::Hopeless { reason, detail, .. } => (reason, detail, "would be dead at once"),
+    };
+    Some(Failure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
+}
+
+/// What to do; empty where the detail says it.
+fn remedy(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Status1xx | Reason::Protocol => "is it an HTTP server?",
+        Reason::Status3xx => "redirects are not followed: register where it leads",
+        Reason::Status4xx => "the receiver refuses it: are path, headers and secret what it wants?",
+        Reason::Status5xx => "the receiver failed: its own log should say why",
+        Reason::Gone => "the receiver wants nothing more: `webhooks remove`, or mend it there",
+        Reason::Timeout => "it has to answer within REQUEST_TIMEOUT, or its own `--timeout`",
+        Reason::Refused => "does the receiver run, and may this machine reach it?",
+        Reason::Reset => "the receiver ended the connection: is it HTTPS there, or HTTP only?",
+        Reason::Dns => "is the name right, and does this machine have a name server?",
+        Reason::Io | Reason::Tls | Reason::Rejected => "",
+    }
+}
+
+/// All that there is to show.
+struct Seen {
+    trial: Trial,
+    /// From looking up the name to the end of the answer.
+    ms: u128,
+    url: Option<String>,
+    body: String,
+    code: Option<u16>,
+    failure: Option<Failure>,
+}
+
+impl Seen {
+    /// Whether the webhook could be used, and its address is allowed.
+    fn was_made(&self) -> bool {
+        !matches!(self.trial.response, Response::Refused { .. })
+    }
+
+    fn print(&self) -> Result<()> {
+        let line = |text: &str| shown::line(text, MOST_OF_LINE);
+        let headers = |headers: &[(String, String)]| -> String {
+            let one = |(name, value): &(String, String)| format!("\n  {}: {}", name, line(value));
+            headers.iter().map(one).collect()
+        };
+        if self.was_made()
+            && let Some(url) = &self.url
+        {
+            let sent = headers(&self.trial.headers);
+            print(format_args!("POST {}{sent}\n\n{}\n", line(url), shown_body(&self.body)))?;
+        }
+        if let (Some(code), Some(answer)) = (self.code, &self.trial.answer) {
+            print(format_args!("{code} in {} ms{}", self.ms, headers(&telling(answer))))?;
+            if !answer.body.is_empty() {
+                let more = if answer.is_cut { "…" } else { "" };
+                print(format_args!("\n{}{more}", shown::lines(&answer.body)))?;
+            }
+        }
+        if let Some(Failure { reason, detail, then, remedy }) = &self.failure {
+            let (reason, colon) = (reason.label(), if remedy.is_empty() { "" } else { ": " });
+            complain(&format!(
+                "failed after {} ms, {reason}: {}{colon}{remedy} (a delivery {then})",
+                self.ms,
+                line(detail)
+            ));
+        }
+        Ok(())
+    }
+
+    fn json(&self, is_disabled: bool) -> Value {
+        let map = |headers: &[(String, String)]| -> Map<String, Value> {
+            headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+        };
+        let response = self.trial.answer.as_ref().map(|answer| {
+            json!({
+                "status": self.code,
+                "headers": map(&telling(answer)),
+                "body": answer.body,
+                "is_cut": answer.is_cut,
+            })
+        });
+        json!({
+            "ok": self.failure.is_none(),
+            "disabled": is_disabled,
+            "request": self.was_made().then(|| json!({
+                "url": self.url,
+                "headers": map(&self.trial.headers),
+                "body": self.body,
+            })),
+            "response": response,
+            "ms": u64::try_from(self.ms).unwrap_or(u64::MAX),
+            "reason": self.failure.as_ref().map(|failure| failure.reason.label()),
+            "detail": self.failure.as_ref().map(|failure| &failure.detail),
+        })
+    }
+}
+
+fn shown_body(body: &str) -> String {
+    let start: String = body.chars().take(MOST_OF_BODY).collect();
+    let more = if start.len() < body.len() { "…" } else { "" };
+    format!("{}{more}", shown::lines(&start))
+}
+
+/// What of an answer's headers is shown; of a URL not the query.
+fn telling(answer: &Answer) -> Vec<(String, String)> {
+    let told = answer.headers.iter().filter(|(name, _)| TELLING.contains(&name.as_str()));
+    told.map(|(name, value)| match name.as_str() {
+        "location" => (name.clone(), value.split('?').next().unwrap_or_default().to_owned()),
+        _ => (name.clone(), value.clone()),
+    })
+    .collect()
+}

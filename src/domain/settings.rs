@@ -1,0 +1,438 @@
+//! The settings of a webhook: headers and a deadline of its own, and how much its receiver can take.
+//!
+//! They stand in columns that anybody with SQL can write. What can't be used makes the webhook
+//! unusable, as a bad URL does: a request without its `authorization`, or more of them than a receiver
+//! can take, is not what somebody asked for.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use serde_json::{Map, Value};
+
+use super::limits::{Limits, Rate};
+use super::secret::Secret;
+use super::shown::quoted;
+
+/// How many headers a webhook may have.
+pub const MAX_HEADERS: usize = 32;
+
+/// How many bytes their names and values may have together. Receivers take heads of 8 KiB at least,
+/// and what we send in them ourselves is some hundred bytes; a token of a kilobyte or two fits.
+pub const MAX_HEADER_BYTES: usize = 4 << 10;
+
+/// The longest text of the column `headers` that is read: [`MAX_HEADER_BYTES`], however escaped.
+pub const MAX_COLUMN_CHARS: usize = 16 << 10;
+
+/// What `timeout_ms` may be. The longest is that of REQUEST_TIMEOUT, which no webhook can lengthen.
+const TIMEOUT_MS: RangeInclusive<u64> = 1..=600_000;
+
+/// What `max_in_flight` may be: more than all consumers together.
+const MAX_IN_FLIGHT: u32 = 1_000_000;
+
+/// Headers that only we can give their meaning: those of the connection and the message's framing
+/// (RFC 9110, sections 7 and 10.1; RFC 9112), the language of answers that are not read, and our name.
+const RESERVED: [&str; 11] = [
+    "accept-encoding",
+    "connection",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+/// Families of such headers: what describes the body, which is the producer's, as is its type; what
+/// Standard Webhooks is or will be; what is between a client and its proxy.
+const RESERVED_PREFIXES: [&str; 3] = ["content-", "webhook-", "proxy-"];
+
+/// A column of the table `webhooks` that holds a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "their names below say it")]
+pub enum Column {
+    Headers,
+    TimeoutMs,
+    MaxInFlight,
+    RatePerSecond,
+    Description,
+    Account,
+}
+
+impl Column {
+    /// Every column.
+    pub const ALL: [Self; 6] = [
+        Self::Headers,
+        Self::TimeoutMs,
+        Self::MaxInFlight,
+        Self::RatePerSecond,
+        Self::Description,
+        Self::Account,
+    ];
+
+    /// Its name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Headers => "headers",
+            Self::TimeoutMs => "timeout_ms",
+            Self::MaxInFlight => "max_in_flight",
+            Self::RatePerSecond => "rate_per_second",
+            Self::Description => "description",
+            Self::Account => "account",
+        }
+    }
+
+    /// What commands call it, who take a time with its unit and one header at a time.
+    #[must_use]
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::Headers => "header",
+            Self::TimeoutMs => "timeout",
+            Self::MaxInFlight => "max-in-flight",
+            Self::RatePerSecond => "rate",
+            Self::Description => "description",
+            Self::Account => "account",
+        }
+    }
+}
+
+/// What a row says of the settings that a delivery needs, as text, of whatever type the columns are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Columns {
+    /// A JSON object; at most the first [`MAX_COLUMN_CHARS`] characters of it, and one more.
+    pub headers: Option<Secret>,
+    /// A whole number.
+    pub timeout_ms: Option<String>,
+    /// A whole number.
+    pub max_in_flight: Option<String>,
+    /// A number.
+    pub rate_per_second: Option<String>,
+}
+
+/// The settings, read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Sent with each request. Their values print as `Sensitive`.
+    pub headers: Box<[(HeaderName, HeaderValue)]>,
+    /// Shortens REQUEST_TIMEOUT.
+    pub timeout: Option<Duration>,
+    /// How much the receiver can take.
+    pub limits: Limits,
+}
+
+impl Settings {
+    /// How many bytes the headers take, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let header = |(name, value): &(HeaderName, HeaderValue)| {
+            size_of::<(HeaderName, HeaderValue)>() + name.as_str().len() + value.len()
+        };
+        self.headers.iter().map(header).sum()
+    }
+}
+
+/// A setting that can't be used, in words that hold no header's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// Where it stands.
+    pub column: Column,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "unusable {}: {}", self.column.name(), self.problem)
+    }
+}
+
+impl Columns {
+    /// Reads the settings; `None` where there are none.
+    ///
+    /// # Errors
+    /// [`Unusable`]: the first that can't be used.
+    pub fn read(&self) -> Result<Option<Box<Settings>>, Unusable> {
+        if *self == Self::default() {
+            return Ok(None);
+        }
+        let at = |column| move |problem| Unusable { column, problem };
+        let headers = self.headers.as_ref().map(Secret::expose).map(read_headers).transpose();
+        let timeout = self.timeout_ms.as_deref().map(read_timeout_ms).transpose();
+        let max_in_flight = self.max_in_flight.as_deref().map(read_max_in_flight).transpose();
+        let rate = self.rate_per_second.as_deref().map(str::parse::<Rate>).transpose();
+        Ok(Some(Box::new(Settings {
+            headers: headers.map_err(at(Column::Headers))?.unwrap_or_default(),
+            timeout: timeout.map_err(at(Column::TimeoutMs))?,
+            limits: Limits {
+                max_in_flight: max_in_flight.map_err(at(Column::MaxInFlight))?,
+                rate: rate.map_err(at(Column::RatePerSecond))?,
+            },
+        })))
+    }
+
+    /// The names in `headers`, as they stand there, as far as there are any.
+    #[must_use]
+    pub fn header_names(&self) -> Option<Vec<String>> {
+        let headers: Map<String, Value> =
+            serde_json::from_str(self.headers.as_ref()?.expose()).ok()?;
+        Some(headers.into_iter().map(|(name, _)| name).collect())
+    }
+}
+
+fn read_headers(text: &str) -> Result<Box<[(HeaderName, HeaderValue)]>, String> {
+    if text.chars().nth(MAX_COLUMN_CHARS).is_some() {
+        return Err(too_large());
+    }
+    // The parser's words could quote a value.
+    let json: Value = serde_json::from_str(text).map_err(|_| not_an_object())?;
+    let pairs = match &json {
+        Value::Null => return Ok(Box::default()),
+        Value::Object(pairs) => pairs,
+        _ => return Err(not_an_object()),
+    };
+    check_headers(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+}
+
+/// Checks names and values, of which `None` is one that is no text.
+///
+/// # Errors
+/// One line that says what is wrong, without any value.
+pub fn check_headers<'a>(
+    pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+) -> Result<Box<[(HeaderName, HeaderValue)]>, String> {
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    let mut bytes = 0;
+    for (name, value) in pairs {
+        let name = check_name(name)?;
+        let value = value.ok_or_else(|| format!("the value of {name} is not a text"))?;
+        bytes += name.as_str().len() + value.len();
+        if headers.len() == MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+            return Err(too_large());
+        }
+        if headers.iter().any(|(other, _)| *other == name) {
+            return Err(format!("{name} stands twice"));
+        }
+        let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\t');
+        let mut value = HeaderValue::from_str(value)
+            .ok()
+            .filter(|value| value.as_bytes().iter().copied().all(is_plain))
+            .ok_or_else(|| format!("the value of {name} has more than visible ASCII and spaces"))?;
+        value.set_sensitive(true);
+        headers.push((name, value));
+    }
+    Ok(headers.into())
+}
+
+/// Whether a header of this name is a webhook's to set.
+fn check_name(name: &str) -> Result<HeaderName, String> {
+    let shown = quoted(name);
+    let name = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| format!("{shown} is not the name of a header"))?;
+    let lower = name.as_str();
+    let in_family = RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix));
+    if in_family || RESERVED.contains(&lower) {
+        return Err(format!("the header {shown} is not a webhook's to set"));
+    }
+    Ok(name)
+}
+
+fn not_an_object() -> String {
+    "is not a JSON object of texts, such as {\"authorization\": \"Bearer …\"}".to_owned()
+}
+
+fn too_large() -> String {
+    format!("more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes")
+}
+
+fn read_timeout_ms(text: &str) -> Result<Duration, String> {
+    let millis = text.parse().ok().filter(|millis| TIMEOUT_MS.contains(millis));
+    millis.map(Duration::from_millis).ok_or_else(|| {
+        let (shown, most) = (quoted(text), TIMEOUT_MS.end());
+        format!("{shown} is not a number of milliseconds from 1 to {most}")
+    })
+}
+
+fn read_max_in_flight(text: &str) -> Result<NonZeroU32, String> {
+    let most: Option<NonZeroU32> = text.parse().ok();
+    most.filter(|most| most.get() <= MAX_IN_FLIGHT)
+        .ok_or_else(|| format!("{} is not a number from 1 to {MAX_IN_FLIGHT}", quoted(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn columns(headers: &str) -> Columns {
+        Columns { headers: Some(Secret::new(headers.to_owned())), ..Columns::default() }
+    }
+
+    fn pairs(headers: &str) -> Result<Vec<(String, String)>, String> {
+        let settings = columns(headers).read().map_err(|unusable| unusable.to_string())?;
+        let headers = settings.expect("they are given").headers.into_iter();
+        let text = |value: HeaderValue| value.to_str().expect("visible").to_owned();
+        Ok(headers.map(|(name, value)| (name.to_string(), text(value))).collect())
+    }
+
+    #[test]
+    fn headers_are_a_json_object_of_texts() {
+        let check = |headers, expected: &[(&str, &str)]| {
+            let owned = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
+            assert_eq!(pairs(headers), Ok(expected.iter().map(owned).collect()));
+        };
+        check(r#"{"Authorization": "Bearer x"}"#, &[("authorization", "Bearer x")]);
+        check(
+            r#"{"x-a": "1", "Accept": "", "cookie": "a=b\tc"}"#,
+            &[("accept", ""), ("cookie", "a=b\tc"), ("x-a", "1")],
+        );
+        check("{}", &[]);
+        check("null", &[]);
+        let many = (0..32).map(|n| format!("\"x-{n}\":\"\""));
+        assert!(pairs(&format!("{{{}}}", many.collect::<Vec<_>>().join(","))).is_ok());
+    }
+
+    #[test]
+    fn headers_that_cannot_be_sent_are_refused_without_their_values() {
+        let many = (0..33).map(|n| format!("\"x-{n}\":\"s3cret\"")).collect::<Vec<_>>().join(",");
+        let (many, long) = (format!("{{{many}}}"), "s3cret".repeat(700));
+        let escaped = format!("{{\"a\":\"{}\"}}", "\\u0061".repeat(3_000));
+        for (headers, said) in [
+            ("[]", "JSON object"),
+            ("\"s3cret\"", "JSON object"),
+            ("s3cret", "JSON object"),
+            ("{\"a\":\"s3cret", "JSON object"),
+            ("", "JSON object"),
+            (r#"{"a": 1}"#, "value of a is not a text"),
+            (r#"{"a": null}"#, "value of a is not a text"),
+            (r#"{"a": ["s3cret"]}"#, "value of a is not a text"),
+            (r#"{"a": "s3cret\r\nx: y"}"#, "value of a has more"),
+            (r#"{"a": "s3cret\u0000"}"#, "value of a has more"),
+            (r#"{"a": "s3cret é"}"#, "value of a has more"),
+            (r#"{"": "s3cret"}"#, "\"\" is not the name"),
+            (r#"{"a b": "s3cret"}"#, "\"a b\" is not the name"),
+            (r#"{"a:": "s3cret"}"#, "is not the name"),
+            (r#"{"a\nb": "s3cret"}"#, r#""a\nb" is not the name"#),
+            (r#"{"é": "s3cret"}"#, "is not the name"),
+            (r#"{"X-A": "s3cret", "x-a": "s3cret"}"#, "x-a stands twice"),
+            (&many, "more than 32"),
+            (&format!("{{\"a\":\"{long}\"}}"), "4096 bytes"),
+            (&escaped, "4096 bytes"),
+        ] {
+            let error = pairs(headers).expect_err(headers);
+            assert!(error.starts_with("unusable headers: ") && error.contains(said), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn headers_that_are_ours_the_producers_or_the_connections_are_refused() {
+        for name in [
+            "webhook-id",
+            "Webhook-Signature",
+            "webhook-anything",
+            "Content-Type",
+            "content-length",
+            "content-encoding",
+            "Host",
+            "connection",
+            "Transfer-Encoding",
+            "TE",
+            "upgrade",
+            "trailer",
+            "expect",
+            "keep-alive",
+            "proxy-authorization",
+            "Proxy-Connection",
+            "User-Agent",
+            "accept-encoding",
+            "http2-settings",
+        ] {
+            let error = pairs(&format!("{{\"{name}\": \"x\"}}")).expect_err(name);
+            assert!(error.contains("not a webhook's to set"), "{error}");
+        }
+        for name in ["authorization", "cookie", "accept", "x-host", "date", "content", "webhook"] {
+            assert!(pairs(&format!("{{\"{name}\": \"x\"}}")).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_whatever_type_their_column_has() {
+        let read = |timeout_ms: &str, max_in_flight: &str, rate: &str| {
+            let given = |text: &str| (text != "-").then(|| text.to_owned());
+            let columns = Columns {
+                headers: None,
+                timeout_ms: given(timeout_ms),
+                max_in_flight: given(max_in_flight),
+                rate_per_second: given(rate),
+            };
+            columns.read().map_err(|unusable| unusable.column)
+        };
+        assert_eq!(read("-", "-", "-"), Ok(None));
+        let all = read("1500", "3", "0.5").expect("numbers").expect("settings");
+        assert_eq!(all.timeout, Some(Duration::from_millis(1_500)));
+        assert_eq!(all.limits.max_in_flight, NonZeroU32::new(3));
+        assert_eq!(all.limits.rate, "0.50".parse().ok());
+        for bad in ["0", "-1", "600001", "1.5", "5s", "", "99999999999999999999"] {
+            assert_eq!(read(bad, "-", "-"), Err(Column::TimeoutMs), "{bad}");
+        }
+        for bad in ["0", "-1", "1000001", "1.5", "x", ""] {
+            assert_eq!(read("-", bad, "-"), Err(Column::MaxInFlight), "{bad}");
+        }
+        for bad in ["0", "-1", "NaN", "Infinity", "1e300", "x", ""] {
+            assert_eq!(read("-", "-", bad), Err(Column::RatePerSecond), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_value_prints_itself() {
+        let columns = columns(r#"{"Authorization": "s3cret"}"#);
+        let settings = columns.read().expect("a header");
+        let printed = format!("{columns:?} {settings:?}");
+        assert!(printed.contains("authorization") && !printed.contains("s3cret"), "{printed}");
+        assert_eq!(columns.header_names(), Some(vec!["Authorization".to_owned()]));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_the_columns_is_bounded_or_refused_in_one_line(
+            headers in prop_oneof![
+                any::<String>(),
+                prop::collection::btree_map(".{0,8}|[a-z-]{1,20}", ".{0,20}|[ -~]{0,600}", 0..40)
+                    .prop_map(|map| serde_json::to_string(&map).expect("texts")),
+            ],
+            numbers in prop::collection::vec("-?[0-9.eE]{0,12}|.{0,6}", 3),
+        ) {
+            let columns = Columns {
+                headers: Some(Secret::new(headers)),
+                timeout_ms: None,
+                max_in_flight: None,
+                rate_per_second: None,
+            };
+            match columns.read() {
+                Ok(settings) => {
+                    let headers = settings.expect("there are some").headers;
+                    prop_assert!(headers.len() <= MAX_HEADERS);
+                    for (name, value) in &headers {
+                        prop_assert!(value.is_sensitive());
+                        let plain = |byte: &u8| matches!(*byte, b' '..=b'~' | b'\t');
+                        prop_assert!(value.as_bytes().iter().all(plain));
+                        prop_assert!(check_name(name.as_str()).is_ok());
+                    }
+                }
+                Err(unusable) => prop_assert!(!unusable.to_string().contains(char::is_control)),
+            }
+            let [timeout_ms, max_in_flight, rate_per_second] =
+                [0, 1, 2].map(|n| Some(numbers[n].clone()));
+            let columns = Columns { headers: None, timeout_ms, max_in_flight, rate_per_second };
+            if let Err(unusable) = columns.read() {
+                prop_assert!(!unusable.to_string().contains(char::is_control));
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! An attempt that somebody looks at: the same request as for a delivery, and what came of it.
+
+use std::io::Read;
+
+use http::HeaderMap;
+
+use super::{ACCEPT, Request, Sender, USER_AGENT, answered, no_answer};
+use crate::domain::outcome::Response;
+
+/// A header, as text.
+type Header = (String, String);
+
+/// What was sent and what came back. The values of the webhook's own headers are shown as `***`, also
+/// where the receiver sends them back.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The request's headers; none where the webhook can't be used.
+    pub headers: Vec<Header>,
+    /// What a delivery would make of it.
+    pub response: Response,
+    /// What else came.
+    pub answer: Option<Answer>,
+}
+
+/// The rest of an answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// All its headers.
+    pub headers: Vec<Header>,
+    /// The beginning of its body.
+    pub body: String,
+    /// Whether there was more.
+    pub is_cut: bool,
+}
+
+impl Sender {
+    /// Makes an attempt as [`Sender::post`] does, and keeps of the answer's body so many characters.
+    #[must_use]
+    pub fn try_out(&self, request: Request<'_>, most: usize) -> Trial {
+        let target = match &request.webhook.target {
+            Ok(target) => target,
+            Err(detail) => {
+                let response = Response::Refused { detail: detail.clone() };
+                return Trial { headers: Vec::new(), response, answer: None };
+            }
+        };
+        let own = target.settings.iter().flat_map(|settings| settings.headers.iter());
+        // What is in many texts is no secret, and would leave nothing of an answer.
+        let secrets = own.filter_map(|(_, value)| value.to_str().ok());
+        let secrets: Vec<&str> = secrets.filter(|value| value.len() > 3).collect();
+        let hidden = |text: &str| {
+            secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+        };
+
+        let prepared = self.prepare(target, request);
+        let mut headers = prepared.headers_ref().map(shown).unwrap_or_default();
+        // Those that the client adds.
+        let authority = target.uri.authority().map(ToString::to_string).unwrap_or_default();
+        headers.push(("host".to_owned(), authority));
+        headers.push(("content-length".to_owned(), request.body.len().to_string()));
+        for (name, value) in [("user-agent", USER_AGENT), ("accept", ACCEPT)] {
+            if !headers.iter().any(|(other, _)| other == name) {
+                headers.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        let mut response = match prepared.send(request.body) {
+            Ok(response) => response,
+            Err(error) => return Trial { headers, response: no_answer(error), answer: None },
+        };
+        // With room for a secret that begins within what is shown.
+        let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
+        let mut bytes = Vec::new();
+        let room = 4 * most + longest;
+        // What came before it broke off is shown; the status has decided.
+        let _ = response.body_mut().as_reader().take(room as u64).read_to_end(&mut bytes);
+        let text = hidden(&String::from_utf8_lossy(&bytes));
+        let count = text.chars().count();
+        // The last of what was read may be half a secret.
+        let whole = if bytes.len() < room { count } else { count.saturating_sub(longest) };
+        let body = text.chars().take(whole.min(most)).collect();
+        let is_cut = bytes.len() == room || count > most;
+        let received = shown(response.headers());
+        let received = received.into_iter().map(|(name, value)| (name, hidden(&value))).collect();
+        let answer = Some(Answer { headers: received, body, is_cut });
+        Trial { headers, response: answered(&response), answer }
+    }
+}
+
+/// What is marked as sensitive is not shown.
+fn shown(headers: &HeaderMap) -> Vec<Header> {
+    let shown = |value: &http::HeaderValue| match value.is_sensitive() {
+        true => "***".to_owned(),
+        false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+    };
+    headers.iter().map(|(name, value)| (name.to_string(), shown(value))).collect()
+}
