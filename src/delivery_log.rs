@@ -22,7 +22,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{LogSession, PRUNE_CHUNK, Store, StoreError, Unwritten};
 
 /// Entries that may wait for the thread: over a second's worth at the rate at which it writes them,
-/// and some MiB.
+/// and a few MiB; boxed, since the channel has a place for each from the start.
 const MOST_WAITING: usize = 8_192;
 
 /// Entries that are written together. More make it no faster.
@@ -52,14 +52,14 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct DeliveryLog {
     extent: Extent,
-    entries: Sender<Entry>,
+    entries: Sender<Box<Entry>>,
     dropped: IntCounter,
 }
 
 /// The thread's part.
 #[derive(Debug)]
 pub struct Writer {
-    entries: Receiver<Entry>,
+    entries: Receiver<Box<Entry>>,
     session: LogSession,
     keep: Duration,
     rows: LogRows,
@@ -81,11 +81,12 @@ pub fn open(
     rows: LogRows,
     jitter: fn() -> f64,
 ) -> (DeliveryLog, Option<Writer>) {
-    let (sender, entries) = bounded(MOST_WAITING);
+    let is_on = config.delivery_log != Extent::Off;
+    let (sender, entries) = bounded(if is_on { MOST_WAITING } else { 0 });
     let dropped = rows.dropped.clone();
     let log = DeliveryLog { extent: config.delivery_log, entries: sender, dropped };
     let now = Instant::now();
-    let writer = (config.delivery_log != Extent::Off).then(|| Writer {
+    let writer = is_on.then(|| Writer {
         entries,
         session: LogSession::new(store),
         keep: config.delivery_log_keep,
@@ -116,7 +117,7 @@ impl DeliveryLog {
     }
 
     fn leave(&self, entry: Entry) {
-        if self.entries.try_send(entry).is_err() {
+        if self.entries.try_send(Box::new(entry)).is_err() {
             self.dropped.inc();
         }
     }
@@ -157,7 +158,7 @@ impl Writer {
             select! {
                 recv(stop.receiver()) -> _ => return,
                 recv(self.entries) -> entry => match entry {
-                    Ok(entry) => self.batch.push(entry),
+                    Ok(entry) => self.batch.push(*entry),
                     // Nobody is left to tell anything.
                     Err(_) => {
                         let _ = stop.wait(TICK);
@@ -169,7 +170,7 @@ impl Writer {
             let deadline = Instant::now() + LINGER;
             while self.batch.len() < BATCH {
                 match self.entries.recv_deadline(deadline) {
-                    Ok(entry) => self.batch.push(entry),
+                    Ok(entry) => self.batch.push(*entry),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
                 }
             }
@@ -180,7 +181,7 @@ impl Writer {
     /// Takes what is there, as far as it fits.
     fn fill(&mut self) {
         let room = BATCH.saturating_sub(self.batch.len());
-        self.batch.extend(self.entries.try_iter().take(room));
+        self.batch.extend(self.entries.try_iter().take(room).map(|entry| *entry));
     }
 
     /// Writes the batch. What is left of it is worth another attempt.

@@ -223,7 +223,7 @@ impl Case {
             (Some(_), _) => format!("it lies in {queue}"),
             (None, Some(problem)) => {
                 let problem = shown::line(problem, MOST_SHOWN);
-                format!("whether it still lies in {queue} is not known: {problem}")
+                format!("whether it still lies in {queue} is not known ({problem})")
             }
             (None, None) => format!("it is no longer in {queue}: replayed or purged"),
         };

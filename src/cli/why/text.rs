@@ -126,7 +126,7 @@ fn unknown(page: &mut Page, answer: &Answer) {
     let dead = match &answer.dead_letters_unknown {
         None => "nor does it lie in a dead-letter queue".to_owned(),
         Some(problem) => format!(
-            "and whether it lies in a dead-letter queue is not known: {}",
+            "and whether it lies in a dead-letter queue is not known ({})",
             shown::line(problem, MOST_SHOWN)
         ),
     };
