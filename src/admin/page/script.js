@@ -244,7 +244,7 @@ function updateStrip(node, title, which, ages, lanes) {
   svg.setAttribute("aria-label", `${title}, ${which} per second over the last 15 minutes: now ${now}, ${range}`);
   say(node.querySelector("b"), now);
   say(node.querySelector("small"), `${count(total)} in 15 min`);
-  say(node.querySelector(".plot span"), total ? rate(top) : "none");
+  say(node.querySelector(".plot span"), total ? short(top) : "none");
 }
 
 function showTrends({ sample_ages_seconds: ages, lanes }) {
