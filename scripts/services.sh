@@ -485,64 +485,14 @@ missing_packages() {
     [[ -z $TLS ]] || command -v openssl >/dev/null || echo openssl
 }
 
+# Servers of our own are run here, so none of the packages' is started.
 install_missing() {
     local missing
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]})) || return 0
-    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
-        die "not installed: ${missing[*]}. Install them with your package manager, for example: sudo apt-get install ${missing[*]}"
-    fi
-    say "installing ${missing[*]}"
-    apt_install "${missing[@]}"
+    "$REPO/scripts/install-tools.sh" "${missing[@]}"
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]} == 0)) || die "still missing after their installation: ${missing[*]}"
-}
-
-# Installs servers without starting any, now or at the next boot: this script
-# runs its own. A subshell, for the EXIT trap and the umask.
-apt_install() (
-    policy=/usr/sbin/policy-rc.d
-    policy_saved=$policy.saved-by-webhook-notifier
-    cluster_conf_dir=/etc/postgresql-common/createcluster.d
-    cluster_conf=$cluster_conf_dir/webhook-notifier.conf
-
-    # shellcheck disable=SC2317  # called by the trap
-    restore() {
-        if [[ -e $policy_saved ]]; then mv -f -- "$policy_saved" "$policy"; else rm -f -- "$policy"; fi
-        rm -f -- "$cluster_conf"
-        rmdir --ignore-fail-on-non-empty -- "$cluster_conf_dir" || true
-    }
-    umask 022
-    trap restore EXIT
-    trap 'exit 130' INT TERM HUP
-
-    # 101 forbids the packages' own scripts to start anything. A saved policy
-    # that is already there was left by a run that could not restore it.
-    if [[ -e $policy && ! -e $policy_saved ]]; then mv -- "$policy" "$policy_saved"; fi
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod +x "$policy"
-    mkdir -p -- "$cluster_conf_dir"
-    echo 'create_main_cluster = false' >"$cluster_conf"
-
-    units=$(units_started_at_boot)
-    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-    apt_get_install "$@" || { sleep 3 && apt_get_install "$@"; } ||
-        die "apt-get could not install $*: see its messages above"
-    for unit in $(units_started_at_boot); do
-        grep -qx -- "$unit" <<<"$units" || systemctl disable "$unit" >&2 || true
-    done
-)
-
-apt_get_install() {
-    apt-get update -q >&2 &&
-        apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" >&2
-}
-
-units_started_at_boot() {
-    local unit
-    for unit in rabbitmq-server.service epmd.service epmd.socket postgresql.service; do
-        if systemctl is-enabled --quiet "$unit" 2>/dev/null; then echo "$unit"; fi
-    done
 }
 
 # ---------------------------------------------------------------- commands
