@@ -10,12 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    process_collector::ProcessCollector,
 };
 
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::receiver::{Hold, Transition};
+
+mod waiting;
+
+use waiting::Waiting;
 
 /// How old PostgreSQL's last answer may be before it counts as away.
 ///
@@ -75,6 +80,7 @@ pub struct Lane {
     held: Vec<IntCounter>,
     /// POSTs under way.
     pub in_flight: IntGauge,
+    waiting: Waiting,
     connected: IntGauge,
 }
 
@@ -95,6 +101,11 @@ impl Lane {
     #[must_use]
     pub fn held(&self, why: Held) -> &IntCounter {
         &self.held[why as usize]
+    }
+
+    /// A delivery whose event came so long ago begins to wait for so long.
+    pub fn parked(&self, age: Duration, delay: Duration) {
+        self.waiting.add(age, delay);
     }
 }
 
@@ -210,6 +221,13 @@ impl Metrics {
         )?;
         let in_flight =
             make.gauge("webhook_requests_in_flight", "Requests under way", &["queue"])?;
+        let oldest_waiting = make.register(GaugeVec::new(
+            Opts::new(
+                "webhook_oldest_waiting_seconds",
+                "Age of the oldest delivery that this process has parked and that still waits",
+            ),
+            &["queue"],
+        )?)?;
         let connected = make.gauge(
             "webhook_broker_connected",
             "1 while the queue is being consumed",
@@ -284,6 +302,7 @@ impl Metrics {
                 .into(),
             held: Held::ALL.map(|why| held.with_label_values(&[queue, why.label()])).into(),
             in_flight: in_flight.with_label_values(&[queue]),
+            waiting: Waiting::new(oldest_waiting.with_label_values(&[queue])),
             connected: connected.with_label_values(&[queue]),
         };
         Ok(Self {
@@ -389,6 +408,7 @@ impl Metrics {
     /// If the encoder fails, which it does only on a metric without a value.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.database_up.set(self.database_is_up().into());
+        self.lanes.values().for_each(|lane| lane.waiting.look());
         if let Some(Look(look)) = self.look.get() {
             let glance = look();
             self.receivers_degraded.set(i64::try_from(glance.receivers_degraded)?);

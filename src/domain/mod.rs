@@ -13,4 +13,5 @@ pub mod retry;
 pub mod secret;
 pub mod shown;
 pub mod signature;
+pub mod waiting;
 pub mod webhook;
