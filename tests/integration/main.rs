@@ -28,6 +28,7 @@ mod database;
 mod directory;
 mod topology;
 mod observability;
+mod monitoring;
 mod admin;
 mod configuration;
 mod commands;

@@ -7,11 +7,15 @@ use crate::{
     observability::eventful,
 };
 
+pub(crate) fn readme() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    fs::read_to_string(path).expect("there is a README.md")
+}
+
 /// The names in backticks in the first column of the tables below a heading,
 /// without the labels in braces.
-fn documented(heading: &str) -> BTreeSet<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(path).expect("there is a README.md");
+pub(crate) fn documented(heading: &str) -> BTreeSet<String> {
+    let readme = readme();
     let section = readme
         .lines()
         .skip_while(|line| *line != heading)
