@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, core::Metric,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, core::Metric,
     process_collector::ProcessCollector,
 };
 
@@ -22,8 +22,10 @@ use crate::domain::trend::Counts;
 
 mod contact;
 mod lane_state;
+mod waiting;
 
 use lane_state::Standing;
+use waiting::Waiting;
 
 pub use contact::{Answers, Contact};
 pub use lane_state::{Interruption, LaneState};
@@ -82,6 +84,7 @@ pub struct Lane {
     held: Vec<IntCounter>,
     /// POSTs under way.
     pub in_flight: IntGauge,
+    waiting: Waiting,
     connected: IntGauge,
     standing: Standing,
 }
@@ -125,6 +128,11 @@ impl Lane {
             failed: self.failure.iter().map(IntCounter::get).sum(),
             lag: up_to.chain([lag.get_sample_count()]).map(&mut fell).collect(),
         }
+    }
+
+    /// A delivery whose event came so long ago begins to wait for so long.
+    pub fn parked(&self, age: Duration, delay: Duration) {
+        self.waiting.add(age, delay);
     }
 }
 
@@ -263,6 +271,13 @@ impl Metrics {
         )?;
         let in_flight =
             make.gauge("webhook_requests_in_flight", "Requests under way", &["queue"])?;
+        let oldest_waiting = make.register(GaugeVec::new(
+            Opts::new(
+                "webhook_oldest_waiting_seconds",
+                "Age of the oldest delivery that this process has parked and that still waits",
+            ),
+            &["queue"],
+        )?)?;
         let connected = make.gauge(
             "webhook_broker_connected",
             "1 while the queue is being consumed",
@@ -346,6 +361,7 @@ impl Metrics {
                 .into(),
             held: Held::ALL.map(|why| held.with_label_values(&[queue, why.label()])).into(),
             in_flight: in_flight.with_label_values(&[queue]),
+            waiting: Waiting::new(oldest_waiting.with_label_values(&[queue])),
             connected: connected.with_label_values(&[queue]),
             standing: Standing::new(),
         };
@@ -480,6 +496,7 @@ impl Metrics {
     /// If the encoder fails, which it does only on a metric without a value.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.database_up.set(self.database.is_up().into());
+        self.lanes.values().for_each(|lane| lane.waiting.look());
         if let Some(glance) = self.glance() {
             self.receivers_degraded.set(i64::try_from(glance.receivers_degraded)?);
             self.breakers_open.set(i64::try_from(glance.breakers_open)?);

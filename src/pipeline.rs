@@ -513,7 +513,9 @@ impl Pipeline {
     ) -> Result<Promise, NotConfirmed> {
         let origin = &context.lane.origin;
         let outgoing = Outgoing::park(travelling(context, delivery), delay, origin);
-        self.promise(outgoing, counter, true)
+        let promise = self.promise(outgoing, counter, true)?;
+        context.metrics.parked(age(delivery), delay.get());
+        Ok(promise)
     }
 
     /// Into the retry lane, to be attempted there at once.

@@ -18,4 +18,5 @@ pub mod settings;
 pub mod shown;
 pub mod signature;
 pub mod trend;
+pub mod waiting;
 pub mod webhook;

@@ -32,6 +32,7 @@ mod database;
 mod directory;
 mod topology;
 mod observability;
+mod monitoring;
 mod admin;
 mod status;
 mod configuration;

@@ -5,7 +5,7 @@ use crate::harness::{
 };
 
 /// Name, type, and the labels of its samples.
-const METRICS: [(&str, &str, &[&str]); 18] = [
+const METRICS: [(&str, &str, &[&str]); 19] = [
     ("webhook_event_processing_seconds", "histogram", &["queue"]),
     ("webhook_request_success_total", "counter", &["queue"]),
     ("webhook_request_failure_total", "counter", &["queue", "reason"]),
@@ -17,6 +17,7 @@ const METRICS: [(&str, &str, &[&str]); 18] = [
     ("webhook_dead_letters_total", "counter", &["queue", "reason"]),
     ("webhook_deliveries_dropped_total", "counter", &["reason"]),
     ("webhook_queue_messages", "gauge", &["queue"]),
+    ("webhook_oldest_waiting_seconds", "gauge", &["queue"]),
     ("webhook_requests_in_flight", "gauge", &["queue"]),
     ("webhook_receivers_degraded", "gauge", &[]),
     ("webhook_broker_connected", "gauge", &["queue"]),
@@ -130,4 +131,21 @@ fn a_request_in_flight_is_seen_as_such() {
     let queue = [("queue", sandbox.queue())];
     notifier.wait_metric("webhook_requests_in_flight", &queue, 3.0);
     notifier.kill();
+}
+
+#[test]
+fn the_age_of_the_oldest_waiting_delivery_is_seen_while_it_waits() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(500));
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,1h").start();
+    let age = |queue: &str| notifier.metric("webhook_oldest_waiting_seconds", &[("queue", queue)]);
+    let (queue, retry) = (sandbox.queue(), sandbox.retry_queue());
+    assert_eq!((age(queue), age(&retry)), (0.0, 0.0));
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 2);
+    // First parked for a second, which is over; then, that old already, for an hour.
+    wait_until(SOON, "only the second wait goes on", || age(queue) == 0.0 && age(&retry) >= 1.0);
+    let before = age(&retry);
+    wait_until(SOON, "it grows older", || age(&retry) > before);
 }

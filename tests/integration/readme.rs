@@ -17,10 +17,14 @@ fn file(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+pub(crate) fn readme() -> String {
+    file("README.md")
+}
+
 /// The names in backticks in the first column of the tables below a heading,
 /// without the labels in braces.
-fn documented(heading: &str) -> BTreeSet<String> {
-    let readme = file("README.md");
+pub(crate) fn documented(heading: &str) -> BTreeSet<String> {
+    let readme = readme();
     let section = readme
         .lines()
         .skip_while(|line| *line != heading)
@@ -111,7 +115,7 @@ fn commands_of(help: &str) -> Vec<String> {
 
 #[test]
 fn every_command_is_in_the_readme_and_says_all_about_itself() {
-    let readme = file("README.md");
+    let readme = readme();
     let mut leaves = 0;
     let mut open = vec![Vec::new()];
     while let Some(command) = open.pop() {
@@ -172,7 +176,7 @@ fn every_target_that_the_readme_names_is_in_the_makefile_and_explains_itself() {
         .filter_map(|line| line.split_once(" ## ")?.0.split_once(':'))
         .map(|(target, _)| target)
         .collect();
-    for target in targets_of(&file("README.md")) {
+    for target in targets_of(&readme()) {
         assert!(explained.contains(target.as_str()), "no target {target:?}");
     }
     let promised = "install uninstall start stop restart status logs migrate check webhooks \

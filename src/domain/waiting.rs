@@ -1,0 +1,159 @@
+//! How old the oldest waiting delivery is, as far as one process can tell.
+//!
+//! The deliveries wait at the broker, perhaps by the hundred thousand, so they are not remembered
+//! one by one: of those whose waits end at about the same time, only when the oldest came.
+//!
+//! Times are [`Moment`]s, handed in: nothing here knows a clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::receiver::Moment;
+
+/// The end of a wait is remembered to this fraction of it at least. What it costs is a slot for
+/// each part of each order of magnitude: some hundreds, with the waits of a usual schedule.
+const PARTS: u64 = 16;
+
+/// The deliveries that wait until a time that was known when they began to.
+///
+/// A delivery may count as waiting for up to a sixteenth of its wait after its end, never shorter.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// By the end of the waits, when the oldest of these deliveries was first received: both in
+    /// milliseconds of [`Moment`], the latter perhaps before its beginning.
+    slots: BTreeMap<u64, i64>,
+}
+
+impl Waiting {
+    /// A delivery of this age begins to wait now.
+    pub fn add(&mut self, age: Duration, delay: Duration, now: Moment) {
+        self.forget_ended(now);
+        // A power of two, so that waits of different lengths share slots.
+        let width = (millis(delay) / PARTS).checked_ilog2().map_or(1, |power| 1 << power);
+        let end = millis(now.saturating_add(delay)).next_multiple_of(width);
+        let received = signed_millis(now) - signed_millis(age);
+        let oldest = self.slots.entry(end).or_insert(received);
+        *oldest = received.min(*oldest);
+    }
+
+    /// The age of the oldest delivery that waits; `None` if none does.
+    pub fn oldest(&mut self, now: Moment) -> Option<Duration> {
+        self.forget_ended(now);
+        let received = self.slots.values().min()?;
+        let age = signed_millis(now) - received;
+        Some(Duration::from_millis(age.max(0).unsigned_abs()))
+    }
+
+    fn forget_ended(&mut self, now: Moment) {
+        let now = millis(now);
+        while let Some(slot) = self.slots.first_entry()
+            && *slot.key() <= now
+        {
+            slot.remove();
+        }
+    }
+}
+
+/// Saturates where nothing that waits can be: in half a billion years.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
+}
+
+/// Half of what an `i64` holds at most, so that a difference fits.
+fn signed_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).map_or(i64::MAX / 2, |millis| millis.min(i64::MAX / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Deliveries by their (age, delay, now) in seconds, and the oldest at some later times.
+    #[track_caller]
+    fn check(added: &[(u64, u64, u64)], expected: &[(u64, Option<u64>)]) {
+        let mut waiting = Waiting::default();
+        for &(age, delay, now) in added {
+            waiting.add(secs(age), secs(delay), secs(now));
+        }
+        for &(now, age) in expected {
+            assert_eq!(waiting.oldest(secs(now)), age.map(secs), "{added:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_is_known_until_its_wait_is_over() {
+        check(&[], &[(0, None), (9, None)]);
+        check(&[(0, 16, 5)], &[(5, Some(0)), (20, Some(15)), (22, None)]);
+        // Older than the process.
+        check(&[(7_200, 60, 1)], &[(1, Some(7_200)), (60, Some(7_259)), (65, None)]);
+        // The oldest of several, whoever began to wait first.
+        check(&[(10, 100, 0), (500, 10, 1)], &[(1, Some(500)), (10, Some(509)), (12, Some(22))]);
+        check(&[(500, 10, 0), (10, 100, 1)], &[(1, Some(501)), (11, Some(20)), (108, None)]);
+        // Two that share a slot.
+        check(&[(3, 6_400, 0), (4, 6_400, 0)], &[(6_399, Some(6_403)), (6_600, None)]);
+    }
+
+    #[test]
+    fn no_time_is_too_long() {
+        let mut waiting = Waiting::default();
+        waiting.add(Duration::MAX, secs(1), secs(1));
+        waiting.add(secs(1), secs(1 << 40), secs(1));
+        assert!(waiting.oldest(secs(1)).is_some_and(|age| age > secs(1 << 40)));
+        assert_eq!(waiting.oldest(secs(1 << 40)), Some(secs(1 << 40)));
+        assert_eq!(waiting.oldest(Duration::MAX / 2), None);
+    }
+
+    fn a_delay() -> impl Strategy<Value = u64> {
+        prop_oneof![1_u64..100, 1_000_u64..100_000, 1_u64..30 * 24 * 3_600_000]
+    }
+
+    proptest! {
+        /// Beside a list of all of them.
+        #[test]
+        fn it_says_what_a_full_list_would_say_within_a_sixteenth(
+            added in prop::collection::vec((0_u64..10_000_000, a_delay(), 0_u64..200_000), 1..60),
+            later in 0_u64..4_000_000_000,
+        ) {
+            let mut waiting = Waiting::default();
+            let mut all = Vec::new();
+            let mut now = 0;
+            let looks = added.into_iter().map(Some).chain([None]);
+            for look in looks {
+                match look {
+                    Some((age, delay, passed)) => {
+                        now += passed;
+                        let [age_is, delay_is, now_is] = [age, delay, now].map(Duration::from_millis);
+                        waiting.add(age_is, delay_is, now_is);
+                        all.push((i128::from(now) - i128::from(age), now + delay, delay));
+                    }
+                    None => now += later,
+                }
+                let oldest = |more: fn(u64) -> u64| {
+                    let waits = all.iter().filter(|(_, end, delay)| end + more(*delay) > now);
+                    waits.map(|(received, ..)| i128::from(now) - received).max()
+                };
+                let told = waiting.oldest(Duration::from_millis(now));
+                let told = told.map(|age| i128::try_from(age.as_millis()).expect("it is small"));
+                prop_assert!(told >= oldest(|_| 0), "{told:?} is younger");
+                prop_assert!(told <= oldest(|delay| delay / PARTS), "{told:?} is long over");
+            }
+        }
+
+        #[test]
+        fn so_many_deliveries_take_no_more_than_some_hundred_slots(
+            delays in prop::collection::vec(a_delay(), 1..100), step in 1_u64..2_000_000,
+        ) {
+            let mut waiting = Waiting::default();
+            for (now, delay) in (0..).step_by(step as usize).zip(delays.iter().cycle()).take(1_500) {
+                waiting.add(secs(0), Duration::from_millis(*delay), Duration::from_millis(now));
+            }
+            // 28 powers of two, each with the slots of less than twice sixteen parts, and one begun.
+            prop_assert!(waiting.slots.len() <= 28 * 33, "{} slots", waiting.slots.len());
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A real Prometheus that watches a notifier, as operators are told to run it, but faster.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use url::form_urlencoded;
+
+use super::{Process, SOON, wait_until};
+
+/// What operators are given.
+pub(crate) fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/monitoring")
+}
+
+fn given(name: &str) -> String {
+    fs::read_to_string(folder().join(name)).expect("it is there, and text")
+}
+
+/// Every `for:` of the rules a second, and every range and window ten: nothing else is changed.
+fn hurried(rules: &str) -> String {
+    let mut hurried = String::new();
+    for line in rules.lines() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        if line.trim_start().starts_with("for: ") {
+            hurried += indent;
+            hurried += "for: 1s";
+        } else {
+            let mut pieces = line.split('[');
+            hurried += pieces.next().expect("a line has a beginning");
+            for piece in pieces {
+                let range = piece.split_once(']').filter(|(range, _)| is_duration(range));
+                hurried += &range.map_or(format!("[{piece}"), |(_, rest)| format!("[10s]{rest}"));
+            }
+        }
+        hurried.push('\n');
+    }
+    hurried
+}
+
+fn is_duration(text: &str) -> bool {
+    let number = text.strip_suffix(['s', 'm', 'h', 'd']);
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+pub(crate) struct Prometheus {
+    process: Process,
+    address: SocketAddr,
+    files: TempDir,
+}
+
+/// An alert that fires.
+#[derive(Debug)]
+pub(crate) struct Alert {
+    pub(crate) name: String,
+    /// Its labels and annotations.
+    texts: Value,
+}
+
+impl Alert {
+    /// A label, or an annotation.
+    pub(crate) fn text(&self, name: &str) -> &str {
+        let [labels, annotations] = ["labels", "annotations"].map(|part| &self.texts[part][name]);
+        labels.as_str().or(annotations.as_str()).unwrap_or_default()
+    }
+}
+
+impl Prometheus {
+    /// With the example configuration and the rules, and one notifier to scrape.
+    pub(crate) fn watching(notifier: SocketAddr) -> Self {
+        let files = TempDir::new().expect("a folder");
+        let write = |name, text: &str| fs::write(files.path().join(name), text).expect("a file");
+        write("prometheus-rules.yml", &hurried(&given("prometheus-rules.yml")));
+        write("prometheus.yml", &configuration(notifier));
+        let mut command = Command::new("prometheus");
+        command
+            .current_dir(&files)
+            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"])
+            .arg("--web.listen-address=127.0.0.1:0");
+        let mut process = Process::spawn(command);
+        let line = process.wait_stderr(SOON, "msg=\"Listening on\"");
+        let (_, address) = line.split_once("address=").expect("it says where");
+        let address = address.trim().parse().expect("an address with a port");
+        process.wait_stderr(SOON, "Server is ready to receive web requests");
+        Self { process, address, files }
+    }
+
+    /// Scrapes another notifier from now on.
+    pub(crate) fn watch(&self, notifier: SocketAddr) {
+        let file = self.files.path().join("prometheus.yml");
+        fs::write(file, configuration(notifier)).expect("a file");
+        self.process.signal("HUP");
+    }
+
+    /// Has these rules in place of its own, from now on.
+    pub(crate) fn replace_rules(&self, rules: &str) {
+        fs::write(self.files.path().join("prometheus-rules.yml"), rules).expect("a file");
+        self.process.signal("HUP");
+    }
+
+    /// The data of an answer of its HTTP API.
+    fn get(&self, path: &str) -> Value {
+        let mut stream = TcpStream::connect(self.address).expect("Prometheus accepts");
+        stream.set_read_timeout(Some(SOON)).expect("a time-out");
+        write!(stream, "GET /api/v1/{path} HTTP/1.0\r\n\r\n").expect("it takes a request");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it answers and closes");
+        let (_, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+        let mut answer: Value = serde_json::from_str(body).expect("its API speaks JSON");
+        assert_eq!(answer["status"], "success", "{path}: {answer}");
+        answer["data"].take()
+    }
+
+    /// The series that an expression has now.
+    pub(crate) fn query(&self, expression: &str) -> Vec<Value> {
+        let query: String = form_urlencoded::byte_serialize(expression.as_bytes()).collect();
+        list(self.get(&format!("query?query={query}"))["result"].take())
+    }
+
+    /// The rules as it has read them: recorded names and alerts, with their expressions.
+    pub(crate) fn rules(&self) -> Vec<Value> {
+        let groups = list(self.get("rules")["groups"].take());
+        groups.into_iter().flat_map(|mut group| list(group["rules"].take())).collect()
+    }
+
+    /// The alerts that fire now.
+    pub(crate) fn alerts(&self) -> Vec<Alert> {
+        let alerts = list(self.get("alerts")["alerts"].take());
+        let firing = alerts.into_iter().filter(|alert| alert["state"] == "firing");
+        firing
+            .map(|texts| Alert {
+                name: texts["labels"]["alertname"].as_str().expect("a name").to_owned(),
+                texts,
+            })
+            .collect()
+    }
+
+    /// Waits until an alert of that name fires, and returns all that do by then.
+    #[track_caller]
+    pub(crate) fn wait_firing(&self, limit: Duration, name: &str) -> Vec<Alert> {
+        let mut firing = Vec::new();
+        wait_until(limit, &format!("{name} fires"), || {
+            firing = self.alerts();
+            firing.iter().any(|alert| alert.name == name)
+        });
+        firing.retain(|alert| alert.name == name);
+        firing
+    }
+
+    /// Waits until none does.
+    #[track_caller]
+    pub(crate) fn wait_quiet(&self, limit: Duration) {
+        wait_until(limit, "no alert fires", || self.alerts().is_empty());
+    }
+}
+
+fn list(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(values) => values,
+        other => panic!("not a list: {other}"),
+    }
+}
+
+fn configuration(notifier: SocketAddr) -> String {
+    let given = given("prometheus.yml");
+    let hurried = given.replace(": 15s", ": 1s");
+    let configuration = hurried.replace("[127.0.0.1:9090]", &format!("['{notifier}']"));
+    assert!(hurried != given && configuration != hurried, "nothing to replace in {given}");
+    configuration
+}
