@@ -17,8 +17,9 @@
 //!    gives it to
 //! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
 //!    webhooks want it, and sees to a delivery for each, some in parallel.
-//! 3. [`receivers`] says whether a receiver is to have an attempt now: the rules are
-//!    [`domain::receiver`]'s, and its webhook's limits. If not, the delivery goes to the retry lane, or waits, unattempted.
+//! 3. [`receivers`] says whether a receiver is to have an attempt now, by the rules of
+//!    [`domain::receiver`] and its webhook's [limits](domain::limits). If not, the delivery goes to
+//!    the retry lane, or waits, unattempted.
 //! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the next delay of the schedule, or dead.
@@ -55,6 +56,26 @@
 //! - [`domain`] has no I/O, no clock and no randomness. amiquip is named in [`broker`] and
 //!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`]. [`tls`] serves
 //!   all three.
+//!
+//! # Where to change what
+//!
+//! | to change | begin at |
+//! |---|---|
+//! | what an answer means, and what follows | [`domain::outcome`] |
+//! | when a receiver is spared | [`domain::receiver`]; what its webhook allows: [`domain::limits`] |
+//! | how long a delivery waits | [`domain::retry`] |
+//! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
+//! | where a webhook may lead | [`domain::address`] |
+//! | who wants an event | [`domain::webhook`], [`directory`] |
+//! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
+//! | exchanges and queues | `broker/topology.rs` |
+//! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
+//! | a metric | [`metrics`], and its row in the README |
+//! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |
+//! | a command | [`cli`] |
+//!
+//! `tests/integration` has a file for each of these from the outside, against real servers, and
+//! `layout.rs` there holds which module may use which.
 //!
 //! # The modules, in reading order
 

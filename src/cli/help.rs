@@ -117,6 +117,36 @@ Exit codes:
 Example:
   WEBHOOK_SECRET=whsec_... webhook-notifier listen --fail-first 2";
 
+pub(super) const WHY: &str = "\
+Prints:
+  For each webhook that is concerned: whether it wants the event, what was tried
+  when and what came back, where the delivery is now, and what to do. With
+  --json an object. It knows what is in the delivery log, and looks through the
+  dead-letter queues where that may say more.
+
+Exit codes:
+  0  something is known of the event
+  1  nothing is: it says what that can mean; or PostgreSQL refused or is away
+  2  usage or configuration
+
+Examples:
+  webhook-notifier why ord-20261125-3
+  webhook-notifier why ord-20261125-3 --type order.paid";
+
+pub(super) const TAIL: &str = "\
+Prints:
+  A line for each entry of the delivery log, by whichever instance, within about
+  a second; with --json an object each. While PostgreSQL is away it says so, and
+  goes on when that answers.
+
+Exit codes:
+  0  nobody read it any more
+  1  PostgreSQL refused, or the table is not there
+  2  usage or configuration
+
+Example:
+  webhook-notifier tail --failures";
+
 pub(super) const WEBHOOKS_ADD: &str = "\
 Prints:
   The webhook's id, and its secret, which nobody can see again. A warning on
@@ -143,6 +173,20 @@ Exit codes:
 Example:
   webhook-notifier webhooks list";
 
+pub(super) const WEBHOOKS_TEST: &str = "\
+Prints:
+  The request, and the answer or the failure, and what to do about that; with
+  --json an object. Secrets are `***` in it.
+
+Exit codes:
+  0  the answer was 2xx
+  1  it was not, or there was none; no webhook has that id; or PostgreSQL refused
+     or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier webhooks test 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
+
 /// Of a command that shows or changes one webhook.
 macro_rules! one_webhook {
     ($example:literal) => {
@@ -165,6 +209,8 @@ Example:
 }
 
 pub(super) const WEBHOOKS_SHOW: &str = one_webhook!("show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+pub(super) const WEBHOOKS_SET: &str =
+    one_webhook!("set 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --timeout 3s --unset rate");
 pub(super) const WEBHOOKS_REMOVE: &str =
     one_webhook!("remove 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
 pub(super) const WEBHOOKS_ENABLE: &str =

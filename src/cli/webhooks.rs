@@ -49,6 +49,7 @@ pub(super) enum Webhooks {
         common: Common,
     },
     /// Change the settings of a webhook; what is not given stays as it is
+    #[command(after_long_help = help::WEBHOOKS_SET)]
     Set {
         #[command(flatten)]
         one: One,
@@ -74,6 +75,7 @@ pub(super) enum Webhooks {
     /// The request is that of a delivery, with the same headers, signature, deadline and checks. It
     /// does not go through RabbitMQ, counts for nothing, and changes nothing, whatever the answer is.
     /// Exit code 0 only if that is 2xx.
+    #[command(after_long_help = help::WEBHOOKS_TEST)]
     Test {
         #[command(flatten)]
         one: One,
