@@ -98,18 +98,20 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let config = Arc::new(config);
     let store = Arc::new(store);
     let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
+    let (publisher, publisher_thread) = Publisher::new(&config);
     metrics.look_by({
         let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));
+        let publisher = publisher.clone();
         move || {
             let count = receivers.count();
             Glance {
                 receivers_degraded: count.degraded,
                 breakers_open: count.broken,
                 directory_age: directory.age(),
+                broker_accepts: publisher.is_able(),
             }
         }
     });
-    let (publisher, publisher_thread) = Publisher::new(&config);
     let (log, log_writer) = delivery_log::open(&config, &store, metrics.log_rows(), jitter);
     let pipeline = Arc::new(Pipeline::new(
         &config,

@@ -57,6 +57,7 @@ pub struct Metrics {
     /// Asked for what changes by the clock, when the metrics are read.
     look: OnceLock<Look>,
     database_up: IntGauge,
+    broker_accepting: IntGauge,
     broker: Contact,
     database: Contact,
     announced: AtomicBool,
@@ -340,6 +341,11 @@ impl Metrics {
             dropped: log_rows.with_label_values(&["dropped"]),
         };
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
+        let broker_accepting = make.gauge(
+            "webhook_broker_accepting",
+            "1 while RabbitMQ takes what has to wait or is dead",
+            &[],
+        )?;
         make.gauge("webhook_build_info", "Always 1; the version is a label", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
@@ -378,6 +384,7 @@ impl Metrics {
             log_rows,
             look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
+            broker_accepting: broker_accepting.with_label_values::<&str>(&[]),
             broker: Contact::new(),
             database: Contact::new(),
             announced: AtomicBool::new(false),
@@ -501,6 +508,7 @@ impl Metrics {
             self.receivers_degraded.set(i64::try_from(glance.receivers_degraded)?);
             self.breakers_open.set(i64::try_from(glance.breakers_open)?);
             self.directory_age.set(glance.directory_age.as_secs_f64());
+            self.broker_accepting.set(glance.broker_accepts.into());
         }
         let mut text = Vec::with_capacity(32 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -517,6 +525,8 @@ pub struct Glance {
     pub breakers_open: usize,
     /// For how long what the directory knows may have been untrue.
     pub directory_age: Duration,
+    /// Whether RabbitMQ takes messages of ours: it is connected to, and has no alarm.
+    pub broker_accepts: bool,
 }
 
 struct Look(Box<dyn Fn() -> Glance + Send + Sync>);

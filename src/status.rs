@@ -107,6 +107,7 @@ impl Status {
             broker: server(self.metrics.broker().now()),
             database: server(self.metrics.database().now()),
             directory_age_seconds: seconds(glance.map(|g| g.directory_age).unwrap_or_default()),
+            broker_accepts: glance.map(|glance| glance.broker_accepts),
             depths_age_seconds: self.metrics.broker().age().map(seconds),
             lanes: self.lanes_now(&history),
             waiting: self.waiting(),

@@ -273,7 +273,12 @@ mod tests {
         let (release, held) = shutdown::channel();
         metrics.look_by(move || {
             let _ = held.wait(Duration::from_secs(600));
-            Glance { receivers_degraded: 0, breakers_open: 0, directory_age: Duration::ZERO }
+            Glance {
+                receivers_degraded: 0,
+                breakers_open: 0,
+                directory_age: Duration::ZERO,
+                broker_accepts: true,
+            }
         });
         let (trigger, asked) = shutdown::channel();
         std::thread::scope(|scope| {

@@ -13,6 +13,9 @@ const MOST_NAMED: usize = 3;
 /// than the directory takes to connect again.
 const DEAF_SECONDS: f64 = 15.0;
 
+const ALARM_REMEDY: &str = "It goes on by itself as soon as RabbitMQ does. Is that short of memory or \
+                            disk? `rabbitmq-diagnostics alarms` tells.";
+
 /// How everything is, taken together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,6 +48,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
         advice.push(Advice { state: State::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));
+        advice.extend(of_alarm(snapshot));
         advice.extend(of_lanes(snapshot));
     }
     advice.extend(of_directory(snapshot));
@@ -90,6 +94,19 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
 }
 
 /// What [`of_servers`] has not said already.
+/// RabbitMQ hands out messages and takes none. Once a lane stands still for that, it says so itself.
+fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
+    let is_told = [LaneState::NoConfirms, LaneState::Starting]
+        .iter()
+        .any(|state| !lanes_in(snapshot, *state).is_empty());
+    let hands_out = snapshot.broker.answers == Some(true);
+    (snapshot.broker_accepts == Some(false) && hands_out && !is_told).then(|| {
+        let what =
+            "RabbitMQ takes no messages: what fails can't be put off, and holds up its lane.";
+        trouble(what.to_owned(), ALARM_REMEDY)
+    })
+}
+
 fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     if is_away(snapshot.broker) {
         return Vec::new();
@@ -98,12 +115,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     let rows = [
         (LaneState::NoBroker, "There has been no connection to RabbitMQ", again),
         (LaneState::NoDatabase, "What is needed of PostgreSQL has not been there", again),
-        (
-            LaneState::NoConfirms,
-            "RabbitMQ has confirmed no message",
-            "It goes on by itself as soon as RabbitMQ does. Is that short of memory or disk? \
-             `rabbitmq-diagnostics alarms` tells.",
-        ),
+        (LaneState::NoConfirms, "RabbitMQ has confirmed no message", ALARM_REMEDY),
         (
             LaneState::Starting,
             "It has been starting",
@@ -268,6 +280,7 @@ mod tests {
             broker: server,
             database: server,
             directory_age_seconds: 0.0,
+            broker_accepts: Some(true),
             depths_age_seconds: Some(1.0),
             lanes: lanes.concat(),
             waiting: Vec::new(),
@@ -341,6 +354,23 @@ mod tests {
             State::Trouble,
             &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are as of \
                then."],
+        );
+    }
+
+    #[test]
+    fn an_alarm_is_trouble_and_said_once() {
+        check(
+            |snapshot| snapshot.broker_accepts = Some(false),
+            State::Trouble,
+            &["RabbitMQ takes no messages: what fails can't be put off, and holds up its lane."],
+        );
+        check(
+            |snapshot| {
+                snapshot.broker_accepts = Some(false);
+                interrupt(snapshot, 0..1, LaneState::NoConfirms);
+            },
+            State::Trouble,
+            &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
         );
     }
 

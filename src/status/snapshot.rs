@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub(super) broker: Server,
     pub(super) database: Server,
     pub(super) directory_age_seconds: f64,
+    /// Whether RabbitMQ takes what has to wait or is dead; `None` while we start.
+    pub(super) broker_accepts: Option<bool>,
     /// How old the numbers of messages in queues are; `None` before there are any.
     pub(super) depths_age_seconds: Option<f64>,
     pub(super) lanes: Vec<LaneNow>,

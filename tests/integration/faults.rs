@@ -174,3 +174,68 @@ fn a_start_without_postgresql_waits_for_it() {
     sandbox.wait_drained();
     assert_eq!(receiver.requests().len(), 1);
 }
+
+/// RabbitMQ has no memory for messages, until this is dropped.
+struct Alarm<'a>(&'a FaultServers);
+
+impl<'a> Alarm<'a> {
+    fn of(faults: &'a FaultServers) -> Self {
+        let alarm = Self(faults);
+        alarm.watermark("0.000001");
+        alarm
+    }
+
+    fn watermark(&self, fraction: &str) {
+        self.0.rabbitmqctl(&["set_vm_memory_high_watermark", fraction]);
+    }
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.watermark("0.6");
+    }
+}
+
+#[test]
+fn an_alarm_of_the_broker_is_told_and_what_fails_in_it_is_not_lost() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let (alarmed, until_alarmed) = crossbeam_channel::bounded::<()>(0);
+    let receiver =
+        Receiver::answering(move |request| match (request.path.as_str(), request.attempt) {
+            ("/failing", 1) => {
+                // Its end is what is waited for.
+                let _ = until_alarmed.recv_timeout(SOON);
+                Reply::Status(500)
+            }
+            _ => Reply::Status(200),
+        });
+    sandbox.webhook(&receiver.url("/healthy"), &["healthy"]);
+    sandbox.webhook(&receiver.url("/failing"), &["failing"]);
+    let notifier = sandbox.notifier().env("REQUEST_TIMEOUT", "30s").env("SHUTDOWN_TIMEOUT", "30s");
+    let notifier = notifier.start();
+    warm_up(&sandbox, &receiver, "/healthy", "healthy");
+    notifier.wait_metric("webhook_broker_accepting", &[], 1.0);
+    // Before the alarm: in it RabbitMQ takes nothing of ours either.
+    let (failing, healthy) = (Event::new("failing"), Event::new("healthy"));
+    sandbox.publish(&failing);
+    sandbox.publish(&healthy);
+    receiver.wait_at("/failing", 1);
+    let alarm = Alarm::of(&faults);
+    drop(alarmed);
+    notifier.wait_metric("webhook_broker_accepting", &[], 0.0);
+    wait_until(SOON, "the status page says so", || {
+        let status = notifier.get("/status.json").body;
+        status.contains("RabbitMQ takes no messages")
+            || status.contains("RabbitMQ has confirmed no")
+    });
+    drop(alarm);
+    notifier.wait_metric("webhook_broker_accepting", &[], 1.0);
+    for (path, event, count) in [("/healthy", &healthy, 1), ("/failing", &failing, 2)] {
+        wait_until(LATER, &format!("{count} requests at {path}"), || {
+            receiver.of(path, event).len() >= count
+        });
+    }
+    sandbox.wait_drained();
+    notifier.terminate();
+}
