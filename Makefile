@@ -117,7 +117,8 @@ services-down: ## Stop them
 
 ##@ Work on it
 .PHONY: ci
-ci: fmt-check lint doc test ## Exactly what CI runs
+ci: fmt-check ## Exactly what CI runs: fmt-check, lint, doc and test
+	@BESIDE='$(MAKE) lint doc' $(MAKE) test
 
 .PHONY: chaos
 chaos: DURATION ?= 3m

@@ -2,6 +2,9 @@
 #
 # All tests. `make test` calls this with AMQP_URL and DATABASE_URL set.
 #
+# BESIDE is a command to run while the tests do, with what they leave of the processors: they mostly
+# wait. Both have to succeed.
+#
 # The tests that kill servers get a second pair of private ones, so that the others, which run at
 # the same time, keep theirs; also where the first pair is yours. This second pair speaks TLS, too.
 
@@ -12,7 +15,14 @@ readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults
-trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
+beside=''
+# shellcheck disable=SC2317  # called by the trap
+clean_up() {
+    # Still there only if we were told to end.
+    [[ -z $beside ]] || kill "$beside" 2>/dev/null || true
+    WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down
+}
+trap clean_up EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
@@ -30,5 +40,18 @@ if ! wait "$installation"; then
     cat -- "$install_log" >&2
     exit 1
 fi
+beside_log=$root/.local/log/beside-tests.log
+if [[ -n ${BESIDE:-} ]]; then
+    # In a directory of its own: cargo lets nobody else build in one while it builds there.
+    CARGO_TARGET_DIR=target/beside chrt --idle 0 bash -c "$BESIDE" >"$beside_log" 2>&1 &
+    beside=$!
+fi
+code=0
 # Most tests wait for a receiver's clock most of the time: more of them than cores run at once.
-cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}"
+cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}" || code=$?
+if [[ -n $beside ]]; then
+    wait "$beside" || code=$?
+    beside=''
+    cat -- "$beside_log" >&2
+fi
+exit "$code"
