@@ -10,24 +10,26 @@ use std::time::Duration;
 
 use anyhow::Result;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, core::Metric,
-    process_collector::ProcessCollector,
+    Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Metric, process_collector::ProcessCollector,
 };
 
-use crate::domain::limits::Limit;
 use crate::domain::outcome::{DeadReason, Reason};
-use crate::domain::receiver::{Hold, Transition};
+use crate::domain::receiver::Transition;
 use crate::domain::trend::Counts;
 
 mod contact;
+mod labels;
 mod lane_state;
+mod maker;
 mod waiting;
 
 use lane_state::Standing;
+use maker::Maker;
 use waiting::Waiting;
 
 pub use contact::{Answers, Contact};
+pub use labels::{Dropped, Held};
 pub use lane_state::{Interruption, LaneState};
 
 /// Processing and requests: from a local receiver's millisecond to the longest time-outs.
@@ -134,88 +136,6 @@ impl Lane {
     /// A delivery whose event came so long ago begins to wait for so long.
     pub fn parked(&self, age: Duration, delay: Duration) {
         self.waiting.add(age, delay);
-    }
-}
-
-/// Why a delivery got no attempt when it came, but goes to the retry lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// Its receiver is degraded.
-    Degraded,
-    /// Its receiver keeps its share of the consumers waiting.
-    Bulkhead,
-    /// Its receiver's circuit breaker is open.
-    Breaker,
-    /// Its receiver asked us to stay away.
-    RetryAfter,
-    /// Its webhook's `max_in_flight` is reached.
-    MaxInFlight,
-    /// Its webhook's `rate_per_second` is reached.
-    Rate,
-    /// Its event was split.
-    Split,
-    /// Shutdown, or its event took too long.
-    Interrupted,
-}
-
-impl Held {
-    const ALL: [Self; 8] = [
-        Self::Degraded,
-        Self::Bulkhead,
-        Self::Breaker,
-        Self::RetryAfter,
-        Self::MaxInFlight,
-        Self::Rate,
-        Self::Split,
-        Self::Interrupted,
-    ];
-
-    /// The metrics label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Degraded => "degraded",
-            Self::Bulkhead => "bulkhead",
-            Self::Breaker => "breaker",
-            Self::RetryAfter => "retry_after",
-            Self::MaxInFlight => Limit::InFlight.label(),
-            Self::Rate => Limit::Rate.label(),
-            Self::Split => "split",
-            Self::Interrupted => "interrupted",
-        }
-    }
-}
-
-impl From<Hold> for Held {
-    fn from(hold: Hold) -> Self {
-        match hold {
-            Hold::Degraded => Self::Degraded,
-            Hold::Bulkhead | Hold::Unproven(_) => Self::Bulkhead,
-            Hold::Breaker(_) => Self::Breaker,
-            Hold::StayAway(_) => Self::RetryAfter,
-            Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,
-            Hold::Limit(Limit::Rate, _) => Self::Rate,
-        }
-    }
-}
-
-/// Why a parked delivery was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dropped {
-    /// The webhook is no longer there.
-    Deleted,
-    /// The webhook was disabled.
-    Disabled,
-}
-
-impl Dropped {
-    /// The metrics label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Deleted => "deleted",
-            Self::Disabled => "disabled",
-        }
     }
 }
 
@@ -555,29 +475,6 @@ pub struct LogRows {
     pub written: IntCounter,
     /// They are not, because PostgreSQL was away or slow, or has no table for them.
     pub dropped: IntCounter,
-}
-
-/// Makes metrics and registers them.
-struct Maker<'a>(&'a Registry);
-
-impl Maker<'_> {
-    fn register<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
-        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
-        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<HistogramVec> {
-        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        self.register(HistogramVec::new(options, &["queue"])?)
-    }
 }
 
 #[cfg(test)]

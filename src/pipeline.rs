@@ -3,22 +3,19 @@
 //! A message may be acked once every delivery that it stands for is delivered, or parked or
 //! dead-lettered with the broker's confirm. Everything else hands it back.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use prometheus::IntCounter;
 use uuid::Uuid;
 
-use crate::broker::{Lane, Message, NotConfirmed, Outgoing, Publisher, unix_millis};
+use crate::broker::{Lane, Message, NotConfirmed, Publisher, unix_millis};
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
-use crate::domain::delivery::{self, Delivery, UnixMillis};
+use crate::domain::delivery::{Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
-use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
+use crate::domain::outcome::{Decision, Outcome, Reason, decide};
 use crate::domain::receiver::{Ask, Attempt, Ended, Hold, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
@@ -27,6 +24,8 @@ use crate::receivers::Receivers;
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 
+mod fan_out;
+mod onward;
 mod promises;
 mod tally;
 
@@ -34,18 +33,6 @@ use promises::Promise;
 
 pub use promises::Promises;
 pub use tally::Tally;
-
-/// How long the attempts of one event may take together. RabbitMQ takes a message back that is not
-/// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
-const FANOUT_LIMIT: Duration = Duration::from_secs(600);
-
-/// How many bytes of an event that is split may be on their way to the broker at a time: enough to
-/// keep it busy with small events, and little enough to hold in memory.
-const SPLIT_BYTES: usize = 16 << 20;
-
-/// How many messages of an event that is split may be on their way at a time, however small: the
-/// broker confirms some thousands a second, hundreds with one stroke.
-const SPLIT_MESSAGES: usize = 1_024;
 
 /// How a message is settled.
 #[derive(Debug)]
@@ -230,80 +217,6 @@ impl Pipeline {
             "delivery dropped event={} webhook={} reason={dropped:?}",
             delivery.event.id,
             delivery.webhook_id
-        );
-        Ok(())
-    }
-
-    /// Delivers an event to each of its webhooks, several at a time.
-    ///
-    /// Every delivery has its own end, whatever becomes of its neighbours. At shutdown, and when it
-    /// takes too long, those not begun go to the retry queue: handing the whole event back would
-    /// repeat the others. Only where even that is not confirmed the event has to go back.
-    fn fan_out(
-        &self,
-        context: Context<'_>,
-        event: Event,
-        webhooks: &[Webhook],
-        promises: &mut Promises,
-    ) -> Result<(), Missing> {
-        let next = AtomicUsize::new(0);
-        let unconfirmed = AtomicBool::new(false);
-        let kept = Mutex::new(Vec::new());
-        let begun = Instant::now();
-        let work = || {
-            while let Some(webhook) = webhooks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if unconfirmed.load(Ordering::Relaxed) {
-                    return;
-                }
-                let delivery = fresh(event.clone(), webhook);
-                let ended = if self.shutdown.is_requested() || begun.elapsed() > FANOUT_LIMIT {
-                    self.hand_over(context, &delivery, Held::Interrupted).map(Some)
-                } else {
-                    self.deliver(context, webhook, delivery)
-                };
-                match ended {
-                    Ok(None) => {}
-                    Ok(Some(promise)) => {
-                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(promise);
-                    }
-                    Err(NotConfirmed) => unconfirmed.store(true, Ordering::Relaxed),
-                }
-            }
-        };
-        thread::scope(|scope| {
-            for n in 1..self.fanout.min(webhooks.len()) {
-                let thread = thread::Builder::new().name(format!("fanout-{n}"));
-                // Without more threads, this one does all the work, only later.
-                let _ = thread.spawn_scoped(scope, work);
-            }
-            work();
-        });
-        promises.extend(kept.into_inner().unwrap_or_else(PoisonError::into_inner));
-        if unconfirmed.into_inner() { Err(Missing::Confirm) } else { Ok(()) }
-    }
-
-    /// Makes each delivery of an event a message of its own, for all instances to share. An event
-    /// that thousands want would hold its consumer for minutes, and be made again from the start if
-    /// this process ended meanwhile.
-    fn split(
-        &self,
-        context: Context<'_>,
-        event: &Event,
-        webhooks: &[Webhook],
-        promises: &mut Promises,
-    ) -> Result<(), Missing> {
-        let begun = Instant::now();
-        let most = (SPLIT_BYTES / context.message.body.len().max(1)).clamp(1, SPLIT_MESSAGES);
-        for webhook in webhooks {
-            promises.wait_until_open(most - 1, &self.tally)?;
-            let delivery = fresh(event.clone(), webhook);
-            promises.extend([self.hand_over(context, &delivery, Held::Split)?]);
-        }
-        log::info!(
-            "event split event={} webhooks={} ms={}",
-            event.id,
-            webhooks.len(),
-            begun.elapsed().as_millis()
         );
         Ok(())
     }
@@ -504,81 +417,6 @@ impl Pipeline {
         }
     }
 
-    fn park(
-        &self,
-        context: Context<'_>,
-        delivery: &Delivery,
-        delay: Span,
-        counter: &IntCounter,
-    ) -> Result<Promise, NotConfirmed> {
-        let origin = &context.lane.origin;
-        let outgoing = Outgoing::park(travelling(context, delivery), delay, origin);
-        let promise = self.promise(outgoing, counter, true)?;
-        context.metrics.parked(age(delivery), delay.get());
-        Ok(promise)
-    }
-
-    /// Into the retry lane, to be attempted there at once.
-    fn hand_over(
-        &self,
-        context: Context<'_>,
-        delivery: &Delivery,
-        why: Held,
-    ) -> Result<Promise, NotConfirmed> {
-        let happened = Happened::HandedOver { why: why.label() };
-        self.log.record(&context.lane.origin, delivery, happened);
-        let message = travelling(context, delivery);
-        let outgoing = Outgoing::hand_over(message, &context.lane.origin);
-        self.promise(outgoing, context.metrics.held(why), true)
-    }
-
-    fn bury(
-        &self,
-        context: Context<'_>,
-        delivery: &Delivery,
-        reason: DeadReason,
-    ) -> Result<Promise, NotConfirmed> {
-        let mut message = travelling(context, delivery);
-        delivery::mark_dead(&mut message.headers, reason, unix_millis());
-        let outgoing = Outgoing::dead(message, &context.lane.origin);
-        self.promise(outgoing, context.metrics.dead_letters(reason), false)
-    }
-
-    fn promise(
-        &self,
-        outgoing: Outgoing,
-        counter: &IntCounter,
-        is_parked: bool,
-    ) -> Result<Promise, NotConfirmed> {
-        let confirmation = self.publisher.publish(outgoing)?;
-        Ok(Promise { confirmation, counter: counter.clone(), is_parked })
-    }
-
-    /// Puts a copy of a weary message at the end of its queue. Rare, so it is waited for.
-    fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
-        let Context { lane, message, .. } = context;
-        let copy = message.clone().rested();
-        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait()?;
-        log::info!("renewed queue={}", lane.queue);
-        Ok(())
-    }
-
-    fn bury_malformed(
-        &self,
-        context: Context<'_>,
-        error: &Malformed,
-        promises: &mut Promises,
-    ) -> Result<(), Missing> {
-        let Context { lane, metrics, message } = context;
-        let (bytes, detail) = (message.body.len(), error.to_string());
-        log::warn!("malformed queue={} bytes={bytes} detail={detail:?}", lane.queue);
-        let mut message = message.clone();
-        delivery::mark_malformed(&mut message.headers, error, &lane.origin, unix_millis());
-        let counter = metrics.dead_letters(DeadReason::Malformed);
-        promises.extend([self.promise(Outgoing::dead(message, &lane.origin), counter, false)?]);
-        Ok(())
-    }
-
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
         answer.map_err(|error| {
             self.metrics.database().failed();
@@ -616,9 +454,4 @@ fn age(delivery: &Delivery) -> Duration {
 fn until(at: UnixMillis) -> Duration {
     let millis = at.saturating_sub(unix_millis());
     Duration::from_millis(millis.max(0).unsigned_abs())
-}
-
-fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
-    let Message { body, content_type, .. } = context.message;
-    Message::carrying(delivery, &context.lane.origin, body.clone(), content_type.clone())
 }

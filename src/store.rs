@@ -7,7 +7,6 @@
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{
     Client, Row,
@@ -20,17 +19,20 @@ use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
-use crate::tls::{self, Tls};
+use crate::tls::Tls;
 
 mod connector;
 mod delivery_attempts;
+mod error;
 mod listen;
 mod registered;
 mod session;
 
-use connector::{ConnectError, Connector};
+use connector::Connector;
+use error::{explain, is_closing};
 
 pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
+pub use error::StoreError;
 pub use listen::{Heard, NotListening, Sign};
 pub use registered::{Change, Registered};
 
@@ -79,20 +81,6 @@ type Pool = r2d2::Pool<Connector>;
 
 /// What a statement is given, and of which type.
 type Parameter<'a> = (&'a (dyn postgres::types::ToSql + Sync), Type);
-
-/// Why PostgreSQL gave no answer.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// It may answer another time: away, restarting, overloaded, hanging.
-    #[error("PostgreSQL does not answer: {0}: is it running, is DATABASE_URL right?")]
-    Unavailable(String),
-    /// Waiting won't help: the login, the database or the table is wrong. Says the remedy.
-    #[error("PostgreSQL refuses: {0}")]
-    Misconfigured(String),
-    /// It can't take this very value, such as a character that its encoding lacks.
-    #[error("PostgreSQL refuses: {0}")]
-    Refused(String),
-}
 
 /// The webhooks, in PostgreSQL. Shared by all threads.
 #[derive(Debug)]
@@ -466,16 +454,6 @@ fn connect(connector: &Connector) -> Result<Client, StoreError> {
     Ok(connector.connect()?)
 }
 
-impl From<ConnectError> for StoreError {
-    fn from(error: ConnectError) -> Self {
-        match error {
-            ConnectError::Postgres(error) => explain(&error),
-            ConnectError::Silent { .. } => Self::Unavailable(error.to_string()),
-            ConnectError::NoTls { .. } => Self::Misconfigured(error.to_string()),
-        }
-    }
-}
-
 fn no_answer() -> StoreError {
     StoreError::Unavailable(format!("no answer within {QUERY_TIMEOUT:?}"))
 }
@@ -512,35 +490,4 @@ fn columns(row: &Row) -> Result<Columns, postgres::Error> {
         max_in_flight: row.try_get("max_in_flight")?,
         rate_per_second: row.try_get("rate_per_second")?,
     })
-}
-
-/// Whether the server ended the session: its last words come before the connection is closed.
-fn is_closing(error: &postgres::Error) -> bool {
-    error.code().is_some_and(|code| {
-        [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW]
-            .contains(&code)
-    })
-}
-
-/// Tells what waiting can mend from what it can't, with the remedy.
-fn explain(error: &postgres::Error) -> StoreError {
-    if let Some(problem) = tls::problem(error) {
-        return StoreError::Misconfigured(problem);
-    }
-    let Some(db) = error.as_db_error() else {
-        let cause = std::error::Error::source(error).map_or_else(String::new, |c| format!(": {c}"));
-        return StoreError::Unavailable(format!("{error}{cause}"));
-    };
-    // Class 22: data exceptions.
-    if db.code().code().starts_with("22") {
-        return StoreError::Refused(db.message().to_owned());
-    }
-    let remedy = match db.code().code() {
-        "28000" | "28P01" => "check the user and password in DATABASE_URL",
-        "3D000" => "create the database, or name another in DATABASE_URL",
-        "3F000" | "42P01" | "42703" => "run `webhook-notifier migrate` on this database",
-        "42501" => "grant this user the rights to the tables `webhooks` and `delivery_attempts`",
-        _ => return StoreError::Unavailable(db.message().to_owned()),
-    };
-    StoreError::Misconfigured(format!("{}: {remedy}", db.message()))
 }

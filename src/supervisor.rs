@@ -250,18 +250,22 @@ mod tests {
 
     #[test]
     fn signs_of_life_come_at_half_of_the_time_and_end_with_a_thread() {
-        let (listener, supervisor) = Listener::with(Some(Duration::from_millis(2)));
+        let watchdog = Duration::from_secs(60);
+        let (listener, supervisor) = Listener::with(Some(watchdog));
         let (metrics, casualties) = (metrics(), Casualties::default());
         make_ready(&metrics);
         let mut told = Told::default();
-        let mut hears_life = || {
+        // So long after the last one.
+        let mut hears_life = |after: Duration| {
+            let last = Instant::now().checked_sub(after);
+            told.alive = Some(last.expect("the machine is up for longer"));
             supervisor.tell(&mut told, |told| supervisor.news(told, &metrics, &casualties));
-            std::thread::sleep(Duration::from_millis(1));
             listener.hear().contains(&"WATCHDOG=1".to_owned())
         };
-        assert!((0..3).all(|_| hears_life()));
+        assert!((0..3).all(|_| hears_life(watchdog / 2)));
+        assert!(!hears_life(watchdog / 4), "not before");
         casualties.add("monitor");
-        assert!((0..3).all(|_| !hears_life()));
+        assert!((0..3).all(|_| !hears_life(watchdog)));
     }
 
     #[test]
@@ -271,7 +275,9 @@ mod tests {
         make_ready(&metrics);
         // As a thread holds it that waits for itself.
         let (release, held) = shutdown::channel();
+        let (waits, waiting) = crossbeam_channel::bounded(1);
         metrics.look_by(move || {
+            let _ = waits.try_send(());
             let _ = held.wait(Duration::from_secs(600));
             Glance {
                 receivers_degraded: 0,
@@ -287,7 +293,7 @@ mod tests {
                 let patience = Duration::from_secs(15);
                 supervisor.keep_informed(&metrics, &casualties, patience, &asked, &asked);
             });
-            std::thread::sleep(Duration::from_millis(200));
+            waiting.recv_timeout(Duration::from_secs(30)).expect("it looks before it says so");
             assert_eq!(listener.hear(), [""; 0]);
             release.fire();
             trigger.fire();

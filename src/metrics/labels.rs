@@ -1,0 +1,86 @@
+//! What happened to a delivery that got no attempt, as a label.
+
+use crate::domain::limits::Limit;
+use crate::domain::receiver::Hold;
+
+/// Why a delivery got no attempt when it came, but goes to the retry lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Its receiver is degraded.
+    Degraded,
+    /// Its receiver keeps its share of the consumers waiting.
+    Bulkhead,
+    /// Its receiver's circuit breaker is open.
+    Breaker,
+    /// Its receiver asked us to stay away.
+    RetryAfter,
+    /// Its webhook's `max_in_flight` is reached.
+    MaxInFlight,
+    /// Its webhook's `rate_per_second` is reached.
+    Rate,
+    /// Its event was split.
+    Split,
+    /// Shutdown, or its event took too long.
+    Interrupted,
+}
+
+impl Held {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Degraded,
+        Self::Bulkhead,
+        Self::Breaker,
+        Self::RetryAfter,
+        Self::MaxInFlight,
+        Self::Rate,
+        Self::Split,
+        Self::Interrupted,
+    ];
+
+    /// The metrics label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Degraded => "degraded",
+            Self::Bulkhead => "bulkhead",
+            Self::Breaker => "breaker",
+            Self::RetryAfter => "retry_after",
+            Self::MaxInFlight => Limit::InFlight.label(),
+            Self::Rate => Limit::Rate.label(),
+            Self::Split => "split",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl From<Hold> for Held {
+    fn from(hold: Hold) -> Self {
+        match hold {
+            Hold::Degraded => Self::Degraded,
+            Hold::Bulkhead | Hold::Unproven(_) => Self::Bulkhead,
+            Hold::Breaker(_) => Self::Breaker,
+            Hold::StayAway(_) => Self::RetryAfter,
+            Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,
+            Hold::Limit(Limit::Rate, _) => Self::Rate,
+        }
+    }
+}
+
+/// Why a parked delivery was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// The webhook is no longer there.
+    Deleted,
+    /// The webhook was disabled.
+    Disabled,
+}
+
+impl Dropped {
+    /// The metrics label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Disabled => "disabled",
+        }
+    }
+}

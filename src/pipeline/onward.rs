@@ -1,0 +1,95 @@
+//! Where a message or a delivery goes on to that has not reached its receiver: into a wait queue, the
+//! retry lane, the dead-letter queue, or its own queue again. Each is a promise until it is confirmed.
+
+use prometheus::IntCounter;
+
+use super::{Context, Missing, Pipeline, Promise, Promises, age};
+use crate::broker::{Message, NotConfirmed, Outgoing, unix_millis};
+use crate::domain::delivery::{self, Delivery};
+use crate::domain::event::Malformed;
+use crate::domain::history::Happened;
+use crate::domain::outcome::DeadReason;
+use crate::domain::retry::Span;
+use crate::metrics::Held;
+
+impl Pipeline {
+    pub(super) fn park(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        delay: Span,
+        counter: &IntCounter,
+    ) -> Result<Promise, NotConfirmed> {
+        let origin = &context.lane.origin;
+        let outgoing = Outgoing::park(travelling(context, delivery), delay, origin);
+        let promise = self.promise(outgoing, counter, true)?;
+        context.metrics.parked(age(delivery), delay.get());
+        Ok(promise)
+    }
+
+    /// Into the retry lane, to be attempted there at once.
+    pub(super) fn hand_over(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        why: Held,
+    ) -> Result<Promise, NotConfirmed> {
+        let happened = Happened::HandedOver { why: why.label() };
+        self.log.record(&context.lane.origin, delivery, happened);
+        let message = travelling(context, delivery);
+        let outgoing = Outgoing::hand_over(message, &context.lane.origin);
+        self.promise(outgoing, context.metrics.held(why), true)
+    }
+
+    pub(super) fn bury(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        reason: DeadReason,
+    ) -> Result<Promise, NotConfirmed> {
+        let mut message = travelling(context, delivery);
+        delivery::mark_dead(&mut message.headers, reason, unix_millis());
+        let outgoing = Outgoing::dead(message, &context.lane.origin);
+        self.promise(outgoing, context.metrics.dead_letters(reason), false)
+    }
+
+    fn promise(
+        &self,
+        outgoing: Outgoing,
+        counter: &IntCounter,
+        is_parked: bool,
+    ) -> Result<Promise, NotConfirmed> {
+        let confirmation = self.publisher.publish(outgoing)?;
+        Ok(Promise { confirmation, counter: counter.clone(), is_parked })
+    }
+
+    /// Puts a copy of a weary message at the end of its queue. Rare, so it is waited for.
+    pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
+        let Context { lane, message, .. } = context;
+        let copy = message.clone().rested();
+        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait()?;
+        log::info!("renewed queue={}", lane.queue);
+        Ok(())
+    }
+
+    pub(super) fn bury_malformed(
+        &self,
+        context: Context<'_>,
+        error: &Malformed,
+        promises: &mut Promises,
+    ) -> Result<(), Missing> {
+        let Context { lane, metrics, message } = context;
+        let (bytes, detail) = (message.body.len(), error.to_string());
+        log::warn!("malformed queue={} bytes={bytes} detail={detail:?}", lane.queue);
+        let mut message = message.clone();
+        delivery::mark_malformed(&mut message.headers, error, &lane.origin, unix_millis());
+        let counter = metrics.dead_letters(DeadReason::Malformed);
+        promises.extend([self.promise(Outgoing::dead(message, &lane.origin), counter, false)?]);
+        Ok(())
+    }
+}
+
+fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
+    let Message { body, content_type, .. } = context.message;
+    Message::carrying(delivery, &context.lane.origin, body.clone(), content_type.clone())
+}
