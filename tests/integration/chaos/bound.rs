@@ -12,13 +12,18 @@ use super::{
 /// The queues of a run, each with two lanes: its events and its retries.
 pub(super) const QUEUES: usize = 3;
 
-/// The consumers of each lane.
-pub(super) const CONSUMERS: usize = 4;
+/// Of each queue: the most requests under way, and so the most consumers of each of its two lanes.
+/// Few, so that what is slow or comes in a burst meets the limit; enough that each webhook that wants
+/// an event can be asked at the same time.
+pub(super) const CAPACITY: usize = 8;
 
-/// The messages that each has in hand: settled and not acked yet, waiting for a confirm, under way.
-pub(super) const PREFETCH_COUNT: usize = 4;
+/// The messages that each consumer has in hand: settled and not acked yet, waiting for a confirm,
+/// under way. More than one, so that some wait behind others; no more, because each is a repeat that
+/// a fault may cause.
+pub(super) const PREFETCH_COUNT: usize = 2;
 
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longer than the second after which a receiver counts as slow, so that one that hangs does.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// One wait queue for each.
 pub(super) const RETRY_SCHEDULE: [&str; 4] = ["500ms", "1s", "2s", "4s"];
@@ -28,7 +33,8 @@ pub(super) const CIRCUIT_BREAKER: &str = "5,500ms,2s";
 
 /// Of what goes to a receiver that is never there, its circuit breaker lets few attempts through, so
 /// that most of it ends by age. Everything else finds its receiver within this, whatever breaks on
-/// the way: three attempts, the waits between them, and an outage of the broker.
+/// the way: three attempts and the waits between them take 6 s; a receiver's outage and the pause
+/// after it another 6; the longest outage of the broker, and the way back to readiness, 20.
 pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(40);
 
 /// What RabbitMQ's worker that moves expired messages out of a wait queue may have moved and not
@@ -40,18 +46,18 @@ const MOVED_UNNOTED: usize = 32;
 const UNWRITTEN: Duration = Duration::from_millis(500);
 
 /// How long a message may be in hand after one of its deliveries was answered: a neighbour's request
-/// may run into its time-out, and so may those of the messages that it is acked together with; what
-/// is parked the broker confirms in milliseconds while it is well; and then the ack is
-/// [`UNWRITTEN`].
+/// may wait for room as long as a request takes, and then run into its time-out, and so may those of
+/// the messages that it is acked together with; what is parked the broker confirms in milliseconds
+/// while it is well; and then the ack is [`UNWRITTEN`].
 const IN_HAND: Duration = REQUEST_TIMEOUT
-    .saturating_mul(PREFETCH_COUNT as u32)
+    .saturating_mul(1 + PREFETCH_COUNT as u32)
     .saturating_add(UNWRITTEN)
     .saturating_add(Duration::from_millis(500));
 
-/// The deliveries in hand of so many notifiers: an event stands for all its webhooks, a retry for
-/// one.
+/// The deliveries in hand of so many notifiers, if every lane has grown as far as it may: an event
+/// stands for all its webhooks, a retry for one.
 fn in_hand(notifiers: usize) -> usize {
-    notifiers * QUEUES * CONSUMERS * PREFETCH_COUNT * (Kind::MOST_WEBHOOKS + 1)
+    notifiers * QUEUES * CAPACITY * PREFETCH_COUNT * (Kind::MOST_WEBHOOKS + 1)
 }
 
 impl Strike {
@@ -95,14 +101,22 @@ impl Strike {
     fn may_double(&self, at: Moment) -> bool {
         self.bound(&[]) > 0 && self.struck <= at + IN_HAND && at <= self.recovered
     }
+
+    /// Whether this fault may have doubled a message that was there from that time to that.
+    fn may_double_between(&self, from: Moment, to: Moment) -> bool {
+        self.bound(&[]) > 0 && self.struck <= to && from <= self.recovered
+    }
 }
 
 impl History {
     /// Whether a fault explains why a delivery came again, for which these requests were made: any
     /// of them, also one that failed, may have been for a message that is there twice since.
     ///
-    /// A delivery to a receiver that fails may be held back, and its message be doubled without a
-    /// request; so there any fault explains it that struck since its event first came to anybody.
+    /// A delivery may be held back, and its message be doubled without a request. To a receiver that
+    /// fails this may happen at any time since its event first came to anybody, and while it was in
+    /// hand before that. To a healthy one, of which nothing is known yet or which has its share of the
+    /// capacity, only until its own first request; and before the event came to anybody it waited for
+    /// room, as long as a request takes.
     pub(super) fn explains(
         &self,
         webhook: Webhook,
@@ -110,11 +124,14 @@ impl History {
         requests: &[Moment],
         again: Moment,
     ) -> bool {
+        let (in_hand_before, until) = match requests.first() {
+            Some(first) if webhook.is_healthy() => (REQUEST_TIMEOUT, *first),
+            _ => (IN_HAND, again),
+        };
+        let from = first_came.saturating_sub(in_hand_before);
         self.strikes.iter().filter(|strike| strike.struck <= again).any(|strike| {
             let mut before = requests.iter().filter(|at| **at < again);
-            let on_its_way = !webhook.is_healthy() && strike.bound(&[]) > 0;
-            before.any(|at| strike.may_double(*at))
-                || on_its_way && first_came <= strike.recovered + IN_HAND
+            before.any(|at| strike.may_double(*at)) || strike.may_double_between(from, until)
         })
     }
 }

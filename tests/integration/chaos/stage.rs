@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     bound::{
-        CIRCUIT_BREAKER, CONSUMERS, DELIVERY_MAX_AGE, PREFETCH_COUNT, QUEUES, REQUEST_TIMEOUT,
+        CAPACITY, CIRCUIT_BREAKER, DELIVERY_MAX_AGE, PREFETCH_COUNT, QUEUES, REQUEST_TIMEOUT,
         RETRY_SCHEDULE,
     },
     cast::{Cast, Webhook},
@@ -270,7 +270,7 @@ impl Stage {
 }
 
 fn start(sandbox: &Sandbox, to_broker: &Proxy, to_postgres: &Proxy) -> Notifier {
-    let lanes = sandbox.queues.iter().map(|queue| format!("{queue}={CONSUMERS}"));
+    let lanes = sandbox.queues.iter().map(|queue| format!("{queue}={CAPACITY}"));
     let amqp_url = to_broker.url(&sandbox.servers.amqp_url);
     sandbox
         .notifier()
