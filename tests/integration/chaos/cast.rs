@@ -3,11 +3,23 @@
 //! All of it is a function of the seed and of what it is asked about, never of the time or of what
 //! came before, so that a seed stands for one run.
 
+use std::time::Duration;
+
 use fastrand::Rng;
 
 use crate::harness::Reply;
 
-/// The webhooks that are registered.
+/// How long [`Webhook::Far`] takes: as long as the longest way around the earth and back.
+const DISTANCE: Duration = Duration::from_millis(200);
+
+/// Of so many events in a row, which at the usual rate are those of 20 s, [`Webhook::Outage`] does
+/// not take those of 4 s: long enough that a circuit breaker opens, and short beside the age at which
+/// a delivery ends.
+const OUTAGE_EVERY: usize = 2_000;
+const OUTAGE_LENGTH: usize = 400;
+
+/// The webhooks that are registered. Each has a host and port of its own; those of the crowd share
+/// theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Webhook {
     /// Answers 200 at once, always, and wants every event, as the next one does: what they get twice
@@ -16,13 +28,31 @@ pub(super) enum Webhook {
     HealthyB,
     /// Wants every event, and fails at about every tenth.
     Flaky,
+    /// Answers 200, always, after [`DISTANCE`].
+    Far,
+    /// Fails at about 30 % of the first and second attempts.
+    VeryFlaky,
+    /// Wants few; answers 503 to a stretch of events in a row, and again when they are attempted a
+    /// second time. With no success before the first third attempt, 1.5 s later, its circuit breaker
+    /// opens.
+    Outage,
     /// Wants few; never answers the first attempt.
     Hanging,
+    /// Wants few; does not answer the first attempt of about every second, and the others at once.
+    Alternating,
+    /// Four on one host that want few. Two of them answer at once, always;
+    CrowdA,
+    CrowdB,
+    /// and two don't answer the first attempt of about every fourth.
+    CrowdC,
+    CrowdD,
     /// Wants few; nobody listens there.
     Dead,
 }
 
-/// The types of the events.
+/// The types of the events. All want the plain ones who want every event. What hangs is rare: a
+/// hanging request holds a place of its queue's capacity for REQUEST_TIMEOUT, and at 250 events per
+/// second all of them together should still hold less than the half that the slow may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Plain,
@@ -30,37 +60,80 @@ pub(super) enum Kind {
     Hangs,
     /// One in twenty: [`Webhook::Dead`] wants these too.
     Dies,
+    /// One in ten: [`Webhook::Far`] and [`Webhook::VeryFlaky`] want these too.
+    Mixed,
+    /// Three in a hundred: [`Webhook::Outage`] wants these too. Each costs two failures, and while a
+    /// circuit breaker is open a failure costs a pause: many would outlast the run.
+    Breaks,
+    /// One in a hundred: [`Webhook::Alternating`] wants these too.
+    Alternates,
+    /// One in a hundred: the four of the crowd want these too.
+    Crowds,
 }
 
 impl Webhook {
-    pub(super) const ALL: [Self; 5] =
-        [Self::HealthyA, Self::HealthyB, Self::Flaky, Self::Hanging, Self::Dead];
+    pub(super) const ALL: [Self; 13] = [
+        Self::HealthyA,
+        Self::HealthyB,
+        Self::Flaky,
+        Self::Far,
+        Self::VeryFlaky,
+        Self::Outage,
+        Self::Hanging,
+        Self::Alternating,
+        Self::CrowdA,
+        Self::CrowdB,
+        Self::CrowdC,
+        Self::CrowdD,
+        Self::Dead,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::HealthyA => "healthy-a",
             Self::HealthyB => "healthy-b",
             Self::Flaky => "flaky",
+            Self::Far => "far",
+            Self::VeryFlaky => "very-flaky",
+            Self::Outage => "outage",
             Self::Hanging => "hanging",
+            Self::Alternating => "alternating",
+            Self::CrowdA => "crowd-a",
+            Self::CrowdB => "crowd-b",
+            Self::CrowdC => "crowd-c",
+            Self::CrowdD => "crowd-d",
             Self::Dead => "dead",
+        }
+    }
+
+    /// The host that it is on. Those with the same one have the same port, too.
+    pub(super) fn host(self) -> &'static str {
+        match self {
+            Self::CrowdA | Self::CrowdB | Self::CrowdC | Self::CrowdD => "crowd",
+            alone => alone.name(),
+        }
+    }
+
+    /// The only kind that it wants; none: it wants every event.
+    fn only(self) -> Option<Kind> {
+        match self {
+            Self::HealthyA | Self::HealthyB | Self::Flaky => None,
+            Self::Far | Self::VeryFlaky => Some(Kind::Mixed),
+            Self::Outage => Some(Kind::Breaks),
+            Self::Hanging => Some(Kind::Hangs),
+            Self::Alternating => Some(Kind::Alternates),
+            Self::CrowdA | Self::CrowdB | Self::CrowdC | Self::CrowdD => Some(Kind::Crowds),
+            Self::Dead => Some(Kind::Dies),
         }
     }
 
     /// As it is registered.
     pub(super) fn events(self) -> &'static str {
-        match self {
-            Self::HealthyA | Self::HealthyB | Self::Flaky => "chaos.*",
-            Self::Hanging => "chaos.hangs",
-            Self::Dead => "chaos.dies",
-        }
+        self.only().map_or("chaos.*", Kind::name)
     }
 
     pub(super) fn wants(self, kind: Kind) -> bool {
-        match self {
-            Self::HealthyA | Self::HealthyB | Self::Flaky => true,
-            Self::Hanging => kind == Kind::Hangs,
-            Self::Dead => kind == Kind::Dies,
-        }
+        self.only().is_none_or(|only| only == kind)
     }
 
     /// Whether its deliveries may die: it is never there, or fails so often that its circuit breaker
@@ -71,13 +144,23 @@ impl Webhook {
 
     /// Whether it never fails.
     pub(super) fn is_healthy(self) -> bool {
-        matches!(self, Self::HealthyA | Self::HealthyB)
+        matches!(self, Self::HealthyA | Self::HealthyB | Self::Far | Self::CrowdA | Self::CrowdB)
     }
 }
 
 impl Kind {
-    /// The most webhooks that want one event.
-    pub(super) const MOST_WEBHOOKS: usize = 4;
+    pub(super) const ALL: [Self; 7] = [
+        Self::Plain,
+        Self::Hangs,
+        Self::Dies,
+        Self::Mixed,
+        Self::Breaks,
+        Self::Alternates,
+        Self::Crowds,
+    ];
+
+    /// The most webhooks that want one event: the three that want every one, and the crowd.
+    pub(super) const MOST_WEBHOOKS: usize = 7;
 
     /// The event type.
     pub(super) fn name(self) -> &'static str {
@@ -85,6 +168,10 @@ impl Kind {
             Self::Plain => "chaos.plain",
             Self::Hangs => "chaos.hangs",
             Self::Dies => "chaos.dies",
+            Self::Mixed => "chaos.mixed",
+            Self::Breaks => "chaos.breaks",
+            Self::Alternates => "chaos.alternates",
+            Self::Crowds => "chaos.crowds",
         }
     }
 }
@@ -101,6 +188,10 @@ impl Cast {
         match self.drawn(&[1, number]).u32(..100) {
             0..2 => Kind::Hangs,
             2..7 => Kind::Dies,
+            7..17 => Kind::Mixed,
+            17..20 => Kind::Breaks,
+            20 => Kind::Alternates,
+            21 => Kind::Crowds,
             _ => Kind::Plain,
         }
     }
@@ -125,19 +216,25 @@ impl Cast {
     /// only [`Webhook::Dead`] exhausts a schedule of four retries.
     pub(super) fn reply(self, webhook: Webhook, number: usize, attempt: usize) -> Reply {
         let mut drawn = self.drawn(&[3, webhook as usize, number, attempt]);
-        let fails = match (webhook, attempt) {
-            (Webhook::Hanging, 1) => return Reply::Hang,
-            (Webhook::Flaky, 1) => drawn.u32(..10) == 0,
-            (Webhook::Flaky, 2) => drawn.u32(..5) == 0,
-            _ => false,
-        };
-        match drawn.u32(..200) {
-            _ if !fails => Reply::Status(200),
-            // Rarely: it keeps everything away from that receiver for a second.
-            0 => Reply::WithHeaders(503, vec![("retry-after", String::from("1"))]),
-            1..100 => Reply::Status(503),
-            _ => Reply::Reset,
+        let percent = drawn.u32(..100);
+        match (webhook, attempt) {
+            (Webhook::Far, _) => Reply::Slow(DISTANCE, 200),
+            (Webhook::Hanging, 1) => Reply::Hang,
+            (Webhook::Alternating, 1) if percent < 50 => Reply::Hang,
+            (Webhook::CrowdC | Webhook::CrowdD, 1) if percent < 25 => Reply::Hang,
+            (Webhook::VeryFlaky, 1 | 2) if percent < 30 => Reply::Status(500),
+            (Webhook::Outage, 1 | 2) if self.is_out(number) => Reply::Status(503),
+            (Webhook::Flaky, 1) if percent < 10 => failure(&mut drawn),
+            (Webhook::Flaky, 2) if percent < 20 => failure(&mut drawn),
+            _ => Reply::Status(200),
         }
+    }
+
+    /// Whether [`Webhook::Outage`] does not take that event: one stretch in each [`OUTAGE_EVERY`],
+    /// which begins anywhere.
+    fn is_out(self, number: usize) -> bool {
+        let start = self.drawn(&[4, number / OUTAGE_EVERY]).usize(..OUTAGE_EVERY - OUTAGE_LENGTH);
+        (start..start + OUTAGE_LENGTH).contains(&(number % OUTAGE_EVERY))
     }
 
     /// Random numbers for just this.
@@ -151,33 +248,96 @@ impl Cast {
     }
 }
 
-#[test]
-fn kinds_and_failures_are_as_frequent_as_they_are_said_to_be() {
-    let cast = Cast { seed: 42 };
-    let share = |holds: &dyn Fn(usize) -> bool| {
-        let count = (0..20_000).filter(|number| holds(*number)).count();
-        f64::from(u32::try_from(count).expect("a small number")) / 20_000.0
-    };
-    let is_ok = |reply| matches!(reply, Reply::Status(200));
-    let failing = share(&|number| !is_ok(cast.reply(Webhook::Flaky, number, 1)));
-    for (what, share, expected) in [
-        ("hanging", share(&|number| cast.kind(number) == Kind::Hangs), 0.02),
-        ("dying", share(&|number| cast.kind(number) == Kind::Dies), 0.05),
-        ("in the first queue", share(&|number| cast.queue(number, 3) == 0), 1.0 / 3.0),
-        ("failing", failing, 0.1),
-    ] {
-        assert!((share - expected).abs() < 0.2 * expected, "{what}: {share}");
+/// One of the ways in which [`Webhook::Flaky`] fails.
+fn failure(drawn: &mut Rng) -> Reply {
+    match drawn.u32(..200) {
+        // Rarely: it keeps everything away from that receiver for a second.
+        0 => Reply::WithHeaders(503, vec![("retry-after", String::from("1"))]),
+        1..100 => Reply::Status(503),
+        _ => Reply::Reset,
     }
-    assert!((0..1_000).all(|number| is_ok(cast.reply(Webhook::Flaky, number, 3))));
-    assert!((0..1_000).all(|number| is_ok(cast.reply(Webhook::HealthyA, number, 1))));
+}
+
+/// Whether the receiver has the event, when it has answered so.
+pub(super) fn accepts(reply: &Reply) -> bool {
+    matches!(reply, Reply::Status(200) | Reply::Slow(_, 200))
+}
+
+#[track_caller]
+fn assert_share(what: &str, expected: f64, holds: impl Fn(usize) -> bool) {
+    let count = (0..20_000).filter(|number| holds(*number)).count();
+    let share = f64::from(u32::try_from(count).expect("a small number")) / 20_000.0;
+    assert!((share - expected).abs() <= 0.2 * expected, "{what}: {share}");
+}
+
+#[test]
+fn kinds_are_as_frequent_as_they_are_said_to_be() {
+    let cast = Cast { seed: 42 };
+    for (kind, expected) in [
+        (Kind::Plain, 0.78),
+        (Kind::Hangs, 0.02),
+        (Kind::Dies, 0.05),
+        (Kind::Mixed, 0.1),
+        (Kind::Breaks, 0.03),
+        (Kind::Alternates, 0.01),
+        (Kind::Crowds, 0.01),
+    ] {
+        assert_share(kind.name(), expected, |number| cast.kind(number) == kind);
+    }
+    assert_share("in the first queue", 1.0 / 3.0, |number| cast.queue(number, 3) == 0);
+}
+
+#[test]
+fn receivers_fail_as_often_as_they_are_said_to() {
+    let cast = Cast { seed: 42 };
+    for (webhook, first, second) in [
+        (Webhook::HealthyA, 0.0, 0.0),
+        (Webhook::HealthyB, 0.0, 0.0),
+        (Webhook::Flaky, 0.1, 0.2),
+        (Webhook::Far, 0.0, 0.0),
+        (Webhook::VeryFlaky, 0.3, 0.3),
+        (Webhook::Outage, 0.2, 0.2),
+        (Webhook::Hanging, 1.0, 0.0),
+        (Webhook::Alternating, 0.5, 0.0),
+        (Webhook::CrowdA, 0.0, 0.0),
+        (Webhook::CrowdB, 0.0, 0.0),
+        (Webhook::CrowdC, 0.25, 0.0),
+        (Webhook::CrowdD, 0.25, 0.0),
+    ] {
+        for (attempt, expected) in [(1, first), (2, second), (3, 0.0), (4, 0.0)] {
+            let fails = |number| !accepts(&cast.reply(webhook, number, attempt));
+            assert_share(&format!("{} at attempt {attempt}", webhook.name()), expected, fails);
+        }
+        assert_eq!(webhook.is_healthy(), (first, second) == (0.0, 0.0), "{webhook:?}");
+    }
+}
+
+#[test]
+fn an_outage_is_one_stretch_of_events_in_a_row() {
+    let cast = Cast { seed: 42 };
+    for block in 0..10 {
+        let numbers = block * OUTAGE_EVERY..(block + 1) * OUTAGE_EVERY;
+        let out: Vec<usize> = numbers.filter(|number| cast.is_out(*number)).collect();
+        assert_eq!(out.len(), OUTAGE_LENGTH);
+        assert_eq!(out[OUTAGE_LENGTH - 1] - out[0], OUTAGE_LENGTH - 1);
+    }
+}
+
+#[test]
+fn a_reply_depends_on_nothing_but_the_seed_and_the_question() {
+    for webhook in Webhook::ALL {
+        for number in 0..100 {
+            let reply = || format!("{:?}", Cast { seed: 7 }.reply(webhook, number, 1));
+            assert_eq!(reply(), reply());
+        }
+    }
 }
 
 #[test]
 fn no_kind_has_more_webhooks_than_the_bound_counts_on() {
-    for kind in [Kind::Plain, Kind::Hangs, Kind::Dies] {
-        let count = Webhook::ALL.iter().filter(|webhook| webhook.wants(kind)).count();
-        assert!(count <= Kind::MOST_WEBHOOKS, "{kind:?}: {count}");
-    }
+    let wanting = |kind| Webhook::ALL.into_iter().filter(move |webhook| webhook.wants(kind));
+    let most = Kind::ALL.into_iter().map(|kind| wanting(kind).count()).max();
+    assert_eq!(most, Some(Kind::MOST_WEBHOOKS));
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! The customers' servers: one HTTP server with a path for each webhook, which answers as the
-//! [`Cast`] says and writes down what came.
+//! The customers' servers: an HTTP server for each host, with a path for each webhook, which answer
+//! as the [`Cast`] says and write down what came.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -11,13 +12,14 @@ use std::{
 
 use super::{
     bound::QUEUES,
-    cast::{Cast, Webhook},
+    cast::{Cast, Webhook, accepts},
     history::Request,
 };
 use crate::harness::{Receiver, Reply, receiver};
 
 pub(super) struct Receivers {
-    receiver: Receiver,
+    /// By host.
+    receivers: BTreeMap<&'static str, Receiver>,
     seen: Arc<Seen>,
 }
 
@@ -40,16 +42,22 @@ impl Receivers {
             newest: Default::default(),
             strays: AtomicUsize::default(),
         });
-        let answering = Arc::clone(&seen);
-        let receiver = Receiver::forgetful(move |request| answering.answer(request));
-        Self { receiver, seen }
+        let mut receivers = BTreeMap::new();
+        for webhook in Webhook::ALL {
+            receivers.entry(webhook.host()).or_insert_with(|| {
+                let answering = Arc::clone(&seen);
+                Receiver::forgetful(move |request| answering.answer(request))
+            });
+        }
+        Self { receivers, seen }
     }
 
     /// Where the webhook is registered.
     pub(super) fn url(&self, webhook: Webhook) -> String {
+        let receiver = &self.receivers[webhook.host()];
         match webhook {
-            Webhook::Dead => self.receiver.refusing_url(),
-            _ => self.receiver.url(&format!("/{}", webhook.name())),
+            Webhook::Dead => receiver.refusing_url(),
+            _ => receiver.url(&format!("/{}", webhook.name())),
         }
     }
 
@@ -82,7 +90,7 @@ impl Seen {
             return Reply::Status(404);
         };
         let reply = self.cast.reply(webhook, number, request.attempt);
-        let accepted = matches!(reply, Reply::Status(200));
+        let accepted = accepts(&reply);
         let at = request.at.duration_since(self.began);
         let seen = Request { number, webhook, at, accepted };
         self.requests.lock().expect("no holder panics").push(seen);
