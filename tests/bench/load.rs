@@ -102,16 +102,26 @@ pub(crate) fn fill(url: &str, queue: &str, events: Range<u32>, kind: &str) {
 pub(crate) fn steadily<'a>(
     url: &str,
     per_second: u32,
+    address: impl FnMut(u32) -> Option<(&'a str, &'a str)>,
+) -> Published {
+    steadily_from(0, url, per_second, address)
+}
+
+/// The same, with events whose numbers begin with `first`.
+pub(crate) fn steadily_from<'a>(
+    first: u32,
+    url: &str,
+    per_second: u32,
     mut address: impl FnMut(u32) -> Option<(&'a str, &'a str)>,
 ) -> Published {
     let mut producer = Producer::open(url);
     let began = Instant::now();
     let mut published = Published { count: 0, latest: Duration::ZERO };
-    while let Some((queue, kind)) = address(published.count) {
+    while let Some((queue, kind)) = address(first + published.count) {
         let due = began + Duration::from_secs(1) * published.count / per_second;
         thread::sleep(due.saturating_duration_since(Instant::now()));
         published.latest = published.latest.max(due.elapsed());
-        producer.publish(queue, published.count, kind);
+        producer.publish(queue, first + published.count, kind);
         published.count += 1;
     }
     producer.settle();

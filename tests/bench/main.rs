@@ -3,8 +3,10 @@
 //! A black box: the release binary against a real RabbitMQ and a real PostgreSQL, with receivers
 //! that are never the limit. Where a figure is a ratio, both sides run in one go, one after the
 //! other and over again, so that what the machine does besides meets both. Every event that was
-//! published must have arrived, once; a run in which one has not fails. Figures are only reported:
-//! a machine that is busy with something else can miss any of them.
+//! published must have arrived, once; a run in which one has not fails. Where receivers hang, fail or
+//! are far away, some scenarios end before all have what they should: what is still on its way then
+//! is late, and the figures show it. Figures are only reported: a machine that is busy with
+//! something else can miss any of them.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is there to print")]
 
@@ -19,6 +21,7 @@ mod bare_loop;
 mod receiver;
 mod raw_loop;
 mod load;
+mod neighbours;
 mod event;
 mod measure;
 mod profile;

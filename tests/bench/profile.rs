@@ -18,9 +18,9 @@ impl Profile {
             return Self(None);
         };
         let file = match side {
-            Side::Notifier => format!("{file}.notifier"),
-            Side::BareLoop => format!("{file}.bare-loop"),
-            Side::Earlier => format!("{file}.earlier"),
+            Side::Notifier(_) => format!("{file}.notifier"),
+            Side::BareLoop(_) => format!("{file}.bare-loop"),
+            Side::Earlier(_) => format!("{file}.earlier"),
         };
         // A prime number of times per second, which falls in step with nothing.
         let perf = Command::new("perf")

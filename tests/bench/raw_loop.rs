@@ -19,51 +19,61 @@ use crate::{
 
 pub(crate) const COMMAND: &str = "raw-loop";
 
-/// As many as the tuned notifier has consumers.
-const CONNECTIONS: u32 = 4;
-/// Takes about two seconds on two cores.
-const REQUESTS: u32 = 100_000;
+/// Of a connection's thread, of which there can be many.
+const STACK: usize = 128 * 1024;
 
-/// Measures the receiver and says what it can take.
-pub(crate) fn measure_receiver() {
+/// Measures what a receiver takes from so many connections with so many requests each, and says it.
+/// Requests per second.
+pub(crate) fn measure_receiver(behaviour: Behaviour, connections: u32, requests: u32) -> f64 {
     let log = Log::new();
-    let receiver = Receiver::start(Behaviour::Prompt, &log);
+    let receiver = Receiver::start(behaviour, &log);
     let executable = env::current_exe().expect("we run from a file");
-    let address = receiver.address.to_string();
+    let arguments = [
+        COMMAND.to_owned(),
+        receiver.address.to_string(),
+        connections.to_string(),
+        requests.to_string(),
+    ];
     let (began, before) = (Instant::now(), processor_time(process::id()));
-    let status = Command::new(executable).args([COMMAND, &address]).status();
+    let status = Command::new(executable).args(arguments).status();
     assert!(status.is_ok_and(|status| status.success()), "the raw loop failed");
-    assert!(log.wait(REQUESTS as usize, Duration::from_secs(10)), "requests are missing");
-    let seconds = began.elapsed().as_secs_f64();
+    let all = connections * requests;
+    assert!(log.wait(all as usize, Duration::from_secs(10)), "requests are missing");
+    let per_second = f64::from(all) / began.elapsed().as_secs_f64();
     let processor = (processor_time(process::id()) - before).as_secs_f64();
     println!(
-        "receiver: {:.0} requests/s from {CONNECTIONS} raw sockets, {:.1} µs of CPU per request at the receiver",
-        f64::from(REQUESTS) / seconds,
-        processor / f64::from(REQUESTS) * 1e6,
+        "receiver ({behaviour:?}): {per_second:.0} requests/s from {connections} raw sockets, {:.1} µs of CPU per request at the receiver",
+        processor / f64::from(all) * 1e6,
     );
+    per_second
 }
 
-/// The process: ADDRESS.
+/// The process: ADDRESS CONNECTIONS REQUESTS, the last for each connection.
 pub(crate) fn run(arguments: &[String]) {
-    let [address] = arguments else { panic!("{COMMAND} ADDRESS") };
+    let [address, connections, requests] = arguments else {
+        panic!("{COMMAND} ADDRESS CONNECTIONS REQUESTS")
+    };
+    let connections: u32 = connections.parse().expect("a number of connections");
+    let requests: u32 = requests.parse().expect("a number of requests");
     let body = body(Stamp { number: 0, sent: now() }, "raw.loop");
     let head = format!(
         "POST /webhooks/0 HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     let request = Arc::new([head.as_bytes(), &body].concat());
-    let threads = (0..CONNECTIONS).map(|_| {
+    let threads = (0..connections).map(|_| {
         let mut stream = TcpStream::connect(address).expect("the receiver listens");
         stream.set_nodelay(true).expect("it is a TCP socket");
         let request = Arc::clone(&request);
-        thread::spawn(move || {
+        let send = move || {
             let mut response = [0; 512];
-            for _ in 0..REQUESTS / CONNECTIONS {
+            for _ in 0..requests {
                 stream.write_all(&request).expect("the receiver reads");
                 let read = stream.read(&mut response).expect("the receiver answers");
                 assert!(response[..read].ends_with(b"ok"), "half a response");
             }
-        })
+        };
+        thread::Builder::new().stack_size(STACK).spawn(send).expect("one more thread")
     });
     for thread in threads.collect::<Vec<_>>() {
         thread.join().expect("no connection fails");

@@ -4,10 +4,11 @@
 use std::{
     collections::HashMap,
     fmt,
+    hash::Hash,
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -16,12 +17,18 @@ use std::{
 
 use crate::{event, measure::now};
 
-/// What every request gets.
-const RESPONSE: &[u8] =
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok";
+const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
+const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
 
 /// Far above the size of any request here.
 const BUFFER: usize = 16 * 1024;
+
+/// Of a connection's thread, of which there can be many; the buffer isn't on it.
+const STACK: usize = 128 * 1024;
+
+/// Connections that may wait until they are accepted: more than ever begin at once.
+const BACKLOG: i32 = 4_096;
 
 /// One request, when its last byte was there.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +39,19 @@ pub(crate) struct Receipt {
     pub(crate) webhook: u32,
     pub(crate) sent: u64,
     pub(crate) at: u64,
+    pub(crate) answer: Answer,
+}
+
+/// What a request gets, at once or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// 200: it is delivered.
+    Success,
+    /// 500.
+    Failure,
+    /// 503.
+    Unavailable,
+    Nothing,
 }
 
 impl Receipt {
@@ -51,9 +71,10 @@ pub(crate) struct Log {
 #[derive(Debug, Default)]
 struct Entries {
     receipts: Vec<Receipt>,
+    delivered: usize,
     connections: usize,
     strangers: usize,
-    /// Who waits wants to know of this many.
+    /// Who waits wants to know of this many deliveries.
     awaited: usize,
 }
 
@@ -69,6 +90,11 @@ pub(crate) struct Account {
 impl Account {
     pub(crate) fn is_right(self) -> bool {
         self == Self::default()
+    }
+
+    /// Right so far: what is missing may still come.
+    pub(crate) fn may_become_right(self) -> bool {
+        Self { missing: 0, ..self }.is_right()
     }
 }
 
@@ -91,21 +117,35 @@ impl Log {
     fn push(&self, receipt: Receipt) {
         let mut entries = self.lock();
         entries.receipts.push(receipt);
-        let reached = entries.receipts.len() == entries.awaited;
+        let delivered = receipt.answer == Answer::Success;
+        entries.delivered += usize::from(delivered);
+        let reached = delivered && entries.delivered == entries.awaited;
         drop(entries);
         if reached {
             self.reached.notify_all();
         }
     }
 
-    /// Waits until that many requests have come. False: they have not, within the limit.
+    /// Waits until that many deliveries have come. False: they have not, within the limit.
     pub(crate) fn wait(&self, count: usize, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut entries = self.lock();
         entries.awaited = count;
-        while entries.receipts.len() < count {
+        while entries.delivered < count {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
             entries = self.reached.wait_timeout(entries, left).expect("as above").0;
+        }
+        true
+    }
+
+    /// Waits for requests, answered or not.
+    pub(crate) fn wait_requests(&self, count: usize, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.lock().receipts.len() < count {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
         true
     }
@@ -114,8 +154,16 @@ impl Log {
         self.lock().connections
     }
 
+    /// All requests, successful or not.
     pub(crate) fn receipts(&self) -> Vec<Receipt> {
         self.lock().receipts.clone()
+    }
+
+    /// Those that succeeded.
+    pub(crate) fn deliveries(&self) -> Vec<Receipt> {
+        let entries = self.lock();
+        let delivered = |receipt: &&Receipt| receipt.answer == Answer::Success;
+        entries.receipts.iter().filter(delivered).copied().collect()
     }
 
     /// Compares with what should have come: these events, each to one webhook.
@@ -128,17 +176,24 @@ impl Log {
         self.account_by(|receipt| receipt.webhook, webhooks)
     }
 
-    fn account_by(
+    /// Compares with what should have come: deliveries, each known by its event and its webhook.
+    pub(crate) fn account_of_deliveries(
         &self,
-        key: fn(&Receipt) -> u32,
-        expected: impl IntoIterator<Item = u32>,
+        deliveries: impl IntoIterator<Item = (u32, u32)>,
     ) -> Account {
-        let entries = self.lock();
-        let mut times: HashMap<u32, usize> = HashMap::new();
-        for receipt in &entries.receipts {
-            *times.entry(key(receipt)).or_default() += 1;
+        self.account_by(|receipt| (receipt.event, receipt.webhook), deliveries)
+    }
+
+    fn account_by<K: Eq + Hash>(
+        &self,
+        key: fn(&Receipt) -> K,
+        expected: impl IntoIterator<Item = K>,
+    ) -> Account {
+        let mut times: HashMap<K, usize> = HashMap::new();
+        for delivery in self.deliveries() {
+            *times.entry(key(&delivery)).or_default() += 1;
         }
-        let mut account = Account { strangers: entries.strangers, ..Account::default() };
+        let mut account = Account { strangers: self.lock().strangers, ..Account::default() };
         for number in expected {
             match times.remove(&number) {
                 None => account.missing += 1,
@@ -153,24 +208,103 @@ impl Log {
 /// Listens on loopback until it is dropped.
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
-    open: Arc<Open>,
+    shared: Arc<Shared>,
 }
 
 /// What a receiver does with a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Behaviour {
     Prompt,
     /// Answers after this time.
     Slow(Duration),
     /// Accepts, reads, and never answers.
     Silent,
+    /// The same to these webhooks, and prompt to others.
+    SilentTo(fn(u32) -> bool),
+    /// Fails that many of a hundred requests. Which ones depends on the event and on how often it
+    /// has come: it is the same in each run.
+    Flaky(u64),
+    /// Answers 503 for that long, from its first request on.
+    Away(Duration),
+    /// Each webhook for itself: a request takes this long, and so do those that come meanwhile; the
+    /// next one is answered at once, and then it begins anew.
+    Alternating(Duration),
 }
 
-/// What must be closed at the end.
-#[derive(Default)]
-struct Open {
+/// What the connections of a receiver share.
+struct Shared {
+    behaviour: Behaviour,
+    log: Arc<Log>,
+    first_request: OnceLock<u64>,
+    /// How often each event has come.
+    attempts: Mutex<HashMap<u32, u64>>,
+    /// Until when a webhook hangs; none: its next request decides that.
+    hanging: Mutex<HashMap<u32, u64>>,
+    is_held: AtomicBool,
+    held: Mutex<()>,
+    released: Condvar,
     ended: AtomicBool,
+    /// What must be closed at the end.
     streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Shared {
+    /// The answer to a request, and how long it takes.
+    fn answer(&self, event: u32, webhook: u32, at: u64) -> (Answer, Duration) {
+        let answer = match self.behaviour {
+            Behaviour::Prompt => Answer::Success,
+            Behaviour::Slow(time) => return (Answer::Success, time),
+            Behaviour::Silent => Answer::Nothing,
+            Behaviour::SilentTo(these) if these(webhook) => Answer::Nothing,
+            Behaviour::SilentTo(_) => Answer::Success,
+            Behaviour::Flaky(percent) => {
+                let mut attempts = self.attempts.lock().expect("no holder panics");
+                let attempt = attempts.entry(event).or_default();
+                *attempt += 1;
+                match mixed(u64::from(event) << 16 | *attempt) % 100 < percent {
+                    true => Answer::Failure,
+                    false => Answer::Success,
+                }
+            }
+            Behaviour::Away(time) => match at < self.first_request_at(at) + nanoseconds(time) {
+                true => Answer::Unavailable,
+                false => Answer::Success,
+            },
+            Behaviour::Alternating(time) => {
+                let mut hanging = self.hanging.lock().expect("no holder panics");
+                let until = *hanging.entry(webhook).or_insert(at + nanoseconds(time));
+                if at < until {
+                    return (Answer::Success, time);
+                }
+                hanging.remove(&webhook);
+                Answer::Success
+            }
+        };
+        (answer, Duration::ZERO)
+    }
+
+    fn first_request_at(&self, at: u64) -> u64 {
+        *self.first_request.get_or_init(|| at)
+    }
+
+    fn wait_released(&self) {
+        let mut held = self.held.lock().expect("no holder panics");
+        while self.is_held.load(Ordering::Acquire) {
+            held = self.released.wait(held).expect("no holder panics");
+        }
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).expect("less than centuries")
+}
+
+/// A number that looks random (splitmix64).
+fn mixed(number: u64) -> u64 {
+    let z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 impl Receiver {
@@ -180,26 +314,66 @@ impl Receiver {
     }
 
     pub(crate) fn start_at(port: u16, behaviour: Behaviour, log: &Arc<Log>) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+        Self::listen((Ipv4Addr::LOCALHOST, port), behaviour, log)
+    }
+
+    /// On a host of its own: all of 127.0.0.0/8 is loopback.
+    pub(crate) fn on(host: Ipv4Addr, behaviour: Behaviour, log: &Arc<Log>) -> Self {
+        Self::listen((host, 0), behaviour, log)
+    }
+
+    fn listen(address: (Ipv4Addr, u16), behaviour: Behaviour, log: &Arc<Log>) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
+        // By default 128 connections may wait to be accepted; the next one tries again in a second.
+        rustix::net::listen(&listener, BACKLOG).expect("it listens");
         let address = listener.local_addr().expect("it is bound");
-        let open = Arc::new(Open::default());
-        let (log, shared) = (Arc::clone(log), Arc::clone(&open));
+        let shared = Arc::new(Shared {
+            behaviour,
+            log: Arc::clone(log),
+            first_request: OnceLock::new(),
+            attempts: Mutex::default(),
+            hanging: Mutex::default(),
+            is_held: AtomicBool::new(false),
+            held: Mutex::default(),
+            released: Condvar::new(),
+            ended: AtomicBool::new(false),
+            streams: Mutex::default(),
+        });
+        let receiver = Self { address, shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if shared.ended.load(Ordering::Acquire) {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                log.lock().connections += 1;
+                shared.log.lock().connections += 1;
                 if let Ok(handle) = stream.try_clone() {
                     shared.streams.lock().expect("no holder panics").push(handle);
                 }
-                let log = Arc::clone(&log);
+                let shared = Arc::clone(&shared);
                 // A client may end its connection whenever it likes.
-                thread::spawn(move || drop(serve(stream, behaviour, &log)));
+                let serve = move || drop(serve(stream, &shared));
+                thread::Builder::new().stack_size(STACK).spawn(serve).expect("one more thread");
             }
         });
-        Self { address, open }
+        receiver
+    }
+
+    /// When its first request came.
+    pub(crate) fn first_request(&self) -> Option<u64> {
+        self.shared.first_request.get().copied()
+    }
+
+    /// From now on requests get no answer until [`Self::release`].
+    pub(crate) fn hold(&self) {
+        self.shared.is_held.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn release(&self) {
+        let held = self.shared.held.lock().expect("no holder panics");
+        self.shared.is_held.store(false, Ordering::Release);
+        drop(held);
+        self.shared.released.notify_all();
     }
 
     /// The URL of one of its webhooks.
@@ -210,17 +384,18 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.open.ended.store(true, Ordering::Release);
+        self.shared.ended.store(true, Ordering::Release);
+        self.release();
         // Wakes the thread that accepts; it takes the listener with it.
         let _ = TcpStream::connect(self.address);
-        for stream in self.open.streams.lock().expect("no holder panics").drain(..) {
+        for stream in self.shared.streams.lock().expect("no holder panics").drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
 /// Serves one connection until the client ends it.
-fn serve(mut stream: TcpStream, behaviour: Behaviour, log: &Log) -> io::Result<()> {
+fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
@@ -237,19 +412,30 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour, log: &Log) -> io::Result<(
         };
         let at = now();
         let Request { webhook, body, length } = request;
-        match event::read(body) {
-            Some(stamp) => log.push(Receipt { event: stamp.number, webhook, sent: stamp.sent, at }),
-            None => log.lock().strangers += 1,
-        }
+        let (answer, after) = match event::read(body) {
+            Some(event::Stamp { number: event, sent }) => {
+                let (answer, after) = shared.answer(event, webhook, at);
+                shared.log.push(Receipt { event, webhook, sent, at, answer });
+                (answer, after)
+            }
+            None => {
+                shared.log.lock().strangers += 1;
+                (Answer::Success, Duration::ZERO)
+            }
+        };
         buffer.copy_within(length..filled, 0);
         filled -= length;
-        match behaviour {
-            Behaviour::Prompt => stream.write_all(RESPONSE)?,
-            Behaviour::Slow(time) => {
-                thread::sleep(time);
-                stream.write_all(RESPONSE)?;
-            }
-            Behaviour::Silent => {}
+        if shared.is_held.load(Ordering::Acquire) {
+            shared.wait_released();
+        }
+        if !after.is_zero() {
+            thread::sleep(after);
+        }
+        match answer {
+            Answer::Success => stream.write_all(OK)?,
+            Answer::Failure => stream.write_all(FAILED)?,
+            Answer::Unavailable => stream.write_all(UNAVAILABLE)?,
+            Answer::Nothing => {}
         }
     }
 }

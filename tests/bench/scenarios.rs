@@ -8,7 +8,14 @@ mod memory;
 mod start;
 mod backlog;
 mod dead;
+mod split;
 mod fanout;
+mod far;
+mod flaky;
+mod outage;
+mod hostile;
+mod hung_event;
+mod half_hung;
 
 use std::{fs, process::ExitCode, time::Instant};
 
@@ -29,15 +36,23 @@ const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scen
     Scenario { name, usual: false, run }
 }
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 21] = [
     usual("default", throughput::by_default),
-    usual("tuned", throughput::tuned),
+    on_request("tuned", throughput::tuned),
     usual("latency", latency::run),
     usual("isolation", isolation::run),
     usual("fairness", fairness::run),
+    usual("far", far::by_default),
+    usual("far-512", far::wide),
+    usual("flaky", flaky::run),
+    usual("outage", outage::run),
+    usual("hostile", hostile::run),
+    usual("hung-event", hung_event::run),
+    usual("half-hung", half_hung::run),
+    usual("fanout", fanout::run),
+    usual("split", split::run),
     usual("memory", memory::run),
     usual("start", start::run),
-    usual("fanout", fanout::run),
     usual("backlog", backlog::run),
     on_request("dead", dead::run),
     on_request("earlier", throughput::since_earlier),

@@ -2,7 +2,7 @@
 
 use std::{env, str::FromStr, time::Duration};
 
-use crate::subject::Setting;
+use crate::subject::{Channels, Setting};
 
 /// One run.
 #[derive(Clone, Copy, Debug)]
@@ -11,18 +11,18 @@ pub(crate) struct Settings {
     rounds: Option<usize>,
     /// DURATION, of the scenarios that wait.
     pub(crate) duration: Duration,
-    /// NOTIFIER: its consumers and prefetch where it is tuned.
+    /// NOTIFIER: its prefetch, and its capacity, where it is tuned.
     pub(crate) notifier: Setting,
-    /// BARE: the same of the bare loop.
-    pub(crate) bare: Setting,
+    /// BARE: channels and prefetch of the bare loop at its best.
+    pub(crate) bare: Channels,
 }
 
 /// `make bench SCENARIO=search-notifier` finds it.
-const NOTIFIER_TUNED: Setting = Setting { consumers: 4, prefetch: 256 };
+const NOTIFIER_TUNED: Setting = Setting::prefetch(256);
 
 /// `make bench SCENARIO=search` finds it: of the fastest settings the one that uses least of the
 /// processor.
-const BARE_TUNED: Setting = Setting { consumers: 4, prefetch: 256 };
+const BARE_TUNED: Channels = Channels { count: 4, prefetch: 256 };
 
 impl Settings {
     pub(crate) fn from_environment() -> Result<Self, String> {

@@ -7,20 +7,35 @@ use crate::{
     harness::{Process, SOON, Sandbox, notifier::Launch},
 };
 
-/// How many consumers, and how many messages the broker hands each ahead.
+/// How the notifier is set; what is none is not set at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
-    pub(crate) consumers: u16,
-    pub(crate) prefetch: u16,
+    /// Requests that may be under way at a time.
+    pub(crate) capacity: Option<u16>,
+    /// Messages that the broker hands each consumer ahead.
+    pub(crate) prefetch: Option<u16>,
 }
 
 impl Setting {
-    pub(crate) const DEFAULT: Self = Self { consumers: 1, prefetch: 1 };
+    pub(crate) const DEFAULT: Self = Self { capacity: None, prefetch: None };
+
+    pub(crate) const fn prefetch(prefetch: u16) -> Self {
+        Self { prefetch: Some(prefetch), ..Self::DEFAULT }
+    }
+
+    pub(crate) const fn capacity(capacity: u16) -> Self {
+        Self { capacity: Some(capacity), ..Self::DEFAULT }
+    }
 }
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}x{}", self.consumers, self.prefetch))
+        f.pad(&match (self.capacity, self.prefetch) {
+            (None, None) => "default configuration".to_owned(),
+            (None, Some(prefetch)) => format!("prefetch {prefetch}"),
+            (Some(capacity), None) => format!("capacity {capacity}"),
+            (Some(capacity), Some(prefetch)) => format!("capacity {capacity}, prefetch {prefetch}"),
+        })
     }
 }
 
@@ -28,20 +43,53 @@ impl FromStr for Setting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let read = || {
-            let (consumers, prefetch) = text.split_once('x')?;
-            Some(Self { consumers: consumers.parse().ok()?, prefetch: prefetch.parse().ok()? })
+        let read = || match text.split_once('x') {
+            None => Some(Self::prefetch(text.parse().ok()?)),
+            Some((capacity, prefetch)) => Some(Self {
+                capacity: Some(capacity.parse().ok()?),
+                prefetch: Some(prefetch.parse().ok()?),
+            }),
         };
-        read().ok_or_else(|| format!("{text} is not CONSUMERSxPREFETCH, such as 4x64"))
+        read().ok_or_else(|| "not PREFETCH or CAPACITYxPREFETCH, such as 64 or 128x64".to_owned())
     }
 }
 
+/// How many channels the bare loop has, and how many messages the broker hands each ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Channels {
+    pub(crate) count: u16,
+    pub(crate) prefetch: u16,
+}
+
+impl Channels {
+    pub(crate) const ONE: Self = Self { count: 1, prefetch: 1 };
+}
+
+impl fmt::Display for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}x{}", self.count, self.prefetch))
+    }
+}
+
+impl FromStr for Channels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let (count, prefetch) = text.split_once('x')?;
+            Some(Self { count: count.parse().ok()?, prefetch: prefetch.parse().ok()? })
+        };
+        read().ok_or_else(|| "not CHANNELSxPREFETCH, such as 4x64".to_owned())
+    }
+}
+
+/// Who is measured, and how it is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    Notifier,
-    BareLoop,
+    Notifier(Setting),
+    BareLoop(Channels),
     /// The notifier as it was: the binary that EARLIER names.
-    Earlier,
+    Earlier(Setting),
 }
 
 /// Names the binary of [`Side::Earlier`].
@@ -50,10 +98,20 @@ pub(crate) const EARLIER: &str = "EARLIER";
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Notifier => "notifier",
-            Self::BareLoop => "bare loop",
-            Self::Earlier => "earlier",
+            Self::Notifier(_) => "notifier",
+            Self::BareLoop(_) => "bare loop",
+            Self::Earlier(_) => "earlier",
         })
+    }
+}
+
+impl Side {
+    /// Its setting, for who reads the output.
+    pub(crate) fn setting(self) -> String {
+        match self {
+            Self::Notifier(setting) | Self::Earlier(setting) => setting.to_string(),
+            Self::BareLoop(channels) => channels.to_string(),
+        }
     }
 }
 
@@ -65,11 +123,11 @@ pub(crate) struct Subject {
 impl Subject {
     /// Starts one that consumes the sandbox's first queue. Both send to this URL: the bare loop as
     /// it is told so, the notifier as it finds it in the table.
-    pub(crate) fn start(side: Side, sandbox: &Sandbox, setting: Setting, url: &str) -> Self {
+    pub(crate) fn start(side: Side, sandbox: &Sandbox, url: &str) -> Self {
         let process = match side {
-            Side::Notifier => notifier(sandbox, setting).spawn(),
-            Side::BareLoop => bare_loop(sandbox, setting, url),
-            Side::Earlier => earlier(&notifier(sandbox, setting)),
+            Side::Notifier(setting) => notifier(sandbox, setting).spawn(),
+            Side::BareLoop(channels) => bare_loop(sandbox, channels, url),
+            Side::Earlier(setting) => earlier(&notifier(sandbox, setting)),
         };
         Self { process, side }
     }
@@ -77,8 +135,8 @@ impl Subject {
     /// Waits until it consumes.
     pub(crate) fn wait_ready(&mut self) {
         let line = match self.side {
-            Side::Notifier | Side::Earlier => "ready: ",
-            Side::BareLoop => bare_loop::READY,
+            Side::Notifier(_) | Side::Earlier(_) => "ready: ",
+            Side::BareLoop(_) => bare_loop::READY,
         };
         self.process.wait_stderr(SOON, line);
     }
@@ -89,7 +147,7 @@ impl Subject {
 
     /// Ends it. What is wrong with its end, or with what it left.
     pub(crate) fn stop(mut self, sandbox: &Sandbox) -> Vec<String> {
-        if self.side == Side::BareLoop {
+        if matches!(self.side, Side::BareLoop(_)) {
             self.process.kill();
             return Vec::new();
         }
@@ -111,20 +169,21 @@ impl Subject {
     }
 }
 
-/// The notifier and another side, round by round. Who is first takes turns, or a machine that is
-/// slowing down would look like a difference.
-pub(crate) fn in_turns<T>(
+/// One case and another, round by round. Who is first takes turns, or a machine that is slowing
+/// down would look like a difference.
+pub(crate) fn in_turns<C: Copy, T>(
     rounds: usize,
-    other: Side,
-    mut measure: impl FnMut(Side) -> T,
+    one: C,
+    other: C,
+    mut measure: impl FnMut(C) -> T,
 ) -> Vec<(T, T)> {
     let mut round = |n: usize| {
         if n.is_multiple_of(2) {
-            let ours = measure(Side::Notifier);
-            (ours, measure(other))
+            let first = measure(one);
+            (first, measure(other))
         } else {
-            let its = measure(other);
-            (measure(Side::Notifier), its)
+            let second = measure(other);
+            (measure(one), second)
         }
     };
     (0..rounds).map(&mut round).collect()
@@ -132,11 +191,16 @@ pub(crate) fn in_turns<T>(
 
 /// The notifier for the first queue of the sandbox; the rest of its configuration is the default.
 pub(crate) fn notifier(sandbox: &Sandbox, setting: Setting) -> Launch {
-    let Setting { consumers, prefetch } = setting;
-    sandbox
-        .notifier()
-        .env("QUEUES", format!("{}={consumers}", sandbox.queue()))
-        .env("PREFETCH_COUNT", prefetch.to_string())
+    let queue = sandbox.queue();
+    let queues = match setting.capacity {
+        Some(capacity) => format!("{queue}={capacity}"),
+        None => queue.to_owned(),
+    };
+    let launch = sandbox.notifier().env("QUEUES", queues);
+    match setting.prefetch {
+        Some(prefetch) => launch.env("PREFETCH_COUNT", prefetch.to_string()),
+        None => launch,
+    }
 }
 
 /// The same call of the other binary.
@@ -147,11 +211,11 @@ fn earlier(launch: &Launch) -> Process {
     Process::spawn(command)
 }
 
-fn bare_loop(sandbox: &Sandbox, setting: Setting, url: &str) -> Process {
+fn bare_loop(sandbox: &Sandbox, channels: Channels, url: &str) -> Process {
     let executable = env::current_exe().expect("we run from a file");
     let mut command = Command::new(executable);
     command
         .args([bare_loop::COMMAND, &sandbox.servers.amqp_url, sandbox.queue(), url])
-        .args([setting.consumers.to_string(), setting.prefetch.to_string()]);
+        .args([channels.count.to_string(), channels.prefetch.to_string()]);
     Process::spawn(command)
 }

@@ -1,0 +1,139 @@
+//! Healthy receivers beside those that a scenario is about: with webhooks and types of events of
+//! their own, under a steady load. What they notice of the others is measured.
+
+use std::{
+    iter,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    harness::Sandbox,
+    load::{self, Producer, Published},
+    measure::Latency,
+    receiver::{Behaviour, Log, Receiver},
+    report::Report,
+    subject::{self, Setting},
+};
+
+/// How long the last of their events may take. One that hasn't come by then is counted with it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Numbers of events below this one are the neighbours'.
+pub(crate) const OTHERS: u32 = 1_000_000_000;
+
+/// How long their events took, and how many have not come in time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noticed {
+    pub(crate) latency: Latency,
+    pub(crate) missing: usize,
+}
+
+pub(crate) struct Neighbours {
+    log: Arc<Log>,
+    kinds: Vec<String>,
+    proven: u32,
+    _receivers: Vec<Receiver>,
+}
+
+impl Neighbours {
+    pub(crate) fn start(sandbox: &Sandbox, count: u32) -> Self {
+        let log = Log::new();
+        let kinds: Vec<_> = (0..count).map(|number| format!("neighbour.{number}")).collect();
+        let register = |(number, kind): (u32, &String)| {
+            let receiver = Receiver::start(Behaviour::Prompt, &log);
+            sandbox.webhook(&receiver.url(number), &[kind]);
+            receiver
+        };
+        let receivers = (0..).zip(&kinds).map(register).collect();
+        Self { log, kinds, proven: 0, _receivers: receivers }
+    }
+
+    /// Sends each an event and waits for it: the notifier has seen them answer then.
+    pub(crate) fn prove(&mut self, sandbox: &Sandbox) {
+        let mut producer = Producer::open(&sandbox.servers.amqp_url);
+        for (number, kind) in (0..).zip(&self.kinds) {
+            producer.publish(sandbox.queue(), number, kind);
+            self.proven = number + 1;
+        }
+        producer.settle();
+        assert!(
+            self.log.wait(self.kinds.len(), PATIENCE),
+            "the healthy ones get their first events"
+        );
+    }
+
+    /// Publishes for them in turn until `goes_on`, told how many were, says no.
+    pub(crate) fn load(
+        &self,
+        sandbox: &Sandbox,
+        per_second: u32,
+        mut goes_on: impl FnMut(u32) -> bool,
+    ) -> Published {
+        let address = |number: u32| {
+            let kind = &self.kinds[number as usize % self.kinds.len()];
+            goes_on(number - self.proven).then_some((sandbox.queue(), kind.as_str()))
+        };
+        load::steadily_from(self.proven, &sandbox.servers.amqp_url, per_second, address)
+    }
+
+    /// The same while something else goes on.
+    pub(crate) fn load_beside<T>(
+        &self,
+        sandbox: &Sandbox,
+        per_second: u32,
+        other: impl FnOnce() -> T,
+    ) -> (T, Published) {
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let load =
+                scope.spawn(|| self.load(sandbox, per_second, |_| !end.load(Ordering::Acquire)));
+            let result = other();
+            end.store(true, Ordering::Release);
+            (result, load.join().expect("publishing does not fail"))
+        })
+    }
+
+    /// Waits for what is still to come. What came under the load, in a case that has this name.
+    pub(crate) fn notice(&self, case: &str, published: Published, report: &mut Report) -> Noticed {
+        let end = self.proven + published.count;
+        self.log.wait(end as usize, PATIENCE);
+        let account = self.log.account(0..end);
+        if !account.may_become_right() {
+            report.wrong(format!("{case}: of the healthy ones' events {account}"));
+        }
+        let missing = account.missing;
+        let patience = u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX);
+        let deliveries = self.log.deliveries();
+        let under_load = deliveries.iter().filter(|delivery| delivery.event >= self.proven);
+        let latencies = under_load.map(|delivery| delivery.latency());
+        let latency = Latency::of(latencies.chain(iter::repeat_n(patience, missing)));
+        println!("  healthy, {case}: {latency}  ({published}; {missing} of {end} not in time)");
+        Noticed { latency, missing }
+    }
+}
+
+/// What they notice where there is nobody else.
+pub(crate) fn alone(
+    count: u32,
+    per_second: u32,
+    seconds: u32,
+    setting: Setting,
+    report: &mut Report,
+) -> Latency {
+    let sandbox = Sandbox::new();
+    let mut neighbours = Neighbours::start(&sandbox, count);
+    let notifier = subject::notifier(&sandbox, setting).start();
+    neighbours.prove(&sandbox);
+    let published = neighbours.load(&sandbox, per_second, |sent| sent < per_second * seconds);
+    let noticed = neighbours.notice("alone", published, report);
+    if noticed.missing > 0 {
+        report.wrong(format!("the healthy ones, alone, miss {} events", noticed.missing));
+    }
+    notifier.terminate();
+    noticed.latency
+}

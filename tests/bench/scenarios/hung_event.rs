@@ -1,0 +1,75 @@
+//! One event that 64 webhooks want whose receivers accept and never answer, and what healthy ones
+//! notice of it: those that have answered before, and those that haven't.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use crate::{
+    harness::Sandbox,
+    load::Producer,
+    measure::Latency,
+    neighbours::{self, Neighbours, OTHERS},
+    receiver::{Behaviour, Log, Receiver},
+    report::{Limit, Report},
+    settings::Settings,
+    subject::{self, Setting},
+};
+
+const HANGING: u8 = 64;
+const HEALTHY: u32 = 8;
+const PER_SECOND: u32 = 50;
+const SECONDS: u32 = 30;
+const KIND: &str = "price.changed";
+
+/// REQUEST_TIMEOUT by default, and a second.
+const LONGEST_UNPROVEN: f64 = 11_000.0;
+
+/// How soon the hanging ones have the event, if at all.
+const SOON: Duration = Duration::from_secs(1);
+
+pub(super) fn run(settings: &Settings, report: &mut Report) {
+    println!(
+        "one event for {HANGING} that never answer, then {PER_SECOND} events/s for {HEALTHY} healthy ones, {SECONDS} s"
+    );
+    let round = |_| {
+        let alone = neighbours::alone(HEALTHY, PER_SECOND, SECONDS, Setting::DEFAULT, report);
+        [alone, measure(true, report), measure(false, report)]
+    };
+    let rounds: Vec<_> = (0..settings.rounds(1)).map(round).collect();
+    let pairs: Vec<_> = rounds.iter().map(|[alone, proven, _]| (proven.p99, alone.p99)).collect();
+    report.ratio("hung-event: p99 ms of the healthy", Limit::TWICE, &pairs);
+    let longest = |case: usize| -> Vec<_> { rounds.iter().map(|round| round[case].max).collect() };
+    report.figure("hung-event: longest ms", Limit::AtMost(500.0), &longest(1));
+    report.figure(
+        "hung-event: longest ms, none has answered before",
+        Limit::AtMost(LONGEST_UNPROVEN),
+        &longest(2),
+    );
+}
+
+/// What the healthy ones see.
+fn measure(proven: bool, report: &mut Report) -> Latency {
+    let sandbox = Sandbox::new();
+    let log = Log::new();
+    let hanging = (1..=HANGING).map(|number| {
+        let receiver = Receiver::on(Ipv4Addr::new(127, 0, 3, number), Behaviour::Silent, &log);
+        sandbox.webhook(&receiver.url(u32::from(number)), &[KIND]);
+        receiver
+    });
+    let hanging: Vec<_> = hanging.collect();
+    let mut neighbours = Neighbours::start(&sandbox, HEALTHY);
+    let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
+    if proven {
+        neighbours.prove(&sandbox);
+    }
+    let mut producer = Producer::open(&sandbox.servers.amqp_url);
+    producer.publish(sandbox.queue(), OTHERS, KIND);
+    producer.settle();
+    log.wait_requests(hanging.len(), SOON);
+    let at_once = log.receipts().len();
+    let published = neighbours.load(&sandbox, PER_SECOND, |sent| sent < PER_SECOND * SECONDS);
+    let case = if proven { "that have answered before" } else { "none has answered before" };
+    let latency = neighbours.notice(case, published, report).latency;
+    println!("  requests to the {HANGING}: {at_once} before, {} in all", log.receipts().len());
+    notifier.kill();
+    latency
+}
