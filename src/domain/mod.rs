@@ -8,6 +8,7 @@ pub mod calendar;
 pub mod dead_letter;
 pub mod delivery;
 pub mod event;
+pub mod growth;
 pub mod history;
 pub mod limits;
 pub mod outcome;
