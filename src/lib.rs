@@ -86,6 +86,7 @@ pub mod pipeline;
 pub mod domain;
 pub mod sender;
 pub mod receivers;
+pub mod workers;
 pub mod delivery_log;
 pub mod directory;
 pub mod store;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
@@ -37,6 +37,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
     ("supervisor", &["admin"]),
     ("broker", &["tls"]),
     ("receivers", &[]),
+    ("workers", &[]),
     ("sender", &["tls"]),
     ("store", &["tls"]),
     ("config", &["tls"]),

@@ -1,0 +1,139 @@
+//! Threads that are reused: for a request that nobody should wait behind, and for the messages of a
+//! consumer that is stuck at one.
+//!
+//! Each task has been admitted to a queue's capacity before, or stands for a consumer's messages, so
+//! what may be under way bounds the threads. One that has had nothing to do for a while ends.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// How long a thread waits for its next task. To start one takes some tens of microseconds.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// What a thread is to do.
+pub type Task = Box<dyn FnOnce() + Send>;
+
+/// The threads. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Workers(Arc<Mutex<Idle>>);
+
+/// Those that wait for a task: the last one first, so that those too many find nothing to do.
+#[derive(Debug, Default)]
+struct Idle {
+    waiting: Vec<Waiting>,
+    /// The number of the next thread.
+    next: u64,
+}
+
+struct Waiting {
+    thread: u64,
+    tasks: Sender<Task>,
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Waiting").field("thread", &self.thread).finish_non_exhaustive()
+    }
+}
+
+impl Workers {
+    /// Runs a task in a thread of its own: one that waits for something to do, or a new one.
+    ///
+    /// # Errors
+    /// The task, if there can be no thread.
+    pub fn run(&self, task: Task) -> Result<(), Task> {
+        let (mut task, number) = {
+            let mut idle = self.lock();
+            match idle.waiting.pop() {
+                // It has room for one: only who takes it off the list sends it anything.
+                Some(waiting) => match waiting.tasks.try_send(task) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => (error.into_inner(), idle.number()),
+                },
+                None => (task, idle.number()),
+            }
+        };
+        // A thread that can't be started has taken what it was to run with it.
+        let (sender, tasks) = bounded(1);
+        let workers = self.clone();
+        let body = {
+            let sender = sender.clone();
+            move || workers.work(number, &sender, &tasks)
+        };
+        let started = thread::Builder::new().name(format!("worker-{number}")).spawn(body);
+        if started.is_ok() {
+            match sender.try_send(task) {
+                Ok(()) => return Ok(()),
+                Err(error) => task = error.into_inner(),
+            }
+        }
+        Err(task)
+    }
+
+    fn work(&self, thread: u64, sender: &Sender<Task>, tasks: &Receiver<Task>) {
+        loop {
+            match tasks.recv_timeout(IDLE) {
+                Ok(task) => task(),
+                Err(_) if self.is_over(thread) => return,
+                // Somebody has just chosen this one.
+                Err(_) => continue,
+            }
+            self.lock().waiting.push(Waiting { thread, tasks: sender.clone() });
+        }
+    }
+
+    /// Whether nobody can send it a task any more.
+    fn is_over(&self, thread: u64) -> bool {
+        let mut idle = self.lock();
+        let at = idle.waiting.iter().position(|waiting| waiting.thread == thread);
+        at.map(|at| idle.waiting.remove(at)).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Idle> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Idle {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::sync::Barrier;
+
+    #[test]
+    fn tasks_run_beside_each_other_and_threads_are_used_again() {
+        let workers = Workers::default();
+        let (sender, done) = bounded(100);
+        for _ in 0..3 {
+            let together = Arc::new(Barrier::new(9));
+            for _ in 0..8 {
+                let (together, sender) = (Arc::clone(&together), sender.clone());
+                let task = Box::new(move || {
+                    together.wait();
+                    let name = thread::current().name().map(str::to_owned);
+                    sender.send(name).expect("somebody listens");
+                });
+                assert!(workers.run(task).is_ok());
+            }
+            together.wait();
+            let names: HashSet<_> = (0..8).map(|_| done.recv().expect("a name")).collect();
+            assert_eq!(names.len(), 8);
+            // All are waiting again.
+            while workers.lock().waiting.len() < 8 {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(workers.lock().next, 8, "no more than are needed at a time");
+    }
+}
