@@ -16,13 +16,14 @@ use crate::config::Config;
 use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
-use crate::metrics::{Glance, Metrics};
+use crate::metrics::{Glance, InUse, Metrics};
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
 use crate::status::Status;
 use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
+use crate::workers::Workers;
 
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,7 +49,8 @@ pub fn run(config: Config, store: Store) -> Result<()> {
 
     let lanes = Lane::all(&config);
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
-    let receivers = Arc::new(Receivers::new(config.circuit_breaker));
+    let capacities = config.queues.iter().map(|queue| queue.capacity);
+    let receivers = Arc::new(Receivers::new(capacities, config.circuit_breaker, jitter));
     let status = Arc::new(Status::new(
         &config,
         Arc::clone(&metrics),
@@ -101,23 +103,34 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let (publisher, publisher_thread) = Publisher::new(&config);
     metrics.look_by({
         let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));
-        let publisher = publisher.clone();
+        let (publisher, queues) = (publisher.clone(), config.queues.clone());
         move || {
             let count = receivers.count();
             Glance {
-                receivers_degraded: count.degraded,
+                receivers_ailing: count.ailing,
+                receivers_slow: count.slow,
                 breakers_open: count.broken,
+                in_use: (0..)
+                    .zip(&queues)
+                    .map(|(number, queue)| InUse {
+                        queue: queue.name.clone(),
+                        capacity: queue.capacity.into(),
+                        by_class: receivers.in_use(number),
+                    })
+                    .collect(),
                 directory_age: directory.age(),
                 broker_accepts: publisher.is_able(),
             }
         }
     });
+    let workers = Workers::default();
     let (log, log_writer) = delivery_log::open(&config, &store, metrics.log_rows(), jitter);
     let pipeline = Arc::new(Pipeline::new(
         &config,
         Arc::clone(&directory),
         publisher,
         receivers,
+        workers.clone(),
         log,
         Arc::clone(&metrics),
         shutdown.clone(),
@@ -151,17 +164,16 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         }
     })?;
     for lane in lanes {
-        let (config, pipeline) = (Arc::clone(&config), Arc::clone(&pipeline));
-        let (metrics, shutdown) = (Arc::clone(&metrics), shutdown.clone());
-        threads.spawn(format!("consumer-{}", lane.queue), move || {
-            let context = consumer::Context {
-                config: &config,
-                pipeline: &pipeline,
-                metrics: &metrics,
-                shutdown: &shutdown,
-                jitter,
-            };
-            consumer::run(context, &lane);
+        let context = consumer::Context {
+            config: Arc::clone(&config),
+            pipeline: Arc::clone(&pipeline),
+            metrics: Arc::clone(&metrics),
+            workers: workers.clone(),
+            shutdown: shutdown.clone(),
+            jitter,
+        };
+        threads.spawn(format!("lane-{}", lane.queue), move || {
+            consumer::run(&context, &Arc::new(lane));
             Ok(())
         })?;
     }

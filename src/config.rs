@@ -44,10 +44,10 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 24] = [
+const SETTINGS: [Setting; 23] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
-    setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=consumers`, separated by commas"),
+    setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
     setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
     setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
     setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
@@ -55,16 +55,15 @@ const SETTINGS: [Setting; 24] = [
     setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),
     setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response; at most 10m"),
     setting("CONNECT_TIMEOUT", "3s", "TIME", "Connecting to a receiver, to RabbitMQ or to PostgreSQL"),
-    setting("FANOUT", "8", "N", "POSTs of one event that run in parallel"),
     setting("FANOUT_INLINE", "64", "N", "An event that more webhooks want is split: each delivery becomes a message of its own"),
-    setting("CIRCUIT_BREAKER", "5,30s,10m", "LIST", "Failures in a row that open a receiver's circuit breaker, its first and its longest pause; or `off`"),
+    setting("CIRCUIT_BREAKER", "5,1s,5m", "LIST", "Failures in a row that open a receiver's circuit breaker, the shortest and the longest pause before it is probed; or `off`"),
     setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
-    setting("DATABASE_POOL_SIZE", "consumers + 2", "N", "Connections to PostgreSQL"),
+    setting("DATABASE_POOL_SIZE", "8", "N", "Connections to PostgreSQL"),
     setting("DELIVERY_LOG", "failures", "WHAT", "What the table of delivery attempts holds, for `why` and `tail`: off, failures or all"),
     setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long an entry stays there"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
@@ -91,13 +90,20 @@ pub struct ConfigError {
     pub problem: String,
 }
 
-/// A queue to consume, and by how many consumers.
+/// The capacity of a queue for which QUEUES gives none. A receiver that is 200 ms away then gets 160
+/// requests a second, and as much is free for others.
+const CAPACITY: u16 = 64;
+
+/// Each request under way has a thread and a connection, and perhaps a channel.
+const MOST_CAPACITY: u16 = 1_024;
+
+/// A queue to consume, and what may be under way for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// The queue's name.
     pub name: String,
-    /// Consumers of the queue, and as many of its retries.
-    pub consumers: u16,
+    /// The most requests under way at a time for its events and their retries.
+    pub capacity: u16,
 }
 
 /// The whole configuration, checked.
@@ -117,7 +123,6 @@ pub struct Config {
     pub retry_schedule: Schedule,
     pub request_timeout: Duration,
     pub connect_timeout: Duration,
-    pub fanout: usize,
     pub fanout_inline: usize,
     pub circuit_breaker: Breaker,
     pub delivery_max_age: Duration,
@@ -144,8 +149,6 @@ impl Settings {
     /// The first setting that can't be used.
     pub fn read(&self) -> Result<Config, ConfigError> {
         let queues = self.with("QUEUES", parse_queues)?;
-        // Each queue has two lanes: the events and their retries.
-        let consumers: u32 = queues.iter().map(|queue| 2 * u32::from(queue.consumers)).sum();
         let request_timeout = self.time("REQUEST_TIMEOUT")?;
         let connect_timeout = match self.time("CONNECT_TIMEOUT")? {
             // Nobody asked for the default: a shorter request shortens it.
@@ -170,7 +173,6 @@ impl Settings {
             retry_schedule: self.with("RETRY_SCHEDULE", Schedule::from_str)?,
             request_timeout,
             connect_timeout,
-            fanout: self.number("FANOUT", 1..=256)?,
             fanout_inline: self.number("FANOUT_INLINE", 1..=10_000)?,
             circuit_breaker: self.with("CIRCUIT_BREAKER", Breaker::from_str)?,
             delivery_max_age: self.time_up_to("DELIVERY_MAX_AGE", LONGEST_AGE)?,
@@ -178,10 +180,7 @@ impl Settings {
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
             allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
             directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
-            database_pool_size: match self.0.get("DATABASE_POOL_SIZE") {
-                Some(_) => self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
-                None => consumers + 2,
-            },
+            database_pool_size: self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
             delivery_log: self.with("DELIVERY_LOG", Extent::from_str)?,
             delivery_log_keep: self.time_up_to("DELIVERY_LOG_KEEP", LONGEST_AGE)?,
             shutdown_timeout: self.time("SHUTDOWN_TIMEOUT")?,
@@ -296,18 +295,27 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
     let mut seen = HashSet::new();
     text.split(',')
         .map(|item| {
-            let (name, consumers) = item.split_once('=').unwrap_or((item, "1"));
+            let (name, capacity) = match item.split_once('=') {
+                Some((name, capacity)) => (name, Some(capacity)),
+                None => (item, None),
+            };
             let name = name.trim().to_owned();
             check_queue_name(&name)?;
-            let consumers =
-                consumers.trim().parse().ok().filter(|n| (1..=256).contains(n)).ok_or_else(
-                    || format!("{}: the number of consumers must be from 1 to 256", quoted(item)),
-                )?;
+            let usable = |n: &u16| (1..=MOST_CAPACITY).contains(n);
+            let capacity = match capacity {
+                None => CAPACITY,
+                Some(text) => text.trim().parse().ok().filter(usable).ok_or_else(|| {
+                    let shown = quoted(item);
+                    format!("{shown}: the capacity must be a number from 1 to {MOST_CAPACITY}")
+                })?,
+            };
             if !seen.insert(name.clone()) {
                 let shown = quoted(&name);
-                return Err(format!("{shown} stands twice: use `name=2` for two consumers"));
+                return Err(format!(
+                    "{shown} stands twice: use `name=128` to let more be under way"
+                ));
             }
-            Ok(Queue { name, consumers })
+            Ok(Queue { name, capacity })
         })
         .collect()
 }
@@ -389,16 +397,15 @@ mod tests {
     }
 
     #[test]
-    fn queues_may_say_how_many_consumers() {
+    fn queues_may_say_how_much_capacity_they_have() {
         let config = read(&[("QUEUES", "a=8, b")]).expect("two queues");
         assert_eq!(
             config.queues,
             [
-                Queue { name: "a".to_owned(), consumers: 8 },
-                Queue { name: "b".to_owned(), consumers: 1 }
+                Queue { name: "a".to_owned(), capacity: 8 },
+                Queue { name: "b".to_owned(), capacity: 64 }
             ]
         );
-        assert_eq!(config.database_pool_size, 20);
     }
 
     #[test]
@@ -411,6 +418,7 @@ mod tests {
             ("QUEUES", "a,,b"),
             ("QUEUES", "a,a"),
             ("QUEUES", "a=0"),
+            ("QUEUES", "a=1025"),
             ("QUEUES", "a=x"),
             ("QUEUES", "a.retry"),
             ("QUEUES", "a.*"),
@@ -422,7 +430,8 @@ mod tests {
             ("RETRY_SCHEDULE", "1s,soon"),
             ("REQUEST_TIMEOUT", "0s"),
             ("CONNECT_TIMEOUT", "11s"),
-            ("FANOUT", "0"),
+            ("FANOUT_INLINE", "0"),
+            ("CIRCUIT_BREAKER", "5,5m,1s"),
             ("MAX_EVENT_BYTES", "1GB"),
             ("MAX_EVENT_BYTES", "0"),
             ("MAX_RESPONSE_BYTES", "129MiB"),

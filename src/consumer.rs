@@ -1,54 +1,61 @@
 //! One lane: connect, consume, settle, reconnect; for ever, until shutdown.
 //!
 //! (amiquip is named here and in [`crate::broker`] only.) A lane owns its connection, and each
-//! consumer of the lane a channel of it. The consumers run in scoped threads that end before the
+//! consumer of the lane a channel of it and a thread. It has one consumer while that is enough, and
+//! more while messages wait for receivers that take their time: the lane's own thread looks after
+//! that ([`crate::domain::growth`]). The consumers run in scoped threads that end before the
 //! connection does, so an ack can't reach a later connection, where the same number means another
 //! message.
 
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
-use crossbeam_channel::select;
+use crossbeam_channel::{Receiver, select};
 
-use crate::broker::{
-    CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT, cancel, declare_lane,
-};
+use crate::broker::{CLOSE_TIMEOUT, Lane, Link, SETUP_TIMEOUT, cancel, declare_lane};
 use crate::config::Config;
 use crate::domain::retry::Backoff;
 use crate::metrics::{Interruption, Metrics};
 use crate::pipeline::{Missing, Pipeline, Settlement};
-use crate::shutdown::{self, Shutdown, Trigger};
+use crate::shutdown::Shutdown;
+use crate::workers::Workers;
 
+mod crew;
+mod relief;
 mod window;
 
+use crew::{Crew, Post};
+use relief::Returned;
 use window::Window;
 
 /// A connection that lived this long was a good one: the next failure starts a new backoff.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 
 /// What a lane needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
+#[derive(Clone, Debug)]
+pub struct Context {
     /// Addresses, prefetch and time-outs.
-    pub config: &'a Config,
+    pub config: Arc<Config>,
     /// Settles the messages.
-    pub pipeline: &'a Pipeline,
+    pub pipeline: Arc<Pipeline>,
     /// Says when the lane consumes.
-    pub metrics: &'a Metrics,
+    pub metrics: Arc<Metrics>,
+    /// Take over from a consumer that is stuck.
+    pub workers: Workers,
     /// Ends the lane.
-    pub shutdown: &'a Shutdown,
+    pub shutdown: Shutdown,
     /// Random numbers from 0 to 1, for the backoff.
     pub jitter: fn() -> f64,
 }
 
-/// Why a session (one connection's life) ended.
+/// Why a session (one connection's life), or a consumer in it, ended.
 #[derive(Debug)]
 enum Ended {
     /// Shutdown, or another consumer of the lane ended.
     Asked,
+    /// The lane has more consumers than it needs.
+    Surplus,
     /// A message had to be handed back.
     Missing(Missing),
     /// The connection, the channel or the consumer was lost; in words.
@@ -56,7 +63,7 @@ enum Ended {
 }
 
 /// Runs a lane until shutdown.
-pub fn run(context: Context<'_>, lane: &Lane) {
+pub fn run(context: &Context, lane: &Arc<Lane>) {
     let mut backoff = Backoff::default();
     let mut missing = None;
     // One line for each change of state, not one for each attempt.
@@ -72,7 +79,7 @@ pub fn run(context: Context<'_>, lane: &Lane) {
         };
         context.metrics.set_consuming(&lane.queue, false);
         let (why, problem) = match ended {
-            Ended::Asked => continue,
+            Ended::Asked | Ended::Surplus => continue,
             Ended::Missing(Missing::Database(problem)) => {
                 missing = Some(Missing::Database(problem.clone()));
                 (Interruption::Database, problem)
@@ -99,7 +106,7 @@ pub fn run(context: Context<'_>, lane: &Lane) {
 }
 
 /// One connection's life.
-fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> Ended {
+fn session(context: &Context, lane: &Arc<Lane>, reported: &mut Option<String>) -> Ended {
     let Context { config, shutdown, .. } = context;
     let opened = Link::open(&config.amqp, config.connect_timeout, shutdown);
     let mut link = match opened {
@@ -107,39 +114,11 @@ fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> 
         Err(error) => return Ended::Lost(error.to_string()),
     };
     let kill = link.kill_switch();
-    let channels = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-        declare_lane(&mut link, lane)?;
-        (0..lane.consumers).map(|_| link.channel()).collect::<amiquip::Result<Vec<_>>>()
-    });
-    let channels = match channels {
-        Ok(channels) => channels,
-        Err(error) => return Ended::Lost(link.unavailable(&error).to_string()),
-    };
-    // Ends all consumers of this connection as soon as one of them ends.
-    let (end, ending) = shutdown::channel();
-    let consuming = AtomicU16::new(0);
-    let before = Mutex::new(reported.take());
-    let started = || {
-        if consuming.fetch_add(1, Ordering::Relaxed) + 1 == lane.consumers {
-            context.metrics.set_consuming(&lane.queue, true);
-            if let Some(before) = before.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                log::info!("lane connected again queue={} after={before:?}", lane.queue);
-            }
-        }
-    };
-    let consumer = |channel| {
-        // Even by a panic: the lane can only end with all of its consumers.
-        let _end_all = FireOnDrop(&end);
-        let ended = consume(context, lane, &kill, &channel, &ending, &started);
-        // A drop waits for the broker's answer.
-        kill.guard(CLOSE_TIMEOUT, None, || drop(channel));
-        context.metrics.set_consuming(&lane.queue, false);
-        ended
-    };
-    let ended = run_all(&consumer, channels);
-    // Still there if it never got as far as consuming.
-    *reported = before.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match ended {
+    let declared = kill.guard(SETUP_TIMEOUT, Some(shutdown), || declare_lane(&mut link, lane));
+    if let Err(error) = declared {
+        return Ended::Lost(link.unavailable(&error).to_string());
+    }
+    match crew::run(context, lane, &mut link, reported) {
         Ended::Lost(problem) => {
             let cause = link.cause_of_loss();
             Ended::Lost(format!("{problem}: {cause}"))
@@ -151,65 +130,35 @@ fn session(context: Context<'_>, lane: &Lane, reported: &mut Option<String>) -> 
     }
 }
 
-struct FireOnDrop<'a>(&'a Trigger);
-
-impl Drop for FireOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.fire();
-    }
-}
-
-/// Runs a consumer on each channel, the first in this thread, and waits for all of them.
-fn run_all(consumer: &(impl Fn(Channel) -> Ended + Sync), channels: Vec<Channel>) -> Ended {
-    thread::scope(|scope| {
-        let mut channels = channels.into_iter();
-        let own = channels.next();
-        let others: Vec<_> =
-            channels.map(|channel| scope.spawn(move || consumer(channel))).collect();
-        let mut ended = own.map_or(Ended::Asked, consumer);
-        for other in others {
-            // A panic in one consumer is the lane's, and ends the process.
-            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            if matches!(ended, Ended::Asked) {
-                ended = other;
-            }
-        }
-        ended
-    })
-}
-
 /// One consumer: takes messages one by one, until it is asked to end or loses its channel.
 fn consume(
-    context: Context<'_>,
-    lane: &Lane,
-    kill: &KillSwitch,
+    crew: &Crew<'_>,
     channel: &Channel,
-    ending: &Shutdown,
-    started: &dyn Fn(),
+    post: &Post,
+    returned: &Receiver<Returned>,
+    surplus: &Shutdown,
+    cut_by: Option<&Shutdown>,
 ) -> Ended {
-    let begun = kill.guard(SETUP_TIMEOUT, Some(context.shutdown), || {
-        channel.qos(0, context.config.prefetch_count, false)?;
+    let Crew { context, lane, kill, .. } = crew;
+    let prefetch_count = context.config.prefetch_count;
+    let begun = kill.guard(SETUP_TIMEOUT, cut_by, || {
+        channel.qos(0, prefetch_count, false)?;
         channel.basic_consume(lane.queue.as_str(), ConsumerOptions::default())
     });
     let consumer = match begun {
         Ok(consumer) => consumer,
         Err(error) => return Ended::Lost(format!("cannot consume: {error}")),
     };
-    started();
-    let mut window = Window::new(&consumer, lane, context.pipeline, context.config.prefetch_count);
-    let (ended, unsettled) = take_messages(context, lane, &consumer, &mut window, ending);
-    let back = match ended {
-        // The broker has taken everything back already.
-        Ended::Lost(_) => {
-            drop(window);
-            Vec::new()
-        }
-        Ended::Asked | Ended::Missing(_) => window.finish(),
-    };
+    post.opens(consumer.receiver());
+    crew.consumes();
+    let window = Window::new(&consumer, lane, &context.pipeline, prefetch_count);
+    let (ended, back) =
+        Consuming { crew, post, consumer: &consumer, window, returned, surplus, back: Vec::new() }
+            .run();
     // Cancel first: what is handed back while we consume would come straight to us again.
     kill.guard(CLOSE_TIMEOUT, None, || {
         let waiting = cancel(&consumer);
-        for delivery in unsettled.into_iter().chain(back).chain(waiting) {
+        for delivery in back.into_iter().chain(waiting) {
             // Fails on a lost connection, where the broker has requeued it already.
             let _ = consumer.nack(delivery, true);
             context.pipeline.tally().handed_back();
@@ -219,75 +168,180 @@ fn consume(
     ended
 }
 
-/// Settles message after message. Returns why it stopped, and the message that it could not settle.
-fn take_messages(
-    context: Context<'_>,
-    lane: &Lane,
-    consumer: &Consumer<'_>,
-    window: &mut Window<'_>,
-    ending: &Shutdown,
-) -> (Ended, Option<amiquip::Delivery>) {
-    loop {
-        let message = match next_message(context.shutdown, consumer, window, ending) {
-            Ok(message) => message,
-            Err(ended) => return (ended, None),
-        };
-        let mut delivery = match message {
-            ConsumerMessage::Delivery(delivery) => delivery,
-            ConsumerMessage::ServerCancelled => {
-                return (Ended::Lost("the queue was deleted".to_owned()), None);
+/// A consumer at work.
+struct Consuming<'a> {
+    crew: &'a Crew<'a>,
+    post: &'a Post,
+    consumer: &'a Consumer<'a>,
+    window: Window<'a>,
+    /// What others have done with messages of this consumer.
+    returned: &'a Receiver<Returned>,
+    /// It is one too many.
+    surplus: &'a Shutdown,
+    /// What could not be settled.
+    back: Vec<amiquip::Delivery>,
+}
+
+impl Consuming<'_> {
+    /// Consumes; returns why that ended, and what has to go back to the broker.
+    fn run(mut self) -> (Ended, Vec<amiquip::Delivery>) {
+        let mut cancelled = false;
+        let mut ended = self.take_messages();
+        if let Ended::Surplus = ended {
+            cancelled = true;
+            ended = self.leave();
+        }
+        // Whoever took over from here finishes, too: a message must not outlive its connection.
+        self.wait_for_reliefs();
+        let Self { window, mut back, .. } = self;
+        match ended {
+            // The broker has taken everything back already.
+            Ended::Lost(_) => back.clear(),
+            Ended::Asked | Ended::Surplus | Ended::Missing(_) => {
+                back.extend(window.finish(cancelled));
             }
-            ConsumerMessage::ServerClosedChannel(error)
-            | ConsumerMessage::ServerClosedConnection(error) => {
-                return (Ended::Lost(error.to_string()), None);
+        }
+        (ended, back)
+    }
+
+    /// Settles message after message. Returns why it stopped.
+    fn take_messages(&mut self) -> Ended {
+        loop {
+            let settled = self.next_message().and_then(|message| self.settle(message));
+            if let Err(ended) = settled {
+                return ended;
             }
-            _ => return (Ended::Lost("connection lost".to_owned()), None),
-        };
-        window.taken();
-        match context.pipeline.settle(lane, &Message::take(&mut delivery)) {
-            Settlement::Done(promises) => window.push(delivery, promises),
-            Settlement::HandBack(missing) => return (Ended::Missing(missing), Some(delivery)),
+        }
+    }
+
+    fn settle(&mut self, message: ConsumerMessage) -> Result<(), Ended> {
+        let mut delivery = delivery(message)?;
+        self.window.taken();
+        let settlement = self.crew.settle(&mut delivery, self.post.progress());
+        self.note(delivery, settlement)
+    }
+
+    fn note(&mut self, delivery: amiquip::Delivery, settlement: Settlement) -> Result<(), Ended> {
+        match settlement {
+            Settlement::Done(promises) => {
+                self.window.push(delivery, promises);
+                Ok(())
+            }
+            Settlement::HandBack(missing) => {
+                self.back.push(delivery);
+                Err(Ended::Missing(missing))
+            }
+        }
+    }
+
+    /// The next message; before it, whatever can be acked is.
+    fn next_message(&mut self) -> Result<ConsumerMessage, Ended> {
+        let Crew { context: Context { shutdown, .. }, ending, .. } = self.crew;
+        loop {
+            self.take_returned()?;
+            self.window.advance()?;
+            if self.crew.is_ending() {
+                return Err(Ended::Asked);
+            }
+            if let Ok(message) = self.consumer.receiver().try_recv() {
+                return Ok(message);
+            }
+            // Nothing to do but wait, and nothing to wait for with the acks.
+            self.window.ack()?;
+            if !self.window.is_full() {
+                self.post.progress().ends();
+            }
+            // A queue that holds more hands out the next message within microseconds of the ack. A
+            // receiver on its own looks out for it that long before its thread sleeps, and `select!`
+            // doesn't: to be woken costs as much again as to receive.
+            if let Ok(message) = self.consumer.receiver().recv_timeout(Duration::ZERO) {
+                return Ok(message);
+            }
+            if self.surplus.is_requested() {
+                return Err(Ended::Surplus);
+            }
+            let lost = |_| Ended::Lost("connection lost".to_owned());
+            let Some(confirmation) = self.window.first_open() else {
+                select! {
+                    recv(shutdown.receiver()) -> _ => {}
+                    recv(ending.receiver()) -> _ => {}
+                    recv(self.surplus.receiver()) -> _ => {}
+                    recv(self.returned) -> returned => self.take(returned.ok())?,
+                    recv(self.consumer.receiver()) -> message => return message.map_err(lost),
+                }
+                continue;
+            };
+            select! {
+                recv(shutdown.receiver()) -> _ => {}
+                recv(ending.receiver()) -> _ => {}
+                recv(self.returned) -> returned => self.take(returned.ok())?,
+                recv(self.consumer.receiver()) -> message => return message.map_err(lost),
+                recv(confirmation.receiver()) -> answer => self.window.confirmed(answer)?,
+                default(confirmation.patience()) => {}
+            }
+        }
+    }
+
+    /// Takes back what others have settled.
+    fn take_returned(&mut self) -> Result<(), Ended> {
+        while let Ok(returned) = self.returned.try_recv() {
+            self.take(Some(returned))?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, returned: Option<Returned>) -> Result<(), Ended> {
+        match returned {
+            Some(Returned::Settled(delivery, settlement)) => {
+                self.window.taken_over();
+                self.note(delivery, settlement)
+            }
+            Some(Returned::Other(message)) => {
+                self.back.push(delivery(message)?);
+                Ok(())
+            }
+            Some(Returned::Over) => {
+                self.post.relief_is_over();
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes no more than it has been given, and settles that: handing it back would count as a
+    /// redelivery. At shutdown, and where one could not be settled, the others go back.
+    fn leave(&mut self) -> Ended {
+        let Crew { kill, .. } = self.crew;
+        let mut ended = Ended::Surplus;
+        for delivery in kill.guard(CLOSE_TIMEOUT, None, || cancel(self.consumer)) {
+            if !matches!(ended, Ended::Surplus) {
+                self.back.push(delivery);
+            } else if self.crew.is_ending() {
+                ended = Ended::Asked;
+                self.back.push(delivery);
+            } else if let Err(problem) = self.settle(ConsumerMessage::Delivery(delivery)) {
+                ended = problem;
+            }
+        }
+        ended
+    }
+
+    fn wait_for_reliefs(&mut self) {
+        self.post.closes();
+        // Each is over once it has settled the one message that it is at.
+        while self.post.has_reliefs() {
+            // What else it may say is no news to somebody who is leaving.
+            let _ = self.take(self.returned.recv().ok());
         }
     }
 }
 
-/// The next message; before it, whatever can be acked is.
-fn next_message(
-    shutdown: &Shutdown,
-    consumer: &Consumer<'_>,
-    window: &mut Window<'_>,
-    ending: &Shutdown,
-) -> Result<ConsumerMessage, Ended> {
-    loop {
-        window.advance()?;
-        if shutdown.is_requested() || ending.is_requested() {
-            return Err(Ended::Asked);
-        }
-        if let Ok(message) = consumer.receiver().try_recv() {
-            return Ok(message);
-        }
-        // Nothing to do but wait, and nothing to wait for with the acks.
-        window.ack()?;
-        // A queue that holds more hands out the next message within microseconds of the ack. A
-        // receiver on its own looks out for it that long before its thread sleeps, and `select!`
-        // doesn't: to be woken costs as much again as to receive.
-        if let Ok(message) = consumer.receiver().recv_timeout(Duration::ZERO) {
-            return Ok(message);
-        }
-        let lost = |_| Ended::Lost("connection lost".to_owned());
-        let Some(confirmation) = window.first_open() else {
-            select! {
-                recv(shutdown.receiver()) -> _ => continue,
-                recv(ending.receiver()) -> _ => continue,
-                recv(consumer.receiver()) -> message => return message.map_err(lost),
-            }
-        };
-        select! {
-            recv(shutdown.receiver()) -> _ => {}
-            recv(ending.receiver()) -> _ => {}
-            recv(consumer.receiver()) -> message => return message.map_err(lost),
-            recv(confirmation.receiver()) -> answer => window.confirmed(answer)?,
-            default(confirmation.patience()) => {}
-        }
+fn delivery(message: ConsumerMessage) -> Result<amiquip::Delivery, Ended> {
+    match message {
+        ConsumerMessage::Delivery(delivery) => Ok(delivery),
+        ConsumerMessage::ServerCancelled => Err(Ended::Lost("the queue was deleted".to_owned())),
+        ConsumerMessage::ServerClosedChannel(error)
+        | ConsumerMessage::ServerClosedConnection(error) => Err(Ended::Lost(error.to_string())),
+        _ => Err(Ended::Lost("connection lost".to_owned())),
     }
 }

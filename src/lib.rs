@@ -5,21 +5,24 @@
 //! # The way of one event
 //!
 //! ```text
-//! producer ──► high_priority ──► consumer thread ── who wants it? ── directory ◄── PostgreSQL
+//! producer ──► high_priority ──► a lane's consumer ── who wants it? ── directory ◄── PostgreSQL
 //!              medium_priority        │
 //!              low_priority           ├─ POST to each ──► delivered
-//!                                     ├─ failed, held back ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry ──► retry thread
+//!                                     ├─ no room for it now ──► <queue>.retry ──► the retry lane
+//!                                     ├─ failed, held back ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry
 //!                                     └─ hopeless or exhausted ──► <queue>.dead
 //!              ack only when every delivery is delivered, parked or dead-lettered
 //! ```
 //!
-//! 1. [`consumer`] runs a *lane*: one thread, one connection, one queue. It takes a message, and
-//!    gives it to
+//! 1. [`consumer`] runs a *lane*: one queue, one connection, and as many consumers as it needs by
+//!    [`domain::growth`], each a channel and a thread. A consumer takes a message, and gives it to
 //! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
-//!    webhooks want it, and sees to a delivery for each, some in parallel.
-//! 3. [`receivers`] says whether a receiver is to have an attempt now, by the rules of
-//!    [`domain::receiver`] and its webhook's [limits](domain::limits). If not, the delivery goes to
-//!    the retry lane, or waits, unattempted.
+//!    webhooks want it, and sees to a delivery for each: in this thread where the receiver is near,
+//!    else in threads of [`workers`]. They also take over what waits behind a consumer that is stuck.
+//! 3. [`receivers`] says whether a receiver is to have an attempt now. [`domain::pace`] shares the
+//!    queue's capacity, [`domain::receiver`] knows how the receiver has been, and its webhook has
+//!    [limits](domain::limits). If all that is missing is a free place, a delivery to a prompt receiver
+//!    waits for one. Any other goes to the retry lane, or waits at the broker, unattempted.
 //! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the next delay of the schedule, or dead.
@@ -29,7 +32,8 @@
 //!
 //! A parked delivery names one webhook and its attempt number, so a retry never touches a
 //! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
-//! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own.
+//! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own. That lane uses the
+//! same capacity: what a queue may have under way, its events and retries have together.
 //!
 //! What happened to a delivery on its way is told to the [`delivery_log`], for `why` and `tail`; that
 //! never waits, and nothing is decided by it.
@@ -44,6 +48,9 @@
 //!   has confirmed the message that carries it on. So a crash can repeat a POST, not lose one.
 //! - Attempts are counted in our own header (`x-attempt`), by what was tried. The broker's counters
 //!   count its own troubles too.
+//! - Whatever is under way for a queue was admitted to its capacity, and gives its place back when it
+//!   ends, within REQUEST_TIMEOUT. Slow and unproven receivers can't fill it, so that a prompt one
+//!   finds room by then.
 //! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
 //!   infrastructure failing, and stops consuming until it works again.
 //! - Whatever may hang has a limit: each module that waits says for how long, and why.
@@ -62,7 +69,9 @@
 //! | to change | begin at |
 //! |---|---|
 //! | what an answer means, and what follows | [`domain::outcome`] |
-//! | when a receiver is spared | [`domain::receiver`]; what its webhook allows: [`domain::limits`] |
+//! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`] |
+//! | how many consumers a lane has | [`domain::growth`]; how they are started and ended: `consumer/crew.rs` |
+//! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
 //! | where a webhook may lead | [`domain::address`] |

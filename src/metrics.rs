@@ -15,7 +15,7 @@ use prometheus::{
 };
 
 use crate::domain::outcome::{DeadReason, Reason};
-use crate::domain::receiver::Transition;
+use crate::domain::receiver::{Class, Transition};
 use crate::domain::trend::Counts;
 
 mod contact;
@@ -50,7 +50,10 @@ pub struct Metrics {
     queue_messages: IntGaugeVec,
     dropped_deleted: IntCounter,
     dropped_disabled: IntCounter,
-    receivers_degraded: IntGauge,
+    receivers_ailing: IntGauge,
+    receivers_slow: IntGauge,
+    capacity: IntGaugeVec,
+    in_use: IntGaugeVec,
     breakers_open: IntGauge,
     transitions: IntCounterVec,
     directory_age: Gauge,
@@ -87,6 +90,7 @@ pub struct Lane {
     held: Vec<IntCounter>,
     /// POSTs under way.
     pub in_flight: IntGauge,
+    consumers: IntGauge,
     waiting: Waiting,
     connected: IntGauge,
     standing: Standing,
@@ -109,6 +113,17 @@ impl Lane {
     #[must_use]
     pub fn held(&self, why: Held) -> &IntCounter {
         &self.held[why as usize]
+    }
+
+    /// Sets how many consumers the lane has.
+    pub fn set_consumers(&self, count: usize) {
+        self.consumers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many consumers the lane has.
+    #[must_use]
+    pub fn consumers(&self) -> i64 {
+        self.consumers.get()
     }
 
     /// Whether it consumes, and for how long that has been so.
@@ -232,10 +247,30 @@ impl Metrics {
             "Messages ready in the queue, asked every five seconds",
             &["queue"],
         )?;
-        let receivers_degraded = make.gauge(
-            "webhook_receivers_degraded",
-            "Receivers whose last attempt failed or took over a second, or that take as long now",
+        let receivers_ailing = make.gauge(
+            "webhook_receivers_ailing",
+            "Receivers whose last attempt failed, or that are slow",
             &[],
+        )?;
+        let receivers_slow = make.gauge(
+            "webhook_receivers_slow",
+            "Receivers of which a request took over a second, now or lately",
+            &[],
+        )?;
+        let capacity = make.gauge(
+            "webhook_capacity",
+            "The most requests that may be under way at a time for a queue and its retries",
+            &["queue"],
+        )?;
+        let in_use = make.gauge(
+            "webhook_capacity_in_use",
+            "Of these those that are, by how soon their receivers answer",
+            &["queue", "class"],
+        )?;
+        let consumers = make.gauge(
+            "webhook_lane_consumers",
+            "Consumers of the queue: more while messages wait for slow receivers",
+            &["queue"],
         )?;
         let directory_age = make.register(Gauge::new(
             "webhook_directory_age_seconds",
@@ -287,6 +322,7 @@ impl Metrics {
                 .into(),
             held: Held::ALL.map(|why| held.with_label_values(&[queue, why.label()])).into(),
             in_flight: in_flight.with_label_values(&[queue]),
+            consumers: consumers.with_label_values(&[queue]),
             waiting: Waiting::new(oldest_waiting.with_label_values(&[queue])),
             connected: connected.with_label_values(&[queue]),
             standing: Standing::new(),
@@ -296,7 +332,10 @@ impl Metrics {
             queue_messages,
             dropped_deleted: dropped.with_label_values(&[Dropped::Deleted.label()]),
             dropped_disabled: dropped.with_label_values(&[Dropped::Disabled.label()]),
-            receivers_degraded: receivers_degraded.with_label_values::<&str>(&[]),
+            receivers_ailing: receivers_ailing.with_label_values::<&str>(&[]),
+            receivers_slow: receivers_slow.with_label_values::<&str>(&[]),
+            capacity,
+            in_use,
             breakers_open: breakers_open.with_label_values::<&str>(&[]),
             transitions,
             directory_age,
@@ -425,7 +464,15 @@ impl Metrics {
         self.database_up.set(self.database.is_up().into());
         self.lanes.values().for_each(|lane| lane.waiting.look());
         if let Some(glance) = self.glance() {
-            self.receivers_degraded.set(i64::try_from(glance.receivers_degraded)?);
+            self.receivers_ailing.set(i64::try_from(glance.receivers_ailing)?);
+            self.receivers_slow.set(i64::try_from(glance.receivers_slow)?);
+            for InUse { queue, capacity, by_class } in &glance.in_use {
+                self.capacity.with_label_values(&[queue]).set(i64::try_from(*capacity)?);
+                for (class, count) in by_class {
+                    let gauge = self.in_use.with_label_values(&[queue.as_str(), class.label()]);
+                    gauge.set(i64::try_from(*count)?);
+                }
+            }
             self.breakers_open.set(i64::try_from(glance.breakers_open)?);
             self.directory_age.set(glance.directory_age.as_secs_f64());
             self.broker_accepting.set(glance.broker_accepts.into());
@@ -437,16 +484,31 @@ impl Metrics {
 }
 
 /// What changes by the clock too.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Glance {
-    /// Receivers that are degraded.
-    pub receivers_degraded: usize,
+    /// Receivers whose last attempt failed, or that are slow.
+    pub receivers_ailing: usize,
+    /// Receivers that are slow.
+    pub receivers_slow: usize,
+    /// Of the capacity of each queue.
+    pub in_use: Vec<InUse>,
     /// Receivers whose circuit breaker is open or half-open.
     pub breakers_open: usize,
     /// For how long what the directory knows may have been untrue.
     pub directory_age: Duration,
     /// Whether RabbitMQ takes messages of ours: it is connected to, and has no alarm.
     pub broker_accepts: bool,
+}
+
+/// What of a queue's capacity is in use.
+#[derive(Clone, Debug)]
+pub struct InUse {
+    /// The queue that producers publish to.
+    pub queue: String,
+    /// The most requests that may be under way.
+    pub capacity: usize,
+    /// Those that are.
+    pub by_class: [(Class, usize); 3],
 }
 
 struct Look(Box<dyn Fn() -> Glance + Send + Sync>);

@@ -16,21 +16,26 @@ use crate::domain::delivery::{Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
 use crate::domain::outcome::{Decision, Outcome, Reason, decide};
-use crate::domain::receiver::{Ask, Attempt, Ended, Hold, Transition};
+use crate::domain::pace::{Ask, Attempt, Hold};
+use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
 use crate::metrics::{self, Dropped, Held, Metrics};
-use crate::receivers::Receivers;
+use crate::receivers::{Answer, Receivers};
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
+use crate::workers::Workers;
 
 mod fan_out;
 mod onward;
+mod progress;
 mod promises;
 mod tally;
 
 use promises::Promise;
 
+pub use fan_out::FanOut;
+pub use progress::Progress;
 pub use promises::Promises;
 pub use tally::Tally;
 
@@ -62,12 +67,12 @@ pub struct Pipeline {
     publisher: Publisher,
     metrics: Arc<Metrics>,
     receivers: Arc<Receivers>,
+    workers: Workers,
     log: DeliveryLog,
     schedule: Schedule,
     /// Of circuit breakers.
     pauses: Vec<Span>,
     delivery_max_age: Duration,
-    fanout: usize,
     fanout_inline: usize,
     max_event_bytes: usize,
     tally: Tally,
@@ -88,11 +93,13 @@ type Kept = Result<Option<Promise>, NotConfirmed>;
 impl Pipeline {
     /// Puts the parts together.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub fn new(
         config: &Config,
         directory: Arc<Directory>,
         publisher: Publisher,
         receivers: Arc<Receivers>,
+        workers: Workers,
         log: DeliveryLog,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
@@ -102,12 +109,12 @@ impl Pipeline {
             sender: Sender::new(config),
             publisher,
             receivers,
+            workers,
             log,
             metrics,
             schedule: config.retry_schedule.clone(),
             pauses: config.circuit_breaker.pauses(),
             delivery_max_age: config.delivery_max_age,
-            fanout: config.fanout,
             fanout_inline: config.fanout_inline,
             max_event_bytes: config.max_event_bytes,
             tally: Tally::new(shutdown.clone()),
@@ -115,19 +122,26 @@ impl Pipeline {
         }
     }
 
-    /// Makes all the deliveries that a message stands for. Blocks until each attempt has ended; what
-    /// has to be confirmed is left to be waited for.
-    pub fn settle(&self, lane: &Lane, message: &Message) -> Settlement {
+    /// Makes all the deliveries that a message stands for, which was received then. Blocks until
+    /// each attempt has ended; what has to be confirmed is left to be waited for. Others see by the
+    /// `progress` of this thread how it goes.
+    pub fn settle(
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        message: Message,
+        received: Instant,
+        progress: &Progress,
+    ) -> Settlement {
         let metrics = self.metrics.lane(&lane.queue);
-        let mut promises = Promises::new(Instant::now());
+        let mut promises = Promises::new(received);
         metrics.received.inc();
-        let context = Context { lane, metrics, message };
+        let context = Context { lane, metrics, message: &message };
         let settled = if message.is_weary() && self.renew(context).is_ok() {
             Ok(())
         } else if lane.is_retry {
-            self.retry(context, &mut promises)
+            self.retry(context, progress, &mut promises)
         } else {
-            self.event(context, &mut promises)
+            self.event(lane, message, progress, &mut promises)
         };
         match settled {
             Ok(()) => Settlement::Done(promises),
@@ -147,8 +161,16 @@ impl Pipeline {
         &self.tally
     }
 
-    /// What is missing right now to settle a message, as far as can be told without one. What is
-    /// known may do while PostgreSQL is away, until (`lately`) it did not.
+    /// Whether RabbitMQ takes what has to wait: if not, more consumers would only have more to wait
+    /// for.
+    #[must_use]
+    pub fn can_park(&self) -> bool {
+        self.publisher.is_able()
+    }
+
+    /// What is missing right now to settle a message, as far as can be told without one. While
+    /// PostgreSQL is away, remembered webhooks are used; if an event needed others (`lately`), it is
+    /// missing.
     #[must_use]
     pub fn missing(&self, lately: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
@@ -164,15 +186,23 @@ impl Pipeline {
         (lately == Some(&Missing::Confirm) && !self.publisher.is_able()).then_some(Missing::Confirm)
     }
 
-    fn event(&self, context: Context<'_>, promises: &mut Promises) -> Result<(), Missing> {
-        let Context { metrics, message, .. } = context;
+    fn event(
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        message: Message,
+        progress: &Progress,
+        promises: &mut Promises,
+    ) -> Result<(), Missing> {
+        let metrics = self.metrics.lane(&lane.queue);
+        let context = Context { lane, metrics, message: &message };
         let new_id = || Uuid::new_v4().to_string();
         let limit = self.max_event_bytes;
         let event = match Event::read(message.properties(), &message.body, limit, new_id) {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let webhooks = match self.directory.wanting(&event.event_type) {
+        let found = progress.while_asking(|| self.directory.wanting(&event.event_type));
+        let webhooks = match found {
             Err(StoreError::Refused(words)) => {
                 let malformed = Malformed::NotSearchable(words);
                 return self.bury_malformed(context, &malformed, promises);
@@ -189,19 +219,25 @@ impl Pipeline {
                 promises.extend(self.deliver(context, webhook, fresh(event, webhook))?);
             }
             few if few.len() <= self.fanout_inline => {
-                self.fan_out(context, event, few, promises)?
+                return self.fan_out(lane, message, event, webhooks, progress, promises);
             }
             many => self.split(context, &event, many, promises)?,
         }
         Ok(())
     }
 
-    fn retry(&self, context: Context<'_>, promises: &mut Promises) -> Result<(), Missing> {
+    fn retry(
+        &self,
+        context: Context<'_>,
+        progress: &Progress,
+        promises: &mut Promises,
+    ) -> Result<(), Missing> {
         let delivery = match Delivery::from_headers(&context.message.headers, unix_millis()) {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let dropped = match self.answered(self.directory.find(delivery.webhook_id))? {
+        let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
+        let dropped = match self.answered(found)? {
             Found::Enabled(webhook) => {
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());
@@ -222,19 +258,28 @@ impl Pipeline {
     }
 
     /// Makes an attempt, if the receiver is to have one now; else sees to it that it gets one later.
-    fn deliver(&self, context: Context<'_>, webhook: &Webhook, mut delivery: Delivery) -> Kept {
-        let ask = Ask {
-            place: context.lane.place,
-            limits: webhook.limits(),
-            turn: delivery.turn_at.map(until),
-        };
-        let hold = match self.receivers.admit(webhook.id, ask) {
-            Ok((attempt, transition)) => {
-                self.report(webhook, transition);
-                return self.attempt(context, webhook, delivery, attempt);
-            }
-            Err(hold) => hold,
-        };
+    fn deliver(&self, context: Context<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
+        let answer = self.ask(context.lane, webhook, &delivery);
+        match answer.and_then(|answer| self.receivers.wait(answer, &self.shutdown)) {
+            Ok(attempt) => self.attempt(context, webhook, delivery, attempt),
+            Err(hold) => self.hold_back(context, webhook, delivery, hold),
+        }
+    }
+
+    /// Asks for an attempt.
+    fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Answer, Hold> {
+        let turn = delivery.turn_at.map(until);
+        self.receivers.ask(Ask { turn, ..Ask::of(webhook, lane.number) })
+    }
+
+    /// Sees to it that a delivery that has no attempt now gets one later.
+    fn hold_back(
+        &self,
+        context: Context<'_>,
+        webhook: &Webhook,
+        mut delivery: Delivery,
+        hold: Hold,
+    ) -> Kept {
         log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
         let has_turn = delivery.turn_at.is_some();
         let delay = match hold {
@@ -247,6 +292,12 @@ impl Pipeline {
             // In the retry lane it may have an attempt at once.
             _ if !context.lane.is_retry && hold.remaining().is_zero() => {
                 return self.hand_over(context, &delivery, hold.into()).map(Some);
+            }
+            // Those that nothing is known of are told from those that hang by one answer.
+            Hold::Unproven => self.schedule.for_capacity(1),
+            Hold::Share | Hold::Group | Hold::Slow | Hold::Ramp | Hold::Full => {
+                delivery.deferrals += 1;
+                self.schedule.for_capacity(delivery.deferrals)
             }
             _ => {
                 delivery.deferrals += 1;
@@ -298,6 +349,9 @@ impl Pipeline {
         attempt: Attempt,
     ) -> Kept {
         let Context { metrics, message, .. } = context;
+        if attempt.is_probe {
+            self.report(webhook, Some(Transition::HalfOpen));
+        }
         let started = Instant::now();
         metrics.in_flight.inc();
         let response = self.sender.post(Request {
@@ -389,19 +443,21 @@ impl Pipeline {
     fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Delivered => Ended::Delivered,
-            Outcome::Failed { reason, retry_after, .. } => Ended::Failed {
+            Outcome::Failed { reason, is_overload, retry_after, .. } => Ended::Failed {
                 event: &event.id,
                 reason: *reason,
+                is_overload: *is_overload,
                 // As long as the delivery itself waits at most.
                 retry_after: retry_after.map(|wanted| wanted.min(self.schedule.longest().get())),
             },
             Outcome::Hopeless { reason: Reason::Gone, .. } => {
+                self.receivers.end(attempt, Ended::Delivered);
                 return self.receivers.forget(webhook.id);
             }
             // It was not asked.
-            Outcome::Hopeless { .. } => return self.receivers.give_back(webhook.id, attempt),
+            Outcome::Hopeless { .. } => return self.receivers.give_back(attempt),
         };
-        self.report(webhook, self.receivers.end(webhook.id, attempt, ended));
+        self.report(webhook, self.receivers.end(attempt, ended));
     }
 
     fn report(&self, webhook: &Webhook, transition: Option<Transition>) {

@@ -1,141 +1,164 @@
-//! What this process knows of each receiver: a [`Receiver`] for each webhook that it has asked.
+//! Who may have a request under way, for the whole process: the [`Pace`] behind a lock, the threads
+//! that wait for a place, and the clock.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use uuid::Uuid;
 
-use crate::domain::receiver::{
-    Ailment, Ask, Attempt, Breaker, Ended, Hold, Moment, Receiver, Transition,
-};
+use crate::domain::pace::{Admission, Ask, Attempt, Count, Hold, Pace, Ticket};
+use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Transition};
+use crate::shutdown::Shutdown;
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
-/// or three megabytes. Those that are forgotten for others count as healthy again.
+/// or three megabytes. Those that are forgotten for others count as unproven again.
 const MOST: usize = 10_000;
 
-/// The receivers. Shared by all threads.
+/// The receivers, and the capacity of each queue. Shared by all threads.
 #[derive(Debug)]
 pub struct Receivers {
-    /// One lock for all: it is held for some tens of nanoseconds, twice for a POST that takes a
-    /// thousand times as long.
-    known: Mutex<HashMap<Uuid, Receiver>>,
-    /// Somebody waits for the first answer of a receiver, and one has come.
-    answered: Condvar,
-    waiting: AtomicUsize,
-    breaker: Breaker,
+    /// One lock for all: it is held for less than a microsecond, twice for a POST that takes a
+    /// hundred times as long.
+    state: Mutex<State>,
     /// Moments count from here.
     start: Instant,
+    /// Random numbers from 0 to 1, for the pauses of circuit breakers.
+    jitter: fn() -> f64,
 }
 
-/// How many receivers are in which state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// The last attempt failed or was slow, or one is slow right now.
-    pub degraded: usize,
-    /// The circuit breaker is open, or waits for what its probe finds.
-    pub broken: usize,
+/// What came of a question that was not refused.
+#[derive(Debug)]
+#[must_use]
+pub enum Answer {
+    /// It begins now.
+    Begins(Attempt),
+    /// It begins when it is called.
+    Waits(InLine),
+}
+
+/// Who waits for a place.
+#[derive(Debug)]
+pub struct InLine {
+    ticket: Ticket,
+    called: Receiver<Result<Attempt, Hold>>,
+}
+
+#[derive(Debug)]
+struct State {
+    pace: Pace,
+    /// Where those who wait for a place hear of it.
+    waiting: HashMap<Ticket, Sender<Result<Attempt, Hold>>>,
 }
 
 impl Receivers {
-    /// All are healthy until they show otherwise.
+    /// With the capacity of each queue, and all receivers unproven.
     #[must_use]
-    pub fn new(breaker: Breaker) -> Self {
-        Self {
-            known: Mutex::default(),
-            answered: Condvar::new(),
-            waiting: AtomicUsize::new(0),
-            breaker,
-            start: Instant::now(),
-        }
+    pub fn new(
+        capacities: impl IntoIterator<Item = u16>,
+        breaker: Breaker,
+        jitter: fn() -> f64,
+    ) -> Self {
+        let pace = Pace::new(capacities.into_iter().map(usize::from), breaker, MOST);
+        let state = State { pace, waiting: HashMap::new() };
+        Self { state: Mutex::new(state), start: Instant::now(), jitter }
     }
 
-    /// Asks for an attempt, which begins now; or within a tenth of a second, where the very first
-    /// ones of this receiver are under way, since an answer decides.
+    /// Asks for an attempt, which begins now; or as soon as there is a place, where that is all that
+    /// is missing.
     ///
     /// # Errors
     /// Why there is none now.
-    pub fn admit(
-        &self,
-        webhook: Uuid,
-        ask: impl Into<Ask>,
-    ) -> Result<(Attempt, Option<Transition>), Hold> {
-        let ask = ask.into();
-        let mut known = self.lock();
-        loop {
-            let now = self.now();
-            if known.len() >= MOST && !known.contains_key(&webhook) {
-                make_room(&mut known, now);
+    pub fn ask(&self, ask: Ask) -> Result<Answer, Hold> {
+        let mut state = self.lock();
+        match state.pace.ask(ask, self.now())? {
+            Admission::Begins(attempt) => Ok(Answer::Begins(attempt)),
+            Admission::Waits(ticket) => {
+                let (sender, called) = bounded(1);
+                state.waiting.insert(ticket, sender);
+                Ok(Answer::Waits(InLine { ticket, called }))
             }
-            match known.entry(webhook).or_default().admit(ask, now) {
-                Err(Hold::Unproven(wait)) => {
-                    // By a hair more, so that it is over then.
-                    let wait = wait + Duration::from_millis(1);
-                    self.waiting.fetch_add(1, Ordering::Relaxed);
-                    let waited = self.answered.wait_timeout(known, wait);
-                    self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    known = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                answer => return answer,
+        }
+    }
+
+    /// Waits for a place, if that is what it takes: for one REQUEST_TIMEOUT at most, since none is
+    /// held for longer.
+    ///
+    /// # Errors
+    /// What has come in its way meanwhile; [`Hold::Full`], if it was shutdown.
+    pub fn wait(&self, answer: Answer, shutdown: &Shutdown) -> Result<Attempt, Hold> {
+        let InLine { ticket, called } = match answer {
+            Answer::Begins(attempt) => return Ok(attempt),
+            Answer::Waits(in_line) => in_line,
+        };
+        select! {
+            recv(called) -> answer => answer.unwrap_or(Err(Hold::Full)),
+            recv(shutdown.receiver()) -> _ => {
+                let mut state = self.lock();
+                state.waiting.remove(&ticket);
+                state.pace.leave(ticket);
+                drop(state);
+                // Perhaps it was called just now.
+                called.try_recv().unwrap_or(Err(Hold::Full))
             }
         }
     }
 
     /// Takes note of how an attempt ended.
-    pub fn end(&self, webhook: Uuid, attempt: Attempt, ended: Ended<'_>) -> Option<Transition> {
+    pub fn end(&self, attempt: Attempt, ended: Ended<'_>) -> Option<Transition> {
+        let jitter = match ended {
+            Ended::Delivered => 0.0,
+            Ended::Failed { .. } => (self.jitter)(),
+        };
+        let mut state = self.lock();
         let now = self.now();
-        let mut known = self.lock();
-        let receiver = known.get_mut(&webhook)?;
-        let transition = receiver.end(attempt, ended, self.breaker, now);
-        // A call of the kernel, so not for nobody. (The lock orders this with what it guards.)
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            self.answered.notify_all();
-        }
+        let transition = state.pace.end(attempt, ended, jitter, now);
+        state.call(now);
         transition
     }
 
     /// An attempt was not made after all.
-    pub fn give_back(&self, webhook: Uuid, attempt: Attempt) {
-        if let Some(receiver) = self.lock().get_mut(&webhook) {
-            receiver.give_back(attempt);
-        }
+    pub fn give_back(&self, attempt: Attempt) {
+        let mut state = self.lock();
+        state.pace.give_back(attempt);
+        state.call(self.now());
     }
 
     /// The webhook is deleted or disabled, or its receiver is gone: nothing will come for it any
     /// more that could say that it is well.
     pub fn forget(&self, webhook: Uuid) {
-        self.lock().remove(&webhook);
+        self.lock().pace.forget(webhook);
+    }
+
+    /// Whether an attempt at it is usually over before another thread could have begun it.
+    #[must_use]
+    pub fn is_near(&self, webhook: Uuid) -> bool {
+        self.lock().pace.receiver(webhook).is_some_and(|receiver| receiver.is_near())
     }
 
     /// Counts them.
     #[must_use]
     pub fn count(&self) -> Count {
-        let now = self.now();
-        let mut count = Count::default();
-        for receiver in self.lock().values() {
-            count.degraded += usize::from(receiver.is_degraded(now));
-            count.broken += usize::from(receiver.is_broken());
-        }
-        count
+        self.lock().pace.count(self.now())
     }
 
-    /// What is wrong with those that are degraded: the worst `most` of them, and how many there are
-    /// in all.
+    /// How many requests are under way that use the capacity of the queue with this number.
+    #[must_use]
+    pub fn in_use(&self, queue: usize) -> [(Class, usize); 3] {
+        self.lock().pace.in_use(queue, self.now())
+    }
+
+    /// What is wrong with those that have an ailment: the worst `most` of them, and how many there
+    /// are in all.
     #[must_use]
     pub fn ailing(&self, most: usize) -> (Vec<(Uuid, Ailment)>, Count) {
-        let now = self.now();
-        let mut count = Count::default();
-        let mut ailing: Vec<(Uuid, Ailment)> = {
-            let known = self.lock();
-            let of = |(webhook, receiver): (&Uuid, &Receiver)| {
-                count.broken += usize::from(receiver.is_broken());
-                Some((*webhook, receiver.ailment(now)?))
-            };
-            known.iter().filter_map(of).collect()
+        let (mut ailing, count) = {
+            let mut state = self.lock();
+            let now = self.now();
+            (state.pace.ailing(now).collect::<Vec<_>>(), state.pace.count(now))
         };
-        count.degraded = ailing.len();
         let badness = |(webhook, ailment): &(Uuid, Ailment)| {
             (ailment.condition, Reverse(ailment.lasted), *webhook)
         };
@@ -144,107 +167,119 @@ impl Receivers {
         (ailing, count)
     }
 
+    /// Asked for under the lock, so that time does not go back between two who have it.
     fn now(&self) -> Moment {
         self.start.elapsed()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Receiver>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Forgets what may be forgotten; and if that is nothing, some receivers that are not being asked:
-/// enough of them that looking for them is not needed again soon.
-fn make_room(known: &mut HashMap<Uuid, Receiver>, now: Moment) {
-    known.retain(|_, receiver| !receiver.is_unremarkable(now));
-    let mut surplus = (known.len() + MOST / 16).saturating_sub(MOST);
-    known.retain(|_, receiver| {
-        let stays = surplus == 0 || receiver.is_busy();
-        surplus -= usize::from(!stays);
-        stays
-    });
+impl State {
+    /// Calls those who wait, as far as there are places.
+    fn call(&mut self, now: Moment) {
+        if !self.pace.has_waiting() {
+            return;
+        }
+        while let Some((ticket, answer)) = self.pace.call_next(now) {
+            let waiting = self.waiting.remove(&ticket);
+            // It has room for the one answer, and whoever left has taken its sender away before.
+            let _ = waiting.map(|waiting| waiting.try_send(answer));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    use crate::domain::limits::Limits;
     use crate::domain::outcome::Reason;
-    use crate::domain::receiver::{Condition, Place};
+    use crate::domain::receiver::Condition;
+    use crate::domain::webhook::Group;
+    use crate::shutdown;
 
-    const FAILED: Ended<'static> =
-        Ended::Failed { event: "e", reason: Reason::Timeout, retry_after: None };
-
-    fn receivers() -> Receivers {
-        Receivers::new("5,30s,10m".parse().expect("a breaker"))
+    fn receivers(capacity: u16) -> Receivers {
+        Receivers::new([capacity], "5,1s,5m".parse().expect("a breaker"), || 0.5)
     }
 
-    fn attempt(receivers: &Receivers, webhook: u128, ended: Ended<'_>) {
-        let id = Uuid::from_u128(webhook);
-        let (attempt, _) = receivers.admit(id, Place::new(0, 8, false)).expect("an attempt");
-        receivers.end(id, attempt, ended);
+    fn by(webhook: u128) -> Ask {
+        let (webhook, group) = (Uuid::from_u128(webhook), Group::of(&webhook.to_string()));
+        Ask { queue: 0, webhook, group, limits: Limits::default(), turn: None }
+    }
+
+    fn admit(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) -> Result<Attempt, Hold> {
+        receivers.wait(receivers.ask(by(webhook))?, shutdown)
+    }
+
+    fn prove(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) {
+        let attempt = admit(receivers, shutdown, webhook).expect("an attempt");
+        receivers.end(attempt, Ended::Delivered);
     }
 
     #[test]
-    fn receivers_are_counted_while_there_is_something_about_them() {
-        let receivers = receivers();
-        attempt(&receivers, 1, Ended::Delivered);
-        assert_eq!(receivers.count(), Count::default());
-        attempt(&receivers, 1, FAILED);
-        attempt(&receivers, 2, FAILED);
-        assert_eq!(receivers.count(), Count { degraded: 2, broken: 0 });
-        attempt(&receivers, 1, Ended::Delivered);
-        receivers.forget(Uuid::from_u128(2));
-        assert_eq!(receivers.count(), Count::default());
+    fn whoever_waits_for_a_place_begins_when_there_is_one() {
+        let (_trigger, shutdown) = shutdown::channel();
+        let receivers = receivers(1);
+        prove(&receivers, &shutdown, 1);
+        prove(&receivers, &shutdown, 2);
+        let first = admit(&receivers, &shutdown, 1).expect("the only place");
+        thread::scope(|scope| {
+            let second = scope.spawn(|| admit(&receivers, &shutdown, 2));
+            while receivers.lock().waiting.is_empty() {
+                thread::yield_now();
+            }
+            receivers.end(first, Ended::Delivered);
+            let second = second.join().expect("no panic").expect("the place");
+            assert_eq!(receivers.in_use(0)[0], (Class::Prompt, 1));
+            receivers.give_back(second);
+        });
+        assert_eq!(receivers.in_use(0)[0], (Class::Prompt, 0));
+    }
+
+    #[test]
+    fn shutdown_ends_the_wait() {
+        let (trigger, shutdown) = shutdown::channel();
+        let receivers = receivers(1);
+        prove(&receivers, &shutdown, 1);
+        prove(&receivers, &shutdown, 2);
+        let first = admit(&receivers, &shutdown, 1).expect("the only place");
+        thread::scope(|scope| {
+            let second = scope.spawn(|| admit(&receivers, &shutdown, 2));
+            while receivers.lock().waiting.is_empty() {
+                thread::yield_now();
+            }
+            trigger.fire();
+            assert_eq!(second.join().expect("no panic"), Err(Hold::Full));
+        });
+        receivers.end(first, Ended::Delivered);
+        assert!(receivers.lock().waiting.is_empty() && !receivers.lock().pace.has_waiting());
     }
 
     #[test]
     fn of_those_that_ail_the_worst_are_shown_and_all_are_counted() {
-        let receivers = receivers();
-        let other = Ended::Failed { event: "f", reason: Reason::Dns, retry_after: None };
-        for ended in [FAILED, FAILED, FAILED, FAILED, other] {
-            attempt(&receivers, 7, ended);
-        }
+        let (_trigger, shutdown) = shutdown::channel();
+        let receivers = receivers(64);
+        let fail = |webhook: u128, retry_after: Option<u64>| {
+            let attempt = admit(&receivers, &shutdown, webhook).expect("an attempt");
+            let retry_after = retry_after.map(Duration::from_secs);
+            let (event, reason, is_overload) = ("e", Reason::Dns, false);
+            receivers.end(attempt, Ended::Failed { event, reason, is_overload, retry_after });
+        };
         for webhook in 1..5 {
-            attempt(&receivers, webhook, FAILED);
+            fail(webhook, None);
         }
+        fail(7, Some(60));
         let (shown, count) = receivers.ailing(3);
-        assert_eq!(count, Count { degraded: 5, broken: 1 });
+        assert_eq!(count, Count { ailing: 5, slow: 0, broken: 0 });
         assert_eq!(count, receivers.count());
         let conditions: Vec<_> = shown.iter().map(|(_, ailment)| ailment.condition).collect();
-        assert_eq!(conditions, [Condition::Open, Condition::Failing, Condition::Failing]);
-        let (webhook, worst) = shown[0];
-        assert_eq!(webhook, Uuid::from_u128(7));
-        assert_eq!((worst.failures, worst.reason), (5, Some(Reason::Dns)));
+        assert_eq!(conditions, [Condition::StayAway, Condition::Failing, Condition::Failing]);
+        assert_eq!(shown[0].0, Uuid::from_u128(7));
         assert_eq!(receivers.ailing(9).0.len(), 5);
-    }
-
-    #[test]
-    fn whoever_waits_for_the_first_answer_goes_on_when_it_comes() {
-        let receivers = receivers();
-        let (id, place) = (Uuid::from_u128(1), Place::new(0, 4, true));
-        let (first, _) = receivers.admit(id, place).expect("an attempt");
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| receivers.admit(id, place).is_ok());
-            receivers.end(id, first, Ended::Delivered);
-            assert!(second.join().expect("no panic"));
-        });
-        // And where none comes, it is the bulkhead's.
-        let id = Uuid::from_u128(2);
-        let _ = receivers.admit(id, place).expect("an attempt");
-        assert_eq!(receivers.admit(id, place), Err(Hold::Bulkhead));
-    }
-
-    #[test]
-    fn memory_is_bounded_and_those_being_asked_are_kept() {
-        let receivers = receivers();
-        let asked = Uuid::from_u128(u128::MAX);
-        let place = Place::new(0, 8, false);
-        let (under_way, _) = receivers.admit(asked, place).expect("an attempt");
-        for webhook in 0..MOST as u128 + 500 {
-            attempt(&receivers, webhook, FAILED);
-        }
-        assert!(receivers.lock().len() <= MOST);
-        assert!(receivers.lock().contains_key(&asked));
-        receivers.end(asked, under_way, Ended::Delivered);
     }
 }

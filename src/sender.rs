@@ -68,9 +68,9 @@ impl Sender {
     /// Makes the client. Opens nothing.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let lanes: usize = config.queues.iter().map(|q| 2 * usize::from(q.consumers)).sum();
-        // Idle connections that no thread could use again would only hold sockets open.
-        let threads = lanes * config.fanout;
+        // Idle connections that no request could use again would only hold sockets open.
+        let capacities = config.queues.iter().map(|queue| usize::from(queue.capacity));
+        let (most, most_of_one) = (capacities.clone().sum(), capacities.max().unwrap_or(1));
         let settings = Agent::config_builder()
             .http_status_as_error(false)
             // A redirect would lead around every check of the registered URL.
@@ -82,8 +82,8 @@ impl Sender {
             .max_response_header_size(MAX_RESPONSE_HEADER_BYTES)
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(BUFFER_BYTES)
-            .max_idle_connections(threads.clamp(16, 1_000))
-            .max_idle_connections_per_host(threads.clamp(8, 64))
+            .max_idle_connections(most)
+            .max_idle_connections_per_host(most_of_one)
             .max_idle_age(Duration::from_secs(15))
             .user_agent(USER_AGENT)
             .accept(ACCEPT)

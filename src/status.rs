@@ -14,7 +14,7 @@ use crate::broker::{Lane, Topology, dead_queue};
 use crate::config::Config;
 use crate::domain::receiver::{Ailment, Next};
 use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
-use crate::metrics::{Answers, Interruption, LAG_SECONDS, LaneState, Metrics};
+use crate::metrics::{Answers, Glance, Interruption, LAG_SECONDS, LaneState, Metrics};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
@@ -22,7 +22,7 @@ mod advice;
 mod snapshot;
 
 pub use snapshot::Snapshot;
-use snapshot::{Degraded, LaneNow, Rates, ReceiversNow, Server, Trend, Waiting, rounded, seconds};
+use snapshot::{Ailing, LaneNow, Rates, ReceiversNow, Server, Trend, Waiting, rounded, seconds};
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
 /// step, and seldom enough to cost nothing.
@@ -37,7 +37,7 @@ const MOST_SAMPLES: usize = 181;
 /// What a rate is the average of: long enough to be steady, short enough to be now.
 const RATE_SPAN: Duration = Duration::from_secs(60);
 
-/// Degraded receivers that the page lists. With more of them, what is wrong is not theirs.
+/// Ailing receivers that the page lists. With more of them, what is wrong is not theirs.
 const MOST_LISTED: usize = 50;
 
 /// All that is needed to say how the process is.
@@ -106,10 +106,12 @@ impl Status {
             advice: Vec::new(),
             broker: server(self.metrics.broker().now()),
             database: server(self.metrics.database().now()),
-            directory_age_seconds: seconds(glance.map(|g| g.directory_age).unwrap_or_default()),
-            broker_accepts: glance.map(|glance| glance.broker_accepts),
+            directory_age_seconds: seconds(
+                glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
+            ),
+            broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
             depths_age_seconds: self.metrics.broker().age().map(seconds),
-            lanes: self.lanes_now(&history),
+            lanes: self.lanes_now(glance.as_ref(), &history),
             waiting: self.waiting(),
             receivers: self.receivers_now(),
             sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
@@ -119,12 +121,18 @@ impl Status {
         snapshot
     }
 
-    fn lanes_now(&self, history: &History) -> Vec<LaneNow> {
+    fn lanes_now(&self, glance: Option<&Glance>, history: &History) -> Vec<LaneNow> {
         let lanes = self.lanes.iter().enumerate();
-        lanes.map(|(number, lane)| self.lane_now(number, lane, history)).collect()
+        lanes.map(|(number, lane)| self.lane_now(number, lane, glance, history)).collect()
     }
 
-    fn lane_now(&self, number: usize, lane: &Lane, history: &History) -> LaneNow {
+    fn lane_now(
+        &self,
+        number: usize,
+        lane: &Lane,
+        glance: Option<&Glance>,
+        history: &History,
+    ) -> LaneNow {
         let counted = self.metrics.lane(&lane.queue);
         let Counts { received, delivered, failed, .. } = counted.counts();
         let (state, lasted) = counted.state();
@@ -136,16 +144,19 @@ impl Status {
         });
         let steps: Vec<Counts> = history.steps(number).collect();
         let dead = (!lane.is_retry).then(|| dead_queue(&lane.origin));
+        let in_use = glance.filter(|_| !lane.is_retry).and_then(|all| all.in_use.get(lane.number));
         LaneNow {
             queue: lane.queue.clone(),
             origin: lane.origin.clone(),
             is_retry: lane.is_retry,
-            consumers: lane.consumers,
+            consumers: counted.consumers(),
             state: state.into(),
             lasted_seconds: seconds(lasted),
             ready: self.metrics.queue_messages(&lane.queue),
             dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
             in_flight: counted.in_flight.get(),
+            capacity: in_use.map(|in_use| in_use.capacity),
+            in_use: in_use.map(|in_use| in_use.by_class.iter().map(|(_, count)| count).sum()),
             received,
             delivered,
             failed,
@@ -171,16 +182,16 @@ impl Status {
     fn receivers_now(&self) -> ReceiversNow {
         let (ailing, count) = self.receivers.ailing(MOST_LISTED);
         ReceiversNow {
-            degraded: count.degraded,
+            ailing: count.ailing,
             broken: count.broken,
-            listed: ailing.into_iter().map(degraded).collect(),
+            listed: ailing.into_iter().map(ailing_receiver).collect(),
         }
     }
 }
 
-fn degraded((webhook, ailment): (Uuid, Ailment)) -> Degraded {
+fn ailing_receiver((webhook, ailment): (Uuid, Ailment)) -> Ailing {
     let Ailment { condition, failures, reason, lasted, next } = ailment;
-    Degraded {
+    Ailing {
         webhook,
         condition: condition.label(),
         failures,

@@ -72,7 +72,8 @@ const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 const WEBHOOK: &str = "id, post_url, secret, previous_secret,
      extract(epoch FROM previous_secret_expires_at)::bigint AS previous_secret_ends,
      left(headers::text, 16385) AS headers, timeout_ms::text AS timeout_ms,
-     max_in_flight::text AS max_in_flight, rate_per_second::text AS rate_per_second";
+     max_in_flight::text AS max_in_flight, rate_per_second::text AS rate_per_second,
+     left(account::text, 1024) AS account";
 
 /// One character more than may be, so that it is seen.
 const _: () = assert!(MAX_COLUMN_CHARS == 16_384);
@@ -377,7 +378,7 @@ impl Store {
         let statement = format!(
             "WITH found AS ({statement})
              SELECT {WEBHOOK}, events, created_at::text, disabled_at::text, disabled_reason,
-                    description::text, account::text, secret IS NOT NULL AS signed,
+                    description::text, secret IS NOT NULL AS signed,
                     CASE WHEN previous_secret_expires_at > now()
                          THEN previous_secret_expires_at::text END AS previous_secret_expires_at
              FROM found ORDER BY found.created_at, id"
@@ -489,5 +490,6 @@ fn columns(row: &Row) -> Result<Columns, postgres::Error> {
         timeout_ms: row.try_get("timeout_ms")?,
         max_in_flight: row.try_get("max_in_flight")?,
         rate_per_second: row.try_get("rate_per_second")?,
+        account: row.try_get("account")?,
     })
 }

@@ -280,7 +280,9 @@ mod tests {
             let _ = waits.try_send(());
             let _ = held.wait(Duration::from_secs(600));
             Glance {
-                receivers_degraded: 0,
+                receivers_ailing: 0,
+                receivers_slow: 0,
+                in_use: Vec::new(),
                 breakers_open: 0,
                 directory_age: Duration::ZERO,
                 broker_accepts: true,

@@ -23,8 +23,8 @@ use crate::shutdown::Shutdown;
 /// RabbitMQ's 30-minute limit for acking the message that waits for it.
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Publishes that may wait for the publisher's thread. Each has a thread waiting for its confirm,
-/// so consumers times FANOUT bounds them anyway.
+/// Publishes that may wait for the publisher's thread. Whoever publishes more waits, and sends the
+/// broker no more than it takes.
 const PUBLISH_QUEUE: usize = 256;
 
 /// A message to publish.

@@ -8,7 +8,6 @@ use amiquip::{
 
 use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Config, Queue};
-use crate::domain::receiver::Place;
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
 
@@ -22,16 +21,17 @@ pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
 /// One lane: a queue to consume, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
-    /// The queue that producers publish to.
+    /// The number of the queue that producers publish to, in the order of QUEUES.
+    pub number: usize,
+    /// Its name.
     pub origin: String,
     /// The queue that this lane consumes.
     pub queue: String,
     /// Whether this lane consumes the retries of that queue, not its events.
     pub is_retry: bool,
-    /// How many consumers.
-    pub consumers: u16,
-    /// What its attempts have to ask for.
-    pub place: Place,
+    /// The most requests under way for that queue, its retries included; and the most consumers that
+    /// this lane may have.
+    pub capacity: u16,
 }
 
 impl Lane {
@@ -39,13 +39,13 @@ impl Lane {
     #[must_use]
     pub fn all(config: &Config) -> Vec<Self> {
         let lane = |number, origin: &Queue, is_retry: bool| Self {
+            number,
             queue: if is_retry { retry_queue(&origin.name) } else { origin.name.clone() },
             origin: origin.name.clone(),
             is_retry,
-            consumers: origin.consumers,
-            place: Place::new(number, origin.consumers, !is_retry),
+            capacity: origin.capacity,
         };
-        let both = |(n, queue)| [lane(2 * n, queue, false), lane(2 * n + 1, queue, true)];
+        let both = |(n, queue)| [lane(n, queue, false), lane(n, queue, true)];
         config.queues.iter().enumerate().flat_map(both).collect()
     }
 }

@@ -1,10 +1,12 @@
-//! The messages of one consumer that the broker waits to hear of, in the order in which they came.
+//! The messages of one consumer that the broker waits to hear of.
 //!
 //! With a PREFETCH_COUNT of 1 there is one, and it is acked as soon as it is settled. With more,
 //! the confirms of several are waited for together, and one ack speaks for a whole run of settled
-//! messages: each ack is a packet, and work for the broker.
+//! messages: each ack is a packet, and work for the broker. They are settled in the order in which
+//! they came, but for those that somebody else took over: those before and behind them are acked
+//! without them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use amiquip::{Consumer, ConsumerMessage};
@@ -24,20 +26,19 @@ pub(super) struct Window<'a> {
     consumer: &'a Consumer<'a>,
     lane: &'a Lane,
     pipeline: &'a Pipeline,
-    /// The oldest ones, all settled.
-    run: Option<Run>,
-    /// After them: what was done about these has yet to be confirmed, or they come after such.
+    /// Settled messages, by their tags.
+    settled: VecDeque<amiquip::Delivery>,
+    /// When the first of them was.
+    since: Instant,
+    /// What was done about these has yet to be confirmed, or they come after such.
     waiting: VecDeque<(amiquip::Delivery, Promises)>,
+    /// Every tag up to this one is acked, and of those behind it these.
+    acked: u64,
+    acked_beyond: BTreeSet<u64>,
+    prefetch_count: usize,
     /// So many settled messages are acked at once.
     longest_run: usize,
     in_hand: usize,
-}
-
-/// Settled messages that one ack can speak for.
-struct Run {
-    last: amiquip::Delivery,
-    length: usize,
-    since: Instant,
 }
 
 impl<'a> Window<'a> {
@@ -51,8 +52,12 @@ impl<'a> Window<'a> {
             consumer,
             lane,
             pipeline,
-            run: None,
+            settled: VecDeque::new(),
+            since: Instant::now(),
             waiting: VecDeque::new(),
+            acked: 0,
+            acked_beyond: BTreeSet::new(),
+            prefetch_count: prefetch_count.into(),
             // The broker hands out more while we work on the other half.
             longest_run: usize::from(prefetch_count / 2).max(1),
             in_hand: 0,
@@ -63,6 +68,11 @@ impl<'a> Window<'a> {
     pub(super) fn taken(&mut self) {
         self.in_hand += 1;
         self.pipeline.tally().taken();
+    }
+
+    /// A message that somebody else took, and counted, has come back.
+    pub(super) fn taken_over(&mut self) {
+        self.in_hand += 1;
     }
 
     /// A message will be settled once these promises are kept.
@@ -79,40 +89,72 @@ impl<'a> Window<'a> {
                 Err(_) => return Err(Ended::Missing(Missing::Confirm)),
             }
         }
-        match &self.run {
-            Some(run) if run.length >= self.longest_run || run.since.elapsed() >= ACK_DELAY => {
-                self.ack()
-            }
-            _ => Ok(()),
+        let is_due = || self.since.elapsed() >= ACK_DELAY;
+        if self.settled.len() >= self.longest_run || !self.settled.is_empty() && is_due() {
+            return self.ack();
         }
+        Ok(())
     }
 
     fn settle_first(&mut self) {
-        let Some((last, promises)) = self.waiting.pop_front() else { return };
+        let Some((delivery, promises)) = self.waiting.pop_front() else { return };
         self.pipeline.settled(self.lane, &promises);
-        let (length, since) = match &self.run {
-            Some(run) => (run.length, run.since),
-            None => (0, Instant::now()),
-        };
-        self.run = Some(Run { last, length: length + 1, since });
+        if self.settled.is_empty() {
+            self.since = Instant::now();
+        }
+        // Nearly always behind all others.
+        let later = self.settled.iter().rev();
+        let later = later.take_while(|other| other.delivery_tag() > delivery.delivery_tag());
+        let at = self.settled.len() - later.count();
+        self.settled.insert(at, delivery);
     }
 
     /// Acks what is settled.
     pub(super) fn ack(&mut self) -> Result<(), Ended> {
-        let Some(Run { last, length, .. }) = self.run.take() else { return Ok(()) };
-        let acked = match length {
-            1 => self.consumer.ack(last),
-            _ => self.consumer.ack_multiple(last),
-        };
-        acked.map_err(|error| Ended::Lost(format!("cannot ack: {error}")))?;
-        let tally = self.pipeline.tally();
-        tally.finished(length);
-        tally.let_go(length);
-        self.in_hand -= length;
+        while let Some(first) = self.settled.front() {
+            let tag = first.delivery_tag();
+            // None before these is somebody else's: one ack speaks for all that follow on each other.
+            let run = if tag == self.acked + 1 {
+                let follows =
+                    |(n, other): &(u64, &amiquip::Delivery)| other.delivery_tag() == tag + n;
+                (0..).zip(&self.settled).take_while(follows).count()
+            } else {
+                1
+            };
+            let Some(last) = self.settled.drain(..run).next_back() else { return Ok(()) };
+            let last_tag = last.delivery_tag();
+            let acked = match run {
+                1 => self.consumer.ack(last),
+                _ => self.consumer.ack_multiple(last),
+            };
+            acked.map_err(|error| Ended::Lost(format!("cannot ack: {error}")))?;
+            self.note_acked(tag, last_tag);
+            let tally = self.pipeline.tally();
+            tally.finished(run);
+            tally.let_go(run);
+            self.in_hand -= run;
+        }
         Ok(())
     }
 
-    /// The confirm to wait for, if one is missing.
+    fn note_acked(&mut self, first: u64, last: u64) {
+        if first > self.acked + 1 {
+            self.acked_beyond.insert(first);
+            return;
+        }
+        self.acked = last;
+        while self.acked_beyond.remove(&(self.acked + 1)) {
+            self.acked += 1;
+        }
+    }
+
+    /// Whether the broker hands out no more before a confirm has come: then this consumer is at work
+    /// still.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= self.prefetch_count
+    }
+
+    /// The confirm to wait for next.
     pub(super) fn first_open(&self) -> Option<&Confirmation> {
         self.waiting.front().and_then(|(_, promises)| promises.first())
     }
@@ -128,8 +170,10 @@ impl<'a> Window<'a> {
     }
 
     /// Waits for all that is promised, and acks it. Returns what has to go back, and what came
-    /// meanwhile.
-    pub(super) fn finish(mut self) -> Vec<amiquip::Delivery> {
+    /// meanwhile, if it is not `cancelled` already.
+    pub(super) fn finish(mut self, cancelled: bool) -> Vec<amiquip::Delivery> {
+        let nothing = crossbeam_channel::never();
+        let more = if cancelled { &nothing } else { self.consumer.receiver() };
         let mut back = Vec::new();
         let mut going_on = self.advance();
         while going_on.is_ok()
@@ -137,7 +181,7 @@ impl<'a> Window<'a> {
         {
             let step = select! {
                 recv(confirmation.receiver()) -> answer => self.confirmed(answer),
-                recv(self.consumer.receiver()) -> message => match message {
+                recv(more) -> message => match message {
                     Ok(ConsumerMessage::Delivery(delivery)) => {
                         back.push(delivery);
                         Ok(())
@@ -151,6 +195,7 @@ impl<'a> Window<'a> {
         }
         // Fails on a lost connection, where the broker has requeued them already.
         let _ = self.ack();
+        back.extend(self.settled.drain(..));
         back.extend(self.waiting.drain(..).map(|(delivery, _)| delivery));
         back
     }

@@ -12,6 +12,7 @@ pub mod growth;
 pub mod history;
 pub mod limits;
 pub mod outcome;
+pub mod pace;
 pub mod receiver;
 pub mod retry;
 pub mod secret;

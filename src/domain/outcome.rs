@@ -122,6 +122,9 @@ pub enum Outcome {
         reason: Reason,
         /// In words, for the log and the header `x-last-error`.
         detail: String,
+        /// Whether it shows that the receiver had too many requests: 429, 503, no answer in time, or
+        /// a lost connection.
+        is_overload: bool,
         /// How long the receiver asked us to stay away (429, 502, 503 and 504 only).
         retry_after: Option<Duration>,
     },
@@ -150,12 +153,14 @@ impl Outcome {
             Response::Status { code, retry_after } => Self::Failed {
                 reason: Reason::of_status(code),
                 detail: format!("status {code}"),
+                is_overload: matches!(code, 429 | 503),
                 retry_after: retry_after
                     .filter(|_| matches!(code, 429 | 502..=504))
                     .and_then(|value| parse_retry_after(&value, now)),
             },
             Response::NoAnswer { reason, detail } => {
-                Self::Failed { reason, detail, retry_after: None }
+                let is_overload = matches!(reason, Reason::Timeout | Reason::Reset);
+                Self::Failed { reason, detail, is_overload, retry_after: None }
             }
             Response::Refused { detail } => {
                 Self::Hopeless { reason: Reason::Rejected, detail, dead: DeadReason::Rejected }

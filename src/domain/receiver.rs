@@ -1,43 +1,47 @@
-//! What we conclude from a receiver's attempts: may it have another one now?
+//! What we know of one receiver from its attempts: may it have another one now?
 //!
-//! Three rules, all of them about one receiver, so that none of them touches its neighbours:
+//! Four things, none of which touches its neighbours:
 //!
-//! - **Degraded**: its last attempt failed or was slow, or one is taking long right now. Its first
-//!   attempts are not made in the lane of new events but in that of the retries.
-//! - **Bulkhead** (Nygard, *Release It!*): while it keeps us waiting it gets its share of a lane's
-//!   consumers, and no more. One that has not shown yet how fast it is gets that at first, too.
-//! - **Circuit breaker** (the same book): after several failures in a row it is left alone for a
-//!   while, then probed by one attempt.
+//! - Its **class**: prompt, unproven or slow. What the slow and the unproven may hold of a queue's
+//!   capacity is bounded ([`super::pace`]).
+//! - **Circuit breaker** (Nygard, *Release It!*): after several failures in a row, over a second at
+//!   least, it is left alone for a quarter of the time that its outage has lasted, then probed by one
+//!   attempt.
+//! - **Ramp**: a receiver that showed that it had too many requests gets half as many.
+//! - **`Retry-After`**: it gets nothing before.
 //!
-//! And what its webhook says that it can take ([`super::limits`]), which is no fault of it.
+//! And what its webhook says that it can take ([`super::limits`]), which is no fault of it. A failure
+//! that comes quickly costs nobody anything: by itself it keeps no further attempt away.
 //!
 //! Times are [`Moment`]s, handed in: nothing here knows a clock.
 
-use std::fmt;
 use std::time::Duration;
 
-use super::limits::{Limit, Limits, Turns};
+use super::limits::{Limits, Turns};
 use super::outcome::Reason;
+use super::pace::Hold;
 
 mod ailment;
 mod breaker;
+mod class;
+mod ramp;
+
+use class::Standing;
+use ramp::Ramp;
 
 pub use ailment::{Ailment, Condition, Next};
-pub use breaker::Breaker;
+pub use breaker::{Breaker, LEAST_OUTAGE};
+pub use class::{Class, SLOW};
 
 /// A time, as the duration since any fixed moment before it.
 pub type Moment = Duration;
 
-/// A success that took longer than this leaves its receiver degraded, and so does an attempt that
-/// has been under way for that long.
-pub const SLOW: Duration = Duration::from_secs(1);
-
-/// From here on an attempt keeps us waiting. A receiver answers within some tens of milliseconds
-/// across a continent; one that has not begun to fail yet must not fill a lane before [`SLOW`] tells.
-pub const PROMPT: Duration = Duration::from_millis(100);
-
 /// What an attempt takes at least, where it is guessed when the next can begin.
 const QUICKEST: Duration = Duration::from_millis(1);
+
+/// A receiver that can answer within this is as good as here: to hand its request to another
+/// thread would take a tenth as long.
+const NEAR: Duration = Duration::from_millis(1);
 
 /// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
 /// year" is a mistake, and its receiver would get nothing until we are restarted.
@@ -47,99 +51,6 @@ pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
 /// to come back then waits by the broker's clock, which may run a percent faster than ours, and
 /// should not be told to wait once more.
 const CERTAIN: u32 = 98;
-
-/// The lane in which an attempt would be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The lane's number.
-    pub lane: usize,
-    /// How many of its consumers may wait for one receiver.
-    pub share: usize,
-    /// Whether it is a lane of new events, where only healthy receivers are asked.
-    pub is_first: bool,
-}
-
-impl Place {
-    /// A lane with so many consumers, of which a quarter may wait for one receiver, and one always.
-    #[must_use]
-    pub fn new(lane: usize, consumers: u16, is_first: bool) -> Self {
-        Self { lane, share: usize::from(consumers / 4).max(1), is_first }
-    }
-}
-
-/// What is asked for: an attempt, of one delivery.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// Where it would be made.
-    pub place: Place,
-    /// What the webhook says.
-    pub limits: Limits,
-    /// How far off the delivery's turn is, if it had to wait for one.
-    pub turn: Option<Duration>,
-}
-
-impl From<Place> for Ask {
-    /// By a delivery that comes for the first time to a receiver without limits.
-    fn from(place: Place) -> Self {
-        Self { place, limits: Limits::default(), turn: None }
-    }
-}
-
-/// An attempt that may be made, and is under way until [`Receiver::end`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct Attempt {
-    lane: usize,
-    /// When it began.
-    pub began: Moment,
-    is_probe: bool,
-}
-
-/// Why no attempt may be made now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// Not in this lane: the receiver is degraded.
-    Degraded,
-    /// It keeps its share of this lane's consumers waiting.
-    Bulkhead,
-    /// Its share is being used for its very first attempts: what they show is known after this
-    /// time at the latest.
-    Unproven(Duration),
-    /// The circuit breaker is open for so long, or waits for what its probe finds.
-    Breaker(Duration),
-    /// The receiver asked us to stay away for so long (`Retry-After`).
-    StayAway(Duration),
-    /// It gets as much as it can take already. The delivery's turn is so far off.
-    Limit(Limit, Duration),
-}
-
-impl Hold {
-    /// How long an attempt would be in vain at least.
-    #[must_use]
-    pub const fn remaining(self) -> Duration {
-        match self {
-            Self::Degraded | Self::Bulkhead | Self::Unproven(_) => Duration::ZERO,
-            Self::Breaker(remaining) | Self::StayAway(remaining) | Self::Limit(_, remaining) => {
-                remaining
-            }
-        }
-    }
-}
-
-impl fmt::Display for Hold {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Degraded => "the receiver is degraded",
-            Self::Bulkhead | Self::Unproven(_) => {
-                "the receiver keeps its share of the consumers waiting"
-            }
-            Self::Breaker(_) => "the receiver's circuit breaker is open",
-            Self::StayAway(_) => "the receiver asked us to stay away",
-            Self::Limit(Limit::InFlight, _) => "the webhook's max_in_flight is reached",
-            Self::Limit(Limit::Rate, _) => "the webhook's rate_per_second is reached",
-        })
-    }
-}
 
 /// How an attempt ended, as far as it says something about the receiver.
 #[derive(Clone, Copy, Debug)]
@@ -152,6 +63,8 @@ pub enum Ended<'a> {
         event: &'a str,
         /// What kind of failure.
         reason: Reason,
+        /// Whether it shows that the receiver had too many requests.
+        is_overload: bool,
         /// How long the receiver asked us to stay away.
         retry_after: Option<Duration>,
     },
@@ -183,166 +96,177 @@ impl Transition {
     }
 }
 
-/// How fast the last answer came, or its failure.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Pace {
-    /// There was none yet.
-    #[default]
-    Unknown,
-    /// Within [`PROMPT`].
-    Prompt,
-    /// Later.
-    Lingering,
-}
-
 /// The circuit breaker's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     #[default]
     Closed,
-    /// Until then, and opened for that long.
-    Open(Moment, Duration),
-    /// A probe is under way; before it, it was open for that long.
-    HalfOpen(Duration),
+    /// Until then.
+    Open(Moment),
+    /// A probe is under way.
+    HalfOpen,
 }
 
-/// One receiver, as its attempts show it. The default is one of which nothing is known: healthy.
+/// An attempt that is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Over {
+    /// The number of the queue whose capacity it used.
+    pub(super) queue: usize,
+    pub(super) began: Moment,
+    pub(super) is_probe: bool,
+}
+
+/// One receiver, as its attempts show it. The default is one of which nothing is known: unproven, and
+/// well.
 #[derive(Clone, Debug, Default)]
 pub struct Receiver {
     /// Failures since the last success.
     failures: u32,
+    /// When the first of them began, or the last success came, whichever was later.
+    failing_since: Moment,
     /// The event of the first of them.
     event: Box<str>,
     /// Whether another event failed as well since then.
     several: bool,
     /// Why the last of them failed.
     reason: Option<Reason>,
-    slow: bool,
-    /// When an attempt ended that had still found it well: while it is degraded, since when.
-    since: Moment,
-    pace: Pace,
+    succeeded_at: Moment,
+    standing: Standing,
+    ramp: Ramp,
     state: State,
     stay_away_until: Moment,
-    under_way: Vec<Attempt>,
+    /// Attempts under way, by the number of the queue.
+    under_way: Vec<u32>,
     /// How long an attempt takes, on a moving average.
     usual: Duration,
+    /// How long its quickest ones take: soon down, and slowly up. What they take beyond it says more
+    /// of how busy we are than of how far away it is.
+    quickest: Duration,
     /// None: it never had limits.
     turns: Option<Box<Turns>>,
 }
 
 impl Receiver {
-    /// Asks for an attempt at `now`, which begins then.
-    ///
-    /// # Errors
-    /// Why there is none now.
-    pub fn admit(
-        &mut self,
-        ask: impl Into<Ask>,
-        now: Moment,
-    ) -> Result<(Attempt, Option<Transition>), Hold> {
-        let ask = ask.into();
-        let place = ask.place;
+    /// Whether it may be asked at `now`, whatever room there is.
+    pub(super) fn check(&self, now: Moment) -> Result<(), Hold> {
         if now < self.stay_away_until {
             return Err(Hold::StayAway(self.stay_away_until - now));
         }
         match self.state {
-            State::Open(until, _) if now < until => return Err(Hold::Breaker(until - now)),
-            State::HalfOpen(_) => return Err(Hold::Breaker(Duration::ZERO)),
-            State::Open(..) | State::Closed => {}
-        }
-        if place.is_first && self.is_degraded(now) {
-            return Err(Hold::Degraded);
-        }
-        self.check_share(place, now)?;
-        if !ask.limits.is_none() {
-            // The last to be asked: it counts what it lets pass.
-            let so_far = (self.under_way.len(), self.usual.max(QUICKEST));
-            let turns = self.turns.get_or_insert_default();
-            turns
-                .ask(ask.limits, so_far, ask.turn, now)
-                .map_err(|(limit, turn)| Hold::Limit(limit, turn))?;
-        }
-        let mut attempt = Attempt { lane: place.lane, began: now, is_probe: false };
-        let mut transition = None;
-        if let State::Open(_, pause) = self.state {
-            attempt.is_probe = true;
-            self.state = State::HalfOpen(pause);
-            transition = Some(Transition::HalfOpen);
-        }
-        self.under_way.push(attempt);
-        Ok((attempt, transition))
-    }
-
-    fn check_share(&self, place: Place, now: Moment) -> Result<(), Hold> {
-        let here = self.under_way.iter().filter(|attempt| attempt.lane == place.lane).count();
-        if here < place.share {
-            return Ok(());
-        }
-        let oldest = self.under_way.iter().map(|attempt| attempt.began).min().unwrap_or(now);
-        if now > oldest + PROMPT {
-            return Err(Hold::Bulkhead);
-        }
-        match self.pace {
-            Pace::Prompt => Ok(()),
-            Pace::Lingering => Err(Hold::Bulkhead),
-            Pace::Unknown => Err(Hold::Unproven(oldest + PROMPT - now)),
+            State::Open(until) if now < until => Err(Hold::Breaker(until - now)),
+            State::HalfOpen => Err(Hold::Breaker(Duration::ZERO)),
+            State::Open(_) | State::Closed if !self.ramp.has_room(self.total()) => Err(Hold::Ramp),
+            State::Open(_) | State::Closed => Ok(()),
         }
     }
 
-    /// An attempt ended at `now`.
-    pub fn end(
+    /// Begins an attempt at `now`, if its webhook's limits have one; [`Receiver::check`] was asked
+    /// before. Says whether it is a probe.
+    pub(super) fn begin(
         &mut self,
-        attempt: Attempt,
+        queue: usize,
+        limits: Limits,
+        turn: Option<Duration>,
+        now: Moment,
+    ) -> Result<bool, Hold> {
+        if !limits.is_none() {
+            // The last to be asked: it counts what it lets pass.
+            let so_far = (self.total() as usize, self.usual.max(QUICKEST));
+            let turns = self.turns.get_or_insert_default();
+            let asked = turns.ask(limits, so_far, turn, now);
+            asked.map_err(|(limit, turn)| Hold::Limit(limit, turn))?;
+        }
+        if self.under_way.len() <= queue {
+            self.under_way.resize(queue + 1, 0);
+        }
+        self.under_way[queue] += 1;
+        let is_probe = matches!(self.state, State::Open(_));
+        if is_probe {
+            self.state = State::HalfOpen;
+        }
+        Ok(is_probe)
+    }
+
+    /// A request of it has been under way for longer than [`SLOW`] since then.
+    pub(super) fn took_long(&mut self, now: Moment) {
+        self.standing.took_long(now);
+    }
+
+    /// An attempt ended at `now`. `jitter` is a random number from 0 to 1.
+    pub(super) fn end(
+        &mut self,
+        over: Over,
         ended: Ended<'_>,
         breaker: Breaker,
+        jitter: f64,
         now: Moment,
     ) -> Option<Transition> {
-        self.let_go(attempt);
-        let is_prompt = now <= attempt.began + PROMPT;
-        self.pace = if is_prompt { Pace::Prompt } else { Pace::Lingering };
-        if self.failures == 0 && !self.slow {
-            self.since = now;
+        let under_way = self.total();
+        self.let_go(over.queue);
+        if now <= over.began + SLOW {
+            self.standing.answered(now);
         }
-        self.usual = (self.usual * 7 + now.saturating_sub(attempt.began)) / 8;
+        let took = now.saturating_sub(over.began);
+        self.usual = (self.usual * 7 + took) / 8;
+        self.quickest = if self.quickest.is_zero() {
+            took
+        } else {
+            took.min(self.quickest + took.saturating_sub(self.quickest) / 64)
+        };
         match ended {
             Ended::Delivered => {
                 self.failures = 0;
                 self.several = false;
                 self.reason = None;
-                self.slow = now > attempt.began + SLOW;
-                let was = std::mem::take(&mut self.state);
-                (was != State::Closed).then_some(Transition::Closed)
+                self.succeeded_at = now;
+                if std::mem::take(&mut self.state) == State::Closed {
+                    self.ramp.succeeded(under_way);
+                    return None;
+                }
+                self.ramp.restart(now);
+                Some(Transition::Closed)
             }
-            Ended::Failed { event, reason, retry_after } => {
-                self.failed(event);
+            Ended::Failed { event, reason, is_overload, retry_after } => {
+                self.failed(event, over.began);
                 self.reason = Some(reason);
+                if is_overload {
+                    self.ramp.overloaded(over.began, under_way, now);
+                } else {
+                    self.ramp.failed();
+                }
                 if let Some(wanted) = retry_after {
                     let until = now + wanted.min(LONGEST_STAY) * CERTAIN / 100;
                     self.stay_away_until = self.stay_away_until.max(until);
                 }
-                self.after_failure(attempt, breaker, now)
+                self.after_failure(over, breaker, jitter, now)
             }
         }
     }
 
     /// An attempt was not made after all, and says nothing about the receiver.
-    pub fn give_back(&mut self, attempt: Attempt) {
-        self.let_go(attempt);
-        if let (State::HalfOpen(pause), true) = (self.state, attempt.is_probe) {
+    pub(super) fn give_back(&mut self, over: Over) {
+        self.let_go(over.queue);
+        if self.state == State::HalfOpen && over.is_probe {
             // As it was: over, and due for a probe.
-            self.state = State::Open(Moment::ZERO, pause);
+            self.state = State::Open(Moment::ZERO);
         }
     }
 
-    fn let_go(&mut self, attempt: Attempt) {
-        if let Some(at) = self.under_way.iter().position(|other| *other == attempt) {
-            let _ = self.under_way.swap_remove(at);
+    /// Forgets all but what is under way.
+    pub(super) fn forget(&mut self) {
+        *self = Self { under_way: std::mem::take(&mut self.under_way), ..Self::default() };
+    }
+
+    fn let_go(&mut self, queue: usize) {
+        if let Some(count) = self.under_way.get_mut(queue) {
+            *count = count.saturating_sub(1);
         }
     }
 
-    fn failed(&mut self, event: &str) {
+    fn failed(&mut self, event: &str, began: Moment) {
         if self.failures == 0 {
             self.event = event.into();
+            self.failing_since = began.max(self.succeeded_at);
         } else {
             self.several |= *self.event != *event;
         }
@@ -355,31 +279,51 @@ impl Receiver {
     /// an operator's schedule holds. It takes a second event to make a receiver's failures many.
     fn after_failure(
         &mut self,
-        attempt: Attempt,
+        over: Over,
         breaker: Breaker,
+        jitter: f64,
         now: Moment,
     ) -> Option<Transition> {
         let thresholds = breaker.0?;
-        let pause = match self.state {
-            State::HalfOpen(pause) if attempt.is_probe => {
-                pause.saturating_mul(2).min(thresholds.longest)
-            }
-            State::Closed if self.several && self.failures >= thresholds.failures => {
-                thresholds.pause
+        let outage = now.saturating_sub(self.failing_since);
+        let opens = match self.state {
+            State::HalfOpen => over.is_probe,
+            State::Closed => {
+                self.several && self.failures >= thresholds.failures && outage >= LEAST_OUTAGE
             }
             // It began before the breaker opened: old news.
-            _ => return None,
+            State::Open(_) => false,
         };
-        self.state = State::Open(now + pause, pause);
+        if !opens {
+            return None;
+        }
+        // Of what came after this attempt began it says nothing: where it hung, the receiver may have
+        // returned meanwhile, and is not to pay for the time that we waited.
+        let known = over.began.saturating_sub(self.failing_since);
+        let pause = thresholds.pause(known, jitter);
+        self.state = State::Open(now + pause);
         Some(Transition::Open(pause))
     }
 
-    /// Whether its last attempt failed or was slow, or one is slow right now.
+    /// How soon it answers.
     #[must_use]
-    pub fn is_degraded(&self, now: Moment) -> bool {
-        self.failures > 0
-            || self.slow
-            || self.under_way.iter().any(|attempt| now > attempt.began + SLOW)
+    pub fn class(&self) -> Class {
+        self.standing.class()
+    }
+
+    /// How many attempts are under way that use the capacity of this queue.
+    pub(super) fn under_way(&self, queue: usize) -> usize {
+        self.under_way.get(queue).map_or(0, |count| *count as usize)
+    }
+
+    fn total(&self) -> u32 {
+        self.under_way.iter().sum()
+    }
+
+    /// Whether an attempt is usually over before another thread could have begun it.
+    #[must_use]
+    pub fn is_near(&self) -> bool {
+        self.class() == Class::Prompt && self.failures == 0 && self.quickest <= NEAR
     }
 
     /// Whether the circuit breaker keeps it from getting attempts as they come.
@@ -388,11 +332,18 @@ impl Receiver {
         self.state != State::Closed
     }
 
+    /// Whether its last attempt failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
     /// Whether there is anything to remember of it but how fast it is.
     #[must_use]
     pub fn is_unremarkable(&self, now: Moment) -> bool {
-        self.under_way.is_empty()
-            && !self.is_degraded(now)
+        !self.is_busy()
+            && !self.is_failing()
+            && self.class() != Class::Slow
             && !self.is_broken()
             && now >= self.stay_away_until
             && self.turns.as_ref().is_none_or(|turns| turns.is_over(now))
@@ -401,9 +352,6 @@ impl Receiver {
     /// Whether an attempt is under way.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.under_way.is_empty()
+        self.total() > 0
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -12,6 +12,9 @@ const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Each distinct delay is a queue at the broker; a schedule of this many steps is a mistake.
 const MAX_STEPS: usize = 64;
 
+/// The longest that a delivery waits by itself for what others have under way.
+const MOST_FOR_CAPACITY: Duration = Duration::from_secs(4);
+
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 /// Read, but never printed: wait queues are named by what is printed, and there are some of `24h`.
@@ -115,6 +118,15 @@ impl Schedule {
         let all = || self.delays.iter().chain(others).copied();
         let covering = all().filter(|delay| delay.get() >= remaining).min();
         covering.or_else(|| all().max()).unwrap_or(due)
+    }
+
+    /// How long a delivery waits that was not attempted, for the `deferrals`th time (the first is 1),
+    /// because of what is under way: that may be over at any time, so this doesn't back off for long.
+    #[must_use]
+    pub fn for_capacity(&self, deferrals: u32) -> Span {
+        let short = self.delays.iter().copied().filter(|delay| delay.get() <= MOST_FOR_CAPACITY);
+        let due = short.take(deferrals.max(1) as usize).last();
+        due.or_else(|| self.delays.iter().copied().min()).unwrap_or(MOST_FOR_CAPACITY.into())
     }
 
     /// How long a delivery waits whose turn is so far off: the longest wait there is that does not
@@ -255,6 +267,18 @@ mod tests {
         check("1s,2s,4s,1m", 1, 9_999, "3m");
         check("1m,2s", 2, 20, "30s");
         check("1s,2s,repeat", 99, 0, "2s");
+    }
+
+    #[test]
+    fn what_waits_for_capacity_comes_back_within_four_seconds() {
+        let check = |text: &str, deferrals, expected: &str| {
+            assert_eq!(schedule(text).for_capacity(deferrals).to_string(), expected, "{text}");
+        };
+        for (deferrals, expected) in [(0, "1s"), (1, "1s"), (2, "2s"), (3, "4s"), (99, "4s")] {
+            check("1s,2s,4s,8s,1m", deferrals, expected);
+        }
+        check("1m,1s", 99, "1s");
+        check("1h,1m", 99, "1m");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub const MAX_COLUMN_CHARS: usize = 16 << 10;
 /// What `timeout_ms` may be. The longest is that of REQUEST_TIMEOUT, which no webhook can lengthen.
 const TIMEOUT_MS: RangeInclusive<u64> = 1..=600_000;
 
-/// What `max_in_flight` may be: more than all consumers together.
+/// What `max_in_flight` may be: more than all capacity together.
 const MAX_IN_FLIGHT: u32 = 1_000_000;
 
 /// Headers that only we can give their meaning: those of the connection and the message's framing
@@ -113,6 +113,8 @@ pub struct Columns {
     pub max_in_flight: Option<String>,
     /// A number.
     pub rate_per_second: Option<String>,
+    /// Whose webhook it is: no setting, but it decides with whom the webhook shares.
+    pub account: Option<String>,
 }
 
 /// The settings, read.
@@ -158,7 +160,7 @@ impl Columns {
     /// # Errors
     /// [`Unusable`]: the first that can't be used.
     pub fn read(&self) -> Result<Option<Box<Settings>>, Unusable> {
-        if *self == Self::default() {
+        if *self == (Self { account: self.account.clone(), ..Self::default() }) {
             return Ok(None);
         }
         let at = |column| move |problem| Unusable { column, problem };
@@ -366,10 +368,10 @@ mod tests {
         let read = |timeout_ms: &str, max_in_flight: &str, rate: &str| {
             let given = |text: &str| (text != "-").then(|| text.to_owned());
             let columns = Columns {
-                headers: None,
                 timeout_ms: given(timeout_ms),
                 max_in_flight: given(max_in_flight),
                 rate_per_second: given(rate),
+                ..Columns::default()
             };
             columns.read().map_err(|unusable| unusable.column)
         };
@@ -408,12 +410,8 @@ mod tests {
             ],
             numbers in prop::collection::vec("-?[0-9.eE]{0,12}|.{0,6}", 3),
         ) {
-            let columns = Columns {
-                headers: Some(Secret::new(headers)),
-                timeout_ms: None,
-                max_in_flight: None,
-                rate_per_second: None,
-            };
+            let columns =
+                Columns { headers: Some(Secret::new(headers)), ..Columns::default() };
             match columns.read() {
                 Ok(settings) => {
                     let headers = settings.expect("there are some").headers;
@@ -429,7 +427,7 @@ mod tests {
             }
             let [timeout_ms, max_in_flight, rate_per_second] =
                 [0, 1, 2].map(|n| Some(numbers[n].clone()));
-            let columns = Columns { headers: None, timeout_ms, max_in_flight, rate_per_second };
+            let columns = Columns { timeout_ms, max_in_flight, rate_per_second, ..Columns::default() };
             if let Err(unusable) = columns.read() {
                 prop_assert!(!unusable.to_string().contains(char::is_control));
             }

@@ -1,6 +1,9 @@
 //! A webhook: a URL that somebody registered, and the patterns of event types that it wants.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use http::Uri;
+use http::uri::Scheme;
 use url::Url;
 use uuid::Uuid;
 
@@ -18,9 +21,41 @@ pub struct Webhook {
     pub id: Uuid,
     /// The URL, as it was registered.
     pub post_url: Box<str>,
+    /// With which other webhooks it shares what one customer or host may use.
+    pub group: Group,
     /// Where events go and what signs them; or why they can't go there, in words that hold no
     /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
     pub target: Result<Target, String>,
+}
+
+/// Webhooks that belong together: those of one account; of those without an account, those whose URLs
+/// lead to the same host and port. One customer's many webhooks must not crowd out others.
+///
+/// Known by a hash of its name: two groups that have the same by chance (one in 2⁶⁴) share their share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Group(u64);
+
+impl Group {
+    /// The group of this name.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    fn of_webhook(id: Uuid, account: Option<&str>, target: &Result<Target, String>) -> Self {
+        match (account, target) {
+            (Some(account), _) => Self::of(&format!("account {account}")),
+            (None, Ok(Target { uri, .. })) => {
+                let usual = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+                let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16());
+                Self::of(&format!("host {host}:{}", port.unwrap_or(usual)))
+            }
+            // Nothing is ever under way to it.
+            (None, Err(_)) => Self::of(&format!("webhook {id}")),
+        }
+    }
 }
 
 /// What a request needs of a webhook.
@@ -59,7 +94,8 @@ impl Webhook {
         });
         // The URL first: without a usable one, the others are of no interest.
         let target = uri.and_then(|uri| Ok(Target { uri, keys: keys?, settings: settings? }));
-        Self { id, post_url: post_url.into(), target }
+        let group = Group::of_webhook(id, columns.account.as_deref(), &target);
+        Self { id, post_url: post_url.into(), group, target }
     }
 
     /// The settings, where there are any that can be used.
@@ -178,6 +214,26 @@ pub fn without_secrets(text: &str) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn webhooks_belong_to_their_account_else_to_their_host_and_port() {
+        let group = |id: u128, url: &str, account: Option<&str>| {
+            let columns = Columns { account: account.map(str::to_owned), ..Columns::default() };
+            Webhook::new(Uuid::from_u128(id), url, &Secrets::default(), &columns).group
+        };
+        let same = |one: (&str, Option<&str>), other: (&str, Option<&str>)| {
+            group(1, one.0, one.1) == group(2, other.0, other.1)
+        };
+        assert!(same(("http://a/1", None), ("http://A:80/2?x", None)));
+        assert!(same(("https://a/", None), ("https://a:443/", None)));
+        assert!(!same(("http://a/", None), ("https://a/", None)));
+        assert!(!same(("http://a:1/", None), ("http://a:2/", None)));
+        assert!(!same(("http://a/", None), ("http://b/", None)));
+        assert!(same(("http://a/", Some("acme")), ("https://b:7/", Some("acme"))));
+        assert!(!same(("http://a/", Some("acme")), ("http://a/", Some("other"))));
+        assert!(!same(("http://a/", Some("a:80")), ("http://a/", None)));
+        assert!(!same(("", None), ("", None)), "each unusable one is on its own");
+    }
 
     /// The definition in words, as the oracle: the type itself, everything, or a dotted prefix.
     fn wants(pattern: &str, event_type: &str) -> bool {

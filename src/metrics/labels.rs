@@ -1,15 +1,23 @@
 //! What happened to a delivery that got no attempt, as a label.
 
 use crate::domain::limits::Limit;
-use crate::domain::receiver::Hold;
+use crate::domain::pace::Hold;
 
 /// Why a delivery got no attempt when it came, but goes to the retry lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// Its receiver is degraded.
-    Degraded,
-    /// Its receiver keeps its share of the consumers waiting.
-    Bulkhead,
+    /// Its webhook has its share of the requests under way.
+    Share,
+    /// Its webhook's account or host has.
+    Group,
+    /// Its receiver is slow, and the slow have their share.
+    Slow,
+    /// Its receiver has not answered yet.
+    Unproven,
+    /// Its receiver had too many requests, and gets fewer now.
+    Ramp,
+    /// As many requests are under way as may be, and its receiver is not prompt.
+    Full,
     /// Its receiver's circuit breaker is open.
     Breaker,
     /// Its receiver asked us to stay away.
@@ -25,9 +33,13 @@ pub enum Held {
 }
 
 impl Held {
-    pub(super) const ALL: [Self; 8] = [
-        Self::Degraded,
-        Self::Bulkhead,
+    pub(super) const ALL: [Self; 12] = [
+        Self::Share,
+        Self::Group,
+        Self::Slow,
+        Self::Unproven,
+        Self::Ramp,
+        Self::Full,
         Self::Breaker,
         Self::RetryAfter,
         Self::MaxInFlight,
@@ -40,8 +52,12 @@ impl Held {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Degraded => "degraded",
-            Self::Bulkhead => "bulkhead",
+            Self::Share => "share",
+            Self::Group => "group",
+            Self::Slow => "slow",
+            Self::Unproven => "unproven",
+            Self::Ramp => "ramp",
+            Self::Full => "full",
             Self::Breaker => "breaker",
             Self::RetryAfter => "retry_after",
             Self::MaxInFlight => Limit::InFlight.label(),
@@ -55,8 +71,12 @@ impl Held {
 impl From<Hold> for Held {
     fn from(hold: Hold) -> Self {
         match hold {
-            Hold::Degraded => Self::Degraded,
-            Hold::Bulkhead | Hold::Unproven(_) => Self::Bulkhead,
+            Hold::Share => Self::Share,
+            Hold::Group => Self::Group,
+            Hold::Slow => Self::Slow,
+            Hold::Unproven => Self::Unproven,
+            Hold::Ramp => Self::Ramp,
+            Hold::Full => Self::Full,
             Hold::Breaker(_) => Self::Breaker,
             Hold::StayAway(_) => Self::RetryAfter,
             Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,

@@ -1,16 +1,23 @@
-//! An event that several webhooks want: its deliveries run side by side, or, where very many want it,
-//! become messages of their own.
+//! An event that several webhooks want: its deliveries run beside each other, or, where very many want
+//! it, become messages of their own.
+//!
+//! A delivery that will be over before another thread could begin it is made in the thread that has
+//! the event, one after the other. Each of the others has a thread from [`Workers`] at once. Where a
+//! near receiver keeps its thread waiting for once, another goes on with the rest ([`FanOut::help`]).
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Context, Missing, Pipeline, Promises, fresh};
-use crate::broker::NotConfirmed;
+use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh};
+use crate::broker::{Lane, Message, NotConfirmed};
+use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
+use crate::domain::pace::{Attempt, Hold};
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
+use crate::receivers::{Answer, InLine};
 
 /// How long the attempts of one event may take together. RabbitMQ takes a message back that is not
 /// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
@@ -24,53 +31,222 @@ const SPLIT_BYTES: usize = 16 << 20;
 /// broker confirms some thousands a second, hundreds with one stroke.
 const SPLIT_MESSAGES: usize = 1_024;
 
+/// The deliveries of an event, shared by the threads that make them.
+#[derive(Debug)]
+pub struct FanOut {
+    pipeline: Arc<Pipeline>,
+    lane: Arc<Lane>,
+    message: Message,
+    event: Event,
+    webhooks: Arc<[Webhook]>,
+    begun: Instant,
+    state: Mutex<State>,
+    /// Nothing is under way any more.
+    over: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// To which webhooks deliveries are left that nobody has begun.
+    left: VecDeque<usize>,
+    /// How many deliveries threads have in hand.
+    in_hand: usize,
+    promises: Vec<Promise>,
+    unconfirmed: bool,
+    panicked: bool,
+}
+
+impl FanOut {
+    /// Whether there are deliveries that nobody has begun.
+    #[must_use]
+    pub(super) fn has_more(&self) -> bool {
+        !self.lock().left.is_empty()
+    }
+
+    /// Makes what is left, as far as nobody else does.
+    pub fn help(self: &Arc<Self>) {
+        self.make_rest(|| {});
+    }
+
+    fn make_rest(self: &Arc<Self>, made_one: impl Fn()) {
+        while let Some(in_hand) = self.take() {
+            in_hand.make();
+            made_one();
+        }
+    }
+
+    fn take(self: &Arc<Self>) -> Option<InHand> {
+        let mut state = self.lock();
+        let webhook = state.left.pop_front()?;
+        // Under the same lock: in between it would be neither left nor in hand, and nobody would
+        // wait for it.
+        state.in_hand += 1;
+        Some(InHand { fan_out: Arc::clone(self), webhook })
+    }
+
+    /// Waits until all deliveries have their end.
+    fn wait(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        while state.in_hand > 0 {
+            state = self.over.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        // As it would have been in this thread.
+        assert!(!state.panicked, "a delivery of event {:?} panicked", self.event.id);
+        state
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A delivery that a thread has in hand. However that ends, nobody waits for it for ever.
+struct InHand {
+    fan_out: Arc<FanOut>,
+    webhook: usize,
+}
+
+impl InHand {
+    fn new(fan_out: &Arc<FanOut>, webhook: usize) -> Self {
+        fan_out.lock().in_hand += 1;
+        Self { fan_out: Arc::clone(fan_out), webhook }
+    }
+
+    /// Makes the delivery here.
+    fn make(self) {
+        let FanOut { pipeline, .. } = &*self.fan_out;
+        let (webhook, delivery) = self.delivery();
+        let kept = if self.is_too_late() {
+            pipeline.hand_over(self.context(), &delivery, Held::Interrupted).map(Some)
+        } else {
+            pipeline.deliver(self.context(), webhook, delivery)
+        };
+        self.ends(kept);
+    }
+
+    /// Makes it in another thread, where it may begin now. Where it has to wait for a place, it comes
+    /// back with its place in the line; else it is seen to here.
+    fn send_out(self) -> Option<(Self, InLine)> {
+        if self.is_too_late() {
+            self.make();
+            return None;
+        }
+        let (webhook, delivery) = self.delivery();
+        match self.fan_out.pipeline.ask(&self.fan_out.lane, webhook, &delivery) {
+            Ok(Answer::Waits(in_line)) => return Some((self, in_line)),
+            Ok(Answer::Begins(attempt)) => self.begin(attempt),
+            Err(hold) => self.hold_back(hold),
+        }
+        None
+    }
+
+    /// Makes it in another thread, once it is called.
+    fn wait(self, in_line: InLine) {
+        let Pipeline { receivers, shutdown, .. } = &*self.fan_out.pipeline;
+        match receivers.wait(Answer::Waits(in_line), shutdown) {
+            Ok(attempt) => self.begin(attempt),
+            Err(hold) => self.hold_back(hold),
+        }
+    }
+
+    fn begin(self, attempt: Attempt) {
+        let workers = self.fan_out.pipeline.workers.clone();
+        let task = move || {
+            let (webhook, delivery) = self.delivery();
+            let pipeline = &self.fan_out.pipeline;
+            let kept = pipeline.attempt(self.context(), webhook, delivery, attempt);
+            self.ends(kept);
+        };
+        // Without more threads, this one does all the work, only later.
+        if let Err(task) = workers.run(Box::new(task)) {
+            task();
+        }
+    }
+
+    fn hold_back(self, hold: Hold) {
+        let (webhook, delivery) = self.delivery();
+        let kept = self.fan_out.pipeline.hold_back(self.context(), webhook, delivery, hold);
+        self.ends(kept);
+    }
+
+    /// At shutdown, and when it takes too long, those not begun go to the retry queue: handing the
+    /// whole event back would repeat the others.
+    fn is_too_late(&self) -> bool {
+        let FanOut { pipeline, begun, .. } = &*self.fan_out;
+        pipeline.shutdown.is_requested() || begun.elapsed() > FANOUT_LIMIT
+    }
+
+    fn delivery(&self) -> (&Webhook, Delivery) {
+        let webhook = &self.fan_out.webhooks[self.webhook];
+        (webhook, fresh(self.fan_out.event.clone(), webhook))
+    }
+
+    fn context(&self) -> Context<'_> {
+        let FanOut { pipeline, lane, message, .. } = &*self.fan_out;
+        Context { lane, metrics: pipeline.metrics.lane(&lane.queue), message }
+    }
+
+    fn ends(self, kept: Kept) {
+        let mut state = self.fan_out.lock();
+        match kept {
+            Ok(promise) => state.promises.extend(promise),
+            Err(NotConfirmed) => {
+                // The event has to go back, and all of it is made again.
+                state.unconfirmed = true;
+                state.left.clear();
+            }
+        }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        let mut state = self.fan_out.lock();
+        state.panicked |= thread::panicking();
+        state.in_hand -= 1;
+        if state.in_hand == 0 {
+            self.fan_out.over.notify_all();
+        }
+    }
+}
+
 impl Pipeline {
-    /// Delivers an event to each of its webhooks, several at a time.
-    ///
-    /// Every delivery has its own end, whatever becomes of its neighbours. At shutdown, and when it
-    /// takes too long, those not begun go to the retry queue: handing the whole event back would
-    /// repeat the others. Only where even that is not confirmed the event has to go back.
+    /// Delivers an event to each of its webhooks. Every delivery has its own end, whatever becomes of
+    /// its neighbours.
     pub(super) fn fan_out(
-        &self,
-        context: Context<'_>,
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        message: Message,
         event: Event,
-        webhooks: &[Webhook],
+        webhooks: Arc<[Webhook]>,
+        progress: &Progress,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
-        let next = AtomicUsize::new(0);
-        let unconfirmed = AtomicBool::new(false);
-        let kept = Mutex::new(Vec::new());
-        let begun = Instant::now();
-        let work = || {
-            while let Some(webhook) = webhooks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if unconfirmed.load(Ordering::Relaxed) {
-                    return;
-                }
-                let delivery = fresh(event.clone(), webhook);
-                let ended = if self.shutdown.is_requested() || begun.elapsed() > FANOUT_LIMIT {
-                    self.hand_over(context, &delivery, Held::Interrupted).map(Some)
-                } else {
-                    self.deliver(context, webhook, delivery)
-                };
-                match ended {
-                    Ok(None) => {}
-                    Ok(Some(promise)) => {
-                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(promise);
-                    }
-                    Err(NotConfirmed) => unconfirmed.store(true, Ordering::Relaxed),
-                }
-            }
-        };
-        thread::scope(|scope| {
-            for n in 1..self.fanout.min(webhooks.len()) {
-                let thread = thread::Builder::new().name(format!("fanout-{n}"));
-                // Without more threads, this one does all the work, only later.
-                let _ = thread.spawn_scoped(scope, work);
-            }
-            work();
+        let is_near = |webhook: &usize| self.receivers.is_near(webhooks[*webhook].id);
+        let (near, far): (Vec<_>, Vec<_>) = (0..webhooks.len()).partition(is_near);
+        let fan_out = Arc::new(FanOut {
+            pipeline: Arc::clone(self),
+            lane: Arc::clone(lane),
+            message,
+            event,
+            webhooks,
+            begun: Instant::now(),
+            state: Mutex::new(State { left: near.into(), ..State::default() }),
+            over: Condvar::new(),
         });
-        promises.extend(kept.into_inner().unwrap_or_else(PoisonError::into_inner));
-        if unconfirmed.into_inner() { Err(Missing::Confirm) } else { Ok(()) }
+        // Before anything is waited for: from here on others can help.
+        progress.set_event(Some(Arc::clone(&fan_out)));
+        let send_out = |webhook| InHand::new(&fan_out, webhook).send_out();
+        let waiting: Vec<_> = far.into_iter().filter_map(send_out).collect();
+        // First, since a place that nobody uses yet is taken all the same.
+        for (in_hand, in_line) in waiting {
+            in_hand.wait(in_line);
+        }
+        fan_out.make_rest(|| progress.moves());
+        progress.set_event(None);
+        let mut state = fan_out.wait();
+        promises.extend(state.promises.drain(..));
+        if state.unconfirmed { Err(Missing::Confirm) } else { Ok(()) }
     }
 
     /// Makes each delivery of an event a message of its own, for all instances to share. An event

@@ -67,6 +67,12 @@ impl Promises {
         Ok(())
     }
 
+    /// Whether none is left to be waited for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// The one to wait for next.
     #[must_use]
     pub fn first(&self) -> Option<&Confirmation> {

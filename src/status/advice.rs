@@ -93,7 +93,6 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     advice
 }
 
-/// What [`of_servers`] has not said already.
 /// RabbitMQ hands out messages and takes none. Once a lane stands still for that, it says so itself.
 fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     let is_told = [LaneState::NoConfirms, LaneState::Starting]
@@ -107,6 +106,7 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
+/// What [`of_servers`] has not said already.
 fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     if is_away(snapshot.broker) {
         return Vec::new();
@@ -163,7 +163,7 @@ fn of_dead_letters(snapshot: &Snapshot) -> Option<Advice> {
 }
 
 fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
-    let (broken, degraded) = (snapshot.receivers.broken, snapshot.receivers.degraded);
+    let (broken, ailing) = (snapshot.receivers.broken, snapshot.receivers.ailing);
     let mut advice = Vec::new();
     if broken > 0 {
         let down = counted(broken as u64, "receiver is down", "receivers are down");
@@ -177,8 +177,8 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
                 .to_owned(),
         });
     }
-    if degraded > broken {
-        let others = degraded - broken;
+    if ailing > broken {
+        let others = ailing - broken;
         let fail =
             counted(others as u64, "receiver fails or is slow", "receivers fail or are slow");
         advice.push(Advice {
@@ -260,6 +260,8 @@ mod tests {
             ready: Some(5),
             dead: (!is_retry).then_some(0),
             in_flight: 0,
+            capacity: (!is_retry).then_some(64),
+            in_use: (!is_retry).then_some(0),
             received: 0,
             delivered: 0,
             failed: 0,
@@ -284,7 +286,7 @@ mod tests {
             depths_age_seconds: Some(1.0),
             lanes: lanes.concat(),
             waiting: Vec::new(),
-            receivers: ReceiversNow { degraded: 0, broken: 0, listed: Vec::new() },
+            receivers: ReceiversNow { ailing: 0, broken: 0, listed: Vec::new() },
             sample_ages_seconds: Vec::new(),
         }
     }
@@ -423,7 +425,7 @@ mod tests {
     fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last() {
         check(
             |snapshot| {
-                snapshot.receivers = ReceiversNow { degraded: 5, broken: 3, listed: Vec::new() };
+                snapshot.receivers = ReceiversNow { ailing: 5, broken: 3, listed: Vec::new() };
                 snapshot.lanes[0].dead = Some(1_200);
                 snapshot.lanes[2].dead = Some(34);
                 snapshot.directory_age_seconds = 400.0;
@@ -439,7 +441,7 @@ mod tests {
             ],
         );
         check(|snapshot| snapshot.lanes[0].dead = Some(1), State::Attention, &["1 dead letter."]);
-        let receivers = |degraded, broken| ReceiversNow { degraded, broken, listed: Vec::new() };
+        let receivers = |ailing, broken| ReceiversNow { ailing, broken, listed: Vec::new() };
         check(
             |snapshot| snapshot.receivers = receivers(1, 1),
             State::Attention,

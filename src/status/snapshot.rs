@@ -49,13 +49,17 @@ pub(super) struct LaneNow {
     pub(super) queue: String,
     pub(super) origin: String,
     pub(super) is_retry: bool,
-    pub(super) consumers: u16,
+    pub(super) consumers: i64,
     pub(super) state: LaneState,
     pub(super) lasted_seconds: f64,
     pub(super) ready: Option<i64>,
     /// Dead letters; those of the queue's retries too, so only its first lane has them.
     pub(super) dead: Option<i64>,
     pub(super) in_flight: i64,
+    /// Of the queue, its retries included, so only its first lane has it: the most requests that may
+    /// be under way, and how many are.
+    pub(super) capacity: Option<usize>,
+    pub(super) in_use: Option<usize>,
     pub(super) received: u64,
     pub(super) delivered: u64,
     pub(super) failed: u64,
@@ -109,17 +113,17 @@ pub(super) struct Waiting {
     pub(super) messages: Option<i64>,
 }
 
-/// The degraded receivers: how many, and the worst of them.
+/// The receivers that have an ailment: how many, and the worst of them.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ReceiversNow {
-    pub(super) degraded: usize,
+    pub(super) ailing: usize,
     pub(super) broken: usize,
-    pub(super) listed: Vec<Degraded>,
+    pub(super) listed: Vec<Ailing>,
 }
 
-/// One degraded receiver.
+/// One of these receivers.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Degraded {
+pub(super) struct Ailing {
     pub(super) webhook: Uuid,
     pub(super) condition: &'static str,
     /// In a row.

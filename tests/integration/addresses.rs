@@ -11,7 +11,8 @@ fn check_rejected(cases: &[(&str, &str)]) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let port = receiver.url("").rsplit(':').next().expect("a port").to_owned();
-    let notifier = sandbox.notifier().env("ALLOW_NETWORKS", "").start();
+    let notifier =
+        sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).env("ALLOW_NETWORKS", "").start();
     let mut expected = Vec::new();
     for (number, (url, text)) in cases.iter().enumerate() {
         let kind = format!("case.{number}");

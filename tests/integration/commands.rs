@@ -147,7 +147,7 @@ fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
     assert_eq!(ids.len(), 3, "{text}");
     assert_eq!(sandbox.broker.ready(sandbox.queue()), Some(3));
 
-    let notifier = sandbox.notifier().start();
+    let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
     let requests = receiver.wait_at("/", 3);
     for (request, id) in requests.iter().zip(ids) {
         assert_eq!(request.id(), id);

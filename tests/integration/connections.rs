@@ -153,6 +153,39 @@ fn an_event_whose_connection_breaks_during_the_request_is_not_lost() {
 }
 
 #[test]
+fn what_others_deliver_for_a_stuck_consumer_is_not_lost_when_its_connection_breaks() {
+    let sandbox = Sandbox::new();
+    let stuck = Receiver::answering(|_| Reply::Slow(Duration::from_secs(2), 200));
+    let healthy = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
+    sandbox.webhook(&stuck.url("/"), &["stuck"]);
+    sandbox.webhook(&healthy.url("/"), &["healthy"]);
+    let mut events = vec![Event::new("stuck")];
+    events.extend((0..60).map(|_| Event::new("healthy")));
+    sandbox.broker.publish(sandbox.queue(), &events);
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let notifier = sandbox
+        .notifier()
+        .env("AMQP_URL", proxy.url(&sandbox.servers.amqp_url))
+        .env("AMQP_RETRY_DELAY", "100ms")
+        .env("RETRY_SCHEDULE", "100ms,repeat")
+        .env("PREFETCH_COUNT", "64")
+        .start();
+    stuck.wait_at("/", 1);
+    healthy.wait_at("/", 3);
+
+    proxy.cut();
+
+    for event in &events[1..] {
+        wait_until(LATER, "it arrives", || !healthy.of("/", event).is_empty());
+    }
+    wait_until(LATER, "the one that was stuck comes again", || stuck.requests().len() >= 2);
+    wait_until(LATER, "it is ready again", || notifier.is_ready());
+    sandbox.wait_drained();
+    notifier.terminate();
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+}
+
+#[test]
 fn a_broker_that_falls_silent_is_noticed_by_its_heartbeat() {
     let sandbox = Sandbox::with_queues(2);
     let receiver = Receiver::new();

@@ -11,7 +11,7 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::harness::{Event, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, wait_until};
 
 /// What a parser followed by a serializer would change.
 const ODD_BODIES: [&str; 10] = [
@@ -170,8 +170,10 @@ fn several_consumers_with_a_prefetch_deliver_each_event_once() {
         .notifier()
         .env("QUEUES", format!("{}=4", sandbox.queue()))
         .env("PREFETCH_COUNT", "16")
+        .env("RETRY_SCHEDULE", "100ms,repeat")
         .start();
     receiver.wait_at("/", events.len());
+    notifier.wait_metric("webhook_request_success_total", &[], events.len() as f64);
     notifier.terminate();
 
     sandbox.wait_drained();
@@ -183,37 +185,76 @@ fn several_consumers_with_a_prefetch_deliver_each_event_once() {
 }
 
 #[test]
-fn the_requests_of_one_event_run_side_by_side_but_no_more_than_fanout() {
-    const WEBHOOKS: usize = 20;
-    let running = Arc::new(AtomicUsize::new(0));
-    let most = Arc::new(AtomicUsize::new(0));
-    let receiver = Receiver::answering({
-        let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-        move |_| {
-            let now = running.fetch_add(1, Ordering::SeqCst) + 1;
-            most.fetch_max(now, Ordering::SeqCst);
-            wait_until(SOON, "as many as may run at once do", || most.load(Ordering::SeqCst) >= 3);
-            // Long enough for one that may not to show up.
-            holds_for(Duration::from_millis(300), "no more than three run at once", || {
-                running.load(Ordering::SeqCst) <= 3
-            });
-            running.fetch_sub(1, Ordering::SeqCst);
-            Reply::Status(200)
-        }
-    });
+fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks() {
     let sandbox = Sandbox::new();
-    for number in 0..WEBHOOKS {
-        sandbox.webhook(&receiver.url(&format!("/{number}")), &["*"]);
+    let (release, released) = crossbeam_channel::bounded::<()>(0);
+    let stuck = Receiver::answering(move |_| {
+        let _ = released.recv_timeout(LATER);
+        Reply::Status(200)
+    });
+    let healthy = Receiver::new();
+    sandbox.webhook(&stuck.url("/"), &["stuck"]);
+    sandbox.webhook(&healthy.url("/"), &["healthy"]);
+    // All are there before the first consumer is: it is handed the whole lot.
+    let mut events = vec![Event::new("stuck")];
+    events.extend((0..40).map(|_| Event::new("healthy")));
+    sandbox.broker.publish(sandbox.queue(), &events);
+    let notifier = sandbox
+        .notifier()
+        .env("PREFETCH_COUNT", "64")
+        .env("REQUEST_TIMEOUT", "2m")
+        .env("SHUTDOWN_TIMEOUT", "2m")
+        .env("RETRY_SCHEDULE", "100ms,repeat")
+        .start();
+
+    healthy.wait_at("/", 40);
+    let received = [("queue", sandbox.queue())];
+    assert_eq!(notifier.metric("webhook_events_received_total", &received), 41.0);
+    assert_eq!(notifier.metric("webhook_event_processing_seconds_count", &received), 0.0);
+    drop(release);
+    notifier.wait_metric("webhook_event_processing_seconds_count", &received, 41.0);
+    notifier.wait_metric("webhook_request_success_total", &[], 41.0);
+    assert_eq!(notifier.metric("webhook_events_received_total", &received), 41.0, "each once");
+    // What was not acked would be ready again.
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(stuck.requests().len(), 1);
+    for event in &events[1..] {
+        assert_eq!(healthy.of("/", event).len(), 1);
     }
-    let notifier = sandbox.notifier().env("FANOUT", "3").start();
+}
+
+#[test]
+fn the_requests_of_one_event_run_side_by_side() {
+    const WEBHOOKS: usize = 20;
+    let sandbox = Sandbox::new();
+    let together = Arc::new(AtomicUsize::new(0));
+    let receivers: Vec<_> = (0..WEBHOOKS)
+        .map(|_| {
+            let together = Arc::clone(&together);
+            Receiver::answering(move |_| {
+                together.fetch_add(1, Ordering::SeqCst);
+                // One after the other, none would ever be answered.
+                let have_come = || together.load(Ordering::SeqCst) == WEBHOOKS;
+                wait_until(SOON, "all have come", have_come);
+                Reply::Status(200)
+            })
+        })
+        .collect();
+    for receiver in &receivers {
+        sandbox.webhook(&receiver.url("/"), &["*"]);
+    }
+    let notifier =
+        sandbox.notifier().env("REQUEST_TIMEOUT", "1m").env("SHUTDOWN_TIMEOUT", "1m").start();
 
     sandbox.publish(&Event::new("order.paid"));
 
     wait_until(SOON, "all are delivered", || {
         notifier.metric("webhook_request_success_total", &[]) == WEBHOOKS as f64
     });
-    assert_eq!(most.load(Ordering::SeqCst), 3);
-    assert_eq!(receiver.requests().len(), WEBHOOKS);
+    for receiver in &receivers {
+        assert_eq!(receiver.requests().len(), 1);
+    }
 }
 
 #[test]

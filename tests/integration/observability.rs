@@ -5,7 +5,7 @@ use crate::harness::{
 };
 
 /// Name, type, and the labels of its samples.
-const METRICS: [(&str, &str, &[&str]); 20] = [
+const METRICS: [(&str, &str, &[&str]); 24] = [
     ("webhook_event_processing_seconds", "histogram", &["queue"]),
     ("webhook_request_success_total", "counter", &["queue"]),
     ("webhook_request_failure_total", "counter", &["queue", "reason"]),
@@ -19,7 +19,11 @@ const METRICS: [(&str, &str, &[&str]); 20] = [
     ("webhook_queue_messages", "gauge", &["queue"]),
     ("webhook_oldest_waiting_seconds", "gauge", &["queue"]),
     ("webhook_requests_in_flight", "gauge", &["queue"]),
-    ("webhook_receivers_degraded", "gauge", &[]),
+    ("webhook_capacity", "gauge", &["queue"]),
+    ("webhook_capacity_in_use", "gauge", &["class", "queue"]),
+    ("webhook_lane_consumers", "gauge", &["queue"]),
+    ("webhook_receivers_ailing", "gauge", &[]),
+    ("webhook_receivers_slow", "gauge", &[]),
     ("webhook_broker_connected", "gauge", &["queue"]),
     ("webhook_database_up", "gauge", &[]),
     ("webhook_broker_accepting", "gauge", &[]),
@@ -87,6 +91,10 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
     let lag = of("webhook_delivery_lag_seconds_sum", &retry).expect("just counted");
     assert!(lag >= 1.0, "a lag of {lag} s after a retry");
     assert_eq!(of("webhook_requests_in_flight", queue), Some(0.0));
+    assert_eq!(of("webhook_capacity", queue), Some(64.0));
+    assert_eq!(metrics.sum("webhook_capacity_in_use", &[]), 0.0);
+    assert!(of("webhook_lane_consumers", queue) >= Some(1.0));
+    assert!(of("webhook_lane_consumers", &retry) >= Some(1.0));
     assert_eq!(of("webhook_queue_messages", queue), Some(0.0));
     assert_eq!(of("webhook_queue_messages", &retry), Some(0.0));
     assert_eq!(of("webhook_broker_connected", queue), Some(1.0));
@@ -131,6 +139,11 @@ fn a_request_in_flight_is_seen_as_such() {
     sandbox.publish(&Event::new("order.paid"));
     let queue = [("queue", sandbox.queue())];
     notifier.wait_metric("webhook_requests_in_flight", &queue, 3.0);
+    let of_class = |class: &'static str| [("queue", sandbox.queue()), ("class", class)];
+    // After a second they count with the slow.
+    notifier.wait_metric("webhook_capacity_in_use", &of_class("slow"), 3.0);
+    assert_eq!(notifier.metric("webhook_capacity_in_use", &of_class("unproven")), 0.0);
+    assert_eq!(notifier.metric("webhook_receivers_slow", &[]), 3.0);
     notifier.kill();
 }
 

@@ -93,8 +93,6 @@ fn the_template_of_the_environment_file_has_every_variable_with_its_default() {
     let expected = variables().into_iter().map(|(variable, default)| {
         let default = match default.as_str() {
             "none" => String::new(),
-            // Of the three queues that are the default.
-            "consumers + 2" => "8".to_owned(),
             _ => default,
         };
         (variable, default)

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -28,148 +28,470 @@ fn broken() -> (Receiver, Arc<AtomicBool>) {
     (receiver, mended)
 }
 
+/// Counts requests under way, at one receiver or at several.
+#[derive(Clone, Default)]
+struct AtOnce {
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl AtOnce {
+    /// What is done while a request is under way.
+    fn during(&self, wait: impl FnOnce()) {
+        self.most.fetch_max(self.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        wait();
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn now(&self) -> usize {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    /// Forgets how many there were.
+    fn reset(&self) {
+        self.most.store(0, Ordering::SeqCst);
+    }
+}
+
 /// Answers 200 after it has waited, and counts how many requests it has had at once.
 pub(crate) fn counting(wait: impl Fn() + Send + Sync + 'static) -> (Receiver, Arc<AtomicUsize>) {
-    let at_once = AtomicUsize::new(0);
-    let most = Arc::new(AtomicUsize::new(0));
-    let peak = Arc::clone(&most);
+    let at_once = AtOnce::default();
+    let most = Arc::clone(&at_once.most);
     let receiver = Receiver::answering(move |_| {
-        peak.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        wait();
-        at_once.fetch_sub(1, Ordering::SeqCst);
+        at_once.during(&wait);
         Reply::Status(200)
     });
     (receiver, most)
 }
 
 #[test]
-fn a_degraded_receiver_gets_its_first_attempts_in_the_retry_lane_until_a_quick_success() {
-    let sandbox = Sandbox::new();
-    let (receiver, mended) = broken();
-    sandbox.webhook(&receiver.url("/"), &["*"]);
-    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,1h").start();
-    let successes =
-        |queue: &str| notifier.metric("webhook_request_success_total", &[("queue", queue)]);
-
-    sandbox.publish(&Event::new("order.paid"));
-    notifier.wait_metric("webhook_receivers_degraded", &[], 1.0);
-    mended.store(true, Ordering::Relaxed);
-    sandbox.publish(&Event::new("order.paid"));
-    wait_until(SOON, "both arrive in the retry lane", || successes(&sandbox.retry_queue()) == 2.0);
-    assert_eq!(held(&notifier, sandbox.queue(), "degraded"), 1.0);
-    assert_eq!(notifier.metric("webhook_receivers_degraded", &[]), 0.0);
-
-    sandbox.publish(&Event::new("order.paid"));
-    wait_until(SOON, "the third arrives at once", || successes(sandbox.queue()) == 1.0);
-    assert_eq!(receiver.requests().len(), 4);
-    notifier.terminate();
-    sandbox.wait_drained();
-}
-
-#[test]
-fn receivers_that_never_answer_delay_nobody_from_the_first_event_on() {
+fn with_the_default_settings_receivers_that_never_answer_delay_nobody() {
     let sandbox = Sandbox::alone(1);
-    let receiver = Receiver::answering(|request| match request.path.as_str() {
-        "/hanging-a" | "/hanging-b" => Reply::Hang,
-        "/slow" => Reply::Slow(Duration::from_secs(2), 200),
-        _ => Reply::Status(200),
-    });
-    for (path, kind) in
-        [("/hanging-a", "a"), ("/hanging-b", "b"), ("/slow", "slow"), ("/healthy", "healthy")]
-    {
-        sandbox.webhook(&receiver.url(path), &[kind]);
+    let hanging: Vec<_> = (0..6).map(|_| Receiver::answering(|_| Reply::Hang)).collect();
+    let healthy = Receiver::new();
+    let mut kinds = Vec::new();
+    for (n, receiver) in hanging.iter().enumerate() {
+        kinds.push(format!("hanging.{n}"));
+        sandbox.webhook(&receiver.url("/"), &[&kinds[n]]);
     }
-    let queues = format!("{}=8", sandbox.queue());
-    let notifier = sandbox.notifier().env("QUEUES", queues).start();
+    kinds.push(String::from("healthy"));
+    sandbox.webhook(&healthy.url("/"), &["healthy"]);
+    let notifier = sandbox.notifier().start();
+    let one_of_each = || kinds.iter().map(|kind| Event::new(kind)).collect::<Vec<_>>();
+    // A REQUEST_TIMEOUT is ten seconds.
+    let limit = Duration::from_secs(5);
 
-    // They all come at once: nothing is known of anybody.
-    let kinds = ["a", "b", "slow", "healthy"];
-    let events: Vec<_> = (0..120).map(|n| Event::new(kinds[n % kinds.len()])).collect();
+    // Nothing is known of anybody.
     let published = Instant::now();
+    let events: Vec<_> = (0..10).flat_map(|_| one_of_each()).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
+    let last = healthy.wait_at("/", 10)[9].at - published;
+    assert!(last < limit, "the last of the first came after {last:?}");
 
-    let last = receiver.wait_at("/healthy", 30)[29].at - published;
-    // If each of the others had its request, they would fill eight consumers for over a minute.
-    assert!(last < Duration::from_secs(8), "the last of the healthy came after {last:?}");
-    wait_until(SOON, "the others are held back", || {
-        held(&notifier, sandbox.queue(), "bulkhead") + held(&notifier, sandbox.queue(), "degraded")
-            >= 50.0
-    });
+    for n in 11..=60 {
+        let published = Instant::now();
+        sandbox.broker.publish(sandbox.queue(), &one_of_each());
+        let took = healthy.wait_at("/", n)[n - 1].at.saturating_duration_since(published);
+        assert!(took < limit, "event {n} came after {took:?}");
+    }
+    for receiver in &hanging {
+        assert!(!receiver.requests().is_empty(), "each was asked");
+    }
+    assert!(held(&notifier, sandbox.queue(), "unproven") >= 1.0);
+    notifier.kill();
 }
 
 #[test]
-fn a_receiver_that_keeps_us_waiting_gets_a_quarter_of_each_lanes_consumers() {
+fn an_event_that_many_hanging_receivers_want_reaches_a_healthy_one_at_once_and_so_does_the_next() {
+    let sandbox = Sandbox::alone(1);
+    let hanging: Vec<_> = (0..30).map(|_| Receiver::answering(|_| Reply::Hang)).collect();
+    let healthy = Receiver::new();
+    for receiver in &hanging[..15] {
+        sandbox.webhook(&receiver.url("/"), &["*"]);
+    }
+    sandbox.webhook(&healthy.url("/"), &["*"]);
+    for receiver in &hanging[15..] {
+        sandbox.webhook(&receiver.url("/"), &["*"]);
+    }
+    let notifier = sandbox.notifier().start();
+
+    for n in 1..=3 {
+        let published = Instant::now();
+        sandbox.publish(&Event::new("order.paid"));
+        let took = healthy.wait_at("/", n)[n - 1].at - published;
+        assert!(took < Duration::from_secs(5), "event {n} came after {took:?}");
+    }
+    wait_until(SOON, "each hanging one is asked, too", || {
+        hanging.iter().all(|receiver| !receiver.requests().is_empty())
+    });
+    notifier.kill();
+}
+
+#[test]
+fn a_lane_grows_while_its_consumers_are_stuck_and_has_one_again_afterwards() {
     let sandbox = Sandbox::new();
-    // It answers too slowly for anybody, and too fast to be degraded.
-    let (receiver, most) = counting(|| thread::sleep(Duration::from_millis(600)));
-    sandbox.webhook(&receiver.url("/"), &["*"]);
-    let queues = format!("{}=8", sandbox.queue());
+    let (release, released) = crossbeam_channel::bounded::<()>(0);
+    let receivers: Vec<_> = (0..6)
+        .map(|_| {
+            let released = released.clone();
+            Receiver::answering(move |_| {
+                let _ = released.recv_timeout(SOON);
+                Reply::Status(200)
+            })
+        })
+        .collect();
+    for (n, receiver) in receivers.iter().enumerate() {
+        sandbox.webhook(&receiver.url("/"), &[&format!("kind.{n}")]);
+    }
     let notifier =
-        sandbox.notifier().env("QUEUES", queues).env("RETRY_SCHEDULE", "200ms,repeat").start();
+        sandbox.notifier().env("REQUEST_TIMEOUT", "1m").env("SHUTDOWN_TIMEOUT", "1m").start();
+    let consumers = |queue: &str| {
+        let consumers = notifier.metric("webhook_lane_consumers", &[("queue", queue)]);
+        (consumers, sandbox.broker.consumers(queue))
+    };
+    wait_until(SOON, "it begins with one", || consumers(sandbox.queue()) == (1.0, Some(1)));
 
-    let first = Event::new("order.paid");
-    sandbox.publish(&first);
-    receiver.wait_at("/", 1);
-    // Until then it counts as prompt.
-    let since = receiver.requests()[0].at;
-    wait_until(SOON, "it keeps us waiting", || since.elapsed() > Duration::from_millis(150));
-    let events: Vec<_> = (0..20).map(|_| Event::new("order.paid")).collect();
+    let events: Vec<_> = (0..6).map(|n| Event::new(&format!("kind.{n}"))).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
+    for receiver in &receivers {
+        receiver.wait_at("/", 1);
+    }
+    wait_until(SOON, "one is free beside those that are stuck", || {
+        let (told, seen) = consumers(sandbox.queue());
+        told >= 7.0 && seen >= Some(7)
+    });
+    assert_eq!(consumers(&sandbox.retry_queue()), (1.0, Some(1)), "which has nothing to do");
 
-    wait_until(LATER, "all arrive", || receiver.requests().len() == 21);
-    notifier.wait_metric("webhook_request_success_total", &[], 21.0);
-    // Two in the lane of the events, two in that of the retries.
-    let most = most.load(Ordering::SeqCst);
-    assert!((2..=4).contains(&most), "{most} requests at once");
-    assert!(held(&notifier, sandbox.queue(), "bulkhead") >= 1.0);
-    assert!(held(&notifier, &sandbox.retry_queue(), "bulkhead") >= 1.0);
-    assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0, "nothing failed");
+    drop(release);
+    // Those too many end within half a minute.
+    wait_until(LATER, "one is left", || consumers(sandbox.queue()) == (1.0, Some(1)));
+    assert_eq!(notifier.metric("webhook_request_success_total", &[]), 6.0);
     notifier.terminate();
     sandbox.wait_drained();
-    assert_eq!(receiver.requests().len(), 21, "each once");
+    for receiver in &receivers {
+        assert_eq!(receiver.requests().len(), 1);
+    }
 }
 
-#[test]
-fn a_breaker_opens_probes_and_closes_and_says_so() {
+/// How many events a far receiver is handed at a time, where the queue has that capacity.
+#[track_caller]
+fn most_at_once(capacity: Option<u16>, events: usize) -> usize {
     let sandbox = Sandbox::new();
-    let (receiver, mended) = broken();
-    let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
-    let mut notifier = sandbox
-        .notifier()
-        .env("CIRCUIT_BREAKER", "5,2s,4s")
-        .env("RETRY_SCHEDULE", "100ms,repeat")
-        .start();
-    let events: Vec<_> = (0..20).map(|_| Event::new("order.paid")).collect();
-    sandbox.broker.publish(sandbox.queue(), &events);
-
-    let line = notifier.wait_stderr(SOON, "circuit breaker open");
-    assert!(line.contains(&format!("webhook={webhook} for=2s")), "{line}");
-    assert_eq!(notifier.metric("webhook_circuit_breakers_open", &[]), 1.0);
-    let requests = receiver.wait_at_within(LATER, "/", 7);
-    for (nth, earliest) in [(5, 2_000), (6, 4_000)] {
-        let gap = requests[nth].at - requests[nth - 1].at;
-        assert!(gap >= Duration::from_millis(earliest), "request {nth} came after {gap:?}");
+    let (receiver, most) = counting(|| thread::sleep(Duration::from_millis(200)));
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let mut launch = sandbox.notifier().env("RETRY_SCHEDULE", "100ms,repeat");
+    if let Some(capacity) = capacity {
+        launch = launch.env("QUEUES", format!("{}={capacity}", sandbox.queue()));
     }
-    mended.store(true, Ordering::Relaxed);
-    wait_until(LATER, "all arrive", || {
-        notifier.metric("webhook_request_success_total", &[]) == 20.0
-    });
+    let notifier = launch.start();
+    // Until its first answer it gets one at a time.
+    sandbox.publish(&Event::new("order.paid"));
+    notifier.wait_metric("webhook_request_success_total", &[], 1.0);
 
-    notifier.wait_stderr(SOON, "circuit breaker closed");
-    let state =
-        |state| notifier.metric("webhook_circuit_breaker_transitions_total", &[("state", state)]);
-    // Twice a probe failed: then one succeeded, or there was one more failure before it.
-    let opened = state("open");
-    assert!((3.0..=4.0).contains(&opened), "{opened}");
-    assert_eq!((state("half_open"), state("closed")), (opened, 1.0));
-    assert_eq!(notifier.metric("webhook_circuit_breakers_open", &[]), 0.0);
-    assert!(held(&notifier, &sandbox.retry_queue(), "breaker") >= 15.0);
+    let events: Vec<_> = (0..events).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    receiver.wait_at_within(LATER, "/", events.len() + 1);
+    notifier.wait_metric("webhook_request_success_total", &[], events.len() as f64 + 1.0);
+    assert_eq!(notifier.metric("webhook_request_failure_total", &[]), 0.0);
     notifier.terminate();
     sandbox.wait_drained();
     for event in &events {
-        let attempts = receiver.of("/", event).len();
-        assert!((1..=8).contains(&attempts), "{attempts} attempts of one event");
+        assert_eq!(receiver.of("/", event).len(), 1, "requests of one event");
     }
+    most.load(Ordering::SeqCst)
+}
+
+#[test]
+fn a_far_receiver_gets_many_requests_at_a_time_and_half_of_the_capacity_at_most() {
+    let most = most_at_once(None, 300);
+    assert!((12..=32).contains(&most), "{most} at once of 64");
+    let most = most_at_once(Some(8), 40);
+    assert!((3..=4).contains(&most), "{most} at once of 8");
+}
+
+#[test]
+fn the_webhooks_of_one_account_have_three_quarters_of_the_capacity_at_most() {
+    let sandbox = Sandbox::new();
+    let at_once = AtOnce::default();
+    let stays = Arc::new(AtomicBool::new(false));
+    let receivers: Vec<_> = (0..20)
+        .map(|_| {
+            let (at_once, stays) = (at_once.clone(), Arc::clone(&stays));
+            Receiver::answering(move |_| {
+                let stays = stays.load(Ordering::SeqCst);
+                // Less than the second from which on a receiver is slow.
+                at_once
+                    .during(|| thread::sleep(Duration::from_millis(if stays { 700 } else { 20 })));
+                Reply::Status(200)
+            })
+        })
+        .collect();
+    for receiver in &receivers {
+        let id = sandbox.webhook(&receiver.url("/"), &["order.paid"]);
+        sandbox.database.execute("UPDATE webhooks SET account = 'acme' WHERE id = $1", &[&id]);
+    }
+    let other = Receiver::new();
+    sandbox.webhook(&other.url("/"), &["other"]);
+    let notifier = sandbox
+        .notifier()
+        .env("QUEUES", format!("{}=16", sandbox.queue()))
+        .env("RETRY_SCHEDULE", "200ms,repeat")
+        .start();
+    let delivered = |count: f64| {
+        wait_until(LATER, "all have it", || {
+            notifier.metric("webhook_request_success_total", &[]) == count
+        });
+    };
+    sandbox.publish(&Event::new("other"));
+    sandbox.publish(&Event::new("order.paid"));
+    delivered(21.0);
+
+    at_once.reset();
+    stays.store(true, Ordering::SeqCst);
+    sandbox.publish(&Event::new("order.paid"));
+    wait_until(SOON, "the account has its share", || {
+        held(&notifier, sandbox.queue(), "group") >= 1.0
+    });
+    let published = Instant::now();
+    sandbox.publish(&Event::new("other"));
+    let took = other.wait_at("/", 2)[1].at.saturating_duration_since(published);
+    delivered(42.0);
+    let most = at_once.most();
+    assert!((9..=12).contains(&most), "{most} at once of 16");
+    assert!(took < Duration::from_secs(5), "another customer's came after {took:?}");
+    notifier.terminate();
+    sandbox.wait_drained();
+    for receiver in &receivers {
+        assert_eq!(receiver.requests().len(), 2);
+    }
+}
+
+#[test]
+fn no_more_requests_are_under_way_than_the_capacity_retries_included_and_all_arrive() {
+    let sandbox = Sandbox::new();
+    let at_once = AtOnce::default();
+    let receivers: Vec<_> = (0..12)
+        .map(|n| {
+            let at_once = at_once.clone();
+            Receiver::answering(move |request| {
+                at_once.during(|| thread::sleep(Duration::from_millis(300)));
+                let fails = n % 2 == 0 && request.attempt == 1;
+                Reply::Status(if fails { 500 } else { 200 })
+            })
+        })
+        .collect();
+    for receiver in &receivers {
+        sandbox.webhook(&receiver.url("/"), &["*"]);
+    }
+    let notifier = sandbox
+        .notifier()
+        .env("QUEUES", format!("{}=4", sandbox.queue()))
+        .env("RETRY_SCHEDULE", "100ms,repeat")
+        .env("CIRCUIT_BREAKER", "off")
+        .start();
+    let events: Vec<_> = (0..5).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+
+    wait_until(LATER, "all arrive", || {
+        notifier.metric("webhook_request_success_total", &[]) == 60.0
+    });
+    let most = at_once.most();
+    assert!((3..=4).contains(&most), "{most} at once of 4");
+    assert!(
+        notifier.metric("webhook_request_success_total", &[("queue", &sandbox.retry_queue())])
+            >= 30.0
+    );
+    notifier.terminate();
+    sandbox.wait_drained();
+    for (n, receiver) in receivers.iter().enumerate() {
+        for event in &events {
+            assert_eq!(receiver.of("/", event).len(), if n % 2 == 0 { 2 } else { 1 });
+        }
+    }
+}
+
+#[test]
+fn a_receiver_that_fails_now_and_then_keeps_its_breaker_closed_and_gets_every_event() {
+    let sandbox = Sandbox::new();
+    let firsts = AtomicUsize::new(0);
+    // Six in a row of twenty events.
+    let receiver = Receiver::answering(move |request| {
+        let fails = request.attempt == 1 && firsts.fetch_add(1, Ordering::SeqCst) % 20 < 6;
+        Reply::Status(if fails { 500 } else { 200 })
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms").start();
+    let events: Vec<_> = (0..300).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+
+    wait_until(LATER, "all arrive", || {
+        notifier.metric("webhook_request_success_total", &[]) == 300.0
+    });
+    let failures = notifier.metric("webhook_request_failure_total", &[]);
+    assert_eq!(failures, 90.0);
+    assert_eq!(notifier.metric("webhook_circuit_breaker_transitions_total", &[]), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.requests().len(), 390);
+}
+
+/// What a receiver saw when a request came.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Requests under way, this one included.
+    under_way: usize,
+    /// How many had been answered before.
+    answered: u32,
+}
+
+/// Counts what comes from some moment on.
+#[derive(Clone, Default)]
+struct Watched(Arc<Mutex<(usize, u32, Vec<Seen>)>>);
+
+impl Watched {
+    /// A request that takes so long.
+    fn takes(&self, time: Duration) {
+        {
+            let (under_way, answered, seen) = &mut *self.0.lock().expect("no holder panics");
+            *under_way += 1;
+            seen.push(Seen { under_way: *under_way, answered: *answered });
+        }
+        thread::sleep(time);
+        let (under_way, answered, _) = &mut *self.0.lock().expect("no holder panics");
+        *under_way -= 1;
+        *answered += 1;
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.0.lock().expect("no holder panics").2.clone()
+    }
+}
+
+#[test]
+fn a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up() {
+    let sandbox = Sandbox::alone(1);
+    let mended = Arc::new(AtomicBool::new(false));
+    let watched = Watched::default();
+    let receiver = Receiver::answering({
+        let (mended, watched) = (Arc::clone(&mended), watched.clone());
+        move |_| match mended.load(Ordering::SeqCst) {
+            true => {
+                watched.takes(Duration::from_millis(200));
+                Reply::Status(200)
+            }
+            false => Reply::Status(500),
+        }
+    });
+    let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
+    let mut notifier = sandbox
+        .notifier()
+        .env("CIRCUIT_BREAKER", "5,100ms,1m")
+        .env("RETRY_SCHEDULE", "200ms,repeat")
+        .start();
+    let events: Vec<_> = (0..30).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+
+    let line = notifier.wait_stderr(SOON, "circuit breaker open");
+    assert!(line.contains(&format!("webhook={webhook} for=")), "{line}");
+    let before = receiver.requests();
+    let outage = before[before.len() - 1].at - before[0].at;
+    // It began with the first request, a little before that came.
+    assert!(outage >= Duration::from_millis(900), "open after {outage:?}");
+    assert!(before.len() > 5, "{} failures in a row", before.len());
+    assert_eq!(notifier.metric("webhook_circuit_breakers_open", &[]), 1.0);
+
+    let state = |notifier: &Notifier, state: &str| {
+        notifier.metric("webhook_circuit_breaker_transitions_total", &[("state", state)])
+    };
+    wait_until(LATER, "four probes fail", || state(&notifier, "open") >= 5.0);
+    mended.store(true, Ordering::SeqCst);
+    wait_until(LATER, "all arrive", || {
+        notifier.metric("webhook_request_success_total", &[]) == 30.0
+    });
+    notifier.wait_stderr(SOON, "circuit breaker closed");
+
+    let requests = receiver.requests();
+    let failed = requests.len() - watched.seen().len();
+    let began = requests[0].at;
+    for pair in requests[failed.saturating_sub(4)..=failed].windows(2) {
+        let (outage, pause) = (pair[0].at - began, pair[1].at - pair[0].at);
+        // A quarter, which jitter shortens by a fifth; and then until the next delivery comes.
+        assert!(pause >= outage.mul_f64(0.19), "{pause:?} after {outage:?}");
+        assert!(pause <= outage / 2 + Duration::from_secs(5), "{pause:?} after {outage:?}");
+    }
+    for seen in watched.seen() {
+        // After the probe there is one, and each success doubles.
+        let most = 1_usize << seen.answered.saturating_sub(1).min(10);
+        assert!(seen.under_way <= most, "{seen:?}");
+    }
+    assert_eq!(state(&notifier, "half_open"), state(&notifier, "open"));
+    assert_eq!(state(&notifier, "closed"), 1.0);
+    assert_eq!(notifier.metric("webhook_circuit_breakers_open", &[]), 0.0);
+    assert!(held(&notifier, &sandbox.retry_queue(), "breaker") >= 20.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    for event in &events {
+        assert!(!receiver.of("/", event).is_empty(), "an event without an attempt");
+    }
+}
+
+#[test]
+fn a_receiver_that_says_it_has_too_many_requests_gets_half_as_many() {
+    let sandbox = Sandbox::alone(1);
+    // While it is overloaded, it gathers requests to refuse them together.
+    let overloaded = Arc::new(AtomicBool::new(false));
+    let gathered = AtOnce::default();
+    let watched = Watched::default();
+    let receiver = Receiver::answering({
+        let (overloaded, gathered) = (Arc::clone(&overloaded), gathered.clone());
+        let watched = watched.clone();
+        move |_| {
+            if !overloaded.load(Ordering::SeqCst) {
+                watched.takes(Duration::from_millis(100));
+                return Reply::Status(200);
+            }
+            gathered.during(|| {
+                let since = Instant::now();
+                // Less than the second from which on it would be slow.
+                while gathered.now() < 16 && since.elapsed() < Duration::from_millis(600) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                overloaded.store(false, Ordering::SeqCst);
+                // So that all that came are counted before one ends.
+                thread::sleep(Duration::from_millis(100));
+            });
+            Reply::Status(503)
+        }
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let notifier = sandbox
+        .notifier()
+        .env("QUEUES", format!("{}=32", sandbox.queue()))
+        .env("RETRY_SCHEDULE", "1s,repeat")
+        .env("CIRCUIT_BREAKER", "off")
+        .start();
+    sandbox.publish(&Event::new("order.paid"));
+    notifier.wait_metric("webhook_request_success_total", &[], 1.0);
+
+    overloaded.store(true, Ordering::SeqCst);
+    let events: Vec<_> = (0..40).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    wait_until(LATER, "all arrive", || {
+        notifier.metric("webhook_request_success_total", &[]) == 41.0
+    });
+    let refused = gathered.most();
+    assert!(refused >= 2, "{refused} at once");
+    for seen in &watched.seen()[1..] {
+        // One more with each success; and one that was on its way may not have come.
+        let most = refused.div_ceil(2) + seen.answered as usize;
+        assert!(seen.under_way <= most, "{seen:?} after {refused}");
+    }
+    notifier.terminate();
+    sandbox.wait_drained();
 }
 
 #[test]
@@ -199,7 +521,7 @@ fn retry_after_holds_the_whole_receiver_back() {
             true => Reply::Status(200),
         });
         sandbox.webhook(&receiver.url("/"), &["*"]);
-        let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", "2s,1h").start();
+        let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", "2s,repeat").start();
 
         sandbox.publish(&Event::new("order.paid"));
         notifier.wait_stderr(SOON, "attempt failed");
@@ -227,11 +549,13 @@ fn what_is_held_back_backs_off_counts_no_attempt_and_expires() {
     let notifier = sandbox
         .notifier()
         .env("CIRCUIT_BREAKER", "1,1m,1m")
-        .env("RETRY_SCHEDULE", "700ms,1m,repeat")
-        .env("DELIVERY_MAX_AGE", "500ms")
+        .env("RETRY_SCHEDULE", "4s,1m,repeat")
+        .env("DELIVERY_MAX_AGE", "3s")
         .start();
-    // Two events, two failures: open.
+    // Two events, two failures, a second between them: open.
     sandbox.publish(&Event::new("order.first"));
+    let first = receiver.wait_at("/", 1)[0].at;
+    wait_until(SOON, "a second is over", || first.elapsed() > Duration::from_millis(1_100));
     sandbox.publish(&Event::new("order.second"));
     notifier.wait_metric("webhook_circuit_breakers_open", &[], 1.0);
     let attempts = receiver.requests().len();

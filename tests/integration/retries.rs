@@ -155,6 +155,7 @@ fn a_waiting_retry_survives_the_death_of_the_notifier() {
     let first = launch().start();
     let event = Event::new("both");
     sandbox.publish(&event);
+    first.wait_metric("webhook_retries_scheduled_total", &[], 1.0);
     sandbox.wait_acked(&receiver, "/healthy", "healthy");
     first.kill();
 
@@ -200,10 +201,14 @@ fn a_retry_is_on_time_behind_a_backlog_of_events() {
     });
     sandbox.webhook(&receiver.url("/failing"), &["fails"]);
     sandbox.webhook(&receiver.url("/slow"), &["slow"]);
-    let _notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s").start();
+    let _notifier = sandbox
+        .notifier()
+        .env("QUEUES", sandbox.one_at_a_time())
+        .env("RETRY_SCHEDULE", "1s")
+        .start();
 
     sandbox.publish(&Event::new("fails"));
-    // Ten seconds of work for the only consumer of events.
+    // Ten seconds of work for the only place; the retry has its turn in between.
     let backlog: Vec<_> = (0..50).map(|_| Event::new("slow")).collect();
     sandbox.broker.publish(sandbox.queue(), &backlog);
 

@@ -115,7 +115,7 @@ function figures({ broker, database, lanes, waiting, receivers, depths_age_secon
   const total = (which) => `${count(sum(lanes, (lane) => lane[which]))} since the start`;
   const dead = known(lanes, (lane) => lane.dead);
   const late = age != null && !broker.answers ? `as of ${span(age)} ago` : "";
-  const { degraded, broken } = receivers;
+  const { ailing, broken } = receivers;
   return [
     ["RabbitMQ", ...server(broker)],
     ["PostgreSQL", ...server(database), "webhook_database_up"],
@@ -124,7 +124,7 @@ function figures({ broker, database, lanes, waiting, receivers, depths_age_secon
     ["Requests in flight", count(sum(lanes, (lane) => lane.in_flight)), "", "", "webhook_requests_in_flight"],
     ["Waiting for an attempt", count(known(waiting, (one) => one.messages)), late, "", 'webhook_queue_messages{queue=~"webhooks.wait.*"}'],
     ["Dead letters", count(dead), late, dead > 0 ? "is-attention" : "", 'webhook_queue_messages{queue=~".*.dead"}'],
-    ["Degraded receivers", count(degraded), broken ? `${count(broken)} with an open circuit breaker` : "", broken ? "is-attention" : "", "webhook_receivers_degraded"],
+    ["Ailing receivers", count(ailing), broken ? `${count(broken)} with an open circuit breaker` : "", broken ? "is-attention" : "", "webhook_receivers_ailing"],
   ];
 }
 
@@ -186,7 +186,8 @@ function updateLane(row, lane) {
   fill(state, word, wrong, `webhook_broker_connected${of}`);
   state.firstChild.className = tone;
   fill(ready, count(lane.ready), "", `webhook_queue_messages${of}`);
-  fill(inFlight, count(lane.in_flight), "", `webhook_requests_in_flight${of}`);
+  const inUse = lane.capacity == null ? "" : `${count(lane.in_use)} of ${count(lane.capacity)}`;
+  fill(inFlight, count(lane.in_flight), inUse, `webhook_requests_in_flight${of}`);
   fill(received, rate(lane.rates?.received), count(lane.received), `webhook_events_received_total${of}`);
   fill(delivered, rate(lane.rates?.delivered), count(lane.delivered), `webhook_request_success_total${of}`);
   fill(failed, rate(lane.rates?.failed), count(lane.failed), `webhook_request_failure_total${of}`);
@@ -309,7 +310,7 @@ const REASONS = {
 };
 
 function why({ failures, reason }) {
-  if (!failures) return "answers take over a second";
+  if (!failures) return "a request took over a second";
   const words = REASONS[reason] ?? reason;
   return failures === 1 ? `last attempt failed: ${words}` : `${count(failures)} failures in a row, last: ${words}`;
 }
@@ -340,12 +341,12 @@ function showReceivers({ receivers }) {
       fill(attempt, next(one));
     },
   );
-  const more = receivers.degraded - receivers.listed.length;
+  const more = receivers.ailing - receivers.listed.length;
   $("receivers-table").hidden = receivers.listed.length === 0;
   say(
     $("receivers-note"),
     receivers.listed.length === 0
-      ? "None: nobody's last attempt failed or took over a second."
+      ? "None: nobody's last attempt failed, and no request took over a second lately."
       : `${more > 0 ? `And ${count(more)} more. ` : ""}As this process has seen them; their deliveries wait, and nobody else's do.`,
   );
 }

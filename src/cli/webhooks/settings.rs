@@ -37,7 +37,8 @@ pub(in crate::cli) struct Given {
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Whose it is; `webhooks list --account` finds it
+    /// Whose it is: `webhooks list --account` finds it, and webhooks of one account share what they may
+    /// have under way
     #[arg(long, value_name = "TEXT")]
     account: Option<String>,
 }
@@ -70,6 +71,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
         timeout_ms: given.timeout.map(|time| time.as_millis().to_string()),
         max_in_flight: given.max_in_flight.clone(),
         rate_per_second: given.rate.clone(),
+        ..Columns::default()
     };
     if let Err(unusable) = columns.read() {
         return Err(Usage(format!("--{}: {}", unusable.column.flag(), unusable.problem)).into());

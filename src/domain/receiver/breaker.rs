@@ -1,4 +1,4 @@
-//! When a circuit breaker opens, and for how long: a setting.
+//! When a circuit breaker opens, and for how long.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,15 @@ use std::time::Duration;
 use crate::domain::retry::Span;
 use crate::domain::shown::quoted;
 
-/// When the circuit breaker opens, and for how long. As a setting: `5,30s,10m`, or `off`.
+/// For how long a receiver has to fail before its breaker opens. One that fails now and then fails
+/// often enough in a row by chance; not for a second, where many are asked for.
+pub const LEAST_OUTAGE: Duration = Duration::from_secs(1);
+
+/// By how much of a pause jitter may shorten it, so that the probes of many instances and receivers
+/// don't come together.
+const JITTER: f64 = 0.2;
+
+/// When the circuit breaker opens, and for how long. As a setting: `5,1s,5m`, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breaker(pub(super) Option<Thresholds>);
 
@@ -15,19 +23,27 @@ pub struct Breaker(pub(super) Option<Thresholds>);
 pub(super) struct Thresholds {
     /// In a row, of more than one event.
     pub(super) failures: u32,
-    /// The first.
-    pub(super) pause: Duration,
-    /// What doubling it comes to at most.
+    /// The bounds of a pause.
+    pub(super) shortest: Duration,
     pub(super) longest: Duration,
 }
 
+impl Thresholds {
+    /// How long to wait for the next probe where the outage has lasted so long: a quarter of it, so
+    /// that who was away for D is noticed within D/4. `jitter`, from 0 to 1, only shortens it.
+    pub(super) fn pause(self, outage: Duration, jitter: f64) -> Duration {
+        let quarter = (outage / 4).min(self.longest);
+        quarter.mul_f64(1.0 - JITTER * jitter.clamp(0.0, 1.0)).max(self.shortest)
+    }
+}
+
 impl Breaker {
-    /// The pauses that it makes, shortest first: each is worth a wait queue, so that what is held
-    /// back returns when the pause is over.
+    /// Waits that are worth a queue, so that what is held back returns soon after the pause is over:
+    /// the shortest pause, doubled up to the longest.
     #[must_use]
     pub fn pauses(self) -> Vec<Span> {
-        let Some(Thresholds { pause, longest, .. }) = self.0 else { return Vec::new() };
-        let doubled = std::iter::successors(Some(pause), |pause| pause.checked_mul(2));
+        let Some(Thresholds { shortest, longest, .. }) = self.0 else { return Vec::new() };
+        let doubled = std::iter::successors(Some(shortest), |pause| pause.checked_mul(2));
         let mut pauses: Vec<Duration> = doubled.take_while(|pause| *pause < longest).collect();
         pauses.push(longest);
         pauses.into_iter().map(Span::from).collect()
@@ -43,22 +59,22 @@ impl FromStr for Breaker {
         }
         let shown = quoted(text);
         let usage = || {
-            format!("{shown} is neither `off` nor failures, first and longest pause: `5,30s,10m`")
+            format!("{shown} is neither `off` nor failures, shortest and longest pause: `5,1s,5m`")
         };
         let parts: Vec<&str> = text.split(',').map(str::trim).collect();
-        let [failures, pause, longest] = parts[..] else { return Err(usage()) };
+        let [failures, shortest, longest] = parts[..] else { return Err(usage()) };
         let failures = failures.parse().ok().filter(|n| (1..=1_000).contains(n));
         let failures = failures.ok_or_else(usage)?;
-        let pause = pause.parse::<Span>()?.get();
+        let shortest = shortest.parse::<Span>()?.get();
         let longest = longest.parse::<Span>()?.get();
-        if pause.is_zero() || longest < pause || longest > Duration::from_secs(86_400) {
+        if shortest.is_zero() || longest < shortest || longest > Duration::from_secs(86_400) {
             return Err(format!("{shown}: the pauses must be from 1ms to 24h, the longest last"));
         }
         // Each doubling is a wait queue.
-        if longest.as_millis() > pause.as_millis() << 10 {
-            return Err(format!("{shown}: the longest pause is over 1024 times the first"));
+        if longest.as_millis() > shortest.as_millis() << 10 {
+            return Err(format!("{shown}: the longest pause is over 1024 times the shortest"));
         }
-        Ok(Self(Some(Thresholds { failures, pause, longest })))
+        Ok(Self(Some(Thresholds { failures, shortest, longest })))
     }
 }
 
@@ -66,8 +82,8 @@ impl fmt::Display for Breaker {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => formatter.write_str("off"),
-            Some(Thresholds { failures, pause, longest }) => {
-                write!(formatter, "{failures},{},{}", Span::from(pause), Span::from(longest))
+            Some(Thresholds { failures, shortest, longest }) => {
+                write!(formatter, "{failures},{},{}", Span::from(shortest), Span::from(longest))
             }
         }
     }
@@ -78,7 +94,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pauses_double_up_to_the_longest() {
+    fn a_pause_is_a_quarter_of_the_outage_within_its_bounds_and_jitter_only_shortens_it() {
+        let Breaker(Some(thresholds)) = "5,1s,5m".parse().expect("a breaker") else {
+            panic!("it is not off")
+        };
+        let check = |outage: u64, jitter: f64, expected: f64| {
+            let pause = thresholds.pause(Duration::from_secs(outage), jitter).as_secs_f64();
+            assert!((pause - expected).abs() < 1e-6, "{outage} s, {jitter}: {pause}");
+        };
+        check(0, 0.0, 1.0);
+        check(4, 1.0, 1.0);
+        check(8, 0.0, 2.0);
+        check(8, 1.0, 1.6);
+        check(1_200, 0.0, 300.0);
+        check(100_000, 0.0, 300.0);
+        check(100_000, 1.0, 240.0);
+        check(100_000, 7.0, 240.0);
+    }
+
+    #[test]
+    fn an_hour_is_probed_some_forty_times() {
+        let Breaker(Some(thresholds)) = "5,1s,5m".parse().expect("a breaker") else {
+            panic!("it is not off")
+        };
+        let hour = Duration::from_secs(3_600);
+        let probes = |jitter: f64| {
+            let next = |at: &Duration| Some(*at + thresholds.pause(*at, jitter));
+            std::iter::successors(Some(LEAST_OUTAGE), next).take_while(|at| *at < hour).count()
+        };
+        assert_eq!((probes(0.0), probes(1.0)), (37, 45));
+    }
+
+    #[test]
+    fn the_waits_double_up_to_the_longest() {
         let check = |text: &str, expected: &[&str]| {
             let pauses = text.parse::<Breaker>().expect("a breaker").pauses();
             assert_eq!(pauses.iter().map(Span::to_string).collect::<Vec<_>>(), expected);
@@ -91,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_is_no_breaker_is_refused() {
-        for good in ["off", "5,30s,10m", "1,1ms,1ms", "1000,24h,24h"] {
+        for good in ["off", "5,30s,10m", "5,1s,5m", "1,1ms,1ms", "1000,24h,24h"] {
             assert_eq!(good.parse::<Breaker>().map(|b| b.to_string()), Ok(good.to_owned()));
         }
         for bad in [

@@ -134,6 +134,11 @@ impl Sandbox {
             .env("QUEUES", self.queues.join(","))
     }
 
+    /// QUEUES with a capacity of one: a lane has one consumer, and one request is under way at a time.
+    pub(crate) fn one_at_a_time(&self) -> String {
+        format!("{}=1", self.queues.join("=1,"))
+    }
+
     /// Runs a command that ends by itself.
     #[track_caller]
     pub(crate) fn command(&self, arguments: &[&str]) -> Finished {
@@ -151,8 +156,10 @@ impl Sandbox {
     }
 
     /// Waits until the broker has had the acks of all that was published before.
-    /// With a prefetch of 1 it hands out the next message only then: this one,
-    /// which must be of a type that comes to that path.
+    /// To one consumer with a prefetch of 1 it hands out the next message only
+    /// then: this one, which must be of a type that comes to that path. (To
+    /// another consumer perhaps a little before: wait first for what is counted
+    /// as the message is settled.)
     #[track_caller]
     pub(crate) fn wait_acked(&self, receiver: &Receiver, path: &str, kind: &str) {
         let next = Event::new(kind);

@@ -45,21 +45,19 @@ const DOORS: [&str; 9] = [
 #[track_caller]
 fn check_config(config: &Config) {
     let day = Duration::from_secs(86_400);
-    let mut consumers = 0_u32;
     let mut names = Vec::new();
     for queue in &config.queues {
-        assert!((1..=256).contains(&queue.consumers), "{queue:?}");
+        assert!((1..=1_024).contains(&queue.capacity), "{queue:?}");
         // Ours are named after it, in AMQP's 255 bytes.
         assert!((1..=200).contains(&queue.name.len()), "{queue:?}");
         assert!(!queue.name.contains(|c: char| c.is_control() || "*#".contains(c)), "{queue:?}");
-        consumers += 2 * u32::from(queue.consumers);
         names.push(&queue.name);
     }
     names.sort();
     names.dedup();
     assert_eq!(names.len(), config.queues.len(), "a queue is consumed twice");
     assert!(!names.is_empty());
-    assert_eq!(config.database_pool_size, consumers + 2);
+    assert_eq!(config.database_pool_size, 8);
 
     let delays = config.retry_schedule.distinct_delays();
     assert!((1..=64).contains(&delays.len()), "{delays:?}");
@@ -105,7 +103,7 @@ fn each_example_of_a_setting_is_what_its_name_says() {
 
 #[test]
 fn what_is_not_utf8_is_refused_by_the_variables_name() {
-    for variable in DOORS.into_iter().chain(["METRICS_ADDR", "TLS_CA_FILE", "FANOUT"]) {
+    for variable in DOORS.into_iter().chain(["METRICS_ADDR", "TLS_CA_FILE", "FANOUT_INLINE"]) {
         let mut value = OsString::from(MARK);
         value.push(OsString::from_vec(vec![0xff]));
         check_refusal(variable, &read(variable, value).expect_err("it is not UTF-8"));

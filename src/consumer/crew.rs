@@ -1,0 +1,442 @@
+//! The consumers of a lane, and how many there are.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, ConsumerMessage};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
+
+use super::relief::{self, Relief, Returned};
+use super::{Context, Ended, consume};
+use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT};
+use crate::domain::growth::{Growth, INTERVAL, Look, Step};
+use crate::pipeline::{Pipeline, Progress, Settlement};
+use crate::shutdown::{self, Shutdown, Trigger};
+
+/// A lane that had nothing to do for this long is not looked at any more before it has.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How often a lane is looked at that has nothing to do, and consumers too many.
+const QUIET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What all threads share that work for a lane, for one connection's life.
+pub(super) struct Crew<'a> {
+    pub(super) context: &'a Context,
+    pub(super) lane: &'a Arc<Lane>,
+    pub(super) kill: KillSwitch,
+    /// Ends all consumers as soon as one of them ends.
+    pub(super) ending: Shutdown,
+    end: Trigger,
+    shared: Arc<Shared>,
+    /// Why the session before this one ended; told about when this one consumes.
+    before: Mutex<Option<String>>,
+}
+
+/// What reliefs need of it, who may live a moment longer.
+pub(super) struct Shared {
+    pub(super) pipeline: Arc<Pipeline>,
+    lane: Arc<Lane>,
+    /// Messages that were done with here.
+    done: AtomicU64,
+    /// Nobody looks at the lane.
+    unwatched: AtomicBool,
+    /// Wakes who does.
+    alarm: Sender<()>,
+    /// End the session.
+    shutdown: Shutdown,
+    ending: Shutdown,
+}
+
+impl Shared {
+    /// Whether nothing new should be begun: at shutdown, or when a consumer has ended.
+    pub(super) fn is_ending(&self) -> bool {
+        self.shutdown.is_requested() || self.ending.is_requested()
+    }
+
+    /// Settles a message in this thread.
+    pub(super) fn settle(
+        &self,
+        delivery: &mut amiquip::Delivery,
+        progress: &Progress,
+    ) -> Settlement {
+        let received = Instant::now();
+        progress.begins(received);
+        if self.unwatched.load(Ordering::SeqCst) {
+            // It may be full: then somebody else has just rung.
+            let _ = self.alarm.try_send(());
+        }
+        let message = Message::take(delivery);
+        let settlement = self.pipeline.settle(&self.lane, message, received, progress);
+        if matches!(&settlement, Settlement::Done(promises) if promises.is_empty()) {
+            self.done.fetch_add(1, Ordering::Relaxed);
+        }
+        settlement
+    }
+}
+
+impl Crew<'_> {
+    pub(super) fn is_ending(&self) -> bool {
+        self.shared.is_ending()
+    }
+
+    pub(super) fn settle(
+        &self,
+        delivery: &mut amiquip::Delivery,
+        progress: &Progress,
+    ) -> Settlement {
+        self.shared.settle(delivery, progress)
+    }
+
+    /// A consumer consumes.
+    pub(super) fn consumes(&self) {
+        let queue = &self.lane.queue;
+        self.context.metrics.set_consuming(queue, true);
+        if let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            log::info!("lane connected again queue={queue} after={before:?}");
+        }
+    }
+}
+
+/// Where a consumer works, as others see it.
+pub(super) struct Post {
+    progress: Progress,
+    /// Its messages, from when it consumes.
+    messages: OnceLock<Receiver<ConsumerMessage>>,
+    returned: Sender<Returned>,
+    gate: Mutex<Gate>,
+}
+
+/// Who may take over from a consumer.
+#[derive(Debug, Default)]
+struct Gate {
+    closed: bool,
+    reliefs: usize,
+    failed: bool,
+}
+
+impl Post {
+    fn new(returned: Sender<Returned>) -> Self {
+        let gate = Mutex::default();
+        Self { progress: Progress::new(), messages: OnceLock::new(), returned, gate }
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The consumer gets its messages from there.
+    pub(super) fn opens(&self, messages: &Receiver<ConsumerMessage>) {
+        // It does so once.
+        let _ = self.messages.set(messages.clone());
+    }
+
+    /// Nobody takes over any more.
+    pub(super) fn closes(&self) {
+        self.gate().closed = true;
+    }
+
+    fn has_messages(&self) -> bool {
+        self.messages.get().is_some_and(|messages| !messages.is_empty())
+    }
+
+    /// One of the consumer's messages, for a relief, who waits for it for so long.
+    pub(super) fn take_message(
+        &self,
+        limit: Duration,
+    ) -> Result<ConsumerMessage, RecvTimeoutError> {
+        match self.messages.get() {
+            Some(messages) if !self.gate().closed => messages.recv_timeout(limit),
+            _ => Err(RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// From a relief to the consumer.
+    pub(super) fn give_back(&self, returned: Returned) {
+        // The consumer waits for each.
+        let _ = self.returned.send(returned);
+    }
+
+    pub(super) fn has_reliefs(&self) -> bool {
+        let gate = self.gate();
+        // As it would have been in this thread.
+        assert!(!gate.failed, "a message that was taken over panicked");
+        gate.reliefs > 0
+    }
+
+    /// Whether one more may take over.
+    fn relief_begins(&self) -> bool {
+        let mut gate = self.gate();
+        gate.reliefs += usize::from(!gate.closed);
+        !gate.closed
+    }
+
+    pub(super) fn relief_is_over(&self) {
+        self.gate().reliefs -= 1;
+        let _ = self.has_reliefs();
+    }
+
+    pub(super) fn fails(&self) {
+        self.gate().failed = true;
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A consumer, as the lane's thread sees it.
+struct Hand<'scope> {
+    post: Arc<Post>,
+    reliefs: Vec<Arc<Relief>>,
+    surplus: Trigger,
+    thread: ScopedJoinHandle<'scope, Ended>,
+}
+
+/// Runs the consumers of a lane over a connection until one of them ends; returns why.
+pub(super) fn run(
+    context: &Context,
+    lane: &Arc<Lane>,
+    link: &mut Link,
+    reported: &mut Option<String>,
+) -> Ended {
+    let (end, ending) = shutdown::channel();
+    let (alarm, alarmed) = bounded(1);
+    let shared = Arc::new(Shared {
+        pipeline: Arc::clone(&context.pipeline),
+        lane: Arc::clone(lane),
+        done: AtomicU64::new(0),
+        unwatched: AtomicBool::new(false),
+        alarm,
+        shutdown: context.shutdown.clone(),
+        ending: ending.clone(),
+    });
+    let before = Mutex::new(reported.take());
+    let kill = link.kill_switch();
+    let crew = Crew { context, lane, kill, ending, end, shared, before };
+    let ended = thread::scope(|scope| {
+        let now = Instant::now();
+        let growth = Growth::new(usize::from(lane.capacity), Duration::ZERO);
+        let mut watch = Watch {
+            crew: &crew,
+            scope,
+            link,
+            growth,
+            hands: Vec::new(),
+            leaving: Vec::new(),
+            ended: Ended::Asked,
+            begun: now,
+        };
+        watch.run(&alarmed)
+    });
+    context.metrics.lane(&lane.queue).set_consumers(0);
+    // Still there if it never got as far as consuming.
+    *reported = crew.before.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended
+}
+
+/// The lane's own thread: starts consumers and ends them.
+struct Watch<'scope, 'env> {
+    crew: &'env Crew<'env>,
+    scope: &'scope Scope<'scope, 'env>,
+    link: &'env mut Link,
+    growth: Growth,
+    hands: Vec<Hand<'scope>>,
+    /// Those that are about to end.
+    leaving: Vec<Hand<'scope>>,
+    /// Why the first of them ended that was not asked to.
+    ended: Ended,
+    begun: Instant,
+}
+
+impl Watch<'_, '_> {
+    fn run(&mut self, alarmed: &Receiver<()>) -> Ended {
+        if let Err(problem) = self.start() {
+            return Ended::Lost(problem);
+        }
+        let mut last = self.begun;
+        // When it last had something to do.
+        let mut active = self.begun;
+        while !self.crew.shared.is_ending() {
+            let now = Instant::now();
+            let look = self.look(last, now);
+            if look.busy > 0 {
+                active = now;
+            }
+            self.take_over(now);
+            match self.growth.look(look, now.saturating_duration_since(self.begun)) {
+                Step::Stay => {}
+                Step::Start(more) => self.start_more(more),
+                Step::End(fewer) => self.end_some(fewer),
+            }
+            self.crew.context.metrics.lane(&self.crew.lane.queue).set_consumers(self.hands.len());
+            last = now;
+            self.wait(now.saturating_duration_since(active) > QUIET, alarmed);
+        }
+        self.join()
+    }
+
+    /// Until it is worth another look.
+    fn wait(&self, is_quiet: bool, alarmed: &Receiver<()>) {
+        let ending = &self.crew.ending;
+        let shared = &self.crew.shared;
+        if !is_quiet {
+            let _ = ending.wait(INTERVAL);
+            return;
+        }
+        shared.unwatched.store(true, Ordering::SeqCst);
+        // Whoever took a message just before that did not ring.
+        if self.hands.iter().any(|hand| hand.post.progress().message().is_some()) {
+            shared.unwatched.store(false, Ordering::Relaxed);
+            let _ = ending.wait(INTERVAL);
+            return;
+        }
+        let never = self.hands.len() == 1 && self.leaving.is_empty();
+        let limit = if never { Duration::MAX } else { QUIET_INTERVAL };
+        let limit = crossbeam_channel::after(limit.min(Duration::from_secs(3_600)));
+        select! {
+            recv(ending.receiver()) -> _ => {}
+            recv(alarmed) -> _ => {}
+            recv(limit) -> _ => {}
+        }
+        shared.unwatched.store(false, Ordering::Relaxed);
+    }
+
+    fn look(&mut self, last: Instant, now: Instant) -> Look {
+        for hand in &mut self.hands {
+            hand.reliefs.retain(|relief| !relief.is_over());
+        }
+        while let Some(at) = self.leaving.iter().position(|hand| hand.thread.is_finished()) {
+            let hand = self.leaving.swap_remove(at);
+            self.note_end(hand);
+        }
+        let posts = || self.hands.iter().map(|hand| hand.post.progress());
+        let stuck = posts().filter(|progress| progress.is_stuck(now)).count();
+        Look {
+            busy: posts().filter(|progress| progress.message().is_some()).count(),
+            // While nothing can be parked, more consumers would only have more in hand.
+            stuck: if self.crew.context.pipeline.can_park() { stuck } else { 0 },
+            rested: posts().any(|progress| progress.has_rested(last, now)),
+            done: self.crew.shared.done.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sees to it that nothing waits for a consumer that is stuck: neither the rest of its event, nor
+    /// the messages that it was handed ahead.
+    fn take_over(&mut self, now: Instant) {
+        let is_stuck = |progress: &Progress| progress.is_stuck(now);
+        let workers = &self.crew.context.workers;
+        let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
+        let mut places = usize::from(self.crew.lane.capacity).saturating_sub(reliefs);
+        for hand in &mut self.hands {
+            let Some(message) = hand.post.progress().message() else { continue };
+            let reliefs = hand.reliefs.iter().map(|relief| &relief.progress);
+            for progress in [hand.post.progress()].into_iter().chain(reliefs.clone()) {
+                if let Some(event) = progress.rest_of_event()
+                    && is_stuck(progress)
+                {
+                    // Without more threads it goes on when the consumer does.
+                    let _ = workers.run(Box::new(move || event.help()));
+                }
+            }
+            let all_stuck = is_stuck(hand.post.progress()) && reliefs.clone().all(is_stuck);
+            if all_stuck && places > 0 && hand.post.has_messages() && hand.post.relief_begins() {
+                let relief = Arc::new(Relief::default());
+                hand.reliefs.push(Arc::clone(&relief));
+                places -= 1;
+                let shared = Arc::clone(&self.crew.shared);
+                let task = relief::task(relief, shared, Arc::clone(&hand.post), message);
+                if workers.run(Box::new(task)).is_err() {
+                    // As above.
+                    hand.reliefs.pop();
+                    hand.post.give_back(Returned::Over);
+                }
+            }
+        }
+    }
+
+    fn start_more(&mut self, more: usize) {
+        for _ in 0..more {
+            if let Err(problem) = self.start() {
+                // A lost connection its consumers notice. Else there can't be more of them.
+                let count = self.hands.len();
+                let queue = &self.crew.lane.queue;
+                log::warn!("lane stays at {count} consumers queue={queue} cause={problem:?}");
+                self.growth.is_limited_to(count);
+                return;
+            }
+        }
+    }
+
+    /// Starts a consumer.
+    fn start(&mut self) -> Result<(), String> {
+        let crew = self.crew;
+        // Where others may have messages in hand, shutdown must not cut their connection.
+        let cut_by = self.hands.is_empty().then_some(&crew.context.shutdown);
+        let opened = crew.kill.guard(SETUP_TIMEOUT, cut_by, || self.link.channel());
+        let channel: Channel = opened.map_err(|error| self.link.unavailable(&error).to_string())?;
+        let (returned, returns) = unbounded();
+        let (trigger, surplus) = shutdown::channel();
+        let post = Arc::new(Post::new(returned));
+        let name = format!("{}-{}", crew.lane.queue, self.hands.len() + 1);
+        let body = {
+            let post = Arc::clone(&post);
+            move || {
+                // Even by a panic: the lane can only end with all of its consumers.
+                let mut end_all = EndAll(Some(&crew.end));
+                let ended = consume(crew, &channel, &post, &returns, &surplus, cut_by);
+                // A drop waits for the broker's answer.
+                crew.kill.guard(CLOSE_TIMEOUT, None, || drop(channel));
+                if let Ended::Surplus = ended {
+                    end_all.0 = None;
+                } else {
+                    crew.context.metrics.set_consuming(&crew.lane.queue, false);
+                }
+                ended
+            }
+        };
+        let thread = thread::Builder::new().name(name).spawn_scoped(self.scope, body);
+        let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
+        self.hands.push(Hand { post, reliefs: Vec::new(), surplus: trigger, thread });
+        Ok(())
+    }
+
+    /// Ends some consumers: those that wait for a message first.
+    fn end_some(&mut self, fewer: usize) {
+        self.hands.sort_by_key(|hand| hand.post.progress().message().is_none());
+        for _ in 0..fewer.min(self.hands.len().saturating_sub(1)) {
+            let Some(hand) = self.hands.pop() else { return };
+            hand.surplus.fire();
+            self.leaving.push(hand);
+        }
+    }
+
+    /// Waits for all consumers, and says why they ended.
+    fn join(&mut self) -> Ended {
+        for hand in
+            std::mem::take(&mut self.hands).into_iter().chain(std::mem::take(&mut self.leaving))
+        {
+            self.note_end(hand);
+        }
+        std::mem::replace(&mut self.ended, Ended::Asked)
+    }
+
+    fn note_end(&mut self, hand: Hand<'_>) {
+        // A panic in one consumer is the lane's, and ends the process.
+        let ended = hand.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if matches!(self.ended, Ended::Asked) && !matches!(ended, Ended::Surplus) {
+            self.ended = ended;
+        }
+    }
+}
+
+struct EndAll<'a>(Option<&'a Trigger>);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        if let Some(end) = self.0 {
+            end.fire();
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The messages of a consumer that is stuck: it was handed them ahead, and somebody else settles them
+//! meanwhile.
+//!
+//! Only where PREFETCH_COUNT is above 1. They don't go back to the broker, where that would count as a
+//! redelivery. The consumer acks them, once it is free again: an ack needs its channel.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use amiquip::ConsumerMessage;
+use crossbeam_channel::RecvTimeoutError;
+
+use super::crew::{Post, Shared};
+use crate::pipeline::{Progress, Settlement};
+
+/// How long a relief waits for a further message before it looks whether its consumer is back. Until
+/// then both take what comes.
+const LINGERING: Duration = Duration::from_millis(100);
+
+/// What comes back to the consumer.
+pub(super) enum Returned {
+    /// One of its messages, and how it was settled.
+    Settled(amiquip::Delivery, Settlement),
+    /// What it was told instead of being given a message; or a message that is not to be begun.
+    Other(ConsumerMessage),
+    /// A relief takes nothing more.
+    Over,
+}
+
+/// A thread that takes over from a consumer, as its lane sees it.
+#[derive(Debug, Default)]
+pub(super) struct Relief {
+    pub(super) progress: Progress,
+    over: AtomicBool,
+}
+
+impl Relief {
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Settles what waits for the consumer at that post, as long as it is stuck at that message. What
+    /// nobody has begun when the session ends goes back to the broker.
+    pub(super) fn work(&self, shared: &Shared, post: &Post, stuck_at: u64) {
+        let _over = Over { relief: self, post };
+        while !shared.is_ending() && post.progress().message() == Some(stuck_at) {
+            let message = match post.take_message(LINGERING) {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let returned = match message {
+                ConsumerMessage::Delivery(mut delivery) if !shared.is_ending() => {
+                    shared.pipeline.tally().taken();
+                    let settlement = shared.settle(&mut delivery, &self.progress);
+                    self.progress.ends();
+                    Returned::Settled(delivery, settlement)
+                }
+                other => Returned::Other(other),
+            };
+            let is_last = match &returned {
+                Returned::Settled(_, settlement) => matches!(settlement, Settlement::HandBack(_)),
+                _ => true,
+            };
+            post.give_back(returned);
+            if is_last {
+                return;
+            }
+        }
+    }
+}
+
+/// However a relief ends, its consumer must not wait for it for ever.
+struct Over<'a> {
+    relief: &'a Relief,
+    post: &'a Post,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.relief.over.store(true, Ordering::Relaxed);
+        if thread::panicking() {
+            // As if the consumer had done it itself: a panic ends the process.
+            self.post.fails();
+        }
+        self.post.give_back(Returned::Over);
+    }
+}
+
+/// The same for a thread of [`crate::workers`].
+pub(super) fn task(
+    relief: Arc<Relief>,
+    shared: Arc<Shared>,
+    post: Arc<Post>,
+    stuck_at: u64,
+) -> impl FnOnce() + Send + 'static {
+    move || relief.work(&shared, &post, stuck_at)
+}

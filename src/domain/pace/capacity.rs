@@ -1,0 +1,212 @@
+//! One queue's capacity, and the shares of it.
+//!
+//! A share is a dynamic threshold, as switches share the memory of their packets with it (Choudhury
+//! and Hahne, *Dynamic Queue Length Thresholds for Shared-Memory Packet Switches*, 1998): who has
+//! less than what is free gets more. One that takes all it can then has half of the capacity, k of
+//! them have 1/(k+1) each, and as much is always free for who comes next.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::Hold;
+use crate::domain::receiver::Class;
+use crate::domain::webhook::Group;
+
+/// One queue's capacity, and what is under way of it.
+#[derive(Clone, Debug)]
+pub(super) struct Capacity {
+    /// The most requests that may be under way.
+    most: usize,
+    /// All that are.
+    total: Counts,
+    /// Those of each group that has any.
+    groups: HashMap<Group, Counts>,
+}
+
+/// Requests under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) all: usize,
+    /// Of these, to slow receivers.
+    pub(super) slow: usize,
+    /// Of these, to unproven receivers.
+    pub(super) unproven: usize,
+}
+
+impl Counts {
+    fn add(&mut self, class: Class) {
+        self.all += 1;
+        match class {
+            Class::Prompt => {}
+            Class::Unproven => self.unproven += 1,
+            Class::Slow => self.slow += 1,
+        }
+    }
+
+    fn remove(&mut self, class: Class) {
+        self.all -= 1;
+        match class {
+            Class::Prompt => {}
+            Class::Unproven => self.unproven -= 1,
+            Class::Slow => self.slow -= 1,
+        }
+    }
+}
+
+impl Capacity {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, total: Counts::default(), groups: HashMap::new() }
+    }
+
+    pub(super) fn total(&self) -> Counts {
+        self.total
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.total.all >= self.most
+    }
+
+    /// Whether a request may begin to a receiver of this class and group, of which so many are under
+    /// way; where the queue is full, whether it might if one place were free.
+    pub(super) fn check(&self, class: Class, group: Group, under_way: usize) -> Result<(), Hold> {
+        let most = self.most;
+        let free = (most - self.total.all.min(most)).max(1);
+        let Counts { slow, unproven, .. } = self.total;
+        let of_group = self.groups.get(&group).copied().unwrap_or_default();
+        if under_way >= free {
+            return Err(Hold::Share);
+        }
+        if of_group.all >= 3 * free {
+            return Err(Hold::Group);
+        }
+        // The parts of the capacity may be no whole numbers: with a capacity of one, half of it is
+        // one request still.
+        let for_others = most - part(most, 4).min(most - 1);
+        let left_to_others = for_others.saturating_sub(slow + unproven);
+        match class {
+            Class::Prompt => Ok(()),
+            Class::Slow => {
+                let left = part(most, 2).saturating_sub(slow);
+                let has_room = left > 0 && left_to_others > 0 && of_group.slow < left;
+                has_room.then_some(()).ok_or(Hold::Slow)
+            }
+            Class::Unproven => {
+                let left = left_to_others;
+                let has_room = left > 0 && of_group.unproven < left && under_way == 0;
+                has_room.then_some(()).ok_or(Hold::Unproven)
+            }
+        }
+    }
+
+    /// A request begins.
+    pub(super) fn take(&mut self, class: Class, group: Group) {
+        self.total.add(class);
+        self.groups.entry(group).or_default().add(class);
+    }
+
+    /// A request ends that was counted with this class.
+    pub(super) fn give(&mut self, class: Class, group: Group) {
+        self.total.remove(class);
+        if let Entry::Occupied(mut counts) = self.groups.entry(group) {
+            counts.get_mut().remove(class);
+            if counts.get().all == 0 {
+                counts.remove();
+            }
+        }
+    }
+}
+
+/// A part of the capacity, rounded up: one at least.
+fn part(most: usize, divisor: usize) -> usize {
+    most.div_ceil(divisor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many requests begin, where each of these receivers asks in turn until none gets one; and
+    /// how many places are left.
+    fn shared(most: usize, receivers: &[(Class, Group)]) -> (Vec<usize>, usize) {
+        let mut capacity = Capacity::new(most);
+        let mut under_way = vec![0; receivers.len()];
+        loop {
+            let before = capacity.total.all;
+            for ((class, group), under_way) in receivers.iter().zip(&mut under_way) {
+                if !capacity.is_full() && capacity.check(*class, *group, *under_way).is_ok() {
+                    capacity.take(*class, *group);
+                    *under_way += 1;
+                }
+            }
+            if capacity.total.all == before {
+                return (under_way, most - before);
+            }
+        }
+    }
+
+    fn groups(class: Class, count: u64) -> Vec<(Class, Group)> {
+        (0..count).map(|n| (class, Group::of(&n.to_string()))).collect()
+    }
+
+    #[test]
+    fn one_gets_half_and_k_a_k_plus_first_part_each() {
+        assert_eq!(shared(64, &groups(Class::Prompt, 1)), (vec![32], 32));
+        assert_eq!(shared(64, &groups(Class::Prompt, 3)), (vec![16; 3], 16));
+        let (under_way, left) = shared(64, &groups(Class::Prompt, 20));
+        assert!(under_way.iter().all(|n| (3..=4).contains(n)), "{under_way:?}");
+        assert!(left >= 3);
+        assert_eq!(shared(64, &groups(Class::Prompt, 100)).1, 0, "one each, as far as it goes");
+    }
+
+    #[test]
+    fn the_slow_have_half_of_it_and_with_the_unproven_three_quarters() {
+        let (under_way, left) = shared(64, &groups(Class::Slow, 100));
+        assert_eq!((under_way.iter().sum::<usize>(), left), (32, 32));
+        let (under_way, left) = shared(64, &groups(Class::Unproven, 100));
+        assert_eq!((under_way.iter().sum::<usize>(), left), (48, 16));
+        for [first, second] in [[Class::Slow, Class::Unproven], [Class::Unproven, Class::Slow]] {
+            let mut both = groups(first, 100);
+            both.extend(groups(second, 100));
+            let (under_way, left) = shared(64, &both);
+            assert_eq!((under_way.iter().sum::<usize>(), left), (48, 16), "{first:?} first");
+            let slow = if first == Class::Slow { &under_way[..100] } else { &under_way[100..] };
+            assert!(slow.iter().sum::<usize>() <= 32);
+        }
+    }
+
+    #[test]
+    fn one_group_leaves_as_much_to_the_others_as_it_has_of_each_class() {
+        let one = |class, count| vec![(class, Group::of("one")); count];
+        assert_eq!(shared(64, &one(Class::Slow, 100)).1, 64 - 16);
+        assert_eq!(shared(64, &one(Class::Unproven, 100)).1, 64 - 24);
+        assert_eq!(shared(64, &one(Class::Prompt, 100)).1, 64 - 48);
+    }
+
+    #[test]
+    fn the_smallest_capacity_serves_every_class() {
+        for most in 1..6 {
+            for class in [Class::Prompt, Class::Unproven, Class::Slow] {
+                let (under_way, _) = shared(most, &groups(class, 100));
+                assert!(under_way.iter().sum::<usize>() >= 1, "{class:?} of {most}");
+            }
+        }
+        // From two on one place is kept for the prompt.
+        for most in 2..70 {
+            let mut others = groups(Class::Slow, 100);
+            others.extend(groups(Class::Unproven, 100));
+            assert!(shared(most, &others).1 >= 1, "{most}");
+        }
+    }
+
+    #[test]
+    fn what_ends_is_free_again_and_leaves_nothing_behind() {
+        let mut capacity = Capacity::new(2);
+        let group = Group::of("a");
+        for class in [Class::Slow, Class::Unproven, Class::Prompt] {
+            capacity.take(class, group);
+            capacity.give(class, group);
+        }
+        assert_eq!(capacity.total, Counts::default());
+        assert!(capacity.groups.is_empty());
+    }
+}

@@ -1,0 +1,454 @@
+//! The rules, one by one.
+
+use std::num::NonZeroU32;
+
+use super::*;
+use crate::domain::outcome::Reason;
+
+/// The number of the one queue that most of these have.
+const QUEUE: usize = 0;
+
+/// One queue's pace, its clock, and what is under way.
+struct Subject {
+    pace: Pace,
+    now: Moment,
+    events: u32,
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn id(webhook: u128) -> Uuid {
+    Uuid::from_u128(webhook)
+}
+
+/// By a webhook of a group of its own.
+fn by(webhook: u128) -> Ask {
+    let group = Group::of(&webhook.to_string());
+    Ask { queue: QUEUE, webhook: id(webhook), group, limits: Limits::default(), turn: None }
+}
+
+impl Subject {
+    fn new(capacity: usize) -> Self {
+        Self::with("5,1s,5m", [capacity])
+    }
+
+    fn with(breaker: &str, capacities: impl IntoIterator<Item = usize>) -> Self {
+        let breaker = breaker.parse().expect("a breaker");
+        Self { pace: Pace::new(capacities, breaker, 1_000), now: ms(1), events: 0 }
+    }
+
+    fn after(&mut self, millis: u64) -> &mut Self {
+        self.now += ms(millis);
+        self
+    }
+
+    #[track_caller]
+    fn begin(&mut self, ask: Ask) -> Attempt {
+        match self.pace.ask(ask, self.now) {
+            Ok(Admission::Begins(attempt)) => attempt,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn waits(&mut self, ask: Ask) -> Ticket {
+        match self.pace.ask(ask, self.now) {
+            Ok(Admission::Waits(ticket)) => ticket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Why it would be refused.
+    fn hold(&mut self, ask: Ask) -> Option<Hold> {
+        self.pace.clone().ask(ask, self.now).err()
+    }
+
+    fn deliver(&mut self, attempt: Attempt) -> Option<Transition> {
+        self.pace.end(attempt, Ended::Delivered, 0.0, self.now)
+    }
+
+    /// Each failure is another event's.
+    fn fail(&mut self, attempt: Attempt) -> Option<Transition> {
+        self.fail_by(attempt, false, None)
+    }
+
+    fn fail_by(
+        &mut self,
+        attempt: Attempt,
+        is_overload: bool,
+        retry_after: Option<u64>,
+    ) -> Option<Transition> {
+        self.events += 1;
+        let event = &self.events.to_string();
+        let retry_after = retry_after.map(Duration::from_secs);
+        let reason = Reason::Status5xx;
+        let ended = Ended::Failed { event, reason, is_overload, retry_after };
+        self.pace.end(attempt, ended, 0.0, self.now)
+    }
+
+    /// Its receivers have answered.
+    #[track_caller]
+    fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Self {
+        let mut subject = Self::new(capacity);
+        for webhook in webhooks {
+            let attempt = subject.begin(by(webhook));
+            subject.deliver(attempt);
+        }
+        subject
+    }
+
+    /// So many attempts that fail at once, each so long after the one before.
+    #[track_caller]
+    fn fail_times(&mut self, times: u32, gap: u64) -> Option<Transition> {
+        let mut last = None;
+        for _ in 0..times {
+            let attempt = self.after(gap).begin(by(1));
+            last = self.fail(attempt);
+        }
+        last
+    }
+
+    fn class(&self, webhook: u128) -> Class {
+        self.pace.receiver(id(webhook)).map_or(Class::Unproven, Receiver::class)
+    }
+}
+
+#[test]
+fn an_unproven_receiver_has_one_request_under_way_until_its_first_answer() {
+    let mut subject = Subject::new(64);
+    let first = subject.begin(by(1));
+    assert_eq!(subject.hold(by(1)), Some(Hold::Unproven));
+    assert_eq!(subject.hold(by(2)), None);
+    subject.after(3).fail(first);
+    assert_eq!(subject.class(1), Class::Prompt, "a failure that comes soon is an answer");
+    let _ = subject.begin(by(1));
+    assert_eq!(subject.hold(by(1)), None);
+}
+
+#[test]
+fn a_request_that_takes_over_a_second_makes_its_receiver_slow_and_counts_as_such() {
+    let mut subject = Subject::proven(64, [1]);
+    let attempts = [subject.begin(by(1)), subject.after(500).begin(by(1))];
+    subject.after(500);
+    let counts = |subject: &mut Subject| subject.pace.in_use(QUEUE, subject.now).map(|(_, n)| n);
+    assert_eq!(counts(&mut subject), [2, 0, 0], "not over a second");
+    assert_eq!(counts(subject.after(1)), [1, 0, 1], "the second one has begun later");
+    assert_eq!(subject.class(1), Class::Slow);
+    for attempt in attempts {
+        subject.deliver(attempt);
+    }
+    assert_eq!(counts(&mut subject), [0, 0, 0]);
+    assert_eq!(subject.class(1), Class::Slow, "for half a minute at least");
+    for _ in 0..31 {
+        let attempt = subject.after(1_000).begin(by(1));
+        subject.deliver(attempt);
+    }
+    assert_eq!(subject.class(1), Class::Prompt);
+}
+
+#[test]
+fn one_webhook_has_half_of_the_capacity_and_the_rest_goes_elsewhere() {
+    let mut subject = Subject::proven(8, [1, 2]);
+    let attempts: Vec<_> = (0..4).map(|_| subject.begin(by(1))).collect();
+    assert_eq!(subject.hold(by(1)), Some(Hold::Share));
+    assert_eq!(subject.hold(by(2)), None);
+    for attempt in attempts {
+        subject.deliver(attempt);
+    }
+    assert_eq!(subject.hold(by(1)), None);
+}
+
+#[test]
+fn one_account_has_three_quarters_however_many_webhooks_it_has() {
+    let mut subject = Subject::proven(16, 1..30);
+    let ours = |webhook| Ask { group: Group::of("ours"), ..by(webhook) };
+    let begun = (1..30).filter(|webhook| {
+        let answer = subject.pace.ask(ours(*webhook), subject.now);
+        matches!(answer, Ok(Admission::Begins(_)))
+    });
+    assert_eq!(begun.count(), 12);
+    assert_eq!(subject.hold(ours(29)), Some(Hold::Group));
+    assert_eq!(subject.hold(by(29)), None, "of another account");
+}
+
+#[test]
+fn who_only_finds_every_place_taken_waits_for_one_and_the_first_is_called_first() {
+    let mut subject = Subject::proven(2, 1..6);
+    let attempts = [subject.begin(by(1)), subject.begin(by(2))];
+    let tickets = [3, 4, 5].map(|webhook| subject.waits(by(webhook)));
+    assert_eq!(subject.hold(by(1)), Some(Hold::Share), "it has one already");
+    assert_eq!(subject.hold(by(9)), Some(Hold::Full), "nobody waits for who has not answered yet");
+    assert_eq!(subject.pace.call_next(subject.now), None);
+    assert!(subject.pace.leave(tickets[1]));
+    assert!(!subject.pace.leave(tickets[1]));
+    for attempt in attempts {
+        subject.deliver(attempt);
+    }
+    for ticket in [tickets[0], tickets[2]] {
+        let called = subject.pace.call_next(subject.now).expect("there is a place");
+        assert!(matches!(called, (called, Ok(_)) if called == ticket));
+    }
+    assert_eq!(subject.pace.call_next(subject.now), None);
+    assert!(!subject.pace.has_waiting());
+}
+
+#[test]
+fn who_waited_is_refused_if_something_else_has_come_in_its_way() {
+    let mut subject = Subject::proven(2, [1, 2, 3]);
+    let _ = subject.begin(by(1));
+    let other = subject.begin(by(2));
+    let [first, second] = [subject.waits(by(3)), subject.waits(by(3))];
+    let called = |subject: &mut Subject| subject.pace.call_next(subject.now);
+    subject.deliver(other);
+    assert!(matches!(called(&mut subject), Some((ticket, Ok(_))) if ticket == first));
+    assert_eq!(called(&mut subject), None);
+    // The one that was called has a place now, so the other is over its share.
+    let other = subject.pace.under_way.keys().next().copied().expect("one is under way");
+    subject.deliver(Attempt { number: other, is_probe: false });
+    assert_eq!(called(&mut subject), Some((second, Err(Hold::Share))));
+}
+
+#[test]
+fn queues_share_no_capacity_but_what_is_known_of_a_receiver() {
+    let mut subject = Subject::with("5,1s,5m", [1, 1]);
+    let other = |webhook| Ask { queue: 1, ..by(webhook) };
+    let attempt = subject.begin(by(1));
+    assert_eq!(subject.hold(by(2)), Some(Hold::Unproven), "there is room for one");
+    let elsewhere = subject.begin(other(2));
+    assert_eq!(subject.after(1_001).hold(other(1)), Some(Hold::Slow), "it is slow there, too");
+    subject.deliver(elsewhere);
+    assert_eq!(subject.hold(other(1)), None);
+    assert_eq!(subject.class(1), Class::Slow);
+    subject.deliver(attempt);
+}
+
+#[test]
+fn failures_open_the_breaker_once_they_are_many_and_have_lasted_a_second() {
+    let mut subject = Subject::proven(64, [1]);
+    assert_eq!(subject.fail_times(99, 10), None, "in 980 ms");
+    assert_eq!(subject.fail_times(1, 50), Some(Transition::Open(ms(1_000))));
+    assert_eq!(subject.hold(by(1)), Some(Hold::Breaker(ms(1_000))));
+    assert_eq!(subject.after(999).hold(by(1)), Some(Hold::Breaker(ms(1))));
+
+    let mut subject = Subject::proven(64, [1]);
+    assert_eq!(subject.fail_times(4, 5_000), None, "four are not many");
+    assert!(matches!(subject.fail_times(1, 5_000), Some(Transition::Open(_))));
+
+    let mut subject = Subject::proven(64, [1]);
+    for _ in 0..50 {
+        assert_eq!(subject.fail_times(4, 1_000), None);
+        let attempt = subject.begin(by(1));
+        assert_eq!(subject.deliver(attempt), None, "a success starts it over");
+    }
+}
+
+#[test]
+fn a_probe_comes_after_a_quarter_of_the_outage_and_a_success_ends_it() {
+    let mut subject = Subject::proven(64, [1]);
+    let began = subject.now + ms(100);
+    let mut opened = subject.fail_times(11, 100);
+    let mut probes = 0;
+    while subject.now < Duration::from_secs(7_200) {
+        let Some(Transition::Open(pause)) = opened else { panic!("{opened:?}") };
+        let outage = subject.now - began;
+        let expected = (outage / 4).clamp(Duration::from_secs(1), Duration::from_secs(300));
+        assert_eq!(pause, expected, "after {outage:?}");
+        let millis = u64::try_from(pause.as_millis()).expect("it is short") + 1;
+        let probe = subject.after(millis).begin(by(1));
+        assert!(probe.is_probe);
+        assert_eq!(subject.hold(by(1)), Some(Hold::Breaker(Duration::ZERO)), "one at a time");
+        opened = subject.fail(probe);
+        probes += 1;
+    }
+    assert!((40..=50).contains(&probes), "{probes} in two hours");
+    let probe = subject.after(300_000).begin(by(1));
+    assert_eq!(subject.deliver(probe), Some(Transition::Closed));
+    let one = subject.begin(by(1));
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "it begins with one");
+    subject.deliver(one);
+    let two = [subject.begin(by(1)), subject.begin(by(1))];
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp));
+    for attempt in two {
+        subject.deliver(attempt);
+    }
+    let _ = [(); 8].map(|()| subject.begin(by(1)));
+}
+
+#[test]
+fn a_receiver_that_hangs_has_been_away_since_its_request_began_and_does_not_pay_for_our_wait() {
+    let mut subject = Subject::proven(64, [1]);
+    let attempts: Vec<_> = (0..6).map(|_| subject.begin(by(1))).collect();
+    subject.after(10_000);
+    let ends: Vec<_> = attempts.into_iter().filter_map(|attempt| subject.fail(attempt)).collect();
+    assert_eq!(ends, [Transition::Open(ms(1_000))], "the sixth is old news");
+}
+
+#[test]
+fn what_began_before_the_breaker_opened_closes_it() {
+    let mut subject = Subject::proven(64, [1]);
+    let attempt = subject.begin(by(1));
+    assert!(matches!(subject.fail_times(11, 100), Some(Transition::Open(_))));
+    assert_eq!(subject.deliver(attempt), Some(Transition::Closed));
+    assert_eq!(subject.hold(by(1)), None);
+}
+
+#[test]
+fn one_event_alone_opens_no_breaker() {
+    let mut subject = Subject::proven(64, [1]);
+    let mut fail = |event| {
+        let attempt = subject.after(1_000).begin(by(1));
+        let (reason, is_overload, retry_after) = (Reason::Status5xx, false, None);
+        let ended = Ended::Failed { event, reason, is_overload, retry_after };
+        subject.pace.end(attempt, ended, 0.0, subject.now)
+    };
+    for _ in 0..50 {
+        assert_eq!(fail("a"), None);
+    }
+    assert!(matches!(fail("b"), Some(Transition::Open(_))));
+}
+
+#[test]
+fn a_breaker_that_is_off_never_opens() {
+    let mut subject = Subject::with("off", [64]);
+    assert_eq!(subject.fail_times(100, 1_000), None);
+}
+
+#[test]
+fn a_probe_that_was_not_made_is_made_by_the_next() {
+    let mut subject = Subject::proven(64, [1]);
+    subject.fail_times(11, 100);
+    let probe = subject.after(1_000).begin(by(1));
+    subject.pace.give_back(probe);
+    assert!(subject.begin(by(1)).is_probe);
+}
+
+#[test]
+fn too_many_requests_at_a_time_are_halved_and_grow_again() {
+    let mut subject = Subject::proven(64, [1]);
+    let mut attempts: Vec<_> = (0..8).map(|_| subject.begin(by(1))).collect();
+    let attempt = attempts.pop().expect("eight of them");
+    subject.after(5).fail_by(attempt, true, None);
+    // Half of the eight.
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp));
+    for attempt in attempts.drain(..3) {
+        subject.fail_by(attempt, true, None);
+    }
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "they were sent together: no further");
+    subject.deliver(attempts.remove(0));
+    let _ = [subject.begin(by(1)), subject.begin(by(1))];
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "one more: they were used up");
+    for attempt in attempts {
+        subject.deliver(attempt);
+    }
+    let _ = [(); 4].map(|()| subject.begin(by(1)));
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "and one more");
+}
+
+#[test]
+fn retry_after_keeps_everything_away_from_the_receiver() {
+    let mut subject = Subject::proven(64, [1]);
+    let (first, second) = (subject.begin(by(1)), subject.begin(by(1)));
+    subject.fail_by(first, false, Some(60));
+    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(58_800))));
+    subject.fail_by(second, false, Some(1));
+    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(58_800))), "the longer one holds");
+    let attempt = subject.after(58_800).begin(by(1));
+    subject.fail_by(attempt, false, Some(u64::MAX));
+    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(3_528_000))), "an hour at most");
+}
+
+#[test]
+fn a_limit_that_is_reached_is_no_fault_and_counts_all_queues() {
+    let mut subject = Subject::with("5,1s,5m", [64, 64]);
+    let limits = Limits { max_in_flight: NonZeroU32::new(1), ..Limits::default() };
+    let ask = |queue| Ask { limits, queue, ..by(1) };
+    let attempt = subject.begin(ask(0));
+    assert!(matches!(subject.hold(ask(1)), Some(Hold::Limit(Limit::InFlight, _))));
+    subject.deliver(attempt);
+    assert_eq!(subject.pace.count(subject.now), Count::default());
+    assert_eq!(subject.hold(ask(1)), None);
+}
+
+#[test]
+fn a_receiver_is_near_that_can_answer_within_a_millisecond_and_is_well() {
+    let mut subject = Subject::new(64);
+    let is_near = |subject: &Subject| subject.pace.receiver(id(1)).is_some_and(Receiver::is_near);
+    let attempt = subject.begin(by(1));
+    assert!(!is_near(&subject), "it has not answered yet");
+    subject.after(1).deliver(attempt);
+    assert!(is_near(&subject));
+    let attempt = subject.begin(by(1));
+    subject.fail(attempt);
+    assert!(!is_near(&subject), "it has failed");
+    for n in 0..100 {
+        let attempt = subject.begin(by(1));
+        // We are busy; now and then it shows how near it is.
+        subject.after(if n % 10 == 0 { 1 } else { 5 }).deliver(attempt);
+        assert!(n % 10 > 0 || is_near(&subject));
+    }
+    for _ in 0..100 {
+        let attempt = subject.begin(by(1));
+        subject.after(3).deliver(attempt);
+    }
+    assert!(!is_near(&subject), "it is three milliseconds away");
+}
+
+#[test]
+fn what_is_wrong_with_a_receiver_is_told_since_when_and_until_when() {
+    let mut subject = Subject::proven(64, [1, 2]);
+    let ailment = |subject: &mut Subject, webhook: u128| {
+        let now = subject.now;
+        subject.pace.ailing(now).find(|(other, _)| *other == id(webhook)).map(|(_, found)| found)
+    };
+    assert_eq!(ailment(&mut subject, 1), None);
+    let attempt = subject.begin(by(1));
+    subject.after(400).fail(attempt);
+    let found = ailment(subject.after(100), 1).expect("it fails");
+    assert_eq!((found.condition.label(), found.failures, found.lasted), ("failing", 1, ms(500)));
+    let _ = subject.fail_times(5, 100);
+    let found = ailment(subject.after(10), 1).expect("it is down");
+    assert_eq!(found.condition.label(), "open");
+    assert_eq!(found.reason, Some(Reason::Status5xx));
+    let probe = subject.after(5_000).begin(by(1));
+    assert_eq!(ailment(&mut subject, 1).map(|a| a.condition.label()), Some("half_open"));
+    subject.deliver(probe);
+    assert_eq!(ailment(&mut subject, 1), None);
+
+    let attempt = subject.begin(by(2));
+    assert_eq!(ailment(subject.after(1_000), 2), None);
+    let found = ailment(subject.after(2_000), 2).expect("it takes long");
+    assert_eq!((found.condition.label(), found.lasted), ("slow", ms(2_000)));
+    assert_eq!(subject.pace.count(subject.now), Count { ailing: 1, slow: 1, broken: 0 });
+    subject.fail_by(attempt, false, Some(60));
+    let found = ailment(&mut subject, 2).expect("it failed");
+    assert_eq!(found.condition.label(), "stay_away");
+}
+
+#[test]
+fn a_webhook_that_is_forgotten_leaves_what_is_under_way_counted() {
+    let mut subject = Subject::proven(64, [1]);
+    let attempts = [subject.begin(by(1)), subject.begin(by(1))];
+    subject.pace.forget(id(1));
+    assert_eq!(subject.class(1), Class::Unproven);
+    for attempt in attempts {
+        subject.deliver(attempt);
+    }
+    assert_eq!(subject.pace.in_use(QUEUE, subject.now).map(|(_, n)| n), [0, 0, 0]);
+    subject.pace.forget(id(1));
+    assert!(subject.pace.receiver(id(1)).is_none());
+}
+
+#[test]
+fn memory_is_bounded_and_those_being_asked_are_kept() {
+    let mut subject = Subject::new(64);
+    let asked = subject.begin(by(u128::MAX));
+    for webhook in 0..2_000 {
+        let attempt = subject.begin(by(webhook));
+        subject.fail(attempt);
+    }
+    assert!(subject.pace.receivers.len() <= 1_000);
+    assert!(subject.pace.receiver(id(u128::MAX)).is_some());
+    subject.deliver(asked);
+}

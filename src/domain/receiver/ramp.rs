@@ -1,0 +1,117 @@
+//! How many requests a receiver gets at a time that showed that it had too many.
+//!
+//! What it signals is taken as TCP takes a lost packet (Jacobson, *Congestion Avoidance and
+//! Control*, 1988): half as many, and from there one more with each success that uses them up. After
+//! an outage it begins with one, and doubles.
+
+use super::Moment;
+
+/// More than any queue's capacity: from here on nothing is left to ramp up.
+const UNLIMITED: u32 = 1_024;
+
+/// The requests that may be under way to one receiver. The default is as many as there are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ramp {
+    /// None: no limit.
+    window: Option<u32>,
+    /// After an outage: double with each success, until the next failure.
+    doubles: bool,
+    /// What began before this was halved for already.
+    halved_at: Moment,
+}
+
+impl Ramp {
+    /// Whether one more may begin, where so many are under way.
+    pub(super) fn has_room(&self, under_way: u32) -> bool {
+        self.window.is_none_or(|window| under_way < window)
+    }
+
+    /// A request that began then told that the receiver had too many of them, while so many (itself
+    /// included) were under way. Those that were sent together count once.
+    pub(super) fn overloaded(&mut self, began: Moment, under_way: u32, now: Moment) {
+        self.doubles = false;
+        if self.window.is_some() && began < self.halved_at {
+            return;
+        }
+        let window = self.window.unwrap_or(u32::MAX).min(under_way);
+        self.window = Some((window / 2).max(1));
+        self.halved_at = now;
+    }
+
+    /// Any other failure.
+    pub(super) fn failed(&mut self) {
+        self.doubles = false;
+    }
+
+    /// A success, while so many (itself included) were under way.
+    pub(super) fn succeeded(&mut self, under_way: u32) {
+        let Some(window) = self.window else { return };
+        let window = match window {
+            _ if self.doubles => window * 2,
+            _ if under_way >= window => window + 1,
+            _ => window,
+        };
+        self.window = (window < UNLIMITED).then_some(window);
+        self.doubles &= self.window.is_some();
+    }
+
+    /// Its circuit breaker has closed.
+    pub(super) fn restart(&mut self, now: Moment) {
+        *self = Self { window: Some(1), doubles: true, halved_at: now };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn it_is_halved_once_for_what_was_sent_together_and_grows_by_one() {
+        let mut ramp = Ramp::default();
+        assert!(ramp.has_room(1_000_000));
+        for left in (1..=32).rev() {
+            ramp.overloaded(at(1), left, at(2));
+        }
+        assert!(ramp.has_room(15) && !ramp.has_room(16));
+        ramp.succeeded(8);
+        assert!(!ramp.has_room(16), "it was not used up");
+        ramp.succeeded(16);
+        assert!(ramp.has_room(16) && !ramp.has_room(17));
+        ramp.overloaded(at(2), 17, at(3));
+        assert!(ramp.has_room(7) && !ramp.has_room(8));
+    }
+
+    #[test]
+    fn one_is_always_left() {
+        let mut ramp = Ramp::default();
+        for second in 1..9 {
+            ramp.overloaded(at(second), 1, at(second));
+            assert!(ramp.has_room(0) && !ramp.has_room(1));
+        }
+    }
+
+    #[test]
+    fn after_an_outage_it_doubles_until_a_failure_or_until_nothing_is_limited() {
+        let mut ramp = Ramp::default();
+        ramp.restart(at(1));
+        for window in [1, 2, 4, 8] {
+            assert!(ramp.has_room(window - 1) && !ramp.has_room(window));
+            ramp.succeeded(1);
+        }
+        ramp.failed();
+        ramp.succeeded(1);
+        assert!(ramp.has_room(15) && !ramp.has_room(16));
+        ramp.restart(at(2));
+        for _ in 0..10 {
+            assert!(ramp.window.is_some());
+            ramp.succeeded(1);
+        }
+        assert_eq!(ramp.window, None);
+    }
+}
