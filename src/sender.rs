@@ -1,5 +1,6 @@
 //! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -32,6 +33,11 @@ pub use trial::{Answer, Trial};
 /// downloads.
 const BUFFER_BYTES: usize = 16 << 10;
 
+/// Into how many parts the client is divided, each with the connections of some hosts. In ureq's pool
+/// all threads share a lock, and each request compares every idle connection with the hosts of all
+/// others, twice: with ten hosts that takes a quarter of its processor time, with a hundred most.
+const AGENTS: usize = 32;
+
 /// The most a receiver may send before the body; far above what a status and its headers need. They
 /// have to fit in the buffer that they are read into.
 const MAX_RESPONSE_HEADER_BYTES: usize = BUFFER_BYTES;
@@ -43,7 +49,7 @@ const ACCEPT: &str = "*/*";
 /// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
 #[derive(Debug)]
 pub struct Sender {
-    agent: Agent,
+    agents: [Agent; AGENTS],
     names: Arc<Names>,
     request_timeout: Duration,
     max_response_bytes: u64,
@@ -68,9 +74,10 @@ impl Sender {
     /// Makes the client. Opens nothing.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        // Idle connections that no request could use again would only hold sockets open.
+        // Idle connections that no request could use again would only hold sockets open: a webhook
+        // has half of a queue's capacity at most.
         let capacities = config.queues.iter().map(|queue| usize::from(queue.capacity));
-        let (most, most_of_one) = (capacities.clone().sum(), capacities.max().unwrap_or(1));
+        let most_of_one = capacities.max().unwrap_or(1).div_ceil(2).max(8);
         let settings = Agent::config_builder()
             .http_status_as_error(false)
             // A redirect would lead around every check of the registered URL.
@@ -82,7 +89,7 @@ impl Sender {
             .max_response_header_size(MAX_RESPONSE_HEADER_BYTES)
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(BUFFER_BYTES)
-            .max_idle_connections(most)
+            .max_idle_connections(most_of_one)
             .max_idle_connections_per_host(most_of_one)
             .max_idle_age(Duration::from_secs(15))
             .user_agent(USER_AGENT)
@@ -90,18 +97,21 @@ impl Sender {
             .accept_encoding("")
             .build();
         let names = Arc::new(Names::new());
-        let resolver = GuardedResolver {
-            allowed: config.allow_networks.clone(),
-            names: Arc::clone(&names),
-            dns: DefaultResolver::default(),
-        };
         let max_answer_bytes = usize::try_from(config.max_response_bytes)
             .unwrap_or(usize::MAX)
             .saturating_add(MAX_RESPONSE_HEADER_BYTES);
-        let connector =
-            ().chain(TcpConnector { max_answer_bytes }).chain(TlsConnector(config.tls.clone()));
+        let agent = |_| {
+            let connector =
+                ().chain(TcpConnector { max_answer_bytes }).chain(TlsConnector(config.tls.clone()));
+            let resolver = GuardedResolver {
+                allowed: config.allow_networks.clone(),
+                names: Arc::clone(&names),
+                dns: DefaultResolver::default(),
+            };
+            Agent::with_parts(settings.clone(), connector, resolver)
+        };
         Self {
-            agent: Agent::with_parts(settings, connector, resolver),
+            agents: std::array::from_fn(agent),
             names,
             request_timeout: config.request_timeout,
             max_response_bytes: config.max_response_bytes,
@@ -131,6 +141,13 @@ impl Sender {
         }
     }
 
+    /// The part of the client that keeps the connections of this host.
+    fn agent(&self, uri: &Uri) -> &Agent {
+        let mut hasher = DefaultHasher::new();
+        (uri.host(), uri.port_u16()).hash(&mut hasher);
+        &self.agents[hasher.finish() as usize % AGENTS]
+    }
+
     /// The request without its body, which it is signed for.
     fn prepare(&self, target: &Target, request: Request<'_>) -> RequestBuilder<WithBody> {
         let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -141,7 +158,7 @@ impl Sender {
             .filter(|text| !text.is_empty() && text.bytes().all(|b| matches!(b, b' '..=b'~')))
             .unwrap_or("application/json");
         let mut post = self
-            .agent
+            .agent(&target.uri)
             .post(&target.uri)
             .header("content-type", content_type)
             .header("webhook-id", id)
