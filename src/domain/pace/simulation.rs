@@ -5,7 +5,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::env;
 use std::ops::Range;
 
 use super::*;
@@ -763,10 +762,10 @@ fn roles(count: usize, kind: &Kind, group: impl Fn(usize) -> usize) -> Vec<Role>
 
 /// Runs so many seeds, or the one that PACE_SEED says, or as many as PACE_RUNS does.
 fn run_seeds(runs: u64, has_usual_capacity: bool) {
-    let number = |name: &str| env::var(name).ok().map(|text| text.parse().expect("a number"));
-    let seeds = match number("PACE_SEED") {
+    let number = |text: Option<&str>| text.map(|text| text.parse().expect("a number"));
+    let seeds = match number(option_env!("PACE_SEED")) {
         Some(seed) => seed..seed + 1,
-        None => 0..number("PACE_RUNS").unwrap_or(runs),
+        None => 0..number(option_env!("PACE_RUNS")).unwrap_or(runs),
     };
     let are_all = seeds == (0..runs);
     let (mut full, mut refused, mut holds) = (0, 0, [0; 9]);
