@@ -269,7 +269,8 @@ impl Pipeline {
     /// Asks for an attempt.
     fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Answer, Hold> {
         let turn = delivery.turn_at.map(until);
-        self.receivers.ask(Ask { turn, ..Ask::of(webhook, lane.number) })
+        let ask = Ask { turn, ..Ask::of(webhook, lane.number) };
+        if lane.is_retry { self.receivers.ask_patiently(ask) } else { self.receivers.ask(ask) }
     }
 
     /// Sees to it that a delivery that has no attempt now gets one later.
@@ -293,9 +294,10 @@ impl Pipeline {
             _ if !context.lane.is_retry && hold.remaining().is_zero() => {
                 return self.hand_over(context, &delivery, hold.into()).map(Some);
             }
-            // Those that nothing is known of are told from those that hang by one answer.
-            Hold::Unproven => self.schedule.for_capacity(1),
-            Hold::Share | Hold::Group | Hold::Slow | Hold::Ramp | Hold::Full => {
+            // One answer tells those that nothing is known of from those that hang, and one success
+            // lets more begin: to back off would be to miss it.
+            Hold::Unproven | Hold::Ramp => self.schedule.for_capacity(1),
+            Hold::Share | Hold::Group | Hold::Slow | Hold::Full => {
                 delivery.deferrals += 1;
                 self.schedule.for_capacity(delivery.deferrals)
             }

@@ -3,8 +3,8 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use uuid::Uuid;
@@ -17,12 +17,18 @@ use crate::shutdown::Shutdown;
 /// or three megabytes. Those that are forgotten for others count as unproven again.
 const MOST: usize = 10_000;
 
+/// How long a delivery of the retry lane waits in its consumer for what is under way. New events wait
+/// in no such way: it would be their neighbours' time.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// The receivers, and the capacity of each queue. Shared by all threads.
 #[derive(Debug)]
 pub struct Receivers {
     /// One lock for all: it is held for less than a microsecond, twice for a POST that takes a
     /// hundred times as long.
     state: Mutex<State>,
+    /// A request has ended, and somebody waits to ask again.
+    ended: Condvar,
     /// Moments count from here.
     start: Instant,
     /// Random numbers from 0 to 1, for the pauses of circuit breakers.
@@ -51,6 +57,8 @@ struct State {
     pace: Pace,
     /// Where those who wait for a place hear of it.
     waiting: HashMap<Ticket, Sender<Result<Attempt, Hold>>>,
+    /// How many wait to ask again.
+    patient: usize,
 }
 
 impl Receivers {
@@ -62,8 +70,8 @@ impl Receivers {
         jitter: fn() -> f64,
     ) -> Self {
         let pace = Pace::new(capacities.into_iter().map(usize::from), breaker, MOST);
-        let state = State { pace, waiting: HashMap::new() };
-        Self { state: Mutex::new(state), start: Instant::now(), jitter }
+        let state = Mutex::new(State { pace, waiting: HashMap::new(), patient: 0 });
+        Self { state, ended: Condvar::new(), start: Instant::now(), jitter }
     }
 
     /// Asks for an attempt, which begins now; or as soon as there is a place, where that is all that
@@ -72,14 +80,30 @@ impl Receivers {
     /// # Errors
     /// Why there is none now.
     pub fn ask(&self, ask: Ask) -> Result<Answer, Hold> {
+        self.lock().ask(ask, self.now())
+    }
+
+    /// Asks again, for a moment, where it is only what is under way that keeps it from beginning: the
+    /// way round by a wait queue takes a second at least.
+    ///
+    /// # Errors
+    /// Why there is none even then.
+    pub fn ask_patiently(&self, ask: Ask) -> Result<Answer, Hold> {
+        let deadline = Instant::now() + PATIENCE;
         let mut state = self.lock();
-        match state.pace.ask(ask, self.now())? {
-            Admission::Begins(attempt) => Ok(Answer::Begins(attempt)),
-            Admission::Waits(ticket) => {
-                let (sender, called) = bounded(1);
-                state.waiting.insert(ticket, sender);
-                Ok(Answer::Waits(InLine { ticket, called }))
+        loop {
+            let hold = match state.ask(ask, self.now()) {
+                Err(hold) if hold.may_end_soon() => hold,
+                answer => return answer,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(hold);
             }
+            state.patient += 1;
+            let waited = self.ended.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.patient -= 1;
         }
     }
 
@@ -116,6 +140,7 @@ impl Receivers {
         let now = self.now();
         let transition = state.pace.end(attempt, ended, jitter, now);
         state.call(now);
+        self.tell_patient(&state);
         transition
     }
 
@@ -124,6 +149,14 @@ impl Receivers {
         let mut state = self.lock();
         state.pace.give_back(attempt);
         state.call(self.now());
+        self.tell_patient(&state);
+    }
+
+    /// A call of the kernel, so not for nobody.
+    fn tell_patient(&self, state: &State) {
+        if state.patient > 0 {
+            self.ended.notify_all();
+        }
     }
 
     /// The webhook is deleted or disabled, or its receiver is gone: nothing will come for it any
@@ -178,6 +211,17 @@ impl Receivers {
 }
 
 impl State {
+    fn ask(&mut self, ask: Ask, now: Moment) -> Result<Answer, Hold> {
+        match self.pace.ask(ask, now)? {
+            Admission::Begins(attempt) => Ok(Answer::Begins(attempt)),
+            Admission::Waits(ticket) => {
+                let (sender, called) = bounded(1);
+                self.waiting.insert(ticket, sender);
+                Ok(Answer::Waits(InLine { ticket, called }))
+            }
+        }
+    }
+
     /// Calls those who wait, as far as there are places.
     fn call(&mut self, now: Moment) {
         if !self.pace.has_waiting() {
@@ -195,7 +239,6 @@ impl State {
 mod tests {
     use super::*;
     use std::thread;
-    use std::time::Duration;
 
     use crate::domain::limits::Limits;
     use crate::domain::outcome::Reason;
@@ -239,6 +282,28 @@ mod tests {
             receivers.give_back(second);
         });
         assert_eq!(receivers.in_use(0)[0], (Class::Prompt, 0));
+    }
+
+    #[test]
+    fn whoever_is_patient_begins_when_another_request_ends_and_not_after_its_patience() {
+        let (_trigger, shutdown) = shutdown::channel();
+        let receivers = receivers(2);
+        prove(&receivers, &shutdown, 1);
+        let first = admit(&receivers, &shutdown, 1).expect("its share");
+        assert!(matches!(receivers.ask_patiently(by(1)), Err(Hold::Share)));
+        thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                // Long enough for the other to see it wait, however busy the machine is.
+                std::iter::repeat_with(|| receivers.ask_patiently(by(1))).find_map(Result::ok)
+            });
+            while receivers.lock().patient == 0 {
+                thread::yield_now();
+            }
+            receivers.end(first, Ended::Delivered);
+            let second = second.join().expect("no panic").expect("it begins");
+            receivers.give_back(receivers.wait(second, &shutdown).expect("it has begun"));
+        });
+        assert_eq!(receivers.lock().patient, 0);
     }
 
     #[test]

@@ -100,6 +100,12 @@ pub enum Hold {
 }
 
 impl Hold {
+    /// Whether it may be over as soon as another request ends.
+    #[must_use]
+    pub const fn may_end_soon(self) -> bool {
+        matches!(self, Self::Share | Self::Group | Self::Unproven | Self::Ramp | Self::Full)
+    }
+
     /// How long an attempt would be in vain at least.
     #[must_use]
     pub const fn remaining(self) -> Duration {
