@@ -150,9 +150,10 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let late = threads.names();
     threads.spawn("monitor".to_owned(), {
         let (config, store, metrics) = (Arc::clone(&config), store, Arc::clone(&metrics));
-        let shutdown = shutdown.clone();
+        let (pipeline, shutdown) = (Arc::clone(&pipeline), shutdown.clone());
         move || {
-            monitor(&config, &store, &metrics, &shutdown);
+            let tick = || pipeline.close_idle();
+            monitor(&config, &store, &metrics, &shutdown, tick);
             Ok(())
         }
     })?;
@@ -255,12 +256,22 @@ fn first_connection(config: &Config, shutdown: &Shutdown) -> Result<Option<()>> 
     }
 }
 
-/// Keeps current what no event moves: queue depths, and whether RabbitMQ and PostgreSQL answer.
-fn monitor(config: &Config, store: &Store, metrics: &Metrics, shutdown: &Shutdown) {
+/// Keeps current what no event moves: queue depths, and whether RabbitMQ and PostgreSQL answer; and
+/// does what is to be done every time around.
+fn monitor(
+    config: &Config,
+    store: &Store,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    tick: impl Fn(),
+) {
     let depth = |queue: &str, messages| metrics.set_queue_messages(queue, messages);
-    let ask = || match store.ping() {
-        Ok(()) => metrics.database().answered(),
-        Err(_) => metrics.database().failed(),
+    let ask = || {
+        tick();
+        match store.ping() {
+            Ok(()) => metrics.database().answered(),
+            Err(_) => metrics.database().failed(),
+        }
     };
     let heard = |answers| match answers {
         true => metrics.broker().answered(),

@@ -161,6 +161,11 @@ impl Pipeline {
         &self.tally
     }
 
+    /// Closes connections that nobody uses any more. To be called every few seconds.
+    pub fn close_idle(&self) {
+        self.sender.close_idle();
+    }
+
     /// Whether RabbitMQ takes what has to wait: if not, more consumers would only have more to wait
     /// for.
     #[must_use]

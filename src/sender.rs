@@ -1,6 +1,5 @@
 //! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::Uri;
 use ureq::typestate::WithBody;
 use ureq::unversioned::resolver::{DefaultResolver, Resolver};
-use ureq::unversioned::transport::{Connector, NextTimeout, time};
+use ureq::unversioned::transport::{NextTimeout, time};
 use ureq::{Agent, Error, RequestBuilder, Timeout};
 
 use crate::config::Config;
@@ -18,25 +17,20 @@ use crate::domain::outcome::{Reason, Response};
 use crate::domain::webhook::{Target, Webhook};
 use crate::tls::problem as tls_problem;
 
+mod agents;
 mod resolver;
 mod tls;
 mod transport;
 mod trial;
 
+use agents::{Agents, Making};
 use resolver::{GuardedResolver, Names};
-use tls::TlsConnector;
-use transport::TcpConnector;
 
 pub use trial::{Answer, Trial};
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
 /// downloads.
 const BUFFER_BYTES: usize = 16 << 10;
-
-/// Into how many parts the client is divided, each with the connections of some hosts. In ureq's pool
-/// all threads share a lock, and each request compares every idle connection with the hosts of all
-/// others, twice: with ten hosts that takes a quarter of its processor time, with a hundred most.
-const AGENTS: usize = 32;
 
 /// The most a receiver may send before the body; far above what a status and its headers need. They
 /// have to fit in the buffer that they are read into.
@@ -49,7 +43,7 @@ const ACCEPT: &str = "*/*";
 /// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
 #[derive(Debug)]
 pub struct Sender {
-    agents: [Agent; AGENTS],
+    agents: Agents,
     names: Arc<Names>,
     request_timeout: Duration,
     max_response_bytes: u64,
@@ -100,18 +94,15 @@ impl Sender {
         let max_answer_bytes = usize::try_from(config.max_response_bytes)
             .unwrap_or(usize::MAX)
             .saturating_add(MAX_RESPONSE_HEADER_BYTES);
-        let agent = |_| {
-            let connector =
-                ().chain(TcpConnector { max_answer_bytes }).chain(TlsConnector(config.tls.clone()));
-            let resolver = GuardedResolver {
-                allowed: config.allow_networks.clone(),
-                names: Arc::clone(&names),
-                dns: DefaultResolver::default(),
-            };
-            Agent::with_parts(settings.clone(), connector, resolver)
+        let making = Making {
+            settings,
+            max_answer_bytes,
+            tls: config.tls.clone(),
+            allowed: config.allow_networks.clone(),
+            names: Arc::clone(&names),
         };
         Self {
-            agents: std::array::from_fn(agent),
+            agents: Agents::new(making),
             names,
             request_timeout: config.request_timeout,
             max_response_bytes: config.max_response_bytes,
@@ -141,11 +132,10 @@ impl Sender {
         }
     }
 
-    /// The part of the client that keeps the connections of this host.
-    fn agent(&self, uri: &Uri) -> &Agent {
-        let mut hasher = DefaultHasher::new();
-        (uri.host(), uri.port_u16()).hash(&mut hasher);
-        &self.agents[hasher.finish() as usize % AGENTS]
+    /// Closes connections to hosts that nobody has asked for some time, called every few seconds:
+    /// those to others are closed when they are 15 s old.
+    pub fn close_idle(&self) {
+        self.agents.close_idle();
     }
 
     /// The request without its body, which it is signed for.
@@ -158,7 +148,8 @@ impl Sender {
             .filter(|text| !text.is_empty() && text.bytes().all(|b| matches!(b, b' '..=b'~')))
             .unwrap_or("application/json");
         let mut post = self
-            .agent(&target.uri)
+            .agents
+            .of(&target.uri)
             .post(&target.uri)
             .header("content-type", content_type)
             .header("webhook-id", id)
@@ -326,6 +317,50 @@ mod tests {
                 at: SystemTime::UNIX_EPOCH,
             })
         }
+    }
+
+    #[test]
+    fn connections_that_nobody_uses_are_closed_and_those_in_use_kept() {
+        let mut config = Settings::default().read().expect("the defaults");
+        config.allow_networks = AllowedNetworks::parse("127.0.0.1").expect("a network");
+        let sender = Sender::new(&config);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}/", listener.local_addr().expect("it is bound"));
+        let webhook = Webhook::new(Uuid::nil(), &url, &Secrets::default(), &Columns::default());
+        let properties = Properties { message_id: Some("1"), event_type: Some("a") };
+        let event = Event::read(properties, b"{}", 2, String::new).expect("an event");
+        let post = || {
+            let (content_type, at) = (None, SystemTime::UNIX_EPOCH);
+            sender.post(Request { webhook: &webhook, event: &event, content_type, body: b"{}", at })
+        };
+        let served = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut requests = 0;
+            let mut room = [0; 1_024];
+            // One read each is enough for so small a request, or two.
+            let mut request = Vec::new();
+            while let Ok(read) = stream.read(&mut room)
+                && read > 0
+            {
+                request.extend(&room[..read]);
+                if request.ends_with(b"{}") {
+                    requests += 1;
+                    request.clear();
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    stream.write_all(answer).expect("somebody reads");
+                }
+            }
+            requests
+        });
+        for _ in 0..4 {
+            assert_eq!(post(), Response::Status { code: 200, retry_after: None });
+            sender.close_idle();
+        }
+        assert!(!served.is_finished());
+        for _ in 0..3 {
+            sender.close_idle();
+        }
+        assert_eq!(served.join().expect("no panic"), 4, "all over one connection, which has ended");
     }
 
     #[test]

@@ -1,0 +1,94 @@
+//! The client, in parts that each keep the connections of some hosts.
+//!
+//! In ureq's pool all threads share a lock, and each request compares every idle connection with the
+//! hosts of all others, twice: with ten hosts that takes a quarter of a request's processor time, with
+//! a hundred most of it. And what is too old is closed when the pool is next used, so a part that
+//! nobody uses any more is made anew.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use http::Uri;
+use ureq::Agent;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::Connector;
+
+use super::resolver::{GuardedResolver, Names};
+use super::tls::TlsConnector;
+use super::transport::TcpConnector;
+use crate::domain::address::AllowedNetworks;
+use crate::tls::Tls;
+
+/// How many parts. Two hosts that share one still cost each other little.
+const PARTS: usize = 32;
+
+/// A part that was not used between so many looks has no connection worth keeping.
+const QUIET: u8 = 3;
+
+/// What each part is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Making {
+    pub(super) settings: ureq::config::Config,
+    pub(super) max_answer_bytes: usize,
+    pub(super) tls: Tls,
+    pub(super) allowed: AllowedNetworks,
+    pub(super) names: Arc<Names>,
+}
+
+impl Making {
+    fn agent(&self) -> Agent {
+        let tcp = TcpConnector { max_answer_bytes: self.max_answer_bytes };
+        let connector = ().chain(tcp).chain(TlsConnector(self.tls.clone()));
+        let resolver = GuardedResolver {
+            allowed: self.allowed.clone(),
+            names: Arc::clone(&self.names),
+            dns: DefaultResolver::default(),
+        };
+        Agent::with_parts(self.settings.clone(), connector, resolver)
+    }
+}
+
+/// The parts.
+#[derive(Debug)]
+pub(super) struct Agents {
+    parts: [Part; PARTS],
+    making: Making,
+}
+
+#[derive(Debug)]
+struct Part {
+    agent: RwLock<Agent>,
+    /// Looks since it was used; [`QUIET`]: none of its connections is open.
+    quiet: AtomicU8,
+}
+
+impl Agents {
+    pub(super) fn new(making: Making) -> Self {
+        let part = |_| Part { agent: RwLock::new(making.agent()), quiet: AtomicU8::new(QUIET) };
+        Self { parts: std::array::from_fn(part), making }
+    }
+
+    /// The part that keeps the connections of this host.
+    pub(super) fn of(&self, uri: &Uri) -> Agent {
+        let mut hasher = DefaultHasher::new();
+        (uri.host(), uri.port_u16()).hash(&mut hasher);
+        let part = &self.parts[hasher.finish() as usize % PARTS];
+        part.quiet.store(0, Ordering::Relaxed);
+        part.agent.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Closes the connections of parts that nobody has used for the last [`QUIET`] calls of this.
+    pub(super) fn close_idle(&self) {
+        for part in &self.parts {
+            let quiet = part.quiet.load(Ordering::Relaxed);
+            if quiet < QUIET {
+                part.quiet.store(quiet + 1, Ordering::Relaxed);
+            }
+            if quiet + 1 == QUIET {
+                // What is under way has a share in the old one until it ends.
+                *part.agent.write().unwrap_or_else(PoisonError::into_inner) = self.making.agent();
+            }
+        }
+    }
+}
