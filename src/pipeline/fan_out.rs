@@ -2,7 +2,7 @@
 //! it, become messages of their own.
 //!
 //! A delivery that will be over before another thread could begin it is made in the thread that has
-//! the event, one after the other. Each of the others has a thread from [`Workers`] at once. Where a
+//! the event, one after the other. Each of the others has a thread of [`crate::workers`] at once. Where a
 //! near receiver keeps its thread waiting for once, another goes on with the rest ([`FanOut::help`]).
 
 use std::collections::VecDeque;
