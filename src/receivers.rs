@@ -264,13 +264,19 @@ mod tests {
         receivers.end(attempt, Ended::Delivered);
     }
 
+    /// Two receivers that have answered, and the first of them has the only place.
+    fn with_one_place(shutdown: &Shutdown) -> (Receivers, Attempt) {
+        let receivers = receivers(1);
+        prove(&receivers, shutdown, 1);
+        prove(&receivers, shutdown, 2);
+        let first = admit(&receivers, shutdown, 1).expect("the only place");
+        (receivers, first)
+    }
+
     #[test]
     fn whoever_waits_for_a_place_begins_when_there_is_one() {
         let (_trigger, shutdown) = shutdown::channel();
-        let receivers = receivers(1);
-        prove(&receivers, &shutdown, 1);
-        prove(&receivers, &shutdown, 2);
-        let first = admit(&receivers, &shutdown, 1).expect("the only place");
+        let (receivers, first) = with_one_place(&shutdown);
         thread::scope(|scope| {
             let second = scope.spawn(|| admit(&receivers, &shutdown, 2));
             while receivers.lock().waiting.is_empty() {
@@ -309,10 +315,7 @@ mod tests {
     #[test]
     fn shutdown_ends_the_wait() {
         let (trigger, shutdown) = shutdown::channel();
-        let receivers = receivers(1);
-        prove(&receivers, &shutdown, 1);
-        prove(&receivers, &shutdown, 2);
-        let first = admit(&receivers, &shutdown, 1).expect("the only place");
+        let (receivers, first) = with_one_place(&shutdown);
         thread::scope(|scope| {
             let second = scope.spawn(|| admit(&receivers, &shutdown, 2));
             while receivers.lock().waiting.is_empty() {

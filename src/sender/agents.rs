@@ -1,8 +1,8 @@
 //! The client, in parts that each keep the connections of some hosts.
 //!
 //! In ureq's pool all threads share a lock, and each request compares every idle connection with the
-//! hosts of all others, twice: with ten hosts that takes a quarter of a request's processor time, with
-//! a hundred most of it. And what is too old is closed when the pool is next used, so a part that
+//! hosts of all others, twice: with ten hosts that takes a quarter of a request's processor time, and it
+//! grows with their number. And what is too old is closed when the pool is next used, so a part that
 //! nobody uses any more is made anew.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
