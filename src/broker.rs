@@ -35,7 +35,7 @@ pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
 pub use message::{Message, unix_millis};
 pub use publisher::{Confirmation, NotConfirmed, Outgoing, Publisher, PublisherThread};
-pub use topology::{Lane, Presence, Topology, dead_queue, declare_lane};
+pub use topology::{Lane, Presence, Topology, backlog_queue, dead_queue, declare_lane};
 
 /// How long setting up a connection or a lane may take. On a loaded broker it takes tens of
 /// milliseconds, on one that is just starting a second. One that begins while the network is frozen

@@ -6,6 +6,8 @@ use amiquip::{
     AmqpValue, Channel, ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
 };
 
+use uuid::Uuid;
+
 use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Config, Queue};
 use crate::domain::retry::Span;
@@ -17,6 +19,7 @@ const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
 pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
+pub(super) const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
 
 /// One lane: a queue to consume, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,12 @@ fn retry_queue(origin: &str) -> String {
 #[must_use]
 pub fn dead_queue(origin: &str) -> String {
     format!("{origin}.dead")
+}
+
+/// Where what a receiver can't take now waits: for one webhook, what came from the queue `origin`.
+#[must_use]
+pub fn backlog_queue(origin: &str, webhook: Uuid) -> String {
+    format!("{BACKLOG_EXCHANGE}.{origin}.{webhook}")
 }
 
 fn wait_queue(delay: Span) -> String {
