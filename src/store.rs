@@ -21,6 +21,7 @@ use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
 use crate::tls::Tls;
 
+mod backlogs;
 mod connector;
 mod delivery_attempts;
 mod error;
@@ -31,6 +32,7 @@ mod session;
 use connector::Connector;
 use error::{explain, is_closing};
 
+pub use backlogs::{BacklogRow, RemoveError, Standing};
 pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
 pub use error::StoreError;
 pub use listen::{Heard, NotListening, Sign};
@@ -54,7 +56,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i32, &str, &str); 7] = [
+const MIGRATIONS: [(i32, &str, &str); 8] = [
     (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
     (2, "events_index", include_str!("../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../sql/003_disabled.sql")),
@@ -62,15 +64,19 @@ const MIGRATIONS: [(i32, &str, &str); 7] = [
     (5, "secrets", include_str!("../sql/005_secrets.sql")),
     (6, "settings", include_str!("../sql/006_settings.sql")),
     (7, "delivery_attempts", include_str!("../sql/007_delivery_attempts.sql")),
+    (8, "backlogs", include_str!("../sql/008_backlogs.sql")),
 ];
 
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
 /// What [`webhook`] reads of a row: settings as text, since whoever made the columns first chose their
-/// types.
+/// types. A time may be `infinity`, which no number can say.
 const WEBHOOK: &str = "id, post_url, secret, previous_secret,
-     extract(epoch FROM previous_secret_expires_at)::bigint AS previous_secret_ends,
+     CASE WHEN previous_secret_expires_at IS NOT NULL
+          THEN extract(epoch FROM
+                   least(greatest(previous_secret_expires_at, 'epoch'), '9999-12-31'))::bigint
+     END AS previous_secret_ends, paused_at IS NOT NULL AS is_paused,
      left(headers::text, 16385) AS headers, timeout_ms::text AS timeout_ms,
      max_in_flight::text AS max_in_flight, rate_per_second::text AS rate_per_second,
      left(account::text, 1024) AS account";
@@ -233,7 +239,7 @@ impl Store {
     }
 
     /// Connects outside the pool and looks at what `run` needs: the login, the database, the
-    /// table. Unlike the pool, this knows a wrong password from a server that is away.
+    /// tables. Unlike the pool, this knows a wrong password from a server that is away.
     ///
     /// # Errors
     /// [`StoreError`], with the remedy.
@@ -242,7 +248,9 @@ impl Store {
         bounded_by_timeout(move || {
             let mut client = connect(&connector)?;
             let looked = format!("SELECT {WEBHOOK}, events, disabled_at FROM webhooks LIMIT 0");
-            client.query_typed(&looked, &[]).map(drop).map_err(|error| explain(&error))
+            let looked = [looked.as_str(), backlogs::LOOK];
+            let mut look = |asked: &str| client.query_typed(asked, &[]).map(drop);
+            looked.into_iter().try_for_each(&mut look).map_err(|error| explain(&error))
         })
         .unwrap_or_else(|| Err(no_answer()))
     }
@@ -481,7 +489,9 @@ fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
     let ends = ends.map(|seconds| u64::try_from(seconds).unwrap_or(0));
     let secrets =
         Secrets { current: secret("secret")?, previous: secret("previous_secret")?.zip(ends) };
-    Ok(Webhook::new(row.try_get("id")?, row.try_get("post_url")?, &secrets, &columns(row)?))
+    let (id, is_paused) = (row.try_get("id")?, row.try_get("is_paused")?);
+    let registered = Webhook::new(id, row.try_get("post_url")?, &secrets, &columns(row)?);
+    Ok(Webhook { is_paused, ..registered })
 }
 
 fn columns(row: &Row) -> Result<Columns, postgres::Error> {

@@ -23,6 +23,8 @@ pub struct Webhook {
     pub post_url: Box<str>,
     /// With which other webhooks it shares what one customer or host may use.
     pub group: Group,
+    /// Whether somebody has paused it: its deliveries wait until it is resumed.
+    pub is_paused: bool,
     /// Where events go and what signs them; or why they can't go there, in words that hold no
     /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
     pub target: Result<Target, String>,
@@ -79,7 +81,7 @@ pub struct Secrets {
 }
 
 impl Webhook {
-    /// A webhook as it was registered, which is other people's input.
+    /// A webhook as it was registered, which is other people's input. It isn't paused.
     #[must_use]
     pub fn new(id: Uuid, post_url: &str, secrets: &Secrets, columns: &Columns) -> Self {
         let uri = read_url(post_url);
@@ -95,7 +97,7 @@ impl Webhook {
         // The URL first: without a usable one, the others are of no interest.
         let target = uri.and_then(|uri| Ok(Target { uri, keys: keys?, settings: settings? }));
         let group = Group::of_webhook(id, columns.account.as_deref(), &target);
-        Self { id, post_url: post_url.into(), group, target }
+        Self { id, post_url: post_url.into(), group, is_paused: false, target }
     }
 
     /// The settings, where there are any that can be used.

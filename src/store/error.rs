@@ -54,7 +54,10 @@ pub(super) fn explain(error: &postgres::Error) -> StoreError {
         "28000" | "28P01" => "check the user and password in DATABASE_URL",
         "3D000" => "create the database, or name another in DATABASE_URL",
         "3F000" | "42P01" | "42703" => "run `webhook-notifier migrate` on this database",
-        "42501" => "grant this user the rights to the tables `webhooks` and `delivery_attempts`",
+        "42501" => {
+            "grant this user the rights to the tables `webhooks`, `backlogs` and \
+                    `delivery_attempts`"
+        }
         _ => return StoreError::Unavailable(db.message().to_owned()),
     };
     StoreError::Misconfigured(format!("{}: {remedy}", db.message()))
