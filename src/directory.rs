@@ -1,7 +1,8 @@
 //! Who wants an event? Answered from memory, as long as it is certain that nothing has changed.
 //!
 //! The directory remembers PostgreSQL's answers, and its thread listens for the table's changes: at
-//! each, everything is forgotten. Three rules say what a look-up may rely on (`Trust`):
+//! each, everything is forgotten, and whoever subscribed is told. So it is of backlogs, of which
+//! nothing is remembered here. Three rules say what a look-up may rely on (`Trust`):
 //!
 //! - While listening works, what is remembered is true.
 //! - While it doesn't, every look-up asks PostgreSQL.
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -64,6 +65,15 @@ enum Trust {
     Away,
 }
 
+/// What may have changed, for those who subscribe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Any webhook.
+    Webhooks,
+    /// Which backlogs there are.
+    Backlogs,
+}
+
 /// Remembers who wants what. Shared by all threads.
 pub struct Directory {
     store: Arc<Store>,
@@ -79,6 +89,32 @@ pub struct Directory {
     /// Whether it answered somebody since the connection that listens was last lost.
     answered: AtomicBool,
     lookups: Lookups,
+    subscribers: Mutex<Vec<Subscriber>>,
+}
+
+/// Somebody who is told of changes.
+struct Subscriber {
+    sender: Sender<Change>,
+    /// The same channel's other end, to see what was not taken yet.
+    untaken: Receiver<Change>,
+}
+
+impl Subscriber {
+    /// Has room for one of each kind: told twice before it looks is told once.
+    fn new() -> Self {
+        let (sender, untaken) = bounded(2);
+        Self { sender, untaken }
+    }
+
+    /// Never waits. The caller holds the lock, so nobody else sends meanwhile.
+    fn tell(&self, change: Change) {
+        let untaken: Vec<Change> = self.untaken.try_iter().collect();
+        let others = untaken.into_iter().filter(|other| *other != change);
+        for told in others.chain([change]) {
+            // There is room, since all that was there was taken out.
+            let _ = self.sender.try_send(told);
+        }
+    }
 }
 
 impl fmt::Debug for Directory {
@@ -108,7 +144,27 @@ impl Directory {
             away: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             lookups,
+            subscribers: Mutex::default(),
         }
+    }
+
+    /// A channel that says what has changed, after what is remembered of it was forgotten; both kinds
+    /// when listening begins, since changes may have been missed before. What is not taken in time is
+    /// said once. For as long as the directory lives.
+    ///
+    /// While listening doesn't work ([`Directory::is_listening`]), nothing is said.
+    #[must_use]
+    pub fn subscribe(&self) -> Receiver<Change> {
+        let subscriber = Subscriber::new();
+        let receiver = subscriber.untaken.clone();
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(subscriber);
+        receiver
+    }
+
+    /// Whether every change is heard, and so told to subscribers.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        self.trust() == Trust::Listening
     }
 
     /// The enabled webhooks that want an event type.
@@ -296,6 +352,7 @@ impl Directory {
             match report {
                 Ok(Ok(Heard::Listening)) => {
                     self.forget();
+                    self.tell(Change::Backlogs);
                     self.trust_for_now();
                     if mem::take(reported) {
                         log::info!("directory in use again");
@@ -304,6 +361,7 @@ impl Directory {
                     patience = SILENCE;
                 }
                 Ok(Ok(Heard::Changed)) => self.forget(),
+                Ok(Ok(Heard::Backlogs)) => self.tell(Change::Backlogs),
                 Ok(Ok(Heard::Alive)) => self.trust_for_now(),
                 Ok(Err(why)) => return Some(Lost { why, since }),
                 Err(_) => return lost(since, Sign::Break, "listening ended".to_owned()),
@@ -314,6 +372,12 @@ impl Directory {
     fn forget(&self) {
         let forgotten = self.lock().forget();
         drop(forgotten);
+        self.tell(Change::Webhooks);
+    }
+
+    fn tell(&self, change: Change) {
+        let subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
+        subscribers.iter().for_each(|subscriber| subscriber.tell(change));
     }
 
     fn trust_for_now(&self) {
@@ -409,6 +473,35 @@ mod tests {
             unavailable()
         });
         assert!(failed.is_err());
+    }
+
+    #[test]
+    fn subscribers_are_told_once_of_each_kind_and_never_keep_anybody_waiting() {
+        let directory = directory();
+        let (early, told) =
+            (directory.subscribe(), |from: &Receiver<Change>| from.try_iter().collect::<Vec<_>>());
+        assert_eq!(told(&early), []);
+        for _ in 0..5 {
+            directory.forget();
+            directory.tell(Change::Backlogs);
+        }
+        let late = directory.subscribe();
+        directory.forget();
+        assert_eq!(told(&early), [Change::Backlogs, Change::Webhooks]);
+        assert_eq!(told(&late), [Change::Webhooks]);
+        directory.tell(Change::Backlogs);
+        assert_eq!((told(&early), told(&late)), (vec![Change::Backlogs], vec![Change::Backlogs]));
+    }
+
+    #[test]
+    fn news_of_backlogs_leaves_what_is_known_of_webhooks() {
+        let directory = directory();
+        assert!(!directory.is_listening());
+        directory.trust_for_now();
+        assert!(directory.is_listening());
+        assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
+        directory.tell(Change::Backlogs);
+        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
     }
 
     #[test]

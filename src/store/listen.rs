@@ -1,10 +1,10 @@
-//! Hearing of changes of the table: LISTEN, and the proof that it still works.
+//! Hearing of changes of the tables: LISTEN, and the proof that it still works.
 
 use std::time::{Duration, Instant};
 
-use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::Type;
+use postgres::{Client, Notification, Row};
 use r2d2::ManageConnection;
 use uuid::Uuid;
 
@@ -14,9 +14,16 @@ use super::{Store, StoreError, explain, is_closing};
 /// What the trigger of `sql/004_notify.sql` notifies.
 const CHANNEL: &str = "webhooks_changed";
 
-/// The trigger, if it fires: it can be disabled (D), or fire for replication only (R).
-const TRIGGER: &str = "tgrelid::text AS relation FROM pg_trigger
-     WHERE tgrelid = to_regclass('webhooks') AND tgname = $1 AND tgenabled IN ('O', 'A')";
+/// What the trigger of `sql/008_backlogs.sql` notifies.
+const BACKLOGS_CHANNEL: &str = "backlogs_changed";
+
+/// How each table calls itself, if its trigger fires: that can be disabled (D), or fire for
+/// replication only (R).
+const TRIGGERS: &str = "
+     (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('webhooks')
+          AND tgname = 'webhooks_changed' AND tgenabled IN ('O', 'A')) AS webhooks,
+     (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('backlogs')
+          AND tgname = 'backlogs_changed' AND tgenabled IN ('O', 'A')) AS backlogs";
 
 /// How often the connection has to prove itself.
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,8 +33,10 @@ const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Heard {
     /// From now on every change is heard; what was known before may be old.
     Listening,
-    /// The table has changed.
+    /// The table of webhooks has changed.
     Changed,
+    /// There are more backlogs or fewer, or one is closing, or open again.
+    Backlogs,
     /// No change was missed so far.
     Alive,
 }
@@ -74,7 +83,7 @@ impl From<ConnectError> for NotListening {
 }
 
 impl Store {
-    /// Listens for changes of the table until `hear` returns false, or the connection fails, and
+    /// Listens for changes of the tables until `hear` returns false, or the connection fails, and
     /// says how. On a connection of its own.
     ///
     /// Once a second it notifies itself, and says [`Heard::Alive`] when it has heard that: whatever
@@ -90,14 +99,16 @@ impl Store {
         }
     }
 
-    /// Whether the table tells of its changes, as [`Store::listen`] needs it.
+    /// Whether the tables tell of their changes, as [`Store::listen`] needs it.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn tells_of_changes(&self) -> Result<bool, StoreError> {
-        let asked = format!("SELECT {TRIGGER}");
-        let rows = self.connect()?.query_typed(&asked, &[(&CHANNEL, Type::TEXT)]);
-        rows.map(|rows| !rows.is_empty()).map_err(|error| explain(&error))
+        let asked = format!("SELECT {TRIGGERS}");
+        let rows = self.connect()?.query_typed(&asked, &[]);
+        let told = rows.and_then(|rows| rows.first().map(Told::of).transpose());
+        let told = told.map_err(|error| explain(&error))?;
+        Ok(told.is_some_and(|told| told.silent().is_none()))
     }
 }
 
@@ -109,9 +120,9 @@ fn listen_on(
     client: &mut Client,
     hear: &mut impl FnMut(Heard) -> bool,
 ) -> Result<(), NotListening> {
-    client.batch_execute(&format!("LISTEN {CHANNEL}"))?;
+    client.batch_execute(&format!("LISTEN {CHANNEL}; LISTEN {BACKLOGS_CHANNEL}"))?;
     let proof = Uuid::new_v4().to_string();
-    let table = prove(client, &proof)?;
+    let told = prove(client, &proof)?;
     let mut proved = Instant::now();
     if !hear(Heard::Listening) {
         return Ok(());
@@ -120,10 +131,7 @@ fn listen_on(
         let due = PROOF_INTERVAL.saturating_sub(proved.elapsed());
         let heard = client.notifications().timeout_iter(due).next();
         let heard = match heard? {
-            Some(notification) if notification.payload() == table => Some(Heard::Changed),
-            Some(notification) if notification.payload() == proof => Some(Heard::Alive),
-            // Another table of that name, or another notifier's proof.
-            Some(_) => None,
+            Some(notification) => told.heard(&notification, &proof),
             None if client.is_closed() => return Err(lost("connection lost")),
             None => None,
         };
@@ -132,24 +140,57 @@ fn listen_on(
         }
         if proved.elapsed() >= PROOF_INTERVAL {
             proved = Instant::now();
-            if prove(client, &proof)? != table {
-                return Err(lost("the table was replaced"));
+            if prove(client, &proof)? != told {
+                return Err(lost("a table was replaced"));
             }
         }
     }
 }
 
-/// Notifies ourselves, and makes sure that the table does. Returns how the table calls itself.
-fn prove(client: &mut Client, proof: &str) -> Result<String, NotListening> {
-    let asked = format!("SELECT pg_notify($1, $2), {TRIGGER}");
+/// How the tables call themselves that tell of their changes.
+#[derive(PartialEq, Eq)]
+struct Told {
+    webhooks: Option<String>,
+    backlogs: Option<String>,
+}
+
+impl Told {
+    fn of(row: &Row) -> Result<Self, postgres::Error> {
+        Ok(Self { webhooks: row.try_get("webhooks")?, backlogs: row.try_get("backlogs")? })
+    }
+
+    /// The first table that does not.
+    fn silent(&self) -> Option<&'static str> {
+        let tables = [("webhooks", &self.webhooks), ("backlogs", &self.backlogs)];
+        tables.into_iter().find(|(_, relation)| relation.is_none()).map(|(name, _)| name)
+    }
+
+    /// Nothing where it is of another table of that name, or another notifier's proof.
+    fn heard(&self, notification: &Notification, proof: &str) -> Option<Heard> {
+        let payload = Some(notification.payload());
+        match notification.channel() {
+            CHANNEL if payload == self.webhooks.as_deref() => Some(Heard::Changed),
+            CHANNEL if payload == Some(proof) => Some(Heard::Alive),
+            BACKLOGS_CHANNEL if payload == self.backlogs.as_deref() => Some(Heard::Backlogs),
+            _ => None,
+        }
+    }
+}
+
+/// Notifies ourselves, and makes sure that the tables do. Returns how they call themselves.
+fn prove(client: &mut Client, proof: &str) -> Result<Told, NotListening> {
+    let asked = format!("SELECT pg_notify($1, $2), {TRIGGERS}");
     let rows = client.query_typed(&asked, &[(&CHANNEL, Type::TEXT), (&proof, Type::TEXT)])?;
-    let row = rows.first().ok_or_else(|| NotListening {
-        error: StoreError::Misconfigured(
-            "the table `webhooks` does not tell of its changes: run `webhook-notifier migrate` on \
-             this database"
-                .to_owned(),
-        ),
-        sign: Sign::Answer,
-    })?;
-    Ok(row.try_get("relation")?)
+    let told = rows.first().ok_or_else(|| lost("no row came back"))?;
+    let told = Told::of(told)?;
+    match told.silent() {
+        None => Ok(told),
+        Some(table) => Err(NotListening {
+            error: StoreError::Misconfigured(format!(
+                "the table `{table}` does not tell of its changes: run `webhook-notifier migrate` \
+                 on this database"
+            )),
+            sign: Sign::Answer,
+        }),
+    }
 }
