@@ -350,6 +350,19 @@ impl Store {
         .map(|mut changed| changed.pop())
     }
 
+    /// Pauses a webhook, or resumes it; since when it is paused stays where it is already.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_paused(&self, id: Uuid, is_paused: bool) -> Result<Option<Registered>, StoreError> {
+        self.command(
+            "UPDATE webhooks SET paused_at = CASE WHEN $2 THEN coalesce(paused_at, now()) END
+             WHERE id = $1 RETURNING *",
+            &[(&id, Type::UUID), (&is_paused, Type::BOOL)],
+        )
+        .map(|mut changed| changed.pop())
+    }
+
     /// Gives a webhook a new secret, and keeps the one that it had for so long.
     ///
     /// # Errors
@@ -386,7 +399,7 @@ impl Store {
         let statement = format!(
             "WITH found AS ({statement})
              SELECT {WEBHOOK}, events, created_at::text, disabled_at::text, disabled_reason,
-                    description::text, secret IS NOT NULL AS signed,
+                    paused_at::text, description::text, secret IS NOT NULL AS signed,
                     CASE WHEN previous_secret_expires_at > now()
                          THEN previous_secret_expires_at::text END AS previous_secret_expires_at
              FROM found ORDER BY found.created_at, id"

@@ -51,13 +51,13 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let database = store.check();
     let answers = database.is_ok();
     let database = match database {
-        Ok(()) => Ok(format!("PostgreSQL at {}, with the table", store.address())),
+        Ok(()) => Ok(format!("PostgreSQL at {}, with the tables", store.address())),
         Err(error) => Err(format!("{error} ({})", store.address())),
     };
     findings.push(finding("database", database));
     if answers && let Ok(tells) = store.tells_of_changes() {
         let detail = match tells {
-            true => "a change of the table is honoured at once",
+            true => "a change of the tables is honoured at once",
             false => "not told of, so every event asks PostgreSQL: run `webhook-notifier migrate`",
         };
         findings.push(finding("changes", Ok::<_, BrokerError>(detail.to_owned())));

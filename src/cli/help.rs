@@ -163,7 +163,9 @@ Example:
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:
-  A table with id, URL, state and events; with --json a list of objects.
+  A table with id, URL, state and events; with --json a list of objects. Where
+  there are backlogs, also how many deliveries wait in them, or `?` where
+  RabbitMQ doesn't say.
 
 Exit codes:
   0  done, also if there is none
@@ -172,6 +174,46 @@ Exit codes:
 
 Example:
   webhook-notifier webhooks list";
+
+pub(super) const WEBHOOKS_SHOW: &str = "\
+Prints:
+  The webhook; with --json as an object. Its secret is not shown. A line for
+  each of its backlogs: how many deliveries of which queue wait (`?` where
+  RabbitMQ doesn't say), since when and why, and when the next attempt is due.
+
+Exit codes:
+  0  done
+  1  no webhook has that id; or PostgreSQL refused or is away
+  2  usage or configuration
+
+Example:
+  webhook-notifier webhooks show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
+
+/// Of a command with which deliveries are dropped.
+macro_rules! webhook_dropped {
+    ($example:literal) => {
+        concat!(
+            "\
+Prints:
+  The webhook as it is then, or was last; with --json as an object. Its secret
+  is not shown. Before, on standard error, how many deliveries wait in its
+  backlogs, which are dropped; with --dry-run only that, and nothing changes.
+
+Exit codes:
+  0  done
+  1  no webhook has that id; or PostgreSQL refused or is away
+  2  usage or configuration
+
+Examples:
+  webhook-notifier webhooks ",
+            $example,
+            "
+  webhook-notifier webhooks ",
+            $example,
+            " --dry-run"
+        )
+    };
+}
 
 pub(super) const WEBHOOKS_TEST: &str = "\
 Prints:
@@ -208,15 +250,17 @@ Example:
     };
 }
 
-pub(super) const WEBHOOKS_SHOW: &str = one_webhook!("show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
 pub(super) const WEBHOOKS_SET: &str =
     one_webhook!("set 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --timeout 3s --unset rate");
 pub(super) const WEBHOOKS_REMOVE: &str =
-    one_webhook!("remove 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+    webhook_dropped!("remove 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
 pub(super) const WEBHOOKS_ENABLE: &str =
     one_webhook!("enable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+pub(super) const WEBHOOKS_PAUSE: &str = one_webhook!("pause 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
+pub(super) const WEBHOOKS_RESUME: &str =
+    one_webhook!("resume 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
 pub(super) const WEBHOOKS_DISABLE: &str =
-    one_webhook!("disable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --reason 'moved away'");
+    webhook_dropped!("disable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --reason 'moved away'");
 
 pub(super) const WEBHOOKS_ROTATE_SECRET: &str = "\
 Prints:

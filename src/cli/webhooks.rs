@@ -1,8 +1,10 @@
 //! `webhooks`: register, show, change and remove them.
 
+mod backlogs;
 mod settings;
 mod trial;
 
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,8 +13,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
+use self::backlogs::{Backlog, Sum};
 use self::settings::{Given, Unset, changes};
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
+use crate::config::Config;
 use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::shown;
@@ -58,7 +62,7 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         unset: Unset,
     },
-    /// List all webhooks, oldest first
+    /// List all webhooks, oldest first, and how many deliveries wait in backlogs
     #[command(after_long_help = help::WEBHOOKS_LIST)]
     List {
         /// Only those of this account
@@ -67,7 +71,7 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         common: Common,
     },
-    /// Show one webhook, with its settings; of its headers the names only
+    /// Show one webhook, with its settings and backlogs; of its headers the names only
     #[command(after_long_help = help::WEBHOOKS_SHOW)]
     Show(One),
     /// Send a test event to a webhook, and print the request and what came back
@@ -84,11 +88,22 @@ pub(super) enum Webhooks {
     },
     /// Remove a webhook; what waits for it is dropped at its next attempt
     #[command(after_long_help = help::WEBHOOKS_REMOVE)]
-    Remove(One),
+    Remove {
+        #[command(flatten)]
+        one: One,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
     /// Give a disabled webhook its events again, from now on
     #[command(after_long_help = help::WEBHOOKS_ENABLE)]
     Enable(One),
-    /// Give a webhook no more events, but keep it
+    /// Send nothing to a webhook until it is resumed, and lose nothing: all that comes waits
+    #[command(after_long_help = help::WEBHOOKS_PAUSE)]
+    Pause(One),
+    /// Send a paused webhook its events again, first what has waited, in order
+    #[command(after_long_help = help::WEBHOOKS_RESUME)]
+    Resume(One),
+    /// Give a webhook no more events, but keep it; what waits for it is dropped
     #[command(after_long_help = help::WEBHOOKS_DISABLE)]
     Disable {
         #[command(flatten)]
@@ -96,6 +111,8 @@ pub(super) enum Webhooks {
         /// Why, for those who look later
         #[arg(long, default_value = "by hand")]
         reason: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Make a new secret for a webhook, and print it, once
     #[command(after_long_help = help::WEBHOOKS_ROTATE_SECRET)]
@@ -114,6 +131,21 @@ pub(super) struct One {
     id: Uuid,
     #[command(flatten)]
     common: Common,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct DryRun {
+    /// Only say how many deliveries wait in its backlogs, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// A webhook together with what waits for it.
+#[derive(Serialize)]
+struct WithBacklogs<'a> {
+    #[serde(flatten)]
+    webhook: &'a Registered,
+    backlogs: &'a [Backlog],
 }
 
 /// A webhook together with its new secret.
@@ -161,25 +193,56 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             show(&one(store(&common)?.set(id, &changes)?, id)?, common.output)
         }
         Webhooks::List { account, common } => {
-            let store = store(&common)?;
+            let config = read(&common.settings.0)?;
+            let store = Store::new(&config)?;
             let list = match account {
                 None => store.list(None)?,
                 Some(account) => store.of_account(&account)?,
             };
-            if common.output.json { print_json(&list) } else { print(table(&list)) }
+            let ids: HashSet<_> = list.iter().map(|webhook| webhook.id).collect();
+            let mut waiting: HashMap<Uuid, Vec<Backlog>> = HashMap::new();
+            for backlog in backlogs::find(&config, &store, |id| ids.contains(&id))? {
+                waiting.entry(backlog.webhook).or_default().push(backlog);
+            }
+            let listed = list.iter().map(|webhook| {
+                let backlogs = waiting.get(&webhook.id).map_or(&[][..], Vec::as_slice);
+                WithBacklogs { webhook, backlogs }
+            });
+            let listed: Vec<_> = listed.collect();
+            if common.output.json { print_json(&listed) } else { print(table(&listed)) }
         }
         Webhooks::Show(One { id, common }) => {
-            let found = one(store(&common)?.list(Some(id))?.pop(), id)?;
-            show(&found, common.output)
+            let config = read(&common.settings.0)?;
+            let store = Store::new(&config)?;
+            let webhook = one(store.list(Some(id))?.pop(), id)?;
+            let backlogs = backlogs::find(&config, &store, |other| other == id)?;
+            let shown = WithBacklogs { webhook: &webhook, backlogs: &backlogs };
+            if common.output.json { print_json(&shown) } else { print(text(&shown)) }
         }
-        Webhooks::Remove(One { id, common }) => {
-            show(&one(store(&common)?.remove(id)?, id)?, common.output)
+        Webhooks::Remove { one: One { id, common }, dry_run } => {
+            let config = read(&common.settings.0)?;
+            let store = Store::new(&config)?;
+            if announce_loss(&config, &store, id, dry_run, common.output)? {
+                return Ok(ExitCode::SUCCESS);
+            }
+            show(&one(store.remove(id)?, id)?, common.output)
+        }
+        Webhooks::Pause(One { id, common }) => {
+            show(&one(store(&common)?.set_paused(id, true)?, id)?, common.output)
+        }
+        Webhooks::Resume(One { id, common }) => {
+            show(&one(store(&common)?.set_paused(id, false)?, id)?, common.output)
         }
         Webhooks::Enable(One { id, common }) => {
             show(&one(store(&common)?.set_disabled(id, None)?, id)?, common.output)
         }
-        Webhooks::Disable { one: One { id, common }, reason } => {
-            show(&one(store(&common)?.set_disabled(id, Some(&reason))?, id)?, common.output)
+        Webhooks::Disable { one: One { id, common }, reason, dry_run } => {
+            let config = read(&common.settings.0)?;
+            let store = Store::new(&config)?;
+            if announce_loss(&config, &store, id, dry_run, common.output)? {
+                return Ok(ExitCode::SUCCESS);
+            }
+            show(&one(store.set_disabled(id, Some(&reason))?, id)?, common.output)
         }
         Webhooks::RotateSecret { one: One { id, common }, keep } => {
             let secret = new_secret()?;
@@ -192,6 +255,31 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
 
 fn one<T>(found: Option<T>, id: Uuid) -> Result<T> {
     found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
+}
+
+/// Says what is dropped with a webhook, on standard error, before that happens; or, where nothing is to
+/// happen, as the command's answer. Returns whether that was all.
+fn announce_loss(
+    config: &Config,
+    store: &Store,
+    id: Uuid,
+    DryRun { dry_run }: DryRun,
+    output: Output,
+) -> Result<bool> {
+    one(store.list(Some(id))?.pop(), id)?;
+    let backlogs = backlogs::find(config, store, |other| other == id)?;
+    let sum = Sum::of(backlogs.iter());
+    if !dry_run {
+        if let Some(loss) = sum.and_then(|sum| sum.loss("will")) {
+            complain(&loss);
+        }
+    } else if output.json {
+        print_json(&serde_json::json!({ "id": id, "backlogs": backlogs }))?;
+    } else {
+        let loss = sum.and_then(|sum| sum.loss("would"));
+        print(loss.unwrap_or_else(|| "nothing waits in its backlogs".to_owned()))?;
+    }
+    Ok(dry_run)
 }
 
 fn new_secret() -> Result<Secret> {
@@ -213,8 +301,13 @@ fn show_secret(webhook: &Registered, secret: &Secret, output: Output) -> Result<
 
 fn show(webhook: &Registered, output: Output) -> Result<()> {
     if output.json {
-        return print_json(webhook);
+        print_json(webhook)
+    } else {
+        print(text(&WithBacklogs { webhook, backlogs: &[] }))
     }
+}
+
+fn text(WithBacklogs { webhook, backlogs }: &WithBacklogs<'_>) -> String {
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let signed = match &webhook.previous_secret_expires_at {
         _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
@@ -230,6 +323,7 @@ fn show(webhook: &Registered, output: Output) -> Result<()> {
         ("created", Some(or(&webhook.created_at))),
         ("signed", Some(signed)),
         ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
+        ("paused", webhook.paused_at.as_ref().map(|at| format!("since {at}"))),
         // These only where there is something to say.
         ("description", webhook.description.clone()),
         ("account", webhook.account.clone()),
@@ -239,27 +333,35 @@ fn show(webhook: &Registered, output: Output) -> Result<()> {
         ("rate_per_second", webhook.rate_per_second.clone()),
         ("unusable", webhook.unusable.clone()),
     ];
+    let backlogs = backlogs.iter().map(|backlog| ("backlog", Some(backlog.line())));
     let lines = rows
         .into_iter()
+        .chain(backlogs)
         .filter_map(|(name, text)| Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN))));
-    print(lines.collect::<Vec<_>>().join("\n"))
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-fn table(webhooks: &[Registered]) -> String {
-    let urls = webhooks.iter().map(|webhook| shown::line(&webhook.post_url, MOST_SHOWN));
+/// With a column of what waits where there is any backlog.
+fn table(listed: &[WithBacklogs<'_>]) -> String {
+    let urls = listed.iter().map(|listed| shown::line(&listed.webhook.post_url, MOST_SHOWN));
     let urls: Vec<String> = urls.collect();
     let width = urls.iter().map(|url| url.chars().count()).max().unwrap_or(0).max(3);
-    let mut lines = vec![format!("{:36}  {:width$}  {:8}  EVENTS", "ID", "URL", "STATE")];
-    lines.extend(webhooks.iter().zip(&urls).map(
-        |(Registered { id, events, disabled_at, unusable, .. }, url)| {
-            let state = match (disabled_at, unusable) {
-                (Some(_), _) => "disabled",
-                (None, Some(_)) => "unusable",
-                (None, None) => "enabled",
-            };
-            let events = shown::line(&events.join(" "), MOST_SHOWN);
-            format!("{id}  {url:width$}  {state:8}  {events}")
-        },
-    ));
+    let any_waits = listed.iter().any(|listed| !listed.backlogs.is_empty());
+    let column = |text: &str| if any_waits { format!("  {text:>10}") } else { String::new() };
+    let waiting = column("WAITING");
+    let mut lines = vec![format!("{:36}  {:width$}  {:8}{waiting}  EVENTS", "ID", "URL", "STATE")];
+    lines.extend(listed.iter().zip(&urls).map(|(WithBacklogs { webhook, backlogs }, url)| {
+        let Registered { id, events, disabled_at, paused_at, unusable, .. } = webhook;
+        let state = match (disabled_at, paused_at, unusable) {
+            (Some(_), _, _) => "disabled",
+            (None, Some(_), _) => "paused",
+            (None, None, Some(_)) => "unusable",
+            (None, None, None) => "enabled",
+        };
+        let waiting = Sum::of(backlogs.iter()).map_or_else(|| "-".to_owned(), Sum::figure);
+        let waiting = column(&waiting);
+        let events = shown::line(&events.join(" "), MOST_SHOWN);
+        format!("{id}  {url:width$}  {state:8}{waiting}  {events}")
+    }));
     lines.join("\n")
 }

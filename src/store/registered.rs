@@ -27,6 +27,8 @@ pub struct Registered {
     pub disabled_at: Option<String>,
     /// Why.
     pub disabled_reason: Option<String>,
+    /// When it was paused: database time, as text.
+    pub paused_at: Option<String>,
     /// Whether its requests are signed.
     pub signed: bool,
     /// Until when they are signed with the previous secret, too: database time, as text.
@@ -61,6 +63,7 @@ impl Registered {
             created_at: row.try_get("created_at")?,
             disabled_at: row.try_get("disabled_at")?,
             disabled_reason: row.try_get("disabled_reason")?,
+            paused_at: row.try_get("paused_at")?,
             signed: row.try_get("signed")?,
             previous_secret_expires_at: row.try_get("previous_secret_expires_at")?,
             description: row.try_get("description")?,

@@ -48,6 +48,8 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
     let (event, body) = event(what, config)?;
     if is_disabled {
         complain(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
+    } else if webhook.is_paused {
+        complain(&format!("{id} is paused, and its events wait: see `webhooks resume`"));
     }
     let began = Instant::now();
     let request = Request {

@@ -1,0 +1,242 @@
+//! What waits for webhooks in their backlogs, as the commands tell it.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Result;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::MOST_SHOWN;
+use crate::broker::{BrokerError, Link, backlog_queue};
+use crate::cli::complain;
+use crate::config::Config;
+use crate::domain::calendar::utc;
+use crate::domain::delivery::UnixMillis;
+use crate::domain::shown;
+use crate::shutdown;
+use crate::store::{BacklogRow, Store};
+
+/// How long the broker may take to tell all depths: a thousand queues take it a second or two. What it
+/// has not told by then stays unknown: somebody waits for this.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What waits for one webhook from one queue.
+#[derive(Debug, Serialize)]
+pub(super) struct Backlog {
+    #[serde(skip)]
+    pub(super) webhook: Uuid,
+    queue: String,
+    /// Deliveries; `None` where the broker didn't say, or there is no such queue.
+    waiting: Option<u32>,
+    since: String,
+    cause: String,
+    class: String,
+    until: Option<String>,
+    /// The same, to be compared.
+    #[serde(skip)]
+    not_before: Option<SystemTime>,
+}
+
+/// The backlogs of the webhooks that `is_meant`. The broker is asked only if there are any; what it
+/// doesn't say costs a warning and the figures.
+pub(super) fn find(
+    config: &Config,
+    store: &Store,
+    is_meant: impl Fn(Uuid) -> bool,
+) -> Result<Vec<Backlog>> {
+    let mut rows = store.backlogs()?;
+    rows.retain(|row| is_meant(row.webhook));
+    let depths = depths(config, &rows);
+    let found = rows.into_iter().zip(depths);
+    Ok(found.map(|(row, waiting)| Backlog::of(row, waiting)).collect())
+}
+
+/// How many messages are ready in the queue of each row.
+fn depths(config: &Config, rows: &[BacklogRow]) -> Vec<Option<u32>> {
+    let mut depths = vec![None; rows.len()];
+    if rows.is_empty() {
+        return depths;
+    }
+    let asked = ask(config, rows.iter().zip(&mut depths));
+    if let Err(problem) = asked {
+        complain(&format!("warning: how many deliveries wait is not known: {problem}"));
+    }
+    depths
+}
+
+fn ask<'a>(
+    config: &Config,
+    rows: impl Iterator<Item = (&'a BacklogRow, &'a mut Option<u32>)>,
+) -> Result<(), String> {
+    let text = |error: BrokerError| error.to_string();
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).map_err(text)?;
+    let began = Instant::now();
+    for (row, depth) in rows {
+        if began.elapsed() > LOOK {
+            link.close();
+            return Err(format!("RabbitMQ has not told all within {LOOK:?}"));
+        }
+        let queue = backlog_queue(&row.queue, row.webhook);
+        *depth = link.queue_messages(&queue, &shutdown).map_err(text)?;
+    }
+    link.close();
+    Ok(())
+}
+
+impl Backlog {
+    fn of(row: BacklogRow, waiting: Option<u32>) -> Self {
+        let time = |at: SystemTime| {
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let millis = UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX);
+            format!("{}Z", utc(millis))
+        };
+        Self {
+            webhook: row.webhook,
+            queue: row.queue,
+            waiting,
+            since: time(row.since),
+            cause: row.cause,
+            class: row.class,
+            until: row.until.map(time),
+            not_before: row.until,
+        }
+    }
+
+    /// `low_priority: 429 waiting since 2026-11-25 02:54:28Z, breaker, next attempt at …`
+    pub(super) fn line(&self) -> String {
+        let name = |text: &str| shown::line(text, MOST_SHOWN);
+        let (queue, since, cause) = (name(&self.queue), &self.since, name(&self.cause));
+        let waiting = match self.waiting {
+            // Since when and why is about what was there before.
+            Some(0) => return format!("{queue}: nothing waits"),
+            Some(waiting) => grouped(waiting.into()),
+            None => "?".to_owned(),
+        };
+        let is_ahead = self.not_before.is_some_and(|at| at > SystemTime::now());
+        let next = self.until.as_ref().filter(|_| is_ahead);
+        let next = next.map_or_else(String::new, |at| format!(", next attempt at {at}"));
+        format!("{queue}: {waiting} waiting since {since}, {cause}{next}")
+    }
+}
+
+/// How many deliveries wait in backlogs together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sum {
+    known: u64,
+    is_all: bool,
+}
+
+impl Sum {
+    /// `None` where there is no backlog.
+    pub(super) fn of<'a>(backlogs: impl Iterator<Item = &'a Backlog>) -> Option<Self> {
+        backlogs.fold(None, |sum: Option<Self>, backlog| {
+            let sum = sum.unwrap_or(Self { known: 0, is_all: true });
+            Some(Self {
+                known: sum.known + u64::from(backlog.waiting.unwrap_or(0)),
+                is_all: sum.is_all && backlog.waiting.is_some(),
+            })
+        })
+    }
+
+    /// For a column of figures.
+    pub(super) fn figure(self) -> String {
+        if self.is_all { grouped(self.known) } else { "?".to_owned() }
+    }
+
+    /// That something is lost with the webhook; `None` if nothing is.
+    pub(super) fn loss(self, will: &str) -> Option<String> {
+        let known = match self.known {
+            1 => "1 delivery waits".to_owned(),
+            known => format!("{} deliveries wait", grouped(known)),
+        };
+        let waiting = match self {
+            Self { known: 0, is_all: true } => return None,
+            Self { is_all: true, .. } => known,
+            Self { known: 0, is_all: false } => "an unknown number of deliveries waits".to_owned(),
+            Self { is_all: false, .. } => format!("at least {known}"),
+        };
+        Some(format!("{waiting} in its backlogs, and {will} be dropped"))
+    }
+}
+
+/// `12,345`
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backlog(waiting: Option<u32>, until: Option<SystemTime>) -> Backlog {
+        let row = BacklogRow {
+            queue: "low\u{1b}".to_owned(),
+            webhook: Uuid::nil(),
+            since: SystemTime::UNIX_EPOCH,
+            cause: "breaker".to_owned(),
+            class: "slow".to_owned(),
+            until,
+            is_closing: false,
+        };
+        Backlog::of(row, waiting)
+    }
+
+    fn sum(waiting: &[Option<u32>]) -> Option<Sum> {
+        let backlogs: Vec<_> = waiting.iter().map(|waiting| backlog(*waiting, None)).collect();
+        Sum::of(backlogs.iter())
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, expected) in
+            [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345, "12,345"), (1_234_567, "1,234,567")]
+        {
+            assert_eq!(grouped(number), expected);
+        }
+    }
+
+    #[test]
+    fn a_line_says_what_is_known_and_no_more() {
+        let since = "waiting since 1970-01-01 00:00:00Z, breaker";
+        let line = |waiting, until| backlog(waiting, until).line();
+        let check = |line: String, expected: &str| {
+            let told = line.split_once(": ").map(|(_, told)| told);
+            assert_eq!(told, Some(expected));
+        };
+        check(line(Some(1_429), None), &format!("1,429 {since}"));
+        check(line(None, None), &format!("? {since}"));
+        check(line(Some(0), None), "nothing waits");
+        // A time that is over says nothing of the next attempt.
+        check(line(Some(1), Some(SystemTime::UNIX_EPOCH)), &format!("1 {since}"));
+        let later = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        let next = format!("1 {since}, next attempt at 9999-12-31 23:59:59Z");
+        check(line(Some(1), Some(later)), &next);
+        assert!(!line(None, None).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_is_lost_is_told_as_far_as_it_is_known() {
+        let loss = |waiting: &[Option<u32>]| sum(waiting).and_then(|sum| sum.loss("will"));
+        assert!(sum(&[]).is_none());
+        assert_eq!(loss(&[Some(0)]), None);
+        let check = |waiting: &[Option<u32>], figure: &str, count: &str| {
+            assert_eq!(sum(waiting).map(Sum::figure).as_deref(), Some(figure));
+            let said = format!("{count} in its backlogs, and will be dropped");
+            assert_eq!(loss(waiting), Some(said));
+        };
+        check(&[Some(12_000), Some(345)], "12,345", "12,345 deliveries wait");
+        check(&[Some(1), Some(0)], "1", "1 delivery waits");
+        check(&[Some(7), None], "?", "at least 7 deliveries wait");
+        check(&[Some(1), None], "?", "at least 1 delivery waits");
+        check(&[None], "?", "an unknown number of deliveries waits");
+    }
+}
