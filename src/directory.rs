@@ -1,8 +1,8 @@
 //! Who wants an event? Answered from memory, as long as it is certain that nothing has changed.
 //!
 //! The directory remembers PostgreSQL's answers, and its thread listens for the table's changes: at
-//! each, everything is forgotten, and whoever subscribed is told. So it is of backlogs, of which
-//! nothing is remembered here. Three rules say what a look-up may rely on (`Trust`):
+//! each, everything is forgotten. Subscribers are told of changes of webhooks and of backlogs (of
+//! which it remembers nothing). Three rules say what a look-up may rely on (`Trust`):
 //!
 //! - While listening works, what is remembered is true.
 //! - While it doesn't, every look-up asks PostgreSQL.

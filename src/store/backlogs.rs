@@ -91,11 +91,12 @@ impl Store {
     }
 
     /// Writes that a backlog is there, before its queue is declared; or opens one again that is
-    /// closing, which waits for whoever is removing it just now. Since when it waits stays where it is
-    /// open already.
+    /// closing. Where its queue is being deleted just now, this waits until it is gone, for as long as a
+    /// statement may take, and holds a connection of the pool. A backlog that is open already keeps its
+    /// `since`, and tells nobody.
     ///
     /// # Errors
-    /// [`StoreError`]; nobody may know of a queue that is made then.
+    /// [`StoreError`]; nobody would know of a queue that is made then.
     pub fn open_backlog(
         &self,
         queue: &str,
@@ -202,8 +203,8 @@ impl Store {
     /// meanwhile waits until both are gone. False if it isn't closing any more; then nothing is done.
     /// On a connection of its own.
     ///
-    /// `delete_queue` has to end within seconds, as [`StoreError`]s do here: after a minute, or where
-    /// the connection breaks, nobody waits for it any more.
+    /// `delete_queue` has to end within seconds. After a minute, or when the connection breaks, the lock
+    /// is free, and others may use the queue that it is about to delete.
     ///
     /// # Errors
     /// [`RemoveError`].
