@@ -33,9 +33,19 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
 
 /// Resident memory of a process, in MiB.
 pub(crate) fn resident_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmRSS:")
+}
+
+/// The most that it ever was.
+pub(crate) fn peak_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmHWM:")
+}
+
+fn memory_mib(pid: u32, name: &str) -> f64 {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS");
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
     let kib = line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number of kB");
     kib / 1024.0
 }

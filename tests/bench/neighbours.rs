@@ -5,7 +5,7 @@ use std::{
     iter,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -37,6 +37,8 @@ pub(crate) struct Neighbours {
     log: Arc<Log>,
     kinds: Vec<String>,
     proven: u32,
+    /// The number of their next event.
+    next: AtomicU32,
     _receivers: Vec<Receiver>,
 }
 
@@ -50,7 +52,7 @@ impl Neighbours {
             receiver
         };
         let receivers = (0..).zip(&kinds).map(register).collect();
-        Self { log, kinds, proven: 0, _receivers: receivers }
+        Self { log, kinds, proven: 0, next: AtomicU32::new(0), _receivers: receivers }
     }
 
     /// Sends each an event and waits for it: the notifier has seen them answer then.
@@ -60,6 +62,7 @@ impl Neighbours {
             producer.publish(sandbox.queue(), number, kind);
             self.proven = number + 1;
         }
+        self.next.store(self.proven, Ordering::Release);
         producer.settle();
         assert!(
             self.log.wait(self.kinds.len(), PATIENCE),
@@ -67,18 +70,22 @@ impl Neighbours {
         );
     }
 
-    /// Publishes for them in turn until `goes_on`, told how many were, says no.
+    /// Publishes for them in turn until `goes_on`, told how many were, says no. May be called again.
     pub(crate) fn load(
         &self,
         sandbox: &Sandbox,
         per_second: u32,
         mut goes_on: impl FnMut(u32) -> bool,
     ) -> Published {
+        let first = self.next.load(Ordering::Acquire);
         let address = |number: u32| {
             let kind = &self.kinds[number as usize % self.kinds.len()];
-            goes_on(number - self.proven).then_some((sandbox.queue(), kind.as_str()))
+            goes_on(number - first).then_some((sandbox.queue(), kind.as_str()))
         };
-        load::steadily_from(self.proven, &sandbox.servers.amqp_url, per_second, address)
+        let url = &sandbox.servers.amqp_url;
+        let published = load::steadily_from(first, url, per_second, address);
+        self.next.store(first + published.count, Ordering::Release);
+        published
     }
 
     /// The same while something else goes on.
@@ -98,9 +105,10 @@ impl Neighbours {
         })
     }
 
-    /// Waits for what is still to come. What came under the load, in a case that has this name.
+    /// Waits for what is still to come. What came under the load (`published` says how late it was at
+    /// worst), in a case that has this name.
     pub(crate) fn notice(&self, case: &str, published: Published, report: &mut Report) -> Noticed {
-        let end = self.proven + published.count;
+        let end = self.next.load(Ordering::Acquire);
         self.log.wait(end as usize, PATIENCE);
         let account = self.log.account(0..end);
         if !account.may_become_right() {

@@ -240,6 +240,7 @@ struct Shared {
     attempts: Mutex<HashMap<u32, u64>>,
     /// Until when a webhook hangs; none: its next request decides that.
     hanging: Mutex<HashMap<u32, u64>>,
+    is_away: AtomicBool,
     is_held: AtomicBool,
     held: Mutex<()>,
     released: Condvar,
@@ -251,6 +252,9 @@ struct Shared {
 impl Shared {
     /// The answer to a request, and how long it takes.
     fn answer(&self, event: u32, webhook: u32, at: u64) -> (Answer, Duration) {
+        if self.is_away.load(Ordering::Acquire) {
+            return (Answer::Unavailable, Duration::ZERO);
+        }
         let answer = match self.behaviour {
             Behaviour::Prompt => Answer::Success,
             Behaviour::Slow(time) => return (Answer::Success, time),
@@ -295,7 +299,7 @@ impl Shared {
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).expect("less than centuries")
 }
 
@@ -322,6 +326,11 @@ impl Receiver {
         Self::listen((host, 0), behaviour, log)
     }
 
+    /// At this port of every host of 127.0.0.0/8 at once.
+    pub(crate) fn on_every_host(port: u16, behaviour: Behaviour, log: &Arc<Log>) -> Self {
+        Self::listen((Ipv4Addr::UNSPECIFIED, port), behaviour, log)
+    }
+
     fn listen(address: (Ipv4Addr, u16), behaviour: Behaviour, log: &Arc<Log>) -> Self {
         let listener = TcpListener::bind(address).expect("a free port");
         // By default 128 connections may wait to be accepted; the next one tries again in a second.
@@ -333,6 +342,7 @@ impl Receiver {
             first_request: OnceLock::new(),
             attempts: Mutex::default(),
             hanging: Mutex::default(),
+            is_away: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
             held: Mutex::default(),
             released: Condvar::new(),
@@ -362,6 +372,17 @@ impl Receiver {
     /// When its first request came.
     pub(crate) fn first_request(&self) -> Option<u64> {
         self.shared.first_request.get().copied()
+    }
+
+    /// From now on requests are answered 503, at once, until [`Self::come_back`].
+    pub(crate) fn go_away(&self) {
+        self.shared.is_away.store(true, Ordering::Release);
+    }
+
+    /// When that was.
+    pub(crate) fn come_back(&self) -> u64 {
+        self.shared.is_away.store(false, Ordering::Release);
+        now()
     }
 
     /// From now on requests get no answer until [`Self::release`].

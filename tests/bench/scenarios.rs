@@ -8,6 +8,10 @@ mod memory;
 mod start;
 mod backlog;
 mod dead;
+mod away;
+mod refused;
+mod rate;
+mod pause;
 mod split;
 mod fanout;
 mod far;
@@ -36,7 +40,7 @@ const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scen
     Scenario { name, usual: false, run }
 }
 
-const SCENARIOS: [Scenario; 21] = [
+const SCENARIOS: [Scenario; 25] = [
     usual("default", throughput::by_default),
     on_request("tuned", throughput::tuned),
     usual("latency", latency::run),
@@ -55,6 +59,10 @@ const SCENARIOS: [Scenario; 21] = [
     usual("start", start::run),
     usual("backlog", backlog::run),
     on_request("dead", dead::run),
+    on_request("away", away::run),
+    on_request("refused", refused::run),
+    on_request("rate", rate::run),
+    on_request("pause", pause::run),
     on_request("earlier", throughput::since_earlier),
     on_request("search", throughput::search_bare),
     on_request("search-notifier", throughput::search_notifier),

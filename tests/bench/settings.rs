@@ -11,6 +11,12 @@ pub(crate) struct Settings {
     rounds: Option<usize>,
     /// DURATION, of the scenarios that wait.
     pub(crate) duration: Duration,
+    /// AWAY: how long receivers are, in the scenarios that are about that.
+    pub(crate) away: Duration,
+    /// EVENTS, instead of the number of those scenarios.
+    events: Option<u32>,
+    /// RECEIVERS, where a scenario has hundreds.
+    receivers: Option<u32>,
     /// NOTIFIER: its prefetch, and its capacity, where it is tuned.
     pub(crate) notifier: Setting,
     /// BARE: channels and prefetch of the bare loop at its best.
@@ -28,11 +34,10 @@ impl Settings {
     pub(crate) fn from_environment() -> Result<Self, String> {
         Ok(Self {
             rounds: value("ROUNDS")?,
-            duration: match value::<String>("DURATION")? {
-                Some(text) => duration(&text)
-                    .ok_or_else(|| format!("DURATION={text} is not a time such as 90s or 10m"))?,
-                None => Duration::from_secs(600),
-            },
+            duration: time("DURATION", Duration::from_secs(600))?,
+            away: time("AWAY", Duration::from_secs(300))?,
+            events: value("EVENTS")?,
+            receivers: value("RECEIVERS")?,
             notifier: value("NOTIFIER")?.unwrap_or(NOTIFIER_TUNED),
             bare: value("BARE")?.unwrap_or(BARE_TUNED),
         })
@@ -41,6 +46,20 @@ impl Settings {
     pub(crate) fn rounds(&self, default: usize) -> usize {
         self.rounds.unwrap_or(default).max(1)
     }
+
+    pub(crate) fn events(&self, default: u32) -> u32 {
+        // Fewer say nothing about a rate.
+        self.events.unwrap_or(default).max(10)
+    }
+
+    pub(crate) fn receivers(&self, default: u32) -> u32 {
+        self.receivers.unwrap_or(default).clamp(1, default)
+    }
+}
+
+fn time(variable: &str, default: Duration) -> Result<Duration, String> {
+    let Some(text) = value::<String>(variable)? else { return Ok(default) };
+    duration(&text).ok_or_else(|| format!("{variable}={text} is not a time such as 90s or 10m"))
 }
 
 fn value<T: FromStr<Err: ToString>>(variable: &str) -> Result<Option<T>, String> {

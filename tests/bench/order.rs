@@ -1,0 +1,62 @@
+//! Whether events that were never attempted before came in the order of their publishing.
+
+use std::{collections::HashSet, fmt, time::Duration};
+
+use crate::receiver::{Answer, Receipt, nanoseconds};
+
+/// The events of one webhook, by how they came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Order {
+    /// Those without a failed attempt.
+    counted: usize,
+    /// Behind a later event that had been answered before they came: their request began after its
+    /// end.
+    overtaken: usize,
+    /// Behind a later event whose request was still under way: the two may have begun in order.
+    together: usize,
+}
+
+impl Order {
+    /// Of a receiver that takes `latency` for each answer.
+    pub(crate) fn of(receipts: &[Receipt], latency: Duration) -> Self {
+        let latency = nanoseconds(latency);
+        let is_success = |receipt: &&Receipt| receipt.answer == Answer::Success;
+        let failed = receipts.iter().filter(|receipt| !is_success(receipt));
+        let mut seen: HashSet<u32> = failed.map(|receipt| receipt.event).collect();
+        let mut came: Vec<_> = receipts.iter().filter(is_success).collect();
+        came.sort_unstable_by_key(|receipt| receipt.at);
+        // The first time that each came, if none of its attempts failed.
+        came.retain(|receipt| seen.insert(receipt.event));
+
+        let mut order = Self { counted: came.len(), ..Self::default() };
+        let mut ended = came.iter().peekable();
+        let (mut latest_ended, mut latest) = (0, 0);
+        for receipt in &came {
+            while let Some(before) = ended.next_if(|before| before.at + latency <= receipt.at) {
+                latest_ended = latest_ended.max(before.event);
+            }
+            if receipt.event < latest_ended {
+                order.overtaken += 1;
+            } else if receipt.event < latest {
+                order.together += 1;
+            }
+            latest = latest.max(receipt.event);
+        }
+        order
+    }
+
+    /// How many of a hundred a later event has overtaken. Requests under way together may.
+    pub(crate) fn overtaken_percent(&self) -> f64 {
+        self.overtaken as f64 / self.counted.max(1) as f64 * 100.0
+    }
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { counted, overtaken, together } = self;
+        write!(
+            f,
+            "of {counted} events without a failed attempt {overtaken} came after a later one that was answered, {together} while a later one was under way"
+        )
+    }
+}

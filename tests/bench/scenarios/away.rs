@@ -1,0 +1,188 @@
+//! A receiver that answers 503 for AWAY while events for it come in, beside others: what its events
+//! cost meanwhile, how soon its return is noticed, and how fast and in which order it gets them then.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    harness::Sandbox,
+    load::{self, Producer, Published},
+    measure::Latency,
+    neighbours::{Neighbours, OTHERS, PATIENCE},
+    order::Order,
+    queued,
+    readings::{Reading, broker_pid},
+    receiver::{Behaviour, Log, Receiver},
+    report::{Limit, Report},
+    settings::Settings,
+    subject::{self, Setting},
+};
+
+/// For the one that is away, during its outage.
+const EVENTS: u32 = 20_000;
+const KIND: &str = "invoice.late";
+/// What it takes for an answer when it is there.
+const LATENCY: Duration = Duration::from_millis(10);
+
+const NEIGHBOURS: u32 = 4;
+const NEIGHBOURS_PER_SECOND: u32 = 100;
+const ALONE_SECONDS: u32 = 30;
+
+/// At the end of the outage, when nothing is published for anybody; a quarter of a short one.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// Beside a quarter of the outage.
+const UNTIL_NOTICED: Duration = Duration::from_secs(1);
+
+/// The run waits as long as the outage was for what came in it, and this.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) fn run(settings: &Settings, report: &mut Report) {
+    let (away, events) = (settings.away, settings.events(EVENTS));
+    println!("503 for {away:?}, {events} events meanwhile; answers in {LATENCY:?} then");
+    let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| measure(settings, report)).collect();
+    let all = |of: fn(&Round) -> f64| -> Vec<_> { rounds.iter().map(of).collect() };
+    let noticed = (away / 4 + UNTIL_NOTICED).as_secs_f64();
+    for (figure, limit, of) in [
+        (
+            "times put aside, per event and failed attempt",
+            Limit::AtMost(1.0),
+            (|round| round.moves) as fn(&Round) -> f64,
+        ),
+        ("CPU % of a core while nothing comes, above idle", Limit::AtMost(1.0), |round| round.cpu),
+        ("s from its return to the first success", Limit::AtMost(noticed), |round| round.noticed),
+        ("% of events out of order", Limit::AtMost(0.1), |round| round.overtaken),
+        ("events missing at the end", Limit::AtMost(0.0), |round| round.missing),
+    ] {
+        report.figure(&format!("away: {figure}"), limit, &all(of));
+    }
+    let pairs = |of: fn(&Round) -> (f64, f64)| -> Vec<_> { rounds.iter().map(of).collect() };
+    report.ratio(
+        "away: deliveries/s then; queued for a healthy one",
+        Limit::AtLeast(0.8),
+        &pairs(|round| round.drain),
+    );
+    report.ratio("away: p99 ms of healthy ones", Limit::TWICE, &pairs(|round| round.p99));
+}
+
+struct Round {
+    moves: f64,
+    cpu: f64,
+    noticed: f64,
+    overtaken: f64,
+    missing: f64,
+    drain: (f64, f64),
+    /// Beside it, and alone.
+    p99: (f64, f64),
+}
+
+fn measure(settings: &Settings, report: &mut Report) -> Round {
+    let (away, events) = (settings.away, settings.events(EVENTS));
+    let quiet = QUIET.min(away / 4);
+    let queued = queued::measure(events, LATENCY, report);
+    let (alone, idle) = alone(quiet, report);
+
+    let broker = broker_pid();
+    let sandbox = Sandbox::new();
+    let log = Log::new();
+    let receiver = Receiver::start(Behaviour::Slow(LATENCY), &log);
+    sandbox.webhook(&receiver.url(0), &[KIND]);
+    let mut neighbours = Neighbours::start(&sandbox, NEIGHBOURS);
+    let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
+    neighbours.prove(&sandbox);
+    // It has been well before.
+    let mut producer = Producer::open(&sandbox.servers.amqp_url);
+    producer.publish(sandbox.queue(), OTHERS, KIND);
+    producer.settle();
+    if !log.wait(1, PATIENCE) {
+        report.wrong("away: it gets nothing even before");
+    }
+
+    receiver.go_away();
+    let began = Instant::now();
+    let before = Reading::take(&notifier, broker);
+    let numbers = OTHERS + 1..OTHERS + 1 + events;
+    let per_second = events.div_ceil(seconds(away - quiet));
+    let (_, one) = neighbours.load_beside(&sandbox, NEIGHBOURS_PER_SECOND, || {
+        let address = |number| (number < numbers.end).then_some((sandbox.queue(), KIND));
+        load::steadily_from(numbers.start, &sandbox.servers.amqp_url, per_second, address)
+    });
+    thread::sleep((away - quiet).saturating_sub(began.elapsed()));
+    let quiet_began = Reading::take(&notifier, broker);
+    thread::sleep(away.saturating_sub(began.elapsed()));
+    let ended = Reading::take(&notifier, broker);
+
+    let back = receiver.come_back();
+    let (_, other) = neighbours.load_beside(&sandbox, NEIGHBOURS_PER_SECOND, || {
+        log.wait(events as usize + 1, away + LIMIT)
+    });
+    let after = Reading::take(&notifier, broker);
+    let published =
+        Published { count: one.count + other.count, latest: one.latest.max(other.latest) };
+    let beside = neighbours.notice("beside the one that was away", published, report).latency;
+    let account = log.account(OTHERS..numbers.end);
+    if !account.may_become_right() {
+        report.wrong(format!("away: {account}"));
+    }
+    // It may hold events that wait; they end with their queue.
+    notifier.kill();
+
+    let mut deliveries = log.deliveries();
+    deliveries.retain(|delivery| delivery.at >= back);
+    let since = |at: u64| Duration::from_nanos(at.saturating_sub(back)).as_secs_f64();
+    let at_the_end = (away + LIMIT).as_secs_f64();
+    let noticed = deliveries.first().map_or(at_the_end, |delivery| since(delivery.at));
+    let last = deliveries.last().map_or(at_the_end, |delivery| since(delivery.at));
+    let order = Order::of(&log.receipts(), LATENCY);
+    let (outage, calm, all) =
+        (ended.since(&before), ended.since(&quiet_began), after.since(&before));
+    println!(
+        "  put aside {:.0} times, {:.0} attempts failed; {:.0} messages received in {:.0} s of outage",
+        all.entries, all.failures, outage.received, outage.seconds
+    );
+    println!(
+        "  CPU of the notifier {:.2} % of a core, of the broker {:.1} %, while nothing comes: {:.2} % (idle {idle:.2} %), {:.1} %",
+        outage.notifier, outage.broker, calm.notifier, calm.broker
+    );
+    println!(
+        "  first success {noticed:.2} s after its return, the last of {} after {last:.1} s; {} missing; {order}",
+        deliveries.len(),
+        account.missing
+    );
+    Round {
+        moves: all.moves(events),
+        cpu: calm.notifier - idle,
+        noticed,
+        overtaken: order.overtaken_percent(),
+        missing: account.missing as f64,
+        drain: (queued::per_second(&deliveries), queued),
+        p99: (beside.p99, alone.p99),
+    }
+}
+
+/// What the others notice where there is nobody else; and what the notifier uses while nothing comes,
+/// in percent of a core.
+fn alone(quiet: Duration, report: &mut Report) -> (Latency, f64) {
+    let broker = broker_pid();
+    let sandbox = Sandbox::new();
+    let mut neighbours = Neighbours::start(&sandbox, NEIGHBOURS);
+    let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
+    neighbours.prove(&sandbox);
+    let goes_on = |sent| sent < NEIGHBOURS_PER_SECOND * ALONE_SECONDS;
+    let published = neighbours.load(&sandbox, NEIGHBOURS_PER_SECOND, goes_on);
+    let noticed = neighbours.notice("alone", published, report);
+    if noticed.missing > 0 {
+        report.wrong(format!("the healthy ones, alone, miss {} events", noticed.missing));
+    }
+    let before = Reading::take(&notifier, broker);
+    thread::sleep(quiet);
+    let idle = Reading::take(&notifier, broker).since(&before).notifier;
+    notifier.terminate();
+    (noticed.latency, idle)
+}
+
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).expect("an outage is no longer than a day").max(1)
+}
