@@ -12,6 +12,7 @@ mod away;
 mod refused;
 mod rate;
 mod pause;
+mod waiting;
 mod split;
 mod fanout;
 mod far;
@@ -40,7 +41,7 @@ const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scen
     Scenario { name, usual: false, run }
 }
 
-const SCENARIOS: [Scenario; 25] = [
+const SCENARIOS: [Scenario; 26] = [
     usual("default", throughput::by_default),
     on_request("tuned", throughput::tuned),
     usual("latency", latency::run),
@@ -63,6 +64,7 @@ const SCENARIOS: [Scenario; 25] = [
     on_request("refused", refused::run),
     on_request("rate", rate::run),
     on_request("pause", pause::run),
+    on_request("waiting", waiting::run),
     on_request("earlier", throughput::since_earlier),
     on_request("search", throughput::search_bare),
     on_request("search-notifier", throughput::search_notifier),
