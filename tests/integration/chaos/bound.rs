@@ -77,6 +77,8 @@ impl Strike {
     /// - **PostgreSQL is away**: none. Who wants an event is asked before the first attempt; what is
     ///   handed back then was not begun.
     /// - **A memory alarm**: none. Confirms are waited for, longer than it lasts.
+    /// - **A receiver is away, a webhook paused or deleted**: none. Each delivery has one message, and
+    ///   that is acked when the next one is confirmed.
     pub(super) fn bound(&self, requests: &[Request]) -> usize {
         let restart = RETRY_SCHEDULE.len() * MOVED_UNNOTED;
         let lost_connections = 2 * in_hand(self.notifiers);
@@ -93,6 +95,7 @@ impl Strike {
                 lost_connections + restart + lately.count() + in_hand(self.notifiers)
             }
             Fault::PostgresKilled | Fault::PostgresFrozen | Fault::MemoryAlarm => 0,
+            Fault::ReceiverAway | Fault::WebhookPaused | Fault::WebhookDeleted => 0,
         }
     }
 

@@ -1,7 +1,8 @@
 //! Who wants which event, and what each receiver answers.
 //!
 //! All of it is a function of the seed and of what it is asked about, never of the time or of what
-//! came before, so that a seed stands for one run.
+//! came before, so that a seed stands for one run. Who is away for a while, paused or deleted, the
+//! plan says.
 
 use std::time::Duration;
 
@@ -48,6 +49,13 @@ pub(super) enum Webhook {
     CrowdD,
     /// Wants few; nobody listens there.
     Dead,
+    /// These three want every tenth event and answer at once; but the plan has this one answer 503 for
+    /// some seconds,
+    Away,
+    /// pauses this one,
+    Paused,
+    /// and deletes this one while it is away, to register it anew.
+    Leaving,
 }
 
 /// The types of the events. All want the plain ones who want every event. What hangs is rare: a
@@ -71,10 +79,13 @@ pub(super) enum Kind {
     Alternates,
     /// One in a hundred: the four of the crowd want these too.
     Crowds,
+    /// One in ten: [`Webhook::Away`], [`Webhook::Paused`] and [`Webhook::Leaving`] want these too. In
+    /// the seconds that each is not to be asked some dozens of them wait.
+    Changes,
 }
 
 impl Webhook {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::HealthyA,
         Self::HealthyB,
         Self::Flaky,
@@ -88,6 +99,9 @@ impl Webhook {
         Self::CrowdC,
         Self::CrowdD,
         Self::Dead,
+        Self::Away,
+        Self::Paused,
+        Self::Leaving,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -105,6 +119,9 @@ impl Webhook {
             Self::CrowdC => "crowd-c",
             Self::CrowdD => "crowd-d",
             Self::Dead => "dead",
+            Self::Away => "away",
+            Self::Paused => "paused",
+            Self::Leaving => "leaving",
         }
     }
 
@@ -126,6 +143,7 @@ impl Webhook {
             Self::Alternating => Some(Kind::Alternates),
             Self::CrowdA | Self::CrowdB | Self::CrowdC | Self::CrowdD => Some(Kind::Crowds),
             Self::Dead => Some(Kind::Dies),
+            Self::Away | Self::Paused | Self::Leaving => Some(Kind::Changes),
         }
     }
 
@@ -144,14 +162,21 @@ impl Webhook {
         matches!(self, Self::Hanging | Self::Dead)
     }
 
-    /// Whether it never fails.
+    /// Whether it never fails, and may always be asked.
     pub(super) fn is_healthy(self) -> bool {
         matches!(self, Self::HealthyA | Self::HealthyB | Self::Far | Self::CrowdA | Self::CrowdB)
+    }
+
+    /// Whether first requests come to it in the order of publishing: not to those that fail again and
+    /// again by chance, of which the retries are not told apart from what was never attempted if an
+    /// attempt did not reach them.
+    pub(super) fn keeps_order(self) -> bool {
+        self.is_healthy() || matches!(self, Self::Away | Self::Paused | Self::Leaving)
     }
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Plain,
         Self::Hangs,
         Self::Dies,
@@ -159,6 +184,7 @@ impl Kind {
         Self::Breaks,
         Self::Alternates,
         Self::Crowds,
+        Self::Changes,
     ];
 
     /// The most webhooks that want one event: the three that want every one, and the crowd.
@@ -174,6 +200,7 @@ impl Kind {
             Self::Breaks => "chaos.breaks",
             Self::Alternates => "chaos.alternates",
             Self::Crowds => "chaos.crowds",
+            Self::Changes => "chaos.changes",
         }
     }
 }
@@ -194,6 +221,7 @@ impl Cast {
             12..15 => Kind::Breaks,
             15 => Kind::Alternates,
             16 => Kind::Crowds,
+            17..27 => Kind::Changes,
             _ => Kind::Plain,
         }
     }
@@ -276,13 +304,14 @@ fn assert_share(what: &str, expected: f64, holds: impl Fn(usize) -> bool) {
 fn kinds_are_as_frequent_as_they_are_said_to_be() {
     let cast = Cast { seed: 42 };
     for (kind, expected) in [
-        (Kind::Plain, 0.83),
+        (Kind::Plain, 0.73),
         (Kind::Hangs, 0.02),
         (Kind::Dies, 0.05),
         (Kind::Mixed, 0.05),
         (Kind::Breaks, 0.03),
         (Kind::Alternates, 0.01),
         (Kind::Crowds, 0.01),
+        (Kind::Changes, 0.1),
     ] {
         assert_share(kind.name(), expected, |number| cast.kind(number) == kind);
     }

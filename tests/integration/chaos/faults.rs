@@ -3,7 +3,8 @@
 use std::{thread, time::Duration};
 
 use super::{
-    history::{Moment, Strike},
+    cast::Webhook,
+    history::{Departure, Moment, Pause, Strike},
     plan::{Fault, Step},
     stage::Stage,
 };
@@ -22,13 +23,22 @@ const FLOW_LIMIT: Duration = Duration::from_secs(30);
 const CUT_PATIENCE: Duration = Duration::from_millis(500);
 const BETWEEN_CUTS: Duration = Duration::from_millis(200);
 
+/// Until every notifier knows of a change of the table: each hears of it at once, or asks every
+/// second.
+const TOLD: Duration = Duration::from_millis(1_500);
+
 /// When a fault struck, and when what it broke worked again.
 type Span = (Moment, Moment);
 
 impl Stage {
     /// Peace, the fault, and the recovery.
     pub(super) fn strike(&mut self, step: &Step) {
+        if step.fault == Fault::WebhookPaused && !self.can_pause {
+            eprintln!("no pause of a webhook: the table has no column `paused_at`");
+            return;
+        }
         thread::sleep(step.peace);
+        let began = self.now();
         let (struck, healed) = match step.fault {
             Fault::NotifierKilled => self.replace(|stage| stage.kill(step.victim)),
             Fault::NotifierTerminated => self.replace(|stage| stage.terminate(step.victim)),
@@ -45,6 +55,9 @@ impl Stage {
                 stage.launch();
             }),
             Fault::Cut => self.cut(step.cuts),
+            Fault::ReceiverAway => self.be_away(step.broken),
+            Fault::WebhookPaused => self.pause(step.broken),
+            Fault::WebhookDeleted => self.delete(step.broken),
         };
         let recovered = self.recover(step.fault, healed);
         self.to_broker.bury_frozen();
@@ -54,6 +67,7 @@ impl Stage {
             kills: step.kills,
             cuts: step.cuts,
             notifiers: if step.fault == Fault::SecondNotifier { 2 } else { self.fleet.len() },
+            began,
             struck,
             healed,
             recovered,
@@ -135,6 +149,40 @@ impl Stage {
         self.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.000001"]);
         meanwhile(self);
         self.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]);
+        (struck, self.now())
+    }
+
+    fn be_away(&mut self, broken: Duration) -> Span {
+        let struck = self.now();
+        self.receivers.go_away(Webhook::Away);
+        thread::sleep(broken);
+        self.receivers.come_back(Webhook::Away);
+        (struck, self.now())
+    }
+
+    fn pause(&mut self, broken: Duration) -> Span {
+        let struck = self.now();
+        self.set_paused(Webhook::Paused, true);
+        thread::sleep(TOLD);
+        let from = self.now();
+        thread::sleep(broken);
+        self.pauses.push(Pause { from, to: self.now() });
+        self.set_paused(Webhook::Paused, false);
+        (struck, self.now())
+    }
+
+    /// What waits for the webhook then goes with it.
+    fn delete(&mut self, broken: Duration) -> Span {
+        let webhook = Webhook::Leaving;
+        let from = self.first_unaccepted(webhook);
+        let struck = self.now();
+        self.receivers.go_away(webhook);
+        thread::sleep(broken);
+        self.unregister(webhook);
+        self.receivers.come_back(webhook);
+        self.register(webhook);
+        thread::sleep(TOLD);
+        self.departures.push(Departure { webhook, from, to: self.producer.next_number() });
         (struck, self.now())
     }
 

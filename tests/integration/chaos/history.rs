@@ -19,12 +19,17 @@ pub(super) struct History {
     pub(super) requests: Vec<Request>,
     pub(super) dead: Vec<DeadLetter>,
     pub(super) strikes: Vec<Strike>,
+    pub(super) pauses: Vec<Pause>,
+    pub(super) departures: Vec<Departure>,
 }
 
 /// An event that was published.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Published {
     pub(super) kind: Kind,
+    /// Which of the queues got it.
+    pub(super) queue: usize,
+    pub(super) at: Moment,
     /// The broker confirmed it. Where it did not, it may have the event or not: nothing is promised
     /// about it, and it is not published again.
     pub(super) promised: bool,
@@ -47,6 +52,30 @@ pub(super) struct DeadLetter {
     pub(super) webhook: Webhook,
 }
 
+/// For this time [`Webhook::Paused`] was paused, and every notifier knew it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    pub(super) from: Moment,
+    pub(super) to: Moment,
+}
+
+/// A webhook was deleted, and registered anew under another id.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Departure {
+    pub(super) webhook: Webhook,
+    /// The number of the first event that its receiver had not accepted when it began.
+    pub(super) from: usize,
+    /// The number of the first event that is for the new webhook, whatever any notifier remembers.
+    pub(super) to: usize,
+}
+
+impl Departure {
+    /// Whether the delivery may have been dropped with its webhook.
+    pub(super) fn drops(&self, number: usize, webhook: Webhook) -> bool {
+        self.webhook == webhook && (self.from..self.to).contains(&number)
+    }
+}
+
 /// A fault that struck.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strike {
@@ -57,7 +86,9 @@ pub(super) struct Strike {
     pub(super) cuts: u32,
     /// How many notifiers there were.
     pub(super) notifiers: usize,
-    /// When it began.
+    /// When the step began: where a second notifier joins, before it does.
+    pub(super) began: Moment,
+    /// When it struck.
     pub(super) struck: Moment,
     /// When what was broken worked again.
     pub(super) healed: Moment,

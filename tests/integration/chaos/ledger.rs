@@ -1,14 +1,25 @@
 //! Where every promised delivery ended: pure arithmetic over a [`History`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use super::{
     cast::Webhook,
-    history::{History, Moment},
+    history::{History, Moment, Published, Strike},
 };
 
 /// How many pairs are named one by one where something is wrong.
 const EXAMPLES: usize = 10;
+
+/// Requests that follow on each other within this may have been under way together, and overtake each
+/// other: threads of a busy machine wait for their turn. Shorter than the shortest wait queue's delay,
+/// so that what went through one is noticed.
+const TOGETHER: Duration = Duration::from_millis(300);
+
+/// Of so many deliveries one may be out of order.
+const ORDERED_PER_OVERTAKEN: usize = 1_000;
 
 /// The result of a run.
 #[derive(Debug, Default)]
@@ -17,6 +28,8 @@ pub(super) struct Ledger {
     pub(super) unconfirmed: usize,
     /// How many requests the receivers got.
     pub(super) requests: usize,
+    /// How many of these came while their webhook was paused.
+    pub(super) while_paused: usize,
     pub(super) rows: BTreeMap<Webhook, Row>,
     /// The sum over all strikes of what each may cause.
     pub(super) bound: usize,
@@ -29,11 +42,13 @@ pub(super) struct Ledger {
 /// The deliveries to one webhook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
-    /// Of promised events; each is one of the next three.
+    /// Of promised events; each is one of the next four.
     pub(super) promised: usize,
     pub(super) delivered: usize,
     /// Dead, and never delivered.
     pub(super) dead: usize,
+    /// Deleted with their webhook.
+    pub(super) dropped: usize,
     pub(super) lost: usize,
     /// Accepted again, or dead after it was accepted; also of events that nobody promised.
     pub(super) repeats: usize,
@@ -41,6 +56,12 @@ pub(super) struct Row {
     pub(super) unexplained: usize,
     /// Accepted or dead although it does not want such an event.
     pub(super) unwanted: usize,
+    /// First requests of which the order counts: none where a webhook keeps none, and none for what was
+    /// on its way when a fault struck that disturbs it.
+    pub(super) ordered: usize,
+    /// Of these, those that came after the first request for an event that was published later to the
+    /// same queue.
+    pub(super) overtaken: usize,
 }
 
 /// The ends that one delivery found.
@@ -76,6 +97,7 @@ impl Ledger {
             first_came,
             unconfirmed: history.events.len() - promised,
             requests: history.requests.len(),
+            while_paused: while_paused(history),
             bound: history.strikes.iter().map(|strike| strike.bound(&history.requests)).sum(),
             ..Self::default()
         };
@@ -86,6 +108,7 @@ impl Ledger {
                 ledger.enter(history, number, webhook, &ends, wanted.then_some(event.promised));
             }
         }
+        ledger.enter_order(history);
         // Of events that nobody published.
         for ((number, webhook), ends) in ends {
             ledger.enter(history, number, webhook, &ends, None);
@@ -109,6 +132,9 @@ impl Ledger {
             match (ends.accepted.is_empty(), ends.dead) {
                 (false, _) => row.delivered += 1,
                 (true, 1..) => row.dead += 1,
+                (true, 0) if history.departures.iter().any(|gone| gone.drops(number, webhook)) => {
+                    row.dropped += 1;
+                }
                 (true, 0) => {
                     row.lost += 1;
                     examples.push("is lost".to_owned());
@@ -132,9 +158,57 @@ impl Ledger {
             }
         }
         for example in examples {
-            if self.examples.len() < EXAMPLES {
-                self.examples.push(format!("event {number} at {}: {example}", webhook.name()));
+            self.name(number, webhook, &example);
+        }
+    }
+
+    /// Who was overtaken, among first requests: never by a request that it may have been under way
+    /// together with.
+    fn enter_order(&mut self, history: &History) {
+        struct Lane {
+            /// When they came, and their numbers, in this order.
+            came: Vec<(Moment, usize)>,
+            /// How many of these came too long before to be under way still,
+            ended: usize,
+            /// and the highest number among them.
+            highest: Option<usize>,
+        }
+        let mut seen = HashSet::new();
+        let mut lanes: HashMap<(Webhook, usize), Lane> = HashMap::new();
+        for request in &history.requests {
+            let (number, webhook, at) = (request.number, request.webhook, request.at);
+            let Some(event) = history.events.get(number) else { continue };
+            if !webhook.keeps_order() || !seen.insert((number, webhook)) {
+                continue;
             }
+            let lane = lanes.entry((webhook, event.queue)).or_insert(Lane {
+                came: Vec::new(),
+                ended: 0,
+                highest: None,
+            });
+            while let Some((before, number)) = lane.came.get(lane.ended)
+                && *before + TOGETHER <= at
+            {
+                lane.highest = lane.highest.max(Some(*number));
+                lane.ended += 1;
+            }
+            lane.came.push((at, number));
+            if is_disturbed(history, event, at) {
+                continue;
+            }
+            let row = self.rows.entry(webhook).or_default();
+            row.ordered += 1;
+            if let Some(later) = lane.highest.filter(|highest| *highest > number) {
+                row.overtaken += 1;
+                self.name(number, webhook, &format!("came at {at:.3?}, after event {later}"));
+            }
+        }
+    }
+
+    /// Keeps it as an example.
+    fn name(&mut self, number: usize, webhook: Webhook, example: &str) {
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(format!("event {number} at {}: {example}", webhook.name()));
         }
     }
 
@@ -169,9 +243,28 @@ impl Ledger {
         must_be_zero(self.given_up(), "deliveries are dead that should have been made");
         must_be_zero(self.total(|row| row.unexplained), "repeats are not explained by a fault");
         must_be_zero(self.total(|row| row.unwanted), "deliveries were not wanted");
+        must_be_zero(self.while_paused, "requests came while their webhook was paused");
         if repeats > self.bound {
             problems.push(format!("{repeats} repeats, and at most {} are explained", self.bound));
         }
+        let (ordered, overtaken) = (self.total(|row| row.ordered), self.total(|row| row.overtaken));
+        if overtaken * ORDERED_PER_OVERTAKEN > ordered {
+            problems.push(format!("{overtaken} of {ordered} deliveries came out of order"));
+        }
         problems
     }
+}
+
+fn while_paused(history: &History) -> usize {
+    let of_paused = history.requests.iter().filter(|request| request.webhook == Webhook::Paused);
+    let in_a_pause = |at: Moment| history.pauses.iter().any(|p| (p.from..p.to).contains(&at));
+    of_paused.filter(|request| in_a_pause(request.at)).count()
+}
+
+/// Whether a fault that may change the order had an effect between the publishing of an event and its
+/// arrival.
+fn is_disturbed(history: &History, event: &Published, came: Moment) -> bool {
+    let disturbing = |strike: &&Strike| strike.fault.disturbs_order();
+    let mut strikes = history.strikes.iter().filter(disturbing);
+    strikes.any(|strike| strike.began <= came && event.at <= strike.recovered)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     cast::{Kind, Webhook},
-    history::{DeadLetter, History, Published, Request, Strike},
+    history::{DeadLetter, Departure, History, Pause, Published, Request, Strike},
     ledger::Ledger,
     plan::Fault,
 };
@@ -19,7 +19,7 @@ fn ms(ms: u64) -> Duration {
 /// is dead.
 fn good(kind: Kind) -> History {
     let mut history = History::default();
-    history.events.push(Published { kind, promised: true });
+    history.events.push(Published { kind, queue: 0, at: ms(9_900), promised: true });
     for webhook in Webhook::ALL.into_iter().filter(|webhook| webhook.wants(kind)) {
         match webhook {
             Webhook::Dead => history.dead.push(DeadLetter { number: 0, webhook }),
@@ -35,7 +35,8 @@ fn accepted(webhook: Webhook, at: u64) -> Request {
 
 fn strike(fault: Fault, struck: u64) -> Strike {
     let (struck, healed, recovered) = (ms(struck), ms(struck + 100), ms(struck + 500));
-    Strike { fault, kills: false, cuts: 1, notifiers: 1, struck, healed, recovered }
+    let began = struck;
+    Strike { fault, kills: false, cuts: 1, notifiers: 1, began, struck, healed, recovered }
 }
 
 #[track_caller]
@@ -55,6 +56,7 @@ fn a_run_in_which_each_delivery_has_one_end_is_good() {
         (Kind::Breaks, 4, 0),
         (Kind::Alternates, 4, 0),
         (Kind::Crowds, 7, 0),
+        (Kind::Changes, 6, 0),
     ] {
         let ledger = check(&good(kind), &[]);
         assert_eq!(ledger.total(|row| row.delivered), delivered);
@@ -153,6 +155,8 @@ fn what_a_receiver_that_never_fails_has_had_for_long_no_fault_doubles() {
         (Webhook::Outage, true),
         (Webhook::Alternating, true),
         (Webhook::CrowdC, true),
+        (Webhook::Away, true),
+        (Webhook::Paused, true),
     ] {
         let kind = Kind::ALL.into_iter().find(|kind| webhook.wants(*kind)).expect("a kind");
         let mut history = good(kind);
@@ -219,4 +223,122 @@ fn what_nobody_wanted_or_published_must_not_arrive() {
     history.requests.push(accepted(Webhook::Hanging, 10_000));
     history.requests.push(Request { number: 7, ..accepted(HEALTHY, 10_000) });
     check(&history, &["2 deliveries were not wanted"]);
+}
+
+#[test]
+fn what_waited_for_a_webhook_that_was_deleted_is_dropped_and_nothing_else_is() {
+    let without = |webhook: Webhook| {
+        let mut history = good(Kind::Changes);
+        history.requests.retain(|request| request.webhook != webhook);
+        history.departures = vec![Departure { webhook: Webhook::Leaving, from: 0, to: 1 }];
+        history
+    };
+    let ledger = check(&without(Webhook::Leaving), &[]);
+    assert_eq!(ledger.total(|row| row.dropped), 1);
+    assert_eq!(ledger.total(|row| row.promised), 6);
+    assert_eq!(ledger.total(|row| row.delivered), 5);
+
+    check(&without(Webhook::Away), &["1 promised deliveries are lost"]);
+    let mut history = without(Webhook::Leaving);
+    history.departures[0] = Departure { webhook: Webhook::Leaving, from: 1, to: 9 };
+    check(&history, &["1 promised deliveries are lost"]);
+
+    let mut history = good(Kind::Changes);
+    history.departures = vec![Departure { webhook: Webhook::Leaving, from: 0, to: 1 }];
+    assert_eq!(check(&history, &[]).total(|row| row.dropped), 0);
+}
+
+#[test]
+fn nothing_is_sent_to_a_webhook_while_it_is_paused() {
+    for (from, to, wrong) in
+        [(9_000, 10_001, true), (9_000, 10_000, false), (10_001, 11_000, false)]
+    {
+        let mut history = good(Kind::Changes);
+        history.pauses = vec![Pause { from: ms(from), to: ms(to) }];
+        let expected = ["1 requests came while their webhook was paused"];
+        check(&history, if wrong { &expected } else { &[] });
+    }
+}
+
+/// Plain events, of which the first is published at 10 s and the others a second after each other,
+/// that come to a healthy receiver at these times.
+fn came(at: &[u64]) -> History {
+    let mut history = History::default();
+    for (number, at) in at.iter().enumerate() {
+        let published = ms(10_000 + 1_000 * number as u64);
+        // Not promised: the others need not have it.
+        let (kind, queue) = (Kind::Plain, 0);
+        history.events.push(Published { kind, queue, at: published, promised: false });
+        history.requests.push(Request { number, ..accepted(HEALTHY, *at) });
+    }
+    history.requests.sort_by_key(|request| request.at);
+    history
+}
+
+#[track_caller]
+fn overtaken(history: &History) -> (usize, usize) {
+    let ledger = Ledger::of(history);
+    (ledger.total(|row| row.overtaken), ledger.total(|row| row.ordered))
+}
+
+#[test]
+fn a_delivery_is_overtaken_if_a_later_event_came_so_long_before_that_it_was_not_under_way() {
+    assert_eq!(overtaken(&came(&[10_001, 11_001, 12_001])), (0, 3));
+    assert_eq!(overtaken(&came(&[20_000, 11_001, 12_001])), (1, 3));
+    assert_eq!(overtaken(&came(&[20_000, 20_010, 12_001])), (2, 3));
+    // It may have been under way still.
+    assert_eq!(overtaken(&came(&[20_000, 19_701, 21_000])), (0, 3));
+    assert_eq!(overtaken(&came(&[20_000, 19_700, 21_000])), (1, 3));
+    check(&came(&[20_000, 11_001]), &["1 of 2 deliveries came out of order"]);
+}
+
+#[test]
+fn one_of_a_thousand_may_be_out_of_order() {
+    let in_order: Vec<u64> = (0..1_000).map(|number| 10_001 + 1_000 * number).collect();
+    let mut history = came(&in_order);
+    let late = history.requests.remove(500);
+    history.requests.insert(501, Request { at: ms(512_000), ..late });
+    assert_eq!(overtaken(&history), (1, 1_000));
+    check(&history, &[]);
+    history.requests.pop();
+    check(&history, &["1 of 999 deliveries came out of order"]);
+}
+
+#[test]
+fn order_is_that_of_first_requests_in_one_queue() {
+    // A retry: its first request was in order.
+    let mut history = came(&[20_000, 11_001]);
+    history.requests.insert(0, Request { accepted: false, ..accepted(HEALTHY, 10_001) });
+    assert_eq!(overtaken(&history), (0, 2));
+    // A repeat of the later event.
+    let mut history = came(&[10_001, 11_001]);
+    history.requests.push(Request { number: 0, ..accepted(HEALTHY, 12_000) });
+    assert_eq!(overtaken(&history), (0, 2));
+    let mut history = came(&[20_000, 11_001]);
+    history.events[1].queue = 1;
+    assert_eq!(overtaken(&history), (0, 2));
+    let mut history = came(&[20_000, 11_001]);
+    for request in &mut history.requests {
+        request.webhook = Webhook::Flaky;
+    }
+    assert_eq!(overtaken(&history), (0, 0));
+}
+
+#[test]
+fn what_was_on_its_way_when_a_fault_disturbed_the_order_does_not_count() {
+    for (fault, struck, expected) in [
+        (Fault::NotifierKilled, 15_000, (0, 1)),
+        (Fault::NotifierTerminated, 15_000, (0, 1)),
+        (Fault::PostgresKilled, 15_000, (0, 1)),
+        // Over before it was published, or later than it came.
+        (Fault::NotifierKilled, 9_000, (1, 2)),
+        (Fault::NotifierKilled, 20_001, (1, 2)),
+        (Fault::ReceiverAway, 15_000, (1, 2)),
+        (Fault::WebhookPaused, 15_000, (1, 2)),
+        (Fault::WebhookDeleted, 15_000, (1, 2)),
+    ] {
+        let mut history = came(&[20_000, 11_001]);
+        history.strikes = vec![strike(fault, struck)];
+        assert_eq!(overtaken(&history), expected, "{fault:?} at {struck}");
+    }
 }

@@ -23,10 +23,17 @@ pub(super) enum Fault {
     KilledInAlarm,
     /// The network ends within a message that a notifier publishes, several times.
     Cut,
+    /// A receiver answers 503.
+    ReceiverAway,
+    /// A webhook is paused, and resumed.
+    WebhookPaused,
+    /// A webhook is deleted while its receiver answers 503 and deliveries wait for it, and registered
+    /// anew.
+    WebhookDeleted,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::NotifierKilled,
         Self::NotifierTerminated,
         Self::SecondNotifier,
@@ -38,6 +45,9 @@ impl Fault {
         Self::MemoryAlarm,
         Self::KilledInAlarm,
         Self::Cut,
+        Self::ReceiverAway,
+        Self::WebhookPaused,
+        Self::WebhookDeleted,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -53,7 +63,16 @@ impl Fault {
             Self::MemoryAlarm => "broker's memory alarm",
             Self::KilledInAlarm => "notifier killed in the alarm",
             Self::Cut => "network cut in a message",
+            Self::ReceiverAway => "receiver away",
+            Self::WebhookPaused => "webhook paused",
+            Self::WebhookDeleted => "webhook deleted",
         }
+    }
+
+    /// Whether what was under way may come later than what was published after it: notifiers give it
+    /// back, or there are two. What happens to receivers and webhooks must not change the order.
+    pub(super) fn disturbs_order(self) -> bool {
+        !matches!(self, Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted)
     }
 
     /// How long it stays broken, in milliseconds. A frozen network is noticed after 4 to 6 s.
@@ -61,6 +80,9 @@ impl Fault {
         match self {
             Self::NotifierKilled | Self::NotifierTerminated | Self::Cut => (0, 1),
             Self::BrokerFrozen | Self::PostgresFrozen => (500, 6_500),
+            // Long enough that a circuit breaker opens, and that deliveries wait; short beside the
+            // schedule, of which the last attempt comes after 7.5 s.
+            Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted => (2_500, 5_000),
             Self::SecondNotifier
             | Self::BrokerKilled
             | Self::BrokerStopped

@@ -31,6 +31,8 @@ pub(super) struct Output {
     pub(super) cast: Cast,
     /// Events per second.
     pub(super) rate: u32,
+    /// When the run began.
+    pub(super) began: Instant,
 }
 
 pub(super) struct Producer {
@@ -52,6 +54,11 @@ impl Producer {
     /// The number that the next event gets; each later one gets a higher one.
     pub(super) fn next_number(&self) -> usize {
         lock(&self.events).len()
+    }
+
+    /// All events so far, by number.
+    pub(super) fn events(&self) -> Vec<Published> {
+        lock(&self.events).clone()
     }
 
     /// Ends it, with the last confirms. All events, by number.
@@ -122,18 +129,19 @@ impl Work {
     }
 
     fn publish(&self, channel: &Channel) -> amiquip::Result<()> {
-        let Output { queues, cast, .. } = &self.output;
-        let number = {
+        let Output { queues, cast, began, .. } = &self.output;
+        let (number, queue) = {
             let mut events = lock(&self.events);
-            let kind = cast.kind(events.len());
-            events.push(Published { kind, promised: false });
-            events.len() - 1
+            let number = events.len();
+            let (kind, queue) = (cast.kind(number), cast.queue(number, queues.len()));
+            events.push(Published { kind, queue, at: began.elapsed(), promised: false });
+            (number, queue)
         };
         let padding = "x".repeat(PADDING);
         Event::raw(format!(r#"{{"number":{number},"padding":"{padding}"}}"#))
             .kind(cast.kind(number).name())
             .id(&cast.id(number))
-            .publish(channel, &queues[cast.queue(number, queues.len())])
+            .publish(channel, &queues[queue])
     }
 }
 

@@ -2,7 +2,7 @@
 //! as the [`Cast`] says and write down what came.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -27,6 +27,8 @@ struct Seen {
     cast: Cast,
     began: Instant,
     requests: Mutex<Vec<Request>>,
+    /// Those that answer 503 now.
+    away: Mutex<HashSet<Webhook>>,
     /// By queue, one more than the highest number that a healthy receiver accepted.
     newest: [AtomicUsize; QUEUES],
     /// Requests for no path or no event of ours.
@@ -39,6 +41,7 @@ impl Receivers {
             cast,
             began,
             requests: Mutex::default(),
+            away: Mutex::default(),
             newest: Default::default(),
             strays: AtomicUsize::default(),
         });
@@ -76,6 +79,15 @@ impl Receivers {
         self.seen.newest.iter().all(|newest| newest.load(Ordering::SeqCst) > number)
     }
 
+    /// Has a receiver answer 503 until it [comes back](Self::come_back).
+    pub(super) fn go_away(&self, webhook: Webhook) {
+        self.seen.away.lock().expect("no holder panics").insert(webhook);
+    }
+
+    pub(super) fn come_back(&self, webhook: Webhook) {
+        self.seen.away.lock().expect("no holder panics").remove(&webhook);
+    }
+
     pub(super) fn strays(&self) -> usize {
         self.seen.strays.load(Ordering::SeqCst)
     }
@@ -89,7 +101,11 @@ impl Seen {
             self.strays.fetch_add(1, Ordering::SeqCst);
             return Reply::Status(404);
         };
-        let reply = self.cast.reply(webhook, number, request.attempt);
+        let is_away = self.away.lock().expect("no holder panics").contains(&webhook);
+        let reply = match is_away {
+            true => Reply::Status(503),
+            false => self.cast.reply(webhook, number, request.attempt),
+        };
         let accepted = accepts(&reply);
         let at = request.at.duration_since(self.began);
         let seen = Request { number, webhook, at, accepted };

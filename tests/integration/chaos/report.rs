@@ -51,20 +51,48 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
             "  at a healthy receiver, because its neighbour failed: {} (must be 0)",
             ledger.because_of_a_neighbour()
         ),
+        format!("dropped        {}, deleted with their webhook", ledger.total(|row| row.dropped)),
+        format!("while paused   {} requests (must be 0)", ledger.while_paused),
+        format!(
+            "out of order   {} of {} first requests, {:.3} % (at most 0.1 %)",
+            ledger.total(|row| row.overtaken),
+            ledger.total(|row| row.ordered),
+            percent(ledger.total(|row| row.overtaken), ledger.total(|row| row.ordered))
+        ),
     ]);
     lines.join("\n")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn percent(part: usize, of: usize) -> f64 {
+    part as f64 / of.max(1) as f64 * 100.0
 }
 
 fn webhooks(ledger: &Ledger) -> Vec<String> {
     let line = |name: &str, row: &Row| {
         format!(
-            "{name:30} {:>9} {:>10} {:>6} {:>5} {:>8}",
-            row.promised, row.delivered, row.dead, row.lost, row.repeats
+            "{name:30} {:>9} {:>10} {:>6} {:>8} {:>5} {:>8} {:>8} {:>10}",
+            row.promised,
+            row.delivered,
+            row.dead,
+            row.dropped,
+            row.lost,
+            row.repeats,
+            row.ordered,
+            row.overtaken
         )
     };
     let mut lines = vec![format!(
-        "{:30} {:>9} {:>10} {:>6} {:>5} {:>8}",
-        "WEBHOOK", "PROMISED", "DELIVERED", "DEAD", "LOST", "REPEATS"
+        "{:30} {:>9} {:>10} {:>6} {:>8} {:>5} {:>8} {:>8} {:>10}",
+        "WEBHOOK",
+        "PROMISED",
+        "DELIVERED",
+        "DEAD",
+        "DROPPED",
+        "LOST",
+        "REPEATS",
+        "ORDERED",
+        "OVERTAKEN"
     )];
     for webhook in Webhook::ALL {
         let row = ledger.rows.get(&webhook).copied().unwrap_or_default();
@@ -74,8 +102,11 @@ fn webhooks(ledger: &Ledger) -> Vec<String> {
         promised: ledger.total(|row| row.promised),
         delivered: ledger.total(|row| row.delivered),
         dead: ledger.total(|row| row.dead),
+        dropped: ledger.total(|row| row.dropped),
         lost: ledger.total(|row| row.lost),
         repeats: ledger.total(|row| row.repeats),
+        ordered: ledger.total(|row| row.ordered),
+        overtaken: ledger.total(|row| row.overtaken),
         ..Row::default()
     };
     lines.push(line("all", &total));

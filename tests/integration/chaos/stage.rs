@@ -7,13 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use uuid::Uuid;
+
 use super::{
     bound::{
         CAPACITY, CIRCUIT_BREAKER, DELIVERY_MAX_AGE, PREFETCH_COUNT, QUEUES, REQUEST_TIMEOUT,
         RETRY_SCHEDULE,
     },
     cast::{Cast, Webhook},
-    history::{DeadLetter, History, Moment, Strike},
+    history::{DeadLetter, Departure, History, Moment, Pause, Strike},
     producer::{Output, Producer},
     receivers::Receivers,
     settings::Settings,
@@ -28,6 +30,11 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// yet after a crash.
 const STALLED: Duration = Duration::from_secs(200);
 
+/// Of the sandbox's own schema.
+const PAUSED_COLUMN: &str = "SELECT FROM information_schema.columns WHERE table_schema = \
+                             current_schema() AND table_name = 'webhooks' AND column_name = \
+                             'paused_at'";
+
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) struct Stage {
@@ -41,9 +48,13 @@ pub(super) struct Stage {
     pub(super) servers: FaultServers,
     began: Instant,
     cast: Cast,
-    /// By id.
-    webhooks: HashMap<String, Webhook>,
+    /// By id, those that were deleted included.
+    webhooks: HashMap<Uuid, Webhook>,
     pub(super) strikes: Vec<Strike>,
+    pub(super) pauses: Vec<Pause>,
+    pub(super) departures: Vec<Departure>,
+    /// Whether the table of webhooks has what a pause needs: that of an older binary has not.
+    pub(super) can_pause: bool,
     /// What went wrong and is no matter of the ledger, in words.
     pub(super) problems: Vec<String>,
     /// What the notifiers that ended have logged.
@@ -72,9 +83,10 @@ impl Stage {
         let receivers = Receivers::start(cast, began);
         let register = |webhook: Webhook| {
             let id = sandbox.webhook(&receivers.url(webhook), &[webhook.events()]);
-            (id.to_string(), webhook)
+            (id, webhook)
         };
         let webhooks = Webhook::ALL.into_iter().map(register).collect();
+        let can_pause = !sandbox.database.query(PAUSED_COLUMN, &[]).is_empty();
         let to_broker = Proxy::before(&servers.servers().amqp_url);
         let to_postgres = Proxy::before(sandbox.database.url());
         let first = start(&sandbox, &to_broker, &to_postgres);
@@ -83,6 +95,7 @@ impl Stage {
             queues: sandbox.queues.clone(),
             cast,
             rate: settings.rate,
+            began,
         });
         let mut stage = Self {
             fleet: vec![first],
@@ -96,6 +109,9 @@ impl Stage {
             cast,
             webhooks,
             strikes: Vec::new(),
+            pauses: Vec::new(),
+            departures: Vec::new(),
+            can_pause,
             problems: Vec::new(),
             logs: Vec::new(),
             launched: 1,
@@ -175,6 +191,38 @@ impl Stage {
         self.keep_log(&notifier);
     }
 
+    /// As `webhooks pause` and `webhooks resume` do.
+    pub(super) fn set_paused(&self, webhook: Webhook, paused: bool) {
+        let sql = "UPDATE webhooks SET paused_at = CASE WHEN $2 THEN now() END WHERE post_url = $1";
+        self.sandbox.database.execute(sql, &[&self.receivers.url(webhook), &paused]);
+    }
+
+    pub(super) fn register(&mut self, webhook: Webhook) {
+        let id = self.sandbox.webhook(&self.receivers.url(webhook), &[webhook.events()]);
+        self.webhooks.insert(id, webhook);
+    }
+
+    /// Its id stays known: what has died before bears it.
+    pub(super) fn unregister(&self, webhook: Webhook) {
+        let sql = "DELETE FROM webhooks WHERE post_url = $1";
+        self.sandbox.database.execute(sql, &[&self.receivers.url(webhook)]);
+    }
+
+    /// The number of the first event that the webhook was promised and has not accepted yet.
+    pub(super) fn first_unaccepted(&self, webhook: Webhook) -> usize {
+        let events = self.producer.events();
+        let requests = self.receivers.requests().into_iter();
+        let accepted: HashSet<_> = requests
+            .filter(|request| request.webhook == webhook && request.accepted)
+            .map(|request| request.number)
+            .collect();
+        let is_open = |number: &usize| {
+            let event = &events[*number];
+            event.promised && webhook.wants(event.kind) && !accepted.contains(number)
+        };
+        (0..events.len()).find(is_open).unwrap_or(events.len())
+    }
+
     fn keep_log(&mut self, notifier: &Notifier) {
         let now = self.now();
         self.logs.push(format!("--- process {}, ended at {now:.1?}", notifier.id()));
@@ -188,7 +236,11 @@ impl Stage {
         let mut open = HashSet::new();
         for (number, event) in events.iter().enumerate().filter(|(_, event)| event.promised) {
             let wanting = Webhook::ALL.into_iter().filter(|webhook| webhook.wants(event.kind));
-            open.extend(wanting.map(|webhook| (number, webhook)));
+            // What was dropped with its webhook will not come; what was not need not be waited for.
+            let kept = wanting.filter(|webhook| {
+                !self.departures.iter().any(|departure| departure.drops(number, *webhook))
+            });
+            open.extend(kept.map(|webhook| (number, webhook)));
         }
         let mut dead = Vec::new();
         self.drain(&mut open, &mut dead);
@@ -202,7 +254,14 @@ impl Stage {
             self.problems.push(format!("{strays} requests for no event or path of ours"));
         }
         let requests = self.receivers.requests();
-        let history = History { events, requests, dead, strikes: mem::take(&mut self.strikes) };
+        let history = History {
+            events,
+            requests,
+            dead,
+            strikes: mem::take(&mut self.strikes),
+            pauses: mem::take(&mut self.pauses),
+            departures: mem::take(&mut self.departures),
+        };
         let (problems, logs) = (mem::take(&mut self.problems), mem::take(&mut self.logs));
         Played { history, problems, logs, produced_for, drained_in }
     }
@@ -243,6 +302,18 @@ impl Stage {
         let lanes = self.sandbox.queues.iter().flat_map(|q| [q.clone(), format!("{q}.retry")]);
         let waiting = RETRY_SCHEDULE.iter().map(|delay| format!("webhooks.wait.{delay}"));
         lanes.chain(waiting).all(|queue| self.sandbox.broker.ready(&queue) == Some(0))
+            && self.backlogs_are_empty()
+    }
+
+    /// Asked only when all else is empty: the tool takes a second to start.
+    fn backlogs_are_empty(&self) -> bool {
+        let listing = self.servers.rabbitmqctl(&["--silent", "list_queues", "name", "messages"]);
+        let is_ours = |name: &str| {
+            let backlog = name.strip_prefix("webhooks.backlog.");
+            backlog.is_some_and(|of| self.sandbox.queues.iter().any(|queue| of.starts_with(queue)))
+        };
+        let mut rows = listing.lines().filter_map(|line| line.rsplit_once(char::is_whitespace));
+        rows.all(|(name, messages)| !is_ours(name) || messages == "0")
     }
 
     fn collect_dead(&mut self, dead: &mut Vec<DeadLetter>) {
@@ -256,7 +327,8 @@ impl Stage {
                 }
             };
             for message in messages {
-                let webhook = self.webhooks.get(message.text("x-webhook-id"));
+                let id = message.text("x-webhook-id").parse::<Uuid>();
+                let webhook = id.ok().and_then(|id| self.webhooks.get(&id));
                 let number = self.cast.number(message.text("x-event-id"));
                 match (webhook, number, message.text("x-dead-reason")) {
                     (Some(&webhook), Some(number), "exhausted" | "expired") => {
