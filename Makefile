@@ -132,6 +132,11 @@ soak: RATE ?= 50
 soak: build ## Steady load, failing receivers; nothing may grow: DURATION=10m RATE=50 SEED=…
 	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) soak
 
+.PHONY: drain-kill
+drain-kill: KILLS ?= 10
+drain-kill: build ## Kill notifier, broker, both while a receiver catches up: KILLS=10 EVENTS=3000 SEED=…
+	@KILLS=$(KILLS) EVENTS=$(EVENTS) SEED=$(SEED) scripts/chaos.sh $(BINARY) drain-kill
+
 .PHONY: bench
 bench: build ## Measure it beside a bare loop: [SCENARIO='tuned isolation'] [ROUNDS=5]
 	@scripts/bench.sh $(BINARY) $(SCENARIO)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# A long test by itself, on the release binary: `make chaos` and `make soak` call this. It has
+# A long test by itself, on the release binary: `make chaos`, `make soak` and `make drain-kill` call this. It has
 # private servers of its own.
 
 set -euo pipefail
@@ -12,6 +12,7 @@ export FAULT_SERVICES_DIR=$root/.local/$2
 case $2 in
     chaos) test=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks ;;
     soak) test=chaos::soak::under_steady_load_with_failing_receivers_nothing_grows ;;
+    drain-kill) test=chaos::drain::killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated ;;
     *)
         echo "there is no long test named $2" >&2
         exit 2

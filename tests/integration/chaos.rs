@@ -1,7 +1,8 @@
 //! Everything breaks, in an order drawn from a seed, while events flow; and at the end the ledger
 //! says where each of them went.
 //!
-//! `make chaos` runs it for longer, on the release binary: DURATION, RATE and SEED say how.
+//! `make chaos` runs it for longer, on the release binary: DURATION, RATE and SEED say how. `soak` and
+//! `drain` are other long tests, of steady load and of kills while a backlog drains.
 
 mod settings;
 mod cast;
@@ -16,6 +17,7 @@ mod stage;
 mod faults;
 mod report;
 mod soak;
+mod drain;
 
 use std::{fs, path::Path, time::Instant};
 

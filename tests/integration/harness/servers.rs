@@ -90,9 +90,7 @@ impl FaultServers {
         &self.servers
     }
 
-    /// Ends one. A kill of the broker finds every queue on its disk: RabbitMQ (3.10 and 4.0 at
-    /// least) writes the names of quorum queues late, on a busy machine by seconds, and after a
-    /// SIGKILL before that the queue has no leader, for ever (rabbitmq/rabbitmq-server#15725).
+    /// Ends one. A kill of the broker finds every [queue on its disk](Self::write_queue_names).
     /// Messages and acks are as far as they are.
     pub(crate) fn end(&self, server: Server, end: End) {
         let verb = match end {
@@ -100,9 +98,21 @@ impl FaultServers {
             End::Kill => "kill",
         };
         if let (Server::Broker, End::Kill) = (server, end) {
-            self.rabbitmqctl(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
+            self.write_queue_names();
         }
         services(&self.directory, &[verb, server.name()]);
+    }
+
+    /// RabbitMQ (3.10 and 4.0 at least) writes the names of quorum queues late, on a busy machine by
+    /// seconds, and after a SIGKILL before that the queue has no leader, for ever
+    /// (rabbitmq/rabbitmq-server#15725). The tool takes a second or two.
+    pub(crate) fn write_queue_names(&self) {
+        self.rabbitmqctl(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
+    }
+
+    /// SIGKILL, at once: where the names of the queues were written before.
+    pub(crate) fn kill_broker_now(&self) {
+        services(&self.directory, &["kill", Server::Broker.name()]);
     }
 
     pub(crate) fn start(&self, server: Server) {
