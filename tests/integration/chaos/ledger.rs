@@ -200,7 +200,9 @@ impl Ledger {
             row.ordered += 1;
             if let Some(later) = lane.highest.filter(|highest| *highest > number) {
                 row.overtaken += 1;
-                self.name(number, webhook, &format!("came at {at:.3?}, after event {later}"));
+                let published = event.at;
+                let example = format!("of {published:.3?} came at {at:.3?}, after event {later}");
+                self.name(number, webhook, &example);
             }
         }
     }
