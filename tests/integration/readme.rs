@@ -199,3 +199,25 @@ fn the_readme_lists_exactly_the_metrics_that_are_served() {
         .collect();
     assert_same(&documented("## Metrics"), &served);
 }
+
+#[test]
+fn every_scenario_of_the_benchmark_is_in_the_readme_and_no_other_is() {
+    let code = file("tests/bench/scenarios.rs");
+    let calls = ["    usual(\"", "    on_request(\""];
+    let name = |line: &str| {
+        let rest = calls.iter().find_map(|call| line.strip_prefix(call))?;
+        Some(rest.split_once('"')?.0.to_owned())
+    };
+    let scenarios: BTreeSet<_> = code.lines().filter_map(name).collect();
+    assert!(scenarios.len() > 20, "only {scenarios:?}");
+    let listed = documented("## Benchmarks");
+    let invented: Vec<_> = listed.difference(&scenarios).collect();
+    assert!(invented.is_empty(), "README.md invents {invented:?}");
+    let readme = readme();
+    let (_, section) = readme.split_once("\n## Benchmarks\n").expect("just found");
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let words: BTreeSet<_> = section.split(|c| !is_part(c)).collect();
+    for scenario in scenarios {
+        assert!(words.contains(scenario.as_str()), "README.md lacks {scenario}");
+    }
+}
