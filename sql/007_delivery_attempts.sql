@@ -12,7 +12,6 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
     queue TEXT NOT NULL,
     outcome TEXT NOT NULL,
     attempt INTEGER NOT NULL,
-    deferrals INTEGER NOT NULL,
     status INTEGER,
     reason TEXT,
     detail TEXT NOT NULL,

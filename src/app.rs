@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uuid::Uuid;
 
 use crate::admin::{self, Casualties};
+use crate::backlogs::{Backlogs, Keeper};
 use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
 use crate::config::Config;
 use crate::consumer;
@@ -51,10 +52,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|lane| lane.queue.clone()))?);
     let capacities = config.queues.iter().map(|queue| queue.capacity);
     let receivers = Arc::new(Receivers::new(capacities, config.circuit_breaker, jitter));
+    let (backlogs, inbox) = Backlogs::new(&config);
+    let backlogs = Arc::new(backlogs);
     let status = Arc::new(Status::new(
         &config,
         Arc::clone(&metrics),
         Arc::clone(&receivers),
+        Arc::clone(&backlogs),
         shutdown.clone(),
     ));
     let casualties = Arc::new(Casualties::default());
@@ -125,11 +129,23 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     });
     let workers = Workers::default();
     let (log, log_writer) = delivery_log::open(&config, &store, metrics.log_rows(), jitter);
+    let keeper = Keeper::new(
+        Arc::clone(&backlogs),
+        inbox,
+        Arc::clone(&config),
+        Arc::clone(&store),
+        Arc::clone(&directory),
+        Arc::clone(&receivers),
+        &publisher,
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
     let pipeline = Arc::new(Pipeline::new(
         &config,
         Arc::clone(&directory),
         publisher,
-        receivers,
+        Arc::clone(&receivers),
+        Arc::clone(&backlogs),
         workers.clone(),
         log,
         Arc::clone(&metrics),
@@ -164,12 +180,18 @@ pub fn run(config: Config, store: Store) -> Result<()> {
             Ok(())
         }
     })?;
+    threads.spawn("backlogs".to_owned(), move || {
+        keeper.run();
+        Ok(())
+    })?;
     for lane in lanes {
         let context = consumer::Context {
             config: Arc::clone(&config),
             pipeline: Arc::clone(&pipeline),
             metrics: Arc::clone(&metrics),
             workers: workers.clone(),
+            receivers: Arc::clone(&receivers),
+            backlogs: Arc::clone(&backlogs),
             shutdown: shutdown.clone(),
             jitter,
         };

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use amiquip::{
-    AmqpValue, Auth, Channel, ConnectionOptions, ConnectionTuning, Consumer, ConsumerMessage,
+    AmqpValue, Auth, Channel, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
+    Consumer, ConsumerMessage,
 };
 use crossbeam_channel::{bounded, select};
 use mio::Evented;
@@ -20,6 +21,7 @@ use mio::Evented;
 use crate::config::{Amqp, Config};
 use crate::shutdown::{Never, Shutdown};
 
+mod backlog;
 mod batch;
 mod browse;
 mod mending;
@@ -35,7 +37,9 @@ pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
 pub use message::{Message, unix_millis};
 pub use publisher::{Confirmation, NotConfirmed, Outgoing, Publisher, PublisherThread};
-pub use topology::{Lane, Presence, Topology, backlog_queue, dead_queue, declare_lane};
+pub use topology::{
+    Lane, LaneKind, Presence, Topology, WITHOUT_BACKLOG, backlog_queue, dead_queue, declare_lane,
+};
 
 /// How long setting up a connection or a lane may take. On a loaded broker it takes tens of
 /// milliseconds, on one that is just starting a second. One that begins while the network is frozen
@@ -215,6 +219,17 @@ impl Link {
     /// If the connection is lost or has no channel left.
     pub fn channel(&mut self) -> amiquip::Result<Channel> {
         self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?.open_channel(None)
+    }
+
+    /// What is disconnected when the connection is lost, for who consumes nothing by it.
+    ///
+    /// # Errors
+    /// If it is lost already.
+    pub fn listen_for_loss(
+        &mut self,
+    ) -> amiquip::Result<crossbeam_channel::Receiver<ConnectionBlockedNotification>> {
+        let connection = self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?;
+        connection.listen_for_connection_blocked()
     }
 
     /// An error of a call on this connection, in our words.

@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
 use crossbeam_channel::{Receiver, select};
 
-use crate::broker::{CLOSE_TIMEOUT, Lane, Link, SETUP_TIMEOUT, cancel, declare_lane};
+use crate::backlogs::Backlogs;
+use crate::broker::{CLOSE_TIMEOUT, Lane, LaneKind, Link, SETUP_TIMEOUT, cancel, declare_lane};
 use crate::config::Config;
 use crate::domain::retry::Backoff;
 use crate::metrics::{Interruption, Metrics};
 use crate::pipeline::{Missing, Pipeline, Settlement};
+use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
+mod backlogs;
 mod crew;
 mod relief;
 mod window;
@@ -41,8 +44,12 @@ pub struct Context {
     pub pipeline: Arc<Pipeline>,
     /// Says when the lane consumes.
     pub metrics: Arc<Metrics>,
-    /// Take over from a consumer that is stuck.
+    /// Take over from a consumer that is stuck, and make the requests of backlogs.
     pub workers: Workers,
+    /// Say when a backlog's first message may begin.
+    pub receivers: Arc<Receivers>,
+    /// Which backlogs there are.
+    pub backlogs: Arc<Backlogs>,
     /// Ends the lane.
     pub shutdown: Shutdown,
     /// Random numbers from 0 to 1, for the backoff.
@@ -64,6 +71,9 @@ enum Ended {
 
 /// Runs a lane until shutdown.
 pub fn run(context: &Context, lane: &Arc<Lane>) {
+    if lane.kind == LaneKind::Backlogs {
+        return backlogs::run(context, lane);
+    }
     let mut backoff = Backoff::default();
     let mut missing = None;
     // One line for each change of state, not one for each attempt.

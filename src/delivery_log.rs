@@ -273,8 +273,6 @@ mod tests {
             event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
             webhook_id: uuid::Uuid::nil(),
             attempts: 1,
-            deferrals: 0,
-            turn_at: None,
             first_received_at: 0,
             last_error: String::new(),
         };

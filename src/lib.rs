@@ -8,8 +8,8 @@
 //! producer ──► high_priority ──► a lane's consumer ── who wants it? ── directory ◄── PostgreSQL
 //!              medium_priority        │
 //!              low_priority           ├─ POST to each ──► delivered
-//!                                     ├─ no room for it now ──► <queue>.retry ──► the retry lane
-//!                                     ├─ failed, held back ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry
+//!                                     ├─ not to be asked now ──► webhooks.backlog.<queue>.<webhook> ──► POST, in order
+//!                                     ├─ failed ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry ──► POST
 //!                                     └─ hopeless or exhausted ──► <queue>.dead
 //!              ack only when every delivery is delivered, parked or dead-lettered
 //! ```
@@ -21,8 +21,8 @@
 //!    else in threads of [`workers`]. They also take over what waits behind a consumer that is stuck.
 //! 3. [`receivers`] says whether a receiver is to have an attempt now. [`domain::pace`] shares the
 //!    queue's capacity, [`domain::receiver`] knows how the receiver has been, and its webhook has
-//!    [limits](domain::limits). If all that is missing is a free place, a delivery to a prompt receiver
-//!    waits for one. Any other goes to the retry lane, or waits at the broker, unattempted.
+//!    [limits](domain::limits). What may not begin waits for a moment, or enters its receiver's backlog,
+//!    in the order of its queue: [`domain::intake`]. [`backlogs`] sees to it that there is one.
 //! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the next delay of the schedule, or dead.
@@ -32,8 +32,10 @@
 //!
 //! A parked delivery names one webhook and its attempt number, so a retry never touches a
 //! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
-//! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own. That lane uses the
-//! same capacity: what a queue may have under way, its events and retries have together.
+//! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own. A backlog is
+//! consumed by a third lane, in order and as fast as its receiver may be asked: while that may not be
+//! asked, nothing moves. All three use the same capacity: what a queue may have under way, its events,
+//! retries and backlogs have together.
 //!
 //! What happened to a delivery on its way is told to the [`delivery_log`], for `why` and `tail`; that
 //! never waits, and nothing is decided by it.
@@ -70,6 +72,8 @@
 //! |---|---|
 //! | what an answer means, and what follows | [`domain::outcome`] |
 //! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`] |
+//! | what waits, what goes to a backlog, and in which order | [`domain::intake`] |
+//! | how a backlog is consumed | `consumer/backlogs.rs`; how it is made, found and removed: `backlogs/keeper.rs` |
 //! | how many consumers a lane has | [`domain::growth`]; how they are started and ended: `consumer/crew.rs` |
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
@@ -95,6 +99,7 @@ pub mod pipeline;
 pub mod domain;
 pub mod sender;
 pub mod receivers;
+pub mod backlogs;
 pub mod workers;
 pub mod delivery_log;
 pub mod directory;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use prometheus::{
@@ -48,6 +48,9 @@ pub struct Metrics {
     registry: Registry,
     lanes: BTreeMap<String, Lane>,
     queue_messages: IntGaugeVec,
+    backlogs: IntGaugeVec,
+    backlog_deliveries: IntGaugeVec,
+    backlogs_lost: IntCounter,
     dropped_deleted: IntCounter,
     dropped_disabled: IntCounter,
     receivers_ailing: IntGauge,
@@ -152,6 +155,11 @@ impl Lane {
     pub fn parked(&self, age: Duration, delay: Duration) {
         self.waiting.add(age, delay);
     }
+
+    /// The oldest delivery of its backlogs has waited since then; none, if they hold none.
+    pub fn oldest_in_backlog(&self, since: Option<Instant>) {
+        self.waiting.has_in_hand(since);
+    }
 }
 
 impl Metrics {
@@ -210,7 +218,7 @@ impl Metrics {
         let oldest_waiting = make.register(GaugeVec::new(
             Opts::new(
                 "webhook_oldest_waiting_seconds",
-                "Age of the oldest delivery that this process has parked and that still waits",
+                "Age of the oldest delivery that this process has parked, or consumes from a backlog, and that still waits",
             ),
             &["queue"],
         )?)?;
@@ -221,8 +229,23 @@ impl Metrics {
         )?;
         let held = make.counter(
             "webhook_deliveries_held_total",
-            "Deliveries that got no attempt when they came, but go to the retry lane, by reason",
+            "Deliveries that got no attempt when they came, but go to a backlog or the retry lane, by reason",
             &["queue", "reason"],
+        )?;
+        let backlogs = make.gauge(
+            "webhook_backlogs",
+            "Backlogs that hold something, of one webhook each",
+            &["queue"],
+        )?;
+        let backlog_deliveries = make.gauge(
+            "webhook_backlog_deliveries",
+            "Deliveries that wait in backlogs, asked every five seconds, twenty backlogs at a time",
+            &["queue"],
+        )?;
+        let backlogs_lost = make.counter(
+            "webhook_backlogs_lost_total",
+            "Backlogs that somebody else deleted, with what waited in them",
+            &[],
         )?;
         let transitions = make.counter(
             "webhook_circuit_breaker_transitions_total",
@@ -330,6 +353,9 @@ impl Metrics {
         Ok(Self {
             lanes: queues.into_iter().map(|queue| (queue.clone(), lane(&queue))).collect(),
             queue_messages,
+            backlogs,
+            backlog_deliveries,
+            backlogs_lost: backlogs_lost.with_label_values::<&str>(&[]),
             dropped_deleted: dropped.with_label_values(&[Dropped::Deleted.label()]),
             dropped_disabled: dropped.with_label_values(&[Dropped::Disabled.label()]),
             receivers_ailing: receivers_ailing.with_label_values::<&str>(&[]),
@@ -396,6 +422,24 @@ impl Metrics {
     /// Sets how many messages are ready in a queue.
     pub fn set_queue_messages(&self, queue: &str, messages: u32) {
         self.queue_messages.with_label_values(&[queue]).set(messages.into());
+    }
+
+    /// Sets how many backlogs of a queue hold something, and how many deliveries all of them.
+    pub fn set_backlogs(&self, queue: &str, backlogs: i64, deliveries: i64) {
+        self.backlogs.with_label_values(&[queue]).set(backlogs);
+        self.backlog_deliveries.with_label_values(&[queue]).set(deliveries);
+    }
+
+    /// How many deliveries waited in the backlogs of a queue when they were last counted.
+    #[must_use]
+    pub fn backlog_deliveries(&self, queue: &str) -> i64 {
+        self.backlog_deliveries.with_label_values(&[queue]).get()
+    }
+
+    /// Backlogs that somebody else deleted.
+    #[must_use]
+    pub fn backlogs_lost(&self) -> &IntCounter {
+        &self.backlogs_lost
     }
 
     /// How many messages were ready in one of the watched queues when RabbitMQ last answered;

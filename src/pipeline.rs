@@ -8,15 +8,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
-use crate::broker::{Lane, Message, NotConfirmed, Publisher, unix_millis};
+use crate::backlogs::Backlogs;
+use crate::broker::{
+    Lane, LaneKind, Message, NotConfirmed, Publisher, WITHOUT_BACKLOG, unix_millis,
+};
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
 use crate::domain::delivery::{Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
-use crate::domain::outcome::{Decision, Outcome, Reason, decide};
-use crate::domain::pace::{Ask, Attempt, Hold};
+use crate::domain::intake::{Entry, Refusal, Who};
+use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
+use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
@@ -27,6 +31,7 @@ use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
 mod fan_out;
+mod head;
 mod onward;
 mod progress;
 mod promises;
@@ -35,6 +40,7 @@ mod tally;
 use promises::Promise;
 
 pub use fan_out::FanOut;
+pub use head::{Head, Waiting};
 pub use progress::Progress;
 pub use promises::Promises;
 pub use tally::Tally;
@@ -67,11 +73,10 @@ pub struct Pipeline {
     publisher: Publisher,
     metrics: Arc<Metrics>,
     receivers: Arc<Receivers>,
+    backlogs: Arc<Backlogs>,
     workers: Workers,
     log: DeliveryLog,
     schedule: Schedule,
-    /// Of circuit breakers.
-    pauses: Vec<Span>,
     delivery_max_age: Duration,
     fanout_inline: usize,
     max_event_bytes: usize,
@@ -99,6 +104,7 @@ impl Pipeline {
         directory: Arc<Directory>,
         publisher: Publisher,
         receivers: Arc<Receivers>,
+        backlogs: Arc<Backlogs>,
         workers: Workers,
         log: DeliveryLog,
         metrics: Arc<Metrics>,
@@ -109,11 +115,11 @@ impl Pipeline {
             sender: Sender::new(config),
             publisher,
             receivers,
+            backlogs,
             workers,
             log,
             metrics,
             schedule: config.retry_schedule.clone(),
-            pauses: config.circuit_breaker.pauses(),
             delivery_max_age: config.delivery_max_age,
             fanout_inline: config.fanout_inline,
             max_event_bytes: config.max_event_bytes,
@@ -138,7 +144,7 @@ impl Pipeline {
         let context = Context { lane, metrics, message: &message };
         let settled = if message.is_weary() && self.renew(context).is_ok() {
             Ok(())
-        } else if lane.is_retry {
+        } else if lane.kind == LaneKind::Retries {
             self.retry(context, progress, &mut promises)
         } else {
             self.event(lane, message, progress, &mut promises)
@@ -267,84 +273,80 @@ impl Pipeline {
         let answer = self.ask(context.lane, webhook, &delivery);
         match answer.and_then(|answer| self.receivers.wait(answer, &self.shutdown)) {
             Ok(attempt) => self.attempt(context, webhook, delivery, attempt),
-            Err(hold) => self.hold_back(context, webhook, delivery, hold),
+            Err(refusal) => self.hold_back(context, webhook, delivery, refusal),
         }
     }
 
     /// Asks for an attempt.
-    fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Answer, Hold> {
-        let turn = delivery.turn_at.map(until);
-        let ask = Ask { turn, ..Ask::of(webhook, lane.number) };
-        if lane.is_retry { self.receivers.ask_patiently(ask) } else { self.receivers.ask(ask) }
+    fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Answer, Refusal> {
+        let who = if delivery.attempts == 0 { Who::Fresh } else { Who::Retry };
+        self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
     }
 
-    /// Sees to it that a delivery that has no attempt now gets one later.
+    /// Sees to it that a delivery that has no attempt now gets one later: by way of its receiver's
+    /// backlog.
     fn hold_back(
         &self,
         context: Context<'_>,
         webhook: &Webhook,
         mut delivery: Delivery,
-        hold: Hold,
+        refusal: Refusal,
     ) -> Kept {
+        let Refusal { hold, entry } = refusal;
         log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
-        let has_turn = delivery.turn_at.is_some();
-        let delay = match hold {
-            // The receiver does what it can: nothing is to back off from, and one comes back in turn.
-            Hold::Limit(_, turn) => {
-                let millis = UnixMillis::try_from(turn.as_millis()).unwrap_or(UnixMillis::MAX);
-                delivery.turn_at = Some(unix_millis().saturating_add(millis));
-                self.schedule.before_turn(turn, &self.pauses)
-            }
-            // In the retry lane it may have an attempt at once.
-            _ if !context.lane.is_retry && hold.remaining().is_zero() => {
-                return self.hand_over(context, &delivery, hold.into()).map(Some);
-            }
-            // One answer tells those that nothing is known of from those that hang, and one success
-            // lets more begin: to back off would be to miss it.
-            Hold::Unproven | Hold::Ramp => self.schedule.for_capacity(1),
-            Hold::Share | Hold::Group | Hold::Slow | Hold::Full => {
-                delivery.deferrals += 1;
-                self.schedule.for_capacity(delivery.deferrals)
-            }
-            _ => {
-                delivery.deferrals += 1;
-                self.schedule.deferral(delivery.deferrals, hold.remaining(), &self.pauses)
-            }
+        let Some(entry) = entry else {
+            // Shutdown: it comes first at the next start.
+            return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
         };
+        let place = Place { receivers: &self.receivers, entry, is_there: false };
         if delivery.last_error.is_empty() {
             delivery.last_error = format!("no attempt yet: {hold}");
         }
-        let decision = Decision::Park(delay).at_age(age(&delivery), self.delivery_max_age);
-        let why = Held::from(hold);
-        let happened = match (hold, decision) {
-            // The way to its turn may be many steps, which say nothing new.
-            (Hold::Limit(..), Decision::Park(_)) if has_turn => None,
-            (Hold::Limit(_, turn), Decision::Park(_)) => {
-                Some(Happened::AwaitsTurn { why: why.label(), turn })
-            }
-            _ => Some(Happened::HeldBack { why: why.label(), decision }),
-        };
-        if let Some(happened) = happened {
-            self.log.record(&context.lane.origin, &delivery, happened);
+        if self.is_too_old(&delivery) {
+            return self.expire(context, &delivery, hold.into()).map(Some);
         }
-        match decision {
-            Decision::Park(delay) => {
-                let counter = context.metrics.held(why);
-                self.park(context, &delivery, delay, counter).map(Some)
-            }
-            Decision::Dead(reason) => {
-                log::warn!(
-                    "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
-                    delivery.event.id,
-                    webhook.id,
-                    delivery.attempts,
-                    reason.label(),
-                    delivery.last_error,
-                );
-                self.bury(context, &delivery, reason).map(Some)
-            }
-            Decision::Delivered => Ok(None),
+        let Lane { number, .. } = *context.lane;
+        if self.backlogs.make_sure(number, webhook.id, hold.into(), &self.shutdown) {
+            self.receivers.wait_to_enter(entry);
+            let promise = self.enter(context, &delivery, hold.into())?;
+            place.take();
+            return Ok(Some(promise));
         }
+        if self.shutdown.is_requested() {
+            return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
+        }
+        let wait = Span::from(WITHOUT_BACKLOG);
+        let decision = Some(Decision::Park(wait));
+        let happened = Happened::HeldBack { why: Held::from(hold).label(), decision };
+        self.log.record(&context.lane.origin, &delivery, happened);
+        self.park(context, &delivery, wait, context.metrics.held(hold.into())).map(Some)
+    }
+
+    /// Whether a delivery may not wait any more.
+    fn is_too_old(&self, delivery: &Delivery) -> bool {
+        age(delivery) > self.delivery_max_age
+    }
+
+    /// A delivery has become too old without an attempt.
+    fn expire(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        why: Held,
+    ) -> Result<Promise, NotConfirmed> {
+        let reason = DeadReason::Expired;
+        let decision = Some(Decision::Dead(reason));
+        let happened = Happened::HeldBack { why: why.label(), decision };
+        self.log.record(&context.lane.origin, delivery, happened);
+        log::warn!(
+            "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
+            delivery.event.id,
+            delivery.webhook_id,
+            delivery.attempts,
+            reason.label(),
+            delivery.last_error,
+        );
+        self.bury(context, delivery, reason)
     }
 
     /// Makes one attempt and sees to what follows from it.
@@ -374,7 +376,6 @@ impl Pipeline {
         let status = response.status();
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
-        delivery.turn_at = None;
         self.note(webhook, &delivery.event, attempt, &outcome);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .at_age(age(&delivery), self.delivery_max_age);
@@ -500,8 +501,6 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
         event,
         webhook_id: webhook.id,
         attempts: 0,
-        deferrals: 0,
-        turn_at: None,
         first_received_at: unix_millis(),
         last_error: String::new(),
     }
@@ -513,8 +512,22 @@ fn age(delivery: &Delivery) -> Duration {
     Duration::from_millis(millis.max(0).unsigned_abs())
 }
 
-/// How far off a time is; not at all, if it is over.
-fn until(at: UnixMillis) -> Duration {
-    let millis = at.saturating_sub(unix_millis());
-    Duration::from_millis(millis.max(0).unsigned_abs())
+/// A delivery's place among those that enter a backlog. Others wait until it is there; or, however
+/// this ends, until it is not going there.
+struct Place<'a> {
+    receivers: &'a Receivers,
+    entry: Entry,
+    is_there: bool,
+}
+
+impl Place<'_> {
+    fn take(mut self) {
+        self.is_there = true;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.receivers.entered(self.entry, self.is_there);
+    }
 }

@@ -1,5 +1,5 @@
-//! Who may have a request under way, for the whole process: the [`Pace`] behind a lock, the threads
-//! that wait for a place, and the clock.
+//! Who may have a request under way, for the whole process: the [`Intake`] behind a lock, the threads
+//! that wait, and the clock.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use uuid::Uuid;
 
-use crate::domain::pace::{Admission, Ask, Attempt, Count, Hold, Pace, Ticket};
+use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
+use crate::domain::pace::{Ask, Attempt, Count, Hold, Pace};
 use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Transition};
 use crate::shutdown::Shutdown;
 
@@ -17,19 +18,22 @@ use crate::shutdown::Shutdown;
 /// or three megabytes. Those that are forgotten for others count as unproven again.
 const MOST: usize = 10_000;
 
-/// How long a delivery of the retry lane waits in its consumer for what is under way. New events wait
-/// in no such way: it would be their neighbours' time.
+/// How long a delivery waits in its consumer for other requests to end, before it goes to its
+/// receiver's backlog: longer than most requests take, and short enough for its neighbours.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// The receivers, and the capacity of each queue. Shared by all threads.
+/// Moments count from so long before the start: what was known of a receiver before has a time too.
+const BEFORE: Duration = Duration::from_secs(365 * 86_400);
+
+/// The receivers, the capacity of each queue, and what their backlogs hold. Shared by all threads.
 #[derive(Debug)]
 pub struct Receivers {
     /// One lock for all: it is held for less than a microsecond, twice for a POST that takes a
     /// hundred times as long.
     state: Mutex<State>,
-    /// A request has ended, and somebody waits to ask again.
-    ended: Condvar,
-    /// Moments count from here.
+    /// A delivery was published to a backlog, and somebody waits to publish the next.
+    entered: Condvar,
+    /// Moments count from [`BEFORE`] this.
     start: Instant,
     /// Random numbers from 0 to 1, for the pauses of circuit breakers.
     jitter: fn() -> f64,
@@ -45,20 +49,38 @@ pub enum Answer {
     Waits(InLine),
 }
 
-/// Who waits for a place.
+/// Who waits.
 #[derive(Debug)]
 pub struct InLine {
-    ticket: Ticket,
-    called: Receiver<Result<Attempt, Hold>>,
+    number: Number,
+    since: Instant,
+    called: Receiver<Result<Attempt, Refusal>>,
+}
+
+impl InLine {
+    /// Becomes ready when it is called.
+    #[must_use]
+    pub fn called(&self) -> &Receiver<Result<Attempt, Refusal>> {
+        &self.called
+    }
 }
 
 #[derive(Debug)]
 struct State {
-    pace: Pace,
-    /// Where those who wait for a place hear of it.
-    waiting: HashMap<Ticket, Sender<Result<Attempt, Hold>>>,
-    /// How many wait to ask again.
-    patient: usize,
+    intake: Intake,
+    /// Where those who wait hear of it.
+    waiting: HashMap<Number, Sender<Result<Attempt, Refusal>>>,
+    /// How many wait to publish to a backlog.
+    entering: usize,
+    /// By queue: rings when a request has ended, while somebody listens.
+    bells: Vec<Bell>,
+}
+
+#[derive(Debug)]
+struct Bell {
+    sender: Sender<()>,
+    receiver: Receiver<()>,
+    is_on: bool,
 }
 
 impl Receivers {
@@ -69,65 +91,146 @@ impl Receivers {
         breaker: Breaker,
         jitter: fn() -> f64,
     ) -> Self {
-        let pace = Pace::new(capacities.into_iter().map(usize::from), breaker, MOST);
-        let state = Mutex::new(State { pace, waiting: HashMap::new(), patient: 0 });
-        Self { state, ended: Condvar::new(), start: Instant::now(), jitter }
+        let capacities: Vec<_> = capacities.into_iter().map(usize::from).collect();
+        let bell = |_| {
+            let (sender, receiver) = bounded(1);
+            Bell { sender, receiver, is_on: false }
+        };
+        let bells = (0..capacities.len()).map(bell).collect();
+        let pace = Pace::new(capacities.iter().copied(), breaker, MOST);
+        let intake = Intake::new(pace, capacities);
+        let state = Mutex::new(State { intake, waiting: HashMap::new(), entering: 0, bells });
+        Self { state, entered: Condvar::new(), start: Instant::now(), jitter }
     }
 
-    /// Asks for an attempt, which begins now; or as soon as there is a place, where that is all that
-    /// is missing.
+    /// Asks for an attempt of a delivery that is in no backlog, which begins now; or waits, where all
+    /// that is missing is that another request ends. `is_paused`: its webhook gets nothing.
     ///
     /// # Errors
     /// Why there is none now.
-    pub fn ask(&self, ask: Ask) -> Result<Answer, Hold> {
-        self.lock().ask(ask, self.now())
-    }
-
-    /// Asks again, for a moment, where it is only what is under way that keeps it from beginning: the
-    /// way round by a wait queue takes a second at least.
-    ///
-    /// # Errors
-    /// Why there is none even then.
-    pub fn ask_patiently(&self, ask: Ask) -> Result<Answer, Hold> {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Answer, Refusal> {
         let mut state = self.lock();
-        loop {
-            let hold = match state.ask(ask, self.now()) {
-                Err(hold) if hold.may_end_soon() => hold,
-                answer => return answer,
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(hold);
-            }
-            state.patient += 1;
-            let waited = self.ended.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            state.patient -= 1;
-        }
+        let (answer, called) = state.intake.ask(ask, who, is_paused, self.now());
+        state.tell(called);
+        answer.map(|intent| state.answer(intent))
     }
 
-    /// Waits for a place, if that is what it takes: for one REQUEST_TIMEOUT at most, since none is
-    /// held for longer.
+    /// Asks for an attempt of the first of a backlog. `is_ours`: this process has put it there.
     ///
     /// # Errors
-    /// What has come in its way meanwhile; [`Hold::Full`], if it was shutdown.
-    pub fn wait(&self, answer: Answer, shutdown: &Shutdown) -> Result<Attempt, Hold> {
-        let InLine { ticket, called } = match answer {
+    /// Why there is none now.
+    pub fn ask_head(&self, ask: Ask, is_ours: bool) -> Result<Answer, Hold> {
+        let mut state = self.lock();
+        let intent = state.intake.ask_head(ask, is_ours, self.now())?;
+        Ok(state.answer(intent))
+    }
+
+    /// Waits to be called, if that is what it takes: for a moment, or, where every place is taken, for
+    /// one REQUEST_TIMEOUT at most, since none is held for longer.
+    ///
+    /// # Errors
+    /// Why it can't begin; without an entry, if it was shutdown.
+    pub fn wait(&self, answer: Answer, shutdown: &Shutdown) -> Result<Attempt, Refusal> {
+        let InLine { number, since, called } = match answer {
             Answer::Begins(attempt) => return Ok(attempt),
             Answer::Waits(in_line) => in_line,
         };
+        let interrupted = Refusal { hold: Hold::Full, entry: None };
         select! {
-            recv(called) -> answer => answer.unwrap_or(Err(Hold::Full)),
-            recv(shutdown.receiver()) -> _ => {
+            recv(called) -> answer => return answer.unwrap_or(Err(interrupted)),
+            recv(shutdown.receiver()) -> _ => {}
+            default(PATIENCE.saturating_sub(since.elapsed())) => {
                 let mut state = self.lock();
-                state.waiting.remove(&ticket);
-                state.pace.leave(ticket);
-                drop(state);
-                // Perhaps it was called just now.
-                called.try_recv().unwrap_or(Err(Hold::Full))
+                let called = state.intake.give_up(number, self.now());
+                state.tell(called);
             }
         }
+        select! {
+            recv(called) -> answer => answer.unwrap_or(Err(interrupted)),
+            recv(shutdown.receiver()) -> _ => {
+                self.leave(number);
+                // Perhaps it was called just now.
+                called.try_recv().unwrap_or(Err(interrupted))
+            }
+        }
+    }
+
+    /// The first of a backlog no longer waits, at the end of the connection that it came by. If it was
+    /// called just now, that attempt is not made.
+    pub fn stop_waiting(&self, in_line: &InLine) {
+        self.leave(in_line.number);
+        if let Ok(Ok(attempt)) = in_line.called.try_recv() {
+            self.give_back(attempt);
+        }
+    }
+
+    fn leave(&self, number: Number) {
+        let mut state = self.lock();
+        state.waiting.remove(&number);
+        state.intake.leave(number);
+    }
+
+    /// Waits until all that enter the same backlog before it are published there.
+    pub fn wait_to_enter(&self, entry: Entry) {
+        let mut state = self.lock();
+        while !state.intake.is_next(entry) {
+            state.entering += 1;
+            state = self.entered.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.entering -= 1;
+        }
+    }
+
+    /// A delivery is on its way to a backlog; or, if not `is_there`, does not go there after all.
+    pub fn entered(&self, entry: Entry, is_there: bool) {
+        let mut state = self.lock();
+        state.intake.entered(entry, is_there);
+        if state.entering > 0 {
+            self.entered.notify_all();
+        }
+    }
+
+    /// A delivery has left a backlog without an attempt.
+    pub fn left_backlog(&self, queue: usize, webhook: Uuid, is_ours: bool) {
+        self.lock().intake.left((queue, webhook), is_ours);
+    }
+
+    /// There is a backlog, and nobody knows what it holds.
+    pub fn found_backlog(&self, queue: usize, webhook: Uuid) {
+        self.lock().intake.found((queue, webhook));
+    }
+
+    /// The broker says that a backlog is empty. False: something is on its way there.
+    pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid) -> bool {
+        self.lock().intake.is_emptied((queue, webhook))
+    }
+
+    /// Whether a backlog may hold something.
+    #[must_use]
+    pub fn is_backlog_in_use(&self, queue: usize, webhook: Uuid) -> bool {
+        self.lock().intake.is_in_use((queue, webhook))
+    }
+
+    /// What rings when a request has ended, whichever queue's, while [`Receivers::listen`] says so.
+    #[must_use]
+    pub fn bell(&self, queue: usize) -> Receiver<()> {
+        self.lock().bells[queue].receiver.clone()
+    }
+
+    /// Whether the bell of a queue is to ring. That costs a wake-up for each request.
+    pub fn listen(&self, queue: usize, is_on: bool) {
+        self.lock().bells[queue].is_on = is_on;
+    }
+
+    /// See [`Pace::probe_now`].
+    pub fn probe_now(&self, webhook: Uuid) {
+        self.lock().intake.pace.probe_now(webhook);
+    }
+
+    /// See [`Pace::restore`].
+    pub fn restore(&self, webhook: Uuid, is_slow: bool, away_for: Option<Duration>) {
+        let mut state = self.lock();
+        let now = self.now();
+        state.intake.pace.restore(webhook, is_slow, away_for, now);
     }
 
     /// Takes note of how an attempt ended.
@@ -138,49 +241,52 @@ impl Receivers {
         };
         let mut state = self.lock();
         let now = self.now();
-        let transition = state.pace.end(attempt, ended, jitter, now);
+        let transition = state.intake.pace.end(attempt, ended, jitter, now);
         state.call(now);
-        self.tell_patient(&state);
         transition
     }
 
     /// An attempt was not made after all.
     pub fn give_back(&self, attempt: Attempt) {
         let mut state = self.lock();
-        state.pace.give_back(attempt);
+        state.intake.pace.give_back(attempt);
         state.call(self.now());
-        self.tell_patient(&state);
-    }
-
-    /// A call of the kernel, so not for nobody.
-    fn tell_patient(&self, state: &State) {
-        if state.patient > 0 {
-            self.ended.notify_all();
-        }
     }
 
     /// The webhook is deleted or disabled, or its receiver is gone: nothing will come for it any
     /// more that could say that it is well.
     pub fn forget(&self, webhook: Uuid) {
-        self.lock().pace.forget(webhook);
+        self.lock().intake.pace.forget(webhook);
     }
 
     /// Whether an attempt at it is usually over before another thread could have begun it.
     #[must_use]
     pub fn is_near(&self, webhook: Uuid) -> bool {
-        self.lock().pace.receiver(webhook).is_some_and(|receiver| receiver.is_near())
+        self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_near())
+    }
+
+    /// How soon it answers, where anything is known of it.
+    #[must_use]
+    pub fn class(&self, webhook: Uuid) -> Option<Class> {
+        self.lock().intake.pace.receiver(webhook).map(|receiver| receiver.class())
+    }
+
+    /// Whether its circuit breaker keeps it from getting attempts as they come.
+    #[must_use]
+    pub fn is_broken(&self, webhook: Uuid) -> bool {
+        self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_broken())
     }
 
     /// Counts them.
     #[must_use]
     pub fn count(&self) -> Count {
-        self.lock().pace.count(self.now())
+        self.lock().intake.pace.count(self.now())
     }
 
     /// How many requests are under way that use the capacity of the queue with this number.
     #[must_use]
     pub fn in_use(&self, queue: usize) -> [(Class, usize); 3] {
-        self.lock().pace.in_use(queue, self.now())
+        self.lock().intake.pace.in_use(queue, self.now())
     }
 
     /// What is wrong with those that have an ailment: the worst `most` of them, and how many there
@@ -190,7 +296,7 @@ impl Receivers {
         let (mut ailing, count) = {
             let mut state = self.lock();
             let now = self.now();
-            (state.pace.ailing(now).collect::<Vec<_>>(), state.pace.count(now))
+            (state.intake.pace.ailing(now).collect::<Vec<_>>(), state.intake.pace.count(now))
         };
         let badness = |(webhook, ailment): &(Uuid, Ailment)| {
             (ailment.condition, Reverse(ailment.lasted), *webhook)
@@ -202,7 +308,7 @@ impl Receivers {
 
     /// Asked for under the lock, so that time does not go back between two who have it.
     fn now(&self) -> Moment {
-        self.start.elapsed()
+        self.start.elapsed() + BEFORE
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -211,26 +317,33 @@ impl Receivers {
 }
 
 impl State {
-    fn ask(&mut self, ask: Ask, now: Moment) -> Result<Answer, Hold> {
-        match self.pace.ask(ask, now)? {
-            Admission::Begins(attempt) => Ok(Answer::Begins(attempt)),
-            Admission::Waits(ticket) => {
+    fn answer(&mut self, intent: Intent) -> Answer {
+        match intent {
+            Intent::Begins(attempt) => Answer::Begins(attempt),
+            Intent::Waits(number) => {
                 let (sender, called) = bounded(1);
-                self.waiting.insert(ticket, sender);
-                Ok(Answer::Waits(InLine { ticket, called }))
+                self.waiting.insert(number, sender);
+                Answer::Waits(InLine { number, since: Instant::now(), called })
             }
         }
     }
 
-    /// Calls those who wait, as far as there are places.
+    /// A request has ended: calls those who wait, and rings for the backlogs.
     fn call(&mut self, now: Moment) {
-        if !self.pace.has_waiting() {
-            return;
+        if self.intake.has_waiting() {
+            let called = self.intake.call(now);
+            self.tell(called);
         }
-        while let Some((ticket, answer)) = self.pace.call_next(now) {
-            let waiting = self.waiting.remove(&ticket);
+        for bell in self.bells.iter().filter(|bell| bell.is_on) {
+            // It rings already, perhaps.
+            let _ = bell.sender.try_send(());
+        }
+    }
+
+    fn tell(&mut self, called: Called) {
+        for (number, answer) in called {
             // It has room for the one answer, and whoever left has taken its sender away before.
-            let _ = waiting.map(|waiting| waiting.try_send(answer));
+            let _ = self.waiting.remove(&number).map(|waiting| waiting.try_send(answer));
         }
     }
 }
@@ -252,11 +365,15 @@ mod tests {
 
     fn by(webhook: u128) -> Ask {
         let (webhook, group) = (Uuid::from_u128(webhook), Group::of(&webhook.to_string()));
-        Ask { queue: 0, webhook, group, limits: Limits::default(), turn: None }
+        Ask { queue: 0, webhook, group, limits: Limits::default(), is_head: false }
     }
 
-    fn admit(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) -> Result<Attempt, Hold> {
-        receivers.wait(receivers.ask(by(webhook))?, shutdown)
+    fn admit(
+        receivers: &Receivers,
+        shutdown: &Shutdown,
+        webhook: u128,
+    ) -> Result<Attempt, Refusal> {
+        receivers.wait(receivers.ask(by(webhook), Who::Fresh, false)?, shutdown)
     }
 
     fn prove(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) {
@@ -291,25 +408,44 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_patient_begins_when_another_request_ends_and_not_after_its_patience() {
+    fn what_waits_too_long_for_another_request_goes_to_the_backlog_and_the_next_behind_it() {
         let (_trigger, shutdown) = shutdown::channel();
         let receivers = receivers(2);
         prove(&receivers, &shutdown, 1);
         let first = admit(&receivers, &shutdown, 1).expect("its share");
-        assert!(matches!(receivers.ask_patiently(by(1)), Err(Hold::Share)));
+        let entry_of = |refusal: Refusal| refusal.entry.expect("a place in the backlog");
+        let second = admit(&receivers, &shutdown, 1).expect_err("it has its share");
+        assert_eq!(second.hold, Hold::Share);
+        receivers.end(first, Ended::Delivered);
+        let third = admit(&receivers, &shutdown, 1).expect_err("others come first");
+        assert_eq!(third.hold, Hold::Share, "what holds up those before it");
         thread::scope(|scope| {
-            let second = scope.spawn(|| {
-                // Long enough for the other to see it wait, however busy the machine is.
-                std::iter::repeat_with(|| receivers.ask_patiently(by(1))).find_map(Result::ok)
-            });
-            while receivers.lock().patient == 0 {
+            let waits = scope.spawn(|| receivers.wait_to_enter(entry_of(third)));
+            while receivers.lock().entering == 0 {
                 thread::yield_now();
             }
-            receivers.end(first, Ended::Delivered);
-            let second = second.join().expect("no panic").expect("it begins");
-            receivers.give_back(receivers.wait(second, &shutdown).expect("it has begun"));
+            receivers.wait_to_enter(entry_of(second));
+            receivers.entered(entry_of(second), true);
+            waits.join().expect("its turn");
         });
-        assert_eq!(receivers.lock().patient, 0);
+        receivers.entered(entry_of(third), false);
+        assert!(receivers.is_backlog_in_use(0, Uuid::from_u128(1)));
+        assert!(receivers.is_backlog_emptied(0, Uuid::from_u128(1)));
+        let again = admit(&receivers, &shutdown, 1).expect("nothing is before it");
+        receivers.give_back(again);
+    }
+
+    #[test]
+    fn the_bell_rings_when_a_request_has_ended_while_somebody_listens() {
+        let (_trigger, shutdown) = shutdown::channel();
+        let receivers = receivers(2);
+        let bell = receivers.bell(0);
+        prove(&receivers, &shutdown, 1);
+        assert!(bell.try_recv().is_err());
+        receivers.listen(0, true);
+        prove(&receivers, &shutdown, 1);
+        prove(&receivers, &shutdown, 1);
+        assert!(bell.try_recv().is_ok() && bell.try_recv().is_err());
     }
 
     #[test]
@@ -322,10 +458,11 @@ mod tests {
                 thread::yield_now();
             }
             trigger.fire();
-            assert_eq!(second.join().expect("no panic"), Err(Hold::Full));
+            let refusal = Refusal { hold: Hold::Full, entry: None };
+            assert_eq!(second.join().expect("no panic"), Err(refusal));
         });
         receivers.end(first, Ended::Delivered);
-        assert!(receivers.lock().waiting.is_empty() && !receivers.lock().pace.has_waiting());
+        assert!(receivers.lock().waiting.is_empty() && !receivers.lock().intake.has_waiting());
     }
 
     #[test]

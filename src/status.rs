@@ -6,11 +6,12 @@
 //! names a URL, a secret or an event.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
-use crate::broker::{Lane, Topology, dead_queue};
+use crate::backlogs::{Backlogs, Listed};
+use crate::broker::{Lane, LaneKind, Topology, dead_queue};
 use crate::config::Config;
 use crate::domain::receiver::{Ailment, Next};
 use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
@@ -22,7 +23,10 @@ mod advice;
 mod snapshot;
 
 pub use snapshot::Snapshot;
-use snapshot::{Ailing, LaneNow, Rates, ReceiversNow, Server, Trend, Waiting, rounded, seconds};
+use snapshot::{
+    Ailing, BacklogNow, BacklogsNow, LaneNow, Rates, ReceiversNow, Server, Trend, Waiting, rounded,
+    seconds,
+};
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
 /// step, and seldom enough to cost nothing.
@@ -45,6 +49,7 @@ const MOST_LISTED: usize = 50;
 pub struct Status {
     metrics: Arc<Metrics>,
     receivers: Arc<Receivers>,
+    backlogs: Arc<Backlogs>,
     stopping: Shutdown,
     lanes: Vec<Lane>,
     /// The delays of the wait queues, as they are written, and the queues.
@@ -61,6 +66,7 @@ impl Status {
         config: &Config,
         metrics: Arc<Metrics>,
         receivers: Arc<Receivers>,
+        backlogs: Arc<Backlogs>,
         stopping: Shutdown,
     ) -> Self {
         let topology = Topology::of(config);
@@ -69,6 +75,7 @@ impl Status {
         Self {
             metrics,
             receivers,
+            backlogs,
             stopping,
             lanes: Lane::all(config),
             waits: waits.collect(),
@@ -113,6 +120,7 @@ impl Status {
             depths_age_seconds: self.metrics.broker().age().map(seconds),
             lanes: self.lanes_now(glance.as_ref(), &history),
             waiting: self.waiting(),
+            backlogs: self.backlogs_now(),
             receivers: self.receivers_now(),
             sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
         };
@@ -143,16 +151,24 @@ impl Status {
             failed: rounded(per_second(counts.failed, took)),
         });
         let steps: Vec<Counts> = history.steps(number).collect();
-        let dead = (!lane.is_retry).then(|| dead_queue(&lane.origin));
-        let in_use = glance.filter(|_| !lane.is_retry).and_then(|all| all.in_use.get(lane.number));
+        let is_first = lane.kind == LaneKind::Events;
+        let dead = is_first.then(|| dead_queue(&lane.origin));
+        let in_use = glance.filter(|_| is_first).and_then(|all| all.in_use.get(lane.number));
         LaneNow {
             queue: lane.queue.clone(),
             origin: lane.origin.clone(),
-            is_retry: lane.is_retry,
+            kind: match lane.kind {
+                LaneKind::Events => "events",
+                LaneKind::Retries => "retries",
+                LaneKind::Backlogs => "backlogs",
+            },
             consumers: counted.consumers(),
             state: state.into(),
             lasted_seconds: seconds(lasted),
-            ready: self.metrics.queue_messages(&lane.queue),
+            ready: match lane.kind {
+                LaneKind::Events | LaneKind::Retries => self.metrics.queue_messages(&lane.queue),
+                LaneKind::Backlogs => Some(self.metrics.backlog_deliveries(&lane.origin)),
+            },
             dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
             in_flight: counted.in_flight.get(),
             capacity: in_use.map(|in_use| in_use.capacity),
@@ -177,6 +193,22 @@ impl Status {
             messages: self.metrics.queue_messages(queue),
         };
         self.waits.iter().map(of).collect()
+    }
+
+    fn backlogs_now(&self) -> BacklogsNow {
+        let (longest, filled) = self.backlogs.longest(MOST_LISTED);
+        let now = SystemTime::now();
+        let of = |one: Listed| BacklogNow {
+            queue: one.queue,
+            webhook: one.webhook,
+            waiting: one.waiting,
+            lasted_seconds: seconds(now.duration_since(one.since).unwrap_or_default()),
+            cause: one.cause,
+            next_in_seconds: one.until.and_then(|at| at.duration_since(now).ok()).map(seconds),
+            empty_in_seconds: (one.growth < 0.0)
+                .then(|| rounded(f64::from(one.waiting) / -one.growth)),
+        };
+        BacklogsNow { filled, listed: longest.into_iter().map(of).collect() }
     }
 
     fn receivers_now(&self) -> ReceiversNow {

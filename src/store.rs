@@ -56,7 +56,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MIGRATIONS: [(i32, &str, &str); 8] = [
+const MIGRATIONS: [(i32, &str, &str); 9] = [
     (1, "webhooks", include_str!("../sql/001_webhooks.sql")),
     (2, "events_index", include_str!("../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../sql/003_disabled.sql")),
@@ -65,6 +65,7 @@ const MIGRATIONS: [(i32, &str, &str); 8] = [
     (6, "settings", include_str!("../sql/006_settings.sql")),
     (7, "delivery_attempts", include_str!("../sql/007_delivery_attempts.sql")),
     (8, "backlogs", include_str!("../sql/008_backlogs.sql")),
+    (9, "deferrals", include_str!("../sql/009_deferrals.sql")),
 ];
 
 /// Any number that no other program locks by: held during `migrate`, so that two don't collide.

@@ -14,8 +14,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 /// How long a thread waits for its next task. To start one takes some tens of microseconds.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// What a thread is to do.
-pub type Task = Box<dyn FnOnce() + Send>;
+/// What a thread is to do. What it returns it does once it is free for the next task: whoever hears of it
+/// then doesn't start a thread more than is needed.
+pub type Task = Box<dyn FnOnce() -> Option<Farewell> + Send>;
+
+/// A word to somebody that a task is done.
+pub type Farewell = Box<dyn FnOnce() + Send>;
 
 /// The threads. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -76,13 +80,16 @@ impl Workers {
 
     fn work(&self, thread: u64, sender: &Sender<Task>, tasks: &Receiver<Task>) {
         loop {
-            match tasks.recv_timeout(IDLE) {
+            let farewell = match tasks.recv_timeout(IDLE) {
                 Ok(task) => task(),
                 Err(_) if self.is_over(thread) => return,
                 // Somebody has just chosen this one.
                 Err(_) => continue,
-            }
+            };
             self.lock().waiting.push(Waiting { thread, tasks: sender.clone() });
+            if let Some(farewell) = farewell {
+                farewell();
+            }
         }
     }
 
@@ -123,6 +130,7 @@ mod tests {
                     together.wait();
                     let name = thread::current().name().map(str::to_owned);
                     sender.send(name).expect("somebody listens");
+                    None
                 });
                 assert!(workers.run(task).is_ok());
             }

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use amiquip::AmqpValue;
 
+use super::publisher::ENTERED_BY;
 use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value};
 use crate::domain::event::Properties;
 
@@ -15,6 +16,10 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 /// limit says, 20 times on RabbitMQ 4 where nobody set one; and it came back because of us, of the
 /// servers, or of somebody who looked at it, not of what is in it.
 const MOST_REDELIVERIES: i64 = 4;
+
+/// The first of a backlog is handed back with each outage that comes while it drains, and whenever it is
+/// held for ten minutes: it loses its place in the order when it is replaced by a copy.
+const MOST_REDELIVERIES_OF_BACKLOG: i64 = 15;
 
 /// How much of a message's headers is taken over, in bytes. amiquip sends all headers in one frame,
 /// and the broker closes the connection over one that is too large: 128 KiB, where nobody set less.
@@ -91,10 +96,24 @@ impl Message {
         }
     }
 
+    /// Whether the process with this name has put it into its backlog.
+    #[must_use]
+    pub fn was_entered_by(&self, instance: &str) -> bool {
+        matches!(self.headers.get(ENTERED_BY), Some(Value::Text(by)) if by == instance)
+    }
+
     /// Whether the broker has taken the message back so often that its queue might drop it soon.
     #[must_use]
     pub fn is_weary(&self) -> bool {
         matches!(self.headers.get(DELIVERY_COUNT), Some(Value::Integer(MOST_REDELIVERIES..)))
+    }
+
+    /// The same for a message of a backlog, whose queue has a limit of its own. An operator's policy, or
+    /// another limit, may be lower.
+    #[must_use]
+    pub fn is_weary_of_backlog(&self) -> bool {
+        let count = self.headers.get(DELIVERY_COUNT);
+        matches!(count, Some(Value::Integer(MOST_REDELIVERIES_OF_BACKLOG..)))
     }
 
     /// The message as if the broker had never taken it back.

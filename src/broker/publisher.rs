@@ -1,6 +1,6 @@
 //! Confirmed publishing: a message counts as parked or dead-lettered once the broker says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,9 +10,14 @@ use amiquip::{
     AmqpProperties, AmqpValue, Channel, Confirm, ConnectionBlockedNotification, FieldTable,
     Publish, Return,
 };
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
-use super::topology::{RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, dead_queue};
+use uuid::Uuid;
+
+use super::backlog::{backlog_key, read_backlog_key};
+use super::topology::{
+    BACKLOG_EXCHANGE, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue,
+};
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
 use crate::config::{Amqp, Config};
 use crate::domain::delivery::Value;
@@ -26,6 +31,9 @@ pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Publishes that may wait for the publisher's thread. Whoever publishes more waits, and sends the
 /// broker no more than it takes.
 const PUBLISH_QUEUE: usize = 256;
+
+/// The header that says which process put a delivery into a backlog.
+pub(super) const ENTERED_BY: &str = "x-entered-by";
 
 /// A message to publish.
 #[derive(Clone, Debug)]
@@ -48,6 +56,15 @@ impl Outgoing {
         Self { exchange: RETRY_EXCHANGE, routing_key: format!("0s.{origin}"), message }
     }
 
+    /// Into a webhook's backlog. It says which process has put it there.
+    #[must_use]
+    pub fn backlog(mut message: Message, origin: &str, webhook: Uuid, instance: &str) -> Self {
+        let by = Value::Text(instance.to_owned());
+        message.headers.insert(ENTERED_BY.to_owned(), by);
+        let routing_key = backlog_key(origin, webhook);
+        Self { exchange: BACKLOG_EXCHANGE, routing_key, message }
+    }
+
     /// Into the dead-letter queue of `origin`.
     #[must_use]
     pub fn dead(message: Message, origin: &str) -> Self {
@@ -64,6 +81,10 @@ impl Outgoing {
 /// How often refused messages are tried again, and expired ones looked for.
 const TICK: Duration = Duration::from_millis(500);
 
+/// For how long a backlog may refuse a message: as long as its queue may be without a leader. Whoever
+/// waits for the confirm holds a consumer, or a whole lane up in the end.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+
 /// How long a connection that is given up may still confirm what was published on it. The broker
 /// confirms within milliseconds, unless it is in trouble itself.
 const LAST_CONFIRMS: Duration = Duration::from_secs(1);
@@ -79,6 +100,8 @@ pub struct NotConfirmed;
 pub struct Publisher {
     requests: Sender<Request>,
     able: Arc<AtomicBool>,
+    /// Backlogs that are gone, by queue and webhook.
+    gone: Receiver<(String, Uuid)>,
 }
 
 pub(super) struct Request {
@@ -93,6 +116,7 @@ impl Publisher {
     pub fn new(config: &Config) -> (Self, PublisherThread) {
         let (sender, requests) = bounded(PUBLISH_QUEUE);
         let able = Arc::new(AtomicBool::new(false));
+        let (goes, gone) = unbounded();
         let thread = PublisherThread {
             requests,
             able: Arc::clone(&able),
@@ -100,8 +124,9 @@ impl Publisher {
             connect_timeout: config.connect_timeout,
             topology: Topology::of(config),
             unconfirmed: Vec::new(),
+            gone: goes,
         };
-        (Self { requests: sender, able }, thread)
+        (Self { requests: sender, able, gone }, thread)
     }
 
     /// Publishes a message. It is published again, and so perhaps twice, when the connection is lost
@@ -115,6 +140,13 @@ impl Publisher {
         let request = Request { message, deadline, confirmed };
         self.requests.send_deadline(request, deadline).map_err(|_| NotConfirmed)?;
         Ok(Confirmation { outcome, deadline })
+    }
+
+    /// The queues and webhooks of backlogs that were found to be gone. What was published to them waits
+    /// for a minute instead.
+    #[must_use]
+    pub fn gone_backlogs(&self) -> &Receiver<(String, Uuid)> {
+        &self.gone
     }
 
     /// Whether publishing works right now, as far as we know: connected, and not blocked by a
@@ -175,6 +207,7 @@ pub struct PublisherThread {
     topology: Topology,
     /// Published on a connection that was lost before the confirm came.
     unconfirmed: Vec<Request>,
+    gone: Sender<(String, Uuid)>,
 }
 
 impl fmt::Debug for PublisherThread {
@@ -277,7 +310,13 @@ impl PublisherThread {
                     Err(_) => return Ended::Lost("the connection was lost".to_owned()),
                 },
                 recv(channel.returns) -> returned => match returned {
-                    Ok(returned) => channel.returned(&returned),
+                    Ok(returned) => {
+                        channel.returned(&returned);
+                        for backlog in channel.gone.drain(..) {
+                            // Whoever hears of it ends later than this.
+                            let _ = self.gone.send(backlog);
+                        }
+                    }
                     Err(_) => return Ended::Lost("the connection was lost".to_owned()),
                 },
                 recv(channel.blocked) -> blocked => match blocked {
@@ -316,17 +355,17 @@ pub(super) struct Confirming {
     pub(super) refused: Vec<Request>,
     /// A confirm did not come in time, and none has come since.
     overdue: bool,
+    /// Backlogs that are no longer there.
+    gone: Vec<(String, Uuid)>,
+    /// Backlogs that refused messages for too long, which was told.
+    full: HashSet<String>,
     /// Why the connection should be given up.
     pub(super) broken: Option<String>,
 }
 
 impl Confirming {
     pub(super) fn open(link: &mut Link) -> amiquip::Result<Self> {
-        let blocked = link
-            .connection
-            .as_mut()
-            .ok_or(amiquip::Error::ClientClosedConnection)?
-            .listen_for_connection_blocked()?;
+        let blocked = link.listen_for_loss()?;
         let channel = link.channel()?;
         let returns = channel.listen_for_returns()?;
         // In this order, or confirms that come early are dropped.
@@ -341,6 +380,8 @@ impl Confirming {
             unconfirmed: BTreeMap::new(),
             refused: Vec::new(),
             overdue: false,
+            gone: Vec::new(),
+            full: HashSet::new(),
             broken: None,
         })
     }
@@ -393,8 +434,30 @@ impl Confirming {
 
     fn publish_refused(&mut self) {
         for request in std::mem::take(&mut self.refused) {
+            let is_late = request.deadline < Instant::now() + CONFIRM_TIMEOUT - REFUSED_FOR;
+            let request = if is_late { self.instead_of_backlog(request) } else { request };
             self.publish(request);
         }
+    }
+
+    /// A message for a backlog that takes none is parked for a minute instead; what is for something
+    /// else stays as it is.
+    fn instead_of_backlog(&mut self, request: Request) -> Request {
+        let Outgoing { exchange, routing_key, .. } = &request.message;
+        if *exchange != BACKLOG_EXCHANGE {
+            return request;
+        }
+        let Some((origin, _)) = read_backlog_key(routing_key) else { return request };
+        if self.full.insert(routing_key.clone()) {
+            log::warn!(
+                "backlog takes nothing more queue={BACKLOG_EXCHANGE}.{routing_key}: a policy may limit \
+                 it; what its receiver can't take is tried again every minute, in no order"
+            );
+        }
+        let origin = origin.to_owned();
+        let Request { message, deadline, confirmed } = request;
+        let message = Outgoing::park(message.message, WITHOUT_BACKLOG.into(), &origin);
+        Request { message, deadline, confirmed }
     }
 
     /// Drops what nobody waits for any more; true if there was any.
@@ -410,6 +473,19 @@ impl Confirming {
     fn returned(&mut self, returned: &Return) {
         let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
         let request = tag.and_then(|tag: u64| self.unconfirmed.remove(&tag).map(|r| (tag, r)));
+        if returned.exchange == BACKLOG_EXCHANGE
+            && let Some((origin, webhook)) = read_backlog_key(&returned.routing_key)
+        {
+            // Somebody has just removed it, as it was empty, or deleted it by hand. What is parked comes
+            // back, and finds or makes another.
+            if let Some((_, Request { message, deadline, confirmed })) = request {
+                let message = message.message;
+                let message = Outgoing::park(message, WITHOUT_BACKLOG.into(), origin);
+                self.publish(Request { message, deadline, confirmed });
+            }
+            self.gone.push((origin.to_owned(), webhook));
+            return;
+        }
         self.broken = Some(format!(
             "the broker returned a message for {:?}, {:?}: {}",
             returned.exchange, returned.routing_key, returned.reply_text

@@ -21,6 +21,14 @@ pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
 pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
 pub(super) const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
 
+/// How long a delivery waits whose backlog can't be made. There is a wait queue for it, whatever the
+/// schedule says.
+pub const WITHOUT_BACKLOG: Duration = Duration::from_secs(60);
+
+/// How often the broker may take a message of a backlog back: as often as it likes. What is handed back
+/// keeps its place only in a queue that has a limit; without one, RabbitMQ 3 puts it at the end.
+const DELIVERY_LIMIT: i64 = 1_000_000;
+
 /// One lane: a queue to consume, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
@@ -28,28 +36,44 @@ pub struct Lane {
     pub number: usize,
     /// Its name.
     pub origin: String,
-    /// The queue that this lane consumes.
+    /// The queue that this lane consumes; of backlogs, a name for all of that queue.
     pub queue: String,
-    /// Whether this lane consumes the retries of that queue, not its events.
-    pub is_retry: bool,
-    /// The most requests under way for that queue, its retries included; and the most consumers that
-    /// this lane may have.
+    /// What it consumes of that queue.
+    pub kind: LaneKind,
+    /// The most requests under way for that queue, its retries and backlogs included; and the most
+    /// consumers that this lane may have.
     pub capacity: u16,
 }
 
+/// What a lane consumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneKind {
+    /// A queue that producers publish to.
+    Events,
+    /// Its retries.
+    Retries,
+    /// The backlogs of its receivers.
+    Backlogs,
+}
+
 impl Lane {
-    /// The two lanes of each configured queue.
+    /// The lanes of each configured queue.
     #[must_use]
     pub fn all(config: &Config) -> Vec<Self> {
-        let lane = |number, origin: &Queue, is_retry: bool| Self {
+        let lane = |number, origin: &Queue, kind| Self {
             number,
-            queue: if is_retry { retry_queue(&origin.name) } else { origin.name.clone() },
+            queue: match kind {
+                LaneKind::Events => origin.name.clone(),
+                LaneKind::Retries => retry_queue(&origin.name),
+                LaneKind::Backlogs => format!("{}.backlog", origin.name),
+            },
             origin: origin.name.clone(),
-            is_retry,
+            kind,
             capacity: origin.capacity,
         };
-        let both = |(n, queue)| [lane(n, queue, false), lane(n, queue, true)];
-        config.queues.iter().enumerate().flat_map(both).collect()
+        let kinds = [LaneKind::Events, LaneKind::Retries, LaneKind::Backlogs];
+        let of = |(number, queue)| kinds.map(|kind| lane(number, queue, kind));
+        config.queues.iter().enumerate().flat_map(of).collect()
     }
 }
 
@@ -95,7 +119,7 @@ impl Topology {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let mut delays = config.retry_schedule.distinct_delays();
-        delays.extend(config.circuit_breaker.pauses());
+        delays.push(Span::from(WITHOUT_BACKLOG));
         delays.sort_unstable();
         delays.dedup();
         Self { origins: config.queues.iter().map(|queue| queue.name.clone()).collect(), delays }
@@ -123,10 +147,14 @@ impl Topology {
     }
 
     fn declare_own(&self, channel: &Channel, address: &str) -> Result<(), BrokerError> {
-        for exchange in [WAIT_EXCHANGE, RETRY_EXCHANGE] {
+        for (kind, exchange) in [
+            (ExchangeType::Topic, WAIT_EXCHANGE),
+            (ExchangeType::Topic, RETRY_EXCHANGE),
+            (ExchangeType::Direct, BACKLOG_EXCHANGE),
+        ] {
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
             channel
-                .exchange_declare(ExchangeType::Topic, exchange, options)
+                .exchange_declare(kind, exchange, options)
                 .map_err(|error| failed(address, exchange, &error))?;
         }
         for origin in &self.origins {
@@ -187,9 +215,16 @@ impl Topology {
     }
 }
 
-fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
+pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
     let address = address.to_owned();
     match error {
+        amiquip::Error::ServerClosedChannel { code: 406, message, .. }
+            if message.contains("queue limit") =>
+        {
+            let problem =
+                format!("no room for {name:?} ({message}): raise the virtual host's max-queues");
+            BrokerError::Misconfigured { address, problem }
+        }
         amiquip::Error::ServerClosedChannel { code: 406, message, .. } => {
             let problem = format!(
                 "{name:?} exists with other arguments ({message}): empty it, delete it, and start again"
@@ -230,12 +265,27 @@ fn declare_retry(channel: &Channel, origin: &str) -> amiquip::Result<()> {
 }
 
 fn retry_options(origin: &str) -> QueueDeclareOptions {
-    // A broker's own delivery limit then moves a message to where an operator sees it, instead of
-    // dropping it.
+    quorum(dead_lettering(origin))
+}
+
+pub(super) fn backlog_options(origin: &str) -> QueueDeclareOptions {
+    let [exchange, key] = dead_lettering(origin);
     quorum([
+        exchange,
+        key,
+        // One instance at a time, so that deliveries keep their order, and one receiver is probed once.
+        ("x-single-active-consumer", AmqpValue::Boolean(true)),
+        ("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT)),
+    ])
+}
+
+/// A broker's own delivery limit then moves a message to where an operator sees it, instead of dropping
+/// it.
+fn dead_lettering(origin: &str) -> [(&'static str, AmqpValue); 2] {
+    [
         ("x-dead-letter-exchange", AmqpValue::LongString(String::new())),
         ("x-dead-letter-routing-key", AmqpValue::LongString(dead_queue(origin))),
-    ])
+    ]
 }
 
 fn declare_wait(channel: &Channel, delay: Span) -> amiquip::Result<()> {
@@ -268,12 +318,15 @@ fn quorum<const N: usize>(arguments: [(&str, AmqpValue); N]) -> QueueDeclareOpti
 /// # Errors
 /// amiquip's. The caller guards it.
 pub fn declare_lane(link: &mut Link, lane: &Lane) -> amiquip::Result<()> {
-    if lane.is_retry {
-        let channel = link.channel()?;
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        channel.exchange_declare(ExchangeType::Topic, RETRY_EXCHANGE, options)?;
-        declare_retry(&channel, &lane.origin)
-    } else {
-        declare_origin(link, &lane.origin)
+    match lane.kind {
+        LaneKind::Events => declare_origin(link, &lane.origin),
+        LaneKind::Retries => {
+            let channel = link.channel()?;
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            channel.exchange_declare(ExchangeType::Topic, RETRY_EXCHANGE, options)?;
+            declare_retry(&channel, &lane.origin)
+        }
+        // Each is declared when it is opened.
+        LaneKind::Backlogs => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use clap::Args;
@@ -14,18 +14,18 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Common, Usage, print, print_json, read};
-use crate::broker::{Link, dead_queue, unix_millis};
+use crate::broker::{Link, backlog_queue, dead_queue, unix_millis};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::event::check_event_type;
-use crate::domain::history::{Entry, What};
+use crate::domain::history::{Entry, State, What};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::shutdown;
 use crate::store::{MOST_ENTRIES, Registered, Store};
 
-use case::{Case, Facts};
+use case::{Backlog, Case, Facts};
 
 /// How long the broker may take. The log alone says most of it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -156,10 +156,12 @@ fn answer(
     ids.extend(registered.iter().map(|webhook| webhook.id));
     let mut registered: BTreeMap<Uuid, Registered> =
         registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
+    let backlogs = find_backlogs(config, store, &event_id, &stories, now);
     let facts = Facts {
         event_type: event_type.as_deref(),
         is_unmatched: unmatched_at.is_some(),
         dead_letters_unknown: dead.problem.as_deref(),
+        backlogs: &backlogs,
         now,
     };
     let mut webhooks: Vec<Case> = ids
@@ -250,6 +252,54 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
     };
     let problem = look().err().map(|error| format!("{error:#}"));
     Dead { letters, problem }
+}
+
+/// Looks how far the event has come in its webhooks' backlogs. What can't be told is left out: the log
+/// alone says that it waits there.
+fn find_backlogs(
+    config: &Config,
+    store: &Store,
+    event_id: &str,
+    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    now: UnixMillis,
+) -> Vec<Backlog> {
+    let waits =
+        |entries: &[Entry]| matches!(State::of(entries, now), Some(State::InBacklog { .. }));
+    let stories = stories.iter().filter(|(_, entries)| waits(entries));
+    let waiting: Vec<(Uuid, &Entry)> =
+        stories.filter_map(|(id, entries)| Some((*id, entries.last()?))).collect();
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let rows = store.backlogs().unwrap_or_default();
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).ok();
+    let mut count = |id: Uuid, entry: &Entry| {
+        let queue = backlog_queue(&entry.queue, id);
+        let ready = link.as_mut()?.queue_messages(&queue, &shutdown).ok()??;
+        let behind = store.entered_after(event_id, &entry.queue, id).ok()?;
+        // One more is in somebody's hand.
+        let all = u64::from(ready) + 1;
+        Some((all, all.saturating_sub(behind + 1)))
+    };
+    let backlog = |(id, entry): (Uuid, &Entry)| {
+        let row = rows.iter().find(|row| row.queue == entry.queue && row.webhook == id)?;
+        let millis = |at: SystemTime| {
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
+        };
+        Some(Backlog {
+            webhook_id: id,
+            cause: row.cause.clone(),
+            until: row.until.map(millis),
+            count: count(id, entry),
+        })
+    };
+    let backlogs = waiting.into_iter().filter_map(backlog).collect();
+    if let Some(link) = link {
+        link.close();
+    }
+    backlogs
 }
 
 /// The patterns that look as if they were meant to match.

@@ -337,7 +337,10 @@ impl Watch<'_, '_> {
                     && is_stuck(progress)
                 {
                     // Without more threads it goes on when the consumer does.
-                    let _ = workers.run(Box::new(move || event.help()));
+                    let _ = workers.run(Box::new(move || {
+                        event.help();
+                        None
+                    }));
                 }
             }
             let all_stuck = is_stuck(hand.post.progress()) && reliefs.clone().all(is_stuck);
@@ -347,7 +350,7 @@ impl Watch<'_, '_> {
                 places -= 1;
                 let shared = Arc::clone(&self.crew.shared);
                 let task = relief::task(relief, shared, Arc::clone(&hand.post), message);
-                if workers.run(Box::new(task)).is_err() {
+                if workers.run(task).is_err() {
                     // As above.
                     hand.reliefs.pop();
                     hand.post.give_back(Returned::Over);

@@ -14,6 +14,7 @@ use crossbeam_channel::RecvTimeoutError;
 
 use super::crew::{Post, Shared};
 use crate::pipeline::{Progress, Settlement};
+use crate::workers::Task;
 
 /// How long a relief waits for a further message before it looks whether its consumer is back. Until
 /// then both take what comes.
@@ -95,6 +96,9 @@ pub(super) fn task(
     shared: Arc<Shared>,
     post: Arc<Post>,
     stuck_at: u64,
-) -> impl FnOnce() + Send + 'static {
-    move || relief.work(&shared, &post, stuck_at)
+) -> Task {
+    Box::new(move || {
+        relief.work(&shared, &post, stuck_at);
+        None
+    })
 }

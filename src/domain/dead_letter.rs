@@ -171,7 +171,7 @@ pub fn replay(
 ) -> Result<Replay, Malformed> {
     if headers.contains_key("x-webhook-id") {
         let delivery = Delivery::from_headers(headers, now)?;
-        let fresh = Delivery { attempts: 0, deferrals: 0, turn_at: None, ..delivery };
+        let fresh = Delivery { attempts: 0, ..delivery };
         let anew = Delivery { first_received_at: now, ..fresh };
         return Ok(Replay::Delivery(anew));
     }
@@ -195,8 +195,6 @@ mod tests {
             event: Event { id: "e".to_owned(), event_type: event_type.to_owned() },
             webhook_id: Uuid::from_u128(webhook),
             attempts: 12,
-            deferrals: 3,
-            turn_at: None,
             first_received_at: 1_000,
             last_error: "status 500".to_owned(),
         }
@@ -301,7 +299,7 @@ mod tests {
             let mut headers = delivery.headers("q");
             delivery::mark_dead(&mut headers, DeadReason::Exhausted, died);
             let expected =
-                Delivery { attempts: 0, deferrals: 0, first_received_at: now, ..delivery };
+                Delivery { attempts: 0, first_received_at: now, ..delivery };
             let back = replay(NO_PROPERTIES, &headers, b"", 100, now);
             prop_assert_eq!(back, Ok(Replay::Delivery(expected)));
         }

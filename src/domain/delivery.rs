@@ -35,10 +35,6 @@ pub struct Delivery {
     pub webhook_id: Uuid,
     /// Attempts made so far.
     pub attempts: u32,
-    /// How often it waited without an attempt, because its receiver was to be left alone.
-    pub deferrals: u32,
-    /// When its turn comes, where it has to wait for one: see [`super::limits`].
-    pub turn_at: Option<UnixMillis>,
     /// When we first got the event.
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
@@ -49,18 +45,15 @@ impl Delivery {
     /// The headers of a parked delivery that came from the queue `origin`.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
-        let mut headers = Headers::from([
+        Headers::from([
             ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
             ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
             ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
             ("x-attempt".to_owned(), Value::Integer(self.attempts.into())),
-            ("x-deferrals".to_owned(), Value::Integer(self.deferrals.into())),
             ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
             ("x-last-error".to_owned(), Value::Text(shortened(&self.last_error))),
             ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
-        ]);
-        headers.extend(self.turn_at.map(|at| ("x-turn-at".to_owned(), Value::Integer(at))));
-        headers
+        ])
     }
 
     /// Reads, at the time `now`, what [`Delivery::headers`] wrote.
@@ -96,15 +89,6 @@ impl Delivery {
             webhook_id: Uuid::try_parse(text("x-webhook-id")?)
                 .map_err(|_| Malformed::BadHeader("x-webhook-id"))?,
             attempts: count("x-attempt")?,
-            // Deliveries that were parked by an older version have none.
-            deferrals: match headers.get("x-deferrals") {
-                None => 0,
-                Some(_) => count("x-deferrals")?,
-            },
-            turn_at: match headers.get("x-turn-at") {
-                None => None,
-                Some(_) => Some(integer("x-turn-at")?),
-            },
             first_received_at: integer("x-first-received-at")
                 .ok()
                 .filter(|millis| *millis >= 0)
@@ -152,18 +136,13 @@ mod tests {
     fn delivery() -> impl Strategy<Value = Delivery> {
         let event =
             ("[!-~]{1,255}", "[a-z.]{1,255}").prop_map(|(id, event_type)| Event { id, event_type });
-        let counts = (0_u32..1_000, 0_u32..1_000, prop::option::of(any::<i64>()));
-        (event, any::<u128>(), counts, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
-            |(event, webhook, (attempts, deferrals, turn_at), first_received_at, last_error)| {
-                Delivery {
-                    event,
-                    webhook_id: Uuid::from_u128(webhook),
-                    attempts,
-                    deferrals,
-                    turn_at,
-                    first_received_at,
-                    last_error,
-                }
+        (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
+            |(event, webhook, attempts, first_received_at, last_error)| Delivery {
+                event,
+                webhook_id: Uuid::from_u128(webhook),
+                attempts,
+                first_received_at,
+                last_error,
             },
         )
     }
@@ -173,8 +152,6 @@ mod tests {
             event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
             webhook_id: Uuid::nil(),
             attempts: 1,
-            deferrals: 0,
-            turn_at: None,
             first_received_at: 1,
             last_error: String::new(),
         }
@@ -191,9 +168,6 @@ mod tests {
             ("x-attempt", Value::Integer(-1)),
             ("x-attempt", Value::Integer(1_000_000_000_000_000_000)),
             ("x-attempt", Value::Text("1".to_owned())),
-            ("x-deferrals", Value::Integer(-1)),
-            ("x-deferrals", Value::Text("1".to_owned())),
-            ("x-turn-at", Value::Text("1".to_owned())),
             ("x-first-received-at", Value::Integer(-5)),
             ("x-last-error", Value::Integer(0)),
         ];
@@ -202,8 +176,7 @@ mod tests {
             headers.insert(name.to_owned(), value.clone());
             assert!(Delivery::from_headers(&headers, 9).is_err(), "{name}={value:?}");
         }
-        let optional = ["x-origin-queue", "x-deferrals"];
-        for name in sample().into_keys().filter(|name| !optional.contains(&name.as_str())) {
+        for name in sample().into_keys().filter(|name| name != "x-origin-queue") {
             let mut headers = sample();
             headers.remove(&name);
             assert!(Delivery::from_headers(&headers, 9).is_err(), "without {name}");
@@ -221,6 +194,14 @@ mod tests {
         assert_eq!(headers["x-dead-reason"], Value::Text("malformed".to_owned()));
         let Value::Text(reason) = &headers["x-last-error"] else { panic!("a text") };
         assert_eq!(reason.chars().count(), MAX_ERROR_CHARS + 1);
+    }
+
+    #[test]
+    fn what_an_older_version_parked_is_read() {
+        let mut headers = sample();
+        headers.insert("x-deferrals".to_owned(), Value::Integer(7));
+        headers.insert("x-turn-at".to_owned(), Value::Integer(1));
+        assert_eq!(Delivery::from_headers(&headers, 9), Delivery::from_headers(&sample(), 9));
     }
 
     proptest! {

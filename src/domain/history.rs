@@ -9,18 +9,11 @@ use uuid::Uuid;
 
 use super::delivery::{Delivery, UnixMillis};
 use super::event::Event;
-use super::limits::Limit;
 use super::outcome::{Decision, Reason};
-use super::retry::Span;
 use super::shown::{self, quoted};
 
 /// How much of an error an entry holds, in characters: as much as the header `x-last-error`.
 const MOST_OF_DETAIL: usize = 300;
-
-/// Of the waits below this, only every delivery's first, second, fourth, eighth … is worth an
-/// entry. While a receiver is away, a hundred thousand deliveries may wait for it, each of them
-/// again and again: so each makes a handful of entries and not hundreds.
-const SHORT_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// How long after its time a delivery may be without being overdue: its lane may be busy. The
 /// broker's clock may run some percent differently besides.
@@ -65,19 +58,12 @@ pub enum Happened {
         /// What follows.
         decision: Decision,
     },
-    /// No attempt was made, and it waits; or it is too old to.
+    /// No attempt was made.
     HeldBack {
         /// Why, as in the metrics.
         why: &'static str,
-        /// What follows.
-        decision: Decision,
-    },
-    /// No attempt was made: a limit of the webhook's own is reached, and it waits for its turn.
-    AwaitsTurn {
-        /// Which limit, as in the metrics.
-        why: &'static str,
-        /// How long until its turn, as far as can be told.
-        turn: Duration,
+        /// What follows; none: it waits in its receiver's backlog.
+        decision: Option<Decision>,
     },
     /// No attempt was made here, but the retry lane makes one as soon as it can.
     HandedOver {
@@ -97,9 +83,6 @@ impl Extent {
     pub fn includes(self, happened: &Happened, delivery: &Delivery) -> bool {
         match (self, happened) {
             (Self::Off, _) => false,
-            (_, Happened::HeldBack { decision: Decision::Park(wait), .. }) => {
-                delivery.deferrals.is_power_of_two() || wait.get() >= SHORT_WAIT
-            }
             (Self::All, _) => true,
             // The end of a story that has begun: it failed or waited before, or even died and was
             // replayed.
@@ -173,8 +156,6 @@ pub struct Entry {
     pub what: What,
     /// Attempts made so far, this one included.
     pub attempt: u32,
-    /// How often it had to wait without an attempt so far, this time included.
-    pub deferrals: u32,
     /// The status of the answer.
     pub status: Option<u16>,
     /// Why, in a word of a bounded set.
@@ -201,11 +182,7 @@ impl Entry {
                 (What::Failed, Some(reason.label()), status, Some(took), Some(decision))
             }
             Happened::HeldBack { why, decision } => {
-                (What::HeldBack, Some(why), None, None, Some(decision))
-            }
-            Happened::AwaitsTurn { why, turn } => {
-                let wait = Decision::Park(Span::from(turn));
-                (What::HeldBack, Some(why), None, None, Some(wait))
+                (What::HeldBack, Some(why), None, None, decision)
             }
             Happened::HandedOver { why } => (What::HandedOver, Some(why), None, None, None),
             Happened::Dropped { why } => (What::Dropped, Some(why), None, None, None),
@@ -215,7 +192,6 @@ impl Entry {
         Self {
             webhook_id: Some(delivery.webhook_id),
             attempt: delivery.attempts,
-            deferrals: delivery.deferrals,
             status,
             reason: reason.map(str::to_owned),
             detail: shown::line(error, MOST_OF_DETAIL),
@@ -230,12 +206,6 @@ impl Entry {
             },
             ..Self::bare(what, queue, &delivery.event, at)
         }
-    }
-
-    /// Whether it waits for no more than its turn at a limit of the webhook's own.
-    #[must_use]
-    pub fn awaits_turn(&self) -> bool {
-        Limit::ALL.iter().any(|limit| self.reason.as_deref() == Some(limit.label()))
     }
 
     /// No webhook wants this event from `queue`.
@@ -253,7 +223,6 @@ impl Entry {
             queue: queue.to_owned(),
             what,
             attempt: 0,
-            deferrals: 0,
             status: None,
             reason: None,
             detail: String::new(),
@@ -273,12 +242,17 @@ pub enum State {
         /// Since when.
         at: UnixMillis,
     },
+    /// In its receiver's backlog.
+    InBacklog {
+        /// Since when.
+        since: UnixMillis,
+        /// Why its receiver could not be asked then.
+        reason: String,
+    },
     /// At the broker, until its next attempt.
     Waiting {
-        /// When that is; perhaps later, if it was held back.
+        /// When that is.
         until: UnixMillis,
-        /// Whether it waits because its receiver is to be left alone.
-        held_back: bool,
         /// Whether something should have been heard of it by now.
         overdue: bool,
     },
@@ -310,13 +284,12 @@ impl State {
             _ if last.dead.is_some() => {
                 Self::Dead { at: last.at, reason: last.dead.clone().unwrap_or_default() }
             }
+            What::HeldBack if last.next_attempt_at.is_none() => {
+                Self::InBacklog { since: last.at, reason: reason() }
+            }
             _ => {
                 let until = last.next_attempt_at.unwrap_or(last.at);
-                Self::Waiting {
-                    until,
-                    held_back: last.what == What::HeldBack,
-                    overdue: now > due(last, until),
-                }
+                Self::Waiting { until, overdue: now > due(last, until) }
             }
         })
     }
@@ -325,14 +298,7 @@ impl State {
 /// When the next entry should be there at the latest.
 fn due(last: &Entry, until: UnixMillis) -> UnixMillis {
     let wait = Duration::from_millis(until.saturating_sub(last.at).max(0).unsigned_abs());
-    let unseen = match last.what {
-        // As late as those are slow whose turn is before.
-        What::HeldBack if last.awaits_turn() => return later(until, wait + SHORT_WAIT),
-        // Those before the next power of two.
-        What::HeldBack => (last.deferrals + 1).next_power_of_two() - last.deferrals - 1,
-        _ => 0,
-    };
-    later(until, LATE + wait / 20 + SHORT_WAIT * unseen)
+    later(until, LATE + wait / 20)
 }
 
 fn later(at: UnixMillis, by: Duration) -> UnixMillis {
@@ -347,15 +313,13 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::domain::outcome::DeadReason;
-    use proptest::prelude::*;
+    use crate::domain::retry::Span;
 
-    fn delivery(attempts: u32, deferrals: u32, last_error: &str) -> Delivery {
+    fn delivery(attempts: u32, last_error: &str) -> Delivery {
         Delivery {
             event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
             webhook_id: Uuid::nil(),
             attempts,
-            deferrals,
-            turn_at: None,
             first_received_at: 0,
             last_error: last_error.to_owned(),
         }
@@ -377,12 +341,8 @@ mod tests {
         attempted(Some(Reason::Timeout), decision)
     }
 
-    fn held_back(decision: Decision) -> Happened {
+    fn held_back(decision: Option<Decision>) -> Happened {
         Happened::HeldBack { why: "breaker", decision }
-    }
-
-    fn awaits_turn(seconds: u64) -> Happened {
-        Happened::AwaitsTurn { why: Limit::Rate.label(), turn: Duration::from_secs(seconds) }
     }
 
     #[test]
@@ -391,21 +351,17 @@ mod tests {
         let handed_over = Happened::HandedOver { why: "split" };
         let cases = [
             // Happened; the delivery; in `failures`; in `all`
-            (delivered(), delivery(1, 0, ""), false, true),
-            (delivered(), delivery(2, 0, "status 500"), true, true),
+            (delivered(), delivery(1, ""), false, true),
+            (delivered(), delivery(2, "status 500"), true, true),
             // Replayed.
-            (delivered(), delivery(1, 0, "status 500"), true, true),
-            (failed(park(1)), delivery(1, 0, "status 500"), true, true),
-            (failed(dead), delivery(9, 0, "status 500"), true, true),
-            (handed_over, delivery(0, 0, ""), false, true),
-            (held_back(park(1)), delivery(0, 1, "x"), true, true),
-            (held_back(park(1)), delivery(0, 2, "x"), true, true),
-            (held_back(park(1)), delivery(0, 3, "x"), false, false),
-            (held_back(park(899)), delivery(0, 100, "x"), false, false),
-            (held_back(park(900)), delivery(0, 100, "x"), true, true),
-            (awaits_turn(7), delivery(0, 3, "x"), true, true),
-            (held_back(dead), delivery(0, 100, "x"), true, true),
-            (Happened::Dropped { why: "deleted" }, delivery(3, 0, "x"), true, true),
+            (delivered(), delivery(1, "status 500"), true, true),
+            (failed(park(1)), delivery(1, "status 500"), true, true),
+            (failed(dead), delivery(9, "status 500"), true, true),
+            (handed_over, delivery(0, ""), false, true),
+            (held_back(None), delivery(0, "x"), true, true),
+            (held_back(Some(park(60))), delivery(0, "x"), true, true),
+            (held_back(Some(dead)), delivery(0, "x"), true, true),
+            (Happened::Dropped { why: "deleted" }, delivery(3, "x"), true, true),
         ];
         for (happened, delivery, failures, all) in cases {
             let included = |extent: Extent| extent.includes(&happened, &delivery);
@@ -417,15 +373,15 @@ mod tests {
 
     #[test]
     fn an_entry_says_what_happened_and_what_follows() {
-        let entry = Entry::of(&failed(park(2)), "q", &delivery(3, 0, "no answer\n"), 1_000);
+        let entry = Entry::of(&failed(park(2)), "q", &delivery(3, "no answer\n"), 1_000);
         assert_eq!((entry.what, entry.attempt, entry.ms), (What::Failed, 3, Some(7)));
         assert_eq!(entry.reason.as_deref(), Some("timeout"));
         assert_eq!((entry.next_attempt_at, entry.dead), (Some(3_000), None));
         assert_eq!(entry.detail, "no answer\\n");
         let dead = Decision::Dead(DeadReason::Exhausted);
-        let entry = Entry::of(&failed(dead), "q", &delivery(3, 0, "x"), 1_000);
+        let entry = Entry::of(&failed(dead), "q", &delivery(3, "x"), 1_000);
         assert_eq!((entry.next_attempt_at, entry.dead.as_deref()), (None, Some("exhausted")));
-        let entry = Entry::of(&delivered(), "q", &delivery(2, 0, "status 500"), 1_000);
+        let entry = Entry::of(&delivered(), "q", &delivery(2, "status 500"), 1_000);
         assert_eq!((entry.what, entry.detail.as_str(), entry.reason), (What::Delivered, "", None));
         for what in What::ALL {
             assert_eq!(What::of_label(what.label()), Some(what));
@@ -435,29 +391,25 @@ mod tests {
     #[test]
     fn the_last_entry_says_where_a_delivery_is() {
         let at = 1_000_000;
-        let entry =
-            |happened, deferrals| Entry::of(&happened, "q", &delivery(1, deferrals, "x"), at);
+        let entry = |happened| Entry::of(&happened, "q", &delivery(1, "x"), at);
         let state = |entries: &[Entry], after: i64| State::of(entries, at + after * 1_000);
-        let waiting = |seconds: i64, held_back, overdue| {
-            Some(State::Waiting { until: at + seconds * 1_000, held_back, overdue })
-        };
-        let failed_once = entry(failed(park(10)), 0);
+        let waiting =
+            |seconds: i64, overdue| Some(State::Waiting { until: at + seconds * 1_000, overdue });
+        let failed_once = entry(failed(park(10)));
         assert_eq!(state(&[], 0), None);
-        assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false, false));
-        assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false, false));
-        assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, false, true));
-        // A turn is as late as others are slow.
-        let limited = entry(awaits_turn(600), 2);
-        assert_eq!(state(std::slice::from_ref(&limited), 5), waiting(600, true, false));
-        assert_eq!(state(std::slice::from_ref(&limited), 2_100), waiting(600, true, false));
-        assert_eq!(state(std::slice::from_ref(&limited), 2_101), waiting(600, true, true));
-        // The third, too short for an entry, may follow the second.
-        let held = [failed_once.clone(), entry(held_back(park(10)), 2)];
-        assert_eq!(state(&held, 72), waiting(10, true, false));
-        assert_eq!(state(&held, 1_000), waiting(10, true, true));
-        let handed_over = entry(Happened::HandedOver { why: "split" }, 0);
-        assert_eq!(state(&[handed_over], 61), waiting(0, false, true));
-        let ended = |happened| state(&[failed_once.clone(), entry(happened, 0)], 0);
+        assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false));
+        assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false));
+        assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, true));
+        // As long as its receiver takes.
+        let held = [failed_once.clone(), entry(held_back(None))];
+        let in_backlog = State::InBacklog { since: at, reason: "breaker".to_owned() };
+        assert_eq!(state(&held, 100_000), Some(in_backlog));
+        let parked = [entry(held_back(Some(park(60))))];
+        assert_eq!(state(&parked, 100), waiting(60, false));
+        assert_eq!(state(&parked, 124), waiting(60, true));
+        let handed_over = entry(Happened::HandedOver { why: "split" });
+        assert_eq!(state(&[handed_over], 61), waiting(0, true));
+        let ended = |happened| state(&[failed_once.clone(), entry(happened)], 0);
         assert_eq!(ended(delivered()), Some(State::Delivered { at }));
         assert_eq!(
             ended(failed(Decision::Dead(DeadReason::Gone))),
@@ -477,35 +429,5 @@ mod tests {
             assert_eq!(text.parse(), Ok(extent));
         }
         assert!("ALL".parse::<Extent>().is_err_and(|error| error.contains("failures")));
-    }
-
-    /// Held back again and again, from that time on, for so many seconds each time.
-    #[track_caller]
-    fn check_not_overdue(deferrals: u32, waits: impl IntoIterator<Item = u64>) {
-        let (mut now, mut entries) = (0, Vec::new());
-        for (deferrals, seconds) in (deferrals..).zip(waits) {
-            let (happened, delivery) = (held_back(park(seconds)), delivery(0, deferrals, "x"));
-            let state = State::of(&entries, now);
-            let is_overdue = matches!(state, Some(State::Waiting { overdue: true, .. }));
-            assert!(!is_overdue, "{state:?} at {now}");
-            if Extent::Failures.includes(&happened, &delivery) {
-                entries.push(Entry::of(&happened, "q", &delivery, now));
-            }
-            now = later(now, Duration::from_secs(seconds));
-        }
-    }
-
-    #[test]
-    fn the_longest_waits_that_have_no_entry_after_the_shortest_one_that_has() {
-        check_not_overdue(510, [206, 756, 1].into_iter().chain([899; 1_000]));
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_held_back_is_not_overdue_before_its_next_entry_is(
-            deferrals in 1_u32..1_000, waits in prop::collection::vec(1_u64..900, 1_000),
-        ) {
-            check_not_overdue(deferrals, waits);
-        }
     }
 }

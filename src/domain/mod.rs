@@ -10,6 +10,7 @@ pub mod delivery;
 pub mod event;
 pub mod growth;
 pub mod history;
+pub mod intake;
 pub mod limits;
 pub mod outcome;
 pub mod pace;

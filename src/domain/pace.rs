@@ -39,8 +39,8 @@ pub struct Ask {
     pub group: Group,
     /// What the webhook says that it can take.
     pub limits: Limits,
-    /// How far off the delivery's turn is, if it had to wait for one.
-    pub turn: Option<Duration>,
+    /// It is the first of a backlog.
+    pub is_head: bool,
 }
 
 impl Ask {
@@ -48,7 +48,7 @@ impl Ask {
     #[must_use]
     pub fn of(webhook: &Webhook, queue: usize) -> Self {
         let (limits, group) = (webhook.limits(), webhook.group);
-        Self { queue, webhook: webhook.id, group, limits, turn: None }
+        Self { queue, webhook: webhook.id, group, limits, is_head: false }
     }
 }
 
@@ -95,24 +95,28 @@ pub enum Hold {
     Breaker(Duration),
     /// The receiver asked us to stay away for so long (`Retry-After`).
     StayAway(Duration),
-    /// It gets as much as its webhook says already. The delivery's turn is so far off.
+    /// It gets as much as its webhook says already, for so long at least; zero, if until a request
+    /// ends.
     Limit(Limit, Duration),
+    /// Others wait in its receiver's backlog, and come first.
+    Behind,
+    /// Its webhook is paused.
+    Paused,
 }
 
 impl Hold {
-    /// Whether it may be over as soon as another request ends.
-    #[must_use]
-    pub const fn may_end_soon(self) -> bool {
-        matches!(self, Self::Share | Self::Group | Self::Unproven | Self::Ramp | Self::Full)
-    }
-
     /// How long an attempt would be in vain at least.
     #[must_use]
     pub const fn remaining(self) -> Duration {
         match self {
-            Self::Share | Self::Group | Self::Slow | Self::Unproven | Self::Ramp | Self::Full => {
-                Duration::ZERO
-            }
+            Self::Share
+            | Self::Group
+            | Self::Slow
+            | Self::Unproven
+            | Self::Ramp
+            | Self::Full
+            | Self::Behind
+            | Self::Paused => Duration::ZERO,
             Self::Breaker(remaining) | Self::StayAway(remaining) | Self::Limit(_, remaining) => {
                 remaining
             }
@@ -131,6 +135,8 @@ impl fmt::Display for Hold {
             Self::Full => "as many requests are under way as may be",
             Self::Breaker(_) => "the receiver's circuit breaker is open",
             Self::StayAway(_) => "the receiver asked us to stay away",
+            Self::Behind => "others wait in the receiver's backlog, and come first",
+            Self::Paused => "the webhook is paused",
             Self::Limit(Limit::InFlight, _) => "the webhook's max_in_flight is reached",
             Self::Limit(Limit::Rate, _) => "the webhook's rate_per_second is reached",
         })
@@ -232,10 +238,10 @@ impl Pace {
     }
 
     fn begin(&mut self, ask: Ask, now: Moment) -> Result<Attempt, Hold> {
-        let Ask { queue, webhook, group, limits, turn } = ask;
+        let Ask { queue, webhook, group, limits, is_head } = ask;
         let receiver = self.receivers.entry(webhook).or_default();
         let class = receiver.class();
-        let is_probe = receiver.begin(queue, limits, turn, now)?;
+        let is_probe = receiver.begin(queue, limits, is_head, now)?;
         self.queues[queue].take(class, group);
         let number = self.next;
         self.next += 1;
@@ -344,6 +350,27 @@ impl Pace {
         };
         forget(&|receiver| receiver.is_unremarkable(now));
         forget(&|receiver| !receiver.is_busy());
+    }
+
+    /// Somebody else, who knew more of a receiver, has left it to us: if its circuit breaker is open, it
+    /// is probed at once.
+    pub fn probe_now(&mut self, webhook: Uuid) {
+        if let Some(receiver) = self.receivers.get_mut(&webhook) {
+            receiver.probe_now();
+        }
+    }
+
+    /// What was known of a receiver when its backlog was last written down: whether it is slow, and
+    /// for how long it had been away by then, if its circuit breaker was open.
+    pub fn restore(
+        &mut self,
+        webhook: Uuid,
+        is_slow: bool,
+        away_for: Option<Duration>,
+        now: Moment,
+    ) {
+        let away_for = away_for.filter(|_| self.breaker.is_on());
+        self.receivers.entry(webhook).or_default().restore(is_slow, away_for, now);
     }
 
     /// What is known of a receiver.

@@ -17,7 +17,7 @@
 
 use std::time::Duration;
 
-use super::limits::{Limits, Turns};
+use super::limits::{Allowance, Limits};
 use super::outcome::Reason;
 use super::pace::Hold;
 
@@ -35,9 +35,6 @@ pub use class::{Class, SLOW};
 
 /// A time, as the duration since any fixed moment before it.
 pub type Moment = Duration;
-
-/// What an attempt takes at least, where it is guessed when the next can begin.
-const QUICKEST: Duration = Duration::from_millis(1);
 
 /// A receiver that can answer within this is as good as here: ten such requests in one thread cost less
 /// than each in a thread of its own, and are over soon.
@@ -137,13 +134,11 @@ pub struct Receiver {
     stay_away_until: Moment,
     /// Attempts under way, by the number of the queue.
     under_way: Vec<u32>,
-    /// How long an attempt takes, on a moving average.
-    usual: Duration,
     /// How long its quickest ones take: soon down, and slowly up. What they take beyond it says more
     /// of how busy we are than of how far away it is.
     quickest: Duration,
     /// None: it never had limits.
-    turns: Option<Box<Turns>>,
+    allowance: Option<Box<Allowance>>,
 }
 
 impl Receiver {
@@ -166,15 +161,15 @@ impl Receiver {
         &mut self,
         queue: usize,
         limits: Limits,
-        turn: Option<Duration>,
+        is_head: bool,
         now: Moment,
     ) -> Result<bool, Hold> {
         if !limits.is_none() {
             // The last to be asked: it counts what it lets pass.
-            let so_far = (self.total() as usize, self.usual.max(QUICKEST));
-            let turns = self.turns.get_or_insert_default();
-            let asked = turns.ask(limits, so_far, turn, now);
-            asked.map_err(|(limit, turn)| Hold::Limit(limit, turn))?;
+            let under_way = self.total() as usize;
+            let allowance = self.allowance.get_or_insert_default();
+            let asked = allowance.ask(limits, under_way, is_head.then_some(queue), now);
+            asked.map_err(|(limit, wait)| Hold::Limit(limit, wait))?;
         }
         if self.under_way.len() <= queue {
             self.under_way.resize(queue + 1, 0);
@@ -207,7 +202,6 @@ impl Receiver {
             self.standing.answered(now);
         }
         let took = now.saturating_sub(over.began);
-        self.usual = (self.usual * 7 + took) / 8;
         self.quickest = if self.quickest.is_zero() {
             took
         } else {
@@ -248,6 +242,29 @@ impl Receiver {
         self.let_go(over.queue);
         if self.state == State::HalfOpen && over.is_probe {
             // As it was: over, and due for a probe.
+            self.state = State::Open(Moment::ZERO);
+        }
+    }
+
+    /// If its circuit breaker is open, it is due for a probe.
+    pub(super) fn probe_now(&mut self) {
+        if let State::Open(until) = &mut self.state {
+            *until = Moment::ZERO;
+        }
+    }
+
+    /// Takes over what another process knew. Nothing, if this one knows more.
+    pub(super) fn restore(&mut self, is_slow: bool, away_for: Option<Duration>, now: Moment) {
+        if is_slow && self.class() == Class::Unproven {
+            self.standing.took_long(now);
+        }
+        if let Some(away_for) = away_for
+            && self.state == State::Closed
+            && self.failures == 0
+            && self.succeeded_at.is_zero()
+        {
+            self.failures = 1;
+            self.failing_since = now.saturating_sub(away_for);
             self.state = State::Open(Moment::ZERO);
         }
     }
@@ -346,7 +363,7 @@ impl Receiver {
             && self.class() != Class::Slow
             && !self.is_broken()
             && now >= self.stay_away_until
-            && self.turns.as_ref().is_none_or(|turns| turns.is_over(now))
+            && self.allowance.as_ref().is_none_or(|allowance| allowance.is_over(now))
     }
 
     /// Whether an attempt is under way.

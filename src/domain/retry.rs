@@ -12,9 +12,6 @@ const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Each distinct delay is a queue at the broker; a schedule of this many steps is a mistake.
 const MAX_STEPS: usize = 64;
 
-/// The longest that a delivery waits by itself for what others have under way.
-const MOST_FOR_CAPACITY: Duration = Duration::from_secs(4);
-
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 /// Read, but never printed: wait queues are named by what is printed, and there are some of `24h`.
@@ -102,40 +99,6 @@ impl Schedule {
         let wrapped = if self.repeats { &self.delays[..step] } else { &[] };
         let ahead = self.delays[step..].iter().chain(wrapped).copied();
         ahead.clone().find(|delay| delay.get() >= wanted).or_else(|| ahead.max())
-    }
-
-    /// How long a delivery waits that was not attempted, for the `deferrals`th time (the first is
-    /// 1), where an attempt would be in vain for at least `remaining`: as after so many failures,
-    /// beyond the schedule's end by its last delay; or, if that is longer, the shortest wait there
-    /// is that covers what remains. There are `others` beside the schedule's delays.
-    #[must_use]
-    pub fn deferral(&self, deferrals: u32, remaining: Duration, others: &[Span]) -> Span {
-        let step = (deferrals.max(1) as usize).min(self.delays.len()) - 1;
-        let due = self.delays[step];
-        if due.get() >= remaining {
-            return due;
-        }
-        let all = || self.delays.iter().chain(others).copied();
-        let covering = all().filter(|delay| delay.get() >= remaining).min();
-        covering.or_else(|| all().max()).unwrap_or(due)
-    }
-
-    /// How long a delivery waits that was not attempted, for the `deferrals`th time (the first is 1),
-    /// because of what is under way: that may be over at any time, so this doesn't back off for long.
-    #[must_use]
-    pub fn for_capacity(&self, deferrals: u32) -> Span {
-        let short = self.delays.iter().copied().filter(|delay| delay.get() <= MOST_FOR_CAPACITY);
-        let due = short.take(deferrals.max(1) as usize).last();
-        due.or_else(|| self.delays.iter().copied().min()).unwrap_or(MOST_FOR_CAPACITY.into())
-    }
-
-    /// How long a delivery waits whose turn is so far off: the longest wait there is that does not
-    /// miss it, and else the shortest. There are `others` beside the schedule's delays.
-    #[must_use]
-    pub fn before_turn(&self, turn: Duration, others: &[Span]) -> Span {
-        let all = || self.delays.iter().chain(others).copied();
-        let within = all().filter(|delay| delay.get() <= turn).max();
-        within.or_else(|| all().min()).unwrap_or_else(|| turn.into())
     }
 
     /// The longest delay.
@@ -247,53 +210,6 @@ mod tests {
         check("1s,2s,4s,1m", 2, Some(9_999), Some("1m"));
         check("1m,1s,repeat", 2, Some(30), Some("1m"));
         check("1s,2s", 3, Some(1), None);
-    }
-
-    #[test]
-    fn a_deferral_is_the_longer_of_the_step_and_what_remains() {
-        let check = |text: &str, deferrals, remaining, expected: &str| {
-            let others = ["30s", "3m"].map(|other| other.parse().expect("a span"));
-            let remaining = Duration::from_secs(remaining);
-            let delay = schedule(text).deferral(deferrals, remaining, &others);
-            assert_eq!(delay.to_string(), expected, "{text}, {deferrals}, {remaining:?}");
-        };
-        check("1s,2s,4s,1m", 1, 0, "1s");
-        check("1s,2s,4s,1m", 3, 0, "4s");
-        check("1s,2s,4s,1m", 1, 3, "4s");
-        check("1s,2s,4s,1m", 1, 30, "30s");
-        check("1s,2s,4s,1m", 1, 31, "1m");
-        check("1s,2s,4s,1m", 4, 30, "1m");
-        check("1s,2s,4s,1m", 99, 3, "1m");
-        check("1s,2s,4s,1m", 1, 9_999, "3m");
-        check("1m,2s", 2, 20, "30s");
-        check("1s,2s,repeat", 99, 0, "2s");
-    }
-
-    #[test]
-    fn what_waits_for_capacity_comes_back_within_four_seconds() {
-        let check = |text: &str, deferrals, expected: &str| {
-            assert_eq!(schedule(text).for_capacity(deferrals).to_string(), expected, "{text}");
-        };
-        for (deferrals, expected) in [(0, "1s"), (1, "1s"), (2, "2s"), (3, "4s"), (99, "4s")] {
-            check("1s,2s,4s,8s,1m", deferrals, expected);
-        }
-        check("1m,1s", 99, "1s");
-        check("1h,1m", 99, "1m");
-    }
-
-    #[test]
-    fn who_waits_for_its_turn_does_not_miss_it_by_more_than_the_shortest_delay() {
-        let check = |text: &str, turn, expected: &str| {
-            let others = ["30s", "3m"].map(|other| other.parse().expect("a span"));
-            let delay = schedule(text).before_turn(Duration::from_millis(turn), &others);
-            assert_eq!(delay.to_string(), expected, "{text}, {turn}");
-        };
-        check("1s,2s,4s,1m", 0, "1s");
-        check("1s,2s,4s,1m", 999, "1s");
-        check("1s,2s,4s,1m", 3_999, "2s");
-        check("1s,2s,4s,1m", 59_999, "30s");
-        check("1m,2s", 9_999_999, "3m");
-        check("1h", 0, "30s");
     }
 
     #[test]

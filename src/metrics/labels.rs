@@ -3,7 +3,8 @@
 use crate::domain::limits::Limit;
 use crate::domain::pace::Hold;
 
-/// Why a delivery got no attempt when it came, but goes to the retry lane.
+/// Why a delivery got no attempt when it came, but goes to its receiver's backlog; or to the retry
+/// lane, where it was its event's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
     /// Its webhook has its share of the requests under way.
@@ -26,6 +27,10 @@ pub enum Held {
     MaxInFlight,
     /// Its webhook's `rate_per_second` is reached.
     Rate,
+    /// Others wait in its receiver's backlog and come first, and nothing holds those up.
+    Behind,
+    /// Its webhook is paused.
+    Paused,
     /// Its event was split.
     Split,
     /// Shutdown, or its event took too long.
@@ -33,7 +38,7 @@ pub enum Held {
 }
 
 impl Held {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Share,
         Self::Group,
         Self::Slow,
@@ -44,6 +49,8 @@ impl Held {
         Self::RetryAfter,
         Self::MaxInFlight,
         Self::Rate,
+        Self::Behind,
+        Self::Paused,
         Self::Split,
         Self::Interrupted,
     ];
@@ -62,6 +69,8 @@ impl Held {
             Self::RetryAfter => "retry_after",
             Self::MaxInFlight => Limit::InFlight.label(),
             Self::Rate => Limit::Rate.label(),
+            Self::Behind => "behind",
+            Self::Paused => "paused",
             Self::Split => "split",
             Self::Interrupted => "interrupted",
         }
@@ -81,6 +90,8 @@ impl From<Hold> for Held {
             Hold::StayAway(_) => Self::RetryAfter,
             Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,
             Hold::Limit(Limit::Rate, _) => Self::Rate,
+            Hold::Behind => Self::Behind,
+            Hold::Paused => Self::Paused,
         }
     }
 }

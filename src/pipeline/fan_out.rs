@@ -14,7 +14,8 @@ use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
-use crate::domain::pace::{Attempt, Hold};
+use crate::domain::intake::Refusal;
+use crate::domain::pace::Attempt;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 use crate::receivers::{Answer, InLine};
@@ -135,7 +136,7 @@ impl InHand {
         match self.fan_out.pipeline.ask(&self.fan_out.lane, webhook, &delivery) {
             Ok(Answer::Waits(in_line)) => return Some((self, in_line)),
             Ok(Answer::Begins(attempt)) => self.begin(attempt),
-            Err(hold) => self.hold_back(hold),
+            Err(refusal) => self.hold_back(refusal),
         }
         None
     }
@@ -145,7 +146,7 @@ impl InHand {
         let Pipeline { receivers, shutdown, .. } = &*self.fan_out.pipeline;
         match receivers.wait(Answer::Waits(in_line), shutdown) {
             Ok(attempt) => self.begin(attempt),
-            Err(hold) => self.hold_back(hold),
+            Err(refusal) => self.hold_back(refusal),
         }
     }
 
@@ -156,6 +157,7 @@ impl InHand {
             let pipeline = &self.fan_out.pipeline;
             let kept = pipeline.attempt(self.context(), webhook, delivery, attempt);
             self.ends(kept);
+            None
         };
         // Without more threads, this one does all the work, only later.
         if let Err(task) = workers.run(Box::new(task)) {
@@ -163,9 +165,9 @@ impl InHand {
         }
     }
 
-    fn hold_back(self, hold: Hold) {
+    fn hold_back(self, refusal: Refusal) {
         let (webhook, delivery) = self.delivery();
-        let kept = self.fan_out.pipeline.hold_back(self.context(), webhook, delivery, hold);
+        let kept = self.fan_out.pipeline.hold_back(self.context(), webhook, delivery, refusal);
         self.ends(kept);
     }
 

@@ -41,6 +41,21 @@ impl Pipeline {
         self.promise(outgoing, context.metrics.held(why), true)
     }
 
+    /// Into its receiver's backlog.
+    pub(super) fn enter(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        why: Held,
+    ) -> Result<Promise, NotConfirmed> {
+        let happened = Happened::HeldBack { why: why.label(), decision: None };
+        self.log.record(&context.lane.origin, delivery, happened);
+        let message = travelling(context, delivery);
+        let (origin, instance) = (&context.lane.origin, self.backlogs.instance());
+        let outgoing = Outgoing::backlog(message, origin, delivery.webhook_id, instance);
+        self.promise(outgoing, context.metrics.held(why), true)
+    }
+
     pub(super) fn bury(
         &self,
         context: Context<'_>,

@@ -245,15 +245,15 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::snapshot::{ReceiversNow, Trend};
+    use crate::status::snapshot::{BacklogsNow, ReceiversNow, Trend};
 
     /// Two queues, all well.
     fn well() -> Snapshot {
         let server = Server { answers: Some(true), lasted_seconds: 100.0 };
-        let lane = |origin: &str, is_retry| LaneNow {
+        let lane = |origin: &str, is_retry: bool| LaneNow {
             queue: format!("{origin}{}", if is_retry { ".retry" } else { "" }),
             origin: origin.to_owned(),
-            is_retry,
+            kind: if is_retry { "retries" } else { "events" },
             consumers: 1,
             state: LaneState::Consuming,
             lasted_seconds: 100.0,
@@ -286,6 +286,7 @@ mod tests {
             depths_age_seconds: Some(1.0),
             lanes: lanes.concat(),
             waiting: Vec::new(),
+            backlogs: BacklogsNow { filled: 0, listed: Vec::new() },
             receivers: ReceiversNow { ailing: 0, broken: 0, listed: Vec::new() },
             sample_ages_seconds: Vec::new(),
         }

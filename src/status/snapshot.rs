@@ -30,6 +30,7 @@ pub struct Snapshot {
     pub(super) lanes: Vec<LaneNow>,
     /// By delay, shortest first.
     pub(super) waiting: Vec<Waiting>,
+    pub(super) backlogs: BacklogsNow,
     pub(super) receivers: ReceiversNow,
     /// When the trends' steps began and ended: one more than each has.
     pub(super) sample_ages_seconds: Vec<f64>,
@@ -48,7 +49,7 @@ pub(super) struct Server {
 pub(super) struct LaneNow {
     pub(super) queue: String,
     pub(super) origin: String,
-    pub(super) is_retry: bool,
+    pub(super) kind: &'static str,
     pub(super) consumers: i64,
     pub(super) state: LaneState,
     pub(super) lasted_seconds: f64,
@@ -111,6 +112,28 @@ pub(super) struct Waiting {
     pub(super) delay: String,
     pub(super) queue: String,
     pub(super) messages: Option<i64>,
+}
+
+/// The backlogs that hold something: how many, and the longest of them.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct BacklogsNow {
+    pub(super) filled: usize,
+    pub(super) listed: Vec<BacklogNow>,
+}
+
+/// One of these.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct BacklogNow {
+    pub(super) queue: String,
+    pub(super) webhook: Uuid,
+    pub(super) waiting: u32,
+    pub(super) lasted_seconds: f64,
+    /// By the label that /metrics has.
+    pub(super) cause: String,
+    /// When it can go on at the earliest; `None` if that is not known.
+    pub(super) next_in_seconds: Option<f64>,
+    /// How long until it is empty at the present pace; `None` while it doesn't shrink.
+    pub(super) empty_in_seconds: Option<f64>,
 }
 
 /// The receivers that have an ailment: how many, and the worst of them.

@@ -244,6 +244,17 @@ impl Store {
         Ok(true)
     }
 
+    /// The ids of all webhooks, bounded.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn webhook_ids(&self) -> Result<Vec<Uuid>, StoreError> {
+        self.query(|client| {
+            let rows = client.query_typed("SELECT id FROM webhooks LIMIT 100000", &[])?;
+            rows.iter().map(|row| row.try_get("id")).collect()
+        })
+    }
+
     /// Whether these webhooks get their events. Those that are missing in the answer are deleted.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ const SETTLED: Duration = Duration::from_secs(15);
 
 /// What [`entry`] reads of a row.
 const ENTRY: &str = "id, (extract(epoch FROM at) * 1000)::bigint AS at, event_id, event_type,
-     webhook_id, queue, outcome, attempt, deferrals, status, reason, detail, ms,
+     webhook_id, queue, outcome, attempt, status, reason, detail, ms,
      (extract(epoch FROM next_attempt_at) * 1000)::bigint AS next_attempt_at, dead";
 
 /// A snapshot in which nothing was there yet.
@@ -118,7 +118,6 @@ struct Columns {
     queue: Vec<String>,
     outcome: Vec<&'static str>,
     attempt: Vec<i32>,
-    deferrals: Vec<i32>,
     status: Vec<Option<i32>>,
     reason: Vec<Option<String>>,
     detail: Vec<String>,
@@ -139,7 +138,6 @@ impl Columns {
             columns.queue.push(entry.queue);
             columns.outcome.push(entry.what.label());
             columns.attempt.push(count(entry.attempt));
-            columns.deferrals.push(count(entry.deferrals));
             columns.status.push(entry.status.map(i32::from));
             columns.reason.push(entry.reason);
             columns.detail.push(entry.detail);
@@ -151,7 +149,7 @@ impl Columns {
     }
 
     fn insert(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
+        let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
             (&self.at, Type::INT8_ARRAY),
             (&self.event_id, Type::TEXT_ARRAY),
             (&self.event_type, Type::TEXT_ARRAY),
@@ -159,7 +157,6 @@ impl Columns {
             (&self.queue, Type::TEXT_ARRAY),
             (&self.outcome, Type::TEXT_ARRAY),
             (&self.attempt, Type::INT4_ARRAY),
-            (&self.deferrals, Type::INT4_ARRAY),
             (&self.status, Type::INT4_ARRAY),
             (&self.reason, Type::TEXT_ARRAY),
             (&self.detail, Type::TEXT_ARRAY),
@@ -169,13 +166,13 @@ impl Columns {
         ];
         let inserted = client.execute_typed(
             "INSERT INTO delivery_attempts (at, event_id, event_type, webhook_id, queue, outcome,
-                 attempt, deferrals, status, reason, detail, ms, next_attempt_at, dead)
+                 attempt, status, reason, detail, ms, next_attempt_at, dead)
              SELECT to_timestamp(at / 1000.0), event_id, event_type, webhook_id, queue, outcome,
-                 attempt, deferrals, status, reason, detail, ms,
+                 attempt, status, reason, detail, ms,
                  to_timestamp(next_attempt_at / 1000.0), dead
-             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                  AS entries (at, event_id, event_type, webhook_id, queue, outcome, attempt,
-                     deferrals, status, reason, detail, ms, next_attempt_at, dead)",
+                     status, reason, detail, ms, next_attempt_at, dead)",
             &parameters,
         );
         inserted.map(drop)
@@ -203,6 +200,29 @@ impl Store {
         );
         let read = |rows: Vec<Row>| rows.iter().filter_map(|row| entry(row).transpose()).collect();
         rows.and_then(read).map_err(|error| explain(&error))
+    }
+
+    /// How many deliveries entered the backlog of a webhook after this event did.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn entered_after(
+        &self,
+        event_id: &str,
+        queue: &str,
+        webhook: Uuid,
+    ) -> Result<u64, StoreError> {
+        let rows = self.connect()?.query_typed(
+            "SELECT count(*) FROM delivery_attempts
+             WHERE queue = $2 AND webhook_id = $3
+                 AND outcome = 'held_back' AND next_attempt_at IS NULL AND dead IS NULL
+                 AND id > (SELECT max(id) FROM delivery_attempts
+                           WHERE event_id = $1 AND queue = $2 AND webhook_id = $3)",
+            &[(&event_id, Type::TEXT), (&queue, Type::TEXT), (&webhook, Type::UUID)],
+        );
+        let count =
+            rows.and_then(|rows| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0)));
+        count.map(|count| u64::try_from(count).unwrap_or(0)).map_err(|error| explain(&error))
     }
 
     /// Whether the log has its table.
@@ -242,7 +262,6 @@ fn entry(row: &Row) -> Result<Option<Entry>, postgres::Error> {
         queue: row.try_get("queue")?,
         what,
         attempt: count("attempt")?,
-        deferrals: count("deferrals")?,
         status: status.and_then(|status| u16::try_from(status).ok()),
         reason: row.try_get("reason")?,
         detail: row.try_get("detail")?,

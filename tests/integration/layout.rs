@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
@@ -15,6 +15,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
         "app",
         &[
             "admin",
+            "backlogs",
             "broker",
             "consumer",
             "delivery_log",
@@ -28,13 +29,17 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "workers",
         ],
     ),
-    ("consumer", &["broker", "pipeline", "workers"]),
-    ("pipeline", &["broker", "delivery_log", "directory", "receivers", "sender", "workers"]),
+    ("consumer", &["backlogs", "broker", "pipeline", "receivers", "workers"]),
+    (
+        "pipeline",
+        &["backlogs", "broker", "delivery_log", "directory", "receivers", "sender", "workers"],
+    ),
+    ("backlogs", &["broker", "directory", "receivers", "store"]),
     ("dead_letters", &["broker"]),
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
     ("admin", &["status"]),
-    ("status", &["broker", "receivers"]),
+    ("status", &["backlogs", "broker", "receivers"]),
     ("supervisor", &["admin"]),
     ("broker", &["tls"]),
     ("receivers", &[]),

@@ -29,6 +29,7 @@ mod tls;
 mod faults;
 mod chaos;
 mod database;
+mod backlogs;
 mod backlog_table;
 mod directory;
 mod topology;

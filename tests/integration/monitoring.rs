@@ -257,9 +257,9 @@ fn prometheus_sees_a_lane_cut_off_and_a_process_gone_and_both_come_back() {
 
     proxy.refuse();
     let alerts = prometheus.wait_firing(LATER, "WebhookLaneNotConsuming");
-    let queues = [sandbox.queue(), &sandbox.retry_queue()].map(str::to_owned);
+    let lanes = ["", ".retry", ".backlog"].map(|lane| format!("{}{lane}", sandbox.queue()));
     for alert in &alerts {
-        assert!(queues.iter().any(|queue| queue == alert.text("queue")), "{alert:?}");
+        assert!(lanes.iter().any(|lane| lane == alert.text("queue")), "{alert:?}");
         assert!(alert.text("summary").ends_with(alert.text("queue")), "{alert:?}");
         assert_eq!(alert.text("severity"), "critical");
     }

@@ -149,9 +149,8 @@ fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
     // A second's worth was saved up.
     let took = requests[19].at - published;
     assert!(took >= Duration::from_secs(3), "20 requests within {took:?}");
-    // Each waits as often as it takes to add up to its wait.
-    let held = held(&notifier, "rate");
-    assert!(held < 300.0, "{held} times held back");
+    let held = held(&notifier, "rate") + self::held(&notifier, "behind");
+    assert_eq!(held, 15.0, "one move each, but for those that were saved up");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0, "nothing failed");
     notifier.terminate();
     sandbox.wait_drained();
@@ -182,7 +181,7 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
     notifier.terminate();
     sandbox.wait_drained();
 
-    set(&sandbox, webhook, &["--rate", "0.001"]);
+    set(&sandbox, webhook, &["--rate", "0.01"]);
     let notifier = sandbox
         .notifier()
         .env("RETRY_SCHEDULE", "500ms")
@@ -195,9 +194,8 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
     assert_eq!(letter.text("x-dead-reason"), "expired");
     assert_eq!(letter.text("x-event-id"), events[1].id);
     assert_eq!(letter.number("x-attempt"), Some(0));
-    assert_eq!(letter.number("x-deferrals"), Some(0));
     let error = letter.text("x-last-error");
-    assert_eq!(error, "no attempt yet: the webhook's rate_per_second is reached");
+    assert!(error.starts_with("no attempt yet: "), "{error}");
     notifier.terminate();
 }
 

@@ -84,8 +84,8 @@ fn an_entry_of_the_log_that_somebody_crafted_is_shown_in_its_lines() {
     let webhook = sandbox.webhook(&format!("http://example.org/{HOSTILE}"), &[HOSTILE]);
     sandbox.database.execute(
         "INSERT INTO delivery_attempts (at, event_id, event_type, webhook_id, queue, outcome, attempt,
-             deferrals, reason, detail, dead)
-         VALUES (now(), 'e', $1, $2, $1, 'failed', 1, 0, $1, $1, $1)",
+             reason, detail, dead)
+         VALUES (now(), 'e', $1, $2, $1, 'failed', 1, $1, $1, $1)",
         &[&HOSTILE, &webhook],
     );
     expect_harmless_command(&sandbox, &["why", "e"]);

@@ -159,8 +159,8 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
     expect_parts(&why(&sandbox, 0, &[&event]), &[&dead_queue, &replay]);
     sandbox.database.execute(
         "INSERT INTO delivery_attempts
-             (at, event_id, event_type, webhook_id, queue, outcome, attempt, deferrals, detail, dead)
-         VALUES (now(), $1, 'order.paid', $2, $3, 'failed', 1, 0, 'x', 'rejected')",
+             (at, event_id, event_type, webhook_id, queue, outcome, attempt, detail, dead)
+         VALUES (now(), $1, 'order.paid', $2, $3, 'failed', 1, 'x', 'rejected')",
         &[&event, &forbidden, &sandbox.queue()],
     );
     assert_eq!(sandbox.command(&["dead-letters", "purge", "--all"]).code, Some(0));

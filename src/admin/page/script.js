@@ -168,8 +168,8 @@ function fill(cell, text, more = "", metric = "") {
   return cell;
 }
 
-function laneRow({ queue, is_retry }) {
-  const row = make("tr", { role: "row", class: is_retry ? "retry" : "" });
+function laneRow({ queue, kind }) {
+  const row = make("tr", { role: "row", class: kind === "events" ? "" : "retry" });
   row.append(make("th", { role: "rowheader", scope: "row" }, make("bdi", {}, queue)));
   const labels = ["State", "Ready", "In flight", "Received", "Delivered", "Failed", "Lag p50", "Lag p99", "Dead letters"];
   cells(row, labels, 2);
@@ -193,7 +193,7 @@ function updateLane(row, lane) {
   fill(failed, rate(lane.rates?.failed), count(lane.failed), `webhook_request_failure_total${of}`);
   fill(p50, bound(lane.lag_p50), "", `webhook_delivery_lag_seconds${of}`);
   fill(p99, bound(lane.lag_p99), "", `webhook_delivery_lag_seconds${of}`);
-  if (!lane.is_retry) {
+  if (lane.kind === "events") {
     fill(dead, count(lane.dead), "", `webhook_queue_messages${label(`${lane.origin}.dead`)}`);
     dead.firstChild.className = lane.dead > 0 ? "is-attention" : "";
   }
@@ -320,6 +320,55 @@ function next({ is_probed, next_in_seconds }) {
   return next_in_seconds == null ? "with its next delivery" : `in ${span(next_in_seconds)}`;
 }
 
+const CAUSES = {
+  share: "it has its share of the capacity",
+  group: "its account or host has its share of the capacity",
+  slow: "it is slow, and so are as many requests as may be",
+  unproven: "it has not answered yet",
+  ramp: "it had too many requests, and gets fewer now",
+  full: "all of the capacity is in use",
+  breaker: "its circuit breaker is open",
+  retry_after: "it asked us to stay away",
+  max_in_flight: "its webhook's max_in_flight",
+  rate: "its webhook's rate_per_second",
+  behind: "being sent, in order",
+  paused: "paused",
+};
+
+function held({ cause, next_in_seconds }) {
+  const words = CAUSES[cause] ?? cause;
+  return next_in_seconds == null ? words : `${words}, asked again in ${span(next_in_seconds)}`;
+}
+
+function showBacklogs({ backlogs }) {
+  $("backlogs-section").hidden = backlogs.listed.length === 0;
+  keep(
+    $("backlogs"),
+    backlogs.listed,
+    (one) => `${one.queue} ${one.webhook}`,
+    ({ webhook }) => {
+      const row = make("tr", { role: "row" });
+      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook)));
+      cells(row, ["Queue", "Waiting", "For", "Why", "Empty"], Infinity);
+      row.children[4].classList.add("wide");
+      return row;
+    },
+    (row, one) => {
+      const [, queue, waiting, lasted, cause, empty] = row.children;
+      fill(queue, one.queue);
+      fill(waiting, count(one.waiting));
+      fill(lasted, span(one.lasted_seconds));
+      fill(cause, held(one));
+      fill(empty, one.empty_in_seconds == null ? "–" : `in ${span(one.empty_in_seconds)}, at this pace`);
+    },
+  );
+  const more = backlogs.filled - backlogs.listed.length;
+  say(
+    $("backlogs-note"),
+    `${more > 0 ? `And ${count(more)} more. ` : ""}What these receivers can't take now waits here in order, and follows as soon as they can.`,
+  );
+}
+
 function showReceivers({ receivers }) {
   keep(
     $("receivers"),
@@ -357,6 +406,7 @@ function show(status) {
   keep($("lanes"), status.lanes, (lane) => lane.queue, laneRow, updateLane);
   showTrends(status);
   showWaiting(status);
+  showBacklogs(status);
   showReceivers(status);
   const { version, host, pid, uptime_seconds } = status;
   say($("instance"), `${version} on ${host}, process ${pid}, up for ${span(uptime_seconds)}`);

@@ -52,7 +52,20 @@ pub(super) struct Facts<'a> {
     pub(super) is_unmatched: bool,
     /// Why not all dead letters were seen.
     pub(super) dead_letters_unknown: Option<&'a str>,
+    /// The backlogs in which the event waits.
+    pub(super) backlogs: &'a [Backlog],
     pub(super) now: UnixMillis,
+}
+
+/// A backlog in which the event waits.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    pub(super) webhook_id: Uuid,
+    /// What holds it up now, and until when.
+    pub(super) cause: String,
+    pub(super) until: Option<UnixMillis>,
+    /// How many wait in it, and how many before the event, about.
+    pub(super) count: Option<(u64, u64)>,
 }
 
 /// Whether a webhook is there today.
@@ -117,7 +130,7 @@ impl Case {
             Some(State::Dead { .. }) => 0,
             Some(State::Waiting { overdue: true, .. }) => 1,
             Some(State::Dropped { .. }) => 2,
-            Some(State::Waiting { .. }) => 3,
+            Some(State::Waiting { .. } | State::InBacklog { .. }) => 3,
             Some(State::Delivered { .. }) => 4,
             None => 5,
         }
@@ -133,9 +146,8 @@ impl Case {
                 let said = format!("delivered at {} UTC, by attempt {attempt}", utc(*at));
                 (said, "nothing: the receiver has answered 2xx".to_owned())
             }
-            Some(State::Waiting { until, held_back, overdue }) => {
-                self.waiting(*until, *held_back, *overdue, facts.now)
-            }
+            Some(State::Waiting { until, overdue }) => self.waiting(*until, *overdue, facts.now),
+            Some(State::InBacklog { since, reason }) => self.in_backlog(*since, reason, facts),
             Some(State::Dead { at, reason }) => self.dead(*at, reason, facts),
             Some(State::Dropped { at, reason }) => {
                 let said = format!("dropped at {} UTC: its webhook was {reason} then", utc(*at));
@@ -148,16 +160,9 @@ impl Case {
         }
     }
 
-    fn waiting(
-        &self,
-        until: UnixMillis,
-        held_back: bool,
-        overdue: bool,
-        now: UnixMillis,
-    ) -> (String, String) {
+    fn waiting(&self, until: UnixMillis, overdue: bool, now: UnixMillis) -> (String, String) {
         let id = self.webhook_id;
         let next = self.entries.last().map_or(1, |entry| entry.attempt + 1);
-        let awaits_turn = self.entries.last().is_some_and(Entry::awaits_turn);
         let queue = self.entries.last().map(|entry| entry.queue.as_str()).unwrap_or_default();
         let at = utc(until);
         if overdue {
@@ -175,32 +180,56 @@ impl Case {
             );
         }
         let wait = if until > now { age(Some(now), until) } else { "0s".to_owned() };
-        let said = if awaits_turn {
-            format!(
-                "waits for its turn at a limit of the webhook's own: about {at} UTC (in {wait})"
-            )
-        } else if held_back {
-            format!(
-                "held back, as its receiver is to be left alone: waits until {at} UTC (in {wait}), and \
-                 perhaps some more times"
-            )
-        } else {
-            format!("waits for attempt {next} at {at} UTC (in {wait})")
-        };
+        let said = format!("waits for attempt {next} at {at} UTC (in {wait})");
         let to_do = match self.registration {
-            Registration::Enabled if awaits_turn => format!(
-                "nothing, or raise the limit: `webhooks show {id}`, `webhooks set {id} --rate N` or \
-                 `--max-in-flight N`"
-            ),
-            Registration::Enabled if held_back => format!(
-                "nothing, once the receiver is well: it is asked again by itself. What it got last \
-                 is in `webhook-notifier tail --webhook {id}`"
-            ),
             Registration::Enabled => format!("nothing: next attempt at {at} UTC"),
             Registration::Disabled => {
                 format!("`webhooks enable {id}` before that, or it is dropped then")
             }
             Registration::Deleted => "nothing: it is dropped then".to_owned(),
+        };
+        (said, to_do)
+    }
+
+    fn in_backlog(&self, since: UnixMillis, reason: &str, facts: Facts<'_>) -> (String, String) {
+        let id = self.webhook_id;
+        let backlog = facts.backlogs.iter().find(|backlog| backlog.webhook_id == id);
+        let place = match backlog.and_then(|backlog| backlog.count) {
+            Some((all, before)) => {
+                format!("about number {} of {} in", before + 1, all.max(before + 1))
+            }
+            None => "in".to_owned(),
+        };
+        let cause = backlog.map_or(reason, |backlog| backlog.cause.as_str());
+        let until = backlog.and_then(|backlog| backlog.until).filter(|until| *until > facts.now);
+        let next = match until {
+            Some(until) => {
+                let verb = if cause == "breaker" { "probed" } else { "asked again" };
+                let wait = age(Some(facts.now), until);
+                format!("; its receiver is {verb} at {} UTC (in {wait})", utc(until))
+            }
+            None => String::new(),
+        };
+        let cause = shown::line(cause, 40);
+        let ago = age(Some(since), facts.now);
+        let said = format!(
+            "{place} the backlog of its webhook, since {} UTC, {ago} ago: {cause}{next}",
+            utc(since)
+        );
+        let to_do = match (self.registration, cause.as_str()) {
+            (Registration::Deleted, _) => "nothing: it is dropped".to_owned(),
+            (Registration::Disabled, _) => {
+                "nothing: what waits for a disabled webhook is dropped".to_owned()
+            }
+            (_, "paused") => format!("`webhooks resume {id}`: all comes then, in order"),
+            (_, "rate" | "max_in_flight") => format!(
+                "nothing, or raise the limit: `webhooks show {id}`, `webhooks set {id} --rate N` or \
+                 `--max-in-flight N`"
+            ),
+            _ => format!(
+                "nothing, once the receiver is well: it is asked again by itself, and then all comes in \
+                 order. What it got last is in `webhook-notifier tail --webhook {id}`"
+            ),
         };
         (said, to_do)
     }

@@ -200,6 +200,7 @@ fn row(entry: &Entry) -> String {
         (Some(next), _) if utc(*next)[..10] == utc(*at)[..10] => time_of_day(*next),
         (Some(next), _) => utc(*next),
         (None, None) if *what == What::HandedOver => "at once".to_owned(),
+        (None, None) if *what == What::HeldBack => "backlog".to_owned(),
         (None, None) => "-".to_owned(),
     };
     let (at, what) = (utc(*at), what.label());

@@ -39,6 +39,7 @@ fn number_of(hold: Hold) -> usize {
         Hold::Breaker(_) => 6,
         Hold::StayAway(_) => 7,
         Hold::Limit(..) => 8,
+        Hold::Behind | Hold::Paused => panic!("the pace knows no backlogs: {hold:?}"),
     }
 }
 
@@ -350,9 +351,7 @@ impl Simulation {
     fn note_hold(&mut self, queue: usize, webhook: usize, hold: Hold) {
         self.holds[number_of(hold)] += 1;
         self.backlogs[queue][webhook].hold = hold;
-        // A turn is a guess at when another request ends, and what has ended is told.
-        let is_turn = matches!(hold, Hold::Limit(..));
-        if !hold.remaining().is_zero() && !is_turn {
+        if !hold.remaining().is_zero() {
             self.schedule(self.now + hold.remaining(), Step::PauseEnds(webhook));
         }
     }
@@ -366,6 +365,7 @@ impl Simulation {
         let is_limited = max_in_flight.is_some_and(|most| under_way >= most.get() as usize);
         let mut verdict = Verdict::on(book, tally, capacity, whose, self.now);
         verdict.is_limited = is_limited;
+        verdict.may_yield = max_in_flight.is_some() && self.tallies.len() > 1;
         verdict
     }
 
@@ -379,7 +379,7 @@ impl Simulation {
             webhook: Uuid::from_u128(webhook as u128),
             group: self.groups[webhook],
             limits: Limits { max_in_flight: role.max_in_flight, rate: None },
-            turn: None,
+            is_head,
         };
         let verdict = self.verdict(queue, webhook);
         let asked = self.pace.ask(ask, self.now);
@@ -620,7 +620,7 @@ impl Simulation {
                 _ if webhook == change.webhook => true,
                 Hold::Share | Hold::Group | Hold::Full => change.ended == Some(queue),
                 Hold::Slow | Hold::Unproven => change.fewer == Some(queue),
-                Hold::Ramp | Hold::Breaker(_) | Hold::StayAway(_) | Hold::Limit(..) => false,
+                _ => false,
             };
             if may {
                 let turn = (webhook + rotation) % webhooks;
@@ -697,7 +697,8 @@ impl Simulation {
         for (queue, webhook) in self.open.iter().copied() {
             let Backlog { waits, hold, .. } = self.backlogs[queue][webhook];
             let verdict = self.verdict(queue, webhook);
-            let could = verdict.begins() || verdict.waits() && !verdict.is_limited;
+            let yields = matches!(hold, Hold::Limit(_, wait) if !wait.is_zero());
+            let could = !yields && (verdict.begins() || verdict.waits() && !verdict.is_limited);
             self.require(waits || !could, || {
                 format!("webhook {webhook} of queue {queue} is held by {hold:?}, but {verdict:?}")
             });

@@ -26,7 +26,7 @@ fn id(webhook: u128) -> Uuid {
 /// By a webhook of a group of its own.
 fn by(webhook: u128) -> Ask {
     let group = Group::of(&webhook.to_string());
-    Ask { queue: QUEUE, webhook: id(webhook), group, limits: Limits::default(), turn: None }
+    Ask { queue: QUEUE, webhook: id(webhook), group, limits: Limits::default(), is_head: false }
 }
 
 impl Subject {

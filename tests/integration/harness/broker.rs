@@ -6,11 +6,11 @@ use std::{
 };
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Channel, Confirm, ConfirmSmoother, Connection,
-    ExchangeDeclareOptions, ExchangeType, FieldTable, Publish, QueueDeclareOptions,
-    QueueDeleteOptions,
+    AmqpProperties, AmqpValue, Channel, Confirm, ConfirmSmoother, Connection, ConsumerMessage,
+    ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use uuid::Uuid;
 
 /// Where messages go that still wait for a retry when their test has ended. A
@@ -84,6 +84,39 @@ impl Broker {
             });
             bounced.expect("there is a message");
         }
+    }
+
+    /// The same by a consumer, for a queue that knows only these. It must have no other.
+    pub(crate) fn take_back(&self, queue: &str, times: usize) {
+        for _ in 0..times {
+            let taken_back = self.on_channel(|channel| {
+                channel.qos(0, 1, false)?;
+                let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
+                let patience = Duration::from_secs(30);
+                let ConsumerMessage::Delivery(first) =
+                    consumer.receiver().recv_timeout(patience)?
+                else {
+                    bail!("the consumer has ended");
+                };
+                // It would be given the message again at once. One that is dropped before it has heard
+                // of its end would cost the connection.
+                consumer.cancel()?;
+                while !matches!(
+                    consumer.receiver().recv_timeout(patience)?,
+                    ConsumerMessage::ClientCancelled
+                ) {}
+                Ok(first.nack(channel, true)?)
+            });
+            taken_back.expect("there is a message");
+        }
+    }
+
+    /// Takes away a binding.
+    pub(crate) fn unbind(&self, queue: &str, exchange: &str, routing_key: &str) {
+        self.on_channel(|channel| {
+            Ok(channel.queue_unbind(queue, exchange, routing_key, FieldTable::new())?)
+        })
+        .expect("there is a queue");
     }
 
     /// Takes all that is in a queue. Only where nothing breaks meanwhile: what is taken is gone.

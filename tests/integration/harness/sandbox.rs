@@ -171,12 +171,15 @@ impl Sandbox {
     /// notifier that held it has said so or is gone, not unacked.
     #[track_caller]
     pub(crate) fn wait_drained(&self) {
-        for queue in &self.queues {
-            for queue in [queue.clone(), format!("{queue}.retry")] {
-                wait_until(SOON, &format!("{queue} is empty"), || {
-                    self.broker.ready(&queue) == Some(0)
-                });
-            }
+        let of = |queue: &String| [queue.clone(), format!("{queue}.retry")];
+        for queue in self.queues.iter().flat_map(of) {
+            wait_until(SOON, &format!("{queue} is empty"), || self.broker.ready(&queue) == Some(0));
+        }
+        // A row is written before its queue is made, which a shutdown may prevent.
+        for queue in self.backlogs() {
+            wait_until(SOON, &format!("{queue} is empty"), || {
+                self.broker.ready(&queue).is_none_or(|count| count == 0)
+            });
         }
     }
 
@@ -208,8 +211,24 @@ impl Sandbox {
     }
 }
 
+impl Sandbox {
+    /// The queues of the backlogs that were made; none if that can't be told any more.
+    pub(crate) fn backlogs(&self) -> Vec<String> {
+        let asked = || -> Result<Vec<postgres::Row>, postgres::Error> {
+            let mut client = postgres::Client::connect(self.database.url(), postgres::NoTls)?;
+            client.query("SELECT queue || '.' || webhook_id::text FROM backlogs", &[])
+        };
+        let name = |row: &postgres::Row| format!("webhooks.backlog.{}", row.get::<_, &str>(0));
+        asked().map(|rows| rows.iter().map(name).collect()).unwrap_or_default()
+    }
+}
+
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        for queue in self.backlogs() {
+            // As below.
+            let _ = self.broker.delete(&queue);
+        }
         for queue in &self.queues {
             // A server may be gone with a test that failed.
             let _ = self.broker.discard_retries(queue);

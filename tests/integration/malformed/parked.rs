@@ -18,7 +18,6 @@ fn parked(webhook: Uuid) -> FieldTable {
         (String::from("x-event-type"), text("order.paid")),
         (String::from("x-webhook-id"), text(&webhook.to_string())),
         (String::from("x-attempt"), AmqpValue::LongLongInt(1)),
-        (String::from("x-deferrals"), AmqpValue::LongLongInt(0)),
         (String::from("x-first-received-at"), AmqpValue::LongLongInt(1_700_000_000_000)),
         (String::from("x-last-error"), text("status 500")),
         (String::from("x-origin-queue"), text("another")),
@@ -123,7 +122,6 @@ fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sen
         ("x-attempt", AmqpValue::LongLongInt(1_000_000_000_000_000_000)),
         ("x-attempt", AmqpValue::LongLongInt(i64::MIN)),
         ("x-attempt", AmqpValue::LongUInt(u32::MAX)),
-        ("x-deferrals", AmqpValue::LongLongInt(-1)),
         ("x-first-received-at", AmqpValue::LongLongInt(-1)),
     ] {
         cases.push((format!("{header} {value:?}"), stage.with(header, value)));
@@ -352,7 +350,6 @@ fn the_last_attempt_of_a_schedule_is_the_last_whatever_the_headers_say() {
         let now = AmqpValue::LongLongInt(i64::MAX);
         headers.insert("x-first-received-at".to_owned(), now);
         headers.insert("x-attempt".to_owned(), AmqpValue::LongLongInt(attempts));
-        headers.insert("x-deferrals".to_owned(), AmqpValue::LongLongInt(attempts));
         stage.publish(headers);
         let dead = stage.sandbox.take_dead();
         assert_eq!(dead.text("x-dead-reason"), "exhausted", "{dead:?}");

@@ -251,6 +251,8 @@ pub(super) struct Verdict {
     group_has_share: bool,
     class_has_share: bool,
     pub(super) is_limited: bool,
+    /// It may be another backlog's turn, for a moment.
+    pub(super) may_yield: bool,
 }
 
 impl Verdict {
@@ -291,6 +293,7 @@ impl Verdict {
             group_has_share: all >= 3 * free,
             class_has_share,
             is_limited: false,
+            may_yield: false,
         }
     }
 
@@ -320,7 +323,8 @@ impl Verdict {
             Hold::Slow => self.class == Class::Slow && self.class_has_share,
             Hold::Unproven => self.class == Class::Unproven && self.class_has_share,
             Hold::Full => self.is_full && self.class != Class::Prompt,
-            Hold::Limit(..) => self.is_limited,
+            Hold::Limit(..) => self.is_limited || self.may_yield,
+            Hold::Behind | Hold::Paused => false,
         }
     }
 }

@@ -1,0 +1,3 @@
+-- The first tables of the log counted how often a delivery was put off. Now one that can't be attempted
+-- waits in its receiver's backlog, once.
+ALTER TABLE delivery_attempts DROP COLUMN IF EXISTS deferrals;

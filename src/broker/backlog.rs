@@ -1,0 +1,83 @@
+//! Backlogs: a queue of its own for what a receiver can't take now.
+
+use amiquip::{FieldTable, QueueDeleteOptions};
+use uuid::Uuid;
+
+use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue, failed};
+use super::{BrokerError, Link, SETUP_TIMEOUT};
+use crate::shutdown::Shutdown;
+
+/// How a message finds its backlog.
+pub(super) fn backlog_key(origin: &str, webhook: Uuid) -> String {
+    format!("{origin}.{webhook}")
+}
+
+pub(super) fn read_backlog_key(key: &str) -> Option<(&str, Uuid)> {
+    let (origin, webhook) = key.rsplit_once('.')?;
+    Some((origin, Uuid::try_parse(webhook).ok()?))
+}
+
+impl Link {
+    /// Makes the backlog of a webhook for the queue `origin`, or makes sure of it. Bounded.
+    ///
+    /// # Errors
+    /// [`BrokerError`]: there can be none, or the connection is lost.
+    pub fn open_backlog(
+        &mut self,
+        origin: &str,
+        webhook: Uuid,
+        shutdown: &Shutdown,
+    ) -> Result<(), BrokerError> {
+        let (queue, key) = (backlog_queue(origin, webhook), backlog_key(origin, webhook));
+        let kill = self.kill_switch();
+        let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+            let channel = self.channel()?;
+            channel.queue_declare(queue.as_str(), backlog_options(origin))?;
+            channel.queue_bind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())
+        });
+        opened.map_err(|error| failed(&self.address, &queue, &error))
+    }
+
+    /// Sees to it that nothing comes into a backlog any more. Bounded.
+    ///
+    /// # Errors
+    /// If the connection is lost or the broker refuses.
+    pub fn close_backlog(
+        &mut self,
+        origin: &str,
+        webhook: Uuid,
+        shutdown: &Shutdown,
+    ) -> Result<(), BrokerError> {
+        let (queue, key) = (backlog_queue(origin, webhook), backlog_key(origin, webhook));
+        let kill = self.kill_switch();
+        let closed = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+            let channel = self.channel()?;
+            channel.queue_unbind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())
+        });
+        closed.map_err(|error| failed(&self.address, &queue, &error))
+    }
+
+    /// Deletes a backlog, if it is empty; says whether it was. Bounded. Nothing may come into it any
+    /// more: quorum queues don't know `if-empty`.
+    ///
+    /// # Errors
+    /// If the connection is lost or the broker refuses.
+    pub fn delete_backlog(
+        &mut self,
+        origin: &str,
+        webhook: Uuid,
+        shutdown: &Shutdown,
+    ) -> Result<bool, BrokerError> {
+        let queue = backlog_queue(origin, webhook);
+        match self.queue_messages(&queue, shutdown)? {
+            None => return Ok(true),
+            Some(0) => {}
+            Some(_) => return Ok(false),
+        }
+        let kill = self.kill_switch();
+        let deleted = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+            self.channel()?.queue_delete(queue.as_str(), QueueDeleteOptions::default())
+        });
+        deleted.map(|_| true).map_err(|error| failed(&self.address, &queue, &error))
+    }
+}

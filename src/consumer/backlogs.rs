@@ -1,0 +1,1046 @@
+//! The backlogs of one event queue: consumed each at the pace of its receiver, in order.
+//!
+//! One thread looks after all of them, over one connection and one channel, with a consumer each; the
+//! requests are made by [`crate::workers`]. While a receiver can't be asked, its consumer holds one
+//! message, the *head*, and nothing moves. When it can, the worker that is done with one takes the next
+//! by itself, and the consumer is given more ahead, as long as all that it was given is under way.
+//!
+//! Of several instances the broker lets one consume (`x-single-active-consumer`). If that one goes,
+//! another is given what it had in hand.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use amiquip::{Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, Select, TryRecvError, unbounded};
+use uuid::Uuid;
+
+use super::{Context, Ended, GOOD_SESSION};
+use crate::backlogs::{News, Standing};
+use crate::broker::{
+    CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT, backlog_queue, cancel,
+};
+use crate::domain::pace::Hold;
+use crate::domain::retry::Backoff;
+use crate::metrics::{Dropped, Held, Interruption};
+
+mod queue;
+
+use queue::{Done, Event, Item, Queue, Shared, Task};
+
+/// How often it looks after what no event moves.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often those are asked for again that another request holds up, beside whenever one ends: what
+/// changes with the clock (a request that becomes slow) rings no bell.
+const SOON: Duration = Duration::from_millis(100);
+
+/// How many of these are asked for when a request has ended. It makes room for one, and the next may be
+/// refused for reasons of their own.
+const ASKED: usize = 8;
+
+/// The factor by which a consumer is given more ahead.
+const GROWTH: u16 = 8;
+
+/// What all consumers together may be given ahead, as a multiple of the queue's capacity: twice what can
+/// be under way.
+const AHEAD: usize = 2;
+
+/// For how long a message may be in hand without an attempt. RabbitMQ takes back what is not acked
+/// within 30 minutes (`consumer_timeout`), and with it the whole channel.
+const LONGEST_HOLD: Duration = Duration::from_secs(600);
+
+/// A receiver that can't be asked for longer than this needs nobody to hold its backlog's head.
+const LONG: Duration = Duration::from_secs(330);
+
+/// How often a head that nobody holds is looked at, whether it has become too old: each look counts as
+/// a redelivery.
+const AGE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
+/// deliveries some tens of milliseconds.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// The longest time between two looks whether a backlog is empty that another instance consumes.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+/// How often it is written down at most what holds a backlog up.
+const NOTE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How many bytes of events may be in hand that nobody can be asked for. A head is small, as a rule; a
+/// thousand of a megabyte each are not.
+const MOST_HELD_BYTES: usize = 64 << 20;
+
+/// Beyond that, those go back to the broker whose receivers can't be asked for this long.
+const WORTH_HANDING_BACK: Duration = Duration::from_secs(5);
+
+/// How many backlogs are looked at in a tick whether they are empty.
+const LOOKED_AT: usize = 20;
+
+/// Looks after the backlogs of a queue until shutdown.
+pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
+    let mut known: BTreeMap<Uuid, Option<Standing>> = BTreeMap::new();
+    let mut backoff = Backoff::default();
+    let mut reported: Option<String> = None;
+    while !context.shutdown.is_requested() {
+        while let Ok(news) = context.backlogs.news(lane.number).try_recv() {
+            learn(&mut known, news);
+        }
+        let started = Instant::now();
+        let ended = session(context, lane, &mut known, &mut reported);
+        let problem = match ended {
+            Ended::Asked | Ended::Surplus => continue,
+            Ended::Missing(_) => "RabbitMQ confirms no message".to_owned(),
+            Ended::Lost(problem) => problem,
+        };
+        context.metrics.set_consuming(&lane.queue, false);
+        context.metrics.set_interruption(&lane.queue, Interruption::Broker);
+        if context.shutdown.is_requested() {
+            return;
+        }
+        if reported.is_none() {
+            log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
+            reported = Some(problem);
+        }
+        if started.elapsed() > GOOD_SESSION {
+            backoff.reset();
+        }
+        let _ = context.shutdown.wait(backoff.next_wait((context.jitter)()));
+    }
+}
+
+fn learn(known: &mut BTreeMap<Uuid, Option<Standing>>, news: News) {
+    match news {
+        News::Opened(webhook) => drop(known.entry(webhook).or_insert(Some(Standing::Enabled))),
+        News::Removed(webhook) => drop(known.remove(&webhook)),
+        News::Standing(webhook, standing) => {
+            if let Some(known) = known.get_mut(&webhook) {
+                *known = standing;
+            }
+        }
+        News::Changed => {}
+    }
+}
+
+/// One connection's life.
+fn session(
+    context: &Context,
+    lane: &Arc<Lane>,
+    known: &mut BTreeMap<Uuid, Option<Standing>>,
+    reported: &mut Option<String>,
+) -> Ended {
+    let opened =
+        Link::open(&context.config.amqp, context.config.connect_timeout, &context.shutdown);
+    let mut link = match opened {
+        Ok(link) => link,
+        Err(error) => return Ended::Lost(error.to_string()),
+    };
+    let kill = link.kill_switch();
+    let opened = kill.guard(SETUP_TIMEOUT, Some(&context.shutdown), || {
+        Ok((link.listen_for_loss()?, link.channel()?))
+    });
+    let (loss, channel) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ended::Lost(link.unavailable(&error).to_string()),
+    };
+    let (sender, events) = unbounded();
+    let shared = Arc::new(Shared {
+        pipeline: Arc::clone(&context.pipeline),
+        lane: Arc::clone(lane),
+        events: sender,
+        at_work: AtomicUsize::new(0),
+    });
+    let now = Instant::now();
+    let mut drain = Drain {
+        context,
+        lane,
+        kill: kill.clone(),
+        channel: &channel,
+        link: &mut link,
+        loss,
+        spare: None,
+        shared,
+        events,
+        bell: context.receivers.bell(lane.number),
+        backlogs: BTreeMap::new(),
+        touched: BTreeSet::new(),
+        expecting: BTreeSet::new(),
+        in_line: BTreeSet::new(),
+        due: BTreeSet::new(),
+        ahead: 0,
+        soon: VecDeque::new(),
+        asked_soon_at: now,
+        have_changed: false,
+        missing_until: now,
+        ticked_at: now,
+        known,
+    };
+    let ended = drain.run(reported);
+    drain.end();
+    let spare = drain.spare.take();
+    drop(drain);
+    if let Ended::Lost(problem) = ended {
+        let cause = link.cause_of_loss();
+        return Ended::Lost(format!("{problem}: {cause}"));
+    }
+    kill.guard(CLOSE_TIMEOUT, None, || drop((spare, channel)));
+    link.close();
+    ended
+}
+
+/// A backlog, as the thread sees it that looks after all of them.
+struct Backlog<'a> {
+    queue: Arc<Queue>,
+    /// None while nobody has to hold its head.
+    consumer: Option<Consumer<'a>>,
+    /// What the consumer is given ahead.
+    prefetch: u16,
+    /// Messages that are not acked yet.
+    in_hand: usize,
+    /// It was given more ahead than it could use.
+    had_too_many: bool,
+    /// How many messages are done since it was last held up for long.
+    done: usize,
+    /// When to ask for an attempt again, where that is known; and as it stands in the list of all.
+    due: Option<Instant>,
+    listed_due: Option<Instant>,
+    /// When the consumer is needed again.
+    resume_at: Option<Instant>,
+    /// It is in the list of those that another request holds up.
+    is_soon: bool,
+    /// Since when there has been nothing to do.
+    quiet_since: Instant,
+    /// Whether it is known to be empty.
+    is_empty: bool,
+    /// When to look next whether it is, and the time to the look after that.
+    look_at: Instant,
+    look_again: Duration,
+    /// Since when its first delivery has waited.
+    oldest: Option<Instant>,
+    /// Another instance consumes it.
+    stands_by: bool,
+    /// What was last written down of it.
+    noted: Option<(Held, Option<SystemTime>)>,
+    noted_at: Instant,
+}
+
+struct Drain<'a, 'c> {
+    context: &'a Context,
+    lane: &'a Arc<Lane>,
+    kill: KillSwitch,
+    channel: &'c Channel,
+    link: &'a mut Link,
+    /// Disconnected when the connection is lost.
+    loss: Receiver<ConnectionBlockedNotification>,
+    /// For questions that may cost a channel.
+    spare: Option<Channel>,
+    shared: Arc<Shared>,
+    events: Receiver<Event>,
+    bell: Receiver<()>,
+    backlogs: BTreeMap<Uuid, Backlog<'c>>,
+    /// Those to which something has just happened.
+    touched: BTreeSet<Uuid>,
+    /// Those that may be given something; the others are told nothing but bad news, which can wait.
+    expecting: BTreeSet<Uuid>,
+    /// Those whose first waits for a place.
+    in_line: BTreeSet<Uuid>,
+    /// When to ask for whom.
+    due: BTreeSet<(Instant, Uuid)>,
+    /// What all consumers are given ahead.
+    ahead: usize,
+    /// Those that another request holds up, in rotation.
+    soon: VecDeque<Uuid>,
+    asked_soon_at: Instant,
+    /// Some webhooks have changed.
+    have_changed: bool,
+    /// PostgreSQL is not asked before: it did not answer.
+    missing_until: Instant,
+    ticked_at: Instant,
+    known: &'a mut BTreeMap<Uuid, Option<Standing>>,
+}
+
+impl<'c> Drain<'_, 'c> {
+    fn run(&mut self, reported: &mut Option<String>) -> Ended {
+        match self.work(reported).and_then(|()| self.finish()) {
+            Ok(()) => Ended::Asked,
+            Err(ended) => ended,
+        }
+    }
+
+    /// Until shutdown.
+    fn work(&mut self, reported: &mut Option<String>) -> Result<(), Ended> {
+        let webhooks: Vec<Uuid> = self.known.keys().copied().collect();
+        for webhook in webhooks {
+            let (number, receivers) = (self.lane.number, &self.context.receivers);
+            if receivers.is_backlog_in_use(number, webhook) {
+                // What the last session had begun comes once more, and would be counted twice.
+                receivers.found_backlog(number, webhook);
+            }
+            self.add(webhook)?;
+        }
+        self.context.metrics.set_consuming(&self.lane.queue, true);
+        if let Some(before) = reported.take() {
+            log::info!("lane connected again queue={} after={before:?}", self.lane.queue);
+        }
+        while !self.context.shutdown.is_requested() {
+            self.take_news()?;
+            // Whether the broker takes messages does not matter here.
+            if let Err(TryRecvError::Disconnected) = self.loss.try_recv() {
+                return Err(Ended::Lost("connection lost".to_owned()));
+            }
+            self.take_events()?;
+            let now = Instant::now();
+            let is_tick = now >= self.ticked_at + TICK;
+            self.take_messages(is_tick)?;
+            self.take_calls();
+            self.ask_again(now)?;
+            if is_tick {
+                self.tick(now)?;
+                self.ticked_at = now;
+            }
+            while let Some(webhook) = self.touched.pop_first() {
+                self.adjust(webhook)?;
+                self.list(webhook);
+            }
+            self.wait();
+        }
+        Ok(())
+    }
+
+    /// Finishes what is under way, and acks it. What is in hand otherwise is handed back in its order:
+    /// with the connection it would go back in any.
+    fn finish(&mut self) -> Result<(), Ended> {
+        for backlog in self.backlogs.values() {
+            backlog.queue.state().is_over = true;
+        }
+        while self.backlogs.values().any(|backlog| backlog.queue.state().under_way > 0) {
+            let Ok(event) = self.events.recv() else { break };
+            self.take_event(event)?;
+        }
+        // Whoever is done has told us before that.
+        self.take_events()?;
+        // Only then: a broker that takes its time to answer costs the connection, and what is not acked by
+        // then would be repeated.
+        let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
+        for webhook in webhooks {
+            self.release(webhook)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is begun any more.
+    fn stop(&self) {
+        for backlog in self.backlogs.values() {
+            self.stop_queue(&backlog.queue);
+        }
+    }
+
+    /// Nothing of that backlog is begun any more. What is under way ends by itself.
+    fn stop_queue(&self, queue: &Queue) {
+        queue.state().is_over = true;
+        drop(self.take_ready(queue));
+    }
+
+    /// Takes away all that has not begun. The first no longer waits for a place: one that it is called
+    /// to, or was just now, would be nobody's, and taken for ever.
+    fn take_ready(&self, queue: &Queue) -> VecDeque<Item> {
+        let (ready, in_line) = {
+            // Together: a worker may ask for the first in between.
+            let mut state = queue.state();
+            (std::mem::take(&mut state.ready), state.in_line.take())
+        };
+        if let Some((_, in_line)) = in_line {
+            self.context.receivers.stop_waiting(&in_line);
+        }
+        ready
+    }
+
+    /// Gives up all consumers.
+    fn end(&mut self) {
+        self.stop();
+        self.context.receivers.listen(self.lane.number, false);
+        let consumers = self.backlogs.values_mut().filter_map(|backlog| backlog.consumer.take());
+        let consumers: Vec<_> = consumers.collect();
+        self.kill.guard(CLOSE_TIMEOUT, None, || {
+            for consumer in consumers {
+                // One that was dropped before it heard of its end would cost the connection.
+                drop(cancel(&consumer));
+            }
+        });
+    }
+
+    fn take_news(&mut self) -> Result<(), Ended> {
+        while let Ok(news) = self.context.backlogs.news(self.lane.number).try_recv() {
+            learn(self.known, news);
+            match news {
+                News::Opened(webhook) => self.add(webhook)?,
+                News::Removed(webhook) => self.remove(webhook)?,
+                News::Standing(webhook, standing) => self.has_changed(webhook, standing)?,
+                News::Changed => self.have_changed = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to consume a backlog.
+    fn add(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        if self.backlogs.contains_key(&webhook) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let backlog = Backlog {
+            queue: Arc::new(Queue::new(webhook)),
+            consumer: None,
+            prefetch: 0,
+            in_hand: 0,
+            had_too_many: false,
+            done: 0,
+            due: None,
+            listed_due: None,
+            resume_at: None,
+            is_soon: false,
+            quiet_since: now,
+            is_empty: false,
+            look_at: now,
+            look_again: TICK,
+            oldest: None,
+            stands_by: false,
+            noted: None,
+            noted_at: now.checked_sub(NOTE_INTERVAL).unwrap_or(now),
+        };
+        self.backlogs.insert(webhook, backlog);
+        self.consume(webhook, 1)?;
+        match self.known.get(&webhook) {
+            Some(standing) => self.has_changed(webhook, *standing),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        self.release(webhook)?;
+        self.touched.insert(webhook);
+        if let Some(backlog) = self.backlogs.remove(&webhook) {
+            // An ack of what is under way finds no queue.
+            self.stop_queue(&backlog.queue);
+        }
+        Ok(())
+    }
+
+    /// Its webhook is paused, resumed, disabled or deleted.
+    fn has_changed(&mut self, webhook: Uuid, standing: Option<Standing>) -> Result<(), Ended> {
+        match standing {
+            Some(Standing::Enabled) => {
+                let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+                let is_paused = matches!(backlog.queue.state().hold, Some(Hold::Paused));
+                if is_paused {
+                    backlog.queue.state().hold = None;
+                    (backlog.resume_at, backlog.due) = (None, None);
+                    if backlog.consumer.is_none() {
+                        self.consume(webhook, 1)?;
+                    }
+                    self.advance(webhook);
+                }
+                Ok(())
+            }
+            // Whoever asks next finds out.
+            Some(Standing::Paused) => Ok(()),
+            Some(Standing::Disabled) => self.purge(webhook, Dropped::Disabled),
+            None => {
+                self.purge(webhook, Dropped::Deleted)?;
+                self.ask_for_removal(webhook);
+                Ok(())
+            }
+        }
+    }
+
+    /// What was refused by the settings that a webhook had may begin now.
+    fn ask_for_all(&mut self) -> Result<(), Ended> {
+        let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
+        for webhook in webhooks {
+            let Some(backlog) = self.backlogs.get(&webhook) else { continue };
+            // Nothing else that holds one up is a setting.
+            if !matches!(backlog.queue.state().hold, Some(Hold::Limit(..))) {
+                continue;
+            }
+            if backlog.consumer.is_none() {
+                self.consume(webhook, 1)?;
+            }
+            self.advance(webhook);
+        }
+        Ok(())
+    }
+
+    fn ask_for_removal(&mut self, webhook: Uuid) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        // If it can't be removed now, it is asked for again as late.
+        backlog.quiet_since = Instant::now();
+        self.context.backlogs.remove(self.lane.number, webhook);
+    }
+
+    /// Drops all that waits: nobody is to get it.
+    fn purge(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
+        self.cancel(webhook)?;
+        let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
+        let ready = self.take_ready(&backlog.queue);
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let mut dropped = ready.len() as u64;
+        backlog.in_hand -= ready.len();
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let channel = self.channel;
+        let purged = self.kill.guard(SETUP_TIMEOUT, None, || {
+            for item in ready {
+                item.delivery.ack(channel)?;
+            }
+            channel.queue_purge(name.as_str())
+        });
+        dropped += u64::from(purged.map_err(|error| lost(&error))?);
+        if dropped > 0 {
+            log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
+            self.context.pipeline.dropped_from_backlog(why, dropped);
+        }
+        let _ = self.context.receivers.is_backlog_emptied(self.lane.number, webhook);
+        self.consume(webhook, 1)
+    }
+
+    /// Consumes a backlog anew, and is given so many messages ahead.
+    fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let is_consumed = |backlog: &Backlog<'_>| backlog.consumer.is_some();
+        if !self.backlogs.get(&webhook).is_some_and(is_consumed) && self.count(&name)?.is_none() {
+            // To consume it would cost the channel, and all that is under way would be made again.
+            self.is_gone(webhook);
+            return Ok(());
+        }
+        self.cancel(webhook)?;
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let channel = self.channel;
+        // Shutdown must not cut it: what is under way is to be acked.
+        let begun = self.kill.guard(SETUP_TIMEOUT, None, || {
+            channel.qos(0, prefetch, false)?;
+            channel.basic_consume(name.as_str(), ConsumerOptions::default())
+        });
+        match begun {
+            Ok(consumer) => {
+                backlog.consumer = Some(consumer);
+                backlog.prefetch = prefetch;
+                self.ahead += usize::from(prefetch - 1);
+                self.touched.insert(webhook);
+                backlog.resume_at = None;
+                Ok(())
+            }
+            Err(error) => {
+                if let amiquip::Error::ServerClosedChannel { code: 404, .. } = error {
+                    // Not again, or it would cost the next connection as well.
+                    self.known.remove(&webhook);
+                    self.context.backlogs.lost(self.lane.number, webhook);
+                }
+                Err(lost(&error))
+            }
+        }
+    }
+
+    /// Ends a consumer. What it was given stays in hand.
+    fn cancel(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let Some(consumer) = backlog.consumer.take() else { return Ok(()) };
+        self.ahead -= usize::from(backlog.prefetch - 1);
+        backlog.prefetch = 0;
+        self.touched.insert(webhook);
+        let left = self.kill.guard(CLOSE_TIMEOUT, None, || cancel(&consumer));
+        drop(consumer);
+        self.are_given(webhook, left);
+        Ok(())
+    }
+
+    /// Ends a consumer, and hands back what has not begun: nobody needs to hold it.
+    fn release(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        self.cancel(webhook)?;
+        let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
+        let ready = self.take_ready(&backlog.queue);
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        backlog.in_hand -= ready.len();
+        for item in ready {
+            // In their order, which the queue keeps.
+            item.delivery.nack(self.channel, true).map_err(|error| lost(&error))?;
+        }
+        Ok(())
+    }
+
+    fn are_given(&mut self, webhook: Uuid, deliveries: Vec<amiquip::Delivery>) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        if deliveries.is_empty() {
+            return;
+        }
+        let (number, receivers) = (self.lane.number, &self.context.receivers);
+        if std::mem::take(&mut backlog.stands_by) {
+            // Whoever consumed it before knew more of its receiver.
+            receivers.probe_now(webhook);
+        }
+        if std::mem::take(&mut backlog.is_empty) {
+            self.context.backlogs.restart(number, webhook);
+        }
+        backlog.in_hand += deliveries.len();
+        let items: Vec<Item> = deliveries
+            .into_iter()
+            .map(|mut delivery| {
+                let message = Message::take(&mut delivery);
+                Item { delivery, waiting: self.context.pipeline.read_waiting(message) }
+            })
+            .collect();
+        // Some are another instance's; or it was taken for empty, and was not.
+        if items.iter().any(|item| !item.waiting.is_ours)
+            || !receivers.is_backlog_in_use(number, webhook)
+        {
+            receivers.found_backlog(number, webhook);
+        }
+        let mut state = backlog.queue.state();
+        if state.ready.is_empty() {
+            state.held_since = Instant::now();
+        }
+        state.ready.extend(items);
+    }
+
+    fn take_messages(&mut self, of_all: bool) -> Result<(), Ended> {
+        let webhooks: Vec<Uuid> = match of_all {
+            true => self.backlogs.keys().copied().collect(),
+            false => self.expecting.iter().copied().collect(),
+        };
+        for webhook in webhooks {
+            let mut given = Vec::new();
+            let mut is_gone = false;
+            if let Some(Backlog { consumer: Some(consumer), .. }) = self.backlogs.get(&webhook) {
+                loop {
+                    match consumer.receiver().try_recv() {
+                        Ok(ConsumerMessage::Delivery(delivery)) => given.push(delivery),
+                        Ok(ConsumerMessage::ServerCancelled) => {
+                            is_gone = true;
+                            break;
+                        }
+                        Ok(
+                            ConsumerMessage::ServerClosedChannel(error)
+                            | ConsumerMessage::ServerClosedConnection(error),
+                        ) => return Err(Ended::Lost(error.to_string())),
+                        Ok(_) | Err(TryRecvError::Disconnected) => {
+                            return Err(Ended::Lost("connection lost".to_owned()));
+                        }
+                        Err(TryRecvError::Empty) => break,
+                    }
+                }
+            }
+            if is_gone {
+                self.is_gone(webhook);
+            } else if !given.is_empty() {
+                self.are_given(webhook, given);
+                self.advance(webhook);
+            }
+        }
+        Ok(())
+    }
+
+    /// The queue was deleted.
+    fn is_gone(&mut self, webhook: Uuid) {
+        self.touched.insert(webhook);
+        if let Some(backlog) = self.backlogs.remove(&webhook) {
+            self.ahead -= usize::from(backlog.prefetch.saturating_sub(1));
+            self.stop_queue(&backlog.queue);
+        }
+        self.known.remove(&webhook);
+        self.context.backlogs.lost(self.lane.number, webhook);
+    }
+
+    fn take_events(&mut self) -> Result<(), Ended> {
+        while let Ok(event) = self.events.try_recv() {
+            self.take_event(event)?;
+        }
+        Ok(())
+    }
+
+    fn take_event(&mut self, event: Event) -> Result<(), Ended> {
+        match event {
+            Event::Done(Done { queue, delivery, is_kept }) => {
+                if !is_kept {
+                    return Err(Ended::Missing(crate::pipeline::Missing::Confirm));
+                }
+                delivery.ack(self.channel).map_err(|error| lost(&error))?;
+                let tally = self.context.pipeline.tally();
+                tally.finished(1);
+                tally.let_go(1);
+                // Its queue may have been deleted, and another made, which never gave us this.
+                let is_its = |backlog: &&mut Backlog<'_>| Arc::ptr_eq(&backlog.queue, &queue);
+                if let Some(backlog) = self.backlogs.get_mut(&queue.webhook()).filter(is_its) {
+                    backlog.in_hand -= 1;
+                    self.touched.insert(queue.webhook());
+                    backlog.done += 1;
+                }
+                Ok(())
+            }
+            Event::Look(webhook) => {
+                self.advance(webhook);
+                Ok(())
+            }
+            Event::Panicked => panic!("a delivery of a backlog panicked"),
+        }
+    }
+
+    /// Those that waited for a place have one, or won't get it.
+    fn take_calls(&mut self) {
+        let webhooks: Vec<Uuid> = self.in_line.iter().copied().collect();
+        for webhook in webhooks {
+            let Some(backlog) = self.backlogs.get(&webhook) else { continue };
+            if let Some(task) = backlog.queue.called(&self.shared) {
+                self.start(&Arc::clone(&backlog.queue), task);
+                self.advance(webhook);
+            }
+        }
+    }
+
+    fn start(&self, queue: &Arc<Queue>, task: Task) {
+        self.context.pipeline.tally().taken();
+        let work = queue::work(Arc::clone(&self.shared), Arc::clone(queue), task);
+        // Without more threads, this one does it, and all others wait.
+        if let Err(work) = self.context.workers.run(work)
+            && let Some(farewell) = work()
+        {
+            farewell();
+        }
+    }
+
+    /// Begins what may begin of a backlog, and takes note of what holds up the rest.
+    fn advance(&mut self, webhook: Uuid) {
+        self.touched.insert(webhook);
+        let Some(queue) = self.backlogs.get(&webhook).map(|backlog| Arc::clone(&backlog.queue))
+        else {
+            return;
+        };
+        // A request that has ended leaves its place before its thread is done: on a busy machine, and while
+        // the broker confirms slowly, threads would pile up.
+        let has_thread =
+            || self.shared.at_work.load(Ordering::Relaxed) < usize::from(self.lane.capacity);
+        if Instant::now() >= self.missing_until {
+            while has_thread()
+                && let Some(task) = queue.next(&self.shared)
+            {
+                self.start(&queue, task);
+            }
+        }
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        let state = queue.state();
+        let now = Instant::now();
+        if state.is_missing && now >= self.missing_until {
+            // The others would have to wait as long for the same answer.
+            self.missing_until = now + state.wait();
+        }
+        backlog.due = None;
+        if state.ready.is_empty() || state.in_line.is_some() {
+            return;
+        }
+        let wait = state.wait();
+        // It leaves when it is too old, if it has not begun by then; and if PostgreSQL knows its webhook.
+        let head = state.ready.front().filter(|_| !state.is_missing);
+        let expires_in = head.map(|head| self.context.pipeline.expires_in(&head.waiting));
+        backlog.due = expires_in.and_then(|left| now.checked_add(left));
+        if !wait.is_zero() {
+            let due = now + wait;
+            backlog.due = Some(backlog.due.map_or(due, |expires| expires.min(due)));
+        } else if !std::mem::replace(&mut backlog.is_soon, true) {
+            self.soon.push_back(webhook);
+        }
+    }
+
+    /// Asks for those whose time has come, and for some of those that another request held up.
+    fn ask_again(&mut self, now: Instant) -> Result<(), Ended> {
+        let is_due = |(at, _): &&(Instant, Uuid)| now >= *at;
+        let due: Vec<Uuid> =
+            self.due.iter().take_while(is_due).map(|(_, webhook)| *webhook).collect();
+        for webhook in due {
+            self.advance(webhook);
+        }
+        let has_rung = self.bell.try_recv().is_ok();
+        let most = if now >= self.asked_soon_at + SOON {
+            self.asked_soon_at = now;
+            // However often a table changes.
+            if std::mem::take(&mut self.have_changed) {
+                self.ask_for_all()?;
+            }
+            self.soon.len()
+        } else if has_rung {
+            ASKED
+        } else {
+            0
+        };
+        for _ in 0..most.min(self.soon.len()) {
+            let Some(webhook) = self.soon.pop_front() else { break };
+            if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+                backlog.is_soon = false;
+                self.advance(webhook);
+            }
+        }
+        self.context.receivers.listen(self.lane.number, !self.soon.is_empty());
+        Ok(())
+    }
+
+    /// Gives more ahead to one that uses all it is given, and takes it from one that can't use it.
+    fn adjust(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        let capacity = self.lane.capacity;
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let (is_idle, hold) = {
+            let state = backlog.queue.state();
+            (state.ready.is_empty() && state.in_line.is_none(), state.hold)
+        };
+        let prefetch = backlog.prefetch;
+        if let Some(hold) = hold.filter(|_| !is_idle) {
+            let wait = hold.remaining();
+            if wait > TICK {
+                backlog.done = 0;
+                backlog.had_too_many |= prefetch > 1;
+            }
+            if hold == Hold::Paused || wait > LONG {
+                self.suspend(webhook, wait)?;
+                if hold == Hold::Paused {
+                    self.context.backlogs.is_paused(webhook);
+                }
+            } else if prefetch > 1 && wait > TICK {
+                self.release(webhook)?;
+                self.consume(webhook, 1)?;
+            }
+            return Ok(());
+        }
+        let uses_all = is_idle
+            && (1..capacity).contains(&prefetch)
+            && backlog.in_hand >= usize::from(prefetch);
+        let more = prefetch.saturating_mul(GROWTH).min(capacity);
+        // What is handed back counts as redelivered: who is held up again and again is given twice as
+        // many as it got done in between at most.
+        if backlog.had_too_many && backlog.done < usize::from(more / 2) {
+            return Ok(());
+        }
+        let all_then = self.ahead + usize::from(more.saturating_sub(prefetch));
+        if uses_all
+            && all_then <= AHEAD * usize::from(capacity)
+            && !self.context.receivers.is_broken(webhook)
+        {
+            self.consume(webhook, more)?;
+            self.advance(webhook);
+        }
+        Ok(())
+    }
+
+    /// Notes what a backlog waits for now.
+    fn list(&mut self, webhook: Uuid) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else {
+            self.expecting.remove(&webhook);
+            self.in_line.remove(&webhook);
+            self.due.retain(|(_, other)| *other != webhook);
+            return;
+        };
+        put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));
+        put(&mut self.in_line, webhook, backlog.queue.in_line().is_some());
+        if backlog.listed_due != backlog.due {
+            if let Some(before) = backlog.listed_due.take() {
+                self.due.remove(&(before, webhook));
+            }
+            self.due.extend(backlog.due.map(|due| (due, webhook)));
+            backlog.listed_due = backlog.due;
+        }
+    }
+
+    /// Nobody holds the head until it can be asked for, or has become too old.
+    fn suspend(&mut self, webhook: Uuid, wait: Duration) -> Result<(), Ended> {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let expires_in = {
+            let state = backlog.queue.state();
+            state.ready.front().map(|head| self.context.pipeline.expires_in(&head.waiting))
+        };
+        let wait = Some(wait).filter(|wait| !wait.is_zero());
+        let wait = wait.into_iter().chain(expires_in.map(|left| left.max(AGE_INTERVAL))).min();
+        self.release(webhook)?;
+        if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+            backlog.resume_at = wait.and_then(|wait| Instant::now().checked_add(wait));
+            backlog.due = None;
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, now: Instant) -> Result<(), Ended> {
+        let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
+        let mut looks = LOOKED_AT;
+        for webhook in webhooks {
+            self.note(webhook, now);
+            let Some(backlog) = self.backlogs.get_mut(&webhook) else { continue };
+            let (is_held, held_for) = {
+                let state = backlog.queue.state();
+                let head = state.ready.front();
+                if let Some(age) = head.and_then(|head| self.context.pipeline.age(&head.waiting)) {
+                    backlog.oldest = now.checked_sub(age);
+                } else if backlog.consumer.is_some() {
+                    backlog.oldest = None;
+                }
+                (head.is_some(), now.saturating_duration_since(state.held_since))
+            };
+            if backlog.resume_at.is_some_and(|at| now >= at) {
+                self.consume(webhook, 1)?;
+            } else if is_held && held_for > LONGEST_HOLD {
+                self.release(webhook)?;
+                self.consume(webhook, 1)?;
+            } else if backlog.in_hand == 0 && backlog.consumer.is_some() {
+                self.look_whether_empty(webhook, now, &mut looks)?;
+            }
+        }
+        self.bound_held()?;
+        let oldest = self.backlogs.values().filter_map(|backlog| backlog.oldest).min();
+        self.context.metrics.lane(&self.lane.queue).oldest_in_backlog(oldest);
+        Ok(())
+    }
+
+    /// Hands back what is held longest, where that is too much to hold.
+    fn bound_held(&mut self) -> Result<(), Ended> {
+        let size = |backlog: &Backlog<'_>| -> usize {
+            backlog.queue.state().ready.iter().map(|item| item.waiting.size()).sum()
+        };
+        let mut sizes: BTreeMap<Uuid, usize> =
+            self.backlogs.iter().map(|(webhook, backlog)| (*webhook, size(backlog))).collect();
+        let mut all: usize = sizes.values().sum();
+        let due: Vec<(Instant, Uuid)> = self.due.iter().rev().copied().collect();
+        for (at, webhook) in due {
+            let wait = at.saturating_duration_since(Instant::now());
+            if all <= MOST_HELD_BYTES || wait < WORTH_HANDING_BACK {
+                break;
+            }
+            all -= sizes.remove(&webhook).unwrap_or_default();
+            self.suspend(webhook, wait)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what holds a backlog up.
+    fn note(&mut self, webhook: Uuid, now: Instant) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        let hold = backlog.queue.state().hold;
+        if hold.is_none() && (backlog.in_hand == 0 || backlog.noted.is_none()) {
+            return;
+        }
+        let waits = hold.is_some_and(|hold| !hold.remaining().is_zero());
+        let due = backlog.due.or(backlog.resume_at).filter(|_| waits);
+        let until = due.map(|due| SystemTime::now() + due.saturating_duration_since(now));
+        let why = hold.map_or(Held::Behind, Held::from);
+        let is_news = backlog.noted.is_none_or(|(noted, at)| {
+            let moved = match (at, until) {
+                (Some(at), Some(until)) => {
+                    let apart = until.duration_since(at).or_else(|_| at.duration_since(until));
+                    apart.is_ok_and(|apart| apart > TICK)
+                }
+                (at, until) => at.is_some() != until.is_some(),
+            };
+            noted != why || moved
+        });
+        if is_news && now >= backlog.noted_at + NOTE_INTERVAL {
+            (backlog.noted, backlog.noted_at) = (Some((why, until)), now);
+            let class = self.context.receivers.class(webhook).unwrap_or_default().label();
+            self.context.backlogs.note(self.lane.number, webhook, why, class, until);
+        }
+    }
+
+    /// Nothing is in hand. Does anything wait there?
+    fn look_whether_empty(
+        &mut self,
+        webhook: Uuid,
+        now: Instant,
+        looks: &mut usize,
+    ) -> Result<(), Ended> {
+        let number = self.lane.number;
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        if backlog.is_empty && !self.context.receivers.is_backlog_in_use(number, webhook) {
+            if now >= backlog.quiet_since + IDLE {
+                self.ask_for_removal(webhook);
+            }
+            return Ok(());
+        }
+        if now < backlog.look_at || *looks == 0 {
+            return Ok(());
+        }
+        *looks -= 1;
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let count = self.count(&name)?.unwrap_or(0);
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let has_more = backlog.consumer.as_ref().is_some_and(|one| !one.receiver().is_empty());
+        if count > 0 || has_more {
+            backlog.stands_by = !has_more;
+            backlog.look_again = (backlog.look_again * 2).min(LONGEST_LOOK);
+        } else if self.context.receivers.is_backlog_emptied(number, webhook) {
+            backlog.is_empty = true;
+            backlog.stands_by = false;
+            backlog.look_again = TICK;
+            backlog.quiet_since = now;
+            backlog.queue.state().hold = None;
+            if backlog.prefetch > 1 {
+                self.consume(webhook, 1)?;
+            }
+        }
+        if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+            backlog.look_at = now + backlog.look_again;
+        }
+        Ok(())
+    }
+
+    /// How many messages are ready in a queue; none, if it is gone.
+    fn count(&mut self, queue: &str) -> Result<Option<u32>, Ended> {
+        let Self { spare, link, kill, .. } = self;
+        let look = || {
+            let channel = spare.take().map_or_else(|| link.channel(), Ok)?;
+            let count = match channel.queue_declare_passive(queue) {
+                Ok(found) => found.declared_message_count().unwrap_or(0),
+                Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            *spare = Some(channel);
+            Ok(Some(count))
+        };
+        kill.guard(SETUP_TIMEOUT, None, look).map_err(|error| lost(&error))
+    }
+
+    /// Until there is something to do.
+    fn wait(&self) {
+        let now = Instant::now();
+        let mut deadline = self.ticked_at + TICK;
+        if !self.soon.is_empty() || self.have_changed {
+            deadline = deadline.min(self.asked_soon_at + SOON);
+        }
+        let mut select = Select::new();
+        select.recv(self.context.shutdown.receiver());
+        select.recv(self.context.backlogs.news(self.lane.number));
+        select.recv(&self.events);
+        select.recv(&self.loss);
+        if !self.soon.is_empty() {
+            select.recv(&self.bell);
+        }
+        let of = |webhook: &Uuid| self.backlogs.get(webhook);
+        let in_lines: Vec<_> =
+            self.in_line.iter().filter_map(of).filter_map(|one| one.queue.in_line()).collect();
+        for called in &in_lines {
+            select.recv(called);
+        }
+        for consumer in self.expecting.iter().filter_map(of).filter_map(|one| one.consumer.as_ref())
+        {
+            select.recv(consumer.receiver());
+        }
+        if let Some((due, _)) = self.due.first() {
+            deadline = deadline.min(*due);
+        }
+        let _ = select.ready_timeout(deadline.saturating_duration_since(now));
+    }
+}
+
+/// Whether it is in the set.
+fn put(set: &mut BTreeSet<Uuid>, webhook: Uuid, is_in: bool) {
+    if is_in {
+        set.insert(webhook);
+    } else {
+        set.remove(&webhook);
+    }
+}
+
+fn lost(error: &amiquip::Error) -> Ended {
+    Ended::Lost(error.to_string())
+}

@@ -1,0 +1,350 @@
+//! The rules, one by one, and then whatever comes.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::limits::Limits;
+use crate::domain::receiver::Ended;
+use crate::domain::webhook::Group;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn by(webhook: u128) -> Ask {
+    let (webhook, group) = (Uuid::from_u128(webhook), Group::of(&webhook.to_string()));
+    Ask { queue: 0, webhook, group, limits: Limits::default(), is_head: false }
+}
+
+fn one_at_a_time(webhook: u128) -> Ask {
+    Ask { limits: Limits { max_in_flight: NonZeroU32::new(1), rate: None }, ..by(webhook) }
+}
+
+fn head(ask: Ask) -> Ask {
+    Ask { is_head: true, ..ask }
+}
+
+fn intake(capacity: usize) -> Intake {
+    let breaker = "5,1s,5m".parse().expect("a breaker");
+    Intake::new(Pace::new([capacity], breaker, 1_000), [capacity])
+}
+
+/// Those webhooks have answered.
+fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Intake {
+    let mut intake = intake(capacity);
+    for webhook in webhooks {
+        let attempt = begins(&mut intake, by(webhook), Who::Fresh);
+        deliver(&mut intake, attempt);
+    }
+    intake
+}
+
+fn deliver(intake: &mut Intake, attempt: Attempt) -> Called {
+    intake.pace.end(attempt, Ended::Delivered, 0.0, ms(1));
+    intake.call(ms(1))
+}
+
+#[track_caller]
+fn begins(intake: &mut Intake, ask: Ask, who: Who) -> Attempt {
+    match intake.ask(ask, who, false, ms(1)) {
+        (Ok(Intent::Begins(attempt)), called) if called.is_empty() => attempt,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn waits(intake: &mut Intake, ask: Ask, who: Who) -> Number {
+    match intake.ask(ask, who, false, ms(1)) {
+        (Ok(Intent::Waits(number)), called) if called.is_empty() => number,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn enters(intake: &mut Intake, ask: Ask, who: Who) -> (Hold, Entry) {
+    match intake.ask(ask, who, false, ms(1)) {
+        (Err(Refusal { hold, entry: Some(entry) }), called) if called.is_empty() => (hold, entry),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_waits_for_another_request_begins_in_its_order_when_that_ends() {
+    let mut intake = proven(64, [1]);
+    let first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
+    let second = waits(&mut intake, one_at_a_time(1), Who::Fresh);
+    let third = waits(&mut intake, one_at_a_time(1), Who::Fresh);
+    let mut called = deliver(&mut intake, first);
+    let (number, began) = called.pop().expect("the second");
+    assert_eq!((number, called.len()), (second, 0));
+    let called = deliver(&mut intake, began.expect("an attempt"));
+    assert_eq!(called.first().map(|(number, _)| *number), Some(third));
+    assert!(!intake.has_waiting() && !intake.is_in_use((0, Uuid::from_u128(1))));
+}
+
+#[test]
+fn who_has_waited_for_long_enough_goes_to_the_backlog_and_those_behind_it_too() {
+    let mut intake = proven(64, [1]);
+    let _first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
+    let waiting = [(); 3].map(|()| waits(&mut intake, one_at_a_time(1), Who::Fresh));
+    let retry = waits(&mut intake, one_at_a_time(1), Who::Retry);
+    // Whose clock is ahead does not matter.
+    let called = intake.give_up(waiting[1], ms(100));
+    assert_eq!(called.iter().map(|(number, _)| *number).collect::<Vec<_>>(), waiting);
+    let entries = called.into_iter().map(|(_, answer)| answer.expect_err("it enters").entry);
+    for (at, entry) in entries.enumerate() {
+        let entry = entry.expect("a place");
+        assert!(intake.is_next(entry), "number {at}");
+        intake.entered(entry, true);
+    }
+    assert!(intake.has_waiting(), "the retry is in no order");
+    let hold = Hold::Limit(Limit::InFlight, ms(0));
+    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, hold, "what holds up those before it");
+    assert_eq!(intake.give_up(retry, ms(100)).len(), 1);
+    assert!(intake.give_up(retry, ms(100)).is_empty());
+}
+
+#[test]
+fn few_wait_and_one_more_takes_them_all_to_the_backlog() {
+    let mut intake = proven(64, [1, 2]);
+    let _first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
+    for _ in 0..MOST_EACH {
+        waits(&mut intake, one_at_a_time(1), Who::Fresh);
+    }
+    let _other = begins(&mut intake, one_at_a_time(2), Who::Fresh);
+    waits(&mut intake, one_at_a_time(2), Who::Fresh);
+    let (answer, called) = intake.ask(one_at_a_time(1), Who::Fresh, false, ms(1));
+    assert_eq!(called.len(), MOST_EACH);
+    let last = answer.expect_err("it enters").entry.expect("a place");
+    assert!(!intake.is_next(last));
+}
+
+#[test]
+fn a_prompt_receiver_waits_for_a_place_and_nothing_overtakes_it() {
+    let mut intake = proven(1, [1, 2]);
+    let first = begins(&mut intake, by(1), Who::Fresh);
+    let second = waits(&mut intake, by(2), Who::Fresh);
+    let third = waits(&mut intake, by(2), Who::Fresh);
+    assert!(intake.give_up(second, ms(100)).is_empty(), "it waits on");
+    let mut called = deliver(&mut intake, first);
+    let (number, began) = called.pop().expect("the second");
+    assert_eq!((number, called.len()), (second, 0));
+    let called = deliver(&mut intake, began.expect("an attempt"));
+    assert_eq!(called.first().map(|(number, _)| *number), Some(third));
+}
+
+#[test]
+fn new_ones_go_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
+    let mut intake = proven(64, [1]);
+    let key = (0, Uuid::from_u128(1));
+    intake.found(key);
+    let (hold, entry) = enters(&mut intake, by(1), Who::Fresh);
+    assert_eq!(hold, Hold::Behind);
+    assert!(!intake.is_emptied(key), "one is on its way there");
+    intake.entered(entry, true);
+    let retry = begins(&mut intake, by(1), Who::Retry);
+    deliver(&mut intake, retry);
+    assert!(intake.is_emptied(key));
+    let (hold, entry) = match intake.ask(by(1), Who::Fresh, true, ms(1)).0 {
+        Err(Refusal { hold, entry: Some(entry) }) => (hold, entry),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(hold, Hold::Paused);
+    intake.entered(entry, true);
+    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Paused, "as the first is held");
+    for _ in 0..2 {
+        let begun = intake.ask_head(head(by(1)), true, ms(1));
+        let Ok(Intent::Begins(attempt)) = begun else { panic!("{begun:?}") };
+        deliver(&mut intake, attempt);
+    }
+    assert!(intake.is_in_use(key), "one is on its way there still");
+}
+
+#[test]
+fn what_does_not_get_there_leaves_no_trace() {
+    let mut intake = proven(64, [1]);
+    intake.found((0, Uuid::from_u128(1)));
+    let (_, entry) = enters(&mut intake, by(1), Who::Fresh);
+    intake.entered(entry, false);
+    assert!(intake.is_in_use((0, Uuid::from_u128(1))));
+    assert!(intake.is_emptied((0, Uuid::from_u128(1))));
+    let _ = begins(&mut intake, by(1), Who::Fresh);
+}
+
+/// What a delivery is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Waits(Number),
+    Enters(Entry),
+    IsInBacklog,
+    WaitsAsHead(Number),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Comes(u128, bool, bool),
+    Ends(usize),
+    GivesUp(usize),
+    Publishes,
+    AsksHead(u128),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0_u128..3, prop::bool::weighted(0.2), prop::bool::weighted(0.1))
+            .prop_map(|(webhook, retry, paused)| Op::Comes(webhook, retry, paused)),
+        3 => (0_usize..100).prop_map(Op::Ends),
+        1 => (0_usize..100).prop_map(Op::GivesUp),
+        3 => Just(Op::Publishes),
+        3 => (0_u128..3).prop_map(Op::AsksHead),
+    ]
+}
+
+/// Deliveries by their number, in the order in which they came.
+#[derive(Default)]
+struct World {
+    doing: BTreeMap<usize, (u128, bool, Doing)>,
+    under_way: Vec<Attempt>,
+    backlogs: HashMap<u128, VecDeque<usize>>,
+    /// The deliveries that were never attempted, as they began.
+    begun: HashMap<u128, Vec<usize>>,
+    count: usize,
+}
+
+impl World {
+    fn begins(&mut self, delivery: usize, webhook: u128, is_retry: bool, attempt: Attempt) {
+        self.under_way.push(attempt);
+        if !is_retry {
+            self.begun.entry(webhook).or_default().push(delivery);
+        }
+    }
+
+    fn note(&mut self, called: Called) {
+        for (number, answer) in called {
+            let mut all = self.doing.iter();
+            let is_one =
+                |doing: Doing| doing == Doing::Waits(number) || doing == Doing::WaitsAsHead(number);
+            let found = all.find(|(_, (.., doing))| is_one(*doing)).map(|(n, one)| (*n, *one));
+            let (delivery, (webhook, is_retry, doing)) = found.expect("it waits");
+            let next = match (answer, doing) {
+                (Ok(attempt), _) => {
+                    if let Doing::WaitsAsHead(_) = doing {
+                        self.backlogs.entry(webhook).or_default().pop_front();
+                    }
+                    self.doing.remove(&delivery);
+                    self.begins(delivery, webhook, is_retry, attempt);
+                    continue;
+                }
+                (Err(_), Doing::WaitsAsHead(_)) => Doing::IsInBacklog,
+                (Err(refusal), _) => Doing::Enters(refusal.entry.expect("a place")),
+            };
+            self.doing.insert(delivery, (webhook, is_retry, next));
+        }
+    }
+}
+
+proptest! {
+    /// However deliveries come, wait and enter: those never attempted begin in their order, and none
+    /// is forgotten.
+    #[test]
+    fn deliveries_begin_in_the_order_in_which_they_came(
+        capacity in 1_usize..6, ops in prop::collection::vec(op(), 1..120),
+    ) {
+        let mut intake = intake(capacity);
+        let mut world = World::default();
+        for op in ops {
+            match op {
+                Op::Comes(webhook, is_retry, is_paused) => {
+                    let delivery = world.count;
+                    world.count += 1;
+                    let who = if is_retry { Who::Retry } else { Who::Fresh };
+                    let (answer, called) = intake.ask(by(webhook), who, is_paused, ms(1));
+                    world.note(called);
+                    let doing = match answer {
+                        Ok(Intent::Begins(attempt)) => {
+                            world.begins(delivery, webhook, is_retry, attempt);
+                            continue;
+                        }
+                        Ok(Intent::Waits(number)) => Doing::Waits(number),
+                        Err(refusal) => Doing::Enters(refusal.entry.expect("a place")),
+                    };
+                    world.doing.insert(delivery, (webhook, is_retry, doing));
+                }
+                Op::Ends(n) => {
+                    if !world.under_way.is_empty() {
+                        let attempt = world.under_way.remove(n % world.under_way.len());
+                        let called = deliver(&mut intake, attempt);
+                        world.note(called);
+                    }
+                }
+                Op::GivesUp(n) => {
+                    let mut waiting = world.doing.values().filter_map(|(.., doing)| match doing {
+                        Doing::Waits(number) => Some(*number),
+                        _ => None,
+                    }).collect::<Vec<_>>();
+                    if !waiting.is_empty() {
+                        let number = waiting.swap_remove(n % waiting.len());
+                        let called = intake.give_up(number, ms(1));
+                        world.note(called);
+                    }
+                }
+                Op::Publishes => {
+                    let mut all = world.doing.iter().rev();
+                    let next = all.find_map(|(delivery, (webhook, _, doing))| match doing {
+                        Doing::Enters(entry) if intake.is_next(*entry) => {
+                            Some((*delivery, *webhook, *entry))
+                        }
+                        _ => None,
+                    });
+                    if let Some((delivery, webhook, entry)) = next {
+                        intake.entered(entry, true);
+                        world.backlogs.entry(webhook).or_default().push_back(delivery);
+                        let at = world.doing.get_mut(&delivery).expect("it enters");
+                        at.2 = Doing::IsInBacklog;
+                    }
+                }
+                Op::AsksHead(webhook) => {
+                    let first = world.backlogs.get(&webhook).and_then(|queue| queue.front());
+                    if let Some(delivery) = first.copied()
+                        && world.doing[&delivery].2 == Doing::IsInBacklog
+                    {
+                        match intake.ask_head(head(by(webhook)), true, ms(1)) {
+                            Ok(Intent::Begins(attempt)) => {
+                                let (_, is_retry, _) =
+                                    world.doing.remove(&delivery).expect("it is there");
+                                world.backlogs.entry(webhook).or_default().pop_front();
+                                world.begins(delivery, webhook, is_retry, attempt);
+                            }
+                            Ok(Intent::Waits(number)) => {
+                                let at = world.doing.get_mut(&delivery).expect("it is there");
+                                at.2 = Doing::WaitsAsHead(number);
+                            }
+                            Err(_) => {}
+                        }
+                    }
+                }
+            }
+            for begun in world.begun.values() {
+                prop_assert!(begun.is_sorted(), "{begun:?}");
+            }
+            let waiting = world.doing.values().filter(|(.., doing)| {
+                matches!(doing, Doing::Waits(_) | Doing::WaitsAsHead(_))
+            });
+            let numbers: BTreeSet<Number> = waiting.map(|(.., doing)| match doing {
+                Doing::Waits(number) | Doing::WaitsAsHead(number) => *number,
+                _ => 0,
+            }).collect();
+            prop_assert_eq!(numbers, intake.line.keys().copied().collect::<BTreeSet<_>>());
+            for webhook in 0..3 {
+                let there = world.doing.values().any(|(other, _, doing)| {
+                    *other == webhook && !matches!(doing, Doing::Waits(_))
+                });
+                prop_assert_eq!(there, intake.is_in_use((0, Uuid::from_u128(webhook))));
+            }
+        }
+    }
+}

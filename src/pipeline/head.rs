@@ -1,0 +1,179 @@
+//! The first delivery of a backlog: what is to be done with it now.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Context, Pipeline, Promises, age};
+use crate::broker::{Lane, Message, NotConfirmed, WITHOUT_BACKLOG, unix_millis};
+use crate::directory::Found;
+use crate::domain::delivery::Delivery;
+use crate::domain::event::Malformed;
+use crate::domain::history::Happened;
+use crate::domain::outcome::Decision;
+use crate::domain::pace::{Ask, Attempt, Hold};
+use crate::domain::retry::Span;
+use crate::domain::webhook::Webhook;
+use crate::metrics::{Dropped, Held};
+use crate::receivers::{Answer, InLine};
+
+/// A delivery that waits in a backlog.
+#[derive(Debug)]
+pub struct Waiting {
+    message: Message,
+    delivery: Result<Delivery, Malformed>,
+    /// Whether this process has put it there.
+    pub is_ours: bool,
+}
+
+/// What is to be done with the first of a backlog.
+#[derive(Debug)]
+pub enum Head {
+    /// An attempt, with [`Pipeline::attempt_head`].
+    Attempt(Box<Webhook>, Attempt),
+    /// An attempt, when it is called.
+    Waits(Box<Webhook>, InLine),
+    /// Nothing, for that reason.
+    Held(Hold),
+    /// It is to leave the backlog without an attempt, with [`Pipeline::let_go`].
+    Leaves,
+    /// It is to be acked: its webhook is gone.
+    Dropped,
+    /// PostgreSQL has to be asked, and doesn't answer.
+    Missing,
+}
+
+impl Waiting {
+    /// The size of its body, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.message.body.len()
+    }
+}
+
+impl Pipeline {
+    /// Reads a message of a backlog.
+    #[must_use]
+    pub fn read_waiting(&self, message: Message) -> Waiting {
+        let delivery = Delivery::from_headers(&message.headers, unix_millis());
+        let is_ours = message.was_entered_by(self.backlogs.instance());
+        Waiting { message, delivery, is_ours }
+    }
+
+    /// How long until a delivery becomes too old to wait; not at all, if it can't be read.
+    #[must_use]
+    pub fn expires_in(&self, waiting: &Waiting) -> Duration {
+        self.delivery_max_age.saturating_sub(self.age(waiting).unwrap_or(Duration::MAX))
+    }
+
+    /// How long ago the event of a delivery came; none, if it can't be read.
+    #[must_use]
+    pub fn age(&self, waiting: &Waiting) -> Option<Duration> {
+        waiting.delivery.as_ref().ok().map(age)
+    }
+
+    /// What is to be done with the first of a backlog of that lane.
+    #[must_use]
+    pub fn head(&self, lane: &Lane, waiting: &Waiting) -> Head {
+        let Ok(delivery) = &waiting.delivery else { return Head::Leaves };
+        let webhook = match self.directory.find(delivery.webhook_id) {
+            Ok(Found::Enabled(webhook)) => webhook,
+            Ok(Found::Deleted) => return self.drop_waiting(lane, delivery, Dropped::Deleted),
+            Ok(Found::Disabled) => return self.drop_waiting(lane, delivery, Dropped::Disabled),
+            Err(_) => {
+                self.metrics.database().failed();
+                return Head::Missing;
+            }
+        };
+        if waiting.message.is_weary_of_backlog() {
+            return Head::Leaves;
+        }
+        let ask = Ask { is_head: true, ..Ask::of(&webhook, lane.number) };
+        let asked = match webhook.is_paused {
+            true => Err(Hold::Paused),
+            false => self.receivers.ask_head(ask, waiting.is_ours),
+        };
+        match asked {
+            Ok(Answer::Begins(attempt)) => Head::Attempt(Box::new(webhook), attempt),
+            Ok(Answer::Waits(in_line)) => Head::Waits(Box::new(webhook), in_line),
+            // As with retries: what may be attempted now is, however old it is.
+            Err(_) if self.is_too_old(delivery) => Head::Leaves,
+            Err(hold) => Head::Held(hold),
+        }
+    }
+
+    fn drop_waiting(&self, lane: &Lane, delivery: &Delivery, why: Dropped) -> Head {
+        self.metrics.dropped(why).inc();
+        self.log.record(&lane.origin, delivery, Happened::Dropped { why: why.label() });
+        Head::Dropped
+    }
+
+    /// Makes an attempt of what was the first of a backlog, and waits until the broker has confirmed
+    /// what follows from it.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`]
+    pub fn attempt_head(
+        &self,
+        lane: &Lane,
+        waiting: Waiting,
+        webhook: &Webhook,
+        attempt: Attempt,
+    ) -> Result<(), NotConfirmed> {
+        let Waiting { message, delivery, .. } = waiting;
+        let metrics = self.metrics.lane(&lane.queue);
+        let context = Context { lane, metrics, message: &message };
+        let mut promises = Promises::new(Instant::now());
+        metrics.received.inc();
+        match delivery {
+            Ok(delivery) => promises.extend(self.attempt(context, webhook, delivery, attempt)?),
+            Err(_) => self.receivers.give_back(attempt),
+        }
+        promises.wait_until_open(0, &self.tally)?;
+        self.settled(lane, &promises);
+        Ok(())
+    }
+
+    /// Sees to what leaves a backlog without an attempt: it is malformed, too old, or has come back so
+    /// often that the broker might drop it. Waits for the confirm.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`]
+    pub fn let_go(&self, lane: &Lane, waiting: Waiting) -> Result<(), NotConfirmed> {
+        let Waiting { message, delivery, .. } = waiting;
+        let metrics = self.metrics.lane(&lane.queue);
+        let context = Context { lane, metrics, message: &message };
+        let mut promises = Promises::new(Instant::now());
+        metrics.received.inc();
+        match delivery {
+            Err(malformed) => {
+                self.bury_malformed(context, &malformed, &mut promises)
+                    .map_err(|_| NotConfirmed)?;
+            }
+            Ok(delivery) if self.is_too_old(&delivery) => {
+                promises.extend([self.expire(context, &delivery, Held::Behind)?]);
+            }
+            Ok(delivery) => {
+                let wait = Span::from(WITHOUT_BACKLOG);
+                let decision = Some(Decision::Park(wait));
+                let happened = Happened::HeldBack { why: Held::Interrupted.label(), decision };
+                self.log.record(&lane.origin, &delivery, happened);
+                let counter = metrics.held(Held::Interrupted);
+                promises.extend([self.park(context, &delivery, wait, counter)?]);
+            }
+        }
+        promises.wait_until_open(0, &self.tally)?;
+        self.settled(lane, &promises);
+        Ok(())
+    }
+
+    /// A delivery has left its backlog without an attempt.
+    pub fn left_backlog(&self, lane: &Lane, webhook: Uuid, is_ours: bool) {
+        self.receivers.left_backlog(lane.number, webhook, is_ours);
+    }
+
+    /// So many deliveries were dropped at once from a backlog.
+    pub fn dropped_from_backlog(&self, why: Dropped, count: u64) {
+        self.metrics.dropped(why).inc_by(count);
+    }
+}

@@ -1,0 +1,296 @@
+//! What a receiver can't take now waits in a queue of its own, and comes in order as soon as it can.
+
+mod customer;
+mod drains;
+mod instances;
+mod limits;
+mod lost;
+mod pauses;
+mod webhooks;
+mod without;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpValue, FieldTable};
+use customer::{Customer, Manner};
+use uuid::Uuid;
+
+use crate::harness::{Event, Notifier, SOON, Sandbox, holds_for, notifier::Launch, wait_until};
+
+/// The most requests under way of a queue, where nobody set another number.
+const CAPACITY: usize = 64;
+
+fn events(count: usize) -> Vec<Event> {
+    (0..count).map(|_| Event::new("order.paid")).collect()
+}
+
+fn publish(sandbox: &Sandbox, count: usize) -> Vec<Event> {
+    let events = events(count);
+    sandbox.broker.publish(sandbox.queue(), &events);
+    events
+}
+
+/// How many deliveries were held back that came by this queue, for whatever reason.
+fn held(notifier: &Notifier, queue: &str) -> f64 {
+    notifier.metric("webhook_deliveries_held_total", &[("queue", queue)])
+}
+
+fn held_because(notifier: &Notifier, queue: &str, reason: &str) -> f64 {
+    let labels = [("queue", queue), ("reason", reason)];
+    notifier.metric("webhook_deliveries_held_total", &labels)
+}
+
+#[track_caller]
+fn wait_held(notifier: &Notifier, sandbox: &Sandbox, count: usize) {
+    wait_until(SOON, &format!("{count} are held back"), || {
+        held(notifier, sandbox.queue()) >= count as f64
+    });
+    assert_eq!(held(notifier, sandbox.queue()), count as f64, "one move each");
+}
+
+/// The age of the oldest delivery that waits in a wait queue.
+fn oldest_parked(notifier: &Notifier, sandbox: &Sandbox) -> f64 {
+    let oldest =
+        |queue: &str| notifier.metric("webhook_oldest_waiting_seconds", &[("queue", queue)]);
+    oldest(sandbox.queue()).max(oldest(&sandbox.retry_queue()))
+}
+
+/// The only backlog of the first queue that this webhook has.
+fn backlog(sandbox: &Sandbox, webhook: Uuid) -> String {
+    format!("webhooks.backlog.{}.{webhook}", sandbox.queue())
+}
+
+/// The breaker opens at the second failed event, once the first is a second old, and stays open for a
+/// minute. A failed attempt waits for as long.
+fn with_a_breaker_for_a_minute(sandbox: &Sandbox) -> Launch {
+    sandbox.notifier().env("CIRCUIT_BREAKER", "1,1m,1m").env("RETRY_SCHEDULE", "1m,repeat")
+}
+
+/// Publishes one event after the other until the receiver's circuit breaker is open.
+#[track_caller]
+fn open_breaker(sandbox: &Sandbox, notifier: &Notifier) -> Vec<Event> {
+    let mut published = Vec::new();
+    wait_until(SOON, "its circuit breaker is open", || {
+        let is_open = notifier.metric("webhook_circuit_breakers_open", &[]) >= 1.0;
+        if !is_open {
+            published.extend(publish(sandbox, 1));
+        }
+        is_open
+    });
+    published
+}
+
+/// How many lines on stderr hold all of these.
+fn count_lines(notifier: &Notifier, parts: &[&str]) -> usize {
+    let holds_all = |line: &&String| parts.iter().all(|part| line.contains(part));
+    notifier.stderr().iter().filter(holds_all).count()
+}
+
+#[test]
+fn what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return() {
+    let sandbox = Sandbox::alone(1);
+    let customer = Customer::new(Manner::AT_ONCE);
+    sandbox.webhook(&customer.url(), &["*"]);
+    let notifier = sandbox.notifier().start();
+    let mut events = publish(&sandbox, 20);
+    customer.wait_accepted(SOON, &events);
+
+    let left = Instant::now();
+    customer.becomes(Manner::Refuses(503));
+    events.extend(open_breaker(&sandbox, &notifier));
+    let held_before = held(&notifier, sandbox.queue());
+    events.extend(publish(&sandbox, 100));
+    let opened = [("state", "open")];
+    wait_until(SOON, "two probes fail", || {
+        notifier.metric("webhook_circuit_breaker_transitions_total", &opened) >= 3.0
+    });
+    let late = publish(&sandbox, 100);
+    events.extend(late.iter().cloned());
+    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= held_before + 200.0);
+    let refused = customer.requests() - 20;
+
+    customer.becomes(Manner::takes(5));
+    let returned = Instant::now();
+    let outage = returned - left;
+    wait_until(SOON, "they come", || customer.accepted_of(&late) > 0);
+    // Behind those that wait.
+    events.extend(publish(&sandbox, 50));
+    customer.wait_accepted(SOON, &late);
+    let took = returned.elapsed();
+    // A quarter of the outage until it is probed, and some seconds for what it missed.
+    assert!(took < outage / 4 + Duration::from_secs(5), "{took:?} after {outage:?}");
+    // A failed attempt waits by its schedule: up to 16 s.
+    customer.wait_accepted(SOON, &events);
+    notifier.wait_metric("webhook_request_success_total", &[], events.len() as f64);
+    customer.assert_each_once(&events);
+    // As many may change places on the way in, and on the way out.
+    customer.assert_in_order(&events, 2 * CAPACITY);
+
+    let failures = notifier.metric("webhook_request_failure_total", &[]);
+    assert_eq!(failures, (customer.requests() - events.len()) as f64);
+    assert!(failures >= refused as f64);
+    let retries = notifier.metric("webhook_retries_scheduled_total", &[]);
+    assert_eq!(retries, failures, "one wait for each failed attempt, and no other");
+    assert!(held(&notifier, sandbox.queue()) <= events.len() as f64, "one move each");
+    assert!(held(&notifier, &sandbox.retry_queue()) <= retries, "one move for each retry");
+    let from_backlog = format!("{}.backlog", sandbox.queue());
+    assert_eq!(held(&notifier, &from_backlog), 0.0, "nothing goes round");
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}
+
+#[test]
+fn a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour() {
+    let sandbox = Sandbox::alone(1);
+    let far = Customer::new(Manner::takes(300));
+    let near = Customer::new(Manner::AT_ONCE);
+    sandbox.webhook(&far.url(), &["order.paid"]);
+    sandbox.webhook(&near.url(), &["near"]);
+    let notifier = sandbox.notifier().start();
+    let near_event = || Event::new("near");
+    let first = near_event();
+    sandbox.publish(&first);
+    near.wait_accepted(SOON, std::slice::from_ref(&first));
+
+    let events = publish(&sandbox, 100);
+    let mut slowest = Duration::ZERO;
+    let mut neighbours = 0;
+    wait_until(SOON, "all arrive", || {
+        let (event, published) = (near_event(), Instant::now());
+        sandbox.publish(&event);
+        near.wait_accepted(SOON, std::slice::from_ref(&event));
+        slowest = slowest.max(published.elapsed());
+        neighbours += 1;
+        far.accepted_of(&events) == 100
+    });
+    // Far less, but on a busy machine.
+    assert!(slowest < Duration::from_secs(2), "a neighbour's event came after {slowest:?}");
+    assert!(neighbours >= 5, "{neighbours} came meanwhile");
+    far.assert_each_once(&events);
+    far.assert_in_order(&events, CAPACITY);
+    notifier.wait_metric("webhook_request_success_total", &[], 101.0 + f64::from(neighbours));
+    assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
+    assert_eq!(oldest_parked(&notifier, &sandbox), 0.0);
+    assert!(held(&notifier, sandbox.queue()) <= 100.0, "one move each");
+    assert_eq!(held(&notifier, &sandbox.retry_queue()), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+/// A delivery as an older version has parked it.
+fn parked_long_ago(webhook: Uuid, queue: &str, attempts: i64) -> Event {
+    let event = Event::new("order.paid");
+    let text = |text: &str| AmqpValue::LongString(text.to_owned());
+    let headers = FieldTable::from([
+        (String::from("x-event-id"), text(&event.id)),
+        (String::from("x-event-type"), text("order.paid")),
+        (String::from("x-webhook-id"), text(&webhook.to_string())),
+        (String::from("x-attempt"), AmqpValue::LongLongInt(attempts)),
+        (String::from("x-first-received-at"), AmqpValue::LongLongInt(now_millis())),
+        (String::from("x-last-error"), text("no attempt yet: its turn comes later")),
+        (String::from("x-origin-queue"), text(queue)),
+        (String::from("x-deferrals"), AmqpValue::LongLongInt(7)),
+        (String::from("x-turn-at"), AmqpValue::LongLongInt(now_millis() + 3_600_000)),
+    ]);
+    event.headers(headers)
+}
+
+fn now_millis() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(since.expect("after 1970").as_millis()).expect("it is small")
+}
+
+#[test]
+fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlog() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let paused = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    let paused_webhook = sandbox.webhook(&paused.url(), &["*"]);
+    pauses::set_paused(&sandbox, paused_webhook, true);
+    let notifier = sandbox.notifier().start();
+    let parked = |webhook| -> Vec<_> {
+        (0..10).map(|n| parked_long_ago(webhook, sandbox.queue(), n % 2)).collect()
+    };
+    let (at_once, later) = (parked(webhook), parked(paused_webhook));
+    sandbox.broker.publish(&sandbox.retry_queue(), &[&later[..], &at_once[..]].concat());
+
+    customer.wait_accepted(SOON, &at_once);
+    wait_until(SOON, "the others wait", || held(&notifier, &sandbox.retry_queue()) == 10.0);
+    assert_eq!(paused.requests(), 0);
+    pauses::set_paused(&sandbox, paused_webhook, false);
+    paused.wait_accepted(SOON, &later);
+    notifier.wait_metric("webhook_request_success_total", &[], 20.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&at_once);
+    paused.assert_each_once(&later);
+}
+
+#[test]
+fn what_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::Refuses(503));
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    let notifier = with_a_breaker_for_a_minute(&sandbox)
+        .env("QUEUES", sandbox.one_at_a_time())
+        .env("DELIVERY_MAX_AGE", "4s")
+        .start();
+    let attempted = open_breaker(&sandbox, &notifier);
+    let requests = customer.requests();
+    let held_before = held(&notifier, sandbox.queue());
+    let waiting = publish(&sandbox, 20);
+    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= held_before + 20.0);
+    let died = || notifier.metric("webhook_dead_letters_total", &[("reason", "expired")]);
+    let dead_before = died();
+
+    wait_until(SOON, "they die", || died() >= dead_before + 20.0);
+    assert_eq!(customer.requests(), requests, "and are not attempted");
+    let mut letters = sandbox.broker.take_all(&sandbox.dead_queue()).expect("it answers");
+    letters.retain(|letter| attempted.iter().all(|event| event.id != letter.text("x-event-id")));
+    // Several at a time, as they all are too old.
+    let ids: BTreeSet<_> = letters.iter().map(|letter| letter.text("x-event-id")).collect();
+    assert_eq!(letters.len(), waiting.len());
+    assert_eq!(ids, waiting.iter().map(|event| event.id.as_str()).collect());
+    for letter in &letters {
+        assert_eq!(letter.text("x-dead-reason"), "expired");
+        assert_eq!(letter.text("x-webhook-id"), webhook.to_string());
+        assert_eq!(letter.number("x-attempt"), Some(0));
+        assert!(letter.text("x-last-error").starts_with("no attempt yet"), "{letter:?}");
+    }
+    let backlog = backlog(&sandbox, webhook);
+    wait_until(SOON, "nothing waits", || sandbox.broker.ready(&backlog) == Some(0));
+    holds_for(Duration::from_millis(300), "it is not asked", || customer.requests() == requests);
+}
+
+#[test]
+fn what_the_broker_took_back_often_at_the_head_of_a_backlog_is_attempted_later_and_not_dropped() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    pauses::set_paused(&sandbox, webhook, true);
+    let launch = || sandbox.notifier().env("QUEUES", sandbox.one_at_a_time());
+    let notifier = launch().start();
+    let events = publish(&sandbox, 3);
+    wait_held(&notifier, &sandbox, 3);
+    notifier.terminate();
+    let backlog = backlog(&sandbox, webhook);
+    wait_until(SOON, "all wait", || sandbox.broker.ready(&backlog) == Some(3));
+    sandbox.broker.take_back(&backlog, 15);
+    pauses::set_paused(&sandbox, webhook, false);
+
+    let notifier = launch().start();
+    customer.wait_accepted(SOON, &events[1..]);
+    let from_backlog = format!("{}.backlog", sandbox.queue());
+    wait_until(SOON, "the first waits", || {
+        held_because(&notifier, &from_backlog, "interrupted") == 1.0
+    });
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+    customer.wait_accepted(crate::harness::LATER, &events);
+    notifier.wait_metric("webhook_request_success_total", &[], 3.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}

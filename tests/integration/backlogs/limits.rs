@@ -1,0 +1,133 @@
+//! What a webhook says that it can take holds for its events, its backlogs and its retries together.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{CAPACITY, Customer, Manner, events, held, oldest_parked, publish};
+use crate::harness::{LATER, Receiver, Reply, SOON, Sandbox, wait_until};
+
+/// The most requests that came within a second.
+fn most_in_a_second(times: &[Instant]) -> usize {
+    let mut window = VecDeque::new();
+    let mut most = 0;
+    for at in times {
+        window.push_back(*at);
+        while *at - window[0] >= Duration::from_secs(1) {
+            window.pop_front();
+        }
+        most = most.max(window.len());
+    }
+    most
+}
+
+#[test]
+fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
+    let sandbox = Sandbox::new();
+    // Every fifth event fails once.
+    let firsts = std::sync::atomic::AtomicUsize::new(0);
+    let receiver = Receiver::answering(move |request| {
+        let is_fifth = request.attempt == 1
+            && firsts.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 5 == 4;
+        Reply::Status(if is_fifth { 500 } else { 200 })
+    });
+    let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
+    let rate = "UPDATE webhooks SET rate_per_second = 20 WHERE id = $1";
+    sandbox.database.execute(rate, &[&webhook]);
+    // One consumer, so that the order is strict.
+    let notifier = sandbox
+        .notifier()
+        .env("QUEUES", sandbox.one_at_a_time())
+        .env("RETRY_SCHEDULE", "1s")
+        .start();
+    let mut all = publish(&sandbox, 60);
+    wait_until(SOON, "some have arrived", || receiver.requests().len() >= 30);
+    // While the backlog is there, and retries come.
+    all.extend(publish(&sandbox, 40));
+
+    wait_until(LATER, "all arrive", || {
+        notifier.metric("webhook_request_success_total", &[]) == 100.0
+    });
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 120);
+    let times: Vec<_> = requests.iter().map(|request| request.at).collect();
+    let took = times[119] - times[0];
+    // A second's worth comes at once, and what is on its way may gather a little.
+    assert!(took >= Duration::from_millis(4_700), "120 in {took:?}");
+    let most = most_in_a_second(&times);
+    assert!(most <= 45, "{most} in a second");
+    let retries = notifier.metric("webhook_retries_scheduled_total", &[]);
+    assert_eq!(retries, 20.0);
+    assert!(held(&notifier, sandbox.queue()) <= 100.0, "one move each");
+    assert!(held(&notifier, &sandbox.retry_queue()) <= retries, "one move for each retry");
+    assert_eq!(held(&notifier, &format!("{}.backlog", sandbox.queue())), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    let first = requests.iter().filter(|request| request.attempt == 1).map(|request| request.id());
+    let first: Vec<_> = first.collect();
+    assert_eq!(first, all.iter().map(|event| event.id.as_str()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_receiver_of_one_request_at_a_time_gets_all_in_order_with_one_move_each() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::takes(20));
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    sandbox.database.execute("UPDATE webhooks SET max_in_flight = 1 WHERE id = $1", &[&webhook]);
+    let notifier = sandbox.notifier().start();
+    let mut all = publish(&sandbox, 60);
+    wait_until(SOON, "some have arrived", || customer.accepted() >= 20);
+    all.extend(publish(&sandbox, 60));
+    customer.wait_accepted(SOON, &all);
+
+    notifier.wait_metric("webhook_request_success_total", &[], 120.0);
+    assert_eq!(customer.most(), 1);
+    customer.assert_each_once(&all);
+    customer.assert_in_order(&all, CAPACITY);
+    assert!(held(&notifier, sandbox.queue()) <= 120.0, "one move each");
+    assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
+    assert_eq!(oldest_parked(&notifier, &sandbox), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[track_caller]
+fn check_two_queues(limit: &str) {
+    let sandbox = Sandbox::with_queues(2);
+    let customer = Customer::new(Manner::takes(50));
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    sandbox.database.execute(&format!("UPDATE webhooks SET {limit} WHERE id = $1"), &[&webhook]);
+    let notifier = sandbox.notifier().start();
+    // Far more than can come in the time that this takes: the first has a long backlog before the other.
+    let first = publish(&sandbox, 400);
+    let second = events(400);
+    wait_until(SOON, "the first has a backlog", || held(&notifier, sandbox.queue()) >= 50.0);
+    sandbox.broker.publish(&sandbox.queues[1], &second);
+    wait_until(SOON, "the other has one, too", || held(&notifier, &sandbox.queues[1]) >= 50.0);
+
+    let accepted = || [&first, &second].map(|events| customer.accepted_of(events));
+    let before = accepted();
+    let began = Instant::now();
+    wait_until(SOON, "both go on", || {
+        let now = accepted();
+        now[0] >= before[0] + 10 && now[1] >= before[1] + 10
+    });
+    let (now, took) = (accepted(), began.elapsed());
+    assert!(took < Duration::from_secs(10), "{before:?} became {now:?} in {took:?}");
+    let more = [now[0] - before[0], now[1] - before[1]];
+    assert!(more[0].abs_diff(more[1]) <= 10, "{more:?} in {took:?}");
+    assert!(now[0] < 400 && now[1] < 400, "neither was over: {now:?}");
+    customer.assert_in_order(&first, CAPACITY);
+    customer.assert_in_order(&second, CAPACITY);
+}
+
+#[test]
+fn the_backlogs_of_two_queues_share_the_rate_of_their_receiver() {
+    check_two_queues("rate_per_second = 10");
+}
+
+#[test]
+fn the_backlogs_of_two_queues_take_turns_where_one_request_is_under_way_at_a_time() {
+    check_two_queues("max_in_flight = 1");
+}

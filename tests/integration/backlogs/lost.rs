@@ -1,0 +1,170 @@
+//! Somebody deletes the queue of a backlog, its binding or its row.
+
+use std::time::Duration;
+
+use super::{
+    Customer, Manner, backlog, held, open_breaker, pauses::set_paused, publish, wait_held,
+};
+use crate::harness::{Event, LATER, SOON, Sandbox, wait_until};
+
+fn lost(notifier: &crate::harness::Notifier) -> f64 {
+    notifier.metric("webhook_backlogs_lost_total", &[])
+}
+
+#[test]
+fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::Refuses(503));
+    let other = Customer::new(Manner::takes(20));
+    let webhook = sandbox.webhook(&customer.url(), &["order.paid"]);
+    let other_webhook = sandbox.webhook(&other.url(), &["other"]);
+    let slowly = "UPDATE webhooks SET max_in_flight = 1 WHERE id = $1";
+    sandbox.database.execute(slowly, &[&other_webhook]);
+    let mut notifier = sandbox
+        .notifier()
+        .env("CIRCUIT_BREAKER", "1,2s,2s")
+        .env("RETRY_SCHEDULE", "1m,repeat")
+        .start();
+    open_breaker(&sandbox, &notifier);
+    let before = held(&notifier, sandbox.queue());
+    publish(&sandbox, 20);
+    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= before + 20.0);
+    let others: Vec<_> = (0..400).map(|_| Event::new("other")).collect();
+    sandbox.broker.publish(sandbox.queue(), &others);
+    wait_until(SOON, "the other has a backlog", || other.accepted() >= 50);
+
+    let queue = backlog(&sandbox, webhook);
+    sandbox.broker.delete(&queue).expect("it is there");
+    let at_deletion = other.accepted();
+    assert!(at_deletion < 350, "{at_deletion} of 400 were over before");
+    let line = notifier.wait_stderr(SOON, "backlog lost");
+    assert!(line.contains("ERROR") && line.contains(&format!("queue={queue}:")), "{line}");
+    notifier.wait_metric("webhook_backlogs_lost_total", &[], 1.0);
+    let new = publish(&sandbox, 10);
+    wait_until(SOON, "there is another", || sandbox.broker.ready(&queue) > Some(0));
+    wait_until(Duration::from_secs(10), "the other goes on", || {
+        other.accepted() > at_deletion + 20
+    });
+
+    customer.becomes(Manner::AT_ONCE);
+    customer.wait_accepted(LATER, &new);
+    other.wait_accepted(SOON, &others);
+    assert!(notifier.is_running());
+    assert_eq!(lost(&notifier), 1.0);
+    assert_eq!(super::count_lines(&notifier, &["backlog lost"]), 1);
+    notifier.terminate();
+    customer.assert_each_once(&new);
+    other.assert_in_order(&others, super::CAPACITY);
+}
+
+#[test]
+fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    sandbox.database.execute("UPDATE webhooks SET max_in_flight = 1 WHERE id = $1", &[&webhook]);
+    let mut notifier = sandbox.notifier().start();
+    let first = publish(&sandbox, 1);
+    customer.wait_accepted(SOON, &first);
+    customer.becomes(Manner::takes(3_000));
+    publish(&sandbox, 3);
+    // The first came by its queue, the second by the backlog.
+    wait_until(SOON, "the head of the backlog is under way", || customer.requests() == 3);
+
+    let queue = backlog(&sandbox, webhook);
+    sandbox.broker.delete(&queue).expect("it is there");
+    notifier.wait_stderr(SOON, "backlog lost");
+    let new = publish(&sandbox, 3);
+    wait_until(SOON, "there is another", || sandbox.broker.ready(&queue) > Some(0));
+    assert_eq!(customer.accepted(), 2, "that request is under way");
+    customer.becomes(Manner::AT_ONCE);
+    customer.wait_accepted(SOON, &new);
+    let more = publish(&sandbox, 20);
+    customer.wait_accepted(SOON, &more);
+    assert!(notifier.is_running());
+    assert_eq!(super::count_lines(&notifier, &["panicked"]), 0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&[new, more].concat());
+    assert_eq!(customer.most(), 1);
+}
+
+#[test]
+fn what_comes_while_a_binding_is_missing_waits_a_minute_and_the_next_makes_it_again() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    set_paused(&sandbox, webhook, true);
+    let mut notifier = sandbox.notifier().start();
+    let mut events = publish(&sandbox, 5);
+    wait_held(&notifier, &sandbox, 5);
+    let queue = backlog(&sandbox, webhook);
+    wait_until(SOON, "all wait there", || sandbox.broker.ready(&queue) == Some(5));
+    let key = format!("{}.{webhook}", sandbox.queue());
+    sandbox.broker.unbind(&queue, "webhooks.backlog", &key);
+
+    let returned = publish(&sandbox, 1);
+    wait_held(&notifier, &sandbox, 6);
+    assert_eq!(sandbox.broker.ready(&queue), Some(5), "it has not come there");
+    wait_until(SOON, "it is bound again", || {
+        events.extend(publish(&sandbox, 1));
+        sandbox.broker.ready(&queue) > Some(5)
+    });
+    set_paused(&sandbox, webhook, false);
+    customer.wait_accepted(LATER, &returned);
+    customer.wait_accepted(SOON, &events);
+    events.extend(returned);
+    notifier.wait_metric("webhook_request_success_total", &[], events.len() as f64);
+    assert_eq!(lost(&notifier), 0.0);
+    assert!(notifier.is_running());
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}
+
+#[test]
+fn a_row_that_somebody_deletes_is_written_again() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    set_paused(&sandbox, webhook, true);
+    let notifier = sandbox.notifier().start();
+    let mut events = publish(&sandbox, 5);
+    wait_held(&notifier, &sandbox, 5);
+    assert_eq!(sandbox.database.execute("DELETE FROM backlogs", &[]), 1);
+    wait_until(SOON, "it is there again", || sandbox.backlogs() == [backlog(&sandbox, webhook)]);
+
+    events.extend(publish(&sandbox, 5));
+    wait_held(&notifier, &sandbox, 10);
+    assert_eq!(lost(&notifier), 0.0);
+    set_paused(&sandbox, webhook, false);
+    customer.wait_accepted(SOON, &events);
+    notifier.wait_metric("webhook_request_success_total", &[], 10.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+    customer.assert_in_order(&events, super::CAPACITY);
+}
+
+#[test]
+fn a_backlog_without_a_row_is_found_at_the_next_start() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    set_paused(&sandbox, webhook, true);
+    let notifier = sandbox.notifier().start();
+    let events = publish(&sandbox, 5);
+    wait_held(&notifier, &sandbox, 5);
+    notifier.terminate();
+    assert_eq!(sandbox.database.execute("DELETE FROM backlogs", &[]), 1);
+    set_paused(&sandbox, webhook, false);
+
+    let mut notifier = sandbox.notifier().start();
+    let line = notifier.wait_stderr(SOON, "backlog found");
+    assert!(line.contains(&backlog(&sandbox, webhook)), "{line}");
+    customer.wait_accepted(SOON, &events);
+    wait_until(SOON, "it has a row", || sandbox.backlogs() == [backlog(&sandbox, webhook)]);
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}

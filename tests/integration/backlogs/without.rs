@@ -1,0 +1,58 @@
+//! A backlog is needed, and none can be made.
+
+use std::time::Duration;
+
+use super::{Customer, Manner, count_lines, held, oldest_parked, publish};
+use crate::harness::{LATER, Proxy, SOON, Sandbox, holds_for, wait_until};
+
+/// Events for a receiver that takes one at a time, while `breaks` is done, and not undone yet.
+#[track_caller]
+fn check(breaks: impl FnOnce(&Sandbox, &Proxy), repairs: impl FnOnce(&Sandbox, &Proxy)) {
+    let sandbox = Sandbox::new();
+    let proxy = Proxy::before(&sandbox.servers.database_url);
+    let customer = Customer::new(Manner::takes(500));
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    sandbox.database.execute("UPDATE webhooks SET max_in_flight = 1 WHERE id = $1", &[&webhook]);
+    let mut notifier =
+        sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
+    let first = publish(&sandbox, 1);
+    customer.wait_accepted(SOON, &first);
+    breaks(&sandbox, &proxy);
+
+    let events = publish(&sandbox, 10);
+    wait_until(SOON, "some arrive, and the others wait", || {
+        held(&notifier, sandbox.queue()) + customer.accepted() as f64 == 11.0
+    });
+    let waiting = held(&notifier, sandbox.queue());
+    assert!(waiting >= 5.0, "{waiting} wait");
+    assert!(oldest_parked(&notifier, &sandbox) > 0.0);
+    let warnings = || count_lines(&notifier, &["WARN", "backlog not made", &webhook.to_string()]);
+    assert_eq!(warnings(), 1);
+    let before = customer.requests();
+    holds_for(Duration::from_secs(1), "they wait", || customer.requests() == before);
+    assert!(sandbox.backlogs().is_empty());
+    repairs(&sandbox, &proxy);
+
+    customer.wait_accepted(LATER, &events);
+    assert_eq!(warnings(), 1);
+    assert!(notifier.is_running());
+    notifier.wait_metric("webhook_request_success_total", &[], 11.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+    assert_eq!(customer.most(), 1);
+}
+
+#[test]
+fn while_postgresql_is_away_what_needs_a_backlog_waits_for_a_minute() {
+    check(|_, proxy| proxy.refuse(), |_, proxy| proxy.thaw());
+}
+
+#[test]
+fn while_no_row_can_be_written_what_needs_a_backlog_waits_for_a_minute() {
+    let forbid = "ALTER TABLE backlogs ADD CONSTRAINT never CHECK (queue = '')";
+    check(
+        |sandbox, _| sandbox.database.run_script(forbid),
+        |sandbox, _| sandbox.database.run_script("ALTER TABLE backlogs DROP CONSTRAINT never"),
+    );
+}
