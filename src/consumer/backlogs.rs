@@ -420,12 +420,21 @@ impl<'c> Drain<'_, 'c> {
 
     fn remove(&mut self, webhook: Uuid) -> Result<(), Ended> {
         self.release(webhook)?;
-        self.touched.insert(webhook);
-        if let Some(backlog) = self.backlogs.remove(&webhook) {
-            // An ack of what is under way finds no queue.
-            self.stop_queue(&backlog.queue);
-        }
+        self.forget(webhook);
         Ok(())
+    }
+
+    /// Nothing is left of a backlog but what is under way, whose acks find no queue. At once, in all
+    /// lists: another may be made before it is looked at again.
+    fn forget(&mut self, webhook: Uuid) {
+        let Some(backlog) = self.backlogs.remove(&webhook) else { return };
+        self.ahead -= usize::from(backlog.prefetch.saturating_sub(1));
+        self.expecting.remove(&webhook);
+        self.in_line.remove(&webhook);
+        if let Some(due) = backlog.listed_due {
+            self.due.remove(&(due, webhook));
+        }
+        self.stop_queue(&backlog.queue);
     }
 
     /// Its webhook is paused, resumed, disabled or deleted.
@@ -641,11 +650,7 @@ impl<'c> Drain<'_, 'c> {
 
     /// The queue was deleted.
     fn is_gone(&mut self, webhook: Uuid) {
-        self.touched.insert(webhook);
-        if let Some(backlog) = self.backlogs.remove(&webhook) {
-            self.ahead -= usize::from(backlog.prefetch.saturating_sub(1));
-            self.stop_queue(&backlog.queue);
-        }
+        self.forget(webhook);
         self.known.remove(&webhook);
         self.context.backlogs.lost(self.lane.number, webhook);
     }
@@ -829,12 +834,7 @@ impl<'c> Drain<'_, 'c> {
 
     /// Notes what a backlog waits for now.
     fn list(&mut self, webhook: Uuid) {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else {
-            self.expecting.remove(&webhook);
-            self.in_line.remove(&webhook);
-            self.due.retain(|(_, other)| *other != webhook);
-            return;
-        };
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));
         put(&mut self.in_line, webhook, backlog.queue.in_line().is_some());
         if backlog.listed_due != backlog.due {
