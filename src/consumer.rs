@@ -71,9 +71,21 @@ enum Ended {
 
 /// Runs a lane until shutdown.
 pub fn run(context: &Context, lane: &Arc<Lane>) {
-    if lane.kind == LaneKind::Backlogs {
-        return backlogs::run(context, lane);
+    match lane.kind {
+        LaneKind::Events | LaneKind::Retries => {
+            connect_again(context, lane, |reported| session(context, lane, reported));
+        }
+        LaneKind::Backlogs => backlogs::run(context, lane),
     }
+}
+
+/// One session after another, until shutdown. Each is told why the one before it ended, for the log, and
+/// takes that when it consumes.
+fn connect_again(
+    context: &Context,
+    lane: &Lane,
+    mut session: impl FnMut(&mut Option<String>) -> Ended,
+) {
     let mut backoff = Backoff::default();
     let mut missing = None;
     // One line for each change of state, not one for each attempt.
@@ -85,7 +97,7 @@ pub fn run(context: &Context, lane: &Arc<Lane>) {
         missing = context.pipeline.missing(missing.as_ref());
         let ended = match &missing {
             Some(missing) => Ended::Missing(missing.clone()),
-            None => session(context, lane, &mut reported),
+            None => session(&mut reported),
         };
         context.metrics.set_consuming(&lane.queue, false);
         let (why, problem) = match ended {

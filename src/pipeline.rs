@@ -9,27 +9,26 @@ use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 use crate::backlogs::Backlogs;
-use crate::broker::{
-    Lane, LaneKind, Message, NotConfirmed, Publisher, WITHOUT_BACKLOG, unix_millis,
-};
+use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, unix_millis};
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
 use crate::domain::delivery::{Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
-use crate::domain::intake::{Entry, Refusal, Who};
-use crate::domain::outcome::{DeadReason, Decision, Outcome, Reason, decide};
+use crate::domain::intake::{Refusal, Who};
+use crate::domain::outcome::{Decision, Outcome, Reason, decide};
 use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, Dropped, Held, Metrics};
+use crate::metrics::{self, Dropped, Metrics};
 use crate::receivers::{Answer, Receivers};
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
+mod entry;
 mod fan_out;
 mod head;
 mod onward;
@@ -283,72 +282,6 @@ impl Pipeline {
         self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
     }
 
-    /// Sees to it that a delivery that has no attempt now gets one later: by way of its receiver's
-    /// backlog.
-    fn hold_back(
-        &self,
-        context: Context<'_>,
-        webhook: &Webhook,
-        mut delivery: Delivery,
-        refusal: Refusal,
-    ) -> Kept {
-        let Refusal { hold, entry } = refusal;
-        log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
-        let Some(entry) = entry else {
-            // Shutdown: it comes first at the next start.
-            return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
-        };
-        let place = Place { receivers: &self.receivers, entry, is_there: false };
-        if delivery.last_error.is_empty() {
-            delivery.last_error = format!("no attempt yet: {hold}");
-        }
-        if self.is_too_old(&delivery) {
-            return self.expire(context, &delivery, hold.into()).map(Some);
-        }
-        let Lane { number, .. } = *context.lane;
-        if self.backlogs.make_sure(number, webhook.id, hold.into(), &self.shutdown) {
-            self.receivers.wait_to_enter(entry);
-            let promise = self.enter(context, &delivery, hold.into())?;
-            place.take();
-            return Ok(Some(promise));
-        }
-        if self.shutdown.is_requested() {
-            return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
-        }
-        let wait = Span::from(WITHOUT_BACKLOG);
-        let decision = Some(Decision::Park(wait));
-        let happened = Happened::HeldBack { why: Held::from(hold).label(), decision };
-        self.log.record(&context.lane.origin, &delivery, happened);
-        self.park(context, &delivery, wait, context.metrics.held(hold.into())).map(Some)
-    }
-
-    /// Whether a delivery may not wait any more.
-    fn is_too_old(&self, delivery: &Delivery) -> bool {
-        age(delivery) > self.delivery_max_age
-    }
-
-    /// A delivery has become too old without an attempt.
-    fn expire(
-        &self,
-        context: Context<'_>,
-        delivery: &Delivery,
-        why: Held,
-    ) -> Result<Promise, NotConfirmed> {
-        let reason = DeadReason::Expired;
-        let decision = Some(Decision::Dead(reason));
-        let happened = Happened::HeldBack { why: why.label(), decision };
-        self.log.record(&context.lane.origin, delivery, happened);
-        log::warn!(
-            "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
-            delivery.event.id,
-            delivery.webhook_id,
-            delivery.attempts,
-            reason.label(),
-            delivery.last_error,
-        );
-        self.bury(context, delivery, reason)
-    }
-
     /// Makes one attempt and sees to what follows from it.
     fn attempt(
         &self,
@@ -510,24 +443,4 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
 fn age(delivery: &Delivery) -> Duration {
     let millis: UnixMillis = unix_millis().saturating_sub(delivery.first_received_at);
     Duration::from_millis(millis.max(0).unsigned_abs())
-}
-
-/// A delivery's place among those that enter a backlog. Others wait until it is there; or, however
-/// this ends, until it is not going there.
-struct Place<'a> {
-    receivers: &'a Receivers,
-    entry: Entry,
-    is_there: bool,
-}
-
-impl Place<'_> {
-    fn take(mut self) {
-        self.is_there = true;
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.receivers.entered(self.entry, self.is_there);
-    }
 }

@@ -11,11 +11,15 @@ use super::{Backlogs, Key, Known, MOST, News, Request};
 use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
 use crate::config::Config;
 use crate::directory::{Change, Directory};
-use crate::domain::receiver::Class;
-use crate::metrics::{Held, Metrics};
+use crate::metrics::Metrics;
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
-use crate::store::{BacklogRow, RemoveError, Standing, Store, StoreError};
+use crate::store::{BacklogRow, Standing, Store, StoreError};
+
+mod removal;
+mod search;
+
+use removal::Closing;
 
 /// How often it looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -31,40 +35,6 @@ const COUNTED: usize = 20;
 /// After one could not be made, the next is tried so much later: each attempt may take seconds, in
 /// which a lane waits.
 const DISTRUST: Duration = Duration::from_secs(3);
-
-/// How long a backlog is closed before it is unbound, and unbound before its queue is deleted. Publishers
-/// give up after 30 s, so whatever another instance had on its way there has arrived by then.
-const CLOSING: Duration = Duration::from_secs(35);
-
-/// A row whose queue is not there is forgotten after this: it may be about to be made.
-const STALE: Duration = Duration::from_secs(3_600);
-
-/// How many queues are looked for in a tick that no row tells of. Each that is missing costs a channel.
-const SOUGHT: usize = 20;
-
-/// What was not found: nobody may have read the table since.
-#[derive(Debug, thiserror::Error)]
-enum NotRemoved {
-    #[error("it is not empty")]
-    NotEmpty,
-    #[error("{0}")]
-    Broker(BrokerError),
-}
-
-/// How far the removal of a backlog is.
-#[derive(Clone, Copy, Debug)]
-struct Closing {
-    /// When the next step is due.
-    due: Instant,
-    /// Whether nothing comes into it any more.
-    is_unbound: bool,
-}
-
-impl Closing {
-    fn step(is_unbound: bool) -> Self {
-        Self { due: Instant::now() + CLOSING, is_unbound }
-    }
-}
 
 /// How the keeper hears, and tells.
 #[derive(Debug)]
@@ -295,9 +265,7 @@ impl Keeper {
             Err(_) if self.shutdown.is_requested() => false,
             Err(problem) => {
                 self.distrusted_until = Some(Instant::now() + DISTRUST);
-                // Shutdown ends the attempt, too, and that is no problem.
-                let is_problem = !self.shutdown.is_requested();
-                if is_problem && !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.told, true) {
                     let queue = backlog_queue(self.origin(key), key.1);
                     log::warn!(
                         "backlog not made queue={queue} cause={problem:?}: what its receiver can't take \
@@ -317,7 +285,7 @@ impl Keeper {
             }
         }
         let origin = self.origin(key).to_owned();
-        let class = self.receivers.class(key.1).map_or(Class::Unproven, |class| class).label();
+        let class = self.receivers.class(key.1).unwrap_or_default().label();
         self.store.open_backlog(&origin, key.1, cause, class).map_err(|error| error.to_string())?;
         self.ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
             .map_err(|error| error.to_string())?;
@@ -348,16 +316,15 @@ impl Keeper {
 
     /// A backlog is there, and deliveries may enter it.
     fn is_there(&mut self, key: Key, cause: &str, since: SystemTime) {
-        let known = Known {
-            waiting: 0,
-            counted_at: None,
-            growth: 0.0,
-            since,
-            cause: cause.to_owned(),
-            until: None,
-        };
-        let is_new = !self.is_known(key);
-        if is_new {
+        if !self.is_known(key) {
+            let known = Known {
+                waiting: 0,
+                counted_at: None,
+                growth: 0.0,
+                since,
+                cause: cause.to_owned(),
+                until: None,
+            };
             self.backlogs.known().insert(key, known);
             // Before anybody may enter it.
             self.receivers.found_backlog(key.0, key.1);
@@ -420,97 +387,6 @@ impl Keeper {
         self.is_no_longer_there(key);
     }
 
-    /// Reads the table: which there are beside those that we know. False if that failed.
-    fn read(&mut self) -> bool {
-        let rows = match self.store.backlogs() {
-            Ok(rows) => rows,
-            Err(error) => {
-                log::debug!("backlogs not read: {error}");
-                return false;
-            }
-        };
-        let mut in_table = HashSet::new();
-        for row in rows {
-            let Some(queue) = self.number(&row.queue) else { continue };
-            let key = (queue, row.webhook);
-            in_table.insert(key);
-            if row.is_closing {
-                // Whoever enters it opens it again first.
-                self.backlogs.open().remove(&key);
-                if self.closing.contains_key(&key) {
-                    continue;
-                }
-                if !self.is_known(key) {
-                    // The one who closed it may be gone.
-                    self.closing.insert(key, Closing::step(false));
-                } else if self.receivers.is_backlog_in_use(queue, row.webhook) {
-                    // To whoever closed it, it looks empty while this process has all of it in hand,
-                    // and that would be gone with the queue.
-                    let _ = self.make_sure(key, Held::Behind.label());
-                }
-            } else if !self.backlogs.open().contains(&key) && !self.find(key, &row) {
-                return false;
-            }
-        }
-        self.look_at_webhooks();
-        self.write_missing(&in_table)
-    }
-
-    /// Another instance made it, or this one before it was restarted. False if that can't be known.
-    fn find(&mut self, key: Key, row: &BacklogRow) -> bool {
-        let queue = backlog_queue(&row.queue, row.webhook);
-        match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
-            Ok(Some(_)) => {
-                let lasted = SystemTime::now().duration_since(row.since).unwrap_or_default();
-                let away = (row.cause == Held::Breaker.label()).then_some(lasted);
-                // Whoever made it may have been ended before it was bound.
-                let opened = self.ask_broker(|link, shutdown| {
-                    link.open_backlog(&row.queue, row.webhook, shutdown)
-                });
-                if let Err(error) = opened {
-                    log::warn!("backlog not bound queue={queue}: {error}");
-                }
-                self.receivers.restore(key.1, row.class == Class::Slow.label(), away);
-                self.is_there(key, &row.cause, row.since);
-                true
-            }
-            // At another broker, or it was never made.
-            Ok(None) => {
-                let age = SystemTime::now().duration_since(row.since).unwrap_or_default();
-                if age > STALE {
-                    self.close(key);
-                }
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
-    /// Writes the rows that should be there: the table may be an older one's copy, or emptied.
-    fn write_missing(&mut self, in_table: &HashSet<Key>) -> bool {
-        let known: Vec<Key> = self.backlogs.known().keys().copied().collect();
-        for key in known {
-            if in_table.contains(&key) || self.closing.contains_key(&key) {
-                continue;
-            }
-            let origin = self.origin(key).to_owned();
-            let queue = backlog_queue(&origin, key.1);
-            match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
-                Ok(Some(_)) => {
-                    let class = Class::Unproven.label();
-                    let why = Held::Behind.label();
-                    if self.store.open_backlog(&origin, key.1, why, class).is_err() {
-                        return false;
-                    }
-                }
-                // Another instance has removed it.
-                Ok(None) => self.is_no_longer_there(key),
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-
     /// Tells who consumes them what has become of their webhooks.
     fn look_at_webhooks(&mut self) {
         let ids: HashSet<Uuid> =
@@ -531,116 +407,6 @@ impl Keeper {
                     self.tell((queue, webhook), News::Standing(webhook, standing));
                 }
             }
-        }
-    }
-
-    /// Begins to remove a backlog.
-    fn close(&mut self, key: Key) {
-        if self.closing.contains_key(&key) {
-            return;
-        }
-        // From here on, whoever enters it asks us first, and we are busy.
-        self.backlogs.open().remove(&key);
-        let origin = self.origin(key).to_owned();
-        if let Err(error) = self.store.close_backlog(&origin, key.1) {
-            log::debug!("backlog not closed queue={origin} webhook={}: {error}", key.1);
-            if self.is_known(key) {
-                self.backlogs.open().insert(key);
-            }
-            return;
-        }
-        self.closing.insert(key, Closing::step(false));
-    }
-
-    /// Takes the next step of the removals for which it is time.
-    fn remove_closed(&mut self, now: Instant) {
-        let is_due = |(_, closing): &(&Key, &Closing)| now >= closing.due;
-        let due: Vec<(Key, Closing)> =
-            self.closing.iter().filter(is_due).map(|(key, closing)| (*key, *closing)).collect();
-        for (key, Closing { is_unbound, .. }) in due {
-            if is_unbound {
-                self.remove(key);
-            } else {
-                self.unbind(key);
-            }
-        }
-    }
-
-    fn unbind(&mut self, key: Key) {
-        let (origin, webhook) = (self.origin(key).to_owned(), key.1);
-        let queue = backlog_queue(&origin, webhook);
-        let is_unbound = self.ask_broker(|link, shutdown| {
-            if link.queue_messages(&queue, shutdown)?.is_some() {
-                link.close_backlog(&origin, webhook, shutdown)?;
-            }
-            Ok(())
-        });
-        self.closing.insert(key, Closing::step(is_unbound.is_ok()));
-    }
-
-    fn remove(&mut self, key: Key) {
-        let (origin, webhook) = (self.origin(key).to_owned(), key.1);
-        self.closing.remove(&key);
-        let (store, receivers) = (Arc::clone(&self.store), Arc::clone(&self.receivers));
-        let removed = store.remove_backlog(&origin, webhook, || {
-            if receivers.is_backlog_in_use(key.0, webhook) {
-                return Err(NotRemoved::NotEmpty);
-            }
-            match self.ask_broker(|link, shutdown| link.delete_backlog(&origin, webhook, shutdown))
-            {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(NotRemoved::NotEmpty),
-                Err(error) => Err(NotRemoved::Broker(error)),
-            }
-        });
-        match removed {
-            Ok(true) => {
-                log::info!("backlog removed queue={}", backlog_queue(&origin, webhook));
-                self.is_no_longer_there(key);
-            }
-            // Somebody has opened it again, or removed it.
-            Ok(false) => {}
-            Err(RemoveError::Queue(NotRemoved::NotEmpty)) => {
-                let _ = self.make_sure(key, Held::Behind.label());
-            }
-            Err(error) => {
-                log::debug!("backlog not removed webhook={webhook}: {error}");
-                self.closing.insert(key, Closing::step(true));
-            }
-        }
-    }
-
-    /// Looks for queues that no row tells of, a few at a time: the table may be an older one's copy.
-    fn seek(&mut self) {
-        let Some(sought) = &mut self.sought else {
-            self.sought = self.store.webhook_ids().ok();
-            return;
-        };
-        let queues = self.backlogs.origins.len();
-        let webhooks = sought.split_off(sought.len().saturating_sub(SOUGHT / queues.max(1) + 1));
-        let all = webhooks.iter().flat_map(|id| (0..queues).map(move |number| (number, *id)));
-        let keys: Vec<Key> = all.filter(|key| !self.is_known(*key)).collect();
-        if keys.is_empty() {
-            return;
-        }
-        let names: Vec<String> =
-            keys.iter().map(|key| backlog_queue(self.origin(*key), key.1)).collect();
-        let mut found = Vec::new();
-        let looked = self.ask_broker(|link, shutdown| {
-            for (key, queue) in keys.iter().zip(&names) {
-                if link.queue_messages(queue, shutdown)?.is_some() {
-                    found.push(*key);
-                }
-            }
-            Ok(())
-        });
-        if looked.is_err() {
-            self.sought.get_or_insert_default().extend(webhooks);
-        }
-        for key in found {
-            let queue = backlog_queue(self.origin(key), key.1);
-            log::warn!("backlog found queue={queue}: the table `backlogs` had no row of it");
-            let _ = self.make_sure(key, Held::Behind.label());
         }
     }
 

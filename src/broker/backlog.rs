@@ -1,6 +1,6 @@
 //! Backlogs: a queue of its own for what a receiver can't take now.
 
-use amiquip::{FieldTable, QueueDeleteOptions};
+use amiquip::{Channel, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
 
 use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue, failed};
@@ -29,13 +29,10 @@ impl Link {
         shutdown: &Shutdown,
     ) -> Result<(), BrokerError> {
         let (queue, key) = (backlog_queue(origin, webhook), backlog_key(origin, webhook));
-        let kill = self.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-            let channel = self.channel()?;
+        self.on_backlog(&queue, shutdown, |channel| {
             channel.queue_declare(queue.as_str(), backlog_options(origin))?;
             channel.queue_bind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())
-        });
-        opened.map_err(|error| failed(&self.address, &queue, &error))
+        })
     }
 
     /// Sees to it that nothing comes into a backlog any more. Bounded.
@@ -49,12 +46,21 @@ impl Link {
         shutdown: &Shutdown,
     ) -> Result<(), BrokerError> {
         let (queue, key) = (backlog_queue(origin, webhook), backlog_key(origin, webhook));
-        let kill = self.kill_switch();
-        let closed = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-            let channel = self.channel()?;
+        self.on_backlog(&queue, shutdown, |channel| {
             channel.queue_unbind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())
-        });
-        closed.map_err(|error| failed(&self.address, &queue, &error))
+        })
+    }
+
+    /// Runs calls on a channel of their own: one that the broker refuses costs the channel.
+    fn on_backlog(
+        &mut self,
+        queue: &str,
+        shutdown: &Shutdown,
+        calls: impl FnOnce(&Channel) -> amiquip::Result<()>,
+    ) -> Result<(), BrokerError> {
+        let kill = self.kill_switch();
+        kill.guard(SETUP_TIMEOUT, Some(shutdown), || calls(&self.channel()?))
+            .map_err(|error| failed(&self.address, queue, &error))
     }
 
     /// Deletes a backlog, if it is empty; says whether it was. Bounded. Nothing may come into it any
@@ -74,10 +80,9 @@ impl Link {
             Some(0) => {}
             Some(_) => return Ok(false),
         }
-        let kill = self.kill_switch();
-        let deleted = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-            self.channel()?.queue_delete(queue.as_str(), QueueDeleteOptions::default())
-        });
-        deleted.map(|_| true).map_err(|error| failed(&self.address, &queue, &error))
+        self.on_backlog(&queue, shutdown, |channel| {
+            channel.queue_delete(queue.as_str(), QueueDeleteOptions::default()).map(drop)
+        })?;
+        Ok(true)
     }
 }

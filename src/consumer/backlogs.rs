@@ -13,20 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use amiquip::{Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage, ConsumerOptions};
+use amiquip::{Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage};
 use crossbeam_channel::{Receiver, Select, TryRecvError, unbounded};
 use uuid::Uuid;
 
-use super::{Context, Ended, GOOD_SESSION};
+use super::{Context, Ended, connect_again};
 use crate::backlogs::{News, Standing};
-use crate::broker::{
-    CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT, backlog_queue, cancel,
-};
+use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::pace::Hold;
-use crate::domain::retry::Backoff;
-use crate::metrics::{Dropped, Held, Interruption};
+use crate::metrics::{Dropped, Held};
+use crate::pipeline::Missing;
 
 mod queue;
+mod supply;
+mod upkeep;
 
 use queue::{Done, Event, Item, Queue, Shared, Task};
 
@@ -41,74 +41,18 @@ const SOON: Duration = Duration::from_millis(100);
 /// refused for reasons of their own.
 const ASKED: usize = 8;
 
-/// The factor by which a consumer is given more ahead.
-const GROWTH: u16 = 8;
-
-/// What all consumers together may be given ahead, as a multiple of the queue's capacity: twice what can
-/// be under way.
-const AHEAD: usize = 2;
-
-/// For how long a message may be in hand without an attempt. RabbitMQ takes back what is not acked
-/// within 30 minutes (`consumer_timeout`), and with it the whole channel.
-const LONGEST_HOLD: Duration = Duration::from_secs(600);
-
-/// A receiver that can't be asked for longer than this needs nobody to hold its backlog's head.
-const LONG: Duration = Duration::from_secs(330);
-
-/// How often a head that nobody holds is looked at, whether it has become too old: each look counts as
-/// a redelivery.
-const AGE_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
-/// deliveries some tens of milliseconds.
-const IDLE: Duration = Duration::from_secs(3_600);
-
-/// The longest time between two looks whether a backlog is empty that another instance consumes.
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
-
 /// How often it is written down at most what holds a backlog up.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How many bytes of events may be in hand that nobody can be asked for. A head is small, as a rule; a
-/// thousand of a megabyte each are not.
-const MOST_HELD_BYTES: usize = 64 << 20;
-
-/// Beyond that, those go back to the broker whose receivers can't be asked for this long.
-const WORTH_HANDING_BACK: Duration = Duration::from_secs(5);
-
-/// How many backlogs are looked at in a tick whether they are empty.
-const LOOKED_AT: usize = 20;
 
 /// Looks after the backlogs of a queue until shutdown.
 pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
     let mut known: BTreeMap<Uuid, Option<Standing>> = BTreeMap::new();
-    let mut backoff = Backoff::default();
-    let mut reported: Option<String> = None;
-    while !context.shutdown.is_requested() {
+    connect_again(context, lane, |reported| {
         while let Ok(news) = context.backlogs.news(lane.number).try_recv() {
             learn(&mut known, news);
         }
-        let started = Instant::now();
-        let ended = session(context, lane, &mut known, &mut reported);
-        let problem = match ended {
-            Ended::Asked | Ended::Surplus => continue,
-            Ended::Missing(_) => "RabbitMQ confirms no message".to_owned(),
-            Ended::Lost(problem) => problem,
-        };
-        context.metrics.set_consuming(&lane.queue, false);
-        context.metrics.set_interruption(&lane.queue, Interruption::Broker);
-        if context.shutdown.is_requested() {
-            return;
-        }
-        if reported.is_none() {
-            log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
-            reported = Some(problem);
-        }
-        if started.elapsed() > GOOD_SESSION {
-            backoff.reset();
-        }
-        let _ = context.shutdown.wait(backoff.next_wait((context.jitter)()));
-    }
+        session(context, lane, &mut known, reported)
+    });
 }
 
 fn learn(known: &mut BTreeMap<Uuid, Option<Standing>>, news: News) {
@@ -261,7 +205,7 @@ struct Drain<'a, 'c> {
     known: &'a mut BTreeMap<Uuid, Option<Standing>>,
 }
 
-impl<'c> Drain<'_, 'c> {
+impl Drain<'_, '_> {
     fn run(&mut self, reported: &mut Option<String>) -> Ended {
         match self.work(reported).and_then(|()| self.finish()) {
             Ok(()) => Ended::Asked,
@@ -481,136 +425,6 @@ impl<'c> Drain<'_, 'c> {
         Ok(())
     }
 
-    fn ask_for_removal(&mut self, webhook: Uuid) {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
-        // If it can't be removed now, it is asked for again as late.
-        backlog.quiet_since = Instant::now();
-        self.context.backlogs.remove(self.lane.number, webhook);
-    }
-
-    /// Drops all that waits: nobody is to get it.
-    fn purge(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
-        self.cancel(webhook)?;
-        let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
-        let ready = self.take_ready(&backlog.queue);
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        let mut dropped = ready.len() as u64;
-        backlog.in_hand -= ready.len();
-        let name = backlog_queue(&self.lane.origin, webhook);
-        let channel = self.channel;
-        let purged = self.kill.guard(SETUP_TIMEOUT, None, || {
-            for item in ready {
-                item.delivery.ack(channel)?;
-            }
-            channel.queue_purge(name.as_str())
-        });
-        dropped += u64::from(purged.map_err(|error| lost(&error))?);
-        if dropped > 0 {
-            log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
-            self.context.pipeline.dropped_from_backlog(why, dropped);
-        }
-        let _ = self.context.receivers.is_backlog_emptied(self.lane.number, webhook);
-        self.consume(webhook, 1)
-    }
-
-    /// Consumes a backlog anew, and is given so many messages ahead.
-    fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
-        let name = backlog_queue(&self.lane.origin, webhook);
-        let is_consumed = |backlog: &Backlog<'_>| backlog.consumer.is_some();
-        if !self.backlogs.get(&webhook).is_some_and(is_consumed) && self.count(&name)?.is_none() {
-            // To consume it would cost the channel, and all that is under way would be made again.
-            self.is_gone(webhook);
-            return Ok(());
-        }
-        self.cancel(webhook)?;
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        let channel = self.channel;
-        // Shutdown must not cut it: what is under way is to be acked.
-        let begun = self.kill.guard(SETUP_TIMEOUT, None, || {
-            channel.qos(0, prefetch, false)?;
-            channel.basic_consume(name.as_str(), ConsumerOptions::default())
-        });
-        match begun {
-            Ok(consumer) => {
-                backlog.consumer = Some(consumer);
-                backlog.prefetch = prefetch;
-                self.ahead += usize::from(prefetch - 1);
-                self.touched.insert(webhook);
-                backlog.resume_at = None;
-                Ok(())
-            }
-            Err(error) => {
-                if let amiquip::Error::ServerClosedChannel { code: 404, .. } = error {
-                    // Not again, or it would cost the next connection as well.
-                    self.known.remove(&webhook);
-                    self.context.backlogs.lost(self.lane.number, webhook);
-                }
-                Err(lost(&error))
-            }
-        }
-    }
-
-    /// Ends a consumer. What it was given stays in hand.
-    fn cancel(&mut self, webhook: Uuid) -> Result<(), Ended> {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        let Some(consumer) = backlog.consumer.take() else { return Ok(()) };
-        self.ahead -= usize::from(backlog.prefetch - 1);
-        backlog.prefetch = 0;
-        self.touched.insert(webhook);
-        let left = self.kill.guard(CLOSE_TIMEOUT, None, || cancel(&consumer));
-        drop(consumer);
-        self.are_given(webhook, left);
-        Ok(())
-    }
-
-    /// Ends a consumer, and hands back what has not begun: nobody needs to hold it.
-    fn release(&mut self, webhook: Uuid) -> Result<(), Ended> {
-        self.cancel(webhook)?;
-        let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
-        let ready = self.take_ready(&backlog.queue);
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        backlog.in_hand -= ready.len();
-        for item in ready {
-            // In their order, which the queue keeps.
-            item.delivery.nack(self.channel, true).map_err(|error| lost(&error))?;
-        }
-        Ok(())
-    }
-
-    fn are_given(&mut self, webhook: Uuid, deliveries: Vec<amiquip::Delivery>) {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
-        if deliveries.is_empty() {
-            return;
-        }
-        let (number, receivers) = (self.lane.number, &self.context.receivers);
-        if std::mem::take(&mut backlog.stands_by) {
-            // Whoever consumed it before knew more of its receiver.
-            receivers.probe_now(webhook);
-        }
-        if std::mem::take(&mut backlog.is_empty) {
-            self.context.backlogs.restart(number, webhook);
-        }
-        backlog.in_hand += deliveries.len();
-        let items: Vec<Item> = deliveries
-            .into_iter()
-            .map(|mut delivery| {
-                let message = Message::take(&mut delivery);
-                Item { delivery, waiting: self.context.pipeline.read_waiting(message) }
-            })
-            .collect();
-        // Some are another instance's; or it was taken for empty, and was not.
-        if items.iter().any(|item| !item.waiting.is_ours)
-            || !receivers.is_backlog_in_use(number, webhook)
-        {
-            receivers.found_backlog(number, webhook);
-        }
-        let mut state = backlog.queue.state();
-        if state.ready.is_empty() {
-            state.held_since = Instant::now();
-        }
-        state.ready.extend(items);
-    }
-
     fn take_messages(&mut self, of_all: bool) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = match of_all {
             true => self.backlogs.keys().copied().collect(),
@@ -666,7 +480,7 @@ impl<'c> Drain<'_, 'c> {
         match event {
             Event::Done(Done { queue, delivery, is_kept }) => {
                 if !is_kept {
-                    return Err(Ended::Missing(crate::pipeline::Missing::Confirm));
+                    return Err(Ended::Missing(Missing::Confirm));
                 }
                 delivery.ack(self.channel).map_err(|error| lost(&error))?;
                 let tally = self.context.pipeline.tally();
@@ -786,52 +600,6 @@ impl<'c> Drain<'_, 'c> {
         Ok(())
     }
 
-    /// Gives more ahead to one that uses all it is given, and takes it from one that can't use it.
-    fn adjust(&mut self, webhook: Uuid) -> Result<(), Ended> {
-        let capacity = self.lane.capacity;
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        let (is_idle, hold) = {
-            let state = backlog.queue.state();
-            (state.ready.is_empty() && state.in_line.is_none(), state.hold)
-        };
-        let prefetch = backlog.prefetch;
-        if let Some(hold) = hold.filter(|_| !is_idle) {
-            let wait = hold.remaining();
-            if wait > TICK {
-                backlog.done = 0;
-                backlog.had_too_many |= prefetch > 1;
-            }
-            if hold == Hold::Paused || wait > LONG {
-                self.suspend(webhook, wait)?;
-                if hold == Hold::Paused {
-                    self.context.backlogs.is_paused(webhook);
-                }
-            } else if prefetch > 1 && wait > TICK {
-                self.release(webhook)?;
-                self.consume(webhook, 1)?;
-            }
-            return Ok(());
-        }
-        let uses_all = is_idle
-            && (1..capacity).contains(&prefetch)
-            && backlog.in_hand >= usize::from(prefetch);
-        let more = prefetch.saturating_mul(GROWTH).min(capacity);
-        // What is handed back counts as redelivered: who is held up again and again is given twice as
-        // many as it got done in between at most.
-        if backlog.had_too_many && backlog.done < usize::from(more / 2) {
-            return Ok(());
-        }
-        let all_then = self.ahead + usize::from(more.saturating_sub(prefetch));
-        if uses_all
-            && all_then <= AHEAD * usize::from(capacity)
-            && !self.context.receivers.is_broken(webhook)
-        {
-            self.consume(webhook, more)?;
-            self.advance(webhook);
-        }
-        Ok(())
-    }
-
     /// Notes what a backlog waits for now.
     fn list(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
@@ -844,160 +612,6 @@ impl<'c> Drain<'_, 'c> {
             self.due.extend(backlog.due.map(|due| (due, webhook)));
             backlog.listed_due = backlog.due;
         }
-    }
-
-    /// Nobody holds the head until it can be asked for, or has become too old.
-    fn suspend(&mut self, webhook: Uuid, wait: Duration) -> Result<(), Ended> {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        let expires_in = {
-            let state = backlog.queue.state();
-            state.ready.front().map(|head| self.context.pipeline.expires_in(&head.waiting))
-        };
-        let wait = Some(wait).filter(|wait| !wait.is_zero());
-        let wait = wait.into_iter().chain(expires_in.map(|left| left.max(AGE_INTERVAL))).min();
-        self.release(webhook)?;
-        if let Some(backlog) = self.backlogs.get_mut(&webhook) {
-            backlog.resume_at = wait.and_then(|wait| Instant::now().checked_add(wait));
-            backlog.due = None;
-        }
-        Ok(())
-    }
-
-    fn tick(&mut self, now: Instant) -> Result<(), Ended> {
-        let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
-        let mut looks = LOOKED_AT;
-        for webhook in webhooks {
-            self.note(webhook, now);
-            let Some(backlog) = self.backlogs.get_mut(&webhook) else { continue };
-            let (is_held, held_for) = {
-                let state = backlog.queue.state();
-                let head = state.ready.front();
-                if let Some(age) = head.and_then(|head| self.context.pipeline.age(&head.waiting)) {
-                    backlog.oldest = now.checked_sub(age);
-                } else if backlog.consumer.is_some() {
-                    backlog.oldest = None;
-                }
-                (head.is_some(), now.saturating_duration_since(state.held_since))
-            };
-            if backlog.resume_at.is_some_and(|at| now >= at) {
-                self.consume(webhook, 1)?;
-            } else if is_held && held_for > LONGEST_HOLD {
-                self.release(webhook)?;
-                self.consume(webhook, 1)?;
-            } else if backlog.in_hand == 0 && backlog.consumer.is_some() {
-                self.look_whether_empty(webhook, now, &mut looks)?;
-            }
-        }
-        self.bound_held()?;
-        let oldest = self.backlogs.values().filter_map(|backlog| backlog.oldest).min();
-        self.context.metrics.lane(&self.lane.queue).oldest_in_backlog(oldest);
-        Ok(())
-    }
-
-    /// Hands back what is held longest, where that is too much to hold.
-    fn bound_held(&mut self) -> Result<(), Ended> {
-        let size = |backlog: &Backlog<'_>| -> usize {
-            backlog.queue.state().ready.iter().map(|item| item.waiting.size()).sum()
-        };
-        let mut sizes: BTreeMap<Uuid, usize> =
-            self.backlogs.iter().map(|(webhook, backlog)| (*webhook, size(backlog))).collect();
-        let mut all: usize = sizes.values().sum();
-        let due: Vec<(Instant, Uuid)> = self.due.iter().rev().copied().collect();
-        for (at, webhook) in due {
-            let wait = at.saturating_duration_since(Instant::now());
-            if all <= MOST_HELD_BYTES || wait < WORTH_HANDING_BACK {
-                break;
-            }
-            all -= sizes.remove(&webhook).unwrap_or_default();
-            self.suspend(webhook, wait)?;
-        }
-        Ok(())
-    }
-
-    /// Writes down what holds a backlog up.
-    fn note(&mut self, webhook: Uuid, now: Instant) {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
-        let hold = backlog.queue.state().hold;
-        if hold.is_none() && (backlog.in_hand == 0 || backlog.noted.is_none()) {
-            return;
-        }
-        let waits = hold.is_some_and(|hold| !hold.remaining().is_zero());
-        let due = backlog.due.or(backlog.resume_at).filter(|_| waits);
-        let until = due.map(|due| SystemTime::now() + due.saturating_duration_since(now));
-        let why = hold.map_or(Held::Behind, Held::from);
-        let is_news = backlog.noted.is_none_or(|(noted, at)| {
-            let moved = match (at, until) {
-                (Some(at), Some(until)) => {
-                    let apart = until.duration_since(at).or_else(|_| at.duration_since(until));
-                    apart.is_ok_and(|apart| apart > TICK)
-                }
-                (at, until) => at.is_some() != until.is_some(),
-            };
-            noted != why || moved
-        });
-        if is_news && now >= backlog.noted_at + NOTE_INTERVAL {
-            (backlog.noted, backlog.noted_at) = (Some((why, until)), now);
-            let class = self.context.receivers.class(webhook).unwrap_or_default().label();
-            self.context.backlogs.note(self.lane.number, webhook, why, class, until);
-        }
-    }
-
-    /// Nothing is in hand. Does anything wait there?
-    fn look_whether_empty(
-        &mut self,
-        webhook: Uuid,
-        now: Instant,
-        looks: &mut usize,
-    ) -> Result<(), Ended> {
-        let number = self.lane.number;
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        if backlog.is_empty && !self.context.receivers.is_backlog_in_use(number, webhook) {
-            if now >= backlog.quiet_since + IDLE {
-                self.ask_for_removal(webhook);
-            }
-            return Ok(());
-        }
-        if now < backlog.look_at || *looks == 0 {
-            return Ok(());
-        }
-        *looks -= 1;
-        let name = backlog_queue(&self.lane.origin, webhook);
-        let count = self.count(&name)?.unwrap_or(0);
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-        let has_more = backlog.consumer.as_ref().is_some_and(|one| !one.receiver().is_empty());
-        if count > 0 || has_more {
-            backlog.stands_by = !has_more;
-            backlog.look_again = (backlog.look_again * 2).min(LONGEST_LOOK);
-        } else if self.context.receivers.is_backlog_emptied(number, webhook) {
-            backlog.is_empty = true;
-            backlog.stands_by = false;
-            backlog.look_again = TICK;
-            backlog.quiet_since = now;
-            backlog.queue.state().hold = None;
-            if backlog.prefetch > 1 {
-                self.consume(webhook, 1)?;
-            }
-        }
-        if let Some(backlog) = self.backlogs.get_mut(&webhook) {
-            backlog.look_at = now + backlog.look_again;
-        }
-        Ok(())
-    }
-
-    /// How many messages are ready in a queue; none, if it is gone.
-    fn count(&mut self, queue: &str) -> Result<Option<u32>, Ended> {
-        let Self { spare, link, kill, .. } = self;
-        let look = || {
-            let channel = spare.take().map_or_else(|| link.channel(), Ok)?;
-            let count = match channel.queue_declare_passive(queue) {
-                Ok(found) => found.declared_message_count().unwrap_or(0),
-                Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            *spare = Some(channel);
-            Ok(Some(count))
-        };
-        kill.guard(SETUP_TIMEOUT, None, look).map_err(|error| lost(&error))
     }
 
     /// Until there is something to do.

@@ -41,21 +41,6 @@ impl Pipeline {
         self.promise(outgoing, context.metrics.held(why), true)
     }
 
-    /// Into its receiver's backlog.
-    pub(super) fn enter(
-        &self,
-        context: Context<'_>,
-        delivery: &Delivery,
-        why: Held,
-    ) -> Result<Promise, NotConfirmed> {
-        let happened = Happened::HeldBack { why: why.label(), decision: None };
-        self.log.record(&context.lane.origin, delivery, happened);
-        let message = travelling(context, delivery);
-        let (origin, instance) = (&context.lane.origin, self.backlogs.instance());
-        let outgoing = Outgoing::backlog(message, origin, delivery.webhook_id, instance);
-        self.promise(outgoing, context.metrics.held(why), true)
-    }
-
     pub(super) fn bury(
         &self,
         context: Context<'_>,
@@ -68,7 +53,7 @@ impl Pipeline {
         self.promise(outgoing, context.metrics.dead_letters(reason), false)
     }
 
-    fn promise(
+    pub(super) fn promise(
         &self,
         outgoing: Outgoing,
         counter: &IntCounter,
@@ -104,7 +89,7 @@ impl Pipeline {
     }
 }
 
-fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
+pub(super) fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
     let Message { body, content_type, .. } = context.message;
     Message::carrying(delivery, &context.lane.origin, body.clone(), content_type.clone())
 }

@@ -1,0 +1,144 @@
+//! Which backlogs there are: by the table, and by the broker where the table may be wrong.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use super::removal::Closing;
+use super::{Keeper, Key};
+use crate::broker::backlog_queue;
+use crate::domain::receiver::Class;
+use crate::metrics::Held;
+use crate::store::BacklogRow;
+
+/// A row whose queue is not there is forgotten after this: it may be about to be made.
+const STALE: Duration = Duration::from_secs(3_600);
+
+/// How many queues are looked for in a tick that no row tells of. Each that is missing costs a channel.
+const SOUGHT: usize = 20;
+
+impl Keeper {
+    /// Reads the table: which there are beside those that we know. False if that failed.
+    pub(super) fn read(&mut self) -> bool {
+        let rows = match self.store.backlogs() {
+            Ok(rows) => rows,
+            Err(error) => {
+                log::debug!("backlogs not read: {error}");
+                return false;
+            }
+        };
+        let mut in_table = HashSet::new();
+        for row in rows {
+            let Some(queue) = self.number(&row.queue) else { continue };
+            let key = (queue, row.webhook);
+            in_table.insert(key);
+            if row.is_closing {
+                // Whoever enters it opens it again first.
+                self.backlogs.open().remove(&key);
+                if self.closing.contains_key(&key) {
+                    continue;
+                }
+                if !self.is_known(key) {
+                    // The one who closed it may be gone.
+                    self.closing.insert(key, Closing::step(false));
+                } else if self.receivers.is_backlog_in_use(queue, row.webhook) {
+                    // To whoever closed it, it looks empty while this process has all of it in hand,
+                    // and that would be gone with the queue.
+                    let _ = self.make_sure(key, Held::Behind.label());
+                }
+            } else if !self.backlogs.open().contains(&key) && !self.find(key, &row) {
+                return false;
+            }
+        }
+        self.look_at_webhooks();
+        self.write_missing(&in_table)
+    }
+
+    /// Another instance made it, or this one before it was restarted. False if that can't be known.
+    fn find(&mut self, key: Key, row: &BacklogRow) -> bool {
+        let queue = backlog_queue(&row.queue, row.webhook);
+        match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
+            Ok(Some(_)) => {
+                let lasted = SystemTime::now().duration_since(row.since).unwrap_or_default();
+                let away = (row.cause == Held::Breaker.label()).then_some(lasted);
+                // Whoever made it may have been ended before it was bound.
+                let opened = self.ask_broker(|link, shutdown| {
+                    link.open_backlog(&row.queue, row.webhook, shutdown)
+                });
+                if let Err(error) = opened {
+                    log::warn!("backlog not bound queue={queue}: {error}");
+                }
+                self.receivers.restore(key.1, row.class == Class::Slow.label(), away);
+                self.is_there(key, &row.cause, row.since);
+                true
+            }
+            // At another broker, or it was never made.
+            Ok(None) => {
+                let age = SystemTime::now().duration_since(row.since).unwrap_or_default();
+                if age > STALE {
+                    self.close(key);
+                }
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Writes the rows that should be there: the table may be an older one's copy, or emptied.
+    fn write_missing(&mut self, in_table: &HashSet<Key>) -> bool {
+        let known: Vec<Key> = self.backlogs.known().keys().copied().collect();
+        for key in known {
+            if in_table.contains(&key) || self.closing.contains_key(&key) {
+                continue;
+            }
+            let origin = self.origin(key).to_owned();
+            let queue = backlog_queue(&origin, key.1);
+            match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
+                Ok(Some(_)) => {
+                    let class = Class::Unproven.label();
+                    let why = Held::Behind.label();
+                    if self.store.open_backlog(&origin, key.1, why, class).is_err() {
+                        return false;
+                    }
+                }
+                // Another instance has removed it.
+                Ok(None) => self.is_no_longer_there(key),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Looks for queues that no row tells of, a few at a time: the table may be an older one's copy.
+    pub(super) fn seek(&mut self) {
+        let Some(sought) = &mut self.sought else {
+            self.sought = self.store.webhook_ids().ok();
+            return;
+        };
+        let queues = self.backlogs.origins.len();
+        let webhooks = sought.split_off(sought.len().saturating_sub(SOUGHT / queues.max(1) + 1));
+        let all = webhooks.iter().flat_map(|id| (0..queues).map(move |number| (number, *id)));
+        let keys: Vec<Key> = all.filter(|key| !self.is_known(*key)).collect();
+        if keys.is_empty() {
+            return;
+        }
+        let names: Vec<String> =
+            keys.iter().map(|key| backlog_queue(self.origin(*key), key.1)).collect();
+        let mut found = Vec::new();
+        let looked = self.ask_broker(|link, shutdown| {
+            for (key, queue) in keys.iter().zip(&names) {
+                if link.queue_messages(queue, shutdown)?.is_some() {
+                    found.push(*key);
+                }
+            }
+            Ok(())
+        });
+        if looked.is_err() {
+            self.sought.get_or_insert_default().extend(webhooks);
+        }
+        for key in found {
+            let queue = backlog_queue(self.origin(key), key.1);
+            log::warn!("backlog found queue={queue}: the table `backlogs` had no row of it");
+            let _ = self.make_sure(key, Held::Behind.label());
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What the consumers of backlogs are given: as much as their receivers use.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use amiquip::ConsumerOptions;
+use uuid::Uuid;
+
+use super::queue::Item;
+use super::{Backlog, Drain, TICK, lost};
+use crate::broker::{CLOSE_TIMEOUT, Message, SETUP_TIMEOUT, backlog_queue, cancel};
+use crate::consumer::Ended;
+use crate::domain::pace::Hold;
+use crate::metrics::Dropped;
+
+/// The factor by which a consumer is given more ahead.
+const GROWTH: u16 = 8;
+
+/// What all consumers together may be given ahead, as a multiple of the queue's capacity: twice what can
+/// be under way.
+const AHEAD: usize = 2;
+
+/// A receiver that can't be asked for longer than this needs nobody to hold its backlog's head.
+const LONG: Duration = Duration::from_secs(330);
+
+/// How often a head that nobody holds is looked at, whether it has become too old: each look counts as
+/// a redelivery.
+const AGE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How many bytes of events may be in hand that nobody can be asked for. A head is small, as a rule; a
+/// thousand of a megabyte each are not.
+const MOST_HELD_BYTES: usize = 64 << 20;
+
+/// Beyond that, those go back to the broker whose receivers can't be asked for this long.
+const WORTH_HANDING_BACK: Duration = Duration::from_secs(5);
+
+impl Drain<'_, '_> {
+    /// Drops all that waits: nobody is to get it.
+    pub(super) fn purge(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
+        self.cancel(webhook)?;
+        let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
+        let ready = self.take_ready(&backlog.queue);
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let mut dropped = ready.len() as u64;
+        backlog.in_hand -= ready.len();
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let channel = self.channel;
+        let purged = self.kill.guard(SETUP_TIMEOUT, None, || {
+            for item in ready {
+                item.delivery.ack(channel)?;
+            }
+            channel.queue_purge(name.as_str())
+        });
+        dropped += u64::from(purged.map_err(|error| lost(&error))?);
+        if dropped > 0 {
+            log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
+            self.context.pipeline.dropped_from_backlog(why, dropped);
+        }
+        let _ = self.context.receivers.is_backlog_emptied(self.lane.number, webhook);
+        self.consume(webhook, 1)
+    }
+
+    /// Consumes a backlog anew, and is given so many messages ahead.
+    pub(super) fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let is_consumed = |backlog: &Backlog<'_>| backlog.consumer.is_some();
+        if !self.backlogs.get(&webhook).is_some_and(is_consumed) && self.count(&name)?.is_none() {
+            // To consume it would cost the channel, and all that is under way would be made again.
+            self.is_gone(webhook);
+            return Ok(());
+        }
+        self.cancel(webhook)?;
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let channel = self.channel;
+        // Shutdown must not cut it: what is under way is to be acked.
+        let begun = self.kill.guard(SETUP_TIMEOUT, None, || {
+            channel.qos(0, prefetch, false)?;
+            channel.basic_consume(name.as_str(), ConsumerOptions::default())
+        });
+        match begun {
+            Ok(consumer) => {
+                backlog.consumer = Some(consumer);
+                backlog.prefetch = prefetch;
+                self.ahead += usize::from(prefetch - 1);
+                self.touched.insert(webhook);
+                backlog.resume_at = None;
+                Ok(())
+            }
+            Err(error) => {
+                if let amiquip::Error::ServerClosedChannel { code: 404, .. } = error {
+                    // Not again, or it would cost the next connection as well.
+                    self.known.remove(&webhook);
+                    self.context.backlogs.lost(self.lane.number, webhook);
+                }
+                Err(lost(&error))
+            }
+        }
+    }
+
+    /// Ends a consumer. What it was given stays in hand.
+    pub(super) fn cancel(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let Some(consumer) = backlog.consumer.take() else { return Ok(()) };
+        self.ahead -= usize::from(backlog.prefetch - 1);
+        backlog.prefetch = 0;
+        self.touched.insert(webhook);
+        let left = self.kill.guard(CLOSE_TIMEOUT, None, || cancel(&consumer));
+        drop(consumer);
+        self.are_given(webhook, left);
+        Ok(())
+    }
+
+    /// Ends a consumer, and hands back what has not begun: nobody needs to hold it.
+    pub(super) fn release(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        self.cancel(webhook)?;
+        let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
+        let ready = self.take_ready(&backlog.queue);
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        backlog.in_hand -= ready.len();
+        for item in ready {
+            // In their order, which the queue keeps.
+            item.delivery.nack(self.channel, true).map_err(|error| lost(&error))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn are_given(&mut self, webhook: Uuid, deliveries: Vec<amiquip::Delivery>) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        if deliveries.is_empty() {
+            return;
+        }
+        let (number, receivers) = (self.lane.number, &self.context.receivers);
+        if std::mem::take(&mut backlog.stands_by) {
+            // Whoever consumed it before knew more of its receiver.
+            receivers.probe_now(webhook);
+        }
+        if std::mem::take(&mut backlog.is_empty) {
+            self.context.backlogs.restart(number, webhook);
+        }
+        backlog.in_hand += deliveries.len();
+        let items: Vec<Item> = deliveries
+            .into_iter()
+            .map(|mut delivery| {
+                let message = Message::take(&mut delivery);
+                Item { delivery, waiting: self.context.pipeline.read_waiting(message) }
+            })
+            .collect();
+        // Some are another instance's; or it was taken for empty, and was not.
+        if items.iter().any(|item| !item.waiting.is_ours)
+            || !receivers.is_backlog_in_use(number, webhook)
+        {
+            receivers.found_backlog(number, webhook);
+        }
+        let mut state = backlog.queue.state();
+        if state.ready.is_empty() {
+            state.held_since = Instant::now();
+        }
+        state.ready.extend(items);
+    }
+
+    /// Gives more ahead to one that uses all it is given, and takes it from one that can't use it.
+    pub(super) fn adjust(&mut self, webhook: Uuid) -> Result<(), Ended> {
+        let capacity = self.lane.capacity;
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let (is_idle, hold) = {
+            let state = backlog.queue.state();
+            (state.ready.is_empty() && state.in_line.is_none(), state.hold)
+        };
+        let prefetch = backlog.prefetch;
+        if let Some(hold) = hold.filter(|_| !is_idle) {
+            let wait = hold.remaining();
+            if wait > TICK {
+                backlog.done = 0;
+                backlog.had_too_many |= prefetch > 1;
+            }
+            if hold == Hold::Paused || wait > LONG {
+                self.suspend(webhook, wait)?;
+                if hold == Hold::Paused {
+                    self.context.backlogs.is_paused(webhook);
+                }
+            } else if prefetch > 1 && wait > TICK {
+                self.release(webhook)?;
+                self.consume(webhook, 1)?;
+            }
+            return Ok(());
+        }
+        let uses_all = is_idle
+            && (1..capacity).contains(&prefetch)
+            && backlog.in_hand >= usize::from(prefetch);
+        let more = prefetch.saturating_mul(GROWTH).min(capacity);
+        // What is handed back counts as redelivered: who is held up again and again is given twice as
+        // many as it got done in between at most.
+        if backlog.had_too_many && backlog.done < usize::from(more / 2) {
+            return Ok(());
+        }
+        let all_then = self.ahead + usize::from(more.saturating_sub(prefetch));
+        if uses_all
+            && all_then <= AHEAD * usize::from(capacity)
+            && !self.context.receivers.is_broken(webhook)
+        {
+            self.consume(webhook, more)?;
+            self.advance(webhook);
+        }
+        Ok(())
+    }
+
+    /// Nobody holds the head until it can be asked for, or has become too old.
+    pub(super) fn suspend(&mut self, webhook: Uuid, wait: Duration) -> Result<(), Ended> {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let expires_in = {
+            let state = backlog.queue.state();
+            state.ready.front().map(|head| self.context.pipeline.expires_in(&head.waiting))
+        };
+        let wait = Some(wait).filter(|wait| !wait.is_zero());
+        let wait = wait.into_iter().chain(expires_in.map(|left| left.max(AGE_INTERVAL))).min();
+        self.release(webhook)?;
+        if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+            backlog.resume_at = wait.and_then(|wait| Instant::now().checked_add(wait));
+            backlog.due = None;
+        }
+        Ok(())
+    }
+
+    /// Hands back what is held longest, where that is too much to hold.
+    pub(super) fn bound_held(&mut self) -> Result<(), Ended> {
+        let size = |backlog: &Backlog<'_>| -> usize {
+            backlog.queue.state().ready.iter().map(|item| item.waiting.size()).sum()
+        };
+        let mut sizes: BTreeMap<Uuid, usize> =
+            self.backlogs.iter().map(|(webhook, backlog)| (*webhook, size(backlog))).collect();
+        let mut all: usize = sizes.values().sum();
+        let due: Vec<(Instant, Uuid)> = self.due.iter().rev().copied().collect();
+        for (at, webhook) in due {
+            let wait = at.saturating_duration_since(Instant::now());
+            if all <= MOST_HELD_BYTES || wait < WORTH_HANDING_BACK {
+                break;
+            }
+            all -= sizes.remove(&webhook).unwrap_or_default();
+            self.suspend(webhook, wait)?;
+        }
+        Ok(())
+    }
+
+    /// How many messages are ready in a queue; none, if it is gone.
+    pub(super) fn count(&mut self, queue: &str) -> Result<Option<u32>, Ended> {
+        let Self { spare, link, kill, .. } = self;
+        let look = || {
+            let channel = spare.take().map_or_else(|| link.channel(), Ok)?;
+            let count = match channel.queue_declare_passive(queue) {
+                Ok(found) => found.declared_message_count().unwrap_or(0),
+                Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            *spare = Some(channel);
+            Ok(Some(count))
+        };
+        kill.guard(SETUP_TIMEOUT, None, look).map_err(|error| lost(&error))
+    }
+}

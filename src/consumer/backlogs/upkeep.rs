@@ -1,0 +1,134 @@
+//! What no event moves: once a second, the backlogs are looked at for what the clock has changed.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use uuid::Uuid;
+
+use super::{Drain, NOTE_INTERVAL, TICK};
+use crate::broker::backlog_queue;
+use crate::consumer::Ended;
+use crate::metrics::Held;
+
+/// For how long a message may be in hand without an attempt. RabbitMQ takes back what is not acked
+/// within 30 minutes (`consumer_timeout`), and with it the whole channel.
+const LONGEST_HOLD: Duration = Duration::from_secs(600);
+
+/// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
+/// deliveries some tens of milliseconds.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// The longest time between two looks whether a backlog is empty that another instance consumes.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+/// How many backlogs are looked at in a tick whether they are empty.
+const LOOKED_AT: usize = 20;
+
+impl Drain<'_, '_> {
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Ended> {
+        let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
+        let mut looks = LOOKED_AT;
+        for webhook in webhooks {
+            self.note(webhook, now);
+            let Some(backlog) = self.backlogs.get_mut(&webhook) else { continue };
+            let (is_held, held_for) = {
+                let state = backlog.queue.state();
+                let head = state.ready.front();
+                if let Some(age) = head.and_then(|head| self.context.pipeline.age(&head.waiting)) {
+                    backlog.oldest = now.checked_sub(age);
+                } else if backlog.consumer.is_some() {
+                    backlog.oldest = None;
+                }
+                (head.is_some(), now.saturating_duration_since(state.held_since))
+            };
+            if backlog.resume_at.is_some_and(|at| now >= at) {
+                self.consume(webhook, 1)?;
+            } else if is_held && held_for > LONGEST_HOLD {
+                self.release(webhook)?;
+                self.consume(webhook, 1)?;
+            } else if backlog.in_hand == 0 && backlog.consumer.is_some() {
+                self.look_whether_empty(webhook, now, &mut looks)?;
+            }
+        }
+        self.bound_held()?;
+        let oldest = self.backlogs.values().filter_map(|backlog| backlog.oldest).min();
+        self.context.metrics.lane(&self.lane.queue).oldest_in_backlog(oldest);
+        Ok(())
+    }
+
+    /// Writes down what holds a backlog up.
+    fn note(&mut self, webhook: Uuid, now: Instant) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        let hold = backlog.queue.state().hold;
+        if hold.is_none() && (backlog.in_hand == 0 || backlog.noted.is_none()) {
+            return;
+        }
+        let waits = hold.is_some_and(|hold| !hold.remaining().is_zero());
+        let due = backlog.due.or(backlog.resume_at).filter(|_| waits);
+        let until = due.map(|due| SystemTime::now() + due.saturating_duration_since(now));
+        let why = hold.map_or(Held::Behind, Held::from);
+        let is_news = backlog.noted.is_none_or(|(noted, at)| {
+            let moved = match (at, until) {
+                (Some(at), Some(until)) => {
+                    let apart = until.duration_since(at).or_else(|_| at.duration_since(until));
+                    apart.is_ok_and(|apart| apart > TICK)
+                }
+                (at, until) => at.is_some() != until.is_some(),
+            };
+            noted != why || moved
+        });
+        if is_news && now >= backlog.noted_at + NOTE_INTERVAL {
+            (backlog.noted, backlog.noted_at) = (Some((why, until)), now);
+            let class = self.context.receivers.class(webhook).unwrap_or_default().label();
+            self.context.backlogs.note(self.lane.number, webhook, why, class, until);
+        }
+    }
+
+    /// Nothing is in hand. Does anything wait there?
+    fn look_whether_empty(
+        &mut self,
+        webhook: Uuid,
+        now: Instant,
+        looks: &mut usize,
+    ) -> Result<(), Ended> {
+        let number = self.lane.number;
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        if backlog.is_empty && !self.context.receivers.is_backlog_in_use(number, webhook) {
+            if now >= backlog.quiet_since + IDLE {
+                self.ask_for_removal(webhook);
+            }
+            return Ok(());
+        }
+        if now < backlog.look_at || *looks == 0 {
+            return Ok(());
+        }
+        *looks -= 1;
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let count = self.count(&name)?.unwrap_or(0);
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
+        let has_more = backlog.consumer.as_ref().is_some_and(|one| !one.receiver().is_empty());
+        if count > 0 || has_more {
+            backlog.stands_by = !has_more;
+            backlog.look_again = (backlog.look_again * 2).min(LONGEST_LOOK);
+        } else if self.context.receivers.is_backlog_emptied(number, webhook) {
+            backlog.is_empty = true;
+            backlog.stands_by = false;
+            backlog.look_again = TICK;
+            backlog.quiet_since = now;
+            backlog.queue.state().hold = None;
+            if backlog.prefetch > 1 {
+                self.consume(webhook, 1)?;
+            }
+        }
+        if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+            backlog.look_at = now + backlog.look_again;
+        }
+        Ok(())
+    }
+
+    pub(super) fn ask_for_removal(&mut self, webhook: Uuid) {
+        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
+        // If it can't be removed now, it is asked for again as late.
+        backlog.quiet_since = Instant::now();
+        self.context.backlogs.remove(self.lane.number, webhook);
+    }
+}

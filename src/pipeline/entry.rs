@@ -1,0 +1,116 @@
+//! What can't begin now: into its receiver's backlog, in order.
+
+use super::onward::travelling;
+use super::{Context, Kept, Pipeline, Promise, age};
+use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
+use crate::domain::delivery::Delivery;
+use crate::domain::history::Happened;
+use crate::domain::intake::{Entry, Refusal};
+use crate::domain::outcome::{DeadReason, Decision};
+use crate::domain::retry::Span;
+use crate::domain::webhook::Webhook;
+use crate::metrics::Held;
+use crate::receivers::Receivers;
+
+impl Pipeline {
+    /// Sees to it that a delivery that has no attempt now gets one later: by way of its receiver's
+    /// backlog.
+    pub(super) fn hold_back(
+        &self,
+        context: Context<'_>,
+        webhook: &Webhook,
+        mut delivery: Delivery,
+        refusal: Refusal,
+    ) -> Kept {
+        let Refusal { hold, entry } = refusal;
+        log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
+        let Some(entry) = entry else {
+            // Shutdown: it comes first at the next start.
+            return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
+        };
+        let place = Place { receivers: &self.receivers, entry, is_there: false };
+        if delivery.last_error.is_empty() {
+            delivery.last_error = format!("no attempt yet: {hold}");
+        }
+        if self.is_too_old(&delivery) {
+            return self.expire(context, &delivery, hold.into()).map(Some);
+        }
+        let Lane { number, .. } = *context.lane;
+        if self.backlogs.make_sure(number, webhook.id, hold.into(), &self.shutdown) {
+            self.receivers.wait_to_enter(entry);
+            let promise = self.enter(context, &delivery, hold.into())?;
+            place.take();
+            return Ok(Some(promise));
+        }
+        if self.shutdown.is_requested() {
+            return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
+        }
+        let wait = Span::from(WITHOUT_BACKLOG);
+        let decision = Some(Decision::Park(wait));
+        let happened = Happened::HeldBack { why: Held::from(hold).label(), decision };
+        self.log.record(&context.lane.origin, &delivery, happened);
+        self.park(context, &delivery, wait, context.metrics.held(hold.into())).map(Some)
+    }
+
+    /// Whether a delivery may not wait any more.
+    pub(super) fn is_too_old(&self, delivery: &Delivery) -> bool {
+        age(delivery) > self.delivery_max_age
+    }
+
+    /// A delivery has become too old without an attempt.
+    pub(super) fn expire(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        why: Held,
+    ) -> Result<Promise, NotConfirmed> {
+        let reason = DeadReason::Expired;
+        let decision = Some(Decision::Dead(reason));
+        let happened = Happened::HeldBack { why: why.label(), decision };
+        self.log.record(&context.lane.origin, delivery, happened);
+        log::warn!(
+            "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
+            delivery.event.id,
+            delivery.webhook_id,
+            delivery.attempts,
+            reason.label(),
+            delivery.last_error,
+        );
+        self.bury(context, delivery, reason)
+    }
+
+    /// Into its receiver's backlog.
+    fn enter(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        why: Held,
+    ) -> Result<Promise, NotConfirmed> {
+        let happened = Happened::HeldBack { why: why.label(), decision: None };
+        self.log.record(&context.lane.origin, delivery, happened);
+        let message = travelling(context, delivery);
+        let (origin, instance) = (&context.lane.origin, self.backlogs.instance());
+        let outgoing = Outgoing::backlog(message, origin, delivery.webhook_id, instance);
+        self.promise(outgoing, context.metrics.held(why), true)
+    }
+}
+
+/// A delivery's place among those that enter a backlog. Others wait until it is there; or, however
+/// this ends, until it is not going there.
+struct Place<'a> {
+    receivers: &'a Receivers,
+    entry: Entry,
+    is_there: bool,
+}
+
+impl Place<'_> {
+    fn take(mut self) {
+        self.is_there = true;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.receivers.entered(self.entry, self.is_there);
+    }
+}
