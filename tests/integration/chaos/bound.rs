@@ -29,13 +29,14 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_500);
 pub(super) const RETRY_SCHEDULE: [&str; 4] = ["500ms", "1s", "2s", "4s"];
 
 /// Short pauses: what they hold back should move on within the run. Each has one of the wait queues.
-pub(super) const CIRCUIT_BREAKER: &str = "5,500ms,2s";
+pub(super) const CIRCUIT_BREAKER: &str = "5,500ms,1s";
 
 /// Of what goes to a receiver that is never there, its circuit breaker lets few attempts through, so
 /// that most of it ends by age. Everything else finds its receiver within this, whatever breaks on
-/// the way: three attempts and the waits between them take 6 s; a receiver's outage and the pause
-/// after it another 6; the longest outage of the broker, and the way back to readiness, 20.
-pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(40);
+/// the way: three attempts and the waits between them take 6 s; a receiver's outage, with a pause
+/// after each of a dozen failures, another 15; the longest outage of the broker, and the way back to
+/// readiness on a busy machine, 40.
+pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(65);
 
 /// What RabbitMQ's worker that moves expired messages out of a wait queue may have moved and not
 /// yet taken note of (`dead_letter_worker_consumer_prefetch`).
