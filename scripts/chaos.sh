@@ -8,7 +8,7 @@ set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 WEBHOOK_NOTIFIER_BINARY=$(realpath -- "$1")
 export WEBHOOK_NOTIFIER_BINARY
-export FAULT_SERVICES_DIR=$root/.local/$2
+export LONG_FAULT_SERVICES_DIR=$root/.local/$2
 case $2 in
     chaos) test=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks ;;
     soak) test=chaos::soak::under_steady_load_with_failing_receivers_nothing_grows ;;
@@ -19,7 +19,7 @@ case $2 in
         ;;
 esac
 
-trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
+trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$LONG_FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 

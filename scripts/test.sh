@@ -5,8 +5,9 @@
 # BESIDE is a command to run while the tests do, with what they leave of the processors: they mostly
 # wait. Both have to succeed.
 #
-# The tests that kill servers get a second pair of private ones, so that the others, which run at
-# the same time, keep theirs; also where the first pair is yours. This second pair speaks TLS, too.
+# The tests that kill servers get private ones of their own, so that the others, which run at the same
+# time, keep theirs; also where the first pair is yours. They take turns with one pair, which speaks TLS,
+# too; those that take minutes have another.
 
 set -euo pipefail
 
@@ -15,12 +16,16 @@ readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults
+export LONG_FAULT_SERVICES_DIR=$root/.local/long-faults
 beside=''
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
     # Still there only if we were told to end.
     [[ -z $beside ]] || kill "$beside" 2>/dev/null || true
-    WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" down
+    local directory
+    for directory in "$FAULT_SERVICES_DIR" "$LONG_FAULT_SERVICES_DIR"; do
+        WEBHOOK_NOTIFIER_LOCAL_DIR=$directory "$root/scripts/services.sh" down
+    done
 }
 trap clean_up EXIT
 trap 'exit 143' TERM

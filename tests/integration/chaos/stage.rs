@@ -35,6 +35,9 @@ const PAUSED_COLUMN: &str = "SELECT FROM information_schema.columns WHERE table_
                              current_schema() AND table_name = 'webhooks' AND column_name = \
                              'paused_at'";
 
+/// Until a confirm has come, where nothing is broken.
+const CONFIRMED: Duration = Duration::from_secs(2);
+
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) struct Stage {
@@ -76,7 +79,7 @@ pub(super) struct Played {
 impl Stage {
     /// One notifier is ready, and events are on their way.
     pub(super) fn set(settings: &Settings) -> Self {
-        let servers = FaultServers::take();
+        let servers = FaultServers::take_for_long();
         let sandbox = Sandbox::alone_on(servers.servers(), QUEUES);
         let cast = Cast { seed: settings.seed };
         let began = Instant::now();
@@ -208,8 +211,10 @@ impl Stage {
         self.sandbox.database.execute(sql, &[&self.receivers.url(webhook)]);
     }
 
-    /// The number of the first event that the webhook was promised and has not accepted yet.
+    /// The number of the first event that the webhook was promised, or may be in a moment, and has not
+    /// accepted yet.
     pub(super) fn first_unaccepted(&self, webhook: Webhook) -> usize {
+        let now = self.now();
         let events = self.producer.events();
         let requests = self.receivers.requests().into_iter();
         let accepted: HashSet<_> = requests
@@ -218,7 +223,8 @@ impl Stage {
             .collect();
         let is_open = |number: &usize| {
             let event = &events[*number];
-            event.promised && webhook.wants(event.kind) && !accepted.contains(number)
+            let may_be_promised = event.promised || now < event.at + CONFIRMED;
+            may_be_promised && webhook.wants(event.kind) && !accepted.contains(number)
         };
         (0..events.len()).find(is_open).unwrap_or(events.len())
     }

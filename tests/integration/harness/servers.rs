@@ -2,7 +2,7 @@
 //!
 //! Nearly all tests share one RabbitMQ and one PostgreSQL, named by the
 //! environment. Tests that stop or kill a server have a second pair, one test
-//! at a time.
+//! at a time; and the long ones a third, so that the others needn't wait for them.
 
 use std::{
     env,
@@ -33,6 +33,7 @@ fn required(variable: &str) -> String {
 /// Poisoned by every test that fails while it holds the servers. The next one
 /// may use them all the same: `drop` has brought them back.
 static TURN: Mutex<()> = Mutex::new(());
+static LONG_TURN: Mutex<()> = Mutex::new(());
 
 /// The pair whose servers may be stopped and killed. Whoever holds it has it to
 /// himself; both servers run again when it is dropped.
@@ -68,8 +69,17 @@ pub(crate) enum End {
 
 impl FaultServers {
     pub(crate) fn take() -> Self {
-        let directory = PathBuf::from(required("FAULT_SERVICES_DIR"));
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::in_turn("FAULT_SERVICES_DIR", &TURN)
+    }
+
+    /// For a test that takes minutes.
+    pub(crate) fn take_for_long() -> Self {
+        Self::in_turn("LONG_FAULT_SERVICES_DIR", &LONG_TURN)
+    }
+
+    fn in_turn(variable: &str, turn: &'static Mutex<()>) -> Self {
+        let directory = PathBuf::from(required(variable));
+        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         services(&directory, &["up"]);
         let listing = services(&directory, &["env"]);
         Self { servers: listed(&listing), directory, _turn: turn }
