@@ -264,7 +264,7 @@ impl Watch<'_, '_> {
             if look.busy > 0 {
                 active = now;
             }
-            self.take_over(now);
+            self.take_over();
             match self.growth.look(look, now.saturating_duration_since(self.begun)) {
                 Step::Stay => {}
                 Step::Start(more) => self.start_more(more),
@@ -312,7 +312,9 @@ impl Watch<'_, '_> {
             self.note_end(hand);
         }
         let posts = || self.hands.iter().map(|hand| hand.post.progress());
-        let stuck = posts().filter(|progress| progress.is_stuck(now)).count();
+        let reliefs = self.hands.iter().flat_map(|hand| &hand.reliefs);
+        posts().chain(reliefs.map(|relief| &relief.progress)).for_each(|one| one.look(now));
+        let stuck = posts().filter(|progress| progress.is_stuck()).count();
         Look {
             busy: posts().filter(|progress| progress.message().is_some()).count(),
             // While nothing can be parked, more consumers would only have more in hand.
@@ -324,8 +326,7 @@ impl Watch<'_, '_> {
 
     /// Sees to it that nothing waits for a consumer that is stuck: neither the rest of its event, nor
     /// the messages that it was handed ahead.
-    fn take_over(&mut self, now: Instant) {
-        let is_stuck = |progress: &Progress| progress.is_stuck(now);
+    fn take_over(&mut self) {
         let workers = &self.crew.context.workers;
         let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
         let mut places = usize::from(self.crew.lane.capacity).saturating_sub(reliefs);
@@ -334,7 +335,7 @@ impl Watch<'_, '_> {
             let reliefs = hand.reliefs.iter().map(|relief| &relief.progress);
             for progress in [hand.post.progress()].into_iter().chain(reliefs.clone()) {
                 if let Some(event) = progress.rest_of_event()
-                    && is_stuck(progress)
+                    && progress.is_stuck()
                 {
                     // Without more threads it goes on when the consumer does.
                     let _ = workers.run(Box::new(move || {
@@ -343,7 +344,8 @@ impl Watch<'_, '_> {
                     }));
                 }
             }
-            let all_stuck = is_stuck(hand.post.progress()) && reliefs.clone().all(is_stuck);
+            let all_stuck =
+                hand.post.progress().is_stuck() && reliefs.clone().all(Progress::is_stuck);
             if all_stuck && places > 0 && hand.post.has_messages() && hand.post.relief_begins() {
                 let relief = Arc::new(Relief::default());
                 hand.reliefs.push(Arc::clone(&relief));

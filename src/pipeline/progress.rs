@@ -1,12 +1,23 @@
 //! What others see of a thread that settles messages: whether it is at one, since when, and what is
 //! left of it that somebody else could do.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::thread::gettid;
 
 use super::fan_out::FanOut;
 use crate::domain::growth::{RESTED, STUCK};
+
+/// For how long a thread has to have stood to be stuck although it does not sleep all the time: a
+/// receiver on the same busy machine is slow, too.
+const STUCK_AWAKE: Duration = Duration::from_millis(100);
+
+/// The share of a time, as one in so many, that a thread may have spent on a processor or in wait of one
+/// and yet have slept.
+const AWAKE: u32 = 4;
 
 /// One thread's progress.
 #[derive(Debug)]
@@ -23,15 +34,29 @@ pub struct Progress {
     rested_at: AtomicU64,
     /// It waits for PostgreSQL.
     asks: AtomicBool,
+    /// The thread, as the kernel numbers them; 0 before its first message.
+    thread: AtomicI32,
+    /// What was seen of it when it had stood for [`STUCK`].
+    seen: Mutex<Option<Seen>>,
+    /// When it had last got on with it while it was found to be stuck.
+    stuck_at: AtomicU64,
     /// The event that it is at, where several webhooks want it.
     event: Mutex<Option<Arc<FanOut>>>,
+}
+
+/// How a thread was seen that had not got on.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    moved_at: u64,
+    at: Instant,
+    awake: Duration,
 }
 
 impl Progress {
     /// Of a thread that waits for its first message.
     #[must_use]
     pub fn new() -> Self {
-        let [busy_since, moved_at, waiting_since, rested_at] = Default::default();
+        let [busy_since, moved_at, waiting_since, rested_at, stuck_at] = Default::default();
         Self {
             start: Instant::now(),
             busy_since,
@@ -39,12 +64,18 @@ impl Progress {
             waiting_since,
             rested_at,
             asks: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
+            seen: Mutex::default(),
+            stuck_at,
             event: Mutex::default(),
         }
     }
 
     /// It has a message, perhaps right after the one before.
     pub fn begins(&self, now: Instant) {
+        if self.thread.load(Ordering::Relaxed) == 0 {
+            self.thread.store(gettid().as_raw_pid(), Ordering::Relaxed);
+        }
         let now = self.nanoseconds(now);
         let waited = now.saturating_sub(self.waiting_since.load(Ordering::Relaxed));
         if self.message().is_none() && Duration::from_nanos(waited) >= RESTED {
@@ -78,13 +109,42 @@ impl Progress {
         Some(self.busy_since.load(Ordering::SeqCst)).filter(|since| *since > 0)
     }
 
-    /// Whether it has been at one delivery for [`STUCK`], and not because of PostgreSQL: that is not
-    /// helped by more threads, which would only have to hand more messages back.
-    #[must_use]
-    pub fn is_stuck(&self, now: Instant) -> bool {
+    /// Looks whether it is stuck, every few milliseconds: a thread that stands for [`STUCK`], and sleeps
+    /// from then to the next look.
+    ///
+    /// One that waits for a processor is not stuck: more threads would have all of them wait longer.
+    pub fn look(&self, now: Instant) {
         let moved_at = self.moved_at.load(Ordering::Relaxed);
         let stood = Duration::from_nanos(self.nanoseconds(now).saturating_sub(moved_at));
-        !self.asks.load(Ordering::Relaxed) && self.message().is_some() && stood >= STUCK
+        let is_known = self.stuck_at.load(Ordering::Relaxed) == moved_at;
+        if is_known || stood < STUCK || !self.stands() {
+            return;
+        }
+        // Where the kernel does not say, all that stand sleep.
+        let awake = awake(self.thread.load(Ordering::Relaxed)).unwrap_or_default();
+        let mut seen = lock(&self.seen);
+        // Once is too little: perhaps it was we that stood still.
+        let is_stuck = seen.filter(|seen| seen.moved_at == moved_at).is_some_and(|seen| {
+            let was_awake = awake.saturating_sub(seen.awake);
+            stood >= STUCK_AWAKE || was_awake * AWAKE < now.saturating_duration_since(seen.at)
+        });
+        *seen = Some(Seen { moved_at, at: now, awake });
+        if is_stuck {
+            self.stuck_at.store(moved_at, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was found to be stuck at one delivery, and still is.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        let moved_at = self.moved_at.load(Ordering::Relaxed);
+        self.stands() && self.stuck_at.load(Ordering::Relaxed) == moved_at
+    }
+
+    /// Whether it is at a message, and not because of PostgreSQL: that is not helped by more threads,
+    /// which would only have to hand more messages back.
+    fn stands(&self) -> bool {
+        !self.asks.load(Ordering::Relaxed) && self.message().is_some()
     }
 
     /// Asks PostgreSQL, perhaps.
@@ -110,16 +170,12 @@ impl Progress {
     #[must_use]
     pub fn rest_of_event(&self) -> Option<Arc<FanOut>> {
         // Each lock is given back before the next is taken, so that no two threads wait for each other.
-        let event = self.lock().clone();
+        let event = lock(&self.event).clone();
         event.filter(|event| event.has_more())
     }
 
     pub(super) fn set_event(&self, event: Option<Arc<FanOut>>) {
-        *self.lock() = event;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<FanOut>>> {
-        self.event.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.event) = event;
     }
 
     /// Never 0, which is no time.
@@ -135,6 +191,19 @@ impl Default for Progress {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a thread of this process has been on a processor or waited for one (`sched-stats.rst` in
+/// the kernel's documentation); none, if the kernel does not say.
+fn awake(thread: i32) -> Option<Duration> {
+    let times = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let mut times = times.split_ascii_whitespace().map(str::parse::<u64>);
+    let (ran, waited) = (times.next()?.ok()?, times.next()?.ok()?);
+    Some(Duration::from_nanos(ran.saturating_add(waited)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,13 +212,20 @@ mod tests {
     fn it_tells_work_from_rest() {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
-        assert!(!progress.is_stuck(at(5)));
+        let is_stuck = |millis| {
+            progress.look(at(millis));
+            progress.is_stuck()
+        };
+        assert!(!is_stuck(5));
         assert!(progress.has_rested(at(0), at(5)));
         progress.begins(at(10));
-        assert!(!progress.is_stuck(at(19)) && progress.is_stuck(at(20)));
-        progress
-            .while_asking(|| assert!(!progress.is_stuck(at(20)), "more threads would not help"));
-        assert!(progress.is_stuck(at(20)));
+        assert!(!is_stuck(19) && !is_stuck(20), "seen once");
+        // Far more than this thread can have been awake in between.
+        assert!(is_stuck(100_000));
+        progress.while_asking(|| assert!(!is_stuck(100_010), "more threads would not help"));
+        assert!(is_stuck(100_020));
+        progress.moves();
+        assert!(!progress.is_stuck());
         assert!(progress.has_rested(at(9), at(15)), "before it");
         assert!(!progress.has_rested(at(11), at(15)));
         progress.ends_at(at(20));
@@ -158,5 +234,28 @@ mod tests {
         progress.ends_at(at(22));
         assert!(!progress.has_rested(at(11), at(23)), "a millisecond is no rest");
         assert!(progress.has_rested(at(11), at(24)));
+    }
+
+    #[test]
+    fn a_thread_that_is_on_a_processor_or_waits_for_one_is_not_stuck_at_once() {
+        let progress = Progress::new();
+        let at = |millis| progress.start + Duration::from_millis(millis);
+        let is_stuck = |millis| {
+            progress.look(at(millis));
+            progress.is_stuck()
+        };
+        let is_awake_for = |millis| {
+            let awake = || awake(gettid().as_raw_pid()).expect("Linux says");
+            let before = awake();
+            while awake() - before < Duration::from_millis(millis) {
+                std::hint::spin_loop();
+            }
+        };
+        progress.begins(at(1));
+        assert!(!is_stuck(11));
+        is_awake_for(10);
+        assert!(!is_stuck(21));
+        is_awake_for(40);
+        assert!(is_stuck(101), "it has stood for so long");
     }
 }
