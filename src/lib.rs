@@ -78,7 +78,7 @@
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
-//! | where a webhook may lead | [`domain::address`] |
+//! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
 //! | who wants an event | [`domain::webhook`], [`directory`] |
 //! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs` |
@@ -105,6 +105,7 @@ pub mod delivery_log;
 pub mod directory;
 pub mod store;
 pub mod broker;
+pub mod lookup;
 pub mod dead_letters;
 pub mod admin;
 pub mod supervisor;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use http::Uri;
 use ureq::typestate::WithBody;
-use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::{NextTimeout, time};
 use ureq::{Agent, Error, RequestBuilder, Timeout};
 
@@ -15,6 +15,7 @@ use crate::domain::address::{AllowedNetworks, Forbidden};
 use crate::domain::event::Event;
 use crate::domain::outcome::{Reason, Response};
 use crate::domain::webhook::{Target, Webhook};
+use crate::lookup::{LookUpError, LookUps};
 use crate::tls::problem as tls_problem;
 
 mod agents;
@@ -24,7 +25,7 @@ mod transport;
 mod trial;
 
 use agents::{Agents, Making};
-use resolver::{GuardedResolver, Names};
+use resolver::{GuardedResolver, MOST_THREADS, Names};
 
 pub use trial::{Answer, Trial};
 
@@ -100,6 +101,7 @@ impl Sender {
             tls: config.tls.clone(),
             allowed: config.allow_networks.clone(),
             names: Arc::clone(&names),
+            look_ups: Arc::new(LookUps::new(MOST_THREADS)),
         };
         Self {
             agents: Agents::new(making),
@@ -184,7 +186,7 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
     let resolver = GuardedResolver {
         allowed: allowed.clone(),
         names: Arc::new(Names::new()),
-        dns: DefaultResolver::default(),
+        look_ups: Arc::new(LookUps::new(1)),
     };
     let limit = NextTimeout {
         after: time::Duration::Exact(limit),
@@ -215,6 +217,15 @@ fn no_answer(error: Error) -> Response {
         && let Some(detail) = tls_problem(io)
     {
         return Response::NoAnswer { reason: Reason::Tls, detail };
+    }
+    if let Error::Other(inner) = &error
+        && let Some(failed) = inner.downcast_ref::<LookUpError>()
+    {
+        let reason = match failed {
+            LookUpError::Silent => Reason::Timeout,
+            LookUpError::Refused(_) | LookUpError::Busy | LookUpError::NoThread(_) => Reason::Dns,
+        };
+        return Response::NoAnswer { reason, detail: failed.to_string() };
     }
     let reason = match &error {
         Error::Timeout(_) => Reason::Timeout,
@@ -248,8 +259,6 @@ fn io_reason(error: &io::Error) -> Reason {
         | Kind::UnexpectedEof
         | Kind::NotConnected => Reason::Reset,
         Kind::TimedOut | Kind::WouldBlock => Reason::Timeout,
-        // getaddrinfo's failures have no kind of their own.
-        _ if error.to_string().starts_with("failed to lookup address") => Reason::Dns,
         _ => Reason::Io,
     }
 }

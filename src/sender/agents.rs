@@ -11,13 +11,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use http::Uri;
 use ureq::Agent;
-use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::Connector;
 
 use super::resolver::{GuardedResolver, Names};
 use super::tls::TlsConnector;
 use super::transport::TcpConnector;
 use crate::domain::address::AllowedNetworks;
+use crate::lookup::LookUps;
 use crate::tls::Tls;
 
 /// How many parts. Two hosts that share one still cost each other little.
@@ -34,6 +34,7 @@ pub(super) struct Making {
     pub(super) tls: Tls,
     pub(super) allowed: AllowedNetworks,
     pub(super) names: Arc<Names>,
+    pub(super) look_ups: Arc<LookUps>,
 }
 
 impl Making {
@@ -43,7 +44,7 @@ impl Making {
         let resolver = GuardedResolver {
             allowed: self.allowed.clone(),
             names: Arc::clone(&self.names),
-            dns: DefaultResolver::default(),
+            look_ups: Arc::clone(&self.look_ups),
         };
         Agent::with_parts(self.settings.clone(), connector, resolver)
     }

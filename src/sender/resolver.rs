@@ -8,15 +8,23 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use ureq::Error;
 use ureq::http::Uri;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
 use crate::domain::address::AllowedNetworks;
+use crate::lookup::LookUps;
 
 /// How long an answer of the system's resolver is good for. Long enough that a busy receiver's name
-/// is not asked for with each request, which also costs a thread each time; short enough that one
-/// that moves is followed as soon as by any other client.
+/// is not asked for with each request; short enough that one that moves is followed as soon as by any
+/// other client.
 const FRESH: Duration = Duration::from_secs(5);
+
+/// Threads that may be asking for names at a time. An answer takes some milliseconds: these are for the
+/// names that get none.
+pub(super) const MOST_THREADS: usize = 32;
+
+/// How many addresses of a name are tried: what ureq has room for.
+const MOST_ADDRESSES: usize = 16;
 
 /// How many names are remembered.
 const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
@@ -30,17 +38,17 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 /// doesn't change while the process runs: so it may be used as long as its name leads to any
 /// address that is allowed.
 #[derive(Debug)]
-pub(super) struct GuardedResolver<D = DefaultResolver> {
+pub(super) struct GuardedResolver {
     pub(super) allowed: AllowedNetworks,
     pub(super) names: Arc<Names>,
-    pub(super) dns: D,
+    pub(super) look_ups: Arc<LookUps>,
 }
 
-impl<D: Resolver> Resolver for GuardedResolver<D> {
+impl Resolver for GuardedResolver {
     fn resolve(
         &self,
         uri: &Uri,
-        config: &ureq::config::Config,
+        _: &ureq::config::Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, Error> {
         let mut found = self.empty();
@@ -48,15 +56,18 @@ impl<D: Resolver> Resolver for GuardedResolver<D> {
             found.push(address);
         } else {
             let host = uri.host().unwrap_or_default();
-            match self.names.get(host) {
-                Some(addresses) => {
-                    let port = port(uri);
-                    addresses.iter().for_each(|ip| found.push((*ip, port).into()));
-                }
+            let addresses = match self.names.get(host) {
+                Some(addresses) => addresses,
                 None => {
-                    found = self.dns.resolve(uri, config, timeout)?;
-                    self.names.put(host, found.iter().map(SocketAddr::ip).collect());
+                    let looked_up = self.look_ups.find(host, *timeout.after);
+                    let addresses = looked_up.map_err(|error| Error::Other(Box::new(error)))?;
+                    self.names.put(host, Arc::clone(&addresses));
+                    addresses
                 }
+            };
+            let port = port(uri);
+            for ip in addresses.iter().take(MOST_ADDRESSES) {
+                found.push((*ip, port).into());
             }
         }
         let mut allowed = self.empty();
@@ -141,37 +152,25 @@ mod tests {
     }
 
     /// A name server of the test's own: its answers, one after the other, and the last one for ever.
-    #[derive(Debug)]
-    struct Scripted(Mutex<Vec<&'static [&'static str]>>);
-
-    impl Resolver for Scripted {
-        fn resolve(
-            &self,
-            uri: &Uri,
-            _: &ureq::config::Config,
-            _: NextTimeout,
-        ) -> Result<ResolvedSocketAddrs, Error> {
-            let mut answers = self.0.lock().expect("no holder panics");
+    fn resolver(answers: &[&'static [&'static str]]) -> GuardedResolver {
+        let answers = Mutex::new(answers.to_vec());
+        let look_ups = LookUps::asking(1, move |_| {
+            let mut answers = answers.lock().expect("no holder panics");
             let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
-            let mut found = self.empty();
-            for address in answer {
-                found.push((address.parse::<IpAddr>().expect("an address"), port(uri)).into());
-            }
-            if found.is_empty() { Err(Error::HostNotFound) } else { Ok(found) }
-        }
-    }
-
-    fn resolver(answers: &[&'static [&'static str]]) -> GuardedResolver<Scripted> {
+            Ok(answer.iter().map(|address| address.parse().expect("an address")).collect())
+        });
         GuardedResolver {
             allowed: AllowedNetworks::default(),
             names: Arc::new(Names::new()),
-            dns: Scripted(Mutex::new(answers.to_vec())),
+            look_ups: Arc::new(look_ups),
         }
     }
 
-    fn resolve(resolver: &GuardedResolver<Scripted>, url: &str) -> Result<Vec<String>, Error> {
+    fn resolve(resolver: &GuardedResolver, url: &str) -> Result<Vec<String>, Error> {
         let config = ureq::config::Config::default();
-        let found = resolver.resolve(&uri(url), &config, NextTimeout::default())?;
+        let after = ureq::unversioned::transport::time::Duration::from_secs(30);
+        let limit = NextTimeout { after, ..NextTimeout::default() };
+        let found = resolver.resolve(&uri(url), &config, limit)?;
         Ok(found.iter().map(SocketAddr::to_string).collect())
     }
 
@@ -209,7 +208,8 @@ mod tests {
     #[test]
     fn a_name_without_an_address_is_not_remembered() {
         let resolver = resolver(&[&[], &["93.184.215.14"]]);
-        assert!(matches!(resolve(&resolver, "http://new.test/"), Err(Error::HostNotFound)));
+        let unknown = resolve(&resolver, "http://new.test/").expect_err("it has none");
+        assert!(unknown.to_string().contains("no address"), "{unknown}");
         assert_eq!(resolve(&resolver, "http://new.test/").expect("by now").len(), 1);
     }
 

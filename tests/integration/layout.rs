@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 24] = [
+const ARROWS: [(&str, &[&str]); 25] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
@@ -44,7 +44,8 @@ const ARROWS: [(&str, &[&str]); 24] = [
     ("broker", &["tls"]),
     ("receivers", &[]),
     ("workers", &[]),
-    ("sender", &["tls"]),
+    ("sender", &["lookup", "tls"]),
+    ("lookup", &[]),
     ("store", &["tls"]),
     ("config", &["tls"]),
     ("tls", &[]),

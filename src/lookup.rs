@@ -1,0 +1,385 @@
+//! Names to addresses, by the system's resolver, in a bounded number of threads.
+//!
+//! The system's resolver can't be interrupted: where a name server says nothing, it holds its caller for
+//! half a minute. So a thread of ours asks, whoever needs the answer waits as long as it likes, and
+//! whatever strangers' name servers do, there are at most so many of these threads. A name is asked for
+//! once at a time, for all who wait for it. The names of one zone (`a.example.com` and
+//! `b.example.com`) get a share only, so that others always find a thread: the same dynamic threshold
+//! by which [`crate::domain::pace`] shares a queue's capacity.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+
+/// How long a thread waits for its next name before it ends. The last one stays: where no other can be
+/// made any more, look-ups still have it.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// Why a name has no addresses for us.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookUpError {
+    /// What the system's resolver says, such as that there is no such name.
+    #[error("{0}")]
+    Refused(String),
+    /// It had not answered when the time was over.
+    #[error("no answer from the name server in time")]
+    Silent,
+    /// Nobody could ask in time: other names without an answer have all the threads, or their share.
+    #[error("not asked in time: too many other look-ups have no answer from their name servers")]
+    Busy,
+    /// There is no thread to ask, and there can be none.
+    #[error("cannot start a thread for the look-up: {0}")]
+    NoThread(String),
+}
+
+/// What a look-up finds: one address at least.
+pub type Found = Result<Arc<[IpAddr]>, LookUpError>;
+
+/// Asks for the addresses of a name, for as long as that takes.
+type Ask = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+
+/// Looks names up. Its threads end with it, or once they have an answer.
+pub struct LookUps(Arc<Shared>);
+
+impl fmt::Debug for LookUps {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("LookUps").field("most", &self.0.most).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    ask: Box<Ask>,
+    /// The most threads.
+    most: usize,
+    state: Mutex<State>,
+    /// Threads that have nothing to do wait for a name here.
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    names: HashMap<Box<str>, Name>,
+    /// Names that nobody has begun to ask for, the first come first.
+    waiting: VecDeque<Box<str>>,
+    threads: usize,
+    idle: usize,
+    /// How many names threads are asking for, in all and by zone.
+    asking: usize,
+    by_zone: HashMap<Box<str>, usize>,
+    next_ticket: u64,
+    over: bool,
+}
+
+/// A name that is asked for.
+#[derive(Default)]
+struct Name {
+    begun: bool,
+    waiters: Vec<(u64, Sender<Found>)>,
+}
+
+impl LookUps {
+    /// Look-ups by the system's resolver, in at most so many threads.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self::asking(most, |name| {
+            Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+        })
+    }
+
+    /// The same by something else.
+    pub fn asking(
+        most: usize,
+        ask: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            ask: Box::new(ask),
+            most: most.max(1),
+            state: Mutex::default(),
+            work: Condvar::new(),
+        });
+        // The one that stays, while it can be had. If it can't, the first look-up tries again.
+        let _ = Shared::start(&shared, &mut shared.lock());
+        Self(shared)
+    }
+
+    /// The addresses of a name. Waits so long at most.
+    ///
+    /// # Errors
+    /// [`LookUpError`]; it says nothing of other names.
+    pub fn find(&self, name: &str, limit: Duration) -> Found {
+        let (sender, answer) = bounded(1);
+        let ticket = {
+            let mut state = self.0.lock();
+            let ticket = state.enter(name, sender);
+            // It takes the first name that may be asked for, which need not be this one.
+            let needed = state.waiting.len() > state.idle
+                && state.threads < self.0.most
+                && state.has_next(self.0.most);
+            if needed
+                && let Err(error) = Shared::start(&self.0, &mut state)
+                && state.threads == 0
+            {
+                state.leave(name, ticket);
+                return Err(LookUpError::NoThread(error.to_string()));
+            }
+            self.0.work.notify_one();
+            ticket
+        };
+        match answer.recv_timeout(limit) {
+            Ok(found) => found,
+            Err(RecvTimeoutError::Timeout) if self.0.lock().leave(name, ticket) => {
+                Err(LookUpError::Silent)
+            }
+            Err(_) => Err(LookUpError::Busy),
+        }
+    }
+}
+
+impl Drop for LookUps {
+    fn drop(&mut self) {
+        self.0.lock().over = true;
+        self.0.work.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(shared: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let this = Arc::clone(shared);
+        thread::Builder::new().name("look-up".to_owned()).spawn(move || this.work())?;
+        state.threads += 1;
+        Ok(())
+    }
+
+    /// Asks for one name after the other.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(name) = state.take_next(self.most) {
+                drop(state);
+                // A panic would leave the name asked for, for ever.
+                let asked =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.ask)(&name)));
+                let found = match asked {
+                    Ok(Ok(addresses)) if addresses.is_empty() => {
+                        Err(LookUpError::Refused("the name has no address".to_owned()))
+                    }
+                    Ok(Ok(addresses)) => Ok(Arc::from(addresses)),
+                    Ok(Err(error)) => Err(LookUpError::Refused(error.to_string())),
+                    Err(_) => Err(LookUpError::Refused("the look-up panicked".to_owned())),
+                };
+                state = self.lock();
+                for (_, waiter) in state.ends(&name) {
+                    // Fails when it has just given up.
+                    let _ = waiter.send(found.clone());
+                }
+                // Others of its zone may have waited for its end.
+                if state.idle > 0 && state.has_next(self.most) {
+                    self.work.notify_all();
+                }
+                continue;
+            }
+            if state.over {
+                break;
+            }
+            state.idle += 1;
+            let began = Instant::now();
+            state = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner).0;
+            state.idle -= 1;
+            if began.elapsed() >= IDLE && state.threads > 1 && !state.has_next(self.most) {
+                break;
+            }
+        }
+        state.threads -= 1;
+    }
+}
+
+impl State {
+    fn enter(&mut self, name: &str, waiter: Sender<Found>) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        if !self.names.contains_key(name) {
+            self.waiting.push_back(name.into());
+        }
+        self.names.entry(name.into()).or_default().waiters.push((ticket, waiter));
+        ticket
+    }
+
+    /// Somebody waits no longer; says whether its name was being asked for.
+    fn leave(&mut self, name: &str, ticket: u64) -> bool {
+        let Some(found) = self.names.get_mut(name) else { return true };
+        found.waiters.retain(|(other, _)| *other != ticket);
+        let begun = found.begun;
+        if !begun && found.waiters.is_empty() {
+            self.names.remove(name);
+            self.waiting.retain(|other| **other != *name);
+        }
+        begun
+    }
+
+    /// The place of the first name whose zone may have one more thread.
+    fn next(&self, most: usize) -> Option<usize> {
+        let share = most.saturating_sub(self.asking).max(1);
+        let has_room = |name: &str| self.by_zone.get(zone(name)).is_none_or(|of| *of < share);
+        self.waiting.iter().position(|name| has_room(name))
+    }
+
+    fn has_next(&self, most: usize) -> bool {
+        self.next(most).is_some()
+    }
+
+    fn take_next(&mut self, most: usize) -> Option<Box<str>> {
+        let name = self.next(most).and_then(|place| self.waiting.remove(place))?;
+        if let Some(found) = self.names.get_mut(&name) {
+            found.begun = true;
+        }
+        self.asking += 1;
+        *self.by_zone.entry(zone(&name).into()).or_default() += 1;
+        Some(name)
+    }
+
+    /// A name has its answer; returns who waits for it.
+    fn ends(&mut self, name: &str) -> Vec<(u64, Sender<Found>)> {
+        self.asking -= 1;
+        if let Some(of) = self.by_zone.get_mut(zone(name)) {
+            *of -= 1;
+            if *of == 0 {
+                self.by_zone.remove(zone(name));
+            }
+        }
+        self.names.remove(name).map(|found| found.waiters).unwrap_or_default()
+    }
+}
+
+/// What is taken for one customer's: the last two labels. Of `a.co.uk` and `b.co.uk` that is too much;
+/// it costs them time only while one of them has no answer.
+fn zone(name: &str) -> &str {
+    let name = name.trim_end_matches('.');
+    let dots = name.rmatch_indices('.').nth(1);
+    dots.map_or(name, |(at, _)| &name[at + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shutdown::{self, Shutdown};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const LONG: Duration = Duration::from_secs(30);
+    const SHORT: Duration = Duration::from_millis(1);
+
+    /// Name servers that say nothing until they are released, but for names with `quick`.
+    struct Servers {
+        look_ups: Arc<LookUps>,
+        asked: Arc<AtomicUsize>,
+        release: shutdown::Trigger,
+    }
+
+    fn servers(most: usize) -> Servers {
+        let (release, held): (_, Shutdown) = shutdown::channel();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let look_ups = LookUps::asking(most, move |name| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            if !name.contains("quick") {
+                let _ = held.wait(LONG);
+            }
+            if name.contains("nobody") {
+                return Err(io::Error::other("no such name"));
+            }
+            Ok(vec![IpAddr::from([192, 0, 2, 1])])
+        });
+        Servers { look_ups: Arc::new(look_ups), asked, release }
+    }
+
+    impl Servers {
+        fn threads(&self) -> usize {
+            self.look_ups.0.lock().threads
+        }
+    }
+
+    #[test]
+    fn silent_name_servers_take_a_bounded_number_of_threads_and_no_thread_of_others() {
+        let servers = servers(8);
+        for number in 0..200 {
+            // Each name has its own customer but for every other one.
+            let name = match number % 2 {
+                0 => format!("a{number}.dead.example"),
+                _ => format!("a.dead{number}.example"),
+            };
+            let failed = servers.look_ups.find(&name, SHORT).expect_err("nobody answers");
+            assert!(matches!(failed, LookUpError::Silent | LookUpError::Busy), "{failed}");
+            assert!(servers.threads() <= 8);
+        }
+        assert!(servers.look_ups.0.lock().waiting.is_empty(), "nobody waits for these any more");
+        servers.release.fire();
+        servers.look_ups.find("another.example.org", LONG).expect("threads are free again");
+    }
+
+    #[test]
+    fn one_customers_silent_name_server_leaves_threads_to_others() {
+        let servers = servers(8);
+        for number in 0..50 {
+            let name = format!("a{number}.dead.example");
+            assert!(servers.look_ups.find(&name, SHORT).is_err());
+        }
+        let asked = servers.asked.load(Ordering::SeqCst);
+        assert!(asked <= 4, "one zone has {asked} of eight threads");
+        for number in 0..50 {
+            let name = format!("quick{number}.example.org");
+            servers.look_ups.find(&name, LONG).expect("it is asked for beside them");
+        }
+        servers.release.fire();
+    }
+
+    #[test]
+    fn a_name_is_asked_for_once_however_many_wait_for_it() {
+        let servers = servers(8);
+        thread::scope(|scope| {
+            for _ in 0..20 {
+                scope
+                    .spawn(|| servers.look_ups.find("slow.example", LONG).expect("it is answered"));
+            }
+            let waiters = || {
+                let state = servers.look_ups.0.lock();
+                state.names.get("slow.example").map_or(0, |name| name.waiters.len())
+            };
+            while waiters() < 20 {
+                thread::yield_now();
+            }
+            servers.release.fire();
+        });
+        assert_eq!(servers.asked.load(Ordering::SeqCst), 1);
+        assert!(servers.threads() <= 2);
+    }
+
+    #[test]
+    fn what_the_resolver_says_is_told() {
+        let servers = servers(2);
+        let failed = servers.look_ups.find("quick.nobody.example", LONG);
+        assert_eq!(failed, Err(LookUpError::Refused("no such name".to_owned())));
+        servers.look_ups.find("quick.example", LONG).expect("that does");
+    }
+
+    #[test]
+    fn a_zone_is_the_end_of_a_name() {
+        for (name, expected) in [
+            ("a.b.example.com", "example.com"),
+            ("example.com.", "example.com"),
+            ("example.com", "example.com"),
+            ("localhost", "localhost"),
+            ("", ""),
+        ] {
+            assert_eq!(zone(name), expected, "{name}");
+        }
+    }
+}
