@@ -24,6 +24,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::status::Status;
 use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
+use crate::threads;
 use crate::workers::Workers;
 
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
@@ -36,6 +37,25 @@ const FAREWELL: Duration = Duration::from_millis(2_500);
 /// Open files that we ask for, within the hard limit. More than we ever use; the kernel sizes
 /// nothing by it.
 const MOST_FILES: u64 = 65_536;
+
+/// The threads of a lane: its own, its consumer's and its connection's two.
+const THREADS_OF_LANE: usize = 4;
+
+/// The other threads at rest: those below, some of the libraries', and a few that come and go.
+const OTHER_THREADS: usize = 32;
+
+/// Whether there can be the threads that the notifier has at rest. It needs more for requests, but can wait
+/// for these; libraries that start theirs in the beginning can't.
+///
+/// # Errors
+/// If there can't.
+pub fn check_threads(config: &Config) -> Result<()> {
+    let needed = Lane::all(config).len() * THREADS_OF_LANE + OTHER_THREADS;
+    threads::check(needed).context(
+        "too few threads: raise the limit (`ulimit -u`, TasksMax of the unit, the container's pids \
+         limit) or leave more memory",
+    )
+}
 
 /// Runs the notifier until a signal stops it.
 ///

@@ -23,10 +23,15 @@ use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
 use crate::domain::shown;
 use crate::store::Store;
-use crate::{app, shutdown};
+use crate::{app, shutdown, threads};
 
-/// Messages that `publish` publishes before it waits for their confirms.
+/// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
+/// bodies together, unless one has more.
 const PUBLISH_BATCH: usize = 1_000;
+const PUBLISH_BYTES: usize = 8 << 20;
+
+/// The most threads that a command needs, those of its connections included.
+const THREADS: usize = 10;
 
 /// How long a line of the log or of standard error may be, in characters. Ours have some hundred; what
 /// they quote is other programs' affair.
@@ -178,9 +183,13 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
+    if !matches!(command, Command::Run(_)) {
+        threads::check(THREADS).context("raise the limit (`ulimit -u`) or leave more memory")?;
+    }
     match command {
         Command::Run(settings) => {
             let config = read(&settings)?;
+            app::check_threads(&config)?;
             let store = Store::new(&config)?;
             app::run(config, store)?;
         }
@@ -235,8 +244,6 @@ fn logger(filter: &str) -> env_logger::Builder {
 fn publish(command: Publish) -> Result<()> {
     let Publish { queue, body, event_type, id, count, force, common } = command;
     let config = read(&common.settings.0)?;
-    let mut ids = Vec::new();
-    let mut messages = Vec::new();
     let given = match body.as_deref() {
         Some("-") => {
             let mut body = Vec::new();
@@ -246,46 +253,52 @@ fn publish(command: Publish) -> Result<()> {
         Some(text) => Some(text.as_bytes().to_vec()),
         None => None,
     };
-    for n in 1..=count {
-        let id = match &id {
-            Some(id) if count == 1 => id.clone(),
-            Some(id) => format!("{id}-{n}"),
-            None => Uuid::new_v4().to_string(),
-        };
-        let body = given.clone().unwrap_or_else(|| sample(event_type.as_deref()));
-        let properties = Properties { message_id: Some(&id), event_type: event_type.as_deref() };
-        match Event::read(properties, &body, config.max_event_bytes, String::new) {
-            Err(malformed) if !force => {
-                bail!("{malformed}. --force publishes it all the same, to be dead-lettered");
-            }
-            _ => {}
+    let id_of = |n: u32| match &id {
+        Some(id) if count == 1 => id.clone(),
+        Some(id) => format!("{id}-{n}"),
+        None => Uuid::new_v4().to_string(),
+    };
+    let event_type = event_type.as_deref();
+    // They differ in their ids only, and the last one's is the longest: nothing is published if one
+    // is malformed.
+    let (last, body) = (id_of(count), given.clone().unwrap_or_else(|| sample(event_type)));
+    let properties = Properties { message_id: Some(&last), event_type };
+    match Event::read(properties, &body, config.max_event_bytes, String::new) {
+        Err(malformed) if !force => {
+            bail!("{malformed}. --force publishes it all the same, to be dead-lettered");
         }
+        _ => {}
+    }
+    let most = (PUBLISH_BYTES / body.len().max(1)).clamp(1, PUBLISH_BATCH);
+    let ids: Vec<String> = (1..=count).map(id_of).collect();
+    let message = |id: &String| {
         let message = Message {
-            body,
+            body: given.clone().unwrap_or_else(|| sample(event_type)),
             content_type: Some("application/json".to_owned()),
             message_id: Some(id.clone()),
-            event_type: event_type.clone(),
+            event_type: event_type.map(str::to_owned),
             ..Message::default()
         };
-        messages.push(Outgoing::to_queue(message, &queue));
-        ids.push(id);
-    }
-    let published = publish_all(&config, &messages);
+        Outgoing::to_queue(message, &queue)
+    };
+    let batches = ids.chunks(most).map(|ids| ids.iter().map(message).collect());
+    let published = publish_all(&config, batches);
     published.with_context(|| {
         format!("not published to {queue:?} (the notifier makes its queues when it first runs)")
     })?;
     if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
 }
 
-fn publish_all(config: &Config, messages: &[Outgoing]) -> Result<()> {
+/// Publishes one batch after the other: only one of them is in memory.
+fn publish_all(config: &Config, all: impl Iterator<Item = Vec<Outgoing>>) -> Result<()> {
     // Ctrl-C just ends this command: nothing here needs a drain.
     let (_trigger, shutdown) = shutdown::channel();
     let mut batches = Batches::open(config, &shutdown)?;
-    for (n, batch) in messages.chunks(PUBLISH_BATCH).enumerate() {
-        let before = n * PUBLISH_BATCH;
-        batches
-            .publish(batch.to_vec())
-            .with_context(|| format!("{before} were published before"))?;
+    let mut before = 0;
+    for batch in all {
+        let count = batch.len();
+        batches.publish(batch).with_context(|| format!("{before} were published before"))?;
+        before += count;
     }
     batches.close();
     Ok(())

@@ -56,6 +56,7 @@
 //! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
 //!   infrastructure failing, and stops consuming until it works again.
 //! - Whatever may hang has a limit: each module that waits says for how long, and why.
+//! - Where a thread can't be had, what it was for is done by another one, or later: see [`threads`].
 //! - Every wait without a limit of its own, and every backoff, is also a wait for [`shutdown`]; the
 //!   others are over within SHUTDOWN_TIMEOUT or given up then. A thread that ends on its own ends
 //!   the process.
@@ -82,6 +83,7 @@
 //! | who wants an event | [`domain::webhook`], [`directory`] |
 //! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs` |
+//! | how the broker is reached | `broker/connecting.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |
@@ -112,5 +114,6 @@ pub mod supervisor;
 pub mod status;
 pub mod metrics;
 pub mod shutdown;
+pub mod threads;
 pub mod config;
 pub mod tls;

@@ -227,6 +227,7 @@ pub(super) fn run(
             leaving: Vec::new(),
             ended: Ended::Asked,
             begun: now,
+            limited_by: None,
         };
         watch.run(&alarmed)
     });
@@ -248,6 +249,8 @@ struct Watch<'scope, 'env> {
     /// Why the first of them ended that was not asked to.
     ended: Ended,
     begun: Instant,
+    /// Why there are no more consumers, which was told.
+    limited_by: Option<String>,
 }
 
 impl Watch<'_, '_> {
@@ -364,13 +367,17 @@ impl Watch<'_, '_> {
     fn start_more(&mut self, more: usize) {
         for _ in 0..more {
             if let Err(problem) = self.start() {
-                // A lost connection its consumers notice. Else there can't be more of them.
+                // A lost connection its consumers notice. Else there can't be more of them for now.
                 let count = self.hands.len();
                 let queue = &self.crew.lane.queue;
-                log::warn!("lane stays at {count} consumers queue={queue} cause={problem:?}");
-                self.growth.is_limited_to(count);
+                if self.limited_by.as_ref() != Some(&problem) {
+                    log::warn!("lane stays at {count} consumers queue={queue} cause={problem:?}");
+                    self.limited_by = Some(problem);
+                }
+                self.growth.is_limited_to(count, self.begun.elapsed());
                 return;
             }
+            self.limited_by = None;
         }
     }
 
@@ -401,7 +408,10 @@ impl Watch<'_, '_> {
                 ended
             }
         };
-        let thread = thread::Builder::new().name(name).spawn_scoped(self.scope, body);
+        // Without a thread the channel is dropped here, which waits for the broker's answer.
+        let thread = crew.kill.guard(CLOSE_TIMEOUT, None, || {
+            thread::Builder::new().name(name).spawn_scoped(self.scope, body)
+        });
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
         self.hands.push(Hand { post, reliefs: Vec::new(), surplus: trigger, thread });
         Ok(())

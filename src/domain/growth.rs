@@ -71,10 +71,16 @@ const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Consumers that were not needed for the whole of such a period end with it.
 const PERIOD: Duration = Duration::from_secs(15);
 
+/// How long a lane does without more consumers once they could not be started: what lacked, such as
+/// threads, may be there again later.
+const LIMITED_FOR: Duration = Duration::from_secs(30);
+
 /// Decides how many consumers a lane has.
 #[derive(Clone, Debug)]
 pub struct Growth {
     most: usize,
+    /// As many as could be started, and until when no more are tried.
+    limited: Option<(usize, Moment)>,
     consumers: usize,
     /// What is being counted while the lane is saturated.
     sample: Option<Sample>,
@@ -100,6 +106,7 @@ impl Growth {
     pub fn new(most: usize, now: Moment) -> Self {
         Self {
             most,
+            limited: None,
             consumers: 1,
             sample: None,
             trial: None,
@@ -117,16 +124,22 @@ impl Growth {
     }
 
     /// No more than there are could be started.
-    pub fn is_limited_to(&mut self, consumers: usize) {
+    pub fn is_limited_to(&mut self, consumers: usize, now: Moment) {
         self.consumers = consumers;
-        self.most = consumers;
+        self.trial = None;
+        self.limited = Some((consumers, now + LIMITED_FOR));
+    }
+
+    fn most(&mut self, now: Moment) -> usize {
+        self.limited = self.limited.filter(|(_, until)| now < *until);
+        self.limited.map_or(self.most, |(most, _)| most)
     }
 
     /// Decides, by what is seen at `now`.
     pub fn look(&mut self, look: Look, now: Moment) -> Step {
         let stuck = look.stuck;
         let spare = if stuck > 0 { SPARE + stuck / 2 } else { 0 };
-        let needed = (stuck + spare).min(self.most);
+        let needed = (stuck + spare).min(self.most(now));
         self.peak = self.peak.max(look.busy).max(needed);
         if needed > self.consumers {
             // What a trial would show now is how slow the receivers are.
@@ -167,7 +180,7 @@ impl Growth {
             }
             self.rest = REST;
         }
-        let more = self.consumers.min(self.most - self.consumers);
+        let more = self.consumers.min(self.most(now).saturating_sub(self.consumers));
         if done < SAMPLE || now < self.rest_until || more == 0 {
             return Step::Stay;
         }
@@ -191,6 +204,20 @@ impl Growth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lane_that_could_not_have_more_consumers_tries_again_after_a_while() {
+        let stuck = Look { busy: 1, stuck: 1, rested: false, done: 0 };
+        let mut growth = Growth::new(64, Moment::ZERO);
+        let second = Duration::from_secs(1);
+        assert_eq!(growth.look(stuck, second), Step::Stay, "once is too little");
+        assert!(matches!(growth.look(stuck, second * 2), Step::Start(_)));
+        growth.is_limited_to(1, second * 2);
+        for seconds in 3..=31 {
+            assert_eq!(growth.look(stuck, second * seconds), Step::Stay, "{seconds} s");
+        }
+        assert!(matches!(growth.look(stuck, second * 32), Step::Start(_)));
+    }
 
     /// A lane whose messages take `work` of one processor each of which there are `processors`, and
     /// `travel` besides; and how many consumers it has after so many seconds of saturation.

@@ -1,12 +1,25 @@
 //! The broker's connection: how a start without it ends, and what its loss
 //! does to events.
 
-use std::{collections::BTreeSet, iter, time::Duration};
+use std::{
+    collections::BTreeSet,
+    iter,
+    net::{SocketAddr, TcpListener},
+    time::{Duration, Instant},
+};
 
 use amiquip::FieldTable;
 use url::Url;
+use webhook_notifier::{
+    broker::{Link, SETUP_TIMEOUT},
+    config::{Amqp, Settings},
+    domain::secret::Secret,
+    shutdown,
+};
 
-use crate::harness::{Event, LATER, Proxy, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+use crate::harness::{
+    Event, LATER, Proxy, Receiver, Reply, SOON, Sandbox, Servers, holds_for, wait_until,
+};
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
@@ -45,6 +58,53 @@ fn a_broker_that_refuses_the_login_fails_the_start_with_one_clear_line() {
     let mut url = Url::parse(&sandbox.servers.amqp_url).expect("an URL");
     url.set_password(Some(PASSWORD)).expect("it has a host");
     check_no_start(&sandbox, url.as_str(), "amqp");
+}
+
+/// What AMQP_URL of the tests' servers says.
+fn amqp() -> Amqp {
+    let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
+    let defaults = Settings::default().read().expect("the defaults").amqp;
+    let user = url.username().to_owned();
+    let password = Secret::new(url.password().expect("a password").to_owned());
+    Amqp { host: "several.test".to_owned(), user, password, ..defaults }
+}
+
+/// A name with several addresses is what no machine has that one could rely on, so they are given here.
+#[test]
+fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one() {
+    let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
+    let broker = SocketAddr::new(
+        url.host_str().and_then(|host| host.parse().ok()).expect("an address"),
+        url.port().expect("a port"),
+    );
+    let silent = TcpListener::bind("127.0.0.2:0").expect("a free port");
+    let nobody = TcpListener::bind("127.0.0.3:0").expect("a free port");
+    let [first, second] = [&silent, &nobody].map(|one| one.local_addr().expect("it is bound"));
+    drop(nobody);
+    let (_trigger, shutdown) = shutdown::channel();
+    let limit = Duration::from_secs(3);
+    let open = |addresses: &[SocketAddr]| Link::open_at(addresses, &amqp(), limit, &shutdown);
+
+    for addresses in [[first, second, broker], [second, first, broker], [broker, first, second]] {
+        open(&addresses).expect("one of them is RabbitMQ").close();
+    }
+    // Who failed while another one worked is tried last: it costs the next connections nothing.
+    let began = Instant::now();
+    for _ in 0..3 {
+        open(&[first, second, broker]).expect("one of them is RabbitMQ").close();
+    }
+    assert!(
+        began.elapsed() < SETUP_TIMEOUT,
+        "they waited for the silent one: {:?}",
+        began.elapsed()
+    );
+
+    let error = open(&[first, second]).expect_err("none of them is RabbitMQ").to_string();
+    for (address, says) in
+        [(first, "accepts connections and does not answer"), (second, "cannot connect")]
+    {
+        assert!(error.contains(&format!("{address} {says}")), "no {address} {says} in {error}");
+    }
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 25] = [
+const ARROWS: [(&str, &[&str]); 26] = [
     ("lib", &[]),
     ("main", &["cli"]),
-    ("cli", &["app", "broker", "dead_letters", "sender", "store"]),
+    ("cli", &["app", "broker", "dead_letters", "sender", "store", "threads"]),
     (
         "app",
         &[
@@ -26,6 +26,7 @@ const ARROWS: [(&str, &[&str]); 25] = [
             "status",
             "store",
             "supervisor",
+            "threads",
             "workers",
         ],
     ),
@@ -41,12 +42,13 @@ const ARROWS: [(&str, &[&str]); 25] = [
     ("admin", &["status"]),
     ("status", &["backlogs", "broker", "receivers"]),
     ("supervisor", &["admin"]),
-    ("broker", &["tls"]),
+    ("broker", &["lookup", "threads", "tls"]),
     ("receivers", &[]),
     ("workers", &[]),
     ("sender", &["lookup", "tls"]),
+    ("store", &["threads", "tls"]),
     ("lookup", &[]),
-    ("store", &["tls"]),
+    ("threads", &[]),
     ("config", &["tls"]),
     ("tls", &[]),
     ("metrics", &[]),

@@ -25,6 +25,7 @@ mod delivery_log;
 mod why;
 mod shutdown;
 mod connections;
+mod limits;
 mod tls;
 mod faults;
 mod chaos;

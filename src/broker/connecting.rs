@@ -1,0 +1,339 @@
+//! From the broker's name to an open connection: each address of it is tried with its whole handshake.
+//!
+//! An address that accepts connections proves nothing: a load balancer does, or a node that is frozen.
+//! So what counts is an open AMQP connection, and who says nothing costs its time limit and no more.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
+use mio::Evented;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+
+use super::guard::{self, KillSwitch};
+use super::mending::MendedStream;
+use super::tls::{self, TlsStream};
+use super::{BrokerError, Link, SETUP_TIMEOUT};
+use crate::config::Amqp;
+use crate::lookup::{LookUpError, LookUps};
+use crate::shutdown::Shutdown;
+use crate::threads;
+
+/// At least-once dead-lettering with a TTL in quorum queues, on which waiting retries rely.
+const OLDEST_VERSION: (u32, u32) = (3, 10);
+
+/// How often a connection that is being made looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// All connections want the same name, so one thread asks for it, and another for a name that was
+/// changed meanwhile. Not the receivers' threads: their name servers are not our broker's.
+static LOOK_UPS: LazyLock<LookUps> = LazyLock::new(|| LookUps::new(2));
+
+/// Addresses that failed when they were last tried while another one worked, and why. They are tried
+/// last, so that not every connection waits for them, and told once.
+static FAILED: Mutex<BTreeMap<SocketAddr, String>> = Mutex::new(BTreeMap::new());
+
+/// Why an address is of no use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Failure {
+    problem: String,
+    /// Another time would be no better.
+    is_final: bool,
+}
+
+impl From<String> for Failure {
+    fn from(problem: String) -> Self {
+        Self { problem, is_final: false }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        error.to_string().into()
+    }
+}
+
+impl Link {
+    /// Connects and logs in, at the first address of the broker's name that lets us. Each may take
+    /// `connect_timeout` for the connection and [`SETUP_TIMEOUT`] for the handshakes, and so may the
+    /// look-up of the name. Shutdown ends it at once.
+    ///
+    /// # Errors
+    /// [`BrokerError`], with what each address said. A network loss in the handshake can look like a
+    /// refused login, so even that is worth another attempt.
+    pub fn open(
+        amqp: &Amqp,
+        connect_timeout: Duration,
+        shutdown: &Shutdown,
+    ) -> Result<Self, BrokerError> {
+        let addresses = resolve(amqp, shutdown).map_err(|problem| BrokerError::Unavailable {
+            address: amqp.to_string(),
+            problem: format!("cannot resolve {:?}: {problem}: check AMQP_URL", amqp.host),
+        })?;
+        Self::open_at(&addresses, amqp, connect_timeout, shutdown)
+    }
+
+    /// The same, where the addresses are known.
+    ///
+    /// # Errors
+    /// As [`Link::open`].
+    pub fn open_at(
+        addresses: &[SocketAddr],
+        amqp: &Amqp,
+        connect_timeout: Duration,
+        shutdown: &Shutdown,
+    ) -> Result<Self, BrokerError> {
+        let mut addresses = addresses.to_vec();
+        // The sort keeps the resolver's order of the others.
+        addresses.sort_by_key(|address| failed().contains_key(address));
+        let mut failures = Vec::new();
+        for address in addresses {
+            if shutdown.is_requested() {
+                break;
+            }
+            match open_one(address, amqp, connect_timeout, shutdown) {
+                Ok(link) => {
+                    tell(amqp, address, &failures);
+                    return Ok(link);
+                }
+                Err(failure) => failures.push((address, failure)),
+            }
+        }
+        let is_final = !failures.is_empty() && failures.iter().all(|(_, failure)| failure.is_final);
+        let problem = match failures.as_slice() {
+            [] if shutdown.is_requested() => "shutting down".to_owned(),
+            [] => "the name has no address: check AMQP_URL".to_owned(),
+            [(_, failure)] => failure.problem.clone(),
+            all => {
+                let each = all
+                    .iter()
+                    .map(|(address, Failure { problem, .. })| format!("{address} {problem}"));
+                format!("no address of it works: {}", each.collect::<Vec<_>>().join("; "))
+            }
+        };
+        let address = amqp.to_string();
+        Err(match is_final {
+            true => BrokerError::Misconfigured { address, problem },
+            false => BrokerError::Unavailable { address, problem },
+        })
+    }
+}
+
+/// Says which addresses are of no use, though another one is; once for each new cause.
+fn tell(amqp: &Amqp, works: SocketAddr, failures: &[(SocketAddr, Failure)]) {
+    let mut failed = failed();
+    if failed.remove(&works).is_some() {
+        log::info!("RabbitMQ at {amqp}: its address {works} works again");
+    }
+    for (address, Failure { problem, .. }) in failures {
+        if failed.insert(*address, problem.clone()).as_ref() != Some(problem) {
+            log::warn!(
+                "RabbitMQ at {amqp}: its address {address} {problem}; it is tried last from now on, \
+                 {works} works"
+            );
+        }
+    }
+}
+
+fn failed() -> MutexGuard<'static, BTreeMap<SocketAddr, String>> {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Connects to one address, up to the open AMQP connection.
+fn open_one(
+    address: SocketAddr,
+    amqp: &Amqp,
+    connect_timeout: Duration,
+    shutdown: &Shutdown,
+) -> Result<Link, Failure> {
+    let no_thread = |error: io::Error| format!("not tried: {error}");
+    guard::start().map_err(no_thread)?;
+    // amiquip needs two, and panics without the second.
+    threads::check(2).map_err(no_thread)?;
+    let mut stream = connect_to(address, connect_timeout, shutdown)
+        .map_err(|error| format!("cannot connect: {error}: is it running, is AMQP_URL right?"))?;
+    stream.set_nodelay(true)?;
+    let kill = KillSwitch::of(&stream)?;
+    let options = ConnectionOptions::default()
+        .auth(Auth::Plain {
+            username: amqp.user.clone(),
+            password: amqp.password.expose().to_owned(),
+        })
+        .virtual_host(&amqp.vhost)
+        .heartbeat(amqp.heartbeat)
+        .information(Some("webhook-notifier".to_owned()));
+    let began = Instant::now();
+    let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+        let secured = match &amqp.tls {
+            Some(tls) => Some(tls::handshake(&mut stream, tls, &amqp.host)?),
+            None => None,
+        };
+        let stream = mio::net::TcpStream::from_stream(stream)?;
+        Ok(match secured {
+            Some(secured) => open(TlsStream::new(stream, secured), options),
+            None => open(stream, options),
+        })
+    });
+    let is_late = began.elapsed() >= SETUP_TIMEOUT;
+    let silent = || {
+        format!("accepts connections and does not answer within {SETUP_TIMEOUT:?}: is it RabbitMQ?")
+    };
+    let opened = opened.map_err(|error: io::Error| match is_late {
+        true => silent(),
+        false => crate::tls::problem(&error).unwrap_or_else(|| format!("TLS: {error}")),
+    })?;
+    let connection = opened.map_err(|error| match error {
+        amiquip::Error::ServerClosedConnection { message, .. } => format!(
+            "refuses the connection ({message}): check the virtual host in AMQP_URL, {:?}",
+            amqp.vhost
+        ),
+        _ if is_late => silent(),
+        amiquip::Error::InvalidCredentials => format!(
+            "refuses the login of user {:?}: check the user and password in AMQP_URL",
+            amqp.user
+        ),
+        other => format!("handshake failed: {other}"),
+    })?;
+    let link = Link { connection: Some(connection), kill, address: amqp.to_string() };
+    let version = link.version();
+    if parse_version(&version).is_some_and(|version| version < OLDEST_VERSION) {
+        let problem = format!("is version {version}: needs RabbitMQ 3.10 or newer");
+        return Err(Failure { problem, is_final: true });
+    }
+    Ok(link)
+}
+
+fn open<S: Read + Write + Evented + Send + 'static>(
+    stream: S,
+    options: ConnectionOptions<Auth>,
+) -> amiquip::Result<amiquip::Connection> {
+    let stream = MendedStream::new(stream);
+    let open =
+        || amiquip::Connection::insecure_open_stream(stream, options, ConnectionTuning::default());
+    // Somebody else may have taken the last thread since that was looked at. Nothing of this connection is
+    // used again.
+    panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(amiquip::Error::IoThreadPanic))
+}
+
+/// Like `TcpStream::connect_timeout`, but shutdown ends it.
+fn connect_to(address: SocketAddr, limit: Duration, shutdown: &Shutdown) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let deadline = Instant::now() + limit;
+    match connect(&socket, &address) {
+        Ok(()) => {}
+        Err(Errno::INPROGRESS | Errno::INTR) => loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if shutdown.is_requested() {
+                return Err(io::Error::other("shutting down"));
+            }
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let wait = Timespec::try_from(left.min(LOOK)).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&wait)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => break,
+                Err(error) => return Err(error.into()),
+            }
+        },
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(socket);
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => {
+            stream.set_nonblocking(false)?;
+            Ok(stream)
+        }
+    }
+}
+
+/// The addresses of the broker's name.
+fn resolve(amqp: &Amqp, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(ip) = amqp.host.parse() {
+        return Ok(vec![SocketAddr::new(ip, amqp.port)]);
+    }
+    let deadline = Instant::now() + SETUP_TIMEOUT;
+    let found = loop {
+        // Whoever asks again for a name that is being asked for only goes on waiting.
+        match LOOK_UPS.find(&amqp.host, LOOK) {
+            _ if shutdown.is_requested() => return Err("shutting down".to_owned()),
+            Err(LookUpError::Silent | LookUpError::Busy) if Instant::now() < deadline => {}
+            found => break found.map_err(|error| error.to_string())?,
+        }
+    };
+    Ok(found.iter().map(|ip| SocketAddr::new(*ip, amqp.port)).collect())
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::shutdown;
+    use std::net::TcpListener;
+
+    fn amqp() -> Amqp {
+        Settings::default().read().expect("the defaults").amqp
+    }
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(parse_version("3.9.29") < Some(OLDEST_VERSION));
+        assert!(parse_version("3.10.8") >= Some(OLDEST_VERSION));
+        assert!(parse_version("4.1.0-rc.1") >= Some(OLDEST_VERSION));
+        assert_eq!(parse_version("unknown"), None);
+    }
+
+    #[test]
+    fn what_each_address_said_is_told_if_none_works() {
+        // One says nothing for ever and one hangs up; nobody is at the third.
+        let listen = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let (silent, leaving, nobody) = (listen(), listen(), listen());
+        let addresses =
+            [&silent, &leaving, &nobody].map(|one| one.local_addr().expect("it is bound"));
+        drop(nobody);
+        let (_trigger, shutdown) = shutdown::channel();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| drop(leaving.accept()));
+            Link::open_at(&addresses, &amqp(), SETUP_TIMEOUT, &shutdown).expect_err("no broker")
+        });
+        let text = error.to_string();
+        for (address, says) in addresses.iter().zip(["does not answer within", "failed", "refused"])
+        {
+            let said = text.split("; ").find(|part| part.contains(&address.to_string()));
+            let said = said.unwrap_or_else(|| panic!("no {address} in {text}"));
+            assert!(said.contains(says), "{address}: no {says:?} in {said}");
+        }
+        assert!(matches!(error, BrokerError::Unavailable { .. }));
+    }
+
+    #[test]
+    fn shutdown_ends_the_handshake_with_an_address_that_says_nothing() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = silent.local_addr().expect("it is bound");
+        let (trigger, shutdown) = shutdown::channel();
+        std::thread::scope(|scope| {
+            let began = Instant::now();
+            let opening = scope.spawn(|| {
+                Link::open_at(&[address, address], &amqp(), SETUP_TIMEOUT, &shutdown).map(drop)
+            });
+            let _connection = silent.accept().expect("it connects");
+            trigger.fire();
+            opening.join().expect("no panic").expect_err("nobody answered");
+            assert!(began.elapsed() < SETUP_TIMEOUT);
+        });
+    }
+}

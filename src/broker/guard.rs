@@ -1,0 +1,195 @@
+//! Ends calls that take too long, from one thread for the whole process.
+//!
+//! It is started once, before the first connection: a thread for each call could not be had just
+//! when the machine is in trouble, and then the call would have no limit, or the connection would be
+//! given up with all that is in hand.
+
+use std::io;
+use std::net::{Shutdown as Half, TcpStream};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Select, Sender, unbounded};
+
+use crate::shutdown::Shutdown;
+
+/// Ends a connection from outside, whatever its owner is waiting for.
+#[derive(Clone, Debug)]
+pub struct KillSwitch(Arc<TcpStream>);
+
+impl KillSwitch {
+    pub(super) fn of(stream: &TcpStream) -> io::Result<Self> {
+        Ok(Self(Arc::new(stream.try_clone()?)))
+    }
+
+    /// Shuts the socket down: every call on the connection fails within a millisecond.
+    pub fn cut(&self) {
+        // Fails only if the socket is closed already.
+        let _ = self.0.shutdown(Half::Both);
+    }
+
+    /// Runs a call that may hang, and cuts the connection when it takes too long or at shutdown.
+    ///
+    /// Wakes another thread, so it is for the rare calls: opening, setting up, closing.
+    pub fn guard<T>(
+        &self,
+        limit: Duration,
+        shutdown: Option<&Shutdown>,
+        call: impl FnOnce() -> T,
+    ) -> T {
+        let end = Arc::new(Mutex::new(Some(self.clone())));
+        let watched = Watched {
+            end: Arc::clone(&end),
+            deadline: Instant::now() + limit,
+            shutdown: shutdown.cloned(),
+        };
+        if let Err(error) = WATCH.add(watched) {
+            log::warn!("connection cut: nothing can end a call that hangs: {error}");
+            self.cut();
+        }
+        let result = call();
+        // From here on it is not cut any more.
+        take(&end);
+        result
+    }
+}
+
+/// Starts the thread that limits calls, unless it runs.
+///
+/// # Errors
+/// If there can be no thread.
+pub(super) fn start() -> io::Result<()> {
+    WATCH.start()
+}
+
+static WATCH: LazyLock<Watch> = LazyLock::new(Watch::new);
+
+struct Watch {
+    calls: Sender<Watched>,
+    /// Until the thread has it.
+    receiver: Mutex<Option<Receiver<Watched>>>,
+}
+
+/// A call that may take until then.
+struct Watched {
+    /// Taken by who comes first: the end of the call, or its limit.
+    end: Arc<Mutex<Option<KillSwitch>>>,
+    deadline: Instant,
+    shutdown: Option<Shutdown>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let (calls, receiver) = unbounded();
+        Self { calls, receiver: Mutex::new(Some(receiver)) }
+    }
+
+    fn start(&self) -> io::Result<()> {
+        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calls) = &*receiver {
+            let calls = calls.clone();
+            thread::Builder::new().name("time-limits".to_owned()).spawn(move || watch(&calls))?;
+            *receiver = None;
+        }
+        Ok(())
+    }
+
+    fn add(&self, watched: Watched) -> io::Result<()> {
+        self.start()?;
+        // The thread never ends.
+        self.calls.send(watched).map_err(|_| io::Error::other("its thread has ended"))
+    }
+}
+
+fn watch(calls: &Receiver<Watched>) {
+    let mut watched: Vec<Watched> = Vec::new();
+    loop {
+        let now = Instant::now();
+        watched.retain(|call| call.goes_on(now));
+        let mut select = Select::new();
+        select.recv(calls);
+        for shutdown in watched.iter().filter_map(|call| call.shutdown.as_ref()) {
+            select.recv(shutdown.receiver());
+        }
+        // Whatever it is, all are looked at.
+        let _ = match watched.iter().map(|call| call.deadline).min() {
+            Some(deadline) => select.ready_deadline(deadline).ok(),
+            None => Some(select.ready()),
+        };
+        drop(select);
+        watched.extend(calls.try_iter());
+    }
+}
+
+impl Watched {
+    /// Whether the call is still to be watched; ends it where it took too long.
+    fn goes_on(&self, now: Instant) -> bool {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over =
+            self.deadline <= now || self.shutdown.as_ref().is_some_and(Shutdown::is_requested);
+        if is_over && let Some(kill) = end.take() {
+            // Under the lock: a call that ends now must not be followed by a cut.
+            kill.cut();
+        }
+        end.is_some()
+    }
+}
+
+fn take(end: &Mutex<Option<KillSwitch>>) {
+    drop(end.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shutdown;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    /// A connection to somebody who says nothing.
+    fn silence() -> (TcpStream, KillSwitch, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let stream = TcpStream::connect(address).expect("it listens");
+        let kill = KillSwitch::of(&stream).expect("a second handle");
+        (stream, kill, listener)
+    }
+
+    #[test]
+    fn a_call_that_hangs_is_ended_by_its_limit_and_by_shutdown() {
+        let (mut stream, kill, _listener) = silence();
+        let read = kill.guard(Duration::from_millis(10), None, || stream.read(&mut [0]));
+        assert_eq!(read.expect("the end of the connection"), 0);
+
+        let (mut stream, kill, _listener) = silence();
+        let (trigger, shutdown) = shutdown::channel();
+        thread::scope(|scope| {
+            let hangs = scope.spawn(|| kill.guard(LONG, Some(&shutdown), || stream.read(&mut [0])));
+            trigger.fire();
+            assert_eq!(hangs.join().expect("no panic").expect("the end of the connection"), 0);
+        });
+    }
+
+    #[test]
+    fn a_call_that_ends_in_time_leaves_the_connection_as_it_was() {
+        let (stream, kill, _listener) = silence();
+        let (trigger, shutdown) = shutdown::channel();
+        for _ in 0..100 {
+            assert_eq!(kill.guard(Duration::from_millis(50), Some(&shutdown), || 7), 7);
+        }
+        trigger.fire();
+        // The thread looks at all of them again for each new one, and cuts none.
+        let (other, other_kill, _other_listener) = silence();
+        other_kill.guard(LONG, None, || ());
+        thread::sleep(Duration::from_millis(60));
+        other_kill.guard(LONG, None, || ());
+        for stream in [stream, other] {
+            stream.set_nonblocking(true).expect("a socket");
+            let read = (&stream).read(&mut [0]).expect_err("nothing has come, not even an end");
+            assert_eq!(read.kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+}
