@@ -20,6 +20,7 @@ mod guard;
 mod mending;
 mod message;
 mod publisher;
+mod rights;
 mod tls;
 mod topology;
 
@@ -28,6 +29,7 @@ pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
 pub use guard::KillSwitch;
 pub use message::{Message, unix_millis};
 pub use publisher::{Confirmation, NotConfirmed, Outgoing, Publisher, PublisherThread};
+pub use rights::{Flaw, consume_no_stream, look_for_flaws, why_not_consumed};
 pub use topology::{
     Lane, LaneKind, Presence, Topology, WITHOUT_BACKLOG, backlog_queue, dead_queue, declare_lane,
 };

@@ -10,11 +10,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
+use amiquip::{Channel, Consumer, ConsumerMessage};
 use crossbeam_channel::{Receiver, select};
 
 use crate::backlogs::Backlogs;
-use crate::broker::{CLOSE_TIMEOUT, Lane, LaneKind, Link, SETUP_TIMEOUT, cancel, declare_lane};
+use crate::broker::{
+    CLOSE_TIMEOUT, Lane, LaneKind, Link, SETUP_TIMEOUT, cancel, consume_no_stream, declare_lane,
+    why_not_consumed,
+};
 use crate::config::Config;
 use crate::domain::retry::Backoff;
 use crate::metrics::{Interruption, Metrics};
@@ -165,11 +168,11 @@ fn consume(
     let prefetch_count = context.config.prefetch_count;
     let begun = kill.guard(SETUP_TIMEOUT, cut_by, || {
         channel.qos(0, prefetch_count, false)?;
-        channel.basic_consume(lane.queue.as_str(), ConsumerOptions::default())
+        consume_no_stream(channel, &lane.queue)
     });
     let consumer = match begun {
         Ok(consumer) => consumer,
-        Err(error) => return Ended::Lost(format!("cannot consume: {error}")),
+        Err(error) => return Ended::Lost(why_not_consumed(&error)),
     };
     post.opens(consumer.receiver());
     crew.consumes();

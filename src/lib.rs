@@ -82,7 +82,7 @@
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
 //! | who wants an event | [`domain::webhook`], [`directory`] |
 //! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
-//! | exchanges and queues | `broker/topology.rs` |
+//! | exchanges and queues | `broker/topology.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |

@@ -6,12 +6,14 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{print, print_json};
-use crate::broker::{BrokerError, Link, Presence, Topology};
+use crate::broker::BrokerError;
 use crate::config::Config;
 use crate::domain::history::Extent;
 use crate::domain::shown;
 use crate::shutdown;
 use crate::store::Store;
+
+mod broker;
 
 /// How much of a detail stands in the table, in characters: it may quote a server.
 const MOST_DETAIL: usize = 1_000;
@@ -27,26 +29,7 @@ struct Finding {
 pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings = vec![finding("configuration", Ok::<_, BrokerError>("readable".to_owned()))];
     let (_trigger, shutdown) = shutdown::channel();
-    match Link::open(&config.amqp, config.connect_timeout, &shutdown) {
-        Err(error) => findings.push(finding("broker", Err(error))),
-        Ok(mut link) => {
-            let tls = if config.amqp.tls.is_some() { ", by TLS" } else { "" };
-            let detail = format!("RabbitMQ {} at {}{tls}", link.version(), config.amqp);
-            findings.push(finding("broker", Ok::<_, BrokerError>(detail)));
-            match Topology::of(config).look(&mut link, &shutdown) {
-                Err(error) => findings.push(finding("topology", Err(error))),
-                Ok(queues) => findings.extend(queues.into_iter().map(|found| {
-                    let Presence { queue, messages } = found;
-                    let detail = match messages {
-                        Some(messages) => format!("{messages} messages ready"),
-                        None => "not there yet: `run` makes it".to_owned(),
-                    };
-                    finding(&format!("queue {queue}"), Ok::<_, BrokerError>(detail))
-                })),
-            }
-            link.close();
-        }
-    }
+    findings.extend(broker::findings(config, &shutdown));
     let store = Store::new(config)?;
     let database = store.check();
     let answers = database.is_ok();

@@ -77,6 +77,9 @@ Example:
   webhook-notifier migrate --env-file /etc/webhook-notifier.env";
 
 pub(super) const CHECK: &str = "\
+Tries what `run` does at RabbitMQ in ways that it has to refuse, so that it makes
+and takes nothing. RabbitMQ logs each as a channel error.
+
 Prints:
   A line for each thing that `run` needs: `ok` or `FAIL`, and what was found or
   what to do. With --json an object with `ok`, and `name`, `ok` and `detail` of

@@ -26,6 +26,7 @@ mod why;
 mod shutdown;
 mod connections;
 mod limits;
+mod rights;
 mod tls;
 mod faults;
 mod chaos;

@@ -24,7 +24,7 @@ pub(crate) use prometheus::Prometheus;
 pub(crate) use proxy::Proxy;
 pub(crate) use receiver::{Receiver, Reply, Then};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
-pub(crate) use servers::{FaultServers, Servers};
+pub(crate) use servers::{FaultServers, Servers, Vhost};
 pub(crate) use tls::{Authority, Terminator};
 
 use std::{

@@ -11,6 +11,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use url::Url;
+use uuid::Uuid;
+
 /// Where one RabbitMQ and one PostgreSQL are.
 #[derive(Clone, Debug)]
 pub(crate) struct Servers {
@@ -132,6 +135,63 @@ impl FaultServers {
     /// Runs RabbitMQ's own tool against the broker; returns what it printed.
     pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         services(&self.directory, &[&["rabbitmqctl"], arguments].concat())
+    }
+}
+
+/// A virtual host of a test's own, and a user who has the rights there that it is given. Both go when it
+/// is dropped.
+pub(crate) struct Vhost<'s> {
+    fault: &'s FaultServers,
+    name: String,
+    /// With all rights.
+    pub(crate) servers: Servers,
+    /// AMQP_URL of the user.
+    pub(crate) url: String,
+}
+
+impl<'s> Vhost<'s> {
+    /// The user has no rights yet.
+    pub(crate) fn new(fault: &'s FaultServers) -> Self {
+        let name = format!("v{}", &Uuid::new_v4().simple().to_string()[..12]);
+        let mut url = Url::parse(&fault.servers().amqp_url).expect("AMQP_URL is an URL");
+        url.set_path(&name);
+        let amqp_url = url.to_string();
+        fault.rabbitmqctl(&["add_vhost", &name]);
+        fault.rabbitmqctl(&["add_user", &name, "s3cret"]);
+        fault.rabbitmqctl(&["set_permissions", "-p", &name, url.username(), ".*", ".*", ".*"]);
+        url.set_username(&name).expect("it has a host");
+        url.set_password(Some("s3cret")).expect("it has a host");
+        let servers = Servers { amqp_url, ..fault.servers().clone() };
+        Self { fault, name, servers, url: url.into() }
+    }
+
+    /// The user's rights from now on: to configure, to write and to read.
+    pub(crate) fn grant(&self, rights: [&str; 3]) {
+        let user = ["set_permissions", "-p", &self.name, &self.name];
+        self.fault.rabbitmqctl(&[&user[..], &rights].concat());
+    }
+
+    /// Its topic permissions for an exchange: to write and to read.
+    pub(crate) fn grant_topics(&self, exchange: &str, rights: [&str; 2]) {
+        let user = ["set_topic_permissions", "-p", &self.name, &self.name, exchange];
+        self.fault.rabbitmqctl(&[&user[..], &rights].concat());
+    }
+
+    /// The most queues that there may be; -1: as many as one likes.
+    pub(crate) fn limit_queues(&self, most: i64) {
+        let limit = format!("{{\"max-queues\":{most}}}");
+        self.fault.rabbitmqctl(&["set_vhost_limits", "-p", &self.name, &limit]);
+    }
+}
+
+impl Drop for Vhost<'_> {
+    fn drop(&mut self) {
+        for verb in ["delete_vhost", "delete_user"] {
+            let arguments = ["rabbitmqctl", verb, &self.name];
+            let mut command = services_command(&self.fault.directory, &arguments);
+            // As below.
+            let _ = command.output();
+        }
     }
 }
 

@@ -1,0 +1,54 @@
+//! The broker's half: whether it answers, and whether it would let `run` do what it does.
+
+use super::{Finding, finding};
+use crate::broker::{BrokerError, Flaw, Link, Presence, Topology, look_for_flaws};
+use crate::config::Config;
+use crate::shutdown::Shutdown;
+
+/// A line for each thing that `run` needs of RabbitMQ.
+pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut link = match Link::open(&config.amqp, config.connect_timeout, shutdown) {
+        Ok(link) => link,
+        Err(error) => return vec![finding("broker", Err(error))],
+    };
+    let tls = if config.amqp.tls.is_some() { ", by TLS" } else { "" };
+    let detail = format!("RabbitMQ {} at {}{tls}", link.version(), config.amqp);
+    findings.push(fine("broker", detail));
+    match look_for_flaws(&mut link, config, shutdown) {
+        Err(error) => findings.push(finding("rights", Err(error))),
+        Ok(flaws) => {
+            if flaws.iter().all(|flaw| flaw.subject != "rights") {
+                findings.push(fine("rights", "all that `run` needs".to_owned()));
+            }
+            findings.extend(flaws.into_iter().map(|Flaw { subject, problem, is_fatal }| {
+                finding(&subject, if is_fatal { Err(problem) } else { Ok(problem) })
+            }));
+        }
+    }
+    match Topology::of(config).look(&mut link, shutdown) {
+        Err(error) => findings.push(finding("topology", Err(error))),
+        Ok(queues) => {
+            for Presence { queue, messages } in queues {
+                let name = format!("queue {queue}");
+                // What is wrong with it has been said.
+                if findings.iter().any(|finding| finding.name == name) {
+                    continue;
+                }
+                findings.push(fine(
+                    &name,
+                    match messages {
+                        Some(messages) => format!("{messages} messages ready"),
+                        None => "not there yet: `run` makes it".to_owned(),
+                    },
+                ));
+            }
+        }
+    }
+    link.close();
+    findings
+}
+
+fn fine(name: &str, detail: String) -> Finding {
+    finding(name, Ok::<_, BrokerError>(detail))
+}
