@@ -23,7 +23,7 @@ use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
 use crate::domain::shown;
 use crate::store::Store;
-use crate::{app, shutdown, threads};
+use crate::{app, shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
 /// bodies together, unless one has more.
@@ -184,7 +184,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     if !matches!(command, Command::Run(_)) {
-        threads::check(THREADS).context("raise the limit (`ulimit -u`) or leave more memory")?;
+        crate::threads::check(THREADS)
+            .context("raise the limit (`ulimit -u`) or leave more memory")?;
     }
     match command {
         Command::Run(settings) => {

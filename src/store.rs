@@ -19,7 +19,6 @@ use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{Secrets, Webhook, matching_patterns};
-use crate::threads;
 use crate::tls::Tls;
 
 mod backlogs;
@@ -87,9 +86,6 @@ const WEBHOOK: &str = "id, post_url, secret, previous_secret,
 const _: () = assert!(MAX_COLUMN_CHARS == 16_384);
 
 type Pool = r2d2::Pool<Connector>;
-
-/// The threads of a pool.
-const POOL_THREADS: usize = 3;
 
 /// What a statement is given, and of which type.
 type Parameter<'a> = (&'a (dyn postgres::types::ToSql + Sync), Type);
@@ -454,13 +450,13 @@ impl Store {
     /// thread, and would hold its place in the pool for as long as it hangs. `since` says which
     /// pool it was: another caller may have replaced it already.
     fn abandon_pool(&self, since: Instant) {
+        // A pool begins with three threads of its own, and panics where there can't be any.
+        if let Err(error) = crate::threads::check(3) {
+            log::warn!("no new connections to PostgreSQL: {error}");
+            return;
+        }
         let mut current = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if current.since == since {
-            // It begins with threads of its own, and panics where there can't be any.
-            if let Err(error) = threads::check(POOL_THREADS) {
-                log::warn!("no new connections to PostgreSQL: {error}");
-                return;
-            }
             let pool = new_pool(&self.config, &self.tls, self.pool_size);
             *current = Current { pool, since: Instant::now() };
         }

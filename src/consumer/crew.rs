@@ -223,11 +223,11 @@ pub(super) fn run(
             scope,
             link,
             growth,
+            limited_by: None,
             hands: Vec::new(),
             leaving: Vec::new(),
             ended: Ended::Asked,
             begun: now,
-            limited_by: None,
         };
         watch.run(&alarmed)
     });
@@ -243,14 +243,14 @@ struct Watch<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     link: &'env mut Link,
     growth: Growth,
+    /// Why there are no more consumers, which was told.
+    limited_by: Option<String>,
     hands: Vec<Hand<'scope>>,
     /// Those that are about to end.
     leaving: Vec<Hand<'scope>>,
     /// Why the first of them ended that was not asked to.
     ended: Ended,
     begun: Instant,
-    /// Why there are no more consumers, which was told.
-    limited_by: Option<String>,
 }
 
 impl Watch<'_, '_> {

@@ -26,7 +26,7 @@ mod why;
 mod shutdown;
 mod connections;
 mod limits;
-mod rights;
+mod broker_rights;
 mod tls;
 mod faults;
 mod chaos;
