@@ -118,7 +118,8 @@ impl LookUps {
             let mut state = self.0.lock();
             let ticket = state.enter(name, sender);
             // It takes the first name that may be asked for, which need not be this one.
-            let needed = state.waiting.len() > state.idle
+            let free = state.threads.saturating_sub(state.asking);
+            let needed = state.waiting.len() > free
                 && state.threads < self.0.most
                 && state.has_next(self.0.most);
             if needed

@@ -171,6 +171,13 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(sandbox.broker.ready(&sandbox.retry_queue()), None, "`check` makes nothing");
+
+    // Without backlogs all is delivered, too.
+    sandbox.notifier().start().terminate();
+    vhost.limit_queues(1);
+    let finished = check(&sandbox, &vhost);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(finished.stdout.contains("no queue can be made for a backlog"), "{finished:?}");
 }
 
 #[test]
