@@ -298,6 +298,20 @@ fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
     assert!(count >= 5, "only {count} files in the domain");
 }
 
+/// `thread::spawn` and a scope's `spawn` panic where there can be no thread, and a panic ends the process.
+#[test]
+fn a_thread_is_only_started_in_a_way_that_can_fail() {
+    for source in sources() {
+        let product = source.code.split("#[cfg(test)]").next().unwrap_or_default();
+        if source.path.ends_with("tests.rs") {
+            continue;
+        }
+        for call in ["thread::spawn(", "scope.spawn("] {
+            assert!(!product.contains(call), "{} calls {call})", source.path.display());
+        }
+    }
+}
+
 #[test]
 fn main_is_short() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs");
