@@ -246,6 +246,12 @@ impl Pipeline {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
+        // One that has not been attempted yet, as of an event that was split, is no retry.
+        let metrics = match delivery.attempts {
+            0 => self.metrics.lane(&context.lane.origin),
+            _ => context.metrics,
+        };
+        let context = Context { metrics, ..context };
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
             Found::Enabled(webhook) => {

@@ -480,7 +480,7 @@ mod tests {
         }
         fail(7, Some(60));
         let (shown, count) = receivers.ailing(3);
-        assert_eq!(count, Count { ailing: 5, slow: 0, broken: 0 });
+        assert_eq!(count, Count { known: 5, ailing: 5, slow: 0, broken: 0 });
         assert_eq!(count, receivers.count());
         let conditions: Vec<_> = shown.iter().map(|(_, ailment)| ailment.condition).collect();
         assert_eq!(conditions, [Condition::StayAway, Condition::Failing, Condition::Failing]);

@@ -145,11 +145,14 @@ impl Status {
         let Counts { received, delivered, failed, .. } = counted.counts();
         let (state, lasted) = counted.state();
         let lag = history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
-        let rates = history.growth(number, RATE_SPAN).map(|(took, counts)| Rates {
-            received: rounded(per_second(counts.received, took)),
-            delivered: rounded(per_second(counts.delivered, took)),
-            failed: rounded(per_second(counts.failed, took)),
-        });
+        // What a lane did before it was interrupted it does no more.
+        let span = if state == LaneState::Consuming { RATE_SPAN } else { lasted.min(RATE_SPAN) };
+        let rates =
+            history.growth(number, span.max(2 * SAMPLE_INTERVAL)).map(|(took, counts)| Rates {
+                received: rounded(per_second(counts.received, took)),
+                delivered: rounded(per_second(counts.delivered, took)),
+                failed: rounded(per_second(counts.failed, took)),
+            });
         let steps: Vec<Counts> = history.steps(number).collect();
         let is_first = lane.kind == LaneKind::Events;
         let dead = is_first.then(|| dead_queue(&lane.origin));
@@ -214,6 +217,7 @@ impl Status {
     fn receivers_now(&self) -> ReceiversNow {
         let (ailing, count) = self.receivers.ailing(MOST_LISTED);
         ReceiversNow {
+            known: count.known,
             ailing: count.ailing,
             broken: count.broken,
             listed: ailing.into_iter().map(ailing_receiver).collect(),

@@ -158,6 +158,8 @@ struct UnderWay {
 /// How many receivers are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
+    /// It was asked, not too long ago.
+    pub known: usize,
     /// The last attempt failed, or it is slow.
     pub ailing: usize,
     /// A request took over a second, now or lately.
@@ -391,7 +393,7 @@ impl Pace {
     /// Counts the receivers.
     pub fn count(&mut self, now: Moment) -> Count {
         self.note_slow(now);
-        let mut count = Count::default();
+        let mut count = Count { known: self.receivers.len(), ..Count::default() };
         for receiver in self.receivers.values() {
             let is_slow = receiver.class() == Class::Slow;
             count.ailing += usize::from(is_slow || receiver.is_failing());

@@ -13,6 +13,18 @@ const MOST_NAMED: usize = 3;
 /// than the directory takes to connect again.
 const DEAF_SECONDS: f64 = 15.0;
 
+/// For how long nothing must have come from a queue that holds something before that is worth a word.
+const STILL_SECONDS: f64 = 60.0;
+
+/// Deliveries are late if half of them come this long after their event: a few retries take less.
+const LATE_SECONDS: f64 = 60.0;
+
+/// So many events that wait are more than a moment's.
+const MANY_EVENTS: i64 = 1_000;
+
+/// With so many receivers in trouble together, the cause is rarely theirs.
+const MANY_RECEIVERS: usize = 3;
+
 const ALARM_REMEDY: &str = "It goes on by itself as soon as RabbitMQ does. Is that short of memory or \
                             disk? `rabbitmq-diagnostics alarms` tells.";
 
@@ -50,10 +62,14 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
         advice.extend(of_servers(snapshot));
         advice.extend(of_alarm(snapshot));
         advice.extend(of_lanes(snapshot));
+        advice.extend(of_standing_still(snapshot));
+        advice.extend(of_capacity(snapshot));
+        advice.extend(of_lateness(snapshot));
     }
     advice.extend(of_directory(snapshot));
     advice.extend(of_dead_letters(snapshot));
     advice.extend(of_receivers(snapshot));
+    advice.extend(of_backlogs(snapshot));
     // Stable: what is equally bad stays in the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));
     let worst = advice.first().map_or(State::Well, |advice| advice.state);
@@ -138,6 +154,84 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     rows.into_iter().filter_map(of).collect()
 }
 
+/// It should consume, there is something, and nothing comes.
+fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
+    let is_still = |lane: &&LaneNow| {
+        lane.state == LaneState::Consuming
+            && lane.kind != "backlogs"
+            && lane.lasted_seconds >= STILL_SECONDS
+            && lane.ready.is_some_and(|ready| ready > 0)
+            && lane.rates.is_some_and(|rates| rates.received == 0.0)
+    };
+    let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_still).collect();
+    let waiting: i64 = lanes.iter().filter_map(|lane| lane.ready).sum();
+    let names = named(&lanes);
+    (!lanes.is_empty()).then(|| {
+        let messages = counted(waiting.unsigned_abs(), "message waits", "messages wait");
+        trouble(
+            format!("{messages} in {names}, and none has come for a minute."),
+            "Do other instances have them in hand? If none gets any, keep the log and restart: that \
+             is safe, and this should not happen.",
+        )
+    })
+}
+
+/// All that may be under way is, and much waits behind it.
+fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
+    let is_used_up = |lane: &&LaneNow| {
+        let waits = lane.ready.is_some_and(|ready| ready >= MANY_EVENTS);
+        waits && lane.capacity.zip(lane.in_use).is_some_and(|(most, used)| used >= most)
+    };
+    let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_used_up).collect();
+    let waiting: i64 = lanes.iter().filter_map(|lane| lane.ready).sum();
+    (!lanes.is_empty()).then(|| Advice {
+        state: State::Attention,
+        what: format!(
+            "As many requests are under way as may be for {}, and {}.",
+            named(&lanes),
+            counted(waiting.unsigned_abs(), "event waits", "events wait")
+        ),
+        remedy: "Receivers are slower than events come. A larger capacity (`QUEUES=name=N`) or \
+                 another instance brings them in sooner; `webhook-notifier webhooks list` says who \
+                 is slow."
+            .to_owned(),
+    })
+}
+
+/// Most of what arrives comes long after its event.
+fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
+    let is_late = |lane: &&LaneNow| {
+        lane.kind == "events" && lane.lag_p50.is_some_and(|lag| lag.is_above(LATE_SECONDS))
+    };
+    let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_late).collect();
+    (!lanes.is_empty()).then(|| Advice {
+        state: State::Attention,
+        what: format!("Half of the deliveries of {} come over a minute late.", named(&lanes)),
+        remedy:
+            "Were they published, or the notifier started, a while ago? Then it is over once they \
+                 are in. Else events come faster than they are delivered: a larger capacity \
+                 (`QUEUES=name=N`) or another instance helps."
+                .to_owned(),
+    })
+}
+
+/// What waits for receivers, for whatever reason.
+fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
+    let backlogs = snapshot.lanes.iter().filter(|lane| lane.kind == "backlogs");
+    let waiting: i64 = backlogs.filter_map(|lane| lane.ready).sum();
+    (waiting > 0).then(|| Advice {
+        state: State::Well,
+        what: format!(
+            "{} in {}.",
+            counted(waiting.unsigned_abs(), "delivery waits", "deliveries wait"),
+            counted(snapshot.backlogs.filled.max(1) as u64, "backlog", "backlogs")
+        ),
+        remedy: "Nothing to do: each is sent in its turn, as soon as its receiver may be asked. \
+                 `webhook-notifier webhooks list` says why it waits, and how long."
+            .to_owned(),
+    })
+}
+
 fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
     let age = snapshot.directory_age_seconds;
     let known_cause = snapshot.is_stopping || snapshot.database.answers != Some(true);
@@ -164,7 +258,18 @@ fn of_dead_letters(snapshot: &Snapshot) -> Option<Advice> {
 
 fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
     let (broken, ailing) = (snapshot.receivers.broken, snapshot.receivers.ailing);
+    let known = snapshot.receivers.known;
     let mut advice = Vec::new();
+    let are_many = ailing >= MANY_RECEIVERS && ailing * 4 >= known;
+    if are_many {
+        let are = format!("{ailing} of {known} receivers fail, are slow or are down.");
+        let state = if ailing * 2 > known { State::Trouble } else { State::Attention };
+        let remedy = "So many rarely fail by themselves. Their failures in the log have the reason: dns, \
+                      timeout and refused are the network's way out (firewall, resolver), tls an \
+                      outdated CA or a wrong clock, rejected `ALLOW_NETWORKS`, status_4xx perhaps what \
+                      a producer has changed. What fails waits, and is tried again.";
+        advice.push(Advice { state, what: are, remedy: remedy.to_owned() });
+    }
     if broken > 0 {
         let down = counted(broken as u64, "receiver is down", "receivers are down");
         let wait = if broken == 1 { "its deliveries wait" } else { "their deliveries wait" };
@@ -177,7 +282,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
                 .to_owned(),
         });
     }
-    if ailing > broken {
+    if ailing > broken && !are_many {
         let others = ailing - broken;
         let fail =
             counted(others as u64, "receiver fails or is slow", "receivers fail or are slow");
@@ -207,15 +312,18 @@ fn not_consumed(snapshot: &Snapshot, lanes: &[&LaneNow]) -> String {
     if lanes.len() == snapshot.lanes.len() {
         return "nothing is being consumed".to_owned();
     }
+    let is = if lanes.len() == 1 { "is" } else { "are" };
+    format!("{} {is} not being consumed", named(lanes))
+}
+
+fn named(lanes: &[&LaneNow]) -> String {
     let mut names: Vec<String> =
         lanes.iter().take(MOST_NAMED).map(|lane| lane.queue.clone()).collect();
     if lanes.len() > MOST_NAMED {
         names.push(format!("{} more", lanes.len() - MOST_NAMED));
     }
-    let is = if lanes.len() == 1 { "is" } else { "are" };
     let last = names.pop().unwrap_or_default();
-    let names = if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) };
-    format!("{names} {is} not being consumed")
+    if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) }
 }
 
 fn counted(count: u64, one: &str, many: &str) -> String {
@@ -245,7 +353,8 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::snapshot::{BacklogsNow, ReceiversNow, Trend};
+    use crate::domain::trend::Bound;
+    use crate::status::snapshot::{BacklogsNow, Rates, ReceiversNow, Trend};
 
     /// Two queues, all well.
     fn well() -> Snapshot {
@@ -287,9 +396,14 @@ mod tests {
             lanes: lanes.concat(),
             waiting: Vec::new(),
             backlogs: BacklogsNow { filled: 0, listed: Vec::new() },
-            receivers: ReceiversNow { ailing: 0, broken: 0, listed: Vec::new() },
+            receivers: ReceiversNow { known: 20, ailing: 0, broken: 0, listed: Vec::new() },
             sample_ages_seconds: Vec::new(),
         }
+    }
+
+    /// Of twenty and one.
+    fn receivers(ailing: usize, broken: usize) -> ReceiversNow {
+        ReceiversNow { known: 21, ailing, broken, listed: Vec::new() }
     }
 
     fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: LaneState) {
@@ -426,7 +540,7 @@ mod tests {
     fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last() {
         check(
             |snapshot| {
-                snapshot.receivers = ReceiversNow { ailing: 5, broken: 3, listed: Vec::new() };
+                snapshot.receivers = receivers(5, 3);
                 snapshot.lanes[0].dead = Some(1_200);
                 snapshot.lanes[2].dead = Some(34);
                 snapshot.directory_age_seconds = 400.0;
@@ -442,7 +556,6 @@ mod tests {
             ],
         );
         check(|snapshot| snapshot.lanes[0].dead = Some(1), State::Attention, &["1 dead letter."]);
-        let receivers = |ailing, broken| ReceiversNow { ailing, broken, listed: Vec::new() };
         check(
             |snapshot| snapshot.receivers = receivers(1, 1),
             State::Attention,
@@ -454,6 +567,68 @@ mod tests {
             State::Well,
             &["1 receiver fails or is slow."],
         );
+    }
+
+    #[test]
+    fn what_stands_still_in_spite_of_readiness_is_trouble() {
+        let still = Rates { received: 0.0, delivered: 0.0, failed: 0.0 };
+        check(
+            |snapshot| {
+                snapshot.lanes[0].rates = Some(still);
+                snapshot.lanes[1].rates = Some(still);
+            },
+            State::Trouble,
+            &["10 messages wait in high and high.retry, and none has come for a minute."],
+        );
+        let quiet = |snapshot: &mut Snapshot| {
+            snapshot.lanes[0].rates = Some(still);
+            snapshot.lanes[0].ready = Some(0);
+            snapshot.lanes[1].rates = Some(Rates { received: 0.1, ..still });
+            (snapshot.lanes[2].rates, snapshot.lanes[2].lasted_seconds) = (Some(still), 10.0);
+            (snapshot.lanes[3].rates, snapshot.lanes[3].ready) = (Some(still), None);
+        };
+        check(quiet, State::Well, &[]);
+    }
+
+    #[test]
+    fn what_is_used_up_late_or_waits_is_told() {
+        let used_up = |ready| {
+            move |snapshot: &mut Snapshot| {
+                snapshot.lanes[2].in_use = Some(64);
+                snapshot.lanes[2].ready = Some(ready);
+            }
+        };
+        let expected = "As many requests are under way as may be for low, and 6,000 events wait.";
+        check(used_up(6_000), State::Attention, &[expected]);
+        check(used_up(999), State::Well, &[]);
+        let late = |bound: Bound| {
+            move |snapshot: &mut Snapshot| snapshot.lanes[0].lag_p50 = Some(bound.into())
+        };
+        let expected = "Half of the deliveries of high come over a minute late.";
+        check(late(Bound::AtMost(120.0)), State::Attention, &[expected]);
+        check(late(Bound::Above(60.0)), State::Attention, &[expected]);
+        check(late(Bound::AtMost(60.0)), State::Well, &[]);
+        check(
+            |snapshot| {
+                (snapshot.lanes[3].kind, snapshot.lanes[3].ready) = ("backlogs", Some(20_001));
+                snapshot.backlogs.filled = 2;
+            },
+            State::Well,
+            &["20,001 deliveries wait in 2 backlogs."],
+        );
+    }
+
+    #[test]
+    fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
+        let of = |known, ailing| {
+            move |snapshot: &mut Snapshot| {
+                snapshot.receivers = ReceiversNow { known, ailing, broken: 0, listed: Vec::new() };
+            }
+        };
+        check(of(100, 60), State::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
+        check(of(100, 25), State::Attention, &["25 of 100 receivers fail, are slow or are down."]);
+        check(of(100, 24), State::Well, &["24 receivers fail or are slow."]);
+        check(of(2, 2), State::Well, &["2 receivers fail or are slow."]);
     }
 
     #[test]

@@ -136,9 +136,10 @@ pub(super) struct BacklogNow {
     pub(super) empty_in_seconds: Option<f64>,
 }
 
-/// The receivers that have an ailment: how many, and the worst of them.
+/// The receivers that were asked lately: how many, how many of them have an ailment, and the worst.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ReceiversNow {
+    pub(super) known: usize,
     pub(super) ailing: usize,
     pub(super) broken: usize,
     pub(super) listed: Vec<Ailing>,
@@ -158,6 +159,13 @@ pub(super) struct Ailing {
     pub(super) is_probed: bool,
     /// How long it is left alone; `None` if it gets the next delivery that there is.
     pub(super) next_in_seconds: Option<f64>,
+}
+
+impl Quantile {
+    /// Whether it is more than that for sure, or in the bucket above it.
+    pub(super) fn is_above(self, seconds: f64) -> bool {
+        self.seconds > seconds || self.is_more && self.seconds >= seconds
+    }
 }
 
 impl From<Bound> for Quantile {

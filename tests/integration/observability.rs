@@ -129,6 +129,28 @@ fn the_label_values_are_bounded_and_tell_nothing_about_receivers() {
 }
 
 #[test]
+fn first_attempts_count_under_the_queue_of_their_event_even_where_it_was_split() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    for path in ["/a", "/b", "/c"] {
+        sandbox.webhook(&receiver.url(path), &["order.paid"]);
+    }
+    let launch = sandbox.notifier().env("FANOUT_INLINE", "1").env("RETRY_SCHEDULE", "1s,1s");
+    let notifier = launch.start();
+    sandbox.publish(&Event::new("order.paid"));
+    let count = |metric: &str, queue: &str| notifier.metric(metric, &[("queue", queue)]);
+    let retries = sandbox.retry_queue();
+    wait_until(SOON, "each is attempted twice", || {
+        count("webhook_request_success_total", &retries) == 3.0
+    });
+    assert_eq!(count("webhook_request_failure_total", sandbox.queue()), 3.0);
+    assert_eq!(count("webhook_request_failure_total", &retries), 0.0);
+}
+
+#[test]
 fn a_request_in_flight_is_seen_as_such() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Hang);

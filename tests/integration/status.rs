@@ -225,8 +225,9 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
     assert_eq!(other["webhook"], failing.to_string());
     assert_eq!((&other["reason"], &other["next_in_seconds"]), (&"status_5xx".into(), &Value::Null));
     let said = status(&notifier);
+    // And how many wait for it, once they are counted.
     assert_eq!(
-        what_is_wrong(&said),
+        what_is_wrong(&said)[..2],
         ["1 receiver is down: its deliveries wait.", "1 receiver fails or is slow."]
     );
 

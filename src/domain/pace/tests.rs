@@ -367,7 +367,7 @@ fn a_limit_that_is_reached_is_no_fault_and_counts_all_queues() {
     let attempt = subject.begin(ask(0));
     assert!(matches!(subject.hold(ask(1)), Some(Hold::Limit(Limit::InFlight, _))));
     subject.deliver(attempt);
-    assert_eq!(subject.pace.count(subject.now), Count::default());
+    assert_eq!(subject.pace.count(subject.now), Count { known: 1, ..Count::default() });
     assert_eq!(subject.hold(ask(1)), None);
 }
 
@@ -420,7 +420,7 @@ fn what_is_wrong_with_a_receiver_is_told_since_when_and_until_when() {
     assert_eq!(ailment(subject.after(1_000), 2), None);
     let found = ailment(subject.after(2_000), 2).expect("it takes long");
     assert_eq!((found.condition.label(), found.lasted), ("slow", ms(2_000)));
-    assert_eq!(subject.pace.count(subject.now), Count { ailing: 1, slow: 1, broken: 0 });
+    assert_eq!(subject.pace.count(subject.now), Count { known: 2, ailing: 1, slow: 1, broken: 0 });
     subject.fail_by(attempt, false, Some(60));
     let found = ailment(&mut subject, 2).expect("it failed");
     assert_eq!(found.condition.label(), "stay_away");
