@@ -27,6 +27,7 @@ mod browse;
 mod mending;
 mod message;
 mod publisher;
+mod refusals;
 mod tls;
 mod topology;
 

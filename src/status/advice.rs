@@ -49,6 +49,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     } else {
         advice.extend(of_servers(snapshot));
         advice.extend(of_alarm(snapshot));
+        advice.extend(of_refusals(snapshot));
         advice.extend(of_lanes(snapshot));
     }
     advice.extend(of_directory(snapshot));
@@ -104,6 +105,24 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
             "RabbitMQ takes no messages: what fails can't be put off, and holds up its lane.";
         trouble(what.to_owned(), ALARM_REMEDY)
     })
+}
+
+/// Some queues take nothing, and the others do.
+fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
+    let refusing = &snapshot.refusing;
+    let longest = refusing.iter().map(|one| one.lasted_seconds).reduce(f64::max)?;
+    let names = names(refusing.iter().map(|one| one.queue.as_str()));
+    let verb = if refusing.len() == 1 { "takes" } else { "take" };
+    let messages: usize = refusing.iter().map(|one| one.messages).sum();
+    let wait = match messages {
+        0 => String::new(),
+        _ => format!("; {} in hand for it", counted(messages as u64, "message is", "messages are")),
+    };
+    Some(trouble(
+        format!("{names} {verb} no messages, for {}{wait}.", span(longest)),
+        "Nothing is lost; what is for it is tried every second or two. Has it a `max-length`, by a \
+         policy (`rabbitmqctl list_policies`)? Has it a leader (`rabbitmq-queues quorum_status`)?",
+    ))
 }
 
 /// What [`of_servers`] has not said already.
@@ -207,15 +226,20 @@ fn not_consumed(snapshot: &Snapshot, lanes: &[&LaneNow]) -> String {
     if lanes.len() == snapshot.lanes.len() {
         return "nothing is being consumed".to_owned();
     }
-    let mut names: Vec<String> =
-        lanes.iter().take(MOST_NAMED).map(|lane| lane.queue.clone()).collect();
-    if lanes.len() > MOST_NAMED {
-        names.push(format!("{} more", lanes.len() - MOST_NAMED));
-    }
     let is = if lanes.len() == 1 { "is" } else { "are" };
-    let last = names.pop().unwrap_or_default();
-    let names = if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) };
+    let names = names(lanes.iter().map(|lane| lane.queue.as_str()));
     format!("{names} {is} not being consumed")
+}
+
+/// The first names, and how many more there are.
+fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let count = all.len();
+    let mut names: Vec<String> = all.take(MOST_NAMED).map(str::to_owned).collect();
+    if count > MOST_NAMED {
+        names.push(format!("{} more", count - MOST_NAMED));
+    }
+    let last = names.pop().unwrap_or_default();
+    if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) }
 }
 
 fn counted(count: u64, one: &str, many: &str) -> String {
@@ -245,7 +269,7 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::snapshot::{BacklogsNow, ReceiversNow, Trend};
+    use crate::status::snapshot::{BacklogsNow, ReceiversNow, RefusingNow, Trend};
 
     /// Two queues, all well.
     fn well() -> Snapshot {
@@ -283,6 +307,7 @@ mod tests {
             database: server,
             directory_age_seconds: 0.0,
             broker_accepts: Some(true),
+            refusing: Vec::new(),
             depths_age_seconds: Some(1.0),
             lanes: lanes.concat(),
             waiting: Vec::new(),
@@ -374,6 +399,27 @@ mod tests {
             },
             State::Trouble,
             &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
+        );
+    }
+
+    #[test]
+    fn queues_that_take_nothing_are_trouble_and_named() {
+        let refusing = |queue: &str, messages, lasted_seconds| RefusingNow {
+            queue: queue.to_owned(),
+            messages,
+            lasted_seconds,
+        };
+        check(
+            |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
+            State::Trouble,
+            &["high.dead takes no messages, for 12 s; 3 messages are in hand for it."],
+        );
+        check(
+            |snapshot| {
+                snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
+            },
+            State::Trouble,
+            &["high.dead and a take no messages, for 2 min."],
         );
     }
 

@@ -27,6 +27,8 @@ mod shutdown;
 mod connections;
 mod tls;
 mod faults;
+mod refusals;
+mod causes;
 mod chaos;
 mod database;
 mod backlogs;
