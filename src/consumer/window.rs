@@ -89,6 +89,7 @@ impl<'a> Window<'a> {
         given_back.map_err(|error| Ended::Lost(format!("cannot hand back: {error}")))?;
         self.note_acked(tag, tag);
         self.pipeline.tally().handed_back();
+        log::debug!("handed back after minutes in hand queue={}", self.lane.queue);
         Ok(())
     }
 

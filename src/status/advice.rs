@@ -109,6 +109,9 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
 
 /// Some queues take nothing, and the others do.
 fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
+    if is_away(snapshot.broker) {
+        return None;
+    }
     let refusing = &snapshot.refusing;
     let longest = refusing.iter().map(|one| one.lasted_seconds).reduce(f64::max)?;
     let names = names(refusing.iter().map(|one| one.queue.as_str()));
