@@ -63,9 +63,10 @@ pub struct Outgoing {
 pub(super) enum Instead {
     /// It waits in another wait queue than that of this delay, for the retries of a queue.
     OtherWait(Span, String),
-    /// It waits for a minute: so soon that its receiver's backlog is not filled out of order by much.
+    /// It waits for a minute, as where there is no backlog.
     NoBacklog(String),
-    /// It waits, and goes on to the dead-letter queue of this queue without an attempt.
+    /// It waits, and goes on from the retry lane of this queue to its dead-letter queue, without an
+    /// attempt.
     DeadLater(String),
     /// Nowhere.
     Nowhere,

@@ -1,5 +1,7 @@
 //! What ends a trouble may not be what began it: each new cause is a line of the log.
 
+use std::time::Duration;
+
 use crate::harness::{
     Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, wait_until,
 };
@@ -155,4 +157,48 @@ fn a_role_of_postgresql_that_may_not_log_in_any_more_is_told_after_what_ended_it
     assert_eq!(count(&notifier, &["directory bypassed"]), 2);
     notifier.terminate();
     run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+/// RabbitMQ's limit for acks, which it looks at so often, both in milliseconds; until this is dropped.
+struct ConsumerTimeout<'a>(&'a FaultServers);
+
+impl<'a> ConsumerTimeout<'a> {
+    fn of(faults: &'a FaultServers, timeout: u32, interval: u32) -> Self {
+        let set = Self(faults);
+        set.set(timeout, interval);
+        set
+    }
+
+    fn set(&self, timeout: u32, interval: u32) {
+        let set = |name, value| format!("application:set_env(rabbit, {name}, {value})");
+        let both = [set("consumer_timeout", timeout), set("channel_tick_interval", interval)];
+        self.0.rabbitmqctl(&["eval", &format!("{}.", both.join(", "))]);
+    }
+}
+
+impl Drop for ConsumerTimeout<'_> {
+    fn drop(&mut self) {
+        self.set(1_800_000, 60_000);
+    }
+}
+
+#[test]
+fn a_consumer_timeout_that_is_too_short_is_told_with_what_it_has_to_be() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Slow(Duration::from_secs(5), 200),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let limit = ConsumerTimeout::of(&faults, 500, 250);
+    let mut notifier = sandbox.notifier().start();
+    sandbox.publish(&Event::new("order.paid"));
+    let line = notifier.wait_stderr(SOON, "lane interrupted");
+    assert!(line.contains("raise RabbitMQ's consumer_timeout to 30 minutes"), "{line}");
+    // The event has come back, and is delivered.
+    receiver.wait_at("/", 2);
+    drop(limit);
+    notifier.terminate();
+    sandbox.wait_drained();
 }
