@@ -144,6 +144,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
                     .collect(),
                 directory_age: directory.age(),
                 broker_accepts: publisher.is_able(),
+                refusing: publisher.refusing(),
             }
         }
     });

@@ -20,6 +20,7 @@ mod guard;
 mod mending;
 mod message;
 mod publisher;
+mod refusals;
 mod rights;
 mod tls;
 mod topology;

@@ -19,6 +19,7 @@ use crate::broker::{
     why_not_consumed,
 };
 use crate::config::Config;
+use crate::domain::causes::Causes;
 use crate::domain::retry::Backoff;
 use crate::metrics::{Interruption, Metrics};
 use crate::pipeline::{Missing, Pipeline, Settlement};
@@ -76,31 +77,27 @@ enum Ended {
 pub fn run(context: &Context, lane: &Arc<Lane>) {
     match lane.kind {
         LaneKind::Events | LaneKind::Retries => {
-            connect_again(context, lane, |reported| session(context, lane, reported));
+            connect_again(context, lane, |causes| session(context, lane, causes));
         }
         LaneKind::Backlogs => backlogs::run(context, lane),
     }
 }
 
-/// One session after another, until shutdown. Each is told why the one before it ended, for the log, and
-/// takes that when it consumes.
-fn connect_again(
-    context: &Context,
-    lane: &Lane,
-    mut session: impl FnMut(&mut Option<String>) -> Ended,
-) {
+/// One session after another, until shutdown. Each knows why there was none before it, as far as that
+/// was told, and ends this trouble when it consumes.
+fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Causes) -> Ended) {
     let mut backoff = Backoff::default();
     let mut missing = None;
-    // One line for each change of state, not one for each attempt.
-    let mut reported: Option<String> = None;
+    // One line for each cause, not one for each attempt.
+    let mut causes = Causes::default();
     while !context.shutdown.is_requested() {
         let started = Instant::now();
         // What can't be settled is not consumed: it would only go back and forth. (Whether confirms
         // come is known only by publishing, so that is looked at after they failed to.)
         missing = context.pipeline.missing(missing.as_ref());
-        let ended = match &missing {
-            Some(missing) => Ended::Missing(missing.clone()),
-            None => session(&mut reported),
+        let (ended, lasted) = match &missing {
+            Some(missing) => (Ended::Missing(missing.clone()), Duration::ZERO),
+            None => (session(&mut causes), started.elapsed()),
         };
         context.metrics.set_consuming(&lane.queue, false);
         let (why, problem) = match ended {
@@ -119,19 +116,16 @@ fn connect_again(
         if context.shutdown.is_requested() {
             return;
         }
-        if reported.is_none() {
+        if causes.is_news(&problem) {
             log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
-            reported = Some(problem);
         }
-        if started.elapsed() > GOOD_SESSION && missing.is_none() {
-            backoff.reset();
-        }
-        let _ = context.shutdown.wait(backoff.next_wait((context.jitter)()));
+        let wait = backoff.wait_after(lasted, GOOD_SESSION, (context.jitter)());
+        let _ = context.shutdown.wait(wait);
     }
 }
 
 /// One connection's life.
-fn session(context: &Context, lane: &Arc<Lane>, reported: &mut Option<String>) -> Ended {
+fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
     let Context { config, shutdown, .. } = context;
     let opened = Link::open(&config.amqp, config.connect_timeout, shutdown);
     let mut link = match opened {
@@ -143,7 +137,7 @@ fn session(context: &Context, lane: &Arc<Lane>, reported: &mut Option<String>) -
     if let Err(error) = declared {
         return Ended::Lost(link.unavailable(&error).to_string());
     }
-    match crew::run(context, lane, &mut link, reported) {
+    match crew::run(context, lane, &mut link, causes) {
         Ended::Lost(problem) => {
             let cause = link.cause_of_loss();
             Ended::Lost(format!("{problem}: {cause}"))
@@ -241,6 +235,9 @@ impl Consuming<'_> {
 
     fn settle(&mut self, message: ConsumerMessage) -> Result<(), Ended> {
         let mut delivery = delivery(message)?;
+        if self.post.takes(delivery.delivery_tag()) {
+            return self.window.hand_back(delivery);
+        }
         self.window.taken();
         let settlement = self.crew.settle(&mut delivery, self.post.progress());
         self.note(delivery, settlement)
@@ -302,7 +299,7 @@ impl Consuming<'_> {
                 recv(self.returned) -> returned => self.take(returned.ok())?,
                 recv(self.consumer.receiver()) -> message => return message.map_err(lost),
                 recv(confirmation.receiver()) -> answer => self.window.confirmed(answer)?,
-                default(confirmation.patience()) => {}
+                default(self.window.patience()) => {}
             }
         }
     }
@@ -321,6 +318,7 @@ impl Consuming<'_> {
                 self.window.taken_over();
                 self.note(delivery, settlement)
             }
+            Some(Returned::Old(delivery)) => self.window.hand_back(delivery),
             Some(Returned::Other(message)) => {
                 self.back.push(delivery(message)?);
                 Ok(())
@@ -365,6 +363,12 @@ fn delivery(message: ConsumerMessage) -> Result<amiquip::Delivery, Ended> {
     match message {
         ConsumerMessage::Delivery(delivery) => Ok(delivery),
         ConsumerMessage::ServerCancelled => Err(Ended::Lost("the queue was deleted".to_owned())),
+        ConsumerMessage::ServerClosedChannel(error)
+            if error.to_string().contains("delivery acknowledgement") =>
+        {
+            let remedy = "raise RabbitMQ's consumer_timeout to 30 minutes, its default, at least";
+            Err(Ended::Lost(format!("{error}: {remedy}")))
+        }
         ConsumerMessage::ServerClosedChannel(error)
         | ConsumerMessage::ServerClosedConnection(error) => Err(Ended::Lost(error.to_string())),
         _ => Err(Ended::Lost("connection lost".to_owned())),

@@ -13,6 +13,7 @@ use prometheus::IntCounter;
 
 use crate::broker::unix_millis;
 use crate::config::Config;
+use crate::domain::causes::Causes;
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
 use crate::domain::history::{Entry, Extent, Happened};
@@ -222,13 +223,14 @@ impl Writer {
     }
 }
 
-/// Says when the log begins to have gaps, and when that is over: one line each.
+/// Says when the log begins to have gaps, for each new cause, and when that is over: one line each.
 #[derive(Debug, Default)]
 struct Gaps {
     /// How many entries were dropped when it was last looked at.
     dropped: u64,
     /// Since it was said: how many were dropped before, and when it was last so.
     reported: Option<(u64, Instant)>,
+    causes: Causes,
 }
 
 impl Gaps {
@@ -237,17 +239,19 @@ impl Gaps {
         // While PostgreSQL is only away, entries wait for it.
         let is_so = dropped > before
             || matches!(error, Some(StoreError::Misconfigured(_) | StoreError::Refused(_)));
-        self.reported = match self.reported {
-            None if is_so => {
-                let cause = error.map(ToString::to_string);
-                let cause =
-                    cause.unwrap_or_else(|| "more entries than PostgreSQL takes".to_owned());
+        if is_so {
+            let cause = error.map(ToString::to_string);
+            let cause = cause.unwrap_or_else(|| "more entries than PostgreSQL takes".to_owned());
+            if self.causes.is_news(&cause) {
                 log::warn!("delivery log has gaps cause={cause:?}; deliveries go on");
-                Some((before, Instant::now()))
             }
+        }
+        self.reported = match self.reported {
+            None if is_so => Some((before, Instant::now())),
             Some((before, _)) if is_so => Some((before, Instant::now())),
             Some((before, last)) if error.is_none() && last.elapsed() >= CALM => {
                 log::info!("delivery log complete again dropped={}", dropped - before);
+                self.causes.end();
                 None
             }
             unchanged => unchanged,

@@ -10,7 +10,6 @@
 //!   can reach. What is not known has to wait.
 
 use std::fmt;
-use std::mem;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +20,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::domain::causes::Causes;
 use crate::domain::retry::Backoff;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Lookups;
@@ -281,12 +281,12 @@ impl Directory {
     /// Listens for changes until shutdown, over one connection after another.
     pub fn listen(&self, shutdown: &Shutdown, jitter: fn() -> f64) {
         let mut backoff = Backoff::default();
-        let mut reported = false;
+        let mut causes = Causes::default();
         // How often in a row PostgreSQL gave no answer. Once may be a network that broke just then.
         let mut unanswered = 0_u32;
         while !shutdown.is_requested() {
             let Some(Lost { why: NotListening { error, sign }, since }) =
-                self.listen_once(shutdown, &mut reported)
+                self.listen_once(shutdown, &mut causes)
             else {
                 return;
             };
@@ -303,9 +303,9 @@ impl Directory {
             // First this: a look-up that no longer trusts what it knows would wait for an answer.
             self.away.store(away, Ordering::Relaxed);
             self.trusted_until.store(0, Ordering::Release);
-            if !reported {
-                log::warn!("directory bypassed cause={:?}", error.to_string());
-                reported = true;
+            let cause = error.to_string();
+            if causes.is_news(&cause) {
+                log::warn!("directory bypassed cause={cause:?}");
             }
             let was_good = since.is_some_and(|since| since.elapsed() > GOOD_SESSION);
             if was_good {
@@ -324,7 +324,7 @@ impl Directory {
 
     /// One connection's life; `None` at shutdown. The client has no time-outs, so it lives in a
     /// thread that is given up when it says nothing any more.
-    fn listen_once(&self, shutdown: &Shutdown, reported: &mut bool) -> Option<Lost> {
+    fn listen_once(&self, shutdown: &Shutdown, causes: &mut Causes) -> Option<Lost> {
         let (sender, reports) = unbounded();
         let store = Arc::clone(&self.store);
         let started = thread::Builder::new().name("listen".to_owned()).spawn(move || {
@@ -354,7 +354,7 @@ impl Directory {
                     self.forget();
                     self.tell(Change::Backlogs);
                     self.trust_for_now();
-                    if mem::take(reported) {
+                    if causes.end().is_some() {
                         log::info!("directory in use again");
                     }
                     since = Some(Instant::now());

@@ -26,7 +26,8 @@
 //! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the next delay of the schedule, or dead.
-//! 6. The [`broker`]'s publisher parks or dead-letters it, and promises its confirm.
+//! 6. The [`broker`]'s publisher parks or dead-letters it, and promises its confirm. Where a queue takes
+//!    nothing, it waits for it or finds another way.
 //! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of
 //!    this could not be done.
 //!
@@ -55,7 +56,8 @@
 //!   finds room by then.
 //! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
 //!   infrastructure failing, and stops consuming until it works again.
-//! - Whatever may hang has a limit: each module that waits says for how long, and why.
+//! - Whatever may hang has a limit: each module that waits says for how long, and why. A message is
+//!   acked or handed back before RabbitMQ would take it back ([`domain::in_hand`]).
 //! - Where a thread can't be had, what it was for is done by another one, or later: see [`threads`].
 //! - Every wait without a limit of its own, and every backoff, is also a wait for [`shutdown`]; the
 //!   others are over within SHUTDOWN_TIMEOUT or given up then. A thread that ends on its own ends
@@ -84,6 +86,7 @@
 //! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
+//! | what becomes of a message that its queue refuses | `broker/refusals.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |

@@ -66,6 +66,8 @@ pub struct Metrics {
     look: OnceLock<Look>,
     database_up: IntGauge,
     broker_accepting: IntGauge,
+    messages_refused: IntGaugeVec,
+    refusals: IntCounterVec,
     broker: Contact,
     database: Contact,
     announced: AtomicBool,
@@ -324,6 +326,16 @@ impl Metrics {
             "1 while RabbitMQ takes what has to wait or is dead",
             &[],
         )?;
+        let messages_refused = make.gauge(
+            "webhook_messages_refused",
+            "Messages of ours that RabbitMQ does not take into the queue now",
+            &["queue"],
+        )?;
+        let refusals = make.counter(
+            "webhook_refusals_total",
+            "How often RabbitMQ did not take a message of ours into the queue",
+            &["queue"],
+        )?;
         make.gauge("webhook_build_info", "Always 1; the version is a label", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
@@ -370,6 +382,8 @@ impl Metrics {
             look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
             broker_accepting: broker_accepting.with_label_values::<&str>(&[]),
+            messages_refused,
+            refusals,
             broker: Contact::new(),
             database: Contact::new(),
             announced: AtomicBool::new(false),
@@ -520,6 +534,12 @@ impl Metrics {
             self.breakers_open.set(i64::try_from(glance.breakers_open)?);
             self.directory_age.set(glance.directory_age.as_secs_f64());
             self.broker_accepting.set(glance.broker_accepts.into());
+            for Refusing { queue, messages, refused, .. } in &glance.refusing {
+                let gauge = self.messages_refused.with_label_values(&[queue]);
+                gauge.set(i64::try_from(*messages)?);
+                let counter = self.refusals.with_label_values(&[queue]);
+                counter.inc_by(refused.saturating_sub(counter.get()));
+            }
         }
         let mut text = Vec::with_capacity(32 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -542,6 +562,21 @@ pub struct Glance {
     pub directory_age: Duration,
     /// Whether RabbitMQ takes messages of ours: it is connected to, and has no alarm.
     pub broker_accepts: bool,
+    /// The queues that take none of ours now, or took none before.
+    pub refusing: Vec<Refusing>,
+}
+
+/// A queue that takes no messages of ours, or took none before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusing {
+    /// Its name; of backlogs, a name for all of one event queue.
+    pub queue: String,
+    /// Since when it takes none; none, if it does.
+    pub since: Option<Instant>,
+    /// How many of our messages wait for it.
+    pub messages: usize,
+    /// How often it has refused one since the process began.
+    pub refused: u64,
 }
 
 /// What of a queue's capacity is in use.

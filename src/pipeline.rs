@@ -9,13 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 use crate::backlogs::Backlogs;
-use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, unix_millis};
+use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, dead_queue, unix_millis};
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
 use crate::domain::delivery::{Delivery, UnixMillis};
 use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
+use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
 use crate::domain::outcome::{Decision, Outcome, Reason, decide};
 use crate::domain::pace::{Ask, Attempt};
@@ -79,6 +80,8 @@ pub struct Pipeline {
     delivery_max_age: Duration,
     fanout_inline: usize,
     max_event_bytes: usize,
+    /// How long an event may take to begin all its deliveries, and one may wait for its place.
+    patience: Duration,
     tally: Tally,
     shutdown: Shutdown,
 }
@@ -122,6 +125,7 @@ impl Pipeline {
             delivery_max_age: config.delivery_max_age,
             fanout_inline: config.fanout_inline,
             max_event_bytes: config.max_event_bytes,
+            patience: in_hand::patience(config.request_timeout),
             tally: Tally::new(shutdown.clone()),
             shutdown,
         }
@@ -242,6 +246,9 @@ impl Pipeline {
         progress: &Progress,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
+        if context.message.is_bound_for(&dead_queue(&context.lane.origin)) {
+            return self.bury_at_last(context, promises);
+        }
         let delivery = match Delivery::from_headers(&context.message.headers, unix_millis()) {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
@@ -276,7 +283,8 @@ impl Pipeline {
     /// Makes an attempt, if the receiver is to have one now; else sees to it that it gets one later.
     fn deliver(&self, context: Context<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
         let answer = self.ask(context.lane, webhook, &delivery);
-        match answer.and_then(|answer| self.receivers.wait(answer, &self.shutdown)) {
+        let wait = |answer| self.receivers.wait(answer, self.patience, &self.shutdown);
+        match answer.and_then(wait) {
             Ok(attempt) => self.attempt(context, webhook, delivery, attempt),
             Err(refusal) => self.hold_back(context, webhook, delivery, refusal),
         }

@@ -125,12 +125,17 @@ impl Receivers {
         Ok(state.answer(intent))
     }
 
-    /// Waits to be called, if that is what it takes: for a moment, or, where every place is taken, for
-    /// one REQUEST_TIMEOUT at most, since none is held for longer.
+    /// Waits to be called, if that is what it takes: for a moment, or, where every place is taken, until
+    /// one is free, for so long at most. That is within REQUEST_TIMEOUT, where few others wait.
     ///
     /// # Errors
-    /// Why it can't begin; without an entry, if it was shutdown.
-    pub fn wait(&self, answer: Answer, shutdown: &Shutdown) -> Result<Attempt, Refusal> {
+    /// Why it can't begin; without an entry, if it was shutdown, or this limit.
+    pub fn wait(
+        &self,
+        answer: Answer,
+        limit: Duration,
+        shutdown: &Shutdown,
+    ) -> Result<Attempt, Refusal> {
         let InLine { number, since, called } = match answer {
             Answer::Begins(attempt) => return Ok(attempt),
             Answer::Waits(in_line) => in_line,
@@ -146,13 +151,13 @@ impl Receivers {
             }
         }
         select! {
-            recv(called) -> answer => answer.unwrap_or(Err(interrupted)),
-            recv(shutdown.receiver()) -> _ => {
-                self.leave(number);
-                // Perhaps it was called just now.
-                called.try_recv().unwrap_or(Err(interrupted))
-            }
+            recv(called) -> answer => return answer.unwrap_or(Err(interrupted)),
+            recv(shutdown.receiver()) -> _ => {}
+            default(limit.saturating_sub(since.elapsed())) => {}
         }
+        self.leave(number);
+        // Perhaps it was called just now.
+        called.try_recv().unwrap_or(Err(interrupted))
     }
 
     /// The first of a backlog no longer waits, at the end of the connection that it came by. If it was
@@ -373,7 +378,8 @@ mod tests {
         shutdown: &Shutdown,
         webhook: u128,
     ) -> Result<Attempt, Refusal> {
-        receivers.wait(receivers.ask(by(webhook), Who::Fresh, false)?, shutdown)
+        let limit = Duration::from_secs(600);
+        receivers.wait(receivers.ask(by(webhook), Who::Fresh, false)?, limit, shutdown)
     }
 
     fn prove(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) {

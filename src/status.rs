@@ -15,7 +15,7 @@ use crate::broker::{Lane, LaneKind, Topology, dead_queue};
 use crate::config::Config;
 use crate::domain::receiver::{Ailment, Next};
 use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
-use crate::metrics::{Answers, Glance, Interruption, LAG_SECONDS, LaneState, Metrics};
+use crate::metrics::{Answers, Glance, Interruption, LAG_SECONDS, LaneState, Metrics, Refusing};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
@@ -24,8 +24,8 @@ mod snapshot;
 
 pub use snapshot::Snapshot;
 use snapshot::{
-    Ailing, BacklogNow, BacklogsNow, LaneNow, Rates, ReceiversNow, Server, Trend, Waiting, rounded,
-    seconds,
+    Ailing, BacklogNow, BacklogsNow, LaneNow, Rates, ReceiversNow, RefusingNow, Server, Trend,
+    Waiting, rounded, seconds,
 };
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
@@ -117,6 +117,7 @@ impl Status {
                 glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
             ),
             broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
+            refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
             depths_age_seconds: self.metrics.broker().age().map(seconds),
             lanes: self.lanes_now(glance.as_ref(), &history),
             waiting: self.waiting(),
@@ -223,6 +224,18 @@ impl Status {
             listed: ailing.into_iter().map(ailing_receiver).collect(),
         }
     }
+}
+
+fn refusing_now(glance: &Glance) -> Vec<RefusingNow> {
+    let of = |refusing: &Refusing| {
+        let since = refusing.since?;
+        Some(RefusingNow {
+            queue: refusing.queue.clone(),
+            messages: refusing.messages,
+            lasted_seconds: seconds(since.elapsed()),
+        })
+    };
+    glance.refusing.iter().filter_map(of).collect()
 }
 
 fn ailing_receiver((webhook, ailment): (Uuid, Ailment)) -> Ailing {

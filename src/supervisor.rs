@@ -286,6 +286,7 @@ mod tests {
                 breakers_open: 0,
                 directory_age: Duration::ZERO,
                 broker_accepts: true,
+                refusing: Vec::new(),
             }
         });
         let (trigger, asked) = shutdown::channel();

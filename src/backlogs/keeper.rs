@@ -11,6 +11,7 @@ use super::{Backlogs, Key, Known, MOST, News, Request};
 use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
 use crate::config::Config;
 use crate::directory::{Change, Directory};
+use crate::domain::causes::Causes;
 use crate::metrics::Metrics;
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
@@ -65,8 +66,9 @@ pub struct Keeper {
     has_to_look: bool,
     /// None can be made before.
     distrusted_until: Option<Instant>,
-    /// It was told that none can be made.
-    told: bool,
+    /// Why none can be made, and why the table can't be read, as far as it was told.
+    not_made: Causes,
+    not_read: Causes,
     /// Those of which somebody said that their queue is gone, while the broker could not be asked.
     lost: Vec<Key>,
     /// The webhooks that may have one without a row; none before these are known.
@@ -104,7 +106,8 @@ impl Keeper {
             standings: HashMap::new(),
             has_to_look: false,
             distrusted_until: None,
-            told: false,
+            not_made: Causes::default(),
+            not_read: Causes::default(),
             lost: Vec::new(),
             sought: None,
         }
@@ -256,7 +259,7 @@ impl Keeper {
         }
         match self.open(key, cause) {
             Ok(()) => {
-                if std::mem::take(&mut self.told) {
+                if self.not_made.end().is_some() {
                     log::info!("backlogs can be made again");
                 }
                 true
@@ -265,7 +268,7 @@ impl Keeper {
             Err(_) if self.shutdown.is_requested() => false,
             Err(problem) => {
                 self.distrusted_until = Some(Instant::now() + DISTRUST);
-                if !std::mem::replace(&mut self.told, true) {
+                if self.not_made.is_news(&problem) {
                     let queue = backlog_queue(self.origin(key), key.1);
                     log::warn!(
                         "backlog not made queue={queue} cause={problem:?}: what its receiver can't take \

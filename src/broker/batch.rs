@@ -1,11 +1,12 @@
 //! Publishing for the commands: many messages at a time, and the first trouble ends it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
-use super::publisher::{CONFIRM_TIMEOUT, Confirming, Outgoing, Request};
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Outgoing, Request, Slip};
 use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
@@ -56,18 +57,22 @@ impl Batches {
 
     /// Closes cleanly.
     pub fn close(self) {
-        self.channel.into_unconfirmed(&self.link.kill_switch());
+        let _ = self.channel.into_unconfirmed(&self.link.kill_switch());
         self.link.close();
     }
 }
 
 impl Confirming {
     fn publish_batch(&mut self, batch: Vec<Outgoing>) -> Result<(), String> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let since = Instant::now();
+        let deadline = since + CONFIRM_TIMEOUT;
         let count = batch.len();
         let (confirmed, confirms) = bounded(count);
+        // Kept to the end: whoever waits for the batch does.
+        let slip: Arc<Slip> = Arc::default();
         for message in batch {
-            self.publish(Request { message, deadline, confirmed: confirmed.clone() });
+            let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
+            self.publish(Request { message, since, deadline, confirmed, slip });
         }
         while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
             match self.confirms.recv_deadline(deadline) {
@@ -80,8 +85,14 @@ impl Confirming {
             Some(problem) => Err(problem),
             // What the deadline overtook before it was published is in none of the lists.
             None if confirms.len() == count => Ok(()),
-            None if self.refused.is_empty() => Err("no confirm in time".to_owned()),
-            None => Err("the broker refused a message (nack): is the queue full?".to_owned()),
+            None => Err(match self.refused.first() {
+                None => "no confirm in time".to_owned(),
+                Some(request) => format!(
+                    "the queue {} takes no messages (nack): has it a `max-length`, by a policy \
+                     (`rabbitmqctl list_policies`), or no leader?",
+                    request.message.queue()
+                ),
+            }),
         }
     }
 }

@@ -11,6 +11,9 @@ use crate::domain::event::Properties;
 /// The header in which quorum queues count how often they took a message back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
+/// The header of what is to go to a queue that did not take it: by its name.
+pub(super) const BOUND_FOR: &str = "x-bound-for";
+
 /// A message that came back that often is weary: it gets a new life, as a copy at the end of its
 /// queue. A quorum queue drops or dead-letters a message that came back more often than its delivery
 /// limit says, 20 times on RabbitMQ 4 where nobody set one; and it came back because of us, of the
@@ -18,7 +21,7 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 const MOST_REDELIVERIES: i64 = 4;
 
 /// The first of a backlog is handed back with each outage that comes while it drains, and whenever it is
-/// held for ten minutes: it loses its place in the order when it is replaced by a copy.
+/// held for minutes: it loses its place in the order when it is replaced by a copy.
 const MOST_REDELIVERIES_OF_BACKLOG: i64 = 15;
 
 /// How much of a message's headers is taken over, in bytes. amiquip sends all headers in one frame,
@@ -114,6 +117,20 @@ impl Message {
     pub fn is_weary_of_backlog(&self) -> bool {
         let count = self.headers.get(DELIVERY_COUNT);
         matches!(count, Some(Value::Integer(MOST_REDELIVERIES_OF_BACKLOG..)))
+    }
+
+    /// Whether it only waited until that queue takes it. (What others write into that header leads
+    /// nowhere else.)
+    #[must_use]
+    pub fn is_bound_for(&self, queue: &str) -> bool {
+        matches!(self.headers.get(BOUND_FOR), Some(Value::Text(name)) if name == queue)
+    }
+
+    /// The message as it would have come to that queue.
+    #[must_use]
+    pub fn arrived(mut self) -> Self {
+        self.headers.remove(BOUND_FOR);
+        self.rested()
     }
 
     /// The message as if the broker had never taken it back.

@@ -1,32 +1,45 @@
 //! Confirmed publishing: a message counts as parked or dead-lettered once the broker says so.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use amiquip::{
     AmqpProperties, AmqpValue, Channel, Confirm, ConnectionBlockedNotification, FieldTable,
     Publish, Return,
 };
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
+use crossbeam_channel::{
+    Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select, unbounded,
+};
 
 use uuid::Uuid;
 
+mod upkeep;
+
 use super::backlog::{backlog_key, read_backlog_key};
+use super::refusals::Refusals;
 use super::topology::{
     BACKLOG_EXCHANGE, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue,
+    retry_queue,
 };
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
 use crate::config::{Amqp, Config};
+use crate::domain::causes::Causes;
 use crate::domain::delivery::Value;
+use crate::domain::in_hand;
 use crate::domain::retry::{Backoff, Span};
+use crate::metrics::Refusing;
 use crate::shutdown::Shutdown;
 
-/// How long a publish may wait for its confirm, lost connections on the way included. Far below
-/// RabbitMQ's 30-minute limit for acking the message that waits for it.
+/// A confirm that has not come by then is late, which is told: RabbitMQ confirms within
+/// milliseconds. Until [`in_hand::CONFIRM`] it may still come.
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long who ends waits for the confirm of a message that was refused: until it was sent to
+/// another queue, where there is one.
+const LAST_CHANCE: Duration = Duration::from_secs(7);
 
 /// Publishes that may wait for the publisher's thread. Whoever publishes more waits, and sends the
 /// broker no more than it takes.
@@ -40,20 +53,39 @@ pub(super) const ENTERED_BY: &str = "x-entered-by";
 pub struct Outgoing {
     exchange: &'static str,
     routing_key: String,
-    message: Message,
+    pub(super) message: Message,
+    /// Where it can go instead, if its queue takes nothing.
+    pub(super) instead: Instead,
+}
+
+/// Where a message can go whose queue takes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Instead {
+    /// It waits in another wait queue than that of this delay, for the retries of a queue.
+    OtherWait(Span, String),
+    /// It waits for a minute, as where there is no backlog.
+    NoBacklog(String),
+    /// It waits, and goes on from the retry lane of this queue to its dead-letter queue, without an
+    /// attempt.
+    DeadLater(String),
+    /// Nowhere.
+    Nowhere,
 }
 
 impl Outgoing {
     /// To wait for `delay`, then come back in the retry queue of `origin`.
     #[must_use]
     pub fn park(message: Message, delay: Span, origin: &str) -> Self {
-        Self { exchange: WAIT_EXCHANGE, routing_key: format!("{delay}.{origin}"), message }
+        let instead = Instead::OtherWait(delay, origin.to_owned());
+        let routing_key = format!("{delay}.{origin}");
+        Self { exchange: WAIT_EXCHANGE, routing_key, message, instead }
     }
 
     /// Into the retry queue of `origin` at once.
     #[must_use]
     pub fn hand_over(message: Message, origin: &str) -> Self {
-        Self { exchange: RETRY_EXCHANGE, routing_key: format!("0s.{origin}"), message }
+        let routing_key = format!("0s.{origin}");
+        Self { exchange: RETRY_EXCHANGE, routing_key, message, instead: Instead::Nowhere }
     }
 
     /// Into a webhook's backlog. It says which process has put it there.
@@ -62,28 +94,45 @@ impl Outgoing {
         let by = Value::Text(instance.to_owned());
         message.headers.insert(ENTERED_BY.to_owned(), by);
         let routing_key = backlog_key(origin, webhook);
-        Self { exchange: BACKLOG_EXCHANGE, routing_key, message }
+        let instead = Instead::NoBacklog(origin.to_owned());
+        Self { exchange: BACKLOG_EXCHANGE, routing_key, message, instead }
     }
 
     /// Into the dead-letter queue of `origin`.
     #[must_use]
     pub fn dead(message: Message, origin: &str) -> Self {
-        Self { exchange: "", routing_key: dead_queue(origin), message }
+        let instead = Instead::DeadLater(origin.to_owned());
+        Self { exchange: "", routing_key: dead_queue(origin), message, instead }
     }
 
     /// Into any queue, by its name.
     #[must_use]
     pub fn to_queue(message: Message, queue: &str) -> Self {
-        Self { exchange: "", routing_key: queue.to_owned(), message }
+        let routing_key = queue.to_owned();
+        Self { exchange: "", routing_key, message, instead: Instead::Nowhere }
+    }
+
+    /// The queue that it is for.
+    pub(super) fn queue(&self) -> String {
+        let key = &self.routing_key;
+        let origin_of = |key: &str| key.split_once('.').map(|(_, origin)| retry_queue(origin));
+        match self.exchange {
+            WAIT_EXCHANGE => {
+                format!("{WAIT_EXCHANGE}.{}", key.split('.').next().unwrap_or_default())
+            }
+            RETRY_EXCHANGE => origin_of(key).unwrap_or_default(),
+            BACKLOG_EXCHANGE => format!("{BACKLOG_EXCHANGE}.{key}"),
+            _ => key.clone(),
+        }
     }
 }
 
 /// How often refused messages are tried again, and expired ones looked for.
 const TICK: Duration = Duration::from_millis(500);
 
-/// For how long a backlog may refuse a message: as long as its queue may be without a leader. Whoever
-/// waits for the confirm holds a consumer, or a whole lane up in the end.
-const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// How long a fresh channel is given to answer whether refused messages are taken now. It takes
+/// milliseconds, and the publisher does nothing else meanwhile.
+const TRIAL: Duration = Duration::from_millis(250);
 
 /// How long a connection that is given up may still confirm what was published on it. The broker
 /// confirms within milliseconds, unless it is in trouble itself.
@@ -100,14 +149,37 @@ pub struct NotConfirmed;
 pub struct Publisher {
     requests: Sender<Request>,
     able: Arc<AtomicBool>,
+    refusing: Arc<Mutex<Vec<Refusing>>>,
     /// Backlogs that are gone, by queue and webhook.
     gone: Receiver<(String, Uuid)>,
 }
 
 pub(super) struct Request {
     pub(super) message: Outgoing,
+    /// When it was asked for.
+    pub(super) since: Instant,
     pub(super) deadline: Instant,
     pub(super) confirmed: Sender<()>,
+    pub(super) slip: Arc<Slip>,
+}
+
+/// What who asked and who publishes share.
+#[derive(Debug, Default)]
+pub(super) struct Slip {
+    /// The broker has refused the message (nack).
+    pub(super) is_refused: AtomicBool,
+}
+
+impl Request {
+    /// Whether somebody waits for it still. If not, it will all be done again.
+    pub(super) fn is_wanted(&self, now: Instant) -> bool {
+        self.deadline > now && Arc::strong_count(&self.slip) > 1
+    }
+
+    /// Whether the confirm should have come long ago.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= CONFIRM_TIMEOUT
+    }
 }
 
 impl Publisher {
@@ -117,16 +189,22 @@ impl Publisher {
         let (sender, requests) = bounded(PUBLISH_QUEUE);
         let able = Arc::new(AtomicBool::new(false));
         let (goes, gone) = unbounded();
+        let topology = Topology::of(config);
+        let delays = topology.wait_queues().map(|(delay, _)| delay).collect();
+        let refusals = Refusals::new(delays, topology.watched_queues());
+        let refusing = refusals.board();
         let thread = PublisherThread {
             requests,
             able: Arc::clone(&able),
             amqp: config.amqp.clone(),
             connect_timeout: config.connect_timeout,
-            topology: Topology::of(config),
+            topology,
             unconfirmed: Vec::new(),
+            refusals,
+            causes: Causes::default(),
             gone: goes,
         };
-        (Self { requests: sender, able, gone }, thread)
+        (Self { requests: sender, able, refusing, gone }, thread)
     }
 
     /// Publishes a message. It is published again, and so perhaps twice, when the connection is lost
@@ -136,10 +214,12 @@ impl Publisher {
     /// [`NotConfirmed`], if there are so many others that it could not even begin within 30 s.
     pub fn publish(&self, message: Outgoing) -> Result<Confirmation, NotConfirmed> {
         let (confirmed, outcome) = bounded(1);
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let request = Request { message, deadline, confirmed };
-        self.requests.send_deadline(request, deadline).map_err(|_| NotConfirmed)?;
-        Ok(Confirmation { outcome, deadline })
+        let since = Instant::now();
+        let deadline = since + in_hand::CONFIRM;
+        let slip = Arc::default();
+        let request = Request { message, since, deadline, confirmed, slip: Arc::clone(&slip) };
+        self.requests.send_timeout(request, CONFIRM_TIMEOUT).map_err(|_| NotConfirmed)?;
+        Ok(Confirmation { outcome, deadline, slip })
     }
 
     /// The queues and webhooks of backlogs that were found to be gone. What was published to them waits
@@ -155,23 +235,67 @@ impl Publisher {
     pub fn is_able(&self) -> bool {
         self.able.load(Ordering::Relaxed)
     }
+
+    /// The queues that take no messages of ours, or took none before.
+    #[must_use]
+    pub fn refusing(&self) -> Vec<Refusing> {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
-/// A message on its way: to be waited for before anything relies on it.
+/// A message on its way: to be waited for before anything relies on it. Who drops it has given up, and
+/// the message is not published any more, if it was not by then.
 #[derive(Debug)]
 #[must_use]
 pub struct Confirmation {
     outcome: Receiver<()>,
     deadline: Instant,
+    slip: Arc<Slip>,
 }
 
 impl Confirmation {
-    /// Waits until the broker has the message safely, up to 30 s from when it was published.
+    /// Waits until the broker has the message safely: for minutes, if it has to be; from `shutdown` on
+    /// only as long as [`Confirmation::wait_at_end`].
     ///
     /// # Errors
     /// [`NotConfirmed`].
-    pub fn wait(&self) -> Result<(), NotConfirmed> {
-        self.outcome.recv_deadline(self.deadline).map_err(|_| NotConfirmed)
+    pub fn wait(&self, shutdown: &Shutdown) -> Result<(), NotConfirmed> {
+        select! {
+            recv(self.outcome) -> answer => answer.map_err(|_| NotConfirmed),
+            recv(shutdown.receiver()) -> _ => self.wait_at_end(),
+            default(self.patience()) => Err(NotConfirmed),
+        }
+    }
+
+    /// Waits for a message that is worth little: at the first refusal it is given up.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`].
+    pub fn wait_unless_refused(&self) -> Result<(), NotConfirmed> {
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        while !self.is_refused() && Instant::now() < deadline {
+            match self.outcome.recv_timeout(TICK / 5) {
+                Ok(()) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(NotConfirmed),
+            }
+        }
+        self.outcome.try_recv().map_err(|_| NotConfirmed)
+    }
+
+    /// Waits as long as somebody may who ends, and for whom this is the last message.
+    ///
+    /// # Errors
+    /// [`NotConfirmed`].
+    pub fn wait_at_end(&self) -> Result<(), NotConfirmed> {
+        self.outcome.recv_timeout(self.patience_at_end()).map_err(|_| NotConfirmed)
+    }
+
+    /// How long that is.
+    #[must_use]
+    pub fn patience_at_end(&self) -> Duration {
+        let most = if self.is_refused() { LAST_CHANCE } else { CONFIRM_TIMEOUT };
+        most.min(self.patience())
     }
 
     /// What is known so far; `None` if that is nothing yet.
@@ -196,6 +320,10 @@ impl Confirmation {
     pub fn patience(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
+
+    fn is_refused(&self) -> bool {
+        self.slip.is_refused.load(Ordering::Relaxed)
+    }
 }
 
 /// The thread behind [`Publisher`]: owns the connection, reconnects for ever.
@@ -207,6 +335,9 @@ pub struct PublisherThread {
     topology: Topology,
     /// Published on a connection that was lost before the confirm came.
     unconfirmed: Vec<Request>,
+    refusals: Refusals,
+    /// Why there is no publishing, as far as it was told.
+    causes: Causes,
     gone: Sender<(String, Uuid)>,
 }
 
@@ -220,125 +351,167 @@ impl fmt::Debug for PublisherThread {
 enum Ended {
     /// Everybody who could publish is gone.
     NobodyLeft,
-    /// It was lost, or the broker refused a message; in words.
-    Lost(String),
+    /// It was lost, or the broker gave a message back; in words, where they are known by then.
+    Lost(Option<String>),
+}
+
+/// A connection at work.
+struct Session {
+    link: Link,
+    /// Disconnected when the connection is lost.
+    blocked: Receiver<ConnectionBlockedNotification>,
+    main: Confirming,
+    /// Channels that were replaced, for the confirms that are still to come by them.
+    replaced: Vec<Confirming>,
+    since: Instant,
+    confirmed_at: Instant,
+    /// Nothing is confirmed any more.
+    is_overdue: bool,
+    /// The broker has an alarm, and reads nothing.
+    is_blocked: bool,
 }
 
 impl PublisherThread {
     /// Publishes until `stop`, which has to come after the last user of the [`Publisher`] ended.
     pub fn run(mut self, stop: &Shutdown, jitter: fn() -> f64) {
         let mut backoff = Backoff::default();
-        let mut reported = false;
         while !stop.is_requested() {
-            let ended = match self.open(stop) {
-                Ok((link, channel)) => {
-                    if reported {
-                        log::info!("publishing again: connected to RabbitMQ at {}", self.amqp);
-                        reported = false;
-                    }
+            let problem = match self.open(stop) {
+                Ok(session) => {
                     let since = Instant::now();
-                    let ended = self.serve(link, channel, stop);
+                    let ended = self.serve(session, stop);
                     if since.elapsed() > SETUP_TIMEOUT {
                         backoff.reset();
                     }
-                    ended
+                    match ended {
+                        Some(problem) => problem,
+                        None => return,
+                    }
                 }
-                Err(error) => Ended::Lost(error.to_string()),
+                Err(error) => error.to_string(),
             };
             self.able.store(false, Ordering::Relaxed);
-            let problem = match ended {
-                Ended::NobodyLeft => return,
-                Ended::Lost(problem) => problem,
-            };
             if stop.is_requested() {
                 return;
             }
-            // One line for the change of state, not one for each attempt.
-            if !reported {
+            // One line for each cause, not one for each attempt.
+            if self.causes.is_news(&problem) {
                 log::warn!("publishing interrupted: {problem}; reconnecting until it works");
-                reported = true;
             }
             let now = Instant::now();
-            self.unconfirmed.retain(|request| request.deadline > now);
+            self.unconfirmed.retain(|request| request.is_wanted(now));
             let _ = stop.wait(backoff.next_wait(jitter()));
         }
     }
 
-    fn open(&self, stop: &Shutdown) -> Result<(Link, Confirming), BrokerError> {
+    fn open(&self, stop: &Shutdown) -> Result<Session, BrokerError> {
         let mut link = Link::open(&self.amqp, self.connect_timeout, stop)?;
         // Each time: somebody may have deleted a queue, and a restarted broker may be a new one.
         self.topology.declare(&mut link, stop)?;
         let kill = link.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || Confirming::open(&mut link));
-        let channel = opened.map_err(|error| link.unavailable(&error))?;
-        Ok((link, channel))
+        let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || {
+            Ok((link.listen_for_loss()?, Confirming::open(&mut link)?))
+        });
+        let (blocked, main) = opened.map_err(|error| link.unavailable(&error))?;
+        let now = Instant::now();
+        Ok(Session {
+            link,
+            blocked,
+            main,
+            replaced: Vec::new(),
+            since: now,
+            confirmed_at: now,
+            is_overdue: false,
+            is_blocked: false,
+        })
     }
 
-    /// Publishes and takes confirms until the connection ends.
-    fn serve(&mut self, link: Link, mut channel: Confirming, stop: &Shutdown) -> Ended {
+    /// Publishes and takes confirms until the connection ends, and says why it did; nothing, if
+    /// nobody is left to publish.
+    fn serve(&mut self, mut session: Session, stop: &Shutdown) -> Option<String> {
         self.able.store(true, Ordering::Relaxed);
         for request in std::mem::take(&mut self.unconfirmed) {
-            channel.publish(request);
+            self.publish(&mut session.main, request);
         }
-        let ended = self.take_turns(&mut channel, stop);
-        self.unconfirmed = channel.into_unconfirmed(&link.kill_switch());
-        if matches!(ended, Ended::NobodyLeft) {
-            link.close();
+        let ended = self.take_turns(&mut session, stop);
+        let Session { link, main, replaced, .. } = session;
+        let kill = link.kill_switch();
+        let mut cause = None;
+        for channel in replaced.into_iter().chain([main]) {
+            let (unconfirmed, closed_by) = channel.into_unconfirmed(&kill);
+            self.unconfirmed.extend(unconfirmed);
+            cause = closed_by.or(cause);
         }
-        ended
+        self.unconfirmed.extend(self.refusals.take_all());
+        match ended {
+            Ended::NobodyLeft => {
+                link.close();
+                None
+            }
+            Ended::Lost(problem) => {
+                // A channel that the broker closes has the cause; else the connection has.
+                Some(problem.or(cause).unwrap_or_else(|| link.cause_of_loss()))
+            }
+        }
     }
 
-    fn take_turns(&self, channel: &mut Confirming, stop: &Shutdown) -> Ended {
+    fn take_turns(&mut self, session: &mut Session, stop: &Shutdown) -> Ended {
         let ticks = crossbeam_channel::tick(TICK);
+        let lost = || Ended::Lost(None);
         loop {
-            if let Some(problem) = channel.broken.take() {
-                return Ended::Lost(problem);
+            if let Some(problem) = session.main.broken.take() {
+                return Ended::Lost(Some(problem));
             }
+            let main = &mut session.main;
             select! {
                 recv(self.requests) -> request => match request {
-                    Ok(request) => channel.publish(request),
+                    Ok(request) => self.publish(main, request),
                     Err(_) => return Ended::NobodyLeft,
                 },
-                recv(channel.confirms) -> confirm => match confirm {
+                recv(main.confirms) -> confirm => match confirm {
                     Ok(confirm) => {
-                        channel.confirmed(confirm);
-                        if std::mem::take(&mut channel.overdue) {
-                            self.able.store(true, Ordering::Relaxed);
-                            log::info!("RabbitMQ confirms messages again");
+                        main.confirmed(confirm);
+                        for request in self.heard(main) {
+                            main.publish(request);
                         }
+                        self.has_confirmed(session);
                     }
-                    Err(_) => return Ended::Lost("the connection was lost".to_owned()),
+                    Err(_) => return lost(),
                 },
-                recv(channel.returns) -> returned => match returned {
+                recv(main.returns) -> returned => match returned {
                     Ok(returned) => {
-                        channel.returned(&returned);
-                        for backlog in channel.gone.drain(..) {
-                            // Whoever hears of it ends later than this.
-                            let _ = self.gone.send(backlog);
-                        }
+                        main.returned(&returned);
+                        let _ = self.heard(main);
                     }
-                    Err(_) => return Ended::Lost("the connection was lost".to_owned()),
+                    Err(_) => return lost(),
                 },
-                recv(channel.blocked) -> blocked => match blocked {
+                recv(session.blocked) -> blocked => match blocked {
                     Ok(ConnectionBlockedNotification::Blocked(reason)) => {
+                        session.is_blocked = true;
                         self.able.store(false, Ordering::Relaxed);
                         log::warn!("RabbitMQ takes no messages now ({reason}): retries have to wait");
                     }
                     Ok(ConnectionBlockedNotification::Unblocked) => {
+                        session.is_blocked = false;
                         self.able.store(true, Ordering::Relaxed);
                         log::info!("RabbitMQ takes messages again");
                     }
-                    Err(_) => return Ended::Lost("the connection was lost".to_owned()),
+                    Err(_) => return lost(),
                 },
                 recv(stop.receiver()) -> _ => return Ended::NobodyLeft,
                 recv(ticks) -> _ => {
-                    channel.publish_refused();
-                    if channel.forget_expired() && !std::mem::replace(&mut channel.overdue, true) {
-                        self.able.store(false, Ordering::Relaxed);
-                        log::warn!("RabbitMQ did not confirm a message within {CONFIRM_TIMEOUT:?}");
+                    if let Err(problem) = self.tick(session) {
+                        return Ended::Lost(problem);
                     }
                 }
             }
+        }
+    }
+
+    fn publish(&mut self, channel: &mut Confirming, request: Request) {
+        // What is for a queue that takes nothing comes after what was refused before.
+        if let Some(request) = self.refusals.put_aside(request) {
+            channel.publish(request);
         }
     }
 }
@@ -348,24 +521,20 @@ pub(super) struct Confirming {
     channel: Channel,
     pub(super) confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
-    blocked: Receiver<ConnectionBlockedNotification>,
     next_tag: u64,
     pub(super) unconfirmed: BTreeMap<u64, Request>,
     /// Refused by the broker (nack), to be published again.
     pub(super) refused: Vec<Request>,
-    /// A confirm did not come in time, and none has come since.
-    overdue: bool,
+    /// The queues that took what was refused before.
+    accepted: Vec<String>,
     /// Backlogs that are no longer there.
     gone: Vec<(String, Uuid)>,
-    /// Backlogs that refused messages for too long, which was told.
-    full: HashSet<String>,
     /// Why the connection should be given up.
     pub(super) broken: Option<String>,
 }
 
 impl Confirming {
     pub(super) fn open(link: &mut Link) -> amiquip::Result<Self> {
-        let blocked = link.listen_for_loss()?;
         let channel = link.channel()?;
         let returns = channel.listen_for_returns()?;
         // In this order, or confirms that come early are dropped.
@@ -375,25 +544,22 @@ impl Confirming {
             channel,
             confirms,
             returns,
-            blocked,
             next_tag: 1,
             unconfirmed: BTreeMap::new(),
             refused: Vec::new(),
-            overdue: false,
+            accepted: Vec::new(),
             gone: Vec::new(),
-            full: HashSet::new(),
             broken: None,
         })
     }
 
     pub(super) fn publish(&mut self, request: Request) {
-        // Whoever asked has given up and will do it all again.
-        if request.deadline <= Instant::now() {
+        if !request.is_wanted(Instant::now()) {
             return;
         }
         let tag = self.next_tag;
         self.next_tag += 1;
-        let Outgoing { exchange, routing_key, message } = &request.message;
+        let Outgoing { exchange, routing_key, message, .. } = &request.message;
         let publish = Publish {
             body: &message.body,
             routing_key: routing_key.clone(),
@@ -423,6 +589,9 @@ impl Confirming {
         }
         if matches!(confirm, Confirm::Ack(_)) {
             for request in settled.into_values() {
+                if request.slip.is_refused.load(Ordering::Relaxed) {
+                    self.accepted.push(request.message.queue());
+                }
                 // Fails if the publisher has given up; its message is then settled as not parked.
                 let _ = request.confirmed.try_send(());
             }
@@ -432,40 +601,20 @@ impl Confirming {
         }
     }
 
-    fn publish_refused(&mut self) {
-        for request in std::mem::take(&mut self.refused) {
-            let is_late = request.deadline < Instant::now() + CONFIRM_TIMEOUT - REFUSED_FOR;
-            let request = if is_late { self.instead_of_backlog(request) } else { request };
-            self.publish(request);
+    /// Takes the confirms that are there; false if no more can come.
+    fn take_confirms(&mut self) -> bool {
+        loop {
+            match self.confirms.try_recv() {
+                Ok(confirm) => self.confirmed(confirm),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
         }
     }
 
-    /// A message for a backlog that takes none is parked for a minute instead; what is for something
-    /// else stays as it is.
-    fn instead_of_backlog(&mut self, request: Request) -> Request {
-        let Outgoing { exchange, routing_key, .. } = &request.message;
-        if *exchange != BACKLOG_EXCHANGE {
-            return request;
-        }
-        let Some((origin, _)) = read_backlog_key(routing_key) else { return request };
-        if self.full.insert(routing_key.clone()) {
-            log::warn!(
-                "backlog takes nothing more queue={BACKLOG_EXCHANGE}.{routing_key}: a policy may limit \
-                 it; what its receiver can't take is tried again every minute, in no order"
-            );
-        }
-        let origin = origin.to_owned();
-        let Request { message, deadline, confirmed } = request;
-        let message = Outgoing::park(message.message, WITHOUT_BACKLOG.into(), &origin);
-        Request { message, deadline, confirmed }
-    }
-
-    /// Drops what nobody waits for any more; true if there was any.
-    fn forget_expired(&mut self) -> bool {
-        let (now, before) = (Instant::now(), self.unconfirmed.len());
-        self.unconfirmed.retain(|_, request| request.deadline > now);
-        self.refused.retain(|request| request.deadline > now);
-        self.unconfirmed.len() < before
+    /// Drops what nobody waits for any more.
+    fn forget_unwanted(&mut self, now: Instant) {
+        self.unconfirmed.retain(|_, request| request.is_wanted(now));
     }
 
     /// A message came back: the queue it was for is gone. Its ack follows, and means nothing, so
@@ -478,10 +627,10 @@ impl Confirming {
         {
             // Somebody has just removed it, as it was empty, or deleted it by hand. What is parked comes
             // back, and finds or makes another.
-            if let Some((_, Request { message, deadline, confirmed })) = request {
-                let message = message.message;
+            if let Some((_, request)) = request {
+                let message = request.message.message;
                 let message = Outgoing::park(message, WITHOUT_BACKLOG.into(), origin);
-                self.publish(Request { message, deadline, confirmed });
+                self.publish(Request { message, ..request });
             }
             self.gone.push((origin.to_owned(), webhook));
             return;
@@ -494,8 +643,9 @@ impl Confirming {
         self.unconfirmed.extend(request.map(|(tag, request)| (u64::MAX - tag, request)));
     }
 
-    /// What has to be published again on another connection.
-    pub(super) fn into_unconfirmed(mut self, kill: &KillSwitch) -> Vec<Request> {
+    /// What has to be published again on another connection; and why the broker has closed this channel,
+    /// if it has.
+    pub(super) fn into_unconfirmed(mut self, kill: &KillSwitch) -> (Vec<Request>, Option<String>) {
         // Confirms that are on their way spare their messages a second time. Those that came back
         // have high tags, and no confirm to wait for.
         let deadline = Instant::now() + LAST_CONFIRMS;
@@ -505,9 +655,12 @@ impl Confirming {
                 Err(_) => break,
             }
         }
-        // Dropping the channel of a connection that hangs would wait for its answer.
-        kill.guard(CLOSE_TIMEOUT, None, || drop(self.channel));
-        self.unconfirmed.into_values().chain(self.refused).collect()
+        // On a connection that hangs it would wait for an answer.
+        let closed_by = match kill.guard(CLOSE_TIMEOUT, None, || self.channel.close()) {
+            Err(error @ amiquip::Error::ServerClosedChannel { .. }) => Some(error.to_string()),
+            _ => None,
+        };
+        (self.unconfirmed.into_values().chain(self.refused).collect(), closed_by)
     }
 }
 

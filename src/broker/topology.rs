@@ -78,7 +78,7 @@ impl Lane {
 }
 
 /// Where the retries of a queue come back.
-fn retry_queue(origin: &str) -> String {
+pub(super) fn retry_queue(origin: &str) -> String {
     format!("{origin}.retry")
 }
 
@@ -94,7 +94,7 @@ pub fn backlog_queue(origin: &str, webhook: Uuid) -> String {
     format!("{BACKLOG_EXCHANGE}.{origin}.{webhook}")
 }
 
-fn wait_queue(delay: Span) -> String {
+pub(super) fn wait_queue(delay: Span) -> String {
     format!("{WAIT_EXCHANGE}.{delay}")
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{Context, Ended, connect_again};
 use crate::backlogs::{News, Standing};
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
+use crate::domain::causes::Causes;
 use crate::domain::pace::Hold;
 use crate::metrics::{Dropped, Held};
 use crate::pipeline::Missing;
@@ -47,11 +48,11 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 /// Looks after the backlogs of a queue until shutdown.
 pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
     let mut known: BTreeMap<Uuid, Option<Standing>> = BTreeMap::new();
-    connect_again(context, lane, |reported| {
+    connect_again(context, lane, |causes| {
         while let Ok(news) = context.backlogs.news(lane.number).try_recv() {
             learn(&mut known, news);
         }
-        session(context, lane, &mut known, reported)
+        session(context, lane, &mut known, causes)
     });
 }
 
@@ -73,7 +74,7 @@ fn session(
     context: &Context,
     lane: &Arc<Lane>,
     known: &mut BTreeMap<Uuid, Option<Standing>>,
-    reported: &mut Option<String>,
+    causes: &mut Causes,
 ) -> Ended {
     let opened =
         Link::open(&context.config.amqp, context.config.connect_timeout, &context.shutdown);
@@ -121,7 +122,7 @@ fn session(
         ticked_at: now,
         known,
     };
-    let ended = drain.run(reported);
+    let ended = drain.run(causes);
     drain.end();
     let spare = drain.spare.take();
     drop(drain);
@@ -206,15 +207,15 @@ struct Drain<'a, 'c> {
 }
 
 impl Drain<'_, '_> {
-    fn run(&mut self, reported: &mut Option<String>) -> Ended {
-        match self.work(reported).and_then(|()| self.finish()) {
+    fn run(&mut self, causes: &mut Causes) -> Ended {
+        match self.work(causes).and_then(|()| self.finish()) {
             Ok(()) => Ended::Asked,
             Err(ended) => ended,
         }
     }
 
     /// Until shutdown.
-    fn work(&mut self, reported: &mut Option<String>) -> Result<(), Ended> {
+    fn work(&mut self, causes: &mut Causes) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.known.keys().copied().collect();
         for webhook in webhooks {
             let (number, receivers) = (self.lane.number, &self.context.receivers);
@@ -225,7 +226,7 @@ impl Drain<'_, '_> {
             self.add(webhook)?;
         }
         self.context.metrics.set_consuming(&self.lane.queue, true);
-        if let Some(before) = reported.take() {
+        if let Some(before) = causes.end() {
             log::info!("lane connected again queue={} after={before:?}", self.lane.queue);
         }
         while !self.context.shutdown.is_requested() {

@@ -11,7 +11,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unb
 use super::relief::{self, Relief, Returned};
 use super::{Context, Ended, consume};
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT};
+use crate::domain::causes::Causes;
 use crate::domain::growth::{Growth, INTERVAL, Look, Step};
+use crate::domain::in_hand::{self, Ages};
 use crate::pipeline::{Pipeline, Progress, Settlement};
 use crate::shutdown::{self, Shutdown, Trigger};
 
@@ -30,8 +32,8 @@ pub(super) struct Crew<'a> {
     pub(super) ending: Shutdown,
     end: Trigger,
     shared: Arc<Shared>,
-    /// Why the session before this one ended; told about when this one consumes.
-    before: Mutex<Option<String>>,
+    /// Why there was no session before this one; told about when this one consumes.
+    before: Mutex<Causes>,
 }
 
 /// What reliefs need of it, who may live a moment longer.
@@ -93,7 +95,7 @@ impl Crew<'_> {
     pub(super) fn consumes(&self) {
         let queue = &self.lane.queue;
         self.context.metrics.set_consuming(queue, true);
-        if let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).end() {
             log::info!("lane connected again queue={queue} after={before:?}");
         }
     }
@@ -105,6 +107,9 @@ pub(super) struct Post {
     /// Its messages, from when it consumes.
     messages: OnceLock<Receiver<ConsumerMessage>>,
     returned: Sender<Returned>,
+    /// The last tag that was taken, and the last that has waited for too long to be begun.
+    taken: AtomicU64,
+    old: AtomicU64,
     gate: Mutex<Gate>,
 }
 
@@ -118,8 +123,9 @@ struct Gate {
 
 impl Post {
     fn new(returned: Sender<Returned>) -> Self {
-        let gate = Mutex::default();
-        Self { progress: Progress::new(), messages: OnceLock::new(), returned, gate }
+        let (taken, old, gate) = Default::default();
+        let messages = OnceLock::new();
+        Self { progress: Progress::new(), messages, returned, taken, old, gate }
     }
 
     pub(super) fn progress(&self) -> &Progress {
@@ -135,6 +141,19 @@ impl Post {
     /// Nobody takes over any more.
     pub(super) fn closes(&self) {
         self.gate().closed = true;
+    }
+
+    /// The message with this tag is taken. Whether it has waited for too long, and must not be begun.
+    pub(super) fn takes(&self, tag: u64) -> bool {
+        self.taken.fetch_max(tag, Ordering::Relaxed);
+        tag <= self.old.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of what waits, and for how long.
+    fn look_at_ages(&self, ages: &mut Ages, patience: Duration, now: Duration) {
+        let waiting = self.messages.get().map_or(0, |messages| messages.len() as u64);
+        ages.note(self.taken.load(Ordering::Relaxed) + waiting, now);
+        self.old.store(ages.old(patience, now), Ordering::Relaxed);
     }
 
     fn has_messages(&self) -> bool {
@@ -190,6 +209,7 @@ impl Post {
 struct Hand<'scope> {
     post: Arc<Post>,
     reliefs: Vec<Arc<Relief>>,
+    ages: Ages,
     surplus: Trigger,
     thread: ScopedJoinHandle<'scope, Ended>,
 }
@@ -199,7 +219,7 @@ pub(super) fn run(
     context: &Context,
     lane: &Arc<Lane>,
     link: &mut Link,
-    reported: &mut Option<String>,
+    causes: &mut Causes,
 ) -> Ended {
     let (end, ending) = shutdown::channel();
     let (alarm, alarmed) = bounded(1);
@@ -212,7 +232,7 @@ pub(super) fn run(
         shutdown: context.shutdown.clone(),
         ending: ending.clone(),
     });
-    let before = Mutex::new(reported.take());
+    let before = Mutex::new(std::mem::take(causes));
     let kill = link.kill_switch();
     let crew = Crew { context, lane, kill, ending, end, shared, before };
     let ended = thread::scope(|scope| {
@@ -228,12 +248,13 @@ pub(super) fn run(
             leaving: Vec::new(),
             ended: Ended::Asked,
             begun: now,
+            patience: in_hand::patience(context.config.request_timeout),
         };
         watch.run(&alarmed)
     });
     context.metrics.lane(&lane.queue).set_consumers(0);
     // Still there if it never got as far as consuming.
-    *reported = crew.before.into_inner().unwrap_or_else(PoisonError::into_inner);
+    *causes = crew.before.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended
 }
 
@@ -251,6 +272,8 @@ struct Watch<'scope, 'env> {
     /// Why the first of them ended that was not asked to.
     ended: Ended,
     begun: Instant,
+    /// How long a message may wait until it is begun.
+    patience: Duration,
 }
 
 impl Watch<'_, '_> {
@@ -307,8 +330,10 @@ impl Watch<'_, '_> {
     }
 
     fn look(&mut self, last: Instant, now: Instant) -> Look {
+        let age = now.saturating_duration_since(self.begun);
         for hand in &mut self.hands {
             hand.reliefs.retain(|relief| !relief.is_over());
+            hand.post.look_at_ages(&mut hand.ages, self.patience, age);
         }
         while let Some(at) = self.leaving.iter().position(|hand| hand.thread.is_finished()) {
             let hand = self.leaving.swap_remove(at);
@@ -413,7 +438,13 @@ impl Watch<'_, '_> {
             thread::Builder::new().name(name).spawn_scoped(self.scope, body)
         });
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
-        self.hands.push(Hand { post, reliefs: Vec::new(), surplus: trigger, thread });
+        self.hands.push(Hand {
+            post,
+            reliefs: Vec::new(),
+            ages: Ages::default(),
+            surplus: trigger,
+            thread,
+        });
         Ok(())
     }
 

@@ -24,6 +24,8 @@ const LINGERING: Duration = Duration::from_millis(100);
 pub(super) enum Returned {
     /// One of its messages, and how it was settled.
     Settled(amiquip::Delivery, Settlement),
+    /// One of its messages that has waited for too long to be begun.
+    Old(amiquip::Delivery),
     /// What it was told instead of being given a message; or a message that is not to be begun.
     Other(ConsumerMessage),
     /// A relief takes nothing more.
@@ -53,6 +55,9 @@ impl Relief {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let returned = match message {
+                ConsumerMessage::Delivery(delivery) if post.takes(delivery.delivery_tag()) => {
+                    Returned::Old(delivery)
+                }
                 ConsumerMessage::Delivery(mut delivery) if !shared.is_ending() => {
                     shared.pipeline.tally().taken();
                     let settlement = shared.settle(&mut delivery, &self.progress);
@@ -63,6 +68,7 @@ impl Relief {
             };
             let is_last = match &returned {
                 Returned::Settled(_, settlement) => matches!(settlement, Settlement::HandBack(_)),
+                Returned::Old(_) => false,
                 _ => true,
             };
             post.give_back(returned);

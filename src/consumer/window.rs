@@ -3,8 +3,8 @@
 //! With a PREFETCH_COUNT of 1 there is one, and it is acked as soon as it is settled. With more,
 //! the confirms of several are waited for together, and one ack speaks for a whole run of settled
 //! messages: each ack is a packet, and work for the broker. They are settled in the order in which
-//! they came, but for those that somebody else took over: those before and behind them are acked
-//! without them.
+//! they came, but for those that somebody else took over, and those whose confirm takes long: those
+//! before and behind them are acked without them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,6 +21,10 @@ use crate::pipeline::{Missing, Pipeline, Promises};
 /// so this is short; but a run that it ends early costs the broker and us a packet more.
 const ACK_DELAY: Duration = Duration::from_millis(100);
 
+/// How often it is looked behind a message that is not confirmed yet: what is settled there must not
+/// wait for it, nor be handed back because of it.
+const LOOK_BEHIND: Duration = Duration::from_millis(100);
+
 /// A consumer's messages that are not acked yet.
 pub(super) struct Window<'a> {
     consumer: &'a Consumer<'a>,
@@ -32,6 +36,8 @@ pub(super) struct Window<'a> {
     since: Instant,
     /// What was done about these has yet to be confirmed, or they come after such.
     waiting: VecDeque<(amiquip::Delivery, Promises)>,
+    /// When it was last looked behind the first of them.
+    looked_at: Instant,
     /// Every tag up to this one is acked, and of those behind it these.
     acked: u64,
     acked_beyond: BTreeSet<u64>,
@@ -55,6 +61,7 @@ impl<'a> Window<'a> {
             settled: VecDeque::new(),
             since: Instant::now(),
             waiting: VecDeque::new(),
+            looked_at: Instant::now(),
             acked: 0,
             acked_beyond: BTreeSet::new(),
             prefetch_count: prefetch_count.into(),
@@ -75,6 +82,17 @@ impl<'a> Window<'a> {
         self.in_hand += 1;
     }
 
+    /// A message goes back to the broker: it has waited for too long to be begun.
+    pub(super) fn hand_back(&mut self, delivery: amiquip::Delivery) -> Result<(), Ended> {
+        let tag = delivery.delivery_tag();
+        let given_back = self.consumer.nack(delivery, true);
+        given_back.map_err(|error| Ended::Lost(format!("cannot hand back: {error}")))?;
+        self.note_acked(tag, tag);
+        self.pipeline.tally().handed_back();
+        log::debug!("handed back after minutes in hand queue={}", self.lane.queue);
+        Ok(())
+    }
+
     /// A message will be settled once these promises are kept.
     pub(super) fn push(&mut self, delivery: amiquip::Delivery, promises: Promises) {
         self.waiting.push_back((delivery, promises));
@@ -89,6 +107,9 @@ impl<'a> Window<'a> {
                 Err(_) => return Err(Ended::Missing(Missing::Confirm)),
             }
         }
+        if self.has_some_behind() && self.looked_at.elapsed() >= LOOK_BEHIND {
+            self.look_behind();
+        }
         let is_due = || self.since.elapsed() >= ACK_DELAY;
         if self.settled.len() >= self.longest_run || !self.settled.is_empty() && is_due() {
             return self.ack();
@@ -96,9 +117,30 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
+    /// Whether others wait behind the one that waits longest for its confirm.
+    fn has_some_behind(&self) -> bool {
+        self.waiting.len() > 1
+    }
+
+    /// Settles what can be of all that wait. What can't be will be noticed when it is the first.
+    fn look_behind(&mut self) {
+        self.looked_at = Instant::now();
+        for (delivery, mut promises) in std::mem::take(&mut self.waiting) {
+            match promises.poll(self.pipeline.tally()) {
+                Ok(true) => self.settle(delivery, &promises),
+                _ => self.waiting.push_back((delivery, promises)),
+            }
+        }
+    }
+
     fn settle_first(&mut self) {
-        let Some((delivery, promises)) = self.waiting.pop_front() else { return };
-        self.pipeline.settled(self.lane, &promises);
+        if let Some((delivery, promises)) = self.waiting.pop_front() {
+            self.settle(delivery, &promises);
+        }
+    }
+
+    fn settle(&mut self, delivery: amiquip::Delivery, promises: &Promises) {
+        self.pipeline.settled(self.lane, promises);
         if self.settled.is_empty() {
             self.since = Instant::now();
         }
@@ -159,6 +201,12 @@ impl<'a> Window<'a> {
         self.waiting.front().and_then(|(_, promises)| promises.first())
     }
 
+    /// How long to wait for it at most before the next look at all of them.
+    pub(super) fn patience(&self) -> Duration {
+        let patience = self.first_open().map_or(Duration::ZERO, Confirmation::patience);
+        if self.has_some_behind() { patience.min(LOOK_BEHIND) } else { patience }
+    }
+
     /// What the confirm of [`Window::first_open`] was.
     pub(super) fn confirmed(&mut self, answer: Result<(), RecvError>) -> Result<(), Ended> {
         let Some((_, promises)) = self.waiting.front_mut() else { return Ok(()) };
@@ -169,29 +217,42 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Waits for all that is promised, and acks it. Returns what has to go back, and what came
-    /// meanwhile, if it is not `cancelled` already.
+    /// Waits for all that is promised, though not for as long as before, and acks what is kept of it.
+    /// Returns what has to go back, and what came meanwhile, if it is not `cancelled` already.
     pub(super) fn finish(mut self, cancelled: bool) -> Vec<amiquip::Delivery> {
         let nothing = crossbeam_channel::never();
         let more = if cancelled { &nothing } else { self.consumer.receiver() };
         let mut back = Vec::new();
-        let mut going_on = self.advance();
-        while going_on.is_ok()
-            && let Some(confirmation) = self.first_open()
-        {
-            let step = select! {
-                recv(confirmation.receiver()) -> answer => self.confirmed(answer),
-                recv(more) -> message => match message {
-                    Ok(ConsumerMessage::Delivery(delivery)) => {
-                        back.push(delivery);
-                        Ok(())
-                    }
-                    // No ack would arrive any more.
-                    _ => Err(Ended::Asked),
-                },
-                default(confirmation.patience()) => Err(Ended::Missing(Missing::Confirm)),
-            };
-            going_on = step.and_then(|()| self.advance());
+        let begun = Instant::now();
+        loop {
+            let step = self.advance().and_then(|()| {
+                let Some(confirmation) = self.first_open() else { return Err(Ended::Asked) };
+                let patience = confirmation.patience_at_end().saturating_sub(begun.elapsed());
+                select! {
+                    recv(confirmation.receiver()) -> answer => self.confirmed(answer),
+                    recv(more) -> message => match message {
+                        Ok(ConsumerMessage::Delivery(delivery)) => {
+                            back.push(delivery);
+                            Ok(())
+                        }
+                        // No ack would arrive any more.
+                        _ => Err(Ended::Asked),
+                    },
+                    default(patience.min(LOOK_BEHIND)) => match patience.is_zero() {
+                        true => Err(Ended::Missing(Missing::Confirm)),
+                        // Perhaps it was refused meanwhile.
+                        false => Ok(()),
+                    },
+                }
+            });
+            match step {
+                Ok(()) => {}
+                // This one goes back, and those behind it have as long.
+                Err(Ended::Missing(_)) => {
+                    back.extend(self.waiting.pop_front().map(|(delivery, _)| delivery));
+                }
+                Err(_) => break,
+            }
         }
         // Fails on a lost connection, where the broker has requeued them already.
         let _ = self.ack();

@@ -5,11 +5,13 @@
 
 pub mod address;
 pub mod calendar;
+pub mod causes;
 pub mod dead_letter;
 pub mod delivery;
 pub mod event;
 pub mod growth;
 pub mod history;
+pub mod in_hand;
 pub mod intake;
 pub mod limits;
 pub mod outcome;

@@ -166,6 +166,15 @@ impl Backoff {
         full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 
+    /// The wait after what had worked for so long, however it ended: where that was `good`, it begins
+    /// anew.
+    pub fn wait_after(&mut self, lasted: Duration, good: Duration, jitter: f64) -> Duration {
+        if lasted > good {
+            self.reset();
+        }
+        self.next_wait(jitter)
+    }
+
     /// What was failing works again.
     pub fn reset(&mut self) {
         self.failures = 0;
@@ -245,6 +254,15 @@ mod tests {
         assert_eq!(waits, [500, 1_000, 2_000, 4_000, 5_000, 5_000, 5_000, 5_000]);
         backoff.reset();
         assert_eq!(backoff.next_wait(0.0), Duration::from_millis(250));
+    }
+
+    #[test]
+    fn backoff_starts_over_after_what_had_worked_for_long_whatever_ended_it() {
+        let (mut backoff, good) = (Backoff::default(), Duration::from_secs(10));
+        let mut wait =
+            |lasted| backoff.wait_after(Duration::from_secs(lasted), good, 1.0).as_millis();
+        assert_eq!([0, 0, 0, 10].map(&mut wait), [500, 1_000, 2_000, 4_000]);
+        assert_eq!([11, 0, 11].map(&mut wait), [500, 1_000, 500]);
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh};
 use crate::broker::{Lane, Message, NotConfirmed};
@@ -19,10 +19,6 @@ use crate::domain::pace::Attempt;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 use crate::receivers::{Answer, InLine};
-
-/// How long the attempts of one event may take together. RabbitMQ takes a message back that is not
-/// acked within 30 minutes (`consumer_timeout`), and would have all of them made again.
-const FANOUT_LIMIT: Duration = Duration::from_secs(600);
 
 /// How many bytes of an event that is split may be on their way to the broker at a time: enough to
 /// keep it busy with small events, and little enough to hold in memory.
@@ -143,8 +139,8 @@ impl InHand {
 
     /// Makes it in another thread, once it is called.
     fn wait(self, in_line: InLine) {
-        let Pipeline { receivers, shutdown, .. } = &*self.fan_out.pipeline;
-        match receivers.wait(Answer::Waits(in_line), shutdown) {
+        let Pipeline { receivers, patience, shutdown, .. } = &*self.fan_out.pipeline;
+        match receivers.wait(Answer::Waits(in_line), *patience, shutdown) {
             Ok(attempt) => self.begin(attempt),
             Err(refusal) => self.hold_back(refusal),
         }
@@ -175,7 +171,7 @@ impl InHand {
     /// whole event back would repeat the others.
     fn is_too_late(&self) -> bool {
         let FanOut { pipeline, begun, .. } = &*self.fan_out;
-        pipeline.shutdown.is_requested() || begun.elapsed() > FANOUT_LIMIT
+        pipeline.shutdown.is_requested() || begun.elapsed() > pipeline.patience
     }
 
     fn delivery(&self) -> (&Webhook, Delivery) {
@@ -264,7 +260,7 @@ impl Pipeline {
         let begun = Instant::now();
         let most = (SPLIT_BYTES / context.message.body.len().max(1)).clamp(1, SPLIT_MESSAGES);
         for webhook in webhooks {
-            promises.wait_until_open(most - 1, &self.tally)?;
+            promises.wait_until_open(most - 1, &self.tally, &self.shutdown)?;
             let delivery = fresh(event.clone(), webhook);
             promises.extend([self.hand_over(context, &delivery, Held::Split)?]);
         }

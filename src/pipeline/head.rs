@@ -129,7 +129,7 @@ impl Pipeline {
             Ok(delivery) => promises.extend(self.attempt(context, webhook, delivery, attempt)?),
             Err(_) => self.receivers.give_back(attempt),
         }
-        promises.wait_until_open(0, &self.tally)?;
+        promises.wait_until_open(0, &self.tally, &self.shutdown)?;
         self.settled(lane, &promises);
         Ok(())
     }
@@ -162,7 +162,7 @@ impl Pipeline {
                 promises.extend([self.park(context, &delivery, wait, counter)?]);
             }
         }
-        promises.wait_until_open(0, &self.tally)?;
+        promises.wait_until_open(0, &self.tally, &self.shutdown)?;
         self.settled(lane, &promises);
         Ok(())
     }

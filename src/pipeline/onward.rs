@@ -60,14 +60,26 @@ impl Pipeline {
         is_parked: bool,
     ) -> Result<Promise, NotConfirmed> {
         let confirmation = self.publisher.publish(outgoing)?;
-        Ok(Promise { confirmation, counter: counter.clone(), is_parked })
+        Ok(Promise { confirmation, counter: Some(counter.clone()), is_parked })
+    }
+
+    /// A dead letter whose queue did not take it when it died. It was counted then.
+    pub(super) fn bury_at_last(
+        &self,
+        context: Context<'_>,
+        promises: &mut Promises,
+    ) -> Result<(), Missing> {
+        let outgoing = Outgoing::dead(context.message.clone().arrived(), &context.lane.origin);
+        let confirmation = self.publisher.publish(outgoing)?;
+        promises.extend([Promise { confirmation, counter: None, is_parked: false }]);
+        Ok(())
     }
 
     /// Puts a copy of a weary message at the end of its queue. Rare, so it is waited for.
     pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
         let copy = message.clone().rested();
-        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait()?;
+        self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait_unless_refused()?;
         log::info!("renewed queue={}", lane.queue);
         Ok(())
     }

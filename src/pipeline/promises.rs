@@ -10,12 +10,14 @@ use prometheus::IntCounter;
 
 use super::Tally;
 use crate::broker::{Confirmation, NotConfirmed};
+use crate::shutdown::Shutdown;
 
 /// A message on its way to the broker, and what to count once it is there.
 #[derive(Debug)]
 pub(super) struct Promise {
     pub(super) confirmation: Confirmation,
-    pub(super) counter: IntCounter,
+    /// None, where it was counted before.
+    pub(super) counter: Option<IntCounter>,
     /// Whether it is a delivery that waits for its next attempt.
     pub(super) is_parked: bool,
 }
@@ -52,15 +54,16 @@ impl Promises {
         Ok(true)
     }
 
-    /// Waits for the first ones until at most so many are open.
+    /// Waits for the first ones until at most so many are open; not for long from `shutdown` on.
     pub(super) fn wait_until_open(
         &mut self,
         most: usize,
         tally: &Tally,
+        shutdown: &Shutdown,
     ) -> Result<(), NotConfirmed> {
         while self.open.len() > most {
             if let Some(promise) = self.open.front() {
-                promise.confirmation.wait()?;
+                promise.confirmation.wait(shutdown)?;
             }
             self.keep_first(tally);
         }
@@ -82,7 +85,9 @@ impl Promises {
     /// The first one is confirmed.
     pub fn keep_first(&mut self, tally: &Tally) {
         let Some(promise) = self.open.pop_front() else { return };
-        promise.counter.inc();
+        if let Some(counter) = promise.counter {
+            counter.inc();
+        }
         if promise.is_parked {
             tally.parked();
         }

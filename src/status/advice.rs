@@ -61,6 +61,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     } else {
         advice.extend(of_servers(snapshot));
         advice.extend(of_alarm(snapshot));
+        advice.extend(of_refusals(snapshot));
         advice.extend(of_lanes(snapshot));
         advice.extend(of_standing_still(snapshot));
         advice.extend(of_capacity(snapshot));
@@ -122,6 +123,27 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
+/// Some queues take nothing, and the others do.
+fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
+    if is_away(snapshot.broker) {
+        return None;
+    }
+    let refusing = &snapshot.refusing;
+    let longest = refusing.iter().map(|one| one.lasted_seconds).reduce(f64::max)?;
+    let names = names(refusing.iter().map(|one| one.queue.as_str()));
+    let verb = if refusing.len() == 1 { "takes" } else { "take" };
+    let messages: usize = refusing.iter().map(|one| one.messages).sum();
+    let wait = match messages {
+        0 => String::new(),
+        _ => format!("; {} in hand for it", counted(messages as u64, "message is", "messages are")),
+    };
+    Some(trouble(
+        format!("{names} {verb} no messages, for {}{wait}.", span(longest)),
+        "Nothing is lost; what is for it is tried every second or two. Has it a `max-length`, by a \
+         policy (`rabbitmqctl list_policies`)? Has it a leader (`rabbitmq-queues quorum_status`)?",
+    ))
+}
+
 /// What [`of_servers`] has not said already.
 fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     if is_away(snapshot.broker) {
@@ -165,11 +187,11 @@ fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
     };
     let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_still).collect();
     let waiting: i64 = lanes.iter().filter_map(|lane| lane.ready).sum();
-    let names = named(&lanes);
+    let queues = names(lanes.iter().map(|lane| lane.queue.as_str()));
     (!lanes.is_empty()).then(|| {
         let messages = counted(waiting.unsigned_abs(), "message waits", "messages wait");
         trouble(
-            format!("{messages} in {names}, and none has come for a minute."),
+            format!("{messages} in {queues}, and none has come for a minute."),
             "Do other instances have them in hand? If none gets any, keep the log and restart: that \
              is safe, and this should not happen.",
         )
@@ -188,7 +210,7 @@ fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
         state: State::Attention,
         what: format!(
             "As many requests are under way as may be for {}, and {}.",
-            named(&lanes),
+            names(lanes.iter().map(|lane| lane.queue.as_str())),
             counted(waiting.unsigned_abs(), "event waits", "events wait")
         ),
         remedy: "Receivers are slower than events come. A larger capacity (`QUEUES=name=N`) or \
@@ -206,7 +228,10 @@ fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
     let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_late).collect();
     (!lanes.is_empty()).then(|| Advice {
         state: State::Attention,
-        what: format!("Half of the deliveries of {} come over a minute late.", named(&lanes)),
+        what: format!(
+            "Half of the deliveries of {} come over a minute late.",
+            names(lanes.iter().map(|lane| lane.queue.as_str()))
+        ),
         remedy:
             "Were they published, or the notifier started, a while ago? Then it is over once they \
                  are in. Else events come faster than they are delivered: a larger capacity \
@@ -313,14 +338,16 @@ fn not_consumed(snapshot: &Snapshot, lanes: &[&LaneNow]) -> String {
         return "nothing is being consumed".to_owned();
     }
     let is = if lanes.len() == 1 { "is" } else { "are" };
-    format!("{} {is} not being consumed", named(lanes))
+    let names = names(lanes.iter().map(|lane| lane.queue.as_str()));
+    format!("{names} {is} not being consumed")
 }
 
-fn named(lanes: &[&LaneNow]) -> String {
-    let mut names: Vec<String> =
-        lanes.iter().take(MOST_NAMED).map(|lane| lane.queue.clone()).collect();
-    if lanes.len() > MOST_NAMED {
-        names.push(format!("{} more", lanes.len() - MOST_NAMED));
+/// The first names, and how many more there are.
+fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let count = all.len();
+    let mut names: Vec<String> = all.take(MOST_NAMED).map(str::to_owned).collect();
+    if count > MOST_NAMED {
+        names.push(format!("{} more", count - MOST_NAMED));
     }
     let last = names.pop().unwrap_or_default();
     if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) }
@@ -354,7 +381,7 @@ fn span(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::domain::trend::Bound;
-    use crate::status::snapshot::{BacklogsNow, Rates, ReceiversNow, Trend};
+    use crate::status::snapshot::{BacklogsNow, Rates, ReceiversNow, RefusingNow, Trend};
 
     /// Two queues, all well.
     fn well() -> Snapshot {
@@ -392,6 +419,7 @@ mod tests {
             database: server,
             directory_age_seconds: 0.0,
             broker_accepts: Some(true),
+            refusing: Vec::new(),
             depths_age_seconds: Some(1.0),
             lanes: lanes.concat(),
             waiting: Vec::new(),
@@ -488,6 +516,27 @@ mod tests {
             },
             State::Trouble,
             &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
+        );
+    }
+
+    #[test]
+    fn queues_that_take_nothing_are_trouble_and_named() {
+        let refusing = |queue: &str, messages, lasted_seconds| RefusingNow {
+            queue: queue.to_owned(),
+            messages,
+            lasted_seconds,
+        };
+        check(
+            |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
+            State::Trouble,
+            &["high.dead takes no messages, for 12 s; 3 messages are in hand for it."],
+        );
+        check(
+            |snapshot| {
+                snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
+            },
+            State::Trouble,
+            &["high.dead and a take no messages, for 2 min."],
         );
     }
 

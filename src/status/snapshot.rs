@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub(super) directory_age_seconds: f64,
     /// Whether RabbitMQ takes what has to wait or is dead; `None` while we start.
     pub(super) broker_accepts: Option<bool>,
+    /// The queues that take no messages of ours.
+    pub(super) refusing: Vec<RefusingNow>,
     /// How old the numbers of messages in queues are; `None` before there are any.
     pub(super) depths_age_seconds: Option<f64>,
     pub(super) lanes: Vec<LaneNow>,
@@ -41,6 +43,15 @@ pub struct Snapshot {
 pub(super) struct Server {
     /// `None` before it was asked.
     pub(super) answers: Option<bool>,
+    pub(super) lasted_seconds: f64,
+}
+
+/// A queue that takes no messages of ours.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct RefusingNow {
+    pub(super) queue: String,
+    /// How many wait for it in hand.
+    pub(super) messages: usize,
     pub(super) lasted_seconds: f64,
 }
 

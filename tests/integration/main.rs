@@ -29,6 +29,8 @@ mod limits;
 mod broker_rights;
 mod tls;
 mod faults;
+mod refusals;
+mod causes;
 mod chaos;
 mod database;
 mod backlogs;

@@ -5,7 +5,7 @@ use crate::harness::{
 };
 
 /// Name, type, and the labels of its samples.
-const METRICS: [(&str, &str, &[&str]); 24] = [
+const METRICS: [(&str, &str, &[&str]); 26] = [
     ("webhook_event_processing_seconds", "histogram", &["queue"]),
     ("webhook_request_success_total", "counter", &["queue"]),
     ("webhook_request_failure_total", "counter", &["queue", "reason"]),
@@ -27,6 +27,8 @@ const METRICS: [(&str, &str, &[&str]); 24] = [
     ("webhook_broker_connected", "gauge", &["queue"]),
     ("webhook_database_up", "gauge", &[]),
     ("webhook_broker_accepting", "gauge", &[]),
+    ("webhook_messages_refused", "gauge", &["queue"]),
+    ("webhook_refusals_total", "counter", &["queue"]),
     ("webhook_delivery_log_rows_total", "counter", &["result"]),
     ("webhook_build_info", "gauge", &["version"]),
     ("process_resident_memory_bytes", "gauge", &[]),

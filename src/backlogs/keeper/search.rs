@@ -20,9 +20,19 @@ impl Keeper {
     /// Reads the table: which there are beside those that we know. False if that failed.
     pub(super) fn read(&mut self) -> bool {
         let rows = match self.store.backlogs() {
-            Ok(rows) => rows,
+            Ok(rows) => {
+                if self.not_read.end().is_some() {
+                    log::info!("backlogs read again");
+                }
+                rows
+            }
             Err(error) => {
-                log::debug!("backlogs not read: {error}");
+                let cause = error.to_string();
+                if self.not_read.is_news(&cause) {
+                    log::warn!(
+                        "backlogs not read cause={cause:?}: those of other instances are not known"
+                    );
+                }
                 return false;
             }
         };

@@ -52,6 +52,8 @@ pub(super) struct Done {
 pub(super) struct Item {
     pub(super) delivery: amiquip::Delivery,
     pub(super) waiting: Waiting,
+    /// When it was handed out.
+    pub(super) since: Instant,
 }
 
 /// A message that is to be seen to.
@@ -75,8 +77,6 @@ pub(super) struct State {
     pub(super) under_way: usize,
     /// Why the first was refused last.
     pub(super) hold: Option<Hold>,
-    /// Since when the first has been the first.
-    pub(super) held_since: Instant,
     /// PostgreSQL has to be asked first.
     pub(super) is_missing: bool,
     /// The first waits for a place.
@@ -97,7 +97,6 @@ impl State {
     fn take_first(&mut self) -> Option<Item> {
         let first = self.ready.pop_front();
         self.hold = None;
-        self.held_since = Instant::now();
         self.under_way += usize::from(first.is_some());
         first
     }
@@ -109,7 +108,6 @@ impl Queue {
             ready: VecDeque::new(),
             under_way: 0,
             hold: None,
-            held_since: Instant::now(),
             is_missing: false,
             in_line: None,
             is_over: false,
@@ -211,7 +209,7 @@ pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> worke
         let at_work = AtWork { shared, webhook: queue.webhook };
         let shared = &at_work.shared;
         let mut next = Some(first);
-        while let Some(Task { item: Item { delivery, waiting }, attempt }) = next {
+        while let Some(Task { item: Item { delivery, waiting, .. }, attempt }) = next {
             let kept = match attempt {
                 Some((webhook, attempt)) => {
                     shared.pipeline.attempt_head(&shared.lane, waiting, &webhook, attempt)

@@ -138,11 +138,13 @@ impl Drain<'_, '_> {
             self.context.backlogs.restart(number, webhook);
         }
         backlog.in_hand += deliveries.len();
+        let since = Instant::now();
         let items: Vec<Item> = deliveries
             .into_iter()
             .map(|mut delivery| {
                 let message = Message::take(&mut delivery);
-                Item { delivery, waiting: self.context.pipeline.read_waiting(message) }
+                let waiting = self.context.pipeline.read_waiting(message);
+                Item { delivery, waiting, since }
             })
             .collect();
         // Some are another instance's; or it was taken for empty, and was not.
@@ -151,11 +153,7 @@ impl Drain<'_, '_> {
         {
             receivers.found_backlog(number, webhook);
         }
-        let mut state = backlog.queue.state();
-        if state.ready.is_empty() {
-            state.held_since = Instant::now();
-        }
-        state.ready.extend(items);
+        backlog.queue.state().ready.extend(items);
     }
 
     /// Gives more ahead to one that uses all it is given, and takes it from one that can't use it.

@@ -7,11 +7,8 @@ use uuid::Uuid;
 use super::{Drain, NOTE_INTERVAL, TICK};
 use crate::broker::backlog_queue;
 use crate::consumer::Ended;
+use crate::domain::in_hand;
 use crate::metrics::Held;
-
-/// For how long a message may be in hand without an attempt. RabbitMQ takes back what is not acked
-/// within 30 minutes (`consumer_timeout`), and with it the whole channel.
-const LONGEST_HOLD: Duration = Duration::from_secs(600);
 
 /// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
 /// deliveries some tens of milliseconds.
@@ -27,10 +24,11 @@ impl Drain<'_, '_> {
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         let mut looks = LOOKED_AT;
+        let patience = in_hand::patience(self.context.config.request_timeout);
         for webhook in webhooks {
             self.note(webhook, now);
             let Some(backlog) = self.backlogs.get_mut(&webhook) else { continue };
-            let (is_held, held_for) = {
+            let held_for = {
                 let state = backlog.queue.state();
                 let head = state.ready.front();
                 if let Some(age) = head.and_then(|head| self.context.pipeline.age(&head.waiting)) {
@@ -38,11 +36,11 @@ impl Drain<'_, '_> {
                 } else if backlog.consumer.is_some() {
                     backlog.oldest = None;
                 }
-                (head.is_some(), now.saturating_duration_since(state.held_since))
+                head.map(|head| now.saturating_duration_since(head.since))
             };
             if backlog.resume_at.is_some_and(|at| now >= at) {
                 self.consume(webhook, 1)?;
-            } else if is_held && held_for > LONGEST_HOLD {
+            } else if held_for.is_some_and(|held_for| held_for > patience) {
                 self.release(webhook)?;
                 self.consume(webhook, 1)?;
             } else if backlog.in_hand == 0 && backlog.consumer.is_some() {

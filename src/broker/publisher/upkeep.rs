@@ -1,0 +1,121 @@
+//! What the publisher does beside publishing: it hears what became of messages, and tries again what
+//! was refused.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{CONFIRM_TIMEOUT, Confirming, PublisherThread, Request, Session, TRIAL};
+use crate::broker::SETUP_TIMEOUT;
+
+impl PublisherThread {
+    /// Takes note of what a channel was told. Returns what can be published again.
+    pub(super) fn heard(&mut self, channel: &mut Confirming) -> Vec<Request> {
+        for backlog in channel.gone.drain(..) {
+            // Whoever hears of it ends later than this.
+            let _ = self.gone.send(backlog);
+        }
+        self.refusals.refuse(channel.refused.drain(..));
+        channel.accepted.drain(..).flat_map(|queue| self.refusals.accept(&queue)).collect()
+    }
+
+    pub(super) fn has_confirmed(&mut self, session: &mut Session) {
+        session.confirmed_at = Instant::now();
+        self.works_again();
+        if std::mem::take(&mut session.is_overdue) {
+            self.able.store(true, Ordering::Relaxed);
+            log::info!("RabbitMQ confirms messages again");
+        }
+    }
+
+    fn works_again(&mut self) {
+        if self.causes.end().is_some() {
+            log::info!("publishing again: connected to RabbitMQ at {}", self.amqp);
+        }
+    }
+
+    /// What no event moves.
+    pub(super) fn tick(&mut self, session: &mut Session) -> Result<(), Option<String>> {
+        let now = Instant::now();
+        if session.since.elapsed() > SETUP_TIMEOUT {
+            self.works_again();
+        }
+        self.listen_to_replaced(session)?;
+        for request in self.refusals.send_elsewhere(now) {
+            self.publish(&mut session.main, request);
+        }
+        if !session.is_blocked && self.refusals.is_trial_due(now) {
+            self.try_again(session)?;
+        }
+        let channels = || session.replaced.iter().chain([&session.main]);
+        let unconfirmed = || channels().flat_map(|channel| channel.unconfirmed.values());
+        // In an alarm nothing is confirmed, whichever queue it is for.
+        let is_blocked = session.is_blocked;
+        let is_late = |request: &&Request| !is_blocked && request.is_late(now);
+        self.refusals.note_late(unconfirmed().filter(is_late));
+        let is_any_late = unconfirmed().any(|request| request.is_late(now));
+        let nothing_comes = session.confirmed_at.elapsed() >= CONFIRM_TIMEOUT;
+        if is_any_late && nothing_comes && !std::mem::replace(&mut session.is_overdue, true) {
+            self.able.store(false, Ordering::Relaxed);
+            log::warn!("RabbitMQ has confirmed no message for {CONFIRM_TIMEOUT:?}");
+        }
+        session.main.forget_unwanted(now);
+        session.replaced.iter_mut().for_each(|channel| channel.forget_unwanted(now));
+        self.refusals.look_around(now);
+        Ok(())
+    }
+
+    /// Takes what came by the channels that were replaced. One by which nothing is to come is closed.
+    fn listen_to_replaced(&mut self, session: &mut Session) -> Result<(), Option<String>> {
+        let kill = session.link.kill_switch();
+        for mut channel in std::mem::take(&mut session.replaced) {
+            let before = channel.unconfirmed.len();
+            let is_open = channel.take_confirms();
+            if channel.unconfirmed.len() < before {
+                self.has_confirmed(session);
+            }
+            for request in self.heard(&mut channel) {
+                session.main.publish(request);
+            }
+            let problem = channel.broken.take();
+            if channel.unconfirmed.is_empty() && is_open && problem.is_none() {
+                let _ = channel.into_unconfirmed(&kill);
+                continue;
+            }
+            session.replaced.push(channel);
+            if !is_open || problem.is_some() {
+                return Err(problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes one of the refused messages for each queue on a fresh channel: RabbitMQ remembers of a
+    /// channel that it was refused. If it takes one of them, the other channel's work goes on here.
+    fn try_again(&mut self, session: &mut Session) -> Result<(), Option<String>> {
+        let kill = session.link.kill_switch();
+        let opened = kill.guard(SETUP_TIMEOUT, None, || Confirming::open(&mut session.link));
+        let mut fresh = opened.map_err(|error| Some(error.to_string()))?;
+        for request in self.refusals.probes() {
+            fresh.publish(request);
+        }
+        let deadline = Instant::now() + TRIAL;
+        while !fresh.unconfirmed.is_empty() && fresh.broken.is_none() {
+            match fresh.confirms.recv_deadline(deadline) {
+                Ok(confirm) => fresh.confirmed(confirm),
+                Err(_) => break,
+            }
+        }
+        if fresh.accepted.is_empty() {
+            // What has no answer yet gets it later.
+            session.replaced.push(fresh);
+        } else {
+            let again = self.heard(&mut fresh);
+            session.replaced.push(std::mem::replace(&mut session.main, fresh));
+            self.has_confirmed(session);
+            for request in again {
+                session.main.publish(request);
+            }
+        }
+        self.listen_to_replaced(session)
+    }
+}

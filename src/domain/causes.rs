@@ -1,0 +1,59 @@
+//! What is told of a trouble that lasts: each of its causes once.
+//!
+//! A server that is away answers every attempt with the same error: one line is enough. But what
+//! keeps us from it may change while it lasts (it is up again, and now the password is wrong), and
+//! whoever reads only the first cause looks in the wrong place.
+
+/// How many causes of one trouble are told. Some contain a number that is never the same twice.
+const MOST: usize = 8;
+
+/// The causes of one trouble that were told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Causes(Vec<String>);
+
+impl Causes {
+    /// The trouble lasts, for this cause. Whether it is to be told: it was not yet.
+    pub fn is_news(&mut self, cause: &str) -> bool {
+        let is_news = self.0.len() < MOST && self.0.iter().all(|told| told != cause);
+        if is_news {
+            self.0.push(cause.to_owned());
+        }
+        is_news
+    }
+
+    /// Whether there is a trouble that was told.
+    #[must_use]
+    pub fn are_told(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// The trouble is over. What it began with, if it was told.
+    pub fn end(&mut self) -> Option<String> {
+        std::mem::take(&mut self.0).into_iter().next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_new_cause_is_told_once_and_again_after_the_trouble_was_over() {
+        let mut causes = Causes::default();
+        let told = ["away", "away", "wrong password", "away", "wrong password"]
+            .map(|cause| causes.is_news(cause));
+        assert_eq!(told, [true, false, true, false, false]);
+        assert!(causes.are_told());
+        assert_eq!(causes.end().as_deref(), Some("away"));
+        assert!(!causes.are_told());
+        assert_eq!(causes.end(), None);
+        assert!(causes.is_news("away"));
+    }
+
+    #[test]
+    fn a_cause_with_a_number_that_never_repeats_does_not_fill_the_log() {
+        let mut causes = Causes::default();
+        let told = (0..100).filter(|n| causes.is_news(&format!("channel {n} closed"))).count();
+        assert_eq!(told, MOST);
+    }
+}

@@ -1,0 +1,204 @@
+//! What ends a trouble may not be what began it: each new cause is a line of the log.
+
+use std::time::Duration;
+
+use crate::harness::{
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, wait_until,
+};
+
+/// A user of RabbitMQ, who is gone when this is dropped.
+struct User<'a> {
+    faults: &'a FaultServers,
+    name: String,
+}
+
+impl<'a> User<'a> {
+    const PASSWORD: &'static str = "first";
+
+    fn new(faults: &'a FaultServers, sandbox: &Sandbox) -> Self {
+        let name = format!("user-{}", sandbox.queue());
+        faults.rabbitmqctl(&["add_user", &name, Self::PASSWORD]);
+        let user = Self { faults, name };
+        user.may_write(".*");
+        user
+    }
+
+    fn may_write(&self, what: &str) {
+        self.faults.rabbitmqctl(&["set_permissions", &self.name, ".*", what, ".*"]);
+    }
+
+    fn has_password(&self, password: &str) {
+        self.faults.rabbitmqctl(&["change_password", &self.name, password]);
+    }
+
+    /// Ends its connections.
+    fn disconnect(&self) {
+        let reason = "maintenance";
+        self.faults.rabbitmqctl(&["close_all_user_connections", &self.name, reason]);
+    }
+
+    fn url(&self, sandbox: &Sandbox) -> String {
+        let mut url = url::Url::parse(&sandbox.servers.amqp_url).expect("it is an URL");
+        url.set_username(&self.name).expect("it has a host");
+        url.set_password(Some(Self::PASSWORD)).expect("it has a host");
+        url.into()
+    }
+}
+
+impl Drop for User<'_> {
+    fn drop(&mut self) {
+        self.faults.rabbitmqctl(&["delete_user", &self.name]);
+    }
+}
+
+fn count(notifier: &Notifier, parts: &[&str]) -> usize {
+    let has_all = |line: &&String| parts.iter().all(|part| line.contains(part));
+    notifier.stderr().iter().filter(has_all).count()
+}
+
+#[test]
+fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connects() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let user = User::new(&faults, &sandbox);
+    let mut notifier = sandbox.notifier().env("AMQP_URL", user.url(&sandbox)).start();
+
+    user.has_password("second");
+    user.disconnect();
+    let queue = format!("queue={} ", sandbox.queue());
+    let lane = ["WARN", "lane interrupted", &queue];
+    let publisher = ["WARN", "publishing interrupted"];
+    let told = |who: &[&str], what: &str| count(&notifier, &[who, &[what]].concat());
+    wait_until(SOON, "each says what ended it, and what keeps it from coming back", || {
+        [&lane[..], &publisher[..]]
+            .iter()
+            .all(|who| told(who, "maintenance") == 1 && told(who, "refuses the login of user") == 1)
+    });
+    // Some further attempts, all with the same answer.
+    let attempts = || {
+        let log = faults.rabbitmqctl(&["eval", "os:system_time(second)."]);
+        log.trim().parse::<u64>().expect("a time")
+    };
+    let until = attempts() + 5;
+    wait_until(SOON, "it tries again", || attempts() >= until);
+    assert_eq!(told(&lane, "refuses the login of user"), 1);
+    assert_eq!(told(&publisher, "refuses the login of user"), 1);
+
+    user.has_password(User::PASSWORD);
+    wait_until(LATER, "it is ready again", || notifier.is_ready());
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+    assert_eq!(count(&notifier, &["lane connected again", &queue]), 1);
+    assert!(notifier.is_running());
+    notifier.terminate();
+}
+
+#[test]
+fn a_right_to_publish_that_is_missing_is_told_and_not_only_that_the_connection_was_lost() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let user = User::new(&faults, &sandbox);
+    let mut notifier =
+        sandbox.notifier().env("AMQP_URL", user.url(&sandbox)).env("RETRY_SCHEDULE", "1s").start();
+    user.may_write("^$");
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+    let line = notifier.wait_stderr(SOON, "publishing interrupted");
+    assert!(line.contains("ACCESS_REFUSED") && line.contains("webhooks.wait"), "{line}");
+
+    user.may_write(".*");
+    receiver.wait_at_within(LATER, "/", 2);
+    notifier.wait_stderr(SOON, "publishing again");
+    wait_until(LATER, "it is counted", || {
+        notifier.metric("webhook_request_success_total", &[]) == 1.0
+    });
+    assert_eq!(
+        count(&notifier, &["publishing interrupted", "ACCESS_REFUSED - access to exchange"]),
+        1
+    );
+    notifier.terminate();
+    sandbox.wait_drained();
+    assert_eq!(receiver.requests().len(), 2);
+}
+
+#[test]
+fn a_role_of_postgresql_that_may_not_log_in_any_more_is_told_after_what_ended_its_sessions() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let role = format!("role_{}", sandbox.queue());
+    let schema = sandbox.queue().trim_end_matches("_high").to_owned();
+    let run = |sql: &str| sandbox.database.run_script(sql);
+    run(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'first'; GRANT USAGE ON SCHEMA {schema} TO {role};
+         GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}"
+    ));
+    let mut url = url::Url::parse(sandbox.database.url()).expect("it is an URL");
+    url.set_username(&role).expect("it has a host");
+    url.set_password(Some("first")).expect("it has a host");
+    let mut notifier = sandbox.notifier().env("DATABASE_URL", url.as_str()).start();
+
+    run(&format!(
+        "ALTER ROLE {role} NOLOGIN;
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+    ));
+    let told = |what: &str| count(&notifier, &["WARN", "directory bypassed", what]);
+    wait_until(SOON, "both causes are told", || {
+        told("terminating connection") == 1 && told("not permitted to log in") == 1
+    });
+    run(&format!("ALTER ROLE {role} LOGIN"));
+    notifier.wait_stderr(SOON, "directory in use again");
+    assert_eq!(count(&notifier, &["directory bypassed"]), 2);
+    notifier.terminate();
+    run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+/// RabbitMQ's limit for acks, which it looks at so often, both in milliseconds; until this is dropped.
+struct ConsumerTimeout<'a>(&'a FaultServers);
+
+impl<'a> ConsumerTimeout<'a> {
+    fn of(faults: &'a FaultServers, timeout: u32, interval: u32) -> Self {
+        let set = Self(faults);
+        set.set(timeout, interval);
+        set
+    }
+
+    fn set(&self, timeout: u32, interval: u32) {
+        let set = |name, value| format!("application:set_env(rabbit, {name}, {value})");
+        let both = [set("consumer_timeout", timeout), set("channel_tick_interval", interval)];
+        self.0.rabbitmqctl(&["eval", &format!("{}.", both.join(", "))]);
+    }
+}
+
+impl Drop for ConsumerTimeout<'_> {
+    fn drop(&mut self) {
+        self.set(1_800_000, 60_000);
+    }
+}
+
+#[test]
+fn a_consumer_timeout_that_is_too_short_is_told_with_what_it_has_to_be() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Slow(Duration::from_secs(5), 200),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let limit = ConsumerTimeout::of(&faults, 500, 250);
+    let mut notifier = sandbox.notifier().start();
+    sandbox.publish(&Event::new("order.paid"));
+    let line = notifier.wait_stderr(SOON, "lane interrupted");
+    assert!(line.contains("raise RabbitMQ's consumer_timeout to 30 minutes"), "{line}");
+    // The event has come back, and is delivered.
+    receiver.wait_at("/", 2);
+    drop(limit);
+    notifier.terminate();
+    sandbox.wait_drained();
+}

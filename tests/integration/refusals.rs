@@ -1,0 +1,350 @@
+//! Queues that take no messages: by policies that refuse what is too much, and are lifted again.
+//! These tests have a broker of their own, since a policy is for all queues of a kind.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until,
+};
+
+/// Queues refuse messages beyond the first, until this is dropped.
+struct Policy<'a>(&'a FaultServers);
+
+impl<'a> Policy<'a> {
+    const NAME: &'static str = "refusing";
+
+    fn on(faults: &'a FaultServers, pattern: &str) -> Self {
+        let definition = r#"{"max-length":1,"overflow":"reject-publish"}"#;
+        let set = ["set_policy", "--apply-to", "queues", Self::NAME, pattern, definition];
+        faults.rabbitmqctl(&set);
+        Self(faults)
+    }
+}
+
+impl Drop for Policy<'_> {
+    fn drop(&mut self) {
+        self.0.rabbitmqctl(&["clear_policy", Self::NAME]);
+    }
+}
+
+fn refused(notifier: &Notifier, queue: &str) -> f64 {
+    notifier.metric("webhook_messages_refused", &[("queue", queue)])
+}
+
+/// The log has a warning that names the queue, and so have the metrics and the status page.
+#[track_caller]
+fn assert_told(notifier: &mut Notifier, queue: &str) {
+    let line = notifier.wait_stderr(SOON, "queue takes no messages");
+    assert!(line.contains("WARN") && line.contains(&format!("queue={queue}: ")), "{line}");
+    wait_until(SOON, "the metrics say so", || {
+        refused(notifier, queue) >= 1.0
+            && notifier.metric("webhook_refusals_total", &[("queue", queue)]) >= 1.0
+    });
+    wait_until(SOON, "the status page says so", || {
+        let status = notifier.get("/status.json").body;
+        status.contains(r#""state":"trouble""#)
+            && status.contains(&format!("{queue} takes no messages, for "))
+    });
+}
+
+/// It is over, and told once.
+#[track_caller]
+fn assert_over(notifier: &mut Notifier, queue: &str) {
+    let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
+    assert!(line.contains(queue), "{line}");
+    wait_until(SOON, "the metrics say so", || refused(notifier, queue) == 0.0);
+    let told = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
+    assert_eq!(notifier.stderr().iter().filter(told).count(), 1);
+}
+
+fn events(kind: &str, count: usize) -> Vec<Event> {
+    (0..count).map(|_| Event::new(kind)).collect()
+}
+
+/// Publishes malformed messages, of which the dead-letter queue takes the first few, and good ones
+/// behind them. Returns how many are malformed, and the good ones.
+fn publish_some_malformed(sandbox: &Sandbox) -> (u32, Vec<Event>) {
+    let malformed = || sandbox.publish(&Event::raw("malformed"));
+    let dead = || sandbox.broker.ready(&sandbox.dead_queue());
+    // What comes at once RabbitMQ takes beyond the limit.
+    let mut count = 0;
+    let is_refused = |count: u32| {
+        let end = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < end && dead() != Some(count) {}
+        dead() != Some(count)
+    };
+    while count == 0 || !is_refused(count) {
+        malformed();
+        count += 1;
+        assert!(count < 10, "the policy is in force");
+    }
+    malformed();
+    let good = events("good", 200);
+    sandbox.broker.publish(sandbox.queue(), &good);
+    (count + 1, good)
+}
+
+#[track_caller]
+fn assert_each(receiver: &Receiver, path: &str, events: &[Event], times: usize) {
+    for event in events {
+        assert_eq!(receiver.of(path, event).len(), times, "requests for {} at {path}", event.id);
+    }
+}
+
+#[test]
+fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["good"]);
+    let policy = Policy::on(&faults, "^t.*[.]dead$");
+    let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
+    let (malformed, good) = publish_some_malformed(&sandbox);
+    receiver.wait_at("/", good.len());
+    wait_until(SOON, "all good ones are settled", || {
+        let of_queue = [("queue", sandbox.queue())];
+        notifier.metric("webhook_event_processing_seconds_count", &of_queue) >= 200.0
+    });
+    // The acks have a moment.
+    holds_for(Duration::from_millis(500), "it runs", || notifier.is_running());
+    notifier.kill();
+    // What was not acked comes back: nothing but the malformed.
+    let consumers = || sandbox.broker.consumers(sandbox.queue());
+    wait_until(SOON, "it is gone", || consumers() == Some(0));
+    holds_for(Duration::from_secs(1), "only these come back", || {
+        sandbox.broker.ready(sandbox.queue()) <= Some(2)
+    });
+    drop(policy);
+
+    let notifier = sandbox.notifier().start();
+    wait_until(SOON, "all are dead", || {
+        sandbox.broker.ready(&sandbox.dead_queue()) >= Some(malformed)
+    });
+    sandbox.wait_drained();
+    notifier.terminate();
+    assert_each(&receiver, "/", &good, 1);
+}
+
+#[test]
+fn a_dead_letter_queue_that_refuses_is_told_and_goes_on_by_itself_when_it_takes_messages_again() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["good"]);
+    let policy = Policy::on(&faults, "^t.*[.]dead$");
+    let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
+    let (malformed, mut good) = publish_some_malformed(&sandbox);
+    receiver.wait_at("/", good.len());
+    let dead_queue = sandbox.dead_queue();
+    assert_told(&mut notifier, &dead_queue);
+    // It is tried again, and comes back by way of a wait queue after some seconds.
+    let retried = [("queue", sandbox.retry_queue())];
+    let retried = retried.each_ref().map(|(name, value)| (*name, value.as_str()));
+    wait_until(SOON, "it takes another way", || {
+        notifier.metric("webhook_events_received_total", &retried) >= 1.0
+    });
+    assert!(sandbox.broker.ready(&dead_queue) < Some(malformed));
+    let more = events("good", 20);
+    sandbox.broker.publish(sandbox.queue(), &more);
+    receiver.wait_at("/", good.len() + more.len());
+    good.extend(more);
+    drop(policy);
+
+    wait_until(Duration::from_secs(15), "all are dead", || {
+        sandbox.broker.ready(&dead_queue) == Some(malformed)
+    });
+    assert_over(&mut notifier, &dead_queue);
+    sandbox.wait_drained();
+    assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), f64::from(malformed));
+    notifier.terminate();
+    for _ in 0..malformed {
+        let dead = sandbox.take_dead();
+        assert_eq!(dead.text("x-dead-reason"), "malformed", "{dead:?}");
+        assert_eq!(dead.body, b"malformed", "{dead:?}");
+        assert_eq!(dead.text("x-bound-for"), "", "{dead:?}");
+    }
+    assert_each(&receiver, "/", &good, 1);
+}
+
+#[test]
+fn a_delivery_that_is_dead_is_not_attempted_again_because_its_queue_refuses_it() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::answering(|_| Reply::Status(500));
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let policy = Policy::on(&faults, "^t.*[.]dead$");
+    let mut notifier =
+        sandbox.notifier().env("RETRY_SCHEDULE", "1s").env("CIRCUIT_BREAKER", "off").start();
+    let all = events("order.paid", 12);
+    sandbox.broker.publish(sandbox.queue(), &all);
+    assert_told(&mut notifier, &sandbox.dead_queue());
+    wait_until(LATER, "each has been tried twice", || receiver.requests().len() >= 24);
+    // Each goes round by a wait queue and the retry lane meanwhile.
+    holds_for(Duration::from_secs(10), "none is attempted a third time", || {
+        receiver.requests().len() == 24
+    });
+    drop(policy);
+    wait_until(LATER, "all are dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(12));
+    sandbox.wait_drained();
+    assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 12.0);
+    notifier.terminate();
+    assert_each(&receiver, "/", &all, 2);
+    for _ in 0..12 {
+        assert_eq!(sandbox.take_dead().number("x-attempt"), Some(2));
+    }
+}
+
+#[test]
+fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/failing", 1) => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    sandbox.webhook(&receiver.url("/healthy"), &["healthy", "both"]);
+    sandbox.webhook(&receiver.url("/failing"), &["failing", "both"]);
+    let policy = Policy::on(&faults, "^webhooks[.]wait[.]");
+    let mut notifier = sandbox
+        .notifier()
+        .env("PREFETCH_COUNT", "50")
+        // More than fits in hand of one that is not 1s, so that it is the first that refuses.
+        .env("RETRY_SCHEDULE", "9s,9s")
+        .env("CIRCUIT_BREAKER", "off")
+        .start();
+    let both = events("both", 20);
+    let failing = events("failing", 10);
+    let healthy = events("healthy", 100);
+    for events in [&both, &failing, &healthy] {
+        sandbox.broker.publish(sandbox.queue(), events);
+    }
+    receiver.wait_at("/healthy", both.len() + healthy.len());
+    receiver.wait_at("/failing", both.len() + failing.len());
+    let line = notifier.wait_stderr(SOON, "queue takes no messages queue=webhooks.wait.9s");
+    assert!(line.contains("WARN"), "{line}");
+    notifier.wait_stderr(SOON, "queue takes no messages queue=webhooks.wait.1m");
+    wait_until(SOON, "they are counted", || {
+        ["9s", "1m"]
+            .iter()
+            .any(|delay| refused(&notifier, &format!("webhooks.wait.{delay}")) >= 1.0)
+    });
+    drop(policy);
+
+    receiver.wait_at_within(LATER, "/failing", 2 * (both.len() + failing.len()));
+    wait_until(LATER, "it is counted", || {
+        notifier.metric("webhook_request_success_total", &[]) == 150.0
+    });
+    sandbox.wait_drained();
+    assert!(notifier.is_running());
+    notifier.terminate();
+    assert_each(&receiver, "/healthy", &[both.clone(), healthy].concat(), 1);
+    assert_each(&receiver, "/failing", &[both, failing].concat(), 2);
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+}
+
+#[test]
+fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_each() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
+    let paths: Vec<_> = (0..40).map(|number| format!("/{number}")).collect();
+    for path in &paths {
+        sandbox.webhook(&receiver.url(path), &["order.paid"]);
+    }
+    sandbox.webhook(&receiver.url("/other"), &["other"]);
+    let policy = Policy::on(&faults, "^t.*[.]retry$");
+    let mut notifier = sandbox.notifier().env("FANOUT_INLINE", "2").start();
+    let (event, other) = (Event::new("order.paid"), Event::new("other"));
+    sandbox.publish(&event);
+    sandbox.publish(&other);
+    // It is emptied meanwhile, so that it takes one now and then.
+    let line = notifier.wait_stderr(SOON, "queue takes no messages");
+    assert!(line.contains(&format!("queue={}: ", sandbox.retry_queue())), "{line}");
+    wait_until(SOON, "others go on", || !receiver.of("/other", &other).is_empty());
+    drop(policy);
+    wait_until(SOON, "all have come", || receiver.requests().len() > paths.len());
+    assert_over(&mut notifier, &sandbox.retry_queue());
+    sandbox.wait_drained();
+    notifier.terminate();
+    for path in &paths {
+        assert_each(&receiver, path, std::slice::from_ref(&event), 1);
+    }
+}
+
+#[test]
+fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/paused"), &["paused"]);
+    sandbox.webhook(&receiver.url("/healthy"), &["healthy"]);
+    let pause = "UPDATE webhooks SET paused_at = $2 WHERE id = $1";
+    sandbox.database.execute(pause, &[&webhook, &Some(std::time::SystemTime::now())]);
+    let policy = Policy::on(&faults, "^webhooks[.]backlog[.]");
+    let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
+    let paused = events("paused", 30);
+    let healthy = events("healthy", 100);
+    sandbox.broker.publish(sandbox.queue(), &paused[..1]);
+    let queue = format!("webhooks.backlog.{}.{webhook}", sandbox.queue());
+    wait_until(SOON, "it is full", || sandbox.broker.ready(&queue) == Some(1));
+    sandbox.broker.publish(sandbox.queue(), &paused[1..]);
+    sandbox.broker.publish(sandbox.queue(), &healthy);
+    receiver.wait_at("/healthy", healthy.len());
+    let backlog = format!("webhooks.backlog.{}", sandbox.queue());
+    let line = notifier.wait_stderr(SOON, "queue takes no messages");
+    assert!(line.contains(&format!("queue={queue}: ")), "{line}");
+    wait_until(SOON, "they wait elsewhere", || {
+        sandbox.broker.ready("webhooks.wait.1m") >= Some(20) && refused(&notifier, &backlog) == 0.0
+    });
+    drop(policy);
+    let resume: Option<std::time::SystemTime> = None;
+    sandbox.database.execute(pause, &[&webhook, &resume]);
+    receiver.wait_at_within(LATER, "/paused", paused.len());
+    sandbox.wait_drained();
+    assert!(notifier.is_running());
+    notifier.terminate();
+    assert_each(&receiver, "/paused", &paused, 1);
+    assert_each(&receiver, "/healthy", &healthy, 1);
+}
+
+#[test]
+fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["good"]);
+    // What is dead has nowhere to go.
+    let policy = Policy::on(&faults, "^(t.*[.]dead|webhooks[.]wait[.].*)$");
+    let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
+    let (malformed, good) = publish_some_malformed(&sandbox);
+    receiver.wait_at("/", good.len());
+    notifier.wait_stderr(SOON, "queue takes no messages");
+    notifier.signal("TERM");
+    assert_eq!(notifier.wait_exit(SOON).code, Some(0));
+    drop(policy);
+    let mut notifier = sandbox.notifier().start();
+    wait_until(LATER, "all are dead", || {
+        sandbox.broker.ready(&sandbox.dead_queue()) >= Some(malformed)
+    });
+    sandbox.wait_drained();
+    assert!(notifier.is_running());
+    notifier.terminate();
+    assert_each(&receiver, "/", &good, 1);
+}
+
+#[test]
+fn a_command_that_is_refused_names_the_queue() {
+    let faults = FaultServers::take();
+    let sandbox = Sandbox::on(faults.servers(), 1);
+    let _policy = Policy::on(&faults, "^t.*_high$");
+    let publish = || sandbox.command(&["publish", sandbox.queue(), r#"{"type":"a"}"#]);
+    let mut refused = publish();
+    for _ in 0..3 {
+        if refused.code == Some(0) {
+            refused = publish();
+        }
+    }
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let expected = format!("the queue {} takes no messages", sandbox.queue());
+    assert!(refused.stderr.contains(&expected), "{refused:?}");
+}
