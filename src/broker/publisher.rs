@@ -15,10 +15,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbound
 use uuid::Uuid;
 
 use super::backlog::{backlog_key, read_backlog_key};
+use super::routes::Routes;
 use super::topology::{
-    BACKLOG_EXCHANGE, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue,
+    BACKLOG_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue, retry_queue,
 };
-use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
+use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, Objects, SETUP_TIMEOUT};
 use crate::config::{Amqp, Config};
 use crate::domain::delivery::Value;
 use crate::domain::retry::{Backoff, Span};
@@ -38,9 +39,9 @@ pub(super) const ENTERED_BY: &str = "x-entered-by";
 /// A message to publish.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    exchange: &'static str,
-    routing_key: String,
-    message: Message,
+    pub(super) exchange: &'static str,
+    pub(super) routing_key: String,
+    pub(super) message: Message,
 }
 
 impl Outgoing {
@@ -50,10 +51,11 @@ impl Outgoing {
         Self { exchange: WAIT_EXCHANGE, routing_key: format!("{delay}.{origin}"), message }
     }
 
-    /// Into the retry queue of `origin` at once.
+    /// Into the retry queue of `origin` at once. By its name: the exchange has an alternate one, and
+    /// would confirm what no retry queue has taken.
     #[must_use]
     pub fn hand_over(message: Message, origin: &str) -> Self {
-        Self { exchange: RETRY_EXCHANGE, routing_key: format!("0s.{origin}"), message }
+        Self::to_queue(message, &retry_queue(origin))
     }
 
     /// Into a webhook's backlog. It says which process has put it there.
@@ -68,13 +70,19 @@ impl Outgoing {
     /// Into the dead-letter queue of `origin`.
     #[must_use]
     pub fn dead(message: Message, origin: &str) -> Self {
-        Self { exchange: "", routing_key: dead_queue(origin), message }
+        Self::to_queue(message, &dead_queue(origin))
     }
 
     /// Into any queue, by its name.
     #[must_use]
     pub fn to_queue(message: Message, queue: &str) -> Self {
         Self { exchange: "", routing_key: queue.to_owned(), message }
+    }
+
+    /// By what it finds its way: the name of the queue, of what is for one.
+    #[must_use]
+    pub fn routing_key(&self) -> &str {
+        &self.routing_key
     }
 }
 
@@ -113,7 +121,7 @@ pub(super) struct Request {
 impl Publisher {
     /// The publisher, and what its thread runs.
     #[must_use]
-    pub fn new(config: &Config) -> (Self, PublisherThread) {
+    pub fn new(config: &Config, objects: Arc<Objects>) -> (Self, PublisherThread) {
         let (sender, requests) = bounded(PUBLISH_QUEUE);
         let able = Arc::new(AtomicBool::new(false));
         let (goes, gone) = unbounded();
@@ -123,6 +131,7 @@ impl Publisher {
             amqp: config.amqp.clone(),
             connect_timeout: config.connect_timeout,
             topology: Topology::of(config),
+            objects,
             unconfirmed: Vec::new(),
             gone: goes,
         };
@@ -205,6 +214,7 @@ pub struct PublisherThread {
     amqp: Amqp,
     connect_timeout: Duration,
     topology: Topology,
+    objects: Arc<Objects>,
     /// Published on a connection that was lost before the confirm came.
     unconfirmed: Vec<Request>,
     gone: Sender<(String, Uuid)>,
@@ -266,10 +276,13 @@ impl PublisherThread {
 
     fn open(&self, stop: &Shutdown) -> Result<(Link, Confirming), BrokerError> {
         let mut link = Link::open(&self.amqp, self.connect_timeout, stop)?;
-        // Each time: somebody may have deleted a queue, and a restarted broker may be a new one.
-        self.topology.declare(&mut link, stop)?;
+        // Each time: somebody may have deleted a queue, and a restarted broker may be a new one. What
+        // can't be had, and was told, is published another way.
+        self.topology.declare(&mut link, &self.objects, stop, |_, _| {})?;
         let kill = link.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || Confirming::open(&mut link));
+        let routes = Routes::new(&self.topology, Arc::clone(&self.objects));
+        let opened =
+            kill.guard(SETUP_TIMEOUT, Some(stop), || Confirming::open(&mut link, Some(routes)));
         let channel = opened.map_err(|error| link.unavailable(&error))?;
         Ok((link, channel))
     }
@@ -333,6 +346,7 @@ impl PublisherThread {
                 recv(stop.receiver()) -> _ => return Ended::NobodyLeft,
                 recv(ticks) -> _ => {
                     channel.publish_refused();
+                    channel.publish_returned();
                     if channel.forget_expired() && !std::mem::replace(&mut channel.overdue, true) {
                         self.able.store(false, Ordering::Relaxed);
                         log::warn!("RabbitMQ did not confirm a message within {CONFIRM_TIMEOUT:?}");
@@ -353,6 +367,10 @@ pub(super) struct Confirming {
     pub(super) unconfirmed: BTreeMap<u64, Request>,
     /// Refused by the broker (nack), to be published again.
     pub(super) refused: Vec<Request>,
+    /// Other ways for what can't be routed; none: it ends the connection.
+    routes: Option<Routes>,
+    /// Could not be routed, to be published again.
+    unrouted: Vec<Request>,
     /// A confirm did not come in time, and none has come since.
     overdue: bool,
     /// Backlogs that are no longer there.
@@ -364,7 +382,7 @@ pub(super) struct Confirming {
 }
 
 impl Confirming {
-    pub(super) fn open(link: &mut Link) -> amiquip::Result<Self> {
+    pub(super) fn open(link: &mut Link, routes: Option<Routes>) -> amiquip::Result<Self> {
         let blocked = link.listen_for_loss()?;
         let channel = link.channel()?;
         let returns = channel.listen_for_returns()?;
@@ -379,6 +397,8 @@ impl Confirming {
             next_tag: 1,
             unconfirmed: BTreeMap::new(),
             refused: Vec::new(),
+            routes,
+            unrouted: Vec::new(),
             overdue: false,
             gone: Vec::new(),
             full: HashSet::new(),
@@ -386,10 +406,13 @@ impl Confirming {
         })
     }
 
-    pub(super) fn publish(&mut self, request: Request) {
+    pub(super) fn publish(&mut self, mut request: Request) {
         // Whoever asked has given up and will do it all again.
         if request.deadline <= Instant::now() {
             return;
+        }
+        if let Some(routes) = &self.routes {
+            routes.avoid_refused(&mut request.message);
         }
         let tag = self.next_tag;
         self.next_tag += 1;
@@ -440,6 +463,18 @@ impl Confirming {
         }
     }
 
+    /// What came back is tried again, as whoever hears of a missing queue makes it; and after a while,
+    /// another way.
+    fn publish_returned(&mut self) {
+        for mut request in std::mem::take(&mut self.unrouted) {
+            let is_late = request.deadline < Instant::now() + CONFIRM_TIMEOUT - REFUSED_FOR;
+            if is_late && let Some(routes) = &self.routes {
+                routes.go_around(&mut request.message);
+            }
+            self.publish(request);
+        }
+    }
+
     /// A message for a backlog that takes none is parked for a minute instead; what is for something
     /// else stays as it is.
     fn instead_of_backlog(&mut self, request: Request) -> Request {
@@ -465,11 +500,12 @@ impl Confirming {
         let (now, before) = (Instant::now(), self.unconfirmed.len());
         self.unconfirmed.retain(|_, request| request.deadline > now);
         self.refused.retain(|request| request.deadline > now);
+        self.unrouted.retain(|request| request.deadline > now);
         self.unconfirmed.len() < before
     }
 
-    /// A message came back: the queue it was for is gone. Its ack follows, and means nothing, so
-    /// it is taken out; a new connection declares the queues again, and there it is repeated.
+    /// A message came back: the queue it was for is gone, or not bound. Its ack follows, and means
+    /// nothing, so it is taken out, to be published again.
     fn returned(&mut self, returned: &Return) {
         let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
         let request = tag.and_then(|tag: u64| self.unconfirmed.remove(&tag).map(|r| (tag, r)));
@@ -484,6 +520,11 @@ impl Confirming {
                 self.publish(Request { message, deadline, confirmed });
             }
             self.gone.push((origin.to_owned(), webhook));
+            return;
+        }
+        if let Some(routes) = &self.routes {
+            routes.returned(&returned.exchange, &returned.routing_key);
+            self.unrouted.extend(request.map(|(_, request)| request));
             return;
         }
         self.broken = Some(format!(
@@ -507,7 +548,7 @@ impl Confirming {
         }
         // Dropping the channel of a connection that hangs would wait for its answer.
         kill.guard(CLOSE_TIMEOUT, None, || drop(self.channel));
-        self.unconfirmed.into_values().chain(self.refused).collect()
+        self.unconfirmed.into_values().chain(self.refused).chain(self.unrouted).collect()
     }
 }
 

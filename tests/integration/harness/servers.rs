@@ -11,6 +11,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use url::Url;
+use uuid::Uuid;
+
 /// Where one RabbitMQ and one PostgreSQL are.
 #[derive(Clone, Debug)]
 pub(crate) struct Servers {
@@ -119,6 +122,19 @@ impl FaultServers {
         services(&self.directory, &["start", server.name()]);
     }
 
+    /// A virtual host of its own, with all rights.
+    pub(crate) fn vhost(&self) -> Vhost<'_> {
+        let name = format!("t{}", &Uuid::new_v4().simple().to_string()[..12]);
+        let mut url = Url::parse(&self.servers.amqp_url).expect("an URL");
+        url.set_path(&name);
+        let user = url.username().to_owned();
+        self.rabbitmqctl(&["add_vhost", &name]);
+        let servers = Servers { amqp_url: url.into(), ..self.servers.clone() };
+        let vhost = Vhost { faults: self, name, user, servers };
+        vhost.may_configure(".*");
+        vhost
+    }
+
     /// Runs RabbitMQ's own tool against the broker; returns what it printed.
     pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         services(&self.directory, &[&["rabbitmqctl"], arguments].concat())
@@ -138,6 +154,43 @@ fn listed_value(listing: &str, variable: &str) -> String {
         .find_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
         .unwrap_or_else(|| panic!("services.sh env does not print {variable}"))
         .to_owned()
+}
+
+/// A virtual host: what notifiers of one broker share, here nobody else shares. It goes when this is
+/// dropped.
+pub(crate) struct Vhost<'a> {
+    faults: &'a FaultServers,
+    pub(crate) name: String,
+    user: String,
+    servers: Servers,
+}
+
+impl Vhost<'_> {
+    pub(crate) fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// Lets the user make and delete what fits this expression.
+    pub(crate) fn may_configure(&self, expression: &str) {
+        let rights = [expression, ".*", ".*"];
+        let whose = ["set_permissions", "-p", &self.name, &self.user];
+        self.faults.rabbitmqctl(&[&whose[..], &rights].concat());
+    }
+
+    /// The most queues that it may have; -1 for no limit.
+    pub(crate) fn limit_queues(&self, most: i32) {
+        let limits = format!("{{\"max-queues\": {most}}}");
+        self.faults.rabbitmqctl(&["set_vhost_limits", "-p", &self.name, &limits]);
+    }
+}
+
+impl Drop for Vhost<'_> {
+    fn drop(&mut self) {
+        // As below.
+        let _ =
+            services_command(&self.faults.directory, &["rabbitmqctl", "delete_vhost", &self.name])
+                .output();
+    }
 }
 
 impl Drop for FaultServers {
