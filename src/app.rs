@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::admin::{self, Casualties};
 use crate::backlogs::{Backlogs, Keeper};
-use crate::broker::{self, BrokerError, Lane, Link, Publisher, Topology};
+use crate::broker::{self, BrokerError, Lane, Link, Objects, Publisher, Topology};
 use crate::config::Config;
 use crate::consumer;
 use crate::delivery_log;
@@ -74,11 +74,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let receivers = Arc::new(Receivers::new(capacities, config.circuit_breaker, jitter));
     let (backlogs, inbox) = Backlogs::new(&config);
     let backlogs = Arc::new(backlogs);
+    let objects = Arc::new(Objects::new(metrics.topology()));
     let status = Arc::new(Status::new(
         &config,
         Arc::clone(&metrics),
         Arc::clone(&receivers),
         Arc::clone(&backlogs),
+        Arc::clone(&objects),
         shutdown.clone(),
     ));
     let casualties = Arc::new(Casualties::default());
@@ -116,7 +118,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         })?;
     }
     check_database(&store, &metrics)?;
-    if first_connection(&config, &shutdown)?.is_none() {
+    if first_connection(&config, &objects, &shutdown)?.is_none() {
         log::info!("stopped: {}", Tally::new(shutdown));
         return Ok(());
     }
@@ -124,7 +126,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let config = Arc::new(config);
     let store = Arc::new(store);
     let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
-    let (publisher, publisher_thread) = Publisher::new(&config);
+    let (publisher, publisher_thread) = Publisher::new(&config, Arc::clone(&objects));
     metrics.look_by({
         let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));
         let (publisher, queues) = (publisher.clone(), config.queues.clone());
@@ -188,9 +190,10 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     threads.spawn("monitor".to_owned(), {
         let (config, store, metrics) = (Arc::clone(&config), store, Arc::clone(&metrics));
         let (pipeline, shutdown) = (Arc::clone(&pipeline), shutdown.clone());
+        let objects = Arc::clone(&objects);
         move || {
             let tick = || pipeline.close_idle();
-            monitor(&config, &store, &metrics, &shutdown, tick);
+            monitor(&config, &store, &metrics, &objects, &shutdown, tick);
             Ok(())
         }
     })?;
@@ -213,6 +216,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
             workers: workers.clone(),
             receivers: Arc::clone(&receivers),
             backlogs: Arc::clone(&backlogs),
+            objects: Arc::clone(&objects),
             shutdown: shutdown.clone(),
             jitter,
         };
@@ -274,15 +278,22 @@ fn check_database(store: &Store, metrics: &Metrics) -> Result<()> {
     }
 }
 
-/// Reaches the broker and declares the topology, within the configured number of attempts; `None`
-/// if shutdown came first.
-fn first_connection(config: &Config, shutdown: &Shutdown) -> Result<Option<()>> {
+/// Reaches the broker and declares the topology, at least what is vital, within the configured number of
+/// attempts; `None` if shutdown came first.
+fn first_connection(config: &Config, objects: &Objects, shutdown: &Shutdown) -> Result<Option<()>> {
     let topology = Topology::of(config);
     let most = config.amqp_connection_attempts;
     let mut attempt = 1;
     loop {
-        let connected = Link::open(&config.amqp, config.connect_timeout, shutdown)
-            .and_then(|mut link| topology.declare(&mut link, shutdown).map(|()| link.close()));
+        let connect = || {
+            let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
+            let problems = topology.declare(&mut link, objects, shutdown, |_, _| {})?;
+            link.close();
+            // What something else can stand in for is told, and costs only what needs it.
+            let vital = problems.into_iter().find(|problem| problem.is_vital);
+            vital.map_or(Ok(()), |problem| Err(problem.error))
+        };
+        let connected = connect().map(|()| objects.tell());
         match connected {
             _ if shutdown.is_requested() => return Ok(None),
             Ok(()) => return Ok(Some(())),
@@ -299,12 +310,13 @@ fn first_connection(config: &Config, shutdown: &Shutdown) -> Result<Option<()>> 
     }
 }
 
-/// Keeps current what no event moves: queue depths, and whether RabbitMQ and PostgreSQL answer; and
-/// does what is to be done every time around.
+/// Keeps current what no event moves: queue depths, that the queues are there, and whether RabbitMQ and
+/// PostgreSQL answer; and does what is to be done every time around.
 fn monitor(
     config: &Config,
     store: &Store,
     metrics: &Metrics,
+    objects: &Objects,
     shutdown: &Shutdown,
     tick: impl Fn(),
 ) {
@@ -320,7 +332,7 @@ fn monitor(
         true => metrics.broker().answered(),
         false => metrics.broker().failed(),
     };
-    broker::watch_queues(config, shutdown, MONITOR_INTERVAL, depth, heard, ask);
+    broker::watch_queues(config, objects, shutdown, MONITOR_INTERVAL, depth, heard, ask);
 }
 
 /// A random number from 0 to 1.

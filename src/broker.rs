@@ -9,31 +9,43 @@ use std::time::Duration;
 
 use amiquip::{AmqpValue, Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage};
 
-use crate::config::Config;
 use crate::shutdown::Shutdown;
 
 mod backlog;
 mod batch;
 mod browse;
+mod calls;
 mod connecting;
+mod declare;
 mod guard;
 mod mending;
 mod message;
+mod objects;
 mod publisher;
+mod refusal;
 mod refusals;
 mod rights;
+mod routes;
 mod tls;
 mod topology;
+mod watch;
+
+use calls::is_absent;
+use refusal::failed;
 
 pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
+pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
 pub use message::{Message, unix_millis};
+pub use objects::{Objects, Standing};
 pub use publisher::{Confirmation, NotConfirmed, Outgoing, Publisher, PublisherThread};
 pub use rights::{Flaw, consume_no_stream, look_for_flaws, why_not_consumed};
 pub use topology::{
-    Lane, LaneKind, Presence, Topology, WITHOUT_BACKLOG, backlog_queue, dead_queue, declare_lane,
+    Lane, LaneKind, ORPHANED, Presence, Topology, WITHOUT_BACKLOG, backlog_queue, dead_queue,
+    retry_queue, wait_queue,
 };
+pub use watch::watch_queues;
 
 /// How long setting up a connection or a lane may take, at each address of the broker. On a loaded
 /// broker it takes tens of milliseconds, on one that is just starting a second. One that begins while
@@ -63,6 +75,16 @@ pub enum BrokerError {
         /// What is wrong, and the remedy.
         problem: String,
     },
+}
+
+impl BrokerError {
+    /// What is wrong, without where.
+    #[must_use]
+    pub fn problem(&self) -> &str {
+        match self {
+            Self::Unavailable { problem, .. } | Self::Misconfigured { problem, .. } => problem,
+        }
+    }
 }
 
 /// A connection to the broker. Dropping it cuts it; [`Link::close`] says goodbye first.
@@ -134,43 +156,11 @@ impl Link {
         found.map_err(|error| self.unavailable(&error))
     }
 
-    /// Tells `depth` how many messages are ready in each queue; 0 if there is no such queue. Bounded,
-    /// each of them.
-    ///
-    /// One channel does for all, as long as none is missing: it takes two round trips, and there
-    /// may be fifty queues.
-    fn depths(
-        &mut self,
-        queues: &[String],
-        shutdown: &Shutdown,
-        mut depth: impl FnMut(&str, u32),
-    ) -> Result<(), BrokerError> {
-        let kill = self.kill_switch();
-        let mut free: Option<Channel> = None;
-        for queue in queues {
-            let look = || {
-                let channel = free.take().map_or_else(|| self.channel(), Ok)?;
-                let messages = match channel.queue_declare_passive(queue.as_str()) {
-                    Ok(found) => found.declared_message_count(),
-                    Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => return Ok(0),
-                    Err(error) => return Err(error),
-                };
-                free = Some(channel);
-                Ok(messages.unwrap_or(0))
-            };
-            let messages = kill.guard(SETUP_TIMEOUT, Some(shutdown), look);
-            depth(queue, messages.map_err(|error| self.unavailable(&error))?);
-        }
-        // The drop waits for the broker's answer.
-        kill.guard(CLOSE_TIMEOUT, None, || drop(free));
-        Ok(())
-    }
-
     /// Looks for a queue, on a channel of its own: a missing queue costs the channel.
     fn passive_declare(&mut self, queue: &str) -> amiquip::Result<Option<u32>> {
         match self.channel()?.queue_declare_passive(queue) {
-            Ok(found) => Ok(found.declared_message_count()),
-            Err(amiquip::Error::ServerClosedChannel { code: 404, .. }) => Ok(None),
+            Ok(found) => Ok(Some(found.declared_message_count().unwrap_or(0))),
+            Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -213,44 +203,4 @@ pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
         left.push(delivery);
     }
     left
-}
-
-/// Watches the depth of the queues until shutdown: calls `tick` every time around, and then
-/// `heard`, with whether the broker told them all.
-///
-/// On a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
-/// an alarm, when a passive declare on it would hang.
-pub fn watch_queues(
-    config: &Config,
-    shutdown: &Shutdown,
-    every: Duration,
-    mut depth: impl FnMut(&str, u32),
-    mut heard: impl FnMut(bool),
-    mut tick: impl FnMut(),
-) {
-    let queues = Topology::of(config).watched_queues();
-    let mut link = None;
-    loop {
-        tick();
-        let mut look = || -> Result<(), BrokerError> {
-            let link = match &mut link {
-                Some(link) => link,
-                none => none.insert(Link::open(&config.amqp, config.connect_timeout, shutdown)?),
-            };
-            link.depths(&queues, shutdown, &mut depth)
-        };
-        let looked = look();
-        heard(looked.is_ok());
-        if let Err(error) = looked {
-            // The lanes say that the broker is away; here it only costs some figures.
-            log::debug!("queue depths unknown: {error}");
-            link = None;
-        }
-        if shutdown.wait(every) {
-            break;
-        }
-    }
-    if let Some(link) = link {
-        link.close();
-    }
 }

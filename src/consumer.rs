@@ -15,8 +15,8 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::backlogs::Backlogs;
 use crate::broker::{
-    CLOSE_TIMEOUT, Lane, LaneKind, Link, SETUP_TIMEOUT, cancel, consume_no_stream, declare_lane,
-    why_not_consumed,
+    CLOSE_TIMEOUT, Lane, LaneKind, Link, Objects, SETUP_TIMEOUT, cancel, consume_no_stream,
+    declare_lane, why_not_consumed,
 };
 use crate::config::Config;
 use crate::domain::causes::Causes;
@@ -54,6 +54,8 @@ pub struct Context {
     pub receivers: Arc<Receivers>,
     /// Which backlogs there are.
     pub backlogs: Arc<Backlogs>,
+    /// Whether the queues are there.
+    pub objects: Arc<Objects>,
     /// Ends the lane.
     pub shutdown: Shutdown,
     /// Random numbers from 0 to 1, for the backoff.
@@ -132,10 +134,8 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
         Ok(link) => link,
         Err(error) => return Ended::Lost(error.to_string()),
     };
-    let kill = link.kill_switch();
-    let declared = kill.guard(SETUP_TIMEOUT, Some(shutdown), || declare_lane(&mut link, lane));
-    if let Err(error) = declared {
-        return Ended::Lost(link.unavailable(&error).to_string());
+    if let Err(error) = declare_lane(&mut link, lane, &context.objects, shutdown) {
+        return Ended::Lost(error.to_string());
     }
     match crew::run(context, lane, &mut link, causes) {
         Ended::Lost(problem) => {

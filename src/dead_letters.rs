@@ -1,13 +1,15 @@
-//! The operator's way back: what lies in the dead-letter queues, replayed or purged.
+//! The operator's way back: what lies in the dead-letter queues and in `webhooks.orphaned`, replayed or
+//! purged.
 //!
 //! A dead letter leaves its queue by an ack, and never before the broker has confirmed the message
 //! that carries it on. So a replay that is interrupted, by whatever and wherever, loses nothing:
 //! what it had not come to is still dead, and at most one batch of [`broker::BATCH`] is both dead
 //! and on its way.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
-use crate::broker::{self, Batches, BrokerError, Browsed, Message, Outgoing, Verdict};
+use crate::broker::{self, Batches, BrokerError, Browsed, Message, ORPHANED, Outgoing, Verdict};
 use crate::config::Config;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
 use crate::domain::event::Malformed;
@@ -20,9 +22,11 @@ pub struct Scope<'a> {
     pub config: &'a Config,
     /// The queues that the events were published to.
     pub queues: &'a [String],
+    /// Also what is orphaned of other queues.
+    pub any_orphaned: bool,
     /// Which of their dead letters.
     pub selection: &'a Selection,
-    /// At most so many; of a replay, what stays because it is malformed does not count.
+    /// At most so many; of a replay, what stays does not count.
     pub limit: u64,
     /// Ends waiting for the broker.
     pub shutdown: &'a Shutdown,
@@ -35,7 +39,10 @@ pub enum DeadLetterError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// There is no such dead-letter queue.
-    #[error("{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues)")]
+    #[error(
+        "{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues). If it had one, \
+         somebody has deleted that, with what lay in it"
+    )]
     NoQueue(String),
     /// Not all that is there was seen.
     #[error(
@@ -51,12 +58,16 @@ pub enum DeadLetterError {
 }
 
 /// What a replay did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// On their way again.
     pub replayed: u64,
     /// Left where they are: malformed still.
     pub malformed: u64,
+    /// Left where they are: there is no queue to replay them to.
+    pub stranded: u64,
+    /// The queues that there are not.
+    pub missing: BTreeSet<String>,
 }
 
 /// What was done with a dead letter.
@@ -78,7 +89,7 @@ pub fn look(
     scope: Scope<'_>,
     mut each: impl FnMut(DeadLetter, &Message),
 ) -> Result<(), DeadLetterError> {
-    walk(scope, |_, chosen| {
+    walk(scope, |chosen| {
         let count = chosen.len();
         for (letter, message) in chosen {
             each(letter, message);
@@ -111,19 +122,36 @@ pub fn replay_all(
     // acks have to get through.
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
     let mut done = Replayed::default();
-    walk(scope, |queue, chosen| {
+    let mut queues: HashMap<String, bool> = HashMap::new();
+    walk(scope, |chosen| {
         let mut outgoing = Vec::new();
         let mut ends = Vec::new();
-        for (_, message) in chosen {
-            let returning = returning(message, queue, scope.config.max_event_bytes);
-            ends.push(if returning.is_ok() { Done::Removed } else { Done::Nothing });
-            outgoing.extend(returning);
+        for (letter, message) in chosen {
+            let Ok(returning) = returning(message, &letter.queue, scope.config.max_event_bytes)
+            else {
+                done.malformed += 1;
+                ends.push(Done::Nothing);
+                continue;
+            };
+            let queue = returning.routing_key().to_owned();
+            let is_there = match queues.get(&queue) {
+                Some(is_there) => *is_there,
+                None => batches.has_queue(&queue)?,
+            };
+            if is_there {
+                ends.push(Done::Removed);
+                outgoing.push(returning);
+            } else {
+                done.stranded += 1;
+                done.missing.insert(queue.clone());
+                ends.push(Done::Nothing);
+            }
+            queues.insert(queue, is_there);
         }
         let replayed = outgoing.len() as u64;
         batches.publish(outgoing)?;
         done.replayed += replayed;
-        done.malformed += ends.len() as u64 - replayed;
-        progress(done.replayed + done.malformed);
+        progress(done.replayed + done.malformed + done.stranded);
         Ok(ends)
     })?;
     batches.close();
@@ -136,7 +164,7 @@ pub fn replay_all(
 /// [`DeadLetterError`]; what was not yet deleted is still there.
 pub fn purge(scope: Scope<'_>, mut progress: impl FnMut(u64)) -> Result<u64, DeadLetterError> {
     let mut purged = 0;
-    walk(scope, |_, chosen| {
+    walk(scope, |chosen| {
         purged += chosen.len() as u64;
         progress(purged);
         Ok(vec![Done::Removed; chosen.len()])
@@ -144,30 +172,67 @@ pub fn purge(scope: Scope<'_>, mut progress: impl FnMut(u64)) -> Result<u64, Dea
     Ok(purged)
 }
 
+/// A queue that holds dead letters.
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    /// Those of this queue.
+    Dead(&'a str),
+    /// Those of all queues that no other queue took.
+    Orphaned,
+}
+
+impl Place<'_> {
+    fn queue(self) -> String {
+        match self {
+            Self::Dead(origin) => broker::dead_queue(origin),
+            Self::Orphaned => ORPHANED.to_owned(),
+        }
+    }
+
+    fn read(self, message: &Message) -> DeadLetter {
+        let (properties, headers) = (message.properties(), &message.headers);
+        match self {
+            Self::Dead(origin) => DeadLetter::read(origin, properties, headers),
+            Self::Orphaned => DeadLetter::read_orphaned(properties, headers),
+        }
+    }
+}
+
 /// Shows the chosen dead letters of each queue to `act`, some at a time, which says what it did.
 fn walk(
     scope: Scope<'_>,
-    mut act: impl FnMut(&str, Vec<(DeadLetter, &Message)>) -> Result<Vec<Done>, DeadLetterError>,
+    mut act: impl FnMut(Vec<(DeadLetter, &Message)>) -> Result<Vec<Done>, DeadLetterError>,
 ) -> Result<(), DeadLetterError> {
     let mut left = scope.limit;
-    for queue in scope.queues {
+    let mut missing = Vec::new();
+    // The queues of which there is something in `webhooks.orphaned`.
+    let mut stranded = HashSet::new();
+    let places = scope.queues.iter().map(|queue| Place::Dead(queue)).chain([Place::Orphaned]);
+    for place in places {
         let mut any_weary = false;
-        let browsed = browse(scope, queue, &mut |messages| {
+        let browsed = browse(scope, place, &mut |messages| {
             let mut verdicts = vec![Verdict::Keep; messages.len()];
-            let (mut places, mut chosen) = (Vec::new(), Vec::new());
-            for (place, message) in messages.iter().enumerate() {
+            let (mut numbers, mut chosen) = (Vec::new(), Vec::new());
+            for (number, message) in messages.iter().enumerate() {
                 any_weary |= message.is_weary();
-                let letter = DeadLetter::read(queue, message.properties(), &message.headers);
+                let letter = place.read(message);
+                if matches!(place, Place::Orphaned) {
+                    let is_meant = scope.any_orphaned || scope.queues.contains(&letter.queue);
+                    if !is_meant {
+                        continue;
+                    }
+                    stranded.insert(letter.queue.clone());
+                }
                 if (chosen.len() as u64) < left && scope.selection.includes(&letter) {
-                    places.push(place);
+                    numbers.push(number);
                     chosen.push((letter, message));
                 }
             }
-            let ends = if chosen.is_empty() { Vec::new() } else { act(queue, chosen)? };
-            for (place, done) in places.into_iter().zip(ends) {
+            let ends = if chosen.is_empty() { Vec::new() } else { act(chosen)? };
+            for (number, done) in numbers.into_iter().zip(ends) {
                 left -= u64::from(done != Done::Nothing);
                 if done == Done::Removed {
-                    verdicts[place] = Verdict::Remove;
+                    verdicts[number] = Verdict::Remove;
                 }
             }
             Ok(if left > 0 {
@@ -178,37 +243,49 @@ fn walk(
         });
         // Also after what could not be seen to its end, or it would never be.
         if any_weary {
-            renew(scope, queue)?;
+            renew(scope, place)?;
         }
-        browsed?;
+        match (browsed, place) {
+            (Err(DeadLetterError::NoQueue(queue)), Place::Dead(_)) => missing.push(queue),
+            // Made by the first notifier of this version.
+            (Err(DeadLetterError::NoQueue(_)), Place::Orphaned) => {}
+            (browsed, _) => browsed?,
+        }
         if left == 0 {
             break;
         }
     }
-    Ok(())
+    // Of a queue that is no longer consumed there may still be something.
+    match missing.into_iter().find(|queue| left > 0 && !stranded.contains(queue)) {
+        Some(queue) => Err(DeadLetterError::NoQueue(queue)),
+        None => Ok(()),
+    }
 }
 
 fn browse(
     scope: Scope<'_>,
-    queue: &str,
+    place: Place<'_>,
     look: &mut broker::Look<'_, DeadLetterError>,
 ) -> Result<(), DeadLetterError> {
-    match broker::browse(scope.config, scope.shutdown, &broker::dead_queue(queue), look)? {
+    let name = |place: Place<'_>| match place {
+        Place::Dead(origin) => origin.to_owned(),
+        Place::Orphaned => ORPHANED.to_owned(),
+    };
+    match broker::browse(scope.config, scope.shutdown, &place.queue(), look)? {
         Browsed::Seen => Ok(()),
-        Browsed::NoQueue => Err(DeadLetterError::NoQueue(queue.to_owned())),
-        Browsed::Withheld(count) => {
-            Err(DeadLetterError::Withheld { queue: queue.to_owned(), count })
-        }
+        Browsed::NoQueue => Err(DeadLetterError::NoQueue(name(place))),
+        Browsed::Withheld(count) => Err(DeadLetterError::Withheld { queue: name(place), count }),
     }
 }
 
 /// Replaces the weary dead letters by copies, at the end of their queue; these come by once more,
 /// and stay.
-fn renew(scope: Scope<'_>, queue: &str) -> Result<(), DeadLetterError> {
+fn renew(scope: Scope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
-    browse(scope, queue, &mut |messages| {
+    let queue = place.queue();
+    browse(scope, place, &mut |messages| {
         let weary = messages.iter().filter(|message| message.is_weary());
-        let copies = weary.map(|message| Outgoing::dead(message.clone().rested(), queue));
+        let copies = weary.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));
         batches.publish(copies.collect())?;
         let verdict = |message: &Message| match message.is_weary() {
             true => Verdict::Remove,

@@ -31,6 +31,9 @@
 //! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of
 //!    this could not be done.
 //!
+//! A delivery whose retry queue is gone goes to `webhooks.orphaned`. Which of all these queues are there
+//! is looked at all the time: what is missing is made again, and what was lost with it is told.
+//!
 //! A parked delivery names one webhook and its attempt number, so a retry never touches a
 //! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
 //! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own. A backlog is
@@ -84,9 +87,9 @@
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
 //! | who wants an event | [`domain::webhook`], [`directory`] |
 //! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
-//! | exchanges and queues | `broker/topology.rs`; the rights that they need: `broker/rights.rs` |
+//! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
-//! | what becomes of a message that its queue refuses | `broker/refusals.rs` |
+//! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |

@@ -4,8 +4,8 @@
 //! takes a lock and a hash, and a series that exists from the start can be alerted on.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -22,6 +22,7 @@ mod contact;
 mod labels;
 mod lane_state;
 mod maker;
+mod topology;
 mod waiting;
 
 use lane_state::Standing;
@@ -31,6 +32,7 @@ use waiting::Waiting;
 pub use contact::{Answers, Contact};
 pub use labels::{Dropped, Held};
 pub use lane_state::{Interruption, LaneState};
+pub use topology::{ObjectKind, TopologyCounts};
 
 /// Processing and requests: from a local receiver's millisecond to the longest time-outs.
 const SECONDS: [f64; 14] =
@@ -48,9 +50,12 @@ pub struct Metrics {
     registry: Registry,
     lanes: BTreeMap<String, Lane>,
     queue_messages: IntGaugeVec,
+    /// The same, for who reads one of them.
+    depths: Mutex<BTreeMap<String, u32>>,
     backlogs: IntGaugeVec,
     backlog_deliveries: IntGaugeVec,
     backlogs_lost: IntCounter,
+    topology: TopologyCounts,
     dropped_deleted: IntCounter,
     dropped_disabled: IntCounter,
     receivers_ailing: IntGauge,
@@ -249,6 +254,7 @@ impl Metrics {
             "Backlogs that somebody else deleted, with what waited in them",
             &[],
         )?;
+        let topology = TopologyCounts::new(&make)?;
         let transitions = make.counter(
             "webhook_circuit_breaker_transitions_total",
             "Changes of a receiver's circuit breaker, by the state that follows",
@@ -365,9 +371,11 @@ impl Metrics {
         Ok(Self {
             lanes: queues.into_iter().map(|queue| (queue.clone(), lane(&queue))).collect(),
             queue_messages,
+            depths: Mutex::default(),
             backlogs,
             backlog_deliveries,
             backlogs_lost: backlogs_lost.with_label_values::<&str>(&[]),
+            topology,
             dropped_deleted: dropped.with_label_values(&[Dropped::Deleted.label()]),
             dropped_disabled: dropped.with_label_values(&[Dropped::Disabled.label()]),
             receivers_ailing: receivers_ailing.with_label_values::<&str>(&[]),
@@ -433,9 +441,25 @@ impl Metrics {
         let _ = self.look.set(Look(Box::new(look)));
     }
 
-    /// Sets how many messages are ready in a queue.
-    pub fn set_queue_messages(&self, queue: &str, messages: u32) {
-        self.queue_messages.with_label_values(&[queue]).set(messages.into());
+    /// Where it is counted what of the topology is lost.
+    #[must_use]
+    pub fn topology(&self) -> TopologyCounts {
+        self.topology.clone()
+    }
+
+    /// Sets how many messages are ready in a queue; `None`, if it is not there to be asked.
+    pub fn set_queue_messages(&self, queue: &str, messages: Option<u32>) {
+        match messages {
+            Some(messages) => {
+                self.queue_messages.with_label_values(&[queue]).set(messages.into());
+                self.depths().insert(queue.to_owned(), messages);
+            }
+            None => {
+                // Fails if it has no value already.
+                let _ = self.queue_messages.remove_label_values(&[queue]);
+                self.depths().remove(queue);
+            }
+        }
     }
 
     /// Sets how many backlogs of a queue hold something, and how many deliveries all of them.
@@ -457,10 +481,14 @@ impl Metrics {
     }
 
     /// How many messages were ready in one of the watched queues when RabbitMQ last answered;
-    /// `None` before it has.
+    /// `None` before it has, and while there is no such queue.
     #[must_use]
     pub fn queue_messages(&self, queue: &str) -> Option<i64> {
-        self.broker.age().map(|_| self.queue_messages.with_label_values(&[queue]).get())
+        self.depths().get(queue).map(|messages| i64::from(*messages))
+    }
+
+    fn depths(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
+        self.depths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether a lane consumes its queue. The first time that all of them do is worth a line.

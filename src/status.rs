@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use uuid::Uuid;
 
 use crate::backlogs::{Backlogs, Listed};
-use crate::broker::{Lane, LaneKind, Topology, dead_queue};
+use crate::broker::{Lane, LaneKind, ORPHANED, Objects, Standing, Topology, dead_queue};
 use crate::config::Config;
 use crate::domain::receiver::{Ailment, Next};
 use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
@@ -24,8 +24,8 @@ mod snapshot;
 
 pub use snapshot::Snapshot;
 use snapshot::{
-    Ailing, BacklogNow, BacklogsNow, LaneNow, Rates, ReceiversNow, RefusingNow, Server, Trend,
-    Waiting, rounded, seconds,
+    Ailing, BacklogNow, BacklogsNow, LaneNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Server,
+    Trend, Waiting, rounded, seconds,
 };
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
@@ -50,6 +50,7 @@ pub struct Status {
     metrics: Arc<Metrics>,
     receivers: Arc<Receivers>,
     backlogs: Arc<Backlogs>,
+    objects: Arc<Objects>,
     stopping: Shutdown,
     lanes: Vec<Lane>,
     /// The delays of the wait queues, as they are written, and the queues.
@@ -67,6 +68,7 @@ impl Status {
         metrics: Arc<Metrics>,
         receivers: Arc<Receivers>,
         backlogs: Arc<Backlogs>,
+        objects: Arc<Objects>,
         stopping: Shutdown,
     ) -> Self {
         let topology = Topology::of(config);
@@ -76,6 +78,7 @@ impl Status {
             metrics,
             receivers,
             backlogs,
+            objects,
             stopping,
             lanes: Lane::all(config),
             waits: waits.collect(),
@@ -121,6 +124,8 @@ impl Status {
             depths_age_seconds: self.metrics.broker().age().map(seconds),
             lanes: self.lanes_now(glance.as_ref(), &history),
             waiting: self.waiting(),
+            orphaned: self.metrics.queue_messages(ORPHANED),
+            objects: self.objects_now(),
             backlogs: self.backlogs_now(),
             receivers: self.receivers_now(),
             sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
@@ -197,6 +202,18 @@ impl Status {
             messages: self.metrics.queue_messages(queue),
         };
         self.waits.iter().map(of).collect()
+    }
+
+    fn objects_now(&self) -> Vec<ObjectNow> {
+        let of = |one: Standing| ObjectNow {
+            kind: one.kind.label(),
+            name: one.name,
+            is_there: one.is_there,
+            problem: one.problem,
+            lost_seconds: one.lost.map(seconds),
+            messages: one.messages,
+        };
+        self.objects.standings().into_iter().map(of).collect()
     }
 
     fn backlogs_now(&self) -> BacklogsNow {

@@ -3,8 +3,8 @@
 use amiquip::{Channel, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
 
-use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue, failed};
-use super::{BrokerError, Link, SETUP_TIMEOUT};
+use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue};
+use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::shutdown::Shutdown;
 
 /// How a message finds its backlog.

@@ -32,7 +32,8 @@ impl Batches {
     pub fn open(config: &Config, shutdown: &Shutdown) -> Result<Self, BrokerError> {
         let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
         let kill = link.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || Confirming::open(&mut link));
+        let opened =
+            kill.guard(SETUP_TIMEOUT, Some(shutdown), || Confirming::open(&mut link, None));
         let channel = opened.map_err(|error| link.unavailable(&error))?;
         Ok(Self { link, channel, shutdown: shutdown.clone() })
     }
@@ -53,6 +54,14 @@ impl Batches {
                 BrokerError::Unavailable { address: self.link.address.clone(), problem }
             },
         )
+    }
+
+    /// Whether there is a queue of that name. Bounded.
+    ///
+    /// # Errors
+    /// If the connection is lost or the broker doesn't answer.
+    pub fn has_queue(&mut self, queue: &str) -> Result<bool, BrokerError> {
+        Ok(self.link.queue_messages(queue, &self.shutdown)?.is_some())
     }
 
     /// Closes cleanly.

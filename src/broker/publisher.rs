@@ -20,11 +20,11 @@ mod upkeep;
 
 use super::backlog::{backlog_key, read_backlog_key};
 use super::refusals::Refusals;
+use super::routes::{Routes, queue_of};
 use super::topology::{
-    BACKLOG_EXCHANGE, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue,
-    retry_queue,
+    BACKLOG_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue, retry_queue,
 };
-use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT};
+use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, Objects, SETUP_TIMEOUT};
 use crate::config::{Amqp, Config};
 use crate::domain::causes::Causes;
 use crate::domain::delivery::Value;
@@ -51,8 +51,8 @@ pub(super) const ENTERED_BY: &str = "x-entered-by";
 /// A message to publish.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    exchange: &'static str,
-    routing_key: String,
+    pub(super) exchange: &'static str,
+    pub(super) routing_key: String,
     pub(super) message: Message,
     /// Where it can go instead, if its queue takes nothing.
     pub(super) instead: Instead,
@@ -81,11 +81,11 @@ impl Outgoing {
         Self { exchange: WAIT_EXCHANGE, routing_key, message, instead }
     }
 
-    /// Into the retry queue of `origin` at once.
+    /// Into the retry queue of `origin` at once. By its name: the exchange has an alternate one, and
+    /// would confirm what no retry queue has taken.
     #[must_use]
     pub fn hand_over(message: Message, origin: &str) -> Self {
-        let routing_key = format!("0s.{origin}");
-        Self { exchange: RETRY_EXCHANGE, routing_key, message, instead: Instead::Nowhere }
+        Self::to_queue(message, &retry_queue(origin))
     }
 
     /// Into a webhook's backlog. It says which process has put it there.
@@ -102,7 +102,7 @@ impl Outgoing {
     #[must_use]
     pub fn dead(message: Message, origin: &str) -> Self {
         let instead = Instead::DeadLater(origin.to_owned());
-        Self { exchange: "", routing_key: dead_queue(origin), message, instead }
+        Self { instead, ..Self::to_queue(message, &dead_queue(origin)) }
     }
 
     /// Into any queue, by its name.
@@ -114,18 +114,18 @@ impl Outgoing {
 
     /// The queue that it is for.
     pub(super) fn queue(&self) -> String {
-        let key = &self.routing_key;
-        let origin_of = |key: &str| key.split_once('.').map(|(_, origin)| retry_queue(origin));
-        match self.exchange {
-            WAIT_EXCHANGE => {
-                format!("{WAIT_EXCHANGE}.{}", key.split('.').next().unwrap_or_default())
-            }
-            RETRY_EXCHANGE => origin_of(key).unwrap_or_default(),
-            BACKLOG_EXCHANGE => format!("{BACKLOG_EXCHANGE}.{key}"),
-            _ => key.clone(),
-        }
+        queue_of(self.exchange, &self.routing_key)
+    }
+
+    /// By what it finds its way: the name of the queue, of what is for one.
+    #[must_use]
+    pub fn routing_key(&self) -> &str {
+        &self.routing_key
     }
 }
+
+/// How long a message whose queue is missing or not bound waits for it before it takes another way.
+const UNROUTED_FOR: Duration = Duration::from_secs(2);
 
 /// How often refused messages are tried again, and expired ones looked for.
 const TICK: Duration = Duration::from_millis(500);
@@ -185,7 +185,7 @@ impl Request {
 impl Publisher {
     /// The publisher, and what its thread runs.
     #[must_use]
-    pub fn new(config: &Config) -> (Self, PublisherThread) {
+    pub fn new(config: &Config, objects: Arc<Objects>) -> (Self, PublisherThread) {
         let (sender, requests) = bounded(PUBLISH_QUEUE);
         let able = Arc::new(AtomicBool::new(false));
         let (goes, gone) = unbounded();
@@ -199,6 +199,7 @@ impl Publisher {
             amqp: config.amqp.clone(),
             connect_timeout: config.connect_timeout,
             topology,
+            objects,
             unconfirmed: Vec::new(),
             refusals,
             causes: Causes::default(),
@@ -333,6 +334,7 @@ pub struct PublisherThread {
     amqp: Amqp,
     connect_timeout: Duration,
     topology: Topology,
+    objects: Arc<Objects>,
     /// Published on a connection that was lost before the confirm came.
     unconfirmed: Vec<Request>,
     refusals: Refusals,
@@ -406,11 +408,12 @@ impl PublisherThread {
 
     fn open(&self, stop: &Shutdown) -> Result<Session, BrokerError> {
         let mut link = Link::open(&self.amqp, self.connect_timeout, stop)?;
-        // Each time: somebody may have deleted a queue, and a restarted broker may be a new one.
-        self.topology.declare(&mut link, stop)?;
+        // Each time: somebody may have deleted a queue, and a restarted broker may be a new one. What
+        // can't be had, and was told, is published another way.
+        self.topology.declare(&mut link, &self.objects, stop, |_, _| {})?;
         let kill = link.kill_switch();
         let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || {
-            Ok((link.listen_for_loss()?, Confirming::open(&mut link)?))
+            Ok((link.listen_for_loss()?, Confirming::open(&mut link, Some(self.routes()))?))
         });
         let (blocked, main) = opened.map_err(|error| link.unavailable(&error))?;
         let now = Instant::now();
@@ -508,6 +511,11 @@ impl PublisherThread {
         }
     }
 
+    /// Other ways for what can't be routed.
+    fn routes(&self) -> Routes {
+        Routes::new(&self.topology, Arc::clone(&self.objects))
+    }
+
     fn publish(&mut self, channel: &mut Confirming, request: Request) {
         // What is for a queue that takes nothing comes after what was refused before.
         if let Some(request) = self.refusals.put_aside(request) {
@@ -527,6 +535,10 @@ pub(super) struct Confirming {
     pub(super) refused: Vec<Request>,
     /// The queues that took what was refused before.
     accepted: Vec<String>,
+    /// Other ways for what can't be routed; none: it ends the connection.
+    routes: Option<Routes>,
+    /// Could not be routed, to be published again.
+    unrouted: Vec<Request>,
     /// Backlogs that are no longer there.
     gone: Vec<(String, Uuid)>,
     /// Why the connection should be given up.
@@ -534,7 +546,7 @@ pub(super) struct Confirming {
 }
 
 impl Confirming {
-    pub(super) fn open(link: &mut Link) -> amiquip::Result<Self> {
+    pub(super) fn open(link: &mut Link, routes: Option<Routes>) -> amiquip::Result<Self> {
         let channel = link.channel()?;
         let returns = channel.listen_for_returns()?;
         // In this order, or confirms that come early are dropped.
@@ -548,14 +560,19 @@ impl Confirming {
             unconfirmed: BTreeMap::new(),
             refused: Vec::new(),
             accepted: Vec::new(),
+            routes,
+            unrouted: Vec::new(),
             gone: Vec::new(),
             broken: None,
         })
     }
 
-    pub(super) fn publish(&mut self, request: Request) {
+    pub(super) fn publish(&mut self, mut request: Request) {
         if !request.is_wanted(Instant::now()) {
             return;
+        }
+        if let Some(routes) = &self.routes {
+            routes.avoid_refused(&mut request.message);
         }
         let tag = self.next_tag;
         self.next_tag += 1;
@@ -612,13 +629,28 @@ impl Confirming {
         }
     }
 
+    /// What came back is to be tried again, as whoever hears of a missing queue makes it; and after a
+    /// while, another way.
+    fn take_unrouted(&mut self, now: Instant) -> Vec<Request> {
+        let mut unrouted = std::mem::take(&mut self.unrouted);
+        if let Some(routes) = &self.routes {
+            let is_late =
+                |one: &&mut Request| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
+            for request in unrouted.iter_mut().filter(is_late) {
+                routes.go_around(&mut request.message);
+            }
+        }
+        unrouted
+    }
+
     /// Drops what nobody waits for any more.
     fn forget_unwanted(&mut self, now: Instant) {
         self.unconfirmed.retain(|_, request| request.is_wanted(now));
+        self.unrouted.retain(|request| request.is_wanted(now));
     }
 
-    /// A message came back: the queue it was for is gone. Its ack follows, and means nothing, so
-    /// it is taken out; a new connection declares the queues again, and there it is repeated.
+    /// A message came back: the queue it was for is gone, or not bound. Its ack follows, and means
+    /// nothing, so it is taken out, to be published again.
     fn returned(&mut self, returned: &Return) {
         let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
         let request = tag.and_then(|tag: u64| self.unconfirmed.remove(&tag).map(|r| (tag, r)));
@@ -633,6 +665,11 @@ impl Confirming {
                 self.publish(Request { message, ..request });
             }
             self.gone.push((origin.to_owned(), webhook));
+            return;
+        }
+        if let Some(routes) = &self.routes {
+            routes.returned(&returned.exchange, &returned.routing_key);
+            self.unrouted.extend(request.map(|(_, request)| request));
             return;
         }
         self.broken = Some(format!(
@@ -660,7 +697,8 @@ impl Confirming {
             Err(error @ amiquip::Error::ServerClosedChannel { .. }) => Some(error.to_string()),
             _ => None,
         };
-        (self.unconfirmed.into_values().chain(self.refused).collect(), closed_by)
+        let unconfirmed = self.unconfirmed.into_values().chain(self.refused).chain(self.unrouted);
+        (unconfirmed.collect(), closed_by)
     }
 }
 

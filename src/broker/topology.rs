@@ -2,24 +2,21 @@
 
 use std::time::Duration;
 
-use amiquip::{
-    AmqpValue, Channel, ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
-};
-
+use amiquip::{AmqpValue, ExchangeDeclareOptions, QueueDeclareOptions};
 use uuid::Uuid;
 
-use super::{BrokerError, Link, SETUP_TIMEOUT};
+use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::config::{Config, Queue};
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
 
-/// How long declaring everything may take: tens of milliseconds where all is there, and several
-/// seconds for the quorum queues of a long schedule on a broker that is busy.
-const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
-
 pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
 pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
 pub(super) const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
+
+/// Where what no retry queue takes lies, of all queues and all notifiers of this broker: a queue, and
+/// the exchange by which it comes there.
+pub const ORPHANED: &str = "webhooks.orphaned";
 
 /// How long a delivery waits whose backlog can't be made. There is a wait queue for it, whatever the
 /// schedule says.
@@ -78,7 +75,8 @@ impl Lane {
 }
 
 /// Where the retries of a queue come back.
-pub(super) fn retry_queue(origin: &str) -> String {
+#[must_use]
+pub fn retry_queue(origin: &str) -> String {
     format!("{origin}.retry")
 }
 
@@ -94,15 +92,17 @@ pub fn backlog_queue(origin: &str, webhook: Uuid) -> String {
     format!("{BACKLOG_EXCHANGE}.{origin}.{webhook}")
 }
 
-pub(super) fn wait_queue(delay: Span) -> String {
+/// Where deliveries of all queues wait for that long.
+#[must_use]
+pub fn wait_queue(delay: Span) -> String {
     format!("{WAIT_EXCHANGE}.{delay}")
 }
 
 /// The queues and exchanges that we need, for a set of queues and delays.
 #[derive(Clone, Debug)]
 pub struct Topology {
-    origins: Vec<String>,
-    delays: Vec<Span>,
+    pub(super) origins: Vec<String>,
+    pub(super) delays: Vec<Span>,
 }
 
 /// The result of looking for one object of the topology without making it.
@@ -125,55 +125,12 @@ impl Topology {
         Self { origins: config.queues.iter().map(|queue| queue.name.clone()).collect(), delays }
     }
 
-    /// Makes what is missing. Producers' queues are looked for first, and never redeclared: they
-    /// are the operator's, with arguments of their own. Bounded, ended by shutdown.
-    ///
-    /// # Errors
-    /// [`BrokerError::Misconfigured`] if one of our own objects is there with other arguments.
-    pub fn declare(&self, link: &mut Link, shutdown: &Shutdown) -> Result<(), BrokerError> {
-        let kill = link.kill_switch();
-        kill.guard(DECLARE_TIMEOUT, Some(shutdown), || {
-            for origin in &self.origins {
-                declare_origin(link, origin)
-                    .map_err(|error| failed(&link.address, origin, &error))?;
-            }
-            for origin in &self.origins {
-                declare_dead(link, origin)
-                    .map_err(|error| failed(&link.address, &dead_queue(origin), &error))?;
-            }
-            let channel = link.channel().map_err(|error| link.unavailable(&error))?;
-            self.declare_own(&channel, &link.address)
-        })
-    }
-
-    fn declare_own(&self, channel: &Channel, address: &str) -> Result<(), BrokerError> {
-        for (kind, exchange) in [
-            (ExchangeType::Topic, WAIT_EXCHANGE),
-            (ExchangeType::Topic, RETRY_EXCHANGE),
-            (ExchangeType::Direct, BACKLOG_EXCHANGE),
-        ] {
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            channel
-                .exchange_declare(kind, exchange, options)
-                .map_err(|error| failed(address, exchange, &error))?;
-        }
-        for origin in &self.origins {
-            declare_retry(channel, origin)
-                .map_err(|error| failed(address, &retry_queue(origin), &error))?;
-        }
-        for delay in &self.delays {
-            declare_wait(channel, *delay)
-                .map_err(|error| failed(address, &wait_queue(*delay), &error))?;
-        }
-        Ok(())
-    }
-
     /// The queues that /metrics shows the depth of.
     #[must_use]
     pub fn watched_queues(&self) -> Vec<String> {
         let of = |origin: &String| [origin.clone(), retry_queue(origin), dead_queue(origin)];
         let waits = self.wait_queues().map(|(_, queue)| queue);
-        self.origins.iter().flat_map(of).chain(waits).collect()
+        self.origins.iter().flat_map(of).chain(waits).chain([ORPHANED.to_owned()]).collect()
     }
 
     /// The wait queues, shortest delay first. All queues that are consumed share them, and so do
@@ -185,13 +142,14 @@ impl Topology {
     /// Looks for every queue without making any, and at the arguments of those that are ours.
     ///
     /// # Errors
-    /// As [`Topology::declare`].
+    /// [`BrokerError::Misconfigured`] if one of our own queues is there with other arguments.
     pub fn look(&self, link: &mut Link, shutdown: &Shutdown) -> Result<Vec<Presence>, BrokerError> {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
             own.push((retry_queue(origin), retry_options(origin)));
         }
         own.extend(self.delays.iter().map(|delay| (wait_queue(*delay), wait_options(*delay))));
+        own.push((ORPHANED.to_owned(), plain_options()));
 
         let mut found = Vec::new();
         // Of these any will do, whatever their arguments.
@@ -215,56 +173,34 @@ impl Topology {
     }
 }
 
-pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
-    let address = address.to_owned();
-    match error {
-        amiquip::Error::ServerClosedChannel { code: 406, message, .. }
-            if message.contains("queue limit") =>
-        {
-            let problem =
-                format!("no room for {name:?} ({message}): raise the virtual host's max-queues");
-            BrokerError::Misconfigured { address, problem }
-        }
-        amiquip::Error::ServerClosedChannel { code: 406, message, .. } => {
-            let problem = format!(
-                "{name:?} exists with other arguments ({message}): empty it, delete it, and start again"
-            );
-            BrokerError::Misconfigured { address, problem }
-        }
-        amiquip::Error::ServerClosedChannel { code: 403, message, .. } => {
-            let problem = format!(
-                "no right to {name:?} ({message}): grant the user configure, write and read rights"
-            );
-            BrokerError::Misconfigured { address, problem }
-        }
-        other => BrokerError::Unavailable { address, problem: other.to_string() },
+/// What a queue holds, for who is told that it is lost.
+pub(super) fn contents(queue: &str) -> &'static str {
+    match queue {
+        ORPHANED => "orphaned deliveries",
+        _ if queue.starts_with(WAIT_EXCHANGE) => "deliveries that waited in it",
+        _ if queue.ends_with(".retry") => "retries that were due",
+        _ if queue.ends_with(".dead") => "dead letters",
+        _ => "events",
     }
 }
 
-fn declare_origin(link: &mut Link, origin: &str) -> amiquip::Result<()> {
-    if link.passive_declare(origin)?.is_none() {
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        link.channel()?.queue_declare(origin, options)?;
+/// How our exchanges are made. What `webhooks.retry` can't route must not stay in its wait queue: it
+/// would hold up what others wait for there.
+pub(super) fn exchange_options(exchange: &str) -> ExchangeDeclareOptions {
+    let mut options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    if exchange == RETRY_EXCHANGE {
+        let to = AmqpValue::LongString(ORPHANED.to_owned());
+        options.arguments.insert("alternate-exchange".to_owned(), to);
     }
-    Ok(())
+    options
 }
 
-/// Like a producer's queue, not declared where it exists: we need nothing of its arguments.
-fn declare_dead(link: &mut Link, origin: &str) -> amiquip::Result<()> {
-    let queue = dead_queue(origin);
-    if link.passive_declare(&queue)?.is_none() {
-        link.channel()?.queue_declare(queue, quorum([]))?;
-    }
-    Ok(())
+/// A queue in which things lie until somebody comes for them.
+pub(super) fn plain_options() -> QueueDeclareOptions {
+    quorum([])
 }
 
-fn declare_retry(channel: &Channel, origin: &str) -> amiquip::Result<()> {
-    let queue = retry_queue(origin);
-    channel.queue_declare(queue.as_str(), retry_options(origin))?;
-    channel.queue_bind(queue, RETRY_EXCHANGE, format!("*.{origin}"), FieldTable::new())
-}
-
-fn retry_options(origin: &str) -> QueueDeclareOptions {
+pub(super) fn retry_options(origin: &str) -> QueueDeclareOptions {
     quorum(dead_lettering(origin))
 }
 
@@ -288,13 +224,7 @@ fn dead_lettering(origin: &str) -> [(&'static str, AmqpValue); 2] {
     ]
 }
 
-fn declare_wait(channel: &Channel, delay: Span) -> amiquip::Result<()> {
-    let queue = wait_queue(delay);
-    channel.queue_declare(queue.as_str(), wait_options(delay))?;
-    channel.queue_bind(queue, WAIT_EXCHANGE, format!("{delay}.#"), FieldTable::new())
-}
-
-fn wait_options(delay: Span) -> QueueDeclareOptions {
+pub(super) fn wait_options(delay: Span) -> QueueDeclareOptions {
     let text = |text: &str| AmqpValue::LongString(text.to_owned());
     let ttl = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
     quorum([
@@ -311,22 +241,4 @@ fn quorum<const N: usize>(arguments: [(&str, AmqpValue); N]) -> QueueDeclareOpti
     let arguments =
         arguments.into_iter().chain([kind]).map(|(name, value)| (name.to_owned(), value)).collect();
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }
-}
-
-/// Makes sure of the one queue that a lane consumes.
-///
-/// # Errors
-/// amiquip's. The caller guards it.
-pub fn declare_lane(link: &mut Link, lane: &Lane) -> amiquip::Result<()> {
-    match lane.kind {
-        LaneKind::Events => declare_origin(link, &lane.origin),
-        LaneKind::Retries => {
-            let channel = link.channel()?;
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            channel.exchange_declare(ExchangeType::Topic, RETRY_EXCHANGE, options)?;
-            declare_retry(&channel, &lane.origin)
-        }
-        // Each is declared when it is opened.
-        LaneKind::Backlogs => Ok(()),
-    }
 }

@@ -83,7 +83,8 @@ pub(super) enum DeadLetters {
 /// Which dead letters: those that fit all that is given.
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// Of events from this queue, such as high_priority (can be repeated) [default: all of QUEUES]
+    /// Of events from this queue, such as high_priority (can be repeated) [default: all of QUEUES, and
+    /// what is orphaned of any queue]
     #[arg(long, value_name = "QUEUE")]
     queue: Vec<String>,
     /// For this webhook
@@ -92,8 +93,8 @@ pub(super) struct Which {
     /// Of this event type, or by a pattern such as `user.*`
     #[arg(long = "type", value_name = "TYPE", value_parser = pattern)]
     event_type: Option<String>,
-    /// Dead for this reason: exhausted, gone, rejected, malformed, or RabbitMQ's such as
-    /// delivery_limit
+    /// Dead for this reason: exhausted, gone, rejected, expired, malformed, orphaned, or RabbitMQ's such
+    /// as delivery_limit
     #[arg(long)]
     reason: Option<String>,
     /// Dead for longer than this, such as 36h
@@ -196,6 +197,7 @@ fn with_scope(
     act(Scope {
         config: &config,
         queues: &queues,
+        any_orphaned: which.queue.is_empty(),
         selection: &selection,
         limit,
         shutdown: &shutdown,
@@ -345,6 +347,7 @@ fn replay(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
     if common.output.json {
         return print_json(&json!({
             "fitting": count, "replayed": done.replayed, "malformed": done.malformed,
+            "stranded": done.stranded, "missing_queues": done.missing,
         }));
     }
     print(format_args!("{} replayed", done.replayed))?;
@@ -353,6 +356,16 @@ fn replay(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
             "{} are malformed and stay: see `dead-letters show --reason malformed`, \
              publish them again as they should be, and purge these",
             done.malformed
+        ))?;
+    }
+    if done.stranded > 0 {
+        let missing: Vec<_> =
+            done.missing.iter().map(|queue| shown::line(queue, MAX_NAME_BYTES)).collect();
+        print(format_args!(
+            "{} stay: there is no queue {}. Start a notifier with its queue in QUEUES, which makes it, and \
+             replay again",
+            done.stranded,
+            missing.join(", ")
         ))?;
     }
     Ok(())

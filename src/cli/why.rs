@@ -14,7 +14,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Common, Usage, print, print_json, read};
-use crate::broker::{Link, backlog_queue, dead_queue, unix_millis};
+use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, unix_millis, wait_queue};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
@@ -33,6 +33,13 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many dead letters of a queue are looked through: a second's work. Meanwhile other commands
 /// can't see them.
 const MOST_DEAD_LETTERS: u32 = 20_000;
+
+/// What waits for no longer than this may have left its wait queue, in milliseconds.
+const ABOUT_TO_EXPIRE: UnixMillis = 2_000;
+
+/// How often a queue has to be found empty until what should be in it is said to be missing.
+const LOOKS: u32 = 3;
+const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
 /// How many webhooks of an event are told of.
 const MOST_WEBHOOKS: i64 = 1_000;
@@ -93,6 +100,8 @@ struct Dead {
     letters: Vec<DeadLetter>,
     /// Why it is not all that there may be.
     problem: Option<String>,
+    /// Queues that there are not, whose dead letters are lost.
+    lost: Vec<String>,
 }
 
 /// Prints the answer; exit code 1 if there is none.
@@ -157,11 +166,14 @@ fn answer(
     let mut registered: BTreeMap<Uuid, Registered> =
         registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
     let backlogs = find_backlogs(config, store, &event_id, &stories, now);
+    let not_waiting = find_not_waiting(config, &stories, now);
     let facts = Facts {
         event_type: event_type.as_deref(),
         is_unmatched: unmatched_at.is_some(),
         dead_letters_unknown: dead.problem.as_deref(),
+        lost_dead_letters: &dead.lost,
         backlogs: &backlogs,
+        not_waiting: &not_waiting,
         now,
     };
     let mut webhooks: Vec<Case> = ids
@@ -197,7 +209,8 @@ fn answer(
     })
 }
 
-/// Looks for the event's dead letters, where the log says that there are some, or says nothing.
+/// Looks for the event's dead letters, where the log says that there are some, or says nothing; and
+/// among the orphaned ones, where it is overdue.
 fn find_dead(
     config: &Config,
     event_id: &str,
@@ -211,7 +224,10 @@ fn find_dead(
     if stories.is_empty() && !is_unmatched {
         queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
     }
-    if queues.is_empty() {
+    let is_overdue = |entries: &Vec<Entry>| {
+        matches!(State::of(entries, now), Some(State::Waiting { overdue: true, .. }))
+    };
+    if queues.is_empty() && !stories.values().any(is_overdue) {
         return Dead::default();
     }
     let selection = Selection { event_id: Some(event_id.to_owned()), ..Selection::default() };
@@ -235,23 +251,88 @@ fn find_dead(
 fn look_through(config: &Config, queues: &[String], selection: &Selection) -> Dead {
     let (_trigger, shutdown) = shutdown::channel();
     let mut letters = Vec::new();
+    let mut lost = Vec::new();
     let mut look = || -> Result<()> {
         let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown)?;
+        let mut count = |queue: &str| -> Result<Option<u32>> {
+            let count = link.queue_messages(queue, &shutdown)?;
+            match count.filter(|count| *count > MOST_DEAD_LETTERS) {
+                Some(count) => anyhow::bail!("{queue} has {count}, too many to look through"),
+                None => Ok(count),
+            }
+        };
         let mut filled = Vec::new();
         for queue in queues {
-            let count = link.queue_messages(&dead_queue(queue), &shutdown)?.unwrap_or(0);
-            if count > MOST_DEAD_LETTERS {
-                anyhow::bail!("{} has {count}, too many to look through", dead_queue(queue));
+            match count(&dead_queue(queue))? {
+                Some(0) => {}
+                Some(_) => filled.push(queue.clone()),
+                None => lost.push(queue.clone()),
             }
-            filled.extend((count > 0).then(|| queue.clone()));
         }
+        let orphaned = count(ORPHANED)?.unwrap_or(0);
         link.close();
-        let scope =
-            Scope { config, queues: &filled, selection, limit: u64::MAX, shutdown: &shutdown };
-        Ok(dead_letters::look(scope, |letter, _| letters.push(letter))?)
+        let scope = Scope {
+            config,
+            queues: &filled,
+            any_orphaned: true,
+            selection,
+            limit: u64::MAX,
+            shutdown: &shutdown,
+        };
+        if orphaned > 0 || !filled.is_empty() {
+            dead_letters::look(scope, |letter, _| letters.push(letter))?;
+        }
+        Ok(())
     };
     let problem = look().err().map(|error| format!("{error:#}"));
-    Dead { letters, problem }
+    Dead { letters, problem, lost }
+}
+
+/// The webhooks whose delivery should wait in a queue that is not there, or in a wait queue that holds
+/// nothing; and that queue. Where RabbitMQ can't be asked, the log alone says where they are.
+fn find_not_waiting(
+    config: &Config,
+    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    now: UnixMillis,
+) -> Vec<(Uuid, String)> {
+    let place = |id: Uuid, entries: &[Entry]| {
+        let last = entries.last()?;
+        match State::of(entries, now)? {
+            State::Waiting { until, .. } if until > now + ABOUT_TO_EXPIRE => {
+                let delay = Duration::from_millis(u64::try_from(until - last.at).ok()?);
+                Some((wait_queue(delay.into()), true))
+            }
+            // Its first may be in somebody's hand.
+            State::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
+            _ => None,
+        }
+    };
+    let places: Vec<(Uuid, (String, bool))> =
+        stories.iter().filter_map(|(id, entries)| Some((*id, place(*id, entries)?))).collect();
+    if places.is_empty() {
+        return Vec::new();
+    }
+    let (_trigger, shutdown) = shutdown::channel();
+    let Ok(mut link) = Link::open(&config.amqp, config.connect_timeout, &shutdown) else {
+        return Vec::new();
+    };
+    let mut lacks = |queue: &str, all_in_it: bool| {
+        // What was logged just now may be on its way still.
+        (0..LOOKS).all(|look| {
+            let is_over = look > 0 && shutdown.wait(LOOK_INTERVAL);
+            let count = link.queue_messages(queue, &shutdown);
+            !is_over && count.is_ok_and(|count| count.is_none_or(|count| all_in_it && count == 0))
+        })
+    };
+    let mut known: BTreeMap<String, bool> = BTreeMap::new();
+    let mut missing = Vec::new();
+    for (id, (queue, all_in_it)) in places {
+        if *known.entry(queue.clone()).or_insert_with(|| lacks(&queue, all_in_it)) {
+            missing.push((id, queue));
+        }
+    }
+    link.close();
+    missing
 }
 
 /// Looks how far the event has come in its webhooks' backlogs. What can't be told is left out: the log

@@ -60,6 +60,24 @@ impl DeadLetter {
     }
 }
 
+/// The reason of what expired for a retry queue that was gone.
+pub const ORPHANED: &str = "orphaned";
+
+impl DeadLetter {
+    /// Reads a message that no retry queue has taken, or no dead-letter queue: it says itself where it
+    /// is from, and RabbitMQ's word for what has become of it is that it expired.
+    #[must_use]
+    pub fn read_orphaned(properties: Properties<'_>, headers: &Headers) -> Self {
+        let text = |name: &str| match headers.get(name) {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let queue = text("x-origin-queue").unwrap_or_else(|| "unknown".to_owned());
+        let reason = text("x-dead-reason").unwrap_or_else(|| ORPHANED.to_owned());
+        Self { reason, ..Self::read(&queue, properties, headers) }
+    }
+}
+
 /// Which dead letters are meant: those that fit everything that is given.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -225,6 +243,18 @@ mod tests {
         let letter = DeadLetter::read("q", NO_PROPERTIES, &headers.into());
         assert_eq!(letter.reason, "delivery_limit");
         assert_eq!(DeadLetter::read("q", NO_PROPERTIES, &Headers::new()).reason, "unknown");
+    }
+
+    #[test]
+    fn what_is_orphaned_says_where_it_is_from() {
+        let mut headers = delivery("a", 1).headers("q");
+        headers.insert("x-last-death-reason".to_owned(), Value::Text("expired".to_owned()));
+        let letter = DeadLetter::read_orphaned(NO_PROPERTIES, &headers);
+        assert_eq!((letter.queue.as_str(), letter.reason.as_str()), ("q", "orphaned"));
+        delivery::mark_dead(&mut headers, DeadReason::Gone, 7);
+        assert_eq!(DeadLetter::read_orphaned(NO_PROPERTIES, &headers).reason, "gone");
+        let strange = DeadLetter::read_orphaned(NO_PROPERTIES, &Headers::new());
+        assert_eq!((strange.queue.as_str(), strange.reason.as_str()), ("unknown", "orphaned"));
     }
 
     #[test]

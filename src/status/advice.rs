@@ -6,6 +6,10 @@ use serde::Serialize;
 
 use super::snapshot::{LaneNow, LaneState, Server, Snapshot};
 
+mod topology;
+
+use topology::{of_objects, of_orphaned};
+
 /// Queues that a sentence names before it only counts the rest.
 const MOST_NAMED: usize = 3;
 
@@ -68,6 +72,8 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
         advice.extend(of_lateness(snapshot));
     }
     advice.extend(of_directory(snapshot));
+    advice.extend(of_objects(snapshot));
+    advice.extend(of_orphaned(snapshot));
     advice.extend(of_dead_letters(snapshot));
     advice.extend(of_receivers(snapshot));
     advice.extend(of_backlogs(snapshot));
@@ -381,7 +387,9 @@ fn span(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::domain::trend::Bound;
-    use crate::status::snapshot::{BacklogsNow, Rates, ReceiversNow, RefusingNow, Trend};
+    use crate::status::snapshot::{
+        BacklogsNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Trend,
+    };
 
     /// Two queues, all well.
     fn well() -> Snapshot {
@@ -423,6 +431,8 @@ mod tests {
             depths_age_seconds: Some(1.0),
             lanes: lanes.concat(),
             waiting: Vec::new(),
+            orphaned: Some(0),
+            objects: Vec::new(),
             backlogs: BacklogsNow { filled: 0, listed: Vec::new() },
             receivers: ReceiversNow { known: 20, ailing: 0, broken: 0, listed: Vec::new() },
             sample_ages_seconds: Vec::new(),
@@ -664,6 +674,32 @@ mod tests {
             },
             State::Well,
             &["20,001 deliveries wait in 2 backlogs."],
+        );
+    }
+
+    #[test]
+    fn what_was_deleted_and_what_can_t_be_used_is_named() {
+        let object = |is_there, problem: Option<&str>, lost_seconds| ObjectNow {
+            kind: "queue",
+            name: "webhooks.wait.1m".to_owned(),
+            is_there,
+            problem: problem.map(str::to_owned),
+            lost_seconds,
+            messages: 1_200,
+        };
+        let lost = "The queue webhooks.wait.1m was deleted 12 s ago, with 1,200 messages.";
+        let objects = |objects| move |snapshot: &mut Snapshot| snapshot.objects = objects;
+        check(objects(vec![object(true, None, Some(12.3))]), State::Attention, &[lost]);
+        check(objects(vec![object(false, None, Some(12.3))]), State::Trouble, &[lost]);
+        check(
+            objects(vec![object(false, Some("it is classic"), Some(12.3))]),
+            State::Trouble,
+            &["The queue webhooks.wait.1m can't be used: it is classic."],
+        );
+        check(
+            |snapshot| snapshot.orphaned = Some(33),
+            State::Attention,
+            &["33 orphaned deliveries."],
         );
     }
 

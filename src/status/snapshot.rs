@@ -32,6 +32,10 @@ pub struct Snapshot {
     pub(super) lanes: Vec<LaneNow>,
     /// By delay, shortest first.
     pub(super) waiting: Vec<Waiting>,
+    /// What no retry queue has taken, of all queues and all notifiers.
+    pub(super) orphaned: Option<i64>,
+    /// Queues, exchanges and bindings that are missing, can't be used, or were lost within an hour.
+    pub(super) objects: Vec<ObjectNow>,
     pub(super) backlogs: BacklogsNow,
     pub(super) receivers: ReceiversNow,
     /// When the trends' steps began and ended: one more than each has.
@@ -123,6 +127,23 @@ pub(super) struct Waiting {
     pub(super) delay: String,
     pub(super) queue: String,
     pub(super) messages: Option<i64>,
+}
+
+/// One of the queues, exchanges and bindings that we need.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ObjectNow {
+    /// `queue`, `exchange` or `binding`.
+    pub(super) kind: &'static str,
+    /// Of a binding, its queue's.
+    pub(super) name: String,
+    /// Whether it is there, and is what we need.
+    pub(super) is_there: bool,
+    /// Why it can't be used.
+    pub(super) problem: Option<String>,
+    /// How long ago it was lost; `None` if it was not, or over an hour ago.
+    pub(super) lost_seconds: Option<f64>,
+    /// What a lost queue held when it was last counted.
+    pub(super) messages: u32,
 }
 
 /// The backlogs that hold something: how many, and the longest of them.

@@ -5,6 +5,9 @@ use amiquip::{AmqpValue, FieldTable};
 
 use crate::harness::{Event, Receiver, Reply, SOON, Sandbox, Servers, wait_until};
 
+mod lost;
+mod orphaned;
+
 fn arguments<const N: usize>(arguments: [(&str, AmqpValue); N]) -> FieldTable {
     let owned = arguments.map(|(name, value)| (name.to_owned(), value));
     FieldTable::from(owned)

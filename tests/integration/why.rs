@@ -164,7 +164,10 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
         &[&event, &forbidden, &sandbox.queue()],
     );
     assert_eq!(sandbox.command(&["dead-letters", "purge", "--all"]).code, Some(0));
-    expect_parts(&why(&sandbox, 0, &[&event]), &["it is no longer in", "replayed or purged"]);
+    expect_parts(
+        &why(&sandbox, 0, &[&event]),
+        &["it is no longer in", "replayed, purged, or deleted"],
+    );
 }
 
 #[test]

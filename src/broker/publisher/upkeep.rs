@@ -40,6 +40,9 @@ impl PublisherThread {
             self.works_again();
         }
         self.listen_to_replaced(session)?;
+        for request in session.main.take_unrouted(now) {
+            self.publish(&mut session.main, request);
+        }
         for request in self.refusals.send_elsewhere(now) {
             self.publish(&mut session.main, request);
         }
@@ -76,6 +79,7 @@ impl PublisherThread {
             for request in self.heard(&mut channel) {
                 session.main.publish(request);
             }
+            session.main.unrouted.append(&mut channel.unrouted);
             let problem = channel.broken.take();
             if channel.unconfirmed.is_empty() && is_open && problem.is_none() {
                 let _ = channel.into_unconfirmed(&kill);
@@ -93,7 +97,9 @@ impl PublisherThread {
     /// channel that it was refused. If it takes one of them, the other channel's work goes on here.
     fn try_again(&mut self, session: &mut Session) -> Result<(), Option<String>> {
         let kill = session.link.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, None, || Confirming::open(&mut session.link));
+        let routes = Some(self.routes());
+        let opened =
+            kill.guard(SETUP_TIMEOUT, None, || Confirming::open(&mut session.link, routes));
         let mut fresh = opened.map_err(|error| Some(error.to_string()))?;
         for request in self.refusals.probes() {
             fresh.publish(request);

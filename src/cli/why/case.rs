@@ -3,9 +3,9 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::broker::dead_queue;
+use crate::broker::{self, dead_queue, retry_queue};
 use crate::domain::calendar::utc;
-use crate::domain::dead_letter::DeadLetter;
+use crate::domain::dead_letter::{DeadLetter, ORPHANED};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::history::{Entry, State};
 use crate::domain::shown;
@@ -52,6 +52,10 @@ pub(super) struct Facts<'a> {
     pub(super) is_unmatched: bool,
     /// Why not all dead letters were seen.
     pub(super) dead_letters_unknown: Option<&'a str>,
+    /// The queues whose dead letters are lost.
+    pub(super) lost_dead_letters: &'a [String],
+    /// The webhooks whose delivery is not in the queue where it should wait.
+    pub(super) not_waiting: &'a [(Uuid, String)],
     /// The backlogs in which the event waits.
     pub(super) backlogs: &'a [Backlog],
     pub(super) now: UnixMillis,
@@ -98,13 +102,18 @@ impl Case {
             Some(webhook) if webhook.disabled_at.is_some() => Registration::Disabled,
             Some(_) => Registration::Enabled,
         };
-        let state = State::of(&entries, facts.now).or_else(|| {
-            let letter = dead_letter.as_ref()?;
-            Some(State::Dead {
-                at: letter.dead_at.unwrap_or(facts.now),
-                reason: letter.reason.clone(),
-            })
-        });
+        let died = |letter: &DeadLetter, at| State::Dead {
+            at: letter.dead_at.unwrap_or(at),
+            reason: letter.reason.clone(),
+        };
+        let state = match (State::of(&entries, facts.now), &dead_letter) {
+            (None, Some(letter)) => Some(died(letter, facts.now)),
+            // The log has nothing of it.
+            (Some(State::Waiting { until, .. }), Some(letter)) if letter.reason == ORPHANED => {
+                Some(died(letter, until))
+            }
+            (state, _) => state,
+        };
         let mut case = Self {
             webhook_id,
             url: registered
@@ -146,7 +155,7 @@ impl Case {
                 let said = format!("delivered at {} UTC, by attempt {attempt}", utc(*at));
                 (said, "nothing: the receiver has answered 2xx".to_owned())
             }
-            Some(State::Waiting { until, overdue }) => self.waiting(*until, *overdue, facts.now),
+            Some(State::Waiting { until, overdue }) => self.waiting(*until, *overdue, facts),
             Some(State::InBacklog { since, reason }) => self.in_backlog(*since, reason, facts),
             Some(State::Dead { at, reason }) => self.dead(*at, reason, facts),
             Some(State::Dropped { at, reason }) => {
@@ -160,8 +169,8 @@ impl Case {
         }
     }
 
-    fn waiting(&self, until: UnixMillis, overdue: bool, now: UnixMillis) -> (String, String) {
-        let id = self.webhook_id;
+    fn waiting(&self, until: UnixMillis, overdue: bool, facts: Facts<'_>) -> (String, String) {
+        let (id, now) = (self.webhook_id, facts.now);
         let next = self.entries.last().map_or(1, |entry| entry.attempt + 1);
         let queue = self.entries.last().map(|entry| entry.queue.as_str()).unwrap_or_default();
         let at = utc(until);
@@ -175,7 +184,20 @@ impl Case {
                 format!(
                     "is a notifier running, and does it consume {queue}.retry? See its /readyz, \
                      and `webhook-notifier check`. If it is well, that lane has a backlog, or the \
-                     log has a gap"
+                     log has a gap; or its log says `queue lost` of a wait queue or of {queue}.retry: \
+                     then publish the event again"
+                ),
+            );
+        }
+        if let Some((_, queue)) = facts.not_waiting.iter().find(|(webhook, _)| *webhook == id) {
+            return (
+                format!(
+                    "lost, most likely: it should wait for attempt {next} at {at} UTC in {queue}, which is \
+                     not there or empty: somebody has deleted or purged it"
+                ),
+                format!(
+                    "if a notifier's log says `queue lost queue={queue}`, publish the event again; if it \
+                     says `not usable queue={queue}`, it waits in another one"
                 ),
             );
         }
@@ -193,6 +215,12 @@ impl Case {
 
     fn in_backlog(&self, since: UnixMillis, reason: &str, facts: Facts<'_>) -> (String, String) {
         let id = self.webhook_id;
+        if let Some((_, queue)) = facts.not_waiting.iter().find(|(webhook, _)| *webhook == id) {
+            return (
+                format!("lost: it waited in {queue}, which is gone: somebody has deleted it"),
+                "publish the event again".to_owned(),
+            );
+        }
         let backlog = facts.backlogs.iter().find(|backlog| backlog.webhook_id == id);
         let place = match backlog.and_then(|backlog| backlog.count) {
             Some((all, before)) => {
@@ -242,27 +270,43 @@ impl Case {
             "gone" => ": the receiver answered 410",
             "rejected" => ": its URL can't be used, or leads where it may not",
             "expired" => ": older than DELIVERY_MAX_AGE",
+            ORPHANED => ": its retry queue was gone when it was due",
             _ => "",
         };
         let letter = self.dead_letter.as_ref();
         let queue = letter.map(|letter| letter.queue.as_str());
         let queue = queue.or(self.entries.last().map(|entry| entry.queue.as_str()));
-        let queue = shown::line(&dead_queue(queue.unwrap_or_default()), MOST_SHOWN);
+        let origin = queue.unwrap_or_default().to_owned();
+        let is_lost = letter.is_none() && facts.lost_dead_letters.contains(&origin);
+        let queue = match reason.as_str() {
+            ORPHANED => broker::ORPHANED.to_owned(),
+            _ => shown::line(&dead_queue(&origin), MOST_SHOWN),
+        };
         let place = match (letter, facts.dead_letters_unknown) {
+            (None, _) if is_lost => {
+                format!(
+                    "it lay in {queue}, which is gone: somebody has deleted that, with what was in it"
+                )
+            }
             (Some(_), _) => format!("it lies in {queue}"),
             (None, Some(problem)) => {
                 let problem = shown::line(problem, MOST_SHOWN);
                 format!("whether it still lies in {queue} is not known ({problem})")
             }
-            (None, None) => format!("it is no longer in {queue}: replayed or purged"),
+            (None, None) => format!(
+                "it is no longer in {queue}: replayed, purged, or deleted with that queue (`queue lost` in \
+                 the notifier's log)"
+            ),
         };
         let ago = age(Some(at), facts.now);
         let said = format!("dead since {} UTC, {ago} ago, {reason}{meaning}; {place}", utc(at));
+        if is_lost {
+            return (said, "publish the event again".to_owned());
+        }
         if letter.is_none() && facts.dead_letters_unknown.is_none() {
             return (
                 said,
-                "if it was replayed, its end will stand here; if it was purged, publish the event \
-                 again"
+                "if it was replayed, its end will stand here; else publish the event again"
                     .to_owned(),
             );
         }
@@ -275,6 +319,13 @@ impl Case {
             }
             (Registration::Disabled, _) => {
                 format!("if the receiver is there again: `webhooks enable {id}`, then {replay}")
+            }
+            (_, ORPHANED) => {
+                let (origin, retry) = (shown::line(&origin, MOST_SHOWN), retry_queue(&origin));
+                let retry = shown::line(&retry, MOST_SHOWN);
+                format!(
+                    "start a notifier with {origin} in QUEUES, which makes {retry} again, then {replay}"
+                )
             }
             (_, "rejected") => format!("mend what the error says, then {replay}"),
             (_, "delivery_limit") => {

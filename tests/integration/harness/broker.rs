@@ -13,8 +13,8 @@ use amiquip::{
 use anyhow::{Context as _, Result, bail, ensure};
 use uuid::Uuid;
 
-/// Where messages go that still wait for a retry when their test has ended. A
-/// wait queue would otherwise keep what it can deliver nowhere, for ever.
+/// Where messages go that still wait for a retry when their test has ended: they would be orphaned, and
+/// other tests find them.
 const SINK: &str = "integration-tests.sink";
 
 pub(crate) const PERSISTENT: u8 = 2;
@@ -33,11 +33,17 @@ impl Broker {
     /// Publishes all and waits until the broker has confirmed each.
     #[track_caller]
     pub(crate) fn publish(&self, queue: &str, events: &[Event]) {
+        self.publish_to("", queue, events);
+    }
+
+    /// The same by an exchange.
+    #[track_caller]
+    pub(crate) fn publish_to(&self, exchange: &str, routing_key: &str, events: &[Event]) {
         self.on_channel(|channel| {
             let confirms = channel.listen_for_publisher_confirms()?;
             channel.enable_publisher_confirms()?;
             for event in events {
-                event.publish(channel, queue)?;
+                event.publish_to(channel, exchange, routing_key)?;
             }
             let mut smoother = ConfirmSmoother::new();
             let mut confirmed = 0;
@@ -119,6 +125,31 @@ impl Broker {
         .expect("there is a queue");
     }
 
+    pub(crate) fn bind(&self, queue: &str, exchange: &str, routing_key: &str) {
+        self.on_channel(|channel| {
+            Ok(channel.queue_bind(queue, exchange, routing_key, FieldTable::new())?)
+        })
+        .expect("there are a queue and an exchange");
+    }
+
+    /// Durable, a topic exchange.
+    pub(crate) fn declare_exchange(&self, exchange: &str, arguments: FieldTable) -> Result<()> {
+        self.on_channel(|channel| {
+            let options = ExchangeDeclareOptions {
+                durable: true,
+                arguments: arguments.clone(),
+                ..ExchangeDeclareOptions::default()
+            };
+            channel.exchange_declare(ExchangeType::Topic, exchange, options)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn delete_exchange(&self, exchange: &str) {
+        self.on_channel(|channel| Ok(channel.exchange_delete(exchange, false)?))
+            .expect("there is an exchange");
+    }
+
     /// Takes all that is in a queue. Only where nothing breaks meanwhile: what is taken is gone.
     pub(crate) fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
         self.on_channel(|channel| {
@@ -151,16 +182,13 @@ impl Broker {
         })
     }
 
-    /// Sends what still waits for a retry of this queue to nowhere.
+    /// Sends what still waits for a retry of this queue to nowhere. Fails where nothing ever did.
     pub(crate) fn discard_retries(&self, queue: &str) -> Result<()> {
         self.on_channel(|channel| {
-            let durable =
-                ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             let arguments =
                 FieldTable::from([(String::from("x-max-length"), AmqpValue::LongInt(1))]);
             let options =
                 QueueDeclareOptions { durable: true, arguments, ..QueueDeclareOptions::default() };
-            channel.exchange_declare(ExchangeType::Topic, "webhooks.retry", durable)?;
             channel.queue_declare(SINK, options)?;
             let every_delay = format!("*.{queue}");
             channel.queue_bind(SINK, "webhooks.retry", every_delay, FieldTable::new())?;
@@ -224,9 +252,13 @@ impl Event {
 
     /// Persistent where it was made so; whether it was confirmed the channel tells.
     pub(crate) fn publish(&self, channel: &Channel, queue: &str) -> amiquip::Result<()> {
-        let mut publish = Publish::new(&self.body, queue);
+        self.publish_to(channel, "", queue)
+    }
+
+    fn publish_to(&self, channel: &Channel, exchange: &str, key: &str) -> amiquip::Result<()> {
+        let mut publish = Publish::new(&self.body, key);
         publish.properties = self.properties.clone();
-        channel.basic_publish("", publish)
+        channel.basic_publish(exchange, publish)
     }
 
     pub(crate) fn id(mut self, id: &str) -> Self {

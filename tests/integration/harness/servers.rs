@@ -142,8 +142,9 @@ impl FaultServers {
 /// is dropped.
 pub(crate) struct Vhost<'s> {
     fault: &'s FaultServers,
-    name: String,
-    /// With all rights.
+    pub(crate) name: String,
+    owner: String,
+    /// Of the owner, who has all rights.
     pub(crate) servers: Servers,
     /// AMQP_URL of the user.
     pub(crate) url: String,
@@ -155,14 +156,20 @@ impl<'s> Vhost<'s> {
         let name = format!("v{}", &Uuid::new_v4().simple().to_string()[..12]);
         let mut url = Url::parse(&fault.servers().amqp_url).expect("AMQP_URL is an URL");
         url.set_path(&name);
-        let amqp_url = url.to_string();
+        let (owner, amqp_url) = (url.username().to_owned(), url.to_string());
         fault.rabbitmqctl(&["add_vhost", &name]);
         fault.rabbitmqctl(&["add_user", &name, "s3cret"]);
-        fault.rabbitmqctl(&["set_permissions", "-p", &name, url.username(), ".*", ".*", ".*"]);
+        fault.rabbitmqctl(&["set_permissions", "-p", &name, &owner, ".*", ".*", ".*"]);
         url.set_username(&name).expect("it has a host");
         url.set_password(Some("s3cret")).expect("it has a host");
         let servers = Servers { amqp_url, ..fault.servers().clone() };
-        Self { fault, name, servers, url: url.into() }
+        Self { fault, name, owner, servers, url: url.into() }
+    }
+
+    /// Lets the owner make and delete only what fits this expression.
+    pub(crate) fn may_configure(&self, expression: &str) {
+        let owner = ["set_permissions", "-p", &self.name, &self.owner];
+        self.fault.rabbitmqctl(&[&owner[..], &[expression, ".*", ".*"]].concat());
     }
 
     /// The user's rights from now on: to configure, to write and to read.

@@ -1,0 +1,61 @@
+//! Calls that the broker may refuse, one after the other.
+
+use amiquip::Channel;
+
+use super::Link;
+
+/// Calls on one channel of a connection, as long as none is refused: a refusal costs the channel, and
+/// the next call has another. May hang: use it, and drop it, in [`super::KillSwitch::guard`].
+pub(super) struct Calls<'a> {
+    link: &'a mut Link,
+    channel: Option<Channel>,
+}
+
+impl<'a> Calls<'a> {
+    pub(super) fn new(link: &'a mut Link) -> Self {
+        Self { link, channel: None }
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.link.address
+    }
+
+    pub(super) fn call<T>(
+        &mut self,
+        call: impl FnOnce(&Channel) -> amiquip::Result<T>,
+    ) -> amiquip::Result<T> {
+        let channel = self.channel.take().map_or_else(|| self.link.channel(), Ok)?;
+        let answer = call(&channel)?;
+        self.channel = Some(channel);
+        Ok(answer)
+    }
+
+    /// How many messages are ready in a queue; `None` if there is no such queue.
+    pub(super) fn queue(&mut self, name: &str) -> amiquip::Result<Option<u32>> {
+        match self.call(|channel| Ok(channel.queue_declare_passive(name)?.declared_message_count()))
+        {
+            Err(error) if is_absent(&error) => Ok(None),
+            answer => answer.map(|count| Some(count.unwrap_or(0))),
+        }
+    }
+
+    /// Whether there is such an exchange.
+    pub(super) fn has_exchange(&mut self, name: &str) -> amiquip::Result<bool> {
+        match self.call(|channel| channel.exchange_declare_passive(name).map(drop)) {
+            Err(error) if is_absent(&error) => Ok(false),
+            answer => answer.map(|()| true),
+        }
+    }
+}
+
+/// Whether the broker says that there is no such queue or exchange. With the same code it says that a
+/// queue is down, or its node: that one is there, and so is what it holds.
+pub(super) fn is_absent(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { code: 404, message, .. }
+        if message.contains("no queue ") || message.contains("no exchange "))
+}
+
+/// Whether the broker refused a call, and the connection lives on.
+pub(super) fn is_refusal(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { .. })
+}

@@ -1,0 +1,297 @@
+//! Makes what is missing of the topology, and finds out what is lost.
+//!
+//! Each object stands for itself: what can't be had of one is noted in [`Objects`], and the others are
+//! made all the same.
+
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
+
+use super::calls::{Calls, is_absent, is_refusal};
+use super::objects::Objects;
+use super::topology::{
+    BACKLOG_EXCHANGE, Lane, LaneKind, ORPHANED, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE,
+    dead_queue, exchange_options, plain_options, retry_options, retry_queue, wait_options,
+    wait_queue,
+};
+use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
+use crate::metrics::ObjectKind as Kind;
+use crate::shutdown::Shutdown;
+
+/// One object that can't be had.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Which, why, and the remedy.
+    pub error: BrokerError,
+    /// Whether nothing works without it: there is no other way for what needs it.
+    pub is_vital: bool,
+}
+
+/// How long declaring everything may take: tens of milliseconds where all is there, and several
+/// seconds for the quorum queues of a long schedule on a broker that is busy.
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Topology {
+    /// Makes what is missing; calls `depth` with each watched queue and how many messages are ready in
+    /// it. Returns what could not be had, each with its remedy. Producers' queues are looked for first,
+    /// and never redeclared: they are the operator's, with arguments of their own, and so are the
+    /// dead-letter queues. Bounded, ended by shutdown.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn declare(
+        &self,
+        link: &mut Link,
+        objects: &Objects,
+        shutdown: &Shutdown,
+        mut depth: impl FnMut(&str, Option<u32>),
+    ) -> Result<Vec<Problem>, BrokerError> {
+        let (kill, address) = (link.kill_switch(), link.address.clone());
+        let declared = kill.guard(DECLARE_TIMEOUT, Some(shutdown), || {
+            let calls = Calls::new(link);
+            let mut maker = Maker { calls, objects, depth: &mut depth, problems: Vec::new() };
+            self.declare_all(&mut maker).map(|()| maker.problems)
+        });
+        declared.map_err(|error| failed(&address, "the topology", &error))
+    }
+
+    fn declare_all(&self, maker: &mut Maker<'_>) -> amiquip::Result<()> {
+        let durable = || QueueDeclareOptions { durable: true, ..Default::default() };
+        for origin in &self.origins {
+            maker.queue(origin, durable(), Arguments::Any)?;
+        }
+        maker.exchange(ExchangeType::Fanout, ORPHANED)?;
+        maker.exchange(ExchangeType::Direct, BACKLOG_EXCHANGE)?;
+        let mut bindings = Vec::new();
+        for origin in &self.origins {
+            let queue = retry_queue(origin);
+            if maker.queue(&queue, retry_options(origin), Arguments::Ours)? {
+                bindings.push((queue, format!("*.{origin}")));
+            }
+        }
+        maker.retry_exchange(&bindings)?;
+        maker.exchange(ExchangeType::Topic, WAIT_EXCHANGE)?;
+        let vital = maker.problems.len();
+        for origin in &self.origins {
+            maker.queue(&dead_queue(origin), plain_options(), Arguments::Any)?;
+        }
+        if maker.queue(ORPHANED, plain_options(), Arguments::Ours)? {
+            maker.bind(ORPHANED, ORPHANED, "")?;
+        }
+        let mut can_wait = false;
+        for delay in &self.delays {
+            let queue = wait_queue(*delay);
+            if maker.queue(&queue, wait_options(*delay), Arguments::Ours)? {
+                maker.bind(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
+                can_wait = true;
+            }
+        }
+        // One wait queue is as good as another.
+        for problem in maker.problems.iter_mut().skip(vital) {
+            problem.is_vital = !can_wait;
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure of the one queue that a lane consumes. Bounded.
+///
+/// # Errors
+/// [`BrokerError`]: it can't be had, or the connection is lost.
+pub fn declare_lane(
+    link: &mut Link,
+    lane: &Lane,
+    objects: &Objects,
+    shutdown: &Shutdown,
+) -> Result<(), BrokerError> {
+    let (kill, address) = (link.kill_switch(), link.address.clone());
+    let declared = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+        let calls = Calls::new(link);
+        let mut maker = Maker { calls, objects, depth: &mut |_, _| {}, problems: Vec::new() };
+        match lane.kind {
+            LaneKind::Events => {
+                let options = QueueDeclareOptions { durable: true, ..Default::default() };
+                maker.queue(&lane.origin, options, Arguments::Any)?;
+            }
+            LaneKind::Retries => {
+                let options = retry_options(&lane.origin);
+                // Without its exchange it can be consumed, and all has to be looked at.
+                if maker.queue(&lane.queue, options, Arguments::Ours)?
+                    && maker.calls.has_exchange(RETRY_EXCHANGE)?
+                {
+                    maker.bind(&lane.queue, RETRY_EXCHANGE, &format!("*.{}", lane.origin))?;
+                } else {
+                    objects.look_soon();
+                }
+            }
+            // Each is declared when it is opened.
+            LaneKind::Backlogs => {}
+        }
+        Ok(maker.problems)
+    });
+    let problems = declared.map_err(|error| failed(&address, &lane.queue, &error))?;
+    problems.into_iter().next().map_or(Ok(()), |problem| Err(problem.error))
+}
+
+/// Whose arguments a queue has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arguments {
+    /// Those that we declare.
+    Ours,
+    /// Any will do.
+    Any,
+}
+
+struct Maker<'a> {
+    calls: Calls<'a>,
+    objects: &'a Objects,
+    depth: &'a mut dyn FnMut(&str, Option<u32>),
+    problems: Vec<Problem>,
+}
+
+impl Maker<'_> {
+    /// Makes sure of a queue; says whether it is one that we can use.
+    fn queue(
+        &mut self,
+        name: &str,
+        options: QueueDeclareOptions,
+        arguments: Arguments,
+    ) -> amiquip::Result<bool> {
+        let asked = Instant::now();
+        let messages = match self.calls.queue(name) {
+            Ok(messages) => messages,
+            // It is there, but doesn't answer.
+            Err(error) => {
+                self.refused(Kind::Queue, name, error)?;
+                (self.depth)(name, None);
+                return Ok(false);
+            }
+        };
+        (self.depth)(name, messages);
+        if messages.is_none() {
+            self.objects.missing(Kind::Queue, name, asked);
+        } else if arguments == Arguments::Any {
+            self.objects.found(Kind::Queue, name, messages.unwrap_or(0));
+            return Ok(true);
+        }
+        // What is there already stays as it is; with other arguments this fails.
+        match self.calls.call(|channel| channel.queue_declare(name, options).map(drop)) {
+            Ok(()) => {}
+            // Who may not make it can't compare its arguments either.
+            Err(error) if messages.is_some() && is_forbidden(&error) => {}
+            Err(error) => return self.refused(Kind::Queue, name, error).map(|()| false),
+        }
+        self.objects.found(Kind::Queue, name, messages.unwrap_or(0));
+        Ok(true)
+    }
+
+    /// Makes sure of an exchange.
+    fn exchange(&mut self, kind: ExchangeType, name: &str) -> amiquip::Result<()> {
+        let asked = Instant::now();
+        let is_there = match self.calls.has_exchange(name) {
+            Ok(is_there) => is_there,
+            Err(error) => return self.refused(Kind::Exchange, name, error),
+        };
+        if !is_there {
+            self.objects.missing(Kind::Exchange, name, asked);
+        }
+        match self.make_exchange(kind, name) {
+            Ok(()) => {}
+            Err(error) if is_there && is_forbidden(&error) => {}
+            Err(error) => return self.refused(Kind::Exchange, name, error),
+        }
+        self.objects.found(Kind::Exchange, name, 0);
+        Ok(())
+    }
+
+    fn make_exchange(&mut self, kind: ExchangeType, name: &str) -> amiquip::Result<()> {
+        let options = exchange_options(name);
+        self.calls.call(|channel| channel.exchange_declare(kind, name, options).map(drop))
+    }
+
+    /// Makes sure of the exchange into which expired messages come, and of our queues' bindings to it.
+    /// One without an alternate exchange, of an older version, is made anew: its arguments can't be
+    /// changed.
+    ///
+    /// Between its making and the bindings, what expires would be orphaned. So nothing is led to
+    /// `webhooks.orphaned` meanwhile: what finds no way stays in its wait queue, and RabbitMQ tries it
+    /// again within three minutes.
+    fn retry_exchange(&mut self, bindings: &[(String, String)]) -> amiquip::Result<()> {
+        let asked = Instant::now();
+        let is_there = match self.calls.has_exchange(RETRY_EXCHANGE) {
+            Ok(is_there) => is_there,
+            Err(error) => return self.refused(Kind::Exchange, RETRY_EXCHANGE, error),
+        };
+        let mut is_older = false;
+        if !is_there {
+            self.objects.missing(Kind::Exchange, RETRY_EXCHANGE, asked);
+        } else if let Err(error) = self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE) {
+            is_older = has_no_alternate(&error);
+            if !is_older && !is_forbidden(&error) {
+                return self.refused(Kind::Exchange, RETRY_EXCHANGE, error);
+            }
+        }
+        if (!is_there || is_older)
+            && let Err(error) = self.make_retry_exchange(is_older)
+        {
+            return self.refused(Kind::Exchange, RETRY_EXCHANGE, error);
+        }
+        for (queue, key) in bindings {
+            self.bind(queue, RETRY_EXCHANGE, key)?;
+        }
+        self.objects.found(Kind::Exchange, RETRY_EXCHANGE, 0);
+        if is_older {
+            log::info!(
+                "exchange {RETRY_EXCHANGE} made anew: what no retry queue takes goes to {ORPHANED} now. \
+                 Older versions can't connect beside this one"
+            );
+        }
+        Ok(())
+    }
+
+    fn make_retry_exchange(&mut self, is_older: bool) -> amiquip::Result<()> {
+        let unbind =
+            |channel: &Channel| channel.queue_unbind(ORPHANED, ORPHANED, "", FieldTable::new());
+        match self.calls.call(unbind) {
+            Err(error) if !is_absent(&error) => return Err(error),
+            _ => {}
+        }
+        if is_older {
+            self.calls.call(|channel| channel.exchange_delete(RETRY_EXCHANGE, false))?;
+        }
+        self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE)
+    }
+
+    fn bind(&mut self, queue: &str, exchange: &str, key: &str) -> amiquip::Result<()> {
+        let asked = Instant::now();
+        let arguments = FieldTable::new;
+        match self.calls.call(|channel| channel.queue_bind(queue, exchange, key, arguments())) {
+            Ok(()) => self.objects.bound(queue, asked),
+            // Somebody has just deleted one of them: it is made again the next time.
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return self.refused(Kind::Binding, queue, error),
+        }
+        Ok(())
+    }
+
+    /// Notes what the broker refuses; a lost connection ends it all.
+    fn refused(&mut self, kind: Kind, name: &str, error: amiquip::Error) -> amiquip::Result<()> {
+        if !is_refusal(&error) {
+            return Err(error);
+        }
+        let error = failed(self.calls.address(), name, &error);
+        self.objects.refused(kind, name, error.problem());
+        self.problems.push(Problem { error, is_vital: true });
+        Ok(())
+    }
+}
+
+fn is_forbidden(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { code: 403, .. })
+}
+
+fn has_no_alternate(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { code: 406, message, .. }
+        if message.contains("inequivalent arg 'alternate-exchange'")
+            && message.contains("current is none"))
+}

@@ -1,0 +1,76 @@
+//! What the broker says when it refuses a declaration, and the remedy.
+
+use super::BrokerError;
+
+/// The error for a queue, an exchange or a binding that can't be had, by the broker's own words: the
+/// same code stands for other arguments and for a limit that is reached.
+pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
+    let address = address.to_owned();
+    let amiquip::Error::ServerClosedChannel { code, message, .. } = error else {
+        return BrokerError::Unavailable { address, problem: error.to_string() };
+    };
+    let problem = match code {
+        // 3.10: "queue limit in vhost '/' (5) is reached"; newer ones also have a limit of the node and of
+        // the cluster.
+        406 if message.contains("limit") && message.contains("reached") => format!(
+            "no room for {name:?} ({message}): raise the virtual host's max-queues, or the limit that \
+             it names"
+        ),
+        406 if message.contains("inequivalent arg") => format!(
+            "{name:?} exists with other arguments ({message}): empty it and delete it; it is made anew"
+        ),
+        405 => format!("{name:?} is somebody's own ({message}): end that connection"),
+        403 => format!(
+            "no right to {name:?} ({message}): grant the user configure, write and read rights"
+        ),
+        404 => {
+            let problem = format!("{name:?} can't be had ({message})");
+            return BrokerError::Unavailable { address, problem };
+        }
+        _ => format!("{name:?} can't be made ({message}): RabbitMQ's log may say more"),
+    };
+    BrokerError::Misconfigured { address, problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_is_that_of_what_the_broker_says() {
+        for (code, message, expected) in [
+            (
+                406,
+                "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (5) is reached",
+                "max-queues",
+            ),
+            (
+                406,
+                "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in cluster (5) is reached",
+                "the limit that it names",
+            ),
+            (
+                406,
+                "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/'",
+                "empty it and delete it",
+            ),
+            (406, "PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q'", "RabbitMQ's log"),
+            (405, "RESOURCE_LOCKED - cannot obtain exclusive access", "end that connection"),
+            (403, "ACCESS_REFUSED - access to queue 'q' refused", "grant the user"),
+            (
+                404,
+                "NOT_FOUND - queue 'q' process is stopped by supervisor",
+                "stopped by supervisor",
+            ),
+        ] {
+            let error = amiquip::Error::ServerClosedChannel {
+                channel_id: 1,
+                code,
+                message: message.to_owned(),
+            };
+            let said = failed("host", "q", &error).to_string();
+            assert!(said.contains(expected) && said.contains(message), "{said}");
+            assert_eq!(said.contains("delete it"), message.contains("inequivalent"), "{said}");
+        }
+    }
+}

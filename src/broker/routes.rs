@@ -1,0 +1,125 @@
+//! Another way for a message whose queue can't be had, so that one bad queue holds up nothing else.
+
+use std::sync::Arc;
+
+use super::objects::Objects;
+use super::publisher::Outgoing;
+use super::topology::{
+    BACKLOG_EXCHANGE, ORPHANED, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, wait_queue,
+};
+use crate::domain::retry::Span;
+
+/// The ways that there are.
+pub(super) struct Routes {
+    /// Shortest first.
+    delays: Vec<Span>,
+    objects: Arc<Objects>,
+}
+
+impl Routes {
+    pub(super) fn new(topology: &Topology, objects: Arc<Objects>) -> Self {
+        Self { delays: topology.delays.clone(), objects }
+    }
+
+    /// Leads a message away from a queue that is known to be none that we can use.
+    pub(super) fn avoid_refused(&self, outgoing: &mut Outgoing) {
+        if self.objects.refuses_any() && self.objects.is_refused(&outgoing.queue()) {
+            self.go_around(outgoing);
+        }
+    }
+
+    /// Leads a message another way, where there is one. What has to wait waits a little longer, or where
+    /// there is no longer wait queue, shorter. What was to be attempted at once waits a minute. A dead
+    /// letter goes where the operator finds it, too.
+    pub(super) fn go_around(&self, outgoing: &mut Outgoing) {
+        let refused = outgoing.queue();
+        let way = match outgoing.exchange {
+            WAIT_EXCHANGE => self.another_wait(&outgoing.routing_key),
+            "" => match refused.strip_suffix(".retry") {
+                Some(origin) => Some((WAIT_EXCHANGE, wait_key(WITHOUT_BACKLOG.into(), origin))),
+                None if refused.ends_with(".dead") => Some(("", ORPHANED.to_owned())),
+                None => None,
+            },
+            _ => None,
+        };
+        if let Some((exchange, routing_key)) = way
+            && !self.objects.is_refused(&queue_of(exchange, &routing_key))
+        {
+            log::debug!("{refused} can't be had: its message goes by {routing_key}");
+            (outgoing.exchange, outgoing.routing_key) = (exchange, routing_key);
+        }
+    }
+
+    fn another_wait(&self, key: &str) -> Option<(&'static str, String)> {
+        let (delay, origin) = key.split_once('.')?;
+        let delay: Span = delay.parse().ok()?;
+        let longer = self.delays.iter().filter(|other| **other > delay);
+        let shorter = self.delays.iter().rev().filter(|other| **other < delay);
+        let mut others = longer.chain(shorter);
+        let other = others.find(|other| !self.objects.is_refused(&wait_queue(**other)))?;
+        Some((WAIT_EXCHANGE, wait_key(*other, origin)))
+    }
+
+    /// A message for a queue came back: it is missing, or not bound.
+    pub(super) fn returned(&self, exchange: &str, routing_key: &str) {
+        if exchange == WAIT_EXCHANGE {
+            self.objects.returned(&queue_of(exchange, routing_key));
+        }
+        self.objects.look_soon();
+    }
+}
+
+fn wait_key(delay: Span, origin: &str) -> String {
+    format!("{delay}.{origin}")
+}
+
+/// The queue that a message is for.
+pub(super) fn queue_of(exchange: &str, routing_key: &str) -> String {
+    match routing_key.split_once('.') {
+        Some((delay, _)) if exchange == WAIT_EXCHANGE => format!("{WAIT_EXCHANGE}.{delay}"),
+        _ if exchange == BACKLOG_EXCHANGE => format!("{BACKLOG_EXCHANGE}.{routing_key}"),
+        _ => routing_key.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Message;
+    use crate::metrics::{Metrics, ObjectKind};
+
+    /// Where a message goes while these queues can't be had.
+    fn way(outgoing: Outgoing, refused: &[&str]) -> String {
+        let metrics = Metrics::new(["q".to_owned()]).expect("fresh names");
+        let objects = Arc::new(Objects::new(metrics.topology()));
+        for queue in refused {
+            objects.refused(ObjectKind::Queue, queue, "classic");
+        }
+        let delays = ["1s", "2s", "1m"].map(|delay| delay.parse().expect("a span"));
+        let routes = Routes { delays: delays.into(), objects };
+        let mut outgoing = outgoing;
+        routes.avoid_refused(&mut outgoing);
+        format!("{}/{}", outgoing.exchange, outgoing.routing_key)
+    }
+
+    #[test]
+    fn each_message_goes_the_nearest_safe_way() {
+        let message = Message::default;
+        let park = |delay: &str| Outgoing::park(message(), delay.parse().expect("a span"), "a.q");
+        let wait = |delay: &str| format!("webhooks.wait/{delay}.a.q");
+        let [w1, w2, w3] = ["webhooks.wait.1s", "webhooks.wait.2s", "webhooks.wait.1m"];
+        assert_eq!(way(park("1s"), &[]), wait("1s"));
+        assert_eq!(way(park("1s"), &[w2]), wait("1s"));
+        assert_eq!(way(park("1s"), &[w1]), wait("2s"));
+        assert_eq!(way(park("1s"), &[w1, w2]), wait("1m"));
+        assert_eq!(way(park("1m"), &[w3]), wait("2s"));
+        assert_eq!(way(park("1m"), &[w1, w2, w3]), wait("1m"), "there is none");
+        let hand_over = || Outgoing::hand_over(message(), "a.q");
+        assert_eq!(way(hand_over(), &[w1]), "/a.q.retry");
+        assert_eq!(way(hand_over(), &["a.q.retry"]), wait("1m"));
+        let dead = || Outgoing::dead(message(), "a.q");
+        assert_eq!(way(dead(), &["a.q.dead"]), "/webhooks.orphaned");
+        assert_eq!(way(dead(), &["a.q.dead", ORPHANED]), "/a.q.dead");
+        assert_eq!(way(Outgoing::to_queue(message(), "a.q"), &["a.q"]), "/a.q");
+    }
+}

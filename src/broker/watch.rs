@@ -1,0 +1,53 @@
+//! Watches our queues, exchanges and bindings: how much is in them, and that they are there.
+
+use std::time::Duration;
+
+use crossbeam_channel::select;
+
+use super::{BrokerError, Link, Objects, Topology};
+use crate::config::Config;
+use crate::shutdown::Shutdown;
+
+/// Watches the topology until shutdown, and makes again what somebody deletes: calls `tick` every time
+/// around, then `depth` with each queue and how many messages are ready in it (`None`: there is no such
+/// queue, or it doesn't answer), and at last `heard`, with whether the broker answered.
+///
+/// On a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
+/// an alarm, when a declaration on it would hang.
+pub fn watch_queues(
+    config: &Config,
+    objects: &Objects,
+    shutdown: &Shutdown,
+    every: Duration,
+    mut depth: impl FnMut(&str, Option<u32>),
+    mut heard: impl FnMut(bool),
+    mut tick: impl FnMut(),
+) {
+    let topology = Topology::of(config);
+    let mut link = None;
+    loop {
+        tick();
+        let mut look = || -> Result<(), BrokerError> {
+            let link = match &mut link {
+                Some(link) => link,
+                none => none.insert(Link::open(&config.amqp, config.connect_timeout, shutdown)?),
+            };
+            topology.declare(link, objects, shutdown, &mut depth).map(drop)
+        };
+        let looked = look();
+        heard(looked.is_ok());
+        if let Err(error) = looked {
+            // The lanes say that the broker is away; here it only costs some figures.
+            log::debug!("queue depths unknown: {error}");
+            link = None;
+        }
+        select! {
+            recv(shutdown.receiver()) -> _ => break,
+            recv(objects.asked()) -> _ => {}
+            default(every) => {}
+        }
+    }
+    if let Some(link) = link {
+        link.close();
+    }
+}

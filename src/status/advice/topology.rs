@@ -1,0 +1,59 @@
+//! Queues, exchanges and bindings that somebody deletes, and what is stranded by that.
+
+use super::{Advice, State, counted, is_away, span, trouble};
+use crate::domain::shown;
+use crate::status::snapshot::{ObjectNow, Snapshot};
+
+/// Queues, exchanges and bindings that are told of, each by a sentence.
+const MOST_OBJECTS: usize = 8;
+
+/// How much of a name and of RabbitMQ's words is shown, in characters.
+const MOST_OF_NAME: usize = 255;
+const MOST_OF_PROBLEM: usize = 400;
+
+/// Queues, exchanges and bindings that are not as they should be, or were not within the last hour.
+pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
+    // While RabbitMQ is away nobody knows.
+    let objects = snapshot.objects.iter().filter(|_| !is_away(snapshot.broker));
+    let mut advice = Vec::new();
+    for ObjectNow { kind, name, is_there, problem, lost_seconds, messages } in objects {
+        let name = shown::line(name, MOST_OF_NAME);
+        if let Some(problem) = problem {
+            advice.push(trouble(
+                format!("The {kind} {name} can't be used: {}.", shown::line(problem, MOST_OF_PROBLEM)),
+                "Until that is mended, what needs it goes another way: what has to wait there waits for \
+                 another time, and what dies goes to `webhooks.orphaned`. A queue of retries is not \
+                 consumed.",
+            ));
+        } else if let Some(ago) = lost_seconds {
+            let with = match *kind {
+                "queue" => format!(", with {}", counted((*messages).into(), "message", "messages")),
+                _ => String::new(),
+            };
+            let ago = span(*ago);
+            let what = format!("The {kind} {name} was deleted {ago} ago{with}.");
+            let remedy = "Who may delete queues and exchanges there, or is there a policy with `expires`? \
+                          It is made again. A line ` lost ` in the log tells what a queue held: that is \
+                          gone, so publish these events again.";
+            let state = if *is_there { State::Attention } else { State::Trouble };
+            advice.push(Advice { state, what, remedy: remedy.to_owned() });
+        }
+    }
+    advice.truncate(MOST_OBJECTS);
+    advice
+}
+
+pub(super) fn of_orphaned(snapshot: &Snapshot) -> Option<Advice> {
+    let orphaned = snapshot.orphaned.filter(|orphaned| *orphaned > 0)?;
+    Some(Advice {
+        state: State::Attention,
+        what: format!(
+            "{}.",
+            counted(orphaned.unsigned_abs(), "orphaned delivery", "orphaned deliveries")
+        ),
+        remedy: "Their retry queue was gone when they were due: they lie in `webhooks.orphaned`. \
+                 `webhook-notifier dead-letters list` says from which queues they are. Once a notifier \
+                 with these in QUEUES runs, `dead-letters replay` sends them again."
+            .to_owned(),
+    })
+}

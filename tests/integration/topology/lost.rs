@@ -1,0 +1,182 @@
+//! Queues that somebody deletes, with what is in them, and queues that can't be had.
+
+use amiquip::FieldTable;
+
+use crate::harness::{
+    Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, wait_for, wait_until,
+};
+
+/// Fails once, but at `/never` always; 410 at `/gone`.
+fn receiver() -> Receiver {
+    Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
+        ("/gone", _) => Reply::Status(410),
+        ("/never", _) | (_, 1) => Reply::Status(500),
+        _ => Reply::Status(200),
+    })
+}
+
+fn lost(notifier: &Notifier) -> f64 {
+    notifier.metric("webhook_topology_lost_total", &[("object", "queue")])
+}
+
+fn unusable(notifier: &Notifier) -> f64 {
+    notifier.metric("webhook_topology_unusable", &[])
+}
+
+#[track_caller]
+fn expect_why(sandbox: &Sandbox, event: &Event, parts: &[&str]) {
+    let finished = sandbox.command(&["why", &event.id]);
+    let words = finished.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(words.contains(part), "no {part:?} in {words}");
+    }
+    assert!(!words.contains("to do nothing"), "{words}");
+}
+
+#[track_caller]
+fn expect_advice(notifier: &Notifier, state: &str, what: &str) {
+    wait_until(SOON, &format!("the page says {what}"), || {
+        let status = notifier.get("/status.json").body;
+        status.contains(what) && status.contains(&format!("\"state\":\"{state}\""))
+    });
+}
+
+#[test]
+fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
+    let faults = FaultServers::take();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
+    let receiver = receiver();
+    sandbox.webhook(&receiver.url("/never"), &["waits"]);
+    sandbox.webhook(&receiver.url("/gone"), &["dies"]);
+    let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1h").start();
+    let (waiting, dead) = (Event::new("waits"), Event::new("dies"));
+    sandbox.publish(&waiting);
+    sandbox.publish(&dead);
+    let wait = "webhooks.wait.1h";
+    for queue in [wait, &sandbox.dead_queue()] {
+        notifier.wait_metric("webhook_queue_messages", &[("queue", queue)], 1.0);
+    }
+
+    for (count, queue) in [(1.0, wait), (2.0, &sandbox.dead_queue())] {
+        sandbox.broker.delete(queue).expect("it is there");
+        let line = notifier.wait_stderr(SOON, &format!("queue lost queue={queue} messages=1:"));
+        assert!(line.contains("ERROR") && line.contains("publish their events again"), "{line}");
+        wait_until(SOON, "it is made again", || sandbox.broker.ready(queue) == Some(0));
+        assert_eq!(lost(&notifier), count);
+        expect_advice(&notifier, "attention", &format!("The queue {queue} was deleted"));
+    }
+    expect_why(&sandbox, &waiting, &["lost, most likely", wait, "publish the event again"]);
+    expect_why(&sandbox, &dead, &["deleted with that queue", "else publish the event again"]);
+    notifier.wait_stderr(SOON, "made again queue=webhooks.wait.1h");
+    assert_eq!(unusable(&notifier), 0.0);
+
+    // Those that it consumes, too.
+    for (count, queue) in [(3.0, &sandbox.retry_queue()), (4.0, &sandbox.queues[0])] {
+        sandbox.broker.delete(queue).expect("it is there");
+        notifier.wait_stderr(SOON, &format!("queue lost queue={queue} messages=0:"));
+        wait_until(SOON, "it is consumed again", || sandbox.broker.consumers(queue) == Some(1));
+        assert_eq!(lost(&notifier), count);
+    }
+    notifier.terminate();
+
+    // Nobody makes them again now.
+    for queue in [wait, &sandbox.dead_queue()] {
+        sandbox.broker.delete(queue).expect("it is there");
+    }
+    expect_why(&sandbox, &waiting, &["lost, most likely", wait, "publish the event again"]);
+    expect_why(&sandbox, &dead, &["which is gone", "publish the event again"]);
+    let listed = sandbox.command(&["dead-letters", "list"]);
+    assert_eq!(listed.code, Some(1), "{listed:?}");
+    assert!(listed.stderr.contains("somebody has deleted that"), "{listed:?}");
+}
+
+#[test]
+fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
+    let faults = FaultServers::take();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
+    let receiver = receiver();
+    sandbox.webhook(&receiver.url("/"), &["order.paid"]);
+    let start = || sandbox.notifier().env("RETRY_SCHEDULE", "400ms,1s,repeat").start();
+    let mut notifier = start();
+    let check = |notifier: &Notifier| {
+        let (event, malformed) = (Event::new("order.paid"), Event::raw("not JSON"));
+        sandbox.broker.publish(sandbox.queue(), &[event.clone(), malformed]);
+        wait_until(SOON, "its retry comes", || receiver.of("/", &event).len() == 2);
+        assert_eq!(notifier.metric("webhook_broker_accepting", &[]), 1.0);
+        assert!(notifier.is_ready());
+    };
+    check(&notifier);
+    assert_eq!(sandbox.take_dead().text("x-dead-reason"), "malformed");
+
+    let wait = "webhooks.wait.400ms";
+    wait_for(SOON, "it is a classic one", || {
+        // The notifier may have been quicker.
+        let _ = sandbox.broker.delete(wait);
+        sandbox.broker.declare(wait, FieldTable::new()).ok()
+    });
+    let line = notifier.wait_stderr(SOON, &format!("not usable queue={wait}"));
+    assert!(line.contains("ERROR") && line.contains("empty it and delete it"), "{line}");
+    check(&notifier);
+    assert_eq!(sandbox.take_dead().text("x-dead-reason"), "malformed");
+    assert_eq!(sandbox.broker.ready(wait), Some(0), "nothing is in it");
+    notifier.terminate();
+    // A restart makes it no worse.
+    let mut notifier = start();
+    let line = notifier.wait_stderr(SOON, &format!("not usable queue={wait}"));
+    assert!(line.contains("ERROR"), "{line}");
+    check(&notifier);
+    assert_eq!(sandbox.take_dead().text("x-dead-reason"), "malformed");
+    assert_eq!(unusable(&notifier), 1.0);
+    expect_advice(&notifier, "trouble", &format!("The queue {wait} can't be used"));
+    sandbox.broker.delete(wait).expect("it is there");
+    wait_until(SOON, "it is usable again", || unusable(&notifier) == 0.0);
+
+    wait_for(SOON, "there is none, and none may be made", || {
+        // The notifier may have been quicker.
+        vhost.may_configure(".*");
+        sandbox.broker.delete(&sandbox.dead_queue()).expect("it is made again");
+        vhost.may_configure(r"^(?!.*\.dead$).*");
+        sandbox.broker.ready(&sandbox.dead_queue()).is_none().then_some(())
+    });
+    let line = notifier.wait_stderr(SOON, &format!("not usable queue={}", sandbox.dead_queue()));
+    assert!(line.contains("no right to"), "{line}");
+    check(&notifier);
+    wait_until(SOON, "the dead letter is where an operator finds it", || {
+        sandbox.broker.ready("webhooks.orphaned") == Some(1)
+    });
+    let message = sandbox.broker.take("webhooks.orphaned").expect("it is there");
+    assert_eq!(message.text("x-dead-reason"), "malformed");
+    assert_eq!(message.text("x-origin-queue"), sandbox.queue());
+    vhost.may_configure(".*");
+    wait_until(SOON, "all is there again", || unusable(&notifier) == 0.0);
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
+    notifier.terminate();
+}
+
+#[test]
+fn a_limit_of_queues_is_told_as_that() {
+    let faults = FaultServers::take();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
+    let is_advice = |line: &str| {
+        line.contains("ERROR") && line.contains("max-queues") && !line.contains("delete it")
+    };
+    vhost.limit_queues(4);
+    let refused = sandbox.notifier().spawn().finish(SOON);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let last = refused.stderr.lines().last().unwrap_or_default();
+    assert!(is_advice(last), "{refused:?}");
+
+    vhost.limit_queues(-1);
+    let mut notifier = sandbox.notifier().start();
+    vhost.limit_queues(4);
+    let wait = "webhooks.wait.24h";
+    sandbox.broker.delete(wait).expect("it was made");
+    let line = notifier.wait_stderr(SOON, &format!("not usable queue={wait}"));
+    assert!(is_advice(&line), "{line}");
+    vhost.limit_queues(-1);
+    wait_until(SOON, "it is made again", || sandbox.broker.ready(wait) == Some(0));
+    notifier.terminate();
+}
