@@ -256,7 +256,8 @@ impl Maker<'_> {
             Err(error) if !is_absent(&error) => return Err(error),
             _ => {}
         }
-        if is_older {
+        // Perhaps another instance has just made it, and has bound its queues.
+        if is_older && self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE).is_err() {
             self.calls.call(|channel| channel.exchange_delete(RETRY_EXCHANGE, false))?;
         }
         self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE)
