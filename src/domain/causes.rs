@@ -7,14 +7,26 @@
 /// How many causes of one trouble are told. Some contain a number that is never the same twice.
 const MOST: usize = 8;
 
+/// What a cause says that tells of a connection that ended, and of nothing else. In which words it ends
+/// is a matter of microseconds.
+const ENDED: [&str; 5] = [
+    "socket closed unexpectedly",
+    "Connection reset by peer",
+    "Broken pipe",
+    "early eof",
+    "close_notify",
+];
+
 /// The causes of one trouble that were told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Causes(Vec<String>);
 
 impl Causes {
-    /// The trouble lasts, for this cause. Whether it is to be told: it was not yet.
+    /// The trouble lasts, for this cause. Whether it is to be told: it, or the like, was not yet.
     pub fn is_news(&mut self, cause: &str) -> bool {
-        let is_news = self.0.len() < MOST && self.0.iter().all(|told| told != cause);
+        let only_ends = |cause: &str| ENDED.iter().any(|end| cause.contains(end));
+        let is_like = |told: &String| told == cause || only_ends(told) && only_ends(cause);
+        let is_news = self.0.len() < MOST && !self.0.iter().any(is_like);
         if is_news {
             self.0.push(cause.to_owned());
         }
@@ -48,6 +60,20 @@ mod tests {
         assert!(!causes.are_told());
         assert_eq!(causes.end(), None);
         assert!(causes.is_news("away"));
+    }
+
+    #[test]
+    fn the_ways_in_which_a_connection_ends_are_one_cause() {
+        let mut causes = Causes::default();
+        let told = [
+            "connection lost: underlying socket closed unexpectedly",
+            "handshake failed: Connection reset by peer (os error 104)",
+            "cannot connect: Connection refused (os error 111)",
+            "handshake failed: underlying socket closed unexpectedly",
+            "refuses the login",
+        ]
+        .map(|cause| causes.is_news(cause));
+        assert_eq!(told, [true, false, true, false, true]);
     }
 
     #[test]
