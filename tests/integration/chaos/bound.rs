@@ -40,7 +40,7 @@ pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(65);
 
 /// What RabbitMQ's worker that moves expired messages out of a wait queue may have moved and not
 /// yet taken note of (`dead_letter_worker_consumer_prefetch`).
-const MOVED_UNNOTED: usize = 32;
+pub(super) const MOVED_UNNOTED: usize = 32;
 
 /// How long an ack may be in RabbitMQ's memory only: a classic queue writes them down every 200 ms
 /// (`SYNC_INTERVAL` in rabbit_amqqueue_process), give or take what a busy machine adds.
@@ -78,6 +78,10 @@ impl Strike {
     /// - **PostgreSQL is away**: none. Who wants an event is asked before the first attempt; what is
     ///   handed back then was not begun.
     /// - **A memory alarm**: none. Confirms are waited for, longer than it lasts.
+    /// - **A queue refuses, or is deleted**: none. What is refused is kept, and published again; what is
+    ///   deleted is gone.
+    /// - **An exchange is deleted**: the channel that publishes to it ends, and what it had not confirmed is
+    ///   published again.
     /// - **A receiver is away, a webhook paused or deleted**: none. Each delivery has one message, and
     ///   that is acked when the next one is confirmed.
     pub(super) fn bound(&self, requests: &[Request]) -> usize {
@@ -97,6 +101,8 @@ impl Strike {
             }
             Fault::PostgresKilled | Fault::PostgresFrozen | Fault::MemoryAlarm => 0,
             Fault::ReceiverAway | Fault::WebhookPaused | Fault::WebhookDeleted => 0,
+            Fault::QueueRefuses | Fault::QueueDeleted | Fault::StrangersLeft => 0,
+            Fault::ExchangeDeleted => in_hand(self.notifiers),
         }
     }
 

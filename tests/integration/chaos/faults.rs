@@ -2,14 +2,17 @@
 
 use std::{thread, time::Duration};
 
+use uuid::Uuid;
+
 use super::{
+    bound::{CAPACITY, MOVED_UNNOTED, PREFETCH_COUNT, QUEUES, RETRY_SCHEDULE},
     cast::Webhook,
     history::{Departure, Moment, Pause, Strike},
     plan::{Fault, Step},
     stage::Stage,
 };
 use crate::harness::{
-    SOON,
+    Event, SOON,
     servers::{End, Server},
 };
 
@@ -26,6 +29,9 @@ const BETWEEN_CUTS: Duration = Duration::from_millis(200);
 /// Until every notifier knows of a change of the table: each hears of it at once, or asks every
 /// second.
 const TOLD: Duration = Duration::from_millis(1_500);
+
+/// So many deliveries of another notifier: more than RabbitMQ takes out of a wait queue at a time.
+const STRANGERS: usize = 40;
 
 /// When a fault struck, and when what it broke worked again.
 type Span = (Moment, Moment);
@@ -58,6 +64,10 @@ impl Stage {
             Fault::ReceiverAway => self.be_away(step.broken),
             Fault::WebhookPaused => self.pause(step.broken),
             Fault::WebhookDeleted => self.delete(step.broken),
+            Fault::QueueRefuses => self.refuse(step),
+            Fault::QueueDeleted => self.delete_queue(step.target),
+            Fault::ExchangeDeleted => self.delete_exchange(step.target),
+            Fault::StrangersLeft => self.leave_strangers(),
         };
         let recovered = self.recover(step.fault, healed);
         self.to_broker.bury_frozen();
@@ -183,6 +193,56 @@ impl Stage {
         self.register(webhook);
         thread::sleep(TOLD);
         self.departures.push(Departure { webhook, from, to: self.producer.next_number() });
+        (struck, self.now())
+    }
+
+    fn refuse(&mut self, step: &Step) -> Span {
+        let origins = self.queues().join("|");
+        let queues = match step.target % 3 {
+            0 => format!("^({origins})[.]dead$"),
+            1 => format!("^webhooks[.]wait[.]{}$", RETRY_SCHEDULE[0]),
+            _ => format!("^webhooks[.]backlog[.]({origins})[.]"),
+        };
+        let struck = self.now();
+        let policy = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
+        let set = ["set_policy", "--apply-to", "queues", "chaos", &queues, policy];
+        self.servers.rabbitmqctl(&set);
+        thread::sleep(step.broken);
+        self.servers.rabbitmqctl(&["clear_policy", "chaos"]);
+        (struck, self.now())
+    }
+
+    /// What is in it goes with it, and what RabbitMQ or a notifier had in hand of it may.
+    fn delete_queue(&mut self, target: usize) -> Span {
+        let origin = self.queues()[target % QUEUES].clone();
+        let (queue, in_hand) = match target % 3 {
+            0 => (format!("webhooks.wait.{}", RETRY_SCHEDULE[0]), MOVED_UNNOTED),
+            1 => (format!("{origin}.retry"), self.fleet.len() * CAPACITY * PREFETCH_COUNT),
+            _ => (format!("{origin}.dead"), 0),
+        };
+        // What has died is not deleted with its queue if it is known before.
+        self.collect_dead();
+        let struck = self.now();
+        let deleted = self.broker().delete(&queue).expect("it is there");
+        self.deleted += deleted as usize + in_hand;
+        (struck, self.now())
+    }
+
+    fn delete_exchange(&mut self, target: usize) -> Span {
+        let exchanges = ["webhooks.retry", "webhooks.wait", "webhooks.backlog"];
+        let struck = self.now();
+        self.broker().delete_exchange(exchanges[target % exchanges.len()]);
+        (struck, self.now())
+    }
+
+    fn leave_strangers(&mut self) -> Span {
+        let struck = self.now();
+        let queue = format!("{}_left", self.queues()[0]);
+        let parked = |_| Event::new("stranger").parked(&queue, Uuid::new_v4());
+        let strangers: Vec<Event> = (0..STRANGERS).map(parked).collect();
+        let key = format!("{}.{queue}", RETRY_SCHEDULE[0]);
+        self.broker().publish_to("webhooks.wait", &key, &strangers);
+        self.strangers.extend(strangers.into_iter().map(|event| event.id));
         (struck, self.now())
     }
 

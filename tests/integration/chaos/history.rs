@@ -21,6 +21,8 @@ pub(super) struct History {
     pub(super) strikes: Vec<Strike>,
     pub(super) pauses: Vec<Pause>,
     pub(super) departures: Vec<Departure>,
+    /// How many deliveries may have been deleted with their queue.
+    pub(super) deleted: usize,
 }
 
 /// An event that was published.

@@ -72,12 +72,13 @@ fn what_was_promised_and_neither_arrived_nor_died_is_lost() {
     history.requests.remove(0);
     // An answer of 503 is no delivery.
     history.requests.push(Request { accepted: false, ..accepted(HEALTHY, 11_000) });
-    let ledger = check(&history, &["1 promised deliveries are lost"]);
+    let ledger =
+        check(&history, &["1 promised deliveries are lost, and were not deleted with their queue"]);
     assert_eq!(ledger.examples, ["event 0 at healthy-a: is lost"]);
 
     let mut history = good(Kind::Dies);
     history.dead.clear();
-    check(&history, &["1 promised deliveries are lost"]);
+    check(&history, &["1 promised deliveries are lost, and were not deleted with their queue"]);
 }
 
 #[test]
@@ -168,6 +169,16 @@ fn what_a_receiver_that_never_fails_has_had_for_long_no_fault_doubles() {
 }
 
 #[test]
+fn what_was_deleted_with_its_queue_may_be_lost_and_no_more() {
+    let mut history = good(Kind::Plain);
+    history.requests.retain(|request| !request.webhook.is_healthy());
+    history.deleted = 2;
+    check(&history, &[]);
+    history.deleted = 1;
+    check(&history, &["1 promised deliveries are lost, and were not deleted with their queue"]);
+}
+
+#[test]
 fn only_what_hangs_each_time_or_is_never_there_may_be_dead() {
     for webhook in Webhook::ALL {
         let kind = Kind::ALL.into_iter().find(|kind| webhook.wants(*kind)).expect("a kind");
@@ -238,10 +249,13 @@ fn what_waited_for_a_webhook_that_was_deleted_is_dropped_and_nothing_else_is() {
     assert_eq!(ledger.total(|row| row.promised), 6);
     assert_eq!(ledger.total(|row| row.delivered), 5);
 
-    check(&without(Webhook::Away), &["1 promised deliveries are lost"]);
+    check(
+        &without(Webhook::Away),
+        &["1 promised deliveries are lost, and were not deleted with their queue"],
+    );
     let mut history = without(Webhook::Leaving);
     history.departures[0] = Departure { webhook: Webhook::Leaving, from: 1, to: 9 };
-    check(&history, &["1 promised deliveries are lost"]);
+    check(&history, &["1 promised deliveries are lost, and were not deleted with their queue"]);
 
     let mut history = good(Kind::Changes);
     history.departures = vec![Departure { webhook: Webhook::Leaving, from: 0, to: 1 }];

@@ -30,10 +30,18 @@ pub(super) enum Fault {
     /// A webhook is deleted while its receiver answers 503 and deliveries wait for it, and registered
     /// anew.
     WebhookDeleted,
+    /// A policy has a queue of ours refuse what is published to it, and is lifted.
+    QueueRefuses,
+    /// Somebody deletes a queue of ours, with what it holds,
+    QueueDeleted,
+    /// or one of our exchanges.
+    ExchangeDeleted,
+    /// Deliveries wait whose queue of retries is gone: those of another notifier, which ended.
+    StrangersLeft,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::NotifierKilled,
         Self::NotifierTerminated,
         Self::SecondNotifier,
@@ -48,6 +56,10 @@ impl Fault {
         Self::ReceiverAway,
         Self::WebhookPaused,
         Self::WebhookDeleted,
+        Self::QueueRefuses,
+        Self::QueueDeleted,
+        Self::ExchangeDeleted,
+        Self::StrangersLeft,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -66,6 +78,10 @@ impl Fault {
             Self::ReceiverAway => "receiver away",
             Self::WebhookPaused => "webhook paused",
             Self::WebhookDeleted => "webhook deleted",
+            Self::QueueRefuses => "queue refuses messages",
+            Self::QueueDeleted => "queue deleted",
+            Self::ExchangeDeleted => "exchange deleted",
+            Self::StrangersLeft => "another's queue of retries gone",
         }
     }
 
@@ -79,6 +95,9 @@ impl Fault {
     fn broken(self) -> (u64, u64) {
         match self {
             Self::NotifierKilled | Self::NotifierTerminated | Self::Cut => (0, 1),
+            Self::QueueDeleted | Self::ExchangeDeleted | Self::StrangersLeft => (0, 1),
+            // Longer than it takes to send elsewhere what is refused.
+            Self::QueueRefuses => (2_000, 8_000),
             Self::BrokerFrozen | Self::PostgresFrozen => (500, 6_500),
             // Long enough that a circuit breaker opens, and that deliveries wait; short beside the
             // schedule, of which the last attempt comes after 7.5 s.
@@ -108,6 +127,8 @@ pub(super) struct Step {
     pub(super) kills: bool,
     /// [`Fault::Cut`]: how often.
     pub(super) cuts: u32,
+    /// Which queue or exchange, modulo how many there are.
+    pub(super) target: usize,
 }
 
 /// The steps, without end: round after round, each with every fault once, shuffled.
@@ -140,6 +161,7 @@ impl Iterator for Plan {
             victim: self.random.usize(..2),
             kills: self.random.bool(),
             cuts: self.random.u32(3..6),
+            target: self.random.usize(..60),
         })
     }
 }

@@ -40,7 +40,11 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
         lines.push(String::new());
     }
     lines.extend([
-        format!("lost           {} (must be 0)", ledger.total(|row| row.lost)),
+        format!(
+            "lost           {}, of at most {} that were deleted with their queue",
+            ledger.total(|row| row.lost),
+            ledger.deleted
+        ),
         format!(
             "repeats        {}, of at most {} that the faults can cause",
             ledger.total(|row| row.repeats),

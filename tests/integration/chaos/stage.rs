@@ -20,7 +20,7 @@ use super::{
     receivers::Receivers,
     settings::Settings,
 };
-use crate::harness::{FaultServers, Notifier, Proxy, SOON, Sandbox};
+use crate::harness::{Broker, FaultServers, Notifier, Proxy, SOON, Sandbox};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,6 +29,12 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// (`dead_letter_worker_publisher_confirm_timeout`): it may have done so to a queue that was not up
 /// yet after a crash.
 const STALLED: Duration = Duration::from_secs(200);
+
+/// With nothing moving for this long and the queues empty, what is still open was deleted with one: longer
+/// than a request and what follows from it takes.
+const SETTLED: Duration = Duration::from_secs(15);
+
+const ORPHANED: &str = "webhooks.orphaned";
 
 /// Of the sandbox's own schema.
 const PAUSED_COLUMN: &str = "SELECT FROM information_schema.columns WHERE table_schema = \
@@ -56,6 +62,12 @@ pub(super) struct Stage {
     pub(super) strikes: Vec<Strike>,
     pub(super) pauses: Vec<Pause>,
     pub(super) departures: Vec<Departure>,
+    /// What lay in the queues of dead letters.
+    dead: Vec<DeadLetter>,
+    /// How many deliveries may have been deleted with their queue.
+    pub(super) deleted: usize,
+    /// The events of deliveries that nobody can take.
+    pub(super) strangers: HashSet<String>,
     /// Whether the table of webhooks has what a pause needs: that of an older binary has not.
     pub(super) can_pause: bool,
     /// What went wrong and is no matter of the ledger, in words.
@@ -114,6 +126,9 @@ impl Stage {
             strikes: Vec::new(),
             pauses: Vec::new(),
             departures: Vec::new(),
+            dead: Vec::new(),
+            deleted: 0,
+            strangers: HashSet::new(),
             can_pause,
             problems: Vec::new(),
             logs: Vec::new(),
@@ -248,13 +263,13 @@ impl Stage {
             });
             open.extend(kept.map(|webhook| (number, webhook)));
         }
-        let mut dead = Vec::new();
-        self.drain(&mut open, &mut dead);
+        self.drain(&mut open);
         let drained_in = self.now() - produced_for;
         while !self.fleet.is_empty() {
             self.terminate(0);
         }
-        self.collect_dead(&mut dead);
+        self.collect_dead();
+        self.look_for_strangers();
         let strays = self.receivers.strays();
         if strays > 0 {
             self.problems.push(format!("{strays} requests for no event or path of ours"));
@@ -263,35 +278,40 @@ impl Stage {
         let history = History {
             events,
             requests,
-            dead,
+            dead: mem::take(&mut self.dead),
             strikes: mem::take(&mut self.strikes),
             pauses: mem::take(&mut self.pauses),
             departures: mem::take(&mut self.departures),
+            deleted: self.deleted,
         };
         let (problems, logs) = (mem::take(&mut self.problems), mem::take(&mut self.logs));
         Played { history, problems, logs, produced_for, drained_in }
     }
 
     /// Waits until nothing is open and nothing waits anywhere, or nothing moves any more.
-    fn drain(&mut self, open: &mut HashSet<(usize, Webhook)>, dead: &mut Vec<DeadLetter>) {
+    fn drain(&mut self, open: &mut HashSet<(usize, Webhook)>) {
         let mut seen = 0;
         let mut moved = Instant::now();
         loop {
-            let (seen_before, dead_before) = (seen, dead.len());
+            let (seen_before, dead_before) = (seen, self.dead.len());
             for request in self.receivers.requests_since(seen) {
                 seen += 1;
                 if request.accepted {
                     open.remove(&(request.number, request.webhook));
                 }
             }
-            self.collect_dead(dead);
-            for dead in &dead[dead_before..] {
+            self.collect_dead();
+            // Some died before the events ended.
+            for dead in &self.dead {
                 open.remove(&(dead.number, dead.webhook));
             }
-            if open.is_empty() && self.queues_are_empty() {
+            let is_over =
+                open.is_empty() || open.len() <= self.deleted && moved.elapsed() > SETTLED;
+            if is_over && self.queues_are_empty() {
                 return;
             }
-            if (seen, dead.len()) != (seen_before, dead_before) {
+            self.replay_orphaned();
+            if (seen, self.dead.len()) != (seen_before, dead_before) {
                 moved = Instant::now();
             }
             if moved.elapsed() > STALLED {
@@ -322,7 +342,42 @@ impl Stage {
         rows.all(|(name, messages)| !is_ours(name) || messages == "0")
     }
 
-    fn collect_dead(&mut self, dead: &mut Vec<DeadLetter>) {
+    /// As an operator does, once the queues are there again.
+    fn replay_orphaned(&mut self) {
+        let orphaned = self.broker().ready(ORPHANED).unwrap_or_default();
+        if orphaned as usize > self.strangers.len() {
+            let replay = ["dead-letters", "replay", "--reason", "orphaned"];
+            let replayed = self.sandbox.command(&replay);
+            if replayed.code != Some(0) {
+                self.problems.push(format!("a replay failed: {replayed:?}"));
+            }
+        }
+    }
+
+    /// All of them should lie where an operator finds them.
+    fn look_for_strangers(&mut self) {
+        let orphaned = self.broker().take_all(ORPHANED).unwrap_or_default();
+        let mut strangers = mem::take(&mut self.strangers);
+        for message in orphaned {
+            if !strangers.remove(message.text("x-event-id")) {
+                self.problems.push(format!("a strange orphan: {message:?}"));
+            }
+        }
+        if !strangers.is_empty() {
+            let count = strangers.len();
+            self.problems.push(format!("{count} deliveries of another notifier are lost"));
+        }
+    }
+
+    pub(super) fn queues(&self) -> &[String] {
+        &self.sandbox.queues
+    }
+
+    pub(super) fn broker(&self) -> &Broker {
+        &self.sandbox.broker
+    }
+
+    pub(super) fn collect_dead(&mut self) {
         for queue in &self.sandbox.queues {
             let queue = format!("{queue}.dead");
             let messages = match self.sandbox.broker.take_all(&queue) {
@@ -338,7 +393,7 @@ impl Stage {
                 let number = self.cast.number(message.text("x-event-id"));
                 match (webhook, number, message.text("x-dead-reason")) {
                     (Some(&webhook), Some(number), "exhausted" | "expired") => {
-                        dead.push(DeadLetter { number, webhook });
+                        self.dead.push(DeadLetter { number, webhook });
                     }
                     _ => self.problems.push(format!("a strange dead letter: {message:?}")),
                 }

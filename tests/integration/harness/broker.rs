@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use amiquip::{
@@ -175,11 +175,9 @@ impl Broker {
         })
     }
 
-    pub(crate) fn delete(&self, queue: &str) -> Result<()> {
-        self.on_channel(|channel| {
-            channel.queue_delete(queue, QueueDeleteOptions::default())?;
-            Ok(())
-        })
+    /// Returns how many messages were ready in it.
+    pub(crate) fn delete(&self, queue: &str) -> Result<u32> {
+        self.on_channel(|channel| Ok(channel.queue_delete(queue, QueueDeleteOptions::default())?))
     }
 
     /// Sends what still waits for a retry of this queue to nowhere. Fails where nothing ever did.
@@ -285,6 +283,23 @@ impl Event {
     pub(crate) fn headers(mut self, headers: FieldTable) -> Self {
         self.properties = self.properties.with_headers(headers);
         self
+    }
+
+    /// As a delivery that has failed once and waits for a retry in that queue.
+    pub(crate) fn parked(self, queue: &str, webhook: Uuid) -> Self {
+        let now = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
+        let text = |text: &str| AmqpValue::LongString(text.to_owned());
+        let headers = [
+            ("x-event-id", text(&self.id)),
+            ("x-event-type", text("order.paid")),
+            ("x-webhook-id", text(&webhook.to_string())),
+            ("x-attempt", AmqpValue::LongLongInt(1)),
+            ("x-first-received-at", AmqpValue::LongLongInt(now.try_into().expect("small"))),
+            ("x-last-error", text("status 500")),
+            ("x-origin-queue", text(queue)),
+        ];
+        let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value));
+        self.headers(headers.collect())
     }
 }
 

@@ -21,24 +21,8 @@ fn receiver() -> Receiver {
     })
 }
 
-/// A delivery as it waits.
-fn parked(queue: &str, webhook: Uuid) -> Event {
-    let event = Event::new("order.paid");
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
-    let headers = [
-        ("x-event-id", text(&event.id)),
-        ("x-event-type", text("order.paid")),
-        ("x-webhook-id", text(&webhook.to_string())),
-        ("x-attempt", AmqpValue::LongLongInt(1)),
-        ("x-first-received-at", AmqpValue::LongLongInt(now.try_into().expect("small"))),
-        ("x-last-error", text("status 500")),
-        ("x-origin-queue", text(queue)),
-    ];
-    event.headers(arguments(headers))
-}
-
 fn many_parked(queue: &str, webhook: Uuid) -> Vec<Event> {
-    (0..MANY).map(|_| parked(queue, webhook)).collect()
+    (0..MANY).map(|_| Event::new("order.paid").parked(queue, webhook)).collect()
 }
 
 fn notifier(sandbox: &Sandbox, queue: &str) -> Notifier {
