@@ -150,7 +150,7 @@ fn a_role_of_postgresql_that_may_not_log_in_any_more_is_told_after_what_ended_it
     ));
     let told = |what: &str| count(&notifier, &["WARN", "directory bypassed", what]);
     wait_until(SOON, "both causes are told", || {
-        told("terminating connection") == 1 && told("not permitted to log in") == 1
+        told("not permitted to log in") == 1 && told("") == 2
     });
     run(&format!("ALTER ROLE {role} LOGIN"));
     notifier.wait_stderr(SOON, "directory in use again");
