@@ -84,11 +84,20 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
             [] => ": only events of types that came before are delivered".to_owned(),
             lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
-        advice.push(trouble(
-            format!("PostgreSQL has not answered for {lasted}{effect}."),
-            "Nothing is lost, and it connects again by itself. Is PostgreSQL running, and can it \
-             be reached at DATABASE_URL? `webhook-notifier check` says more.",
-        ));
+        advice.push(match &snapshot.database_problem {
+            None => trouble(
+                format!("PostgreSQL has not answered for {lasted}{effect}."),
+                "Nothing is lost, and it connects again by itself. Is PostgreSQL running, and can it \
+                 be reached at DATABASE_URL? `webhook-notifier check` says more.",
+            ),
+            Some(problem) => trouble(
+                format!("PostgreSQL has answered with an error for {lasted}{effect}."),
+                &format!(
+                    "Nothing is lost, and it asks again by itself. It says: {problem}. \
+                     `webhook-notifier check` says more."
+                ),
+            ),
+        });
     }
     advice
 }
@@ -281,6 +290,7 @@ mod tests {
             advice: Vec::new(),
             broker: server,
             database: server,
+            database_problem: None,
             directory_age_seconds: 0.0,
             broker_accepts: Some(true),
             depths_age_seconds: Some(1.0),
