@@ -288,7 +288,9 @@ fn bounded_in_thread<T: Send + 'static>(
         .spawn(move || drop(sender.send(work())));
     match started {
         Ok(_) => receiver.recv_timeout(limit).ok(),
-        Err(error) => Some(Err(StoreError::failing(place, format!("no thread to ask it: {error}")))),
+        Err(error) => {
+            Some(Err(StoreError::failing(place, format!("no thread to ask it: {error}"))))
+        }
     }
 }
 

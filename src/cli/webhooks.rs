@@ -338,11 +338,10 @@ fn text(WithBacklogs { webhook, backlogs }: &WithBacklogs<'_>) -> String {
     ];
     let warnings = webhook.warnings.iter().map(|warning| ("warning", Some(warning.clone())));
     let backlogs = backlogs.iter().map(|backlog| ("backlog", Some(backlog.line())));
-    let lines = rows
-        .into_iter()
-        .chain(warnings)
-        .chain(backlogs)
-        .filter_map(|(name, text)| Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN))));
+    let lines =
+        rows.into_iter().chain(warnings).chain(backlogs).filter_map(|(name, text)| {
+            Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN)))
+        });
     lines.collect::<Vec<_>>().join("\n")
 }
 

@@ -114,7 +114,8 @@ impl Webhook {
     #[must_use]
     pub fn unreadable(id: Uuid, why: &str) -> Self {
         let why = shown::line(why, MOST_OF_WORDS);
-        let target = Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
+        let target =
+            Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
         let group = Group::of_webhook(id, None, &target);
         Self { id, post_url: Box::default(), group, is_paused: false, target }
     }

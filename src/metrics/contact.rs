@@ -37,12 +37,7 @@ pub enum Answers {
 
 impl Contact {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Heard {
-            last: None,
-            since: Instant::now(),
-            answered: None,
-            problem: None,
-        }))
+        Self(Mutex::new(Heard { last: None, since: Instant::now(), answered: None, problem: None }))
     }
 
     /// It has just answered.
@@ -134,7 +129,8 @@ mod tests {
     #[test]
     fn an_answer_of_long_ago_counts_no_more() {
         let Some(long_ago) = Instant::now().checked_sub(ANSWER_AGE) else { return };
-        let heard = Heard { last: Some(true), since: long_ago, answered: Some(long_ago), problem: None };
+        let heard =
+            Heard { last: Some(true), since: long_ago, answered: Some(long_ago), problem: None };
         let (answers, lasted) = Contact(Mutex::new(heard)).now();
         assert_eq!(answers, Answers::No);
         assert!(lasted >= ANSWER_AGE);

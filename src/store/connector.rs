@@ -297,8 +297,7 @@ impl Connector {
             config.options(&options.join(" "));
         }
         let hanging = Arc::clone(&self.ours.hanging);
-        let silence =
-            || ConnectError::Silent { address: at.to_owned(), limit: HANDSHAKE_TIMEOUT };
+        let silence = || ConnectError::Silent { address: at.to_owned(), limit: HANDSHAKE_TIMEOUT };
         if hanging.fetch_add(1, Ordering::Relaxed) >= MOST_HANGING {
             hanging.fetch_sub(1, Ordering::Relaxed);
             return Err(silence());
@@ -389,9 +388,9 @@ fn unreachable(address: String, why: &str) -> ConnectError {
 
 /// Whether what answers doesn't know a parameter of the connection: PgBouncer knows few.
 fn is_of_parameters(error: &postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|db| {
-        db.code().code() == "08P01" && db.message().contains("startup parameter")
-    })
+    error
+        .as_db_error()
+        .is_some_and(|db| db.code().code() == "08P01" && db.message().contains("startup parameter"))
 }
 
 fn ask_on(mut stream: TcpStream) -> io::Result<u8> {

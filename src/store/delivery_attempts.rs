@@ -416,5 +416,6 @@ fn look(client: &mut Client) -> Result<(String, i64), postgres::Error> {
         "SELECT pg_current_snapshot()::text, coalesce(max(id), 0)::bigint FROM delivery_attempts";
     // Not by `query`, which makes a prepared statement: a pooler may give the next step another session.
     let rows = client.query_typed(asked, &[])?;
-    rows.first().map_or_else(|| Ok((NOTHING.to_owned(), 0)), |row| Ok((row.try_get(0)?, row.try_get(1)?)))
+    rows.first()
+        .map_or_else(|| Ok((NOTHING.to_owned(), 0)), |row| Ok((row.try_get(0)?, row.try_get(1)?)))
 }

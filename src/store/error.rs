@@ -150,10 +150,9 @@ fn judge(code: &str) -> (Kind, &'static str) {
             Kind::Passing,
             "is there a pooler in between that gives each statement another connection?",
         ),
-        "53300" => (
-            Kind::Passing,
-            "raise `max_connections` there, or lower DATABASE_POOL_SIZE here",
-        ),
+        "53300" => {
+            (Kind::Passing, "raise `max_connections` there, or lower DATABASE_POOL_SIZE here")
+        }
         "53100" => (Kind::Passing, "give its disk more room"),
         "57014" | "55P03" => (
             Kind::Passing,
@@ -212,7 +211,9 @@ mod tests {
     fn only_silence_is_told_as_such_and_all_name_the_place() {
         let place: Arc<str> = "db.example:5432/hooks".into();
         let silent = StoreError::unavailable(&place, "no answer within 5s");
-        assert!(silent.to_string().starts_with("PostgreSQL at db.example:5432/hooks does not answer"));
+        assert!(
+            silent.to_string().starts_with("PostgreSQL at db.example:5432/hooks does not answer")
+        );
         assert_eq!(silent.answer(), None);
         assert!(silent.is_passing());
         let failing = StoreError::failing(&place, "too many clients");

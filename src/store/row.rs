@@ -7,9 +7,7 @@
 //! in UTF-8, the disk has lost a part of it), the rows are read by ever fewer of them, until that one
 //! is found.
 
-use std::error::Error;
-
-use postgres::types::{FromSql, Type};
+use postgres::types::Type;
 use postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -212,18 +210,5 @@ pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
 
 /// A text, if there is one.
 pub(super) fn some(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
-    Ok(row.try_get::<_, Option<AnyText>>(name)?.map(|text| text.0))
-}
-
-/// A text that may be no UTF-8: in a database whose encoding is SQL_ASCII, anything can stand.
-struct AnyText(String);
-
-impl<'a> FromSql<'a> for AnyText {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        Ok(Self(String::from_utf8_lossy(raw).into_owned()))
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        <String as FromSql<'_>>::accepts(kind)
-    }
+    row.try_get(name)
 }

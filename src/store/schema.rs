@@ -285,16 +285,13 @@ fn restore(
 
 fn is_there(transaction: &mut Transaction<'_>, table: &Table) -> Result<bool, postgres::Error> {
     let name = table.name;
-    let rows = transaction
-        .query_typed("SELECT to_regclass($1) IS NOT NULL", &[(&name, Type::TEXT)])?;
+    let rows =
+        transaction.query_typed("SELECT to_regclass($1) IS NOT NULL", &[(&name, Type::TEXT)])?;
     rows.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
 /// What of a table is missing: the table, or columns, or what hangs on these.
-fn look(
-    transaction: &mut Transaction<'_>,
-    table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
+fn look(transaction: &mut Transaction<'_>, table: &Table) -> Result<Vec<Missing>, postgres::Error> {
     let name = table.name;
     if !is_there(transaction, table)? {
         let sql = MIGRATIONS[index(table)].2.to_owned();

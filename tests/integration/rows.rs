@@ -40,7 +40,7 @@ const ROWS: [(&str, Found); 38] = [
     ),
     (
         "headers = (SELECT jsonb_object_agg('k' || n, 1e131071) FROM generate_series(1, 2000) AS n)",
-        Unusable("is not a text"),
+        Unusable("unusable headers"),
     ),
     ("headers = to_jsonb(1e131071)", Unusable("unusable headers")),
     ("headers = jsonb_build_object('a', repeat('x', 100000000))", Unusable("unusable headers")),
@@ -90,9 +90,7 @@ fn insert(sandbox: &Sandbox, url: &str) -> Vec<Uuid> {
     let insert = |(set, _): &(&str, Found)| {
         let id = sandbox.webhook(url, &["bad"]);
         let set = set.replace("$s", &format!("'{SECRET}'"));
-        sandbox
-            .database
-            .run_script(&format!("UPDATE webhooks SET {set} WHERE id = '{id}'"));
+        sandbox.database.run_script(&format!("UPDATE webhooks SET {set} WHERE id = '{id}'"));
         id
     };
     ROWS.iter().map(insert).collect()
@@ -150,7 +148,8 @@ fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
     let checked = sandbox.command(&["check"]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
     let line = checked.stdout.lines().find(|line| line.contains(" webhooks ")).expect("a line");
-    let says = format!("{} enabled of {}, {unusable} of them get nothing: ", ids.len() + 1, ids.len() + 1);
+    let says =
+        format!("{} enabled of {}, {unusable} of them get nothing: ", ids.len() + 1, ids.len() + 1);
     assert!(line.starts_with("FAIL") && line.contains(&says), "{line}");
     // What the dead letters say, and what became of an event.
     let why = sandbox.command(&["why", &events[0].id]);
@@ -217,10 +216,7 @@ fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     // A database whose encoding checks nothing, and one that can't be told in UTF-8.
-    for (encoding, byte, problem) in [
-        ("SQL_ASCII", "'\\xff'::bytea", "unusable URL"),
-        ("WIN1252", "'\\x81'::bytea", "cannot be read"),
-    ] {
+    for (encoding, byte) in [("SQL_ASCII", "'\\xff'::bytea"), ("WIN1252", "'\\x81'::bytea")] {
         let name = format!("{}_{}", sandbox.queue(), encoding.to_lowercase());
         sandbox.database.execute(
             &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
@@ -251,7 +247,7 @@ fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
         notifier.wait_metric("webhook_dead_letters_total", &[("reason", "rejected")], 1.0);
         notifier.terminate();
         let listed = command(&["webhooks", "list", "--json"]);
-        assert!(listed.stdout.contains(problem), "{listed:?}");
+        assert!(listed.stdout.contains("cannot be read"), "{listed:?}");
         assert_eq!(command(&["check"]).code, Some(1));
         assert_eq!(command(&["webhooks", "disable", &bad]).code, Some(0));
         assert_eq!(command(&["check"]).code, Some(0));
@@ -286,7 +282,8 @@ fn many_types_for_webhooks_with_long_urls_take_little_memory() {
 #[test]
 fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
     let sandbox = Sandbox::new();
-    let add = |pattern: &str| sandbox.command(&["webhooks", "add", "https://example.org/", pattern]);
+    let add =
+        |pattern: &str| sandbox.command(&["webhooks", "add", "https://example.org/", pattern]);
     for refused in ["*.created", "us*", "**", ""] {
         let finished = add(refused);
         assert_eq!(finished.code, Some(1), "{refused:?}: {finished:?}");

@@ -87,7 +87,8 @@ pub fn doubt(pattern: &str) -> Option<String> {
         _ => return None,
     };
     let shown = quoted(pattern);
-    let what = if pattern.ends_with(".*") { "types that begin so" } else { "the type of that very name" };
+    let what =
+        if pattern.ends_with(".*") { "types that begin so" } else { "the type of that very name" };
     Some(format!("{shown} matches only {what}: {why}"))
 }
 
