@@ -245,7 +245,7 @@ fn check_database(config: &Config, store: &Store, metrics: &Metrics) -> Result<(
     match store.check() {
         Ok(()) => metrics.database().answered(),
         Err(error) if error.is_passing() => {
-            log::warn!("{error}; consuming begins when that is over");
+            log::warn!("{error}; consuming begins when it answers");
             return Ok(());
         }
         Err(error) => return Err(error.into()),

@@ -67,7 +67,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
             }
             Err(error) if error.is_passing() => {
                 if !away {
-                    complain(&format!("{error}; going on when that is over"));
+                    complain(&format!("{error}; going on when it answers"));
                 }
                 away = true;
             }

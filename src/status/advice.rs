@@ -154,8 +154,9 @@ fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
         state: State::Attention,
         what: format!("Changes of the webhooks can't be heard, for {}.", span(age)),
         remedy: "Each event asks PostgreSQL instead, which is slower and otherwise fine. A line \
-                 `directory bypassed` in the log has the cause; after an upgrade it is that \
-                 `webhook-notifier migrate` was not run."
+                 `directory bypassed` in the log has the cause, and so has `webhook-notifier check`: after \
+                 an upgrade it is that `webhook-notifier migrate` was not run; or a pooler in between \
+                 lends sessions for a transaction."
             .to_owned(),
     })
 }
@@ -350,6 +351,17 @@ mod tests {
             State::Trouble,
             &["PostgreSQL has not answered for 12 s: only events of types that came before are \
                delivered."],
+        );
+        check(
+            |snapshot| {
+                snapshot.database = away;
+                snapshot.database_problem = Some("no such table".to_owned());
+            },
+            State::Trouble,
+            &[
+                "PostgreSQL has answered with an error for 12 s: only events of types that came before \
+               are delivered.",
+            ],
         );
         check(
             |snapshot| {

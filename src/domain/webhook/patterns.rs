@@ -216,7 +216,7 @@ mod tests {
             assert!(warnings.contains(says) && !warnings.contains('\n'), "{json}: {warnings}");
         }
         assert!(Patterns::read(None).match_nothing);
-        let many = read(&format!("[{}]", vec!["\"a*\""; 9].join(",")));
+        let many = read(&format!("[{}]", ["\"a*\""; 9].join(",")));
         assert_eq!(many.warnings.len(), MOST_NAMED + 1);
         assert!(many.warnings[MOST_NAMED].contains("4 more"));
     }
