@@ -235,8 +235,10 @@ impl Store {
         let work = move || {
             let mut last = None;
             for _ in 0..attempts {
-                let mut client =
-                    pool.get_timeout(POOL_TIMEOUT).map_err(|error| no_place(&connector, &error))?;
+                let began = Instant::now();
+                let mut client = pool
+                    .get_timeout(POOL_TIMEOUT)
+                    .map_err(|error| no_connection(&connector, began, &error))?;
                 match run(&mut client) {
                     Ok(answer) => return Ok(answer),
                     Err(error) if client.is_closed() || is_closing(&error) => {
@@ -302,10 +304,10 @@ fn no_answer(place: &Arc<str>) -> StoreError {
     StoreError::unavailable(place, format!("no answer within {QUERY_TIMEOUT:?}"))
 }
 
-/// Why the pool had no connection to give. It says in its own words what the last attempt to make one
-/// came to, if there was any; else all are in use.
-fn no_place(connector: &Connector, error: &r2d2::Error) -> StoreError {
-    match connector.last_failure() {
+/// Why the pool had no connection to give since we asked: what the last attempt to make one came to, if
+/// there was any; else all are in use.
+fn no_connection(connector: &Connector, since: Instant, error: &r2d2::Error) -> StoreError {
+    match connector.last_failure(since) {
         None => StoreError::unavailable(connector.place(), error.to_string()),
         // It was all right before: somebody is changing the password, say.
         Some(StoreError::Misconfigured(said)) => StoreError::Failing(said),

@@ -3,11 +3,16 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::domain::shown;
+
 /// How old a server's last answer may be before it counts as away.
 ///
 /// A failed answer counts at once. This is for the case that nobody got to ask: the monitor does
 /// every five seconds, but may have to wait for a hanging broker in between, up to twenty.
 const ANSWER_AGE: Duration = Duration::from_secs(30);
+
+/// How much of a server's words is kept, in characters.
+const MOST_OF_PROBLEM: usize = 500;
 
 /// What was heard of a server. Shared by all who ask it.
 #[derive(Debug)]
@@ -53,7 +58,7 @@ impl Contact {
     pub fn failed(&self, error: Option<&str>) {
         let mut heard = self.lock();
         heard.set(false, Instant::now());
-        heard.problem = error.map(str::to_owned);
+        heard.problem = error.map(|error| shown::line(error, MOST_OF_PROBLEM));
     }
 
     /// The error that it answered with, if that is what is wrong.

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::config::{Host, LoadBalanceHosts, SslMode};
 use postgres::{Client, Config};
@@ -69,8 +69,8 @@ struct Ours {
     /// that says nothing costs time only once.
     last: AtomicUsize,
     hanging: Arc<AtomicUsize>,
-    /// Why the last attempt failed, if it did: the pool tells only its words.
-    failure: Mutex<Option<StoreError>>,
+    /// When and why the last attempt failed, if it did: the pool tells only its words.
+    failure: Mutex<Option<(Instant, StoreError)>>,
     manager: PostgresConnectionManager<MakeRustlsConnect>,
 }
 
@@ -190,9 +190,10 @@ impl Connector {
         self.ours.hosts.len()
     }
 
-    /// Why the last attempt to connect failed; nothing, if it did not.
-    pub(super) fn last_failure(&self) -> Option<StoreError> {
-        self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Why the last attempt to connect failed; nothing, if it did not, or that was before `since`.
+    pub(super) fn last_failure(&self, since: Instant) -> Option<StoreError> {
+        let failure = self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
     }
 
     fn try_hosts(&self) -> Result<Client, ConnectError> {
@@ -407,8 +408,8 @@ impl ManageConnection for Connector {
 
     fn connect(&self) -> Result<Client, ConnectError> {
         let connected = self.try_hosts();
-        let failure =
-            connected.as_ref().err().map(|error| StoreError::of_connecting(self.place(), error));
+        let failed = |error| (Instant::now(), StoreError::of_connecting(self.place(), error));
+        let failure = connected.as_ref().err().map(failed);
         *self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         connected
     }

@@ -161,6 +161,11 @@ fn judge(code: &str) -> (Kind, &'static str) {
         ),
         "57P01" | "57P02" | "57P03" => (Kind::Passing, "it starts, stops or recovers"),
         "0A000" => (Kind::Passing, "is it PostgreSQL 13 or newer, with the tables of `migrate`?"),
+        // Of a trigger that somebody added, and class 23: of a constraint.
+        "P0001" => (Kind::Lasting, "a trigger of yours on this table forbids it"),
+        code if code.starts_with("23") => {
+            (Kind::Lasting, "a constraint that `webhook-notifier migrate` has not made forbids it")
+        }
         // Class 22: data exceptions.
         code if code.starts_with("22") => (Kind::OfValue, ""),
         _ => (Kind::Passing, ""),
@@ -231,6 +236,7 @@ mod tests {
             ("42P01", false, "migrate"),
             ("42501", false, "GRANT"),
             ("28P01", false, "password"),
+            ("23502", false, "constraint"),
             ("25006", true, "primary"),
             ("53300", true, "max_connections"),
             ("57014", true, "locked"),

@@ -104,16 +104,16 @@ impl Registered {
         let patterns = Patterns::read(some(row, "events")?.as_deref());
         Ok(Self {
             id: row.try_get("id")?,
-            post_url: some(row, "post_url")?.unwrap_or_default(),
+            post_url: shown(row, "post_url")?.unwrap_or_default(),
             events: patterns.texts,
             created_at: some(row, "created_at")?,
             disabled_at: some(row, "disabled_at")?,
-            disabled_reason: some(row, "disabled_reason")?,
+            disabled_reason: shown(row, "disabled_reason")?,
             paused_at: some(row, "paused_at")?,
             signed: row.try_get("signed")?,
             previous_secret_expires_at: some(row, "previous_secret_expires_at")?,
-            description: some(row, "description")?,
-            account: some(row, "account")?,
+            description: shown(row, "description")?,
+            account: shown(row, "account")?,
             headers: columns.header_names(),
             unusable: row::webhook(row)?.target.err(),
             timeout_ms: columns.timeout_ms,
@@ -148,6 +148,13 @@ impl Registered {
             wants_nothing: false,
         }
     }
+}
+
+/// A text for people: not the question marks that stand for one that is too large.
+fn shown(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
+    let is_too_large = |text: &String| text.len() > 256 && text.bytes().all(|byte| byte == b'?');
+    let text = some(row, name)?;
+    Ok(text.map(|text| if is_too_large(&text) { "(too large)".to_owned() } else { text }))
 }
 
 fn hide_values<S: Serializer>(names: &Option<Vec<String>>, to: S) -> Result<S::Ok, S::Error> {
@@ -204,7 +211,8 @@ impl Store {
     /// [`StoreError`].
     pub fn list(&self, id: Option<Uuid>) -> Result<Vec<Registered>, StoreError> {
         self.found(
-            "SELECT id FROM webhooks WHERE $1 IS NULL OR id = $1 ORDER BY created_at, id",
+            "SELECT id FROM webhooks WHERE ($1 IS NULL OR id = $1) AND id IS NOT NULL
+             ORDER BY created_at, id",
             vec![(Box::new(id), Type::UUID)],
         )
     }

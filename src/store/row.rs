@@ -90,7 +90,8 @@ pub(super) fn wanting(
     client: &mut Client,
     patterns: &Vec<String>,
 ) -> Result<Vec<Webhook>, postgres::Error> {
-    let wanting = "FROM webhooks WHERE events && $1 AND disabled_at IS NULL";
+    let wanting = "FROM webhooks
+                   WHERE events && $1 AND disabled_at IS NULL AND id IS NOT NULL";
     let parameters: [super::Parameter<'_>; 1] = [(patterns, Type::TEXT_ARRAY)];
     let read = |rows: Vec<Row>| rows.iter().map(webhook).collect();
     let asked = format!("SELECT {} {wanting}", columns_of_webhook());
