@@ -12,7 +12,7 @@
 set -euo pipefail
 
 # What the tests need beside the servers, as PACKAGE:COMMAND.
-readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze)
+readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze pgbouncer:/usr/sbin/pgbouncer)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults

@@ -17,12 +17,13 @@ use crate::config::Config;
 use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
+use crate::domain::history::Extent;
 use crate::metrics::{Glance, InUse, Metrics};
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
 use crate::status::Status;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::threads;
 use crate::workers::Workers;
@@ -117,7 +118,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
             Ok(())
         })?;
     }
-    check_database(&store, &metrics)?;
+    check_database(&config, &store, &metrics)?;
     if first_connection(&config, &objects, &shutdown)?.is_none() {
         log::info!("stopped: {}", Tally::new(shutdown));
         return Ok(());
@@ -263,19 +264,22 @@ fn raise_file_limit() {
     }
 }
 
-/// A database that is away is waited for, as later on; one that refuses us won't change its mind.
-fn check_database(store: &Store, metrics: &Metrics) -> Result<()> {
+/// A database that is away is waited for, as later on; one that refuses us won't change its mind. What
+/// we may not do there is told, and done without.
+fn check_database(config: &Config, store: &Store, metrics: &Metrics) -> Result<()> {
     match store.check() {
-        Ok(()) => {
-            metrics.database().answered();
-            Ok(())
+        Ok(()) => metrics.database().answered(),
+        Err(error) if error.is_passing() => {
+            log::warn!("{error}; consuming begins when it answers");
+            return Ok(());
         }
-        Err(error @ (StoreError::Misconfigured(_) | StoreError::Refused(_))) => Err(error.into()),
-        Err(error @ StoreError::Unavailable(_)) => {
-            log::warn!("{error} ({}); consuming begins when it answers", store.address());
-            Ok(())
-        }
+        Err(error) => return Err(error.into()),
     }
+    let with_log = config.delivery_log != Extent::Off;
+    for (follows, error) in store.unable(with_log).unwrap_or_default() {
+        log::warn!("{error}; until then {follows}");
+    }
+    Ok(())
 }
 
 /// Reaches the broker and declares the topology, at least what is vital, within the configured number of
@@ -325,12 +329,12 @@ fn monitor(
         tick();
         match store.ping() {
             Ok(()) => metrics.database().answered(),
-            Err(_) => metrics.database().failed(),
+            Err(error) => metrics.database().failed(error.answer()),
         }
     };
     let heard = |answers| match answers {
         true => metrics.broker().answered(),
-        false => metrics.broker().failed(),
+        false => metrics.broker().failed(None),
     };
     broker::watch_queues(config, objects, shutdown, MONITOR_INTERVAL, depth, heard, ask);
 }

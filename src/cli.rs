@@ -22,7 +22,7 @@ use crate::broker::{Batches, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
 use crate::domain::event::{Event, Properties};
 use crate::domain::shown;
-use crate::store::Store;
+use crate::store::{Migrated, Store};
 use crate::{app, shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
@@ -195,10 +195,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             app::run(config, store)?;
         }
         Command::Migrate(settings) => {
-            let applied = Store::new(&read(&settings.0)?)?.migrate()?;
-            match applied.as_slice() {
-                [] => print("nothing to do: the database is up to date")?,
-                _ => print(format_args!("applied: {}", applied.join(", ")))?,
+            let Migrated { applied, restored } = Store::new(&read(&settings.0)?)?.migrate()?;
+            if applied.is_empty() && restored.is_empty() {
+                print("nothing to do: the database is up to date")?;
+            }
+            if !applied.is_empty() {
+                print(format_args!("applied: {}", applied.join(", ")))?;
+            }
+            if !restored.is_empty() {
+                print(format_args!("restored what was missing: {}", restored.join(", ")))?;
             }
         }
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),

@@ -236,9 +236,10 @@ struct Gaps {
 impl Gaps {
     fn report(&mut self, dropped: u64, error: Option<&StoreError>) {
         let before = mem::replace(&mut self.dropped, dropped);
-        // While PostgreSQL is only away, entries wait for it.
+        // While PostgreSQL is only away, entries wait for it; so they do while it can't write, which is
+        // told all the same.
         let is_so = dropped > before
-            || matches!(error, Some(StoreError::Misconfigured(_) | StoreError::Refused(_)));
+            || error.is_some_and(|error| !matches!(error, StoreError::Unavailable(_)));
         if is_so {
             let cause = error.map(ToString::to_string);
             let cause = cause.unwrap_or_else(|| "more entries than PostgreSQL takes".to_owned());

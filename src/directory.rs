@@ -170,10 +170,10 @@ impl Directory {
     /// The enabled webhooks that want an event type.
     ///
     /// # Errors
-    /// [`StoreError`], where PostgreSQL has to be asked and doesn't answer.
+    /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
     pub fn wanting(&self, event_type: &str) -> Result<Arc<[Webhook]>, StoreError> {
         self.look_up(
-            |known| known.by_type.get(event_type).cloned(),
+            |known| known.wanting(event_type),
             || self.store.webhooks_wanting(event_type).map(Arc::from),
             |known, found| known.remember_wanting(event_type, found),
         )
@@ -182,12 +182,12 @@ impl Directory {
     /// The webhook of a parked delivery.
     ///
     /// # Errors
-    /// [`StoreError`], where PostgreSQL has to be asked and doesn't answer.
+    /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
     pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
         self.look_up(
-            |known| known.by_id.get(&id).cloned(),
+            |known| known.found(id),
             || self.store.find(id),
-            |known, found| drop(known.by_id.put(id, found)),
+            |known, found| known.remember_found(id, found),
         )
     }
 
@@ -222,7 +222,7 @@ impl Directory {
                 }
                 Ok(found)
             }
-            Err(error @ StoreError::Unavailable(_)) => {
+            Err(error) if error.is_passing() => {
                 // The others need not wait as long for the same answer.
                 self.away.store(trust != Trust::Listening, Ordering::Relaxed);
                 let found = remembered(&mut self.lock()).ok_or(error)?;
@@ -244,7 +244,7 @@ impl Directory {
         Ok(disabled)
     }
 
-    /// Whether PostgreSQL answers.
+    /// Whether PostgreSQL answers what it is asked.
     ///
     /// # Errors
     /// [`StoreError`] if it doesn't.
@@ -262,8 +262,7 @@ impl Directory {
     /// Whether anything is remembered.
     #[must_use]
     pub fn knows_any(&self) -> bool {
-        let known = self.lock();
-        !known.by_type.is_empty() || !known.by_id.is_empty()
+        !self.lock().is_empty()
     }
 
     /// For how long what is remembered may have been untrue: zero while listening works.
@@ -334,11 +333,13 @@ impl Directory {
         });
         let mut since = None;
         let lost = |since, sign, how: String| {
-            let why = NotListening { error: StoreError::Unavailable(how), sign };
-            Some(Lost { why, since })
+            let error = StoreError::unavailable(self.store.place(), how);
+            Some(Lost { why: NotListening { error, sign }, since })
         };
         if let Err(error) = started {
-            return lost(since, Sign::Answer, format!("no thread to listen: {error}"));
+            let how = format!("no thread to listen: {error}");
+            let error = StoreError::failing(self.store.place(), how);
+            return Some(Lost { why: NotListening { error, sign: Sign::Answer }, since });
         }
         let mut patience = BEGIN_LISTENING;
         loop {
@@ -427,9 +428,9 @@ mod tests {
         ask: impl FnOnce() -> Result<Found, StoreError>,
     ) -> Result<Found, StoreError> {
         directory.look_up(
-            |known| known.by_id.get(&Uuid::nil()).cloned(),
+            |known| known.found(Uuid::nil()),
             ask,
-            |known, found| drop(known.by_id.put(Uuid::nil(), found)),
+            |known, found| known.remember_found(Uuid::nil(), found),
         )
     }
 
@@ -438,7 +439,7 @@ mod tests {
     }
 
     fn unavailable() -> Result<Found, StoreError> {
-        Err(StoreError::Unavailable("away".to_owned()))
+        Err(StoreError::unavailable(&"db:5432/x".into(), "away"))
     }
 
     #[test]

@@ -57,6 +57,7 @@
 //! - Whatever is under way for a queue was admitted to its capacity, and gives its place back when it
 //!   ends, within REQUEST_TIMEOUT. Slow and unproven receivers can't fill it, so that a prompt one
 //!   finds room by then.
+//! - What stands in a row of a table is an error of its own webhook at worst: `store/row.rs` reads it.
 //! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
 //!   infrastructure failing, and stops consuming until it works again.
 //! - Whatever may hang has a limit: each module that waits says for how long, and why. A message is
@@ -86,7 +87,7 @@
 //! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
 //! | who wants an event | [`domain::webhook`], [`directory`] |
-//! | the tables | a new file in `sql/`, which `store::MIGRATIONS` lists; statements in [`store`] |
+//! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
 //! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |

@@ -531,7 +531,10 @@ impl Metrics {
         let mut problems: Vec<String> =
             lanes.map(|(queue, _)| format!("lane {queue} is not consuming")).collect();
         if !self.database.is_up() {
-            problems.push("PostgreSQL does not answer".to_owned());
+            problems.push(match self.database.problem() {
+                None => "PostgreSQL does not answer".to_owned(),
+                Some(problem) => format!("PostgreSQL answers with an error: {problem}"),
+            });
         }
         problems
     }

@@ -190,7 +190,7 @@ impl Pipeline {
         match self.directory.ping() {
             Ok(()) => self.metrics.database().answered(),
             Err(error) => {
-                self.metrics.database().failed();
+                self.metrics.database().failed(error.answer());
                 let did_not_do = matches!(lately, Some(Missing::Database(_)));
                 if did_not_do || !self.directory.knows_any() {
                     return Some(Missing::Database(error.to_string()));
@@ -217,7 +217,8 @@ impl Pipeline {
         };
         let found = progress.while_asking(|| self.directory.wanting(&event.event_type));
         let webhooks = match found {
-            Err(StoreError::Refused(words)) => {
+            Err(error @ StoreError::Refused(_)) => {
+                let words = error.answer().unwrap_or_default().to_owned();
                 let malformed = Malformed::NotSearchable(words);
                 return self.bury_malformed(context, &malformed, promises);
             }
@@ -430,7 +431,7 @@ impl Pipeline {
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
         answer.map_err(|error| {
-            self.metrics.database().failed();
+            self.metrics.database().failed(error.answer());
             Missing::Database(error.to_string())
         })
     }

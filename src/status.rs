@@ -116,6 +116,7 @@ impl Status {
             advice: Vec::new(),
             broker: server(self.metrics.broker().now()),
             database: server(self.metrics.database().now()),
+            database_problem: self.metrics.database().problem(),
             directory_age_seconds: seconds(
                 glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
             ),

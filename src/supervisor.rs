@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(tell(&metrics), [""; 0], "no news");
         make_ready(&metrics);
         assert_eq!(tell(&metrics), ["READY=1", &format!("STATUS={ALL_WELL}")]);
-        metrics.database().failed();
+        metrics.database().failed(None);
         assert_eq!(tell(&metrics), ["STATUS=waiting: PostgreSQL does not answer"]);
         metrics.database().answered();
         assert_eq!(tell(&metrics), [format!("STATUS={ALL_WELL}")], "ready once, not twice");

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::{print, print_json};
 use crate::broker::BrokerError;
@@ -11,12 +12,15 @@ use crate::config::Config;
 use crate::domain::history::Extent;
 use crate::domain::shown;
 use crate::shutdown;
-use crate::store::Store;
+use crate::store::{Registered, Store, StoreError};
 
 mod broker;
 
 /// How much of a detail stands in the table, in characters: it may quote a server.
-const MOST_DETAIL: usize = 1_000;
+const MOST_DETAIL: usize = 1_500;
+
+/// How many webhooks are named that get nothing.
+const MOST_WEBHOOKS: usize = 5;
 
 #[derive(Serialize)]
 struct Finding {
@@ -30,37 +34,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings = vec![finding("configuration", Ok::<_, BrokerError>("readable".to_owned()))];
     let (_trigger, shutdown) = shutdown::channel();
     findings.extend(broker::findings(config, &shutdown));
-    let store = Store::new(config)?;
-    let database = store.check();
-    let answers = database.is_ok();
-    let database = match database {
-        Ok(()) => Ok(format!("PostgreSQL at {}, with the tables", store.address())),
-        Err(error) => Err(format!("{error} ({})", store.address())),
-    };
-    findings.push(finding("database", database));
-    if answers && let Ok(tells) = store.tells_of_changes() {
-        let detail = match tells {
-            true => "a change of the tables is honoured at once",
-            false => "not told of, so every event asks PostgreSQL: run `webhook-notifier migrate`",
-        };
-        findings.push(finding("changes", Ok::<_, BrokerError>(detail.to_owned())));
-    }
-    if answers && let Ok(has_log) = store.has_log() {
-        let detail = match (config.delivery_log, has_log) {
-            (Extent::Off, _) => "off: `why` and `tail` have nothing to tell",
-            (_, true) => "there is a table for it",
-            (_, false) => "has no table, so nothing is logged: run `webhook-notifier migrate`",
-        };
-        findings.push(finding("delivery log", Ok::<_, BrokerError>(detail.to_owned())));
-    }
-    if answers && let Ok(webhooks) = store.list(None) {
-        let enabled = webhooks.iter().filter(|webhook| webhook.disabled_at.is_none()).count();
-        let detail = match enabled {
-            0 => "none enabled: every event is dropped as unmatched; see `webhooks add`".to_owned(),
-            _ => format!("{enabled} enabled of {}", webhooks.len()),
-        };
-        findings.push(finding("webhooks", Ok::<_, BrokerError>(detail)));
-    }
+    findings.extend(of_database(config, &Store::new(config)?));
 
     let ok = findings.iter().all(|finding| finding.ok);
     if json {
@@ -73,6 +47,89 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What `run` does with PostgreSQL, tried.
+fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
+    let place = store.place();
+    if let Err(error) = store.check() {
+        return vec![finding("database", Err(error))];
+    }
+    let mut findings = vec![good("database", format!("PostgreSQL at {place}, with the tables"))];
+    let mut found = |result: Result<Vec<Finding>, StoreError>| match result {
+        Ok(more) => findings.extend(more),
+        Err(error) => findings.push(finding("database", Err(error))),
+    };
+    let with_log = config.delivery_log != Extent::Off;
+    found(store.unable(with_log).map(|unable| {
+        let bad = |(follows, error)| {
+            finding("rights", Err::<String, _>(format!("{error}; until then {follows}")))
+        };
+        unable.into_iter().map(bad).collect()
+    }));
+    found(store.missing().map(|missing| {
+        let what = missing.join(", ");
+        let detail = format!("missing: {what}: run `webhook-notifier migrate`");
+        if missing.is_empty() { Vec::new() } else { vec![good("tables", detail)] }
+    }));
+    found(store.hears_changes().map(|heard| {
+        let detail = match heard {
+            Ok(()) => "a change of the tables is honoured at once".to_owned(),
+            Err(error) => format!("not heard, so every event asks PostgreSQL: {error}"),
+        };
+        vec![good("changes", detail)]
+    }));
+    found(store.has_log().map(|has_log| {
+        let detail = match (config.delivery_log, has_log) {
+            (Extent::Off, _) => "off: `why` and `tail` have nothing to tell",
+            (_, true) => "there is a table for it",
+            (_, false) => "has no table, so nothing is logged: run `webhook-notifier migrate`",
+        };
+        vec![good("delivery log", detail.to_owned())]
+    }));
+    found(store.list(None).map(|webhooks| vec![of_webhooks(&webhooks)]));
+    findings
+}
+
+/// Those that are enabled have to be usable, and to want something.
+fn of_webhooks(webhooks: &[Registered]) -> Finding {
+    let enabled = || webhooks.iter().filter(|webhook| webhook.disabled_at.is_none());
+    let (count, all) = (enabled().count(), webhooks.len());
+    let problem = |webhook: &Registered| {
+        let wants_nothing = || webhook.warnings.first().filter(|_| webhook.wants_nothing);
+        webhook.unusable.as_ref().or_else(wants_nothing).cloned()
+    };
+    let told = |problems: &[(Uuid, String)]| {
+        let named = problems.iter().take(MOST_WEBHOOKS);
+        let named: Vec<_> = named.map(|(id, problem)| format!("{id}: {problem}")).collect();
+        let more = problems.len().saturating_sub(MOST_WEBHOOKS);
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        format!("{}{more}", named.join("; "))
+    };
+    let bad: Vec<_> = enabled().filter_map(|it| Some((it.id, problem(it)?))).collect();
+    let warnings = enabled().filter_map(|it| Some((it.id, it.warnings.first()?.clone())));
+    let doubtful: Vec<_> = warnings.collect();
+    match (count, bad.as_slice(), doubtful.as_slice()) {
+        (0, ..) => {
+            let none = "none enabled: every event is dropped as unmatched; see `webhooks add`";
+            good("webhooks", none.to_owned())
+        }
+        (_, [], []) => good("webhooks", format!("{count} enabled of {all}")),
+        (_, [], doubtful) => {
+            let (number, told) = (doubtful.len(), told(doubtful));
+            let detail = format!("{count} enabled of {all}, {number} with a warning: {told}");
+            good("webhooks", detail)
+        }
+        (_, bad, _) => {
+            let (number, told) = (bad.len(), told(bad));
+            let detail = format!("{count} enabled of {all}, {number} of them get nothing: {told}");
+            finding("webhooks", Err::<String, _>(detail))
+        }
+    }
+}
+
+fn good(name: &str, detail: String) -> Finding {
+    finding(name, Ok::<_, BrokerError>(detail))
 }
 
 fn finding<E: std::fmt::Display>(name: &str, result: Result<String, E>) -> Finding {

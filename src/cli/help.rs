@@ -66,7 +66,8 @@ Example:
 
 pub(super) const MIGRATE: &str = "\
 Prints:
-  The names of the steps that it took, or that there was nothing to do.
+  The names of the steps that it took, what had been there before and was put
+  back, or that there was nothing to do. It touches no row.
 
 Exit codes:
   0  the tables are what this version needs
@@ -81,8 +82,9 @@ Tries what `run` does at RabbitMQ in ways that it has to refuse, so that it make
 and takes nothing. RabbitMQ logs each as a channel error.
 
 Prints:
-  A line for each thing that `run` needs: `ok` or `FAIL`, and what was found or
-  what to do. With --json an object with `ok`, and `name`, `ok` and `detail` of
+  A line for each thing that `run` needs or does, which is tried on no row and
+  no message: `ok` or `FAIL`, and what was found or what to do. A webhook that
+  is enabled and can get nothing is a FAIL, too. With --json an object with `ok`, and `name`, `ok` and `detail` of
   each in `checks`.
 
 Exit codes:
@@ -153,8 +155,8 @@ Example:
 pub(super) const WEBHOOKS_ADD: &str = "\
 Prints:
   The webhook's id, and its secret, which nobody can see again. A warning on
-  standard error where deliveries would be rejected: give it the ALLOW_NETWORKS
-  that `run` has.
+  standard error where deliveries would be rejected (give it the ALLOW_NETWORKS
+  that `run` has), or a pattern hardly matches what was meant.
 
 Exit codes:
   0  added, also with a warning
@@ -166,7 +168,9 @@ Example:
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:
-  A table with id, URL, state and events; with --json a list of objects. Where
+  A table with id, URL, state and events; with --json a list of objects. The
+  state is `unusable` where all deliveries are rejected, and `warning` where a
+  pattern can match nothing: `webhooks show` says why. Where
   there are backlogs, also how many deliveries wait in them, or `?` where
   RabbitMQ doesn't say.
 

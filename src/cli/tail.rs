@@ -15,7 +15,7 @@ use crate::domain::history::{Entry, What};
 use crate::domain::retry::Span;
 use crate::domain::shown;
 use crate::shutdown;
-use crate::store::{Follower, Store, StoreError};
+use crate::store::{Follower, Store};
 
 /// How often PostgreSQL is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -65,11 +65,12 @@ pub(super) fn run(command: Tail) -> Result<()> {
                     continue;
                 }
             }
-            Err(error @ StoreError::Unavailable(_)) if !away => {
-                complain(&format!("{error} ({}); going on when it answers", store.address()));
+            Err(error) if error.is_passing() => {
+                if !away {
+                    complain(&format!("{error}; going on when it answers"));
+                }
                 away = true;
             }
-            Err(StoreError::Unavailable(_)) => {}
             Err(error) => return Err(error.into()),
         }
         let _ = shutdown.wait(INTERVAL);

@@ -21,7 +21,7 @@ use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::shown;
 use crate::domain::signature::Key;
-use crate::domain::webhook::{check_pattern, read_url};
+use crate::domain::webhook::{check_pattern, doubt, read_url};
 use crate::sender;
 use crate::store::{Registered, Store};
 
@@ -178,8 +178,11 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             let settings = changes(&settings, &Unset::default())?;
             let config = read(&common.settings.0)?;
             let secret = new_secret()?;
-            let added = Store::new(&config)?.add(&url, &events, &secret, &settings)?;
+            let added = Store::new(&config)?.add(&url, &events, &secret, settings)?;
             show_secret(&added, &secret, common.output)?;
+            for doubt in events.iter().filter_map(|pattern| doubt(pattern)) {
+                complain(&format!("warning: {doubt}"));
+            }
             if let Some(obstacle) = sender::obstacle(&uri, &config.allow_networks, LOOK_UP) {
                 complain(&format!("warning: {obstacle}"));
             }
@@ -190,7 +193,7 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             if changes.is_empty() {
                 return Err(Usage("nothing to change: see `webhooks set --help`".to_owned()).into());
             }
-            show(&one(store(&common)?.set(id, &changes)?, id)?, common.output)
+            show(&one(store(&common)?.set(id, changes)?, id)?, common.output)
         }
         Webhooks::List { account, common } => {
             let config = read(&common.settings.0)?;
@@ -333,11 +336,12 @@ fn text(WithBacklogs { webhook, backlogs }: &WithBacklogs<'_>) -> String {
         ("rate_per_second", webhook.rate_per_second.clone()),
         ("unusable", webhook.unusable.clone()),
     ];
+    let warnings = webhook.warnings.iter().map(|warning| ("warning", Some(warning.clone())));
     let backlogs = backlogs.iter().map(|backlog| ("backlog", Some(backlog.line())));
-    let lines = rows
-        .into_iter()
-        .chain(backlogs)
-        .filter_map(|(name, text)| Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN))));
+    let lines =
+        rows.into_iter().chain(warnings).chain(backlogs).filter_map(|(name, text)| {
+            Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN)))
+        });
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -351,11 +355,12 @@ fn table(listed: &[WithBacklogs<'_>]) -> String {
     let waiting = column("WAITING");
     let mut lines = vec![format!("{:36}  {:width$}  {:8}{waiting}  EVENTS", "ID", "URL", "STATE")];
     lines.extend(listed.iter().zip(&urls).map(|(WithBacklogs { webhook, backlogs }, url)| {
-        let Registered { id, events, disabled_at, paused_at, unusable, .. } = webhook;
+        let Registered { id, events, disabled_at, paused_at, unusable, warnings, .. } = webhook;
         let state = match (disabled_at, paused_at, unusable) {
             (Some(_), _, _) => "disabled",
-            (None, Some(_), _) => "paused",
-            (None, None, Some(_)) => "unusable",
+            (None, Some(_), None) => "paused",
+            (None, _, Some(_)) => "unusable",
+            (None, None, None) if !warnings.is_empty() => "warning",
             (None, None, None) => "enabled",
         };
         let waiting = Sum::of(backlogs.iter()).map_or_else(|| "-".to_owned(), Sum::figure);

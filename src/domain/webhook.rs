@@ -7,12 +7,22 @@ use http::uri::Scheme;
 use url::Url;
 use uuid::Uuid;
 
-use super::event::{self, Malformed};
 use super::limits::Limits;
 use super::secret::Secret;
 use super::settings::{Columns, Settings};
-use super::shown::quoted;
+use super::shown;
 use super::signature::{BadSecret, Key, Keys, UnixSeconds};
+
+mod patterns;
+
+pub use patterns::{Patterns, check_pattern, doubt, matching_patterns, nearly_matches};
+
+/// The longest URL that is used, in characters. Receivers take request lines of 8,000 bytes at least
+/// (RFC 9110, section 4.1).
+pub const MAX_URL_CHARS: usize = 8_192;
+
+/// How much of PostgreSQL's words about a row that it can't read is kept.
+const MOST_OF_WORDS: usize = 200;
 
 /// A registered webhook, as far as a delivery needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +110,31 @@ impl Webhook {
         Self { id, post_url: post_url.into(), group, is_paused: false, target }
     }
 
+    /// A webhook whose row can't be read, for a reason in PostgreSQL's words.
+    #[must_use]
+    pub fn unreadable(id: Uuid, why: &str) -> Self {
+        let why = shown::line(why, MOST_OF_WORDS);
+        let target =
+            Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
+        let group = Group::of_webhook(id, None, &target);
+        Self { id, post_url: Box::default(), group, is_paused: false, target }
+    }
+
+    /// How many bytes it takes in memory, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let of_target = match &self.target {
+            Err(problem) => problem.len(),
+            Ok(Target { uri, keys: _, settings }) => {
+                let of_uri = uri.path_and_query().map_or(0, |path| path.as_str().len())
+                    + uri.authority().map_or(0, |authority| authority.as_str().len());
+                let of_settings = |settings: &Settings| size_of::<Settings>() + settings.size();
+                of_uri + settings.as_deref().map_or(0, of_settings)
+            }
+        };
+        size_of::<Self>() + self.post_url.len() + of_target
+    }
+
     /// The settings, where there are any that can be used.
     #[must_use]
     pub fn settings(&self) -> Option<&Settings> {
@@ -124,48 +159,6 @@ impl Secrets {
     }
 }
 
-/// Every pattern that matches an event type: the type itself, each dotted prefix with `*`, and
-/// `*` alone. A webhook wants the event if its `events` and these have a member in common, which
-/// PostgreSQL answers by an index (`events && $1`).
-#[must_use]
-pub fn matching_patterns(event_type: &str) -> Vec<String> {
-    let prefixes =
-        event_type.match_indices('.').map(|(dot, _)| format!("{}.*", &event_type[..dot]));
-    [event_type.to_owned(), "*".to_owned()].into_iter().chain(prefixes).collect()
-}
-
-/// Whether a pattern looks as if it was meant to match an event type that it does not match: in
-/// another case, with another end, or with a star where none counts.
-#[must_use]
-pub fn nearly_matches(pattern: &str, event_type: &str) -> bool {
-    if matching_patterns(event_type).iter().any(|matching| matching == pattern) {
-        return false;
-    }
-    let [pattern, event_type] = [pattern, event_type].map(str::to_lowercase);
-    let literal = pattern.trim_matches(['*', '.']);
-    let first = |text: &str| text.split(['.', '*']).next().unwrap_or_default().to_owned();
-    let (ours, theirs) = (first(literal), first(&event_type));
-    !ours.is_empty()
-        && !theirs.is_empty()
-        && (ours.starts_with(&theirs) || theirs.starts_with(&ours) || event_type.ends_with(literal))
-}
-
-/// Says whether a text can stand in a webhook's `events`: an event type, `*`, or a dotted prefix
-/// that ends in `.*`.
-///
-/// # Errors
-/// One line that says what is wrong. A star elsewhere would look like a pattern and match nothing.
-pub fn check_pattern(pattern: &str) -> Result<(), String> {
-    event::check_event_type(pattern).map_err(|error: Malformed| error.to_string())?;
-    let literal = pattern.strip_suffix(".*").unwrap_or(pattern);
-    if pattern == "*" || !literal.contains('*') && !literal.is_empty() {
-        Ok(())
-    } else {
-        let shown = quoted(pattern);
-        Err(format!("{shown} matches nothing: use `*`, a type, or a prefix such as `user.*`"))
-    }
-}
-
 /// A webhook's URL, checked by [`check_url`], as a request takes it.
 ///
 /// # Errors
@@ -176,13 +169,19 @@ pub fn read_url(text: &str) -> Result<Uri, String> {
 }
 
 /// Checks what can be said of a webhook's URL without a network: http or https, with a host, and
-/// without a user name. What comes back is normalized as browsers do (WHATWG URL): an address in
+/// without a user name, and not longer than can be used. What comes back is normalized as browsers do (WHATWG URL): an address in
 /// decimal, octal or hexadecimal form becomes the plain one that the address guard knows.
 ///
 /// # Errors
 /// One line that says what is wrong, without the URL, which may hold a secret.
 pub fn check_url(text: &str) -> Result<Url, String> {
+    if text.chars().nth(MAX_URL_CHARS).is_some() {
+        return Err(format!("unusable URL: longer than {MAX_URL_CHARS} characters"));
+    }
     let mut url = Url::parse(text).map_err(|error| format!("unusable URL: {error}"))?;
+    if url.as_str().len() > MAX_URL_CHARS {
+        return Err(format!("unusable URL: longer than {MAX_URL_CHARS} characters once encoded"));
+    }
     if !matches!(url.scheme(), "http" | "https") {
         return Err("unusable URL: needs http:// or https://".to_owned());
     }
@@ -235,44 +234,6 @@ mod tests {
         assert!(!same(("http://a/", Some("acme")), ("http://a/", Some("other"))));
         assert!(!same(("http://a/", Some("a:80")), ("http://a/", None)));
         assert!(!same(("", None), ("", None)), "each unusable one is on its own");
-    }
-
-    /// The definition in words, as the oracle: the type itself, everything, or a dotted prefix.
-    fn wants(pattern: &str, event_type: &str) -> bool {
-        pattern == event_type
-            || pattern == "*"
-            || pattern
-                .strip_suffix('*')
-                .is_some_and(|prefix| prefix.ends_with('.') && event_type.starts_with(prefix))
-    }
-
-    #[test]
-    fn a_type_is_wanted_by_itself_its_prefixes_and_everything() {
-        assert_eq!(
-            matching_patterns("user.profile.updated"),
-            ["user.profile.updated", "*", "user.*", "user.profile.*"]
-        );
-        assert_eq!(matching_patterns("user"), ["user", "*"]);
-    }
-
-    #[test]
-    fn a_pattern_that_was_meant_to_match_is_told_from_the_others() {
-        for near in ["User.*", "user.create", "users.created", "user*", "*.created", "user"] {
-            assert!(nearly_matches(near, "user.created"), "{near}");
-        }
-        for other in ["*", "user.*", "user.created", "order.*", "", "**", "."] {
-            assert!(!nearly_matches(other, "user.created"), "{other}");
-        }
-    }
-
-    #[test]
-    fn a_pattern_that_matches_nothing_is_refused() {
-        for good in ["*", "user", "user.created", "user.*", "a.b.*"] {
-            assert_eq!(check_pattern(good), Ok(()), "{good}");
-        }
-        for bad in ["", "**", "us*", "*.created", "user.*.x", "user*", ".*", "a\nb"] {
-            assert!(check_pattern(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]
@@ -335,6 +296,32 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_no_receiver_can_be_expected_to_take_is_unusable() {
+        let url = |length: usize| format!("http://a/{}", "x".repeat(length - 9));
+        assert!(check_url(&url(MAX_URL_CHARS)).is_ok());
+        // The second is longer once it is encoded.
+        for long in [url(MAX_URL_CHARS + 1), format!("http://a/{}", "é".repeat(2_000))] {
+            let error = check_url(&long).expect_err("it is too long");
+            assert!(error.starts_with("unusable URL: longer than 8192"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_webhook_takes_the_room_of_its_texts() {
+        let size = |url: &str| {
+            Webhook::new(Uuid::nil(), url, &Secrets::default(), &Columns::default()).size()
+        };
+        let plain = size("http://a/");
+        assert!((size_of::<Webhook>()..600).contains(&plain), "{plain}");
+        let long = format!("http://a/{}", "x".repeat(5_000));
+        assert!(size(&long) > plain + 9_000);
+        assert!(size(&"x".repeat(5_000)) > 5_000);
+        let unreadable = Webhook::unreadable(Uuid::nil(), &"é\n".repeat(1_000));
+        assert!(unreadable.size() < 2_000);
+        assert!(unreadable.target.is_err_and(|problem| !problem.contains('\n')));
+    }
+
+    #[test]
     fn a_url_is_shown_without_what_may_be_secret() {
         for (url, shown) in [
             ("https://a.b/c?token=s3cret#f", "https://a.b/c?…"),
@@ -375,18 +362,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_url_makes_it_panic(text in "(http://)?.{0,40}") {
-            let _ = (read_url(&text), without_secrets(&text), nearly_matches(&text, &text));
-        }
-
-        #[test]
-        fn patterns_match_as_the_definition_says(
-            pattern in "[ab*.]{1,6}", event_type in "[ab.]{1,6}",
-        ) {
-            prop_assume!(check_pattern(&pattern).is_ok());
-            prop_assert_eq!(
-                matching_patterns(&event_type).contains(&pattern),
-                wants(&pattern, &event_type)
-            );
+            let _ = (read_url(&text), without_secrets(&text));
         }
     }
 }

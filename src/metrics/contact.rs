@@ -3,11 +3,16 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::domain::shown;
+
 /// How old a server's last answer may be before it counts as away.
 ///
 /// A failed answer counts at once. This is for the case that nobody got to ask: the monitor does
 /// every five seconds, but may have to wait for a hanging broker in between, up to twenty.
 const ANSWER_AGE: Duration = Duration::from_secs(30);
+
+/// How much of a server's words is kept, in characters.
+const MOST_OF_PROBLEM: usize = 500;
 
 /// What was heard of a server. Shared by all who ask it.
 #[derive(Debug)]
@@ -20,6 +25,8 @@ struct Heard {
     /// Since when the answer has been the same.
     since: Instant,
     answered: Option<Instant>,
+    /// The error that it answered with, if that is what was wrong last.
+    problem: Option<String>,
 }
 
 /// Whether a server answers.
@@ -35,7 +42,7 @@ pub enum Answers {
 
 impl Contact {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Heard { last: None, since: Instant::now(), answered: None }))
+        Self(Mutex::new(Heard { last: None, since: Instant::now(), answered: None, problem: None }))
     }
 
     /// It has just answered.
@@ -44,11 +51,20 @@ impl Contact {
         let mut heard = self.lock();
         heard.set(true, now);
         heard.answered = Some(now);
+        heard.problem = None;
     }
 
-    /// It has just failed to answer.
-    pub fn failed(&self) {
-        self.lock().set(false, Instant::now());
+    /// It has just failed to answer, or answered with an error.
+    pub fn failed(&self, error: Option<&str>) {
+        let mut heard = self.lock();
+        heard.set(false, Instant::now());
+        heard.problem = error.map(|error| shown::line(error, MOST_OF_PROBLEM));
+    }
+
+    /// The error that it answered with, if that is what is wrong.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.lock().problem.clone()
     }
 
     /// Whether it answers, and for how long that has been so.
@@ -99,14 +115,17 @@ mod tests {
         let contact = Contact::new();
         assert_eq!(contact.now().0, Answers::Unasked);
         assert_eq!(contact.age(), None);
-        contact.failed();
+        contact.failed(Some("no such table"));
         assert_eq!(contact.now().0, Answers::No);
+        assert_eq!(contact.problem().as_deref(), Some("no such table"));
+        contact.failed(None);
+        assert_eq!(contact.problem(), None);
         contact.answered();
         assert!(contact.is_up());
         let since = contact.lock().since;
         contact.answered();
         assert_eq!(contact.lock().since, since);
-        contact.failed();
+        contact.failed(None);
         assert!(contact.lock().since >= since);
         assert!(!contact.is_up());
         assert!(contact.age().is_some());
@@ -115,7 +134,8 @@ mod tests {
     #[test]
     fn an_answer_of_long_ago_counts_no_more() {
         let Some(long_ago) = Instant::now().checked_sub(ANSWER_AGE) else { return };
-        let heard = Heard { last: Some(true), since: long_ago, answered: Some(long_ago) };
+        let heard =
+            Heard { last: Some(true), since: long_ago, answered: Some(long_ago), problem: None };
         let (answers, lasted) = Contact(Mutex::new(heard)).now();
         assert_eq!(answers, Answers::No);
         assert!(lasted >= ANSWER_AGE);

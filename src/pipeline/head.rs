@@ -80,8 +80,8 @@ impl Pipeline {
             Ok(Found::Enabled(webhook)) => webhook,
             Ok(Found::Deleted) => return self.drop_waiting(lane, delivery, Dropped::Deleted),
             Ok(Found::Disabled) => return self.drop_waiting(lane, delivery, Dropped::Disabled),
-            Err(_) => {
-                self.metrics.database().failed();
+            Err(error) => {
+                self.metrics.database().failed(error.answer());
                 return Head::Missing;
             }
         };

@@ -107,11 +107,20 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
             [] => ": only events of types that came before are delivered".to_owned(),
             lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
-        advice.push(trouble(
-            format!("PostgreSQL has not answered for {lasted}{effect}."),
-            "Nothing is lost, and it connects again by itself. Is PostgreSQL running, and can it \
-             be reached at DATABASE_URL? `webhook-notifier check` says more.",
-        ));
+        advice.push(match &snapshot.database_problem {
+            None => trouble(
+                format!("PostgreSQL has not answered for {lasted}{effect}."),
+                "Nothing is lost, and it connects again by itself. Is PostgreSQL running, and can it \
+                 be reached at DATABASE_URL? `webhook-notifier check` says more.",
+            ),
+            Some(problem) => trouble(
+                format!("PostgreSQL has answered with an error for {lasted}{effect}."),
+                &format!(
+                    "Nothing is lost, and it asks again by itself. It says: {problem}. \
+                     `webhook-notifier check` says more."
+                ),
+            ),
+        });
     }
     advice
 }
@@ -270,8 +279,9 @@ fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
         state: State::Attention,
         what: format!("Changes of the webhooks can't be heard, for {}.", span(age)),
         remedy: "Each event asks PostgreSQL instead, which is slower and otherwise fine. A line \
-                 `directory bypassed` in the log has the cause; after an upgrade it is that \
-                 `webhook-notifier migrate` was not run."
+                 `directory bypassed` in the log has the cause, and so has `webhook-notifier check`: after \
+                 an upgrade it is that `webhook-notifier migrate` was not run; or a pooler in between \
+                 lends sessions for a transaction."
             .to_owned(),
     })
 }
@@ -425,6 +435,7 @@ mod tests {
             advice: Vec::new(),
             broker: server,
             database: server,
+            database_problem: None,
             directory_age_seconds: 0.0,
             broker_accepts: Some(true),
             refusing: Vec::new(),
@@ -492,6 +503,17 @@ mod tests {
             State::Trouble,
             &["PostgreSQL has not answered for 12 s: only events of types that came before are \
                delivered."],
+        );
+        check(
+            |snapshot| {
+                snapshot.database = away;
+                snapshot.database_problem = Some("no such table".to_owned());
+            },
+            State::Trouble,
+            &[
+                "PostgreSQL has answered with an error for 12 s: only events of types that came before \
+               are delivered.",
+            ],
         );
         check(
             |snapshot| {

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub(super) advice: Vec<advice::Advice>,
     pub(super) broker: Server,
     pub(super) database: Server,
+    /// The error that PostgreSQL answers with, if that is what is wrong.
+    pub(super) database_problem: Option<String>,
     pub(super) directory_age_seconds: f64,
     /// Whether RabbitMQ takes what has to wait or is dead; `None` while we start.
     pub(super) broker_accepts: Option<bool>,

@@ -1,13 +1,13 @@
 //! The table of backlogs: which there are, since when and why, and whether one is being removed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postgres::types::Type;
 use postgres::{Client, Row};
 use uuid::Uuid;
 
-use super::connector::Connector;
 use super::{Parameter, Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
 
 /// How many rows are read: several times as many as notifiers make.
@@ -77,13 +77,15 @@ impl Store {
             // Anybody may have written them: bounded, and times that a number can say. (The broker's
             // names have 255 bytes at most.)
             let rows = client.query_typed(
-                "SELECT left(queue, 255) AS queue, webhook_id, left(cause, 255) AS cause,
-                     left(class, 255) AS class, closing_at IS NOT NULL AS is_closing,
+                "SELECT left(queue, 255) AS queue, webhook_id,
+                     coalesce(left(cause, 255), '') AS cause,
+                     coalesce(left(class, 255), '') AS class, closing_at IS NOT NULL AS is_closing,
                      (extract(epoch FROM greatest(least(since, now()), 'epoch')) * 1000)::bigint
                          AS since,
                      CASE WHEN isfinite(until) THEN (extract(epoch FROM until) * 1000)::bigint
                      END AS until
-                 FROM backlogs ORDER BY backlogs.queue, webhook_id LIMIT $1",
+                 FROM backlogs WHERE queue IS NOT NULL AND webhook_id IS NOT NULL
+                 ORDER BY backlogs.queue, webhook_id LIMIT $1",
                 &[(&MOST_ROWS, Type::INT8)],
             )?;
             rows.iter().map(backlog).collect()
@@ -214,9 +216,8 @@ impl Store {
         webhook: Uuid,
         delete_queue: impl FnOnce() -> Result<(), E>,
     ) -> Result<bool, RemoveError<E>> {
-        let connector = Connector::new(self.config.clone(), &self.tls);
-        let queue = queue.to_owned();
-        let begun = bounded_by_timeout(move || {
+        let (connector, queue) = (self.connector.clone(), queue.to_owned());
+        let begun = bounded_by_timeout(&self.connector, move || {
             let mut client = connect(&connector)?;
             let mut delete = || {
                 client.batch_execute(BEGIN_REMOVAL)?;
@@ -226,22 +227,32 @@ impl Store {
                     &[(&queue, Type::TEXT), (&webhook, Type::UUID)],
                 )
             };
-            let deleted = delete().map_err(|error| explain(&error))?;
+            let deleted = delete().map_err(|error| explain(connector.place(), &error))?;
             Ok((client, deleted > 0))
         });
         let (client, is_closing) =
-            begun.unwrap_or_else(|| Err(no_answer())).map_err(RemoveError::Store)?;
+            begun.unwrap_or_else(|| Err(no_answer(self.place()))).map_err(RemoveError::Store)?;
         if !is_closing {
             // Nothing hangs on how this ends.
-            let _ = end(client, "ROLLBACK");
+            let _ = self.end(client, "ROLLBACK");
             return Ok(false);
         }
         if let Err(error) = delete_queue() {
-            let _ = end(client, "ROLLBACK");
+            let _ = self.end(client, "ROLLBACK");
             return Err(RemoveError::Queue(error));
         }
-        end(client, "COMMIT").map_err(RemoveError::Store)?;
+        self.end(client, "COMMIT").map_err(RemoveError::Store)?;
         Ok(true)
+    }
+
+    /// Ends a transaction and the connection, which may take as long as to ask.
+    fn end(&self, mut client: Client, how: &'static str) -> Result<(), StoreError> {
+        let place = Arc::clone(self.place());
+        let ended = bounded_by_timeout(&self.connector, move || {
+            client.batch_execute(how).map_err(|error| explain(&place, &error))?;
+            Ok(())
+        });
+        ended.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 
     /// The ids of all webhooks, bounded.
@@ -279,15 +290,6 @@ impl Store {
             rows.iter().map(standing).collect()
         })
     }
-}
-
-/// Ends a transaction and the connection, which may take as long as to ask.
-fn end(mut client: Client, how: &'static str) -> Result<(), StoreError> {
-    let ended = bounded_by_timeout(move || {
-        client.batch_execute(how).map_err(|error| explain(&error))?;
-        Ok(())
-    });
-    ended.unwrap_or_else(|| Err(no_answer()))
 }
 
 fn backlog(row: &Row) -> Result<BacklogRow, postgres::Error> {

@@ -1,21 +1,26 @@
 //! Connections to PostgreSQL that can't hang while they are made.
 //!
-//! The client's `connect_timeout` ends with TCP's handshake; a server that is frozen after that, or
-//! a network that has swallowed it, would hold the connecting thread for ever, and each later
-//! attempt one thread more. So each server is first asked, on a socket of ours, the one question
-//! that it answers to everybody.
+//! The client's `connect_timeout` ends with TCP's handshake. A server that is frozen after that, or a
+//! network that has swallowed it, would hold the connecting thread for ever, and keep the client from
+//! the next host of DATABASE_URL. So each address of each host is tried on its own: first a socket of
+//! ours asks the one question that every server answers, and then the whole handshake, in a thread
+//! of its own, has to be over within a limit.
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use postgres::Client;
-use postgres::config::{Host, SslMode};
+use postgres::config::{Host, LoadBalanceHosts, SslMode};
+use postgres::{Client, Config};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use uuid::Uuid;
 
+use super::StoreError;
 use crate::tls::Tls;
 
 /// "Do you speak TLS?" (SSLRequest, in "Message Formats" of PostgreSQL's documentation): a length
@@ -26,94 +31,367 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 /// on a machine that is out of breath perhaps a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long all of a handshake may take, once that question was answered: the login hashes some
+/// thousands of times on both sides. Less than a query may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How many handshakes may hang at a time. The client can't be told to give one up: each holds its
+/// thread until its connection ends, which keep-alives see to where the server's machine is gone.
+const MOST_HANGING: usize = 16;
+
 /// What PostgreSQL's client does by default, too.
 const DEFAULT_PORT: u16 = 5432;
 
-/// Makes connections, for the pool and beside it.
+/// Makes connections, for the pool and beside it. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Connector {
-    config: postgres::Config,
-    connections: PostgresConnectionManager<MakeRustlsConnect>,
+    /// Names no host, and has none of our `options`.
+    config: Config,
+    ours: Arc<Ours>,
+}
+
+/// What all connectors of a process share.
+struct Ours {
+    hosts: Vec<(Host, u16)>,
+    /// As DATABASE_URL has them, where it does: one for each host.
+    addresses: Vec<std::net::IpAddr>,
+    tls: MakeRustlsConnect,
+    /// Where PostgreSQL is, for people.
+    place: Arc<str>,
+    /// The `options` of DATABASE_URL, where it has any.
+    asked_options: Option<String>,
+    /// Those that we add.
+    options: String,
+    /// Whether what answers refuses `options`, as PgBouncer does: without those of ours all works, but
+    /// for the server's own limits.
+    refuses_options: AtomicBool,
+    /// Which host was reached last: it comes first. So all connections lead to the same server, and one
+    /// that says nothing costs time only once.
+    last: AtomicUsize,
+    hanging: Arc<AtomicUsize>,
+    /// When and why the last attempt failed, if it did: the pool tells only its words.
+    failure: Mutex<Option<(Instant, StoreError)>>,
+    manager: PostgresConnectionManager<MakeRustlsConnect>,
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
-    #[error("{address} accepts connections, and then says nothing within {ANSWER_TIMEOUT:?}")]
-    Silent { address: String },
+    #[error("{address}: {cause}")]
+    Unreachable { address: String, cause: io::Error },
+    #[error("{address} accepts connections, and then says nothing within {limit:?}")]
+    Silent { address: String, limit: Duration },
     #[error(
         "{address} speaks no TLS, which `sslmode` in DATABASE_URL demands: turn `ssl` on there, or \
          demand less"
     )]
     NoTls { address: String },
+    #[error(
+        "{address} takes no `options`, which DATABASE_URL has: take them out (`ALTER ROLE … SET \
+         search_path = …` does the same), or, where that is PgBouncer, let it ignore them by \
+         `ignore_startup_parameters = options`"
+    )]
+    NoOptions { address: String },
+    #[error("no thread to connect: {0}")]
+    NoThread(io::Error),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
 }
 
+impl ConnectError {
+    /// How much it says of what is wrong: an answer says more than silence, and silence more than that
+    /// nobody was there.
+    fn weight(&self) -> u8 {
+        match self {
+            Self::Postgres(error) if error.as_db_error().is_some() => 3,
+            Self::NoTls { .. } | Self::NoOptions { .. } => 3,
+            Self::Postgres(_) => 2,
+            Self::Silent { .. } => 1,
+            Self::Unreachable { .. } | Self::NoThread(_) => 0,
+        }
+    }
+
+    /// Whether the connection stands, and nothing comes.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
+}
+
 impl fmt::Debug for Connector {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Connector").finish_non_exhaustive()
+        // The configuration may hold a password.
+        formatter.debug_struct("Connector").field("place", &self.ours.place).finish_non_exhaustive()
     }
 }
 
 impl Connector {
-    pub(super) fn new(config: postgres::Config, tls: &Tls) -> Self {
+    /// `options` are added to those that the configuration has.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub(super) fn new(config: &Config, tls: &Tls, options: &str) -> Result<Self, &'static str> {
+        let names = config.get_hosts();
+        let ports = config.get_ports();
+        let addresses = config.get_hostaddrs().to_vec();
+        if names.is_empty() {
+            return Err("names no host");
+        }
+        if ports.len() > 1 && ports.len() != names.len() {
+            return Err("has not as many ports as hosts");
+        }
+        if !addresses.is_empty() && addresses.len() != names.len() {
+            return Err("has not as many addresses (hostaddr) as hosts");
+        }
+        // As the client does: a single port is for all hosts.
+        let port = |n| ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
+        let hosts: Vec<(Host, u16)> =
+            names.iter().cloned().enumerate().map(|(n, host)| (host, port(n))).collect();
         let tls = MakeRustlsConnect::new((*tls.config()).clone());
-        let connections = PostgresConnectionManager::new(config.clone(), tls);
-        Self { config, connections }
+        let stripped = without_hosts(config);
+        let last = match config.get_load_balance_hosts() {
+            LoadBalanceHosts::Random => {
+                usize::try_from(Uuid::new_v4().as_u128() % hosts.len() as u128).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        let place = place(&hosts, config);
+        Ok(Self {
+            ours: Arc::new(Ours {
+                hosts,
+                addresses,
+                place: place.into(),
+                asked_options: config.get_options().map(str::to_owned),
+                options: options.to_owned(),
+                refuses_options: AtomicBool::new(false),
+                last: AtomicUsize::new(last),
+                hanging: Arc::default(),
+                failure: Mutex::default(),
+                manager: PostgresConnectionManager::new(stripped.clone(), tls.clone()),
+                tls,
+            }),
+            config: stripped,
+        })
     }
 
-    /// Asks the hosts in their order, as the client will, until one answers. An error only where
-    /// the client would hang, or not say what to do.
-    fn ask_hosts(&self) -> Result<(), ConnectError> {
-        for (n, host) in self.config.get_hosts().iter().enumerate() {
-            // A Unix socket leads to this machine, and a frozen server on it is a rare thing.
-            let Host::Tcp(name) = host else { return Ok(()) };
-            let ports = self.config.get_ports();
-            let port = ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
-            let address = || format!("{name}:{port}");
-            let needs_tls = self.config.get_ssl_mode() == SslMode::Require;
-            match ask(name, self.config.get_hostaddrs().get(n).copied(), port, self.patience()) {
-                Answer::NoTls if needs_tls => {
-                    return Err(ConnectError::NoTls { address: address() });
+    /// One whose connections have that name, in PostgreSQL's list of them.
+    pub(super) fn named(&self, name: &str) -> Self {
+        let mut config = self.config.clone();
+        config.application_name(name);
+        Self { config, ours: Arc::clone(&self.ours) }
+    }
+
+    /// Where PostgreSQL is, for people: hosts, ports and the database.
+    pub(super) fn place(&self) -> &Arc<str> {
+        &self.ours.place
+    }
+
+    /// How many hosts there are to try.
+    pub(super) fn host_count(&self) -> usize {
+        self.ours.hosts.len()
+    }
+
+    /// Why the last attempt to connect failed; nothing, if it did not, or that was before `since`.
+    pub(super) fn last_failure(&self, since: Instant) -> Option<StoreError> {
+        let failure = self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
+    }
+
+    fn try_hosts(&self) -> Result<Client, ConnectError> {
+        let count = self.ours.hosts.len();
+        let first = self.ours.last.load(Ordering::Relaxed);
+        let mut told: Option<ConnectError> = None;
+        for n in (0..count).map(|n| (first + n) % count) {
+            match self.try_host(n) {
+                Ok(client) => {
+                    self.ours.last.store(n, Ordering::Relaxed);
+                    return Ok(client);
                 }
-                Answer::Tls | Answer::NoTls => return Ok(()),
-                Answer::Silence => return Err(ConnectError::Silent { address: address() }),
-                Answer::NoConnection => {}
+                Err(error) => told = Some(more_telling(told, error)),
             }
         }
-        Ok(())
+        // There is one host at least.
+        Err(told.unwrap_or_else(|| unreachable(self.ours.place.to_string(), "no host")))
     }
 
-    fn patience(&self) -> Duration {
-        self.config.get_connect_timeout().copied().unwrap_or(ANSWER_TIMEOUT)
-    }
-}
-
-/// What became of the question.
-enum Answer {
-    /// Or anything else: the client will see.
-    Tls,
-    NoTls,
-    /// The client would hang.
-    Silence,
-    /// The client will go on to the next host, or say what is wrong.
-    NoConnection,
-}
-
-fn ask(name: &str, address: Option<IpAddr>, port: u16, patience: Duration) -> Answer {
-    let addresses: Vec<SocketAddr> = match address {
-        Some(address) => vec![(address, port).into()],
-        None => (name, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default(),
-    };
-    for address in addresses {
-        let Ok(stream) = TcpStream::connect_timeout(&address, patience) else { continue };
-        return match ask_on(stream).map_err(|error| error.kind()) {
-            Err(io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => Answer::Silence,
-            Ok(b'N') => Answer::NoTls,
-            _ => Answer::Tls,
+    fn try_host(&self, n: usize) -> Result<Client, ConnectError> {
+        let (host, port) = &self.ours.hosts[n];
+        let mut config = self.config.clone();
+        config.port(*port);
+        let name = match host {
+            Host::Tcp(name) => name,
+            // A Unix socket leads to this machine.
+            Host::Unix(path) => {
+                config.host_path(path);
+                return self.shake_hands(config, &path.display().to_string());
+            }
         };
+        let place = format!("{name}:{port}");
+        let addresses: Vec<SocketAddr> = match self.ours.addresses.get(n) {
+            Some(address) => vec![(*address, *port).into()],
+            None => (name.as_str(), *port)
+                .to_socket_addrs()
+                .map_err(|cause| ConnectError::Unreachable { address: place.clone(), cause })?
+                .collect(),
+        };
+        let mut told: Option<ConnectError> = None;
+        for address in addresses {
+            // The name is what a certificate is checked for.
+            let mut config = config.clone();
+            config.host(name).hostaddr(address.ip());
+            let at = match name.parse::<std::net::IpAddr>() {
+                Ok(_) => place.clone(),
+                Err(_) => format!("{place} ({})", address.ip()),
+            };
+            let connected =
+                self.ask(address, &at).and_then(|()| self.shake_hands(config.clone(), &at));
+            match connected {
+                Ok(client) => return Ok(client),
+                Err(error) => told = Some(more_telling(told, error)),
+            }
+        }
+        Err(told.unwrap_or_else(|| unreachable(place, "the name has no address")))
     }
-    Answer::NoConnection
+
+    /// Asks whether anybody is there. An error only where the client would hang, or not say what to do.
+    fn ask(&self, address: SocketAddr, at: &str) -> Result<(), ConnectError> {
+        let patience = self.config.get_connect_timeout().copied().unwrap_or(ANSWER_TIMEOUT);
+        let stream = TcpStream::connect_timeout(&address, patience)
+            .map_err(|cause| ConnectError::Unreachable { address: at.to_owned(), cause })?;
+        let needs_tls = self.config.get_ssl_mode() == SslMode::Require;
+        match ask_on(stream).map_err(|error| error.kind()) {
+            Err(io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+                Err(ConnectError::Silent { address: at.to_owned(), limit: ANSWER_TIMEOUT })
+            }
+            Ok(b'N') if needs_tls => Err(ConnectError::NoTls { address: at.to_owned() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The whole handshake with the one address that the configuration has.
+    fn shake_hands(&self, config: Config, at: &str) -> Result<Client, ConnectError> {
+        let refuses = &self.ours.refuses_options;
+        let with_ours = !refuses.load(Ordering::Relaxed);
+        let attempt = |with_ours: bool| self.shake_hands_with(config.clone(), with_ours, at);
+        match attempt(with_ours) {
+            Err(ConnectError::Postgres(error)) if with_ours && is_of_parameters(&error) => {
+                if self.ours.asked_options.is_some() {
+                    return Err(ConnectError::NoOptions { address: at.to_owned() });
+                }
+                let client = attempt(false)?;
+                refuses.store(true, Ordering::Relaxed);
+                Ok(client)
+            }
+            other => other,
+        }
+    }
+
+    fn shake_hands_with(
+        &self,
+        mut config: Config,
+        with_ours: bool,
+        at: &str,
+    ) -> Result<Client, ConnectError> {
+        let asked = self.ours.asked_options.as_deref();
+        let ours = Some(self.ours.options.as_str()).filter(|_| with_ours);
+        let options: Vec<&str> = asked.into_iter().chain(ours).collect();
+        if !options.is_empty() {
+            config.options(&options.join(" "));
+        }
+        let hanging = Arc::clone(&self.ours.hanging);
+        let silence = || ConnectError::Silent { address: at.to_owned(), limit: HANDSHAKE_TIMEOUT };
+        if hanging.fetch_add(1, Ordering::Relaxed) >= MOST_HANGING {
+            hanging.fetch_sub(1, Ordering::Relaxed);
+            return Err(silence());
+        }
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let tls = self.ours.tls.clone();
+        let shake = {
+            let hanging = Arc::clone(&hanging);
+            move || {
+                let connected = config.connect(tls);
+                hanging.fetch_sub(1, Ordering::Relaxed);
+                // Fails when it was given up; the connection ends then.
+                let _ = sender.send(connected);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("connect".to_owned()).spawn(shake) {
+            hanging.fetch_sub(1, Ordering::Relaxed);
+            return Err(ConnectError::NoThread(error));
+        }
+        match receiver.recv_timeout(HANDSHAKE_TIMEOUT) {
+            Ok(connected) => Ok(connected?),
+            Err(_) => Err(silence()),
+        }
+    }
+}
+
+/// The same, but for where to connect to.
+fn without_hosts(config: &Config) -> Config {
+    let mut stripped = Config::new();
+    if let Some(user) = config.get_user() {
+        stripped.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        stripped.password(password);
+    }
+    if let Some(database) = config.get_dbname() {
+        stripped.dbname(database);
+    }
+    if let Some(name) = config.get_application_name() {
+        stripped.application_name(name);
+    }
+    if let Some(timeout) = config.get_connect_timeout() {
+        stripped.connect_timeout(*timeout);
+    }
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        stripped.tcp_user_timeout(*timeout);
+    }
+    if let Some(interval) = config.get_keepalives_interval() {
+        stripped.keepalives_interval(interval);
+    }
+    if let Some(retries) = config.get_keepalives_retries() {
+        stripped.keepalives_retries(retries);
+    }
+    stripped
+        .ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle())
+        .target_session_attrs(config.get_target_session_attrs())
+        .channel_binding(config.get_channel_binding());
+    stripped
+}
+
+/// `host:5432,other:5432/database`
+fn place(hosts: &[(Host, u16)], config: &Config) -> String {
+    let hosts = hosts.iter().map(|(host, port)| match host {
+        Host::Tcp(name) => format!("{name}:{port}"),
+        Host::Unix(path) => format!("{}:{port}", path.display()),
+    });
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    // Without one, it is that of the user's name.
+    match config.get_dbname().or(config.get_user()) {
+        Some(database) => format!("{hosts}/{database}"),
+        None => hosts,
+    }
+}
+
+fn more_telling(told: Option<ConnectError>, error: ConnectError) -> ConnectError {
+    match told {
+        Some(told) if told.weight() >= error.weight() => told,
+        _ => error,
+    }
+}
+
+fn unreachable(address: String, why: &str) -> ConnectError {
+    ConnectError::Unreachable { address, cause: io::Error::new(io::ErrorKind::NotFound, why) }
+}
+
+/// Whether what answers doesn't know a parameter of the connection: PgBouncer knows few.
+fn is_of_parameters(error: &postgres::Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|db| db.code().code() == "08P01" && db.message().contains("startup parameter"))
 }
 
 fn ask_on(mut stream: TcpStream) -> io::Result<u8> {
@@ -129,15 +407,62 @@ impl ManageConnection for Connector {
     type Error = ConnectError;
 
     fn connect(&self) -> Result<Client, ConnectError> {
-        self.ask_hosts()?;
-        Ok(self.connections.connect()?)
+        let connected = self.try_hosts();
+        let failed = |error| (Instant::now(), StoreError::of_connecting(self.place(), error));
+        let failure = connected.as_ref().err().map(failed);
+        *self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        connected
     }
 
     fn is_valid(&self, client: &mut Client) -> Result<(), ConnectError> {
-        Ok(self.connections.is_valid(client)?)
+        Ok(self.ours.manager.is_valid(client)?)
     }
 
     fn has_broken(&self, client: &mut Client) -> bool {
-        self.connections.has_broken(client)
+        self.ours.manager.has_broken(client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Check, Roots};
+
+    fn connector(url: &str) -> Result<Connector, &'static str> {
+        let tls = Tls::new(Roots::bundled(), Check::Nothing, None).expect("it is complete");
+        Connector::new(&url.parse().expect("a URL"), &tls, "-c jit=off")
+    }
+
+    #[test]
+    fn the_place_names_hosts_ports_and_database_and_no_password() {
+        for (url, place) in [
+            ("postgres://u:s3cret@a,b:7/db", None),
+            ("postgres://u:s3cret@a:7,b/db", Some("a:7,b:5432/db")),
+            ("postgres://u:s3cret@a", Some("a:5432/u")),
+            ("host=/run/x dbname=db port=6", Some("/run/x:6/db")),
+            ("host=a,b port=7 dbname=db", Some("a:7,b:7/db")),
+            ("host=a,b hostaddr=::1 dbname=db", None),
+            ("dbname=db", None),
+        ] {
+            let connector = connector(url);
+            let found = connector.as_ref().ok().map(|connector| &**connector.place());
+            assert!(place.is_none() || found == place, "{url}: {connector:?}");
+            assert!(!format!("{connector:?}").contains("s3cret"));
+        }
+        assert_eq!(connector("dbname=db").err(), Some("names no host"));
+        assert!(connector("host=a,b hostaddr=::1").is_err());
+        assert!(connector("host=a,b,c port=1,2").is_err());
+    }
+
+    #[test]
+    fn of_several_hosts_the_most_telling_error_is_told() {
+        let silent = || ConnectError::Silent { address: "a".to_owned(), limit: ANSWER_TIMEOUT };
+        let nobody = || unreachable("b".to_owned(), "nobody");
+        let no_tls = || ConnectError::NoTls { address: "c".to_owned() };
+        let told = |first, then| more_telling(Some(first), then).to_string();
+        assert!(told(nobody(), silent()).starts_with('a'));
+        assert!(told(silent(), nobody()).starts_with('a'));
+        assert!(told(silent(), no_tls()).starts_with('c'));
+        assert!(told(no_tls(), silent()).starts_with('c'));
     }
 }

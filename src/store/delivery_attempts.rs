@@ -8,7 +8,7 @@ use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::session::{Failed, Session};
-use super::{Store, StoreError, explain};
+use super::{Store, StoreError};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::history::{Entry, What};
 
@@ -29,9 +29,18 @@ const LOOK_BACK: i64 = 100_000;
 const SETTLED: Duration = Duration::from_secs(15);
 
 /// What [`entry`] reads of a row.
-const ENTRY: &str = "id, (extract(epoch FROM at) * 1000)::bigint AS at, event_id, event_type,
-     webhook_id, queue, outcome, attempt, status, reason, detail, ms,
-     (extract(epoch FROM next_attempt_at) * 1000)::bigint AS next_attempt_at, dead";
+///
+/// Anybody may have written it: texts are bounded, and times are those that a number can say.
+const ENTRY: &str = "id,
+     coalesce((extract(epoch FROM least(greatest(at, 'epoch'), '9999-12-31')) * 1000)::bigint, 0)
+         AS at,
+     coalesce(left(event_id, 255), '') AS event_id, coalesce(left(event_type, 255), '') AS event_type,
+     webhook_id, coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
+     coalesce(attempt, 0) AS attempt, status, left(reason, 1024) AS reason,
+     coalesce(left(detail, 4096), '') AS detail, ms,
+     (extract(epoch FROM least(greatest(next_attempt_at, 'epoch'), '9999-12-31')) * 1000)::bigint
+         AS next_attempt_at,
+     left(dead, 1024) AS dead";
 
 /// A snapshot in which nothing was there yet.
 const NOTHING: &str = "1:1:";
@@ -70,7 +79,7 @@ impl LogSession {
             written = self.insert(&entries);
         }
         written.map_err(|failed| {
-            if !matches!(failed, Failed::Error(StoreError::Unavailable(_))) {
+            if !matches!(&failed, Failed::Error(error) if error.is_passing()) {
                 entries.clear();
             }
             Unwritten { error: failed.into(), entries }
@@ -194,12 +203,14 @@ impl Store {
              )
              SELECT {ENTRY} FROM newest ORDER BY newest.at, id"
         );
-        let rows = self.connect()?.query_typed(
-            &asked,
-            &[(&event_id, Type::TEXT), (&webhook, Type::UUID), (&most, Type::INT8)],
-        );
-        let read = |rows: Vec<Row>| rows.iter().filter_map(|row| entry(row).transpose()).collect();
-        rows.and_then(read).map_err(|error| explain(&error))
+        let event_id = event_id.to_owned();
+        self.once(move |client| {
+            let rows = client.query_typed(
+                &asked,
+                &[(&event_id, Type::TEXT), (&webhook, Type::UUID), (&most, Type::INT8)],
+            )?;
+            rows.iter().filter_map(|row| entry(row).transpose()).collect()
+        })
     }
 
     /// How many deliveries entered the backlog of a webhook after this event did.
@@ -212,17 +223,19 @@ impl Store {
         queue: &str,
         webhook: Uuid,
     ) -> Result<u64, StoreError> {
-        let rows = self.connect()?.query_typed(
-            "SELECT count(*) FROM delivery_attempts
-             WHERE queue = $2 AND webhook_id = $3
-                 AND outcome = 'held_back' AND next_attempt_at IS NULL AND dead IS NULL
-                 AND id > (SELECT max(id) FROM delivery_attempts
-                           WHERE event_id = $1 AND queue = $2 AND webhook_id = $3)",
-            &[(&event_id, Type::TEXT), (&queue, Type::TEXT), (&webhook, Type::UUID)],
-        );
-        let count =
-            rows.and_then(|rows| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0)));
-        count.map(|count| u64::try_from(count).unwrap_or(0)).map_err(|error| explain(&error))
+        let [event_id, queue] = [event_id, queue].map(str::to_owned);
+        let count: i64 = self.once(move |client| {
+            let rows = client.query_typed(
+                "SELECT count(*) FROM delivery_attempts
+                 WHERE queue = $2 AND webhook_id = $3
+                     AND outcome = 'held_back' AND next_attempt_at IS NULL AND dead IS NULL
+                     AND id > (SELECT max(id) FROM delivery_attempts
+                               WHERE event_id = $1 AND queue = $2 AND webhook_id = $3)",
+                &[(&event_id, Type::TEXT), (&queue, Type::TEXT), (&webhook, Type::UUID)],
+            )?;
+            rows.first().map_or(Ok(0), |row| row.try_get(0))
+        })?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
     /// Whether the log has its table.
@@ -230,10 +243,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub fn has_log(&self) -> Result<bool, StoreError> {
-        let asked = "SELECT to_regclass('delivery_attempts') IS NOT NULL";
-        let rows = self.connect()?.query_typed(asked, &[]);
-        let has = rows.and_then(|rows| rows.first().map_or(Ok(false), |row| row.try_get(0)));
-        has.map_err(|error| explain(&error))
+        self.once(|client| {
+            let asked = "SELECT to_regclass('delivery_attempts') IS NOT NULL";
+            let rows = client.query_typed(asked, &[])?;
+            rows.first().map_or(Ok(false), |row| row.try_get(0))
+        })
     }
 
     /// When the oldest entry of the log was made; none if it is empty.
@@ -241,10 +255,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub fn oldest_entry(&self) -> Result<Option<UnixMillis>, StoreError> {
-        let asked = "SELECT (extract(epoch FROM min(at)) * 1000)::bigint FROM delivery_attempts";
-        let rows = self.connect()?.query_typed(asked, &[]);
-        let oldest = rows.and_then(|rows| rows.first().map_or(Ok(None), |row| row.try_get(0)));
-        oldest.map_err(|error| explain(&error))
+        self.once(|client| {
+            let asked = "SELECT (extract(epoch FROM min(at)) * 1000)::bigint FROM delivery_attempts
+                         WHERE isfinite(at)";
+            let rows = client.query_typed(asked, &[])?;
+            rows.first().map_or(Ok(None), |row| row.try_get(0))
+        })
     }
 }
 
@@ -398,6 +414,8 @@ impl Follower {
 fn look(client: &mut Client) -> Result<(String, i64), postgres::Error> {
     let asked =
         "SELECT pg_current_snapshot()::text, coalesce(max(id), 0)::bigint FROM delivery_attempts";
-    let row = client.query_one(asked, &[])?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
+    // Not by `query`, which makes a prepared statement: a pooler may give the next step another session.
+    let rows = client.query_typed(asked, &[])?;
+    rows.first()
+        .map_or_else(|| Ok((NOTHING.to_owned(), 0)), |row| Ok((row.try_get(0)?, row.try_get(1)?)))
 }

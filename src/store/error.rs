@@ -1,30 +1,85 @@
-//! Why PostgreSQL gave no answer, and what to do about it.
+//! Why PostgreSQL did not do what was asked, and what to do about it.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
 
 use postgres::error::SqlState;
 
 use super::connector::ConnectError;
 use crate::tls;
 
-/// Why PostgreSQL gave no answer.
+/// Why PostgreSQL did not do what was asked. Names the servers and the database.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It may answer another time: away, restarting, overloaded, hanging.
-    #[error("PostgreSQL does not answer: {0}: is it running, is DATABASE_URL right?")]
-    Unavailable(String),
-    /// Waiting won't help: the login, the database or the table is wrong. Says the remedy.
-    #[error("PostgreSQL refuses: {0}")]
-    Misconfigured(String),
+    /// Nothing answers: it is away, hangs, or the network is gone.
+    #[error("PostgreSQL at {} does not answer: {}: is it running, is DATABASE_URL right?", .0.place, .0.what)]
+    Unavailable(Said),
+    /// It answers with an error that may be over another time: it starts, has no place for one more
+    /// connection, a table is locked, it can't write.
+    #[error("PostgreSQL at {} answers with an error: {}", .0.place, .0.what)]
+    Failing(Said),
+    /// Waiting won't help: the login, the database or a table is wrong. Says the remedy.
+    #[error("PostgreSQL at {} refuses: {}", .0.place, .0.what)]
+    Misconfigured(Said),
     /// It can't take this very value, such as a character that its encoding lacks.
-    #[error("PostgreSQL refuses: {0}")]
-    Refused(String),
+    #[error("PostgreSQL at {} refuses: {}", .0.place, .0.what)]
+    Refused(Said),
 }
 
-impl From<ConnectError> for StoreError {
-    fn from(error: ConnectError) -> Self {
+/// What was said, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    place: Arc<str>,
+    what: String,
+}
+
+impl StoreError {
+    /// Nothing answers at this place.
+    #[must_use]
+    pub fn unavailable(place: &Arc<str>, what: impl Into<String>) -> Self {
+        Self::Unavailable(Said { place: Arc::clone(place), what: what.into() })
+    }
+
+    /// An error that may be over another time.
+    #[must_use]
+    pub fn failing(place: &Arc<str>, what: impl Into<String>) -> Self {
+        Self::Failing(Said { place: Arc::clone(place), what: what.into() })
+    }
+
+    pub(super) fn misconfigured(place: &Arc<str>, what: impl Into<String>) -> Self {
+        Self::Misconfigured(Said { place: Arc::clone(place), what: what.into() })
+    }
+
+    /// Whether it may be over another time, so that waiting helps.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Failing(_))
+    }
+
+    /// The error that PostgreSQL answered with, and the remedy, without where it is; nothing where it
+    /// does not answer.
+    #[must_use]
+    pub fn answer(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(_) => None,
+            Self::Failing(said) | Self::Misconfigured(said) | Self::Refused(said) => {
+                Some(&said.what)
+            }
+        }
+    }
+
+    /// What is known of a failure to connect.
+    pub(super) fn of_connecting(place: &Arc<str>, error: &ConnectError) -> Self {
         match error {
-            ConnectError::Postgres(error) => explain(&error),
-            ConnectError::Silent { .. } => Self::Unavailable(error.to_string()),
-            ConnectError::NoTls { .. } => Self::Misconfigured(error.to_string()),
+            ConnectError::Postgres(error) => explain(place, error),
+            ConnectError::Silent { .. } | ConnectError::Unreachable { .. } => {
+                Self::unavailable(place, error.to_string())
+            }
+            ConnectError::NoThread(_) => Self::failing(place, error.to_string()),
+            ConnectError::NoTls { .. } | ConnectError::NoOptions { .. } => {
+                Self::misconfigured(place, error.to_string())
+            }
         }
     }
 }
@@ -37,28 +92,160 @@ pub(super) fn is_closing(error: &postgres::Error) -> bool {
     })
 }
 
+/// Whether the error is one of what stands in a row, and of no other: a value that the encoding can't
+/// say, that is too large, or that the disk has lost.
+pub(super) fn is_of_a_value(error: &postgres::Error) -> bool {
+    error.code().is_some_and(|code| {
+        ["22", "54", "XX"].iter().any(|class| code.code().starts_with(class))
+            || *code == SqlState::OUT_OF_MEMORY
+    })
+}
+
+/// An answer that is an error: what kind of trouble it is, and the remedy.
+enum Kind {
+    Passing,
+    Lasting,
+    OfValue,
+}
+
 /// Tells what waiting can mend from what it can't, with the remedy.
-pub(super) fn explain(error: &postgres::Error) -> StoreError {
+pub(super) fn explain(place: &Arc<str>, error: &postgres::Error) -> StoreError {
     if let Some(problem) = tls::problem(error) {
-        return StoreError::Misconfigured(problem);
+        return StoreError::misconfigured(place, problem);
     }
-    let Some(db) = error.as_db_error() else {
-        let cause = std::error::Error::source(error).map_or_else(String::new, |c| format!(": {c}"));
-        return StoreError::Unavailable(format!("{error}{cause}"));
+    let Some(db) = error.as_db_error() else { return without_answer(place, error) };
+    let (kind, remedy) = judge(db.code().code());
+    let message = db.message();
+    let what = match remedy {
+        "" => format!("{message} (SQLSTATE {})", db.code().code()),
+        remedy => format!("{message} (SQLSTATE {}): {remedy}", db.code().code()),
     };
-    // Class 22: data exceptions.
-    if db.code().code().starts_with("22") {
-        return StoreError::Refused(db.message().to_owned());
+    match kind {
+        Kind::Passing => StoreError::failing(place, what),
+        Kind::Lasting => StoreError::misconfigured(place, what),
+        Kind::OfValue => StoreError::Refused(Said { place: Arc::clone(place), what }),
     }
-    let remedy = match db.code().code() {
-        "28000" | "28P01" => "check the user and password in DATABASE_URL",
-        "3D000" => "create the database, or name another in DATABASE_URL",
-        "3F000" | "42P01" | "42703" => "run `webhook-notifier migrate` on this database",
-        "42501" => {
-            "grant this user the rights to the tables `webhooks`, `backlogs` and \
-                    `delivery_attempts`"
+}
+
+/// By "PostgreSQL Error Codes" of its documentation.
+fn judge(code: &str) -> (Kind, &'static str) {
+    match code {
+        "28000" | "28P01" => (Kind::Lasting, "check the user and password in DATABASE_URL"),
+        "3D000" => (Kind::Lasting, "create the database, or name another in DATABASE_URL"),
+        // A schema, table, column, function, operator for the types, or unique index that is missing.
+        "3F000" | "42P01" | "42703" | "42883" | "42704" | "42P10" => {
+            (Kind::Lasting, "run `webhook-notifier migrate` on this database")
         }
-        _ => return StoreError::Unavailable(db.message().to_owned()),
-    };
-    StoreError::Misconfigured(format!("{}: {remedy}", db.message()))
+        "42501" => (
+            Kind::Lasting,
+            "GRANT SELECT, UPDATE ON webhooks, and SELECT, INSERT, UPDATE, DELETE ON backlogs, \
+             delivery_attempts TO this user",
+        ),
+        "25006" => (
+            Kind::Passing,
+            "this is a standby server, or the database or the user is read-only: DATABASE_URL has to \
+             lead to the primary (`target_session_attrs=read-write` finds it among several hosts)",
+        ),
+        "26000" | "42P05" => (
+            Kind::Passing,
+            "is there a pooler in between that gives each statement another connection?",
+        ),
+        "53300" => {
+            (Kind::Passing, "raise `max_connections` there, or lower DATABASE_POOL_SIZE here")
+        }
+        "53100" => (Kind::Passing, "give its disk more room"),
+        "57014" | "55P03" => (
+            Kind::Passing,
+            "it took too long: is a table locked (pg_stat_activity says by whom), or the server \
+             overloaded?",
+        ),
+        "57P01" | "57P02" | "57P03" => (Kind::Passing, "it starts, stops or recovers"),
+        "0A000" => (Kind::Passing, "is it PostgreSQL 13 or newer, with the tables of `migrate`?"),
+        // Of a trigger that somebody added, and class 23: of a constraint.
+        "P0001" => (Kind::Lasting, "a trigger of yours on this table forbids it"),
+        code if code.starts_with("23") => {
+            (Kind::Lasting, "a constraint that `webhook-notifier migrate` has not made forbids it")
+        }
+        // Class 22: data exceptions.
+        code if code.starts_with("22") => (Kind::OfValue, ""),
+        _ => (Kind::Passing, ""),
+    }
+}
+
+/// What is no answer of the server's, but what the client makes of it.
+fn without_answer(place: &Arc<str>, error: &postgres::Error) -> StoreError {
+    let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
+    let what = format!("{error}{cause}");
+    let mut io = None;
+    let mut next: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = next {
+        io = io.or_else(|| error.downcast_ref::<io::Error>().map(io::Error::kind));
+        next = error.source();
+    }
+    match io {
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+            StoreError::failing(place, format!("{what}: is it PostgreSQL that listens there?"))
+        }
+        // Of `target_session_attrs`.
+        Some(io::ErrorKind::PermissionDenied) if what.contains("database") => {
+            StoreError::failing(place, what)
+        }
+        Some(_) => StoreError::unavailable(place, what),
+        None if error.is_closed() => StoreError::unavailable(place, what),
+        // As the client words them: of the login, of DATABASE_URL.
+        None if what.starts_with("authentication error") || what.starts_with("invalid config") => {
+            StoreError::misconfigured(
+                place,
+                format!("{what}: check the user and password in DATABASE_URL"),
+            )
+        }
+        None if what.starts_with("error deserializing") => StoreError::misconfigured(
+            place,
+            format!("{what}: the column has another type than `webhook-notifier migrate` gives it"),
+        ),
+        None if what.starts_with("error connecting") => StoreError::unavailable(place, what),
+        None => StoreError::failing(place, what),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_silence_is_told_as_such_and_all_name_the_place() {
+        let place: Arc<str> = "db.example:5432/hooks".into();
+        let silent = StoreError::unavailable(&place, "no answer within 5s");
+        assert!(
+            silent.to_string().starts_with("PostgreSQL at db.example:5432/hooks does not answer")
+        );
+        assert_eq!(silent.answer(), None);
+        assert!(silent.is_passing());
+        let failing = StoreError::failing(&place, "too many clients");
+        assert_eq!(failing.answer(), Some("too many clients"));
+        for error in [failing, StoreError::misconfigured(&place, "no table")] {
+            let text = error.to_string();
+            assert!(text.contains("db.example:5432/hooks"), "{text}");
+            assert!(!text.contains("does not answer"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_waiting_cannot_mend_is_told_from_what_it_can() {
+        for (code, is_passing, remedy) in [
+            ("42P01", false, "migrate"),
+            ("42501", false, "GRANT"),
+            ("28P01", false, "password"),
+            ("23502", false, "constraint"),
+            ("25006", true, "primary"),
+            ("53300", true, "max_connections"),
+            ("57014", true, "locked"),
+            ("XX000", true, ""),
+        ] {
+            let (kind, said) = judge(code);
+            assert_eq!(matches!(kind, Kind::Passing), is_passing, "{code}");
+            assert!(said.contains(remedy), "{code}: {said}");
+        }
+        assert!(matches!(judge("22P05").0, Kind::OfValue));
+    }
 }

@@ -1,5 +1,6 @@
 //! Hearing of changes of the tables: LISTEN, and the proof that it still works.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::fallible_iterator::FallibleIterator;
@@ -9,7 +10,7 @@ use r2d2::ManageConnection;
 use uuid::Uuid;
 
 use super::connector::{ConnectError, Connector};
-use super::{Store, StoreError, explain, is_closing};
+use super::{Store, StoreError, bounded_by_timeout, connect, explain, is_closing, no_answer};
 
 /// What the trigger of `sql/004_notify.sql` notifies.
 const CHANNEL: &str = "webhooks_changed";
@@ -19,7 +20,7 @@ const BACKLOGS_CHANNEL: &str = "backlogs_changed";
 
 /// How each table calls itself, if its trigger fires: that can be disabled (D), or fire for
 /// replication only (R).
-const TRIGGERS: &str = "
+pub(super) const TRIGGERS: &str = "
      (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('webhooks')
           AND tgname = 'webhooks_changed' AND tgenabled IN ('O', 'A')) AS webhooks,
      (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('backlogs')
@@ -27,6 +28,14 @@ const TRIGGERS: &str = "
 
 /// How often the connection has to prove itself.
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the first proof may be on its way, once PostgreSQL has said that it was sent: milliseconds,
+/// or more on a machine that is out of breath.
+const FIRST_PROOF_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same for those that follow. Together with their interval it is less than the silence by which
+/// whoever hears us would know a server that is gone.
+const PROOF_PATIENCE: Duration = Duration::from_millis(900);
 
 /// What was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,89 +70,170 @@ pub enum Sign {
     Silence,
 }
 
-impl From<postgres::Error> for NotListening {
-    fn from(error: postgres::Error) -> Self {
-        let answered = error.as_db_error().is_some() && !is_closing(&error);
+impl NotListening {
+    fn of(place: &Arc<str>, error: &postgres::Error) -> Self {
+        let answered = error.as_db_error().is_some() && !is_closing(error);
         let sign = if answered { Sign::Answer } else { Sign::Break };
-        Self { error: explain(&error), sign }
+        Self { error: explain(place, error), sign }
     }
-}
 
-impl From<ConnectError> for NotListening {
-    fn from(error: ConnectError) -> Self {
+    fn of_connecting(place: &Arc<str>, error: &ConnectError) -> Self {
         match error {
-            ConnectError::Postgres(error) => error.into(),
-            other => {
-                let is_silent = matches!(other, ConnectError::Silent { .. });
-                let sign = if is_silent { Sign::Silence } else { Sign::Break };
-                Self { error: other.into(), sign }
-            }
+            ConnectError::Postgres(error) => Self::of(place, error),
+            other => Self {
+                error: StoreError::of_connecting(place, other),
+                sign: if other.is_silence() { Sign::Silence } else { Sign::Break },
+            },
         }
+    }
+
+    /// PostgreSQL answers, and says or does what makes listening impossible.
+    fn in_vain(place: &Arc<str>, why: impl Into<String>) -> Self {
+        Self { error: StoreError::misconfigured(place, why), sign: Sign::Answer }
     }
 }
 
 impl Store {
     /// Listens for changes of the tables until `hear` returns false, or the connection fails, and
-    /// says how. On a connection of its own.
+    /// says how. On a connection of its own, and another one that puts it to the proof.
     ///
-    /// Once a second it notifies itself, and says [`Heard::Alive`] when it has heard that: whatever
-    /// came before it on the way was heard too. So neither a dead network nor a pooler that forgets
-    /// what we listen to looks like a table that never changes.
-    pub fn listen(&self, mut hear: impl FnMut(Heard) -> bool) -> NotListening {
-        let mut config = self.config.clone();
-        config.application_name("webhook-notifier directory");
-        let connected = Connector::new(config, &self.tls).connect().map_err(NotListening::from);
-        match connected.and_then(|mut client| listen_on(&mut client, &mut hear)) {
-            Ok(()) => lost("nobody wants to hear"),
-            Err(ended) => ended,
-        }
+    /// Once a second that other one notifies, and this says [`Heard::Alive`] when it has heard it:
+    /// whatever was committed before that was heard too. So neither a dead network nor a pooler looks
+    /// like a table that never changes. (A pooler that lends sessions for a transaction lets us hear
+    /// what we notify ourselves, while we do, and nothing of what others do.)
+    pub fn listen(&self, hear: impl FnMut(Heard) -> bool) -> NotListening {
+        let listener = self.connector.named("webhook-notifier directory");
+        let prover = self.connector.named("webhook-notifier proof");
+        listen_between(&listener, &prover, hear)
     }
 
-    /// Whether the tables tell of their changes, as [`Store::listen`] needs it.
+    /// Whether every change of the tables is heard, as [`Store::listen`] needs it; else why not.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub fn tells_of_changes(&self) -> Result<bool, StoreError> {
-        let asked = format!("SELECT {TRIGGERS}");
-        let rows = self.connect()?.query_typed(&asked, &[]);
-        let told = rows.and_then(|rows| rows.first().map(Told::of).transpose());
-        let told = told.map_err(|error| explain(&error))?;
-        Ok(told.is_some_and(|told| told.silent().is_none()))
+    /// [`StoreError`], where there is no connection.
+    pub fn hears_changes(&self) -> Result<Result<(), StoreError>, StoreError> {
+        let connector = self.connector.named("webhook-notifier check");
+        let tried = bounded_by_timeout(&self.connector, move || {
+            drop(connect(&connector)?);
+            let mut is_heard = false;
+            let ended = listen_between(&connector, &connector, |heard| {
+                is_heard = heard == Heard::Listening;
+                false
+            });
+            Ok(if is_heard { Ok(()) } else { Err(ended.error) })
+        });
+        tried.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 }
 
-fn lost(how: &str) -> NotListening {
-    NotListening { error: StoreError::Unavailable(how.to_owned()), sign: Sign::Break }
+fn listen_between(
+    listener: &Connector,
+    prover: &Connector,
+    mut hear: impl FnMut(Heard) -> bool,
+) -> NotListening {
+    let place = listener.place();
+    let connect = |connector: &Connector| {
+        connector.connect().map_err(|error| NotListening::of_connecting(place, &error))
+    };
+    let listened = connect(listener).and_then(|listener| {
+        let prover = connect(prover)?;
+        Listening { place, listener, prover, proof: Uuid::new_v4().to_string() }.go_on(&mut hear)
+    });
+    listened.err().unwrap_or_else(|| lost(place, "nobody wants to hear"))
 }
 
-fn listen_on(
-    client: &mut Client,
-    hear: &mut impl FnMut(Heard) -> bool,
-) -> Result<(), NotListening> {
-    client.batch_execute(&format!("LISTEN {CHANNEL}; LISTEN {BACKLOGS_CHANNEL}"))?;
-    let proof = Uuid::new_v4().to_string();
-    let told = prove(client, &proof)?;
-    let mut proved = Instant::now();
-    if !hear(Heard::Listening) {
-        return Ok(());
-    }
-    loop {
-        let due = PROOF_INTERVAL.saturating_sub(proved.elapsed());
-        let heard = client.notifications().timeout_iter(due).next();
-        let heard = match heard? {
-            Some(notification) => told.heard(&notification, &proof),
-            None if client.is_closed() => return Err(lost("connection lost")),
-            None => None,
-        };
-        if heard.is_some_and(|heard| !hear(heard)) {
-            return Ok(());
-        }
-        if proved.elapsed() >= PROOF_INTERVAL {
-            proved = Instant::now();
-            if prove(client, &proof)? != told {
-                return Err(lost("a table was replaced"));
+fn lost(place: &Arc<str>, how: &str) -> NotListening {
+    NotListening { error: StoreError::unavailable(place, how), sign: Sign::Break }
+}
+
+/// Two sessions: what one says, the other has to hear.
+struct Listening<'a> {
+    place: &'a Arc<str>,
+    listener: Client,
+    prover: Client,
+    /// What is notified as a proof.
+    proof: String,
+}
+
+impl Listening<'_> {
+    fn go_on(mut self, hear: &mut impl FnMut(Heard) -> bool) -> Result<(), NotListening> {
+        let place = self.place;
+        let broken = |error: postgres::Error| NotListening::of(place, &error);
+        let listen = format!("LISTEN {CHANNEL}; LISTEN {BACKLOGS_CHANNEL}");
+        self.listener.batch_execute(&listen).map_err(broken)?;
+        let told = self.prove()?;
+        let mut proved = Instant::now();
+        // A proof is on its way; and whether one was heard before.
+        let (mut is_open, mut is_listening) = (true, false);
+        loop {
+            let patience = if is_listening { PROOF_PATIENCE } else { FIRST_PROOF_PATIENCE };
+            let limit = if is_open { patience } else { PROOF_INTERVAL };
+            let due = limit.saturating_sub(proved.elapsed());
+            let heard = self.listener.notifications().timeout_iter(due).next().map_err(broken)?;
+            let heard = match heard {
+                Some(notification) => told.heard(&notification, &self.proof),
+                None if self.listener.is_closed() => return Err(lost(place, "connection lost")),
+                None => None,
+            };
+            let heard = match heard {
+                Some(Heard::Alive) => {
+                    is_open = false;
+                    let is_first = !std::mem::replace(&mut is_listening, true);
+                    Some(if is_first { Heard::Listening } else { Heard::Alive })
+                }
+                // What comes before the first proof is nothing that anybody relies on.
+                other => other.filter(|_| is_listening),
+            };
+            if heard.is_some_and(|heard| !hear(heard)) {
+                return Ok(());
+            }
+            if is_open && proved.elapsed() >= patience {
+                return Err(self.end_deaf(is_listening));
+            }
+            if !is_open && proved.elapsed() >= PROOF_INTERVAL {
+                if self.prove()? != told {
+                    return Err(lost(place, "a table was replaced"));
+                }
+                (proved, is_open) = (Instant::now(), true);
             }
         }
+    }
+
+    /// Notifies from one session to the other, and makes sure that the tables do. Returns how they call
+    /// themselves.
+    fn prove(&mut self) -> Result<Told, NotListening> {
+        let broken = |error: postgres::Error| NotListening::of(self.place, &error);
+        let asked = format!("SELECT pg_notify($1, $2), {TRIGGERS}");
+        let parameters: [super::Parameter<'_>; 2] =
+            [(&CHANNEL, Type::TEXT), (&self.proof, Type::TEXT)];
+        let rows = self.prover.query_typed(&asked, &parameters).map_err(broken)?;
+        let told = rows.first().ok_or_else(|| lost(self.place, "no row came back"))?;
+        let told = Told::of(told).map_err(broken)?;
+        match told.silent() {
+            None => Ok(told),
+            Some(table) => Err(NotListening::in_vain(
+                self.place,
+                format!(
+                    "the table `{table}` does not tell of its changes: run `webhook-notifier \
+                     migrate` on this database"
+                ),
+            )),
+        }
+    }
+
+    /// PostgreSQL has sent a proof, and it has not come.
+    fn end_deaf(mut self, was_listening: bool) -> NotListening {
+        // The session that a pooler lent us for LISTEN would go on hearing for whoever has it next. One
+        // that was ours may be cut off from the network: nothing is asked of it.
+        if !was_listening {
+            let _ = self.listener.batch_execute("UNLISTEN *");
+        }
+        NotListening::in_vain(
+            self.place,
+            "what one session notifies another does not hear: a pooler between that lends sessions \
+             for a transaction (PgBouncer: pool_mode = transaction) keeps changes from us. Let \
+             DATABASE_URL lead past it, or to a pool with pool_mode = session",
+        )
     }
 }
 
@@ -174,23 +264,5 @@ impl Told {
             BACKLOGS_CHANNEL if payload == self.backlogs.as_deref() => Some(Heard::Backlogs),
             _ => None,
         }
-    }
-}
-
-/// Notifies ourselves, and makes sure that the tables do. Returns how they call themselves.
-fn prove(client: &mut Client, proof: &str) -> Result<Told, NotListening> {
-    let asked = format!("SELECT pg_notify($1, $2), {TRIGGERS}");
-    let rows = client.query_typed(&asked, &[(&CHANNEL, Type::TEXT), (&proof, Type::TEXT)])?;
-    let told = rows.first().ok_or_else(|| lost("no row came back"))?;
-    let told = Told::of(told)?;
-    match told.silent() {
-        None => Ok(told),
-        Some(table) => Err(NotListening {
-            error: StoreError::Misconfigured(format!(
-                "the table `{table}` does not tell of its changes: run `webhook-notifier migrate` \
-                 on this database"
-            )),
-            sign: Sign::Answer,
-        }),
     }
 }

@@ -1,16 +1,32 @@
 //! A webhook as the commands show and change it.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::time::Duration;
 
-use postgres::Row;
 use postgres::types::Type;
+use postgres::{Client, Row};
 use serde::{Serialize, Serializer};
 use serde_json::Number;
 use uuid::Uuid;
 
-use super::{Parameter, Store, StoreError, columns, webhook};
+use super::row::{self, some, text};
+use super::{Parameter, Store, StoreError};
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
+use crate::domain::webhook::{Patterns, Webhook};
+
+/// The longest `events` that is shown, as JSON, in characters: several thousand patterns.
+const MOST_OF_EVENTS: usize = 1 << 20;
+
+/// What it may take in the table, packed: less than a second's work to unpack.
+const MOST_OF_PACKED_EVENTS: usize = 256 << 10;
+
+/// The longest text for people that is read.
+const MOST_OF_WORDS: usize = 10_000;
+
+/// The longest time, as text.
+const MOST_OF_TIME: usize = 64;
 
 /// A webhook with all that the commands show of it.
 #[derive(Clone, Debug, Serialize)]
@@ -51,30 +67,94 @@ pub struct Registered {
     pub rate_per_second: Option<String>,
     /// What is wrong with URL, secret or settings, so that all deliveries are rejected.
     pub unusable: Option<String>,
+    /// What of its patterns can match nothing, and why; empty if all is well.
+    pub warnings: Vec<String>,
+    /// Whether none of its patterns can match anything, so that it gets no event.
+    #[serde(skip)]
+    pub wants_nothing: bool,
 }
 
 impl Registered {
-    pub(super) fn of(row: &Row) -> Result<Self, postgres::Error> {
-        let columns = columns(row)?;
+    /// What [`Registered::of`] reads.
+    fn columns() -> String {
+        let events = format!(
+            "CASE WHEN events IS NULL THEN NULL
+                  WHEN pg_column_size(events) > {MOST_OF_PACKED_EVENTS} THEN '?'
+                  ELSE left(to_json(events)::text, {MOST_OF_EVENTS} + 1) END AS events"
+        );
+        let expires_at = "CASE WHEN previous_secret_expires_at > now()
+                  THEN previous_secret_expires_at::text END AS previous_secret_expires_at";
+        [
+            row::columns_of_webhook(),
+            events,
+            text("created_at", MOST_OF_TIME),
+            text("disabled_at", MOST_OF_TIME),
+            text("disabled_reason", MOST_OF_WORDS),
+            text("paused_at", MOST_OF_TIME),
+            text("description", MOST_OF_WORDS),
+            "secret IS NOT NULL AS signed".to_owned(),
+            expires_at.to_owned(),
+        ]
+        .join(", ")
+    }
+
+    fn of(row: &Row) -> Result<Self, postgres::Error> {
+        let columns = row::columns(row)?;
+        // What is cut is no JSON any more.
+        let patterns = Patterns::read(some(row, "events")?.as_deref());
         Ok(Self {
             id: row.try_get("id")?,
-            post_url: row.try_get("post_url")?,
-            events: row.try_get("events")?,
-            created_at: row.try_get("created_at")?,
-            disabled_at: row.try_get("disabled_at")?,
-            disabled_reason: row.try_get("disabled_reason")?,
-            paused_at: row.try_get("paused_at")?,
+            post_url: shown(row, "post_url")?.unwrap_or_default(),
+            events: patterns.texts,
+            created_at: some(row, "created_at")?,
+            disabled_at: some(row, "disabled_at")?,
+            disabled_reason: shown(row, "disabled_reason")?,
+            paused_at: some(row, "paused_at")?,
             signed: row.try_get("signed")?,
-            previous_secret_expires_at: row.try_get("previous_secret_expires_at")?,
-            description: row.try_get("description")?,
-            account: row.try_get("account")?,
+            previous_secret_expires_at: some(row, "previous_secret_expires_at")?,
+            description: shown(row, "description")?,
+            account: shown(row, "account")?,
             headers: columns.header_names(),
-            unusable: webhook(row)?.target.err(),
+            unusable: row::webhook(row)?.target.err(),
             timeout_ms: columns.timeout_ms,
             max_in_flight: columns.max_in_flight,
             rate_per_second: columns.rate_per_second,
+            warnings: patterns.warnings,
+            wants_nothing: patterns.match_nothing,
         })
     }
+
+    /// One of which nothing can be read but its id and state.
+    fn unreadable(id: Uuid, why: &str, state: row::State) -> Self {
+        let at_some_time = |is_so: bool| is_so.then(|| "?".to_owned());
+        Self {
+            id,
+            post_url: String::new(),
+            events: Vec::new(),
+            created_at: None,
+            disabled_at: at_some_time(state.is_disabled),
+            disabled_reason: None,
+            paused_at: at_some_time(state.is_paused),
+            signed: false,
+            previous_secret_expires_at: None,
+            description: None,
+            account: None,
+            headers: None,
+            timeout_ms: None,
+            max_in_flight: None,
+            rate_per_second: None,
+            unusable: Webhook::unreadable(id, why).target.err(),
+            warnings: Vec::new(),
+            wants_nothing: false,
+        }
+    }
+}
+
+/// A text for people: not the question marks that stand for one that is too large.
+fn shown(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
+    let is_too_large = |text: &String| text.len() > 256 && text.bytes().all(|byte| byte == b'?');
+    let text = some(row, name)?;
+    Ok(text.map(|text| if is_too_large(&text) { "(too large)".to_owned() } else { text }))
 }
 
 fn hide_values<S: Serializer>(names: &Option<Vec<String>>, to: S) -> Result<S::Ok, S::Error> {
@@ -112,8 +192,8 @@ impl Change {
     }
 
     /// Makes the value a parameter of a statement, and says how it stands there, as what its column is.
-    fn joining<'a>(&'a self, parameters: &mut Vec<Parameter<'a>>) -> String {
-        parameters.push((&self.value, Type::TEXT));
+    fn joining(self, parameters: &mut Vec<Owned>) -> String {
+        parameters.push((Box::new(self.value), Type::TEXT));
         let kind = match self.column {
             Column::Headers => "jsonb",
             Column::TimeoutMs | Column::MaxInFlight => "integer",
@@ -125,6 +205,51 @@ impl Change {
 }
 
 impl Store {
+    /// All webhooks, oldest first; or the one with this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn list(&self, id: Option<Uuid>) -> Result<Vec<Registered>, StoreError> {
+        self.found(
+            "SELECT id FROM webhooks WHERE ($1 IS NULL OR id = $1) AND id IS NOT NULL
+             ORDER BY created_at, id",
+            vec![(Box::new(id), Type::UUID)],
+        )
+    }
+
+    /// The webhooks of an account, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn of_account(&self, account: &str) -> Result<Vec<Registered>, StoreError> {
+        self.found(
+            "SELECT id FROM webhooks WHERE account::text = $1 ORDER BY created_at, id",
+            vec![(Box::new(account.to_owned()), Type::TEXT)],
+        )
+    }
+
+    /// The webhooks with these ids, and then, enabled or not, those with one of these patterns; at
+    /// most so many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn concerned(
+        &self,
+        ids: &[Uuid],
+        patterns: &[String],
+        most: i64,
+    ) -> Result<Vec<Registered>, StoreError> {
+        self.found(
+            "SELECT id FROM webhooks WHERE id = ANY($1) OR events && $2
+             ORDER BY id = ANY($1) DESC, created_at, id LIMIT $3",
+            vec![
+                (Box::new(ids.to_vec()), Type::UUID_ARRAY),
+                (Box::new(patterns.to_vec()), Type::TEXT_ARRAY),
+                (Box::new(most), Type::INT8),
+            ],
+        )
+    }
+
     /// Registers a webhook.
     ///
     /// # Errors
@@ -134,53 +259,150 @@ impl Store {
         post_url: &str,
         events: &[String],
         secret: &Secret,
-        settings: &[Change],
+        settings: Vec<Change>,
     ) -> Result<Registered, StoreError> {
-        let secret = secret.expose();
-        let mut parameters: Vec<Parameter<'_>> =
-            vec![(&post_url, Type::TEXT), (&events, Type::TEXT_ARRAY), (&secret, Type::TEXT)];
+        let mut parameters: Vec<Owned> = vec![
+            (Box::new(post_url.to_owned()), Type::TEXT),
+            (Box::new(events.to_vec()), Type::TEXT_ARRAY),
+            (Box::new(secret.expose().to_owned()), Type::TEXT),
+        ];
         let (mut columns, mut values) = (String::new(), String::new());
         for change in settings {
             columns += &format!(", {}", change.column.name());
             values += &format!(", {}", change.joining(&mut parameters));
         }
-        let added = self.command(
+        let added = self.found(
             &format!(
                 "INSERT INTO webhooks (post_url, events, secret{columns})
-                 VALUES ($1, $2, $3{values}) RETURNING *"
+                 VALUES ($1, $2, $3{values}) RETURNING id"
             ),
-            &parameters,
+            parameters,
         )?;
         let added = added.into_iter().next();
-        added.ok_or_else(|| StoreError::Unavailable("no row came back".to_owned()))
+        added.ok_or_else(|| StoreError::failing(self.place(), "no row came back"))
     }
 
     /// Changes the settings of a webhook; at least one. `None` if there is none with this id.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn set(&self, id: Uuid, settings: &[Change]) -> Result<Option<Registered>, StoreError> {
-        let mut parameters: Vec<Parameter<'_>> = vec![(&id, Type::UUID)];
+    pub fn set(&self, id: Uuid, settings: Vec<Change>) -> Result<Option<Registered>, StoreError> {
+        let mut parameters: Vec<Owned> = vec![(Box::new(id), Type::UUID)];
         let changes: Vec<_> = settings
-            .iter()
+            .into_iter()
             .map(|change| format!("{} = {}", change.column.name(), change.joining(&mut parameters)))
             .collect();
         let changes = changes.join(", ");
-        self.command(
-            &format!("UPDATE webhooks SET {changes} WHERE id = $1 RETURNING *"),
-            &parameters,
-        )
-        .map(|mut changed| changed.pop())
+        let changed = self.found(
+            &format!("UPDATE webhooks SET {changes} WHERE id = $1 RETURNING id"),
+            parameters,
+        );
+        changed.map(|mut changed| changed.pop())
     }
 
-    /// The webhooks of an account, oldest first.
+    /// Deletes a webhook and returns it as it was; `None` if there is none with this id.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn of_account(&self, account: &str) -> Result<Vec<Registered>, StoreError> {
-        self.command(
-            "SELECT * FROM webhooks WHERE account::text = $1 ORDER BY created_at, id",
-            &[(&account, Type::TEXT)],
-        )
+    pub fn remove(&self, id: Uuid) -> Result<Option<Registered>, StoreError> {
+        self.once(move |client| {
+            let was = read(client, &[id])?;
+            let removed =
+                client.execute_typed("DELETE FROM webhooks WHERE id = $1", &[(&id, Type::UUID)])?;
+            Ok(was.into_iter().next().filter(|_| removed > 0))
+        })
     }
+
+    /// Disables a webhook, for a reason, or enables it (without one).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_disabled(
+        &self,
+        id: Uuid,
+        reason: Option<&str>,
+    ) -> Result<Option<Registered>, StoreError> {
+        let changed = self.found(
+            "UPDATE webhooks SET disabled_reason = $2,
+                 disabled_at = CASE WHEN $2 IS NULL THEN NULL ELSE coalesce(disabled_at, now()) END
+             WHERE id = $1 RETURNING id",
+            vec![(Box::new(id), Type::UUID), (Box::new(reason.map(str::to_owned)), Type::TEXT)],
+        );
+        changed.map(|mut changed| changed.pop())
+    }
+
+    /// Pauses a webhook, or resumes it; since when it is paused stays where it is already.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_paused(&self, id: Uuid, is_paused: bool) -> Result<Option<Registered>, StoreError> {
+        let changed = self.found(
+            "UPDATE webhooks SET paused_at = CASE WHEN $2 THEN coalesce(paused_at, now()) END
+             WHERE id = $1 RETURNING id",
+            vec![(Box::new(id), Type::UUID), (Box::new(is_paused), Type::BOOL)],
+        );
+        changed.map(|mut changed| changed.pop())
+    }
+
+    /// Gives a webhook a new secret, and keeps the one that it had for so long.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn rotate_secret(
+        &self,
+        id: Uuid,
+        secret: &Secret,
+        keep: Duration,
+    ) -> Result<Option<Registered>, StoreError> {
+        // The columns on the right of SET are those of before.
+        let changed = self.found(
+            "UPDATE webhooks SET secret = $2,
+                 previous_secret = CASE WHEN $3 > 0 THEN secret END,
+                 previous_secret_expires_at =
+                     CASE WHEN $3 > 0 AND secret IS NOT NULL
+                          THEN now() + make_interval(secs => $3) END
+             WHERE id = $1 RETURNING id",
+            vec![
+                (Box::new(id), Type::UUID),
+                (Box::new(secret.expose().to_owned()), Type::TEXT),
+                (Box::new(keep.as_secs_f64()), Type::FLOAT8),
+            ],
+        );
+        changed.map(|mut changed| changed.pop())
+    }
+
+    /// The webhooks whose ids a statement returns, in its order. What it changes is changed, however
+    /// little of their rows can be read.
+    fn found(
+        &self,
+        statement: &str,
+        parameters: Vec<Owned>,
+    ) -> Result<Vec<Registered>, StoreError> {
+        let statement = statement.to_owned();
+        let mut session = self.session("webhook-notifier");
+        let ids: Vec<Uuid> = session.run(move |client| {
+            let parameters: Vec<Parameter<'_>> =
+                parameters.iter().map(|(value, kind)| (&**value as _, kind.clone())).collect();
+            let rows = client.query_typed(&statement, &parameters)?;
+            rows.iter().map(|row| row.try_get(0)).collect()
+        })?;
+        let mut all = Vec::with_capacity(ids.len());
+        for part in ids.chunks(row::CHUNK).map(<[Uuid]>::to_vec) {
+            all.extend(session.run(move |client| read(client, &part))?);
+        }
+        session.rest();
+        Ok(all)
+    }
+}
+
+/// A parameter that another thread can have.
+type Owned = (Box<dyn postgres::types::ToSql + Sync + Send>, Type);
+
+/// The webhooks with these ids, in this order.
+fn read(client: &mut Client, ids: &[Uuid]) -> Result<Vec<Registered>, postgres::Error> {
+    let columns = Registered::columns();
+    let found = row::each(client, &columns, ids, Registered::of, Registered::unreadable)?;
+    let mut found: HashMap<Uuid, Registered> =
+        found.into_iter().map(|webhook| (webhook.id, webhook)).collect();
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }

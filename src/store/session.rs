@@ -1,16 +1,13 @@
 //! A connection beside the pool, for whoever must not take one of the deliveries'.
 
 use postgres::Client;
-use r2d2::ManageConnection;
 
 use super::connector::Connector;
-use super::{Store, StoreError, bounded_by_timeout, explain, no_answer};
-use crate::tls::Tls;
+use super::{Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
 
 /// One connection, made when it is needed, and given up when it fails or says nothing.
 pub struct Session {
-    config: postgres::Config,
-    tls: Tls,
+    connector: Connector,
     client: Option<Client>,
 }
 
@@ -28,9 +25,7 @@ impl Store {
     /// A session of that name, in PostgreSQL's list of them. Opens nothing yet.
     #[must_use]
     pub fn session(&self, name: &str) -> Session {
-        let mut config = self.config.clone();
-        config.application_name(name);
-        Session { config, tls: self.tls.clone(), client: None }
+        Session { connector: self.connector.named(name), client: None }
     }
 }
 
@@ -39,7 +34,7 @@ impl Session {
     pub fn rest(&mut self) {
         if let Some(client) = self.client.take() {
             // To say goodbye may take as long as to ask.
-            let _ = bounded_by_timeout(|| {
+            let _ = bounded_by_timeout(&self.connector, || {
                 drop(client);
                 Ok(())
             });
@@ -53,13 +48,13 @@ impl Session {
         work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<T, Failed> {
         let client = self.client.take();
-        let connector = Connector::new(self.config.clone(), &self.tls);
-        let done = bounded_by_timeout(move || {
+        let connector = self.connector.clone();
+        let done = bounded_by_timeout(&self.connector, move || {
             let mut client = match client {
                 Some(client) => client,
-                None => connector.connect()?,
+                None => connect(&connector)?,
             };
-            let answer = work(&mut client).map_err(|error| explain(&error))?;
+            let answer = work(&mut client).map_err(|error| explain(connector.place(), &error))?;
             Ok((client, answer))
         });
         match done {
@@ -68,7 +63,7 @@ impl Session {
                 Ok(answer)
             }
             Some(Err(error)) => Err(Failed::Error(error)),
-            None => Err(Failed::Silence),
+            None => Err(Failed::Silence(no_answer(self.connector.place()))),
         }
     }
 }
@@ -80,14 +75,13 @@ pub(super) enum Failed {
     /// connection broke just after it.)
     Error(StoreError),
     /// It said nothing in time.
-    Silence,
+    Silence(StoreError),
 }
 
 impl From<Failed> for StoreError {
     fn from(failed: Failed) -> Self {
         match failed {
-            Failed::Error(error) => error,
-            Failed::Silence => no_answer(),
+            Failed::Error(error) | Failed::Silence(error) => error,
         }
     }
 }

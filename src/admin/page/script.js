@@ -104,13 +104,14 @@ function verdict({ state, advice }) {
   showVerdict(state, what, [{ what: "", remedy }, ...rest]);
 }
 
-function server({ answers, lasted_seconds }) {
+function server({ answers, lasted_seconds }, problem) {
   if (answers == null) return ["not asked yet", "", ""];
   const lasted = `for ${span(lasted_seconds)}`;
-  return answers ? ["✓ answers", lasted, "is-well"] : ["✕ does not answer", lasted, "is-trouble"];
+  if (answers) return ["✓ answers", lasted, "is-well"];
+  return [problem ? "✕ answers with an error" : "✕ does not answer", lasted, "is-trouble"];
 }
 
-function figures({ broker, database, lanes, waiting, receivers, depths_age_seconds: age }) {
+function figures({ broker, database, database_problem: problem, lanes, waiting, receivers, depths_age_seconds: age }) {
   const rates = (which) => rate(known(lanes, (lane) => lane.rates?.[which]));
   const total = (which) => `${count(sum(lanes, (lane) => lane[which]))} since the start`;
   const dead = known(lanes, (lane) => lane.dead);
@@ -118,7 +119,7 @@ function figures({ broker, database, lanes, waiting, receivers, depths_age_secon
   const { ailing, broken } = receivers;
   return [
     ["RabbitMQ", ...server(broker)],
-    ["PostgreSQL", ...server(database), "webhook_database_up"],
+    ["PostgreSQL", ...server(database, problem), "webhook_database_up"],
     ["Delivered", rates("delivered"), total("delivered"), "", "webhook_request_success_total"],
     ["Failed attempts", rates("failed"), total("failed"), "", "webhook_request_failure_total"],
     ["Requests in flight", count(sum(lanes, (lane) => lane.in_flight)), "", "", "webhook_requests_in_flight"],

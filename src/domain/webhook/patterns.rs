@@ -1,0 +1,242 @@
+//! The patterns of a webhook: which event types it wants.
+
+use serde_json::Value;
+
+use super::super::event::{self, Malformed};
+use super::super::shown::quoted;
+
+/// How many of its patterns are named that can match nothing.
+const MOST_NAMED: usize = 5;
+
+/// What a row's `events` hold, whatever that is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patterns {
+    /// Its texts, in their order, whatever its dimensions.
+    pub texts: Vec<String>,
+    /// What of it can match nothing, or hardly what was meant, and why.
+    pub warnings: Vec<String>,
+    /// Whether nothing in it can match anything.
+    pub match_nothing: bool,
+}
+
+impl Patterns {
+    /// Reads `events` as PostgreSQL writes them in JSON; what is no JSON is too large to be read.
+    #[must_use]
+    pub fn read(json: Option<&str>) -> Self {
+        let nothing = |warning: &str| Self {
+            warnings: vec![warning.to_owned()],
+            match_nothing: true,
+            ..Self::default()
+        };
+        let Some(json) = json else { return nothing("`events` is NULL: it wants nothing") };
+        let Ok(value) = serde_json::from_str(json) else {
+            let warnings =
+                vec!["`events` is too large to be shown; what is in it counts".to_owned()];
+            return Self { warnings, ..Self::default() };
+        };
+        let Value::Array(elements) = value else {
+            return nothing("`events` is no array: it wants nothing");
+        };
+        if elements.is_empty() {
+            return nothing("`events` is empty: it wants nothing");
+        }
+        let mut read = Self::default();
+        let (mut is_deep, mut nulls) = (false, 0);
+        // Depth first, in order, without recursion.
+        let mut rest: Vec<Value> = elements.into_iter().rev().collect();
+        while let Some(element) = rest.pop() {
+            match element {
+                Value::String(text) => read.texts.push(text),
+                Value::Null => nulls += 1,
+                Value::Array(inner) => {
+                    is_deep = true;
+                    rest.extend(inner.into_iter().rev());
+                }
+                other => read.texts.push(other.to_string()),
+            }
+        }
+        if is_deep {
+            let warning = "`events` has more than one dimension; each of its texts counts";
+            read.warnings.push(warning.to_owned());
+        }
+        if nulls > 0 {
+            read.warnings.push("`events` holds NULL, which matches nothing".to_owned());
+        }
+        read.match_nothing = read.texts.iter().all(|text| check_pattern(text).is_err());
+        let problem = |text: &String| check_pattern(text).err().or_else(|| doubt(text));
+        let problems: Vec<String> = read.texts.iter().filter_map(problem).collect();
+        let more = problems.len().saturating_sub(MOST_NAMED);
+        read.warnings.extend(problems.into_iter().take(MOST_NAMED));
+        if more > 0 {
+            read.warnings.push(format!("and {more} more such patterns"));
+        }
+        read
+    }
+}
+
+/// Why a pattern that could match an event type hardly matches what was meant; nothing where all is well.
+#[must_use]
+pub fn doubt(pattern: &str) -> Option<String> {
+    let why = match pattern {
+        text if text.trim() != text => "spaces around it count",
+        text if text.contains(',') => "several patterns are several texts, and not one with commas",
+        text if text.split('.').any(|part| part == "#") => {
+            "`#` is no wildcard: `user.*` matches all that begins with `user.`"
+        }
+        text if text.contains(char::is_whitespace) => "the space in it counts",
+        _ => return None,
+    };
+    let shown = quoted(pattern);
+    let what =
+        if pattern.ends_with(".*") { "types that begin so" } else { "the type of that very name" };
+    Some(format!("{shown} matches only {what}: {why}"))
+}
+
+/// Every pattern that matches an event type: the type itself, each dotted prefix with `*`, and
+/// `*` alone. A webhook wants the event if its `events` and these have a member in common, which
+/// PostgreSQL answers by an index (`events && $1`).
+#[must_use]
+pub fn matching_patterns(event_type: &str) -> Vec<String> {
+    let prefixes =
+        event_type.match_indices('.').map(|(dot, _)| format!("{}.*", &event_type[..dot]));
+    [event_type.to_owned(), "*".to_owned()].into_iter().chain(prefixes).collect()
+}
+
+/// Whether a pattern looks as if it was meant to match an event type that it does not match: in
+/// another case, with another end, or with a star where none counts.
+#[must_use]
+pub fn nearly_matches(pattern: &str, event_type: &str) -> bool {
+    if matching_patterns(event_type).iter().any(|matching| matching == pattern) {
+        return false;
+    }
+    let [pattern, event_type] = [pattern, event_type].map(str::to_lowercase);
+    let literal = pattern.trim_matches(['*', '.']);
+    let first = |text: &str| text.split(['.', '*']).next().unwrap_or_default().to_owned();
+    let (ours, theirs) = (first(literal), first(&event_type));
+    !ours.is_empty()
+        && !theirs.is_empty()
+        && (ours.starts_with(&theirs) || theirs.starts_with(&ours) || event_type.ends_with(literal))
+}
+
+/// Says whether a text can stand in a webhook's `events`: an event type, `*`, or a dotted prefix
+/// that ends in `.*`.
+///
+/// # Errors
+/// One line that says what is wrong. A star elsewhere would look like a pattern and match nothing.
+pub fn check_pattern(pattern: &str) -> Result<(), String> {
+    event::check_event_type(pattern).map_err(|error: Malformed| error.to_string())?;
+    let literal = pattern.strip_suffix(".*").unwrap_or(pattern);
+    if pattern == "*" || !literal.contains('*') && !literal.is_empty() {
+        Ok(())
+    } else {
+        let shown = quoted(pattern);
+        Err(format!("{shown} matches nothing: use `*`, a type, or a prefix such as `user.*`"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition in words, as the oracle: the type itself, everything, or a dotted prefix.
+    fn wants(pattern: &str, event_type: &str) -> bool {
+        pattern == event_type
+            || pattern == "*"
+            || pattern
+                .strip_suffix('*')
+                .is_some_and(|prefix| prefix.ends_with('.') && event_type.starts_with(prefix))
+    }
+
+    #[test]
+    fn a_type_is_wanted_by_itself_its_prefixes_and_everything() {
+        assert_eq!(
+            matching_patterns("user.profile.updated"),
+            ["user.profile.updated", "*", "user.*", "user.profile.*"]
+        );
+        assert_eq!(matching_patterns("user"), ["user", "*"]);
+    }
+
+    #[test]
+    fn a_pattern_that_was_meant_to_match_is_told_from_the_others() {
+        for near in ["User.*", "user.create", "users.created", "user*", "*.created", "user"] {
+            assert!(nearly_matches(near, "user.created"), "{near}");
+        }
+        for other in ["*", "user.*", "user.created", "order.*", "", "**", "."] {
+            assert!(!nearly_matches(other, "user.created"), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_refused() {
+        for good in ["*", "user", "user.created", "user.*", "a.b.*"] {
+            assert_eq!(check_pattern(good), Ok(()), "{good}");
+        }
+        for bad in ["", "**", "us*", "*.created", "user.*.x", "user*", ".*", "a\nb"] {
+            assert!(check_pattern(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_hardly_matches_what_was_meant_is_doubted() {
+        for bad in ["a,b", "user.created ", " user.*", "user.#", "#", "#.created", "user created"] {
+            let doubt = doubt(bad).unwrap_or_else(|| panic!("{bad:?}"));
+            assert!(doubt.starts_with(&format!("{bad:?} matches only")), "{doubt}");
+            assert_eq!(check_pattern(bad), Ok(()), "it could be a type");
+        }
+        for good in ["*", "user", "user.*", "a.b.c", "issue#created", "größe.*", "A-b_c:d/e"] {
+            assert_eq!(doubt(good), None, "{good}");
+        }
+    }
+
+    #[test]
+    fn whatever_events_hold_its_texts_are_read_and_the_rest_is_named() {
+        let read = |json: &str| Patterns::read(Some(json));
+        let fine = read(r#"["user.*","order.paid"]"#);
+        assert_eq!(fine.texts, ["user.*", "order.paid"]);
+        assert_eq!((fine.warnings.len(), fine.match_nothing), (0, false));
+        for (json, texts, says, match_nothing) in [
+            (r#"["a",null,"b"]"#, &["a", "b"][..], "NULL", false),
+            (r#"[["a","b"],["c","d"]]"#, &["a", "b", "c", "d"], "dimension", false),
+            (r#"[null]"#, &[], "NULL", true),
+            ("[]", &[], "empty", true),
+            ("{}", &[], "no array", true),
+            ("[1]", &["1"], "", false),
+            (r#"["*.created"]"#, &["*.created"], "matches nothing", true),
+            (r#"["*.created","a"]"#, &["*.created", "a"], "matches nothing", false),
+            (r#"["a,b"]"#, &["a,b"], "commas", false),
+            (r#"["a\nb"]"#, &["a\nb"], "control", true),
+            (r#"["a","#, &[], "too large", false),
+            ("?", &[], "too large", false),
+        ] {
+            let read = read(json);
+            assert_eq!(read.texts, texts, "{json}");
+            assert_eq!(read.match_nothing, match_nothing, "{json}");
+            let warnings = read.warnings.join("; ");
+            assert!(warnings.contains(says) && !warnings.contains('\n'), "{json}: {warnings}");
+        }
+        assert!(Patterns::read(None).match_nothing);
+        let many = read(&format!("[{}]", ["\"a*\""; 9].join(",")));
+        assert_eq!(many.warnings.len(), MOST_NAMED + 1);
+        assert!(many.warnings[MOST_NAMED].contains("4 more"));
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_match_as_the_definition_says(
+            pattern in "[ab*.]{1,6}", event_type in "[ab.]{1,6}",
+        ) {
+            prop_assume!(check_pattern(&pattern).is_ok());
+            prop_assert_eq!(
+                matching_patterns(&event_type).contains(&pattern),
+                wants(&pattern, &event_type)
+            );
+        }
+
+        #[test]
+        fn no_events_make_it_panic(text in any::<String>(), json in "[\\[\\]{}\",a-c1null*.]{0,30}") {
+            let _ = (Patterns::read(Some(&text)), Patterns::read(Some(&json)));
+            let _ = (doubt(&text), nearly_matches(&text, &text));
+        }
+    }
+}

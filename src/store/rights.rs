@@ -1,0 +1,72 @@
+//! Whether this user may do what `run` does, by doing it to no row.
+
+use postgres::{Client, error::SqlState};
+
+use super::{Store, StoreError, explain};
+
+/// What `run` does, and what is not done where it may not. Each touches no row, which PostgreSQL allows
+/// or refuses as if it did.
+const WORK: [(&str, &str); 5] = [
+    (
+        "a webhook that answers 410 stays enabled",
+        "UPDATE webhooks SET disabled_at = now(), disabled_reason = '' WHERE false",
+    ),
+    (
+        "no backlog can be made: what a receiver can't take waits in no order",
+        "INSERT INTO backlogs (queue, webhook_id, cause, class)
+         SELECT '', NULL::uuid, '', '' WHERE false
+         ON CONFLICT (queue, webhook_id) DO UPDATE
+         SET cause = excluded.cause, class = excluded.class, until = NULL, since = now(),
+             closing_at = NULL",
+    ),
+    ("no backlog can be removed", "DELETE FROM backlogs WHERE closing_at IS NOT NULL AND false"),
+    (
+        "nothing is logged for `why` and `tail`",
+        "INSERT INTO delivery_attempts (at, event_id, event_type, queue, outcome, attempt, detail)
+         SELECT now(), '', '', '', '', 0, '' WHERE false",
+    ),
+    (
+        "the delivery log grows for ever",
+        "DELETE FROM delivery_attempts WHERE id = ANY(ARRAY(
+             SELECT id FROM delivery_attempts WHERE false FOR UPDATE SKIP LOCKED))",
+    ),
+];
+
+/// Which of them are about the delivery log.
+const OF_LOG: usize = 3;
+
+impl Store {
+    /// Tries what `run` does beside reading, on no row. Returns what would fail: what follows from it,
+    /// and the error with its remedy. `with_log`: whether there is a delivery log to be written.
+    ///
+    /// # Errors
+    /// [`StoreError`], where it could not be tried.
+    pub fn unable(&self, with_log: bool) -> Result<Vec<(&'static str, StoreError)>, StoreError> {
+        let place = std::sync::Arc::clone(self.place());
+        self.once(move |client| {
+            let work = if with_log { &WORK[..] } else { &WORK[..OF_LOG] };
+            let mut unable = Vec::new();
+            for (follows, statement) in work {
+                if let Err(error) = attempt(client, statement) {
+                    // Another error than one of its own is that of the connection.
+                    if error.as_db_error().is_none() {
+                        return Err(error);
+                    }
+                    let is_missing = error.code() == Some(&SqlState::UNDEFINED_TABLE);
+                    // Told elsewhere, and no right.
+                    if !is_missing {
+                        unable.push((*follows, explain(&place, &error)));
+                    }
+                }
+            }
+            Ok(unable)
+        })
+    }
+}
+
+/// Undone, so that not even a trigger's notification is left of it.
+fn attempt(client: &mut Client, statement: &str) -> Result<(), postgres::Error> {
+    let mut transaction = client.transaction()?;
+    transaction.batch_execute(statement)?;
+    transaction.rollback()
+}

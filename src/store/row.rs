@@ -1,0 +1,215 @@
+//! A row of `webhooks`, read so that nothing which stands in it is an error of the query.
+//!
+//! Anybody with SQL writes these rows, and one of them must not stop the others. So each column is
+//! read as text, of which PostgreSQL sends no more than can be used; what is larger comes as so many
+//! question marks, which is too long as well, and is not even unpacked for that. What then can't be
+//! used makes its webhook unusable. Where PostgreSQL itself fails on a row (its encoding can't be told
+//! in UTF-8, the disk has lost a part of it), the rows are read by ever fewer of them, until that one
+//! is found.
+
+use postgres::types::Type;
+use postgres::{Client, Row};
+use uuid::Uuid;
+
+use super::error::is_of_a_value;
+use crate::domain::secret::Secret;
+use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
+use crate::domain::webhook::{MAX_URL_CHARS, Secrets, Webhook};
+
+/// The longest secret that is read: a usable one has some ninety characters.
+const MOST_OF_SECRET: usize = 1_024;
+
+/// The longest number that is read, in whatever way it is written.
+const MOST_OF_NUMBER: usize = 256;
+
+/// The longest name of an account that counts.
+const MOST_OF_ACCOUNT: usize = 1_023;
+
+/// How many rows are read at a time, so that their number bounds nobody's memory.
+pub(super) const CHUNK: usize = 1_000;
+
+/// A column as text, of whatever type it is: at most so many characters, and one more where it has
+/// more. A text that takes more bytes than these characters can have is not unpacked.
+pub(super) fn text(column: &str, most: usize) -> String {
+    let (read, bytes) = (most + 1, 4 * (most + 1) + 8);
+    format!(
+        "CASE WHEN {column} IS NULL THEN NULL
+              WHEN pg_column_size({column}) > {bytes} THEN repeat('?', {read})
+              ELSE left({column}::text, {read}) END AS {column}"
+    )
+}
+
+/// The column `headers`, as [`text`]. Of JSON only the texts of an object: a number of ten bytes can have
+/// 131,072 digits.
+fn headers() -> String {
+    let (read, bytes) = (MAX_COLUMN_CHARS + 1, 4 * (MAX_COLUMN_CHARS + 1) + 8);
+    format!(
+        "CASE WHEN headers IS NULL THEN NULL
+              WHEN pg_column_size(headers) > {bytes} THEN repeat('?', {read})
+              WHEN pg_typeof(headers) <> 'jsonb'::regtype THEN left(headers::text, {read})
+              WHEN jsonb_typeof(to_jsonb(headers)) = 'null' THEN NULL
+              WHEN jsonb_typeof(to_jsonb(headers)) <> 'object' THEN '[]'
+              ELSE left(coalesce((
+                       SELECT jsonb_object_agg(
+                                  key, CASE jsonb_typeof(value) WHEN 'string' THEN value END)
+                       FROM jsonb_each(to_jsonb(headers)))::text, '{{}}'), {read})
+         END AS headers"
+    )
+}
+
+/// What [`webhook`] reads of a row. A time may be `infinity`, which no number can say.
+pub(super) fn columns_of_webhook() -> String {
+    [
+        "id".to_owned(),
+        text("post_url", MAX_URL_CHARS),
+        text("secret", MOST_OF_SECRET),
+        text("previous_secret", MOST_OF_SECRET),
+        "CASE WHEN previous_secret_expires_at IS NOT NULL
+              THEN extract(epoch FROM
+                       least(greatest(previous_secret_expires_at, 'epoch'), '9999-12-31'))::bigint
+         END AS previous_secret_ends"
+            .to_owned(),
+        "paused_at IS NOT NULL AS is_paused".to_owned(),
+        "disabled_at IS NOT NULL AS is_disabled".to_owned(),
+        headers(),
+        text("timeout_ms", MOST_OF_NUMBER),
+        text("max_in_flight", MOST_OF_NUMBER),
+        text("rate_per_second", MOST_OF_NUMBER),
+        text("account", MOST_OF_ACCOUNT),
+    ]
+    .join(", ")
+}
+
+/// Whether the table is there, has every column, and may be read.
+pub(super) fn look() -> String {
+    format!("SELECT {}, events FROM webhooks LIMIT 0", columns_of_webhook())
+}
+
+/// The enabled webhooks with one of these patterns.
+pub(super) fn wanting(
+    client: &mut Client,
+    patterns: &Vec<String>,
+) -> Result<Vec<Webhook>, postgres::Error> {
+    let wanting = "FROM webhooks
+                   WHERE events && $1 AND disabled_at IS NULL AND id IS NOT NULL";
+    let parameters: [super::Parameter<'_>; 1] = [(patterns, Type::TEXT_ARRAY)];
+    let read = |rows: Vec<Row>| rows.iter().map(webhook).collect();
+    let asked = format!("SELECT {} {wanting}", columns_of_webhook());
+    match client.query_typed(&asked, &parameters) {
+        Ok(rows) => read(rows),
+        // Of a row, or of the pattern itself: then this fails, too.
+        Err(error) if is_of_a_value(&error) => {
+            let rows = client.query_typed(&format!("SELECT id {wanting}"), &parameters)?;
+            let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<_>, _>>()?;
+            let unreadable = |id, why: &str, state: State| Webhook {
+                is_paused: state.is_paused,
+                ..Webhook::unreadable(id, why)
+            };
+            each(client, &columns_of_webhook(), &ids, webhook, unreadable)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The webhook with this id, if there is one, and whether it is disabled.
+pub(super) fn look_up(
+    client: &mut Client,
+    id: Uuid,
+) -> Result<Option<(Webhook, bool)>, postgres::Error> {
+    let read = |row: &Row| Ok((webhook(row)?, row.try_get("is_disabled")?));
+    let unreadable =
+        |id, why: &str, state: State| (Webhook::unreadable(id, why), state.is_disabled);
+    let mut found = each(client, &columns_of_webhook(), &[id], read, unreadable)?;
+    Ok(found.pop())
+}
+
+/// Reads the rows with these ids, in any order. For one that PostgreSQL can't read, `unreadable` has to
+/// do.
+pub(super) fn each<T>(
+    client: &mut Client,
+    columns: &str,
+    ids: &[Uuid],
+    read: impl Fn(&Row) -> Result<T, postgres::Error>,
+    unreadable: impl Fn(Uuid, &str, State) -> T,
+) -> Result<Vec<T>, postgres::Error> {
+    let asked = format!("SELECT {columns} FROM webhooks WHERE id = ANY($1)");
+    let mut found = Vec::with_capacity(ids.len());
+    let mut parts: Vec<&[Uuid]> = ids.chunks(CHUNK).rev().collect();
+    while let Some(part) = parts.pop() {
+        match client.query_typed(&asked, &[(&part, Type::UUID_ARRAY)]) {
+            Ok(rows) => {
+                for row in &rows {
+                    found.push(read(row)?);
+                }
+            }
+            Err(error) if is_of_a_value(&error) => match part {
+                [id] => {
+                    let why = error.as_db_error().map_or("", |db| db.message());
+                    if let Some(state) = State::of(client, *id)? {
+                        found.push(unreadable(*id, why, state));
+                    }
+                }
+                several => {
+                    let (first, second) = several.split_at(several.len() / 2);
+                    parts.extend([second, first]);
+                }
+            },
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// What can be told even of a row that can't be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    pub(super) is_disabled: bool,
+    pub(super) is_paused: bool,
+}
+
+impl State {
+    fn of(client: &mut Client, id: Uuid) -> Result<Option<Self>, postgres::Error> {
+        let rows = client.query_typed(
+            "SELECT disabled_at IS NOT NULL AS is_disabled, paused_at IS NOT NULL AS is_paused
+             FROM webhooks WHERE id = $1",
+            &[(&id, Type::UUID)],
+        )?;
+        let state = |row: &Row| {
+            Ok(Self {
+                is_disabled: row.try_get("is_disabled")?,
+                is_paused: row.try_get("is_paused")?,
+            })
+        };
+        rows.first().map(state).transpose()
+    }
+}
+
+/// What [`columns_of_webhook`] has read.
+pub(super) fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
+    let secret = |name| Ok(some(row, name)?.map(Secret::new));
+    let ends: Option<i64> = row.try_get("previous_secret_ends")?;
+    // Before 1970 is long over.
+    let ends = ends.map(|seconds| u64::try_from(seconds).unwrap_or(0));
+    let secrets =
+        Secrets { current: secret("secret")?, previous: secret("previous_secret")?.zip(ends) };
+    let (id, is_paused) = (row.try_get("id")?, row.try_get("is_paused")?);
+    let url = some(row, "post_url")?.unwrap_or_default();
+    let registered = Webhook::new(id, &url, &secrets, &columns(row)?);
+    Ok(Webhook { is_paused, ..registered })
+}
+
+/// The settings among them.
+pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
+    Ok(Columns {
+        headers: some(row, "headers")?.map(Secret::new),
+        timeout_ms: some(row, "timeout_ms")?,
+        max_in_flight: some(row, "max_in_flight")?,
+        rate_per_second: some(row, "rate_per_second")?,
+        account: some(row, "account")?,
+    })
+}
+
+/// A text, if there is one.
+pub(super) fn some(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
+    row.try_get(name)
+}

@@ -1,0 +1,80 @@
+//! A PgBouncer of one test's own, on a free port of loopback.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+};
+
+use tempfile::TempDir;
+use url::Url;
+
+use super::{Process, SOON, Sandbox, wait_until};
+
+pub(crate) struct Pooler {
+    _process: Process,
+    _directory: TempDir,
+    port: u16,
+}
+
+/// As Debian installs it: not in everybody's path.
+fn program() -> &'static Path {
+    let path = Path::new("/usr/sbin/pgbouncer");
+    assert!(path.exists(), "no PgBouncer: `make test` installs it, or `apt-get install pgbouncer`");
+    path
+}
+
+impl Pooler {
+    /// Lends sessions as `pool_mode` says. Its one database, `pooled`, is the sandbox's schema;
+    /// `settings` are further lines of its configuration.
+    pub(crate) fn before(sandbox: &Sandbox, pool_mode: &str, settings: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        // It may have to run as another user than we do.
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), open).expect("it is ours");
+        let server = Url::parse(sandbox.database.url()).expect("an URL");
+        let schema = sandbox.queue().split('_').next().expect("a name");
+        let port = free_port();
+        let (host, upstream) = (server.host_str().expect("a host"), server.port().expect("a port"));
+        let (user, password) = (server.username(), server.password().unwrap_or_default());
+        // What a connection is told at its start does not come through to the server.
+        let configuration = format!(
+            "[databases]\n\
+             pooled = host={host} port={upstream} dbname={} user={user} password={password} \
+             connect_query='SET search_path = {schema}'\n\
+             [pgbouncer]\n\
+             listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             auth_type = any\npool_mode = {pool_mode}\ndefault_pool_size = 3\n{settings}\n",
+            server.path().trim_start_matches('/')
+        );
+        let file = directory.path().join("pgbouncer.ini");
+        fs::write(&file, configuration).expect("it is ours");
+        let mut command = Command::new(program());
+        // It refuses to be root.
+        if is_root() {
+            command.args(["--user", "nobody"]);
+        }
+        command.arg(&file);
+        let mut process = Process::spawn(command);
+        wait_until(SOON, "PgBouncer listens", || {
+            assert!(process.is_running(), "{:#?}", process.stderr());
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+        });
+        Self { _process: process, _directory: directory, port }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://anyone@127.0.0.1:{}/pooled", self.port)
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}

@@ -1,0 +1,142 @@
+//! Several hosts in DATABASE_URL: one that says nothing keeps nobody from the next.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use url::Url;
+
+use crate::harness::{Event, LATER, Proxy, Receiver, SOON, Sandbox, wait_until};
+
+/// Accepts connections, says these bytes to the first that comes, and then nothing more.
+struct Silent {
+    address: SocketAddr,
+    ended: Arc<AtomicBool>,
+}
+
+impl Silent {
+    fn saying(bytes: &'static [u8]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let ended = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&ended);
+        thread::spawn(move || {
+            let mut held = Vec::new();
+            for client in listener.incoming() {
+                if ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(mut client) = client else { return };
+                held.push(client.try_clone());
+                thread::spawn(move || {
+                    if !bytes.is_empty() && client.read_exact(&mut [0; 8]).is_ok() {
+                        let _ = client.write_all(bytes);
+                    }
+                });
+            }
+        });
+        Self { address, ended }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// The URL with that server before its own.
+fn with_first(url: &str, first: SocketAddr) -> String {
+    let parsed = Url::parse(url).expect("an URL");
+    let own = format!("{}:{}", parsed.host().expect("a host"), parsed.port().expect("a port"));
+    assert_eq!(url.matches(&own).count(), 1, "{url}");
+    url.replace(&own, &format!("{first},{own}"))
+}
+
+fn check_first(says: &'static [u8], parameters: &str) {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let silent = Silent::saying(says);
+    let url = with_first(sandbox.database.url(), silent.address) + parameters;
+    let command = |arguments: &[&str]| {
+        sandbox.launch(arguments).env("DATABASE_URL", &url).spawn().finish(SOON)
+    };
+    for arguments in [&["check"][..], &["webhooks", "list"], &["why", "e"], &["migrate"]] {
+        let finished = command(arguments);
+        let is_why = arguments[0] == "why";
+        assert_eq!(finished.code, Some(i32::from(is_why)), "{arguments:?}: {finished:?}");
+    }
+    let notifier = sandbox.notifier().env("DATABASE_URL", &url).start();
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+    wait_until(SOON, "changes are heard", || {
+        notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
+    });
+    wait_until(SOON, "it is ready", || notifier.is_ready());
+    notifier.terminate();
+}
+
+#[test]
+fn a_first_host_that_accepts_and_says_nothing_is_passed_over() {
+    check_first(b"", "");
+}
+
+#[test]
+fn a_first_host_that_speaks_no_tls_and_then_says_nothing_is_passed_over() {
+    check_first(b"N", "");
+}
+
+#[test]
+fn a_first_host_that_never_ends_its_handshake_of_tls_is_passed_over() {
+    check_first(b"S", "");
+}
+
+#[test]
+fn a_host_that_falls_silent_while_running_is_left_for_the_next() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let proxy = Proxy::before(sandbox.database.url());
+    let own = Url::parse(&proxy.url(sandbox.database.url())).expect("an URL");
+    let first = format!("127.0.0.1:{}", own.port().expect("a port")).parse().expect("an address");
+    let url = with_first(sandbox.database.url(), first);
+    let notifier = sandbox.notifier().env("DATABASE_URL", &url).start();
+    sandbox.publish(&Event::new("known"));
+    receiver.wait_at("/", 1);
+    assert!(proxy.accepted() > 0, "the first host is in use");
+
+    proxy.freeze();
+    let unknown = Event::new("unknown");
+    sandbox.publish(&unknown);
+    wait_until(LATER, "what only PostgreSQL knows is delivered", || {
+        !receiver.of("/", &unknown).is_empty()
+    });
+    wait_until(LATER, "changes are heard", || {
+        notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
+    });
+    wait_until(SOON, "it is ready", || notifier.is_ready());
+    notifier.terminate();
+}
+
+#[test]
+fn where_no_host_answers_the_most_telling_error_is_told() {
+    let sandbox = Sandbox::new();
+    let silent = Silent::saying(b"");
+    let nobody = Receiver::new().refusing_url().replace("http://", "");
+    let nobody = nobody.trim_end_matches('/');
+    let url = format!("postgres://u:p@{},{nobody}/db", silent.address);
+    let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
+    let finished = launch.spawn().finish(SOON);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    for part in ["does not answer", "says nothing", "/db"] {
+        assert!(finished.stderr.contains(part), "no {part:?} in {finished:?}");
+    }
+}

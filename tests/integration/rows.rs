@@ -1,0 +1,311 @@
+//! Whatever stands in a row of the table: it costs that webhook its deliveries at worst, is named, and
+//! is nobody else's trouble.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    commands::{json, succeed},
+    harness::{Event, LATER, Receiver, SOON, Sandbox, wait_until},
+};
+
+/// What a row is found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Usable,
+    /// With these words.
+    Unusable(&'static str),
+    Warning(&'static str),
+}
+
+use Found::{Unusable, Usable, Warning};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// What a row is set to, and what that makes of it.
+const ROWS: [(&str, Found); 38] = [
+    ("secret = $s, previous_secret = $s, previous_secret_expires_at = 'infinity'", Usable),
+    ("secret = $s, previous_secret = $s, previous_secret_expires_at = '-infinity'", Usable),
+    ("secret = $s, previous_secret = $s, previous_secret_expires_at = '4713-01-01 BC'", Usable),
+    ("secret = $s, previous_secret = $s, previous_secret_expires_at = '294276-12-31'", Usable),
+    ("created_at = 'infinity'", Usable),
+    ("created_at = '-infinity'", Usable),
+    ("created_at = NULL", Usable),
+    ("secret = repeat('s', 100000000)", Unusable("unusable secret")),
+    ("secret = E'\\x01\\u202e'", Unusable("unusable secret")),
+    // A quarter of a gigabyte as text, and some kilobytes as they stand there.
+    (
+        "headers = (SELECT jsonb_agg(1e131071) FROM generate_series(1, 2000))",
+        Unusable("unusable headers"),
+    ),
+    (
+        "headers = (SELECT jsonb_object_agg('k' || n, 1e131071) FROM generate_series(1, 2000) AS n)",
+        Unusable("unusable headers"),
+    ),
+    ("headers = to_jsonb(1e131071)", Unusable("unusable headers")),
+    ("headers = jsonb_build_object('a', repeat('x', 100000000))", Unusable("unusable headers")),
+    (
+        "headers = (SELECT jsonb_object_agg('k' || n, 'x') FROM generate_series(1, 200000) AS n)",
+        Unusable("unusable headers"),
+    ),
+    ("headers = '[]'", Unusable("unusable headers")),
+    ("headers = '\"text\"'", Unusable("unusable headers")),
+    ("headers = '{\"a\": {\"b\": [1, null]}}'", Unusable("is not a text")),
+    ("headers = 'null'", Usable),
+    ("headers = '{}'", Usable),
+    ("post_url = 'http://a/' || repeat('x', 200000000)", Unusable("longer than 8192")),
+    ("post_url = ''", Unusable("unusable URL")),
+    ("post_url = E'\\x01\\u202e\\x1b[2J'", Unusable("unusable URL")),
+    ("timeout_ms = 2147483647", Unusable("unusable timeout_ms")),
+    ("timeout_ms = -2147483648", Unusable("unusable timeout_ms")),
+    ("max_in_flight = -2147483648", Unusable("unusable max_in_flight")),
+    ("max_in_flight = 2147483647", Unusable("unusable max_in_flight")),
+    ("rate_per_second = 'Infinity'", Unusable("unusable rate_per_second")),
+    ("rate_per_second = 1e308", Unusable("unusable rate_per_second")),
+    ("rate_per_second = 5e-324", Unusable("unusable rate_per_second")),
+    ("account = repeat('é', 50000000)", Usable),
+    ("account = E'\\x1b[2J\\u202e'", Usable),
+    ("description = repeat('x', 100000000), disabled_reason = repeat('y', 100000000)", Usable),
+    ("events = ARRAY['bad', NULL]", Warning("holds NULL")),
+    ("events = ARRAY[['bad', 'worse'], ['x', 'y']]", Warning("more than one dimension")),
+    ("events = array_fill('bad'::text, ARRAY[3000000])", Warning("too large to be shown")),
+    ("events = ARRAY['bad', '*.created', 'a,b', 'user.#', 'x ']", Warning("matches nothing")),
+    ("events = ARRAY['bad', repeat('x', 2000), E'\\x01']", Warning("longer than 255")),
+    ("events = ARRAY['bad', '']", Warning("is empty")),
+];
+
+fn listed(sandbox: &Sandbox) -> Vec<Value> {
+    match json(&succeed(sandbox, &["webhooks", "list", "--json"])) {
+        Value::Array(webhooks) => webhooks,
+        other => panic!("not a list: {other}"),
+    }
+}
+
+fn texts(value: &Value) -> String {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
+}
+
+/// A row for each of them, all of which want `bad`.
+fn insert(sandbox: &Sandbox, url: &str) -> Vec<Uuid> {
+    let insert = |(set, _): &(&str, Found)| {
+        let id = sandbox.webhook(url, &["bad"]);
+        let set = set.replace("$s", &format!("'{SECRET}'"));
+        sandbox.database.run_script(&format!("UPDATE webhooks SET {set} WHERE id = '{id}'"));
+        id
+    };
+    ROWS.iter().map(insert).collect()
+}
+
+#[test]
+fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/healthy"), &["*"]);
+    let ids = insert(&sandbox, &receiver.url("/other"));
+    let notifier = sandbox.notifier().start();
+
+    let events: Vec<_> = (0..5).map(|_| Event::new("bad")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    receiver.wait_at_within(LATER, "/healthy", events.len());
+    sandbox.publish(&Event::new("good"));
+    receiver.wait_at("/healthy", events.len() + 1);
+    let unusable = ROWS.iter().filter(|(_, found)| matches!(found, Unusable(_))).count();
+    let rejected = [("reason", "rejected")];
+    let dead = (unusable * events.len()) as f64;
+    notifier.wait_metric("webhook_dead_letters_total", &rejected, dead);
+    let others = ROWS.len() - unusable;
+    receiver.wait_at("/other", others * events.len());
+    sandbox.wait_drained();
+    let [resident, ..] = notifier.resources();
+    assert!(resident < 150 << 10, "{resident} KiB");
+    notifier.terminate();
+
+    let webhooks = listed(&sandbox);
+    assert_eq!(webhooks.len(), ROWS.len() + 1);
+    let table = succeed(&sandbox, &["webhooks", "list"]);
+    for ((set, found), id) in ROWS.iter().zip(&ids) {
+        let id = id.to_string();
+        let webhook = webhooks.iter().find(|webhook| webhook["id"] == id.as_str()).expect("it is");
+        let (problem, warnings) = (&webhook["unusable"], texts(&webhook["warnings"]));
+        let line = table.lines().find(|line| line.starts_with(&id)).expect("it is listed");
+        let shown = succeed(&sandbox, &["webhooks", "show", &id]);
+        let (state, words) = match found {
+            Usable => ("enabled", ""),
+            Unusable(words) => ("unusable", *words),
+            Warning(words) => ("warning", *words),
+        };
+        assert!(line.contains(state), "{set}: {line}");
+        match found {
+            Usable => assert_eq!((problem, warnings.as_str()), (&Value::Null, ""), "{set}"),
+            Unusable(says) => {
+                assert!(problem.as_str().is_some_and(|it| it.contains(says)), "{set}: {problem}");
+            }
+            Warning(says) => assert!(warnings.contains(says), "{set}: {warnings}"),
+        }
+        assert!(shown.contains(words), "{set}: {shown}");
+        assert!(shown.len() < 40_000, "{set}: {}", shown.len());
+    }
+    let checked = sandbox.command(&["check"]);
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    let line = checked.stdout.lines().find(|line| line.contains(" webhooks ")).expect("a line");
+    let says =
+        format!("{} enabled of {}, {unusable} of them get nothing: ", ids.len() + 1, ids.len() + 1);
+    assert!(line.starts_with("FAIL") && line.contains(&says), "{line}");
+    // What the dead letters say, and what became of an event.
+    let why = sandbox.command(&["why", &events[0].id]);
+    assert_eq!(why.code, Some(0), "{why:?}");
+
+    // By the commands, as any other.
+    for ((set, _), id) in ROWS.iter().zip(&ids) {
+        let id = id.to_string();
+        for arguments in [
+            &["webhooks", "disable", &id][..],
+            &["webhooks", "enable", &id],
+            &["webhooks", "pause", &id],
+            &["webhooks", "resume", &id],
+            &["webhooks", "set", &id, "--description", "x"],
+            &["webhooks", "remove", &id],
+        ] {
+            let finished = sandbox.command(arguments);
+            assert_eq!(finished.code, Some(0), "{set}: {arguments:?}: {finished:?}");
+        }
+    }
+    assert_eq!(listed(&sandbox).len(), 1);
+    succeed(&sandbox, &["check"]);
+}
+
+#[test]
+fn rows_of_other_tables_break_nothing_either() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let id = sandbox.webhook(&receiver.url("/"), &["*"]);
+    sandbox.database.run_script(&format!(
+        "INSERT INTO delivery_attempts
+             (at, event_id, event_type, webhook_id, queue, outcome, attempt, status, reason, detail,
+              ms, next_attempt_at, dead)
+         SELECT at, 'e', 't', '{id}', 'q', 'failed', 2147483647, -1, repeat('r', 1000000),
+                repeat('d', 50000000), -9223372036854775808, next, NULL
+         FROM (VALUES ('infinity'::timestamptz, 'infinity'::timestamptz),
+                      ('-infinity', '-infinity'), ('294276-12-31', '4713-01-01 BC')) AS v (at, next);
+         INSERT INTO backlogs (queue, webhook_id, since, cause, class, until)
+         VALUES (repeat('q', 1000), '{id}', 'infinity', repeat('c', 50000000), 'x', 'infinity'),
+                ('q', '{id}', '-infinity', '', '', '294276-12-31')"
+    ));
+    for arguments in [
+        &["why", "e"][..],
+        &["why", "e", "--json"],
+        &["webhooks", "list"],
+        &["webhooks", "show", &id.to_string()],
+        &["check"],
+    ] {
+        let finished = sandbox.command(arguments);
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
+        assert!(finished.stdout.len() < 100_000, "{arguments:?}");
+    }
+    let mut tail = sandbox.launch(&["tail", "--lines", "9"]).spawn();
+    tail.wait_stdout(SOON, "2147483647");
+    tail.kill();
+    let notifier = sandbox.notifier().start();
+    sandbox.publish(&Event::new("order.paid"));
+    receiver.wait_at("/", 1);
+    notifier.terminate();
+}
+
+#[test]
+fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    // A database whose encoding checks nothing, and one that can't be told in UTF-8.
+    for (encoding, byte) in [("SQL_ASCII", "'\\xff'::bytea"), ("WIN1252", "'\\x81'::bytea")] {
+        let name = format!("{}_{}", sandbox.queue(), encoding.to_lowercase());
+        sandbox.database.execute(
+            &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
+            &[],
+        );
+        let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
+        url.set_path(&name);
+        let command = |arguments: &[&str]| {
+            let launch = sandbox.launch(arguments).env("DATABASE_URL", url.as_str());
+            launch.spawn().finish(SOON)
+        };
+        assert_eq!(command(&["migrate"]).code, Some(0));
+        let mut client = postgres::Client::connect(url.as_str(), postgres::NoTls).expect("it is");
+        let mut insert = |url: &str| -> Uuid {
+            let sql = "INSERT INTO webhooks (post_url, events) VALUES ($1, '{*}') RETURNING id";
+            client.query_one(sql, &[&url]).expect("it is there").get(0)
+        };
+        insert(&receiver.url(&format!("/{encoding}")));
+        let bad = insert("x").to_string();
+        client
+            .batch_execute(&format!(
+                "UPDATE webhooks SET post_url = convert_from({byte}, '{encoding}') WHERE id = '{bad}'"
+            ))
+            .expect("this encoding takes it");
+        let notifier = sandbox.notifier().env("DATABASE_URL", url.as_str()).start();
+        sandbox.publish(&Event::new("order.paid"));
+        receiver.wait_at(&format!("/{encoding}"), 1);
+        notifier.wait_metric("webhook_dead_letters_total", &[("reason", "rejected")], 1.0);
+        notifier.terminate();
+        let listed = command(&["webhooks", "list", "--json"]);
+        assert!(listed.stdout.contains("cannot be read"), "{listed:?}");
+        assert_eq!(command(&["check"]).code, Some(1));
+        assert_eq!(command(&["webhooks", "disable", &bad]).code, Some(0));
+        assert_eq!(command(&["check"]).code, Some(0));
+        assert_eq!(command(&["webhooks", "remove", &bad]).code, Some(0));
+        drop(client);
+        sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
+    }
+}
+
+#[test]
+fn many_types_for_webhooks_with_long_urls_take_little_memory() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    sandbox.database.run_script(
+        "INSERT INTO webhooks (post_url, events)
+         SELECT 'http://127.0.0.1:9/' || repeat('x', 60000), '{*}' FROM generate_series(1, 10)",
+    );
+    let notifier = sandbox.notifier().start();
+    let [before, ..] = notifier.resources();
+    let events: Vec<_> = (0..100).map(|n| Event::new(&format!("type.{n}"))).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    receiver.wait_at_within(LATER, "/", events.len());
+    sandbox.wait_drained();
+    let [after, ..] = notifier.resources();
+    eprintln!("resident: {before} KiB before, {after} KiB after");
+    assert!(after < before + (64 << 10), "{before} KiB before, {after} KiB after");
+    wait_until(SOON, "it is ready", || notifier.is_ready());
+    notifier.terminate();
+}
+
+#[test]
+fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
+    let sandbox = Sandbox::new();
+    let add =
+        |pattern: &str| sandbox.command(&["webhooks", "add", "https://example.org/", pattern]);
+    for refused in ["*.created", "us*", "**", ""] {
+        let finished = add(refused);
+        assert_eq!(finished.code, Some(1), "{refused:?}: {finished:?}");
+    }
+    for (doubtful, says) in [
+        ("user.#", "`#` is no wildcard"),
+        ("a,b", "commas"),
+        ("user.created ", "spaces around it count"),
+        (" user.*", "spaces around it count"),
+    ] {
+        let finished = add(doubtful);
+        assert_eq!(finished.code, Some(0), "{doubtful:?}: {finished:?}");
+        assert!(finished.stderr.contains(says), "{doubtful:?}: {finished:?}");
+    }
+    let fine = add("user.*");
+    assert!(!fine.stderr.contains("warning: \""), "{fine:?}");
+    assert_eq!(succeed(&sandbox, &["webhooks", "list"]).matches("warning").count(), 4);
+    assert!(succeed(&sandbox, &["check"]).contains("4 with a warning"));
+
+    // One that can match nothing at all gets nothing.
+    let id = sandbox.webhook("https://example.org/", &["*.created"]).to_string();
+    let finished = sandbox.command(&["check"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stdout.contains(&id) && finished.stdout.contains("matches nothing"));
+}
