@@ -694,7 +694,8 @@ impl Confirming {
         }
         // On a connection that hangs it would wait for an answer.
         let closed_by = match kill.guard(CLOSE_TIMEOUT, None, || self.channel.close()) {
-            Err(error @ amiquip::Error::ServerClosedChannel { .. }) => Some(error.to_string()),
+            // Without the channel's number, which makes no new cause of it.
+            Err(amiquip::Error::ServerClosedChannel { message, .. }) => Some(message),
             _ => None,
         };
         let unconfirmed = self.unconfirmed.into_values().chain(self.refused).chain(self.unrouted);

@@ -47,7 +47,7 @@ fn assert_fails(finished: &Finished, subject: &str, says: &[&str]) {
 
 #[test]
 fn the_documented_rights_are_enough_to_deliver_retry_dead_letter_and_keep_backlogs() {
-    let fault = FaultServers::take();
+    let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     let sandbox = Sandbox::bare(&vhost.servers, 1);
     assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
@@ -110,7 +110,7 @@ fn the_documented_rights_are_enough_to_deliver_retry_dead_letter_and_keep_backlo
 
 #[test]
 fn check_says_which_right_is_missing_and_how_it_is_granted() {
-    let fault = FaultServers::take();
+    let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let queue = format!("to read queue {:?}", sandbox.queue());
@@ -156,7 +156,7 @@ fn check_says_which_right_is_missing_and_how_it_is_granted() {
 
 #[test]
 fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
-    let fault = FaultServers::take();
+    let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     let sandbox = Sandbox::on(&vhost.servers, 1);
     vhost.grant([".*", ".*", ".*"]);

@@ -58,7 +58,7 @@ fn count(notifier: &Notifier, parts: &[&str]) -> usize {
 
 #[test]
 fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connects() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -97,7 +97,7 @@ fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connec
 
 #[test]
 fn a_right_to_publish_that_is_missing_is_told_and_not_only_that_the_connection_was_lost() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
@@ -130,7 +130,7 @@ fn a_right_to_publish_that_is_missing_is_told_and_not_only_that_the_connection_w
 
 #[test]
 fn a_role_of_postgresql_that_may_not_log_in_any_more_is_told_after_what_ended_its_sessions() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let role = format!("role_{}", sandbox.queue());
     let schema = sandbox.queue().trim_end_matches("_high").to_owned();

@@ -1,29 +1,26 @@
 //! Queues that take no messages: by policies that refuse what is too much, and are lifted again.
-//! These tests have a broker of their own, since a policy is for all queues of a kind.
+//! These tests have virtual hosts of their own, since a policy is for all queues of a kind.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until,
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
+    wait_until,
 };
 
 /// Queues refuse messages beyond the first, until this is dropped.
-struct Policy<'a>(&'a FaultServers);
+struct Policy<'a>(&'a Vhost<'a>);
 
 impl<'a> Policy<'a> {
-    const NAME: &'static str = "refusing";
-
-    fn on(faults: &'a FaultServers, pattern: &str) -> Self {
-        let definition = r#"{"max-length":1,"overflow":"reject-publish"}"#;
-        let set = ["set_policy", "--apply-to", "queues", Self::NAME, pattern, definition];
-        faults.rabbitmqctl(&set);
-        Self(faults)
+    fn on(vhost: &'a Vhost<'a>, pattern: &str) -> Self {
+        vhost.set_policy(pattern, r#"{"max-length":1,"overflow":"reject-publish"}"#);
+        Self(vhost)
     }
 }
 
 impl Drop for Policy<'_> {
     fn drop(&mut self) {
-        self.0.rabbitmqctl(&["clear_policy", Self::NAME]);
+        self.0.clear_policy();
     }
 }
 
@@ -93,11 +90,12 @@ fn assert_each(receiver: &Receiver, path: &str, events: &[Event], times: usize) 
 
 #[test]
 fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["good"]);
-    let policy = Policy::on(&faults, "^t.*[.]dead$");
+    let policy = Policy::on(&vhost, "^t.*[.]dead$");
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let (malformed, good) = publish_some_malformed(&sandbox);
     receiver.wait_at("/", good.len());
@@ -127,11 +125,12 @@ fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
 
 #[test]
 fn a_dead_letter_queue_that_refuses_is_told_and_goes_on_by_itself_when_it_takes_messages_again() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["good"]);
-    let policy = Policy::on(&faults, "^t.*[.]dead$");
+    let policy = Policy::on(&vhost, "^t.*[.]dead$");
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let (malformed, mut good) = publish_some_malformed(&sandbox);
     receiver.wait_at("/", good.len());
@@ -168,11 +167,12 @@ fn a_dead_letter_queue_that_refuses_is_told_and_goes_on_by_itself_when_it_takes_
 
 #[test]
 fn a_delivery_that_is_dead_is_not_attempted_again_because_its_queue_refuses_it() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::answering(|_| Reply::Status(500));
     sandbox.webhook(&receiver.url("/"), &["*"]);
-    let policy = Policy::on(&faults, "^t.*[.]dead$");
+    let policy = Policy::on(&vhost, "^t.*[.]dead$");
     let mut notifier =
         sandbox.notifier().env("RETRY_SCHEDULE", "1s").env("CIRCUIT_BREAKER", "off").start();
     let all = events("order.paid", 12);
@@ -196,15 +196,16 @@ fn a_delivery_that_is_dead_is_not_attempted_again_because_its_queue_refuses_it()
 
 #[test]
 fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/failing", 1) => Reply::Status(500),
         _ => Reply::Status(200),
     });
     sandbox.webhook(&receiver.url("/healthy"), &["healthy", "both"]);
     sandbox.webhook(&receiver.url("/failing"), &["failing", "both"]);
-    let policy = Policy::on(&faults, "^webhooks[.]wait[.]");
+    let policy = Policy::on(&vhost, "^webhooks[.]wait[.]");
     let mut notifier = sandbox
         .notifier()
         .env("PREFETCH_COUNT", "50")
@@ -244,16 +245,20 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
 
 #[test]
 fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_each() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
-    let paths: Vec<_> = (0..40).map(|number| format!("/{number}")).collect();
+    // What comes at once RabbitMQ takes beyond the limit.
+    let paths: Vec<_> = (0..200).map(|number| format!("/{number}")).collect();
     for path in &paths {
         sandbox.webhook(&receiver.url(path), &["order.paid"]);
     }
     sandbox.webhook(&receiver.url("/other"), &["other"]);
-    let policy = Policy::on(&faults, "^t.*[.]retry$");
-    let mut notifier = sandbox.notifier().env("FANOUT_INLINE", "2").start();
+    let policy = Policy::on(&vhost, "^t.*[.]retry$");
+    // One at a time: the parts wait for each other in the queue of retries.
+    let launch = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time());
+    let mut notifier = launch.env("FANOUT_INLINE", "2").start();
     let (event, other) = (Event::new("order.paid"), Event::new("other"));
     sandbox.publish(&event);
     sandbox.publish(&other);
@@ -273,24 +278,32 @@ fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_
 
 #[test]
 fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/paused"), &["paused"]);
     sandbox.webhook(&receiver.url("/healthy"), &["healthy"]);
     let pause = "UPDATE webhooks SET paused_at = $2 WHERE id = $1";
     sandbox.database.execute(pause, &[&webhook, &Some(std::time::SystemTime::now())]);
-    let policy = Policy::on(&faults, "^webhooks[.]backlog[.]");
+    let policy = Policy::on(&vhost, "^webhooks[.]backlog[.]");
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let paused = events("paused", 30);
     let healthy = events("healthy", 100);
     sandbox.broker.publish(sandbox.queue(), &paused[..1]);
     let queue = format!("webhooks.backlog.{}.{webhook}", sandbox.queue());
     wait_until(SOON, "it is full", || sandbox.broker.ready(&queue) == Some(1));
-    sandbox.broker.publish(sandbox.queue(), &paused[1..]);
+    let backlog = format!("webhooks.backlog.{}", sandbox.queue());
+    let refusals = || notifier.metric("webhook_refusals_total", &[("queue", &backlog)]);
+    for (number, event) in (2..).zip(&paused[1..]) {
+        // What comes at once RabbitMQ takes beyond the limit.
+        sandbox.broker.publish(sandbox.queue(), std::slice::from_ref(event));
+        wait_until(SOON, "it is taken or refused", || {
+            refusals() >= 1.0 || sandbox.broker.ready(&queue) == Some(number)
+        });
+    }
     sandbox.broker.publish(sandbox.queue(), &healthy);
     receiver.wait_at("/healthy", healthy.len());
-    let backlog = format!("webhooks.backlog.{}", sandbox.queue());
     let line = notifier.wait_stderr(SOON, "queue takes no messages");
     assert!(line.contains(&format!("queue={queue}: ")), "{line}");
     wait_until(SOON, "they wait elsewhere", || {
@@ -309,12 +322,13 @@ fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
 
 #[test]
 fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["good"]);
     // What is dead has nowhere to go.
-    let policy = Policy::on(&faults, "^(t.*[.]dead|webhooks[.]wait[.].*)$");
+    let policy = Policy::on(&vhost, "^(t.*[.]dead|webhooks[.]wait[.].*)$");
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let (malformed, good) = publish_some_malformed(&sandbox);
     receiver.wait_at("/", good.len());
@@ -334,9 +348,10 @@ fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
 
 #[test]
 fn a_command_that_is_refused_names_the_queue() {
-    let faults = FaultServers::take();
-    let sandbox = Sandbox::on(faults.servers(), 1);
-    let _policy = Policy::on(&faults, "^t.*_high$");
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
+    let _policy = Policy::on(&vhost, "^t.*_high$");
     let publish = || sandbox.command(&["publish", sandbox.queue(), r#"{"type":"a"}"#]);
     let mut refused = publish();
     for _ in 0..3 {

@@ -8,7 +8,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use url::Url;
@@ -35,15 +35,22 @@ fn required(variable: &str) -> String {
 
 /// Poisoned by every test that fails while it holds the servers. The next one
 /// may use them all the same: `drop` has brought them back.
-static TURN: Mutex<()> = Mutex::new(());
-static LONG_TURN: Mutex<()> = Mutex::new(());
+static TURN: RwLock<()> = RwLock::new(());
+static LONG_TURN: RwLock<()> = RwLock::new(());
 
 /// The pair whose servers may be stopped and killed. Whoever holds it has it to
 /// himself; both servers run again when it is dropped.
 pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
-    _turn: MutexGuard<'static, ()>,
+    turn: Turn,
+}
+
+/// Who has the servers.
+enum Turn {
+    Alone(#[expect(dead_code, reason = "is held")] RwLockWriteGuard<'static, ()>),
+    /// With others who leave them running.
+    Shared(#[expect(dead_code, reason = "is held")] RwLockReadGuard<'static, ()>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,20 +79,30 @@ pub(crate) enum End {
 
 impl FaultServers {
     pub(crate) fn take() -> Self {
-        Self::in_turn("FAULT_SERVICES_DIR", &TURN)
+        Self::alone("FAULT_SERVICES_DIR", &TURN)
+    }
+
+    /// For a test that only has a [virtual host](Vhost) or a user there that nobody else has.
+    pub(crate) fn share() -> Self {
+        let turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+        Self::of("FAULT_SERVICES_DIR", Turn::Shared(turn))
     }
 
     /// For a test that takes minutes.
     pub(crate) fn take_for_long() -> Self {
-        Self::in_turn("LONG_FAULT_SERVICES_DIR", &LONG_TURN)
+        Self::alone("LONG_FAULT_SERVICES_DIR", &LONG_TURN)
     }
 
-    fn in_turn(variable: &str, turn: &'static Mutex<()>) -> Self {
+    fn alone(variable: &str, turn: &'static RwLock<()>) -> Self {
+        let turn = turn.write().unwrap_or_else(PoisonError::into_inner);
+        Self::of(variable, Turn::Alone(turn))
+    }
+
+    fn of(variable: &str, turn: Turn) -> Self {
         let directory = PathBuf::from(required(variable));
-        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         services(&directory, &["up"]);
         let listing = services(&directory, &["env"]);
-        Self { servers: listed(&listing), directory, _turn: turn }
+        Self { servers: listed(&listing), directory, turn }
     }
 
     /// How they are reached by TLS, and what checks their certificates.
@@ -191,6 +208,18 @@ impl<'s> Vhost<'s> {
     }
 }
 
+impl Vhost<'_> {
+    /// What is defined holds for queues whose name fits this pattern.
+    pub(crate) fn set_policy(&self, pattern: &str, definition: &str) {
+        let policy = ["set_policy", "-p", &self.name, "--apply-to", "queues", "of-a-test"];
+        self.fault.rabbitmqctl(&[&policy[..], &[pattern, definition]].concat());
+    }
+
+    pub(crate) fn clear_policy(&self) {
+        self.fault.rabbitmqctl(&["clear_policy", "-p", &self.name, "of-a-test"]);
+    }
+}
+
 impl Drop for Vhost<'_> {
     fn drop(&mut self) {
         for verb in ["delete_vhost", "delete_user"] {
@@ -219,8 +248,10 @@ fn listed_value(listing: &str, variable: &str) -> String {
 
 impl Drop for FaultServers {
     fn drop(&mut self) {
-        // Not `services`: a panic here, during another one, would abort all tests.
-        let _ = services_command(&self.directory, &["up"]).status();
+        if let Turn::Alone(_) = self.turn {
+            // Not `services`: a panic here, during another one, would abort all tests.
+            let _ = services_command(&self.directory, &["up"]).status();
+        }
     }
 }
 

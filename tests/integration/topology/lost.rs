@@ -43,7 +43,7 @@ fn expect_advice(notifier: &Notifier, state: &str, what: &str) {
 
 #[test]
 fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = receiver();
@@ -93,7 +93,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
 
 #[test]
 fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = receiver();
@@ -157,7 +157,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
 
 #[test]
 fn a_limit_of_queues_is_told_as_that() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let is_advice = |line: &str| {

@@ -39,7 +39,7 @@ fn dead_letters(sandbox: &Sandbox, queue: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_back() {
-    let faults = FaultServers::take();
+    let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 2);
     let [staying, leaving] = [&sandbox.queues[0], &sandbox.queues[1]];
