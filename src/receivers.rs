@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Select, Sender, bounded, select};
 use uuid::Uuid;
 
 use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
@@ -54,6 +54,8 @@ pub enum Answer {
 pub struct InLine {
     number: Number,
     since: Instant,
+    /// Whether it has waited for as long as it may for anything but a place.
+    has_given_up: bool,
     called: Receiver<Result<Attempt, Refusal>>,
 }
 
@@ -136,7 +138,7 @@ impl Receivers {
         limit: Duration,
         shutdown: &Shutdown,
     ) -> Result<Attempt, Refusal> {
-        let InLine { number, since, called } = match answer {
+        let InLine { number, since, called, .. } = match answer {
             Answer::Begins(attempt) => return Ok(attempt),
             Answer::Waits(in_line) => in_line,
         };
@@ -158,6 +160,69 @@ impl Receivers {
         self.leave(number);
         // Perhaps it was called just now.
         called.try_recv().unwrap_or(Err(interrupted))
+    }
+
+    /// Waits until the first of several is called, whichever that is, as [`Receivers::wait`] does for
+    /// one, each for `patience` at most; nothing, if none is for as long as `limit`. Who waited for them one after the other would keep the places
+    /// of those that are called meanwhile from others, who may do the same.
+    pub fn wait_for_any<T>(
+        &self,
+        lines: &mut Vec<(T, InLine)>,
+        limit: Duration,
+        patience: Duration,
+        shutdown: &Shutdown,
+    ) -> Option<(T, Result<Attempt, Refusal>)> {
+        let interrupted = Refusal { hold: Hold::Full, entry: None };
+        let deadline = Instant::now() + limit;
+        loop {
+            let has_to_give_up =
+                |line: &InLine| !line.has_given_up && line.since.elapsed() >= PATIENCE;
+            for (_, line) in lines.iter_mut().filter(|(_, line)| has_to_give_up(line)) {
+                line.has_given_up = true;
+                let mut state = self.lock();
+                let called = state.intake.give_up(line.number, self.now());
+                state.tell(called);
+            }
+            let is_over = |(_, line): &(T, InLine)| line.since.elapsed() >= patience;
+            if let Some(at) = lines.iter().position(is_over) {
+                return Some(self.leave_line(lines.swap_remove(at)));
+            }
+            let next = |(_, line): &(T, InLine)| {
+                line.since + if line.has_given_up { patience } else { PATIENCE.min(patience) }
+            };
+            let until = lines.iter().map(next).chain([deadline]).min();
+            let mut select = Select::new();
+            for (_, line) in lines.iter() {
+                select.recv(&line.called);
+            }
+            let stop = select.recv(shutdown.receiver());
+            let called = match select.select_deadline(until.unwrap_or(deadline)) {
+                Ok(operation) if operation.index() == stop => {
+                    let _ = operation.recv(shutdown.receiver());
+                    None
+                }
+                Ok(operation) => {
+                    let at = operation.index();
+                    Some((at, operation.recv(&lines[at].1.called)))
+                }
+                Err(_) if Instant::now() >= deadline => return None,
+                Err(_) => continue,
+            };
+            return match called {
+                Some((at, answer)) => {
+                    let (who, _) = lines.swap_remove(at);
+                    Some((who, answer.unwrap_or(Err(interrupted))))
+                }
+                None => lines.pop().map(|line| self.leave_line(line)),
+            };
+        }
+    }
+
+    fn leave_line<T>(&self, (who, line): (T, InLine)) -> (T, Result<Attempt, Refusal>) {
+        self.leave(line.number);
+        // Perhaps it was called just now.
+        let interrupted = Refusal { hold: Hold::Full, entry: None };
+        (who, line.called.try_recv().unwrap_or(Err(interrupted)))
     }
 
     /// The first of a backlog no longer waits, at the end of the connection that it came by. If it was
@@ -183,6 +248,12 @@ impl Receivers {
             state = self.entered.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.entering -= 1;
         }
+    }
+
+    /// Whether nobody enters the same backlog before it.
+    #[must_use]
+    pub fn is_next_to_enter(&self, entry: Entry) -> bool {
+        self.lock().intake.is_next(entry)
     }
 
     /// A delivery is on its way to a backlog; or, if not `is_there`, does not go there after all.
@@ -328,7 +399,7 @@ impl State {
             Intent::Waits(number) => {
                 let (sender, called) = bounded(1);
                 self.waiting.insert(number, sender);
-                Answer::Waits(InLine { number, since: Instant::now(), called })
+                Answer::Waits(InLine { number, since: Instant::now(), has_given_up: false, called })
             }
         }
     }
@@ -469,6 +540,40 @@ mod tests {
         });
         receivers.end(first, Ended::Delivered);
         assert!(receivers.lock().waiting.is_empty() && !receivers.lock().intake.has_waiting());
+    }
+
+    #[test]
+    fn of_several_that_wait_whichever_is_called_first_is_told_and_none_lies_about() {
+        let (trigger, shutdown) = shutdown::channel();
+        let receivers = receivers(1);
+        for webhook in 1..=3 {
+            prove(&receivers, &shutdown, webhook);
+        }
+        let first = admit(&receivers, &shutdown, 1).expect("the only place");
+        let line = |webhook| match receivers.ask(by(webhook), Who::Fresh, false) {
+            Ok(Answer::Waits(in_line)) => (webhook, in_line),
+            other => panic!("{other:?}"),
+        };
+        let mut lines = vec![line(2), line(3)];
+        let patience = Duration::from_secs(60);
+        let mut next = |limit| receivers.wait_for_any(&mut lines, limit, patience, &shutdown);
+        let soon = Duration::from_secs(30);
+        assert!(next(PATIENCE * 2).is_none(), "every place is taken");
+        receivers.end(first, Ended::Delivered);
+        // The place of the one is free for the other, however the two stand in the list.
+        let (one, attempt) = next(soon).expect("it is called");
+        receivers.give_back(attempt.expect("the place"));
+        let (other, attempt) = next(soon).expect("it is called");
+        assert_eq!(one + other, 2 + 3);
+        let held = attempt.expect("the place");
+
+        lines = vec![line(if other == 2 { 3 } else { 2 })];
+        trigger.fire();
+        let refused = receivers.wait_for_any(&mut lines, soon, patience, &shutdown);
+        let (_, refused) = refused.expect("shutdown");
+        assert_eq!(refused, Err(Refusal { hold: Hold::Full, entry: None }));
+        assert!(lines.is_empty() && receivers.lock().waiting.is_empty());
+        receivers.give_back(held);
     }
 
     #[test]

@@ -41,6 +41,15 @@ pub struct Entry {
     number: u64,
 }
 
+impl Entry {
+    /// In the order in which all places were given, of whichever backlog: who has several of them takes
+    /// them in this order, or two of those could wait for each other for ever.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.number
+    }
+}
+
 /// Why there is no attempt now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -8,17 +8,20 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh};
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
-use crate::domain::intake::Refusal;
+use crate::domain::intake::{Entry, Refusal};
 use crate::domain::pace::Attempt;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 use crate::receivers::{Answer, InLine};
+
+/// How often a thread that waits for a place looks whether it is its turn to enter a backlog.
+const TURN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How many bytes of an event that is split may be on their way to the broker at a time: enough to
 /// keep it busy with small events, and little enough to hold in memory.
@@ -121,28 +124,18 @@ impl InHand {
         self.ends(kept);
     }
 
-    /// Makes it in another thread, where it may begin now. Where it has to wait for a place, it comes
-    /// back with its place in the line; else it is seen to here.
-    fn send_out(self) -> Option<(Self, InLine)> {
+    /// Makes it in another thread, where it may begin now. Where it has to wait for a place, or goes to a
+    /// backlog, it joins those that do.
+    fn send_out(self, pending: &mut Pending) {
         if self.is_too_late() {
-            self.make();
-            return None;
+            return self.make();
         }
         let (webhook, delivery) = self.delivery();
         match self.fan_out.pipeline.ask(&self.fan_out.lane, webhook, &delivery) {
-            Ok(Answer::Waits(in_line)) => return Some((self, in_line)),
+            Ok(Answer::Waits(in_line)) => pending.waiting.push((self, in_line)),
             Ok(Answer::Begins(attempt)) => self.begin(attempt),
-            Err(refusal) => self.hold_back(refusal),
-        }
-        None
-    }
-
-    /// Makes it in another thread, once it is called.
-    fn wait(self, in_line: InLine) {
-        let Pipeline { receivers, patience, shutdown, .. } = &*self.fan_out.pipeline;
-        match receivers.wait(Answer::Waits(in_line), *patience, shutdown) {
-            Ok(attempt) => self.begin(attempt),
-            Err(refusal) => self.hold_back(refusal),
+            Err(refusal) if self.may_enter(&refusal) => self.hold_back(refusal),
+            Err(refusal) => pending.refused.push((self, refusal)),
         }
     }
 
@@ -159,6 +152,12 @@ impl InHand {
         if let Err(task) = workers.run(Box::new(task)) {
             task();
         }
+    }
+
+    /// Whether it is its turn to enter a backlog, so that nobody has to be waited for.
+    fn may_enter(&self, refusal: &Refusal) -> bool {
+        let receivers = &self.fan_out.pipeline.receivers;
+        refusal.entry.is_none_or(|entry| receivers.is_next_to_enter(entry))
     }
 
     fn hold_back(self, refusal: Refusal) {
@@ -192,6 +191,48 @@ impl InHand {
                 // The event has to go back, and all of it is made again.
                 state.unconfirmed = true;
                 state.left.clear();
+            }
+        }
+    }
+}
+
+/// What of an event has not begun yet.
+///
+/// Each may have something that others wait for: a place, when it is called, or a turn to enter a backlog.
+/// A thread that waited for one of them and left the others lying could wait for somebody who waits for
+/// these, for ever. So it waits for all of them at a time, and enters backlogs in the order in which the
+/// turns were given.
+#[derive(Default)]
+struct Pending {
+    waiting: Vec<(InHand, InLine)>,
+    refused: Vec<(InHand, Refusal)>,
+}
+
+impl Pending {
+    /// Sees to all of them.
+    fn finish(mut self, pipeline: &Pipeline) {
+        let Pipeline { receivers, patience, shutdown, .. } = pipeline;
+        while !self.waiting.is_empty() {
+            self.enter(InHand::may_enter);
+            let limit = if self.refused.is_empty() { *patience } else { TURN_INTERVAL };
+            match receivers.wait_for_any(&mut self.waiting, limit, *patience, shutdown) {
+                Some((in_hand, Ok(attempt))) => in_hand.begin(attempt),
+                Some((in_hand, Err(refusal))) => self.refused.push((in_hand, refusal)),
+                None => {}
+            }
+        }
+        self.enter(|_, _| true);
+    }
+
+    /// Takes the turns of those that may enter.
+    fn enter(&mut self, may_enter: impl Fn(&InHand, &Refusal) -> bool) {
+        self.refused.sort_by_key(|(_, refusal)| refusal.entry.map(Entry::number));
+        let refused = std::mem::take(&mut self.refused);
+        for (in_hand, refusal) in refused {
+            if may_enter(&in_hand, &refusal) {
+                in_hand.hold_back(refusal);
+            } else {
+                self.refused.push((in_hand, refusal));
             }
         }
     }
@@ -234,12 +275,11 @@ impl Pipeline {
         });
         // Before anything is waited for: from here on others can help.
         progress.set_event(Some(Arc::clone(&fan_out)));
-        let send_out = |webhook| InHand::new(&fan_out, webhook).send_out();
-        let waiting: Vec<_> = far.into_iter().filter_map(send_out).collect();
-        // First, since a place that nobody uses yet is taken all the same.
-        for (in_hand, in_line) in waiting {
-            in_hand.wait(in_line);
+        let mut pending = Pending::default();
+        for webhook in far {
+            InHand::new(&fan_out, webhook).send_out(&mut pending);
         }
+        pending.finish(self);
         fan_out.make_rest(|| progress.moves());
         progress.set_event(None);
         let mut state = fan_out.wait();

@@ -114,8 +114,8 @@ pub(super) fn explain(place: &Arc<str>, error: &postgres::Error) -> StoreError {
         return StoreError::misconfigured(place, problem);
     }
     let Some(db) = error.as_db_error() else { return without_answer(place, error) };
-    let (kind, remedy) = judge(db.code().code());
     let message = db.message();
+    let (kind, remedy) = judge(db.code().code(), message);
     let what = match remedy {
         "" => format!("{message} (SQLSTATE {})", db.code().code()),
         remedy => format!("{message} (SQLSTATE {}): {remedy}", db.code().code()),
@@ -128,7 +128,7 @@ pub(super) fn explain(place: &Arc<str>, error: &postgres::Error) -> StoreError {
 }
 
 /// By "PostgreSQL Error Codes" of its documentation.
-fn judge(code: &str) -> (Kind, &'static str) {
+fn judge(code: &str, message: &str) -> (Kind, &'static str) {
     match code {
         "28000" | "28P01" => (Kind::Lasting, "check the user and password in DATABASE_URL"),
         "3D000" => (Kind::Lasting, "create the database, or name another in DATABASE_URL"),
@@ -136,10 +136,16 @@ fn judge(code: &str) -> (Kind, &'static str) {
         "3F000" | "42P01" | "42703" | "42883" | "42704" | "42P10" => {
             (Kind::Lasting, "run `webhook-notifier migrate` on this database")
         }
+        "42501" if message.starts_with("must be owner") => {
+            (Kind::Lasting, "`migrate` has to be run as the owner of the tables")
+        }
+        "42501" if message.contains("for schema") => {
+            (Kind::Lasting, "GRANT USAGE ON this SCHEMA TO this user, and CREATE for `migrate`")
+        }
         "42501" => (
             Kind::Lasting,
-            "GRANT SELECT, UPDATE ON webhooks, and SELECT, INSERT, UPDATE, DELETE ON backlogs, \
-             delivery_attempts TO this user",
+            "GRANT SELECT, UPDATE ON webhooks (INSERT and DELETE, too, for `webhooks add` and \
+             `remove`), and SELECT, INSERT, UPDATE, DELETE ON backlogs, delivery_attempts TO this user",
         ),
         "25006" => (
             Kind::Passing,
@@ -242,10 +248,12 @@ mod tests {
             ("57014", true, "locked"),
             ("XX000", true, ""),
         ] {
-            let (kind, said) = judge(code);
+            let (kind, said) = judge(code, "permission denied for table webhooks");
             assert_eq!(matches!(kind, Kind::Passing), is_passing, "{code}");
             assert!(said.contains(remedy), "{code}: {said}");
         }
-        assert!(matches!(judge("22P05").0, Kind::OfValue));
+        assert!(judge("42501", "must be owner of table webhooks").1.contains("owner"));
+        assert!(judge("42501", "permission denied for schema public").1.contains("SCHEMA"));
+        assert!(matches!(judge("22P05", "").0, Kind::OfValue));
     }
 }

@@ -309,3 +309,21 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stdout.contains(&id) && finished.stdout.contains("matches nothing"));
 }
+
+#[test]
+fn events_that_many_unusable_webhooks_want_come_to_a_stand_for_nobody() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    sandbox.database.run_script(
+        "INSERT INTO webhooks (post_url, events) SELECT '', '{*}' FROM generate_series(1, 10)",
+    );
+    let notifier = sandbox.notifier().start();
+    // Each has one request under way at a time, so that consumers meet at ten backlogs that are made now.
+    let events: Vec<_> = (0..100).map(|n| Event::new(&format!("type.{n}"))).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    receiver.wait_at_within(LATER, "/", events.len());
+    sandbox.wait_drained();
+    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "rejected")], 1_000.0);
+    notifier.terminate();
+}
