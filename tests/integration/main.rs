@@ -46,6 +46,7 @@ mod observability;
 mod monitoring;
 mod admin;
 mod status;
+mod states;
 mod configuration;
 mod commands;
 mod service;

@@ -1,0 +1,342 @@
+//! What is said of which snapshot.
+
+use super::*;
+use crate::domain::trend::Bound;
+use crate::status::snapshot::{BacklogsNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Trend};
+
+/// Two queues, all well.
+fn well() -> Snapshot {
+    let server = Server { answers: Some(true), lasted_seconds: 100.0 };
+    let lane = |origin: &str, is_retry: bool| LaneNow {
+        queue: format!("{origin}{}", if is_retry { ".retry" } else { "" }),
+        origin: origin.to_owned(),
+        kind: if is_retry { "retries" } else { "events" },
+        consumers: 1,
+        state: LaneState::Consuming,
+        lasted_seconds: 100.0,
+        ready: Some(5),
+        dead: (!is_retry).then_some(0),
+        in_flight: 0,
+        capacity: (!is_retry).then_some(64),
+        in_use: (!is_retry).then_some(0),
+        received: 0,
+        delivered: 0,
+        failed: 0,
+        rates: None,
+        lag_p50: None,
+        lag_p99: None,
+        trend: Trend { delivered: Vec::new(), failed: Vec::new() },
+    };
+    let lanes = ["high", "low"].map(|origin| [lane(origin, false), lane(origin, true)]);
+    Snapshot {
+        version: "1",
+        host: "h".to_owned(),
+        pid: 1,
+        uptime_seconds: 100.0,
+        is_stopping: false,
+        state: State::Well,
+        advice: Vec::new(),
+        broker: server,
+        database: server,
+        database_problem: None,
+        directory_age_seconds: 0.0,
+        broker_accepts: Some(true),
+        refusing: Vec::new(),
+        depths_age_seconds: Some(1.0),
+        lanes: lanes.concat(),
+        waiting: Vec::new(),
+        orphaned: Some(0),
+        objects: Vec::new(),
+        backlogs: BacklogsNow { filled: 0, listed: Vec::new() },
+        receivers: ReceiversNow { known: 20, ailing: 0, broken: 0, listed: Vec::new() },
+        sample_ages_seconds: Vec::new(),
+    }
+}
+
+/// Of twenty and one.
+fn receivers(ailing: usize, broken: usize) -> ReceiversNow {
+    ReceiversNow { known: 21, ailing, broken, listed: Vec::new() }
+}
+
+fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: LaneState) {
+    for lane in &mut snapshot.lanes[lanes] {
+        (lane.state, lane.lasted_seconds) = (state, 12.7);
+    }
+}
+
+#[track_caller]
+fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
+    let mut snapshot = well();
+    change(&mut snapshot);
+    let (worst, advice) = of(&snapshot);
+    let what: Vec<_> = advice.iter().map(|advice| advice.what.as_str()).collect();
+    assert_eq!((worst, what.as_slice()), (state, expected));
+    assert!(advice.iter().all(|advice| advice.remedy.matches('`').count() % 2 == 0));
+}
+
+#[test]
+fn without_anything_wrong_all_is_well() {
+    check(|_| {}, State::Well, &[]);
+    // Backlogs are what queues are for.
+    check(|snapshot| snapshot.lanes[0].ready = Some(100_000), State::Well, &[]);
+}
+
+#[test]
+fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
+    let away = Server { answers: Some(false), lasted_seconds: 12.7 };
+    check(
+        |snapshot| {
+            snapshot.broker = away;
+            interrupt(snapshot, 0..4, LaneState::NoBroker);
+        },
+        State::Trouble,
+        &["RabbitMQ has not answered for 12 s: nothing is being consumed."],
+    );
+    check(
+        |snapshot| {
+            snapshot.database = away;
+            interrupt(snapshot, 2..3, LaneState::NoDatabase);
+            snapshot.directory_age_seconds = 20.0;
+        },
+        State::Trouble,
+        &["PostgreSQL has not answered for 12 s: low is not being consumed."],
+    );
+    check(
+        |snapshot| snapshot.database = away,
+        State::Trouble,
+        &["PostgreSQL has not answered for 12 s: only events of types that came before are \
+           delivered."],
+    );
+    check(
+        |snapshot| {
+            snapshot.database = away;
+            snapshot.database_problem = Some("no such table".to_owned());
+        },
+        State::Trouble,
+        &["PostgreSQL has answered with an error for 12 s: only events of types that came before \
+           are delivered."],
+    );
+    check(
+        |snapshot| {
+            (snapshot.broker, snapshot.database) = (away, away);
+            interrupt(snapshot, 0..4, LaneState::NoBroker);
+        },
+        State::Trouble,
+        &[
+            "RabbitMQ has not answered for 12 s: nothing is being consumed.",
+            "PostgreSQL has not answered for 12 s.",
+        ],
+    );
+    check(
+        |snapshot| snapshot.broker = away,
+        State::Trouble,
+        &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are as of \
+           then."],
+    );
+}
+
+#[test]
+fn an_alarm_is_trouble_and_said_once() {
+    check(
+        |snapshot| snapshot.broker_accepts = Some(false),
+        State::Trouble,
+        &["RabbitMQ takes no messages: what fails can't be put off, and holds up its lane."],
+    );
+    check(
+        |snapshot| {
+            snapshot.broker_accepts = Some(false);
+            interrupt(snapshot, 0..1, LaneState::NoConfirms);
+        },
+        State::Trouble,
+        &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
+    );
+}
+
+#[test]
+fn queues_that_take_nothing_are_trouble_and_named() {
+    let refusing = |queue: &str, messages, lasted_seconds| RefusingNow {
+        queue: queue.to_owned(),
+        messages,
+        lasted_seconds,
+    };
+    check(
+        |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
+        State::Trouble,
+        &["high.dead takes no messages, for 12 s; 3 messages are in hand for it."],
+    );
+    check(
+        |snapshot| {
+            snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
+        },
+        State::Trouble,
+        &["high.dead and a take no messages, for 2 min."],
+    );
+}
+
+#[test]
+fn lanes_that_do_not_consume_are_named_with_the_cause() {
+    check(
+        |snapshot| interrupt(snapshot, 0..2, LaneState::NoBroker),
+        State::Trouble,
+        &["There has been no connection to RabbitMQ for 12 s: high and high.retry are not \
+           being consumed."],
+    );
+    check(
+        |snapshot| interrupt(snapshot, 1..4, LaneState::NoConfirms),
+        State::Trouble,
+        &["RabbitMQ has confirmed no message for 12 s: high.retry, low and low.retry are not \
+           being consumed."],
+    );
+    check(
+        |snapshot| {
+            snapshot.lanes = [well().lanes, well().lanes].concat();
+            interrupt(snapshot, 0..5, LaneState::NoDatabase);
+        },
+        State::Trouble,
+        &["What is needed of PostgreSQL has not been there for 12 s: high, high.retry, low \
+           and 2 more are not being consumed."],
+    );
+}
+
+#[test]
+fn a_start_and_a_stop_are_told_from_trouble() {
+    check(
+        |snapshot| {
+            snapshot.broker.answers = None;
+            interrupt(snapshot, 0..4, LaneState::Starting);
+        },
+        State::Attention,
+        &["It has been starting for 12 s: nothing is being consumed."],
+    );
+    check(
+        |snapshot| {
+            snapshot.is_stopping = true;
+            interrupt(snapshot, 0..4, LaneState::NoBroker);
+        },
+        State::Attention,
+        &["It is stopping."],
+    );
+}
+
+#[test]
+fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last() {
+    check(
+        |snapshot| {
+            snapshot.receivers = receivers(5, 3);
+            snapshot.lanes[0].dead = Some(1_200);
+            snapshot.lanes[2].dead = Some(34);
+            snapshot.directory_age_seconds = 400.0;
+            interrupt(snapshot, 0..4, LaneState::NoConfirms);
+        },
+        State::Trouble,
+        &[
+            "RabbitMQ has confirmed no message for 12 s: nothing is being consumed.",
+            "Changes of the webhooks can't be heard, for 6 min.",
+            "1,234 dead letters.",
+            "3 receivers are down: their deliveries wait.",
+            "2 receivers fail or are slow.",
+        ],
+    );
+    check(|snapshot| snapshot.lanes[0].dead = Some(1), State::Attention, &["1 dead letter."]);
+    check(
+        |snapshot| snapshot.receivers = receivers(1, 1),
+        State::Attention,
+        &["1 receiver is down: its deliveries wait."],
+    );
+    // One failure is no reason to get up.
+    check(
+        |snapshot| snapshot.receivers = receivers(1, 0),
+        State::Well,
+        &["1 receiver fails or is slow."],
+    );
+}
+
+#[test]
+fn what_stands_still_in_spite_of_readiness_is_trouble() {
+    let still = Rates { received: 0.0, delivered: 0.0, failed: 0.0 };
+    check(
+        |snapshot| {
+            snapshot.lanes[0].rates = Some(still);
+            snapshot.lanes[1].rates = Some(still);
+        },
+        State::Trouble,
+        &["10 messages wait in high and high.retry, and none has come for a minute."],
+    );
+    let quiet = |snapshot: &mut Snapshot| {
+        snapshot.lanes[0].rates = Some(still);
+        snapshot.lanes[0].ready = Some(0);
+        snapshot.lanes[1].rates = Some(Rates { received: 0.1, ..still });
+        (snapshot.lanes[2].rates, snapshot.lanes[2].lasted_seconds) = (Some(still), 10.0);
+        (snapshot.lanes[3].rates, snapshot.lanes[3].ready) = (Some(still), None);
+    };
+    check(quiet, State::Well, &[]);
+}
+
+#[test]
+fn what_is_used_up_late_or_waits_is_told() {
+    let used_up = |ready| {
+        move |snapshot: &mut Snapshot| {
+            snapshot.lanes[2].in_use = Some(64);
+            snapshot.lanes[2].ready = Some(ready);
+        }
+    };
+    let expected = "As many requests are under way as may be for low, and 6,000 events wait.";
+    check(used_up(6_000), State::Attention, &[expected]);
+    check(used_up(999), State::Well, &[]);
+    let late = |bound: Bound| {
+        move |snapshot: &mut Snapshot| snapshot.lanes[0].lag_p50 = Some(bound.into())
+    };
+    let expected = "Half of the deliveries of high come over a minute late.";
+    check(late(Bound::AtMost(120.0)), State::Attention, &[expected]);
+    check(late(Bound::Above(60.0)), State::Attention, &[expected]);
+    check(late(Bound::AtMost(60.0)), State::Well, &[]);
+    check(
+        |snapshot| {
+            (snapshot.lanes[3].kind, snapshot.lanes[3].ready) = ("backlogs", Some(20_001));
+            snapshot.backlogs.filled = 2;
+        },
+        State::Well,
+        &["20,001 deliveries wait in 2 backlogs."],
+    );
+}
+
+#[test]
+fn what_was_deleted_and_what_can_t_be_used_is_named() {
+    let object = |is_there, problem: Option<&str>, lost_seconds| ObjectNow {
+        kind: "queue",
+        name: "webhooks.wait.1m".to_owned(),
+        is_there,
+        problem: problem.map(str::to_owned),
+        lost_seconds,
+        messages: 1_200,
+    };
+    let lost = "The queue webhooks.wait.1m was deleted 12 s ago, with 1,200 messages.";
+    let objects = |objects| move |snapshot: &mut Snapshot| snapshot.objects = objects;
+    check(objects(vec![object(true, None, Some(12.3))]), State::Attention, &[lost]);
+    check(objects(vec![object(false, None, Some(12.3))]), State::Trouble, &[lost]);
+    check(
+        objects(vec![object(false, Some("it is classic"), Some(12.3))]),
+        State::Trouble,
+        &["The queue webhooks.wait.1m can't be used: it is classic."],
+    );
+    check(|snapshot| snapshot.orphaned = Some(33), State::Attention, &["33 orphaned deliveries."]);
+}
+
+#[test]
+fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
+    let of = |known, ailing| {
+        move |snapshot: &mut Snapshot| {
+            snapshot.receivers = ReceiversNow { known, ailing, broken: 0, listed: Vec::new() };
+        }
+    };
+    check(of(100, 60), State::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
+    check(of(100, 25), State::Attention, &["25 of 100 receivers fail, are slow or are down."]);
+    check(of(100, 24), State::Well, &["24 receivers fail or are slow."]);
+    check(of(2, 2), State::Well, &["2 receivers fail or are slow."]);
+}
+
+#[test]
+fn spans_are_told_in_the_unit_that_matters() {
+    let spans = [0.2, 119.0, 120.0, 7_199.0, 7_200.0, 172_799.0, 172_800.0].map(span);
+    assert_eq!(spans, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 days"]);
+}
