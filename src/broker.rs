@@ -21,6 +21,7 @@ mod guard;
 mod mending;
 mod message;
 mod objects;
+mod outgoing;
 mod publisher;
 mod refusal;
 mod refusals;
@@ -39,7 +40,8 @@ pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
 pub use message::{Message, unix_millis};
 pub use objects::{Objects, Standing};
-pub use publisher::{Confirmation, NotConfirmed, Outgoing, Publisher, PublisherThread};
+pub use outgoing::Outgoing;
+pub use publisher::{Confirmation, NotConfirmed, Publisher, PublisherThread};
 pub use rights::{Flaw, consume_no_stream, look_for_flaws, why_not_consumed};
 pub use topology::{
     Lane, LaneKind, ORPHANED, Presence, Topology, WITHOUT_BACKLOG, backlog_queue, dead_queue,

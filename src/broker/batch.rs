@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
-use super::publisher::{CONFIRM_TIMEOUT, Confirming, Outgoing, Request, Slip};
+use super::outgoing::Outgoing;
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
 use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT};
 use crate::config::Config;
 use crate::shutdown::Shutdown;

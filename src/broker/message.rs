@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use amiquip::AmqpValue;
 
-use super::publisher::ENTERED_BY;
+use super::outgoing::ENTERED_BY;
 use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value};
 use crate::domain::event::Properties;
 

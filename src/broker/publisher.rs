@@ -1,35 +1,30 @@
 //! Confirmed publishing: a message counts as parked or dead-lettered once the broker says so.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use amiquip::{
-    AmqpProperties, AmqpValue, Channel, Confirm, ConnectionBlockedNotification, FieldTable,
-    Publish, Return,
-};
+use amiquip::ConnectionBlockedNotification;
 use crossbeam_channel::{
     Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select, unbounded,
 };
-
 use uuid::Uuid;
 
+mod confirming;
 mod upkeep;
 
-use super::backlog::{backlog_key, read_backlog_key};
+pub(super) use confirming::Confirming;
+
+use super::outgoing::Outgoing;
 use super::refusals::Refusals;
-use super::routes::{Routes, queue_of};
-use super::topology::{
-    BACKLOG_EXCHANGE, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, dead_queue, retry_queue,
-};
-use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, Objects, SETUP_TIMEOUT};
+use super::routes::Routes;
+use super::topology::Topology;
+use super::{BrokerError, Link, Objects, SETUP_TIMEOUT};
 use crate::config::{Amqp, Config};
 use crate::domain::causes::Causes;
-use crate::domain::delivery::Value;
 use crate::domain::in_hand;
-use crate::domain::retry::{Backoff, Span};
+use crate::domain::retry::Backoff;
 use crate::metrics::Refusing;
 use crate::shutdown::Shutdown;
 
@@ -44,85 +39,6 @@ const LAST_CHANCE: Duration = Duration::from_secs(7);
 /// Publishes that may wait for the publisher's thread. Whoever publishes more waits, and sends the
 /// broker no more than it takes.
 const PUBLISH_QUEUE: usize = 256;
-
-/// The header that says which process put a delivery into a backlog.
-pub(super) const ENTERED_BY: &str = "x-entered-by";
-
-/// A message to publish.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    pub(super) exchange: &'static str,
-    pub(super) routing_key: String,
-    pub(super) message: Message,
-    /// Where it can go instead, if its queue takes nothing.
-    pub(super) instead: Instead,
-}
-
-/// Where a message can go whose queue takes nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Instead {
-    /// It waits in another wait queue than that of this delay, for the retries of a queue.
-    OtherWait(Span, String),
-    /// It waits for a minute, as where there is no backlog.
-    NoBacklog(String),
-    /// It waits, and goes on from the retry lane of this queue to its dead-letter queue, without an
-    /// attempt.
-    DeadLater(String),
-    /// Nowhere.
-    Nowhere,
-}
-
-impl Outgoing {
-    /// To wait for `delay`, then come back in the retry queue of `origin`.
-    #[must_use]
-    pub fn park(message: Message, delay: Span, origin: &str) -> Self {
-        let instead = Instead::OtherWait(delay, origin.to_owned());
-        let routing_key = format!("{delay}.{origin}");
-        Self { exchange: WAIT_EXCHANGE, routing_key, message, instead }
-    }
-
-    /// Into the retry queue of `origin` at once. By its name: the exchange has an alternate one, and
-    /// would confirm what no retry queue has taken.
-    #[must_use]
-    pub fn hand_over(message: Message, origin: &str) -> Self {
-        Self::to_queue(message, &retry_queue(origin))
-    }
-
-    /// Into a webhook's backlog. It says which process has put it there.
-    #[must_use]
-    pub fn backlog(mut message: Message, origin: &str, webhook: Uuid, instance: &str) -> Self {
-        let by = Value::Text(instance.to_owned());
-        message.headers.insert(ENTERED_BY.to_owned(), by);
-        let routing_key = backlog_key(origin, webhook);
-        let instead = Instead::NoBacklog(origin.to_owned());
-        Self { exchange: BACKLOG_EXCHANGE, routing_key, message, instead }
-    }
-
-    /// Into the dead-letter queue of `origin`.
-    #[must_use]
-    pub fn dead(message: Message, origin: &str) -> Self {
-        let instead = Instead::DeadLater(origin.to_owned());
-        Self { instead, ..Self::to_queue(message, &dead_queue(origin)) }
-    }
-
-    /// Into any queue, by its name.
-    #[must_use]
-    pub fn to_queue(message: Message, queue: &str) -> Self {
-        let routing_key = queue.to_owned();
-        Self { exchange: "", routing_key, message, instead: Instead::Nowhere }
-    }
-
-    /// The queue that it is for.
-    pub(super) fn queue(&self) -> String {
-        queue_of(self.exchange, &self.routing_key)
-    }
-
-    /// By what it finds its way: the name of the queue, of what is for one.
-    #[must_use]
-    pub fn routing_key(&self) -> &str {
-        &self.routing_key
-    }
-}
 
 /// How long a message whose queue is missing or not bound waits for it before it takes another way.
 const UNROUTED_FOR: Duration = Duration::from_secs(2);
@@ -522,210 +438,4 @@ impl PublisherThread {
             channel.publish(request);
         }
     }
-}
-
-/// A channel in confirm mode, and what was published on it and is not confirmed yet.
-pub(super) struct Confirming {
-    channel: Channel,
-    pub(super) confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
-    next_tag: u64,
-    pub(super) unconfirmed: BTreeMap<u64, Request>,
-    /// Refused by the broker (nack), to be published again.
-    pub(super) refused: Vec<Request>,
-    /// The queues that took what was refused before.
-    accepted: Vec<String>,
-    /// Other ways for what can't be routed; none: it ends the connection.
-    routes: Option<Routes>,
-    /// Could not be routed, to be published again.
-    unrouted: Vec<Request>,
-    /// Backlogs that are no longer there.
-    gone: Vec<(String, Uuid)>,
-    /// Why the connection should be given up.
-    pub(super) broken: Option<String>,
-}
-
-impl Confirming {
-    pub(super) fn open(link: &mut Link, routes: Option<Routes>) -> amiquip::Result<Self> {
-        let channel = link.channel()?;
-        let returns = channel.listen_for_returns()?;
-        // In this order, or confirms that come early are dropped.
-        let confirms = channel.listen_for_publisher_confirms()?;
-        channel.enable_publisher_confirms()?;
-        Ok(Self {
-            channel,
-            confirms,
-            returns,
-            next_tag: 1,
-            unconfirmed: BTreeMap::new(),
-            refused: Vec::new(),
-            accepted: Vec::new(),
-            routes,
-            unrouted: Vec::new(),
-            gone: Vec::new(),
-            broken: None,
-        })
-    }
-
-    pub(super) fn publish(&mut self, mut request: Request) {
-        if !request.is_wanted(Instant::now()) {
-            return;
-        }
-        if let Some(routes) = &self.routes {
-            routes.avoid_refused(&mut request.message);
-        }
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let Outgoing { exchange, routing_key, message, .. } = &request.message;
-        let publish = Publish {
-            body: &message.body,
-            routing_key: routing_key.clone(),
-            mandatory: true,
-            immediate: false,
-            properties: properties(message, tag),
-        };
-        if let Err(error) = self.channel.basic_publish(*exchange, publish) {
-            self.broken = Some(error.to_string());
-        }
-        self.unconfirmed.insert(tag, request);
-    }
-
-    pub(super) fn confirmed(&mut self, confirm: Confirm) {
-        // A message that came back is acked too, after it came back. The two take different ways
-        // to us, so the return may be waiting still.
-        while let Ok(returned) = self.returns.try_recv() {
-            self.returned(&returned);
-        }
-        let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
-        let later = self.unconfirmed.split_off(&(payload.delivery_tag + 1));
-        let mut settled = std::mem::replace(&mut self.unconfirmed, later);
-        if !payload.multiple {
-            let this = settled.remove(&payload.delivery_tag);
-            self.unconfirmed.append(&mut settled);
-            settled.extend(this.map(|request| (payload.delivery_tag, request)));
-        }
-        if matches!(confirm, Confirm::Ack(_)) {
-            for request in settled.into_values() {
-                if request.slip.is_refused.load(Ordering::Relaxed) {
-                    self.accepted.push(request.message.queue());
-                }
-                // Fails if the publisher has given up; its message is then settled as not parked.
-                let _ = request.confirmed.try_send(());
-            }
-        } else {
-            // A queue that is full or has no leader: not now, but perhaps in a moment.
-            self.refused.extend(settled.into_values());
-        }
-    }
-
-    /// Takes the confirms that are there; false if no more can come.
-    fn take_confirms(&mut self) -> bool {
-        loop {
-            match self.confirms.try_recv() {
-                Ok(confirm) => self.confirmed(confirm),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-    }
-
-    /// What came back is to be tried again, as whoever hears of a missing queue makes it; and after a
-    /// while, another way.
-    fn take_unrouted(&mut self, now: Instant) -> Vec<Request> {
-        let mut unrouted = std::mem::take(&mut self.unrouted);
-        if let Some(routes) = &self.routes {
-            let is_late =
-                |one: &&mut Request| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
-            for request in unrouted.iter_mut().filter(is_late) {
-                routes.go_around(&mut request.message);
-            }
-        }
-        unrouted
-    }
-
-    /// Drops what nobody waits for any more.
-    fn forget_unwanted(&mut self, now: Instant) {
-        self.unconfirmed.retain(|_, request| request.is_wanted(now));
-        self.unrouted.retain(|request| request.is_wanted(now));
-    }
-
-    /// A message came back: the queue it was for is gone, or not bound. Its ack follows, and means
-    /// nothing, so it is taken out, to be published again.
-    fn returned(&mut self, returned: &Return) {
-        let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
-        let request = tag.and_then(|tag: u64| self.unconfirmed.remove(&tag).map(|r| (tag, r)));
-        if returned.exchange == BACKLOG_EXCHANGE
-            && let Some((origin, webhook)) = read_backlog_key(&returned.routing_key)
-        {
-            // Somebody has just removed it, as it was empty, or deleted it by hand. What is parked comes
-            // back, and finds or makes another.
-            if let Some((_, request)) = request {
-                let message = request.message.message;
-                let message = Outgoing::park(message, WITHOUT_BACKLOG.into(), origin);
-                self.publish(Request { message, ..request });
-            }
-            self.gone.push((origin.to_owned(), webhook));
-            return;
-        }
-        if let Some(routes) = &self.routes {
-            routes.returned(&returned.exchange, &returned.routing_key);
-            self.unrouted.extend(request.map(|(_, request)| request));
-            return;
-        }
-        self.broken = Some(format!(
-            "the broker returned a message for {:?}, {:?}: {}",
-            returned.exchange, returned.routing_key, returned.reply_text
-        ));
-        // At a tag that no confirm can reach any more.
-        self.unconfirmed.extend(request.map(|(tag, request)| (u64::MAX - tag, request)));
-    }
-
-    /// What has to be published again on another connection; and why the broker has closed this channel,
-    /// if it has.
-    pub(super) fn into_unconfirmed(mut self, kill: &KillSwitch) -> (Vec<Request>, Option<String>) {
-        // Confirms that are on their way spare their messages a second time. Those that came back
-        // have high tags, and no confirm to wait for.
-        let deadline = Instant::now() + LAST_CONFIRMS;
-        while self.unconfirmed.keys().any(|tag| *tag < self.next_tag) {
-            match self.confirms.recv_deadline(deadline) {
-                Ok(confirm) => self.confirmed(confirm),
-                Err(_) => break,
-            }
-        }
-        // On a connection that hangs it would wait for an answer.
-        let closed_by = match kill.guard(CLOSE_TIMEOUT, None, || self.channel.close()) {
-            // Without the channel's number, which makes no new cause of it.
-            Err(amiquip::Error::ServerClosedChannel { message, .. }) => Some(message),
-            _ => None,
-        };
-        let unconfirmed = self.unconfirmed.into_values().chain(self.refused).chain(self.unrouted);
-        (unconfirmed.collect(), closed_by)
-    }
-}
-
-fn properties(message: &Message, tag: u64) -> AmqpProperties {
-    let mut headers = FieldTable::new();
-    for (name, value) in &message.headers {
-        let value = match value {
-            Value::Text(text) => AmqpValue::LongString(text.clone()),
-            Value::Integer(integer) => AmqpValue::LongLongInt(*integer),
-        };
-        headers.insert(name.clone(), value);
-    }
-    const PERSISTENT: u8 = 2;
-    let mut properties = AmqpProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_headers(headers)
-        // A returned message comes back without a tag; this says which one it was.
-        .with_correlation_id(tag.to_string());
-    if let Some(content_type) = &message.content_type {
-        properties = properties.with_content_type(content_type.clone());
-    }
-    if let Some(message_id) = &message.message_id {
-        properties = properties.with_message_id(message_id.clone());
-    }
-    if let Some(event_type) = &message.event_type {
-        properties = properties.with_type_(event_type.clone());
-    }
-    properties
 }

@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::message::BOUND_FOR;
-use super::publisher::{Instead, Outgoing, Request};
+use super::outgoing::{Instead, Outgoing};
+use super::publisher::Request;
 use super::topology::{BACKLOG_EXCHANGE, WITHOUT_BACKLOG, dead_queue, retry_queue, wait_queue};
 use crate::domain::delivery::Value;
 use crate::domain::retry::Span;

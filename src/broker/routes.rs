@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::objects::Objects;
-use super::publisher::Outgoing;
+use super::outgoing::Outgoing;
 use super::topology::{
     BACKLOG_EXCHANGE, ORPHANED, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, wait_queue,
 };
