@@ -35,8 +35,8 @@ pub(super) const CIRCUIT_BREAKER: &str = "5,500ms,1s";
 /// that most of it ends by age. Everything else finds its receiver within this, whatever breaks on
 /// the way: three attempts and the waits between them take 6 s; a receiver's outage, with a pause
 /// after each of a dozen failures, another 15; the longest outage of the broker, and the way back to
-/// readiness on a busy machine, 40.
-pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(65);
+/// readiness on a busy machine, 40; and a minute, if what needs a backlog can't have one then.
+pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(125);
 
 /// What RabbitMQ's worker that moves expired messages out of a wait queue may have moved and not
 /// yet taken note of (`dead_letter_worker_consumer_prefetch`).
