@@ -313,7 +313,7 @@ impl<'a> Login<'a> {
         sandbox.database.run_script(&format!(
             "CREATE ROLE {name} LOGIN PASSWORD '{quoted}';
              GRANT USAGE ON SCHEMA {schema} TO {name};
-             GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {name};"
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {name};"
         ));
         Self { sandbox, name }
     }

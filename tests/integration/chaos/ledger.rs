@@ -14,9 +14,10 @@ use super::{
 const EXAMPLES: usize = 10;
 
 /// Requests that follow on each other within this may have been under way together, and overtake each
-/// other: threads of a busy machine wait for their turn. Shorter than the shortest wait queue's delay,
-/// so that what went through one is noticed.
-const TOGETHER: Duration = Duration::from_millis(300);
+/// other: threads of a busy machine wait for their turn, and a connection whose first packet was dropped
+/// is tried again after a second (RFC 6298). Far shorter than the minute that a delivery waits which
+/// should have had a backlog.
+const TOGETHER: Duration = Duration::from_millis(1_500);
 
 /// Of so many deliveries one may be out of order.
 const ORDERED_PER_OVERTAKEN: usize = 1_000;
