@@ -7,7 +7,7 @@
 #
 # The tests that kill servers get private ones of their own, so that the others, which run at the same
 # time, keep theirs; also where the first pair is yours. They take turns with one pair, which speaks TLS,
-# too; those that take minutes have another.
+# too; those that take minutes have another; and those that only need RabbitMQ's own tool share one.
 
 set -euo pipefail
 
@@ -17,13 +17,14 @@ readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze pg
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults
 export LONG_FAULT_SERVICES_DIR=$root/.local/long-faults
+export SHARED_FAULT_SERVICES_DIR=$root/.local/shared-faults
 beside=''
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
     # Still there only if we were told to end.
     [[ -z $beside ]] || kill "$beside" 2>/dev/null || true
     local directory
-    for directory in "$FAULT_SERVICES_DIR" "$LONG_FAULT_SERVICES_DIR"; do
+    for directory in "$FAULT_SERVICES_DIR" "$LONG_FAULT_SERVICES_DIR" "$SHARED_FAULT_SERVICES_DIR"; do
         WEBHOOK_NOTIFIER_LOCAL_DIR=$directory "$root/scripts/services.sh" down
     done
 }
@@ -53,7 +54,7 @@ if [[ -n ${BESIDE:-} ]]; then
 fi
 code=0
 # Most tests wait for a receiver's clock most of the time: more of them than cores run at once.
-cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}" || code=$?
+cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-20}" || code=$?
 if [[ -n $beside ]]; then
     wait "$beside" || code=$?
     beside=''

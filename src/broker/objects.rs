@@ -143,8 +143,10 @@ impl Objects {
             match kind {
                 Kind::Queue => log::error!(
                     "queue lost queue={name} messages={messages}: it is gone, deleted or expired by a \
-                     policy, with the {} (messages: when last counted); publish their events again",
-                    contents(name)
+                     policy, with the {} (messages: when last counted, {} s ago; what was being moved out \
+                     of it does not count); publish their events again",
+                    contents(name),
+                    object.seen.elapsed().as_secs()
                 ),
                 Kind::Exchange | Kind::Binding => log::error!(
                     "{kind} lost {kind}={name}: somebody has deleted it; it is made again",

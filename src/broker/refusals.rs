@@ -42,6 +42,9 @@ const SOON: Duration = Duration::from_millis(400);
 const LATER: Duration = Duration::from_millis(1_900);
 const LASTS: Duration = Duration::from_secs(30);
 
+/// How long a probe is waited for. Its answer takes milliseconds.
+const PROBE: Duration = Duration::from_secs(5);
+
 /// A queue that has refused nothing for this long takes messages again.
 const CALM: Duration = Duration::from_secs(5);
 
@@ -65,8 +68,8 @@ struct Refused {
     last: Instant,
     /// In the order in which they were asked for.
     waiting: VecDeque<Request>,
-    /// One of them is under way on a fresh channel.
-    is_probed: bool,
+    /// Since when one of them has been under way on a fresh channel.
+    probed_at: Option<Instant>,
 }
 
 impl Refusals {
@@ -95,7 +98,7 @@ impl Refusals {
             return Some(request);
         }
         match self.queues.get_mut(&request.message.queue()) {
-            Some(refused) if !refused.waiting.is_empty() || refused.is_probed => {
+            Some(refused) if !refused.waiting.is_empty() || refused.is_probed() => {
                 refused.put(request);
                 None
             }
@@ -115,10 +118,10 @@ impl Refusals {
                      (`rabbitmqctl list_policies`), or no leader (`rabbitmq-queues quorum_status`)? \
                      What is for it waits, and is not lost"
                 );
-                Refused { since: now, last: now, waiting: VecDeque::new(), is_probed: false }
+                Refused { since: now, last: now, waiting: VecDeque::new(), probed_at: None }
             });
             refused.last = now;
-            refused.is_probed = false;
+            refused.probed_at = None;
             refused.put(request);
         }
     }
@@ -126,12 +129,19 @@ impl Refusals {
     /// A queue has taken what it refused before. Returns what else waits for it.
     pub(super) fn accept(&mut self, queue: &str) -> VecDeque<Request> {
         let Some(refused) = self.queues.get_mut(queue) else { return VecDeque::new() };
-        refused.is_probed = false;
+        refused.probed_at = None;
         std::mem::take(&mut refused.waiting)
     }
 
+    /// A message for a queue came back: that is gone, or not bound, and does not refuse any more.
+    pub(super) fn returned(&mut self, queue: &str) {
+        if let Some(refused) = self.queues.get_mut(queue) {
+            refused.probed_at = None;
+        }
+    }
+
     pub(super) fn is_trial_due(&self, now: Instant) -> bool {
-        let waits = |refused: &&Refused| !refused.waiting.is_empty() && !refused.is_probed;
+        let waits = |refused: &&Refused| !refused.waiting.is_empty() && !refused.is_probed();
         let mut waiting = self.queues.values().filter(waits).peekable();
         let is_new = |refused: &Refused| now.saturating_duration_since(refused.since) < LASTS;
         waiting.peek().is_some() && {
@@ -144,8 +154,11 @@ impl Refusals {
     pub(super) fn probes(&mut self) -> Vec<Request> {
         self.tried_at = Instant::now();
         let of = |refused: &mut Refused| {
-            let probe = if refused.is_probed { None } else { refused.waiting.pop_front() };
-            refused.is_probed |= probe.is_some();
+            if refused.is_probed() {
+                return None;
+            }
+            let probe = refused.waiting.pop_front();
+            refused.probed_at = probe.as_ref().map(|_| Instant::now());
             probe
         };
         self.queues.values_mut().filter_map(of).collect()
@@ -207,7 +220,7 @@ impl Refusals {
         self.queues.retain(|queue, refused| {
             refused.waiting.retain(|request| request.is_wanted(now));
             let is_over = refused.waiting.is_empty()
-                && !refused.is_probed
+                && !refused.is_probed()
                 && now.saturating_duration_since(refused.last) >= CALM;
             if is_over {
                 let lasted = refused.last.saturating_duration_since(refused.since).as_secs();
@@ -226,7 +239,7 @@ impl Refusals {
             board.insert(queue, entry);
         }
         let refused = self.queues.iter().map(|(queue, refused)| {
-            (queue, refused.since, refused.waiting.len() + usize::from(refused.is_probed))
+            (queue, refused.since, refused.waiting.len() + usize::from(refused.is_probed()))
         });
         let late = self.late.iter().map(|(queue, (since, count))| (queue, *since, *count));
         for (queue, since, messages) in refused.chain(late) {
@@ -241,7 +254,7 @@ impl Refusals {
     /// All that waits, for another connection.
     pub(super) fn take_all(&mut self) -> Vec<Request> {
         let of = |refused: &mut Refused| {
-            refused.is_probed = false;
+            refused.probed_at = None;
             std::mem::take(&mut refused.waiting)
         };
         self.queues.values_mut().flat_map(of).collect()
@@ -249,6 +262,11 @@ impl Refusals {
 }
 
 impl Refused {
+    /// A probe that has had no answer for long may have been given up, or have gone another way.
+    fn is_probed(&self) -> bool {
+        self.probed_at.is_some_and(|at| at.elapsed() < PROBE)
+    }
+
     fn put(&mut self, request: Request) {
         request.slip.is_refused.store(true, Ordering::Relaxed);
         let at = self.waiting.partition_point(|other| other.since <= request.since);

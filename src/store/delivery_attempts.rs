@@ -38,8 +38,9 @@ const ENTRY: &str = "id,
      webhook_id, coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
      coalesce(attempt, 0) AS attempt, status, left(reason, 1024) AS reason,
      coalesce(left(detail, 4096), '') AS detail, ms,
-     (extract(epoch FROM least(greatest(next_attempt_at, 'epoch'), '9999-12-31')) * 1000)::bigint
-         AS next_attempt_at,
+     CASE WHEN next_attempt_at IS NOT NULL
+          THEN (extract(epoch FROM least(greatest(next_attempt_at, 'epoch'), '9999-12-31')) * 1000)::bigint
+     END AS next_attempt_at,
      left(dead, 1024) AS dead";
 
 /// A snapshot in which nothing was there yet.

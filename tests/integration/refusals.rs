@@ -244,35 +244,70 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
 }
 
 #[test]
+fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
+    let policy = Policy::on(&vhost, "^t.*[.]dead$");
+    let mut notifier = sandbox.notifier().start();
+    let dead_queue = sandbox.dead_queue();
+    let refusals = || notifier.metric("webhook_refusals_total", &[("queue", &dead_queue)]);
+    // What comes at once RabbitMQ takes beyond the limit.
+    wait_until(LATER, "some are refused", || {
+        sandbox.publish(&Event::raw("malformed"));
+        refusals() >= 2.0
+    });
+    sandbox.broker.delete(&dead_queue).expect("it was made");
+    notifier.wait_stderr(SOON, &format!("made again queue={dead_queue}"));
+    drop(policy);
+    let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
+    assert!(line.contains(&dead_queue), "{line}");
+    wait_until(SOON, "the metrics say so", || refused(&notifier, &dead_queue) == 0.0);
+    sandbox.wait_drained();
+    notifier.terminate();
+}
+
+#[test]
 fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_each() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
-    let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
-    // What comes at once RabbitMQ takes beyond the limit.
-    let paths: Vec<_> = (0..200).map(|number| format!("/{number}")).collect();
+    let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_millis(100), 200));
+    let paths: Vec<_> = (0..40).map(|number| format!("/{number}")).collect();
     for path in &paths {
         sandbox.webhook(&receiver.url(path), &["order.paid"]);
     }
     sandbox.webhook(&receiver.url("/other"), &["other"]);
     let policy = Policy::on(&vhost, "^t.*[.]retry$");
-    // One at a time: the parts wait for each other in the queue of retries.
-    let launch = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time());
-    let mut notifier = launch.env("FANOUT_INLINE", "2").start();
+    let mut notifier = sandbox.notifier().env("FANOUT_INLINE", "2").start();
     let (event, other) = (Event::new("order.paid"), Event::new("other"));
+    // What comes at once RabbitMQ takes beyond the limit, and says so of what comes then. It is emptied
+    // meanwhile, so that it takes one now and then.
     sandbox.publish(&event);
+    let refusals = || {
+        let of_queue = [("queue", &*sandbox.retry_queue())];
+        notifier.metric("webhook_refusals_total", &of_queue)
+    };
+    let mut more = Vec::new();
+    wait_until(SOON, "one is refused", || {
+        let one = Event::new("order.paid");
+        sandbox.publish(&one);
+        more.push(one);
+        refusals() >= 1.0
+    });
     sandbox.publish(&other);
-    // It is emptied meanwhile, so that it takes one now and then.
     let line = notifier.wait_stderr(SOON, "queue takes no messages");
     assert!(line.contains(&format!("queue={}: ", sandbox.retry_queue())), "{line}");
     wait_until(SOON, "others go on", || !receiver.of("/other", &other).is_empty());
     drop(policy);
-    wait_until(SOON, "all have come", || receiver.requests().len() > paths.len());
+    let events = [vec![event], more].concat();
+    let all = paths.len() * events.len();
+    wait_until(LATER, "all have come", || receiver.requests().len() > all);
     assert_over(&mut notifier, &sandbox.retry_queue());
     sandbox.wait_drained();
     notifier.terminate();
     for path in &paths {
-        assert_each(&receiver, path, std::slice::from_ref(&event), 1);
+        assert_each(&receiver, path, &events, 1);
     }
 }
 

@@ -88,6 +88,8 @@ fn a_delivered_event_has_its_story_and_needs_nothing() {
     );
     for text in [text, answer.to_string()] {
         assert!(text.contains("/once") && !text.contains("s3cret"), "{text}");
+        // What is over has no next attempt.
+        assert!(!text.contains("1970"), "{text}");
     }
     // PostgreSQL alone has told all that.
     let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");

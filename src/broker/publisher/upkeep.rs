@@ -14,6 +14,9 @@ impl PublisherThread {
             // Whoever hears of it ends later than this.
             let _ = self.gone.send(backlog);
         }
+        for request in &channel.unrouted {
+            self.refusals.returned(&request.message.queue());
+        }
         self.refusals.refuse(channel.refused.drain(..));
         channel.accepted.drain(..).flat_map(|queue| self.refusals.accept(&queue)).collect()
     }

@@ -310,7 +310,8 @@ fn what_was_deleted_and_what_can_t_be_used_is_named() {
         lost_seconds,
         messages: 1_200,
     };
-    let lost = "The queue webhooks.wait.1m was deleted 12 s ago, with 1,200 messages.";
+    let lost = "The queue webhooks.wait.1m was deleted 12 s ago, with 1,200 messages in it when they were \
+                    last counted.";
     let objects = |objects| move |snapshot: &mut Snapshot| snapshot.objects = objects;
     check(objects(vec![object(true, None, Some(12.3))]), State::Attention, &[lost]);
     check(objects(vec![object(false, None, Some(12.3))]), State::Trouble, &[lost]);

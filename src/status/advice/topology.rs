@@ -27,7 +27,10 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
             ));
         } else if let Some(ago) = lost_seconds {
             let with = match *kind {
-                "queue" => format!(", with {}", counted((*messages).into(), "message", "messages")),
+                "queue" => {
+                    let messages = counted((*messages).into(), "message", "messages");
+                    format!(", with {messages} in it when they were last counted")
+                }
                 _ => String::new(),
             };
             let ago = span(*ago);

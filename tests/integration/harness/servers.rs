@@ -1,14 +1,15 @@
 //! The servers that the tests run against.
 //!
 //! Nearly all tests share one RabbitMQ and one PostgreSQL, named by the
-//! environment. Tests that stop or kill a server have a second pair, one test
-//! at a time; and the long ones a third, so that the others needn't wait for them.
+//! environment. Tests that stop or kill a server have a second pair, one test at a
+//! time; the long ones a third, so that the others needn't wait for them; and those
+//! that only need RabbitMQ's own tool have a fourth, all at once.
 
 use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use url::Url;
@@ -35,22 +36,16 @@ fn required(variable: &str) -> String {
 
 /// Poisoned by every test that fails while it holds the servers. The next one
 /// may use them all the same: `drop` has brought them back.
-static TURN: RwLock<()> = RwLock::new(());
-static LONG_TURN: RwLock<()> = RwLock::new(());
+static TURN: Mutex<()> = Mutex::new(());
+static LONG_TURN: Mutex<()> = Mutex::new(());
 
 /// The pair whose servers may be stopped and killed. Whoever holds it has it to
 /// himself; both servers run again when it is dropped.
 pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
-    turn: Turn,
-}
-
-/// Who has the servers.
-enum Turn {
-    Alone(#[expect(dead_code, reason = "is held")] RwLockWriteGuard<'static, ()>),
-    /// With others who leave them running.
-    Shared(#[expect(dead_code, reason = "is held")] RwLockReadGuard<'static, ()>),
+    /// None: others have them, too, and nobody stops them.
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +79,7 @@ impl FaultServers {
 
     /// For a test that only has a [virtual host](Vhost) or a user there that nobody else has.
     pub(crate) fn share() -> Self {
-        let turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
-        Self::of("FAULT_SERVICES_DIR", Turn::Shared(turn))
+        Self::of("SHARED_FAULT_SERVICES_DIR", None)
     }
 
     /// For a test that takes minutes.
@@ -93,12 +87,12 @@ impl FaultServers {
         Self::alone("LONG_FAULT_SERVICES_DIR", &LONG_TURN)
     }
 
-    fn alone(variable: &str, turn: &'static RwLock<()>) -> Self {
-        let turn = turn.write().unwrap_or_else(PoisonError::into_inner);
-        Self::of(variable, Turn::Alone(turn))
+    fn alone(variable: &str, turn: &'static Mutex<()>) -> Self {
+        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::of(variable, Some(turn))
     }
 
-    fn of(variable: &str, turn: Turn) -> Self {
+    fn of(variable: &str, turn: Option<MutexGuard<'static, ()>>) -> Self {
         let directory = PathBuf::from(required(variable));
         services(&directory, &["up"]);
         let listing = services(&directory, &["env"]);
@@ -248,7 +242,7 @@ fn listed_value(listing: &str, variable: &str) -> String {
 
 impl Drop for FaultServers {
     fn drop(&mut self) {
-        if let Turn::Alone(_) = self.turn {
+        if self.turn.is_some() {
             // Not `services`: a panic here, during another one, would abort all tests.
             let _ = services_command(&self.directory, &["up"]).status();
         }
