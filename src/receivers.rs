@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use uuid::Uuid;
 
 use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
@@ -138,28 +138,16 @@ impl Receivers {
         limit: Duration,
         shutdown: &Shutdown,
     ) -> Result<Attempt, Refusal> {
-        let InLine { number, since, called, .. } = match answer {
+        let in_line = match answer {
             Answer::Begins(attempt) => return Ok(attempt),
             Answer::Waits(in_line) => in_line,
         };
-        let interrupted = Refusal { hold: Hold::Full, entry: None };
-        select! {
-            recv(called) -> answer => return answer.unwrap_or(Err(interrupted)),
-            recv(shutdown.receiver()) -> _ => {}
-            default(PATIENCE.saturating_sub(since.elapsed())) => {
-                let mut state = self.lock();
-                let called = state.intake.give_up(number, self.now());
-                state.tell(called);
+        let mut lines = vec![((), in_line)];
+        loop {
+            if let Some(((), answer)) = self.wait_for_any(&mut lines, limit, limit, shutdown) {
+                return answer;
             }
         }
-        select! {
-            recv(called) -> answer => return answer.unwrap_or(Err(interrupted)),
-            recv(shutdown.receiver()) -> _ => {}
-            default(limit.saturating_sub(since.elapsed())) => {}
-        }
-        self.leave(number);
-        // Perhaps it was called just now.
-        called.try_recv().unwrap_or(Err(interrupted))
     }
 
     /// Waits until the first of several is called, whichever that is, as [`Receivers::wait`] does for

@@ -120,18 +120,13 @@ impl Pipeline {
         webhook: &Webhook,
         attempt: Attempt,
     ) -> Result<(), NotConfirmed> {
-        let Waiting { message, delivery, .. } = waiting;
-        let metrics = self.metrics.lane(&lane.queue);
-        let context = Context { lane, metrics, message: &message };
-        let mut promises = Promises::new(Instant::now());
-        metrics.received.inc();
-        match delivery {
-            Ok(delivery) => promises.extend(self.attempt(context, webhook, delivery, attempt)?),
-            Err(_) => self.receivers.give_back(attempt),
-        }
-        promises.wait_until_open(0, &self.tally, &self.shutdown)?;
-        self.settled(lane, &promises);
-        Ok(())
+        self.settle_waiting(lane, waiting, |context, delivery, promises| {
+            match delivery {
+                Ok(delivery) => promises.extend(self.attempt(context, webhook, delivery, attempt)?),
+                Err(_) => self.receivers.give_back(attempt),
+            }
+            Ok(())
+        })
     }
 
     /// Sees to what leaves a backlog without an attempt: it is malformed, too old, or has come back so
@@ -140,28 +135,44 @@ impl Pipeline {
     /// # Errors
     /// [`NotConfirmed`]
     pub fn let_go(&self, lane: &Lane, waiting: Waiting) -> Result<(), NotConfirmed> {
+        self.settle_waiting(lane, waiting, |context, delivery, promises| {
+            match delivery {
+                Err(malformed) => {
+                    self.bury_malformed(context, &malformed, promises).map_err(|_| NotConfirmed)?;
+                }
+                Ok(delivery) if self.is_too_old(&delivery) => {
+                    promises.extend([self.expire(context, &delivery, Held::Behind)?]);
+                }
+                Ok(delivery) => {
+                    let wait = Span::from(WITHOUT_BACKLOG);
+                    let decision = Some(Decision::Park(wait));
+                    let happened = Happened::HeldBack { why: Held::Interrupted.label(), decision };
+                    self.log.record(&lane.origin, &delivery, happened);
+                    let counter = context.metrics.held(Held::Interrupted);
+                    promises.extend([self.park(context, &delivery, wait, counter)?]);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Does what is to be done with a delivery, and waits for the confirms of what follows.
+    fn settle_waiting(
+        &self,
+        lane: &Lane,
+        waiting: Waiting,
+        act: impl FnOnce(
+            Context<'_>,
+            Result<Delivery, Malformed>,
+            &mut Promises,
+        ) -> Result<(), NotConfirmed>,
+    ) -> Result<(), NotConfirmed> {
         let Waiting { message, delivery, .. } = waiting;
         let metrics = self.metrics.lane(&lane.queue);
         let context = Context { lane, metrics, message: &message };
         let mut promises = Promises::new(Instant::now());
         metrics.received.inc();
-        match delivery {
-            Err(malformed) => {
-                self.bury_malformed(context, &malformed, &mut promises)
-                    .map_err(|_| NotConfirmed)?;
-            }
-            Ok(delivery) if self.is_too_old(&delivery) => {
-                promises.extend([self.expire(context, &delivery, Held::Behind)?]);
-            }
-            Ok(delivery) => {
-                let wait = Span::from(WITHOUT_BACKLOG);
-                let decision = Some(Decision::Park(wait));
-                let happened = Happened::HeldBack { why: Held::Interrupted.label(), decision };
-                self.log.record(&lane.origin, &delivery, happened);
-                let counter = metrics.held(Held::Interrupted);
-                promises.extend([self.park(context, &delivery, wait, counter)?]);
-            }
-        }
+        act(context, delivery, &mut promises)?;
         promises.wait_until_open(0, &self.tally, &self.shutdown)?;
         self.settled(lane, &promises);
         Ok(())
