@@ -54,6 +54,11 @@ pub use watch::watch_queues;
 /// the network is frozen never ends, and delays the next attempt by this.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a call may take on a connection that others use meanwhile: cutting it has all that they have
+/// in hand delivered again. A broker on a loaded machine can need seconds; one that is gone is noticed
+/// by its missing heartbeats.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long a clean close may take before the socket is cut instead. The broker requeues what was
 /// not acked either way.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -15,8 +15,7 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::backlogs::Backlogs;
 use crate::broker::{
-    CLOSE_TIMEOUT, Lane, LaneKind, Link, Objects, SETUP_TIMEOUT, cancel, consume_no_stream,
-    declare_lane, why_not_consumed,
+    Lane, LaneKind, Link, Objects, cancel, consume_no_stream, declare_lane, why_not_consumed,
 };
 use crate::config::Config;
 use crate::domain::causes::Causes;
@@ -156,11 +155,11 @@ fn consume(
     post: &Post,
     returned: &Receiver<Returned>,
     surplus: &Shutdown,
-    cut_by: Option<&Shutdown>,
+    is_first: bool,
 ) -> Ended {
-    let Crew { context, lane, kill, .. } = crew;
+    let Crew { context, lane, kill, ending, .. } = crew;
     let prefetch_count = context.config.prefetch_count;
-    let begun = kill.guard(SETUP_TIMEOUT, cut_by, || {
+    let begun = crew.guard_start(is_first, || {
         channel.qos(0, prefetch_count, false)?;
         consume_no_stream(channel, &lane.queue)
     });
@@ -175,7 +174,7 @@ fn consume(
         Consuming { crew, post, consumer: &consumer, window, returned, surplus, back: Vec::new() }
             .run();
     // Cancel first: what is handed back while we consume would come straight to us again.
-    kill.guard(CLOSE_TIMEOUT, None, || {
+    kill.guard_shared(ending, || {
         let waiting = cancel(&consumer);
         for delivery in back.into_iter().chain(waiting) {
             // Fails on a lost connection, where the broker has requeued it already.
@@ -334,9 +333,9 @@ impl Consuming<'_> {
     /// Takes no more than it has been given, and settles that: handing it back would count as a
     /// redelivery. At shutdown, and where one could not be settled, the others go back.
     fn leave(&mut self) -> Ended {
-        let Crew { kill, .. } = self.crew;
         let mut ended = Ended::Surplus;
-        for delivery in kill.guard(CLOSE_TIMEOUT, None, || cancel(self.consumer)) {
+        let Crew { kill, ending, .. } = self.crew;
+        for delivery in kill.guard_shared(ending, || cancel(self.consumer)) {
             if !matches!(ended, Ended::Surplus) {
                 self.back.push(delivery);
             } else if self.crew.is_ending() {

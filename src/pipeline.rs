@@ -41,7 +41,7 @@ use promises::Promise;
 
 pub use fan_out::FanOut;
 pub use head::{Head, Waiting};
-pub use progress::Progress;
+pub use progress::{Contention, Progress};
 pub use promises::Promises;
 pub use tally::Tally;
 

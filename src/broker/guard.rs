@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select, Sender, unbounded};
 
+use super::{CALL_TIMEOUT, CLOSE_TIMEOUT};
 use crate::shutdown::Shutdown;
 
 /// Ends a connection from outside, whatever its owner is waiting for.
@@ -38,12 +39,25 @@ impl KillSwitch {
         shutdown: Option<&Shutdown>,
         call: impl FnOnce() -> T,
     ) -> T {
+        self.watch(limit, shutdown.cloned(), Duration::ZERO, call)
+    }
+
+    /// The same on a connection that others use meanwhile: cuts it after [`CALL_TIMEOUT`], or after
+    /// [`CLOSE_TIMEOUT`] once they are `ending`.
+    pub fn guard_shared<T>(&self, ending: &Shutdown, call: impl FnOnce() -> T) -> T {
+        self.watch(CALL_TIMEOUT, Some(ending.clone()), CLOSE_TIMEOUT, call)
+    }
+
+    fn watch<T>(
+        &self,
+        limit: Duration,
+        shutdown: Option<Shutdown>,
+        grace: Duration,
+        call: impl FnOnce() -> T,
+    ) -> T {
         let end = Arc::new(Mutex::new(Some(self.clone())));
-        let watched = Watched {
-            end: Arc::clone(&end),
-            deadline: Instant::now() + limit,
-            shutdown: shutdown.cloned(),
-        };
+        let deadline = Instant::now() + limit;
+        let watched = Watched { end: Arc::clone(&end), deadline, shutdown, grace };
         if let Err(error) = WATCH.add(watched) {
             log::warn!("connection cut: nothing can end a call that hangs: {error}");
             self.cut();
@@ -76,7 +90,9 @@ struct Watched {
     /// Taken by who comes first: the end of the call, or its limit.
     end: Arc<Mutex<Option<KillSwitch>>>,
     deadline: Instant,
+    /// Once this is requested, it may take `grace` longer at most.
     shutdown: Option<Shutdown>,
+    grace: Duration,
 }
 
 impl Watch {
@@ -106,7 +122,7 @@ fn watch(calls: &Receiver<Watched>) {
     let mut watched: Vec<Watched> = Vec::new();
     loop {
         let now = Instant::now();
-        watched.retain(|call| call.goes_on(now));
+        watched.retain_mut(|call| call.goes_on(now));
         let mut select = Select::new();
         select.recv(calls);
         for shutdown in watched.iter().filter_map(|call| call.shutdown.as_ref()) {
@@ -124,11 +140,14 @@ fn watch(calls: &Receiver<Watched>) {
 
 impl Watched {
     /// Whether the call is still to be watched; ends it where it took too long.
-    fn goes_on(&self, now: Instant) -> bool {
+    fn goes_on(&mut self, now: Instant) -> bool {
+        if self.shutdown.take_if(|shutdown| shutdown.is_requested()).is_some() {
+            self.deadline = self.deadline.min(now + self.grace);
+        }
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over =
-            self.deadline <= now || self.shutdown.as_ref().is_some_and(Shutdown::is_requested);
-        if is_over && let Some(kill) = end.take() {
+        if self.deadline <= now
+            && let Some(kill) = end.take()
+        {
             // Under the lock: a call that ends now must not be followed by a cut.
             kill.cut();
         }
@@ -171,6 +190,28 @@ mod tests {
             trigger.fire();
             assert_eq!(hangs.join().expect("no panic").expect("the end of the connection"), 0);
         });
+    }
+
+    #[test]
+    fn a_call_on_a_connection_that_others_use_is_ended_soon_after_they_are_to_end() {
+        let (mut stream, kill, _listener) = silence();
+        let (trigger, ending) = shutdown::channel();
+        thread::scope(|scope| {
+            let hangs = scope.spawn(|| kill.guard_shared(&ending, || stream.read(&mut [0])));
+            let began = Instant::now();
+            trigger.fire();
+            assert_eq!(hangs.join().expect("no panic").expect("the end of the connection"), 0);
+            let took = began.elapsed();
+            assert!(took < CALL_TIMEOUT, "{took:?}");
+        });
+        let (stream, kill, _listener) = silence();
+        let (trigger, ending) = shutdown::channel();
+        trigger.fire();
+        // It may still end in time.
+        kill.guard_shared(&ending, || thread::sleep(Duration::from_millis(50)));
+        stream.set_nonblocking(true).expect("a socket");
+        let read = (&stream).read(&mut [0]).expect_err("nothing has come, not even an end");
+        assert_eq!(read.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

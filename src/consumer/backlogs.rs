@@ -164,8 +164,8 @@ struct Backlog<'a> {
     look_again: Duration,
     /// Since when its first delivery has waited.
     oldest: Option<Instant>,
-    /// Another instance consumes it.
-    stands_by: bool,
+    /// How many looks in a row found messages of which none was given to this instance.
+    looks_in_vain: u32,
     /// What was last written down of it.
     noted: Option<(Held, Option<SystemTime>)>,
     noted_at: Instant,
@@ -351,7 +351,7 @@ impl Drain<'_, '_> {
             look_at: now,
             look_again: TICK,
             oldest: None,
-            stands_by: false,
+            looks_in_vain: 0,
             noted: None,
             noted_at: now.checked_sub(NOTE_INTERVAL).unwrap_or(now),
         };

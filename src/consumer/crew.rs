@@ -10,11 +10,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unb
 
 use super::relief::{self, Relief, Returned};
 use super::{Context, Ended, consume};
-use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, Message, SETUP_TIMEOUT};
+use crate::broker::{KillSwitch, Lane, Link, Message, SETUP_TIMEOUT};
 use crate::domain::causes::Causes;
 use crate::domain::growth::{Growth, INTERVAL, Look, Step};
 use crate::domain::in_hand::{self, Ages};
-use crate::pipeline::{Pipeline, Progress, Settlement};
+use crate::pipeline::{Contention, Pipeline, Progress, Settlement};
 use crate::shutdown::{self, Shutdown, Trigger};
 
 /// A lane that had nothing to do for this long is not looked at any more before it has.
@@ -81,6 +81,16 @@ impl Shared {
 impl Crew<'_> {
     pub(super) fn is_ending(&self) -> bool {
         self.shared.is_ending()
+    }
+
+    /// Runs a call that starts a consumer. Shutdown cuts the connection of the first one; later it must
+    /// not, since others may have messages in hand.
+    pub(super) fn guard_start<T>(&self, is_first: bool, call: impl FnOnce() -> T) -> T {
+        if is_first {
+            self.kill.guard(SETUP_TIMEOUT, Some(&self.context.shutdown), call)
+        } else {
+            self.kill.guard_shared(&self.ending, call)
+        }
     }
 
     pub(super) fn settle(
@@ -243,6 +253,7 @@ pub(super) fn run(
             scope,
             link,
             growth,
+            contention: Contention::default(),
             limited_by: None,
             hands: Vec::new(),
             leaving: Vec::new(),
@@ -264,6 +275,7 @@ struct Watch<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     link: &'env mut Link,
     growth: Growth,
+    contention: Contention,
     /// Why there are no more consumers, which was told.
     limited_by: Option<String>,
     hands: Vec<Hand<'scope>>,
@@ -340,8 +352,14 @@ impl Watch<'_, '_> {
             self.note_end(hand);
         }
         let posts = || self.hands.iter().map(|hand| hand.post.progress());
-        let reliefs = self.hands.iter().flat_map(|hand| &hand.reliefs);
-        posts().chain(reliefs.map(|relief| &relief.progress)).for_each(|one| one.look(now));
+        let reliefs = || self.hands.iter().flat_map(|hand| &hand.reliefs);
+        let all = || posts().chain(reliefs().map(|relief| &relief.progress));
+        if all().any(|one| one.is_in_question(now)) {
+            let is_contended = self.contention.look(all(), now);
+            all().for_each(|one| one.look(is_contended, now));
+        } else {
+            self.contention.forget();
+        }
         let stuck = posts().filter(|progress| progress.is_stuck()).count();
         Look {
             busy: posts().filter(|progress| progress.message().is_some()).count(),
@@ -409,9 +427,8 @@ impl Watch<'_, '_> {
     /// Starts a consumer.
     fn start(&mut self) -> Result<(), String> {
         let crew = self.crew;
-        // Where others may have messages in hand, shutdown must not cut their connection.
-        let cut_by = self.hands.is_empty().then_some(&crew.context.shutdown);
-        let opened = crew.kill.guard(SETUP_TIMEOUT, cut_by, || self.link.channel());
+        let is_first = self.hands.is_empty();
+        let opened = crew.guard_start(is_first, || self.link.channel());
         let channel: Channel = opened.map_err(|error| self.link.unavailable(&error).to_string())?;
         let (returned, returns) = unbounded();
         let (trigger, surplus) = shutdown::channel();
@@ -422,9 +439,9 @@ impl Watch<'_, '_> {
             move || {
                 // Even by a panic: the lane can only end with all of its consumers.
                 let mut end_all = EndAll(Some(&crew.end));
-                let ended = consume(crew, &channel, &post, &returns, &surplus, cut_by);
+                let ended = consume(crew, &channel, &post, &returns, &surplus, is_first);
                 // A drop waits for the broker's answer.
-                crew.kill.guard(CLOSE_TIMEOUT, None, || drop(channel));
+                crew.kill.guard_shared(&crew.ending, || drop(channel));
                 if let Ended::Surplus = ended {
                     end_all.0 = None;
                 } else {
@@ -434,7 +451,7 @@ impl Watch<'_, '_> {
             }
         };
         // Without a thread the channel is dropped here, which waits for the broker's answer.
-        let thread = crew.kill.guard(CLOSE_TIMEOUT, None, || {
+        let thread = crew.kill.guard_shared(&crew.ending, || {
             thread::Builder::new().name(name).spawn_scoped(self.scope, body)
         });
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;

@@ -1,6 +1,7 @@
 //! What others see of a thread that settles messages: whether it is at one, since when, and what is
 //! left of it that somebody else could do.
 
+use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +12,8 @@ use rustix::thread::gettid;
 use super::fan_out::FanOut;
 use crate::domain::growth::{RESTED, STUCK};
 
-/// For how long a thread has to have stood to be stuck although it does not sleep all the time: a
-/// receiver on the same busy machine is slow, too.
+/// For how long a thread has to have stood to be stuck although it does not sleep all the time, or
+/// although the processors are contended: a receiver on the same busy machine is slow, too.
 const STUCK_AWAKE: Duration = Duration::from_millis(100);
 
 /// The share of a time, as one in so many, that a thread may have spent on a processor or in wait of one
@@ -109,24 +110,38 @@ impl Progress {
         Some(self.busy_since.load(Ordering::SeqCst)).filter(|since| *since > 0)
     }
 
+    /// Whether it has stood for [`STUCK`], and is not known to be stuck.
+    #[must_use]
+    pub fn is_in_question(&self, now: Instant) -> bool {
+        let moved_at = self.moved_at.load(Ordering::Relaxed);
+        self.stood(moved_at, now) >= STUCK
+            && self.stuck_at.load(Ordering::Relaxed) != moved_at
+            && self.stands()
+    }
+
+    fn stood(&self, moved_at: u64, now: Instant) -> Duration {
+        Duration::from_nanos(self.nanoseconds(now).saturating_sub(moved_at))
+    }
+
     /// Looks whether it is stuck, every few milliseconds: a thread that stands for [`STUCK`], and sleeps
     /// from then to the next look.
     ///
-    /// One that waits for a processor is not stuck: more threads would have all of them wait longer.
-    pub fn look(&self, now: Instant) {
-        let moved_at = self.moved_at.load(Ordering::Relaxed);
-        let stood = Duration::from_nanos(self.nanoseconds(now).saturating_sub(moved_at));
-        let is_known = self.stuck_at.load(Ordering::Relaxed) == moved_at;
-        if is_known || stood < STUCK || !self.stands() {
+    /// One that waits for a processor is not stuck: more threads would have all of them wait longer. Nor
+    /// is one that sleeps while others wait for a processor: its receiver may be one of them.
+    pub fn look(&self, is_contended: bool, now: Instant) {
+        if !self.is_in_question(now) {
             return;
         }
+        let moved_at = self.moved_at.load(Ordering::Relaxed);
+        let stood = self.stood(moved_at, now);
         // Where the kernel does not say, all that stand sleep.
-        let awake = awake(self.thread.load(Ordering::Relaxed)).unwrap_or_default();
+        let awake = Times::of(self).map_or(Duration::ZERO, Times::awake);
         let mut seen = lock(&self.seen);
         // Once is too little: perhaps it was we that stood still.
         let is_stuck = seen.filter(|seen| seen.moved_at == moved_at).is_some_and(|seen| {
             let was_awake = awake.saturating_sub(seen.awake);
-            stood >= STUCK_AWAKE || was_awake * AWAKE < now.saturating_duration_since(seen.at)
+            let slept = was_awake * AWAKE < now.saturating_duration_since(seen.at);
+            stood >= STUCK_AWAKE || slept && !is_contended
         });
         *seen = Some(Seen { moved_at, at: now, awake });
         if is_stuck {
@@ -195,13 +210,56 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long a thread of this process has been on a processor or waited for one (`sched-stats.rst` in
-/// the kernel's documentation); none, if the kernel does not say.
-fn awake(thread: i32) -> Option<Duration> {
-    let times = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-    let mut times = times.split_ascii_whitespace().map(str::parse::<u64>);
-    let (ran, waited) = (times.next()?.ok()?, times.next()?.ok()?);
-    Some(Duration::from_nanos(ran.saturating_add(waited)))
+/// Whether threads wait for a processor that others use.
+#[derive(Debug, Default)]
+pub struct Contention {
+    last: Option<(Instant, HashMap<i32, Duration>)>,
+}
+
+impl Contention {
+    /// Whether at least one of these threads waited for a processor all the time since the last look, on
+    /// average. True, too, where there was no last look.
+    pub fn look<'a>(&mut self, threads: impl Iterator<Item = &'a Progress>, now: Instant) -> bool {
+        let waited: HashMap<i32, Duration> = threads
+            .filter_map(|one| Some((one.thread.load(Ordering::Relaxed), Times::of(one)?.waited)))
+            .collect();
+        let is_contended = self.last.as_ref().is_none_or(|(at, before)| {
+            let since = |(thread, waited): (&i32, &Duration)| {
+                before.get(thread).map_or(Duration::ZERO, |before| waited.saturating_sub(*before))
+            };
+            waited.iter().map(since).sum::<Duration>() >= now.saturating_duration_since(*at)
+        });
+        self.last = Some((now, waited));
+        is_contended
+    }
+
+    /// There was no look for a while.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+/// How long a thread of this process has been on a processor, and waited for one (`sched-stats.rst` in
+/// the kernel's documentation).
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    ran: Duration,
+    waited: Duration,
+}
+
+impl Times {
+    /// None, if the kernel does not say.
+    fn of(progress: &Progress) -> Option<Self> {
+        let thread = progress.thread.load(Ordering::Relaxed);
+        let times = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+        let mut times = times.split_ascii_whitespace().map(str::parse::<u64>);
+        let mut next = || Some(Duration::from_nanos(times.next()?.ok()?));
+        Some(Self { ran: next()?, waited: next()? })
+    }
+
+    fn awake(self) -> Duration {
+        self.ran + self.waited
+    }
 }
 
 #[cfg(test)]
@@ -213,7 +271,7 @@ mod tests {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let is_stuck = |millis| {
-            progress.look(at(millis));
+            progress.look(false, at(millis));
             progress.is_stuck()
         };
         assert!(!is_stuck(5));
@@ -241,11 +299,11 @@ mod tests {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let is_stuck = |millis| {
-            progress.look(at(millis));
+            progress.look(false, at(millis));
             progress.is_stuck()
         };
         let is_awake_for = |millis| {
-            let awake = || awake(gettid().as_raw_pid()).expect("Linux says");
+            let awake = || Times::of(&progress).expect("Linux says").awake();
             let before = awake();
             while awake() - before < Duration::from_millis(millis) {
                 std::hint::spin_loop();
@@ -257,5 +315,61 @@ mod tests {
         assert!(!is_stuck(21));
         is_awake_for(40);
         assert!(is_stuck(101), "it has stood for so long");
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_is_not_stuck_at_once_where_others_wait_for_a_processor() {
+        let progress = Progress::new();
+        let at = |millis| progress.start + Duration::from_millis(millis);
+        let look = |is_contended, millis| {
+            progress.look(is_contended, at(millis));
+            progress.is_stuck()
+        };
+        progress.begins(at(1));
+        assert!(!progress.is_in_question(at(10)) && progress.is_in_question(at(11)));
+        // Far more than this thread can have been awake in between.
+        assert!(!look(true, 11) && !look(true, 100));
+        assert!(look(true, 101));
+        assert!(!progress.is_in_question(at(102)), "it is known");
+        progress.begins(at(1_000));
+        assert!(!look(true, 1_011) && look(false, 1_090));
+    }
+
+    #[test]
+    fn the_processors_are_contended_where_more_threads_want_them_than_there_are() {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let (done, contention) = (AtomicBool::new(false), &mut Contention::default());
+        let threads: Vec<Progress> = (0..processors + 2).map(|_| Progress::new()).collect();
+        std::thread::scope(|scope| {
+            for progress in &threads {
+                let done = &done;
+                scope.spawn(move || {
+                    progress.begins(Instant::now());
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            while threads.iter().any(|progress| progress.message().is_none()) {
+                std::thread::yield_now();
+            }
+            let begun = Instant::now();
+            assert!(contention.look(threads.iter(), begun), "nothing is known");
+            // What a thread has waited is counted when it gets a processor: each has by then.
+            while threads
+                .iter()
+                .any(|one| Times::of(one).is_none_or(|times| times.waited.is_zero()))
+                || begun.elapsed() < Duration::from_secs(1)
+            {
+                std::thread::yield_now();
+            }
+            assert!(contention.look(threads.iter(), Instant::now()));
+            done.store(true, Ordering::Relaxed);
+        });
+        let idle = Progress::new();
+        idle.begins(Instant::now());
+        assert!(!contention.look([&idle].into_iter(), Instant::now() + Duration::from_secs(9)));
+        contention.forget();
+        assert!(contention.look([&idle].into_iter(), Instant::now()));
     }
 }

@@ -127,7 +127,11 @@ impl Subject {
         let process = match side {
             Side::Notifier(setting) => notifier(sandbox, setting).spawn(),
             Side::BareLoop(channels) => bare_loop(sandbox, channels, url),
-            Side::Earlier(setting) => earlier(&notifier(sandbox, setting)),
+            Side::Earlier(setting) => {
+                // An older one may declare it with other arguments, and a newer one replaces it.
+                sandbox.broker.delete_exchange("webhooks.retry");
+                earlier(&notifier(sandbox, setting))
+            }
         };
         Self { process, side }
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::queue::Item;
 use super::{Backlog, Drain, TICK, lost};
-use crate::broker::{CLOSE_TIMEOUT, Message, SETUP_TIMEOUT, backlog_queue, cancel};
+use crate::broker::{Message, backlog_queue, cancel};
 use crate::consumer::Ended;
 use crate::domain::pace::Hold;
 use crate::metrics::Dropped;
@@ -45,7 +45,7 @@ impl Drain<'_, '_> {
         backlog.in_hand -= ready.len();
         let name = backlog_queue(&self.lane.origin, webhook);
         let channel = self.channel;
-        let purged = self.kill.guard(SETUP_TIMEOUT, None, || {
+        let purged = self.kill.guard_shared(&self.context.shutdown, || {
             for item in ready {
                 item.delivery.ack(channel)?;
             }
@@ -73,7 +73,7 @@ impl Drain<'_, '_> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let channel = self.channel;
         // Shutdown must not cut it: what is under way is to be acked.
-        let begun = self.kill.guard(SETUP_TIMEOUT, None, || {
+        let begun = self.kill.guard_shared(&self.context.shutdown, || {
             channel.qos(0, prefetch, false)?;
             channel.basic_consume(name.as_str(), ConsumerOptions::default())
         });
@@ -104,7 +104,7 @@ impl Drain<'_, '_> {
         self.ahead -= usize::from(backlog.prefetch - 1);
         backlog.prefetch = 0;
         self.touched.insert(webhook);
-        let left = self.kill.guard(CLOSE_TIMEOUT, None, || cancel(&consumer));
+        let left = self.kill.guard_shared(&self.context.shutdown, || cancel(&consumer));
         drop(consumer);
         self.are_given(webhook, left);
         Ok(())
@@ -130,8 +130,9 @@ impl Drain<'_, '_> {
             return;
         }
         let (number, receivers) = (self.lane.number, &self.context.receivers);
-        if std::mem::take(&mut backlog.stands_by) {
-            // Whoever consumed it before knew more of its receiver.
+        // After a single look they may have been on their way.
+        if std::mem::take(&mut backlog.looks_in_vain) > 1 {
+            // Another instance consumed it until now, and knew more of its receiver.
             receivers.probe_now(webhook);
         }
         if std::mem::take(&mut backlog.is_empty) {
@@ -241,7 +242,7 @@ impl Drain<'_, '_> {
 
     /// How many messages are ready in a queue; none, if it is gone.
     pub(super) fn count(&mut self, queue: &str) -> Result<Option<u32>, Ended> {
-        let Self { spare, link, kill, .. } = self;
+        let Self { spare, link, kill, context, .. } = self;
         let look = || {
             let channel = spare.take().map_or_else(|| link.channel(), Ok)?;
             let count = match channel.queue_declare_passive(queue) {
@@ -252,6 +253,6 @@ impl Drain<'_, '_> {
             *spare = Some(channel);
             Ok(Some(count))
         };
-        kill.guard(SETUP_TIMEOUT, None, look).map_err(|error| lost(&error))
+        kill.guard_shared(&context.shutdown, look).map_err(|error| lost(&error))
     }
 }

@@ -105,11 +105,11 @@ impl Drain<'_, '_> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let has_more = backlog.consumer.as_ref().is_some_and(|one| !one.receiver().is_empty());
         if count > 0 || has_more {
-            backlog.stands_by = !has_more;
+            backlog.looks_in_vain = if has_more { 0 } else { backlog.looks_in_vain + 1 };
             backlog.look_again = (backlog.look_again * 2).min(LONGEST_LOOK);
         } else if self.context.receivers.is_backlog_emptied(number, webhook) {
             backlog.is_empty = true;
-            backlog.stands_by = false;
+            backlog.looks_in_vain = 0;
             backlog.look_again = TICK;
             backlog.quiet_since = now;
             backlog.queue.state().hold = None;
