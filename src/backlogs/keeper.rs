@@ -372,13 +372,18 @@ impl Keeper {
         let is_there = self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown));
         match is_there {
             Ok(None) => {}
-            // It is consumed again.
-            Ok(Some(_)) => return self.tell(key, News::Opened(key.1)),
+            Ok(Some(_)) => {
+                log::warn!(
+                    "backlog interrupted queue={queue}: RabbitMQ ended its consumer, and it is consumed \
+                     again; if somebody has deleted it, what waited in it is lost"
+                );
+                return self.tell(key, News::Opened(key.1));
+            }
             // Until that is known, nobody consumes it here.
             Err(_) => return self.lost.push(key),
         }
         // Another instance deletes the row first.
-        let rows = self.store.backlogs().unwrap_or_default();
+        let Ok(rows) = self.store.backlogs() else { return self.lost.push(key) };
         let is_ours = |row: &BacklogRow| row.queue == origin && row.webhook == key.1;
         if rows.iter().any(|row| is_ours(row) && !row.is_closing) {
             log::error!(

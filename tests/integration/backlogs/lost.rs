@@ -69,9 +69,10 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
     customer.becomes(Manner::takes(3_000));
     publish(&sandbox, 3);
     // The first came by its queue, the second by the backlog.
-    wait_until(SOON, "the head of the backlog is under way", || customer.requests() == 3);
-
     let queue = backlog(&sandbox, webhook);
+    wait_until(SOON, "the head of the backlog is under way, and the last one waits there", || {
+        customer.requests() == 3 && sandbox.broker.ready(&queue) == Some(1)
+    });
     sandbox.broker.delete(&queue).expect("it is there");
     notifier.wait_stderr(SOON, "backlog lost");
     let new = publish(&sandbox, 3);
