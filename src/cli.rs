@@ -268,7 +268,8 @@ fn publish(command: Publish) -> Result<()> {
     // They differ in their ids only, and the last one's is the longest: nothing is published if one
     // is malformed.
     let (last, body) = (id_of(count), given.clone().unwrap_or_else(|| sample(event_type)));
-    let properties = Properties { message_id: Some(&last), event_type };
+    let properties =
+        Properties { message_id: Some(&last), event_type, ..Properties::default() };
     match Event::read(properties, &body, config.max_event_bytes, String::new) {
         Err(malformed) if !force => {
             bail!("{malformed}. --force publishes it all the same, to be dead-lettered");

@@ -250,7 +250,8 @@ impl Pipeline {
         if context.message.is_bound_for(&dead_queue(&context.lane.origin)) {
             return self.bury_at_last(context, promises);
         }
-        let delivery = match Delivery::from_headers(&context.message.headers, unix_millis()) {
+        let Message { headers, body, .. } = context.message;
+        let delivery = match Delivery::from_headers(headers, body, unix_millis()) {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };

@@ -188,7 +188,7 @@ pub fn replay(
     now: UnixMillis,
 ) -> Result<Replay, Malformed> {
     if headers.contains_key("x-webhook-id") {
-        let delivery = Delivery::from_headers(headers, now)?;
+        let delivery = Delivery::from_headers(headers, body, now)?;
         let fresh = Delivery { attempts: 0, ..delivery };
         let anew = Delivery { first_received_at: now, ..fresh };
         return Ok(Replay::Delivery(anew));
@@ -206,11 +206,16 @@ mod tests {
     use crate::domain::outcome::DeadReason;
     use proptest::prelude::*;
 
-    const NO_PROPERTIES: Properties<'_> = Properties { message_id: None, event_type: None };
+    const NO_PROPERTIES: Properties<'_> =
+        Properties { message_id: None, event_type: None, account: None };
 
     fn delivery(event_type: &str, webhook: u128) -> Delivery {
         Delivery {
-            event: Event { id: "e".to_owned(), event_type: event_type.to_owned() },
+            event: Event {
+                id: "e".to_owned(),
+                event_type: event_type.to_owned(),
+                account: Some("acme".into()),
+            },
             webhook_id: Uuid::from_u128(webhook),
             attempts: 12,
             first_received_at: 1_000,

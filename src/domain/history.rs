@@ -317,7 +317,7 @@ mod tests {
 
     fn delivery(attempts: u32, last_error: &str) -> Delivery {
         Delivery {
-            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None },
             webhook_id: Uuid::nil(),
             attempts,
             first_received_at: 0,
@@ -419,7 +419,7 @@ mod tests {
             ended(Happened::Dropped { why: "disabled" }),
             Some(State::Dropped { at, reason: "disabled".to_owned() })
         );
-        let event = Event { id: "e".to_owned(), event_type: "t".to_owned() };
+        let event = Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None };
         assert_eq!(state(&[Entry::unmatched("q", &event, at)], 0), None);
     }
 

@@ -55,7 +55,7 @@ impl Pipeline {
     /// Reads a message of a backlog.
     #[must_use]
     pub fn read_waiting(&self, message: Message) -> Waiting {
-        let delivery = Delivery::from_headers(&message.headers, unix_millis());
+        let delivery = Delivery::from_headers(&message.headers, &message.body, unix_millis());
         let is_ours = message.was_entered_by(self.backlogs.instance());
         Waiting { message, delivery, is_ours }
     }

@@ -94,7 +94,11 @@ fn event(what: What, config: &Config) -> Result<(Event, Vec<u8>)> {
         .to_string()
         .into_bytes(),
     };
-    let properties = Properties { message_id: Some(&id), event_type: Some(&event_type) };
+    let properties = Properties {
+        message_id: Some(&id),
+        event_type: Some(&event_type),
+        ..Properties::default()
+    };
     match Event::read(properties, &body, config.max_event_bytes, String::new) {
         Ok(event) => Ok((event, body)),
         Err(malformed) => bail!("no such event can be delivered: {malformed}"),
