@@ -29,7 +29,7 @@ use crate::store::{Heard, NotListening, Sign, Store};
 
 mod memory;
 
-use memory::Known;
+use memory::{Accounts, Answer, Known, MOST_ACCOUNTS};
 
 pub use crate::store::{Found, StoreError};
 
@@ -167,16 +167,34 @@ impl Directory {
         self.trust() == Trust::Listening
     }
 
-    /// The enabled webhooks that want an event type.
+    /// The enabled webhooks that want an event of a type, and may have it: those without an account,
+    /// and those of the event's own.
     ///
     /// # Errors
     /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
-    pub fn wanting(&self, event_type: &str) -> Result<Arc<[Webhook]>, StoreError> {
-        self.look_up(
-            |known| known.wanting(event_type),
-            || self.store.webhooks_wanting(event_type).map(Arc::from),
-            |known, found| known.remember_wanting(event_type, found),
-        )
+    pub fn wanting(
+        &self,
+        event_type: &str,
+        account: Option<&str>,
+    ) -> Result<Arc<[Webhook]>, StoreError> {
+        let answer = self.look_up(
+            |known| known.wanting(event_type, account),
+            || self.ask_who_wants(event_type, account),
+            |known, found| known.remember_wanting(event_type, account, found),
+        );
+        answer.map(|answer| answer.webhooks)
+    }
+
+    /// Also which accounts have webhooks for such events, once for each type, and only where that can be
+    /// relied on afterwards: it spares asking for all the others.
+    fn ask_who_wants(&self, event_type: &str, account: Option<&str>) -> Result<Answer, StoreError> {
+        let is_worth_it = self.is_listening() && !self.lock().knows_type(event_type);
+        let webhooks = self.store.webhooks_wanting(event_type, account)?.into();
+        let accounts = match is_worth_it {
+            true => self.store.accounts_wanting(event_type, MOST_ACCOUNTS).unwrap_or(None),
+            false => None,
+        };
+        Ok(Answer { webhooks, accounts: accounts.map(Accounts::new) })
     }
 
     /// The webhook of a parked delivery.

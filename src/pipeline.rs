@@ -29,6 +29,7 @@ use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
+mod accounts;
 mod entry;
 mod fan_out;
 mod head;
@@ -215,7 +216,9 @@ impl Pipeline {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let found = progress.while_asking(|| self.directory.wanting(&event.event_type));
+        let found = progress.while_asking(|| {
+            self.directory.wanting(&event.event_type, event.account.as_deref())
+        });
         let webhooks = match found {
             Err(error @ StoreError::Refused(_)) => {
                 let words = error.answer().unwrap_or_default().to_owned();
@@ -263,6 +266,10 @@ impl Pipeline {
         let context = Context { metrics, ..context };
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
+            Found::Enabled(webhook) if !webhook.may_have(&delivery.event) => {
+                promises.extend([self.keep_from(context, &webhook, delivery)?]);
+                return Ok(());
+            }
             Found::Enabled(webhook) => {
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());

@@ -4,6 +4,8 @@
 //! of that account only; one without gets every event. So an event without an account goes to no
 //! webhook that has one. Names are compared byte by byte: case and spaces count.
 
+use super::shown::quoted;
+
 /// The longest name of an account, in bytes: as long as those of events, which travel beside it.
 pub const MAX_ACCOUNT_BYTES: usize = 255;
 
@@ -27,6 +29,23 @@ pub fn check(name: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Why a name that can be used hardly is the one that was meant; nothing where all is well.
+#[must_use]
+pub fn doubt(name: &str) -> Option<String> {
+    let is_padded = name.trim() != name && check(name).is_ok();
+    is_padded.then(|| format!("the spaces around the account {} count", quoted(name)))
+}
+
+/// Says, in one line, why a webhook of this account may not have an event of that one, or of none.
+#[must_use]
+pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
+    let webhook = quoted(webhook);
+    match event {
+        Some(event) => format!("it is of account {webhook}, and the event of account {}", quoted(event)),
+        None => format!("it is of account {webhook}, and the event of none"),
+    }
+}
+
 /// Whether a webhook of this account, or without one, may have an event of that account, or without one.
 #[must_use]
 pub fn may_have(webhook: Option<&str>, event: Option<&str>) -> bool {
@@ -43,6 +62,8 @@ mod tests {
         for good in ["7", "acme", "Acme Inc. ", " ", "größe", "a/b:c", "-1", &longest] {
             assert_eq!(check(good), Ok(()), "{good:?}");
         }
+        assert!(doubt("acme ").is_some_and(|doubt| doubt.contains("\"acme \"")));
+        assert_eq!((doubt("a c"), doubt(" \n")), (None, None));
         let long = "é".repeat(128);
         for (bad, says) in [
             ("", "is empty"),

@@ -14,7 +14,7 @@ const MAX_ERROR_CHARS: usize = 300;
 
 /// The header with the account of the event; empty where it is of none. What an older version parked has
 /// no such header.
-pub(super) const ACCOUNT: &str = "x-account";
+pub const ACCOUNT: &str = "x-account";
 
 /// The value of an AMQP header, in the two types that we write.
 #[derive(Clone, Debug, PartialEq, Eq)]
