@@ -216,9 +216,8 @@ impl Pipeline {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let found = progress.while_asking(|| {
-            self.directory.wanting(&event.event_type, event.account.as_deref())
-        });
+        let found = progress
+            .while_asking(|| self.directory.wanting(&event.event_type, event.account.as_deref()));
         let webhooks = match found {
             Err(error @ StoreError::Refused(_)) => {
                 let words = error.answer().unwrap_or_default().to_owned();

@@ -362,7 +362,9 @@ fn table(listed: &[WithBacklogs<'_>]) -> String {
     let accounts: Vec<String> = listed
         .iter()
         .map(|listed| listed.webhook.account.as_deref())
-        .map(|account| account.map_or_else(|| "-".to_owned(), |it| shown::line(it, MOST_OF_ACCOUNT)))
+        .map(|account| {
+            account.map_or_else(|| "-".to_owned(), |it| shown::line(it, MOST_OF_ACCOUNT))
+        })
         .collect();
     let any_account = listed.iter().any(|listed| listed.webhook.account.is_some());
     let widest = accounts.iter().map(|account| account.chars().count()).max().unwrap_or(0).max(7);

@@ -373,7 +373,8 @@ mod tests {
             known.remember_found(Uuid::from_u128(n), Found::Enabled(webhook(&url)));
         }
         let bytes = |webhooks: &Arc<[Webhook]>| webhooks.iter().map(Webhook::size).sum::<usize>();
-        let held: usize = known.by_type.entries.iter().map(|(_, (held, _))| bytes(&held.everybodys)).sum();
+        let held: usize =
+            known.by_type.entries.iter().map(|(_, (held, _))| bytes(&held.everybodys)).sum();
         assert!((MOST_BYTES / 2..=MOST_BYTES).contains(&held), "{held}");
         assert_eq!(known.by_id.entries.len(), 400);
         for n in 0..10_000 {

@@ -41,7 +41,9 @@ pub fn doubt(name: &str) -> Option<String> {
 pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
     let webhook = quoted(webhook);
     match event {
-        Some(event) => format!("it is of account {webhook}, and the event of account {}", quoted(event)),
+        Some(event) => {
+            format!("it is of account {webhook}, and the event of account {}", quoted(event))
+        }
         None => format!("it is of account {webhook}, and the event of none"),
     }
 }

@@ -156,13 +156,10 @@ mod tests {
 
     fn delivery() -> impl Strategy<Value = Delivery> {
         let account = prop::option::of("[ -~é日]{1,60}");
-        let event = ("[!-~]{1,255}", "[a-z.]{1,255}", account).prop_map(
-            |(id, event_type, account)| Event {
-                id,
-                event_type,
-                account: account.map(String::into_boxed_str),
-            },
-        );
+        let event =
+            ("[!-~]{1,255}", "[a-z.]{1,255}", account).prop_map(|(id, event_type, account)| {
+                Event { id, event_type, account: account.map(String::into_boxed_str) }
+            });
         (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
             |(event, webhook, attempts, first_received_at, last_error)| Delivery {
                 event,

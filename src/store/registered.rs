@@ -117,7 +117,13 @@ impl Registered {
             account: shown(row, "account")?,
             headers: columns.header_names(),
             unusable: row::webhook(row)?.target.err(),
-            warnings: columns.account.as_deref().and_then(account::doubt).into_iter().chain(patterns.warnings).collect(),
+            warnings: columns
+                .account
+                .as_deref()
+                .and_then(account::doubt)
+                .into_iter()
+                .chain(patterns.warnings)
+                .collect(),
             timeout_ms: columns.timeout_ms,
             max_in_flight: columns.max_in_flight,
             rate_per_second: columns.rate_per_second,

@@ -108,7 +108,9 @@ pub(super) fn wanting(
         let everybodys = format!("SELECT {columns} {WANTING} AND account IS NULL");
         match account {
             None => everybodys,
-            Some(_) => format!("{everybodys} UNION ALL SELECT {columns} {WANTING} AND {OF_ACCOUNT} = $2"),
+            Some(_) => {
+                format!("{everybodys} UNION ALL SELECT {columns} {WANTING} AND {OF_ACCOUNT} = $2")
+            }
         }
     };
     // By the collation of the column, PostgreSQL may find others equal than we do.

@@ -414,7 +414,9 @@ impl Case {
                 let said = format!("not for it: none of its patterns matches {event_type}");
                 (said, "if it should: change its `events`, and publish the event again".to_owned())
             }
-            _ if let Some(why) = &self.not_its_own => (format!("not for it: {why}"), self.to_own(facts)),
+            _ if let Some(why) = &self.not_its_own => {
+                (format!("not for it: {why}"), self.to_own(facts))
+            }
             (Registration::Disabled, _) => (
                 said("nothing is logged for it: disabled, it gets no events"),
                 format!("`webhooks enable {id}`, then publish the event again"),
