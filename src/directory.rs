@@ -209,6 +209,12 @@ impl Directory {
         )
     }
 
+    /// The account of a webhook that deliveries have waited for, as far as it is remembered.
+    #[must_use]
+    pub fn account(&self, id: Uuid) -> Option<Box<str>> {
+        self.lock().account(id)
+    }
+
     fn look_up<T: Clone>(
         &self,
         remembered: impl Fn(&mut Known) -> Option<T>,

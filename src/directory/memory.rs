@@ -123,6 +123,14 @@ impl Known {
         self.by_id.get(&id).cloned()
     }
 
+    /// The account of a webhook; that somebody looks at it keeps nothing remembered.
+    pub(super) fn account(&self, id: Uuid) -> Option<Box<str>> {
+        match self.by_id.entries.peek(&id) {
+            Some((Found::Enabled(webhook), _)) => webhook.account.clone(),
+            _ => None,
+        }
+    }
+
     pub(super) fn remember_wanting(
         &mut self,
         event_type: &str,

@@ -183,3 +183,26 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
     );
     assert!(succeed(&sandbox, &["migrate"]).contains("nothing to do"));
 }
+
+#[test]
+fn the_status_page_says_of_ailing_receivers_and_backlogs_whose_they_are() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(500));
+    webhook(&sandbox, &receiver.url("/a"), &["*"], Some("acme\u{202e}"));
+    let notifier = sandbox
+        .notifier()
+        .env("RETRY_SCHEDULE", "100ms,repeat")
+        .env("CIRCUIT_BREAKER", "3,1h,1h")
+        .start();
+    wait_listening(&notifier);
+    for _ in 0..9 {
+        sandbox.publish(&of(Event::new("order.paid"), text("acme\u{202e}")));
+    }
+    wait_until(LATER, "both are listed with their account", || {
+        let status = json(&notifier.get("/status.json").body);
+        let of = |part: &str| status[part]["listed"][0]["account"].clone();
+        // As it can be shown.
+        of("receivers") == "acme\\u{202e}" && of("backlogs") == "acme\\u{202e}"
+    });
+    notifier.terminate();
+}
