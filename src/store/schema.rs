@@ -105,6 +105,7 @@ const TABLES: [Table; 3] = [
         key: &["id"],
         indexes: &[
             ("webhooks_events_idx", "USING GIN (events)"),
+            ("webhooks_everybodys_idx", "USING GIN (events) WHERE account IS NULL"),
             ("webhooks_account_idx", "(left(account::text, 256))"),
         ],
         trigger: Some(("webhooks_changed", NOTIFY)),

@@ -1,7 +1,7 @@
 //! Accounts that are none: of events, and in the table.
 
 use super::*;
-use crate::malformed::publish_raw_to;
+use crate::{harness::Proxy, malformed::publish_raw_to};
 
 #[test]
 fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says() {
@@ -155,7 +155,7 @@ fn a_column_of_numbers_works_and_a_collation_that_ignores_case_does_not_count() 
     let id = webhook(&sandbox, &receiver.url("/own"), &["*"], Some("7"));
     let set_type = |kind: &str| {
         sandbox.database.run_script(&format!(
-            "DROP INDEX webhooks_account_idx; ALTER TABLE webhooks ALTER account TYPE {kind}"
+            "DROP INDEX webhooks_account_idx, webhooks_everybodys_idx; ALTER TABLE webhooks ALTER account TYPE {kind}"
         ));
         assert!(succeed(&sandbox, &["migrate"]).contains("index webhooks_account_idx"));
     };
@@ -183,5 +183,46 @@ fn a_column_of_numbers_works_and_a_collation_that_ignores_case_does_not_count() 
     receiver.wait_at("/own", 3);
     sandbox.wait_drained();
     assert_eq!(receiver.at("/own").len(), 3);
+    notifier.terminate();
+}
+
+#[test]
+fn while_postgres_is_away_accounts_decide_as_before() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    for account in [Some("a"), Some("b"), None] {
+        let path = format!("/{}", account.unwrap_or("all"));
+        webhook(&sandbox, &receiver.url(&path), &["*"], account);
+    }
+    let proxy = Proxy::before(sandbox.database.url());
+    let notifier =
+        sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
+    wait_listening(&notifier);
+    sandbox.publish(&of(Event::new("t"), text("a")));
+    receiver.wait_at("/a", 1);
+    receiver.wait_at("/all", 1);
+
+    proxy.refuse();
+    wait_until(SOON, "it is away", || notifier.metric("webhook_database_up", &[]) == 0.0);
+    // Known are the type, that `a` and `b` have webhooks for it, and those of `a`.
+    for owner in ["a", "stranger"] {
+        sandbox.publish(&of(Event::new("t"), text(owner)));
+    }
+    sandbox.publish(&Event::new("t"));
+    receiver.wait_at("/all", 4);
+    receiver.wait_at("/a", 2);
+    let of_b = of(Event::new("t"), text("b"));
+    sandbox.publish(&of_b);
+    // It waits, and goes nowhere without those that only PostgreSQL knows.
+    wait_until(SOON, "it waits", || {
+        notifier.stderr().iter().any(|line| line.contains("lane interrupted"))
+    });
+    assert_eq!(receiver.requests().len(), 6);
+    proxy.thaw();
+    wait_until(LATER, "it has come", || {
+        !receiver.of("/b", &of_b).is_empty() && !receiver.of("/all", &of_b).is_empty()
+    });
+    sandbox.wait_drained();
+    assert_eq!((receiver.at("/a").len(), receiver.at("/b").len()), (2, 1));
     notifier.terminate();
 }

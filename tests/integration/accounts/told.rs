@@ -151,7 +151,7 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
     let fresh = succeed(&sandbox, &["migrate"]);
     assert!(!fresh.contains("label"), "{fresh}");
     let before = "DELETE FROM schema_migrations WHERE name = 'accounts';
-                  DROP INDEX webhooks_account_idx;
+                  DROP INDEX webhooks_account_idx, webhooks_everybodys_idx;
                   ALTER TABLE delivery_attempts DROP COLUMN account";
     sandbox.database.run_script(before);
     assert_eq!(succeed(&sandbox, &["migrate"]).trim(), "applied: accounts");
