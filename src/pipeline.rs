@@ -313,6 +313,13 @@ impl Pipeline {
         attempt: Attempt,
     ) -> Kept {
         let Context { metrics, message, .. } = context;
+        // It may have waited for its place for a while.
+        if self.directory.has_changed_since(webhook)
+            && let Some(webhook) = self.other_account(&delivery)
+        {
+            self.receivers.give_back(attempt);
+            return self.keep_from(context, &webhook, delivery).map(Some);
+        }
         if attempt.is_probe {
             self.report(webhook, Some(Transition::HalfOpen));
         }

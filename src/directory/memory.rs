@@ -69,8 +69,8 @@ pub(super) struct Known {
     /// accounts that may have some.
     by_account: Cache<Box<str>, Arc<[Webhook]>>,
     by_id: Cache<Uuid, Found>,
-    /// Counts how often all was forgotten.
-    pub(super) generation: u64,
+    /// Counts how often all was forgotten, and starts over when there is no higher number.
+    pub(super) generation: u32,
 }
 
 /// What was forgotten. It takes its time to be dropped, if it was much: not under a lock.
@@ -94,7 +94,7 @@ impl Known {
     }
 
     pub(super) fn forget(&mut self) -> Forgotten {
-        self.generation += 1;
+        self.generation = self.generation.wrapping_add(1);
         Forgotten(self.by_type.take(), self.by_account.take(), self.by_id.take())
     }
 

@@ -39,6 +39,8 @@ pub struct Webhook {
     pub group: Group,
     /// Whether somebody has paused it: its deliveries wait until it is resumed.
     pub is_paused: bool,
+    /// How many changes of the table had been heard of when it was looked up.
+    pub as_of: u32,
     /// Where events go and what signs them; or why they can't go there, in words that hold no
     /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
     pub target: Result<Target, String>,
@@ -113,7 +115,7 @@ impl Webhook {
         let account = columns.account.as_deref();
         let group = Group::of_webhook(id, account, &target);
         let (post_url, account) = (post_url.into(), account.map(Box::from));
-        Self { id, post_url, account, group, is_paused: false, target }
+        Self { id, post_url, account, group, is_paused: false, as_of: 0, target }
     }
 
     /// A webhook whose row can't be read, for a reason in PostgreSQL's words.
@@ -123,7 +125,8 @@ impl Webhook {
         let target =
             Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
         let group = Group::of_webhook(id, None, &target);
-        Self { id, post_url: Box::default(), account: None, group, is_paused: false, target }
+        let post_url = Box::default();
+        Self { id, post_url, account: None, group, is_paused: false, as_of: 0, target }
     }
 
     /// Whether this event is one that it may have, as far as accounts go.
