@@ -76,9 +76,12 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let (backlogs, inbox) = Backlogs::new(&config);
     let backlogs = Arc::new(backlogs);
     let objects = Arc::new(Objects::new(metrics.topology()));
+    let store = Arc::new(store);
+    let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
     let status = Arc::new(Status::new(
         &config,
         Arc::clone(&metrics),
+        Arc::clone(&directory),
         Arc::clone(&receivers),
         Arc::clone(&backlogs),
         Arc::clone(&objects),
@@ -125,8 +128,6 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     }
 
     let config = Arc::new(config);
-    let store = Arc::new(store);
-    let directory = Arc::new(Directory::new(&config, Arc::clone(&store), metrics.lookups()));
     let (publisher, publisher_thread) = Publisher::new(&config, Arc::clone(&objects));
     metrics.look_by({
         let (receivers, directory) = (Arc::clone(&receivers), Arc::clone(&directory));

@@ -38,7 +38,7 @@ pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
 pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
-pub use message::{Message, unix_millis};
+pub use message::{ACCOUNT, Message, unix_millis};
 pub use objects::{Objects, Standing};
 pub use outgoing::Outgoing;
 pub use publisher::{Confirmation, NotConfirmed, Publisher, PublisherThread};

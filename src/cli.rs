@@ -18,11 +18,13 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::broker::{Batches, Message, Outgoing};
+use crate::broker::{ACCOUNT, Batches, Message, Outgoing};
 use crate::config::{Config, ConfigError, ServerSettings, Settings};
+use crate::domain::account;
+use crate::domain::delivery::{Headers, Value};
 use crate::domain::event::{Event, Properties};
 use crate::domain::shown;
-use crate::store::{Migrated, Store};
+use crate::store::{Labelled, Migrated, Store};
 use crate::{app, shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
@@ -121,6 +123,9 @@ struct Publish {
     /// The event type, as the AMQP property `type`
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
+    /// Whose event it is, as the AMQP header `account` [default: what the body says]
+    #[arg(long, value_name = "TEXT", value_parser = account)]
+    account: Option<String>,
     /// The event id, as the AMQP property `message-id` [default: a new UUID]
     #[arg(long)]
     id: Option<String>,
@@ -195,7 +200,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             app::run(config, store)?;
         }
         Command::Migrate(settings) => {
-            let Migrated { applied, restored } = Store::new(&read(&settings.0)?)?.migrate()?;
+            let migrated = Store::new(&read(&settings.0)?)?.migrate()?;
+            let Migrated { applied, restored, labelled } = &migrated;
             if applied.is_empty() && restored.is_empty() {
                 print("nothing to do: the database is up to date")?;
             }
@@ -204,6 +210,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
             if !restored.is_empty() {
                 print(format_args!("restored what was missing: {}", restored.join(", ")))?;
+            }
+            if let Some(labelled) = labelled {
+                print(of_labelled(labelled))?;
+            }
+            if restored.iter().any(|what| what == "column webhooks.account") {
+                let lost = "the accounts are lost with that column: until they are written again, each \
+                            webhook gets the events of all accounts";
+                complain(&format!("warning: {lost}"));
             }
         }
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
@@ -215,6 +229,31 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Listen(options) => listen::run(options)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What becomes of webhooks whose account was a label before this version.
+fn of_labelled(Labelled { count, named }: &Labelled) -> String {
+    let (webhooks, has, gets) = match count {
+        1 => ("webhook", "has", "it gets"),
+        _ => ("webhooks", "have", "each gets"),
+    };
+    let mut ids: Vec<String> = named.iter().map(Uuid::to_string).collect();
+    let more = count.saturating_sub(ids.len() as u64);
+    if more > 0 {
+        ids.push(format!("and {more} more"));
+    }
+    format!(
+        "{count} {webhooks} {has} an account. It was a label until now, and decides from now on: {gets} the \
+         events of that account only, which say so by the AMQP header `account`, or `account` or \
+         `account_id` in the body. To get every event again: `webhooks set ID --unset account`. Concerned: {}",
+        ids.join(", ")
+    )
+}
+
+/// The name of an account, as an argument.
+fn account(text: &str) -> Result<String, String> {
+    account::check(text).map_err(|problem| format!("the account {problem}"))?;
+    Ok(text.to_owned())
 }
 
 /// Reads the settings and starts the logger that they describe.
@@ -248,7 +287,7 @@ fn logger(filter: &str) -> env_logger::Builder {
 }
 
 fn publish(command: Publish) -> Result<()> {
-    let Publish { queue, body, event_type, id, count, force, common } = command;
+    let Publish { queue, body, event_type, account, id, count, force, common } = command;
     let config = read(&common.settings.0)?;
     let given = match body.as_deref() {
         Some("-") => {
@@ -265,10 +304,13 @@ fn publish(command: Publish) -> Result<()> {
         None => Uuid::new_v4().to_string(),
     };
     let event_type = event_type.as_deref();
+    let headers: Headers =
+        account.map(|account| (ACCOUNT.to_owned(), Value::Text(account))).into_iter().collect();
     // They differ in their ids only, and the last one's is the longest: nothing is published if one
     // is malformed.
     let (last, body) = (id_of(count), given.clone().unwrap_or_else(|| sample(event_type)));
-    let properties = Properties { message_id: Some(&last), event_type };
+    let properties =
+        Properties { message_id: Some(&last), event_type, account: headers.get(ACCOUNT) };
     match Event::read(properties, &body, config.max_event_bytes, String::new) {
         Err(malformed) if !force => {
             bail!("{malformed}. --force publishes it all the same, to be dead-lettered");
@@ -283,7 +325,7 @@ fn publish(command: Publish) -> Result<()> {
             content_type: Some("application/json".to_owned()),
             message_id: Some(id.clone()),
             event_type: event_type.map(str::to_owned),
-            ..Message::default()
+            headers: headers.clone(),
         };
         Outgoing::to_queue(message, &queue)
     };

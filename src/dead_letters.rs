@@ -12,7 +12,8 @@ use std::ops::ControlFlow;
 use crate::broker::{self, Batches, BrokerError, Browsed, Message, ORPHANED, Outgoing, Verdict};
 use crate::config::Config;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
-use crate::domain::event::Malformed;
+use crate::domain::delivery;
+use crate::domain::event::{Malformed, account_of};
 use crate::shutdown::Shutdown;
 
 /// The dead letters that a command is about.
@@ -191,9 +192,17 @@ impl Place<'_> {
 
     fn read(self, message: &Message) -> DeadLetter {
         let (properties, headers) = (message.properties(), &message.headers);
-        match self {
+        let letter = match self {
             Self::Dead(origin) => DeadLetter::read(origin, properties, headers),
             Self::Orphaned => DeadLetter::read_orphaned(properties, headers),
+        };
+        let is_told = headers.contains_key(delivery::ACCOUNT) || properties.account.is_some();
+        match is_told {
+            true => letter,
+            false => {
+                let account = account_of(&message.body).map(String::from);
+                DeadLetter { account, ..letter }
+            }
         }
     }
 }

@@ -275,7 +275,7 @@ mod tests {
         let (log, writer) = open(&config, &store, rows.clone(), || 0.5);
         let writer = writer.expect("it is not off");
         let mut delivery = Delivery {
-            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None },
             webhook_id: uuid::Uuid::nil(),
             attempts: 1,
             first_received_at: 0,

@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ use crate::store::{Heard, NotListening, Sign, Store};
 
 mod memory;
 
-use memory::Known;
+use memory::{Accounts, Answer, Known, MOST_ACCOUNTS};
 
 pub use crate::store::{Found, StoreError};
 
@@ -79,6 +79,8 @@ pub struct Directory {
     store: Arc<Store>,
     /// One lock for all: it is held for one look into a table.
     known: Mutex<Known>,
+    /// How many changes were heard of.
+    changes: AtomicU32,
     start: Instant,
     /// When listening last proved that it works, in milliseconds from `start`.
     proved: AtomicU64,
@@ -138,6 +140,7 @@ impl Directory {
         Self {
             store,
             known: Mutex::new(Known::new(most)),
+            changes: AtomicU32::new(0),
             start: Instant::now(),
             proved: AtomicU64::new(0),
             trusted_until: AtomicU64::new(0),
@@ -167,16 +170,40 @@ impl Directory {
         self.trust() == Trust::Listening
     }
 
-    /// The enabled webhooks that want an event type.
+    /// The enabled webhooks that want an event of a type, and may have it: those without an account,
+    /// and those of the event's own.
     ///
     /// # Errors
     /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
-    pub fn wanting(&self, event_type: &str) -> Result<Arc<[Webhook]>, StoreError> {
-        self.look_up(
-            |known| known.wanting(event_type),
-            || self.store.webhooks_wanting(event_type).map(Arc::from),
-            |known, found| known.remember_wanting(event_type, found),
-        )
+    pub fn wanting(
+        &self,
+        event_type: &str,
+        account: Option<&str>,
+    ) -> Result<Arc<[Webhook]>, StoreError> {
+        let answer = self.look_up(
+            |known| known.wanting(event_type, account),
+            |as_of| self.ask_who_wants(event_type, account, as_of),
+            |known, found| known.remember_wanting(event_type, account, found),
+        );
+        answer.map(|answer| answer.webhooks)
+    }
+
+    /// Also which accounts have webhooks for such events, once for each type, and only where that can be
+    /// relied on afterwards: it spares asking for all the others.
+    fn ask_who_wants(
+        &self,
+        event_type: &str,
+        account: Option<&str>,
+        as_of: u32,
+    ) -> Result<Answer, StoreError> {
+        let is_worth_it = self.is_listening() && !self.lock().knows_type(event_type);
+        let webhooks = self.store.webhooks_wanting(event_type, account)?.into_iter();
+        let webhooks = webhooks.map(|webhook| Webhook { as_of, ..webhook }).collect();
+        let accounts = match is_worth_it {
+            true => self.store.accounts_wanting(event_type, MOST_ACCOUNTS).unwrap_or(None),
+            false => None,
+        };
+        Ok(Answer { webhooks, accounts: accounts.map(Accounts::new) })
     }
 
     /// The webhook of a parked delivery.
@@ -186,15 +213,32 @@ impl Directory {
     pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
         self.look_up(
             |known| known.found(id),
-            || self.store.find(id),
+            |as_of| {
+                Ok(match self.store.find(id)? {
+                    Found::Enabled(webhook) => Found::Enabled(Webhook { as_of, ..webhook }),
+                    other => other,
+                })
+            },
             |known, found| known.remember_found(id, found),
         )
+    }
+
+    /// Whether a change of the table was heard of since a webhook was looked up.
+    #[must_use]
+    pub fn has_changed_since(&self, webhook: &Webhook) -> bool {
+        self.changes.load(Ordering::Acquire) != webhook.as_of
+    }
+
+    /// The account of a webhook that deliveries have waited for, as far as it is remembered.
+    #[must_use]
+    pub fn account(&self, id: Uuid) -> Option<Box<str>> {
+        self.lock().account(id)
     }
 
     fn look_up<T: Clone>(
         &self,
         remembered: impl Fn(&mut Known) -> Option<T>,
-        ask: impl FnOnce() -> Result<T, StoreError>,
+        ask: impl FnOnce(u32) -> Result<T, StoreError>,
         remember: impl FnOnce(&mut Known, T),
     ) -> Result<T, StoreError> {
         let trust = self.trust();
@@ -211,7 +255,7 @@ impl Directory {
             }
             known.generation
         };
-        match ask() {
+        match ask(generation) {
             Ok(found) => {
                 self.lookups.database.inc();
                 self.has_answered();
@@ -371,7 +415,12 @@ impl Directory {
     }
 
     fn forget(&self) {
-        let forgotten = self.lock().forget();
+        let forgotten = {
+            let mut known = self.lock();
+            let forgotten = known.forget();
+            self.changes.store(known.generation, Ordering::Release);
+            forgotten
+        };
         drop(forgotten);
         self.tell(Change::Webhooks);
     }
@@ -429,7 +478,7 @@ mod tests {
     ) -> Result<Found, StoreError> {
         directory.look_up(
             |known| known.found(Uuid::nil()),
-            ask,
+            |_| ask(),
             |known, found| known.remember_found(Uuid::nil(), found),
         )
     }

@@ -52,6 +52,8 @@
 //!
 //! - A message is acked only when each of its deliveries has reached its receiver, or the broker
 //!   has confirmed the message that carries it on. So a crash can repeat a POST, not lose one.
+//! - An event reaches no webhook of another account ([`domain::account`]): not when its webhooks are looked
+//!   up, nor when it has waited for one whose account has changed since.
 //! - Attempts are counted in our own header (`x-attempt`), by what was tried. The broker's counters
 //!   count its own troubles too.
 //! - Whatever is under way for a queue was admitted to its capacity, and gives its place back when it
@@ -86,7 +88,7 @@
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
-//! | who wants an event | [`domain::webhook`], [`directory`] |
+//! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`] |
 //! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |

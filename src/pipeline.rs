@@ -29,6 +29,7 @@ use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
+mod accounts;
 mod entry;
 mod fan_out;
 mod head;
@@ -215,7 +216,8 @@ impl Pipeline {
             Ok(event) => event,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        let found = progress.while_asking(|| self.directory.wanting(&event.event_type));
+        let found = progress
+            .while_asking(|| self.directory.wanting(&event.event_type, event.account.as_deref()));
         let webhooks = match found {
             Err(error @ StoreError::Refused(_)) => {
                 let words = error.answer().unwrap_or_default().to_owned();
@@ -250,7 +252,8 @@ impl Pipeline {
         if context.message.is_bound_for(&dead_queue(&context.lane.origin)) {
             return self.bury_at_last(context, promises);
         }
-        let delivery = match Delivery::from_headers(&context.message.headers, unix_millis()) {
+        let Message { headers, body, .. } = context.message;
+        let delivery = match Delivery::from_headers(headers, body, unix_millis()) {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
@@ -262,6 +265,10 @@ impl Pipeline {
         let context = Context { metrics, ..context };
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
+            Found::Enabled(webhook) if !webhook.may_have(&delivery.event) => {
+                promises.extend([self.keep_from(context, &webhook, delivery)?]);
+                return Ok(());
+            }
             Found::Enabled(webhook) => {
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());
@@ -306,6 +313,13 @@ impl Pipeline {
         attempt: Attempt,
     ) -> Kept {
         let Context { metrics, message, .. } = context;
+        // It may have waited for its place for a while.
+        if self.directory.has_changed_since(webhook)
+            && let Some(webhook) = self.other_account(&delivery)
+        {
+            self.receivers.give_back(attempt);
+            return self.keep_from(context, &webhook, delivery).map(Some);
+        }
         if attempt.is_probe {
             self.report(webhook, Some(Transition::HalfOpen));
         }

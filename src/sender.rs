@@ -309,7 +309,11 @@ mod tests {
                     let _ = sent.and_then(|()| stream.shutdown(Shutdown::Both));
                 }
             });
-            let properties = Properties { message_id: Some("1"), event_type: Some("a") };
+            let properties = Properties {
+                message_id: Some("1"),
+                event_type: Some("a"),
+                ..Properties::default()
+            };
             let event = Event::read(properties, b"{}", 2, String::new).expect("an event");
             let columns = Columns::default();
             let webhook = Webhook::new(Uuid::nil(), &url, &Secrets::default(), &columns);
@@ -336,7 +340,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let url = format!("http://{}/", listener.local_addr().expect("it is bound"));
         let webhook = Webhook::new(Uuid::nil(), &url, &Secrets::default(), &Columns::default());
-        let properties = Properties { message_id: Some("1"), event_type: Some("a") };
+        let properties =
+            Properties { message_id: Some("1"), event_type: Some("a"), ..Properties::default() };
         let event = Event::read(properties, b"{}", 2, String::new).expect("an event");
         let post = || {
             let (content_type, at) = (None, SystemTime::UNIX_EPOCH);

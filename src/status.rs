@@ -13,7 +13,10 @@ use uuid::Uuid;
 use crate::backlogs::{Backlogs, Listed};
 use crate::broker::{Lane, LaneKind, ORPHANED, Objects, Standing, Topology, dead_queue};
 use crate::config::Config;
+use crate::directory::Directory;
+use crate::domain::account::MAX_ACCOUNT_BYTES;
 use crate::domain::receiver::{Ailment, Next};
+use crate::domain::shown;
 use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
 use crate::metrics::{Answers, Glance, Interruption, LAG_SECONDS, LaneState, Metrics, Refusing};
 use crate::receivers::Receivers;
@@ -48,6 +51,7 @@ const MOST_LISTED: usize = 50;
 #[derive(Debug)]
 pub struct Status {
     metrics: Arc<Metrics>,
+    directory: Arc<Directory>,
     receivers: Arc<Receivers>,
     backlogs: Arc<Backlogs>,
     objects: Arc<Objects>,
@@ -66,6 +70,7 @@ impl Status {
     pub fn new(
         config: &Config,
         metrics: Arc<Metrics>,
+        directory: Arc<Directory>,
         receivers: Arc<Receivers>,
         backlogs: Arc<Backlogs>,
         objects: Arc<Objects>,
@@ -76,6 +81,7 @@ impl Status {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             metrics,
+            directory,
             receivers,
             backlogs,
             objects,
@@ -223,6 +229,7 @@ impl Status {
         let of = |one: Listed| BacklogNow {
             queue: one.queue,
             webhook: one.webhook,
+            account: self.account(one.webhook),
             waiting: one.waiting,
             lasted_seconds: seconds(now.duration_since(one.since).unwrap_or_default()),
             cause: one.cause,
@@ -233,13 +240,22 @@ impl Status {
         BacklogsNow { filled, listed: longest.into_iter().map(of).collect() }
     }
 
+    /// Whose a webhook is, as far as that is remembered.
+    fn account(&self, webhook: Uuid) -> Option<String> {
+        let account = self.directory.account(webhook)?;
+        Some(shown::line(&account, MAX_ACCOUNT_BYTES))
+    }
+
     fn receivers_now(&self) -> ReceiversNow {
         let (ailing, count) = self.receivers.ailing(MOST_LISTED);
         ReceiversNow {
             known: count.known,
             ailing: count.ailing,
             broken: count.broken,
-            listed: ailing.into_iter().map(ailing_receiver).collect(),
+            listed: ailing
+                .into_iter()
+                .map(|(webhook, ailment)| ailing_receiver(webhook, self.account(webhook), ailment))
+                .collect(),
         }
     }
 }
@@ -256,10 +272,11 @@ fn refusing_now(glance: &Glance) -> Vec<RefusingNow> {
     glance.refusing.iter().filter_map(of).collect()
 }
 
-fn ailing_receiver((webhook, ailment): (Uuid, Ailment)) -> Ailing {
+fn ailing_receiver(webhook: Uuid, account: Option<String>, ailment: Ailment) -> Ailing {
     let Ailment { condition, failures, reason, lasted, next } = ailment;
     Ailing {
         webhook,
+        account,
         condition: condition.label(),
         failures,
         reason: reason.map(|reason| reason.label()),

@@ -34,7 +34,7 @@ pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, See
 pub use error::{Said, StoreError};
 pub use listen::{Heard, NotListening, Sign};
 pub use registered::{Change, Registered};
-pub use schema::Migrated;
+pub use schema::{Labelled, Migrated};
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.
@@ -133,13 +133,39 @@ impl Store {
         self.connector.place()
     }
 
-    /// The enabled webhooks that want an event type. One whose row can't be read is unusable.
+    /// The enabled webhooks that want an event of a type and of an account, or of none: those without an
+    /// account, and those of this one. One whose row can't be read is unusable.
     ///
     /// # Errors
     /// [`StoreError`]; the event then has to wait.
-    pub fn webhooks_wanting(&self, event_type: &str) -> Result<Vec<Webhook>, StoreError> {
+    pub fn webhooks_wanting(
+        &self,
+        event_type: &str,
+        account: Option<&str>,
+    ) -> Result<Vec<Webhook>, StoreError> {
+        let ask = |account: Option<&str>| {
+            let (patterns, account) = (matching_patterns(event_type), account.map(str::to_owned));
+            self.query(move |client| row::wanting(client, &patterns, account.as_deref()))
+        };
+        match ask(account) {
+            // What the database can't write down can be nobody's account there.
+            Err(StoreError::Refused(_)) if account.is_some() => ask(None),
+            answer => answer,
+        }
+    }
+
+    /// The accounts of the enabled webhooks that want an event type, cut after 256 characters; nothing
+    /// where there are more than so many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn accounts_wanting(
+        &self,
+        event_type: &str,
+        most: usize,
+    ) -> Result<Option<Vec<String>>, StoreError> {
         let patterns = matching_patterns(event_type);
-        self.query(move |client| row::wanting(client, &patterns))
+        self.query(move |client| row::accounts_wanting(client, &patterns, most))
     }
 
     /// Looks up the webhook of a parked delivery.

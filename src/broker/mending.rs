@@ -7,8 +7,8 @@
 //! that was not UTF-8 now holds a control character, which makes the event malformed; what else was
 //! not does not matter to a delivery.
 //!
-//! Header tables may hold such bytes, too; amiquip skips what it can't read there. But it reads arrays
-//! and tables within each other by recursion, and a frame has room for more of them than its thread
+//! Header tables may hold such bytes, too; amiquip would leave out that header and all after it. They are
+//! replaced as well, where they are a header's name or its text. And amiquip reads arrays and tables within each other by recursion, and a frame has room for more of them than its thread
 //! has stack: one message would end the process, and after it the next that is given the message. A
 //! table that nests deeper than anybody means it to becomes a header that nobody looks at.
 
@@ -166,7 +166,10 @@ fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
             // headers
             2 => {
                 let size = u32::from_be_bytes(fields.take(4)?.try_into().ok()?);
-                mend_table(fields.take(size as usize)?);
+                let table = fields.take(size as usize)?;
+                mend_table(table);
+                // Where a value can't be read, the table ends there.
+                let _ = mend_texts(&mut Fields(table));
             }
             // delivery mode, priority
             3 | 4 => drop(fields.take(1)?),
@@ -188,6 +191,48 @@ fn mend_table(table: &mut [u8]) {
     let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     head[..2].copy_from_slice(&[NO_NAME, b'x']);
     head[2..].copy_from_slice(&size.to_be_bytes());
+}
+
+/// Replaces what is not UTF-8 in the names of headers and in those that are texts. amiquip would end the
+/// table there, and what a later header says would count as never said.
+fn mend_texts(table: &mut Fields<'_>) -> Option<()> {
+    loop {
+        table.mend_short_string()?;
+        let kind = table.take(1)?[0];
+        let size = match kind {
+            b'S' | b'x' | b'A' | b'F' => {
+                u32::from_be_bytes(table.take(4)?.try_into().ok()?) as usize
+            }
+            other => fixed_size(other)?,
+        };
+        let value = table.take(size)?;
+        if kind == b'S' {
+            mend_text(value);
+        }
+    }
+}
+
+/// The size of a value whose type says it.
+fn fixed_size(kind: u8) -> Option<usize> {
+    Some(match kind {
+        b'V' => 0,
+        b't' | b'b' | b'B' => 1,
+        b's' | b'U' | b'u' => 2,
+        b'I' | b'i' | b'f' => 4,
+        b'D' => 5,
+        b'L' | b'l' | b'd' | b'T' => 8,
+        _ => return None,
+    })
+}
+
+/// Replaces each byte that is not UTF-8.
+fn mend_text(mut text: &mut [u8]) {
+    while let Err(error) = std::str::from_utf8(text) {
+        text = &mut text[error.valid_up_to()..];
+        // The end of a character that is cut off has no length.
+        let bad = error.error_len().unwrap_or(text.len());
+        text[..bad].fill(SUBSTITUTE);
+    }
 }
 
 /// Walks through a table (section 4.2.5.5) as amiquip does: what it can't read ends the table or array
@@ -226,12 +271,6 @@ fn next_value<'a>(rest: &mut &'a [u8], within: Within) -> Option<Option<(&'a [u8
     }
     let kind = take(1)?[0];
     let fixed = match kind {
-        b'V' => 0,
-        b't' | b'b' | b'B' => 1,
-        b's' | b'U' | b'u' => 2,
-        b'I' | b'i' | b'f' => 4,
-        b'D' => 5,
-        b'L' | b'l' | b'd' | b'T' => 8,
         b'S' | b'x' | b'A' | b'F' => {
             let size = u32::from_be_bytes(take(4)?.try_into().ok()?);
             let inner = take(size as usize)?;
@@ -241,7 +280,7 @@ fn next_value<'a>(rest: &mut &'a [u8], within: Within) -> Option<Option<(&'a [u8
                 _ => None,
             });
         }
-        _ => return None,
+        other => fixed_size(other)?,
     };
     take(fixed).map(|_| None)
 }
@@ -258,13 +297,7 @@ impl<'a> Fields<'a> {
 
     fn mend_short_string(&mut self) -> Option<()> {
         let size = self.take(1)?[0];
-        let mut text = self.take(size.into())?;
-        while let Err(error) = std::str::from_utf8(text) {
-            text = &mut text[error.valid_up_to()..];
-            // The end of a character that is cut off has no length.
-            let bad = error.error_len().unwrap_or(text.len());
-            text[..bad].fill(SUBSTITUTE);
-        }
+        mend_text(self.take(size.into())?);
         Some(())
     }
 }

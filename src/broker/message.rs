@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use amiquip::AmqpValue;
 
 use super::outgoing::ENTERED_BY;
+use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
 use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value};
 use crate::domain::event::Properties;
 
@@ -23,6 +24,9 @@ const MOST_REDELIVERIES: i64 = 4;
 /// The first of a backlog is handed back with each outage that comes while it drains, and whenever it is
 /// held for minutes: it loses its place in the order when it is replaced by a copy.
 const MOST_REDELIVERIES_OF_BACKLOG: i64 = 15;
+
+/// The header by which a producer says whose an event is.
+pub const ACCOUNT: &str = "account";
 
 /// How much of a message's headers is taken over, in bytes. amiquip sends all headers in one frame,
 /// and the broker closes the connection over one that is too large: 128 KiB, where nobody set less.
@@ -74,6 +78,7 @@ impl Message {
         Properties {
             message_id: self.message_id.as_deref(),
             event_type: self.event_type.as_deref(),
+            account: self.headers.get(ACCOUNT),
         }
     }
 
@@ -89,9 +94,15 @@ impl Message {
             room = left.unwrap_or(room);
             left.is_some()
         });
-        let headers = headers.take(MOST_HEADERS);
+        let mut headers: Headers = headers.take(MOST_HEADERS).collect();
+        // However many others there are, and whatever it is: an event must not seem to be of another
+        // account, or of none, because its header was left out.
+        let account = properties.headers().as_ref().and_then(|table| table.get(ACCOUNT));
+        if let Some(account) = account.and_then(read_account) {
+            headers.insert(ACCOUNT.to_owned(), account);
+        }
         Self {
-            headers: headers.collect(),
+            headers,
             content_type: properties.content_type().clone(),
             message_id: properties.message_id().clone(),
             event_type: properties.type_().clone(),
@@ -165,6 +176,18 @@ fn read_value(value: &AmqpValue) -> Option<Value> {
         AmqpValue::LongLongInt(n) => Value::Integer(*n),
         _ => return None,
     })
+}
+
+/// The header [`ACCOUNT`]: no value is none, and what can't be a name is one that is refused.
+fn read_account(value: &AmqpValue) -> Option<Value> {
+    match value {
+        AmqpValue::Void => None,
+        AmqpValue::LongString(long) if long.len() > MAX_ACCOUNT_BYTES => {
+            // Its beginning is too long as well.
+            Some(Value::Text(long.chars().take(MAX_ACCOUNT_BYTES + 1).collect()))
+        }
+        other => Some(read_value(other).unwrap_or_else(|| Value::Text(NO_NAME.to_owned()))),
+    }
 }
 
 /// The time, as headers have it.

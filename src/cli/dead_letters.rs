@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Common, Usage, help, print, print_json, read};
+use super::{Common, Usage, account, help, print, print_json, read};
 use crate::broker::{Message, unix_millis};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
@@ -93,8 +93,11 @@ pub(super) struct Which {
     /// Of this event type, or by a pattern such as `user.*`
     #[arg(long = "type", value_name = "TYPE", value_parser = pattern)]
     event_type: Option<String>,
-    /// Dead for this reason: exhausted, gone, rejected, expired, malformed, orphaned, or RabbitMQ's such
-    /// as delivery_limit
+    /// Of events of this account
+    #[arg(long, value_name = "TEXT", value_parser = account)]
+    account: Option<String>,
+    /// Dead for this reason: exhausted, gone, rejected, expired, other_account, malformed, orphaned, or
+    /// RabbitMQ's such as delivery_limit
     #[arg(long)]
     reason: Option<String>,
     /// Dead for longer than this, such as 36h
@@ -121,10 +124,11 @@ fn pattern(text: &str) -> Result<String, String> {
 
 impl Which {
     fn is_everything(&self) -> bool {
-        let Self { queue, webhook, event_type, reason, older_than, newer_than } = self;
+        let Self { queue, webhook, event_type, account, reason, older_than, newer_than } = self;
         queue.is_empty()
             && webhook.is_none()
             && event_type.is_none()
+            && account.is_none()
             && reason.is_none()
             && older_than.is_none()
             && newer_than.is_none()
@@ -146,6 +150,7 @@ impl Which {
         Selection {
             event_id,
             event_type: self.event_type.clone(),
+            account: self.account.clone(),
             webhook_id: self.webhook,
             reason: self.reason.clone(),
             dead_until: self.older_than.map(ago),

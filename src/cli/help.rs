@@ -67,7 +67,8 @@ Example:
 pub(super) const MIGRATE: &str = "\
 Prints:
   The names of the steps that it took, what had been there before and was put
-  back, or that there was nothing to do. It touches no row.
+  back, or that there was nothing to do; and which webhooks had an account that
+  was a label and decides now. It touches no row.
 
 Exit codes:
   0  the tables are what this version needs
@@ -107,7 +108,7 @@ Exit codes:
 
 Examples:
   webhook-notifier publish high_priority --type user.created '{\"user\": 7}'
-  webhook-notifier publish low_priority --count 1000";
+  webhook-notifier publish low_priority --account acme --count 1000";
 
 pub(super) const LISTEN: &str = "\
 Prints:
@@ -164,11 +165,13 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier webhooks add https://example.com/in 'user.*' order.paid";
+  webhook-notifier webhooks add https://example.com/in 'user.*' order.paid
+  webhook-notifier webhooks add https://example.com/in '*' --account acme";
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:
-  A table with id, URL, state and events; with --json a list of objects. The
+  A table with id, URL, state, events, and accounts where there are any; with
+  --json a list of objects. The
   state is `unusable` where all deliveries are rejected, and `warning` where a
   pattern can match nothing: `webhooks show` says why. Where
   there are backlogs, also how many deliveries wait in them, or `?` where

@@ -8,7 +8,7 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
-use super::{Common, complain, print, read};
+use super::{Common, account, complain, print, read};
 use crate::domain::calendar::time_of_day;
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::history::{Entry, What};
@@ -28,6 +28,9 @@ pub(super) struct Tail {
     /// Only deliveries to this webhook
     #[arg(long, value_name = "ID")]
     webhook: Option<Uuid>,
+    /// Only events of this account
+    #[arg(long, value_name = "TEXT", value_parser = account)]
+    account: Option<String>,
     /// Only what is not well: failed, held back, dead or dropped
     #[arg(long)]
     failures: bool,
@@ -41,9 +44,9 @@ pub(super) struct Tail {
 
 /// Prints entries until Ctrl-C, or until nobody reads them any more.
 pub(super) fn run(command: Tail) -> Result<()> {
-    let Tail { webhook, failures, lines, common } = command;
+    let Tail { webhook, account, failures, lines, common } = command;
     let store = Store::new(&read(&common.settings.0)?)?;
-    let mut follower = Follower::new(&store, webhook, failures);
+    let mut follower = Follower::new(&store, webhook, account, failures);
     // Ctrl-C just ends the command.
     let (_trigger, shutdown) = shutdown::channel();
     let is_json = common.output.json;

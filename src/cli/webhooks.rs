@@ -17,6 +17,7 @@ use self::backlogs::{Backlog, Sum};
 use self::settings::{Given, Unset, changes};
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
+use crate::domain::account;
 use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::shown;
@@ -35,6 +36,9 @@ const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
 /// How much of what was registered, by whomever, is shown to people, in characters: of the URL, of all
 /// patterns, of a reason.
 const MOST_SHOWN: usize = 2_000;
+
+/// How much of an account a table has room for, in characters.
+const MOST_OF_ACCOUNT: usize = 40;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
@@ -175,12 +179,14 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             for pattern in &events {
                 check_pattern(pattern).map_err(anyhow::Error::msg)?;
             }
+            let account_doubt = settings.account().and_then(account::doubt);
             let settings = changes(&settings, &Unset::default())?;
             let config = read(&common.settings.0)?;
             let secret = new_secret()?;
             let added = Store::new(&config)?.add(&url, &events, &secret, settings)?;
             show_secret(&added, &secret, common.output)?;
-            for doubt in events.iter().filter_map(|pattern| doubt(pattern)) {
+            let doubts = events.iter().filter_map(|pattern| doubt(pattern));
+            for doubt in doubts.chain(account_doubt) {
                 complain(&format!("warning: {doubt}"));
             }
             if let Some(obstacle) = sender::obstacle(&uri, &config.allow_networks, LOOK_UP) {
@@ -345,7 +351,7 @@ fn text(WithBacklogs { webhook, backlogs }: &WithBacklogs<'_>) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// With a column of what waits where there is any backlog.
+/// With a column of accounts where any webhook has one, and one of what waits where there is any backlog.
 fn table(listed: &[WithBacklogs<'_>]) -> String {
     let urls = listed.iter().map(|listed| shown::line(&listed.webhook.post_url, MOST_SHOWN));
     let urls: Vec<String> = urls.collect();
@@ -353,8 +359,22 @@ fn table(listed: &[WithBacklogs<'_>]) -> String {
     let any_waits = listed.iter().any(|listed| !listed.backlogs.is_empty());
     let column = |text: &str| if any_waits { format!("  {text:>10}") } else { String::new() };
     let waiting = column("WAITING");
-    let mut lines = vec![format!("{:36}  {:width$}  {:8}{waiting}  EVENTS", "ID", "URL", "STATE")];
-    lines.extend(listed.iter().zip(&urls).map(|(WithBacklogs { webhook, backlogs }, url)| {
+    let accounts: Vec<String> = listed
+        .iter()
+        .map(|listed| listed.webhook.account.as_deref())
+        .map(|account| {
+            account.map_or_else(|| "-".to_owned(), |it| shown::line(it, MOST_OF_ACCOUNT))
+        })
+        .collect();
+    let any_account = listed.iter().any(|listed| listed.webhook.account.is_some());
+    let widest = accounts.iter().map(|account| account.chars().count()).max().unwrap_or(0).max(7);
+    let of_account =
+        |text: &str| if any_account { format!("  {text:widest$}") } else { String::new() };
+    let account = of_account("ACCOUNT");
+    let mut lines =
+        vec![format!("{:36}  {:width$}  {:8}{account}{waiting}  EVENTS", "ID", "URL", "STATE")];
+    let rows = listed.iter().zip(&urls).zip(&accounts);
+    lines.extend(rows.map(|((WithBacklogs { webhook, backlogs }, url), account)| {
         let Registered { id, events, disabled_at, paused_at, unusable, warnings, .. } = webhook;
         let state = match (disabled_at, paused_at, unusable) {
             (Some(_), _, _) => "disabled",
@@ -366,7 +386,8 @@ fn table(listed: &[WithBacklogs<'_>]) -> String {
         let waiting = Sum::of(backlogs.iter()).map_or_else(|| "-".to_owned(), Sum::figure);
         let waiting = column(&waiting);
         let events = shown::line(&events.join(" "), MOST_SHOWN);
-        format!("{id}  {url:width$}  {state:8}{waiting}  {events}")
+        let account = of_account(account);
+        format!("{id}  {url:width$}  {state:8}{account}{waiting}  {events}")
     }));
     lines.join("\n")
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Common, Usage, print, print_json, read};
+use super::{Common, Usage, account, print, print_json, read};
 use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, unix_millis, wait_queue};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
@@ -25,7 +25,7 @@ use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::shutdown;
 use crate::store::{MOST_ENTRIES, Registered, Store};
 
-use case::{Backlog, Case, Facts};
+use case::{Backlog, Case, Facts, Owner};
 
 /// How long the broker may take. The log alone says most of it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +57,9 @@ pub(super) struct Why {
     /// The event's type, where the log does not know it: says which webhooks want such an event
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
+    /// The event's account, where the log does not know it
+    #[arg(long, value_name = "TEXT", value_parser = account)]
+    account: Option<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -66,6 +69,8 @@ pub(super) struct Why {
 struct Answer {
     event_id: String,
     event_type: Option<String>,
+    /// Whose it is, if it is anybody's.
+    account: Option<String>,
     /// The queues that it was published to.
     queues: BTreeSet<String>,
     /// Whether anything is.
@@ -94,6 +99,12 @@ struct Near {
     pattern: String,
 }
 
+/// What the operator says of the event.
+struct Given {
+    event_type: Option<String>,
+    account: Option<String>,
+}
+
 /// What a look at the dead letters has found.
 #[derive(Debug, Default)]
 struct Dead {
@@ -106,13 +117,13 @@ struct Dead {
 
 /// Prints the answer; exit code 1 if there is none.
 pub(super) fn run(command: Why) -> Result<ExitCode> {
-    let Why { event, webhook, event_type, common } = command;
+    let Why { event, webhook, event_type, account, common } = command;
     if let Some(event_type) = &event_type {
         check_event_type(event_type).map_err(|error| Usage(format!("--type: {error}")))?;
     }
     let config = read(&common.settings.0)?;
     let store = Store::new(&config)?;
-    let answer = answer(&config, &store, event, webhook, event_type)?;
+    let answer = answer(&config, &store, event, webhook, Given { event_type, account })?;
     if common.output.json {
         print_json(&answer)?;
     } else {
@@ -126,7 +137,7 @@ fn answer(
     store: &Store,
     event_id: String,
     webhook: Option<Uuid>,
-    event_type: Option<String>,
+    given: Given,
 ) -> Result<Answer> {
     let now = unix_millis();
     let entries = store.history(&event_id, webhook)?;
@@ -135,6 +146,7 @@ fn answer(
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
     let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
     let logged_type = entries.last().map(|entry| entry.event_type.clone());
+    let logged_account = entries.iter().rev().find_map(|entry| entry.account.clone());
 
     let mut stories: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
     for entry in entries {
@@ -151,7 +163,15 @@ fn answer(
         || !malformed.is_empty();
     queues.extend(letters.iter().chain(&malformed).map(|letter| letter.queue.clone()));
     let mut dead_types = letters.iter().chain(&malformed).filter_map(|l| l.event_type.clone());
-    let event_type = logged_type.or_else(|| dead_types.next()).or(event_type);
+    let event_type = logged_type.or_else(|| dead_types.next()).or(given.event_type);
+    let mut dead_accounts = letters.iter().chain(&malformed).filter_map(|l| l.account.clone());
+    let account = logged_account.or_else(|| dead_accounts.next()).or(given.account);
+    // What is known of an event says whose it is, or that it is nobody's.
+    let owner = match &account {
+        Some(account) => Owner::Account(account),
+        None if known => Owner::Nobody,
+        None => Owner::Unknown,
+    };
 
     // Told of even where the log has nothing of them: those that want it today.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
@@ -161,7 +181,7 @@ fn answer(
         (ids, patterns) = (BTreeSet::from([only]), Vec::new());
     }
     let named: Vec<Uuid> = ids.iter().copied().collect();
-    let registered = store.concerned(&named, &patterns, MOST_WEBHOOKS)?;
+    let registered = store.concerned(&named, &patterns, account.as_deref(), MOST_WEBHOOKS)?;
     ids.extend(registered.iter().map(|webhook| webhook.id));
     let mut registered: BTreeMap<Uuid, Registered> =
         registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
@@ -169,6 +189,7 @@ fn answer(
     let not_waiting = find_not_waiting(config, &stories, now);
     let facts = Facts {
         event_type: event_type.as_deref(),
+        owner,
         is_unmatched: unmatched_at.is_some(),
         dead_letters_unknown: dead.problem.as_deref(),
         lost_dead_letters: &dead.lost,
@@ -196,6 +217,7 @@ fn answer(
     Ok(Answer {
         event_id,
         event_type,
+        account,
         queues,
         known,
         unmatched_at,

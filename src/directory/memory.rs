@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::domain::webhook::Webhook;
 use crate::store::Found;
 
-/// How many bytes the remembered answers may take, by event type and by id each. A webhook takes some
+/// How many bytes the remembered answers may take, by event type, by type and account, and by id each. A webhook takes some
 /// 250, so these are a hundred thousand of them; one with a long URL or many headers takes more.
 /// Without this, a producer that thinks up new types could fill the memory with copies of those that
 /// want everything.
@@ -21,45 +21,148 @@ const MOST_BYTES: usize = 24 << 20;
 /// What an entry takes beside what it holds.
 const OVERHEAD: usize = 128;
 
+/// How many accounts are remembered of those whose webhooks want a type of event, each with up to a
+/// KiB. Where there are more, it is remembered of each account that comes whether it has any.
+pub(super) const MOST_ACCOUNTS: usize = 1_000;
+
+/// Who wants an event.
+#[derive(Clone)]
+pub(super) struct Answer {
+    /// The webhooks that may have it.
+    pub(super) webhooks: Arc<[Webhook]>,
+    /// The accounts that have webhooks which want such an event; nothing where these are too many, or
+    /// nobody has asked.
+    pub(super) accounts: Option<Accounts>,
+}
+
+/// Some accounts, in order.
+#[derive(Clone)]
+pub(super) struct Accounts(Arc<[Box<str>]>);
+
+impl Accounts {
+    pub(super) fn new(accounts: Vec<String>) -> Self {
+        let mut accounts: Vec<_> = accounts.into_iter().map(String::into_boxed_str).collect();
+        accounts.sort_unstable();
+        Self(accounts.into())
+    }
+
+    fn include(&self, account: &str) -> bool {
+        self.0.binary_search_by(|known| (**known).cmp(account)).is_ok()
+    }
+
+    fn size(&self) -> usize {
+        self.0.iter().map(|account| size_of::<Box<str>>() + account.len()).sum()
+    }
+}
+
+/// What is remembered of a type of event.
+struct OfType {
+    /// Those who want it without having an account.
+    everybodys: Arc<[Webhook]>,
+    accounts: Option<Accounts>,
+}
+
 /// What is remembered.
 pub(super) struct Known {
-    by_type: Cache<Box<str>, Arc<[Webhook]>>,
+    by_type: Cache<Box<str>, OfType>,
+    /// By [`key`]: those who want events of one account, those without an account among them. Only for
+    /// accounts that may have some.
+    by_account: Cache<Box<str>, Arc<[Webhook]>>,
     by_id: Cache<Uuid, Found>,
-    /// Counts how often all was forgotten.
-    pub(super) generation: u64,
+    /// Counts how often all was forgotten, and starts over when there is no higher number.
+    pub(super) generation: u32,
 }
 
 /// What was forgotten. It takes its time to be dropped, if it was much: not under a lock.
 #[must_use]
 #[expect(dead_code, reason = "they are there to be dropped")]
-pub(super) struct Forgotten(Cache<Box<str>, Arc<[Webhook]>>, Cache<Uuid, Found>);
+pub(super) struct Forgotten(
+    Cache<Box<str>, OfType>,
+    Cache<Box<str>, Arc<[Webhook]>>,
+    Cache<Uuid, Found>,
+);
 
 impl Known {
     /// So many answers of each kind at most.
     pub(super) fn new(most: NonZeroUsize) -> Self {
-        Self { by_type: Cache::new(most), by_id: Cache::new(most), generation: 0 }
+        Self {
+            by_type: Cache::new(most),
+            by_account: Cache::new(most),
+            by_id: Cache::new(most),
+            generation: 0,
+        }
     }
 
     pub(super) fn forget(&mut self) -> Forgotten {
-        self.generation += 1;
-        Forgotten(self.by_type.take(), self.by_id.take())
+        self.generation = self.generation.wrapping_add(1);
+        Forgotten(self.by_type.take(), self.by_account.take(), self.by_id.take())
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.by_type.entries.is_empty() && self.by_id.entries.is_empty()
     }
 
-    pub(super) fn wanting(&mut self, event_type: &str) -> Option<Arc<[Webhook]>> {
-        self.by_type.get(event_type).cloned()
+    /// Who wants an event of this type and account.
+    pub(super) fn wanting(&mut self, event_type: &str, account: Option<&str>) -> Option<Answer> {
+        let of_type = self.by_type.get(event_type)?;
+        let webhooks = match account {
+            Some(account) if of_type.may_have_some(account) => {
+                Arc::clone(self.by_account.get(&*key(event_type, account))?)
+            }
+            _ => Arc::clone(&of_type.everybodys),
+        };
+        Some(Answer { webhooks, accounts: None })
+    }
+
+    /// Whether anything is known of this type.
+    pub(super) fn knows_type(&self, event_type: &str) -> bool {
+        self.by_type.entries.contains(event_type)
     }
 
     pub(super) fn found(&mut self, id: Uuid) -> Option<Found> {
         self.by_id.get(&id).cloned()
     }
 
-    pub(super) fn remember_wanting(&mut self, event_type: &str, found: Arc<[Webhook]>) {
-        let size = event_type.len() + found.iter().map(Webhook::size).sum::<usize>();
-        self.by_type.put(event_type.into(), found, size);
+    /// The account of a webhook; that somebody looks at it keeps nothing remembered.
+    pub(super) fn account(&self, id: Uuid) -> Option<Box<str>> {
+        match self.by_id.entries.peek(&id) {
+            Some((Found::Enabled(webhook), _)) => webhook.account.clone(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn remember_wanting(
+        &mut self,
+        event_type: &str,
+        account: Option<&str>,
+        found: Answer,
+    ) {
+        let size = |webhooks: &[Webhook]| webhooks.iter().map(Webhook::size).sum::<usize>();
+        let Answer { webhooks, accounts } = found;
+        let has_account = |webhook: &&Webhook| webhook.account.is_some();
+        let own = webhooks.iter().filter(has_account).count();
+        if account.is_none() || !self.knows_type(event_type) {
+            let everybodys = match own {
+                0 => Arc::clone(&webhooks),
+                _ => webhooks.iter().filter(|it| !has_account(it)).cloned().collect(),
+            };
+            let of_accounts = accounts.as_ref().map_or(0, Accounts::size);
+            let size = event_type.len() + size(&everybodys) + of_accounts;
+            self.by_type.put(event_type.into(), OfType { everybodys, accounts }, size);
+        }
+        let (Some(account), Some(of_type)) = (account, self.by_type.get(event_type)) else {
+            return;
+        };
+        if of_type.may_have_some(account) {
+            let (webhooks, size) = match own {
+                // The same as for all accounts without any.
+                0 => (Arc::clone(&of_type.everybodys), 0),
+                _ => (Arc::clone(&webhooks), size(&webhooks)),
+            };
+            let key = key(event_type, account);
+            let size = key.len() + size;
+            self.by_account.put(key, webhooks, size);
+        }
     }
 
     pub(super) fn remember_found(&mut self, id: Uuid, found: Found) {
@@ -69,6 +172,18 @@ impl Known {
         };
         self.by_id.put(id, found, size);
     }
+}
+
+impl OfType {
+    /// Whether this account may have webhooks that want such an event.
+    fn may_have_some(&self, account: &str) -> bool {
+        self.accounts.as_ref().is_none_or(|accounts| accounts.include(account))
+    }
+}
+
+/// A type and an account as one: neither holds a control character.
+fn key(event_type: &str, account: &str) -> Box<str> {
+    [event_type, "\0", account].concat().into()
 }
 
 /// Bounded by number and by bytes; the least recently used goes first.
@@ -135,7 +250,91 @@ mod tests {
     }
 
     fn counts(known: &Known) -> Vec<usize> {
-        known.by_type.entries.iter().map(|(_, (webhooks, _))| webhooks.len()).collect()
+        known.by_type.entries.iter().map(|(_, (of_type, _))| of_type.everybodys.len()).collect()
+    }
+
+    fn of_accounts(accounts: &[Option<&str>]) -> Arc<[Webhook]> {
+        let webhook = |account: &Option<&str>| Webhook {
+            account: account.map(Box::from),
+            ..webhook("http://a/")
+        };
+        accounts.iter().map(webhook).collect()
+    }
+
+    fn remember(known: &mut Known, event_type: &str, found: Arc<[Webhook]>) {
+        known.remember_wanting(event_type, None, Answer { webhooks: found, accounts: None });
+    }
+
+    fn answer(found: &[Option<&str>], accounts: Option<&[&str]>) -> Answer {
+        let owned = |accounts: &[&str]| accounts.iter().map(ToString::to_string).collect();
+        let accounts = accounts.map(owned).map(Accounts::new);
+        Answer { webhooks: of_accounts(found), accounts }
+    }
+
+    fn wanting(known: &mut Known, account: Option<&str>) -> Option<Vec<Option<String>>> {
+        let webhooks = known.wanting("t", account)?.webhooks;
+        Some(webhooks.iter().map(|it| it.account.clone().map(String::from)).collect())
+    }
+
+    #[test]
+    fn who_wants_a_type_is_remembered_for_all_accounts_without_a_webhook_together() {
+        let mut known = known(9);
+        let none = || Some(vec![None]);
+        known.remember_wanting("t", Some("x"), answer(&[None], Some(&[])));
+        for account in [None, Some("x"), Some("y"), Some("")] {
+            assert_eq!(wanting(&mut known, account), none(), "{account:?}");
+        }
+        assert_eq!(known.by_account.entries.len(), 0);
+        assert!(known.knows_type("t") && !known.knows_type("u"));
+
+        // Some have webhooks of their own.
+        drop(known.forget());
+        known.remember_wanting("t", Some("x"), answer(&[None], Some(&["b", "a"])));
+        assert_eq!(wanting(&mut known, Some("x")), none());
+        assert_eq!(wanting(&mut known, None), none());
+        assert_eq!(wanting(&mut known, Some("a")), None, "it has to be asked for");
+        known.remember_wanting("t", Some("a"), answer(&[None, Some("a")], None));
+        let with_own = |own: &str| Some(vec![None, Some(own.to_owned())]);
+        assert_eq!(wanting(&mut known, Some("a")), with_own("a"));
+        assert_eq!(wanting(&mut known, Some("b")), None);
+        assert_eq!(wanting(&mut known, Some("y")), none());
+        assert_eq!(wanting(&mut known, None), none());
+
+        // The first to ask is one of them.
+        drop(known.forget());
+        known.remember_wanting("t", Some("a"), answer(&[None, Some("a")], Some(&["a"])));
+        assert_eq!(wanting(&mut known, Some("a")), with_own("a"));
+        assert_eq!(wanting(&mut known, Some("b")), none());
+        assert_eq!(wanting(&mut known, None), none());
+    }
+
+    #[test]
+    fn where_it_is_not_known_which_accounts_have_webhooks_each_is_asked_for_once() {
+        let mut known = known(9);
+        known.remember_wanting("t", None, answer(&[None], None));
+        assert_eq!(wanting(&mut known, None), Some(vec![None]));
+        for account in ["a", "b"] {
+            assert_eq!(wanting(&mut known, Some(account)), None);
+            known.remember_wanting("t", Some(account), answer(&[None], None));
+            assert_eq!(wanting(&mut known, Some(account)), Some(vec![None]));
+        }
+        // They share what is everybody's.
+        assert!(known.by_account.bytes < 2 * (OVERHEAD + 10));
+    }
+
+    #[test]
+    fn however_many_accounts_there_are_the_memory_is_bounded() {
+        let mut known = known(5);
+        for n in 0..9 {
+            let own = format!("account.{n}");
+            known.remember_wanting("t", Some(&own), answer(&[None, Some(&own)], None));
+        }
+        assert_eq!((known.by_type.entries.len(), known.by_account.entries.len()), (1, 5));
+        let many = MOST_BYTES / (webhook("http://a/").size() + 9) - 9;
+        let own = vec![Some("account.0"); many];
+        known.remember_wanting("t", Some("account.0"), answer(&own, None));
+        assert!(known.by_account.bytes <= MOST_BYTES && known.by_account.entries.len() < 5);
+        assert_eq!(wanting(&mut known, Some("account.0")).map(|found| found.len()), Some(many));
     }
 
     #[test]
@@ -155,18 +354,18 @@ mod tests {
     fn however_many_webhooks_want_everything_the_memory_is_bounded() {
         let mut known = known(5);
         for n in 0..9 {
-            known.remember_wanting(&format!("small.{n}"), webhooks(n));
+            remember(&mut known, &format!("small.{n}"), webhooks(n));
         }
         assert_eq!(counts(&known), [8, 7, 6, 5, 4]);
         let before = known.by_type.bytes;
-        known.remember_wanting("small.8", webhooks(1));
+        remember(&mut known, "small.8", webhooks(1));
         assert_eq!(before - known.by_type.bytes, 7 * webhook("http://a/").size(), "the same again");
         let large = MOST_BYTES / webhook("http://a/").size();
-        known.remember_wanting("large.1", webhooks(large - 14));
+        remember(&mut known, "large.1", webhooks(large - 14));
         assert_eq!(counts(&known), [large - 14, 1, 7]);
-        known.remember_wanting("large.2", webhooks(large + 1));
+        remember(&mut known, "large.2", webhooks(large + 1));
         assert_eq!(counts(&known), [large + 1], "even the largest, alone");
-        known.remember_wanting("small", webhooks(1));
+        remember(&mut known, "small", webhooks(1));
         assert_eq!(counts(&known), [1]);
         drop(known.forget());
         assert_eq!((counts(&known), known.by_type.bytes), (vec![], 0));
@@ -178,11 +377,12 @@ mod tests {
         let url = format!("http://a/{}", "x".repeat(8_000));
         let long: Arc<[Webhook]> = (0..10).map(|_| webhook(&url)).collect();
         for n in 0..400 {
-            known.remember_wanting(&format!("type.{n}"), Arc::clone(&long));
+            remember(&mut known, &format!("type.{n}"), Arc::clone(&long));
             known.remember_found(Uuid::from_u128(n), Found::Enabled(webhook(&url)));
         }
         let bytes = |webhooks: &Arc<[Webhook]>| webhooks.iter().map(Webhook::size).sum::<usize>();
-        let held: usize = known.by_type.entries.iter().map(|(_, (held, _))| bytes(held)).sum();
+        let held: usize =
+            known.by_type.entries.iter().map(|(_, (held, _))| bytes(&held.everybodys)).sum();
         assert!((MOST_BYTES / 2..=MOST_BYTES).contains(&held), "{held}");
         assert_eq!(known.by_id.entries.len(), 400);
         for n in 0..10_000 {

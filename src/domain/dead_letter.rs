@@ -21,6 +21,8 @@ pub struct DeadLetter {
     pub event_id: Option<String>,
     /// The event's type.
     pub event_type: Option<String>,
+    /// The event's account, if it is of one.
+    pub account: Option<String>,
     /// The webhook it was for; none if the event itself was malformed.
     pub webhook_id: Option<Uuid>,
     /// Attempts made.
@@ -46,11 +48,17 @@ impl DeadLetter {
             _ => None,
         };
         let reason = ["x-dead-reason", "x-last-death-reason", "x-first-death-reason"];
+        let given = match properties.account {
+            Some(Value::Integer(number)) => Some(number.to_string()),
+            Some(Value::Text(text)) => Some(text.clone()),
+            None => None,
+        };
         Self {
             queue: queue.to_owned(),
             reason: reason.into_iter().find_map(text).unwrap_or_else(|| "unknown".to_owned()),
             event_id: text("x-event-id").or(properties.message_id.map(str::to_owned)),
             event_type: text("x-event-type").or(properties.event_type.map(str::to_owned)),
+            account: text(delivery::ACCOUNT).or(given).filter(|account| !account.is_empty()),
             webhook_id: text("x-webhook-id").and_then(|id| Uuid::try_parse(&id).ok()),
             attempts: integer("x-attempt"),
             first_received_at: integer("x-first-received-at"),
@@ -85,6 +93,8 @@ pub struct Selection {
     pub event_id: Option<String>,
     /// A pattern as in a webhook's `events`: a type, a prefix such as `user.*`, or `*`.
     pub event_type: Option<String>,
+    /// The event's account.
+    pub account: Option<String>,
     /// The webhook.
     pub webhook_id: Option<Uuid>,
     /// The reason.
@@ -104,6 +114,7 @@ impl Selection {
         };
         self.event_id.as_ref().is_none_or(|id| letter.event_id.as_ref() == Some(id))
             && self.event_type.as_ref().is_none_or(pattern_fits)
+            && self.account.as_ref().is_none_or(|account| letter.account.as_ref() == Some(account))
             && self.webhook_id.is_none_or(|id| letter.webhook_id == Some(id))
             && self.reason.as_ref().is_none_or(|reason| letter.reason == *reason)
             && self.dead_until.is_none_or(|until| letter.dead_at.is_some_and(|at| at <= until))
@@ -188,7 +199,7 @@ pub fn replay(
     now: UnixMillis,
 ) -> Result<Replay, Malformed> {
     if headers.contains_key("x-webhook-id") {
-        let delivery = Delivery::from_headers(headers, now)?;
+        let delivery = Delivery::from_headers(headers, body, now)?;
         let fresh = Delivery { attempts: 0, ..delivery };
         let anew = Delivery { first_received_at: now, ..fresh };
         return Ok(Replay::Delivery(anew));
@@ -206,11 +217,16 @@ mod tests {
     use crate::domain::outcome::DeadReason;
     use proptest::prelude::*;
 
-    const NO_PROPERTIES: Properties<'_> = Properties { message_id: None, event_type: None };
+    const NO_PROPERTIES: Properties<'_> =
+        Properties { message_id: None, event_type: None, account: None };
 
     fn delivery(event_type: &str, webhook: u128) -> Delivery {
         Delivery {
-            event: Event { id: "e".to_owned(), event_type: event_type.to_owned() },
+            event: Event {
+                id: "e".to_owned(),
+                event_type: event_type.to_owned(),
+                account: Some("acme".into()),
+            },
             webhook_id: Uuid::from_u128(webhook),
             attempts: 12,
             first_received_at: 1_000,
@@ -230,6 +246,11 @@ mod tests {
         assert_eq!(letter.reason, "exhausted");
         assert_eq!(letter.event_id.as_deref(), Some("e"));
         assert_eq!(letter.event_type.as_deref(), Some("user.created"));
+        assert_eq!(letter.account.as_deref(), Some("acme"));
+        let seven = Value::Integer(7);
+        let given = Properties { account: Some(&seven), ..NO_PROPERTIES };
+        let malformed = DeadLetter::read("q", given, &Headers::new());
+        assert_eq!(malformed.account.as_deref(), Some("7"));
         assert_eq!(letter.webhook_id, Some(Uuid::from_u128(7)));
         assert_eq!(letter.attempts, Some(12));
         assert_eq!((letter.first_received_at, letter.dead_at), (Some(1_000), Some(2_000)));
@@ -268,6 +289,7 @@ mod tests {
             Selection { event_type: text("user.created"), ..all() },
             Selection { event_type: text("user.*"), reason: text("exhausted"), ..all() },
             Selection { webhook_id: Some(Uuid::from_u128(7)), event_type: text("*"), ..all() },
+            Selection { account: text("acme"), ..all() },
             Selection { dead_until: Some(2_000), dead_since: Some(2_000), ..all() },
         ];
         for selection in fitting {
@@ -275,6 +297,7 @@ mod tests {
         }
         let other = [
             Selection { event_id: text("f"), ..all() },
+            Selection { account: text("Acme"), ..all() },
             Selection { event_type: text("user"), ..all() },
             Selection { event_type: text("order.*"), reason: text("exhausted"), ..all() },
             Selection { webhook_id: Some(Uuid::nil()), ..all() },

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::account;
 use super::event::{self, Event, Malformed};
 use super::outcome::DeadReason;
 use super::shown;
 
 /// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
 const MAX_ERROR_CHARS: usize = 300;
+
+/// The header with the account of the event; empty where it is of none. What an older version parked has
+/// no such header.
+pub const ACCOUNT: &str = "x-account";
 
 /// The value of an AMQP header, in the two types that we write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +50,9 @@ impl Delivery {
     /// The headers of a parked delivery that came from the queue `origin`.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
+        let account = self.event.account.as_deref().unwrap_or_default();
         Headers::from([
+            (ACCOUNT.to_owned(), Value::Text(account.to_owned())),
             ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
             ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
             ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
@@ -56,7 +63,8 @@ impl Delivery {
         ])
     }
 
-    /// Reads, at the time `now`, what [`Delivery::headers`] wrote.
+    /// Reads, at the time `now`, what [`Delivery::headers`] wrote. Whose event it is was decided when its
+    /// webhooks were looked up; of what an older version parked, the body says it.
     ///
     /// A delivery that first came in the future came now: another clock was wrong, or somebody
     /// would have it never be too old.
@@ -64,7 +72,11 @@ impl Delivery {
     /// # Errors
     /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and
     /// where it should go is not theirs to say.
-    pub fn from_headers(headers: &Headers, now: UnixMillis) -> Result<Self, Malformed> {
+    pub fn from_headers(
+        headers: &Headers,
+        body: &[u8],
+        now: UnixMillis,
+    ) -> Result<Self, Malformed> {
         let text = |name: &'static str| match headers.get(name) {
             Some(Value::Text(text)) => Ok(text.as_str()),
             _ => Err(Malformed::BadHeader(name)),
@@ -78,9 +90,18 @@ impl Delivery {
             let count = u32::try_from(integer(name)?).ok().filter(|count| *count < u32::MAX / 2);
             count.ok_or(Malformed::BadHeader(name))
         };
+        let account = match headers.get(ACCOUNT) {
+            None => event::account_of(body),
+            Some(Value::Text(none)) if none.is_empty() => None,
+            Some(Value::Text(account)) if account::check(account).is_ok() => {
+                Some(account.as_str().into())
+            }
+            Some(_) => return Err(Malformed::BadHeader(ACCOUNT)),
+        };
         let event = Event {
             id: text("x-event-id")?.to_owned(),
             event_type: text("x-event-type")?.to_owned(),
+            account,
         };
         event::check_event_id(&event.id)?;
         event::check_event_type(&event.event_type)?;
@@ -134,8 +155,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn delivery() -> impl Strategy<Value = Delivery> {
+        let account = prop::option::of("[ -~é日]{1,60}");
         let event =
-            ("[!-~]{1,255}", "[a-z.]{1,255}").prop_map(|(id, event_type)| Event { id, event_type });
+            ("[!-~]{1,255}", "[a-z.]{1,255}", account).prop_map(|(id, event_type, account)| {
+                Event { id, event_type, account: account.map(String::into_boxed_str) }
+            });
         (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
             |(event, webhook, attempts, first_received_at, last_error)| Delivery {
                 event,
@@ -149,7 +173,7 @@ mod tests {
 
     fn sample() -> Headers {
         Delivery {
-            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None },
             webhook_id: Uuid::nil(),
             attempts: 1,
             first_received_at: 1,
@@ -170,16 +194,20 @@ mod tests {
             ("x-attempt", Value::Text("1".to_owned())),
             ("x-first-received-at", Value::Integer(-5)),
             ("x-last-error", Value::Integer(0)),
+            ("x-account", Value::Integer(7)),
+            ("x-account", Value::Text("two\nlines".to_owned())),
+            ("x-account", Value::Text("x".repeat(256))),
         ];
         for (name, value) in crafted {
             let mut headers = sample();
             headers.insert(name.to_owned(), value.clone());
-            assert!(Delivery::from_headers(&headers, 9).is_err(), "{name}={value:?}");
+            assert!(Delivery::from_headers(&headers, b"", 9).is_err(), "{name}={value:?}");
         }
-        for name in sample().into_keys().filter(|name| name != "x-origin-queue") {
+        let optional = |name: &String| name == "x-origin-queue" || name == ACCOUNT;
+        for name in sample().into_keys().filter(|name| !optional(name)) {
             let mut headers = sample();
             headers.remove(&name);
-            assert!(Delivery::from_headers(&headers, 9).is_err(), "without {name}");
+            assert!(Delivery::from_headers(&headers, b"", 9).is_err(), "without {name}");
         }
     }
 
@@ -201,13 +229,26 @@ mod tests {
         let mut headers = sample();
         headers.insert("x-deferrals".to_owned(), Value::Integer(7));
         headers.insert("x-turn-at".to_owned(), Value::Integer(1));
-        assert_eq!(Delivery::from_headers(&headers, 9), Delivery::from_headers(&sample(), 9));
+        let read = |headers: &Headers, body: &[u8]| Delivery::from_headers(headers, body, 9);
+        assert_eq!(read(&headers, b""), read(&sample(), b""));
+        // Whose event it is, only the body tells then.
+        let account = |headers: &Headers, body: &[u8]| {
+            read(headers, body).expect("it is sound").event.account.map(String::from)
+        };
+        let body = br#"{"account":"acme"}"#;
+        assert_eq!(account(&headers, body), None, "it was decided");
+        headers.remove(ACCOUNT);
+        assert_eq!(account(&headers, body).as_deref(), Some("acme"));
+        assert_eq!(account(&headers, b"{}"), None);
+        assert_eq!(account(&headers, b"no JSON"), None);
+        headers.insert(ACCOUNT.to_owned(), Value::Text("other".to_owned()));
+        assert_eq!(account(&headers, body).as_deref(), Some("other"));
     }
 
     proptest! {
         #[test]
         fn a_delivery_survives_its_headers(delivery in delivery()) {
-            let read = Delivery::from_headers(&delivery.headers("q"), i64::MAX);
+            let read = Delivery::from_headers(&delivery.headers("q"), b"", i64::MAX);
             prop_assert_eq!(read, Ok(delivery));
         }
     }

@@ -5,6 +5,9 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
 
+use super::account;
+use super::delivery::Value;
+
 /// The longest event type and event id, in bytes.
 ///
 /// AMQP's short strings (0-9-1, section 4.2.5.3) end there, and both travel in such properties.
@@ -23,15 +26,19 @@ pub struct Event {
     pub id: String,
     /// What happened, such as `user.created`; decides which webhooks want the event.
     pub event_type: String,
+    /// Whose it is, if it says so: a webhook of another account does not get it ([`account`]).
+    pub account: Option<Box<str>>,
 }
 
-/// The AMQP properties that take precedence over the body's own words.
+/// The AMQP properties, and a header, that take precedence over the body's own words.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Properties<'a> {
     /// `message_id`
     pub message_id: Option<&'a str>,
     /// `type`
     pub event_type: Option<&'a str>,
+    /// The header `account`, whatever is in it.
+    pub account: Option<&'a Value>,
 }
 
 /// Why a message can never be delivered, whoever tries and however often.
@@ -59,10 +66,10 @@ pub enum Malformed {
         "no event type: set the AMQP property `type`, or a string `event_type`, `event` or `type` in the body"
     )]
     NoEventType,
-    /// An event type or id that is empty, too long, or has characters that can't travel.
+    /// An event type, id or account that is empty, too long, or has characters that can't travel.
     #[error("the {field} {problem}")]
     BadName {
-        /// `event type` or `event id`
+        /// `event type`, `event id` or `account`
         field: &'static str,
         /// What is wrong with it.
         problem: &'static str,
@@ -113,8 +120,26 @@ impl Event {
         check_event_type(&event_type)?;
         let id = given(properties.message_id).or(named.id).unwrap_or_else(new_id);
         check_event_id(&id)?;
-        Ok(Self { id, event_type })
+        let account = match properties.account {
+            None => None,
+            Some(Value::Integer(number)) => Some(number.to_string()),
+            Some(Value::Text(text)) => given(Some(text)),
+        };
+        let account = account.or(named.account).or(named.account_id);
+        if let Some(account) = &account {
+            account::check(account)
+                .map_err(|problem| Malformed::BadName { field: "account", problem })?;
+        }
+        Ok(Self { id, event_type, account: account.map(String::into_boxed_str) })
     }
+}
+
+/// The account that an event's body names; none, if it names none or can't be read.
+#[must_use]
+pub fn account_of(body: &[u8]) -> Option<Box<str>> {
+    let Named { account, account_id, .. } = serde_json::from_slice(body).ok()?;
+    let account = account.or(account_id)?;
+    account::check(&account).is_ok().then(|| account.into_boxed_str())
 }
 
 /// Says whether a text can be an event type: not empty, at most [`MAX_NAME_BYTES`], no control
@@ -185,6 +210,8 @@ struct Named {
     event_type: Option<String>,
     event: Option<String>,
     r#type: Option<String>,
+    account: Option<String>,
+    account_id: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Named {
@@ -211,6 +238,8 @@ impl<'de> Visitor<'de> for NamedVisitor {
                 "event_type" => named.event_type = map.next_value::<Scalar>()?.text(),
                 "event" => named.event = map.next_value::<Scalar>()?.text(),
                 "type" => named.r#type = map.next_value::<Scalar>()?.text(),
+                "account" => named.account = map.next_value::<Scalar>()?.text_or_integer(),
+                "account_id" => named.account_id = map.next_value::<Scalar>()?.text_or_integer(),
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -235,7 +264,7 @@ impl Scalar {
 
     fn text_or_integer(self) -> Option<String> {
         match self {
-            // An empty id is an unset one; an empty type is a mistake worth naming.
+            // An empty id or account is an unset one; an empty type is a mistake worth naming.
             Self::Text(text) | Self::Integer(text) => Some(text).filter(|t| !t.is_empty()),
             Self::Other => None,
         }
@@ -295,13 +324,17 @@ mod tests {
     #[test]
     fn properties_take_precedence_unless_they_are_empty() {
         let body = r#"{"id":"body","type":"body"}"#;
-        let given = Properties { message_id: Some("m"), event_type: Some("t") };
-        assert_eq!(read(given, body), Ok(Event { id: "m".to_owned(), event_type: "t".to_owned() }));
-        let empty = Properties { message_id: Some(""), event_type: Some("") };
-        assert_eq!(
-            read(empty, body),
-            Ok(Event { id: "body".to_owned(), event_type: "body".to_owned() })
-        );
+        let event = |id: &str, event_type: &str| Event {
+            id: id.to_owned(),
+            event_type: event_type.to_owned(),
+            account: None,
+        };
+        let given =
+            Properties { message_id: Some("m"), event_type: Some("t"), ..Properties::default() };
+        assert_eq!(read(given, body), Ok(event("m", "t")));
+        let empty =
+            Properties { message_id: Some(""), event_type: Some(""), ..Properties::default() };
+        assert_eq!(read(empty, body), Ok(event("body", "body")));
     }
 
     #[test]
@@ -316,6 +349,89 @@ mod tests {
         for other in ["1.5", "1e3", "null", "true", "[1]", "{}", "\"\""] {
             check(&format!(r#"{{"id":{other},"type":"t"}}"#), "new", "t");
         }
+    }
+
+    #[test]
+    fn the_account_is_the_header_else_the_first_text_or_integer_that_the_body_has_of_it() {
+        let text = |text: &str| Some(Value::Text(text.to_owned()));
+        let seven = || Some(Value::Integer(7));
+        let longest = "x".repeat(MAX_NAME_BYTES);
+        let quoted = format!("\"account\":\"{longest}\"");
+        for (header, members, account) in [
+            (None, "", None),
+            (None, r#""account":"acme""#, Some("acme")),
+            (None, r#""account":7"#, Some("7")),
+            (None, r#""account":"7""#, Some("7")),
+            (None, r#""account":"007""#, Some("007")),
+            (None, r#""account":-7"#, Some("-7")),
+            (None, r#""account":12345678901234567890123"#, Some("12345678901234567890123")),
+            (None, r#""account":"Acme ""#, Some("Acme ")),
+            (None, r#""\u0061ccount":"\u00e9""#, Some("é")),
+            (None, &quoted, Some(&*longest)),
+            (None, r#""account_id":"x""#, Some("x")),
+            (None, r#""account_id":"x","account":"y""#, Some("y")),
+            // What is neither text nor integer names no account, as with types.
+            (None, r#""account":{"id":7}"#, None),
+            (None, r#""account":["7"]"#, None),
+            (None, r#""account":7.0"#, None),
+            (None, r#""account":7e0"#, None),
+            (None, r#""account":true"#, None),
+            (None, r#""account":null"#, None),
+            (None, r#""account":"""#, None),
+            (None, r#""account":{"account":"a"},"account_id":7"#, Some("7")),
+            (None, r#""account":"","account_id":7"#, Some("7")),
+            (None, r#""account":null,"account_id":{}"#, None),
+            (None, r#""data":{"account":"a"}"#, None),
+            (None, r#""Account":"a""#, None),
+            (None, r#""account":"a","account":"b""#, Some("b")),
+            (None, r#""account":"a","account":{}"#, None),
+            (text("acme"), r#""account":"other""#, Some("acme")),
+            (seven(), r#""account":"other""#, Some("7")),
+            (text("7"), r#""account":"other","account_id":8"#, Some("7")),
+            (text("acme"), "", Some("acme")),
+            // Client libraries send an unset header as an empty one, too.
+            (text(""), r#""account":"other""#, Some("other")),
+            (text(""), "", None),
+        ] {
+            let comma = if members.is_empty() { "" } else { "," };
+            let body = format!("{{\"type\":\"t\"{comma}{members}}}");
+            let properties = Properties { account: header.as_ref(), ..Properties::default() };
+            let event = read(properties, &body).unwrap_or_else(|error| panic!("{body}: {error}"));
+            assert_eq!(event.account.as_deref(), account, "{header:?} {body}");
+            if header.is_none() {
+                assert_eq!(account_of(body.as_bytes()).as_deref(), account, "{body}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_account_that_cannot_be_read_makes_an_event_malformed() {
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        let digits = "9".repeat(MAX_NAME_BYTES + 1);
+        for (bad, says) in [
+            (&*long, "longer than 255"),
+            ("a\nb", "control character"),
+            (account::NO_NAME, "neither a text nor an integer"),
+        ] {
+            let header = Value::Text(bad.to_owned());
+            let properties = Properties { account: Some(&header), ..Properties::default() };
+            // What the body says does not count then.
+            let error = read(properties, r#"{"type":"t","account":"a"}"#).expect_err(bad);
+            assert!(error.to_string().starts_with("the account "), "{error}");
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        for member in [
+            format!("\"account\":\"{long}\""),
+            format!("\"account_id\":{digits}"),
+            r#""account":"a\u0000""#.to_owned(),
+            r#""account":"\ud800""#.to_owned(),
+            format!("\"account\":\"{long}\",\"account_id\":7"),
+        ] {
+            let body = format!("{{\"type\":\"t\",{member}}}");
+            check_malformed(body.as_bytes(), "the account ");
+            assert_eq!(account_of(body.as_bytes()), None, "{body}");
+        }
+        assert_eq!(account_of(b"{"), None);
     }
 
     #[test]

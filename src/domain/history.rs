@@ -148,6 +148,8 @@ pub struct Entry {
     pub event_id: String,
     /// The event's type.
     pub event_type: String,
+    /// The event's account, if it is of one.
+    pub account: Option<String>,
     /// The webhook; none if no webhook wants the event.
     pub webhook_id: Option<Uuid>,
     /// The queue that the event was published to.
@@ -219,6 +221,7 @@ impl Entry {
             at,
             event_id: event.id.clone(),
             event_type: event.event_type.clone(),
+            account: event.account.as_deref().map(str::to_owned),
             webhook_id: None,
             queue: queue.to_owned(),
             what,
@@ -317,7 +320,7 @@ mod tests {
 
     fn delivery(attempts: u32, last_error: &str) -> Delivery {
         Delivery {
-            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None },
             webhook_id: Uuid::nil(),
             attempts,
             first_received_at: 0,
@@ -419,7 +422,7 @@ mod tests {
             ended(Happened::Dropped { why: "disabled" }),
             Some(State::Dropped { at, reason: "disabled".to_owned() })
         );
-        let event = Event { id: "e".to_owned(), event_type: "t".to_owned() };
+        let event = Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None };
         assert_eq!(state(&[Entry::unmatched("q", &event, at)], 0), None);
     }
 

@@ -3,6 +3,7 @@
 //! Everything in here can be tested by table and by property, and is: a decision about somebody's
 //! event is made in this folder, and carried out by the modules around it.
 
+pub mod account;
 pub mod address;
 pub mod calendar;
 pub mod causes;

@@ -193,12 +193,20 @@ pub enum DeadReason {
     Rejected,
     /// Older than DELIVERY_MAX_AGE, and it would have to wait once more.
     Expired,
+    /// While it waited, its webhook became one of another account.
+    OtherAccount,
 }
 
 impl DeadReason {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 5] =
-        [Self::Malformed, Self::Exhausted, Self::Gone, Self::Rejected, Self::Expired];
+    pub const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::Exhausted,
+        Self::Gone,
+        Self::Rejected,
+        Self::Expired,
+        Self::OtherAccount,
+    ];
 
     /// The metrics label and the header `x-dead-reason`.
     #[must_use]
@@ -209,6 +217,7 @@ impl DeadReason {
             Self::Gone => "gone",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
+            Self::OtherAccount => "other_account",
         }
     }
 }

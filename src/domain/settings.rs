@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
+use super::account;
 use super::limits::{Limits, Rate};
 use super::secret::Secret;
 use super::shown::quoted;
@@ -113,7 +114,7 @@ pub struct Columns {
     pub max_in_flight: Option<String>,
     /// A number.
     pub rate_per_second: Option<String>,
-    /// Whose webhook it is: no setting, but it decides with whom the webhook shares.
+    /// Whose webhook it is: whose events it gets, and with whom it shares.
     pub account: Option<String>,
 }
 
@@ -160,10 +161,15 @@ impl Columns {
     /// # Errors
     /// [`Unusable`]: the first that can't be used.
     pub fn read(&self) -> Result<Option<Box<Settings>>, Unusable> {
+        let at = |column| move |problem| Unusable { column, problem };
+        if let Some(account) = &self.account {
+            account::check(account)
+                .map_err(|problem| format!("it {problem}, so that no event can be of it"))
+                .map_err(at(Column::Account))?;
+        }
         if *self == (Self { account: self.account.clone(), ..Self::default() }) {
             return Ok(None);
         }
-        let at = |column| move |problem| Unusable { column, problem };
         let headers = self.headers.as_ref().map(Secret::expose).map(read_headers).transpose();
         let timeout = self.timeout_ms.as_deref().map(read_timeout_ms).transpose();
         let max_in_flight = self.max_in_flight.as_deref().map(read_max_in_flight).transpose();
@@ -388,6 +394,21 @@ mod tests {
         }
         for bad in ["0", "-1", "NaN", "Infinity", "1e300", "x", ""] {
             assert_eq!(read("-", "-", bad), Err(Column::RatePerSecond), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_account_that_no_event_can_be_of_is_unusable() {
+        let read = |account: &str| {
+            Columns { account: Some(account.to_owned()), ..Columns::default() }.read()
+        };
+        for good in ["acme", "7", "a b ", "ü"] {
+            assert_eq!(read(good), Ok(None), "{good:?}");
+        }
+        for bad in ["", "a\nb", &"x".repeat(256), &"?".repeat(1_024)] {
+            let error = read(bad).expect_err(bad).to_string();
+            assert!(error.starts_with("unusable account: it "), "{error}");
+            assert!(error.ends_with("no event can be of it"), "{error}");
         }
     }
 

@@ -7,6 +7,8 @@ use http::uri::Scheme;
 use url::Url;
 use uuid::Uuid;
 
+use super::account;
+use super::event::Event;
 use super::limits::Limits;
 use super::secret::Secret;
 use super::settings::{Columns, Settings};
@@ -31,10 +33,14 @@ pub struct Webhook {
     pub id: Uuid,
     /// The URL, as it was registered.
     pub post_url: Box<str>,
+    /// Whose events it gets: nobody else's, nor those that are of no account. None: every event.
+    pub account: Option<Box<str>>,
     /// With which other webhooks it shares what one customer or host may use.
     pub group: Group,
     /// Whether somebody has paused it: its deliveries wait until it is resumed.
     pub is_paused: bool,
+    /// How many changes of the table had been heard of when it was looked up.
+    pub as_of: u32,
     /// Where events go and what signs them; or why they can't go there, in words that hold no
     /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
     pub target: Result<Target, String>,
@@ -106,8 +112,10 @@ impl Webhook {
         });
         // The URL first: without a usable one, the others are of no interest.
         let target = uri.and_then(|uri| Ok(Target { uri, keys: keys?, settings: settings? }));
-        let group = Group::of_webhook(id, columns.account.as_deref(), &target);
-        Self { id, post_url: post_url.into(), group, is_paused: false, target }
+        let account = columns.account.as_deref();
+        let group = Group::of_webhook(id, account, &target);
+        let (post_url, account) = (post_url.into(), account.map(Box::from));
+        Self { id, post_url, account, group, is_paused: false, as_of: 0, target }
     }
 
     /// A webhook whose row can't be read, for a reason in PostgreSQL's words.
@@ -117,7 +125,14 @@ impl Webhook {
         let target =
             Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
         let group = Group::of_webhook(id, None, &target);
-        Self { id, post_url: Box::default(), group, is_paused: false, target }
+        let post_url = Box::default();
+        Self { id, post_url, account: None, group, is_paused: false, as_of: 0, target }
+    }
+
+    /// Whether this event is one that it may have, as far as accounts go.
+    #[must_use]
+    pub fn may_have(&self, event: &Event) -> bool {
+        account::may_have(self.account.as_deref(), event.account.as_deref())
     }
 
     /// How many bytes it takes in memory, about.
@@ -132,7 +147,8 @@ impl Webhook {
                 of_uri + settings.as_deref().map_or(0, of_settings)
             }
         };
-        size_of::<Self>() + self.post_url.len() + of_target
+        let of_account = self.account.as_deref().map_or(0, str::len);
+        size_of::<Self>() + self.post_url.len() + of_account + of_target
     }
 
     /// The settings, where there are any that can be used.
@@ -214,6 +230,8 @@ pub fn without_secrets(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::delivery::Value;
+    use crate::domain::event::Properties;
     use proptest::prelude::*;
 
     #[test]
@@ -360,6 +378,44 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_event_may_go_to_a_webhook_of_another_account(
+            webhooks in prop::collection::vec(prop::option::of("[aA7 é]{0,2}"), 1..20),
+            header in prop::option::of(prop_oneof![
+                "[aA7 é]{0,2}".prop_map(Value::Text),
+                (-10_i64..10).prop_map(Value::Integer),
+            ]),
+            members in prop::collection::vec(
+                ("account|account_id|data", "\"[aA7 é]{0,2}\"|7|-7|7\\.0|null|true|\\{\\}|\\[7\\]"), 0..4,
+            ),
+        ) {
+            let members = members.iter().map(|(name, value)| format!(",\"{name}\":{value}"));
+            let body = format!("{{\"type\":\"t\"{}}}", members.collect::<String>());
+            let given = Properties { account: header.as_ref(), ..Properties::default() };
+            let event = Event::read(given, body.as_bytes(), 9_999, || "new".to_owned());
+            let event = event.expect("all of these are sound");
+            // Whose it is, told in another way.
+            let parsed: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+            let member = |name: &str| match &parsed[name] {
+                serde_json::Value::String(text) if !text.is_empty() => Some(text.clone()),
+                serde_json::Value::Number(number) => number.as_i64().map(|it| it.to_string()),
+                _ => None,
+            };
+            let owner = match header {
+                Some(Value::Integer(number)) => Some(number.to_string()),
+                Some(Value::Text(text)) if !text.is_empty() => Some(text),
+                _ => member("account").or_else(|| member("account_id")),
+            };
+            for account in webhooks {
+                let columns = Columns { account: account.clone(), ..Columns::default() };
+                let webhook =
+                    Webhook::new(Uuid::nil(), "http://a/", &Secrets::default(), &columns);
+                prop_assert_eq!(webhook.target.is_err(), account.as_deref() == Some(""));
+                let is_its_own = account.is_none() || account == owner;
+                prop_assert_eq!(webhook.may_have(&event), is_its_own, "{:?} {:?}", account, event);
+            }
+        }
+
         #[test]
         fn no_url_makes_it_panic(text in "(http://)?.{0,40}") {
             let _ = (read_url(&text), without_secrets(&text));

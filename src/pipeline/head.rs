@@ -55,7 +55,7 @@ impl Pipeline {
     /// Reads a message of a backlog.
     #[must_use]
     pub fn read_waiting(&self, message: Message) -> Waiting {
-        let delivery = Delivery::from_headers(&message.headers, unix_millis());
+        let delivery = Delivery::from_headers(&message.headers, &message.body, unix_millis());
         let is_ours = message.was_entered_by(self.backlogs.instance());
         Waiting { message, delivery, is_ours }
     }
@@ -85,7 +85,7 @@ impl Pipeline {
                 return Head::Missing;
             }
         };
-        if waiting.message.is_weary_of_backlog() {
+        if waiting.message.is_weary_of_backlog() || !webhook.may_have(&delivery.event) {
             return Head::Leaves;
         }
         let ask = Ask { is_head: true, ..Ask::of(&webhook, lane.number) };
@@ -129,8 +129,8 @@ impl Pipeline {
         })
     }
 
-    /// Sees to what leaves a backlog without an attempt: it is malformed, too old, or has come back so
-    /// often that the broker might drop it. Waits for the confirm.
+    /// Sees to what leaves a backlog without an attempt: it is malformed, not for its webhook any more, too
+    /// old, or has come back so often that the broker might drop it. Waits for the confirm.
     ///
     /// # Errors
     /// [`NotConfirmed`]
@@ -139,6 +139,9 @@ impl Pipeline {
             match delivery {
                 Err(malformed) => {
                     self.bury_malformed(context, &malformed, promises).map_err(|_| NotConfirmed)?;
+                }
+                Ok(delivery) if let Some(webhook) = self.other_account(&delivery) => {
+                    promises.extend([self.keep_from(context, &webhook, delivery)?]);
                 }
                 Ok(delivery) if self.is_too_old(&delivery) => {
                     promises.extend([self.expire(context, &delivery, Held::Behind)?]);

@@ -160,6 +160,8 @@ pub(super) struct BacklogsNow {
 pub(super) struct BacklogNow {
     pub(super) queue: String,
     pub(super) webhook: Uuid,
+    /// Whose webhook it is, as far as that is remembered.
+    pub(super) account: Option<String>,
     pub(super) waiting: u32,
     pub(super) lasted_seconds: f64,
     /// By the label that /metrics has.
@@ -183,6 +185,8 @@ pub(super) struct ReceiversNow {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ailing {
     pub(super) webhook: Uuid,
+    /// Whose webhook it is, as far as that is remembered.
+    pub(super) account: Option<String>,
     pub(super) condition: &'static str,
     /// In a row.
     pub(super) failures: u32,

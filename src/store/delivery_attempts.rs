@@ -35,7 +35,7 @@ const ENTRY: &str = "id,
      coalesce((extract(epoch FROM least(greatest(at, 'epoch'), '9999-12-31')) * 1000)::bigint, 0)
          AS at,
      coalesce(left(event_id, 255), '') AS event_id, coalesce(left(event_type, 255), '') AS event_type,
-     webhook_id, coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
+     left(account, 255) AS account, webhook_id, coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
      coalesce(attempt, 0) AS attempt, status, left(reason, 1024) AS reason,
      coalesce(left(detail, 4096), '') AS detail, ms,
      CASE WHEN next_attempt_at IS NOT NULL
@@ -76,7 +76,10 @@ impl LogSession {
         let mut written = self.insert(&entries);
         if let Err(Failed::Error(StoreError::Refused(_))) = written {
             // The database's encoding lacks a character; other names were looked up there before.
-            entries.iter_mut().for_each(|entry| entry.detail.retain(|c| c.is_ascii()));
+            for entry in &mut entries {
+                entry.detail.retain(|c| c.is_ascii());
+                entry.account.take_if(|account| !account.is_ascii());
+            }
             written = self.insert(&entries);
         }
         written.map_err(|failed| {
@@ -124,6 +127,7 @@ struct Columns {
     at: Vec<i64>,
     event_id: Vec<String>,
     event_type: Vec<String>,
+    account: Vec<Option<String>>,
     webhook_id: Vec<Option<Uuid>>,
     queue: Vec<String>,
     outcome: Vec<&'static str>,
@@ -144,6 +148,7 @@ impl Columns {
             columns.at.push(entry.at);
             columns.event_id.push(entry.event_id);
             columns.event_type.push(entry.event_type);
+            columns.account.push(entry.account);
             columns.webhook_id.push(entry.webhook_id);
             columns.queue.push(entry.queue);
             columns.outcome.push(entry.what.label());
@@ -159,7 +164,7 @@ impl Columns {
     }
 
     fn insert(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
+        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
             (&self.at, Type::INT8_ARRAY),
             (&self.event_id, Type::TEXT_ARRAY),
             (&self.event_type, Type::TEXT_ARRAY),
@@ -173,16 +178,17 @@ impl Columns {
             (&self.ms, Type::INT8_ARRAY),
             (&self.next_attempt_at, Type::INT8_ARRAY),
             (&self.dead, Type::TEXT_ARRAY),
+            (&self.account, Type::TEXT_ARRAY),
         ];
         let inserted = client.execute_typed(
             "INSERT INTO delivery_attempts (at, event_id, event_type, webhook_id, queue, outcome,
-                 attempt, status, reason, detail, ms, next_attempt_at, dead)
+                 attempt, status, reason, detail, ms, next_attempt_at, dead, account)
              SELECT to_timestamp(at / 1000.0), event_id, event_type, webhook_id, queue, outcome,
                  attempt, status, reason, detail, ms,
-                 to_timestamp(next_attempt_at / 1000.0), dead
-             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                 to_timestamp(next_attempt_at / 1000.0), dead, account
+             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                  AS entries (at, event_id, event_type, webhook_id, queue, outcome, attempt,
-                     status, reason, detail, ms, next_attempt_at, dead)",
+                     status, reason, detail, ms, next_attempt_at, dead, account)",
             &parameters,
         );
         inserted.map(drop)
@@ -275,6 +281,7 @@ fn entry(row: &Row) -> Result<Option<Entry>, postgres::Error> {
         at: row.try_get("at")?,
         event_id: row.try_get("event_id")?,
         event_type: row.try_get("event_type")?,
+        account: row.try_get("account")?,
         webhook_id: row.try_get("webhook_id")?,
         queue: row.try_get("queue")?,
         what,
@@ -297,6 +304,7 @@ fn entry(row: &Row) -> Result<Option<Entry>, postgres::Error> {
 pub struct Follower {
     session: Session,
     webhook: Option<Uuid>,
+    account: Option<String>,
     only_failures: bool,
     /// What was seen, as a snapshot.
     seen: Option<String>,
@@ -317,12 +325,19 @@ pub struct Seen {
 }
 
 impl Follower {
-    /// Follows all webhooks or one; everything, or only what is not well.
+    /// Follows all webhooks or one, all events or those of one account; everything, or only what is not
+    /// well.
     #[must_use]
-    pub fn new(store: &Store, webhook: Option<Uuid>, only_failures: bool) -> Self {
+    pub fn new(
+        store: &Store,
+        webhook: Option<Uuid>,
+        account: Option<String>,
+        only_failures: bool,
+    ) -> Self {
         Self {
             session: store.session("webhook-notifier tail"),
             webhook,
+            account,
             only_failures,
             seen: None,
             page: None,
@@ -384,6 +399,7 @@ impl Follower {
         most: i64,
     ) -> Result<Vec<(i64, Option<Entry>)>, StoreError> {
         let (until, webhook, only_failures) = (until.to_owned(), self.webhook, self.only_failures);
+        let account = self.account.clone();
         let asked = format!(
             "SELECT {ENTRY} FROM delivery_attempts
              WHERE id > $1
@@ -391,6 +407,7 @@ impl Follower {
                  AND pg_visible_in_snapshot(tx, $3::text::pg_snapshot)
                  AND ($4 IS NULL OR webhook_id = $4)
                  AND (NOT $5 OR outcome NOT IN ('delivered', 'handed_over', 'unmatched'))
+                 AND ($7 IS NULL OR account = $7)
              ORDER BY id {order} LIMIT $6"
         );
         let found = self.session.run(move |client| {
@@ -403,6 +420,7 @@ impl Follower {
                     (&webhook, Type::UUID),
                     (&only_failures, Type::BOOL),
                     (&most, Type::INT8),
+                    (&account, Type::TEXT),
                 ],
             )?;
             rows.iter().map(|row| Ok((row.try_get("id")?, entry(row)?))).collect()

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::row::{self, some, text};
 use super::{Parameter, Store, StoreError};
+use crate::domain::account;
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
 use crate::domain::webhook::{Patterns, Webhook};
@@ -116,10 +117,16 @@ impl Registered {
             account: shown(row, "account")?,
             headers: columns.header_names(),
             unusable: row::webhook(row)?.target.err(),
+            warnings: columns
+                .account
+                .as_deref()
+                .and_then(account::doubt)
+                .into_iter()
+                .chain(patterns.warnings)
+                .collect(),
             timeout_ms: columns.timeout_ms,
             max_in_flight: columns.max_in_flight,
             rate_per_second: columns.rate_per_second,
-            warnings: patterns.warnings,
             wants_nothing: patterns.match_nothing,
         })
     }
@@ -223,13 +230,16 @@ impl Store {
     /// [`StoreError`].
     pub fn of_account(&self, account: &str) -> Result<Vec<Registered>, StoreError> {
         self.found(
-            "SELECT id FROM webhooks WHERE account::text = $1 ORDER BY created_at, id",
+            &format!(
+                "SELECT id FROM webhooks WHERE {} = $1 ORDER BY created_at, id",
+                row::OF_ACCOUNT
+            ),
             vec![(Box::new(account.to_owned()), Type::TEXT)],
         )
     }
 
-    /// The webhooks with these ids, and then, enabled or not, those with one of these patterns; at
-    /// most so many.
+    /// The webhooks with these ids, and then, enabled or not, those with one of these patterns, of
+    /// which those of other accounts than this one come last; at most so many.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -237,15 +247,21 @@ impl Store {
         &self,
         ids: &[Uuid],
         patterns: &[String],
+        account: Option<&str>,
         most: i64,
     ) -> Result<Vec<Registered>, StoreError> {
         self.found(
-            "SELECT id FROM webhooks WHERE id = ANY($1) OR events && $2
-             ORDER BY id = ANY($1) DESC, created_at, id LIMIT $3",
+            &format!(
+                "SELECT id FROM webhooks WHERE id = ANY($1) OR events && $2
+                 ORDER BY id = ANY($1) DESC,
+                     (account IS NULL OR coalesce({} = $4, false)) DESC, created_at, id LIMIT $3",
+                row::OF_ACCOUNT
+            ),
             vec![
                 (Box::new(ids.to_vec()), Type::UUID_ARRAY),
                 (Box::new(patterns.to_vec()), Type::TEXT_ARRAY),
                 (Box::new(most), Type::INT8),
+                (Box::new(account.map(str::to_owned)), Type::TEXT),
             ],
         )
     }

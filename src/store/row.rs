@@ -12,6 +12,7 @@ use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::error::is_of_a_value;
+use crate::domain::account;
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{MAX_URL_CHARS, Secrets, Webhook};
@@ -22,8 +23,12 @@ const MOST_OF_SECRET: usize = 1_024;
 /// The longest number that is read, in whatever way it is written.
 const MOST_OF_NUMBER: usize = 256;
 
-/// The longest name of an account that counts.
+/// More than the longest name of an account that can be used.
 const MOST_OF_ACCOUNT: usize = 1_023;
+
+/// The account of a row, as `sql/010_accounts.sql` has an index on it: of one that is too long, enough to be
+/// no event's.
+pub(super) const OF_ACCOUNT: &str = "left(account::text, 256)";
 
 /// How many rows are read at a time, so that their number bounds nobody's memory.
 pub(super) const CHUNK: usize = 1_000;
@@ -85,30 +90,69 @@ pub(super) fn look() -> String {
     format!("SELECT {}, events FROM webhooks LIMIT 0", columns_of_webhook())
 }
 
-/// The enabled webhooks with one of these patterns.
+/// The enabled webhooks with one of these patterns that have no account, and those of this one.
 pub(super) fn wanting(
     client: &mut Client,
     patterns: &Vec<String>,
+    account: Option<&str>,
 ) -> Result<Vec<Webhook>, postgres::Error> {
-    let wanting = "FROM webhooks
-                   WHERE events && $1 AND disabled_at IS NULL AND id IS NOT NULL";
-    let parameters: [super::Parameter<'_>; 1] = [(patterns, Type::TEXT_ARRAY)];
-    let read = |rows: Vec<Row>| rows.iter().map(webhook).collect();
-    let asked = format!("SELECT {} {wanting}", columns_of_webhook());
-    match client.query_typed(&asked, &parameters) {
+    const WANTING: &str = "FROM webhooks
+                           WHERE events && $1 AND disabled_at IS NULL AND id IS NOT NULL";
+    let mut parameters: Vec<super::Parameter<'_>> = vec![(patterns, Type::TEXT_ARRAY)];
+    if let Some(account) = &account {
+        parameters.push((account, Type::TEXT));
+    }
+    // Not by OR: each part is to be found by an index of its own, however many other accounts want such
+    // events.
+    let select = |columns: &str| {
+        let everybodys = format!("SELECT {columns} {WANTING} AND account IS NULL");
+        match account {
+            None => everybodys,
+            Some(_) => {
+                format!("{everybodys} UNION ALL SELECT {columns} {WANTING} AND {OF_ACCOUNT} = $2")
+            }
+        }
+    };
+    // By the collation of the column, PostgreSQL may find others equal than we do.
+    let read = |rows: Vec<Row>| -> Result<Vec<Webhook>, postgres::Error> {
+        let mut webhooks = rows.iter().map(webhook).collect::<Result<Vec<_>, _>>()?;
+        webhooks.retain(|webhook| account::may_have(webhook.account.as_deref(), account));
+        Ok(webhooks)
+    };
+    match client.query_typed(&select(&columns_of_webhook()), &parameters) {
         Ok(rows) => read(rows),
-        // Of a row, or of the pattern itself: then this fails, too.
+        // Of a row, or of the pattern or account itself: then this fails, too.
         Err(error) if is_of_a_value(&error) => {
-            let rows = client.query_typed(&format!("SELECT id {wanting}"), &parameters)?;
+            let rows = client.query_typed(&select("id"), &parameters)?;
             let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<_>, _>>()?;
             let unreadable = |id, why: &str, state: State| Webhook {
                 is_paused: state.is_paused,
                 ..Webhook::unreadable(id, why)
             };
-            each(client, &columns_of_webhook(), &ids, webhook, unreadable)
+            let mut found = each(client, &columns_of_webhook(), &ids, webhook, unreadable)?;
+            found.retain(|webhook| account::may_have(webhook.account.as_deref(), account));
+            Ok(found)
         }
         Err(error) => Err(error),
     }
+}
+
+/// The accounts of the enabled webhooks with one of these patterns; nothing where there are more than so
+/// many.
+pub(super) fn accounts_wanting(
+    client: &mut Client,
+    patterns: &Vec<String>,
+    most: usize,
+) -> Result<Option<Vec<String>>, postgres::Error> {
+    let rows = client.query_typed(
+        &format!(
+            "SELECT DISTINCT {OF_ACCOUNT} AS account FROM webhooks
+             WHERE events && $1 AND disabled_at IS NULL AND account IS NOT NULL LIMIT {most} + 1"
+        ),
+        &[(patterns, Type::TEXT_ARRAY)],
+    )?;
+    let accounts = rows.iter().map(|row| row.try_get("account")).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(accounts).filter(|accounts| accounts.len() <= most))
 }
 
 /// The webhook with this id, if there is one, and whether it is disabled.

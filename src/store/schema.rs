@@ -6,6 +6,7 @@
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
+use uuid::Uuid;
 
 use super::listen::TRIGGERS;
 use super::{Store, StoreError, explain};
@@ -15,8 +16,14 @@ const NOTIFY: &str = include_str!("../../sql/004_notify.sql");
 const DELIVERY_ATTEMPTS: &str = include_str!("../../sql/007_delivery_attempts.sql");
 const BACKLOGS: &str = include_str!("../../sql/008_backlogs.sql");
 
+/// The migration with which `webhooks.account` began to decide who gets what.
+const ACCOUNTS: &str = "accounts";
+
+/// How many webhooks are named that this concerns.
+const MOST_NAMED: i64 = 5;
+
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 9] = [
+const MIGRATIONS: [(i32, &str, &str); 10] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
@@ -26,6 +33,7 @@ const MIGRATIONS: [(i32, &str, &str); 9] = [
     (7, "delivery_attempts", DELIVERY_ATTEMPTS),
     (8, "backlogs", BACKLOGS),
     (9, "deferrals", include_str!("../../sql/009_deferrals.sql")),
+    (10, ACCOUNTS, include_str!("../../sql/010_accounts.sql")),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -95,7 +103,11 @@ const TABLES: [Table; 3] = [
             column("paused_at", "TIMESTAMPTZ"),
         ],
         key: &["id"],
-        indexes: &[("webhooks_events_idx", "USING GIN (events)")],
+        indexes: &[
+            ("webhooks_events_idx", "USING GIN (events)"),
+            ("webhooks_everybodys_idx", "USING GIN (events) WHERE account IS NULL"),
+            ("webhooks_account_idx", "(left(account::text, 256))"),
+        ],
         trigger: Some(("webhooks_changed", NOTIFY)),
     },
     Table {
@@ -117,6 +129,7 @@ const TABLES: [Table; 3] = [
             column("ms", "BIGINT"),
             column("next_attempt_at", "TIMESTAMPTZ"),
             column("dead", "TEXT"),
+            column("account", "TEXT"),
         ],
         key: &["id"],
         indexes: &[
@@ -150,6 +163,17 @@ pub struct Migrated {
     pub applied: Vec<&'static str>,
     /// What had been there before, and was missing.
     pub restored: Vec<String>,
+    /// The webhooks with an account, where that was a label until now; none if there are none.
+    pub labelled: Option<Labelled>,
+}
+
+/// Webhooks whose account was a label, and decides now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labelled {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub named: Vec<Uuid>,
 }
 
 /// Something that is not there, and how it comes back.
@@ -230,6 +254,9 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
             migrated.applied.push(name);
         }
     }
+    if migrated.applied.contains(&ACCOUNTS) {
+        migrated.labelled = labelled(client)?;
+    }
     for table in &TABLES {
         let restored = alone(client, |transaction| restore(transaction, table))?;
         // Of a table that was made again, each of its parts was.
@@ -239,6 +266,19 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
         }
     }
     Ok(migrated)
+}
+
+fn labelled(client: &mut Client) -> Result<Option<Labelled>, postgres::Error> {
+    let rows = client.query_typed(
+        "SELECT (SELECT count(*) FROM webhooks WHERE account IS NOT NULL) AS count,
+                ARRAY(SELECT id FROM webhooks WHERE account IS NOT NULL AND id IS NOT NULL
+                      ORDER BY created_at, id LIMIT $1) AS named",
+        &[(&MOST_NAMED, Type::INT8)],
+    )?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let count: i64 = row.try_get("count")?;
+    let count = u64::try_from(count).unwrap_or(0);
+    Ok((count > 0).then_some(Labelled { count, named: row.try_get("named")? }))
 }
 
 fn index(table: &Table) -> usize {

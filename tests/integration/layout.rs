@@ -40,7 +40,7 @@ const ARROWS: [(&str, &[&str]); 26] = [
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
     ("admin", &["status"]),
-    ("status", &["backlogs", "broker", "receivers"]),
+    ("status", &["backlogs", "broker", "directory", "receivers"]),
     ("supervisor", &["admin"]),
     ("broker", &["lookup", "threads", "tls"]),
     ("receivers", &[]),

@@ -12,6 +12,7 @@ mod retries;
 mod outcomes;
 mod signatures;
 mod settings;
+mod accounts;
 mod trials;
 mod receivers;
 mod failures;

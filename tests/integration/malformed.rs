@@ -127,7 +127,7 @@ fn publish_raw(sandbox: &Sandbox, event: Event) {
 }
 
 /// The same, into any queue.
-fn publish_raw_to(sandbox: &Sandbox, queue: &str, event: Event) {
+pub(crate) fn publish_raw_to(sandbox: &Sandbox, queue: &str, event: Event) {
     publish_forged(sandbox, queue, event, |bytes| {
         let marks = bytes.windows(4).enumerate().filter(|(_, four)| *four == MARK);
         for at in marks.map(|(at, _)| at).collect::<Vec<_>>() {

@@ -23,7 +23,7 @@ use Found::{Unusable, Usable, Warning};
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// What a row is set to, and what that makes of it.
-const ROWS: [(&str, Found); 38] = [
+const ROWS: [(&str, Found); 36] = [
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = 'infinity'", Usable),
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = '-infinity'", Usable),
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = '4713-01-01 BC'", Usable),
@@ -63,8 +63,6 @@ const ROWS: [(&str, Found); 38] = [
     ("rate_per_second = 'Infinity'", Unusable("unusable rate_per_second")),
     ("rate_per_second = 1e308", Unusable("unusable rate_per_second")),
     ("rate_per_second = 5e-324", Unusable("unusable rate_per_second")),
-    ("account = repeat('é', 50000000)", Usable),
-    ("account = E'\\x1b[2J\\u202e'", Usable),
     ("description = repeat('x', 100000000), disabled_reason = repeat('y', 100000000)", Usable),
     ("events = ARRAY['bad', NULL]", Warning("holds NULL")),
     ("events = ARRAY[['bad', 'worse'], ['x', 'y']]", Warning("more than one dimension")),

@@ -341,6 +341,10 @@ function held({ cause, next_in_seconds }) {
   return next_in_seconds == null ? words : `${words}, asked again in ${span(next_in_seconds)}`;
 }
 
+function owner({ account }) {
+  return account == null ? "" : ` of account ${account}`;
+}
+
 function showBacklogs({ backlogs }) {
   $("backlogs-section").hidden = backlogs.listed.length === 0;
   keep(
@@ -349,13 +353,14 @@ function showBacklogs({ backlogs }) {
     (one) => `${one.queue} ${one.webhook}`,
     ({ webhook }) => {
       const row = make("tr", { role: "row" });
-      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook)));
+      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook), make("small")));
       cells(row, ["Queue", "Waiting", "For", "Why", "Empty"], Infinity);
       row.children[4].classList.add("wide");
       return row;
     },
     (row, one) => {
-      const [, queue, waiting, lasted, cause, empty] = row.children;
+      const [webhook, queue, waiting, lasted, cause, empty] = row.children;
+      say(webhook.lastChild, owner(one));
       fill(queue, one.queue);
       fill(waiting, count(one.waiting));
       fill(lasted, span(one.lasted_seconds));
@@ -377,13 +382,14 @@ function showReceivers({ receivers }) {
     (one) => one.webhook,
     ({ webhook }) => {
       const row = make("tr", { role: "row" });
-      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook)));
+      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook), make("small")));
       cells(row, ["State", "Why", "For", "Next attempt"], Infinity);
       row.children[2].classList.add("wide");
       return row;
     },
     (row, one) => {
-      const [, state, reason, lasted, attempt] = row.children;
+      const [webhook, state, reason, lasted, attempt] = row.children;
+      say(webhook.lastChild, owner(one));
       const [word, tone] = CONDITIONS[one.condition] ?? [one.condition, ""];
       fill(state, word).firstChild.className = tone;
       fill(reason, why(one));

@@ -37,6 +37,33 @@ fn bytes_that_are_not_utf8_are_replaced_one_by_one() {
 }
 
 #[test]
+fn headers_of_text_that_is_not_utf8_are_replaced_too_and_those_after_them_stay() {
+    let table = |name: &[u8], text: &[u8]| {
+        let size = |bytes: &[u8]| u32::try_from(bytes.len()).expect("small").to_be_bytes();
+        let short = |text: &[u8]| [&[u8::try_from(text.len()).expect("short")], text].concat();
+        let entries = [
+            &short(b"bytes")[..],
+            &[b'x', 0, 0, 0, 1, 0xff],
+            &short(b"list"),
+            &[b'A', 0, 0, 0, 7, b'S', 0, 0, 0, 2, 0xff, 0xfe],
+            &short(name),
+            b"S",
+            &size(text),
+            text,
+            &short(b"n"),
+            &[b'I', 0, 0, 0, 7],
+        ]
+        .concat();
+        let flags = (1_u16 << 13).to_be_bytes();
+        frame(CONTENT_HEADER, &[&[0; 12][..], &flags, &size(&entries), &entries].concat())
+    };
+    let good = table(b"account", "größe".as_bytes());
+    assert_eq!(mended(good.clone()), good);
+    assert_eq!(mended(table(b"account", b"gr\xf6\xdfe")), table(b"account", b"gr\x1a\x1ae"));
+    assert_eq!(mended(table(b"\xe9", b"a")), table(b"\x1a", b"a"));
+}
+
+#[test]
 fn a_routing_key_is_mended_too() {
     let deliver = |key: &[u8]| {
         let fixed = [&[0, 60, 0, 60, 1, b'c'][..], &[0; 9], &[0, 2], key].concat();

@@ -37,10 +37,17 @@ pub(in crate::cli) struct Given {
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Whose it is: `webhooks list --account` finds it, and webhooks of one account share what they may
-    /// have under way
+    /// Whose it is: it gets the events of this account only; without one it gets every event. Webhooks of
+    /// one account share what they may have under way
     #[arg(long, value_name = "TEXT")]
     account: Option<String>,
+}
+
+impl Given {
+    /// The account, if one is given.
+    pub(super) fn account(&self) -> Option<&str> {
+        self.account.as_deref()
+    }
 }
 
 /// Which settings it is to have no more.
@@ -71,7 +78,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
         timeout_ms: given.timeout.map(|time| time.as_millis().to_string()),
         max_in_flight: given.max_in_flight.clone(),
         rate_per_second: given.rate.clone(),
-        ..Columns::default()
+        account: given.account.clone(),
     };
     if let Err(unusable) = columns.read() {
         return Err(Usage(format!("--{}: {}", unusable.column.flag(), unusable.problem)).into());
@@ -83,7 +90,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
         (Column::MaxInFlight, text(&columns.max_in_flight)),
         (Column::RatePerSecond, text(&columns.rate_per_second)),
         (Column::Description, text(&given.description)),
-        (Column::Account, text(&given.account)),
+        (Column::Account, text(&columns.account)),
     ];
     let mut changes = Vec::new();
     for (column, value) in given {

@@ -45,7 +45,9 @@ pub(in crate::cli) struct What {
 /// Exit code 0 if the receiver took it.
 pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Result<ExitCode> {
     let (webhook, is_disabled) = one(Store::new(config)?.look_up(id)?, id)?;
-    let (event, body) = event(what, config)?;
+    let (mut event, body) = event(what, config)?;
+    // As one that it would get.
+    event.account = webhook.account.clone().or(event.account);
     if is_disabled {
         complain(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
     } else if webhook.is_paused {
@@ -94,7 +96,11 @@ fn event(what: What, config: &Config) -> Result<(Event, Vec<u8>)> {
         .to_string()
         .into_bytes(),
     };
-    let properties = Properties { message_id: Some(&id), event_type: Some(&event_type) };
+    let properties = Properties {
+        message_id: Some(&id),
+        event_type: Some(&event_type),
+        ..Properties::default()
+    };
     match Event::read(properties, &body, config.max_event_bytes, String::new) {
         Ok(event) => Ok((event, body)),
         Err(malformed) => bail!("no such event can be delivered: {malformed}"),

@@ -4,10 +4,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::broker::{self, dead_queue, retry_queue};
+use crate::domain::account;
 use crate::domain::calendar::utc;
 use crate::domain::dead_letter::{DeadLetter, ORPHANED};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::history::{Entry, State};
+use crate::domain::outcome::DeadReason;
 use crate::domain::shown;
 use crate::domain::webhook::{matching_patterns, without_secrets};
 use crate::store::Registered;
@@ -16,6 +18,8 @@ use super::super::dead_letters::age;
 
 /// How much is shown of what somebody registered or another program said, in characters.
 pub(super) const MOST_SHOWN: usize = 300;
+
+const OTHER_ACCOUNT: &str = DeadReason::OtherAccount.label();
 
 /// An event and a webhook.
 #[derive(Debug, Serialize)]
@@ -28,6 +32,10 @@ pub(super) struct Case {
     pub(super) disabled_reason: Option<String>,
     /// Its patterns that match the event's type.
     pub(super) patterns: Vec<String>,
+    /// Whose webhook it is: it gets the events of that account only.
+    pub(super) account: Option<String>,
+    /// Why it may not have the event, in words: that is of another account, or of none.
+    pub(super) not_its_own: Option<String>,
     /// All of its patterns.
     #[serde(skip)]
     pub(super) events: Vec<String>,
@@ -48,6 +56,7 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     pub(super) event_type: Option<&'a str>,
+    pub(super) owner: Owner<'a>,
     /// No webhook wanted the event when it came.
     pub(super) is_unmatched: bool,
     /// Why not all dead letters were seen.
@@ -59,6 +68,28 @@ pub(super) struct Facts<'a> {
     /// The backlogs in which the event waits.
     pub(super) backlogs: &'a [Backlog],
     pub(super) now: UnixMillis,
+}
+
+/// Whose an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner<'a> {
+    Account(&'a str),
+    Nobody,
+    /// Nothing is known of the event.
+    Unknown,
+}
+
+impl Owner<'_> {
+    /// Why a webhook of that account may not have the event; none if it may, or that is not known.
+    fn mismatch(self, webhook: Option<&str>) -> Option<String> {
+        let event = match self {
+            Self::Account(account) => Some(account),
+            Self::Nobody => None,
+            Self::Unknown => return None,
+        };
+        let webhook = webhook.filter(|_| !account::may_have(webhook, event))?;
+        Some(account::mismatch(webhook, event))
+    }
 }
 
 /// A backlog in which the event waits.
@@ -97,6 +128,7 @@ impl Case {
         let events = registered.as_ref().map(|webhook| webhook.events.clone()).unwrap_or_default();
         let matching = facts.event_type.map(matching_patterns).unwrap_or_default();
         let patterns = events.iter().filter(|pattern| matching.contains(pattern)).cloned();
+        let account = registered.as_ref().and_then(|webhook| webhook.account.clone());
         let registration = match &registered {
             None => Registration::Deleted,
             Some(webhook) if webhook.disabled_at.is_some() => Registration::Disabled,
@@ -122,6 +154,8 @@ impl Case {
             registration,
             disabled_reason: registered.and_then(|webhook| webhook.disabled_reason),
             patterns: patterns.collect(),
+            not_its_own: facts.owner.mismatch(account.as_deref()),
+            account,
             events,
             state,
             now: String::new(),
@@ -141,7 +175,8 @@ impl Case {
             Some(State::Dropped { .. }) => 2,
             Some(State::Waiting { .. } | State::InBacklog { .. }) => 3,
             Some(State::Delivered { .. }) => 4,
-            None => 5,
+            None if self.not_its_own.is_none() => 5,
+            None => 6,
         }
     }
 
@@ -270,6 +305,7 @@ impl Case {
             "gone" => ": the receiver answered 410",
             "rejected" => ": its URL can't be used, or leads where it may not",
             "expired" => ": older than DELIVERY_MAX_AGE",
+            OTHER_ACCOUNT => ": while it waited, its webhook became one of another account",
             ORPHANED => ": its retry queue was gone when it was due",
             _ => "",
         };
@@ -328,12 +364,40 @@ impl Case {
                 )
             }
             (_, "rejected") => format!("mend what the error says, then {replay}"),
+            (_, OTHER_ACCOUNT) => {
+                let back = match facts.owner {
+                    Owner::Account(account) => {
+                        format!("--account {}", shown::line(account, MOST_SHOWN))
+                    }
+                    Owner::Nobody | Owner::Unknown => "--unset account".to_owned(),
+                };
+                format!(
+                    "if the change was a mistake: `webhooks set {id} {back}`, then {replay}; else \
+                     `webhook-notifier dead-letters purge --webhook {id} --reason {OTHER_ACCOUNT}`"
+                )
+            }
             (_, "delivery_limit") => {
                 format!("raise the delivery limit of the broker's policy, then {replay}")
             }
             _ => format!("once the receiver is well: {replay}"),
         };
         (said, to_do)
+    }
+
+    /// What to do where it should have had the event of somebody else.
+    fn to_own(&self, facts: Facts<'_>) -> String {
+        let id = self.webhook_id;
+        match facts.owner {
+            Owner::Account(account) => format!(
+                "if it should: `webhooks set {id} --account {}`, and publish the event again",
+                shown::line(account, MOST_SHOWN)
+            ),
+            Owner::Nobody | Owner::Unknown => {
+                "if it should: the producer says whose event it is by the AMQP header `account`, or \
+                 `account` or `account_id` in the body; publish it again so"
+                    .to_owned()
+            }
+        }
     }
 
     /// The log has nothing of it.
@@ -349,6 +413,9 @@ impl Case {
                 let event_type = shown::line(event_type, MOST_SHOWN);
                 let said = format!("not for it: none of its patterns matches {event_type}");
                 (said, "if it should: change its `events`, and publish the event again".to_owned())
+            }
+            _ if let Some(why) = &self.not_its_own => {
+                (format!("not for it: {why}"), self.to_own(facts))
             }
             (Registration::Disabled, _) => (
                 said("nothing is logged for it: disabled, it gets no events"),

@@ -16,6 +16,9 @@ const WIDTH: usize = 96;
 /// How many webhooks are shown.
 const MOST_CASES: usize = 20;
 
+/// How many webhooks of other accounts are shown.
+const MOST_OTHERS: usize = 3;
+
 /// How many entries of a delivery are shown: its first and its last ones.
 const FIRST_ENTRIES: usize = 3;
 const LAST_ENTRIES: usize = 12;
@@ -27,6 +30,9 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
     page.labelled("event", &name(&answer.event_id));
     if let Some(event_type) = &answer.event_type {
         page.labelled("type", &name(event_type));
+    }
+    if let Some(account) = &answer.account {
+        page.labelled("account", &name(account));
     }
     if !answer.queues.is_empty() {
         let queues: Vec<_> = answer.queues.iter().map(|queue| name(queue)).collect();
@@ -55,13 +61,21 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
     if !answer.known {
         unknown(&mut page, answer);
     }
-    for case in answer.webhooks.iter().take(MOST_CASES) {
-        page.blank();
-        show(&mut page, case);
-    }
-    if let Some(more) = answer.webhooks.len().checked_sub(MOST_CASES).filter(|more| *more > 0) {
-        page.blank();
-        page.labelled("", &format!("{more} more webhooks: choose by --webhook ID, or --json"));
+    // Those of other accounts, of which nothing is to be told, come last.
+    let (others, concerned): (Vec<_>, Vec<_>) =
+        answer.webhooks.iter().partition(|case| case.state.is_none() && case.not_its_own.is_some());
+    for (cases, most, what) in
+        [(concerned, MOST_CASES, ""), (others, MOST_OTHERS, " of other accounts")]
+    {
+        for case in cases.iter().take(most) {
+            page.blank();
+            show(&mut page, case);
+        }
+        if let Some(more) = cases.len().checked_sub(most).filter(|more| *more > 0) {
+            page.blank();
+            let told = format!("{more} more webhooks{what}: choose by --webhook ID, or --json");
+            page.labelled("", &told);
+        }
     }
     if answer.webhooks.is_empty() && webhook.is_none() && answer.event_type.is_some() {
         nobody(&mut page, answer);
@@ -76,11 +90,14 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
 fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
     page.blank();
     page.labelled("now", &format!("dropped at {} UTC: no webhook wanted it", utc(at)));
-    let wanted_now = answer.webhooks.iter().any(|case| !case.patterns.is_empty());
+    let wants = |case: &&Case| !case.patterns.is_empty();
+    let wanted_now = answer.webhooks.iter().filter(wants).any(|case| case.not_its_own.is_none());
     page.labelled(
         "to do",
         if wanted_now {
             "publish it again: those below would want it today"
+        } else if answer.webhooks.iter().any(|case| wants(&case)) {
+            "those below want this type, and are of other accounts: see there"
         } else {
             "if somebody should get it: `webhooks add URL TYPE`, or change the `events` of a \
              webhook; then publish it again, since what nobody wants is not kept"
@@ -148,6 +165,10 @@ fn show(page: &mut Page, case: &Case) {
         ([], all) => format!("; has the patterns {}", list(all)),
         (matching, _) => format!("; wants it by {}", list(matching)),
     };
+    let but = match (&case.not_its_own, &case.account) {
+        (Some(_), Some(account)) => format!(", but it is of account {}", shown::quoted(account)),
+        _ => String::new(),
+    };
     let state = match case.registration {
         Registration::Enabled => "enabled".to_owned(),
         Registration::Disabled => {
@@ -156,7 +177,7 @@ fn show(page: &mut Page, case: &Case) {
         }
         Registration::Deleted => "not registered (any more)".to_owned(),
     };
-    page.labelled("", &format!("{state}{wants}"));
+    page.labelled("", &format!("{state}{wants}{but}"));
     timeline(page, &case.entries);
     let errors = case.entries.iter().rev().map(|entry| entry.detail.as_str());
     let of_letter = case.dead_letter.as_ref().and_then(|letter| letter.last_error.as_deref());

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::*;
 use serde::de::IgnoredAny;
 use webhook_notifier::domain::{
+    account,
     dead_letter::{DeadLetter, Groups, Replay, Selection, replay},
     delivery::{Delivery, Headers, UnixMillis, Value, mark_malformed, unmark_dead},
     event::{Event, MAX_DEPTH, MAX_NAME_BYTES, Malformed, Properties},
@@ -28,11 +29,12 @@ fn read(body: &[u8]) -> Result<Event, Malformed> {
 
 /// What every accepted event is.
 fn is_sound(event: &Event) -> bool {
-    let Event { id, event_type } = event;
+    let Event { id, event_type, account } = event;
     (1..=MAX_NAME_BYTES).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_graphic())
         && (1..=MAX_NAME_BYTES).contains(&event_type.len())
         && !event_type.chars().any(char::is_control)
+        && account.as_deref().is_none_or(|account| account::check(account) == Ok(()))
 }
 
 #[test]
@@ -79,7 +81,8 @@ fn a_mebibyte_of_anything_is_read_or_refused_in_one_short_line() {
 }
 
 /// The names of our headers.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
+    "x-account",
     "x-event-id",
     "x-event-type",
     "x-webhook-id",
@@ -139,14 +142,14 @@ fn check_delivery(delivery: &Delivery) {
     assert!(delivery.attempts < u32::MAX / 2, "{delivery:?}");
     let error = &delivery.last_error;
     assert!(error.is_empty() || fault_of(error).is_none(), "{delivery:?}");
-    let again = Delivery::from_headers(&delivery.headers("q"), NOW);
+    let again = Delivery::from_headers(&delivery.headers("q"), b"", NOW);
     assert_eq!(again.as_ref(), Ok(delivery), "it comes back otherwise");
 }
 
 #[test]
 fn each_example_of_headers_is_what_its_name_says() {
     for (name, json) in corpus("headers") {
-        let read = Delivery::from_headers(&headers_of(&json), NOW);
+        let read = Delivery::from_headers(&headers_of(&json), b"", NOW);
         if let Some(delivery) = check_example(&name, read) {
             check_delivery(&delivery);
         }
@@ -225,7 +228,11 @@ proptest! {
     fn properties_of_any_text_are_sound_or_refused(
         message_id in any::<String>(), event_type in any::<String>(),
     ) {
-        let given = Properties { message_id: Some(&message_id), event_type: Some(&event_type) };
+        let given = Properties {
+            message_id: Some(&message_id),
+            event_type: Some(&event_type),
+            ..Properties::default()
+        };
         match Event::read(given, b"{\"type\":\"t\"}", MAX_BYTES, || "new".to_owned()) {
             Ok(event) => {
                 prop_assert!(is_sound(&event), "{event:?}");
@@ -247,7 +254,7 @@ proptest! {
 
     #[test]
     fn crafted_headers_are_a_sound_delivery_or_malformed(headers in crafted_headers()) {
-        let read = Delivery::from_headers(&headers, NOW);
+        let read = Delivery::from_headers(&headers, b"{\"type\":\"t\"}", NOW);
         match &read {
             Ok(delivery) => check_delivery(delivery),
             Err(malformed) => expect_one_line(malformed),
@@ -306,7 +313,7 @@ proptest! {
     #[test]
     fn what_a_receiver_or_a_library_says_becomes_one_line(detail in any::<String>()) {
         let delivery = Delivery {
-            event: Event { id: "e".to_owned(), event_type: "t".to_owned() },
+            event: Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None },
             webhook_id: uuid::Uuid::nil(),
             attempts: 1,
             first_received_at: 1,

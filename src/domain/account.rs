@@ -1,0 +1,97 @@
+//! Accounts: whose an event is, and which webhooks may have it.
+//!
+//! An event is of one account or of none, and so is a webhook. A webhook of an account gets the events
+//! of that account only; one without gets every event. So an event without an account goes to no
+//! webhook that has one. Names are compared byte by byte: case and spaces count.
+
+use super::shown::quoted;
+
+/// The longest name of an account, in bytes: as long as those of events, which travel beside it.
+pub const MAX_ACCOUNT_BYTES: usize = 255;
+
+/// What stands for a name that is of a type that no name can have: it is refused by [`check`].
+pub const NO_NAME: &str = "\u{1a}";
+
+/// Says whether a text can name an account: not empty, at most [`MAX_ACCOUNT_BYTES`], no control
+/// characters (PostgreSQL's text can't hold NUL, a log line no line break).
+///
+/// # Errors
+/// What is wrong, to follow the words "the account".
+pub fn check(name: &str) -> Result<(), &'static str> {
+    match name {
+        "" => Err("is empty"),
+        NO_NAME => Err("is neither a text nor an integer"),
+        long if long.len() > MAX_ACCOUNT_BYTES => Err("is longer than 255 bytes"),
+        text if text.chars().any(char::is_control) => {
+            Err("has a control character, or something that is not UTF-8")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why a name that can be used hardly is the one that was meant; nothing where all is well.
+#[must_use]
+pub fn doubt(name: &str) -> Option<String> {
+    let is_padded = name.trim() != name && check(name).is_ok();
+    is_padded.then(|| format!("the spaces around the account {} count", quoted(name)))
+}
+
+/// Says, in one line, why a webhook of this account may not have an event of that one, or of none.
+#[must_use]
+pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
+    let webhook = quoted(webhook);
+    match event {
+        Some(event) => {
+            format!("it is of account {webhook}, and the event of account {}", quoted(event))
+        }
+        None => format!("it is of account {webhook}, and the event of none"),
+    }
+}
+
+/// Whether a webhook of this account, or without one, may have an event of that account, or without one.
+#[must_use]
+pub fn may_have(webhook: Option<&str>, event: Option<&str>) -> bool {
+    webhook.is_none() || webhook == event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_some_text_without_control_characters() {
+        let longest = "x".repeat(MAX_ACCOUNT_BYTES);
+        for good in ["7", "acme", "Acme Inc. ", " ", "größe", "a/b:c", "-1", &longest] {
+            assert_eq!(check(good), Ok(()), "{good:?}");
+        }
+        assert!(doubt("acme ").is_some_and(|doubt| doubt.contains("\"acme \"")));
+        assert_eq!((doubt("a c"), doubt(" \n")), (None, None));
+        let long = "é".repeat(128);
+        for (bad, says) in [
+            ("", "is empty"),
+            (&*long, "longer than 255"),
+            ("a\nb", "control character"),
+            ("a\0", "control character"),
+            (NO_NAME, "neither a text nor an integer"),
+        ] {
+            let problem = check(bad).expect_err(bad);
+            assert!(problem.contains(says), "{bad:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_webhook_without_an_account_may_have_all_and_others_only_their_own() {
+        for (webhook, event, may) in [
+            (None, None, true),
+            (None, Some("a"), true),
+            (Some("a"), Some("a"), true),
+            (Some("a"), None, false),
+            (Some("a"), Some("b"), false),
+            (Some("a"), Some("A"), false),
+            (Some("a"), Some("a "), false),
+            (Some("7"), Some("07"), false),
+        ] {
+            assert_eq!(may_have(webhook, event), may, "{webhook:?} {event:?}");
+        }
+    }
+}
