@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery::UnixMillis;
+use crate::domain::encoding::id_of_header;
 use crate::domain::event::check_event_type;
 use crate::domain::history::{Entry, State, What};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
@@ -49,7 +50,7 @@ const MOST_NEAR: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Why {
-    /// The event's id: the receiver's header `webhook-id`, `event=` in the log
+    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`
     event: String,
     /// Only what concerns this webhook
     #[arg(long, value_name = "ID")]
@@ -124,17 +125,24 @@ pub(super) fn run(command: Why) -> Result<ExitCode> {
 fn answer(
     config: &Config,
     store: &Store,
-    event_id: String,
+    asked: String,
     webhook: Option<Uuid>,
     event_type: Option<String>,
 ) -> Result<Answer> {
     let now = unix_millis();
-    let entries = store.history(&event_id, webhook)?;
+    let mut entries = store.history(&asked, webhook)?;
+    // A receiver's owner has it as it came.
+    if entries.is_empty()
+        && let Some(decoded) = id_of_header(&asked)
+    {
+        entries = store.history(&decoded, webhook)?;
+    }
     let truncated = entries.len() >= MOST_ENTRIES;
     let log_begins_at = store.oldest_entry()?;
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
     let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
     let logged_type = entries.last().map(|entry| entry.event_type.clone());
+    let logged_id = entries.last().map(|entry| entry.event_id.clone());
 
     let mut stories: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
     for entry in entries {
@@ -142,7 +150,7 @@ fn answer(
             stories.entry(id).or_default().push(entry);
         }
     }
-    let dead = find_dead(config, &event_id, &stories, unmatched_at.is_some(), now);
+    let dead = find_dead(config, &asked, &stories, unmatched_at.is_some(), now);
     let (letters, malformed): (Vec<_>, Vec<_>) =
         dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
     let known = !stories.is_empty()
@@ -152,6 +160,8 @@ fn answer(
     queues.extend(letters.iter().chain(&malformed).map(|letter| letter.queue.clone()));
     let mut dead_types = letters.iter().chain(&malformed).filter_map(|l| l.event_type.clone());
     let event_type = logged_type.or_else(|| dead_types.next()).or(event_type);
+    let mut dead_ids = letters.iter().chain(&malformed).filter_map(|l| l.event_id.clone());
+    let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or_else(|| asked.clone());
 
     // Told of even where the log has nothing of them: those that want it today.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
