@@ -19,12 +19,12 @@ use crate::config::Config;
 use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery::UnixMillis;
-use crate::domain::encoding::id_of_header;
+use crate::domain::encoding::{header_of_id, id_of_header};
 use crate::domain::event::check_event_type;
 use crate::domain::history::{Entry, State, What};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::shutdown;
-use crate::store::{MOST_ENTRIES, Registered, Store};
+use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 
 use case::{Backlog, Case, Facts};
 
@@ -130,13 +130,7 @@ fn answer(
     event_type: Option<String>,
 ) -> Result<Answer> {
     let now = unix_millis();
-    let mut entries = store.history(&asked, webhook)?;
-    // A receiver's owner has it as it came.
-    if entries.is_empty()
-        && let Some(decoded) = id_of_header(&asked)
-    {
-        entries = store.history(&decoded, webhook)?;
-    }
+    let entries = history(store, &asked, webhook)?;
     let truncated = entries.len() >= MOST_ENTRIES;
     let log_begins_at = store.oldest_entry()?;
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
@@ -217,6 +211,20 @@ fn answer(
         truncated,
         may_be,
     })
+}
+
+/// What was logged of the event with this id; or with this `webhook-id`, which is what a receiver's owner
+/// has of it, and the log where the database's encoding lacks a character.
+fn history(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<Entry>> {
+    let written = header_of_id(asked).into_owned();
+    for id in [Some(asked.to_owned()), id_of_header(asked), Some(written)].into_iter().flatten() {
+        match store.history(&id, webhook) {
+            Ok(entries) if entries.is_empty() => {}
+            Err(StoreError::Refused(_)) if !id.is_ascii() => {}
+            entries => return Ok(entries?),
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Looks for the event's dead letters, where the log says that there are some, or says nothing; and

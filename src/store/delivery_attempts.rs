@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::session::{Failed, Session};
 use super::{Store, StoreError};
 use crate::domain::delivery::UnixMillis;
+use crate::domain::encoding::header_of_id;
 use crate::domain::history::{Entry, What};
 
 /// How many entries are deleted with one statement: a hundredth of a second's work.
@@ -75,8 +76,13 @@ impl LogSession {
     pub fn write(&mut self, mut entries: Vec<Entry>) -> Result<(), Unwritten> {
         let mut written = self.insert(&entries);
         if let Err(Failed::Error(StoreError::Refused(_))) = written {
-            // The database's encoding lacks a character; other names were looked up there before.
-            entries.iter_mut().for_each(|entry| entry.detail.retain(|c| c.is_ascii()));
+            // The database's encoding lacks a character. The types were looked up there before.
+            for entry in &mut entries {
+                entry.detail.retain(|c| c.is_ascii());
+                if !entry.event_id.is_ascii() {
+                    entry.event_id = header_of_id(&entry.event_id).into_owned();
+                }
+            }
             written = self.insert(&entries);
         }
         written.map_err(|failed| {

@@ -288,3 +288,37 @@ fn a_byte_order_mark_is_skipped_and_not_sent_on() {
         verify(added["secret"].as_str().expect("a secret"), &request).expect("it is signed");
     }
 }
+
+#[test]
+fn an_id_that_the_databases_encoding_lacks_is_in_the_log_as_receivers_have_it() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|request| match request.attempt {
+        1 => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    let name = format!("{}_latin", sandbox.queue());
+    let create = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'";
+    sandbox.database.execute(&format!("CREATE DATABASE {name} {create}"), &[]);
+    let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
+    url.set_path(&name);
+    let command = |arguments: &[&str]| {
+        sandbox.launch(arguments).env("DATABASE_URL", url.as_str()).spawn().finish(SOON)
+    };
+    assert_eq!(command(&["migrate"]).code, Some(0));
+    assert_eq!(command(&["webhooks", "add", &receiver.url("/"), "*"]).code, Some(0));
+    let notifier =
+        notifier(&sandbox).env("DATABASE_URL", url.as_str()).env("RETRY_SCHEDULE", "100ms").start();
+    for (id, header) in [("日本", "%E6%97%A5%E6%9C%AC"), ("bestellung-ü", "bestellung-%C3%BC")] {
+        sandbox.publish(&Event::new("order.paid").id(id));
+        let found = || receiver.requests().into_iter().filter(|request| request.id() == header);
+        wait_until(SOON, "both attempts come", || found().count() == 2);
+        for asked in [id, header] {
+            wait_until(SOON, "its story is written", || {
+                let answer = json(&command(&["why", asked, "--json"]).stdout);
+                answer["webhooks"][0]["state"] == "delivered"
+            });
+        }
+    }
+    notifier.terminate();
+    sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
+}
