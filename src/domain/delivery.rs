@@ -24,8 +24,8 @@ pub enum Value {
 pub type Headers = BTreeMap<String, Value>;
 
 /// What we write into the headers of a message, and RabbitMQ writes into those that it moves or takes
-/// back. Whatever else is in them is the producer's.
-const NOT_THE_PRODUCERS: [&str; 16] = [
+/// back; and what would lead a copy to other queues, too. Whatever else is in them is the producer's.
+const NOT_THE_PRODUCERS: [&str; 18] = [
     "x-event-id",
     "x-event-type",
     "x-account",
@@ -42,13 +42,14 @@ const NOT_THE_PRODUCERS: [&str; 16] = [
     "x-delivery-count",
     "x-acquired-count",
     "x-death",
+    "CC",
+    "BCC",
 ];
 
 /// Families of such headers.
 const NOT_THE_PRODUCERS_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
-/// Whether a header of this name, in lower case, is the producer's: it stays with each delivery of the
-/// event.
+/// Whether a header of this name is the producer's: it stays with each delivery of the event.
 #[must_use]
 pub fn is_producers(name: &str) -> bool {
     !NOT_THE_PRODUCERS.contains(&name)
