@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::domain::address::AllowedNetworks;
+use crate::domain::forwarding::Forwarding;
 use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
@@ -44,7 +45,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 23] = [
+const SETTINGS: [Setting; 24] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
@@ -59,6 +60,7 @@ const SETTINGS: [Setting; 23] = [
     setting("CIRCUIT_BREAKER", "5,1s,5m", "LIST", "Failures in a row that open a receiver's circuit breaker, the shortest and the longest pause before it is probed; or `off`"),
     setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
+    setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that receivers get too, separated by commas; those of a trace they always get"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
@@ -127,6 +129,7 @@ pub struct Config {
     pub circuit_breaker: Breaker,
     pub delivery_max_age: Duration,
     pub max_event_bytes: usize,
+    pub forward_headers: Forwarding,
     pub max_response_bytes: u64,
     pub allow_networks: AllowedNetworks,
     pub tls: Tls,
@@ -177,6 +180,7 @@ impl Settings {
             circuit_breaker: self.with("CIRCUIT_BREAKER", Breaker::from_str)?,
             delivery_max_age: self.time_up_to("DELIVERY_MAX_AGE", LONGEST_AGE)?,
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
+            forward_headers: self.with("FORWARD_HEADERS", Forwarding::parse)?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
             allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
             directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
@@ -434,6 +438,7 @@ mod tests {
             ("CIRCUIT_BREAKER", "5,5m,1s"),
             ("MAX_EVENT_BYTES", "1GB"),
             ("MAX_EVENT_BYTES", "0"),
+            ("FORWARD_HEADERS", "webhook-id"),
             ("MAX_RESPONSE_BYTES", "129MiB"),
             ("ALLOW_NETWORKS", "home"),
             ("DATABASE_POOL_SIZE", "-1"),

@@ -312,11 +312,10 @@ fn returning(
     queue: &str,
     max_event_bytes: usize,
 ) -> Result<Outgoing, Malformed> {
-    let Message { body, content_type, headers, .. } = message;
+    let Message { body, headers, .. } = message;
     Ok(match replay(message.properties(), headers, body, max_event_bytes, broker::unix_millis())? {
         Replay::Delivery(delivery) => {
-            let message = Message::carrying(&delivery, queue, body.clone(), content_type.clone());
-            Outgoing::hand_over(message, queue)
+            Outgoing::hand_over(message.carrying(&delivery, queue), queue)
         }
         Replay::Event(headers) => {
             Outgoing::to_queue(Message { headers, ..message.clone() }.rested(), queue)

@@ -86,7 +86,7 @@
 //! | how many consumers a lane has | [`domain::growth`]; how they are started and ended: `consumer/crew.rs` |
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
-//! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
+//! | what is sent | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how ids and types stand in headers: [`domain::encoding`]; what of the producer's headers goes on: [`domain::forwarding`] |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`] |
 //! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |

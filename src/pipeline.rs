@@ -22,6 +22,7 @@ use crate::domain::outcome::{Decision, Outcome, Reason, decide};
 use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
+use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
 use crate::metrics::{self, Dropped, Metrics};
 use crate::receivers::{Answer, Receivers};
@@ -230,7 +231,7 @@ impl Pipeline {
             [] => {
                 metrics.unmatched.inc();
                 self.log.record_unmatched(&context.lane.origin, &event);
-                log::debug!("unmatched event={} type={:?}", event.id, event.event_type);
+                log::debug!("unmatched event={} type={:?}", word(&event.id), event.event_type);
             }
             [webhook] => {
                 promises.extend(self.deliver(context, webhook, fresh(event, webhook))?);
@@ -282,7 +283,7 @@ impl Pipeline {
         self.receivers.forget(delivery.webhook_id);
         log::info!(
             "delivery dropped event={} webhook={} reason={dropped:?}",
-            delivery.event.id,
+            word(&delivery.event.id),
             delivery.webhook_id
         );
         Ok(())
@@ -328,6 +329,8 @@ impl Pipeline {
         let response = self.sender.post(Request {
             webhook,
             event: &delivery.event,
+            attempt: delivery.attempts.saturating_add(1),
+            headers: &message.headers,
             content_type: message.content_type.as_deref(),
             body: &message.body,
             at: SystemTime::now(),
@@ -347,7 +350,7 @@ impl Pipeline {
             metrics.failure(reason).inc();
             log::warn!(
                 "attempt failed event={} webhook={} attempt={} reason={} ms={} next={} detail={detail:?}",
-                delivery.event.id,
+                word(&delivery.event.id),
                 webhook.id,
                 delivery.attempts,
                 reason.label(),
@@ -373,7 +376,7 @@ impl Pipeline {
                 self.log.record(&context.lane.origin, &delivery, happened);
                 log::debug!(
                     "delivered event={} webhook={} attempt={} ms={}",
-                    delivery.event.id,
+                    word(&delivery.event.id),
                     webhook.id,
                     delivery.attempts,
                     took.as_millis()

@@ -2,23 +2,22 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Uri;
-use ureq::typestate::WithBody;
 use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::{NextTimeout, time};
-use ureq::{Agent, Error, RequestBuilder, Timeout};
+use ureq::{Agent, Error, Timeout};
 
 use crate::config::Config;
 use crate::domain::address::{AllowedNetworks, Forbidden};
-use crate::domain::event::Event;
+use crate::domain::forwarding::Forwarding;
 use crate::domain::outcome::{Reason, Response};
-use crate::domain::webhook::{Target, Webhook};
 use crate::lookup::{LookUpError, LookUps};
 use crate::tls::problem as tls_problem;
 
 mod agents;
+mod request;
 mod resolver;
 mod tls;
 mod transport;
@@ -27,6 +26,7 @@ mod trial;
 use agents::{Agents, Making};
 use resolver::{GuardedResolver, MOST_THREADS, Names};
 
+pub use request::Request;
 pub use trial::{Answer, Trial};
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
@@ -48,21 +48,7 @@ pub struct Sender {
     names: Arc<Names>,
     request_timeout: Duration,
     max_response_bytes: u64,
-}
-
-/// What a request carries.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// Whom it is for.
-    pub webhook: &'a Webhook,
-    /// Becomes `webhook-id`.
-    pub event: &'a Event,
-    /// The producer's content type; JSON where it gave none.
-    pub content_type: Option<&'a str>,
-    /// The producer's bytes.
-    pub body: &'a [u8],
-    /// Becomes `webhook-timestamp`: the time of this attempt.
-    pub at: SystemTime,
+    forwarding: Forwarding,
 }
 
 impl Sender {
@@ -108,12 +94,14 @@ impl Sender {
             names,
             request_timeout: config.request_timeout,
             max_response_bytes: config.max_response_bytes,
+            forwarding: config.forward_headers.clone(),
         }
     }
 
     /// Makes one attempt. Whatever goes wrong is a [`Response`] too.
     #[must_use]
     pub fn post(&self, request: Request<'_>) -> Response {
+        let request = request.as_sent();
         let target = match &request.webhook.target {
             Ok(target) => target,
             Err(detail) => return Response::Refused { detail: detail.clone() },
@@ -138,37 +126,6 @@ impl Sender {
     /// those to others are closed when they are 15 s old.
     pub fn close_idle(&self) {
         self.agents.close_idle();
-    }
-
-    /// The request without its body, which it is signed for.
-    fn prepare(&self, target: &Target, request: Request<'_>) -> RequestBuilder<WithBody> {
-        let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let id = &request.event.id;
-        // A producer's content type that no header can hold says nothing.
-        let content_type = request
-            .content_type
-            .filter(|text| !text.is_empty() && text.bytes().all(|b| matches!(b, b' '..=b'~')))
-            .unwrap_or("application/json");
-        let mut post = self
-            .agents
-            .of(&target.uri)
-            .post(&target.uri)
-            .header("content-type", content_type)
-            .header("webhook-id", id)
-            .header("webhook-timestamp", at);
-        if let Some(signature) = target.keys.sign(id, at, request.body) {
-            post = post.header("webhook-signature", signature);
-        }
-        if let Some(settings) = &target.settings {
-            for (name, value) in &settings.headers {
-                post = post.header(name, value);
-            }
-            if let Some(timeout) = settings.timeout {
-                let timeout = timeout.min(self.request_timeout);
-                post = post.config().timeout_global(Some(timeout)).build();
-            }
-        }
-        post
     }
 }
 
@@ -269,14 +226,16 @@ mod tests {
     use std::io::Write;
     use std::net::{Shutdown, TcpListener};
     use std::thread;
+    use std::time::SystemTime;
 
     use proptest::prelude::*;
     use uuid::Uuid;
 
     use crate::config::Settings;
-    use crate::domain::event::Properties;
+    use crate::domain::delivery::Headers;
+    use crate::domain::event::{Event, Properties};
     use crate::domain::settings::Columns;
-    use crate::domain::webhook::Secrets;
+    use crate::domain::webhook::{Secrets, Webhook};
 
     /// Makes attempts at a receiver that answers each with the bytes it is told to, over and over
     /// where it has to, as long as somebody reads, and closes then.
@@ -325,6 +284,8 @@ mod tests {
             self.sender.post(Request {
                 webhook: &self.webhook,
                 event: &self.event,
+                attempt: 1,
+                headers: &Headers::new(),
                 content_type: None,
                 body: b"{}",
                 at: SystemTime::UNIX_EPOCH,
@@ -344,8 +305,15 @@ mod tests {
             Properties { message_id: Some("1"), event_type: Some("a"), ..Properties::default() };
         let event = Event::read(properties, b"{}", 2, String::new).expect("an event");
         let post = || {
-            let (content_type, at) = (None, SystemTime::UNIX_EPOCH);
-            sender.post(Request { webhook: &webhook, event: &event, content_type, body: b"{}", at })
+            sender.post(Request {
+                webhook: &webhook,
+                event: &event,
+                attempt: 1,
+                headers: &Headers::new(),
+                content_type: None,
+                body: b"{}",
+                at: SystemTime::UNIX_EPOCH,
+            })
         };
         let served = thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a connection");

@@ -33,7 +33,7 @@ pub use backlogs::{BacklogRow, RemoveError, Standing};
 pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
 pub use error::{Said, StoreError};
 pub use listen::{Heard, NotListening, Sign};
-pub use registered::{Change, Registered};
+pub use registered::{Change, NewSecret, Registered};
 pub use schema::{Labelled, Migrated};
 
 /// How long a query may take, the wait for a connection included. The queries here take

@@ -6,7 +6,7 @@ use amiquip::AmqpValue;
 
 use super::outgoing::ENTERED_BY;
 use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
-use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value};
+use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value, is_producers};
 use crate::domain::event::Properties;
 
 /// The header in which quorum queues count how often they took a message back.
@@ -28,14 +28,15 @@ const MOST_REDELIVERIES_OF_BACKLOG: i64 = 15;
 /// The header by which a producer says whose an event is.
 pub const ACCOUNT: &str = "account";
 
-/// How much of a message's headers is taken over, in bytes. amiquip sends all headers in one frame,
-/// and the broker closes the connection over one that is too large: 128 KiB, where nobody set less.
-/// A producer can fill such a frame to the brim, and a dead letter has headers of ours beside.
-const MOST_HEADER_BYTES: usize = 64 << 10;
-
-/// How many headers are taken over. To write a table takes amiquip a time that grows with the square
+/// How much of the producer's headers is taken over. amiquip sends all headers in one frame, and the
+/// broker closes the connection over one that is too large: 128 KiB, where nobody set less. A producer
+/// can fill such a frame to the brim. To write a table takes amiquip a time that grows with the square
 /// of their number: seconds for as many as a frame has room for.
-const MOST_HEADERS: usize = 128;
+const ROOM_OF_PRODUCER: Room = Room { headers: 128, bytes: 48 << 10 };
+
+/// How much of the others, ours and RabbitMQ's: far more than these are, whatever somebody has crafted.
+/// They have a room of their own, or a retry would lose what its first attempt had.
+const ROOM_OF_OURS: Room = Room { headers: 32, bytes: 16 << 10 };
 
 /// A message as we consumed it.
 #[derive(Clone, Debug, Default)]
@@ -49,27 +50,34 @@ pub struct Message {
     /// AMQP `type`.
     pub event_type: Option<String>,
     /// The headers of the types that we write; others are left out, and so is what goes beyond 128
-    /// headers or 64 KiB.
+    /// headers or 48 KiB of the producer's.
     pub headers: Headers,
 }
 
 impl Message {
-    /// The message in which a delivery of an event from the queue `origin` travels: the producer's
-    /// body and content type, our headers.
+    /// The message in which a delivery of an event from the queue `origin` travels that came in this
+    /// one, or in part: the producer's body, content type and headers, and headers of ours.
     #[must_use]
-    pub fn carrying(
-        delivery: &Delivery,
-        origin: &str,
-        body: Vec<u8>,
-        content_type: Option<String>,
-    ) -> Self {
+    pub fn carrying(&self, delivery: &Delivery, origin: &str) -> Self {
+        let mut headers = delivery.headers(origin);
+        for (name, value) in self.headers.iter().filter(|(name, _)| is_producers(name)) {
+            // Ours counts, whatever somebody has written.
+            headers.entry(name.clone()).or_insert_with(|| value.clone());
+        }
         Self {
-            body,
-            content_type,
+            body: self.body.clone(),
+            content_type: self.content_type.clone(),
             message_id: Some(delivery.event.id.clone()),
             event_type: Some(delivery.event.event_type.clone()),
-            headers: delivery.headers(origin),
+            headers,
         }
+    }
+
+    /// How many bytes it takes in memory, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| header_bytes(name, value));
+        self.body.len() + headers.sum::<usize>()
     }
 
     /// The properties that say more about the event than its body.
@@ -87,14 +95,13 @@ impl Message {
     pub fn take(delivery: &mut amiquip::Delivery) -> Self {
         let properties = &delivery.properties;
         let headers = properties.headers().iter().flat_map(|table| table.iter());
-        let headers = headers.filter_map(|(name, value)| Some((name.clone(), read_value(value)?)));
-        let mut room = MOST_HEADER_BYTES;
-        let headers = headers.filter(|(name, value)| {
-            let left = room.checked_sub(header_bytes(name, value));
-            room = left.unwrap_or(room);
-            left.is_some()
+        let (mut producers, mut ours) = (ROOM_OF_PRODUCER, ROOM_OF_OURS);
+        let headers = headers.filter_map(|(name, value)| {
+            let value = read_value(value)?;
+            let room = if is_producers(name) { &mut producers } else { &mut ours };
+            room.admits(name, &value).then(|| (name.clone(), value))
         });
-        let mut headers: Headers = headers.take(MOST_HEADERS).collect();
+        let mut headers: Headers = headers.collect();
         // However many others there are, and whatever it is: an event must not seem to be of another
         // account, or of none, because its header was left out.
         let account = properties.headers().as_ref().and_then(|table| table.get(ACCOUNT));
@@ -149,6 +156,22 @@ impl Message {
     pub fn rested(mut self) -> Self {
         self.headers.remove(DELIVERY_COUNT);
         self
+    }
+}
+
+/// How many headers may still be taken over.
+struct Room {
+    headers: usize,
+    bytes: usize,
+}
+
+impl Room {
+    fn admits(&mut self, name: &str, value: &Value) -> bool {
+        let headers = self.headers.checked_sub(1);
+        let bytes = self.bytes.checked_sub(header_bytes(name, value));
+        let (Some(headers), Some(bytes)) = (headers, bytes) else { return false };
+        *self = Self { headers, bytes };
+        true
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) enum DeadLetters {
     /// Print them with headers and body; they all stay
     #[command(after_long_help = help::DEAD_LETTERS_SHOW)]
     Show {
-        /// The event's id
+        /// The event's id, or the receiver's header `webhook-id`
         event: Option<String>,
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 10)]

@@ -155,18 +155,20 @@ Example:
 
 pub(super) const WEBHOOKS_ADD: &str = "\
 Prints:
-  The webhook's id, and its secret, which nobody can see again. A warning on
-  standard error where deliveries would be rejected (give it the ALLOW_NETWORKS
-  that `run` has), or a pattern hardly matches what was meant.
+  The webhook's id, and the secret that it made, which nobody can see again; one
+  that came by --secret-from is not shown. A warning on standard error where
+  deliveries would be rejected (give it the ALLOW_NETWORKS that `run` has), or a
+  pattern hardly matches what was meant.
 
 Exit codes:
   0  added, also with a warning
   1  the URL or a pattern can't be, or PostgreSQL refused or is away
   2  usage or configuration
 
-Example:
+Examples:
   webhook-notifier webhooks add https://example.com/in 'user.*' order.paid
-  webhook-notifier webhooks add https://example.com/in '*' --account acme";
+  webhook-notifier webhooks add https://example.com/in '*' --account acme
+  webhook-notifier webhooks add https://example.com/in '*' --secret-from secret.txt";
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:

@@ -14,7 +14,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::backlogs::{Backlog, Sum};
-use self::settings::{Given, Unset, changes};
+use self::settings::{Given, GivenSecret, Unset, changes, secret};
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
 use crate::domain::account;
@@ -24,7 +24,7 @@ use crate::domain::shown;
 use crate::domain::signature::Key;
 use crate::domain::webhook::{check_pattern, doubt, read_url};
 use crate::sender;
-use crate::store::{Registered, Store};
+use crate::store::{NewSecret, Registered, Store};
 
 /// How long the look-up of a new webhook's host may take. Name servers are asked again after five
 /// seconds, but somebody waits for this, and it is no more than a warning.
@@ -32,6 +32,9 @@ const LOOK_UP: Duration = Duration::from_secs(3);
 
 /// How long an old secret may be kept: ten years. (PostgreSQL's calendar ends some time.)
 const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
+
+/// How long it is kept where nobody says: a day to bring the new one to the receiver.
+const USUAL_KEEP: Duration = Duration::from_secs(24 * 3_600);
 
 /// How much of what was registered, by whomever, is shown to people, in characters: of the URL, of all
 /// patterns, of a reason.
@@ -42,8 +45,8 @@ const MOST_OF_ACCOUNT: usize = 40;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
-    /// Register a URL for events; prints the new webhook's id, and once its secret; warns if
-    /// deliveries would not get there
+    /// Register a URL for events; prints the new webhook's id, and once the secret that it makes; warns
+    /// if deliveries would not get there
     #[command(after_long_help = help::WEBHOOKS_ADD)]
     Add {
         /// Where to POST the events: http:// or https://
@@ -52,15 +55,23 @@ pub(super) enum Webhooks {
         #[arg(required = true)]
         events: Vec<String>,
         #[command(flatten)]
+        secret: GivenSecret,
+        #[command(flatten)]
         settings: Given,
         #[command(flatten)]
         common: Common,
     },
-    /// Change the settings of a webhook; what is not given stays as it is
+    /// Change the settings of a webhook, or its secret; what is not given stays as it is
     #[command(after_long_help = help::WEBHOOKS_SET)]
     Set {
         #[command(flatten)]
         one: One,
+        #[command(flatten)]
+        secret: GivenSecret,
+        /// With --secret-from: how long requests are signed with the secret that it had, too; 0s ends it
+        /// at once [default: 24h]
+        #[arg(long, value_name = "TIME", value_parser = keep, requires = "secret_from")]
+        keep: Option<Duration>,
         #[command(flatten)]
         settings: Given,
         #[command(flatten)]
@@ -174,17 +185,24 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
         Webhooks::Test { one: One { id, common }, what } => {
             return trial::run(id, what, &read(&common.settings.0)?, common.output);
         }
-        Webhooks::Add { url, events, settings, common } => {
+        Webhooks::Add { url, events, secret: given, settings, common } => {
             let uri = read_url(&url).map_err(anyhow::Error::msg)?;
             for pattern in &events {
                 check_pattern(pattern).map_err(anyhow::Error::msg)?;
             }
             let account_doubt = settings.account().and_then(account::doubt);
+            let existing = secret(&given, &settings)?;
             let settings = changes(&settings, &Unset::default())?;
             let config = read(&common.settings.0)?;
-            let secret = new_secret()?;
-            let added = Store::new(&config)?.add(&url, &events, &secret, settings)?;
-            show_secret(&added, &secret, common.output)?;
+            let store = Store::new(&config)?;
+            if let Some(secret) = existing {
+                let added = store.add(&url, &events, &secret, settings)?;
+                show_id(&added, common.output)?;
+            } else {
+                let secret = new_secret()?;
+                let added = store.add(&url, &events, &secret, settings)?;
+                show_secret(&added, &secret, common.output)?;
+            }
             let doubts = events.iter().filter_map(|pattern| doubt(pattern));
             for doubt in doubts.chain(account_doubt) {
                 complain(&format!("warning: {doubt}"));
@@ -194,12 +212,15 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             }
             Ok(())
         }
-        Webhooks::Set { one: One { id, common }, settings, unset } => {
+        Webhooks::Set { one: One { id, common }, secret: given, keep, settings, unset } => {
+            let secret = secret(&given, &settings)?;
             let changes = changes(&settings, &unset)?;
-            if changes.is_empty() {
+            if changes.is_empty() && secret.is_none() {
                 return Err(Usage("nothing to change: see `webhooks set --help`".to_owned()).into());
             }
-            show(&one(store(&common)?.set(id, changes)?, id)?, common.output)
+            let keep = keep.unwrap_or(USUAL_KEEP);
+            let secret = secret.map(|secret| NewSecret { secret, keep });
+            show(&one(store(&common)?.set(id, changes, secret)?, id)?, common.output)
         }
         Webhooks::List { account, common } => {
             let config = read(&common.settings.0)?;
@@ -255,7 +276,8 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
         }
         Webhooks::RotateSecret { one: One { id, common }, keep } => {
             let secret = new_secret()?;
-            let rotated = one(store(&common)?.rotate_secret(id, &secret, keep)?, id)?;
+            let new = NewSecret { secret: secret.clone(), keep };
+            let rotated = one(store(&common)?.set(id, Vec::new(), Some(new))?, id)?;
             show_secret(&rotated, &secret, common.output)
         }
     };
@@ -306,6 +328,10 @@ fn show_secret(webhook: &Registered, secret: &Secret, output: Output) -> Result<
     print(format_args!("id      {}\nsecret  {secret}", webhook.id))?;
     complain("the secret is shown only now: the receiver checks signatures with it");
     Ok(())
+}
+
+fn show_id(webhook: &Registered, output: Output) -> Result<()> {
+    if output.json { print_json(webhook) } else { print(format_args!("id      {}", webhook.id)) }
 }
 
 fn show(webhook: &Registered, output: Output) -> Result<()> {

@@ -19,11 +19,12 @@ use crate::config::Config;
 use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery::UnixMillis;
+use crate::domain::encoding::{header_of_id, id_of_header};
 use crate::domain::event::check_event_type;
 use crate::domain::history::{Entry, State, What};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::shutdown;
-use crate::store::{MOST_ENTRIES, Registered, Store};
+use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 
 use case::{Backlog, Case, Facts, Owner};
 
@@ -49,7 +50,7 @@ const MOST_NEAR: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Why {
-    /// The event's id: the receiver's header `webhook-id`, `event=` in the log
+    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`
     event: String,
     /// Only what concerns this webhook
     #[arg(long, value_name = "ID")]
@@ -135,18 +136,19 @@ pub(super) fn run(command: Why) -> Result<ExitCode> {
 fn answer(
     config: &Config,
     store: &Store,
-    event_id: String,
+    asked: String,
     webhook: Option<Uuid>,
     given: Given,
 ) -> Result<Answer> {
     let now = unix_millis();
-    let entries = store.history(&event_id, webhook)?;
+    let entries = history(store, &asked, webhook)?;
     let truncated = entries.len() >= MOST_ENTRIES;
     let log_begins_at = store.oldest_entry()?;
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
     let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
     let logged_type = entries.last().map(|entry| entry.event_type.clone());
     let logged_account = entries.iter().rev().find_map(|entry| entry.account.clone());
+    let logged_id = entries.last().map(|entry| entry.event_id.clone());
 
     let mut stories: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
     for entry in entries {
@@ -154,7 +156,7 @@ fn answer(
             stories.entry(id).or_default().push(entry);
         }
     }
-    let dead = find_dead(config, &event_id, &stories, unmatched_at.is_some(), now);
+    let dead = find_dead(config, &asked, &stories, unmatched_at.is_some(), now);
     let (letters, malformed): (Vec<_>, Vec<_>) =
         dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
     let known = !stories.is_empty()
@@ -172,6 +174,8 @@ fn answer(
         None if known => Owner::Nobody,
         None => Owner::Unknown,
     };
+    let mut dead_ids = letters.iter().chain(&malformed).filter_map(|l| l.event_id.clone());
+    let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or_else(|| asked.clone());
 
     // Told of even where the log has nothing of them: those that want it today.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
@@ -229,6 +233,20 @@ fn answer(
         truncated,
         may_be,
     })
+}
+
+/// What was logged of the event with this id; or with this `webhook-id`, which is what a receiver's owner
+/// has of it, and the log where the database's encoding lacks a character.
+fn history(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<Entry>> {
+    let written = header_of_id(asked).into_owned();
+    for id in [Some(asked.to_owned()), id_of_header(asked), Some(written)].into_iter().flatten() {
+        match store.history(&id, webhook) {
+            Ok(entries) if entries.is_empty() => {}
+            Err(StoreError::Refused(_)) if !id.is_ascii() => {}
+            entries => return Ok(entries?),
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Looks for the event's dead letters, where the log says that there are some, or says nothing; and

@@ -6,6 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
+use super::encoding::header_of_id;
 use super::event::{Event, Malformed, Properties};
 use super::webhook::matching_patterns;
 
@@ -89,7 +90,7 @@ impl DeadLetter {
 /// Which dead letters are meant: those that fit everything that is given.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// The event's id.
+    /// The event's id, or the `webhook-id` that receivers have of it.
     pub event_id: Option<String>,
     /// A pattern as in a webhook's `events`: a type, a prefix such as `user.*`, or `*`.
     pub event_type: Option<String>,
@@ -112,7 +113,10 @@ impl Selection {
         let pattern_fits = |pattern: &String| {
             letter.event_type.as_ref().is_some_and(|t| matching_patterns(t).contains(pattern))
         };
-        self.event_id.as_ref().is_none_or(|id| letter.event_id.as_ref() == Some(id))
+        let is_named = |of: &String, id: &String| of == id || header_of_id(of) == id.as_str();
+        self.event_id
+            .as_ref()
+            .is_none_or(|id| letter.event_id.as_ref().is_some_and(|of| is_named(of, id)))
             && self.event_type.as_ref().is_none_or(pattern_fits)
             && self.account.as_ref().is_none_or(|account| letter.account.as_ref() == Some(account))
             && self.webhook_id.is_none_or(|id| letter.webhook_id == Some(id))
@@ -255,6 +259,18 @@ mod tests {
         assert_eq!(letter.attempts, Some(12));
         assert_eq!((letter.first_received_at, letter.dead_at), (Some(1_000), Some(2_000)));
         assert_eq!(letter.last_error.as_deref(), Some("status 500"));
+    }
+
+    #[test]
+    fn it_is_found_by_its_id_as_receivers_have_it() {
+        let mut letter = dead("a", 7, 2_000);
+        letter.event_id = Some("evt.1 ü".to_owned());
+        let is_found = |id: &str| {
+            let event_id = Some(id.to_owned());
+            Selection { event_id, ..Selection::default() }.includes(&letter)
+        };
+        assert!(is_found("evt.1 ü") && is_found("evt%2E1%20%C3%BC"));
+        assert!(!is_found("evt.1") && !is_found("evt%2e1%20%c3%bc"));
     }
 
     #[test]

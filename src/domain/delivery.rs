@@ -25,8 +25,41 @@ pub enum Value {
     Integer(i64),
 }
 
-/// AMQP headers by name. Others than ours are left out.
+/// AMQP headers by name, of the types that we write. Others are left out.
 pub type Headers = BTreeMap<String, Value>;
+
+/// What we write into the headers of a message, and RabbitMQ writes into those that it moves or takes
+/// back; and what would lead a copy to other queues, too. Whatever else is in them is the producer's.
+const NOT_THE_PRODUCERS: [&str; 18] = [
+    "x-event-id",
+    "x-event-type",
+    "x-account",
+    "x-webhook-id",
+    "x-attempt",
+    "x-not-before",
+    "x-first-received-at",
+    "x-last-error",
+    "x-origin-queue",
+    "x-dead-reason",
+    "x-dead-at",
+    "x-bound-for",
+    "x-entered-by",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-death",
+    "CC",
+    "BCC",
+];
+
+/// Families of such headers.
+const NOT_THE_PRODUCERS_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+
+/// Whether a header of this name is the producer's: it stays with each delivery of the event.
+#[must_use]
+pub fn is_producers(name: &str) -> bool {
+    !NOT_THE_PRODUCERS.contains(&name)
+        && !NOT_THE_PRODUCERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// A time in milliseconds since the Unix epoch, as headers carry it.
 pub type UnixMillis = i64;
@@ -47,7 +80,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// The headers of a parked delivery that came from the queue `origin`.
+    /// Our headers of a parked delivery that came from the queue `origin`.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
         let account = self.event.account.as_deref().unwrap_or_default();
@@ -156,10 +189,13 @@ mod tests {
 
     fn delivery() -> impl Strategy<Value = Delivery> {
         let account = prop::option::of("[ -~é日]{1,60}");
-        let event =
-            ("[!-~]{1,255}", "[a-z.]{1,255}", account).prop_map(|(id, event_type, account)| {
-                Event { id, event_type, account: account.map(String::into_boxed_str) }
-            });
+        let event = ("[!-~]{1,255}|\\PC{1,60}", "[a-z.]{1,255}", account).prop_map(
+            |(id, event_type, account)| Event {
+                id,
+                event_type,
+                account: account.map(String::into_boxed_str),
+            },
+        );
         (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
             |(event, webhook, attempts, first_received_at, last_error)| Delivery {
                 event,
@@ -169,6 +205,18 @@ mod tests {
                 last_error,
             },
         )
+    }
+
+    #[test]
+    fn what_we_write_is_not_the_producers() {
+        let mut headers = sample();
+        mark_dead(&mut headers, DeadReason::Exhausted, 7);
+        for name in headers.keys() {
+            assert!(!is_producers(name), "{name} would be taken over from another delivery");
+        }
+        for name in ["traceparent", "account", "x-tenant", "x-deaths"] {
+            assert!(is_producers(name), "{name}");
+        }
     }
 
     fn sample() -> Headers {

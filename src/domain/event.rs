@@ -19,10 +19,14 @@ pub const MAX_NAME_BYTES: usize = 255;
 /// and a body that only we can read helps nobody.
 pub const MAX_DEPTH: usize = 128;
 
+/// What some producers begin UTF-8 with.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
 /// What routing an event and telling its repeats apart needs. The body stays as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Names this event on every attempt to every webhook (`webhook-id`); visible ASCII.
+    /// Names this event on every attempt to every webhook: `webhook-id`, as
+    /// [`header_of_id`](super::encoding::header_of_id) writes it.
     pub id: String,
     /// What happened, such as `user.created`; decides which webhooks want the event.
     pub event_type: String,
@@ -99,6 +103,7 @@ impl Event {
         }
         let text =
             std::str::from_utf8(body).map_err(|error| Malformed::NotUtf8(error.valid_up_to()))?;
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         if deeper_than(text.as_bytes(), MAX_DEPTH) {
             return Err(Malformed::TooDeep);
         }
@@ -137,9 +142,17 @@ impl Event {
 /// The account that an event's body names; none, if it names none or can't be read.
 #[must_use]
 pub fn account_of(body: &[u8]) -> Option<Box<str>> {
-    let Named { account, account_id, .. } = serde_json::from_slice(body).ok()?;
+    let Named { account, account_id, .. } =
+        serde_json::from_slice(without_byte_order_mark(body)).ok()?;
     let account = account.or(account_id)?;
     account::check(&account).is_ok().then(|| account.into_boxed_str())
+}
+
+/// The event itself: a body without the byte order mark that some producers put before it. Not every
+/// parser skips it, and RFC 8259 (section 8.1) wants none to be sent.
+#[must_use]
+pub fn without_byte_order_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(body)
 }
 
 /// Says whether a text can be an event type: not empty, at most [`MAX_NAME_BYTES`], no control
@@ -148,29 +161,24 @@ pub fn account_of(body: &[u8]) -> Option<Box<str>> {
 /// # Errors
 /// [`Malformed::BadName`] otherwise.
 pub fn check_event_type(event_type: &str) -> Result<(), Malformed> {
-    let bad = |problem| Err(Malformed::BadName { field: "event type", problem });
-    match event_type {
-        "" => bad("is empty"),
-        long if long.len() > MAX_NAME_BYTES => bad("is longer than 255 bytes"),
-        text if text.chars().any(char::is_control) => {
-            bad("has a control character, or something that is not UTF-8")
-        }
-        _ => Ok(()),
-    }
+    check_name("event type", event_type)
 }
 
-/// Says whether a text can be an event id: like an event type, and visible ASCII only, since it
-/// becomes the HTTP header `webhook-id` (RFC 9110, section 5.5).
+/// Says whether a text can be an event id: the same as of an event type.
 ///
 /// # Errors
 /// [`Malformed::BadName`] otherwise.
 pub fn check_event_id(id: &str) -> Result<(), Malformed> {
-    let bad = |problem| Err(Malformed::BadName { field: "event id", problem });
-    match id {
+    check_name("event id", id)
+}
+
+fn check_name(field: &'static str, text: &str) -> Result<(), Malformed> {
+    let bad = |problem| Err(Malformed::BadName { field, problem });
+    match text {
         "" => bad("is empty"),
         long if long.len() > MAX_NAME_BYTES => bad("is longer than 255 bytes"),
-        text if !text.bytes().all(|b| b.is_ascii_graphic()) => {
-            bad("has characters that an HTTP header can't carry: use visible ASCII")
+        text if text.chars().any(char::is_control) => {
+            bad("has a control character, or something that is not UTF-8")
         }
         _ => Ok(()),
     }
@@ -346,6 +354,7 @@ mod tests {
             "123456789012345678901234567890",
             "t",
         );
+        check(r#"{"id":"order 17.\u00fc","type":"t"}"#, "order 17.ü", "t");
         for other in ["1.5", "1e3", "null", "true", "[1]", "{}", "\"\""] {
             check(&format!(r#"{{"id":{other},"type":"t"}}"#), "new", "t");
         }
@@ -435,6 +444,13 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_skipped() {
+        check("\u{feff} {\"id\":\"1\",\"type\":\"t\"}", "1", "t");
+        assert_eq!(without_byte_order_mark(b"\xef\xbb\xbf{}"), b"{}");
+        assert_eq!(without_byte_order_mark(b"{}"), b"{}");
+    }
+
+    #[test]
     fn what_is_malformed_says_why() {
         check_malformed(b"", "not a JSON object");
         check_malformed(b"{\"type\":\"t\"", "not a JSON object");
@@ -447,8 +463,8 @@ mod tests {
         check_malformed(b"{\"type\":7}", "no event type");
         check_malformed(b"{\"type\":\"\"}", "event type is empty");
         check_malformed(b"{\"type\":\"a\\u0000b\"}", "control character");
-        check_malformed(b"{\"type\":\"t\",\"id\":\"a\\nb\"}", "HTTP header");
-        check_malformed(b"{\"type\":\"t\",\"id\":\"\xc3\xa9\"}", "HTTP header");
+        check_malformed(b"{\"type\":\"t\",\"id\":\"a\\nb\"}", "event id has a control character");
+        check_malformed(b"\xef\xbb\xbf\xef\xbb\xbf{\"type\":\"t\"}", "not a JSON object");
         let quoted = format!("\"{}\"", "x".repeat(200_000));
         check_malformed(quoted.as_bytes(), "not a JSON object");
         let error = read(Properties::default(), &quoted).expect_err("malformed").to_string();

@@ -226,10 +226,9 @@ pub fn check_headers<'a>(
         if headers.iter().any(|(other, _)| *other == name) {
             return Err(format!("{name} stands twice"));
         }
-        let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\t');
-        let mut value = HeaderValue::from_str(value)
-            .ok()
-            .filter(|value| value.as_bytes().iter().copied().all(is_plain))
+        let mut value = Some(value)
+            .filter(|value| is_plain(value))
+            .and_then(|value| HeaderValue::from_str(value).ok())
             .ok_or_else(|| format!("the value of {name} has more than visible ASCII and spaces"))?;
         value.set_sensitive(true);
         headers.push((name, value));
@@ -242,12 +241,20 @@ fn check_name(name: &str) -> Result<HeaderName, String> {
     let shown = quoted(name);
     let name = HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| format!("{shown} is not the name of a header"))?;
-    let lower = name.as_str();
-    let in_family = RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix));
-    if in_family || RESERVED.contains(&lower) {
+    if is_reserved(name.as_str()) {
         return Err(format!("the header {shown} is not a webhook's to set"));
     }
     Ok(name)
+}
+
+/// Whether only we can give a header of this name, in lower case, its meaning.
+pub(super) fn is_reserved(name: &str) -> bool {
+    RESERVED.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether a text can be the value of any header: visible ASCII, spaces and tabs.
+pub(super) fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'))
 }
 
 fn not_an_object() -> String {

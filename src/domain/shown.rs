@@ -4,6 +4,8 @@
 //! whoever reads it, and a change of direction would let a text read backwards. So each of these is
 //! shown as Rust writes it in a string, and what is too long is cut.
 
+use std::fmt;
+
 /// What a quoted text shows at most, in characters: enough to be recognized.
 const MOST_QUOTED: usize = 80;
 
@@ -31,6 +33,16 @@ pub fn line(text: &str, most: usize) -> String {
         push(&mut shown, c, is_deceptive(c));
     }
     shown
+}
+
+/// The text, whole, as one word of a line: as it is where it is visible ASCII, else in quotation marks,
+/// escaped.
+#[must_use]
+pub fn word(text: &str) -> impl fmt::Display {
+    fmt::from_fn(move |formatter| {
+        let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_plain { formatter.write_str(text) } else { write!(formatter, "{text:?}") }
+    })
 }
 
 /// The text with its own lines and tabs, whole.
@@ -64,6 +76,21 @@ fn is_deceptive(c: char) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_word_stays_one_word() {
+        for (text, shown) in [
+            ("order-17", "order-17"),
+            ("evt.123", "evt.123"),
+            ("order 17", "\"order 17\""),
+            ("a event=b", "\"a event=b\""),
+            ("bestellung-ü", "\"bestellung-ü\""),
+            ("a\u{202e}\"b", "\"a\\u{202e}\\\"b\""),
+            ("", "\"\""),
+        ] {
+            assert_eq!(word(text).to_string(), shown);
+        }
+    }
 
     #[test]
     fn what_could_deceive_is_escaped_and_the_rest_is_not() {

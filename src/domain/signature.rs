@@ -14,7 +14,7 @@ use sha2::Sha256;
 use super::secret::Secret;
 
 /// What a secret begins with, so that people and scanners know it for one.
-const PREFIX: &str = "whsec_";
+pub const PREFIX: &str = "whsec_";
 
 /// What a signature of this scheme begins with.
 const SCHEME: &str = "v1,";

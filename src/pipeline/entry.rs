@@ -8,6 +8,7 @@ use crate::domain::history::Happened;
 use crate::domain::intake::{Entry, Refusal};
 use crate::domain::outcome::{DeadReason, Decision};
 use crate::domain::retry::Span;
+use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 use crate::receivers::Receivers;
@@ -23,7 +24,8 @@ impl Pipeline {
         refusal: Refusal,
     ) -> Kept {
         let Refusal { hold, entry } = refusal;
-        log::debug!("held back event={} webhook={} because={hold}", delivery.event.id, webhook.id);
+        let event = word(&delivery.event.id);
+        log::debug!("held back event={event} webhook={} because={hold}", webhook.id);
         let Some(entry) = entry else {
             // Shutdown: it comes first at the next start.
             return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
@@ -70,7 +72,7 @@ impl Pipeline {
         self.log.record(&context.lane.origin, delivery, happened);
         log::warn!(
             "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
-            delivery.event.id,
+            word(&delivery.event.id),
             delivery.webhook_id,
             delivery.attempts,
             reason.label(),

@@ -16,6 +16,7 @@ use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
 use crate::domain::intake::{Entry, Refusal};
 use crate::domain::pace::Attempt;
+use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 use crate::receivers::{Answer, InLine};
@@ -306,7 +307,7 @@ impl Pipeline {
         }
         log::info!(
             "event split event={} webhooks={} ms={}",
-            event.id,
+            word(&event.id),
             webhooks.len(),
             begun.elapsed().as_millis()
         );

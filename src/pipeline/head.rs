@@ -44,10 +44,10 @@ pub enum Head {
 }
 
 impl Waiting {
-    /// The size of its body, in bytes.
+    /// How many bytes it takes in memory, about.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.message.body.len()
+        self.message.size()
     }
 }
 

@@ -102,6 +102,5 @@ impl Pipeline {
 }
 
 pub(super) fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
-    let Message { body, content_type, .. } = context.message;
-    Message::carrying(delivery, &context.lane.origin, body.clone(), content_type.clone())
+    context.message.carrying(delivery, &context.lane.origin)
 }

@@ -37,6 +37,7 @@ impl Sender {
     /// Makes an attempt as [`Sender::post`] does, and keeps of the answer's body so many characters.
     #[must_use]
     pub fn try_out(&self, request: Request<'_>, most: usize) -> Trial {
+        let request = request.as_sent();
         let target = match &request.webhook.target {
             Ok(target) => target,
             Err(detail) => {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::session::{Failed, Session};
 use super::{Store, StoreError};
 use crate::domain::delivery::UnixMillis;
+use crate::domain::encoding::header_of_id;
 use crate::domain::history::{Entry, What};
 
 /// How many entries are deleted with one statement: a hundredth of a second's work.
@@ -79,6 +80,9 @@ impl LogSession {
             for entry in &mut entries {
                 entry.detail.retain(|c| c.is_ascii());
                 entry.account.take_if(|account| !account.is_ascii());
+                if !entry.event_id.is_ascii() {
+                    entry.event_id = header_of_id(&entry.event_id).into_owned();
+                }
             }
             written = self.insert(&entries);
         }

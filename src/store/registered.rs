@@ -211,6 +211,37 @@ impl Change {
     }
 }
 
+/// A secret that a webhook is to have, and how long the one that it had goes on signing, too.
+#[derive(Debug)]
+pub struct NewSecret {
+    /// Checked by whoever gives it.
+    pub secret: Secret,
+    /// Zero ends the other one at once.
+    pub keep: Duration,
+}
+
+impl NewSecret {
+    /// Makes both parameters of a statement, and says what is set to what. Set again, it changes
+    /// nothing: the secret before it stays the one before it.
+    fn joining(self, parameters: &mut Vec<Owned>) -> String {
+        let first = parameters.len() + 1;
+        let (secret, keep) = (format!("${first}"), format!("${}", first + 1));
+        parameters.push((Box::new(self.secret.expose().to_owned()), Type::TEXT));
+        parameters.push((Box::new(self.keep.as_secs_f64()), Type::FLOAT8));
+        // The columns on the right of SET are those of before.
+        format!(
+            "secret = {secret},
+             previous_secret = CASE
+                 WHEN {keep} > 0 AND secret = {secret} THEN previous_secret
+                 WHEN {keep} > 0 THEN secret END,
+             previous_secret_expires_at = CASE
+                 WHEN {keep} > 0 AND secret = {secret} THEN previous_secret_expires_at
+                 WHEN {keep} > 0 AND secret IS NOT NULL
+                     THEN now() + make_interval(secs => {keep}) END"
+        )
+    }
+}
+
 impl Store {
     /// All webhooks, oldest first; or the one with this id.
     ///
@@ -298,16 +329,23 @@ impl Store {
         added.ok_or_else(|| StoreError::failing(self.place(), "no row came back"))
     }
 
-    /// Changes the settings of a webhook; at least one. `None` if there is none with this id.
+    /// Changes the settings of a webhook, or its secret; at least one of them. `None` if there is none
+    /// with this id.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn set(&self, id: Uuid, settings: Vec<Change>) -> Result<Option<Registered>, StoreError> {
+    pub fn set(
+        &self,
+        id: Uuid,
+        settings: Vec<Change>,
+        secret: Option<NewSecret>,
+    ) -> Result<Option<Registered>, StoreError> {
         let mut parameters: Vec<Owned> = vec![(Box::new(id), Type::UUID)];
-        let changes: Vec<_> = settings
+        let mut changes: Vec<_> = settings
             .into_iter()
             .map(|change| format!("{} = {}", change.column.name(), change.joining(&mut parameters)))
             .collect();
+        changes.extend(secret.map(|secret| secret.joining(&mut parameters)));
         let changes = changes.join(", ");
         let changed = self.found(
             &format!("UPDATE webhooks SET {changes} WHERE id = $1 RETURNING id"),
@@ -356,33 +394,6 @@ impl Store {
             "UPDATE webhooks SET paused_at = CASE WHEN $2 THEN coalesce(paused_at, now()) END
              WHERE id = $1 RETURNING id",
             vec![(Box::new(id), Type::UUID), (Box::new(is_paused), Type::BOOL)],
-        );
-        changed.map(|mut changed| changed.pop())
-    }
-
-    /// Gives a webhook a new secret, and keeps the one that it had for so long.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn rotate_secret(
-        &self,
-        id: Uuid,
-        secret: &Secret,
-        keep: Duration,
-    ) -> Result<Option<Registered>, StoreError> {
-        // The columns on the right of SET are those of before.
-        let changed = self.found(
-            "UPDATE webhooks SET secret = $2,
-                 previous_secret = CASE WHEN $3 > 0 THEN secret END,
-                 previous_secret_expires_at =
-                     CASE WHEN $3 > 0 AND secret IS NOT NULL
-                          THEN now() + make_interval(secs => $3) END
-             WHERE id = $1 RETURNING id",
-            vec![
-                (Box::new(id), Type::UUID),
-                (Box::new(secret.expose().to_owned()), Type::TEXT),
-                (Box::new(keep.as_secs_f64()), Type::FLOAT8),
-            ],
         );
         changed.map(|mut changed| changed.pop())
     }

@@ -11,6 +11,8 @@ mod delivery;
 mod retries;
 mod outcomes;
 mod signatures;
+mod headers;
+mod given_secrets;
 mod settings;
 mod accounts;
 mod trials;

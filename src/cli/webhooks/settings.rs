@@ -13,6 +13,7 @@ use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Column, Columns, MAX_COLUMN_CHARS, check_headers};
 use crate::domain::shown::quoted;
+use crate::domain::signature::{self, Key};
 use crate::store::Change;
 
 /// What settings are to be.
@@ -48,6 +49,15 @@ impl Given {
     pub(super) fn account(&self) -> Option<&str> {
         self.account.as_deref()
     }
+}
+
+/// A secret that the receiver has already.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct GivenSecret {
+    /// A file with the secret that the receiver has already (`whsec_` and base64); `-` reads standard
+    /// input
+    #[arg(long, value_name = "FILE")]
+    secret_from: Option<PathBuf>,
 }
 
 /// Which settings it is to have no more.
@@ -103,6 +113,32 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
         }
     }
     Ok(changes)
+}
+
+/// Reads the secret that is given, where one is, beside these settings.
+pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Secret>> {
+    let Some(file) = &given.secret_from else { return Ok(None) };
+    if file.to_str().is_some_and(|text| text.starts_with(signature::PREFIX)) {
+        // No error may show it.
+        return Err(Usage(
+            "--secret-from takes the name of a file, not the secret: other users of this machine see \
+             arguments. `-` reads standard input"
+                .to_owned(),
+        )
+        .into());
+    }
+    let is_stdin = |file: &Path| file == Path::new("-");
+    if is_stdin(file) && settings.headers_from.as_deref().is_some_and(is_stdin) {
+        let problem = "--secret-from and --headers-from can't both read standard input";
+        return Err(Usage(problem.to_owned()).into());
+    }
+    let text = read_text(file)?;
+    let secret = text.trim();
+    Key::parse(secret).map_err(|error| {
+        let shown = quoted(&file.to_string_lossy());
+        Usage(format!("--secret-from {shown}: {error}"))
+    })?;
+    Ok(Some(Secret::new(secret.to_owned())))
 }
 
 /// The headers as the JSON that the table has; `None` if there are none.

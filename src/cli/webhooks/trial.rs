@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::super::{Output, complain, print, print_json};
 use super::one;
 use crate::config::Config;
+use crate::domain::delivery::Headers;
 use crate::domain::event::{Event, Properties};
 use crate::domain::outcome::{Outcome, Reason, Response};
 use crate::domain::shown::{self, quoted};
@@ -57,6 +58,8 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
     let request = Request {
         webhook: &webhook,
         event: &event,
+        attempt: 1,
+        headers: &Headers::new(),
         content_type: None,
         body: &body,
         at: SystemTime::now(),

@@ -435,7 +435,10 @@ impl Case {
                      (DELIVERY_LOG=failures logs no such one), or not yet wanted when it came, or \
                      not yet attempted",
                 ),
-                said("see the receiver's own log: the header `webhook-id` is the event's id"),
+                said(
+                    "see the receiver's own log: the header `webhook-id` is the event's id, \
+                     percent-encoded",
+                ),
             ),
         }
     }

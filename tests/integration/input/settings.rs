@@ -29,7 +29,7 @@ fn read(variable: &'static str, value: impl Into<OsString>) -> Result<Config, Co
 }
 
 /// The doors that are settings.
-const DOORS: [&str; 9] = [
+const DOORS: [&str; 10] = [
     "AMQP_URL",
     "DATABASE_URL",
     "QUEUES",
@@ -38,6 +38,7 @@ const DOORS: [&str; 9] = [
     "MAX_EVENT_BYTES",
     "REQUEST_TIMEOUT",
     "ALLOW_NETWORKS",
+    "FORWARD_HEADERS",
     "RUST_LOG",
 ];
 

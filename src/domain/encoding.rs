@@ -1,0 +1,76 @@
+//! How names travel in headers of a request: what a header can't hold is percent-encoded, and so is the
+//! percent sign, so that decoding gives back exactly what the producer wrote.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+/// Beside what is no ASCII: a header holds visible characters (RFC 9110, section 5.5), and loses spaces
+/// at its ends.
+const NOT_IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// A signature is over `id.timestamp.body`: an id with a dot could be read as a shorter id with another
+/// timestamp. Standard Webhooks wants none in it.
+const NOT_IN_AN_ID: &AsciiSet = &NOT_IN_A_HEADER.add(b'.');
+
+/// An event id as it stands in `webhook-id`, and as it is signed.
+#[must_use]
+pub fn header_of_id(id: &str) -> Cow<'_, str> {
+    utf8_percent_encode(id, NOT_IN_AN_ID).into()
+}
+
+/// Another name as it stands in a header.
+#[must_use]
+pub fn header_of_name(name: &str) -> Cow<'_, str> {
+    utf8_percent_encode(name, NOT_IN_A_HEADER).into()
+}
+
+/// The event id that a receiver has as this `webhook-id`, where the two differ.
+#[must_use]
+pub fn id_of_header(text: &str) -> Option<String> {
+    let id = percent_decode_str(text).decode_utf8().ok()?;
+    (id != text && header_of_id(&id) == text).then(|| id.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_a_header_cannot_hold_and_a_dot_in_an_id_are_encoded() {
+        for (id, header) in [
+            ("order-17_a:b~c", "order-17_a:b~c"),
+            ("order 17", "order%2017"),
+            ("bestellung-ü", "bestellung-%C3%BC"),
+            ("evt.123", "evt%2E123"),
+            ("50%", "50%25"),
+            (" ", "%20"),
+        ] {
+            assert_eq!(header_of_id(id), header);
+        }
+        assert_eq!(header_of_name("user.created"), "user.created");
+        assert_eq!(header_of_name("größe 100%"), "gr%C3%B6%C3%9Fe%20100%25");
+        assert!(matches!(header_of_id("7f3b-plain"), Cow::Borrowed(_)));
+        assert!(matches!(header_of_name("user.created"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_header_leads_back_to_its_id() {
+        assert_eq!(id_of_header("evt%2E123").as_deref(), Some("evt.123"));
+        for same_or_none in ["order-17", "evt.123", "50%", "%ff", "%41", "%2e", ""] {
+            assert_eq!(id_of_header(same_or_none), None, "{same_or_none}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_id_becomes_one_header_value_without_a_dot_and_comes_back(
+            id in "\\PC{1,60}|[!-~]{1,60}",
+        ) {
+            let header = header_of_id(&id);
+            prop_assert!(header.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'.'));
+            prop_assert_eq!(id_of_header(&header).unwrap_or_else(|| header.to_string()), id);
+        }
+    }
+}

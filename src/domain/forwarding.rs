@@ -1,0 +1,334 @@
+//! Which headers of a message go on to the receivers, and whether their values can.
+//!
+//! Those of a trace always do (<https://www.w3.org/TR/trace-context/>,
+//! <https://www.w3.org/TR/baggage/>): whoever looks at a trace then sees where the event went. Others
+//! only where somebody has named them: what a producer writes into a message is not meant for
+//! strangers.
+
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue};
+
+use super::delivery::{self, Headers, Value};
+use super::settings::{MAX_HEADER_BYTES, MAX_HEADERS, is_plain, is_reserved};
+use super::shown::quoted;
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+
+/// Credentials for one server. A message goes to many, each a stranger to the others.
+const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "set-cookie"];
+
+/// How many members `tracestate` may have.
+const MAX_TRACESTATE_MEMBERS: usize = 32;
+
+/// The headers that go on beside those of a trace. As a setting: their names, separated by commas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding(Box<[HeaderName]>);
+
+/// What goes on of a message's headers. Allocates nothing where nothing does.
+#[derive(Debug, Default)]
+pub struct Forwarded {
+    /// Each name once.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What should, but can't, and why.
+    pub left_out: Vec<(HeaderName, &'static str)>,
+}
+
+impl Forwarding {
+    /// Reads the setting.
+    ///
+    /// # Errors
+    /// One line that says which name can't be forwarded, and why.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut names = Vec::new();
+        for name in text.split(',').map(str::trim).filter(|_| !text.is_empty()) {
+            let shown = quoted(name);
+            let header = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| format!("{shown} is not the name of a header"))?;
+            let lower = header.as_str();
+            if [&TRACEPARENT, &TRACESTATE, &BAGGAGE].contains(&&header) {
+                return Err(format!("{shown} is always forwarded: leave it out"));
+            }
+            if CREDENTIALS.contains(&lower) {
+                return Err(format!(
+                    "{shown} would give each receiver what another one is trusted with: use \
+                     `webhooks set ID --headers-from FILE`"
+                ));
+            }
+            if is_reserved(lower) {
+                return Err(format!(
+                    "{shown} can't be forwarded: it belongs to the notifier, to the body or to the \
+                     connection"
+                ));
+            }
+            if !delivery::is_producers(lower) {
+                return Err(format!(
+                    "{shown} can't be forwarded: the notifier or RabbitMQ writes it"
+                ));
+            }
+            if names.contains(&header) {
+                return Err(format!("{shown} stands twice"));
+            }
+            if names.len() == MAX_HEADERS {
+                return Err(format!("more than {MAX_HEADERS} names"));
+            }
+            names.push(header);
+        }
+        Ok(Self(names.into()))
+    }
+
+    /// What goes on of these headers. AMQP's names are compared as HTTP's are, whatever their case.
+    #[must_use]
+    pub fn of(&self, headers: &Headers) -> Forwarded {
+        let mut forwarded = Forwarded::default();
+        if headers.is_empty() {
+            return forwarded;
+        }
+        let find = |name: &HeaderName| {
+            let same = |(other, _): &(&String, &Value)| name.as_str().eq_ignore_ascii_case(other);
+            let text = text_of(headers.iter().find(same)?.1);
+            // An empty text is an unset one.
+            (!text.is_empty()).then_some(text)
+        };
+        let mut room = MAX_HEADER_BYTES;
+        let mut add = |name: &HeaderName, text: Cow<'_, str>, is_well_formed: bool| {
+            let value = match is_well_formed {
+                true => value_of(name, &text, &mut room),
+                false => Err("it is malformed"),
+            };
+            match value {
+                Ok(value) => forwarded.headers.push((name.clone(), value)),
+                Err(why) => forwarded.left_out.push((name.clone(), why)),
+            }
+        };
+        if let Some(parent) = find(&TRACEPARENT) {
+            let is_valid = is_traceparent(&parent);
+            add(&TRACEPARENT, parent, is_valid);
+            // It says nothing without its parent.
+            if let Some(state) = find(&TRACESTATE).filter(|_| is_valid) {
+                let is_valid = is_tracestate(&state);
+                add(&TRACESTATE, state, is_valid);
+            }
+        }
+        for name in [&BAGGAGE].into_iter().chain(&self.0) {
+            if let Some(text) = find(name) {
+                add(name, text, true);
+            }
+        }
+        forwarded
+    }
+}
+
+/// White space around a value is none of it (RFC 9110, section 5.5).
+fn text_of(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::Text(text) => text.trim_matches([' ', '\t']).into(),
+        Value::Integer(integer) => integer.to_string().into(),
+    }
+}
+
+fn value_of(name: &HeaderName, text: &str, room: &mut usize) -> Result<HeaderValue, &'static str> {
+    if !is_plain(text) {
+        return Err("its value has more than visible ASCII and spaces");
+    }
+    let left = room.checked_sub(name.as_str().len() + text.len());
+    *room = left.ok_or("the forwarded headers would be too large")?;
+    HeaderValue::from_str(text).map_err(|_| "its value is not one of a header")
+}
+
+/// Whether a text has the form of a `traceparent`, also of a later version, which may go on behind what
+/// this one has (Trace Context, section 3.2).
+fn is_traceparent(text: &str) -> bool {
+    let hex = |part: &str, digits: usize| {
+        part.len() == digits && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_some_id = |part: &str, digits| hex(part, digits) && part.bytes().any(|b| b != b'0');
+    let mut parts = text.splitn(5, '-');
+    let mut next = || parts.next().unwrap_or_default();
+    let (version, trace, parent, flags) = (next(), next(), next(), next());
+    hex(version, 2)
+        && version != "ff"
+        && is_some_id(trace, 32)
+        && is_some_id(parent, 16)
+        && hex(flags, 2)
+        && (version != "00" || parts.next().is_none())
+}
+
+/// Whether a text has the form of a `tracestate`: members `key=value` between commas (Trace Context,
+/// section 3.3).
+fn is_tracestate(text: &str) -> bool {
+    let members = || text.split(',').map(|member| member.trim_matches([' ', '\t']));
+    let is_member = |member: &str| {
+        let key_and_value = member.split_once('=');
+        member.is_empty()
+            || key_and_value.is_some_and(|(key, value)| {
+                !key.is_empty() && !key.contains(' ') && !value.is_empty() && !value.contains('=')
+            })
+    };
+    members().count() <= MAX_TRACESTATE_MEMBERS && members().all(is_member)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn headers(pairs: &[(&str, &str)]) -> Headers {
+        let text = |text: &str| Value::Text(text.to_owned());
+        pairs.iter().map(|(name, value)| (String::from(*name), text(value))).collect()
+    }
+
+    fn forwarded(names: &str, given: &Headers) -> Vec<(String, String)> {
+        let forwarding = Forwarding::parse(names).expect("names");
+        let headers = forwarding.of(given).headers.into_iter();
+        let text = |value: HeaderValue| value.to_str().expect("visible").to_owned();
+        headers.map(|(name, value)| (name.to_string(), text(value))).collect()
+    }
+
+    #[track_caller]
+    fn check(names: &str, given: &[(&str, &str)], expected: &[(&str, &str)]) {
+        let owned = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
+        let expected: Vec<_> = expected.iter().map(owned).collect();
+        assert_eq!(forwarded(names, &headers(given)), expected, "{given:?}");
+    }
+
+    #[test]
+    fn a_trace_goes_on_and_of_the_rest_what_is_named() {
+        let trace =
+            [("traceparent", PARENT), ("tracestate", "a=1, b@c=2"), ("baggage", "k=v;p,l=%20")];
+        let more = [("x-tenant", "7"), ("x-other", "8"), ("x-attempt", "3")];
+        check("", &[&trace[..], &more].concat(), &trace);
+        check("X-Tenant, x-absent", &more, &[("x-tenant", "7")]);
+        check(
+            "x-tenant",
+            &[("X-TENANT", " a b\t"), ("TraceParent", PARENT)],
+            &[("traceparent", PARENT), ("x-tenant", "a b")],
+        );
+        let number = Headers::from([("n".to_owned(), Value::Integer(-7))]);
+        assert_eq!(forwarded("n", &number), [("n".to_owned(), "-7".to_owned())]);
+    }
+
+    #[test]
+    fn a_traceparent_has_its_form_and_a_tracestate_a_parent() {
+        let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        for good in [PARENT.to_owned(), format!("cc-{trace}-{span}-09-what-comes")] {
+            check("", &[("traceparent", &good)], &[("traceparent", &good)]);
+        }
+        let upper = PARENT.to_uppercase();
+        for bad in [
+            "",
+            "00",
+            &PARENT[..54],
+            &upper,
+            &format!("{PARENT}-more"),
+            &format!("{PARENT}0"),
+            &format!("ff-{trace}-{span}-01"),
+            &format!("00-{}-{span}-01", "0".repeat(32)),
+            &format!("00-{trace}-{}-01", "0".repeat(16)),
+            &format!("00-{trace}-{span}-0g"),
+            &format!("{PARENT}\r\nx-evil: 1"),
+        ] {
+            check(
+                "",
+                &[("traceparent", bad), ("tracestate", "a=1"), ("baggage", "k=v")],
+                &[("baggage", "k=v")],
+            );
+        }
+        check("", &[("tracestate", "a=1")], &[]);
+        let many = vec!["a=1"; 33].join(",");
+        for bad in ["a", "=1", "a=", "a b=1", "a=1=2", "a=é", &many] {
+            let given = [("traceparent", PARENT), ("tracestate", bad)];
+            check("", &given, &[("traceparent", PARENT)]);
+        }
+    }
+
+    #[test]
+    fn what_no_header_can_hold_is_left_out_with_a_reason() {
+        let long = "x".repeat(MAX_HEADER_BYTES);
+        let given = headers(&[
+            ("x-a", "1\r\nx-evil: 1"),
+            ("x-b", "Müller"),
+            ("x-c", &long),
+            ("x-d", ""),
+            ("x-e", "2"),
+            ("traceparent", "00-0"),
+        ]);
+        let forwarding = Forwarding::parse("x-a,x-b,x-c,x-d,x-e").expect("names");
+        let Forwarded { headers, left_out } = forwarding.of(&given);
+        let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["x-e"]);
+        let left_out: Vec<_> = left_out.iter().map(|(name, why)| (name.as_str(), *why)).collect();
+        let ascii = "its value has more than visible ASCII and spaces";
+        assert_eq!(
+            left_out,
+            [
+                ("traceparent", "it is malformed"),
+                ("x-a", ascii),
+                ("x-b", ascii),
+                ("x-c", "the forwarded headers would be too large"),
+            ]
+        );
+    }
+
+    #[test]
+    fn names_that_cannot_be_forwarded_are_refused() {
+        let many = (0..33).map(|n| format!("x-{n}")).collect::<Vec<_>>().join(",");
+        for (names, says) in [
+            ("a b", "\"a b\" is not the name of a header"),
+            ("a,,b", "\"\" is not the name"),
+            (",", "\"\" is not the name"),
+            ("a:", "is not the name"),
+            ("é", "is not the name"),
+            ("a,A", "\"A\" stands twice"),
+            ("traceparent", "always forwarded"),
+            ("Webhook-Id", "can't be forwarded"),
+            ("webhook-anything", "can't be forwarded"),
+            ("Host", "can't be forwarded"),
+            ("content-type", "can't be forwarded"),
+            ("Content-Length", "can't be forwarded"),
+            ("transfer-encoding", "can't be forwarded"),
+            ("connection", "can't be forwarded"),
+            ("proxy-authorization", "can't be forwarded"),
+            ("Authorization", "--headers-from"),
+            ("cookie", "--headers-from"),
+            ("X-Attempt", "RabbitMQ writes it"),
+            ("x-first-death-queue", "RabbitMQ writes it"),
+            (&many, "more than 32"),
+        ] {
+            let error = Forwarding::parse(names).expect_err(names);
+            assert!(error.contains(says), "{names}: {error}");
+        }
+        assert_eq!(Forwarding::parse(""), Ok(Forwarding::default()));
+        assert!(Forwarding::parse("x-a, B3,account").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_producer_writes_becomes_headers_or_none(
+            given in prop::collection::btree_map(
+                "traceparent|tracestate|baggage|x-a|X-A|.{0,8}",
+                prop_oneof![
+                    "00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]",
+                    ".{0,40}",
+                    "[ -~]{0,3000}",
+                ].prop_map(Value::Text),
+                0..6,
+            ),
+        ) {
+            let forwarding = Forwarding::parse("x-a").expect("a name");
+            let Forwarded { headers, .. } = forwarding.of(&given);
+            let size: usize = headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum();
+            prop_assert!(size <= MAX_HEADER_BYTES);
+            let known = ["traceparent", "tracestate", "baggage", "x-a"];
+            for (name, value) in &headers {
+                prop_assert!(known.contains(&name.as_str()));
+                prop_assert!(value.to_str().is_ok_and(|text| !text.is_empty()));
+                prop_assert_eq!(headers.iter().filter(|(other, _)| other == name).count(), 1);
+            }
+        }
+    }
+}
