@@ -263,6 +263,7 @@ impl Pipeline {
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
             Found::Enabled(webhook) => {
+                self.heed(&delivery);
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());
             }
@@ -288,6 +289,13 @@ impl Pipeline {
         match answer.and_then(wait) {
             Ok(attempt) => self.attempt(context, webhook, delivery, attempt),
             Err(refusal) => self.hold_back(context, webhook, delivery, refusal),
+        }
+    }
+
+    /// Its receiver asked another process to stay away, perhaps, or this one before it was restarted.
+    fn heed(&self, delivery: &Delivery) {
+        if let Some(wanted) = delivery.stay(unix_millis()) {
+            self.receivers.stay_away(delivery.webhook_id, wanted);
         }
     }
 
@@ -324,9 +332,13 @@ impl Pipeline {
         let status = response.status();
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
+        let stay = outcome.retry_after();
+        delivery.not_before = stay.map(from_now);
         self.note(webhook, &delivery.event, attempt, &outcome);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .at_age(age(&delivery), self.delivery_max_age);
+        // What people are told.
+        let next = decision.not_before(stay);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
             outcome
         {
@@ -338,7 +350,7 @@ impl Pipeline {
                 delivery.attempts,
                 reason.label(),
                 took.as_millis(),
-                match decision {
+                match next {
                     Decision::Park(delay) => delay.to_string(),
                     Decision::Dead(reason) => format!("dead:{}", reason.label()),
                     Decision::Delivered => "none".to_owned(),
@@ -348,7 +360,8 @@ impl Pipeline {
             if reason == Reason::Gone {
                 self.disable(webhook);
             }
-            let happened = Happened::Attempted { failure: Some(reason), status, took, decision };
+            let happened =
+                Happened::Attempted { failure: Some(reason), status, took, decision: next };
             self.log.record(&context.lane.origin, &delivery, happened);
         }
         match decision {
@@ -399,12 +412,11 @@ impl Pipeline {
     fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Delivered => Ended::Delivered,
-            Outcome::Failed { reason, is_overload, retry_after, .. } => Ended::Failed {
+            Outcome::Failed { reason, is_overload, .. } => Ended::Failed {
                 event: &event.id,
                 reason: *reason,
                 is_overload: *is_overload,
-                // As long as the delivery itself waits at most.
-                retry_after: retry_after.map(|wanted| wanted.min(self.schedule.longest().get())),
+                retry_after: outcome.retry_after(),
             },
             Outcome::Hopeless { reason: Reason::Gone, .. } => {
                 self.receivers.end(attempt, Ended::Delivered);
@@ -451,7 +463,13 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
         attempts: 0,
         first_received_at: unix_millis(),
         last_error: String::new(),
+        not_before: None,
     }
+}
+
+/// When that time is over.
+fn from_now(time: Duration) -> UnixMillis {
+    unix_millis().saturating_add(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
 }
 
 /// How long ago the event came. Another instance's clock may be ahead of ours: not at all, then.

@@ -7,6 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use super::retry::{Schedule, Span};
 
+/// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
+/// year" is a mistake, and its receiver would get nothing until we are restarted.
+pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
+
 /// What came back from one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
@@ -125,7 +129,8 @@ pub enum Outcome {
         /// Whether it shows that the receiver had too many requests: 429, 503, no answer in time, or
         /// a lost connection.
         is_overload: bool,
-        /// How long the receiver asked us to stay away (429, 502, 503 and 504 only).
+        /// How long the receiver asked us to stay away (429, 502, 503 and 504 only); at most
+        /// [`LONGEST_STAY`].
         retry_after: Option<Duration>,
     },
     /// It will never work.
@@ -156,7 +161,8 @@ impl Outcome {
                 is_overload: matches!(code, 429 | 503),
                 retry_after: retry_after
                     .filter(|_| matches!(code, 429 | 502..=504))
-                    .and_then(|value| parse_retry_after(&value, now)),
+                    .and_then(|value| parse_retry_after(&value, now))
+                    .map(|wanted| wanted.min(LONGEST_STAY)),
             },
             Response::NoAnswer { reason, detail } => {
                 let is_overload = matches!(reason, Reason::Timeout | Reason::Reset);
@@ -167,6 +173,15 @@ impl Outcome {
             }
         }
     }
+
+    /// How long the receiver asked us to stay away.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Failed { retry_after, .. } => *retry_after,
+            Self::Delivered | Self::Hopeless { .. } => None,
+        }
+    }
 }
 
 /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or an HTTP date. What is neither, and
@@ -174,7 +189,7 @@ impl Outcome {
 fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than fit mean "very long", which the schedule's longest delay answers.
+        // More digits than fit mean "very long".
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
@@ -237,6 +252,16 @@ pub fn decide(outcome: &Outcome, attempt: u32, schedule: &Schedule) -> Decision 
 }
 
 impl Decision {
+    /// With what the delivery waits in its receiver's backlog after its delay, where that asked us to stay
+    /// away for so long.
+    #[must_use]
+    pub fn not_before(self, stay: Option<Duration>) -> Self {
+        match (self, stay) {
+            (Self::Park(delay), Some(stay)) => Self::Park(delay.max(stay.into())),
+            (other, _) => other,
+        }
+    }
+
     /// Nothing waits once more that is older than `most`: it has to end some time.
     #[must_use]
     pub fn at_age(self, age: Duration, most: Duration) -> Self {
@@ -287,9 +312,15 @@ mod tests {
     #[test]
     fn only_429_502_503_and_504_can_ask_for_time() {
         for code in [429, 502, 503, 504] {
-            check(&status(code, Some("5")), 1, park("10s"));
-            check(&status(code, Some("Sun, 06 Nov 1994 08:49:57 GMT")), 1, park("1m"));
+            check(&status(code, Some("12")), 1, park("10s"));
+            check(&status(code, Some("Sun, 06 Nov 1994 08:50:37 GMT")), 1, park("1m"));
             check(&status(code, Some("99999999999999999999999")), 1, park("1m"));
+            for more in ["3601", "7200", "86400", "99999999999999999999999"] {
+                let Outcome::Failed { retry_after, .. } = status(code, Some(more)) else {
+                    panic!("{code}")
+                };
+                assert_eq!(retry_after, Some(LONGEST_STAY), "{more}");
+            }
         }
         check(&status(500, Some("5")), 1, park("1s"));
         for nonsense in ["", "-1", "soon", "1.5", "Sun, 06 Nov 1994 08:49:36 GMT"] {

@@ -10,6 +10,7 @@ mod harness;
 mod delivery;
 mod retries;
 mod outcomes;
+mod retry_after;
 mod signatures;
 mod settings;
 mod trials;
