@@ -17,6 +17,7 @@ use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::shown::{self, quoted};
+use crate::domain::statuses::Statuses;
 use crate::tls::{Check, Roots, Tls};
 
 mod arguments;
@@ -44,7 +45,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 23] = [
+const SETTINGS: [Setting; 24] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
@@ -60,6 +61,7 @@ const SETTINGS: [Setting; 23] = [
     setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
+    setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx; by default, none but 410"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
@@ -128,6 +130,7 @@ pub struct Config {
     pub delivery_max_age: Duration,
     pub max_event_bytes: usize,
     pub max_response_bytes: u64,
+    pub no_retry_status: Statuses,
     pub allow_networks: AllowedNetworks,
     pub tls: Tls,
     pub directory_entries: usize,
@@ -178,6 +181,7 @@ impl Settings {
             delivery_max_age: self.time_up_to("DELIVERY_MAX_AGE", LONGEST_AGE)?,
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
+            no_retry_status: self.with("NO_RETRY_STATUS", Statuses::from_str)?,
             allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
             directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
             database_pool_size: self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
@@ -435,6 +439,8 @@ mod tests {
             ("MAX_EVENT_BYTES", "1GB"),
             ("MAX_EVENT_BYTES", "0"),
             ("MAX_RESPONSE_BYTES", "129MiB"),
+            ("NO_RETRY_STATUS", "4x"),
+            ("NO_RETRY_STATUS", "200"),
             ("ALLOW_NETWORKS", "home"),
             ("DATABASE_POOL_SIZE", "-1"),
             ("DELIVERY_LOG", "some"),

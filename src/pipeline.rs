@@ -22,6 +22,7 @@ use crate::domain::outcome::{Decision, Outcome, Reason, decide};
 use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
+use crate::domain::statuses::Statuses;
 use crate::domain::webhook::Webhook;
 use crate::metrics::{self, Dropped, Metrics};
 use crate::receivers::{Answer, Receivers};
@@ -77,6 +78,7 @@ pub struct Pipeline {
     workers: Workers,
     log: DeliveryLog,
     schedule: Schedule,
+    no_retry_status: Statuses,
     delivery_max_age: Duration,
     fanout_inline: usize,
     max_event_bytes: usize,
@@ -122,6 +124,7 @@ impl Pipeline {
             log,
             metrics,
             schedule: config.retry_schedule.clone(),
+            no_retry_status: config.no_retry_status.clone(),
             delivery_max_age: config.delivery_max_age,
             fanout_inline: config.fanout_inline,
             max_event_bytes: config.max_event_bytes,
@@ -335,7 +338,9 @@ impl Pipeline {
         let stay = outcome.retry_after();
         delivery.not_before = stay.map(from_now);
         self.note(webhook, &delivery.event, attempt, &outcome);
+        let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
+            .unless_refused(status, no_retry)
             .at_age(age(&delivery), self.delivery_max_age);
         // What people are told.
         let next = decision.not_before(stay);

@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::retry::{Schedule, Span};
+use super::statuses::Statuses;
 
 /// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
 /// year" is a mistake, and its receiver would get nothing until we are restarted.
@@ -204,7 +205,10 @@ pub enum DeadReason {
     Exhausted,
     /// The receiver said 410 Gone.
     Gone,
-    /// URL, secret or a setting can't be used, or ALLOW_NETWORKS doesn't allow the address.
+    /// The receiver answered with a status of NO_RETRY_STATUS, or of its webhook's own.
+    Refused,
+    /// URL, secret or a setting can't be used, or the address is not allowed (ALLOW_NETWORKS,
+    /// DENY_NETWORKS).
     Rejected,
     /// Older than DELIVERY_MAX_AGE, and it would have to wait once more.
     Expired,
@@ -212,8 +216,14 @@ pub enum DeadReason {
 
 impl DeadReason {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 5] =
-        [Self::Malformed, Self::Exhausted, Self::Gone, Self::Rejected, Self::Expired];
+    pub const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::Exhausted,
+        Self::Gone,
+        Self::Refused,
+        Self::Rejected,
+        Self::Expired,
+    ];
 
     /// The metrics label and the header `x-dead-reason`.
     #[must_use]
@@ -222,6 +232,7 @@ impl DeadReason {
             Self::Malformed => "malformed",
             Self::Exhausted => "exhausted",
             Self::Gone => "gone",
+            Self::Refused => "refused",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
         }
@@ -259,6 +270,20 @@ impl Decision {
         match (self, stay) {
             (Self::Park(delay), Some(stay)) => Self::Park(delay.max(stay.into())),
             (other, _) => other,
+        }
+    }
+
+    /// What the receiver refuses for good has no further attempt: `status` is its answer's, `none` are
+    /// those that are not tried again.
+    #[must_use]
+    pub fn unless_refused(self, status: Option<u16>, none: &Statuses) -> Self {
+        match self {
+            Self::Park(_) | Self::Dead(DeadReason::Exhausted)
+                if status.is_some_and(|status| none.contains(status)) =>
+            {
+                Self::Dead(DeadReason::Refused)
+            }
+            other => other,
         }
     }
 
@@ -335,6 +360,26 @@ mod tests {
         check(&Outcome::of(silent, now()), 2, park("10s"));
         let refused = Outcome::of(Response::Refused { detail }, now());
         check(&refused, 1, Decision::Dead(DeadReason::Rejected));
+    }
+
+    #[test]
+    fn what_is_refused_for_good_is_dead_at_once_and_nothing_else_is() {
+        let none: Statuses = "4xx,503".parse().expect("statuses");
+        let schedule = "1s,10s".parse().expect("a schedule");
+        for (code, attempt, expected) in [
+            (400, 1, Decision::Dead(DeadReason::Refused)),
+            (503, 1, Decision::Dead(DeadReason::Refused)),
+            (404, 3, Decision::Dead(DeadReason::Refused)),
+            (410, 1, Decision::Dead(DeadReason::Gone)),
+            (500, 1, park("1s")),
+            (500, 3, Decision::Dead(DeadReason::Exhausted)),
+            (204, 1, Decision::Delivered),
+        ] {
+            let decision = decide(&status(code, None), attempt, &schedule);
+            assert_eq!(decision.unless_refused(Some(code), &none), expected, "{code}");
+            assert_eq!(decision.unless_refused(Some(code), &Statuses::default()), decision);
+        }
+        assert_eq!(park("1s").unless_refused(None, &none), park("1s"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ const DELIVERY_ATTEMPTS: &str = include_str!("../../sql/007_delivery_attempts.sq
 const BACKLOGS: &str = include_str!("../../sql/008_backlogs.sql");
 
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 9] = [
+const MIGRATIONS: [(i32, &str, &str); 10] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
@@ -26,6 +26,7 @@ const MIGRATIONS: [(i32, &str, &str); 9] = [
     (7, "delivery_attempts", DELIVERY_ATTEMPTS),
     (8, "backlogs", BACKLOGS),
     (9, "deferrals", include_str!("../../sql/009_deferrals.sql")),
+    (11, "no_retry_status", include_str!("../../sql/011_no_retry_status.sql")),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -93,6 +94,7 @@ const TABLES: [Table; 3] = [
             column("description", "TEXT"),
             column("account", "TEXT"),
             column("paused_at", "TIMESTAMPTZ"),
+            column("no_retry_status", "TEXT"),
         ],
         key: &["id"],
         indexes: &[("webhooks_events_idx", "USING GIN (events)")],

@@ -96,7 +96,7 @@ fn a_database_of_the_version_before_keeps_its_rows() {
     let before = rows();
 
     let migrated = succeed(&sandbox, &["migrate"]);
-    assert_eq!(migrated, "applied: backlogs, deferrals");
+    assert!(migrated.starts_with("applied: backlogs, deferrals"), "{migrated}");
     assert_eq!(rows(), before);
     let paused = "SELECT id FROM webhooks WHERE paused_at IS NOT NULL";
     assert!(sandbox.database.query(paused, &[]).is_empty());

@@ -11,6 +11,7 @@ mod delivery;
 mod retries;
 mod outcomes;
 mod retry_after;
+mod no_retry;
 mod signatures;
 mod settings;
 mod trials;

@@ -68,7 +68,10 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
             Response::Status { code, .. } => Some(*code),
             _ => None,
         },
-        failure: failure(&Outcome::of(trial.response.clone(), SystemTime::now())),
+        failure: failure(
+            &Outcome::of(trial.response.clone(), SystemTime::now()),
+            is_refused(&trial.response, &webhook, config),
+        ),
         trial,
     };
     if output.json {
@@ -128,9 +131,18 @@ struct Failure {
     remedy: &'static str,
 }
 
-fn failure(outcome: &Outcome) -> Option<Failure> {
+/// Whether a delivery would not be tried again after that answer.
+fn is_refused(response: &Response, webhook: &Webhook, config: &Config) -> bool {
+    let statuses = webhook.no_retry_status().unwrap_or(&config.no_retry_status);
+    response.status().is_some_and(|status| statuses.contains(status))
+}
+
+fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
     let (reason, detail, then) = match outcome {
         Outcome::Delivered => return None,
+        Outcome::Failed { reason, detail, .. } if is_refused => {
+            (reason, detail, "would be dead at once: NO_RETRY_STATUS, or the webhook's own")
+        }
         Outcome::Failed { reason, detail, .. } => (reason, detail, "would be tried again"),
         Outcome::Hopeless { reason: Reason::Gone, detail, .. } => {
             (&Reason::Gone, detail, "would be dead, and the webhook disabled")

@@ -268,6 +268,7 @@ impl Case {
         let meaning = match reason.as_str() {
             "exhausted" => ": every attempt of the schedule failed",
             "gone" => ": the receiver answered 410",
+            "refused" => ": its answer is one of NO_RETRY_STATUS, or of its webhook's own",
             "rejected" => ": its URL can't be used, or leads where it may not",
             "expired" => ": older than DELIVERY_MAX_AGE",
             ORPHANED => ": its retry queue was gone when it was due",
@@ -327,6 +328,10 @@ impl Case {
                     "start a notifier with {origin} in QUEUES, which makes {retry} again, then {replay}"
                 )
             }
+            (_, "refused") => format!(
+                "ask the receiver's owner why it refuses the event (`webhooks show {id}` has what is not \
+                 tried again); then {replay}"
+            ),
             (_, "rejected") => format!("mend what the error says, then {replay}"),
             (_, "delivery_limit") => {
                 format!("raise the delivery limit of the broker's policy, then {replay}")
