@@ -18,7 +18,7 @@ use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
-use crate::domain::outcome::{Decision, Outcome, Reason, decide};
+use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
 use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
@@ -37,6 +37,7 @@ mod onward;
 mod progress;
 mod promises;
 mod tally;
+mod unsent;
 
 use promises::Promise;
 
@@ -330,9 +331,18 @@ impl Pipeline {
             at: SystemTime::now(),
         });
         metrics.in_flight.dec();
+        let response = match response {
+            Response::NotSent { detail } => {
+                return self.put_off(context, delivery, attempt, detail);
+            }
+            response => response,
+        };
         let took = started.elapsed();
         metrics.request_duration.observe(took.as_secs_f64());
         let status = response.status();
+        if status.is_some() {
+            self.metrics.egress().answered();
+        }
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
         let stay = outcome.retry_after();

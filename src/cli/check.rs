@@ -11,6 +11,7 @@ use crate::broker::BrokerError;
 use crate::config::Config;
 use crate::domain::history::Extent;
 use crate::domain::shown;
+use crate::sender;
 use crate::shutdown;
 use crate::store::{Registered, Store, StoreError};
 
@@ -34,6 +35,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings = vec![finding("configuration", Ok::<_, BrokerError>("readable".to_owned()))];
     let (_trigger, shutdown) = shutdown::channel();
     findings.extend(broker::findings(config, &shutdown));
+    findings.extend(sender::try_proxy(config).map(|tried| finding("egress proxy", tried)));
     findings.extend(of_database(config, &Store::new(config)?));
 
     let ok = findings.iter().all(|finding| finding.ok);

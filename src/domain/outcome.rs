@@ -29,6 +29,11 @@ pub enum Response {
         /// The error in words, for people. Holds no secret.
         detail: String,
     },
+    /// Nothing was sent, by a fault of our own way out: it says nothing of the receiver.
+    NotSent {
+        /// What is wrong, and where.
+        detail: String,
+    },
     /// No attempt was made: the webhook can't be used, or its address is not allowed.
     Refused {
         /// Why, and the remedy.
@@ -42,7 +47,7 @@ impl Response {
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Status { code, .. } => Some(*code),
-            Self::NoAnswer { .. } | Self::Refused { .. } => None,
+            Self::NoAnswer { .. } | Self::NotSent { .. } | Self::Refused { .. } => None,
         }
     }
 }
@@ -63,12 +68,13 @@ pub enum Reason {
     Tls,
     Protocol,
     Rejected,
+    Proxy,
     Io,
 }
 
 impl Reason {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Status1xx,
         Self::Status3xx,
         Self::Status4xx,
@@ -81,6 +87,7 @@ impl Reason {
         Self::Tls,
         Self::Protocol,
         Self::Rejected,
+        Self::Proxy,
         Self::Io,
     ];
 
@@ -100,6 +107,7 @@ impl Reason {
             Self::Tls => "tls",
             Self::Protocol => "protocol",
             Self::Rejected => "rejected",
+            Self::Proxy => "proxy",
             Self::Io => "io",
         }
     }
@@ -167,6 +175,10 @@ impl Outcome {
             },
             Response::NoAnswer { reason, detail } => {
                 let is_overload = matches!(reason, Reason::Timeout | Reason::Reset);
+                Self::Failed { reason, detail, is_overload, retry_after: None }
+            }
+            Response::NotSent { detail } => {
+                let (reason, is_overload) = (Reason::Proxy, false);
                 Self::Failed { reason, detail, is_overload, retry_after: None }
             }
             Response::Refused { detail } => {

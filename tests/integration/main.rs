@@ -19,6 +19,7 @@ mod receivers;
 mod failures;
 mod hostile;
 mod addresses;
+mod egress;
 mod malformed;
 mod input;
 mod terminal;

@@ -164,7 +164,7 @@ fn remedy(reason: Reason) -> &'static str {
         Reason::Refused => "does the receiver run, and may this machine reach it?",
         Reason::Reset => "the receiver ended the connection: is it HTTPS there, or HTTP only?",
         Reason::Dns => "is the name right, and does this machine have a name server?",
-        Reason::Io | Reason::Tls | Reason::Rejected => "",
+        Reason::Io | Reason::Tls | Reason::Rejected | Reason::Proxy => "",
     }
 }
 
@@ -180,9 +180,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether the webhook could be used, and its address is allowed.
+    /// Whether the webhook could be used, its address is allowed, and the proxy let it through.
     fn was_made(&self) -> bool {
-        !matches!(self.trial.response, Response::Refused { .. })
+        !matches!(self.trial.response, Response::Refused { .. } | Response::NotSent { .. })
     }
 
     fn print(&self) -> Result<()> {
