@@ -47,7 +47,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 25] = [
+const SETTINGS: [Setting; 26] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
@@ -65,6 +65,7 @@ const SETTINGS: [Setting; 25] = [
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
     setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx; by default, none but 410"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
+    setting("DENY_NETWORKS", "", "CIDRS", "Networks that no webhook may reach, whatever else allows them, separated by commas"),
     setting("EGRESS_PROXY", "", "URL", "An HTTP proxy for requests to receivers, http://host:port or http://user:password@host:port; prefer the variable to the flag, which `ps` shows"),
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
@@ -134,6 +135,7 @@ pub struct Config {
     pub max_event_bytes: usize,
     pub max_response_bytes: u64,
     pub no_retry_status: Statuses,
+    /// Without DENY_NETWORKS.
     pub allow_networks: AllowedNetworks,
     pub egress_proxy: Option<EgressProxy>,
     pub tls: Tls,
@@ -166,6 +168,7 @@ impl Settings {
             "" => Ok(Roots::bundled()),
             file => Roots::bundled().with(Path::new(file)),
         })?;
+        let allowed = self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?;
         let config = Config {
             amqp: self.with("AMQP_URL", |text| Amqp::parse(text, &roots))?,
             database: self.with("DATABASE_URL", |text| Database::parse(text, &roots))?,
@@ -186,7 +189,7 @@ impl Settings {
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
             no_retry_status: self.with("NO_RETRY_STATUS", Statuses::from_str)?,
-            allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
+            allow_networks: self.with("DENY_NETWORKS", |text| allowed.denying(text))?,
             egress_proxy: self.with("EGRESS_PROXY", EgressProxy::parse)?,
             directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
             database_pool_size: self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
@@ -447,6 +450,7 @@ mod tests {
             ("NO_RETRY_STATUS", "4x"),
             ("NO_RETRY_STATUS", "200"),
             ("ALLOW_NETWORKS", "home"),
+            ("DENY_NETWORKS", "home"),
             ("EGRESS_PROXY", "https://u:s3cret@proxy:3128"),
             ("DATABASE_POOL_SIZE", "-1"),
             ("DELIVERY_LOG", "some"),

@@ -20,6 +20,7 @@ use crate::tls::problem as tls_problem;
 
 mod agents;
 mod egress;
+mod reach;
 mod resolver;
 mod tls;
 mod transport;
@@ -30,6 +31,7 @@ use egress::Proxy;
 use resolver::{GuardedResolver, MOST_THREADS, Names};
 
 pub use egress::try_proxy;
+pub use reach::rejected;
 pub use trial::{Answer, Trial};
 
 /// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
