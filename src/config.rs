@@ -18,13 +18,16 @@ use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::shown::{self, quoted};
+use crate::domain::statuses::Statuses;
 use crate::tls::{Check, Roots, Tls};
 
 mod arguments;
 mod env_file;
+mod proxy;
 mod servers;
 
 pub use arguments::ServerSettings;
+pub use proxy::EgressProxy;
 pub use servers::{Amqp, Database, Encryption};
 
 /// One setting: an environment variable and the flag of the same name.
@@ -45,7 +48,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 24] = [
+const SETTINGS: [Setting; 27] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
@@ -62,7 +65,10 @@ const SETTINGS: [Setting; 24] = [
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that receivers get too, separated by commas; those of a trace they always get"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
+    setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx; by default, none but 410"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
+    setting("DENY_NETWORKS", "", "CIDRS", "Networks that no webhook may reach, whatever else allows them, separated by commas"),
+    setting("EGRESS_PROXY", "", "URL", "An HTTP proxy for requests to receivers, http://host:port or http://user:password@host:port; prefer the variable to the flag, which `ps` shows"),
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
     setting("DATABASE_POOL_SIZE", "8", "N", "Connections to PostgreSQL"),
@@ -131,7 +137,10 @@ pub struct Config {
     pub max_event_bytes: usize,
     pub forward_headers: Forwarding,
     pub max_response_bytes: u64,
+    pub no_retry_status: Statuses,
+    /// Without DENY_NETWORKS.
     pub allow_networks: AllowedNetworks,
+    pub egress_proxy: Option<EgressProxy>,
     pub tls: Tls,
     pub directory_entries: usize,
     pub database_pool_size: u32,
@@ -162,6 +171,7 @@ impl Settings {
             "" => Ok(Roots::bundled()),
             file => Roots::bundled().with(Path::new(file)),
         })?;
+        let allowed = self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?;
         let config = Config {
             amqp: self.with("AMQP_URL", |text| Amqp::parse(text, &roots))?,
             database: self.with("DATABASE_URL", |text| Database::parse(text, &roots))?,
@@ -182,7 +192,9 @@ impl Settings {
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             forward_headers: self.with("FORWARD_HEADERS", Forwarding::parse)?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
-            allow_networks: self.with("ALLOW_NETWORKS", AllowedNetworks::parse)?,
+            no_retry_status: self.with("NO_RETRY_STATUS", Statuses::from_str)?,
+            allow_networks: self.with("DENY_NETWORKS", |text| allowed.denying(text))?,
+            egress_proxy: self.with("EGRESS_PROXY", EgressProxy::parse)?,
             directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
             database_pool_size: self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
             delivery_log: self.with("DELIVERY_LOG", Extent::from_str)?,
@@ -440,7 +452,11 @@ mod tests {
             ("MAX_EVENT_BYTES", "0"),
             ("FORWARD_HEADERS", "webhook-id"),
             ("MAX_RESPONSE_BYTES", "129MiB"),
+            ("NO_RETRY_STATUS", "4x"),
+            ("NO_RETRY_STATUS", "200"),
             ("ALLOW_NETWORKS", "home"),
+            ("DENY_NETWORKS", "home"),
+            ("EGRESS_PROXY", "https://u:s3cret@proxy:3128"),
             ("DATABASE_POOL_SIZE", "-1"),
             ("DELIVERY_LOG", "some"),
             ("DELIVERY_LOG_KEEP", "3651d"),

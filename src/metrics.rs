@@ -19,6 +19,7 @@ use crate::domain::receiver::{Class, Transition};
 use crate::domain::trend::Counts;
 
 mod contact;
+mod egress;
 mod labels;
 mod lane_state;
 mod maker;
@@ -30,6 +31,7 @@ use maker::Maker;
 use waiting::Waiting;
 
 pub use contact::{Answers, Contact};
+pub use egress::EgressState;
 pub use labels::{Dropped, Held};
 pub use lane_state::{Interruption, LaneState};
 pub use topology::{ObjectKind, TopologyCounts};
@@ -70,6 +72,7 @@ pub struct Metrics {
     /// Asked for what changes by the clock, when the metrics are read.
     look: OnceLock<Look>,
     database_up: IntGauge,
+    egress: EgressState,
     broker_accepting: IntGauge,
     messages_refused: IntGaugeVec,
     refusals: IntCounterVec,
@@ -326,6 +329,11 @@ impl Metrics {
             written: log_rows.with_label_values(&["written"]),
             dropped: log_rows.with_label_values(&["dropped"]),
         };
+        let egress_proxy_up = make.gauge(
+            "webhook_egress_proxy_up",
+            "0 while EGRESS_PROXY lets no request through; 1 also where there is none",
+            &[],
+        )?;
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
         let broker_accepting = make.gauge(
             "webhook_broker_accepting",
@@ -389,6 +397,7 @@ impl Metrics {
             log_rows,
             look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
+            egress: EgressState::new(egress_proxy_up.with_label_values::<&str>(&[])),
             broker_accepting: broker_accepting.with_label_values::<&str>(&[]),
             messages_refused,
             refusals,
@@ -516,6 +525,12 @@ impl Metrics {
     #[must_use]
     pub fn broker(&self) -> &Contact {
         &self.broker
+    }
+
+    /// Whether requests get out to receivers.
+    #[must_use]
+    pub fn egress(&self) -> &EgressState {
+        &self.egress
     }
 
     /// Whether PostgreSQL answers.

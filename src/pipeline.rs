@@ -18,11 +18,12 @@ use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
-use crate::domain::outcome::{Decision, Outcome, Reason, decide};
+use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
 use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
 use crate::domain::retry::{Schedule, Span};
 use crate::domain::shown::word;
+use crate::domain::statuses::Statuses;
 use crate::domain::webhook::Webhook;
 use crate::metrics::{self, Dropped, Metrics};
 use crate::receivers::{Answer, Receivers};
@@ -38,6 +39,7 @@ mod onward;
 mod progress;
 mod promises;
 mod tally;
+mod unsent;
 
 use promises::Promise;
 
@@ -79,6 +81,7 @@ pub struct Pipeline {
     workers: Workers,
     log: DeliveryLog,
     schedule: Schedule,
+    no_retry_status: Statuses,
     delivery_max_age: Duration,
     fanout_inline: usize,
     max_event_bytes: usize,
@@ -124,6 +127,7 @@ impl Pipeline {
             log,
             metrics,
             schedule: config.retry_schedule.clone(),
+            no_retry_status: config.no_retry_status.clone(),
             delivery_max_age: config.delivery_max_age,
             fanout_inline: config.fanout_inline,
             max_event_bytes: config.max_event_bytes,
@@ -271,6 +275,7 @@ impl Pipeline {
                 return Ok(());
             }
             Found::Enabled(webhook) => {
+                self.heed(&delivery);
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());
             }
@@ -296,6 +301,13 @@ impl Pipeline {
         match answer.and_then(wait) {
             Ok(attempt) => self.attempt(context, webhook, delivery, attempt),
             Err(refusal) => self.hold_back(context, webhook, delivery, refusal),
+        }
+    }
+
+    /// Its receiver asked another process to stay away, perhaps, or this one before it was restarted.
+    fn heed(&self, delivery: &Delivery) {
+        if let Some(wanted) = delivery.stay(unix_millis()) {
+            self.receivers.stay_away(delivery.webhook_id, wanted);
         }
     }
 
@@ -336,14 +348,29 @@ impl Pipeline {
             at: SystemTime::now(),
         });
         metrics.in_flight.dec();
+        let response = match response {
+            Response::NotSent { detail } => {
+                return self.put_off(context, delivery, attempt, detail);
+            }
+            response => response,
+        };
         let took = started.elapsed();
         metrics.request_duration.observe(took.as_secs_f64());
         let status = response.status();
+        if status.is_some() {
+            self.metrics.egress().answered();
+        }
         let outcome = Outcome::of(response, SystemTime::now());
         delivery.attempts += 1;
+        let stay = outcome.retry_after();
+        delivery.not_before = stay.map(from_now);
         self.note(webhook, &delivery.event, attempt, &outcome);
+        let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
+            .unless_refused(status, no_retry)
             .at_age(age(&delivery), self.delivery_max_age);
+        // What people are told.
+        let next = decision.not_before(stay);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
             outcome
         {
@@ -355,7 +382,7 @@ impl Pipeline {
                 delivery.attempts,
                 reason.label(),
                 took.as_millis(),
-                match decision {
+                match next {
                     Decision::Park(delay) => delay.to_string(),
                     Decision::Dead(reason) => format!("dead:{}", reason.label()),
                     Decision::Delivered => "none".to_owned(),
@@ -365,7 +392,8 @@ impl Pipeline {
             if reason == Reason::Gone {
                 self.disable(webhook);
             }
-            let happened = Happened::Attempted { failure: Some(reason), status, took, decision };
+            let happened =
+                Happened::Attempted { failure: Some(reason), status, took, decision: next };
             self.log.record(&context.lane.origin, &delivery, happened);
         }
         match decision {
@@ -416,12 +444,11 @@ impl Pipeline {
     fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Delivered => Ended::Delivered,
-            Outcome::Failed { reason, is_overload, retry_after, .. } => Ended::Failed {
+            Outcome::Failed { reason, is_overload, .. } => Ended::Failed {
                 event: &event.id,
                 reason: *reason,
                 is_overload: *is_overload,
-                // As long as the delivery itself waits at most.
-                retry_after: retry_after.map(|wanted| wanted.min(self.schedule.longest().get())),
+                retry_after: outcome.retry_after(),
             },
             Outcome::Hopeless { reason: Reason::Gone, .. } => {
                 self.receivers.end(attempt, Ended::Delivered);
@@ -468,7 +495,13 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
         attempts: 0,
         first_received_at: unix_millis(),
         last_error: String::new(),
+        not_before: None,
     }
+}
+
+/// When that time is over.
+fn from_now(time: Duration) -> UnixMillis {
+    unix_millis().saturating_add(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
 }
 
 /// How long ago the event came. Another instance's clock may be ahead of ours: not at all, then.

@@ -297,6 +297,13 @@ impl Receivers {
         state.intake.pace.restore(webhook, is_slow, away_for, now);
     }
 
+    /// See [`Pace::stay_away`].
+    pub fn stay_away(&self, webhook: Uuid, wanted: Duration) {
+        let mut state = self.lock();
+        let now = self.now();
+        state.intake.pace.stay_away(webhook, wanted, now);
+    }
+
     /// Takes note of how an attempt ended.
     pub fn end(&self, attempt: Attempt, ended: Ended<'_>) -> Option<Transition> {
         let jitter = match ended {

@@ -17,6 +17,8 @@ use crate::lookup::{LookUpError, LookUps};
 use crate::tls::problem as tls_problem;
 
 mod agents;
+mod egress;
+mod reach;
 mod request;
 mod resolver;
 mod tls;
@@ -24,8 +26,11 @@ mod transport;
 mod trial;
 
 use agents::{Agents, Making};
+use egress::Proxy;
 use resolver::{GuardedResolver, MOST_THREADS, Names};
 
+pub use egress::try_proxy;
+pub use reach::rejected;
 pub use request::Request;
 pub use trial::{Answer, Trial};
 
@@ -81,13 +86,16 @@ impl Sender {
         let max_answer_bytes = usize::try_from(config.max_response_bytes)
             .unwrap_or(usize::MAX)
             .saturating_add(MAX_RESPONSE_HEADER_BYTES);
+        let look_ups = Arc::new(LookUps::new(MOST_THREADS));
+        let proxy = Proxy::of(config, &names, &look_ups);
         let making = Making {
             settings,
             max_answer_bytes,
             tls: config.tls.clone(),
             allowed: config.allow_networks.clone(),
             names: Arc::clone(&names),
-            look_ups: Arc::new(LookUps::new(MOST_THREADS)),
+            look_ups,
+            proxy,
         };
         Self {
             agents: Agents::new(making),
@@ -157,7 +165,7 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
             let host = url.host().unwrap_or_default();
             Some(format!("deliveries will fail until {host:?} can be resolved: {detail}"))
         }
-        Response::Status { .. } => None,
+        Response::Status { .. } | Response::NotSent { .. } => None,
     }
 }
 
@@ -169,6 +177,9 @@ fn read_to_end(mut body: impl Read) {
 }
 
 fn no_answer(error: Error) -> Response {
+    if let Some(response) = egress::response(&error) {
+        return response;
+    }
     // (Not by `source`, which ureq's errors have none.)
     if let Error::Io(io) = &error
         && let Some(detail) = tls_problem(io)

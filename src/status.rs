@@ -27,8 +27,8 @@ mod snapshot;
 
 pub use snapshot::Snapshot;
 use snapshot::{
-    Ailing, BacklogNow, BacklogsNow, LaneNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Server,
-    Trend, Waiting, rounded, seconds,
+    Ailing, BacklogNow, BacklogsNow, EgressNow, LaneNow, ObjectNow, Rates, ReceiversNow,
+    RefusingNow, Server, Trend, Waiting, rounded, seconds,
 };
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
@@ -112,6 +112,8 @@ impl Status {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.started.elapsed();
         let glance = self.metrics.glance();
+        let of = |(lasted, problem)| EgressNow { problem, lasted_seconds: seconds(lasted) };
+        let egress_problem = self.metrics.egress().problem().map(of);
         let mut snapshot = Snapshot {
             version: env!("CARGO_PKG_VERSION"),
             host: self.host.clone(),
@@ -127,6 +129,7 @@ impl Status {
                 glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
             ),
             broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
+            egress_problem,
             refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
             depths_age_seconds: self.metrics.broker().age().map(seconds),
             lanes: self.lanes_now(glance.as_ref(), &history),

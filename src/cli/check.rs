@@ -1,6 +1,8 @@
 //! `check`: looks at everything that `run` needs, and changes nothing.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -11,6 +13,8 @@ use crate::broker::BrokerError;
 use crate::config::Config;
 use crate::domain::history::Extent;
 use crate::domain::shown;
+use crate::domain::webhook::read_url;
+use crate::sender;
 use crate::shutdown;
 use crate::store::{Registered, Store, StoreError};
 
@@ -18,6 +22,9 @@ mod broker;
 
 /// How much of a detail stands in the table, in characters: it may quote a server.
 const MOST_DETAIL: usize = 1_500;
+
+/// How long the look-ups of all webhooks' hosts may take together.
+const LOOK_UPS: Duration = Duration::from_secs(3);
 
 /// How many webhooks are named that get nothing.
 const MOST_WEBHOOKS: usize = 5;
@@ -34,6 +41,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings = vec![finding("configuration", Ok::<_, BrokerError>("readable".to_owned()))];
     let (_trigger, shutdown) = shutdown::channel();
     findings.extend(broker::findings(config, &shutdown));
+    findings.extend(sender::try_proxy(config).map(|tried| finding("egress proxy", tried)));
     findings.extend(of_database(config, &Store::new(config)?));
 
     let ok = findings.iter().all(|finding| finding.ok);
@@ -87,12 +95,25 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         };
         vec![good("delivery log", detail.to_owned())]
     }));
-    found(store.list(None).map(|webhooks| vec![of_webhooks(&webhooks)]));
+    found(store.list(None).map(|webhooks| {
+        let rejected = rejected(&webhooks, config);
+        vec![of_webhooks(&webhooks, &rejected)]
+    }));
     findings
 }
 
-/// Those that are enabled have to be usable, and to want something.
-fn of_webhooks(webhooks: &[Registered]) -> Finding {
+/// Why deliveries to some would be rejected: they lead where no webhook may.
+fn rejected(webhooks: &[Registered], config: &Config) -> HashMap<Uuid, String> {
+    let usable = webhooks.iter().filter(|it| it.disabled_at.is_none() && it.unusable.is_none());
+    let (ids, urls): (Vec<_>, Vec<_>) =
+        usable.filter_map(|it| Some((it.id, read_url(&it.post_url).ok()?))).unzip();
+    let found = sender::rejected(&urls, &config.allow_networks, LOOK_UPS);
+    ids.into_iter().zip(found).filter_map(|(id, why)| Some((id, why?))).collect()
+}
+
+/// Those that are enabled have to be usable, and to want something. That they lead somewhere is only
+/// worth a warning: names change.
+fn of_webhooks(webhooks: &[Registered], rejected: &HashMap<Uuid, String>) -> Finding {
     let enabled = || webhooks.iter().filter(|webhook| webhook.disabled_at.is_none());
     let (count, all) = (enabled().count(), webhooks.len());
     let problem = |webhook: &Registered| {
@@ -107,7 +128,10 @@ fn of_webhooks(webhooks: &[Registered]) -> Finding {
         format!("{}{more}", named.join("; "))
     };
     let bad: Vec<_> = enabled().filter_map(|it| Some((it.id, problem(it)?))).collect();
-    let warnings = enabled().filter_map(|it| Some((it.id, it.warnings.first()?.clone())));
+    let warnings = enabled().filter_map(|it| {
+        let warning = rejected.get(&it.id).or(it.warnings.first())?;
+        Some((it.id, warning.clone()))
+    });
     let doubtful: Vec<_> = warnings.collect();
     match (count, bad.as_slice(), doubtful.as_slice()) {
         (0, ..) => {

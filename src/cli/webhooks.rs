@@ -366,6 +366,7 @@ fn text(WithBacklogs { webhook, backlogs }: &WithBacklogs<'_>) -> String {
         ("timeout_ms", webhook.timeout_ms.clone()),
         ("max_in_flight", webhook.max_in_flight.clone()),
         ("rate_per_second", webhook.rate_per_second.clone()),
+        ("no_retry_status", webhook.no_retry_status.clone()),
         ("unusable", webhook.unusable.clone()),
     ];
     let warnings = webhook.warnings.iter().map(|warning| ("warning", Some(warning.clone())));

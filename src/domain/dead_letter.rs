@@ -235,6 +235,7 @@ mod tests {
             attempts: 12,
             first_received_at: 1_000,
             last_error: "status 500".to_owned(),
+            not_before: None,
         }
     }
 

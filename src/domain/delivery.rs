@@ -1,12 +1,13 @@
 //! A delivery: one event to one webhook, as it travels in AMQP headers between its attempts.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::account;
 use super::event::{self, Event, Malformed};
-use super::outcome::DeadReason;
+use super::outcome::{DeadReason, LONGEST_STAY};
 use super::shown;
 
 /// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
@@ -15,6 +16,11 @@ const MAX_ERROR_CHARS: usize = 300;
 /// The header with the account of the event; empty where it is of none. What an older version parked has
 /// no such header.
 pub const ACCOUNT: &str = "x-account";
+/// How far ahead of ours the clock of the instance may be that wrote a [`Delivery::not_before`].
+const MOST_SKEW: Duration = Duration::from_secs(60);
+
+/// The header with [`Delivery::not_before`], where there is one.
+const NOT_BEFORE: &str = "x-not-before";
 
 /// The value of an AMQP header, in the two types that we write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +83,9 @@ pub struct Delivery {
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
     pub last_error: String,
+    /// Until when its receiver has asked us to stay away (`Retry-After`). The delivery carries it, so
+    /// that another process knows it too.
+    pub not_before: Option<UnixMillis>,
 }
 
 impl Delivery {
@@ -84,7 +93,7 @@ impl Delivery {
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
         let account = self.event.account.as_deref().unwrap_or_default();
-        Headers::from([
+        let mut headers = Headers::from([
             (ACCOUNT.to_owned(), Value::Text(account.to_owned())),
             ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
             ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
@@ -93,7 +102,20 @@ impl Delivery {
             ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
             ("x-last-error".to_owned(), Value::Text(shortened(&self.last_error))),
             ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
-        ])
+        ]);
+        if let Some(at) = self.not_before {
+            headers.insert(NOT_BEFORE.to_owned(), Value::Integer(at));
+        }
+        headers
+    }
+
+    /// For how long from `now` on its receiver has asked us to stay away. Nobody is kept waiting by a
+    /// clock that is far from ours.
+    #[must_use]
+    pub fn stay(&self, now: UnixMillis) -> Option<Duration> {
+        let left = u64::try_from(self.not_before?.saturating_sub(now)).ok()?;
+        let left = Duration::from_millis(left);
+        (!left.is_zero() && left <= LONGEST_STAY + MOST_SKEW).then_some(left)
     }
 
     /// Reads, at the time `now`, what [`Delivery::headers`] wrote. Whose event it is was decided when its
@@ -149,6 +171,7 @@ impl Delivery {
                 .ok_or(Malformed::BadHeader("x-first-received-at"))?
                 .min(now),
             last_error: shortened(text("x-last-error")?),
+            not_before: integer(NOT_BEFORE).ok(),
         })
     }
 }
@@ -196,15 +219,18 @@ mod tests {
                 account: account.map(String::into_boxed_str),
             },
         );
-        (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}").prop_map(
-            |(event, webhook, attempts, first_received_at, last_error)| Delivery {
-                event,
-                webhook_id: Uuid::from_u128(webhook),
-                attempts,
-                first_received_at,
-                last_error,
-            },
-        )
+        let not_before = prop::option::of(any::<i64>());
+        (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}", not_before)
+            .prop_map(|(event, webhook, attempts, first_received_at, last_error, not_before)| {
+                Delivery {
+                    event,
+                    webhook_id: Uuid::from_u128(webhook),
+                    attempts,
+                    first_received_at,
+                    last_error,
+                    not_before,
+                }
+            })
     }
 
     #[test]
@@ -226,6 +252,7 @@ mod tests {
             attempts: 1,
             first_received_at: 1,
             last_error: String::new(),
+            not_before: None,
         }
         .headers("q")
     }
@@ -256,6 +283,26 @@ mod tests {
             let mut headers = sample();
             headers.remove(&name);
             assert!(Delivery::from_headers(&headers, b"", 9).is_err(), "without {name}");
+        }
+    }
+
+    #[test]
+    fn a_delivery_stays_away_for_an_hour_at_most_whatever_its_header_says() {
+        let hour = 3_600_000;
+        for (not_before, expected) in [
+            (None, None),
+            (Some(1_000), None),
+            (Some(999), None),
+            (Some(i64::MIN), None),
+            (Some(1_001), Some(1)),
+            (Some(1_000 + hour), Some(3_600_000)),
+            (Some(1_000 + hour + 60_000), Some(3_660_000)),
+            (Some(1_001 + hour + 60_000), None),
+            (Some(i64::MAX), None),
+        ] {
+            let delivery = Delivery::from_headers(&sample(), b"", 9).expect("a delivery");
+            let stay = Delivery { not_before, ..delivery }.stay(1_000);
+            assert_eq!(stay, expected.map(Duration::from_millis), "{not_before:?}");
         }
     }
 

@@ -325,6 +325,7 @@ mod tests {
             attempts,
             first_received_at: 0,
             last_error: last_error.to_owned(),
+            not_before: None,
         }
     }
 

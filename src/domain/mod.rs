@@ -25,6 +25,7 @@ pub mod secret;
 pub mod settings;
 pub mod shown;
 pub mod signature;
+pub mod statuses;
 pub mod trend;
 pub mod waiting;
 pub mod webhook;

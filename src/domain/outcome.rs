@@ -6,6 +6,11 @@
 use std::time::{Duration, SystemTime};
 
 use super::retry::{Schedule, Span};
+use super::statuses::Statuses;
+
+/// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
+/// year" is a mistake, and its receiver would get nothing until we are restarted.
+pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
 
 /// What came back from one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +29,11 @@ pub enum Response {
         /// The error in words, for people. Holds no secret.
         detail: String,
     },
+    /// Nothing was sent, by a fault of our own way out: it says nothing of the receiver.
+    NotSent {
+        /// What is wrong, and where.
+        detail: String,
+    },
     /// No attempt was made: the webhook can't be used, or its address is not allowed.
     Refused {
         /// Why, and the remedy.
@@ -37,7 +47,7 @@ impl Response {
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Status { code, .. } => Some(*code),
-            Self::NoAnswer { .. } | Self::Refused { .. } => None,
+            Self::NoAnswer { .. } | Self::NotSent { .. } | Self::Refused { .. } => None,
         }
     }
 }
@@ -58,12 +68,13 @@ pub enum Reason {
     Tls,
     Protocol,
     Rejected,
+    Proxy,
     Io,
 }
 
 impl Reason {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Status1xx,
         Self::Status3xx,
         Self::Status4xx,
@@ -76,6 +87,7 @@ impl Reason {
         Self::Tls,
         Self::Protocol,
         Self::Rejected,
+        Self::Proxy,
         Self::Io,
     ];
 
@@ -95,6 +107,7 @@ impl Reason {
             Self::Tls => "tls",
             Self::Protocol => "protocol",
             Self::Rejected => "rejected",
+            Self::Proxy => "proxy",
             Self::Io => "io",
         }
     }
@@ -125,7 +138,8 @@ pub enum Outcome {
         /// Whether it shows that the receiver had too many requests: 429, 503, no answer in time, or
         /// a lost connection.
         is_overload: bool,
-        /// How long the receiver asked us to stay away (429, 502, 503 and 504 only).
+        /// How long the receiver asked us to stay away (429, 502, 503 and 504 only); at most
+        /// [`LONGEST_STAY`].
         retry_after: Option<Duration>,
     },
     /// It will never work.
@@ -156,15 +170,29 @@ impl Outcome {
                 is_overload: matches!(code, 429 | 503),
                 retry_after: retry_after
                     .filter(|_| matches!(code, 429 | 502..=504))
-                    .and_then(|value| parse_retry_after(&value, now)),
+                    .and_then(|value| parse_retry_after(&value, now))
+                    .map(|wanted| wanted.min(LONGEST_STAY)),
             },
             Response::NoAnswer { reason, detail } => {
                 let is_overload = matches!(reason, Reason::Timeout | Reason::Reset);
                 Self::Failed { reason, detail, is_overload, retry_after: None }
             }
+            Response::NotSent { detail } => {
+                let (reason, is_overload) = (Reason::Proxy, false);
+                Self::Failed { reason, detail, is_overload, retry_after: None }
+            }
             Response::Refused { detail } => {
                 Self::Hopeless { reason: Reason::Rejected, detail, dead: DeadReason::Rejected }
             }
+        }
+    }
+
+    /// How long the receiver asked us to stay away.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Failed { retry_after, .. } => *retry_after,
+            Self::Delivered | Self::Hopeless { .. } => None,
         }
     }
 }
@@ -174,7 +202,7 @@ impl Outcome {
 fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than fit mean "very long", which the schedule's longest delay answers.
+        // More digits than fit mean "very long".
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
@@ -189,7 +217,10 @@ pub enum DeadReason {
     Exhausted,
     /// The receiver said 410 Gone.
     Gone,
-    /// URL, secret or a setting can't be used, or ALLOW_NETWORKS doesn't allow the address.
+    /// The receiver answered with a status of NO_RETRY_STATUS, or of its webhook's own.
+    Refused,
+    /// URL, secret or a setting can't be used, or the address is not allowed (ALLOW_NETWORKS,
+    /// DENY_NETWORKS).
     Rejected,
     /// Older than DELIVERY_MAX_AGE, and it would have to wait once more.
     Expired,
@@ -199,10 +230,11 @@ pub enum DeadReason {
 
 impl DeadReason {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Malformed,
         Self::Exhausted,
         Self::Gone,
+        Self::Refused,
         Self::Rejected,
         Self::Expired,
         Self::OtherAccount,
@@ -215,6 +247,7 @@ impl DeadReason {
             Self::Malformed => "malformed",
             Self::Exhausted => "exhausted",
             Self::Gone => "gone",
+            Self::Refused => "refused",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
             Self::OtherAccount => "other_account",
@@ -246,6 +279,30 @@ pub fn decide(outcome: &Outcome, attempt: u32, schedule: &Schedule) -> Decision 
 }
 
 impl Decision {
+    /// With what the delivery waits in its receiver's backlog after its delay, where that asked us to stay
+    /// away for so long.
+    #[must_use]
+    pub fn not_before(self, stay: Option<Duration>) -> Self {
+        match (self, stay) {
+            (Self::Park(delay), Some(stay)) => Self::Park(delay.max(stay.into())),
+            (other, _) => other,
+        }
+    }
+
+    /// What the receiver refuses for good has no further attempt: `status` is its answer's, `none` are
+    /// those that are not tried again.
+    #[must_use]
+    pub fn unless_refused(self, status: Option<u16>, none: &Statuses) -> Self {
+        match self {
+            Self::Park(_) | Self::Dead(DeadReason::Exhausted)
+                if status.is_some_and(|status| none.contains(status)) =>
+            {
+                Self::Dead(DeadReason::Refused)
+            }
+            other => other,
+        }
+    }
+
     /// Nothing waits once more that is older than `most`: it has to end some time.
     #[must_use]
     pub fn at_age(self, age: Duration, most: Duration) -> Self {
@@ -296,9 +353,15 @@ mod tests {
     #[test]
     fn only_429_502_503_and_504_can_ask_for_time() {
         for code in [429, 502, 503, 504] {
-            check(&status(code, Some("5")), 1, park("10s"));
-            check(&status(code, Some("Sun, 06 Nov 1994 08:49:57 GMT")), 1, park("1m"));
+            check(&status(code, Some("12")), 1, park("10s"));
+            check(&status(code, Some("Sun, 06 Nov 1994 08:50:37 GMT")), 1, park("1m"));
             check(&status(code, Some("99999999999999999999999")), 1, park("1m"));
+            for more in ["3601", "7200", "86400", "99999999999999999999999"] {
+                let Outcome::Failed { retry_after, .. } = status(code, Some(more)) else {
+                    panic!("{code}")
+                };
+                assert_eq!(retry_after, Some(LONGEST_STAY), "{more}");
+            }
         }
         check(&status(500, Some("5")), 1, park("1s"));
         for nonsense in ["", "-1", "soon", "1.5", "Sun, 06 Nov 1994 08:49:36 GMT"] {
@@ -313,6 +376,26 @@ mod tests {
         check(&Outcome::of(silent, now()), 2, park("10s"));
         let refused = Outcome::of(Response::Refused { detail }, now());
         check(&refused, 1, Decision::Dead(DeadReason::Rejected));
+    }
+
+    #[test]
+    fn what_is_refused_for_good_is_dead_at_once_and_nothing_else_is() {
+        let none: Statuses = "4xx,503".parse().expect("statuses");
+        let schedule = "1s,10s".parse().expect("a schedule");
+        for (code, attempt, expected) in [
+            (400, 1, Decision::Dead(DeadReason::Refused)),
+            (503, 1, Decision::Dead(DeadReason::Refused)),
+            (404, 3, Decision::Dead(DeadReason::Refused)),
+            (410, 1, Decision::Dead(DeadReason::Gone)),
+            (500, 1, park("1s")),
+            (500, 3, Decision::Dead(DeadReason::Exhausted)),
+            (204, 1, Decision::Delivered),
+        ] {
+            let decision = decide(&status(code, None), attempt, &schedule);
+            assert_eq!(decision.unless_refused(Some(code), &none), expected, "{code}");
+            assert_eq!(decision.unless_refused(Some(code), &Statuses::default()), decision);
+        }
+        assert_eq!(park("1s").unless_refused(None, &none), park("1s"));
     }
 
     #[test]

@@ -375,6 +375,11 @@ impl Pace {
         self.receivers.entry(webhook).or_default().restore(is_slow, away_for, now);
     }
 
+    /// A receiver asked us to stay away for so long, or another process.
+    pub fn stay_away(&mut self, webhook: Uuid, wanted: Duration, now: Moment) {
+        self.receivers.entry(webhook).or_default().stay_away(wanted, now);
+    }
+
     /// What is known of a receiver.
     #[must_use]
     pub fn receiver(&self, webhook: Uuid) -> Option<&Receiver> {

@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use super::limits::{Allowance, Limits};
-use super::outcome::Reason;
+use super::outcome::{LONGEST_STAY, Reason};
 use super::pace::Hold;
 
 mod ailment;
@@ -39,15 +39,6 @@ pub type Moment = Duration;
 /// A receiver that can answer within this is as good as here: ten such requests in one thread cost less
 /// than each in a thread of its own, and are over soon.
 const NEAR: Duration = Duration::from_millis(1);
-
-/// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
-/// year" is a mistake, and its receiver would get nothing until we are restarted.
-pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
-
-/// How much of its `Retry-After` a receiver gets for sure, in percent. The delivery that it asked
-/// to come back then waits by the broker's clock, which may run a percent faster than ours, and
-/// should not be told to wait once more.
-const CERTAIN: u32 = 98;
 
 /// How an attempt ended, as far as it says something about the receiver.
 #[derive(Clone, Copy, Debug)]
@@ -229,8 +220,7 @@ impl Receiver {
                     self.ramp.failed();
                 }
                 if let Some(wanted) = retry_after {
-                    let until = now + wanted.min(LONGEST_STAY) * CERTAIN / 100;
-                    self.stay_away_until = self.stay_away_until.max(until);
+                    self.stay_away(wanted, now);
                 }
                 self.after_failure(over, breaker, jitter, now)
             }
@@ -244,6 +234,11 @@ impl Receiver {
             // As it was: over, and due for a probe.
             self.state = State::Open(Moment::ZERO);
         }
+    }
+
+    /// It asked us to stay away for so long; at most [`LONGEST_STAY`].
+    pub(super) fn stay_away(&mut self, wanted: Duration, now: Moment) {
+        self.stay_away_until = self.stay_away_until.max(now + wanted.min(LONGEST_STAY));
     }
 
     /// If its circuit breaker is open, it is due for a probe.

@@ -85,9 +85,9 @@ impl Schedule {
     /// The delay before the next attempt, after `attempts` (at least one) have failed; `None` when
     /// the schedule is used up.
     ///
-    /// A receiver that said when to come back (`retry_after`) gets the first delay of the schedule,
-    /// from the step that is due, which covers that; if none does, the longest there is. It can
-    /// slow its retries down, not speed them up.
+    /// Where the receiver said when to come back (`retry_after`), and that is later than the step that is
+    /// due, it is the longest delay of the schedule that ends before: the rest of the time the delivery
+    /// waits in its receiver's backlog. A receiver can slow its retries down, not speed them up.
     #[must_use]
     pub fn delay_after(&self, attempts: u32, retry_after: Option<Duration>) -> Option<Span> {
         let step = attempts.saturating_sub(1) as usize;
@@ -96,9 +96,7 @@ impl Schedule {
         let Some(wanted) = retry_after.filter(|wanted| *wanted > due.get()) else {
             return Some(due);
         };
-        let wrapped = if self.repeats { &self.delays[..step] } else { &[] };
-        let ahead = self.delays[step..].iter().chain(wrapped).copied();
-        ahead.clone().find(|delay| delay.get() >= wanted).or_else(|| ahead.max())
+        self.delays.iter().copied().filter(|delay| delay.get() <= wanted).max()
     }
 
     /// The longest delay.
@@ -212,12 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_takes_the_first_delay_that_covers_it() {
+    fn retry_after_takes_the_longest_delay_that_ends_before_it() {
         check("1s,2s,4s,1m", 1, Some(0), Some("1s"));
-        check("1s,2s,4s,1m", 1, Some(3), Some("4s"));
+        check("1s,2s,4s,1m", 1, Some(3), Some("2s"));
+        check("1s,2s,4s,1m", 1, Some(4), Some("4s"));
         check("1s,2s,4s,1m", 3, Some(1), Some("4s"));
         check("1s,2s,4s,1m", 2, Some(9_999), Some("1m"));
-        check("1m,1s,repeat", 2, Some(30), Some("1m"));
+        check("1m,1s,repeat", 2, Some(30), Some("1s"));
+        check("1m,1s,repeat", 2, Some(90), Some("1m"));
+        check("1m,1s", 2, Some(90), Some("1m"));
+        check("1s,6h,24h", 1, Some(3_600), Some("1s"));
+        check("1s,6h,24h", 2, Some(3_600), Some("6h"));
         check("1s,2s", 3, Some(1), None);
     }
 
@@ -288,6 +291,9 @@ mod tests {
             let asked = schedule.delay_after(attempts, Some(Duration::from_millis(wanted)));
             prop_assert_eq!(plain.is_some(), asked.is_some());
             prop_assert!(plain <= asked);
+            // What is not due anyway ends by the time that was asked for.
+            let wanted = Duration::from_millis(wanted);
+            prop_assert!(asked.is_none_or(|asked| asked.get() <= wanted) || asked == plain);
         }
     }
 }

@@ -16,6 +16,7 @@ use super::account;
 use super::limits::{Limits, Rate};
 use super::secret::Secret;
 use super::shown::quoted;
+use super::statuses::Statuses;
 
 /// How many headers a webhook may have.
 pub const MAX_HEADERS: usize = 32;
@@ -61,17 +62,19 @@ pub enum Column {
     TimeoutMs,
     MaxInFlight,
     RatePerSecond,
+    NoRetryStatus,
     Description,
     Account,
 }
 
 impl Column {
     /// Every column.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Headers,
         Self::TimeoutMs,
         Self::MaxInFlight,
         Self::RatePerSecond,
+        Self::NoRetryStatus,
         Self::Description,
         Self::Account,
     ];
@@ -84,6 +87,7 @@ impl Column {
             Self::TimeoutMs => "timeout_ms",
             Self::MaxInFlight => "max_in_flight",
             Self::RatePerSecond => "rate_per_second",
+            Self::NoRetryStatus => "no_retry_status",
             Self::Description => "description",
             Self::Account => "account",
         }
@@ -97,6 +101,7 @@ impl Column {
             Self::TimeoutMs => "timeout",
             Self::MaxInFlight => "max-in-flight",
             Self::RatePerSecond => "rate",
+            Self::NoRetryStatus => "no-retry",
             Self::Description => "description",
             Self::Account => "account",
         }
@@ -114,6 +119,8 @@ pub struct Columns {
     pub max_in_flight: Option<String>,
     /// A number.
     pub rate_per_second: Option<String>,
+    /// As NO_RETRY_STATUS.
+    pub no_retry_status: Option<String>,
     /// Whose webhook it is: whose events it gets, and with whom it shares.
     pub account: Option<String>,
 }
@@ -127,16 +134,19 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// How much the receiver can take.
     pub limits: Limits,
+    /// Counts instead of NO_RETRY_STATUS, even if there are none in it.
+    pub no_retry_status: Option<Statuses>,
 }
 
 impl Settings {
-    /// How many bytes the headers take, about.
+    /// How many bytes headers and statuses take, about.
     #[must_use]
     pub fn size(&self) -> usize {
         let header = |(name, value): &(HeaderName, HeaderValue)| {
             size_of::<(HeaderName, HeaderValue)>() + name.as_str().len() + value.len()
         };
-        self.headers.iter().map(header).sum()
+        let statuses = self.no_retry_status.as_ref().map_or(0, Statuses::size);
+        self.headers.iter().map(header).sum::<usize>() + statuses
     }
 }
 
@@ -174,6 +184,7 @@ impl Columns {
         let timeout = self.timeout_ms.as_deref().map(read_timeout_ms).transpose();
         let max_in_flight = self.max_in_flight.as_deref().map(read_max_in_flight).transpose();
         let rate = self.rate_per_second.as_deref().map(str::parse::<Rate>).transpose();
+        let no_retry = self.no_retry_status.as_deref().map(str::parse::<Statuses>).transpose();
         Ok(Some(Box::new(Settings {
             headers: headers.map_err(at(Column::Headers))?.unwrap_or_default(),
             timeout: timeout.map_err(at(Column::TimeoutMs))?,
@@ -181,6 +192,7 @@ impl Columns {
                 max_in_flight: max_in_flight.map_err(at(Column::MaxInFlight))?,
                 rate: rate.map_err(at(Column::RatePerSecond))?,
             },
+            no_retry_status: no_retry.map_err(at(Column::NoRetryStatus))?,
         })))
     }
 

@@ -14,6 +14,7 @@ use super::secret::Secret;
 use super::settings::{Columns, Settings};
 use super::shown;
 use super::signature::{BadSecret, Key, Keys, UnixSeconds};
+use super::statuses::Statuses;
 
 mod patterns;
 
@@ -155,6 +156,12 @@ impl Webhook {
     #[must_use]
     pub fn settings(&self) -> Option<&Settings> {
         self.target.as_ref().ok()?.settings.as_deref()
+    }
+
+    /// After which statuses a delivery is not tried again, where it says so itself.
+    #[must_use]
+    pub fn no_retry_status(&self) -> Option<&Statuses> {
+        self.settings()?.no_retry_status.as_ref()
     }
 
     /// How much the receiver can take.

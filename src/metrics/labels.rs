@@ -35,10 +35,12 @@ pub enum Held {
     Split,
     /// Shutdown, or its event took too long.
     Interrupted,
+    /// EGRESS_PROXY lets nobody through.
+    Proxy,
 }
 
 impl Held {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Share,
         Self::Group,
         Self::Slow,
@@ -53,6 +55,7 @@ impl Held {
         Self::Paused,
         Self::Split,
         Self::Interrupted,
+        Self::Proxy,
     ];
 
     /// The metrics label.
@@ -73,6 +76,7 @@ impl Held {
             Self::Paused => "paused",
             Self::Split => "split",
             Self::Interrupted => "interrupted",
+            Self::Proxy => "proxy",
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What can't begin now: into its receiver's backlog, in order.
 
 use super::onward::travelling;
-use super::{Context, Kept, Pipeline, Promise, age};
+use super::{Context, Kept, Pipeline, Promise, age, from_now};
 use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
 use crate::domain::delivery::Delivery;
 use crate::domain::history::Happened;
 use crate::domain::intake::{Entry, Refusal};
 use crate::domain::outcome::{DeadReason, Decision};
+use crate::domain::pace::Hold;
 use crate::domain::retry::Span;
 use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
@@ -36,6 +37,9 @@ impl Pipeline {
         }
         if self.is_too_old(&delivery) {
             return self.expire(context, &delivery, hold.into()).map(Some);
+        }
+        if let Hold::StayAway(remaining) = hold {
+            delivery.not_before = Some(from_now(remaining));
         }
         let Lane { number, .. } = *context.lane;
         if self.backlogs.make_sure(number, webhook.id, hold.into(), &self.shutdown) {

@@ -88,6 +88,7 @@ impl Pipeline {
         if waiting.message.is_weary_of_backlog() || !webhook.may_have(&delivery.event) {
             return Head::Leaves;
         }
+        self.heed(delivery);
         let ask = Ask { is_head: true, ..Ask::of(&webhook, lane.number) };
         let asked = match webhook.is_paused {
             true => Err(Hold::Paused),

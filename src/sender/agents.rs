@@ -13,6 +13,7 @@ use http::Uri;
 use ureq::Agent;
 use ureq::unversioned::transport::Connector;
 
+use super::egress::{Egress, Proxy};
 use super::resolver::{GuardedResolver, Names};
 use super::tls::TlsConnector;
 use super::transport::TcpConnector;
@@ -35,12 +36,14 @@ pub(super) struct Making {
     pub(super) allowed: AllowedNetworks,
     pub(super) names: Arc<Names>,
     pub(super) look_ups: Arc<LookUps>,
+    pub(super) proxy: Option<Arc<Proxy>>,
 }
 
 impl Making {
     fn agent(&self) -> Agent {
         let tcp = TcpConnector { max_answer_bytes: self.max_answer_bytes };
-        let connector = ().chain(tcp).chain(TlsConnector(self.tls.clone()));
+        let egress = Egress { tcp, proxy: self.proxy.clone() };
+        let connector = ().chain(egress).chain(TlsConnector(self.tls.clone()));
         let resolver = GuardedResolver {
             allowed: self.allowed.clone(),
             names: Arc::clone(&self.names),

@@ -24,7 +24,7 @@ const FRESH: Duration = Duration::from_secs(5);
 pub(super) const MOST_THREADS: usize = 32;
 
 /// How many addresses of a name are tried: what ureq has room for.
-const MOST_ADDRESSES: usize = 16;
+pub(super) const MOST_ADDRESSES: usize = 16;
 
 /// How many names are remembered.
 const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
@@ -114,13 +114,13 @@ impl Names {
         Self(Mutex::new(names))
     }
 
-    fn get(&self, host: &str) -> Option<Arc<[IpAddr]>> {
+    pub(super) fn get(&self, host: &str) -> Option<Arc<[IpAddr]>> {
         let mut names = self.lock();
         let name = names.get(host).filter(|name| name.since.elapsed() < FRESH)?;
         Some(Arc::clone(&name.addresses))
     }
 
-    fn put(&self, host: &str, addresses: Arc<[IpAddr]>) {
+    pub(super) fn put(&self, host: &str, addresses: Arc<[IpAddr]>) {
         self.lock().put(host.into(), Name { addresses, since: Instant::now() });
     }
 

@@ -65,6 +65,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     } else {
         advice.extend(of_servers(snapshot));
         advice.extend(of_alarm(snapshot));
+        advice.extend(of_egress(snapshot));
         advice.extend(of_refusals(snapshot));
         advice.extend(of_lanes(snapshot));
         advice.extend(of_standing_still(snapshot));
@@ -136,6 +137,16 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
             "RabbitMQ takes no messages: what fails can't be put off, and holds up its lane.";
         trouble(what.to_owned(), ALARM_REMEDY)
     })
+}
+
+/// Nothing gets out to receivers.
+fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
+    let egress = snapshot.egress_problem.as_ref()?;
+    Some(trouble(
+        format!("No request gets out, for {}: {}.", span(egress.lasted_seconds), egress.problem),
+        "Nothing is lost and no attempt is counted: what is not sent waits for up to a minute and is tried \
+         again. Does the proxy run, and does EGRESS_PROXY name it? `webhook-notifier check` tries it.",
+    ))
 }
 
 /// Some queues take nothing, and the others do.
@@ -307,8 +318,8 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         let state = if ailing * 2 > known { State::Trouble } else { State::Attention };
         let remedy = "So many rarely fail by themselves. Their failures in the log have the reason: dns, \
                       timeout and refused are the network's way out (firewall, resolver), tls an \
-                      outdated CA or a wrong clock, rejected `ALLOW_NETWORKS`, status_4xx perhaps what \
-                      a producer has changed. What fails waits, and is tried again.";
+                      outdated CA or a wrong clock, proxy `EGRESS_PROXY`, rejected `ALLOW_NETWORKS` or \
+                      `DENY_NETWORKS`, status_4xx perhaps what a producer has changed. What fails waits, and is tried again.";
         advice.push(Advice { state, what: are, remedy: remedy.to_owned() });
     }
     if broken > 0 {

@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub(super) directory_age_seconds: f64,
     /// Whether RabbitMQ takes what has to wait or is dead; `None` while we start.
     pub(super) broker_accepts: Option<bool>,
+    /// What keeps EGRESS_PROXY from letting requests through, and for how long.
+    pub(super) egress_problem: Option<EgressNow>,
     /// The queues that take no messages of ours.
     pub(super) refusing: Vec<RefusingNow>,
     /// How old the numbers of messages in queues are; `None` before there are any.
@@ -49,6 +51,13 @@ pub struct Snapshot {
 pub(super) struct Server {
     /// `None` before it was asked.
     pub(super) answers: Option<bool>,
+    pub(super) lasted_seconds: f64,
+}
+
+/// EGRESS_PROXY lets no request through.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct EgressNow {
+    pub(super) problem: String,
     pub(super) lasted_seconds: f64,
 }
 

@@ -66,6 +66,8 @@ pub struct Registered {
     /// How many requests there may be in a second, as it stands in the table.
     #[serde(serialize_with = "as_number")]
     pub rate_per_second: Option<String>,
+    /// After which statuses a delivery is dead at once, as it stands in the table.
+    pub no_retry_status: Option<String>,
     /// What is wrong with URL, secret or settings, so that all deliveries are rejected.
     pub unusable: Option<String>,
     /// What of its patterns can match nothing, and why; empty if all is well.
@@ -127,6 +129,7 @@ impl Registered {
             timeout_ms: columns.timeout_ms,
             max_in_flight: columns.max_in_flight,
             rate_per_second: columns.rate_per_second,
+            no_retry_status: shown(row, "no_retry_status")?,
             wants_nothing: patterns.match_nothing,
         })
     }
@@ -150,6 +153,7 @@ impl Registered {
             timeout_ms: None,
             max_in_flight: None,
             rate_per_second: None,
+            no_retry_status: None,
             unusable: Webhook::unreadable(id, why).target.err(),
             warnings: Vec::new(),
             wants_nothing: false,
@@ -205,7 +209,7 @@ impl Change {
             Column::Headers => "jsonb",
             Column::TimeoutMs | Column::MaxInFlight => "integer",
             Column::RatePerSecond => "double precision",
-            Column::Description | Column::Account => "text",
+            Column::NoRetryStatus | Column::Description | Column::Account => "text",
         };
         format!("${}::{kind}", parameters.len())
     }

@@ -23,6 +23,9 @@ const MOST_OF_SECRET: usize = 1_024;
 /// The longest number that is read, in whatever way it is written.
 const MOST_OF_NUMBER: usize = 256;
 
+/// The longest list of statuses that is read.
+const MOST_OF_STATUSES: usize = 1_023;
+
 /// More than the longest name of an account that can be used.
 const MOST_OF_ACCOUNT: usize = 1_023;
 
@@ -80,6 +83,7 @@ pub(super) fn columns_of_webhook() -> String {
         text("timeout_ms", MOST_OF_NUMBER),
         text("max_in_flight", MOST_OF_NUMBER),
         text("rate_per_second", MOST_OF_NUMBER),
+        text("no_retry_status", MOST_OF_STATUSES),
         text("account", MOST_OF_ACCOUNT),
     ]
     .join(", ")
@@ -249,6 +253,7 @@ pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
         timeout_ms: some(row, "timeout_ms")?,
         max_in_flight: some(row, "max_in_flight")?,
         rate_per_second: some(row, "rate_per_second")?,
+        no_retry_status: some(row, "no_retry_status")?,
         account: some(row, "account")?,
     })
 }

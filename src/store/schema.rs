@@ -23,7 +23,7 @@ const ACCOUNTS: &str = "accounts";
 const MOST_NAMED: i64 = 5;
 
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 10] = [
+const MIGRATIONS: [(i32, &str, &str); 11] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
@@ -34,6 +34,7 @@ const MIGRATIONS: [(i32, &str, &str); 10] = [
     (8, "backlogs", BACKLOGS),
     (9, "deferrals", include_str!("../../sql/009_deferrals.sql")),
     (10, ACCOUNTS, include_str!("../../sql/010_accounts.sql")),
+    (11, "no_retry_status", include_str!("../../sql/011_no_retry_status.sql")),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -101,6 +102,7 @@ const TABLES: [Table; 3] = [
             column("description", "TEXT"),
             column("account", "TEXT"),
             column("paused_at", "TIMESTAMPTZ"),
+            column("no_retry_status", "TEXT"),
         ],
         key: &["id"],
         indexes: &[

@@ -3,16 +3,37 @@
 
 use serde_json::Value;
 
-use crate::harness::{DeadLetter, Event, Receiver, SOON, Sandbox, process::Finished, wait_until};
+use crate::harness::{
+    ConnectProxy, DeadLetter, Event, Receiver, SOON, Sandbox, process::Finished, wait_until,
+};
 
-/// Each URL's event is dead at once, for a reason with that text, and nobody was connected to.
+/// Each URL's event is dead at once, for a reason with that text, and nobody was connected to: neither
+/// straight nor through a proxy.
 #[track_caller]
 fn check_rejected(cases: &[(&str, &str)]) {
+    check_rejected_with("", "", cases);
+}
+
+#[track_caller]
+fn check_rejected_with(allowed: &str, denied: &str, cases: &[(&str, &str)]) {
+    for with_proxy in [false, true] {
+        check_each_rejected(allowed, denied, with_proxy, cases);
+    }
+}
+
+#[track_caller]
+fn check_each_rejected(allowed: &str, denied: &str, with_proxy: bool, cases: &[(&str, &str)]) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let port = receiver.url("").rsplit(':').next().expect("a port").to_owned();
-    let notifier =
-        sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).env("ALLOW_NETWORKS", "").start();
+    let proxy = ConnectProxy::leading_to(&receiver.url(""));
+    let notifier = sandbox
+        .notifier()
+        .env("QUEUES", sandbox.one_at_a_time())
+        .env("ALLOW_NETWORKS", allowed)
+        .env("DENY_NETWORKS", denied)
+        .env("EGRESS_PROXY", if with_proxy { proxy.url() } else { String::new() })
+        .start();
     let mut expected = Vec::new();
     for (number, (url, text)) in cases.iter().enumerate() {
         let kind = format!("case.{number}");
@@ -33,7 +54,7 @@ fn check_rejected(cases: &[(&str, &str)]) {
         let logged = |line: &String| line.contains(&id) && line.contains(**text);
         wait_until(SOON, &format!("{url} is in the log"), || notifier.stderr().iter().any(logged));
     }
-    assert_eq!(receiver.connections(), 0);
+    assert_eq!((receiver.connections(), proxy.connections()), (0, 0));
     let log = notifier.stderr().join("\n");
     assert!(!log.contains("s3cret"), "a password of an URL is in the log");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
@@ -77,6 +98,78 @@ fn an_address_that_is_not_allowed_is_rejected_without_a_connection_however_it_is
         ("http://2852039166/latest/meta-data/", "(link-local, 169.254.0.0/16)"),
         ("http://10.1.2.3/", "(private, 10.0.0.0/8)"),
     ]);
+}
+
+#[test]
+fn what_is_denied_is_never_reached_whatever_allows_it_and_however_it_is_written() {
+    let denied = "127.0.0.0/8,::1,10.1.0.0/16,2001:db8:64::/96,2606:4700::/32";
+    let loopback = "in DENY_NETWORKS (127.0.0.0/8)";
+    check_rejected_with(
+        "0.0.0.0/0,::/0",
+        denied,
+        &[
+            ("http://127.0.0.1:PORT/", "the address 127.0.0.1 is in DENY_NETWORKS (127.0.0.0/8)"),
+            ("https://127.0.0.1:PORT/", loopback),
+            ("http://0x7f.1:PORT/", loopback),
+            ("http://localhost:PORT/", "in DENY_NETWORKS ("),
+            ("http://[::1]:PORT/", "in DENY_NETWORKS (::1/128)"),
+            ("http://[::ffff:127.0.0.1]:PORT/", loopback),
+            ("http://[::127.0.0.1]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            ("http://[::ffff:0:127.0.0.1]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            ("http://[64:ff9b::7f00:1]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            ("http://[64:ff9b:1::7f00:1]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            (
+                "http://[64:ff9b:1:7f00:0:100::]:PORT/",
+                "leads to 127.0.0.1, which is in DENY_NETWORKS",
+            ),
+            ("http://[2002:7f00:1::]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            ("http://[2001:0:7f00:1::]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            ("http://[2001::80ff:fffe]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
+            ("http://10.1.2.3/", "in DENY_NETWORKS (10.1.0.0/16)"),
+            ("http://[64:ff9b::a01:203]/", "leads to 10.1.2.3, which is in DENY_NETWORKS"),
+            // A NAT64 prefix of one's own, and public addresses of one's own.
+            ("http://[2001:db8:64::a09:9]/", "in DENY_NETWORKS (2001:db8:64::/96)"),
+            ("http://[2606:4700::1111]/", "in DENY_NETWORKS (2606:4700::/32)"),
+        ],
+    );
+}
+
+#[test]
+fn a_network_that_is_denied_does_not_take_its_neighbour_along() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["here"]);
+    sandbox.webhook(&receiver.url("/").replace("127.0.0.1", "localhost"), &["by.name"]);
+    let _notifier = sandbox
+        .notifier()
+        .env("ALLOW_NETWORKS", "127.0.0.0/8,::1")
+        .env("DENY_NETWORKS", "127.0.0.2,::1")
+        .start();
+
+    sandbox.publish(&Event::new("here"));
+    receiver.wait_at("/", 1);
+    // Where `localhost` is also ::1, that one is passed over.
+    sandbox.publish(&Event::new("by.name"));
+    receiver.wait_at("/", 2);
+}
+
+#[test]
+fn check_names_the_webhooks_that_lead_where_none_may() {
+    let sandbox = Sandbox::new();
+    let denied = sandbox.webhook("http://10.1.2.3/", &["*"]);
+    sandbox.webhook("http://10.2.0.1/", &["*"]);
+    sandbox.webhook("https://93.184.215.14/", &["*"]);
+    let check = sandbox.launch(&["check"]).env("ALLOW_NETWORKS", "10.0.0.0/8");
+    let finished = check.env("DENY_NETWORKS", "10.1.0.0/16").spawn().finish(SOON);
+    let line = finished.stdout.lines().find(|line| line.contains("  webhooks  "));
+    let line = line.unwrap_or_else(|| panic!("{finished:?}"));
+    for part in [
+        "3 enabled of 3, 1 with a warning: ",
+        &format!("{denied}: deliveries will be rejected: the address 10.1.2.3"),
+        "is in DENY_NETWORKS (10.1.0.0/16)",
+    ] {
+        assert!(line.contains(part), "no {part:?} in {line}");
+    }
 }
 
 #[test]
@@ -159,6 +252,7 @@ fn no_proxy_of_the_environment_is_used() {
 fn add(sandbox: &Sandbox, url: &str, allowed: &str, options: &[&str]) -> Finished {
     let arguments = [&["webhooks", "add", url, "*"], options].concat();
     let launch = sandbox.launch(&arguments).env("ALLOW_NETWORKS", allowed);
+    let launch = launch.env("DENY_NETWORKS", "93.184.216.0/24");
     let finished = launch.spawn().finish(SOON);
     assert_eq!(finished.code, Some(0), "{url}: {finished:?}");
     finished
@@ -176,6 +270,11 @@ fn adding_a_webhook_that_no_delivery_would_reach_succeeds_with_a_warning() {
         ("http://no-such-host.invalid/", "", &["warning: deliveries will fail until ", "invalid"]),
         ("http://localhost/", "127.0.0.0/8,::1", &[]),
         ("https://93.184.215.14/", "", &[]),
+        (
+            "https://93.184.216.34/",
+            "0.0.0.0/0",
+            &[rejected, "the address 93.184.216.34 is in DENY_NETWORKS (93.184.216.0/24)"],
+        ),
         ("https://[2606:4700::1111]/", "", &[]),
     ] {
         let finished = add(&sandbox, url, allowed, &[]);
@@ -193,5 +292,5 @@ fn adding_a_webhook_that_no_delivery_would_reach_succeeds_with_a_warning() {
     assert_eq!(added["post_url"], "http://10.0.0.1/");
     assert!(finished.stderr.contains(rejected), "{finished:?}");
     let rows = sandbox.database.query("SELECT count(*) FROM webhooks", &[]);
-    assert_eq!(rows[0].get::<_, i64>(0), 9);
+    assert_eq!(rows[0].get::<_, i64>(0), 10);
 }

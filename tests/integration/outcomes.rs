@@ -1,10 +1,8 @@
 //! What becomes of a delivery, by how the receiver answers or doesn't.
 
-use std::time::{Duration, SystemTime};
-
 use uuid::Uuid;
 
-use crate::harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, tolerance, wait_until};
+use crate::harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, wait_until};
 
 #[test]
 fn every_status_but_2xx_is_retried_and_no_redirect_is_followed() {
@@ -61,62 +59,6 @@ fn every_2xx_is_a_delivery() {
     notifier.terminate();
     sandbox.wait_drained();
     assert_eq!(receiver.requests().len(), statuses.len());
-}
-
-/// One event for a receiver that answers the first attempt with that status and
-/// `Retry-After`; expects the retry after that delay of the schedule.
-#[track_caller]
-fn check_retry_after(schedule: &str, status: u16, retry_after: fn() -> String, expected: &str) {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::answering(move |request| match request.attempt {
-        1 => Reply::WithHeaders(status, vec![("retry-after", retry_after())]),
-        _ => Reply::Status(200),
-    });
-    sandbox.webhook(&receiver.url("/"), &["*"]);
-    let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", schedule).start();
-
-    sandbox.publish(&Event::new("order.paid"));
-
-    let line = notifier.wait_stderr(SOON, "attempt failed");
-    assert!(line.contains(&format!("next={expected}")), "{line}");
-    let requests = receiver.wait_at("/", 2);
-    let seconds = expected.trim_end_matches('s').parse().expect("whole seconds");
-    let (waited, due) = (requests[1].at - requests[0].at, Duration::from_secs(seconds));
-    assert!(waited + tolerance(due) >= due, "only {waited:?}");
-}
-
-#[test]
-fn a_429_with_seconds_to_wait_is_parked_for_the_first_delay_that_covers_them() {
-    check_retry_after("1s,3s,60s", 429, || String::from("2"), "3s");
-}
-
-#[test]
-fn a_503_with_a_date_to_wait_for_is_parked_for_the_first_delay_that_covers_it() {
-    let in_four_seconds = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(4));
-    check_retry_after("1s,5s,60s", 503, in_four_seconds, "5s");
-}
-
-#[test]
-fn retry_after_is_heeded_for_429_and_503_only_and_nonsense_is_ignored() {
-    check_retry_after("1s,60s", 500, || String::from("30"), "1s");
-    check_retry_after("1s,60s", 429, || String::from("-5 or so"), "1s");
-    check_retry_after("1s,60s", 503, || String::from("Thu, 01 Jan 1970 00:00:00 GMT"), "1s");
-}
-
-#[test]
-fn a_retry_after_beyond_every_delay_neither_kills_the_delivery_nor_the_process() {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::answering(|request| match request.attempt {
-        1 => Reply::WithHeaders(429, vec![("retry-after", "9".repeat(30))]),
-        _ => Reply::Status(200),
-    });
-    sandbox.webhook(&receiver.url("/"), &["*"]);
-    let mut notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,2s").start();
-
-    sandbox.publish(&Event::new("order.paid"));
-
-    receiver.wait_at("/", 2);
-    assert!(notifier.is_running());
 }
 
 #[test]

@@ -536,8 +536,7 @@ fn retry_after_holds_the_whole_receiver_back() {
 
         let requests = receiver.wait_at("/", 7);
         let gap = requests[1].at - requests[0].at;
-        // The 2 % that a broker's clock may be ahead.
-        assert!(gap >= Duration::from_millis(1_950), "{status}: asked again after {gap:?}");
+        assert!(gap >= Duration::from_secs(2), "{status}: asked again after {gap:?}");
         notifier.terminate();
         sandbox.wait_drained();
         assert_eq!(receiver.requests().len(), 7, "{status}: each of the others once");

@@ -23,7 +23,7 @@ use Found::{Unusable, Usable, Warning};
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// What a row is set to, and what that makes of it.
-const ROWS: [(&str, Found); 36] = [
+const ROWS: [(&str, Found); 37] = [
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = 'infinity'", Usable),
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = '-infinity'", Usable),
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = '4713-01-01 BC'", Usable),
@@ -61,6 +61,7 @@ const ROWS: [(&str, Found); 36] = [
     ("max_in_flight = -2147483648", Unusable("unusable max_in_flight")),
     ("max_in_flight = 2147483647", Unusable("unusable max_in_flight")),
     ("rate_per_second = 'Infinity'", Unusable("unusable rate_per_second")),
+    ("no_retry_status = repeat('400,', 10000000)", Unusable("unusable no_retry_status")),
     ("rate_per_second = 1e308", Unusable("unusable rate_per_second")),
     ("rate_per_second = 5e-324", Unusable("unusable rate_per_second")),
     ("description = repeat('x', 100000000), disabled_reason = repeat('y', 100000000)", Usable),

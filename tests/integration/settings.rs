@@ -204,7 +204,7 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
 }
 
 /// What somebody with SQL may write, and what is said of it.
-const UNUSABLE: [(&str, &str, &str); 15] = [
+const UNUSABLE: [(&str, &str, &str); 17] = [
     ("headers", "'[]'", "JSON object"),
     ("headers", "'\"s3cret-T0ken\"'", "JSON object"),
     ("headers", r#"'{"Host": "s3cret-T0ken"}'"#, "not a webhook's to set"),
@@ -220,6 +220,8 @@ const UNUSABLE: [(&str, &str, &str); 15] = [
     ("rate_per_second", "'NaN'", "from 0.001 to 100000"),
     ("rate_per_second", "'-Infinity'", "from 0.001 to 100000"),
     ("rate_per_second", "0", "from 0.001 to 100000"),
+    ("no_retry_status", "'4x'", "is not a status such as 404"),
+    ("no_retry_status", "'200'", "2xx is none to retry"),
 ];
 
 #[test]
@@ -278,7 +280,7 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
     );
     sandbox.database.run_script(
         "UPDATE webhooks SET headers = NULL, timeout_ms = NULL, max_in_flight = '9',
-             rate_per_second = '1e3'",
+             rate_per_second = '1e3', no_retry_status = NULL",
     );
     wait_until(SOON, "all that was dead arrives", || {
         // A change is honoured within a tenth of a second, not at once.

@@ -307,6 +307,7 @@ const REASONS = {
   dns: "its name is not found",
   tls: "TLS",
   protocol: "no HTTP",
+  proxy: "the egress proxy",
   io: "network",
 };
 

@@ -35,6 +35,10 @@ pub(in crate::cli) struct Given {
     /// Requests in a second, such as 10 or 0.5, in each process
     #[arg(long, value_name = "N")]
     rate: Option<String>,
+    /// Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx, instead of those of
+    /// NO_RETRY_STATUS; `none` for none
+    #[arg(long, value_name = "LIST")]
+    no_retry: Option<String>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -63,8 +67,8 @@ pub(in crate::cli) struct GivenSecret {
 /// Which settings it is to have no more.
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct Unset {
-    /// Drop a setting: header (all of them), timeout, max-in-flight, rate, description, account (can
-    /// be repeated)
+    /// Drop a setting: header (all of them), timeout, max-in-flight, rate, no-retry, description,
+    /// account (can be repeated)
     #[arg(long = "unset", value_name = "SETTING", value_parser = column)]
     columns: Vec<Column>,
 }
@@ -89,6 +93,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
         max_in_flight: given.max_in_flight.clone(),
         rate_per_second: given.rate.clone(),
         account: given.account.clone(),
+        no_retry_status: given.no_retry.clone(),
     };
     if let Err(unusable) = columns.read() {
         return Err(Usage(format!("--{}: {}", unusable.column.flag(), unusable.problem)).into());
@@ -99,6 +104,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
         (Column::TimeoutMs, text(&columns.timeout_ms)),
         (Column::MaxInFlight, text(&columns.max_in_flight)),
         (Column::RatePerSecond, text(&columns.rate_per_second)),
+        (Column::NoRetryStatus, text(&columns.no_retry_status)),
         (Column::Description, text(&given.description)),
         (Column::Account, text(&columns.account)),
     ];

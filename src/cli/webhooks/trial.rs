@@ -73,7 +73,10 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
             Response::Status { code, .. } => Some(*code),
             _ => None,
         },
-        failure: failure(&Outcome::of(trial.response.clone(), SystemTime::now())),
+        failure: failure(
+            &Outcome::of(trial.response.clone(), SystemTime::now()),
+            is_refused(&trial.response, &webhook, config),
+        ),
         trial,
     };
     if output.json {
@@ -137,9 +140,18 @@ struct Failure {
     remedy: &'static str,
 }
 
-fn failure(outcome: &Outcome) -> Option<Failure> {
+/// Whether a delivery would not be tried again after that answer.
+fn is_refused(response: &Response, webhook: &Webhook, config: &Config) -> bool {
+    let statuses = webhook.no_retry_status().unwrap_or(&config.no_retry_status);
+    response.status().is_some_and(|status| statuses.contains(status))
+}
+
+fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
     let (reason, detail, then) = match outcome {
         Outcome::Delivered => return None,
+        Outcome::Failed { reason, detail, .. } if is_refused => {
+            (reason, detail, "would be dead at once: NO_RETRY_STATUS, or the webhook's own")
+        }
         Outcome::Failed { reason, detail, .. } => (reason, detail, "would be tried again"),
         Outcome::Hopeless { reason: Reason::Gone, detail, .. } => {
             (&Reason::Gone, detail, "would be dead, and the webhook disabled")
@@ -161,7 +173,7 @@ fn remedy(reason: Reason) -> &'static str {
         Reason::Refused => "does the receiver run, and may this machine reach it?",
         Reason::Reset => "the receiver ended the connection: is it HTTPS there, or HTTP only?",
         Reason::Dns => "is the name right, and does this machine have a name server?",
-        Reason::Io | Reason::Tls | Reason::Rejected => "",
+        Reason::Io | Reason::Tls | Reason::Rejected | Reason::Proxy => "",
     }
 }
 
@@ -177,9 +189,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether the webhook could be used, and its address is allowed.
+    /// Whether the webhook could be used, its address is allowed, and the proxy let it through.
     fn was_made(&self) -> bool {
-        !matches!(self.trial.response, Response::Refused { .. })
+        !matches!(self.trial.response, Response::Refused { .. } | Response::NotSent { .. })
     }
 
     fn print(&self) -> Result<()> {

@@ -303,6 +303,7 @@ impl Case {
         let meaning = match reason.as_str() {
             "exhausted" => ": every attempt of the schedule failed",
             "gone" => ": the receiver answered 410",
+            "refused" => ": its answer is one of NO_RETRY_STATUS, or of its webhook's own",
             "rejected" => ": its URL can't be used, or leads where it may not",
             "expired" => ": older than DELIVERY_MAX_AGE",
             OTHER_ACCOUNT => ": while it waited, its webhook became one of another account",
@@ -363,6 +364,10 @@ impl Case {
                     "start a notifier with {origin} in QUEUES, which makes {retry} again, then {replay}"
                 )
             }
+            (_, "refused") => format!(
+                "ask the receiver's owner why it refuses the event (`webhooks show {id}` has what is not \
+                 tried again); then {replay}"
+            ),
             (_, "rejected") => format!("mend what the error says, then {replay}"),
             (_, OTHER_ACCOUNT) => {
                 let back = match facts.owner {

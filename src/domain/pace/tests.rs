@@ -351,12 +351,12 @@ fn retry_after_keeps_everything_away_from_the_receiver() {
     let mut subject = Subject::proven(64, [1]);
     let (first, second) = (subject.begin(by(1)), subject.begin(by(1)));
     subject.fail_by(first, false, Some(60));
-    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(58_800))));
+    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(60_000))));
     subject.fail_by(second, false, Some(1));
-    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(58_800))), "the longer one holds");
-    let attempt = subject.after(58_800).begin(by(1));
+    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(60_000))), "the longer one holds");
+    let attempt = subject.after(60_000).begin(by(1));
     subject.fail_by(attempt, false, Some(u64::MAX));
-    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(3_528_000))), "an hour at most");
+    assert_eq!(subject.hold(by(1)), Some(Hold::StayAway(ms(3_600_000))), "an hour at most");
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::domain::trend::Bound;
-use crate::status::snapshot::{BacklogsNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Trend};
+use crate::status::snapshot::{
+    BacklogsNow, EgressNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Trend,
+};
 
 /// Two queues, all well.
 fn well() -> Snapshot {
@@ -41,6 +43,7 @@ fn well() -> Snapshot {
         database_problem: None,
         directory_age_seconds: 0.0,
         broker_accepts: Some(true),
+        egress_problem: None,
         refusing: Vec::new(),
         depths_age_seconds: Some(1.0),
         lanes: lanes.concat(),
@@ -132,6 +135,20 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
         State::Trouble,
         &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are as of \
            then."],
+    );
+}
+
+#[test]
+fn a_proxy_that_lets_nothing_through_is_trouble() {
+    let problem = "the proxy p:3128 (EGRESS_PROXY) cannot be reached: no answer in time".to_owned();
+    let egress = EgressNow { problem, lasted_seconds: 12.7 };
+    check(
+        |snapshot| snapshot.egress_problem = Some(egress),
+        State::Trouble,
+        &[
+            "No request gets out, for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be reached: no answer \
+           in time.",
+        ],
     );
 }
 

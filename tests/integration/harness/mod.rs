@@ -3,6 +3,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod browser;
+pub(crate) mod connect_proxy;
 pub(crate) mod database;
 pub(crate) mod exposition;
 pub(crate) mod notifier;
@@ -18,6 +19,7 @@ pub(crate) mod tls;
 
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use browser::rendered;
+pub(crate) use connect_proxy::{ConnectProxy, Way};
 pub(crate) use database::Database;
 pub(crate) use notifier::{Launch, Notifier};
 pub(crate) use pooler::Pooler;

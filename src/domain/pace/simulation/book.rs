@@ -148,7 +148,7 @@ impl Book {
             self.halved_at = now;
         }
         if let Some(wanted) = failure.retry_after {
-            self.stays_until = self.stays_until.max(now + wanted.min(3_600 * SECOND) * 98 / 100);
+            self.stays_until = self.stays_until.max(now + wanted.min(3_600 * SECOND));
         }
         if self.failures.is_empty() {
             self.failing_since = began.max(self.succeeded_at);

@@ -1,0 +1,39 @@
+//! What could not be sent by a fault of our own way out: EGRESS_PROXY is away, or lets nobody through.
+//!
+//! That says nothing of any receiver. So no attempt is counted, no circuit breaker opens and nothing is
+//! dead of it before DELIVERY_MAX_AGE: the delivery waits, for longer the longer it lasts, up to a
+//! minute.
+
+use super::{Context, Kept, Pipeline};
+use crate::broker::WITHOUT_BACKLOG;
+use crate::domain::delivery::Delivery;
+use crate::domain::history::Happened;
+use crate::domain::outcome::Decision;
+use crate::domain::pace::Attempt;
+use crate::metrics::Held;
+
+impl Pipeline {
+    pub(super) fn put_off(
+        &self,
+        context: Context<'_>,
+        mut delivery: Delivery,
+        attempt: Attempt,
+        problem: String,
+    ) -> Kept {
+        self.receivers.give_back(attempt);
+        let lasted = self.metrics.egress().failed(&problem);
+        let (event, webhook) = (&delivery.event.id, delivery.webhook_id);
+        log::warn!("not sent event={event} webhook={webhook} detail={problem:?}");
+        delivery.last_error = problem;
+        let too_old = self.is_too_old(&delivery);
+        // One of the schedule's delays: there are queues for these.
+        let wait = self.schedule.delay_after(1, Some(lasted.min(WITHOUT_BACKLOG)));
+        let (Some(wait), false) = (wait, too_old) else {
+            return self.expire(context, &delivery, Held::Proxy).map(Some);
+        };
+        let decision = Some(Decision::Park(wait));
+        let happened = Happened::HeldBack { why: Held::Proxy.label(), decision };
+        self.log.record(&context.lane.origin, &delivery, happened);
+        self.park(context, &delivery, wait, context.metrics.held(Held::Proxy)).map(Some)
+    }
+}

@@ -1,0 +1,126 @@
+//! What a proxy answers to CONNECT, and what that means.
+
+/// The head of an answer to CONNECT.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// None if it is no answer in HTTP/1.
+    status: Option<u16>,
+    /// It wants to know who we are, or does not believe it.
+    is_challenge: bool,
+    /// How many bytes it has.
+    pub(super) length: usize,
+}
+
+/// What an answer to CONNECT means.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// What follows is the target's.
+    Through,
+    /// It would answer all requests so.
+    Away(String),
+    /// Not to this target, with that status.
+    Refused(u16, &'static str),
+}
+
+impl Head {
+    /// None while it has not come to its end.
+    pub(super) fn read(input: &[u8]) -> Option<Self> {
+        let ends = [&b"\r\n\r\n"[..], b"\n\n"].into_iter().filter_map(|end| {
+            let at = input.windows(end.len()).position(|window| window == end)?;
+            Some(at + end.len())
+        });
+        let length = match ends.min() {
+            Some(length) => length,
+            // No more has to come to see that.
+            None if input.iter().zip(b"HTTP/1.").any(|(is, has)| is != has) => input.len(),
+            None => return None,
+        };
+        let text = String::from_utf8_lossy(&input[..length]);
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
+        let status = first.strip_prefix("HTTP/1.").and_then(|rest| {
+            let status = rest.split(' ').find(|part| part.len() == 3)?;
+            status.parse().ok().filter(|status| (100..600).contains(status))
+        });
+        let is_challenge =
+            lines.any(|line| line.to_ascii_lowercase().starts_with("proxy-authenticate:"));
+        Some(Self { status, is_challenge, length })
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        let Some(status) = self.status else {
+            return Verdict::Away("does not answer in HTTP".to_owned());
+        };
+        match status {
+            200..300 => Verdict::Through,
+            // (A filter such as Smokescreen says 407 to an address that it denies, without a challenge;
+            // Tinyproxy says 401 to a wrong password, and 500 where it can't connect.)
+            401 | 407 if self.is_challenge || status == 401 => {
+                let problem = "wants another user name and password than those of EGRESS_PROXY";
+                Verdict::Away(format!("{problem} (status {status})"))
+            }
+            0..200 | 300..400 | 400 | 405 | 501 => {
+                let problem = format!("takes no CONNECT (status {status}): is it an HTTP proxy?");
+                Verdict::Away(problem)
+            }
+            403 | 407 => Verdict::Refused(status, ": its rules do not allow it"),
+            500..600 => Verdict::Refused(status, ": it cannot connect there"),
+            _ => Verdict::Refused(status, ""),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn verdict(answer: &str) -> Verdict {
+        Head::read(answer.as_bytes()).expect("it has come to its end").verdict()
+    }
+
+    #[test]
+    fn an_answer_lets_through_or_refuses_the_target_or_everybody() {
+        let away = |answer: &str| matches!(verdict(answer), Verdict::Away(_));
+        for through in
+            ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.0 200\n\n", "HTTP/1.1  204 x\r\na: b\r\n\r\n"]
+        {
+            assert_eq!(verdict(through), Verdict::Through, "{through:?}");
+        }
+        for status in [403, 404, 407, 429, 500, 502, 503, 504] {
+            let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 2\r\n\r\nno");
+            assert!(
+                matches!(verdict(&answer), Verdict::Refused(it, _) if it == status),
+                "{status}"
+            );
+        }
+        for status in [100, 301, 400, 401, 405, 501] {
+            assert!(away(&format!("HTTP/1.1 {status} No\r\n\r\n")), "{status}");
+        }
+        assert!(away("HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n"));
+        assert!(away("SSH-2.0-OpenSSH_9.2\r\n"));
+        assert!(away("HTTP/2 200\r\n\r\n"));
+        assert!(away("HTTP/1.1 abc\r\n\r\n"));
+    }
+
+    #[test]
+    fn a_head_ends_where_it_ends_and_not_before() {
+        let answer = b"HTTP/1.1 200 OK\r\nx: y\r\n\r\nfirst words of the target";
+        let length = answer.len() - b"first words of the target".len();
+        for cut in 0..length {
+            assert_eq!(Head::read(&answer[..cut]), None, "{cut}");
+        }
+        let whole = Head { status: Some(200), is_challenge: false, length };
+        assert_eq!(Head::read(answer), Some(whole));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_proxy_says_is_a_verdict(answer in prop::collection::vec(any::<u8>(), 0..99)) {
+            if let Some(head) = Head::read(&answer) {
+                prop_assert!(head.length <= answer.len());
+                let _ = head.verdict();
+            }
+        }
+    }
+}

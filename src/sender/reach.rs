@@ -1,0 +1,68 @@
+//! Which of many URLs lead where no webhook may.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http::Uri;
+use ureq::Timeout;
+use ureq::unversioned::resolver::Resolver;
+use ureq::unversioned::transport::{NextTimeout, time};
+
+use super::no_answer;
+use super::resolver::{GuardedResolver, MOST_THREADS, Names};
+use crate::domain::address::AllowedNetworks;
+use crate::domain::outcome::Response;
+use crate::lookup::LookUps;
+
+/// Names that are waited for at a time.
+const AT_A_TIME: usize = 16;
+
+/// Looks each URL's host up as a delivery would, all together within the limit, and says of those that
+/// lead to no address that is allowed why deliveries will be rejected. What has no answer by then is
+/// passed over.
+#[must_use]
+pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec<Option<String>> {
+    let deadline = Instant::now() + limit;
+    let resolver = GuardedResolver {
+        allowed: allowed.clone(),
+        names: Arc::new(Names::new()),
+        look_ups: Arc::new(LookUps::new(MOST_THREADS)),
+    };
+    let why = |url: &Uri| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        if left.is_zero() && host.parse::<IpAddr>().is_err() {
+            return None;
+        }
+        let (after, reason) = (time::Duration::Exact(left), Timeout::Resolve);
+        let limit = NextTimeout { after, reason, ..NextTimeout::default() };
+        let error = resolver.resolve(url, &ureq::config::Config::default(), limit).err()?;
+        match no_answer(error) {
+            Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
+            _ => None,
+        }
+    };
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(vec![None; urls.len()]);
+    let work = || {
+        while let at = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(url) = urls.get(at)
+        {
+            if let Some(why) = why(url) {
+                found.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(why);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..AT_A_TIME.min(urls.len()) {
+            // Where there are no more threads, fewer do it.
+            let _ = thread::Builder::new().name("reach".to_owned()).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+}

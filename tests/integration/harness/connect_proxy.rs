@@ -1,0 +1,213 @@
+//! An HTTP proxy that takes CONNECT, as operators put one between themselves and the world.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// What it does with a CONNECT.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// A tunnel.
+    Open,
+    /// This status, and a line for its head (or "").
+    Status(u16, &'static str),
+    /// The end of the connection.
+    Close,
+    /// Nothing.
+    Hang,
+    /// Bytes that are no HTTP.
+    Garbage,
+}
+
+/// A CONNECT as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Connect {
+    pub(crate) target: String,
+    pub(crate) host: String,
+    pub(crate) authorization: String,
+}
+
+pub(crate) struct ConnectProxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Where all tunnels lead, whatever was asked for; none: there.
+    upstream: Option<String>,
+    way: Mutex<Way>,
+    asked: Mutex<Vec<Connect>>,
+    accepted: AtomicUsize,
+    open: Mutex<Option<Vec<TcpStream>>>,
+}
+
+impl ConnectProxy {
+    /// Its tunnels lead where they are asked to.
+    pub(crate) fn new() -> Self {
+        Self::start(None)
+    }
+
+    /// Its tunnels all lead to that server (an URL), as if it had every address of the internet.
+    pub(crate) fn leading_to(url: &str) -> Self {
+        let (_, authority) = url.split_once("//").expect("an URL");
+        Self::start(Some(authority.split('/').next().unwrap_or_default().to_owned()))
+    }
+
+    fn start(upstream: Option<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared {
+            upstream,
+            way: Mutex::new(Way::Open),
+            asked: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+            open: Mutex::new(Some(Vec::new())),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                if !accepting.keep(&client) {
+                    return;
+                }
+                accepting.accepted.fetch_add(1, Ordering::SeqCst);
+                let shared = Arc::clone(&accepting);
+                // Whoever goes first is the business of the one under test.
+                thread::spawn(move || drop(shared.serve(client)));
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// For EGRESS_PROXY.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn url_with(&self, credentials: &str) -> String {
+        format!("http://{credentials}@{}", self.address)
+    }
+
+    /// As it is named to people.
+    pub(crate) fn name(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub(crate) fn set(&self, way: Way) {
+        *self.shared.way.lock().expect("no holder panics") = way;
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn asked(&self) -> Vec<Connect> {
+        self.shared.asked().clone()
+    }
+}
+
+impl Drop for ConnectProxy {
+    fn drop(&mut self) {
+        let open = self.shared.open.lock().expect("no holder panics").take();
+        for stream in open.into_iter().flatten() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the accepting thread, which sees that all has ended.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl Shared {
+    /// False: all has ended.
+    fn keep(&self, stream: &TcpStream) -> bool {
+        match &mut *self.open.lock().expect("no holder panics") {
+            Some(open) => open.extend(stream.try_clone()),
+            None => return false,
+        }
+        true
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Vec<Connect>> {
+        self.asked.lock().expect("no holder panics")
+    }
+
+    fn serve(&self, client: TcpStream) -> io::Result<()> {
+        client.set_nodelay(true)?;
+        let mut reader = BufReader::new(client.try_clone()?);
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            match line.trim_end() {
+                "" => break,
+                line => lines.push(line.to_owned()),
+            }
+        }
+        let first = lines.first().map(String::as_str).unwrap_or_default();
+        let target = first.strip_prefix("CONNECT ").and_then(|it| it.strip_suffix(" HTTP/1.1"));
+        let header = |name: &str| {
+            let found = lines.iter().find_map(|line| {
+                let (other, value) = line.split_once(": ")?;
+                other.eq_ignore_ascii_case(name).then_some(value)
+            });
+            found.unwrap_or_default().to_owned()
+        };
+        let Some(target) = target else {
+            return (&client).write_all(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n");
+        };
+        self.asked().push(Connect {
+            target: target.to_owned(),
+            host: header("host"),
+            authorization: header("proxy-authorization"),
+        });
+        let way = *self.way.lock().expect("no holder panics");
+        match way {
+            Way::Open => {}
+            Way::Status(status, line) => {
+                let end = if line.is_empty() { "" } else { "\r\n" };
+                let head =
+                    format!("HTTP/1.1 {status} Test\r\ncontent-length: 2\r\n{line}{end}\r\nno");
+                (&client).write_all(head.as_bytes())?;
+                return client.shutdown(Shutdown::Both);
+            }
+            Way::Close => return client.shutdown(Shutdown::Both),
+            Way::Hang => {
+                io::copy(&mut reader, &mut io::sink())?;
+                return Ok(());
+            }
+            Way::Garbage => return (&client).write_all(b"220 wrong number\r\n"),
+        }
+        let Ok(server) = TcpStream::connect(self.upstream.as_deref().unwrap_or(target)) else {
+            return (&client).write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n");
+        };
+        server.set_nodelay(true)?;
+        self.keep(&server);
+        (&client).write_all(b"HTTP/1.1 200 Connection established\r\nvia: test\r\n\r\n")?;
+        thread::scope(|scope| {
+            scope.spawn(|| pump(&server, &client));
+            let early = reader.buffer().to_vec();
+            if (&server).write_all(&early).is_ok() {
+                pump(&client, &server);
+            }
+        });
+        Ok(())
+    }
+}
+
+fn pump(mut from: &TcpStream, mut to: &TcpStream) {
+    let mut room = [0; 16 << 10];
+    loop {
+        let read = from.read(&mut room).unwrap_or(0);
+        if read == 0 || to.write_all(&room[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
