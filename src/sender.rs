@@ -1,8 +1,8 @@
 //! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::Uri;
 use ureq::typestate::WithBody;
@@ -11,20 +11,24 @@ use ureq::unversioned::transport::{NextTimeout, time};
 use ureq::{Agent, Error, RequestBuilder, Timeout};
 
 use crate::config::Config;
-use crate::domain::address::{AllowedNetworks, Forbidden};
+use crate::domain::address::AllowedNetworks;
 use crate::domain::event::Event;
-use crate::domain::outcome::{Reason, Response};
+use crate::domain::outcome::Response;
 use crate::domain::webhook::{Target, Webhook};
-use crate::lookup::{LookUpError, LookUps};
-use crate::tls::problem as tls_problem;
+use crate::lookup::LookUps;
 
 mod agents;
+mod exchange;
+mod failure;
+mod head;
+mod hosts;
 mod resolver;
 mod tls;
 mod transport;
 mod trial;
 
 use agents::{Agents, Making};
+use failure::{Fault, Limits, no_answer};
 use resolver::{GuardedResolver, MOST_THREADS, Names};
 
 pub use trial::{Answer, Trial};
@@ -46,7 +50,7 @@ const ACCEPT: &str = "*/*";
 pub struct Sender {
     agents: Agents,
     names: Arc<Names>,
-    request_timeout: Duration,
+    limits: Limits,
     max_response_bytes: u64,
 }
 
@@ -106,7 +110,7 @@ impl Sender {
         Self {
             agents: Agents::new(making),
             names,
-            request_timeout: config.request_timeout,
+            limits: Limits { request: config.request_timeout, connect: config.connect_timeout },
             max_response_bytes: config.max_response_bytes,
         }
     }
@@ -118,7 +122,7 @@ impl Sender {
             Ok(target) => target,
             Err(detail) => return Response::Refused { detail: detail.clone() },
         };
-        match self.prepare(target, request).send(request.body) {
+        match self.send(target, request) {
             Ok(mut response) => {
                 let answered = answered(&response);
                 // The status has decided. Reading on, within the deadline, only serves the next
@@ -129,9 +133,38 @@ impl Sender {
             }
             Err(error) => {
                 self.names.forget(target.uri.host().unwrap_or_default());
-                no_answer(error)
+                no_answer(error, self.limits(target))
             }
         }
+    }
+
+    /// Sends it; once more, on a fresh connection and within the same time, where the connection that
+    /// had waited for it was none any more. Nobody has seen it then, so it is the same attempt. (Who
+    /// has seen it, and ended the connection, gets it twice at most.)
+    fn send(
+        &self,
+        target: &Target,
+        request: Request<'_>,
+    ) -> Result<http::Response<ureq::Body>, Error> {
+        let began = Instant::now();
+        let error = match self.prepare(target, request).send(request.body) {
+            Err(Error::Other(error)) if error.downcast_ref() == Some(&Fault::Stale) => error,
+            other => return other,
+        };
+        let left = self.limits(target).request.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Err(Error::Other(error));
+        }
+        let again = self.prepare(target, request).config().timeout_global(Some(left));
+        // No connection that waits is young enough.
+        again.max_idle_age(Duration::ZERO).build().send(request.body)
+    }
+
+    /// How long an attempt at this receiver may take.
+    fn limits(&self, target: &Target) -> Limits {
+        let own = target.settings.as_ref().and_then(|settings| settings.timeout);
+        let request = own.map_or(self.limits.request, |own| own.min(self.limits.request));
+        Limits { request, ..self.limits }
     }
 
     /// Closes connections to hosts that nobody has asked for some time, called every few seconds:
@@ -163,8 +196,8 @@ impl Sender {
             for (name, value) in &settings.headers {
                 post = post.header(name, value);
             }
-            if let Some(timeout) = settings.timeout {
-                let timeout = timeout.min(self.request_timeout);
+            if settings.timeout.is_some() {
+                let timeout = self.limits(target).request;
                 post = post.config().timeout_global(Some(timeout)).build();
             }
         }
@@ -188,13 +221,13 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
         names: Arc::new(Names::new()),
         look_ups: Arc::new(LookUps::new(1)),
     };
-    let limit = NextTimeout {
+    let within = NextTimeout {
         after: time::Duration::Exact(limit),
         reason: Timeout::Resolve,
         ..NextTimeout::default()
     };
-    let error = resolver.resolve(url, &ureq::config::Config::default(), limit).err()?;
-    match no_answer(error) {
+    let error = resolver.resolve(url, &ureq::config::Config::default(), within).err()?;
+    match no_answer(error, Limits { request: limit, connect: limit }) {
         Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
         Response::NoAnswer { detail, .. } => {
             let host = url.host().unwrap_or_default();
@@ -211,58 +244,6 @@ fn read_to_end(mut body: impl Read) {
     while matches!(body.read(&mut room), Ok(read) if read > 0) {}
 }
 
-fn no_answer(error: Error) -> Response {
-    // (Not by `source`, which ureq's errors have none.)
-    if let Error::Io(io) = &error
-        && let Some(detail) = tls_problem(io)
-    {
-        return Response::NoAnswer { reason: Reason::Tls, detail };
-    }
-    if let Error::Other(inner) = &error
-        && let Some(failed) = inner.downcast_ref::<LookUpError>()
-    {
-        let reason = match failed {
-            LookUpError::Silent => Reason::Timeout,
-            LookUpError::Refused(_) | LookUpError::Busy | LookUpError::NoThread(_) => Reason::Dns,
-        };
-        return Response::NoAnswer { reason, detail: failed.to_string() };
-    }
-    let reason = match &error {
-        Error::Timeout(_) => Reason::Timeout,
-        Error::HostNotFound => Reason::Dns,
-        Error::Tls(_) => Reason::Tls,
-        Error::Protocol(_) | Error::LargeResponseHeader(..) | Error::BodyStalled => {
-            Reason::Protocol
-        }
-        Error::ConnectionFailed => Reason::Refused,
-        Error::Io(io) => io_reason(io),
-        Error::BadUri(_) | Error::Http(_) => {
-            return Response::Refused { detail: format!("unusable URL: {error}") };
-        }
-        Error::Other(inner) if inner.is::<Forbidden>() => {
-            return Response::Refused { detail: inner.to_string() };
-        }
-        _ => Reason::Io,
-    };
-    Response::NoAnswer { reason, detail: error.to_string() }
-}
-
-fn io_reason(error: &io::Error) -> Reason {
-    use io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::ConnectionRefused | Kind::HostUnreachable | Kind::NetworkUnreachable => {
-            Reason::Refused
-        }
-        Kind::ConnectionReset
-        | Kind::ConnectionAborted
-        | Kind::BrokenPipe
-        | Kind::UnexpectedEof
-        | Kind::NotConnected => Reason::Reset,
-        Kind::TimedOut | Kind::WouldBlock => Reason::Timeout,
-        _ => Reason::Io,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +256,7 @@ mod tests {
 
     use crate::config::Settings;
     use crate::domain::event::Properties;
+    use crate::domain::outcome::Reason;
     use crate::domain::settings::Columns;
     use crate::domain::webhook::Secrets;
 

@@ -13,6 +13,7 @@ use http::Uri;
 use ureq::Agent;
 use ureq::unversioned::transport::Connector;
 
+use super::exchange::ExchangeConnector;
 use super::resolver::{GuardedResolver, Names};
 use super::tls::TlsConnector;
 use super::transport::TcpConnector;
@@ -40,13 +41,13 @@ pub(super) struct Making {
 impl Making {
     fn agent(&self) -> Agent {
         let tcp = TcpConnector { max_answer_bytes: self.max_answer_bytes };
-        let connector = ().chain(tcp).chain(TlsConnector(self.tls.clone()));
+        let chain = ().chain(tcp).chain(TlsConnector(self.tls.clone()));
         let resolver = GuardedResolver {
             allowed: self.allowed.clone(),
             names: Arc::clone(&self.names),
             look_ups: Arc::clone(&self.look_ups),
         };
-        Agent::with_parts(self.settings.clone(), connector, resolver)
+        Agent::with_parts(self.settings.clone(), ExchangeConnector::new(chain), resolver)
     }
 }
 

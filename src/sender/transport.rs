@@ -10,6 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustix::net::{RecvFlags, recv};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
@@ -21,6 +22,10 @@ const TOLERANCE: Duration = Duration::from_millis(50);
 
 /// Before the kernel is told anything.
 const NEVER: Duration = Duration::MAX;
+
+/// The least time in which the other side's kernel has to confirm what it got: some round trips to the
+/// other end of the world, and two packets lost on the way.
+const LEAST_UNCONFIRMED: Duration = Duration::from_secs(1);
 
 /// Opens the connections.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ impl<In: Transport> Connector<In> for TcpConnector {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             read_timeout: NEVER,
             write_timeout: NEVER,
+            unconfirmed: NEVER,
+            was_idle: false,
             answered: 0,
             max_answer_bytes: self.max_answer_bytes,
         })))
@@ -81,6 +88,9 @@ pub(super) struct Tcp {
     /// What the kernel has been told.
     read_timeout: Duration,
     write_timeout: Duration,
+    unconfirmed: Duration,
+    /// Whether it waited for its next use, and nothing was sent since.
+    was_idle: bool,
     /// Bytes read since something was sent.
     answered: usize,
     max_answer_bytes: usize,
@@ -94,6 +104,9 @@ impl Transport for Tcp {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let deadline = Deadline::of(timeout.for_write())?;
         self.answered = 0;
+        if std::mem::take(&mut self.was_idle) {
+            self.limit_unconfirmed(deadline.after);
+        }
         let mut output = &self.buffers.output()[..amount];
         while !output.is_empty() {
             let set = |left| self.stream.set_write_timeout(Some(left));
@@ -131,8 +144,27 @@ impl Transport for Tcp {
 
     /// Whether the other side has neither closed it nor said anything out of turn.
     fn is_open(&mut self) -> bool {
+        self.was_idle = true;
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         matches!(recv(&self.stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
+    }
+}
+
+impl Tcp {
+    /// While a connection is idle, a router may forget it, or its other end go, without a word.
+    /// The kernel then says so (ETIMEDOUT) after a third of the time that the request has, and the rest is
+    /// for a fresh one. A receiver that is only slow confirms all the same. On a fresh connection there
+    /// is nothing to be gained: the whole time is for it.
+    fn limit_unconfirmed(&mut self, after: Duration) {
+        let limit = (after / 3).max(LEAST_UNCONFIRMED);
+        // Told once, where all requests have about the same time.
+        if self.unconfirmed > limit * 2 || self.unconfirmed < limit / 2 {
+            let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            // Without it, it is as with any other client: time is up when the request's is.
+            if set_tcp_user_timeout(&self.stream, millis).is_ok() {
+                self.unconfirmed = limit;
+            }
+        }
     }
 }
 
@@ -187,9 +219,10 @@ impl Deadline {
         Ok(())
     }
 
-    /// An operation failed: may it be tried again?
+    /// An operation failed: may it be tried again? (`TimedOut` is the end of the connection; a time
+    /// that we set ends as `WouldBlock`.)
     fn goes_on_after(self, error: io::Error) -> Result<(), Error> {
-        if error.kind() == ErrorKind::Interrupted || is_timeout(&error) {
+        if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) {
             return self.left().map(drop);
         }
         Err(error.into())
@@ -237,7 +270,9 @@ mod tests {
         let timeout = || io::Error::from(ErrorKind::WouldBlock);
         assert!(deadline(1_000).goes_on_after(timeout()).is_ok());
         assert!(deadline(1_000).goes_on_after(ErrorKind::Interrupted.into()).is_ok());
-        assert!(deadline(1_000).goes_on_after(ErrorKind::ConnectionReset.into()).is_err());
+        for end in [ErrorKind::ConnectionReset, ErrorKind::TimedOut] {
+            assert!(deadline(1_000).goes_on_after(end.into()).is_err());
+        }
         let over = deadline(0).goes_on_after(timeout());
         assert!(matches!(over, Err(Error::Timeout(Timeout::Global))));
     }

@@ -16,6 +16,8 @@ mod trials;
 mod receivers;
 mod failures;
 mod hostile;
+mod reuse;
+mod answers;
 mod addresses;
 mod malformed;
 mod input;

@@ -15,6 +15,7 @@ pub(crate) mod sandbox;
 pub(crate) mod servers;
 pub(crate) mod service;
 pub(crate) mod tls;
+pub(crate) mod wire;
 
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use browser::rendered;
@@ -28,6 +29,7 @@ pub(crate) use receiver::{Receiver, Reply, Then};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
 pub(crate) use servers::{FaultServers, Servers, Vhost};
 pub(crate) use tls::{Authority, Terminator};
+pub(crate) use wire::Wire;
 
 use std::{
     thread,
