@@ -85,6 +85,7 @@
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | [`sender`], [`domain::signature`], [`domain::settings`] |
+//! | how connections are used again, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the words for none: `sender/failure.rs` |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`] |
 //! | who wants an event | [`domain::webhook`], [`directory`] |
 //! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |
