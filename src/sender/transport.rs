@@ -110,10 +110,14 @@ impl Transport for Tcp {
         let mut output = &self.buffers.output()[..amount];
         while !output.is_empty() {
             let set = |left| self.stream.set_write_timeout(Some(left));
-            deadline.set(&mut self.write_timeout, set)?;
+            deadline.set_early(&mut self.write_timeout, set)?;
             match (&self.stream).write(output) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(written) => output = &output[written..],
+                // It takes nothing, and has said something: an answer, which there must be time for.
+                Err(error) if error.kind() == ErrorKind::WouldBlock && has_input(&self.stream) => {
+                    return Err(Error::Timeout(deadline.reason));
+                }
                 Err(error) => deadline.goes_on_after(error)?,
             }
         }
@@ -145,9 +149,14 @@ impl Transport for Tcp {
     /// Whether the other side has neither closed it nor said anything out of turn.
     fn is_open(&mut self) -> bool {
         self.was_idle = true;
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        matches!(recv(&self.stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
+        !has_input(&self.stream)
     }
+}
+
+/// Whether there is something to be read, if only the end.
+fn has_input(stream: &TcpStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(recv(stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
 }
 
 impl Tcp {
@@ -209,12 +218,32 @@ impl Deadline {
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> Result<(), Error> {
         let left = self.left()?;
+        self.set_to(left, left, current, set)
+    }
+
+    /// Makes sure that an operation ends while there is time left for another one.
+    fn set_early(
+        self,
+        current: &mut Duration,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let left = self.left()?;
+        self.set_to(left / 3 * 2, left, current, set)
+    }
+
+    fn set_to(
+        self,
+        limit: Duration,
+        left: Duration,
+        current: &mut Duration,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> Result<(), Error> {
         // One that is much too short would be set for every piece of a long answer.
-        if *current > left.saturating_add(TOLERANCE) || *current < left / 2 {
-            // The kernel's clock has no use for centuries.
-            let left = left.min(Duration::from_secs(86_400));
-            set(left)?;
-            *current = left;
+        if *current > limit.saturating_add(TOLERANCE) || *current < left / 2 {
+            // The kernel's clock has no use for centuries, nor for nothing.
+            let limit = limit.clamp(Duration::from_millis(1), Duration::from_secs(86_400));
+            set(limit)?;
+            *current = limit;
         }
         Ok(())
     }
@@ -263,6 +292,24 @@ mod tests {
         check(10_000, 2);
         check(3_000, 3);
         check(10_000, 4);
+    }
+
+    #[test]
+    fn a_write_is_interrupted_in_time_for_an_answer_and_that_costs_no_call_each_time() {
+        let calls = Cell::new(0);
+        let mut current = NEVER;
+        for (millis, expected) in [(9_000, 1), (8_990, 1), (9_000, 1), (3_000, 2), (9_000, 3)] {
+            let count = |_| {
+                calls.set(calls.get() + 1);
+                Ok(())
+            };
+            deadline(millis).set_early(&mut current, count).expect("time is left");
+            assert_eq!(calls.get(), expected, "{millis} ms");
+            assert!(current < Duration::from_millis(millis) * 4 / 5, "{current:?} of {millis} ms");
+        }
+        let mut shortest = NEVER;
+        let end = Deadline { after: Duration::MAX, ..deadline(0) };
+        end.set_early(&mut shortest, |_| Ok(())).expect("time is left");
     }
 
     #[test]
