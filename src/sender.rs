@@ -2,13 +2,13 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::Uri;
 use ureq::typestate::WithBody;
 use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::{NextTimeout, time};
-use ureq::{Agent, Error, RequestBuilder, Timeout};
+use ureq::{Agent, RequestBuilder, Timeout};
 
 use crate::config::Config;
 use crate::domain::address::AllowedNetworks;
@@ -18,6 +18,7 @@ use crate::domain::webhook::{Target, Webhook};
 use crate::lookup::LookUps;
 
 mod agents;
+mod attempt;
 mod exchange;
 mod failure;
 mod head;
@@ -28,7 +29,7 @@ mod transport;
 mod trial;
 
 use agents::{Agents, Making};
-use failure::{Fault, Limits, no_answer};
+use failure::{Limits, no_answer};
 use resolver::{GuardedResolver, MOST_THREADS, Names};
 
 pub use trial::{Answer, Trial};
@@ -50,7 +51,8 @@ const ACCEPT: &str = "*/*";
 pub struct Sender {
     agents: Agents,
     names: Arc<Names>,
-    limits: Limits,
+    request_timeout: Duration,
+    connect_timeout: Duration,
     max_response_bytes: u64,
 }
 
@@ -110,7 +112,8 @@ impl Sender {
         Self {
             agents: Agents::new(making),
             names,
-            limits: Limits { request: config.request_timeout, connect: config.connect_timeout },
+            request_timeout: config.request_timeout,
+            connect_timeout: config.connect_timeout,
             max_response_bytes: config.max_response_bytes,
         }
     }
@@ -136,35 +139,6 @@ impl Sender {
                 no_answer(error, self.limits(target))
             }
         }
-    }
-
-    /// Sends it; once more, on a fresh connection and within the same time, where the connection that
-    /// had waited for it was none any more. Nobody has seen it then, so it is the same attempt. (Who
-    /// has seen it, and ended the connection, gets it twice at most.)
-    fn send(
-        &self,
-        target: &Target,
-        request: Request<'_>,
-    ) -> Result<http::Response<ureq::Body>, Error> {
-        let began = Instant::now();
-        let error = match self.prepare(target, request).send(request.body) {
-            Err(Error::Other(error)) if error.downcast_ref() == Some(&Fault::Stale) => error,
-            other => return other,
-        };
-        let left = self.limits(target).request.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return Err(Error::Other(error));
-        }
-        let again = self.prepare(target, request).config().timeout_global(Some(left));
-        // No connection that waits is young enough.
-        again.max_idle_age(Duration::ZERO).build().send(request.body)
-    }
-
-    /// How long an attempt at this receiver may take.
-    fn limits(&self, target: &Target) -> Limits {
-        let own = target.settings.as_ref().and_then(|settings| settings.timeout);
-        let request = own.map_or(self.limits.request, |own| own.min(self.limits.request));
-        Limits { request, ..self.limits }
     }
 
     /// Closes connections to hosts that nobody has asked for some time, called every few seconds:
@@ -196,8 +170,8 @@ impl Sender {
             for (name, value) in &settings.headers {
                 post = post.header(name, value);
             }
-            if settings.timeout.is_some() {
-                let timeout = self.limits(target).request;
+            if let Some(timeout) = settings.timeout {
+                let timeout = timeout.min(self.request_timeout);
                 post = post.config().timeout_global(Some(timeout)).build();
             }
         }
