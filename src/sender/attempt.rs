@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ureq::{Body, Error};
 
-use super::failure::{Fault, Limits};
+use super::failure::{Fault, Limits, Phase};
 use super::{Request, Sender};
 use crate::domain::webhook::Target;
 
@@ -18,13 +18,13 @@ impl Sender {
         request: Request<'_>,
     ) -> Result<http::Response<Body>, Error> {
         let began = Instant::now();
-        let error = match self.prepare(target, request).send(request.body) {
-            Err(Error::Other(error)) if error.downcast_ref() == Some(&Fault::Stale) => error,
+        match self.prepare(target, request).send(request.body) {
+            Err(Error::Other(error)) if error.downcast_ref() == Some(&Fault::Stale) => {}
             other => return other,
-        };
+        }
         let left = self.limits(target).request.saturating_sub(began.elapsed());
         if left.is_zero() {
-            return Err(Error::Other(error));
+            return Err(Fault::TimedOut(Phase::Answer).into());
         }
         let again = self.prepare(target, request).config().timeout_global(Some(left));
         // No connection that waits is young enough.

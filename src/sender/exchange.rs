@@ -29,8 +29,9 @@ use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
 /// a request may be on its way. Half of the time, where that is less.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// After a failed write: what the other side said is here, or an end of the connection is.
-const ALREADY_HERE: Duration = Duration::from_millis(10);
+/// How long is waited, after a write that was not over in time, for what is here already: no longer than
+/// a busy machine takes to look.
+const ALREADY_HERE: Duration = Duration::from_millis(200);
 
 /// Makes connections by a chain of connectors.
 #[derive(Debug)]
@@ -195,7 +196,12 @@ impl<T: Transport> Exchange<T> {
 
     /// The other side takes no more of the request. It may have answered all the same.
     fn after_failed_write(&mut self, error: Error, timeout: NextTimeout) -> Result<(), Error> {
-        let at_once = NextTimeout { after: time::Duration::Exact(ALREADY_HERE), ..timeout };
+        // Of a connection that has ended, the rest and the end are here: that takes no time.
+        let limit = match error {
+            Error::Timeout(_) => ALREADY_HERE,
+            _ => ALREADY_HERE.max(*timeout.after),
+        };
+        let at_once = NextTimeout { after: time::Duration::Exact(limit), ..timeout };
         // An interim answer is none.
         while self.search.is_some() {
             match self.read(at_once) {
@@ -205,6 +211,8 @@ impl<T: Transport> Exchange<T> {
             }
         }
         self.is_closed = true;
+        // There is something to look at before more is waited for.
+        self.input.made_progress = true;
         Ok(())
     }
 

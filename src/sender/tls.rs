@@ -1,6 +1,7 @@
 //! TLS to a receiver, within the deadline of its request.
 
 use std::fmt;
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset, WouldBlock};
 use std::io::{self, Read, Write};
 
 use rustls::pki_types::ServerName;
@@ -72,12 +73,19 @@ impl TlsTransport {
     fn read(&mut self) -> io::Result<usize> {
         let room = room(&mut self.buffers).map_err(Error::into_io)?;
         if !self.only_reads {
-            return self.stream.read(room);
+            match self.stream.read(room) {
+                // That may be said of the end of the request, which rustls still had: it tells of a
+                // write that failed when it is next called.
+                Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+                    self.only_reads = true;
+                }
+                read => return read,
+            }
         }
         let StreamOwned { conn, sock } = &mut self.stream;
         loop {
             match conn.reader().read(room) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == WouldBlock => {}
                 read => return read,
             }
             if conn.read_tls(sock)? == 0 {

@@ -114,11 +114,12 @@ impl Transport for Tcp {
             match (&self.stream).write(output) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(written) => output = &output[written..],
-                // It takes nothing, and has said something: an answer, which there must be time for.
-                Err(error) if error.kind() == ErrorKind::WouldBlock && has_input(&self.stream) => {
-                    return Err(Error::Timeout(deadline.reason));
-                }
                 Err(error) => deadline.goes_on_after(error)?,
+            }
+            // It took less than all, so it made us wait. If it has said something meanwhile, that is an
+            // answer, for which there must be time.
+            if !output.is_empty() && has_input(&self.stream) {
+                return Err(Error::Timeout(deadline.reason));
             }
         }
         Ok(())

@@ -84,15 +84,23 @@ fn it_counts_under_tls_too() {
 fn a_receiver_that_answers_and_then_neither_reads_nor_closes_has_answered() {
     let receiver = Wire::serving(|connection| {
         if connection.head().is_some() {
-            connection.say(TOO_LARGE);
+            connection
+                .say("HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             connection.stand_still();
         }
     });
     let sandbox = Sandbox::new();
     sandbox.webhook(&receiver.url(), &["*"]);
-    let notifier =
-        sandbox.notifier().env("REQUEST_TIMEOUT", "1s").env("RETRY_SCHEDULE", "100ms").start();
-    sandbox.publish(&large_event("a"));
+    let notifier = sandbox
+        .notifier()
+        .env("REQUEST_TIMEOUT", "3s")
+        .env("RETRY_SCHEDULE", "100ms")
+        .env("MAX_EVENT_BYTES", "8MiB")
+        .start();
+    let mut event = Event::new("a");
+    // More than the largest buffer that the kernel gives a connection.
+    event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(8_000_000)).into_bytes();
+    sandbox.publish(&event);
     assert_eq!(sandbox.take_dead().text("x-last-error"), "status 413");
     notifier.terminate();
 }
