@@ -87,6 +87,7 @@
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how ids and types stand in headers: [`domain::encoding`]; what of the producer's headers goes on: [`domain::forwarding`] |
+//! | how connections are used again, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the words for none: `sender/failure.rs` |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`]; how a proxy leads there: `sender/egress.rs` |
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`] |
 //! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |

@@ -1,23 +1,27 @@
 //! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
 use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::{NextTimeout, time};
-use ureq::{Agent, Error, Timeout};
+use ureq::{Agent, Timeout};
 
 use crate::config::Config;
-use crate::domain::address::{AllowedNetworks, Forbidden};
+use crate::domain::address::AllowedNetworks;
 use crate::domain::forwarding::Forwarding;
-use crate::domain::outcome::{Reason, Response};
-use crate::lookup::{LookUpError, LookUps};
-use crate::tls::problem as tls_problem;
+use crate::domain::outcome::Response;
+use crate::lookup::LookUps;
 
 mod agents;
+mod attempt;
 mod egress;
+mod exchange;
+mod failure;
+mod head;
+mod hosts;
 mod reach;
 mod request;
 mod resolver;
@@ -27,6 +31,7 @@ mod trial;
 
 use agents::{Agents, Making};
 use egress::Proxy;
+use failure::{Limits, no_answer};
 use resolver::{GuardedResolver, MOST_THREADS, Names};
 
 pub use egress::try_proxy;
@@ -52,6 +57,7 @@ pub struct Sender {
     agents: Agents,
     names: Arc<Names>,
     request_timeout: Duration,
+    connect_timeout: Duration,
     max_response_bytes: u64,
     forwarding: Forwarding,
 }
@@ -101,6 +107,7 @@ impl Sender {
             agents: Agents::new(making),
             names,
             request_timeout: config.request_timeout,
+            connect_timeout: config.connect_timeout,
             max_response_bytes: config.max_response_bytes,
             forwarding: config.forward_headers.clone(),
         }
@@ -114,7 +121,7 @@ impl Sender {
             Ok(target) => target,
             Err(detail) => return Response::Refused { detail: detail.clone() },
         };
-        match self.prepare(target, request).send(request.body) {
+        match self.send(target, request) {
             Ok(mut response) => {
                 let answered = answered(&response);
                 // The status has decided. Reading on, within the deadline, only serves the next
@@ -125,7 +132,7 @@ impl Sender {
             }
             Err(error) => {
                 self.names.forget(target.uri.host().unwrap_or_default());
-                no_answer(error)
+                no_answer(error, self.limits(target))
             }
         }
     }
@@ -153,13 +160,13 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
         names: Arc::new(Names::new()),
         look_ups: Arc::new(LookUps::new(1)),
     };
-    let limit = NextTimeout {
+    let within = NextTimeout {
         after: time::Duration::Exact(limit),
         reason: Timeout::Resolve,
         ..NextTimeout::default()
     };
-    let error = resolver.resolve(url, &ureq::config::Config::default(), limit).err()?;
-    match no_answer(error) {
+    let error = resolver.resolve(url, &ureq::config::Config::default(), within).err()?;
+    match no_answer(error, Limits { request: limit, connect: limit }) {
         Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
         Response::NoAnswer { detail, .. } => {
             let host = url.host().unwrap_or_default();
@@ -176,61 +183,6 @@ fn read_to_end(mut body: impl Read) {
     while matches!(body.read(&mut room), Ok(read) if read > 0) {}
 }
 
-fn no_answer(error: Error) -> Response {
-    if let Some(response) = egress::response(&error) {
-        return response;
-    }
-    // (Not by `source`, which ureq's errors have none.)
-    if let Error::Io(io) = &error
-        && let Some(detail) = tls_problem(io)
-    {
-        return Response::NoAnswer { reason: Reason::Tls, detail };
-    }
-    if let Error::Other(inner) = &error
-        && let Some(failed) = inner.downcast_ref::<LookUpError>()
-    {
-        let reason = match failed {
-            LookUpError::Silent => Reason::Timeout,
-            LookUpError::Refused(_) | LookUpError::Busy | LookUpError::NoThread(_) => Reason::Dns,
-        };
-        return Response::NoAnswer { reason, detail: failed.to_string() };
-    }
-    let reason = match &error {
-        Error::Timeout(_) => Reason::Timeout,
-        Error::HostNotFound => Reason::Dns,
-        Error::Tls(_) => Reason::Tls,
-        Error::Protocol(_) | Error::LargeResponseHeader(..) | Error::BodyStalled => {
-            Reason::Protocol
-        }
-        Error::ConnectionFailed => Reason::Refused,
-        Error::Io(io) => io_reason(io),
-        Error::BadUri(_) | Error::Http(_) => {
-            return Response::Refused { detail: format!("unusable URL: {error}") };
-        }
-        Error::Other(inner) if inner.is::<Forbidden>() => {
-            return Response::Refused { detail: inner.to_string() };
-        }
-        _ => Reason::Io,
-    };
-    Response::NoAnswer { reason, detail: error.to_string() }
-}
-
-fn io_reason(error: &io::Error) -> Reason {
-    use io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::ConnectionRefused | Kind::HostUnreachable | Kind::NetworkUnreachable => {
-            Reason::Refused
-        }
-        Kind::ConnectionReset
-        | Kind::ConnectionAborted
-        | Kind::BrokenPipe
-        | Kind::UnexpectedEof
-        | Kind::NotConnected => Reason::Reset,
-        Kind::TimedOut | Kind::WouldBlock => Reason::Timeout,
-        _ => Reason::Io,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +197,7 @@ mod tests {
     use crate::config::Settings;
     use crate::domain::delivery::Headers;
     use crate::domain::event::{Event, Properties};
+    use crate::domain::outcome::Reason;
     use crate::domain::settings::Columns;
     use crate::domain::webhook::{Secrets, Webhook};
 

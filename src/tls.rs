@@ -14,7 +14,8 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible,
+    RootCertStore, SignatureScheme,
 };
 
 /// How we speak TLS with somebody. Cheap to clone.
@@ -241,13 +242,53 @@ fn explain(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             ": it needs a new certificate"
         }
-        rustls::Error::AlertReceived(_) => {
-            ": refused by the other side; does it want a client certificate?"
+        // What has no name of its own in rustls is its checker's, which prints as nested brackets.
+        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+            return other_certificate(&other.0.to_string());
         }
+        rustls::Error::AlertReceived(alert) => refused(*alert),
+        rustls::Error::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled,
+        ) => TOO_OLD,
         rustls::Error::InvalidMessage(_) => ": is this a port that speaks TLS?",
         _ => "",
     };
     format!("TLS: {error}{remedy}")
+}
+
+const TOO_OLD: &str = ": it has to offer TLS 1.2 or 1.3";
+
+/// Why a certificate is refused, by the name that its checker (webpki) has for it.
+fn other_certificate(name: &str) -> String {
+    // Some go on with what they are about.
+    let name = name.split(['(', '{', ' ']).next().unwrap_or_default();
+    let remedy = match name {
+        "CaUsedAsEndEntity" => {
+            ": that is a CA's own certificate; it needs one for its name, without CA:TRUE"
+        }
+        "UnsupportedCertVersion" => ": it needs one of X.509 version 3, with a subjectAltName",
+        _ => ": it needs another",
+    };
+    format!("TLS: its certificate can't be used ({name}){remedy}")
+}
+
+/// What the other side didn't like, as far as its alert says so.
+fn refused(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::ProtocolVersion => TOO_OLD,
+        AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
+            ": refused by the other side: it has to offer TLS 1.2 or 1.3 with a modern cipher, or wants \
+             a client certificate"
+        }
+        AlertDescription::UnrecognisedName => {
+            ": refused by the other side: it has no certificate for this name"
+        }
+        AlertDescription::InternalError => ": its own log should say why",
+        _ => ": refused by the other side; does it want a client certificate?",
+    }
 }
 
 #[cfg(test)]
@@ -278,5 +319,34 @@ mod tests {
         let problem = problem(&wrapped).expect("it is about TLS");
         assert!(problem.starts_with("TLS: ") && problem.contains("TLS_CA_FILE"), "{problem}");
         assert_eq!(super::problem(&io::Error::other("something else")), None);
+    }
+
+    #[test]
+    fn each_problem_says_what_to_change() {
+        let unknown = |name: &'static str| {
+            let error: Arc<dyn Error + Send + Sync> =
+                io::Error::other(name).into_inner().expect("an error").into();
+            rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(error)))
+        };
+        for (error, says) in [
+            (unknown("CaUsedAsEndEntity"), "(CaUsedAsEndEntity): that is a CA's own certificate"),
+            (unknown("UnsupportedCertVersion"), "X.509 version 3"),
+            (unknown("Whatever"), "can't be used (Whatever)"),
+            (rustls::Error::AlertReceived(AlertDescription::ProtocolVersion), "TLS 1.2 or 1.3"),
+            (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "TLS 1.2 or 1.3"),
+            (rustls::Error::AlertReceived(AlertDescription::UnrecognisedName), "for this name"),
+            (
+                rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
+                "does it want a client certificate?",
+            ),
+            (
+                rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13),
+                "it has to offer TLS 1.2 or 1.3",
+            ),
+        ] {
+            let explained = explain(&error);
+            assert!(explained.contains(says), "no {says:?} in {explained:?}");
+            assert!(!explained.contains("OtherError"), "{explained}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use ureq::Agent;
 use ureq::unversioned::transport::Connector;
 
 use super::egress::{Egress, Proxy};
+use super::exchange::ExchangeConnector;
 use super::resolver::{GuardedResolver, Names};
 use super::tls::TlsConnector;
 use super::transport::TcpConnector;
@@ -43,13 +44,13 @@ impl Making {
     fn agent(&self) -> Agent {
         let tcp = TcpConnector { max_answer_bytes: self.max_answer_bytes };
         let egress = Egress { tcp, proxy: self.proxy.clone() };
-        let connector = ().chain(egress).chain(TlsConnector(self.tls.clone()));
+        let chain = ().chain(egress).chain(TlsConnector(self.tls.clone()));
         let resolver = GuardedResolver {
             allowed: self.allowed.clone(),
             names: Arc::clone(&self.names),
             look_ups: Arc::clone(&self.look_ups),
         };
-        Agent::with_parts(self.settings.clone(), connector, resolver)
+        Agent::with_parts(self.settings.clone(), ExchangeConnector::new(chain), resolver)
     }
 }
 

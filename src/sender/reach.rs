@@ -12,7 +12,7 @@ use ureq::Timeout;
 use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::{NextTimeout, time};
 
-use super::no_answer;
+use super::failure::{Limits, no_answer};
 use super::resolver::{GuardedResolver, MOST_THREADS, Names};
 use crate::domain::address::AllowedNetworks;
 use crate::domain::outcome::Response;
@@ -41,7 +41,7 @@ pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec
         let (after, reason) = (time::Duration::Exact(left), Timeout::Resolve);
         let limit = NextTimeout { after, reason, ..NextTimeout::default() };
         let error = resolver.resolve(url, &ureq::config::Config::default(), limit).err()?;
-        match no_answer(error) {
+        match no_answer(error, Limits { request: left, connect: left }) {
             Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
             _ => None,
         }

@@ -1,7 +1,8 @@
 //! TLS to a receiver, within the deadline of its request.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset, WouldBlock};
+use std::io::{self, Read, Write};
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
@@ -34,14 +35,14 @@ impl<In: Transport> Connector<In> for TlsConnector {
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| Error::Tls("no certificate can be for such a host"))?;
-        let mut tls =
-            ClientConnection::new(self.0.config(), name).map_err(std::io::Error::other)?;
+        let mut tls = ClientConnection::new(self.0.config(), name).map_err(io::Error::other)?;
         let mut socket = TransportAdapter::new(transport.boxed(), details.current_time.clone());
         socket.set_timeout(left_of(details)?);
         tls.complete_io(&mut socket)?;
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
-        Ok(Some(Either::B(TlsTransport { stream: StreamOwned::new(tls, socket), buffers })))
+        let stream = StreamOwned::new(tls, socket);
+        Ok(Some(Either::B(TlsTransport { stream, buffers, only_reads: false })))
     }
 }
 
@@ -64,6 +65,35 @@ fn left_of(details: &ConnectionDetails<'_>) -> Result<NextTimeout, Error> {
 pub(super) struct TlsTransport {
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     buffers: LazyBuffers,
+    /// Once it could not write: before it reads, rustls' stream would first write what is left over.
+    only_reads: bool,
+}
+
+impl TlsTransport {
+    fn read(&mut self) -> io::Result<usize> {
+        let room = room(&mut self.buffers).map_err(Error::into_io)?;
+        if !self.only_reads {
+            match self.stream.read(room) {
+                // That may be said of the end of the request, which rustls still had: it tells of a
+                // write that failed when it is next called.
+                Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+                    self.only_reads = true;
+                }
+                read => return read,
+            }
+        }
+        let StreamOwned { conn, sock } = &mut self.stream;
+        loop {
+            match conn.reader().read(room) {
+                Err(error) if error.kind() == WouldBlock => {}
+                read => return read,
+            }
+            if conn.read_tls(sock)? == 0 {
+                return Ok(0);
+            }
+            conn.process_new_packets().map_err(io::Error::other)?;
+        }
+    }
 }
 
 impl fmt::Debug for TlsTransport {
@@ -79,13 +109,14 @@ impl Transport for TlsTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.stream.sock.set_timeout(timeout);
-        self.stream.write_all(&self.buffers.output()[..amount])?;
-        Ok(())
+        let written = self.stream.write_all(&self.buffers.output()[..amount]);
+        self.only_reads |= written.is_err();
+        Ok(written?)
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.stream.sock.set_timeout(timeout);
-        let read = self.stream.read(room(&mut self.buffers)?)?;
+        let read = self.read()?;
         self.buffers.input_appended(read);
         Ok(read > 0)
     }

@@ -10,6 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustix::net::{RecvFlags, recv};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
@@ -21,6 +22,10 @@ const TOLERANCE: Duration = Duration::from_millis(50);
 
 /// Before the kernel is told anything.
 const NEVER: Duration = Duration::MAX;
+
+/// The least time in which the other side's kernel has to confirm what it got: some round trips to the
+/// other end of the world, and two packets lost on the way.
+const LEAST_UNCONFIRMED: Duration = Duration::from_secs(1);
 
 /// Opens the connections.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ impl<In: Transport> Connector<In> for TcpConnector {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             read_timeout: NEVER,
             write_timeout: NEVER,
+            unconfirmed: NEVER,
+            was_idle: false,
             answered: 0,
             max_answer_bytes: self.max_answer_bytes,
         })))
@@ -81,6 +88,9 @@ pub(super) struct Tcp {
     /// What the kernel has been told.
     read_timeout: Duration,
     write_timeout: Duration,
+    unconfirmed: Duration,
+    /// Whether it waited for its next use, and nothing was sent since.
+    was_idle: bool,
     /// Bytes read since something was sent.
     answered: usize,
     max_answer_bytes: usize,
@@ -94,14 +104,22 @@ impl Transport for Tcp {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let deadline = Deadline::of(timeout.for_write())?;
         self.answered = 0;
+        if std::mem::take(&mut self.was_idle) {
+            self.limit_unconfirmed(deadline.after);
+        }
         let mut output = &self.buffers.output()[..amount];
         while !output.is_empty() {
             let set = |left| self.stream.set_write_timeout(Some(left));
-            deadline.set(&mut self.write_timeout, set)?;
+            deadline.set_early(&mut self.write_timeout, set)?;
             match (&self.stream).write(output) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(written) => output = &output[written..],
                 Err(error) => deadline.goes_on_after(error)?,
+            }
+            // It took less than all, so it made us wait. If it has said something meanwhile, that is an
+            // answer, for which there must be time.
+            if !output.is_empty() && has_input(&self.stream) {
+                return Err(Error::Timeout(deadline.reason));
             }
         }
         Ok(())
@@ -131,8 +149,32 @@ impl Transport for Tcp {
 
     /// Whether the other side has neither closed it nor said anything out of turn.
     fn is_open(&mut self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        matches!(recv(&self.stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
+        self.was_idle = true;
+        !has_input(&self.stream)
+    }
+}
+
+/// Whether there is something to be read, if only the end.
+fn has_input(stream: &TcpStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(recv(stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
+}
+
+impl Tcp {
+    /// While a connection is idle, a router may forget it, or its other end go, without a word.
+    /// The kernel then says so (ETIMEDOUT) after a third of the time that the request has, and the rest is
+    /// for a fresh one. A receiver that is only slow confirms all the same. On a fresh connection there
+    /// is nothing to be gained: the whole time is for it.
+    fn limit_unconfirmed(&mut self, after: Duration) {
+        let limit = (after / 3).max(LEAST_UNCONFIRMED);
+        // Told once, where all requests have about the same time.
+        if self.unconfirmed > limit * 2 || self.unconfirmed < limit / 2 {
+            let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            // Without it, it is as with any other client: time is up when the request's is.
+            if set_tcp_user_timeout(&self.stream, millis).is_ok() {
+                self.unconfirmed = limit;
+            }
+        }
     }
 }
 
@@ -177,19 +219,40 @@ impl Deadline {
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> Result<(), Error> {
         let left = self.left()?;
+        self.set_to(left, left, current, set)
+    }
+
+    /// Makes sure that an operation ends while there is time left for another one.
+    fn set_early(
+        self,
+        current: &mut Duration,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let left = self.left()?;
+        self.set_to(left / 3 * 2, left, current, set)
+    }
+
+    fn set_to(
+        self,
+        limit: Duration,
+        left: Duration,
+        current: &mut Duration,
+        set: impl FnOnce(Duration) -> io::Result<()>,
+    ) -> Result<(), Error> {
         // One that is much too short would be set for every piece of a long answer.
-        if *current > left.saturating_add(TOLERANCE) || *current < left / 2 {
-            // The kernel's clock has no use for centuries.
-            let left = left.min(Duration::from_secs(86_400));
-            set(left)?;
-            *current = left;
+        if *current > limit.saturating_add(TOLERANCE) || *current < left / 2 {
+            // The kernel's clock has no use for centuries, nor for nothing.
+            let limit = limit.clamp(Duration::from_millis(1), Duration::from_secs(86_400));
+            set(limit)?;
+            *current = limit;
         }
         Ok(())
     }
 
-    /// An operation failed: may it be tried again?
+    /// An operation failed: may it be tried again? (`TimedOut` is the end of the connection; a time
+    /// that we set ends as `WouldBlock`.)
     fn goes_on_after(self, error: io::Error) -> Result<(), Error> {
-        if error.kind() == ErrorKind::Interrupted || is_timeout(&error) {
+        if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) {
             return self.left().map(drop);
         }
         Err(error.into())
@@ -233,11 +296,31 @@ mod tests {
     }
 
     #[test]
+    fn a_write_is_interrupted_in_time_for_an_answer_and_that_costs_no_call_each_time() {
+        let calls = Cell::new(0);
+        let mut current = NEVER;
+        for (millis, expected) in [(9_000, 1), (8_990, 1), (9_000, 1), (3_000, 2), (9_000, 3)] {
+            let count = |_| {
+                calls.set(calls.get() + 1);
+                Ok(())
+            };
+            deadline(millis).set_early(&mut current, count).expect("time is left");
+            assert_eq!(calls.get(), expected, "{millis} ms");
+            assert!(current < Duration::from_millis(millis) * 4 / 5, "{current:?} of {millis} ms");
+        }
+        let mut shortest = NEVER;
+        let end = Deadline { after: Duration::MAX, ..deadline(0) };
+        end.set_early(&mut shortest, |_| Ok(())).expect("time is left");
+    }
+
+    #[test]
     fn an_operation_goes_on_until_its_deadline_only() {
         let timeout = || io::Error::from(ErrorKind::WouldBlock);
         assert!(deadline(1_000).goes_on_after(timeout()).is_ok());
         assert!(deadline(1_000).goes_on_after(ErrorKind::Interrupted.into()).is_ok());
-        assert!(deadline(1_000).goes_on_after(ErrorKind::ConnectionReset.into()).is_err());
+        for end in [ErrorKind::ConnectionReset, ErrorKind::TimedOut] {
+            assert!(deadline(1_000).goes_on_after(end.into()).is_err());
+        }
         let over = deadline(0).goes_on_after(timeout());
         assert!(matches!(over, Err(Error::Timeout(Timeout::Global))));
     }

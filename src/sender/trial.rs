@@ -66,7 +66,10 @@ impl Sender {
         }
         let mut response = match prepared.send(request.body) {
             Ok(response) => response,
-            Err(error) => return Trial { headers, response: no_answer(error), answer: None },
+            Err(error) => {
+                let response = no_answer(error, self.limits(target));
+                return Trial { headers, response, answer: None };
+            }
         };
         // With room for a secret that begins within what is shown.
         let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);

@@ -21,6 +21,8 @@ mod trials;
 mod receivers;
 mod failures;
 mod hostile;
+mod reuse;
+mod answers;
 mod addresses;
 mod egress;
 mod malformed;

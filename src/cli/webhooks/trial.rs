@@ -164,16 +164,20 @@ fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
 /// What to do; empty where the detail says it.
 fn remedy(reason: Reason) -> &'static str {
     match reason {
-        Reason::Status1xx | Reason::Protocol => "is it an HTTP server?",
+        Reason::Status1xx => "is it an HTTP server?",
         Reason::Status3xx => "redirects are not followed: register where it leads",
         Reason::Status4xx => "the receiver refuses it: are path, headers and secret what it wants?",
         Reason::Status5xx => "the receiver failed: its own log should say why",
         Reason::Gone => "the receiver wants nothing more: `webhooks remove`, or mend it there",
-        Reason::Timeout => "it has to answer within REQUEST_TIMEOUT, or its own `--timeout`",
-        Reason::Refused => "does the receiver run, and may this machine reach it?",
-        Reason::Reset => "the receiver ended the connection: is it HTTPS there, or HTTP only?",
         Reason::Dns => "is the name right, and does this machine have a name server?",
-        Reason::Io | Reason::Tls | Reason::Rejected | Reason::Proxy => "",
+        Reason::Timeout
+        | Reason::Refused
+        | Reason::Reset
+        | Reason::Protocol
+        | Reason::Io
+        | Reason::Tls
+        | Reason::Rejected
+        | Reason::Proxy => "",
     }
 }
 

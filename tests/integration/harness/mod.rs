@@ -16,6 +16,7 @@ pub(crate) mod sandbox;
 pub(crate) mod servers;
 pub(crate) mod service;
 pub(crate) mod tls;
+pub(crate) mod wire;
 
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use browser::rendered;
@@ -30,6 +31,7 @@ pub(crate) use receiver::{Receiver, Reply, Then};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
 pub(crate) use servers::{FaultServers, Servers, Vhost};
 pub(crate) use tls::{Authority, Terminator};
+pub(crate) use wire::Wire;
 
 use std::{
     thread,

@@ -1,0 +1,407 @@
+//! What a connection is used for: one request and its answer after the other.
+//!
+//! This stands between ureq and the bytes (TCP, or TLS above it), and sees to what ureq leaves out:
+//!
+//! - A connection that waited for its next use may have ended meanwhile, or its other end may be
+//!   gone. Where it fails before a byte of an answer, that is [`Fault::Stale`]: nobody has seen the
+//!   request, and the [`Sender`](super::Sender) sends it on a fresh connection, as part of the same
+//!   attempt. Its failure is also news about the other connections that wait for that host: they are
+//!   not used any more. See [`Host`].
+//! - A connection is not used for longer, or more often, than `Keep-Alive` says.
+//! - A receiver may answer before it has read all, and close. What it said is read when writing fails.
+//! - Heads that others accept are made such that ureq does, see [`head`](super::head).
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ureq::Error;
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, NextTimeout, Transport, time,
+};
+
+use super::head::{self, Head, Search};
+use super::hosts::{Host, Hosts};
+use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
+
+/// How long before the end that `Keep-Alive` names a connection is used for the last time: as long as
+/// a request may be on its way. Half of the time, where that is less.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// How long is waited, after a write that was not over in time, for what is here already: no longer than
+/// a busy machine takes to look.
+const ALREADY_HERE: Duration = Duration::from_millis(200);
+
+/// Makes connections by a chain of connectors.
+#[derive(Debug)]
+pub(super) struct ExchangeConnector<C> {
+    chain: C,
+    hosts: Hosts,
+}
+
+impl<C> ExchangeConnector<C> {
+    pub(super) fn new(chain: C) -> Self {
+        Self { chain, hosts: Hosts::default() }
+    }
+}
+
+impl<C: Connector> Connector for ExchangeConnector<C> {
+    type Out = Exchange<C::Out>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<()>,
+    ) -> Result<Option<Self::Out>, Error> {
+        let connected = self.chain.connect(details, chained).map_err(|error| match error {
+            Error::Timeout(_) => Fault::TimedOut(Phase::Connecting).into(),
+            Error::Io(error) if details.needs_tls() && is_closed(&error) => {
+                Fault::NoHandshake.into()
+            }
+            error => error,
+        })?;
+        Ok(connected.map(|inner| Exchange::new(inner, self.hosts.of(details.uri))))
+    }
+}
+
+/// A connection.
+pub(super) struct Exchange<T> {
+    inner: T,
+    host: Arc<Host>,
+    /// The host's generation when this connection last worked.
+    generation: u32,
+    /// Whether it has served a request before the present one.
+    is_reused: bool,
+    /// Whether a byte of the answer to the present request has come.
+    is_answered: bool,
+    /// The other side takes nothing more, but has answered.
+    is_closed: bool,
+    input: Input,
+    /// In the head of an answer. None: in its body.
+    search: Option<Search>,
+    /// By `Keep-Alive`.
+    idle_limit: Option<Duration>,
+    requests_left: Option<u64>,
+    /// Since when it waits; only known where there is an idle limit.
+    idle_since: Option<Instant>,
+}
+
+impl<T> fmt::Debug for Exchange<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Exchange").finish_non_exhaustive()
+    }
+}
+
+impl<T: Transport> Exchange<T> {
+    fn new(inner: T, host: Arc<Host>) -> Self {
+        let generation = host.generation();
+        Self {
+            inner,
+            host,
+            generation,
+            is_reused: false,
+            is_answered: false,
+            is_closed: false,
+            input: Input::default(),
+            search: Some(Search::default()),
+            idle_limit: None,
+            requests_left: None,
+            idle_since: None,
+        }
+    }
+
+    /// Reads until ureq can make something of it: a whole head, or any part of a body. False at the
+    /// end of the connection.
+    fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let began = Instant::now();
+        loop {
+            if self.release()? {
+                return Ok(true);
+            }
+            let timeout = NextTimeout { after: left(timeout.after, began), ..timeout };
+            if !self.read_more(timeout)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn read_more(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let came = if self.is_reused && !self.is_answered && !self.host.is_after(self.generation) {
+            self.read_in_doubt(timeout)?
+        } else {
+            self.inner.await_input(timeout)?
+        };
+        let buffers = self.inner.buffers();
+        let bytes = buffers.input();
+        let count = bytes.len();
+        self.input.append(bytes);
+        buffers.input_consume(count);
+        self.is_answered |= count > 0;
+        Ok(came)
+    }
+
+    /// An answer that takes half of its time may be a slow one, or there is nobody any more at the
+    /// other end of the connection. This one is waited for; those that are idle are not used again.
+    fn read_in_doubt(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let began = Instant::now();
+        let half = NextTimeout { after: time::Duration::Exact(*timeout.after / 2), ..timeout };
+        match self.inner.await_input(half) {
+            Err(Error::Timeout(_)) => {
+                self.host.doubt(self.generation);
+                let rest = NextTimeout { after: left(timeout.after, began), ..timeout };
+                self.inner.await_input(rest)
+            }
+            other => other,
+        }
+    }
+
+    /// Lets ureq have what it can make something of. False where there is nothing of that kind.
+    fn release(&mut self) -> Result<bool, Error> {
+        let Some(search) = &mut self.search else { return Ok(self.input.release_all()) };
+        let bytes = self.input.waiting();
+        if !head::begins_as_http(bytes) {
+            // Enough to be recognized.
+            return Err(Fault::NotHttp(bytes[..bytes.len().min(100)].to_vec()).into());
+        }
+        let Some(length) = search.end(bytes) else {
+            if bytes.len() >= MAX_RESPONSE_HEADER_BYTES {
+                let most = MAX_RESPONSE_HEADER_BYTES;
+                return Err(Error::LargeResponseHeader(bytes.len(), most));
+            }
+            return Ok(false);
+        };
+        let read = Head::read(&bytes[..length]);
+        let right = read.has_mistakes.then(|| head::put_right(&bytes[..length]));
+        self.input.release(length, right);
+        if read.is_interim {
+            self.search = Some(Search::default());
+        } else {
+            self.search = None;
+            self.idle_limit = read.idle_limit.or(self.idle_limit);
+            self.requests_left = read.requests_left.or(self.requests_left);
+            self.input.release_all();
+        }
+        Ok(true)
+    }
+
+    /// Whether the other side has said that it will close the connection about now.
+    fn is_used_up(&self) -> bool {
+        let is_over = |limit: Duration| {
+            let idle = self.idle_since.map_or(Duration::ZERO, |since| since.elapsed());
+            idle >= limit - MARGIN.min(limit / 2)
+        };
+        self.requests_left == Some(0) || self.idle_limit.is_some_and(is_over)
+    }
+
+    /// The other side takes no more of the request. It may have answered all the same.
+    fn after_failed_write(&mut self, error: Error, timeout: NextTimeout) -> Result<(), Error> {
+        // Of a connection that has ended, the rest and the end are here: that takes no time.
+        let limit = match error {
+            Error::Timeout(_) => ALREADY_HERE,
+            _ => ALREADY_HERE.max(*timeout.after),
+        };
+        let at_once = NextTimeout { after: time::Duration::Exact(limit), ..timeout };
+        // An interim answer is none.
+        while self.search.is_some() {
+            match self.read(at_once) {
+                Ok(true) => {}
+                // What failed first is the cause.
+                Ok(false) | Err(_) => return Err(self.failed(error, Phase::Sending)),
+            }
+        }
+        self.is_closed = true;
+        // There is something to look at before more is waited for.
+        self.input.made_progress = true;
+        Ok(())
+    }
+
+    /// Tells what failed, and what it says about the connections that wait.
+    fn failed(&self, error: Error, phase: Phase) -> Error {
+        let is_early = self.is_reused && !self.is_answered;
+        match error {
+            Error::Timeout(_) => {
+                if is_early {
+                    self.host.doubt(self.generation);
+                }
+                let is_begun = self.is_answered && phase == Phase::Answer;
+                Fault::TimedOut(if is_begun { Phase::Rest } else { phase }).into()
+            }
+            Error::Io(error) if is_early && is_end(&error) => {
+                self.host.doubt(self.generation);
+                Fault::Stale.into()
+            }
+            Error::Io(error) if self.is_answered && is_end(&error) => Fault::CutOff.into(),
+            error => error,
+        }
+    }
+}
+
+impl<T: Transport> Transport for Exchange<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if self.is_closed {
+            return Ok(());
+        }
+        match self.inner.transmit_output(amount, timeout) {
+            Ok(()) => Ok(()),
+            Err(error) => self.after_failed_write(error, timeout),
+        }
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let is_head = self.search.is_some();
+        match self.read(timeout) {
+            Ok(false) if is_head => {
+                Err(self.failed(io::Error::from(ErrorKind::UnexpectedEof).into(), Phase::Answer))
+            }
+            Err(error) if is_head => Err(self.failed(error, Phase::Answer)),
+            other => other,
+        }
+    }
+
+    /// Asked when an answer was read, and when the next request wants to use the connection.
+    fn is_open(&mut self) -> bool {
+        if self.is_closed || !self.input.is_empty() {
+            return false;
+        }
+        if self.is_answered {
+            self.generation = self.host.generation();
+            self.is_reused = true;
+            self.is_answered = false;
+            self.search = Some(Search::default());
+            self.idle_since = self.idle_limit.map(|_| Instant::now());
+        } else {
+            if self.is_used_up() || self.host.is_after(self.generation) {
+                return false;
+            }
+            self.requests_left = self.requests_left.map(|left| left - 1);
+        }
+        self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
+
+/// The output is the inner transport's own; the input is read from it piece by piece.
+impl<T: Transport> Buffers for Exchange<T> {
+    fn output(&mut self) -> &mut [u8] {
+        self.inner.buffers().output()
+    }
+
+    fn input(&self) -> &[u8] {
+        self.input.released()
+    }
+
+    /// Only transports write there, and this one has its own way.
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        &mut []
+    }
+
+    fn input_appended(&mut self, _: usize) {}
+
+    fn input_consume(&mut self, amount: usize) {
+        self.input.consume(amount);
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.inner.buffers().tmp_and_output()
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.input.made_progress && !self.input.released().is_empty()
+    }
+}
+
+/// What was read, and how much of it ureq may see.
+#[derive(Debug, Default)]
+struct Input {
+    bytes: Vec<u8>,
+    consumed: usize,
+    released: usize,
+    /// Whether ureq had a use for what it saw last: else it waits for more.
+    made_progress: bool,
+}
+
+impl Input {
+    fn is_empty(&self) -> bool {
+        self.consumed == self.bytes.len()
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        if self.consumed > 0 {
+            self.bytes.drain(..self.consumed);
+            self.released -= self.consumed;
+            self.consumed = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn released(&self) -> &[u8] {
+        &self.bytes[self.consumed..self.released]
+    }
+
+    fn waiting(&self) -> &[u8] {
+        &self.bytes[self.released..]
+    }
+
+    /// Releases the next bytes, or others in their place.
+    fn release(&mut self, length: usize, instead: Option<Vec<u8>>) {
+        let end = self.released + length;
+        match instead {
+            None => self.released = end,
+            Some(instead) => {
+                let length = instead.len();
+                self.bytes.splice(self.released..end, instead);
+                self.released += length;
+            }
+        }
+    }
+
+    /// False if there was nothing to release.
+    fn release_all(&mut self) -> bool {
+        let is_more = self.released < self.bytes.len();
+        self.released = self.bytes.len();
+        is_more
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.made_progress = amount > 0;
+        self.consumed += amount;
+    }
+}
+
+/// What is left of a time that began to run then.
+fn left(after: time::Duration, began: Instant) -> time::Duration {
+    match after {
+        time::Duration::Exact(after) => {
+            time::Duration::Exact(after.saturating_sub(began.elapsed()))
+        }
+        never => never,
+    }
+}
+
+/// Whether this says that the connection is no more, or that nobody is at its other end.
+fn is_end(error: &io::Error) -> bool {
+    let is_lost = matches!(
+        error.kind(),
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
+    );
+    is_lost || is_closed(error)
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::NotConnected
+    )
+}

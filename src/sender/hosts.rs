@@ -1,0 +1,82 @@
+//! What the connections to a host have in common: whether those that wait may still be used.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use http::Uri;
+use http::uri::Authority;
+
+/// The hosts that we have connections to.
+#[derive(Debug, Default)]
+pub(super) struct Hosts(Mutex<HashMap<Authority, Weak<Host>>>);
+
+/// A host and port, by its generation: that of its connections which are known to work. One that fails
+/// where it should have worked begins the next: those that wait have none any more. One that works
+/// after that belongs to the new one.
+#[derive(Debug, Default)]
+pub(super) struct Host(AtomicU32);
+
+impl Hosts {
+    /// The host of this URL. Called for each new connection.
+    pub(super) fn of(&self, uri: &Uri) -> Arc<Host> {
+        let Some(authority) = uri.authority() else { return Arc::default() };
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = hosts.get(authority).and_then(Weak::upgrade) {
+            return host;
+        }
+        // Those without a connection are forgotten. There are few: each part of the client has its own.
+        hosts.retain(|_, host| host.strong_count() > 0);
+        let host = Arc::default();
+        hosts.insert(authority.clone(), Arc::downgrade(&host));
+        host
+    }
+}
+
+impl Host {
+    pub(super) fn generation(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether a connection that last worked in this generation is not to be used any more.
+    pub(super) fn is_after(&self, generation: u32) -> bool {
+        self.generation() != generation
+    }
+
+    /// A connection that last worked in this generation failed. Several of the same generation may,
+    /// one after the other: that says nothing about those of the next.
+    pub(super) fn doubt(&self, generation: u32) {
+        let (next, order) = (generation.wrapping_add(1), Ordering::Relaxed);
+        let _ = self.0.compare_exchange(generation, next, order, order);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_ends_the_generation_of_the_connection_that_failed_and_no_later_one() {
+        let hosts = Hosts::default();
+        let [a, b] = ["http://a:1/x", "http://b:1/"].map(|url| url.parse().expect("a URL"));
+        let host = hosts.of(&a);
+        let old = host.generation();
+        assert!(!host.is_after(old));
+        hosts.of(&"http://a:1/y".parse().expect("a URL")).doubt(old);
+        assert!(host.is_after(old));
+        let new = host.generation();
+        // It was on its way when the first one failed.
+        host.doubt(old);
+        assert!(!host.is_after(new));
+        assert!(!hosts.of(&b).is_after(old), "another host");
+    }
+
+    #[test]
+    fn a_host_without_a_connection_is_forgotten() {
+        let hosts = Hosts::default();
+        for n in 0..100 {
+            drop(hosts.of(&format!("http://host-{n}/").parse().expect("a URL")));
+        }
+        assert_eq!(hosts.0.lock().expect("no holder panics").len(), 1);
+    }
+}

@@ -1,0 +1,166 @@
+//! A receiver whose connections a test has in its own hands, byte by byte.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+
+/// The receiver.
+pub(crate) struct Wire {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Vec<Seen>>,
+    /// All of them; none: it has ended.
+    streams: Mutex<Option<Vec<TcpStream>>>,
+}
+
+/// The head of a request, as it was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// Of which connection, from 0.
+    pub(crate) connection: usize,
+    pub(crate) id: String,
+    pub(crate) length: usize,
+}
+
+/// One of its connections.
+pub(crate) struct Connection {
+    /// From 0.
+    pub(crate) number: usize,
+    reader: BufReader<TcpStream>,
+    shared: Arc<Shared>,
+}
+
+impl Wire {
+    /// What is done with each connection, in a thread of its own; it is closed when that returns.
+    pub(crate) fn serving(behaviour: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        // Little of a large body is taken by the kernel in its place.
+        set_socket_recv_buffer_size(&listener, 16 << 10).expect("it is ours");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared::default());
+        *shared.streams.lock().expect("no holder panics") = Some(Vec::new());
+        let accepting = Arc::clone(&shared);
+        let behaviour = Arc::new(behaviour);
+        thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let Ok(stream) = stream else { return };
+                match &mut *accepting.streams.lock().expect("no holder panics") {
+                    Some(streams) => streams.extend(stream.try_clone()),
+                    None => return,
+                }
+                stream.set_nodelay(true).expect("it is open");
+                let (behaviour, shared) = (Arc::clone(&behaviour), Arc::clone(&accepting));
+                thread::spawn(move || {
+                    let reader = BufReader::new(stream);
+                    let mut connection = Connection { number, reader, shared };
+                    behaviour(&mut connection);
+                    let _ = connection.reader.get_ref().shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// The heads that were read.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().expect("no holder panics").clone()
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        let streams = self.shared.streams.lock().expect("no holder panics").take();
+        for stream in streams.into_iter().flatten() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the accepting thread, which sees that all has ended.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl Connection {
+    /// Reads the next request's head; none at the end of the connection.
+    pub(crate) fn head(&mut self) -> Option<Seen> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if self.reader.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            lines.push(line);
+        }
+        let header = |name: &str| {
+            let found = lines.iter().find_map(|line| line.strip_prefix(name));
+            found.map(|value| value.trim_start_matches(':').trim().to_owned())
+        };
+        let seen = Seen {
+            connection: self.number,
+            id: header("webhook-id").unwrap_or_default(),
+            length: header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0),
+        };
+        self.shared.seen.lock().expect("no holder panics").push(seen.clone());
+        Some(seen)
+    }
+
+    /// Reads the next request, with its body.
+    pub(crate) fn request(&mut self) -> Option<Seen> {
+        let seen = self.head()?;
+        let body = io::copy(&mut (&mut self.reader).take(seen.length as u64), &mut io::sink());
+        (body.ok()? == seen.length as u64).then_some(seen)
+    }
+
+    /// Waits until there is something to be read, and reads nothing: who then closes sends an RST. False
+    /// at the end of the connection.
+    pub(crate) fn has_more(&mut self) -> bool {
+        !self.reader.buffer().is_empty()
+            || self.reader.get_ref().peek(&mut [0]).is_ok_and(|count| count > 0)
+    }
+
+    pub(crate) fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        // The other side may have gone.
+        let _ = self.reader.get_mut().write_all(bytes.as_ref());
+    }
+
+    /// A status of 200, and these header lines.
+    pub(crate) fn ok(&mut self, headers: &str) {
+        self.say(format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{headers}\r\n"));
+    }
+
+    /// Answers all that comes.
+    pub(crate) fn answer_all(&mut self) {
+        while self.request().is_some() {
+            self.ok("");
+        }
+    }
+
+    /// Reads all that comes, and says nothing.
+    pub(crate) fn swallow(&mut self) {
+        let _ = io::copy(&mut self.reader, &mut io::sink());
+    }
+
+    /// Neither reads nor says anything until the other side has gone.
+    pub(crate) fn stand_still(&mut self) {
+        let poll = |stream: &TcpStream| {
+            let mut fds = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::RDHUP)];
+            rustix::event::poll(&mut fds, None)
+        };
+        let _ = poll(self.reader.get_ref());
+    }
+}

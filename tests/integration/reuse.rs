@@ -1,0 +1,279 @@
+//! Connections that are used again: one that the receiver has closed, or that is dead, costs no
+//! failed attempt, and no event comes twice to who has answered it.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use tempfile::NamedTempFile;
+
+use crate::harness::{
+    Authority, Event, LATER, Launch, Notifier, SOON, Sandbox, Terminator, Wire, wait_until,
+    wire::Connection,
+};
+
+/// A failure is noticed at once, and what it would cost is a retry that comes soon.
+fn launch(sandbox: &Sandbox) -> Launch {
+    sandbox.notifier().env("RETRY_SCHEDULE", "100ms,repeat").env("CIRCUIT_BREAKER", "off")
+}
+
+fn failures(notifier: &Notifier) -> f64 {
+    notifier.metrics().sum("webhook_request_failure_total", &[])
+}
+
+fn successes(notifier: &Notifier) -> f64 {
+    notifier.metrics().sum("webhook_request_success_total", &[])
+}
+
+/// Publishes events one by one, each when the last is delivered.
+#[track_caller]
+fn deliver(sandbox: &Sandbox, notifier: &Notifier, count: usize) -> Vec<Event> {
+    let before = successes(notifier);
+    let mut events = Vec::new();
+    for done in 1..=count {
+        let event = Event::new("order.paid");
+        sandbox.publish(&event);
+        events.push(event);
+        let expected = before + done as f64;
+        wait_until(SOON, "the event is delivered", || successes(notifier) >= expected);
+    }
+    events
+}
+
+/// The receiver answers the first request of each connection, and then does this with the second.
+#[track_caller]
+fn check_second_request(end: fn(&mut Connection)) {
+    let receiver = Wire::serving(move |connection| {
+        if connection.request().is_some() {
+            connection.ok("");
+            end(connection);
+        }
+    });
+    let sandbox = Sandbox::new();
+    sandbox.webhook(&receiver.url(), &["*"]);
+    let notifier = launch(&sandbox).start();
+    deliver(&sandbox, &notifier, 10);
+    assert_eq!(failures(&notifier), 0.0, "{:?}", receiver.seen());
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn a_reused_connection_that_was_closed_before_it_read_the_request_costs_no_attempt() {
+    check_second_request(|connection| {
+        connection.has_more();
+    });
+}
+
+#[test]
+fn a_reused_connection_that_ends_instead_of_an_answer_costs_no_attempt() {
+    check_second_request(|connection| {
+        connection.request();
+    });
+}
+
+#[test]
+fn nor_does_one_under_tls() {
+    let receiver = Wire::serving(|connection| {
+        if connection.request().is_some() {
+            connection.ok("");
+            connection.request();
+        }
+    });
+    let authority = Authority::new("a CA of the tests");
+    let terminator = Terminator::before(&receiver.url(), authority.good());
+    let mut trusted = NamedTempFile::new().expect("a file");
+    trusted.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let sandbox = Sandbox::new();
+    sandbox.webhook(&terminator.url(&receiver.url()), &["*"]);
+    let file = trusted.path().to_str().expect("a plain path");
+    let notifier = launch(&sandbox).env("TLS_CA_FILE", file).start();
+    deliver(&sandbox, &notifier, 10);
+    assert_eq!(failures(&notifier), 0.0, "{:?}", receiver.seen());
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn a_request_goes_out_twice_at_most_and_only_because_of_a_reused_connection() {
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let breaks = Arc::clone(&is_broken);
+    let receiver = Wire::serving(move |connection| {
+        while connection.request().is_some() {
+            if breaks.load(Ordering::SeqCst) {
+                return;
+            }
+            connection.ok("");
+        }
+    });
+    let sandbox = Sandbox::new();
+    sandbox.webhook(&receiver.url(), &["*"]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms").start();
+    let attempt = |expected: usize| {
+        let event = Event::new("order.paid");
+        let before = failures(&notifier);
+        sandbox.publish(&event);
+        let dead = sandbox.take_dead();
+        assert_eq!(failures(&notifier), before + 2.0);
+        assert!(dead.text("x-last-error").contains("without an answer"), "{dead:?}");
+        let seen = receiver.seen().into_iter().filter(|seen| seen.id == event.id).count();
+        assert_eq!(seen, expected, "{:?}", receiver.seen());
+    };
+    // Two attempts, each on a fresh connection.
+    attempt(2);
+    // One more for the first, on the connection that had worked.
+    is_broken.store(false, Ordering::SeqCst);
+    deliver(&sandbox, &notifier, 1);
+    is_broken.store(true, Ordering::SeqCst);
+    attempt(3);
+    notifier.terminate();
+}
+
+#[test]
+fn nothing_is_sent_again_once_a_byte_of_an_answer_has_come() {
+    let receiver = Wire::serving(|connection| {
+        while connection.request().is_some() {
+            // The first request of each connection is answered.
+            connection.ok("");
+            if connection.request().is_some() {
+                connection.say("HTTP/1.1 200 OK\r\n");
+                return;
+            }
+        }
+    });
+    let sandbox = Sandbox::new();
+    sandbox.webhook(&receiver.url(), &["*"]);
+    let notifier = launch(&sandbox).start();
+    deliver(&sandbox, &notifier, 1);
+    let event = deliver(&sandbox, &notifier, 1).remove(0);
+    assert_eq!(failures(&notifier), 1.0, "a failed attempt, and a retry on a fresh connection");
+    let seen = receiver.seen().into_iter().filter(|seen| seen.id == event.id).count();
+    assert_eq!(seen, 2, "{:?}", receiver.seen());
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn keep_alive_says_how_long_and_how_often_a_connection_is_used() {
+    // By webhook: three requests a connection; a second of idleness (half of it, to be safe).
+    let few = Wire::serving(|connection| {
+        let mut left = 3;
+        while connection.request().is_some() {
+            left -= 1;
+            connection.ok(&format!("keep-alive: timeout=60, max={left}\r\n"));
+        }
+    });
+    let short = Wire::serving(|connection| {
+        while connection.request().is_some() {
+            connection.ok("Keep-Alive: timeout=1\r\n");
+        }
+    });
+    let sandbox = Sandbox::new();
+    sandbox.webhook(&few.url(), &["order.*"]);
+    let notifier = launch(&sandbox).start();
+    deliver(&sandbox, &notifier, 9);
+    let mut uses: BTreeMap<usize, usize> = BTreeMap::new();
+    for seen in few.seen() {
+        *uses.entry(seen.connection).or_default() += 1;
+    }
+    assert_eq!(uses, BTreeMap::from([(0, 3), (1, 3), (2, 3)]));
+
+    sandbox.webhook(&short.url(), &["idle"]);
+    let arrives = |count: usize| {
+        sandbox.publish(&Event::new("idle"));
+        wait_until(SOON, "the event arrives", || short.seen().len() == count);
+    };
+    arrives(1);
+    // The time for which it must not be used any more; it may only be longer.
+    thread::sleep(Duration::from_millis(700));
+    arrives(2);
+    let connections: Vec<_> = short.seen().iter().map(|seen| seen.connection).collect();
+    assert_eq!(connections, [0, 1]);
+    assert_eq!(failures(&notifier), 0.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+/// How many connections are warm in the tests below, and the deadline there.
+const WARM: usize = 8;
+const DEADLINE: Duration = Duration::from_secs(6);
+
+/// A receiver with this many connections that have served requests; what it does with them from then
+/// on is the test's. Any other it serves.
+#[track_caller]
+fn warm(then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
+    let all_are_here = Arc::new(Barrier::new(WARM));
+    let receiver = Wire::serving(move |connection| {
+        if connection.number >= WARM {
+            return connection.answer_all();
+        }
+        if connection.number == 0 {
+            // Who has never answered gets one request at a time.
+            connection.request();
+            connection.ok("");
+        }
+        connection.request();
+        all_are_here.wait();
+        connection.ok("");
+        then(connection);
+    });
+    let sandbox = Sandbox::new();
+    sandbox.webhook(&receiver.url(), &["*"]);
+    let limit = format!("{}s", DEADLINE.as_secs());
+    let notifier = launch(&sandbox).env("REQUEST_TIMEOUT", limit).start();
+    deliver(&sandbox, &notifier, 1);
+    let events: Vec<_> = (0..WARM).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    let all = (WARM + 1) as f64;
+    wait_until(SOON, "all connections are warm", || successes(&notifier) == all);
+    assert_eq!(failures(&notifier), 0.0);
+    (receiver, sandbox, notifier)
+}
+
+#[test]
+fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing() {
+    // What a relay does whose other side has gone: it takes all, and nothing comes back.
+    let (receiver, sandbox, notifier) = warm(|connection| {
+        connection.head();
+        connection.swallow();
+    });
+    let before = receiver.seen().len();
+    sandbox.publish(&Event::new("order.paid"));
+    wait_until(SOON, "it takes one of them", || receiver.seen().len() > before);
+    // More than half of the time without an answer casts doubt on the others.
+    thread::sleep(DEADLINE * 6 / 10);
+    for event in deliver(&sandbox, &notifier, 5) {
+        let seen: Vec<_> = receiver.seen().into_iter().filter(|seen| seen.id == event.id).collect();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(seen[0].connection >= WARM, "{seen:?}");
+    }
+    let all = (WARM + 1 + 5 + 1) as f64;
+    wait_until(LATER, "the first one is delivered, too", || successes(&notifier) == all);
+    assert_eq!(failures(&notifier), 1.0);
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn where_nothing_confirms_what_was_sent_the_same_attempt_has_time_for_a_fresh_connection() {
+    // As if no packet came through: so large an event does not fit in what the kernel takes.
+    let (receiver, sandbox, notifier) = warm(|connection| connection.stand_still());
+    let mut event = Event::new("order.paid");
+    event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(900_000)).into_bytes();
+    let before = successes(&notifier);
+    sandbox.publish(&event);
+    wait_until(LATER, "the event is delivered", || successes(&notifier) > before);
+    deliver(&sandbox, &notifier, 5);
+    assert_eq!(failures(&notifier), 0.0);
+    let seen: Vec<_> = receiver.seen().into_iter().filter(|seen| seen.id == event.id).collect();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    notifier.terminate();
+    sandbox.wait_drained();
+}
