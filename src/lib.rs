@@ -82,7 +82,7 @@
 //! | what an answer means, and what follows | [`domain::outcome`] |
 //! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`] |
 //! | what waits, what goes to a backlog, and in which order | [`domain::intake`] |
-//! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; how it is made: `backlogs/keeper.rs`, found and removed: its folder |
+//! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; where RabbitMQ does not answer for one: `consumer/backlogs/unanswered.rs`; how it is made: `backlogs/keeper.rs`, found and removed: its folder |
 //! | how many consumers a lane has | [`domain::growth`]; how they are started and ended: `consumer/crew.rs` |
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |

@@ -1,10 +1,10 @@
 //! Backlogs: a queue of its own for what a receiver can't take now.
 
-use amiquip::{Channel, FieldTable, QueueDeleteOptions};
+use amiquip::{Channel, ConsumerOptions, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
 
 use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue};
-use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
+use super::{BrokerError, Link, SETUP_TIMEOUT, cancel, failed};
 use crate::shutdown::Shutdown;
 
 /// How a message finds its backlog.
@@ -32,6 +32,21 @@ impl Link {
         self.on_backlog(&queue, shutdown, |channel| {
             channel.queue_declare(queue.as_str(), backlog_options(origin))?;
             channel.queue_bind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())
+        })
+    }
+
+    /// Tries whether a queue can be consumed: for a quorum queue without a leader the broker does not
+    /// answer, and ends the connection. Bounded.
+    ///
+    /// # Errors
+    /// If it can't, or the connection is lost.
+    pub fn try_to_consume(&mut self, queue: &str, shutdown: &Shutdown) -> Result<(), BrokerError> {
+        self.on_backlog(queue, shutdown, |channel| {
+            channel.qos(0, 1, false)?;
+            let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
+            // What it was given goes back with the channel.
+            drop(cancel(&consumer));
+            Ok(())
         })
     }
 

@@ -82,7 +82,14 @@ impl Confirming {
         let slip: Arc<Slip> = Arc::default();
         for message in batch {
             let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
-            self.publish(Request { message, since, deadline, confirmed, slip });
+            self.publish(Request {
+                message,
+                since,
+                published_at: since,
+                deadline,
+                confirmed,
+                slip,
+            });
         }
         while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
             match self.confirms.recv_deadline(deadline) {

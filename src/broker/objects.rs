@@ -167,6 +167,22 @@ impl Objects {
         });
     }
 
+    /// RabbitMQ does not answer for this queue, though it answers for others.
+    pub fn unanswered(&self, queue: &str) {
+        let problem = "RabbitMQ does not answer for it: has it a leader (`rabbitmq-queues \
+                       quorum_status`)? A restart of RabbitMQ may help; it is tried again every few \
+                       minutes";
+        self.refused(Kind::Queue, queue, problem);
+    }
+
+    /// RabbitMQ answers for this queue, or nobody needs it any more.
+    pub fn forget_unanswered(&self, queue: &str) {
+        if self.is_refused(queue) {
+            self.found(Kind::Queue, queue, 0);
+            self.lock().remove(&(Kind::Queue, queue.to_owned()));
+        }
+    }
+
     /// A message for this queue came back from the exchange that it is bound to: it is not there, or no
     /// longer bound.
     pub(super) fn returned(&self, queue: &str) {

@@ -16,7 +16,7 @@ mod upkeep;
 
 pub(super) use confirming::Confirming;
 
-use super::outgoing::Outgoing;
+use super::outgoing::{Instead, Outgoing};
 use super::refusals::Refusals;
 use super::routes::Routes;
 use super::topology::Topology;
@@ -31,6 +31,11 @@ use crate::shutdown::Shutdown;
 /// A confirm that has not come by then is late, which is told: RabbitMQ confirms within
 /// milliseconds. Until [`in_hand::CONFIRM`] it may still come.
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For how long a queue may leave a message unconfirmed, while other queues confirm theirs, before its
+/// messages take another way: long enough for it to elect a leader. RabbitMQ neither confirms nor refuses
+/// what is for a quorum queue without one.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// How long who ends waits for the confirm of a message that was refused: until it was sent to
 /// another queue, where there is one.
@@ -74,6 +79,8 @@ pub(super) struct Request {
     pub(super) message: Outgoing,
     /// When it was asked for.
     pub(super) since: Instant,
+    /// When it was last published.
+    pub(super) published_at: Instant,
     pub(super) deadline: Instant,
     pub(super) confirmed: Sender<()>,
     pub(super) slip: Arc<Slip>,
@@ -95,6 +102,18 @@ impl Request {
     /// Whether the confirm should have come long ago.
     pub(super) fn is_late(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.since) >= CONFIRM_TIMEOUT
+    }
+
+    /// Whether its queue seems to have no leader: other queues have confirmed what came later, or it is
+    /// a backlog, and only backlogs keep us waiting for so long. Not where it could go nowhere else.
+    fn is_unheard(&self, confirmed_at: Instant, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(self.published_at);
+        let others_confirm = confirmed_at > self.published_at + SILENCE / 5;
+        match self.message.instead {
+            Instead::Nowhere => false,
+            Instead::NoBacklog(_) if waited >= 2 * SILENCE => true,
+            _ => waited >= SILENCE && others_confirm,
+        }
     }
 }
 
@@ -134,7 +153,14 @@ impl Publisher {
         let since = Instant::now();
         let deadline = since + in_hand::CONFIRM;
         let slip = Arc::default();
-        let request = Request { message, since, deadline, confirmed, slip: Arc::clone(&slip) };
+        let request = Request {
+            message,
+            since,
+            published_at: since,
+            deadline,
+            confirmed,
+            slip: Arc::clone(&slip),
+        };
         self.requests.send_timeout(request, CONFIRM_TIMEOUT).map_err(|_| NotConfirmed)?;
         Ok(Confirmation { outcome, deadline, slip })
     }

@@ -45,6 +45,13 @@ const LASTS: Duration = Duration::from_secs(30);
 /// How long a probe is waited for. Its answer takes milliseconds.
 const PROBE: Duration = Duration::from_secs(5);
 
+/// For how long a queue that has confirmed nothing is left alone: its messages take another way at once.
+/// Then one message tries it again, which takes whoever sent it some seconds.
+const LEFT_ALONE: Duration = Duration::from_secs(30);
+
+/// One that nobody has sent anything to for this long since is as good as any other.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
 /// A queue that has refused nothing for this long takes messages again.
 const CALM: Duration = Duration::from_secs(5);
 
@@ -61,9 +68,11 @@ pub(super) struct Refusals {
     board: Arc<Mutex<Vec<Refusing>>>,
 }
 
-/// A queue that refuses messages.
+/// A queue that refuses messages, or confirms none.
 struct Refused {
     since: Instant,
+    /// It confirms none: its messages go another way before this.
+    left_alone_until: Option<Instant>,
     /// When it did so last.
     last: Instant,
     /// In the order in which they were asked for.
@@ -98,11 +107,40 @@ impl Refusals {
             return Some(request);
         }
         match self.queues.get_mut(&request.message.queue()) {
-            Some(refused) if !refused.waiting.is_empty() || refused.is_probed() => {
+            Some(refused)
+                if !refused.waiting.is_empty()
+                    || refused.is_probed()
+                    || refused.is_left_alone(Instant::now()) =>
+            {
                 refused.put(request);
                 None
             }
+            Some(refused) if refused.left_alone_until.is_some() => {
+                refused.probed_at = Some(Instant::now());
+                // Its confirm says that the queue works again.
+                request.slip.is_refused.store(true, Ordering::Relaxed);
+                Some(request)
+            }
             _ => Some(request),
+        }
+    }
+
+    /// The queues of these confirm nothing, and are left alone for a while.
+    pub(super) fn silence(&mut self, requests: Vec<Request>, now: Instant) {
+        for request in requests {
+            let queue = request.message.queue();
+            let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
+                *self.counts.entry(label(queue)).or_default() += 1;
+                log::warn!(
+                    "queue confirms no messages queue={queue}: has it a leader (`rabbitmq-queues \
+                     quorum_status`)? What is for it waits elsewhere, and is not lost"
+                );
+                Refused::new(now)
+            });
+            refused.last = now;
+            refused.probed_at = None;
+            refused.left_alone_until = Some(now + LEFT_ALONE);
+            refused.put(request);
         }
     }
 
@@ -118,7 +156,7 @@ impl Refusals {
                      (`rabbitmqctl list_policies`), or no leader (`rabbitmq-queues quorum_status`)? \
                      What is for it waits, and is not lost"
                 );
-                Refused { since: now, last: now, waiting: VecDeque::new(), probed_at: None }
+                Refused::new(now)
             });
             refused.last = now;
             refused.probed_at = None;
@@ -130,6 +168,9 @@ impl Refusals {
     pub(super) fn accept(&mut self, queue: &str) -> VecDeque<Request> {
         let Some(refused) = self.queues.get_mut(queue) else { return VecDeque::new() };
         refused.probed_at = None;
+        if refused.left_alone_until.take().is_some() {
+            log::info!("queue confirms messages again queue={queue}");
+        }
         std::mem::take(&mut refused.waiting)
     }
 
@@ -141,7 +182,9 @@ impl Refusals {
     }
 
     pub(super) fn is_trial_due(&self, now: Instant) -> bool {
-        let waits = |refused: &&Refused| !refused.waiting.is_empty() && !refused.is_probed();
+        let waits = |refused: &&Refused| {
+            !refused.waiting.is_empty() && !refused.is_probed() && !refused.is_left_alone(now)
+        };
         let mut waiting = self.queues.values().filter(waits).peekable();
         let is_new = |refused: &Refused| now.saturating_duration_since(refused.since) < LASTS;
         waiting.peek().is_some() && {
@@ -154,7 +197,7 @@ impl Refusals {
     pub(super) fn probes(&mut self) -> Vec<Request> {
         self.tried_at = Instant::now();
         let of = |refused: &mut Refused| {
-            if refused.is_probed() {
+            if refused.is_probed() || refused.is_left_alone(self.tried_at) {
                 return None;
             }
             let probe = refused.waiting.pop_front();
@@ -171,10 +214,12 @@ impl Refusals {
         let mut elsewhere = Vec::new();
         for refused in self.queues.values_mut() {
             let mut kept = VecDeque::new();
+            let is_left_alone = refused.is_left_alone(now);
             for request in refused.waiting.drain(..) {
                 let waited = now.saturating_duration_since(request.since);
                 let is_crowded = kept.len() >= MOST_IN_HAND;
                 let patience = match request.message.instead {
+                    _ if is_left_alone => Duration::ZERO,
                     Instead::NoBacklog(_) => IN_HAND_FOR_BACKLOG,
                     _ => IN_HAND,
                 };
@@ -219,10 +264,12 @@ impl Refusals {
     pub(super) fn look_around(&mut self, now: Instant) {
         self.queues.retain(|queue, refused| {
             refused.waiting.retain(|request| request.is_wanted(now));
+            let calm = now.saturating_duration_since(refused.last);
+            let is_silent = refused.left_alone_until.is_some();
             let is_over = refused.waiting.is_empty()
                 && !refused.is_probed()
-                && now.saturating_duration_since(refused.last) >= CALM;
-            if is_over {
+                && calm >= if is_silent { FORGOTTEN } else { CALM };
+            if is_over && !is_silent {
                 let lasted = refused.last.saturating_duration_since(refused.since).as_secs();
                 log::info!("queue refuses no messages any more queue={queue} after={lasted}s");
             }
@@ -262,6 +309,20 @@ impl Refusals {
 }
 
 impl Refused {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            left_alone_until: None,
+            last: now,
+            waiting: VecDeque::new(),
+            probed_at: None,
+        }
+    }
+
+    fn is_left_alone(&self, now: Instant) -> bool {
+        self.left_alone_until.is_some_and(|until| now < until)
+    }
+
     /// A probe that has had no answer for long may have been given up, or have gone another way.
     fn is_probed(&self) -> bool {
         self.probed_at.is_some_and(|at| at.elapsed() < PROBE)
@@ -333,7 +394,10 @@ mod tests {
         let since = now.checked_sub(ago).expect("the machine is up for longer");
         let deadline = now + Duration::from_secs(60);
         let (confirmed, _) = bounded(1);
-        (Request { message, since, deadline, confirmed, slip: Arc::clone(&slip) }, slip)
+        let published_at = since;
+        let request =
+            Request { message, since, published_at, deadline, confirmed, slip: Arc::clone(&slip) };
+        (request, slip)
     }
 
     fn dead() -> Outgoing {

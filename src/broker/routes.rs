@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::backlog::read_backlog_key;
 use super::objects::Objects;
 use super::outgoing::Outgoing;
 use super::topology::{
@@ -40,6 +41,8 @@ impl Routes {
                 None if refused.ends_with(".dead") => Some(("", ORPHANED.to_owned())),
                 None => None,
             },
+            BACKLOG_EXCHANGE => read_backlog_key(&outgoing.routing_key)
+                .map(|(origin, _)| (WAIT_EXCHANGE, wait_key(WITHOUT_BACKLOG.into(), origin))),
             _ => None,
         };
         if let Some((exchange, routing_key)) = way
@@ -121,5 +124,9 @@ mod tests {
         assert_eq!(way(dead(), &["a.q.dead"]), "/webhooks.orphaned");
         assert_eq!(way(dead(), &["a.q.dead", ORPHANED]), "/a.q.dead");
         assert_eq!(way(Outgoing::to_queue(message(), "a.q"), &["a.q"]), "/a.q");
+        let backlog = || Outgoing::backlog(message(), "a.q", uuid::Uuid::nil(), "me");
+        let queue = backlog().queue();
+        assert_eq!(way(backlog(), &[w1]), format!("webhooks.backlog/a.q.{}", uuid::Uuid::nil()));
+        assert_eq!(way(backlog(), &[&*queue]), wait("1m"));
     }
 }

@@ -27,9 +27,11 @@ use crate::pipeline::Missing;
 
 mod queue;
 mod supply;
+mod unanswered;
 mod upkeep;
 
 use queue::{Done, Event, Item, Queue, Shared, Task};
+use unanswered::Unanswered;
 
 /// How often it looks after what no event moves.
 const TICK: Duration = Duration::from_secs(1);
@@ -48,11 +50,12 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 /// Looks after the backlogs of a queue until shutdown.
 pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
     let mut known: BTreeMap<Uuid, Option<Standing>> = BTreeMap::new();
+    let mut unanswered = Unanswered::default();
     connect_again(context, lane, |causes| {
         while let Ok(news) = context.backlogs.news(lane.number).try_recv() {
             learn(&mut known, news);
         }
-        session(context, lane, &mut known, causes)
+        session(context, lane, &mut known, &mut unanswered, causes)
     });
 }
 
@@ -74,6 +77,7 @@ fn session(
     context: &Context,
     lane: &Arc<Lane>,
     known: &mut BTreeMap<Uuid, Option<Standing>>,
+    unanswered: &mut Unanswered,
     causes: &mut Causes,
 ) -> Ended {
     let opened =
@@ -121,6 +125,7 @@ fn session(
         missing_until: now,
         ticked_at: now,
         known,
+        unanswered,
     };
     let ended = drain.run(causes);
     drain.end();
@@ -204,6 +209,7 @@ struct Drain<'a, 'c> {
     missing_until: Instant,
     ticked_at: Instant,
     known: &'a mut BTreeMap<Uuid, Option<Standing>>,
+    unanswered: &'a mut Unanswered,
 }
 
 impl Drain<'_, '_> {
@@ -373,6 +379,7 @@ impl Drain<'_, '_> {
     /// lists: another may be made before it is looked at again.
     fn forget(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.remove(&webhook) else { return };
+        self.forget_unanswered(webhook);
         self.ahead -= usize::from(backlog.prefetch.saturating_sub(1));
         self.expecting.remove(&webhook);
         self.in_line.remove(&webhook);

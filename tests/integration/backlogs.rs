@@ -6,6 +6,7 @@ mod instances;
 mod limits;
 mod lost;
 mod pauses;
+mod unanswered;
 mod webhooks;
 mod without;
 

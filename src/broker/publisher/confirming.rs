@@ -69,6 +69,7 @@ impl Confirming {
         if let Some(routes) = &self.routes {
             routes.avoid_refused(&mut request.message);
         }
+        request.published_at = Instant::now();
         let tag = self.next_tag;
         self.next_tag += 1;
         let Outgoing { exchange, routing_key, message, .. } = &request.message;
@@ -136,6 +137,15 @@ impl Confirming {
             }
         }
         unrouted
+    }
+
+    /// Takes out what is for queues that don't answer. The channel has to be replaced, and closed soon: it
+    /// may still hold these messages for them.
+    pub(super) fn take_unheard(&mut self, confirmed_at: Instant, now: Instant) -> Vec<Request> {
+        let is_unheard = |request: &Request| request.is_unheard(confirmed_at, now);
+        let tags = self.unconfirmed.iter().filter(|(_, request)| is_unheard(request));
+        let tags: Vec<u64> = tags.map(|(tag, _)| *tag).collect();
+        tags.iter().filter_map(|tag| self.unconfirmed.remove(tag)).collect()
     }
 
     /// Drops what nobody waits for any more.

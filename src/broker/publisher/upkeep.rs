@@ -43,6 +43,7 @@ impl PublisherThread {
             self.works_again();
         }
         self.listen_to_replaced(session)?;
+        self.give_up_on_silent_queues(session, now)?;
         for request in session.main.take_unrouted(now) {
             self.publish(&mut session.main, request);
         }
@@ -68,6 +69,39 @@ impl PublisherThread {
         session.replaced.iter_mut().for_each(|channel| channel.forget_unwanted(now));
         self.refusals.look_around(now);
         Ok(())
+    }
+
+    /// Has the messages of queues that don't answer take another way, and works on by a fresh channel: the
+    /// old one is closed once the others on it are confirmed, and with it what it holds for those queues.
+    fn give_up_on_silent_queues(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+    ) -> Result<(), Option<String>> {
+        // In an alarm nothing is confirmed, whichever queue it is for.
+        if session.is_blocked {
+            return Ok(());
+        }
+        let confirmed_at = session.confirmed_at;
+        for channel in &mut session.replaced {
+            self.refusals.silence(channel.take_unheard(confirmed_at, now), now);
+        }
+        let unheard = session.main.take_unheard(confirmed_at, now);
+        if unheard.is_empty() {
+            return Ok(());
+        }
+        self.refusals.silence(unheard, now);
+        let fresh = self.open_channel(session)?;
+        session.replaced.push(std::mem::replace(&mut session.main, fresh));
+        Ok(())
+    }
+
+    fn open_channel(&self, session: &mut Session) -> Result<Confirming, Option<String>> {
+        let kill = session.link.kill_switch();
+        let routes = Some(self.routes());
+        let opened =
+            kill.guard(SETUP_TIMEOUT, None, || Confirming::open(&mut session.link, routes));
+        opened.map_err(|error| Some(error.to_string()))
     }
 
     /// Takes what came by the channels that were replaced. One by which nothing is to come is closed.
@@ -99,11 +133,7 @@ impl PublisherThread {
     /// Publishes one of the refused messages for each queue on a fresh channel: RabbitMQ remembers of a
     /// channel that it was refused. If it takes one of them, the other channel's work goes on here.
     fn try_again(&mut self, session: &mut Session) -> Result<(), Option<String>> {
-        let kill = session.link.kill_switch();
-        let routes = Some(self.routes());
-        let opened =
-            kill.guard(SETUP_TIMEOUT, None, || Confirming::open(&mut session.link, routes));
-        let mut fresh = opened.map_err(|error| Some(error.to_string()))?;
+        let mut fresh = self.open_channel(session)?;
         for request in self.refusals.probes() {
             fresh.publish(request);
         }

@@ -51,7 +51,7 @@ impl Drain<'_, '_> {
             }
             channel.queue_purge(name.as_str())
         });
-        dropped += u64::from(purged.map_err(|error| lost(&error))?);
+        dropped += u64::from(purged.map_err(|error| self.suspect(webhook, &error))?);
         if dropped > 0 {
             log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
             self.context.pipeline.dropped_from_backlog(why, dropped);
@@ -62,6 +62,13 @@ impl Drain<'_, '_> {
 
     /// Consumes a backlog anew, and is given so many messages ahead.
     pub(super) fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
+        if let Some(until) = self.is_unanswered_until(webhook)? {
+            self.cancel(webhook)?;
+            if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+                backlog.resume_at = Some(until);
+            }
+            return Ok(());
+        }
         let name = backlog_queue(&self.lane.origin, webhook);
         let is_consumed = |backlog: &Backlog<'_>| backlog.consumer.is_some();
         if !self.backlogs.get(&webhook).is_some_and(is_consumed) && self.count(&name)?.is_none() {
@@ -91,8 +98,9 @@ impl Drain<'_, '_> {
                     // Not again, or it would cost the next connection as well.
                     self.known.remove(&webhook);
                     self.context.backlogs.lost(self.lane.number, webhook);
+                    return Err(lost(&error));
                 }
-                Err(lost(&error))
+                Err(self.suspect(webhook, &error))
             }
         }
     }

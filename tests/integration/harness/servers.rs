@@ -209,6 +209,21 @@ impl Vhost<'_> {
         self.fault.rabbitmqctl(&[&policy[..], &[pattern, definition]].concat());
     }
 
+    /// RabbitMQ does not answer for this quorum queue any more, as where it has no leader.
+    pub(crate) fn suspend(&self, queue: &str) {
+        self.of_queue("suspend", queue);
+    }
+
+    /// It does again.
+    pub(crate) fn resume(&self, queue: &str) {
+        self.of_queue("resume", queue);
+    }
+
+    fn of_queue(&self, verb: &str, queue: &str) {
+        let call = format!("ok = sys:{verb}(whereis('{}_{queue}')).", self.name);
+        self.fault.rabbitmqctl(&["eval", &call]);
+    }
+
     pub(crate) fn clear_policy(&self) {
         self.fault.rabbitmqctl(&["clear_policy", "-p", &self.name, "of-a-test"]);
     }
