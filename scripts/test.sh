@@ -14,6 +14,27 @@ set -euo pipefail
 # What the tests need beside the servers, as PACKAGE:COMMAND.
 readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze pgbouncer:/usr/sbin/pgbouncer)
 
+# The tests that hold the product against the clock: one after the other, before all others.
+readonly ALONE=(
+    admin::a_flood_of_requests_keeps_metrics_from_nobody
+    admin::clients_that_never_read_their_answer_keep_metrics_from_nobody
+    admin::clients_that_send_a_byte_a_second_keep_metrics_from_nobody
+    admin::huge_requests_are_refused_and_keep_metrics_from_nobody
+    admin::idle_connections_give_way_when_files_run_out
+    admin::ten_thousand_idle_connections_keep_metrics_from_nobody
+    backlogs::a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour
+    backlogs::what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return
+    directory::every_kind_of_committed_change_is_honoured
+    directory::from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second
+    receivers::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
+    receivers::a_receiver_that_says_it_has_too_many_requests_gets_half_as_many
+    receivers::an_event_that_many_hanging_receivers_want_reaches_a_healthy_one_at_once_and_so_does_the_next
+    receivers::with_the_default_settings_receivers_that_never_answer_delay_nobody
+    retries::a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once
+    shutdown::an_idle_notifier_ends_within_a_second_of_sigint
+    shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
+)
+
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults
 export LONG_FAULT_SERVICES_DIR=$root/.local/long-faults
@@ -53,8 +74,10 @@ if [[ -n ${BESIDE:-} ]]; then
     beside=$!
 fi
 code=0
-# Most tests wait for a receiver's clock most of the time: more of them than cores run at once.
-cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-20}" || code=$?
+cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" || code=$?
+# The others mostly wait for some clock: many more of them than cores run at once.
+TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-24}" --exact \
+    "${ALONE[@]/#/--skip=}" || code=$?
 if [[ -n $beside ]]; then
     wait "$beside" || code=$?
     beside=''

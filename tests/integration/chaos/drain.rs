@@ -111,7 +111,7 @@ fn killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated() {
         Reply::Slow(LATENCY, 200)
     });
     let servers = FaultServers::take_for_long();
-    let sandbox = Sandbox::alone_on(servers.servers(), 1);
+    let sandbox = Sandbox::on(servers.servers(), 1);
     sandbox.webhook(&receiver.url(PATH), &[KIND]);
     let notifier = start(&sandbox);
     let random = Rng::with_seed(seed);

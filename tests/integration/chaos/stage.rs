@@ -92,7 +92,7 @@ impl Stage {
     /// One notifier is ready, and events are on their way.
     pub(super) fn set(settings: &Settings) -> Self {
         let servers = FaultServers::take_for_long();
-        let sandbox = Sandbox::alone_on(servers.servers(), QUEUES);
+        let sandbox = Sandbox::on(servers.servers(), QUEUES);
         let cast = Cast { seed: settings.seed };
         let began = Instant::now();
         let receivers = Receivers::start(cast, began);

@@ -16,7 +16,12 @@ const LANES: [&str; 3] = ["high", "medium", "low"];
 /// Shared by the sandboxes of all tests that run side by side; a test that holds the product
 /// against the clock has it alone. One sandbox per test: a second one could wait for a test that
 /// waits for the first.
+///
+/// Where all tests run at once, each that is alone waits for the slowest of the others, and the others
+/// for it. So `make test` runs these first, by their names: [`ALONE`] says that they have had their turn.
 static COMPANY: RwLock<()> = RwLock::new(());
+
+const ALONE: &str = "TESTS_ALONE_ARE_DONE";
 
 /// Keeps a place in [`COMPANY`] for as long as the test runs.
 enum Company {
@@ -31,6 +36,10 @@ impl Company {
     }
 
     fn alone() -> Self {
+        assert!(
+            std::env::var_os(ALONE).is_none(),
+            "a test that has the machine alone must be named in scripts/test.sh"
+        );
         Self::Alone { _place: COMPANY.write().unwrap_or_else(PoisonError::into_inner) }
     }
 }
@@ -66,11 +75,7 @@ impl Sandbox {
 
     /// For a test that looks at the clock: no other test runs meanwhile.
     pub(crate) fn alone(count: usize) -> Self {
-        Self::alone_on(&Servers::shared(), count)
-    }
-
-    pub(crate) fn alone_on(servers: &Servers, count: usize) -> Self {
-        Self::ready(Self::empty(servers, count, Company::alone()))
+        Self::ready(Self::empty(&Servers::shared(), count, Company::alone()))
     }
 
     /// Queues and tables exist.
