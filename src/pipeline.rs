@@ -350,7 +350,11 @@ impl Pipeline {
         metrics.in_flight.dec();
         let response = match response {
             Response::NotSent { detail } => {
-                return self.put_off(context, delivery, attempt, detail);
+                let lasted = self.metrics.egress().failed(&detail);
+                if !self.is_refused_alone(&delivery, &detail, lasted) {
+                    return self.put_off(context, delivery, attempt, detail, lasted);
+                }
+                Response::NoAnswer { reason: Reason::Proxy, detail }
             }
             response => response,
         };

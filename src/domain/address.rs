@@ -5,7 +5,7 @@
 //! service (169.254.169.254), the database, or this process's own ports.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -108,7 +108,16 @@ impl AllowedNetworks {
         if self.denied.is_empty() {
             return None;
         }
-        let around = |address: IpAddr| self.denied.iter().find(|it| it.contains(&address)).copied();
+        let around = |address: IpAddr| {
+            // Who connects to no address gets to his own machine.
+            let reached = match address {
+                IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                other => other,
+            };
+            let is_around = |it: &&IpNet| it.contains(&address) || it.contains(&reached);
+            self.denied.iter().find(is_around).copied()
+        };
         if let Some(network) = around(address) {
             return Some(Why::Denied(network, None));
         }

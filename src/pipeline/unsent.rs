@@ -4,6 +4,8 @@
 //! dead of it before DELIVERY_MAX_AGE: the delivery waits, for longer the longer it lasts, up to a
 //! minute.
 
+use std::time::Duration;
+
 use super::{Context, Kept, Pipeline};
 use crate::broker::WITHOUT_BACKLOG;
 use crate::domain::delivery::Delivery;
@@ -13,15 +15,27 @@ use crate::domain::pace::Attempt;
 use crate::metrics::Held;
 
 impl Pipeline {
+    /// Whether the proxy has let others through since this delivery was last put off: then it is this
+    /// receiver that the proxy does not lead to, whatever it says, and the attempt has failed.
+    pub(super) fn is_refused_alone(
+        &self,
+        delivery: &Delivery,
+        problem: &str,
+        lasted: Duration,
+    ) -> bool {
+        let waited = self.schedule.delay_after(1, None);
+        delivery.last_error == problem && waited.is_some_and(|waited| lasted < waited.get() / 2)
+    }
+
     pub(super) fn put_off(
         &self,
         context: Context<'_>,
         mut delivery: Delivery,
         attempt: Attempt,
         problem: String,
+        lasted: Duration,
     ) -> Kept {
         self.receivers.give_back(attempt);
-        let lasted = self.metrics.egress().failed(&problem);
         let (event, webhook) = (&delivery.event.id, delivery.webhook_id);
         log::warn!("not sent event={event} webhook={webhook} detail={problem:?}");
         delivery.last_error = problem;

@@ -199,12 +199,12 @@ impl<T: Transport> Exchange<T> {
         // Of a connection that has ended, the rest and the end are here: that takes no time.
         let limit = match error {
             Error::Timeout(_) => ALREADY_HERE,
-            _ => ALREADY_HERE.max(*timeout.after),
+            _ => *timeout.after,
         };
-        let at_once = NextTimeout { after: time::Duration::Exact(limit), ..timeout };
+        let (began, limit) = (Instant::now(), time::Duration::Exact(limit));
         // An interim answer is none.
         while self.search.is_some() {
-            match self.read(at_once) {
+            match self.read(NextTimeout { after: left(limit, began), ..timeout }) {
                 Ok(true) => {}
                 // What failed first is the cause.
                 Ok(false) | Err(_) => return Err(self.failed(error, Phase::Sending)),
@@ -246,7 +246,10 @@ impl<T: Transport> Transport for Exchange<T> {
         if self.is_closed {
             return Ok(());
         }
-        match self.inner.transmit_output(amount, timeout) {
+        // So that there is time for what is here already.
+        let after = timeout.after.saturating_sub(ALREADY_HERE.min(*timeout.after / 4));
+        let within = NextTimeout { after: time::Duration::Exact(after), ..timeout };
+        match self.inner.transmit_output(amount, within) {
             Ok(()) => Ok(()),
             Err(error) => self.after_failed_write(error, timeout),
         }

@@ -27,6 +27,10 @@ const NEVER: Duration = Duration::MAX;
 /// other end of the world, and two packets lost on the way.
 const LEAST_UNCONFIRMED: Duration = Duration::from_secs(1);
 
+/// What is sent at once of a request, in bytes, where receivers have room for all of it, whether they
+/// read or not.
+const SMALL: usize = 4 << 10;
+
 /// Opens the connections.
 #[derive(Debug)]
 pub(super) struct TcpConnector {
@@ -56,6 +60,7 @@ impl<In: Transport> Connector<In> for TcpConnector {
             write_timeout: NEVER,
             unconfirmed: NEVER,
             was_idle: false,
+            is_cut: false,
             answered: 0,
             max_answer_bytes: self.max_answer_bytes,
         })))
@@ -91,6 +96,8 @@ pub(super) struct Tcp {
     unconfirmed: Duration,
     /// Whether it waited for its next use, and nothing was sent since.
     was_idle: bool,
+    /// Something went out in part: what came after it would be taken for the rest.
+    is_cut: bool,
     /// Bytes read since something was sent.
     answered: usize,
     max_answer_bytes: usize,
@@ -102,27 +109,19 @@ impl Transport for Tcp {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if self.is_cut {
+            return Err(io::Error::from(ErrorKind::BrokenPipe).into());
+        }
         let deadline = Deadline::of(timeout.for_write())?;
         self.answered = 0;
-        if std::mem::take(&mut self.was_idle) {
+        if amount > SMALL {
+            self.wait_while_it_reads();
+        } else if std::mem::take(&mut self.was_idle) {
             self.limit_unconfirmed(deadline.after);
         }
-        let mut output = &self.buffers.output()[..amount];
-        while !output.is_empty() {
-            let set = |left| self.stream.set_write_timeout(Some(left));
-            deadline.set_early(&mut self.write_timeout, set)?;
-            match (&self.stream).write(output) {
-                Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
-                Ok(written) => output = &output[written..],
-                Err(error) => deadline.goes_on_after(error)?,
-            }
-            // It took less than all, so it made us wait. If it has said something meanwhile, that is an
-            // answer, for which there must be time.
-            if !output.is_empty() && has_input(&self.stream) {
-                return Err(Error::Timeout(deadline.reason));
-            }
-        }
-        Ok(())
+        let sent = self.send(amount, deadline);
+        self.is_cut = sent.is_err();
+        sent
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
@@ -161,9 +160,31 @@ fn has_input(stream: &TcpStream) -> bool {
 }
 
 impl Tcp {
+    fn send(&mut self, amount: usize, deadline: Deadline) -> Result<(), Error> {
+        let mut output = &self.buffers.output()[..amount];
+        while !output.is_empty() {
+            let set = |left| self.stream.set_write_timeout(Some(left));
+            deadline.set(&mut self.write_timeout, set)?;
+            match (&self.stream).write(output) {
+                Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
+                Ok(written) => output = &output[written..],
+                Err(error) => deadline.goes_on_after(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A receiver that takes its time to read closes its window, which to TCP_USER_TIMEOUT is the same as
+    /// if it were gone: none where the request may fill the window.
+    fn wait_while_it_reads(&mut self) {
+        if self.unconfirmed != NEVER && set_tcp_user_timeout(&self.stream, 0).is_ok() {
+            self.unconfirmed = NEVER;
+        }
+    }
+
     /// While a connection is idle, a router may forget it, or its other end go, without a word.
     /// The kernel then says so (ETIMEDOUT) after a third of the time that the request has, and the rest is
-    /// for a fresh one. A receiver that is only slow confirms all the same. On a fresh connection there
+    /// for a fresh one. A receiver that only answers slowly confirms all the same. On a fresh connection there
     /// is nothing to be gained: the whole time is for it.
     fn limit_unconfirmed(&mut self, after: Duration) {
         let limit = (after / 3).max(LEAST_UNCONFIRMED);
@@ -219,32 +240,12 @@ impl Deadline {
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> Result<(), Error> {
         let left = self.left()?;
-        self.set_to(left, left, current, set)
-    }
-
-    /// Makes sure that an operation ends while there is time left for another one.
-    fn set_early(
-        self,
-        current: &mut Duration,
-        set: impl FnOnce(Duration) -> io::Result<()>,
-    ) -> Result<(), Error> {
-        let left = self.left()?;
-        self.set_to(left / 3 * 2, left, current, set)
-    }
-
-    fn set_to(
-        self,
-        limit: Duration,
-        left: Duration,
-        current: &mut Duration,
-        set: impl FnOnce(Duration) -> io::Result<()>,
-    ) -> Result<(), Error> {
         // One that is much too short would be set for every piece of a long answer.
-        if *current > limit.saturating_add(TOLERANCE) || *current < left / 2 {
+        if *current > left.saturating_add(TOLERANCE) || *current < left / 2 {
             // The kernel's clock has no use for centuries, nor for nothing.
-            let limit = limit.clamp(Duration::from_millis(1), Duration::from_secs(86_400));
-            set(limit)?;
-            *current = limit;
+            let left = left.clamp(Duration::from_millis(1), Duration::from_secs(86_400));
+            set(left)?;
+            *current = left;
         }
         Ok(())
     }
@@ -293,24 +294,6 @@ mod tests {
         check(10_000, 2);
         check(3_000, 3);
         check(10_000, 4);
-    }
-
-    #[test]
-    fn a_write_is_interrupted_in_time_for_an_answer_and_that_costs_no_call_each_time() {
-        let calls = Cell::new(0);
-        let mut current = NEVER;
-        for (millis, expected) in [(9_000, 1), (8_990, 1), (9_000, 1), (3_000, 2), (9_000, 3)] {
-            let count = |_| {
-                calls.set(calls.get() + 1);
-                Ok(())
-            };
-            deadline(millis).set_early(&mut current, count).expect("time is left");
-            assert_eq!(calls.get(), expected, "{millis} ms");
-            assert!(current < Duration::from_millis(millis) * 4 / 5, "{current:?} of {millis} ms");
-        }
-        let mut shortest = NEVER;
-        let end = Deadline { after: Duration::MAX, ..deadline(0) };
-        end.set_early(&mut shortest, |_| Ok(())).expect("time is left");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod failures;
 mod hostile;
 mod reuse;
 mod answers;
+mod large_bodies;
 mod addresses;
 mod egress;
 mod malformed;

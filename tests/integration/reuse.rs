@@ -206,11 +206,11 @@ const WARM: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(6);
 
 /// A receiver with this many connections that have served requests; what it does with them from then
-/// on is the test's. Any other it serves.
+/// on is the test's. Any other it serves. Its kernel has `room` for what nobody reads.
 #[track_caller]
-fn warm(then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
+fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
     let all_are_here = Arc::new(Barrier::new(WARM));
-    let receiver = Wire::serving(move |connection| {
+    let receiver = Wire::with_room(room, move |connection| {
         if connection.number >= WARM {
             return connection.answer_all();
         }
@@ -240,7 +240,7 @@ fn warm(then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
 #[test]
 fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing() {
     // What a relay does whose other side has gone: it takes all, and nothing comes back.
-    let (receiver, sandbox, notifier) = warm(|connection| {
+    let (receiver, sandbox, notifier) = warm(16 << 10, |connection| {
         connection.head();
         connection.swallow();
     });
@@ -263,10 +263,10 @@ fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing()
 
 #[test]
 fn where_nothing_confirms_what_was_sent_the_same_attempt_has_time_for_a_fresh_connection() {
-    // As if no packet came through: so large an event does not fit in what the kernel takes.
-    let (receiver, sandbox, notifier) = warm(|connection| connection.stand_still());
+    // As if no packet came through: the event does not fit in the little that the kernel takes.
+    let (receiver, sandbox, notifier) = warm(1, |connection| connection.stand_still());
     let mut event = Event::new("order.paid");
-    event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(900_000)).into_bytes();
+    event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(3_800)).into_bytes();
     let before = successes(&notifier);
     sandbox.publish(&event);
     wait_until(LATER, "the event is delivered", || successes(&notifier) > before);

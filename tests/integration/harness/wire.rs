@@ -1,6 +1,7 @@
 //! A receiver whose connections a test has in its own hands, byte by byte.
 
 use std::{
+    collections::HashMap,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
@@ -18,8 +19,8 @@ pub(crate) struct Wire {
 #[derive(Default)]
 struct Shared {
     seen: Mutex<Vec<Seen>>,
-    /// All of them; none: it has ended.
-    streams: Mutex<Option<Vec<TcpStream>>>,
+    /// Those that are open; none: it has ended.
+    streams: Mutex<Option<HashMap<usize, TcpStream>>>,
 }
 
 /// The head of a request, as it was read.
@@ -42,19 +43,27 @@ pub(crate) struct Connection {
 impl Wire {
     /// What is done with each connection, in a thread of its own; it is closed when that returns.
     pub(crate) fn serving(behaviour: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         // Little of a large body is taken by the kernel in its place.
-        set_socket_recv_buffer_size(&listener, 16 << 10).expect("it is ours");
+        Self::with_room(16 << 10, behaviour)
+    }
+
+    /// The kernel takes about so many bytes in its place.
+    pub(crate) fn with_room(
+        bytes: usize,
+        behaviour: impl Fn(&mut Connection) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        set_socket_recv_buffer_size(&listener, bytes).expect("it is ours");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared::default());
-        *shared.streams.lock().expect("no holder panics") = Some(Vec::new());
+        *shared.streams.lock().expect("no holder panics") = Some(HashMap::new());
         let accepting = Arc::clone(&shared);
         let behaviour = Arc::new(behaviour);
         thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
                 match &mut *accepting.streams.lock().expect("no holder panics") {
-                    Some(streams) => streams.extend(stream.try_clone()),
+                    Some(streams) => streams.extend(stream.try_clone().map(|it| (number, it))),
                     None => return,
                 }
                 stream.set_nodelay(true).expect("it is open");
@@ -63,7 +72,9 @@ impl Wire {
                     let reader = BufReader::new(stream);
                     let mut connection = Connection { number, reader, shared };
                     behaviour(&mut connection);
-                    let _ = connection.reader.get_ref().shutdown(Shutdown::Both);
+                    // Closes it, or resets it, where something was not read.
+                    let mut streams = connection.shared.streams.lock().expect("no holder panics");
+                    streams.as_mut().map(|streams| streams.remove(&connection.number));
                 });
             }
         });
@@ -83,7 +94,7 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         let streams = self.shared.streams.lock().expect("no holder panics").take();
-        for stream in streams.into_iter().flatten() {
+        for stream in streams.into_iter().flat_map(HashMap::into_values) {
             let _ = stream.shutdown(Shutdown::Both);
         }
         // Wakes the accepting thread, which sees that all has ended.
@@ -122,8 +133,13 @@ impl Connection {
     /// Reads the next request, with its body.
     pub(crate) fn request(&mut self) -> Option<Seen> {
         let seen = self.head()?;
+        self.body(&seen).then_some(seen)
+    }
+
+    /// Reads the body of that request. False, if it does not come.
+    pub(crate) fn body(&mut self, seen: &Seen) -> bool {
         let body = io::copy(&mut (&mut self.reader).take(seen.length as u64), &mut io::sink());
-        (body.ok()? == seen.length as u64).then_some(seen)
+        body.is_ok_and(|read| read == seen.length as u64)
     }
 
     /// Waits until there is something to be read, and reads nothing: who then closes sends an RST. False
