@@ -108,17 +108,14 @@ impl AllowedNetworks {
         if self.denied.is_empty() {
             return None;
         }
-        let around = |address: IpAddr| {
-            // Who connects to no address gets to his own machine.
-            let reached = match address {
-                IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-                other => other,
-            };
-            let is_around = |it: &&IpNet| it.contains(&address) || it.contains(&reached);
-            self.denied.iter().find(is_around).copied()
+        let around = |address: IpAddr| self.denied.iter().find(|it| it.contains(&address)).copied();
+        // Who connects to no address gets to his own machine.
+        let reached = match address.to_canonical() {
+            IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            _ => address,
         };
-        if let Some(network) = around(address) {
+        if let Some(network) = around(address).or_else(|| around(reached)) {
             return Some(Why::Denied(network, None));
         }
         let IpAddr::V6(outer) = address else { return None };

@@ -212,6 +212,37 @@ fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
 }
 
 #[test]
+fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let proxy = ConnectProxy::leading_to(&receiver.url(""));
+    proxy.set(Way::CloseFor(FAR));
+    sandbox.webhook(&format!("http://{FAR}/"), &["bad"]);
+    sandbox.webhook("http://192.0.2.15/", &["good"]);
+    let notifier = sandbox
+        .notifier()
+        .env("RETRY_SCHEDULE", "500ms")
+        .env("ALLOW_NETWORKS", ALLOWED)
+        .env("EGRESS_PROXY", proxy.url())
+        .start();
+
+    sandbox.publish(&Event::new("bad"));
+    // Others get theirs meanwhile.
+    let mut count = 0;
+    wait_until(SOON, "it is dead", || {
+        count += 1;
+        sandbox.publish(&Event::new("good"));
+        receiver.wait_at("/", count);
+        sandbox.broker.ready(&sandbox.dead_queue()) == Some(1)
+    });
+
+    let dead = sandbox.take_dead();
+    assert_eq!(dead.text("x-dead-reason"), "exhausted", "{dead:?}");
+    assert!(dead.text("x-last-error").contains("ended the connection"), "{dead:?}");
+    notifier.wait_metric("webhook_request_failure_total", &[("reason", "proxy")], 2.0);
+}
+
+#[test]
 fn a_receiver_that_hangs_behind_the_proxy_is_slow_and_the_proxy_well() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {

@@ -19,6 +19,8 @@ pub(crate) enum Way {
     Status(u16, &'static str),
     /// The end of the connection.
     Close,
+    /// The same for this address, and a tunnel for others.
+    CloseFor(&'static str),
     /// Nothing.
     Hang,
     /// Bytes that are no HTTP.
@@ -168,7 +170,10 @@ impl Shared {
         });
         let way = *self.way.lock().expect("no holder panics");
         match way {
-            Way::Open => {}
+            Way::CloseFor(address) if target.starts_with(address) => {
+                return client.shutdown(Shutdown::Both);
+            }
+            Way::Open | Way::CloseFor(_) => {}
             Way::Status(status, line) => {
                 let end = if line.is_empty() { "" } else { "\r\n" };
                 let head =
