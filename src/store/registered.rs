@@ -264,13 +264,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn of_account(&self, account: &str) -> Result<Vec<Registered>, StoreError> {
-        self.found(
+        let mut found = self.found(
             &format!(
                 "SELECT id FROM webhooks WHERE {} = $1 ORDER BY created_at, id",
                 row::OF_ACCOUNT
             ),
             vec![(Box::new(account.to_owned()), Type::TEXT)],
-        )
+        )?;
+        // By the collation of the column, PostgreSQL may find others equal than we do.
+        found.retain(|webhook| webhook.account.as_deref().is_none_or(|its| its == account));
+        Ok(found)
     }
 
     /// The webhooks with these ids, and then, enabled or not, those with one of these patterns, of
