@@ -67,18 +67,25 @@ fn an_account_counts_however_many_other_headers_there_are() {
     let receiver = Receiver::new();
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
     webhook(&sandbox, &receiver.url("/b"), &["*"], Some("b"));
-    let notifier = sandbox.notifier().start();
+    let notifier = sandbox.notifier().env("RUST_LOG", "info,webhook_notifier=debug").start();
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let many = (0..200).map(|n| (format!("a-{n}"), AmqpValue::LongInt(n)));
     let large = [("a".to_owned(), text(&"x".repeat(64 << 10)))];
     for others in [many.collect::<FieldTable>(), large.into_iter().collect()] {
         let mut headers = others;
         headers.insert("account".to_owned(), text("a"));
+        headers.insert("traceparent".to_owned(), text(trace));
         // By its body it would be somebody else's.
         sandbox.publish(&Event::new("t").body(r#"{"account":"b"}"#).headers(headers));
     }
-    receiver.wait_at("/a", 2);
+    let requests = receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     assert_eq!(receiver.at("/b").len(), 0);
+    // Nor does the trace end where there are many others; that some are left out is said.
+    assert!(requests.iter().all(|request| request.header("traceparent") == trace));
+    let lines = notifier.stderr();
+    let told = lines.iter().filter(|line| line.contains("headers left out")).count();
+    assert_eq!(told, 2, "{lines:?}");
     notifier.terminate();
 }
 
