@@ -256,7 +256,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
     for part in [
         "account a",
         r#"wants it by `*`, but it is of account "b""#,
-        "its webhook became one of another account",
+        "its webhook was one of another account",
         &format!("`webhooks set {id} --account a`, then"),
         "purge --webhook",
     ] {
