@@ -17,6 +17,7 @@ use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 
 /// Whose the webhook of a delivery is by now.
+#[expect(clippy::large_enum_variant, reason = "it is looked at once, and never kept")]
 pub(super) enum AccountNow {
     /// It may have the delivery; or it is gone or disabled, which the next delivery to it will find.
     Own,
