@@ -567,6 +567,27 @@ mod tests {
     }
 
     #[test]
+    fn a_webhook_may_have_changed_where_that_was_heard_or_would_not_have_been() {
+        let mut directory = directory();
+        directory.start = Instant::now() - Duration::from_secs(1);
+        let columns = crate::domain::settings::Columns::default();
+        let secrets = crate::domain::webhook::Secrets::default();
+        let old = Webhook::new(Uuid::nil(), "http://a/", &secrets, &columns);
+        let as_of = AsOf { changes: 0, millis: u64::MAX };
+        let fresh = Webhook { as_of, ..old.clone() };
+        let may_have = |directory: &Directory| {
+            [&old, &fresh].map(|webhook| directory.may_have_changed_since(webhook))
+        };
+        assert_eq!(may_have(&directory), [true, false], "nothing is heard");
+        directory.away.store(true, Ordering::Relaxed);
+        assert_eq!(may_have(&directory), [false, false], "nobody can change it");
+        directory.trust_for_now();
+        assert_eq!(may_have(&directory), [false, false], "it would have been heard");
+        directory.forget();
+        assert_eq!(may_have(&directory), [true, true]);
+    }
+
+    #[test]
     fn without_listening_every_look_up_asks() {
         let directory = directory();
         for found in [Found::Disabled, Found::Deleted, Found::Disabled] {
