@@ -76,7 +76,7 @@ fi
 code=0
 cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" || code=$?
 # The others mostly wait for some clock: many more of them than cores run at once.
-TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-24}" --exact \
+TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}" --exact \
     "${ALONE[@]/#/--skip=}" || code=$?
 if [[ -n $beside ]]; then
     wait "$beside" || code=$?

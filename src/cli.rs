@@ -245,7 +245,8 @@ fn of_labelled(Labelled { count, named }: &Labelled) -> String {
     format!(
         "{count} {webhooks} {has} an account. It was a label until now, and decides from now on: {gets} the \
          events of that account only, which say so by the AMQP header `account`, or `account` or \
-         `account_id` in the body. To get every event again: `webhooks set ID --unset account`. Concerned: {}",
+         `account_id` in the body. What waits already has only its body to say so. To get every event \
+         again: `webhooks set ID --unset account`. Concerned: {}",
         ids.join(", ")
     )
 }

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use crate::broker::{self, Batches, BrokerError, Browsed, Message, ORPHANED, Outgoing, Verdict};
 use crate::config::Config;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
-use crate::domain::delivery;
+use crate::domain::delivery::{self, Value};
 use crate::domain::event::{Malformed, account_of};
 use crate::shutdown::Shutdown;
 
@@ -196,7 +196,10 @@ impl Place<'_> {
             Self::Dead(origin) => DeadLetter::read(origin, properties, headers),
             Self::Orphaned => DeadLetter::read_orphaned(properties, headers),
         };
-        let is_told = headers.contains_key(delivery::ACCOUNT) || properties.account.is_some();
+        let says_nothing =
+            |account: &Value| matches!(account, Value::Text(text) if text.is_empty());
+        let is_told = headers.contains_key(delivery::ACCOUNT)
+            || properties.account.is_some_and(|account| !says_nothing(account));
         match is_told {
             true => letter,
             false => {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::domain::causes::Causes;
 use crate::domain::retry::Backoff;
-use crate::domain::webhook::Webhook;
+use crate::domain::webhook::{AsOf, Webhook};
 use crate::metrics::Lookups;
 use crate::shutdown::Shutdown;
 use crate::store::{Heard, NotListening, Sign, Store};
@@ -50,6 +50,10 @@ const BEGIN_LISTENING: Duration = Duration::from_secs(10);
 /// after it came back is honoured this much later at most; after it was silent, by the two seconds
 /// more that a connection may take to be answered.
 const LONGEST_ABSENCE: Duration = Duration::from_millis(250);
+
+/// For how long an answer of PostgreSQL is relied on while changes aren't heard, in milliseconds: as long
+/// as it may take until one is heard otherwise.
+const FRESH: u64 = 100;
 
 /// A connection that listened for this long was a good one: after it, the next is made at once.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
@@ -194,7 +198,7 @@ impl Directory {
         &self,
         event_type: &str,
         account: Option<&str>,
-        as_of: u32,
+        as_of: AsOf,
     ) -> Result<Answer, StoreError> {
         let is_worth_it = self.is_listening() && !self.lock().knows_type(event_type);
         let webhooks = self.store.webhooks_wanting(event_type, account)?.into_iter();
@@ -226,7 +230,15 @@ impl Directory {
     /// Whether a change of the table was heard of since a webhook was looked up.
     #[must_use]
     pub fn has_changed_since(&self, webhook: &Webhook) -> bool {
-        self.changes.load(Ordering::Acquire) != webhook.as_of
+        self.changes.load(Ordering::Acquire) != webhook.as_of.changes
+    }
+
+    /// Whether a webhook may have changed since it was looked up: a change was heard of; or none would have
+    /// been, and it is a while ago. While PostgreSQL is away, nobody changes anything.
+    #[must_use]
+    pub fn may_have_changed_since(&self, webhook: &Webhook) -> bool {
+        let is_old = || self.now().saturating_sub(webhook.as_of.millis) > FRESH;
+        self.has_changed_since(webhook) || (self.trust() == Trust::Doubt && is_old())
     }
 
     /// The account of a webhook that deliveries have waited for, as far as it is remembered.
@@ -238,7 +250,7 @@ impl Directory {
     fn look_up<T: Clone>(
         &self,
         remembered: impl Fn(&mut Known) -> Option<T>,
-        ask: impl FnOnce(u32) -> Result<T, StoreError>,
+        ask: impl FnOnce(AsOf) -> Result<T, StoreError>,
         remember: impl FnOnce(&mut Known, T),
     ) -> Result<T, StoreError> {
         let trust = self.trust();
@@ -255,7 +267,7 @@ impl Directory {
             }
             known.generation
         };
-        match ask(generation) {
+        match ask(AsOf { changes: generation, millis: self.now() }) {
             Ok(found) => {
                 self.lookups.database.inc();
                 self.has_answered();
@@ -552,6 +564,27 @@ mod tests {
         assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
         directory.tell(Change::Backlogs);
         assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
+    }
+
+    #[test]
+    fn a_webhook_may_have_changed_where_that_was_heard_or_would_not_have_been() {
+        let mut directory = directory();
+        directory.start = Instant::now() - Duration::from_secs(1);
+        let columns = crate::domain::settings::Columns::default();
+        let secrets = crate::domain::webhook::Secrets::default();
+        let old = Webhook::new(Uuid::nil(), "http://a/", &secrets, &columns);
+        let as_of = AsOf { changes: 0, millis: u64::MAX };
+        let fresh = Webhook { as_of, ..old.clone() };
+        let may_have = |directory: &Directory| {
+            [&old, &fresh].map(|webhook| directory.may_have_changed_since(webhook))
+        };
+        assert_eq!(may_have(&directory), [true, false], "nothing is heard");
+        directory.away.store(true, Ordering::Relaxed);
+        assert_eq!(may_have(&directory), [false, false], "nobody can change it");
+        directory.trust_for_now();
+        assert_eq!(may_have(&directory), [false, false], "it would have been heard");
+        directory.forget();
+        assert_eq!(may_have(&directory), [true, true]);
     }
 
     #[test]

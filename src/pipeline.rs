@@ -41,6 +41,7 @@ mod promises;
 mod tally;
 mod unsent;
 
+use accounts::AccountNow;
 use promises::Promise;
 
 pub use fan_out::FanOut;
@@ -327,11 +328,18 @@ impl Pipeline {
     ) -> Kept {
         let Context { metrics, message, .. } = context;
         // It may have waited for its place for a while.
-        if self.directory.has_changed_since(webhook)
-            && let Some(webhook) = self.other_account(&delivery)
-        {
-            self.receivers.give_back(attempt);
-            return self.keep_from(context, &webhook, delivery).map(Some);
+        if self.directory.may_have_changed_since(webhook) {
+            match self.account_now(webhook, &delivery) {
+                AccountNow::Own => {}
+                AccountNow::Other(webhook) => {
+                    self.receivers.give_back(attempt);
+                    return self.keep_from(context, &webhook, delivery).map(Some);
+                }
+                AccountNow::Unknown => {
+                    self.receivers.give_back(attempt);
+                    return self.put_aside(context, &delivery).map(Some);
+                }
+            }
         }
         if attempt.is_probe {
             self.report(webhook, Some(Transition::HalfOpen));

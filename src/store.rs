@@ -84,6 +84,7 @@ struct Current {
 
 /// What has become of the webhook of a parked delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are of the largest")]
 pub enum Found {
     /// It is there, perhaps with another URL than before.
     Enabled(Webhook),

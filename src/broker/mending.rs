@@ -8,13 +8,17 @@
 //! not does not matter to a delivery.
 //!
 //! Header tables may hold such bytes, too; amiquip would leave out that header and all after it. They are
-//! replaced as well, where they are a header's name or its text. And amiquip reads arrays and tables within each other by recursion, and a frame has room for more of them than its thread
-//! has stack: one message would end the process, and after it the next that is given the message. A
-//! table that nests deeper than anybody means it to becomes a header that nobody looks at.
+//! replaced as well, where they are a header's name or its text. And amiquip reads arrays and tables within
+//! each other by recursion, and a frame has room for more of them than its thread has stack: one message
+//! would end the process, and after it the next that is given the message. A header that nests deeper than
+//! anybody means it to becomes one of bytes, which nobody looks at; the others stay what they are. Of
+//! several headers `account`, the first that says anything counts.
 
 use std::io::{self, Read, Write};
 
 use mio::{Evented, Poll, PollOpt, Ready, Token};
+
+use super::message::ACCOUNT;
 
 /// "Substitute", the control character for what is invalid or in error (ECMA-48, 8.3.148).
 const SUBSTITUTE: u8 = 0x1a;
@@ -166,10 +170,8 @@ fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
             // headers
             2 => {
                 let size = u32::from_be_bytes(fields.take(4)?.try_into().ok()?);
-                let table = fields.take(size as usize)?;
-                mend_table(table);
                 // Where a value can't be read, the table ends there.
-                let _ = mend_texts(&mut Fields(table));
+                let _ = mend_headers(&mut Fields(fields.take(size as usize)?));
             }
             // delivery mode, priority
             3 | 4 => drop(fields.take(1)?),
@@ -181,33 +183,37 @@ fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
     Some(())
 }
 
-/// Makes a table that nests too deep one of a single header, without a name: its bytes, as bytes.
-fn mend_table(table: &mut [u8]) {
-    if !nests_too_deep(table) {
-        return;
-    }
-    const NO_NAME: u8 = 0;
-    let (head, bytes) = table.split_at_mut(2 + size_of::<u32>());
-    let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    head[..2].copy_from_slice(&[NO_NAME, b'x']);
-    head[2..].copy_from_slice(&size.to_be_bytes());
-}
-
 /// Replaces what is not UTF-8 in the names of headers and in those that are texts. amiquip would end the
-/// table there, and what a later header says would count as never said.
-fn mend_texts(table: &mut Fields<'_>) -> Option<()> {
+/// table there, and what a later header says would count as never said. Makes what nests too deep bytes,
+/// and of [`ACCOUNT`] what amiquip would take instead of the first that says anything a header of another
+/// name.
+fn mend_headers(table: &mut Fields<'_>) -> Option<()> {
+    let mut has_account = false;
     loop {
-        table.mend_short_string()?;
-        let kind = table.take(1)?[0];
-        let size = match kind {
+        let size = table.take(1)?[0];
+        let name = table.take(size.into())?;
+        mend_text(name);
+        let [kind] = table.take(1)? else { return None };
+        let size = match *kind {
             b'S' | b'x' | b'A' | b'F' => {
                 u32::from_be_bytes(table.take(4)?.try_into().ok()?) as usize
             }
             other => fixed_size(other)?,
         };
         let value = table.take(size)?;
-        if kind == b'S' {
-            mend_text(value);
+        match *kind {
+            b'S' => mend_text(value),
+            // They are laid out alike.
+            b'A' if nests_too_deep(value, Within::Array) => *kind = b'x',
+            b'F' if nests_too_deep(value, Within::Table) => *kind = b'x',
+            _ => {}
+        }
+        if name == ACCOUNT.as_bytes() {
+            let says_nothing = matches!(*kind, b'V' | b'S') && value.is_empty();
+            if has_account || says_nothing {
+                name.fill(SUBSTITUTE);
+            }
+            has_account |= !says_nothing;
         }
     }
 }
@@ -235,14 +241,14 @@ fn mend_text(mut text: &mut [u8]) {
     }
 }
 
-/// Walks through a table (section 4.2.5.5) as amiquip does: what it can't read ends the table or array
+/// Walks through a header (section 4.2.5.5) as amiquip does: what it can't read ends the table or array
 /// that it is in.
-fn nests_too_deep(table: &[u8]) -> bool {
+fn nests_too_deep(header: &[u8], within: Within) -> bool {
     // What is still to be read of each, the innermost last.
-    let mut open = vec![(table, Within::Table)];
+    let mut open = vec![(header, within)];
     while let Some((rest, within)) = open.last_mut() {
         match next_value(rest, *within) {
-            Some(Some(inner)) if open.len() <= MAX_DEPTH => open.push(inner),
+            Some(Some(inner)) if open.len() < MAX_DEPTH => open.push(inner),
             Some(Some(_)) => return true,
             Some(None) => {}
             None => drop(open.pop()),

@@ -8,6 +8,7 @@ use super::outgoing::ENTERED_BY;
 use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
 use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value, is_producers};
 use crate::domain::event::Properties;
+use crate::domain::shown::word;
 
 /// The header in which quorum queues count how often they took a message back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -94,14 +95,30 @@ impl Message {
     #[must_use]
     pub fn take(delivery: &mut amiquip::Delivery) -> Self {
         let properties = &delivery.properties;
-        let headers = properties.headers().iter().flat_map(|table| table.iter());
-        let (mut producers, mut ours) = (ROOM_OF_PRODUCER, ROOM_OF_OURS);
+        // The trace comes first, however its names sort.
+        let of_trace = |is_wanted: bool| {
+            let headers = properties.headers().iter().flat_map(|table| table.iter());
+            headers.filter(move |(name, _)| is_of_trace(name) == is_wanted)
+        };
+        let headers = of_trace(true).chain(of_trace(false));
+        let (mut producers, mut ours, mut left_out) = (ROOM_OF_PRODUCER, ROOM_OF_OURS, 0_u32);
         let headers = headers.filter_map(|(name, value)| {
             let value = read_value(value)?;
             let room = if is_producers(name) { &mut producers } else { &mut ours };
-            room.admits(name, &value).then(|| (name.clone(), value))
+            let is_admitted = room.admits(name, &value);
+            left_out += u32::from(!is_admitted);
+            is_admitted.then(|| (name.clone(), value))
         });
         let mut headers: Headers = headers.collect();
+        if left_out > 0 {
+            let id = properties.message_id().as_deref().unwrap_or_default();
+            log::debug!(
+                "headers left out event={} count={left_out}: of a producer's, {} and {} bytes are taken over",
+                word(id),
+                ROOM_OF_PRODUCER.headers,
+                ROOM_OF_PRODUCER.bytes,
+            );
+        }
         // However many others there are, and whatever it is: an event must not seem to be of another
         // account, or of none, because its header was left out.
         let account = properties.headers().as_ref().and_then(|table| table.get(ACCOUNT));
@@ -157,6 +174,11 @@ impl Message {
         self.headers.remove(DELIVERY_COUNT);
         self
     }
+}
+
+/// Whether a header belongs to a trace, and goes on to receivers (`domain::forwarding`).
+fn is_of_trace(name: &str) -> bool {
+    ["traceparent", "tracestate", "baggage"].iter().any(|of| of.eq_ignore_ascii_case(name))
 }
 
 /// How many headers may still be taken over.

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::dead_letters::{self, Scope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery::UnixMillis;
-use crate::domain::encoding::{header_of_id, id_of_header};
+use crate::domain::encoding::{header_of_id, header_of_name, id_of_header};
 use crate::domain::event::check_event_type;
 use crate::domain::history::{Entry, State, What};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
@@ -50,7 +50,8 @@ const MOST_NEAR: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Why {
-    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`
+    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`, where no event has that
+    /// as its id
     event: String,
     /// Only what concerns this webhook
     #[arg(long, value_name = "ID")]
@@ -58,7 +59,7 @@ pub(super) struct Why {
     /// The event's type, where the log does not know it: says which webhooks want such an event
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
-    /// The event's account, where the log does not know it
+    /// The event's account, where the log does not know it, or has several with this id
     #[arg(long, value_name = "TEXT", value_parser = account)]
     account: Option<String>,
     #[command(flatten)]
@@ -72,6 +73,8 @@ struct Answer {
     event_type: Option<String>,
     /// Whose it is, if it is anybody's.
     account: Option<String>,
+    /// Of whom else events have this id.
+    other_accounts: BTreeSet<String>,
     /// The queues that it was published to.
     queues: BTreeSet<String>,
     /// Whether anything is.
@@ -104,6 +107,18 @@ struct Near {
 struct Given {
     event_type: Option<String>,
     account: Option<String>,
+}
+
+impl Given {
+    /// Whether something may be of the event that is meant: it is of the account that is given, or
+    /// nobody has written down of which.
+    fn may_mean(&self, account: Option<&str>) -> bool {
+        match (&self.account, account) {
+            // As the log has it where the database's encoding lacks a character.
+            (Some(given), Some(account)) => given == account || header_of_name(given) == account,
+            _ => true,
+        }
+    }
 }
 
 /// What a look at the dead letters has found.
@@ -141,13 +156,18 @@ fn answer(
     given: Given,
 ) -> Result<Answer> {
     let now = unix_millis();
-    let entries = history(store, &asked, webhook)?;
+    let mut entries = history(store, &asked, webhook)?;
     let truncated = entries.len() >= MOST_ENTRIES;
+    entries.retain(|entry| given.may_mean(entry.account.as_deref()));
     let log_begins_at = store.oldest_entry()?;
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
     let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
     let logged_type = entries.last().map(|entry| entry.event_type.clone());
-    let logged_account = entries.iter().rev().find_map(|entry| entry.account.clone());
+    // Who can't read that table has to do without.
+    let since = store.accounts_since().unwrap_or(None);
+    let logged_owner = Owner::of(&entries, None, since);
+    let mut accounts: BTreeSet<String> =
+        entries.iter().filter_map(|entry| entry.account.clone()).collect();
     let logged_id = entries.last().map(|entry| entry.event_id.clone());
 
     let mut stories: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
@@ -156,7 +176,8 @@ fn answer(
             stories.entry(id).or_default().push(entry);
         }
     }
-    let dead = find_dead(config, &asked, &stories, unmatched_at.is_some(), now);
+    let mut dead = find_dead(config, &asked, &stories, unmatched_at.is_some(), now);
+    dead.letters.retain(|letter| given.may_mean(letter.account.as_deref()));
     let (letters, malformed): (Vec<_>, Vec<_>) =
         dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
     let known = !stories.is_empty()
@@ -167,13 +188,18 @@ fn answer(
     let mut dead_types = letters.iter().chain(&malformed).filter_map(|l| l.event_type.clone());
     let event_type = logged_type.or_else(|| dead_types.next()).or(given.event_type);
     let mut dead_accounts = letters.iter().chain(&malformed).filter_map(|l| l.account.clone());
-    let account = logged_account.or_else(|| dead_accounts.next()).or(given.account);
+    accounts.extend(dead_accounts.clone());
     // What is known of an event says whose it is, or that it is nobody's.
-    let owner = match &account {
-        Some(account) => Owner::Account(account),
-        None if known => Owner::Nobody,
-        None => Owner::Unknown,
+    let owner = match (given.account, logged_owner) {
+        (Some(account), _) | (None, Owner::Account(account)) => Owner::Account(account),
+        (None, other) => match dead_accounts.next() {
+            Some(account) => Owner::Account(account),
+            None if letters.is_empty() && malformed.is_empty() => other,
+            None => Owner::Nobody,
+        },
     };
+    let account = owner.account().map(str::to_owned);
+    accounts.retain(|other| Some(other) != account.as_ref());
     let mut dead_ids = letters.iter().chain(&malformed).filter_map(|l| l.event_id.clone());
     let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or_else(|| asked.clone());
 
@@ -193,7 +219,7 @@ fn answer(
     let not_waiting = find_not_waiting(config, &stories, now);
     let facts = Facts {
         event_type: event_type.as_deref(),
-        owner,
+        owner: &owner,
         is_unmatched: unmatched_at.is_some(),
         dead_letters_unknown: dead.problem.as_deref(),
         lost_dead_letters: &dead.lost,
@@ -206,6 +232,12 @@ fn answer(
         .map(|id| {
             let letter = letters.iter().rfind(|letter| letter.webhook_id == Some(id)).cloned();
             let entries = stories.remove(&id).unwrap_or_default();
+            // Two accounts may have used the same id.
+            let own = match (&letter, &entries[..]) {
+                (None, []) => owner.clone(),
+                (letter, entries) => Owner::of(entries, letter.as_ref(), since),
+            };
+            let facts = Facts { owner: &own, ..facts };
             Case::new(id, registered.remove(&id), entries, letter, facts)
         })
         .collect();
@@ -222,6 +254,7 @@ fn answer(
         event_id,
         event_type,
         account,
+        other_accounts: accounts,
         queues,
         known,
         unmatched_at,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::account;
 use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
 use super::encoding::header_of_id;
 use super::event::{Event, Malformed, Properties};
@@ -59,7 +60,8 @@ impl DeadLetter {
             reason: reason.into_iter().find_map(text).unwrap_or_else(|| "unknown".to_owned()),
             event_id: text("x-event-id").or(properties.message_id.map(str::to_owned)),
             event_type: text("x-event-type").or(properties.event_type.map(str::to_owned)),
-            account: text(delivery::ACCOUNT).or(given).filter(|account| !account.is_empty()),
+            // What is no account, as in a malformed one, is nobody's.
+            account: text(delivery::ACCOUNT).or(given).filter(|it| account::check(it).is_ok()),
             webhook_id: text("x-webhook-id").and_then(|id| Uuid::try_parse(&id).ok()),
             attempts: integer("x-attempt"),
             first_received_at: integer("x-first-received-at"),

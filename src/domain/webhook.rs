@@ -40,11 +40,20 @@ pub struct Webhook {
     pub group: Group,
     /// Whether somebody has paused it: its deliveries wait until it is resumed.
     pub is_paused: bool,
-    /// How many changes of the table had been heard of when it was looked up.
-    pub as_of: u32,
+    /// When it was looked up.
+    pub as_of: AsOf,
     /// Where events go and what signs them; or why they can't go there, in words that hold no
     /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
     pub target: Result<Target, String>,
+}
+
+/// A moment in the life of what remembers webhooks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AsOf {
+    /// How many changes of the table had been heard of.
+    pub changes: u32,
+    /// How long it had lived, in milliseconds.
+    pub millis: u64,
 }
 
 /// Webhooks that belong together: those of one account; of those without an account, those whose URLs
@@ -116,7 +125,7 @@ impl Webhook {
         let account = columns.account.as_deref();
         let group = Group::of_webhook(id, account, &target);
         let (post_url, account) = (post_url.into(), account.map(Box::from));
-        Self { id, post_url, account, group, is_paused: false, as_of: 0, target }
+        Self { id, post_url, account, group, is_paused: false, as_of: AsOf::default(), target }
     }
 
     /// A webhook whose row can't be read, for a reason in PostgreSQL's words.
@@ -127,7 +136,15 @@ impl Webhook {
             Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
         let group = Group::of_webhook(id, None, &target);
         let post_url = Box::default();
-        Self { id, post_url, account: None, group, is_paused: false, as_of: 0, target }
+        Self {
+            id,
+            post_url,
+            account: None,
+            group,
+            is_paused: false,
+            as_of: AsOf::default(),
+            target,
+        }
     }
 
     /// Whether this event is one that it may have, as far as accounts go.

@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Context, Pipeline, Promises, age};
-use crate::broker::{Lane, Message, NotConfirmed, WITHOUT_BACKLOG, unix_millis};
+use crate::broker::{Lane, Message, NotConfirmed, unix_millis};
 use crate::directory::Found;
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Malformed;
 use crate::domain::history::Happened;
-use crate::domain::outcome::Decision;
 use crate::domain::pace::{Ask, Attempt, Hold};
-use crate::domain::retry::Span;
 use crate::domain::webhook::Webhook;
 use crate::metrics::{Dropped, Held};
 use crate::receivers::{Answer, InLine};
@@ -147,14 +145,7 @@ impl Pipeline {
                 Ok(delivery) if self.is_too_old(&delivery) => {
                     promises.extend([self.expire(context, &delivery, Held::Behind)?]);
                 }
-                Ok(delivery) => {
-                    let wait = Span::from(WITHOUT_BACKLOG);
-                    let decision = Some(Decision::Park(wait));
-                    let happened = Happened::HeldBack { why: Held::Interrupted.label(), decision };
-                    self.log.record(&lane.origin, &delivery, happened);
-                    let counter = context.metrics.held(Held::Interrupted);
-                    promises.extend([self.park(context, &delivery, wait, counter)?]);
-                }
+                Ok(delivery) => promises.extend([self.put_aside(context, &delivery)?]),
             }
             Ok(())
         })

@@ -12,6 +12,7 @@ use crate::domain::delivery::Delivery;
 use crate::domain::history::Happened;
 use crate::domain::outcome::Decision;
 use crate::domain::pace::Attempt;
+use crate::domain::shown::word;
 use crate::metrics::Held;
 
 impl Pipeline {
@@ -36,7 +37,7 @@ impl Pipeline {
         lasted: Duration,
     ) -> Kept {
         self.receivers.give_back(attempt);
-        let (event, webhook) = (&delivery.event.id, delivery.webhook_id);
+        let (event, webhook) = (word(&delivery.event.id), delivery.webhook_id);
         log::warn!("not sent event={event} webhook={webhook} detail={problem:?}");
         delivery.last_error = problem;
         let too_old = self.is_too_old(&delivery);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::session::{Failed, Session};
 use super::{Store, StoreError};
 use crate::domain::delivery::UnixMillis;
-use crate::domain::encoding::header_of_id;
+use crate::domain::encoding::{header_of_id, header_of_name};
 use crate::domain::history::{Entry, What};
 
 /// How many entries are deleted with one statement: a hundredth of a second's work.
@@ -79,7 +79,9 @@ impl LogSession {
             // The database's encoding lacks a character; other names were looked up there before.
             for entry in &mut entries {
                 entry.detail.retain(|c| c.is_ascii());
-                entry.account.take_if(|account| !account.is_ascii());
+                if let Some(account) = entry.account.as_mut().filter(|it| !it.is_ascii()) {
+                    *account = header_of_name(account).into_owned();
+                }
                 if !entry.event_id.is_ascii() {
                     entry.event_id = header_of_id(&entry.event_id).into_owned();
                 }
@@ -258,6 +260,19 @@ impl Store {
             let asked = "SELECT to_regclass('delivery_attempts') IS NOT NULL";
             let rows = client.query_typed(asked, &[])?;
             rows.first().map_or(Ok(false), |row| row.try_get(0))
+        })
+    }
+
+    /// Since when the log says whose events are; none if it did from its beginning.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn accounts_since(&self) -> Result<Option<UnixMillis>, StoreError> {
+        self.once(|client| {
+            let asked = "SELECT (extract(epoch FROM applied_at) * 1000)::bigint
+                         FROM schema_migrations WHERE name = 'accounts'";
+            let rows = client.query_typed(asked, &[])?;
+            rows.first().map_or(Ok(None), |row| row.try_get(0))
         })
     }
 

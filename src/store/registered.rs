@@ -264,13 +264,21 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn of_account(&self, account: &str) -> Result<Vec<Registered>, StoreError> {
-        self.found(
+        let found = self.found(
             &format!(
                 "SELECT id FROM webhooks WHERE {} = $1 ORDER BY created_at, id",
                 row::OF_ACCOUNT
             ),
             vec![(Box::new(account.to_owned()), Type::TEXT)],
-        )
+        );
+        let mut found = match found {
+            // What the database can't write down can be nobody's account there.
+            Err(StoreError::Refused(_)) if !account.is_ascii() => Vec::new(),
+            found => found?,
+        };
+        // By the collation of the column, PostgreSQL may find others equal than we do.
+        found.retain(|webhook| webhook.account.as_deref().is_none_or(|its| its == account));
+        Ok(found)
     }
 
     /// The webhooks with these ids, and then, enabled or not, those with one of these patterns, of
@@ -285,20 +293,27 @@ impl Store {
         account: Option<&str>,
         most: i64,
     ) -> Result<Vec<Registered>, StoreError> {
-        self.found(
-            &format!(
-                "SELECT id FROM webhooks WHERE id = ANY($1) OR events && $2
-                 ORDER BY id = ANY($1) DESC,
-                     (account IS NULL OR coalesce({} = $4, false)) DESC, created_at, id LIMIT $3",
-                row::OF_ACCOUNT
-            ),
-            vec![
-                (Box::new(ids.to_vec()), Type::UUID_ARRAY),
-                (Box::new(patterns.to_vec()), Type::TEXT_ARRAY),
-                (Box::new(most), Type::INT8),
-                (Box::new(account.map(str::to_owned)), Type::TEXT),
-            ],
-        )
+        let ask = |account: Option<&str>| {
+            self.found(
+                &format!(
+                    "SELECT id FROM webhooks WHERE id = ANY($1) OR events && $2
+                     ORDER BY id = ANY($1) DESC,
+                         (account IS NULL OR coalesce({} = $4, false)) DESC, created_at, id LIMIT $3",
+                    row::OF_ACCOUNT
+                ),
+                vec![
+                    (Box::new(ids.to_vec()), Type::UUID_ARRAY),
+                    (Box::new(patterns.to_vec()), Type::TEXT_ARRAY),
+                    (Box::new(most), Type::INT8),
+                    (Box::new(account.map(str::to_owned)), Type::TEXT),
+                ],
+            )
+        };
+        match ask(account) {
+            // As `of_account`.
+            Err(StoreError::Refused(_)) if account.is_some_and(|it| !it.is_ascii()) => ask(None),
+            found => found,
+        }
     }
 
     /// Registers a webhook.

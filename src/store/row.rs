@@ -141,8 +141,8 @@ pub(super) fn wanting(
     }
 }
 
-/// The accounts of the enabled webhooks with one of these patterns; nothing where there are more than so
-/// many.
+/// The accounts of the enabled webhooks with one of these patterns, byte by byte whatever the collation of
+/// the column; nothing where there are more than so many.
 pub(super) fn accounts_wanting(
     client: &mut Client,
     patterns: &Vec<String>,
@@ -150,7 +150,7 @@ pub(super) fn accounts_wanting(
 ) -> Result<Option<Vec<String>>, postgres::Error> {
     let rows = client.query_typed(
         &format!(
-            "SELECT DISTINCT {OF_ACCOUNT} AS account FROM webhooks
+            "SELECT DISTINCT {OF_ACCOUNT} COLLATE \"C\" AS account FROM webhooks
              WHERE events && $1 AND disabled_at IS NULL AND account IS NOT NULL LIMIT {most} + 1"
         ),
         &[(patterns, Type::TEXT_ARRAY)],

@@ -19,6 +19,7 @@ use crate::{
 
 mod odd;
 mod told;
+mod waiting;
 
 /// A webhook of an account, or of none.
 #[track_caller]
@@ -255,7 +256,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
     for part in [
         "account a",
         r#"wants it by `*`, but it is of account "b""#,
-        "its webhook became one of another account",
+        "its webhook was one of another account",
         &format!("`webhooks set {id} --account a`, then"),
         "purge --webhook",
     ] {
@@ -342,50 +343,5 @@ fn what_an_older_version_parked_is_of_the_account_that_its_body_names() {
         json(&succeed(&sandbox, &each)).as_array().map(Vec::len)
     };
     assert_eq!((list("a"), list("b")), (Some(0), Some(1)));
-    notifier.terminate();
-}
-
-#[test]
-fn what_waits_for_a_free_place_is_held_to_the_account_that_its_webhook_has_then() {
-    let sandbox = Sandbox::new();
-    let (released, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (may_end, fails_no_more) = (Arc::clone(&released), Arc::clone(&failed));
-    let receiver = Receiver::answering(move |request| {
-        if request.path == "/slow" {
-            wait_until(LATER, "it is released", || may_end.load(Ordering::Relaxed));
-        } else if !fails_no_more.swap(true, Ordering::Relaxed) {
-            return Reply::Status(500);
-        }
-        Reply::Status(200)
-    });
-    let id = webhook(&sandbox, &receiver.url("/a"), &["order.paid"], Some("a"));
-    sandbox.webhook(&receiver.url("/slow"), &["slow"]);
-    let notifier = sandbox
-        .notifier()
-        .env("QUEUES", sandbox.one_at_a_time())
-        .env("RETRY_SCHEDULE", "500ms,repeat")
-        .env("CIRCUIT_BREAKER", "off")
-        .start();
-    wait_listening(&notifier);
-    sandbox.publish(&of(Event::new("order.paid"), text("a")));
-    receiver.wait_at("/a", 1);
-    // Now all of the capacity is in use, and the retry has to wait for it.
-    sandbox.publish(&Event::new("slow"));
-    receiver.wait_at("/slow", 1);
-    let retries = sandbox.retry_queue();
-    notifier.wait_metric("webhook_events_received_total", &[("queue", &retries)], 1.0);
-    set_account(&sandbox, id, Some("b"));
-    let committed = Instant::now();
-    // A change is honoured within a tenth of a second.
-    wait_until(SOON, "the time is over", || committed.elapsed() > Duration::from_millis(500));
-    released.store(true, Ordering::Relaxed);
-    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "other_account")], 1.0);
-    assert_eq!(receiver.at("/a").len(), 1);
-    // The place is free again.
-    set_account(&sandbox, id, None);
-    wait_until(SOON, "all is as it was", || {
-        sandbox.publish(&Event::new("order.paid"));
-        receiver.at("/a").len() > 1
-    });
     notifier.terminate();
 }

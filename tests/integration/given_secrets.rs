@@ -171,6 +171,11 @@ fn what_is_no_secret_is_refused_without_being_shown() {
     assert_eq!(finished.code, Some(2), "{finished:?}");
     assert!(finished.stderr.contains("takes the name of a file"), "{finished:?}");
     hides(&finished, &[FIRST]);
+    let bare = FIRST.trim_start_matches("whsec_");
+    let finished = sandbox.command(&[&add[..], &[bare]].concat());
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("looks like a secret"), "{finished:?}");
+    hides(&finished, &[bare]);
     let finished = sandbox.command(&[&add[..], &["/nowhere/secret"]].concat());
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("cannot read \"/nowhere/secret\""), "{finished:?}");

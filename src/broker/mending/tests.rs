@@ -131,20 +131,76 @@ fn each_example_of_a_frame_is_what_its_name_says() {
     }
 }
 
+/// The headers of a frame, as amiquip reads them: the name, type and value of each.
+fn headers(frame: &[u8]) -> Vec<(Vec<u8>, u8, Vec<u8>)> {
+    let mut payload = frame[HEAD..].to_vec();
+    let mut fields = Fields(&mut payload);
+    fields.take(14).expect("flags");
+    let size = u32::from_be_bytes(fields.take(4).expect("a size").try_into().expect("4"));
+    let mut table = Fields(fields.take(size as usize).expect("a table"));
+    let mut next = || {
+        let size = table.take(1)?[0];
+        let name = table.take(size.into())?.to_vec();
+        let kind = table.take(1)?[0];
+        let size = match fixed_size(kind) {
+            Some(size) => size,
+            None => u32::from_be_bytes(table.take(4)?.try_into().ok()?) as usize,
+        };
+        Some((name, kind, table.take(size)?.to_vec()))
+    };
+    std::iter::from_fn(&mut next).collect()
+}
+
 #[test]
-fn what_nests_too_deep_is_one_header_of_bytes_that_amiquip_can_read() {
+fn a_header_that_nests_too_deep_is_one_of_bytes_and_the_others_stay_as_they_are() {
+    let mut count = 0;
     for (name, frame) in corpus().into_iter().filter(|(name, _)| name.contains("deep")) {
-        let mut fields = Fields(&mut mended(frame)[HEAD..]);
-        fields.take(14).expect("flags");
-        let size = u32::from_be_bytes(fields.take(4).expect("a size").try_into().expect("4"));
-        let table = fields.take(size as usize).expect("a table");
-        assert!(!nests_too_deep(table), "{name}");
-        if name.starts_with("bad-") {
-            assert_eq!(&table[..2], [0, b'x'], "{name}");
-            let rest = u32::try_from(table.len() - 6).expect("small").to_be_bytes();
-            assert_eq!(&table[2..6], rest, "{name}");
+        let (before, after) = (headers(&frame), headers(&mended(frame)));
+        assert_eq!(before.len(), after.len(), "{name}");
+        for ((name, kind, value), is) in before.into_iter().zip(after) {
+            let within = if kind == b'A' { Within::Array } else { Within::Table };
+            let is_too_deep = matches!(kind, b'A' | b'F') && nests_too_deep(&value, within);
+            count += usize::from(is_too_deep);
+            assert_eq!(is, (name, if is_too_deep { b'x' } else { kind }, value));
         }
     }
+    assert!(count >= 4, "{count}");
+}
+
+#[test]
+fn an_account_stays_whatever_other_headers_there_are() {
+    let frame_of = |entries: &[&[u8]]| {
+        let entries = entries.concat();
+        let flags = (1_u16 << 13).to_be_bytes();
+        let size = u32::try_from(entries.len()).expect("small").to_be_bytes();
+        frame(CONTENT_HEADER, &[&[0; 12][..], &flags, &size, &entries].concat())
+    };
+    let deep = |name: &[u8], depth: usize| {
+        let nested = (0..depth).fold(vec![b'V'], |inner, _| {
+            let size = u32::try_from(inner.len() + 2).expect("small").to_be_bytes();
+            [&[b'F'][..], &size, &[1, b'k'], &inner].concat()
+        });
+        [&[u8::try_from(name.len()).expect("short")], name, &nested].concat()
+    };
+    let acme: &[u8] = b"\x07accountS\0\0\0\x04acme";
+    let (void, unset): (&[u8], &[u8]) = (b"\x07accountV", b"\x07accountS\0\0\0\0");
+    let other: &[u8] = b"\x07accountS\0\0\0\x05other";
+    let odd: &[u8] = b"\x07accountt\x01";
+    for (entries, kind, value) in [
+        (vec![acme, &deep(b"z", 40)], b'S', &b"acme"[..]),
+        (vec![&deep(b"a", 40)[..], acme], b'S', b"acme"),
+        (vec![acme, &deep(b"z", 9_000)], b'S', b"acme"),
+        (vec![acme, void], b'S', b"acme"),
+        (vec![void, acme, other], b'S', b"acme"),
+        (vec![acme, unset, other, void], b'S', b"acme"),
+        (vec![odd, acme], b't', b"\x01"),
+    ] {
+        let named = headers(&mended(frame_of(&entries))).into_iter();
+        let named: Vec<_> = named.filter(|(name, ..)| name == b"account").collect();
+        assert_eq!(named, [(b"account".to_vec(), kind, value.to_vec())], "{entries:?}");
+    }
+    let itself = headers(&mended(frame_of(&[&deep(b"account", 40)])));
+    assert_eq!((&itself[0].0[..], itself[0].1), (&b"account"[..], b'x'));
 }
 
 proptest! {
@@ -188,7 +244,8 @@ proptest! {
     #[test]
     fn a_table_is_changed_only_where_it_nests_too_deep(
         depths in prop::collection::vec((any::<bool>(), 0_usize..2 * MAX_DEPTH), 1..4),
-        tail in prop::collection::vec(any::<u8>(), 0..20),
+        // What is not UTF-8 would be replaced.
+        tail in prop::collection::vec(0_u8..0x80, 0..20),
     ) {
         let entry = |(is_table, depth): &(bool, usize)| {
             (0..*depth).fold(vec![b'V'], |inner, _| {
@@ -200,7 +257,7 @@ proptest! {
         let entries = depths.iter().map(|depth| [&[1, b'n'][..], &entry(depth)].concat());
         let table = [entries.collect::<Vec<_>>().concat(), tail].concat();
         let mut after = table.clone();
-        mend_table(&mut after);
+        let _ = mend_headers(&mut Fields(&mut after));
         let deepest = depths.iter().map(|(_, depth)| *depth).max().unwrap_or(0);
         prop_assert_eq!(after != table, deepest > MAX_DEPTH);
         prop_assert_eq!(after.len(), table.len());

@@ -138,12 +138,10 @@ pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Sec
         let problem = "--secret-from and --headers-from can't both read standard input";
         return Err(Usage(problem.to_owned()).into());
     }
-    let text = read_text(file)?;
+    let shown = name_of(file);
+    let text = read_text(file, &shown)?;
     let secret = text.trim();
-    Key::parse(secret).map_err(|error| {
-        let shown = quoted(&file.to_string_lossy());
-        Usage(format!("--secret-from {shown}: {error}"))
-    })?;
+    Key::parse(secret).map_err(|error| Usage(format!("--secret-from {shown}: {error}")))?;
     Ok(Some(Secret::new(secret.to_owned())))
 }
 
@@ -152,7 +150,7 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
     let mut lines: Vec<String> =
         given.headers.iter().map(|header| header.expose().to_owned()).collect();
     if let Some(file) = &given.headers_from {
-        let text = read_text(file)?;
+        let text = read_text(file, &quoted(&file.to_string_lossy()))?;
         lines.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
     }
     if lines.is_empty() {
@@ -174,7 +172,23 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
     Ok(Some(Secret::new(Value::Object(json).to_string())))
 }
 
-fn read_text(file: &Path) -> Result<String> {
+/// How many characters the shortest secret has, in base64.
+const LEAST_OF_SECRET: usize = 32;
+
+/// The name of a file, as it may be shown: not where somebody may have given the secret itself, without
+/// what it begins with.
+fn name_of(file: &Path) -> String {
+    let name = file.to_string_lossy();
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);
+    let is_path = name.strip_prefix('/').is_some_and(|rest| rest.contains('/'));
+    let may_be_secret = name.len() >= LEAST_OF_SECRET && !is_path && name.bytes().all(is_base64);
+    match may_be_secret {
+        true => "the file (its name looks like a secret, and is not shown)".to_owned(),
+        false => quoted(&name),
+    }
+}
+
+fn read_text(file: &Path, shown: &str) -> Result<String> {
     let mut text = String::new();
     // More than can be used is not read.
     let most = MAX_COLUMN_CHARS as u64;
@@ -182,6 +196,6 @@ fn read_text(file: &Path) -> Result<String> {
         Some("-") => io::stdin().take(most).read_to_string(&mut text),
         _ => File::open(file).and_then(|file| file.take(most).read_to_string(&mut text)),
     };
-    read.with_context(|| format!("cannot read {}", quoted(&file.to_string_lossy())))?;
+    read.with_context(|| format!("cannot read {shown}"))?;
     Ok(text)
 }

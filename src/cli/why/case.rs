@@ -8,6 +8,7 @@ use crate::domain::account;
 use crate::domain::calendar::utc;
 use crate::domain::dead_letter::{DeadLetter, ORPHANED};
 use crate::domain::delivery::UnixMillis;
+use crate::domain::encoding::header_of_name;
 use crate::domain::history::{Entry, State};
 use crate::domain::outcome::DeadReason;
 use crate::domain::shown;
@@ -56,7 +57,7 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     pub(super) event_type: Option<&'a str>,
-    pub(super) owner: Owner<'a>,
+    pub(super) owner: &'a Owner,
     /// No webhook wanted the event when it came.
     pub(super) is_unmatched: bool,
     /// Why not all dead letters were seen.
@@ -71,24 +72,49 @@ pub(super) struct Facts<'a> {
 }
 
 /// Whose an event is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner<'a> {
-    Account(&'a str),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    Account(String),
     Nobody,
-    /// Nothing is known of the event.
+    /// Nothing is known of the event, or nothing since it is logged whose events are.
     Unknown,
 }
 
-impl Owner<'_> {
-    /// Why a webhook of that account may not have the event; none if it may, or that is not known.
-    fn mismatch(self, webhook: Option<&str>) -> Option<String> {
-        let event = match self {
+impl Owner {
+    /// Whose an event is by what was logged of it, and by a dead letter. `since` is when it began to be
+    /// logged.
+    pub(super) fn of(
+        entries: &[Entry],
+        letter: Option<&DeadLetter>,
+        since: Option<UnixMillis>,
+    ) -> Self {
+        let logged = entries.iter().rev().find_map(|entry| entry.account.as_ref());
+        let told = logged.or(letter.and_then(|letter| letter.account.as_ref()));
+        let is_known = |entry: &Entry| since.is_none_or(|since| entry.at >= since);
+        match told {
+            Some(account) => Self::Account(account.clone()),
+            None if letter.is_some() || entries.last().is_some_and(is_known) => Self::Nobody,
+            None => Self::Unknown,
+        }
+    }
+
+    pub(super) fn account(&self) -> Option<&str> {
+        match self {
             Self::Account(account) => Some(account),
-            Self::Nobody => None,
-            Self::Unknown => return None,
-        };
+            Self::Nobody | Self::Unknown => None,
+        }
+    }
+
+    /// Why a webhook of that account may not have the event; none if it may, or that is not known.
+    fn mismatch(&self, webhook: Option<&str>) -> Option<String> {
+        if *self == Self::Unknown {
+            return None;
+        }
+        let event = self.account();
         let webhook = webhook.filter(|_| !account::may_have(webhook, event))?;
-        Some(account::mismatch(webhook, event))
+        // As the log has it where the database's encoding lacks a character.
+        let is_own = event.is_some_and(|event| header_of_name(webhook) == event);
+        (!is_own).then(|| account::mismatch(webhook, event))
     }
 }
 
@@ -115,6 +141,16 @@ pub(super) enum Registration {
 /// Whether that is the story of a dead letter.
 pub(super) fn is_dead(entries: &[Entry], now: UnixMillis) -> bool {
     matches!(State::of(entries, now), Some(State::Dead { .. }))
+}
+
+/// A producer's text as an argument, to be pasted into a shell.
+fn flag_of_account(account: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
+    let shown = shown::line(account, MOST_SHOWN);
+    match account.bytes().all(is_plain) && !account.starts_with('-') {
+        true => format!("--account {shown}"),
+        false => format!("--account='{}'", shown.replace('\'', r"'\''")),
+    }
 }
 
 impl Case {
@@ -238,6 +274,9 @@ impl Case {
         }
         let wait = if until > now { age(Some(now), until) } else { "0s".to_owned() };
         let said = format!("waits for attempt {next} at {at} UTC (in {wait})");
+        if let Some(to_do) = self.will_be_held(facts) {
+            return (said, to_do);
+        }
         let to_do = match self.registration {
             Registration::Enabled => format!("nothing: next attempt at {at} UTC"),
             Registration::Disabled => {
@@ -246,6 +285,21 @@ impl Case {
             Registration::Deleted => "nothing: it is dropped then".to_owned(),
         };
         (said, to_do)
+    }
+
+    /// What to do about a delivery that waits, and that its webhook may not have any more.
+    fn will_be_held(&self, facts: Facts<'_>) -> Option<String> {
+        let why =
+            self.not_its_own.as_ref().filter(|_| self.registration == Registration::Enabled)?;
+        let end = format!("it will be dead then, {OTHER_ACCOUNT}: {why}");
+        Some(match facts.owner.account() {
+            Some(account) => format!(
+                "{end}. If that is a mistake, before then: `webhooks set {} {}`",
+                self.webhook_id,
+                flag_of_account(account)
+            ),
+            None => end,
+        })
     }
 
     fn in_backlog(&self, since: UnixMillis, reason: &str, facts: Facts<'_>) -> (String, String) {
@@ -279,6 +333,9 @@ impl Case {
             "{place} the backlog of its webhook, since {} UTC, {ago} ago: {cause}{next}",
             utc(since)
         );
+        if let Some(to_do) = self.will_be_held(facts) {
+            return (said, to_do);
+        }
         let to_do = match (self.registration, cause.as_str()) {
             (Registration::Deleted, _) => "nothing: it is dropped".to_owned(),
             (Registration::Disabled, _) => {
@@ -306,7 +363,7 @@ impl Case {
             "refused" => ": its answer is one of NO_RETRY_STATUS, or of its webhook's own",
             "rejected" => ": its URL can't be used, or leads where it may not",
             "expired" => ": older than DELIVERY_MAX_AGE",
-            OTHER_ACCOUNT => ": while it waited, its webhook became one of another account",
+            OTHER_ACCOUNT => ": when it was due, its webhook was one of another account",
             ORPHANED => ": its retry queue was gone when it was due",
             _ => "",
         };
@@ -370,15 +427,21 @@ impl Case {
             ),
             (_, "rejected") => format!("mend what the error says, then {replay}"),
             (_, OTHER_ACCOUNT) => {
-                let back = match facts.owner {
-                    Owner::Account(account) => {
-                        format!("--account {}", shown::line(account, MOST_SHOWN))
+                let back = match facts.owner.account() {
+                    Some(account) => format!(
+                        "if it is its webhook's all the same: `webhooks set {id} {}`, then {replay}",
+                        flag_of_account(account)
+                    ),
+                    None => {
+                        "nobody has said whose it is (an older version did not keep the AMQP header \
+                         `account` of what it parked): if it is its webhook's, publish it again with \
+                         that header"
+                            .to_owned()
                     }
-                    Owner::Nobody | Owner::Unknown => "--unset account".to_owned(),
                 };
                 format!(
-                    "if the change was a mistake: `webhooks set {id} {back}`, then {replay}; else \
-                     `webhook-notifier dead-letters purge --webhook {id} --reason {OTHER_ACCOUNT}`"
+                    "{back}; else `webhook-notifier dead-letters purge --webhook {id} --reason \
+                     {OTHER_ACCOUNT}`"
                 )
             }
             (_, "delivery_limit") => {
@@ -392,12 +455,12 @@ impl Case {
     /// What to do where it should have had the event of somebody else.
     fn to_own(&self, facts: Facts<'_>) -> String {
         let id = self.webhook_id;
-        match facts.owner {
-            Owner::Account(account) => format!(
-                "if it should: `webhooks set {id} --account {}`, and publish the event again",
-                shown::line(account, MOST_SHOWN)
+        match facts.owner.account() {
+            Some(account) => format!(
+                "if it should: `webhooks set {id} {}`, and publish the event again",
+                flag_of_account(account)
             ),
-            Owner::Nobody | Owner::Unknown => {
+            None => {
                 "if it should: the producer says whose event it is by the AMQP header `account`, or \
                  `account` or `account_id` in the body; publish it again so"
                     .to_owned()
@@ -445,6 +508,25 @@ impl Case {
                      percent-encoded",
                 ),
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_to_be_pasted_into_a_shell_is_one_argument_whatever_is_in_it() {
+        for (account, shown) in [
+            ("acme", "--account acme"),
+            ("Acme Inc; touch x", "--account='Acme Inc; touch x'"),
+            ("$(id)`id`", "--account='$(id)`id`'"),
+            ("it's", r"--account='it'\''s'"),
+            ("-x", "--account='-x'"),
+            ("größe", "--account='größe'"),
+        ] {
+            assert_eq!(flag_of_account(account), shown);
         }
     }
 }

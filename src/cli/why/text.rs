@@ -34,6 +34,11 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
     if let Some(account) = &answer.account {
         page.labelled("account", &name(account));
     }
+    if !answer.other_accounts.is_empty() {
+        let others: Vec<_> = answer.other_accounts.iter().map(|it| shown::quoted(it)).collect();
+        let others = shown::line(&others.join(", "), MOST_SHOWN);
+        page.labelled("", &format!("events of {others} have this id, too: choose by --account"));
+    }
     if !answer.queues.is_empty() {
         let queues: Vec<_> = answer.queues.iter().map(|queue| name(queue)).collect();
         page.labelled("queue", &queues.join(", "));

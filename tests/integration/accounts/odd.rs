@@ -67,18 +67,79 @@ fn an_account_counts_however_many_other_headers_there_are() {
     let receiver = Receiver::new();
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
     webhook(&sandbox, &receiver.url("/b"), &["*"], Some("b"));
-    let notifier = sandbox.notifier().start();
+    let notifier = sandbox.notifier().env("RUST_LOG", "info,webhook_notifier=debug").start();
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let many = (0..200).map(|n| (format!("a-{n}"), AmqpValue::LongInt(n)));
     let large = [("a".to_owned(), text(&"x".repeat(64 << 10)))];
     for others in [many.collect::<FieldTable>(), large.into_iter().collect()] {
         let mut headers = others;
         headers.insert("account".to_owned(), text("a"));
+        headers.insert("traceparent".to_owned(), text(trace));
         // By its body it would be somebody else's.
         sandbox.publish(&Event::new("t").body(r#"{"account":"b"}"#).headers(headers));
     }
+    let requests = receiver.wait_at("/a", 2);
+    sandbox.wait_drained();
+    assert_eq!(receiver.at("/b").len(), 0);
+    // Nor does the trace end where there are many others; that some are left out is said.
+    assert!(requests.iter().all(|request| request.header("traceparent") == trace));
+    let lines = notifier.stderr();
+    let told = lines.iter().filter(|line| line.contains("headers left out")).count();
+    assert_eq!(told, 2, "{lines:?}");
+    notifier.terminate();
+}
+
+#[test]
+fn an_account_counts_beside_a_header_that_nests_too_deep_and_is_refused_where_it_does_so_itself() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
+    webhook(&sandbox, &receiver.url("/b"), &["*"], Some("b"));
+    let notifier = sandbox.notifier().start();
+    let nested = (0..40).fold(AmqpValue::Void, |inner, _| {
+        AmqpValue::FieldTable(FieldTable::from([("k".to_owned(), inner)]))
+    });
+    // By its body it would be somebody else's.
+    let event = |headers: FieldTable| Event::new("t").body(r#"{"account":"b"}"#).headers(headers);
+    for other in ["_", "z"] {
+        let headers = [(other.to_owned(), nested.clone()), ("account".to_owned(), text("a"))];
+        sandbox.publish(&event(headers.into()));
+    }
+    sandbox.publish(&event(FieldTable::from([("account".to_owned(), nested)])));
+    notifier.wait_metric("webhook_dead_letters_total", &[("reason", "malformed")], 1.0);
     receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     assert_eq!(receiver.at("/b").len(), 0);
+    notifier.terminate();
+}
+
+#[test]
+fn accounts_that_a_collation_finds_equal_each_get_their_events() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.database.run_script(
+        "CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         DROP INDEX webhooks_account_idx, webhooks_everybodys_idx;
+         ALTER TABLE webhooks ALTER account TYPE text COLLATE any_case",
+    );
+    succeed(&sandbox, &["migrate"]);
+    let accounts = ["acme", "ACME", "Acme"];
+    for account in accounts {
+        webhook(&sandbox, &receiver.url(&format!("/{account}")), &["*"], Some(account));
+    }
+    sandbox.webhook(&receiver.url("/all"), &["*"]);
+    let notifier = sandbox.notifier().start();
+    wait_listening(&notifier);
+    for account in accounts.iter().chain(&accounts) {
+        sandbox.publish(&of(Event::new("t"), text(account)));
+    }
+    receiver.wait_at("/all", 6);
+    sandbox.wait_drained();
+    for account in accounts {
+        assert_eq!(receiver.at(&format!("/{account}")).len(), 2, "{account}");
+        let listed = succeed(&sandbox, &["webhooks", "list", "--account", account, "--json"]);
+        assert_eq!(json(&listed).as_array().map(Vec::len), Some(1), "{account}");
+    }
     notifier.terminate();
 }
 

@@ -75,6 +75,147 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
 }
 
 #[test]
+fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_wrote() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let odd = "it's Acme; touch x";
+    let ids = ["b", odd]
+        .map(|account| webhook(&sandbox, &receiver.url("/"), &["t"], Some(account)).to_string());
+    let notifier = sandbox.notifier().env("DELIVERY_LOG", "all").start();
+    let why = |arguments: &[&str]| words(&sandbox.command(&[&["why"], arguments].concat()).stdout);
+    for (count, account) in [(1, "b"), (2, odd)] {
+        sandbox.publish(&of(Event::new("t").id("inv-1"), text(account)));
+        receiver.wait_at("/", count);
+        wait_until(SOON, "it is logged", || {
+            why(&["inv-1", "--webhook", &ids[count - 1]]).contains("by attempt 1")
+        });
+    }
+    let told = why(&["inv-1"]);
+    assert!(told.contains(r#"events of "b" have this id, too: choose by --account"#), "{told}");
+    assert!(!told.contains("but it is of account"), "each has had its own: {told}");
+    let told = why(&["inv-1", "--account", "b"]);
+    assert!(told.contains("account b queue"), "{told}");
+    assert_eq!(told.matches("by attempt 1").count(), 1, "{told}");
+    let part = format!(r#"not for it: it is of account "{odd}", and the event of account "b""#);
+    assert!(told.contains(&part), "{told}");
+    let told = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
+    let command = format!(r"`webhooks set {} --account='it'\''s Acme; touch x'`", ids[0]);
+    assert!(told.contains(&command), "no {command} in {told}");
+    notifier.terminate();
+}
+
+#[test]
+fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(500));
+    let waiting = webhook(&sandbox, &receiver.url("/w"), &["t"], Some("a"));
+    let paused = webhook(&sandbox, &receiver.url("/p"), &["t"], Some("a"));
+    succeed(&sandbox, &["webhooks", "pause", &paused.to_string()]);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1h,repeat").start();
+    let event = of(Event::new("t"), text("a"));
+    sandbox.publish(&event);
+    receiver.wait_at("/w", 1);
+    let why = |id: Uuid| {
+        let id = id.to_string();
+        words(&sandbox.command(&["why", &event.id, "--webhook", &id]).stdout)
+    };
+    for (id, state) in [(waiting, "waits for attempt 2"), (paused, "the backlog of its webhook")] {
+        let told =
+            wait_for(SOON, "it is logged", || Some(why(id)).filter(|told| told.contains(state)));
+        assert!(!told.contains("other_account"), "{told}");
+        set_account(&sandbox, id, Some("b"));
+        let told = why(id);
+        for part in [
+            state,
+            r#"it will be dead then, other_account: it is of account "b", and the event of account "a""#,
+            &format!("`webhooks set {id} --account a`"),
+        ] {
+            assert!(told.contains(part), "no {part:?} in {told}");
+        }
+    }
+    notifier.terminate();
+}
+
+#[test]
+fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() {
+    let sandbox = Sandbox::new();
+    let id = webhook(&sandbox, "https://example.org/", &["t"], Some("a")).to_string();
+    let other = webhook(&sandbox, "https://example.org/2", &["t"], Some("b")).to_string();
+    let why = |event: &str, ago: &str| {
+        sandbox.database.run_script(&format!(
+            "INSERT INTO delivery_attempts
+                 (event_id, event_type, webhook_id, queue, outcome, attempt, status, detail, at)
+             VALUES ('{event}', 't', '{id}', 'q', 'delivered', 1, 200, '', now() - interval '{ago}')"
+        ));
+        words(&sandbox.command(&["why", event]).stdout)
+    };
+    let before = why("before", "1 day");
+    assert!(before.contains(&other) && !before.contains("but it is of"), "{before}");
+    let after = why("after", "0");
+    assert_eq!(after.matches("but it is of account").count(), 2, "{after}");
+}
+
+#[test]
+fn a_malformed_dead_letter_is_of_the_account_that_its_body_names_or_of_none() {
+    let sandbox = Sandbox::new();
+    sandbox.webhook("https://example.org/", &["*"]);
+    let notifier = sandbox.notifier().start();
+    let no_type = r#"{"account":"a"}"#;
+    sandbox.publish(&of(Event::raw(no_type).id("unset"), text("")));
+    sandbox.publish(&of(Event::raw(no_type).id("odd"), AmqpValue::Boolean(true)));
+    let malformed = [("reason", "malformed")];
+    notifier.wait_metric("webhook_dead_letters_total", &malformed, 2.0);
+    let of_a = ["dead-letters", "list", "--each", "--json", "--account", "a"];
+    let listed = json(&succeed(&sandbox, &of_a));
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(listed[0]["event_id"], "unset");
+    let told = words(&sandbox.command(&["why", "odd"]).stdout);
+    assert!(told.contains("malformed, in") && !told.contains("1a}"), "{told}");
+    notifier.terminate();
+}
+
+#[test]
+fn of_an_account_that_the_databases_encoding_lacks_the_log_has_what_receivers_have() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let name = format!("{}_accounts", sandbox.queue());
+    let create = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'";
+    sandbox.database.execute(&format!("CREATE DATABASE {name} {create}"), &[]);
+    let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
+    url.set_path(&name);
+    let command = |arguments: &[&str]| {
+        sandbox.launch(arguments).env("DATABASE_URL", url.as_str()).spawn().finish(SOON)
+    };
+    assert_eq!(command(&["migrate"]).code, Some(0));
+    assert_eq!(command(&["webhooks", "add", &receiver.url("/all"), "*"]).code, Some(0));
+    let own = ["webhooks", "add", &receiver.url("/own"), "*", "--account", "größe"];
+    assert_eq!(command(&own).code, Some(0));
+    let notifier =
+        sandbox.notifier().env("DATABASE_URL", url.as_str()).env("DELIVERY_LOG", "all").start();
+    let (lacked, held) = (of(Event::new("t"), text("日本")), of(Event::new("t"), text("größe")));
+    sandbox.broker.publish(sandbox.queue(), &[lacked.clone(), held.clone()]);
+    receiver.wait_at("/all", 2);
+    receiver.wait_at("/own", 1);
+    let why = |event: &Event, account: &[&str]| {
+        wait_for(SOON, "it is logged", || {
+            let told = command(&[&["why", &event.id], account].concat());
+            Some(words(&told.stdout)).filter(|told| told.contains("by attempt 1"))
+        })
+    };
+    for account in [&[][..], &["--account", "日本"]] {
+        let told = why(&lacked, account);
+        assert!(told.contains(r#"but it is of account "größe""#), "{told}");
+    }
+    assert!(why(&lacked, &[]).contains("account %E6%97%A5%E6%9C%AC"));
+    let told = why(&held, &[]);
+    assert!(!told.contains("but it is of"), "{told}");
+    let listed = command(&["webhooks", "list", "--account", "日本", "--json"]);
+    assert_eq!((listed.code, json(&listed.stdout).as_array().map(Vec::len)), (Some(0), Some(0)));
+    notifier.terminate();
+    sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
+}
+
+#[test]
 fn commands_publish_list_follow_and_choose_by_account() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));

@@ -228,17 +228,17 @@ fn headers_nested_so_deep_that_reading_them_ends_a_process_are_not_read() {
     for (is_table, bytes) in [(false, 1_000), (false, 60_000), (true, 60_000)] {
         let forge = move |bytes: &mut [u8]| nest(bytes, is_table);
         let headers = stage.with("a-deep-one", deep(bytes));
-        let crafted = Event::raw("{\"crafted\" : 1}").kind("order.paid").headers(headers);
-        publish_forged(&stage.sandbox, &stage.sandbox.retry_queue(), crafted, forge);
-        stage.take_malformed(&format!("{bytes} bytes"));
-        // An event's headers are nobody's business.
+        // The other headers stay what they are.
+        let parked = Event::raw("{}").kind("order.paid").headers(headers);
+        publish_forged(&stage.sandbox, &stage.sandbox.retry_queue(), parked, forge);
+        events += 1;
+        stage.receiver.wait_at("/", events);
         let headers = FieldTable::from([(String::from("deep"), deep(bytes))]);
         let event = Event::new("order.paid").headers(headers);
         publish_forged(&stage.sandbox, stage.sandbox.queue(), event, forge);
         events += 1;
         stage.receiver.wait_at("/", events);
     }
-    assert_eq!(stage.receiver.requests().len(), events, "what was malformed was sent");
     assert!(notifier.is_running());
     let lost = notifier.stderr().into_iter().find(|line| line.contains("interrupted"));
     assert_eq!(lost, None, "it cost a connection");
