@@ -31,7 +31,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 
 /// How long is waited, after a write that was not over in time, for what is here already: no longer than
 /// a busy machine takes to look.
-const ALREADY_HERE: Duration = Duration::from_millis(200);
+const ALREADY_HERE: Duration = Duration::from_millis(400);
 
 /// Makes connections by a chain of connectors.
 #[derive(Debug)]

@@ -66,7 +66,7 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
     let mut notifier = sandbox.notifier().start();
     let first = publish(&sandbox, 1);
     customer.wait_accepted(SOON, &first);
-    customer.becomes(Manner::takes(3_000));
+    customer.becomes(Manner::takes(8_000));
     publish(&sandbox, 3);
     // The first came by its queue, the second by the backlog.
     let queue = backlog(&sandbox, webhook);
