@@ -24,6 +24,7 @@ readonly ALONE=(
     admin::ten_thousand_idle_connections_keep_metrics_from_nobody
     backlogs::a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour
     backlogs::what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return
+    chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks
     directory::every_kind_of_committed_change_is_honoured
     directory::from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second
     receivers::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
