@@ -85,17 +85,6 @@ impl Pipeline {
         let why = account::mismatch(of_webhook, delivery.event.account.as_deref());
         delivery.last_error = format!("not for its webhook any more: {why}");
         let reason = DeadReason::OtherAccount;
-        let decision = Some(Decision::Dead(reason));
-        let happened = Happened::HeldBack { why: reason.label(), decision };
-        self.log.record(&context.lane.origin, &delivery, happened);
-        log::warn!(
-            "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
-            word(&delivery.event.id),
-            delivery.webhook_id,
-            delivery.attempts,
-            reason.label(),
-            delivery.last_error,
-        );
-        self.bury(context, &delivery, reason)
+        self.bury_unattempted(context, &delivery, reason, reason.label())
     }
 }

@@ -70,9 +70,19 @@ impl Pipeline {
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
-        let reason = DeadReason::Expired;
+        self.bury_unattempted(context, delivery, DeadReason::Expired, why.label())
+    }
+
+    /// A delivery is dead, and not by what an attempt has shown.
+    pub(super) fn bury_unattempted(
+        &self,
+        context: Context<'_>,
+        delivery: &Delivery,
+        reason: DeadReason,
+        why: &'static str,
+    ) -> Result<Promise, NotConfirmed> {
         let decision = Some(Decision::Dead(reason));
-        let happened = Happened::HeldBack { why: why.label(), decision };
+        let happened = Happened::HeldBack { why, decision };
         self.log.record(&context.lane.origin, delivery, happened);
         log::warn!(
             "delivery dead event={} webhook={} attempt={} reason={} detail={:?}",
