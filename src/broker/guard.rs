@@ -42,8 +42,8 @@ impl KillSwitch {
         self.watch(limit, shutdown.cloned(), Duration::ZERO, call)
     }
 
-    /// The same on a connection that others use meanwhile: cuts it after [`CALL_TIMEOUT`], or after
-    /// [`CLOSE_TIMEOUT`] once they are `ending`.
+    /// The same on a connection that others use meanwhile: cuts it after `CALL_TIMEOUT`, or after
+    /// `CLOSE_TIMEOUT` once they are `ending`.
     pub fn guard_shared<T>(&self, ending: &Shutdown, call: impl FnOnce() -> T) -> T {
         self.watch(CALL_TIMEOUT, Some(ending.clone()), CLOSE_TIMEOUT, call)
     }

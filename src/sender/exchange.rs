@@ -9,7 +9,7 @@
 //!   not used any more. See [`Host`].
 //! - A connection is not used for longer, or more often, than `Keep-Alive` says.
 //! - A receiver may answer before it has read all, and close. What it said is read when writing fails.
-//! - Heads that others accept are made such that ureq does, see [`head`](super::head).
+//! - Heads that others accept are made such that ureq does, see [`head`].
 
 use std::fmt;
 use std::io::{self, ErrorKind};
