@@ -30,7 +30,7 @@ demo: build ## Set everything up, deliver some events, show what happened, clean
 
 .PHONY: test
 test: ## All tests, against private servers
-	@$(WITH) scripts/test.sh
+	@SERVICES_SYNC=no $(WITH) scripts/test.sh
 
 ##@ Run it
 .PHONY: build

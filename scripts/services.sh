@@ -25,6 +25,8 @@ readonly PG_HOME=$LOCAL/postgres
 readonly PG_DATA=$PG_HOME/data
 readonly TLS_HOME=$LOCAL/tls
 
+readonly SYNC=${SERVICES_SYNC:-yes}
+
 readonly BROKER_USER=webhook-notifier
 readonly PG_USER=postgres
 
@@ -59,11 +61,15 @@ Usage: scripts/services.sh COMMAND
   kill NAME       end one server with SIGKILL, as a crash would
   rabbitmqctl ARGUMENTS...
                   run RabbitMQ's own tool against the private broker
+  eval ERLANG     evaluate an expression in it, as 'rabbitmqctl eval' does, in
+                  milliseconds: the tool takes a second of a processor to start
   install         only make sure that both servers are installed
 
 NAME is broker or postgres. Everything is kept in .local/ at the repository's
 root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/,
 the CA's and the servers' certificates, and one for a client, in .local/tls/.
+With SERVICES_SYNC=no servers that start don't wait for the disk: what they
+wrote outlives them all the same, but not a crash of the machine.
 USAGE
 }
 
@@ -312,6 +318,8 @@ CONF
 INETRC
 }
 
+broker_node() { printf 'wn-%s@localhost' "$(cksum <<<"$LOCAL" | cut -d' ' -f1)"; }
+
 # Sets `vars`: what the broker and its tool both need to find each other. The
 # environment starts empty: RABBITMQ_* and ERL_* variables of the caller, like
 # the files in /etc/rabbitmq, are meant for another broker.
@@ -320,7 +328,7 @@ broker_vars() {
         PATH="$PATH"
         HOME="$BROKER_HOME"
         LC_ALL=C.UTF-8
-        RABBITMQ_NODENAME="wn-$(cksum <<<"$LOCAL" | cut -d' ' -f1)@localhost"
+        RABBITMQ_NODENAME="$(broker_node)"
         RABBITMQ_CONFIG_FILE="$BROKER_HOME/rabbitmq.conf"
         RABBITMQ_CONF_ENV_FILE="$BROKER_HOME/none"
         RABBITMQ_ADVANCED_CONFIG_FILE="$BROKER_HOME/advanced.config"
@@ -353,6 +361,7 @@ broker_exec() (
         RABBITMQ_SCHEDULER_BIND_TYPE=u
         ERL_CRASH_DUMP="$LOGS/erl_crash.dump"
     )
+    [[ $SYNC != no ]] || vars+=(LD_PRELOAD="$(find_eatmydata)")
     exec env -i "${vars[@]}" setsid --fork "$rabbitmq"
 )
 
@@ -363,6 +372,18 @@ run_rabbitmqctl() (
     rabbitmq=$(find_rabbitmq)
     broker_vars
     exec env -i "${vars[@]}" "${rabbitmq%/*}/rabbitmqctl" "$@"
+)
+
+# The cookie is read from HOME. Each call has a name of its own: several may be under way.
+eval_in_broker() (
+    load_state
+    is_running broker || die "the broker does not run: 'scripts/services.sh start broker' starts it"
+    broker_vars
+    local result
+    result=$(env -i "${vars[@]}" erl_call -h "eval-$BASHPID" -sname "$(broker_node)" -e <<<"$1" 2>&1) || die "$result"
+    [[ $result == '{ok, '* ]] || die "$result"
+    result=${result#'{ok, '}
+    printf '%s\n' "${result%\}}"
 )
 
 # RabbitMQ opens its listeners at the end of its boot, so the first byte of
@@ -450,13 +471,14 @@ create_cluster() {
 }
 
 postgres_exec() {
-    local tls=()
+    local options=()
     [[ -z $TLS ]] ||
-        tls=(-c ssl=on -c ssl_ca_file=ca.pem -c ssl_cert_file=server.pem -c ssl_key_file=server.key)
+        options=(-c ssl=on -c ssl_ca_file=ca.pem -c ssl_cert_file=server.pem -c ssl_key_file=server.key)
+    [[ $SYNC != no ]] || options+=(-c fsync=off)
     run_postgres "$(postgres_owner)" postgres -D "$PG_FD_PATH/data" \
         -c listen_addresses=127.0.0.1 -c port="$POSTGRES_PORT" \
         -c unix_socket_directories= -c max_connections=300 \
-        -c logging_collector=off -c log_destination=stderr "${tls[@]}"
+        -c logging_collector=off -c log_destination=stderr "${options[@]}"
 }
 
 # run_postgres UID:GID PROGRAM ARGS...: the server itself goes to the background.
@@ -483,6 +505,13 @@ missing_packages() {
     find_rabbitmq >/dev/null || echo rabbitmq-server
     find_postgres_bin >/dev/null || echo postgresql
     [[ -z $TLS ]] || command -v openssl >/dev/null || echo openssl
+    [[ $SYNC != no ]] || find_eatmydata >/dev/null || echo libeatmydata1
+}
+
+# A library that makes fsync and its like do nothing. RabbitMQ has no setting for it.
+find_eatmydata() {
+    # To its end: what ldconfig could not write would be its failure.
+    ldconfig -p | awk '/libeatmydata[.]so$/ { path = $NF } END { if (path) print path; else exit 1 }'
 }
 
 # Servers of our own are run here, so none of the packages' is started.
@@ -620,6 +649,7 @@ main() {
         stop) stop_services "$1" ;;
         kill) kill_service "$1" ;;
         rabbitmqctl) run_rabbitmqctl "$@" ;;
+        eval) eval_in_broker "$1" ;;
         install) install_missing ;;
         help | -h | --help) usage ;;
         *)

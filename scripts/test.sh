@@ -7,12 +7,16 @@
 #
 # The tests that kill servers get private ones of their own, so that the others, which run at the same
 # time, keep theirs; also where the first pair is yours. They take turns with one pair, which speaks TLS,
-# too; those that take minutes have another; and those that only need RabbitMQ's own tool share one.
+# too; those that take minutes have another; and those that only need what its administrator may do share one.
 
 set -euo pipefail
 
 # What the tests need beside the servers, as PACKAGE:COMMAND.
 readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze pgbouncer:/usr/sbin/pgbouncer)
+
+# While this one breaks everything, no other runs; then it waits for minutes, at leisure.
+readonly CHAOS=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks
+readonly QUIET='chaos: all faults have struck'
 
 # The tests that hold the product against the clock: one after the other, before all others.
 readonly ALONE=(
@@ -24,7 +28,6 @@ readonly ALONE=(
     admin::ten_thousand_idle_connections_keep_metrics_from_nobody
     backlogs::a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour
     backlogs::what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return
-    chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks
     directory::every_kind_of_committed_change_is_honoured
     directory::from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second
     receivers::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
@@ -36,15 +39,18 @@ readonly ALONE=(
     shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
 )
 
+# No test has the machine crash, and a busy disk has had servers wait for half a minute.
+export SERVICES_SYNC=no
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export FAULT_SERVICES_DIR=$root/.local/faults
 export LONG_FAULT_SERVICES_DIR=$root/.local/long-faults
 export SHARED_FAULT_SERVICES_DIR=$root/.local/shared-faults
-beside=''
+beside='' chaos=''
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
     # Still there only if we were told to end.
     [[ -z $beside ]] || kill "$beside" 2>/dev/null || true
+    [[ -z $chaos ]] || pkill -P "$chaos" || true
     local directory
     for directory in "$FAULT_SERVICES_DIR" "$LONG_FAULT_SERVICES_DIR" "$SHARED_FAULT_SERVICES_DIR"; do
         WEBHOOK_NOTIFIER_LOCAL_DIR=$directory "$root/scripts/services.sh" down
@@ -75,10 +81,17 @@ if [[ -n ${BESIDE:-} ]]; then
     beside=$!
 fi
 code=0
+chaos_log=$root/.local/log/chaos.log
+cargo test --locked "$@" --test integration -- --nocapture --exact "$CHAOS" >"$chaos_log" 2>&1 &
+chaos=$!
+while kill -0 "$chaos" 2>/dev/null && ! grep -qF -- "$QUIET" "$chaos_log"; do sleep 1; done
 cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" || code=$?
+wait "$chaos" || code=$?
+chaos=''
+cat -- "$chaos_log"
 # The others mostly wait for some clock: many more of them than cores run at once.
-TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-16}" --exact \
-    "${ALONE[@]/#/--skip=}" || code=$?
+TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-12}" --exact \
+    "--skip=$CHAOS" "${ALONE[@]/#/--skip=}" || code=$?
 if [[ -n $beside ]]; then
     wait "$beside" || code=$?
     beside=''

@@ -17,18 +17,18 @@ impl<'a> User<'a> {
 
     fn new(faults: &'a FaultServers, sandbox: &Sandbox) -> Self {
         let name = format!("user-{}", sandbox.queue());
-        faults.rabbitmqctl(&["add_user", &name, Self::PASSWORD]);
+        faults.add_user(&name, Self::PASSWORD);
         let user = Self { faults, name };
         user.may_write(".*");
         user
     }
 
     fn may_write(&self, what: &str) {
-        self.faults.rabbitmqctl(&["set_permissions", &self.name, ".*", what, ".*"]);
+        self.faults.grant(&self.name, "/", [".*", what, ".*"]);
     }
 
     fn has_password(&self, password: &str) {
-        self.faults.rabbitmqctl(&["change_password", &self.name, password]);
+        self.faults.change_password(&self.name, password);
     }
 
     /// Ends its connections.
@@ -47,7 +47,7 @@ impl<'a> User<'a> {
 
 impl Drop for User<'_> {
     fn drop(&mut self) {
-        self.faults.rabbitmqctl(&["delete_user", &self.name]);
+        self.faults.delete_user(&self.name);
     }
 }
 
@@ -78,7 +78,7 @@ fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connec
     });
     // Some further attempts, all with the same answer.
     let attempts = || {
-        let log = faults.rabbitmqctl(&["eval", "os:system_time(second)."]);
+        let log = faults.eval("os:system_time(second)");
         log.trim().parse::<u64>().expect("a time")
     };
     let until = attempts() + 5;
@@ -172,7 +172,7 @@ impl<'a> ConsumerTimeout<'a> {
     fn set(&self, timeout: u32, interval: u32) {
         let set = |name, value| format!("application:set_env(rabbit, {name}, {value})");
         let both = [set("consumer_timeout", timeout), set("channel_tick_interval", interval)];
-        self.0.rabbitmqctl(&["eval", &format!("{}.", both.join(", "))]);
+        self.0.eval(&both.join(", "));
     }
 }
 

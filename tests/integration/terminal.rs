@@ -74,8 +74,8 @@ fn a_dead_letter_that_somebody_crafted_is_shown_and_not_obeyed() {
     expect_harmless("show", head);
     // A body has lines of its own.
     assert!(!body.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}')), "{body:?}");
-    let Finished { stdout, .. } = sandbox.command(&["dead-letters", "replay"]);
-    assert!(stdout.contains("1 are malformed and stay"), "{stdout}");
+    let replayed = sandbox.command(&["dead-letters", "replay"]);
+    assert!(replayed.stdout.contains("1 are malformed and stay"), "{replayed:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use amiquip::ConsumerOptions;
 use uuid::Uuid;
 
 use super::queue::Item;
+use super::unanswered::NO_LEADER;
 use super::{Backlog, Drain, TICK, lost};
 use crate::broker::{Message, backlog_queue, cancel};
 use crate::consumer::Ended;
@@ -62,18 +63,26 @@ impl Drain<'_, '_> {
 
     /// Consumes a backlog anew, and is given so many messages ahead.
     pub(super) fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
-        if let Some(until) = self.is_unanswered_until(webhook)? {
+        let name = backlog_queue(&self.lane.origin, webhook);
+        let mut unanswered = self.is_unanswered_until(webhook)?;
+        let is_consumed = |backlog: &Backlog<'_>| backlog.consumer.is_some();
+        if unanswered.is_none() && !self.backlogs.get(&webhook).is_some_and(is_consumed) {
+            let asked_at = Instant::now();
+            if self.count(&name)?.is_none() {
+                // To consume it would cost the channel, and all that is under way would be made again.
+                self.is_gone(webhook);
+                return Ok(());
+            }
+            if asked_at.elapsed() >= NO_LEADER {
+                self.may_be_unanswered(webhook);
+                unanswered = self.is_unanswered_until(webhook)?;
+            }
+        }
+        if let Some(until) = unanswered {
             self.cancel(webhook)?;
             if let Some(backlog) = self.backlogs.get_mut(&webhook) {
                 backlog.resume_at = Some(until);
             }
-            return Ok(());
-        }
-        let name = backlog_queue(&self.lane.origin, webhook);
-        let is_consumed = |backlog: &Backlog<'_>| backlog.consumer.is_some();
-        if !self.backlogs.get(&webhook).is_some_and(is_consumed) && self.count(&name)?.is_none() {
-            // To consume it would cost the channel, and all that is under way would be made again.
-            self.is_gone(webhook);
             return Ok(());
         }
         self.cancel(webhook)?;

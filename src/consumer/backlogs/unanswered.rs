@@ -16,16 +16,25 @@ use crate::consumer::Ended;
 const SOON: Duration = Duration::from_secs(30);
 const LATEST: Duration = Duration::from_secs(300);
 
-/// Those with which a connection was lost, when to try each again, and how long to wait after that.
+/// RabbitMQ takes this long to tell how many messages wait in a quorum queue whose leader does not
+/// answer (`rabbit_quorum_queue:stat`, 250 ms), and then tells of none.
+pub(super) const NO_LEADER: Duration = Duration::from_millis(200);
+
+/// Those that may be such, when to try each again, and how long to wait after that.
 pub(super) type Unanswered = BTreeMap<Uuid, (Instant, Duration)>;
 
 impl Drain<'_, '_> {
     /// The connection was lost with a call for this backlog, perhaps because of it.
     pub(super) fn suspect(&mut self, webhook: Uuid, error: &amiquip::Error) -> Ended {
         if !self.context.shutdown.is_requested() {
-            self.unanswered.entry(webhook).or_insert((Instant::now(), SOON));
+            self.may_be_unanswered(webhook);
         }
         lost(error)
+    }
+
+    /// It is tried before it is used again.
+    pub(super) fn may_be_unanswered(&mut self, webhook: Uuid) {
+        self.unanswered.entry(webhook).or_insert((Instant::now(), SOON));
     }
 
     /// Until when a backlog is left alone, because RabbitMQ does not answer for it; none, if it does.

@@ -49,6 +49,7 @@ fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_n
     assert!(line.contains("ERROR") && line.contains(&format!("queue={queue}:")), "{line}");
     wait_until(SOON, "it is ready", || notifier.is_ready());
     other.assert_each_once(&[some, more].concat());
+    assert_eq!(super::count_lines(&notifier, &["lane interrupted"]), 0);
 
     vhost.resume(&queue);
     customer.becomes(Manner::AT_ONCE);

@@ -156,9 +156,9 @@ impl Stage {
 
     fn alarm(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Span {
         let struck = self.now();
-        self.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.000001"]);
+        self.servers.set_memory_watermark(0.000_001);
         meanwhile(self);
-        self.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]);
+        self.servers.set_memory_watermark(0.6);
         (struck, self.now())
     }
 
@@ -205,10 +205,9 @@ impl Stage {
         };
         let struck = self.now();
         let policy = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
-        let set = ["set_policy", "--apply-to", "queues", "chaos", &queues, policy];
-        self.servers.rabbitmqctl(&set);
+        self.servers.set_policy("/", "chaos", &queues, policy);
         thread::sleep(step.broken);
-        self.servers.rabbitmqctl(&["clear_policy", "chaos"]);
+        self.servers.clear_policy("/", "chaos");
         (struck, self.now())
     }
 

@@ -331,15 +331,14 @@ impl Stage {
             && self.backlogs_are_empty()
     }
 
-    /// Asked only when all else is empty: the tool takes a second to start.
     fn backlogs_are_empty(&self) -> bool {
-        let listing = self.servers.rabbitmqctl(&["--silent", "list_queues", "name", "messages"]);
-        let is_ours = |name: &str| {
-            let backlog = name.strip_prefix("webhooks.backlog.");
-            backlog.is_some_and(|of| self.sandbox.queues.iter().any(|queue| of.starts_with(queue)))
-        };
-        let mut rows = listing.lines().filter_map(|line| line.rsplit_once(char::is_whitespace));
-        rows.all(|(name, messages)| !is_ours(name) || messages == "0")
+        let backlogs = format!("^webhooks[.]backlog[.]({})[.]", self.sandbox.queues.join("|"));
+        let waiting = self.servers.eval(&format!(
+            "length([1 || [{{name, {{resource, _, queue, Name}}}}, {{messages, Messages}}] <- \
+             rabbit_amqqueue:info_all(<<\"/\">>, [name, messages]), \
+             Messages =/= 0, re:run(Name, \"{backlogs}\") =/= nomatch])"
+        ));
+        waiting.trim() == "0"
     }
 
     /// As an operator does, once the queues are there again.

@@ -3,7 +3,7 @@
 //! Nearly all tests share one RabbitMQ and one PostgreSQL, named by the
 //! environment. Tests that stop or kill a server have a second pair, one test at a
 //! time; the long ones a third, so that the others needn't wait for them; and those
-//! that only need RabbitMQ's own tool have a fourth, all at once.
+//! that only need what its administrator may do have a fourth, all at once.
 
 use std::{
     env,
@@ -11,9 +11,6 @@ use std::{
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
 };
-
-use url::Url;
-use uuid::Uuid;
 
 /// Where one RabbitMQ and one PostgreSQL are.
 #[derive(Clone, Debug)]
@@ -129,9 +126,9 @@ impl FaultServers {
 
     /// RabbitMQ (3.10 and 4.0 at least) writes the names of quorum queues late, on a busy machine by
     /// seconds, and after a SIGKILL before that the queue has no leader, for ever
-    /// (rabbitmq/rabbitmq-server#15725). The tool takes a second or two.
+    /// (rabbitmq/rabbitmq-server#15725).
     pub(crate) fn write_queue_names(&self) {
-        self.rabbitmqctl(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
+        self.eval("[ok = dets:sync(Table) || Table <- dets:all()]");
     }
 
     /// SIGKILL, at once: where the names of the queues were written before.
@@ -147,103 +144,15 @@ impl FaultServers {
     pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         services(&self.directory, &[&["rabbitmqctl"], arguments].concat())
     }
-}
 
-/// A virtual host of a test's own, and a user who has the rights there that it is given. Both go when it
-/// is dropped.
-pub(crate) struct Vhost<'s> {
-    fault: &'s FaultServers,
-    pub(crate) name: String,
-    owner: String,
-    /// Of the owner, who has all rights.
-    pub(crate) servers: Servers,
-    /// AMQP_URL of the user.
-    pub(crate) url: String,
-}
-
-impl<'s> Vhost<'s> {
-    /// The user has no rights yet.
-    pub(crate) fn new(fault: &'s FaultServers) -> Self {
-        let name = format!("v{}", &Uuid::new_v4().simple().to_string()[..12]);
-        let mut url = Url::parse(&fault.servers().amqp_url).expect("AMQP_URL is an URL");
-        url.set_path(&name);
-        let (owner, amqp_url) = (url.username().to_owned(), url.to_string());
-        // By one call: to start the tool takes a second of a processor.
-        let calls = format!(
-            r#"ok = rabbit_vhost:add(<<"{name}">>, <<"tests">>),
-               ok = rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"s3cret">>, <<"tests">>),
-               ok = rabbit_auth_backend_internal:set_permissions(
-                   <<"{owner}">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)."#
-        );
-        fault.rabbitmqctl(&["eval", &calls]);
-        url.set_username(&name).expect("it has a host");
-        url.set_password(Some("s3cret")).expect("it has a host");
-        let servers = Servers { amqp_url, ..fault.servers().clone() };
-        Self { fault, name, owner, servers, url: url.into() }
+    /// Evaluates Erlang expressions in the broker; returns the value of the last.
+    pub(crate) fn eval(&self, expressions: &str) -> String {
+        services(&self.directory, &["eval", &format!("{expressions}.")])
     }
 
-    /// Lets the owner make and delete only what fits this expression.
-    pub(crate) fn may_configure(&self, expression: &str) {
-        let owner = ["set_permissions", "-p", &self.name, &self.owner];
-        self.fault.rabbitmqctl(&[&owner[..], &[expression, ".*", ".*"]].concat());
-    }
-
-    /// The user's rights from now on: to configure, to write and to read.
-    pub(crate) fn grant(&self, rights: [&str; 3]) {
-        let user = ["set_permissions", "-p", &self.name, &self.name];
-        self.fault.rabbitmqctl(&[&user[..], &rights].concat());
-    }
-
-    /// Its topic permissions for an exchange: to write and to read.
-    pub(crate) fn grant_topics(&self, exchange: &str, rights: [&str; 2]) {
-        let user = ["set_topic_permissions", "-p", &self.name, &self.name, exchange];
-        self.fault.rabbitmqctl(&[&user[..], &rights].concat());
-    }
-
-    /// The most queues that there may be; -1: as many as one likes.
-    pub(crate) fn limit_queues(&self, most: i64) {
-        let limit = format!("{{\"max-queues\":{most}}}");
-        self.fault.rabbitmqctl(&["set_vhost_limits", "-p", &self.name, &limit]);
-    }
-}
-
-impl Vhost<'_> {
-    /// What is defined holds for queues whose name fits this pattern.
-    pub(crate) fn set_policy(&self, pattern: &str, definition: &str) {
-        let policy = ["set_policy", "-p", &self.name, "--apply-to", "queues", "of-a-test"];
-        self.fault.rabbitmqctl(&[&policy[..], &[pattern, definition]].concat());
-    }
-
-    /// RabbitMQ does not answer for this quorum queue any more, as where it has no leader.
-    pub(crate) fn suspend(&self, queue: &str) {
-        self.of_queue("suspend", queue);
-    }
-
-    /// It does again.
-    pub(crate) fn resume(&self, queue: &str) {
-        self.of_queue("resume", queue);
-    }
-
-    fn of_queue(&self, verb: &str, queue: &str) {
-        let call = format!("ok = sys:{verb}(whereis('{}_{queue}')).", self.name);
-        self.fault.rabbitmqctl(&["eval", &call]);
-    }
-
-    pub(crate) fn clear_policy(&self) {
-        self.fault.rabbitmqctl(&["clear_policy", "-p", &self.name, "of-a-test"]);
-    }
-}
-
-impl Drop for Vhost<'_> {
-    fn drop(&mut self) {
-        let calls = format!(
-            r#"rabbit_vhost:delete(<<"{name}">>, <<"tests">>),
-               rabbit_auth_backend_internal:delete_user(<<"{name}">>, <<"tests">>)."#,
-            name = self.name
-        );
-        let mut command = services_command(&self.fault.directory, &["rabbitmqctl", "eval", &calls]);
-        // As below.
-        let _ = command.output();
+    /// The same when a test ends, perhaps with a panic: another one would abort all tests.
+    pub(super) fn eval_at_last(&self, expressions: &str) {
+        let _ = services_command(&self.directory, &["eval", &format!("{expressions}.")]).output();
     }
 }
 
@@ -265,7 +174,7 @@ fn listed_value(listing: &str, variable: &str) -> String {
 impl Drop for FaultServers {
     fn drop(&mut self) {
         if self.turn.is_some() {
-            // Not `services`: a panic here, during another one, would abort all tests.
+            // As above.
             let _ = services_command(&self.directory, &["up"]).status();
         }
     }

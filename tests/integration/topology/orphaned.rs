@@ -118,9 +118,9 @@ fn make_older_topology(sandbox: &Sandbox) {
 /// queues that are made afterwards.
 fn tries_again_after(faults: &FaultServers, milliseconds: u32) {
     let set = format!(
-        "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, {milliseconds})."
+        "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, {milliseconds})"
     );
-    faults.rabbitmqctl(&["eval", &set]);
+    faults.eval(&set);
 }
 
 /// What RabbitMQ has where nobody says otherwise.
