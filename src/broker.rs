@@ -36,6 +36,7 @@ use refusal::failed;
 
 pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Verdict, Verdicts, browse};
+pub use calls::QueueCounts;
 pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
 pub use message::{ACCOUNT, Message, unix_millis};

@@ -9,12 +9,22 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
+use uuid::Uuid;
+
 use crate::broker::{self, Batches, BrokerError, Browsed, Message, ORPHANED, Outgoing, Verdict};
 use crate::config::Config;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
 use crate::domain::delivery::{self, Value};
 use crate::domain::event::{Malformed, account_of};
 use crate::shutdown::Shutdown;
+use crate::store::{Standing, Store, StoreError};
+
+/// RabbitMQ takes each look at a dead letter for a failed delivery, and its queue may drop it after some:
+/// after 20 on RabbitMQ 4, where nobody set another limit. After this many it gets a new life, as a copy,
+const MANY_LOOKS: i64 = 12;
+
+/// and with it all that had at least this many, so that most looks have nothing to copy.
+const SOME_LOOKS: i64 = 6;
 
 /// The dead letters that a command is about.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +49,9 @@ pub enum DeadLetterError {
     /// The broker; what was not yet replayed or purged is still there.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// PostgreSQL; what was not yet replayed is still there.
+    #[error("which webhooks are disabled or deleted can't be known: {0}")]
+    Store(#[from] StoreError),
     /// There is no such dead-letter queue.
     #[error(
         "{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues). If it had one, \
@@ -58,17 +71,31 @@ pub enum DeadLetterError {
     },
 }
 
-/// What a replay did.
+/// What a replay did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// On their way again.
     pub replayed: u64,
     /// Left where they are: malformed still.
     pub malformed: u64,
+    /// Left where they are: their webhook is disabled, and nobody would get them.
+    pub disabled: u64,
+    /// These webhooks.
+    pub disabled_webhooks: BTreeSet<Uuid>,
+    /// Left where they are: their webhook is deleted.
+    pub deleted: u64,
     /// Left where they are: there is no queue to replay them to.
     pub stranded: u64,
     /// The queues that there are not.
     pub missing: BTreeSet<String>,
+}
+
+impl Replayed {
+    /// How many were looked at.
+    #[must_use]
+    pub fn all(&self) -> u64 {
+        self.replayed + self.malformed + self.disabled + self.deleted + self.stranded
+    }
 }
 
 /// What was done with a dead letter.
@@ -111,13 +138,16 @@ pub fn count(scope: Scope<'_>) -> Result<u64, DeadLetterError> {
 
 /// Sends dead letters on their way again: deliveries to their webhook, with the retry schedule from
 /// its start; events that were malformed and no longer are (perhaps MAX_EVENT_BYTES was raised)
-/// back to their queue. `progress` hears how many were looked at.
+/// back to their queue. What nobody would get, because its webhook is disabled or deleted, stays.
+/// With `dry_run` all of it stays. `progress` hears what has been done so far.
 ///
 /// # Errors
 /// [`DeadLetterError`]. Nothing is lost then; see the module.
 pub fn replay_all(
     scope: Scope<'_>,
-    mut progress: impl FnMut(u64),
+    store: &Store,
+    dry_run: bool,
+    mut progress: impl FnMut(&Replayed),
 ) -> Result<Replayed, DeadLetterError> {
     // A connection of its own: a broker with an alarm stops reading from those that publish, and
     // acks have to get through.
@@ -125,8 +155,13 @@ pub fn replay_all(
     let mut done = Replayed::default();
     let mut queues: HashMap<String, bool> = HashMap::new();
     walk(scope, |chosen| {
-        let mut outgoing = Vec::new();
-        let mut ends = Vec::new();
+        let webhooks: BTreeSet<Uuid> =
+            chosen.iter().filter_map(|(letter, _)| letter.webhook_id).collect();
+        let standings = match webhooks.is_empty() {
+            true => HashMap::new(),
+            false => store.standings(&Vec::from_iter(webhooks))?,
+        };
+        let (mut outgoing, mut ends, mut replayed) = (Vec::new(), Vec::new(), 0);
         for (letter, message) in chosen {
             let Ok(returning) = returning(message, &letter.queue, scope.config.max_event_bytes)
             else {
@@ -134,13 +169,28 @@ pub fn replay_all(
                 ends.push(Done::Nothing);
                 continue;
             };
+            if let Some(webhook) = letter.webhook_id {
+                let standing = standings.get(&webhook);
+                if matches!(standing, None | Some(Standing::Disabled)) {
+                    match standing {
+                        None => done.deleted += 1,
+                        Some(_) => {
+                            done.disabled += 1;
+                            done.disabled_webhooks.insert(webhook);
+                        }
+                    }
+                    ends.push(Done::Nothing);
+                    continue;
+                }
+            }
             let queue = returning.routing_key().to_owned();
             let is_there = match queues.get(&queue) {
                 Some(is_there) => *is_there,
                 None => batches.has_queue(&queue)?,
             };
             if is_there {
-                ends.push(Done::Removed);
+                replayed += 1;
+                ends.push(if dry_run { Done::Looked } else { Done::Removed });
                 outgoing.push(returning);
             } else {
                 done.stranded += 1;
@@ -149,10 +199,11 @@ pub fn replay_all(
             }
             queues.insert(queue, is_there);
         }
-        let replayed = outgoing.len() as u64;
-        batches.publish(outgoing)?;
+        if !dry_run {
+            batches.publish(outgoing)?;
+        }
         done.replayed += replayed;
-        progress(done.replayed + done.malformed + done.stranded);
+        progress(&done);
         Ok(ends)
     })?;
     batches.close();
@@ -221,12 +272,12 @@ fn walk(
     let mut stranded = HashSet::new();
     let places = scope.queues.iter().map(|queue| Place::Dead(queue)).chain([Place::Orphaned]);
     for place in places {
-        let mut any_weary = false;
+        let mut looks = 0;
         let browsed = browse(scope, place, &mut |messages| {
             let mut verdicts = vec![Verdict::Keep; messages.len()];
             let (mut numbers, mut chosen) = (Vec::new(), Vec::new());
             for (number, message) in messages.iter().enumerate() {
-                any_weary |= message.is_weary();
+                looks = looks.max(message.redeliveries());
                 let letter = place.read(message);
                 if matches!(place, Place::Orphaned) {
                     let is_meant = scope.any_orphaned || scope.queues.contains(&letter.queue);
@@ -254,7 +305,7 @@ fn walk(
             })
         });
         // Also after what could not be seen to its end, or it would never be.
-        if any_weary {
+        if looks >= MANY_LOOKS {
             renew(scope, place)?;
         }
         match (browsed, place) {
@@ -283,23 +334,30 @@ fn browse(
         Place::Dead(origin) => origin.to_owned(),
         Place::Orphaned => ORPHANED.to_owned(),
     };
-    match broker::browse(scope.config, scope.shutdown, &place.queue(), look)? {
+    match broker::browse(
+        scope.config,
+        scope.shutdown,
+        &place.queue(),
+        scope.limit == u64::MAX,
+        look,
+    )? {
         Browsed::Seen => Ok(()),
         Browsed::NoQueue => Err(DeadLetterError::NoQueue(name(place))),
         Browsed::Withheld(count) => Err(DeadLetterError::Withheld { queue: name(place), count }),
     }
 }
 
-/// Replaces the weary dead letters by copies, at the end of their queue; these come by once more,
-/// and stay.
+/// Replaces dead letters that were looked at often by copies at the end of their queue; these come by once
+/// more, and stay.
 fn renew(scope: Scope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
     let queue = place.queue();
     browse(scope, place, &mut |messages| {
-        let weary = messages.iter().filter(|message| message.is_weary());
-        let copies = weary.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));
+        let is_old = |message: &Message| message.redeliveries() >= SOME_LOOKS;
+        let old = messages.iter().filter(|message| is_old(message));
+        let copies = old.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));
         batches.publish(copies.collect())?;
-        let verdict = |message: &Message| match message.is_weary() {
+        let verdict = |message: &Message| match is_old(message) {
             true => Verdict::Remove,
             false => Verdict::Keep,
         };

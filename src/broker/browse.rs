@@ -3,16 +3,15 @@
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::{Duration, Instant};
 
-use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions};
+use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, QueueDeclareOptions};
 use crossbeam_channel::RecvTimeoutError;
 
-use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, Message, SETUP_TIMEOUT, cancel};
+use super::{BrokerError, KillSwitch, Link, Message, SETUP_TIMEOUT, cancel};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
 
-/// Messages that may be unsettled on one channel. They are in our memory, and as large as their
-/// producers made them: how large is known only after the first of them.
-const FIRST_WINDOW: usize = 250;
+/// Messages that may be unsettled on one channel, after the first [`BATCH`]. They are in our memory, and as
+/// large as their producers made them: how large is known only then.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 const WINDOWS: RangeInclusive<usize> = 50..=10_000;
 
@@ -23,9 +22,15 @@ pub const BATCH: usize = 250;
 /// How long the broker may be silent although it should have more: another reader may hold them.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the broker may take to put back what was kept: seconds for some ten thousand.
+const GIVE_BACK: Duration = Duration::from_secs(60);
+
 /// How long we listen for what was not counted: a broker that has just started may say that there
 /// is nothing. In all, not for each message, or a queue that fills as fast as we read has no end.
 const LATECOMERS: Duration = Duration::from_millis(250);
+
+/// How often we ask whether it is our turn.
+const TURN_POLL: Duration = Duration::from_millis(200);
 
 /// How often we look whether what was kept is back.
 const POLL: Duration = Duration::from_millis(20);
@@ -58,7 +63,8 @@ pub enum Browsed {
 }
 
 /// Shows the messages of a queue to `look` until it has no more; what is kept is in the queue again
-/// afterwards. Meanwhile nobody else can get at what was shown.
+/// afterwards. Meanwhile nobody else can get at what was shown. Unless `all` are to be seen, none is taken
+/// ahead: RabbitMQ counts how often it takes a message back, shown or not.
 ///
 /// # Errors
 /// If the broker can't be reached or is lost, and those of `look`. Everything that was not yet
@@ -67,12 +73,16 @@ pub fn browse<E: From<BrokerError>>(
     config: &Config,
     shutdown: &Shutdown,
     queue: &str,
+    all: bool,
     look: &mut Look<'_, E>,
 ) -> Result<Browsed, E> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    let Some(expected) = link.queue_messages(queue, shutdown)? else {
+    if link.queue_messages(queue, shutdown)?.is_none() {
         return Ok(Browsed::NoQueue);
-    };
+    }
+    // Until the connection ends.
+    take_turn(&mut link, queue, shutdown)?;
+    let expected = link.queue_messages(queue, shutdown)?.unwrap_or(0);
     let mut reader = Reader {
         queue,
         shutdown,
@@ -81,20 +91,51 @@ pub fn browse<E: From<BrokerError>>(
         until: None,
         enough: false,
         kept: 0,
-        window: FIRST_WINDOW,
+        all,
+        window: BATCH,
         look,
     };
     reader.read_on(&mut link)?;
     let Reader { kept, expected, enough, .. } = reader;
     // The broker puts back what was kept a moment after the channels are closed, and whoever looks
     // again should find it. (If somebody else takes it meanwhile, there is nothing to wait for.)
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + GIVE_BACK;
     while u64::from(link.queue_messages(queue, shutdown)?.unwrap_or(0)) < kept
         && Instant::now() < deadline
         && !shutdown.wait(POLL)
     {}
     link.close();
     Ok(if enough || expected == 0 { Browsed::Seen } else { Browsed::Withheld(expected) })
+}
+
+/// Waits until no other command looks at a queue: it would find little there, and not know why. Who has an
+/// exclusive queue of this name has the turn, and RabbitMQ deletes it with its connection.
+fn take_turn(link: &mut Link, queue: &str, shutdown: &Shutdown) -> Result<(), BrokerError> {
+    let turn = format!("webhooks.reading.{queue}");
+    let kill = link.kill_switch();
+    let mut is_told = false;
+    loop {
+        let declared = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+            let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+            link.channel()?.queue_declare(turn.as_str(), options).map(drop)
+        });
+        match declared {
+            // RESOURCE_LOCKED
+            Err(amiquip::Error::ServerClosedChannel { code: 405, .. }) => {
+                if !is_told {
+                    log::warn!("another command looks at {queue:?}: waiting until it is done");
+                    is_told = true;
+                }
+                if shutdown.wait(TURN_POLL) {
+                    let (address, problem) = (link.address.clone(), "interrupted".to_owned());
+                    return Err(BrokerError::Unavailable { address, problem });
+                }
+            }
+            // Without the right to make it, or where a limit leaves no room, at its own risk.
+            Ok(()) | Err(amiquip::Error::ServerClosedChannel { .. }) => return Ok(()),
+            Err(error) => return Err(link.unavailable(&error)),
+        }
+    }
 }
 
 struct Reader<'a, 'l, E> {
@@ -107,6 +148,8 @@ struct Reader<'a, 'l, E> {
     until: Option<Instant>,
     /// `look` wants no more.
     enough: bool,
+    /// All are to be seen.
+    all: bool,
     /// Messages that stay.
     kept: u64,
     /// Messages that the next channel may hold.
@@ -130,7 +173,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         let channel = opened.map_err(|error| unavailable(link, &error))?;
         let read = self.read_window(&channel, window, link);
         // The acks before it have arrived when this is answered.
-        let closed = kill.guard(CLOSE_TIMEOUT, None, || channel.close());
+        let closed = kill.guard(GIVE_BACK, None, || channel.close());
         read.and_then(|()| closed.map_err(|error| unavailable(link, &error)))
     }
 
@@ -154,7 +197,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             }
         };
         // What it was still given goes back into the queue with the channel.
-        self.kill.guard(CLOSE_TIMEOUT, None, || drop((cancel(&consumer), consumer)));
+        self.kill.guard(GIVE_BACK, None, || drop((cancel(&consumer), consumer)));
         read
     }
 
@@ -176,7 +219,10 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             return Ok(None);
         }
         let largest = messages.iter().map(|message| message.body.len()).max().unwrap_or(0);
-        self.window = (WINDOW_BYTES / largest.max(1)).clamp(*WINDOWS.start(), *WINDOWS.end());
+        if self.all {
+            let most = WINDOW_BYTES / largest.max(1);
+            self.window = most.clamp(*WINDOWS.start(), *WINDOWS.end());
+        }
         let verdicts = match (self.look)(&messages)? {
             ControlFlow::Continue(verdicts) => verdicts,
             ControlFlow::Break(verdicts) => {
@@ -214,6 +260,9 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         let lost = |problem: String| {
             E::from(BrokerError::Unavailable { address: link.address.clone(), problem })
         };
+        if self.shutdown.is_requested() {
+            return Err(lost("interrupted".to_owned()));
+        }
         let now = Instant::now();
         let deadline = match self.expected {
             0 => *self.until.get_or_insert(now + LATECOMERS),

@@ -4,6 +4,15 @@ use amiquip::Channel;
 
 use super::Link;
 
+/// What RabbitMQ counts of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// Messages that nobody has in hand.
+    pub ready: u32,
+    /// Those who consume it, on any connection.
+    pub consumers: u32,
+}
+
 /// Calls on one channel of a connection, as long as none is refused: a refusal costs the channel, and
 /// the next call has another. May hang: use it, and drop it, in [`super::KillSwitch::guard`].
 pub(super) struct Calls<'a> {
@@ -30,12 +39,18 @@ impl<'a> Calls<'a> {
         Ok(answer)
     }
 
-    /// How many messages are ready in a queue; `None` if there is no such queue.
-    pub(super) fn queue(&mut self, name: &str) -> amiquip::Result<Option<u32>> {
-        match self.call(|channel| Ok(channel.queue_declare_passive(name)?.declared_message_count()))
-        {
+    /// What is to be counted of a queue; `None` if there is no such queue.
+    pub(super) fn queue(&mut self, name: &str) -> amiquip::Result<Option<QueueCounts>> {
+        let count = |channel: &Channel| {
+            let found = channel.queue_declare_passive(name)?;
+            Ok(QueueCounts {
+                ready: found.declared_message_count().unwrap_or(0),
+                consumers: found.declared_consumer_count().unwrap_or(0),
+            })
+        };
+        match self.call(count) {
             Err(error) if is_absent(&error) => Ok(None),
-            answer => answer.map(|count| Some(count.unwrap_or(0))),
+            answer => answer.map(Some),
         }
     }
 

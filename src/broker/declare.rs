@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
 
-use super::calls::{Calls, is_absent, is_refusal};
+use super::calls::{Calls, QueueCounts, is_absent, is_refusal};
 use super::objects::Objects;
 use super::topology::{
     BACKLOG_EXCHANGE, Lane, LaneKind, ORPHANED, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE,
@@ -44,7 +44,7 @@ impl Topology {
         link: &mut Link,
         objects: &Objects,
         shutdown: &Shutdown,
-        mut depth: impl FnMut(&str, Option<u32>),
+        mut depth: impl FnMut(&str, Option<QueueCounts>),
     ) -> Result<Vec<Problem>, BrokerError> {
         let (kill, address) = (link.kill_switch(), link.address.clone());
         let declared = kill.guard(DECLARE_TIMEOUT, Some(shutdown), || {
@@ -145,7 +145,7 @@ enum Arguments {
 struct Maker<'a> {
     calls: Calls<'a>,
     objects: &'a Objects,
-    depth: &'a mut dyn FnMut(&str, Option<u32>),
+    depth: &'a mut dyn FnMut(&str, Option<QueueCounts>),
     problems: Vec<Problem>,
 }
 
@@ -158,8 +158,8 @@ impl Maker<'_> {
         arguments: Arguments,
     ) -> amiquip::Result<bool> {
         let asked = Instant::now();
-        let messages = match self.calls.queue(name) {
-            Ok(messages) => messages,
+        let counts = match self.calls.queue(name) {
+            Ok(counts) => counts,
             // It is there, but doesn't answer.
             Err(error) => {
                 self.refused(Kind::Queue, name, error)?;
@@ -167,7 +167,8 @@ impl Maker<'_> {
                 return Ok(false);
             }
         };
-        (self.depth)(name, messages);
+        (self.depth)(name, counts);
+        let messages = counts.map(|counts| counts.ready);
         if messages.is_none() {
             self.objects.missing(Kind::Queue, name, asked);
         } else if arguments == Arguments::Any {

@@ -140,18 +140,26 @@ impl Message {
         matches!(self.headers.get(ENTERED_BY), Some(Value::Text(by)) if by == instance)
     }
 
+    /// How often the broker has taken the message back.
+    #[must_use]
+    pub fn redeliveries(&self) -> i64 {
+        match self.headers.get(DELIVERY_COUNT) {
+            Some(Value::Integer(count)) => *count,
+            _ => 0,
+        }
+    }
+
     /// Whether the broker has taken the message back so often that its queue might drop it soon.
     #[must_use]
     pub fn is_weary(&self) -> bool {
-        matches!(self.headers.get(DELIVERY_COUNT), Some(Value::Integer(MOST_REDELIVERIES..)))
+        self.redeliveries() >= MOST_REDELIVERIES
     }
 
     /// The same for a message of a backlog, whose queue has a limit of its own. An operator's policy, or
     /// another limit, may be lower.
     #[must_use]
     pub fn is_weary_of_backlog(&self) -> bool {
-        let count = self.headers.get(DELIVERY_COUNT);
-        matches!(count, Some(Value::Integer(MOST_REDELIVERIES_OF_BACKLOG..)))
+        self.redeliveries() >= MOST_REDELIVERIES_OF_BACKLOG
     }
 
     /// Whether it only waited until that queue takes it. (What others write into that header leads

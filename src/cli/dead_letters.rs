@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use uuid::Uuid;
@@ -11,17 +12,21 @@ use uuid::Uuid;
 use super::{Common, Usage, account, help, print, print_json, read};
 use crate::broker::{Message, unix_millis};
 use crate::config::Config;
-use crate::dead_letters::{self, Scope};
-use crate::domain::dead_letter::{DeadLetter, Groups, Selection};
+use crate::dead_letters::{self, Replayed, Scope};
+use crate::domain::dead_letter::{DeadLetter, Groups, Selection, reasons};
 use crate::domain::delivery::{UnixMillis, Value};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::retry::Span;
 use crate::domain::shown;
 use crate::domain::webhook::check_pattern;
 use crate::shutdown;
+use crate::store::Store;
 
 /// How much of a reason a table has room for, in characters: ours are words.
 const MOST_OF_REASON: usize = 40;
+
+/// How many webhooks are named in a line.
+const MOST_NAMED: usize = 5;
 
 /// How much of an error, in characters: ours are no longer.
 const MOST_OF_ERROR: usize = 300;
@@ -42,8 +47,6 @@ pub(super) enum DeadLetters {
     /// Print them with headers and body; they all stay
     #[command(after_long_help = help::DEAD_LETTERS_SHOW)]
     Show {
-        /// The event's id, or the receiver's header `webhook-id`
-        event: Option<String>,
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: u64,
@@ -83,6 +86,9 @@ pub(super) enum DeadLetters {
 /// Which dead letters: those that fit all that is given.
 #[derive(Debug, Args)]
 pub(super) struct Which {
+    /// Of this event: its id, or the receivers' header `webhook-id`
+    #[arg(long, value_name = "ID")]
+    event: Option<String>,
     /// Of events from this queue, such as high_priority (can be repeated) [default: all of QUEUES, and
     /// what is orphaned of any queue]
     #[arg(long, value_name = "QUEUE")]
@@ -96,9 +102,8 @@ pub(super) struct Which {
     /// Of events of this account
     #[arg(long, value_name = "TEXT", value_parser = account)]
     account: Option<String>,
-    /// Dead for this reason: exhausted, gone, rejected, expired, other_account, malformed, orphaned, or
-    /// RabbitMQ's such as delivery_limit
-    #[arg(long)]
+    /// Dead for this reason
+    #[arg(long, value_parser = PossibleValuesParser::new(reasons()))]
     reason: Option<String>,
     /// Dead for longer than this, such as 36h
     #[arg(long, value_name = "TIME")]
@@ -124,8 +129,10 @@ fn pattern(text: &str) -> Result<String, String> {
 
 impl Which {
     fn is_everything(&self) -> bool {
-        let Self { queue, webhook, event_type, account, reason, older_than, newer_than } = self;
-        queue.is_empty()
+        let Self { event, queue, webhook, event_type, account, reason, older_than, newer_than } =
+            self;
+        event.is_none()
+            && queue.is_empty()
             && webhook.is_none()
             && event_type.is_none()
             && account.is_none()
@@ -145,10 +152,10 @@ impl Which {
         }
     }
 
-    fn selection(&self, event_id: Option<String>) -> Selection {
+    fn selection(&self) -> Selection {
         let ago = |span: Span| unix_millis() - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         Selection {
-            event_id,
+            event_id: self.event.clone(),
             event_type: self.event_type.clone(),
             account: self.account.clone(),
             webhook_id: self.webhook,
@@ -162,22 +169,26 @@ impl Which {
 pub(super) fn run(command: DeadLetters) -> Result<()> {
     match command {
         DeadLetters::List { each, which, common } => {
-            with_scope(&which, &common, None, u64::MAX, |scope| {
+            with_scope(&which, &common, u64::MAX, false, |scope| {
                 if each { list_each(scope, &common) } else { list(scope, &common) }
             })
         }
-        DeadLetters::Show { event, limit, which, common } => {
-            with_scope(&which, &common, event, limit, |scope| show(scope, &common))
+        DeadLetters::Show { limit, which, common } => {
+            with_scope(&which, &common, limit, false, |scope| show(scope, &common))
         }
         DeadLetters::Replay { act, which, common } => {
-            with_scope(&which, &common, None, act.most(), |scope| replay(scope, act, &common))
+            with_scope(&which, &common, act.most(), !act.dry_run, |scope| {
+                replay(scope, act, &common)
+            })
         }
         DeadLetters::Purge { all, act, which, common } => {
             if which.is_everything() && !all {
                 let problem = "this would delete every dead letter: say which, or --all";
                 return Err(Usage(problem.to_owned()).into());
             }
-            with_scope(&which, &common, None, act.most(), |scope| purge(scope, act, &common))
+            with_scope(&which, &common, act.most(), !act.dry_run, |scope| {
+                purge(scope, act, &common)
+            })
         }
     }
 }
@@ -191,14 +202,17 @@ impl Act {
 fn with_scope(
     which: &Which,
     common: &Common,
-    event: Option<String>,
     limit: u64,
+    moves: bool,
     act: impl FnOnce(Scope<'_>) -> Result<()>,
 ) -> Result<()> {
     let config = read(&common.settings.0)?;
-    let (queues, selection) = (which.queues(&config), which.selection(event));
-    // Ctrl-C just ends the command: whatever it was at, nothing is lost.
-    let (_trigger, shutdown) = shutdown::channel();
+    let (queues, selection) = (which.queues(&config), which.selection());
+    let (trigger, shutdown) = shutdown::channel();
+    if moves {
+        // To say how far it came. Nothing is lost, whatever it was at.
+        shutdown::watch_signals(trigger)?;
+    }
     act(Scope {
         config: &config,
         queues: &queues,
@@ -325,78 +339,143 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
     lines.join("\n")
 }
 
-/// Counts, says so, and returns the count where something is to be done.
-fn announce(scope: Scope<'_>, act: Act, verb: &str, common: &Common) -> Result<Option<u64>> {
-    let count = dead_letters::count(scope)?;
-    let would = if act.dry_run { "would be " } else { "to be " };
-    match common.output.json {
-        true if act.dry_run || count == 0 => print_json(&json!({ "fitting": count, verb: 0 }))?,
-        true => {}
-        false => {
-            let letters = if count == 1 { "dead letter" } else { "dead letters" };
-            let announced = print(format_args!("{count} {letters} {would}{verb}"));
-            // Where nobody reads it, what was asked for is done all the same.
-            if act.dry_run {
-                announced?;
-            }
-        }
-    }
-    Ok((!act.dry_run && count > 0).then_some(count))
-}
-
 fn replay(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
-    let Some(count) = announce(scope, act, "replayed", common)? else { return Ok(()) };
+    let store = Store::new(scope.config)?;
+    let plan = dead_letters::replay_all(scope, &store, true, |_| ())?;
+    let is_json = common.output.json;
+    let count = plan.replayed;
+    if act.dry_run || count == 0 {
+        return match is_json {
+            true => print_json(&replayed_json(&plan, 0)),
+            false => print(lines(would(count, act, "replayed"), &plan)),
+        };
+    }
+    if !is_json {
+        // Where nobody reads it, what was asked for is done all the same.
+        let _ = print(would(count, act, "replayed"));
+    }
     // No more than was said: what dies meanwhile is not meant.
     let scope = Scope { limit: count, ..scope };
-    let done = dead_letters::replay_all(scope, progress(count))?;
-    if common.output.json {
-        return print_json(&json!({
-            "fitting": count, "replayed": done.replayed, "malformed": done.malformed,
-            "stranded": done.stranded, "missing_queues": done.missing,
-        }));
+    let mut so_far = Progress::of(count, "replayed");
+    let done = dead_letters::replay_all(scope, &store, false, |done| so_far.is(done.replayed));
+    let done = done.with_context(|| so_far.when_ended())?;
+    // Where as many were found as were said, it went no further.
+    let done =
+        Replayed { replayed: done.replayed, ..if done.all() < plan.all() { plan } else { done } };
+    match is_json {
+        true => print_json(&replayed_json(&done, done.replayed)),
+        false => print(lines(format!("{} replayed", done.replayed), &done)),
     }
-    print(format_args!("{} replayed", done.replayed))?;
-    if done.malformed > 0 {
-        print(format_args!(
+}
+
+fn replayed_json(done: &Replayed, replayed: u64) -> serde_json::Value {
+    json!({
+        "fitting": done.all(), "replayable": done.replayed, "replayed": replayed,
+        "malformed": done.malformed, "disabled": done.disabled,
+        "disabled_webhooks": done.disabled_webhooks, "deleted": done.deleted,
+        "stranded": done.stranded, "missing_queues": done.missing,
+    })
+}
+
+/// What is not replayed, why, and what to do.
+fn stay(done: &Replayed) -> impl Iterator<Item = String> {
+    let malformed = (done.malformed > 0).then(|| {
+        format!(
             "{} are malformed and stay: see `dead-letters show --reason malformed`, \
              publish them again as they should be, and purge these",
             done.malformed
-        ))?;
-    }
-    if done.stranded > 0 {
+        )
+    });
+    let disabled = (done.disabled > 0).then(|| {
+        let webhooks: Vec<_> = done.disabled_webhooks.iter().map(Uuid::to_string).collect();
+        let named = &webhooks[..webhooks.len().min(MOST_NAMED)];
+        let more = match webhooks.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "{} stay: their webhook is disabled. `webhook-notifier webhooks enable {}`{more}, and replay \
+             again; or purge them",
+            done.disabled,
+            named.join(" ")
+        )
+    });
+    let deleted = (done.deleted > 0)
+        .then(|| format!("{} stay: their webhook is deleted. Purge them", done.deleted));
+    let stranded = (done.stranded > 0).then(|| {
         let missing: Vec<_> =
             done.missing.iter().map(|queue| shown::line(queue, MAX_NAME_BYTES)).collect();
-        print(format_args!(
+        format!(
             "{} stay: there is no queue {}. Start a notifier with its queue in QUEUES, which makes it, and \
              replay again",
             done.stranded,
             missing.join(", ")
-        ))?;
-    }
-    Ok(())
+        )
+    });
+    [malformed, disabled, deleted, stranded].into_iter().flatten()
+}
+
+fn lines(first: String, done: &Replayed) -> String {
+    std::iter::once(first).chain(stay(done)).collect::<Vec<_>>().join("\n")
+}
+
+fn would(count: u64, act: Act, verb: &str) -> String {
+    let letters = if count == 1 { "dead letter" } else { "dead letters" };
+    let would = if act.dry_run { "would be" } else { "to be" };
+    format!("{count} {letters} {would} {verb}")
 }
 
 fn purge(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
-    let Some(count) = announce(scope, act, "purged", common)? else { return Ok(()) };
-    let scope = Scope { limit: count, ..scope };
-    let purged = dead_letters::purge(scope, progress(count))?;
-    if common.output.json {
-        return print_json(&json!({ "fitting": count, "purged": purged }));
+    let count = dead_letters::count(scope)?;
+    let is_json = common.output.json;
+    if act.dry_run || count == 0 {
+        return match is_json {
+            true => print_json(&json!({ "fitting": count, "purged": 0 })),
+            false => print(would(count, act, "purged")),
+        };
     }
-    print(format_args!("{purged} purged"))
+    if !is_json {
+        // As above.
+        let _ = print(would(count, act, "purged"));
+    }
+    let scope = Scope { limit: count, ..scope };
+    let mut so_far = Progress::of(count, "purged");
+    let purged = dead_letters::purge(scope, |done| so_far.is(done));
+    let purged = purged.with_context(|| so_far.when_ended())?;
+    match is_json {
+        true => print_json(&json!({ "fitting": count, "purged": purged })),
+        false => print(format_args!("{purged} purged")),
+    }
 }
 
-/// A line on a terminal that follows what is done; elsewhere nothing.
-fn progress(of: u64) -> impl FnMut(u64) {
-    let mut err = io::stderr();
-    let is_terminal = err.is_terminal();
-    move |done| {
-        if is_terminal {
-            let _ = write!(err, "\r{done} of {of} ");
-            if done >= of {
+/// How far a command has come: a line that follows it, where somebody sees it; and the end of it, where
+/// it ends before.
+struct Progress {
+    of: u64,
+    verb: &'static str,
+    done: u64,
+    is_seen: bool,
+}
+
+impl Progress {
+    fn of(of: u64, verb: &'static str) -> Self {
+        Self { of, verb, done: 0, is_seen: io::stderr().is_terminal() }
+    }
+
+    fn is(&mut self, done: u64) {
+        self.done = done;
+        if self.is_seen {
+            let mut err = io::stderr();
+            let _ = write!(err, "\r{done} of {} ", self.of);
+            if done >= self.of {
                 let _ = writeln!(err);
             }
         }
+    }
+
+    fn when_ended(&self) -> String {
+        let Self { of, verb, done, .. } = self;
+        format!("{done} of {of} {verb}, the others are still dead letters")
     }
 }
 

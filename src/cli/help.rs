@@ -290,8 +290,8 @@ Example:
 pub(super) const DEAD_LETTERS_LIST: &str = "\
 Prints:
   A table: how many, of which queue, why, for which webhook, how old, the last
-  error; with --json a list of objects. What one command looks at, others can't
-  see meanwhile.
+  error; with --json a list of objects. Waits while another command looks at the
+  same queue.
 
 Exit codes:
   0  done, also if there is none
@@ -315,15 +315,18 @@ Example:
 
 /// Of a command that takes dead letters away.
 macro_rules! dead_letters_moved {
-    ($example:literal) => {
+    ($more:literal, $example:literal) => {
         concat!(
             "\
 Prints:
   How many it was, or with --dry-run would be; with --json an object.
-
+",
+            $more,
+            "
 Exit codes:
   0  done, also if there was none
-  1  the broker refused or is away; what was not come to is still dead
+  1  a server refused or is away, or the command was interrupted: says how
+     many were done; the others are still dead
   2  usage or configuration
 
 Example:
@@ -333,7 +336,11 @@ Example:
     };
 }
 
-pub(super) const DEAD_LETTERS_REPLAY: &str =
-    dead_letters_moved!("replay --reason exhausted --newer-than 24h --dry-run");
+pub(super) const DEAD_LETTERS_REPLAY: &str = dead_letters_moved!(
+    "  Dead letters of webhooks that are disabled or deleted, malformed ones, and
+  those whose queue is gone stay; how many, and what to do about them.
+",
+    "replay --reason exhausted --newer-than 24h --dry-run"
+);
 pub(super) const DEAD_LETTERS_PURGE: &str =
-    dead_letters_moved!("purge --reason gone --older-than 720h");
+    dead_letters_moved!("", "purge --reason gone --older-than 720h");

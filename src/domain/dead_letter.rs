@@ -9,6 +9,7 @@ use super::account;
 use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
 use super::encoding::header_of_id;
 use super::event::{Event, Malformed, Properties};
+use super::outcome::DeadReason;
 use super::webhook::matching_patterns;
 
 /// What is known of a dead letter. Nothing has to be: of what somebody else put into the queue,
@@ -57,7 +58,7 @@ impl DeadLetter {
         };
         Self {
             queue: queue.to_owned(),
-            reason: reason.into_iter().find_map(text).unwrap_or_else(|| "unknown".to_owned()),
+            reason: reason.into_iter().find_map(text).unwrap_or_else(|| UNKNOWN.to_owned()),
             event_id: text("x-event-id").or(properties.message_id.map(str::to_owned)),
             event_type: text("x-event-type").or(properties.event_type.map(str::to_owned)),
             // What is no account, as in a malformed one, is nobody's.
@@ -74,6 +75,22 @@ impl DeadLetter {
 /// The reason of what expired for a retry queue that was gone.
 pub const ORPHANED: &str = "orphaned";
 
+/// The reason of what says none.
+pub const UNKNOWN: &str = "unknown";
+
+/// RabbitMQ's own (<https://www.rabbitmq.com/docs/dlx>) that are not ours, too.
+const OF_RABBITMQ: [&str; 2] = ["delivery_limit", "maxlen"];
+
+/// Every reason that a dead letter can have, unless somebody else made it.
+pub fn reasons() -> impl Iterator<Item = &'static str> {
+    DeadReason::ALL
+        .into_iter()
+        .map(DeadReason::label)
+        .chain([ORPHANED])
+        .chain(OF_RABBITMQ)
+        .chain([UNKNOWN])
+}
+
 impl DeadLetter {
     /// Reads a message that no retry queue has taken, or no dead-letter queue: it says itself where it
     /// is from, and RabbitMQ's word for what has become of it is that it expired.
@@ -83,7 +100,7 @@ impl DeadLetter {
             Some(Value::Text(text)) => Some(text.clone()),
             _ => None,
         };
-        let queue = text("x-origin-queue").unwrap_or_else(|| "unknown".to_owned());
+        let queue = text("x-origin-queue").unwrap_or_else(|| UNKNOWN.to_owned());
         let reason = text("x-dead-reason").unwrap_or_else(|| ORPHANED.to_owned());
         Self { reason, ..Self::read(&queue, properties, headers) }
     }
@@ -220,7 +237,6 @@ pub fn replay(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::outcome::DeadReason;
     use proptest::prelude::*;
 
     const NO_PROPERTIES: Properties<'_> =

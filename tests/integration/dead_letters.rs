@@ -6,7 +6,7 @@ use amiquip::AmqpValue;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, wait_until};
+use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
 
 /// A dead letter as the notifier makes it.
 fn dead_letter(sandbox: &Sandbox, webhook: Uuid, reason: &str, age_ms: i64) -> Event {
@@ -111,11 +111,11 @@ fn show_prints_headers_and_body() {
     let each = dead_letters_json(&sandbox, &["list", "--each", "--reason", "gone"]);
     let id = each[0]["event_id"].as_str().expect("an id");
 
-    let shown = dead_letters(&sandbox, &["show", id]);
+    let shown = dead_letters(&sandbox, &["show", "--event", id]);
     for expected in [id, "x-dead-reason: gone", &second.to_string(), "status 500", "{\"data\":"] {
         assert!(shown.contains(expected), "no {expected} in {shown}");
     }
-    let shown = dead_letters_json(&sandbox, &["show", id])[0].clone();
+    let shown = dead_letters_json(&sandbox, &["show", "--event", id])[0].clone();
     assert_eq!(shown["headers"]["x-attempt"], 12);
     assert!(shown["body"].as_str().is_some_and(|body| body.starts_with("{\"data\":")));
     let by_hand = dead_letters(&sandbox, &["show", "--type", "user.*"]);
@@ -155,6 +155,126 @@ fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
     assert!(receiver.of("/healed", &event).iter().all(|request| request.body == event.body));
     notifier.terminate();
     sandbox.wait_drained();
+}
+
+#[test]
+fn a_replay_leaves_what_nobody_would_get_and_says_why() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.notifier().start().terminate();
+    let webhook = |path: &str| sandbox.webhook(&receiver.url(path), &["nothing"]);
+    let (enabled, disabled, deleted) = (webhook("/a"), webhook("/b"), Uuid::new_v4());
+    let disable = "UPDATE webhooks SET disabled_at = now() WHERE id = $1";
+    sandbox.database.execute(disable, &[&disabled]);
+    let of = |webhook| dead_letter(&sandbox, webhook, "exhausted", 0);
+    let letters = [of(enabled), of(disabled), of(disabled), of(deleted), Event::raw("not JSON")];
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    let says_what_stays = |printed: &str| {
+        let remedy = format!(
+            "2 stay: their webhook is disabled. `webhook-notifier webhooks enable {disabled}`"
+        );
+        for part in [&remedy, "1 stay: their webhook is deleted", "1 are malformed and stay"] {
+            assert!(printed.contains(part), "no {part:?} in {printed}");
+        }
+    };
+
+    let dry = dead_letters(&sandbox, &["replay", "--dry-run"]);
+    assert!(dry.starts_with("1 dead letter would be replayed\n"), "{dry}");
+    says_what_stays(&dry);
+    let dry = dead_letters_json(&sandbox, &["replay", "--dry-run"]);
+    let counts = ["fitting", "replayable", "replayed", "disabled", "deleted", "malformed"];
+    assert_eq!(counts.map(|count| dry[count].as_u64()), [5, 1, 0, 2, 1, 1].map(Some), "{dry}");
+    assert_eq!(dry["disabled_webhooks"][0], disabled.to_string());
+    // What stays does not count against a limit.
+    let printed = dead_letters(&sandbox, &["replay", "--limit", "1"]);
+    assert!(printed.ends_with("\n1 replayed"), "{printed}");
+    says_what_stays(&dead_letters(&sandbox, &["replay"]));
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(4));
+
+    let succeed = |arguments: &[&str]| assert_eq!(sandbox.command(arguments).code, Some(0));
+    succeed(&["webhooks", "enable", &disabled.to_string()]);
+    let notifier = sandbox.notifier().start();
+    let printed = dead_letters(&sandbox, &["replay"]);
+    assert!(printed.contains("2 replayed"), "{printed}");
+    assert_eq!(receiver.wait_at("/b", 2).len(), 2);
+    assert_eq!(receiver.wait_at("/a", 1).len(), 1);
+    notifier.terminate();
+}
+
+#[test]
+fn one_event_is_chosen_by_its_id_and_a_reason_that_there_is_not_is_an_error() {
+    let (sandbox, _) = seeded();
+    let each = dead_letters_json(&sandbox, &["list", "--each", "--reason", "gone"]);
+    let id = each[0]["event_id"].as_str().expect("an id").to_owned();
+    assert_eq!(dead_letters_json(&sandbox, &["list", "--event", &id])[0]["count"], 1);
+    let dry = dead_letters_json(&sandbox, &["replay", "--event", &id, "--dry-run"]);
+    assert_eq!(dry["fitting"], 1, "{dry}");
+    assert!(dead_letters(&sandbox, &["purge", "--event", &id]).ends_with("1 purged"));
+    assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(5));
+
+    let wrong = sandbox.command(&["dead-letters", "replay", "--reason", "exhasted"]);
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+    for part in ["exhasted", "exhausted", "gone", "malformed", "orphaned", "delivery_limit"] {
+        assert!(wrong.stderr.contains(part), "no {part:?} in {wrong:?}");
+    }
+}
+
+#[test]
+fn commands_that_look_at_the_same_queue_wait_for_each_other_and_all_count_right() {
+    const COUNT: u64 = 2_000;
+    let sandbox = Sandbox::new();
+    sandbox.notifier().start().terminate();
+    let letters: Vec<_> =
+        (0..COUNT).map(|_| dead_letter(&sandbox, Uuid::nil(), "exhausted", 0)).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    let list = || sandbox.launch(&["dead-letters", "list", "--json"]).spawn();
+    let all: Vec<_> = (0..4).map(|_| list()).collect();
+    let mut waited = 0;
+    for listing in all {
+        let finished = listing.finish(LATER);
+        let groups: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        assert_eq!(groups[0]["count"], COUNT, "{finished:?}");
+        waited += usize::from(finished.stderr.contains("waiting until it is done"));
+    }
+    assert!(waited > 0, "no two were there at the same time");
+}
+
+#[test]
+fn the_count_of_dead_letters_stays_while_somebody_looks_at_them() {
+    let sandbox = Sandbox::new();
+    let notifier = sandbox.notifier().start();
+    let letters: Vec<_> =
+        (0..5).map(|_| dead_letter(&sandbox, Uuid::nil(), "exhausted", 0)).collect();
+    let queue = sandbox.dead_queue();
+    sandbox.broker.publish(&queue, &letters);
+    let count = || notifier.metric("webhook_queue_messages", &[("queue", &queue)]);
+    wait_until(SOON, "they are counted", || count() == 5.0);
+    sandbox.broker.while_held(&queue, 5, || {
+        // Some looks of the notifier at its queues.
+        holds_for(Duration::from_secs(4), "they are counted", || count() == 5.0);
+    });
+    assert_eq!(sandbox.command(&["dead-letters", "purge", "--all"]).code, Some(0));
+    wait_until(SOON, "there are none", || count() == 0.0);
+    notifier.terminate();
+}
+
+#[test]
+fn a_replay_that_is_interrupted_says_how_far_it_came() {
+    const COUNT: usize = 3_000;
+    let sandbox = Sandbox::new();
+    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["nothing"]);
+    sandbox.notifier().start().terminate();
+    let letters: Vec<_> =
+        (0..COUNT).map(|_| dead_letter(&sandbox, webhook, "exhausted", 0)).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    let replay = sandbox.launch(&["dead-letters", "replay"]).spawn();
+    let moved = || sandbox.broker.ready(&sandbox.retry_queue()) > Some(0);
+    wait_until(SOON, "it is under way", moved);
+    replay.signal("INT");
+    let finished = replay.finish(SOON);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let says = format!("of {COUNT} replayed, the others are still dead letters");
+    assert!(finished.stderr.contains(&says), "{finished:?}");
 }
 
 #[test]
@@ -287,7 +407,7 @@ fn a_queue_without_dead_letters_is_named_with_the_remedy() {
 fn ten_thousand_dead_letters_are_replayed_each_once() {
     const COUNT: usize = 10_000;
     let sandbox = Sandbox::new();
-    let webhook = Uuid::new_v4();
+    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["nothing"]);
     sandbox.notifier().start().terminate();
     let letters: Vec<_> =
         (0..COUNT).map(|_| dead_letter(&sandbox, webhook, "exhausted", 0)).collect();

@@ -267,7 +267,7 @@ fn a_dead_letter_is_found_by_the_id_and_by_what_receivers_have_of_it() {
     sandbox.publish(&Event::new("order.paid").id("evt.1 ü"));
     wait_until(SOON, "it is dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(1));
     for asked in ["evt.1 ü", "evt%2E1%20%C3%BC"] {
-        let shown = succeed(&sandbox, &["dead-letters", "show", asked]);
+        let shown = succeed(&sandbox, &["dead-letters", "show", "--event", asked]);
         assert!(shown.contains("x-event-id: evt.1 ü"), "{asked}: {shown}");
         let answer = json(&succeed(&sandbox, &["why", asked, "--json"]));
         assert_eq!(answer["event_id"], "evt.1 ü", "{asked}: {answer}");

@@ -36,7 +36,7 @@ const ARROWS: [(&str, &[&str]); 26] = [
         &["backlogs", "broker", "delivery_log", "directory", "receivers", "sender", "workers"],
     ),
     ("backlogs", &["broker", "directory", "receivers", "store"]),
-    ("dead_letters", &["broker"]),
+    ("dead_letters", &["broker", "store"]),
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
     ("admin", &["status"]),

@@ -117,6 +117,23 @@ impl Broker {
         }
     }
 
+    /// Somebody else has this many messages of a queue in hand meanwhile.
+    pub(crate) fn while_held(&self, queue: &str, count: usize, meanwhile: impl Fn()) {
+        let held = self.on_channel(|channel| {
+            let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
+            for _ in 0..count {
+                let message = consumer.receiver().recv_timeout(Duration::from_secs(30))?;
+                ensure!(matches!(message, ConsumerMessage::Delivery(_)), "the consumer has ended");
+            }
+            meanwhile();
+            // One that is dropped before it has heard of its end would cost the connection.
+            consumer.cancel()?;
+            while !matches!(consumer.receiver().recv()?, ConsumerMessage::ClientCancelled) {}
+            Ok(())
+        });
+        held.expect("there are so many");
+    }
+
     /// Takes away a binding.
     pub(crate) fn unbind(&self, queue: &str, exchange: &str, routing_key: &str) {
         self.on_channel(|channel| {
