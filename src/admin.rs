@@ -2,6 +2,7 @@
 
 mod door;
 mod head;
+mod hosts;
 mod page;
 
 use std::io::Cursor;
@@ -14,10 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::net::{Shutdown as Direction, listen, shutdown};
+use rustix::system::uname;
 use tiny_http::{Header, Method, Response, Server};
 use uuid::Uuid;
 
 pub use self::door::Door;
+use self::hosts::Hosts;
 use self::page::PAGE;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
@@ -52,18 +55,21 @@ impl Casualties {
 // Never dropped: tiny_http would connect to itself then, by a path that an abstract name is not.
 pub struct Admin(ManuallyDrop<Server>);
 
-/// Binds METRICS_ADDR. Clients are let in, and answered, once both have their threads.
+/// Binds METRICS_ADDR. Clients are let in, and answered, once both have their threads. `names` are those of
+/// METRICS_HOSTS.
 ///
 /// # Errors
 /// If the address is taken or not ours.
-pub fn open(address: SocketAddr) -> Result<(Door, Admin)> {
+pub fn open(address: SocketAddr, names: &[String]) -> Result<(Door, Admin)> {
     let listener = TcpListener::bind(address).map_err(|error| {
         anyhow!("cannot listen on {address}: {error}: set METRICS_ADDR to a free address")
     })?;
     listen(&listener, BACKLOG).context("cannot lengthen the backlog of the metrics port")?;
     let address = listener.local_addr()?;
     let (private, server) = private_listener().context("cannot connect to ourselves")?;
-    let door = Door::new(listener, server).context("cannot prepare the metrics port")?;
+    let machine = uname().nodename().to_string_lossy().into_owned();
+    let hosts = Hosts::new(names, &machine);
+    let door = Door::new(listener, server, hosts).context("cannot prepare the metrics port")?;
     let server = Server::from_listener(private, None).map_err(|error| anyhow!(error))?;
     log::info!("metrics on http://{address}/metrics");
     log::info!("status page on http://{address}/");

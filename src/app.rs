@@ -92,7 +92,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let (drained, lanes_over) = shutdown::channel();
     let mut threads = Threads::new();
     // Before the checks, which may take a while: a probe should hear "not ready", not nothing.
-    let (door, admin) = admin::open(config.metrics_addr)?;
+    let (door, admin) = admin::open(config.metrics_addr, &config.metrics_hosts)?;
     threads.spawn("admin-door".to_owned(), {
         let stop = lanes_over.clone();
         move || door.keep(&stop)

@@ -374,7 +374,7 @@ fn print(line: impl std::fmt::Display) -> Result<()> {
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {
-    print(serde_json::to_string_pretty(value)?)
+    print(shown::json(&serde_json::to_string_pretty(value)?))
 }
 
 /// A line on standard error.

@@ -48,12 +48,13 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 27] = [
+const SETTINGS: [Setting; 28] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
     setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
     setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
+    setting("METRICS_HOSTS", "", "NAMES", "By which names browsers may ask for the status page, beside addresses, localhost and this machine's name, separated by commas"),
     setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
     setting("AMQP_RETRY_DELAY", "5s", "TIME", "Time between these attempts"),
     setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),
@@ -126,6 +127,7 @@ pub struct Config {
     pub queues: Vec<Queue>,
     pub prefetch_count: u16,
     pub metrics_addr: SocketAddr,
+    pub metrics_hosts: Vec<String>,
     pub amqp_connection_attempts: u32,
     pub amqp_retry_delay: Duration,
     pub retry_schedule: Schedule,
@@ -181,6 +183,7 @@ impl Settings {
                 text.parse()
                     .map_err(|_| format!("{} is not an address such as 0.0.0.0:9090", quoted(text)))
             })?,
+            metrics_hosts: self.with("METRICS_HOSTS", parse_hosts)?,
             amqp_connection_attempts: self.number("AMQP_CONNECTION_ATTEMPTS", 1..=1_000)?,
             amqp_retry_delay: self.time("AMQP_RETRY_DELAY")?,
             retry_schedule: self.with("RETRY_SCHEDULE", Schedule::from_str)?,
@@ -305,6 +308,22 @@ impl Settings {
                 .ok_or_else(usage)
         })
     }
+}
+
+/// Names of hosts. Addresses need not be named.
+fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let check = |name: &str| {
+        let usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        match name.chars().all(usual) {
+            true => Ok(name.to_owned()),
+            false => Err(format!(
+                "{} is not the name of a host, such as hooks.example.com: no scheme, no port",
+                quoted(name)
+            )),
+        }
+    };
+    names.map(check).collect()
 }
 
 fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
@@ -441,6 +460,7 @@ mod tests {
             ("PREFETCH_COUNT", "0"),
             ("PREFETCH_COUNT", "65536"),
             ("METRICS_ADDR", "9090"),
+            ("METRICS_HOSTS", "https://hooks.example.com"),
             ("AMQP_CONNECTION_ATTEMPTS", "0"),
             ("AMQP_RETRY_DELAY", "5"),
             ("RETRY_SCHEDULE", "1s,soon"),

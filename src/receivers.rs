@@ -3,7 +3,8 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
@@ -22,6 +23,10 @@ const MOST: usize = 10_000;
 /// receiver's backlog: longer than most requests take, and short enough for its neighbours.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// Each look at what it waits for counts as this much of its patience at most. Where the whole machine has
+/// stood still, no request has ended meanwhile, and all that waited would give up at once.
+const LOOK: Duration = Duration::from_millis(25);
+
 /// Moments count from so long before the start: what was known of a receiver before has a time too.
 const BEFORE: Duration = Duration::from_secs(365 * 86_400);
 
@@ -31,8 +36,6 @@ pub struct Receivers {
     /// One lock for all: it is held for less than a microsecond, twice for a POST that takes a
     /// hundred times as long.
     state: Mutex<State>,
-    /// A delivery was published to a backlog, and somebody waits to publish the next.
-    entered: Condvar,
     /// Moments count from [`BEFORE`] this.
     start: Instant,
     /// Random numbers from 0 to 1, for the pauses of circuit breakers.
@@ -54,6 +57,8 @@ pub enum Answer {
 pub struct InLine {
     number: Number,
     since: Instant,
+    /// How much of its patience is spent.
+    spent: Duration,
     /// Whether it has waited for as long as it may for anything but a place.
     has_given_up: bool,
     called: Receiver<Result<Attempt, Refusal>>,
@@ -72,8 +77,9 @@ struct State {
     intake: Intake,
     /// Where those who wait hear of it.
     waiting: HashMap<Number, Sender<Result<Attempt, Refusal>>>,
-    /// How many wait to publish to a backlog.
-    entering: usize,
+    /// Who waits to publish to a backlog, by the number of the entry. Each is woken for its own turn: hundreds
+    /// may wait, and all of them at each turn would be more work than the turns.
+    entering: HashMap<u64, Thread>,
     /// By queue: rings when a request has ended, while somebody listens.
     bells: Vec<Bell>,
 }
@@ -101,8 +107,9 @@ impl Receivers {
         let bells = (0..capacities.len()).map(bell).collect();
         let pace = Pace::new(capacities.iter().copied(), breaker, MOST);
         let intake = Intake::new(pace, capacities);
-        let state = Mutex::new(State { intake, waiting: HashMap::new(), entering: 0, bells });
-        Self { state, entered: Condvar::new(), start: Instant::now(), jitter }
+        let state =
+            Mutex::new(State { intake, waiting: HashMap::new(), entering: HashMap::new(), bells });
+        Self { state, start: Instant::now(), jitter }
     }
 
     /// Asks for an attempt of a delivery that is in no backlog, which begins now; or waits, where all
@@ -163,8 +170,8 @@ impl Receivers {
         let interrupted = Refusal { hold: Hold::Full, entry: None };
         let deadline = Instant::now() + limit;
         loop {
-            let has_to_give_up =
-                |line: &InLine| !line.has_given_up && line.since.elapsed() >= PATIENCE;
+            let looked_at = Instant::now();
+            let has_to_give_up = |line: &InLine| !line.has_given_up && line.spent >= PATIENCE;
             for (_, line) in lines.iter_mut().filter(|(_, line)| has_to_give_up(line)) {
                 line.has_given_up = true;
                 let mut state = self.lock();
@@ -176,7 +183,8 @@ impl Receivers {
                 return Some(self.leave_line(lines.swap_remove(at)));
             }
             let next = |(_, line): &(T, InLine)| {
-                line.since + if line.has_given_up { patience } else { PATIENCE.min(patience) }
+                let over = line.since + patience;
+                if line.has_given_up { over } else { over.min(looked_at + LOOK) }
             };
             let until = lines.iter().map(next).chain([deadline]).min();
             let mut select = Select::new();
@@ -187,22 +195,25 @@ impl Receivers {
             let called = match select.select_deadline(until.unwrap_or(deadline)) {
                 Ok(operation) if operation.index() == stop => {
                     let _ = operation.recv(shutdown.receiver());
-                    None
+                    Some(None)
                 }
                 Ok(operation) => {
                     let at = operation.index();
-                    Some((at, operation.recv(&lines[at].1.called)))
+                    Some(Some((at, operation.recv(&lines[at].1.called))))
                 }
-                Err(_) if Instant::now() >= deadline => return None,
-                Err(_) => continue,
+                Err(_) => None,
             };
-            return match called {
-                Some((at, answer)) => {
+            let spent = looked_at.elapsed().min(LOOK);
+            lines.iter_mut().for_each(|(_, line)| line.spent += spent);
+            match called {
+                Some(Some((at, answer))) => {
                     let (who, _) = lines.swap_remove(at);
-                    Some((who, answer.unwrap_or(Err(interrupted))))
+                    return Some((who, answer.unwrap_or(Err(interrupted))));
                 }
-                None => lines.pop().map(|line| self.leave_line(line)),
-            };
+                Some(None) => return lines.pop().map(|line| self.leave_line(line)),
+                None if Instant::now() >= deadline => return None,
+                None => {}
+            }
         }
     }
 
@@ -232,10 +243,12 @@ impl Receivers {
     pub fn wait_to_enter(&self, entry: Entry) {
         let mut state = self.lock();
         while !state.intake.is_next(entry) {
-            state.entering += 1;
-            state = self.entered.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.entering -= 1;
+            state.entering.insert(entry.number(), thread::current());
+            drop(state);
+            thread::park();
+            state = self.lock();
         }
+        state.entering.remove(&entry.number());
     }
 
     /// Whether nobody enters the same backlog before it.
@@ -248,8 +261,9 @@ impl Receivers {
     pub fn entered(&self, entry: Entry, is_there: bool) {
         let mut state = self.lock();
         state.intake.entered(entry, is_there);
-        if state.entering > 0 {
-            self.entered.notify_all();
+        let next = state.intake.next_of_backlog(entry);
+        if let Some(waits) = next.and_then(|number| state.entering.get(&number)) {
+            waits.unpark();
         }
     }
 
@@ -394,7 +408,8 @@ impl State {
             Intent::Waits(number) => {
                 let (sender, called) = bounded(1);
                 self.waiting.insert(number, sender);
-                Answer::Waits(InLine { number, since: Instant::now(), has_given_up: false, called })
+                let (since, spent) = (Instant::now(), Duration::ZERO);
+                Answer::Waits(InLine { number, since, spent, has_given_up: false, called })
             }
         }
     }
@@ -493,7 +508,7 @@ mod tests {
         assert_eq!(third.hold, Hold::Share, "what holds up those before it");
         thread::scope(|scope| {
             let waits = scope.spawn(|| receivers.wait_to_enter(entry_of(third)));
-            while receivers.lock().entering == 0 {
+            while receivers.lock().entering.is_empty() {
                 thread::yield_now();
             }
             receivers.wait_to_enter(entry_of(second));

@@ -59,7 +59,7 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 /// without compiling a query that takes less time than that.
 fn options() -> String {
     let timeout = STATEMENT_TIMEOUT.as_millis();
-    format!("-c statement_timeout={timeout} -c enable_seqscan=off -c jit=off")
+    format!("-c statement_timeout={timeout} -c enable_seqscan=off -c jit=off -c timezone=UTC")
 }
 
 type Pool = r2d2::Pool<Connector>;

@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::POLL;
 use super::head::{Refusal, Request};
+use super::hosts::{Hosts, REMEDY};
 use crate::shutdown;
 
 /// Connections that have not said anything yet: the oldest give way to newer ones. They cost a file
@@ -66,6 +68,7 @@ pub struct Door {
     most_silent: usize,
     /// Set while accepting fails.
     paused_until: Option<Instant>,
+    hosts: Arc<Hosts>,
 }
 
 /// A request at tiny_http. The clients whose it is may have gone meanwhile.
@@ -81,6 +84,7 @@ struct Client {
     stage: Stage,
     /// When the stage must be over.
     until: Instant,
+    hosts: Arc<Hosts>,
 }
 
 #[derive(Debug)]
@@ -116,7 +120,7 @@ impl From<io::Error> for Gone {
 
 impl Door {
     /// For clients of `listener`, which are answered at the other end of `server`.
-    pub(super) fn new(listener: TcpListener, server: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(listener: TcpListener, server: UnixStream, hosts: Hosts) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         server.set_nonblocking(true)?;
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -128,6 +132,7 @@ impl Door {
             clients: Vec::new(),
             most_silent: most_silent.min(MOST_SILENT),
             paused_until: None,
+            hosts: Arc::new(hosts),
         })
     }
 
@@ -215,7 +220,8 @@ impl Door {
 
     fn let_in(&mut self, stream: TcpStream, now: Instant) {
         let stage = Stage::Asking(Vec::new());
-        let mut client = Client { stream, stage, until: now + HEAD_TIME };
+        let hosts = Arc::clone(&self.hosts);
+        let mut client = Client { stream, stage, until: now + HEAD_TIME, hosts };
         // Its request is often here already, and then it never counts as silent.
         if client.stream.set_nonblocking(true).is_ok() && client.go_on(now).is_ok() {
             self.clients.push(client);
@@ -334,16 +340,20 @@ impl Client {
             Stage::Asking(head) => {
                 let mut chunk = [0; CHUNK];
                 head.extend_from_slice(read(&self.stream, &mut chunk)?);
-                match Request::read(head) {
+                match Request::read(head, &self.hosts) {
                     Ok(None) => Ok(()),
                     Ok(Some(request)) => {
                         self.stage = Stage::Waiting(request);
                         self.until = now + ANSWER_TIME;
                         Ok(())
                     }
-                    Err(Refusal::Malformed) => self.refuse("400 Bad Request", now),
+                    Err(Refusal::Malformed) => self.refuse("400 Bad Request", "", now),
                     Err(Refusal::TooLarge) => {
-                        self.refuse("431 Request Header Fields Too Large", now)
+                        self.refuse("431 Request Header Fields Too Large", "", now)
+                    }
+                    // RFC 9110, 15.5.20.
+                    Err(Refusal::Misdirected) => {
+                        self.refuse("421 Misdirected Request", REMEDY, now)
                     }
                 }
             }
@@ -372,7 +382,7 @@ impl Client {
     fn look_at(&mut self, now: Instant) -> Result<(), Gone> {
         match &self.stage {
             _ if now < self.until => Ok(()),
-            Stage::Asking(head) if !head.is_empty() => self.refuse("408 Request Timeout", now),
+            Stage::Asking(head) if !head.is_empty() => self.refuse("408 Request Timeout", "", now),
             _ => Err(Gone),
         }
     }
@@ -383,12 +393,14 @@ impl Client {
     }
 
     /// Answers what tiny_http does not get to see.
-    fn refuse(&mut self, status: &str, now: Instant) -> Result<(), Gone> {
+    fn refuse(&mut self, status: &str, why: &str, now: Instant) -> Result<(), Gone> {
         self.until = now + ANSWER_TIME;
-        let length = status.len() + 1;
+        let body =
+            if why.is_empty() { format!("{status}\n") } else { format!("{status}: {why}\n") };
         let answer = format!(
             "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain\r\n\
-             content-length: {length}\r\n\r\n{status}\n"
+             content-length: {}\r\n\r\n{body}",
+            body.len()
         );
         self.answer(answer.into_bytes(), now)
     }
@@ -426,7 +438,8 @@ mod tests {
         let (stream, _) = listener.accept().expect("one is connected");
         stream.set_nonblocking(true).expect("it is a socket");
         let now = Instant::now();
-        let mut client = Client { stream, stage: Stage::Asked, until: now + ANSWER_TIME };
+        let hosts = Arc::new(Hosts::new(&[], ""));
+        let mut client = Client { stream, stage: Stage::Asked, until: now + ANSWER_TIME, hosts };
 
         // More than the kernel takes for a client that does not read.
         let answer: Vec<u8> = (0..50_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();

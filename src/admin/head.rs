@@ -1,5 +1,7 @@
 //! The head of a request, as far as the metrics port cares: the rest is checked and dropped.
 
+use super::hosts::Hosts;
+
 /// The longest head that is read. What a browser or a proxy adds comes to 2 or 3 KiB; other
 /// servers allow 8 KiB, too.
 pub(super) const MOST_BYTES: usize = 8 * 1024;
@@ -19,12 +21,14 @@ pub(super) struct Request {
 pub(super) enum Refusal {
     Malformed,
     TooLarge,
+    /// By a name that is not ours.
+    Misdirected,
 }
 
 impl Request {
     /// Reads what a client has sent so far; `None` while the head has no end yet. What can't become
     /// a request is refused by its first line, so that nobody waits for the end of what has none.
-    pub(super) fn read(received: &[u8]) -> Result<Option<Self>, Refusal> {
+    pub(super) fn read(received: &[u8], hosts: &Hosts) -> Result<Option<Self>, Refusal> {
         let seen = &received[..received.len().min(MOST_BYTES)];
         let mut lines = seen.split_inclusive(|byte| *byte == b'\n');
         let first = lines.next().unwrap_or_default();
@@ -36,19 +40,33 @@ impl Request {
             return Err(Refusal::TooLarge);
         }
         if let Some(first) = whole(first) {
-            let request = Self::of(first).ok_or(Refusal::Malformed)?;
+            let (request, authority) = Self::of(first).ok_or(Refusal::Malformed)?;
+            let mut host = None;
             for line in lines.map_while(whole) {
-                match line {
-                    [] => return Ok(Some(request)),
-                    header if is_header(header) => {}
-                    _ => return Err(Refusal::Malformed),
+                if line.is_empty() {
+                    // None: no browser, which names one even in a request of HTTP/1.0.
+                    return match authority.as_deref().or(host) {
+                        Some(host) if !hosts.admit(host, &request.target) => {
+                            Err(Refusal::Misdirected)
+                        }
+                        _ => Ok(Some(request)),
+                    };
+                }
+                let (name, value) = header(line).ok_or(Refusal::Malformed)?;
+                if name.eq_ignore_ascii_case("host") {
+                    // More than one is not HTTP (RFC 9112, 3.2).
+                    match host {
+                        None => host = Some(value),
+                        Some(_) => return Err(Refusal::Malformed),
+                    }
                 }
             }
         }
         if seen.len() < MOST_BYTES { Ok(None) } else { Err(Refusal::TooLarge) }
     }
 
-    fn of(line: &[u8]) -> Option<Self> {
+    /// What the first line asks for, and of which host, if it says so.
+    fn of(line: &[u8]) -> Option<(Self, Option<String>)> {
         let mut parts = std::str::from_utf8(line).ok()?.split(' ');
         let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
         let fine = is_token(method.as_bytes())
@@ -56,7 +74,11 @@ impl Request {
             && !target.is_empty()
             && matches!(version, "HTTP/1.0" | "HTTP/1.1")
             && parts.next().is_none();
-        fine.then(|| Self { method: method.to_owned(), target: path(target).to_owned() })
+        fine.then(|| {
+            let (authority, target) = parts_of(target);
+            let request = Self { method: method.to_owned(), target: target.to_owned() };
+            (request, authority.map(str::to_owned))
+        })
     }
 
     /// Whether the answer has no body, whatever length it gives.
@@ -76,22 +98,27 @@ fn whole(line: &[u8]) -> Option<&[u8]> {
     Some(line.strip_suffix(b"\r").unwrap_or(line))
 }
 
-/// The path of a target that has a scheme and a host, as a server has to accept it (RFC 9112,
-/// 3.2.2); any other target as it is.
-fn path(target: &str) -> &str {
+/// The host and the path of a target that has both, as a server has to accept it (RFC 9112, 3.2.2);
+/// any other target as it is.
+fn parts_of(target: &str) -> (Option<&str>, &str) {
     match target.strip_prefix("http://") {
-        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-        None => target,
+        Some(rest) => match rest.find('/') {
+            Some(slash) => (Some(&rest[..slash]), &rest[slash..]),
+            None => (Some(rest), "/"),
+        },
+        None => (None, target),
     }
 }
 
-fn is_header(line: &[u8]) -> bool {
+/// A header's name and value. A value that is no text is as good as none.
+fn header(line: &[u8]) -> Option<(&str, &str)> {
     let clean = line.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
-    clean
-        && line
-            .split(|byte| *byte == b':')
-            .next()
-            .is_some_and(|name| name != line && is_token(name))
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    if !clean || !is_token(name) {
+        return None;
+    }
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).unwrap_or_default().trim()))
 }
 
 fn is_token(word: &[u8]) -> bool {
@@ -104,20 +131,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn read(received: &[u8]) -> Result<Option<Request>, Refusal> {
+        Request::read(received, &Hosts::new(&[], "x"))
+    }
+
     #[track_caller]
     fn check(head: &str, expected: &str) {
-        let request = Request::read(head.as_bytes()).expect("not refused").expect("a whole head");
+        let request = read(head.as_bytes()).expect("not refused").expect("a whole head");
         assert_eq!(request.rewritten(), format!("{expected} HTTP/1.1\r\n\r\n"));
         // One byte at a time, it is neither refused nor complete before its end.
         let end = head.find("\r\n\r\n").map_or(head.len(), |at| at + 4);
         for length in 0..end {
-            assert_eq!(Request::read(&head.as_bytes()[..length]), Ok(None), "{length} bytes");
+            assert_eq!(read(&head.as_bytes()[..length]), Ok(None), "{length} bytes");
         }
     }
 
     #[track_caller]
     fn refused(head: &str, refusal: Refusal) {
-        assert_eq!(Request::read(head.as_bytes()), Err(refusal), "{head:?}");
+        assert_eq!(read(head.as_bytes()), Err(refusal), "{head:?}");
     }
 
     #[test]
@@ -159,6 +190,22 @@ mod tests {
     }
 
     #[test]
+    fn the_page_is_not_for_who_asks_by_another_name() {
+        check("GET / HTTP/1.1\r\nHost: x:9090\r\n\r\n", "GET /");
+        check("GET http://x/status.json HTTP/1.1\r\nhost: evil\r\n\r\n", "GET /status.json");
+        check("GET /metrics HTTP/1.1\r\nhost: evil\r\n\r\n", "GET /metrics");
+        for head in [
+            "GET / HTTP/1.1\r\nhost: evil:9090\r\n\r\n",
+            "GET /status.json?a HTTP/1.1\r\nHOST:evil\r\n\r\n",
+            "GET http://evil HTTP/1.1\r\nhost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost:\r\n\r\n",
+        ] {
+            refused(head, Refusal::Misdirected);
+        }
+        refused("GET / HTTP/1.1\r\nhost: x\r\nhost: evil\r\n\r\n", Refusal::Malformed);
+    }
+
+    #[test]
     fn a_header_that_is_none_is_refused() {
         for line in ["nothing", ": x", "a b: c", " folded: x", "a: \0", "a: b\rc: d"] {
             refused(&format!("GET / HTTP/1.1\r\n{line}\r\n"), Refusal::Malformed);
@@ -170,7 +217,7 @@ mod tests {
         let line = "GET / HTTP/1.1\r\n";
         let header = |length: usize| format!("{line}a:{}\r\n\r\n", "x".repeat(length));
         let most = MOST_BYTES - header(0).len();
-        assert!(Request::read(header(most).as_bytes()).is_ok_and(|request| request.is_some()));
+        assert!(read(header(most).as_bytes()).is_ok_and(|request| request.is_some()));
         refused(&header(most + 1), Refusal::TooLarge);
         refused(&"A".repeat(MOST_OF_LINE + 1), Refusal::TooLarge);
     }
@@ -178,14 +225,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let _ = Request::read(&bytes);
+            let _ = read(&bytes);
         }
 
         #[test]
         fn what_is_passed_on_is_two_lines_whatever_came(
             bytes in "(GET|P[ -~]{0,3}) [ -~]{0,9} HTTP/1[.][01]\r?\n([a-c:\r\t ]{0,5}\r?\n){0,4}"
         ) {
-            if let Ok(Some(request)) = Request::read(bytes.as_bytes()) {
+            if let Ok(Some(request)) = read(bytes.as_bytes()) {
                 let rewritten = request.rewritten();
                 prop_assert_eq!(rewritten.matches('\n').count(), 2);
                 prop_assert_eq!(rewritten.matches(' ').count(), 2);

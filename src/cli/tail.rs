@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
 use super::{Common, account, complain, print, read};
-use crate::domain::calendar::time_of_day;
+use crate::domain::calendar::rfc3339;
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::history::{Entry, What};
 use crate::domain::retry::Span;
@@ -89,8 +89,7 @@ fn is_closed_pipe() -> bool {
     polled.is_ok() && ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
-const HEADING: &str =
-    "TIME      ATT  WHAT              MS  WEBHOOK   EVENT                                 TYPE";
+const HEADING: &str = "TIME                  ATT  WHAT              MS  WEBHOOK   EVENT                                 TYPE";
 
 fn for_people(entry: &Entry) -> String {
     let Entry { at, attempt, what, ms, webhook_id, .. } = entry;
@@ -100,7 +99,7 @@ fn for_people(entry: &Entry) -> String {
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
     format!(
         "{}  {attempt:>3}  {:11}  {ms:>7}  {webhook:8}  {:36}  {}{}",
-        time_of_day(*at),
+        rfc3339(*at),
         what.label(),
         name(&entry.event_id),
         name(&entry.event_type),

@@ -17,6 +17,7 @@ use super::{Common, Usage, account, print, print_json, read};
 use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, unix_millis, wait_queue};
 use crate::config::Config;
 use crate::dead_letters::{self, Scope};
+use crate::domain::calendar;
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::encoding::{header_of_id, header_of_name, id_of_header};
@@ -80,6 +81,7 @@ struct Answer {
     /// Whether anything is.
     known: bool,
     /// When no webhook wanted it.
+    #[serde(serialize_with = "calendar::serialize_option")]
     unmatched_at: Option<UnixMillis>,
     webhooks: Vec<Case>,
     /// Dead letters that name no webhook: malformed ones.
@@ -89,6 +91,7 @@ struct Answer {
     /// Why the dead-letter queues could not be looked through; none if they were, or need not be.
     dead_letters_unknown: Option<String>,
     /// When the oldest entry of the log was made.
+    #[serde(serialize_with = "calendar::serialize_option")]
     log_begins_at: Option<UnixMillis>,
     /// Whether the log has more of it than was read.
     truncated: bool,

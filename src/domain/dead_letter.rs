@@ -6,6 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::account;
+use super::calendar;
 use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
 use super::encoding::header_of_id;
 use super::event::{Event, Malformed, Properties};
@@ -30,9 +31,11 @@ pub struct DeadLetter {
     pub webhook_id: Option<Uuid>,
     /// Attempts made.
     pub attempts: Option<i64>,
-    /// When the event first came, in Unix milliseconds.
+    /// When the event first came.
+    #[serde(serialize_with = "calendar::serialize_option")]
     pub first_received_at: Option<UnixMillis>,
-    /// When it died, in Unix milliseconds.
+    /// When it died.
+    #[serde(serialize_with = "calendar::serialize_option")]
     pub dead_at: Option<UnixMillis>,
     /// How the last attempt failed, or what is malformed.
     pub last_error: Option<String>,
@@ -156,9 +159,11 @@ pub struct Group {
     pub webhook_id: Option<Uuid>,
     /// How many.
     pub count: u64,
-    /// When the first died, in Unix milliseconds.
+    /// When the first died.
+    #[serde(serialize_with = "calendar::serialize_option")]
     pub oldest: Option<UnixMillis>,
-    /// When the last died, in Unix milliseconds.
+    /// When the last died.
+    #[serde(serialize_with = "calendar::serialize_option")]
     pub newest: Option<UnixMillis>,
     /// The last one's error.
     pub last_error: Option<String>,

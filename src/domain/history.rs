@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::calendar;
 use super::delivery::{Delivery, UnixMillis};
 use super::event::Event;
 use super::outcome::{Decision, Reason};
@@ -143,6 +144,7 @@ impl What {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// When it happened.
+    #[serde(serialize_with = "calendar::serialize")]
     pub at: UnixMillis,
     /// The event's id.
     pub event_id: String,
@@ -167,6 +169,7 @@ pub struct Entry {
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
     /// Until when it waits.
+    #[serde(serialize_with = "calendar::serialize_option")]
     pub next_attempt_at: Option<UnixMillis>,
     /// Why it is dead.
     pub dead: Option<String>,
@@ -243,11 +246,13 @@ pub enum State {
     /// At its receiver.
     Delivered {
         /// Since when.
+        #[serde(serialize_with = "calendar::serialize")]
         at: UnixMillis,
     },
     /// In its receiver's backlog.
     InBacklog {
         /// Since when.
+        #[serde(serialize_with = "calendar::serialize")]
         since: UnixMillis,
         /// Why its receiver could not be asked then.
         reason: String,
@@ -255,6 +260,7 @@ pub enum State {
     /// At the broker, until its next attempt.
     Waiting {
         /// When that is.
+        #[serde(serialize_with = "calendar::serialize")]
         until: UnixMillis,
         /// Whether something should have been heard of it by now.
         overdue: bool,
@@ -262,6 +268,7 @@ pub enum State {
     /// In the dead-letter queue.
     Dead {
         /// Since when.
+        #[serde(serialize_with = "calendar::serialize")]
         at: UnixMillis,
         /// Why.
         reason: String,
@@ -269,6 +276,7 @@ pub enum State {
     /// Nowhere: its webhook was deleted or disabled.
     Dropped {
         /// Since when.
+        #[serde(serialize_with = "calendar::serialize")]
         at: UnixMillis,
         /// `deleted` or `disabled`.
         reason: String,

@@ -376,8 +376,13 @@ impl Intake {
     /// Whether a delivery that enters a backlog is the next to be published there.
     #[must_use]
     pub fn is_next(&self, entry: Entry) -> bool {
-        let contents = self.backlogs.get(&entry.key);
-        contents.and_then(|contents| contents.entering.front()) == Some(&entry.number)
+        self.next_of_backlog(entry) == Some(entry.number)
+    }
+
+    /// The number of the entry that is the next of its backlog.
+    #[must_use]
+    pub fn next_of_backlog(&self, entry: Entry) -> Option<u64> {
+        self.backlogs.get(&entry.key)?.entering.front().copied()
     }
 
     /// A delivery was published to its backlog; or, if not `is_there`, is not going there after all.

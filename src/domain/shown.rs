@@ -55,6 +55,23 @@ pub fn lines(text: &str) -> String {
     shown
 }
 
+/// A JSON document with other people's text in its strings: what is deceptive or can't be seen is escaped
+/// (RFC 8259, 7), and the document means the same. Its own lines and spaces stay.
+#[must_use]
+pub fn json(document: &str) -> String {
+    let mut shown = String::with_capacity(document.len());
+    for c in document.chars() {
+        if c != '\n' && (is_deceptive(c) || is_invisible(c)) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                shown.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 fn push(shown: &mut String, c: char, escaped: bool) {
     if escaped {
         shown.extend(c.escape_debug());
@@ -72,10 +89,45 @@ fn is_deceptive(c: char) -> bool {
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// What has no width, or looks like a space and is none: two texts that differ by it look the same. (Most of
+/// Unicode's Default_Ignorable_Code_Point, and the spaces other than U+0020.)
+fn is_invisible(c: char) -> bool {
+    (c.is_whitespace() && c != ' ')
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{206f}'
+            | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn in_json_nothing_is_hidden_and_nothing_is_lost() {
+        for (text, shown) in [
+            ("Bücher 漢字 😀", "Bücher 漢字 😀"),
+            ("a\u{202e}b\u{200b}c", "a\\u202eb\\u200bc"),
+            ("\u{7f}\u{9b}1m", "\\u007f\\u009b1m"),
+            ("tag\u{e0041}", "tag\\udb40\\udc41"),
+            ("no\u{a0}space", "no\\u00a0space"),
+        ] {
+            let document = serde_json::to_string(text).expect("JSON");
+            assert_eq!(json(&document), format!("\"{shown}\""));
+        }
+        assert_eq!(json("{\n  \"a\": 1\n}"), "{\n  \"a\": 1\n}");
+    }
+
+    proptest! {
+        #[test]
+        fn json_means_what_it_meant(text: String) {
+            let document = serde_json::to_string(&text).expect("JSON");
+            let read: String = serde_json::from_str(&json(&document)).expect("JSON still");
+            prop_assert_eq!(read, text);
+        }
+    }
 
     #[test]
     fn a_word_stays_one_word() {

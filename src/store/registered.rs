@@ -77,6 +77,16 @@ pub struct Registered {
     pub wants_nothing: bool,
 }
 
+/// A column that holds a time, by RFC 3339, in UTC where the session is; what else it holds, as text.
+fn time(column: &str) -> String {
+    let bytes = 4 * MOST_OF_TIME;
+    format!(
+        "CASE WHEN pg_column_size({column}) > {bytes} THEN '?'
+              ELSE regexp_replace(left(to_jsonb({column}) #>> '{{}}', {MOST_OF_TIME}), '[+]00:00$', 'Z')
+         END"
+    )
+}
+
 impl Registered {
     /// What [`Registered::of`] reads.
     fn columns() -> String {
@@ -85,18 +95,20 @@ impl Registered {
                   WHEN pg_column_size(events) > {MOST_OF_PACKED_EVENTS} THEN '?'
                   ELSE left(to_json(events)::text, {MOST_OF_EVENTS} + 1) END AS events"
         );
-        let expires_at = "CASE WHEN previous_secret_expires_at > now()
-                  THEN previous_secret_expires_at::text END AS previous_secret_expires_at";
+        let expires_at = format!(
+            "CASE WHEN previous_secret_expires_at > now() THEN {} END AS previous_secret_expires_at",
+            time("previous_secret_expires_at")
+        );
         [
             row::columns_of_webhook(),
             events,
-            text("created_at", MOST_OF_TIME),
-            text("disabled_at", MOST_OF_TIME),
+            format!("{} AS created_at", time("created_at")),
+            format!("{} AS disabled_at", time("disabled_at")),
             text("disabled_reason", MOST_OF_WORDS),
-            text("paused_at", MOST_OF_TIME),
+            format!("{} AS paused_at", time("paused_at")),
             text("description", MOST_OF_WORDS),
             "secret IS NOT NULL AS signed".to_owned(),
-            expires_at.to_owned(),
+            expires_at,
         ]
         .join(", ")
     }

@@ -484,3 +484,28 @@ fn a_full_table_of_open_files_is_survived() {
     assert_eq!(states, [true, false], "{said:#?}");
     notifier.terminate();
 }
+
+/// As a browser asks whose page somebody else's name leads here.
+fn asked_by(notifier: &Notifier, host: &str, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    answer_to(notifier.admin_address(), request.as_bytes(), false)
+}
+
+#[test]
+fn the_page_is_not_for_who_asks_by_a_name_of_somebody_elses() {
+    let sandbox = Sandbox::new();
+    let notifier = sandbox.notifier().env("METRICS_HOSTS", "hooks.example, other.example").start();
+    for path in ["/", "/status.json"] {
+        for host in ["evil.example", "evil.example:80", "localhost.evil.example", ""] {
+            assert_eq!(asked_by(&notifier, host, path), "421", "{host:?} {path}");
+        }
+        for host in ["127.0.0.1", "localhost:9090", "[::1]:9090", "Hooks.Example", "other.example"]
+        {
+            assert_eq!(asked_by(&notifier, host, path), "200", "{host:?} {path}");
+        }
+    }
+    for path in ["/metrics", "/healthz"] {
+        assert_eq!(asked_by(&notifier, "evil.example", path), "200", "{path}");
+    }
+    notifier.terminate();
+}

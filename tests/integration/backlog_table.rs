@@ -484,16 +484,16 @@ fn what_waits_in_backlogs_is_shown_as_far_as_it_is_known() {
     assert_eq!(listed(&sandbox, webhook)[3], "3");
     assert_eq!(listed(&sandbox, calm)[3], "-");
     let shown = succeed(&sandbox, &["webhooks", "show", &id]);
-    let line = format!("backlog          {queue}: 3 waiting since 2026-11-25 02:54:28Z, breaker");
+    let line = format!("backlog          {queue}: 3 waiting since 2026-11-25T02:54:28Z, breaker");
     assert!(shown.lines().any(|shown| shown == line), "no {line} in {shown}");
     let until = "UPDATE backlogs SET until = '9000-01-01 00:00:00Z'";
     sandbox.database.execute(until, &[]);
     let shown = succeed(&sandbox, &["webhooks", "show", &id]);
-    let line = format!("{line}, next attempt at 9000-01-01 00:00:00Z");
+    let line = format!("{line}, next attempt at 9000-01-01T00:00:00Z");
     assert!(shown.lines().any(|shown| shown == line), "no {line} in {shown}");
     let backlog = literal!({
-        "queue": queue, "waiting": 3, "since": "2026-11-25 02:54:28Z", "cause": "breaker",
-        "class": "slow", "until": "9000-01-01 00:00:00Z",
+        "queue": queue, "waiting": 3, "since": "2026-11-25T02:54:28Z", "cause": "breaker",
+        "class": "slow", "until": "9000-01-01T00:00:00Z",
     });
     let shown = json_of(&sandbox, &["webhooks", "show", &id]);
     assert_eq!(shown["backlogs"], literal!([backlog]));

@@ -10,7 +10,7 @@ use super::MOST_SHOWN;
 use crate::broker::{BrokerError, Link, backlog_queue};
 use crate::cli::complain;
 use crate::config::Config;
-use crate::domain::calendar::utc;
+use crate::domain::calendar::rfc3339;
 use crate::domain::delivery::UnixMillis;
 use crate::domain::shown;
 use crate::shutdown;
@@ -89,7 +89,7 @@ impl Backlog {
         let time = |at: SystemTime| {
             let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let millis = UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX);
-            format!("{}Z", utc(millis))
+            rfc3339(millis)
         };
         Self {
             webhook: row.webhook,
@@ -103,7 +103,7 @@ impl Backlog {
         }
     }
 
-    /// `low_priority: 429 waiting since 2026-11-25 02:54:28Z, breaker, next attempt at …`
+    /// `low_priority: 429 waiting since 2026-11-25T02:54:28Z, breaker, next attempt at …`
     pub(super) fn line(&self) -> String {
         let name = |text: &str| shown::line(text, MOST_SHOWN);
         let (queue, since, cause) = (name(&self.queue), &self.since, name(&self.cause));
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_is_known_and_no_more() {
-        let since = "waiting since 1970-01-01 00:00:00Z, breaker";
+        let since = "waiting since 1970-01-01T00:00:00Z, breaker";
         let line = |waiting, until| backlog(waiting, until).line();
         let check = |line: String, expected: &str| {
             let told = line.split_once(": ").map(|(_, told)| told);
@@ -218,7 +218,7 @@ mod tests {
         // A time that is over says nothing of the next attempt.
         check(line(Some(1), Some(SystemTime::UNIX_EPOCH)), &format!("1 {since}"));
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-        let next = format!("1 {since}, next attempt at 9999-12-31 23:59:59Z");
+        let next = format!("1 {since}, next attempt at 9999-12-31T23:59:59Z");
         check(line(Some(1), Some(later)), &next);
         assert!(!line(None, None).contains('\u{1b}'));
     }

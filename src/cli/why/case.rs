@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::broker::{self, dead_queue, retry_queue};
 use crate::domain::account;
-use crate::domain::calendar::utc;
+use crate::domain::calendar::rfc3339;
 use crate::domain::dead_letter::{DeadLetter, ORPHANED};
 use crate::domain::delivery::UnixMillis;
 use crate::domain::encoding::header_of_name;
@@ -223,14 +223,14 @@ impl Case {
             None => self.unheard_of(facts),
             Some(State::Delivered { at }) => {
                 let attempt = self.entries.last().map_or(1, |entry| entry.attempt);
-                let said = format!("delivered at {} UTC, by attempt {attempt}", utc(*at));
+                let said = format!("delivered at {}, by attempt {attempt}", rfc3339(*at));
                 (said, "nothing: the receiver has answered 2xx".to_owned())
             }
             Some(State::Waiting { until, overdue }) => self.waiting(*until, *overdue, facts),
             Some(State::InBacklog { since, reason }) => self.in_backlog(*since, reason, facts),
             Some(State::Dead { at, reason }) => self.dead(*at, reason, facts),
             Some(State::Dropped { at, reason }) => {
-                let said = format!("dropped at {} UTC: its webhook was {reason} then", utc(*at));
+                let said = format!("dropped at {}: its webhook was {reason} then", rfc3339(*at));
                 let first = match self.registration {
                     Registration::Disabled => format!("`webhooks enable {id}`, then "),
                     Registration::Enabled | Registration::Deleted => String::new(),
@@ -244,11 +244,11 @@ impl Case {
         let (id, now) = (self.webhook_id, facts.now);
         let next = self.entries.last().map_or(1, |entry| entry.attempt + 1);
         let queue = self.entries.last().map(|entry| entry.queue.as_str()).unwrap_or_default();
-        let at = utc(until);
+        let at = rfc3339(until);
         if overdue {
             return (
                 format!(
-                    "overdue: attempt {next} was due at {at} UTC, {} ago, and nothing was logged \
+                    "overdue: attempt {next} was due at {at}, {} ago, and nothing was logged \
                      of it",
                     age(Some(until), now)
                 ),
@@ -263,7 +263,7 @@ impl Case {
         if let Some((_, queue)) = facts.not_waiting.iter().find(|(webhook, _)| *webhook == id) {
             return (
                 format!(
-                    "lost, most likely: it should wait for attempt {next} at {at} UTC in {queue}, which is \
+                    "lost, most likely: it should wait for attempt {next} at {at} in {queue}, which is \
                      not there or empty: somebody has deleted or purged it"
                 ),
                 format!(
@@ -273,12 +273,12 @@ impl Case {
             );
         }
         let wait = if until > now { age(Some(now), until) } else { "0s".to_owned() };
-        let said = format!("waits for attempt {next} at {at} UTC (in {wait})");
+        let said = format!("waits for attempt {next} at {at} (in {wait})");
         if let Some(to_do) = self.will_be_held(facts) {
             return (said, to_do);
         }
         let to_do = match self.registration {
-            Registration::Enabled => format!("nothing: next attempt at {at} UTC"),
+            Registration::Enabled => format!("nothing: next attempt at {at}"),
             Registration::Disabled => {
                 format!("`webhooks enable {id}` before that, or it is dropped then")
             }
@@ -323,15 +323,15 @@ impl Case {
             Some(until) => {
                 let verb = if cause == "breaker" { "probed" } else { "asked again" };
                 let wait = age(Some(facts.now), until);
-                format!("; its receiver is {verb} at {} UTC (in {wait})", utc(until))
+                format!("; its receiver is {verb} at {} (in {wait})", rfc3339(until))
             }
             None => String::new(),
         };
         let cause = shown::line(cause, 40);
         let ago = age(Some(since), facts.now);
         let said = format!(
-            "{place} the backlog of its webhook, since {} UTC, {ago} ago: {cause}{next}",
-            utc(since)
+            "{place} the backlog of its webhook, since {}, {ago} ago: {cause}{next}",
+            rfc3339(since)
         );
         if let Some(to_do) = self.will_be_held(facts) {
             return (said, to_do);
@@ -393,7 +393,7 @@ impl Case {
             ),
         };
         let ago = age(Some(at), facts.now);
-        let said = format!("dead since {} UTC, {ago} ago, {reason}{meaning}; {place}", utc(at));
+        let said = format!("dead since {}, {ago} ago, {reason}{meaning}; {place}", rfc3339(at));
         if is_lost {
             return (said, "publish the event again".to_owned());
         }

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::Answer;
 use super::case::{Case, MOST_SHOWN, Registration};
-use crate::domain::calendar::{time_of_day, utc};
+use crate::domain::calendar::rfc3339;
 use crate::domain::delivery::UnixMillis;
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::history::{Entry, What};
@@ -94,7 +94,7 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
 
 fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
     page.blank();
-    page.labelled("now", &format!("dropped at {} UTC: no webhook wanted it", utc(at)));
+    page.labelled("now", &format!("dropped at {}: no webhook wanted it", rfc3339(at)));
     let wants = |case: &&Case| !case.patterns.is_empty();
     let wanted_now = answer.webhooks.iter().filter(wants).any(|case| case.not_its_own.is_none());
     page.labelled(
@@ -123,7 +123,7 @@ fn nobody(page: &mut Page, answer: &Answer) {
 pub(super) fn may_be(log_begins_at: Option<UnixMillis>) -> Vec<String> {
     let begins = match log_begins_at {
         None => "the log is empty".to_owned(),
-        Some(at) => format!("the log begins at {} UTC", utc(at)),
+        Some(at) => format!("the log begins at {}", rfc3339(at)),
     };
     [
         "it was delivered at its first attempt: DELIVERY_LOG=failures, the default, logs no such \
@@ -200,8 +200,8 @@ fn timeline(page: &mut Page, entries: &[Entry]) {
         return;
     }
     page.line(format!(
-        "  {:19}  {:>3}  {:11}  {:12}  {:>7}  NEXT",
-        "TIME (UTC)", "ATT", "WHAT", "ANSWER", "MS"
+        "  {:20}  {:>3}  {:11}  {:12}  {:>7}  NEXT",
+        "TIME", "ATT", "WHAT", "ANSWER", "MS"
     ));
     let skipped = entries.len().saturating_sub(FIRST_ENTRIES + LAST_ENTRIES);
     for (n, entry) in entries.iter().enumerate() {
@@ -223,13 +223,12 @@ fn row(entry: &Entry) -> String {
     let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
     let next = match (next_attempt_at, dead) {
         (_, Some(reason)) => format!("dead: {}", shown::line(reason, 40)),
-        (Some(next), _) if utc(*next)[..10] == utc(*at)[..10] => time_of_day(*next),
-        (Some(next), _) => utc(*next),
+        (Some(next), _) => rfc3339(*next),
         (None, None) if *what == What::HandedOver => "at once".to_owned(),
         (None, None) if *what == What::HeldBack => "backlog".to_owned(),
         (None, None) => "-".to_owned(),
     };
-    let (at, what) = (utc(*at), what.label());
+    let (at, what) = (rfc3339(*at), what.label());
     format!("  {at}  {attempt:>3}  {what:11}  {answer:12}  {ms:>7}  {next}")
 }
 

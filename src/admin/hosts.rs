@@ -1,0 +1,87 @@
+//! By which names the status page may be asked for.
+//!
+//! A page of somebody else's that a browser has open may have its own name point to our address, and read
+//! then what we answer to it, as its own ("DNS rebinding"). The browser says by which name it asks. So the
+//! page is for those who ask by a name that nobody else can have: an address, `localhost`, the machine's own
+//! name, or one of METRICS_HOSTS.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// What is said to who asks by another name.
+pub(super) const REMEDY: &str = "the status page answers to an address, localhost, the name of its machine, \
+     and the names in METRICS_HOSTS";
+
+/// The paths that only those get: what a browser shows, or what has its figures.
+const FOR_BROWSERS: [&str; 2] = ["/", "/status.json"];
+
+/// The names, in lower case.
+#[derive(Clone, Debug)]
+pub(super) struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// Those of METRICS_HOSTS, and the machine's own, with its domain and without.
+    pub(super) fn new(given: &[String], machine: &str) -> Self {
+        let first = machine.split('.').next().unwrap_or_default();
+        let own = ["localhost", machine, first].map(str::to_owned);
+        let all = own.into_iter().chain(given.iter().cloned());
+        Self(all.filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase()).collect())
+    }
+
+    /// Whether who asks by this `Host` (RFC 9110, 7.2) gets what is at that target.
+    pub(super) fn admit(&self, host: &str, target: &str) -> bool {
+        let path = target.split('?').next().unwrap_or_default();
+        !FOR_BROWSERS.contains(&path) || self.includes(host)
+    }
+
+    fn includes(&self, host: &str) -> bool {
+        if let Some(rest) = host.strip_prefix('[') {
+            return rest.split_once(']').is_some_and(|(ip, port)| {
+                ip.parse::<Ipv6Addr>().is_ok() && (port.is_empty() || port.starts_with(':'))
+            });
+        }
+        let name = host.split(':').next().unwrap_or_default();
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        name.parse::<Ipv4Addr>().is_ok() || self.0.contains(&name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_for_names_that_nobody_else_can_have() {
+        let hosts = Hosts::new(&["Hooks.example.com".to_owned()], "vm-1.internal");
+        let own = [
+            "127.0.0.1",
+            "10.1.2.3:9090",
+            "[::1]",
+            "[fe80::1]:9090",
+            "localhost",
+            "LocalHost:9090",
+            "vm-1",
+            "VM-1.internal:80",
+            "hooks.example.com.:9090",
+        ];
+        for host in own {
+            assert!(hosts.admit(host, "/") && hosts.admit(host, "/status.json?x"), "{host}");
+        }
+        let strange = [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "evil.example:9090",
+            "127.0.0.1.evil.example",
+            "vm-1.evil.example",
+            "[::1].evil.example",
+            "[evil.example]",
+            "1.2.3",
+            "::1",
+        ];
+        for host in strange {
+            assert!(!hosts.admit(host, "/") && !hosts.admit(host, "/status.json"), "{host}");
+            assert!(hosts.admit(host, "/metrics") && hosts.admit(host, "/readyz"), "{host}");
+        }
+        assert!(!Hosts::new(&[], "").admit("", "/"), "no name is none");
+    }
+}
