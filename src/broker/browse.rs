@@ -19,6 +19,10 @@ const WINDOWS: RangeInclusive<usize> = 50..=10_000;
 /// are in both places.
 pub const BATCH: usize = 250;
 
+/// Who has kept so many looks for something far behind. Each window is a channel and a consumer, and hundreds
+/// of them are slow.
+const MANY: u64 = 5_000;
+
 /// How long the broker may be silent although it should have more: another reader may hold them.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -63,8 +67,8 @@ pub enum Browsed {
 }
 
 /// Shows the messages of a queue to `look` until it has no more; what is kept is in the queue again
-/// afterwards. Meanwhile nobody else can get at what was shown. Unless `all` are to be seen, none is taken
-/// ahead: RabbitMQ counts how often it takes a message back, shown or not.
+/// afterwards. Meanwhile nobody else can get at what was shown. Unless `all` are to be seen, or many have been,
+/// none is taken ahead: RabbitMQ counts how often it takes a message back, shown or not.
 ///
 /// # Errors
 /// If the broker can't be reached or is lost, and those of `look`. Everything that was not yet
@@ -219,7 +223,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             return Ok(None);
         }
         let largest = messages.iter().map(|message| message.body.len()).max().unwrap_or(0);
-        if self.all {
+        if self.all || self.kept >= MANY {
             let most = WINDOW_BYTES / largest.max(1);
             self.window = most.clamp(*WINDOWS.start(), *WINDOWS.end());
         }

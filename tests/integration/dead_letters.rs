@@ -28,6 +28,16 @@ fn dead_letter(sandbox: &Sandbox, webhook: Uuid, reason: &str, age_ms: i64) -> E
     event.headers(headers.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
+/// So many for one webhook, in their queue.
+fn many(sandbox: &Sandbox, count: usize) -> Vec<Event> {
+    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["nothing"]);
+    sandbox.notifier().start().terminate();
+    let letters: Vec<_> =
+        (0..count).map(|_| dead_letter(sandbox, webhook, "exhausted", 0)).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    letters
+}
+
 /// Runs `dead-letters` with these arguments, which has to work, and returns what it prints.
 #[track_caller]
 fn dead_letters(sandbox: &Sandbox, arguments: &[&str]) -> String {
@@ -262,11 +272,7 @@ fn the_count_of_dead_letters_stays_while_somebody_looks_at_them() {
 fn a_replay_that_is_interrupted_says_how_far_it_came() {
     const COUNT: usize = 3_000;
     let sandbox = Sandbox::new();
-    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["nothing"]);
-    sandbox.notifier().start().terminate();
-    let letters: Vec<_> =
-        (0..COUNT).map(|_| dead_letter(&sandbox, webhook, "exhausted", 0)).collect();
-    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    let _ = many(&sandbox, COUNT);
     let replay = sandbox.launch(&["dead-letters", "replay"]).spawn();
     let moved = || sandbox.broker.ready(&sandbox.retry_queue()) > Some(0);
     wait_until(SOON, "it is under way", moved);
@@ -407,11 +413,12 @@ fn a_queue_without_dead_letters_is_named_with_the_remedy() {
 fn ten_thousand_dead_letters_are_replayed_each_once() {
     const COUNT: usize = 10_000;
     let sandbox = Sandbox::new();
-    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["nothing"]);
-    sandbox.notifier().start().terminate();
-    let letters: Vec<_> =
-        (0..COUNT).map(|_| dead_letter(&sandbox, webhook, "exhausted", 0)).collect();
-    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    let letters = many(&sandbox, COUNT);
+
+    // What lies behind all others is found, too.
+    let last = &letters[COUNT - 1].id;
+    let shown = dead_letters_json(&sandbox, &["show", "--event", last]);
+    assert_eq!(shown[0]["message_id"], *last, "{shown}");
 
     let replay = sandbox.launch(&["dead-letters", "replay"]).spawn().finish(LATER);
     assert!(replay.stdout.ends_with("10000 replayed"), "{replay:?}");
