@@ -117,9 +117,9 @@ pub fn look(
     scope: Scope<'_>,
     mut each: impl FnMut(DeadLetter, &Message),
 ) -> Result<(), DeadLetterError> {
-    walk(scope, |chosen| {
-        let count = chosen.len();
-        for (letter, message) in chosen {
+    walk(scope, |chosen, most| {
+        let count = chosen.len().min(most);
+        for (letter, message) in chosen.into_iter().take(most) {
             each(letter, message);
         }
         Ok(vec![Done::Looked; count])
@@ -154,15 +154,18 @@ pub fn replay_all(
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
     let mut done = Replayed::default();
     let mut queues: HashMap<String, bool> = HashMap::new();
-    walk(scope, |chosen| {
+    walk(scope, |chosen, most| {
         let webhooks: BTreeSet<Uuid> =
             chosen.iter().filter_map(|(letter, _)| letter.webhook_id).collect();
         let standings = match webhooks.is_empty() {
             true => HashMap::new(),
             false => store.standings(&Vec::from_iter(webhooks))?,
         };
-        let (mut outgoing, mut ends, mut replayed) = (Vec::new(), Vec::new(), 0);
+        let (mut outgoing, mut ends) = (Vec::new(), Vec::new());
         for (letter, message) in chosen {
+            if outgoing.len() == most {
+                break;
+            }
             let Ok(returning) = returning(message, &letter.queue, scope.config.max_event_bytes)
             else {
                 done.malformed += 1;
@@ -189,7 +192,6 @@ pub fn replay_all(
                 None => batches.has_queue(&queue)?,
             };
             if is_there {
-                replayed += 1;
                 ends.push(if dry_run { Done::Looked } else { Done::Removed });
                 outgoing.push(returning);
             } else {
@@ -199,10 +201,10 @@ pub fn replay_all(
             }
             queues.insert(queue, is_there);
         }
+        done.replayed += outgoing.len() as u64;
         if !dry_run {
             batches.publish(outgoing)?;
         }
-        done.replayed += replayed;
         progress(&done);
         Ok(ends)
     })?;
@@ -216,10 +218,11 @@ pub fn replay_all(
 /// [`DeadLetterError`]; what was not yet deleted is still there.
 pub fn purge(scope: Scope<'_>, mut progress: impl FnMut(u64)) -> Result<u64, DeadLetterError> {
     let mut purged = 0;
-    walk(scope, |chosen| {
-        purged += chosen.len() as u64;
+    walk(scope, |chosen, most| {
+        let count = chosen.len().min(most);
+        purged += count as u64;
         progress(purged);
-        Ok(vec![Done::Removed; chosen.len()])
+        Ok(vec![Done::Removed; count])
     })?;
     Ok(purged)
 }
@@ -261,10 +264,11 @@ impl Place<'_> {
     }
 }
 
-/// Shows the chosen dead letters of each queue to `act`, some at a time, which says what it did.
+/// Shows the chosen dead letters of each queue to `act`, some at a time, which says what it did with them;
+/// with those behind that nothing. It does something with as many at most as it is told.
 fn walk(
     scope: Scope<'_>,
-    mut act: impl FnMut(Vec<(DeadLetter, &Message)>) -> Result<Vec<Done>, DeadLetterError>,
+    mut act: impl FnMut(Vec<(DeadLetter, &Message)>, usize) -> Result<Vec<Done>, DeadLetterError>,
 ) -> Result<(), DeadLetterError> {
     let mut left = scope.limit;
     let mut missing = Vec::new();
@@ -286,12 +290,13 @@ fn walk(
                     }
                     stranded.insert(letter.queue.clone());
                 }
-                if (chosen.len() as u64) < left && scope.selection.includes(&letter) {
+                if scope.selection.includes(&letter) {
                     numbers.push(number);
                     chosen.push((letter, message));
                 }
             }
-            let ends = if chosen.is_empty() { Vec::new() } else { act(chosen)? };
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let ends = if chosen.is_empty() { Vec::new() } else { act(chosen, most)? };
             for (number, done) in numbers.into_iter().zip(ends) {
                 left -= u64::from(done != Done::Nothing);
                 if done == Done::Removed {

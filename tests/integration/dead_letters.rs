@@ -177,7 +177,8 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     let disable = "UPDATE webhooks SET disabled_at = now() WHERE id = $1";
     sandbox.database.execute(disable, &[&disabled]);
     let of = |webhook| dead_letter(&sandbox, webhook, "exhausted", 0);
-    let letters = [of(enabled), of(disabled), of(disabled), of(deleted), Event::raw("not JSON")];
+    // What can be replayed lies behind what can't.
+    let letters = [of(disabled), Event::raw("not JSON"), of(deleted), of(disabled), of(enabled)];
     sandbox.broker.publish(&sandbox.dead_queue(), &letters);
     let says_what_stays = |printed: &str| {
         let remedy = format!(
@@ -197,7 +198,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     assert_eq!(dry["disabled_webhooks"][0], disabled.to_string());
     // What stays does not count against a limit.
     let printed = dead_letters(&sandbox, &["replay", "--limit", "1"]);
-    assert!(printed.ends_with("\n1 replayed"), "{printed}");
+    assert!(printed.contains("\n1 replayed\n"), "{printed}");
     says_what_stays(&dead_letters(&sandbox, &["replay"]));
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(4));
 
