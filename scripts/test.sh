@@ -82,19 +82,24 @@ if [[ -n ${BESIDE:-} ]]; then
 fi
 code=0
 chaos_log=$root/.local/log/chaos.log
+alone_log=$root/.local/log/alone-tests.log
+other_log=$root/.local/log/other-tests.log
 cargo test --locked "$@" --test integration -- --nocapture --exact "$CHAOS" >"$chaos_log" 2>&1 &
 chaos=$!
 while kill -0 "$chaos" 2>/dev/null && ! grep -qF -- "$QUIET" "$chaos_log"; do sleep 1; done
-cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" || code=$?
+cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" 2>&1 | tee -- "$alone_log" || code=$?
 wait "$chaos" || code=$?
 chaos=''
 cat -- "$chaos_log"
 # The others mostly wait for some clock: many more of them than cores run at once.
 TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-12}" --exact \
-    "--skip=$CHAOS" "${ALONE[@]/#/--skip=}" || code=$?
+    "--skip=$CHAOS" "${ALONE[@]/#/--skip=}" 2>&1 | tee -- "$other_log" || code=$?
 if [[ -n $beside ]]; then
     wait "$beside" || code=$?
     beside=''
     cat -- "$beside_log" >&2
 fi
+# Once more what failed, where whoever reads the last page finds it.
+awk 'FNR == 1 { shown = 0 } /^failures:$/ { shown = 1 } /^test result:/ { shown = 0 } shown' \
+    "$alone_log" "$chaos_log" "$other_log" >&2
 exit "$code"

@@ -48,12 +48,6 @@ fn ids_at(receiver: &Receiver, path: &str) -> BTreeSet<String> {
     receiver.at(path).iter().map(|request| request.id().to_owned()).collect()
 }
 
-fn wait_listening(notifier: &Notifier) {
-    wait_until(SOON, "the directory listens", || {
-        notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
-    });
-}
-
 /// Numbers by chance, the same for the same seed.
 struct Chance(u64);
 
@@ -158,7 +152,7 @@ fn an_account_that_changes_by_sql_decides_at_once() {
     let id = sandbox.webhook(&receiver.url("/one"), &["*"]);
     sandbox.webhook(&receiver.url("/all"), &["*"]);
     let notifier = sandbox.notifier().start();
-    wait_listening(&notifier);
+    notifier.wait_listening();
     let mut expected = BTreeSet::new();
     let mut published = 0;
     for account in [None, Some("a"), Some("b"), Some("a"), None] {
@@ -205,7 +199,7 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     webhook(&sandbox, &receiver.url("/a"), &["order.*"], Some("a"));
     // Two consumers might ask for the same at a time.
     let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
-    wait_listening(&notifier);
+    notifier.wait_listening();
     let before = answers(&notifier, "database");
     let of_account = |account: &str| of(Event::new("order.paid"), text(account));
     let mut events: Vec<_> = (0..50).map(|n| of_account(&format!("stranger {n}"))).collect();

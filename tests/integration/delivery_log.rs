@@ -250,8 +250,7 @@ fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropp
         }
         receiver.wait_at_within(LATER, "/", before + number);
     };
-    // Only what is asked for from then on is remembered.
-    notifier.wait_metric("webhook_directory_age_seconds", &[], 0.0);
+    notifier.wait_listening();
     deliver(1);
     wait_count(&sandbox, 1);
 

@@ -129,7 +129,7 @@ fn accounts_that_a_collation_finds_equal_each_get_their_events() {
     }
     sandbox.webhook(&receiver.url("/all"), &["*"]);
     let notifier = sandbox.notifier().start();
-    wait_listening(&notifier);
+    notifier.wait_listening();
     for account in accounts.iter().chain(&accounts) {
         sandbox.publish(&of(Event::new("t"), text(account)));
     }
@@ -258,7 +258,7 @@ fn while_postgres_is_away_accounts_decide_as_before() {
     let proxy = Proxy::before(sandbox.database.url());
     let notifier =
         sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
-    wait_listening(&notifier);
+    notifier.wait_listening();
     sandbox.publish(&of(Event::new("t"), text("a")));
     receiver.wait_at("/a", 1);
     receiver.wait_at("/all", 1);

@@ -335,7 +335,7 @@ fn the_status_page_says_of_ailing_receivers_and_backlogs_whose_they_are() {
         .env("RETRY_SCHEDULE", "100ms,repeat")
         .env("CIRCUIT_BREAKER", "3,1h,1h")
         .start();
-    wait_listening(&notifier);
+    notifier.wait_listening();
     for _ in 0..9 {
         sandbox.publish(&of(Event::new("order.paid"), text("acme\u{202e}")));
     }

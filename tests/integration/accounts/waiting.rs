@@ -39,7 +39,7 @@ impl Scene {
             .env("CIRCUIT_BREAKER", "off")
             .start();
         if prepare.is_empty() {
-            wait_listening(&notifier);
+            notifier.wait_listening();
         }
         sandbox.publish(&of(Event::new("order.paid"), text("a")));
         receiver.wait_at("/a", 1);

@@ -95,6 +95,12 @@ impl Notifier {
         });
     }
 
+    /// Waits until the directory hears of changes: only what is asked for from then on is remembered.
+    #[track_caller]
+    pub(crate) fn wait_listening(&self) {
+        self.wait_metric("webhook_directory_age_seconds", &[], 0.0);
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.ask("GET", path)
     }
