@@ -290,10 +290,11 @@ impl Keeper {
         let origin = self.origin(key).to_owned();
         let class = self.receivers.class(key.1).unwrap_or_default().label();
         self.store.open_backlog(&origin, key.1, cause, class).map_err(|error| error.to_string())?;
-        self.ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
+        let waiting = self
+            .ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
             .map_err(|error| error.to_string())?;
         self.closing.remove(&key);
-        self.is_there(key, cause, SystemTime::now());
+        self.is_there(key, cause, SystemTime::now(), waiting > 0);
         Ok(())
     }
 
@@ -317,8 +318,8 @@ impl Keeper {
         Ok(answer)
     }
 
-    /// A backlog is there, and deliveries may enter it.
-    fn is_there(&mut self, key: Key, cause: &str, since: SystemTime) {
+    /// A backlog is there, and deliveries may enter it. Whether it may hold some already.
+    fn is_there(&mut self, key: Key, cause: &str, since: SystemTime, may_hold_some: bool) {
         if !self.is_known(key) {
             let known = Known {
                 waiting: 0,
@@ -329,8 +330,10 @@ impl Keeper {
                 until: None,
             };
             self.backlogs.known().insert(key, known);
-            // Before anybody may enter it.
-            self.receivers.found_backlog(key.0, key.1);
+            if may_hold_some {
+                // Before anybody may enter it.
+                self.receivers.found_backlog(key.0, key.1);
+            }
             self.to_count.push_back(key);
             log::info!("backlog opened queue={}", backlog_queue(self.origin(key), key.1));
         }

@@ -18,7 +18,8 @@ pub(super) fn read_backlog_key(key: &str) -> Option<(&str, Uuid)> {
 }
 
 impl Link {
-    /// Makes the backlog of a webhook for the queue `origin`, or makes sure of it. Bounded.
+    /// Makes the backlog of a webhook for the queue `origin`, or makes sure of it; says how many messages wait
+    /// in it. Bounded.
     ///
     /// # Errors
     /// [`BrokerError`]: there can be none, or the connection is lost.
@@ -27,11 +28,12 @@ impl Link {
         origin: &str,
         webhook: Uuid,
         shutdown: &Shutdown,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<u32, BrokerError> {
         let (queue, key) = (backlog_queue(origin, webhook), backlog_key(origin, webhook));
         self.on_backlog(&queue, shutdown, |channel| {
-            channel.queue_declare(queue.as_str(), backlog_options(origin))?;
-            channel.queue_bind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())
+            let declared = channel.queue_declare(queue.as_str(), backlog_options(origin))?;
+            channel.queue_bind(queue.as_str(), BACKLOG_EXCHANGE, key, FieldTable::new())?;
+            Ok(declared.declared_message_count().unwrap_or(0))
         })
     }
 
@@ -67,12 +69,12 @@ impl Link {
     }
 
     /// Runs calls on a channel of their own: one that the broker refuses costs the channel.
-    fn on_backlog(
+    fn on_backlog<T>(
         &mut self,
         queue: &str,
         shutdown: &Shutdown,
-        calls: impl FnOnce(&Channel) -> amiquip::Result<()>,
-    ) -> Result<(), BrokerError> {
+        calls: impl FnOnce(&Channel) -> amiquip::Result<T>,
+    ) -> Result<T, BrokerError> {
         let kill = self.kill_switch();
         kill.guard(SETUP_TIMEOUT, Some(shutdown), || calls(&self.channel()?))
             .map_err(|error| failed(&self.address, queue, &error))

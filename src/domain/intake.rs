@@ -3,12 +3,17 @@
 //! [`super::pace`] says whether an attempt may begin. This says what becomes of a delivery that may not:
 //!
 //! - If that may be over at any moment, because all that is missing is the end of another request, it
-//!   waits where it is, for a moment.
+//!   waits where it is, for a moment: few of them do, unless requests of that receiver end one after the
+//!   other.
 //! - Otherwise it *enters* its receiver's backlog: a queue of the broker's, one for each event queue and
 //!   webhook.
 //!
 //! A delivery that has never been attempted keeps its place in the order of its queue: while the backlog
 //! holds something, or somebody waits for the same receiver, it goes behind them. Retries don't.
+//!
+//! To go through a backlog costs twice the work, and while one holds something, all that comes has to. So
+//! whoever would go behind a few that a brisk receiver will have had in a moment waits for that, too: else a
+//! machine that stood still once would do twice the work until nothing more comes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -18,11 +23,11 @@ use super::limits::Limit;
 use super::pace::{Admission, Ask, Attempt, Hold, Pace, Ticket};
 use super::receiver::Moment;
 
-/// The most deliveries of one webhook that wait a moment at a time, for each queue. Each holds a
-/// consumer, and others need those.
+/// The most deliveries of one webhook that wait a moment at a time, for each queue, unless its receiver is
+/// brisk. Each holds a consumer, and others need those.
 const MOST_EACH: usize = 4;
 
-/// The part of a queue's capacity that may wait a moment at a time.
+/// The part of a queue's capacity that may wait a moment at a time, for receivers that are not brisk.
 const MOST_PART: usize = 4;
 
 /// What asks for an attempt.
@@ -121,8 +126,8 @@ struct Contents {
 pub struct Intake {
     /// Who may begin.
     pub pace: Pace,
-    /// How many may wait a moment at a time, by queue.
-    most_waiting: Vec<usize>,
+    /// By queue.
+    capacities: Vec<usize>,
     line: BTreeMap<Number, Waiting>,
     /// How many of these wait for something else than a place.
     brief: usize,
@@ -136,9 +141,9 @@ impl Intake {
     /// With the capacity of each queue.
     #[must_use]
     pub fn new(pace: Pace, capacities: impl IntoIterator<Item = usize>) -> Self {
-        let most_waiting = capacities.into_iter().map(|most| (most / MOST_PART).max(1)).collect();
+        let capacities = capacities.into_iter().collect();
         let (line, backlogs) = (BTreeMap::new(), HashMap::new());
-        Self { pace, most_waiting, line, brief: 0, backlogs, next: 0 }
+        Self { pace, capacities, line, brief: 0, backlogs, next: 0 }
     }
 
     /// Asks for an attempt of a delivery that is in no backlog. `is_paused`: its webhook gets nothing.
@@ -159,6 +164,10 @@ impl Intake {
             return self.refuse(key, is_fresh, Hold::Paused);
         }
         if is_fresh && self.is_in_use(key) {
+            if self.is_empty_soon(key, now) {
+                let waiting = Waiting { ask, kind: Kind::Fresh, ticket: None, hold: Hold::Share };
+                return (Ok(self.wait(waiting)), Vec::new());
+            }
             // What holds up the first holds up those behind it.
             let hold = self.backlogs.get(&key).and_then(|contents| contents.hold);
             return self.refuse(key, is_fresh, hold.unwrap_or(Hold::Behind));
@@ -171,7 +180,7 @@ impl Intake {
         let (ticket, hold) = match asked {
             Ok(Admission::Begins(attempt)) => return (Ok(Intent::Begins(attempt)), Vec::new()),
             Ok(Admission::Waits(ticket)) => (Some(ticket), Hold::Full),
-            Err(hold) if is_over_soon(hold) && self.has_room(key) => (None, hold),
+            Err(hold) if is_over_soon(hold) && self.has_room(key, hold, now) => (None, hold),
             Err(hold) => return self.refuse(key, is_fresh, hold),
         };
         let kind = if is_fresh { Kind::Fresh } else { Kind::Retry };
@@ -214,14 +223,27 @@ impl Intake {
     }
 
     /// Whether one more may wait a moment.
-    fn has_room(&self, key: Key) -> bool {
-        if self.brief == 0 {
+    fn has_room(&self, key: Key, hold: Hold, now: Moment) -> bool {
+        if self.brief == 0 || is_shared(hold) && self.is_brisk(key, now) {
             return true;
         }
         let brief = || self.line.values().filter(|waiting| waiting.ticket.is_none());
         brief().filter(|waiting| waiting.key() == key).count() < MOST_EACH
             && brief().filter(|waiting| waiting.ask.queue == key.0).count()
-                < self.most_waiting[key.0]
+                < (self.capacities[key.0] / MOST_PART).max(1)
+    }
+
+    fn is_brisk(&self, (_, webhook): Key, now: Moment) -> bool {
+        self.pace.receiver(webhook).is_some_and(|receiver| receiver.is_brisk(now))
+    }
+
+    /// Whether the little that a backlog holds will have left it in a moment.
+    fn is_empty_soon(&self, key: Key, now: Moment) -> bool {
+        let is_short = |contents: &Contents| {
+            let few = self.capacities[key.0] as u64;
+            !contents.others && contents.ours <= few && contents.hold.is_none_or(is_shared)
+        };
+        self.backlogs.get(&key).is_some_and(is_short) && self.is_brisk(key, now)
     }
 
     /// The deliveries of that queue and webhook that wait in its order.
@@ -332,7 +354,8 @@ impl Intake {
         for number in numbers {
             let Some(waiting) = self.line.get(&number).copied() else { continue };
             let (key, is_fresh) = (waiting.key(), waiting.kind == Kind::Fresh);
-            if waiting.ticket.is_none() && !(is_fresh && standing.contains(&key)) {
+            let is_behind = is_fresh && (standing.contains(&key) || self.is_in_use(key));
+            if waiting.ticket.is_none() && !is_behind {
                 match self.pace.ask(waiting.ask, now) {
                     Ok(Admission::Begins(attempt)) => {
                         self.begins(number, attempt, called);
@@ -425,6 +448,11 @@ impl Intake {
     pub fn is_in_use(&self, key: Key) -> bool {
         !self.backlogs.is_empty() && self.backlogs.contains_key(&key)
     }
+}
+
+/// Whether it has as much as it gets of what it shares with others.
+fn is_shared(hold: Hold) -> bool {
+    matches!(hold, Hold::Share | Hold::Group)
 }
 
 /// Whether it may be over as soon as another request ends.

@@ -40,6 +40,10 @@ pub type Moment = Duration;
 /// than each in a thread of its own, and are over soon.
 const NEAR: Duration = Duration::from_millis(1);
 
+/// A receiver that has taken something within this is at work. Long enough that a machine which stands still
+/// for a moment does not count as a receiver that does.
+const LATELY: Duration = Duration::from_millis(500);
+
 /// How an attempt ended, as far as it says something about the receiver.
 #[derive(Clone, Copy, Debug)]
 pub enum Ended<'a> {
@@ -336,6 +340,12 @@ impl Receiver {
     #[must_use]
     pub fn is_near(&self) -> bool {
         self.class() == Class::Prompt && self.failures == 0 && self.quickest <= NEAR
+    }
+
+    /// Whether one of its requests is likely to end within a moment, with the event delivered.
+    #[must_use]
+    pub fn is_brisk(&self, now: Moment) -> bool {
+        self.is_near() && now <= self.succeeded_at + LATELY
     }
 
     /// Whether the circuit breaker keeps it from getting attempts as they come.

@@ -78,7 +78,7 @@ impl Keeper {
                     log::warn!("backlog not bound queue={queue}: {error}");
                 }
                 self.receivers.restore(key.1, row.class == Class::Slow.label(), away);
-                self.is_there(key, &row.cause, row.since);
+                self.is_there(key, &row.cause, row.since, true);
                 true
             }
             // At another broker, or it was never made.

@@ -164,6 +164,87 @@ fn new_ones_go_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
     assert!(intake.is_in_use(key), "one is on its way there still");
 }
 
+/// A backlog of deliveries that had waited for their receiver's share for long enough; and a request of
+/// its that is under way.
+fn with_a_short_backlog(webhook: u128) -> (Intake, Vec<Entry>, Attempt) {
+    let mut intake = proven(2, [webhook]);
+    let first = begins(&mut intake, by(webhook), Who::Fresh);
+    let waiting = [(); 2].map(|()| waits(&mut intake, by(webhook), Who::Fresh));
+    let called = intake.give_up(waiting[0], ms(100));
+    let entry = |(_, answer): (Number, Result<Attempt, Refusal>)| {
+        answer.expect_err("it enters").entry.expect("a place")
+    };
+    let entries: Vec<_> = called.into_iter().map(entry).collect();
+    assert_eq!(entries.len(), 2);
+    entries.iter().for_each(|entry| intake.entered(*entry, true));
+    (intake, entries, first)
+}
+
+#[track_caller]
+fn head_begins(intake: &mut Intake, webhook: u128) -> Attempt {
+    match intake.ask_head(head(by(webhook)), true, ms(1)) {
+        Ok(Intent::Begins(attempt)) => attempt,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn many_wait_for_a_brisk_receiver_and_nobody_enters() {
+    let mut intake = proven(2, [1]);
+    let first = begins(&mut intake, by(1), Who::Fresh);
+    let waiting = [(); 3 * MOST_EACH].map(|()| waits(&mut intake, by(1), Who::Fresh));
+    let called = deliver(&mut intake, first);
+    assert_eq!(called.iter().map(|(number, _)| *number).collect::<Vec<_>>(), waiting[..1]);
+    // It has taken nothing for a second.
+    let (answer, called) = intake.ask(by(1), Who::Fresh, false, ms(1_002));
+    assert!(answer.is_err());
+    assert_eq!(called.len(), waiting.len() - 1);
+}
+
+#[test]
+fn what_comes_behind_a_short_backlog_of_a_brisk_receiver_begins_when_that_is_empty() {
+    let (mut intake, _, first) = with_a_short_backlog(1);
+    let waiting = [(); 2 * MOST_EACH].map(|()| waits(&mut intake, by(1), Who::Fresh));
+    assert!(deliver(&mut intake, first).is_empty(), "others come first");
+    for _ in 0..2 {
+        let attempt = head_begins(&mut intake, 1);
+        let called = deliver(&mut intake, attempt);
+        let began = called.iter().map(|(number, _)| *number).collect::<Vec<_>>();
+        let expected = if intake.is_in_use((0, Uuid::from_u128(1))) { 0 } else { 1 };
+        assert_eq!(began, waiting[..expected]);
+    }
+}
+
+#[test]
+fn what_comes_behind_a_backlog_does_not_wait_for_long_nor_for_one_that_lasts() {
+    let (mut intake, ..) = with_a_short_backlog(1);
+    let waiting = waits(&mut intake, by(1), Who::Fresh);
+    assert_eq!(intake.give_up(waiting, ms(100)).len(), 1, "it enters");
+
+    // One more than there may be under way.
+    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Share);
+
+    let (mut intake, ..) = with_a_short_backlog(1);
+    intake.found((0, Uuid::from_u128(1)));
+    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Share, "nobody knows what it holds");
+
+    let mut intake = proven(4, [1]);
+    let [first, _second] = [(); 2].map(|()| begins(&mut intake, by(1), Who::Fresh));
+    let waiting = waits(&mut intake, by(1), Who::Fresh);
+    assert_eq!(intake.give_up(waiting, ms(100)).len(), 1);
+    waits(&mut intake, by(1), Who::Fresh);
+    deliver(&mut intake, first);
+    let hold = Hold::Limit(Limit::InFlight, ms(0));
+    assert_eq!(intake.ask_head(head(one_at_a_time(1)), true, ms(1)), Err(hold));
+    let (answer, called) = intake.ask(by(1), Who::Fresh, false, ms(1));
+    assert_eq!(answer.expect_err("that is its webhook's wish").hold, hold);
+    assert_eq!(called.len(), 1);
+
+    let (mut intake, ..) = with_a_short_backlog(1);
+    let (answer, _) = intake.ask(by(1), Who::Fresh, false, ms(1_002));
+    assert!(answer.is_err(), "it has taken nothing for a second");
+}
+
 #[test]
 fn what_does_not_get_there_leaves_no_trace() {
     let mut intake = proven(64, [1]);
