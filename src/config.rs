@@ -28,7 +28,7 @@ mod servers;
 
 pub use arguments::ServerSettings;
 pub use proxy::EgressProxy;
-pub use servers::{Amqp, Database, Encryption};
+pub use servers::{Amqp, Database, Encryption, Host};
 
 /// One setting: an environment variable and the flag of the same name.
 struct Setting {
@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(config.queues.len(), 3);
         assert_eq!(config.database_pool_size, 8);
         assert_eq!(config.retry_schedule.to_string(), "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h");
-        assert_eq!((config.amqp.vhost.as_str(), config.amqp.port), ("/", 5672));
+        assert_eq!((config.amqp.vhost.as_str(), config.amqp.hosts[0].port), ("/", 5672));
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! From the broker's name to an open connection: each address of it is tried with its whole handshake.
+//! From the broker's names to an open connection: each address is tried with its whole handshake.
 //!
 //! An address that accepts connections proves nothing: a load balancer does, or a node that is frozen.
 //! So what counts is an open AMQP connection, and who says nothing costs its time limit and no more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::panic::{self, AssertUnwindSafe};
@@ -15,12 +15,13 @@ use mio::Evented;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+use uuid::Uuid;
 
 use super::guard::{self, KillSwitch};
 use super::mending::MendedStream;
 use super::tls::{self, TlsStream};
 use super::{BrokerError, Link, SETUP_TIMEOUT};
-use crate::config::Amqp;
+use crate::config::{Amqp, Host};
 use crate::lookup::{LookUpError, LookUps};
 use crate::shutdown::Shutdown;
 use crate::threads;
@@ -31,13 +32,16 @@ const OLDEST_VERSION: (u32, u32) = (3, 10);
 /// How often a connection that is being made looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// All connections want the same name, so one thread asks for it, and another for a name that was
-/// changed meanwhile. Not the receivers' threads: their name servers are not our broker's.
+/// All connections want the same few names, so one thread asks, and another for a name that was changed
+/// meanwhile. Not the receivers' threads: their name servers are not our broker's.
 static LOOK_UPS: LazyLock<LookUps> = LazyLock::new(|| LookUps::new(2));
 
-/// Addresses that failed when they were last tried while another one worked, and why. They are tried
-/// last, so that not every connection waits for them, and told once.
-static FAILED: Mutex<BTreeMap<SocketAddr, String>> = Mutex::new(BTreeMap::new());
+/// What failed when it was last tried while another address worked, and why. It is tried last, so that not
+/// every connection waits for it, and told once.
+static FAILED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
+/// Which of several hosts this process tries first: the instances spread over the nodes of a cluster.
+static FIRST: LazyLock<usize> = LazyLock::new(|| usize::from(Uuid::new_v4().as_bytes()[0]));
 
 /// Why an address is of no use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +64,9 @@ impl From<io::Error> for Failure {
 }
 
 impl Link {
-    /// Connects and logs in, at the first address of the broker's name that lets us. Each may take
+    /// Connects and logs in, at the first address of the broker's hosts that lets us. Each may take
     /// `connect_timeout` for the connection and [`SETUP_TIMEOUT`] for the handshakes, and so may the
-    /// look-up of the name. Shutdown ends it at once.
+    /// look-up of each name. Shutdown ends it at once.
     ///
     /// # Errors
     /// [`BrokerError`], with what each address said. A network loss in the handshake can look like a
@@ -72,38 +76,32 @@ impl Link {
         connect_timeout: Duration,
         shutdown: &Shutdown,
     ) -> Result<Self, BrokerError> {
-        let addresses = resolve(amqp, shutdown).map_err(|problem| BrokerError::Unavailable {
-            address: amqp.to_string(),
-            problem: format!("cannot resolve {:?}: {problem}: check AMQP_URL", amqp.host),
-        })?;
-        Self::open_at(&addresses, amqp, connect_timeout, shutdown)
-    }
-
-    /// The same, where the addresses are known.
-    ///
-    /// # Errors
-    /// As [`Link::open`].
-    pub fn open_at(
-        addresses: &[SocketAddr],
-        amqp: &Amqp,
-        connect_timeout: Duration,
-        shutdown: &Shutdown,
-    ) -> Result<Self, BrokerError> {
-        let mut addresses = addresses.to_vec();
-        // The sort keeps the resolver's order of the others.
-        addresses.sort_by_key(|address| failed().contains_key(address));
+        let mut steps = steps(&amqp.hosts);
         let mut failures = Vec::new();
-        for address in addresses {
+        while let Some(step) = steps.pop_front() {
             if shutdown.is_requested() {
                 break;
             }
-            match open_one(address, amqp, connect_timeout, shutdown) {
-                Ok(link) => {
-                    tell(amqp, address, &failures);
-                    return Ok(link);
+            let place = step.place();
+            let failure = match step {
+                Step::Name(host) => match resolve(host, shutdown) {
+                    Ok(addresses) => {
+                        add_addresses(&mut steps, host, addresses);
+                        continue;
+                    }
+                    Err(problem) => format!("cannot be resolved: {problem}: check AMQP_URL").into(),
+                },
+                Step::Address(host, address) => {
+                    match open_one(host, address, amqp, connect_timeout, shutdown) {
+                        Ok(link) => {
+                            tell(&place, &failures);
+                            return Ok(link);
+                        }
+                        Err(failure) => failure,
+                    }
                 }
-                Err(failure) => failures.push((address, failure)),
-            }
+            };
+            failures.push((place, failure));
         }
         let is_final = !failures.is_empty() && failures.iter().all(|(_, failure)| failure.is_final);
         let problem = match failures.as_slice() {
@@ -111,9 +109,8 @@ impl Link {
             [] => "the name has no address: check AMQP_URL".to_owned(),
             [(_, failure)] => failure.problem.clone(),
             all => {
-                let each = all
-                    .iter()
-                    .map(|(address, Failure { problem, .. })| format!("{address} {problem}"));
+                let each =
+                    all.iter().map(|(place, Failure { problem, .. })| format!("{place} {problem}"));
                 format!("no address of it works: {}", each.collect::<Vec<_>>().join("; "))
             }
         };
@@ -125,28 +122,75 @@ impl Link {
     }
 }
 
-/// Says which addresses are of no use, though another one is; once for each new cause.
-fn tell(amqp: &Amqp, works: SocketAddr, failures: &[(SocketAddr, Failure)]) {
-    let mut failed = failed();
-    if failed.remove(&works).is_some() {
-        log::info!("RabbitMQ at {amqp}: its address {works} works again");
+/// What is tried next.
+enum Step<'a> {
+    /// The addresses of a name are looked up.
+    Name(&'a Host),
+    /// One of them is tried.
+    Address(&'a Host, SocketAddr),
+}
+
+impl Step<'_> {
+    /// What is tried, for people.
+    fn place(&self) -> String {
+        match self {
+            Self::Name(host) => host.to_string(),
+            Self::Address(host, address) if host.name == address.ip().to_string() => {
+                address.to_string()
+            }
+            Self::Address(host, address) => format!("{} ({address})", host.name),
+        }
     }
-    for (address, Failure { problem, .. }) in failures {
-        if failed.insert(*address, problem.clone()).as_ref() != Some(problem) {
+
+    fn has_failed(&self) -> bool {
+        failed().contains_key(&self.place())
+    }
+}
+
+/// The names in the order in which this process tries them: those that failed last.
+fn steps(hosts: &[Host]) -> VecDeque<Step<'_>> {
+    let mut hosts: Vec<&Host> = hosts.iter().collect();
+    let count = hosts.len().max(1);
+    hosts.rotate_left(*FIRST % count);
+    let mut steps: Vec<Step<'_>> = hosts.into_iter().map(Step::Name).collect();
+    steps.sort_by_key(Step::has_failed);
+    steps.into()
+}
+
+/// The addresses of a name come next, in the resolver's order; those that failed last of all.
+fn add_addresses<'a>(steps: &mut VecDeque<Step<'a>>, host: &'a Host, addresses: Vec<SocketAddr>) {
+    for address in addresses.into_iter().rev() {
+        let step = Step::Address(host, address);
+        if step.has_failed() {
+            steps.push_back(step);
+        } else {
+            steps.push_front(step);
+        }
+    }
+}
+
+/// Says which places are of no use, though another one is; once for each new cause.
+fn tell(works: &str, failures: &[(String, Failure)]) {
+    let mut failed = failed();
+    if failed.remove(works).is_some() {
+        log::info!("RabbitMQ at {works} works again");
+    }
+    for (place, Failure { problem, .. }) in failures {
+        if failed.insert(place.clone(), problem.clone()).as_ref() != Some(problem) {
             log::warn!(
-                "RabbitMQ at {amqp}: its address {address} {problem}; it is tried last from now on, \
-                 {works} works"
+                "RabbitMQ at {place} {problem}; it is tried last from now on, {works} works"
             );
         }
     }
 }
 
-fn failed() -> MutexGuard<'static, BTreeMap<SocketAddr, String>> {
+fn failed() -> MutexGuard<'static, BTreeMap<String, String>> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Connects to one address, up to the open AMQP connection.
 fn open_one(
+    host: &Host,
     address: SocketAddr,
     amqp: &Amqp,
     connect_timeout: Duration,
@@ -171,7 +215,7 @@ fn open_one(
     let began = Instant::now();
     let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
         let secured = match &amqp.tls {
-            Some(tls) => Some(tls::handshake(&mut stream, tls, &amqp.host)?),
+            Some(tls) => Some(tls::handshake(&mut stream, tls, &host.name)?),
             None => None,
         };
         let stream = mio::net::TcpStream::from_stream(stream)?;
@@ -200,7 +244,7 @@ fn open_one(
         ),
         other => format!("handshake failed: {other}"),
     })?;
-    let link = Link { connection: Some(connection), kill, address: amqp.to_string() };
+    let link = Link { connection: Some(connection), kill, address: host.to_string() };
     let version = link.version();
     if parse_version(&version).is_some_and(|version| version < OLDEST_VERSION) {
         let problem = format!("is version {version}: needs RabbitMQ 3.10 or newer");
@@ -256,21 +300,21 @@ fn connect_to(address: SocketAddr, limit: Duration, shutdown: &Shutdown) -> io::
     }
 }
 
-/// The addresses of the broker's name.
-fn resolve(amqp: &Amqp, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(ip) = amqp.host.parse() {
-        return Ok(vec![SocketAddr::new(ip, amqp.port)]);
+/// The addresses of a host's name.
+fn resolve(host: &Host, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(ip) = host.name.parse() {
+        return Ok(vec![SocketAddr::new(ip, host.port)]);
     }
     let deadline = Instant::now() + SETUP_TIMEOUT;
     let found = loop {
         // Whoever asks again for a name that is being asked for only goes on waiting.
-        match LOOK_UPS.find(&amqp.host, LOOK) {
+        match LOOK_UPS.find(&host.name, LOOK) {
             _ if shutdown.is_requested() => return Err("shutting down".to_owned()),
             Err(LookUpError::Silent | LookUpError::Busy) if Instant::now() < deadline => {}
             found => break found.map_err(|error| error.to_string())?,
         }
     };
-    Ok(found.iter().map(|ip| SocketAddr::new(*ip, amqp.port)).collect())
+    Ok(found.iter().map(|ip| SocketAddr::new(*ip, host.port)).collect())
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -285,8 +329,11 @@ mod tests {
     use crate::shutdown;
     use std::net::TcpListener;
 
-    fn amqp() -> Amqp {
-        Settings::default().read().expect("the defaults").amqp
+    fn amqp(addresses: &[SocketAddr]) -> Amqp {
+        let host =
+            |address: &SocketAddr| Host { name: address.ip().to_string(), port: address.port() };
+        let hosts = addresses.iter().map(host).collect();
+        Amqp { hosts, ..Settings::default().read().expect("the defaults").amqp }
     }
 
     #[test]
@@ -308,7 +355,7 @@ mod tests {
         let (_trigger, shutdown) = shutdown::channel();
         let error = std::thread::scope(|scope| {
             scope.spawn(|| drop(leaving.accept()));
-            Link::open_at(&addresses, &amqp(), SETUP_TIMEOUT, &shutdown).expect_err("no broker")
+            Link::open(&amqp(&addresses), SETUP_TIMEOUT, &shutdown).expect_err("no broker")
         });
         let text = error.to_string();
         for (address, says) in addresses.iter().zip(["does not answer within", "failed", "refused"])
@@ -328,7 +375,7 @@ mod tests {
         std::thread::scope(|scope| {
             let began = Instant::now();
             let opening = scope.spawn(|| {
-                Link::open_at(&[address, address], &amqp(), SETUP_TIMEOUT, &shutdown).map(drop)
+                Link::open(&amqp(&[address, address]), SETUP_TIMEOUT, &shutdown).map(drop)
             });
             let _connection = silent.accept().expect("it connects");
             trigger.fire();

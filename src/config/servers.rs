@@ -12,10 +12,8 @@ use crate::tls::{Check, Identity, Roots, Tls};
 /// Where RabbitMQ is and who we are there.
 #[derive(Clone, Debug)]
 pub struct Amqp {
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
+    /// The nodes of a cluster, or the only one.
+    pub hosts: Vec<Host>,
     /// How to encrypt; `None`: not at all.
     pub tls: Option<Tls>,
     /// User name.
@@ -28,18 +26,42 @@ pub struct Amqp {
     pub heartbeat: u16,
 }
 
+/// Where a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its name, or an address.
+    pub name: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, port } = self;
+        match name.contains(':') {
+            true => write!(formatter, "[{name}]:{port}"),
+            false => write!(formatter, "{name}:{port}"),
+        }
+    }
+}
+
 impl fmt::Display for Amqp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.host, self.port)
+        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        formatter.write_str(&hosts.join(","))
     }
 }
 
 impl Amqp {
-    /// Reads AMQP_URL (RabbitMQ's "URI specification" and "URI query parameters"). The value itself
-    /// never stands in what is said of it: it may hold a password.
+    /// Reads AMQP_URL (RabbitMQ's "URI specification" and "URI query parameters"), with a list of hosts
+    /// where libpq's URLs have theirs. The value itself never stands in what is said of it: it may hold a
+    /// password.
     pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
         let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
-        let url = Url::parse(text).map_err(|_| usage())?;
+        let (before, hosts, after) = around_hosts(text).ok_or_else(usage)?;
+        let with = |host: &str| Url::parse(&format!("{before}{host}{after}")).map_err(|_| usage());
+        let urls: Vec<Url> = hosts.split(',').map(with).collect::<Result<_, _>>()?;
+        let url = urls.first().ok_or_else(usage)?;
         let (encrypted, port) = match url.scheme() {
             "amqp" => (false, 5672),
             "amqps" => (true, 5671),
@@ -75,19 +97,20 @@ impl Amqp {
             }
             *file = Some(PathBuf::from(&*value));
         }
-        // An address in brackets is how URLs write IPv6; sockets want it bare.
-        let host = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
-        if host.is_empty() {
-            return Err(usage());
-        }
+        let host = |url: &Url| {
+            // An address in brackets is how URLs write IPv6; sockets want it bare.
+            let name = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
+            let host = Host { name: name.to_owned(), port: url.port().unwrap_or(port) };
+            (!name.is_empty()).then_some(host).ok_or_else(usage)
+        };
+        let hosts = urls.iter().map(host).collect::<Result<_, _>>()?;
         let tls = match encrypted {
             true => Some(files.tls(roots, Check::Name, "certfile", "keyfile")?),
             false => None,
         };
         let decode = |part: &str| decode(part).ok_or_else(usage);
         Ok(Self {
-            host: host.to_owned(),
-            port: url.port().unwrap_or(port),
+            hosts,
             tls,
             user: or(decode(url.username())?, "guest"),
             password: Secret::new(decode(url.password().unwrap_or("guest"))?),
@@ -95,6 +118,14 @@ impl Amqp {
             heartbeat,
         })
     }
+}
+
+/// What stands before a URL's hosts, they, and what stands behind them.
+fn around_hosts(text: &str) -> Option<(&str, &str, &str)> {
+    let start = text.find("://")? + 3;
+    let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |length| start + length);
+    let start = text[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    Some((&text[..start], &text[start..end], &text[end..]))
 }
 
 /// Where PostgreSQL is.
@@ -215,6 +246,10 @@ mod tests {
         Amqp::parse(url, &Roots::bundled())
     }
 
+    fn host(name: &str, port: u16) -> Host {
+        Host { name: name.to_owned(), port }
+    }
+
     fn database(url: &str) -> Result<Database, String> {
         Database::parse(url, &Roots::bundled())
     }
@@ -223,7 +258,8 @@ mod tests {
     fn the_parts_of_the_amqp_url_are_decoded() {
         let url = "amqp://us%40er:p%2Fw@[::1]:5673/my%2fhost?heartbeat=7";
         let amqp = amqp(url).expect("a URL");
-        assert_eq!((amqp.host.as_str(), amqp.port, amqp.heartbeat), ("::1", 5673, 7));
+        assert_eq!(amqp.hosts, [host("::1", 5673)]);
+        assert_eq!(amqp.heartbeat, 7);
         assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("us@er", "my/host"));
         assert_eq!(amqp.password.expose(), "p/w");
         assert!(amqp.tls.is_none());
@@ -233,8 +269,19 @@ mod tests {
     #[test]
     fn amqps_has_a_port_of_its_own() {
         let amqp = amqp("amqps://host/").expect("a URL");
-        assert_eq!(amqp.port, 5671);
+        assert_eq!(amqp.hosts, [host("host", 5671)]);
         assert!(amqp.tls.is_some());
+    }
+
+    #[test]
+    fn there_may_be_several_hosts_each_with_its_port() {
+        let amqp =
+            amqp("amqp://u,s:p,w@a:5673,b,[::1]:5674,10.0.0.1/v,h?heartbeat=7").expect("a URL");
+        let hosts = [host("a", 5673), host("b", 5672), host("::1", 5674), host("10.0.0.1", 5672)];
+        assert_eq!(amqp.hosts, hosts);
+        assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("u,s", "v,h"));
+        assert_eq!((amqp.password.expose(), amqp.heartbeat), ("p,w", 7));
+        assert_eq!(amqp.to_string(), "a:5673,b:5672,[::1]:5674,10.0.0.1:5672");
     }
 
     #[test]
@@ -248,6 +295,8 @@ mod tests {
             ("amqps://u:s3cret@x/?cacertfile=/nowhere", "/nowhere"),
             ("amqps://u:s3cret@x/?certfile=/nowhere", "keyfile"),
             ("s3cret", "amqp://"),
+            ("amqp://u:s3cret@a,,b/", "amqp://"),
+            ("amqp://u:s3cret@a,b:99999/", "amqp://"),
         ] {
             let error = amqp(bad).expect_err(bad);
             assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");

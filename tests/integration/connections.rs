@@ -12,7 +12,7 @@ use amiquip::FieldTable;
 use url::Url;
 use webhook_notifier::{
     broker::{Link, SETUP_TIMEOUT},
-    config::{Amqp, Settings},
+    config::{Amqp, Host, Settings},
     domain::secret::Secret,
     shutdown,
 };
@@ -60,16 +60,16 @@ fn a_broker_that_refuses_the_login_fails_the_start_with_one_clear_line() {
     check_no_start(&sandbox, url.as_str(), "amqp");
 }
 
-/// What AMQP_URL of the tests' servers says.
-fn amqp() -> Amqp {
+/// What AMQP_URL of the tests' servers says, at these addresses.
+fn amqp(addresses: &[SocketAddr]) -> Amqp {
     let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
     let defaults = Settings::default().read().expect("the defaults").amqp;
     let user = url.username().to_owned();
     let password = Secret::new(url.password().expect("a password").to_owned());
-    Amqp { host: "several.test".to_owned(), user, password, ..defaults }
+    let host = |address: &SocketAddr| Host { name: address.ip().to_string(), port: address.port() };
+    Amqp { hosts: addresses.iter().map(host).collect(), user, password, ..defaults }
 }
 
-/// A name with several addresses is what no machine has that one could rely on, so they are given here.
 #[test]
 fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one() {
     let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
@@ -83,7 +83,7 @@ fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one()
     drop(nobody);
     let (_trigger, shutdown) = shutdown::channel();
     let limit = Duration::from_secs(3);
-    let open = |addresses: &[SocketAddr]| Link::open_at(addresses, &amqp(), limit, &shutdown);
+    let open = |addresses: &[SocketAddr]| Link::open(&amqp(addresses), limit, &shutdown);
 
     for addresses in [[first, second, broker], [second, first, broker], [broker, first, second]] {
         open(&addresses).expect("one of them is RabbitMQ").close();
@@ -105,6 +105,55 @@ fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one()
     {
         assert!(error.contains(&format!("{address} {says}")), "no {address} {says} in {error}");
     }
+}
+
+/// Two ways to the broker in one URL, as to two nodes of a cluster.
+#[track_caller]
+fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["*"]);
+    let nodes = [(); 2].map(|()| Proxy::before(&sandbox.servers.amqp_url));
+    let urls = nodes.each_ref().map(|node| node.url(&sandbox.servers.amqp_url));
+    let places = urls.each_ref().map(|url| {
+        let url = Url::parse(url).expect("an URL");
+        format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
+    });
+    let both = urls[0].replace(&places[0], &places.join(","));
+    let mut notifier = sandbox.notifier().env("AMQP_URL", format!("{both}?heartbeat=1")).start();
+    let deliver = || {
+        let event = Event::new("order.paid");
+        sandbox.publish(&event);
+        wait_until(LATER, "it is delivered", || !receiver.of("/", &event).is_empty());
+    };
+    deliver();
+    let used = usize::from(nodes[1].accepted() > 0);
+    assert_eq!(nodes[1 - used].accepted(), 0, "all connections go to one node");
+
+    goes_away(&nodes[used]);
+    deliver();
+    let line = notifier.wait_stderr(LATER, "it is tried last from now on");
+    assert!(line.contains(&places[used]) && line.contains("WARN"), "{line}");
+    wait_until(LATER, "it is ready", || notifier.is_ready());
+
+    nodes[used].bury_frozen();
+    nodes[used].thaw();
+    goes_away(&nodes[1 - used]);
+    deliver();
+    notifier.wait_stderr(LATER, &format!("RabbitMQ at {} works again", places[used]));
+    wait_until(LATER, "it is ready", || notifier.is_ready());
+    notifier.terminate();
+    sandbox.wait_drained();
+}
+
+#[test]
+fn when_its_node_refuses_connections_it_goes_on_at_the_next() {
+    check_that_it_goes_on_at_the_other_node(Proxy::refuse);
+}
+
+#[test]
+fn when_its_node_falls_silent_it_goes_on_at_the_next() {
+    check_that_it_goes_on_at_the_other_node(Proxy::freeze);
 }
 
 #[test]
