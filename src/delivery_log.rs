@@ -280,6 +280,7 @@ mod tests {
             attempts: 1,
             first_received_at: 0,
             last_error: String::new(),
+            last_answer: None,
             not_before: None,
         };
         let delivered = Happened::Attempted {

@@ -212,25 +212,58 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
     let _notifier = notifier(&sandbox);
-    let text = why(&sandbox, 1, &["no-such-event"]);
+    let asked = ["no-such-event", "--delivery-log", "all"];
+    let text = why(&sandbox, 1, &asked);
     let meanings = [
         "nor does it lie in a dead-letter queue",
-        "DELIVERY_LOG=failures",
+        "DELIVERY_LOG=all",
         "DELIVERY_LOG_KEEP",
-        "was off",
         "never received",
         "the id is another one",
     ];
     expect_parts(&text, &meanings);
-    let text = why(&sandbox, 1, &["no-such-event", "--type", "order.paid"]);
+    assert!(!text.contains("first attempt"), "that would be in the log: {text}");
+    let text = why(&sandbox, 1, &[&asked[..], &["--type", "order.paid"]].concat());
     expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
-    let answer = read(&sandbox.command(&["why", "no-such-event", "--json"]));
+    let answer = read(&sandbox.command(&[&["why", "--json"], &asked[..]].concat()));
     assert_eq!(
         (&answer["known"], answer["may_be"].as_array().map(Vec::len)),
-        (&false.into(), Some(5))
+        (&false.into(), Some(3))
     );
+    expect_parts(&why(&sandbox, 1, &["x", "--delivery-log", "off"]), &["DELIVERY_LOG=off"]);
     let wrong = sandbox.command(&["why", "x", "--type", "two\nlines"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
+}
+
+#[test]
+fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
+    let _notifier = sandbox.notifier().start();
+    let event = publish(&sandbox, "order.paid");
+    receiver.wait_at("/", 1);
+    let text = why(&sandbox, 0, &[&event]);
+    let told = [
+        "nothing went wrong with it, as far as is known",
+        "DELIVERY_LOG=failures",
+        "It can't know which of these is so",
+        "it was delivered, to each webhook at the first attempt",
+        "no webhook wanted it",
+        "never received",
+        "the id is another one",
+        "DELIVERY_LOG_KEEP",
+    ];
+    expect_parts(&text, &told);
+    let text = why(&sandbox, 0, &[&event, "--type", "order.paid"]);
+    expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
+    let answer = read(&sandbox.command(&["why", &event, "--json"]));
+    assert_eq!((&answer["known"], &answer["no_failure"]), (&false.into(), &true.into()));
+    assert_eq!(answer["may_be"].as_array().map(Vec::len), Some(5), "{answer}");
+    // Whether it is dead is not known.
+    let nobody = receiver.refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    assert_eq!(blind.code, Some(1), "{blind:?}");
 }
 
 #[test]
