@@ -23,7 +23,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{LogSession, PRUNE_CHUNK, Store, StoreError, Unwritten};
 
 /// Entries that may wait for the thread: over a second's worth at the rate at which it writes them,
-/// and a few MiB; boxed, since the channel has a place for each from the start.
+/// and a few MiB, or ten where receivers have much to say; boxed, since the channel has a place for each from the start.
 const MOST_WAITING: usize = 8_192;
 
 /// Entries that are written together. More make it no faster.

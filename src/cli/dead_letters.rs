@@ -172,31 +172,40 @@ impl Which {
 pub(super) fn run(command: DeadLetters) -> Result<()> {
     match command {
         DeadLetters::List { each, which, common } => {
-            with_scope(&which, &common, u64::MAX, false, |scope| {
+            with_scope(&which, &common, u64::MAX, Use::Look, |scope| {
                 if each { list_each(scope, &common) } else { list(scope, &common) }
             })
         }
         DeadLetters::Show { limit, which, common } => {
-            with_scope(&which, &common, limit, false, |scope| show(scope, &common))
+            with_scope(&which, &common, limit, Use::Look, |scope| show(scope, &common))
         }
         DeadLetters::Replay { act, which, common } => {
-            with_scope(&which, &common, act.most(), !act.dry_run, |scope| {
-                replay(scope, act, &common)
-            })
+            with_scope(&which, &common, act.most(), act.of(), |scope| replay(scope, act, &common))
         }
         DeadLetters::Purge { all, act, which, common } => {
             if which.is_everything() && !all {
                 let problem = "this would delete every dead letter: say which, or --all";
                 return Err(Usage(problem.to_owned()).into());
             }
-            with_scope(&which, &common, act.most(), !act.dry_run, |scope| {
-                purge(scope, act, &common)
-            })
+            with_scope(&which, &common, act.most(), act.of(), |scope| purge(scope, act, &common))
         }
     }
 }
 
+/// What is done with dead letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Look,
+    /// Said what would be done.
+    Plan,
+    Move,
+}
+
 impl Act {
+    fn of(self) -> Use {
+        if self.dry_run { Use::Plan } else { Use::Move }
+    }
+
     fn most(self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
     }
@@ -206,7 +215,7 @@ fn with_scope(
     which: &Which,
     common: &Common,
     limit: u64,
-    moves: bool,
+    how: Use,
     act: impl FnOnce(Scope<'_>) -> Result<()>,
 ) -> Result<()> {
     let config = read(&common.settings.0)?;
@@ -214,7 +223,7 @@ fn with_scope(
     let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
     let (queues, mut selection) = (which.queues(&config), which.selection(webhook));
     let (trigger, shutdown) = shutdown::channel();
-    if moves {
+    if how == Use::Move {
         // To say how far it came. Nothing is lost, whatever it was at.
         shutdown::watch_signals(trigger)?;
     }
@@ -228,7 +237,7 @@ fn with_scope(
     };
     let all = Selection::default();
     if let Some(given) = &which.event {
-        selection.event_id = Some(ids::dead_event(scope(&all), given, moves)?);
+        selection.event_id = Some(ids::dead_event(scope(&all), given, how != Use::Look)?);
     }
     act(scope(&selection))
 }

@@ -130,9 +130,14 @@ pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
 }
 
 /// The whole id of an event among dead letters, where the given one is the beginning of one only; else
-/// the given one. Where they are to be moved, the beginning of a number is no id: it might be another's.
+/// the given one. Where they are to be moved, `ord-17` is not `ord-171`, of which it is the beginning.
 pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<String> {
-    if !may_be_beginning(given) {
+    let is_logged = || {
+        let logged = Store::new(scope.config)?.history(given, None);
+        Ok::<_, anyhow::Error>(logged.is_ok_and(|entries| !entries.is_empty()))
+    };
+    // Else every dead letter is looked at for nothing.
+    if !may_be_beginning(given) || is_logged()? {
         return Ok(given.to_owned());
     }
     let selection =
@@ -147,19 +152,18 @@ pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<S
     })?;
     let found: Vec<String> = found.into_iter().collect();
     match found.as_slice() {
-        [] => Ok(given.to_owned()),
-        _ if is_there => Ok(given.to_owned()),
-        [one] if moves && Uuid::try_parse(one).is_err() => bail!(
+        [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(
             "no dead letter is of the event {}; of one whose id begins so there is: {}. To move it, give the \
              whole id",
             quoted(given),
             listed(&found)
         ),
-        [one] => {
+        [one] if !is_there => {
             complain(&format!("the event {} is meant", shown::line(one, MAX_NAME_BYTES)));
             Ok(one.clone())
         }
-        several => bail!(several_events(given, several)),
+        several @ [_, _, ..] if !is_there => bail!(several_events(given, several)),
+        _ => Ok(given.to_owned()),
     }
 }
 

@@ -16,6 +16,11 @@ use crate::domain::webhook::Target;
 /// How many bytes are read for each that is kept: much of a page is white space.
 const BYTES_FOR_ONE: usize = 4;
 
+/// What is in many texts is no secret, and would leave nothing of an answer: a header's value is longer than
+/// this, in bytes, and so is a parameter, which often is a number or a year.
+const MOST_PLAIN_OF_HEADER: usize = 3;
+const MOST_PLAIN_OF_QUERY: usize = 5;
+
 /// How much of a status line is looked at, in bytes.
 const MOST_OF_STATUS_LINE: usize = 1_024;
 
@@ -64,9 +69,9 @@ impl Secrets {
             let differs = plain != value;
             [Some(value.to_owned()), differs.then(|| plain.into_owned())].into_iter().flatten()
         });
-        // What is in many texts is no secret, and would leave nothing of an answer.
-        let mut secrets: Vec<String> =
-            of_headers.chain(of_query).filter(|secret| secret.len() > 3).collect();
+        let of_headers = of_headers.filter(|value| value.len() > MOST_PLAIN_OF_HEADER);
+        let of_query = of_query.filter(|value| value.len() > MOST_PLAIN_OF_QUERY);
+        let mut secrets: Vec<String> = of_headers.chain(of_query).collect();
         // One may be a part of another.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Self(secrets)
@@ -103,7 +108,8 @@ mod tests {
     use crate::domain::webhook::{self, Webhook};
 
     fn target(url: &str, headers: &str) -> Target {
-        let columns = Columns { headers: Some(Secret::new(headers.to_owned())), ..Columns::default() };
+        let columns =
+            Columns { headers: Some(Secret::new(headers.to_owned())), ..Columns::default() };
         let secrets = webhook::Secrets::default();
         Webhook::new(Uuid::nil(), url, &secrets, &columns).target.expect("it can be used")
     }

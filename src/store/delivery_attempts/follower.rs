@@ -15,7 +15,8 @@ use crate::domain::history::Entry;
 /// How many entries [`Follower::next`] returns at most.
 const PAGE: i64 = 1_000;
 
-/// How far back the first entries are looked for that fit, in entries. (Those of a webhook have an index.)
+/// How far back the first entries are looked for that fit, in entries; and those that were being written at
+/// the first look, which is more than are written in a time of [`SETTLED`]. (Those of a webhook have an index.)
 const LOOK_BACK: i64 = 100_000;
 
 /// What was being written so long before can be seen by now, or never will be: several times
@@ -40,6 +41,8 @@ pub struct Follower {
     seen: Option<String>,
     /// What is being seen, page by page: as a snapshot, and up to which id.
     page: Option<(String, i64)>,
+    /// Up to which id all that came before the first look can be seen.
+    floor: i64,
     /// The largest id at the last looks, and when they were; the first of them was long enough
     /// before the last one.
     ids: VecDeque<(Instant, i64)>,
@@ -71,6 +74,7 @@ impl Follower {
             only_failures,
             seen: None,
             page: None,
+            floor: 0,
             ids: VecDeque::new(),
         }
     }
@@ -84,22 +88,26 @@ impl Follower {
             Some(page) => page,
             None => {
                 let (until, last_id) = self.session.run(look)?;
-                let settled = self.settled(last_id);
+                if self.seen.is_none() {
+                    self.floor = last_id.saturating_sub(LOOK_BACK);
+                }
+                let after = self.settled(last_id);
                 self.ids.push_back((Instant::now(), last_id));
-                let first = match self.webhook {
-                    Some(_) => 0,
-                    None => last_id.saturating_sub(LOOK_BACK),
-                };
-                (until, if self.seen.is_some() { settled } else { first })
+                (until, after)
             }
         };
         let Some(seen) = self.seen.clone() else {
-            let newest = self.select("DESC", NOTHING.to_owned(), &until, after, lines.into())?;
+            // By its index, which has the webhook's entries in the order of their times.
+            let (order, after) = match self.webhook {
+                Some(_) => ("delivery_attempts.at DESC", 0),
+                None => ("id DESC", self.floor),
+            };
+            let newest = self.select(order, NOTHING.to_owned(), &until, after, lines.into())?;
             self.seen = Some(until);
             let entries = newest.into_iter().rev().filter_map(|(_, entry)| entry);
             return Ok(Seen { entries: entries.collect(), more: false });
         };
-        let found = self.select("ASC", seen, &until, after, PAGE)?;
+        let found = self.select("id", seen, &until, after, PAGE)?;
         let more = i64::try_from(found.len()).is_ok_and(|count| count == PAGE);
         match found.last() {
             Some((last, _)) if more => self.page = Some((until, *last)),
@@ -114,13 +122,14 @@ impl Follower {
         // The table was made anew.
         if self.ids.back().is_some_and(|(_, id)| *id > last_id) {
             self.ids.clear();
+            self.floor = 0;
         }
-        let Some((last, _)) = self.ids.back().copied() else { return 0 };
+        let Some((last, _)) = self.ids.back().copied() else { return self.floor };
         let is_settled = |(at, _): &(Instant, i64)| last.duration_since(*at) >= SETTLED;
         while self.ids.get(1).is_some_and(is_settled) {
             self.ids.pop_front();
         }
-        self.ids.front().filter(|look| is_settled(look)).map_or(0, |(_, id)| *id)
+        self.ids.front().filter(|look| is_settled(look)).map_or(self.floor, |(_, id)| *id)
     }
 
     fn select(
@@ -136,12 +145,12 @@ impl Follower {
         let asked = format!(
             "SELECT {ENTRY} FROM delivery_attempts
              WHERE id > $1
+                 AND ($4 IS NULL OR webhook_id = $4)
                  AND NOT pg_visible_in_snapshot(tx, $2::text::pg_snapshot)
                  AND pg_visible_in_snapshot(tx, $3::text::pg_snapshot)
-                 AND ($4 IS NULL OR webhook_id = $4)
                  AND (NOT $5 OR outcome NOT IN ('delivered', 'handed_over', 'unmatched'))
                  AND ($7 IS NULL OR account = $7)
-             ORDER BY id {order} LIMIT $6"
+             ORDER BY {order} LIMIT $6"
         );
         let found = self.session.run(move |client| {
             let rows = client.query_typed(
