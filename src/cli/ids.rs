@@ -153,8 +153,8 @@ pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<S
     let found: Vec<String> = found.into_iter().collect();
     match found.as_slice() {
         [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(
-            "no dead letter is of the event {}; of one whose id begins so there is: {}. To move it, give the \
-             whole id",
+            "no dead letter is of the event {}, but one is of {}, whose id begins so: give the whole id \
+             to move it",
             quoted(given),
             listed(&found)
         ),

@@ -10,7 +10,7 @@ use crate::domain::outcome::Response;
 type Header = (String, String);
 
 /// What was sent and what came back. The values of the webhook's own headers are shown as `***`, also
-/// where the receiver sends them back.
+/// where the receiver sends them back, and there those of its URL's parameters, too.
 #[derive(Clone, Debug)]
 pub struct Trial {
     /// The request's headers; none where the webhook can't be used.

@@ -137,6 +137,32 @@ fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
 }
 
 #[test]
+fn an_event_in_a_backlog_says_how_many_are_before_it() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["order.paid"]);
+    sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
+    let notifier = notifier(&sandbox);
+    let events: Vec<String> = (1..=3)
+        .map(|count| {
+            let event = publish(&sandbox, "order.paid");
+            let written = [("result", "written")];
+            notifier.wait_metric("webhook_delivery_log_rows_total", &written, f64::from(count));
+            event
+        })
+        .collect();
+    let number = |event: &String| -> Option<u64> {
+        let text = why(&sandbox, 0, &[event]);
+        let (_, rest) = text.split_once("about number ")?;
+        rest.split(' ').next()?.parse().ok()
+    };
+    wait_for(SOON, "each is one behind the other", || {
+        let numbers: Vec<u64> = events.iter().filter_map(number).collect();
+        (numbers.len() == 3 && numbers.is_sorted_by(|a, b| a + 1 == *b)).then_some(())
+    });
+}
+
+#[test]
 fn a_dead_event_is_looked_for_where_dead_letters_lie() {
     let sandbox = Sandbox::new();
     let good = Receiver::new();

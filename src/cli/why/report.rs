@@ -163,9 +163,11 @@ fn counts(page: &mut Page, told: &Told) {
         page.labelled("slowest", &format!("{ms} ms, {}", line(slowest)));
     }
     if let Some(gap) = report.longest_gap {
-        let long = Span::from(Duration::from_millis(gap.millis().unsigned_abs()));
-        let long =
-            if gap.millis() < 1_000 { long.to_string() } else { age(Some(gap.from), gap.to) };
+        let millis = gap.millis();
+        let long = match millis {
+            ..60_000 => format!("{}.{}s", millis / 1_000, millis % 1_000 / 100),
+            _ => age(Some(gap.from), gap.to),
+        };
         page.labelled(
             "gap",
             &format!(
