@@ -186,14 +186,18 @@ fn a_replayed_delivery_forgets_what_is_no_longer_the_last_answer() {
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     let notifier = start(&sandbox);
     until_dead(&sandbox, &notifier, "order.paid");
+    let letter = || {
+        let letters = json(&succeed(&sandbox, &["dead-letters", "show", "--json"]));
+        letters[0]["dead_letter"].clone()
+    };
+    assert_eq!(letter()["last_answer"]["body"], "the first");
     sandbox.database.execute(
         "UPDATE webhooks SET post_url = $1 WHERE id = $2",
         &[&receiver.refusing_url(), &webhook],
     );
     succeed(&sandbox, &["dead-letters", "replay"]);
     wait_until(SOON, "it is dead again", || {
-        let letters = json(&succeed(&sandbox, &["dead-letters", "show", "--json"]));
-        let letter = &letters[0]["dead_letter"];
+        let letter = letter();
         let error = letter["last_error"].as_str().unwrap_or_default();
         error.contains("connection refused") && letter["last_answer"].is_null()
     });
