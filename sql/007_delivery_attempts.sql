@@ -19,6 +19,5 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
     next_attempt_at TIMESTAMPTZ,
     dead TEXT
 );
--- For `why`, and for what is older than DELIVERY_LOG_KEEP.
-CREATE INDEX IF NOT EXISTS delivery_attempts_event_idx ON delivery_attempts (event_id);
+-- For what is older than DELIVERY_LOG_KEEP.
 CREATE INDEX IF NOT EXISTS delivery_attempts_at_idx ON delivery_attempts (at);

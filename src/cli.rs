@@ -3,6 +3,7 @@
 mod check;
 mod dead_letters;
 mod help;
+mod ids;
 mod listen;
 mod tail;
 mod webhooks;
@@ -82,10 +83,11 @@ enum Command {
     /// List, show, replay and purge what could not be delivered
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Say what became of an event: who wanted it, what was tried, where it is, what to do
+    /// Say what became of an event: who wanted it, what was tried, where it is, what to do; or how a webhook
+    /// has been
     ///
     /// Reads the delivery log (DELIVERY_LOG) and, where the broker answers, the dead-letter queues.
-    /// Exit code 1 if nothing is known of the event.
+    /// Exit code 1 if nothing is known of the event, and the log would know.
     #[command(after_long_help = help::WHY)]
     Why(why::Why),
     /// Show attempts as they are logged, by all instances, until Ctrl-C

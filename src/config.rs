@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::domain::address::AllowedNetworks;
+use crate::domain::answer::MOST_OF_BODY;
 use crate::domain::forwarding::Forwarding;
 use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
@@ -48,7 +49,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 28] = [
+const SETTINGS: [Setting; 29] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
@@ -74,6 +75,7 @@ const SETTINGS: [Setting; 28] = [
     setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
     setting("DATABASE_POOL_SIZE", "8", "N", "Connections to PostgreSQL"),
     setting("DELIVERY_LOG", "failures", "WHAT", "What the table of delivery attempts holds, for `why` and `tail`: off, failures or all"),
+    setting("DELIVERY_LOG_BODY", "512", "BYTES", "How much of a failed answer is kept, there and with dead letters: so many bytes of its body, and its status line; 0 keeps neither"),
     setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long an entry stays there"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
@@ -147,6 +149,7 @@ pub struct Config {
     pub directory_entries: usize,
     pub database_pool_size: u32,
     pub delivery_log: Extent,
+    pub delivery_log_body: usize,
     pub delivery_log_keep: Duration,
     pub shutdown_timeout: Duration,
     pub rust_log: String,
@@ -201,6 +204,7 @@ impl Settings {
             directory_entries: self.number("DIRECTORY_ENTRIES", 1..=10_000_000)?,
             database_pool_size: self.number("DATABASE_POOL_SIZE", 1..=10_000)?,
             delivery_log: self.with("DELIVERY_LOG", Extent::from_str)?,
+            delivery_log_body: self.number("DELIVERY_LOG_BODY", 0..=MOST_OF_BODY)?,
             delivery_log_keep: self.time_up_to("DELIVERY_LOG_KEEP", LONGEST_AGE)?,
             shutdown_timeout: self.time("SHUTDOWN_TIMEOUT")?,
             rust_log: self.with("RUST_LOG", parse_log_filter)?,

@@ -23,7 +23,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{LogSession, PRUNE_CHUNK, Store, StoreError, Unwritten};
 
 /// Entries that may wait for the thread: over a second's worth at the rate at which it writes them,
-/// and a few MiB; boxed, since the channel has a place for each from the start.
+/// and a few MiB, or ten where receivers have much to say; boxed, since the channel has a place for each from the start.
 const MOST_WAITING: usize = 8_192;
 
 /// Entries that are written together. More make it no faster.
@@ -280,6 +280,7 @@ mod tests {
             attempts: 1,
             first_received_at: 0,
             last_error: String::new(),
+            last_answer: None,
             not_before: None,
         };
         let delivered = Happened::Attempted {

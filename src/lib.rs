@@ -87,6 +87,7 @@
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how ids and types stand in headers: [`domain::encoding`]; what of the producer's headers goes on: [`domain::forwarding`] |
+//! | what of a failed answer is kept, and what is hidden in it | `sender/excerpt.rs`, [`domain::answer`] |
 //! | how connections are used again, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the words for none: `sender/failure.rs` |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`]; how a proxy leads there: `sender/egress.rs` |
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`] |
@@ -97,7 +98,7 @@
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |
-//! | a command | [`cli`] |
+//! | a command | [`cli`]; which ids commands take: `cli/ids.rs` |
 //!
 //! `tests/integration` has a file for each of these from the outside, against real servers, and
 //! `layout.rs` there holds which module may use which.

@@ -356,7 +356,7 @@ impl Pipeline {
             at: SystemTime::now(),
         });
         metrics.in_flight.dec();
-        let response = match response {
+        let mut response = match response {
             Response::NotSent { detail } => {
                 let lasted = self.metrics.egress().failed(&detail);
                 if !self.is_refused_alone(&delivery, &detail, lasted) {
@@ -366,6 +366,7 @@ impl Pipeline {
             }
             response => response,
         };
+        let answer = response.take_excerpt();
         let took = started.elapsed();
         metrics.request_duration.observe(took.as_secs_f64());
         let status = response.status();
@@ -400,7 +401,7 @@ impl Pipeline {
                     Decision::Delivered => "none".to_owned(),
                 },
             );
-            delivery.last_error = detail;
+            (delivery.last_error, delivery.last_answer) = (detail, answer);
             if reason == Reason::Gone {
                 self.disable(webhook);
             }
@@ -507,6 +508,7 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
         attempts: 0,
         first_received_at: unix_millis(),
         last_error: String::new(),
+        last_answer: None,
         not_before: None,
     }
 }

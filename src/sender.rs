@@ -12,12 +12,14 @@ use ureq::{Agent, Timeout};
 use crate::config::Config;
 use crate::domain::address::AllowedNetworks;
 use crate::domain::forwarding::Forwarding;
+use crate::domain::history::Extent;
 use crate::domain::outcome::Response;
 use crate::lookup::LookUps;
 
 mod agents;
 mod attempt;
 mod egress;
+mod excerpt;
 mod exchange;
 mod failure;
 mod head;
@@ -59,6 +61,8 @@ pub struct Sender {
     request_timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: u64,
+    /// How much of a failed answer's body is kept; 0: nothing of it.
+    excerpt_bytes: usize,
     forwarding: Forwarding,
 }
 
@@ -109,6 +113,10 @@ impl Sender {
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
             max_response_bytes: config.max_response_bytes,
+            excerpt_bytes: match config.delivery_log {
+                Extent::Off => 0,
+                Extent::Failures | Extent::All => config.delivery_log_body,
+            },
             forwarding: config.forward_headers.clone(),
         }
     }
@@ -123,11 +131,15 @@ impl Sender {
         };
         match self.send(target, request) {
             Ok(mut response) => {
-                let answered = answered(&response);
+                let is_success = response.status().is_success();
+                let mut answered = answered(&response);
                 // The status has decided. Reading on, within the deadline, only serves the next
                 // request: a connection can be used again once its response was read to the end.
-                let body = response.body_mut().as_reader();
-                read_to_end(body.take(self.max_response_bytes));
+                let mut body = response.body_mut().as_reader().take(self.max_response_bytes);
+                if !is_success && self.excerpt_bytes > 0 {
+                    answered = excerpt::added(answered, target, &mut body, self.excerpt_bytes);
+                }
+                read_to_end(body);
                 answered
             }
             Err(error) => {
@@ -148,7 +160,7 @@ impl Sender {
 fn answered(response: &http::Response<ureq::Body>) -> Response {
     let retry_after = response.headers().get("retry-after");
     let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Response::Status { code: response.status().as_u16(), retry_after }
+    Response::Status { code: response.status().as_u16(), retry_after, excerpt: None }
 }
 
 /// Looks a URL's host up as a delivery would, and says what would keep one from it right now: that
@@ -299,7 +311,7 @@ mod tests {
             requests
         });
         for _ in 0..4 {
-            assert_eq!(post(), Response::Status { code: 200, retry_after: None });
+            assert_eq!(post(), Response::Status { code: 200, retry_after: None, excerpt: None });
             sender.close_idle();
         }
         assert!(!served.is_finished());
@@ -343,7 +355,7 @@ mod tests {
         let most = MAX_RESPONSE_HEADER_BYTES - head(0).len();
         assert_eq!(
             bench.answered(head(most), 1),
-            Response::Status { code: 200, retry_after: None }
+            Response::Status { code: 200, retry_after: None, excerpt: None }
         );
         let response = bench.answered(head(most + 1), 1);
         let Response::NoAnswer { reason: Reason::Protocol, detail } = response else {

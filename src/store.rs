@@ -30,7 +30,9 @@ use connector::Connector;
 use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
-pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
+pub use delivery_attempts::{
+    Follower, LogSession, MOST_ENTRIES, MOST_MARKS, PRUNE_CHUNK, Reported, Seen, Unwritten,
+};
 pub use error::{Said, StoreError};
 pub use listen::{Heard, NotListening, Sign};
 pub use registered::{Change, NewSecret, Registered};

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::ids::{self, WebhookId};
 use super::{Common, Usage, account, help, print, print_json, read};
 use crate::broker::{Message, unix_millis};
 use crate::config::Config;
@@ -86,16 +87,17 @@ pub(super) enum DeadLetters {
 /// Which dead letters: those that fit all that is given.
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// Of this event: its id, or the receivers' header `webhook-id`
+    /// Of this event: its id, or the receivers' header `webhook-id`; or the beginning of one that no other
+    /// has
     #[arg(long, value_name = "ID")]
     event: Option<String>,
     /// Of events from this queue, such as high_priority (can be repeated) [default: all of QUEUES, and
     /// what is orphaned of any queue]
     #[arg(long, value_name = "QUEUE")]
     queue: Vec<String>,
-    /// For this webhook
+    /// For this webhook, by its id or the beginning of that
     #[arg(long, value_name = "ID")]
-    webhook: Option<Uuid>,
+    webhook: Option<WebhookId>,
     /// Of this event type, or by a pattern such as `user.*`
     #[arg(long = "type", value_name = "TYPE", value_parser = pattern)]
     event_type: Option<String>,
@@ -152,13 +154,14 @@ impl Which {
         }
     }
 
-    fn selection(&self) -> Selection {
+    fn selection(&self, webhook_id: Option<Uuid>) -> Selection {
         let ago = |span: Span| unix_millis() - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         Selection {
             event_id: self.event.clone(),
+            by_beginning: false,
             event_type: self.event_type.clone(),
             account: self.account.clone(),
-            webhook_id: self.webhook,
+            webhook_id,
             reason: self.reason.clone(),
             dead_until: self.older_than.map(ago),
             dead_since: self.newer_than.map(ago),
@@ -169,31 +172,40 @@ impl Which {
 pub(super) fn run(command: DeadLetters) -> Result<()> {
     match command {
         DeadLetters::List { each, which, common } => {
-            with_scope(&which, &common, u64::MAX, false, |scope| {
+            with_scope(&which, &common, u64::MAX, Use::Look, |scope| {
                 if each { list_each(scope, &common) } else { list(scope, &common) }
             })
         }
         DeadLetters::Show { limit, which, common } => {
-            with_scope(&which, &common, limit, false, |scope| show(scope, &common))
+            with_scope(&which, &common, limit, Use::Look, |scope| show(scope, &common))
         }
         DeadLetters::Replay { act, which, common } => {
-            with_scope(&which, &common, act.most(), !act.dry_run, |scope| {
-                replay(scope, act, &common)
-            })
+            with_scope(&which, &common, act.most(), act.of(), |scope| replay(scope, act, &common))
         }
         DeadLetters::Purge { all, act, which, common } => {
             if which.is_everything() && !all {
                 let problem = "this would delete every dead letter: say which, or --all";
                 return Err(Usage(problem.to_owned()).into());
             }
-            with_scope(&which, &common, act.most(), !act.dry_run, |scope| {
-                purge(scope, act, &common)
-            })
+            with_scope(&which, &common, act.most(), act.of(), |scope| purge(scope, act, &common))
         }
     }
 }
 
+/// What is done with dead letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Look,
+    /// Said what would be done.
+    Plan,
+    Move,
+}
+
 impl Act {
+    fn of(self) -> Use {
+        if self.dry_run { Use::Plan } else { Use::Move }
+    }
+
     fn most(self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
     }
@@ -203,24 +215,31 @@ fn with_scope(
     which: &Which,
     common: &Common,
     limit: u64,
-    moves: bool,
+    how: Use,
     act: impl FnOnce(Scope<'_>) -> Result<()>,
 ) -> Result<()> {
     let config = read(&common.settings.0)?;
-    let (queues, selection) = (which.queues(&config), which.selection());
+    let webhook = which.webhook.as_ref();
+    let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
+    let (queues, mut selection) = (which.queues(&config), which.selection(webhook));
     let (trigger, shutdown) = shutdown::channel();
-    if moves {
+    if how == Use::Move {
         // To say how far it came. Nothing is lost, whatever it was at.
         shutdown::watch_signals(trigger)?;
     }
-    act(Scope {
+    let scope = |selection| Scope {
         config: &config,
         queues: &queues,
         any_orphaned: which.queue.is_empty(),
-        selection: &selection,
+        selection,
         limit,
         shutdown: &shutdown,
-    })
+    };
+    let all = Selection::default();
+    if let Some(given) = &which.event {
+        selection.event_id = Some(ids::dead_event(scope(&all), given, how != Use::Look)?);
+    }
+    act(scope(&selection))
 }
 
 fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
@@ -325,7 +344,8 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
     }
     for (name, value) in &message.headers {
         let value = match value {
-            Value::Text(text) => text.escape_debug().to_string(),
+            // Many quote JSON.
+            Value::Text(text) => shown::line(text, usize::MAX),
             Value::Integer(at) if name.ends_with("-at") => {
                 format!("{at} ({} ago)", age(Some(*at), unix_millis()))
             }

@@ -128,21 +128,32 @@ Prints:
   For each webhook that is concerned: whether it wants the event, what was tried
   when and what came back, where the delivery is now, and what to do. With
   --json an object. It knows what is in the delivery log, and looks through the
-  dead-letter queues where that may say more.
+  dead-letter queues where that may say more. Of a failed attempt it has the
+  answer's status line and the beginning of its body (DELIVERY_LOG_BODY).
+  With --webhook and without an event: how many attempts succeeded and failed
+  since then, by what, the first and the last, the slowest, and the longest time
+  between two.
+  Ids may be cut to a beginning, of four characters at least, that no other id
+  has.
 
 Exit codes:
-  0  something is known of the event
-  1  nothing is: it says what that can mean; or PostgreSQL refused or is away
+  0  something is known of the event, or nothing and the log holds only failures
+     (DELIVERY_LOG=failures): then it says what the log can't know
+  1  nothing is known of the event or the webhook: it says what that can mean;
+     or several ids begin so; or PostgreSQL refused or is away
   2  usage or configuration
 
 Examples:
   webhook-notifier why ord-20261125-3
-  webhook-notifier why ord-20261125-3 --type order.paid";
+  webhook-notifier why ord-20261125-3 --type order.paid
+  webhook-notifier why --webhook 6f1c4f0e --since 2h";
 
 pub(super) const TAIL: &str = "\
 Prints:
   A line for each entry of the delivery log, by whichever instance, within about
-  a second; with --json an object each. While PostgreSQL is away it says so, and
+  a second; with --json an object each. Of a failed attempt what the receiver
+  said (DELIVERY_LOG_BODY). Its ids can be given to `why` and the others, also
+  where only their beginning is shown. While PostgreSQL is away it says so, and
   goes on when that answers.
 
 Exit codes:
@@ -303,7 +314,9 @@ Example:
 
 pub(super) const DEAD_LETTERS_SHOW: &str = "\
 Prints:
-  Headers, last error and body of each; with --json a list of objects.
+  Headers, last error and body of each, and what the receiver answered last
+  (x-last-status-line and x-last-body; DELIVERY_LOG_BODY); with --json a list of
+  objects.
 
 Exit codes:
   0  done, also if there is none

@@ -3,11 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::Args;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use uuid::Uuid;
-
+use super::ids::{self, SHOWN_OF_WEBHOOK, WebhookId, event_to_give};
 use super::{Common, account, complain, print, read};
 use crate::domain::calendar::rfc3339;
 use crate::domain::event::MAX_NAME_BYTES;
@@ -16,6 +12,9 @@ use crate::domain::retry::Span;
 use crate::domain::shown;
 use crate::shutdown;
 use crate::store::{Follower, Store};
+use anyhow::Result;
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How often PostgreSQL is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -25,9 +24,9 @@ const MOST_OF_DETAIL: usize = 60;
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {
-    /// Only deliveries to this webhook
+    /// Only deliveries to this webhook, by its id or the beginning of that
     #[arg(long, value_name = "ID")]
-    webhook: Option<Uuid>,
+    webhook: Option<WebhookId>,
     /// Only events of this account
     #[arg(long, value_name = "TEXT", value_parser = account)]
     account: Option<String>,
@@ -45,13 +44,20 @@ pub(super) struct Tail {
 /// Prints entries until Ctrl-C, or until nobody reads them any more.
 pub(super) fn run(command: Tail) -> Result<()> {
     let Tail { webhook, account, failures, lines, common } = command;
-    let store = Store::new(&read(&common.settings.0)?)?;
+    let config = read(&common.settings.0)?;
+    let store = Store::new(&config)?;
+    let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
     let mut follower = Follower::new(&store, webhook, account, failures);
     // Ctrl-C just ends the command.
     let (_trigger, shutdown) = shutdown::channel();
     let is_json = common.output.json;
+    // Where that many characters don't tell webhooks from each other, or nobody can say, all of them.
+    let shown = match is_json || store.webhooks_differ_within(SHOWN_OF_WEBHOOK).unwrap_or(false) {
+        true => SHOWN_OF_WEBHOOK as usize,
+        false => WHOLE,
+    };
     if !is_json {
-        print(HEADING)?;
+        print(heading(shown))?;
     }
     let mut away = false;
     while !is_closed_pipe() {
@@ -62,7 +68,10 @@ pub(super) fn run(command: Tail) -> Result<()> {
                     away = false;
                 }
                 for entry in &seen.entries {
-                    print(if is_json { serde_json::to_string(entry)? } else { for_people(entry) })?;
+                    print(match is_json {
+                        true => shown::json(&serde_json::to_string(entry)?),
+                        false => for_people(entry, shown),
+                    })?;
                 }
                 if seen.more {
                     continue;
@@ -89,19 +98,29 @@ fn is_closed_pipe() -> bool {
     polled.is_ok() && ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
-const HEADING: &str = "TIME                  ATT  WHAT              MS  WEBHOOK   EVENT                                 TYPE";
+/// How many characters an id has.
+const WHOLE: usize = 36;
 
-fn for_people(entry: &Entry) -> String {
+fn heading(shown_of_webhook: usize) -> String {
+    format!(
+        "{:20}  ATT  {:11}  {:>7}  {:shown_of_webhook$}  {:36}  TYPE",
+        "TIME", "WHAT", "MS", "WEBHOOK", "EVENT"
+    )
+}
+
+/// With ids that `why` and the others take.
+fn for_people(entry: &Entry, shown_of_webhook: usize) -> String {
     let Entry { at, attempt, what, ms, webhook_id, .. } = entry;
     let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
-    // The whole of it would fill half a line, and `why` has it.
-    let webhook = webhook_id.map_or_else(|| "-".to_owned(), |id| id.to_string()[..8].to_owned());
+    // The whole of it would fill half a line.
+    let webhook = webhook_id
+        .map_or_else(|| "-".to_owned(), |id| id.to_string()[..shown_of_webhook].to_owned());
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
     format!(
-        "{}  {attempt:>3}  {:11}  {ms:>7}  {webhook:8}  {:36}  {}{}",
+        "{}  {attempt:>3}  {:11}  {ms:>7}  {webhook:shown_of_webhook$}  {:36}  {}{}",
         rfc3339(*at),
         what.label(),
-        name(&entry.event_id),
+        name(&event_to_give(&entry.event_id)),
         name(&entry.event_type),
         remark(entry),
     )
@@ -109,11 +128,14 @@ fn for_people(entry: &Entry) -> String {
 
 /// What came back, and what follows.
 fn remark(entry: &Entry) -> String {
-    let Entry { what, reason, detail, dead, next_attempt_at, at, .. } = entry;
+    let Entry { what, reason, detail, answer, dead, next_attempt_at, at, .. } = entry;
     let mut remarks = Vec::new();
     match what {
         What::Delivered | What::Unmatched => {}
-        What::Failed if !detail.is_empty() => remarks.push(shown::line(detail, MOST_OF_DETAIL)),
+        What::Failed if !detail.is_empty() => remarks.push(match answer {
+            Some(answer) => answer.line(MOST_OF_DETAIL),
+            None => shown::line(detail, MOST_OF_DETAIL),
+        }),
         _ => remarks.extend(reason.as_deref().map(|reason| shown::line(reason, MOST_OF_DETAIL))),
     }
     remarks.extend(next_attempt_at.map(|next| match u64::try_from(next - at) {

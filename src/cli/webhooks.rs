@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use self::backlogs::{Backlog, Sum};
 use self::settings::{Given, GivenSecret, Unset, changes, secret};
+use super::ids::WebhookId;
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
 use crate::domain::account;
@@ -142,10 +143,31 @@ pub(super) enum Webhooks {
 
 #[derive(Debug, Args)]
 pub(super) struct One {
-    /// The webhook's id
+    /// The webhook's id, or as much of its beginning as no other has
+    #[arg(value_name = "ID")]
+    given: WebhookId,
+    /// As [`Webhooks::resolve`] has found it.
+    #[arg(skip)]
     id: Uuid,
     #[command(flatten)]
     common: Common,
+}
+
+impl Webhooks {
+    /// Finds the webhook that a command is about.
+    fn resolve(&mut self) -> Result<()> {
+        let one = match self {
+            Self::Add { .. } | Self::List { .. } => return Ok(()),
+            Self::Show(one) | Self::Enable(one) | Self::Pause(one) | Self::Resume(one) => one,
+            Self::Set { one, .. }
+            | Self::Test { one, .. }
+            | Self::Remove { one, .. }
+            | Self::Disable { one, .. }
+            | Self::RotateSecret { one, .. } => one,
+        };
+        one.id = one.given.registered(|| Ok(Store::new(&one.common.settings.0.read()?)?))?;
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -179,10 +201,11 @@ fn keep(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
+pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
+    command.resolve()?;
     let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
     let done = match command {
-        Webhooks::Test { one: One { id, common }, what } => {
+        Webhooks::Test { one: One { id, common, .. }, what } => {
             return trial::run(id, what, &read(&common.settings.0)?, common.output);
         }
         Webhooks::Add { url, events, secret: given, settings, common } => {
@@ -212,7 +235,7 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             }
             Ok(())
         }
-        Webhooks::Set { one: One { id, common }, secret: given, keep, settings, unset } => {
+        Webhooks::Set { one: One { id, common, .. }, secret: given, keep, settings, unset } => {
             let secret = secret(&given, &settings)?;
             let changes = changes(&settings, &unset)?;
             if changes.is_empty() && secret.is_none() {
@@ -241,7 +264,7 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             let listed: Vec<_> = listed.collect();
             if common.output.json { print_json(&listed) } else { print(table(&listed)) }
         }
-        Webhooks::Show(One { id, common }) => {
+        Webhooks::Show(One { id, common, .. }) => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             let webhook = one(store.list(Some(id))?.pop(), id)?;
@@ -249,7 +272,7 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             let shown = WithBacklogs { webhook: &webhook, backlogs: &backlogs };
             if common.output.json { print_json(&shown) } else { print(text(&shown)) }
         }
-        Webhooks::Remove { one: One { id, common }, dry_run } => {
+        Webhooks::Remove { one: One { id, common, .. }, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, dry_run, common.output)? {
@@ -257,16 +280,16 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             }
             show(&one(store.remove(id)?, id)?, common.output)
         }
-        Webhooks::Pause(One { id, common }) => {
+        Webhooks::Pause(One { id, common, .. }) => {
             show(&one(store(&common)?.set_paused(id, true)?, id)?, common.output)
         }
-        Webhooks::Resume(One { id, common }) => {
+        Webhooks::Resume(One { id, common, .. }) => {
             show(&one(store(&common)?.set_paused(id, false)?, id)?, common.output)
         }
-        Webhooks::Enable(One { id, common }) => {
+        Webhooks::Enable(One { id, common, .. }) => {
             show(&one(store(&common)?.set_disabled(id, None)?, id)?, common.output)
         }
-        Webhooks::Disable { one: One { id, common }, reason, dry_run } => {
+        Webhooks::Disable { one: One { id, common, .. }, reason, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, dry_run, common.output)? {
@@ -274,7 +297,7 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             }
             show(&one(store.set_disabled(id, Some(&reason))?, id)?, common.output)
         }
-        Webhooks::RotateSecret { one: One { id, common }, keep } => {
+        Webhooks::RotateSecret { one: One { id, common, .. }, keep } => {
             let secret = new_secret()?;
             let new = NewSecret { secret: secret.clone(), keep };
             let rotated = one(store(&common)?.set(id, Vec::new(), Some(new))?, id)?;

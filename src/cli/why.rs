@@ -1,47 +1,35 @@
-//! `why`: what became of one event, by what was logged and by what lies in the dead-letter queues.
+//! `why`: what became of one event, by what was logged and by what lies in the dead-letter queues; or how
+//! one webhook has been.
 
 mod case;
+mod places;
+mod report;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::ids::{self, WebhookId};
 use super::{Common, Usage, account, print, print_json, read};
-use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, unix_millis, wait_queue};
+use crate::broker::unix_millis;
 use crate::config::Config;
-use crate::dead_letters::{self, Scope};
 use crate::domain::calendar;
-use crate::domain::dead_letter::{DeadLetter, Selection};
+use crate::domain::dead_letter::DeadLetter;
 use crate::domain::delivery::UnixMillis;
 use crate::domain::encoding::{header_of_id, header_of_name, id_of_header};
 use crate::domain::event::check_event_type;
-use crate::domain::history::{Entry, State, What};
+use crate::domain::history::{Entry, Extent, What};
+use crate::domain::retry::Span;
 use crate::domain::webhook::{matching_patterns, nearly_matches};
-use crate::shutdown;
 use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 
-use case::{Backlog, Case, Facts, Owner};
-
-/// How long the broker may take. The log alone says most of it.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How many dead letters of a queue are looked through: a second's work. Meanwhile other commands
-/// can't see them.
-const MOST_DEAD_LETTERS: u32 = 20_000;
-
-/// What waits for no longer than this may have left its wait queue, in milliseconds.
-const ABOUT_TO_EXPIRE: UnixMillis = 2_000;
-
-/// How often a queue has to be found empty until what should be in it is said to be missing.
-const LOOKS: u32 = 3;
-const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+use case::{Case, Facts, Owner};
+use places::{find_backlogs, find_dead, find_not_waiting, find_unlogged};
 
 /// How many webhooks of an event are told of.
 const MOST_WEBHOOKS: i64 = 1_000;
@@ -52,16 +40,21 @@ const MOST_NEAR: usize = 5;
 #[derive(Debug, Args)]
 pub(super) struct Why {
     /// The event's id, `event=` in the log; or the receiver's header `webhook-id`, where no event has that
-    /// as its id
-    event: String,
-    /// Only what concerns this webhook
+    /// as its id; or as much of the id's beginning as no other event has
+    #[arg(required_unless_present = "webhook")]
+    event: Option<String>,
+    /// Only what concerns this webhook, by its id or the beginning of that; without an event, how it has
+    /// been
     #[arg(long, value_name = "ID")]
-    webhook: Option<Uuid>,
+    webhook: Option<WebhookId>,
+    /// With --webhook, and without an event: over how long a time, such as 2h [default: 24h]
+    #[arg(long, value_name = "TIME", requires = "webhook", conflicts_with = "event")]
+    since: Option<Span>,
     /// The event's type, where the log does not know it: says which webhooks want such an event
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", requires = "event")]
     event_type: Option<String>,
     /// The event's account, where the log does not know it, or has several with this id
-    #[arg(long, value_name = "TEXT", value_parser = account)]
+    #[arg(long, value_name = "TEXT", value_parser = account, requires = "event")]
     account: Option<String>,
     #[command(flatten)]
     common: Common,
@@ -80,6 +73,10 @@ struct Answer {
     queues: BTreeSet<String>,
     /// Whether anything is.
     known: bool,
+    /// Whether nothing went wrong with it, or is about to, as far as a log that holds only that can tell.
+    no_failure: bool,
+    /// What the log holds, as DELIVERY_LOG says.
+    log: String,
     /// When no webhook wanted it.
     #[serde(serialize_with = "calendar::serialize_option")]
     unmatched_at: Option<UnixMillis>,
@@ -124,31 +121,30 @@ impl Given {
     }
 }
 
-/// What a look at the dead letters has found.
-#[derive(Debug, Default)]
-struct Dead {
-    letters: Vec<DeadLetter>,
-    /// Why it is not all that there may be.
-    problem: Option<String>,
-    /// Queues that there are not, whose dead letters are lost.
-    lost: Vec<String>,
-}
-
 /// Prints the answer; exit code 1 if there is none.
 pub(super) fn run(command: Why) -> Result<ExitCode> {
-    let Why { event, webhook, event_type, account, common } = command;
+    let Why { event, webhook, since, event_type, account, common } = command;
     if let Some(event_type) = &event_type {
         check_event_type(event_type).map_err(|error| Usage(format!("--type: {error}")))?;
     }
     let config = read(&common.settings.0)?;
     let store = Store::new(&config)?;
+    let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
+    let event = match (event, webhook) {
+        (Some(event), _) => event,
+        (None, Some(webhook)) => {
+            return report::run(&config, &store, webhook, since, common.output);
+        }
+        // (clap has seen to it.)
+        (None, None) => return Err(Usage("give an event, or --webhook".to_owned()).into()),
+    };
     let answer = answer(&config, &store, event, webhook, Given { event_type, account })?;
     if common.output.json {
         print_json(&answer)?;
     } else {
         print(text::for_people(&answer, webhook))?;
     }
-    Ok(if answer.known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if answer.known || answer.no_failure { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn answer(
@@ -160,6 +156,16 @@ fn answer(
 ) -> Result<Answer> {
     let now = unix_millis();
     let mut entries = history(store, &asked, webhook)?;
+    let (mut meant, mut unlogged) = (asked, None);
+    if entries.is_empty() {
+        let mut dead = find_unlogged(config, &meant, ids::may_be_beginning(&meant));
+        let whole = whole_id(store, &meant, &dead.letters)?;
+        dead.letters.retain(|letter| is_of(letter, &whole));
+        if whole != meant {
+            entries = history(store, &whole, webhook)?;
+        }
+        (meant, unlogged) = (whole, entries.is_empty().then_some(dead));
+    }
     let truncated = entries.len() >= MOST_ENTRIES;
     entries.retain(|entry| given.may_mean(entry.account.as_deref()));
     let log_begins_at = store.oldest_entry()?;
@@ -179,7 +185,10 @@ fn answer(
             stories.entry(id).or_default().push(entry);
         }
     }
-    let mut dead = find_dead(config, &asked, &stories, unmatched_at.is_some(), now);
+    let mut dead = match unlogged {
+        Some(dead) => dead,
+        None => find_dead(config, &meant, &stories, unmatched_at.is_some(), now),
+    };
     dead.letters.retain(|letter| given.may_mean(letter.account.as_deref()));
     let (letters, malformed): (Vec<_>, Vec<_>) =
         dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
@@ -204,7 +213,7 @@ fn answer(
     let account = owner.account().map(str::to_owned);
     accounts.retain(|other| Some(other) != account.as_ref());
     let mut dead_ids = letters.iter().chain(&malformed).filter_map(|l| l.event_id.clone());
-    let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or_else(|| asked.clone());
+    let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or(meant);
 
     // Told of even where the log has nothing of them: those that want it today.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
@@ -252,7 +261,9 @@ fn answer(
         }
         _ => Vec::new(),
     };
-    let may_be = if known { Vec::new() } else { text::may_be(log_begins_at) };
+    let log = config.delivery_log;
+    let no_failure = !known && log == Extent::Failures && dead.problem.is_none();
+    let may_be = if known { Vec::new() } else { text::may_be(log, log_begins_at) };
     Ok(Answer {
         event_id,
         event_type,
@@ -260,6 +271,8 @@ fn answer(
         other_accounts: accounts,
         queues,
         known,
+        no_failure,
+        log: log.to_string(),
         unmatched_at,
         webhooks,
         malformed,
@@ -285,178 +298,25 @@ fn history(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<Entr
     Ok(Vec::new())
 }
 
-/// Looks for the event's dead letters, where the log says that there are some, or says nothing; and
-/// among the orphaned ones, where it is overdue.
-fn find_dead(
-    config: &Config,
-    event_id: &str,
-    stories: &BTreeMap<Uuid, Vec<Entry>>,
-    is_unmatched: bool,
-    now: UnixMillis,
-) -> Dead {
-    let dead = stories.values().filter(|entries| case::is_dead(entries, now));
-    let mut queues: BTreeSet<String> =
-        dead.filter_map(|entries| entries.last()).map(|entry| entry.queue.clone()).collect();
-    if stories.is_empty() && !is_unmatched {
-        queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
-    }
-    let is_overdue = |entries: &Vec<Entry>| {
-        matches!(State::of(entries, now), Some(State::Waiting { overdue: true, .. }))
-    };
-    if queues.is_empty() && !stories.values().any(is_overdue) {
-        return Dead::default();
-    }
-    let selection = Selection { event_id: Some(event_id.to_owned()), ..Selection::default() };
-    let (sender, found) = crossbeam_channel::bounded(1);
-    let config = config.clone();
-    let look = move || {
-        let queues: Vec<String> = queues.into_iter().collect();
-        // Fails when nobody waits for it any more.
-        let _ = sender.send(look_through(&config, &queues, &selection));
-    };
-    // It ends with the command, and then leaves everything where it is.
-    if let Err(error) = thread::Builder::new().name("dead-letters".to_owned()).spawn(look) {
-        return Dead { problem: Some(error.to_string()), ..Dead::default() };
-    }
-    found.recv_timeout(LOOK_TIMEOUT).unwrap_or_else(|_| Dead {
-        problem: Some(format!("RabbitMQ did not answer within {LOOK_TIMEOUT:?}")),
-        ..Dead::default()
-    })
+/// Whether a dead letter is of the event with this id, or with this `webhook-id`.
+fn is_of(letter: &DeadLetter, event_id: &str) -> bool {
+    letter.event_id.as_ref().is_some_and(|id| id == event_id || header_of_id(id) == event_id)
 }
 
-fn look_through(config: &Config, queues: &[String], selection: &Selection) -> Dead {
-    let (_trigger, shutdown) = shutdown::channel();
-    let mut letters = Vec::new();
-    let mut lost = Vec::new();
-    let mut look = || -> Result<()> {
-        let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown)?;
-        let mut count = |queue: &str| -> Result<Option<u32>> {
-            let count = link.queue_messages(queue, &shutdown)?;
-            match count.filter(|count| *count > MOST_DEAD_LETTERS) {
-                Some(count) => anyhow::bail!("{queue} has {count}, too many to look through"),
-                None => Ok(count),
-            }
-        };
-        let mut filled = Vec::new();
-        for queue in queues {
-            match count(&dead_queue(queue))? {
-                Some(0) => {}
-                Some(_) => filled.push(queue.clone()),
-                None => lost.push(queue.clone()),
-            }
-        }
-        let orphaned = count(ORPHANED)?.unwrap_or(0);
-        link.close();
-        let scope = Scope {
-            config,
-            queues: &filled,
-            any_orphaned: true,
-            selection,
-            limit: u64::MAX,
-            shutdown: &shutdown,
-        };
-        if orphaned > 0 || !filled.is_empty() {
-            dead_letters::look(scope, |letter, _| letters.push(letter))?;
-        }
-        Ok(())
-    };
-    let problem = look().err().map(|error| format!("{error:#}"));
-    Dead { letters, problem, lost }
-}
-
-/// The webhooks whose delivery should wait in a queue that is not there, or in a wait queue that holds
-/// nothing; and that queue. Where RabbitMQ can't be asked, the log alone says where they are.
-fn find_not_waiting(
-    config: &Config,
-    stories: &BTreeMap<Uuid, Vec<Entry>>,
-    now: UnixMillis,
-) -> Vec<(Uuid, String)> {
-    let place = |id: Uuid, entries: &[Entry]| {
-        let last = entries.last()?;
-        match State::of(entries, now)? {
-            State::Waiting { until, .. } if until > now + ABOUT_TO_EXPIRE => {
-                let delay = Duration::from_millis(u64::try_from(until - last.at).ok()?);
-                Some((wait_queue(delay.into()), true))
-            }
-            // Its first may be in somebody's hand.
-            State::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
-            _ => None,
-        }
-    };
-    let places: Vec<(Uuid, (String, bool))> =
-        stories.iter().filter_map(|(id, entries)| Some((*id, place(*id, entries)?))).collect();
-    if places.is_empty() {
-        return Vec::new();
+/// The id of the event that is meant: the given one, where a dead letter has it or no id begins so; else
+/// the one that does, in the log or among these dead letters.
+fn whole_id(store: &Store, given: &str, letters: &[DeadLetter]) -> Result<String> {
+    if letters.iter().any(|letter| is_of(letter, given)) || !ids::may_be_beginning(given) {
+        return Ok(given.to_owned());
     }
-    let (_trigger, shutdown) = shutdown::channel();
-    let Ok(mut link) = Link::open(&config.amqp, config.connect_timeout, &shutdown) else {
-        return Vec::new();
-    };
-    let mut lacks = |queue: &str, all_in_it: bool| {
-        // What was logged just now may be on its way still.
-        (0..LOOKS).all(|look| {
-            let is_over = look > 0 && shutdown.wait(LOOK_INTERVAL);
-            let count = link.queue_messages(queue, &shutdown);
-            !is_over && count.is_ok_and(|count| count.is_none_or(|count| all_in_it && count == 0))
-        })
-    };
-    let mut known: BTreeMap<String, bool> = BTreeMap::new();
-    let mut missing = Vec::new();
-    for (id, (queue, all_in_it)) in places {
-        if *known.entry(queue.clone()).or_insert_with(|| lacks(&queue, all_in_it)) {
-            missing.push((id, queue));
-        }
+    let mut found: BTreeSet<String> = letters.iter().filter_map(|it| it.event_id.clone()).collect();
+    found.extend(ids::logged_events(store, given)?);
+    let found: Vec<String> = found.into_iter().collect();
+    match found.as_slice() {
+        [] => Ok(given.to_owned()),
+        [one] => Ok(one.clone()),
+        several => bail!(ids::several_events(given, several)),
     }
-    link.close();
-    missing
-}
-
-/// Looks how far the event has come in its webhooks' backlogs. What can't be told is left out: the log
-/// alone says that it waits there.
-fn find_backlogs(
-    config: &Config,
-    store: &Store,
-    event_id: &str,
-    stories: &BTreeMap<Uuid, Vec<Entry>>,
-    now: UnixMillis,
-) -> Vec<Backlog> {
-    let waits =
-        |entries: &[Entry]| matches!(State::of(entries, now), Some(State::InBacklog { .. }));
-    let stories = stories.iter().filter(|(_, entries)| waits(entries));
-    let waiting: Vec<(Uuid, &Entry)> =
-        stories.filter_map(|(id, entries)| Some((*id, entries.last()?))).collect();
-    if waiting.is_empty() {
-        return Vec::new();
-    }
-    let rows = store.backlogs().unwrap_or_default();
-    let (_trigger, shutdown) = shutdown::channel();
-    let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).ok();
-    let mut count = |id: Uuid, entry: &Entry| {
-        let queue = backlog_queue(&entry.queue, id);
-        let ready = link.as_mut()?.queue_messages(&queue, &shutdown).ok()??;
-        let behind = store.entered_after(event_id, &entry.queue, id).ok()?;
-        // One more is in somebody's hand.
-        let all = u64::from(ready) + 1;
-        Some((all, all.saturating_sub(behind + 1)))
-    };
-    let backlog = |(id, entry): (Uuid, &Entry)| {
-        let row = rows.iter().find(|row| row.queue == entry.queue && row.webhook == id)?;
-        let millis = |at: SystemTime| {
-            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
-        };
-        Some(Backlog {
-            webhook_id: id,
-            cause: row.cause.clone(),
-            until: row.until.map(millis),
-            count: count(id, entry),
-        })
-    };
-    let backlogs = waiting.into_iter().filter_map(backlog).collect();
-    if let Some(link) = link {
-        link.close();
-    }
-    backlogs
 }
 
 /// The patterns that look as if they were meant to match.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::account;
+use super::answer::Excerpt;
 use super::calendar;
 use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
 use super::encoding::header_of_id;
@@ -39,6 +40,8 @@ pub struct DeadLetter {
     pub dead_at: Option<UnixMillis>,
     /// How the last attempt failed, or what is malformed.
     pub last_error: Option<String>,
+    /// What the receiver answered to it, if that was kept.
+    pub last_answer: Option<Excerpt>,
 }
 
 impl DeadLetter {
@@ -71,6 +74,7 @@ impl DeadLetter {
             first_received_at: integer("x-first-received-at"),
             dead_at: integer("x-dead-at"),
             last_error: text("x-last-error"),
+            last_answer: delivery::last_answer(headers),
         }
     }
 }
@@ -114,6 +118,8 @@ impl DeadLetter {
 pub struct Selection {
     /// The event's id, or the `webhook-id` that receivers have of it.
     pub event_id: Option<String>,
+    /// Whether that is the beginning of the id only.
+    pub by_beginning: bool,
     /// A pattern as in a webhook's `events`: a type, a prefix such as `user.*`, or `*`.
     pub event_type: Option<String>,
     /// The event's account.
@@ -135,7 +141,10 @@ impl Selection {
         let pattern_fits = |pattern: &String| {
             letter.event_type.as_ref().is_some_and(|t| matching_patterns(t).contains(pattern))
         };
-        let is_named = |of: &String, id: &String| of == id || header_of_id(of) == id.as_str();
+        let is_named = |of: &String, id: &String| match self.by_beginning {
+            true => of.starts_with(id.as_str()) || header_of_id(of).starts_with(id.as_str()),
+            false => of == id || header_of_id(of) == id.as_str(),
+        };
         self.event_id
             .as_ref()
             .is_none_or(|id| letter.event_id.as_ref().is_some_and(|of| is_named(of, id)))
@@ -258,6 +267,7 @@ mod tests {
             attempts: 12,
             first_received_at: 1_000,
             last_error: "status 500".to_owned(),
+            last_answer: None,
             not_before: None,
         }
     }
@@ -295,6 +305,12 @@ mod tests {
         };
         assert!(is_found("evt.1 ü") && is_found("evt%2E1%20%C3%BC"));
         assert!(!is_found("evt.1") && !is_found("evt%2e1%20%c3%bc"));
+        let begins = |id: &str| {
+            let event_id = Some(id.to_owned());
+            Selection { event_id, by_beginning: true, ..Selection::default() }.includes(&letter)
+        };
+        assert!(begins("evt.1") && begins("evt%2E1") && begins("evt.1 ü"));
+        assert!(!begins("evt.2") && !begins("vt.1"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::account;
+use super::answer::Excerpt;
 use super::event::{self, Event, Malformed};
 use super::outcome::{DeadReason, LONGEST_STAY};
 use super::shown;
@@ -22,6 +23,11 @@ const MOST_SKEW: Duration = Duration::from_secs(60);
 /// The header with [`Delivery::not_before`], where there is one.
 const NOT_BEFORE: &str = "x-not-before";
 
+/// The headers with [`Delivery::last_answer`], where there is one.
+pub const LAST_STATUS_LINE: &str = "x-last-status-line";
+/// The body's beginning.
+pub const LAST_BODY: &str = "x-last-body";
+
 /// The value of an AMQP header, in the two types that we write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -36,7 +42,7 @@ pub type Headers = BTreeMap<String, Value>;
 
 /// What we write into the headers of a message, and RabbitMQ writes into those that it moves or takes
 /// back; and what would lead a copy to other queues, too. Whatever else is in them is the producer's.
-const NOT_THE_PRODUCERS: [&str; 18] = [
+const NOT_THE_PRODUCERS: [&str; 20] = [
     "x-event-id",
     "x-event-type",
     "x-account",
@@ -45,6 +51,8 @@ const NOT_THE_PRODUCERS: [&str; 18] = [
     "x-not-before",
     "x-first-received-at",
     "x-last-error",
+    LAST_STATUS_LINE,
+    LAST_BODY,
     "x-origin-queue",
     "x-dead-reason",
     "x-dead-at",
@@ -83,6 +91,9 @@ pub struct Delivery {
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
     pub last_error: String,
+    /// What the receiver answered to it, if that is kept. The delivery carries it, so that its dead letter
+    /// has it, however long after and without PostgreSQL.
+    pub last_answer: Option<Box<Excerpt>>,
     /// Until when its receiver has asked us to stay away (`Retry-After`). The delivery carries it, so
     /// that another process knows it too.
     pub not_before: Option<UnixMillis>,
@@ -105,6 +116,12 @@ impl Delivery {
         ]);
         if let Some(at) = self.not_before {
             headers.insert(NOT_BEFORE.to_owned(), Value::Integer(at));
+        }
+        if let Some(Excerpt { status_line, body }) = self.last_answer.as_deref() {
+            headers.insert(LAST_STATUS_LINE.to_owned(), Value::Text(status_line.clone()));
+            if !body.is_empty() {
+                headers.insert(LAST_BODY.to_owned(), Value::Text(body.clone()));
+            }
         }
         headers
     }
@@ -171,9 +188,20 @@ impl Delivery {
                 .ok_or(Malformed::BadHeader("x-first-received-at"))?
                 .min(now),
             last_error: shortened(text("x-last-error")?),
+            last_answer: last_answer(headers).map(Box::new),
             not_before: integer(NOT_BEFORE).ok(),
         })
     }
+}
+
+/// What the receiver answered last, as [`Delivery::headers`] wrote it.
+#[must_use]
+pub fn last_answer(headers: &Headers) -> Option<Excerpt> {
+    let text = |name: &str| match headers.get(name) {
+        Some(Value::Text(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    Some(Excerpt::read(text(LAST_STATUS_LINE)?, text(LAST_BODY).unwrap_or_default()))
 }
 
 /// Adds to a message's headers what makes it a dead letter.
@@ -220,24 +248,31 @@ mod tests {
             },
         );
         let not_before = prop::option::of(any::<i64>());
-        (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, "[ -~é日]{0,300}", not_before)
-            .prop_map(|(event, webhook, attempts, first_received_at, last_error, not_before)| {
+        let last_error = "[ -~é日]{0,300}";
+        let last_answer = prop::option::of(("\\PC{0,60}", "\\PC{0,600}"));
+        let error = (last_error, last_answer, not_before);
+        (event, any::<u128>(), 0_u32..1_000, 0_i64..i64::MAX, error).prop_map(
+            |(event, webhook, attempts, first_received_at, error)| {
+                let (last_error, last_answer, not_before) = error;
                 Delivery {
                     event,
                     webhook_id: Uuid::from_u128(webhook),
                     attempts,
                     first_received_at,
                     last_error,
+                    last_answer: last_answer
+                        .map(|(line, body)| Box::new(Excerpt::new(&line, &body, 512))),
                     not_before,
                 }
-            })
+            },
+        )
     }
 
     #[test]
     fn what_we_write_is_not_the_producers() {
         let mut headers = sample();
         mark_dead(&mut headers, DeadReason::Exhausted, 7);
-        for name in headers.keys() {
+        for name in headers.keys().map(String::as_str).chain([LAST_STATUS_LINE, LAST_BODY]) {
             assert!(!is_producers(name), "{name} would be taken over from another delivery");
         }
         for name in ["traceparent", "account", "x-tenant", "x-deaths"] {
@@ -252,6 +287,7 @@ mod tests {
             attempts: 1,
             first_received_at: 1,
             last_error: String::new(),
+            last_answer: None,
             not_before: None,
         }
         .headers("q")

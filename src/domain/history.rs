@@ -1,17 +1,21 @@
 //! The delivery log: what is worth an entry, what an entry says, and what a delivery's entries
 //! together say of where it is now.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::answer::Excerpt;
 use super::calendar;
 use super::delivery::{Delivery, UnixMillis};
 use super::event::Event;
 use super::outcome::{Decision, Reason};
 use super::shown::{self, quoted};
+
+pub mod report;
 
 /// How much of an error an entry holds, in characters: as much as the header `x-last-error`.
 const MOST_OF_DETAIL: usize = 300;
@@ -42,6 +46,17 @@ impl FromStr for Extent {
             "all" => Ok(Self::All),
             _ => Err(format!("{} is not one of off, failures, all", quoted(text))),
         }
+    }
+}
+
+/// As the setting.
+impl fmt::Display for Extent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Off => "off",
+            Self::Failures => "failures",
+            Self::All => "all",
+        })
     }
 }
 
@@ -166,6 +181,8 @@ pub struct Entry {
     pub reason: Option<String>,
     /// Why, in words for people; may be empty. Holds no secret.
     pub detail: String,
+    /// What the receiver answered, where that was no success and is kept.
+    pub answer: Option<Box<Excerpt>>,
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
     /// Until when it waits.
@@ -194,12 +211,15 @@ impl Entry {
         };
         // The last error of what is delivered now is an older one.
         let error = if what == What::Delivered { "" } else { &delivery.last_error };
+        // So is the last answer of what was not attempted.
+        let answer = delivery.last_answer.as_ref().filter(|_| what == What::Failed);
         Self {
             webhook_id: Some(delivery.webhook_id),
             attempt: delivery.attempts,
             status,
             reason: reason.map(str::to_owned),
             detail: shown::line(error, MOST_OF_DETAIL),
+            answer: answer.cloned(),
             ms: took.map(millis),
             next_attempt_at: match decision {
                 Some(Decision::Park(wait)) => Some(later(at, wait.get())),
@@ -232,6 +252,7 @@ impl Entry {
             status: None,
             reason: None,
             detail: String::new(),
+            answer: None,
             ms: None,
             next_attempt_at: None,
             dead: None,
@@ -333,6 +354,7 @@ mod tests {
             attempts,
             first_received_at: 0,
             last_error: last_error.to_owned(),
+            last_answer: None,
             not_before: None,
         }
     }
@@ -390,6 +412,12 @@ mod tests {
         assert_eq!(entry.reason.as_deref(), Some("timeout"));
         assert_eq!((entry.next_attempt_at, entry.dead), (Some(3_000), None));
         assert_eq!(entry.detail, "no answer\\n");
+        let answer = Some(Box::new(Excerpt::new("HTTP/1.1 500 Oh", "no", 9)));
+        let answered = Delivery { last_answer: answer.clone(), ..delivery(1, "status 500") };
+        assert_eq!(Entry::of(&failed(park(2)), "q", &answered, 0).answer, answer);
+        for later in [delivered(), held_back(None)] {
+            assert_eq!(Entry::of(&later, "q", &answered, 0).answer, None);
+        }
         let dead = Decision::Dead(DeadReason::Exhausted);
         let entry = Entry::of(&failed(dead), "q", &delivery(3, "x"), 1_000);
         assert_eq!((entry.next_attempt_at, entry.dead.as_deref()), (None, Some("exhausted")));
@@ -439,6 +467,7 @@ mod tests {
     fn what_is_no_extent_is_refused() {
         for (text, extent) in [("off", Extent::Off), ("failures", Extent::Failures)] {
             assert_eq!(text.parse(), Ok(extent));
+            assert_eq!(extent.to_string(), text);
         }
         assert!("ALL".parse::<Extent>().is_err_and(|error| error.contains("failures")));
     }

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod address;
+pub mod answer;
 pub mod calendar;
 pub mod causes;
 pub mod dead_letter;

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::answer::Excerpt;
 use super::retry::{Schedule, Span};
 use super::statuses::Statuses;
 
@@ -21,6 +22,8 @@ pub enum Response {
         code: u16,
         /// The header `Retry-After`, as it came.
         retry_after: Option<String>,
+        /// What else it said, where it was no success and that is kept.
+        excerpt: Option<Box<Excerpt>>,
     },
     /// No answer, or none that is HTTP.
     NoAnswer {
@@ -47,6 +50,14 @@ impl Response {
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Status { code, .. } => Some(*code),
+            Self::NoAnswer { .. } | Self::NotSent { .. } | Self::Refused { .. } => None,
+        }
+    }
+
+    /// Takes out what the receiver said: it decides nothing.
+    pub fn take_excerpt(&mut self) -> Option<Box<Excerpt>> {
+        match self {
+            Self::Status { excerpt, .. } => excerpt.take(),
             Self::NoAnswer { .. } | Self::NotSent { .. } | Self::Refused { .. } => None,
         }
     }
@@ -164,7 +175,7 @@ impl Outcome {
                 detail: "status 410".to_owned(),
                 dead: DeadReason::Gone,
             },
-            Response::Status { code, retry_after } => Self::Failed {
+            Response::Status { code, retry_after, .. } => Self::Failed {
                 reason: Reason::of_status(code),
                 detail: format!("status {code}"),
                 is_overload: matches!(code, 429 | 503),
@@ -325,7 +336,7 @@ mod tests {
 
     fn status(code: u16, retry_after: Option<&str>) -> Outcome {
         let retry_after = retry_after.map(str::to_owned);
-        Outcome::of(Response::Status { code, retry_after }, now())
+        Outcome::of(Response::Status { code, retry_after, excerpt: None }, now())
     }
 
     #[track_caller]

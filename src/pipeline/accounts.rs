@@ -84,6 +84,7 @@ impl Pipeline {
         let of_webhook = webhook.account.as_deref().unwrap_or_default();
         let why = account::mismatch(of_webhook, delivery.event.account.as_deref());
         delivery.last_error = format!("not for its webhook any more: {why}");
+        delivery.last_answer = None;
         let reason = DeadReason::OtherAccount;
         self.bury_unattempted(context, &delivery, reason, reason.label())
     }

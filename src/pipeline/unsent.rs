@@ -39,7 +39,7 @@ impl Pipeline {
         self.receivers.give_back(attempt);
         let (event, webhook) = (word(&delivery.event.id), delivery.webhook_id);
         log::warn!("not sent event={event} webhook={webhook} detail={problem:?}");
-        delivery.last_error = problem;
+        (delivery.last_error, delivery.last_answer) = (problem, None);
         let too_old = self.is_too_old(&delivery);
         // One of the schedule's delays: there are queues for these.
         let wait = self.schedule.delay_after(1, Some(lasted.min(WITHOUT_BACKLOG)));

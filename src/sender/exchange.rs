@@ -21,6 +21,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, NextTimeout, Transport, time,
 };
 
+use super::excerpt;
 use super::head::{self, Head, Search};
 use super::hosts::{Host, Hosts};
 use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
@@ -172,6 +173,9 @@ impl<T: Transport> Exchange<T> {
             return Ok(false);
         };
         let read = Head::read(&bytes[..length]);
+        if !read.is_interim {
+            excerpt::note_status_line(&bytes[..length]);
+        }
         let right = read.has_mistakes.then(|| head::put_right(&bytes[..length]));
         self.input.release(length, right);
         if read.is_interim {

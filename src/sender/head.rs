@@ -206,6 +206,11 @@ fn is_interim(status_line: &[u8]) -> bool {
     matches!(code, [b'1', _, _, ..]) && !code.starts_with(b"101")
 }
 
+/// The status line of a complete head.
+pub(super) fn status_line(head: &[u8]) -> &[u8] {
+    lines(head).map(|line| &head[line]).find(|line| !line.is_empty()).unwrap_or_default()
+}
+
 /// The lines of a head, without their ends.
 fn lines(head: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut next = 0;

@@ -1,9 +1,8 @@
 //! An attempt that somebody looks at: the same request as for a delivery, and what came of it.
 
-use std::io::Read;
-
 use http::HeaderMap;
 
+use super::excerpt::Secrets;
 use super::{ACCEPT, Request, Sender, USER_AGENT, answered, no_answer};
 use crate::domain::outcome::Response;
 
@@ -11,7 +10,7 @@ use crate::domain::outcome::Response;
 type Header = (String, String);
 
 /// What was sent and what came back. The values of the webhook's own headers are shown as `***`, also
-/// where the receiver sends them back.
+/// where the receiver sends them back, and there those of its URL's parameters, too.
 #[derive(Clone, Debug)]
 pub struct Trial {
     /// The request's headers; none where the webhook can't be used.
@@ -45,14 +44,7 @@ impl Sender {
                 return Trial { headers: Vec::new(), response, answer: None };
             }
         };
-        let own = target.settings.iter().flat_map(|settings| settings.headers.iter());
-        // What is in many texts is no secret, and would leave nothing of an answer.
-        let secrets = own.filter_map(|(_, value)| value.to_str().ok());
-        let secrets: Vec<&str> = secrets.filter(|value| value.len() > 3).collect();
-        let hidden = |text: &str| {
-            secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
-        };
-
+        let secrets = Secrets::of(target);
         let prepared = self.prepare(target, request);
         let mut headers = prepared.headers_ref().map(shown).unwrap_or_default();
         // Those that the client adds.
@@ -71,20 +63,11 @@ impl Sender {
                 return Trial { headers, response, answer: None };
             }
         };
-        // With room for a secret that begins within what is shown.
-        let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
-        let mut bytes = Vec::new();
-        let room = 4 * most + longest;
-        // What came before it broke off is shown; the status has decided.
-        let _ = response.body_mut().as_reader().take(room as u64).read_to_end(&mut bytes);
-        let text = hidden(&String::from_utf8_lossy(&bytes));
-        let count = text.chars().count();
-        // The last of what was read may be half a secret.
-        let whole = if bytes.len() < room { count } else { count.saturating_sub(longest) };
-        let body = text.chars().take(whole.min(most)).collect();
-        let is_cut = bytes.len() == room || count > most;
+        // The status has decided.
+        let (body, is_cut) = secrets.read(response.body_mut().as_reader(), 4 * most, most);
         let received = shown(response.headers());
-        let received = received.into_iter().map(|(name, value)| (name, hidden(&value))).collect();
+        let received =
+            received.into_iter().map(|(name, value)| (name, secrets.hide(&value))).collect();
         let answer = Some(Answer { headers: received, body, is_cut });
         Trial { headers, response: answered(&response), answer }
     }

@@ -1,7 +1,6 @@
 //! The delivery log's table: written in batches, pruned in chunks, read by the commands.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Row};
@@ -9,25 +8,22 @@ use uuid::Uuid;
 
 use super::session::{Failed, Session};
 use super::{Store, StoreError};
+use crate::domain::answer::Excerpt;
 use crate::domain::delivery::UnixMillis;
 use crate::domain::encoding::{header_of_id, header_of_name};
 use crate::domain::history::{Entry, What};
+
+mod asked;
+mod follower;
+
+pub use asked::{MOST_MARKS, Reported};
+pub use follower::{Follower, Seen};
 
 /// How many entries are deleted with one statement: a hundredth of a second's work.
 pub const PRUNE_CHUNK: u64 = 5_000;
 
 /// How many entries [`Store::history`] returns at most: what people can still read is far below.
 pub const MOST_ENTRIES: usize = 5_000;
-
-/// How many entries [`Follower::next`] returns at most.
-const PAGE: i64 = 1_000;
-
-/// How far back the first entries are looked for that fit, in entries.
-const LOOK_BACK: i64 = 100_000;
-
-/// What was being written so long before can be seen by now, or never will be: several times
-/// [`STATEMENT_TIMEOUT`](super::STATEMENT_TIMEOUT), since a commit may wait for a standby server.
-const SETTLED: Duration = Duration::from_secs(15);
 
 /// What [`entry`] reads of a row.
 ///
@@ -38,14 +34,12 @@ const ENTRY: &str = "id,
      coalesce(left(event_id, 255), '') AS event_id, coalesce(left(event_type, 255), '') AS event_type,
      left(account, 255) AS account, webhook_id, coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
      coalesce(attempt, 0) AS attempt, status, left(reason, 1024) AS reason,
-     coalesce(left(detail, 4096), '') AS detail, ms,
+     coalesce(left(detail, 4096), '') AS detail, left(status_line, 1024) AS status_line,
+     left(answer_body, 4097) AS answer_body, ms,
      CASE WHEN next_attempt_at IS NOT NULL
           THEN (extract(epoch FROM least(greatest(next_attempt_at, 'epoch'), '9999-12-31')) * 1000)::bigint
      END AS next_attempt_at,
      left(dead, 1024) AS dead";
-
-/// A snapshot in which nothing was there yet.
-const NOTHING: &str = "1:1:";
 
 /// Writes and prunes the log, over a connection of its own.
 #[derive(Debug)]
@@ -79,6 +73,10 @@ impl LogSession {
             // The database's encoding lacks a character; other names were looked up there before.
             for entry in &mut entries {
                 entry.detail.retain(|c| c.is_ascii());
+                if let Some(answer) = &mut entry.answer {
+                    answer.status_line.retain(|c| c.is_ascii());
+                    answer.body.retain(|c| c.is_ascii());
+                }
                 if let Some(account) = entry.account.as_mut().filter(|it| !it.is_ascii()) {
                     *account = header_of_name(account).into_owned();
                 }
@@ -141,6 +139,8 @@ struct Columns {
     status: Vec<Option<i32>>,
     reason: Vec<Option<String>>,
     detail: Vec<String>,
+    status_line: Vec<Option<String>>,
+    answer_body: Vec<Option<String>>,
     ms: Vec<Option<i64>>,
     next_attempt_at: Vec<Option<i64>>,
     dead: Vec<Option<String>>,
@@ -162,6 +162,10 @@ impl Columns {
             columns.status.push(entry.status.map(i32::from));
             columns.reason.push(entry.reason);
             columns.detail.push(entry.detail);
+            let answer = entry.answer.map(|answer| *answer);
+            let (status_line, body) = answer.map(|it| (it.status_line, it.body)).unzip();
+            columns.status_line.push(status_line);
+            columns.answer_body.push(body);
             columns.ms.push(entry.ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)));
             columns.next_attempt_at.push(entry.next_attempt_at);
             columns.dead.push(entry.dead);
@@ -170,7 +174,7 @@ impl Columns {
     }
 
     fn insert(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
+        let parameters: [(&(dyn ToSql + Sync), Type); 16] = [
             (&self.at, Type::INT8_ARRAY),
             (&self.event_id, Type::TEXT_ARRAY),
             (&self.event_type, Type::TEXT_ARRAY),
@@ -185,16 +189,20 @@ impl Columns {
             (&self.next_attempt_at, Type::INT8_ARRAY),
             (&self.dead, Type::TEXT_ARRAY),
             (&self.account, Type::TEXT_ARRAY),
+            (&self.status_line, Type::TEXT_ARRAY),
+            (&self.answer_body, Type::TEXT_ARRAY),
         ];
         let inserted = client.execute_typed(
             "INSERT INTO delivery_attempts (at, event_id, event_type, webhook_id, queue, outcome,
-                 attempt, status, reason, detail, ms, next_attempt_at, dead, account)
+                 attempt, status, reason, detail, ms, next_attempt_at, dead, account, status_line,
+                 answer_body)
              SELECT to_timestamp(at / 1000.0), event_id, event_type, webhook_id, queue, outcome,
                  attempt, status, reason, detail, ms,
-                 to_timestamp(next_attempt_at / 1000.0), dead, account
-             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                 to_timestamp(next_attempt_at / 1000.0), dead, account, status_line, answer_body
+             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
                  AS entries (at, event_id, event_type, webhook_id, queue, outcome, attempt,
-                     status, reason, detail, ms, next_attempt_at, dead, account)",
+                     status, reason, detail, ms, next_attempt_at, dead, account, status_line,
+                     answer_body)",
             &parameters,
         );
         inserted.map(drop)
@@ -239,11 +247,16 @@ impl Store {
         let [event_id, queue] = [event_id, queue].map(str::to_owned);
         let count: i64 = self.once(move |client| {
             let rows = client.query_typed(
-                "SELECT count(*) FROM delivery_attempts
+                // By its time only to find it by the index: entries are not written quite in that order.
+                "WITH own AS MATERIALIZED (
+                     SELECT max(id) AS id, max(at) - interval '1 minute' AS at
+                     FROM delivery_attempts
+                     WHERE event_id = $1 AND queue = $2 AND webhook_id = $3
+                 )
+                 SELECT count(*) FROM delivery_attempts
                  WHERE queue = $2 AND webhook_id = $3
                      AND outcome = 'held_back' AND next_attempt_at IS NULL AND dead IS NULL
-                     AND id > (SELECT max(id) FROM delivery_attempts
-                               WHERE event_id = $1 AND queue = $2 AND webhook_id = $3)",
+                     AND at >= (SELECT at FROM own) AND id > (SELECT id FROM own)",
                 &[(&event_id, Type::TEXT), (&queue, Type::TEXT), (&webhook, Type::UUID)],
             )?;
             rows.first().map_or(Ok(0), |row| row.try_get(0))
@@ -308,152 +321,18 @@ fn entry(row: &Row) -> Result<Option<Entry>, postgres::Error> {
         status: status.and_then(|status| u16::try_from(status).ok()),
         reason: row.try_get("reason")?,
         detail: row.try_get("detail")?,
+        answer: answer(row)?.map(Box::new),
         ms: ms.and_then(|ms| u64::try_from(ms).ok()),
         next_attempt_at: row.try_get("next_attempt_at")?,
         dead: row.try_get("dead")?,
     }))
 }
 
-/// Sees each entry once, as it is written, by whichever instance.
-///
-/// Ids are given before a commit, so a smaller one may be seen after a larger. What was seen before
-/// is told by PostgreSQL's snapshots instead: an entry is new if its transaction was not yet over
-/// at the last look, and is now. Ids only bound where to look.
-#[derive(Debug)]
-pub struct Follower {
-    session: Session,
-    webhook: Option<Uuid>,
-    account: Option<String>,
-    only_failures: bool,
-    /// What was seen, as a snapshot.
-    seen: Option<String>,
-    /// What is being seen, page by page: as a snapshot, and up to which id.
-    page: Option<(String, i64)>,
-    /// The largest id at the last looks, and when they were; the first of them was long enough
-    /// before the last one.
-    ids: VecDeque<(Instant, i64)>,
-}
-
-/// Entries that [`Follower::next`] has seen.
-#[derive(Debug)]
-pub struct Seen {
-    /// In the order of their ids.
-    pub entries: Vec<Entry>,
-    /// Whether there may be more already.
-    pub more: bool,
-}
-
-impl Follower {
-    /// Follows all webhooks or one, all events or those of one account; everything, or only what is not
-    /// well.
-    #[must_use]
-    pub fn new(
-        store: &Store,
-        webhook: Option<Uuid>,
-        account: Option<String>,
-        only_failures: bool,
-    ) -> Self {
-        Self {
-            session: store.session("webhook-notifier tail"),
-            webhook,
-            account,
-            only_failures,
-            seen: None,
-            page: None,
-            ids: VecDeque::new(),
-        }
-    }
-
-    /// The entries that are new since it was last asked; the first time, the last `lines` ones.
-    ///
-    /// # Errors
-    /// [`StoreError`]. Whoever asks again misses nothing.
-    pub fn next(&mut self, lines: u32) -> Result<Seen, StoreError> {
-        let (until, after) = match self.page.clone() {
-            Some(page) => page,
-            None => {
-                let (until, last_id) = self.session.run(look)?;
-                let settled = self.settled(last_id);
-                self.ids.push_back((Instant::now(), last_id));
-                let first = last_id.saturating_sub(LOOK_BACK);
-                (until, if self.seen.is_some() { settled } else { first })
-            }
-        };
-        let Some(seen) = self.seen.clone() else {
-            let newest = self.select("DESC", NOTHING.to_owned(), &until, after, lines.into())?;
-            self.seen = Some(until);
-            let entries = newest.into_iter().rev().filter_map(|(_, entry)| entry);
-            return Ok(Seen { entries: entries.collect(), more: false });
-        };
-        let found = self.select("ASC", seen, &until, after, PAGE)?;
-        let more = i64::try_from(found.len()).is_ok_and(|count| count == PAGE);
-        match found.last() {
-            Some((last, _)) if more => self.page = Some((until, *last)),
-            _ => (self.seen, self.page) = (Some(until), None),
-        }
-        Ok(Seen { entries: found.into_iter().filter_map(|(_, entry)| entry).collect(), more })
-    }
-
-    /// Up to which id all has been seen, now that the largest is `last_id`: what had settled when
-    /// we last looked, however long ago that was.
-    fn settled(&mut self, last_id: i64) -> i64 {
-        // The table was made anew.
-        if self.ids.back().is_some_and(|(_, id)| *id > last_id) {
-            self.ids.clear();
-        }
-        let Some((last, _)) = self.ids.back().copied() else { return 0 };
-        let is_settled = |(at, _): &(Instant, i64)| last.duration_since(*at) >= SETTLED;
-        while self.ids.get(1).is_some_and(is_settled) {
-            self.ids.pop_front();
-        }
-        self.ids.front().filter(|look| is_settled(look)).map_or(0, |(_, id)| *id)
-    }
-
-    fn select(
-        &mut self,
-        order: &str,
-        seen: String,
-        until: &str,
-        after: i64,
-        most: i64,
-    ) -> Result<Vec<(i64, Option<Entry>)>, StoreError> {
-        let (until, webhook, only_failures) = (until.to_owned(), self.webhook, self.only_failures);
-        let account = self.account.clone();
-        let asked = format!(
-            "SELECT {ENTRY} FROM delivery_attempts
-             WHERE id > $1
-                 AND NOT pg_visible_in_snapshot(tx, $2::text::pg_snapshot)
-                 AND pg_visible_in_snapshot(tx, $3::text::pg_snapshot)
-                 AND ($4 IS NULL OR webhook_id = $4)
-                 AND (NOT $5 OR outcome NOT IN ('delivered', 'handed_over', 'unmatched'))
-                 AND ($7 IS NULL OR account = $7)
-             ORDER BY id {order} LIMIT $6"
-        );
-        let found = self.session.run(move |client| {
-            let rows = client.query_typed(
-                &asked,
-                &[
-                    (&after, Type::INT8),
-                    (&seen, Type::TEXT),
-                    (&until, Type::TEXT),
-                    (&webhook, Type::UUID),
-                    (&only_failures, Type::BOOL),
-                    (&most, Type::INT8),
-                    (&account, Type::TEXT),
-                ],
-            )?;
-            rows.iter().map(|row| Ok((row.try_get("id")?, entry(row)?))).collect()
-        });
-        Ok(found?)
-    }
-}
-
-/// What can be seen now, and the largest id.
-fn look(client: &mut Client) -> Result<(String, i64), postgres::Error> {
-    let asked =
-        "SELECT pg_current_snapshot()::text, coalesce(max(id), 0)::bigint FROM delivery_attempts";
-    // Not by `query`, which makes a prepared statement: a pooler may give the next step another session.
-    let rows = client.query_typed(asked, &[])?;
-    rows.first()
-        .map_or_else(|| Ok((NOTHING.to_owned(), 0)), |row| Ok((row.try_get(0)?, row.try_get(1)?)))
+/// What somebody may have written who is not us.
+fn answer(row: &Row) -> Result<Option<Excerpt>, postgres::Error> {
+    let status_line: Option<String> = row.try_get("status_line")?;
+    let body: Option<String> = row.try_get("answer_body")?;
+    let is_kept = status_line.is_some() || body.is_some();
+    let (status_line, body) = (status_line.unwrap_or_default(), body.unwrap_or_default());
+    Ok(is_kept.then(|| Excerpt::read(&status_line, &body)))
 }

@@ -23,7 +23,7 @@ const ACCOUNTS: &str = "accounts";
 const MOST_NAMED: i64 = 5;
 
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 11] = [
+const MIGRATIONS: [(i32, &str, &str); 12] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
@@ -35,6 +35,7 @@ const MIGRATIONS: [(i32, &str, &str); 11] = [
     (9, "deferrals", include_str!("../../sql/009_deferrals.sql")),
     (10, ACCOUNTS, include_str!("../../sql/010_accounts.sql")),
     (11, "no_retry_status", include_str!("../../sql/011_no_retry_status.sql")),
+    (12, "answers", include_str!("../../sql/012_answers.sql")),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -132,10 +133,13 @@ const TABLES: [Table; 3] = [
             column("next_attempt_at", "TIMESTAMPTZ"),
             column("dead", "TEXT"),
             column("account", "TEXT"),
+            column("status_line", "TEXT"),
+            column("answer_body", "TEXT"),
         ],
         key: &["id"],
         indexes: &[
-            ("delivery_attempts_event_idx", "(event_id)"),
+            ("delivery_attempts_event_id_idx", "(event_id text_pattern_ops)"),
+            ("delivery_attempts_webhook_idx", "(webhook_id, at)"),
             ("delivery_attempts_at_idx", "(at)"),
         ],
         trigger: None,

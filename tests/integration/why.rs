@@ -137,6 +137,32 @@ fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
 }
 
 #[test]
+fn an_event_in_a_backlog_says_how_many_are_before_it() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    sandbox.webhook(&receiver.url("/"), &["order.paid"]);
+    sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
+    let notifier = notifier(&sandbox);
+    let events: Vec<String> = (1..=3)
+        .map(|count| {
+            let event = publish(&sandbox, "order.paid");
+            let written = [("result", "written")];
+            notifier.wait_metric("webhook_delivery_log_rows_total", &written, f64::from(count));
+            event
+        })
+        .collect();
+    let number = |event: &String| -> Option<u64> {
+        let text = why(&sandbox, 0, &[event]);
+        let (_, rest) = text.split_once("about number ")?;
+        rest.split(' ').next()?.parse().ok()
+    };
+    wait_for(SOON, "each is one behind the other", || {
+        let numbers: Vec<u64> = events.iter().filter_map(number).collect();
+        (numbers.len() == 3 && numbers.is_sorted_by(|a, b| a + 1 == *b)).then_some(())
+    });
+}
+
+#[test]
 fn a_dead_event_is_looked_for_where_dead_letters_lie() {
     let sandbox = Sandbox::new();
     let good = Receiver::new();
@@ -212,25 +238,58 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
     let _notifier = notifier(&sandbox);
-    let text = why(&sandbox, 1, &["no-such-event"]);
+    let asked = ["no-such-event", "--delivery-log", "all"];
+    let text = why(&sandbox, 1, &asked);
     let meanings = [
         "nor does it lie in a dead-letter queue",
-        "DELIVERY_LOG=failures",
+        "DELIVERY_LOG=all",
         "DELIVERY_LOG_KEEP",
-        "was off",
         "never received",
         "the id is another one",
     ];
     expect_parts(&text, &meanings);
-    let text = why(&sandbox, 1, &["no-such-event", "--type", "order.paid"]);
+    assert!(!text.contains("first attempt"), "that would be in the log: {text}");
+    let text = why(&sandbox, 1, &[&asked[..], &["--type", "order.paid"]].concat());
     expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
-    let answer = read(&sandbox.command(&["why", "no-such-event", "--json"]));
+    let answer = read(&sandbox.command(&[&["why", "--json"], &asked[..]].concat()));
     assert_eq!(
         (&answer["known"], answer["may_be"].as_array().map(Vec::len)),
-        (&false.into(), Some(5))
+        (&false.into(), Some(3))
     );
+    expect_parts(&why(&sandbox, 1, &["x", "--delivery-log", "off"]), &["DELIVERY_LOG=off"]);
     let wrong = sandbox.command(&["why", "x", "--type", "two\nlines"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
+}
+
+#[test]
+fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
+    let _notifier = sandbox.notifier().start();
+    let event = publish(&sandbox, "order.paid");
+    receiver.wait_at("/", 1);
+    let text = why(&sandbox, 0, &[&event]);
+    let told = [
+        "nothing went wrong with it, as far as is known",
+        "DELIVERY_LOG=failures",
+        "It can't know which of these is so",
+        "it was delivered, to each webhook at the first attempt",
+        "no webhook wanted it",
+        "never received",
+        "the id is another one",
+        "DELIVERY_LOG_KEEP",
+    ];
+    expect_parts(&text, &told);
+    let text = why(&sandbox, 0, &[&event, "--type", "order.paid"]);
+    expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
+    let answer = read(&sandbox.command(&["why", &event, "--json"]));
+    assert_eq!((&answer["known"], &answer["no_failure"]), (&false.into(), &true.into()));
+    assert_eq!(answer["may_be"].as_array().map(Vec::len), Some(5), "{answer}");
+    // Whether it is dead is not known.
+    let nobody = receiver.refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    assert_eq!(blind.code, Some(1), "{blind:?}");
 }
 
 #[test]

@@ -138,6 +138,28 @@ pub(super) enum Registration {
     Deleted,
 }
 
+impl Registration {
+    pub(super) fn of(webhook: Option<&Registered>) -> Self {
+        match webhook {
+            None => Self::Deleted,
+            Some(webhook) if webhook.disabled_at.is_some() => Self::Disabled,
+            Some(_) => Self::Enabled,
+        }
+    }
+
+    /// In words, for people.
+    pub(super) fn words(self, disabled_reason: Option<&str>) -> String {
+        match self {
+            Self::Enabled => "enabled".to_owned(),
+            Self::Disabled => {
+                let reason = disabled_reason.unwrap_or("no reason given");
+                format!("disabled ({})", shown::line(reason, MOST_SHOWN))
+            }
+            Self::Deleted => "not registered (any more)".to_owned(),
+        }
+    }
+}
+
 /// Whether that is the story of a dead letter.
 pub(super) fn is_dead(entries: &[Entry], now: UnixMillis) -> bool {
     matches!(State::of(entries, now), Some(State::Dead { .. }))
@@ -165,11 +187,7 @@ impl Case {
         let matching = facts.event_type.map(matching_patterns).unwrap_or_default();
         let patterns = events.iter().filter(|pattern| matching.contains(pattern)).cloned();
         let account = registered.as_ref().and_then(|webhook| webhook.account.clone());
-        let registration = match &registered {
-            None => Registration::Deleted,
-            Some(webhook) if webhook.disabled_at.is_some() => Registration::Disabled,
-            Some(_) => Registration::Enabled,
-        };
+        let registration = Registration::of(registered.as_ref());
         let died = |letter: &DeadLetter, at| State::Dead {
             at: letter.dead_at.unwrap_or(at),
             reason: letter.reason.clone(),

@@ -3,11 +3,12 @@
 use uuid::Uuid;
 
 use super::Answer;
-use super::case::{Case, MOST_SHOWN, Registration};
+use super::case::{Case, MOST_SHOWN};
+use crate::domain::answer::Excerpt;
 use crate::domain::calendar::rfc3339;
 use crate::domain::delivery::UnixMillis;
 use crate::domain::event::MAX_NAME_BYTES;
-use crate::domain::history::{Entry, What};
+use crate::domain::history::{Entry, Extent, What};
 use crate::domain::shown;
 
 /// Where a text is wrapped, in characters.
@@ -89,7 +90,7 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
         page.blank();
         page.labelled("", "the log has more of it than was read: choose by --webhook ID");
     }
-    page.0.join("\n")
+    page.text()
 }
 
 fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
@@ -120,27 +121,36 @@ fn nobody(page: &mut Page, answer: &Answer) {
 }
 
 /// What it may mean that nothing is known of an event.
-pub(super) fn may_be(log_begins_at: Option<UnixMillis>) -> Vec<String> {
+pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<String> {
     let begins = match log_begins_at {
         None => "the log is empty".to_owned(),
         Some(at) => format!("the log begins at {}", rfc3339(at)),
     };
-    [
-        "it was delivered at its first attempt: DELIVERY_LOG=failures, the default, logs no such \
-         delivery; the receiver's own log has its `webhook-id`"
+    let not_logged = [
+        "it was delivered, to each webhook at the first attempt: the receiver's own log has its \
+         `webhook-id`"
             .to_owned(),
-        "no webhook wanted it: only DELIVERY_LOG=all logs that; `--type TYPE` says who wants such \
-         an event"
-            .to_owned(),
+        "no webhook wanted it: `--type TYPE` says who wants such an event".to_owned(),
+    ];
+    let of_any = [
         "it was never received: not published, or still in its queue; `webhook-notifier check` \
          says how many wait there"
             .to_owned(),
         "the id is another one: it is the AMQP `message-id`, else the body's `id`, else made by \
          the notifier"
             .to_owned(),
-        format!("it is older than DELIVERY_LOG_KEEP, or DELIVERY_LOG was off: {begins}"),
-    ]
-    .into()
+    ];
+    let older = match log {
+        Extent::Off => format!("it was logged, and DELIVERY_LOG is off since: {begins}"),
+        Extent::Failures => {
+            format!("it is older than DELIVERY_LOG_KEEP, or DELIVERY_LOG was off: {begins}")
+        }
+        Extent::All => {
+            format!("it is older than DELIVERY_LOG_KEEP, or DELIVERY_LOG was not `all`: {begins}")
+        }
+    };
+    let not_logged = not_logged.into_iter().filter(|_| log != Extent::All);
+    not_logged.chain(of_any).chain([older]).collect()
 }
 
 fn unknown(page: &mut Page, answer: &Answer) {
@@ -152,7 +162,19 @@ fn unknown(page: &mut Page, answer: &Answer) {
             shown::line(problem, MOST_SHOWN)
         ),
     };
-    page.labelled("unknown", &format!("the log has nothing of it, {dead}. It may be that"));
+    match answer.no_failure {
+        true => page.labelled(
+            "now",
+            &format!(
+                "nothing went wrong with it, as far as is known. The log holds only what fails or waits \
+                 (DELIVERY_LOG=failures) and has nothing of it, {dead}. It can't know which of these is so:"
+            ),
+        ),
+        false => page.labelled(
+            "unknown",
+            &format!("the log (DELIVERY_LOG={}) has nothing of it, {dead}. It may be that", answer.log),
+        ),
+    }
     for reason in &answer.may_be {
         page.item(reason);
     }
@@ -174,14 +196,7 @@ fn show(page: &mut Page, case: &Case) {
         (Some(_), Some(account)) => format!(", but it is of account {}", shown::quoted(account)),
         _ => String::new(),
     };
-    let state = match case.registration {
-        Registration::Enabled => "enabled".to_owned(),
-        Registration::Disabled => {
-            let reason = case.disabled_reason.as_deref().unwrap_or("no reason given");
-            format!("disabled ({})", shown::line(reason, MOST_SHOWN))
-        }
-        Registration::Deleted => "not registered (any more)".to_owned(),
-    };
+    let state = case.registration.words(case.disabled_reason.as_deref());
     page.labelled("", &format!("{state}{wants}{but}"));
     timeline(page, &case.entries);
     let errors = case.entries.iter().rev().map(|entry| entry.detail.as_str());
@@ -191,8 +206,27 @@ fn show(page: &mut Page, case: &Case) {
     if let Some(error) = telling.next().filter(|error| !error.starts_with("status ")) {
         page.labelled("error", &shown::line(error, MOST_SHOWN));
     }
+    answered(page, case);
     page.labelled("now", &case.now);
     page.labelled("to do", &case.to_do);
+}
+
+/// What the receiver said last where it did not take it.
+fn answered(page: &mut Page, case: &Case) {
+    let logged = case.entries.iter().rev().find_map(|entry| {
+        let answer = entry.answer.as_deref()?;
+        Some((answer, format!(" (attempt {})", entry.attempt)))
+    });
+    let of_letter = || {
+        let answer = case.dead_letter.as_ref()?.last_answer.as_ref()?;
+        Some((answer, String::new()))
+    };
+    if let Some((Excerpt { status_line, body }, attempt)) = logged.or_else(of_letter) {
+        page.labelled("answer", &format!("{status_line}{attempt}"));
+        if !body.is_empty() {
+            page.labelled("", &broken(body));
+        }
+    }
 }
 
 fn timeline(page: &mut Page, entries: &[Entry]) {
@@ -234,18 +268,22 @@ fn row(entry: &Entry) -> String {
 
 /// Lines, wrapped.
 #[derive(Default)]
-struct Page(Vec<String>);
+pub(super) struct Page(Vec<String>);
 
 impl Page {
-    fn blank(&mut self) {
+    pub(super) fn text(&self) -> String {
+        self.0.join("\n")
+    }
+
+    pub(super) fn blank(&mut self) {
         self.0.push(String::new());
     }
 
-    fn line(&mut self, line: String) {
+    pub(super) fn line(&mut self, line: String) {
         self.0.push(line);
     }
 
-    fn labelled(&mut self, label: &str, text: &str) {
+    pub(super) fn labelled(&mut self, label: &str, text: &str) {
         self.wrapped(&format!("{label:8}  "), text);
     }
 
@@ -269,4 +307,23 @@ impl Page {
         }
         self.0.push(line.trim_end().to_owned());
     }
+}
+
+/// Such that it has room in a line after a label: what a receiver says may be one word.
+pub(super) fn broken(text: &str) -> String {
+    let words = text.split(' ').flat_map(|word| pieces(word, WIDTH - 10));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn pieces(word: &str, most: usize) -> impl Iterator<Item = &str> {
+    let mut rest = Some(word);
+    std::iter::from_fn(move || {
+        let word = rest?;
+        let (piece, more) = match word.char_indices().nth(most) {
+            Some((at, _)) => (&word[..at], Some(&word[at..])),
+            None => (word, None),
+        };
+        rest = more;
+        Some(piece)
+    })
 }

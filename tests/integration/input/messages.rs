@@ -171,7 +171,8 @@ fn answered_at() -> SystemTime {
 }
 
 fn wanted(code: u16, retry_after: &str) -> (Option<Duration>, Outcome) {
-    let response = Response::Status { code, retry_after: Some(retry_after.to_owned()) };
+    let response =
+        Response::Status { code, retry_after: Some(retry_after.to_owned()), excerpt: None };
     match Outcome::of(response, answered_at()) {
         failed @ Outcome::Failed { retry_after, .. } => (retry_after, failed),
         other => panic!("{code} is {other:?}"),
@@ -323,6 +324,7 @@ proptest! {
             attempts: 1,
             first_received_at: 1,
             last_error: detail,
+            last_answer: None,
             not_before: None,
         };
         let Value::Text(written) = &delivery.headers("q")["x-last-error"] else { panic!("a text") };

@@ -1,0 +1,249 @@
+//! Ids as people give them: whole, or as much of their beginning as tells them from all others.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use uuid::Uuid;
+
+use super::complain;
+use crate::config::Config;
+use crate::dead_letters::{self, Scope};
+use crate::domain::dead_letter::Selection;
+use crate::domain::encoding::{header_of_id, id_of_header};
+use crate::domain::event::MAX_NAME_BYTES;
+use crate::domain::shown::{self, quoted};
+use crate::store::{Store, StoreError};
+
+/// A shorter beginning is one by accident.
+const SHORTEST: usize = 4;
+
+/// How many characters of a webhook's id a table shows: enough to be given back to a command.
+pub(super) const SHOWN_OF_WEBHOOK: i32 = 8;
+
+/// How many ids are listed where several begin as the one that was given.
+const MOST_LISTED: usize = 5;
+
+/// The id of a webhook, or its beginning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct WebhookId {
+    given: String,
+    /// The first and the last id that begins so: the same, where it is whole.
+    first: Uuid,
+    last: Uuid,
+}
+
+impl FromStr for WebhookId {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<Self, String> {
+        if let Ok(id) = Uuid::try_parse(given) {
+            return Ok(Self { given: given.to_owned(), first: id, last: id });
+        }
+        let digits: String = given.chars().filter(|c| *c != '-').collect();
+        let is_beginning = digits.len() >= SHORTEST
+            && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && has_hyphens_of_uuid(given);
+        let filled =
+            |with: &str| Uuid::try_parse(&format!("{digits}{}", with.repeat(32 - digits.len())));
+        match (is_beginning && digits.len() < 32).then(|| (filled("0"), filled("f"))) {
+            Some((Ok(first), Ok(last))) => Ok(Self { given: given.to_owned(), first, last }),
+            _ => Err(format!(
+                "{} is neither the id of a webhook nor its first {SHORTEST} characters or more",
+                quoted(given)
+            )),
+        }
+    }
+}
+
+/// Whether hyphens stand only where a UUID has them; it need have none.
+fn has_hyphens_of_uuid(text: &str) -> bool {
+    let at: Vec<usize> = text.match_indices('-').map(|(at, _)| at).collect();
+    [8, 13, 18, 23].starts_with(&at)
+}
+
+impl WebhookId {
+    /// The whole id of a registered webhook. One that is given whole is that, registered or not, and
+    /// PostgreSQL isn't asked.
+    pub(super) fn registered(&self, store: impl FnOnce() -> Result<Store>) -> Result<Uuid> {
+        self.whole(store, false)
+    }
+
+    /// The whole id of a webhook that is registered or in the log.
+    pub(super) fn known(&self, store: impl FnOnce() -> Result<Store>) -> Result<Uuid> {
+        self.whole(store, true)
+    }
+
+    fn whole(&self, store: impl FnOnce() -> Result<Store>, logged: bool) -> Result<Uuid> {
+        let Self { given, first, last } = self;
+        if first == last {
+            return Ok(*first);
+        }
+        match between(&store()?, *first, *last, logged)?.as_slice() {
+            [one] => Ok(*one),
+            [] => bail!(
+                "no webhook has an id that begins with {given}: see `webhooks list`. One that is deleted \
+                 has to be given whole"
+            ),
+            several => {
+                let several: Vec<String> = several.iter().map(Uuid::to_string).collect();
+                bail!(
+                    "the ids of several webhooks begin with {given}: {}. Give more of it",
+                    listed(&several)
+                )
+            }
+        }
+    }
+}
+
+fn between(store: &Store, first: Uuid, last: Uuid, logged: bool) -> Result<Vec<Uuid>> {
+    let most = i64::try_from(MOST_LISTED + 1).unwrap_or(i64::MAX);
+    match store.webhooks_between(first, last, most, logged) {
+        // Without the log, those that are registered.
+        Err(StoreError::Misconfigured(_)) if logged => {
+            Ok(store.webhooks_between(first, last, most, false)?)
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Whether a text may stand for an event's id that it is the beginning of.
+pub(super) fn may_be_beginning(given: &str) -> bool {
+    // Nothing is longer than a UUID, as most ids are one.
+    given.chars().count() >= SHORTEST && Uuid::try_parse(given).is_err()
+}
+
+/// The ids of events in the log that begin so, or some of them.
+pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
+    let most = i64::try_from(MOST_LISTED + 1).unwrap_or(i64::MAX);
+    for beginning in [Some(given.to_owned()), id_of_header(given)].into_iter().flatten() {
+        let found = match store.events_beginning(&beginning, most) {
+            // What the database can't write down is in no log.
+            Err(StoreError::Refused(_)) if !beginning.is_ascii() => continue,
+            found => found?,
+        };
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The whole id of an event among dead letters, where the given one is the beginning of one only; else
+/// the given one. Where they are to be moved, `ord-17` is not `ord-171`, of which it is the beginning.
+pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<String> {
+    let is_logged = || {
+        let logged = Store::new(scope.config)?.history(given, None);
+        Ok::<_, anyhow::Error>(logged.is_ok_and(|entries| !entries.is_empty()))
+    };
+    // Else every dead letter is looked at for nothing.
+    if !may_be_beginning(given) || is_logged()? {
+        return Ok(given.to_owned());
+    }
+    let selection =
+        Selection { event_id: Some(given.to_owned()), by_beginning: true, ..Selection::default() };
+    let (mut is_there, mut found) = (false, BTreeSet::new());
+    dead_letters::look(Scope { selection: &selection, limit: u64::MAX, ..scope }, |letter, _| {
+        let Some(id) = letter.event_id else { return };
+        is_there |= id == given || header_of_id(&id) == given;
+        if found.len() <= MOST_LISTED {
+            found.insert(id);
+        }
+    })?;
+    let found: Vec<String> = found.into_iter().collect();
+    match found.as_slice() {
+        [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(
+            "no dead letter is of the event {}, but one is of {}, whose id begins so: give the whole id \
+             to move it",
+            quoted(given),
+            listed(&found)
+        ),
+        [one] if !is_there => {
+            complain(&format!("the event {} is meant", shown::line(one, MAX_NAME_BYTES)));
+            Ok(one.clone())
+        }
+        several @ [_, _, ..] if !is_there => bail!(several_events(given, several)),
+        _ => Ok(given.to_owned()),
+    }
+}
+
+pub(super) fn several_events(given: &str, ids: &[String]) -> String {
+    format!(
+        "the ids of several events begin with {}: {}. Give more of it",
+        quoted(given),
+        listed(ids)
+    )
+}
+
+/// Some ids in a line.
+fn listed(ids: &[String]) -> String {
+    let shown = ids.iter().take(MOST_LISTED).map(|id| shown::line(id, MAX_NAME_BYTES));
+    let shown: Vec<String> = shown.collect();
+    let more = if ids.len() > MOST_LISTED { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// The store that is asked for the rest of an id, and not for one that is whole.
+pub(super) fn store(config: &Config) -> impl FnOnce() -> Result<Store> {
+    move || Ok(Store::new(config)?)
+}
+
+/// An event's id such that it can be given to a command: as it is, or as receivers have it.
+pub(super) fn event_to_give(id: &str) -> String {
+    match !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => id.to_owned(),
+        false => header_of_id(id).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_whole_or_its_beginning() {
+        let id: WebhookId = "6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33".parse().expect("whole");
+        assert_eq!(id.first, id.last);
+        for (given, first, last) in [
+            (
+                "6f1c",
+                "6f1c0000-0000-0000-0000-000000000000",
+                "6f1cffff-ffff-ffff-ffff-ffffffffffff",
+            ),
+            (
+                "6F1C4F0E-8",
+                "6f1c4f0e-8000-0000-0000-000000000000",
+                "6f1c4f0e-8fff-ffff-ffff-ffffffffffff",
+            ),
+            (
+                "6f1c4f0e-",
+                "6f1c4f0e-0000-0000-0000-000000000000",
+                "6f1c4f0e-ffff-ffff-ffff-ffffffffffff",
+            ),
+            (
+                "6f1c4f0e8d",
+                "6f1c4f0e-8d00-0000-0000-000000000000",
+                "6f1c4f0e-8dff-ffff-ffff-ffffffffffff",
+            ),
+        ] {
+            let id: WebhookId = given.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!([id.first.to_string(), id.last.to_string()], [first, last], "{given}");
+        }
+        let long = "6".repeat(33);
+        for wrong in ["", "6f1", "6f1-", "6f1-c", "6f1g", "not-an-id", "6f1c 4f0e", "é6f1c", &long]
+        {
+            let refused = wrong.parse::<WebhookId>().expect_err(wrong);
+            assert!(refused.contains("neither the id of a webhook"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_event_id_that_is_shown_can_be_given_back() {
+        for (id, shown) in
+            [("ord-17", "ord-17"), ("a b", "a%20b"), ("bestellung-ü", "bestellung-%C3%BC")]
+        {
+            assert_eq!(event_to_give(id), shown);
+            assert_eq!(id_of_header(shown).unwrap_or_else(|| shown.to_owned()), id);
+        }
+    }
+}

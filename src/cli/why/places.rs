@@ -1,0 +1,227 @@
+//! Where the deliveries of an event are: what RabbitMQ says of the queues in which the log has them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use uuid::Uuid;
+
+use super::case::{self, Backlog};
+use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, wait_queue};
+use crate::config::Config;
+use crate::dead_letters::{self, Scope};
+use crate::domain::dead_letter::{DeadLetter, Selection};
+use crate::domain::delivery::UnixMillis;
+use crate::domain::history::{Entry, State};
+use crate::shutdown;
+use crate::store::Store;
+
+/// How long the broker may take. The log alone says most of it.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many dead letters of a queue are looked through: a second's work. Meanwhile other commands
+/// can't see them.
+const MOST_DEAD_LETTERS: u32 = 20_000;
+
+/// What waits for no longer than this may have left its wait queue, in milliseconds.
+const ABOUT_TO_EXPIRE: UnixMillis = 2_000;
+
+/// How often a queue has to be found empty until what should be in it is said to be missing.
+const LOOKS: u32 = 3;
+const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+
+/// What a look at the dead letters has found.
+#[derive(Debug, Default)]
+pub(super) struct Dead {
+    pub(super) letters: Vec<DeadLetter>,
+    /// Why it is not all that there may be.
+    pub(super) problem: Option<String>,
+    /// Queues that there are not, whose dead letters are lost.
+    pub(super) lost: Vec<String>,
+}
+
+/// Looks for the event's dead letters, where the log says that there are some, or says nothing; and
+/// among the orphaned ones, where it is overdue.
+pub(super) fn find_dead(
+    config: &Config,
+    event_id: &str,
+    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    is_unmatched: bool,
+    now: UnixMillis,
+) -> Dead {
+    let dead = stories.values().filter(|entries| case::is_dead(entries, now));
+    let mut queues: BTreeSet<String> =
+        dead.filter_map(|entries| entries.last()).map(|entry| entry.queue.clone()).collect();
+    if stories.is_empty() && !is_unmatched {
+        queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
+    }
+    let is_overdue = |entries: &Vec<Entry>| {
+        matches!(State::of(entries, now), Some(State::Waiting { overdue: true, .. }))
+    };
+    if queues.is_empty() && !stories.values().any(is_overdue) {
+        return Dead::default();
+    }
+    look_for(config, event_id, false, queues)
+}
+
+/// Looks for the dead letters of an event of which nothing is logged; or of all whose ids begin so.
+pub(super) fn find_unlogged(config: &Config, event_id: &str, by_beginning: bool) -> Dead {
+    let queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
+    look_for(config, event_id, by_beginning, queues)
+}
+
+fn look_for(config: &Config, event_id: &str, by_beginning: bool, queues: BTreeSet<String>) -> Dead {
+    let event_id = Some(event_id.to_owned());
+    let selection = Selection { event_id, by_beginning, ..Selection::default() };
+    let (sender, found) = crossbeam_channel::bounded(1);
+    let config = config.clone();
+    let look = move || {
+        let queues: Vec<String> = queues.into_iter().collect();
+        // Fails when nobody waits for it any more.
+        let _ = sender.send(look_through(&config, &queues, &selection));
+    };
+    // It ends with the command, and then leaves everything where it is.
+    if let Err(error) = thread::Builder::new().name("dead-letters".to_owned()).spawn(look) {
+        return Dead { problem: Some(error.to_string()), ..Dead::default() };
+    }
+    found.recv_timeout(LOOK_TIMEOUT).unwrap_or_else(|_| Dead {
+        problem: Some(format!("RabbitMQ did not answer within {LOOK_TIMEOUT:?}")),
+        ..Dead::default()
+    })
+}
+
+fn look_through(config: &Config, queues: &[String], selection: &Selection) -> Dead {
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut letters = Vec::new();
+    let mut lost = Vec::new();
+    let mut look = || -> Result<()> {
+        let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown)?;
+        let mut count = |queue: &str| -> Result<Option<u32>> {
+            let count = link.queue_messages(queue, &shutdown)?;
+            match count.filter(|count| *count > MOST_DEAD_LETTERS) {
+                Some(count) => anyhow::bail!("{queue} has {count}, too many to look through"),
+                None => Ok(count),
+            }
+        };
+        let mut filled = Vec::new();
+        for queue in queues {
+            match count(&dead_queue(queue))? {
+                Some(0) => {}
+                Some(_) => filled.push(queue.clone()),
+                None => lost.push(queue.clone()),
+            }
+        }
+        let orphaned = count(ORPHANED)?.unwrap_or(0);
+        link.close();
+        let scope = Scope {
+            config,
+            queues: &filled,
+            any_orphaned: true,
+            selection,
+            limit: u64::MAX,
+            shutdown: &shutdown,
+        };
+        if orphaned > 0 || !filled.is_empty() {
+            dead_letters::look(scope, |letter, _| letters.push(letter))?;
+        }
+        Ok(())
+    };
+    let problem = look().err().map(|error| format!("{error:#}"));
+    Dead { letters, problem, lost }
+}
+
+/// The webhooks whose delivery should wait in a queue that is not there, or in a wait queue that holds
+/// nothing; and that queue. Where RabbitMQ can't be asked, the log alone says where they are.
+pub(super) fn find_not_waiting(
+    config: &Config,
+    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    now: UnixMillis,
+) -> Vec<(Uuid, String)> {
+    let place = |id: Uuid, entries: &[Entry]| {
+        let last = entries.last()?;
+        match State::of(entries, now)? {
+            State::Waiting { until, .. } if until > now + ABOUT_TO_EXPIRE => {
+                let delay = Duration::from_millis(u64::try_from(until - last.at).ok()?);
+                Some((wait_queue(delay.into()), true))
+            }
+            // Its first may be in somebody's hand.
+            State::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
+            _ => None,
+        }
+    };
+    let places: Vec<(Uuid, (String, bool))> =
+        stories.iter().filter_map(|(id, entries)| Some((*id, place(*id, entries)?))).collect();
+    if places.is_empty() {
+        return Vec::new();
+    }
+    let (_trigger, shutdown) = shutdown::channel();
+    let Ok(mut link) = Link::open(&config.amqp, config.connect_timeout, &shutdown) else {
+        return Vec::new();
+    };
+    let mut lacks = |queue: &str, all_in_it: bool| {
+        // What was logged just now may be on its way still.
+        (0..LOOKS).all(|look| {
+            let is_over = look > 0 && shutdown.wait(LOOK_INTERVAL);
+            let count = link.queue_messages(queue, &shutdown);
+            !is_over && count.is_ok_and(|count| count.is_none_or(|count| all_in_it && count == 0))
+        })
+    };
+    let mut known: BTreeMap<String, bool> = BTreeMap::new();
+    let mut missing = Vec::new();
+    for (id, (queue, all_in_it)) in places {
+        if *known.entry(queue.clone()).or_insert_with(|| lacks(&queue, all_in_it)) {
+            missing.push((id, queue));
+        }
+    }
+    link.close();
+    missing
+}
+
+/// Looks how far the event has come in its webhooks' backlogs. What can't be told is left out: the log
+/// alone says that it waits there.
+pub(super) fn find_backlogs(
+    config: &Config,
+    store: &Store,
+    event_id: &str,
+    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    now: UnixMillis,
+) -> Vec<Backlog> {
+    let waits =
+        |entries: &[Entry]| matches!(State::of(entries, now), Some(State::InBacklog { .. }));
+    let stories = stories.iter().filter(|(_, entries)| waits(entries));
+    let waiting: Vec<(Uuid, &Entry)> =
+        stories.filter_map(|(id, entries)| Some((*id, entries.last()?))).collect();
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let rows = store.backlogs().unwrap_or_default();
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).ok();
+    let mut count = |id: Uuid, entry: &Entry| {
+        let queue = backlog_queue(&entry.queue, id);
+        let ready = link.as_mut()?.queue_messages(&queue, &shutdown).ok()??;
+        let behind = store.entered_after(event_id, &entry.queue, id).ok()?;
+        // One more is in somebody's hand.
+        let all = u64::from(ready) + 1;
+        Some((all, all.saturating_sub(behind + 1)))
+    };
+    let backlog = |(id, entry): (Uuid, &Entry)| {
+        let row = rows.iter().find(|row| row.queue == entry.queue && row.webhook == id)?;
+        let millis = |at: SystemTime| {
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
+        };
+        Some(Backlog {
+            webhook_id: id,
+            cause: row.cause.clone(),
+            until: row.until.map(millis),
+            count: count(id, entry),
+        })
+    };
+    let backlogs = waiting.into_iter().filter_map(backlog).collect();
+    if let Some(link) = link {
+        link.close();
+    }
+    backlogs
+}

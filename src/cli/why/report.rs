@@ -1,0 +1,275 @@
+//! How a webhook has been over a time: what was logged of it, counted, and the worst of it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::super::dead_letters::age;
+use super::super::{Output, print, print_json};
+use super::case::{MOST_SHOWN, Registration};
+use super::text::{Page, broken};
+use crate::broker::unix_millis;
+use crate::config::Config;
+use crate::domain::calendar::{self, rfc3339};
+use crate::domain::delivery::UnixMillis;
+use crate::domain::event::MAX_NAME_BYTES;
+use crate::domain::history::report::{Failures, Report};
+use crate::domain::history::{Entry, Extent, What};
+use crate::domain::retry::Span;
+use crate::domain::shown;
+use crate::domain::webhook::without_secrets;
+use crate::store::{MOST_MARKS, Registered, Reported, Store};
+
+/// How long a time it is about where nobody says.
+const USUAL: Duration = Duration::from_secs(24 * 3_600);
+
+/// How many kinds of failures are shown to people.
+const MOST_FAILURES: usize = 10;
+
+/// How much of an answer, in characters: `why EVENT` has all that is kept.
+const MOST_OF_BODY: usize = 200;
+
+/// All that there is to tell.
+#[derive(Debug, Serialize)]
+struct Told {
+    webhook_id: Uuid,
+    /// Without what may be secret; none if it is no longer registered.
+    url: Option<String>,
+    registration: Registration,
+    /// Why it is disabled.
+    disabled_reason: Option<String>,
+    #[serde(serialize_with = "calendar::serialize")]
+    since: UnixMillis,
+    #[serde(serialize_with = "calendar::serialize")]
+    until: UnixMillis,
+    /// When the oldest entry of the log was made, of whichever webhook.
+    #[serde(serialize_with = "calendar::serialize_option")]
+    log_begins_at: Option<UnixMillis>,
+    /// What the log holds, as DELIVERY_LOG says.
+    log: String,
+    /// Whether there are older entries since then that were not read.
+    truncated: bool,
+    #[serde(flatten)]
+    report: Report,
+    failures: Vec<Kind>,
+    first: Option<Entry>,
+    last: Option<Entry>,
+    slowest: Option<Entry>,
+}
+
+/// Failures of a kind, and the last of them.
+#[derive(Debug, Serialize)]
+struct Kind {
+    #[serde(flatten)]
+    failures: Failures,
+    last: Option<Entry>,
+}
+
+/// Prints it; exit code 1 if the webhook is neither registered nor in the log.
+pub(super) fn run(
+    config: &Config,
+    store: &Store,
+    id: Uuid,
+    span: Option<Span>,
+    output: Output,
+) -> Result<ExitCode> {
+    let span = span.map_or(USUAL, Span::get);
+    let until = unix_millis();
+    let since = until.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)).max(0);
+    let Reported { report, entries, truncated } = store.report(id, since)?;
+    let registered = store.list(Some(id))?.pop();
+    let kinds = report.failures.iter().cloned().map(|failures| {
+        let last = entries.get(&failures.last).cloned();
+        Kind { failures, last }
+    });
+    let failures: Vec<Kind> = kinds.collect();
+    let entry = |id: Option<i64>| entries.get(&id?).cloned();
+    let told = Told {
+        webhook_id: id,
+        url: registered
+            .as_ref()
+            .map(|webhook| shown::line(&without_secrets(&webhook.post_url), MOST_SHOWN)),
+        registration: Registration::of(registered.as_ref()),
+        disabled_reason: registered.as_ref().and_then(|webhook| webhook.disabled_reason.clone()),
+        since,
+        until,
+        log_begins_at: store.oldest_entry()?,
+        log: config.delivery_log.to_string(),
+        truncated,
+        failures,
+        first: entry(report.first),
+        last: entry(report.last),
+        slowest: entry(report.slowest),
+        report,
+    };
+    let is_known = registered.is_some() || told.first.is_some();
+    if output.json {
+        print_json(&told)?;
+    } else {
+        print(for_people(&told, registered.as_ref(), config.delivery_log))?;
+    }
+    Ok(if is_known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn for_people(told: &Told, registered: Option<&Registered>, log: Extent) -> String {
+    let mut page = Page::default();
+    let url = told.url.as_deref().unwrap_or_default();
+    page.labelled("webhook", &format!("{} {url}", told.webhook_id));
+    let wants = registered.map(|webhook| {
+        let patterns: Vec<_> = webhook.events.iter().map(|it| format!("`{it}`")).collect();
+        format!("; wants {}", shown::line(&patterns.join(" "), MOST_SHOWN))
+    });
+    let state = told.registration.words(told.disabled_reason.as_deref());
+    page.labelled("", &format!("{state}{}", wants.unwrap_or_default()));
+    let span = age(Some(told.since), told.until);
+    page.labelled("since", &format!("{}, for {span}", rfc3339(told.since)));
+    counts(&mut page, told);
+    failures(&mut page, told);
+    page.blank();
+    log_of(&mut page, told, log);
+    page.labelled("to do", &to_do(told));
+    page.text()
+}
+
+fn counts(page: &mut Page, told: &Told) {
+    let report = &told.report;
+    let Some((first, last)) = told.first.as_ref().zip(told.last.as_ref()) else {
+        return page.labelled("counts", "nothing is logged of it");
+    };
+    let count = |count: u64, one: &str| {
+        if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+    };
+    let mut counts = vec![format!(
+        "{} for {}: {} delivered, {} failed",
+        count(report.attempts(), "attempt"),
+        count(report.events, "event"),
+        report.delivered,
+        report.failed
+    )];
+    for (number, what) in [(report.held_back, "held back"), (report.dropped, "dropped")] {
+        counts.extend((number > 0).then(|| format!("{number} {what}")));
+    }
+    let dead = report.dead.iter();
+    counts
+        .extend(dead.map(|(reason, number)| format!("{number} dead, {}", shown::line(reason, 40))));
+    page.labelled("counts", &counts.join("; "));
+    page.labelled("first", &line(first));
+    page.labelled("last", &line(last));
+    if let Some(slowest) = &told.slowest {
+        let ms = slowest.ms.unwrap_or_default();
+        page.labelled("slowest", &format!("{ms} ms, {}", line(slowest)));
+    }
+    if let Some(gap) = report.longest_gap {
+        let millis = gap.millis();
+        let long = match millis {
+            ..60_000 => format!("{}.{}s", millis / 1_000, millis % 1_000 / 100),
+            _ => age(Some(gap.from), gap.to),
+        };
+        page.labelled(
+            "gap",
+            &format!(
+                "{long} at most between two attempts, from {} to {}",
+                rfc3339(gap.from),
+                rfc3339(gap.to)
+            ),
+        );
+    }
+}
+
+/// An entry in a line.
+fn line(entry: &Entry) -> String {
+    let Entry { at, attempt, what, status, reason, event_id, .. } = entry;
+    let why = match (what, status, reason) {
+        (What::Failed, Some(status), _) => format!(", status {status}"),
+        (_, _, Some(reason)) => format!(", {}", shown::line(reason, 40)),
+        _ => String::new(),
+    };
+    let event = shown::line(event_id, MAX_NAME_BYTES);
+    let attempt = match what {
+        What::Delivered | What::Failed => format!(" (attempt {attempt} of {event})"),
+        _ => format!(" ({event})"),
+    };
+    format!("{}, {}{why}{attempt}", rfc3339(*at), what.label().replace('_', " "))
+}
+
+fn failures(page: &mut Page, told: &Told) {
+    if told.failures.is_empty() {
+        return;
+    }
+    page.blank();
+    page.line(format!("  {:>7}  {:12}  {:20}  {:20}  LAST EVENT", "FAILED", "BY", "FIRST", "LAST"));
+    for Kind { failures, last } in told.failures.iter().take(MOST_FAILURES) {
+        let by = match failures.status {
+            Some(status) => format!("status {status}"),
+            None => shown::line(&failures.reason, 40),
+        };
+        let event = last.as_ref().map(|last| shown::line(&last.event_id, MAX_NAME_BYTES));
+        let (first, at) = (rfc3339(failures.first_at), rfc3339(failures.last_at));
+        let event = event.unwrap_or_default();
+        page.line(format!("  {:>7}  {by:12}  {first}  {at}  {event}", failures.count));
+        let said = last.as_ref().map(|last| match last.answer.as_deref() {
+            Some(answer) => answer.line(MOST_OF_BODY),
+            None => shown::line(&last.detail, MOST_OF_BODY),
+        });
+        // A bare status stands there already.
+        if let Some(said) = said.filter(|said| !said.is_empty() && *said != by) {
+            page.labelled("", &broken(&said));
+        }
+    }
+    if let Some(more) = told.failures.len().checked_sub(MOST_FAILURES).filter(|more| *more > 0) {
+        page.line(format!("  … {more} more kinds: --json has them"));
+    }
+}
+
+/// What the log can't tell.
+fn log_of(page: &mut Page, told: &Told, log: Extent) {
+    let mut limits = Vec::new();
+    match log {
+        Extent::All => {}
+        Extent::Failures => limits.push(
+            "the log holds only what fails or waits (DELIVERY_LOG=failures): what was delivered at its first \
+             attempt is in none of this"
+                .to_owned(),
+        ),
+        Extent::Off => limits.push("nothing is logged any more: DELIVERY_LOG=off".to_owned()),
+    }
+    match told.log_begins_at {
+        None => limits.push("it is empty".to_owned()),
+        Some(at) if at > told.since => limits.push(format!("it begins at {}", rfc3339(at))),
+        Some(_) => {}
+    }
+    if told.truncated {
+        limits.push(format!(
+            "only the last {MOST_MARKS} entries are counted: choose a shorter --since"
+        ));
+    }
+    if !limits.is_empty() {
+        page.labelled("log", &limits.join("; "));
+    }
+}
+
+fn to_do(told: &Told) -> String {
+    let id = told.webhook_id;
+    let mut steps = Vec::new();
+    match told.registration {
+        Registration::Deleted => steps.push("no webhook has this id now: see `webhooks list`".to_owned()),
+        Registration::Disabled => steps.push(format!(
+            "it gets nothing: if its receiver is there again, `webhook-notifier webhooks enable {id}`"
+        )),
+        Registration::Enabled => {
+            if told.last.as_ref().is_some_and(|last| last.what != What::Delivered) {
+                steps.push(format!(
+                    "`webhook-notifier webhooks test {id}` says what it answers right now, `webhooks show` how \
+                     much waits for it"
+                ));
+            }
+        }
+    }
+    if !told.report.dead.is_empty() {
+        steps.push(format!("`webhook-notifier dead-letters list --webhook {id}` has what died"));
+    }
+    if steps.is_empty() { "nothing".to_owned() } else { steps.join("; ") }
+}

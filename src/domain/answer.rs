@@ -1,0 +1,111 @@
+//! What a receiver says where it does not take an event: the beginning of it, as people read it.
+
+use serde::Serialize;
+
+use super::shown;
+
+/// How much of a status line is kept, in characters: those that people write are shorter.
+const MOST_OF_STATUS_LINE: usize = 200;
+
+/// How much of a body DELIVERY_LOG_BODY may have kept, in bytes.
+pub const MOST_OF_BODY: usize = 4_096;
+
+/// The beginning of an answer that is no success: printable, and in one line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Excerpt {
+    /// Such as `HTTP/1.1 503 Service Unavailable`.
+    pub status_line: String,
+    /// The beginning of the body; may be empty.
+    pub body: String,
+}
+
+impl Excerpt {
+    /// The beginning of an answer; at most so many bytes of its body.
+    #[must_use]
+    pub fn new(status_line: &str, body: &str, most: usize) -> Self {
+        Self {
+            status_line: shown::line(&without_gaps(status_line), MOST_OF_STATUS_LINE),
+            body: beginning(&without_gaps(body), most),
+        }
+    }
+
+    /// What was written down of one, and may have been by anybody.
+    #[must_use]
+    pub fn read(status_line: &str, body: &str) -> Self {
+        Self {
+            status_line: shown::line(status_line, MOST_OF_STATUS_LINE),
+            body: shown::line(body, MOST_OF_BODY),
+        }
+    }
+
+    /// Both in one line, without what every status line begins with; at most so many characters of the
+    /// body.
+    #[must_use]
+    pub fn line(&self, most: usize) -> String {
+        let status = match self.status_line.split_once(' ') {
+            Some((version, rest)) if version.starts_with("HTTP/") => rest,
+            _ => &self.status_line,
+        };
+        match self.body.as_str() {
+            "" => format!("status {status}"),
+            body => format!("status {status}: {}", shown::line(body, most)),
+        }
+    }
+}
+
+/// An answer for people is often a page, with as many spaces and line breaks as words.
+fn without_gaps(text: &str) -> String {
+    let mut words = text.split_whitespace();
+    let mut joined = words.next().unwrap_or_default().to_owned();
+    for word in words {
+        joined.push(' ');
+        joined += word;
+    }
+    joined
+}
+
+fn beginning(text: &str, most: usize) -> String {
+    let cut = &text[..text.floor_char_boundary(most)];
+    let shown = shown::line(cut, most);
+    // (Where escapes needed the room, it has been cut already.)
+    if cut.len() < text.len() && !shown.ends_with('…') { shown + "…" } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_page_becomes_a_line() {
+        let page = "<html>\r\n  <body>\n\t<h1>Bad   Gateway</h1>\r\n</body></html>\n";
+        let excerpt = Excerpt::new("HTTP/1.1 502 Bad Gateway", page, 512);
+        assert_eq!(excerpt.body, "<html> <body> <h1>Bad Gateway</h1> </body></html>");
+        assert_eq!(excerpt.line(12), "status 502 Bad Gateway: <html> <body…");
+        let bare = Excerpt::new("HTTP/1.1 500", "", 512);
+        assert_eq!((bare.line(9).as_str(), bare.body.as_str()), ("status 500", ""));
+    }
+
+    #[test]
+    fn what_is_longer_is_cut_and_what_could_deceive_is_escaped() {
+        let cut = |body: &str, most| Excerpt::new("HTTP/1.1 500", body, most).body;
+        assert_eq!(cut("abcdef", 4), "abcd…");
+        assert_eq!(cut("abcd", 4), "abcd");
+        // No character is cut in two.
+        assert_eq!(cut("aéb", 2), "a…");
+        assert_eq!(cut("\u{1b}[2J\u{202e}", 99), "\\u{1b}[2J\\u{202e}");
+        assert_eq!(cut("\u{1b}\u{1b}", 8), "\\u{1b}…");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_bounded_and_is_read_as_it_was_written(
+            line in any::<String>(), body in any::<String>(), most in 1_usize..600,
+        ) {
+            let excerpt = Excerpt::new(&line, &body, most);
+            prop_assert!(excerpt.body.chars().count() <= most + 1);
+            prop_assert!(excerpt.body.len() <= most + "…".len() || !body.is_ascii());
+            prop_assert_eq!(Excerpt::read(&excerpt.status_line, &excerpt.body), excerpt);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The beginning of a failed answer, for people: of a successful one nothing more is read or kept.
+//!
+//! Receivers like to quote the request: a header or a parameter of the URL that is a secret is `***` in
+//! what they say.
+
+use std::cell::Cell;
+use std::io::Read;
+
+use percent_encoding::percent_decode_str;
+
+use super::head::status_line;
+use crate::domain::answer::Excerpt;
+use crate::domain::outcome::Response;
+use crate::domain::webhook::Target;
+
+/// How many bytes are read for each that is kept: much of a page is white space.
+const BYTES_FOR_ONE: usize = 4;
+
+/// What is in many texts is no secret, and would leave nothing of an answer: a header's value is longer than
+/// this, in bytes, and so is a parameter, which often is a number or a year.
+const MOST_PLAIN_OF_HEADER: usize = 3;
+const MOST_PLAIN_OF_QUERY: usize = 5;
+
+/// How much of a status line is looked at, in bytes.
+const MOST_OF_STATUS_LINE: usize = 1_024;
+
+thread_local! {
+    /// ureq does not tell what stands behind the status. It reads an answer in the thread that asks.
+    static STATUS_LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Keeps the status line of a head that has just come, unless it says that all is well.
+pub(super) fn note_status_line(head: &[u8]) {
+    let line = status_line(head);
+    if line.get(b"HTTP/1.1 ".len()) != Some(&b'2') {
+        STATUS_LINE.set(line[..line.len().min(MOST_OF_STATUS_LINE)].to_vec());
+    }
+}
+
+/// The response with what it said: `most` bytes of what is read from its body.
+pub(super) fn added(
+    mut response: Response,
+    target: &Target,
+    body: &mut impl Read,
+    most: usize,
+) -> Response {
+    if let Response::Status { excerpt, .. } = &mut response {
+        let secrets = Secrets::of(target);
+        let room = BYTES_FOR_ONE * most;
+        let (body, _) = secrets.read(body, room, room);
+        let status_line = STATUS_LINE.take();
+        let status_line = secrets.hide(&String::from_utf8_lossy(&status_line));
+        *excerpt = Some(Box::new(Excerpt::new(&status_line, &body, most)));
+    }
+    response
+}
+
+/// What of a request is secret, and may be quoted.
+pub(super) struct Secrets(Vec<String>);
+
+impl Secrets {
+    pub(super) fn of(target: &Target) -> Self {
+        let own = target.settings.iter().flat_map(|settings| settings.headers.iter());
+        let of_headers = own.filter_map(|(_, value)| value.to_str().ok()).map(str::to_owned);
+        let parameters = target.uri.query().unwrap_or_default().split('&');
+        let of_query = parameters.flat_map(|parameter| {
+            let value = parameter.split_once('=').map_or(parameter, |(_, value)| value);
+            let plain = percent_decode_str(value).decode_utf8_lossy();
+            let differs = plain != value;
+            [Some(value.to_owned()), differs.then(|| plain.into_owned())].into_iter().flatten()
+        });
+        let of_headers = of_headers.filter(|value| value.len() > MOST_PLAIN_OF_HEADER);
+        let of_query = of_query.filter(|value| value.len() > MOST_PLAIN_OF_QUERY);
+        let mut secrets: Vec<String> = of_headers.chain(of_query).collect();
+        // One may be a part of another.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Self(secrets)
+    }
+
+    pub(super) fn hide(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+    }
+
+    /// What a body begins with: of at most so many bytes so many characters, and whether there was more.
+    /// What came before it broke off counts.
+    pub(super) fn read(&self, body: impl Read, room: usize, most: usize) -> (String, bool) {
+        // With room for a secret that begins within what is shown.
+        let longest = self.0.first().map_or(0, String::len);
+        let room = room + longest;
+        let mut bytes = Vec::new();
+        let _ = body.take(room as u64).read_to_end(&mut bytes);
+        let text = self.hide(&String::from_utf8_lossy(&bytes));
+        let count = text.chars().count();
+        // The last of what was read may be half a secret.
+        let whole = if bytes.len() < room { count } else { count.saturating_sub(longest) };
+        let is_cut = bytes.len() == room || count > most;
+        (text.chars().take(whole.min(most)).collect(), is_cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::secret::Secret;
+    use crate::domain::settings::Columns;
+    use crate::domain::webhook::{self, Webhook};
+
+    fn target(url: &str, headers: &str) -> Target {
+        let columns =
+            Columns { headers: Some(Secret::new(headers.to_owned())), ..Columns::default() };
+        let secrets = webhook::Secrets::default();
+        Webhook::new(Uuid::nil(), url, &secrets, &columns).target.expect("it can be used")
+    }
+
+    fn said(target: &Target, head: &str, body: &str, most: usize) -> Excerpt {
+        note_status_line(head.as_bytes());
+        let response = Response::Status { code: 500, retry_after: None, excerpt: None };
+        let mut response = added(response, target, &mut body.as_bytes(), most);
+        *response.take_excerpt().expect("there is one")
+    }
+
+    #[test]
+    fn what_is_secret_of_a_request_is_not_kept_when_it_is_quoted() {
+        let target =
+            target("https://example.com/in?token=s3%2Fcret&v=1", r#"{"x-key":"Bearer abc"}"#);
+        let body = "no POST /in?token=s3%2Fcret&v=1 (s3/cret) with x-key: Bearer abc, v=1";
+        let kept = said(&target, "HTTP/1.1 404 No s3/cret\r\n\r\n", body, 512);
+        assert_eq!(kept.status_line, "HTTP/1.1 404 No ***");
+        assert_eq!(kept.body, "no POST /in?token=***&v=1 (***) with x-key: ***, v=1");
+        // Nor is half of it, where the answer is cut.
+        for most in 1..60 {
+            let kept = said(&target, "HTTP/1.1 404 No\r\n\r\n", &"s3/cret ".repeat(99), most);
+            assert!(!kept.body.contains("s3") && !kept.body.contains("cret"), "{}", kept.body);
+        }
+    }
+
+    #[test]
+    fn of_a_success_nothing_is_noted() {
+        note_status_line(b"HTTP/1.1 503 Away\r\na: b\r\n\r\n");
+        note_status_line(b"HTTP/1.1 204 Done\r\n\r\n");
+        assert_eq!(STATUS_LINE.take(), b"HTTP/1.1 503 Away");
+        note_status_line(b"\r\nHTTP/1.0 999\n\n");
+        assert_eq!(STATUS_LINE.take(), b"HTTP/1.0 999");
+    }
+}

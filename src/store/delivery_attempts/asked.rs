@@ -1,0 +1,162 @@
+//! What the commands ask of the log: a webhook's time, and what begins with a part of an id.
+
+use std::collections::BTreeMap;
+
+use postgres::Row;
+use postgres::types::Type;
+use uuid::Uuid;
+
+use super::super::{Store, StoreError};
+use super::{ENTRY, entry};
+use crate::domain::delivery::UnixMillis;
+use crate::domain::history::report::{Mark, Report};
+use crate::domain::history::{Entry, What};
+
+/// How many entries of a webhook a report reads at most, the newest: some seconds' work for a webhook that
+/// has more.
+pub const MOST_MARKS: usize = 200_000;
+
+/// A report of a webhook, and the entries that it tells of.
+#[derive(Debug)]
+pub struct Reported {
+    /// The report.
+    pub report: Report,
+    /// Its entries, by their ids.
+    pub entries: BTreeMap<i64, Entry>,
+    /// Whether there are older entries in that time that were not read.
+    pub truncated: bool,
+}
+
+impl Store {
+    /// How a webhook has been since then, by at most [`MOST_MARKS`] entries.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn report(&self, webhook: Uuid, since: UnixMillis) -> Result<Reported, StoreError> {
+        let most = i64::try_from(MOST_MARKS).unwrap_or(i64::MAX);
+        self.once(move |client| {
+            // Each is read in full once: what a report counts is in the index and some small columns.
+            let rows = client.query_typed(
+                "SELECT id, (extract(epoch FROM least(at, '9999-12-31')) * 1000)::bigint AS at,
+                     left(event_id, 255) AS event_id, left(outcome, 64) AS outcome, status,
+                     left(reason, 1024) AS reason, ms, left(dead, 1024) AS dead
+                 FROM (SELECT * FROM delivery_attempts
+                       WHERE webhook_id = $1 AND at >= to_timestamp($2 / 1000.0)
+                       ORDER BY delivery_attempts.at DESC LIMIT $3) AS newest
+                 ORDER BY newest.at, id",
+                &[(&webhook, Type::UUID), (&since, Type::INT8), (&most, Type::INT8)],
+            )?;
+            let marks = rows.iter().filter_map(|row| mark(row).transpose());
+            let report = Report::of(marks.collect::<Result<Vec<_>, postgres::Error>>()?);
+            let told: Vec<i64> = report.entries().collect();
+            let asked = format!("SELECT {ENTRY} FROM delivery_attempts WHERE id = ANY($1)");
+            let told = client.query_typed(&asked, &[(&told, Type::INT8_ARRAY)])?;
+            let mut entries = BTreeMap::new();
+            for row in &told {
+                if let Some(entry) = entry(row)? {
+                    entries.insert(row.try_get("id")?, entry);
+                }
+            }
+            Ok(Reported { report, entries, truncated: rows.len() >= MOST_MARKS })
+        })
+    }
+
+    /// The ids of events in the log that begin so, at most so many of them.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn events_beginning(&self, with: &str, most: i64) -> Result<Vec<String>, StoreError> {
+        // In LIKE, these mean something else.
+        let escaped: String = with
+            .chars()
+            .flat_map(|c| matches!(c, '\\' | '%' | '_').then_some('\\').into_iter().chain([c]))
+            .collect();
+        let pattern = format!("{escaped}%");
+        self.once(move |client| {
+            // From each to the next one by the index, however many entries they have.
+            let rows = client.query_typed(
+                "WITH RECURSIVE ids (event_id) AS (
+                     (SELECT event_id FROM delivery_attempts WHERE event_id LIKE $1
+                      ORDER BY event_id USING ~<~ LIMIT 1)
+                     UNION ALL
+                     SELECT (SELECT next.event_id FROM delivery_attempts AS next
+                             WHERE next.event_id LIKE $1 AND next.event_id ~>~ ids.event_id
+                             ORDER BY next.event_id USING ~<~ LIMIT 1)
+                     FROM ids WHERE ids.event_id IS NOT NULL
+                 )
+                 SELECT left(event_id, 255) FROM ids WHERE event_id IS NOT NULL LIMIT $2",
+                &[(&pattern, Type::TEXT), (&most, Type::INT8)],
+            )?;
+            rows.iter().map(|row| row.try_get(0)).collect()
+        })
+    }
+
+    /// The ids of webhooks from the first to the last of these, at most so many of them: those that are
+    /// registered, and with `logged` those that were.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn webhooks_between(
+        &self,
+        first: Uuid,
+        last: Uuid,
+        most: i64,
+        logged: bool,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        const OF_LOG: &str = "UNION (
+            WITH RECURSIVE ids (id) AS (
+                (SELECT webhook_id FROM delivery_attempts WHERE webhook_id BETWEEN $1 AND $2
+                 ORDER BY webhook_id LIMIT 1)
+                UNION ALL
+                SELECT (SELECT next.webhook_id FROM delivery_attempts AS next
+                        WHERE next.webhook_id > ids.id AND next.webhook_id <= $2
+                        ORDER BY next.webhook_id LIMIT 1)
+                FROM ids WHERE ids.id IS NOT NULL
+            )
+            SELECT id FROM ids WHERE id IS NOT NULL LIMIT $3)";
+        let of_log = if logged { OF_LOG } else { "" };
+        let asked = format!(
+            "SELECT id FROM (
+                 (SELECT id FROM webhooks WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3) {of_log}
+             ) AS found ORDER BY id LIMIT $3"
+        );
+        self.once(move |client| {
+            let rows = client.query_typed(
+                &asked,
+                &[(&first, Type::UUID), (&last, Type::UUID), (&most, Type::INT8)],
+            )?;
+            rows.iter().map(|row| row.try_get(0)).collect()
+        })
+    }
+
+    /// Whether so many characters of a webhook's id tell it from all others that are registered.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn webhooks_differ_within(&self, characters: i32) -> Result<bool, StoreError> {
+        self.once(move |client| {
+            let rows = client.query_typed(
+                "SELECT count(*) = count(DISTINCT left(id::text, $1)) FROM webhooks",
+                &[(&characters, Type::INT4)],
+            )?;
+            rows.first().map_or(Ok(true), |row| row.try_get(0))
+        })
+    }
+}
+
+/// Nothing where it is of a later version's kind.
+fn mark(row: &Row) -> Result<Option<Mark>, postgres::Error> {
+    let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
+    let status: Option<i32> = row.try_get("status")?;
+    let ms: Option<i64> = row.try_get("ms")?;
+    Ok(Some(Mark {
+        id: row.try_get("id")?,
+        at: row.try_get("at")?,
+        event_id: row.try_get("event_id")?,
+        what,
+        status: status.and_then(|status| u16::try_from(status).ok()),
+        reason: row.try_get("reason")?,
+        ms: ms.and_then(|ms| u64::try_from(ms).ok()),
+        dead: row.try_get("dead")?,
+    }))
+}
