@@ -16,7 +16,9 @@ use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::webhook::{Webhook, matching_patterns};
 
 mod backlogs;
+mod change;
 mod connector;
+mod declared;
 mod delivery_attempts;
 mod error;
 mod listen;
@@ -30,10 +32,12 @@ use connector::Connector;
 use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
+pub use change::{Change, NewSecret};
+pub use declared::NotCarriedOut;
 pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
 pub use error::{Said, StoreError};
 pub use listen::{Heard, NotListening, Sign};
-pub use registered::{Change, NewSecret, Registered};
+pub use registered::Registered;
 pub use schema::{Labelled, Migrated};
 
 /// How long a query may take, the wait for a connection included. The queries here take

@@ -8,6 +8,7 @@ pub mod address;
 pub mod calendar;
 pub mod causes;
 pub mod dead_letter;
+pub mod declared;
 pub mod delivery;
 pub mod encoding;
 pub mod event;
