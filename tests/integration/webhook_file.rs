@@ -371,7 +371,7 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
     let said = file.refused(&sandbox, &["--prune"]);
     assert!(said.contains("--prune would remove all 1"), "{said}");
     assert!(file.apply(&sandbox, &[]).contains("1 webhook of the table is not in the file"));
-    for (name, says) in [("/nowhere/x.toml", "cannot read"), ("/dev/null", "no `webhooks`")] {
+    for (name, says) in [("/nowhere/x.toml", "cannot read"), ("/", "cannot read")] {
         let finished = sandbox.command(&["webhooks", "apply", name]);
         assert!(finished.code != Some(0) && finished.stderr.contains(says), "{finished:?}");
     }

@@ -76,17 +76,18 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
         true => Vec::new(),
         false => backlogs::find(&config, &store, |id| losing.contains(&id))?,
     };
+    let report = Report { plan: &plan, waiting: &waiting, dry_run, secrets };
+    // Whether somebody reads it or not, it is done.
+    let shown = if common.output.json { Ok(()) } else { report.differences().try_for_each(print) };
+    if !dry_run && !plan.is_empty() {
+        store.carry_out(&plan).map_err(|error| not_carried_out(error, &file))?;
+    }
+    // Names are looked up after that: the shorter it is since the look, the less has changed.
     let mut warnings = warnings(&plan, &known);
     warnings.extend(unreachable(&plan, &config));
     if prune {
         let flawed = known.iter().filter(|it| it.flaw.is_some() && plan.unlisted.contains(&it.id));
         warnings.extend(flawed.map(|it| format!("{} stays: no file could say what it is", it.id)));
-    }
-    let report = Report { plan: &plan, waiting: &waiting, dry_run, secrets, warnings: &warnings };
-    // Whether somebody reads it or not, it is done.
-    let shown = if common.output.json { Ok(()) } else { report.differences().try_for_each(print) };
-    if !dry_run && !plan.is_empty() {
-        store.carry_out(&plan).map_err(|error| not_carried_out(error, &file))?;
     }
     let more = warnings.len().saturating_sub(MOST_WARNINGS);
     warnings
@@ -98,9 +99,9 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     }
     shown?;
     if common.output.json {
-        print_json(&report.json())?
+        print_json(&report.json(&warnings))?;
     } else {
-        report.summary().try_for_each(print)?
+        report.summary().try_for_each(print)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -165,6 +165,7 @@ fn named(entry: &Entry) -> String {
     let url = shown::line(&without_secrets(&entry.post_url), MOST_OF_URL);
     match entry.id {
         Some(id) => format!("webhook {id}"),
+        None if url.is_empty() => "a webhook without URL".to_owned(),
         None => format!("webhook {url}"),
     }
 }
@@ -278,12 +279,18 @@ fn ambiguous(entry: &Entry, ids: &[Uuid]) -> Problem {
     problem(entry, None, &what)
 }
 
+/// Whether a URL is one of which a part is not shown.
+fn hides(url: &str) -> bool {
+    let is_end = |mark| url.ends_with(&format!("{mark}{HIDDEN}"));
+    is_end('?') || is_end('#') || url.contains(&format!("{HIDDEN}@"))
+}
+
 /// What an entry's webhook is to be, and what can't be told of that.
 fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>) {
     let mut unclear = Vec::new();
     let had = known.map(|known| &known.values);
     let mut post_url = entry.post_url.clone();
-    if post_url.contains(HIDDEN) && without_secrets(&post_url) == post_url {
+    if hides(&post_url) {
         match had.filter(|had| without_secrets(&had.post_url) == post_url) {
             Some(had) => post_url.clone_from(&had.post_url),
             None => unclear.push((

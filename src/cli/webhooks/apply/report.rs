@@ -18,7 +18,6 @@ pub(super) struct Report<'a> {
     pub(super) dry_run: bool,
     /// How many new webhooks were given a secret.
     pub(super) secrets: usize,
-    pub(super) warnings: &'a [String],
 }
 
 impl Report<'_> {
@@ -101,7 +100,7 @@ impl Report<'_> {
         [Some(first), lost, secrets, unlisted].into_iter().flatten()
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(super) fn json(&self, warnings: &[String]) -> Value {
         let Plan { added, changed, removed, unchanged, unlisted } = self.plan;
         let shown = |values: &Values| {
             let fields = Field::all().filter_map(|field| {
@@ -136,7 +135,7 @@ impl Report<'_> {
             "removed": removed.collect::<Vec<_>>(),
             "unchanged": unchanged.len(),
             "not_in_file": unlisted.len(),
-            "warnings": self.warnings,
+            "warnings": warnings,
         })
     }
 

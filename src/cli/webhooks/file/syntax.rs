@@ -173,11 +173,19 @@ pub(super) fn json(text: &str) -> Result<Tables, Vec<Problem>> {
         for value in values {
             match serde_json::from_str::<Members<'_>>(value.get()) {
                 Ok(members) => {
-                    let pairs = members.0.into_iter().map(|(key, value)| {
+                    let mut pairs = Pairs::new();
+                    for (key, value) in members.0 {
                         let at = line(value);
-                        (key, at, serde_json::from_str(value.get()).unwrap_or_default())
-                    });
-                    tables.push(Table { line: line(value), pairs: pairs.collect() });
+                        match serde_json::from_str(value.get()) {
+                            Ok(value) => pairs.push((key, at, value)),
+                            Err(_) => {
+                                let what = "a number that is too large, or nested too deeply";
+                                let what = format!("{}: {what}", quoted(&key));
+                                problems.push(Problem { line: at, what });
+                            }
+                        }
+                    }
+                    tables.push(Table { line: line(value), pairs });
                 }
                 Err(_) => problems.push(Problem { line: line(value), what: no_list("no object") }),
             }
@@ -278,6 +286,12 @@ mod tests {
         check(told(json("{}")), &[(0, "no `webhooks` in it")]);
         check(told(json("{\"webhooks\":\n \"s3cret\"}")), &[(2, "no list")]);
         check(told(json("{\"webhooks\":\n [\"s3cret\"]}")), &[(2, "no object")]);
+        check(
+            told(json("{\"webhooks\": [{\"a\":\n1e999}]}")),
+            &[(2, "\"a\": a number that is too large")],
+        );
+        let deep = format!("{{\"webhooks\": [{{\"a\":{}{}}}]}}", "[".repeat(200), "]".repeat(200));
+        check(told(json(&deep)), &[(1, "nested too deeply")]);
         check(told(json("{\"x\": \"s3cret\"}")), &[(1, "\"x\" belongs to no webhook")]);
     }
 }

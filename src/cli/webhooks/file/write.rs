@@ -104,12 +104,18 @@ fn toml(value: &Value) -> String {
         }
         Value::Object(pairs) => {
             let pairs =
-                pairs.iter().map(|(key, value)| format!("{} = {}", toml_text(key), toml(value)));
+                pairs.iter().map(|(key, value)| format!("{} = {}", toml_key(key), toml(value)));
             format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
         }
         // Written alike in both.
         other => other.to_string(),
     }
+}
+
+/// As it is where it may be so.
+fn toml_key(key: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if !key.is_empty() && key.chars().all(is_bare) { key.to_owned() } else { toml_text(key) }
 }
 
 /// A basic string, in which nothing is hidden.

@@ -244,6 +244,7 @@ fn three_stars_stand_only_for_what_is_there() {
     {
         refuse(&[entry(1, id, url, &["a"])], std::slice::from_ref(&has), &[(1, hidden)]);
     }
+    check(&[entry(1, None, "http://a/***/x", &["a"])], &[], false, [&[1_001], &[], &[], &[], &[]]);
     let mut of_header = entry(1, Some(1), "http://a/?s3cret", &["a"]);
     of_header.headers.insert("x-b".to_owned(), secret(HIDDEN));
     refuse(&[of_header], &[has], &[(1, "none of the header \"x-b\"")]);
