@@ -21,6 +21,7 @@ mod connector;
 mod declared;
 mod delivery_attempts;
 mod error;
+mod failing;
 mod listen;
 mod registered;
 mod rights;

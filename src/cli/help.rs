@@ -229,15 +229,15 @@ webhook of the same URL and account; of several, that of the same events. Where
 that doesn't tell, it is an error.
 
 Prints:
-  For each webhook that is not as the file says `+` (added), `~` (changed) or `-`
-  (removed), and what; then how many. With --json an object. It tells how many
-  deliveries are dropped with those that are removed or disabled, and warns as
-  `webhooks add` does.
+  For each webhook that is not as the file says a `+` (added), `~` (changed) or
+  `-` (removed), and what; then how many. With --json an object. It tells how
+  many deliveries are dropped with those that are removed or disabled, and warns
+  as `webhooks add` does.
 
 Exit codes:
   0  the webhooks are as the file says, or with --dry-run would be
-  1  nothing was changed: somebody else changed a webhook meanwhile, or
-     PostgreSQL refused or is away
+  1  somebody else changed a webhook meanwhile, or PostgreSQL refused or is
+     away: nothing was changed, or the last line says that it can't be told
   2  usage or configuration, or the file has errors: all are told, with their
      lines, and nothing was changed
 

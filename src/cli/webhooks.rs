@@ -155,11 +155,11 @@ pub(super) enum Webhooks {
 pub(super) struct One {
     /// The webhook's id
     id: Uuid,
+    #[command(flatten)]
+    common: Common,
     /// Show its URL with what may be secret in it: query, fragment, user name and password
     #[arg(long)]
     reveal: bool,
-    #[command(flatten)]
-    common: Common,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -204,7 +204,7 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             place.warn(id, account.as_deref(), true, &config, &store)
         }
         Webhooks::Set {
-            one: One { id, reveal, common },
+            one: One { id, common, reveal, .. },
             place,
             secret: given,
             keep,
@@ -227,15 +227,16 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             let is_other = is_other || account.is_some();
             place.warn(id, account.as_deref(), is_other, &config, &store)
         }
-        Webhooks::Show(One { id, reveal, common }) => {
+        Webhooks::Show(One { id, common, reveal, .. }) => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             let webhook = seen(one(store.list(Some(id))?.pop(), id)?, reveal);
             let backlogs = backlogs::find(&config, &store, |other| other == id)?;
-            let shown = Shown::of(&webhook, &backlogs);
+            let failing = store.failing_since()?.remove(&id);
+            let shown = Shown::of(&webhook, &backlogs, failing.as_deref());
             if common.output.json { print_json(&shown) } else { print(text(&shown)) }
         }
-        Webhooks::Remove { one: One { id, reveal, common }, dry_run } => {
+        Webhooks::Remove { one: One { id, common, reveal, .. }, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, dry_run, common.output)? {
@@ -243,16 +244,16 @@ pub(super) fn run(command: Webhooks) -> Result<ExitCode> {
             }
             show(one(store.remove(id)?, id)?, reveal, common.output)
         }
-        Webhooks::Pause(One { id, reveal, common }) => {
+        Webhooks::Pause(One { id, common, reveal, .. }) => {
             show(one(store(&common)?.set_paused(id, true)?, id)?, reveal, common.output)
         }
-        Webhooks::Resume(One { id, reveal, common }) => {
+        Webhooks::Resume(One { id, common, reveal, .. }) => {
             show(one(store(&common)?.set_paused(id, false)?, id)?, reveal, common.output)
         }
-        Webhooks::Enable(One { id, reveal, common }) => {
+        Webhooks::Enable(One { id, common, reveal, .. }) => {
             show(one(store(&common)?.set_disabled(id, None)?, id)?, reveal, common.output)
         }
-        Webhooks::Disable { one: One { id, reveal, common }, reason, dry_run } => {
+        Webhooks::Disable { one: One { id, common, reveal, .. }, reason, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, dry_run, common.output)? {

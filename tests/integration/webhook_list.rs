@@ -83,6 +83,21 @@ fn webhooks_are_listed_by_state_account_event_and_url() {
         "user.created",
     ];
     assert_eq!(line, expected);
+    // As notifiers write it, where they do.
+    sandbox.database.run_script(
+        "CREATE TABLE IF NOT EXISTS webhook_conditions (webhook_id UUID PRIMARY KEY,
+             failing_since TIMESTAMPTZ, failed_at TIMESTAMPTZ, succeeded_at TIMESTAMPTZ);
+         INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, succeeded_at)
+         SELECT id, '2026-11-25 01:00Z', '2026-11-25 03:00Z',
+             CASE WHEN post_url LIKE '%/paused' THEN '2026-11-25 04:00Z'::timestamptz END
+         FROM webhooks WHERE post_url LIKE '%/well' OR post_url LIKE '%/paused'
+         ON CONFLICT (webhook_id) DO UPDATE SET failing_since = excluded.failing_since,
+             failed_at = excluded.failed_at, succeeded_at = excluded.succeeded_at",
+    );
+    assert_eq!(listed(&sandbox, &["--state", "failing"]), ["well", "failing"]);
+    let list = json(&succeed(&sandbox, &["webhooks", "list", "--json"]));
+    assert_eq!(list[0]["failing_since"], "2026-11-25T01:00:00Z");
+    assert_eq!(list[1]["failing_since"], Value::Null);
     let shown = succeed(&sandbox, &["webhooks", "show", &failing.to_string()]);
     assert!(shown.contains("\nfailing          since 2026-11-25T02:54:28Z"), "{shown}");
 }

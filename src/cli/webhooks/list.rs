@@ -14,6 +14,9 @@ use crate::domain::shown;
 use crate::domain::webhook::matching_patterns;
 use crate::store::{Registered, Store};
 
+/// How much of the reason for which a webhook is disabled is shown, in characters.
+const MOST_OF_REASON: usize = 60;
+
 /// How many characters of an id are shown at least where there is no room for all.
 const LEAST_OF_ID: usize = 8;
 
@@ -64,9 +67,13 @@ pub(super) fn run(List { state, account, event, url, reveal, common }: List) -> 
         waiting.entry(backlog.webhook).or_default().push(backlog);
     }
     let list: Vec<Registered> = list.into_iter().map(|webhook| seen(webhook, reveal)).collect();
+    let failing = store.failing_since()?;
     let mut listed: Vec<_> = list
         .iter()
-        .map(|webhook| Shown::of(webhook, waiting.get(&webhook.id).map_or(&[][..], Vec::as_slice)))
+        .map(|webhook| {
+            let backlogs = waiting.get(&webhook.id).map_or(&[][..], Vec::as_slice);
+            Shown::of(webhook, backlogs, failing.get(&webhook.id).map(String::as_str))
+        })
         .collect();
     listed.retain(|it| state.is_none_or(|state| it.state == state));
     if common.output.json {
@@ -129,6 +136,13 @@ fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     columns.push(Column::of("URL", of(|it| shown::line(&it.webhook.post_url, MOST_SHOWN))));
     columns
         .push(Column::of("EVENTS", of(|it| shown::line(&it.webhook.events.join(" "), MOST_SHOWN))));
+    let reason = |it: &Shown<'_>| {
+        let reason = it.webhook.disabled_reason.as_deref().filter(|_| it.state == State::Disabled);
+        reason.map(|reason| shown::line(reason, MOST_OF_REASON))
+    };
+    if listed.iter().any(|it| reason(it).is_some()) {
+        columns.push(Column::of("REASON", listed.iter().map(|it| reason(it).unwrap_or_default())));
+    }
     if let Some(terminal) = terminal {
         fit(&mut columns, terminal);
     }
@@ -150,8 +164,8 @@ fn total(columns: &[Column]) -> usize {
     columns.iter().map(|column| column.width() + 2).sum::<usize>().saturating_sub(2)
 }
 
-/// Cuts what is too wide: first the ids, then the minutes, then accounts, at last URLs and events.
-fn fit(columns: &mut [Column], terminal: usize) {
+/// Cuts what is too wide: first the ids, then reasons, then times, then accounts, at last URLs and events.
+fn fit(columns: &mut Vec<Column>, terminal: usize) {
     let is_too_wide = |columns: &[Column]| total(columns) > terminal;
     let named = |columns: &mut [Column], head: &str, cut: &dyn Fn(&mut Column)| {
         columns.iter_mut().filter(|column| column.head == head).for_each(cut);
@@ -161,6 +175,9 @@ fn fit(columns: &mut [Column], terminal: usize) {
             let most = distinct(&column.cells);
             column.cells.iter_mut().for_each(|id| id.truncate(most));
         });
+    }
+    if is_too_wide(columns) {
+        columns.retain(|column| column.head != "REASON");
     }
     if is_too_wide(columns) {
         named(columns, "FAILING SINCE", &|column| {
@@ -178,7 +195,7 @@ fn fit(columns: &mut [Column], terminal: usize) {
     }
     let excess = total(columns).saturating_sub(terminal);
     if excess > 0
-        && let [.., url, events] = columns
+        && let [.., url, events] = columns.as_mut_slice()
     {
         let room = (url.width() + events.width()).saturating_sub(excess);
         // A third for the events, but what one does not need is the other's.
@@ -221,7 +238,7 @@ mod tests {
             registered(0x1234_5679, "https://a.b/", None),
         ];
         let backlogs = [Backlog::example("2026-11-25T02:54:28Z", Some(12_345))];
-        let listed = [Shown::of(&webhooks[0], &backlogs), Shown::of(&webhooks[1], &[])];
+        let listed = [Shown::of(&webhooks[0], &backlogs, None), Shown::of(&webhooks[1], &[], None)];
         let whole = table(&listed, None);
         assert!(whole.contains(&long) && whole.contains(&webhooks[0].id.to_string()), "{whole}");
         assert!(
@@ -239,6 +256,15 @@ mod tests {
         }
         assert_eq!(table(&listed[1..], Some(120)), table(&listed[1..], None));
         assert_eq!(table(&[], Some(80)), "ID  STATE  URL  EVENTS");
+        let disabled = Registered {
+            disabled_at: Some("2026-11-25T02:54:28Z".to_owned()),
+            disabled_reason: Some("status 410".to_owned()),
+            ..webhooks[1].clone()
+        };
+        let listed = [Shown::of(&disabled, &[], None)];
+        for (terminal, expected) in [(None, true), (Some(80), true), (Some(75), false)] {
+            assert_eq!(table(&listed, terminal).contains("status 410"), expected, "{terminal:?}");
+        }
     }
 
     #[test]

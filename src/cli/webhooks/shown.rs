@@ -49,8 +49,15 @@ impl State {
 }
 
 impl<'a> Shown<'a> {
-    pub(super) fn of(webhook: &'a Registered, backlogs: &'a [Backlog]) -> Self {
-        let failing_since = backlogs.iter().filter_map(Backlog::failing_since).min();
+    /// With what waits, and since when it fails as far as notifiers have written that.
+    pub(super) fn of(
+        webhook: &'a Registered,
+        backlogs: &'a [Backlog],
+        failing_since: Option<&'a str>,
+    ) -> Self {
+        // Times of one form.
+        let failing_since =
+            backlogs.iter().filter_map(Backlog::failing_since).chain(failing_since).min();
         let Registered { disabled_at, paused_at, unusable, warnings, .. } = webhook;
         let state = match (disabled_at, paused_at, unusable, failing_since) {
             (Some(_), ..) => State::Disabled,
@@ -100,7 +107,7 @@ pub(super) fn show_id(webhook: Registered, output: Output) -> Result<()> {
 /// As it is after a change.
 pub(super) fn show(webhook: Registered, reveal: bool, output: Output) -> Result<()> {
     let webhook = seen(webhook, reveal);
-    if output.json { print_json(&webhook) } else { print(text(&Shown::of(&webhook, &[]))) }
+    if output.json { print_json(&webhook) } else { print(text(&Shown::of(&webhook, &[], None))) }
 }
 
 pub(super) fn text(Shown { webhook, failing_since, backlogs, .. }: &Shown<'_>) -> String {
