@@ -5,6 +5,7 @@ mod dead_letters;
 mod help;
 mod ids;
 mod listen;
+mod pager;
 mod tail;
 mod webhooks;
 mod why;
@@ -451,8 +452,9 @@ mod tests {
                 // Before it: a prompt, `sudo`, variables.
                 let is_typed = |word: &String| word == "$" || word == "sudo" || word.contains('=');
                 if name + 1 < line.len() && line[..name].iter().all(is_typed) {
-                    let rest =
-                        line[name..].iter().take_while(|word| *word != "<<<" && *word != "||");
+                    let rest = line[name..]
+                        .iter()
+                        .take_while(|word| !["<<<", "||", ">"].contains(&&***word));
                     commands.push(rest.cloned().collect());
                 }
             }

@@ -98,6 +98,7 @@
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |
+//! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
 //! | a command | [`cli`]; which ids commands take: `cli/ids.rs` |
 //!
 //! `tests/integration` has a file for each of these from the outside, against real servers, and

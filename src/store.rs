@@ -16,9 +16,12 @@ use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::webhook::{Webhook, matching_patterns};
 
 mod backlogs;
+mod change;
 mod connector;
+mod declared;
 mod delivery_attempts;
 mod error;
+mod failing;
 mod listen;
 mod registered;
 mod rights;
@@ -30,12 +33,14 @@ use connector::Connector;
 use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
+pub use change::{Change, NewSecret};
+pub use declared::NotCarriedOut;
 pub use delivery_attempts::{
     Follower, LogSession, MOST_ENTRIES, MOST_MARKS, PRUNE_CHUNK, Reported, Seen, Unwritten,
 };
 pub use error::{Said, StoreError};
 pub use listen::{Heard, NotListening, Sign};
-pub use registered::{Change, NewSecret, Registered};
+pub use registered::Registered;
 pub use schema::{Labelled, Migrated};
 
 /// How long a query may take, the wait for a connection included. The queries here take

@@ -37,7 +37,7 @@ Exit codes:
 
 Examples:
   webhook-notifier check --env-file /etc/webhook-notifier.env
-  webhook-notifier webhooks list --json | jq -r '.[].post_url'
+  webhook-notifier webhooks list --json | jq -r '.[].id'
   webhook-notifier dead-letters list --reason exhausted
 
 See also:
@@ -168,8 +168,9 @@ pub(super) const WEBHOOKS_ADD: &str = "\
 Prints:
   The webhook's id, and the secret that it made, which nobody can see again; one
   that came by --secret-from is not shown. A warning on standard error where
-  deliveries would be rejected (give it the ALLOW_NETWORKS that `run` has), or a
-  pattern hardly matches what was meant.
+  deliveries would be rejected (give it the ALLOW_NETWORKS that `run` has), a
+  pattern hardly matches what was meant, or another webhook has the same URL and
+  wants some of the same events.
 
 Exit codes:
   0  added, also with a warning
@@ -183,20 +184,79 @@ Examples:
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:
-  A table with id, URL, state, events, and accounts where there are any; with
-  --json a list of objects. The
-  state is `unusable` where all deliveries are rejected, and `warning` where a
-  pattern can match nothing: `webhooks show` says why. Where
-  there are backlogs, also how many deliveries wait in them, or `?` where
-  RabbitMQ doesn't say.
+  A table with id, state, URL and events, and with accounts, what waits in
+  backlogs and since when it fails where there is any of these; with --json a
+  list of objects. On a terminal it fits the columns (ids are cut then to what
+  tells them apart), and what is longer than the screen goes through PAGER, or
+  `less`; elsewhere nothing is cut. Query and fragment of URLs are `***` without
+  --reveal.
+
+  The state is `failing` where the receiver fails and deliveries wait for it,
+  `unusable` where all deliveries are rejected, and `warning` where a pattern
+  can match nothing: `webhooks show` says why. `?` stands for how much waits
+  where RabbitMQ doesn't say.
 
 Exit codes:
   0  done, also if there is none
   1  PostgreSQL refused or is away
   2  usage or configuration
 
-Example:
-  webhook-notifier webhooks list";
+Examples:
+  webhook-notifier webhooks list
+  webhook-notifier webhooks list --state failing --account acme
+  webhook-notifier webhooks list --event order.paid --url example.com --json";
+
+pub(super) const WEBHOOKS_EXPORT: &str = "\
+Prints:
+  The file, on standard output. Applied again it changes nothing. A webhook that
+  no file can say (a part of it is too large, or can't be read) is left out, and
+  named on standard error.
+
+Exit codes:
+  0  done
+  1  a webhook is left out; or PostgreSQL refused or is away
+  2  usage or configuration
+
+Examples:
+  webhook-notifier webhooks export > webhooks.toml
+  webhook-notifier webhooks export --json --reveal | jq '.webhooks | length'";
+
+pub(super) const WEBHOOKS_APPLY: &str = "\
+The file is a list of webhooks, each with these keys:
+  post_url, events       where its events go, and which: both have to be there
+  account, description, headers, timeout_ms, max_in_flight, rate_per_second,
+  no_retry_status        its settings; it has none that is not there
+  paused, disabled       true or false; as it is where it is not there; with
+                         `disabled = true` perhaps a disabled_reason
+  secret, secret_from    what signs, or a file with it, beside this one; the one
+                         that it has where neither is there; a new webhook gets
+                         one then. After a change the old one signs too, for 24h
+  id                     which webhook it is
+
+`***` in a URL or as the value of a header is what the webhook has there.
+
+An entry with an id is the webhook of that id, or a new one. One without is the
+webhook of the same URL and account; of several, that of the same events. Where
+that doesn't tell, it is an error.
+
+Prints:
+  For each webhook that is not as the file says a `+` (added), `~` (changed) or
+  `-` (removed), and what; then how many. With --json an object. It tells how
+  many deliveries are dropped with those that are removed or disabled, and warns
+  as `webhooks add` does.
+
+Exit codes:
+  0  the webhooks are as the file says, or with --dry-run would be
+  1  somebody else changed a webhook meanwhile, or PostgreSQL refused or is
+     away: nothing was changed, or the last line says that it can't be told
+  2  usage or configuration, or the file has errors: all are told, with their
+     lines, and nothing was changed
+
+Examples:
+  webhook-notifier webhooks apply webhooks.toml --dry-run
+  webhook-notifier webhooks apply webhooks.toml --prune
+  printf '[[webhooks]]\\npost_url = \"https://example.com/in\"\\nevents = [\"*\"]\\n' |
+    webhook-notifier webhooks apply -";
 
 pub(super) const WEBHOOKS_SHOW: &str = "\
 Prints:
@@ -273,8 +333,9 @@ Example:
     };
 }
 
-pub(super) const WEBHOOKS_SET: &str =
-    one_webhook!("set 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --timeout 3s --unset rate");
+pub(super) const WEBHOOKS_SET: &str = one_webhook!(
+    "set 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --url https://example.com/new --timeout 3s"
+);
 pub(super) const WEBHOOKS_REMOVE: &str =
     webhook_dropped!("remove 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
 pub(super) const WEBHOOKS_ENABLE: &str =

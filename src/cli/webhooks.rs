@@ -1,35 +1,35 @@
 //! `webhooks`: register, show, change and remove them.
 
+mod apply;
 mod backlogs;
+mod export;
+mod file;
+mod list;
+mod place;
 mod settings;
+mod shown;
 mod trial;
 
-use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use uuid::Uuid;
 
-use self::backlogs::{Backlog, Sum};
+use self::apply::Apply;
+use self::backlogs::Sum;
+use self::list::List;
+use self::place::NewPlace;
 use self::settings::{Given, GivenSecret, Unset, changes, secret};
+use self::shown::{Shown, seen, show, show_id, show_secret, text};
 use super::ids::WebhookId;
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
-use crate::domain::account;
 use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
-use crate::domain::shown;
 use crate::domain::signature::Key;
-use crate::domain::webhook::{check_pattern, doubt, read_url};
-use crate::sender;
-use crate::store::{NewSecret, Registered, Store};
-
-/// How long the look-up of a new webhook's host may take. Name servers are asked again after five
-/// seconds, but somebody waits for this, and it is no more than a warning.
-const LOOK_UP: Duration = Duration::from_secs(3);
+use crate::store::{NewSecret, Store};
 
 /// How long an old secret may be kept: ten years. (PostgreSQL's calendar ends some time.)
 const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
@@ -62,11 +62,13 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         common: Common,
     },
-    /// Change the settings of a webhook, or its secret; what is not given stays as it is
+    /// Change URL, events or settings of a webhook, or its secret; what is not given stays as it is
     #[command(after_long_help = help::WEBHOOKS_SET)]
     Set {
         #[command(flatten)]
         one: One,
+        #[command(flatten)]
+        place: NewPlace,
         #[command(flatten)]
         secret: GivenSecret,
         /// With --secret-from: how long requests are signed with the secret that it had, too; 0s ends it
@@ -78,15 +80,24 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         unset: Unset,
     },
-    /// List all webhooks, oldest first, and how many deliveries wait in backlogs
+    /// List webhooks, oldest first: state, account, how much waits, since when it fails, URL and events
     #[command(after_long_help = help::WEBHOOKS_LIST)]
-    List {
-        /// Only those of this account
+    List(List),
+    /// Print all webhooks as a file that `apply` takes, in TOML; with --json in JSON
+    ///
+    /// Without secrets: what may be one in a URL and the values of headers are `***`, and the secrets that
+    /// sign are left out. `apply` leaves all these as they are.
+    #[command(after_long_help = help::WEBHOOKS_EXPORT)]
+    Export {
+        /// Write secrets, too: whole URLs, values of headers, and what signs
         #[arg(long)]
-        account: Option<String>,
+        reveal: bool,
         #[command(flatten)]
         common: Common,
     },
+    /// Make the webhooks what a file says, all of it or nothing, and print what changes
+    #[command(after_long_help = help::WEBHOOKS_APPLY)]
+    Apply(Apply),
     /// Show one webhook, with its settings and backlogs; of its headers the names only
     #[command(after_long_help = help::WEBHOOKS_SHOW)]
     Show(One),
@@ -151,13 +162,18 @@ pub(super) struct One {
     id: Uuid,
     #[command(flatten)]
     common: Common,
+    /// Show its URL with what may be secret in it: query, fragment, user name and password
+    #[arg(long)]
+    reveal: bool,
 }
 
 impl Webhooks {
     /// Finds the webhook that a command is about.
     fn resolve(&mut self) -> Result<()> {
         let one = match self {
-            Self::Add { .. } | Self::List { .. } => return Ok(()),
+            Self::Add { .. } | Self::List(_) | Self::Export { .. } | Self::Apply(_) => {
+                return Ok(());
+            }
             Self::Show(one) | Self::Enable(one) | Self::Pause(one) | Self::Resume(one) => one,
             Self::Set { one, .. }
             | Self::Test { one, .. }
@@ -177,22 +193,6 @@ pub(super) struct DryRun {
     dry_run: bool,
 }
 
-/// A webhook together with what waits for it.
-#[derive(Serialize)]
-struct WithBacklogs<'a> {
-    #[serde(flatten)]
-    webhook: &'a Registered,
-    backlogs: &'a [Backlog],
-}
-
-/// A webhook together with its new secret.
-#[derive(Serialize)]
-struct WithSecret<'a> {
-    #[serde(flatten)]
-    webhook: &'a Registered,
-    secret: &'a str,
-}
-
 fn keep(text: &str) -> Result<Duration, String> {
     let time = text.parse::<Span>()?.get();
     if time > LONGEST_KEEP {
@@ -208,100 +208,89 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
         Webhooks::Test { one: One { id, common, .. }, what } => {
             return trial::run(id, what, &read(&common.settings.0)?, common.output);
         }
+        Webhooks::Export { reveal, common } => return export::run(reveal, &common),
+        Webhooks::Apply(command) => return apply::run(command),
+        Webhooks::List(command) => list::run(command),
         Webhooks::Add { url, events, secret: given, settings, common } => {
-            let uri = read_url(&url).map_err(anyhow::Error::msg)?;
-            for pattern in &events {
-                check_pattern(pattern).map_err(anyhow::Error::msg)?;
-            }
-            let account_doubt = settings.account().and_then(account::doubt);
+            let place = NewPlace::of(url, events);
+            place.check()?;
+            let account = settings.account().map(str::to_owned);
             let existing = secret(&given, &settings)?;
             let settings = changes(&settings, &Unset::default())?;
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            if let Some(secret) = existing {
-                let added = store.add(&url, &events, &secret, settings)?;
-                show_id(&added, common.output)?;
-            } else {
-                let secret = new_secret()?;
-                let added = store.add(&url, &events, &secret, settings)?;
-                show_secret(&added, &secret, common.output)?;
+            let secret = existing.clone().map_or_else(new_secret, Ok)?;
+            let added = store.add(place.url(), place.events(), &secret, settings)?;
+            let id = added.id;
+            match existing {
+                Some(_) => show_id(added, common.output)?,
+                None => show_secret(added, &secret, common.output)?,
             }
-            let doubts = events.iter().filter_map(|pattern| doubt(pattern));
-            for doubt in doubts.chain(account_doubt) {
-                complain(&format!("warning: {doubt}"));
-            }
-            if let Some(obstacle) = sender::obstacle(&uri, &config.allow_networks, LOOK_UP) {
-                complain(&format!("warning: {obstacle}"));
-            }
-            Ok(())
+            place.warn(id, account.as_deref(), true, &config, &store)
         }
-        Webhooks::Set { one: One { id, common, .. }, secret: given, keep, settings, unset } => {
+        Webhooks::Set {
+            one: One { id, common, reveal, .. },
+            place,
+            secret: given,
+            keep,
+            settings,
+            unset,
+        } => {
+            place.check()?;
+            let (account, is_other) = (settings.account().map(str::to_owned), unset.account());
             let secret = secret(&given, &settings)?;
-            let changes = changes(&settings, &unset)?;
+            let mut changes = changes(&settings, &unset)?;
+            changes.extend(place.changes());
             if changes.is_empty() && secret.is_none() {
                 return Err(Usage("nothing to change: see `webhooks set --help`".to_owned()).into());
             }
             let keep = keep.unwrap_or(USUAL_KEEP);
             let secret = secret.map(|secret| NewSecret { secret, keep });
-            show(&one(store(&common)?.set(id, changes, secret)?, id)?, common.output)
-        }
-        Webhooks::List { account, common } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            let list = match account {
-                None => store.list(None)?,
-                Some(account) => store.of_account(&account)?,
-            };
-            let ids: HashSet<_> = list.iter().map(|webhook| webhook.id).collect();
-            let mut waiting: HashMap<Uuid, Vec<Backlog>> = HashMap::new();
-            for backlog in backlogs::find(&config, &store, |id| ids.contains(&id))? {
-                waiting.entry(backlog.webhook).or_default().push(backlog);
-            }
-            let listed = list.iter().map(|webhook| {
-                let backlogs = waiting.get(&webhook.id).map_or(&[][..], Vec::as_slice);
-                WithBacklogs { webhook, backlogs }
-            });
-            let listed: Vec<_> = listed.collect();
-            if common.output.json { print_json(&listed) } else { print(table(&listed)) }
+            show(one(store.set(id, changes, secret)?, id)?, reveal, common.output)?;
+            let is_other = is_other || account.is_some();
+            place.warn(id, account.as_deref(), is_other, &config, &store)
         }
-        Webhooks::Show(One { id, common, .. }) => {
+        Webhooks::Show(One { id, common, reveal, .. }) => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            let webhook = one(store.list(Some(id))?.pop(), id)?;
+            let webhook = seen(one(store.list(Some(id))?.pop(), id)?, reveal);
             let backlogs = backlogs::find(&config, &store, |other| other == id)?;
-            let shown = WithBacklogs { webhook: &webhook, backlogs: &backlogs };
+            let failing = store.failing_since()?.remove(&id);
+            let shown = Shown::of(&webhook, &backlogs, failing.as_deref());
             if common.output.json { print_json(&shown) } else { print(text(&shown)) }
         }
-        Webhooks::Remove { one: One { id, common, .. }, dry_run } => {
+        Webhooks::Remove { one: One { id, common, reveal, .. }, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, dry_run, common.output)? {
                 return Ok(ExitCode::SUCCESS);
             }
-            show(&one(store.remove(id)?, id)?, common.output)
+            show(one(store.remove(id)?, id)?, reveal, common.output)
         }
-        Webhooks::Pause(One { id, common, .. }) => {
-            show(&one(store(&common)?.set_paused(id, true)?, id)?, common.output)
+        Webhooks::Pause(One { id, common, reveal, .. }) => {
+            show(one(store(&common)?.set_paused(id, true)?, id)?, reveal, common.output)
         }
-        Webhooks::Resume(One { id, common, .. }) => {
-            show(&one(store(&common)?.set_paused(id, false)?, id)?, common.output)
+        Webhooks::Resume(One { id, common, reveal, .. }) => {
+            show(one(store(&common)?.set_paused(id, false)?, id)?, reveal, common.output)
         }
-        Webhooks::Enable(One { id, common, .. }) => {
-            show(&one(store(&common)?.set_disabled(id, None)?, id)?, common.output)
+        Webhooks::Enable(One { id, common, reveal, .. }) => {
+            show(one(store(&common)?.set_disabled(id, None)?, id)?, reveal, common.output)
         }
-        Webhooks::Disable { one: One { id, common, .. }, reason, dry_run } => {
+        Webhooks::Disable { one: One { id, common, reveal, .. }, reason, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, dry_run, common.output)? {
                 return Ok(ExitCode::SUCCESS);
             }
-            show(&one(store.set_disabled(id, Some(&reason))?, id)?, common.output)
+            show(one(store.set_disabled(id, Some(&reason))?, id)?, reveal, common.output)
         }
         Webhooks::RotateSecret { one: One { id, common, .. }, keep } => {
             let secret = new_secret()?;
             let new = NewSecret { secret: secret.clone(), keep };
             let rotated = one(store(&common)?.set(id, Vec::new(), Some(new))?, id)?;
-            show_secret(&rotated, &secret, common.output)
+            show_secret(rotated, &secret, common.output)
         }
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -340,104 +329,4 @@ fn new_secret() -> Result<Secret> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).context("the system has no random numbers")?;
     Ok(Key::secret_of(random))
-}
-
-/// The one time that a secret is shown.
-fn show_secret(webhook: &Registered, secret: &Secret, output: Output) -> Result<()> {
-    let secret = secret.expose();
-    if output.json {
-        return print_json(&WithSecret { webhook, secret });
-    }
-    print(format_args!("id      {}\nsecret  {secret}", webhook.id))?;
-    complain("the secret is shown only now: the receiver checks signatures with it");
-    Ok(())
-}
-
-fn show_id(webhook: &Registered, output: Output) -> Result<()> {
-    if output.json { print_json(webhook) } else { print(format_args!("id      {}", webhook.id)) }
-}
-
-fn show(webhook: &Registered, output: Output) -> Result<()> {
-    if output.json {
-        print_json(webhook)
-    } else {
-        print(text(&WithBacklogs { webhook, backlogs: &[] }))
-    }
-}
-
-fn text(WithBacklogs { webhook, backlogs }: &WithBacklogs<'_>) -> String {
-    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-    let signed = match &webhook.previous_secret_expires_at {
-        _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
-        None => "yes".to_owned(),
-        Some(at) => format!("yes, and with the previous secret until {at}"),
-    };
-    let reason = webhook.disabled_reason.as_deref().unwrap_or_default();
-    let headers = webhook.headers.as_ref().map(|names| format!("{}: ***", names.join(": ***, ")));
-    let rows = [
-        ("id", Some(webhook.id.to_string())),
-        ("url", Some(webhook.post_url.clone())),
-        ("events", Some(webhook.events.join(" "))),
-        ("created", Some(or(&webhook.created_at))),
-        ("signed", Some(signed)),
-        ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
-        ("paused", webhook.paused_at.as_ref().map(|at| format!("since {at}"))),
-        // These only where there is something to say.
-        ("description", webhook.description.clone()),
-        ("account", webhook.account.clone()),
-        ("headers", headers),
-        ("timeout_ms", webhook.timeout_ms.clone()),
-        ("max_in_flight", webhook.max_in_flight.clone()),
-        ("rate_per_second", webhook.rate_per_second.clone()),
-        ("no_retry_status", webhook.no_retry_status.clone()),
-        ("unusable", webhook.unusable.clone()),
-    ];
-    let warnings = webhook.warnings.iter().map(|warning| ("warning", Some(warning.clone())));
-    let backlogs = backlogs.iter().map(|backlog| ("backlog", Some(backlog.line())));
-    let lines =
-        rows.into_iter().chain(warnings).chain(backlogs).filter_map(|(name, text)| {
-            Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN)))
-        });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// With a column of accounts where any webhook has one, and one of what waits where there is any backlog.
-fn table(listed: &[WithBacklogs<'_>]) -> String {
-    let urls = listed.iter().map(|listed| shown::line(&listed.webhook.post_url, MOST_SHOWN));
-    let urls: Vec<String> = urls.collect();
-    let width = urls.iter().map(|url| url.chars().count()).max().unwrap_or(0).max(3);
-    let any_waits = listed.iter().any(|listed| !listed.backlogs.is_empty());
-    let column = |text: &str| if any_waits { format!("  {text:>10}") } else { String::new() };
-    let waiting = column("WAITING");
-    let accounts: Vec<String> = listed
-        .iter()
-        .map(|listed| listed.webhook.account.as_deref())
-        .map(|account| {
-            account.map_or_else(|| "-".to_owned(), |it| shown::line(it, MOST_OF_ACCOUNT))
-        })
-        .collect();
-    let any_account = listed.iter().any(|listed| listed.webhook.account.is_some());
-    let widest = accounts.iter().map(|account| account.chars().count()).max().unwrap_or(0).max(7);
-    let of_account =
-        |text: &str| if any_account { format!("  {text:widest$}") } else { String::new() };
-    let account = of_account("ACCOUNT");
-    let mut lines =
-        vec![format!("{:36}  {:width$}  {:8}{account}{waiting}  EVENTS", "ID", "URL", "STATE")];
-    let rows = listed.iter().zip(&urls).zip(&accounts);
-    lines.extend(rows.map(|((WithBacklogs { webhook, backlogs }, url), account)| {
-        let Registered { id, events, disabled_at, paused_at, unusable, warnings, .. } = webhook;
-        let state = match (disabled_at, paused_at, unusable) {
-            (Some(_), _, _) => "disabled",
-            (None, Some(_), None) => "paused",
-            (None, _, Some(_)) => "unusable",
-            (None, None, None) if !warnings.is_empty() => "warning",
-            (None, None, None) => "enabled",
-        };
-        let waiting = Sum::of(backlogs.iter()).map_or_else(|| "-".to_owned(), Sum::figure);
-        let waiting = column(&waiting);
-        let events = shown::line(&events.join(" "), MOST_SHOWN);
-        let account = of_account(account);
-        format!("{id}  {url:width$}  {state:8}{account}{waiting}  {events}")
-    }));
-    lines.join("\n")
 }

@@ -9,6 +9,7 @@ pub mod answer;
 pub mod calendar;
 pub mod causes;
 pub mod dead_letter;
+pub mod declared;
 pub mod delivery;
 pub mod encoding;
 pub mod event;

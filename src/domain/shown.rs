@@ -61,7 +61,7 @@ pub fn lines(text: &str) -> String {
 pub fn json(document: &str) -> String {
     let mut shown = String::with_capacity(document.len());
     for c in document.chars() {
-        if c != '\n' && (is_deceptive(c) || is_invisible(c)) {
+        if c != '\n' && is_hidden(c) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 shown.push_str(&format!("\\u{unit:04x}"));
             }
@@ -78,6 +78,12 @@ fn push(shown: &mut String, c: char, escaped: bool) {
     } else {
         shown.push(c);
     }
+}
+
+/// Whether a character is deceptive or can't be seen, so that what people read in a file has to escape it.
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    is_deceptive(c) || is_invisible(c)
 }
 
 /// Control characters, the other separators of lines, and what changes the direction of writing

@@ -17,8 +17,10 @@ use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 use super::statuses::Statuses;
 
 mod patterns;
+mod twins;
 
 pub use patterns::{Patterns, check_pattern, doubt, matching_patterns, nearly_matches};
+pub use twins::{Candidate, Twins, twins};
 
 /// The longest URL that is used, in characters. Receivers take request lines of 8,000 bytes at least
 /// (RFC 9110, section 4.1).
@@ -236,19 +238,41 @@ pub fn check_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A webhook's URL for people to recognize: without query, fragment, user name and password, where
-/// secrets may stand. Where it can't be used, why.
+/// What stands where something is not shown because it may be secret.
+pub const HIDDEN: &str = "***";
+
+/// A webhook's URL for people to recognize, as it was registered, but for what may be secret: user name and
+/// password, query and fragment are `***`. What can't be used as a URL is shown likewise.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
-    check_url(text).map_or_else(
-        |problem| problem,
-        |mut url| {
-            if url.query().is_some() {
-                url.set_query(Some("…"));
+    // A user name makes a URL unusable: in one that can be used, an `@` belongs to the path or the query.
+    let (start, rest) = if check_url(text).is_err()
+        && let Some(at) = text.rfind('@')
+    {
+        let is_of_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        let after = text.trim_start_matches(is_of_scheme);
+        let scheme = match after.strip_prefix(':') {
+            Some(rest) if rest.starts_with(['/', '\\']) => {
+                let rest = rest.trim_start_matches(['/', '\\']);
+                &text[..text.len() - rest.len()]
             }
-            url.to_string().replace("%E2%80%A6", "…")
-        },
-    )
+            _ => "",
+        };
+        (format!("{scheme}{HIDDEN}"), &text[at.max(scheme.len())..])
+    } else {
+        (String::new(), text)
+    };
+    match rest.find(['?', '#']) {
+        None => format!("{start}{rest}"),
+        Some(end) => format!("{start}{}{HIDDEN}", &rest[..=end]),
+    }
+}
+
+/// By what URLs are compared: two that lead to the same place have the same, whatever they look like. What
+/// can't be used as a URL is compared as it is.
+#[must_use]
+pub fn url_key(text: &str) -> String {
+    check_url(text).map_or_else(|_| text.to_owned(), String::from)
 }
 
 #[cfg(test)]
@@ -366,11 +390,23 @@ mod tests {
     #[test]
     fn a_url_is_shown_without_what_may_be_secret() {
         for (url, shown) in [
-            ("https://a.b/c?token=s3cret#f", "https://a.b/c?…"),
+            ("https://a.b/c?token=s3cret#f", "https://a.b/c?***"),
+            ("https://a.b/c#s3cret", "https://a.b/c#***"),
             ("https://a.b/c", "https://a.b/c"),
-            ("https://u:s3cret@a.b/", "unusable URL: a user name and password in it are not sent"),
+            ("https://a.b/@me/in", "https://a.b/@me/in"),
+            ("https://a.b/in?to=x@s3cret", "https://a.b/in?***"),
+            ("https://u:s3cret@a.b/", "https://***@a.b/"),
+            ("https://u:s3cret@a.b/?s3cret", "https://***@a.b/?***"),
+            ("https://u:s3/cret?s3cret#s3cret@a.b/c", "https://***@a.b/c"),
+            ("http:\\\\u:s3cret@a.b", "http:\\\\***@a.b"),
+            ("s3cret:s3cret@a.b", "***@a.b"),
+            ("ftp://a.b/?s3cret", "ftp://a.b/?***"),
+            ("not a URL", "not a URL"),
+            ("", ""),
         ] {
             assert_eq!(without_secrets(url), shown);
+            // What was hidden is hidden in the same way again.
+            assert_eq!(without_secrets(shown), shown);
         }
     }
 

@@ -1,8 +1,6 @@
 //! A webhook as the commands show and change it.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::time::Duration;
 
 use postgres::types::Type;
 use postgres::{Client, Row};
@@ -10,11 +8,11 @@ use serde::{Serialize, Serializer};
 use serde_json::Number;
 use uuid::Uuid;
 
+use super::change::{Change, NewSecret, Owned};
 use super::row::{self, some, text};
 use super::{Parameter, Store, StoreError};
 use crate::domain::account;
 use crate::domain::secret::Secret;
-use crate::domain::settings::Column;
 use crate::domain::webhook::{Patterns, Webhook};
 
 /// The longest `events` that is shown, as JSON, in characters: several thousand patterns.
@@ -30,7 +28,7 @@ const MOST_OF_WORDS: usize = 10_000;
 const MOST_OF_TIME: usize = 64;
 
 /// A webhook with all that the commands show of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Registered {
     /// The primary key.
     pub id: Uuid,
@@ -75,10 +73,16 @@ pub struct Registered {
     /// Whether none of its patterns can match anything, so that it gets no event.
     #[serde(skip)]
     pub wants_nothing: bool,
+    /// Whether `events` is too large to be read.
+    #[serde(skip)]
+    pub is_cut: bool,
 }
 
+/// What is shown of a text that is too large.
+const TOO_LARGE: &str = "(too large)";
+
 /// A column that holds a time, by RFC 3339, in UTC where the session is; what else it holds, as text.
-fn time(column: &str) -> String {
+pub(super) fn time(column: &str) -> String {
     let bytes = 4 * MOST_OF_TIME;
     format!(
         "CASE WHEN pg_column_size({column}) > {bytes} THEN '?'
@@ -89,7 +93,7 @@ fn time(column: &str) -> String {
 
 impl Registered {
     /// What [`Registered::of`] reads.
-    fn columns() -> String {
+    pub(super) fn columns() -> String {
         let events = format!(
             "CASE WHEN events IS NULL THEN NULL
                   WHEN pg_column_size(events) > {MOST_OF_PACKED_EVENTS} THEN '?'
@@ -113,7 +117,7 @@ impl Registered {
         .join(", ")
     }
 
-    fn of(row: &Row) -> Result<Self, postgres::Error> {
+    pub(super) fn of(row: &Row) -> Result<Self, postgres::Error> {
         let columns = row::columns(row)?;
         // What is cut is no JSON any more.
         let patterns = Patterns::read(some(row, "events")?.as_deref());
@@ -143,7 +147,24 @@ impl Registered {
             rate_per_second: columns.rate_per_second,
             no_retry_status: shown(row, "no_retry_status")?,
             wants_nothing: patterns.match_nothing,
+            is_cut: patterns.is_cut,
         })
+    }
+
+    /// The name of a column of which there is more than was read, beside those that a delivery needs.
+    pub(super) fn cut(&self) -> Option<&'static str> {
+        let is_long = |text: &Option<String>| {
+            text.as_ref()
+                .is_some_and(|text| text == TOO_LARGE || text.chars().nth(MOST_OF_WORDS).is_some())
+        };
+        match self {
+            _ if self.is_cut => Some("events"),
+            _ if is_long(&self.description) => Some("description"),
+            _ if self.disabled_at.is_some() && is_long(&self.disabled_reason) => {
+                Some("disabled_reason")
+            }
+            _ => None,
+        }
     }
 
     /// One of which nothing can be read but its id and state.
@@ -151,24 +172,10 @@ impl Registered {
         let at_some_time = |is_so: bool| is_so.then(|| "?".to_owned());
         Self {
             id,
-            post_url: String::new(),
-            events: Vec::new(),
-            created_at: None,
             disabled_at: at_some_time(state.is_disabled),
-            disabled_reason: None,
             paused_at: at_some_time(state.is_paused),
-            signed: false,
-            previous_secret_expires_at: None,
-            description: None,
-            account: None,
-            headers: None,
-            timeout_ms: None,
-            max_in_flight: None,
-            rate_per_second: None,
-            no_retry_status: None,
             unusable: Webhook::unreadable(id, why).target.err(),
-            warnings: Vec::new(),
-            wants_nothing: false,
+            ..Self::default()
         }
     }
 }
@@ -177,7 +184,7 @@ impl Registered {
 fn shown(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
     let is_too_large = |text: &String| text.len() > 256 && text.bytes().all(|byte| byte == b'?');
     let text = some(row, name)?;
-    Ok(text.map(|text| if is_too_large(&text) { "(too large)".to_owned() } else { text }))
+    Ok(text.map(|text| if is_too_large(&text) { TOO_LARGE.to_owned() } else { text }))
 }
 
 fn hide_values<S: Serializer>(names: &Option<Vec<String>>, to: S) -> Result<S::Ok, S::Error> {
@@ -191,71 +198,6 @@ fn hide_values<S: Serializer>(names: &Option<Vec<String>>, to: S) -> Result<S::O
 fn as_number<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
     let number = text.as_deref().and_then(|text| serde_json::from_str::<Number>(text).ok());
     if number.is_some() { number.serialize(to) } else { text.serialize(to) }
-}
-
-/// What a setting of a webhook is to be; `None` to have none.
-pub struct Change {
-    /// Where it stands.
-    column: Column,
-    /// As PostgreSQL reads it. Perhaps a secret, so this does not print itself.
-    value: Option<String>,
-}
-
-impl fmt::Debug for Change {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Change").field("column", &self.column).finish_non_exhaustive()
-    }
-}
-
-impl Change {
-    /// The setting in this column is to be that.
-    #[must_use]
-    pub fn new(column: Column, value: Option<&Secret>) -> Self {
-        Self { column, value: value.map(|value| value.expose().to_owned()) }
-    }
-
-    /// Makes the value a parameter of a statement, and says how it stands there, as what its column is.
-    fn joining(self, parameters: &mut Vec<Owned>) -> String {
-        parameters.push((Box::new(self.value), Type::TEXT));
-        let kind = match self.column {
-            Column::Headers => "jsonb",
-            Column::TimeoutMs | Column::MaxInFlight => "integer",
-            Column::RatePerSecond => "double precision",
-            Column::NoRetryStatus | Column::Description | Column::Account => "text",
-        };
-        format!("${}::{kind}", parameters.len())
-    }
-}
-
-/// A secret that a webhook is to have, and how long the one that it had goes on signing, too.
-#[derive(Debug)]
-pub struct NewSecret {
-    /// Checked by whoever gives it.
-    pub secret: Secret,
-    /// Zero ends the other one at once.
-    pub keep: Duration,
-}
-
-impl NewSecret {
-    /// Makes both parameters of a statement, and says what is set to what. Set again, it changes
-    /// nothing: the secret before it stays the one before it.
-    fn joining(self, parameters: &mut Vec<Owned>) -> String {
-        let first = parameters.len() + 1;
-        let (secret, keep) = (format!("${first}"), format!("${}", first + 1));
-        parameters.push((Box::new(self.secret.expose().to_owned()), Type::TEXT));
-        parameters.push((Box::new(self.keep.as_secs_f64()), Type::FLOAT8));
-        // The columns on the right of SET are those of before.
-        format!(
-            "secret = {secret},
-             previous_secret = CASE
-                 WHEN {keep} > 0 AND secret = {secret} THEN previous_secret
-                 WHEN {keep} > 0 THEN secret END,
-             previous_secret_expires_at = CASE
-                 WHEN {keep} > 0 AND secret = {secret} THEN previous_secret_expires_at
-                 WHEN {keep} > 0 AND secret IS NOT NULL
-                     THEN now() + make_interval(secs => {keep}) END"
-        )
-    }
 }
 
 impl Store {
@@ -291,6 +233,18 @@ impl Store {
         // By the collation of the column, PostgreSQL may find others equal than we do.
         found.retain(|webhook| webhook.account.as_deref().is_none_or(|its| its == account));
         Ok(found)
+    }
+
+    /// The webhooks whose URL is one of these texts.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn of_urls(&self, urls: &[String]) -> Result<Vec<Registered>, StoreError> {
+        self.found(
+            "SELECT id FROM webhooks WHERE post_url::text = ANY($1) AND id IS NOT NULL
+             ORDER BY created_at, id",
+            vec![(Box::new(urls.to_vec()), Type::TEXT_ARRAY)],
+        )
     }
 
     /// The webhooks with these ids, and then, enabled or not, those with one of these patterns, of
@@ -346,7 +300,7 @@ impl Store {
         ];
         let (mut columns, mut values) = (String::new(), String::new());
         for change in settings {
-            columns += &format!(", {}", change.column.name());
+            columns += &format!(", {}", change.column);
             values += &format!(", {}", change.joining(&mut parameters));
         }
         let added = self.found(
@@ -360,7 +314,7 @@ impl Store {
         added.ok_or_else(|| StoreError::failing(self.place(), "no row came back"))
     }
 
-    /// Changes the settings of a webhook, or its secret; at least one of them. `None` if there is none
+    /// Changes a webhook, or its secret; at least one thing of it. `None` if there is none
     /// with this id.
     ///
     /// # Errors
@@ -374,7 +328,10 @@ impl Store {
         let mut parameters: Vec<Owned> = vec![(Box::new(id), Type::UUID)];
         let mut changes: Vec<_> = settings
             .into_iter()
-            .map(|change| format!("{} = {}", change.column.name(), change.joining(&mut parameters)))
+            .map(|change| {
+                let column = change.column;
+                format!("{column} = {}", change.joining(&mut parameters))
+            })
             .collect();
         changes.extend(secret.map(|secret| secret.joining(&mut parameters)));
         let changes = changes.join(", ");
@@ -452,9 +409,6 @@ impl Store {
         Ok(all)
     }
 }
-
-/// A parameter that another thread can have.
-type Owned = (Box<dyn postgres::types::ToSql + Sync + Send>, Type);
 
 /// The webhooks with these ids, in this order.
 fn read(client: &mut Client, ids: &[Uuid]) -> Result<Vec<Registered>, postgres::Error> {

@@ -258,6 +258,25 @@ pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
     })
 }
 
+/// The name of a column that [`columns_of_webhook`] has not read to its end, if there is one.
+pub(super) fn cut(row: &Row) -> Result<Option<&'static str>, postgres::Error> {
+    for (name, most) in [
+        ("post_url", MAX_URL_CHARS),
+        ("secret", MOST_OF_SECRET),
+        ("headers", MAX_COLUMN_CHARS),
+        ("timeout_ms", MOST_OF_NUMBER),
+        ("max_in_flight", MOST_OF_NUMBER),
+        ("rate_per_second", MOST_OF_NUMBER),
+        ("no_retry_status", MOST_OF_STATUSES),
+        ("account", MOST_OF_ACCOUNT),
+    ] {
+        if some(row, name)?.is_some_and(|text| text.chars().nth(most).is_some()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
 /// A text, if there is one.
 pub(super) fn some(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
     row.try_get(name)

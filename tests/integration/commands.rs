@@ -47,11 +47,11 @@ fn webhooks_are_added_listed_shown_disabled_and_removed() {
     let shown = json(&succeed(&sandbox, &["webhooks", "show", &id, "--json"]));
     assert_eq!(listed(&sandbox), std::slice::from_ref(&shown));
     assert_eq!(shown["id"], id.as_str());
-    assert_eq!(shown["post_url"], url);
+    assert_eq!(shown["post_url"], "https://example.org/hook?***");
     assert_eq!(shown["events"], serde_json::json!(["user.*", "order.paid"]));
     for arguments in [&["webhooks", "list"][..], &["webhooks", "show", &id]] {
         let table = succeed(&sandbox, arguments);
-        for part in [id.as_str(), url, "user.*", "order.paid"] {
+        for part in [id.as_str(), "https://example.org/hook?***", "user.*", "order.paid"] {
             assert!(table.contains(part), "no {part} in {table}");
         }
     }

@@ -15,6 +15,8 @@ mod no_retry;
 mod signatures;
 mod headers;
 mod given_secrets;
+mod webhook_file;
+mod webhook_list;
 mod settings;
 mod accounts;
 mod trials;

@@ -42,7 +42,7 @@ fn a_webhook_that_was_registered_by_sql_is_shown_in_one_line() {
     assert_eq!(stdout.lines().count(), 2, "{stdout}");
     expect_harmless_command(&sandbox, &["webhooks", "show", &id.to_string()]);
     // For programs it is what it is.
-    let Finished { stdout, .. } = sandbox.command(&["webhooks", "list", "--json"]);
+    let Finished { stdout, .. } = sandbox.command(&["webhooks", "list", "--json", "--reveal"]);
     let list: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(list[0]["post_url"], url.as_str());
 }

@@ -20,6 +20,9 @@ use crate::store::{BacklogRow, Store};
 /// has not told by then stays unknown: somebody waits for this.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// The cause of a backlog whose receiver fails: its circuit breaker is open.
+const FAILING: &str = "breaker";
+
 /// What waits for one webhook from one queue.
 #[derive(Debug, Serialize)]
 pub(super) struct Backlog {
@@ -103,6 +106,11 @@ impl Backlog {
         }
     }
 
+    /// Since when deliveries wait because the receiver fails; nothing where none does.
+    pub(super) fn failing_since(&self) -> Option<&str> {
+        (self.cause == FAILING && self.waiting != Some(0)).then_some(self.since.as_str())
+    }
+
     /// `low_priority: 429 waiting since 2026-11-25T02:54:28Z, breaker, next attempt at …`
     pub(super) fn line(&self) -> String {
         let name = |text: &str| shown::line(text, MOST_SHOWN);
@@ -139,6 +147,11 @@ impl Sum {
         })
     }
 
+    /// All of it; nothing where some is not known.
+    pub(super) fn known(self) -> Option<u64> {
+        self.is_all.then_some(self.known)
+    }
+
     /// For a column of figures.
     pub(super) fn figure(self) -> String {
         if self.is_all { grouped(self.known) } else { "?".to_owned() }
@@ -146,6 +159,11 @@ impl Sum {
 
     /// That something is lost with the webhook; `None` if nothing is.
     pub(super) fn loss(self, will: &str) -> Option<String> {
+        self.loss_of("its", will)
+    }
+
+    /// The same of several webhooks.
+    pub(super) fn loss_of(self, whose: &str, will: &str) -> Option<String> {
         let known = match self.known {
             1 => "1 delivery waits".to_owned(),
             known => format!("{} deliveries wait", grouped(known)),
@@ -156,12 +174,12 @@ impl Sum {
             Self { known: 0, is_all: false } => "an unknown number of deliveries waits".to_owned(),
             Self { is_all: false, .. } => format!("at least {known}"),
         };
-        Some(format!("{waiting} in its backlogs, and {will} be dropped"))
+        Some(format!("{waiting} in {whose} backlogs, and {will} be dropped"))
     }
 }
 
 /// `12,345`
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -171,6 +189,23 @@ fn grouped(number: u64) -> String {
         grouped.push(digit);
     }
     grouped
+}
+
+#[cfg(test)]
+impl Backlog {
+    /// Of a receiver that fails.
+    pub(super) fn example(since: &str, waiting: Option<u32>) -> Self {
+        Self {
+            webhook: Uuid::nil(),
+            queue: "low_priority".to_owned(),
+            waiting,
+            since: since.to_owned(),
+            cause: FAILING.to_owned(),
+            class: "slow".to_owned(),
+            until: None,
+            not_before: None,
+        }
+    }
 }
 
 #[cfg(test)]

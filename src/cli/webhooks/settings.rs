@@ -73,6 +73,13 @@ pub(in crate::cli) struct Unset {
     columns: Vec<Column>,
 }
 
+impl Unset {
+    /// Whether the account is to go.
+    pub(super) fn account(&self) -> bool {
+        self.columns.contains(&Column::Account)
+    }
+}
+
 fn hide(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text.to_owned()))
 }

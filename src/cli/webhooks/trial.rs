@@ -18,7 +18,7 @@ use crate::domain::delivery::Headers;
 use crate::domain::event::{Event, Properties};
 use crate::domain::outcome::{Outcome, Reason, Response};
 use crate::domain::shown::{self, quoted};
-use crate::domain::webhook::Webhook;
+use crate::domain::webhook::{Webhook, without_secrets};
 use crate::sender::{Answer, Request, Sender, Trial};
 use crate::store::Store;
 
@@ -262,11 +262,11 @@ fn shown_body(body: &str) -> String {
     format!("{}{more}", shown::lines(&start))
 }
 
-/// What of an answer's headers is shown; of a URL not the query.
+/// What of an answer's headers is shown; of a URL not what may be secret.
 fn telling(answer: &Answer) -> Vec<(String, String)> {
     let told = answer.headers.iter().filter(|(name, _)| TELLING.contains(&name.as_str()));
     told.map(|(name, value)| match name.as_str() {
-        "location" => (name.clone(), value.split('?').next().unwrap_or_default().to_owned()),
+        "location" => (name.clone(), without_secrets(value)),
         _ => (name.clone(), value.clone()),
     })
     .collect()

@@ -17,6 +17,8 @@ pub struct Patterns {
     pub warnings: Vec<String>,
     /// Whether nothing in it can match anything.
     pub match_nothing: bool,
+    /// Whether it was too large to be read.
+    pub is_cut: bool,
 }
 
 impl Patterns {
@@ -32,7 +34,7 @@ impl Patterns {
         let Ok(value) = serde_json::from_str(json) else {
             let warnings =
                 vec!["`events` is too large to be shown; what is in it counts".to_owned()];
-            return Self { warnings, ..Self::default() };
+            return Self { warnings, is_cut: true, ..Self::default() };
         };
         let Value::Array(elements) = value else {
             return nothing("`events` is no array: it wants nothing");
@@ -102,6 +104,17 @@ pub fn matching_patterns(event_type: &str) -> Vec<String> {
     [event_type.to_owned(), "*".to_owned()].into_iter().chain(prefixes).collect()
 }
 
+/// Every pattern that matches all that this one matches, itself included.
+#[must_use]
+pub(super) fn patterns_above(pattern: &str) -> Vec<String> {
+    match pattern.strip_suffix('*') {
+        Some("") => vec![pattern.to_owned()],
+        // Those that match a type that begins so.
+        Some(prefix) if prefix.ends_with('.') => matching_patterns(prefix).split_off(1),
+        _ => matching_patterns(pattern),
+    }
+}
+
 /// Whether a pattern looks as if it was meant to match an event type that it does not match: in
 /// another case, with another end, or with a star where none counts.
 #[must_use]
@@ -155,6 +168,19 @@ mod tests {
             ["user.profile.updated", "*", "user.*", "user.profile.*"]
         );
         assert_eq!(matching_patterns("user"), ["user", "*"]);
+    }
+
+    #[test]
+    fn above_a_pattern_are_those_that_match_all_that_it_matches() {
+        let sorted = |pattern| {
+            let mut above = patterns_above(pattern);
+            above.sort();
+            above
+        };
+        assert_eq!(sorted("*"), ["*"]);
+        assert_eq!(sorted("a.b.*"), ["*", "a.*", "a.b.*"]);
+        assert_eq!(sorted("a.b"), ["*", "a.*", "a.b"]);
+        assert_eq!(sorted("a"), ["*", "a"]);
     }
 
     #[test]

@@ -1,0 +1,148 @@
+//! A webhook as the commands print it.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::MOST_SHOWN;
+use super::backlogs::{Backlog, Sum};
+use crate::cli::{Output, complain, print, print_json};
+use crate::domain::secret::Secret;
+use crate::domain::shown;
+use crate::domain::webhook::without_secrets;
+use crate::store::Registered;
+
+/// How a webhook is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::cli) enum State {
+    /// It gets its events
+    Enabled,
+    /// What is for it waits until it is resumed
+    Paused,
+    /// It gets no events
+    Disabled,
+    /// All its deliveries are rejected
+    Unusable,
+    /// It fails, and what is for it waits
+    Failing,
+    /// It gets events, but hardly those that were meant
+    Warning,
+}
+
+/// A webhook together with what waits for it.
+#[derive(Serialize)]
+pub(super) struct Shown<'a> {
+    #[serde(flatten)]
+    pub(super) webhook: &'a Registered,
+    pub(super) state: State,
+    pub(super) failing_since: Option<&'a str>,
+    /// Deliveries in all its backlogs; `None` where that is not known.
+    pub(super) waiting: Option<u64>,
+    pub(super) backlogs: &'a [Backlog],
+}
+
+impl State {
+    pub(super) fn label(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
+impl<'a> Shown<'a> {
+    /// With what waits, and since when it fails as far as notifiers have written that.
+    pub(super) fn of(
+        webhook: &'a Registered,
+        backlogs: &'a [Backlog],
+        failing_since: Option<&'a str>,
+    ) -> Self {
+        // Times of one form.
+        let failing_since =
+            backlogs.iter().filter_map(Backlog::failing_since).chain(failing_since).min();
+        let Registered { disabled_at, paused_at, unusable, warnings, .. } = webhook;
+        let state = match (disabled_at, paused_at, unusable, failing_since) {
+            (Some(_), ..) => State::Disabled,
+            (None, _, Some(_), _) => State::Unusable,
+            (None, Some(_), None, _) => State::Paused,
+            (None, None, None, Some(_)) => State::Failing,
+            (None, None, None, None) if !warnings.is_empty() => State::Warning,
+            (None, None, None, None) => State::Enabled,
+        };
+        let waiting = Sum::of(backlogs.iter()).map_or(Some(0), Sum::known);
+        Self { webhook, state, failing_since, waiting, backlogs }
+    }
+}
+
+/// A webhook together with its new secret.
+#[derive(Serialize)]
+struct WithSecret<'a> {
+    #[serde(flatten)]
+    webhook: &'a Registered,
+    secret: &'a str,
+}
+
+/// What of a webhook's URL may be secret is seen only where it is to be.
+pub(super) fn seen(mut webhook: Registered, reveal: bool) -> Registered {
+    if !reveal {
+        webhook.post_url = without_secrets(&webhook.post_url);
+    }
+    webhook
+}
+
+/// The one time that a secret is shown.
+pub(super) fn show_secret(webhook: Registered, secret: &Secret, output: Output) -> Result<()> {
+    let (webhook, secret) = (seen(webhook, false), secret.expose());
+    if output.json {
+        return print_json(&WithSecret { webhook: &webhook, secret });
+    }
+    print(format_args!("id      {}\nsecret  {secret}", webhook.id))?;
+    complain("the secret is shown only now: the receiver checks signatures with it");
+    Ok(())
+}
+
+pub(super) fn show_id(webhook: Registered, output: Output) -> Result<()> {
+    let webhook = seen(webhook, false);
+    if output.json { print_json(&webhook) } else { print(format_args!("id      {}", webhook.id)) }
+}
+
+/// As it is after a change.
+pub(super) fn show(webhook: Registered, reveal: bool, output: Output) -> Result<()> {
+    let webhook = seen(webhook, reveal);
+    if output.json { print_json(&webhook) } else { print(text(&Shown::of(&webhook, &[], None))) }
+}
+
+pub(super) fn text(Shown { webhook, failing_since, backlogs, .. }: &Shown<'_>) -> String {
+    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let signed = match &webhook.previous_secret_expires_at {
+        _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
+        None => "yes".to_owned(),
+        Some(at) => format!("yes, and with the previous secret until {at}"),
+    };
+    let reason = webhook.disabled_reason.as_deref().unwrap_or_default();
+    let headers = webhook.headers.as_ref().map(|names| format!("{}: ***", names.join(": ***, ")));
+    let rows = [
+        ("id", Some(webhook.id.to_string())),
+        ("url", Some(webhook.post_url.clone())),
+        ("events", Some(webhook.events.join(" "))),
+        ("created", Some(or(&webhook.created_at))),
+        ("signed", Some(signed)),
+        ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
+        ("paused", webhook.paused_at.as_ref().map(|at| format!("since {at}"))),
+        ("failing", failing_since.map(|since| format!("since {since}"))),
+        // These only where there is something to say.
+        ("description", webhook.description.clone()),
+        ("account", webhook.account.clone()),
+        ("headers", headers),
+        ("timeout_ms", webhook.timeout_ms.clone()),
+        ("max_in_flight", webhook.max_in_flight.clone()),
+        ("rate_per_second", webhook.rate_per_second.clone()),
+        ("no_retry_status", webhook.no_retry_status.clone()),
+        ("unusable", webhook.unusable.clone()),
+    ];
+    let warnings = webhook.warnings.iter().map(|warning| ("warning", Some(warning.clone())));
+    let backlogs = backlogs.iter().map(|backlog| ("backlog", Some(backlog.line())));
+    let lines =
+        rows.into_iter().chain(warnings).chain(backlogs).filter_map(|(name, text)| {
+            Some(format!("{name:15}  {}", shown::line(&text?, MOST_SHOWN)))
+        });
+    lines.collect::<Vec<_>>().join("\n")
+}

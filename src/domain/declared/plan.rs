@@ -1,0 +1,342 @@
+//! Which webhook of the table each entry of a file is, and what is to be done.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::super::secret::Secret;
+use super::super::settings::Column;
+use super::super::shown;
+use super::super::webhook::{HIDDEN, url_key, without_secrets};
+use super::{Difference, Entry, Field, Headers, Known, Values};
+
+/// Why it is disabled, where a file doesn't say.
+const USUAL_REASON: &str = "by hand";
+
+/// How many webhooks are named in a problem, and how much of a URL.
+const MOST_NAMED: usize = 3;
+const MOST_OF_URL: usize = 200;
+
+/// What is wrong with an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, from 1; 0: of the whole file.
+    pub line: usize,
+    /// What, and what to do, in one line, without any secret.
+    pub what: String,
+}
+
+/// What makes the table what a file says.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// What is new, in the order of the file.
+    pub added: Vec<Addition>,
+    /// What changes, in the order of the file.
+    pub changed: Vec<Alteration>,
+    /// What goes.
+    pub removed: Vec<Removal>,
+    /// Which are as the file says.
+    pub unchanged: Vec<Uuid>,
+    /// Which the file doesn't mention, and which stay.
+    pub unlisted: Vec<Uuid>,
+}
+
+/// A webhook that is to be registered.
+#[derive(Clone, Debug)]
+pub struct Addition {
+    /// Its id to be.
+    pub id: Uuid,
+    /// What it is to be.
+    pub values: Values,
+}
+
+/// A webhook that is to change.
+#[derive(Clone, Debug)]
+pub struct Alteration {
+    /// Its id.
+    pub id: Uuid,
+    /// The row that was looked at; it has another version if somebody else has changed it.
+    pub version: String,
+    /// What it was.
+    pub from: Values,
+    /// What it is to be.
+    pub to: Values,
+    /// In what they differ: at least one.
+    pub differences: Vec<Difference>,
+}
+
+/// A webhook that is to go.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    /// Its id.
+    pub id: Uuid,
+    /// As of an [`Alteration`].
+    pub version: String,
+    /// Its URL, without secrets.
+    pub url: String,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    /// Those whose waiting deliveries are dropped: they go, or are disabled.
+    #[must_use]
+    pub fn losing(&self) -> HashSet<Uuid> {
+        let disabled =
+            self.changed.iter().filter(|it| it.from.disabled.is_none() && it.to.disabled.is_some());
+        let removed = self.removed.iter().map(|it| it.id);
+        disabled.map(|it| it.id).chain(removed).collect()
+    }
+}
+
+/// Plans what makes the table what the file says. With `prune`, webhooks that are not in the file go; but not
+/// those that a file could not say.
+///
+/// An entry with an id is the webhook of that id, or a new one. One without is the webhook of the same URL
+/// and account: of several, that of the same events; if only one entry and one webhook are left, these.
+///
+/// # Errors
+/// All problems of all entries.
+pub fn plan(
+    entries: &[Entry],
+    known: &[Known],
+    prune: bool,
+    new_id: impl FnMut() -> Uuid,
+) -> Result<Plan, Vec<Problem>> {
+    let mut problems = repeated(entries);
+    let matched = matched(entries, known, &mut problems);
+    let mut plan = Plan::default();
+    let mut new_id = new_id;
+    for (entry, known) in entries.iter().zip(&matched) {
+        let (to, unclear) = wanted(entry, *known);
+        problems
+            .extend(unclear.into_iter().map(|(field, what)| problem(entry, Some(field), &what)));
+        let of_field = |field: Field| {
+            let found = field.problems(&to).into_iter();
+            found.map(move |what| problem(entry, Some(field), &what)).collect::<Vec<_>>()
+        };
+        let is_read = |field: &Field| !entry.unread.contains(field.name());
+        let Some(known) = known else {
+            problems.extend(Field::all().filter(is_read).flat_map(of_field));
+            plan.added.push(Addition { id: entry.id.unwrap_or_else(&mut new_id), values: to });
+            continue;
+        };
+        let mut differences = known.values.differences(&to);
+        let of_headers = Field::Setting(Column::Headers);
+        if known.has_odd_headers && !differences.is_empty() {
+            differences.retain(|difference| difference.field != of_headers);
+            let from = "(unusable)".to_owned();
+            differences.push(Difference { field: of_headers, from, to: of_headers.shown(&to) });
+        }
+        // What it has already may stay, whatever it is.
+        let fields = differences.iter().map(|difference| difference.field);
+        problems.extend(fields.filter(is_read).flat_map(of_field));
+        let (id, from) = (known.id, known.values.clone());
+        match &known.version {
+            _ if differences.is_empty() => plan.unchanged.push(id),
+            Some(version) => {
+                let version = version.clone();
+                plan.changed.push(Alteration { id, version, from, to, differences });
+            }
+            None => problems.push(problem(entry, None, known.flaw.as_deref().unwrap_or_default())),
+        }
+    }
+    let listed: HashSet<Uuid> = matched.iter().flatten().map(|known| known.id).collect();
+    for known in known.iter().filter(|known| !listed.contains(&known.id)) {
+        match (&known.version, &known.flaw) {
+            (Some(version), None) if prune => plan.removed.push(Removal {
+                id: known.id,
+                version: version.clone(),
+                url: without_secrets(&known.values.post_url),
+            }),
+            _ => plan.unlisted.push(known.id),
+        }
+    }
+    problems.sort_by_key(|problem| problem.line);
+    if problems.is_empty() { Ok(plan) } else { Err(problems) }
+}
+
+/// An entry by what it says of itself.
+fn named(entry: &Entry) -> String {
+    let url = shown::line(&without_secrets(&entry.post_url), MOST_OF_URL);
+    match entry.id {
+        Some(id) => format!("webhook {id}"),
+        None if url.is_empty() => "a webhook without URL".to_owned(),
+        None => format!("webhook {url}"),
+    }
+}
+
+/// What is wrong with an entry, or with a field of it.
+fn problem(entry: &Entry, field: Option<Field>, what: &str) -> Problem {
+    let line = field.and_then(|field| entry.lines.get(field.name())).copied();
+    let field = field.map_or(String::new(), |field| format!("{}: ", field.name()));
+    let what = format!("{}: {field}{what}", named(entry));
+    Problem { line: line.unwrap_or(entry.line), what }
+}
+
+/// Entries that are of the same webhook.
+fn repeated(entries: &[Entry]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut ids: HashMap<Uuid, usize> = HashMap::new();
+    let mut alike: HashMap<(String, Option<&str>, BTreeSet<&str>), &Entry> = HashMap::new();
+    for entry in entries {
+        let mut push = |what: String| problems.push(problem(entry, None, &what));
+        if let Some(id) = entry.id
+            && let Some(line) = ids.insert(id, entry.line)
+        {
+            push(format!("the same `id` as on line {line}"));
+        }
+        let (url, account) = key(entry);
+        let events = entry.events.iter().map(String::as_str).collect();
+        // With ids of their own two may be alike: the table may have such.
+        if let Some(other) = alike.insert((url, account, events), entry)
+            && (entry.id.is_none() || other.id.is_none())
+            && !entry.post_url.is_empty()
+        {
+            let line = other.line;
+            push(format!(
+                "the same URL, account and events as on line {line}: drop one of them, or give each an `id`"
+            ));
+        }
+    }
+    problems
+}
+
+fn key(entry: &Entry) -> (String, Option<&str>) {
+    (url_key(&entry.post_url), entry.settings.get(&Column::Account).map(String::as_str))
+}
+
+/// The webhook of each entry; none: it is new.
+fn matched<'a>(
+    entries: &[Entry],
+    known: &'a [Known],
+    problems: &mut Vec<Problem>,
+) -> Vec<Option<&'a Known>> {
+    let by_id: HashMap<Uuid, &Known> = known.iter().map(|known| (known.id, known)).collect();
+    let mut matched: Vec<Option<&Known>> =
+        entries.iter().map(|entry| by_id.get(&entry.id?).copied()).collect();
+    let claimed: HashSet<Uuid> = matched.iter().flatten().map(|known| known.id).collect();
+    // Of each URL and account, the webhooks that are left, and the entries without an id.
+    type Left<'a> = (Vec<usize>, Vec<&'a Known>);
+    let mut left: HashMap<(String, Option<&str>), Left<'a>> = HashMap::new();
+    for (at, entry) in entries.iter().enumerate() {
+        if entry.id.is_none() {
+            left.entry(key(entry)).or_default().0.push(at);
+        }
+    }
+    if left.is_empty() {
+        return matched;
+    }
+    for known in known.iter().filter(|known| !claimed.contains(&known.id)) {
+        let key = (url_key(&known.values.post_url), known.values.account());
+        if let Some((_, webhooks)) = left.get_mut(&key) {
+            webhooks.push(known);
+        }
+    }
+    let set = |events: &[String]| events.iter().cloned().collect::<BTreeSet<_>>();
+    for (mut ours, theirs) in left.into_values() {
+        // Oldest first.
+        let mut by_events: HashMap<BTreeSet<String>, Vec<&Known>> = HashMap::new();
+        for known in theirs.iter().rev() {
+            by_events.entry(set(&known.values.events)).or_default().push(known);
+        }
+        ours.retain(|at| {
+            let same = by_events.get_mut(&set(&entries[*at].events)).and_then(Vec::pop);
+            matched[*at] = same;
+            same.is_none()
+        });
+        let mut rest = by_events.into_values().flatten();
+        match (ours.as_slice(), rest.next(), rest.next()) {
+            (_, None, _) => {}
+            ([at], Some(one), None) => matched[*at] = Some(one),
+            (ours, one, other) => {
+                let ids: Vec<_> =
+                    [one, other].into_iter().flatten().chain(rest).map(|it| it.id).collect();
+                for at in ours {
+                    problems.push(ambiguous(&entries[*at], &ids));
+                }
+            }
+        }
+    }
+    matched
+}
+
+fn ambiguous(entry: &Entry, ids: &[Uuid]) -> Problem {
+    let mut ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+    ids.sort();
+    let more = ids.len().saturating_sub(MOST_NAMED);
+    ids.truncate(MOST_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let what = format!(
+        "which of these it is can't be told by URL, account and events: {}{more}; give it the `id` of the one \
+         that is meant, or a new UUID as `id` to register another",
+        ids.join(", ")
+    );
+    problem(entry, None, &what)
+}
+
+/// Whether a URL is one of which a part is not shown.
+fn hides(url: &str) -> bool {
+    let is_end = |mark| url.ends_with(&format!("{mark}{HIDDEN}"));
+    is_end('?') || is_end('#') || url.contains(&format!("{HIDDEN}@"))
+}
+
+/// What an entry's webhook is to be, and what can't be told of that.
+fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>) {
+    let mut unclear = Vec::new();
+    let had = known.map(|known| &known.values);
+    let mut post_url = entry.post_url.clone();
+    if hides(&post_url) {
+        match had.filter(|had| without_secrets(&had.post_url) == post_url) {
+            Some(had) => post_url.clone_from(&had.post_url),
+            None => unclear.push((
+                Field::PostUrl,
+                "`***` stands for what the webhook of that `id` has there, and there is none with such a URL: \
+                 write the whole URL (`webhooks export --reveal` does)"
+                    .to_owned(),
+            )),
+        }
+    }
+    let mut headers = Headers::new();
+    for (name, value) in &entry.headers {
+        let its = had.and_then(|had| had.headers.get(name));
+        let value = match (value.expose(), its) {
+            (HIDDEN, Some(its)) => its.clone(),
+            (HIDDEN, None) => {
+                let what = "`***` stands for the value that the webhook has, and it has none of the header";
+                let what = format!("{what} {}: write the value", shown::quoted(name));
+                unclear.push((Field::Setting(Column::Headers), what));
+                value.clone()
+            }
+            _ => value.clone(),
+        };
+        headers.insert(name.clone(), value);
+    }
+    let was_disabled = had.and_then(|had| had.disabled.clone());
+    let disabled = match entry.disabled {
+        Some(false) => None,
+        Some(true) => {
+            let reason = entry.disabled_reason.clone().or(was_disabled);
+            Some(reason.unwrap_or_else(|| USUAL_REASON.to_owned()))
+        }
+        None => was_disabled,
+    };
+    let secret: Option<Secret> = entry.secret.clone().or_else(|| had?.secret.clone());
+    let values = Values {
+        post_url,
+        events: entry.events.clone(),
+        headers,
+        settings: entry.settings.clone(),
+        paused: entry.paused.unwrap_or_else(|| had.is_some_and(|had| had.paused)),
+        disabled,
+        secret,
+    };
+    (values, unclear)
+}
+
+#[cfg(test)]
+mod tests;

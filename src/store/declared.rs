@@ -1,0 +1,299 @@
+//! The webhooks as a file can say them, and the one transaction that makes them what a file says.
+//!
+//! Between the look and the change somebody else may change a row: by SQL, by a command, or a notifier after
+//! a 410. So each row is changed only as it was seen (`xmin`, which every change changes), or nothing is.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use postgres::Row;
+use postgres::types::Type;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::registered::Registered;
+use super::row;
+use super::session::{Failed, Session};
+use super::{Store, StoreError};
+use crate::domain::declared::{Field, Headers, Known, Plan, Values};
+use crate::domain::secret::Secret;
+use crate::domain::settings::{Column, Columns};
+
+/// How many rows a statement changes: some hundredths of a second's work.
+const CHUNK: usize = 500;
+
+/// A lock on a row is waited for, but not for as long as a statement may take, so that the error says which
+/// of the two it was. Whoever hangs in between holds nobody's rows for long.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '3s';
+     SET LOCAL idle_in_transaction_session_timeout = '1min'";
+
+/// How long the secret that a webhook had goes on signing, too, after a file gave it another.
+const KEEP_OF_SECRET: &str = "interval '24 hours'";
+
+/// Why the webhooks are not what a file says. But for [`NotCarriedOut::Unknown`], nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotCarriedOut {
+    /// PostgreSQL failed.
+    #[error("{0}")]
+    Store(StoreError),
+    /// Somebody else has changed or removed these since they were looked at, or registered one of the same
+    /// id.
+    #[error("changed by somebody else meanwhile")]
+    Changed(Vec<Uuid>),
+    /// It failed in the end, and did not say whether all is done or nothing.
+    #[error("{0}")]
+    Unknown(StoreError),
+}
+
+impl From<Failed> for NotCarriedOut {
+    fn from(failed: Failed) -> Self {
+        Self::Store(failed.into())
+    }
+}
+
+impl Store {
+    /// All webhooks, oldest first, as a file can say them, with their secrets.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn declared(&self) -> Result<Vec<Known>, StoreError> {
+        let mut session = self.session("webhook-notifier");
+        let ids: Vec<Uuid> = session.run(|client| {
+            let all = "SELECT id FROM webhooks WHERE id IS NOT NULL ORDER BY created_at, id";
+            client.query_typed(all, &[])?.iter().map(|row| row.try_get(0)).collect()
+        })?;
+        let mut found: HashMap<Uuid, Known> = HashMap::with_capacity(ids.len());
+        for part in ids.chunks(row::CHUNK).map(<[Uuid]>::to_vec) {
+            let columns = format!("{}, xmin::text AS version", Registered::columns());
+            let read =
+                session.run(move |client| row::each(client, &columns, &part, known, unreadable))?;
+            found.extend(read.into_iter().map(|known| (known.id, known)));
+        }
+        session.rest();
+        Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
+    /// Does all of a plan, in one transaction, or nothing.
+    ///
+    /// # Errors
+    /// [`NotCarriedOut`].
+    pub fn carry_out(&self, plan: &Plan) -> Result<(), NotCarriedOut> {
+        let mut session = self.session("webhook-notifier");
+        session.run(|client| client.batch_execute(BEGIN))?;
+        for Step { statement, rows } in steps(plan) {
+            let meant: Vec<Uuid> = rows.iter().map(|(id, _)| *id).collect();
+            let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
+            let done = work(&mut session, statement, Value::Array(rows).to_string())?;
+            let others: Vec<Uuid> = meant.into_iter().filter(|id| !done.contains(id)).collect();
+            if !others.is_empty() {
+                // The end of its connection would undo it, too.
+                let _ = session.run(|client| client.batch_execute("ROLLBACK"));
+                session.rest();
+                return Err(NotCarriedOut::Changed(others));
+            }
+        }
+        let committed = session.run(|client| client.batch_execute("COMMIT"));
+        committed.map_err(|failed| NotCarriedOut::Unknown(failed.into()))?;
+        session.rest();
+        Ok(())
+    }
+}
+
+/// Runs a statement on these rows; returns the ids of those that it has changed.
+fn work(session: &mut Session, statement: String, rows: String) -> Result<HashSet<Uuid>, Failed> {
+    session.run(move |client| {
+        let done = client.query_typed(&statement, &[(&rows, Type::TEXT)])?;
+        done.iter().map(|row| row.try_get(0)).collect()
+    })
+}
+
+/// A statement, and the rows that it has to change, which it takes as JSON.
+struct Step {
+    statement: String,
+    rows: Vec<(Uuid, Value)>,
+}
+
+/// Removals first: a constraint of somebody's own may want URLs to be unique. Of those that change only the
+/// columns that do.
+fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
+    let mut all = Vec::new();
+    let mut push = |statement: String, rows: Vec<(Uuid, Value)>| {
+        for rows in rows.chunks(CHUNK) {
+            all.push(Step { statement: statement.clone(), rows: rows.to_vec() });
+        }
+    };
+    let removed =
+        plan.removed.iter().map(|it| (it.id, json!({ "id": it.id, "version": it.version })));
+    push(
+        "DELETE FROM webhooks AS w USING jsonb_to_recordset($1::jsonb) AS n(id uuid, version text)
+         WHERE w.id = n.id AND w.xmin::text = n.version RETURNING w.id"
+            .to_owned(),
+        removed.collect(),
+    );
+    let mut alike: BTreeMap<Vec<Field>, Vec<(Uuid, Value)>> = BTreeMap::new();
+    for it in &plan.changed {
+        let fields: Vec<Field> = it.differences.iter().map(|difference| difference.field).collect();
+        let mut row = Map::new();
+        row.insert("id".to_owned(), json!(it.id));
+        row.insert("version".to_owned(), json!(it.version));
+        fields.iter().for_each(|field| put(&mut row, *field, &it.to));
+        alike.entry(fields).or_default().push((it.id, Value::Object(row)));
+    }
+    for (fields, rows) in alike {
+        let columns: Vec<_> = fields.iter().map(|field| given(*field)).collect();
+        let changes: Vec<_> = fields.iter().map(|field| change(*field)).collect();
+        let (columns, changes) = (columns.join(", "), changes.join(", "));
+        push(
+            format!(
+                "UPDATE webhooks AS w SET {changes}
+                 FROM jsonb_to_recordset($1::jsonb) AS n(id uuid, version text, {columns})
+                 WHERE w.id = n.id AND w.xmin::text = n.version RETURNING w.id"
+            ),
+            rows,
+        );
+    }
+    let added = plan.added.iter().enumerate().map(|(place, it)| {
+        let mut row = Map::new();
+        row.insert("id".to_owned(), json!(it.id));
+        row.insert("place".to_owned(), json!(place));
+        Field::all().for_each(|field| put(&mut row, field, &it.values));
+        (it.id, Value::Object(row))
+    });
+    let columns: Vec<_> = Field::all().map(given).collect();
+    let settings: Vec<_> = Column::ALL.into_iter().map(Column::name).collect();
+    let (columns, settings) = (columns.join(", "), settings.join(", "));
+    push(
+        // A microsecond apart, so that the order of the file is theirs.
+        format!(
+            "INSERT INTO webhooks (id, created_at, post_url, events, secret, paused_at, disabled_at,
+                 disabled_reason, {settings})
+             SELECT id, now() + place * interval '1 microsecond', post_url, events, secret,
+                 CASE WHEN paused THEN now() END, CASE WHEN disabled THEN now() END,
+                 disabled_reason, {settings}
+             FROM jsonb_to_recordset($1::jsonb) AS n(id uuid, place integer, {columns})
+             ON CONFLICT DO NOTHING RETURNING id"
+        ),
+        added.collect(),
+    );
+    all.into_iter()
+}
+
+/// The columns of a row that is given, for a field of it.
+fn given(field: Field) -> &'static str {
+    match field {
+        Field::PostUrl => "post_url text",
+        Field::Events => "events text[]",
+        Field::Setting(Column::Headers) => "headers jsonb",
+        Field::Setting(Column::TimeoutMs) => "timeout_ms integer",
+        Field::Setting(Column::MaxInFlight) => "max_in_flight integer",
+        Field::Setting(Column::RatePerSecond) => "rate_per_second double precision",
+        Field::Setting(Column::NoRetryStatus) => "no_retry_status text",
+        Field::Setting(Column::Description) => "description text",
+        Field::Setting(Column::Account) => "account text",
+        Field::Paused => "paused boolean",
+        Field::Disabled => "disabled boolean, disabled_reason text",
+        Field::Secret => "secret text",
+    }
+}
+
+/// What is set to what. The columns on the right are those of before.
+fn change(field: Field) -> String {
+    match field {
+        Field::PostUrl | Field::Events | Field::Setting(_) => {
+            let name = field.name();
+            format!("{name} = n.{name}")
+        }
+        Field::Paused => {
+            "paused_at = CASE WHEN n.paused THEN coalesce(w.paused_at, now()) END".to_owned()
+        }
+        Field::Disabled => {
+            "disabled_at = CASE WHEN n.disabled THEN coalesce(w.disabled_at, now()) END,
+             disabled_reason = n.disabled_reason"
+                .to_owned()
+        }
+        Field::Secret => format!(
+            "secret = n.secret, previous_secret = w.secret,
+             previous_secret_expires_at = CASE WHEN w.secret IS NOT NULL
+                 THEN now() + {KEEP_OF_SECRET} END"
+        ),
+    }
+}
+
+fn put(row: &mut Map<String, Value>, field: Field, values: &Values) {
+    let mut put = |name: &str, value: Value| drop(row.insert(name.to_owned(), value));
+    match field {
+        Field::PostUrl => put("post_url", json!(values.post_url)),
+        Field::Events => put("events", json!(values.events)),
+        Field::Setting(Column::Headers) if values.headers.is_empty() => {}
+        Field::Setting(Column::Headers) => {
+            let headers = values.headers.iter().map(|(name, value)| (name, value.expose()));
+            put("headers", json!(headers.collect::<BTreeMap<_, _>>()));
+        }
+        Field::Setting(column) => put(column.name(), json!(values.settings.get(&column))),
+        Field::Paused => put("paused", json!(values.paused)),
+        Field::Disabled => {
+            put("disabled", json!(values.disabled.is_some()));
+            put("disabled_reason", json!(values.disabled));
+        }
+        Field::Secret => put("secret", json!(values.secret.as_ref().map(Secret::expose))),
+    }
+}
+
+/// What is read of a row.
+fn known(row: &Row) -> Result<Known, postgres::Error> {
+    let registered = Registered::of(row)?;
+    let columns = row::columns(row)?;
+    let secret = row::some(row, "secret")?;
+    let (headers, flaw_of_headers) = headers(&columns);
+    let cut = row::cut(row)?.or_else(|| registered.cut());
+    let too_large =
+        cut.map(|name| format!("its {name} is too large to be read: set it right by SQL"));
+    let has_odd_headers = flaw_of_headers.is_some();
+    let flaw = too_large.or(flaw_of_headers);
+    let Columns { timeout_ms, max_in_flight, rate_per_second, no_retry_status, account, .. } =
+        columns;
+    let settings = [
+        (Column::TimeoutMs, timeout_ms),
+        (Column::MaxInFlight, max_in_flight),
+        (Column::RatePerSecond, rate_per_second),
+        (Column::NoRetryStatus, no_retry_status),
+        (Column::Account, account),
+        (Column::Description, registered.description),
+    ];
+    let settings =
+        settings.into_iter().filter_map(|(column, text)| Some((column, text?))).collect();
+    let is_disabled = registered.disabled_at.is_some();
+    let values = Values {
+        post_url: registered.post_url,
+        events: registered.events,
+        headers,
+        settings,
+        paused: registered.paused_at.is_some(),
+        disabled: is_disabled.then(|| registered.disabled_reason.unwrap_or_default()),
+        secret: secret.map(Secret::new),
+    };
+    Ok(Known { id: registered.id, version: row.try_get("version")?, values, flaw, has_odd_headers })
+}
+
+fn headers(columns: &Columns) -> (Headers, Option<String>) {
+    let Some(text) = &columns.headers else { return (Headers::new(), None) };
+    let flaw = || {
+        let remedy = "`webhooks set ID` with --header mends it, --unset header drops it";
+        Some(format!("its headers are not a JSON object of texts: {remedy}"))
+    };
+    // The parser's words could quote a value.
+    let Ok(all) = serde_json::from_str::<BTreeMap<String, String>>(text.expose()) else {
+        return (Headers::new(), flaw());
+    };
+    let count = all.len();
+    let headers: Headers = all
+        .into_iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), Secret::new(value)))
+        .collect();
+    let flaw = if headers.len() == count { None } else { flaw() };
+    (headers, flaw)
+}
+
+fn unreadable(id: Uuid, why: &str, _: row::State) -> Known {
+    let flaw = format!("its row in the table cannot be read: {why}: set it right by SQL");
+    Known { id, version: None, values: Values::default(), flaw: Some(flaw), has_odd_headers: false }
+}

@@ -1,0 +1,36 @@
+//! Since when webhooks fail, as the notifiers have written it.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::registered::time;
+use super::{Store, StoreError};
+
+/// How many are read: more than a process remembers receivers.
+const MOST_ROWS: usize = 20_000;
+
+impl Store {
+    /// Since when webhooks fail without a success, by RFC 3339; empty where there is no table of that, or none
+    /// that may be read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn failing_since(&self) -> Result<HashMap<Uuid, String>, StoreError> {
+        let since = time("failing_since");
+        self.query(move |client| {
+            let may_be_read =
+                "SELECT 1 WHERE has_table_privilege(to_regclass('webhook_conditions'), 'SELECT')";
+            if client.query_typed(may_be_read, &[])?.is_empty() {
+                return Ok(HashMap::new());
+            }
+            let failing = format!(
+                "SELECT webhook_id, {since} AS since FROM webhook_conditions
+                 WHERE failing_since IS NOT NULL AND isfinite(failing_since)
+                     AND failed_at > coalesce(succeeded_at, '-infinity') LIMIT {MOST_ROWS}"
+            );
+            let rows = client.query_typed(&failing, &[])?;
+            rows.iter().map(|row| Ok((row.try_get("webhook_id")?, row.try_get("since")?))).collect()
+        })
+    }
+}

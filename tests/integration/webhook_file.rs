@@ -1,0 +1,542 @@
+//! Webhooks as a file: what `webhooks export` writes, and what `webhooks apply` makes of it.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json as literal};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::backlog_table::Waiting;
+use crate::commands::{json, succeed};
+use crate::harness::{
+    Event, Receiver, SOON, Sandbox, notifier::binary, process::Finished, wait_for, wait_until,
+};
+use crate::signatures::verify;
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+/// Stands wherever something secret stands that is no secret of a webhook.
+const MARK: &str = "s3cret-T0ken";
+
+/// A folder with the file of a test.
+struct Declared {
+    folder: TempDir,
+}
+
+impl Declared {
+    fn new(text: &str) -> Self {
+        let declared = Self { folder: tempfile::tempdir().expect("a folder") };
+        declared.write("webhooks.toml", text);
+        declared
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).expect("it can be written");
+    }
+
+    /// `webhooks apply` of it.
+    #[track_caller]
+    fn command(&self, sandbox: &Sandbox, options: &[&str]) -> Finished {
+        let file = self.path("webhooks.toml");
+        let file = file.to_str().expect("a plain name");
+        sandbox.command(&[&["webhooks", "apply", file], options].concat())
+    }
+
+    #[track_caller]
+    fn apply(&self, sandbox: &Sandbox, options: &[&str]) -> String {
+        let finished = self.command(sandbox, options);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished.stdout
+    }
+
+    /// It has problems, and changes nothing; what it says on standard error.
+    #[track_caller]
+    fn refused(&self, sandbox: &Sandbox, options: &[&str]) -> String {
+        let before = rows(sandbox);
+        let finished = self.command(sandbox, options);
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+        assert_eq!(rows(sandbox), before);
+        assert!(finished.stderr.ends_with("webhook-notifier: nothing was changed"), "{finished:?}");
+        finished.stderr
+    }
+}
+
+/// All that stands in the table, with what tells that a row was touched.
+fn rows(sandbox: &Sandbox) -> Vec<String> {
+    let all = "SELECT xmin::text || ' ' || webhooks::text FROM webhooks ORDER BY created_at, id";
+    sandbox.database.query(all, &[]).iter().map(|row| row.get(0)).collect()
+}
+
+/// One row, as JSON.
+#[track_caller]
+fn row(sandbox: &Sandbox, url: &str) -> Value {
+    let one = "SELECT row_to_json(webhooks)::text FROM webhooks WHERE post_url = $1";
+    let rows = sandbox.database.query(one, &[&url]);
+    assert_eq!(rows.len(), 1, "{url}");
+    json(rows[0].get(0))
+}
+
+/// A command that reads this.
+fn reading(sandbox: &Sandbox, arguments: &[&str], input: &str) -> Finished {
+    let mut child = Command::new(binary())
+        .args(arguments)
+        .env_clear()
+        .env("DATABASE_URL", sandbox.database.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(input.as_bytes()).expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Finished {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+#[test]
+fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing() {
+    let sandbox = Sandbox::new();
+    let file = Declared::new(&format!(
+        "# of the team\n\
+         [[webhooks]]\n\
+         post_url = \"https://example.org/all?token={MARK}\"\n\
+         events = [\"user.*\", \"order.paid\"]\n\
+         account = \"acme\"\n\
+         description = \"für alle\"\n\
+         timeout_ms = 5000\n\
+         max_in_flight = 4\n\
+         rate_per_second = 0.5\n\
+         no_retry_status = \"400,422\"\n\
+         headers = {{ Authorization = \"Bearer {MARK}\", x-team = \"a\" }}\n\
+         secret = \"{SECRET}\"\n\
+         paused = true\n\
+         \n\
+         [[webhooks]]\n\
+         post_url = \"https://example.org/off\"\n\
+         events = [\"*\"]\n\
+         disabled = true\n\
+         disabled_reason = \"moved\"\n"
+    ));
+    let planned = file.apply(&sandbox, &["--dry-run"]);
+    assert!(planned.ends_with("2 to add, 0 unchanged; nothing was changed"), "{planned}");
+    assert!(rows(&sandbox).is_empty());
+
+    let said = file.apply(&sandbox, &[]);
+    assert!(said.contains("\n2 added, 0 unchanged\n"), "{said}");
+    assert!(said.contains("1 new webhook was given a secret, which is not shown"), "{said}");
+    assert!(!said.contains(MARK) && !said.contains("whsec_"), "{said}");
+    for part in ["+ ", "https://example.org/all?***", "authorization: ***", "user.* order.paid"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    let all = row(&sandbox, &format!("https://example.org/all?token={MARK}"));
+    let expected = literal!({
+        "events": ["user.*", "order.paid"], "account": "acme", "description": "für alle",
+        "timeout_ms": 5000, "max_in_flight": 4, "rate_per_second": 0.5, "no_retry_status": "400,422",
+        "headers": {"authorization": format!("Bearer {MARK}"), "x-team": "a"}, "secret": SECRET,
+        "disabled_at": null, "previous_secret": null,
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(&all[key], value, "{key}");
+    }
+    assert!(all["paused_at"].is_string() && all["created_at"].is_string());
+    let off = row(&sandbox, "https://example.org/off");
+    assert_eq!(off["disabled_reason"], "moved");
+    assert!(
+        off["disabled_at"].is_string()
+            && off["secret"].as_str().is_some_and(|it| it.starts_with("whsec_"))
+    );
+    // In the order of the file.
+    let listed = json(&succeed(&sandbox, &["webhooks", "list", "--json"]));
+    assert_eq!(listed[1]["post_url"], "https://example.org/off");
+
+    let before = rows(&sandbox);
+    let said = file.apply(&sandbox, &["--prune"]);
+    assert_eq!(said, "nothing to change: 2 webhooks are as the file says");
+    assert_eq!(rows(&sandbox), before);
+
+    // What is not there is none, and the others are as they were.
+    file.write(
+        "webhooks.toml",
+        "[[webhooks]]\n\
+         post_url = \"https://example.org/off\"\n\
+         events = [\"order.paid\"]\n\
+         timeout_ms = 1000\n\
+         disabled = false\n",
+    );
+    let said = file.apply(&sandbox, &[]);
+    for part in
+        ["~ ", "events           * -> order.paid", "timeout_ms       none -> 1000", "1 changed"]
+    {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    assert!(said.contains("disabled         yes: moved -> none"), "{said}");
+    assert!(
+        said.contains("1 webhook of the table is not in the file, and stays (--prune removes it)"),
+        "{said}"
+    );
+    let now = row(&sandbox, "https://example.org/off");
+    assert_eq!((&now["id"], &now["secret"]), (&off["id"], &off["secret"]));
+    assert_eq!((&now["disabled_at"], &now["disabled_reason"]), (&Value::Null, &Value::Null));
+    assert_eq!(rows(&sandbox)[0], before[0]);
+    let said = file.apply(&sandbox, &["--prune"]);
+    assert!(said.starts_with("- ") && said.contains("1 removed, 1 unchanged"), "{said}");
+    assert!(!said.contains(MARK), "{said}");
+    assert_eq!(rows(&sandbox).len(), 1);
+    let said = json(&file.apply(&sandbox, &["--prune", "--json"]));
+    let expected = literal!({
+        "dry_run": false, "added": [], "changed": [], "removed": [], "unchanged": 1, "not_in_file": 0,
+        "warnings": [],
+    });
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn an_export_has_no_secrets_and_changes_nothing_when_it_is_applied() {
+    let sandbox = Sandbox::new();
+    // Whatever somebody has written by SQL.
+    let odd =
+        sandbox.webhook(&format!("https://u:{MARK}@example.org/"), &["a*", "order.\u{202e}paid"]);
+    let full = sandbox.webhook(&format!("https://example.org/?{MARK}"), &["*"]);
+    let twin = sandbox.webhook(&format!("https://example.org/?{MARK}"), &["*"]);
+    sandbox.database.execute(
+        "UPDATE webhooks SET headers = jsonb_build_object('x-token', $2::text), timeout_ms = 0,
+             rate_per_second = 1e-7, description = E'two\\nlines \"quoted\" \\\\ é', account = ' a ',
+             secret = $3, paused_at = now(), disabled_at = now(), disabled_reason = 'status 410'
+         WHERE id = $1",
+        &[&full, &MARK, &SECRET],
+    );
+    let before = rows(&sandbox);
+    for options in [&["webhooks", "export"][..], &["webhooks", "export", "--json"]] {
+        let exported = succeed(&sandbox, options);
+        assert!(!exported.contains(MARK) && !exported.contains("whsec_"), "{exported}");
+        assert!(!exported.contains('\u{202e}'), "{exported}");
+        for id in [odd, full, twin] {
+            assert!(exported.contains(&id.to_string()), "{exported}");
+        }
+        let file = Declared::new(&exported);
+        for prune in [&[][..], &["--prune"]] {
+            let said = file.apply(&sandbox, prune);
+            assert_eq!(said, "nothing to change: 3 webhooks are as the file says");
+        }
+        let said = reading(&sandbox, &["webhooks", "apply", "-"], &exported);
+        assert!(said.stdout.starts_with("nothing to change"), "{said:?}");
+        assert_eq!(rows(&sandbox), before);
+    }
+
+    // With its secrets it makes the same elsewhere. (Two of what stands there only SQL can write.)
+    sandbox.database.run_script(
+        "UPDATE webhooks SET post_url = 'https://example.org/odd', events = '{order.paid}'
+             WHERE post_url LIKE '%@%';
+         UPDATE webhooks SET timeout_ms = 7, rate_per_second = 0.25 WHERE timeout_ms = 0",
+    );
+    let of = |column: &str| {
+        let all =
+            format!("SELECT coalesce(({column})::text, '') FROM webhooks ORDER BY created_at, id");
+        sandbox.database.query(&all, &[]).iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    let columns =
+        "(id, post_url, events, headers, timeout_ms, rate_per_second, description, account,
+                    paused_at IS NULL, disabled_at IS NULL, disabled_reason)";
+    let (before, secrets) = (of(columns), of("secret"));
+    for options in
+        [&["webhooks", "export", "--reveal"][..], &["webhooks", "export", "--reveal", "--json"]]
+    {
+        let exported = succeed(&sandbox, options);
+        assert!(exported.contains(MARK) && exported.contains(SECRET), "{exported}");
+        sandbox.database.execute("DELETE FROM webhooks", &[]);
+        let file = Declared::new(&exported);
+        let finished = file.command(&sandbox, &[]);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert!(finished.stdout.contains("3 added"), "{finished:?}");
+        assert_eq!(of(columns), before);
+        assert_eq!(of("secret")[1], secrets[1]);
+    }
+}
+
+#[test]
+fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
+    let sandbox = Sandbox::new();
+    let sound = sandbox.webhook("https://example.org/", &["*"]);
+    let headers = sandbox.webhook("https://example.org/headers", &["*"]);
+    let long = sandbox.webhook("https://example.org/long", &["*"]);
+    let set = |id, change: &str| {
+        sandbox.database.execute(&format!("UPDATE webhooks SET {change} WHERE id = $1"), &[&id]);
+    };
+    set(headers, "headers = '[\"s3cret-T0ken\"]'");
+    set(long, "description = repeat('x', 20000)");
+    let finished = sandbox.command(&["webhooks", "export"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    for part in [
+        &format!("{headers} is left out: its headers"),
+        &format!("{long} is left out: its description"),
+    ] {
+        assert!(finished.stderr.contains(part), "no {part} in {finished:?}");
+    }
+    assert!(finished.stdout.contains(&sound.to_string()), "{finished:?}");
+    assert!(!format!("{finished:?}").contains(MARK), "{finished:?}");
+    let file = Declared::new(&finished.stdout);
+    let finished = file.command(&sandbox, &["--prune"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(finished.stderr.contains(&format!("{long} stays: no file could say")), "{finished:?}");
+    assert_eq!(rows(&sandbox).len(), 3);
+    // But it can be mended by one.
+    file.write(
+        "webhooks.toml",
+        &format!("[[webhooks]]\nid = \"{headers}\"\npost_url = \"https://example.org/new\"\nevents = [\"a\"]\n"),
+    );
+    file.apply(&sandbox, &[]);
+    let exported = sandbox.command(&["webhooks", "export"]);
+    assert!(exported.stdout.contains("https://example.org/new"), "{exported:?}");
+}
+
+#[test]
+fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
+    let sandbox = Sandbox::new();
+    let has = sandbox.webhook("https://example.org/", &["*"]);
+    let file = Declared::new(&format!(
+        "[[webhooks]]\n\
+         id = \"{has}\"\n\
+         post_url = \"https://example.org/new\"\n\
+         events = [\"*\"]\n\
+         [[webhooks]]\n\
+         url = \"https://{MARK}@example.org/\"\n\
+         events = \"*\"\n\
+         timeout_ms = true\n\
+         [[webhooks]]\n\
+         id = \"{has}\"\n\
+         post_url = \"ftp://{MARK}@example.org/?{MARK}\"\n\
+         events = [\"user*\"]\n\
+         headers = {{ host = \"{MARK}\" }}\n\
+         rate_per_second = -1\n\
+         secret = \"{MARK}\"\n\
+         [[webhooks]]\n\
+         post_url = \"https://example.org/?***\"\n\
+         events = [\"*\"]\n\
+         secret_from = \"nowhere\"\n\
+         [webhook]\n\
+         post_url = \"https://example.org/\"\n"
+    ));
+    let said = file.refused(&sandbox, &["--prune"]);
+    let lines: Vec<_> = said.lines().collect();
+    for (line, parts) in [
+        (6, &["\"url\": there is no such key: is it `post_url`?"][..]),
+        (5, &["post_url: missing"]),
+        (7, &["events: it is not a list of texts"]),
+        (8, &["timeout_ms: it is neither a text nor a number"]),
+        (9, &["the same `id` as on line 1"]),
+        (11, &["post_url: unusable URL"]),
+        (12, &["\"user*\" matches nothing"]),
+        (13, &["headers: the header \"host\""]),
+        (14, &["rate_per_second: ", "from 0.001"]),
+        (15, &["secret: the secret is not `whsec_`"]),
+        (17, &["post_url: `***` stands for", "export --reveal"]),
+        (19, &["secret_from: cannot read", "nowhere"]),
+        (20, &["\"webhook\" belongs to no webhook"]),
+    ] {
+        let start = format!("webhooks.toml:{line}: ");
+        let is_told =
+            |told: &&&str| told.contains(&start) && parts.iter().all(|part| told.contains(part));
+        assert!(lines.iter().any(|told| is_told(&told)), "no {start} {parts:?} in {said}");
+    }
+    assert_eq!(lines.len(), 14, "{said}");
+    assert!(!said.contains(MARK), "{said}");
+
+    for (text, says) in [
+        ("[[webhooks]]\npost_url = \"https://s3cret-T0ken\nevents = [\n", "webhooks.toml:2: "),
+        ("{\"webhooks\": [\n  {\"secret\": \"s3cret-T0ken\",}]}", "webhooks.toml:2: "),
+        ("", "no `webhooks` in it"),
+        ("[\"x\"]", "webhooks.toml:1: "),
+    ] {
+        file.write("webhooks.toml", text);
+        let said = file.refused(&sandbox, &[]);
+        assert!(said.contains(says) && !said.contains(MARK), "{said}");
+    }
+    // Most likely a mistake, and not the wish to remove all.
+    file.write("webhooks.toml", "webhooks = []\n");
+    let said = file.refused(&sandbox, &["--prune"]);
+    assert!(said.contains("--prune would remove all 1"), "{said}");
+    assert!(file.apply(&sandbox, &[]).contains("1 webhook of the table is not in the file"));
+    for (name, says) in [("/nowhere/x.toml", "cannot read"), ("/", "cannot read")] {
+        let finished = sandbox.command(&["webhooks", "apply", name]);
+        assert!(finished.code != Some(0) && finished.stderr.contains(says), "{finished:?}");
+    }
+}
+
+#[test]
+fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let url = receiver.url("/");
+    let entry =
+        |secret: &str| format!("[[webhooks]]\npost_url = \"{url}\"\nevents = [\"*\"]\n{secret}\n");
+    let file = Declared::new(&entry("secret_from = \"secret.txt\""));
+    file.write("secret.txt", &format!("{SECRET}\n"));
+    let said = file.apply(&sandbox, &[]);
+    assert!(!said.contains("was given a secret"), "{said}");
+    assert_eq!(row(&sandbox, &url)["secret"], SECRET);
+    let before = rows(&sandbox);
+    for secret in ["", "secret = \"***\"", &format!("secret = \"{SECRET}\"")] {
+        file.write("webhooks.toml", &entry(secret));
+        assert!(file.apply(&sandbox, &[]).starts_with("nothing to change"), "{secret}");
+    }
+    assert_eq!(rows(&sandbox), before);
+    file.write("webhooks.toml", &entry(&format!("secret = \"{OTHER_SECRET}\"")));
+    let said = file.apply(&sandbox, &[]);
+    assert!(said.contains("secret           *** -> *** (another)"), "{said}");
+    assert!(!said.contains("whsec_"), "{said}");
+    let _notifier = sandbox.notifier().start();
+    let event = Event::new("order.paid");
+    sandbox.publish(&event);
+    let request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+    verify(OTHER_SECRET, &request).expect("the new one");
+    verify(SECRET, &request).expect("and the old one, for a day");
+    assert!(file.apply(&sandbox, &[]).starts_with("nothing to change"));
+}
+
+#[test]
+fn how_many_deliveries_are_dropped_with_those_that_go_is_told() {
+    let sandbox = Sandbox::new();
+    let gone = sandbox.webhook("http://127.0.0.1:9/gone", &["*"]);
+    let off = sandbox.webhook("http://127.0.0.1:9/off", &["*"]);
+    sandbox.webhook("http://127.0.0.1:9/idle", &["*"]);
+    let _of_gone = Waiting::new(&sandbox, gone, 3);
+    let _of_off = Waiting::new(&sandbox, off, 2);
+    let file = Declared::new(&format!(
+        "[[webhooks]]\nid = \"{off}\"\npost_url = \"http://127.0.0.1:9/off\"\nevents = [\"*\"]\ndisabled = true\n"
+    ));
+    let said = file.apply(&sandbox, &["--prune", "--dry-run"]);
+    for part in [
+        "2 deliveries wait in its backlogs, and would be dropped",
+        "3 deliveries wait in its backlogs, and would be dropped",
+        "all together: 5 deliveries wait in their backlogs, and would be dropped",
+        "1 to change, 2 to remove, 0 unchanged; nothing was changed",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    let said = json(&file.apply(&sandbox, &["--prune", "--json"]));
+    assert_eq!(said["changed"][0]["backlogs"][0]["waiting"], 2, "{said}");
+    let removed = said["removed"].as_array().expect("a list");
+    let of = |id: Uuid| removed.iter().find(|it| it["id"] == id.to_string()).expect("it is told");
+    assert_eq!(of(gone)["backlogs"][0]["waiting"], 3, "{said}");
+    assert_eq!(rows(&sandbox).len(), 1);
+}
+
+#[test]
+fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
+    let sandbox = Sandbox::new();
+    let ids: Vec<_> =
+        (0..3).map(|n| sandbox.webhook(&format!("http://a.example/{n}"), &["*"])).collect();
+    let exported = succeed(&sandbox, &["webhooks", "export"]);
+    let file = Declared::new(&exported.replace("events = [\"*\"]", "events = [\"order.paid\"]"));
+    // It has looked at the rows when it waits for this one.
+    let mut other =
+        postgres::Client::connect(sandbox.database.url(), postgres::NoTls).expect("it answers");
+    let path = file.path("webhooks.toml");
+    let arguments = ["webhooks", "apply", path.to_str().expect("a plain name")];
+    let mut held = other.transaction().expect("it answers");
+    held.execute("UPDATE webhooks SET account = 'theirs' WHERE id = $1", &[&ids[2]])
+        .expect("it is there");
+    let process = sandbox.launch(&arguments).spawn();
+    wait_until(SOON, "it waits for the row", || {
+        let waiting = "SELECT 1 FROM pg_stat_activity
+                       WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE webhooks AS w%'
+                           AND query LIKE '%events%'";
+        !sandbox.database.query(waiting, &[]).is_empty()
+    });
+    held.commit().expect("it answers");
+    let finished = process.finish(SOON);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let says = format!(
+        "nothing was changed: somebody else has changed {} meanwhile; run it again",
+        ids[2]
+    );
+    assert!(finished.stderr.contains(&says), "{finished:?}");
+    let events = "SELECT DISTINCT events::text FROM webhooks";
+    let events: Vec<String> =
+        sandbox.database.query(events, &[]).iter().map(|row| row.get(0)).collect();
+    assert_eq!(events, ["{*}"], "not the others either");
+    let said = file.apply(&sandbox, &[]);
+    assert!(
+        said.contains("account          theirs -> none") && said.contains("3 changed"),
+        "{said}"
+    );
+
+    // A table that is locked costs an error, and nothing else.
+    let mut held = other.transaction().expect("it answers");
+    held.batch_execute("LOCK TABLE webhooks IN SHARE MODE").expect("it answers");
+    file.write("webhooks.toml", &exported);
+    let finished = file.command(&sandbox, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(
+        finished.stderr.contains("nothing was changed: ") && finished.stderr.contains("locked"),
+        "{finished:?}"
+    );
+}
+
+#[test]
+fn nobody_reads_what_changes_and_it_is_changed_all_the_same() {
+    let sandbox = Sandbox::new();
+    let entry =
+        |n| format!("[[webhooks]]\npost_url = \"http://a.example/{n}\"\nevents = [\"*\"]\n");
+    let file = Declared::new(&(0..3_000).map(entry).collect::<String>());
+    let mut child = Command::new(binary())
+        .args(["webhooks", "apply"])
+        .arg(file.path("webhooks.toml"))
+        .env_clear()
+        .env("DATABASE_URL", sandbox.database.url())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary can be started");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(rows(&sandbox).len(), 3_000);
+}
+
+#[test]
+fn ten_thousand_are_applied_and_then_there_is_nothing_to_change() {
+    let sandbox = Sandbox::new();
+    let entry = |n: usize| {
+        format!(
+            "[[webhooks]]\npost_url = \"https://customer-{n}.example.com/in\"\nevents = [\"user.*\", \"order.{n}\"]\n\
+             account = \"customer-{n}\"\nrate_per_second = {}\nheaders = {{ x-customer = \"{n}\" }}\n\n",
+            n % 50 + 1
+        )
+    };
+    let count = 10_000;
+    let file = Declared::new(&(0..count).map(entry).collect::<String>());
+    let timed = |options: &[&str]| {
+        let began = Instant::now();
+        let said = file.apply(&sandbox, options);
+        (began.elapsed(), said)
+    };
+    // Hosts that don't exist are looked up for three seconds at most.
+    let (took, said) = timed(&[]);
+    assert!(said.contains("10,000 added, 0 unchanged"), "{}", &said[said.len() - 300..]);
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    let before = rows(&sandbox);
+    let (again, said) = timed(&["--prune"]);
+    assert_eq!(said, "nothing to change: 10,000 webhooks are as the file says");
+    assert!(again < Duration::from_secs(60), "{again:?}");
+    assert_eq!(rows(&sandbox), before);
+    let text = fs::read_to_string(file.path("webhooks.toml")).expect("text");
+    file.write("webhooks.toml", &text.replace("\"user.*\"", "\"user.created\""));
+    let (_, said) = timed(&["--json"]);
+    assert_eq!(json(&said)["changed"].as_array().map(Vec::len), Some(count));
+}
