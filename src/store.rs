@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError, Encryption};
 use crate::domain::webhook::{Webhook, matching_patterns};
 
 mod backlogs;
+mod conditions;
 mod connector;
 mod delivery_attempts;
 mod error;
@@ -30,6 +31,7 @@ use connector::Connector;
 use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
+pub use conditions::{DisabledLately, Failing, Happening, Untold};
 pub use delivery_attempts::{Follower, LogSession, MOST_ENTRIES, PRUNE_CHUNK, Seen, Unwritten};
 pub use error::{Said, StoreError};
 pub use listen::{Heard, NotListening, Sign};

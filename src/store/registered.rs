@@ -78,7 +78,7 @@ pub struct Registered {
 }
 
 /// A column that holds a time, by RFC 3339, in UTC where the session is; what else it holds, as text.
-fn time(column: &str) -> String {
+pub(super) fn time(column: &str) -> String {
     let bytes = 4 * MOST_OF_TIME;
     format!(
         "CASE WHEN pg_column_size({column}) > {bytes} THEN '?'

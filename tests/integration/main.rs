@@ -31,6 +31,7 @@ mod input;
 mod terminal;
 mod dead_letters;
 mod delivery_log;
+mod notices;
 mod why;
 mod shutdown;
 mod connections;
