@@ -354,10 +354,21 @@ impl Teller {
         };
         let count = self.batch.len() as u64;
         let sent_at = self.sent_at.take();
-        let done = match sent_at {
-            None => announcer.publish(self.batch.make_contiguous(), limit),
-            Some(_) => announcer.wait(LOOK),
+        // In small steps, so that the end of the process cuts none of it short.
+        let step = if stop.is_requested() { limit } else { LOOK };
+        let began = Instant::now();
+        let mut done = match sent_at {
+            None => announcer.publish(self.batch.make_contiguous(), step),
+            Some(_) => announcer.wait(step),
         };
+        while let Ok((announcer, Announced::NotYet)) = done {
+            let is_over = sent_at.is_some() || began.elapsed() >= limit || stop.is_requested();
+            if is_over {
+                done = Ok((announcer, Announced::NotYet));
+                break;
+            }
+            done = announcer.wait(step);
+        }
         self.used = Instant::now();
         match done {
             Ok((announcer, Announced::All { refused })) => {

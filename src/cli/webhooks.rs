@@ -43,6 +43,9 @@ const MOST_SHOWN: usize = 2_000;
 /// How much of an account a table has room for, in characters.
 const MOST_OF_ACCOUNT: usize = 40;
 
+/// How much of the reason for which a webhook is disabled, in a table.
+const MOST_OF_REASON: usize = 60;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
     /// Register a URL for events; prints the new webhook's id, and once the secret that it makes; warns
@@ -414,7 +417,11 @@ fn table(listed: &[WithBacklogs<'_>]) -> String {
         let waiting = column(&waiting);
         let events = shown::line(&events.join(" "), MOST_SHOWN);
         let account = of_account(account);
-        format!("{id}  {url:width$}  {state:8}{account}{waiting}  {events}")
+        let reason = webhook.disabled_reason.as_ref().filter(|_| disabled_at.is_some());
+        let reason = reason.map_or_else(String::new, |reason| {
+            format!("  ({})", shown::line(reason, MOST_OF_REASON))
+        });
+        format!("{id}  {url:width$}  {state:8}{account}{waiting}  {events}{reason}")
     }));
     lines.join("\n")
 }

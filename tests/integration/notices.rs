@@ -4,6 +4,7 @@
 mod disable_after;
 mod failing;
 mod refused;
+mod table;
 
 use std::time::Duration;
 
