@@ -10,7 +10,7 @@ use prometheus::IntCounter;
 
 use super::Tally;
 use crate::broker::{Confirmation, NotConfirmed};
-use crate::notices::Untimely;
+use crate::notices::UntoldDeath;
 use crate::shutdown::Shutdown;
 
 /// A message on its way to the broker, and what to count once it is there.
@@ -22,7 +22,7 @@ pub(super) struct Promise {
     /// Whether it is a delivery that waits for its next attempt.
     pub(super) is_parked: bool,
     /// What is to be told of it once it is there.
-    pub(super) death: Option<Box<Untimely>>,
+    pub(super) death: Option<Box<UntoldDeath>>,
 }
 
 /// The broker's confirms that a message waits for before it may be acked.

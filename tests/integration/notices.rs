@@ -206,3 +206,22 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
     assert!(!receiver.at("/others").iter().any(|request| is_ours(&request.body)));
     notifier.terminate();
 }
+
+#[test]
+fn of_a_flood_of_dead_letters_each_is_told_or_counted_and_nothing_waits_for_it() {
+    const MANY: usize = 1_500;
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::answering(|_| Reply::Status(422));
+    let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
+    let launch = sandbox.notifier().env("NO_RETRY_STATUS", "422").env("PREFETCH_COUNT", "64");
+    let notifier = launch.env("CIRCUIT_BREAKER", "off").start();
+    let told = Told::bound(&sandbox, "delivery.dead");
+    let events: Vec<Event> = (0..MANY).map(|_| Event::new("order.paid")).collect();
+    sandbox.broker.publish(sandbox.queue(), &events);
+    notifier.wait_metric("webhook_dead_letters_total", &[], MANY as f64);
+    let dropped = || notifier.metric("webhook_notices_total", &[("result", "dropped")]);
+    wait_until(SOON, "each is told or counted", || published(&notifier) + dropped() == MANY as f64);
+    assert_eq!(told.of(webhook).len() as f64, published(&notifier));
+    assert_eq!(notifier.metric("webhook_notices_waiting", &[]), 0.0);
+    notifier.terminate();
+}
