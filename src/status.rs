@@ -114,37 +114,34 @@ impl Status {
         let glance = self.metrics.glance();
         let of = |(lasted, problem)| EgressNow { problem, lasted_seconds: seconds(lasted) };
         let egress_problem = self.metrics.egress().problem().map(of);
-        let mut snapshot =
-            Snapshot {
-                version: env!("CARGO_PKG_VERSION"),
-                host: self.host.clone(),
-                pid: std::process::id(),
-                uptime_seconds: seconds(now),
-                is_stopping: self.stopping.is_requested(),
-                state: advice::State::Well,
-                advice: Vec::new(),
-                broker: server(self.metrics.broker().now()),
-                database: server(self.metrics.database().now()),
-                database_problem: self.metrics.database().problem(),
-                directory_age_seconds: seconds(
-                    glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
-                ),
-                broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
-                egress_problem,
-                notices_problem: self.metrics.notices().problem().map(|(lasted, problem)| {
-                    NoticesNow { problem, lasted_seconds: seconds(lasted) }
-                }),
-                disabled_lately: disabled_lately(&self.metrics),
-                refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
-                depths_age_seconds: self.metrics.broker().age().map(seconds),
-                lanes: self.lanes_now(glance.as_ref(), &history),
-                waiting: self.waiting(),
-                orphaned: self.metrics.queue_messages(ORPHANED),
-                objects: self.objects_now(),
-                backlogs: self.backlogs_now(),
-                receivers: self.receivers_now(),
-                sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
-            };
+        let mut snapshot = Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            host: self.host.clone(),
+            pid: std::process::id(),
+            uptime_seconds: seconds(now),
+            is_stopping: self.stopping.is_requested(),
+            state: advice::State::Well,
+            advice: Vec::new(),
+            broker: server(self.metrics.broker().now()),
+            database: server(self.metrics.database().now()),
+            database_problem: self.metrics.database().problem(),
+            directory_age_seconds: seconds(
+                glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
+            ),
+            broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
+            egress_problem,
+            notices_problem: notices_problem(&self.metrics),
+            disabled_lately: disabled_lately(&self.metrics),
+            refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
+            depths_age_seconds: self.metrics.broker().age().map(seconds),
+            lanes: self.lanes_now(glance.as_ref(), &history),
+            waiting: self.waiting(),
+            orphaned: self.metrics.queue_messages(ORPHANED),
+            objects: self.objects_now(),
+            backlogs: self.backlogs_now(),
+            receivers: self.receivers_now(),
+            sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
+        };
         drop(history);
         (snapshot.state, snapshot.advice) = advice::of(&snapshot);
         snapshot
@@ -266,6 +263,11 @@ impl Status {
                 .collect(),
         }
     }
+}
+
+fn notices_problem(metrics: &Metrics) -> Option<NoticesNow> {
+    let (lasted, problem) = metrics.notices().problem()?;
+    Some(NoticesNow { problem, lasted_seconds: seconds(lasted) })
 }
 
 fn disabled_lately(metrics: &Metrics) -> Vec<DisabledNow> {
