@@ -19,6 +19,7 @@ use crate::delivery_log;
 use crate::directory::Directory;
 use crate::domain::history::Extent;
 use crate::metrics::{Glance, InUse, Metrics};
+use crate::notices;
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
@@ -31,7 +32,7 @@ use crate::workers::Workers;
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the last threads (publisher, delivery log, admin) may take once nobody needs them any
+/// How long the last threads (publisher, delivery log, notices, admin) may take once nobody needs them any
 /// more, within SHUTDOWN_TIMEOUT.
 const FAREWELL: Duration = Duration::from_millis(2_500);
 
@@ -154,6 +155,8 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     });
     let workers = Workers::default();
     let (log, log_writer) = delivery_log::open(&config, &store, metrics.log_rows(), jitter);
+    let (notices, teller) =
+        notices::open(&config, &store, &directory, &receivers, &metrics, jitter);
     let keeper = Keeper::new(
         Arc::clone(&backlogs),
         inbox,
@@ -173,6 +176,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         Arc::clone(&backlogs),
         workers.clone(),
         log,
+        notices,
         Arc::clone(&metrics),
         shutdown.clone(),
     ));
@@ -184,6 +188,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
             Ok(())
         })?;
     }
+    threads.spawn("notices".to_owned(), {
+        let stop = lanes_over.clone();
+        move || {
+            teller.run(&stop);
+            Ok(())
+        }
+    })?;
     threads.spawn("publisher".to_owned(), move || {
         publisher_thread.run(&lanes_over, jitter);
         Ok(())

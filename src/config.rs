@@ -49,7 +49,7 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 29] = [
+const SETTINGS: [Setting; 30] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
@@ -64,6 +64,7 @@ const SETTINGS: [Setting; 29] = [
     setting("FANOUT_INLINE", "64", "N", "An event that more webhooks want is split: each delivery becomes a message of its own"),
     setting("CIRCUIT_BREAKER", "5,1s,5m", "LIST", "Failures in a row that open a receiver's circuit breaker, the shortest and the longest pause before it is probed; or `off`"),
     setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
+    setting("DISABLE_AFTER", "off", "TIME", "A webhook whose deliveries have failed for so long without a success is disabled, such as 5d; or `off`"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that receivers get too, separated by commas; those of a trace they always get"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
@@ -138,6 +139,7 @@ pub struct Config {
     pub fanout_inline: usize,
     pub circuit_breaker: Breaker,
     pub delivery_max_age: Duration,
+    pub disable_after: Option<Duration>,
     pub max_event_bytes: usize,
     pub forward_headers: Forwarding,
     pub max_response_bytes: u64,
@@ -195,6 +197,10 @@ impl Settings {
             fanout_inline: self.number("FANOUT_INLINE", 1..=10_000)?,
             circuit_breaker: self.with("CIRCUIT_BREAKER", Breaker::from_str)?,
             delivery_max_age: self.time_up_to("DELIVERY_MAX_AGE", LONGEST_AGE)?,
+            disable_after: match self.with("DISABLE_AFTER", |text| Ok(text == "off"))? {
+                true => None,
+                false => Some(self.time_up_to("DISABLE_AFTER", LONGEST_AGE)?),
+            },
             max_event_bytes: self.size("MAX_EVENT_BYTES")?,
             forward_headers: self.with("FORWARD_HEADERS", Forwarding::parse)?,
             max_response_bytes: self.size("MAX_RESPONSE_BYTES")? as u64,
@@ -472,6 +478,8 @@ mod tests {
             ("CONNECT_TIMEOUT", "11s"),
             ("FANOUT_INLINE", "0"),
             ("CIRCUIT_BREAKER", "5,5m,1s"),
+            ("DISABLE_AFTER", "never"),
+            ("DISABLE_AFTER", "0s"),
             ("MAX_EVENT_BYTES", "1GB"),
             ("MAX_EVENT_BYTES", "0"),
             ("FORWARD_HEADERS", "webhook-id"),

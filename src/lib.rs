@@ -44,6 +44,9 @@
 //! What happened to a delivery on its way is told to the [`delivery_log`], for `why` and `tail`; that
 //! never waits, and nothing is decided by it.
 //!
+//! What becomes of webhooks (they fail for long, are disabled, paused) and which deliveries die is told by
+//! [`notices`], events of the notifier's own; they also disable what has failed for DISABLE_AFTER.
+//!
 //! What died is the operator's: [`dead_letters`] shows it, and sends it back through
 //! `<queue>.retry`. How all this goes is counted in [`metrics`] and put into words by [`status`],
 //! and [`admin`] shows both.
@@ -91,6 +94,7 @@
 //! | how connections are used again, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the words for none: `sender/failure.rs` |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`]; how a proxy leads there: `sender/egress.rs` |
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`] |
+//! | what is told by `webhooks.events` | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; which outages are known to all: `notices/watch.rs` |
 //! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
@@ -116,6 +120,7 @@ pub mod receivers;
 pub mod backlogs;
 pub mod workers;
 pub mod delivery_log;
+pub mod notices;
 pub mod directory;
 pub mod store;
 pub mod broker;

@@ -23,6 +23,7 @@ mod egress;
 mod labels;
 mod lane_state;
 mod maker;
+mod notices;
 mod topology;
 mod waiting;
 
@@ -34,6 +35,7 @@ pub use contact::{Answers, Contact};
 pub use egress::EgressState;
 pub use labels::{Dropped, Held};
 pub use lane_state::{Interruption, LaneState};
+pub use notices::{AutoDisabled, NoticesState};
 pub use topology::{ObjectKind, TopologyCounts};
 
 /// Processing and requests: from a local receiver's millisecond to the longest time-outs.
@@ -73,6 +75,7 @@ pub struct Metrics {
     look: OnceLock<Look>,
     database_up: IntGauge,
     egress: EgressState,
+    notices: NoticesState,
     broker_accepting: IntGauge,
     messages_refused: IntGaugeVec,
     refusals: IntCounterVec,
@@ -258,6 +261,7 @@ impl Metrics {
             &[],
         )?;
         let topology = TopologyCounts::new(&make)?;
+        let notices = NoticesState::new(&make)?;
         let transitions = make.counter(
             "webhook_circuit_breaker_transitions_total",
             "Changes of a receiver's circuit breaker, by the state that follows",
@@ -398,6 +402,7 @@ impl Metrics {
             look: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
             egress: EgressState::new(egress_proxy_up.with_label_values::<&str>(&[])),
+            notices,
             broker_accepting: broker_accepting.with_label_values::<&str>(&[]),
             messages_refused,
             refusals,
@@ -531,6 +536,12 @@ impl Metrics {
     #[must_use]
     pub fn egress(&self) -> &EgressState {
         &self.egress
+    }
+
+    /// What becomes of notices.
+    #[must_use]
+    pub fn notices(&self) -> &NoticesState {
+        &self.notices
     }
 
     /// Whether PostgreSQL answers.

@@ -18,6 +18,7 @@ use crate::domain::event::{Event, Malformed};
 use crate::domain::history::Happened;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
+use crate::domain::notice::GONE;
 use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
 use crate::domain::pace::{Ask, Attempt};
 use crate::domain::receiver::{Ended, Transition};
@@ -25,7 +26,8 @@ use crate::domain::retry::{Schedule, Span};
 use crate::domain::shown::word;
 use crate::domain::statuses::Statuses;
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, Dropped, Metrics};
+use crate::metrics::{self, AutoDisabled, Dropped, Metrics};
+use crate::notices::Notices;
 use crate::receivers::{Answer, Receivers};
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
@@ -81,6 +83,7 @@ pub struct Pipeline {
     backlogs: Arc<Backlogs>,
     workers: Workers,
     log: DeliveryLog,
+    notices: Notices,
     schedule: Schedule,
     no_retry_status: Statuses,
     delivery_max_age: Duration,
@@ -115,6 +118,7 @@ impl Pipeline {
         backlogs: Arc<Backlogs>,
         workers: Workers,
         log: DeliveryLog,
+        notices: Notices,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Self {
@@ -126,6 +130,7 @@ impl Pipeline {
             backlogs,
             workers,
             log,
+            notices,
             metrics,
             schedule: config.retry_schedule.clone(),
             no_retry_status: config.no_retry_status.clone(),
@@ -441,10 +446,13 @@ impl Pipeline {
     /// will say so again.
     fn disable(&self, webhook: &Webhook) {
         let id = webhook.id;
-        match self.directory.disable(webhook, "410 Gone") {
-            Ok(true) => log::warn!(
-                "webhook disabled webhook={id} reason=\"410 Gone\": `webhooks enable {id}` brings it back"
-            ),
+        match self.directory.disable(webhook, GONE) {
+            Ok(true) => {
+                self.metrics.notices().disabled(AutoDisabled::Gone);
+                log::warn!(
+                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` brings it back"
+                );
+            }
             // Somebody else was first.
             Ok(false) => {}
             Err(error) => {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
 use crate::domain::pace::{Ask, Attempt, Count, Hold, Pace};
-use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Transition};
+use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Outage, Transition};
 use crate::shutdown::Shutdown;
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
@@ -389,6 +389,25 @@ impl Receivers {
         ailing.sort_unstable_by_key(badness);
         ailing.truncate(most);
         (ailing, count)
+    }
+
+    /// Since when each receiver fails that does; and the moment of the answer.
+    #[must_use]
+    pub fn outages(&self) -> (Vec<(Uuid, Outage)>, Moment) {
+        let state = self.lock();
+        (state.intake.pace.outages().collect(), self.now())
+    }
+
+    /// How long ago the last successes of these were, of which this process knows any.
+    #[must_use]
+    pub fn successes(&self, webhooks: impl Iterator<Item = Uuid>) -> Vec<(Uuid, Duration)> {
+        let state = self.lock();
+        let now = self.now();
+        let success = |webhook| {
+            let at = state.intake.pace.receiver(webhook)?.succeeded_at()?;
+            Some((webhook, now.saturating_sub(at)))
+        };
+        webhooks.filter_map(success).collect()
     }
 
     /// Asked for under the lock, so that time does not go back between two who have it.

@@ -27,8 +27,8 @@ mod snapshot;
 
 pub use snapshot::Snapshot;
 use snapshot::{
-    Ailing, BacklogNow, BacklogsNow, EgressNow, LaneNow, ObjectNow, Rates, ReceiversNow,
-    RefusingNow, Server, Trend, Waiting, rounded, seconds,
+    Ailing, BacklogNow, BacklogsNow, DisabledNow, EgressNow, LaneNow, NoticesNow, ObjectNow, Rates,
+    ReceiversNow, RefusingNow, Server, Trend, Waiting, rounded, seconds,
 };
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
@@ -130,6 +130,8 @@ impl Status {
             ),
             broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
             egress_problem,
+            notices_problem: notices_problem(&self.metrics),
+            disabled_lately: disabled_lately(&self.metrics),
             refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
             depths_age_seconds: self.metrics.broker().age().map(seconds),
             lanes: self.lanes_now(glance.as_ref(), &history),
@@ -261,6 +263,19 @@ impl Status {
                 .collect(),
         }
     }
+}
+
+fn notices_problem(metrics: &Metrics) -> Option<NoticesNow> {
+    let (lasted, problem) = metrics.notices().problem()?;
+    Some(NoticesNow { problem, lasted_seconds: seconds(lasted) })
+}
+
+fn disabled_lately(metrics: &Metrics) -> Vec<DisabledNow> {
+    let of = |(webhook, reason): (Uuid, String)| DisabledNow {
+        webhook,
+        reason: shown::line(&reason, MAX_ACCOUNT_BYTES),
+    };
+    metrics.notices().disabled_lately().into_iter().map(of).collect()
 }
 
 fn refusing_now(glance: &Glance) -> Vec<RefusingNow> {

@@ -17,6 +17,7 @@ use crate::domain::webhook::{Webhook, matching_patterns};
 
 mod backlogs;
 mod change;
+mod conditions;
 mod connector;
 mod declared;
 mod delivery_attempts;
@@ -34,6 +35,7 @@ use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
 pub use change::{Change, NewSecret};
+pub use conditions::{DisabledLately, Failing, Happening, Untold};
 pub use declared::NotCarriedOut;
 pub use delivery_attempts::{
     Follower, LogSession, MOST_ENTRIES, MOST_MARKS, PRUNE_CHUNK, Reported, Seen, Unwritten,

@@ -74,3 +74,8 @@ pub(super) fn is_absent(error: &amiquip::Error) -> bool {
 pub(super) fn is_refusal(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { .. })
 }
+
+/// Whether the user has no right to what was asked for.
+pub(super) fn is_forbidden(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { code: 403, .. })
+}

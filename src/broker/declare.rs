@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
 
-use super::calls::{Calls, QueueCounts, is_absent, is_refusal};
+use super::calls::{Calls, QueueCounts, is_absent, is_forbidden, is_refusal};
 use super::objects::Objects;
 use super::topology::{
     BACKLOG_EXCHANGE, Lane, LaneKind, ORPHANED, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE,
@@ -286,10 +286,6 @@ impl Maker<'_> {
         self.problems.push(Problem { error, is_vital: true });
         Ok(())
     }
-}
-
-fn is_forbidden(error: &amiquip::Error) -> bool {
-    matches!(error, amiquip::Error::ServerClosedChannel { code: 403, .. })
 }
 
 fn has_no_alternate(error: &amiquip::Error) -> bool {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::Message;
 use super::backlog::backlog_key;
 use super::routes::queue_of;
-use super::topology::{BACKLOG_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue};
+use super::topology::{BACKLOG_EXCHANGE, EVENTS_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue};
 use crate::domain::delivery::Value;
 use crate::domain::retry::Span;
 
@@ -74,6 +74,17 @@ impl Outgoing {
     pub fn to_queue(message: Message, queue: &str) -> Self {
         let routing_key = queue.to_owned();
         Self { exchange: "", routing_key, message, instead: Instead::Nowhere }
+    }
+
+    /// To whoever wants notices of this type; perhaps nobody does.
+    pub(super) fn notice(message: Message, event_type: &str) -> Self {
+        let routing_key = event_type.to_owned();
+        Self { exchange: EVENTS_EXCHANGE, routing_key, message, instead: Instead::Nowhere }
+    }
+
+    /// Whether it has to reach a queue.
+    pub(super) fn is_mandatory(&self) -> bool {
+        self.exchange != EVENTS_EXCHANGE
     }
 
     /// The queue that it is for.

@@ -15,9 +15,13 @@ use uuid::Uuid;
 
 use self::lacking::{Lacking, exchange_named, lack_of_rights, queue_named};
 use super::backlog::backlog_key;
-use super::topology::{BACKLOG_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_queue, dead_queue};
+use super::topology::{
+    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_queue, dead_queue,
+    exchange_options,
+};
 use super::{BrokerError, Lane, LaneKind, Link, SETUP_TIMEOUT, Topology};
 use crate::config::Config;
+use crate::domain::notice::Kind;
 use crate::shutdown::Shutdown;
 
 mod lacking;
@@ -96,8 +100,20 @@ pub fn look_for_flaws(
         probe.binds(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
     }
     probe.has_room()?;
-    let Probe { lacking, mut flaws, .. } = probe;
-    flaws.extend(lack_of_rights(&lacking, config));
+    let needed = std::mem::take(&mut probe.lacking);
+    // Without these it delivers all the same.
+    probe.configures_exchange(EVENTS_EXCHANGE)?;
+    for kind in Kind::ALL {
+        probe.publishes(EVENTS_EXCHANGE, kind.label())?;
+    }
+    probe.is_topic(EVENTS_EXCHANGE)?;
+    let Probe { lacking: of_notices, mut flaws, .. } = probe;
+    flaws.extend(lack_of_rights(&needed, config));
+    flaws.extend(lack_of_rights(&of_notices, config).map(|flaw| Flaw {
+        subject: format!("exchange {EVENTS_EXCHANGE}"),
+        problem: format!("nobody is told by it: {}", flaw.problem),
+        is_fatal: false,
+    }));
     Ok(flaws)
 }
 
@@ -141,6 +157,30 @@ impl Probe<'_> {
         })?;
         if let Some((403, _)) = refusal {
             self.lacking.insert(Lacking::Right("configure", exchange_named(exchange)));
+        }
+        Ok(())
+    }
+
+    /// Whether an exchange that is there is one of ours.
+    fn is_topic(&mut self, exchange: &str) -> Result<(), BrokerError> {
+        let is_there =
+            self.refusal(|channel| channel.exchange_declare_passive(exchange).map(drop))?;
+        if is_there.is_some() {
+            return Ok(());
+        }
+        // Changes nothing where it is the same.
+        let options = exchange_options(exchange);
+        let refusal = self.refusal(|channel| {
+            channel.exchange_declare(ExchangeType::Topic, exchange, options).map(drop)
+        })?;
+        if let Some((406, message)) = refusal {
+            self.flaws.push(Flaw {
+                subject: format!("exchange {exchange}"),
+                problem: format!(
+                    "nobody is told by it: it is not as `run` makes it ({message}); delete it"
+                ),
+                is_fatal: false,
+            });
         }
         Ok(())
     }

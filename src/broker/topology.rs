@@ -14,6 +14,9 @@ pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
 pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
 pub(super) const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
 
+/// Where notices are published, for whoever binds a queue to it.
+pub(super) const EVENTS_EXCHANGE: &str = "webhooks.events";
+
 /// Where what no retry queue takes lies, of all queues and all notifiers of this broker: a queue, and
 /// the exchange by which it comes there.
 pub const ORPHANED: &str = "webhooks.orphaned";

@@ -41,9 +41,6 @@ const USUAL_KEEP: Duration = Duration::from_secs(24 * 3_600);
 /// patterns, of a reason.
 const MOST_SHOWN: usize = 2_000;
 
-/// How much of an account a table has room for, in characters.
-const MOST_OF_ACCOUNT: usize = 40;
-
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
     /// Register a URL for events; prints the new webhook's id, and once the secret that it makes; warns

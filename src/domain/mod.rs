@@ -19,6 +19,8 @@ pub mod history;
 pub mod in_hand;
 pub mod intake;
 pub mod limits;
+pub mod notice;
+pub mod outages;
 pub mod outcome;
 pub mod pace;
 pub mod receiver;

@@ -21,7 +21,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::limits::{Limit, Limits};
-use super::receiver::{Ailment, Breaker, Class, Ended, Moment, Over, Receiver, SLOW, Transition};
+use super::receiver::{
+    Ailment, Breaker, Class, Ended, Moment, Outage, Over, Receiver, SLOW, Transition,
+};
 use super::webhook::{Group, Webhook};
 
 mod capacity;
@@ -406,6 +408,11 @@ impl Pace {
             count.broken += usize::from(receiver.is_broken());
         }
         count
+    }
+
+    /// Since when each receiver fails that does.
+    pub fn outages(&self) -> impl Iterator<Item = (Uuid, Outage)> {
+        self.receivers.iter().filter_map(|(webhook, it)| Some((*webhook, it.outage()?)))
     }
 
     /// What is wrong with each receiver that has an ailment.

@@ -24,6 +24,7 @@ use super::pace::Hold;
 mod ailment;
 mod breaker;
 mod class;
+mod outage;
 mod ramp;
 
 use class::Standing;
@@ -32,6 +33,7 @@ use ramp::Ramp;
 pub use ailment::{Ailment, Condition, Next};
 pub use breaker::{Breaker, LEAST_OUTAGE};
 pub use class::{Class, SLOW};
+pub use outage::Outage;
 
 /// A time, as the duration since any fixed moment before it.
 pub type Moment = Duration;
@@ -116,6 +118,10 @@ pub struct Receiver {
     failures: u32,
     /// When the first of them began, or the last success came, whichever was later.
     failing_since: Moment,
+    /// When the last of them ended.
+    failed_at: Moment,
+    /// When the circuit breaker opened, if it is open or half-open.
+    opened_at: Moment,
     /// The event of the first of them.
     event: Box<str>,
     /// Whether another event failed as well since then.
@@ -217,6 +223,7 @@ impl Receiver {
             }
             Ended::Failed { event, reason, is_overload, retry_after } => {
                 self.failed(event, over.began);
+                self.failed_at = now;
                 self.reason = Some(reason);
                 if is_overload {
                     self.ramp.overloaded(over.began, under_way, now);
@@ -264,6 +271,7 @@ impl Receiver {
         {
             self.failures = 1;
             self.failing_since = now.saturating_sub(away_for);
+            (self.failed_at, self.opened_at) = (self.failing_since, self.failing_since);
             self.state = State::Open(Moment::ZERO);
         }
     }
@@ -316,6 +324,9 @@ impl Receiver {
         // Of what came after this attempt began it says nothing: where it hung, the receiver may have
         // returned meanwhile, and is not to pay for the time that we waited.
         let known = over.began.saturating_sub(self.failing_since);
+        if self.state == State::Closed {
+            self.opened_at = now;
+        }
         let pause = thresholds.pause(known, jitter);
         self.state = State::Open(now + pause);
         Some(Transition::Open(pause))

@@ -50,7 +50,10 @@ impl Pipeline {
         let mut message = travelling(context, delivery);
         delivery::mark_dead(&mut message.headers, reason, unix_millis());
         let outgoing = Outgoing::dead(message, &context.lane.origin);
-        self.promise(outgoing, context.metrics.dead_letters(reason), false)
+        let promise = self.promise(outgoing, context.metrics.dead_letters(reason), false)?;
+        let (headers, origin) = (&context.message.headers, &context.lane.origin);
+        let death = self.notices.of_death(delivery, headers, reason, origin);
+        Ok(Promise { death, ..promise })
     }
 
     pub(super) fn promise(
@@ -60,7 +63,8 @@ impl Pipeline {
         is_parked: bool,
     ) -> Result<Promise, NotConfirmed> {
         let confirmation = self.publisher.publish(outgoing)?;
-        Ok(Promise { confirmation, counter: Some(counter.clone()), is_parked })
+        let counter = Some(counter.clone());
+        Ok(Promise { confirmation, counter, is_parked, death: None })
     }
 
     /// A dead letter whose queue did not take it when it died. It was counted then.
@@ -71,7 +75,8 @@ impl Pipeline {
     ) -> Result<(), Missing> {
         let outgoing = Outgoing::dead(context.message.clone().arrived(), &context.lane.origin);
         let confirmation = self.publisher.publish(outgoing)?;
-        promises.extend([Promise { confirmation, counter: None, is_parked: false }]);
+        // And told.
+        promises.extend([Promise { confirmation, counter: None, is_parked: false, death: None }]);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use prometheus::IntCounter;
 
 use super::Tally;
 use crate::broker::{Confirmation, NotConfirmed};
+use crate::notices::UntoldDeath;
 use crate::shutdown::Shutdown;
 
 /// A message on its way to the broker, and what to count once it is there.
@@ -20,6 +21,8 @@ pub(super) struct Promise {
     pub(super) counter: Option<IntCounter>,
     /// Whether it is a delivery that waits for its next attempt.
     pub(super) is_parked: bool,
+    /// What is to be told of it once it is there.
+    pub(super) death: Option<Box<UntoldDeath>>,
 }
 
 /// The broker's confirms that a message waits for before it may be acked.
@@ -90,6 +93,9 @@ impl Promises {
         }
         if promise.is_parked {
             tally.parked();
+        }
+        if let Some(death) = promise.death {
+            death.tell();
         }
     }
 }

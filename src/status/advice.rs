@@ -6,8 +6,10 @@ use serde::Serialize;
 
 use super::snapshot::{LaneNow, LaneState, Server, Snapshot};
 
+mod notices;
 mod topology;
 
+use notices::{of_disabled, of_notices};
 use topology::{of_objects, of_orphaned};
 
 /// Queues that a sentence names before it only counts the rest.
@@ -77,6 +79,8 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     advice.extend(of_orphaned(snapshot));
     advice.extend(of_dead_letters(snapshot));
     advice.extend(of_receivers(snapshot));
+    advice.extend(of_disabled(snapshot));
+    advice.extend(of_notices(snapshot));
     advice.extend(of_backlogs(snapshot));
     // Stable: what is equally bad stays in the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));

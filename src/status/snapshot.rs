@@ -29,6 +29,10 @@ pub struct Snapshot {
     pub(super) broker_accepts: Option<bool>,
     /// What keeps EGRESS_PROXY from letting requests through, and for how long.
     pub(super) egress_problem: Option<EgressNow>,
+    /// What keeps notices from being published, and for how long.
+    pub(super) notices_problem: Option<NoticesNow>,
+    /// Webhooks that were disabled within the last day because they had failed for DISABLE_AFTER.
+    pub(super) disabled_lately: Vec<DisabledNow>,
     /// The queues that take no messages of ours.
     pub(super) refusing: Vec<RefusingNow>,
     /// How old the numbers of messages in queues are; `None` before there are any.
@@ -59,6 +63,20 @@ pub(super) struct Server {
 pub(super) struct EgressNow {
     pub(super) problem: String,
     pub(super) lasted_seconds: f64,
+}
+
+/// Notices can't be published.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct NoticesNow {
+    pub(super) problem: String,
+    pub(super) lasted_seconds: f64,
+}
+
+/// A webhook that was disabled by itself.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct DisabledNow {
+    pub(super) webhook: Uuid,
+    pub(super) reason: String,
 }
 
 /// A queue that takes no messages of ours.

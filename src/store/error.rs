@@ -145,7 +145,8 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
         "42501" => (
             Kind::Lasting,
             "GRANT SELECT, UPDATE ON webhooks (INSERT and DELETE, too, for `webhooks add` and \
-             `remove`), and SELECT, INSERT, UPDATE, DELETE ON backlogs, delivery_attempts TO this user",
+             `remove`), and SELECT, INSERT, UPDATE, DELETE ON backlogs, \
+             delivery_attempts, webhook_conditions TO this user",
         ),
         "25006" => (
             Kind::Passing,

@@ -2,11 +2,11 @@
 
 use postgres::{Client, error::SqlState};
 
-use super::{Store, StoreError, explain};
+use super::{Store, StoreError, conditions, explain};
 
 /// What `run` does, and what is not done where it may not. Each touches no row, which PostgreSQL allows
 /// or refuses as if it did.
-const WORK: [(&str, &str); 5] = [
+const WORK: [(&str, &str); 6] = [
     (
         "a webhook that answers 410 stays enabled",
         "UPDATE webhooks SET disabled_at = now(), disabled_reason = '' WHERE false",
@@ -21,6 +21,11 @@ const WORK: [(&str, &str); 5] = [
     ),
     ("no backlog can be removed", "DELETE FROM backlogs WHERE closing_at IS NOT NULL AND false"),
     (
+        "nobody is told by webhooks.events of webhooks that fail or are changed, and DISABLE_AFTER disables \
+         none",
+        conditions::WORK,
+    ),
+    (
         "nothing is logged for `why` and `tail`",
         "INSERT INTO delivery_attempts (at, event_id, event_type, queue, outcome, attempt, detail)
          SELECT now(), '', '', '', '', 0, '' WHERE false",
@@ -33,7 +38,7 @@ const WORK: [(&str, &str); 5] = [
 ];
 
 /// Which of them are about the delivery log.
-const OF_LOG: usize = 3;
+const OF_LOG: usize = 4;
 
 impl Store {
     /// Tries what `run` does beside reading, on no row. Returns what would fail: what follows from it,

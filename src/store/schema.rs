@@ -15,6 +15,7 @@ const WEBHOOKS: &str = include_str!("../../sql/001_webhooks.sql");
 const NOTIFY: &str = include_str!("../../sql/004_notify.sql");
 const DELIVERY_ATTEMPTS: &str = include_str!("../../sql/007_delivery_attempts.sql");
 const BACKLOGS: &str = include_str!("../../sql/008_backlogs.sql");
+const CONDITIONS: &str = include_str!("../../sql/013_webhook_conditions.sql");
 
 /// The migration with which `webhooks.account` began to decide who gets what.
 const ACCOUNTS: &str = "accounts";
@@ -23,7 +24,7 @@ const ACCOUNTS: &str = "accounts";
 const MOST_NAMED: i64 = 5;
 
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 12] = [
+const MIGRATIONS: [(i32, &str, &str); 13] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
@@ -36,6 +37,7 @@ const MIGRATIONS: [(i32, &str, &str); 12] = [
     (10, ACCOUNTS, include_str!("../../sql/010_accounts.sql")),
     (11, "no_retry_status", include_str!("../../sql/011_no_retry_status.sql")),
     (12, "answers", include_str!("../../sql/012_answers.sql")),
+    (13, "webhook_conditions", CONDITIONS),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -82,7 +84,7 @@ const fn default(name: &'static str, kind: &'static str, value: &'static str) ->
     Column { name, kind, rest: Rest::Default(value) }
 }
 
-const TABLES: [Table; 3] = [
+const TABLES: [Table; 4] = [
     Table {
         name: "webhooks",
         version: 1,
@@ -110,6 +112,7 @@ const TABLES: [Table; 3] = [
             ("webhooks_events_idx", "USING GIN (events)"),
             ("webhooks_everybodys_idx", "USING GIN (events) WHERE account IS NULL"),
             ("webhooks_account_idx", "(left(account::text, 256))"),
+            ("webhooks_at_rest_idx", "(id) WHERE disabled_at IS NOT NULL OR paused_at IS NOT NULL"),
         ],
         trigger: Some(("webhooks_changed", NOTIFY)),
     },
@@ -159,6 +162,23 @@ const TABLES: [Table; 3] = [
         key: &["queue", "webhook_id"],
         indexes: &[],
         trigger: Some(("backlogs_changed", BACKLOGS)),
+    },
+    Table {
+        name: "webhook_conditions",
+        version: 13,
+        columns: &[
+            filled("webhook_id", "UUID", "gen_random_uuid()"),
+            column("failing_since", "TIMESTAMPTZ"),
+            column("failed_at", "TIMESTAMPTZ"),
+            column("open_since", "TIMESTAMPTZ"),
+            column("succeeded_at", "TIMESTAMPTZ"),
+            column("told_failing_at", "TIMESTAMPTZ"),
+            default("told_disabled", "BOOLEAN NOT NULL", "false"),
+            default("told_paused", "BOOLEAN NOT NULL", "false"),
+        ],
+        key: &["webhook_id"],
+        indexes: &[],
+        trigger: None,
     },
 ];
 

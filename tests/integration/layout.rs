@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 26] = [
+const ARROWS: [(&str, &[&str]); 27] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store", "threads"]),
@@ -20,6 +20,7 @@ const ARROWS: [(&str, &[&str]); 26] = [
             "consumer",
             "delivery_log",
             "directory",
+            "notices",
             "pipeline",
             "receivers",
             "sender",
@@ -33,8 +34,18 @@ const ARROWS: [(&str, &[&str]); 26] = [
     ("consumer", &["backlogs", "broker", "pipeline", "receivers", "workers"]),
     (
         "pipeline",
-        &["backlogs", "broker", "delivery_log", "directory", "receivers", "sender", "workers"],
+        &[
+            "backlogs",
+            "broker",
+            "delivery_log",
+            "directory",
+            "notices",
+            "receivers",
+            "sender",
+            "workers",
+        ],
     ),
+    ("notices", &["broker", "directory", "receivers", "store"]),
     ("backlogs", &["broker", "directory", "receivers", "store"]),
     ("dead_letters", &["broker", "store"]),
     ("delivery_log", &["broker", "store"]),

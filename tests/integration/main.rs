@@ -33,6 +33,7 @@ mod input;
 mod terminal;
 mod dead_letters;
 mod delivery_log;
+mod notices;
 mod why;
 mod why_webhook;
 mod excerpts;

@@ -5,7 +5,7 @@ use crate::harness::{
 };
 
 /// Name, type, and the labels of its samples.
-const METRICS: [(&str, &str, &[&str]); 26] = [
+const METRICS: [(&str, &str, &[&str]); 29] = [
     ("webhook_event_processing_seconds", "histogram", &["queue"]),
     ("webhook_request_success_total", "counter", &["queue"]),
     ("webhook_request_failure_total", "counter", &["queue", "reason"]),
@@ -30,6 +30,9 @@ const METRICS: [(&str, &str, &[&str]); 26] = [
     ("webhook_messages_refused", "gauge", &["queue"]),
     ("webhook_refusals_total", "counter", &["queue"]),
     ("webhook_delivery_log_rows_total", "counter", &["result"]),
+    ("webhook_notices_total", "counter", &["result"]),
+    ("webhook_notices_waiting", "gauge", &[]),
+    ("webhook_auto_disabled_total", "counter", &["reason"]),
     ("webhook_build_info", "gauge", &["version"]),
     ("process_resident_memory_bytes", "gauge", &[]),
 ];

@@ -113,6 +113,8 @@ fn the_documented_rights_are_all_that_is_needed_and_each_is() {
         ("INSERT", "backlogs", "no backlog can be made"),
         ("UPDATE", "backlogs", "no backlog can be made"),
         ("DELETE", "backlogs", "no backlog can be removed"),
+        ("INSERT", "webhook_conditions", "nobody is told by webhooks.events"),
+        ("DELETE", "webhook_conditions", "nobody is told by webhooks.events"),
         ("INSERT", "delivery_attempts", "nothing is logged"),
         ("DELETE", "delivery_attempts", "grows for ever"),
         ("UPDATE", "delivery_attempts", "grows for ever"),

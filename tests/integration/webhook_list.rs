@@ -85,9 +85,7 @@ fn webhooks_are_listed_by_state_account_event_and_url() {
     assert_eq!(line, expected);
     // As notifiers write it, where they do.
     sandbox.database.run_script(
-        "CREATE TABLE IF NOT EXISTS webhook_conditions (webhook_id UUID PRIMARY KEY,
-             failing_since TIMESTAMPTZ, failed_at TIMESTAMPTZ, succeeded_at TIMESTAMPTZ);
-         INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, succeeded_at)
+        "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, succeeded_at)
          SELECT id, '2026-11-25 01:00Z', '2026-11-25 03:00Z',
              CASE WHEN post_url LIKE '%/paused' THEN '2026-11-25 04:00Z'::timestamptz END
          FROM webhooks WHERE post_url LIKE '%/well' OR post_url LIKE '%/paused'

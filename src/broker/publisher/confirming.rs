@@ -76,7 +76,7 @@ impl Confirming {
         let publish = Publish {
             body: &message.body,
             routing_key: routing_key.clone(),
-            mandatory: true,
+            mandatory: request.message.is_mandatory(),
             immediate: false,
             properties: properties(message, tag),
         };

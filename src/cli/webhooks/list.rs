@@ -6,9 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use uuid::Uuid;
 
+use super::MOST_SHOWN;
 use super::backlogs::{self, Backlog, Sum};
 use super::shown::{Shown, State, seen};
-use super::{MOST_OF_ACCOUNT, MOST_SHOWN};
 use crate::cli::{Common, pager, print_json, read};
 use crate::domain::shown;
 use crate::domain::webhook::matching_patterns;
@@ -16,6 +16,9 @@ use crate::store::{Registered, Store};
 
 /// How much of the reason for which a webhook is disabled is shown, in characters.
 const MOST_OF_REASON: usize = 60;
+
+/// How much of an account, in characters.
+const MOST_OF_ACCOUNT: usize = 40;
 
 /// How many characters of an id are shown at least where there is no room for all.
 const LEAST_OF_ID: usize = 8;

@@ -3,7 +3,8 @@
 use super::*;
 use crate::domain::trend::Bound;
 use crate::status::snapshot::{
-    BacklogsNow, EgressNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Trend,
+    BacklogsNow, DisabledNow, EgressNow, NoticesNow, ObjectNow, Rates, ReceiversNow, RefusingNow,
+    Trend,
 };
 
 /// Two queues, all well.
@@ -44,6 +45,8 @@ fn well() -> Snapshot {
         directory_age_seconds: 0.0,
         broker_accepts: Some(true),
         egress_problem: None,
+        notices_problem: None,
+        disabled_lately: Vec::new(),
         refusing: Vec::new(),
         depths_age_seconds: Some(1.0),
         lanes: lanes.concat(),
@@ -357,4 +360,31 @@ fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
 fn spans_are_told_in_the_unit_that_matters() {
     let spans = [0.2, 119.0, 120.0, 7_199.0, 7_200.0, 172_799.0, 172_800.0].map(span);
     assert_eq!(spans, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 days"]);
+}
+
+#[test]
+fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
+    let mut snapshot = well();
+    let disabled = |n: u128| DisabledNow {
+        webhook: uuid::Uuid::from_u128(n),
+        reason: "no success for 5d (DISABLE_AFTER)".to_owned(),
+    };
+    snapshot.disabled_lately = vec![disabled(1)];
+    let (state, advice) = of(&snapshot);
+    assert_eq!((state, advice.len()), (State::Attention, 1));
+    let said = &advice[0].what;
+    assert!(
+        said.starts_with("1 webhook was disabled within the last day, no success for 5d"),
+        "{said}"
+    );
+    assert!(said.contains("00000000-0000-0000-0000-000000000001"), "{said}");
+
+    snapshot.disabled_lately.clear();
+    let problem = "ACCESS_REFUSED".to_owned();
+    snapshot.notices_problem = Some(NoticesNow { problem, lasted_seconds: 60.0 });
+    let (state, advice) = of(&snapshot);
+    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert!(advice[0].what.contains("60 s: ACCESS_REFUSED"), "{advice:?}");
+    snapshot.broker.answers = Some(false);
+    assert!(of(&snapshot).1.iter().all(|one| !one.what.contains("webhooks.events")), "that is why");
 }

@@ -1,0 +1,342 @@
+//! Notices: events of the notifier's own, which tell operators and owners what has become of a webhook.
+//!
+//! A notice has the shape of an event, so that it can be delivered by webhook, too. It never holds what
+//! may be a secret: of a URL it has the host only, of a failure the status.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::account;
+use super::calendar;
+use super::delivery::{Delivery, Headers, UnixMillis, Value};
+
+use super::outcome::DeadReason;
+use super::webhook::read_url;
+
+/// The AMQP header that says that a message is a notice; it stays with each delivery of it.
+pub const NOTICE: &str = "x-notice";
+
+/// What `data` looks like: raised when a field goes or means something else, not when one is added.
+const VERSION: u32 = 1;
+
+/// How the reason begins for which a webhook is disabled that has failed for so long.
+pub const NO_SUCCESS: &str = "no success for ";
+
+/// The reason for which a webhook is disabled whose receiver is gone.
+pub const GONE: &str = "410 Gone";
+
+/// What a notice tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The receiver's circuit breaker has been open for ten minutes.
+    Failing,
+    /// A receiver that was told to fail has taken a delivery.
+    Recovered,
+    /// The webhook gets nothing any more.
+    Disabled,
+    /// It gets its events again.
+    Enabled,
+    /// Its deliveries wait.
+    Paused,
+    /// They no longer do.
+    Resumed,
+    /// A delivery has become a dead letter.
+    Dead,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Failing,
+        Self::Recovered,
+        Self::Disabled,
+        Self::Enabled,
+        Self::Paused,
+        Self::Resumed,
+        Self::Dead,
+    ];
+
+    /// The event type, and the routing key.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Failing => "webhook.failing",
+            Self::Recovered => "webhook.recovered",
+            Self::Disabled => "webhook.disabled",
+            Self::Enabled => "webhook.enabled",
+            Self::Paused => "webhook.paused",
+            Self::Resumed => "webhook.resumed",
+            Self::Dead => "delivery.dead",
+        }
+    }
+}
+
+/// Whether an event is a notice: by the header, or by its type, should somebody have moved it without its
+/// headers. Of a notice that dies none is made, or they would go on for ever.
+#[must_use]
+pub fn is_notice(event_type: &str, headers: &Headers) -> bool {
+    headers.contains_key(NOTICE) || Kind::ALL.iter().any(|kind| kind.label() == event_type)
+}
+
+/// A notice, ready to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The event id.
+    pub id: String,
+    /// What it tells.
+    pub kind: Kind,
+    /// Whose webhook it is about, where that has an account that may be told.
+    pub account: Option<Box<str>>,
+    /// The event's body, in JSON.
+    pub body: Vec<u8>,
+}
+
+/// The webhook that a notice is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// As it stands in the table.
+    pub account: Option<String>,
+    /// The same.
+    pub post_url: String,
+}
+
+/// What there is to say of a webhook, beside which it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "they are the fields of the body, which the README explains")]
+pub enum About {
+    Failing {
+        #[serde(serialize_with = "calendar::serialize")]
+        failing_since: UnixMillis,
+        #[serde(serialize_with = "calendar::serialize")]
+        last_failed_at: UnixMillis,
+    },
+    Recovered {
+        #[serde(serialize_with = "calendar::serialize_option")]
+        recovered_at: Option<UnixMillis>,
+    },
+    Disabled {
+        disabled_at: Option<String>,
+        cause: &'static str,
+    },
+    Paused {
+        paused_at: Option<String>,
+    },
+    Dead(Death),
+    /// Enabled, resumed: since now.
+    Nothing {},
+}
+
+/// A delivery that has become a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Death {
+    event_id: String,
+    event_type: String,
+    queue: String,
+    reason: &'static str,
+    attempts: u32,
+    last_status: Option<u16>,
+    #[serde(serialize_with = "calendar::serialize")]
+    received_at: UnixMillis,
+    #[serde(serialize_with = "calendar::serialize")]
+    died_at: UnixMillis,
+    /// Whose the event was: told to nobody else.
+    #[serde(skip)]
+    account: Option<Box<str>>,
+}
+
+impl Death {
+    /// A delivery of an event from the queue `origin` is dead, for that reason.
+    #[must_use]
+    pub fn of(delivery: &Delivery, reason: DeadReason, origin: &str, at: UnixMillis) -> Self {
+        Self {
+            event_id: delivery.event.id.clone(),
+            event_type: delivery.event.event_type.clone(),
+            queue: origin.to_owned(),
+            reason: reason.label(),
+            attempts: delivery.attempts,
+            last_status: status_in(&delivery.last_error),
+            received_at: delivery.first_received_at,
+            died_at: at,
+            account: delivery.event.account.clone(),
+        }
+    }
+}
+
+/// The status of an answer, of the words for a failure; all else in them is for the operator.
+fn status_in(error: &str) -> Option<u16> {
+    let rest = error.strip_prefix("status ")?;
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..end].parse().ok()
+}
+
+/// Why a webhook is disabled, as a word: of an operator's own words nothing goes out.
+#[must_use]
+pub fn cause(reason: Option<&str>) -> &'static str {
+    match reason {
+        Some(GONE) => "gone",
+        Some(reason) if reason.starts_with(NO_SUCCESS) => "failing",
+        _ => "operator",
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    id: &'a str,
+    r#type: &'static str,
+    version: u32,
+    #[serde(serialize_with = "calendar::serialize")]
+    timestamp: UnixMillis,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<&'a str>,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    webhook_id: Uuid,
+    /// None, where the URL can't be used.
+    host: Option<String>,
+    #[serde(flatten)]
+    about: &'a About,
+}
+
+impl Notice {
+    /// Tells something of a webhook, at that time. `subject`: none, where it has been deleted since.
+    #[must_use]
+    pub fn new(
+        id: String,
+        kind: Kind,
+        at: UnixMillis,
+        webhook_id: Uuid,
+        subject: Option<&Subject>,
+        about: &About,
+    ) -> Self {
+        let account = subject.and_then(|subject| may_be_told(subject, about));
+        let host = subject.and_then(|subject| host_of(&subject.post_url));
+        let body = Body {
+            id: &id,
+            r#type: kind.label(),
+            version: VERSION,
+            timestamp: at,
+            account: account.as_deref(),
+            data: Data { webhook_id, host, about },
+        };
+        // Texts and numbers only: there is nothing that could fail.
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        Self { id, kind, account, body }
+    }
+
+    /// The AMQP headers of its message.
+    #[must_use]
+    pub fn headers(&self) -> Headers {
+        let mut headers =
+            Headers::from([(NOTICE.to_owned(), Value::Text(self.kind.label().to_owned()))]);
+        if let Some(account) = &self.account {
+            headers.insert("account".to_owned(), Value::Text(account.to_string()));
+        }
+        headers
+    }
+}
+
+/// The account of a webhook, unless the notice is about an event that is not of it: its webhook had another
+/// account before.
+fn may_be_told(Subject { account, .. }: &Subject, about: &About) -> Option<Box<str>> {
+    let account = account.as_deref().filter(|account| account::check(account).is_ok())?;
+    match about {
+        About::Dead(death) if death.account.as_deref() != Some(account) => None,
+        _ => Some(account.into()),
+    }
+}
+
+/// Host and port of a URL. Its user, path and query may be secrets.
+fn host_of(url: &str) -> Option<String> {
+    let uri = read_url(url).ok()?;
+    let host = uri.host()?;
+    Some(uri.port_u16().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::event::{self, Event, Properties};
+
+    const AT: UnixMillis = 1_764_039_268_123;
+
+    fn subject(account: Option<&str>) -> Subject {
+        let post_url = "https://example.com:8443/hooks/s3cret?token=s3cret".to_owned();
+        Subject { account: account.map(str::to_owned), post_url }
+    }
+
+    fn death(account: Option<&str>) -> About {
+        let delivery = Delivery {
+            event: Event {
+                id: "e1".to_owned(),
+                event_type: "order.paid".to_owned(),
+                account: account.map(Into::into),
+            },
+            webhook_id: Uuid::nil(),
+            attempts: 3,
+            first_received_at: AT - 1_000,
+            last_error: "status 503 s3cret".to_owned(),
+            last_answer: None,
+            not_before: None,
+        };
+        About::Dead(Death::of(&delivery, DeadReason::Exhausted, "low", AT))
+    }
+
+    fn notice(kind: Kind, subject: &Subject, about: &About) -> Notice {
+        Notice::new("n1".to_owned(), kind, AT, Uuid::nil(), Some(subject), about)
+    }
+
+    #[test]
+    fn a_notice_is_an_event_without_secrets() {
+        let notice = notice(Kind::Dead, &subject(Some("acme")), &death(Some("acme")));
+        let body = String::from_utf8(notice.body.clone()).expect("JSON");
+        assert_eq!(
+            body,
+            r#"{"id":"n1","type":"delivery.dead","version":1,"timestamp":"2025-11-25T02:54:28.123Z","account":"acme","data":{"webhook_id":"00000000-0000-0000-0000-000000000000","host":"example.com:8443","event_id":"e1","event_type":"order.paid","queue":"low","reason":"exhausted","attempts":3,"last_status":503,"received_at":"2025-11-25T02:54:27.123Z","died_at":"2025-11-25T02:54:28.123Z"}}"#
+        );
+        let event = Event::read(Properties::default(), &notice.body, 1 << 20, String::new);
+        let event = event.expect("an event");
+        assert_eq!((event.id.as_str(), event.event_type.as_str()), ("n1", "delivery.dead"));
+        assert_eq!(event.account.as_deref(), Some("acme"));
+    }
+
+    #[test]
+    fn only_the_account_whose_webhook_and_event_it_is_may_be_told() {
+        let told = |of_webhook, of_event| {
+            notice(Kind::Dead, &subject(of_webhook), &death(of_event)).account
+        };
+        assert_eq!(told(Some("acme"), Some("acme")).as_deref(), Some("acme"));
+        assert_eq!(told(Some("acme"), Some("other")), None);
+        assert_eq!(told(Some("acme"), None), None);
+        assert_eq!(told(None, Some("acme")), None, "it is the operator's webhook");
+        let paused = About::Paused { paused_at: None };
+        let of = |account| notice(Kind::Paused, &subject(account), &paused).account;
+        assert_eq!(of(Some("acme")).as_deref(), Some("acme"));
+        assert_eq!(of(Some("")), None, "no event can be of it");
+        let gone = Notice::new("n".to_owned(), Kind::Dead, AT, Uuid::nil(), None, &death(None));
+        assert!(gone.account.is_none() && gone.body.starts_with(b"{\"id\":\"n\""));
+    }
+
+    #[test]
+    fn a_notice_is_known_by_its_header_or_its_type() {
+        let header = Headers::from([(NOTICE.to_owned(), Value::Text(String::new()))]);
+        assert!(is_notice("order.paid", &header));
+        assert!(is_notice("delivery.dead", &Headers::new()));
+        assert!(is_notice("webhook.failing", &Headers::new()));
+        assert!(!is_notice("webhook.other", &Headers::new()));
+        for kind in Kind::ALL {
+            assert!(event::check_event_type(kind.label()).is_ok());
+        }
+    }
+
+    #[test]
+    fn causes_are_words_of_ours() {
+        assert_eq!(cause(Some("410 Gone")), "gone");
+        assert_eq!(cause(Some("no success for 5d (DISABLE_AFTER)")), "failing");
+        assert_eq!(cause(Some("they don't pay")), "operator");
+        assert_eq!(cause(None), "operator");
+    }
+}

@@ -1,0 +1,143 @@
+//! Which outages of receivers are worth writing down, and how often: what stays when this process ends, and
+//! what others have to know, at little cost.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::receiver::{Moment, Outage};
+
+/// An outage shorter than this is not written down, and one that lasts not more often.
+const MOST_GRAIN: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether anything has changed, at most.
+const MOST_TICK: Duration = Duration::from_secs(5);
+
+/// For DISABLE_AFTER of less than a second or so.
+const LEAST_GRAIN: Duration = Duration::from_millis(100);
+
+/// How finely outages are written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grain {
+    /// The shortest outage that is, and how often it is again.
+    pub grain: Duration,
+    /// How often somebody looks.
+    pub tick: Duration,
+    /// How much longer an outage may have lasted when it is first written down. What has gone on for longer
+    /// is what another process has seen end.
+    pub most_before: Duration,
+}
+
+impl Grain {
+    /// So fine that a webhook can be disabled after that time, if after any.
+    #[must_use]
+    pub fn of(disable_after: Option<Duration>) -> Self {
+        let wanted = disable_after.map_or(MOST_GRAIN, |after| after / 4);
+        let grain = wanted.clamp(LEAST_GRAIN, MOST_GRAIN);
+        let tick = grain.min(MOST_TICK);
+        Self { grain, tick, most_before: grain + 2 * tick }
+    }
+}
+
+/// What was written down of the outages that go on.
+#[derive(Debug)]
+pub struct Outages {
+    grain: Duration,
+    noted: HashMap<Uuid, Noted>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    failed_at: Moment,
+    at: Moment,
+    is_open: bool,
+}
+
+impl Outages {
+    /// None yet.
+    #[must_use]
+    pub fn new(grain: Duration) -> Self {
+        Self { grain, noted: HashMap::new() }
+    }
+
+    /// Which of all that go on are to be written down at `now`: new ones that have lasted, and those that
+    /// have failed again since they were.
+    pub fn due(&mut self, all: Vec<(Uuid, Outage)>, now: Moment) -> Vec<(Uuid, Outage)> {
+        let going_on: HashSet<Uuid> = all.iter().map(|(webhook, _)| *webhook).collect();
+        self.noted.retain(|webhook, _| going_on.contains(webhook));
+        let is_due = |(webhook, outage): &(Uuid, Outage)| match self.noted.get(webhook) {
+            None => now.saturating_sub(outage.since) >= self.grain,
+            Some(noted) => {
+                let has_failed = outage.failed_at > noted.failed_at;
+                let has_opened = outage.opened_at.is_some() && !noted.is_open;
+                has_opened || has_failed && now.saturating_sub(noted.at) >= self.grain
+            }
+        };
+        all.into_iter().filter(is_due).collect()
+    }
+
+    /// These are written down, at `now`.
+    pub fn noted(&mut self, outages: &[(Uuid, Outage)], now: Moment) {
+        self.noted.extend(outages.iter().map(|(webhook, Outage { failed_at, opened_at, .. })| {
+            let is_open = opened_at.is_some();
+            (*webhook, Noted { failed_at: *failed_at, at: now, is_open })
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(seconds: u64) -> Moment {
+        Duration::from_secs(1_000 + seconds)
+    }
+
+    fn outage(since: u64, failed_at: u64, opened_at: Option<u64>) -> Outage {
+        Outage { since: at(since), failed_at: at(failed_at), opened_at: opened_at.map(at) }
+    }
+
+    #[test]
+    fn an_outage_is_written_down_when_it_lasts_and_then_once_in_a_while() {
+        let webhook = Uuid::from_u128(1);
+        let mut outages = Outages::new(Duration::from_secs(60));
+        let mut look = |outage: Option<Outage>, now: u64| {
+            let all = outage.map(|outage| (webhook, outage)).into_iter().collect();
+            let due = outages.due(all, at(now));
+            outages.noted(&due, at(now));
+            due.len()
+        };
+        assert_eq!(look(Some(outage(0, 30, None)), 59), 0, "it is short");
+        assert_eq!(look(Some(outage(0, 30, None)), 60), 1);
+        assert_eq!(look(Some(outage(0, 30, None)), 200), 0, "nothing has happened since");
+        assert_eq!(look(Some(outage(0, 201, None)), 201), 1);
+        assert_eq!(look(Some(outage(0, 202, None)), 202), 0, "that was just now");
+        assert_eq!(look(Some(outage(0, 203, Some(203))), 203), 1, "its breaker has opened");
+        assert_eq!(look(None, 204), 0);
+        assert_eq!(look(Some(outage(205, 206, None)), 206), 0, "that is another one");
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_due_again() {
+        let mut outages = Outages::new(Duration::from_secs(1));
+        let all = || vec![(Uuid::nil(), outage(0, 5, None))];
+        assert_eq!(outages.due(all(), at(5)).len(), 1);
+        let due = outages.due(all(), at(6));
+        assert_eq!(due.len(), 1);
+        outages.noted(&due, at(6));
+        assert_eq!(outages.due(all(), at(7)).len(), 0);
+    }
+
+    #[test]
+    fn what_is_written_is_fine_enough_for_the_shortest_time() {
+        let seconds = Duration::from_secs;
+        let Grain { grain, tick, most_before } = Grain::of(None);
+        assert_eq!((grain, tick, most_before), (seconds(60), seconds(5), seconds(70)));
+        assert_eq!(Grain::of(Some(seconds(432_000))), Grain::of(None));
+        for after in [1, 2, 10, 60, 400, 86_400].map(seconds) {
+            let Grain { grain, tick, most_before } = Grain::of(Some(after));
+            assert!(most_before < after && grain <= after / 4 && tick <= grain, "{after:?}");
+        }
+    }
+}

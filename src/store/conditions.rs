@@ -1,0 +1,249 @@
+//! The table of conditions: since when which webhook fails, and what of a webhook has been told.
+
+use std::time::Duration;
+
+use postgres::Row;
+use postgres::types::Type;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::domain::delivery::UnixMillis;
+use crate::domain::notice::NO_SUCCESS;
+
+mod untold;
+
+pub use untold::{Happening, Untold};
+
+/// How many rows are read: those that fail, more than a process remembers receivers.
+const MOST_ROWS: i64 = 20_000;
+
+/// How many webhooks are told to be disabled lately.
+const MOST_LATELY: i64 = 20;
+
+/// For how long a row is kept of a webhook that gets no events any more.
+const KEPT_FOR: &str = "interval '30 days'";
+
+/// A webhook fails: there has been a failure since its last success.
+const FAILS: &str = "c.failed_at > coalesce(c.succeeded_at, '-infinity')";
+
+/// An outage, with times as how long ago they were: so no clock but PostgreSQL's matters.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    /// Whose.
+    pub webhook: Uuid,
+    /// When it began.
+    pub since: Duration,
+    /// When the last failure came.
+    pub failed: Duration,
+    /// When its circuit breaker opened, if it is open.
+    pub opened: Option<Duration>,
+}
+
+/// A webhook that was disabled because it has failed for so long.
+#[derive(Clone, Debug)]
+pub struct DisabledLately {
+    /// Which.
+    pub webhook: Uuid,
+    /// Why: begins with [`NO_SUCCESS`].
+    pub reason: String,
+}
+
+impl Store {
+    /// The webhooks that fail, or have been told to, as far as all notifiers know; and how long ago the
+    /// outage began, or its end was last seen.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn failing_webhooks(&self) -> Result<Vec<(Uuid, Duration)>, StoreError> {
+        let asked = format!(
+            "SELECT webhook_id, extract(epoch FROM now() -
+                 coalesce(greatest(failing_since, succeeded_at), told_failing_at))::float8 AS ago
+             FROM webhook_conditions AS c
+             WHERE {FAILS} OR told_failing_at IS NOT NULL LIMIT {MOST_ROWS}"
+        );
+        self.query(move |client| {
+            let rows = client.query_typed(&asked, &[])?;
+            let read = |row: &Row| {
+                let ago: Option<f64> = row.try_get("ago")?;
+                Ok((row.try_get("webhook_id")?, seconds(ago.unwrap_or(0.0))))
+            };
+            rows.iter().map(read).collect()
+        })
+    }
+
+    /// These have had a success, so long ago.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn note_successes(&self, successes: &[(Uuid, Duration)]) -> Result<(), StoreError> {
+        let (ids, ago): (Vec<Uuid>, Vec<f64>) =
+            successes.iter().map(|(webhook, ago)| (*webhook, ago.as_secs_f64())).unzip();
+        self.query(move |client| {
+            client.execute_typed(
+                "UPDATE webhook_conditions AS c
+                 SET succeeded_at = now() - make_interval(secs => s.ago), open_since = NULL
+                 FROM unnest($1, $2) AS s (id, ago)
+                 WHERE c.webhook_id = s.id
+                     AND (c.succeeded_at IS NULL
+                          OR c.succeeded_at < now() - make_interval(secs => s.ago))",
+                &[(&ids, Type::UUID_ARRAY), (&ago, Type::FLOAT8_ARRAY)],
+            )
+        })
+        .map(drop)
+    }
+
+    /// These fail. An outage that is new in the table began `most_before` ago at most. One in which nothing
+    /// was attempted for longer than `gap` begins anew.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn note_failures(
+        &self,
+        failing: &[Failing],
+        most_before: Duration,
+        gap: Duration,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<Uuid> = failing.iter().map(|one| one.webhook).collect();
+        let of = |time: fn(&Failing) -> Option<Duration>| -> Vec<Option<f64>> {
+            failing.iter().map(|one| time(one).map(|ago| ago.as_secs_f64())).collect()
+        };
+        let (since, failed) = (of(|one| Some(one.since)), of(|one| Some(one.failed)));
+        let opened = of(|one| one.opened);
+        let (most_before, gap) = (most_before.as_secs_f64(), gap.as_secs_f64());
+        let statement = format!(
+            "INSERT INTO webhook_conditions AS c (webhook_id, failing_since, failed_at, open_since)
+             SELECT f.id, now() - make_interval(secs => least(f.since, f.failed + $5)),
+                 now() - make_interval(secs => f.failed), now() - make_interval(secs => f.opened)
+             FROM unnest($1, $2, $3, $4) AS f (id, since, failed, opened)
+             WHERE EXISTS (SELECT 1 FROM webhooks AS w
+                           WHERE w.id = f.id AND w.disabled_at IS NULL AND w.paused_at IS NULL)
+             -- In one order, so that no two notifiers wait for each other.
+             ORDER BY f.id
+             ON CONFLICT (webhook_id) DO UPDATE SET
+                 failing_since = CASE
+                     WHEN c.failing_since IS NULL OR NOT coalesce({FAILS}, false)
+                         THEN excluded.failing_since
+                     WHEN excluded.failed_at > c.failed_at + make_interval(secs => $6)
+                         THEN excluded.failed_at
+                     ELSE c.failing_since END,
+                 open_since = CASE
+                     WHEN c.failing_since IS NULL OR NOT coalesce({FAILS}, false)
+                         THEN excluded.open_since
+                     ELSE coalesce(c.open_since, excluded.open_since) END,
+                 failed_at = greatest(c.failed_at, excluded.failed_at)"
+        );
+        self.query(move |client| {
+            client.execute_typed(
+                &statement,
+                &[
+                    (&ids, Type::UUID_ARRAY),
+                    (&since, Type::FLOAT8_ARRAY),
+                    (&failed, Type::FLOAT8_ARRAY),
+                    (&opened, Type::FLOAT8_ARRAY),
+                    (&most_before, Type::FLOAT8),
+                    (&gap, Type::FLOAT8),
+                ],
+            )
+        })
+        .map(drop)
+    }
+
+    /// Disables the webhooks that have failed for so long, from the first to the last failure, for that
+    /// reason. Returns which these were, and since when each had failed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn disable_failing(
+        &self,
+        after: Duration,
+        reason: &str,
+    ) -> Result<Vec<(Uuid, UnixMillis)>, StoreError> {
+        let (after, reason) = (after.as_secs_f64(), reason.to_owned());
+        const DUE: &str = "c.failed_at - greatest(c.failing_since, c.succeeded_at)
+             >= make_interval(secs => $1)";
+        // Even of an UPDATE of no row each notifier hears, and forgets its directory.
+        let look = format!(
+            "SELECT 1 FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
+             WHERE {FAILS} AND {DUE} AND w.disabled_at IS NULL AND w.paused_at IS NULL LIMIT 1"
+        );
+        let statement = format!(
+            "WITH due AS (
+                 SELECT c.webhook_id, greatest(c.failing_since, c.succeeded_at) AS since
+                 FROM webhook_conditions AS c
+                 WHERE {FAILS} AND {DUE} FOR UPDATE SKIP LOCKED
+             ), disabled AS (
+                 UPDATE webhooks AS w SET disabled_at = now(), disabled_reason = $2
+                 FROM due
+                 WHERE w.id = due.webhook_id AND w.disabled_at IS NULL AND w.paused_at IS NULL
+                 RETURNING w.id, due.since
+             ), begun_anew AS (
+                 UPDATE webhook_conditions AS c
+                 SET failing_since = NULL, failed_at = NULL, open_since = NULL, told_failing_at = NULL
+                 WHERE c.webhook_id IN (SELECT id FROM disabled)
+             )
+             SELECT id, {} AS since FROM disabled",
+            millis("since")
+        );
+        self.query(move |client| {
+            if client.query_typed(&look, &[(&after, Type::FLOAT8)])?.is_empty() {
+                return Ok(Vec::new());
+            }
+            let rows =
+                client.query_typed(&statement, &[(&after, Type::FLOAT8), (&reason, Type::TEXT)])?;
+            rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("since")?))).collect()
+        })
+    }
+
+    /// Forgets what is over, and what is known of webhooks that are deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_conditions(&self) -> Result<(), StoreError> {
+        let statement = format!(
+            "DELETE FROM webhook_conditions AS c WHERE NOT EXISTS (
+                 SELECT 1 FROM webhooks AS w WHERE w.id = c.webhook_id AND (
+                     c.told_disabled OR c.told_paused OR c.told_failing_at IS NOT NULL
+                     OR w.disabled_at IS NOT NULL OR w.paused_at IS NOT NULL
+                     OR coalesce({FAILS} AND c.failed_at > now() - {KEPT_FOR}, false)))"
+        );
+        self.query(move |client| client.execute_typed(&statement, &[])).map(drop)
+    }
+
+    /// The webhooks that were disabled within the last day because they had failed for so long.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn disabled_lately(&self) -> Result<Vec<DisabledLately>, StoreError> {
+        self.query(|client| {
+            let rows = client.query_typed(
+                "SELECT id, left(disabled_reason, 200) AS reason FROM webhooks
+                 WHERE (disabled_at IS NOT NULL OR paused_at IS NOT NULL)
+                     AND disabled_at > now() - interval '1 day'
+                     AND starts_with(disabled_reason, $1)
+                 ORDER BY disabled_at DESC, id LIMIT $2",
+                &[(&NO_SUCCESS, Type::TEXT), (&MOST_LATELY, Type::INT8)],
+            )?;
+            let read = |row: &Row| {
+                Ok(DisabledLately { webhook: row.try_get("id")?, reason: row.try_get("reason")? })
+            };
+            rows.iter().map(read).collect()
+        })
+    }
+}
+
+/// A time as milliseconds since 1970, within the calendar.
+fn millis(time: &str) -> String {
+    format!(
+        "CASE WHEN {time} IS NOT NULL THEN
+             (extract(epoch FROM least(greatest({time}, 'epoch'), '9999-12-31')) * 1000)::bigint END"
+    )
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
+}
+
+/// What `run` does with the table, for [`Store::unable`]: on no row.
+pub(super) const WORK: &str = "INSERT INTO webhook_conditions (webhook_id)
+     SELECT NULL::uuid WHERE false ON CONFLICT (webhook_id) DO UPDATE SET failed_at = now();
+     DELETE FROM webhook_conditions WHERE false";

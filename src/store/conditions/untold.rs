@@ -1,0 +1,239 @@
+//! What has changed of webhooks and nobody has told: counted, and taken by one.
+
+use std::collections::HashMap;
+
+use postgres::types::Type;
+use postgres::{Row, Transaction};
+use uuid::Uuid;
+
+use super::{FAILS, millis};
+use crate::domain::delivery::UnixMillis;
+use crate::domain::notice::Subject;
+use crate::domain::webhook::MAX_URL_CHARS;
+use crate::store::registered::time;
+use crate::store::row::{self, some, text};
+use crate::store::{Store, StoreError};
+
+/// More than the longest name of an account that can be used.
+const MOST_OF_ACCOUNT: usize = 1_023;
+
+/// The longest reason that is read.
+const MOST_OF_REASON: usize = 1_000;
+
+/// For how long a circuit breaker is open before that is told.
+const OPEN_FOR: &str = "interval '10 minutes'";
+
+/// A webhook that was told to fail has succeeded since.
+const HAS_RECOVERED: &str = "(c.told_failing_at IS NOT NULL
+     AND (c.succeeded_at > c.told_failing_at OR c.succeeded_at >= c.failed_at))";
+
+/// A change that nobody has told: of a row `c` and its webhook `w`.
+fn is_untold() -> String {
+    format!(
+        "((w.disabled_at IS NOT NULL) <> c.told_disabled OR (w.paused_at IS NOT NULL) <> c.told_paused
+          OR {HAS_RECOVERED} OR {})",
+        is_failing_untold()
+    )
+}
+
+fn is_failing_untold() -> String {
+    format!(
+        "(c.told_failing_at IS NULL AND {FAILS} AND w.disabled_at IS NULL AND w.paused_at IS NULL
+          AND c.open_since IS NOT NULL
+          AND greatest(c.failing_since, c.succeeded_at, c.open_since) <= now() - {OPEN_FOR})"
+    )
+}
+
+/// What has happened to a webhook, and is to be told.
+#[derive(Clone, Debug)]
+pub struct Untold {
+    /// Which.
+    pub webhook: Uuid,
+    /// What notices say of it.
+    pub subject: Subject,
+    /// What has happened, in the order in which it is told.
+    pub what: Vec<Happening>,
+}
+
+/// One of these things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "their names say it")]
+pub enum Happening {
+    Failing { since: UnixMillis, failed_at: UnixMillis },
+    Recovered { at: Option<UnixMillis> },
+    Disabled { at: Option<String>, reason: Option<String> },
+    Enabled,
+    Paused { at: Option<String> },
+    Resumed,
+}
+
+impl Store {
+    /// How many webhooks have changed, and nobody has told it; looks for those of which there is nothing in
+    /// the table where `have_changed` says that there may be some.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn count_untold(&self, have_changed: bool) -> Result<i64, StoreError> {
+        let asked = format!(
+            "SELECT count(*) FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
+             WHERE {}",
+            is_untold()
+        );
+        self.query(move |client| {
+            if have_changed {
+                client.execute_typed(
+                    "INSERT INTO webhook_conditions (webhook_id)
+                     SELECT w.id FROM webhooks AS w
+                     WHERE (w.disabled_at IS NOT NULL OR w.paused_at IS NOT NULL)
+                         AND w.id IS NOT NULL
+                         AND NOT EXISTS (SELECT 1 FROM webhook_conditions AS c
+                                         WHERE c.webhook_id = w.id)
+                     ON CONFLICT DO NOTHING",
+                    &[],
+                )?;
+            }
+            let rows = client.query_typed(&asked, &[])?;
+            rows.first().map_or(Ok(0), |row| row.try_get(0))
+        })
+    }
+
+    /// Takes some of the changes that nobody has told: nobody else will tell these.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn take_untold(&self, most: i64) -> Result<Vec<Untold>, StoreError> {
+        self.query(move |client| {
+            let mut transaction = client.transaction()?;
+            let taken = take(&mut transaction, most)?;
+            transaction.commit()?;
+            Ok(taken)
+        })
+    }
+
+    /// What notices say of these webhooks; nothing of those that are deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn subjects(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Subject>, StoreError> {
+        let ids = ids.to_vec();
+        self.query(move |client| {
+            let columns = format!("id, {}", columns_of_subject());
+            let read = |row: &Row| Ok((row.try_get("id")?, subject(row)?));
+            let unreadable = |id, _: &str, _| (id, Subject::default());
+            let found = row::each(client, &columns, &ids, read, unreadable)?;
+            Ok(found.into_iter().collect())
+        })
+    }
+}
+
+fn take(transaction: &mut Transaction<'_>, most: i64) -> Result<Vec<Untold>, postgres::Error> {
+    let asked = format!(
+        "SELECT c.webhook_id, c.told_disabled, c.told_paused,
+             w.disabled_at IS NOT NULL AS is_disabled, w.paused_at IS NOT NULL AS is_paused,
+             coalesce({HAS_RECOVERED}, false) AS has_recovered,
+             coalesce({}, false) AS is_failing, {} AS failing_since, {} AS failed_at,
+             {} AS succeeded_at, {} AS disabled_time, {} AS paused_time, {}, {}
+         FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
+         WHERE {} ORDER BY c.webhook_id LIMIT $1
+         FOR UPDATE OF c SKIP LOCKED",
+        is_failing_untold(),
+        millis("greatest(c.failing_since, c.succeeded_at)"),
+        millis("c.failed_at"),
+        millis("c.succeeded_at"),
+        time("w.disabled_at"),
+        time("w.paused_at"),
+        text("disabled_reason", MOST_OF_REASON),
+        columns_of_subject(),
+        is_untold(),
+    );
+    let rows = transaction.query_typed(&asked, &[(&most, Type::INT8)])?;
+    let mut untold = Vec::with_capacity(rows.len());
+    let (mut ids, mut disabled, mut paused, mut failing, mut anew) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for row in &rows {
+        let (is_disabled, is_paused): (bool, bool) =
+            (row.try_get("is_disabled")?, row.try_get("is_paused")?);
+        let has_changed_hands = is_disabled != row.try_get::<_, bool>("told_disabled")?
+            || is_paused != row.try_get::<_, bool>("told_paused")?;
+        let one = Untold {
+            webhook: row.try_get("webhook_id")?,
+            subject: subject(row)?,
+            what: happened(row, is_disabled, is_paused)?,
+        };
+        let is = |happening: fn(&Happening) -> bool| one.what.iter().any(happening);
+        ids.push(one.webhook);
+        disabled.push(is_disabled);
+        paused.push(is_paused);
+        failing.push(if is_disabled || is(|it| matches!(it, Happening::Recovered { .. })) {
+            Some(false)
+        } else {
+            is(|it| matches!(it, Happening::Failing { .. })).then_some(true)
+        });
+        anew.push(has_changed_hands);
+        untold.push(one);
+    }
+    transaction.execute_typed(
+        "UPDATE webhook_conditions AS c SET
+             told_disabled = u.disabled, told_paused = u.paused,
+             told_failing_at = CASE WHEN u.failing THEN now() WHEN NOT u.failing THEN NULL
+                                    ELSE c.told_failing_at END,
+             -- Somebody has seen to it: what was before counts no more.
+             failing_since = CASE WHEN u.anew THEN NULL ELSE c.failing_since END,
+             failed_at = CASE WHEN u.anew THEN NULL ELSE c.failed_at END,
+             open_since = CASE WHEN u.anew THEN NULL ELSE c.open_since END
+         FROM unnest($1, $2, $3, $4, $5) AS u (id, disabled, paused, failing, anew)
+         WHERE c.webhook_id = u.id",
+        &[
+            (&ids, Type::UUID_ARRAY),
+            (&disabled, Type::BOOL_ARRAY),
+            (&paused, Type::BOOL_ARRAY),
+            (&failing, Type::BOOL_ARRAY),
+            (&anew, Type::BOOL_ARRAY),
+        ],
+    )?;
+    Ok(untold)
+}
+
+fn happened(
+    row: &Row,
+    is_disabled: bool,
+    is_paused: bool,
+) -> Result<Vec<Happening>, postgres::Error> {
+    let mut what = Vec::new();
+    if row.try_get("has_recovered")? && !is_disabled {
+        what.push(Happening::Recovered { at: row.try_get("succeeded_at")? });
+    }
+    if row.try_get("is_failing")? {
+        let since: Option<UnixMillis> = row.try_get("failing_since")?;
+        let failed_at: Option<UnixMillis> = row.try_get("failed_at")?;
+        what.push(Happening::Failing {
+            since: since.unwrap_or(0),
+            failed_at: failed_at.unwrap_or(0),
+        });
+    }
+    match (row.try_get("told_disabled")?, is_disabled) {
+        (false, true) => what.push(Happening::Disabled {
+            at: some(row, "disabled_time")?,
+            reason: some(row, "disabled_reason")?,
+        }),
+        (true, false) => what.push(Happening::Enabled),
+        _ => {}
+    }
+    match (row.try_get("told_paused")?, is_paused) {
+        (false, true) => what.push(Happening::Paused { at: some(row, "paused_time")? }),
+        (true, false) => what.push(Happening::Resumed),
+        _ => {}
+    }
+    Ok(what)
+}
+
+fn columns_of_subject() -> String {
+    [text("post_url", MAX_URL_CHARS), text("account", MOST_OF_ACCOUNT)].join(", ")
+}
+
+fn subject(row: &Row) -> Result<Subject, postgres::Error> {
+    Ok(Subject {
+        account: some(row, "account")?,
+        post_url: some(row, "post_url")?.unwrap_or_default(),
+    })
+}

@@ -1,0 +1,77 @@
+//! A receiver that fails for long, and recovers.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use std::time::Duration;
+
+use super::Told;
+use crate::harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+
+/// As if it had gone on since so many minutes before.
+fn age(sandbox: &Sandbox, minutes: i32) {
+    let sql = "UPDATE webhook_conditions SET
+                   failing_since = failing_since - make_interval(mins => $1),
+                   open_since = open_since - make_interval(mins => $1)";
+    sandbox.database.execute(sql, &[&minutes]);
+}
+
+#[track_caller]
+fn wait_open(sandbox: &Sandbox, notifier: &Notifier) {
+    wait_until(SOON, "its circuit breaker is open", || {
+        sandbox.publish(&Event::new("order.paid"));
+        notifier.metric("webhook_circuit_breakers_open", &[]) == 1.0
+    });
+    wait_until(SOON, "that is written down", || {
+        let open = "SELECT 1 FROM webhook_conditions WHERE open_since IS NOT NULL";
+        !sandbox.database.query(open, &[]).is_empty()
+    });
+}
+
+#[test]
+fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restarts_and_so_is_its_end()
+ {
+    let sandbox = Sandbox::new();
+    let is_well = Arc::new(AtomicBool::new(false));
+    let answers = Arc::clone(&is_well);
+    let receiver = Receiver::answering(move |_| {
+        Reply::Status(if answers.load(Ordering::SeqCst) { 200 } else { 503 })
+    });
+    let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
+    // So that an outage is written down within seconds.
+    let start = || {
+        let launch = sandbox.notifier().env("DISABLE_AFTER", "2h");
+        launch.env("CIRCUIT_BREAKER", "2,200ms,500ms").env("RETRY_SCHEDULE", "1s,repeat").start()
+    };
+    let (first, second) = (start(), start());
+    let told = Told::bound(&sandbox, "webhook.#");
+    // Another notifier has seen it fail, too; the table has one row for all.
+    let insert = "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, open_since)
+                  VALUES ($1, now(), now(), now())";
+    sandbox.database.execute(insert, &[&webhook]);
+    wait_open(&sandbox, &first);
+    age(&sandbox, 9);
+    holds_for(Duration::from_secs(6), "nine minutes are not enough", || {
+        told.types_of(webhook).is_empty()
+    });
+    age(&sandbox, 2);
+    let notices = told.wait_for(webhook, &["webhook.failing"]);
+    assert!(notices[0]["data"]["failing_since"].is_string(), "{}", notices[0]);
+    assert!(notices[0]["data"]["last_failed_at"].is_string(), "{}", notices[0]);
+
+    // A restart is no news.
+    first.kill();
+    let third = start();
+    holds_for(Duration::from_secs(6), "it is told once", || {
+        told.types_of(webhook) == ["webhook.failing"]
+    });
+    is_well.store(true, Ordering::SeqCst);
+    let notices = told.wait_for(webhook, &["webhook.failing", "webhook.recovered"]);
+    assert!(notices[1]["data"]["recovered_at"].is_string(), "{}", notices[1]);
+    holds_for(Duration::from_secs(6), "that is told once, too", || {
+        told.types_of(webhook).len() == 2
+    });
+    second.terminate();
+    third.terminate();
+}
