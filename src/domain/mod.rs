@@ -9,6 +9,7 @@ pub mod calendar;
 pub mod causes;
 pub mod dead_letter;
 pub mod delivery;
+pub mod depths;
 pub mod encoding;
 pub mod event;
 pub mod forwarding;

@@ -17,8 +17,10 @@ use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 use super::statuses::Statuses;
 
 mod patterns;
+mod place;
 
 pub use patterns::{Patterns, check_pattern, doubt, matching_patterns, nearly_matches};
+pub use place::place;
 
 /// The longest URL that is used, in characters. Receivers take request lines of 8,000 bytes at least
 /// (RFC 9110, section 4.1).
