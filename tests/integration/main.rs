@@ -55,6 +55,7 @@ mod observability;
 mod monitoring;
 mod admin;
 mod status;
+mod page;
 mod states;
 mod configuration;
 mod commands;
