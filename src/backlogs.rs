@@ -244,6 +244,14 @@ impl Backlogs {
         Longest { filled, webhooks, matching, listed }
     }
 
+    /// By how many all backlogs of a queue together become more a second; fewer, below zero.
+    #[must_use]
+    pub fn growth(&self, queue: usize) -> f64 {
+        let known = self.known();
+        let of_queue = known.iter().filter(|((number, _), _)| *number == queue);
+        of_queue.filter_map(|(_, known)| known.depths.growth()).sum()
+    }
+
     /// The webhooks for which something waits.
     #[must_use]
     pub fn webhooks(&self) -> HashSet<Uuid> {

@@ -215,7 +215,15 @@ impl Status {
         let counted_lane = self.metrics.lane(&lane.queue);
         let Counts { received, delivered, failed, .. } = counted_lane.counts();
         let (state, lasted) = counted_lane.state();
-        let depths = lock(&self.depths)[number].clone();
+        let ready = self.ready(lane);
+        let growth = match lane.kind {
+            LaneKind::Events | LaneKind::Retries => lock(&self.depths)[number].growth(),
+            // Not all of them are counted at a time: each says best how it changes.
+            LaneKind::Backlogs => Some(self.backlogs.growth(lane.number)),
+        };
+        let growth = self.pace(growth);
+        let waiting = ready.and_then(|ready| u32::try_from(ready).ok()).map(f64::from);
+        let shrinks = growth.filter(|growth| *growth < 0.0);
         let lag = history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
         // What a lane did before it was interrupted it does no more.
         let span = if state == LaneState::Consuming { RATE_SPAN } else { lasted.min(RATE_SPAN) };
@@ -240,9 +248,11 @@ impl Status {
             consumers: counted_lane.consumers(),
             state: state.into(),
             lasted_seconds: seconds(lasted),
-            ready: self.ready(lane),
-            growth_per_second: self.pace(depths.growth()),
-            empty_in_seconds: self.pace(depths.empty_in()),
+            ready,
+            growth_per_second: growth,
+            empty_in_seconds: waiting
+                .zip(shrinks)
+                .map(|(waiting, growth)| rounded(waiting / -growth)),
             dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
             in_flight: counted_lane.in_flight.get(),
             capacity: in_use.map(|in_use| in_use.capacity),

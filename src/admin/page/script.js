@@ -469,7 +469,7 @@ const CAUSES = {
   max_in_flight: "its webhook's max_in_flight",
   rate: "its webhook's rate_per_second",
   behind: "being sent, in order",
-  paused: "paused",
+  paused: "its webhook is paused",
 };
 
 /** Each receiver once: what is wrong with it, and what waits for it. */
@@ -504,7 +504,7 @@ function updateReceiver(row, one) {
   const [first] = [...backlogs].sort((one, other) => other.waiting - one.waiting);
   say(account, one.account ?? "");
   account.hidden = one.account == null;
-  say(place, one.place ?? (one.account == null ? "name not known yet" : "not in the table any more"));
+  say(place, one.place ?? "host and path not known");
   for (const node of [account, place]) node.title = node.textContent;
   id.lastChild.setAttribute("aria-label", `copy the id of ${one.account ?? ""} ${one.place ?? one.webhook}`);
   const [word, tone, more] = (condition ? CONDITIONS[condition] : STANDINGS[first?.cause]) ?? ["waits", ""];
@@ -547,9 +547,14 @@ function showReceivers(status) {
   const more = Math.max(receivers.matching - receivers.listed.length, backlogs.matching - backlogs.listed.length);
   const others = more > 0 ? ` The worst are here, and ${count(more)} more are not.` : "";
   const asked = `${count(receivers.known)} ${receivers.known === 1 ? "was" : "were"} asked lately`;
-  const found = all.length === 0 ? "None of them matches; `webhooks list` has all that there are." : `${count(Math.max(receivers.matching, all.length))} match.${others}`;
+  const matching = Math.max(receivers.matching, all.length);
+  const found = matching === 0 ? "None of them matches; `webhooks list` has all that there are." : `${count(matching)} ${matching === 1 ? "matches" : "match"}.${others}`;
   const ailing = all.length === 0 ? "nothing is wrong with any, and nothing waits for them." : `these fail, are slow, or have a backlog; nobody else waits for them.${others}`;
-  $("receivers-note").replaceChildren(...worded(sought() ? `${asked}. ${found}` : `${asked}: ${ailing}`));
+  const note = sought() ? `${asked}. ${found}` : `${asked}: ${ailing}`;
+  // Read aloud when it changes.
+  if ($("receivers-note").dataset.shown === note) return;
+  $("receivers-note").dataset.shown = note;
+  $("receivers-note").replaceChildren(...worded(note));
 }
 
 /** What is looked for. */
