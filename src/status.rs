@@ -224,7 +224,11 @@ impl Status {
         let growth = self.pace(growth);
         let waiting = ready.and_then(|ready| u32::try_from(ready).ok()).map(f64::from);
         let shrinks = growth.filter(|growth| *growth < 0.0);
-        let lag = history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
+        let lag_of =
+            |number| history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
+        let lag = lag_of(number);
+        let same_queue = self.lanes.iter().enumerate().filter(|(_, it)| it.origin == lane.origin);
+        let of_queue = together(same_queue.map(|(number, _)| lag_of(number)));
         // What a lane did before it was interrupted it does no more.
         let span = if state == LaneState::Consuming { RATE_SPAN } else { lasted.min(RATE_SPAN) };
         let rates =
@@ -267,6 +271,14 @@ impl Status {
             ),
             lag_p50: quantile(0.5, &lag, &LAG_SECONDS).map(Into::into),
             lag_p99: quantile(0.99, &lag, &LAG_SECONDS).map(Into::into),
+            queue_lag_p50: is_first
+                .then(|| quantile(0.5, &of_queue, &LAG_SECONDS))
+                .flatten()
+                .map(Into::into),
+            queue_lag_p99: is_first
+                .then(|| quantile(0.99, &of_queue, &LAG_SECONDS))
+                .flatten()
+                .map(Into::into),
             trend: Trend {
                 delivered: steps.iter().map(|step| step.delivered).collect(),
                 failed: steps.iter().map(|step| step.failed).collect(),
@@ -380,6 +392,15 @@ impl Status {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts of the same buckets, added up.
+fn together(counts: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
+    counts.fold(Vec::new(), |mut all, some| {
+        all.resize(all.len().max(some.len()), 0);
+        all.iter_mut().zip(some).for_each(|(all, count)| *all += count);
+        all
+    })
 }
 
 /// What was counted at all, by label.

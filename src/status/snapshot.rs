@@ -113,6 +113,9 @@ pub(super) struct LaneNow {
     /// Over the time of the trend, as is the next.
     pub(super) lag_p50: Option<Quantile>,
     pub(super) lag_p99: Option<Quantile>,
+    /// Of the queue with its retries and backlogs, so only its first lane has it; as is the next.
+    pub(super) queue_lag_p50: Option<Quantile>,
+    pub(super) queue_lag_p99: Option<Quantile>,
     pub(super) trend: Trend,
 }
 

@@ -145,6 +145,8 @@ fn the_trend_of_a_backlog_says_when_it_will_be_empty() {
             && paused["waiting"] == 7
             && paused["growth_per_second"].as_f64() >= Some(0.0)
             && paused["empty_in_seconds"].is_null()
+            // What comes late by a backlog is late for its queue.
+            && status["lanes"][0]["queue_lag_p99"]["seconds"].as_f64() >= Some(4.0)
             // What waits of the queue is told the same way.
             && status["lanes"][2]["empty_in_seconds"].as_f64() > Some(5.0)
     });

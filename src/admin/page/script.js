@@ -295,8 +295,8 @@ function updateQueue(row, { origin, lanes, ages }) {
   fill(delivered, rates("delivered"), counted("delivered"), metric("webhook_request_success_total"));
   fill(failed, rates("failed"), counted("failed"), metric("webhook_request_failure_total"));
   fill(held, count(total(heldBack(lanes))), most(heldBack(lanes), 1), metric("webhook_deliveries_held_total"));
-  fill(p50, bound(events.lag_p50));
-  fill(p99, bound(events.lag_p99));
+  fill(p50, bound(events.queue_lag_p50));
+  fill(p99, bound(events.queue_lag_p99));
   fill(dead, count(events.dead), "", `webhook_queue_messages${labelled(`${origin}.dead`)}`);
   if (events.dead > 0) dead.firstChild.className = "is-attention";
   const [spark] = plots.children;

@@ -31,6 +31,8 @@ fn well() -> Snapshot {
         rates: None,
         lag_p50: None,
         lag_p99: None,
+        queue_lag_p50: None,
+        queue_lag_p99: None,
         trend: Trend { delivered: Vec::new(), failed: Vec::new() },
     };
     let lanes = ["high", "low"].map(|origin| [lane(origin, false), lane(origin, true)]);
