@@ -244,12 +244,16 @@ impl Backlogs {
         Longest { filled, webhooks, matching, listed }
     }
 
-    /// By how many all backlogs of a queue together become more a second; fewer, below zero.
+    /// By how many all backlogs of a queue together become more a second (fewer, below zero); and in how many
+    /// seconds the last of them is empty, at the pace of each. `None` while one does not shrink.
     #[must_use]
-    pub fn growth(&self, queue: usize) -> f64 {
+    pub fn pace(&self, queue: usize) -> (f64, Option<f64>) {
         let known = self.known();
-        let of_queue = known.iter().filter(|((number, _), _)| *number == queue);
-        of_queue.filter_map(|(_, known)| known.depths.growth()).sum()
+        let of_queue = || known.iter().filter(|((number, _), _)| *number == queue);
+        let growth = of_queue().filter_map(|(_, known)| known.depths.growth()).sum();
+        let filled = of_queue().filter(|(_, known)| known.depths.now() > 0);
+        let ends: Option<Vec<f64>> = filled.map(|(_, known)| known.depths.empty_in()).collect();
+        (growth, ends.and_then(|ends| ends.into_iter().reduce(f64::max)))
     }
 
     /// The webhooks for which something waits.

@@ -216,14 +216,17 @@ impl Status {
         let Counts { received, delivered, failed, .. } = counted_lane.counts();
         let (state, lasted) = counted_lane.state();
         let ready = self.ready(lane);
-        let growth = match lane.kind {
-            LaneKind::Events | LaneKind::Retries => lock(&self.depths)[number].growth(),
+        let (growth, empty_in) = match lane.kind {
+            LaneKind::Events | LaneKind::Retries => {
+                let depths = &lock(&self.depths)[number];
+                (depths.growth(), depths.empty_in())
+            }
             // Not all of them are counted at a time: each says best how it changes.
-            LaneKind::Backlogs => Some(self.backlogs.growth(lane.number)),
+            LaneKind::Backlogs => {
+                let (growth, empty_in) = self.backlogs.pace(lane.number);
+                (Some(growth), empty_in)
+            }
         };
-        let growth = self.pace(growth);
-        let waiting = ready.and_then(|ready| u32::try_from(ready).ok()).map(f64::from);
-        let shrinks = growth.filter(|growth| *growth < 0.0);
         let lag_of =
             |number| history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
         let lag = lag_of(number);
@@ -253,10 +256,8 @@ impl Status {
             state: state.into(),
             lasted_seconds: seconds(lasted),
             ready,
-            growth_per_second: growth,
-            empty_in_seconds: waiting
-                .zip(shrinks)
-                .map(|(waiting, growth)| rounded(waiting / -growth)),
+            growth_per_second: self.pace(growth),
+            empty_in_seconds: self.pace(empty_in),
             dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
             in_flight: counted_lane.in_flight.get(),
             capacity: in_use.map(|in_use| in_use.capacity),

@@ -263,10 +263,16 @@ function queueRow({ origin }) {
 }
 
 /** Whether what waits becomes more, and else when it is over. */
-function trend(waiting, growth) {
+function trend(waiting, growth, emptyIn) {
   if (!waiting || growth == null) return "";
   if (Math.abs(growth) < 0.05) return "steady";
-  return growth > 0 ? `▲ ${rate(growth)}` : `▼ empty in ${span(Math.max(1, waiting / -growth))}`;
+  if (growth > 0) return `▲ ${rate(growth)}`;
+  return emptyIn == null ? `▼ ${rate(-growth)}` : `▼ empty in ${span(Math.max(1, emptyIn))}`;
+}
+
+/** In how many seconds the last of them is; null if one does not become less. */
+function last(kinds) {
+  return kinds.some((kind) => kind.empty_in_seconds == null) ? null : Math.max(...kinds.map((kind) => kind.empty_in_seconds));
 }
 
 const KINDS = { events: "new", retries: "to retry", backlogs: "in backlogs" };
@@ -285,7 +291,7 @@ function updateQueue(row, { origin, lanes, ages }) {
   const ready = known(lanes, (lane) => lane.ready);
   const kinds = lanes.filter((lane) => lane.ready > 0);
   const parts = kinds.map((lane) => `${kinds.length > 1 ? `${count(lane.ready)} ` : ""}${KINDS[lane.kind]}`);
-  const moves = trend(ready, known(lanes, (lane) => lane.growth_per_second));
+  const moves = trend(ready, known(lanes, (lane) => lane.growth_per_second), last(kinds));
   fill(waiting, count(ready), [parts.join(" · "), moves].filter((part) => part).join("\n"), metric("webhook_queue_messages"));
   const [events] = lanes;
   const inUse = events.capacity == null ? "" : `${count(events.in_use)} of ${count(events.capacity)}`;
@@ -534,7 +540,9 @@ function updateBacklog(cell, backlogs) {
   say(number, is ? count(waiting) : "–").className = is ? "" : "nothing";
   spark.hidden = !is;
   if (is) drawDepths(spark.firstChild, depths(backlogs));
-  say(pace, is ? trend(waiting, known(backlogs, (one) => one.growth_per_second)) : "");
+  // All its queues share what it takes.
+  const growth = known(backlogs, (one) => one.growth_per_second);
+  say(pace, is ? trend(waiting, growth, waiting / -growth) : "");
   const parts = backlogs.map((one) => (backlogs.length > 1 ? `${one.queue} ${count(one.waiting)}` : one.queue));
   say(queues, parts.join(" · "));
 }
