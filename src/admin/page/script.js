@@ -498,6 +498,7 @@ function receiverRow({ webhook }) {
   cells(row, ["State", "Why", "For", "Next attempt", "Backlog"], Infinity);
   row.children[2].classList.add("wide");
   row.children[1].classList.add("state");
+  row.children[4].classList.add("next");
   row.children[5].className = "backlog";
   return row;
 }
