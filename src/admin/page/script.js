@@ -478,6 +478,8 @@ const CAUSES = {
   paused: "its webhook is paused",
 };
 
+const isAiling = ({ condition }) => condition != null && condition !== "well" && condition !== "unproven";
+
 /** Each receiver once: what is wrong with it, and what waits for it. */
 function receiversOf({ receivers, backlogs }) {
   const all = new Map();
@@ -486,7 +488,15 @@ function receiversOf({ receivers, backlogs }) {
     return all.get(one.webhook);
   };
   for (const one of receivers.listed) Object.assign(of(one), one);
-  for (const one of backlogs.listed) of(one).backlogs.push(one);
+  // Who is not there, where all that ail are, is well.
+  const areAll = receivers.listed.length >= receivers.matching;
+  for (const one of backlogs.listed) {
+    const receiver = of(one);
+    const isWell = receiver.condition ? !isAiling(receiver) : areAll;
+    // Why it began to wait is over by then.
+    const isOver = isWell && ["breaker", "retry_after", "slow", "ramp"].includes(one.cause);
+    receiver.backlogs.push(isOver ? { ...one, cause: "behind", next_in_seconds: null } : one);
+  }
   return [...all.values()];
 }
 
@@ -516,16 +526,16 @@ function updateReceiver(row, one) {
   id.lastChild.setAttribute("aria-label", `copy the id of ${one.account ?? ""} ${one.place ?? one.webhook}`);
   const [word, tone, more] = (condition ? CONDITIONS[condition] : STANDINGS[first?.cause]) ?? ["waits", ""];
   fill(state, word, more).firstChild.className = tone;
-  const isAiling = condition && condition !== "well" && condition !== "unproven";
+  const ails = isAiling(one);
   const causes = [...new Set(backlogs.map(({ cause }) => cause))];
   // Why its backlog waits, where that is not what is wrong with it already.
-  const waits = causes.filter((cause) => !isAiling || !["breaker", "retry_after", "slow", "behind", "ramp"].includes(cause));
-  const reasons = [isAiling ? why(one) : "", ...waits.map((cause) => CAUSES[cause] ?? cause)];
+  const waits = causes.filter((cause) => !ails || !["breaker", "retry_after", "slow", "behind", "ramp"].includes(cause));
+  const reasons = [ails ? why(one) : "", ...waits.map((cause) => CAUSES[cause] ?? cause)];
   fill(reason, reasons.filter((part) => part).join("; ") || "–");
   const longest = Math.max(one.lasted_seconds ?? 0, ...backlogs.map((it) => it.lasted_seconds));
-  fill(lasted, isAiling || first ? span(longest) : "–");
+  fill(lasted, ails || first ? span(longest) : "–");
   const due = backlogs.find((it) => it.next_in_seconds != null);
-  fill(attempt, isAiling ? next(one) : due ? next(due) : "–");
+  fill(attempt, ails ? next(one) : due ? next(due) : "–");
   updateBacklog(backlog, backlogs);
 }
 
