@@ -5,6 +5,7 @@ mod head;
 mod hosts;
 mod page;
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener};
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::net::{Shutdown as Direction, listen, shutdown};
 use rustix::system::uname;
 use tiny_http::{Header, Method, Response, Server};
+use url::form_urlencoded;
 use uuid::Uuid;
 
 pub use self::door::Door;
@@ -100,9 +102,9 @@ impl Admin {
         while !stop.is_requested() {
             // An error comes once: the end of accepting, which `private_listener` has made sure of.
             if let Ok(Some(request)) = self.0.recv_timeout(POLL) {
-                let path = request.url().split('?').next().unwrap_or_default();
+                let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
                 let answer = match request.method() {
-                    Method::Get | Method::Head => answer(path, metrics, status, casualties),
+                    Method::Get | Method::Head => answer(path, query, metrics, status, casualties),
                     _ => Answer::text(405, "only GET and HEAD\n"),
                 };
                 // The one client is the door, which notices.
@@ -143,13 +145,19 @@ impl Answer {
     }
 }
 
-fn answer(path: &str, metrics: &Metrics, status: &Status, casualties: &Casualties) -> Answer {
+fn answer(
+    path: &str,
+    query: &str,
+    metrics: &Metrics,
+    status: &Status,
+    casualties: &Casualties,
+) -> Answer {
     match path {
         "/" => Answer {
             policy: &PAGE.policy,
             ..Answer::new(200, "text/html; charset=utf-8", PAGE.html.as_str())
         },
-        "/status.json" => match serde_json::to_vec(&status.now()) {
+        "/status.json" => match serde_json::to_vec(&status.now(&sought(query))) {
             Ok(json) => Answer::new(200, "application/json", json),
             Err(error) => Answer::text(500, format!("{error}\n")),
         },
@@ -165,6 +173,12 @@ fn answer(path: &str, metrics: &Metrics, status: &Status, casualties: &Casualtie
         "/readyz" => Answer::of_problems(&metrics.not_ready(), "ready"),
         _ => Answer::text(404, "see /, /metrics, /healthz and /readyz\n"),
     }
+}
+
+/// Which receivers are asked for: `receivers=WORDS`.
+fn sought(query: &str) -> Cow<'_, str> {
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.find(|(name, _)| name == "receivers").map(|(_, words)| words).unwrap_or_default()
 }
 
 impl From<Answer> for Response<Cursor<Vec<u8>>> {

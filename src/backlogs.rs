@@ -5,6 +5,7 @@
 //! been empty for long. Which there are stands in PostgreSQL, so that a restarted process and other
 //! instances find them.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,6 +14,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::domain::depths::Depths;
+use crate::domain::receiver::Moment;
 use crate::metrics::Held;
 use crate::shutdown::Shutdown;
 
@@ -43,6 +46,8 @@ pub struct Backlogs {
     open: Mutex<HashSet<Key>>,
     /// Those that there are.
     known: Mutex<HashMap<Key, Known>>,
+    /// Moments count from here.
+    start: Instant,
     requests: Sender<Request>,
     /// For who consumes them, by queue.
     news: Vec<Receiver<News>>,
@@ -51,33 +56,43 @@ pub struct Backlogs {
 /// What is known of a backlog.
 #[derive(Clone, Debug)]
 struct Known {
-    /// How many waited when they were last counted.
-    waiting: u32,
-    counted_at: Option<Instant>,
-    /// By how many it grew a second before that.
-    growth: f64,
+    /// How many waited when they were counted.
+    depths: Depths,
     since: SystemTime,
     cause: String,
     until: Option<SystemTime>,
 }
 
-/// A backlog that holds something, for people.
+/// The backlogs that hold something, for people.
+#[derive(Clone, Debug)]
+pub struct Longest {
+    /// How many these are.
+    pub filled: usize,
+    /// Of how many webhooks.
+    pub webhooks: usize,
+    /// How many of these are meant.
+    pub matching: usize,
+    /// The first of them, those for which most waits first; each webhook's in the order of the queues.
+    pub listed: Vec<Listed>,
+}
+
+/// A backlog that holds something.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// The queue that its events were published to.
     pub queue: String,
     /// Whose deliveries wait.
     pub webhook: Uuid,
-    /// How many did when they were last counted.
-    pub waiting: u32,
+    /// How many did when they were counted.
+    pub depths: Depths,
+    /// When now is, as the moments of `depths` count.
+    pub at: Moment,
     /// Since when.
     pub since: SystemTime,
     /// Why, as in the metrics.
     pub cause: String,
     /// Until when at least, where that is known.
     pub until: Option<SystemTime>,
-    /// By how many it grows a second; shrinks, below zero.
-    pub growth: f64,
 }
 
 /// What who consumes backlogs is told.
@@ -116,6 +131,7 @@ impl Backlogs {
             instance: Uuid::new_v4().to_string(),
             open: Mutex::default(),
             known: Mutex::default(),
+            start: Instant::now(),
             requests,
             news,
         };
@@ -186,26 +202,66 @@ impl Backlogs {
         self.ask(Request::Lost((queue, webhook)));
     }
 
-    /// The longest backlogs, at most so many; and how many hold something.
+    /// The backlogs that hold something, of those webhooks that `are_meant`: all of the `most` for which most
+    /// waits, and of those in `also`.
     #[must_use]
-    pub fn longest(&self, most: usize) -> (Vec<Listed>, usize) {
+    pub fn longest(
+        &self,
+        most: usize,
+        are_meant: impl Fn(Uuid) -> bool,
+        also: &HashSet<Uuid>,
+    ) -> Longest {
         let known = self.known();
-        let filled = known.iter().filter(|(_, known)| known.waiting > 0);
-        let mut listed: Vec<Listed> = filled
-            .map(|((queue, webhook), known)| Listed {
-                queue: self.origins[*queue].clone(),
-                webhook: *webhook,
-                waiting: known.waiting,
-                since: known.since,
-                cause: known.cause.clone(),
-                until: known.until,
-                growth: known.growth,
-            })
-            .collect();
-        let all = listed.len();
-        listed.sort_unstable_by_key(|one| (std::cmp::Reverse(one.waiting), one.webhook));
-        listed.truncate(most);
-        (listed, all)
+        let is_filled = |(_, known): &(&Key, &Known)| known.depths.now() > 0;
+        let mut waiting: HashMap<Uuid, u64> = HashMap::new();
+        let mut filled = 0;
+        for ((_, webhook), known) in known.iter().filter(is_filled) {
+            *waiting.entry(*webhook).or_default() += u64::from(known.depths.now());
+            filled += 1;
+        }
+        let webhooks = waiting.len();
+        waiting.retain(|webhook, _| are_meant(*webhook));
+        let matching = waiting.len();
+        let mut longest: Vec<_> = waiting.into_iter().map(|(id, all)| (Reverse(all), id)).collect();
+        longest.sort_unstable();
+        let longest = longest.into_iter().take(most).map(|(_, webhook)| webhook);
+        let shown: Vec<Uuid> = longest.chain(also.iter().copied()).collect();
+        let place: HashMap<Uuid, usize> = shown.iter().rev().copied().zip(1..).collect();
+        let at = self.start.elapsed();
+        let is_shown = |(key, _): &(&Key, &Known)| place.contains_key(&key.1);
+        let mut listed: Vec<_> = known.iter().filter(is_filled).filter(is_shown).collect();
+        listed.sort_unstable_by_key(|((queue, webhook), _)| (Reverse(place[webhook]), *queue));
+        let listed = listed.into_iter().map(|((queue, webhook), known)| Listed {
+            queue: self.origins[*queue].clone(),
+            webhook: *webhook,
+            depths: known.depths.clone(),
+            at,
+            since: known.since,
+            cause: known.cause.clone(),
+            until: known.until,
+        });
+        let listed = listed.collect();
+        Longest { filled, webhooks, matching, listed }
+    }
+
+    /// By how many all backlogs of a queue together become more a second (fewer, below zero); and in how many
+    /// seconds the last of them is empty, at the pace of each. `None` while one does not shrink.
+    #[must_use]
+    pub fn pace(&self, queue: usize) -> (f64, Option<f64>) {
+        let known = self.known();
+        let of_queue = || known.iter().filter(|((number, _), _)| *number == queue);
+        let growth = of_queue().filter_map(|(_, known)| known.depths.growth()).sum();
+        let filled = of_queue().filter(|(_, known)| known.depths.now() > 0);
+        let ends: Option<Vec<f64>> = filled.map(|(_, known)| known.depths.empty_in()).collect();
+        (growth, ends.and_then(|ends| ends.into_iter().reduce(f64::max)))
+    }
+
+    /// The webhooks for which something waits.
+    #[must_use]
+    pub fn webhooks(&self) -> HashSet<Uuid> {
+        let known = self.known();
+        let filled = known.iter().filter(|(_, known)| known.depths.now() > 0);
+        filled.map(|((_, webhook), _)| *webhook).collect()
     }
 
     fn ask(&self, request: Request) {

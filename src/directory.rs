@@ -31,7 +31,7 @@ mod memory;
 
 use memory::{Accounts, Answer, Known, MOST_ACCOUNTS};
 
-pub use crate::store::{Found, StoreError};
+pub use crate::store::{Found, Label, StoreError};
 
 /// How long one proof that listening works is good for. They come every second, and one may be late
 /// on a machine that is out of breath.
@@ -241,10 +241,18 @@ impl Directory {
         self.has_changed_since(webhook) || (self.trust() == Trust::Doubt && is_old())
     }
 
-    /// The account of a webhook that deliveries have waited for, as far as it is remembered.
+    /// What people know a webhook by that deliveries have waited for, as far as it is remembered.
     #[must_use]
-    pub fn account(&self, id: Uuid) -> Option<Box<str>> {
-        self.lock().account(id)
+    pub fn remembered_label(&self, id: Uuid) -> Option<Label> {
+        self.lock().label(id)
+    }
+
+    /// What people know these webhooks by, as far as they are there.
+    ///
+    /// # Errors
+    /// [`StoreError`]; PostgreSQL is asked.
+    pub fn labels(&self, ids: &[Uuid]) -> Result<Vec<Label>, StoreError> {
+        self.store.labels(ids)
     }
 
     fn look_up<T: Clone>(

@@ -101,7 +101,8 @@
 //! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
-//! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |
+//! | what the status page says | `status/advice.rs`; what receivers are called there, and how they are searched: `status/names.rs`; how it looks: `admin/page/` |
+//! | how much of a URL is shown there | `domain/webhook/place.rs` |
 //! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
 //! | a command | [`cli`]; which ids commands take: `cli/ids.rs` |
 //!

@@ -382,7 +382,7 @@ impl Pipeline {
         delivery.attempts += 1;
         let stay = outcome.retry_after();
         delivery.not_before = stay.map(from_now);
-        self.note(webhook, &delivery.event, attempt, &outcome);
+        self.note(webhook, &delivery.event, attempt, &outcome, status);
         let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .unless_refused(status, no_retry)
@@ -462,12 +462,20 @@ impl Pipeline {
     }
 
     /// Takes note of what an attempt says about its receiver.
-    fn note(&self, webhook: &Webhook, event: &Event, attempt: Attempt, outcome: &Outcome) {
+    fn note(
+        &self,
+        webhook: &Webhook,
+        event: &Event,
+        attempt: Attempt,
+        outcome: &Outcome,
+        status: Option<u16>,
+    ) {
         let ended = match outcome {
             Outcome::Delivered => Ended::Delivered,
             Outcome::Failed { reason, is_overload, .. } => Ended::Failed {
                 event: &event.id,
                 reason: *reason,
+                status,
                 is_overload: *is_overload,
                 retry_after: outcome.retry_after(),
             },

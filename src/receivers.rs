@@ -410,6 +410,32 @@ impl Receivers {
         webhooks.filter_map(success).collect()
     }
 
+    /// Those that were asked, not too long ago.
+    #[must_use]
+    pub fn known(&self) -> Vec<Uuid> {
+        self.lock().intake.pace.known().collect()
+    }
+
+    /// How each of these is: how soon it answers, and what is wrong with it, if anything is. The worst
+    /// come first.
+    #[must_use]
+    pub fn condition_of(&self, webhooks: &[Uuid]) -> Vec<(Uuid, Class, Option<Ailment>)> {
+        let mut found: Vec<_> = {
+            let state = self.lock();
+            let (pace, now) = (&state.intake.pace, self.now());
+            let of = |webhook: &Uuid| {
+                let receiver = pace.receiver(*webhook)?;
+                Some((*webhook, receiver.class(), receiver.ailment(now)))
+            };
+            webhooks.iter().filter_map(of).collect()
+        };
+        found.sort_unstable_by_key(|(webhook, _, ailment)| {
+            let badness = ailment.map(|it| (it.condition, Reverse(it.lasted)));
+            (badness.is_none(), badness, *webhook)
+        });
+        found
+    }
+
     /// Asked for under the lock, so that time does not go back between two who have it.
     fn now(&self) -> Moment {
         self.start.elapsed() + BEFORE
@@ -613,7 +639,9 @@ mod tests {
             let attempt = admit(&receivers, &shutdown, webhook).expect("an attempt");
             let retry_after = retry_after.map(Duration::from_secs);
             let (event, reason, is_overload) = ("e", Reason::Dns, false);
-            receivers.end(attempt, Ended::Failed { event, reason, is_overload, retry_after });
+            let status = None;
+            let ended = Ended::Failed { event, reason, status, is_overload, retry_after };
+            receivers.end(attempt, ended);
         };
         for webhook in 1..5 {
             fail(webhook, None);

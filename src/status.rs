@@ -2,33 +2,42 @@
 //!
 //! The numbers are read from the same counters and gauges as /metrics, so both say the same. A
 //! thread of its own samples the counters every five seconds, of which rates, plots and quantiles
-//! are made ([`crate::domain::trend`]). What it comes to in words is in `advice`. Nothing here
-//! names a URL, a secret or an event.
+//! are made ([`crate::domain::trend`]). What it comes to in words is in `advice`, what people know
+//! receivers by in `names`. Nothing here names a secret or an event, nor a URL but for its host and path.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam_channel::{select, tick};
 use uuid::Uuid;
 
-use crate::backlogs::{Backlogs, Listed};
+use crate::backlogs::{Backlogs, Listed, Longest};
 use crate::broker::{Lane, LaneKind, ORPHANED, Objects, Standing, Topology, dead_queue};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::domain::account::MAX_ACCOUNT_BYTES;
-use crate::domain::receiver::{Ailment, Next};
+use crate::domain::depths::Depths;
+use crate::domain::outcome::DeadReason;
+use crate::domain::receiver::{Ailment, Class, Next};
 use crate::domain::shown;
 use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
-use crate::metrics::{Answers, Glance, Interruption, LAG_SECONDS, LaneState, Metrics, Refusing};
+use crate::metrics::{
+    Answers, Dropped, Glance, Held, Interruption, LAG_SECONDS, LaneState, Metrics, Refusing,
+};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
 mod advice;
+mod names;
 mod snapshot;
 
+use names::{Name, Names, Sought};
 pub use snapshot::Snapshot;
 use snapshot::{
-    Ailing, BacklogNow, BacklogsNow, DisabledNow, EgressNow, LaneNow, NoticesNow, ObjectNow, Rates,
-    ReceiversNow, RefusingNow, Server, Trend, Waiting, rounded, seconds,
+    Ailing, BacklogNow, BacklogTrend, BacklogsNow, Counted, DisabledNow, EgressNow, LaneNow,
+    NoticesNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Server, Trend, Waiting, rounded,
+    seconds,
 };
 
 /// How often the counters are sampled: as often as the page asks, so that each time brings a new
@@ -44,7 +53,7 @@ const MOST_SAMPLES: usize = 181;
 /// What a rate is the average of: long enough to be steady, short enough to be now.
 const RATE_SPAN: Duration = Duration::from_secs(60);
 
-/// Ailing receivers that the page lists. With more of them, what is wrong is not theirs.
+/// Receivers that the page lists. With more of them that ail, what is wrong is not theirs.
 const MOST_LISTED: usize = 50;
 
 /// All that is needed to say how the process is.
@@ -62,6 +71,9 @@ pub struct Status {
     host: String,
     started: Instant,
     history: Mutex<History>,
+    /// How many messages wait in each lane, in their order.
+    depths: Mutex<Vec<Depths>>,
+    names: Names,
 }
 
 impl Status {
@@ -78,6 +90,8 @@ impl Status {
     ) -> Self {
         let topology = Topology::of(config);
         let waits = topology.wait_queues().map(|(delay, queue)| (delay.to_string(), queue));
+        let names = Names::new(directory.subscribe());
+        let lanes = Lane::all(config);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             metrics,
@@ -86,7 +100,9 @@ impl Status {
             backlogs,
             objects,
             stopping,
-            lanes: Lane::all(config),
+            depths: Mutex::new(vec![Depths::default(); lanes.len()]),
+            lanes,
+            names,
             waits: waits.collect(),
             host,
             started: Instant::now(),
@@ -94,22 +110,59 @@ impl Status {
         }
     }
 
-    /// Samples the counters until `stop`.
+    /// Samples the counters until `stop`, and sees to it that receivers have names.
     pub fn watch(&self, stop: &Shutdown) {
+        self.sample();
+        let ticks = tick(SAMPLE_INTERVAL);
         loop {
-            let lanes = self.lanes.iter().map(|lane| self.metrics.lane(&lane.queue).counts());
-            let sample = Sample { at: self.started.elapsed(), lanes: lanes.collect() };
-            self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
-            if stop.wait(SAMPLE_INTERVAL) {
-                return;
+            select! {
+                recv(ticks) -> _ => self.sample(),
+                recv(self.names.woken) -> _ => {}
+                recv(stop.receiver()) -> _ => return,
+            }
+            // After the sample: this may take as long as a query. One that would be in vain is left out.
+            if self.metrics.database().is_up() {
+                self.names.refresh(&self.to_be_named(), &self.directory);
             }
         }
     }
 
-    /// How everything is right now.
+    fn sample(&self) {
+        let lanes = self.lanes.iter().map(|lane| self.metrics.lane(&lane.queue).counts());
+        let at = self.started.elapsed();
+        lock(&self.history).push(Sample { at, lanes: lanes.collect() });
+        // While RabbitMQ is away nobody has counted.
+        if !self.metrics.broker().is_up() {
+            return;
+        }
+        for (lane, depths) in self.lanes.iter().zip(&mut *lock(&self.depths)) {
+            if let Some(ready) = self.ready(lane) {
+                depths.push(at, u32::try_from(ready).unwrap_or(u32::MAX));
+            }
+        }
+    }
+
+    /// The receivers that are on the page, or may be looked for there.
+    fn to_be_named(&self) -> HashSet<Uuid> {
+        let mut wanted = self.backlogs.webhooks();
+        if self.names.is_watched() {
+            wanted.extend(self.receivers.known());
+        } else {
+            let (ailing, _) = self.receivers.ailing(MOST_LISTED);
+            wanted.extend(ailing.into_iter().map(|(webhook, _)| webhook));
+        }
+        wanted
+    }
+
+    /// How everything is right now; of the receivers those whose names have the words of `sought`, or,
+    /// without any, those that something is wrong with.
     #[must_use]
-    pub fn now(&self) -> Snapshot {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn now(&self, sought: &str) -> Snapshot {
+        self.names.are_wanted();
+        let sought = Sought::new(sought);
+        let found = (!sought.is_nothing()).then(|| self.matching(&sought));
+        let receivers = self.receivers_now(found.as_ref());
+        let history = lock(&self.history);
         let now = self.started.elapsed();
         let glance = self.metrics.glance();
         let of = |(lasted, problem)| EgressNow { problem, lasted_seconds: seconds(lasted) };
@@ -137,9 +190,14 @@ impl Status {
             lanes: self.lanes_now(glance.as_ref(), &history),
             waiting: self.waiting(),
             orphaned: self.metrics.queue_messages(ORPHANED),
+            dropped: counted(
+                [Dropped::Deleted, Dropped::Disabled]
+                    .map(|why| (why.label(), self.metrics.dropped(why).get())),
+            ),
+            refusals: glance.iter().flat_map(|all| &all.refusing).map(|one| one.refused).sum(),
             objects: self.objects_now(),
-            backlogs: self.backlogs_now(),
-            receivers: self.receivers_now(),
+            backlogs: self.backlogs_now(found.as_ref(), &receivers),
+            receivers,
             sample_ages_seconds: history.moments().map(|at| seconds(now - at)).collect(),
         };
         drop(history);
@@ -159,10 +217,26 @@ impl Status {
         glance: Option<&Glance>,
         history: &History,
     ) -> LaneNow {
-        let counted = self.metrics.lane(&lane.queue);
-        let Counts { received, delivered, failed, .. } = counted.counts();
-        let (state, lasted) = counted.state();
-        let lag = history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
+        let counted_lane = self.metrics.lane(&lane.queue);
+        let Counts { received, delivered, failed, .. } = counted_lane.counts();
+        let (state, lasted) = counted_lane.state();
+        let ready = self.ready(lane);
+        let (growth, empty_in) = match lane.kind {
+            LaneKind::Events | LaneKind::Retries => {
+                let depths = &lock(&self.depths)[number];
+                (depths.growth(), depths.empty_in())
+            }
+            // Not all of them are counted at a time: each says best how it changes.
+            LaneKind::Backlogs => {
+                let (growth, empty_in) = self.backlogs.pace(lane.number);
+                (Some(growth), empty_in)
+            }
+        };
+        let lag_of =
+            |number| history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
+        let lag = lag_of(number);
+        let same_queue = self.lanes.iter().enumerate().filter(|(_, it)| it.origin == lane.origin);
+        let of_queue = together(same_queue.map(|(number, _)| lag_of(number)));
         // What a lane did before it was interrupted it does no more.
         let span = if state == LaneState::Consuming { RATE_SPAN } else { lasted.min(RATE_SPAN) };
         let rates =
@@ -183,28 +257,52 @@ impl Status {
                 LaneKind::Retries => "retries",
                 LaneKind::Backlogs => "backlogs",
             },
-            consumers: counted.consumers(),
+            consumers: counted_lane.consumers(),
             state: state.into(),
             lasted_seconds: seconds(lasted),
-            ready: match lane.kind {
-                LaneKind::Events | LaneKind::Retries => self.metrics.queue_messages(&lane.queue),
-                LaneKind::Backlogs => Some(self.metrics.backlog_deliveries(&lane.origin)),
-            },
+            ready,
+            growth_per_second: self.pace(growth),
+            empty_in_seconds: self.pace(empty_in),
             dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
-            in_flight: counted.in_flight.get(),
+            in_flight: counted_lane.in_flight.get(),
             capacity: in_use.map(|in_use| in_use.capacity),
             in_use: in_use.map(|in_use| in_use.by_class.iter().map(|(_, count)| count).sum()),
             received,
             delivered,
             failed,
             rates,
+            held: counted(Held::ALL.map(|why| (why.label(), counted_lane.held(why).get()))),
+            died: counted(
+                DeadReason::ALL.map(|why| (why.label(), counted_lane.dead_letters(why).get())),
+            ),
             lag_p50: quantile(0.5, &lag, &LAG_SECONDS).map(Into::into),
             lag_p99: quantile(0.99, &lag, &LAG_SECONDS).map(Into::into),
+            queue_lag_p50: is_first
+                .then(|| quantile(0.5, &of_queue, &LAG_SECONDS))
+                .flatten()
+                .map(Into::into),
+            queue_lag_p99: is_first
+                .then(|| quantile(0.99, &of_queue, &LAG_SECONDS))
+                .flatten()
+                .map(Into::into),
             trend: Trend {
                 delivered: steps.iter().map(|step| step.delivered).collect(),
                 failed: steps.iter().map(|step| step.failed).collect(),
             },
         }
+    }
+
+    /// How many messages wait in a lane.
+    fn ready(&self, lane: &Lane) -> Option<i64> {
+        match lane.kind {
+            LaneKind::Events | LaneKind::Retries => self.metrics.queue_messages(&lane.queue),
+            LaneKind::Backlogs => Some(self.metrics.backlog_deliveries(&lane.origin)),
+        }
+    }
+
+    /// What the pace of a queue comes to: nothing, while RabbitMQ is away and nobody counts.
+    fn pace(&self, number: Option<f64>) -> Option<f64> {
+        number.filter(|_| self.metrics.broker().is_up()).map(rounded)
     }
 
     fn waiting(&self) -> Vec<Waiting> {
@@ -228,38 +326,71 @@ impl Status {
         self.objects.standings().into_iter().map(of).collect()
     }
 
-    fn backlogs_now(&self) -> BacklogsNow {
-        let (longest, filled) = self.backlogs.longest(MOST_LISTED);
+    /// Of all webhooks, or of those that were found; and of the receivers that are listed.
+    fn backlogs_now(&self, found: Option<&HashSet<Uuid>>, receivers: &ReceiversNow) -> BacklogsNow {
+        let are_meant = |webhook: Uuid| found.is_none_or(|found| found.contains(&webhook));
+        let also = receivers.listed.iter().map(|one| one.webhook).collect();
+        let Longest { filled, webhooks, matching, listed } =
+            self.backlogs.longest(MOST_LISTED, are_meant, &also);
         let now = SystemTime::now();
-        let of = |one: Listed| BacklogNow {
-            queue: one.queue,
-            webhook: one.webhook,
-            account: self.account(one.webhook),
-            waiting: one.waiting,
-            lasted_seconds: seconds(now.duration_since(one.since).unwrap_or_default()),
-            cause: one.cause,
-            next_in_seconds: one.until.and_then(|at| at.duration_since(now).ok()).map(seconds),
-            empty_in_seconds: (one.growth < 0.0)
-                .then(|| rounded(f64::from(one.waiting) / -one.growth)),
+        let of = |one: Listed| {
+            let Name { account, place } = self.name(one.webhook);
+            BacklogNow {
+                queue: one.queue,
+                webhook: one.webhook,
+                account,
+                place,
+                waiting: one.depths.now(),
+                lasted_seconds: seconds(now.duration_since(one.since).unwrap_or_default()),
+                cause: one.cause,
+                next_in_seconds: one.until.and_then(|at| at.duration_since(now).ok()).map(seconds),
+                growth_per_second: self.pace(one.depths.growth()),
+                empty_in_seconds: self.pace(one.depths.empty_in()),
+                trend: BacklogTrend::of(&one.depths, one.at),
+            }
         };
-        BacklogsNow { filled, listed: longest.into_iter().map(of).collect() }
+        BacklogsNow { filled, webhooks, matching, listed: listed.into_iter().map(of).collect() }
     }
 
-    /// Whose a webhook is, as far as that is remembered.
-    fn account(&self, webhook: Uuid) -> Option<String> {
-        let account = self.directory.account(webhook)?;
-        Some(shown::line(&account, MAX_ACCOUNT_BYTES))
+    /// What a webhook is known by, as far as that is remembered.
+    fn name(&self, webhook: Uuid) -> Name {
+        self.names.of(webhook, &self.directory).unwrap_or_default()
     }
 
-    fn receivers_now(&self) -> ReceiversNow {
+    /// Those of all receivers that are sought.
+    fn matching(&self, sought: &Sought) -> HashSet<Uuid> {
+        let mut all = self.backlogs.webhooks();
+        all.extend(self.receivers.known());
+        self.names.matching(sought, all).into_iter().collect()
+    }
+
+    /// The worst of all that have an ailment; or all that were found, the worst first.
+    fn receivers_now(&self, found: Option<&HashSet<Uuid>>) -> ReceiversNow {
         let (ailing, count) = self.receivers.ailing(MOST_LISTED);
+        let (matching, listed) = match found {
+            None => {
+                let with_class =
+                    |(webhook, it): (Uuid, Ailment)| (webhook, Class::Prompt, Some(it));
+                (count.ailing, ailing.into_iter().map(with_class).collect())
+            }
+            Some(found) => {
+                let found: Vec<Uuid> = found.iter().copied().collect();
+                let mut listed = self.receivers.condition_of(&found);
+                let matching = listed.len();
+                listed.truncate(MOST_LISTED);
+                (matching, listed)
+            }
+        };
         ReceiversNow {
             known: count.known,
             ailing: count.ailing,
             broken: count.broken,
-            listed: ailing
+            matching,
+            listed: listed
                 .into_iter()
-                .map(|(webhook, ailment)| ailing_receiver(webhook, self.account(webhook), ailment))
+                .map(|(webhook, class, ailment)| {
+                    receiver_now(webhook, self.name(webhook), class, ailment)
+                })
                 .collect(),
         }
     }
@@ -278,6 +409,24 @@ fn disabled_lately(metrics: &Metrics) -> Vec<DisabledNow> {
     metrics.notices().disabled_lately().into_iter().map(of).collect()
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts of the same buckets, added up.
+fn together(counts: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
+    counts.fold(Vec::new(), |mut all, some| {
+        all.resize(all.len().max(some.len()), 0);
+        all.iter_mut().zip(some).for_each(|(all, count)| *all += count);
+        all
+    })
+}
+
+/// What was counted at all, by label.
+fn counted(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Counted {
+    counts.into_iter().filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>()
+}
+
 fn refusing_now(glance: &Glance) -> Vec<RefusingNow> {
     let of = |refusing: &Refusing| {
         let since = refusing.since?;
@@ -290,20 +439,34 @@ fn refusing_now(glance: &Glance) -> Vec<RefusingNow> {
     glance.refusing.iter().filter_map(of).collect()
 }
 
-fn ailing_receiver(webhook: Uuid, account: Option<String>, ailment: Ailment) -> Ailing {
-    let Ailment { condition, failures, reason, lasted, next } = ailment;
-    Ailing {
+fn receiver_now(webhook: Uuid, name: Name, class: Class, ailment: Option<Ailment>) -> Ailing {
+    let Name { account, place } = name;
+    let well = Ailing {
         webhook,
         account,
+        place,
+        condition: if class == Class::Unproven { "unproven" } else { "well" },
+        failures: 0,
+        reason: None,
+        status: None,
+        lasted_seconds: None,
+        is_probed: false,
+        next_in_seconds: None,
+    };
+    let Some(ailment) = ailment else { return well };
+    let Ailment { condition, failures, reason, status, lasted, next } = ailment;
+    Ailing {
         condition: condition.label(),
         failures,
         reason: reason.map(|reason| reason.label()),
-        lasted_seconds: seconds(lasted),
+        status,
+        lasted_seconds: Some(seconds(lasted)),
         is_probed: next == Next::Probing,
         next_in_seconds: match next {
             Next::After(rest) => Some(seconds(rest)),
             Next::Probing | Next::WithNextDelivery => None,
         },
+        ..well
     }
 }
 

@@ -23,6 +23,7 @@ mod declared;
 mod delivery_attempts;
 mod error;
 mod failing;
+mod labels;
 mod listen;
 mod registered;
 mod rights;
@@ -41,6 +42,7 @@ pub use delivery_attempts::{
     Follower, LogSession, MOST_ENTRIES, MOST_MARKS, PRUNE_CHUNK, Reported, Seen, Unwritten,
 };
 pub use error::{Said, StoreError};
+pub use labels::Label;
 pub use listen::{Heard, NotListening, Sign};
 pub use registered::Registered;
 pub use schema::{Labelled, Migrated};

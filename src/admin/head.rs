@@ -6,7 +6,8 @@ use super::hosts::Hosts;
 /// servers allow 8 KiB, too.
 pub(super) const MOST_BYTES: usize = 8 * 1024;
 
-/// The longest first line. What is asked for here takes 30 bytes, and each line may have to wait.
+/// The longest first line. What is asked for here takes 30 bytes, or 750 with the sixty characters that the page
+/// has room for to look for; and each line may have to wait.
 const MOST_OF_LINE: usize = 1024;
 
 /// What a client asks for.

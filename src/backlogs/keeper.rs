@@ -12,6 +12,7 @@ use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
 use crate::config::Config;
 use crate::directory::{Change, Directory};
 use crate::domain::causes::Causes;
+use crate::domain::depths::Depths;
 use crate::metrics::Metrics;
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
@@ -215,13 +216,9 @@ impl Keeper {
     }
 
     fn is_counted(&self, key: Key, count: u32) {
-        let now = Instant::now();
+        let now = self.backlogs.start.elapsed();
         if let Some(known) = self.backlogs.known().get_mut(&key) {
-            if let Some(before) = known.counted_at {
-                let took = now.saturating_duration_since(before).as_secs_f64().max(0.001);
-                known.growth = (f64::from(count) - f64::from(known.waiting)) / took;
-            }
-            (known.waiting, known.counted_at) = (count, Some(now));
+            known.depths.push(now, count);
         }
     }
 
@@ -321,14 +318,8 @@ impl Keeper {
     /// A backlog is there, and deliveries may enter it. Whether it may hold some already.
     fn is_there(&mut self, key: Key, cause: &str, since: SystemTime, may_hold_some: bool) {
         if !self.is_known(key) {
-            let known = Known {
-                waiting: 0,
-                counted_at: None,
-                growth: 0.0,
-                since,
-                cause: cause.to_owned(),
-                until: None,
-            };
+            let known =
+                Known { depths: Depths::default(), since, cause: cause.to_owned(), until: None };
             self.backlogs.known().insert(key, known);
             if may_hold_some {
                 // Before anybody may enter it.
@@ -439,7 +430,7 @@ impl Keeper {
             let counts: Vec<u32> = {
                 let known = self.backlogs.known();
                 let of_queue = known.iter().filter(|((number, _), _)| *number == queue);
-                of_queue.map(|(_, known)| known.waiting).collect()
+                of_queue.map(|(_, known)| known.depths.now()).collect()
             };
             let waiting = counts.iter().map(|count| i64::from(*count)).sum();
             let filled = counts.iter().filter(|count| **count > 0).count();

@@ -10,7 +10,7 @@ use lru::LruCache;
 use uuid::Uuid;
 
 use crate::domain::webhook::Webhook;
-use crate::store::Found;
+use crate::store::{Found, Label};
 
 /// How many bytes the remembered answers may take, by event type, by type and account, and by id each. A webhook takes some
 /// 250, so these are a hundred thousand of them; one with a long URL or many headers takes more.
@@ -123,10 +123,13 @@ impl Known {
         self.by_id.get(&id).cloned()
     }
 
-    /// The account of a webhook; that somebody looks at it keeps nothing remembered.
-    pub(super) fn account(&self, id: Uuid) -> Option<Box<str>> {
+    /// The URL and the account of a webhook; that somebody looks at it keeps nothing remembered.
+    pub(super) fn label(&self, id: Uuid) -> Option<Label> {
         match self.by_id.entries.peek(&id) {
-            Some((Found::Enabled(webhook), _)) => webhook.account.clone(),
+            Some((Found::Enabled(webhook), _)) => {
+                let (url, account) = (webhook.post_url.clone(), webhook.account.clone());
+                Some(Label { id, url, account })
+            }
             _ => None,
         }
     }

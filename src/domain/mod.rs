@@ -11,6 +11,7 @@ pub mod causes;
 pub mod dead_letter;
 pub mod declared;
 pub mod delivery;
+pub mod depths;
 pub mod encoding;
 pub mod event;
 pub mod forwarding;

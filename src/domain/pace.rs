@@ -382,6 +382,11 @@ impl Pace {
         self.receivers.entry(webhook).or_default().stay_away(wanted, now);
     }
 
+    /// The receivers that were asked, not too long ago.
+    pub fn known(&self) -> impl Iterator<Item = Uuid> {
+        self.receivers.keys().copied()
+    }
+
     /// What is known of a receiver.
     #[must_use]
     pub fn receiver(&self, webhook: Uuid) -> Option<&Receiver> {

@@ -57,6 +57,8 @@ pub enum Ended<'a> {
         event: &'a str,
         /// What kind of failure.
         reason: Reason,
+        /// The status of its answer, if it gave one.
+        status: Option<u16>,
         /// Whether it shows that the receiver had too many requests.
         is_overload: bool,
         /// How long the receiver asked us to stay away.
@@ -128,6 +130,8 @@ pub struct Receiver {
     several: bool,
     /// Why the last of them failed.
     reason: Option<Reason>,
+    /// The status that it answered with.
+    status: Option<u16>,
     succeeded_at: Moment,
     standing: Standing,
     ramp: Ramp,
@@ -212,7 +216,7 @@ impl Receiver {
             Ended::Delivered => {
                 self.failures = 0;
                 self.several = false;
-                self.reason = None;
+                (self.reason, self.status) = (None, None);
                 self.succeeded_at = now;
                 if std::mem::take(&mut self.state) == State::Closed {
                     self.ramp.succeeded(under_way);
@@ -221,10 +225,10 @@ impl Receiver {
                 self.ramp.restart(now);
                 Some(Transition::Closed)
             }
-            Ended::Failed { event, reason, is_overload, retry_after } => {
+            Ended::Failed { event, reason, status, is_overload, retry_after } => {
                 self.failed(event, over.began);
                 self.failed_at = now;
-                self.reason = Some(reason);
+                (self.reason, self.status) = (Some(reason), status);
                 if is_overload {
                     self.ramp.overloaded(over.began, under_way, now);
                 } else {

@@ -17,9 +17,11 @@ use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 use super::statuses::Statuses;
 
 mod patterns;
+mod place;
 mod twins;
 
 pub use patterns::{Patterns, check_pattern, doubt, matching_patterns, nearly_matches};
+pub use place::place;
 pub use twins::{Candidate, Twins, twins};
 
 /// The longest URL that is used, in characters. Receivers take request lines of 8,000 bytes at least

@@ -40,7 +40,8 @@ pub enum Held {
 }
 
 impl Held {
-    pub(super) const ALL: [Self; 15] = [
+    /// Every reason, so that each series exists from the start.
+    pub const ALL: [Self; 15] = [
         Self::Share,
         Self::Group,
         Self::Slow,

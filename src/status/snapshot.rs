@@ -1,13 +1,19 @@
 //! What /status.json has. Times are in seconds and relative, so that nobody's clock matters but
 //! ours.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::advice;
+use crate::domain::depths::Depths;
+use crate::domain::receiver::Moment;
 use crate::domain::trend::Bound;
+
+/// What was counted since the start of the process, by the label that /metrics has; without what never was.
+pub(super) type Counted = BTreeMap<&'static str, u64>;
 
 /// How everything is at one moment.
 #[derive(Clone, Debug, Serialize)]
@@ -42,6 +48,10 @@ pub struct Snapshot {
     pub(super) waiting: Vec<Waiting>,
     /// What no retry queue has taken, of all queues and all notifiers.
     pub(super) orphaned: Option<i64>,
+    /// Deliveries dropped because their webhook is gone, by reason.
+    pub(super) dropped: Counted,
+    /// How often RabbitMQ did not take a message of ours into its queue, since the start.
+    pub(super) refusals: u64,
     /// Queues, exchanges and bindings that are missing, can't be used, or were lost within an hour.
     pub(super) objects: Vec<ObjectNow>,
     pub(super) backlogs: BacklogsNow,
@@ -98,6 +108,10 @@ pub(super) struct LaneNow {
     pub(super) state: LaneState,
     pub(super) lasted_seconds: f64,
     pub(super) ready: Option<i64>,
+    /// By how many these become more a second; `None` before they were counted twice.
+    pub(super) growth_per_second: Option<f64>,
+    /// How long until there are none at the present pace; `None` while they don't become fewer.
+    pub(super) empty_in_seconds: Option<f64>,
     /// Dead letters; those of the queue's retries too, so only its first lane has them.
     pub(super) dead: Option<i64>,
     pub(super) in_flight: i64,
@@ -108,11 +122,18 @@ pub(super) struct LaneNow {
     pub(super) received: u64,
     pub(super) delivered: u64,
     pub(super) failed: u64,
+    /// Deliveries that got no attempt when they came, by reason.
+    pub(super) held: Counted,
+    /// What became a dead letter, by reason.
+    pub(super) died: Counted,
     /// Over the last minute; `None` in the first seconds of the process.
     pub(super) rates: Option<Rates>,
     /// Over the time of the trend, as is the next.
     pub(super) lag_p50: Option<Quantile>,
     pub(super) lag_p99: Option<Quantile>,
+    /// Of the queue with its retries and backlogs, so only its first lane has it; as is the next.
+    pub(super) queue_lag_p50: Option<Quantile>,
+    pub(super) queue_lag_p99: Option<Quantile>,
     pub(super) trend: Trend,
 }
 
@@ -175,10 +196,13 @@ pub(super) struct ObjectNow {
     pub(super) messages: u32,
 }
 
-/// The backlogs that hold something: how many, and the longest of them.
+/// The backlogs that hold something: how many, of how many webhooks, how many of these are sought (all, if
+/// none are); and those of the webhooks for which most waits, and of the receivers that are listed.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct BacklogsNow {
     pub(super) filled: usize,
+    pub(super) webhooks: usize,
+    pub(super) matching: usize,
     pub(super) listed: Vec<BacklogNow>,
 }
 
@@ -189,22 +213,46 @@ pub(super) struct BacklogNow {
     pub(super) webhook: Uuid,
     /// Whose webhook it is, as far as that is remembered.
     pub(super) account: Option<String>,
+    /// Host and path of its URL, as far as that is known.
+    pub(super) place: Option<String>,
     pub(super) waiting: u32,
     pub(super) lasted_seconds: f64,
     /// By the label that /metrics has.
     pub(super) cause: String,
     /// When it can go on at the earliest; `None` if that is not known.
     pub(super) next_in_seconds: Option<f64>,
+    /// By how many it grows a second; `None` before it was counted twice.
+    pub(super) growth_per_second: Option<f64>,
     /// How long until it is empty at the present pace; `None` while it doesn't shrink.
     pub(super) empty_in_seconds: Option<f64>,
+    pub(super) trend: BacklogTrend,
 }
 
-/// The receivers that were asked lately: how many, how many of them have an ailment, and the worst.
+/// How many waited when, oldest first.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct BacklogTrend {
+    pub(super) ages_seconds: Vec<f64>,
+    pub(super) waiting: Vec<u32>,
+}
+
+impl BacklogTrend {
+    /// As it is at `now`.
+    pub(super) fn of(depths: &Depths, now: Moment) -> Self {
+        let counts = depths.counts();
+        let age = |at: Moment| seconds(now.saturating_sub(at));
+        let (ages_seconds, waiting) = counts.map(|(at, count)| (age(at), count)).unzip();
+        Self { ages_seconds, waiting }
+    }
+}
+
+/// The receivers that were asked lately: how many, how many of them have an ailment; how many are sought (or
+/// have an ailment, if none are), and the worst of these.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ReceiversNow {
     pub(super) known: usize,
     pub(super) ailing: usize,
     pub(super) broken: usize,
+    pub(super) matching: usize,
     pub(super) listed: Vec<Ailing>,
 }
 
@@ -214,12 +262,18 @@ pub(super) struct Ailing {
     pub(super) webhook: Uuid,
     /// Whose webhook it is, as far as that is remembered.
     pub(super) account: Option<String>,
+    /// Host and path of its URL, as far as that is known.
+    pub(super) place: Option<String>,
+    /// `well` and `unproven` (it has not answered yet) are none.
     pub(super) condition: &'static str,
     /// In a row.
     pub(super) failures: u32,
     /// Of the last failure, by the label that /metrics has.
     pub(super) reason: Option<&'static str>,
-    pub(super) lasted_seconds: f64,
+    /// Of the last answer, if that is what failed.
+    pub(super) status: Option<u16>,
+    /// For how long something has been wrong.
+    pub(super) lasted_seconds: Option<f64>,
     /// Whether its probe is under way.
     pub(super) is_probed: bool,
     /// How long it is left alone; `None` if it gets the next delivery that there is.

@@ -27,7 +27,7 @@ const MOST_OF_NUMBER: usize = 256;
 const MOST_OF_STATUSES: usize = 1_023;
 
 /// More than the longest name of an account that can be used.
-const MOST_OF_ACCOUNT: usize = 1_023;
+pub(super) const MOST_OF_ACCOUNT: usize = 1_023;
 
 /// The account of a row, as `sql/010_accounts.sql` has an index on it: of one that is too long, enough to be
 /// no event's.

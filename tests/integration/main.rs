@@ -61,6 +61,7 @@ mod observability;
 mod monitoring;
 mod admin;
 mod status;
+mod page;
 mod states;
 mod configuration;
 mod commands;

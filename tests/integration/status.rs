@@ -27,14 +27,14 @@ const LANE_NUMBERS: [(&str, &str); 5] = [
     ("failed", "webhook_request_failure_total"),
 ];
 
-fn status(notifier: &Notifier) -> Value {
+pub(crate) fn status(notifier: &Notifier) -> Value {
     let answer = notifier.get("/status.json");
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
     serde_json::from_str(&answer.body).expect("JSON")
 }
 
-fn list<'a>(status: &'a Value, name: &str) -> &'a [Value] {
+pub(crate) fn list<'a>(status: &'a Value, name: &str) -> &'a [Value] {
     status[name].as_array().expect("a list")
 }
 
@@ -49,7 +49,7 @@ fn is_well(notifier: &Notifier) -> bool {
 }
 
 /// What the page shows under each name of a metric: the text of each element with that title.
-fn shown(dom: &str) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn shown(dom: &str) -> BTreeMap<String, Vec<String>> {
     let mut shown: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for rest in dom.split(" title=\"").skip(1) {
         let (title, rest) = rest.split_once('"').expect("an attribute ends");
@@ -224,6 +224,7 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
     assert!((3_000.0..=3_600.0).contains(&next), "{next} s");
     assert_eq!(other["webhook"], failing.to_string());
     assert_eq!((&other["reason"], &other["next_in_seconds"]), (&"status_5xx".into(), &Value::Null));
+    assert_eq!((&other["status"], &open["status"]), (&500.into(), &Value::Null));
     let said = status(&notifier);
     // And how many wait for it, once they are counted.
     assert_eq!(
@@ -240,10 +241,10 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
 }
 
 #[test]
-fn the_page_tells_nothing_about_urls_events_and_secrets() {
+fn the_page_tells_nothing_about_events_and_secrets_and_of_urls_only_where_they_lead() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
-    let url = receiver.url("/concealed-path?token=concealed-token");
+    let url = receiver.url("/in/concealed-0123456789?token=concealed-token");
     sandbox.webhook(&url, &["*"]);
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms").start();
     sandbox.publish(&Event::new("concealed.kind").id("concealed-identity"));
@@ -256,8 +257,7 @@ fn the_page_tells_nothing_about_urls_events_and_secrets() {
     let password = |url: &str| url.split([':', '@']).nth(2).expect("a password").to_owned();
     let servers = &sandbox.servers;
     let secrets = [password(&servers.amqp_url), password(&servers.database_url)];
-    for forbidden in ["concealed", "127.0.0.1"].into_iter().chain(secrets.each_ref().map(|s| &**s))
-    {
+    for forbidden in ["concealed"].into_iter().chain(secrets.each_ref().map(|s| &**s)) {
         for text in &texts {
             assert!(!text.contains(forbidden), "{forbidden} in {text}");
         }

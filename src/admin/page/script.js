@@ -111,21 +111,59 @@ function server({ answers, lasted_seconds }, problem) {
   return [problem ? "✕ answers with an error" : "✕ does not answer", lasted, "is-trouble"];
 }
 
-function figures({ broker, database, database_problem: problem, lanes, waiting, receivers, depths_age_seconds: age }) {
-  const rates = (which) => rate(known(lanes, (lane) => lane.rates?.[which]));
-  const total = (which) => `${count(sum(lanes, (lane) => lane[which]))} since the start`;
+/** The largest of some counts, by name. */
+function most(counts, names = 2) {
+  const all = Object.entries(counts).sort(([, one], [, other]) => other - one);
+  return all.slice(0, names).map(([name, number]) => `${name} ${count(number)}`).join(", ");
+}
+
+/** Counts by name, of all lanes together. */
+function together(lanes, which) {
+  const all = {};
+  for (const lane of lanes) {
+    for (const [name, number] of Object.entries(lane[which])) all[name] = (all[name] ?? 0) + number;
+  }
+  return all;
+}
+
+const total = (counts) => sum(Object.values(counts), (number) => number);
+
+/** What was held back: neither what only goes on by another lane, nor what shutdown ended. */
+function heldBack(lanes) {
+  const { split, interrupted, ...held } = together(lanes, "held");
+  return held;
+}
+
+function figures(status) {
+  const { broker, database, database_problem: problem, lanes, waiting, receivers, backlogs } = status;
+  const { orphaned, dropped, refusals, refusing, depths_age_seconds: age } = status;
+  const rates = (which, of = lanes) => rate(known(of, (lane) => lane.rates?.[which]));
+  const counted = (which, of = lanes) => `${count(sum(of, (lane) => lane[which]))} since the start`;
+  const events = lanes.filter((lane) => lane.kind === "events");
+  const stored = known(lanes.filter((lane) => lane.kind === "backlogs"), (lane) => lane.ready);
   const dead = known(lanes, (lane) => lane.dead);
   const late = age != null && !broker.answers ? `as of ${span(age)} ago` : "";
-  const { ailing, broken } = receivers;
+  const { ailing, broken, known: asked } = receivers;
+  const held = heldBack(lanes);
+  const inHand = sum(refusing, (one) => one.messages);
+  const attention = (number) => (number > 0 ? "is-attention" : "");
+  const inUse = known(lanes, (lane) => lane.in_use);
+  const capacity = known(lanes, (lane) => lane.capacity);
   return [
     ["RabbitMQ", ...server(broker)],
     ["PostgreSQL", ...server(database, problem), "webhook_database_up"],
-    ["Delivered", rates("delivered"), total("delivered"), "", "webhook_request_success_total"],
-    ["Failed attempts", rates("failed"), total("failed"), "", "webhook_request_failure_total"],
-    ["Requests in flight", count(sum(lanes, (lane) => lane.in_flight)), "", "", "webhook_requests_in_flight"],
-    ["Waiting for an attempt", count(known(waiting, (one) => one.messages)), late, "", 'webhook_queue_messages{queue=~"webhooks.wait.*"}'],
-    ["Dead letters", count(dead), late, dead > 0 ? "is-attention" : "", 'webhook_queue_messages{queue=~".*.dead"}'],
-    ["Ailing receivers", count(ailing), broken ? `${count(broken)} with an open circuit breaker` : "", broken ? "is-attention" : "", "webhook_receivers_ailing"],
+    ["Events received", rates("received", events), counted("received", events)],
+    ["Delivered", rates("delivered"), counted("delivered"), "", "webhook_request_success_total"],
+    ["Failed attempts", rates("failed"), counted("failed"), "", "webhook_request_failure_total"],
+    ["Requests in flight", count(sum(lanes, (lane) => lane.in_flight)), capacity == null ? "" : `${count(inUse)} of ${count(capacity)} in use`, "", "webhook_requests_in_flight"],
+    ["Ailing receivers", count(ailing), `${broken ? `${count(broken)} down, ` : ""}of ${count(asked)} asked`, attention(broken), "webhook_receivers_ailing"],
+    ["Waiting for a retry", count(known(waiting, (one) => one.messages)), late, "", 'webhook_queue_messages{queue=~"webhooks.wait.*"}'],
+    ["In backlogs", count(stored), late || (backlogs.filled ? `of ${count(backlogs.webhooks)} receivers` : ""), "", "webhook_backlog_deliveries"],
+    ["Held back", count(total(held)), total(held) ? most(held) : "since the start", "", "webhook_deliveries_held_total"],
+    ["Dropped", count(total(dropped)), total(dropped) ? most(dropped) : "since the start", "", "webhook_deliveries_dropped_total"],
+    ["Dead letters", count(dead), late || most(together(lanes, "died")), attention(dead), 'webhook_queue_messages{queue=~".*.dead"}'],
+    ["Orphaned", count(orphaned), late, attention(orphaned), 'webhook_queue_messages{queue="webhooks.orphaned"}'],
+    ["Refused by RabbitMQ", count(refusals), refusing.length ? `${count(inHand)} in hand` : "since the start", refusing.length ? "is-trouble" : "", "webhook_refusals_total"],
   ];
 }
 
@@ -137,7 +175,7 @@ function showFigures(status) {
     ([name]) => make("div", {}, make("dt", {}, name), make("dd", {}, make("span"), make("small"))),
     (node, [, value, more, tone, metric]) => {
       const [main, small] = node.lastChild.children;
-      say(main, value).className = tone;
+      say(main, value).className = tone || (/^(–|0|0\/s)$/.test(value) ? "nothing" : "");
       say(small, more);
       if (metric) main.title = metric;
     },
@@ -169,34 +207,107 @@ function fill(cell, text, more = "", metric = "") {
   return cell;
 }
 
+function head(...nodes) {
+  const row = make("tr", { role: "row" });
+  row.append(make("th", { role: "rowheader", scope: "row" }, ...nodes));
+  return row;
+}
+
 function laneRow({ queue, kind }) {
-  const row = make("tr", { role: "row", class: kind === "events" ? "" : "retry" });
-  row.append(make("th", { role: "rowheader", scope: "row" }, make("bdi", {}, queue)));
-  const labels = ["State", "Ready", "In flight", "Received", "Delivered", "Failed", "Lag p50", "Lag p99", "Dead letters"];
-  cells(row, labels, 2);
+  const row = head(make("bdi", {}, queue));
+  row.className = kind === "events" ? "" : "retry";
+  cells(row, ["State", "Ready", "In flight", "Messages", "Delivered", "Failed", "Lag p50", "Lag p99"], 2);
   row.children[1].classList.add("state");
   return row;
 }
 
-function updateLane(row, lane) {
-  const label = (queue) => `{queue=${JSON.stringify(queue)}}`;
-  const of = label(lane.queue);
-  const [, state, ready, inFlight, received, delivered, failed, p50, p99, dead] = row.children;
+const labelled = (queue) => `{queue=${JSON.stringify(queue)}}`;
+
+function fillState(cell, lane, of = "", where = "") {
   const [word, tone] = STATES[lane.state] ?? [lane.state, ""];
-  const wrong = lane.state === "consuming" ? "" : `for ${span(lane.lasted_seconds)}`;
-  fill(state, word, wrong, `webhook_broker_connected${of}`);
-  state.firstChild.className = tone;
+  const wrong = lane.state === "consuming" ? "" : `${where}for ${span(lane.lasted_seconds)}`;
+  fill(cell, word, wrong, `webhook_broker_connected${of}`);
+  cell.firstChild.className = tone;
+}
+
+function updateLane(row, lane) {
+  const of = labelled(lane.queue);
+  const [, state, ready, inFlight, received, delivered, failed, p50, p99] = row.children;
+  fillState(state, lane, of);
   fill(ready, count(lane.ready), "", `webhook_queue_messages${of}`);
-  const inUse = lane.capacity == null ? "" : `${count(lane.in_use)} of ${count(lane.capacity)}`;
-  fill(inFlight, count(lane.in_flight), inUse, `webhook_requests_in_flight${of}`);
+  fill(inFlight, count(lane.in_flight), "", `webhook_requests_in_flight${of}`);
   fill(received, rate(lane.rates?.received), count(lane.received), `webhook_events_received_total${of}`);
   fill(delivered, rate(lane.rates?.delivered), count(lane.delivered), `webhook_request_success_total${of}`);
   fill(failed, rate(lane.rates?.failed), count(lane.failed), `webhook_request_failure_total${of}`);
   fill(p50, bound(lane.lag_p50), "", `webhook_delivery_lag_seconds${of}`);
   fill(p99, bound(lane.lag_p99), "", `webhook_delivery_lag_seconds${of}`);
-  if (lane.kind === "events") {
-    fill(dead, count(lane.dead), "", `webhook_queue_messages${label(`${lane.origin}.dead`)}`);
-    dead.firstChild.className = lane.dead > 0 ? "is-attention" : "";
+}
+
+/** Each queue with its lanes. */
+function queuesOf(lanes) {
+  return [...new Set(lanes.map((lane) => lane.origin))].map((origin) => ({
+    origin,
+    lanes: lanes.filter((lane) => lane.origin === origin),
+  }));
+}
+
+function queueRow({ origin }) {
+  const row = head(make("bdi", {}, origin));
+  const labels = ["State", "Waiting", "In flight", "Received", "Delivered", "Failed", "Held back", "Lag p50", "Lag p99", "Dead letters", "Last 15 minutes"];
+  cells(row, labels, 2);
+  row.children[1].classList.add("state");
+  const sparks = make("div", { class: "spark" }, graph("delivered"), graph("failed"));
+  row.lastChild.className = "plotted";
+  row.lastChild.append(sparks);
+  return row;
+}
+
+/** Whether what waits becomes more, and else when it is over. */
+function trend(waiting, growth, emptyIn) {
+  if (!waiting || growth == null) return "";
+  if (Math.abs(growth) < 0.05) return "steady";
+  if (growth > 0) return `▲ ${rate(growth)}`;
+  return emptyIn == null ? `▼ ${rate(-growth)}` : `▼ empty in ${span(Math.max(1, emptyIn))}`;
+}
+
+/** In how many seconds the last of them is; null if one does not become less. */
+function last(kinds) {
+  return kinds.some((kind) => kind.empty_in_seconds == null) ? null : Math.max(...kinds.map((kind) => kind.empty_in_seconds));
+}
+
+const KINDS = { events: "new", retries: "to retry", backlogs: "in backlogs" };
+
+function updateQueue(row, { origin, lanes, ages }) {
+  const of = labelled(origin);
+  const [, state, waiting, inFlight, received, delivered, failed, held, p50, p99, dead, plots] = row.children;
+  const rates = (which) => rate(known(lanes, (lane) => lane.rates?.[which]));
+  const counted = (which) => count(sum(lanes, (lane) => lane[which]));
+  const metric = (name) => `${name}{queue=~${JSON.stringify(`${origin}([.](retry|backlog))?`)}}`;
+  // The worst of the three says how it is: the one that has not consumed for longest.
+  const idle = lanes.filter((lane) => lane.state !== "consuming");
+  const worst = idle.sort((one, other) => other.lasted_seconds - one.lasted_seconds)[0] ?? lanes[0];
+  const where = idle.length === 0 || idle.length === lanes.length ? "" : `${KINDS[worst.kind]}, `;
+  fillState(state, worst, "", where);
+  const ready = known(lanes, (lane) => lane.ready);
+  const kinds = lanes.filter((lane) => lane.ready > 0);
+  const parts = kinds.map((lane) => `${kinds.length > 1 ? `${count(lane.ready)} ` : ""}${KINDS[lane.kind]}`);
+  const moves = trend(ready, known(lanes, (lane) => lane.growth_per_second), last(kinds));
+  fill(waiting, count(ready), [parts.join(" · "), moves].filter((part) => part).join("\n"), metric("webhook_queue_messages"));
+  const [events] = lanes;
+  const inUse = events.capacity == null ? "" : `${count(events.in_use)} of ${count(events.capacity)}`;
+  fill(inFlight, count(sum(lanes, (lane) => lane.in_flight)), inUse, metric("webhook_requests_in_flight"));
+  const { split } = together(lanes, "held");
+  fill(received, rate(events.rates?.received), count(events.received) + (split ? `\n${count(split)} split off` : ""), `webhook_events_received_total${of}`);
+  fill(delivered, rates("delivered"), counted("delivered"), metric("webhook_request_success_total"));
+  fill(failed, rates("failed"), counted("failed"), metric("webhook_request_failure_total"));
+  fill(held, count(total(heldBack(lanes))), most(heldBack(lanes), 1), metric("webhook_deliveries_held_total"));
+  fill(p50, bound(events.queue_lag_p50));
+  fill(p99, bound(events.queue_lag_p99));
+  fill(dead, count(events.dead), "", `webhook_queue_messages${labelled(`${origin}.dead`)}`);
+  if (events.dead > 0) dead.firstChild.className = "is-attention";
+  const [spark] = plots.children;
+  for (const [at, which] of ["delivered", "failed"].entries()) {
+    draw(spark.children[at], plotOf(which, ages, lanes), origin, which);
   }
 }
 
@@ -218,58 +329,74 @@ function steps(ages, lanes, which) {
   });
 }
 
-function strip(which, name) {
+function graph(which) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${SPAN} 100`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
+  svg.setAttribute("class", which);
   svg.append(document.createElementNS(SVG, "path"));
-  const caption = make("figcaption", {}, make("i", { "aria-hidden": "true" }), name, make("b"), make("small"));
-  const plot = make("div", { class: "plot" }, svg, make("span", { "aria-hidden": "true" }));
-  return make("figure", { class: `strip ${which}` }, caption, plot);
+  return svg;
 }
 
-function updateStrip(node, title, which, ages, lanes) {
+const x = (age) => (SPAN - Math.min(age, SPAN)).toFixed(1);
+// A little below the top, so that its line is not cut; what is not nothing can be seen.
+const y = (value, top) => (value > 0 ? Math.min(94, 100 - (value / top) * 96) : 100).toFixed(1);
+
+function plotOf(which, ages, lanes) {
   const all = steps(ages, lanes, which);
   const peak = Math.max(0, ...all.map((step) => step.rate));
-  const total = sum(all, (step) => step.all);
-  const top = ceiling(peak);
   const now = rate(known(lanes, (lane) => lane.rates?.[which]));
-  const x = (age) => (SPAN - Math.min(age, SPAN)).toFixed(1);
-  // A little below the top, so that its line is not cut; what is not nothing can be seen.
-  const y = (rate) => (rate > 0 ? Math.min(94, 100 - (rate / top) * 96) : 100).toFixed(1);
-  const line = all.map(({ begin, end, rate }) => `L${x(begin)} ${y(rate)}H${x(end)}`).join("");
+  return { all, peak, total: sum(all, (step) => step.all), top: ceiling(peak), now };
+}
+
+function draw(svg, { all, peak, total, top, now }, title, which) {
+  const line = all.map(({ begin, end, rate }) => `L${x(begin)} ${y(rate, top)}H${x(end)}`).join("");
   const path = all.length && total ? `M${x(all[0].begin)} 100${line}L${x(all.at(-1).end)} 100Z` : "";
-  const svg = node.querySelector("svg");
   svg.firstChild.setAttribute("d", path);
   const range = `at most ${rate(peak)}, ${count(total)} in all`;
   svg.setAttribute("aria-label", `${title}, ${which} per second over the last 15 minutes: now ${now}, ${range}`);
-  say(node.querySelector("b"), now);
-  say(node.querySelector("small"), `${count(total)} in 15 min`);
-  say(node.querySelector(".plot span"), total ? short(top) : "none");
+}
+
+/** How many waited when in some backlogs together: [age, how many], oldest first. */
+function depths(backlogs) {
+  const counts = backlogs.flatMap(({ trend }, of) => trend.ages_seconds.map((age, at) => ({ age, of, waiting: trend.waiting[at] })));
+  const latest = backlogs.map(() => 0);
+  counts.sort((one, other) => other.age - one.age);
+  return counts.map(({ age, of, waiting }) => {
+    latest[of] = waiting;
+    return { age, all: sum(latest, (each) => each) };
+  });
+}
+
+function drawDepths(svg, counts) {
+  const top = Math.max(1, ...counts.map(({ all }) => all));
+  const line = counts.map(({ age, all }) => `L${x(age)} ${y(all, top)}`).join("");
+  svg.firstChild.setAttribute("d", counts.length > 1 ? `M${x(counts[0].age)} 100${line}L${x(counts.at(-1).age)} 100Z` : "");
+  svg.setAttribute("aria-label", `waiting over the last 15 minutes: at most ${count(top)}, now ${count(counts.at(-1).all)}`);
+}
+
+function strip(which, name) {
+  const caption = make("figcaption", {}, make("i", { "aria-hidden": "true" }), name, make("b"), make("small"));
+  const plot = make("div", { class: "plot" }, graph(which), make("span", { "aria-hidden": "true" }));
+  const axis = make("div", { class: "axis", "aria-hidden": "true" }, make("span", {}, "15 min ago"), make("span", {}, "now"));
+  return make("figure", { class: `strip ${which}` }, caption, plot, axis);
 }
 
 function showTrends({ sample_ages_seconds: ages, lanes }) {
-  const origins = [...new Set(lanes.map((lane) => lane.origin))];
-  const plots = origins.map((origin) => ({
-    key: `queue ${origin}`,
-    title: origin,
-    lanes: lanes.filter((lane) => lane.origin === origin),
-  }));
-  if (plots.length > 1) plots.unshift({ key: "all", title: "All queues", lanes });
   keep(
     $("trends"),
-    plots,
-    (plot) => plot.key,
-    ({ key, title }) => {
-      const axis = make("div", { class: "axis", "aria-hidden": "true" });
-      axis.append(make("span", {}, "15 min ago"), make("span", {}, "now"));
-      const strips = [strip("delivered", "Delivered"), strip("failed", "Failed")];
-      return make("div", { class: key === "all" ? "trend whole" : "trend" }, make("h3", {}, make("bdi", {}, title)), ...strips, axis);
-    },
-    (node, { title, lanes }) => {
-      for (const which of ["delivered", "failed"]) {
-        updateStrip(node.querySelector(`.${which}`), title, which, ages, lanes);
+    ["all queues"],
+    (title) => title,
+    () => make("div", { class: "trend" }, strip("delivered", "Delivered"), strip("failed", "Failed")),
+    (node, title) => {
+      for (const [at, which] of ["delivered", "failed"].entries()) {
+        const figure = node.children[at];
+        const plot = plotOf(which, ages, lanes);
+        draw(figure.querySelector("svg"), plot, title, which);
+        say(figure.querySelector("b"), plot.now);
+        say(figure.querySelector("small"), `${count(plot.total)} in 15 min`);
+        say(figure.querySelector(".plot span"), plot.total ? short(plot.top) : "none");
       }
     },
   );
@@ -289,11 +416,24 @@ function showWaiting({ waiting }) {
 }
 
 const CONDITIONS = {
-  open: ["✕ circuit breaker open", "is-trouble"],
-  half_open: ["… being probed", "is-attention"],
+  open: ["✕ down", "is-trouble", "breaker open"],
+  half_open: ["✕ down", "is-trouble", "being probed"],
   stay_away: ["… asked us to wait", "is-attention"],
   failing: ["! failing", "is-attention"],
   slow: ["! slow", "is-attention"],
+  unproven: ["… not answered yet", ""],
+  well: ["✓ well", "is-well"],
+};
+
+/** How it is, where nothing else is known of a receiver than why its backlog waits. */
+const STANDINGS = {
+  paused: ["‖ paused", ""],
+  breaker: ["✕ down", "is-trouble", "breaker open"],
+  retry_after: ["… asked us to wait", "is-attention"],
+  slow: ["! slow", "is-attention"],
+  rate: ["limited", ""],
+  max_in_flight: ["limited", ""],
+  behind: ["✓ catching up", "is-well"],
 };
 
 const REASONS = {
@@ -311,15 +451,16 @@ const REASONS = {
   io: "network",
 };
 
-function why({ failures, reason }) {
+function why({ failures, reason, status }) {
   if (!failures) return "a request took over a second";
-  const words = REASONS[reason] ?? reason;
+  const words = status != null ? `status ${status}` : REASONS[reason] ?? reason ?? "not told";
   return failures === 1 ? `last attempt failed: ${words}` : `${count(failures)} failures in a row, last: ${words}`;
 }
 
 function next({ is_probed, next_in_seconds }) {
   if (is_probed) return "under way";
-  return next_in_seconds == null ? "with its next delivery" : `in ${span(next_in_seconds)}`;
+  if (next_in_seconds == null) return "with its next delivery";
+  return next_in_seconds < 1 ? "due" : `in ${span(next_in_seconds)}`;
 }
 
 const CAUSES = {
@@ -334,87 +475,134 @@ const CAUSES = {
   max_in_flight: "its webhook's max_in_flight",
   rate: "its webhook's rate_per_second",
   behind: "being sent, in order",
-  paused: "paused",
+  paused: "its webhook is paused",
 };
 
-function held({ cause, next_in_seconds }) {
-  const words = CAUSES[cause] ?? cause;
-  return next_in_seconds == null ? words : `${words}, asked again in ${span(next_in_seconds)}`;
+const isAiling = ({ condition }) => condition != null && condition !== "well" && condition !== "unproven";
+
+/** Each receiver once: what is wrong with it, and what waits for it. */
+function receiversOf({ receivers, backlogs }) {
+  const all = new Map();
+  const of = (one) => {
+    if (!all.has(one.webhook)) all.set(one.webhook, { ...one, condition: null, backlogs: [] });
+    return all.get(one.webhook);
+  };
+  for (const one of receivers.listed) Object.assign(of(one), one);
+  // Who is not there, where all that ail are, is well.
+  const areAll = receivers.listed.length >= receivers.matching;
+  for (const one of backlogs.listed) {
+    const receiver = of(one);
+    const isWell = receiver.condition ? !isAiling(receiver) : areAll;
+    // Why it began to wait is over by then.
+    const isOver = isWell && ["breaker", "retry_after", "slow", "ramp"].includes(one.cause);
+    receiver.backlogs.push(isOver ? { ...one, cause: "behind", next_in_seconds: null } : one);
+  }
+  return [...all.values()];
 }
 
-function owner({ account }) {
-  return account == null ? "" : ` of account ${account}`;
+function receiverRow({ webhook }) {
+  const copy = make("button", { type: "button" }, "copy id");
+  copy.addEventListener("click", () => copyText(webhook, copy));
+  const id = make("span", { class: "id" }, make("code", {}, webhook), copy);
+  const row = head(make("bdi", { class: "account" }), make("bdi", { class: "place" }), id);
+  cells(row, ["State", "Why", "For", "Next attempt", "Backlog"], Infinity);
+  row.children[2].classList.add("wide");
+  row.children[1].classList.add("state");
+  row.children[4].classList.add("next");
+  row.children[5].className = "backlog";
+  return row;
 }
 
-function showBacklogs({ backlogs }) {
-  $("backlogs-section").hidden = backlogs.listed.length === 0;
-  keep(
-    $("backlogs"),
-    backlogs.listed,
-    (one) => `${one.queue} ${one.webhook}`,
-    ({ webhook }) => {
-      const row = make("tr", { role: "row" });
-      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook), make("small")));
-      cells(row, ["Queue", "Waiting", "For", "Why", "Empty"], Infinity);
-      row.children[4].classList.add("wide");
-      return row;
-    },
-    (row, one) => {
-      const [webhook, queue, waiting, lasted, cause, empty] = row.children;
-      say(webhook.lastChild, owner(one));
-      fill(queue, one.queue);
-      fill(waiting, count(one.waiting));
-      fill(lasted, span(one.lasted_seconds));
-      fill(cause, held(one));
-      fill(empty, one.empty_in_seconds == null ? "–" : `in ${span(one.empty_in_seconds)}, at this pace`);
-    },
-  );
-  const more = backlogs.filled - backlogs.listed.length;
-  say(
-    $("backlogs-note"),
-    `${more > 0 ? `And ${count(more)} more. ` : ""}What these receivers can't take now waits here in order, and follows as soon as they can.`,
-  );
+function updateReceiver(row, one) {
+  const [name, state, reason, lasted, attempt, backlog] = row.children;
+  const [account, place, id] = name.children;
+  const { backlogs, condition } = one;
+  // The one that most waits in.
+  const [first] = [...backlogs].sort((one, other) => other.waiting - one.waiting);
+  say(account, one.account ?? "");
+  account.hidden = one.account == null;
+  say(place, one.place ?? "host and path not known");
+  for (const node of [account, place]) node.title = node.textContent;
+  id.lastChild.setAttribute("aria-label", `copy the id of ${one.account ?? ""} ${one.place ?? one.webhook}`);
+  const [word, tone, more] = (condition ? CONDITIONS[condition] : STANDINGS[first?.cause]) ?? ["waits", ""];
+  fill(state, word, more).firstChild.className = tone;
+  const ails = isAiling(one);
+  const causes = [...new Set(backlogs.map(({ cause }) => cause))];
+  // Why its backlog waits, where that is not what is wrong with it already.
+  const waits = causes.filter((cause) => !ails || !["breaker", "retry_after", "slow", "behind", "ramp"].includes(cause));
+  const reasons = [ails ? why(one) : "", ...waits.map((cause) => CAUSES[cause] ?? cause)];
+  fill(reason, reasons.filter((part) => part).join("; ") || "–");
+  const longest = Math.max(one.lasted_seconds ?? 0, ...backlogs.map((it) => it.lasted_seconds));
+  fill(lasted, ails || first ? span(longest) : "–");
+  const due = backlogs.find((it) => it.next_in_seconds != null);
+  fill(attempt, ails ? next(one) : due ? next(due) : "–");
+  updateBacklog(backlog, backlogs);
 }
 
-function showReceivers({ receivers }) {
-  keep(
-    $("receivers"),
-    receivers.listed,
-    (one) => one.webhook,
-    ({ webhook }) => {
-      const row = make("tr", { role: "row" });
-      row.append(make("th", { role: "rowheader", scope: "row" }, make("code", {}, webhook), make("small")));
-      cells(row, ["State", "Why", "For", "Next attempt"], Infinity);
-      row.children[2].classList.add("wide");
-      return row;
-    },
-    (row, one) => {
-      const [webhook, state, reason, lasted, attempt] = row.children;
-      say(webhook.lastChild, owner(one));
-      const [word, tone] = CONDITIONS[one.condition] ?? [one.condition, ""];
-      fill(state, word).firstChild.className = tone;
-      fill(reason, why(one));
-      fill(lasted, span(one.lasted_seconds));
-      fill(attempt, next(one));
-    },
-  );
-  const more = receivers.ailing - receivers.listed.length;
-  $("receivers-table").hidden = receivers.listed.length === 0;
-  say(
-    $("receivers-note"),
-    receivers.listed.length === 0
-      ? "None: nobody's last attempt failed, and no request took over a second lately."
-      : `${more > 0 ? `And ${count(more)} more. ` : ""}As this process has seen them; their deliveries wait, and nobody else's do.`,
-  );
+/** How many wait for it, how many did, and when it is over. */
+function updateBacklog(cell, backlogs) {
+  if (!cell.firstChild) {
+    const spark = make("span", { class: "spark" }, graph("waiting"));
+    cell.append(make("div", {}, make("span"), spark, make("small"), make("small")));
+  }
+  const [number, spark, pace, queues] = cell.firstChild.children;
+  const waiting = sum(backlogs, (one) => one.waiting);
+  const is = backlogs.length > 0;
+  say(number, is ? count(waiting) : "–").className = is ? "" : "nothing";
+  spark.hidden = !is;
+  if (is) drawDepths(spark.firstChild, depths(backlogs));
+  // All its queues share what it takes.
+  const growth = known(backlogs, (one) => one.growth_per_second);
+  say(pace, is ? trend(waiting, growth, waiting / -growth) : "");
+  const parts = backlogs.map((one) => (backlogs.length > 1 ? `${one.queue} ${count(one.waiting)}` : one.queue));
+  say(queues, parts.join(" · "));
+}
+
+function showReceivers(status) {
+  const { receivers, backlogs } = status;
+  const all = receiversOf(status);
+  keep($("receivers"), all, (one) => one.webhook, receiverRow, updateReceiver);
+  $("receivers-table").hidden = all.length === 0;
+  const more = Math.max(receivers.matching - receivers.listed.length, backlogs.matching - backlogs.listed.length);
+  const others = more > 0 ? ` The worst are here, and ${count(more)} more are not.` : "";
+  const asked = `${count(receivers.known)} ${receivers.known === 1 ? "was" : "were"} asked lately`;
+  const matching = Math.max(receivers.matching, all.length);
+  const found = matching === 0 ? "None of them matches; `webhooks list` has all that there are." : `${count(matching)} ${matching === 1 ? "matches" : "match"}.${others}`;
+  const ailing = all.length === 0 ? "nothing is wrong with any, and nothing waits for them." : `these fail, are slow, or have a backlog; nobody else waits for them.${others}`;
+  const note = sought() ? `${asked}. ${found}` : `${asked}: ${ailing}`;
+  // Read aloud when it changes.
+  if ($("receivers-note").dataset.shown === note) return;
+  $("receivers-note").dataset.shown = note;
+  $("receivers-note").replaceChildren(...worded(note));
+}
+
+/** What is looked for. */
+function sought() {
+  return $("search").value.trim();
+}
+
+async function copyText(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // A browser that trusts no plain HTTP has no clipboard for us, but copies what is selected.
+    getSelection().selectAllChildren(button.previousSibling);
+    if (!document.execCommand("copy")) return;
+  }
+  say(button, "copied");
+  say($("announced"), `id ${text} copied`);
+  setTimeout(() => say(button, "copy id"), 1500);
 }
 
 function show(status) {
   verdict(status);
   showFigures(status);
+  const ages = status.sample_ages_seconds;
+  const queues = queuesOf(status.lanes).map((queue) => ({ ...queue, ages }));
+  keep($("queues"), queues, ({ origin }) => origin, queueRow, updateQueue);
   keep($("lanes"), status.lanes, (lane) => lane.queue, laneRow, updateLane);
   showTrends(status);
   showWaiting(status);
-  showBacklogs(status);
   showReceivers(status);
   const { version, host, pid, uptime_seconds } = status;
   say($("instance"), `${version} on ${host}, process ${pid}, up for ${span(uptime_seconds)}`);
@@ -439,8 +627,10 @@ function showSilence() {
 async function ask() {
   if (asking) return;
   asking = true;
+  const words = sought();
+  const query = words ? `?receivers=${encodeURIComponent(words)}` : "";
   try {
-    const answer = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    const answer = await fetch("status.json" + query, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const status = await answer.json();
     [answered, silent] = [new Date(), false];
@@ -452,7 +642,15 @@ async function ask() {
   } finally {
     asking = false;
   }
+  // What was typed meanwhile.
+  if (words !== sought()) ask();
 }
+
+let typed;
+$("search").addEventListener("input", () => {
+  clearTimeout(typed);
+  typed = setTimeout(ask, 200);
+});
 
 // A page that nobody looks at asks nothing.
 setInterval(() => document.hidden || ask(), INTERVAL);

@@ -489,7 +489,7 @@ impl Simulation {
             let ended = match failure {
                 None => Ended::Delivered,
                 Some(Failure { reason, is_overload, retry_after }) => {
-                    Ended::Failed { event: &event, reason, is_overload, retry_after }
+                    Ended::Failed { event: &event, reason, status: None, is_overload, retry_after }
                 }
             };
             let transition = self.pace.end(attempt, ended, self.drawn.f64(), self.now);

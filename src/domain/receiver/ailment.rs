@@ -14,6 +14,8 @@ pub struct Ailment {
     pub failures: u32,
     /// Why the last of them failed; `None` if there are none, and it is only slow.
     pub reason: Option<Reason>,
+    /// The status that it answered with then, if it answered.
+    pub status: Option<u16>,
     /// For how long something has been wrong.
     pub lasted: Duration,
     /// When it gets its next attempt.
@@ -88,6 +90,7 @@ impl Receiver {
             condition,
             failures: self.failures,
             reason: self.reason,
+            status: self.status,
             lasted: now.saturating_sub(since),
             next,
         })

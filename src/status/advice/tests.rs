@@ -3,8 +3,8 @@
 use super::*;
 use crate::domain::trend::Bound;
 use crate::status::snapshot::{
-    BacklogsNow, DisabledNow, EgressNow, NoticesNow, ObjectNow, Rates, ReceiversNow, RefusingNow,
-    Trend,
+    BacklogsNow, Counted, DisabledNow, EgressNow, NoticesNow, ObjectNow, Rates, ReceiversNow,
+    RefusingNow, Trend,
 };
 
 /// Two queues, all well.
@@ -18,6 +18,8 @@ fn well() -> Snapshot {
         state: LaneState::Consuming,
         lasted_seconds: 100.0,
         ready: Some(5),
+        growth_per_second: None,
+        empty_in_seconds: None,
         dead: (!is_retry).then_some(0),
         in_flight: 0,
         capacity: (!is_retry).then_some(64),
@@ -25,9 +27,13 @@ fn well() -> Snapshot {
         received: 0,
         delivered: 0,
         failed: 0,
+        held: Counted::new(),
+        died: Counted::new(),
         rates: None,
         lag_p50: None,
         lag_p99: None,
+        queue_lag_p50: None,
+        queue_lag_p99: None,
         trend: Trend { delivered: Vec::new(), failed: Vec::new() },
     };
     let lanes = ["high", "low"].map(|origin| [lane(origin, false), lane(origin, true)]);
@@ -52,16 +58,24 @@ fn well() -> Snapshot {
         lanes: lanes.concat(),
         waiting: Vec::new(),
         orphaned: Some(0),
+        dropped: Counted::new(),
+        refusals: 0,
         objects: Vec::new(),
-        backlogs: BacklogsNow { filled: 0, listed: Vec::new() },
-        receivers: ReceiversNow { known: 20, ailing: 0, broken: 0, listed: Vec::new() },
+        backlogs: BacklogsNow { filled: 0, webhooks: 0, matching: 0, listed: Vec::new() },
+        receivers: ReceiversNow {
+            known: 20,
+            ailing: 0,
+            broken: 0,
+            matching: 0,
+            listed: Vec::new(),
+        },
         sample_ages_seconds: Vec::new(),
     }
 }
 
 /// Of twenty and one.
 fn receivers(ailing: usize, broken: usize) -> ReceiversNow {
-    ReceiversNow { known: 21, ailing, broken, listed: Vec::new() }
+    ReceiversNow { known: 21, ailing, broken, matching: ailing, listed: Vec::new() }
 }
 
 fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: LaneState) {
@@ -347,7 +361,8 @@ fn what_was_deleted_and_what_can_t_be_used_is_named() {
 fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
     let of = |known, ailing| {
         move |snapshot: &mut Snapshot| {
-            snapshot.receivers = ReceiversNow { known, ailing, broken: 0, listed: Vec::new() };
+            snapshot.receivers =
+                ReceiversNow { known, ailing, broken: 0, matching: ailing, listed: Vec::new() };
         }
     };
     check(of(100, 60), State::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
