@@ -97,7 +97,9 @@
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; how it looks: `admin/page/` |
-//! | a command | [`cli`] |
+//! | a command | [`cli`]; manual pages and completions, which are made of its arguments and the README: `cli/manual.rs` |
+//! | how dead letters are read, and outlive it | `broker/browse.rs`, `broker/renewal.rs` |
+//! | how a queue becomes one of another kind | `broker/moving.rs` |
 //!
 //! `tests/integration` has a file for each of these from the outside, against real servers, and
 //! `layout.rs` there holds which module may use which.
