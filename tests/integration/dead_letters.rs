@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
 
+mod looks;
+
 /// A dead letter as the notifier makes it.
 fn dead_letter(sandbox: &Sandbox, webhook: Uuid, reason: &str, age_ms: i64) -> Event {
     let event = Event::new("order.paid");
@@ -177,7 +179,8 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     let disable = "UPDATE webhooks SET disabled_at = now() WHERE id = $1";
     sandbox.database.execute(disable, &[&disabled]);
     let of = |webhook| dead_letter(&sandbox, webhook, "exhausted", 0);
-    let letters = [of(enabled), of(disabled), of(disabled), of(deleted), Event::raw("not JSON")];
+    // Those first that stay: a limit of one is still for one that does not.
+    let letters = [Event::raw("not JSON"), of(deleted), of(disabled), of(disabled), of(enabled)];
     sandbox.broker.publish(&sandbox.dead_queue(), &letters);
     let says_what_stays = |printed: &str| {
         let remedy = format!(
@@ -197,7 +200,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     assert_eq!(dry["disabled_webhooks"][0], disabled.to_string());
     // What stays does not count against a limit.
     let printed = dead_letters(&sandbox, &["replay", "--limit", "1"]);
-    assert!(printed.ends_with("\n1 replayed"), "{printed}");
+    assert!(printed.contains("\n1 replayed"), "{printed}");
     says_what_stays(&dead_letters(&sandbox, &["replay"]));
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(4));
 
