@@ -25,8 +25,9 @@ pub(super) const QUEUE_TYPE: &str = "x-queue-type";
 /// schedule says.
 pub const WITHOUT_BACKLOG: Duration = Duration::from_secs(60);
 
-/// How often the broker may take a message of a backlog back: as often as it likes. What is handed back
-/// keeps its place only in a queue that has a limit; without one, RabbitMQ 3 puts it at the end.
+/// How often the broker may take a message of a backlog back, or of what a move puts aside: as often as it likes.
+/// What is handed back keeps its place only in a queue that has a limit; without one, RabbitMQ 3 puts it at the
+/// end.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// One lane: a queue to consume, and what it is for.
@@ -213,6 +214,11 @@ pub(super) fn event_options(kind: Option<QueueType>) -> QueueDeclareOptions {
     let kind = kind.map(|kind| AmqpValue::LongString(kind.label().to_owned()));
     let arguments = kind.map(|kind| (QUEUE_TYPE.to_owned(), kind)).into_iter().collect();
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }
+}
+
+/// A queue for what is put aside while its queue is made anew.
+pub(super) fn moving_options() -> QueueDeclareOptions {
+    quorum([("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT))])
 }
 
 /// A queue in which things lie until somebody comes for them.

@@ -131,7 +131,7 @@ pub(super) const QUEUES_MOVE: &str = "\
 Prints:
   How many messages it has moved, and what it has made; with --json an object.
   A message is acked when the broker has confirmed that it is in its new place:
-  whatever ends it, nothing is lost, and at most 100 are there twice. Headers,
+  whatever ends it, nothing is lost, and at most 32 are there twice. Headers,
   properties and the order stay. Bindings to exchanges of your own go with the
   old queue: `rabbitmqctl list_bindings` shows them.
 
