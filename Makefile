@@ -37,7 +37,7 @@ test: ## All tests, against private servers
 build: $(BINARY) ## The release binary: target/release/webhook-notifier
 
 # Not by cargo if nothing has changed: `sudo make install` needs none then. BINARY=… is taken as it is.
-target/release/webhook-notifier: Cargo.toml Cargo.lock $(shell find src sql -type f)
+target/release/webhook-notifier: Cargo.toml Cargo.lock README.md $(shell find src sql -type f)
 	cargo build --release --locked
 	@touch $@
 
@@ -73,13 +73,17 @@ dead-letters: build ## What could not be delivered: make dead-letters [ARGS='sho
 replay: build ## Send dead letters to their webhooks again: make replay [ARGS='--webhook ID --dry-run']
 	@$(RUNNING) dead-letters replay $(ARGS) $(SETTINGS)
 
+.PHONY: move-queue
+move-queue: build ## Have a queue be of another kind: make move-queue QUEUE=high_priority [TO=quorum]
+	@$(RUNNING) queues move "$(QUEUE)" $(if $(TO),--to "$(TO)") $(ARGS) $(SETTINGS)
+
 .PHONY: listen
 listen: build ## Be a receiver: make listen ADDR=127.0.0.1:8080
 	@$(BINARY) listen --addr "$(ADDR)"
 
 ##@ Install it, as a systemd service
 .PHONY: install
-install: build ## Binary, units and /etc/webhook-notifier.env: [PREFIX=/usr/local] [DESTDIR=…]
+install: build ## Binary, units, manual and /etc/webhook-notifier.env: [PREFIX=/usr/local] [DESTDIR=…]
 	@$(INSTALL) install "$(BINARY)"
 
 .PHONY: uninstall

@@ -19,6 +19,11 @@ readonly NAME=webhook-notifier
 readonly ACCOUNT=$NAME
 readonly PROGRAM=$PREFIX/bin/$NAME
 readonly SHARE=$PREFIX/share/$NAME
+readonly MAN=$PREFIX/share/man
+# Each shell looks there by itself.
+readonly BASH_COMPLETION=$PREFIX/share/bash-completion/completions/$NAME
+readonly ZSH_COMPLETION=$PREFIX/share/zsh/site-functions/_$NAME
+readonly FISH_COMPLETION=$PREFIX/share/fish/vendor_completions.d/$NAME.fish
 readonly ENV_FILE=/etc/$NAME.env
 # Where systemd looks for units: below its own two prefixes, else only in /etc.
 case $PREFIX in
@@ -30,8 +35,9 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/install.sh COMMAND
 
-  install BINARY  put the binary, the units, the environment file and the rules
-                  and dashboards for Prometheus and Grafana in their places
+  install BINARY  put the binary, the units, the environment file, the manual,
+                  completions for bash, zsh and fish, and the rules and
+                  dashboards for Prometheus and Grafana in their places
   uninstall       stop the service, and remove all of that but the environment
                   file and the user
   start           start the service, now and whenever the machine starts
@@ -53,12 +59,43 @@ die() {
 
 # ---------------------------------------------------------------- files
 
-# put MODE SOURCE PATH: by another name first, so that what runs or is read keeps what it has.
-put() {
+# lay MODE SOURCE PATH: by another name first, so that what runs or is read keeps what it has.
+lay() {
     local mode=$1 source=$2 path=$DESTDIR$3
     install -D -m "$mode" -- "$source" "$path.new"
     mv -f -- "$path.new" "$path"
-    say "$path"
+}
+
+# The same, and says so.
+put() {
+    lay "$@"
+    say "$DESTDIR$3"
+}
+
+# What the binary says of itself: a manual page for each command, the guide, and completions.
+put_manual() {
+    local binary=$1 made page shell
+    [[ $binary == */* ]] || binary=./$binary
+    made=$(mktemp -d)
+    "$binary" man --into "$made"
+    # What an older version had.
+    remove_manual
+    for page in "$made"/man?/*; do
+        lay 644 "$page" "$MAN${page#"$made"}"
+    done
+    say "$DESTDIR$MAN: webhook-notifier(1), a page for each command, and the guide, webhook-notifier(7)"
+    for shell in bash zsh fish; do
+        "$binary" completions "$shell" >"$made/$shell"
+    done
+    put 644 "$made/bash" "$BASH_COMPLETION"
+    put 644 "$made/zsh" "$ZSH_COMPLETION"
+    put 644 "$made/fish" "$FISH_COMPLETION"
+    rm -rf -- "$made"
+}
+
+remove_manual() {
+    rm -f -- "$DESTDIR$MAN/man1/$NAME.1" "$DESTDIR$MAN/man1/$NAME"-*.1 "$DESTDIR$MAN/man7/$NAME.7" \
+        "$DESTDIR$BASH_COMPLETION" "$DESTDIR$ZSH_COMPLETION" "$DESTDIR$FISH_COMPLETION"
 }
 
 # put_unit UNIT SED_EXPRESSION..: made of the one unit file that there is.
@@ -126,6 +163,7 @@ install_all() {
     # `%I`: an IPv6 address has brackets, which systemd-escape(1) makes fit for a unit's name.
     put_unit "$NAME@.service" -e "s|^ExecStart=[^ ]*\(.*\)|ExecStart=$PROGRAM\1 --metrics-addr %I|" \
         -e 's|^Description=.*|&, a further instance|'
+    put_manual "$binary"
     put 644 "$SCRIPTS/$NAME.env" "$SHARE/$NAME.env"
     put_env_file
     while read -r file; do
@@ -148,6 +186,7 @@ uninstall_all() {
     fi
     rm -f -- "$DESTDIR$PROGRAM" "$DESTDIR$UNITS/$NAME.service" "$DESTDIR$UNITS/$NAME@.service" \
         "$DESTDIR$SHARE/$NAME.env"
+    remove_manual
     while read -r file; do
         rm -f -- "$DESTDIR$SHARE/$file"
     done < <(monitoring_files)

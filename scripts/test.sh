@@ -12,7 +12,10 @@
 set -euo pipefail
 
 # What the tests need beside the servers, as PACKAGE:COMMAND.
-readonly TOOLS=(prometheus:promtool chromium:chromium systemd:systemd-analyze pgbouncer:/usr/sbin/pgbouncer)
+readonly TOOLS=(
+    prometheus:promtool chromium:chromium systemd:systemd-analyze pgbouncer:/usr/sbin/pgbouncer
+    zsh:zsh fish:fish groff-base:groff
+)
 
 # While this one breaks everything, no other runs; then it waits for minutes, at leisure.
 readonly CHAOS=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks

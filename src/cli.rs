@@ -5,7 +5,10 @@ mod dead_letters;
 mod help;
 mod ids;
 mod listen;
+mod manual;
 mod pager;
+mod paint;
+mod queues;
 mod tail;
 mod webhooks;
 mod why;
@@ -28,6 +31,9 @@ use crate::domain::event::{Event, Properties};
 use crate::domain::shown;
 use crate::store::{Labelled, Migrated, Store};
 use crate::{app, shutdown};
+
+/// The program's.
+const NAME: &str = "webhook-notifier";
 
 /// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
 /// bodies together, unless one has more.
@@ -84,6 +90,9 @@ enum Command {
     /// List, show, replay and purge what could not be delivered
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// Have a queue be of another kind, with all that is in it
+    #[command(subcommand)]
+    Queues(queues::Queues),
     /// Say what became of an event: who wanted it, what was tried, where it is, what to do; or how a webhook
     /// has been
     ///
@@ -100,6 +109,15 @@ enum Command {
     /// Be a receiver: answer POSTs and print them
     #[command(after_long_help = help::LISTEN)]
     Listen(Listen),
+    /// Print what a shell needs to complete commands and options
+    #[command(after_long_help = help::COMPLETIONS)]
+    Completions {
+        /// Which shell
+        shell: manual::Shell,
+    },
+    /// Print a manual page, or write all of them
+    #[command(after_long_help = help::MAN)]
+    Man(manual::Man),
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -197,7 +215,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     }
     match command {
         Command::Run(settings) => {
-            let config = read(&settings)?;
+            let config = settings.read()?;
+            logger(&config.rust_log).init();
+            for warning in settings.warnings() {
+                log::warn!("{warning}");
+            }
             app::check_threads(&config)?;
             let store = Store::new(&config)?;
             app::run(config, store)?;
@@ -226,10 +248,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
         Command::Webhooks(command) => return webhooks::run(command),
         Command::DeadLetters(command) => dead_letters::run(command)?,
+        Command::Queues(command) => queues::run(command)?,
         Command::Why(command) => return why::run(command),
         Command::Tail(command) => tail::run(command)?,
         Command::Publish(command) => publish(command)?,
         Command::Listen(options) => listen::run(options)?,
+        Command::Completions { shell } => manual::completions(shell)?,
+        Command::Man(options) => manual::man(options)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -260,10 +285,13 @@ fn account(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads the settings and starts the logger that they describe.
+/// Reads the settings of a command and starts the logger that they describe.
 fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     logger(&config.rust_log).init();
+    for warning in settings.warnings() {
+        complain(&format!("warning: {warning}"));
+    }
     Ok(config)
 }
 
@@ -383,7 +411,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 /// A line on standard error.
 fn complain(problem: &str) {
     let problem = shown::line(problem, MOST_OF_LINE);
-    let _ = writeln!(io::stderr(), "webhook-notifier: {problem}");
+    let _ = writeln!(io::stderr(), "{}", paint::complaint("webhook-notifier:", &problem));
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -454,7 +482,7 @@ mod tests {
                 if name + 1 < line.len() && line[..name].iter().all(is_typed) {
                     let rest = line[name..]
                         .iter()
-                        .take_while(|word| !["<<<", "||", ">"].contains(&&***word));
+                        .take_while(|word| !["<<<", "||", "|", ">"].contains(&word.as_str()));
                     commands.push(rest.cloned().collect());
                 }
             }

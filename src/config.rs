@@ -25,10 +25,12 @@ use crate::tls::{Check, Roots, Tls};
 mod arguments;
 mod env_file;
 mod proxy;
+mod queue_type;
 mod servers;
 
 pub use arguments::ServerSettings;
 pub use proxy::EgressProxy;
+pub use queue_type::QueueType;
 pub use servers::{Amqp, Database, Encryption, Host};
 
 /// One setting: an environment variable and the flag of the same name.
@@ -49,10 +51,11 @@ const fn setting(
 }
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 30] = [
+const SETTINGS: [Setting; 31] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
+    setting("QUEUE_TYPE", "", "TYPE", "What these queues are made as where they are not there yet: quorum or classic; by default, what the virtual host's default is"),
     setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
     setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
     setting("METRICS_HOSTS", "", "NAMES", "By which names browsers may ask for the status page, beside addresses, localhost and this machine's name, separated by commas"),
@@ -128,6 +131,7 @@ pub struct Config {
     pub amqp: Amqp,
     pub database: Database,
     pub queues: Vec<Queue>,
+    pub queue_type: Option<QueueType>,
     pub prefetch_count: u16,
     pub metrics_addr: SocketAddr,
     pub metrics_hosts: Vec<String>,
@@ -159,9 +163,18 @@ pub struct Config {
 
 /// The settings as given, by flag, file or environment, not yet read.
 #[derive(Clone, Debug, Default)]
-pub struct Settings(HashMap<&'static str, OsString>);
+pub struct Settings {
+    given: HashMap<&'static str, OsString>,
+    warnings: Vec<String>,
+}
 
 impl Settings {
+    /// What is odd about how they were given, a line each.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// Reads and checks all settings. Opens nothing.
     ///
     /// # Errors
@@ -171,7 +184,7 @@ impl Settings {
         let request_timeout = self.time("REQUEST_TIMEOUT")?;
         let connect_timeout = match self.time("CONNECT_TIMEOUT")? {
             // Nobody asked for the default: a shorter request shortens it.
-            default if !self.0.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
+            default if !self.given.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
             given => given,
         };
         let roots = self.with("TLS_CA_FILE", |file| match file {
@@ -183,6 +196,10 @@ impl Settings {
             amqp: self.with("AMQP_URL", |text| Amqp::parse(text, &roots))?,
             database: self.with("DATABASE_URL", |text| Database::parse(text, &roots))?,
             tls: self.with("TLS_CA_FILE", |_| Tls::new(roots, Check::Name, None))?,
+            queue_type: self.with("QUEUE_TYPE", |text| match text {
+                "" => Ok(None),
+                text => text.parse().map(Some),
+            })?,
             prefetch_count: self.number("PREFETCH_COUNT", 1..=u16::MAX)?,
             metrics_addr: self.with("METRICS_ADDR", |text| {
                 text.parse()
@@ -257,7 +274,7 @@ impl Settings {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, ConfigError> {
         let default = || SETTINGS.iter().find(|s| s.variable == variable).map_or("", |s| s.default);
-        let text = match self.0.get(variable) {
+        let text = match self.given.get(variable) {
             None => Ok(default()),
             Some(given) => given.to_str().ok_or_else(|| "is not UTF-8".to_owned()),
         };
@@ -423,7 +440,7 @@ mod tests {
 
     fn read(given: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
         let given = given.iter().map(|(variable, value)| (*variable, (*value).into()));
-        Settings(given.collect()).read()
+        Settings { given: given.collect(), ..Settings::default() }.read()
     }
 
     #[test]

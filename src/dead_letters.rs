@@ -11,19 +11,22 @@ use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use crate::broker::{self, Batches, BrokerError, Browsed, Message, ORPHANED, Outgoing, Verdict};
+use crate::broker::{
+    self, Batches, BrokerError, Browsed, Manner, Message, ORPHANED, Outgoing, Verdict,
+};
 use crate::config::Config;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
 use crate::domain::delivery::{self, Value};
-use crate::domain::event::{Malformed, account_of};
-use crate::shutdown::Shutdown;
+use crate::domain::event::{Event, Malformed, account_of};
+use crate::shutdown::{self, Shutdown};
 use crate::store::{Standing, Store, StoreError};
 
 /// RabbitMQ takes each look at a dead letter for a failed delivery, and its queue may drop it after some:
-/// after 20 on RabbitMQ 4, where nobody set another limit. After this many it gets a new life, as a copy,
+/// after 20 on RabbitMQ 4, where nobody set another limit. Each look makes copies of some, so that it hardly
+/// comes to this many; if it does (they are large, or looks were interrupted), all are copied
 const MANY_LOOKS: i64 = 12;
 
-/// and with it all that had at least this many, so that most looks have nothing to copy.
+/// that had at least this many.
 const SOME_LOOKS: i64 = 6;
 
 /// The dead letters that a command is about.
@@ -109,20 +112,50 @@ enum Done {
     Removed,
 }
 
+/// Queues of which the dead letters were looked at so often that RabbitMQ might drop them.
+#[derive(Debug)]
+#[must_use = "they have to be copied"]
+pub struct Weary<'a>(Vec<Place<'a>>);
+
+impl Weary<'_> {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Replaces what was looked at often by copies at the end of its queue. That takes seconds for some ten
+    /// thousand. It may be interrupted at any point, and the next look goes on with it.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]. Nothing is lost then.
+    pub fn renew(self, scope: Scope<'_>) -> Result<(), DeadLetterError> {
+        self.0.into_iter().try_for_each(|place| renew(scope, place))
+    }
+}
+
 /// Shows each dead letter, and the message it is, to `each`.
 ///
 /// # Errors
 /// [`DeadLetterError`].
 pub fn look(
     scope: Scope<'_>,
-    mut each: impl FnMut(DeadLetter, &Message),
+    each: impl FnMut(DeadLetter, &Message),
 ) -> Result<(), DeadLetterError> {
+    look_first(scope, each)?.renew(scope)
+}
+
+/// The same for whoever has something to say before copies are made.
+///
+/// # Errors
+/// [`DeadLetterError`].
+pub fn look_first<'a>(
+    scope: Scope<'a>,
+    mut each: impl FnMut(DeadLetter, &Message),
+) -> Result<Weary<'a>, DeadLetterError> {
     walk(scope, |chosen, most| {
-        let count = chosen.len().min(most);
-        for (letter, message) in chosen.into_iter().take(most) {
-            each(letter, message);
-        }
-        Ok(vec![Done::Looked; count])
+        let chosen = chosen.into_iter().take(most);
+        Ok(chosen.map(|(letter, message)| each(letter, message)).map(|()| Done::Looked).collect())
     })
 }
 
@@ -207,7 +240,8 @@ pub fn replay_all(
         }
         progress(&done);
         Ok(ends)
-    })?;
+    })?
+    .renew(scope)?;
     batches.close();
     Ok(done)
 }
@@ -223,7 +257,8 @@ pub fn purge(scope: Scope<'_>, mut progress: impl FnMut(u64)) -> Result<u64, Dea
         purged += count as u64;
         progress(purged);
         Ok(vec![Done::Removed; count])
-    })?;
+    })?
+    .renew(scope)?;
     Ok(purged)
 }
 
@@ -244,12 +279,17 @@ impl Place<'_> {
         }
     }
 
-    fn read(self, message: &Message) -> DeadLetter {
+    fn read(self, message: &Message, max_event_bytes: usize) -> DeadLetter {
         let (properties, headers) = (message.properties(), &message.headers);
-        let letter = match self {
+        let mut letter = match self {
             Self::Dead(origin) => DeadLetter::read(origin, properties, headers),
             Self::Orphaned => DeadLetter::read_orphaned(properties, headers),
         };
+        if letter.last_error.is_none() {
+            // Somebody else has put it there, RabbitMQ perhaps.
+            let read = Event::read(properties, &message.body, max_event_bytes, || "any".to_owned());
+            letter.last_error = read.err().map(|malformed| malformed.to_string());
+        }
         let says_nothing =
             |account: &Value| matches!(account, Value::Text(text) if text.is_empty());
         let is_told = headers.contains_key(delivery::ACCOUNT)
@@ -264,25 +304,26 @@ impl Place<'_> {
     }
 }
 
-/// Shows the chosen dead letters of each queue to `act`, some at a time, which says what it did with them;
-/// with those behind that nothing. It does something with as many at most as it is told.
-fn walk(
-    scope: Scope<'_>,
+/// Shows the chosen dead letters of each queue to `act`, some at a time, with how many of them it may do
+/// something with. It says what it did with each, or with the first of them.
+fn walk<'a>(
+    scope: Scope<'a>,
     mut act: impl FnMut(Vec<(DeadLetter, &Message)>, usize) -> Result<Vec<Done>, DeadLetterError>,
-) -> Result<(), DeadLetterError> {
+) -> Result<Weary<'a>, DeadLetterError> {
     let mut left = scope.limit;
+    let mut weary = Vec::new();
     let mut missing = Vec::new();
     // The queues of which there is something in `webhooks.orphaned`.
     let mut stranded = HashSet::new();
     let places = scope.queues.iter().map(|queue| Place::Dead(queue)).chain([Place::Orphaned]);
     for place in places {
         let mut looks = 0;
-        let browsed = browse(scope, place, &mut |messages| {
+        let browsed = browse(scope, place, true, &mut |messages| {
             let mut verdicts = vec![Verdict::Keep; messages.len()];
             let (mut numbers, mut chosen) = (Vec::new(), Vec::new());
             for (number, message) in messages.iter().enumerate() {
                 looks = looks.max(message.redeliveries());
-                let letter = place.read(message);
+                let letter = place.read(message, scope.config.max_event_bytes);
                 if matches!(place, Place::Orphaned) {
                     let is_meant = scope.any_orphaned || scope.queues.contains(&letter.queue);
                     if !is_meant {
@@ -309,15 +350,19 @@ fn walk(
                 ControlFlow::Break(verdicts)
             })
         });
-        // Also after what could not be seen to its end, or it would never be.
-        if looks >= MANY_LOOKS {
-            renew(scope, place)?;
-        }
         match (browsed, place) {
+            (Ok(looks), _) if looks >= MANY_LOOKS => weary.push(place),
+            (Ok(_), _) => {}
             (Err(DeadLetterError::NoQueue(queue)), Place::Dead(_)) => missing.push(queue),
             // Made by the first notifier of this version.
             (Err(DeadLetterError::NoQueue(_)), Place::Orphaned) => {}
-            (browsed, _) => browsed?,
+            (Err(error), _) => {
+                // What can't be seen to its end would never be.
+                if looks >= MANY_LOOKS && !scope.shutdown.is_requested() {
+                    renew(scope, place)?;
+                }
+                return Err(error);
+            }
         }
         if left == 0 {
             break;
@@ -326,38 +371,40 @@ fn walk(
     // Of a queue that is no longer consumed there may still be something.
     match missing.into_iter().find(|queue| left > 0 && !stranded.contains(queue)) {
         Some(queue) => Err(DeadLetterError::NoQueue(queue)),
-        None => Ok(()),
+        None => Ok(Weary(weary)),
     }
 }
 
+/// Returns how often what is still there was looked at before, at most.
 fn browse(
     scope: Scope<'_>,
     place: Place<'_>,
+    renews: bool,
     look: &mut broker::Look<'_, DeadLetterError>,
-) -> Result<(), DeadLetterError> {
+) -> Result<i64, DeadLetterError> {
     let name = |place: Place<'_>| match place {
         Place::Dead(origin) => origin.to_owned(),
         Place::Orphaned => ORPHANED.to_owned(),
     };
-    match broker::browse(
-        scope.config,
-        scope.shutdown,
-        &place.queue(),
-        scope.limit == u64::MAX,
-        look,
-    )? {
-        Browsed::Seen => Ok(()),
-        Browsed::NoQueue => Err(DeadLetterError::NoQueue(name(place))),
-        Browsed::Withheld(count) => Err(DeadLetterError::Withheld { queue: name(place), count }),
+    let manner = Manner { all: scope.limit == u64::MAX, renews };
+    let browsed = broker::browse(scope.config, scope.shutdown, &place.queue(), manner, look)?;
+    match browsed {
+        (Browsed::Seen, looks) => Ok(looks),
+        (Browsed::NoQueue, _) => Err(DeadLetterError::NoQueue(name(place))),
+        (Browsed::Withheld(count), _) => {
+            Err(DeadLetterError::Withheld { queue: name(place), count })
+        }
     }
 }
 
 /// Replaces dead letters that were looked at often by copies at the end of their queue; these come by once
 /// more, and stay.
 fn renew(scope: Scope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
-    let mut batches = Batches::open(scope.config, scope.shutdown)?;
+    // An interruption comes between two batches: one that is cut would be in the queue twice.
+    let (_never, uninterrupted) = shutdown::channel();
+    let mut batches = Batches::open(scope.config, &uninterrupted)?;
     let queue = place.queue();
-    browse(scope, place, &mut |messages| {
+    browse(Scope { limit: u64::MAX, ..scope }, place, false, &mut |messages| {
         let is_old = |message: &Message| message.redeliveries() >= SOME_LOOKS;
         let old = messages.iter().filter(|message| is_old(message));
         let copies = old.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));

@@ -105,6 +105,9 @@
 //! | how much of a URL is shown there | `domain/webhook/place.rs` |
 //! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
 //! | a command | [`cli`]; which ids commands take: `cli/ids.rs` |
+//! | manual pages and completions, which are made of the arguments and the README | `cli/manual.rs` |
+//! | how dead letters are read, and outlive it | `broker/browse.rs`, `broker/renewal.rs` |
+//! | how a queue becomes one of another kind | `broker/moving.rs` |
 //!
 //! `tests/integration` has a file for each of these from the outside, against real servers, and
 //! `layout.rs` there holds which module may use which.

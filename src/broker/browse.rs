@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, QueueDeclareOptions};
 use crossbeam_channel::RecvTimeoutError;
 
+use super::renewal::{Frame, Renewal};
 use super::{BrokerError, KillSwitch, Link, Message, SETUP_TIMEOUT, cancel};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
@@ -23,8 +24,9 @@ pub const BATCH: usize = 250;
 /// of them are slow.
 const MANY: u64 = 5_000;
 
-/// How long the broker may be silent although it should have more: another reader may hold them.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the broker may be silent although it should have more: another reader may hold them. A busy one takes
+/// seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the broker may take to put back what was kept: seconds for some ten thousand.
 const GIVE_BACK: Duration = Duration::from_secs(60);
@@ -66,9 +68,19 @@ pub enum Browsed {
     Withheld(u64),
 }
 
+/// How to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// All are to be seen. Otherwise, unless many have been, none is taken ahead: RabbitMQ counts how often it
+    /// takes a message back, shown or not.
+    pub all: bool,
+    /// Some that were looked at often are replaced by copies at the end of their queue, which nobody is shown.
+    pub renews: bool,
+}
+
 /// Shows the messages of a queue to `look` until it has no more; what is kept is in the queue again
-/// afterwards. Meanwhile nobody else can get at what was shown. Unless `all` are to be seen, or many have been,
-/// none is taken ahead: RabbitMQ counts how often it takes a message back, shown or not.
+/// afterwards. Meanwhile nobody else can get at what was shown. Returns also how often what is still there was
+/// looked at before, at most.
 ///
 /// # Errors
 /// If the broker can't be reached or is lost, and those of `look`. Everything that was not yet
@@ -77,12 +89,12 @@ pub fn browse<E: From<BrokerError>>(
     config: &Config,
     shutdown: &Shutdown,
     queue: &str,
-    all: bool,
+    Manner { all, renews }: Manner,
     look: &mut Look<'_, E>,
-) -> Result<Browsed, E> {
+) -> Result<(Browsed, i64), E> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
     if link.queue_messages(queue, shutdown)?.is_none() {
-        return Ok(Browsed::NoQueue);
+        return Ok((Browsed::NoQueue, 0));
     }
     // Until the connection ends.
     take_turn(&mut link, queue, shutdown)?;
@@ -97,10 +109,12 @@ pub fn browse<E: From<BrokerError>>(
         kept: 0,
         all,
         window: BATCH,
+        renewal: Renewal::new(config, queue, expected, renews),
         look,
     };
-    reader.read_on(&mut link)?;
-    let Reader { kept, expected, enough, .. } = reader;
+    reader.read_on(&mut link, None)?;
+    let Reader { kept, expected, enough, renewal, .. } = reader;
+    let looks = renewal.left();
     // The broker puts back what was kept a moment after the channels are closed, and whoever looks
     // again should find it. (If somebody else takes it meanwhile, there is nothing to wait for.)
     let deadline = Instant::now() + GIVE_BACK;
@@ -109,12 +123,17 @@ pub fn browse<E: From<BrokerError>>(
         && !shutdown.wait(POLL)
     {}
     link.close();
-    Ok(if enough || expected == 0 { Browsed::Seen } else { Browsed::Withheld(expected) })
+    let is_seen = enough || expected == 0;
+    Ok((if is_seen { Browsed::Seen } else { Browsed::Withheld(expected) }, looks))
 }
 
 /// Waits until no other command looks at a queue: it would find little there, and not know why. Who has an
 /// exclusive queue of this name has the turn, and RabbitMQ deletes it with its connection.
-fn take_turn(link: &mut Link, queue: &str, shutdown: &Shutdown) -> Result<(), BrokerError> {
+pub(super) fn take_turn(
+    link: &mut Link,
+    queue: &str,
+    shutdown: &Shutdown,
+) -> Result<(), BrokerError> {
     let turn = format!("webhooks.reading.{queue}");
     let kill = link.kill_switch();
     let mut is_told = false;
@@ -142,6 +161,17 @@ fn take_turn(link: &mut Link, queue: &str, shutdown: &Shutdown) -> Result<(), Br
     }
 }
 
+/// Where a batch is read.
+#[derive(Clone, Copy)]
+struct At {
+    /// On which of the nested channels.
+    level: usize,
+    /// How much that holds already,
+    kept: usize,
+    /// and how much it may hold.
+    window: usize,
+}
+
 struct Reader<'a, 'l, E> {
     queue: &'a str,
     shutdown: &'a Shutdown,
@@ -158,6 +188,7 @@ struct Reader<'a, 'l, E> {
     kept: u64,
     /// Messages that the next channel may hold.
     window: usize,
+    renewal: Renewal<'a>,
     look: &'a mut Look<'l, E>,
 }
 
@@ -165,7 +196,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
     /// Reads on a channel of its own until the queue is empty or the channel's window is full of
     /// what is kept; then it calls itself for the rest. Only when the last one has read to the end
     /// may the first close its channel: that puts what it kept back into the queue.
-    fn read_on(&mut self, link: &mut Link) -> Result<(), E> {
+    fn read_on(&mut self, link: &mut Link, outer: Option<&Frame<'_>>) -> Result<(), E> {
         let unavailable = |link: &Link, error: &amiquip::Error| E::from(link.unavailable(error));
         let kill = self.kill.clone();
         let window = self.window;
@@ -175,34 +206,48 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             Ok(channel)
         });
         let channel = opened.map_err(|error| unavailable(link, &error))?;
-        let read = self.read_window(&channel, window, link);
+        let read = self.read_window(&channel, window, link, outer);
         // The acks before it have arrived when this is answered.
         let closed = kill.guard(GIVE_BACK, None, || channel.close());
         read.and_then(|()| closed.map_err(|error| unavailable(link, &error)))
     }
 
-    fn read_window(&mut self, channel: &Channel, window: usize, link: &mut Link) -> Result<(), E> {
+    fn read_window(
+        &mut self,
+        channel: &Channel,
+        window: usize,
+        link: &mut Link,
+        outer: Option<&Frame<'_>>,
+    ) -> Result<(), E> {
         let begun = self.kill.guard(SETUP_TIMEOUT, Some(self.shutdown), || {
             channel.basic_consume(self.queue, ConsumerOptions::default())
         });
         let consumer = begun.map_err(|error| link.unavailable(&error))?;
+        let level = outer.map_or(0, |outer| outer.level + 1);
+        let frame = Frame { level, channel, consumer: &consumer, outer };
         let mut kept = 0;
         let read = loop {
             if self.enough {
                 break Ok(());
             }
             if kept == window {
-                break self.read_on(link);
+                break self.read_on(link, Some(&frame));
             }
-            match self.read_batch(channel, &consumer, link, window - kept) {
+            match self.read_batch(channel, &consumer, link, At { level, kept, window }) {
                 Ok(None) => break Ok(()),
                 Ok(Some(more)) => kept += more,
                 Err(error) => break Err(error),
             }
         };
+        // The innermost has them all in hand, and leaves none to the others.
+        let replaced = match read {
+            Ok(()) => self.renewal.replace(&frame, &self.kill, self.shutdown),
+            Err(_) => Ok(()),
+        };
         // What it was still given goes back into the queue with the channel.
         self.kill.guard(GIVE_BACK, None, || drop((cancel(&consumer), consumer)));
-        read
+        read?;
+        replaced.map_err(|error| link.unavailable(&error).into())
     }
 
     /// Returns how many of a batch are kept; nothing if there was none.
@@ -211,10 +256,10 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         channel: &Channel,
         consumer: &Consumer<'_>,
         link: &Link,
-        most: usize,
+        At { level, kept: kept_before, window }: At,
     ) -> Result<Option<usize>, E> {
         let (mut deliveries, mut messages) = (Vec::new(), Vec::new());
-        while deliveries.len() < most.min(BATCH) {
+        while deliveries.len() < BATCH.min(window - kept_before) {
             let Some(mut delivery) = self.next(consumer, link)? else { break };
             messages.push(Message::take(&mut delivery));
             deliveries.push(delivery);
@@ -235,11 +280,23 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             }
         };
         let (seen, mut kept) = (deliveries.len(), 0);
-        for (delivery, verdict) in deliveries.into_iter().zip(verdicts) {
-            match verdict {
-                Verdict::Keep => kept += 1,
-                Verdict::Remove => {
-                    consumer.ack(delivery).map_err(|error| link.unavailable(&error))?;
+        if kept_before == 0 && verdicts.iter().all(|verdict| *verdict == Verdict::Remove) {
+            // One command to the queue. RabbitMQ keeps back what is more than 32, and forgets it where the channel
+            // is closed before.
+            if let Some(last) = deliveries.pop() {
+                consumer.ack_multiple(last).map_err(|error| link.unavailable(&error))?;
+            }
+        } else {
+            let all = messages.into_iter().zip(deliveries);
+            for ((message, delivery), verdict) in all.zip(verdicts) {
+                match verdict {
+                    Verdict::Keep => {
+                        kept += 1;
+                        self.renewal.offer(level, message, delivery);
+                    }
+                    Verdict::Remove => {
+                        consumer.ack(delivery).map_err(|error| link.unavailable(&error))?;
+                    }
                 }
             }
         }
@@ -248,7 +305,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             // be on their way before we notice that this connection is dead. (What it sets is for consumers to come.)
             let window = self.window;
             self.kill
-                .guard(SETUP_TIMEOUT, Some(self.shutdown), || set_window(channel, window))
+                .guard(SETUP_TIMEOUT, None, || set_window(channel, window))
                 .map_err(|error| link.unavailable(&error))?;
         }
         self.kept += kept as u64;

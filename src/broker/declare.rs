@@ -11,8 +11,8 @@ use super::calls::{Calls, QueueCounts, is_absent, is_forbidden, is_refusal};
 use super::objects::Objects;
 use super::topology::{
     BACKLOG_EXCHANGE, Lane, LaneKind, ORPHANED, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE,
-    dead_queue, exchange_options, plain_options, retry_options, retry_queue, wait_options,
-    wait_queue,
+    dead_queue, event_options, exchange_options, plain_options, retry_options, retry_queue,
+    wait_options, wait_queue,
 };
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::metrics::ObjectKind as Kind;
@@ -56,9 +56,8 @@ impl Topology {
     }
 
     fn declare_all(&self, maker: &mut Maker<'_>) -> amiquip::Result<()> {
-        let durable = || QueueDeclareOptions { durable: true, ..Default::default() };
         for origin in &self.origins {
-            maker.queue(origin, durable(), Arguments::Any)?;
+            maker.queue(origin, event_options(self.queue_type), Arguments::Any)?;
         }
         maker.exchange(ExchangeType::Fanout, ORPHANED)?;
         maker.exchange(ExchangeType::Direct, BACKLOG_EXCHANGE)?;
@@ -110,8 +109,7 @@ pub fn declare_lane(
         let mut maker = Maker { calls, objects, depth: &mut |_, _| {}, problems: Vec::new() };
         match lane.kind {
             LaneKind::Events => {
-                let options = QueueDeclareOptions { durable: true, ..Default::default() };
-                maker.queue(&lane.origin, options, Arguments::Any)?;
+                maker.queue(&lane.origin, event_options(lane.queue_type), Arguments::Any)?;
             }
             LaneKind::Retries => {
                 let options = retry_options(&lane.origin);

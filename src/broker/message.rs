@@ -11,7 +11,7 @@ use crate::domain::event::Properties;
 use crate::domain::shown::word;
 
 /// The header in which quorum queues count how often they took a message back.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The header of what is to go to a queue that did not take it: by its name.
 pub(super) const BOUND_FOR: &str = "x-bound-for";

@@ -6,7 +6,7 @@ use amiquip::{AmqpValue, ExchangeDeclareOptions, QueueDeclareOptions};
 use uuid::Uuid;
 
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
-use crate::config::{Config, Queue};
+use crate::config::{Config, Queue, QueueType};
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
 
@@ -21,12 +21,16 @@ pub(super) const EVENTS_EXCHANGE: &str = "webhooks.events";
 /// the exchange by which it comes there.
 pub const ORPHANED: &str = "webhooks.orphaned";
 
+/// The argument of a queue that says of which kind it is.
+pub(super) const QUEUE_TYPE: &str = "x-queue-type";
+
 /// How long a delivery waits whose backlog can't be made. There is a wait queue for it, whatever the
 /// schedule says.
 pub const WITHOUT_BACKLOG: Duration = Duration::from_secs(60);
 
-/// How often the broker may take a message of a backlog back: as often as it likes. What is handed back
-/// keeps its place only in a queue that has a limit; without one, RabbitMQ 3 puts it at the end.
+/// How often the broker may take a message of a backlog back, or of what a move puts aside: as often as it likes.
+/// What is handed back keeps its place only in a queue that has a limit; without one, RabbitMQ 3 puts it at the
+/// end.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// One lane: a queue to consume, and what it is for.
@@ -40,6 +44,8 @@ pub struct Lane {
     pub queue: String,
     /// What it consumes of that queue.
     pub kind: LaneKind,
+    /// What the queue for events is made as.
+    pub queue_type: Option<QueueType>,
     /// The most requests under way for that queue, its retries and backlogs included; and the most
     /// consumers that this lane may have.
     pub capacity: u16,
@@ -69,6 +75,7 @@ impl Lane {
             },
             origin: origin.name.clone(),
             kind,
+            queue_type: config.queue_type,
             capacity: origin.capacity,
         };
         let kinds = [LaneKind::Events, LaneKind::Retries, LaneKind::Backlogs];
@@ -105,6 +112,7 @@ pub fn wait_queue(delay: Span) -> String {
 #[derive(Clone, Debug)]
 pub struct Topology {
     pub(super) origins: Vec<String>,
+    pub(super) queue_type: Option<QueueType>,
     pub(super) delays: Vec<Span>,
 }
 
@@ -125,7 +133,11 @@ impl Topology {
         delays.push(Span::from(WITHOUT_BACKLOG));
         delays.sort_unstable();
         delays.dedup();
-        Self { origins: config.queues.iter().map(|queue| queue.name.clone()).collect(), delays }
+        Self {
+            origins: config.queues.iter().map(|queue| queue.name.clone()).collect(),
+            queue_type: config.queue_type,
+            delays,
+        }
     }
 
     /// The queues that /metrics shows the depth of.
@@ -198,6 +210,20 @@ pub(super) fn exchange_options(exchange: &str) -> ExchangeDeclareOptions {
     options
 }
 
+/// A queue that producers publish to, where nobody has made it: of this kind, or of the virtual host's default.
+/// All others of ours are quorum queues, whatever this is: they count how often a message came back, and expire
+/// into the next queue without losing any.
+pub(super) fn event_options(kind: Option<QueueType>) -> QueueDeclareOptions {
+    let kind = kind.map(|kind| AmqpValue::LongString(kind.label().to_owned()));
+    let arguments = kind.map(|kind| (QUEUE_TYPE.to_owned(), kind)).into_iter().collect();
+    QueueDeclareOptions { durable: true, arguments, ..Default::default() }
+}
+
+/// A queue for what is put aside while its queue is made anew.
+pub(super) fn moving_options() -> QueueDeclareOptions {
+    quorum([("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT))])
+}
+
 /// A queue in which things lie until somebody comes for them.
 pub(super) fn plain_options() -> QueueDeclareOptions {
     quorum([])
@@ -240,7 +266,7 @@ pub(super) fn wait_options(delay: Span) -> QueueDeclareOptions {
 }
 
 fn quorum<const N: usize>(arguments: [(&str, AmqpValue); N]) -> QueueDeclareOptions {
-    let kind = ("x-queue-type", AmqpValue::LongString("quorum".to_owned()));
+    let kind = (QUEUE_TYPE, AmqpValue::LongString("quorum".to_owned()));
     let arguments =
         arguments.into_iter().chain([kind]).map(|(name, value)| (name.to_owned(), value)).collect();
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }

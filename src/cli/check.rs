@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{print, print_json};
+use super::{paint, print, print_json};
 use crate::broker::BrokerError;
 use crate::config::Config;
 use crate::domain::history::Extent;
@@ -51,7 +51,8 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
         let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
         for Finding { name, ok, detail } in &findings {
             let detail = shown::line(detail, MOST_DETAIL);
-            print(format_args!("{}  {name:width$}  {detail}", if *ok { "ok  " } else { "FAIL" }))?;
+            let mark = if *ok { paint::good("ok  ") } else { paint::bad("FAIL") };
+            print(format_args!("{mark}  {name:width$}  {detail}"))?;
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -10,6 +10,8 @@ Environment:
           has a flag of the same name, which counts more
   WEBHOOK_SECRET
           what `listen` checks signatures by
+  NO_COLOR
+          where it is set, no colours on a terminal; elsewhere there are none
   NOTIFY_SOCKET, WATCHDOG_USEC
           set by systemd: `run` tells it when it is ready, what it waits for,
           that it lives, and that it stops
@@ -41,7 +43,8 @@ Examples:
   webhook-notifier dead-letters list --reason exhausted
 
 See also:
-  README.md, for guarantees, metrics and what to do when
+  webhook-notifier(7), `webhook-notifier man guide`: guarantees, settings,
+  metrics and what to do when
   systemctl(1), journalctl(1), systemd.exec(5), rabbitmqctl(8), psql(1)
   https://www.standardwebhooks.com, for what receivers get";
 
@@ -112,9 +115,10 @@ Examples:
 
 pub(super) const LISTEN: &str = "\
 Prints:
-  Where it listens; then a line for each request: when, the answer, the path,
-  the attempt, the event's id, whether the signature fits, the body's
-  beginning. With --json an object each.
+  Where it listens; then for each request a line with when, the answer, the path,
+  the attempt, the event's id and whether the signature fits, and below it the
+  body: JSON with a line for each member, whatever spaces were sent. With --json
+  an object each, in one line, with the body as it was sent.
 
 Exit codes:
   1  the address is taken
@@ -122,6 +126,51 @@ Exit codes:
 
 Example:
   WEBHOOK_SECRET=whsec_... webhook-notifier listen --fail-first 2";
+
+pub(super) const QUEUES_MOVE: &str = "\
+Prints:
+  How many messages it has moved, and what it has made; with --json an object.
+  A message is acked when the broker has confirmed that it is in its new place:
+  whatever ends it, nothing is lost, and at most 32 are there twice. Headers,
+  properties and the order stay. Bindings to exchanges of your own go with the
+  old queue: `rabbitmqctl list_bindings` shows them.
+
+Exit codes:
+  0  it is a queue of that kind, also if it was before
+  1  it is consumed, or has arguments of its own that would be lost, or the
+     broker refused or is away, or it was interrupted: says how far it came
+  2  usage or configuration
+
+Examples:
+  webhook-notifier queues move high_priority --dry-run
+  webhook-notifier queues move high_priority --to quorum";
+
+pub(super) const COMPLETIONS: &str = "\
+Prints:
+  A script for that shell. `make install` puts one where each shell finds it.
+
+Exit codes:
+  0  done
+  2  usage
+
+Examples:
+  source <(webhook-notifier completions bash)
+  webhook-notifier completions fish > ~/.config/fish/completions/webhook-notifier.fish";
+
+pub(super) const MAN: &str = "\
+Prints:
+  The page in the language of man(1), which `man -l -` shows; with --into
+  nothing. `make install` puts all pages where man finds them.
+
+Exit codes:
+  0  done
+  1  a page can't be written
+  2  usage
+
+Examples:
+  webhook-notifier man dead-letters replay | man -l -
+  webhook-notifier man guide | man -l -
+  webhook-notifier man --into /usr/local/share/man";
 
 pub(super) const WHY: &str = "\
 Prints:
@@ -362,8 +411,9 @@ Example:
 pub(super) const DEAD_LETTERS_LIST: &str = "\
 Prints:
   A table: how many, of which queue, why, for which webhook, how old, the last
-  error; with --json a list of objects. Waits while another command looks at the
-  same queue.
+  error, or what is malformed; with --json a list of objects. Waits while another
+  command looks at the same queue. RabbitMQ 4 drops what was looked at 20 times,
+  so each look replaces some of them by copies, for a second or so.
 
 Exit codes:
   0  done, also if there is none
@@ -375,9 +425,9 @@ Example:
 
 pub(super) const DEAD_LETTERS_SHOW: &str = "\
 Prints:
-  Headers, last error and body of each, and what the receiver answered last
-  (x-last-status-line and x-last-body; DELIVERY_LOG_BODY); with --json a list of
-  objects.
+  Queue, reason, last error or what is malformed, what the receiver answered last
+  (x-last-status-line and x-last-body; DELIVERY_LOG_BODY), headers and body of
+  each; with --json a list of objects.
 
 Exit codes:
   0  done, also if there is none

@@ -6,9 +6,13 @@ use std::time::SystemTime;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use tiny_http::{Method, Request, Response, Server};
 
-use super::{Listen, Output, Usage, print};
+use super::{Listen, Output, Usage, paint, print};
+use crate::broker::unix_millis;
+use crate::domain::calendar;
+use crate::domain::delivery::UnixMillis;
 use crate::domain::shown;
 use crate::domain::signature::Key;
 
@@ -18,12 +22,19 @@ const MOST_DELIVERIES: usize = 100_000;
 /// The largest body that is read: what MAX_EVENT_BYTES may be at most.
 const MOST_BODY_BYTES: u64 = 128 << 20;
 
+/// How much of a body is shown to people, in bytes of what is printed.
+const MOST_OF_BODY: usize = 64 << 10;
+
+/// How much of a body that is no JSON, in characters.
+const MOST_OF_TEXT: usize = 1_000;
+
 /// How much of a path and of an id is shown to people, in characters.
 const MOST_SHOWN: usize = 255;
 
 #[derive(Serialize)]
 struct Line<'a> {
-    at_ms: u64,
+    #[serde(serialize_with = "calendar::serialize")]
+    at: UnixMillis,
     path: &'a str,
     attempt: u32,
     status: u16,
@@ -36,7 +47,7 @@ struct Line<'a> {
     body: &'a str,
 }
 
-/// Answers every POST, and prints a line for each, until it is killed.
+/// Answers every POST, and prints each, until it is killed.
 pub(super) fn run(options: Listen) -> Result<()> {
     let Listen { addr, fail_first, status, secret, output: Output { json } } = options;
     let key = secret.as_deref().map(Key::parse).transpose();
@@ -90,7 +101,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             Err(bad) => format!("invalid: {bad}"),
         });
         let line = Line {
-            at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            at: unix_millis(),
             path: &path,
             attempt: *attempt,
             status,
@@ -100,8 +111,9 @@ pub(super) fn run(options: Listen) -> Result<()> {
             content_type: &header(&request, "content-type"),
             body: &String::from_utf8_lossy(&body),
         };
-        let text = if json { serde_json::to_string(&line)? } else { for_people(&line) };
-        // First the line, then the answer: what was accepted has been shown.
+        let text =
+            if json { shown::json(&serde_json::to_string(&line)?) } else { for_people(&line) };
+        // First this, then the answer: what was accepted has been shown.
         print(text)?;
         let _ = request.respond(Response::empty(status));
     }
@@ -114,12 +126,108 @@ fn header(request: &Request, name: &'static str) -> String {
 }
 
 fn for_people(line: &Line<'_>) -> String {
-    let Line { path, attempt, status, webhook_id, signature, body, .. } = line;
+    let Line { at, path, attempt, status, webhook_id, signature, body, .. } = line;
     let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
-    let time = httpdate::fmt_http_date(SystemTime::now());
+    let time = calendar::rfc3339(*at);
+    let status = if *status < 300 { paint::good(status) } else { paint::bad(status) };
     // Whoever sends a request chooses what is in it.
     let (path, webhook_id) = (shown::line(path, MOST_SHOWN), shown::line(webhook_id, MOST_SHOWN));
-    let start: String = body.chars().take(120).collect();
-    let more = if start.len() < body.len() { "…" } else { "" };
-    format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}  {start:?}{more}")
+    let body = body_for_people(body);
+    format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}\n{body}")
+}
+
+/// The body, below its request and further in.
+fn body_for_people(body: &str) -> String {
+    let shown = match serde_json::from_str::<IgnoredAny>(body) {
+        Ok(_) => shown::json(&indented(body, MOST_OF_BODY)),
+        Err(_) if body.is_empty() => "(no body)".to_owned(),
+        Err(_) => {
+            let start: String = body.chars().take(MOST_OF_TEXT).collect();
+            format!("{start:?}{}", if start.len() < body.len() { "…" } else { "" })
+        }
+    };
+    shown.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// A JSON document with a line for each member, up to so many bytes. Its names, numbers and texts, and their
+/// order, are as they were sent: a parser would change some.
+fn indented(document: &str, most: usize) -> String {
+    let mut out = String::with_capacity(document.len().min(most));
+    let mut depth = 0;
+    let mut rest = document.chars().peekable();
+    while let Some(c) = rest.next() {
+        if out.len() > most {
+            out.push_str(&format!("\n… ({} bytes: --json prints all)", document.len()));
+            break;
+        }
+        let new_line = |out: &mut String, depth: usize| {
+            out.push('\n');
+            out.extend(std::iter::repeat_n("  ", depth));
+        };
+        match c {
+            ' ' | '\t' | '\r' | '\n' => {}
+            '"' => {
+                out.push(c);
+                let mut is_escaped = false;
+                for c in rest.by_ref() {
+                    out.push(c);
+                    if c == '"' && !is_escaped {
+                        break;
+                    }
+                    is_escaped = c == '\\' && !is_escaped;
+                }
+            }
+            '{' | '[' => {
+                out.push(c);
+                while rest.next_if(char::is_ascii_whitespace).is_some() {}
+                match rest.next_if(|c| matches!(c, '}' | ']')) {
+                    Some(end) => out.push(end),
+                    None => {
+                        depth += 1;
+                        new_line(&mut out, depth);
+                    }
+                }
+            }
+            '}' | ']' => {
+                depth -= 1;
+                new_line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                new_line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    #[test]
+    fn a_document_has_a_line_for_each_member_and_says_what_it_said() {
+        let sent = r#"{"b":1.0e5,"a" : [1,{"c":"x,: {\\\"}"}], "n":{ },"b":[]}"#;
+        let shown = "{\n  \"b\": 1.0e5,\n  \"a\": [\n    1,\n    {\n      \"c\": \"x,: {\\\\\\\"}\"\n    }\n  ],\n  \
+                     \"n\": {},\n  \"b\": []\n}";
+        assert_eq!(indented(sent, 1_000), shown);
+        let long = format!("[{}1]", "1,".repeat(1_000));
+        let cut = indented(&long, 100);
+        assert!(cut.len() < 200 && cut.ends_with("… (2003 bytes: --json prints all)"), "{cut}");
+        assert_eq!(body_for_people("a\r\nb"), "  \"a\\r\\nb\"");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_shown_means_what_was_sent(texts: Vec<String>, number: i64) {
+            let sent = serde_json::json!({ "texts": texts, "more": { "number": number, "none": [] } });
+            let read: Value = serde_json::from_str(&indented(&sent.to_string(), usize::MAX)).expect("JSON");
+            prop_assert_eq!(read, sent);
+        }
+    }
 }

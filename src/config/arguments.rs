@@ -5,9 +5,26 @@ use std::ffi::OsString;
 use clap::parser::ValueSource;
 
 use super::{SETTINGS, Setting, Settings, env_file};
+use crate::domain::shown::quoted;
 
 /// The flag that names a file of variables. Not a setting: it says where settings are.
 const ENV_FILE: &str = "env-file";
+
+/// What may stand in such a file, too: it is what others read in the environment of the service.
+const OTHERS: [&str; 9] = [
+    "WEBHOOK_SECRET",
+    "NO_COLOR",
+    "RUST_BACKTRACE",
+    "RUST_LIB_BACKTRACE",
+    "PATH",
+    "HOME",
+    "TZ",
+    "LANG",
+    "LC_ALL",
+];
+
+/// How like a setting a name is that probably means it, from 0 to 1: `AMPQ_URL` is 0.96 like AMQP_URL.
+const LIKE: f64 = 0.8;
 
 impl Settings {
     fn arguments(hidden: fn(&str) -> bool) -> impl Iterator<Item = clap::Arg> {
@@ -15,6 +32,7 @@ impl Settings {
             .long(ENV_FILE)
             .value_parser(env_file::read)
             .value_name("FILE")
+            .value_hint(clap::ValueHint::FilePath)
             .help(
                 "Take variables from this file, which is read as systemd reads an EnvironmentFile; \
                  they count more than the environment's, and less than flags [default: none]",
@@ -65,10 +83,36 @@ impl clap::FromArgMatches for Settings {
             let by_flag = matches.value_source(variable) == Some(ValueSource::CommandLine);
             let in_file = || file?.get(*variable).map(OsString::from);
             if let Some(value) = if by_flag { given } else { in_file().or(given) } {
-                self.0.insert(variable, value);
+                self.given.insert(variable, value);
             }
         }
+        self.warnings.extend(file.map(strangers).unwrap_or_default());
         Ok(())
+    }
+}
+
+/// What stands in a file of variables and is no setting of ours, with the nearest that is one.
+fn strangers(file: &env_file::Variables) -> Vec<String> {
+    let is_known = |name: &str| {
+        SETTINGS.iter().any(|setting| setting.variable == name) || OTHERS.contains(&name)
+    };
+    let mut names: Vec<_> = file.keys().filter(|name| !is_known(name)).collect();
+    names.sort_unstable();
+    names.into_iter().map(|name| stranger(name)).collect()
+}
+
+fn stranger(name: &str) -> String {
+    let name = name.strip_prefix("export ").map_or(name, str::trim_start);
+    let upper = name.to_uppercase();
+    let likeness = |setting: &Setting| strsim::jaro_winkler(&upper, setting.variable);
+    let nearest = SETTINGS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let meant = nearest.filter(|setting| likeness(setting) >= LIKE).map(|it| it.variable);
+    // What is no name may be a part of a value, of a secret perhaps.
+    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let named = if is_name { quoted(name) } else { "a line that begins with no name".to_owned() };
+    match meant {
+        Some(meant) => format!("--env-file: {named} is no setting: is {meant} meant?"),
+        None => format!("--env-file: {named} is no setting, and changes nothing"),
     }
 }
 
@@ -93,5 +137,30 @@ impl clap::FromArgMatches for ServerSettings {
 
     fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
         self.0.update_from_arg_matches(matches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_no_setting_is_told_with_the_nearest_that_is_one() {
+        for (name, meant) in [
+            ("AMPQ_URL", "AMQP_URL"),
+            ("amqp_url", "AMQP_URL"),
+            ("export AMQP_URL", "AMQP_URL"),
+            ("QUEUE", "QUEUES"),
+            ("PREFETCH", "PREFETCH_COUNT"),
+            ("REQUEST_TIME_OUT", "REQUEST_TIMEOUT"),
+            ("ALLOWED_NETWORKS", "ALLOW_NETWORKS"),
+            ("FANOUT", "FANOUT_INLINE"),
+        ] {
+            assert!(stranger(name).contains(&format!("is {meant} meant?")), "{}", stranger(name));
+        }
+        assert!(stranger("GREETING").contains("\"GREETING\" is no setting, and changes nothing"));
+        assert!(!stranger("s3cret/+").contains("s3cret"), "{}", stranger("s3cret/+"));
+        let file = ["AMQP_URL", "NO_COLOR", "TZ"].map(|name| (name.to_owned(), String::new()));
+        assert_eq!(strangers(&file.into()), Vec::<String>::new());
     }
 }

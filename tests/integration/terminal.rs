@@ -95,7 +95,7 @@ fn an_entry_of_the_log_that_somebody_crafted_is_shown_in_its_lines() {
 }
 
 #[test]
-fn what_listen_receives_from_strangers_is_one_line_each() {
+fn what_listen_receives_from_strangers_is_a_line_each_and_its_body() {
     let sandbox = Sandbox::new();
     let listener = sandbox.launch(&["listen", "--addr", "127.0.0.1:0"]).spawn();
     let address = wait_for(SOON, "listen says its address", || {
@@ -113,9 +113,14 @@ fn what_listen_receives_from_strangers_is_one_line_each() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let line = wait_for(SOON, "it prints", || listener.stdout().into_iter().nth(1));
-    expect_harmless("listen", &line);
-    assert_eq!(line.matches("forged").count(), 3, "{line}");
+    let printed = wait_for(SOON, "it prints", || {
+        let lines = listener.stdout();
+        (lines.len() > 2).then(|| lines[1..].join("\n"))
+    });
+    expect_harmless("listen", &printed);
+    assert_eq!(printed.matches("forged").count(), 3, "{printed}");
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    assert!(printed.lines().nth(1).is_some_and(|body| body.starts_with("  \"")), "{printed}");
 }
 
 /// A receiver that answers each request with these bytes.

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::super::paint;
 use super::Answer;
 use super::case::{Case, MOST_SHOWN};
 use crate::domain::answer::Excerpt;
@@ -284,7 +285,11 @@ impl Page {
     }
 
     pub(super) fn labelled(&mut self, label: &str, text: &str) {
+        let first = self.0.len();
         self.wrapped(&format!("{label:8}  "), text);
+        if let Some(line) = self.0.get_mut(first).filter(|_| !label.is_empty()) {
+            line.replace_range(..label.len(), &paint::heading(label));
+        }
     }
 
     fn item(&mut self, text: &str) {

@@ -276,6 +276,12 @@ impl Event {
         channel.basic_publish(exchange, publish)
     }
 
+    /// With these and no others.
+    pub(crate) fn properties(mut self, properties: AmqpProperties) -> Self {
+        self.properties = properties;
+        self
+    }
+
     pub(crate) fn id(mut self, id: &str) -> Self {
         self.id = id.to_owned();
         self.properties = self.properties.with_message_id(self.id.clone());

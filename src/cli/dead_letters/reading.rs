@@ -1,0 +1,193 @@
+//! What is there: `list` and `show`. All of it stays.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::super::{Common, complain, paint, print, print_json};
+use super::age;
+use crate::broker::{Message, unix_millis};
+use crate::dead_letters::{self, Scope, Weary};
+use crate::domain::dead_letter::{DeadLetter, Groups};
+use crate::domain::delivery::{UnixMillis, Value};
+use crate::domain::event::MAX_NAME_BYTES;
+use crate::domain::shown;
+
+/// How much of a reason a table has room for, in characters: ours are words.
+const MOST_OF_REASON: usize = 40;
+
+/// How much of a type, where something follows it.
+const MOST_OF_TYPE: usize = 40;
+
+/// How much of an error, in characters: ours are no longer.
+const MOST_OF_ERROR: usize = 300;
+
+pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
+    let mut groups = Groups::default();
+    let weary = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
+    let groups = groups.largest_first();
+    if common.output.json {
+        print_json(&groups)?;
+        return renew(weary, scope);
+    }
+    let reasons = groups.iter().map(|group| cell(Some(&group.reason), MOST_OF_REASON));
+    let reasons: Vec<String> = reasons.collect();
+    let queue =
+        groups.iter().map(|group| queue_of(&group.queue).chars().count()).max().unwrap_or(0).max(5);
+    let reason = reasons.iter().map(|reason| reason.chars().count()).max().unwrap_or(0).max(6);
+    let mut lines = vec![paint::heading(format_args!(
+        "{:>7}  {:queue$}  {:reason$}  {:36}  {:>6}  {:>6}  LAST ERROR",
+        "COUNT", "QUEUE", "REASON", "WEBHOOK", "OLDEST", "NEWEST"
+    ))];
+    let now = unix_millis();
+    lines.extend(groups.iter().zip(reasons).map(|(group, shown)| {
+        format!(
+            "{:>7}  {:queue$}  {shown:reason$}  {:36}  {:>6}  {:>6}  {}",
+            group.count,
+            queue_of(&group.queue),
+            or_dash(group.webhook_id.as_ref()),
+            age(group.oldest, now),
+            age(group.newest, now),
+            cell(group.last_error.as_ref(), MOST_OF_ERROR),
+        )
+    }));
+    let total: u64 = groups.iter().map(|group| group.count).sum();
+    lines.push(format!("{total:>7}  in total"));
+    print(lines.join("\n"))?;
+    renew(weary, scope)
+}
+
+/// Sees to what was looked at too often, now that the answer is there.
+fn renew(weary: Weary<'_>, scope: Scope<'_>) -> Result<()> {
+    if weary.is_empty() {
+        return Ok(());
+    }
+    complain(
+        "that is all. RabbitMQ might drop dead letters that were looked at so often: copying them, which may \
+         take some seconds, and may be interrupted",
+    );
+    match weary.renew(scope) {
+        // The next look goes on with it.
+        Err(_) if scope.shutdown.is_requested() => Ok(()),
+        renewed => Ok(renewed?),
+    }
+}
+
+pub(super) fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
+    let mut letters = Vec::new();
+    let weary = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
+    letters.sort_by_key(|letter| letter.dead_at);
+    if common.output.json {
+        print_json(&letters)?;
+        return renew(weary, scope);
+    }
+    let now = unix_millis();
+    let width = |of: &dyn Fn(&DeadLetter) -> String, least: usize| {
+        letters.iter().map(|letter| of(letter).chars().count()).max().unwrap_or(0).max(least)
+    };
+    let reason_of = |letter: &DeadLetter| cell(Some(&letter.reason), MOST_OF_REASON);
+    let type_of = |letter: &DeadLetter| cell(letter.event_type.as_ref(), MOST_OF_TYPE);
+    let queue = width(&|letter| queue_of(&letter.queue), 5);
+    let (reason, kind) = (width(&reason_of, 6), width(&type_of, 4));
+    let mut lines = vec![paint::heading(format_args!(
+        "{:>6}  {:queue$}  {:reason$}  {:36}  {:36}  {:kind$}  LAST ERROR",
+        "DEAD", "QUEUE", "REASON", "WEBHOOK", "EVENT", "TYPE"
+    ))];
+    lines.extend(letters.iter().map(|letter| {
+        format!(
+            "{:>6}  {:queue$}  {:reason$}  {:36}  {:36}  {:kind$}  {}",
+            age(letter.dead_at, now),
+            queue_of(&letter.queue),
+            reason_of(letter),
+            or_dash(letter.webhook_id.as_ref()),
+            cell(letter.event_id.as_ref(), MAX_NAME_BYTES),
+            type_of(letter),
+            cell(letter.last_error.as_ref(), MOST_OF_ERROR),
+        )
+    }));
+    print(lines.join("\n"))?;
+    renew(weary, scope)
+}
+
+pub(super) fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
+    let (mut shown, mut documents) = (Vec::new(), Vec::new());
+    let weary = dead_letters::look_first(scope, |letter, message| {
+        if common.output.json {
+            documents.push(as_json(&letter, message));
+        } else {
+            shown.push(for_people(&letter, message));
+        }
+    })?;
+    match shown.as_slice() {
+        _ if common.output.json => print_json(&documents)?,
+        [] => print("no dead letter fits")?,
+        shown => print(shown.join("\n\n"))?,
+    }
+    renew(weary, scope)
+}
+
+/// The whole message.
+fn as_json(letter: &DeadLetter, message: &Message) -> serde_json::Value {
+    let headers = message.headers.iter().map(|(name, value)| {
+        let value = match value {
+            Value::Text(text) => json!(text),
+            Value::Integer(integer) => json!(integer),
+        };
+        (name.clone(), value)
+    });
+    json!({
+        "dead_letter": letter,
+        "message_id": message.message_id,
+        "type": message.event_type,
+        "content_type": message.content_type,
+        "headers": headers.collect::<serde_json::Map<_, _>>(),
+        "body": String::from_utf8_lossy(&message.body),
+    })
+}
+
+fn for_people(letter: &DeadLetter, message: &Message) -> String {
+    let queue = queue_of(&letter.queue);
+    let reason = cell(Some(&letter.reason), MOST_OF_REASON);
+    let ago = |at: UnixMillis| format!(", {} ago", age(Some(at), unix_millis()));
+    let mut lines = vec![
+        paint::heading(format_args!("queue         {queue}")),
+        format!("reason        {reason}{}", letter.dead_at.map(ago).unwrap_or_default()),
+        format!("error         {}", cell(letter.last_error.as_ref(), MOST_OF_ERROR)),
+    ];
+    let properties = [
+        ("message-id", &message.message_id),
+        ("type", &message.event_type),
+        ("content-type", &message.content_type),
+    ];
+    for (name, value) in properties {
+        lines.extend(value.as_ref().map(|value| format!("{name:12}  {}", value.escape_debug())));
+    }
+    for (name, value) in &message.headers {
+        let value = match value {
+            // Many quote JSON.
+            Value::Text(text) => shown::line(text, usize::MAX),
+            Value::Integer(at) if name.ends_with("-at") => {
+                format!("{at} ({} ago)", age(Some(*at), unix_millis()))
+            }
+            Value::Integer(integer) => integer.to_string(),
+        };
+        lines.push(format!("{}: {value}", name.escape_debug()));
+    }
+    lines.push(String::new());
+    // Other people's bytes must not move the cursor.
+    lines.push(shown::lines(&String::from_utf8_lossy(&message.body)));
+    lines.join("\n")
+}
+
+/// What a header says, where it is orphaned.
+fn queue_of(name: &str) -> String {
+    shown::line(name, MAX_NAME_BYTES)
+}
+
+/// A cell of a table: what somebody else may have written.
+fn cell(text: Option<&String>, most: usize) -> String {
+    text.map_or_else(|| "-".to_owned(), |text| shown::line(text, most))
+}
+
+fn or_dash(value: Option<&impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
+}

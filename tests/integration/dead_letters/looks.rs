@@ -1,0 +1,133 @@
+//! What it costs a dead letter to be looked at, and who pays for it.
+
+use std::collections::BTreeMap;
+
+use amiquip::AmqpValue;
+use uuid::Uuid;
+
+use super::{dead_letter, dead_letters, dead_letters_json, drain};
+use crate::harness::{Event, LATER, SOON, Sandbox};
+
+/// A dead-letter queue with the limit that RabbitMQ 4 sets by default.
+fn limited(sandbox: &Sandbox) {
+    let arguments = [
+        ("x-queue-type".to_owned(), AmqpValue::LongString("quorum".to_owned())),
+        ("x-delivery-limit".to_owned(), AmqpValue::LongInt(20)),
+    ];
+    sandbox.broker.declare(&sandbox.dead_queue(), arguments.into()).expect("a fresh name");
+    sandbox.notifier().start().terminate();
+}
+
+#[test]
+fn each_look_makes_some_copies_so_that_none_makes_them_all() {
+    let sandbox = Sandbox::new();
+    limited(&sandbox);
+    copies_with_each_look(&sandbox);
+}
+
+/// Which has what was looked at at its end afterwards.
+#[test]
+fn each_look_makes_some_copies_also_where_the_queue_has_no_limit() {
+    let sandbox = Sandbox::new();
+    sandbox.notifier().start().terminate();
+    copies_with_each_look(&sandbox);
+}
+
+#[track_caller]
+fn copies_with_each_look(sandbox: &Sandbox) {
+    const COUNT: usize = 2_000;
+    let letters: Vec<_> =
+        (0..COUNT).map(|_| dead_letter(sandbox, Uuid::nil(), "exhausted", 0)).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+
+    // As many as one look may come before all of them are copied, where that is done at once.
+    for _ in 0..13 {
+        assert_eq!(dead_letters_json(sandbox, &["list"])[0]["count"], COUNT);
+    }
+    let left = sandbox.broker.take_all(&sandbox.dead_queue()).expect("it is there");
+    let mut looks: BTreeMap<i64, usize> = BTreeMap::new();
+    for message in &left {
+        *looks.entry(message.number("x-delivery-count").unwrap_or(0)).or_default() += 1;
+    }
+    assert_eq!(left.len(), COUNT);
+    assert!(looks.keys().all(|looks| *looks <= 13), "some come near the limit: {looks:?}");
+    // Of those that were copied by any one look.
+    let most = looks.values().max().copied().unwrap_or(0);
+    assert!(most <= COUNT / 4, "one look has copied {most}: {looks:?}");
+}
+
+/// Dead letters that were looked at fifteen times, more than one look copies.
+fn weary(count: usize) -> (Sandbox, Vec<String>) {
+    let sandbox = Sandbox::new();
+    limited(&sandbox);
+    // A first delivery has the header that it was published with.
+    let looks = [("x-delivery-count".to_owned(), AmqpValue::LongLongInt(15))];
+    let letters: Vec<_> =
+        (0..count).map(|_| Event::new("order.paid").headers(looks.clone().into())).collect();
+    sandbox.broker.publish(&sandbox.dead_queue(), &letters);
+    let mut ids: Vec<_> = letters.into_iter().map(|letter| letter.id).collect();
+    ids.sort_unstable();
+    (sandbox, ids)
+}
+
+#[test]
+fn what_was_looked_at_too_often_is_copied_after_the_answer() {
+    let (sandbox, ids) = weary(700);
+    let finished = sandbox.command(&["dead-letters", "list"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(finished.stdout.contains("700  in total"), "{finished:?}");
+    assert!(finished.stderr.contains("that is all. RabbitMQ might drop"), "{finished:?}");
+    let finished = sandbox.command(&["dead-letters", "list"]);
+    assert!(!finished.stderr.contains("that is all"), "all of them are as new: {finished:?}");
+    let mut left = drain(&sandbox, &sandbox.dead_queue());
+    left.sort_unstable();
+    assert_eq!(left, ids);
+}
+
+#[test]
+fn copying_can_be_interrupted_and_neither_loses_nor_doubles_a_dead_letter() {
+    let (sandbox, ids) = weary(3_000);
+    let mut list = sandbox.launch(&["dead-letters", "list"]).spawn();
+    list.wait_stderr(SOON, "that is all");
+    list.signal("INT");
+    let finished = list.finish(LATER);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(finished.stdout.contains("3000  in total"), "{finished:?}");
+    let mut left = drain(&sandbox, &sandbox.dead_queue());
+    left.sort_unstable();
+    assert_eq!(left, ids);
+}
+
+#[test]
+fn what_is_malformed_shows_its_queue_and_what_is_wrong_with_it() {
+    let sandbox = Sandbox::with_queues(2);
+    let notifier = sandbox.notifier().start();
+    let [first, second] = [&sandbox.queues[0], &sandbox.queues[1]];
+    sandbox.broker.publish(first, &[Event::raw("{\"a\":1}").id("no-type")]);
+    sandbox.broker.publish(second, &[Event::raw("[1]").kind("a.b").id("no-object")]);
+    for queue in &sandbox.queues {
+        let dead = format!("{queue}.dead");
+        crate::harness::wait_until(SOON, "it is dead", || sandbox.broker.ready(&dead) == Some(1));
+    }
+    notifier.terminate();
+    // As RabbitMQ leaves it there, or somebody by hand.
+    sandbox.broker.publish(&format!("{first}.dead"), &[Event::raw("not JSON").id("by-hand")]);
+
+    let list = dead_letters(&sandbox, &["list"]);
+    let each = dead_letters(&sandbox, &["list", "--each"]);
+    let show = dead_letters(&sandbox, &["show"]);
+    let with = |text: &str, parts: &[&str]| {
+        text.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+    };
+    for (queue, id, error) in [
+        (first, "no-type", "no event type"),
+        (second, "no-object", "not a JSON object"),
+        (first, "by-hand", "not a JSON object"),
+    ] {
+        assert!(with(&list, &[queue, error]), "no {queue}, {error} in {list}");
+        assert!(with(&each, &[queue, id, error]), "no {queue}, {id}, {error} in {each}");
+        let shown = show.split("\n\n").find(|part| part.contains(id));
+        let shown = shown.unwrap_or_else(|| panic!("no {id} in {show}"));
+        assert!(with(shown, &["queue ", queue]) && with(shown, &["error ", error]), "{shown}");
+    }
+}
