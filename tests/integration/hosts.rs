@@ -71,8 +71,7 @@ fn check_first(says: &'static [u8], parameters: &str) {
     };
     for arguments in [&["check"][..], &["webhooks", "list"], &["why", "e"], &["migrate"]] {
         let finished = command(arguments);
-        let is_why = arguments[0] == "why";
-        assert_eq!(finished.code, Some(i32::from(is_why)), "{arguments:?}: {finished:?}");
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
     }
     let notifier = sandbox.notifier().env("DATABASE_URL", &url).start();
     sandbox.publish(&Event::new("order.paid"));
