@@ -63,10 +63,11 @@ all_accepted() { (($(accepted) >= expected)); }
 
 # A line for each delivery that was accepted: type, webhook, attempts, time since it was published.
 table() {
-    sed -n 's/^{"at_ms":\([0-9]*\),"path":"\/\([^"]*\)","attempt":\([0-9]*\),"status":200,"webhook_id":"\([^"]*\)".*\\"event_type\\":\\"\([^\\]*\)\\".*\\"published_at_ms\\":\([0-9]*\).*/\4 \5 \2 \3 \1 \6/p' \
+    sed -n 's/^{"at":"\([^"]*\)","path":"\/\([^"]*\)","attempt":\([0-9]*\),"status":200,"webhook_id":"\([^"]*\)".*\\"event_type\\":\\"\([^\\]*\)\\".*\\"published_at_ms\\":\([0-9]*\).*/\4 \5 \2 \3 \1 \6/p' \
         "$WORK"/{steady,flaky}.jsonl |
         while read -r id type path attempts at published; do
             [[ -n ${queue_of[$id]:-} ]] || continue
+            at=$(date -d "$at" +%s%3N)
             printf '%-15s  %-22s  %-27s  %8s  %6s ms\n' \
                 "$type" "${queue_of[$id]}" "$path" "$attempts" $((at - published))
         done | sort

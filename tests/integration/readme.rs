@@ -5,10 +5,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
 };
 
 use crate::{
-    harness::{SOON, Sandbox, notifier::Launch},
+    harness::{LATER, Process, SOON, Sandbox, Servers, notifier::Launch, notifier::binary},
     observability::eventful,
 };
 
@@ -220,4 +221,16 @@ fn every_scenario_of_the_benchmark_is_in_the_readme_and_no_other_is() {
     for scenario in scenarios {
         assert!(words.contains(scenario.as_str()), "README.md lacks {scenario}");
     }
+}
+
+/// What `make demo` runs once it has servers.
+#[test]
+fn the_demo_shows_that_all_arrives_once() {
+    let servers = Servers::shared();
+    let mut demo = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/demo.sh"));
+    demo.arg(binary()).env("AMQP_URL", servers.amqp_url).env("DATABASE_URL", servers.database_url);
+    let finished = Process::spawn(demo).finish(LATER);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let end = "all 15 deliveries arrived, each once, 3 of them at the third attempt";
+    assert!(finished.stdout.ends_with(end), "{finished:?}");
 }
