@@ -1,14 +1,13 @@
 //! A secret that a receiver has already: registered from a file or standard input, and shown nowhere.
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::commands::{json, succeed};
 use crate::harness::{
-    Event, Receiver, SOON, Sandbox, notifier::binary, process::Finished, receiver::Request,
+    Event, Receiver, SOON, Sandbox, notifier::Launch, process::Finished, receiver::Request,
     wait_for, wait_until,
 };
 use crate::signatures::verify;
@@ -40,25 +39,8 @@ fn owned(secret: &str) -> Option<String> {
 
 /// A command that reads this; what it prints may not hold it.
 fn reading(sandbox: &Sandbox, arguments: &[&str], input: &str) -> Finished {
-    let mut child = Command::new(binary())
-        .args(arguments)
-        .env_clear()
-        .env("DATABASE_URL", sandbox.database.url())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary can be started");
-    let mut stdin = child.stdin.take().expect("piped");
-    stdin.write_all(input.as_bytes()).expect("it reads");
-    drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    let finished = Finished {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    };
+    let launch = Launch::new(arguments).env("DATABASE_URL", sandbox.database.url());
+    let finished = launch.reading(input);
     hides(&finished, &[input.trim()]);
     finished
 }

@@ -1,7 +1,6 @@
 //! Webhooks as a file: what `webhooks export` writes, and what `webhooks apply` makes of it.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -83,29 +82,6 @@ fn row(sandbox: &Sandbox, url: &str) -> Value {
     let rows = sandbox.database.query(one, &[&url]);
     assert_eq!(rows.len(), 1, "{url}");
     json(rows[0].get(0))
-}
-
-/// A command that reads this.
-fn reading(sandbox: &Sandbox, arguments: &[&str], input: &str) -> Finished {
-    let mut child = Command::new(binary())
-        .args(arguments)
-        .env_clear()
-        .env("DATABASE_URL", sandbox.database.url())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary can be started");
-    let mut stdin = child.stdin.take().expect("piped");
-    stdin.write_all(input.as_bytes()).expect("it reads");
-    drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    Finished {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
 }
 
 #[test]
@@ -233,7 +209,7 @@ fn an_export_has_no_secrets_and_changes_nothing_when_it_is_applied() {
             let said = file.apply(&sandbox, prune);
             assert_eq!(said, "nothing to change: 3 webhooks are as the file says");
         }
-        let said = reading(&sandbox, &["webhooks", "apply", "-"], &exported);
+        let said = sandbox.launch(&["webhooks", "apply", "-"]).reading(&exported);
         assert!(said.stdout.starts_with("nothing to change"), "{said:?}");
         assert_eq!(rows(&sandbox), before);
     }

@@ -6,11 +6,16 @@ use std::{
     net::{SocketAddr, TcpStream},
     ops::{Deref, DerefMut},
     path::PathBuf,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use super::{Process, SOON, exposition::Exposition, process::Exit, wait_until};
+use super::{
+    Process, SOON,
+    exposition::Exposition,
+    process::{Exit, Finished},
+    wait_until,
+};
 
 /// WEBHOOK_NOTIFIER_BINARY names another binary than the one that was built with the tests, such as
 /// the release.
@@ -38,6 +43,28 @@ impl Launch {
 
     pub(crate) fn spawn(self) -> Process {
         Process::spawn(self.0)
+    }
+
+    /// The command, once it has read this and ended.
+    #[track_caller]
+    pub(crate) fn reading(self, input: &str) -> Finished {
+        let Self(mut command) = self;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary can be started");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        Finished {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 
     /// `run`, until every lane consumes.
