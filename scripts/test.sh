@@ -90,13 +90,14 @@ other_log=$root/.local/log/other-tests.log
 cargo test --locked "$@" --test integration -- --nocapture --exact "$CHAOS" >"$chaos_log" 2>&1 &
 chaos=$!
 while kill -0 "$chaos" 2>/dev/null && ! grep -qF -- "$QUIET" "$chaos_log"; do sleep 1; done
-cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" 2>&1 | tee -- "$alone_log" || code=$?
-wait "$chaos" || code=$?
-chaos=''
-cat -- "$chaos_log"
+cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" 2>&1 |
+    tee -- "$alone_log" || code=$?
 # The others mostly wait for some clock: many more of them than cores run at once.
 TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-12}" --exact \
     "--skip=$CHAOS" "${ALONE[@]/#/--skip=}" 2>&1 | tee -- "$other_log" || code=$?
+wait "$chaos" || code=$?
+chaos=''
+cat -- "$chaos_log"
 if [[ -n $beside ]]; then
     wait "$beside" || code=$?
     beside=''
