@@ -4,14 +4,15 @@
 --
 -- `failing_since`, `failed_at`: the first and the last known failure since its last success; written once a
 -- minute at most. `open_since`: its circuit breaker has been open since then. `succeeded_at`: a success
--- that ended such a time; failures before it count no more. No foreign key: a row without a webhook is
--- deleted within a minute.
+-- that ended such a time. `rested_at`: it was paused or disabled then. Failures before these two count no
+-- more. No foreign key: a row without a webhook is deleted within a minute.
 CREATE TABLE IF NOT EXISTS webhook_conditions (
     webhook_id UUID PRIMARY KEY,
     failing_since TIMESTAMPTZ,
     failed_at TIMESTAMPTZ,
     open_since TIMESTAMPTZ,
     succeeded_at TIMESTAMPTZ,
+    rested_at TIMESTAMPTZ,
     told_failing_at TIMESTAMPTZ,
     told_disabled BOOLEAN NOT NULL DEFAULT false,
     told_paused BOOLEAN NOT NULL DEFAULT false

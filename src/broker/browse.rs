@@ -127,6 +127,11 @@ pub fn browse<E: From<BrokerError>>(
     Ok((if is_seen { Browsed::Seen } else { Browsed::Withheld(expected) }, looks))
 }
 
+/// Who has this one, exclusively, has the turn.
+pub(super) fn turn_queue(queue: &str) -> String {
+    format!("webhooks.reading.{queue}")
+}
+
 /// Waits until no other command looks at a queue: it would find little there, and not know why. Who has an
 /// exclusive queue of this name has the turn, and RabbitMQ deletes it with its connection.
 pub(super) fn take_turn(
@@ -134,7 +139,7 @@ pub(super) fn take_turn(
     queue: &str,
     shutdown: &Shutdown,
 ) -> Result<(), BrokerError> {
-    let turn = format!("webhooks.reading.{queue}");
+    let turn = turn_queue(queue);
     let kill = link.kill_switch();
     let mut is_told = false;
     loop {

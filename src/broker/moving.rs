@@ -13,13 +13,14 @@ use amiquip::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::browse::take_turn;
+use super::browse::{take_turn, turn_queue};
 use super::calls::{Calls, QueueCounts, is_refusal};
 use super::message::DELIVERY_COUNT;
 use super::publisher::CONFIRM_TIMEOUT;
 use super::topology::{QUEUE_TYPE, event_options, moving_options};
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, SETUP_TIMEOUT, cancel, failed};
 use crate::config::{Config, QueueType};
+use crate::domain::event::MAX_NAME_BYTES;
 use crate::shutdown::Shutdown;
 
 /// Messages that are in hand together: those that are in both places at most when we are killed. Of more than 32 a
@@ -124,6 +125,8 @@ pub fn move_queue(
     mut progress: impl FnMut(Progress),
 ) -> Result<Moved, MoveError> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
+    // Before its turn: that has a name of its name.
+    let _ = standing(&mut link, queue)?;
     // Until the connection ends: nobody else moves it meanwhile.
     take_turn(&mut link, queue, shutdown)?;
     let mut mover = Mover { config, link, shutdown, moved: Moved::default() };
@@ -166,6 +169,13 @@ fn not_consumed(queue: &str, QueueCounts { consumers, .. }: QueueCounts) -> Resu
 }
 
 fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, MoveError> {
+    // Also for whose turn it is there is a queue of its name.
+    let most = MAX_NAME_BYTES - moving_queue("").len().max(turn_queue("").len());
+    if !(1..=most).contains(&queue.len()) {
+        return Err(MoveError::Unfit(format!(
+            "{queue:?} can't be moved: the name of a queue that can has 1 to {most} bytes"
+        )));
+    }
     let (kill, address) = (link.kill_switch(), link.address.clone());
     let found = kill.guard(SETUP_TIMEOUT, None, || {
         let mut calls = Calls::new(link);

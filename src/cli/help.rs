@@ -297,7 +297,7 @@ Prints:
 Exit codes:
   0  the webhooks are as the file says, or with --dry-run would be
   1  somebody else changed a webhook meanwhile, or PostgreSQL refused or is
-     away: nothing was changed, or the last line says that it can't be told
+     away: nothing was changed, or the last line says otherwise
   2  usage or configuration, or the file has errors: all are told, with their
      lines, and nothing was changed
 

@@ -2,13 +2,13 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
 use super::{Common, Usage, complain, help, print, print_json, read};
-use crate::broker::{self, Moved, Progress, moving_queue};
+use crate::broker::{self, MoveError, Moved, Progress, moving_queue};
 use crate::config::QueueType;
 use crate::domain::shown::quoted;
 use crate::shutdown;
@@ -79,6 +79,10 @@ pub(super) fn run(command: Queues) -> Result<()> {
     });
     if moved.is_ok() || so_far.is_seen {
         so_far.end();
+    }
+    if let Err(MoveError::Unfit(problem)) = moved {
+        let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
+        bail!("{far}: {problem}");
     }
     let Moved { was_there, messages, without_user, without_copies } = moved.with_context(|| {
         let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };

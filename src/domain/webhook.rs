@@ -243,6 +243,17 @@ pub fn check_url(text: &str) -> Result<Url, String> {
 /// What stands where something is not shown because it may be secret.
 pub const HIDDEN: &str = "***";
 
+/// Whether a URL is one of which a part is not shown, or may be: [`HIDDEN`] stands in its userinfo, query or
+/// fragment.
+#[must_use]
+pub fn hides_part(url: &str) -> bool {
+    let after = url.split_once("://").map_or(url, |(_, after)| after);
+    let (place, tail) = after.split_at(after.find(['?', '#']).unwrap_or(after.len()));
+    let authority = place.split('/').next().unwrap_or_default();
+    let userinfo = authority.rsplit_once('@').map_or("", |(userinfo, _)| userinfo);
+    tail.contains(HIDDEN) || userinfo.contains(HIDDEN)
+}
+
 /// A webhook's URL for people to recognize, as it was registered, but for what may be secret: user name and
 /// password, query and fragment are `***`. What can't be used as a URL is shown likewise.
 #[must_use]

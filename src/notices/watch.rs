@@ -81,6 +81,9 @@ impl Watch {
     }
 
     fn look_once(&mut self) -> Result<(), StoreError> {
+        if self.disable_after.is_some() {
+            self.store.note_rest(self.grain.tick)?;
+        }
         let failing = self.store.failing_webhooks()?;
         let successes = self.receivers.successes(failing.iter().map(|(webhook, _)| *webhook));
         let since: HashMap<Uuid, Duration> = failing.into_iter().collect();

@@ -4,6 +4,7 @@
 //! what they say.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use percent_encoding::percent_decode_str;
@@ -21,8 +22,9 @@ const BYTES_FOR_ONE: usize = 4;
 const MOST_PLAIN_OF_HEADER: usize = 3;
 const MOST_PLAIN_OF_QUERY: usize = 5;
 
-/// How much of a status line is looked at, in bytes.
-const MOST_OF_STATUS_LINE: usize = 1_024;
+/// How much of a status line is looked at, in bytes: more than what is shown of it and a header's longest value,
+/// which may stand at its end.
+const MOST_OF_STATUS_LINE: usize = 8_192;
 
 thread_local! {
     /// ureq does not tell what stands behind the status. It reads an answer in the thread that asks.
@@ -69,9 +71,15 @@ impl Secrets {
             let differs = plain != value;
             [Some(value.to_owned()), differs.then(|| plain.into_owned())].into_iter().flatten()
         });
+        // `Bearer dG9w…`: of that, receivers quote the token alone.
+        let of_headers = of_headers.flat_map(|value| {
+            let token = value.split_once(' ').map(|(_, token)| token.to_owned());
+            [Some(value), token].into_iter().flatten()
+        });
         let of_headers = of_headers.filter(|value| value.len() > MOST_PLAIN_OF_HEADER);
         let of_query = of_query.filter(|value| value.len() > MOST_PLAIN_OF_QUERY);
-        let mut secrets: Vec<String> = of_headers.chain(of_query).collect();
+        let mut secrets: Vec<String> =
+            of_headers.chain(of_query).flat_map(|secret| spellings(&secret)).collect();
         // One may be a part of another.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Self(secrets)
@@ -96,6 +104,23 @@ impl Secrets {
         let is_cut = bytes.len() == room || count > most;
         (text.chars().take(whole.min(most)).collect(), is_cut)
     }
+}
+
+/// A text as JSON and HTML write it, too.
+fn spellings(text: &str) -> BTreeSet<String> {
+    let json = serde_json::Value::from(text).to_string();
+    let json = json[1..json.len() - 1].to_owned();
+    let html = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let html = html.replace('"', "&quot;");
+    // As PHP does.
+    let slashed = json.replace('/', "\\/");
+    BTreeSet::from([
+        text.to_owned(),
+        json,
+        slashed,
+        html.replace('\'', "&#39;"),
+        html.replace('\'', "&#039;"),
+    ])
 }
 
 #[cfg(test)]
@@ -134,6 +159,26 @@ mod tests {
             let kept = said(&target, "HTTP/1.1 404 No\r\n\r\n", &"s3/cret ".repeat(99), most);
             assert!(!kept.body.contains("s3") && !kept.body.contains("cret"), "{}", kept.body);
         }
+    }
+
+    #[test]
+    fn a_token_is_hidden_without_its_scheme_and_however_json_and_html_write_it() {
+        let target = target("https://example.com/in", r#"{"authorization":"Bearer dG/9\"<x>=="}"#);
+        let said_so = |body: &str| said(&target, "HTTP/1.1 401 No\r\n\r\n", body, 512).body;
+        for quoted in [
+            "invalid token dG/9\"<x>==",
+            r#"{"got":"Bearer dG\/9\"<x>=="}"#,
+            r#"{"got":"dG/9\"<x>=="}"#,
+            "<p>dG/9&quot;&lt;x&gt;==</p>",
+        ] {
+            let kept = said_so(quoted);
+            assert!(kept.contains("***") && !kept.contains("dG"), "{kept}");
+        }
+        let long = format!("{{\"authorization\":\"Bearer {}\"}}", "e".repeat(3_000));
+        let target = self::target("https://example.com/in", &long);
+        let head = format!("HTTP/1.1 500 Bad Bearer {}\r\n\r\n", "e".repeat(3_000));
+        let kept = said(&target, &head, "", 512);
+        assert_eq!(kept.status_line, "HTTP/1.1 500 Bad ***");
     }
 
     #[test]

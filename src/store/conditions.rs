@@ -57,7 +57,7 @@ impl Store {
     pub fn failing_webhooks(&self) -> Result<Vec<(Uuid, Duration)>, StoreError> {
         let asked = format!(
             "SELECT webhook_id, extract(epoch FROM now() -
-                 coalesce(greatest(failing_since, succeeded_at), told_failing_at))::float8 AS ago
+                 coalesce(greatest(failing_since, succeeded_at, rested_at), told_failing_at))::float8 AS ago
              FROM webhook_conditions AS c
              WHERE {FAILS} OR told_failing_at IS NOT NULL LIMIT {MOST_ROWS}"
         );
@@ -87,6 +87,30 @@ impl Store {
                      AND (c.succeeded_at IS NULL
                           OR c.succeeded_at < now() - make_interval(secs => s.ago))",
                 &[(&ids, Type::UUID_ARRAY), (&ago, Type::FLOAT8_ARRAY)],
+            )
+        })
+        .map(drop)
+    }
+
+    /// Takes note of the webhooks that are paused or disabled now, each so often at most: an operator has seen
+    /// to them, and what was before counts no more, whether that is told to anybody or not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn note_rest(&self, interval: Duration) -> Result<(), StoreError> {
+        let interval = interval.as_secs_f64();
+        self.query(move |client| {
+            client.execute_typed(
+                "INSERT INTO webhook_conditions AS c (webhook_id, rested_at)
+                 SELECT w.id, now() FROM webhooks AS w
+                 WHERE (w.disabled_at IS NOT NULL OR w.paused_at IS NOT NULL) AND w.id IS NOT NULL
+                     AND NOT EXISTS (
+                         SELECT 1 FROM webhook_conditions AS known WHERE known.webhook_id = w.id
+                             AND known.rested_at > now() - make_interval(secs => $1))
+                 ORDER BY w.id
+                 ON CONFLICT (webhook_id) DO UPDATE SET
+                     rested_at = now(), failing_since = NULL, failed_at = NULL, open_since = NULL",
+                &[(&interval, Type::FLOAT8)],
             )
         })
         .map(drop)
@@ -122,7 +146,7 @@ impl Store {
              ON CONFLICT (webhook_id) DO UPDATE SET
                  failing_since = CASE
                      WHEN c.failing_since IS NULL OR NOT coalesce({FAILS}, false)
-                         THEN excluded.failing_since
+                         THEN greatest(excluded.failing_since, c.rested_at)
                      WHEN excluded.failed_at > c.failed_at + make_interval(secs => $6)
                          THEN excluded.failed_at
                      ELSE c.failing_since END,
@@ -130,7 +154,8 @@ impl Store {
                      WHEN c.failing_since IS NULL OR NOT coalesce({FAILS}, false)
                          THEN excluded.open_since
                      ELSE coalesce(c.open_since, excluded.open_since) END,
-                 failed_at = greatest(c.failed_at, excluded.failed_at)"
+                 failed_at = greatest(c.failed_at, excluded.failed_at)
+             WHERE excluded.failed_at > coalesce(c.rested_at, '-infinity')"
         );
         self.query(move |client| {
             client.execute_typed(
@@ -159,7 +184,7 @@ impl Store {
         reason: &str,
     ) -> Result<Vec<(Uuid, UnixMillis)>, StoreError> {
         let (after, reason) = (after.as_secs_f64(), reason.to_owned());
-        const DUE: &str = "c.failed_at - greatest(c.failing_since, c.succeeded_at)
+        const DUE: &str = "c.failed_at - greatest(c.failing_since, c.succeeded_at, c.rested_at)
              >= make_interval(secs => $1)";
         // Even of an UPDATE of no row each notifier hears, and forgets its directory.
         let look = format!(
@@ -168,7 +193,7 @@ impl Store {
         );
         let statement = format!(
             "WITH due AS (
-                 SELECT c.webhook_id, greatest(c.failing_since, c.succeeded_at) AS since
+                 SELECT c.webhook_id, greatest(c.failing_since, c.succeeded_at, c.rested_at) AS since
                  FROM webhook_conditions AS c
                  WHERE {FAILS} AND {DUE} FOR UPDATE SKIP LOCKED
              ), disabled AS (
@@ -204,6 +229,7 @@ impl Store {
                  SELECT 1 FROM webhooks AS w WHERE w.id = c.webhook_id AND (
                      c.told_disabled OR c.told_paused OR c.told_failing_at IS NOT NULL
                      OR w.disabled_at IS NOT NULL OR w.paused_at IS NOT NULL
+                     OR c.rested_at > now() - {KEPT_FOR}
                      OR coalesce({FAILS} AND c.failed_at > now() - {KEPT_FOR}, false)))"
         );
         self.query(move |client| client.execute_typed(&statement, &[])).map(drop)

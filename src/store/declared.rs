@@ -23,8 +23,15 @@ const CHUNK: usize = 500;
 
 /// A lock on a row is waited for, but not for as long as a statement may take, so that the error says which
 /// of the two it was. Whoever hangs in between holds nobody's rows for long.
+///
+/// Nobody else writes meanwhile: of two files that are applied at once, both would register what is new.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '3s';
-     SET LOCAL idle_in_transaction_session_timeout = '1min'";
+     SET LOCAL idle_in_transaction_session_timeout = '1min';
+     LOCK TABLE webhooks IN SHARE ROW EXCLUSIVE MODE";
+
+/// Some that were not there.
+const OTHERS: &str = "SELECT id FROM webhooks AS w WHERE id IS NOT NULL
+     AND NOT EXISTS (SELECT 1 FROM unnest($1::uuid[]) AS there(id) WHERE there.id = w.id) LIMIT 20";
 
 /// How long the secret that a webhook had goes on signing, too, after a file gave it another.
 const KEEP_OF_SECRET: &str = "interval '24 hours'";
@@ -35,8 +42,7 @@ pub enum NotCarriedOut {
     /// PostgreSQL failed.
     #[error("{0}")]
     Store(StoreError),
-    /// Somebody else has changed or removed these since they were looked at, or registered one of the same
-    /// id.
+    /// Somebody else has changed, removed or registered these since the webhooks were looked at.
     #[error("changed by somebody else meanwhile")]
     Changed(Vec<Uuid>),
     /// It failed in the end, and did not say whether all is done or nothing.
@@ -72,13 +78,22 @@ impl Store {
         Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
     }
 
-    /// Does all of a plan, in one transaction, or nothing.
+    /// Does all of a plan, in one transaction, or nothing. These webhooks were there when it was made.
     ///
     /// # Errors
     /// [`NotCarriedOut`].
-    pub fn carry_out(&self, plan: &Plan) -> Result<(), NotCarriedOut> {
+    pub fn carry_out(&self, plan: &Plan, there: Vec<Uuid>) -> Result<(), NotCarriedOut> {
         let mut session = self.session("webhook-notifier");
         session.run(|client| client.batch_execute(BEGIN))?;
+        let new = session.run(move |client| {
+            let new = client.query_typed(OTHERS, &[(&there, Type::UUID_ARRAY)])?;
+            new.iter().map(|row| row.try_get(0)).collect::<Result<Vec<Uuid>, _>>()
+        })?;
+        if !new.is_empty() {
+            let _ = session.run(|client| client.batch_execute("ROLLBACK"));
+            session.rest();
+            return Err(NotCarriedOut::Changed(new));
+        }
         for Step { statement, rows } in steps(plan) {
             let meant: Vec<Uuid> = rows.iter().map(|(id, _)| *id).collect();
             let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();

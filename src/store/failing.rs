@@ -17,7 +17,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn failing_since(&self) -> Result<HashMap<Uuid, String>, StoreError> {
-        let since = time("failing_since");
+        let since = time("greatest(failing_since, succeeded_at, rested_at)");
         self.query(move |client| {
             let may_be_read =
                 "SELECT 1 WHERE has_table_privilege(to_regclass('webhook_conditions'), 'SELECT')";

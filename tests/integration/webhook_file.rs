@@ -413,6 +413,26 @@ fn how_many_deliveries_are_dropped_with_those_that_go_is_told() {
 }
 
 #[test]
+fn of_two_that_apply_the_same_file_at_once_one_registers_what_is_new() {
+    let sandbox = Sandbox::new();
+    let file = Declared::new(
+        "[[webhooks]]\npost_url = \"https://example.org/in\"\nevents = [\"user.*\"]\n",
+    );
+    let path = file.path("webhooks.toml");
+    let apply = || sandbox.launch(&["webhooks", "apply", path.to_str().expect("plain")]).spawn();
+    let all: Vec<_> = (0..4).map(|_| apply()).collect();
+    let finished: Vec<_> = all.into_iter().map(|one| one.finish(SOON)).collect();
+    let added = finished.iter().filter(|one| one.stdout.contains("1 added")).count();
+    assert_eq!(added, 1, "{finished:?}");
+    // Those that looked before it was there say so.
+    for one in finished.iter().filter(|one| one.code != Some(0)) {
+        assert!(one.stderr.contains("run it again"), "{one:?}");
+    }
+    assert_eq!(sandbox.database.query("SELECT 1 FROM webhooks", &[]).len(), 1);
+    assert!(file.apply(&sandbox, &[]).contains("nothing to change"));
+}
+
+#[test]
 fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
     let sandbox = Sandbox::new();
     let ids: Vec<_> =
@@ -429,9 +449,8 @@ fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
         .expect("it is there");
     let process = sandbox.launch(&arguments).spawn();
     wait_until(SOON, "it waits for the row", || {
-        let waiting = "SELECT 1 FROM pg_stat_activity
-                       WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE webhooks AS w%'
-                           AND query LIKE '%events%'";
+        let waiting =
+            "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'webhooks'::regclass";
         !sandbox.database.query(waiting, &[]).is_empty()
     });
     held.commit().expect("it answers");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use uuid::Uuid;
 
@@ -80,7 +80,8 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     // Whether somebody reads it or not, it is done.
     let shown = if common.output.json { Ok(()) } else { report.differences().try_for_each(print) };
     if !dry_run && !plan.is_empty() {
-        store.carry_out(&plan).map_err(|error| not_carried_out(error, &file))?;
+        let there = known.iter().map(|it| it.id).collect();
+        store.carry_out(&plan, there).map_err(|error| not_carried_out(error, &file))?;
     }
     // Names are looked up after that: the shorter it is since the look, the less has changed.
     let mut warnings = warnings(&plan, &known);
@@ -97,12 +98,14 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     if more > 0 {
         complain(&format!("warning: and {more} more"));
     }
-    shown?;
-    if common.output.json {
-        print_json(&report.json(&warnings))?;
-    } else {
-        report.summary().try_for_each(print)?;
-    }
+    let shown = shown.and_then(|()| match common.output.json {
+        true => print_json(&report.json(&warnings)),
+        false => report.summary().try_for_each(print),
+    });
+    shown.context(match dry_run {
+        true => "what would change can't be printed",
+        false => "all is as the file says, and what was changed can't be printed",
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -161,9 +161,14 @@ impl Source {
         if name.starts_with(crate::domain::signature::PREFIX) {
             return Err("it takes the name of a file; the secret itself is a `secret`".to_owned());
         }
-        match fs::metadata(&file) {
-            Ok(about) if about.len() > MOST_OF_SECRET => Err(problem("too large".to_owned())),
-            _ => fs::read_to_string(&file).map_err(|error| problem(error.to_string())),
+        let mut text = String::new();
+        // Of a device, nobody knows the size.
+        let read = fs::File::open(&file)
+            .and_then(|file| file.take(MOST_OF_SECRET + 1).read_to_string(&mut text));
+        match read {
+            Ok(read) if read as u64 > MOST_OF_SECRET => Err(problem("too large".to_owned())),
+            Ok(_) => Ok(text),
+            Err(error) => Err(problem(error.to_string())),
         }
     }
 }

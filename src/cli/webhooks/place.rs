@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use uuid::Uuid;
 
 use crate::cli::complain;
 use crate::config::Config;
 use crate::domain::account;
-use crate::domain::webhook::{Candidate, Twins, check_pattern, doubt, read_url, twins, url_key};
+use crate::domain::webhook::{
+    Candidate, HIDDEN, Twins, check_pattern, doubt, hides_part, read_url, twins, url_key,
+};
 use crate::sender;
 use crate::store::{Change, Store};
 
@@ -50,6 +52,9 @@ impl NewPlace {
     pub(super) fn check(&self) -> Result<()> {
         if let Some(url) = &self.url {
             read_url(url).map_err(anyhow::Error::msg)?;
+            if hides_part(url) {
+                bail!("`{HIDDEN}` in a URL stands for what is not shown: give the whole URL");
+            }
         }
         self.events
             .iter()

@@ -14,6 +14,7 @@ use crate::domain::secret::Secret;
 use crate::domain::settings::{Column, Columns, MAX_COLUMN_CHARS, check_headers};
 use crate::domain::shown::quoted;
 use crate::domain::signature::{self, Key};
+use crate::domain::webhook::HIDDEN;
 use crate::store::Change;
 
 /// What settings are to be.
@@ -170,6 +171,13 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
             return Err(Usage("--header: a header is `Name: value`".to_owned()).into());
         };
         pairs.push((name.trim(), value.trim()));
+    }
+    if let Some((name, _)) = pairs.iter().find(|(_, value)| *value == HIDDEN) {
+        let name = quoted(name);
+        let problem = format!(
+            "--header: `{HIDDEN}` stands for a value that is not shown: give that of {name}"
+        );
+        return Err(Usage(problem).into());
     }
     check_headers(pairs.iter().map(|(name, value)| (*name, Some(*value))))
         .map_err(|problem| Usage(format!("--header: {problem}")))?;

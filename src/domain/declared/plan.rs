@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::secret::Secret;
 use super::super::settings::Column;
 use super::super::shown;
-use super::super::webhook::{HIDDEN, url_key, without_secrets};
+use super::super::webhook::{HIDDEN, hides_part, url_key, without_secrets};
 use super::{Difference, Entry, Field, Headers, Known, Values};
 
 /// Why it is disabled, where a file doesn't say.
@@ -279,24 +279,20 @@ fn ambiguous(entry: &Entry, ids: &[Uuid]) -> Problem {
     problem(entry, None, &what)
 }
 
-/// Whether a URL is one of which a part is not shown.
-fn hides(url: &str) -> bool {
-    let is_end = |mark| url.ends_with(&format!("{mark}{HIDDEN}"));
-    is_end('?') || is_end('#') || url.contains(&format!("{HIDDEN}@"))
-}
-
 /// What an entry's webhook is to be, and what can't be told of that.
 fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>) {
     let mut unclear = Vec::new();
     let had = known.map(|known| &known.values);
     let mut post_url = entry.post_url.clone();
-    if hides(&post_url) {
-        match had.filter(|had| without_secrets(&had.post_url) == post_url) {
+    if hides_part(&post_url) {
+        let is_its =
+            |had: &&Values| had.post_url == post_url || without_secrets(&had.post_url) == post_url;
+        match had.filter(is_its) {
             Some(had) => post_url.clone_from(&had.post_url),
             None => unclear.push((
                 Field::PostUrl,
-                "`***` stands for what the webhook of that `id` has there, and there is none with such a URL: \
-                 write the whole URL (`webhooks export --reveal` does)"
+                "`***` stands for what the webhook has there, and there is none with such a URL: write the whole \
+                 URL (`webhooks export --reveal` does), or give the `id` of the webhook that has it"
                     .to_owned(),
             )),
         }

@@ -21,6 +21,10 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
     });
     sandbox.webhook(&receiver.url("/"), &["fine"]);
     let refusing = sandbox.webhook(&receiver.url("/refusing"), &["bad"]);
+    let failing = sandbox.webhook("http://127.0.0.1:9/", &["none"]);
+    let insert = "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at)
+                  VALUES ($1, now() - interval '1 hour', now())";
+    sandbox.database.execute(insert, &[&failing]);
     let others = r"^(?!webhooks\.events$).*$";
     let write = r"^(?!webhooks\.events$).*$";
     vhost.grant([others, write, ".*"]);
@@ -31,8 +35,12 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
     let line = line.unwrap_or_else(|| panic!("no line in {checked:?}"));
     assert!(line.contains("nobody is told by it") && line.contains("set_permissions"), "{line}");
 
-    let mut notifier =
-        sandbox.notifier().env("AMQP_URL", &vhost.url).env("NO_RETRY_STATUS", "422").start();
+    let mut notifier = sandbox
+        .notifier()
+        .env("AMQP_URL", &vhost.url)
+        .env("NO_RETRY_STATUS", "422")
+        .env("DISABLE_AFTER", "5d")
+        .start();
     let line = notifier.wait_stderr(SOON, "notices not published");
     assert!(line.contains("webhooks.events") && line.contains("deliveries go on"), "{line}");
     for kind in ["bad", "fine"] {
@@ -43,10 +51,16 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
     sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
     wait_until(SOON, "they wait", || notifier.metric("webhook_notices_waiting", &[]) >= 1.0);
     assert!(notifier.is_ready());
+    // Nor is it what DISABLE_AFTER waits for.
+    let forgotten =
+        "SELECT 1 FROM webhook_conditions WHERE webhook_id = $1 AND failing_since IS NULL";
+    wait_until(SOON, "what was before the pause counts no more", || {
+        !sandbox.database.query(forgotten, &[&failing]).is_empty()
+    });
 
     vhost.grant([".*", ".*", ".*"]);
     notifier.wait_stderr(SOON, "notices published again");
-    wait_until(SOON, "both pauses and the dead letter are told", || published(&notifier) == 3.0);
+    wait_until(SOON, "the pauses and the dead letter are told", || published(&notifier) == 4.0);
     let told = Told::bound(&sandbox, "#");
     sandbox.database.execute("UPDATE webhooks SET paused_at = NULL", &[]);
     told.wait_for(refusing, &["webhook.resumed"]);

@@ -239,12 +239,20 @@ fn three_stars_stand_only_for_what_is_there() {
     let mut has = known(1, "http://a/?s3cret", &["a"]);
     has.values.headers.insert("x-a".to_owned(), secret("s3cret"));
     let hidden = "`***` stands for";
-    for (id, url) in
-        [(Some(1), "http://b/?***"), (Some(2), "http://a/?***"), (None, "http://b/?***")]
-    {
+    for (id, url) in [
+        (Some(1), "http://b/?***"),
+        (Some(2), "http://a/?***"),
+        (None, "http://b/?***"),
+        (Some(1), "http://a/?***&v=2"),
+        (Some(1), "http://a/?v=***"),
+        (Some(1), "http://a/#***x"),
+    ] {
         refuse(&[entry(1, id, url, &["a"])], std::slice::from_ref(&has), &[(1, hidden)]);
     }
     check(&[entry(1, None, "http://a/***/x", &["a"])], &[], false, [&[1_001], &[], &[], &[], &[]]);
+    let literal = known(1, "http://a/?v=***", &["a"]);
+    let same = entry(1, Some(1), "http://a/?v=***", &["a"]);
+    check(&[same], &[literal], false, [&[], &[], &[], &[1], &[]]);
     let mut of_header = entry(1, Some(1), "http://a/?s3cret", &["a"]);
     of_header.headers.insert("x-b".to_owned(), secret(HIDDEN));
     refuse(&[of_header], &[has], &[(1, "none of the header \"x-b\"")]);
