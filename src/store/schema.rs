@@ -172,6 +172,7 @@ const TABLES: [Table; 4] = [
             column("failed_at", "TIMESTAMPTZ"),
             column("open_since", "TIMESTAMPTZ"),
             column("succeeded_at", "TIMESTAMPTZ"),
+            column("rested_at", "TIMESTAMPTZ"),
             column("told_failing_at", "TIMESTAMPTZ"),
             default("told_disabled", "BOOLEAN NOT NULL", "false"),
             default("told_paused", "BOOLEAN NOT NULL", "false"),
