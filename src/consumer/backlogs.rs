@@ -156,6 +156,8 @@ struct Backlog<'a> {
     /// When to ask for an attempt again, where that is known; and as it stands in the list of all.
     due: Option<Instant>,
     listed_due: Option<Instant>,
+    /// Since when its head has been held because its webhook is paused.
+    paused_since: Option<Instant>,
     /// When the consumer is needed again.
     resume_at: Option<Instant>,
     /// It is in the list of those that another request holds up.
@@ -350,6 +352,7 @@ impl Drain<'_, '_> {
             done: 0,
             due: None,
             listed_due: None,
+            paused_since: None,
             resume_at: None,
             is_soon: false,
             quiet_since: now,

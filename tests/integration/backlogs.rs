@@ -220,8 +220,9 @@ fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlo
 
     customer.wait_accepted(SOON, &at_once);
     // Half of them have not been attempted.
+    let paused_in = |queue: &str| held_because(&notifier, queue, "paused");
     wait_until(SOON, "the others wait", || {
-        held(&notifier, &sandbox.retry_queue()) == 5.0 && held(&notifier, sandbox.queue()) == 5.0
+        paused_in(&sandbox.retry_queue()) == 5.0 && paused_in(sandbox.queue()) == 5.0
     });
     assert_eq!(paused.requests(), 0);
     pauses::set_paused(&sandbox, paused_webhook, false);

@@ -331,7 +331,8 @@ fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
     sandbox.webhook(&receiver.url("/healthy"), &["healthy"]);
     let pause = "UPDATE webhooks SET paused_at = $2 WHERE id = $1";
     sandbox.database.execute(pause, &[&webhook, &Some(std::time::SystemTime::now())]);
-    let policy = Policy::on(&vhost, "^webhooks[.]backlog[.]");
+    // The healthy one may need a backlog as well.
+    let policy = Policy::on(&vhost, &format!("^webhooks[.]backlog[.].*{webhook}$"));
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let paused = events("paused", 30);
     let healthy = events("healthy", 100);

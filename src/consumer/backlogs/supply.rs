@@ -24,6 +24,10 @@ const AHEAD: usize = 2;
 /// A receiver that can't be asked for longer than this needs nobody to hold its backlog's head.
 const LONG: Duration = Duration::from_secs(330);
 
+/// How long the head of a paused webhook's backlog is held, in case the webhook is soon resumed: handing
+/// it back counts as a redelivery, and one with too many loses its place in the order.
+const PAUSED: Duration = Duration::from_secs(5);
+
 /// How often a head that nobody holds is looked at, whether it has become too old: each look counts as
 /// a redelivery.
 const AGE_INTERVAL: Duration = Duration::from_secs(60);
@@ -183,17 +187,24 @@ impl Drain<'_, '_> {
             (state.ready.is_empty() && state.in_line.is_none(), state.hold)
         };
         let prefetch = backlog.prefetch;
+        let is_paused = hold == Some(Hold::Paused) && !is_idle;
+        backlog.paused_since = backlog.paused_since.filter(|_| is_paused);
+        if is_paused {
+            // Until then it is asked for again and again, and so finds out itself.
+            if backlog.paused_since.get_or_insert_with(Instant::now).elapsed() >= PAUSED {
+                self.suspend(webhook, Duration::ZERO)?;
+                self.context.backlogs.is_paused(webhook);
+            }
+            return Ok(());
+        }
         if let Some(hold) = hold.filter(|_| !is_idle) {
             let wait = hold.remaining();
             if wait > TICK {
                 backlog.done = 0;
                 backlog.had_too_many |= prefetch > 1;
             }
-            if hold == Hold::Paused || wait > LONG {
+            if wait > LONG {
                 self.suspend(webhook, wait)?;
-                if hold == Hold::Paused {
-                    self.context.backlogs.is_paused(webhook);
-                }
             } else if prefetch > 1 && wait > TICK {
                 self.release(webhook)?;
                 self.consume(webhook, 1)?;
@@ -231,6 +242,7 @@ impl Drain<'_, '_> {
         let wait = wait.into_iter().chain(expires_in.map(|left| left.max(AGE_INTERVAL))).min();
         self.release(webhook)?;
         if let Some(backlog) = self.backlogs.get_mut(&webhook) {
+            backlog.paused_since = None;
             backlog.resume_at = wait.and_then(|wait| Instant::now().checked_add(wait));
             backlog.due = None;
         }
