@@ -168,6 +168,9 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
     };
     kill_when("some have come back", &comes_back);
 
+    wait_until(SOON, "the last one's consumer is gone", || {
+        sandbox.broker.consumers(&aside).is_none_or(|count| count == 0)
+    });
     let mut interrupted = sandbox.launch(&["queues", "move", sandbox.queue()]).spawn();
     wait_until(SOON, "it is under way", || {
         sandbox.broker.consumers(&aside) == Some(1) || !interrupted.is_running()
