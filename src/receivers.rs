@@ -277,9 +277,16 @@ impl Receivers {
         self.lock().intake.found((queue, webhook));
     }
 
-    /// The broker says that a backlog is empty. False: something is on its way there.
-    pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid) -> bool {
-        self.lock().intake.is_emptied((queue, webhook))
+    /// The number of the last that entered a backlog, for [`Receivers::is_backlog_emptied`].
+    #[must_use]
+    pub fn last_in_backlog(&self, queue: usize, webhook: Uuid) -> u64 {
+        self.lock().intake.last((queue, webhook))
+    }
+
+    /// The broker says that a backlog is empty; when it was asked, this was the last. False: another has come
+    /// since, or is on its way there.
+    pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
+        self.lock().intake.is_emptied((queue, webhook), last)
     }
 
     /// Whether a backlog may hold something.
@@ -562,7 +569,8 @@ mod tests {
         });
         receivers.entered(entry_of(third), false);
         assert!(receivers.is_backlog_in_use(0, Uuid::from_u128(1)));
-        assert!(receivers.is_backlog_emptied(0, Uuid::from_u128(1)));
+        let last = receivers.last_in_backlog(0, Uuid::from_u128(1));
+        assert!(receivers.is_backlog_emptied(0, Uuid::from_u128(1), last));
         let again = admit(&receivers, &shutdown, 1).expect("nothing is before it");
         receivers.give_back(again);
     }

@@ -338,7 +338,8 @@ impl Keeper {
         self.to_count.retain(|other| *other != key);
         self.closing.remove(&key);
         self.tell(key, News::Removed(key.1));
-        let _ = self.receivers.is_backlog_emptied(key.0, key.1);
+        let last = self.receivers.last_in_backlog(key.0, key.1);
+        let _ = self.receivers.is_backlog_emptied(key.0, key.1, last);
         if !self.backlogs.known().keys().any(|(_, webhook)| *webhook == key.1) {
             self.standings.remove(&key.1);
         }

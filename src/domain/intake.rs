@@ -11,9 +11,10 @@
 //! A delivery that has never been attempted keeps its place in the order of its queue: while the backlog
 //! holds something, or somebody waits for the same receiver, it goes behind them. Retries don't.
 //!
-//! To go through a backlog costs twice the work, and while one holds something, all that comes has to. So
-//! whoever would go behind a few that a brisk receiver will have had in a moment waits for that, too: else a
-//! machine that stood still once would do twice the work until nothing more comes.
+//! To go through a backlog costs twice the work, and while one holds something, all that comes has to. What
+//! comes faster than that takes would fill it for as long as it comes, once a receiver or the machine has stood
+//! still for a moment. So whoever would go behind what a brisk receiver will have had soon waits for that, too,
+//! and is one of few that enter meanwhile.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -29,6 +30,10 @@ const MOST_EACH: usize = 4;
 
 /// The part of a queue's capacity that may wait a moment at a time, for receivers that are not brisk.
 const MOST_PART: usize = 4;
+
+/// The backlog of a brisk receiver is short up to this multiple of the queue's capacity. It has that much in
+/// less than half a second.
+const SHORT: usize = 64;
 
 /// What asks for an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +122,8 @@ struct Contents {
     others: bool,
     /// Those on their way there.
     entering: VecDeque<u64>,
+    /// The number of the last that went there.
+    last: u64,
     /// Why its first was refused last; none while it is consumed.
     hold: Option<Hold>,
 }
@@ -237,11 +244,11 @@ impl Intake {
         self.pace.receiver(webhook).is_some_and(|receiver| receiver.is_brisk(now))
     }
 
-    /// Whether the little that a backlog holds will have left it in a moment.
+    /// Whether all that a backlog holds will have left it soon.
     fn is_empty_soon(&self, key: Key, now: Moment) -> bool {
         let is_short = |contents: &Contents| {
-            let few = self.capacities[key.0] as u64;
-            !contents.others && contents.ours <= few && contents.hold.is_none_or(is_shared)
+            let most = (SHORT * self.capacities[key.0]) as u64;
+            !contents.others && contents.ours <= most && contents.hold.is_none_or(is_shared)
         };
         self.backlogs.get(&key).is_some_and(is_short) && self.is_brisk(key, now)
     }
@@ -271,6 +278,7 @@ impl Intake {
         let contents = self.backlogs.entry(key).or_default();
         contents.ours += 1;
         contents.entering.push_back(number);
+        contents.last = number;
         if contents.ours == 1 && !contents.others {
             contents.hold = Some(hold);
         }
@@ -434,9 +442,17 @@ impl Intake {
         self.backlogs.entry(key).or_default().others = true;
     }
 
-    /// The broker says that a backlog is empty. False: something is on its way there.
-    pub fn is_emptied(&mut self, key: Key) -> bool {
-        if self.backlogs.get(&key).is_some_and(|contents| !contents.entering.is_empty()) {
+    /// The number of the last that entered a backlog, as far as it may hold something.
+    #[must_use]
+    pub fn last(&self, key: Key) -> u64 {
+        self.backlogs.get(&key).map_or(0, |contents| contents.last)
+    }
+
+    /// The broker says that a backlog is empty; when it was asked, this one was the [`Self::last`]. False:
+    /// another has come since, or is on its way there.
+    pub fn is_emptied(&mut self, key: Key, last: u64) -> bool {
+        let has_more = |contents: &Contents| contents.last != last || !contents.entering.is_empty();
+        if self.backlogs.get(&key).is_some_and(has_more) {
             return false;
         }
         self.backlogs.remove(&key);

@@ -50,6 +50,8 @@ impl Drain<'_, '_> {
         backlog.in_hand -= ready.len();
         let name = backlog_queue(&self.lane.origin, webhook);
         let channel = self.channel;
+        let (number, receivers) = (self.lane.number, &self.context.receivers);
+        let last = receivers.last_in_backlog(number, webhook);
         let purged = self.kill.guard_shared(&self.context.shutdown, || {
             for item in ready {
                 item.delivery.ack(channel)?;
@@ -61,7 +63,8 @@ impl Drain<'_, '_> {
             log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
             self.context.pipeline.dropped_from_backlog(why, dropped);
         }
-        let _ = self.context.receivers.is_backlog_emptied(self.lane.number, webhook);
+        // If more has come, it is looked at whether that was purged, too.
+        let _ = self.context.receivers.is_backlog_emptied(number, webhook, last);
         self.consume(webhook, 1)
     }
 

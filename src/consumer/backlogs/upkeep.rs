@@ -101,13 +101,14 @@ impl Drain<'_, '_> {
         }
         *looks -= 1;
         let name = backlog_queue(&self.lane.origin, webhook);
+        let last = self.context.receivers.last_in_backlog(number, webhook);
         let count = self.count(&name)?.unwrap_or(0);
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let has_more = backlog.consumer.as_ref().is_some_and(|one| !one.receiver().is_empty());
         if count > 0 || has_more {
             backlog.looks_in_vain = if has_more { 0 } else { backlog.looks_in_vain + 1 };
             backlog.look_again = (backlog.look_again * 2).min(LONGEST_LOOK);
-        } else if self.context.receivers.is_backlog_emptied(number, webhook) {
+        } else if self.context.receivers.is_backlog_emptied(number, webhook, last) {
             backlog.is_empty = true;
             backlog.looks_in_vain = 0;
             backlog.look_again = TICK;

@@ -144,11 +144,13 @@ fn new_ones_go_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
     intake.found(key);
     let (hold, entry) = enters(&mut intake, by(1), Who::Fresh);
     assert_eq!(hold, Hold::Behind);
-    assert!(!intake.is_emptied(key), "one is on its way there");
+    let last = intake.last(key);
+    assert!(!intake.is_emptied(key, last), "one is on its way there");
     intake.entered(entry, true);
     let retry = begins(&mut intake, by(1), Who::Retry);
     deliver(&mut intake, retry);
-    assert!(intake.is_emptied(key));
+    assert!(!intake.is_emptied(key, last - 1), "it came after the broker was asked");
+    assert!(intake.is_emptied(key, last));
     let (hold, entry) = match intake.ask(by(1), Who::Fresh, true, ms(1)).0 {
         Err(Refusal { hold, entry: Some(entry) }) => (hold, entry),
         other => panic!("{other:?}"),
@@ -217,11 +219,12 @@ fn what_comes_behind_a_short_backlog_of_a_brisk_receiver_begins_when_that_is_emp
 
 #[test]
 fn what_comes_behind_a_backlog_does_not_wait_for_long_nor_for_one_that_lasts() {
-    let (mut intake, ..) = with_a_short_backlog(1);
-    let waiting = waits(&mut intake, by(1), Who::Fresh);
-    assert_eq!(intake.give_up(waiting, ms(100)).len(), 1, "it enters");
-
-    // One more than there may be under way.
+    let (mut intake, entries, _) = with_a_short_backlog(1);
+    for _ in entries.len()..=SHORT * 2 {
+        let waiting = waits(&mut intake, by(1), Who::Fresh);
+        assert_eq!(intake.give_up(waiting, ms(100)).len(), 1, "it enters");
+    }
+    // One more than it takes soon.
     assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Share);
 
     let (mut intake, ..) = with_a_short_backlog(1);
@@ -252,7 +255,8 @@ fn what_does_not_get_there_leaves_no_trace() {
     let (_, entry) = enters(&mut intake, by(1), Who::Fresh);
     intake.entered(entry, false);
     assert!(intake.is_in_use((0, Uuid::from_u128(1))));
-    assert!(intake.is_emptied((0, Uuid::from_u128(1))));
+    let key = (0, Uuid::from_u128(1));
+    assert!(intake.is_emptied(key, intake.last(key)));
     let _ = begins(&mut intake, by(1), Who::Fresh);
 }
 
