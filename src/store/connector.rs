@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use postgres::config::{Host, LoadBalanceHosts, SslMode};
+use postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use postgres::{Client, Config};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
@@ -147,7 +147,11 @@ impl Connector {
         let hosts: Vec<(Host, u16)> =
             names.iter().cloned().enumerate().map(|(n, host)| (host, port(n))).collect();
         let tls = MakeRustlsConnect::new((*tls.config()).clone());
-        let stripped = without_hosts(config);
+        let mut stripped = without_hosts(config);
+        if hosts.len() > 1 {
+            // A standby would take neither LISTEN nor a row.
+            stripped.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         let last = match config.get_load_balance_hosts() {
             LoadBalanceHosts::Random => {
                 usize::try_from(Uuid::new_v4().as_u128() % hosts.len() as u128).unwrap_or(0)

@@ -151,7 +151,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
         "25006" => (
             Kind::Passing,
             "this is a standby server, or the database or the user is read-only: DATABASE_URL has to \
-             lead to the primary (`target_session_attrs=read-write` finds it among several hosts)",
+             lead to the primary; where it names several hosts, that one is found",
         ),
         "26000" | "42P05" => (
             Kind::Passing,
@@ -194,9 +194,10 @@ fn without_answer(place: &Arc<str>, error: &postgres::Error) -> StoreError {
             StoreError::failing(place, format!("{what}: is it PostgreSQL that listens there?"))
         }
         // Of `target_session_attrs`.
-        Some(io::ErrorKind::PermissionDenied) if what.contains("database") => {
-            StoreError::failing(place, what)
-        }
+        Some(io::ErrorKind::PermissionDenied) if what.contains("database") => StoreError::failing(
+            place,
+            format!("{what}: none of these hosts is a primary: is a standby to be promoted?"),
+        ),
         Some(_) => StoreError::unavailable(place, what),
         None if error.is_closed() => StoreError::unavailable(place, what),
         // As the client words them: of the login, of DATABASE_URL.

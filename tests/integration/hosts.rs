@@ -139,3 +139,26 @@ fn where_no_host_answers_the_most_telling_error_is_told() {
         assert!(finished.stderr.contains(part), "no {part:?} in {finished:?}");
     }
 }
+
+#[test]
+fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
+    let sandbox = Sandbox::new();
+    // As on a standby, all that it may do is to read.
+    let reader = format!("{}_reader", sandbox.queue());
+    let password = uuid::Uuid::new_v4().simple().to_string();
+    sandbox.database.run_script(&format!(
+        "CREATE ROLE {reader} SUPERUSER LOGIN PASSWORD '{password}';
+         ALTER ROLE {reader} SET default_transaction_read_only = on"
+    ));
+    let mut own = Url::parse(sandbox.database.url()).expect("an URL");
+    own.set_username(&reader).expect("it has a host");
+    own.set_password(Some(&password)).expect("it has a host");
+    let own_address = own.socket_addrs(|| None).expect("an address")[0];
+    let check =
+        |url: &str| sandbox.launch(&["check"]).env("DATABASE_URL", url).spawn().finish(SOON);
+    let finished = check(&with_first(own.as_str(), own_address));
+    sandbox.database.execute(&format!("DROP ROLE {reader}"), &[]);
+
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stdout.contains("is a standby to be promoted?"), "{finished:?}");
+}
