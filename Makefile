@@ -127,8 +127,8 @@ ci: fmt-check ## Exactly what CI runs: fmt-check, lint, doc and test
 .PHONY: chaos
 chaos: DURATION ?= 3m
 chaos: RATE ?= 100
-chaos: build ## Break everything under load, and account for every event: DURATION=3m RATE=100 SEED=…
-	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) chaos
+chaos: build ## Break everything under load, account for every event: DURATION=3m RATE=100 SEED=… CLUSTER=yes
+	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) CLUSTER=$(CLUSTER) scripts/chaos.sh $(BINARY) chaos
 
 .PHONY: soak
 soak: DURATION ?= 10m

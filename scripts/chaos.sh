@@ -9,6 +9,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 WEBHOOK_NOTIFIER_BINARY=$(realpath -- "$1")
 export WEBHOOK_NOTIFIER_BINARY
 export LONG_FAULT_SERVICES_DIR=$root/.local/$2
+export CLUSTER_SERVICES_DIR=$root/.local/cluster
 case $2 in
     chaos) test=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks ;;
     soak) test=chaos::soak::under_steady_load_with_failing_receivers_nothing_grows ;;
@@ -19,7 +20,9 @@ case $2 in
         ;;
 esac
 
-trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$LONG_FAULT_SERVICES_DIR "$root/scripts/services.sh" down' EXIT
+directory=$LONG_FAULT_SERVICES_DIR
+[[ ${CLUSTER:-no} == no ]] || directory=$CLUSTER_SERVICES_DIR
+trap 'WEBHOOK_NOTIFIER_LOCAL_DIR=$directory "$root/scripts/services.sh" down' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 

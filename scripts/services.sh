@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# A private RabbitMQ and a private PostgreSQL for development, demo and tests.
+# A private RabbitMQ and a private PostgreSQL for development, demo and tests, or clusters of them.
 # Run `scripts/services.sh help` for the commands.
 #
 # Both servers listen on loopback only, on free ports chosen once, and keep all
@@ -25,6 +25,12 @@ readonly PG_HOME=$LOCAL/postgres
 readonly PG_DATA=$PG_HOME/data
 readonly TLS_HOME=$LOCAL/tls
 
+# The further servers of a cluster. Each has a directory of its own in $LOCAL, of the same layout, and is
+# looked after by this script, called for that directory.
+readonly MEMBERS=(broker-2 broker-3 postgres-2)
+# How soon the nodes of a cluster notice that one is frozen or cut off, in seconds.
+readonly NET_TICK_TIME=5
+
 readonly SYNC=${SERVICES_SYNC:-yes}
 
 readonly BROKER_USER=webhook-notifier
@@ -44,28 +50,42 @@ POSTGRES_PORT='' POSTGRES_PASSWORD=''
 # Whether the servers also speak TLS ('yes' or nothing), and where RabbitMQ does;
 # PostgreSQL has one port for both.
 TLS='' BROKER_TLS_PORT=''
+# Of a cluster: the names of its RabbitMQ nodes, and the directory of the other PostgreSQL.
+NODES='' PEER=''
 
 usage() {
     cat <<'USAGE'
 Usage: scripts/services.sh COMMAND
 
-  up [--tls]      start both servers and wait until they answer (installs
+  up [--tls|--cluster]
+                  start both servers and wait until they answer (installs
                   missing ones when run as root); --tls makes a CA, and has
-                  both speak TLS too, now and whenever they start again
-  down [--purge]  stop both; --purge also deletes their data
-  status          show what runs; exit 0 only if both do
+                  both speak TLS too, now and whenever they start again;
+                  --cluster makes it three RabbitMQ nodes, and a PostgreSQL
+                  primary with a standby that it streams to
+  down [--purge]  stop all; --purge also deletes their data
+  status          show what runs; exit 0 only if all do
   env [--tls]     print AMQP_URL and DATABASE_URL; with --tls those for TLS,
                   and TLS_CA_FILE
   start NAME      start one server with the data it had
   stop NAME       stop one server in good order
   kill NAME       end one server with SIGKILL, as a crash would
+  freeze NAME     stop one server's processes where they are (SIGSTOP);
+  thaw NAME       let them go on
+  isolate NAME    cut a node of RabbitMQ off from the others of its cluster;
+  rejoin NAME     let them connect again
+  promote         make the standby of PostgreSQL the primary, once the primary
+                  is down; that one becomes the standby when it starts again
   rabbitmqctl ARGUMENTS...
                   run RabbitMQ's own tool against the private broker
   eval ERLANG     evaluate an expression in it, as 'rabbitmqctl eval' does, in
                   milliseconds: the tool takes a second of a processor to start
+  at NAME COMMAND...
+                  one of these for a member of a cluster: at broker-2 eval ...
   install         only make sure that both servers are installed
 
-NAME is broker or postgres. Everything is kept in .local/ at the repository's
+NAME is broker or postgres; of a cluster, these are its first node and its
+first PostgreSQL, and broker-2, broker-3 and postgres-2 the others. Everything is kept in .local/ at the repository's
 root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/,
 the CA's and the servers' certificates, and one for a client, in .local/tls/.
 With SERVICES_SYNC=no servers that start don't wait for the disk: what they
@@ -90,8 +110,8 @@ load_state() {
 save_state() {
     local var
     for var in BROKER_PORT BROKER_DIST_PORT EPMD_PORT BROKER_PASSWORD POSTGRES_PORT POSTGRES_PASSWORD \
-        TLS BROKER_TLS_PORT; do
-        printf '%s=%s\n' "$var" "${!var}"
+        TLS BROKER_TLS_PORT NODES PEER; do
+        printf '%s=%q\n' "$var" "${!var}"
     done >"$STATE.new"
     mv -- "$STATE.new" "$STATE"
 }
@@ -283,7 +303,8 @@ broker_prepare() {
     rm -f -- "$(broker_pid_file)"
     assign_port BROKER_PORT
     assign_port BROKER_DIST_PORT
-    assign_port EPMD_PORT
+    # The nodes of a cluster share one, which runs already.
+    [[ -n $NODES ]] || assign_port EPMD_PORT
     [[ -z $TLS ]] || assign_port BROKER_TLS_PORT
     : "${BROKER_PASSWORD:=$(random_password)}"
     save_state
@@ -311,6 +332,7 @@ ssl_options.keyfile = $TLS_HOME/server.key
 ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = false
 CONF
+    [[ -z $NODES ]] || cluster_conf >>"$BROKER_HOME/rabbitmq.conf"
     # No look-up may leave the machine or wait for a name server.
     cat >"$BROKER_HOME/inetrc" <<'INETRC'
 {lookup, [file]}.
@@ -318,7 +340,8 @@ CONF
 INETRC
 }
 
-broker_node() { printf 'wn-%s@localhost' "$(cksum <<<"$LOCAL" | cut -d' ' -f1)"; }
+node_of() { printf 'wn-%s@localhost' "$(cksum <<<"$1" | cut -d' ' -f1)"; }
+broker_node() { node_of "$LOCAL"; }
 
 # Sets `vars`: what the broker and its tool both need to find each other. The
 # environment starts empty: RABBITMQ_* and ERL_* variables of the caller, like
@@ -361,6 +384,7 @@ broker_exec() (
         RABBITMQ_SCHEDULER_BIND_TYPE=u
         ERL_CRASH_DUMP="$LOGS/erl_crash.dump"
     )
+    [[ -z $NODES ]] || vars+=(RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel net_ticktime $NET_TICK_TIME")
     [[ $SYNC != no ]] || vars+=(LD_PRELOAD="$(find_eatmydata)")
     exec env -i "${vars[@]}" setsid --fork "$rabbitmq"
 )
@@ -446,7 +470,11 @@ postgres_prepare() {
     # None of our processes is left, so a lock file that is still here names a
     # dead postmaster; PostgreSQL would trust it if its pid is in use again.
     rm -f -- "$(postgres_pid_file)"
-    [[ -d $PG_DATA ]] || create_cluster
+    if peer_is_primary && ! is_standby "$LOCAL"; then
+        copy_peer
+    elif [[ ! -d $PG_DATA ]]; then
+        create_data
+    fi
     if [[ -n $TLS ]]; then
         # PostgreSQL wants its key to be its own and nobody else's.
         cp -- "$TLS_HOME"/{ca.pem,server.pem,server.key} "$PG_DATA/"
@@ -456,18 +484,43 @@ postgres_prepare() {
 
 # Under another name until complete: an interrupted initdb must not look like
 # a data directory.
-create_cluster() {
-    local owner new=$PG_HOME/new
+create_data() {
+    local owner
     owner=$(postgres_owner)
-    rm -rf -- "$new"
-    mkdir -p -- "$new"
+    make_new_data "$owner"
     echo "$POSTGRES_PASSWORD" >"$PG_HOME/password"
-    if ((EUID == 0)); then chown -R "$owner" "$PG_HOME"; fi
+    if ((EUID == 0)); then chown "$owner" "$PG_HOME/password"; fi
     run_postgres "$owner" initdb -D "$PG_FD_PATH/new" --username="$PG_USER" \
         --pwfile="$PG_FD_PATH/password" --auth=scram-sha-256 \
         --encoding=UTF8 --locale=C.UTF-8 || start_failed postgres "initdb failed"
     rm -- "$PG_HOME/password"
-    mv -- "$new" "$PG_DATA"
+    mv -- "$PG_HOME/new" "$PG_DATA"
+}
+
+make_new_data() {
+    rm -rf -- "$PG_HOME/new"
+    mkdir -p -- "$PG_HOME/new"
+    if ((EUID == 0)); then chown -R "$1" "$PG_HOME"; fi
+}
+
+is_standby() { [[ -f $1/postgres/data/standby.signal ]]; }
+peer_is_primary() {
+    [[ -n $PEER ]] && ! is_standby "$PEER" &&
+        WEBHOOK_NOTIFIER_LOCAL_DIR=$PEER "$REPO/scripts/services.sh" status postgres >/dev/null
+}
+
+# Our data begins as a copy of the primary's, whose standby this becomes. What we had is older, or was
+# written by a primary that another one has replaced.
+copy_peer() {
+    local owner port
+    owner=$(postgres_owner)
+    port=$(sed -n 's/^POSTGRES_PORT=//p' "$PEER/services.env")
+    make_new_data "$owner"
+    run_postgres "$owner" pg_basebackup -D "$PG_FD_PATH/new" --write-recovery-conf --wal-method=stream \
+        --checkpoint=fast --no-sync -h 127.0.0.1 -p "$port" -U "$PG_USER" ||
+        start_failed postgres "no copy of the primary could be made"
+    rm -rf -- "$PG_DATA"
+    mv -- "$PG_HOME/new" "$PG_DATA"
 }
 
 postgres_exec() {
@@ -492,11 +545,153 @@ run_postgres() (
     if [[ $program == postgres ]]; then argv=(setsid --fork "${argv[@]}"); fi
     detach "$LOGS/postgres.log"
     exec 3<"$PG_HOME"
-    exec env -i PATH="$PATH" LC_ALL=C.UTF-8 "${argv[@]}"
+    exec env -i PATH="$PATH" LC_ALL=C.UTF-8 PGPASSWORD="$POSTGRES_PASSWORD" "${argv[@]}"
 )
 
 postgres_answers() {
     "$(find_postgres_bin)/pg_isready" -q -t 2 -h 127.0.0.1 -p "$POSTGRES_PORT"
+}
+
+# ---------------------------------------------------------------- clusters
+
+# member NAME COMMAND...: of one of its members
+member() {
+    local name=$1
+    shift
+    WEBHOOK_NOTIFIER_LOCAL_DIR=$LOCAL/$name "$REPO/scripts/services.sh" "$@"
+}
+
+is_cluster() {
+    load_state
+    [[ -n $NODES ]]
+}
+
+# What stands in the configuration of each node.
+cluster_conf() {
+    local number=0 node
+    echo 'cluster_formation.peer_discovery_backend = classic_config'
+    for node in $NODES; do
+        number=$((number + 1))
+        echo "cluster_formation.classic_config.nodes.$number = $node"
+    done
+    # The usual choice for quorum queues: who sees no majority serves nobody.
+    echo 'cluster_partition_handling = pause_minority'
+}
+
+# By what no broker's environment has: a kill of a node must not take the others' epmd.
+epmd_mark() { printf 'WEBHOOK_NOTIFIER_EPMD_OF=%s' "$LOCAL"; }
+epmd_pids() { grep -lzxF -- "$(epmd_mark)" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true; }
+
+start_epmd() (
+    [[ -z $(epmd_pids) ]] || exit 0
+    detach "$LOGS/epmd.log"
+    exec env -i PATH="$PATH" "$(epmd_mark)" epmd -daemon -address 127.0.0.1 -port "$EPMD_PORT"
+)
+
+# The names, passwords and the port that the members share, and what makes each one a member.
+plan_cluster() {
+    local name
+    NODES=$(node_of "$LOCAL")
+    for name in "${MEMBERS[@]}"; do
+        [[ $name != broker-* ]] || NODES+=" $(node_of "$LOCAL/$name")"
+    done
+    PEER=$LOCAL/postgres-2
+    EPMD_PORT=$(pick_port)
+    BROKER_PASSWORD=$(random_password)
+    POSTGRES_PASSWORD=$(random_password)
+    save_state
+    mkdir -p -- "$BROKER_HOME"
+    random_password >"$BROKER_HOME/.erlang.cookie"
+    chmod 400 -- "$BROKER_HOME/.erlang.cookie"
+    for name in "${MEMBERS[@]}"; do
+        mkdir -p -- "$LOCAL/$name/rabbitmq"
+        [[ $name != broker-* ]] || cp -p -- "$BROKER_HOME/.erlang.cookie" "$LOCAL/$name/rabbitmq/"
+        sed "s|^PEER=.*|PEER=$(printf '%q' "$LOCAL")|" "$STATE" >"$LOCAL/$name/services.env"
+    done
+}
+
+up_cluster() {
+    local name starting=() failed=0
+    if ! is_cluster; then
+        [[ ! -f $STATE ]] ||
+            die "there are servers here that are none: 'scripts/services.sh down --purge' deletes them"
+        prepare_local_dir
+        plan_cluster
+    fi
+    install_missing
+    start_epmd
+    start_primary
+    # Together: a node that starts waits for those that were the last to stop.
+    for name in "${MEMBERS[@]}"; do
+        member "$name" start "${name%-*}" &
+        starting+=($!)
+    done
+    # (A subshell, for the lock to end with it.)
+    (start_services broker postgres) || failed=1
+    for name in "${starting[@]}"; do wait "$name" || failed=1; done
+    ((failed == 0)) || die "not all of the cluster has started"
+}
+
+# Of two that are down, the one that is no standby comes first: the other copies it.
+start_primary() {
+    if is_standby "$LOCAL"; then member postgres-2 start postgres; else (start_services postgres); fi
+}
+
+down_cluster() {
+    local name ending=()
+    for name in "${MEMBERS[@]}"; do
+        member "$name" down &
+        ending+=($!)
+    done
+    (stop_services "${SERVICES[@]}")
+    for name in "${ending[@]}"; do wait "$name"; done
+    kill_all epmd
+}
+
+# promote: the standby becomes the primary.
+promote() {
+    local standby=$LOCAL primary=$LOCAL/postgres-2
+    is_cluster || die "there is no standby: 'scripts/services.sh up --cluster' makes one"
+    if ! is_standby "$standby"; then
+        standby=$LOCAL/postgres-2 primary=$LOCAL
+    fi
+    # With both, each client would choose its own truth.
+    ! WEBHOOK_NOTIFIER_LOCAL_DIR=$primary "$REPO/scripts/services.sh" status postgres >/dev/null ||
+        die "the primary runs: stop or kill it first"
+    if [[ $standby == "$LOCAL" ]]; then promote_here; else member postgres-2 promote-here; fi
+}
+
+promote_here() {
+    load_state
+    run_postgres "$(postgres_owner)" pg_ctl promote --wait --timeout="$START_TIMEOUT" -D "$PG_FD_PATH/data" ||
+        die "the standby could not be promoted: $(tail -n 3 -- "$LOGS/postgres.log")"
+}
+
+# isolate NODE, rejoin NODE: by a cookie that the others don't have. From all at once: nodes of which two see
+# a third and not each other give up more connections (OTP's prevent_overlapping_partitions).
+isolate_or_rejoin() {
+    local verb=$1 name=$2 other node cookie=cut calls=''
+    is_cluster || die "there is no cluster: 'scripts/services.sh up --cluster' makes one"
+    [[ $name == broker* ]] || die "$verb takes a node of RabbitMQ, not $name"
+    [[ $verb == isolate ]] || cookie=$(<"$BROKER_HOME/.erlang.cookie")
+    for node in $NODES; do
+        [[ $name != broker || $node != "$(broker_node)" ]] || continue
+        [[ $node != "$(node_of "$LOCAL/$name")" ]] || continue
+        other="'$node'"
+        calls+="erlang:set_cookie($other, list_to_atom(\"$cookie\")), "
+        [[ $verb == rejoin ]] || calls+="erlang:disconnect_node($other), "
+    done
+    at "$name" eval "$calls ok." >/dev/null
+}
+
+# at NAME COMMAND...
+at() {
+    local name=$1
+    shift
+    case $name in
+        broker | postgres) "$REPO/scripts/services.sh" "$@" ;;
+        *) member "$name" "$@" ;;
+    esac
 }
 
 # ---------------------------------------------------------------- installation
@@ -538,10 +733,19 @@ start_services() {
     for name in "$@"; do await_start "$name"; done
 }
 
-# up [--tls]
+# up [--tls|--cluster]
 up() {
     case ${1-} in
-        '') ;;
+        '')
+            if is_cluster && [[ -d $LOCAL/broker-2 ]]; then
+                up_cluster
+                return
+            fi
+            ;;
+        --cluster)
+            up_cluster
+            return
+            ;;
         --tls)
             load_state
             if [[ -z $TLS ]]; then
@@ -552,7 +756,7 @@ up() {
                 save_state
             fi
             ;;
-        *) die "up takes only --tls, not '$1'" ;;
+        *) die "up takes only --tls or --cluster, not '$1'" ;;
     esac
     start_services "${SERVICES[@]}"
 }
@@ -575,25 +779,45 @@ kill_service() {
     kill_all "$1"
 }
 
+# As if a machine stood still; and what was frozen goes on.
+signal_all() {
+    local pids
+    pids=$("$2_pids")
+    [[ -n $pids ]] || die "$2 does not run"
+    # shellcheck disable=SC2086  # one word per pid
+    kill -s "$1" $pids
+}
+
 # Only what this script made: .local may be shared with other tools.
 purge() {
+    local name
+    for name in "${MEMBERS[@]}"; do
+        [[ ! -d $LOCAL/$name ]] || member "$name" down --purge
+    done
     rm -rf -- "$BROKER_HOME" "$PG_HOME" "$TLS_HOME" \
-        "$LOGS"/{broker.log,postgres.log,openssl.log,erl_crash.dump} "$STATE" "$STATE.new" "$LOCAL/lock"
+        "$LOGS"/{broker.log,postgres.log,epmd.log,openssl.log,erl_crash.dump} "$STATE" "$STATE.new" "$LOCAL/lock"
     rmdir --ignore-fail-on-non-empty -- "$LOGS" "$LOCAL" 2>/dev/null || true
 }
 
 down() {
     case ${1-} in
-        '' | --purge) stop_services "${SERVICES[@]}" ;;
+        '' | --purge)
+            if is_cluster && [[ -d $LOCAL/broker-2 ]]; then
+                down_cluster
+            else
+                stop_services "${SERVICES[@]}"
+            fi
+            ;;
         *) die "down takes only --purge, not '$1'" ;;
     esac
     [[ -z ${1-} ]] || purge
 }
 
 status() {
-    local name pid all=0
+    local name pid all=0 names=("$@")
     load_state
-    for name in "${SERVICES[@]}"; do
+    (($#)) || names=("${SERVICES[@]}")
+    for name in "${names[@]}"; do
         pid=$(main_pid "$name")
         if [[ -n $pid ]]; then
             echo "$name: running (pid $pid, port $("${name}_port"))"
@@ -602,6 +826,11 @@ status() {
             all=1
         fi
     done
+    if [[ $# == 0 && -d $LOCAL/broker-2 ]]; then
+        for name in "${MEMBERS[@]}"; do
+            member "$name" status "${name%-*}" | sed "s/^[a-z]*:/$name:/" || all=1
+        done
+    fi
     return "$all"
 }
 
@@ -609,6 +838,10 @@ print_env() {
     load_state
     [[ -n $BROKER_PORT && -n $POSTGRES_PORT ]] || die "no servers yet: run 'scripts/services.sh up' first"
     local amqp=$BROKER_USER:$BROKER_PASSWORD@127.0.0.1
+    if [[ -d $LOCAL/broker-2 ]]; then
+        print_cluster_env "$amqp"
+        return
+    fi
     local database=postgres://$PG_USER:$POSTGRES_PASSWORD@127.0.0.1:$POSTGRES_PORT/postgres
     case ${1-} in
         '')
@@ -625,12 +858,28 @@ print_env() {
     esac
 }
 
-check_name() {
-    case ${1-} in
-        broker | postgres) ;;
-        *) die "name the server: broker or postgres" ;;
-    esac
+print_cluster_env() {
+    local name port hosts=$1:$BROKER_PORT places=127.0.0.1:$POSTGRES_PORT
+    for name in "${MEMBERS[@]}"; do
+        port=$(sed -n "s/^${name%-*}_PORT=//Ip" "$LOCAL/$name/services.env")
+        case $name in
+            broker-*) hosts+=,127.0.0.1:$port ;;
+            *) places+=,127.0.0.1:$port ;;
+        esac
+    done
+    echo "AMQP_URL=amqp://$hosts/%2f"
+    echo "DATABASE_URL=postgres://$PG_USER:$POSTGRES_PASSWORD@$places/postgres?target_session_attrs=read-write"
 }
+
+check_name() {
+    local name known=" broker postgres "
+    (($#)) || die "name the server: broker or postgres"
+    [[ ! -d $LOCAL/broker-2 ]] || known+="${MEMBERS[*]} "
+    for name in "$@"; do
+        [[ $known == *" $name "* ]] || die "there is no server '$name' here, only:${known% }"
+    done
+}
+
 
 main() {
     # Passwords and data are nobody else's to read.
@@ -638,16 +887,34 @@ main() {
     local verb=${1-}
     shift || true
     case $verb in
-        start | stop | kill) check_name "$@" ;;
+        start | stop | kill | freeze | thaw | isolate | rejoin) check_name "${1-}" ;;
+        at)
+            check_name "${1-}"
+            at "$@"
+            return
+            ;;
+    esac
+    # Another directory's.
+    case $verb:${1-} in
+        start:broker-* | stop:broker-* | kill:broker-* | freeze:broker-* | thaw:broker-* | *:postgres-2)
+            member "$1" "$verb" "${1%-*}"
+            return
+            ;;
     esac
     case $verb in
         up) up "$@" ;;
         down) down "$@" ;;
-        status) status ;;
+        status) status "$@" ;;
         env) print_env "$@" ;;
         start) start_services "$1" ;;
         stop) stop_services "$1" ;;
         kill) kill_service "$1" ;;
+        freeze) signal_all STOP "$1" ;;
+        thaw) signal_all CONT "$1" ;;
+        isolate | rejoin) isolate_or_rejoin "$verb" "$1" ;;
+        promote) promote ;;
+        # Of one directory; promote has made sure that it may be.
+        promote-here) promote_here ;;
         rabbitmqctl) run_rabbitmqctl "$@" ;;
         eval) eval_in_broker "$1" ;;
         install) install_missing ;;

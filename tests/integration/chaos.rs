@@ -1,7 +1,8 @@
 //! Everything breaks, in an order drawn from a seed, while events flow; and at the end the ledger
 //! says where each of them went.
 //!
-//! `make chaos` runs it for longer, on the release binary: DURATION, RATE and SEED say how. `soak` and
+//! `make chaos` runs it for longer, on the release binary: DURATION, RATE and SEED say how, and with
+//! CLUSTER=yes it is a cluster that breaks. `soak` and
 //! `drain` are other long tests, of steady load and of kills while a backlog drains.
 
 mod settings;
@@ -13,8 +14,10 @@ mod ledger;
 mod ledger_tests;
 mod producer;
 mod receivers;
+mod ground;
 mod stage;
 mod faults;
+mod nodes;
 mod report;
 mod soak;
 mod drain;
@@ -33,12 +36,13 @@ const QUIET: &str = "chaos: all faults have struck";
 #[test]
 fn nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks() {
     let settings = Settings::from_environment("60s", "100");
+    let faults = if settings.is_cluster { &Fault::OF_CLUSTERS[..] } else { &Fault::ALL };
     eprintln!("DURATION={:?} RATE={} SEED={}", settings.duration, settings.rate, settings.seed);
     let mut stage = Stage::set(&settings);
     let end = Instant::now() + settings.duration;
-    for (n, step) in Plan::of(settings.seed).enumerate() {
+    for (n, step) in Plan::of(settings.seed, faults).enumerate() {
         // At least one round, however short the run.
-        if n >= Fault::ALL.len() && Instant::now() >= end {
+        if n >= faults.len() && Instant::now() >= end {
             break;
         }
         stage.strike(&step);
@@ -53,6 +57,7 @@ fn conclude(settings: &Settings, target: &str, played: Played) {
     let ledger = Ledger::of(&played.history);
     eprintln!("\n{}\n", report::report(settings, &played, &ledger));
     let mut problems = ledger.problems();
+    problems.extend(played.history.too_long_gaps());
     problems.extend(played.problems);
     if problems.is_empty() {
         return;
@@ -60,8 +65,9 @@ fn conclude(settings: &Settings, target: &str, played: Played) {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{target}.log"));
     fs::write(&path, played.logs.join("\n")).expect("a log can be written");
     problems.extend(ledger.examples);
+    let cluster = if settings.is_cluster { "CLUSTER=yes " } else { "" };
     panic!(
-        "{}\nwhat the notifiers logged: {}\nagain: make {target} SEED={} RATE={} DURATION={}s",
+        "{}\nwhat the notifiers logged: {}\nagain: make {target} {cluster}SEED={} RATE={} DURATION={}s",
         problems.join("\n"),
         path.display(),
         settings.seed,

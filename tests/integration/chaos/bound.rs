@@ -8,6 +8,7 @@ use super::{
     history::{History, Moment, Request, Strike},
     plan::Fault,
 };
+use crate::harness::cluster::NODES;
 
 /// The queues of a run, each with two lanes: its events and its retries.
 pub(super) const QUEUES: usize = 3;
@@ -75,6 +76,9 @@ impl Strike {
     /// - **The broker is killed**: besides, all that it had not yet written down of what it was
     ///   told: the requests of the last half second, and what each consumer had in hand for
     ///   longer than that.
+    /// - **A node of a cluster goes**, in whatever way: as if the broker restarted; and the acks that were
+    ///   on their way from it to the other nodes, no more than what each consumer has in hand. Its queues
+    ///   are replicated: what it had written down matters to nobody.
     /// - **PostgreSQL is away**: none. Who wants an event is asked before the first attempt; what is
     ///   handed back then was not begun.
     /// - **A memory alarm**: none. Confirms are waited for, longer than it lasts.
@@ -87,6 +91,7 @@ impl Strike {
     pub(super) fn bound(&self, requests: &[Request]) -> usize {
         let restart = RETRY_SCHEDULE.len() * MOVED_UNNOTED;
         let lost_connections = 2 * in_hand(self.notifiers);
+        let node_lost = lost_connections + restart + in_hand(self.notifiers);
         match self.fault {
             Fault::NotifierKilled | Fault::KilledInAlarm => in_hand(1),
             Fault::SecondNotifier if self.kills => in_hand(1),
@@ -99,6 +104,11 @@ impl Strike {
                 let lately = requests.iter().filter(|request| unwritten.contains(&request.at));
                 lost_connections + restart + lately.count() + in_hand(self.notifiers)
             }
+            Fault::NodeKilled | Fault::NodeStopped | Fault::NodeFrozen | Fault::NodeIsolated => {
+                node_lost
+            }
+            Fault::RollingRestart => NODES.len() * node_lost,
+            Fault::PrimaryKilled => 0,
             Fault::PostgresKilled | Fault::PostgresFrozen | Fault::MemoryAlarm => 0,
             Fault::ReceiverAway | Fault::WebhookPaused | Fault::WebhookDeleted => 0,
             Fault::QueueRefuses | Fault::QueueDeleted | Fault::StrangersLeft => 0,

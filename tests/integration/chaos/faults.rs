@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{
     bound::{CAPACITY, MOVED_UNNOTED, PREFETCH_COUNT, QUEUES, RETRY_SCHEDULE},
     cast::Webhook,
+    ground::Pair,
     history::{Departure, Moment, Pause, Strike},
     plan::{Fault, Step},
     stage::Stage,
@@ -34,7 +35,7 @@ const TOLD: Duration = Duration::from_millis(1_500);
 const STRANGERS: usize = 40;
 
 /// When a fault struck, and when what it broke worked again.
-type Span = (Moment, Moment);
+pub(super) type Span = (Moment, Moment);
 
 impl Stage {
     /// Peace, the fault, and the recovery.
@@ -68,10 +69,15 @@ impl Stage {
             Fault::QueueDeleted => self.delete_queue(step.target),
             Fault::ExchangeDeleted => self.delete_exchange(step.target),
             Fault::StrangersLeft => self.leave_strangers(),
+            Fault::NodeKilled
+            | Fault::NodeStopped
+            | Fault::NodeFrozen
+            | Fault::NodeIsolated
+            | Fault::RollingRestart
+            | Fault::PrimaryKilled => self.strike_cluster(step),
         };
         let recovered = self.recover(step.fault, healed);
-        self.to_broker.bury_frozen();
-        self.to_postgres.bury_frozen();
+        self.ground.bury_frozen();
         self.strikes.push(Strike {
             fault: step.fault,
             kills: step.kills,
@@ -136,16 +142,18 @@ impl Stage {
 
     fn restart(&mut self, server: Server, end: End, broken: Duration) -> Span {
         let struck = self.now();
-        self.servers.end(server, end);
+        let servers = &self.ground.pair().servers;
+        servers.end(server, end);
         thread::sleep(broken);
-        self.servers.start(server);
+        servers.start(server);
         (struck, self.now())
     }
 
     fn freeze(&mut self, step: &Step) -> Span {
+        let Pair { to_broker, to_postgres, .. } = self.ground.pair();
         let proxy = match step.fault {
-            Fault::BrokerFrozen => &self.to_broker,
-            _ => &self.to_postgres,
+            Fault::BrokerFrozen => to_broker,
+            _ => to_postgres,
         };
         let struck = self.now();
         proxy.freeze();
@@ -156,9 +164,9 @@ impl Stage {
 
     fn alarm(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Span {
         let struck = self.now();
-        self.servers.set_memory_watermark(0.000_001);
+        self.ground.pair().servers.set_memory_watermark(0.000_001);
         meanwhile(self);
-        self.servers.set_memory_watermark(0.6);
+        self.ground.pair().servers.set_memory_watermark(0.6);
         (struck, self.now())
     }
 
@@ -205,9 +213,10 @@ impl Stage {
         };
         let struck = self.now();
         let policy = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
-        self.servers.set_policy("/", "chaos", &queues, policy);
+        let servers = &self.ground.pair().servers;
+        servers.set_policy("/", "chaos", &queues, policy);
         thread::sleep(step.broken);
-        self.servers.clear_policy("/", "chaos");
+        servers.clear_policy("/", "chaos");
         (struck, self.now())
     }
 
@@ -248,7 +257,7 @@ impl Stage {
     fn cut(&mut self, cuts: u32) -> Span {
         let struck = self.now();
         for _ in 0..cuts {
-            self.to_broker.cut_in_a_message(CUT_PATIENCE);
+            self.ground.pair().to_broker.cut_in_a_message(CUT_PATIENCE);
             thread::sleep(BETWEEN_CUTS);
         }
         (struck, self.now())

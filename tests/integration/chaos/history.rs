@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    bound::QUEUES,
     cast::{Kind, Webhook},
     plan::Fault,
 };
@@ -23,6 +24,38 @@ pub(super) struct History {
     pub(super) departures: Vec<Departure>,
     /// How many deliveries may have been deleted with their queue.
     pub(super) deleted: usize,
+}
+
+impl History {
+    /// For how long nothing of some queue was delivered, at most, between these moments.
+    pub(super) fn longest_gap(&self, from: Moment, to: Moment) -> Duration {
+        let gap = |queue: usize| {
+            let of_queue = |request: &&Request| {
+                request.webhook == Webhook::HealthyA
+                    && request.accepted
+                    && self.events[request.number].queue == queue
+            };
+            let mut requests: Vec<_> =
+                self.requests.iter().filter(of_queue).map(|request| request.at).collect();
+            requests.sort_unstable();
+            let pairs = requests.windows(2).filter(|pair| pair[1] >= from && pair[0] <= to);
+            pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        };
+        (0..QUEUES).map(gap).max().unwrap_or_default()
+    }
+
+    /// The gaps that were longer than they may be, in words.
+    pub(super) fn too_long_gaps(&self) -> Vec<String> {
+        let too_long = |strike: &Strike| {
+            let most = strike.fault.longest_gap()?;
+            let gap = self.longest_gap(strike.struck, strike.recovered);
+            let (name, struck) = (strike.fault.name(), strike.struck);
+            (gap > most).then(|| {
+                format!("nothing of a queue was delivered for {gap:.1?} at {struck:.1?}: {name}")
+            })
+        };
+        self.strikes.iter().filter_map(too_long).collect()
+    }
 }
 
 /// An event that was published.

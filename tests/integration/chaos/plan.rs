@@ -38,6 +38,18 @@ pub(super) enum Fault {
     ExchangeDeleted,
     /// Deliveries wait whose queue of retries is gone: those of another notifier, which ended.
     StrangersLeft,
+    /// Of a cluster of RabbitMQ: one node crashes,
+    NodeKilled,
+    /// ends in good order,
+    NodeStopped,
+    /// stands still, and its sockets stay open, until it is killed,
+    NodeFrozen,
+    /// or is cut off from the others, and sees that it is in the minority;
+    NodeIsolated,
+    /// or each is restarted, one after the other.
+    RollingRestart,
+    /// PostgreSQL's primary crashes, and its standby is promoted.
+    PrimaryKilled,
 }
 
 impl Fault {
@@ -62,6 +74,32 @@ impl Fault {
         Self::StrangersLeft,
     ];
 
+    pub(super) const OF_CLUSTERS: [Self; 12] = [
+        Self::NodeKilled,
+        Self::NodeStopped,
+        Self::NodeFrozen,
+        Self::NodeIsolated,
+        Self::RollingRestart,
+        Self::PrimaryKilled,
+        Self::NotifierKilled,
+        Self::NotifierTerminated,
+        Self::SecondNotifier,
+        Self::ReceiverAway,
+        Self::WebhookPaused,
+        Self::WebhookDeleted,
+    ];
+
+    /// The longest time for which nothing of a queue may be delivered, where there is one: a cluster's
+    /// other nodes are there meanwhile.
+    pub(super) fn longest_gap(self) -> Option<Duration> {
+        match self {
+            Self::NodeKilled | Self::NodeStopped | Self::RollingRestart | Self::PrimaryKilled => {
+                Some(Duration::from_secs(5))
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::NotifierKilled => "notifier killed",
@@ -82,6 +120,12 @@ impl Fault {
             Self::QueueDeleted => "queue deleted",
             Self::ExchangeDeleted => "exchange deleted",
             Self::StrangersLeft => "another's queue of retries gone",
+            Self::NodeKilled => "node killed",
+            Self::NodeStopped => "node stopped",
+            Self::NodeFrozen => "node frozen",
+            Self::NodeIsolated => "node cut off",
+            Self::RollingRestart => "nodes restarted in turn",
+            Self::PrimaryKilled => "primary killed, standby promoted",
         }
     }
 
@@ -99,6 +143,11 @@ impl Fault {
             // Longer than it takes to send elsewhere what is refused.
             Self::QueueRefuses => (2_000, 8_000),
             Self::BrokerFrozen | Self::PostgresFrozen => (500, 6_500),
+            // The other nodes notice after 5 s.
+            Self::NodeFrozen | Self::NodeIsolated => (2_000, 15_000),
+            Self::NodeKilled | Self::NodeStopped | Self::RollingRestart | Self::PrimaryKilled => {
+                (1_000, 5_000)
+            }
             // Long enough that a circuit breaker opens, and that deliveries wait; short beside the
             // schedule, of which the last attempt comes after 7.5 s.
             Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted => (2_500, 5_000),
@@ -135,12 +184,13 @@ pub(super) struct Step {
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     random: Rng,
+    faults: &'static [Fault],
     deck: Vec<Fault>,
 }
 
 impl Plan {
-    pub(super) fn of(seed: u64) -> Self {
-        Self { random: Rng::with_seed(seed), deck: Vec::new() }
+    pub(super) fn of(seed: u64, faults: &'static [Fault]) -> Self {
+        Self { random: Rng::with_seed(seed), faults, deck: Vec::new() }
     }
 }
 
@@ -149,7 +199,7 @@ impl Iterator for Plan {
 
     fn next(&mut self) -> Option<Step> {
         if self.deck.is_empty() {
-            self.deck.extend(Fault::ALL);
+            self.deck.extend(self.faults);
             self.random.shuffle(&mut self.deck);
         }
         let fault = self.deck.pop()?;
@@ -167,7 +217,7 @@ impl Iterator for Plan {
 }
 
 fn steps(seed: u64, count: usize) -> Vec<Step> {
-    Plan::of(seed).take(count).collect()
+    Plan::of(seed, &Fault::ALL).take(count).collect()
 }
 
 #[test]

@@ -1,13 +1,14 @@
-//! A producer as it should be: persistent messages, publisher confirms, at a steady rate, and on
-//! through every failure of the broker.
+//! A producer as it should be: persistent and mandatory messages, publisher confirms, at a steady rate, and
+//! on through every failure of the broker.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use amiquip::{Channel, Confirm, ConfirmSmoother, Connection};
+use amiquip::{Channel, Confirm, ConfirmSmoother, Connection, Return};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
@@ -26,7 +27,8 @@ const PADDING: usize = 200;
 /// What to publish, and where.
 #[derive(Clone, Debug)]
 pub(super) struct Output {
-    pub(super) url: String,
+    /// Of each node; tried in turn.
+    pub(super) urls: Vec<String>,
     pub(super) queues: Vec<String>,
     pub(super) cast: Cast,
     /// Events per second.
@@ -83,10 +85,10 @@ struct Work {
 
 impl Work {
     fn run(self) {
-        loop {
+        for url in self.output.urls.iter().cycle() {
             // What is unconfirmed when the connection ends stays so: published again, it could be
             // there twice, and nobody could tell whose repeat that is.
-            let ended = self.session().is_ok();
+            let ended = self.session(url).is_ok();
             if ended || self.ended.recv_timeout(RECONNECT) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
@@ -94,15 +96,20 @@ impl Work {
     }
 
     /// One connection's life; an error if it was lost.
-    fn session(&self) -> Result<()> {
+    fn session(&self, url: &str) -> Result<()> {
         // On RabbitMQ that has an alarm, or is just stopping, every call may take a while.
-        let url = format!("{}?heartbeat=5&connection_timeout=2000", self.output.url);
+        let mark = if url.contains('?') { '&' } else { '?' };
+        let url = format!("{url}{mark}heartbeat=5&connection_timeout=2000");
         let mut connection = Connection::insecure_open(&url)?;
         let channel = connection.open_channel(None)?;
+        let returns = channel.listen_for_returns()?;
         let confirms = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
         let mut confirmed = Confirmed {
             events: &self.events,
+            cast: self.output.cast,
+            returns,
+            returned: HashSet::new(),
             first: lock(&self.events).len(),
             smoother: ConfirmSmoother::new(),
             outstanding: 0,
@@ -148,6 +155,10 @@ impl Work {
 /// The confirms of one channel.
 struct Confirmed<'a> {
     events: &'a Mutex<Vec<Published>>,
+    cast: Cast,
+    /// What found no queue comes back before it is confirmed.
+    returns: Receiver<Return>,
+    returned: HashSet<usize>,
     /// The number of the event that was published first on the channel.
     first: usize,
     smoother: ConfirmSmoother,
@@ -156,11 +167,15 @@ struct Confirmed<'a> {
 
 impl Confirmed<'_> {
     fn note(&mut self, confirm: Confirm) {
+        let ids = self.returns.try_iter().filter_map(|one| one.properties.message_id().clone());
+        self.returned.extend(ids.filter_map(|id| self.cast.number(&id)));
         for confirm in self.smoother.process(confirm) {
             let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
             let tag = usize::try_from(payload.delivery_tag).expect("a small number");
             // Tags count from 1. What the broker refused it has not.
-            lock(self.events)[self.first + tag - 1].promised = matches!(confirm, Confirm::Ack(_));
+            let number = self.first + tag - 1;
+            let has_it = matches!(confirm, Confirm::Ack(_)) && !self.returned.remove(&number);
+            lock(self.events)[number].promised = has_it;
             self.outstanding -= 1;
         }
     }

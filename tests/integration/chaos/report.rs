@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use super::{
     cast::Webhook,
-    history::Strike,
+    history::History,
     ledger::{Ledger, Row},
     plan::Fault,
     settings::Settings,
@@ -36,7 +36,7 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
     lines.extend(webhooks(ledger));
     lines.push(String::new());
     if !played.history.strikes.is_empty() {
-        lines.extend(faults(&played.history.strikes, &played.history.requests));
+        lines.extend(faults(&played.history));
         lines.push(String::new());
     }
     lines.extend([
@@ -117,27 +117,37 @@ fn webhooks(ledger: &Ledger) -> Vec<String> {
     lines
 }
 
-fn faults(strikes: &[Strike], requests: &[super::history::Request]) -> Vec<String> {
+fn faults(history: &History) -> Vec<String> {
     struct Of {
         count: usize,
         bound: usize,
         longest: Duration,
+        gap: Duration,
     }
+    let History { strikes, requests, .. } = history;
     let mut of: BTreeMap<Fault, Of> = BTreeMap::new();
     for strike in strikes {
-        let row =
-            of.entry(strike.fault).or_insert(Of { count: 0, bound: 0, longest: Duration::ZERO });
+        let row = of.entry(strike.fault).or_insert(Of {
+            count: 0,
+            bound: 0,
+            longest: Duration::ZERO,
+            gap: Duration::ZERO,
+        });
         row.count += 1;
         row.bound += strike.bound(requests);
         row.longest = row.longest.max(strike.recovered - strike.healed);
+        row.gap = row.gap.max(history.longest_gap(strike.struck, strike.recovered));
     }
     let mut lines = vec![format!(
-        "{:30} {:>9} {:>10} {:>20}",
-        "FAULT", "STRUCK", "REPEATS<=", "LONGEST RECOVERY"
+        "{:32} {:>9} {:>10} {:>20} {:>14}",
+        "FAULT", "STRUCK", "REPEATS<=", "LONGEST RECOVERY", "LONGEST GAP"
     )];
-    for (fault, Of { count, bound, longest }) in of {
-        let longest = longest.as_secs_f64();
-        lines.push(format!("{:30} {count:>9} {bound:>10} {longest:>18.1} s", fault.name()));
+    for (fault, Of { count, bound, longest, gap }) in of {
+        let (longest, gap) = (longest.as_secs_f64(), gap.as_secs_f64());
+        lines.push(format!(
+            "{:32} {count:>9} {bound:>10} {longest:>18.1} s {gap:>12.1} s",
+            fault.name()
+        ));
     }
     let mut order = String::from("in this order: ");
     for (n, strike) in strikes.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! DURATION, RATE and SEED: how long, how much, and which run.
+//! DURATION, RATE, SEED and CLUSTER: how long, how much, which run, and on what.
 
 use std::{env, time::Duration};
 
@@ -11,6 +11,8 @@ pub(super) struct Settings {
     pub(super) rate: u32,
     /// Everything that is drawn is drawn from this.
     pub(super) seed: u64,
+    /// On a cluster instead of one RabbitMQ and one PostgreSQL.
+    pub(super) is_cluster: bool,
 }
 
 /// Far above what a broker on a small machine takes.
@@ -24,11 +26,17 @@ impl Settings {
             of("DURATION").as_deref().unwrap_or(duration),
             of("RATE").as_deref().unwrap_or(rate),
             of("SEED").as_deref(),
+            of("CLUSTER").as_deref(),
         )
         .unwrap_or_else(|problem| panic!("{problem}"))
     }
 
-    fn read(duration: &str, rate: &str, seed: Option<&str>) -> Result<Self, String> {
+    fn read(
+        duration: &str,
+        rate: &str,
+        seed: Option<&str>,
+        cluster: Option<&str>,
+    ) -> Result<Self, String> {
         let duration = parse_duration(duration)
             .ok_or_else(|| format!("DURATION={duration} is not a time such as 90s or 3m"))?;
         let rate = rate
@@ -41,7 +49,12 @@ impl Settings {
             None => u64::from(fastrand::u32(..)),
             Some(seed) => seed.parse().map_err(|_| format!("SEED={seed} is not a number"))?,
         };
-        Ok(Self { duration, rate, seed })
+        let is_cluster = match cluster {
+            None | Some("no") => false,
+            Some("yes") => true,
+            Some(other) => return Err(format!("CLUSTER={other} is neither yes nor no")),
+        };
+        Ok(Self { duration, rate, seed, is_cluster })
     }
 }
 
@@ -71,14 +84,17 @@ fn durations_are_whole_seconds_minutes_or_hours() {
 #[test]
 fn an_unusable_value_is_refused_by_the_name_of_its_variable() {
     for (values, variable) in [
-        (("soon", "100", None), "DURATION=soon"),
-        (("1m", "0", None), "RATE=0"),
-        (("1m", "many", None), "RATE=many"),
-        (("1m", "100", Some("0x1")), "SEED=0x1"),
+        (("soon", "100", None, None), "DURATION=soon"),
+        (("1m", "0", None, None), "RATE=0"),
+        (("1m", "many", None, None), "RATE=many"),
+        (("1m", "100", Some("0x1"), None), "SEED=0x1"),
+        (("1m", "100", None, Some("3")), "CLUSTER=3"),
     ] {
-        let problem = Settings::read(values.0, values.1, values.2).expect_err(variable);
+        let (duration, rate, seed, cluster) = values;
+        let problem = Settings::read(duration, rate, seed, cluster).expect_err(variable);
         assert!(problem.starts_with(variable), "{problem}");
     }
-    let settings = Settings { duration: Duration::from_secs(60), rate: 5, seed: 7 };
-    assert_eq!(Settings::read("1m", "5", Some("7")), Ok(settings));
+    let settings =
+        Settings { duration: Duration::from_secs(60), rate: 5, seed: 7, is_cluster: true };
+    assert_eq!(Settings::read("1m", "5", Some("7"), Some("yes")), Ok(settings));
 }

@@ -59,7 +59,7 @@ fn watch(stage: &Stage, until: Duration) -> Held {
         values.sort_unstable();
         values[values.len() / 2]
     };
-    let (connections, channels) = at_the_broker(&stage.servers);
+    let (connections, channels) = at_the_broker(&stage.ground.pair().servers);
     let held = Held {
         resident_kib: median(|[resident, _, _]| *resident),
         threads: median(|[_, threads, _]| *threads),

@@ -1,5 +1,4 @@
-//! All that a run needs, set up: servers, proxies in front of them, receivers, a producer, and the
-//! notifiers; and how it ends.
+//! All that a run needs, set up: servers, receivers, a producer, and the notifiers; and how it ends.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,16 +10,17 @@ use uuid::Uuid;
 
 use super::{
     bound::{
-        CAPACITY, CIRCUIT_BREAKER, DELIVERY_MAX_AGE, PREFETCH_COUNT, QUEUES, REQUEST_TIMEOUT,
+        CAPACITY, CIRCUIT_BREAKER, DELIVERY_MAX_AGE, PREFETCH_COUNT, REQUEST_TIMEOUT,
         RETRY_SCHEDULE,
     },
     cast::{Cast, Webhook},
+    ground::Ground,
     history::{DeadLetter, Departure, History, Moment, Pause, Strike},
     producer::{Output, Producer},
     receivers::Receivers,
     settings::Settings,
 };
-use crate::harness::{Broker, FaultServers, Notifier, Proxy, SOON, Sandbox};
+use crate::harness::{Broker, Notifier, SOON, Sandbox, broker};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,11 +50,8 @@ pub(super) struct Stage {
     pub(super) fleet: Vec<Notifier>,
     pub(super) producer: Producer,
     pub(super) receivers: Receivers,
-    /// The ways from the notifiers to the servers.
-    pub(super) to_broker: Proxy,
-    pub(super) to_postgres: Proxy,
     sandbox: Sandbox,
-    pub(super) servers: FaultServers,
+    pub(super) ground: Ground,
     began: Instant,
     cast: Cast,
     /// By id, those that were deleted included.
@@ -91,8 +88,7 @@ pub(super) struct Played {
 impl Stage {
     /// One notifier is ready, and events are on their way.
     pub(super) fn set(settings: &Settings) -> Self {
-        let servers = FaultServers::take_for_long();
-        let sandbox = Sandbox::on(servers.servers(), QUEUES);
+        let (ground, sandbox) = Ground::set(settings.is_cluster);
         let cast = Cast { seed: settings.seed };
         let began = Instant::now();
         let receivers = Receivers::start(cast, began);
@@ -102,11 +98,9 @@ impl Stage {
         };
         let webhooks = Webhook::ALL.into_iter().map(register).collect();
         let can_pause = !sandbox.database.query(PAUSED_COLUMN, &[]).is_empty();
-        let to_broker = Proxy::before(&servers.servers().amqp_url);
-        let to_postgres = Proxy::before(sandbox.database.url());
-        let first = start(&sandbox, &to_broker, &to_postgres);
+        let first = start(&sandbox, &ground);
         let producer = Producer::start(Output {
-            url: servers.servers().amqp_url.clone(),
+            urls: broker::urls(&sandbox.servers.amqp_url),
             queues: sandbox.queues.clone(),
             cast,
             rate: settings.rate,
@@ -116,10 +110,8 @@ impl Stage {
             fleet: vec![first],
             producer,
             receivers,
-            to_broker,
-            to_postgres,
             sandbox,
-            servers,
+            ground,
             began,
             cast,
             webhooks,
@@ -144,7 +136,7 @@ impl Stage {
 
     /// Adds a notifier, which need not be ready yet.
     pub(super) fn launch(&mut self) {
-        self.fleet.push(start(&self.sandbox, &self.to_broker, &self.to_postgres));
+        self.fleet.push(start(&self.sandbox, &self.ground));
         self.launched += 1;
     }
 
@@ -332,8 +324,13 @@ impl Stage {
     }
 
     fn backlogs_are_empty(&self) -> bool {
+        let Ground::Pair(pair) = &self.ground else {
+            // Of a cluster each node knows the counts of its own queues only.
+            let is_empty = |queue: &String| self.broker().ready(queue).unwrap_or(0) == 0;
+            return self.sandbox.backlogs().iter().all(is_empty);
+        };
         let backlogs = format!("^webhooks[.]backlog[.]({})[.]", self.sandbox.queues.join("|"));
-        let waiting = self.servers.eval(&format!(
+        let waiting = pair.servers.eval(&format!(
             "length([1 || [{{name, {{resource, _, queue, Name}}}}, {{messages, Messages}}] <- \
              rabbit_amqqueue:info_all(<<\"/\">>, [name, messages]), \
              Messages =/= 0, re:run(Name, \"{backlogs}\") =/= nomatch])"
@@ -401,13 +398,13 @@ impl Stage {
     }
 }
 
-fn start(sandbox: &Sandbox, to_broker: &Proxy, to_postgres: &Proxy) -> Notifier {
+fn start(sandbox: &Sandbox, ground: &Ground) -> Notifier {
     let lanes = sandbox.queues.iter().map(|queue| format!("{queue}={CAPACITY}"));
-    let amqp_url = to_broker.url(&sandbox.servers.amqp_url);
+    let [amqp_url, database_url] = ground.urls(sandbox);
     sandbox
         .notifier()
         .env("AMQP_URL", format!("{amqp_url}?heartbeat=2"))
-        .env("DATABASE_URL", to_postgres.url(sandbox.database.url()))
+        .env("DATABASE_URL", database_url)
         .env("QUEUES", lanes.collect::<Vec<_>>().join(","))
         .env("AMQP_CONNECTION_ATTEMPTS", "100")
         .env("AMQP_RETRY_DELAY", "200ms")

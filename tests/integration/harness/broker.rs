@@ -21,13 +21,13 @@ pub(crate) const PERSISTENT: u8 = 2;
 
 /// A connection that is opened on first use, and anew after every error.
 pub(crate) struct Broker {
-    url: String,
+    urls: Vec<String>,
     connection: Mutex<Option<Connection>>,
 }
 
 impl Broker {
     pub(crate) fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), connection: Mutex::new(None) }
+        Self { urls: urls(url), connection: Mutex::new(None) }
     }
 
     /// Publishes all and waits until the broker has confirmed each.
@@ -215,11 +215,15 @@ impl Broker {
         let mut slot = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         // An idle connection may have died since; a second one has not.
         let reused = slot.is_some();
-        let first = Self::attempt(&mut slot, &self.url, &operation);
-        if first.is_err() && reused {
-            return Self::attempt(&mut slot, &self.url, &operation);
+        let mut done = Self::attempt(&mut slot, &self.urls[0], &operation);
+        let again = self.urls.iter().skip(usize::from(!reused));
+        for url in again {
+            if done.is_ok() {
+                break;
+            }
+            done = Self::attempt(&mut slot, url, &operation);
         }
-        first
+        done
     }
 
     fn attempt<T>(
@@ -237,6 +241,17 @@ impl Broker {
         *slot = Some(connection);
         Ok(result)
     }
+}
+
+/// A URL for each of the hosts of an AMQP_URL. Where there are several, one may be frozen.
+pub(crate) fn urls(url: &str) -> Vec<String> {
+    if !url.contains(',') {
+        return vec![url.to_owned()];
+    }
+    let (before, rest) = url.rsplit_once('@').expect("it has a user");
+    let (hosts, after) = rest.split_once('/').expect("it has a virtual host");
+    let with = |host| format!("{before}@{host}/{after}?heartbeat=5&connection_timeout=2000");
+    hosts.split(',').map(with).collect()
 }
 
 /// A message to publish.
@@ -265,9 +280,13 @@ impl Event {
         }
     }
 
-    /// Persistent where it was made so; whether it was confirmed the channel tells.
+    /// Persistent where it was made so; whether it was confirmed the channel tells. It is mandatory: what finds no
+    /// queue comes back, and RabbitMQ confirms it all the same.
     pub(crate) fn publish(&self, channel: &Channel, queue: &str) -> amiquip::Result<()> {
-        self.publish_to(channel, "", queue)
+        let mut publish = Publish::new(&self.body, queue);
+        publish.properties = self.properties.clone();
+        publish.mandatory = true;
+        channel.basic_publish("", publish)
     }
 
     fn publish_to(&self, channel: &Channel, exchange: &str, key: &str) -> amiquip::Result<()> {

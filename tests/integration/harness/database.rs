@@ -6,7 +6,6 @@ use std::{
 };
 
 use postgres::{Client, Config, NoTls, Row, types::ToSql};
-use url::Url;
 use uuid::Uuid;
 
 pub(crate) struct Database {
@@ -19,10 +18,10 @@ pub(crate) struct Database {
 impl Database {
     /// Makes the schema, empty.
     pub(crate) fn create(server: &str, schema: &str) -> Self {
-        let mut url = Url::parse(server).expect("DATABASE_URL is an URL");
-        url.query_pairs_mut().append_pair("options", &format!("-csearch_path={schema}"));
-        let database =
-            Self { url: url.into(), schema: schema.to_owned(), client: Mutex::new(None) };
+        // Not by `Url`, which knows no list of hosts.
+        let mark = if server.contains('?') { '&' } else { '?' };
+        let url = format!("{server}{mark}options=-csearch_path%3D{schema}");
+        let database = Self { url, schema: schema.to_owned(), client: Mutex::new(None) };
         database.execute(&format!("CREATE SCHEMA {schema}"), &[]);
         database
     }

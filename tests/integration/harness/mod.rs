@@ -4,6 +4,7 @@
 pub(crate) mod administration;
 pub(crate) mod broker;
 pub(crate) mod browser;
+pub(crate) mod cluster;
 pub(crate) mod connect_proxy;
 pub(crate) mod database;
 pub(crate) mod exposition;
@@ -22,6 +23,7 @@ pub(crate) mod wire;
 pub(crate) use administration::Vhost;
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use browser::rendered;
+pub(crate) use cluster::Cluster;
 pub(crate) use connect_proxy::{ConnectProxy, Way};
 pub(crate) use database::Database;
 pub(crate) use notifier::{Launch, Notifier};

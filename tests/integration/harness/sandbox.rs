@@ -3,7 +3,7 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use amiquip::FieldTable;
+use amiquip::{AmqpValue, FieldTable};
 use uuid::Uuid;
 
 use super::{
@@ -75,17 +75,23 @@ impl Sandbox {
 
     /// For a test that looks at the clock: no other test runs meanwhile.
     pub(crate) fn alone(count: usize) -> Self {
-        Self::ready(Self::empty(&Servers::shared(), count, Company::alone()))
+        Self::ready(Self::empty(&Servers::shared(), count, Company::alone()), FieldTable::new)
     }
 
     /// Queues and tables exist.
     pub(crate) fn on(servers: &Servers, count: usize) -> Self {
-        Self::ready(Self::bare(servers, count))
+        Self::ready(Self::bare(servers, count), FieldTable::new)
     }
 
-    fn ready(sandbox: Self) -> Self {
+    /// The same, with queues that outlive a node of a cluster.
+    pub(crate) fn of_quorum_queues(servers: &Servers, count: usize) -> Self {
+        let quorum = || (String::from("x-queue-type"), AmqpValue::LongString("quorum".to_owned()));
+        Self::ready(Self::bare(servers, count), || FieldTable::from([quorum()]))
+    }
+
+    fn ready(sandbox: Self, arguments: impl Fn() -> FieldTable) -> Self {
         for queue in &sandbox.queues {
-            sandbox.broker.declare(queue, FieldTable::new()).expect("a queue under a fresh name");
+            sandbox.broker.declare(queue, arguments()).expect("a queue under a fresh name");
         }
         let migration = sandbox.command(&["migrate"]);
         assert_eq!(migration.code, Some(0), "migrate: {migration:?}");

@@ -26,7 +26,7 @@ impl Servers {
     }
 }
 
-fn required(variable: &str) -> String {
+pub(super) fn required(variable: &str) -> String {
     env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, it starts the servers"))
 }
@@ -67,6 +67,15 @@ pub(crate) enum End {
     Stop,
     /// SIGKILL, as in a crash.
     Kill,
+}
+
+impl End {
+    pub(super) fn verb(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Kill => "kill",
+        }
+    }
 }
 
 impl FaultServers {
@@ -114,14 +123,10 @@ impl FaultServers {
     /// Ends one. A kill of the broker finds every [queue on its disk](Self::write_queue_names).
     /// Messages and acks are as far as they are.
     pub(crate) fn end(&self, server: Server, end: End) {
-        let verb = match end {
-            End::Stop => "stop",
-            End::Kill => "kill",
-        };
         if let (Server::Broker, End::Kill) = (server, end) {
             self.write_queue_names();
         }
-        services(&self.directory, &[verb, server.name()]);
+        services(&self.directory, &[end.verb(), server.name()]);
     }
 
     /// RabbitMQ (3.10 and 4.0 at least) writes the names of quorum queues late, on a busy machine by
@@ -156,7 +161,7 @@ impl FaultServers {
     }
 }
 
-fn listed(listing: &str) -> Servers {
+pub(super) fn listed(listing: &str) -> Servers {
     Servers {
         amqp_url: listed_value(listing, "AMQP_URL"),
         database_url: listed_value(listing, "DATABASE_URL"),
@@ -180,7 +185,7 @@ impl Drop for FaultServers {
     }
 }
 
-fn services(directory: &Path, arguments: &[&str]) -> String {
+pub(super) fn services(directory: &Path, arguments: &[&str]) -> String {
     let output =
         services_command(directory, arguments).output().expect("scripts/services.sh can be run");
     assert!(
@@ -191,7 +196,7 @@ fn services(directory: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("services.sh prints text")
 }
 
-fn services_command(directory: &Path, arguments: &[&str]) -> Command {
+pub(super) fn services_command(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services.sh"));
     command.args(arguments).env("WEBHOOK_NOTIFIER_LOCAL_DIR", directory);
     command
