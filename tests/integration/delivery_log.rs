@@ -306,7 +306,10 @@ fn without_its_table_one_line_says_what_to_do_and_nothing_else_suffers() {
     let event = Event::new("order.paid");
     sandbox.publish(&event);
     wait_until(SOON, "it is logged", || rows(&sandbox, &event, Some(webhook)).len() == 2);
-    assert_eq!(gaps(&notifier), 1);
+    // Between two migrations it may lack a column as well.
+    let lines = notifier.stderr();
+    let told = lines.iter().filter(|line| line.contains("has gaps") && line.contains("42P01"));
+    assert_eq!(told.count(), 1, "{lines:?}");
 }
 
 /// Entries of some event, by SQL, that old.

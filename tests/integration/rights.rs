@@ -152,7 +152,7 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
     sandbox
         .database
         .run_script(&format!("ALTER ROLE {} SET default_transaction_read_only = on", role.name));
-    role.check_fails(&["read-only transaction", "standby", "target_session_attrs=read-write"]);
+    role.check_fails(&["read-only transaction", "standby", "lead to the primary"]);
 }
 
 #[test]
