@@ -302,6 +302,7 @@ impl Drain<'_, '_> {
         let (ready, in_line) = {
             // Together: a worker may ask for the first in between.
             let mut state = queue.state();
+            state.is_unwanted = false;
             (std::mem::take(&mut state.ready), state.in_line.take())
         };
         if let Some((_, in_line)) = in_line {
@@ -410,13 +411,17 @@ impl Drain<'_, '_> {
             }
             // Whoever asks next finds out.
             Some(Standing::Paused) => Ok(()),
-            Some(Standing::Disabled) => self.purge(webhook, Dropped::Disabled),
-            None => {
-                self.purge(webhook, Dropped::Deleted)?;
-                self.ask_for_removal(webhook);
-                Ok(())
-            }
+            Some(Standing::Disabled) => self.drop_all(webhook, Dropped::Disabled),
+            None => self.drop_all(webhook, Dropped::Deleted),
         }
+    }
+
+    fn drop_all(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
+        self.purge(webhook, why)?;
+        if matches!(why, Dropped::Deleted) {
+            self.ask_for_removal(webhook);
+        }
+        Ok(())
     }
 
     /// What was refused by the settings that a webhook had may begin now.
@@ -510,6 +515,7 @@ impl Drain<'_, '_> {
                 self.advance(webhook);
                 Ok(())
             }
+            Event::Unwanted(webhook, why) => self.drop_all(webhook, why),
             Event::Panicked => panic!("a delivery of a backlog panicked"),
         }
     }

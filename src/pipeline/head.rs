@@ -9,7 +9,6 @@ use crate::broker::{Lane, Message, NotConfirmed, unix_millis};
 use crate::directory::Found;
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Malformed;
-use crate::domain::history::Happened;
 use crate::domain::pace::{Ask, Attempt, Hold};
 use crate::domain::webhook::Webhook;
 use crate::metrics::{Dropped, Held};
@@ -35,8 +34,8 @@ pub enum Head {
     Held(Hold),
     /// It is to leave the backlog without an attempt, with [`Pipeline::let_go`].
     Leaves,
-    /// It is to be acked: its webhook is gone.
-    Dropped,
+    /// Nothing: neither it nor what stands behind it is wanted any more.
+    Unwanted(Dropped),
     /// PostgreSQL has to be asked, and doesn't answer.
     Missing,
 }
@@ -76,8 +75,8 @@ impl Pipeline {
         let Ok(delivery) = &waiting.delivery else { return Head::Leaves };
         let webhook = match self.directory.find(delivery.webhook_id) {
             Ok(Found::Enabled(webhook)) => webhook,
-            Ok(Found::Deleted) => return self.drop_waiting(lane, delivery, Dropped::Deleted),
-            Ok(Found::Disabled) => return self.drop_waiting(lane, delivery, Dropped::Disabled),
+            Ok(Found::Deleted) => return Head::Unwanted(Dropped::Deleted),
+            Ok(Found::Disabled) => return Head::Unwanted(Dropped::Disabled),
             Err(error) => {
                 self.metrics.database().failed(error.answer());
                 return Head::Missing;
@@ -99,12 +98,6 @@ impl Pipeline {
             Err(_) if self.is_too_old(delivery) => Head::Leaves,
             Err(hold) => Head::Held(hold),
         }
-    }
-
-    fn drop_waiting(&self, lane: &Lane, delivery: &Delivery, why: Dropped) -> Head {
-        self.metrics.dropped(why).inc();
-        self.log.record(&lane.origin, delivery, Happened::Dropped { why: why.label() });
-        Head::Dropped
     }
 
     /// Makes an attempt of what was the first of a backlog, and waits until the broker has confirmed

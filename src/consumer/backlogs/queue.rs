@@ -13,6 +13,7 @@ use crate::broker::Lane;
 use crate::domain::intake::Refusal;
 use crate::domain::pace::{Attempt, Hold};
 use crate::domain::webhook::Webhook;
+use crate::metrics::Dropped;
 use crate::pipeline::{Head, Pipeline, Waiting};
 use crate::receivers::InLine;
 use crate::workers;
@@ -37,6 +38,8 @@ pub(super) enum Event {
     Done(Done),
     /// Something holds a backlog up.
     Look(Uuid),
+    /// A webhook was found to be gone before anybody has said so.
+    Unwanted(Uuid, Dropped),
     /// A thread panicked. As if it had been the one that consumes: that ends the process.
     Panicked,
 }
@@ -79,6 +82,8 @@ pub(super) struct State {
     pub(super) hold: Option<Hold>,
     /// PostgreSQL has to be asked first.
     pub(super) is_missing: bool,
+    /// It is known that nobody wants the first.
+    pub(super) is_unwanted: bool,
     /// The first waits for a place.
     pub(super) in_line: Option<(Box<Webhook>, InLine)>,
     /// Nothing is begun any more.
@@ -109,6 +114,7 @@ impl Queue {
             under_way: 0,
             hold: None,
             is_missing: false,
+            is_unwanted: false,
             in_line: None,
             is_over: false,
         };
@@ -132,40 +138,35 @@ impl Queue {
     /// Takes the first, if it may begin now.
     pub(super) fn next(self: &Arc<Self>, shared: &Shared) -> Option<Task> {
         let mut state = self.state();
-        loop {
-            if state.is_over || state.in_line.is_some() {
+        if state.is_over || state.in_line.is_some() {
+            return None;
+        }
+        let head = shared.pipeline.head(&shared.lane, &state.ready.front()?.waiting);
+        state.is_missing = matches!(head, Head::Missing);
+        let attempt = match head {
+            Head::Attempt(webhook, attempt) => Some((webhook, attempt)),
+            Head::Leaves => None,
+            Head::Waits(webhook, in_line) => {
+                state.in_line = Some((webhook, in_line));
                 return None;
             }
-            let head = shared.pipeline.head(&shared.lane, &state.ready.front()?.waiting);
-            state.is_missing = matches!(head, Head::Missing);
-            let attempt = match head {
-                Head::Attempt(webhook, attempt) => Some((webhook, attempt)),
-                Head::Leaves => None,
-                Head::Waits(webhook, in_line) => {
-                    state.in_line = Some((webhook, in_line));
-                    return None;
-                }
-                Head::Held(hold) => {
-                    state.hold = Some(hold);
-                    return None;
-                }
-                Head::Missing => return None,
-                Head::Dropped => {
-                    if let Some(item) = state.take_first() {
-                        state.under_way -= 1;
-                        self.leaves(shared, &item);
-                        shared.pipeline.tally().taken();
-                        self.is_done(shared, item.delivery, true);
-                    }
-                    continue;
-                }
-            };
-            let item = state.take_first()?;
-            if attempt.is_none() {
-                self.leaves(shared, &item);
+            Head::Held(hold) => {
+                state.hold = Some(hold);
+                return None;
             }
-            return Some(Task { item, attempt });
+            Head::Missing => return None,
+            Head::Unwanted(why) => {
+                if !std::mem::replace(&mut state.is_unwanted, true) {
+                    let _ = shared.events.send(Event::Unwanted(self.webhook, why));
+                }
+                return None;
+            }
+        };
+        let item = state.take_first()?;
+        if attempt.is_none() {
+            self.leaves(shared, &item);
         }
+        Some(Task { item, attempt })
     }
 
     fn leaves(&self, shared: &Shared, item: &Item) {
