@@ -18,13 +18,14 @@ use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
 use crate::domain::history::Extent;
+use crate::instances::Presence;
 use crate::metrics::{Glance, InUse, Metrics};
 use crate::notices;
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
 use crate::status::Status;
-use crate::store::Store;
+use crate::store::{EACH_BY_ITSELF, Store};
 use crate::supervisor::Supervisor;
 use crate::threads;
 use crate::workers::Workers;
@@ -32,7 +33,7 @@ use crate::workers::Workers;
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the last threads (publisher, delivery log, notices, admin) may take once nobody needs them any
+/// How long the last threads (publisher, delivery log, notices, instances, admin) may take once nobody needs them any
 /// more, within SHUTDOWN_TIMEOUT.
 const FAREWELL: Duration = Duration::from_millis(2_500);
 
@@ -94,6 +95,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let mut threads = Threads::new();
     // Before the checks, which may take a while: a probe should hear "not ready", not nothing.
     let (door, admin) = admin::open(config.metrics_addr, &config.metrics_hosts)?;
+    let port = door.port();
     threads.spawn("admin-door".to_owned(), {
         let stop = lanes_over.clone();
         move || door.keep(&stop)
@@ -157,6 +159,18 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     let (log, log_writer) = delivery_log::open(&config, &store, metrics.log_rows(), jitter);
     let (notices, teller) =
         notices::open(&config, &store, &directory, &receivers, &metrics, jitter);
+    let mut presence = Presence::new(
+        &config,
+        Arc::clone(&store),
+        Arc::clone(&directory),
+        Arc::clone(&receivers),
+        &metrics,
+        port,
+    );
+    if metrics.database().is_up() {
+        // First this: the others have heard of it before anything is sent.
+        presence.beat();
+    }
     let keeper = Keeper::new(
         Arc::clone(&backlogs),
         inbox,
@@ -192,6 +206,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         let stop = lanes_over.clone();
         move || {
             teller.run(&stop);
+            Ok(())
+        }
+    })?;
+    threads.spawn("instances".to_owned(), {
+        let stop = lanes_over.clone();
+        move || {
+            presence.run(&stop);
             Ok(())
         }
     })?;
@@ -289,7 +310,10 @@ fn check_database(config: &Config, store: &Store, metrics: &Metrics) -> Result<(
     }
     let with_log = config.delivery_log != Extent::Off;
     for (follows, error) in store.unable(with_log).unwrap_or_default() {
-        log::warn!("{error}; until then {follows}");
+        // Of the instances whoever needs them tells.
+        if follows != EACH_BY_ITSELF {
+            log::warn!("{error}; until then {follows}");
+        }
     }
     Ok(())
 }

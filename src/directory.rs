@@ -1,8 +1,8 @@
 //! Who wants an event? Answered from memory, as long as it is certain that nothing has changed.
 //!
 //! The directory remembers PostgreSQL's answers, and its thread listens for the table's changes: at
-//! each, everything is forgotten. Subscribers are told of changes of webhooks and of backlogs (of
-//! which it remembers nothing). Three rules say what a look-up may rely on (`Trust`):
+//! each, everything is forgotten. Subscribers are told of changes of webhooks, and of backlogs and
+//! instances (of which it remembers nothing). Three rules say what a look-up may rely on (`Trust`):
 //!
 //! - While listening works, what is remembered is true.
 //! - While it doesn't, every look-up asks PostgreSQL.
@@ -76,6 +76,8 @@ pub enum Change {
     Webhooks,
     /// Which backlogs there are.
     Backlogs,
+    /// Which instances there are.
+    Instances,
 }
 
 /// Remembers who wants what. Shared by all threads.
@@ -108,7 +110,7 @@ struct Subscriber {
 impl Subscriber {
     /// Has room for one of each kind: told twice before it looks is told once.
     fn new() -> Self {
-        let (sender, untaken) = bounded(2);
+        let (sender, untaken) = bounded(3);
         Self { sender, untaken }
     }
 
@@ -155,7 +157,7 @@ impl Directory {
         }
     }
 
-    /// A channel that says what has changed, after what is remembered of it was forgotten; both kinds
+    /// A channel that says what has changed, after what is remembered of it was forgotten; all kinds
     /// when listening begins, since changes may have been missed before. What is not taken in time is
     /// said once. For as long as the directory lives.
     ///
@@ -418,6 +420,7 @@ impl Directory {
                 Ok(Ok(Heard::Listening)) => {
                     self.forget();
                     self.tell(Change::Backlogs);
+                    self.tell(Change::Instances);
                     self.trust_for_now();
                     if causes.end().is_some() {
                         log::info!("directory in use again");
@@ -427,6 +430,7 @@ impl Directory {
                 }
                 Ok(Ok(Heard::Changed)) => self.forget(),
                 Ok(Ok(Heard::Backlogs)) => self.tell(Change::Backlogs),
+                Ok(Ok(Heard::Instances)) => self.tell(Change::Instances),
                 Ok(Ok(Heard::Alive)) => self.trust_for_now(),
                 Ok(Err(why)) => return Some(Lost { why, since }),
                 Err(_) => return lost(since, Sign::Break, "listening ended".to_owned()),

@@ -44,6 +44,9 @@
 //! What happened to a delivery on its way is told to the [`delivery_log`], for `why` and `tail`; that
 //! never waits, and nothing is decided by it.
 //!
+//! Several instances share all of this, and the limits of webhooks: each writes down that it is alive
+//! ([`instances`]), and [`domain::instances`] says who may send how much.
+//!
 //! What becomes of webhooks (they fail for long, are disabled, paused) and which deliveries die is told by
 //! [`notices`], events of the notifier's own; they also disable what has failed for DISABLE_AFTER.
 //!
@@ -83,10 +86,11 @@
 //! | to change | begin at |
 //! |---|---|
 //! | what an answer means, and what follows | [`domain::outcome`] |
-//! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`] |
+//! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`]; how much of that is this instance's: [`domain::instances`] |
 //! | what waits, what goes to a backlog, and in which order | [`domain::intake`] |
-//! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; where RabbitMQ does not answer for one: `consumer/backlogs/unanswered.rs`; how it is made: `backlogs/keeper.rs`, found and removed: its folder |
+//! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; where RabbitMQ does not answer for one: `consumer/backlogs/unanswered.rs`; which instance consumes it: `consumer/backlogs/elsewhere.rs`; how it is made: `backlogs/keeper.rs`, found and removed: its folder |
 //! | how many consumers a lane has | [`domain::growth`]; how they are started and ended: `consumer/crew.rs` |
+//! | how instances know of each other | [`instances`], `store/instances.rs`; who is taken for dead: `domain/instances/roll.rs` |
 //! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
 //! | what is sent | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how ids and types stand in headers: [`domain::encoding`]; what of the producer's headers goes on: [`domain::forwarding`] |
@@ -125,6 +129,7 @@ pub mod backlogs;
 pub mod workers;
 pub mod delivery_log;
 pub mod notices;
+pub mod instances;
 pub mod directory;
 pub mod store;
 pub mod broker;

@@ -20,6 +20,7 @@ use crate::domain::trend::Counts;
 
 mod contact;
 mod egress;
+mod instances;
 mod labels;
 mod lane_state;
 mod maker;
@@ -33,6 +34,7 @@ use waiting::Waiting;
 
 pub use contact::{Answers, Contact};
 pub use egress::EgressState;
+pub use instances::InstancesState;
 pub use labels::{Dropped, Held};
 pub use lane_state::{Interruption, LaneState};
 pub use notices::{AutoDisabled, NoticesState};
@@ -76,6 +78,7 @@ pub struct Metrics {
     database_up: IntGauge,
     egress: EgressState,
     notices: NoticesState,
+    instances: InstancesState,
     broker_accepting: IntGauge,
     messages_refused: IntGaugeVec,
     refusals: IntCounterVec,
@@ -262,6 +265,7 @@ impl Metrics {
         )?;
         let topology = TopologyCounts::new(&make)?;
         let notices = NoticesState::new(&make)?;
+        let instances = InstancesState::new(&make)?;
         let transitions = make.counter(
             "webhook_circuit_breaker_transitions_total",
             "Changes of a receiver's circuit breaker, by the state that follows",
@@ -403,6 +407,7 @@ impl Metrics {
             database_up: database_up.with_label_values::<&str>(&[]),
             egress: EgressState::new(egress_proxy_up.with_label_values::<&str>(&[])),
             notices,
+            instances,
             broker_accepting: broker_accepting.with_label_values::<&str>(&[]),
             messages_refused,
             refusals,
@@ -542,6 +547,12 @@ impl Metrics {
     #[must_use]
     pub fn notices(&self) -> &NoticesState {
         &self.notices
+    }
+
+    /// Which instances share the limits of webhooks.
+    #[must_use]
+    pub fn instances(&self) -> &InstancesState {
+        &self.instances
     }
 
     /// Whether PostgreSQL answers.

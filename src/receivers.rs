@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use uuid::Uuid;
 
+use crate::domain::instances::{Instances, SentBy};
 use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
+use crate::domain::limits::Limits;
 use crate::domain::pace::{Ask, Attempt, Count, Hold, Pace};
 use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Outage, Transition};
 use crate::shutdown::Shutdown;
@@ -40,6 +43,8 @@ pub struct Receivers {
     start: Instant,
     /// Random numbers from 0 to 1, for the pauses of circuit breakers.
     jitter: fn() -> f64,
+    /// How often the instances have changed.
+    changes: AtomicU64,
 }
 
 /// What came of a question that was not refused.
@@ -109,7 +114,7 @@ impl Receivers {
         let intake = Intake::new(pace, capacities);
         let state =
             Mutex::new(State { intake, waiting: HashMap::new(), entering: HashMap::new(), bells });
-        Self { state, start: Instant::now(), jitter }
+        Self { state, start: Instant::now(), jitter, changes: AtomicU64::new(0) }
     }
 
     /// Asks for an attempt of a delivery that is in no backlog, which begins now; or waits, where all
@@ -325,6 +330,51 @@ impl Receivers {
         state.intake.pace.stay_away(webhook, wanted, now);
     }
 
+    /// The limits of webhooks are shared by these instances from now on.
+    pub fn share_among(&self, instances: Instances) {
+        let mut state = self.lock();
+        state.intake.pace.share_among(instances);
+        state.call(self.now());
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often [`Receivers::share_among`] was called.
+    #[must_use]
+    pub fn changes_of_instances(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// See [`Pace::is_sharing`].
+    #[must_use]
+    pub fn is_sharing(&self) -> bool {
+        self.lock().intake.pace.is_sharing()
+    }
+
+    /// See [`Pace::sent_by`].
+    #[must_use]
+    pub fn sent_by(&self, webhook: Uuid, limits: Limits) -> SentBy {
+        self.lock().intake.pace.sent_by(webhook, limits)
+    }
+
+    /// Whether another instance consumes a backlog.
+    pub fn set_elsewhere(&self, queue: usize, webhook: Uuid, is_elsewhere: bool) {
+        self.lock().intake.set_elsewhere((queue, webhook), is_elsewhere);
+    }
+
+    /// See [`Pace::has_backlog`].
+    pub fn has_backlog(&self, webhook: Uuid) {
+        let mut state = self.lock();
+        let now = self.now();
+        state.intake.pace.has_backlog(webhook, now);
+    }
+
+    /// See [`Pace::have_backlogs`].
+    pub fn have_backlogs(&self, webhooks: impl Iterator<Item = Uuid>) {
+        let mut state = self.lock();
+        let now = self.now();
+        state.intake.pace.have_backlogs(webhooks, now);
+    }
+
     /// Takes note of how an attempt ended.
     pub fn end(&self, attempt: Attempt, ended: Ended<'_>) -> Option<Transition> {
         let jitter = match ended {
@@ -491,7 +541,6 @@ mod tests {
     use super::*;
     use std::thread;
 
-    use crate::domain::limits::Limits;
     use crate::domain::outcome::Reason;
     use crate::domain::receiver::Condition;
     use crate::domain::webhook::Group;

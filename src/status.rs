@@ -184,6 +184,8 @@ impl Status {
             broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
             egress_problem,
             notices_problem: notices_problem(&self.metrics),
+            instances: self.metrics.instances().names(),
+            instances_problem: self.metrics.instances().problem(),
             disabled_lately: disabled_lately(&self.metrics),
             refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
             depths_age_seconds: self.metrics.broker().age().map(seconds),

@@ -23,6 +23,7 @@ mod declared;
 mod delivery_attempts;
 mod error;
 mod failing;
+mod instances;
 mod labels;
 mod listen;
 mod registered;
@@ -45,6 +46,7 @@ pub use error::{Said, StoreError};
 pub use labels::Label;
 pub use listen::{Heard, NotListening, Sign};
 pub use registered::Registered;
+pub use rights::EACH_BY_ITSELF;
 pub use schema::{Labelled, Migrated};
 
 /// How long a query may take, the wait for a connection included. The queries here take

@@ -136,6 +136,12 @@ impl Door {
         })
     }
 
+    /// Where clients come to: no other process of this machine has it.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.listener.local_addr().map_or(0, |address| address.port())
+    }
+
     /// Lets clients in until `stop`.
     ///
     /// # Errors

@@ -88,6 +88,16 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         };
         vec![good("changes", detail)]
     }));
+    found(store.instances_alive().map(|alive| {
+        let mut names: Vec<&str> = alive.iter().map(|entry| entry.name.as_str()).collect();
+        names.sort_unstable();
+        let detail = match names.len() {
+            0 => return Vec::new(),
+            1 => format!("one is running: {}", names.concat()),
+            count => format!("{count} keep the limits of webhooks together: {}", names.join(", ")),
+        };
+        vec![good("instances", detail)]
+    }));
     found(store.has_log().map(|has_log| {
         let detail = match (config.delivery_log, has_log) {
             (Extent::Off, _) => "off: `why` and `tail` have nothing to tell",

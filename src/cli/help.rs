@@ -312,6 +312,7 @@ Prints:
   The webhook; with --json as an object. Its secret is not shown. A line for
   each of its backlogs: how many deliveries of which queue wait (`?` where
   RabbitMQ doesn't say), since when and why, and when the next attempt is due.
+  Where it has limits and several instances run, which of them keep these.
 
 Exit codes:
   0  done

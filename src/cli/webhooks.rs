@@ -4,6 +4,7 @@ mod apply;
 mod backlogs;
 mod export;
 mod file;
+mod limits;
 mod list;
 mod place;
 mod settings;
@@ -255,7 +256,11 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             let webhook = seen(one(store.list(Some(id))?.pop(), id)?, reveal);
             let backlogs = backlogs::find(&config, &store, |other| other == id)?;
             let failing = store.failing_since()?.remove(&id);
-            let shown = Shown::of(&webhook, &backlogs, failing.as_deref());
+            let mut shown = Shown::of(&webhook, &backlogs, failing.as_deref());
+            if let Some((found, _)) = store.look_up(id)? {
+                let alive = store.instances_alive()?;
+                shown.limits = limits::kept_by(&alive, &found, !backlogs.is_empty());
+            }
             if common.output.json { print_json(&shown) } else { print(text(&shown)) }
         }
         Webhooks::Remove { one: One { id, common, reveal, .. }, dry_run } => {

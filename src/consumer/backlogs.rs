@@ -21,10 +21,12 @@ use super::{Context, Ended, connect_again};
 use crate::backlogs::{News, Standing};
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
+use crate::domain::instances::SentBy;
 use crate::domain::pace::Hold;
 use crate::metrics::{Dropped, Held};
 use crate::pipeline::Missing;
 
+mod elsewhere;
 mod queue;
 mod supply;
 mod unanswered;
@@ -124,6 +126,8 @@ fn session(
         have_changed: false,
         missing_until: now,
         ticked_at: now,
+        instances_seen: 0,
+        looked_at: None,
         known,
         unanswered,
     };
@@ -145,6 +149,10 @@ struct Backlog<'a> {
     queue: Arc<Queue>,
     /// None while nobody has to hold its head.
     consumer: Option<Consumer<'a>>,
+    /// Another instance consumes it.
+    is_elsewhere: bool,
+    /// When its first was last refused because a limit of its webhook was reached.
+    limited_at: Instant,
     /// What the consumer is given ahead.
     prefetch: u16,
     /// Messages that are not acked yet.
@@ -210,6 +218,10 @@ struct Drain<'a, 'c> {
     /// PostgreSQL is not asked before: it did not answer.
     missing_until: Instant,
     ticked_at: Instant,
+    /// How often the instances had changed when it was last looked whose the backlogs are; and the last of
+    /// those that were looked at.
+    instances_seen: u64,
+    looked_at: Option<Uuid>,
     known: &'a mut BTreeMap<Uuid, Option<Standing>>,
     unanswered: &'a mut Unanswered,
 }
@@ -347,6 +359,8 @@ impl Drain<'_, '_> {
         let backlog = Backlog {
             queue: Arc::new(Queue::new(webhook)),
             consumer: None,
+            is_elsewhere: false,
+            limited_at: now,
             prefetch: 0,
             in_hand: 0,
             had_too_many: false,
@@ -366,7 +380,11 @@ impl Drain<'_, '_> {
             noted_at: now.checked_sub(NOTE_INTERVAL).unwrap_or(now),
         };
         self.backlogs.insert(webhook, backlog);
-        self.consume(webhook, 1)?;
+        if self.sent_by(webhook) == Some(SentBy::Other) {
+            self.is_left(webhook);
+        } else {
+            self.consume(webhook, 1)?;
+        }
         match self.known.get(&webhook) {
             Some(standing) => self.has_changed(webhook, *standing),
             None => Ok(()),
@@ -384,6 +402,7 @@ impl Drain<'_, '_> {
     fn forget(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.remove(&webhook) else { return };
         self.forget_unanswered(webhook);
+        self.context.receivers.set_elsewhere(self.lane.number, webhook, false);
         self.ahead -= usize::from(backlog.prefetch.saturating_sub(1));
         self.expecting.remove(&webhook);
         self.in_line.remove(&webhook);
@@ -567,6 +586,9 @@ impl Drain<'_, '_> {
         if state.is_missing && now >= self.missing_until {
             // The others would have to wait as long for the same answer.
             self.missing_until = now + state.wait();
+        }
+        if matches!(state.hold, Some(Hold::Limit(..))) {
+            backlog.limited_at = now;
         }
         backlog.due = None;
         if state.ready.is_empty() || state.in_line.is_some() {

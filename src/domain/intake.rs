@@ -16,7 +16,7 @@
 //! still for a moment. So whoever would go behind what a brisk receiver will have had soon waits for that, too,
 //! and is one of few that enter meanwhile.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use uuid::Uuid;
 
@@ -140,6 +140,8 @@ pub struct Intake {
     brief: usize,
     /// Those that may hold something.
     backlogs: HashMap<Key, Contents>,
+    /// Those that another instance consumes: this one doesn't know what they hold, and needn't.
+    elsewhere: HashSet<Key>,
     /// The next number.
     next: u64,
 }
@@ -149,8 +151,8 @@ impl Intake {
     #[must_use]
     pub fn new(pace: Pace, capacities: impl IntoIterator<Item = usize>) -> Self {
         let capacities = capacities.into_iter().collect();
-        let (line, backlogs) = (BTreeMap::new(), HashMap::new());
-        Self { pace, capacities, line, brief: 0, backlogs, next: 0 }
+        let (line, backlogs, elsewhere) = (BTreeMap::new(), HashMap::new(), HashSet::new());
+        Self { pace, capacities, line, brief: 0, backlogs, elsewhere, next: 0 }
     }
 
     /// Asks for an attempt of a delivery that is in no backlog. `is_paused`: its webhook gets nothing.
@@ -421,8 +423,24 @@ impl Intake {
         if let Some(contents) = self.backlogs.get_mut(&entry.key) {
             contents.entering.retain(|number| *number != entry.number);
         }
-        if !is_there {
+        if !is_there || self.elsewhere.contains(&entry.key) {
             self.left(entry.key, true);
+        }
+    }
+
+    /// Whether another instance consumes a backlog.
+    pub fn set_elsewhere(&mut self, key: Key, is_elsewhere: bool) {
+        if !is_elsewhere {
+            self.elsewhere.remove(&key);
+            return;
+        }
+        self.elsewhere.insert(key);
+        if let Some(contents) = self.backlogs.get_mut(&key) {
+            (contents.others, contents.hold) = (false, None);
+            contents.ours = contents.entering.len() as u64;
+            if contents.entering.is_empty() {
+                self.backlogs.remove(&key);
+            }
         }
     }
 
@@ -476,7 +494,12 @@ fn is_over_soon(hold: Hold) -> bool {
     match hold {
         Hold::Share | Hold::Group | Hold::Unproven | Hold::Ramp | Hold::Full => true,
         Hold::Limit(limit, wait) => limit == Limit::InFlight && wait.is_zero(),
-        Hold::Slow | Hold::Breaker(_) | Hold::StayAway(_) | Hold::Behind | Hold::Paused => false,
+        Hold::Slow
+        | Hold::Breaker(_)
+        | Hold::StayAway(_)
+        | Hold::Elsewhere
+        | Hold::Behind
+        | Hold::Paused => false,
     }
 }
 

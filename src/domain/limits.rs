@@ -7,6 +7,8 @@
 //!
 //! A webhook may have backlogs of several event queues. They take turns: who was refused comes before
 //! whoever was served.
+//!
+//! Where several instances run, each has its part of a limit: [`super::instances`].
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -62,14 +64,21 @@ impl Limit {
 /// Attempts per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// From one attempt to the next.
+    /// From one attempt to the next, of all instances together.
     interval: Duration,
+    /// How many instances share it.
+    sharers: u32,
 }
 
 impl Rate {
+    /// From one attempt of this instance to its next.
+    fn interval(self) -> Duration {
+        self.interval.saturating_mul(self.sharers)
+    }
+
     /// How far ahead of the rate a receiver may be asked.
     fn allowance(self) -> Duration {
-        BURST.saturating_sub(self.interval)
+        BURST.saturating_sub(self.interval())
     }
 }
 
@@ -82,7 +91,7 @@ impl FromStr for Rate {
             let (shown, least, most) = (quoted(text), RATES.start(), RATES.end());
             format!("{shown} is not a number from {least} to {most}")
         })?;
-        Ok(Self { interval: Duration::from_secs_f64(rate.recip()) })
+        Ok(Self { interval: Duration::from_secs_f64(rate.recip()), sharers: 1 })
     }
 }
 
@@ -91,6 +100,31 @@ impl Limits {
     #[must_use]
     pub fn is_none(self) -> bool {
         self.max_in_flight.is_none() && self.rate.is_none()
+    }
+
+    /// Whether so many instances can share them: each may have a request under way, and the second's worth
+    /// that may follow on each other has one for each.
+    pub(super) fn suffice_for(self, count: usize) -> bool {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // An interval is a whole number of nanoseconds.
+        let burst = BURST + Duration::from_nanos(count.into());
+        self.max_in_flight.is_none_or(|most| most.get() >= count)
+            && self.rate.is_none_or(|rate| rate.interval.saturating_mul(count) <= burst)
+    }
+
+    /// The part of one of `count` instances that share them, of which it is the one with this number. What
+    /// is left over of the requests under way the first have; each has one at least.
+    pub(super) fn part(self, number: usize, count: usize) -> Self {
+        let [number, count] = [number, count].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+        let count = count.max(1);
+        let in_flight = |most: NonZeroU32| {
+            let part = most.get() / count + u32::from(number < most.get() % count);
+            NonZeroU32::new(part).unwrap_or(NonZeroU32::MIN)
+        };
+        Self {
+            max_in_flight: self.max_in_flight.map(in_flight),
+            rate: self.rate.map(|rate| Rate { sharers: count, ..rate }),
+        }
     }
 }
 
@@ -120,7 +154,8 @@ impl Allowance {
         now: Moment,
     ) -> Result<(), (Limit, Duration)> {
         if self.rate != limits.rate {
-            (self.rate, self.full_at) = (limits.rate, now);
+            self.full_at = self.full_at_then(limits.rate, now);
+            self.rate = limits.rate;
         }
         let refused =
             self.check(limits, under_way, now).or_else(|| self.is_others_turn(queue, now));
@@ -133,9 +168,21 @@ impl Allowance {
         self.line.retain(|waiting| Some(*waiting) != queue);
         self.yielding_since = None;
         if let Some(rate) = limits.rate {
-            self.full_at = self.full_at.max(now) + rate.interval;
+            self.full_at = self.full_at.max(now) + rate.interval();
         }
         Ok(())
+    }
+
+    /// When all of the burst is saved up again at another rate. What was used up stays so where only the
+    /// number of instances has changed, or each change would give all of them a burst.
+    fn full_at_then(&self, rate: Option<Rate>, now: Moment) -> Moment {
+        match (self.rate, rate) {
+            (Some(before), Some(rate)) if before.interval == rate.interval => {
+                let missing = self.full_at.saturating_sub(now);
+                now + missing.saturating_mul(rate.sharers) / before.sharers.max(1)
+            }
+            _ => now,
+        }
     }
 
     fn check(&self, limits: Limits, under_way: usize, now: Moment) -> Option<(Limit, Duration)> {
@@ -213,6 +260,43 @@ mod tests {
         assert_eq!(ask(rate("0.5"), 300), Ok(()));
         assert_eq!(ask(rate("0.5"), 2_299), Err((Limit::Rate, ms(1))));
         assert_eq!(ask(rate("0.5"), 2_300), Ok(()));
+    }
+
+    #[test]
+    fn a_part_is_a_whole_number_of_requests_and_an_exact_fraction_of_a_rate() {
+        let most = |limit: u32, count: usize| -> Vec<u32> {
+            let part = |number| in_flight(limit).part(number, count).max_in_flight;
+            (0..count).filter_map(part).map(NonZeroU32::get).collect()
+        };
+        assert_eq!(most(4, 3), [2, 1, 1]);
+        assert_eq!(most(5, 2), [3, 2]);
+        assert_eq!(most(3, 3), [1, 1, 1]);
+        assert_eq!(most(1, 2), [1, 1], "one at least, where there is no other way");
+        assert!(in_flight(3).suffice_for(3) && !in_flight(3).suffice_for(4));
+        assert!(
+            rate("3").suffice_for(2) && !rate("3").suffice_for(4) && !rate("0.5").suffice_for(1)
+        );
+        assert!(Limits::default().suffice_for(1_000));
+        // Two of four a second are two, half a second apart.
+        let mut allowance = Allowance::default();
+        let mut ask = |millis| allowance.ask(rate("4").part(0, 2), 0, None, ms(millis));
+        assert_eq!((ask(0), ask(0), ask(0)), (Ok(()), Ok(()), Err((Limit::Rate, ms(500)))));
+        assert_eq!(ask(499), Err((Limit::Rate, ms(1))));
+        assert_eq!(ask(500), Ok(()));
+    }
+
+    #[test]
+    fn another_number_of_instances_gives_nobody_a_burst() {
+        let mut allowance = Allowance::default();
+        let mut ask = |count, millis| allowance.ask(rate("4").part(0, count), 0, None, ms(millis));
+        for _ in 0..4 {
+            assert_eq!(ask(1, 0), Ok(()));
+        }
+        // The four that it had a quarter of a second for each stand for half a second each now.
+        assert_eq!(ask(2, 0), Err((Limit::Rate, ms(1_500))));
+        assert_eq!(ask(1, 0), Err((Limit::Rate, ms(250))));
+        assert_eq!(ask(2, 250), Err((Limit::Rate, ms(1_000))));
+        assert_eq!(ask(1, 250), Ok(()));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod forwarding;
 pub mod growth;
 pub mod history;
 pub mod in_hand;
+pub mod instances;
 pub mod intake;
 pub mod limits;
 pub mod notice;

@@ -11,15 +11,18 @@
 //! - A prompt receiver that only finds every place taken **waits** for one. Whoever is refused for
 //!   another reason goes elsewhere, and holds nobody up.
 //!
+//! Where several instances run, [`super::instances`] says what of a webhook's limits is this one's.
+//!
 //! What is counted is counted for each queue; what is known of a receiver ([`super::receiver`]) holds
 //! for all of them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::instances::{Instances, SentBy};
 use super::limits::{Limit, Limits};
 use super::receiver::{
     Ailment, Breaker, Class, Ended, Moment, Outage, Over, Receiver, SLOW, Transition,
@@ -100,6 +103,8 @@ pub enum Hold {
     /// It gets as much as its webhook says already, for so long at least; zero, if until a request
     /// ends.
     Limit(Limit, Duration),
+    /// Another instance sends all that its webhook's limits allow.
+    Elsewhere,
     /// Others wait in its receiver's backlog, and come first.
     Behind,
     /// Its webhook is paused.
@@ -117,6 +122,7 @@ impl Hold {
             | Self::Unproven
             | Self::Ramp
             | Self::Full
+            | Self::Elsewhere
             | Self::Behind
             | Self::Paused => Duration::ZERO,
             Self::Breaker(remaining) | Self::StayAway(remaining) | Self::Limit(_, remaining) => {
@@ -137,6 +143,7 @@ impl fmt::Display for Hold {
             Self::Full => "as many requests are under way as may be",
             Self::Breaker(_) => "the receiver's circuit breaker is open",
             Self::StayAway(_) => "the receiver asked us to stay away",
+            Self::Elsewhere => "another instance sends all that the webhook's limits allow",
             Self::Behind => "others wait in the receiver's backlog, and come first",
             Self::Paused => "the webhook is paused",
             Self::Limit(Limit::InFlight, _) => "the webhook's max_in_flight is reached",
@@ -187,6 +194,10 @@ pub struct Pace {
     /// Who waits for a place, by queue: the first first.
     waiting: Vec<VecDeque<(Ticket, Ask)>>,
     next_ticket: u64,
+    /// Those that share the limits of webhooks.
+    instances: Instances,
+    /// The webhooks that have a backlog, of whichever queue, and since when that has been known.
+    in_backlog: HashMap<Uuid, Moment>,
 }
 
 impl Pace {
@@ -212,7 +223,48 @@ impl Pace {
             watched,
             waiting,
             next_ticket,
+            instances: Instances::default(),
+            in_backlog: HashMap::new(),
         }
+    }
+
+    /// The limits of webhooks are shared by these from now on.
+    pub fn share_among(&mut self, instances: Instances) {
+        self.instances = instances;
+    }
+
+    /// Whether the limits of webhooks are shared with others.
+    #[must_use]
+    pub fn is_sharing(&self) -> bool {
+        self.instances.are_several()
+    }
+
+    /// A webhook has a backlog.
+    pub fn has_backlog(&mut self, webhook: Uuid, now: Moment) {
+        self.in_backlog.entry(webhook).or_insert(now);
+    }
+
+    /// These have one, and no others.
+    pub fn have_backlogs(&mut self, webhooks: impl Iterator<Item = Uuid>, now: Moment) {
+        let mut before = std::mem::take(&mut self.in_backlog);
+        let since = |webhook| (webhook, before.remove(&webhook).unwrap_or(now));
+        self.in_backlog = webhooks.collect::<HashSet<_>>().into_iter().map(since).collect();
+    }
+
+    /// What this instance may send of what a webhook can take; nothing, if others do.
+    #[must_use]
+    pub fn share(&self, webhook: Uuid, limits: Limits, now: Moment) -> Option<Limits> {
+        if limits.is_none() || !self.instances.are_several() {
+            return Some(limits);
+        }
+        let since = self.in_backlog.get(&webhook);
+        self.instances.share(webhook, limits, since.map(|since| now.saturating_sub(*since)))
+    }
+
+    /// Who sends what a webhook can take.
+    #[must_use]
+    pub fn sent_by(&self, webhook: Uuid, limits: Limits) -> SentBy {
+        self.instances.sent_by(webhook, limits, self.in_backlog.contains_key(&webhook))
     }
 
     /// Asks for an attempt at `now`.
@@ -221,6 +273,8 @@ impl Pace {
     /// Why there is none now, nor as soon as there is a place.
     pub fn ask(&mut self, ask: Ask, now: Moment) -> Result<Admission, Hold> {
         self.note_slow(now);
+        // First this: who may send knows more of its receiver.
+        self.share(ask.webhook, ask.limits, now).ok_or(Hold::Elsewhere)?;
         if self.receivers.len() >= self.most_receivers && !self.receivers.contains_key(&ask.webhook)
         {
             self.make_room(now);
@@ -243,6 +297,8 @@ impl Pace {
 
     fn begin(&mut self, ask: Ask, now: Moment) -> Result<Attempt, Hold> {
         let Ask { queue, webhook, group, limits, is_head } = ask;
+        // It may have waited for a place meanwhile.
+        let limits = self.share(webhook, limits, now).ok_or(Hold::Elsewhere)?;
         let receiver = self.receivers.entry(webhook).or_default();
         let class = receiver.class();
         let is_probe = receiver.begin(queue, limits, is_head, now)?;

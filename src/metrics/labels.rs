@@ -27,6 +27,8 @@ pub enum Held {
     MaxInFlight,
     /// Its webhook's `rate_per_second` is reached.
     Rate,
+    /// Another instance sends all that its webhook's limits allow.
+    Elsewhere,
     /// Others wait in its receiver's backlog and come first, and nothing holds those up.
     Behind,
     /// Its webhook is paused.
@@ -41,7 +43,7 @@ pub enum Held {
 
 impl Held {
     /// Every reason, so that each series exists from the start.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Share,
         Self::Group,
         Self::Slow,
@@ -52,6 +54,7 @@ impl Held {
         Self::RetryAfter,
         Self::MaxInFlight,
         Self::Rate,
+        Self::Elsewhere,
         Self::Behind,
         Self::Paused,
         Self::Split,
@@ -73,6 +76,7 @@ impl Held {
             Self::RetryAfter => "retry_after",
             Self::MaxInFlight => Limit::InFlight.label(),
             Self::Rate => Limit::Rate.label(),
+            Self::Elsewhere => "elsewhere",
             Self::Behind => "behind",
             Self::Paused => "paused",
             Self::Split => "split",
@@ -95,6 +99,7 @@ impl From<Hold> for Held {
             Hold::StayAway(_) => Self::RetryAfter,
             Hold::Limit(Limit::InFlight, _) => Self::MaxInFlight,
             Hold::Limit(Limit::Rate, _) => Self::Rate,
+            Hold::Elsewhere => Self::Elsewhere,
             Hold::Behind => Self::Behind,
             Hold::Paused => Self::Paused,
         }

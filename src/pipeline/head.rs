@@ -6,9 +6,10 @@ use uuid::Uuid;
 
 use super::{Context, Pipeline, Promises, age};
 use crate::broker::{Lane, Message, NotConfirmed, unix_millis};
-use crate::directory::Found;
+use crate::directory::{Found, StoreError};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Malformed;
+use crate::domain::instances::SentBy;
 use crate::domain::pace::{Ask, Attempt, Hold};
 use crate::domain::webhook::Webhook;
 use crate::metrics::{Dropped, Held};
@@ -67,6 +68,17 @@ impl Pipeline {
     #[must_use]
     pub fn age(&self, waiting: &Waiting) -> Option<Duration> {
         waiting.delivery.as_ref().ok().map(age)
+    }
+
+    /// Which instance sends what a webhook can take.
+    ///
+    /// # Errors
+    /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
+    pub fn sent_by(&self, webhook: Uuid) -> Result<SentBy, StoreError> {
+        Ok(match self.directory.find(webhook)? {
+            Found::Enabled(webhook) => self.receivers.sent_by(webhook.id, webhook.limits()),
+            Found::Disabled | Found::Deleted => SentBy::Each,
+        })
     }
 
     /// What is to be done with the first of a backlog of that lane.

@@ -6,9 +6,11 @@ use serde::Serialize;
 
 use super::snapshot::{LaneNow, LaneState, Server, Snapshot};
 
+mod instances;
 mod notices;
 mod topology;
 
+use instances::of_instances;
 use notices::{of_disabled, of_notices};
 use topology::{of_objects, of_orphaned};
 
@@ -81,6 +83,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     advice.extend(of_receivers(snapshot));
     advice.extend(of_disabled(snapshot));
     advice.extend(of_notices(snapshot));
+    advice.extend(of_instances(snapshot));
     advice.extend(of_backlogs(snapshot));
     // Stable: what is equally bad stays in the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));

@@ -37,6 +37,11 @@ pub struct Snapshot {
     pub(super) egress_problem: Option<EgressNow>,
     /// What keeps notices from being published, and for how long.
     pub(super) notices_problem: Option<NoticesNow>,
+    /// The instances that share the limits of webhooks, by host and port, this one included; none while they
+    /// are not known.
+    pub(super) instances: Vec<String>,
+    /// Why they can't be known.
+    pub(super) instances_problem: Option<String>,
     /// Webhooks that were disabled within the last day because they had failed for DISABLE_AFTER.
     pub(super) disabled_lately: Vec<DisabledNow>,
     /// The queues that take no messages of ours.

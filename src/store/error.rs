@@ -146,7 +146,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
             Kind::Lasting,
             "GRANT SELECT, UPDATE ON webhooks (INSERT and DELETE, too, for `webhooks add` and \
              `remove`), and SELECT, INSERT, UPDATE, DELETE ON backlogs, \
-             delivery_attempts, webhook_conditions TO this user",
+             delivery_attempts, webhook_conditions, notifier_instances TO this user",
         ),
         "25006" => (
             Kind::Passing,

@@ -10,6 +10,7 @@ use r2d2::ManageConnection;
 use uuid::Uuid;
 
 use super::connector::{ConnectError, Connector};
+use super::instances::INSTANCES;
 use super::{Store, StoreError, bounded_by_timeout, connect, explain, is_closing, no_answer};
 
 /// What the trigger of `sql/004_notify.sql` notifies.
@@ -17,6 +18,9 @@ const CHANNEL: &str = "webhooks_changed";
 
 /// What the trigger of `sql/008_backlogs.sql` notifies.
 const BACKLOGS_CHANNEL: &str = "backlogs_changed";
+
+/// What an instance notifies that comes or goes.
+pub(super) const INSTANCES_CHANNEL: &str = "notifier_instances_changed";
 
 /// How each table calls itself, if its trigger fires: that can be disabled (D), or fire for
 /// replication only (R).
@@ -46,6 +50,8 @@ pub enum Heard {
     Changed,
     /// There are more backlogs or fewer, or one is closing, or open again.
     Backlogs,
+    /// There are more instances or fewer.
+    Instances,
     /// No change was missed so far.
     Alive,
 }
@@ -159,9 +165,10 @@ impl Listening<'_> {
     fn go_on(mut self, hear: &mut impl FnMut(Heard) -> bool) -> Result<(), NotListening> {
         let place = self.place;
         let broken = |error: postgres::Error| NotListening::of(place, &error);
-        let listen = format!("LISTEN {CHANNEL}; LISTEN {BACKLOGS_CHANNEL}");
-        self.listener.batch_execute(&listen).map_err(broken)?;
-        let told = self.prove()?;
+        let listen =
+            [CHANNEL, BACKLOGS_CHANNEL, INSTANCES_CHANNEL].map(|it| format!("LISTEN {it};"));
+        self.listener.batch_execute(&listen.concat()).map_err(broken)?;
+        let mut told = self.prove()?;
         let mut proved = Instant::now();
         // A proof is on its way; and whether one was heard before.
         let (mut is_open, mut is_listening) = (true, false);
@@ -191,9 +198,11 @@ impl Listening<'_> {
                 return Err(self.end_deaf(is_listening));
             }
             if !is_open && proved.elapsed() >= PROOF_INTERVAL {
-                if self.prove()? != told {
+                let now = self.prove()?;
+                if !now.are_those_of(&told) {
                     return Err(lost(place, "a table was replaced"));
                 }
+                told = now;
                 (proved, is_open) = (Instant::now(), true);
             }
         }
@@ -203,7 +212,7 @@ impl Listening<'_> {
     /// themselves.
     fn prove(&mut self) -> Result<Told, NotListening> {
         let broken = |error: postgres::Error| NotListening::of(self.place, &error);
-        let asked = format!("SELECT pg_notify($1, $2), {TRIGGERS}");
+        let asked = format!("SELECT pg_notify($1, $2), {INSTANCES} AS instances, {TRIGGERS}");
         let parameters: [super::Parameter<'_>; 2] =
             [(&CHANNEL, Type::TEXT), (&self.proof, Type::TEXT)];
         let rows = self.prover.query_typed(&asked, &parameters).map_err(broken)?;
@@ -237,16 +246,24 @@ impl Listening<'_> {
     }
 }
 
-/// How the tables call themselves that tell of their changes.
-#[derive(PartialEq, Eq)]
+/// How the tables call themselves that tell of their changes; and that of the instances, which need not be
+/// there.
 struct Told {
     webhooks: Option<String>,
     backlogs: Option<String>,
+    instances: Option<String>,
 }
 
 impl Told {
     fn of(row: &Row) -> Result<Self, postgres::Error> {
-        Ok(Self { webhooks: row.try_get("webhooks")?, backlogs: row.try_get("backlogs")? })
+        let [webhooks, backlogs, instances] =
+            ["webhooks", "backlogs", "instances"].map(|name| row.try_get(name));
+        Ok(Self { webhooks: webhooks?, backlogs: backlogs?, instances: instances? })
+    }
+
+    /// Whether what is remembered is of the same tables.
+    fn are_those_of(&self, other: &Self) -> bool {
+        self.webhooks == other.webhooks && self.backlogs == other.backlogs
     }
 
     /// The first table that does not.
@@ -262,6 +279,7 @@ impl Told {
             CHANNEL if payload == self.webhooks.as_deref() => Some(Heard::Changed),
             CHANNEL if payload == Some(proof) => Some(Heard::Alive),
             BACKLOGS_CHANNEL if payload == self.backlogs.as_deref() => Some(Heard::Backlogs),
+            INSTANCES_CHANNEL if payload == self.instances.as_deref() => Some(Heard::Instances),
             _ => None,
         }
     }

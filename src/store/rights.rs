@@ -2,11 +2,15 @@
 
 use postgres::{Client, error::SqlState};
 
-use super::{Store, StoreError, conditions, explain};
+use super::{Store, StoreError, conditions, explain, instances};
+
+/// What follows where the table of instances can't be used.
+pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: of two, each \
+     sends as much";
 
 /// What `run` does, and what is not done where it may not. Each touches no row, which PostgreSQL allows
 /// or refuses as if it did.
-const WORK: [(&str, &str); 6] = [
+const WORK: [(&str, &str); 7] = [
     (
         "a webhook that answers 410 stays enabled",
         "UPDATE webhooks SET disabled_at = now(), disabled_reason = '' WHERE false",
@@ -25,6 +29,7 @@ const WORK: [(&str, &str); 6] = [
          none",
         conditions::WORK,
     ),
+    (EACH_BY_ITSELF, instances::WORK),
     (
         "nothing is logged for `why` and `tail`",
         "INSERT INTO delivery_attempts (at, event_id, event_type, queue, outcome, attempt, detail)
@@ -38,7 +43,7 @@ const WORK: [(&str, &str); 6] = [
 ];
 
 /// Which of them are about the delivery log.
-const OF_LOG: usize = 4;
+const OF_LOG: usize = 5;
 
 impl Store {
     /// Tries what `run` does beside reading, on no row. Returns what would fail: what follows from it,

@@ -16,6 +16,7 @@ const NOTIFY: &str = include_str!("../../sql/004_notify.sql");
 const DELIVERY_ATTEMPTS: &str = include_str!("../../sql/007_delivery_attempts.sql");
 const BACKLOGS: &str = include_str!("../../sql/008_backlogs.sql");
 const CONDITIONS: &str = include_str!("../../sql/013_webhook_conditions.sql");
+const INSTANCES: &str = include_str!("../../sql/014_instances.sql");
 
 /// The migration with which `webhooks.account` began to decide who gets what.
 const ACCOUNTS: &str = "accounts";
@@ -24,7 +25,7 @@ const ACCOUNTS: &str = "accounts";
 const MOST_NAMED: i64 = 5;
 
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 13] = [
+const MIGRATIONS: [(i32, &str, &str); 14] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
@@ -38,6 +39,7 @@ const MIGRATIONS: [(i32, &str, &str); 13] = [
     (11, "no_retry_status", include_str!("../../sql/011_no_retry_status.sql")),
     (12, "answers", include_str!("../../sql/012_answers.sql")),
     (13, "webhook_conditions", CONDITIONS),
+    (14, "instances", INSTANCES),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -84,7 +86,7 @@ const fn default(name: &'static str, kind: &'static str, value: &'static str) ->
     Column { name, kind, rest: Rest::Default(value) }
 }
 
-const TABLES: [Table; 4] = [
+const TABLES: [Table; 5] = [
     Table {
         name: "webhooks",
         version: 1,
@@ -178,6 +180,20 @@ const TABLES: [Table; 4] = [
             default("told_paused", "BOOLEAN NOT NULL", "false"),
         ],
         key: &["webhook_id"],
+        indexes: &[],
+        trigger: None,
+    },
+    Table {
+        name: "notifier_instances",
+        version: 14,
+        columns: &[
+            filled("id", "UUID", "gen_random_uuid()"),
+            filled("name", "TEXT", "''"),
+            filled("queues", "TEXT[]", "'{}'"),
+            default("beats", "BIGINT NOT NULL", "0"),
+            default("seen_at", "TIMESTAMPTZ NOT NULL", "now()"),
+        ],
+        key: &["id"],
         indexes: &[],
         trigger: None,
     },

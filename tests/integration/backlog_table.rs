@@ -259,8 +259,8 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
         scope.spawn(|| directory.listen(&shutdown, || 0.5));
         // Ends the listener, also where the test fails.
         let _trigger = trigger;
-        let began = [next("it listens"), next("it listens")];
-        assert_eq!(began, [Change::Webhooks, Change::Backlogs]);
+        let began = ["webhooks", "backlogs", "instances"].map(next);
+        assert_eq!(began, [Change::Webhooks, Change::Backlogs, Change::Instances]);
         wait_until(SOON, "it listens", || directory.is_listening());
         remember();
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 27] = [
+const ARROWS: [(&str, &[&str]); 28] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store", "threads"]),
@@ -20,6 +20,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
             "consumer",
             "delivery_log",
             "directory",
+            "instances",
             "notices",
             "pipeline",
             "receivers",
@@ -47,6 +48,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
     ),
     ("notices", &["broker", "directory", "receivers", "store"]),
     ("backlogs", &["broker", "directory", "receivers", "store"]),
+    ("instances", &["directory", "receivers", "store"]),
     ("dead_letters", &["broker", "store"]),
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),

@@ -115,6 +115,10 @@ fn the_documented_rights_are_all_that_is_needed_and_each_is() {
         ("DELETE", "backlogs", "no backlog can be removed"),
         ("INSERT", "webhook_conditions", "nobody is told by webhooks.events"),
         ("DELETE", "webhook_conditions", "nobody is told by webhooks.events"),
+        ("INSERT", "notifier_instances", "each instance keeps the limits of webhooks"),
+        ("UPDATE", "notifier_instances", "each instance keeps the limits of webhooks"),
+        ("DELETE", "notifier_instances", "each instance keeps the limits of webhooks"),
+        ("SELECT", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("INSERT", "delivery_attempts", "nothing is logged"),
         ("DELETE", "delivery_attempts", "grows for ever"),
         ("UPDATE", "delivery_attempts", "grows for ever"),
@@ -146,6 +150,8 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
     notifier.wait_stderr(SOON, "until then no backlog can be made");
+    let line = notifier.wait_stderr(SOON, "each instance keeps the limits of webhooks");
+    assert!(line.contains("notifier_instances TO this user"), "{line}");
     notifier.terminate();
 
     role.run(&documented_grants());

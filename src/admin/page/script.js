@@ -433,6 +433,7 @@ const STANDINGS = {
   slow: ["! slow", "is-attention"],
   rate: ["limited", ""],
   max_in_flight: ["limited", ""],
+  elsewhere: ["limited", ""],
   behind: ["✓ catching up", "is-well"],
 };
 
@@ -474,6 +475,7 @@ const CAUSES = {
   retry_after: "it asked us to stay away",
   max_in_flight: "its webhook's max_in_flight",
   rate: "its webhook's rate_per_second",
+  elsewhere: "another instance sends it, as its webhook's limits allow",
   behind: "being sent, in order",
   paused: "its webhook is paused",
 };
@@ -604,8 +606,9 @@ function show(status) {
   showTrends(status);
   showWaiting(status);
   showReceivers(status);
-  const { version, host, pid, uptime_seconds } = status;
-  say($("instance"), `${version} on ${host}, process ${pid}, up for ${span(uptime_seconds)}`);
+  const { version, host, pid, uptime_seconds, instances } = status;
+  const others = instances.length > 1 ? `, one of ${instances.length} instances` : "";
+  say($("instance"), `${version} on ${host}, process ${pid}, up for ${span(uptime_seconds)}${others}`);
   $("content").hidden = false;
 }
 

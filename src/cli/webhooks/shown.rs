@@ -40,6 +40,9 @@ pub(super) struct Shown<'a> {
     /// Deliveries in all its backlogs; `None` where that is not known.
     pub(super) waiting: Option<u64>,
     pub(super) backlogs: &'a [Backlog],
+    /// Which instances keep its limits, where there are several and it has any; only of one that is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) limits: Option<String>,
 }
 
 impl State {
@@ -68,7 +71,7 @@ impl<'a> Shown<'a> {
             (None, None, None, None) => State::Enabled,
         };
         let waiting = Sum::of(backlogs.iter()).map_or(Some(0), Sum::known);
-        Self { webhook, state, failing_since, waiting, backlogs }
+        Self { webhook, state, failing_since, waiting, backlogs, limits: None }
     }
 }
 
@@ -110,7 +113,7 @@ pub(super) fn show(webhook: Registered, reveal: bool, output: Output) -> Result<
     if output.json { print_json(&webhook) } else { print(text(&Shown::of(&webhook, &[], None))) }
 }
 
-pub(super) fn text(Shown { webhook, failing_since, backlogs, .. }: &Shown<'_>) -> String {
+pub(super) fn text(Shown { webhook, failing_since, backlogs, limits, .. }: &Shown<'_>) -> String {
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let signed = match &webhook.previous_secret_expires_at {
         _ if !webhook.signed => "no: `webhooks rotate-secret` makes a secret".to_owned(),
@@ -135,6 +138,7 @@ pub(super) fn text(Shown { webhook, failing_since, backlogs, .. }: &Shown<'_>) -
         ("timeout_ms", webhook.timeout_ms.clone()),
         ("max_in_flight", webhook.max_in_flight.clone()),
         ("rate_per_second", webhook.rate_per_second.clone()),
+        ("limits", limits.clone()),
         ("no_retry_status", webhook.no_retry_status.clone()),
         ("unusable", webhook.unusable.clone()),
     ];

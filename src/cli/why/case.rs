@@ -360,7 +360,7 @@ impl Case {
                 "nothing: what waits for a disabled webhook is dropped".to_owned()
             }
             (_, "paused") => format!("`webhooks resume {id}`: all comes then, in order"),
-            (_, "rate" | "max_in_flight") => format!(
+            (_, "rate" | "max_in_flight" | "elsewhere") => format!(
                 "nothing, or raise the limit: `webhooks show {id}`, `webhooks set {id} --rate N` or \
                  `--max-in-flight N`"
             ),

@@ -103,6 +103,9 @@ impl Drain<'_, '_> {
         match begun {
             Ok(consumer) => {
                 backlog.consumer = Some(consumer);
+                backlog.is_elsewhere = false;
+                // Perhaps since another connection.
+                self.context.receivers.set_elsewhere(self.lane.number, webhook, false);
                 backlog.prefetch = prefetch;
                 self.ahead += usize::from(prefetch - 1);
                 self.touched.insert(webhook);
@@ -184,6 +187,9 @@ impl Drain<'_, '_> {
     /// Gives more ahead to one that uses all it is given, and takes it from one that can't use it.
     pub(super) fn adjust(&mut self, webhook: Uuid) -> Result<(), Ended> {
         let capacity = self.lane.capacity;
+        if self.leave_to_its_sender(webhook)? {
+            return Ok(());
+        }
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let (is_idle, hold) = {
             let state = backlog.queue.state();

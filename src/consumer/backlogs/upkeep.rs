@@ -8,6 +8,7 @@ use super::{Drain, NOTE_INTERVAL, TICK};
 use crate::broker::backlog_queue;
 use crate::consumer::Ended;
 use crate::domain::in_hand;
+use crate::domain::pace::Hold;
 use crate::metrics::Held;
 
 /// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
@@ -47,6 +48,7 @@ impl Drain<'_, '_> {
                 self.look_whether_empty(webhook, now, &mut looks)?;
             }
         }
+        self.look_whose_they_are(now)?;
         self.bound_held()?;
         let oldest = self.backlogs.values().filter_map(|backlog| backlog.oldest).min();
         self.context.metrics.lane(&self.lane.queue).oldest_in_backlog(oldest);
@@ -58,6 +60,10 @@ impl Drain<'_, '_> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         let hold = backlog.queue.state().hold;
         if hold.is_none() && (backlog.in_hand == 0 || backlog.noted.is_none()) {
+            return;
+        }
+        if hold == Some(Hold::Elsewhere) {
+            // Who sends from it knows.
             return;
         }
         let waits = hold.is_some_and(|hold| !hold.remaining().is_zero());

@@ -332,6 +332,28 @@ impl World {
     }
 }
 
+#[test]
+fn what_is_put_into_a_backlog_that_another_instance_consumes_is_not_ours_to_count() {
+    let mut intake = proven(64, [1]);
+    let key = (0, Uuid::from_u128(1));
+    let enters = |intake: &mut Intake| {
+        let (refused, _) = intake.ask(by(1), Who::Fresh, true, ms(1));
+        refused.expect_err("it is paused").entry.expect("a place")
+    };
+    let before = enters(&mut intake);
+    intake.found(key);
+    intake.set_elsewhere(key, true);
+    assert!(intake.is_in_use(key), "one is on its way there");
+    intake.entered(before, true);
+    assert!(!intake.is_in_use(key));
+    let (first, second) = (enters(&mut intake), enters(&mut intake));
+    assert!(intake.is_next(first) && !intake.is_next(second));
+    intake.entered(first, true);
+    intake.set_elsewhere(key, false);
+    intake.entered(second, true);
+    assert!(intake.is_in_use(key), "it is ours again");
+}
+
 proptest! {
     /// However deliveries come, wait and enter: those never attempted begin in their order, and none
     /// is forgotten.

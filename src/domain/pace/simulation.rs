@@ -40,6 +40,7 @@ fn number_of(hold: Hold) -> usize {
         Hold::StayAway(_) => 7,
         Hold::Limit(..) => 8,
         Hold::Behind | Hold::Paused => panic!("the pace knows no backlogs: {hold:?}"),
+        Hold::Elsewhere => panic!("there is one instance"),
     }
 }
 

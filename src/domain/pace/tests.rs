@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::*;
+use crate::domain::instances::Instance;
 use crate::domain::outcome::Reason;
 
 /// The number of the one queue that most of these have.
@@ -451,4 +452,69 @@ fn memory_is_bounded_and_those_being_asked_are_kept() {
     assert!(subject.pace.receivers.len() <= 1_000);
     assert!(subject.pace.receiver(id(u128::MAX)).is_some());
     subject.deliver(asked);
+}
+
+/// As the first of two instances sees it.
+fn first_of_two() -> Instances {
+    let instance = |n| Instance { id: id(n), queues: ["q".to_owned()].into() };
+    Instances::new(id(1), vec![instance(1), instance(2)], Duration::from_secs(10))
+}
+
+#[test]
+fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() {
+    let mut subject = Subject::new(64);
+    subject.pace.share_among(first_of_two());
+    let at_most = |webhook, most| {
+        let limits = Limits { max_in_flight: NonZeroU32::new(most), rate: None };
+        Ask { limits, ..by(webhook) }
+    };
+    // How many may be under way, and what keeps the next from it.
+    let first_refused = |subject: &Subject, ask: Ask| {
+        let mut subject = Subject { pace: subject.pace.clone(), ..*subject };
+        if let Some(hold) = subject.hold(ask) {
+            return (0, Some(hold));
+        }
+        let attempt = subject.begin(ask);
+        subject.deliver(attempt);
+        let mut under_way = Vec::new();
+        while subject.hold(ask).is_none() {
+            under_way.push(subject.begin(ask));
+        }
+        (under_way.len(), subject.hold(ask))
+    };
+    let reached = Some(Hold::Limit(Limit::InFlight, Duration::ZERO));
+    // Two of four, whoever is whose sender.
+    for webhook in 10..20 {
+        assert_eq!(first_refused(&subject, at_most(webhook, 4)), (2, reached));
+    }
+    // One is too few to be shared: all or nothing.
+    let elsewhere = (0, Some(Hold::Elsewhere));
+    let (ours, others): (Vec<u128>, Vec<u128>) =
+        (10..60).partition(|webhook| first_refused(&subject, at_most(*webhook, 1)) == (1, reached));
+    assert!(ours.len() > 10 && others.len() > 10, "{ours:?} {others:?}");
+    assert_eq!(first_refused(&subject, at_most(others[0], 1)), elsewhere);
+    assert_eq!(subject.hold(by(others[0])), None, "without limits");
+
+    // What has a backlog is its sender's, at once and entirely in a while.
+    for webhook in [ours[0], others[0]] {
+        subject.pace.has_backlog(id(webhook), subject.now);
+    }
+    assert_eq!(first_refused(&subject, at_most(others[0], 4)), elsewhere);
+    assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (2, reached));
+    subject.after(12_999);
+    assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (2, reached));
+    subject.after(1);
+    assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (4, reached));
+    // It is known since then, however often it is told.
+    subject.pace.have_backlogs([id(ours[0]), id(ours[0])].into_iter(), subject.now);
+    assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (4, reached));
+    assert_eq!(
+        first_refused(&subject, at_most(others[0], 4)),
+        (2, reached),
+        "it has none any more"
+    );
+
+    subject.pace.share_among(Instances::default());
+    assert!(!subject.pace.is_sharing());
+    assert_eq!(first_refused(&subject, at_most(others[0], 4)), (4, reached), "alone");
 }

@@ -52,6 +52,8 @@ fn well() -> Snapshot {
         broker_accepts: Some(true),
         egress_problem: None,
         notices_problem: None,
+        instances: vec!["h:9090".to_owned()],
+        instances_problem: None,
         disabled_lately: Vec::new(),
         refusing: Vec::new(),
         depths_age_seconds: Some(1.0),
@@ -402,4 +404,15 @@ fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
     assert!(advice[0].what.contains("60 s: ACCESS_REFUSED"), "{advice:?}");
     snapshot.broker.answers = Some(false);
     assert!(of(&snapshot).1.iter().all(|one| !one.what.contains("webhooks.events")), "that is why");
+}
+
+#[test]
+fn limits_that_each_instance_keeps_by_itself_are_told_with_the_cause() {
+    let mut snapshot = well();
+    snapshot.instances.clear();
+    snapshot.instances_problem = Some("relation \"notifier_instances\" does not exist".to_owned());
+    let (state, advice) = of(&snapshot);
+    assert_eq!((state, advice.len()), (State::Attention, 1));
+    let said = &advice[0].what;
+    assert!(said.ends_with("by itself: relation \"notifier_instances\" does not exist."), "{said}");
 }

@@ -113,6 +113,12 @@ impl Customer {
         lock(&self.book).most
     }
 
+    /// Counts these anew, from those that are under way now.
+    pub(super) fn forget_most(&self) {
+        let mut book = lock(&self.book);
+        book.most = book.under_way;
+    }
+
     /// By event.
     fn times_accepted(&self) -> HashMap<String, usize> {
         let mut times = HashMap::new();

@@ -94,8 +94,9 @@ impl Strike {
         let node_lost = lost_connections + restart + in_hand(self.notifiers);
         match self.fault {
             Fault::NotifierKilled | Fault::KilledInAlarm => in_hand(1),
-            Fault::SecondNotifier if self.kills => in_hand(1),
-            Fault::SecondNotifier | Fault::NotifierTerminated => 0,
+            // One of the two.
+            Fault::ThreeNotifiers => in_hand(1),
+            Fault::NotifierTerminated => 0,
             Fault::BrokerFrozen => lost_connections,
             Fault::Cut => self.cuts as usize * lost_connections,
             Fault::BrokerStopped => lost_connections + restart,

@@ -49,7 +49,7 @@ impl Stage {
         let (struck, healed) = match step.fault {
             Fault::NotifierKilled => self.replace(|stage| stage.kill(step.victim)),
             Fault::NotifierTerminated => self.replace(|stage| stage.terminate(step.victim)),
-            Fault::SecondNotifier => self.join_and_end(step),
+            Fault::ThreeNotifiers => self.join_and_end(step),
             Fault::BrokerKilled => self.restart(Server::Broker, End::Kill, step.broken),
             Fault::BrokerStopped => self.restart(Server::Broker, End::Stop, step.broken),
             Fault::PostgresKilled => self.restart(Server::Postgres, End::Kill, step.broken),
@@ -80,9 +80,8 @@ impl Stage {
         self.ground.bury_frozen();
         self.strikes.push(Strike {
             fault: step.fault,
-            kills: step.kills,
             cuts: step.cuts,
-            notifiers: if step.fault == Fault::SecondNotifier { 2 } else { self.fleet.len() },
+            notifiers: if step.fault == Fault::ThreeNotifiers { 3 } else { self.fleet.len() },
             began,
             struck,
             healed,
@@ -126,16 +125,21 @@ impl Stage {
     }
 
     fn join_and_end(&mut self, step: &Step) -> Span {
-        self.launch();
-        if !self.await_ready(READY_LIMIT) {
-            self.problems.push(format!("a second notifier was not ready within {READY_LIMIT:?}"));
+        for _ in 0..2 {
+            self.launch();
+            if !self.await_ready(READY_LIMIT) {
+                let problem = format!("one more notifier was not ready within {READY_LIMIT:?}");
+                self.problems.push(problem);
+            }
         }
         thread::sleep(step.broken);
         let struck = self.now();
-        if step.kills {
-            self.kill(step.victim);
-        } else {
-            self.terminate(step.victim);
+        for kills in [step.kills, !step.kills] {
+            if kills {
+                self.kill(step.victim);
+            } else {
+                self.terminate(step.victim);
+            }
         }
         (struck, self.now())
     }

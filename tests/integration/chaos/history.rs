@@ -115,13 +115,11 @@ impl Departure {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strike {
     pub(super) fault: Fault,
-    /// A notifier was killed.
-    pub(super) kills: bool,
     /// How often the connections were cut.
     pub(super) cuts: u32,
     /// How many notifiers there were.
     pub(super) notifiers: usize,
-    /// When the step began: where a second notifier joins, before it does.
+    /// When the step began: where others join, before they do.
     pub(super) began: Moment,
     /// When it struck.
     pub(super) struck: Moment,

@@ -36,7 +36,7 @@ fn accepted(webhook: Webhook, at: u64) -> Request {
 fn strike(fault: Fault, struck: u64) -> Strike {
     let (struck, healed, recovered) = (ms(struck), ms(struck + 100), ms(struck + 500));
     let began = struck;
-    Strike { fault, kills: false, cuts: 1, notifiers: 1, began, struck, healed, recovered }
+    Strike { fault, cuts: 1, notifiers: 1, began, struck, healed, recovered }
 }
 
 #[track_caller]

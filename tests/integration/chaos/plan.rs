@@ -10,8 +10,8 @@ use fastrand::Rng;
 pub(super) enum Fault {
     NotifierKilled,
     NotifierTerminated,
-    /// Another notifier joins, and one of the two ends, as the step says.
-    SecondNotifier,
+    /// Two more notifiers join one after the other, and two of the three end, as the step says.
+    ThreeNotifiers,
     BrokerKilled,
     BrokerStopped,
     PostgresKilled,
@@ -56,7 +56,7 @@ impl Fault {
     pub(super) const ALL: [Self; 18] = [
         Self::NotifierKilled,
         Self::NotifierTerminated,
-        Self::SecondNotifier,
+        Self::ThreeNotifiers,
         Self::BrokerKilled,
         Self::BrokerStopped,
         Self::PostgresKilled,
@@ -83,7 +83,7 @@ impl Fault {
         Self::PrimaryKilled,
         Self::NotifierKilled,
         Self::NotifierTerminated,
-        Self::SecondNotifier,
+        Self::ThreeNotifiers,
         Self::ReceiverAway,
         Self::WebhookPaused,
         Self::WebhookDeleted,
@@ -104,7 +104,7 @@ impl Fault {
         match self {
             Self::NotifierKilled => "notifier killed",
             Self::NotifierTerminated => "notifier terminated",
-            Self::SecondNotifier => "one of two notifiers ended",
+            Self::ThreeNotifiers => "two of three notifiers ended",
             Self::BrokerKilled => "broker killed",
             Self::BrokerStopped => "broker stopped",
             Self::PostgresKilled => "PostgreSQL killed",
@@ -130,7 +130,7 @@ impl Fault {
     }
 
     /// Whether what was under way may come later than what was published after it: notifiers give it
-    /// back, or there are two. What happens to receivers and webhooks must not change the order.
+    /// back, or there are several. What happens to receivers and webhooks must not change the order.
     pub(super) fn disturbs_order(self) -> bool {
         !matches!(self, Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted)
     }
@@ -151,7 +151,7 @@ impl Fault {
             // Long enough that a circuit breaker opens, and that deliveries wait; short beside the
             // schedule, of which the last attempt comes after 7.5 s.
             Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted => (2_500, 5_000),
-            Self::SecondNotifier
+            Self::ThreeNotifiers
             | Self::BrokerKilled
             | Self::BrokerStopped
             | Self::PostgresKilled
@@ -172,7 +172,7 @@ pub(super) struct Step {
     pub(super) peace: Duration,
     /// Which notifier, modulo how many there are.
     pub(super) victim: usize,
-    /// [`Fault::SecondNotifier`]: by SIGKILL, else by SIGTERM.
+    /// [`Fault::ThreeNotifiers`]: the first by SIGKILL and the second by SIGTERM, else the other way round.
     pub(super) kills: bool,
     /// [`Fault::Cut`]: how often.
     pub(super) cuts: u32,

@@ -324,7 +324,7 @@ impl Verdict {
             Hold::Unproven => self.class == Class::Unproven && self.class_has_share,
             Hold::Full => self.is_full && self.class != Class::Prompt,
             Hold::Limit(..) => self.is_limited || self.may_yield,
-            Hold::Behind | Hold::Paused => false,
+            Hold::Elsewhere | Hold::Behind | Hold::Paused => false,
         }
     }
 }

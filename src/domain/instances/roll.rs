@@ -1,0 +1,129 @@
+//! Who is alive, by what each writes down every few seconds.
+//!
+//! No clock is compared with another: an instance is alive as long as what it writes changes. So nobody
+//! loses anything by an outage of PostgreSQL, in which nobody can write.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::Instance;
+
+/// After so many of our own looks, one for each time that we write, an instance that has not written counts
+/// as dead.
+const MISSED: u32 = 5;
+
+/// What an instance has written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its own, from its start to its end.
+    pub id: Uuid,
+    /// For people: where it is.
+    pub name: String,
+    /// The queues that it serves.
+    pub queues: BTreeSet<String>,
+    /// How often it has written.
+    pub beats: i64,
+}
+
+/// Who is there, in the order of their ids.
+#[derive(Clone, Debug, Default)]
+pub struct Roll(BTreeMap<Uuid, Seen>);
+
+#[derive(Clone, Debug)]
+struct Seen {
+    entry: Entry,
+    /// How many looks in a row have found nothing new of it.
+    missed: u32,
+}
+
+impl Roll {
+    /// Takes note of what all have written. Whose entry is gone has left. `is_beat`: we have written just
+    /// now; a look in between says nothing of the silent.
+    pub fn read(&mut self, entries: Vec<Entry>, is_beat: bool) {
+        let mut before = std::mem::take(&mut self.0);
+        for entry in entries {
+            let silent = before.remove(&entry.id).filter(|seen| seen.entry.beats == entry.beats);
+            let missed = silent.map_or(0, |seen| seen.missed.saturating_add(u32::from(is_beat)));
+            self.0.insert(entry.id, Seen { entry, missed });
+        }
+    }
+
+    /// Those that are alive; this one is, whatever is written of it.
+    #[must_use]
+    pub fn alive(&self, me: &Entry) -> Vec<Entry> {
+        let others = self.0.values().filter(|seen| seen.missed < MISSED && seen.entry.id != me.id);
+        let mut alive: Vec<Entry> = others.map(|seen| seen.entry.clone()).collect();
+        alive.push(me.clone());
+        alive.sort_unstable_by_key(|entry| entry.id);
+        alive
+    }
+
+    /// Those that are dead, whose entries nobody needs.
+    pub fn dead(&self, me: Uuid) -> impl Iterator<Item = &Entry> {
+        let is_dead = move |seen: &&Seen| seen.missed >= MISSED && seen.entry.id != me;
+        self.0.values().filter(is_dead).map(|seen| &seen.entry)
+    }
+
+    /// Whether there is an entry of that instance.
+    #[must_use]
+    pub fn has(&self, id: Uuid) -> bool {
+        self.0.contains_key(&id)
+    }
+}
+
+impl From<&Entry> for Instance {
+    fn from(entry: &Entry) -> Self {
+        Self { id: entry.id, queues: entry.queues.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: u128, beats: i64) -> Entry {
+        let id = Uuid::from_u128(id);
+        Entry { id, name: String::new(), queues: BTreeSet::new(), beats }
+    }
+
+    fn alive(roll: &Roll) -> Vec<u128> {
+        roll.alive(&entry(1, 0)).iter().map(|entry| entry.id.as_u128()).collect()
+    }
+
+    #[test]
+    fn who_writes_is_alive_and_whose_entry_is_gone_has_left() {
+        let mut roll = Roll::default();
+        assert_eq!(alive(&roll), [1]);
+        for beats in 0..20 {
+            roll.read(vec![entry(1, beats), entry(2, beats), entry(3, -beats)], true);
+            assert_eq!(alive(&roll), [1, 2, 3]);
+        }
+        assert_eq!(roll.dead(Uuid::from_u128(1)).count(), 0);
+        roll.read(vec![entry(1, 20), entry(3, -19)], false);
+        assert_eq!(alive(&roll), [1, 3]);
+        // Somebody has deleted ours.
+        roll.read(vec![], false);
+        assert_eq!(alive(&roll), [1]);
+        assert!(!roll.has(Uuid::from_u128(1)));
+    }
+
+    #[test]
+    fn who_is_silent_is_dead_after_some_of_our_own_beats_and_alive_as_soon_as_it_writes() {
+        let mut roll = Roll::default();
+        let mut read = |beats: i64, is_beat| {
+            roll.read(vec![entry(1, 0), entry(2, beats)], is_beat);
+            (alive(&roll).len(), roll.dead(Uuid::from_u128(1)).count())
+        };
+        for _ in 0..100 {
+            assert_eq!(read(7, false), (2, 0), "looks in between count for nothing");
+        }
+        for _ in 1..MISSED {
+            assert_eq!(read(7, true), (2, 0));
+        }
+        // What is written of ourselves says nothing.
+        assert_eq!(read(7, true), (1, 1));
+        assert_eq!(read(8, false), (2, 0));
+        assert_eq!(read(8, true), (2, 0));
+    }
+}

@@ -1,0 +1,133 @@
+//! The table of instances: which are alive, by what each writes every few seconds.
+
+use std::time::Duration;
+
+use postgres::types::Type;
+use postgres::{Client, Row};
+use uuid::Uuid;
+
+use super::listen::INSTANCES_CHANNEL;
+use super::{Parameter, Store, StoreError};
+use crate::domain::instances::Entry;
+
+/// How many rows are read: far more than anybody runs.
+const MOST_ROWS: i64 = 1_000;
+
+/// How the table calls itself, for who hears of it.
+pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text";
+
+/// For how long an instance has written nothing that commands no longer show.
+const SHOWN_FOR: Duration = Duration::from_secs(30);
+
+impl Store {
+    /// Writes that an instance is alive, and returns all entries. `is_first`: it has just started, so
+    /// whoever has left an entry of the same name has ended, and its entry goes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn beat(&self, me: &Entry, is_first: bool) -> Result<Vec<Entry>, StoreError> {
+        let me = me.clone();
+        self.query(move |client| {
+            let id: Parameter<'_> = (&me.id, Type::UUID);
+            let alive = client.execute_typed(
+                "UPDATE notifier_instances SET beats = beats + 1, seen_at = now() WHERE id = $1",
+                std::slice::from_ref(&id),
+            )?;
+            if alive == 0 {
+                let queues: Vec<&String> = me.queues.iter().collect();
+                let parameters: [Parameter<'_>; 3] =
+                    [id, (&me.name, Type::TEXT), (&queues, Type::TEXT_ARRAY)];
+                client.execute_typed(
+                    "INSERT INTO notifier_instances (id, name, queues) VALUES ($1, $2, $3)
+                     ON CONFLICT (id) DO UPDATE SET beats = notifier_instances.beats + 1",
+                    &parameters,
+                )?;
+                if is_first {
+                    client.execute_typed(
+                        "DELETE FROM notifier_instances WHERE name = $2 AND id <> $1",
+                        &parameters[..2],
+                    )?;
+                }
+                tell(client)?;
+            }
+            read(client, "true")
+        })
+    }
+
+    /// All entries, also of the dead.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn instances(&self) -> Result<Vec<Entry>, StoreError> {
+        self.query(|client| read(client, "true"))
+    }
+
+    /// Deletes the entries of those that have left or are dead, unless they have written meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_instances(&self, gone: &[(Uuid, Option<i64>)]) -> Result<(), StoreError> {
+        let gone = gone.to_vec();
+        self.query(move |client| {
+            let mut count = 0;
+            for (id, beats) in &gone {
+                count += client.execute_typed(
+                    "DELETE FROM notifier_instances WHERE id = $1 AND beats = coalesce($2, beats)",
+                    &[(id, Type::UUID), (beats, Type::INT8)],
+                )?;
+            }
+            if count > 0 { tell(client) } else { Ok(()) }
+        })
+    }
+
+    /// The instances that are alive, for people; none where their table is not there, or may not be read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn instances_alive(&self) -> Result<Vec<Entry>, StoreError> {
+        let seconds = SHOWN_FOR.as_secs();
+        self.query(move |client| {
+            let may_be_read =
+                "SELECT 1 WHERE has_table_privilege(to_regclass('notifier_instances'), 'SELECT')";
+            if client.query_typed(may_be_read, &[])?.is_empty() {
+                return Ok(Vec::new());
+            }
+            read(client, &format!("seen_at > now() - interval '{seconds} s'"))
+        })
+    }
+}
+
+fn read(client: &mut Client, which: &str) -> Result<Vec<Entry>, postgres::Error> {
+    // Anybody may have written them: bounded.
+    let entries = format!(
+        "SELECT id, coalesce(left(name, 255), '') AS name, coalesce(beats, 0) AS beats,
+             ARRAY(SELECT left(queue, 255) FROM unnest(queues) AS queue
+                   WHERE queue IS NOT NULL LIMIT 1000) AS queues
+         FROM notifier_instances WHERE id IS NOT NULL AND {which}
+         ORDER BY seen_at DESC, id LIMIT {MOST_ROWS}"
+    );
+    let rows = client.query_typed(&entries, &[])?;
+    rows.iter().map(entry).collect()
+}
+
+fn entry(row: &Row) -> Result<Entry, postgres::Error> {
+    let queues: Vec<String> = row.try_get("queues")?;
+    Ok(Entry {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        queues: queues.into_iter().collect(),
+        beats: row.try_get("beats")?,
+    })
+}
+
+fn tell(client: &mut Client) -> Result<(), postgres::Error> {
+    let notify = format!("SELECT pg_notify($1, {INSTANCES})");
+    client.query_typed(&notify, &[(&INSTANCES_CHANNEL, Type::TEXT)]).map(drop)
+}
+
+/// What `run` does with the table, for [`Store::unable`]: on no row.
+pub(super) const WORK: &str = "INSERT INTO notifier_instances (id, name, queues)
+     SELECT NULL::uuid, '', '{}' WHERE false
+     ON CONFLICT (id) DO UPDATE SET beats = notifier_instances.beats + 1;
+     UPDATE notifier_instances SET beats = beats + 1, seen_at = now() WHERE id IS NULL AND false;
+     DELETE FROM notifier_instances WHERE name = '' AND false";

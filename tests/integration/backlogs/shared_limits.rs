@@ -1,0 +1,348 @@
+//! What a webhook says that it can take holds for all instances together.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Customer, Manner, held_because, publish};
+use crate::harness::{
+    LATER, Notifier, Proxy, SOON, Sandbox, holds_for, notifier::Launch, wait_for, wait_until,
+};
+
+/// More than it takes until an instance that says nothing counts as dead: five beats of three seconds, and
+/// the one that was under way.
+const EXPIRY: Duration = Duration::from_secs(18);
+
+/// A webhook that has this limit, at a receiver that takes so many milliseconds.
+fn limited(sandbox: &Sandbox, limit: &str, millis: u64) -> (Customer, Uuid) {
+    let customer = Customer::new(Manner::takes(millis));
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    sandbox.database.execute(&format!("UPDATE webhooks SET {limit} WHERE id = $1"), &[&webhook]);
+    (customer, webhook)
+}
+
+fn knows(notifier: &Notifier) -> f64 {
+    notifier.metric("webhook_instances", &[])
+}
+
+#[track_caller]
+fn wait_all_know(instances: &[Notifier]) {
+    let count = instances.len() as f64;
+    wait_until(SOON, "they know each other", || instances.iter().all(|one| knows(one) == count));
+}
+
+/// With requests of a second at most, so that it is soon known that others have none under way.
+fn launch(sandbox: &Sandbox) -> Launch {
+    sandbox.notifier().env("REQUEST_TIMEOUT", "1s")
+}
+
+#[track_caller]
+fn start(sandbox: &Sandbox, count: usize) -> Vec<Notifier> {
+    let instances: Vec<Notifier> = (0..count).map(|_| launch(sandbox).start()).collect();
+    wait_all_know(&instances);
+    instances
+}
+
+fn delivered(notifier: &Notifier) -> f64 {
+    notifier.metric("webhook_request_success_total", &[])
+}
+
+/// Which of them has delivered more than before, if only one has.
+fn only_sender(instances: &[Notifier], before: &[f64]) -> Option<usize> {
+    let more: Vec<usize> =
+        (0..instances.len()).filter(|n| delivered(&instances[*n]) > before[*n]).collect();
+    (more.len() == 1).then(|| more[0])
+}
+
+#[test]
+fn three_instances_have_no_more_under_way_together_than_a_webhook_says_and_as_many() {
+    let sandbox = Sandbox::new();
+    let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 100);
+    let instances = start(&sandbox, 3);
+    let mut events = publish(&sandbox, 60);
+    wait_until(SOON, "some have come", || customer.accepted() >= 20);
+    events.extend(publish(&sandbox, 60));
+    customer.wait_accepted(SOON, &events);
+    assert!((1..=4).contains(&customer.most()), "{} were under way", customer.most());
+
+    // One of them sends all that has to wait, as many at a time as all may.
+    let before: Vec<f64> = instances.iter().map(delivered).collect();
+    customer.forget_most();
+    wait_until(SOON, "the whole limit is used", || {
+        if customer.accepted() + 10 > events.len() {
+            events.extend(publish(&sandbox, 20));
+        }
+        customer.most() == 4 && only_sender(&instances, &before).is_some()
+    });
+    customer.wait_accepted(SOON, &events);
+    assert_eq!(customer.most(), 4);
+    let shown = sandbox.command(&["webhooks", "show", &webhook.to_string()]).stdout;
+    assert!(shown.contains("of 3 instances, which consumes its backlog"), "{shown}");
+    let shown = sandbox.command(&["check"]).stdout;
+    assert!(shown.contains("3 keep the limits of webhooks together"), "{shown}");
+    for notifier in instances {
+        notifier.terminate();
+    }
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+    let rows = sandbox.database.query("SELECT FROM notifier_instances", &[]);
+    assert!(rows.is_empty(), "each has taken its entry with it");
+}
+
+#[test]
+fn of_three_instances_one_keeps_a_limit_that_is_too_small_for_all_and_nothing_starves() {
+    let sandbox = Sandbox::with_queues(2);
+    let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
+    let instances = start(&sandbox, 3);
+    let mut events = publish(&sandbox, 60);
+    let others = super::events(60);
+    sandbox.broker.publish(&sandbox.queues[1], &others);
+    events.extend(others);
+    customer.wait_accepted(SOON, &events);
+    assert_eq!(customer.most(), 1);
+    assert!(only_sender(&instances, &[0.0; 3]).is_some(), "of both queues");
+    let elsewhere = |one: &Notifier| held_because(one, sandbox.queue(), "elsewhere");
+    assert!(instances.iter().map(elsewhere).sum::<f64>() >= 1.0);
+    for notifier in instances {
+        notifier.terminate();
+    }
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}
+
+#[test]
+fn three_instances_together_keep_a_rate() {
+    const RATE: usize = 12;
+    let sandbox = Sandbox::new();
+    let (customer, _) = limited(&sandbox, "rate_per_second = 12", 0);
+    let instances = start(&sandbox, 3);
+    let began = Instant::now();
+    let mut events = publish(&sandbox, 60);
+    wait_until(SOON, "some have come", || customer.accepted() >= 30);
+    events.extend(publish(&sandbox, 60));
+    customer.wait_accepted(LATER, &events);
+    // However late a request arrives, it can't have begun before its time.
+    let requests = customer.receiver.requests();
+    for (before, request) in requests.iter().enumerate() {
+        let earliest = (before + 1).saturating_sub(RATE) as f64 / RATE as f64;
+        let at = (request.at - began).as_secs_f64();
+        assert!(at >= earliest, "{before} before it, and it came after {at} s");
+    }
+    for notifier in instances {
+        notifier.terminate();
+    }
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}
+
+#[test]
+fn when_the_instance_is_killed_that_keeps_a_limit_another_has_it_after_a_while() {
+    let sandbox = Sandbox::new();
+    let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
+    let mut instances = start(&sandbox, 3);
+    let first = publish(&sandbox, 10);
+    customer.wait_accepted(SOON, &first);
+    let sender = wait_for(SOON, "one sends", || only_sender(&instances, &[0.0; 3]));
+    let events = publish(&sandbox, 400);
+    wait_until(SOON, "it goes on", || customer.accepted() >= 60);
+    instances.remove(sender).kill();
+    customer.forget_most();
+
+    let left = customer.accepted_of(&events);
+    assert!(left < 350, "{left} have come before");
+    customer.wait_accepted(LATER, &events);
+    wait_all_know(&instances);
+    assert!(customer.most() <= 2, "of the one that was killed, too");
+    let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
+    wait_until(SOON, "the entry of the dead is deleted", || rows() == 2);
+    for notifier in instances {
+        notifier.terminate();
+    }
+    sandbox.wait_drained();
+    assert!(customer.repeats(&events) <= super::CAPACITY);
+}
+
+#[test]
+fn when_an_instance_ends_or_comes_back_where_it_was_killed_the_others_know_at_once() {
+    let sandbox = Sandbox::new();
+    let mut instances = start(&sandbox, 3);
+    let changed = Instant::now();
+    instances.remove(0).terminate();
+    wait_all_know(&instances);
+    let address = instances[0].admin_address().to_string();
+    instances.remove(0).kill();
+    instances.push(launch(&sandbox).env("METRICS_ADDR", &address).start());
+    wait_all_know(&instances);
+    assert!(changed.elapsed() < EXPIRY, "after {:?}", changed.elapsed());
+    let line = instances[0].wait_stderr(SOON, "instances alive=2");
+    let port = instances[1].admin_address().port().to_string();
+    assert!(line.contains(&format!(":{port}")), "{line}");
+}
+
+#[test]
+fn one_that_joins_while_a_backlog_drains_adds_nothing_to_the_limit() {
+    let sandbox = Sandbox::new();
+    let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 50);
+    super::pauses::set_paused(&sandbox, webhook, true);
+    let mut instances = start(&sandbox, 1);
+    let events = publish(&sandbox, 600);
+    wait_until(SOON, "all wait", || super::held(&instances[0], sandbox.queue()) == 600.0);
+    super::pauses::set_paused(&sandbox, webhook, false);
+    wait_until(SOON, "it drains", || customer.accepted() >= 40);
+    for _ in 0..3 {
+        instances.push(launch(&sandbox).start());
+    }
+    wait_all_know(&instances);
+    let before = customer.accepted();
+    assert!(before < 550, "{before} had come");
+    customer.wait_accepted(LATER, &events);
+    assert!(customer.most() <= 4, "{} were under way", customer.most());
+    for notifier in instances {
+        notifier.terminate();
+    }
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}
+
+#[test]
+fn while_postgresql_is_away_the_number_known_last_is_kept() {
+    let sandbox = Sandbox::new();
+    let (customer, _) = limited(&sandbox, "max_in_flight = 2", 300);
+    let proxy = Proxy::before(&sandbox.servers.database_url);
+    let url = proxy.url(sandbox.database.url());
+    let start = || launch(&sandbox).env("DATABASE_URL", &url).start();
+    let mut instances = vec![start(), start()];
+    wait_all_know(&instances);
+    for notifier in &instances {
+        notifier.wait_listening();
+    }
+    wait_until(SOON, "both know the type of event", || {
+        publish(&sandbox, 1);
+        instances.iter().all(|one| delivered(one) >= 1.0)
+    });
+    proxy.refuse();
+    customer.forget_most();
+    let (began, requests) = (Instant::now(), customer.requests());
+    holds_for(EXPIRY + Duration::from_secs(2), "they know each other", || {
+        publish(&sandbox, 1);
+        instances.iter().all(|one| knows(one) == 2.0)
+    });
+    assert!(customer.requests() > requests, "nothing was sent in {:?}", began.elapsed());
+    assert!(customer.most() <= 2, "{} were under way", customer.most());
+    proxy.thaw();
+    holds_for(EXPIRY, "they know each other", || instances.iter().all(|one| knows(one) == 2.0));
+    instances.remove(0).terminate();
+    wait_all_know(&instances);
+}
+
+#[test]
+fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_there() {
+    let sandbox = Sandbox::new();
+    sandbox.database.run_script("DROP TABLE notifier_instances");
+    let (customer, webhook) = limited(&sandbox, "max_in_flight = 1", 200);
+    let mut instances: Vec<Notifier> = (0..2).map(|_| launch(&sandbox).start()).collect();
+    wait_until(SOON, "each sends", || {
+        publish(&sandbox, 2);
+        instances.iter().all(|one| delivered(one) >= 1.0)
+    });
+    assert!(instances.iter().all(|one| knows(one) == 0.0));
+    let page = instances[0].get("/status.json").body;
+    assert!(page.contains("each keeps `max_in_flight` and `rate_per_second` by itself"), "{page}");
+    let shown = sandbox.command(&["webhooks", "show", &webhook.to_string()]).stdout;
+    assert!(!shown.contains("kept by"), "{shown}");
+    let checked = sandbox.command(&["check"]).stdout;
+    assert!(checked.contains("missing: table notifier_instances"), "{checked}");
+
+    let migrated = sandbox.command(&["migrate"]).stdout;
+    assert!(migrated.contains("table notifier_instances"), "{migrated}");
+    wait_all_know(&instances);
+    for notifier in &mut instances {
+        let line = notifier.wait_stderr(SOON, "instances not known");
+        assert!(line.contains("WARN") && line.contains("webhook-notifier migrate"), "{line}");
+        assert_eq!(super::count_lines(notifier, &["instances not known"]), 1);
+        notifier.wait_stderr(SOON, "kept by all instances together again");
+    }
+    // What each had under way is over within a second.
+    wait_until(SOON, "one at a time", || {
+        customer.forget_most();
+        let before = customer.accepted();
+        wait_until(SOON, "some more come", || {
+            publish(&sandbox, 1);
+            customer.accepted() >= before + 5
+        });
+        customer.most() <= 1
+    });
+}
+
+#[test]
+fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
+    let sandbox = Sandbox::with_queues(2);
+    let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
+    let of = |queue: &str| launch(&sandbox).env("QUEUES", queue).start();
+    let instances = [of(&sandbox.queues[0]), of(&sandbox.queues[1])];
+    wait_all_know(&instances);
+    let mut events = publish(&sandbox, 40);
+    let others = super::events(40);
+    sandbox.broker.publish(&sandbox.queues[1], &others);
+    events.extend(others);
+    customer.wait_accepted(SOON, &events);
+    assert!(customer.most() <= 2, "{} were under way", customer.most());
+    customer.assert_each_once(&events);
+}
+
+#[test]
+fn an_entry_of_nobody_counts_for_a_while_and_goes() {
+    let sandbox = Sandbox::new();
+    let notifier = launch(&sandbox).start();
+    notifier.wait_metric("webhook_instances", &[], 1.0);
+    sandbox.database.run_script(
+        "INSERT INTO notifier_instances (id, name, queues)
+         VALUES (gen_random_uuid(), E'a\\nb', ARRAY[['x', NULL], ['y', 'z']])",
+    );
+    notifier.wait_metric("webhook_instances", &[], 2.0);
+    notifier.wait_metric("webhook_instances", &[], 1.0);
+    let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
+    wait_until(SOON, "it is deleted", || rows() == 1);
+    // Somebody empties the table.
+    sandbox.database.run_script("TRUNCATE notifier_instances");
+    wait_until(SOON, "its own is back", || rows() == 1);
+    assert_eq!(knows(&notifier), 1.0);
+    notifier.terminate();
+    assert_eq!(rows(), 0);
+}
+
+#[test]
+fn once_nothing_has_to_wait_for_a_limit_each_instance_sends_its_part_again() {
+    let sandbox = Sandbox::new();
+    let (customer, _) = limited(&sandbox, "max_in_flight = 4", 30);
+    let instances = start(&sandbox, 2);
+    let mut events = publish(&sandbox, 100);
+    customer.wait_accepted(SOON, &events);
+    let elsewhere = || -> f64 {
+        let of = |one: &Notifier| held_because(one, sandbox.queue(), "elsewhere");
+        instances.iter().map(of).sum()
+    };
+    let senders =
+        |before: &[f64]| (0..2).filter(|n| delivered(&instances[*n]) > before[*n]).count();
+    let mut next_ten = || {
+        let before: Vec<f64> = instances.iter().map(delivered).collect();
+        let held_before = elsewhere();
+        for _ in 0..10 {
+            let event = publish(&sandbox, 1);
+            customer.wait_accepted(SOON, &event);
+            events.extend(event);
+        }
+        (senders(&before), elsewhere() - held_before)
+    };
+    let (_, held) = next_ten();
+    assert!(held >= 1.0, "what the other gets goes through the backlog");
+    // A minute, and as long as it takes until all know.
+    wait_until(2 * LATER, "each sends its own", || next_ten() == (2, 0.0));
+    customer.wait_accepted(SOON, &events);
+    assert!(customer.most() <= 4, "{} were under way", customer.most());
+    for notifier in instances {
+        notifier.terminate();
+    }
+    sandbox.wait_drained();
+    customer.assert_each_once(&events);
+}
