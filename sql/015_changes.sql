@@ -3,7 +3,7 @@
 -- the time.
 --
 -- The payload is the table as a number, which means "anything may have changed", or that, a space and
--- {"ids": […], "patterns": […], "accounts": […], "everybody": …}. The long form is only for few rows, and only
+-- {"ids": [...], "patterns": [...], "accounts": [...], "everybody": ...}. The long form is only for few rows, and only
 -- where the notifiers' comparison of texts is PostgreSQL's: with ASCII, and no collation by which different
 -- texts are equal. Whatever goes wrong here must not fail the statement that has changed something: it is told
 -- in the short form.

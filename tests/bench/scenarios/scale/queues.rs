@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 struct Measured {
     processor: f64,
     per_second: f64,
-    /// Milliseconds to ready, and how many threads and files it takes then.
+    /// Milliseconds to ready.
     start: f64,
 }
 
@@ -85,23 +85,23 @@ fn at_rest(crowd: &Crowd, count: usize, broker: u32, report: &mut Report) {
     crowd.end("queues", notifier, report);
 }
 
+/// They are published when all lanes consume: a hundred begin one after the other, and where all events are
+/// there before, the first lanes have had theirs by then.
 fn measure(crowd: &mut Crowd, count: usize, events: u32, report: &mut Report) -> Measured {
-    let numbers = crowd.publish(WARMING + events);
-    let before = numbers.start as usize;
     let (notifier, start) = crowd::start(&crowd.sandbox);
-    // As many may have come before all its lanes consume.
-    crowd.log.wait(before + WARMING as usize, LIMIT);
-    let (began, came) = (Instant::now(), crowd.log.delivered());
-    let cpu = processor_time(notifier.id());
-    let end = numbers.end as usize;
-    if !crowd.log.wait(end, LIMIT) {
+    let warmed = crowd.publish(WARMING).end as usize;
+    let mut complete = crowd.log.wait(warmed, LIMIT);
+    let (began, cpu) = (Instant::now(), processor_time(notifier.id()));
+    let end = crowd.publish(events).end as usize;
+    complete &= crowd.log.wait(end, LIMIT);
+    let (took, used) = (began.elapsed(), processor_time(notifier.id()) - cpu);
+    if !complete {
         report.wrong(format!("{count} queues: not all came within {LIMIT:?}"));
     }
-    let used = processor_time(notifier.id()) - cpu;
-    let counted = (end - came.min(end - 1)) as f64;
+    let events = f64::from(events);
     let measured = Measured {
-        processor: used.as_secs_f64() / counted * 1e6,
-        per_second: counted / began.elapsed().as_secs_f64(),
+        processor: used.as_secs_f64() / events * 1e6,
+        per_second: events / took.as_secs_f64(),
         start,
     };
     println!(
