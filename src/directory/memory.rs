@@ -12,14 +12,15 @@ use uuid::Uuid;
 use crate::domain::webhook::{Scope, Webhook};
 use crate::store::{Found, Label};
 
-/// How many bytes the remembered answers may take together. One that holds a webhook takes some 500, so
-/// these are a hundred and fifty thousand of them; a webhook with a long URL or many headers takes more.
+/// How many bytes the remembered answers may take together. One that holds a webhook takes some 600, so
+/// these are a hundred and twenty thousand of them; a webhook with a long URL or many headers takes more.
 /// Without this, a producer that thinks up new types could fill the memory with copies of those that
 /// want everything.
 const MOST_BYTES: usize = 72 << 20;
 
-/// What an entry takes beside what it holds.
-const OVERHEAD: usize = 128;
+/// What an entry takes beside what it holds: its places in the table and in the order of use, and what the
+/// allocator adds to each part of it.
+const OVERHEAD: usize = 256;
 
 /// How many accounts are remembered of those whose webhooks want a type of event, each with up to a
 /// KiB. Where there are more, it is remembered of each account that comes whether it has any.
