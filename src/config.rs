@@ -76,7 +76,7 @@ const SETTINGS: [Setting; 31] = [
     setting("DENY_NETWORKS", "", "CIDRS", "Networks that no webhook may reach, whatever else allows them, separated by commas"),
     setting("EGRESS_PROXY", "", "URL", "An HTTP proxy for requests to receivers, http://host:port or http://user:password@host:port; prefer the variable to the flag, which `ps` shows"),
     setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
-    setting("DIRECTORY_ENTRIES", "10000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
+    setting("DIRECTORY_ENTRIES", "100000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
     setting("DATABASE_POOL_SIZE", "8", "N", "Connections to PostgreSQL"),
     setting("DELIVERY_LOG", "failures", "WHAT", "What the table of delivery attempts holds, for `why` and `tail`: off, failures or all"),
     setting("DELIVERY_LOG_BODY", "512", "BYTES", "How much of a failed answer is kept, there and with dead letters: so many bytes of its body, and its status line; 0 keeps neither"),

@@ -1,8 +1,9 @@
 //! Who wants an event? Answered from memory, as long as it is certain that nothing has changed.
 //!
 //! The directory remembers PostgreSQL's answers, and its thread listens for the table's changes: at
-//! each, everything is forgotten. Subscribers are told of changes of webhooks, and of backlogs and
-//! instances (of which it remembers nothing). Three rules say what a look-up may rely on (`Trust`):
+//! each, what that may have made untrue is forgotten. Subscribers are told of changes of webhooks, and of
+//! backlogs and instances (of which it remembers nothing). Three rules say what a look-up may rely on
+//! (`Trust`):
 //!
 //! - While listening works, what is remembered is true.
 //! - While it doesn't, every look-up asks PostgreSQL.
@@ -21,8 +22,9 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::domain::causes::Causes;
+use crate::domain::effort::Effort;
 use crate::domain::retry::Backoff;
-use crate::domain::webhook::{AsOf, Webhook};
+use crate::domain::webhook::{AsOf, Scope, Webhook};
 use crate::metrics::Lookups;
 use crate::shutdown::Shutdown;
 use crate::store::{Heard, NotListening, Sign, Store};
@@ -54,6 +56,11 @@ const LONGEST_ABSENCE: Duration = Duration::from_millis(250);
 /// For how long an answer of PostgreSQL is relied on while changes aren't heard, in milliseconds: as long
 /// as it may take until one is heard otherwise.
 const FRESH: u64 = 100;
+
+/// To find what a change may have made untrue takes milliseconds where very much is remembered, and nobody can
+/// look anything up meanwhile. That may take so much of the time, as many changes as there are; else all is
+/// forgotten, which takes none.
+const FORGETTING: Effort = Effort::new(Duration::from_millis(100), 10);
 
 /// A connection that listened for this long was a good one: after it, the next is made at once.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
@@ -204,7 +211,8 @@ impl Directory {
     ) -> Result<Answer, StoreError> {
         let is_worth_it = self.is_listening() && !self.lock().knows_type(event_type);
         let webhooks = self.store.webhooks_wanting(event_type, account)?.into_iter();
-        let webhooks = webhooks.map(|webhook| Webhook { as_of, ..webhook }).collect();
+        let webhooks =
+            webhooks.map(|webhook| Webhook { as_of: as_of.clone(), ..webhook }).collect();
         let accounts = match is_worth_it {
             true => self.store.accounts_wanting(event_type, MOST_ACCOUNTS).unwrap_or(None),
             false => None,
@@ -229,10 +237,10 @@ impl Directory {
         )
     }
 
-    /// Whether a change of the table was heard of since a webhook was looked up.
+    /// Whether a change of the table was heard of since a webhook was looked up that may concern it.
     #[must_use]
     pub fn has_changed_since(&self, webhook: &Webhook) -> bool {
-        self.changes.load(Ordering::Acquire) != webhook.as_of.changes
+        self.changes.load(Ordering::Acquire) != webhook.as_of.changes()
     }
 
     /// Whether a webhook may have changed since it was looked up: a change was heard of; or none would have
@@ -277,7 +285,7 @@ impl Directory {
             }
             known.generation
         };
-        match ask(AsOf { changes: generation, millis: self.now() }) {
+        match ask(AsOf::new(generation, self.now())) {
             Ok(found) => {
                 self.lookups.database.inc();
                 self.has_answered();
@@ -306,7 +314,7 @@ impl Directory {
     pub fn disable(&self, webhook: &Webhook, reason: &'static str) -> Result<bool, StoreError> {
         let disabled = self.store.disable(webhook, reason)?;
         // The notification would do it, too, but later than the next look-up.
-        self.forget();
+        self.forget(&Scope::of_webhook(webhook.id));
         Ok(disabled)
     }
 
@@ -398,6 +406,7 @@ impl Directory {
             let _ = sender.send(Err(ended));
         });
         let mut since = None;
+        let everything = Scope::everything();
         let lost = |since, sign, how: String| {
             let error = StoreError::unavailable(self.store.place(), how);
             Some(Lost { why: NotListening { error, sign }, since })
@@ -408,6 +417,7 @@ impl Directory {
             return Some(Lost { why: NotListening { error, sign: Sign::Answer }, since });
         }
         let mut patience = BEGIN_LISTENING;
+        let mut effort = FORGETTING;
         loop {
             let report = select! {
                 recv(reports) -> report => report,
@@ -418,7 +428,7 @@ impl Directory {
             };
             match report {
                 Ok(Ok(Heard::Listening)) => {
-                    self.forget();
+                    self.forget(&Scope::everything());
                     self.tell(Change::Backlogs);
                     self.tell(Change::Instances);
                     self.trust_for_now();
@@ -428,7 +438,12 @@ impl Directory {
                     since = Some(Instant::now());
                     patience = SILENCE;
                 }
-                Ok(Ok(Heard::Changed)) => self.forget(),
+                Ok(Ok(Heard::Changed(scope))) => {
+                    let began = self.start.elapsed();
+                    let may_look = effort.is_affordable(began);
+                    self.forget(if may_look { &scope } else { &everything });
+                    effort.spend(self.start.elapsed() - began);
+                }
                 Ok(Ok(Heard::Backlogs)) => self.tell(Change::Backlogs),
                 Ok(Ok(Heard::Instances)) => self.tell(Change::Instances),
                 Ok(Ok(Heard::Alive)) => self.trust_for_now(),
@@ -438,10 +453,10 @@ impl Directory {
         }
     }
 
-    fn forget(&self) {
+    fn forget(&self, scope: &Scope) {
         let forgotten = {
             let mut known = self.lock();
-            let forgotten = known.forget();
+            let forgotten = known.forget(scope);
             self.changes.store(known.generation, Ordering::Release);
             forgotten
         };
@@ -529,7 +544,7 @@ mod tests {
         let directory = directory();
         directory.trust_for_now();
         let overtaken = look_up(&directory, || {
-            directory.forget();
+            directory.forget(&Scope::everything());
             Ok(Found::Disabled)
         });
         // True when PostgreSQL was asked, and so for this one look-up.
@@ -543,7 +558,7 @@ mod tests {
         let directory = directory();
         assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
         let failed = look_up(&directory, || {
-            directory.forget();
+            directory.forget(&Scope::everything());
             unavailable()
         });
         assert!(failed.is_err());
@@ -556,11 +571,11 @@ mod tests {
             (directory.subscribe(), |from: &Receiver<Change>| from.try_iter().collect::<Vec<_>>());
         assert_eq!(told(&early), []);
         for _ in 0..5 {
-            directory.forget();
+            directory.forget(&Scope::everything());
             directory.tell(Change::Backlogs);
         }
         let late = directory.subscribe();
-        directory.forget();
+        directory.forget(&Scope::everything());
         assert_eq!(told(&early), [Change::Backlogs, Change::Webhooks]);
         assert_eq!(told(&late), [Change::Webhooks]);
         directory.tell(Change::Backlogs);
@@ -585,7 +600,7 @@ mod tests {
         let columns = crate::domain::settings::Columns::default();
         let secrets = crate::domain::webhook::Secrets::default();
         let old = Webhook::new(Uuid::nil(), "http://a/", &secrets, &columns);
-        let as_of = AsOf { changes: 0, millis: u64::MAX };
+        let as_of = AsOf::new(0, u64::MAX);
         let fresh = Webhook { as_of, ..old.clone() };
         let may_have = |directory: &Directory| {
             [&old, &fresh].map(|webhook| directory.may_have_changed_since(webhook))
@@ -595,7 +610,7 @@ mod tests {
         assert_eq!(may_have(&directory), [false, false], "nobody can change it");
         directory.trust_for_now();
         assert_eq!(may_have(&directory), [false, false], "it would have been heard");
-        directory.forget();
+        directory.forget(&Scope::everything());
         assert_eq!(may_have(&directory), [true, true]);
     }
 

@@ -22,6 +22,7 @@ mod removal;
 mod search;
 
 use removal::Closing;
+use search::Sought;
 
 /// How often it looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -72,8 +73,8 @@ pub struct Keeper {
     not_read: Causes,
     /// Those of which somebody said that their queue is gone, while the broker could not be asked.
     lost: Vec<Key>,
-    /// The webhooks that may have one without a row; none before these are known.
-    sought: Option<Vec<Uuid>>,
+    /// Those that may be there without a row; none before their webhooks are known.
+    sought: Option<Sought>,
 }
 
 impl Keeper {

@@ -31,6 +31,10 @@ pub struct Problem {
 /// seconds for the quorum queues of a long schedule on a broker that is busy.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What each queue of QUEUES adds to that: it has two quorum queues beside it, for which a cluster takes tens
+/// of milliseconds each.
+const DECLARE_EACH: Duration = Duration::from_millis(200);
+
 impl Topology {
     /// Makes what is missing; calls `depth` with each watched queue and how many messages are ready in
     /// it. Returns what could not be had, each with its remedy. Producers' queues are looked for first,
@@ -47,7 +51,9 @@ impl Topology {
         mut depth: impl FnMut(&str, Option<QueueCounts>),
     ) -> Result<Vec<Problem>, BrokerError> {
         let (kill, address) = (link.kill_switch(), link.address.clone());
-        let declared = kill.guard(DECLARE_TIMEOUT, Some(shutdown), || {
+        let queues = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
+        let limit = DECLARE_TIMEOUT + DECLARE_EACH.saturating_mul(queues);
+        let declared = kill.guard(limit, Some(shutdown), || {
             let calls = Calls::new(link);
             let mut maker = Maker { calls, objects, depth: &mut depth, problems: Vec::new() };
             self.declare_all(&mut maker).map(|()| maker.problems)

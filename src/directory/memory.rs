@@ -9,17 +9,18 @@ use std::sync::Arc;
 use lru::LruCache;
 use uuid::Uuid;
 
-use crate::domain::webhook::Webhook;
+use crate::domain::webhook::{Scope, Webhook};
 use crate::store::{Found, Label};
 
-/// How many bytes the remembered answers may take, by event type, by type and account, and by id each. A webhook takes some
-/// 250, so these are a hundred thousand of them; one with a long URL or many headers takes more.
+/// How many bytes the remembered answers may take together. One that holds a webhook takes some 600, so
+/// these are a hundred and twenty thousand of them; a webhook with a long URL or many headers takes more.
 /// Without this, a producer that thinks up new types could fill the memory with copies of those that
 /// want everything.
-const MOST_BYTES: usize = 24 << 20;
+const MOST_BYTES: usize = 72 << 20;
 
-/// What an entry takes beside what it holds.
-const OVERHEAD: usize = 128;
+/// What an entry takes beside what it holds: its places in the table and in the order of use, and what the
+/// allocator adds to each part of it.
+const OVERHEAD: usize = 256;
 
 /// How many accounts are remembered of those whose webhooks want a type of event, each with up to a
 /// KiB. Where there are more, it is remembered of each account that comes whether it has any.
@@ -93,9 +94,66 @@ impl Known {
         }
     }
 
-    pub(super) fn forget(&mut self) -> Forgotten {
+    /// Forgets what a change may have made untrue. All else is known to have outlived it.
+    pub(super) fn forget(&mut self, scope: &Scope) -> Option<Forgotten> {
         self.generation = self.generation.wrapping_add(1);
-        Forgotten(self.by_type.take(), self.by_account.take(), self.by_id.take())
+        if scope.is_everything() {
+            let forgotten =
+                Forgotten(self.by_type.take(), self.by_account.take(), self.by_id.take());
+            return Some(forgotten);
+        }
+        let changes = self.generation;
+        let outlives = |webhooks: &[Webhook]| {
+            // What they hold of it they share.
+            webhooks.first().into_iter().for_each(|webhook| webhook.as_of.outlives(changes));
+        };
+        let holds_one = |webhooks: &[Webhook]| {
+            webhooks.iter().any(|webhook| scope.concerns_webhook(webhook.id))
+        };
+        self.by_type.retain(|event_type, OfType { everybodys, accounts }| {
+            let is_new =
+                |known: &Accounts| scope.concerns_others(event_type, |it| known.include(it));
+            let goes = holds_one(everybodys)
+                || scope.concerns_events(event_type, None)
+                || accounts.as_ref().is_some_and(is_new);
+            if !goes {
+                outlives(everybodys);
+            }
+            !goes
+        });
+        self.by_account.retain(|key, webhooks| {
+            let (event_type, account) = parts(key);
+            let goes = holds_one(webhooks) || scope.concerns_events(event_type, Some(account));
+            if !goes {
+                outlives(webhooks);
+            }
+            !goes
+        });
+        self.by_id.retain(|id, found| {
+            let goes = scope.concerns_webhook(*id);
+            if let Found::Enabled(webhook) = found
+                && !goes
+            {
+                webhook.as_of.outlives(changes);
+            }
+            !goes
+        });
+        None
+    }
+
+    /// Forgets what was used least recently of the kind that takes most, until all have their bound.
+    fn bound(&mut self) {
+        while self.by_type.bytes + self.by_account.bytes + self.by_id.bytes > MOST_BYTES {
+            let (types, accounts, ids) =
+                (self.by_type.spare(), self.by_account.spare(), self.by_id.spare());
+            match types.max(accounts).max(ids) {
+                // Even the largest answer is worth remembering, alone of its kind.
+                0 => return,
+                most if most == types => self.by_type.pop_oldest(),
+                most if most == accounts => self.by_account.pop_oldest(),
+                _ => self.by_id.pop_oldest(),
+            }
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -152,6 +210,7 @@ impl Known {
             let of_accounts = accounts.as_ref().map_or(0, Accounts::size);
             let size = event_type.len() + size(&everybodys) + of_accounts;
             self.by_type.put(event_type.into(), OfType { everybodys, accounts }, size);
+            self.bound();
         }
         let (Some(account), Some(of_type)) = (account, self.by_type.get(event_type)) else {
             return;
@@ -165,6 +224,7 @@ impl Known {
             let key = key(event_type, account);
             let size = key.len() + size;
             self.by_account.put(key, webhooks, size);
+            self.bound();
         }
     }
 
@@ -174,6 +234,7 @@ impl Known {
             Found::Disabled | Found::Deleted => size_of::<Found>(),
         };
         self.by_id.put(id, found, size);
+        self.bound();
     }
 }
 
@@ -189,7 +250,12 @@ fn key(event_type: &str, account: &str) -> Box<str> {
     [event_type, "\0", account].concat().into()
 }
 
-/// Bounded by number and by bytes; the least recently used goes first.
+/// The type and the account of such a key.
+fn parts(key: &str) -> (&str, &str) {
+    key.split_once('\0').unwrap_or((key, ""))
+}
+
+/// Bounded by number, and counted by bytes; the least recently used goes first.
 struct Cache<K, V> {
     /// With the bytes that each takes.
     entries: LruCache<K, (V, usize)>,
@@ -197,7 +263,7 @@ struct Cache<K, V> {
     bytes: usize,
 }
 
-impl<K: Hash + Eq, V> Cache<K, V> {
+impl<K: Clone + Hash + Eq, V> Cache<K, V> {
     fn new(most: NonZeroUsize) -> Self {
         // Grows as it fills: a limit costs nothing.
         let mut entries = LruCache::unbounded();
@@ -221,14 +287,24 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         let size = size + OVERHEAD;
         self.bytes += size;
         // What had its place, or the least recently used.
-        let mut displaced = self.entries.push(key, (value, size));
-        loop {
-            self.bytes -= displaced.map_or(0, |(_, (_, size))| size);
-            // Even the largest answer is worth remembering, alone.
-            if self.bytes <= MOST_BYTES || self.entries.len() == 1 {
-                return;
-            }
-            displaced = self.entries.pop_lru();
+        let displaced = self.entries.push(key, (value, size));
+        self.bytes -= displaced.map_or(0, |(_, (_, size))| size);
+    }
+
+    /// What it takes, if it can do without some of that.
+    fn spare(&self) -> usize {
+        if self.entries.len() > 1 { self.bytes } else { 0 }
+    }
+
+    fn pop_oldest(&mut self) {
+        self.bytes -= self.entries.pop_lru().map_or(0, |(_, (_, size))| size);
+    }
+
+    fn retain(&mut self, stays: impl Fn(&K, &V) -> bool) {
+        let goes = self.entries.iter().filter(|(key, (value, _))| !stays(key, value));
+        let gone: Vec<K> = goes.map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            self.bytes -= self.entries.pop(&key).map_or(0, |(_, size)| size);
         }
     }
 }
@@ -238,7 +314,7 @@ mod tests {
     use super::*;
     use crate::domain::secret::Secret;
     use crate::domain::settings::Columns;
-    use crate::domain::webhook::Secrets;
+    use crate::domain::webhook::{AsOf, Secrets};
 
     fn webhook(url: &str) -> Webhook {
         Webhook::new(Uuid::nil(), url, &Secrets::default(), &Columns::default())
@@ -291,7 +367,7 @@ mod tests {
         assert!(known.knows_type("t") && !known.knows_type("u"));
 
         // Some have webhooks of their own.
-        drop(known.forget());
+        drop(known.forget(&Scope::everything()));
         known.remember_wanting("t", Some("x"), answer(&[None], Some(&["b", "a"])));
         assert_eq!(wanting(&mut known, Some("x")), none());
         assert_eq!(wanting(&mut known, None), none());
@@ -304,7 +380,7 @@ mod tests {
         assert_eq!(wanting(&mut known, None), none());
 
         // The first to ask is one of them.
-        drop(known.forget());
+        drop(known.forget(&Scope::everything()));
         known.remember_wanting("t", Some("a"), answer(&[None, Some("a")], Some(&["a"])));
         assert_eq!(wanting(&mut known, Some("a")), with_own("a"));
         assert_eq!(wanting(&mut known, Some("b")), none());
@@ -370,7 +446,7 @@ mod tests {
         assert_eq!(counts(&known), [large + 1], "even the largest, alone");
         remember(&mut known, "small", webhooks(1));
         assert_eq!(counts(&known), [1]);
-        drop(known.forget());
+        drop(known.forget(&Scope::everything()));
         assert_eq!((counts(&known), known.by_type.bytes), (vec![], 0));
     }
 
@@ -379,7 +455,9 @@ mod tests {
         let mut known = known(10_000);
         let url = format!("http://a/{}", "x".repeat(8_000));
         let long: Arc<[Webhook]> = (0..10).map(|_| webhook(&url)).collect();
-        for n in 0..400 {
+        // As many of the first kind alone would take more.
+        const COUNT: u128 = 1_000;
+        for n in 0..COUNT {
             remember(&mut known, &format!("type.{n}"), Arc::clone(&long));
             known.remember_found(Uuid::from_u128(n), Found::Enabled(webhook(&url)));
         }
@@ -387,12 +465,114 @@ mod tests {
         let held: usize =
             known.by_type.entries.iter().map(|(_, (held, _))| bytes(&held.everybodys)).sum();
         assert!((MOST_BYTES / 2..=MOST_BYTES).contains(&held), "{held}");
-        assert_eq!(known.by_id.entries.len(), 400);
+        assert_eq!(known.by_id.entries.len(), COUNT as usize);
         for n in 0..10_000 {
             known.remember_found(Uuid::from_u128(n), Found::Enabled(webhook(&url)));
         }
-        assert!(known.by_id.bytes <= MOST_BYTES);
+        // Both kinds have some of it.
+        assert!(known.by_type.bytes + known.by_id.bytes <= MOST_BYTES);
+        assert!(known.by_type.bytes.abs_diff(known.by_id.bytes) < MOST_BYTES / 50);
         assert!(known.found(Uuid::from_u128(9_999)).is_some());
         assert!(known.found(Uuid::from_u128(0)).is_none());
+    }
+
+    /// The webhooks with these numbers.
+    fn numbered(numbers: &[u128]) -> Arc<[Webhook]> {
+        let as_of = AsOf::new(0, 0);
+        let of = |number: &u128| Webhook {
+            id: Uuid::from_u128(*number),
+            as_of: as_of.clone(),
+            ..webhook("http://a/")
+        };
+        numbers.iter().map(of).collect()
+    }
+
+    #[test]
+    fn a_change_forgets_what_it_may_have_made_untrue_and_nothing_else() {
+        let mut known = known(99);
+        for (event_type, numbers) in
+            [("a.b", &[1, 2][..]), ("a.c", &[2]), ("d", &[3]), ("e.f", &[]), ("e", &[])]
+        {
+            remember(&mut known, event_type, numbered(numbers));
+        }
+        let own = Webhook { account: Some("x".into()), ..numbered(&[4])[0].clone() };
+        let of_account = Answer { webhooks: Arc::new([own]), accounts: None };
+        known.remember_wanting("d", Some("x"), of_account);
+        let by_id = numbered(&[1, 2]);
+        for webhook in by_id.iter().map(|it| Webhook { as_of: AsOf::new(0, 0), ..it.clone() }) {
+            known.remember_found(webhook.id, Found::Enabled(webhook));
+        }
+        for number in 3..=5 {
+            known.remember_found(Uuid::from_u128(number), Found::Deleted);
+        }
+        let retried = [1, 2].map(|it| match known.found(Uuid::from_u128(it)) {
+            Some(Found::Enabled(webhook)) => webhook,
+            other => panic!("{other:?}"),
+        });
+        let outlived = || retried.each_ref().map(|webhook| webhook.as_of.changes());
+        let in_hand = known.wanting("a.c", None).expect("it is remembered").webhooks;
+        let of_two = known.wanting("a.b", None).expect("it is remembered").webhooks;
+        let is_known = |known: &mut Known| {
+            let types = ["a.b", "a.c", "d", "e.f", "e"];
+            let types = types.map(|event_type| known.wanting(event_type, None).is_some());
+            let of_account = known.wanting("d", Some("x")).is_some();
+            let ids = (1..=5).filter(|it| known.found(Uuid::from_u128(*it)).is_some());
+            (types, of_account, ids.collect::<Vec<_>>())
+        };
+        let all = vec![1, 2, 3, 4, 5];
+        assert_eq!(is_known(&mut known), ([true; 5], true, all));
+
+        // The first wants something else from now on: types that begin with `e.`.
+        let id = Uuid::from_u128(1);
+        let change = |id: &str, pattern: &str, account: &str| {
+            Scope::read(&format!(
+                r#"{{"ids":[{id}],"patterns":["{pattern}"],"accounts":[{account}],"everybody":{}}}"#,
+                account.is_empty()
+            ))
+        };
+        assert!(known.forget(&change(&format!("\"{id}\""), "e.*", "")).is_none());
+        let rest = vec![2, 3, 4, 5];
+        assert_eq!(is_known(&mut known), ([false, true, true, false, true], true, rest));
+        assert_eq!((in_hand[0].as_of.changes(), of_two[0].as_of.changes()), (1, 0));
+        assert_eq!(outlived(), [0, 1]);
+
+        // One of an account is gone.
+        assert!(known.forget(&Scope::of_webhook(Uuid::from_u128(4))).is_none());
+        let rest = vec![2, 3, 5];
+        assert_eq!(is_known(&mut known), ([false, true, true, false, true], false, rest));
+        assert_eq!((in_hand[0].as_of.changes(), of_two[0].as_of.changes()), (2, 0));
+
+        // Somebody wants these.
+        assert!(known.forget(&change("", "d", "")).is_none());
+        assert_eq!(is_known(&mut known).0, [false, true, false, false, true]);
+        assert_eq!(known.by_account.bytes, 0);
+
+        assert!(known.forget(&Scope::everything()).is_some());
+        assert_eq!(is_known(&mut known), ([false; 5], false, vec![]));
+        assert_eq!((known.generation, in_hand[0].as_of.changes()), (4, 3));
+    }
+
+    #[test]
+    fn what_an_account_wants_makes_nothing_of_others_untrue() {
+        let mut known = known(99);
+        let own = |own: &str| Some(vec![None, Some(own.to_owned())]);
+        known.remember_wanting("t", Some("a"), answer(&[None, Some("a")], Some(&["a", "b"])));
+        known.remember_wanting("t", Some("b"), answer(&[None, Some("b")], None));
+        let change = |account: &str| {
+            let id = Uuid::from_u128(9);
+            Scope::read(&format!(
+                r#"{{"ids":["{id}"],"patterns":["*"],"accounts":["{account}"],"everybody":false}}"#
+            ))
+        };
+        assert!(known.forget(&change("b")).is_none());
+        let all = [None, Some("a"), Some("b"), Some("c")];
+        let found = all.map(|account| wanting(&mut known, account));
+        assert_eq!(found, [Some(vec![None]), own("a"), None, Some(vec![None])]);
+        // Until now it was none of those that may have some.
+        assert!(known.forget(&change("c")).is_none());
+        assert_eq!(all.map(|account| wanting(&mut known, account)), [None, None, None, None]);
+        known.remember_wanting("t", Some("c"), answer(&[None, Some("c")], None));
+        let found = all.map(|account| wanting(&mut known, account));
+        assert_eq!(found, [Some(vec![None]), own("a"), None, own("c")]);
     }
 }

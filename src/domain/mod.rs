@@ -12,6 +12,7 @@ pub mod dead_letter;
 pub mod declared;
 pub mod delivery;
 pub mod depths;
+pub mod effort;
 pub mod encoding;
 pub mod event;
 pub mod forwarding;

@@ -1,6 +1,8 @@
 //! A webhook: a URL that somebody registered, and the patterns of event types that it wants.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Uri;
 use http::uri::Scheme;
@@ -18,10 +20,12 @@ use super::statuses::Statuses;
 
 mod patterns;
 mod place;
+mod scope;
 mod twins;
 
 pub use patterns::{Patterns, check_pattern, doubt, matching_patterns, nearly_matches};
 pub use place::place;
+pub use scope::Scope;
 pub use twins::{Candidate, Twins, twins};
 
 /// The longest URL that is used, in characters. Receivers take request lines of 8,000 bytes at least
@@ -52,13 +56,41 @@ pub struct Webhook {
 }
 
 /// A moment in the life of what remembers webhooks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct AsOf {
-    /// How many changes of the table had been heard of.
-    pub changes: u32,
+    /// How many changes of the table had been heard of. Shared by all copies of an answer: those that it
+    /// is known to have outlived count, too.
+    changes: Arc<AtomicU32>,
     /// How long it had lived, in milliseconds.
     pub millis: u64,
 }
+
+impl AsOf {
+    /// After so many changes of the table.
+    #[must_use]
+    pub fn new(changes: u32, millis: u64) -> Self {
+        Self { changes: Arc::new(AtomicU32::new(changes)), millis }
+    }
+
+    /// After how many changes of the table it still was true.
+    #[must_use]
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// None of the changes so far, which are so many, has made it untrue.
+    pub fn outlives(&self, changes: u32) {
+        self.changes.store(changes, Ordering::Release);
+    }
+}
+
+impl PartialEq for AsOf {
+    fn eq(&self, other: &Self) -> bool {
+        (self.changes(), self.millis) == (other.changes(), other.millis)
+    }
+}
+
+impl Eq for AsOf {}
 
 /// Webhooks that belong together: those of one account; of those without an account, those whose URLs
 /// lead to the same host and port. One customer's many webhooks must not crowd out others.

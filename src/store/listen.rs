@@ -12,8 +12,9 @@ use uuid::Uuid;
 use super::connector::{ConnectError, Connector};
 use super::instances::INSTANCES;
 use super::{Store, StoreError, bounded_by_timeout, connect, explain, is_closing, no_answer};
+use crate::domain::webhook::Scope;
 
-/// What the trigger of `sql/004_notify.sql` notifies.
+/// What the triggers of `sql/015_changes.sql` notify.
 const CHANNEL: &str = "webhooks_changed";
 
 /// What the trigger of `sql/008_backlogs.sql` notifies.
@@ -22,11 +23,15 @@ const BACKLOGS_CHANNEL: &str = "backlogs_changed";
 /// What an instance notifies that comes or goes.
 pub(super) const INSTANCES_CHANNEL: &str = "notifier_instances_changed";
 
-/// How each table calls itself, if its trigger fires: that can be disabled (D), or fire for
-/// replication only (R).
+/// How each table calls itself, if its triggers fire: they can be disabled (D), or fire for
+/// replication only (R). Those of the webhooks have to fire for INSERT, DELETE, UPDATE and TRUNCATE, together
+/// (4 | 8 | 16 | 32 in `tgtype`); before `sql/015_changes.sql` one did for all, which says less.
 pub(super) const TRIGGERS: &str = "
-     (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('webhooks')
-          AND tgname = 'webhooks_changed' AND tgenabled IN ('O', 'A')) AS webhooks,
+     (SELECT min(tgrelid::text) FROM pg_trigger WHERE tgrelid = to_regclass('webhooks')
+          AND tgname IN ('webhooks_inserted', 'webhooks_deleted', 'webhooks_updated',
+                         'webhooks_truncated', 'webhooks_changed')
+          AND tgenabled IN ('O', 'A')
+      HAVING (bit_or(tgtype) & 60) = 60) AS webhooks,
      (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('backlogs')
           AND tgname = 'backlogs_changed' AND tgenabled IN ('O', 'A')) AS backlogs";
 
@@ -42,12 +47,12 @@ const FIRST_PROOF_PATIENCE: Duration = Duration::from_secs(2);
 const PROOF_PATIENCE: Duration = Duration::from_millis(900);
 
 /// What was heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// From now on every change is heard; what was known before may be old.
     Listening,
-    /// The table of webhooks has changed.
-    Changed,
+    /// The table of webhooks has changed, and what that may concern.
+    Changed(Scope),
     /// There are more backlogs or fewer, or one is closing, or open again.
     Backlogs,
     /// There are more instances or fewer.
@@ -276,11 +281,37 @@ impl Told {
     fn heard(&self, notification: &Notification, proof: &str) -> Option<Heard> {
         let payload = Some(notification.payload());
         match notification.channel() {
-            CHANNEL if payload == self.webhooks.as_deref() => Some(Heard::Changed),
             CHANNEL if payload == Some(proof) => Some(Heard::Alive),
+            CHANNEL => changed(notification.payload(), self.webhooks.as_deref()?),
             BACKLOGS_CHANNEL if payload == self.backlogs.as_deref() => Some(Heard::Backlogs),
             INSTANCES_CHANNEL if payload == self.instances.as_deref() => Some(Heard::Instances),
             _ => None,
         }
+    }
+}
+
+/// What a notification says of a change of this relation; nothing where it is of another one.
+fn changed(payload: &str, relation: &str) -> Option<Heard> {
+    let scope = match payload.strip_prefix(relation)? {
+        "" => Scope::everything(),
+        more => Scope::read(more.strip_prefix(' ')?),
+    };
+    Some(Heard::Changed(scope))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_of_the_table_that_it_names() {
+        let everything = || Some(Heard::Changed(Scope::everything()));
+        assert_eq!(changed("1234", "1234"), everything());
+        assert_eq!(changed("12345", "1234"), None);
+        let nothing = r#"1234 {"ids" : [], "patterns" : [], "accounts" : [], "everybody" : false}"#;
+        assert_eq!(changed(nothing, "1234"), Some(Heard::Changed(Scope::default())));
+        assert_eq!(changed(nothing, "123"), None);
+        assert_eq!(changed("a proof", "1234"), None);
+        assert_eq!(changed("1234 {\"ids\" : [", "1234"), everything());
     }
 }

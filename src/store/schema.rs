@@ -12,11 +12,11 @@ use super::listen::TRIGGERS;
 use super::{Store, StoreError, explain};
 
 const WEBHOOKS: &str = include_str!("../../sql/001_webhooks.sql");
-const NOTIFY: &str = include_str!("../../sql/004_notify.sql");
 const DELIVERY_ATTEMPTS: &str = include_str!("../../sql/007_delivery_attempts.sql");
 const BACKLOGS: &str = include_str!("../../sql/008_backlogs.sql");
 const CONDITIONS: &str = include_str!("../../sql/013_webhook_conditions.sql");
 const INSTANCES: &str = include_str!("../../sql/014_instances.sql");
+const CHANGES: &str = include_str!("../../sql/015_changes.sql");
 
 /// The migration with which `webhooks.account` began to decide who gets what.
 const ACCOUNTS: &str = "accounts";
@@ -25,11 +25,11 @@ const ACCOUNTS: &str = "accounts";
 const MOST_NAMED: i64 = 5;
 
 /// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 14] = [
+const MIGRATIONS: [(i32, &str, &str); 15] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
     (3, "disabled", include_str!("../../sql/003_disabled.sql")),
-    (4, "notify", NOTIFY),
+    (4, "notify", include_str!("../../sql/004_notify.sql")),
     (5, "secrets", include_str!("../../sql/005_secrets.sql")),
     (6, "settings", include_str!("../../sql/006_settings.sql")),
     (7, "delivery_attempts", DELIVERY_ATTEMPTS),
@@ -40,6 +40,7 @@ const MIGRATIONS: [(i32, &str, &str); 14] = [
     (12, "answers", include_str!("../../sql/012_answers.sql")),
     (13, "webhook_conditions", CONDITIONS),
     (14, "instances", INSTANCES),
+    (15, "changes", CHANGES),
 ];
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -54,8 +55,8 @@ struct Table {
     columns: &'static [Column],
     key: &'static [&'static str],
     indexes: &'static [(&'static str, &'static str)],
-    /// What makes its trigger, of the same name as its channel.
-    trigger: Option<(&'static str, &'static str)>,
+    /// What tells of its changes, and what makes that.
+    triggers: Option<(&'static str, &'static str)>,
 }
 
 /// A column, and what its rows get where it has to be made again.
@@ -111,12 +112,15 @@ const TABLES: [Table; 5] = [
         ],
         key: &["id"],
         indexes: &[
-            ("webhooks_events_idx", "USING GIN (events)"),
-            ("webhooks_everybodys_idx", "USING GIN (events) WHERE account IS NULL"),
+            ("webhooks_events_idx", "USING GIN (events) WITH (fastupdate = off)"),
+            (
+                "webhooks_everybodys_idx",
+                "USING GIN (events) WITH (fastupdate = off) WHERE account IS NULL",
+            ),
             ("webhooks_account_idx", "(left(account::text, 256))"),
             ("webhooks_at_rest_idx", "(id) WHERE disabled_at IS NOT NULL OR paused_at IS NOT NULL"),
         ],
-        trigger: Some(("webhooks_changed", NOTIFY)),
+        triggers: Some(("triggers of webhooks", CHANGES)),
     },
     Table {
         name: "delivery_attempts",
@@ -147,7 +151,7 @@ const TABLES: [Table; 5] = [
             ("delivery_attempts_webhook_idx", "(webhook_id, at)"),
             ("delivery_attempts_at_idx", "(at)"),
         ],
-        trigger: None,
+        triggers: None,
     },
     Table {
         name: "backlogs",
@@ -163,7 +167,7 @@ const TABLES: [Table; 5] = [
         ],
         key: &["queue", "webhook_id"],
         indexes: &[],
-        trigger: Some(("backlogs_changed", BACKLOGS)),
+        triggers: Some(("trigger backlogs_changed", BACKLOGS)),
     },
     Table {
         name: "webhook_conditions",
@@ -181,7 +185,7 @@ const TABLES: [Table; 5] = [
         ],
         key: &["webhook_id"],
         indexes: &[],
-        trigger: None,
+        triggers: None,
     },
     Table {
         name: "notifier_instances",
@@ -195,7 +199,7 @@ const TABLES: [Table; 5] = [
         ],
         key: &["id"],
         indexes: &[],
-        trigger: None,
+        triggers: None,
     },
 ];
 
@@ -397,11 +401,11 @@ fn look(transaction: &mut Transaction<'_>, table: &Table) -> Result<Vec<Missing>
             missing.push(Missing { what: format!("index {index}"), sql });
         }
     }
-    if let Some((trigger, sql)) = table.trigger {
+    if let Some((triggers, sql)) = table.triggers {
         let rows = transaction.query_typed(&format!("SELECT {TRIGGERS}"), &[])?;
         let fires: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(name))?;
         if fires.is_none() {
-            missing.push(Missing { what: format!("trigger {trigger}"), sql: sql.to_owned() });
+            missing.push(Missing { what: triggers.to_owned(), sql: sql.to_owned() });
         }
     }
     Ok(missing)

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use amiquip::{AmqpProperties, Channel, Confirm, ConfirmSmoother, Connection, Publish};
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, Confirm, ConfirmSmoother, Connection, FieldTable, Publish,
+};
 use crossbeam_channel::Receiver;
 
 use crate::{
@@ -55,9 +57,24 @@ impl Producer {
 
     /// Publishes an event; it bears the time of now.
     pub(crate) fn publish(&mut self, queue: &str, number: u32, kind: &str) {
+        self.publish_for(None, queue, number, kind);
+    }
+
+    /// The same, of an account.
+    pub(crate) fn publish_for(
+        &mut self,
+        account: Option<String>,
+        queue: &str,
+        number: u32,
+        kind: &str,
+    ) {
         let body = body(Stamp { number, sent: now() }, kind);
         let mut publish = Publish::new(&body, queue);
         publish.properties = self.properties.clone();
+        if let Some(account) = account {
+            let header = (String::from("account"), AmqpValue::LongString(account));
+            publish.properties = publish.properties.with_headers(FieldTable::from([header]));
+        }
         self.channel.basic_publish("", publish).expect("the broker takes an event");
         self.outstanding += 1;
         while let Ok(confirm) = self.confirms.try_recv() {

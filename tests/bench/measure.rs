@@ -31,6 +31,29 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
     ticks.map(|ticks| TICK * ticks.parse::<u32>().expect("a number of ticks")).sum()
 }
 
+/// The process that has started this one.
+pub(crate) fn parent(pid: u32) -> u32 {
+    parent_and_ticks(pid).expect("it runs").0
+}
+
+/// The processor time of the children of a process, ended ones that it has waited for included. Zero of one
+/// that can't be looked at.
+pub(crate) fn children_processor_time(parent: u32) -> Duration {
+    let ended = parent_and_ticks(parent).map_or(0, |(_, ticks)| ticks[2] + ticks[3]);
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let children = pids.filter_map(parent_and_ticks).filter(|(of, _)| *of == parent);
+    TICK * (ended + children.map(|(_, ticks)| ticks.iter().sum::<u32>()).sum::<u32>())
+}
+
+/// Who has started a process, and its own times and those of its ended children.
+fn parent_and_ticks(pid: u32) -> Option<(u32, [u32; 4])> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse().ok();
+    Some((number(1)?, [number(11)?, number(12)?, number(13)?, number(14)?]))
+}
+
 /// Resident memory of a process, in MiB.
 pub(crate) fn resident_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmRSS:")

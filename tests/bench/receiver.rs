@@ -150,6 +150,11 @@ impl Log {
         true
     }
 
+    /// How many deliveries have come.
+    pub(crate) fn delivered(&self) -> usize {
+        self.lock().delivered
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.lock().connections
     }

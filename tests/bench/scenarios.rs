@@ -21,6 +21,7 @@ mod outage;
 mod hostile;
 mod hung_event;
 mod half_hung;
+mod scale;
 
 use std::{fs, process::ExitCode, time::Instant};
 
@@ -41,7 +42,7 @@ const fn on_request(name: &'static str, run: fn(&Settings, &mut Report)) -> Scen
     Scenario { name, usual: false, run }
 }
 
-const SCENARIOS: [Scenario; 26] = [
+const SCENARIOS: [Scenario; 27] = [
     usual("default", throughput::by_default),
     on_request("tuned", throughput::tuned),
     usual("latency", latency::run),
@@ -65,6 +66,7 @@ const SCENARIOS: [Scenario; 26] = [
     on_request("away", away::run),
     on_request("refused", refused::run),
     on_request("waiting", waiting::run),
+    on_request("scale", scale::run),
     on_request("earlier", throughput::since_earlier),
     on_request("search", throughput::search_bare),
     on_request("search-notifier", throughput::search_notifier),

@@ -145,7 +145,7 @@ fn without_listening_every_event_asks_and_memory_is_used_again_afterwards() {
     receiver.wait_at("/0", 1);
 
     // A name that nobody may listen on any more: the function still exists, its trigger doesn't.
-    sandbox.database.execute("ALTER TABLE webhooks DISABLE TRIGGER webhooks_changed", &[]);
+    sandbox.database.execute("ALTER TABLE webhooks DISABLE TRIGGER webhooks_updated", &[]);
     let line = notifier.wait_stderr(SOON, "directory bypassed");
     assert!(line.contains("run `webhook-notifier migrate`"), "{line}");
     for round in 1..=20 {
@@ -160,7 +160,7 @@ fn without_listening_every_event_asks_and_memory_is_used_again_afterwards() {
     assert!(notifier.metric("webhook_directory_age_seconds", &[]) > 0.0);
     wait_until(SOON, "ready: it is slower, and nothing is wrong", || notifier.is_ready());
 
-    sandbox.database.execute("ALTER TABLE webhooks ENABLE TRIGGER webhooks_changed", &[]);
+    sandbox.database.execute("ALTER TABLE webhooks ENABLE TRIGGER webhooks_updated", &[]);
     notifier.wait_stderr(SOON, "directory in use again");
     let remembered = answers(&notifier, "memory");
     wait_until(SOON, "memory answers", || {

@@ -57,6 +57,7 @@ mod pooler;
 mod backlogs;
 mod backlog_table;
 mod directory;
+mod changes;
 mod topology;
 mod observability;
 mod monitoring;

@@ -149,11 +149,11 @@ fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_bac
 
     sandbox.database.run_script(
         "DROP TABLE delivery_attempts; DROP INDEX webhooks_events_idx;
-         DROP TRIGGER webhooks_changed ON webhooks",
+         DROP TRIGGER webhooks_updated ON webhooks",
     );
     let checked = succeed(&sandbox, &["check"]);
     for part in [
-        "missing: index webhooks_events_idx, trigger webhooks_changed, table delivery_attempts",
+        "missing: index webhooks_events_idx, triggers of webhooks, table delivery_attempts",
         "run `webhook-notifier migrate`",
     ] {
         assert!(checked.contains(part), "no {part:?} in {checked}");

@@ -208,7 +208,7 @@ fn a_broker_that_is_away_is_trouble_and_nothing_is_delivered_any_more() {
 #[test]
 fn changes_that_can_t_be_heard_want_attention() {
     let sandbox = Sandbox::new();
-    sandbox.database.run_script("DROP TRIGGER webhooks_changed ON webhooks");
+    sandbox.database.run_script("DROP TRIGGER webhooks_updated ON webhooks");
     let notifier = launch(&sandbox).start();
     assert_told(
         &notifier,

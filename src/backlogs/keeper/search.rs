@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
+use uuid::Uuid;
+
 use super::removal::Closing;
 use super::{Keeper, Key};
 use crate::broker::backlog_queue;
@@ -15,6 +17,38 @@ const STALE: Duration = Duration::from_secs(3_600);
 
 /// How many queues are looked for in a tick that no row tells of. Each that is missing costs a channel.
 const SOUGHT: usize = 20;
+
+/// Backlogs that may be there: of these webhooks, in each queue.
+#[derive(Debug)]
+pub(super) struct Sought {
+    webhooks: Vec<Uuid>,
+    /// Of the last of them, the queue that is next.
+    queue: usize,
+    /// Those that could not be looked for.
+    again: Vec<Key>,
+}
+
+impl Sought {
+    fn new(webhooks: Vec<Uuid>) -> Self {
+        Self { webhooks, queue: 0, again: Vec::new() }
+    }
+
+    /// Takes so many at most, where there are so many queues.
+    fn take(&mut self, most: usize, queues: usize) -> Vec<Key> {
+        let mut taken = std::mem::take(&mut self.again);
+        while taken.len() < most
+            && let Some(webhook) = self.webhooks.last()
+        {
+            taken.push((self.queue, *webhook));
+            self.queue += 1;
+            if self.queue >= queues {
+                self.queue = 0;
+                self.webhooks.pop();
+            }
+        }
+        taken
+    }
+}
 
 impl Keeper {
     /// Reads the table: which there are beside those that we know. False if that failed.
@@ -123,13 +157,11 @@ impl Keeper {
     /// Looks for queues that no row tells of, a few at a time: the table may be an older one's copy.
     pub(super) fn seek(&mut self) {
         let Some(sought) = &mut self.sought else {
-            self.sought = self.store.webhook_ids().ok();
+            self.sought = self.store.webhook_ids().ok().map(Sought::new);
             return;
         };
-        let queues = self.backlogs.origins.len();
-        let webhooks = sought.split_off(sought.len().saturating_sub(SOUGHT / queues.max(1) + 1));
-        let all = webhooks.iter().flat_map(|id| (0..queues).map(move |number| (number, *id)));
-        let keys: Vec<Key> = all.filter(|key| !self.is_known(*key)).collect();
+        let mut keys = sought.take(SOUGHT, self.backlogs.origins.len());
+        keys.retain(|key| !self.is_known(*key));
         if keys.is_empty() {
             return;
         }
@@ -144,13 +176,49 @@ impl Keeper {
             }
             Ok(())
         });
-        if looked.is_err() {
-            self.sought.get_or_insert_default().extend(webhooks);
+        if looked.is_err()
+            && let Some(sought) = &mut self.sought
+        {
+            sought.again = keys;
         }
         for key in found {
             let queue = backlog_queue(self.origin(key), key.1);
             log::warn!("backlog found queue={queue}: the table `backlogs` had no row of it");
             let _ = self.make_sure(key, Held::Behind.label());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_queues_there_are_a_few_backlogs_are_sought_at_a_time_and_each_once() {
+        for (webhooks, queues) in [(0, 3), (1, 1), (7, 3), (3, 50)] {
+            let ids: Vec<_> = (0..webhooks).map(Uuid::from_u128).collect();
+            let mut sought = Sought::new(ids.clone());
+            let mut all = HashSet::new();
+            let mut count = 0;
+            loop {
+                let some = sought.take(SOUGHT, queues);
+                assert!(some.len() <= SOUGHT);
+                if some.is_empty() {
+                    break;
+                }
+                // The broker is away for once.
+                if count == 0 {
+                    sought.again = some;
+                    assert!(sought.again.len() <= SOUGHT);
+                    let again = sought.take(SOUGHT, queues);
+                    count += again.len();
+                    all.extend(again);
+                    continue;
+                }
+                count += some.len();
+                all.extend(some);
+            }
+            assert_eq!((count, all.len()), (ids.len() * queues, ids.len() * queues));
         }
     }
 }

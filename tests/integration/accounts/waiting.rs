@@ -91,7 +91,7 @@ fn what_waits_for_a_free_place_is_held_to_the_account_that_its_webhook_has_then(
 
 #[test]
 fn while_no_change_is_heard_what_has_waited_for_a_place_asks_whose_its_webhook_is() {
-    let scene = Scene::begin("DROP TRIGGER webhooks_changed ON webhooks");
+    let scene = Scene::begin("DROP TRIGGER webhooks_updated ON webhooks");
     scene.change_account();
     scene.release();
     scene.is_dead();

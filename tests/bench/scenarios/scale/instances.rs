@@ -1,0 +1,111 @@
+//! What an event costs where several instances share a queue: of their processor time together, and of
+//! RabbitMQ's.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    crowd::{Crowd, Size},
+    fewer, in_turn,
+};
+use crate::{
+    harness::Notifier,
+    measure::processor_time,
+    readings::broker_pid,
+    report::{Limit, Report},
+    settings::Settings,
+};
+
+const INSTANCES: [usize; 3] = [1, 2, 3];
+const EVENTS: u32 = 40_000;
+
+/// What is delivered before it counts, at least: all of them consume by then.
+const WARMING: u32 = 4_000;
+
+/// Far above what any of it takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// One round, per event.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    /// Microseconds of processor time, of all instances together and of RabbitMQ.
+    processor: f64,
+    broker: f64,
+    per_second: f64,
+    /// The part of the events that the busiest had, of what it would have if all had the same.
+    evenness: f64,
+}
+
+pub(super) fn run(settings: &Settings, report: &mut Report) {
+    let events = settings.events(EVENTS).max(2 * WARMING);
+    println!("{events} events of one queue; default configuration");
+    let broker = broker_pid();
+    let mut crowd = Crowd::register(Size::SMALL, 1);
+    let mut found = vec![Vec::new(); INSTANCES.len()];
+    for round in 0..fewer(settings.rounds(5)) {
+        for number in in_turn(INSTANCES.len(), round) {
+            found[number].push(measure(&mut crowd, INSTANCES[number], events, broker, report));
+        }
+    }
+    crowd.check("instances", report);
+    let ones: Vec<f64> = found[0].iter().map(|one: &Measured| one.broker).collect();
+    report.figure("scale, 1 instance: RabbitMQ's CPU µs per event", Limit::None, &ones);
+    for (number, count) in INSTANCES.into_iter().enumerate().skip(1) {
+        let pairs = |of: fn(&Measured) -> f64| -> Vec<_> {
+            found[number].iter().zip(&found[0]).map(|(many, one)| (of(many), of(one))).collect()
+        };
+        let figure = |of: &str| format!("scale, {count} instances: {of}");
+        report.ratio(&figure("CPU µs per event"), Limit::None, &pairs(|it| it.processor));
+        report.ratio(&figure("RabbitMQ's CPU µs per event"), Limit::None, &pairs(|it| it.broker));
+        report.ratio(&figure("events/s"), Limit::None, &pairs(|it| it.per_second));
+        let shares: Vec<f64> = found[number].iter().map(|it| it.evenness).collect();
+        report.figure(&figure("the busiest one's part"), Limit::None, &shares);
+    }
+}
+
+fn measure(
+    crowd: &mut Crowd,
+    count: usize,
+    events: u32,
+    broker: u32,
+    report: &mut Report,
+) -> Measured {
+    let numbers = crowd.publish(events);
+    let (before, end) = (numbers.start as usize, numbers.end as usize);
+    // All at once: each waits until it is ready.
+    let notifiers: Vec<Notifier> = std::thread::scope(|scope| {
+        let start = || crowd.sandbox.notifier().start();
+        let starting: Vec<_> = (0..count).map(|_| scope.spawn(start)).collect();
+        starting.into_iter().map(|one| one.join().expect("it starts")).collect()
+    });
+    crowd.log.wait(before + WARMING as usize, LIMIT);
+    let of = |notifier: &Notifier| processor_time(notifier.id());
+    let used = || notifiers.iter().map(of).sum::<Duration>();
+    let delivered = |notifier: &Notifier| notifier.metric("webhook_request_success_total", &[]);
+    let shares: Vec<f64> = notifiers.iter().map(delivered).collect();
+    let (began, came) = (Instant::now(), crowd.log.delivered());
+    let (cpu, brokers) = (used(), processor_time(broker));
+    if !crowd.log.wait(end, LIMIT) {
+        report.wrong(format!("{count} instances: not all came within {LIMIT:?}"));
+    }
+    let took = began.elapsed();
+    let (cpu, brokers) = (used() - cpu, processor_time(broker) - brokers);
+    let shares = notifiers.iter().zip(shares).map(|(notifier, was)| delivered(notifier) - was);
+    let shares: Vec<f64> = shares.collect();
+    let counted = (end - came.min(end - 1)) as f64;
+    let micros = |used: Duration| used.as_secs_f64() / counted * 1e6;
+    let most = shares.iter().copied().fold(0.0, f64::max);
+    let measured = Measured {
+        processor: micros(cpu),
+        broker: micros(brokers),
+        per_second: counted / took.as_secs_f64(),
+        evenness: most / shares.iter().sum::<f64>().max(1.0) * count as f64,
+    };
+    println!(
+        "  {count} instances  {:5.1} µs of CPU per event, {:5.1} µs of RabbitMQ's  {:6.0} events/s  the busiest has {:.2} of its part",
+        measured.processor, measured.broker, measured.per_second, measured.evenness
+    );
+    for notifier in notifiers {
+        crowd.end("instances", notifier, report);
+    }
+    measured
+}

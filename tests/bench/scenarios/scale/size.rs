@@ -1,0 +1,231 @@
+//! Processor time per event, with few webhooks and with very many.
+//!
+//! The queue is full before a notifier starts. The first event of each type asks PostgreSQL; that is the
+//! cold start, and counted apart. Each webhook has had two events before the clock starts.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    crowd::{Crowd, Size},
+    fewer, in_turn,
+};
+use crate::{
+    harness::{Notifier, Sandbox},
+    measure::{Spread, children_processor_time, parent, processor_time, resident_mib},
+    report::{Limit, Report},
+    settings::Settings,
+    subject,
+};
+
+const EVENTS: u32 = 20_000;
+
+/// What is delivered before it counts, at least.
+const WARMING: u32 = 2_000;
+
+/// Far above what any of it takes.
+const LIMIT: Duration = Duration::from_secs(240);
+
+struct Case {
+    size: Size,
+    /// Changes of one webhook per second, which gets no events.
+    changes: u32,
+    limit: Limit,
+    /// Whether each round has it.
+    always: bool,
+}
+
+const fn case(size: Size) -> Case {
+    Case { size, changes: 0, limit: Limit::None, always: false }
+}
+
+/// All are compared with the first.
+const CASES: [Case; 7] = [
+    Case { always: true, ..case(Size::SMALL) },
+    Case { always: true, limit: Limit::AtMost(1.15), ..case(Size::new(100_000, 10_000)) },
+    case(Size::new(1_000, 10)),
+    case(Size::new(100_000, 10)),
+    case(Size::new(100_000, 1_000)),
+    case(Size::of_accounts(100_000, 10)),
+    Case { changes: 2, ..case(Size::new(100_000, 10_000)) },
+];
+
+impl Case {
+    fn name(&self) -> String {
+        match self.changes {
+            0 => self.size.to_string(),
+            changes => format!("{}, {changes} changes/s", self.size),
+        }
+    }
+}
+
+/// One round of one case.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    /// Microseconds of the notifier's processor time per event.
+    processor: f64,
+    per_second: f64,
+    /// Per event of which memory has nothing yet: the notifier's time, PostgreSQL's, and until it is
+    /// delivered, all in microseconds.
+    cold: (f64, f64, f64),
+    /// Look-ups that asked PostgreSQL, of a hundred.
+    asked: f64,
+    resident: f64,
+}
+
+pub(super) fn run(settings: &Settings, report: &mut Report) {
+    let events = settings.events(EVENTS);
+    let rounds = settings.rounds(5);
+    println!("{events} events, each wanted by one webhook; default configuration, one queue");
+    let mut crowds: Vec<_> = CASES.iter().map(|case| Crowd::register(case.size, 1)).collect();
+    let mut found: Vec<Vec<Option<Measured>>> = vec![Vec::new(); CASES.len()];
+    for round in 0..rounds {
+        for number in in_turn(CASES.len(), round) {
+            let case = &CASES[number];
+            let is_due = case.always || round < fewer(rounds);
+            let measured = is_due.then(|| measure(case, &mut crowds[number], events, report));
+            found[number].push(measured);
+        }
+    }
+    for (case, crowd) in CASES.iter().zip(&crowds) {
+        crowd.check(&case.name(), report);
+    }
+    let base = found[0].clone();
+    for (case, found) in CASES.iter().zip(&found).skip(1) {
+        let pairs = |of: fn(&Measured) -> f64| -> Vec<_> {
+            let both = found.iter().zip(&base).filter_map(|(one, base)| one.zip(*base));
+            both.map(|(one, base)| (of(&one), of(&base))).collect()
+        };
+        let figure = |of: &str| format!("scale, {}: {of}", case.name());
+        report.ratio(&figure("CPU µs per event"), case.limit, &pairs(|it| it.processor));
+        report.ratio(&figure("events/s"), Limit::None, &pairs(|it| it.per_second));
+    }
+    for (case, found) in CASES.iter().zip(&found) {
+        let median = |of: fn(&Measured) -> f64| Spread::of(found.iter().flatten().map(of)).median;
+        println!(
+            "  {}: {:.1} µs of CPU per event, {:.0} events/s, {:.1} % asked; an event that is the first of its kind: {:.0} µs of CPU, {:.0} µs of PostgreSQL's, {:.0} µs until it is there; {:.1} MiB (medians)",
+            case.name(),
+            median(|it| it.processor),
+            median(|it| it.per_second),
+            median(|it| it.asked),
+            median(|it| it.cold.0),
+            median(|it| it.cold.1),
+            median(|it| it.cold.2),
+            median(|it| it.resident),
+        );
+    }
+}
+
+fn measure(case: &Case, crowd: &mut Crowd, events: u32, report: &mut Report) -> Measured {
+    let active = crowd.size.active();
+    let warming = (2 * active).max(WARMING);
+    let numbers = crowd.publish(warming + events);
+    let before = numbers.start as usize;
+    let until = |count: u32| before + count as usize;
+    let database = database_server(&crowd.sandbox);
+
+    let notifier = subject::notifier(&crowd.sandbox, subject::Setting::DEFAULT).start();
+    let (cpu, of_database) = (processor_time(notifier.id()), children_processor_time(database));
+    let began = crowd.log.delivered() as f64;
+    let mut complete = crowd.log.wait(until(active), LIMIT);
+    let (cold, of_database) = (
+        processor_time(notifier.id()) - cpu,
+        children_processor_time(database).saturating_sub(of_database),
+    );
+    complete &= crowd.log.wait(until(warming), LIMIT);
+
+    let lookups = Lookups::of(&notifier);
+    let cpu = processor_time(notifier.id());
+    while_changing(case, &crowd.sandbox, || {
+        complete &= crowd.log.wait(until(warming + events), LIMIT)
+    });
+    let used = processor_time(notifier.id()) - cpu;
+    let asked = Lookups::of(&notifier).asked_percent_since(&lookups);
+    let resident = resident_mib(notifier.id());
+    if !complete {
+        report.wrong(format!("scale, {}: not all came within {LIMIT:?}", case.name()));
+    }
+    crowd.end(&case.name(), notifier, report);
+
+    let receipts = crowd.log.deliveries();
+    let at = |count: u32| receipts.get(until(count) - 1).map_or(0, |receipt| receipt.at);
+    let seconds = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from)).as_secs_f64();
+    let micros = |used: Duration, events: f64| used.as_secs_f64() / events.max(1.0) * 1e6;
+    let colds = (until(active) as f64 - began).max(1.0);
+    let measured = Measured {
+        processor: micros(used, f64::from(events)),
+        per_second: f64::from(events) / seconds(at(warming), at(warming + events)).max(1e-6),
+        cold: (
+            micros(cold, colds),
+            micros(of_database, colds),
+            seconds(at(1), at(active)) / f64::from(active) * 1e6,
+        ),
+        asked,
+        resident,
+    };
+    println!(
+        "  {:55}  {:5.1} µs of CPU per event  {:6.0} events/s  {:5.1} % asked  {:.1} MiB; cold: {:.2} s for {active}",
+        case.name(),
+        measured.processor,
+        measured.per_second,
+        measured.asked,
+        measured.resident,
+        seconds(at(1), at(active)),
+    );
+    measured
+}
+
+/// Changes a webhook that gets no events, at the case's rate, while something else goes on.
+fn while_changing(case: &Case, sandbox: &Sandbox, other: impl FnOnce()) {
+    if case.changes == 0 {
+        return other();
+    }
+    let last = i32::try_from(case.size.webhooks - 1).expect("not that many");
+    let rows = sandbox.database.query(
+        "SELECT id FROM webhooks WHERE post_url LIKE '%/' || $1::int ORDER BY post_url LIMIT 1",
+        &[&last],
+    );
+    let webhook: uuid::Uuid = rows[0].get(0);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                sandbox.database.execute(
+                    "UPDATE webhooks SET description = now()::text WHERE id = $1",
+                    &[&webhook],
+                );
+                thread::sleep(Duration::from_secs(1) / case.changes);
+            }
+        });
+        other();
+        is_over.store(true, Ordering::Release);
+    });
+}
+
+/// Who has answered look-ups so far.
+struct Lookups {
+    memory: f64,
+    database: f64,
+}
+
+impl Lookups {
+    fn of(notifier: &Notifier) -> Self {
+        let metrics = notifier.metrics();
+        let sum = |answer| metrics.sum("webhook_directory_lookups_total", &[("answer", answer)]);
+        Self { memory: sum("memory"), database: sum("database") }
+    }
+
+    fn asked_percent_since(&self, earlier: &Self) -> f64 {
+        let (memory, database) = (self.memory - earlier.memory, self.database - earlier.database);
+        database / (memory + database).max(1.0) * 100.0
+    }
+}
+
+/// The process whose children PostgreSQL's sessions are.
+fn database_server(sandbox: &Sandbox) -> u32 {
+    let session: i32 = sandbox.database.query("SELECT pg_backend_pid()", &[])[0].get(0);
+    parent(u32::try_from(session).expect("a process"))
+}

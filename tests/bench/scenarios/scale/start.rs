@@ -1,0 +1,85 @@
+//! How soon a notifier is ready, what it takes in memory then, and how long a list of all webhooks takes.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    crowd::{self, Crowd, Size, thousands},
+    in_turn,
+};
+use crate::{
+    measure::resident_mib,
+    readings::broker_pid,
+    report::{Limit, Report},
+    settings::Settings,
+};
+
+const SIZES: [Size; 2] = [Size::new(100_000, 10), Size::SMALL];
+
+/// Far above what it takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+pub(super) fn run(settings: &Settings, report: &mut Report) {
+    println!("from exec until /readyz says so; default configuration, one queue");
+    let crowds = SIZES.map(|size| Crowd::register(size, 1));
+    let mut found = [Vec::new(), Vec::new()];
+    for round in 0..settings.rounds(5) {
+        for number in in_turn(crowds.len(), round) {
+            let crowd = &crowds[number];
+            let (notifier, took) = crowd::start(&crowd.sandbox);
+            let resident = resident_mib(notifier.id());
+            println!("  {:30}  {took:4.0} ms, {resident:.1} MiB", crowd.size.to_string());
+            crowd.end("start", notifier, report);
+            found[number].push((took, resident));
+        }
+    }
+    let pairs = |of: fn(&(f64, f64)) -> f64| -> Vec<_> {
+        found[0].iter().zip(&found[1]).map(|(many, few)| (of(many), of(few))).collect()
+    };
+    let many = thousands(SIZES[0].webhooks);
+    report.ratio(&format!("scale, {many} webhooks: ms to ready"), Limit::None, &pairs(|it| it.0));
+    report.ratio(
+        &format!("scale, {many} webhooks: MiB when ready"),
+        Limit::None,
+        &pairs(|it| it.1),
+    );
+    let broker = broker_pid();
+    for crowd in &crowds {
+        let (notifier, _) = crowd::start(&crowd.sandbox);
+        let (ours, brokers) = super::rest(&notifier, broker);
+        println!("  {} at rest: CPU {ours:.1} %, of the broker {brokers:.1} %", crowd.size);
+        let figure =
+            |of: &str| format!("scale, {} webhooks at rest: {of}", thousands(crowd.size.webhooks));
+        report.figure(&figure("CPU % of a core"), Limit::None, &[ours]);
+        report.figure(&figure("CPU % of a core of the broker"), Limit::None, &[brokers]);
+        crowd.end("start", notifier, report);
+    }
+    let (took, peak, lines) = list(&crowds[0], report);
+    println!("  `webhooks list`: {lines} lines after {took:.1} s, {peak:.0} MiB at most");
+    report.figure(&format!("scale, {many} webhooks: s to list them"), Limit::None, &[took]);
+    report.figure(&format!("scale, {many} webhooks: MiB to list them"), Limit::None, &[peak]);
+}
+
+/// Seconds, MiB at most, and lines.
+fn list(crowd: &Crowd, report: &mut Report) -> (f64, f64, usize) {
+    let began = Instant::now();
+    let mut process = crowd.sandbox.launch(&["webhooks", "list"]).spawn();
+    let status = format!("/proc/{}/status", process.id());
+    let mut peak = 0.0_f64;
+    while process.is_running() && began.elapsed() < LIMIT {
+        // Gone when it has ended.
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        peak = peak.max(kib.unwrap_or(0.0) / 1024.0);
+        thread::sleep(Duration::from_millis(5));
+    }
+    let finished = process.finish(LIMIT);
+    let lines = finished.stdout.lines().count();
+    if finished.code != Some(0) || lines < crowd.size.webhooks as usize {
+        report.wrong(format!("`webhooks list` ended with {:?} after {lines} lines", finished.code));
+    }
+    (began.elapsed().as_secs_f64(), peak, lines)
+}
