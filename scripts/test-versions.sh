@@ -130,9 +130,9 @@ unpack() (
     say "$release: getting $package"
     shift
     {
-        apt-get update -q && apt-get install -q --yes --download-only "$@"
+        apt-get update -q --error-on=any && apt-get install -q --yes --download-only "$@"
     } </dev/null >"$log" 2>&1 || die "$release: apt-get could not get $*: $(grep -E '^[EW]:' "$log" || tail -n 3 "$log")
-is the mirror reachable, and has it this release? All that it said: $log"
+Is the mirror reachable, and has it this release? All that it said: $log"
     mkdir -p -- "$new"/{usr/{bin,sbin,lib,lib64},etc,proc,dev,tmp,run,var}
     chmod 1777 -- "$new/tmp"
     for directory in bin sbin lib lib64; do ln -s "usr/$directory" "$new/$directory"; done
