@@ -141,6 +141,10 @@ drain-kill: KILLS ?= 10
 drain-kill: build ## Kill notifier, broker, both while a receiver catches up: KILLS=10 EVENTS=3000 SEED=…
 	@KILLS=$(KILLS) EVENTS=$(EVENTS) SEED=$(SEED) scripts/chaos.sh $(BINARY) drain-kill
 
+.PHONY: test-versions
+test-versions: ## The tests on other RabbitMQs and PostgreSQLs: [VERSIONS='trixie bookworm+bullseye']
+	@scripts/test-versions.sh $(VERSIONS)
+
 .PHONY: bench
 bench: build ## Measure it beside a bare loop: [SCENARIO='tuned isolation'] [ROUNDS=5]
 	@scripts/bench.sh $(BINARY) $(SCENARIO)

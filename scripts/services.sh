@@ -52,6 +52,9 @@ POSTGRES_PORT='' POSTGRES_PASSWORD=''
 TLS='' BROKER_TLS_PORT=''
 # Of a cluster: the names of its RabbitMQ nodes, and the directory of the other PostgreSQL.
 NODES='' PEER=''
+# Where the files of another system are whose RabbitMQ, or PostgreSQL, is run; nothing: the machine's own.
+readonly WANTED_BROKER_ROOT=${BROKER_ROOT-} WANTED_POSTGRES_ROOT=${POSTGRES_ROOT-}
+BROKER_ROOT=$WANTED_BROKER_ROOT POSTGRES_ROOT=$WANTED_POSTGRES_ROOT
 
 usage() {
     cat <<'USAGE'
@@ -90,6 +93,8 @@ root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR. Logs are in .local/log/,
 the CA's and the servers' certificates, and one for a client, in .local/tls/.
 With SERVICES_SYNC=no servers that start don't wait for the disk: what they
 wrote outlives them all the same, but not a crash of the machine.
+BROKER_ROOT and POSTGRES_ROOT may name directories that hold another system's
+files, whose servers are run then; scripts/test-versions.sh makes some.
 USAGE
 }
 
@@ -103,14 +108,23 @@ die() {
 # ---------------------------------------------------------------- state
 
 load_state() {
-    # shellcheck source=/dev/null
-    [[ ! -f $STATE ]] || source "$STATE"
+    if [[ -f $STATE ]]; then
+        BROKER_ROOT='' POSTGRES_ROOT=''
+        # shellcheck source=/dev/null
+        source "$STATE"
+    fi
+    # The data are for the version that made them.
+    if [[ -n $WANTED_BROKER_ROOT && $WANTED_BROKER_ROOT != "$BROKER_ROOT" ||
+        -n $WANTED_POSTGRES_ROOT && $WANTED_POSTGRES_ROOT != "$POSTGRES_ROOT" ]]; then
+        die "the servers in $LOCAL are not those of BROKER_ROOT and POSTGRES_ROOT:" \
+            "unset these, or 'scripts/services.sh down --purge' first"
+    fi
 }
 
 save_state() {
     local var
     for var in BROKER_PORT BROKER_DIST_PORT EPMD_PORT BROKER_PASSWORD POSTGRES_PORT POSTGRES_PASSWORD \
-        TLS BROKER_TLS_PORT NODES PEER; do
+        TLS BROKER_TLS_PORT NODES PEER BROKER_ROOT POSTGRES_ROOT; do
         printf '%s=%q\n' "$var" "${!var}"
     done >"$STATE.new"
     mv -- "$STATE.new" "$STATE"
@@ -249,6 +263,27 @@ start_failed() {
     die "remedy what the log names; 'scripts/services.sh down --purge' starts afresh without the data"
 }
 
+# ---------------------------------------------------------------- other systems
+
+# Sets `inside`: what runs a program of the system whose files are in a directory, with our files where they
+# are, or nothing for the machine's own. Mounts and the new root are the process's, and go with it.
+enter() {
+    inside=()
+    [[ -n $1 ]] || return 0
+    # shellcheck disable=SC2016  # for the shell inside
+    local mounts='set -e; root=$1 ours=$2; shift 2
+        for dir in /proc /dev "$ours"; do mkdir -p "$root$dir"; mount --rbind "$dir" "$root$dir"; done'
+    if ((EUID == 0)); then
+        inside=(unshare --mount sh -c "$mounts; "'exec chroot "$root" "$@"' sh "$1" "$LOCAL")
+    else
+        # Root in a user namespace may do that, and becomes the user again in another one.
+        # shellcheck disable=SC2016
+        inside=(unshare --user --map-root-user --mount sh -c
+            "$mounts; exec unshare --user --map-user=$EUID --map-group=$(id -g)"' --root="$root" "$@"'
+            sh "$1" "$LOCAL")
+    fi
+}
+
 # ---------------------------------------------------------------- TLS
 
 # A CA of our own, what it signed for the servers and for a client. Once: who
@@ -289,7 +324,11 @@ run_openssl() {
 # user rabbitmq; the script that it calls does neither.
 find_rabbitmq() {
     local bin=/usr/lib/rabbitmq/bin/rabbitmq-server
-    if [[ -x $bin ]]; then printf '%s' "$bin"; else command -v rabbitmq-server; fi
+    if [[ -x $BROKER_ROOT$bin ]]; then
+        printf '%s' "$bin"
+    else
+        [[ -z $BROKER_ROOT ]] && command -v rabbitmq-server
+    fi
 }
 
 broker_mark() { printf 'WEBHOOK_NOTIFIER_BROKER_OF=%s' "$LOCAL"; }
@@ -386,7 +425,8 @@ broker_exec() (
     )
     [[ -z $NODES ]] || vars+=(RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel net_ticktime $NET_TICK_TIME")
     [[ $SYNC != no ]] || vars+=(LD_PRELOAD="$(find_eatmydata)")
-    exec env -i "${vars[@]}" setsid --fork "$rabbitmq"
+    enter "$BROKER_ROOT"
+    exec "${inside[@]}" env -i "${vars[@]}" setsid --fork "$rabbitmq"
 )
 
 # Not marked as the broker's: a kill of the broker is not for the tool.
@@ -395,7 +435,8 @@ run_rabbitmqctl() (
     is_running broker || die "the broker does not run: 'scripts/services.sh start broker' starts it"
     rabbitmq=$(find_rabbitmq)
     broker_vars
-    exec env -i "${vars[@]}" "${rabbitmq%/*}/rabbitmqctl" "$@"
+    enter "$BROKER_ROOT"
+    exec "${inside[@]}" env -i "${vars[@]}" "${rabbitmq%/*}/rabbitmqctl" "$@"
 )
 
 # The cookie is read from HOME. Each call has a name of its own: several may be under way.
@@ -404,7 +445,8 @@ eval_in_broker() (
     is_running broker || die "the broker does not run: 'scripts/services.sh start broker' starts it"
     broker_vars
     local result
-    result=$(env -i "${vars[@]}" erl_call -h "eval-$BASHPID" -sname "$(broker_node)" -e <<<"$1" 2>&1) || die "$result"
+    enter "$BROKER_ROOT"
+    result=$("${inside[@]}" env -i "${vars[@]}" erl_call -h "eval-$BASHPID" -sname "$(broker_node)" -e <<<"$1" 2>&1) || die "$result"
     [[ $result == '{ok, '* ]] || die "$result"
     result=${result#'{ok, '}
     printf '%s\n' "${result%\}}"
@@ -427,16 +469,16 @@ readonly PG_FD_PATH=/proc/self/fd/3
 
 # The version that made the data directory, else the newest one installed.
 find_postgres_bin() {
-    local dir version=''
+    local dir version='' root=$POSTGRES_ROOT
     { read -r version <"$PG_DATA/PG_VERSION"; } 2>/dev/null || true
-    dir=/usr/lib/postgresql/$version/bin
+    dir=$root/usr/lib/postgresql/$version/bin
     if [[ -z $version || ! -x $dir/initdb ]]; then
-        dir=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+        dir=$(printf '%s\n' "$root"/usr/lib/postgresql/*/bin | sort -V | tail -n 1)
     fi
-    if [[ ! -x $dir/initdb ]]; then
+    if [[ -z $root && ! -x $dir/initdb ]]; then
         dir=$(command -v initdb) && dir=$(dirname -- "$dir")
     fi
-    [[ -x $dir/postgres && -x $dir/pg_isready ]] && printf '%s' "$dir"
+    [[ -x $dir/postgres && -x $dir/pg_isready ]] && printf '%s' "${dir#"$root"}"
 }
 
 postgres_pids() {
@@ -545,11 +587,14 @@ run_postgres() (
     if [[ $program == postgres ]]; then argv=(setsid --fork "${argv[@]}"); fi
     detach "$LOGS/postgres.log"
     exec 3<"$PG_HOME"
-    exec env -i PATH="$PATH" LC_ALL=C.UTF-8 PGPASSWORD="$POSTGRES_PASSWORD" "${argv[@]}"
+    enter "$POSTGRES_ROOT"
+    exec "${inside[@]}" env -i PATH="$PATH" LC_ALL=C.UTF-8 PGPASSWORD="$POSTGRES_PASSWORD" "${argv[@]}"
 )
 
 postgres_answers() {
-    "$(find_postgres_bin)/pg_isready" -q -t 2 -h 127.0.0.1 -p "$POSTGRES_PORT"
+    local inside
+    enter "$POSTGRES_ROOT"
+    "${inside[@]}" "$(find_postgres_bin)/pg_isready" -q -t 2 -h 127.0.0.1 -p "$POSTGRES_PORT"
 }
 
 # ---------------------------------------------------------------- clusters
@@ -585,7 +630,8 @@ epmd_pids() { grep -lzxF -- "$(epmd_mark)" /proc/[0-9]*/environ 2>/dev/null | cu
 start_epmd() (
     [[ -z $(epmd_pids) ]] || exit 0
     detach "$LOGS/epmd.log"
-    exec env -i PATH="$PATH" "$(epmd_mark)" epmd -daemon -address 127.0.0.1 -port "$EPMD_PORT"
+    enter "$BROKER_ROOT"
+    exec "${inside[@]}" env -i PATH="$PATH" "$(epmd_mark)" epmd -daemon -address 127.0.0.1 -port "$EPMD_PORT"
 )
 
 # The names, passwords and the port that the members share, and what makes each one a member.
@@ -705,8 +751,20 @@ missing_packages() {
 
 # A library that makes fsync and its like do nothing. RabbitMQ has no setting for it.
 find_eatmydata() {
+    local found
+    if [[ -n $BROKER_ROOT ]]; then
+        found=$(compgen -G "$BROKER_ROOT/usr/lib/*/libeatmydata.so") && printf '%s' "${found#"$BROKER_ROOT"}"
+        return
+    fi
     # To its end: what ldconfig could not write would be its failure.
     ldconfig -p | awk '/libeatmydata[.]so$/ { path = $NF } END { if (path) print path; else exit 1 }'
+}
+
+# Nothing is installed into another system.
+find_roots() {
+    find_rabbitmq >/dev/null || die "there is no RabbitMQ in BROKER_ROOT=$BROKER_ROOT"
+    find_postgres_bin >/dev/null || die "there is no PostgreSQL in POSTGRES_ROOT=$POSTGRES_ROOT"
+    [[ $SYNC != no ]] || find_eatmydata >/dev/null || die "there is no libeatmydata in BROKER_ROOT=$BROKER_ROOT"
 }
 
 # Servers of our own are run here, so none of the packages' is started.
@@ -714,6 +772,7 @@ install_missing() {
     local missing
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]})) || return 0
+    [[ -z $BROKER_ROOT$POSTGRES_ROOT ]] || find_roots
     "$REPO/scripts/install-tools.sh" "${missing[@]}"
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]} == 0)) || die "still missing after their installation: ${missing[*]}"

@@ -19,6 +19,7 @@ use crate::broker::{
 };
 use crate::config::Config;
 use crate::domain::causes::Causes;
+use crate::domain::in_hand::RAISE_IT;
 use crate::domain::retry::Backoff;
 use crate::metrics::{Interruption, Metrics};
 use crate::pipeline::{Missing, Pipeline, Settlement};
@@ -70,6 +71,8 @@ enum Ended {
     Surplus,
     /// A message had to be handed back.
     Missing(Missing),
+    /// RabbitMQ has ended the consumer. The connection and the channel are there.
+    Cancelled,
     /// The connection, the channel or the consumer was lost; in words.
     Lost(String),
 }
@@ -111,6 +114,13 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
                 missing = Some(Missing::Confirm);
                 (Interruption::Confirms, "RabbitMQ confirms no message".to_owned())
             }
+            Ended::Cancelled => (
+                Interruption::Broker,
+                format!(
+                    "RabbitMQ cancelled the consumer: if nobody has deleted its queue and made it anew, a \
+                     message was not acked in time; {RAISE_IT}"
+                ),
+            ),
             Ended::Lost(problem) => (Interruption::Broker, problem),
         };
         context.metrics.set_interruption(&lane.queue, why);
@@ -137,6 +147,15 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
         return Ended::Lost(error.to_string());
     }
     match crew::run(context, lane, &mut link, causes) {
+        // Without its queue, or where RabbitMQ is 4.3 or newer, with it.
+        Ended::Cancelled => match link.queue_messages(&lane.queue, shutdown) {
+            Ok(Some(_)) => {
+                link.close();
+                Ended::Cancelled
+            }
+            Ok(None) => Ended::Lost("the queue was deleted".to_owned()),
+            Err(error) => Ended::Lost(error.to_string()),
+        },
         Ended::Lost(problem) => {
             let cause = link.cause_of_loss();
             Ended::Lost(format!("{problem}: {cause}"))
@@ -213,8 +232,8 @@ impl Consuming<'_> {
         self.wait_for_reliefs();
         let Self { window, mut back, .. } = self;
         match ended {
-            // The broker has taken everything back already.
-            Ended::Lost(_) => back.clear(),
+            // The broker has taken everything back already, or does so with the channel.
+            Ended::Lost(_) | Ended::Cancelled => back.clear(),
             Ended::Asked | Ended::Surplus | Ended::Missing(_) => {
                 back.extend(window.finish(cancelled));
             }
@@ -358,18 +377,22 @@ impl Consuming<'_> {
     }
 }
 
+/// A channel or connection that RabbitMQ has closed. Up to 4.2 it closes the channel where a message was not acked in
+/// time, and later it cancels the consumer.
+fn closed(error: &amiquip::Error) -> Ended {
+    let error = error.to_string();
+    match error.contains("delivery acknowledgement") {
+        true => Ended::Lost(format!("{error}: {RAISE_IT}")),
+        false => Ended::Lost(error),
+    }
+}
+
 fn delivery(message: ConsumerMessage) -> Result<amiquip::Delivery, Ended> {
     match message {
         ConsumerMessage::Delivery(delivery) => Ok(delivery),
-        ConsumerMessage::ServerCancelled => Err(Ended::Lost("the queue was deleted".to_owned())),
+        ConsumerMessage::ServerCancelled => Err(Ended::Cancelled),
         ConsumerMessage::ServerClosedChannel(error)
-            if error.to_string().contains("delivery acknowledgement") =>
-        {
-            let remedy = "raise RabbitMQ's consumer_timeout to 30 minutes, its default, at least";
-            Err(Ended::Lost(format!("{error}: {remedy}")))
-        }
-        ConsumerMessage::ServerClosedChannel(error)
-        | ConsumerMessage::ServerClosedConnection(error) => Err(Ended::Lost(error.to_string())),
+        | ConsumerMessage::ServerClosedConnection(error) => Err(closed(&error)),
         _ => Err(Ended::Lost("connection lost".to_owned())),
     }
 }

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::directory::{Change, Directory};
 use crate::domain::causes::Causes;
 use crate::domain::depths::Depths;
+use crate::domain::in_hand::RAISE_IT;
 use crate::metrics::Metrics;
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
@@ -360,7 +361,8 @@ impl Keeper {
         }
     }
 
-    /// Who consumes a backlog found that its queue is gone.
+    /// Who consumes a backlog found that its queue is gone. From 4.3 on RabbitMQ ends a consumer also where a
+    /// message was not acked in time, and where it is about to delete the queue.
     fn is_lost(&mut self, key: Key) {
         if !self.is_known(key) {
             return;
@@ -373,7 +375,7 @@ impl Keeper {
             Ok(Some(_)) => {
                 log::warn!(
                     "backlog interrupted queue={queue}: RabbitMQ ended its consumer, and it is consumed \
-                     again; if somebody has deleted it, what waited in it is lost"
+                     again. If somebody has deleted it, what waited in it is lost; else {RAISE_IT}"
                 );
                 return self.tell(key, News::Opened(key.1));
             }

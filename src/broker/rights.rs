@@ -29,6 +29,9 @@ mod lacking;
 /// How RabbitMQ ends what it says of an argument that the queue's type doesn't know.
 const OF_A_STREAM: &str = "of queue type rabbit_stream_queue";
 
+/// No user of RabbitMQ.
+const NOBODY: &str = "nobody, says webhook-notifier check";
+
 /// Something that keeps events from being delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
@@ -55,8 +58,14 @@ pub fn look_for_flaws(
     config: &Config,
     shutdown: &Shutdown,
 ) -> Result<Vec<Flaw>, BrokerError> {
-    let mut probe =
-        Probe { link, shutdown, lacking: BTreeSet::new(), flaws: Vec::new(), missing: 0 };
+    let mut probe = Probe {
+        link,
+        shutdown,
+        lacking: BTreeSet::new(),
+        flaws: Vec::new(),
+        missing: 0,
+        speaks_for_others: None,
+    };
     let topology = Topology::of(config);
     let lanes = Lane::all(config);
     let nobody = Uuid::nil();
@@ -124,6 +133,8 @@ struct Probe<'a> {
     flaws: Vec<Flaw>,
     /// Queues that `run` has to make.
     missing: usize,
+    /// Whether what somebody else is said to have published is taken from this user, once that is known.
+    speaks_for_others: Option<bool>,
 }
 
 impl Probe<'_> {
@@ -319,19 +330,14 @@ impl Probe<'_> {
 
     /// The right to publish by an exchange, with this routing key.
     fn publishes(&mut self, exchange: &'static str, key: &str) -> Result<(), BrokerError> {
-        let refusal = self.refusal(|channel| {
-            let publish = Publish {
-                body: b"",
-                routing_key: key.to_owned(),
-                mandatory: false,
-                immediate: false,
-                // A time in milliseconds, by the protocol.
-                properties: AmqpProperties::default().with_expiration("never".to_owned()),
-            };
-            channel.basic_publish(exchange, publish)?;
-            // The refusal comes with the next answer.
-            channel.qos(0, 1, false)
-        })?;
+        let properties = AmqpProperties::default();
+        // RabbitMQ 4 looks at this before it looks at topic permissions, so it is left to the few users who may
+        // speak for others. A time in milliseconds, by the protocol.
+        let properties = match self.speaks_for_others()? {
+            true => properties.with_expiration("never".to_owned()),
+            false => properties.with_user_id(NOBODY.to_owned()),
+        };
+        let refusal = self.refusal(|channel| publish_empty(channel, exchange, key, properties))?;
         if let Some((403, message)) = refusal {
             self.lacking.insert(match refused_object(&message) {
                 Object::Topic => Lacking::Topic(exchange, format!("write {key:?}")),
@@ -342,6 +348,37 @@ impl Probe<'_> {
         }
         Ok(())
     }
+
+    /// As users with the tag `impersonator` may. Tried by a message for a queue that nobody has.
+    fn speaks_for_others(&mut self) -> Result<bool, BrokerError> {
+        if let Some(known) = self.speaks_for_others {
+            return Ok(known);
+        }
+        let properties = AmqpProperties::default().with_user_id(NOBODY.to_owned());
+        let key = Uuid::new_v4().to_string();
+        let refusal = self.refusal(|channel| publish_empty(channel, "", &key, properties))?;
+        let speaks = !matches!(refusal, Some((406, _)));
+        self.speaks_for_others = Some(speaks);
+        Ok(speaks)
+    }
+}
+
+fn publish_empty(
+    channel: &Channel,
+    exchange: &str,
+    key: &str,
+    properties: AmqpProperties,
+) -> amiquip::Result<()> {
+    let publish = Publish {
+        body: b"",
+        routing_key: key.to_owned(),
+        mandatory: false,
+        immediate: false,
+        properties,
+    };
+    channel.basic_publish(exchange, publish)?;
+    // The refusal comes with the next answer.
+    channel.qos(0, 1, false)
 }
 
 /// What RabbitMQ refuses somebody.

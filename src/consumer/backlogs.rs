@@ -17,7 +17,7 @@ use amiquip::{Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage}
 use crossbeam_channel::{Receiver, Select, TryRecvError, unbounded};
 use uuid::Uuid;
 
-use super::{Context, Ended, connect_again};
+use super::{Context, Ended, closed, connect_again};
 use crate::backlogs::{News, Standing};
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
@@ -479,7 +479,7 @@ impl Drain<'_, '_> {
                         Ok(
                             ConsumerMessage::ServerClosedChannel(error)
                             | ConsumerMessage::ServerClosedConnection(error),
-                        ) => return Err(Ended::Lost(error.to_string())),
+                        ) => return Err(closed(&error)),
                         Ok(_) | Err(TryRecvError::Disconnected) => {
                             return Err(Ended::Lost("connection lost".to_owned()));
                         }
@@ -497,7 +497,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// The queue was deleted.
+    /// The queue was deleted, or RabbitMQ has ended its consumer.
     fn is_gone(&mut self, webhook: Uuid) {
         self.forget(webhook);
         self.known.remove(&webhook);

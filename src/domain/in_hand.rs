@@ -1,7 +1,7 @@
 //! For how long a message may be in hand.
 //!
 //! RabbitMQ takes a message back that was not acked within its `consumer_timeout`, and with it the
-//! whole channel: everything that was in hand by it is attempted again. So each part of a message's
+//! consumer, up to 4.2 the whole channel: everything that was in hand by it is attempted again. So each part of a message's
 //! time has a limit, and all of them together stay below RabbitMQ's, whatever PREFETCH_COUNT and
 //! REQUEST_TIMEOUT are: what waits ahead of its turn for too long is handed back before that.
 
@@ -12,6 +12,9 @@ use super::receiver::Moment;
 
 /// RabbitMQ's `consumer_timeout`, where nobody says otherwise; it must not be less (README).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// The remedy where it is.
+pub const RAISE_IT: &str = "raise RabbitMQ's consumer_timeout to 30 minutes, its default, at least";
 
 /// RabbitMQ looks once a minute, and so do we.
 const MARGIN: Duration = Duration::from_secs(2 * 60);

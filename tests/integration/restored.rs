@@ -27,6 +27,7 @@ const OBJECTS: &str = "
     SELECT 'constraint ' || conname,
            'ALTER TABLE ' || relname || ' DROP CONSTRAINT ' || conname || ' CASCADE', ''
     FROM ours JOIN pg_constraint ON conrelid = ours.oid
+    WHERE contype <> 'n' -- a NOT NULL, which is of the column, and is listed here from PostgreSQL 18 on
     UNION ALL
     SELECT 'index ' || indexrelid::regclass, 'DROP INDEX ' || indexrelid::regclass, ''
     FROM ours JOIN pg_index ON indrelid = ours.oid

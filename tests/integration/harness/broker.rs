@@ -81,12 +81,13 @@ impl Broker {
         Some(Message { body: get.delivery.body, properties: get.delivery.properties })
     }
 
-    /// Takes the first message of a queue and gives it back, that many times.
+    /// Takes the first message of a queue and gives it back, that many times, by `basic.reject`: of a
+    /// `basic.nack` RabbitMQ 4.3 says that nothing has failed, and doesn't count it.
     pub(crate) fn bounce(&self, queue: &str, times: usize) {
         for _ in 0..times {
             let bounced = self.on_channel(|channel| {
                 let get = channel.basic_get(queue, false)?.context("the queue is empty")?;
-                Ok(get.nack(channel, true)?)
+                Ok(get.reject(channel, true)?)
             });
             bounced.expect("there is a message");
         }
@@ -111,7 +112,7 @@ impl Broker {
                     consumer.receiver().recv_timeout(patience)?,
                     ConsumerMessage::ClientCancelled
                 ) {}
-                Ok(first.nack(channel, true)?)
+                Ok(first.reject(channel, true)?)
             });
             taken_back.expect("there is a message");
         }

@@ -1,0 +1,222 @@
+#!/usr/bin/env bash
+#
+# The integration tests against other versions of RabbitMQ and PostgreSQL: those that other releases of
+# Debian and Ubuntu offer.
+#
+#   scripts/test-versions.sh [VERSION...]
+#
+# VERSION is a release whose RabbitMQ and PostgreSQL are used, or two: bookworm+bullseye is RabbitMQ of
+# the one and PostgreSQL of the other.
+#
+# The packages are unpacked into .local/versions/<release>-<package>, without running anything of theirs, and
+# services.sh runs the servers from there. Nothing is installed, and no root is needed. What was unpacked is used
+# again the next time; `rm -r .local/versions` frees its place.
+#
+# DEBIAN_MIRROR and UBUNTU_MIRROR name the mirrors; what is not set is taken from this machine's own sources of
+# apt, where it is of that distribution.
+
+set -euo pipefail
+
+REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+VERSIONS=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$REPO/.local}/versions
+[[ $VERSIONS == /* ]] || VERSIONS=$PWD/$VERSIONS
+readonly REPO VERSIONS
+
+# Which distribution a release is of.
+declare -rA DISTRIBUTION=(
+    [bullseye]=debian [bookworm]=debian [trixie]=debian [forky]=debian [sid]=debian
+    [jammy]=ubuntu [noble]=ubuntu [plucky]=ubuntu [questing]=ubuntu [resolute]=ubuntu
+)
+# Where no VERSION is named: each version of both that one of these has.
+#   RabbitMQ: bookworm 3.10, noble 3.12, trixie 4.0, forky 4.3
+#   PostgreSQL: bullseye 13, jammy 14, bookworm 15, noble 16, trixie 17, forky 18
+readonly OF_DEBIAN=(bookworm+bullseye trixie+bookworm trixie forky)
+readonly OF_UBUNTU=(noble+jammy noble)
+
+# Where the servers' packages don't say so, since every Debian has them: what they and services.sh run.
+readonly ESSENTIAL=(coreutils dash grep hostname libc-bin mawk sed util-linux)
+# The largest, PostgreSQL with its JIT compiler, while it is unpacked.
+readonly NEEDED_MIB=1500
+
+say() { printf 'test-versions: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# mirror_of DISTRIBUTION
+mirror_of() {
+    local variable=${1^^}_MIRROR
+    if [[ -n ${!variable:-} ]]; then
+        printf '%s' "${!variable}"
+        return
+    fi
+    (
+        ID='' VERSION_CODENAME=''
+        # shellcheck source=/dev/null
+        source /etc/os-release
+        [[ $ID == "$1" ]] || exit 1
+        # shellcheck disable=SC2016  # for apt
+        apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+            awk -v release="$VERSION_CODENAME" '$1 == release && $2 == "main" { print $3; exit }'
+    )
+}
+
+# The keys that a distribution signs its releases with: the package of this machine, or Debian's of Ubuntu's.
+keyring_of() {
+    local file=/usr/share/keyrings/$1-archive-keyring.gpg
+    if [[ -f $file ]]; then
+        printf '%s' "$file"
+    elif [[ $1 == ubuntu ]]; then
+        unpack trixie ubuntu-keyring >&2
+        printf '%s' "$VERSIONS/trixie-ubuntu-keyring$file"
+    else
+        die "$file is missing: install the package $1-archive-keyring"
+    fi
+}
+
+# apt for a release, with directories of its own and without a system that anything is installed in.
+# configure_apt DIRECTORY RELEASE
+configure_apt() {
+    local directory=$1 release=$2 mirror keyring distribution=${DISTRIBUTION[$2]-}
+    [[ -n $distribution ]] || die "'$release' is no release that is known here: ${!DISTRIBUTION[*]}"
+    mirror=$(mirror_of "$distribution") && [[ -n $mirror ]] ||
+        die "no mirror of ${distribution^} is known: set ${distribution^^}_MIRROR, for example to the one that" \
+            "/etc/apt/sources.list names on such a machine"
+    keyring=$(keyring_of "$distribution") || exit 1
+    mkdir -p -- "$directory"/{lists/partial,archives/partial,etc}
+    : >"$directory/status"
+    echo "deb [signed-by=$keyring] $mirror $release main" >"$directory/sources.list"
+    cat >"$directory/apt.conf" <<CONF
+Dir::State "$directory";
+Dir::State::status "$directory/status";
+Dir::Cache "$directory";
+Dir::Etc "$directory/etc";
+Dir::Etc::SourceList "$directory/sources.list";
+Dir::Etc::SourceParts "$directory/etc";
+Dir::Etc::Parts "$directory/etc";
+Dir::Etc::PreferencesParts "$directory/etc";
+Dir::Etc::TrustedParts "$directory/etc";
+APT::Architectures { "$(dpkg --print-architecture)"; };
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Retries "3";
+# An old release is what is wanted.
+Acquire::Check-Valid-Until "false";
+CONF
+    # The machine's proxies.
+    apt-config dump | grep -iE '^Acquire::https?::' >>"$directory/apt.conf" || true
+}
+
+# Unpacks a package of a release, and all that it depends on, and prints the package's version.
+# unpack RELEASE PACKAGE [PACKAGE...]
+unpack() (
+    release=$1 package=$2
+    root=$VERSIONS/$release-$package
+    if [[ -f $root/version ]]; then
+        cat -- "$root/version"
+        exit
+    fi
+    free=$(df --output=avail --block-size=1M -- "$VERSIONS" | tail -n 1)
+    ((free >= NEEDED_MIB)) || die "$VERSIONS has $free MiB left, and $NEEDED_MIB are needed for $package of $release"
+    # A run that was interrupted left these, or another one.
+    new=$root.new apt=$root.apt log=$VERSIONS/$release-$package.log
+    rm -rf -- "$root" "$new" "$apt"
+    trap 'rm -rf -- "$new" "$apt"' EXIT
+    configure_apt "$apt" "$release"
+    export APT_CONFIG=$apt/apt.conf
+    say "$release: getting $package"
+    shift
+    {
+        apt-get update -q --error-on=any && apt-get install -q --yes --download-only "$@"
+    } </dev/null >"$log" 2>&1 || die "$release: apt-get could not get $*: $(grep -E '^[EW]:' "$log" || tail -n 3 "$log")
+Is the mirror reachable, and has it this release? All that it said: $log"
+    mkdir -p -- "$new"/{usr/{bin,sbin,lib,lib64},etc,proc,dev,tmp,run,var}
+    chmod 1777 -- "$new/tmp"
+    for directory in bin sbin lib lib64; do ln -s "usr/$directory" "$new/$directory"; done
+    for archive in "$apt"/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$archive" |
+            tar -x --directory="$new" --keep-directory-symlink --no-same-owner \
+                --exclude='./usr/share/'{doc,info,locale,man}'/*' 2>>"$log" ||
+            die "$archive can't be unpacked: $(tail -n 3 "$log")"
+    done
+    # What the packages' scripts would have done.
+    [[ -e $new/bin/sh ]] || ln -s dash "$new/bin/sh"
+    [[ ! -e $new/bin/mawk || -e $new/bin/awk ]] || ln -s mawk "$new/bin/awk"
+    # The servers' users, and no look-up that leaves the machine.
+    cp -- /etc/passwd /etc/group "$new/etc/"
+    echo '127.0.0.1 localhost' >"$new/etc/hosts"
+    echo 'hosts: files' >"$new/etc/nsswitch.conf"
+    # postgresql only depends on postgresql-17, or whichever it is.
+    archive=$(compgen -G "$apt/archives/$package-[0-9]*.deb" || compgen -G "$apt/archives/${package}_*.deb")
+    dpkg-deb --field "$archive" Version | sed 's/^[0-9]*://; s/[-+~].*//' >"$new/version" &&
+        mv -- "$new" "$root" && cat -- "$root/version" || die "$root can't be made"
+)
+
+# Runs the tests against RabbitMQ of one release and PostgreSQL of another; adds a line to `table`.
+run_version() {
+    local broker=${1%+*} postgres=${1#*+} broker_version postgres_version dir log began=$SECONDS result
+    broker_version=$(unpack "$broker" rabbitmq-server libeatmydata1 "${ESSENTIAL[@]}") || return 1
+    postgres_version=$(unpack "$postgres" postgresql "${ESSENTIAL[@]}") || return 1
+    dir=$VERSIONS/servers/$1 log=$VERSIONS/$1.log
+    say "$1: RabbitMQ $broker_version, PostgreSQL $postgres_version; $log"
+    export WEBHOOK_NOTIFIER_LOCAL_DIR=$dir WITHOUT_ALONE=yes SERVICES_SYNC=no
+    export BROKER_ROOT=$VERSIONS/$broker-rabbitmq-server POSTGRES_ROOT=$VERSIONS/$postgres-postgresql
+    purge "$dir"
+    (
+        # Or they would be tested.
+        unset AMQP_URL DATABASE_URL
+        exec "$REPO/scripts/with-services.sh" "$REPO/scripts/test.sh" --test integration
+    ) >"$log" 2>&1 8>&- || failed=1
+    purge "$dir"
+    result=$(sed -n 's/^test result: [a-zA-Z]*[.] \([0-9]* passed\); \([0-9]* failed\);.*/\1, \2/p' "$log" | tail -n 1)
+    table+=$(printf '%-20s %-10s %-11s %s, %d min' "$1" "$broker_version" "$postgres_version" \
+        "${result:-no test has run: see $log}" "$(((SECONDS - began + 59) / 60))")$'\n'
+    table+=$(sed -n 's/^test \(.*\) [.][.][.] FAILED$/    failed: \1/p' "$log" | sort -u)$'\n'
+}
+
+purge() {
+    local directory
+    for directory in "$1"/{faults,long-faults,shared-faults,.}; do
+        [[ ! -d $directory ]] ||
+            WEBHOOK_NOTIFIER_LOCAL_DIR=$(realpath -- "$directory") "$REPO/scripts/services.sh" down --purge
+    done
+    rm -rf -- "$1"
+}
+
+main() {
+    local version table='' failed=0 versions=("$@")
+    case ${1-} in
+        help | -h | --help)
+            sed -n '3,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            return
+            ;;
+    esac
+    command -v apt-get >/dev/null ||
+        die "there is no apt-get here, which gets the packages: run this on Debian, Ubuntu, or in a container of these"
+    umask 022
+    mkdir -p -- "$VERSIONS"
+    exec 8>"$VERSIONS/lock"
+    flock -n 8 || die "another run has $VERSIONS/lock: wait for it, or end it"
+    if ((${#versions[@]} == 0)); then
+        versions=("${OF_DEBIAN[@]}")
+        if [[ -n $(mirror_of ubuntu) ]]; then
+            versions+=("${OF_UBUNTU[@]}")
+        else
+            say "RabbitMQ 3.12 and PostgreSQL 14 and 16 are Ubuntu's: set UBUNTU_MIRROR to test these, too"
+        fi
+    fi
+    for version in "${versions[@]}"; do
+        if ! run_version "$version"; then
+            failed=1
+            table+=$(printf '%-20s %s' "$version" "not run: see above")$'\n'
+        fi
+    done
+    printf '\n%-20s %-10s %-11s %s\n%s' RELEASES RABBITMQ POSTGRESQL TESTS "$(grep . <<<"$table")"
+    echo
+    return "$failed"
+}
+
+main "$@"
