@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use crate::admin;
 use crate::backlogs::{Backlogs, Inbox, Keeper};
-use crate::broker::{self, BrokerError, Lane, Link, Objects, Publisher, Topology};
+use crate::broker::{self, BrokerError, Lane, LaneKind, Link, Objects, Publisher, Topology};
 use crate::config::{Config, Queue};
 use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
 use crate::domain::history::Extent;
-use crate::instances::Presence;
+use crate::instances::{self, Presence};
 use crate::metrics::{Glance, InUse, Metrics};
 use crate::notices;
 use crate::pipeline::{Pipeline, Tally};
@@ -76,11 +76,12 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     // Before the checks, which may take a while: a probe should hear "not ready", not nothing.
     let port = parts.start_watching(&mut threads, &lanes_over)?;
     parts.check_database()?;
-    if parts.first_connection()?.is_none() {
+    let Some(broker) = parts.first_connection()? else {
         log::info!("stopped: {}", Tally::new(parts.shutdown));
         return Ok(());
-    }
-    let (pipeline, keeper) = parts.start_support(&mut threads, inbox, port, &lanes_over)?;
+    };
+    let (pipeline, keeper) =
+        parts.start_support(&mut threads, inbox, port, &broker, &lanes_over)?;
     // These go on until the lanes have ended.
     let late = threads.names();
     parts.start_lanes(&mut threads, keeper, &pipeline)?;
@@ -196,8 +197,8 @@ impl Parts {
     }
 
     /// Reaches the broker and declares the topology, at least what is vital, within the configured number of
-    /// attempts; `None` if shutdown came first.
-    fn first_connection(&self) -> Result<Option<()>> {
+    /// attempts. Returns the name of the broker; `None` if shutdown came first.
+    fn first_connection(&self) -> Result<Option<String>> {
         let (config, objects, shutdown) = (&self.config, &self.objects, &self.shutdown);
         let topology = Topology::of(config);
         let most = config.amqp_connection_attempts;
@@ -205,16 +206,17 @@ impl Parts {
         loop {
             let connect = || {
                 let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
+                let name = format!("{} {}", link.cluster(), config.amqp.vhost);
                 let problems = topology.declare(&mut link, objects, shutdown, |_, _| {})?;
                 link.close();
                 // What something else can stand in for is told, and costs only what needs it.
                 let vital = problems.into_iter().find(|problem| problem.is_vital);
-                vital.map_or(Ok(()), |problem| Err(problem.error))
+                vital.map_or(Ok(name), |problem| Err(problem.error))
             };
-            let connected = connect().map(|()| objects.tell());
+            let connected = connect().inspect(|_| objects.tell());
             match connected {
                 _ if shutdown.is_requested() => return Ok(None),
-                Ok(()) => return Ok(Some(())),
+                Ok(name) => return Ok(Some(name)),
                 Err(error @ BrokerError::Misconfigured { .. }) => return Err(error.into()),
                 Err(error) if attempt == most => {
                     return Err(error).context(format!("no connection after {most} attempts"));
@@ -234,6 +236,7 @@ impl Parts {
         threads: &mut Threads,
         inbox: Inbox,
         port: u16,
+        broker: &str,
         lanes_over: &Shutdown,
     ) -> Result<(Arc<Pipeline>, Keeper)> {
         let Self { config, store, metrics, directory, receivers, .. } = self;
@@ -241,12 +244,19 @@ impl Parts {
         self.look_by(publisher.clone());
         let (log, log_writer) = delivery_log::open(config, store, metrics.log_rows(), jitter);
         let (notices, teller) = notices::open(config, store, directory, receivers, metrics, jitter);
+        let backlogs = Lane::all(config).into_iter().filter(|lane| lane.kind == LaneKind::Backlogs);
+        let served = backlogs.map(|lane| instances::Queue {
+            name: format!("{} {broker}", lane.origin),
+            lane: lane.queue,
+        });
+        let served = served.collect();
         let mut presence = Presence::new(
             config,
             Arc::clone(store),
             Arc::clone(directory),
             Arc::clone(receivers),
-            metrics,
+            Arc::clone(metrics),
+            served,
             port,
         );
         if metrics.health().database().is_up() {

@@ -3,6 +3,10 @@
 //! So they can share the limits of webhooks ([`crate::domain::instances`]). A thread of its own does it,
 //! which waits for nothing else: who is late would be taken for dead, and its share be used by others.
 //!
+//! An instance whose connection to RabbitMQ is lost for long serves no queue, which it writes down, too: then
+//! the others send what was its to send. While it serves none itself, it keeps to what it knew last, for all
+//! may have lost the same RabbitMQ, and come back together.
+//!
 //! While PostgreSQL is away, what was known last holds. Where the table can't be used at all, this
 //! instance counts as the only one: nothing may wait for one that perhaps isn't there.
 
@@ -16,8 +20,9 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::directory::{Change, Directory};
 use crate::domain::causes::Causes;
-use crate::domain::instances::{Entry, Instances, Roll};
+use crate::domain::instances::{Entry, Instance, Instances, Roll};
 use crate::domain::shown;
+use crate::health::LaneState;
 use crate::metrics::{InstancesState, Metrics};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
@@ -30,6 +35,13 @@ const BEAT: Duration = Duration::from_secs(3);
 /// The same before the first time, while this one does not know the others nor they it.
 const FIRST: Duration = Duration::from_millis(250);
 
+/// How often it is looked which queues this one serves.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a lane may be interrupted before its queue counts as not served: longer than it takes to connect
+/// again, and shorter than until an instance counts as dead.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// How much of the instances' names is logged, in characters.
 const MOST_SHOWN: usize = 400;
 
@@ -39,7 +51,9 @@ pub struct Presence {
     store: Arc<Store>,
     directory: Arc<Directory>,
     receivers: Arc<Receivers>,
+    metrics: Arc<Metrics>,
     state: InstancesState,
+    queues: Vec<Queue>,
     me: Entry,
     longest_request: Duration,
     roll: Roll,
@@ -47,6 +61,15 @@ pub struct Presence {
     alive: Vec<Entry>,
     has_written: bool,
     causes: Causes,
+}
+
+/// A queue that this one is to serve.
+#[derive(Debug)]
+pub struct Queue {
+    /// Its name and that of its broker: two brokers may each have one of that name.
+    pub name: String,
+    /// The lane of its backlogs, by the name that its health is known by.
+    pub lane: String,
 }
 
 impl Presence {
@@ -57,19 +80,21 @@ impl Presence {
         store: Arc<Store>,
         directory: Arc<Directory>,
         receivers: Arc<Receivers>,
-        metrics: &Metrics,
+        metrics: Arc<Metrics>,
+        queues: Vec<Queue>,
         port: u16,
     ) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let queues: BTreeSet<String> =
-            config.queues.iter().map(|queue| queue.name.clone()).collect();
         let name = format!("{host}:{port}");
+        let me = Entry { id: Uuid::new_v4(), name, queues: BTreeSet::new(), beats: 0 };
         Self {
             store,
             directory,
             receivers,
             state: metrics.instances().clone(),
-            me: Entry { id: Uuid::new_v4(), name, queues, beats: 0 },
+            metrics,
+            queues,
+            me,
             longest_request: config.request_timeout,
             roll: Roll::default(),
             alive: Vec::new(),
@@ -80,7 +105,10 @@ impl Presence {
 
     /// Writes that this one is alive, and learns who else is. To be called before anything is sent, too.
     pub fn beat(&mut self) {
-        let written = self.store.beat(&self.me, !self.has_written);
+        let queues = self.served();
+        let is_change = self.me.queues != queues;
+        self.me.queues = queues;
+        let written = self.store.beat(&self.me, !self.has_written, is_change);
         self.has_written |= written.is_ok();
         self.learn(written, true);
     }
@@ -91,7 +119,7 @@ impl Presence {
         let changes = self.directory.subscribe();
         let mut beats_at = Instant::now() + self.interval();
         while !stop.is_requested() {
-            let wait = beats_at.saturating_duration_since(Instant::now());
+            let wait = beats_at.saturating_duration_since(Instant::now()).min(LOOK);
             select! {
                 recv(changes) -> change => match change {
                     Ok(Change::Instances) => {
@@ -109,7 +137,7 @@ impl Presence {
                 recv(stop.receiver()) -> _ => break,
                 default(wait) => {}
             }
-            if Instant::now() >= beats_at {
+            if Instant::now() >= beats_at || self.served() != self.me.queues {
                 self.beat();
                 beats_at = Instant::now() + self.interval();
             }
@@ -118,6 +146,16 @@ impl Presence {
             // Else the others find out.
             let _ = self.store.forget_instances(&[(self.me.id, None)]);
         }
+    }
+
+    /// The queues whose backlogs this one consumes, or did a moment ago.
+    fn served(&self) -> BTreeSet<String> {
+        let health = self.metrics.health();
+        let is_served = |queue: &&Queue| match health.lane(&queue.lane) {
+            (LaneState::Consuming, _) => true,
+            (LaneState::Starting | LaneState::Interrupted(_), lasted) => lasted < GRACE,
+        };
+        self.queues.iter().filter(is_served).map(|queue| queue.name.clone()).collect()
     }
 
     fn interval(&self) -> Duration {
@@ -140,6 +178,9 @@ impl Presence {
                 }
                 self.roll.read(entries, is_beat);
                 self.bury_the_dead();
+                if self.me.queues.is_empty() {
+                    return;
+                }
                 let alive = self.roll.alive(&self.me);
                 self.share_among(alive);
             }
@@ -168,18 +209,18 @@ impl Presence {
     }
 
     fn share_among(&mut self, alive: Vec<Entry>) {
-        let ids = |entries: &[Entry]| entries.iter().map(|entry| entry.id).collect::<Vec<_>>();
-        if ids(&alive) == ids(&self.alive) {
+        let of = |entries: &[Entry]| entries.iter().map(Instance::from).collect::<Vec<_>>();
+        if of(&alive) == of(&self.alive) {
             return;
         }
         let mut names: Vec<String> = alive.iter().map(|entry| entry.name.clone()).collect();
         names.sort_unstable();
-        if alive.len() > 1 || self.alive.len() > 1 {
+        if alive.len() != self.alive.len() && (alive.len() > 1 || self.alive.len() > 1) {
             let shown = shown::line(&names.join(", "), MOST_SHOWN);
             log::info!("instances alive={}: {shown}", alive.len());
         }
-        let instances = alive.iter().map(Into::into).collect();
-        self.receivers.share_among(Instances::new(self.me.id, instances, self.longest_request));
+        let instances = Instances::new(self.me.id, of(&alive), self.longest_request);
+        self.receivers.share_among(instances);
         self.state.are(names);
         self.alive = alive;
     }

@@ -64,6 +64,8 @@ pub struct Keeper {
     to_count: VecDeque<Key>,
     /// Those that are being removed.
     closing: HashMap<Key, Closing>,
+    /// The next steps of removals wait until then.
+    removals_rest_until: Instant,
     standings: HashMap<Uuid, Option<Standing>>,
     /// One of these may have changed unheard.
     has_to_look: bool,
@@ -106,6 +108,7 @@ impl Keeper {
             link: None,
             to_count: VecDeque::new(),
             closing: HashMap::new(),
+            removals_rest_until: Instant::now(),
             standings: HashMap::new(),
             has_to_look: false,
             distrusted_until: None,

@@ -4,7 +4,7 @@ use amiquip::{Channel, ConsumerOptions, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
 
 use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue};
-use super::{BrokerError, Link, SETUP_TIMEOUT, cancel, failed};
+use super::{BrokerError, CALL_TIMEOUT, Link, SETUP_TIMEOUT, cancel, failed};
 use crate::shutdown::Shutdown;
 
 /// How a message finds its backlog.
@@ -97,9 +97,12 @@ impl Link {
             Some(0) => {}
             Some(_) => return Ok(false),
         }
-        self.on_backlog(&queue, shutdown, |channel| {
-            channel.queue_delete(queue.as_str(), QueueDeleteOptions::default()).map(drop)
-        })?;
+        let kill = self.kill_switch();
+        // It takes RabbitMQ five seconds where one of the queue's nodes is away.
+        let deleted = kill.guard(CALL_TIMEOUT, Some(shutdown), || {
+            self.channel()?.queue_delete(queue.as_str(), QueueDeleteOptions::default())
+        });
+        deleted.map_err(|error| failed(&self.address, &queue, &error))?;
         Ok(true)
     }
 }

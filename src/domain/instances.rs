@@ -61,7 +61,7 @@ pub enum SentBy {
 pub struct Instance {
     /// Its own, from its start to its end.
     pub id: Uuid,
-    /// The queues that it serves.
+    /// The queues that it serves, each with its broker.
     pub queues: BTreeSet<String>,
 }
 

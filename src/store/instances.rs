@@ -13,6 +13,9 @@ use crate::domain::instances::Entry;
 /// How many rows are read: far more than anybody runs.
 const MOST_ROWS: i64 = 1_000;
 
+/// The number after that of the row, whatever somebody else has written there.
+const NEXT_BEAT: &str = "CASE WHEN beats < 9223372036854775807 THEN beats + 1 ELSE 0 END";
+
 /// How the table calls itself, for who hears of it.
 pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text";
 
@@ -20,34 +23,44 @@ pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text
 const SHOWN_FOR: Duration = Duration::from_secs(30);
 
 impl Store {
-    /// Writes that an instance is alive, and returns all entries. `is_first`: it has just started, so
-    /// whoever has left an entry of the same name has ended, and its entry goes.
+    /// Writes that an instance is alive, and which queues it serves, and returns all entries. `is_first`: it
+    /// has just started, so whoever has left an entry of the same name has ended, and its entry goes.
+    /// `is_change`: it serves other queues than before, which the others are told.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn beat(&self, me: &Entry, is_first: bool) -> Result<Vec<Entry>, StoreError> {
+    pub fn beat(
+        &self,
+        me: &Entry,
+        is_first: bool,
+        is_change: bool,
+    ) -> Result<Vec<Entry>, StoreError> {
         let me = me.clone();
         self.query(move |client| {
-            let id: Parameter<'_> = (&me.id, Type::UUID);
+            let queues: Vec<&String> = me.queues.iter().collect();
+            let parameters: [Parameter<'_>; 3] =
+                [(&me.id, Type::UUID), (&queues, Type::TEXT_ARRAY), (&me.name, Type::TEXT)];
             let alive = client.execute_typed(
-                "UPDATE notifier_instances SET beats = beats + 1, seen_at = now() WHERE id = $1",
-                std::slice::from_ref(&id),
+                &format!(
+                    "UPDATE notifier_instances
+                     SET beats = {NEXT_BEAT}, seen_at = now(), queues = $2 WHERE id = $1"
+                ),
+                &parameters[..2],
             )?;
             if alive == 0 {
-                let queues: Vec<&String> = me.queues.iter().collect();
-                let parameters: [Parameter<'_>; 3] =
-                    [id, (&me.name, Type::TEXT), (&queues, Type::TEXT_ARRAY)];
                 client.execute_typed(
-                    "INSERT INTO notifier_instances (id, name, queues) VALUES ($1, $2, $3)
-                     ON CONFLICT (id) DO UPDATE SET beats = notifier_instances.beats + 1",
+                    "INSERT INTO notifier_instances (id, queues, name) VALUES ($1, $2, $3)
+                     ON CONFLICT (id) DO UPDATE SET queues = $2",
                     &parameters,
                 )?;
                 if is_first {
                     client.execute_typed(
                         "DELETE FROM notifier_instances WHERE name = $2 AND id <> $1",
-                        &parameters[..2],
+                        &[(&me.id, Type::UUID), (&me.name, Type::TEXT)],
                     )?;
                 }
+            }
+            if alive == 0 || is_change {
                 tell(client)?;
             }
             read(client, "true")
@@ -128,6 +141,7 @@ fn tell(client: &mut Client) -> Result<(), postgres::Error> {
 /// What `run` does with the table, for [`Store::unable`]: on no row.
 pub(super) const WORK: &str = "INSERT INTO notifier_instances (id, name, queues)
      SELECT NULL::uuid, '', '{}' WHERE false
-     ON CONFLICT (id) DO UPDATE SET beats = notifier_instances.beats + 1;
-     UPDATE notifier_instances SET beats = beats + 1, seen_at = now() WHERE id IS NULL AND false;
+     ON CONFLICT (id) DO UPDATE SET queues = '{}';
+     UPDATE notifier_instances SET beats = beats + 1, seen_at = now(), queues = '{}'
+     WHERE id IS NULL AND false;
      DELETE FROM notifier_instances WHERE name = '' AND false";

@@ -14,6 +14,13 @@ use crate::store::RemoveError;
 /// give up after 30 s, so whatever another instance had on its way there has arrived by then.
 const CLOSING: Duration = Duration::from_secs(35);
 
+/// How long a step may take before the others wait: RabbitMQ needs five seconds to delete a queue of which a
+/// node is away, and whoever needs a new backlog would wait for all of them.
+const LONG: Duration = Duration::from_millis(500);
+
+/// For how many times as long they wait then.
+const REST: u32 = 10;
+
 /// Why a queue was not deleted.
 #[derive(Debug, thiserror::Error)]
 enum NotRemoved {
@@ -62,11 +69,20 @@ impl Keeper {
         let is_due = |(_, closing): &(&Key, &Closing)| now >= closing.due;
         let due: Vec<(Key, Closing)> =
             self.closing.iter().filter(is_due).map(|(key, closing)| (*key, *closing)).collect();
+        if now < self.removals_rest_until {
+            return;
+        }
         for (key, Closing { is_unbound, .. }) in due {
+            let began = Instant::now();
             if is_unbound {
                 self.remove(key);
             } else {
                 self.unbind(key);
+            }
+            let took = began.elapsed();
+            if took > LONG {
+                self.removals_rest_until = began + took + took * REST;
+                break;
             }
         }
     }

@@ -161,7 +161,8 @@ impl Keeper {
             return;
         };
         let mut keys = sought.take(SOUGHT, self.backlogs.origins.len());
-        keys.retain(|key| !self.is_known(*key));
+        // One that is closing has a row.
+        keys.retain(|key| !self.is_known(*key) && !self.closing.contains_key(key));
         if keys.is_empty() {
             return;
         }

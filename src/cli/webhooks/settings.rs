@@ -30,10 +30,10 @@ pub(in crate::cli) struct Given {
     /// How long a request may take, such as 5s; never longer than REQUEST_TIMEOUT
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
-    /// Requests that may be under way at a time, in each process
+    /// Requests that may be under way at a time, in all instances together
     #[arg(long, value_name = "N")]
     max_in_flight: Option<String>,
-    /// Requests in a second, such as 10 or 0.5, in each process
+    /// Requests in a second, such as 10 or 0.5, in all instances together
     #[arg(long, value_name = "N")]
     rate: Option<String>,
     /// Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx, instead of those of

@@ -20,7 +20,7 @@ pub struct Entry {
     pub id: Uuid,
     /// For people: where it is.
     pub name: String,
-    /// The queues that it serves.
+    /// The queues that it serves now, each with its broker.
     pub queues: BTreeSet<String>,
     /// How often it has written.
     pub beats: i64,
@@ -49,10 +49,11 @@ impl Roll {
         }
     }
 
-    /// Those that are alive; this one is, whatever is written of it.
+    /// Those that are alive and serve a queue; this one counts, whatever is written of it.
     #[must_use]
     pub fn alive(&self, me: &Entry) -> Vec<Entry> {
-        let others = self.0.values().filter(|seen| seen.missed < MISSED && seen.entry.id != me.id);
+        let serves = |seen: &&Seen| seen.missed < MISSED && !seen.entry.queues.is_empty();
+        let others = self.0.values().filter(serves).filter(|seen| seen.entry.id != me.id);
         let mut alive: Vec<Entry> = others.map(|seen| seen.entry.clone()).collect();
         alive.push(me.clone());
         alive.sort_unstable_by_key(|entry| entry.id);
@@ -84,7 +85,7 @@ mod tests {
 
     fn entry(id: u128, beats: i64) -> Entry {
         let id = Uuid::from_u128(id);
-        Entry { id, name: String::new(), queues: BTreeSet::new(), beats }
+        Entry { id, name: String::new(), queues: ["q".to_owned()].into(), beats }
     }
 
     fn alive(roll: &Roll) -> Vec<u128> {
@@ -106,6 +107,19 @@ mod tests {
         roll.read(vec![], false);
         assert_eq!(alive(&roll), [1]);
         assert!(!roll.has(Uuid::from_u128(1)));
+    }
+
+    #[test]
+    fn who_serves_no_queue_has_no_part_and_is_not_dead() {
+        let mut roll = Roll::default();
+        for beats in 0..20 {
+            let idle = Entry { queues: BTreeSet::new(), ..entry(2, beats) };
+            roll.read(vec![entry(1, beats), idle, entry(3, beats)], true);
+            assert_eq!(alive(&roll), [1, 3]);
+        }
+        assert_eq!(roll.dead(Uuid::from_u128(1)).count(), 0);
+        roll.read(vec![entry(1, 20), entry(2, 20), entry(3, 20)], false);
+        assert_eq!(alive(&roll), [1, 2, 3]);
     }
 
     #[test]

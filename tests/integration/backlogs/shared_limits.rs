@@ -291,6 +291,33 @@ fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
 }
 
 #[test]
+fn what_an_instance_would_send_that_has_lost_rabbitmq_the_others_send() {
+    let sandbox = Sandbox::new();
+    let customers: Vec<_> =
+        (0..6).map(|_| limited(&sandbox, "max_in_flight = 1", 10).0).collect();
+    let proxy = Proxy::before(&sandbox.servers.amqp_url);
+    let url = proxy.url(&sandbox.servers.amqp_url);
+    let instances = [launch(&sandbox).start(), launch(&sandbox).env("AMQP_URL", url).start()];
+    wait_all_know(&instances);
+    let mut events = publish(&sandbox, 20);
+    customers.iter().for_each(|customer| customer.wait_accepted(SOON, &events));
+    assert!(instances.iter().all(|one| delivered(one) >= 1.0), "each is the sender of some");
+
+    proxy.refuse();
+    let more = publish(&sandbox, 20);
+    events.extend(more);
+    customers.iter().for_each(|customer| customer.wait_accepted(LATER, &events));
+    assert_eq!(customers.iter().map(Customer::most).max(), Some(1));
+    assert_eq!(knows(&instances[0]), 1.0);
+    // Whose row has lost its queues writes them again.
+    sandbox.database.execute("UPDATE notifier_instances SET queues = '{}'", &[]);
+    let with_queues = "SELECT FROM notifier_instances WHERE queues <> '{}'";
+    wait_until(SOON, "the one that serves some says so", || {
+        sandbox.database.query(with_queues, &[]).len() == 1
+    });
+}
+
+#[test]
 fn an_entry_of_nobody_counts_for_a_while_and_goes() {
     let sandbox = Sandbox::new();
     let notifier = launch(&sandbox).start();
