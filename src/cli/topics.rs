@@ -13,6 +13,9 @@ use super::{Cli, NAME, Usage, pager};
 #[cfg(test)]
 mod tests;
 
+/// The command's own name.
+const HELP: &str = "help";
+
 /// The width of a text that no terminal shows.
 const COLUMNS: usize = 80;
 
@@ -116,9 +119,11 @@ fn unknown(name: &str, command: &Command) -> Usage {
 
 /// The program for completions, which complete what `help` can explain.
 pub(super) fn completed(program: Command) -> Command {
-    let commands: Vec<_> = program.get_subcommands().map(outline).collect();
+    // fish takes a second `help` for the first, and completes nothing then.
+    let others = program.get_subcommands().filter(|command| command.get_name() != HELP);
+    let commands: Vec<_> = others.map(outline).collect();
     let topics = TOPICS.iter().map(|topic| named(topic.name).about(topic.title()));
-    program.mut_subcommand("help", |help| outline(&help).subcommands(commands).subcommands(topics))
+    program.mut_subcommand(HELP, |help| outline(&help).subcommands(commands).subcommands(topics))
 }
 
 /// A command without its arguments.
