@@ -106,10 +106,11 @@
 //! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in `src/manual/configuration.md` and the template |
 //! | a metric | [`metrics`], and its row in `src/manual/metrics.md` |
+//! | what `/readyz` and `/healthz` answer | [`health`] |
 //! | what the status page says | `status/advice.rs`; what receivers are called there, and how they are searched: `status/names.rs`; how it looks: `admin/page/` |
 //! | how much of a URL is shown there | `domain/webhook/place.rs` |
 //! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
-//! | a command | [`cli`]; which ids commands take: `cli/ids.rs` |
+//! | a command | its file in `cli/`; the arguments that commands share: `cli/arguments.rs`; which ids they take: `cli/ids.rs` |
 //! | what operators read | a topic in `src/manual`; `cli/topics.rs` lists it, for `help` and the manual page |
 //! | manual pages and completions, which are made of the arguments and the manual | `cli/manual.rs` |
 //! | how dead letters are read, and outlive it | `broker/browse.rs`, `broker/renewal.rs` |
@@ -141,6 +142,7 @@ pub mod admin;
 pub mod supervisor;
 pub mod status;
 pub mod metrics;
+pub mod health;
 pub mod shutdown;
 pub mod threads;
 pub mod config;
