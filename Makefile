@@ -1,4 +1,4 @@
-# `make help` lists the targets. What each does in detail is in README.md.
+# `make help` lists the targets. README.md says where each is explained.
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ test: ## All tests, against private servers
 build: $(BINARY) ## The release binary: target/release/webhook-notifier
 
 # Not by cargo if nothing has changed: `sudo make install` needs none then. BINARY=… is taken as it is.
-target/release/webhook-notifier: Cargo.toml Cargo.lock README.md $(shell find src sql -type f)
+target/release/webhook-notifier: Cargo.toml Cargo.lock $(shell find src sql -type f)
 	cargo build --release --locked
 	@touch $@
 

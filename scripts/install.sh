@@ -46,7 +46,7 @@ Usage: scripts/install.sh COMMAND
   status          what systemd knows of it, further instances included
   logs [OPTION..] its log, by journalctl with these options; without any, follow it
 
-DESTDIR and PREFIX (/usr/local) of the environment say where; see the README.
+DESTDIR and PREFIX (/usr/local) of the environment say where; see `webhook-notifier help install`.
 USAGE
 }
 
@@ -126,7 +126,7 @@ variables() { sed -nE 's/^[[:space:]]*#?[[:space:]]*([A-Z][A-Z0-9_]*)=.*/\1/p' -
 # The files for Prometheus and Grafana, as far as there are any.
 monitoring_files() {
     local file
-    for file in "$SCRIPTS"/monitoring/*.{yml,json}; do
+    for file in "$SCRIPTS"/monitoring/*.{yml,json,md}; do
         if [[ -f $file ]]; then printf '%s\n' "${file##*/}"; fi
     done
 }

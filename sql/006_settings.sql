@@ -1,4 +1,4 @@
--- Settings of a webhook; NULL: as if there were none. README.md says what each means and what it may
+-- Settings of a webhook; NULL: as if there were none. src/manual/webhook-settings.md says what each may
 -- hold. Without defaults and checks, so that adding the columns to a full table rewrites and reads
 -- nothing; a value that can't be used costs the deliveries of its webhook only.
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS headers JSONB;

@@ -14,6 +14,7 @@ mod paint;
 mod publish;
 mod queues;
 mod tail;
+mod topics;
 mod webhooks;
 mod why;
 
@@ -97,6 +98,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Listen(options) => listen::run(options)?,
         Command::Completions { shell } => manual::completions(shell)?,
         Command::Man(options) => manual::man(options)?,
+        Command::Help(options) => topics::help(&options)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -132,75 +134,4 @@ fn complain(problem: &str) {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     causes.any(|io| io.kind() == io::ErrorKind::BrokenPipe)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use uuid::Uuid;
-
-    /// The words of a line for a shell, without its comment; quotes are single ones.
-    fn words(line: &str) -> Vec<String> {
-        let mut words = Vec::new();
-        for (at, piece) in line.split('\'').enumerate() {
-            if at % 2 == 1 {
-                words.push(piece.to_owned());
-                continue;
-            }
-            for word in piece.split_whitespace() {
-                if word == "#" {
-                    return words;
-                }
-                words.push(word.to_owned());
-            }
-        }
-        words
-    }
-
-    /// What follows the program's name, wherever the README has a command to type.
-    fn commands_of_the_readme() -> Vec<Vec<String>> {
-        let mut commands = Vec::new();
-        // Every second piece lies between the marks.
-        for (at, piece) in include_str!("../README.md").split("```").enumerate() {
-            let inline = || piece.split('`').skip(1).step_by(2).map(|code| code.replace('\n', " "));
-            let lines: Vec<String> = match at % 2 {
-                0 => inline().collect(),
-                _ => piece.lines().map(str::to_owned).collect(),
-            };
-            for line in lines {
-                let line = words(&line);
-                let named = line.iter().position(|word| word.ends_with("webhook-notifier"));
-                let Some(name) = named else { continue };
-                // Before it: a prompt, `sudo`, variables.
-                let is_typed = |word: &String| word == "$" || word == "sudo" || word.contains('=');
-                if name + 1 < line.len() && line[..name].iter().all(is_typed) {
-                    let rest = line[name..]
-                        .iter()
-                        .take_while(|word| !["<<<", "||", "|", ">"].contains(&word.as_str()));
-                    commands.push(rest.cloned().collect());
-                }
-            }
-        }
-        commands
-    }
-
-    #[test]
-    fn each_command_in_the_readme_is_one() {
-        use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
-        let commands = commands_of_the_readme();
-        assert!(commands.len() > 25, "only {commands:?}");
-        for command in commands {
-            let id = Uuid::nil().to_string();
-            let given = command.iter().map(|word| match word.as_str() {
-                "ID" => id.as_str(),
-                "COMMAND" => "run",
-                // An empty file.
-                "$E" => "/dev/null",
-                word => word,
-            });
-            let parsed = Cli::try_parse_from(given).map(drop).map_err(|error| error.kind());
-            let is_one = matches!(parsed, Ok(()) | Err(DisplayHelp | DisplayVersion));
-            assert!(is_one, "{command:?}: {parsed:?}");
-        }
-    }
 }

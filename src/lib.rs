@@ -1,6 +1,7 @@
 //! Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
 //!
-//! README.md tells operators what it does and guarantees. This page is for who reads the code.
+//! `src/manual` tells operators what it does and guarantees; README.md is the front page. This page is for
+//! readers of the code.
 //!
 //! # The way of one event
 //!
@@ -103,14 +104,15 @@
 //! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
 //! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
-//! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
-//! | a metric | [`metrics`], and its row in the README |
+//! | a setting | `config::SETTINGS`; tests then ask for its rows in `src/manual/configuration.md` and the template |
+//! | a metric | [`metrics`], and its row in `src/manual/metrics.md` |
 //! | what `/readyz` and `/healthz` answer | [`health`] |
 //! | what the status page says | `status/advice.rs`; what receivers are called there, and how they are searched: `status/names.rs`; how it looks: `admin/page/` |
 //! | how much of a URL is shown there | `domain/webhook/place.rs` |
 //! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
 //! | a command | its file in `cli/`; the arguments that commands share: `cli/arguments.rs`; which ids they take: `cli/ids.rs` |
-//! | manual pages and completions, which are made of the arguments and the README | `cli/manual.rs` |
+//! | what operators read | a topic in `src/manual`; `cli/topics.rs` lists it, for `help` and the manual page |
+//! | manual pages and completions, which are made of the arguments and the manual | `cli/manual.rs` |
 //! | how dead letters are read, and outlive it | `broker/browse.rs`, `broker/renewal.rs` |
 //! | how a queue becomes one of another kind | `broker/moving.rs` |
 //!

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{dead_letters, help, listen, manual, publish, queues, tail, webhooks, why};
+use super::{dead_letters, help, listen, manual, publish, queues, tail, topics, webhooks, why};
 use crate::config::{ServerSettings, Settings};
 use crate::domain;
 
@@ -12,7 +12,8 @@ use crate::domain;
 /// each of them. What fails is tried again, by the broker's clock; what can't be delivered ends in a
 /// dead-letter queue. The other commands are for those who operate it.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = FIRST_STEPS)]
+#[command(version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = FIRST_STEPS)]
 #[command(after_long_help = format!("{FIRST_STEPS}\n\n{}", help::PROGRAM))]
 pub(super) struct Cli {
     #[command(subcommand)]
@@ -77,6 +78,9 @@ pub(super) enum Command {
     /// Print a manual page, or write all of them
     #[command(after_long_help = help::MAN)]
     Man(manual::Man),
+    /// Explain a command or a topic of the manual, such as `runbook`; or list them
+    #[command(after_long_help = help::HELP)]
+    Help(topics::Help),
 }
 
 #[derive(Clone, Copy, Debug, Args)]

@@ -43,8 +43,8 @@ Examples:
   webhook-notifier dead-letters list --reason exhausted
 
 See also:
-  webhook-notifier(7), `webhook-notifier man guide`: guarantees, settings,
-  metrics and what to do when
+  webhook-notifier help runbook
+  webhook-notifier help, for all topics; webhook-notifier(7) has their texts
   systemctl(1), journalctl(1), systemd.exec(5), rabbitmqctl(8), psql(1)
   https://www.standardwebhooks.com, for what receivers get";
 
@@ -65,7 +65,12 @@ Exit codes:
   130  ended by a second SIGINT; 143: by a second SIGTERM
 
 Example:
-  QUEUES=high_priority=8,low_priority webhook-notifier run";
+  QUEUES=high_priority=8,low_priority webhook-notifier run
+
+See also:
+  webhook-notifier help configuration
+  webhook-notifier help install
+  webhook-notifier help guarantees";
 
 pub(super) const MIGRATE: &str = "\
 Prints:
@@ -79,7 +84,11 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier migrate --env-file /etc/webhook-notifier.env";
+  webhook-notifier migrate --env-file /etc/webhook-notifier.env
+
+See also:
+  webhook-notifier help postgresql
+  webhook-notifier help upgrade";
 
 pub(super) const CHECK: &str = "\
 Tries what `run` does at RabbitMQ in ways that it has to refuse, so that it makes
@@ -97,7 +106,11 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier check --env-file /etc/webhook-notifier.env || echo 'not yet'";
+  webhook-notifier check --env-file /etc/webhook-notifier.env || echo 'not yet'
+
+See also:
+  webhook-notifier help rabbitmq
+  webhook-notifier help postgresql";
 
 pub(super) const PUBLISH: &str = "\
 Prints:
@@ -111,7 +124,10 @@ Exit codes:
 
 Examples:
   webhook-notifier publish high_priority --type user.created '{\"user\": 7}'
-  webhook-notifier publish low_priority --account acme --count 1000";
+  webhook-notifier publish low_priority --account acme --count 1000
+
+See also:
+  webhook-notifier help events";
 
 pub(super) const LISTEN: &str = "\
 Prints:
@@ -125,7 +141,10 @@ Exit codes:
   2  usage
 
 Example:
-  WEBHOOK_SECRET=whsec_... webhook-notifier listen --fail-first 2";
+  WEBHOOK_SECRET=whsec_... webhook-notifier listen --fail-first 2
+
+See also:
+  webhook-notifier help receivers";
 
 pub(super) const QUEUES_MOVE: &str = "\
 Prints:
@@ -143,7 +162,10 @@ Exit codes:
 
 Examples:
   webhook-notifier queues move high_priority --dry-run
-  webhook-notifier queues move high_priority --to quorum";
+  webhook-notifier queues move high_priority --to quorum
+
+See also:
+  webhook-notifier help rabbitmq";
 
 pub(super) const COMPLETIONS: &str = "\
 Prints:
@@ -155,7 +177,10 @@ Exit codes:
 
 Examples:
   source <(webhook-notifier completions bash)
-  webhook-notifier completions fish > ~/.config/fish/completions/webhook-notifier.fish";
+  webhook-notifier completions fish > ~/.config/fish/completions/webhook-notifier.fish
+
+See also:
+  webhook-notifier help install";
 
 pub(super) const MAN: &str = "\
 Prints:
@@ -170,7 +195,27 @@ Exit codes:
 Examples:
   webhook-notifier man dead-letters replay | man -l -
   webhook-notifier man guide | man -l -
-  webhook-notifier man --into /usr/local/share/man";
+  webhook-notifier man --into /usr/local/share/man
+
+See also:
+  webhook-notifier help install";
+
+pub(super) const HELP: &str = "\
+Prints:
+  What `--help` of the command prints, or the topic, wrapped for the terminal;
+  without a name all commands and topics. A topic that is longer than the screen
+  goes through PAGER, or `less`. `man 7 webhook-notifier` has all topics.
+
+Exit codes:
+  0  done
+  2  there is no such command or topic: it names those that there are
+
+Examples:
+  webhook-notifier help runbook
+  webhook-notifier help dead-letters replay
+
+See also:
+  webhook-notifier help install";
 
 pub(super) const WHY: &str = "\
 Prints:
@@ -195,7 +240,10 @@ Exit codes:
 Examples:
   webhook-notifier why ord-20261125-3
   webhook-notifier why ord-20261125-3 --type order.paid
-  webhook-notifier why --webhook 6f1c4f0e --since 2h";
+  webhook-notifier why --webhook 6f1c4f0e --since 2h
+
+See also:
+  webhook-notifier help runbook";
 
 pub(super) const TAIL: &str = "\
 Prints:
@@ -211,7 +259,10 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier tail --failures";
+  webhook-notifier tail --failures
+
+See also:
+  webhook-notifier help runbook";
 
 pub(super) const WEBHOOKS_ADD: &str = "\
 Prints:
@@ -229,7 +280,12 @@ Exit codes:
 Examples:
   webhook-notifier webhooks add https://example.com/in 'user.*' order.paid
   webhook-notifier webhooks add https://example.com/in '*' --account acme
-  webhook-notifier webhooks add https://example.com/in '*' --secret-from secret.txt";
+  webhook-notifier webhooks add https://example.com/in '*' --secret-from secret.txt
+
+See also:
+  webhook-notifier help webhook-settings
+  webhook-notifier help egress
+  webhook-notifier help receivers";
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:
@@ -253,7 +309,10 @@ Exit codes:
 Examples:
   webhook-notifier webhooks list
   webhook-notifier webhooks list --state failing --account acme
-  webhook-notifier webhooks list --event order.paid --url example.com --json";
+  webhook-notifier webhooks list --event order.paid --url example.com --json
+
+See also:
+  webhook-notifier help runbook";
 
 pub(super) const WEBHOOKS_EXPORT: &str = "\
 Prints:
@@ -268,7 +327,10 @@ Exit codes:
 
 Examples:
   webhook-notifier webhooks export > webhooks.toml
-  webhook-notifier webhooks export --json --reveal | jq '.webhooks | length'";
+  webhook-notifier webhooks export --json --reveal | jq '.webhooks | length'
+
+See also:
+  webhook-notifier help webhook-file";
 
 pub(super) const WEBHOOKS_APPLY: &str = "\
 The file is a list of webhooks, each with these keys:
@@ -305,7 +367,10 @@ Examples:
   webhook-notifier webhooks apply webhooks.toml --dry-run
   webhook-notifier webhooks apply webhooks.toml --prune
   printf '[[webhooks]]\\npost_url = \"https://example.com/in\"\\nevents = [\"*\"]\\n' |
-    webhook-notifier webhooks apply -";
+    webhook-notifier webhooks apply -
+
+See also:
+  webhook-notifier help webhook-file";
 
 pub(super) const WEBHOOKS_SHOW: &str = "\
 Prints:
@@ -320,7 +385,11 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier webhooks show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
+  webhook-notifier webhooks show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33
+
+See also:
+  webhook-notifier help webhook-settings
+  webhook-notifier help backlogs";
 
 /// Of a command with which deliveries are dropped.
 macro_rules! webhook_dropped {
@@ -343,7 +412,10 @@ Examples:
             "
   webhook-notifier webhooks ",
             $example,
-            " --dry-run"
+            " --dry-run
+
+See also:
+  webhook-notifier help webhook-settings"
         )
     };
 }
@@ -360,7 +432,11 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier webhooks test 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
+  webhook-notifier webhooks test 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33
+
+See also:
+  webhook-notifier help receivers
+  webhook-notifier help egress";
 
 /// Of a command that shows or changes one webhook.
 macro_rules! one_webhook {
@@ -378,7 +454,11 @@ Exit codes:
 
 Example:
   webhook-notifier webhooks ",
-            $example
+            $example,
+            "
+
+See also:
+  webhook-notifier help webhook-settings"
         )
     };
 }
@@ -407,7 +487,10 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier webhooks rotate-secret 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --keep 72h";
+  webhook-notifier webhooks rotate-secret 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --keep 72h
+
+See also:
+  webhook-notifier help receivers";
 
 pub(super) const DEAD_LETTERS_LIST: &str = "\
 Prints:
@@ -422,7 +505,10 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier dead-letters list --newer-than 24h";
+  webhook-notifier dead-letters list --newer-than 24h
+
+See also:
+  webhook-notifier help runbook";
 
 pub(super) const DEAD_LETTERS_SHOW: &str = "\
 Prints:
@@ -436,7 +522,10 @@ Exit codes:
   2  usage or configuration
 
 Example:
-  webhook-notifier dead-letters show --reason exhausted --limit 1";
+  webhook-notifier dead-letters show --reason exhausted --limit 1
+
+See also:
+  webhook-notifier help runbook";
 
 /// Of a command that takes dead letters away.
 macro_rules! dead_letters_moved {
@@ -456,7 +545,11 @@ Exit codes:
 
 Example:
   webhook-notifier dead-letters ",
-            $example
+            $example,
+            "
+
+See also:
+  webhook-notifier help runbook"
         )
     };
 }

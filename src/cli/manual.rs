@@ -1,5 +1,5 @@
-//! `completions` and `man`: what a shell and a reader want to know of the program, made of its own arguments
-//! and of the README.
+//! `completions` and `man`: what a shell and a reader want to know of the program, made from its own arguments
+//! and from the topics of the manual.
 
 use std::fs;
 use std::io::{self, Write};
@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, Command, CommandFactory, ValueEnum, ValueHint};
 
-use super::{Cli, NAME, Usage};
+use super::{Cli, NAME, Usage, topics};
 
 mod guide;
+pub(super) mod markdown;
 mod page;
+pub(super) mod plain;
 
 /// The page that is about no command.
 const GUIDE: &str = "guide";
@@ -28,8 +30,8 @@ pub(super) enum Shell {
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// Of this command, such as `dead-letters list`; or `guide`, the README's part for operators [default: of
-    /// the program]
+    /// Of this command, such as `dead-letters list`; or `guide`, all topics of the manual [default: of the
+    /// program]
     #[arg(value_name = "COMMAND")]
     of: Vec<String>,
     /// Write all pages below this directory instead, in man1 and man7
@@ -45,7 +47,7 @@ pub(super) fn completions(shell: Shell) -> Result<()> {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
+    clap_complete::generate(shell, &mut topics::completed(Cli::command()), NAME, &mut script);
     // clap_complete 4.6 gives a program with a hyphen two names in what it writes for bash.
     let script =
         String::from_utf8(script)?.replace("webhook__subcmd__notifier", "webhook__notifier");
@@ -75,7 +77,7 @@ pub(super) fn man(Man { of, into }: Man) -> Result<()> {
 
 /// With the names that its commands' pages have.
 fn program() -> Command {
-    let mut program = Cli::command().disable_help_subcommand(true);
+    let mut program = Cli::command();
     program.build();
     program
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::receiver::Moment;
 
-/// RabbitMQ's `consumer_timeout`, where nobody says otherwise; it must not be less (README).
+/// RabbitMQ's `consumer_timeout`, where nobody says otherwise; it must not be less (src/manual/install.md).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// The remedy where it is.

@@ -103,7 +103,10 @@ pub struct Subject {
 /// What there is to say of a webhook, beside which it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-#[expect(missing_docs, reason = "they are the fields of the body, which the README explains")]
+#[expect(
+    missing_docs,
+    reason = "they are the fields of the body, which src/manual/notices.md explains"
+)]
 pub enum About {
     Failing {
         #[serde(serialize_with = "calendar::serialize")]

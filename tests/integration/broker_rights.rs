@@ -8,13 +8,13 @@ use crate::{
         Event, FaultServers, Receiver, Reply, SOON, Sandbox, Servers, Vhost, notifier::Launch,
         process::Finished, wait_until,
     },
-    readme::readme,
+    readme::manual,
 };
 
-/// The three patterns of the README, for the one queue of a sandbox.
+/// The three patterns of the manual, for the one queue of a sandbox.
 fn documented_rights(sandbox: &Sandbox) -> [String; 3] {
-    let readme = readme();
-    let (_, rest) = readme.split_once("rabbitmqctl set_permissions").expect("it is documented");
+    let manual = manual("rabbitmq");
+    let (_, rest) = manual.split_once("rabbitmqctl set_permissions").expect("it is documented");
     // Every second piece lies between the quotes.
     let mut patterns = rest.split('\'').skip(1).step_by(2).map(|pattern| {
         assert!(pattern.starts_with("^("), "no pattern: {pattern}");

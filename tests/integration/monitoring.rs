@@ -18,7 +18,7 @@ use crate::{
         prometheus::folder, wait_until,
     },
     observability::eventful,
-    readme::{documented, readme},
+    readme::{documented_topic, documents},
 };
 
 mod dashboard;
@@ -153,7 +153,7 @@ fn text(value: &Value) -> &str {
 }
 
 #[test]
-fn rules_dashboard_and_readme_use_metrics_as_they_are_exported() {
+fn rules_dashboard_and_documents_use_metrics_as_they_are_exported() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
     let prometheus = Prometheus::watching(notifier.admin_address());
@@ -178,24 +178,24 @@ fn rules_dashboard_and_readme_use_metrics_as_they_are_exported() {
         }
     }
 
-    let readme = readme();
-    let words = readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let text = documents().into_values().collect::<String>();
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     // The program, a field of notices, a table.
     let others = ["webhook_notifier", "webhook_id", "webhook_conditions"];
     for name in words.filter(|word| word.starts_with("webhook_") && !others.contains(word)) {
         assert!(
             known.metric(name).is_some() || known.metrics.types.contains_key(name),
-            "README.md invents {name}"
+            "a document invents {name}"
         );
     }
 }
 
 #[test]
-fn the_readme_lists_exactly_the_alerts() {
+fn the_manual_lists_exactly_the_alerts() {
     let rules = std::fs::read_to_string(folder().join("prometheus-rules.yml")).expect("text");
     let names = rules.lines().filter_map(|line| line.trim_start().strip_prefix("- alert: "));
     let alerts: BTreeSet<_> = names.map(str::to_owned).collect();
-    assert_eq!(documented("## Watching it"), alerts);
+    assert_eq!(documented_topic("alerts"), alerts);
     let cases = std::fs::read_to_string(folder().join("prometheus-rules.test.yml")).expect("text");
     for alert in alerts {
         let fires = format!("labels: 'ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"");

@@ -1,5 +1,5 @@
-//! The README, the help and the template of the environment file are what the program has, no more
-//! and no less.
+//! The README, the manual, the help and the template of the environment file are what the program has, no
+//! more and no less.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,34 +13,61 @@ use crate::{
     observability::eventful,
 };
 
+mod links;
+mod quotes;
+mod topics;
+
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-pub(crate) fn readme() -> String {
-    file("README.md")
+/// A topic of the manual, in Markdown.
+pub(crate) fn manual(topic: &str) -> String {
+    file(&format!("src/manual/{topic}.md"))
 }
 
-/// The names in backticks in the first column of the tables below a heading,
-/// without the labels in braces.
-pub(crate) fn documented(heading: &str) -> BTreeSet<String> {
-    let readme = readme();
-    let section = readme
-        .lines()
-        .skip_while(|line| *line != heading)
-        .skip(1)
-        .take_while(|line| !line.starts_with("## "));
+/// All Markdown files, by their paths from the top.
+pub(crate) fn documents() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = BTreeMap::from([("README.md".to_owned(), file("README.md"))]);
+    let mut open: Vec<_> = ["scripts", "src", "tests"].map(|folder| root.join(folder)).into();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("it can be read").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                let name = path.strip_prefix(root).expect("it is there").display().to_string();
+                documents.insert(name.clone(), file(&name));
+            }
+        }
+    }
+    documents
+}
+
+/// The names in backticks in the first column of the tables below a heading of a file, without the labels
+/// in braces.
+pub(crate) fn documented(name: &str, heading: &str) -> BTreeSet<String> {
+    let text = file(name);
+    let section = text.lines().skip_while(|line| *line != heading).skip(1);
     let names: BTreeSet<_> = section
+        .take_while(|line| !line.starts_with('#'))
         .filter_map(|line| line.strip_prefix('|'))
         .filter_map(|row| row.split('|').next())
-        // Every second piece lies between backticks.
+        // Every second piece lies between the backticks.
         .flat_map(|column| column.split('`').skip(1).step_by(2))
         .filter_map(|name| name.split('{').next())
         .map(str::to_owned)
         .collect();
-    assert!(!names.is_empty(), "README.md has no table under {heading}");
+    assert!(!names.is_empty(), "{name} has no table under {heading}");
     names
+}
+
+/// The same below the title of a topic.
+pub(crate) fn documented_topic(topic: &str) -> BTreeSet<String> {
+    let text = manual(topic);
+    documented(&format!("src/manual/{topic}.md"), text.lines().next().expect("a title"))
 }
 
 #[track_caller]
@@ -49,7 +76,7 @@ fn assert_same(documented: &BTreeSet<String>, real: &BTreeSet<String>) {
     let invented: Vec<_> = documented.difference(real).collect();
     assert!(
         missing.is_empty() && invented.is_empty(),
-        "README.md lacks {missing:?} and invents {invented:?}"
+        "the manual lacks {missing:?} and invents {invented:?}"
     );
 }
 
@@ -78,8 +105,8 @@ fn variables() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_readme_lists_exactly_the_variables_of_help() {
-    assert_same(&documented("## Configuration"), &variables().into_keys().collect());
+fn the_manual_lists_exactly_the_variables_of_help() {
+    assert_same(&documented_topic("configuration"), &variables().into_keys().collect());
 }
 
 #[test]
@@ -109,12 +136,12 @@ fn commands_of(help: &str) -> Vec<String> {
     let listed = listed.take_while(|line| !line.is_empty());
     // What goes on from the line before is further to the right.
     let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
-    names.filter(|name| !name.is_empty() && *name != "help").map(str::to_owned).collect()
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 #[test]
-fn every_command_is_in_the_readme_and_says_all_about_itself() {
-    let readme = readme();
+fn every_command_is_in_the_manual_and_says_all_about_itself() {
+    let manual = manual("install");
     let mut leaves = 0;
     let mut open = vec![Vec::new()];
     while let Some(command) = open.pop() {
@@ -122,11 +149,11 @@ fn every_command_is_in_the_readme_and_says_all_about_itself() {
         let help = help(&words);
         let commands = commands_of(&help);
         if let Some(name) = command.last() {
-            assert!(readme.contains(name.as_str()), "README.md lacks {command:?}");
+            assert!(manual.contains(&format!("`{name}`")), "the manual lacks {command:?}");
         }
         if commands.is_empty() {
             leaves += 1;
-            for part in ["\nPrints:\n", "\nExit codes:\n", "\nExample"] {
+            for part in ["\nPrints:\n", "\nExit codes:\n", "\nExample", "\nSee also:\n"] {
                 assert!(help.contains(part), "{command:?} lacks {part:?}: {help}");
             }
             let own = format!("webhook-notifier {}", words.join(" "));
@@ -149,11 +176,11 @@ fn the_help_is_a_manual_page_and_its_short_form_is_short() {
     assert!(!short.contains("Environment:"), "{short}");
 }
 
-/// What follows `make` in the README's commands, in blocks or in the text.
-fn targets_of(readme: &str) -> BTreeSet<String> {
+/// What follows `make` in the commands of a text, in blocks or in sentences.
+fn targets_of(text: &str) -> BTreeSet<String> {
     let mut targets = BTreeSet::new();
     // Every second piece lies between the marks.
-    for (at, piece) in readme.split("```").enumerate() {
+    for (at, piece) in text.split("```").enumerate() {
         let inline = piece.split('`').skip(1).step_by(2);
         let code: Vec<&str> = if at % 2 == 1 { vec![piece] } else { inline.collect() };
         for line in code.iter().flat_map(|code| code.lines()) {
@@ -163,21 +190,25 @@ fn targets_of(readme: &str) -> BTreeSet<String> {
             targets.extend(pairs.map(|pair| pair[1].to_owned()));
         }
     }
-    assert!(targets.len() > 10, "only {targets:?}");
     targets
 }
 
 #[test]
-fn every_target_that_the_readme_names_is_in_the_makefile_and_explains_itself() {
+fn every_target_that_a_document_names_is_in_the_makefile_and_explains_itself() {
     let makefile = file("Makefile");
     let explained: BTreeSet<_> = makefile
         .lines()
         .filter_map(|line| line.split_once(" ## ")?.0.split_once(':'))
         .map(|(target, _)| target)
         .collect();
-    for target in targets_of(&readme()) {
-        assert!(explained.contains(target.as_str()), "no target {target:?}");
+    let mut count = 0;
+    for (name, text) in documents() {
+        for target in targets_of(&text) {
+            assert!(explained.contains(target.as_str()), "{name}: no target {target:?}");
+            count += 1;
+        }
     }
+    assert!(count > 25, "only {count} targets found");
     let promised = "install uninstall start stop restart status logs migrate check webhooks \
                     webhook-add publish dead-letters replay demo run test bench chaos soak ci help";
     for target in promised.split_whitespace() {
@@ -186,7 +217,7 @@ fn every_target_that_the_readme_names_is_in_the_makefile_and_explains_itself() {
 }
 
 #[test]
-fn the_readme_lists_exactly_the_metrics_that_are_served() {
+fn the_manual_lists_exactly_the_metrics_that_are_served() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
     let served: BTreeSet<_> = notifier
@@ -198,11 +229,11 @@ fn the_readme_lists_exactly_the_metrics_that_are_served() {
             false => name,
         })
         .collect();
-    assert_same(&documented("## Metrics"), &served);
+    assert_same(&documented_topic("metrics"), &served);
 }
 
 #[test]
-fn every_scenario_of_the_benchmark_is_in_the_readme_and_no_other_is() {
+fn every_scenario_of_the_benchmark_is_in_its_readme_and_no_other_is() {
     let code = file("tests/bench/scenarios.rs");
     let calls = ["    usual(\"", "    on_request(\""];
     let name = |line: &str| {
@@ -211,16 +242,22 @@ fn every_scenario_of_the_benchmark_is_in_the_readme_and_no_other_is() {
     };
     let scenarios: BTreeSet<_> = code.lines().filter_map(name).collect();
     assert!(scenarios.len() > 20, "only {scenarios:?}");
-    let listed = documented("## Benchmarks");
+    let readme = "tests/bench/README.md";
+    let listed = documented(readme, "## Scenarios");
     let invented: Vec<_> = listed.difference(&scenarios).collect();
-    assert!(invented.is_empty(), "README.md invents {invented:?}");
-    let readme = readme();
-    let (_, section) = readme.split_once("\n## Benchmarks\n").expect("just found");
+    assert!(invented.is_empty(), "{readme} invents {invented:?}");
+    let text = file(readme);
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    let words: BTreeSet<_> = section.split(|c| !is_part(c)).collect();
+    let words: BTreeSet<_> = text.split(|c| !is_part(c)).collect();
     for scenario in scenarios {
-        assert!(words.contains(scenario.as_str()), "README.md lacks {scenario}");
+        assert!(words.contains(scenario.as_str()), "{readme} lacks {scenario}");
     }
+}
+
+#[test]
+fn the_readme_is_a_front_page() {
+    let lines = file("README.md").lines().count();
+    assert!(lines <= 250, "README.md has {lines} lines: the rest belongs into src/manual");
 }
 
 /// What `make demo` runs once it has servers.

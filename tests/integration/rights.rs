@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::harness::{
     Event, Launch, Receiver, Reply, SOON, Sandbox, process::Finished, wait_until,
 };
-use crate::readme::readme;
+use crate::readme::manual;
 
 /// A role of one test, that finds its schema.
 struct Role<'a> {
@@ -66,10 +66,10 @@ impl Drop for Role<'_> {
     }
 }
 
-/// The statements that the README gives, for a role named `notifier`.
+/// The statements that the manual gives, for a role named `notifier`.
 fn documented_grants() -> String {
-    let readme = readme();
-    let lines = readme.lines().filter(|line| line.starts_with("GRANT "));
+    let manual = manual("postgresql");
+    let lines = manual.lines().filter(|line| line.starts_with("GRANT "));
     let tables: Vec<_> = lines.filter(|line| line.contains(" TO notifier;")).collect();
     assert!(tables.len() >= 2, "{tables:?}");
     tables.join("\n")

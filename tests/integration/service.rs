@@ -45,7 +45,10 @@ fn expected_files() -> Vec<(String, u32)> {
     let monitoring = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/monitoring");
     for entry in fs::read_dir(monitoring).into_iter().flatten() {
         let path = entry.expect("it can be read").path();
-        if path.extension().is_some_and(|extension| extension == "yml" || extension == "json") {
+        if path
+            .extension()
+            .is_some_and(|extension| ["yml", "json", "md"].iter().any(|it| extension == *it))
+        {
             let name = path.file_name().expect("a file").display();
             files.push((format!("/usr/local/share/webhook-notifier/{name}"), 0o644));
         }

@@ -36,6 +36,8 @@ fn bash_completes_commands_options_and_values() {
         ["exhausted", "expired"]
     );
     assert_eq!(completed("webhook-notifier queues move q --to ''"), ["quorum", "classic"]);
+    assert_eq!(completed("webhook-notifier help runb"), ["runbook"]);
+    assert_eq!(completed("webhook-notifier help dead-letters rep"), ["replay"]);
 }
 
 #[test]
@@ -53,6 +55,8 @@ fn fish_completes_commands_options_and_values() {
     assert_eq!(completed("webhook-notifier dead-letters rep"), ["replay"]);
     assert_eq!(completed("webhook-notifier dead-letters list --old"), ["--older-than"]);
     assert_eq!(completed("webhook-notifier dead-letters list --reason exh"), ["exhausted"]);
+    assert_eq!(completed("webhook-notifier help runb"), ["runbook"]);
+    assert_eq!(completed("webhook-notifier help dead-letters rep"), ["replay"]);
 }
 
 #[test]
@@ -107,7 +111,6 @@ fn the_manual_has_a_page_for_each_command_and_the_guide_and_groff_has_nothing_to
             for part in ["RUNBOOK", "A queue grows", "RETRY_SCHEDULE", "webhook_queue_messages"] {
                 assert!(finished.stdout.contains(part), "no {part} in {}", finished.stdout);
             }
-            assert!(!finished.stdout.contains("BENCHMARKS"));
         }
     }
     let one = Launch::new(&["man", "dead-letters", "list"]).spawn().finish(SOON);
