@@ -49,6 +49,7 @@ mod refusals;
 mod causes;
 mod chaos;
 mod database;
+mod migrations;
 mod rows;
 mod restored;
 mod rights;
