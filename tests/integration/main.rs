@@ -72,4 +72,5 @@ mod commands;
 mod service;
 mod secrets;
 mod layout;
+mod dependencies;
 mod readme;
