@@ -21,8 +21,8 @@ set -euo pipefail
 # What `make test-fast` runs beside the unit tests: modules whose tests wait for nothing long, break no server
 # and need none of the TOOLS. They take the place of the others within a minute, their servers' start included.
 readonly FAST_MODULES=(
-    accounts addresses configuration database dependencies excerpts given_secrets headers ids input layout
-    malformed no_retry outcomes settings signatures terminal webhook_list
+    configuration database dependencies given_secrets headers input layout malformed migrations no_retry outcomes
+    settings signatures terminal webhook_list
 )
 
 # What the tests need beside the servers, as PACKAGE:COMMAND.

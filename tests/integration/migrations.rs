@@ -61,8 +61,8 @@ fn where_other_statements_were_applied_migrate_changes_nothing_and_says_what_to_
          DROP INDEX webhooks_events_idx",
     );
     let parts = [
-        "other statements than were applied to the database: 2 (events_index), 7 (delivery_attempts)",
-        "`DELETE FROM schema_migrations WHERE version IN (2, 7)` and `migrate` again",
+        "not what was applied to the database: 2 (events_index), 7 (delivery_attempts)",
+        "`DELETE FROM schema_migrations WHERE version IN (2, 7)`, then `migrate` again",
     ];
     let refused = refuse(&sandbox, &parts);
     assert!(refused.stderr.contains("nothing was changed"), "{refused:?}");
@@ -97,8 +97,8 @@ fn on_the_tables_of_a_newer_version_it_runs_and_migrate_leaves_them_alone() {
     assert!(!has_index(&sandbox, "webhooks_at_rest_idx"), "{refused:?}");
     let checked = succeed(&sandbox, &["check"]);
     for part in [
-        "does not have: 1000 (shards), 1001 (regions)",
-        "This one runs on its tables; for `migrate`, use the newer one",
+        "does not know: 1000 (shards), 1001 (regions)",
+        "`run` of this version works on its tables; for `migrate`, use the newer one",
         "missing: index webhooks_at_rest_idx: run `migrate` of the newer version",
     ] {
         assert!(checked.contains(part), "no {part:?} in {checked}");

@@ -120,7 +120,7 @@ pub(super) fn add_checksums(transaction: &mut Transaction<'_>) -> Result<u64, po
 /// know what the tables should look like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
-    /// By their version: those that this version does not have, since a newer one has migrated the database.
+    /// By their version: those that this version does not know, since a newer one has migrated the database.
     pub unknown: BTreeMap<i32, String>,
     /// By their version: those with other statements than were applied.
     pub changed: BTreeMap<i32, String>,
@@ -162,18 +162,17 @@ impl fmt::Display for Differences {
         let mut parts = Vec::new();
         if !self.unknown.is_empty() {
             parts.push(format!(
-                "the database has had migrations that this version does not have: {}. A newer version has \
-                 migrated it. This one runs on its tables; for `migrate`, use the newer one",
+                "the database has migrations that this version does not know: {}. A newer version has \
+                 migrated it. `run` of this version works on its tables; for `migrate`, use the newer one",
                 list(&self.unknown)
             ));
         }
         if !self.changed.is_empty() {
             let versions: Vec<_> = self.changed.keys().map(i32::to_string).collect();
             parts.push(format!(
-                "migrations have other statements than were applied to the database: {}. Their files have \
-                 been changed since, or the build that applied them was of another branch. Use `migrate` of \
-                 that build; or, to apply these over its, `DELETE FROM schema_migrations WHERE version IN \
-                 ({})` and `migrate` again",
+                "these migrations are not what was applied to the database: {}. Their files have changed \
+                 since, or another build has applied its own. Use `migrate` of that build; or, to apply \
+                 these: `DELETE FROM schema_migrations WHERE version IN ({})`, then `migrate` again",
                 list(&self.changed),
                 versions.join(", ")
             ));
@@ -250,7 +249,7 @@ mod tests {
             Differences::of(&[had(1, Some("f")), had(1000, None), had(1001, Some("f"))]);
         let text = differing.to_string();
         for part in [
-            "not have: 1000 (m1000), 1001 (m1001)",
+            "not know: 1000 (m1000), 1001 (m1001)",
             "newer",
             "database: 1 (webhooks)",
             "version IN (1)",
