@@ -11,6 +11,9 @@ INSTALL = PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install.sh
 # else those of AMQP_URL and DATABASE_URL; else the private ones.
 RUNNING := $(if $(ENV_FILE),,$(WITH) --running) $(BINARY)
 SETTINGS := $(if $(ENV_FILE),--env-file "$(ENV_FILE)")
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY_ROOT := .local/cargo-deny-$(CARGO_DENY_VERSION)
+CARGO_DENY := $(CARGO_DENY_ROOT)/bin/cargo-deny
 
 QUEUE ?= high_priority
 TYPE ?= sample.published
@@ -29,8 +32,12 @@ demo: build ## Set everything up, deliver some events, show what happened, clean
 	@$(WITH) scripts/demo.sh $(BINARY)
 
 .PHONY: test
-test: ## All tests, against private servers
-	@SERVICES_SYNC=no $(WITH) scripts/test.sh
+test: ## All tests, against private servers; T=backlogs::pauses: those with that in their name
+	@SERVICES_SYNC=no ONLY='$(T)' $(WITH) scripts/test.sh
+
+.PHONY: test-fast
+test-fast: ## The unit tests and the quickest others: less than a minute, once compiled
+	@SERVICES_SYNC=no FAST=yes $(WITH) scripts/test.sh
 
 ##@ Run it
 .PHONY: build
@@ -121,8 +128,8 @@ services-down: ## Stop them
 
 ##@ Work on it
 .PHONY: ci
-ci: fmt-check ## Exactly what CI runs: fmt-check, lint, doc and test
-	@BESIDE='$(MAKE) lint doc' $(MAKE) test
+ci: fmt-check ## Exactly what CI runs: fmt-check, shellcheck, lint, doc and test
+	@BESIDE='$(MAKE) shellcheck lint doc' $(MAKE) test T=
 
 .PHONY: chaos
 chaos: DURATION ?= 3m
@@ -156,6 +163,21 @@ fmt-check: ## Is everything formatted?
 .PHONY: lint
 lint: ## Clippy, every warning an error
 	cargo clippy --locked --all-targets -- -D warnings
+
+# Those that begin as a shell's script does; what they source is checked with them.
+.PHONY: shellcheck
+shellcheck: ## Shellcheck of all scripts; as root, installs it where it is missing
+	@scripts/install-tools.sh shellcheck:shellcheck
+	@find . \( -name .git -o -name .local -o -name target \) -prune -o -type f -exec \
+	  awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME } { nextfile }' {} + | \
+	  xargs shellcheck --external-sources --check-sourced
+
+.PHONY: deny
+deny: $(CARGO_DENY) ## cargo-deny of the dependencies: advisories, licences, sources, versions (.deny.toml)
+	@$(CARGO_DENY) check
+
+$(CARGO_DENY):
+	cargo install --locked --version $(CARGO_DENY_VERSION) --root $(CARGO_DENY_ROOT) cargo-deny
 
 .PHONY: doc
 doc: ## The documentation: target/doc/webhook_notifier

@@ -18,6 +18,7 @@ cd "$root"
 cargo bench --locked --no-run --bench bench
 
 benchmark=''
+# shellcheck disable=SC2317  # called by the trap
 stop() {
     # The notifier and the loops are in the benchmark's process group.
     [[ -z $benchmark ]] || kill -TERM -- "-$benchmark" 2>/dev/null || true

@@ -1,18 +1,29 @@
 #!/usr/bin/env bash
 #
-# All tests. `make test` calls this with AMQP_URL and DATABASE_URL set.
+# The tests. `make test` and `make test-fast` call this with AMQP_URL and DATABASE_URL set.
 #
-# WITHOUT_ALONE=yes leaves out what takes the machine for itself: chaos, and the tests that hold the product against
-# the clock.
+# ONLY='NAME...' runs the tests with one of these in their name, such as backlogs::pauses, and no others.
+#
+# FAST=yes runs the unit tests and the modules FAST_MODULES of the others, without a second pair of servers.
+#
+# WITHOUT_ALONE=yes leaves out the unit tests and what takes the machine for itself: chaos, and the tests that
+# hold the product against the clock.
 #
 # BESIDE is a command to run while the tests do, with what they leave of the processors: they mostly
-# wait. Both have to succeed.
+# wait. Both have to succeed. (Not with any of the above.)
 #
 # The tests that kill servers get private ones of their own, so that the others, which run at the same
 # time, keep theirs; also where the first pair is yours. They take turns with one pair, which speaks TLS,
 # too; those that take minutes have another; and those that only need what its administrator may do share one.
 
 set -euo pipefail
+
+# What `make test-fast` runs beside the unit tests: modules whose tests wait for nothing long, break no server
+# and need none of the TOOLS. They take the place of the others within a minute, their servers' start included.
+readonly FAST_MODULES=(
+    configuration database dependencies given_secrets headers input layout malformed migrations no_retry outcomes
+    settings signatures terminal webhook_list
+)
 
 # What the tests need beside the servers, as PACKAGE:COMMAND.
 readonly TOOLS=(
@@ -45,6 +56,13 @@ readonly ALONE=(
     shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
 )
 
+# The modules whose tests wait for minutes. They run beside the others, in a process of their own: among those they
+# would have all places at once, and leave the processors idle.
+readonly WAITING=(backlogs refusals)
+readonly WAITING_THREADS=6
+# The others wait for a shorter time, for some clock or server: many more of them than cores run at once.
+readonly THREADS=${TEST_THREADS:-10}
+
 # No test has the machine crash, and a busy disk has had servers wait for half a minute.
 export SERVICES_SYNC=no
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -53,67 +71,140 @@ local_dir=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$root/.local}
 export FAULT_SERVICES_DIR=$local_dir/faults
 export LONG_FAULT_SERVICES_DIR=$local_dir/long-faults
 export SHARED_FAULT_SERVICES_DIR=$local_dir/shared-faults
-beside='' chaos=''
+logs=$local_dir/log
+mkdir -p -- "$logs"
+rm -f -- "$logs"/*-tests.log
+cd "$root"
+
+code=0
+# By name, the process groups in the background: still there at the end only if we were told to end.
+declare -A groups=()
+
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
-    # Still there only if we were told to end.
-    [[ -z $beside ]] || kill "$beside" 2>/dev/null || true
-    [[ -z $chaos ]] || pkill -P "$chaos" || true
-    local directory
+    local directory group
+    for group in "${groups[@]}"; do kill -- "-$group" 2>/dev/null || true; done
     for directory in "$FAULT_SERVICES_DIR" "$LONG_FAULT_SERVICES_DIR" "$SHARED_FAULT_SERVICES_DIR"; do
-        WEBHOOK_NOTIFIER_LOCAL_DIR=$directory "$root/scripts/services.sh" down
+        [[ ! -d $directory ]] || WEBHOOK_NOTIFIER_LOCAL_DIR=$directory scripts/services.sh down
     done
 }
 trap clean_up EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
-# Installed while the servers start and the tests are compiled.
-install_log=$local_dir/log/install-tools.log
-mkdir -p -- "${install_log%/*}"
-"$root/scripts/install-tools.sh" "${TOOLS[@]}" >"$install_log" 2>&1 &
-installation=$!
+# amiquip and what it is made of are no longer maintained: say so where a newer compiler refuses them.
+compile() {
+    local version
+    cargo test --locked --no-run "$@" && return
+    version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    cargo build --locked --quiet --package amiquip >"$logs/amiquip.log" 2>&1 || cat >&2 <<TEXT
 
-WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR "$root/scripts/services.sh" up --tls
-
-cd "$root"
-cargo test --locked --no-run "$@"
-if ! wait "$installation"; then
-    cat -- "$install_log" >&2
+amiquip, or a crate that it needs, does not compile with $(rustc --version).
+At once: build with a toolchain that compiles it, by \`rustup override set $version\`.
+For good: nobody maintains these crates, so copy the one that the errors name to a directory, repair it there, and
+have Cargo.toml name it in [patch.crates-io]. Most likely it is nom 4.2.3, of which
+\`cargo report future-incompatibilities\` tells; src/broker.rs says what the notifier needs of amiquip.
+The errors: $logs/amiquip.log
+TEXT
     exit 1
-fi
-beside_log=$local_dir/log/beside-tests.log
-if [[ -n ${BESIDE:-} ]]; then
-    # In a directory of its own: cargo lets nobody else build in one while it builds there.
-    CARGO_TARGET_DIR=target/beside chrt --idle 0 bash -c "$BESIDE" >"$beside_log" 2>&1 &
-    beside=$!
-fi
-code=0
-chaos_log=$local_dir/log/chaos.log
-alone_log=$local_dir/log/alone-tests.log
-other_log=$local_dir/log/other-tests.log
-: >"$chaos_log" >"$alone_log"
-if [[ ${WITHOUT_ALONE:-} != yes ]]; then
-    cargo test --locked "$@" --test integration -- --nocapture --exact "$CHAOS" >"$chaos_log" 2>&1 &
-    chaos=$!
-    while kill -0 "$chaos" 2>/dev/null && ! grep -qF -- "$QUIET" "$chaos_log"; do sleep 1; done
-    cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" 2>&1 |
-        tee -- "$alone_log" || code=$?
-fi
-# The others mostly wait for some clock: many more of them than cores run at once.
-TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-12}" --exact \
-    "--skip=$CHAOS" "${ALONE[@]/#/--skip=}" 2>&1 | tee -- "$other_log" || code=$?
-if [[ -n $chaos ]]; then
-    wait "$chaos" || code=$?
-    chaos=''
-    cat -- "$chaos_log"
-fi
-if [[ -n $beside ]]; then
-    wait "$beside" || code=$?
-    beside=''
-    cat -- "$beside_log" >&2
-fi
+}
+
+# What the tests need beside the servers is installed while they are compiled.
+install_tools() {
+    scripts/install-tools.sh "${TOOLS[@]}" >"$logs/install-tools.log" 2>&1 &
+    installation=$!
+}
+
+# run NAME ARGUMENTS...: the tests that cargo is told of.
+run() {
+    local log=$logs/$1-tests.log
+    shift
+    cargo test --locked "$@" 2>&1 | tee -- "$log" || code=$?
+}
+
+# begin NAME COMMAND...: in the background.
+begin() {
+    local log=$logs/$1.log
+    : >"$log"
+    set -m
+    { "${@:2}" && exit "$code"; } >"$log" 2>&1 &
+    groups[$1]=$!
+    set +m
+}
+
+# What was begun under that name, if it was, has to succeed.
+await() {
+    [[ -n ${groups[$1]:-} ]] || return 0
+    wait "${groups[$1]}" || code=$?
+    unset "groups[$1]"
+    cat -- "$logs/$1.log"
+}
+
 # Once more what failed, where whoever reads the last page finds it.
-awk 'FNR == 1 { shown = 0 } /^failures:$/ { shown = 1 } /^test result:/ { shown = 0 } shown' \
-    "$alone_log" "$chaos_log" "$other_log" >&2
-exit "$code"
+finish() {
+    awk 'FNR == 1 { shown = 0 } /^failures:$/ { shown = 1 } /^test result:/ { shown = 0 } shown' \
+        "$logs"/*-tests.log >&2
+    exit "$code"
+}
+
+run_only() {
+    install_tools
+    compile --lib --test integration
+    # What they are for is perhaps none of these tests; else the test says what it misses.
+    wait "$installation" || cat -- "$logs/install-tools.log" >&2
+    # shellcheck disable=SC2086  # one word per name
+    run only --no-fail-fast --lib --test integration -- --test-threads="$THREADS" $ONLY
+    if ((code == 0)) && ! grep -qE '^running [1-9]' "$logs/only-tests.log"; then
+        echo "no test has this in its name: $ONLY" >&2
+        code=1
+    fi
+}
+
+run_fast() {
+    compile --lib --test integration
+    begin unit run unit --lib
+    run fast --test integration -- --test-threads="$THREADS" "${FAST_MODULES[@]/%/::}"
+    await unit
+}
+
+run_all() {
+    local fault_log=$logs/fault-services.log fault_servers
+    install_tools
+    WEBHOOK_NOTIFIER_LOCAL_DIR=$FAULT_SERVICES_DIR scripts/services.sh up --tls >"$fault_log" 2>&1 &
+    fault_servers=$!
+    compile
+    wait "$installation" || { cat -- "$logs/install-tools.log" >&2 && exit 1; }
+    wait "$fault_servers" || { cat -- "$fault_log" >&2 && exit 1; }
+    if [[ ${WITHOUT_ALONE:-} != yes ]]; then
+        begin beside run_beside
+        begin chaos run chaos --test integration -- --nocapture --exact "$CHAOS"
+        while kill -0 "${groups[chaos]}" 2>/dev/null && ! grep -qF -- "$QUIET" "$logs/chaos.log"; do sleep 1; done
+        run alone --test integration -- --test-threads=1 --exact "${ALONE[@]}"
+    fi
+    local done_with=("--skip=$CHAOS" "${ALONE[@]/#/--skip=}") waiting=("${WAITING[@]/%/::}")
+    export TESTS_ALONE_ARE_DONE=1
+    begin waiting run waiting --test integration -- --test-threads="$WAITING_THREADS" "${done_with[@]}" "${waiting[@]}"
+    run other --test integration -- --test-threads="$THREADS" "${done_with[@]}" "${waiting[@]/#/--skip=}"
+    await waiting
+    await chaos
+    await beside
+}
+
+# The unit tests, which need no servers, and BESIDE: with what the others leave of the processors.
+# shellcheck disable=SC2317  # called by begin
+run_beside() {
+    chrt --idle --pid 0 "$BASHPID"
+    run unit --no-fail-fast --lib --bins
+    run doc --doc
+    # In a directory of its own: cargo lets nobody else build in one while it builds there.
+    [[ -z ${BESIDE:-} ]] || CARGO_TARGET_DIR=target/beside bash -c "$BESIDE" || code=$?
+}
+
+if [[ -n ${ONLY:-} ]]; then
+    run_only
+elif [[ ${FAST:-} == yes ]]; then
+    run_fast
+else
+    run_all
+fi
+finish

@@ -100,7 +100,7 @@
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`]; how a proxy leads there: `sender/egress.rs` |
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`]; what is forgotten when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
 //! | what is told by `webhooks.events` | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; which outages are known to all: `notices/watch.rs` |
-//! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |
+//! | the tables | a new file in `sql/`; `store/schema/migrations.rs` lists it, `store/schema/tables.rs` what `migrate` puts back; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
 //! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |

@@ -47,7 +47,7 @@ pub use labels::Label;
 pub use listen::{Heard, NotListening, Sign};
 pub use registered::Registered;
 pub use rights::EACH_BY_ITSELF;
-pub use schema::{Labelled, Migrated};
+pub use schema::{Differences, Labelled, Migrated, NotMigrated};
 
 /// How long a query may take, the wait for a connection included. The queries here take
 /// milliseconds; this is how soon we notice that PostgreSQL hangs.

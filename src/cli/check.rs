@@ -76,9 +76,19 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         };
         unable.into_iter().map(bad).collect()
     }));
+    let mut migrate = "`webhook-notifier migrate`";
+    found(store.differing_migrations().map(|differences| {
+        if differences.is_empty() {
+            return Vec::new();
+        }
+        if !differences.unknown.is_empty() {
+            migrate = "`migrate` of the newer version";
+        }
+        vec![good("migrations", differences.to_string())]
+    }));
     found(store.missing().map(|missing| {
         let what = missing.join(", ");
-        let detail = format!("missing: {what}: run `webhook-notifier migrate`");
+        let detail = format!("missing: {what}: run {migrate}");
         if missing.is_empty() { Vec::new() } else { vec![good("tables", detail)] }
     }));
     found(store.hears_changes().map(|heard| {

@@ -2,206 +2,31 @@
 //!
 //! The files in `sql/` lead from the original table to those of this version, each once. Somebody may
 //! drop a part of them later; so `migrate` looks at what is there, too, and not only at its list, and
-//! puts back what is missing. It touches no row.
+//! puts back what is missing. It touches no row, and nothing at all where the database has had other
+//! migrations than this version knows.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::listen::TRIGGERS;
 use super::{Store, StoreError, explain};
 
-const WEBHOOKS: &str = include_str!("../../sql/001_webhooks.sql");
-const DELIVERY_ATTEMPTS: &str = include_str!("../../sql/007_delivery_attempts.sql");
-const BACKLOGS: &str = include_str!("../../sql/008_backlogs.sql");
-const CONDITIONS: &str = include_str!("../../sql/013_webhook_conditions.sql");
-const INSTANCES: &str = include_str!("../../sql/014_instances.sql");
-const CHANGES: &str = include_str!("../../sql/015_changes.sql");
+mod migrations;
+mod missing;
+mod tables;
 
-/// The migration with which `webhooks.account` began to decide who gets what.
-const ACCOUNTS: &str = "accounts";
+use migrations::{ACCOUNTS, MIGRATIONS, Migration};
+use missing::{is_there, look, missing_columns, restore};
+use tables::{JOURNAL, TABLES};
+
+pub use migrations::Differences;
 
 /// How many webhooks are named that this concerns.
 const MOST_NAMED: i64 = 5;
 
-/// Each may be run again on what it has made.
-const MIGRATIONS: [(i32, &str, &str); 15] = [
-    (1, "webhooks", WEBHOOKS),
-    (2, "events_index", include_str!("../../sql/002_events_index.sql")),
-    (3, "disabled", include_str!("../../sql/003_disabled.sql")),
-    (4, "notify", include_str!("../../sql/004_notify.sql")),
-    (5, "secrets", include_str!("../../sql/005_secrets.sql")),
-    (6, "settings", include_str!("../../sql/006_settings.sql")),
-    (7, "delivery_attempts", DELIVERY_ATTEMPTS),
-    (8, "backlogs", BACKLOGS),
-    (9, "deferrals", include_str!("../../sql/009_deferrals.sql")),
-    (10, ACCOUNTS, include_str!("../../sql/010_accounts.sql")),
-    (11, "no_retry_status", include_str!("../../sql/011_no_retry_status.sql")),
-    (12, "answers", include_str!("../../sql/012_answers.sql")),
-    (13, "webhook_conditions", CONDITIONS),
-    (14, "instances", INSTANCES),
-    (15, "changes", CHANGES),
-];
-
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
 /// collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
-
-/// A table as all files together make it, for what may be missing of it.
-struct Table {
-    name: &'static str,
-    /// The migration that makes it.
-    version: i32,
-    columns: &'static [Column],
-    key: &'static [&'static str],
-    indexes: &'static [(&'static str, &'static str)],
-    /// What tells of its changes, and what makes that.
-    triggers: Option<(&'static str, &'static str)>,
-}
-
-/// A column, and what its rows get where it has to be made again.
-struct Column {
-    name: &'static str,
-    kind: &'static str,
-    rest: Rest,
-}
-
-enum Rest {
-    Nullable,
-    /// NOT NULL, and this for the rows that are there.
-    Filled(&'static str),
-    /// This default is the column's own.
-    Default(&'static str),
-    Identity,
-}
-
-const fn column(name: &'static str, kind: &'static str) -> Column {
-    Column { name, kind, rest: Rest::Nullable }
-}
-
-const fn filled(name: &'static str, kind: &'static str, with: &'static str) -> Column {
-    Column { name, kind, rest: Rest::Filled(with) }
-}
-
-const fn default(name: &'static str, kind: &'static str, value: &'static str) -> Column {
-    Column { name, kind, rest: Rest::Default(value) }
-}
-
-const TABLES: [Table; 5] = [
-    Table {
-        name: "webhooks",
-        version: 1,
-        columns: &[
-            default("id", "UUID NOT NULL", "gen_random_uuid()"),
-            filled("post_url", "TEXT", "''"),
-            filled("events", "TEXT[]", "'{}'"),
-            default("created_at", "TIMESTAMP", "now()"),
-            column("disabled_at", "TIMESTAMPTZ"),
-            column("disabled_reason", "TEXT"),
-            column("secret", "TEXT"),
-            column("previous_secret", "TEXT"),
-            column("previous_secret_expires_at", "TIMESTAMPTZ"),
-            column("headers", "JSONB"),
-            column("timeout_ms", "INTEGER"),
-            column("max_in_flight", "INTEGER"),
-            column("rate_per_second", "DOUBLE PRECISION"),
-            column("description", "TEXT"),
-            column("account", "TEXT"),
-            column("paused_at", "TIMESTAMPTZ"),
-            column("no_retry_status", "TEXT"),
-        ],
-        key: &["id"],
-        indexes: &[
-            ("webhooks_events_idx", "USING GIN (events) WITH (fastupdate = off)"),
-            (
-                "webhooks_everybodys_idx",
-                "USING GIN (events) WITH (fastupdate = off) WHERE account IS NULL",
-            ),
-            ("webhooks_account_idx", "(left(account::text, 256))"),
-            ("webhooks_at_rest_idx", "(id) WHERE disabled_at IS NOT NULL OR paused_at IS NOT NULL"),
-        ],
-        triggers: Some(("triggers of webhooks", CHANGES)),
-    },
-    Table {
-        name: "delivery_attempts",
-        version: 7,
-        columns: &[
-            Column { name: "id", kind: "BIGINT", rest: Rest::Identity },
-            default("tx", "XID8 NOT NULL", "pg_current_xact_id()"),
-            filled("at", "TIMESTAMPTZ", "now()"),
-            filled("event_id", "TEXT", "''"),
-            filled("event_type", "TEXT", "''"),
-            column("webhook_id", "UUID"),
-            filled("queue", "TEXT", "''"),
-            filled("outcome", "TEXT", "''"),
-            filled("attempt", "INTEGER", "0"),
-            column("status", "INTEGER"),
-            column("reason", "TEXT"),
-            filled("detail", "TEXT", "''"),
-            column("ms", "BIGINT"),
-            column("next_attempt_at", "TIMESTAMPTZ"),
-            column("dead", "TEXT"),
-            column("account", "TEXT"),
-            column("status_line", "TEXT"),
-            column("answer_body", "TEXT"),
-        ],
-        key: &["id"],
-        indexes: &[
-            ("delivery_attempts_event_id_idx", "(event_id text_pattern_ops)"),
-            ("delivery_attempts_webhook_idx", "(webhook_id, at)"),
-            ("delivery_attempts_at_idx", "(at)"),
-        ],
-        triggers: None,
-    },
-    Table {
-        name: "backlogs",
-        version: 8,
-        columns: &[
-            filled("queue", "TEXT", "''"),
-            filled("webhook_id", "UUID", "gen_random_uuid()"),
-            default("since", "TIMESTAMPTZ NOT NULL", "now()"),
-            filled("cause", "TEXT", "''"),
-            filled("class", "TEXT", "''"),
-            column("until", "TIMESTAMPTZ"),
-            column("closing_at", "TIMESTAMPTZ"),
-        ],
-        key: &["queue", "webhook_id"],
-        indexes: &[],
-        triggers: Some(("trigger backlogs_changed", BACKLOGS)),
-    },
-    Table {
-        name: "webhook_conditions",
-        version: 13,
-        columns: &[
-            filled("webhook_id", "UUID", "gen_random_uuid()"),
-            column("failing_since", "TIMESTAMPTZ"),
-            column("failed_at", "TIMESTAMPTZ"),
-            column("open_since", "TIMESTAMPTZ"),
-            column("succeeded_at", "TIMESTAMPTZ"),
-            column("rested_at", "TIMESTAMPTZ"),
-            column("told_failing_at", "TIMESTAMPTZ"),
-            default("told_disabled", "BOOLEAN NOT NULL", "false"),
-            default("told_paused", "BOOLEAN NOT NULL", "false"),
-        ],
-        key: &["webhook_id"],
-        indexes: &[],
-        triggers: None,
-    },
-    Table {
-        name: "notifier_instances",
-        version: 14,
-        columns: &[
-            filled("id", "UUID", "gen_random_uuid()"),
-            filled("name", "TEXT", "''"),
-            filled("queues", "TEXT[]", "'{}'"),
-            default("beats", "BIGINT NOT NULL", "0"),
-            default("seen_at", "TIMESTAMPTZ NOT NULL", "now()"),
-        ],
-        key: &["id"],
-        indexes: &[],
-        triggers: None,
-    },
-];
 
 /// What `migrate` has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -223,21 +48,44 @@ pub struct Labelled {
     pub named: Vec<Uuid>,
 }
 
-/// Something that is not there, and how it comes back.
-struct Missing {
-    /// `column webhooks.secret`
-    what: String,
-    sql: String,
+/// Why `migrate` did not do its work.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NotMigrated {
+    /// PostgreSQL did not do what was asked. What was done before stays.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The database has had other migrations.
+    #[error("nothing was changed: {0}")]
+    Differing(Differences),
 }
 
 impl Store {
     /// Makes the tables, or adds to them what is missing, and says what it has done.
     ///
     /// # Errors
-    /// [`StoreError`]. What was done before stays.
-    pub fn migrate(&self) -> Result<Migrated, StoreError> {
+    /// [`NotMigrated`].
+    pub fn migrate(&self) -> Result<Migrated, NotMigrated> {
         let mut client = self.connect()?;
-        migrate(&mut client).map_err(|error| explain(self.place(), &error))
+        let explained = |error: postgres::Error| explain(self.place(), &error);
+        let differences = begin(&mut client).map_err(explained)?;
+        if !differences.is_empty() {
+            return Err(NotMigrated::Differing(differences));
+        }
+        Ok(migrate(&mut client).map_err(explained)?)
+    }
+
+    /// How the migrations that the database has had differ from this version's. What runs is not
+    /// concerned: a newer version's tables serve an older one, too.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn differing_migrations(&self) -> Result<Differences, StoreError> {
+        self.once(|client| {
+            let mut transaction = client.transaction()?;
+            let applied = migrations::applied(&mut transaction)?;
+            transaction.rollback()?;
+            Ok(Differences::of(&applied))
+        })
     }
 
     /// What of the tables is not there, such as `column webhooks.secret`.
@@ -257,17 +105,37 @@ impl Store {
     }
 }
 
-fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
-    let mut migrated = Migrated::default();
+/// Makes the table that records what was applied, and completes it, unless something else was applied.
+fn begin(client: &mut Client) -> Result<Differences, postgres::Error> {
     alone(client, |transaction| {
+        let applied = migrations::applied(transaction)?;
+        let differences = Differences::of(&applied);
+        if !differences.is_empty() {
+            return Ok(differences);
+        }
         transaction.batch_execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations (
                  version INTEGER PRIMARY KEY,
                  name TEXT NOT NULL,
-                 applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+                 applied_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+                 checksum TEXT
              )",
-        )
-    })?;
+        )?;
+        for lacking in missing_columns(transaction, &JOURNAL)? {
+            transaction.batch_execute(&lacking.sql)?;
+        }
+        if applied.iter().any(|it| it.checksum.is_none()) {
+            let count = migrations::add_checksums(transaction)?;
+            log::info!(
+                "recorded the checksums of {count} migrations that an older version had applied"
+            );
+        }
+        Ok(differences)
+    })
+}
+
+fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
+    let mut migrated = Migrated::default();
     // A table that was there is what later files rely on.
     for table in &TABLES {
         let restored = alone(client, |transaction| {
@@ -277,7 +145,7 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
             )?;
             let is_lost = !known.is_empty() && !is_there(transaction, table)?;
             if is_lost {
-                transaction.batch_execute(MIGRATIONS[index(table)].2)?;
+                transaction.batch_execute(migrations::making(table))?;
             }
             Ok(is_lost)
         })?;
@@ -285,20 +153,9 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
             migrated.restored.push(format!("table {}", table.name));
         }
     }
-    for (version, name, sql) in MIGRATIONS {
-        let is_new = alone(client, |transaction| {
-            let recorded = transaction.execute_typed(
-                "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)
-                 ON CONFLICT DO NOTHING",
-                &[(&version, Type::INT4), (&name, Type::TEXT)],
-            )?;
-            if recorded == 1 {
-                transaction.batch_execute(sql)?;
-            }
-            Ok(recorded == 1)
-        })?;
-        if is_new {
-            migrated.applied.push(name);
+    for migration in &MIGRATIONS {
+        if alone(client, |transaction| apply(transaction, migration))? {
+            migrated.applied.push(migration.name);
         }
     }
     if migrated.applied.contains(&ACCOUNTS) {
@@ -315,6 +172,23 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
     Ok(migrated)
 }
 
+/// Whether it had to be applied.
+fn apply(
+    transaction: &mut Transaction<'_>,
+    migration: &Migration,
+) -> Result<bool, postgres::Error> {
+    let Migration { version, name, sql } = migration;
+    let recorded = transaction.execute_typed(
+        "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
+         ON CONFLICT DO NOTHING",
+        &[(version, Type::INT4), (name, Type::TEXT), (&migration.checksum(), Type::TEXT)],
+    )?;
+    if recorded == 1 {
+        transaction.batch_execute(sql)?;
+    }
+    Ok(recorded == 1)
+}
+
 fn labelled(client: &mut Client) -> Result<Option<Labelled>, postgres::Error> {
     let rows = client.query_typed(
         "SELECT (SELECT count(*) FROM webhooks WHERE account IS NOT NULL) AS count,
@@ -326,10 +200,6 @@ fn labelled(client: &mut Client) -> Result<Option<Labelled>, postgres::Error> {
     let count: i64 = row.try_get("count")?;
     let count = u64::try_from(count).unwrap_or(0);
     Ok((count > 0).then_some(Labelled { count, named: row.try_get("named")? }))
-}
-
-fn index(table: &Table) -> usize {
-    MIGRATIONS.iter().position(|(version, ..)| *version == table.version).unwrap_or(0)
 }
 
 /// A step that no other `migrate` is in, and that is done as a whole or not at all. The lock ends with
@@ -346,158 +216,4 @@ fn alone<T>(
     let done = step(&mut transaction)?;
     transaction.commit()?;
     Ok(done)
-}
-
-/// Puts back what is missing of a table that is there.
-fn restore(
-    transaction: &mut Transaction<'_>,
-    table: &Table,
-) -> Result<Vec<String>, postgres::Error> {
-    let mut restored = Vec::new();
-    // First the columns, which the rest needs.
-    while let missing @ [_, ..] = look(transaction, table)?.as_slice() {
-        let known = restored.len();
-        for Missing { what, sql } in missing {
-            if !restored.contains(what) {
-                transaction.batch_execute(sql)?;
-                restored.push(what.clone());
-            }
-        }
-        if restored.len() == known {
-            break;
-        }
-    }
-    Ok(restored)
-}
-
-fn is_there(transaction: &mut Transaction<'_>, table: &Table) -> Result<bool, postgres::Error> {
-    let name = table.name;
-    let rows =
-        transaction.query_typed("SELECT to_regclass($1) IS NOT NULL", &[(&name, Type::TEXT)])?;
-    rows.first().map_or(Ok(false), |row| row.try_get(0))
-}
-
-/// What of a table is missing: the table, or columns, or what hangs on these.
-fn look(transaction: &mut Transaction<'_>, table: &Table) -> Result<Vec<Missing>, postgres::Error> {
-    let name = table.name;
-    if !is_there(transaction, table)? {
-        let sql = MIGRATIONS[index(table)].2.to_owned();
-        return Ok(vec![Missing { what: format!("table {name}"), sql }]);
-    }
-    let columns = missing_columns(transaction, table)?;
-    if !columns.is_empty() {
-        return Ok(columns);
-    }
-    let mut missing = missing_key(transaction, table)?;
-    missing.extend(missing_defaults(transaction, table)?);
-    for (index, on) in table.indexes {
-        let rows = transaction.query_typed(
-            "SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-             WHERE indrelid = to_regclass($1) AND relname = $2",
-            &[(&name, Type::TEXT), (index, Type::TEXT)],
-        )?;
-        if rows.is_empty() {
-            let sql = format!("CREATE INDEX {index} ON {name} {on}");
-            missing.push(Missing { what: format!("index {index}"), sql });
-        }
-    }
-    if let Some((triggers, sql)) = table.triggers {
-        let rows = transaction.query_typed(&format!("SELECT {TRIGGERS}"), &[])?;
-        let fires: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(name))?;
-        if fires.is_none() {
-            missing.push(Missing { what: triggers.to_owned(), sql: sql.to_owned() });
-        }
-    }
-    Ok(missing)
-}
-
-fn missing_columns(
-    transaction: &mut Transaction<'_>,
-    table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
-    let name = table.name;
-    let rows = transaction.query_typed(
-        "SELECT attname::text FROM pg_attribute
-         WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
-        &[(&name, Type::TEXT)],
-    )?;
-    let there = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    let missing = table.columns.iter().filter(|column| !there.iter().any(|it| it == column.name));
-    let add = |Column { name: column, kind, rest }: &Column| {
-        let add = format!("ALTER TABLE {name} ADD COLUMN {column} {kind}");
-        let sql = match rest {
-            Rest::Nullable => add,
-            Rest::Filled(with) => format!(
-                "{add} NOT NULL DEFAULT {with};
-                 ALTER TABLE {name} ALTER COLUMN {column} DROP DEFAULT"
-            ),
-            Rest::Default(value) => format!("{add} DEFAULT {value}"),
-            Rest::Identity => format!("{add} GENERATED ALWAYS AS IDENTITY"),
-        };
-        Missing { what: format!("column {name}.{column}"), sql }
-    };
-    Ok(missing.map(add).collect())
-}
-
-/// Where no unique index has exactly the columns of the key.
-fn missing_key(
-    transaction: &mut Transaction<'_>,
-    table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
-    let name = table.name;
-    let rows = transaction.query_typed(
-        "SELECT indisprimary, ARRAY(SELECT attname::text FROM pg_attribute
-                                    WHERE attrelid = indrelid AND attnum = ANY(indkey)
-                                    ORDER BY attname) AS columns
-         FROM pg_index
-         WHERE indrelid = to_regclass($1) AND indisunique AND indisvalid AND indpred IS NULL
-             AND indexprs IS NULL",
-        &[(&name, Type::TEXT)],
-    )?;
-    let mut has_primary = false;
-    for row in &rows {
-        let columns: Vec<String> = row.try_get("columns")?;
-        // The key's columns stand in alphabetical order.
-        if columns == table.key {
-            return Ok(Vec::new());
-        }
-        has_primary |= row.try_get::<_, bool>("indisprimary")?;
-    }
-    let columns = table.key.join(", ");
-    let sql = match has_primary {
-        // Somebody's own key, on other columns.
-        true => format!("CREATE UNIQUE INDEX ON {name} ({columns})"),
-        false => format!("ALTER TABLE {name} ADD PRIMARY KEY ({columns})"),
-    };
-    Ok(vec![Missing { what: format!("primary key of {name}"), sql }])
-}
-
-fn missing_defaults(
-    transaction: &mut Transaction<'_>,
-    table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
-    let name = table.name;
-    let rows = transaction.query_typed(
-        "SELECT attname::text FROM pg_attribute
-         WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
-             AND NOT atthasdef AND attidentity = ''",
-        &[(&name, Type::TEXT)],
-    )?;
-    let without = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    let lacks = |column: &&Column| without.iter().any(|name| name == column.name);
-    let default = |column: &Column| {
-        let at = format!("ALTER TABLE {name} ALTER COLUMN {}", column.name);
-        let sql = match column.rest {
-            Rest::Nullable | Rest::Filled(_) => return None,
-            Rest::Default(value) => format!("{at} SET DEFAULT {value}"),
-            Rest::Identity => format!(
-                "{at} SET NOT NULL; {at} ADD GENERATED ALWAYS AS IDENTITY;
-                 SELECT setval(pg_get_serial_sequence('{name}', '{0}'),
-                               (SELECT coalesce(max({0}), 0) + 1 FROM {name}), false)",
-                column.name
-            ),
-        };
-        Some(Missing { what: format!("default of {name}.{}", column.name), sql })
-    };
-    Ok(table.columns.iter().filter(lacks).filter_map(default).collect())
 }

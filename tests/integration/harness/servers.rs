@@ -7,9 +7,9 @@
 
 use std::{
     env,
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// Where one RabbitMQ and one PostgreSQL are.
@@ -31,18 +31,14 @@ pub(super) fn required(variable: &str) -> String {
         .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, it starts the servers"))
 }
 
-/// Poisoned by every test that fails while it holds the servers. The next one
-/// may use them all the same: `drop` has brought them back.
-static TURN: Mutex<()> = Mutex::new(());
-static LONG_TURN: Mutex<()> = Mutex::new(());
-
 /// The pair whose servers may be stopped and killed. Whoever holds it has it to
 /// himself; both servers run again when it is dropped.
 pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
-    /// None: others have them, too, and nobody stops them.
-    turn: Option<MutexGuard<'static, ()>>,
+    /// A locked file beside the directory, since several processes of tests may run at once. None: others have
+    /// the servers, too, and nobody stops them.
+    turn: Option<File>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,27 +76,28 @@ impl End {
 
 impl FaultServers {
     pub(crate) fn take() -> Self {
-        Self::alone("FAULT_SERVICES_DIR", &TURN)
+        Self::alone("FAULT_SERVICES_DIR", &["up", "--tls"])
     }
 
     /// For a test that only has a [virtual host](Vhost) or a user there that nobody else has.
     pub(crate) fn share() -> Self {
-        Self::of("SHARED_FAULT_SERVICES_DIR", None)
+        Self::up(required("SHARED_FAULT_SERVICES_DIR").into(), None, &["up"])
     }
 
     /// For a test that takes minutes.
     pub(crate) fn take_for_long() -> Self {
-        Self::alone("LONG_FAULT_SERVICES_DIR", &LONG_TURN)
+        Self::alone("LONG_FAULT_SERVICES_DIR", &["up"])
     }
 
-    fn alone(variable: &str, turn: &'static Mutex<()>) -> Self {
-        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::of(variable, Some(turn))
-    }
-
-    fn of(variable: &str, turn: Option<MutexGuard<'static, ()>>) -> Self {
+    fn alone(variable: &str, up: &[&str]) -> Self {
         let directory = PathBuf::from(required(variable));
-        services(&directory, &["up"]);
+        let turn = File::create(directory.with_extension("turn")).expect("its parent is there");
+        turn.lock().expect("a file can be locked");
+        Self::up(directory, Some(turn), up)
+    }
+
+    fn up(directory: PathBuf, turn: Option<File>, up: &[&str]) -> Self {
+        services(&directory, up);
         let listing = services(&directory, &["env"]);
         Self { servers: listed(&listing), directory, turn }
     }
