@@ -91,7 +91,10 @@ impl Confirming {
                 slip,
             });
         }
-        while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
+        while !self.unconfirmed.is_empty()
+            && self.broken.is_none()
+            && self.unconfirmed.refused().is_empty()
+        {
             match self.confirms.recv_deadline(deadline) {
                 Ok(confirm) => self.confirmed(confirm),
                 Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
@@ -102,7 +105,7 @@ impl Confirming {
             Some(problem) => Err(problem),
             // What the deadline overtook before it was published is in none of the lists.
             None if confirms.len() == count => Ok(()),
-            None => Err(match self.refused.first() {
+            None => Err(match self.unconfirmed.refused().first() {
                 None => "no confirm in time".to_owned(),
                 Some(request) => format!(
                     "the queue {} takes no messages (nack): has it a `max-length`, by a policy \

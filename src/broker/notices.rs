@@ -186,7 +186,7 @@ impl Confirming {
         }
         match self.broken.take() {
             Some(problem) => Err(problem),
-            None => Ok(Announced::All { refused: self.refused.drain(..).count() }),
+            None => Ok(Announced::All { refused: self.unconfirmed.take_refused().len() }),
         }
     }
 }

@@ -145,7 +145,7 @@ impl Refusals {
     }
 
     /// These were refused.
-    pub(super) fn refuse(&mut self, requests: impl Iterator<Item = Request>) {
+    pub(super) fn refuse(&mut self, requests: Vec<Request>) {
         for request in requests {
             let queue = request.message.queue();
             let now = Instant::now();
@@ -470,7 +470,7 @@ mod tests {
         let (other, _other) = request(park("1s"), Duration::ZERO);
         assert!(refusals.put_aside(old).is_some(), "nothing is known yet");
         let (old, _old) = request(dead(), Duration::from_secs(4));
-        refusals.refuse([new].into_iter());
+        refusals.refuse(vec![new]);
         assert!(slip.is_refused.load(Ordering::Relaxed));
         assert!(refusals.put_aside(other).is_some(), "another queue");
         assert!(refusals.put_aside(old).is_none());
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(probes.len(), 1);
         assert!(now.saturating_duration_since(probes[0].since) >= Duration::from_secs(4));
         assert!(!refusals.is_trial_due(now + LATER), "its answer is to come");
-        refusals.refuse(probes.into_iter());
+        refusals.refuse(probes);
         assert!(refusals.is_trial_due(Instant::now() + SOON));
         assert_eq!(refusals.accept("q.dead").len(), 2);
         refusals.look_around(Instant::now());
@@ -497,7 +497,7 @@ mod tests {
     fn what_nobody_waits_for_is_dropped() {
         let mut refusals = Refusals::new(delays(), vec!["q".to_owned()]);
         let (kept, _slip) = request(dead(), Duration::ZERO);
-        refusals.refuse([kept, request(dead(), Duration::ZERO).0].into_iter());
+        refusals.refuse(vec![kept, request(dead(), Duration::ZERO).0]);
         refusals.look_around(Instant::now());
         assert_eq!(refusals.take_all().len(), 1);
     }
@@ -507,7 +507,7 @@ mod tests {
         let mut refusals = Refusals::new(delays(), Vec::new());
         let (requests, _slips): (Vec<_>, Vec<_>) =
             (0..20).map(|_| request(dead(), Duration::ZERO)).unzip();
-        refusals.refuse(requests.into_iter());
+        refusals.refuse(requests);
         let now = Instant::now();
         assert_eq!(refusals.send_elsewhere(now).len(), 20 - MOST_IN_HAND);
         assert!(refusals.send_elsewhere(now).is_empty());

@@ -34,5 +34,6 @@ pub mod shown;
 pub mod signature;
 pub mod statuses;
 pub mod trend;
+pub mod unconfirmed;
 pub mod waiting;
 pub mod webhook;

@@ -14,10 +14,10 @@ impl PublisherThread {
             // Whoever hears of it ends later than this.
             let _ = self.gone.send(backlog);
         }
-        for request in &channel.unrouted {
+        for request in channel.unconfirmed.unrouted() {
             self.refusals.returned(&request.message.queue());
         }
-        self.refusals.refuse(channel.refused.drain(..));
+        self.refusals.refuse(channel.unconfirmed.take_refused());
         channel.accepted.drain(..).flat_map(|queue| self.refusals.accept(&queue)).collect()
     }
 
@@ -54,7 +54,7 @@ impl PublisherThread {
             self.try_again(session)?;
         }
         let channels = || session.replaced.iter().chain([&session.main]);
-        let unconfirmed = || channels().flat_map(|channel| channel.unconfirmed.values());
+        let unconfirmed = || channels().flat_map(|channel| channel.unconfirmed.iter());
         // In an alarm nothing is confirmed, whichever queue it is for.
         let is_blocked = session.is_blocked;
         let is_late = |request: &&Request| !is_blocked && request.is_late(now);
@@ -116,7 +116,7 @@ impl PublisherThread {
             for request in self.heard(&mut channel) {
                 session.main.publish(request);
             }
-            session.main.unrouted.append(&mut channel.unrouted);
+            session.main.unconfirmed.keep_unrouted(channel.unconfirmed.take_unrouted());
             let problem = channel.broken.take();
             if channel.unconfirmed.is_empty() && is_open && problem.is_none() {
                 let _ = channel.into_unconfirmed(&kill);
