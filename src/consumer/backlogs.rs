@@ -10,29 +10,29 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
 
-use amiquip::{Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage};
+use amiquip::{Channel, ConnectionBlockedNotification, Consumer};
 use crossbeam_channel::{Receiver, Select, TryRecvError, unbounded};
 use uuid::Uuid;
 
-use super::{Context, Ended, closed, connect_again};
-use crate::backlogs::{News, Standing};
+use super::{Context, Ended, connect_again};
+use crate::backlogs::Standing;
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
-use crate::domain::instances::SentBy;
-use crate::domain::pace::Hold;
-use crate::metrics::{Dropped, Held};
-use crate::pipeline::Missing;
+use crate::metrics::Held;
 
+mod advance;
 mod elsewhere;
+mod news;
 mod queue;
 mod supply;
 mod unanswered;
 mod upkeep;
 
-use queue::{Done, Event, Item, Queue, Shared, Task};
+use news::learn;
+use queue::{Event, Item, Queue, Shared};
 use unanswered::Unanswered;
 
 /// How often it looks after what no event moves.
@@ -41,10 +41,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often those are asked for again that another request holds up, beside whenever one ends: what
 /// changes with the clock (a request that becomes slow) rings no bell.
 const SOON: Duration = Duration::from_millis(100);
-
-/// How many of these are asked for when a request has ended. It makes room for one, and the next may be
-/// refused for reasons of their own.
-const ASKED: usize = 8;
 
 /// How often it is written down at most what holds a backlog up.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
@@ -59,19 +55,6 @@ pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
         }
         session(context, lane, &mut known, &mut unanswered, causes)
     });
-}
-
-fn learn(known: &mut BTreeMap<Uuid, Option<Standing>>, news: News) {
-    match news {
-        News::Opened(webhook) => drop(known.entry(webhook).or_insert(Some(Standing::Enabled))),
-        News::Removed(webhook) => drop(known.remove(&webhook)),
-        News::Standing(webhook, standing) => {
-            if let Some(known) = known.get_mut(&webhook) {
-                *known = standing;
-            }
-        }
-        News::Changed => {}
-    }
 }
 
 /// One connection's life.
@@ -337,322 +320,6 @@ impl Drain<'_, '_> {
         });
     }
 
-    fn take_news(&mut self) -> Result<(), Ended> {
-        while let Ok(news) = self.context.backlogs.news(self.lane.number).try_recv() {
-            learn(self.known, news);
-            match news {
-                News::Opened(webhook) => self.add(webhook)?,
-                News::Removed(webhook) => self.remove(webhook)?,
-                News::Standing(webhook, standing) => self.has_changed(webhook, standing)?,
-                News::Changed => self.have_changed = true,
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins to consume a backlog.
-    fn add(&mut self, webhook: Uuid) -> Result<(), Ended> {
-        if self.backlogs.contains_key(&webhook) {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let backlog = Backlog {
-            queue: Arc::new(Queue::new(webhook)),
-            consumer: None,
-            is_elsewhere: false,
-            limited_at: now,
-            prefetch: 0,
-            in_hand: 0,
-            had_too_many: false,
-            done: 0,
-            due: None,
-            listed_due: None,
-            paused_since: None,
-            resume_at: None,
-            is_soon: false,
-            quiet_since: now,
-            is_empty: false,
-            look_at: now,
-            look_again: TICK,
-            oldest: None,
-            looks_in_vain: 0,
-            noted: None,
-            noted_at: now.checked_sub(NOTE_INTERVAL).unwrap_or(now),
-        };
-        self.backlogs.insert(webhook, backlog);
-        if self.sent_by(webhook) == Some(SentBy::Other) {
-            self.is_left(webhook);
-        } else {
-            self.consume(webhook, 1)?;
-        }
-        match self.known.get(&webhook) {
-            Some(standing) => self.has_changed(webhook, *standing),
-            None => Ok(()),
-        }
-    }
-
-    fn remove(&mut self, webhook: Uuid) -> Result<(), Ended> {
-        self.release(webhook)?;
-        self.forget(webhook);
-        Ok(())
-    }
-
-    /// Nothing is left of a backlog but what is under way, whose acks find no queue. At once, in all
-    /// lists: another may be made before it is looked at again.
-    fn forget(&mut self, webhook: Uuid) {
-        let Some(backlog) = self.backlogs.remove(&webhook) else { return };
-        self.forget_unanswered(webhook);
-        self.context.receivers.set_elsewhere(self.lane.number, webhook, false);
-        self.ahead -= usize::from(backlog.prefetch.saturating_sub(1));
-        self.expecting.remove(&webhook);
-        self.in_line.remove(&webhook);
-        if let Some(due) = backlog.listed_due {
-            self.due.remove(&(due, webhook));
-        }
-        self.stop_queue(&backlog.queue);
-    }
-
-    /// Its webhook is paused, resumed, disabled or deleted.
-    fn has_changed(&mut self, webhook: Uuid, standing: Option<Standing>) -> Result<(), Ended> {
-        match standing {
-            Some(Standing::Enabled) => {
-                let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
-                let is_paused = matches!(backlog.queue.state().hold, Some(Hold::Paused));
-                if is_paused {
-                    backlog.queue.state().hold = None;
-                    (backlog.resume_at, backlog.due) = (None, None);
-                    if backlog.consumer.is_none() {
-                        self.consume(webhook, 1)?;
-                    }
-                    self.advance(webhook);
-                }
-                Ok(())
-            }
-            // Whoever asks next finds out.
-            Some(Standing::Paused) => Ok(()),
-            Some(Standing::Disabled) => self.drop_all(webhook, Dropped::Disabled),
-            None => self.drop_all(webhook, Dropped::Deleted),
-        }
-    }
-
-    fn drop_all(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
-        self.purge(webhook, why)?;
-        if matches!(why, Dropped::Deleted) {
-            self.ask_for_removal(webhook);
-        }
-        Ok(())
-    }
-
-    /// What was refused by the settings that a webhook had may begin now.
-    fn ask_for_all(&mut self) -> Result<(), Ended> {
-        let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
-        for webhook in webhooks {
-            let Some(backlog) = self.backlogs.get(&webhook) else { continue };
-            // Nothing else that holds one up is a setting.
-            if !matches!(backlog.queue.state().hold, Some(Hold::Limit(..))) {
-                continue;
-            }
-            if backlog.consumer.is_none() {
-                self.consume(webhook, 1)?;
-            }
-            self.advance(webhook);
-        }
-        Ok(())
-    }
-
-    fn take_messages(&mut self, of_all: bool) -> Result<(), Ended> {
-        let webhooks: Vec<Uuid> = match of_all {
-            true => self.backlogs.keys().copied().collect(),
-            false => self.expecting.iter().copied().collect(),
-        };
-        for webhook in webhooks {
-            let mut given = Vec::new();
-            let mut is_gone = false;
-            if let Some(Backlog { consumer: Some(consumer), .. }) = self.backlogs.get(&webhook) {
-                loop {
-                    match consumer.receiver().try_recv() {
-                        Ok(ConsumerMessage::Delivery(delivery)) => given.push(delivery),
-                        Ok(ConsumerMessage::ServerCancelled) => {
-                            is_gone = true;
-                            break;
-                        }
-                        Ok(
-                            ConsumerMessage::ServerClosedChannel(error)
-                            | ConsumerMessage::ServerClosedConnection(error),
-                        ) => return Err(closed(&error)),
-                        Ok(_) | Err(TryRecvError::Disconnected) => {
-                            return Err(Ended::Lost("connection lost".to_owned()));
-                        }
-                        Err(TryRecvError::Empty) => break,
-                    }
-                }
-            }
-            if is_gone {
-                self.is_gone(webhook);
-            } else if !given.is_empty() {
-                self.are_given(webhook, given);
-                self.advance(webhook);
-            }
-        }
-        Ok(())
-    }
-
-    /// The queue was deleted, or RabbitMQ has ended its consumer.
-    fn is_gone(&mut self, webhook: Uuid) {
-        self.forget(webhook);
-        self.known.remove(&webhook);
-        self.context.backlogs.lost(self.lane.number, webhook);
-    }
-
-    fn take_events(&mut self) -> Result<(), Ended> {
-        while let Ok(event) = self.events.try_recv() {
-            self.take_event(event)?;
-        }
-        Ok(())
-    }
-
-    fn take_event(&mut self, event: Event) -> Result<(), Ended> {
-        match event {
-            Event::Done(Done { queue, delivery, is_kept }) => {
-                if !is_kept {
-                    return Err(Ended::Missing(Missing::Confirm));
-                }
-                delivery.ack(self.channel).map_err(|error| lost(&error))?;
-                let tally = self.context.pipeline.tally();
-                tally.finished(1);
-                tally.let_go(1);
-                // Its queue may have been deleted, and another made, which never gave us this.
-                let is_its = |backlog: &&mut Backlog<'_>| Arc::ptr_eq(&backlog.queue, &queue);
-                if let Some(backlog) = self.backlogs.get_mut(&queue.webhook()).filter(is_its) {
-                    backlog.in_hand -= 1;
-                    self.touched.insert(queue.webhook());
-                    backlog.done += 1;
-                }
-                Ok(())
-            }
-            Event::Look(webhook) => {
-                self.advance(webhook);
-                Ok(())
-            }
-            Event::Unwanted(webhook, why) => self.drop_all(webhook, why),
-            Event::Panicked => panic!("a delivery of a backlog panicked"),
-        }
-    }
-
-    /// Those that waited for a place have one, or won't get it.
-    fn take_calls(&mut self) {
-        let webhooks: Vec<Uuid> = self.in_line.iter().copied().collect();
-        for webhook in webhooks {
-            let Some(backlog) = self.backlogs.get(&webhook) else { continue };
-            if let Some(task) = backlog.queue.called(&self.shared) {
-                self.start(&Arc::clone(&backlog.queue), task);
-                self.advance(webhook);
-            }
-        }
-    }
-
-    fn start(&self, queue: &Arc<Queue>, task: Task) {
-        self.context.pipeline.tally().taken();
-        let work = queue::work(Arc::clone(&self.shared), Arc::clone(queue), task);
-        // Without more threads, this one does it, and all others wait.
-        if let Err(work) = self.context.workers.run(work)
-            && let Some(farewell) = work()
-        {
-            farewell();
-        }
-    }
-
-    /// Begins what may begin of a backlog, and takes note of what holds up the rest.
-    fn advance(&mut self, webhook: Uuid) {
-        self.touched.insert(webhook);
-        let Some(queue) = self.backlogs.get(&webhook).map(|backlog| Arc::clone(&backlog.queue))
-        else {
-            return;
-        };
-        // A request that has ended leaves its place before its thread is done: on a busy machine, and while
-        // the broker confirms slowly, threads would pile up.
-        let has_thread =
-            || self.shared.at_work.load(Ordering::Relaxed) < usize::from(self.lane.capacity);
-        if Instant::now() >= self.missing_until {
-            while has_thread()
-                && let Some(task) = queue.next(&self.shared)
-            {
-                self.start(&queue, task);
-            }
-        }
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
-        let state = queue.state();
-        let now = Instant::now();
-        if state.is_missing && now >= self.missing_until {
-            // The others would have to wait as long for the same answer.
-            self.missing_until = now + state.wait();
-        }
-        if matches!(state.hold, Some(Hold::Limit(..))) {
-            backlog.limited_at = now;
-        }
-        backlog.due = None;
-        if state.ready.is_empty() || state.in_line.is_some() {
-            return;
-        }
-        let wait = state.wait();
-        // It leaves when it is too old, if it has not begun by then; and if PostgreSQL knows its webhook.
-        let head = state.ready.front().filter(|_| !state.is_missing);
-        let expires_in = head.map(|head| self.context.pipeline.expires_in(&head.waiting));
-        backlog.due = expires_in.and_then(|left| now.checked_add(left));
-        if !wait.is_zero() {
-            let due = now + wait;
-            backlog.due = Some(backlog.due.map_or(due, |expires| expires.min(due)));
-        } else if !std::mem::replace(&mut backlog.is_soon, true) {
-            self.soon.push_back(webhook);
-        }
-    }
-
-    /// Asks for those whose time has come, and for some of those that another request held up.
-    fn ask_again(&mut self, now: Instant) -> Result<(), Ended> {
-        let is_due = |(at, _): &&(Instant, Uuid)| now >= *at;
-        let due: Vec<Uuid> =
-            self.due.iter().take_while(is_due).map(|(_, webhook)| *webhook).collect();
-        for webhook in due {
-            self.advance(webhook);
-        }
-        let has_rung = self.bell.try_recv().is_ok();
-        let most = if now >= self.asked_soon_at + SOON {
-            self.asked_soon_at = now;
-            // However often a table changes.
-            if std::mem::take(&mut self.have_changed) {
-                self.ask_for_all()?;
-            }
-            self.soon.len()
-        } else if has_rung {
-            ASKED
-        } else {
-            0
-        };
-        for _ in 0..most.min(self.soon.len()) {
-            let Some(webhook) = self.soon.pop_front() else { break };
-            if let Some(backlog) = self.backlogs.get_mut(&webhook) {
-                backlog.is_soon = false;
-                self.advance(webhook);
-            }
-        }
-        self.context.receivers.listen(self.lane.number, !self.soon.is_empty());
-        Ok(())
-    }
-
-    /// Notes what a backlog waits for now.
-    fn list(&mut self, webhook: Uuid) {
-        let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
-        put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));
-        put(&mut self.in_line, webhook, backlog.queue.in_line().is_some());
-        if backlog.listed_due != backlog.due {
-            if let Some(before) = backlog.listed_due.take() {
-                self.due.remove(&(before, webhook));
-            }
-            self.due.extend(backlog.due.map(|due| (due, webhook)));
-            backlog.listed_due = backlog.due;
-        }
-    }
-
     /// Until there is something to do.
     fn wait(&self) {
         let now = Instant::now();
@@ -682,15 +349,6 @@ impl Drain<'_, '_> {
             deadline = deadline.min(*due);
         }
         let _ = select.ready_timeout(deadline.saturating_duration_since(now));
-    }
-}
-
-/// Whether it is in the set.
-fn put(set: &mut BTreeSet<Uuid>, webhook: Uuid, is_in: bool) {
-    if is_in {
-        set.insert(webhook);
-    } else {
-        set.remove(&webhook);
     }
 }
 
