@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::domain::address::AllowedNetworks;
 use crate::domain::answer::MOST_OF_BODY;
+use crate::domain::broker_names;
 use crate::domain::forwarding::Forwarding;
 use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
@@ -395,8 +396,7 @@ fn check_queue_name(name: &str) -> Result<(), String> {
     if name.contains(['*', '#']) {
         return Err(format!("{shown} has a `*` or `#`, which a topic binding can't be made of"));
     }
-    let taken = [".retry", ".dead"].iter().any(|suffix| name.ends_with(suffix));
-    if taken || name.starts_with("webhooks.wait.") || name.starts_with("amq.") {
+    if broker_names::is_taken(name) {
         return Err(format!("{shown} is a name that the notifier or the broker keeps for itself"));
     }
     Ok(())

@@ -15,8 +15,9 @@ use crate::broker::{
     self, Batches, BrokerError, Browsed, Manner, Message, ORPHANED, Outgoing, Verdict,
 };
 use crate::config::Config;
+use crate::domain::broker_names::header;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
-use crate::domain::delivery::{self, Value};
+use crate::domain::delivery::Value;
 use crate::domain::event::{Event, Malformed, account_of};
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Standing, Store, StoreError};
@@ -292,7 +293,7 @@ impl Place<'_> {
         }
         let says_nothing =
             |account: &Value| matches!(account, Value::Text(text) if text.is_empty());
-        let is_told = headers.contains_key(delivery::ACCOUNT)
+        let is_told = headers.contains_key(header::ACCOUNT)
             || properties.account.is_some_and(|account| !says_nothing(account));
         match is_told {
             true => letter,

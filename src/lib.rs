@@ -100,9 +100,9 @@
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`]; what is forgotten when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
 //! | what is told by `webhooks.events` | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; which outages are known to all: `notices/watch.rs` |
 //! | the tables | a new file in `sql/`; `store/schema.rs` lists it, and what `migrate` puts back; statements in [`store`] |
-//! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
+//! | exchanges and queues | [`domain::broker_names`] says their names, and those of headers; `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
 //! | how the broker is reached | `broker/connecting.rs` |
-//! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
+//! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs`; which confirm is whose: [`domain::unconfirmed`] |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
 //! | what the status page says | `status/advice.rs`; what receivers are called there, and how they are searched: `status/names.rs`; how it looks: `admin/page/` |

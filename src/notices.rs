@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::domain::delivery::Value;
     use crate::domain::event::Event;
-    use crate::domain::notice::NOTICE;
+    use crate::domain::broker_names::header::NOTICE;
 
     fn delivery(event_type: &str) -> Delivery {
         let (id, event_type) = ("e".to_owned(), event_type.to_owned());

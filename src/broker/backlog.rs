@@ -3,19 +3,10 @@
 use amiquip::{Channel, ConsumerOptions, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
 
-use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue};
+use super::topology::backlog_options;
 use super::{BrokerError, Link, SETUP_TIMEOUT, cancel, failed};
+use crate::domain::broker_names::{BACKLOG_EXCHANGE, backlog_key, backlog_queue};
 use crate::shutdown::Shutdown;
-
-/// How a message finds its backlog.
-pub(super) fn backlog_key(origin: &str, webhook: Uuid) -> String {
-    format!("{origin}.{webhook}")
-}
-
-pub(super) fn read_backlog_key(key: &str) -> Option<(&str, Uuid)> {
-    let (origin, webhook) = key.rsplit_once('.')?;
-    Some((origin, Uuid::try_parse(webhook).ok()?))
-}
 
 impl Link {
     /// Makes the backlog of a webhook for the queue `origin`, or makes sure of it; says how many messages wait

@@ -9,6 +9,7 @@ use crossbeam_channel::RecvTimeoutError;
 use super::renewal::{Frame, Renewal};
 use super::{BrokerError, KillSwitch, Link, Message, SETUP_TIMEOUT, cancel};
 use crate::config::Config;
+use crate::domain::broker_names::turn_queue;
 use crate::shutdown::Shutdown;
 
 /// Messages that may be unsettled on one channel, after the first [`BATCH`]. They are in our memory, and as
@@ -125,11 +126,6 @@ pub fn browse<E: From<BrokerError>>(
     link.close();
     let is_seen = enough || expected == 0;
     Ok((if is_seen { Browsed::Seen } else { Browsed::Withheld(expected) }, looks))
-}
-
-/// Who has this one, exclusively, has the turn.
-pub(super) fn turn_queue(queue: &str) -> String {
-    format!("webhooks.reading.{queue}")
 }
 
 /// Waits until no other command looks at a queue: it would find little there, and not know why. Who has an

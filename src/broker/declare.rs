@@ -10,11 +10,13 @@ use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
 use super::calls::{Calls, QueueCounts, is_absent, is_forbidden, is_refusal};
 use super::objects::Objects;
 use super::topology::{
-    BACKLOG_EXCHANGE, Lane, LaneKind, ORPHANED, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE,
-    dead_queue, event_options, exchange_options, plain_options, retry_options, retry_queue,
-    wait_options, wait_queue,
+    Lane, LaneKind, Topology, event_options, exchange_options, plain_options, retry_options,
+    wait_options,
 };
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, ORPHANED, RETRY_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue, wait_queue,
+};
 use crate::metrics::ObjectKind as Kind;
 use crate::shutdown::Shutdown;
 

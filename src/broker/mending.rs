@@ -18,7 +18,7 @@ use std::io::{self, Read, Write};
 
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
-use super::message::ACCOUNT;
+use crate::domain::broker_names::header::PRODUCERS_ACCOUNT;
 
 /// "Substitute", the control character for what is invalid or in error (ECMA-48, 8.3.148).
 const SUBSTITUTE: u8 = 0x1a;
@@ -185,7 +185,7 @@ fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
 
 /// Replaces what is not UTF-8 in the names of headers and in those that are texts. amiquip would end the
 /// table there, and what a later header says would count as never said. Makes what nests too deep bytes,
-/// and of [`ACCOUNT`] what amiquip would take instead of the first that says anything a header of another
+/// and of [`PRODUCERS_ACCOUNT`] what amiquip would take instead of the first that says anything a header of another
 /// name.
 fn mend_headers(table: &mut Fields<'_>) -> Option<()> {
     let mut has_account = false;
@@ -208,7 +208,7 @@ fn mend_headers(table: &mut Fields<'_>) -> Option<()> {
             b'F' if nests_too_deep(value, Within::Table) => *kind = b'x',
             _ => {}
         }
-        if name == ACCOUNT.as_bytes() {
+        if name == PRODUCERS_ACCOUNT.as_bytes() {
             let says_nothing = matches!(*kind, b'V' | b'S') && value.is_empty();
             if has_account || says_nothing {
                 name.fill(SUBSTITUTE);

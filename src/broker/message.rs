@@ -4,17 +4,11 @@ use std::time::SystemTime;
 
 use amiquip::AmqpValue;
 
-use super::outgoing::ENTERED_BY;
 use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
+use crate::domain::broker_names::header::{self, BOUND_FOR, DELIVERY_COUNT, ENTERED_BY};
 use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value, is_producers};
 use crate::domain::event::Properties;
 use crate::domain::shown::word;
-
-/// The header in which quorum queues count how often they took a message back.
-pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
-
-/// The header of what is to go to a queue that did not take it: by its name.
-pub(super) const BOUND_FOR: &str = "x-bound-for";
 
 /// A message that came back that often is weary: it gets a new life, as a copy at the end of its
 /// queue. A quorum queue drops or dead-letters a message that came back more often than its delivery
@@ -25,9 +19,6 @@ const MOST_REDELIVERIES: i64 = 4;
 /// The first of a backlog is handed back with each outage that comes while it drains, and whenever it is
 /// held for minutes: it loses its place in the order when it is replaced by a copy.
 const MOST_REDELIVERIES_OF_BACKLOG: i64 = 15;
-
-/// The header by which a producer says whose an event is.
-pub const ACCOUNT: &str = "account";
 
 /// How much of the producer's headers is taken over. amiquip sends all headers in one frame, and the
 /// broker closes the connection over one that is too large: 128 KiB, where nobody set less. A producer
@@ -87,7 +78,7 @@ impl Message {
         Properties {
             message_id: self.message_id.as_deref(),
             event_type: self.event_type.as_deref(),
-            account: self.headers.get(ACCOUNT),
+            account: self.headers.get(header::PRODUCERS_ACCOUNT),
         }
     }
 
@@ -121,9 +112,9 @@ impl Message {
         }
         // However many others there are, and whatever it is: an event must not seem to be of another
         // account, or of none, because its header was left out.
-        let account = properties.headers().as_ref().and_then(|table| table.get(ACCOUNT));
+        let account = properties.headers().as_ref().and_then(|table| table.get(header::PRODUCERS_ACCOUNT));
         if let Some(account) = account.and_then(read_account) {
-            headers.insert(ACCOUNT.to_owned(), account);
+            headers.insert(header::PRODUCERS_ACCOUNT.to_owned(), account);
         }
         Self {
             headers,
@@ -231,7 +222,7 @@ fn read_value(value: &AmqpValue) -> Option<Value> {
     })
 }
 
-/// The header [`ACCOUNT`]: no value is none, and what can't be a name is one that is refused.
+/// The header [`header::PRODUCERS_ACCOUNT`]: no value is none, and what can't be a name is one that is refused.
 fn read_account(value: &AmqpValue) -> Option<Value> {
     match value {
         AmqpValue::Void => None,

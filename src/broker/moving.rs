@@ -8,20 +8,27 @@
 use std::time::{Duration, Instant};
 
 use amiquip::{
-    AmqpProperties, Channel, Confirm, ConfirmSmoother, Consumer, ConsumerMessage, ConsumerOptions,
-    Publish, QueueDeclareOptions, QueueDeleteOptions, Return,
+    Channel, Consumer, ConsumerMessage, ConsumerOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::RecvTimeoutError;
 
-use super::browse::{take_turn, turn_queue};
-use super::calls::{Calls, QueueCounts, is_refusal};
-use super::message::DELIVERY_COUNT;
-use super::publisher::CONFIRM_TIMEOUT;
-use super::topology::{QUEUE_TYPE, event_options, moving_options};
-use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, SETUP_TIMEOUT, cancel, failed};
+use super::browse::take_turn;
+use super::calls::{Calls, QueueCounts};
+use super::topology::{event_options, moving_options};
+use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT, cancel, failed};
 use crate::config::{Config, QueueType};
-use crate::domain::event::MAX_NAME_BYTES;
+use crate::domain::broker_names::moving_queue;
 use crate::shutdown::Shutdown;
+
+mod properties;
+mod publishing;
+mod standing;
+
+use properties::carried;
+use publishing::Publishing;
+use standing::standing;
+
+pub use standing::{QueueStanding, look_at};
 
 /// Messages that are in hand together: those that are in both places at most when we are killed. Of more than 32 a
 /// quorum queue (RabbitMQ 3.10 at least) forgets the order when it takes them back.
@@ -83,36 +90,6 @@ pub struct Moved {
     pub without_copies: u64,
 }
 
-/// What a queue is, before it is moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueStanding {
-    /// Which kind, and what it holds; none if there is no such queue.
-    pub queue: Option<(QueueType, QueueCounts)>,
-    /// What a move that was interrupted has put aside.
-    pub put_aside: Option<u32>,
-}
-
-/// Where the messages of a queue are while it is made anew.
-#[must_use]
-pub fn moving_queue(queue: &str) -> String {
-    format!("webhooks.moving.{queue}")
-}
-
-/// What a queue is, and what of it was put aside. Changes nothing.
-///
-/// # Errors
-/// [`MoveError`].
-pub fn look_at(
-    config: &Config,
-    shutdown: &Shutdown,
-    queue: &str,
-) -> Result<QueueStanding, MoveError> {
-    let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    let standing = standing(&mut link, queue);
-    link.close();
-    standing
-}
-
 /// Has a queue be of this kind, with all that it holds. `progress` hears how far it is.
 ///
 /// # Errors
@@ -165,57 +142,6 @@ fn not_consumed(queue: &str, QueueCounts { consumers, .. }: QueueCounts) -> Resu
         _ => Err(MoveError::Unfit(format!(
             "{queue:?} is consumed (consumers: {consumers}): stop the notifiers, and whatever else consumes it"
         ))),
-    }
-}
-
-fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, MoveError> {
-    // Also for whose turn it is there is a queue of its name.
-    let most = MAX_NAME_BYTES - moving_queue("").len().max(turn_queue("").len());
-    if !(1..=most).contains(&queue.len()) {
-        return Err(MoveError::Unfit(format!(
-            "{queue:?} can't be moved: the name of a queue that can has 1 to {most} bytes"
-        )));
-    }
-    let (kill, address) = (link.kill_switch(), link.address.clone());
-    let found = kill.guard(SETUP_TIMEOUT, None, || {
-        let mut calls = Calls::new(link);
-        let put_aside = calls.queue(&moving_queue(queue))?.map(|counts| counts.ready);
-        let Some(counts) = calls.queue(queue)? else {
-            return Ok(Ok(QueueStanding { queue: None, put_aside }));
-        };
-        let mut others = Vec::new();
-        // The one without any kind of its own is of the virtual host's default, classic where that is unset.
-        let kinds = [(Some(QueueType::Quorum), QueueType::Quorum)];
-        let classic = [None, Some(QueueType::Classic)].map(|kind| (kind, QueueType::Classic));
-        for (declared, kind) in kinds.into_iter().chain(classic) {
-            let options = event_options(declared);
-            // What is there already stays as it is; with other arguments this fails.
-            match calls.call(|channel| channel.queue_declare(queue, options).map(drop)) {
-                Ok(()) => {
-                    return Ok(Ok(QueueStanding { queue: Some((kind, counts)), put_aside }));
-                }
-                Err(error) if is_refusal(&error) => others.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Err(others))
-    });
-    let problems = match found.map_err(|error| failed(&address, queue, &error))? {
-        Ok(standing) => return Ok(standing),
-        Err(problems) => problems,
-    };
-    // One that says more than that it is of another kind.
-    let of_kind = |error: &amiquip::Error| error.to_string().contains(QUEUE_TYPE);
-    let telling = problems.iter().find(|error| !of_kind(error)).or(problems.first());
-    match telling {
-        Some(amiquip::Error::ServerClosedChannel { code: 406, message, .. }) => {
-            Err(MoveError::Unfit(format!(
-                "{queue:?} has arguments of its own, which a queue that is made anew would not have \
-                 ({message}): let a policy say them, and make the queue by hand"
-            )))
-        }
-        Some(error) => Err(failed(&address, queue, error).into()),
-        None => Err(MoveError::Unfit(format!("{queue:?} is of no kind that is known"))),
     }
 }
 
@@ -361,11 +287,13 @@ impl Mover<'_> {
         taker: &mut Publishing,
         channel: &Channel,
     ) -> Result<(), MoveError> {
-        let messages = batch.iter_mut().map(|delivery| {
-            let properties = self.carried(&delivery.properties);
-            (std::mem::take(&mut delivery.body), properties)
-        });
-        let messages: Vec<_> = messages.collect();
+        let mut messages = Vec::with_capacity(batch.len());
+        for delivery in &mut batch {
+            let (properties, left_out) = carried(&delivery.properties, &self.config.amqp.user);
+            self.moved.without_user += u64::from(left_out.user);
+            self.moved.without_copies += u64::from(left_out.copies);
+            messages.push((std::mem::take(&mut delivery.body), properties));
+        }
         taker.publish(messages)?;
         let kill = self.link.kill_switch();
         let acked = kill.guard(SETUP_TIMEOUT, None, || {
@@ -377,47 +305,6 @@ impl Mover<'_> {
             channel.qos(0, BATCH, false)
         });
         acked.map_err(|error| self.link.unavailable(&error).into())
-    }
-
-    /// The properties of a message in its new place.
-    fn carried(&mut self, properties: &AmqpProperties) -> AmqpProperties {
-        let mut carried = AmqpProperties::default();
-        macro_rules! keep {
-            ($($property:ident $with:ident),*) => {
-                $(if let Some(value) = properties.$property() {
-                    carried = carried.$with(value.clone());
-                })*
-            };
-        }
-        keep!(
-            content_type with_content_type,
-            content_encoding with_content_encoding,
-            delivery_mode with_delivery_mode,
-            priority with_priority,
-            correlation_id with_correlation_id,
-            reply_to with_reply_to,
-            expiration with_expiration,
-            message_id with_message_id,
-            timestamp with_timestamp,
-            type_ with_type_,
-            app_id with_app_id,
-            cluster_id with_cluster_id
-        );
-        if let Some(headers) = properties.headers() {
-            let mut headers = headers.clone();
-            // RabbitMQ's own count, of the queue that it leaves.
-            headers.remove(DELIVERY_COUNT);
-            let copies = ["CC", "BCC"].map(|name| headers.remove(name));
-            self.moved.without_copies += u64::from(copies.iter().any(Option::is_some));
-            carried = carried.with_headers(headers);
-        }
-        match properties.user_id() {
-            Some(user) if *user == self.config.amqp.user => carried.with_user_id(user.clone()),
-            user => {
-                self.moved.without_user += u64::from(user.is_some());
-                carried
-            }
-        }
     }
 
     /// Deletes a queue that is empty, and says whether it was.
@@ -441,90 +328,5 @@ impl Mover<'_> {
             Err(amiquip::Error::ServerClosedChannel { code: 406, .. }) => Ok(false),
             Err(error) => Err(failed(&self.link.address, queue, &error).into()),
         }
-    }
-}
-
-/// A channel on which messages are published as they are, on a connection of its own: a broker with an alarm
-/// stops reading from those that publish.
-struct Publishing {
-    link: Link,
-    queue: String,
-    channel: Channel,
-    confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
-    smoother: ConfirmSmoother,
-    kill: KillSwitch,
-}
-
-impl Publishing {
-    fn open(config: &Config, queue: &str, shutdown: &Shutdown) -> Result<Self, BrokerError> {
-        let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-        let kill = link.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, None, || {
-            let channel = link.channel()?;
-            let returns = channel.listen_for_returns()?;
-            // In this order, or confirms that come early are dropped.
-            let confirms = channel.listen_for_publisher_confirms()?;
-            channel.enable_publisher_confirms()?;
-            Ok((channel, confirms, returns))
-        });
-        let (channel, confirms, returns) = opened.map_err(|error| link.unavailable(&error))?;
-        let smoother = ConfirmSmoother::new();
-        Ok(Self { link, queue: queue.to_owned(), channel, confirms, returns, smoother, kill })
-    }
-
-    /// Publishes these, and waits until the broker has all of them.
-    fn publish(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), BrokerError> {
-        let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
-        let kill = self.kill.clone();
-        // Not ended by shutdown: a batch that is cut would be in both places.
-        let published = kill.guard(limit, None, || self.publish_all(messages));
-        published.map_err(|problem| {
-            // Or the drop of the channel would wait for an answer.
-            self.kill.cut();
-            BrokerError::Unavailable { address: self.link.address.clone(), problem }
-        })
-    }
-
-    fn publish_all(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), String> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let mut unconfirmed = messages.len();
-        for (body, properties) in messages {
-            let publish = Publish {
-                body: &body,
-                routing_key: self.queue.clone(),
-                mandatory: true,
-                immediate: false,
-                properties,
-            };
-            self.channel.basic_publish("", publish).map_err(|error| error.to_string())?;
-        }
-        while unconfirmed > 0 {
-            let confirm = match self.confirms.recv_deadline(deadline) {
-                Ok(confirm) => confirm,
-                Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
-                Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
-            };
-            for confirm in self.smoother.process(confirm) {
-                if matches!(confirm, Confirm::Nack(_)) {
-                    return Err(format!(
-                        "the queue {} takes no messages (nack): has it a `max-length`, by a policy?",
-                        self.queue
-                    ));
-                }
-                unconfirmed -= 1;
-            }
-            // A message that came back is acked too, after it came back.
-            if let Ok(returned) = self.returns.try_recv() {
-                return Err(format!("the queue {} is gone: {}", self.queue, returned.reply_text));
-            }
-        }
-        Ok(())
-    }
-
-    fn close(self) {
-        let Self { link, channel, kill, .. } = self;
-        kill.guard(CLOSE_TIMEOUT, None, || channel.close()).ok();
-        link.close();
     }
 }

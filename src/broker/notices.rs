@@ -11,9 +11,10 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use super::calls::{Calls, is_forbidden};
 use super::outgoing::Outgoing;
 use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
-use super::topology::{EVENTS_EXCHANGE, exchange_options};
+use super::topology::exchange_options;
 use super::{BrokerError, CLOSE_TIMEOUT, Link, Message, SETUP_TIMEOUT, failed};
 use crate::config::Config;
+use crate::domain::broker_names::EVENTS_EXCHANGE;
 use crate::domain::notice::Notice;
 use crate::shutdown::Shutdown;
 

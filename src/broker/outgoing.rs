@@ -3,14 +3,12 @@
 use uuid::Uuid;
 
 use super::Message;
-use super::backlog::backlog_key;
-use super::routes::queue_of;
-use super::topology::{BACKLOG_EXCHANGE, EVENTS_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue};
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, WAIT_EXCHANGE, backlog_key, dead_queue, header, queue_of,
+    retry_queue, wait_key,
+};
 use crate::domain::delivery::Value;
 use crate::domain::retry::Span;
-
-/// The header that says which process put a delivery into a backlog.
-pub(super) const ENTERED_BY: &str = "x-entered-by";
 
 /// A message to publish.
 #[derive(Clone, Debug)]
@@ -41,7 +39,7 @@ impl Outgoing {
     #[must_use]
     pub fn park(message: Message, delay: Span, origin: &str) -> Self {
         let instead = Instead::OtherWait(delay, origin.to_owned());
-        let routing_key = format!("{delay}.{origin}");
+        let routing_key = wait_key(delay, origin);
         Self { exchange: WAIT_EXCHANGE, routing_key, message, instead }
     }
 
@@ -56,7 +54,7 @@ impl Outgoing {
     #[must_use]
     pub fn backlog(mut message: Message, origin: &str, webhook: Uuid, instance: &str) -> Self {
         let by = Value::Text(instance.to_owned());
-        message.headers.insert(ENTERED_BY.to_owned(), by);
+        message.headers.insert(header::ENTERED_BY.to_owned(), by);
         let routing_key = backlog_key(origin, webhook);
         let instead = Instead::NoBacklog(origin.to_owned());
         Self { exchange: BACKLOG_EXCHANGE, routing_key, message, instead }

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use amiquip::ConnectionBlockedNotification;
-use crossbeam_channel::{
-    Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select, unbounded,
-};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use uuid::Uuid;
 
+mod confirmation;
 mod confirming;
 mod upkeep;
 
+pub use confirmation::{Confirmation, NotConfirmed};
 pub(super) use confirming::Confirming;
 
 use super::outgoing::{Instead, Outgoing};
@@ -37,10 +37,6 @@ pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// what is for a quorum queue without one.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long who ends waits for the confirm of a message that was refused: until it was sent to
-/// another queue, where there is one.
-const LAST_CHANCE: Duration = Duration::from_secs(7);
-
 /// Publishes that may wait for the publisher's thread. Whoever publishes more waits, and sends the
 /// broker no more than it takes.
 const PUBLISH_QUEUE: usize = 256;
@@ -58,12 +54,6 @@ const TRIAL: Duration = Duration::from_millis(250);
 /// How long a connection that is given up may still confirm what was published on it. The broker
 /// confirms within milliseconds, unless it is in trouble itself.
 const LAST_CONFIRMS: Duration = Duration::from_secs(1);
-
-/// A message was not confirmed in time: nobody knows whether the broker has it, so the message it
-/// was made of must not be acked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("RabbitMQ did not confirm the message")]
-pub struct NotConfirmed;
 
 /// Publishes with confirms, over one connection for the whole process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -183,89 +173,6 @@ impl Publisher {
     #[must_use]
     pub fn refusing(&self) -> Vec<Refusing> {
         self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// A message on its way: to be waited for before anything relies on it. Who drops it has given up, and
-/// the message is not published any more, if it was not by then.
-#[derive(Debug)]
-#[must_use]
-pub struct Confirmation {
-    outcome: Receiver<()>,
-    deadline: Instant,
-    slip: Arc<Slip>,
-}
-
-impl Confirmation {
-    /// Waits until the broker has the message safely: for minutes, if it has to be; from `shutdown` on
-    /// only as long as [`Confirmation::wait_at_end`].
-    ///
-    /// # Errors
-    /// [`NotConfirmed`].
-    pub fn wait(&self, shutdown: &Shutdown) -> Result<(), NotConfirmed> {
-        select! {
-            recv(self.outcome) -> answer => answer.map_err(|_| NotConfirmed),
-            recv(shutdown.receiver()) -> _ => self.wait_at_end(),
-            default(self.patience()) => Err(NotConfirmed),
-        }
-    }
-
-    /// Waits for a message that is worth little: at the first refusal it is given up.
-    ///
-    /// # Errors
-    /// [`NotConfirmed`].
-    pub fn wait_unless_refused(&self) -> Result<(), NotConfirmed> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        while !self.is_refused() && Instant::now() < deadline {
-            match self.outcome.recv_timeout(TICK / 5) {
-                Ok(()) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(NotConfirmed),
-            }
-        }
-        self.outcome.try_recv().map_err(|_| NotConfirmed)
-    }
-
-    /// Waits as long as somebody may who ends, and for whom this is the last message.
-    ///
-    /// # Errors
-    /// [`NotConfirmed`].
-    pub fn wait_at_end(&self) -> Result<(), NotConfirmed> {
-        self.outcome.recv_timeout(self.patience_at_end()).map_err(|_| NotConfirmed)
-    }
-
-    /// How long that is.
-    #[must_use]
-    pub fn patience_at_end(&self) -> Duration {
-        let most = if self.is_refused() { LAST_CHANCE } else { CONFIRM_TIMEOUT };
-        most.min(self.patience())
-    }
-
-    /// What is known so far; `None` if that is nothing yet.
-    #[must_use]
-    pub fn poll(&self) -> Option<Result<(), NotConfirmed>> {
-        match self.outcome.try_recv() {
-            Ok(()) => Some(Ok(())),
-            Err(TryRecvError::Empty) if Instant::now() < self.deadline => None,
-            Err(_) => Some(Err(NotConfirmed)),
-        }
-    }
-
-    /// For `select!`: becomes ready when the message is confirmed or given up, though not when
-    /// [`Confirmation::patience`] is over.
-    #[must_use]
-    pub fn receiver(&self) -> &Receiver<()> {
-        &self.outcome
-    }
-
-    /// How much longer it may take.
-    #[must_use]
-    pub fn patience(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-
-    fn is_refused(&self) -> bool {
-        self.slip.is_refused.load(Ordering::Relaxed)
     }
 }
 

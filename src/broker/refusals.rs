@@ -15,13 +15,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::message::BOUND_FOR;
-use super::outgoing::{Instead, Outgoing};
+use super::outgoing::Instead;
 use super::publisher::Request;
-use super::topology::{BACKLOG_EXCHANGE, WITHOUT_BACKLOG, dead_queue, retry_queue, wait_queue};
-use crate::domain::delivery::Value;
+use crate::domain::broker_names::{label_of_queue, wait_queue};
 use crate::domain::retry::Span;
 use crate::metrics::Refusing;
+
+mod other_way;
+
+use other_way::other_way;
 
 /// How long a message waits for its queue before it takes another way: long enough for a queue to have
 /// a new leader.
@@ -32,10 +34,6 @@ const IN_HAND_FOR_BACKLOG: Duration = Duration::from_secs(2);
 
 /// So many messages of a queue may wait that long. More would be a lane's consumers.
 const MOST_IN_HAND: usize = 16;
-
-/// A message that no wait queue has taken by then goes to the retry lane. It counts its attempts there,
-/// one in as long at most.
-const LAST_RESORT: Duration = Duration::from_secs(60);
 
 /// How often refused messages are tried again: at first, and where that has lasted for [`LASTS`].
 const SOON: Duration = Duration::from_millis(400);
@@ -130,7 +128,7 @@ impl Refusals {
         for request in requests {
             let queue = request.message.queue();
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
-                *self.counts.entry(label(queue)).or_default() += 1;
+                *self.counts.entry(label_of_queue(queue)).or_default() += 1;
                 log::warn!(
                     "queue confirms no messages queue={queue}: has it a leader (`rabbitmq-queues \
                      quorum_status`)? What is for it waits elsewhere, and is not lost"
@@ -149,7 +147,7 @@ impl Refusals {
         for request in requests {
             let queue = request.message.queue();
             let now = Instant::now();
-            *self.counts.entry(label(&queue)).or_default() += 1;
+            *self.counts.entry(label_of_queue(&queue)).or_default() += 1;
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
                 log::warn!(
                     "queue takes no messages queue={queue}: has it a `max-length` by a policy \
@@ -248,7 +246,7 @@ impl Refusals {
             *found = (found.0.min(request.since), found.1 + 1);
         }
         for queue in late.keys().filter(|queue| !self.late.contains_key(*queue)) {
-            *self.counts.entry(label(queue)).or_default() += 1;
+            *self.counts.entry(label_of_queue(queue)).or_default() += 1;
             log::warn!(
                 "queue confirms no messages queue={queue}: has it a leader (`rabbitmq-queues \
                  quorum_status`)? What is for it waits, and is not lost"
@@ -290,7 +288,7 @@ impl Refusals {
         });
         let late = self.late.iter().map(|(queue, (since, count))| (queue, *since, *count));
         for (queue, since, messages) in refused.chain(late) {
-            if let Some(entry) = board.get_mut(&label(queue)) {
+            if let Some(entry) = board.get_mut(&label_of_queue(queue)) {
                 entry.since = Some(entry.since.map_or(since, |other| other.min(since)));
                 entry.messages += messages;
             }
@@ -335,182 +333,5 @@ impl Refused {
     }
 }
 
-/// What a queue is called in the metrics: there may be a thousand backlogs.
-fn label(queue: &str) -> String {
-    let of_backlog = queue.strip_prefix(BACKLOG_EXCHANGE).and_then(|key| key.rsplit_once('.'));
-    of_backlog.map_or_else(|| queue.to_owned(), |(origin, _)| format!("{BACKLOG_EXCHANGE}{origin}"))
-}
-
-/// Another way for a message whose queue takes nothing, by a wait queue that does (`takes`); none, if
-/// there is none.
-fn other_way(
-    message: &Outgoing,
-    takes: &[Span],
-    refusing: &[String],
-    waited: Duration,
-    is_crowded: bool,
-) -> Option<Outgoing> {
-    let a_minute = Span::from(WITHOUT_BACKLOG);
-    let (origin, from) = match &message.instead {
-        Instead::Nowhere => return None,
-        Instead::OtherWait(delay, origin) => (origin, *delay),
-        Instead::NoBacklog(origin) => (origin, a_minute),
-        // Soon: it is to be there as soon as the queue takes it. Many of them would only go round.
-        Instead::DeadLater(origin) if is_crowded => (origin, a_minute),
-        Instead::DeadLater(origin) => (origin, Duration::ZERO.into()),
-    };
-    let mut carried = message.message.clone();
-    if let Instead::DeadLater(origin) = &message.instead {
-        carried.headers.insert(BOUND_FOR.to_owned(), Value::Text(dead_queue(origin)));
-    }
-    let longer = takes.iter().find(|delay| **delay >= from);
-    let shorter = || takes.iter().rev().find(|delay| **delay < from);
-    if let Some(delay) = longer.or_else(shorter) {
-        return Some(Outgoing::park(carried, *delay, origin));
-    }
-    let last = waited >= LAST_RESORT && !refusing.contains(&retry_queue(origin));
-    last.then(|| Outgoing::hand_over(carried, origin))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::broker::Message;
-    use crate::broker::publisher::Slip;
-    use crossbeam_channel::bounded;
-
-    fn span(text: &str) -> Span {
-        text.parse().expect("a span")
-    }
-
-    fn delays() -> Vec<Span> {
-        ["1s", "4s", "1m", "5m"].map(span).into()
-    }
-
-    /// A request that was made so long ago, and whoever waits for it.
-    fn request(message: Outgoing, ago: Duration) -> (Request, Arc<Slip>) {
-        let slip: Arc<Slip> = Arc::default();
-        let now = Instant::now();
-        let since = now.checked_sub(ago).expect("the machine is up for longer");
-        let deadline = now + Duration::from_secs(60);
-        let (confirmed, _) = bounded(1);
-        let published_at = since;
-        let request =
-            Request { message, since, published_at, deadline, confirmed, slip: Arc::clone(&slip) };
-        (request, slip)
-    }
-
-    fn dead() -> Outgoing {
-        Outgoing::dead(Message::default(), "q")
-    }
-
-    fn park(delay: &str) -> Outgoing {
-        Outgoing::park(Message::default(), span(delay), "q")
-    }
-
-    #[track_caller]
-    fn check_other_way(message: &Outgoing, takes: &[&str], waited: u64, expected: Option<&str>) {
-        let takes: Vec<Span> = takes.iter().map(|delay| span(delay)).collect();
-        let waited = Duration::from_secs(waited);
-        let other = other_way(message, &takes, &[], waited, false);
-        assert_eq!(other.map(|other| other.queue()).as_deref(), expected);
-    }
-
-    #[test]
-    fn every_message_is_for_a_queue() {
-        let webhook = uuid::Uuid::nil();
-        for (message, queue) in [
-            (park("1500ms"), "webhooks.wait.1500ms"),
-            (Outgoing::park(Message::default(), span("1s"), "a.b"), "webhooks.wait.1s"),
-            (Outgoing::hand_over(Message::default(), "a.b"), "a.b.retry"),
-            (dead(), "q.dead"),
-            (Outgoing::to_queue(Message::default(), "a.b"), "a.b"),
-        ] {
-            assert_eq!(message.queue(), queue);
-        }
-        let backlog = Outgoing::backlog(Message::default(), "a.b", webhook, "me");
-        assert_eq!(backlog.queue(), format!("webhooks.backlog.a.b.{webhook}"));
-        assert_eq!(label(&backlog.queue()), "webhooks.backlog.a.b");
-        assert_eq!(label("a.b.retry"), "a.b.retry");
-    }
-
-    #[test]
-    fn what_was_to_wait_waits_longer_or_else_shorter_and_in_the_end_is_tried_at_once() {
-        check_other_way(&park("4s"), &["1s", "1m", "5m"], 5, Some("webhooks.wait.1m"));
-        check_other_way(&park("5m"), &["1s", "4s"], 5, Some("webhooks.wait.4s"));
-        check_other_way(&park("4s"), &[], 59, None);
-        check_other_way(&park("4s"), &[], 60, Some("q.retry"));
-        let refusing = ["q.retry".to_owned()];
-        let none = other_way(&park("4s"), &[], &refusing, LAST_RESORT, false);
-        assert!(none.is_none());
-    }
-
-    #[test]
-    fn a_dead_letter_comes_back_soon_and_says_where_it_belongs() {
-        check_other_way(&dead(), &["1s", "4s"], 5, Some("webhooks.wait.1s"));
-        let other = other_way(&dead(), &delays(), &[], IN_HAND, true).expect("they take it");
-        assert_eq!(other.queue(), "webhooks.wait.1m");
-        assert!(other.message.is_bound_for("q.dead"));
-        assert!(!park("1s").message.is_bound_for("q.dead"));
-    }
-
-    #[test]
-    fn where_it_came_from_is_the_only_place_for_anything_else() {
-        check_other_way(&Outgoing::to_queue(Message::default(), "q"), &["1s"], 99, None);
-        check_other_way(&Outgoing::hand_over(Message::default(), "q"), &["1s"], 99, None);
-    }
-
-    #[test]
-    fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kept_in_order() {
-        let mut refusals = Refusals::new(delays(), Vec::new());
-        let board = refusals.board();
-        let shown = || board.lock().expect("nobody panicked").clone();
-        let (old, _old) = request(dead(), Duration::from_secs(4));
-        let (new, slip) = request(dead(), Duration::from_secs(2));
-        let (other, _other) = request(park("1s"), Duration::ZERO);
-        assert!(refusals.put_aside(old).is_some(), "nothing is known yet");
-        let (old, _old) = request(dead(), Duration::from_secs(4));
-        refusals.refuse(vec![new]);
-        assert!(slip.is_refused.load(Ordering::Relaxed));
-        assert!(refusals.put_aside(other).is_some(), "another queue");
-        assert!(refusals.put_aside(old).is_none());
-        let now = Instant::now();
-        refusals.look_around(now);
-        let Refusing { queue, since, messages, refused } = shown().remove(0);
-        assert_eq!((queue.as_str(), messages, refused), ("q.dead", 2, 1));
-        assert!(since.is_some());
-
-        let probes = refusals.probes();
-        assert_eq!(probes.len(), 1);
-        assert!(now.saturating_duration_since(probes[0].since) >= Duration::from_secs(4));
-        assert!(!refusals.is_trial_due(now + LATER), "its answer is to come");
-        refusals.refuse(probes);
-        assert!(refusals.is_trial_due(Instant::now() + SOON));
-        assert_eq!(refusals.accept("q.dead").len(), 2);
-        refusals.look_around(Instant::now());
-        assert!(shown()[0].since.is_some());
-        refusals.look_around(Instant::now() + CALM);
-        assert_eq!((shown()[0].since, shown()[0].refused), (None, 2));
-    }
-
-    #[test]
-    fn what_nobody_waits_for_is_dropped() {
-        let mut refusals = Refusals::new(delays(), vec!["q".to_owned()]);
-        let (kept, _slip) = request(dead(), Duration::ZERO);
-        refusals.refuse(vec![kept, request(dead(), Duration::ZERO).0]);
-        refusals.look_around(Instant::now());
-        assert_eq!(refusals.take_all().len(), 1);
-    }
-
-    #[test]
-    fn some_are_kept_for_seconds_and_the_others_go_another_way_at_once() {
-        let mut refusals = Refusals::new(delays(), Vec::new());
-        let (requests, _slips): (Vec<_>, Vec<_>) =
-            (0..20).map(|_| request(dead(), Duration::ZERO)).unzip();
-        refusals.refuse(requests);
-        let now = Instant::now();
-        assert_eq!(refusals.send_elsewhere(now).len(), 20 - MOST_IN_HAND);
-        assert!(refusals.send_elsewhere(now).is_empty());
-        assert_eq!(refusals.send_elsewhere(now + IN_HAND).len(), MOST_IN_HAND);
-    }
-}
+mod tests;

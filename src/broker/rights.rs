@@ -14,13 +14,13 @@ use amiquip::{
 use uuid::Uuid;
 
 use self::lacking::{Lacking, exchange_named, lack_of_rights, queue_named};
-use super::backlog::backlog_key;
-use super::topology::{
-    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_queue, dead_queue,
-    exchange_options,
-};
+use super::topology::exchange_options;
 use super::{BrokerError, Lane, LaneKind, Link, SETUP_TIMEOUT, Topology};
 use crate::config::Config;
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_key, backlog_queue,
+    check_queue, dead_queue, wait_key,
+};
 use crate::domain::notice::Kind;
 use crate::shutdown::Shutdown;
 
@@ -90,7 +90,7 @@ pub fn look_for_flaws(
         probe.consumes(&backlog)?;
         probe.publishes(BACKLOG_EXCHANGE, &key)?;
         for (delay, _) in topology.wait_queues() {
-            probe.publishes(WAIT_EXCHANGE, &format!("{delay}.{origin}"))?;
+            probe.publishes(WAIT_EXCHANGE, &wait_key(delay, origin))?;
         }
     }
     for lane in lanes.iter().filter(|lane| lane.kind == LaneKind::Retries) {
@@ -259,11 +259,11 @@ impl Probe<'_> {
     /// how many there may be, RabbitMQ doesn't say.
     fn has_room(&mut self) -> Result<(), BrokerError> {
         let (missing, mut made) = (self.missing, 0);
-        let name = format!("webhooks.check.{}", Uuid::new_v4());
+        let check = Uuid::new_v4();
         let refusal = self.refusal(|channel| {
             while made <= missing {
                 let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-                channel.queue_declare(format!("{name}.{made}"), options)?;
+                channel.queue_declare(check_queue(check, made), options)?;
                 made += 1;
             }
             Ok(())

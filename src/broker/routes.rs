@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::backlog::read_backlog_key;
 use super::objects::Objects;
 use super::outgoing::Outgoing;
-use super::topology::{
-    BACKLOG_EXCHANGE, ORPHANED, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, wait_queue,
+use super::topology::{Topology, WITHOUT_BACKLOG};
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, ORPHANED, WAIT_EXCHANGE, is_dead_queue, origin_of_retries, queue_of,
+    read_backlog_key, wait_key, wait_queue,
 };
 use crate::domain::retry::Span;
 
@@ -36,9 +37,9 @@ impl Routes {
         let refused = outgoing.queue();
         let way = match outgoing.exchange {
             WAIT_EXCHANGE => self.another_wait(&outgoing.routing_key),
-            "" => match refused.strip_suffix(".retry") {
+            "" => match origin_of_retries(&refused) {
                 Some(origin) => Some((WAIT_EXCHANGE, wait_key(WITHOUT_BACKLOG.into(), origin))),
-                None if refused.ends_with(".dead") => Some(("", ORPHANED.to_owned())),
+                None if is_dead_queue(&refused) => Some(("", ORPHANED.to_owned())),
                 None => None,
             },
             BACKLOG_EXCHANGE => read_backlog_key(&outgoing.routing_key)
@@ -69,19 +70,6 @@ impl Routes {
             self.objects.returned(&queue_of(exchange, routing_key));
         }
         self.objects.look_soon();
-    }
-}
-
-fn wait_key(delay: Span, origin: &str) -> String {
-    format!("{delay}.{origin}")
-}
-
-/// The queue that a message is for.
-pub(super) fn queue_of(exchange: &str, routing_key: &str) -> String {
-    match routing_key.split_once('.') {
-        Some((delay, _)) if exchange == WAIT_EXCHANGE => format!("{WAIT_EXCHANGE}.{delay}"),
-        _ if exchange == BACKLOG_EXCHANGE => format!("{BACKLOG_EXCHANGE}.{routing_key}"),
-        _ => routing_key.to_owned(),
     }
 }
 

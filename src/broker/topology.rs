@@ -3,23 +3,15 @@
 use std::time::Duration;
 
 use amiquip::{AmqpValue, ExchangeDeclareOptions, QueueDeclareOptions};
-use uuid::Uuid;
 
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::config::{Config, Queue, QueueType};
+use crate::domain::broker_names::{
+    ORPHANED, RETRY_EXCHANGE, dead_queue, is_dead_queue, is_wait_queue, origin_of_retries, retry_queue,
+    wait_queue,
+};
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
-
-pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
-pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
-pub(super) const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
-
-/// Where notices are published, for whoever binds a queue to it.
-pub(super) const EVENTS_EXCHANGE: &str = "webhooks.events";
-
-/// Where what no retry queue takes lies, of all queues and all notifiers of this broker: a queue, and
-/// the exchange by which it comes there.
-pub const ORPHANED: &str = "webhooks.orphaned";
 
 /// The argument of a queue that says of which kind it is.
 pub(super) const QUEUE_TYPE: &str = "x-queue-type";
@@ -82,30 +74,6 @@ impl Lane {
         let of = |(number, queue)| kinds.map(|kind| lane(number, queue, kind));
         config.queues.iter().enumerate().flat_map(of).collect()
     }
-}
-
-/// Where the retries of a queue come back.
-#[must_use]
-pub fn retry_queue(origin: &str) -> String {
-    format!("{origin}.retry")
-}
-
-/// Where the dead letters of a queue lie.
-#[must_use]
-pub fn dead_queue(origin: &str) -> String {
-    format!("{origin}.dead")
-}
-
-/// Where what a receiver can't take now waits: for one webhook, what came from the queue `origin`.
-#[must_use]
-pub fn backlog_queue(origin: &str, webhook: Uuid) -> String {
-    format!("{BACKLOG_EXCHANGE}.{origin}.{webhook}")
-}
-
-/// Where deliveries of all queues wait for that long.
-#[must_use]
-pub fn wait_queue(delay: Span) -> String {
-    format!("{WAIT_EXCHANGE}.{delay}")
 }
 
 /// The queues and exchanges that we need, for a set of queues and delays.
@@ -192,9 +160,9 @@ impl Topology {
 pub(super) fn contents(queue: &str) -> &'static str {
     match queue {
         ORPHANED => "orphaned deliveries",
-        _ if queue.starts_with(WAIT_EXCHANGE) => "deliveries that waited in it",
-        _ if queue.ends_with(".retry") => "retries that were due",
-        _ if queue.ends_with(".dead") => "dead letters",
+        _ if is_wait_queue(queue) => "deliveries that waited in it",
+        _ if origin_of_retries(queue).is_some() => "retries that were due",
+        _ if is_dead_queue(queue) => "dead letters",
         _ => "events",
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select;
 
 use super::calls::QueueCounts;
-use super::{BrokerError, Link, ORPHANED, Objects, Topology};
+use super::{BrokerError, Link, Objects, Topology};
 use crate::config::Config;
+use crate::domain::broker_names::{ORPHANED, is_dead_queue};
 use crate::shutdown::Shutdown;
 
 /// While a command looks at dead letters they are in its hands, and RabbitMQ counts none: what was counted
@@ -16,7 +17,7 @@ const READ: Duration = Duration::from_secs(60);
 
 /// Whether a queue is one that no notifier consumes.
 fn is_for_people(queue: &str) -> bool {
-    queue == ORPHANED || queue.ends_with(".dead")
+    queue == ORPHANED || is_dead_queue(queue)
 }
 
 /// Watches the topology until shutdown, and makes again what somebody deletes: calls `tick` every time

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{Common, Usage, complain, help, print, print_json, read};
 use crate::broker::{self, MoveError, Moved, Progress, moving_queue};
 use crate::config::QueueType;
+use crate::domain::broker_names;
 use crate::domain::shown::quoted;
 use crate::shutdown;
 
@@ -43,7 +44,7 @@ fn queue_type() -> impl TypedValueParser<Value = QueueType> {
 
 pub(super) fn run(command: Queues) -> Result<()> {
     let Queues::Move { queue, to, dry_run, common } = command;
-    if queue.starts_with("webhooks.") || queue.ends_with(".retry") {
+    if broker_names::is_ours(&queue) {
         let problem =
             format!("{} is the notifier's own, which is what it has to be", quoted(&queue));
         return Err(Usage(problem).into());

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::account;
 use super::answer::Excerpt;
+use super::broker_names::header;
 use super::calendar;
 use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
 use super::encoding::header_of_id;
@@ -56,7 +57,7 @@ impl DeadLetter {
             Some(Value::Integer(integer)) => Some(*integer),
             _ => None,
         };
-        let reason = ["x-dead-reason", "x-last-death-reason", "x-first-death-reason"];
+        let reason = [header::DEAD_REASON, header::LAST_DEATH_REASON, header::FIRST_DEATH_REASON];
         let given = match properties.account {
             Some(Value::Integer(number)) => Some(number.to_string()),
             Some(Value::Text(text)) => Some(text.clone()),
@@ -65,15 +66,15 @@ impl DeadLetter {
         Self {
             queue: queue.to_owned(),
             reason: reason.into_iter().find_map(text).unwrap_or_else(|| UNKNOWN.to_owned()),
-            event_id: text("x-event-id").or(properties.message_id.map(str::to_owned)),
-            event_type: text("x-event-type").or(properties.event_type.map(str::to_owned)),
+            event_id: text(header::EVENT_ID).or(properties.message_id.map(str::to_owned)),
+            event_type: text(header::EVENT_TYPE).or(properties.event_type.map(str::to_owned)),
             // What is no account, as in a malformed one, is nobody's.
-            account: text(delivery::ACCOUNT).or(given).filter(|it| account::check(it).is_ok()),
-            webhook_id: text("x-webhook-id").and_then(|id| Uuid::try_parse(&id).ok()),
-            attempts: integer("x-attempt"),
-            first_received_at: integer("x-first-received-at"),
-            dead_at: integer("x-dead-at"),
-            last_error: text("x-last-error"),
+            account: text(header::ACCOUNT).or(given).filter(|it| account::check(it).is_ok()),
+            webhook_id: text(header::WEBHOOK_ID).and_then(|id| Uuid::try_parse(&id).ok()),
+            attempts: integer(header::ATTEMPT),
+            first_received_at: integer(header::FIRST_RECEIVED_AT),
+            dead_at: integer(header::DEAD_AT),
+            last_error: text(header::LAST_ERROR),
             last_answer: delivery::last_answer(headers),
         }
     }
@@ -107,8 +108,8 @@ impl DeadLetter {
             Some(Value::Text(text)) => Some(text.clone()),
             _ => None,
         };
-        let queue = text("x-origin-queue").unwrap_or_else(|| UNKNOWN.to_owned());
-        let reason = text("x-dead-reason").unwrap_or_else(|| ORPHANED.to_owned());
+        let queue = text(header::ORIGIN_QUEUE).unwrap_or_else(|| UNKNOWN.to_owned());
+        let reason = text(header::DEAD_REASON).unwrap_or_else(|| ORPHANED.to_owned());
         Self { reason, ..Self::read(&queue, properties, headers) }
     }
 }
@@ -235,7 +236,7 @@ pub fn replay(
     max_event_bytes: usize,
     now: UnixMillis,
 ) -> Result<Replay, Malformed> {
-    if headers.contains_key("x-webhook-id") {
+    if headers.contains_key(header::WEBHOOK_ID) {
         let delivery = Delivery::from_headers(headers, body, now)?;
         let fresh = Delivery { attempts: 0, ..delivery };
         let anew = Delivery { first_received_at: now, ..fresh };

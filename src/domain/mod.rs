@@ -6,6 +6,7 @@
 pub mod account;
 pub mod address;
 pub mod answer;
+pub mod broker_names;
 pub mod calendar;
 pub mod causes;
 pub mod dead_letter;

@@ -7,14 +7,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::account;
+use super::broker_names::header::NOTICE;
 use super::calendar;
 use super::delivery::{Delivery, Headers, UnixMillis, Value};
 
 use super::outcome::DeadReason;
 use super::webhook::read_url;
-
-/// The AMQP header that says that a message is a notice; it stays with each delivery of it.
-pub const NOTICE: &str = "x-notice";
 
 /// What `data` looks like: raised when a field goes or means something else, not when one is added.
 const VERSION: u32 = 1;

@@ -10,11 +10,11 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use uuid::Uuid;
 
 use super::{LAST_CONFIRMS, Request, UNROUTED_FOR};
-use crate::broker::backlog::read_backlog_key;
 use crate::broker::outgoing::Outgoing;
 use crate::broker::routes::Routes;
-use crate::broker::topology::{BACKLOG_EXCHANGE, WITHOUT_BACKLOG};
+use crate::broker::topology::WITHOUT_BACKLOG;
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Link, Message};
+use crate::domain::broker_names::{BACKLOG_EXCHANGE, read_backlog_key};
 use crate::domain::delivery::Value;
 use crate::domain::unconfirmed::Unconfirmed;
 

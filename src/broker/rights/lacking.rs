@@ -123,8 +123,8 @@ fn escaped(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::topology::WAIT_EXCHANGE;
     use crate::config::Settings;
+    use crate::domain::broker_names::WAIT_EXCHANGE;
 
     #[test]
     fn lacking_rights_are_told_with_the_command_that_grants_them() {

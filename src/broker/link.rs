@@ -1,0 +1,127 @@
+//! A connection to the broker, and how it and its consumers end.
+
+use std::fmt;
+
+use amiquip::{AmqpValue, Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage};
+
+use super::calls::is_absent;
+use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, SETUP_TIMEOUT};
+use crate::shutdown::Shutdown;
+
+/// A connection to the broker. Dropping it cuts it; [`Link::close`] says goodbye first.
+pub struct Link {
+    pub(super) connection: Option<amiquip::Connection>,
+    pub(super) kill: KillSwitch,
+    pub(super) address: String,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Link").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// The broker's version, as it says.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let properties = self.connection.as_ref().map(amiquip::Connection::server_properties);
+        match properties.and_then(|properties| properties.get("version")) {
+            Some(AmqpValue::LongString(version)) => version.clone(),
+            _ => "unknown".to_owned(),
+        }
+    }
+
+    /// The switch that ends this connection from another thread.
+    #[must_use]
+    pub fn kill_switch(&self) -> KillSwitch {
+        self.kill.clone()
+    }
+
+    /// Opens a channel. May hang: call it in [`KillSwitch::guard`].
+    ///
+    /// # Errors
+    /// If the connection is lost or has no channel left.
+    pub fn channel(&mut self) -> amiquip::Result<Channel> {
+        self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?.open_channel(None)
+    }
+
+    /// What is disconnected when the connection is lost, for who consumes nothing by it.
+    ///
+    /// # Errors
+    /// If it is lost already.
+    pub fn listen_for_loss(
+        &mut self,
+    ) -> amiquip::Result<crossbeam_channel::Receiver<ConnectionBlockedNotification>> {
+        let connection = self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?;
+        connection.listen_for_connection_blocked()
+    }
+
+    /// An error of a call on this connection, in our words.
+    #[must_use]
+    pub fn unavailable(&self, error: &amiquip::Error) -> BrokerError {
+        BrokerError::Unavailable { address: self.address.clone(), problem: error.to_string() }
+    }
+
+    /// How many messages are ready in a queue; `None` if there is no such queue. Bounded.
+    ///
+    /// # Errors
+    /// If the connection is lost or the broker doesn't answer.
+    pub fn queue_messages(
+        &mut self,
+        queue: &str,
+        shutdown: &Shutdown,
+    ) -> Result<Option<u32>, BrokerError> {
+        let kill = self.kill_switch();
+        let found = kill.guard(SETUP_TIMEOUT, Some(shutdown), || self.passive_declare(queue));
+        found.map_err(|error| self.unavailable(&error))
+    }
+
+    /// Looks for a queue, on a channel of its own: a missing queue costs the channel.
+    fn passive_declare(&mut self, queue: &str) -> amiquip::Result<Option<u32>> {
+        match self.channel()?.queue_declare_passive(queue) {
+            Ok(found) => Ok(Some(found.declared_message_count().unwrap_or(0))),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives a connection up that no longer works, and says what became of it.
+    #[must_use]
+    pub fn cause_of_loss(mut self) -> String {
+        let connection = self.connection.take();
+        let closed = self.kill.guard(CLOSE_TIMEOUT, None, || connection.map(|c| c.close()));
+        closed.and_then(Result::err).map_or_else(|| "closed".to_owned(), |error| error.to_string())
+    }
+
+    /// Closes cleanly, within two seconds.
+    pub fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            // amiquip reports an error here even after a clean close, and it no longer matters.
+            let _ = self.kill.guard(CLOSE_TIMEOUT, None, || connection.close());
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The drop of an open connection waits for the broker's answer; not after this.
+        self.kill.cut();
+    }
+}
+
+/// Cancels a consumer, and returns what it was given and had not taken. May hang: call it in
+/// [`KillSwitch::guard`].
+///
+/// The last thing that amiquip tells a consumer is that it was cancelled, and it gives the whole
+/// connection up if nobody is there any more to hear it.
+#[must_use]
+pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
+    // Fails on a lost connection, which ends the loop too.
+    let _ = consumer.cancel();
+    let mut left = Vec::new();
+    while let Ok(ConsumerMessage::Delivery(delivery)) = consumer.receiver().recv() {
+        left.push(delivery);
+    }
+    left
+}
