@@ -20,10 +20,10 @@
 //!   before their connection.
 //! - **`Connection::insecure_open_stream` takes any stream of mio 0.6.** We hand it ours
 //!   (`broker/connecting.rs`), with TLS below it (`broker/tls.rs`) and, on what is read, the
-//!   corrections of `broker/mending.rs`. We never give it a URL, since its errors would print it.
-//! - **A connection is a thread of its own**, which also sends heartbeats and gives the connection up
-//!   when two of the broker's are missing. A lost connection has one sign that is always there: all
-//!   its receivers are disconnected. [`Link::listen_for_loss`] is for whoever has no other.
+//!   corrections of `broker/repair.rs`. We never give it a URL, since its errors would print it.
+//! - **A connection has two threads of its own.** They also send heartbeats, and give the connection up
+//!   when two of the broker's are missing. One sign of a lost connection is always there: all its
+//!   receivers are disconnected. [`Link::listen_for_loss`] makes one for those that have no other.
 //! - **A consumer's receiver is an unbounded crossbeam channel**, filled no further than the prefetch
 //!   count. Its last message says why it ended; after a loss there may be none, only the
 //!   disconnection. [`cancel`] hears a consumer out: one that is dropped earlier costs the connection.
@@ -39,7 +39,7 @@
 //! What we work around, and where:
 //!
 //! - A property that is not UTF-8 ends the connection, a header that is not hides those after it, and
-//!   deeply nested ones overflow the stack: `broker/mending.rs`.
+//!   deeply nested ones overflow the stack: `broker/repair.rs`.
 //! - Headers go out in one frame, whatever their size, and in quadratic time: `broker/message.rs`.
 //! - A broker with a memory or disk alarm stops reading, and a publish blocks once 16 MiB are buffered:
 //!   deliveries are never published by a connection that consumes.
@@ -73,7 +73,6 @@ mod connecting;
 mod declare;
 mod guard;
 mod link;
-mod mending;
 mod message;
 mod moving;
 mod notices;
@@ -83,8 +82,10 @@ mod publisher;
 mod refusal;
 mod refusals;
 mod renewal;
+mod repair;
 mod rights;
 mod routes;
+mod streams;
 mod tls;
 mod topology;
 mod watch;
@@ -103,7 +104,8 @@ pub use notices::{Announced, Announcer, NotAnnounced};
 pub use objects::{Objects, Standing};
 pub use outgoing::Outgoing;
 pub use publisher::{Confirmation, NotConfirmed, Publisher, PublisherThread};
-pub use rights::{Flaw, consume_no_stream, look_for_flaws, why_not_consumed};
+pub use rights::{Flaw, look_for_flaws};
+pub use streams::{consume_no_stream, why_not_consumed};
 pub use topology::{Lane, LaneKind, Presence, Topology, WITHOUT_BACKLOG};
 pub use watch::watch_queues;
 
@@ -112,14 +114,14 @@ pub use crate::domain::broker_names::{
     ORPHANED, backlog_queue, dead_queue, moving_queue, retry_queue, wait_queue,
 };
 
-/// How long setting up a connection or a lane may take, at each address of the broker. On a loaded
-/// broker it takes tens of milliseconds, on one that is just starting a second. One that begins while
-/// the network is frozen never ends, and delays the next attempt by this.
+/// How long setting up a connection or a lane may take, at each address of the broker. A loaded broker
+/// takes tens of milliseconds, one that is just starting a second. A set-up that begins while the
+/// network is frozen never ends, and delays the next attempt by this.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call may take on a connection that others use meanwhile: cutting it has all that they have
-/// in hand delivered again. A broker on a loaded machine can need seconds; one that is gone is noticed
-/// by its missing heartbeats.
+/// How long a call may take on a connection that other threads use: cutting it makes RabbitMQ redeliver
+/// all that they have in hand. A broker on a loaded machine can need seconds; one that is gone is
+/// detected by its missing heartbeats.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a clean close may take before the socket is cut instead. The broker requeues what was
@@ -129,7 +131,7 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why the broker can't be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// No connection, or it was lost. It may work another time.
+    /// There is no connection, or it was lost. Another attempt may succeed.
     #[error("RabbitMQ at {address}: {problem}")]
     Unavailable {
         /// Host and port.
@@ -137,7 +139,7 @@ pub enum BrokerError {
         /// What happened.
         problem: String,
     },
-    /// Trying again won't help. Says the remedy.
+    /// Another attempt would fail, too.
     #[error("RabbitMQ at {address}: {problem}")]
     Misconfigured {
         /// Host and port.
@@ -148,7 +150,7 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
-    /// What is wrong, without where.
+    /// What is wrong, without the address.
     #[must_use]
     pub fn problem(&self) -> &str {
         match self {

@@ -108,9 +108,9 @@ pub fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::broker_names::header::NOTICE;
     use crate::domain::delivery::Value;
     use crate::domain::event::Event;
-    use crate::domain::broker_names::header::NOTICE;
 
     fn delivery(event_type: &str) -> Delivery {
         let (id, event_type) = ("e".to_owned(), event_type.to_owned());

@@ -157,7 +157,7 @@ impl Pipeline {
         let mut promises = Promises::new(received);
         metrics.received.inc();
         let context = Context { lane, metrics, message: &message };
-        let settled = if message.is_weary() && self.renew(context).is_ok() {
+        let settled = if message.is_near_delivery_limit() && self.renew(context).is_ok() {
             Ok(())
         } else if lane.kind == LaneKind::Retries {
             self.retry(context, progress, &mut promises)

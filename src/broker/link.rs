@@ -1,4 +1,4 @@
-//! A connection to the broker, and how it and its consumers end.
+//! A connection to the broker, and how a connection and its consumers end.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::calls::is_absent;
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, SETUP_TIMEOUT};
 use crate::shutdown::Shutdown;
 
-/// A connection to the broker. Dropping it cuts it; [`Link::close`] says goodbye first.
+/// A connection to the broker. Dropping it cuts the socket; [`Link::close`] closes it cleanly.
 pub struct Link {
     pub(super) connection: Option<amiquip::Connection>,
     pub(super) kill: KillSwitch,
@@ -22,7 +22,7 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// The broker's version, as it says.
+    /// The version that the broker reports.
     #[must_use]
     pub fn version(&self) -> String {
         let properties = self.connection.as_ref().map(amiquip::Connection::server_properties);
@@ -38,7 +38,7 @@ impl Link {
         self.kill.clone()
     }
 
-    /// Opens a channel. May hang: call it in [`KillSwitch::guard`].
+    /// Opens a channel. It may hang: call it in [`KillSwitch::guard`].
     ///
     /// # Errors
     /// If the connection is lost or has no channel left.
@@ -46,10 +46,11 @@ impl Link {
         self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?.open_channel(None)
     }
 
-    /// What is disconnected when the connection is lost, for who consumes nothing by it.
+    /// A receiver that is disconnected when the connection is lost, for those that have no consumer to
+    /// tell them.
     ///
     /// # Errors
-    /// If it is lost already.
+    /// If the connection is lost already.
     pub fn listen_for_loss(
         &mut self,
     ) -> amiquip::Result<crossbeam_channel::Receiver<ConnectionBlockedNotification>> {
@@ -63,7 +64,8 @@ impl Link {
         BrokerError::Unavailable { address: self.address.clone(), problem: error.to_string() }
     }
 
-    /// How many messages are ready in a queue; `None` if there is no such queue. Bounded.
+    /// How many messages are ready in a queue; `None` if there is no such queue. Takes [`SETUP_TIMEOUT`]
+    /// at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker doesn't answer.
@@ -77,7 +79,7 @@ impl Link {
         found.map_err(|error| self.unavailable(&error))
     }
 
-    /// Looks for a queue, on a channel of its own: a missing queue costs the channel.
+    /// Looks for a queue on a channel of its own: if the queue is missing, RabbitMQ closes the channel.
     fn passive_declare(&mut self, queue: &str) -> amiquip::Result<Option<u32>> {
         match self.channel()?.queue_declare_passive(queue) {
             Ok(found) => Ok(Some(found.declared_message_count().unwrap_or(0))),
@@ -86,7 +88,7 @@ impl Link {
         }
     }
 
-    /// Gives a connection up that no longer works, and says what became of it.
+    /// Gives up a connection that no longer works. Returns why it was lost.
     #[must_use]
     pub fn cause_of_loss(mut self) -> String {
         let connection = self.connection.take();
@@ -94,10 +96,10 @@ impl Link {
         closed.and_then(Result::err).map_or_else(|| "closed".to_owned(), |error| error.to_string())
     }
 
-    /// Closes cleanly, within two seconds.
+    /// Closes the connection cleanly, or cuts it after [`CLOSE_TIMEOUT`].
     pub fn close(mut self) {
         if let Some(connection) = self.connection.take() {
-            // amiquip reports an error here even after a clean close, and it no longer matters.
+            // amiquip reports an error even after a clean close.
             let _ = self.kill.guard(CLOSE_TIMEOUT, None, || connection.close());
         }
     }
@@ -105,19 +107,19 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The drop of an open connection waits for the broker's answer; not after this.
+        // Otherwise the drop of an open connection would wait for the broker's answer.
         self.kill.cut();
     }
 }
 
-/// Cancels a consumer, and returns what it was given and had not taken. May hang: call it in
+/// Cancels a consumer. Returns the messages that it was given and had not taken. It may hang: call it in
 /// [`KillSwitch::guard`].
 ///
-/// The last thing that amiquip tells a consumer is that it was cancelled, and it gives the whole
-/// connection up if nobody is there any more to hear it.
+/// The last message that amiquip sends to a consumer says that it was cancelled. If the consumer is
+/// dropped before that, amiquip gives up the whole connection.
 #[must_use]
 pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
-    // Fails on a lost connection, which ends the loop too.
+    // This fails on a lost connection, which ends the loop, too.
     let _ = consumer.cancel();
     let mut left = Vec::new();
     while let Ok(ConsumerMessage::Delivery(delivery)) = consumer.receiver().recv() {

@@ -1,9 +1,9 @@
-//! A queue becomes one of another kind, and keeps its messages.
+//! A queue becomes one of another type, and keeps its messages.
 //!
-//! RabbitMQ can't change the kind of a queue. So what it holds goes into `webhooks.moving.<queue>`, the queue is
-//! deleted and made anew, and all comes back, in its order. A message is acked when the broker has confirmed
-//! that it is in its new place, so an interruption loses nothing, and repeats one [`BATCH`] at most. How far a
-//! move has come is seen by which queues there are: whoever repeats it goes on with it.
+//! RabbitMQ can't change the type of a queue. So its messages move to `webhooks.moving.<queue>`, the queue is
+//! deleted and made anew, and the messages come back, in their order. A message is acked when the broker has
+//! confirmed it in its new place, so an interruption loses nothing, and repeats one [`BATCH`] at most. The
+//! queues that exist tell how far a move has come, so a second one continues it.
 
 use std::time::{Duration, Instant};
 
@@ -30,70 +30,70 @@ use standing::standing;
 
 pub use standing::{QueueStanding, look_at};
 
-/// Messages that are in hand together: those that are in both places at most when we are killed. Of more than 32 a
-/// quorum queue (RabbitMQ 3.10 at least) forgets the order when it takes them back.
+/// How many messages are in hand together: at most this many are in both places if we are killed. If a quorum
+/// queue takes back more than 32, it forgets their order (RabbitMQ 3.10 at least).
 const BATCH: u16 = 32;
 
-/// How long we wait for the next message of a queue that should have some,
+/// How long to wait for the next message of a queue that should have more.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// and for the rest of a batch.
+/// How long to wait for the rest of a batch.
 const REST: Duration = Duration::from_millis(50);
 
-/// How long after an interrupted move the broker may still be putting back what that had in hand: who consumes
-/// before gets what comes behind it first.
+/// How long the broker may take to put back what an interrupted move had in hand. Whoever consumes earlier is
+/// given later messages first.
 const PUT_BACK: Duration = Duration::from_secs(2);
 
-/// How often a queue may have got something new just when it was to be deleted.
+/// How often a queue may get new messages just when it is to be deleted.
 const MOST_ROUNDS: usize = 5;
 
-/// Why a queue can't be moved, or not to the end.
+/// Why a queue can't be moved, or a move ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// The broker; nothing is lost.
+    /// The broker failed. Nothing is lost.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// It has to be otherwise first. Nothing was changed.
+    /// Something has to be changed first: what, and how.
     #[error("{0}")]
     Unfit(String),
-    /// We were told to stop; nothing is lost.
+    /// Shutdown was requested. Nothing is lost.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// What a move is about to do, or has done.
+/// How far a move has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// So many messages of so many are in a queue of this name.
+    /// Some messages are in their new place.
     Carried {
         /// The queue that they go to.
         to: String,
         /// How many are there.
         done: u64,
-        /// How many there were when this began.
+        /// How many there are to be.
         of: u64,
     },
     /// The queue was made anew.
     Made,
 }
 
-/// What came of a move.
+/// The result of a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Nothing was to be done.
+    /// The queue was of this type already.
     pub was_there: bool,
-    /// Messages that are in the new queue because of it.
+    /// How many messages were moved into the new queue.
     pub messages: u64,
-    /// Of these, those whose `user-id` was left out: it is another user's, for whom only he may speak.
+    /// Of these, how many have lost their `user-id`: RabbitMQ takes it only from the user of that name.
     pub without_user: u64,
-    /// Those whose header `CC` was left out: it would have led copies into other queues.
+    /// How many have lost their header `CC` or `BCC`: it would have sent copies to other queues again.
     pub without_copies: u64,
 }
 
-/// Has a queue be of this kind, with all that it holds. `progress` hears how far it is.
+/// Makes a queue one of the type `to`, with all its messages. `progress` is told how far it has come.
 ///
 /// # Errors
-/// [`MoveError`]. Nothing is lost then, and the next one goes on where this one was.
+/// [`MoveError`]. Nothing is lost then, and the next move continues this one.
 pub fn move_queue(
     config: &Config,
     shutdown: &Shutdown,
@@ -102,9 +102,9 @@ pub fn move_queue(
     mut progress: impl FnMut(Progress),
 ) -> Result<Moved, MoveError> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    // Before its turn: that has a name of its name.
+    // First, because it checks the queue's name, of which the name of the turn is made.
     let _ = standing(&mut link, queue)?;
-    // Until the connection ends: nobody else moves it meanwhile.
+    // Until the connection ends, nobody else moves the queue.
     take_turn(&mut link, queue, shutdown)?;
     let mut mover = Mover { config, link, shutdown, moved: Moved::default() };
     let aside = moving_queue(queue);
@@ -167,7 +167,7 @@ impl Mover<'_> {
         self.guard(queue, |link| link.channel()?.queue_declare(queue, options).map(drop))
     }
 
-    /// Carries all that a queue holds into another one, and deletes it. Returns how much it was.
+    /// Moves all messages of a queue into another one, and deletes the queue. Returns how many they were.
     fn empty_into(
         &mut self,
         from: &str,
@@ -206,7 +206,7 @@ impl Mover<'_> {
         let address = self.link.address.clone();
         let lost = |error: &amiquip::Error| MoveError::from(failed(&address, from, error));
         let channel = opened.map_err(|error| lost(&error))?;
-        // Nobody else gets any, so that all come in their order.
+        // As the only consumer, so that all messages keep their order.
         let options = ConsumerOptions { exclusive: true, ..Default::default() };
         let begun = kill.guard(SETUP_TIMEOUT, None, || channel.basic_consume(from, options));
         let consumer = begun.map_err(|error| lost(&error))?;
@@ -229,11 +229,11 @@ impl Mover<'_> {
             let done = before + carried;
             progress(Progress::Carried { to: to.to_owned(), done, of: of.max(done) });
         };
-        // What it was still given goes back into the queue, to its place.
+        // What the consumer was given meanwhile goes back to its place in the queue.
         kill.guard(CLOSE_TIMEOUT, None, || drop((cancel(&consumer), consumer)));
         let closed = kill.guard(CLOSE_TIMEOUT, None, || channel.close());
         taker.close();
-        // What was asked then may have been cut off.
+        // Shutdown may have cut off a call, which then has an error of its own.
         let carried = carried.map_err(|error| match self.shutdown.is_requested() {
             true => MoveError::Interrupted,
             false => error,
@@ -242,7 +242,7 @@ impl Mover<'_> {
         Ok(carried)
     }
 
-    /// The next messages; none if the queue has no more.
+    /// The next batch, which is empty if the queue has no more messages.
     fn take(
         &mut self,
         consumer: &Consumer<'_>,
@@ -301,13 +301,13 @@ impl Mover<'_> {
                 Some(last) => last.ack_multiple(channel)?,
                 None => return Ok(()),
             }
-            // Its answer means that the ack has arrived.
+            // Its answer shows that the ack has arrived.
             channel.qos(0, BATCH, false)
         });
         acked.map_err(|error| self.link.unavailable(&error).into())
     }
 
-    /// Deletes a queue that is empty, and says whether it was.
+    /// Deletes a queue if it is empty. Returns whether it was.
     fn delete(&mut self, queue: &str, kind: QueueType) -> Result<bool, MoveError> {
         let counts = self.guard(queue, |link| Calls::new(link).queue(queue))?;
         let Some(counts) = counts else { return Ok(true) };
@@ -315,7 +315,7 @@ impl Mover<'_> {
         if counts.ready > 0 {
             return Ok(false);
         }
-        // Quorum queues know no conditions.
+        // Quorum queues don't know these conditions.
         let only_if = kind == QueueType::Classic;
         let options = QueueDeleteOptions { if_empty: only_if, if_unused: only_if };
         let kill = self.link.kill_switch();
@@ -324,7 +324,7 @@ impl Mover<'_> {
         });
         match deleted {
             Ok(()) => Ok(true),
-            // Something has just come.
+            // A message has just come.
             Err(amiquip::Error::ServerClosedChannel { code: 406, .. }) => Ok(false),
             Err(error) => Err(failed(&self.link.address, queue, &error).into()),
         }

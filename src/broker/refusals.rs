@@ -1,14 +1,14 @@
-//! Queues that take no messages of ours, and what is to become of the messages.
+//! Queues that refuse our messages, and what becomes of these messages.
 //!
-//! A broker refuses a message (nack) whose queue is full by a `max-length` that rejects, or can't work.
-//! Only what is for that queue may suffer from it. Its messages stay here, in their order, and one of
-//! them is tried again and again, on a fresh channel: RabbitMQ remembers of a channel that it was
-//! refused, and goes on refusing it when the queue has long been well.
+//! The broker refuses a message (nack) if its queue is full, by a `max-length` that rejects, or doesn't
+//! work. Other queues must not suffer from that. The messages of the queue stay here, in their order, and
+//! one of them at a time is tried again on a fresh channel: RabbitMQ remembers that it has refused a
+//! channel, and goes on refusing it long after the queue has recovered.
 //!
-//! Whoever waits for a confirm holds a consumer, so a message is kept here for seconds only, and only
-//! some of each queue. Then it takes another way, by a queue that is well: what was to wait waits a
-//! little longer, and a dead letter goes to the dead-letter queue later, without a further attempt.
-//! Where all queues refuse, it stays.
+//! Whoever waits for a confirm occupies a consumer. So only some messages of each queue are kept here, and
+//! only for seconds. Then a message takes another way, by a healthy queue: a delivery waits a little
+//! longer, and a dead letter goes to the dead-letter queue later, without another attempt. If all queues
+//! refuse, it stays.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -25,42 +25,42 @@ mod other_way;
 
 use other_way::other_way;
 
-/// How long a message waits for its queue before it takes another way: long enough for a queue to have
-/// a new leader.
+/// How long a message waits for its queue before it takes another way: long enough for the queue to elect
+/// a leader.
 const IN_HAND: Duration = Duration::from_secs(5);
 
-/// The same for a backlog: who enters it keeps others waiting.
+/// The same for a backlog: a delivery that enters one holds up those behind it.
 const IN_HAND_FOR_BACKLOG: Duration = Duration::from_secs(2);
 
-/// So many messages of a queue may wait that long. More would be a lane's consumers.
+/// How many messages of a queue may wait that long. More would occupy all consumers of a lane.
 const MOST_IN_HAND: usize = 16;
 
-/// How often refused messages are tried again: at first, and where that has lasted for [`LASTS`].
+/// How often a refused message is tried again: at first, and once the queue has refused for [`LASTS`].
 const SOON: Duration = Duration::from_millis(400);
 const LATER: Duration = Duration::from_millis(1_900);
 const LASTS: Duration = Duration::from_secs(30);
 
-/// How long a probe is waited for. Its answer takes milliseconds.
+/// How long to wait for the answer to a probe. It takes milliseconds.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// For how long a queue that has confirmed nothing is left alone: its messages take another way at once.
-/// Then one message tries it again, which takes whoever sent it some seconds.
+/// How long a queue that confirms nothing is left alone: its messages take another way at once. Then one
+/// message tries it again, and whoever sent that one waits some seconds.
 const LEFT_ALONE: Duration = Duration::from_secs(30);
 
-/// One that nobody has sent anything to for this long since is as good as any other.
+/// A silent queue that nobody has sent anything to for this long counts as healthy again.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
-/// A queue that has refused nothing for this long takes messages again.
+/// A queue that has refused nothing for this long counts as healthy again.
 const CALM: Duration = Duration::from_secs(5);
 
-/// The queues that take nothing now.
+/// The queues that refuse messages now.
 pub(super) struct Refusals {
     queues: BTreeMap<String, Refused>,
-    /// Queues of which a confirm should have come long ago: since when, and how many.
+    /// Queues whose confirms are overdue: since when, and how many.
     late: BTreeMap<String, (Instant, usize)>,
-    /// How often each has refused a message.
+    /// How often each queue has refused a message.
     counts: BTreeMap<String, u64>,
-    /// The delays for which there are wait queues, shortest first.
+    /// The delays of the wait queues, shortest first.
     delays: Vec<Span>,
     tried_at: Instant,
     board: Arc<Mutex<Vec<Refusing>>>,
@@ -69,18 +69,18 @@ pub(super) struct Refusals {
 /// A queue that refuses messages, or confirms none.
 struct Refused {
     since: Instant,
-    /// It confirms none: its messages go another way before this.
+    /// If it confirms none: until when its messages take another way at once.
     left_alone_until: Option<Instant>,
-    /// When it did so last.
+    /// When it last refused a message, or was found silent.
     last: Instant,
-    /// In the order in which they were asked for.
+    /// In the order in which they were to be published.
     waiting: VecDeque<Request>,
-    /// Since when one of them has been under way on a fresh channel.
+    /// Since when one of them has been tried on a fresh channel.
     probed_at: Option<Instant>,
 }
 
 impl Refusals {
-    /// There are wait queues of these delays; `queues` are shown from the start.
+    /// There are wait queues for these delays. `queues` are shown from the start.
     pub(super) fn new(delays: Vec<Span>, queues: Vec<String>) -> Self {
         let refusals = Self {
             queues: BTreeMap::new(),
@@ -94,12 +94,12 @@ impl Refusals {
         refusals
     }
 
-    /// Where others see which queues these are.
+    /// The list of these queues, for others to read.
     pub(super) fn board(&self) -> Arc<Mutex<Vec<Refusing>>> {
         Arc::clone(&self.board)
     }
 
-    /// Keeps a message whose queue takes nothing now; returns any other.
+    /// Keeps a message whose queue refuses now; returns any other.
     pub(super) fn put_aside(&mut self, request: Request) -> Option<Request> {
         if self.queues.is_empty() {
             return Some(request);
@@ -115,7 +115,7 @@ impl Refusals {
             }
             Some(refused) if refused.left_alone_until.is_some() => {
                 refused.probed_at = Some(Instant::now());
-                // Its confirm says that the queue works again.
+                // So that its confirm is noticed: the queue works again then.
                 request.slip.is_refused.store(true, Ordering::Relaxed);
                 Some(request)
             }
@@ -123,7 +123,7 @@ impl Refusals {
         }
     }
 
-    /// The queues of these confirm nothing, and are left alone for a while.
+    /// The queues of these messages confirm nothing, and are left alone for a while.
     pub(super) fn silence(&mut self, requests: Vec<Request>, now: Instant) {
         for request in requests {
             let queue = request.message.queue();
@@ -142,7 +142,7 @@ impl Refusals {
         }
     }
 
-    /// These were refused.
+    /// These messages were refused.
     pub(super) fn refuse(&mut self, requests: Vec<Request>) {
         for request in requests {
             let queue = request.message.queue();
@@ -162,7 +162,7 @@ impl Refusals {
         }
     }
 
-    /// A queue has taken what it refused before. Returns what else waits for it.
+    /// A queue has taken a message that it refused before. Returns the others that wait for it.
     pub(super) fn accept(&mut self, queue: &str) -> VecDeque<Request> {
         let Some(refused) = self.queues.get_mut(queue) else { return VecDeque::new() };
         refused.probed_at = None;
@@ -172,7 +172,7 @@ impl Refusals {
         std::mem::take(&mut refused.waiting)
     }
 
-    /// A message for a queue came back: that is gone, or not bound, and does not refuse any more.
+    /// A message for a queue was returned: the queue is gone, or not bound, so it doesn't refuse any more.
     pub(super) fn returned(&mut self, queue: &str) {
         if let Some(refused) = self.queues.get_mut(queue) {
             refused.probed_at = None;
@@ -191,7 +191,7 @@ impl Refusals {
         }
     }
 
-    /// One message for each of the queues, to be tried.
+    /// Takes one message of each queue, to be tried.
     pub(super) fn probes(&mut self) -> Vec<Request> {
         self.tried_at = Instant::now();
         let of = |refused: &mut Refused| {
@@ -205,7 +205,7 @@ impl Refusals {
         self.queues.values_mut().filter_map(of).collect()
     }
 
-    /// The messages that have waited for long enough, for other queues.
+    /// Takes the messages that have waited for long enough, readdressed to other queues.
     pub(super) fn send_elsewhere(&mut self, now: Instant) -> Vec<Request> {
         let takes: Vec<Span> = self.delays.iter().copied().filter(|d| self.takes(*d)).collect();
         let refusing: Vec<String> = self.queues.keys().cloned().collect();
@@ -238,7 +238,7 @@ impl Refusals {
         !self.queues.contains_key(&queue) && !self.late.contains_key(&queue)
     }
 
-    /// These have had no answer for long.
+    /// The confirms of these messages are overdue.
     pub(super) fn note_late<'a>(&mut self, requests: impl Iterator<Item = &'a Request>) {
         let mut late: BTreeMap<String, (Instant, usize)> = BTreeMap::new();
         for request in requests {
@@ -258,8 +258,8 @@ impl Refusals {
         self.late = late;
     }
 
-    /// Drops what nobody waits for, forgets what is over, and shows the rest.
-    pub(super) fn look_around(&mut self, now: Instant) {
+    /// Drops messages that nobody waits for, forgets queues that have recovered, and shows the rest.
+    pub(super) fn forget_recovered(&mut self, now: Instant) {
         self.queues.retain(|queue, refused| {
             refused.waiting.retain(|request| request.is_wanted(now));
             let calm = now.saturating_duration_since(refused.last);
@@ -296,7 +296,7 @@ impl Refusals {
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board.into_values().collect();
     }
 
-    /// All that waits, for another connection.
+    /// Takes all messages that wait, for another connection.
     pub(super) fn take_all(&mut self) -> Vec<Request> {
         let of = |refused: &mut Refused| {
             refused.probed_at = None;
@@ -321,7 +321,8 @@ impl Refused {
         self.left_alone_until.is_some_and(|until| now < until)
     }
 
-    /// A probe that has had no answer for long may have been given up, or have gone another way.
+    /// Whether a probe is under way. One that has had no answer for [`PROBE`] may have been given up, or have
+    /// gone another way.
     fn is_probed(&self) -> bool {
         self.probed_at.is_some_and(|at| at.elapsed() < PROBE)
     }

@@ -1,4 +1,4 @@
-//! Another way for a message whose queue can't be had, so that one bad queue holds up nothing else.
+//! Another way for a message whose queue is unusable, so that one bad queue holds up nothing else.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use crate::domain::broker_names::{
 };
 use crate::domain::retry::Span;
 
-/// The ways that there are.
+/// Knows which queues are unusable, and the ways around them.
 pub(super) struct Routes {
-    /// Shortest first.
+    /// The delays of the wait queues, shortest first.
     delays: Vec<Span>,
     objects: Arc<Objects>,
 }
@@ -23,16 +23,16 @@ impl Routes {
         Self { delays: topology.delays.clone(), objects }
     }
 
-    /// Leads a message away from a queue that is known to be none that we can use.
+    /// Sends a message another way if its queue is known to be unusable.
     pub(super) fn avoid_refused(&self, outgoing: &mut Outgoing) {
         if self.objects.refuses_any() && self.objects.is_refused(&outgoing.queue()) {
             self.go_around(outgoing);
         }
     }
 
-    /// Leads a message another way, where there is one. What has to wait waits a little longer, or where
-    /// there is no longer wait queue, shorter. What was to be attempted at once waits a minute. A dead
-    /// letter goes where the operator finds it, too.
+    /// Sends a message another way, if there is one. A delivery that has to wait waits a little longer or, if
+    /// there is no longer delay, a little shorter. One that was to be attempted at once waits for a minute. A
+    /// dead letter becomes an orphaned delivery, which operators see, too.
     pub(super) fn go_around(&self, outgoing: &mut Outgoing) {
         let refused = outgoing.queue();
         let way = match outgoing.exchange {
@@ -49,7 +49,7 @@ impl Routes {
         if let Some((exchange, routing_key)) = way
             && !self.objects.is_refused(&queue_of(exchange, &routing_key))
         {
-            log::debug!("{refused} can't be had: its message goes by {routing_key}");
+            log::debug!("{refused} is unusable: its message goes to {routing_key}");
             (outgoing.exchange, outgoing.routing_key) = (exchange, routing_key);
         }
     }
@@ -64,12 +64,12 @@ impl Routes {
         Some((WAIT_EXCHANGE, wait_key(*other, origin)))
     }
 
-    /// A message for a queue came back: it is missing, or not bound.
+    /// A message was returned: its queue is missing, or not bound.
     pub(super) fn returned(&self, exchange: &str, routing_key: &str) {
         if exchange == WAIT_EXCHANGE {
             self.objects.returned(&queue_of(exchange, routing_key));
         }
-        self.objects.look_soon();
+        self.objects.check_soon();
     }
 }
 
@@ -79,7 +79,7 @@ mod tests {
     use crate::broker::Message;
     use crate::metrics::{Metrics, ObjectKind};
 
-    /// Where a message goes while these queues can't be had.
+    /// Where a message goes while these queues are unusable.
     fn way(outgoing: Outgoing, refused: &[&str]) -> String {
         let metrics = Metrics::new(["q".to_owned()]).expect("fresh names");
         let objects = Arc::new(Objects::new(metrics.topology()));

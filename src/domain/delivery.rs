@@ -163,7 +163,10 @@ pub fn last_answer(headers: &Headers) -> Option<Excerpt> {
         Some(Value::Text(text)) => Some(text.as_str()),
         _ => None,
     };
-    Some(Excerpt::read(text(header::LAST_STATUS_LINE)?, text(header::LAST_BODY).unwrap_or_default()))
+    Some(Excerpt::read(
+        text(header::LAST_STATUS_LINE)?,
+        text(header::LAST_BODY).unwrap_or_default(),
+    ))
 }
 
 /// Adds to a message's headers what makes it a dead letter.
@@ -183,9 +186,13 @@ pub fn mark_malformed(headers: &mut Headers, error: &Malformed, origin: &str, at
 
 /// Takes the marks off again that [`mark_malformed`] made.
 pub fn unmark_dead(headers: &mut Headers) {
-    for name in
-        [header::ORIGIN_QUEUE, header::LAST_ERROR, header::FIRST_RECEIVED_AT, header::DEAD_REASON, header::DEAD_AT]
-    {
+    for name in [
+        header::ORIGIN_QUEUE,
+        header::LAST_ERROR,
+        header::FIRST_RECEIVED_AT,
+        header::DEAD_REASON,
+        header::DEAD_AT,
+    ] {
         headers.remove(name);
     }
 }
@@ -234,7 +241,9 @@ mod tests {
     fn what_we_write_is_not_the_producers() {
         let mut headers = sample();
         mark_dead(&mut headers, DeadReason::Exhausted, 7);
-        for name in headers.keys().map(String::as_str).chain([header::LAST_STATUS_LINE, header::LAST_BODY]) {
+        for name in
+            headers.keys().map(String::as_str).chain([header::LAST_STATUS_LINE, header::LAST_BODY])
+        {
             assert!(!is_producers(name), "{name} would be taken over from another delivery");
         }
         for name in ["traceparent", "account", "x-tenant", "x-deaths"] {

@@ -94,7 +94,7 @@ impl Pipeline {
                 return Head::Missing;
             }
         };
-        if waiting.message.is_weary_of_backlog() || !webhook.may_have(&delivery.event) {
+        if waiting.message.is_near_backlogs_delivery_limit() || !webhook.may_have(&delivery.event) {
             return Head::Leaves;
         }
         self.heed(delivery);

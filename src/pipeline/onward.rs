@@ -80,7 +80,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Puts a copy of a weary message at the end of its queue. Rare, so it is waited for.
+    /// Puts a copy of a message that is near its delivery limit at the end of its queue. Rare, so it is waited
+    /// for.
     pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
         let copy = message.clone().rested();

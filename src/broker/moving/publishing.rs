@@ -1,4 +1,4 @@
-//! How messages get into their new place.
+//! How messages are published to their new place.
 
 use std::time::Instant;
 
@@ -10,8 +10,8 @@ use crate::broker::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, SETUP_TIMEOUT}
 use crate::config::Config;
 use crate::shutdown::Shutdown;
 
-/// A channel on which messages are published as they are, on a connection of its own: a broker with an alarm
-/// stops reading from those that publish.
+/// A channel that publishes messages as they are, on a connection of its own: during an alarm the broker stops
+/// reading from connections that publish.
 pub(super) struct Publishing {
     link: Link,
     queue: String,
@@ -23,13 +23,17 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    pub(super) fn open(config: &Config, queue: &str, shutdown: &Shutdown) -> Result<Self, BrokerError> {
+    pub(super) fn open(
+        config: &Config,
+        queue: &str,
+        shutdown: &Shutdown,
+    ) -> Result<Self, BrokerError> {
         let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
         let kill = link.kill_switch();
         let opened = kill.guard(SETUP_TIMEOUT, None, || {
             let channel = link.channel()?;
             let returns = channel.listen_for_returns()?;
-            // In this order, or confirms that come early are dropped.
+            // In this order, or early confirms would be dropped.
             let confirms = channel.listen_for_publisher_confirms()?;
             channel.enable_publisher_confirms()?;
             Ok((channel, confirms, returns))
@@ -40,13 +44,16 @@ impl Publishing {
     }
 
     /// Publishes these, and waits until the broker has all of them.
-    pub(super) fn publish(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), BrokerError> {
+    pub(super) fn publish(
+        &mut self,
+        messages: Vec<(Vec<u8>, AmqpProperties)>,
+    ) -> Result<(), BrokerError> {
         let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
         let kill = self.kill.clone();
-        // Not ended by shutdown: a batch that is cut would be in both places.
+        // Shutdown doesn't end it: a batch that is cut off would be in both places.
         let published = kill.guard(limit, None, || self.publish_all(messages));
         published.map_err(|problem| {
-            // Or the drop of the channel would wait for an answer.
+            // Otherwise the drop of the channel would wait for an answer.
             self.kill.cut();
             BrokerError::Unavailable { address: self.link.address.clone(), problem }
         })
@@ -80,7 +87,7 @@ impl Publishing {
                 }
                 unconfirmed -= 1;
             }
-            // A message that came back is acked too, after it came back.
+            // A message that was returned is acked, too, after its return.
             if let Ok(returned) = self.returns.try_recv() {
                 return Err(format!("the queue {} is gone: {}", self.queue, returned.reply_text));
             }

@@ -12,13 +12,13 @@ use crate::shutdown::Shutdown;
 /// What a queue is, before it is moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueStanding {
-    /// Which kind, and what it holds; none if there is no such queue.
+    /// Its type, and what it holds; `None` if there is no such queue.
     pub queue: Option<(QueueType, QueueCounts)>,
-    /// What a move that was interrupted has put aside.
+    /// How many messages an interrupted move has put aside; `None` if there was none.
     pub put_aside: Option<u32>,
 }
 
-/// What a queue is, and what of it was put aside. Changes nothing.
+/// What a queue is, and what was put aside of it. Changes nothing.
 ///
 /// # Errors
 /// [`MoveError`].
@@ -34,11 +34,11 @@ pub fn look_at(
 }
 
 pub(super) fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, MoveError> {
-    // Also for whose turn it is there is a queue of its name.
+    // The names of two other queues are made of its name.
     let most = MAX_NAME_BYTES - moving_queue("").len().max(turn_queue("").len());
     if !(1..=most).contains(&queue.len()) {
         return Err(MoveError::Unfit(format!(
-            "{queue:?} can't be moved: the name of a queue that can has 1 to {most} bytes"
+            "{queue:?} can't be moved: its name must have 1 to {most} bytes"
         )));
     }
     let (kill, address) = (link.kill_switch(), link.address.clone());
@@ -49,12 +49,12 @@ pub(super) fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, Mo
             return Ok(Ok(QueueStanding { queue: None, put_aside }));
         };
         let mut others = Vec::new();
-        // The one without any kind of its own is of the virtual host's default, classic where that is unset.
+        // A queue without a type has the virtual host's default, which is classic if it is unset.
         let kinds = [(Some(QueueType::Quorum), QueueType::Quorum)];
         let classic = [None, Some(QueueType::Classic)].map(|kind| (kind, QueueType::Classic));
         for (declared, kind) in kinds.into_iter().chain(classic) {
             let options = event_options(declared);
-            // What is there already stays as it is; with other arguments this fails.
+            // This changes nothing, and fails if the queue has other arguments.
             match calls.call(|channel| channel.queue_declare(queue, options).map(drop)) {
                 Ok(()) => {
                     return Ok(Ok(QueueStanding { queue: Some((kind, counts)), put_aside }));
@@ -69,17 +69,17 @@ pub(super) fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, Mo
         Ok(standing) => return Ok(standing),
         Err(problems) => problems,
     };
-    // One that says more than that it is of another kind.
+    // Rather one that says more than that the queue is of another type.
     let of_kind = |error: &amiquip::Error| error.to_string().contains(QUEUE_TYPE);
     let telling = problems.iter().find(|error| !of_kind(error)).or(problems.first());
     match telling {
         Some(amiquip::Error::ServerClosedChannel { code: 406, message, .. }) => {
             Err(MoveError::Unfit(format!(
-                "{queue:?} has arguments of its own, which a queue that is made anew would not have \
-                 ({message}): let a policy say them, and make the queue by hand"
+                "{queue:?} has arguments of its own, which it would lose when it is made anew \
+                 ({message}): set them by a policy, and make the queue by hand"
             )))
         }
         Some(error) => Err(failed(&address, queue, error).into()),
-        None => Err(MoveError::Unfit(format!("{queue:?} is of no kind that is known"))),
+        None => Err(MoveError::Unfit(format!("{queue:?} is of no known type"))),
     }
 }

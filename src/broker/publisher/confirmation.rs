@@ -1,4 +1,4 @@
-//! What whoever publishes waits for: the broker's confirm of one message.
+//! The broker's confirm of one message, for the one that published it and waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,18 +9,18 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, select};
 use super::{CONFIRM_TIMEOUT, Slip, TICK};
 use crate::shutdown::Shutdown;
 
-/// How long who ends waits for the confirm of a message that was refused: until it was sent to
-/// another queue, where there is one.
+/// How long to wait at shutdown for the confirm of a message that was refused: long enough for it to be
+/// sent to another queue.
 const LAST_CHANCE: Duration = Duration::from_secs(7);
 
-/// A message was not confirmed in time: nobody knows whether the broker has it, so the message it
+/// A message was not confirmed in time. Nobody knows whether the broker has it, so the message that it
 /// was made of must not be acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("RabbitMQ did not confirm the message")]
 pub struct NotConfirmed;
 
-/// A message on its way: to be waited for before anything relies on it. Who drops it has given up, and
-/// the message is not published any more, if it was not by then.
+/// A message on its way; wait for it before anything relies on it. To drop this is to give up: if the
+/// message is not published by then, it won't be.
 #[derive(Debug)]
 #[must_use]
 pub struct Confirmation {
@@ -30,8 +30,8 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// Waits until the broker has the message safely: for minutes, if it has to be; from `shutdown` on
-    /// only as long as [`Confirmation::wait_at_end`].
+    /// Waits until the broker has the message safely: for minutes, if necessary; from `shutdown` on, as
+    /// long as [`Confirmation::wait_at_end`].
     ///
     /// # Errors
     /// [`NotConfirmed`].
@@ -43,7 +43,7 @@ impl Confirmation {
         }
     }
 
-    /// Waits for a message that is worth little: at the first refusal it is given up.
+    /// Waits for a message of little value: it is given up when it is refused once.
     ///
     /// # Errors
     /// [`NotConfirmed`].
@@ -59,7 +59,7 @@ impl Confirmation {
         self.outcome.try_recv().map_err(|_| NotConfirmed)
     }
 
-    /// Waits as long as somebody may who ends, and for whom this is the last message.
+    /// Waits as long as there is time at shutdown, for one last message.
     ///
     /// # Errors
     /// [`NotConfirmed`].
@@ -67,14 +67,14 @@ impl Confirmation {
         self.outcome.recv_timeout(self.patience_at_end()).map_err(|_| NotConfirmed)
     }
 
-    /// How long that is.
+    /// How long [`Confirmation::wait_at_end`] may take.
     #[must_use]
     pub fn patience_at_end(&self) -> Duration {
         let most = if self.is_refused() { LAST_CHANCE } else { CONFIRM_TIMEOUT };
         most.min(self.patience())
     }
 
-    /// What is known so far; `None` if that is nothing yet.
+    /// The outcome, if it is known.
     #[must_use]
     pub fn poll(&self) -> Option<Result<(), NotConfirmed>> {
         match self.outcome.try_recv() {
@@ -84,14 +84,14 @@ impl Confirmation {
         }
     }
 
-    /// For `select!`: becomes ready when the message is confirmed or given up, though not when
+    /// For `select!`: it becomes ready when the message is confirmed or given up, but not when
     /// [`Confirmation::patience`] is over.
     #[must_use]
     pub fn receiver(&self) -> &Receiver<()> {
         &self.outcome
     }
 
-    /// How much longer it may take.
+    /// How much longer the confirm may take.
     #[must_use]
     pub fn patience(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())

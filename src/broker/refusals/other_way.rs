@@ -1,4 +1,4 @@
-//! Which other way a message takes whose queue takes nothing.
+//! The decision which other way a message takes whose queue refuses.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use crate::domain::broker_names::{dead_queue, header, retry_queue};
 use crate::domain::delivery::Value;
 use crate::domain::retry::Span;
 
-/// A message that no wait queue has taken by then goes to the retry lane. It counts its attempts there,
-/// one in as long at most.
+/// A delivery that no wait queue has taken by then goes to the retry lane, where it is attempted at once:
+/// that is at most one attempt in this time.
 const LAST_RESORT: Duration = Duration::from_secs(60);
 
-/// Another way for a message whose queue takes nothing, by a wait queue that does (`takes`); none, if
-/// there is none.
+/// Another way for a message whose queue refuses, by one of the wait queues that work (of the delays
+/// `takes`, shortest first); `None` if there is no way, or not yet. `waited` is for how long it has waited
+/// for its queue, and `is_crowded` says that many others do.
 pub(super) fn other_way(
     message: &Outgoing,
     takes: &[Span],
@@ -26,7 +27,8 @@ pub(super) fn other_way(
         Instead::Nowhere => return None,
         Instead::OtherWait(delay, origin) => (origin, *delay),
         Instead::NoBacklog(origin) => (origin, a_minute),
-        // Soon: it is to be there as soon as the queue takes it. Many of them would only go round.
+        // Soon, so that it arrives shortly after its queue has recovered. Many would only go round in
+        // circles.
         Instead::DeadLater(origin) if is_crowded => (origin, a_minute),
         Instead::DeadLater(origin) => (origin, Duration::ZERO.into()),
     };

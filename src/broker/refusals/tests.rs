@@ -64,7 +64,7 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
     assert!(refusals.put_aside(other).is_some(), "another queue");
     assert!(refusals.put_aside(old).is_none());
     let now = Instant::now();
-    refusals.look_around(now);
+    refusals.forget_recovered(now);
     let Refusing { queue, since, messages, refused } = shown().remove(0);
     assert_eq!((queue.as_str(), messages, refused), ("q.dead", 2, 1));
     assert!(since.is_some());
@@ -76,9 +76,9 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
     refusals.refuse(probes);
     assert!(refusals.is_trial_due(Instant::now() + SOON));
     assert_eq!(refusals.accept("q.dead").len(), 2);
-    refusals.look_around(Instant::now());
+    refusals.forget_recovered(Instant::now());
     assert!(shown()[0].since.is_some());
-    refusals.look_around(Instant::now() + CALM);
+    refusals.forget_recovered(Instant::now() + CALM);
     assert_eq!((shown()[0].since, shown()[0].refused), (None, 2));
 }
 
@@ -87,7 +87,7 @@ fn what_nobody_waits_for_is_dropped() {
     let mut refusals = Refusals::new(delays(), vec!["q".to_owned()]);
     let (kept, _slip) = request(dead(), Duration::ZERO);
     refusals.refuse(vec![kept, request(dead(), Duration::ZERO).0]);
-    refusals.look_around(Instant::now());
+    refusals.forget_recovered(Instant::now());
     assert_eq!(refusals.take_all().len(), 1);
 }
 

@@ -33,7 +33,10 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
     assert_eq!(checked.code, Some(0), "{checked:?}");
     let line = checked.stdout.lines().find(|line| line.contains("exchange webhooks.events"));
     let line = line.unwrap_or_else(|| panic!("no line in {checked:?}"));
-    assert!(line.contains("nobody is told by it") && line.contains("set_permissions"), "{line}");
+    assert!(
+        line.contains("no notices are published") && line.contains("set_permissions"),
+        "{line}"
+    );
 
     let mut notifier = sandbox
         .notifier()
