@@ -100,7 +100,7 @@ impl Crew<'_> {
     /// A consumer consumes.
     pub(super) fn consumes(&self) {
         let queue = &self.lane.queue;
-        self.context.metrics.set_consuming(queue, true);
+        self.context.metrics.health().set_consuming(queue, true);
         if let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).end() {
             log::info!("lane connected again queue={queue} after={before:?}");
         }

@@ -230,7 +230,7 @@ impl Watch<'_, '_> {
                 if let Ended::Surplus = ended {
                     end_all.0 = None;
                 } else {
-                    crew.context.metrics.set_consuming(&crew.lane.queue, false);
+                    crew.context.metrics.health().set_consuming(&crew.lane.queue, false);
                 }
                 ended
             }
