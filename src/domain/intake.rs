@@ -65,7 +65,8 @@ impl Entry {
 pub struct Refusal {
     /// The reason.
     pub hold: Hold,
-    /// Its place in the line that enters the backlog. `None` if it is there already.
+    /// Its place in the line that enters the backlog. `None` if it is there already, or stopped waiting
+    /// by itself.
     pub entry: Option<Entry>,
 }
 
