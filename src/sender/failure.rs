@@ -1,4 +1,4 @@
-//! Why there is no answer, in words that say what to change.
+//! Why there was no answer, in words that say what to change.
 
 use std::error;
 use std::fmt;
@@ -15,36 +15,36 @@ use crate::domain::shown;
 use crate::lookup::LookUpError;
 use crate::tls::problem as tls_problem;
 
-/// What went wrong on a connection, as far as ureq has no error of its own for it.
+/// What failed on a connection, if ureq has no error for it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A connection that had served requests before ended, or turned out to be dead, before a byte of
-    /// this answer came. The request belongs on a fresh one.
+    /// A reused connection ended, or turned out to be dead, before a byte of this answer. The request
+    /// belongs on a fresh one.
     Stale,
-    /// Time was up.
+    /// The time was up.
     TimedOut(Phase),
-    /// What came is no answer; its beginning.
+    /// What arrived isn't an HTTP answer: its beginning.
     NotHttp(Vec<u8>),
-    /// The connection ended in the head of an answer.
+    /// The connection ended within the head of an answer.
     CutOff,
-    /// The connection ended in the TLS handshake.
+    /// The connection ended during the TLS handshake.
     NoHandshake,
 }
 
 /// What an attempt was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// TCP, and TLS.
+    /// TCP and TLS.
     Connecting,
-    /// The request went out.
+    /// The request was being sent.
     Sending,
-    /// It was sent, and no byte of an answer came.
+    /// It was sent, and no byte of the answer had arrived.
     Answer,
-    /// The head of the answer had begun to come.
+    /// The head of the answer had begun to arrive.
     Rest,
 }
 
-/// How long an attempt, and connecting for it, may take.
+/// The time limits of an attempt and of connecting for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) request: Duration,
@@ -59,7 +59,7 @@ impl From<Fault> for Error {
 
 impl error::Error for Fault {}
 
-/// For logs of ureq's; people read [`Fault::words`].
+/// For logs of ureq; people read [`Fault::words`].
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self:?}")
@@ -115,7 +115,7 @@ impl Fault {
 const CLOSED: &str =
     "closed the connection without an answer: does it crash, or take only HTTPS there?";
 
-/// What an error of ureq's, or of what we gave it, means for an attempt with these limits.
+/// What an error of ureq, or of our parts in it, means for an attempt with these limits.
 pub(super) fn no_answer(error: Error, limits: Limits) -> Response {
     if let Some(response) = egress::response(&error) {
         return response;
@@ -174,7 +174,8 @@ fn of_io(error: &io::Error) -> (Reason, String) {
             Reason::Refused,
             format!("no way to its address ({error}): may this machine reach it?"),
         ),
-        // Which of them it is depends on what was on its way. (One has a link to a library's manual.)
+        // Which of them it is depends on what was on its way. (One of their messages links to a
+        // library's manual.)
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
         | ErrorKind::BrokenPipe
@@ -201,7 +202,7 @@ mod tests {
         };
         assert_eq!(found, reason, "{detail}");
         assert!(detail.contains(says), "no {says:?} in {detail:?}");
-        // It stands in a header and in a line of a log.
+        // It has to fit in a header and in a log line.
         assert!(detail.chars().count() < 200 && !detail.contains("://docs.rs"), "{detail}");
     }
 
