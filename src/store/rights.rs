@@ -1,15 +1,15 @@
-//! Whether this user may do what `run` does, by doing it to no row.
+//! Checks whether this user may do what `run` does, by doing it to no row.
 
 use postgres::{Client, error::SqlState};
 
 use super::{Store, StoreError, conditions, explain, instances};
 
-/// What follows where the table of instances can't be used.
+/// The consequence if the table of instances can't be used.
 pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: of two, each \
      sends as much";
 
-/// What `run` does, and what is not done where it may not. Each touches no row, which PostgreSQL allows
-/// or refuses as if it did.
+/// What `run` does, and the consequence if it isn't allowed. Each statement touches no row, which
+/// PostgreSQL allows or refuses as if it did.
 const WORK: [(&str, &str); 7] = [
     (
         "a webhook that answers 410 stays enabled",
@@ -42,15 +42,15 @@ const WORK: [(&str, &str); 7] = [
     ),
 ];
 
-/// Which of them are about the delivery log.
+/// The statements from here on concern the delivery log.
 const OF_LOG: usize = 5;
 
 impl Store {
-    /// Tries what `run` does beside reading, on no row. Returns what would fail: what follows from it,
-    /// and the error with its remedy. `with_log`: whether there is a delivery log to be written.
+    /// Tries what `run` does besides reading, on no row. Returns what would fail: the consequence, and
+    /// the error with what to do. `with_log`: whether there is a delivery log to write.
     ///
     /// # Errors
-    /// [`StoreError`], where it could not be tried.
+    /// [`StoreError`] if it couldn't be tried.
     pub fn unable(&self, with_log: bool) -> Result<Vec<(&'static str, StoreError)>, StoreError> {
         let place = std::sync::Arc::clone(self.place());
         self.once(move |client| {
@@ -58,12 +58,12 @@ impl Store {
             let mut unable = Vec::new();
             for (follows, statement) in work {
                 if let Err(error) = attempt(client, statement) {
-                    // Another error than one of its own is that of the connection.
+                    // An error without a code is about the connection.
                     if error.as_db_error().is_none() {
                         return Err(error);
                     }
                     let is_missing = error.code() == Some(&SqlState::UNDEFINED_TABLE);
-                    // Told elsewhere, and no right.
+                    // A missing table is reported elsewhere, and isn't about rights.
                     if !is_missing {
                         unable.push((*follows, explain(&place, &error)));
                     }
@@ -74,7 +74,7 @@ impl Store {
     }
 }
 
-/// Undone, so that not even a trigger's notification is left of it.
+/// Undone, so that not even a trigger's notification remains.
 fn attempt(client: &mut Client, statement: &str) -> Result<(), postgres::Error> {
     let mut transaction = client.transaction()?;
     transaction.batch_execute(statement)?;
