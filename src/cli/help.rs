@@ -1,6 +1,6 @@
-//! What `--help` says below the options, and `-h` doesn't: the rest of a manual page.
+//! What `--help` prints below the options, and `-h` doesn't: the rest of a manual page.
 
-/// Of the program, below its first steps.
+/// For the program as a whole, below its first steps.
 pub(super) const PROGRAM: &str = "\
 Environment:
   AMQP_URL, DATABASE_URL
@@ -322,7 +322,7 @@ Exit codes:
 Example:
   webhook-notifier webhooks show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
 
-/// Of a command with which deliveries are dropped.
+/// For a command that drops deliveries.
 macro_rules! webhook_dropped {
     ($example:literal) => {
         concat!(
@@ -362,7 +362,7 @@ Exit codes:
 Example:
   webhook-notifier webhooks test 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
 
-/// Of a command that shows or changes one webhook.
+/// For a command that shows or changes one webhook.
 macro_rules! one_webhook {
     ($example:literal) => {
         concat!(
@@ -438,7 +438,7 @@ Exit codes:
 Example:
   webhook-notifier dead-letters show --reason exhausted --limit 1";
 
-/// Of a command that takes dead letters away.
+/// For a command that removes dead letters.
 macro_rules! dead_letters_moved {
     ($more:literal, $example:literal) => {
         concat!(

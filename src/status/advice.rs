@@ -1,6 +1,6 @@
-//! What a snapshot comes to in words: what is wrong, and what to do about it.
+//! Puts a snapshot into words: what is wrong, and what to do about it.
 //!
-//! What stands in backticks is to be typed, or found in the log.
+//! Text in backticks is to be typed, or to be found in the log.
 
 use serde::Serialize;
 
@@ -14,44 +14,44 @@ use instances::of_instances;
 use notices::{of_disabled, of_notices};
 use topology::{of_objects, of_orphaned};
 
-/// Queues that a sentence names before it only counts the rest.
+/// How many queues a sentence names; the rest is counted.
 const MOST_NAMED: usize = 3;
 
-/// For how long changes of the table must not have been heard before it is worth a word: longer
-/// than the directory takes to connect again.
+/// How long changes of the table must have been missed before that is mentioned: longer than the
+/// directory takes to reconnect.
 const DEAF_SECONDS: f64 = 15.0;
 
-/// For how long nothing must have come from a queue that holds something before that is worth a word.
+/// How long nothing must have come from a nonempty queue before that is mentioned.
 const STILL_SECONDS: f64 = 60.0;
 
-/// Deliveries are late if half of them come this long after their event: a few retries take less.
+/// Deliveries are late if half of them arrive this long after their event: a few retries take less.
 const LATE_SECONDS: f64 = 60.0;
 
-/// So many events that wait are more than a moment's.
+/// If this many events wait, it is more than a short peak.
 const MANY_EVENTS: i64 = 1_000;
 
-/// With so many receivers in trouble together, the cause is rarely theirs.
+/// If this many receivers have an ailment at the same time, the cause is rarely theirs.
 const MANY_RECEIVERS: usize = 3;
 
 const ALARM_REMEDY: &str = "It goes on by itself as soon as RabbitMQ does. Is that short of memory or \
                             disk? `rabbitmq-diagnostics alarms` tells.";
 
-/// How everything is, taken together.
+/// The overall state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
     /// All is well.
     Well,
-    /// It works, and somebody should look at something.
+    /// It works, but somebody should look at something.
     Attention,
     /// Something does not work.
     Trouble,
 }
 
-/// One thing that is wrong, or worth knowing.
+/// A problem, or something worth knowing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Advice {
-    /// How bad it is. With what is only worth knowing all is well.
+    /// How bad it is. If it is only worth knowing, all is well.
     pub(super) state: State,
     /// What is wrong: a sentence.
     pub(super) what: String,
@@ -85,7 +85,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     advice.extend(of_notices(snapshot));
     advice.extend(of_instances(snapshot));
     advice.extend(of_backlogs(snapshot));
-    // Stable: what is equally bad stays in the order above.
+    // The sort is stable: what is equally bad stays in the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));
     let worst = advice.first().map_or(State::Well, |advice| advice.state);
     (worst, advice)
@@ -95,7 +95,7 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     let mut advice = Vec::new();
     if is_away(snapshot.broker) {
         let lasted = span(snapshot.broker.lasted_seconds);
-        // Whatever each of them has missed first.
+        // The outage may affect each lane at a different moment.
         let interrupted = snapshot.lanes.iter().filter(|lane| lane.state != LaneState::Consuming);
         let effect = match interrupted.collect::<Vec<_>>().as_slice() {
             [] => "the numbers of messages in queues are as of then".to_owned(),
@@ -133,7 +133,8 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     advice
 }
 
-/// RabbitMQ hands out messages and takes none. Once a lane stands still for that, it says so itself.
+/// RabbitMQ delivers messages but accepts none. Once a lane is interrupted by that, the lane's advice
+/// covers it.
 fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     let is_told = [LaneState::NoConfirms, LaneState::Starting]
         .iter()
@@ -146,7 +147,7 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
-/// Nothing gets out to receivers.
+/// No request reaches any receiver.
 fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
     let egress = snapshot.egress_problem.as_ref()?;
     Some(trouble(
@@ -156,7 +157,7 @@ fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
     ))
 }
 
-/// Some queues take nothing, and the others do.
+/// Some queues accept nothing, while others do.
 fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
     if is_away(snapshot.broker) {
         return None;
@@ -177,7 +178,7 @@ fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
     ))
 }
 
-/// What [`of_servers`] has not said already.
+/// Lanes that are interrupted for reasons which [`of_servers`] hasn't covered.
 fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     if is_away(snapshot.broker) {
         return Vec::new();
@@ -209,7 +210,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     rows.into_iter().filter_map(of).collect()
 }
 
-/// It should consume, there is something, and nothing comes.
+/// A lane consumes and its queue isn't empty, but nothing arrives.
 fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
     let is_still = |lane: &&LaneNow| {
         lane.state == LaneState::Consuming
@@ -231,7 +232,7 @@ fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
-/// All that may be under way is, and much waits behind it.
+/// The capacity is used up, and many events wait.
 fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
     let is_used_up = |lane: &&LaneNow| {
         let waits = lane.ready.is_some_and(|ready| ready >= MANY_EVENTS);
@@ -253,7 +254,7 @@ fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
-/// Most of what arrives comes long after its event.
+/// Most deliveries arrive long after their event.
 fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
     let is_late = |lane: &&LaneNow| {
         lane.kind == "events" && lane.lag_p50.is_some_and(|lag| lag.is_above(LATE_SECONDS))
@@ -273,7 +274,7 @@ fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
-/// What waits for receivers, for whatever reason.
+/// Deliveries that wait for receivers, whatever the reason.
 fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
     let backlogs = snapshot.lanes.iter().filter(|lane| lane.kind == "backlogs");
     let waiting: i64 = backlogs.filter_map(|lane| lane.ready).sum();
@@ -398,7 +399,7 @@ fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", groups.join(","), if count == 1 { one } else { many })
 }
 
-/// About so long, in the one or two units that matter.
+/// A duration, rounded to its largest suitable unit.
 fn span(seconds: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an age")]
     let seconds = seconds as u64;

@@ -1,4 +1,4 @@
-//! What is there: `list` and `show`. All of it stays.
+//! The commands that only read: `list` and `show`.
 
 use anyhow::Result;
 use serde_json::json;
@@ -12,13 +12,13 @@ use crate::domain::delivery::{UnixMillis, Value};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
 
-/// How much of a reason a table has room for, in characters: ours are words.
+/// How many characters of a reason a table shows: ours are single words.
 const MOST_OF_REASON: usize = 40;
 
-/// How much of a type, where something follows it.
+/// How many characters of a type a table shows.
 const MOST_OF_TYPE: usize = 40;
 
-/// How much of an error, in characters: ours are no longer.
+/// How many characters of an error a table shows: ours aren't longer.
 const MOST_OF_ERROR: usize = 300;
 
 pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
@@ -56,7 +56,7 @@ pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
     renew(weary, scope)
 }
 
-/// Sees to what was looked at too often, now that the answer is there.
+/// Renews the dead letters that were looked at too often, after the answer has been printed.
 fn renew(weary: Weary<'_>, scope: Scope<'_>) -> Result<()> {
     if weary.is_empty() {
         return Ok(());
@@ -66,7 +66,7 @@ fn renew(weary: Weary<'_>, scope: Scope<'_>) -> Result<()> {
          take some seconds, and may be interrupted",
     );
     match weary.renew(scope) {
-        // The next look goes on with it.
+        // The next look continues.
         Err(_) if scope.shutdown.is_requested() => Ok(()),
         renewed => Ok(renewed?),
     }
@@ -163,7 +163,7 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
     }
     for (name, value) in &message.headers {
         let value = match value {
-            // Many quote JSON.
+            // Many contain JSON.
             Value::Text(text) => shown::line(text, usize::MAX),
             Value::Integer(at) if name.ends_with("-at") => {
                 format!("{at} ({} ago)", age(Some(*at), unix_millis()))
@@ -173,17 +173,17 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
         lines.push(format!("{}: {value}", name.escape_debug()));
     }
     lines.push(String::new());
-    // Other people's bytes must not move the cursor.
+    // Foreign bytes must not move the cursor.
     lines.push(shown::lines(&String::from_utf8_lossy(&message.body)));
     lines.join("\n")
 }
 
-/// What a header says, where it is orphaned.
+/// For an orphaned dead letter, a header names the queue.
 fn queue_of(name: &str) -> String {
     shown::line(name, MAX_NAME_BYTES)
 }
 
-/// A cell of a table: what somebody else may have written.
+/// A table cell: somebody else may have written its text.
 fn cell(text: Option<&String>, most: usize) -> String {
     text.map_or_else(|| "-".to_owned(), |text| shown::line(text, most))
 }

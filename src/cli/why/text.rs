@@ -12,20 +12,20 @@ use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::history::{Entry, Extent, What};
 use crate::domain::shown;
 
-/// Where a text is wrapped, in characters.
+/// The width at which text is wrapped, in characters.
 const WIDTH: usize = 96;
 
-/// How many webhooks are shown.
+/// How many webhooks are printed.
 const MOST_CASES: usize = 20;
 
-/// How many webhooks of other accounts are shown.
+/// How many webhooks of other accounts are printed.
 const MOST_OTHERS: usize = 3;
 
-/// How many entries of a delivery are shown: its first and its last ones.
+/// How many entries of a delivery are printed: the first and the last ones.
 const FIRST_ENTRIES: usize = 3;
 const LAST_ENTRIES: usize = 12;
 
-/// All of it.
+/// The whole answer.
 pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
     let mut page = Page::default();
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
@@ -68,7 +68,7 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
     if !answer.known {
         unknown(&mut page, answer);
     }
-    // Those of other accounts, of which nothing is to be told, come last.
+    // Webhooks of other accounts, about which there is nothing to report, come last.
     let (others, concerned): (Vec<_>, Vec<_>) =
         answer.webhooks.iter().partition(|case| case.state.is_none() && case.not_its_own.is_some());
     for (cases, most, what) in
@@ -121,7 +121,7 @@ fn nobody(page: &mut Page, answer: &Answer) {
     }
 }
 
-/// What it may mean that nothing is known of an event.
+/// The possible reasons if nothing is known of an event.
 pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<String> {
     let begins = match log_begins_at {
         None => "the log is empty".to_owned(),
@@ -202,7 +202,7 @@ fn show(page: &mut Page, case: &Case) {
     timeline(page, &case.entries);
     let errors = case.entries.iter().rev().map(|entry| entry.detail.as_str());
     let of_letter = case.dead_letter.as_ref().and_then(|letter| letter.last_error.as_deref());
-    // A bare status stands in the table.
+    // A bare status is in the table.
     let mut telling = errors.chain(of_letter).filter(|error| !error.is_empty());
     if let Some(error) = telling.next().filter(|error| !error.starts_with("status ")) {
         page.labelled("error", &shown::line(error, MOST_SHOWN));
@@ -212,7 +212,7 @@ fn show(page: &mut Page, case: &Case) {
     page.labelled("to do", &case.to_do);
 }
 
-/// What the receiver said last where it did not take it.
+/// The receiver's last answer if it didn't accept the event.
 fn answered(page: &mut Page, case: &Case) {
     let logged = case.entries.iter().rev().find_map(|entry| {
         let answer = entry.answer.as_deref()?;
@@ -267,7 +267,7 @@ fn row(entry: &Entry) -> String {
     format!("  {at}  {attempt:>3}  {what:11}  {answer:12}  {ms:>7}  {next}")
 }
 
-/// Lines, wrapped.
+/// Wrapped lines.
 #[derive(Default)]
 pub(super) struct Page(Vec<String>);
 
@@ -314,7 +314,7 @@ impl Page {
     }
 }
 
-/// Such that it has room in a line after a label: what a receiver says may be one word.
+/// Breaks long words so that they fit in a line after a label: a receiver's answer may be one word.
 pub(super) fn broken(text: &str) -> String {
     let words = text.split(' ').flat_map(|word| pieces(word, WIDTH - 10));
     words.collect::<Vec<_>>().join(" ")

@@ -1,13 +1,13 @@
-//! That limits are not kept together.
+//! Advice if limits aren't shared between instances.
 
 use super::{Advice, State};
 use crate::domain::shown;
 use crate::status::snapshot::Snapshot;
 
-/// How much of PostgreSQL's words is shown, in characters.
+/// How many characters of PostgreSQL's message are shown.
 const MOST_OF_PROBLEM: usize = 400;
 
-/// Which instances there are can't be known.
+/// The other instances aren't known.
 pub(super) fn of_instances(snapshot: &Snapshot) -> Option<Advice> {
     let problem = snapshot.instances_problem.as_ref()?;
     Some(Advice {

@@ -1,18 +1,18 @@
-//! What the notifier has done by itself, and what it can't tell.
+//! Advice about what the notifier did by itself, and notices that it can't publish.
 
 use super::{Advice, State, counted, is_away, names, span};
 use crate::domain::shown;
 use crate::status::snapshot::{NoticesNow, Snapshot};
 
-/// For how long notices must have waited before it is worth a word.
+/// How long notices must have waited before that is mentioned.
 const WAITING_SECONDS: f64 = 30.0;
 
-/// How much of RabbitMQ's words is shown, in characters.
+/// How many characters of RabbitMQ's message are shown.
 const MOST_OF_PROBLEM: usize = 400;
 
 /// Notices can't be published.
 pub(super) fn of_notices(snapshot: &Snapshot) -> Option<Advice> {
-    // Else that is said.
+    // Otherwise that is mentioned already.
     let servers_answer = !is_away(snapshot.broker) && !is_away(snapshot.database);
     let problem = snapshot.notices_problem.as_ref().filter(|_| servers_answer);
     let NoticesNow { problem, lasted_seconds } =
@@ -30,7 +30,7 @@ pub(super) fn of_notices(snapshot: &Snapshot) -> Option<Advice> {
     })
 }
 
-/// Webhooks that were disabled because they had failed for DISABLE_AFTER.
+/// Webhooks that were disabled because they failed for DISABLE_AFTER.
 pub(super) fn of_disabled(snapshot: &Snapshot) -> Option<Advice> {
     let disabled = &snapshot.disabled_lately;
     let reason = &disabled.first()?.reason;

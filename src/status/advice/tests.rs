@@ -1,4 +1,4 @@
-//! What is said of which snapshot.
+//! The advice for each snapshot.
 
 use super::*;
 use crate::domain::trend::Bound;
@@ -75,7 +75,7 @@ fn well() -> Snapshot {
     }
 }
 
-/// Of twenty and one.
+/// Ailing and broken receivers, of 21.
 fn receivers(ailing: usize, broken: usize) -> ReceiversNow {
     ReceiversNow { known: 21, ailing, broken, matching: ailing, listed: Vec::new() }
 }
@@ -99,7 +99,7 @@ fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
 #[test]
 fn without_anything_wrong_all_is_well() {
     check(|_| {}, State::Well, &[]);
-    // Backlogs are what queues are for.
+    // Long queues alone are no problem.
     check(|snapshot| snapshot.lanes[0].ready = Some(100_000), State::Well, &[]);
 }
 
@@ -279,7 +279,7 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
         State::Attention,
         &["1 receiver is down: its deliveries wait."],
     );
-    // One failure is no reason to get up.
+    // A single failure is no reason to act.
     check(
         |snapshot| snapshot.receivers = receivers(1, 0),
         State::Well,

@@ -1,17 +1,17 @@
-//! Queues, exchanges and bindings that somebody deletes, and what is stranded by that.
+//! Advice about queues, exchanges and bindings that somebody deleted, and what was stranded by that.
 
 use super::{Advice, State, counted, is_away, span, trouble};
 use crate::domain::shown;
 use crate::status::snapshot::{ObjectNow, Snapshot};
 
-/// Queues, exchanges and bindings that are told of, each by a sentence.
+/// How many queues, exchanges and bindings get a sentence each.
 const MOST_OBJECTS: usize = 8;
 
-/// How much of a name and of RabbitMQ's words is shown, in characters.
+/// How many characters of a name and of RabbitMQ's message are shown.
 const MOST_OF_NAME: usize = 255;
 const MOST_OF_PROBLEM: usize = 400;
 
-/// Queues, exchanges and bindings that are not as they should be, or were not within the last hour.
+/// Queues, exchanges and bindings that aren't as they should be, or weren't within the last hour.
 pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
     // While RabbitMQ is away nobody knows.
     let objects = snapshot.objects.iter().filter(|_| !is_away(snapshot.broker));
