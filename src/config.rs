@@ -1,7 +1,7 @@
-//! Configuration: environment variables, their flags, a file of them → [`Config`], with every check.
+//! Configuration: environment variables, their flags, or a file of them → [`Config`], with every check.
 //!
-//! One table (`SETTINGS`) makes the flags, the help and the names in errors, so that none of
-//! them can drift from another.
+//! The flags, the help and the names in errors come from one table (`SETTINGS`), so that they can't
+//! diverge.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -85,14 +85,15 @@ const SETTINGS: [Setting; 31] = [
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
 ];
 
-/// With the attempts of one event before it and the wait for a confirm, it must end within
-/// RabbitMQ's `consumer_timeout`, 30 minutes by default: what is taken back then is sent again.
+/// Together with the other attempts of its event and the wait for a confirm, a request must end within
+/// RabbitMQ's `consumer_timeout`, 30 minutes by default: a message that is taken back later is sent
+/// again.
 const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 
-/// Ten years: for who wants a delivery to go on for ever, or what was logged of it to stay.
+/// Ten years: for deliveries, or log entries, that should practically never expire.
 const LONGEST_AGE: Duration = Duration::from_secs(87_600 * 3_600);
 
-/// How long a problem may be, in characters: with what it quotes, a path perhaps.
+/// How long a problem may be, in characters, including what it quotes, such as a path.
 const MOST_PROBLEM: usize = 500;
 
 /// A setting that can't be used. Displays as one line that names the variable.
@@ -101,18 +102,18 @@ const MOST_PROBLEM: usize = 500;
 pub struct ConfigError {
     /// The environment variable.
     pub variable: &'static str,
-    /// What is wrong with it, without its value where that may hold a password.
+    /// What is wrong, without the value if that may contain a password.
     pub problem: String,
 }
 
-/// The capacity of a queue for which QUEUES gives none. A receiver that is 200 ms away then gets 160
-/// requests a second, and as much is free for others.
+/// The default capacity of a queue. A receiver that is 200 ms away then gets 160 requests per second,
+/// and as much is free for others.
 const CAPACITY: u16 = 64;
 
 /// Each request under way has a thread and a connection, and perhaps a channel.
 const MOST_CAPACITY: u16 = 1_024;
 
-/// A queue to consume, and what may be under way for it.
+/// A queue to consume, and its capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// The queue's name.
@@ -121,7 +122,7 @@ pub struct Queue {
     pub capacity: u16,
 }
 
-/// The whole configuration, checked.
+/// The whole, checked configuration.
 #[derive(Clone, Debug)]
 #[expect(
     missing_docs,
@@ -148,7 +149,7 @@ pub struct Config {
     pub forward_headers: Forwarding,
     pub max_response_bytes: u64,
     pub no_retry_status: Statuses,
-    /// Without DENY_NETWORKS.
+    /// Already without DENY_NETWORKS.
     pub allow_networks: AllowedNetworks,
     pub egress_proxy: Option<EgressProxy>,
     pub tls: Tls,
@@ -161,7 +162,7 @@ pub struct Config {
     pub rust_log: String,
 }
 
-/// The settings as given, by flag, file or environment, not yet read.
+/// The settings as given by flag, file or environment, before parsing.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     given: HashMap<&'static str, OsString>,
@@ -169,7 +170,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What is odd about how they were given, a line each.
+    /// Warnings about how they were given, one line each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -183,7 +184,7 @@ impl Settings {
         let queues = self.with("QUEUES", parse_queues)?;
         let request_timeout = self.time("REQUEST_TIMEOUT")?;
         let connect_timeout = match self.time("CONNECT_TIMEOUT")? {
-            // Nobody asked for the default: a shorter request shortens it.
+            // If only the default applies, a shorter request timeout shortens it.
             default if !self.given.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
             given => given,
         };
@@ -278,7 +279,7 @@ impl Settings {
             None => Ok(default()),
             Some(given) => given.to_str().ok_or_else(|| "is not UTF-8".to_owned()),
         };
-        // A problem may quote what a URL holds in percent-encoding: a line break, say.
+        // A problem may quote what is percent-encoded in a URL, such as a line break.
         text.and_then(|text| parse(text.trim())).map_err(|problem| ConfigError {
             variable,
             problem: shown::line(&problem, MOST_PROBLEM),
@@ -298,7 +299,7 @@ impl Settings {
         })
     }
 
-    /// A time of at most a day, which is more than most of them can mean.
+    /// A time of at most a day, more than most settings can mean.
     fn time(&self, variable: &'static str) -> Result<Duration, ConfigError> {
         self.time_up_to(variable, Duration::from_secs(86_400))
     }
@@ -326,7 +327,7 @@ impl Settings {
                 "MiB" => 1 << 20,
                 _ => return Err(usage()),
             };
-            // RabbitMQ itself takes messages of 128 MiB at most.
+            // RabbitMQ itself accepts messages of at most 128 MiB.
             number
                 .parse::<usize>()
                 .ok()
@@ -337,7 +338,7 @@ impl Settings {
     }
 }
 
-/// Names of hosts. Addresses need not be named.
+/// Host names. Addresses needn't be listed.
 fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     let check = |name: &str| {
@@ -382,13 +383,13 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
         .collect()
 }
 
-/// Whether we can name our own queues after this one, and bind them by it.
+/// Checks that our own queues can be named after this one and bound with its name.
 fn check_queue_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("a queue's name is missing: needs one name at least, as in a,b".to_owned());
     }
     let shown = quoted(name);
-    // AMQP allows 255 bytes, and `.retry` and the longest delay's name are added to it.
+    // AMQP allows 255 bytes; `.retry` and the name of the longest delay are appended.
     if name.len() > 200 || name.chars().any(char::is_control) {
         return Err(format!("{shown} is longer than 200 bytes or has a control character"));
     }
@@ -402,11 +403,11 @@ fn check_queue_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Libraries that print passwords, URLs or parameters where they may say more than warnings.
+/// Libraries that print passwords, URLs or parameters at levels below warn.
 const TALKATIVE: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "ureq_proto"];
 
-/// `level` or `module=level`, separated by commas: what env_logger reads, without what it would
-/// ignore silently.
+/// `level` or `module=level`, separated by commas: the syntax of env_logger, but errors where it would
+/// silently ignore something.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     for part in text.split(',') {
         let (module, level) = match part.trim().rsplit_once('=') {
@@ -418,8 +419,8 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
             return Err(format!("{shown} is not one of off, error, warn, info, debug, trace"));
         };
         let Some(module) = module else { continue };
-        // env_logger takes each for the beginning of a name, whatever it is, and what follows a
-        // slash for a pattern: `ureq:` or `ureq/x` would be ureq all the same.
+        // env_logger treats each as a prefix, and what follows a slash as a pattern: `ureq:` or `ureq/x`
+        // would be ureq all the same.
         let is_name = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
