@@ -271,7 +271,7 @@ impl Keeper {
                     let queue = backlog_queue(self.origin(key), key.1);
                     log::warn!(
                         "backlog not made queue={queue} cause={problem:?}: what its receiver can't take \
-                         is tried again every minute, in no order"
+                         is retried every minute, in no order"
                     );
                 }
                 false
@@ -374,8 +374,9 @@ impl Keeper {
             Ok(None) => {}
             Ok(Some(_)) => {
                 log::warn!(
-                    "backlog interrupted queue={queue}: RabbitMQ ended its consumer, and it is consumed \
-                     again. If somebody has deleted it, what waited in it is lost; else {RAISE_IT}"
+                    "backlog interrupted queue={queue}: RabbitMQ cancelled its consumer; consuming it \
+                     again. If somebody has deleted the queue, the deliveries in it are lost; otherwise \
+                     {RAISE_IT}"
                 );
                 return self.tell(key, News::Opened(key.1));
             }
@@ -387,8 +388,8 @@ impl Keeper {
         let is_ours = |row: &BacklogRow| row.queue == origin && row.webhook == key.1;
         if rows.iter().any(|row| is_ours(row) && !row.is_closing) {
             log::error!(
-                "backlog lost queue={queue}: somebody has deleted it, and what waited in it; new \
-                 deliveries make another"
+                "backlog lost queue={queue}: somebody has deleted it with the deliveries in it; new \
+                 deliveries create another"
             );
             self.metrics.backlogs_lost().inc();
         }

@@ -83,8 +83,8 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     }));
     found(store.hears_changes().map(|heard| {
         let detail = match heard {
-            Ok(()) => "a change of the tables is honoured at once".to_owned(),
-            Err(error) => format!("not heard, so every event asks PostgreSQL: {error}"),
+            Ok(()) => "a change to the tables takes effect at once".to_owned(),
+            Err(error) => format!("not received, so every event asks PostgreSQL: {error}"),
         };
         vec![good("changes", detail)]
     }));
@@ -100,7 +100,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     }));
     found(store.has_log().map(|has_log| {
         let detail = match (config.delivery_log, has_log) {
-            (Extent::Off, _) => "off: `why` and `tail` have nothing to tell",
+            (Extent::Off, _) => "off: `why` and `tail` have nothing to show",
             (_, true) => "there is a table for it",
             (_, false) => "has no table, so nothing is logged: run `webhook-notifier migrate`",
         };

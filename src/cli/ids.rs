@@ -82,8 +82,8 @@ impl WebhookId {
         match between(&store()?, *first, *last, logged)?.as_slice() {
             [one] => Ok(*one),
             [] => bail!(
-                "no webhook has an id that begins with {given}: see `webhooks list`. One that is deleted \
-                 has to be given whole"
+                "no webhook has an id that begins with {given}: see `webhooks list`. For a deleted \
+                 webhook give the whole id"
             ),
             several => {
                 let several: Vec<String> = several.iter().map(Uuid::to_string).collect();
@@ -153,8 +153,8 @@ pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<S
     let found: Vec<String> = found.into_iter().collect();
     match found.as_slice() {
         [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(
-            "no dead letter is of the event {}, but one is of {}, whose id begins so: give the whole id \
-             to move it",
+            "no dead letter belongs to the event {}, but one belongs to {}, whose id begins like that: \
+             give the whole id to move it",
             quoted(given),
             listed(&found)
         ),

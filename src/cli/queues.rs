@@ -45,7 +45,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     let Queues::Move { queue, to, dry_run, common } = command;
     if queue.starts_with("webhooks.") || queue.ends_with(".retry") {
         let problem =
-            format!("{} is the notifier's own, which is what it has to be", quoted(&queue));
+            format!("{} belongs to the notifier, which chooses its type", quoted(&queue));
         return Err(Usage(problem).into());
     }
     let config = read(&common.settings.0)?;
@@ -86,11 +86,11 @@ pub(super) fn run(command: Queues) -> Result<()> {
     }
     let Moved { was_there, messages, without_user, without_copies } = moved.with_context(|| {
         let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
-        format!("{far}; nothing is lost: run it again, and it goes on")
+        format!("{far}; nothing is lost: run it again to continue")
     })?;
     for (count, what) in [
         (without_user, "have lost their `user-id`, which only that user may write"),
-        (without_copies, "have lost their header `CC`, which would have led copies elsewhere"),
+        (without_copies, "have lost their header `CC`, which would have sent copies to other queues"),
     ] {
         if count > 0 {
             complain(&format!("warning: {count} messages {what}"));
@@ -106,7 +106,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     }
     print(format_args!("{queue} is a {to} queue now, with its messages: {messages}"))?;
     complain(
-        "warning: what was bound to it by other exchanges than the default one has to be bound again",
+        "warning: bindings of it to exchanges other than the default one are gone: create them again",
     );
     Ok(())
 }
@@ -134,7 +134,7 @@ impl SoFar {
             }
             Progress::Made => {
                 self.end();
-                self.last = format!("{queue} made anew, as a {to} queue");
+                self.last = format!("{queue} created again, as a {to} queue");
                 if !self.is_json {
                     let _ = print(&self.last);
                 }

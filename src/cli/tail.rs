@@ -79,7 +79,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
             }
             Err(error) if error.is_passing() => {
                 if !away {
-                    complain(&format!("{error}; going on when it answers"));
+                    complain(&format!("{error}; continuing once it answers"));
                 }
                 away = true;
             }

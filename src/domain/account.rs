@@ -20,7 +20,7 @@ pub const NO_NAME: &str = "\u{1a}";
 pub fn check(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("is empty"),
-        NO_NAME => Err("is neither a text nor an integer"),
+        NO_NAME => Err("is neither a string nor an integer"),
         long if long.len() > MAX_ACCOUNT_BYTES => Err("is longer than 255 bytes"),
         text if text.chars().any(char::is_control) => {
             Err("has a control character, or something that is not UTF-8")

@@ -231,7 +231,7 @@ pub fn check_headers<'a>(
     let mut bytes = 0;
     for (name, value) in pairs {
         let name = check_name(name)?;
-        let value = value.ok_or_else(|| format!("the value of {name} is not a text"))?;
+        let value = value.ok_or_else(|| format!("the value of {name} is not a string"))?;
         bytes += name.as_str().len() + value.len();
         if headers.len() == MAX_HEADERS || bytes > MAX_HEADER_BYTES {
             return Err(too_large());
@@ -271,7 +271,7 @@ pub(super) fn is_plain(text: &str) -> bool {
 }
 
 fn not_an_object() -> String {
-    "is not a JSON object of texts, such as {\"authorization\": \"Bearer …\"}".to_owned()
+    "is not a JSON object of strings, such as {\"authorization\": \"Bearer …\"}".to_owned()
 }
 
 fn too_large() -> String {

@@ -296,7 +296,7 @@ fn headers(columns: &Columns) -> (Headers, Option<String>) {
     let Some(text) = &columns.headers else { return (Headers::new(), None) };
     let flaw = || {
         let remedy = "`webhooks set ID` with --header mends it, --unset header drops it";
-        Some(format!("its headers are not a JSON object of texts: {remedy}"))
+        Some(format!("its headers are not a JSON object of strings: {remedy}"))
     };
     // The parser's message could quote a value.
     let Ok(all) = serde_json::from_str::<BTreeMap<String, String>>(text.expose()) else {

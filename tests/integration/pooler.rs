@@ -40,7 +40,7 @@ fn check_changes(settings: &str) {
     assert!(behind.command(&["migrate"]).stdout.contains("nothing to do"));
     let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
     let checked = behind.command(&["check"]).stdout;
-    assert!(!checked.contains("honoured at once"), "{checked}");
+    assert!(!checked.contains("takes effect at once"), "{checked}");
     for part in ["every event asks PostgreSQL", "pool_mode = transaction"] {
         assert!(checked.contains(part), "no {part:?} in {checked}");
     }
@@ -111,7 +111,7 @@ fn by_a_session_pooler_changes_are_heard() {
     let settings = "default_pool_size = 20\nserver_reset_query = UNLISTEN *";
     let behind = Behind::new(&sandbox, "session", settings);
     let checked = behind.command(&["check"]).stdout;
-    assert!(checked.contains("a change of the tables is honoured at once"), "{checked}");
+    assert!(checked.contains("a change to the tables takes effect at once"), "{checked}");
     let notifier = behind.start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);

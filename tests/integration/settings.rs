@@ -374,7 +374,7 @@ fn settings_are_given_shown_and_taken_back_by_commands() {
         (&["--max-in-flight", "0"], "from 1 to 1000000"),
         (&["--rate", "NaN"], "from 0.001"),
         (&["--unset", "url"], "it is one of header"),
-        (&["--rate", "1", "--unset", "rate"], "to be unset"),
+        (&["--rate", "1", "--unset", "rate"], "can't be given and unset"),
         (&[], "nothing to change"),
     ] {
         let finished = sandbox.command(&[&["webhooks", "set", id], arguments].concat());

@@ -268,7 +268,7 @@ fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
     let file = Declared::new(&finished.stdout);
     let finished = file.command(&sandbox, &["--prune"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(finished.stderr.contains(&format!("{long} stays: no file could say")), "{finished:?}");
+    assert!(finished.stderr.contains(&format!("{long} stays: it can't be described")), "{finished:?}");
     assert_eq!(rows(&sandbox).len(), 3);
     // But it can be mended by one.
     file.write(
@@ -313,7 +313,7 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
         (6, &["\"url\": there is no such key: is it `post_url`?"][..]),
         (5, &["post_url: missing"]),
         (7, &["events: it is not a list of texts"]),
-        (8, &["timeout_ms: it is neither a text nor a number"]),
+        (8, &["timeout_ms: it is neither a string nor a number"]),
         (9, &["the same `id` as on line 1"]),
         (11, &["post_url: unusable URL"]),
         (12, &["\"user*\" matches nothing"]),

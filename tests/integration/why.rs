@@ -241,7 +241,7 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     let asked = ["no-such-event", "--delivery-log", "all"];
     let text = why(&sandbox, 1, &asked);
     let meanings = [
-        "nor does it lie in a dead-letter queue",
+        "and it is in no dead-letter queue",
         "DELIVERY_LOG=all",
         "DELIVERY_LOG_KEEP",
         "never received",
@@ -273,7 +273,7 @@ fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let told = [
         "nothing went wrong with it, as far as is known",
         "DELIVERY_LOG=failures",
-        "It can't know which of these is so",
+        "the log can't tell which",
         "it was delivered, to each webhook at the first attempt",
         "no webhook wanted it",
         "never received",

@@ -64,7 +64,8 @@ impl Keeper {
                 let cause = error.to_string();
                 if self.not_read.is_news(&cause) {
                     log::warn!(
-                        "backlogs not read cause={cause:?}: those of other instances are not known"
+                        "backlogs not read cause={cause:?}: backlogs that other instances created are not \
+                         known"
                     );
                 }
                 return false;
@@ -184,7 +185,7 @@ impl Keeper {
         }
         for key in found {
             let queue = backlog_queue(self.origin(key), key.1);
-            log::warn!("backlog found queue={queue}: the table `backlogs` had no row of it");
+            log::warn!("backlog found queue={queue}: the table `backlogs` had no row for it");
             let _ = self.make_sure(key, Held::Behind.label());
         }
     }

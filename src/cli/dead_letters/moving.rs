@@ -59,7 +59,7 @@ fn stay(done: &Replayed) -> impl Iterator<Item = String> {
     let malformed = (done.malformed > 0).then(|| {
         format!(
             "{} are malformed and stay: see `dead-letters show --reason malformed`, \
-             publish them again as they should be, and purge these",
+             publish corrected ones, and purge these",
             done.malformed
         )
     });

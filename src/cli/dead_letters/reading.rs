@@ -62,8 +62,8 @@ fn renew(weary: Weary<'_>, scope: Scope<'_>) -> Result<()> {
         return Ok(());
     }
     complain(
-        "that is all. RabbitMQ might drop dead letters that were looked at so often: copying them, which may \
-         take some seconds, and may be interrupted",
+        "that is all. Some dead letters were looked at so often that RabbitMQ might drop them: replacing \
+         them by copies. This may take some seconds, and can be interrupted",
     );
     match weary.renew(scope) {
         // The next look continues.
@@ -119,7 +119,7 @@ pub(super) fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
     })?;
     match shown.as_slice() {
         _ if common.output.json => print_json(&documents)?,
-        [] => print("no dead letter fits")?,
+        [] => print("no dead letter matches")?,
         shown => print(shown.join("\n\n"))?,
     }
     renew(weary, scope)

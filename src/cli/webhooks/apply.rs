@@ -89,7 +89,7 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     warnings.extend(unreachable(&plan, &config));
     if prune {
         let flawed = known.iter().filter(|it| it.flaw.is_some() && plan.unlisted.contains(&it.id));
-        warnings.extend(flawed.map(|it| format!("{} stays: no file could say what it is", it.id)));
+        warnings.extend(flawed.map(|it| format!("{} stays: it can't be described in a file", it.id)));
     }
     let more = warnings.len().saturating_sub(MOST_WARNINGS);
     warnings
@@ -105,7 +105,7 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     });
     shown.context(match dry_run {
         true => "what would change can't be printed",
-        false => "all is as the file says, and what was changed can't be printed",
+        false => "everything is as the file says, but what was changed can't be printed",
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -130,8 +130,8 @@ fn not_carried_out(error: NotCarriedOut, file: &Path) -> anyhow::Error {
         NotCarriedOut::Store(error) => anyhow!("nothing was changed: {error}"),
         NotCarriedOut::Unknown(error) => {
             anyhow!(
-                "PostgreSQL failed in the end, so either all was changed or nothing; `webhooks apply {} --dry-run` \
-                 says which: {error}",
+                "PostgreSQL failed at the commit, so either everything was changed or nothing; \
+                 `webhooks apply {} --dry-run` says which: {error}",
                 file.display()
             )
         }

@@ -78,7 +78,7 @@ fn ask<'a>(
     for (row, depth) in rows {
         if began.elapsed() > LOOK {
             link.close();
-            return Err(format!("RabbitMQ has not told all within {LOOK:?}"));
+            return Err(format!("RabbitMQ has not answered everything within {LOOK:?}"));
         }
         let queue = backlog_queue(&row.queue, row.webhook);
         *depth = link.queue_messages(&queue, &shutdown).map_err(text)?;

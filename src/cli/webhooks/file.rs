@@ -106,7 +106,7 @@ impl Source {
                 continue;
             }
             let is_twice = lines.insert(key.clone(), line).is_some();
-            let read = if is_twice { Err("it is there twice".to_owned()) } else { Ok(()) };
+            let read = if is_twice { Err("it is given twice".to_owned()) } else { Ok(()) };
             let read = read.and_then(|()| self.put(&mut entry, &key, value));
             if let Err(what) = read {
                 let shown = if KEYS.contains(&&*key) { key.clone() } else { quoted(&key) };
@@ -115,7 +115,7 @@ impl Source {
             }
         }
         if lines.contains_key("secret") && lines.contains_key("secret_from") {
-            let what = "`secret` and `secret_from`: one of them is enough".to_owned();
+            let what = "give `secret` or `secret_from`, not both".to_owned();
             problems.push(Problem { line: entry.line, what });
         }
         if entry.disabled != Some(true)
@@ -185,7 +185,7 @@ fn unknown(key: &str) -> String {
 fn text(value: Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text),
-        _ => Err("it is not a text".to_owned()),
+        _ => Err("it is not a string".to_owned()),
     }
 }
 
@@ -193,7 +193,7 @@ fn text_or_number(value: Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text),
         Value::Number(number) => Ok(number.to_string()),
-        _ => Err("it is neither a text nor a number".to_owned()),
+        _ => Err("it is neither a string nor a number".to_owned()),
     }
 }
 
@@ -202,7 +202,7 @@ fn flag(value: &Value) -> Result<bool, String> {
 }
 
 fn texts(value: Value) -> Result<Vec<String>, String> {
-    let problem = || "it is not a list of texts, such as [\"user.*\", \"order.paid\"]".to_owned();
+    let problem = || "it is not a list of strings, such as [\"user.*\", \"order.paid\"]".to_owned();
     let Value::Array(values) = value else { return Err(problem()) };
     values.into_iter().map(|value| text(value).map_err(|_| problem())).collect()
 }
@@ -211,13 +211,13 @@ fn texts(value: Value) -> Result<Vec<String>, String> {
 fn headers(value: Value) -> Result<Headers, String> {
     let Value::Object(pairs) = value else {
         return Err(
-            "they are not a table of texts, such as { authorization = \"Bearer …\" }".to_owned()
+            "they are not a table of strings, such as { authorization = \"Bearer …\" }".to_owned()
         );
     };
     let mut headers = Headers::new();
     for (name, value) in pairs {
         let Value::String(value) = value else {
-            return Err(format!("the value of {} is not a text", quoted(&name)));
+            return Err(format!("the value of {} is not a string", quoted(&name)));
         };
         if headers.insert(name.to_ascii_lowercase(), Secret::new(value)).is_some() {
             return Err(format!("{} stands twice", quoted(&name)));

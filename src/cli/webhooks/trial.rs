@@ -168,7 +168,7 @@ fn remedy(reason: Reason) -> &'static str {
         Reason::Status3xx => "redirects are not followed: register where it leads",
         Reason::Status4xx => "the receiver refuses it: are path, headers and secret what it wants?",
         Reason::Status5xx => "the receiver failed: its own log should say why",
-        Reason::Gone => "the receiver wants nothing more: `webhooks remove`, or mend it there",
+        Reason::Gone => "the receiver wants no more events: `webhooks remove`, or fix it there",
         Reason::Dns => "is the name right, and does this machine have a name server?",
         Reason::Timeout
         | Reason::Refused

@@ -137,7 +137,7 @@ fn for_people(told: &Told, registered: Option<&Registered>, log: Extent) -> Stri
 fn counts(page: &mut Page, told: &Told) {
     let report = &told.report;
     let Some((first, last)) = told.first.as_ref().zip(told.last.as_ref()) else {
-        return page.labelled("counts", "nothing is logged of it");
+        return page.labelled("counts", "nothing is logged for it");
     };
     let count = |count: u64, one: &str| {
         if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
@@ -230,8 +230,8 @@ fn log_of(page: &mut Page, told: &Told, log: Extent) {
     match log {
         Extent::All => {}
         Extent::Failures => limits.push(
-            "the log holds only what fails or waits (DELIVERY_LOG=failures): what was delivered at its first \
-             attempt is in none of this"
+            "the log holds only what fails or waits (DELIVERY_LOG=failures): what was delivered at its \
+             first attempt is not counted here"
                 .to_owned(),
         ),
         Extent::Off => limits.push("nothing is logged any more: DELIVERY_LOG=off".to_owned()),
@@ -257,7 +257,7 @@ fn to_do(told: &Told) -> String {
     match told.registration {
         Registration::Deleted => steps.push("no webhook has this id now: see `webhooks list`".to_owned()),
         Registration::Disabled => steps.push(format!(
-            "it gets nothing: if its receiver is there again, `webhook-notifier webhooks enable {id}`"
+            "it gets no events: once its receiver works again, `webhook-notifier webhooks enable {id}`"
         )),
         Registration::Enabled => {
             if told.last.as_ref().is_some_and(|last| last.what != What::Delivered) {

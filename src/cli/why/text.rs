@@ -62,7 +62,7 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
         page.labelled(
             "to do",
             "if it only was too large, raise MAX_EVENT_BYTES and `dead-letters replay --reason \
-             malformed`; else mend it and publish it again",
+             malformed`; otherwise fix it and publish it again",
         );
     }
     if !answer.known {
@@ -104,7 +104,7 @@ fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
         if wanted_now {
             "publish it again: those below would want it today"
         } else if answer.webhooks.iter().any(|case| wants(&case)) {
-            "those below want this type, and are of other accounts: see there"
+            "the webhooks below want this type, but belong to other accounts"
         } else {
             "if somebody should get it: `webhooks add URL TYPE`, or change the `events` of a \
              webhook; then publish it again, since what nobody wants is not kept"
@@ -157,9 +157,9 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
 fn unknown(page: &mut Page, answer: &Answer) {
     page.blank();
     let dead = match &answer.dead_letters_unknown {
-        None => "nor does it lie in a dead-letter queue".to_owned(),
+        None => "and it is in no dead-letter queue".to_owned(),
         Some(problem) => format!(
-            "and whether it lies in a dead-letter queue is not known ({})",
+            "and whether it is in a dead-letter queue is not known ({})",
             shown::line(problem, MOST_SHOWN)
         ),
     };
@@ -168,7 +168,8 @@ fn unknown(page: &mut Page, answer: &Answer) {
             "now",
             &format!(
                 "nothing went wrong with it, as far as is known. The log holds only what fails or waits \
-                 (DELIVERY_LOG=failures) and has nothing of it, {dead}. It can't know which of these is so:"
+                 (DELIVERY_LOG=failures) and has nothing of it, {dead}. One of these is the \
+                 case, but the log can't tell which:"
             ),
         ),
         false => page.labelled(
@@ -194,7 +195,7 @@ fn show(page: &mut Page, case: &Case) {
         (matching, _) => format!("; wants it by {}", list(matching)),
     };
     let but = match (&case.not_its_own, &case.account) {
-        (Some(_), Some(account)) => format!(", but it is of account {}", shown::quoted(account)),
+        (Some(_), Some(account)) => format!(", but it belongs to account {}", shown::quoted(account)),
         _ => String::new(),
     };
     let state = case.registration.words(case.disabled_reason.as_deref());

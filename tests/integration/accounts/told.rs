@@ -26,8 +26,8 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let told = known(&of_a, "dropped at");
     for part in [
         "account a queue",
-        "those below want this type, and are of other accounts",
-        r#"enabled; wants it by `user.*`, but it is of account "b""#,
+        "the webhooks below want this type, but belong to other accounts",
+        r#"enabled; wants it by `user.*`, but it belongs to account "b""#,
         r#"not for it: it is of account "b", and the event of account "a""#,
         &format!("`webhooks set {of_b} --account a`"),
     ] {
@@ -35,7 +35,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     }
     let told = known(&of_none, "dropped at");
     for part in [
-        r#"wants it by `user.*`, but it is of account "b""#,
+        r#"wants it by `user.*`, but it belongs to account "b""#,
         r#"not for it: it is of account "b", and the event of none"#,
         "the AMQP header `account`",
     ] {
@@ -44,14 +44,14 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let of_b_too = of(Event::new("user.created"), text("b"));
     sandbox.publish(&of_b_too);
     let told = known(&of_b_too, "by attempt 1");
-    assert!(told.contains("wants it by `user.*` ") && !told.contains("but it is"), "{told}");
+    assert!(told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"), "{told}");
 
     // Of an event that nobody knows, the operator says it.
     let unknown = ["no-such-event", "--type", "user.created"];
     let told = why(&unknown);
-    assert!(!told.contains("but it is") && told.contains("nothing is logged for it"), "{told}");
+    assert!(!told.contains("but it belongs to") && told.contains("nothing is logged for it"), "{told}");
     let told = why(&[&unknown[..], &["--account", "a"]].concat());
-    assert!(told.contains(r#"but it is of account "b""#), "{told}");
+    assert!(told.contains(r#"but it belongs to account "b""#), "{told}");
     let answer = sandbox.command(&["why", &of_a.id, "--json"]).stdout;
     let answer = json(&answer);
     assert_eq!(answer["account"], "a");
@@ -66,11 +66,11 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let own = webhook(&sandbox, &receiver.url("/a"), &["user.*"], Some("a")).to_string();
     let told = why(&[&of_a.id]);
     let at = |part: &str| told.find(part).unwrap_or_else(|| panic!("no {part:?} in {told}"));
-    assert!(at(&own) < at("but it is of account"), "{told}");
+    assert!(at(&own) < at("but it belongs to account"), "{told}");
     assert!(at("publish it again: those below would want it today") < at(&own));
     assert!(told.contains("more webhooks of other accounts"), "{told}");
     let told = why(&[&of_a.id, "--webhook", &of_b]);
-    assert!(told.contains(r#"but it is of account "b""#) && !told.contains(&own), "{told}");
+    assert!(told.contains(r#"but it belongs to account "b""#) && !told.contains(&own), "{told}");
     notifier.terminate();
 }
 
@@ -92,7 +92,7 @@ fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_
     }
     let told = why(&["inv-1"]);
     assert!(told.contains(r#"events of "b" have this id, too: choose by --account"#), "{told}");
-    assert!(!told.contains("but it is of account"), "each has had its own: {told}");
+    assert!(!told.contains("but it belongs to account"), "each has had its own: {told}");
     let told = why(&["inv-1", "--account", "b"]);
     assert!(told.contains("account b queue"), "{told}");
     assert_eq!(told.matches("by attempt 1").count(), 1, "{told}");
@@ -150,9 +150,9 @@ fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() 
         words(&sandbox.command(&["why", event]).stdout)
     };
     let before = why("before", "1 day");
-    assert!(before.contains(&other) && !before.contains("but it is of"), "{before}");
+    assert!(before.contains(&other) && !before.contains("but it belongs to"), "{before}");
     let after = why("after", "0");
-    assert_eq!(after.matches("but it is of account").count(), 2, "{after}");
+    assert_eq!(after.matches("but it belongs to account").count(), 2, "{after}");
 }
 
 #[test]
@@ -204,11 +204,11 @@ fn of_an_account_that_the_databases_encoding_lacks_the_log_has_what_receivers_ha
     };
     for account in [&[][..], &["--account", "日本"]] {
         let told = why(&lacked, account);
-        assert!(told.contains(r#"but it is of account "größe""#), "{told}");
+        assert!(told.contains(r#"but it belongs to account "größe""#), "{told}");
     }
     assert!(why(&lacked, &[]).contains("account %E6%97%A5%E6%9C%AC"));
     let told = why(&held, &[]);
-    assert!(!told.contains("but it is of"), "{told}");
+    assert!(!told.contains("but it belongs to"), "{told}");
     let listed = command(&["webhooks", "list", "--account", "日本", "--json"]);
     assert_eq!((listed.code, json(&listed.stdout).as_array().map(Vec::len)), (Some(0), Some(0)));
     notifier.terminate();
