@@ -55,32 +55,32 @@ const SETTINGS: [Setting; 31] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
-    setting("QUEUE_TYPE", "", "TYPE", "What these queues are made as where they are not there yet: quorum or classic; by default, what the virtual host's default is"),
-    setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
+    setting("QUEUE_TYPE", "", "TYPE", "Type of the queues that do not exist yet: quorum or classic; by default, the virtual host's default type"),
+    setting("PREFETCH_COUNT", "1", "N", "Messages that RabbitMQ sends to a consumer before it has acked the earlier ones (prefetch)"),
     setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
-    setting("METRICS_HOSTS", "", "NAMES", "By which names browsers may ask for the status page, beside addresses, localhost and this machine's name, separated by commas"),
-    setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
+    setting("METRICS_HOSTS", "", "NAMES", "Host names by which browsers may request the status page, besides addresses, localhost and this machine's name, separated by commas"),
+    setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects without limit"),
     setting("AMQP_RETRY_DELAY", "5s", "TIME", "Time between these attempts"),
-    setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),
-    setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response; at most 10m"),
-    setting("CONNECT_TIMEOUT", "3s", "TIME", "Connecting to a receiver, to RabbitMQ or to PostgreSQL"),
-    setting("FANOUT_INLINE", "64", "N", "An event that more webhooks want is split: each delivery becomes a message of its own"),
+    setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; with `repeat` at the end, the list starts over again and again"),
+    setting("REQUEST_TIMEOUT", "10s", "TIME", "Limit for one POST, from DNS to the last byte of the response; at most 10m"),
+    setting("CONNECT_TIMEOUT", "3s", "TIME", "Limit for connecting to a receiver, to RabbitMQ or to PostgreSQL"),
+    setting("FANOUT_INLINE", "64", "N", "An event for more webhooks than this is split: each delivery becomes a message of its own"),
     setting("CIRCUIT_BREAKER", "5,1s,5m", "LIST", "Failures in a row that open a receiver's circuit breaker, the shortest and the longest pause before it is probed; or `off`"),
-    setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
-    setting("DISABLE_AFTER", "off", "TIME", "A webhook whose deliveries have failed for so long without a success is disabled, such as 5d; or `off`"),
+    setting("DELIVERY_MAX_AGE", "72h", "TIME", "A delivery older than this is dead-lettered when it would have to wait again"),
+    setting("DISABLE_AFTER", "off", "TIME", "A webhook whose deliveries have failed for this long without a success is disabled, such as 5d; or `off`"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
-    setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that receivers get too, separated by commas; those of a trace they always get"),
+    setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that are forwarded to receivers, separated by commas; trace headers always are"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
-    setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx; by default, none but 410"),
+    setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is not retried but dead at once, such as 400,404,422 or 4xx; by default, only 410"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
     setting("DENY_NETWORKS", "", "CIDRS", "Networks that no webhook may reach, whatever else allows them, separated by commas"),
     setting("EGRESS_PROXY", "", "URL", "An HTTP proxy for requests to receivers, http://host:port or http://user:password@host:port; prefer the variable to the flag, which `ps` shows"),
-    setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
-    setting("DIRECTORY_ENTRIES", "100000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
+    setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to trust besides Mozilla's bundled ones, for receivers, RabbitMQ and PostgreSQL"),
+    setting("DIRECTORY_ENTRIES", "100000", "N", "How many event types, and webhooks of waiting deliveries, are remembered"),
     setting("DATABASE_POOL_SIZE", "8", "N", "Connections to PostgreSQL"),
-    setting("DELIVERY_LOG", "failures", "WHAT", "What the table of delivery attempts holds, for `why` and `tail`: off, failures or all"),
-    setting("DELIVERY_LOG_BODY", "512", "BYTES", "How much of a failed answer is kept, there and with dead letters: so many bytes of its body, and its status line; 0 keeps neither"),
-    setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long an entry stays there"),
+    setting("DELIVERY_LOG", "failures", "WHAT", "What the delivery log holds, the table that `why` and `tail` read: off, failures or all"),
+    setting("DELIVERY_LOG_BODY", "512", "BYTES", "Bytes of a failed response's body that are kept, with its status line, in the delivery log and with dead letters; 0 keeps neither"),
+    setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long the delivery log keeps an entry"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
 ];
@@ -375,7 +375,7 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
             if !seen.insert(name.clone()) {
                 let shown = quoted(&name);
                 return Err(format!(
-                    "{shown} stands twice: use `name=128` to let more be under way"
+                    "{shown} is listed twice: use `name=128` for a larger capacity"
                 ));
             }
             Ok(Queue { name, capacity })
@@ -394,11 +394,11 @@ fn check_queue_name(name: &str) -> Result<(), String> {
         return Err(format!("{shown} is longer than 200 bytes or has a control character"));
     }
     if name.contains(['*', '#']) {
-        return Err(format!("{shown} has a `*` or `#`, which a topic binding can't be made of"));
+        return Err(format!("{shown} has a `*` or `#`, which is a wildcard in a topic binding"));
     }
     let taken = [".retry", ".dead"].iter().any(|suffix| name.ends_with(suffix));
     if taken || name.starts_with("webhooks.wait.") || name.starts_with("amq.") {
-        return Err(format!("{shown} is a name that the notifier or the broker keeps for itself"));
+        return Err(format!("{shown} is reserved for the notifier or the broker"));
     }
     Ok(())
 }

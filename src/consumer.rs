@@ -116,8 +116,8 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
             Ended::Cancelled => (
                 Interruption::Broker,
                 format!(
-                    "RabbitMQ cancelled the consumer: if nobody has deleted its queue and made it anew, a \
-                     message was not acked in time; {RAISE_IT}"
+                    "RabbitMQ cancelled the consumer. If nobody has deleted its queue and created it \
+                     again, a message was not acked in time: {RAISE_IT}"
                 ),
             ),
             Ended::Lost(problem) => (Interruption::Broker, problem),

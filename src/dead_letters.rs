@@ -51,12 +51,12 @@ pub enum DeadLetterError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// PostgreSQL failed; what wasn't replayed yet is still there.
-    #[error("which webhooks are disabled or deleted can't be known: {0}")]
+    #[error("it is not known which webhooks are disabled or deleted: {0}")]
     Store(#[from] StoreError),
     /// There is no such dead-letter queue.
     #[error(
         "{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues). If it had one, \
-         somebody has deleted that, with what lay in it"
+         somebody has deleted it with the dead letters in it"
     )]
     NoQueue(String),
     /// Not everything was seen.

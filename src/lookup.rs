@@ -32,7 +32,7 @@ pub enum LookUpError {
     Silent,
     /// No thread was free in time: other names without an answer occupy all threads, or their zone's
     /// share.
-    #[error("not asked in time: too many other look-ups have no answer from their name servers")]
+    #[error("not looked up in time: too many other look-ups still wait for their name servers")]
     Busy,
     /// There is no thread to ask, and none can be started.
     #[error("cannot start a thread for the look-up: {0}")]

@@ -450,7 +450,7 @@ impl Pipeline {
             Ok(true) => {
                 self.metrics.notices().disabled(AutoDisabled::Gone);
                 log::warn!(
-                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` brings it back"
+                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
                 );
             }
             // Somebody else was first.

@@ -234,7 +234,7 @@ fn explain(error: &rustls::Error) -> String {
     let remedy = match error {
         // A bad signature is the effect of another CA with the same name.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            ": signed by no CA that we know: name its CA's certificate in TLS_CA_FILE"
+            ": signed by an unknown CA: put that CA's certificate into TLS_CA_FILE"
         }
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
             ": use a name that is in the certificate"

@@ -35,8 +35,8 @@ impl Settings {
             .value_name("FILE")
             .value_hint(clap::ValueHint::FilePath)
             .help(
-                "Take variables from this file, which is read as systemd reads an EnvironmentFile; \
-                 they count more than the environment's, and less than flags [default: none]",
+                "Take variables from this file, which is read as systemd reads an EnvironmentFile; they \
+                 override the environment, and flags override them [default: none]",
             )
             .help_heading("Configuration");
         let settings = SETTINGS.iter().map(move |setting| {
@@ -112,8 +112,8 @@ fn stranger(name: &str) -> String {
     let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let named = if is_name { quoted(name) } else { "a line that begins with no name".to_owned() };
     match meant {
-        Some(meant) => format!("--env-file: {named} is no setting: is {meant} meant?"),
-        None => format!("--env-file: {named} is no setting, and changes nothing"),
+        Some(meant) => format!("--env-file: {named} is not a setting: did you mean {meant}?"),
+        None => format!("--env-file: {named} is not a setting, and is ignored"),
     }
 }
 
@@ -157,9 +157,9 @@ mod tests {
             ("ALLOWED_NETWORKS", "ALLOW_NETWORKS"),
             ("FANOUT", "FANOUT_INLINE"),
         ] {
-            assert!(stranger(name).contains(&format!("is {meant} meant?")), "{}", stranger(name));
+            assert!(stranger(name).contains(&format!("did you mean {meant}?")), "{}", stranger(name));
         }
-        assert!(stranger("GREETING").contains("\"GREETING\" is no setting, and changes nothing"));
+        assert!(stranger("GREETING").contains("\"GREETING\" is not a setting, and is ignored"));
         assert!(!stranger("s3cret/+").contains("s3cret"), "{}", stranger("s3cret/+"));
         let file = ["AMQP_URL", "NO_COLOR", "TZ"].map(|name| (name.to_owned(), String::new()));
         assert_eq!(strangers(&file.into()), Vec::<String>::new());

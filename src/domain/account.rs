@@ -33,7 +33,7 @@ pub fn check(name: &str) -> Result<(), &'static str> {
 #[must_use]
 pub fn doubt(name: &str) -> Option<String> {
     let is_padded = name.trim() != name && check(name).is_ok();
-    is_padded.then(|| format!("the spaces around the account {} count", quoted(name)))
+    is_padded.then(|| format!("the spaces around the account {} are part of its name", quoted(name)))
 }
 
 /// Says in one line why a webhook of this account may not have that event. `event` is the event's
@@ -43,9 +43,9 @@ pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
     let webhook = quoted(webhook);
     match event {
         Some(event) => {
-            format!("it is of account {webhook}, and the event of account {}", quoted(event))
+            format!("it belongs to account {webhook}, the event to account {}", quoted(event))
         }
-        None => format!("it is of account {webhook}, and the event of none"),
+        None => format!("it belongs to account {webhook}, the event to none"),
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
             (&*long, "longer than 255"),
             ("a\nb", "control character"),
             ("a\0", "control character"),
-            (NO_NAME, "neither a text nor an integer"),
+            (NO_NAME, "neither a string nor an integer"),
         ] {
             let problem = check(bad).expect_err(bad);
             assert!(problem.contains(says), "{bad:?}: {problem}");

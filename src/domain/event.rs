@@ -420,7 +420,7 @@ mod tests {
         for (bad, says) in [
             (&*long, "longer than 255"),
             ("a\nb", "control character"),
-            (account::NO_NAME, "neither a text nor an integer"),
+            (account::NO_NAME, "neither a string nor an integer"),
         ] {
             let header = Value::Text(bad.to_owned());
             let properties = Properties { account: Some(&header), ..Properties::default() };

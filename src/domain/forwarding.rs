@@ -53,8 +53,8 @@ impl Forwarding {
             }
             if CREDENTIALS.contains(&lower) {
                 return Err(format!(
-                    "{shown} would give each receiver what another one is trusted with: use \
-                     `webhooks set ID --headers-from FILE`"
+                    "{shown} would disclose one receiver's credentials to the others: use `webhooks set \
+                     ID --headers-from FILE`"
                 ));
             }
             if is_reserved(lower) {
@@ -69,7 +69,7 @@ impl Forwarding {
                 ));
             }
             if names.contains(&header) {
-                return Err(format!("{shown} stands twice"));
+                return Err(format!("{shown} is listed twice"));
             }
             if names.len() == MAX_HEADERS {
                 return Err(format!("more than {MAX_HEADERS} names"));
@@ -131,11 +131,11 @@ fn text_of(value: &Value) -> Cow<'_, str> {
 
 fn value_of(name: &HeaderName, text: &str, room: &mut usize) -> Result<HeaderValue, &'static str> {
     if !is_plain(text) {
-        return Err("its value has more than visible ASCII and spaces");
+        return Err("its value has characters other than visible ASCII and spaces");
     }
     let left = room.checked_sub(name.as_str().len() + text.len());
     *room = left.ok_or("the forwarded headers would be too large")?;
-    HeaderValue::from_str(text).map_err(|_| "its value is not one of a header")
+    HeaderValue::from_str(text).map_err(|_| "its value is not valid in a header")
 }
 
 /// Whether a text has the form of a `traceparent`. A later version may append to what this version has
@@ -262,7 +262,7 @@ mod tests {
         let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["x-e"]);
         let left_out: Vec<_> = left_out.iter().map(|(name, why)| (name.as_str(), *why)).collect();
-        let ascii = "its value has more than visible ASCII and spaces";
+        let ascii = "its value has characters other than visible ASCII and spaces";
         assert_eq!(
             left_out,
             [
@@ -283,7 +283,7 @@ mod tests {
             (",", "\"\" is not the name"),
             ("a:", "is not the name"),
             ("é", "is not the name"),
-            ("a,A", "\"A\" stands twice"),
+            ("a,A", "\"A\" is listed twice"),
             ("traceparent", "always forwarded"),
             ("Webhook-Id", "can't be forwarded"),
             ("webhook-anything", "can't be forwarded"),

@@ -15,7 +15,7 @@ use super::receiver::Moment;
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// What to do if it is lower.
-pub const RAISE_IT: &str = "raise RabbitMQ's consumer_timeout to 30 minutes, its default, at least";
+pub const RAISE_IT: &str = "raise RabbitMQ's consumer_timeout to at least 30 minutes, its default";
 
 /// RabbitMQ checks once a minute, and so do we.
 const MARGIN: Duration = Duration::from_secs(2 * 60);

@@ -315,7 +315,7 @@ mod tests {
         let paused = About::Paused { paused_at: None };
         let of = |account| notice(Kind::Paused, &subject(account), &paused).account;
         assert_eq!(of(Some("acme")).as_deref(), Some("acme"));
-        assert_eq!(of(Some("")), None, "no event can be of it");
+        assert_eq!(of(Some("")), None, "no event can belong to it");
         let gone = Notice::new("n".to_owned(), Kind::Dead, AT, Uuid::nil(), None, &death(None));
         assert!(gone.account.is_none() && gone.body.starts_with(b"{\"id\":\"n\""));
     }

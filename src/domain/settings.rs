@@ -175,7 +175,7 @@ impl Columns {
         let at = |column| move |problem| Unusable { column, problem };
         if let Some(account) = &self.account {
             account::check(account)
-                .map_err(|problem| format!("it {problem}, so that no event can be of it"))
+                .map_err(|problem| format!("it {problem}, so no event can belong to it"))
                 .map_err(at(Column::Account))?;
         }
         if *self == (Self { account: self.account.clone(), ..Self::default() }) {
@@ -237,12 +237,12 @@ pub fn check_headers<'a>(
             return Err(too_large());
         }
         if headers.iter().any(|(other, _)| *other == name) {
-            return Err(format!("{name} stands twice"));
+            return Err(format!("{name} is listed twice"));
         }
         let mut value = Some(value)
             .filter(|value| is_plain(value))
             .and_then(|value| HeaderValue::from_str(value).ok())
-            .ok_or_else(|| format!("the value of {name} has more than visible ASCII and spaces"))?;
+            .ok_or_else(|| format!("the value of {name} has characters other than visible ASCII and spaces"))?;
         value.set_sensitive(true);
         headers.push((name, value));
     }
@@ -255,7 +255,7 @@ fn check_name(name: &str) -> Result<HeaderName, String> {
     let name = HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| format!("{shown} is not the name of a header"))?;
     if is_reserved(name.as_str()) {
-        return Err(format!("the header {shown} is not a webhook's to set"));
+        return Err(format!("a webhook can't set the header {shown}"));
     }
     Ok(name)
 }
@@ -336,9 +336,9 @@ mod tests {
             ("s3cret", "JSON object"),
             ("{\"a\":\"s3cret", "JSON object"),
             ("", "JSON object"),
-            (r#"{"a": 1}"#, "value of a is not a text"),
-            (r#"{"a": null}"#, "value of a is not a text"),
-            (r#"{"a": ["s3cret"]}"#, "value of a is not a text"),
+            (r#"{"a": 1}"#, "value of a is not a string"),
+            (r#"{"a": null}"#, "value of a is not a string"),
+            (r#"{"a": ["s3cret"]}"#, "value of a is not a string"),
             (r#"{"a": "s3cret\r\nx: y"}"#, "value of a has more"),
             (r#"{"a": "s3cret\u0000"}"#, "value of a has more"),
             (r#"{"a": "s3cret é"}"#, "value of a has more"),
@@ -347,7 +347,7 @@ mod tests {
             (r#"{"a:": "s3cret"}"#, "is not the name"),
             (r#"{"a\nb": "s3cret"}"#, r#""a\nb" is not the name"#),
             (r#"{"é": "s3cret"}"#, "is not the name"),
-            (r#"{"X-A": "s3cret", "x-a": "s3cret"}"#, "x-a stands twice"),
+            (r#"{"X-A": "s3cret", "x-a": "s3cret"}"#, "x-a is listed twice"),
             (&many, "more than 32"),
             (&format!("{{\"a\":\"{long}\"}}"), "4096 bytes"),
             (&escaped, "4096 bytes"),
@@ -382,7 +382,7 @@ mod tests {
             "http2-settings",
         ] {
             let error = pairs(&format!("{{\"{name}\": \"x\"}}")).expect_err(name);
-            assert!(error.contains("not a webhook's to set"), "{error}");
+            assert!(error.contains("a webhook can't set"), "{error}");
         }
         for name in ["authorization", "cookie", "accept", "x-host", "date", "content", "webhook"] {
             assert!(pairs(&format!("{{\"{name}\": \"x\"}}")).is_ok(), "{name}");
@@ -428,7 +428,7 @@ mod tests {
         for bad in ["", "a\nb", &"x".repeat(256), &"?".repeat(1_024)] {
             let error = read(bad).expect_err(bad).to_string();
             assert!(error.starts_with("unusable account: it "), "{error}");
-            assert!(error.ends_with("no event can be of it"), "{error}");
+            assert!(error.ends_with("no event can belong to it"), "{error}");
         }
     }
 

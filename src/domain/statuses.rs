@@ -61,7 +61,7 @@ fn read(text: &str) -> Result<(u16, u16), String> {
         return Err(usage());
     }
     if first < 300 && last >= 200 {
-        return Err(format!("{} has statuses of deliveries: 2xx is none to retry", quoted(text)));
+        return Err(format!("{} includes a success: 2xx is never retried", quoted(text)));
     }
     Ok((first, last))
 }

@@ -153,7 +153,7 @@ impl Webhook {
         let settings = columns.read().map_err(|unusable| {
             let flag = unusable.column.flag();
             format!(
-                "{unusable}: `webhooks set {id}` with --{flag} mends it, --unset {flag} drops it"
+                "{unusable}: correct it by `webhooks set {id}` with --{flag}, or remove it with --unset {flag}"
             )
         });
         // The URL comes first: without a usable one, the other problems don't matter.
@@ -169,7 +169,7 @@ impl Webhook {
     pub fn unreadable(id: Uuid, why: &str) -> Self {
         let why = shown::line(why, MOST_OF_WORDS);
         let target =
-            Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
+            Err(format!("its row in the table cannot be read: {why}: correct it by SQL"));
         let group = Group::of_webhook(id, None, &target);
         let post_url = Box::default();
         Self {

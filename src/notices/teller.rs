@@ -355,7 +355,7 @@ impl Teller {
         self.state.failed(problem);
         if self.causes.is_news(problem) {
             log::warn!(
-                "notices not published cause={problem:?}: what webhooks.events has to tell waits; \
+                "notices not published cause={problem:?}: the notices for webhooks.events wait; \
                  deliveries go on"
             );
         }
@@ -378,8 +378,8 @@ impl Teller {
             && self.told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_INTERVAL)
         {
             log::warn!(
-                "notices dropped count={}: there were more than {MOST_WAITING} at a time, RabbitMQ did not \
-                 confirm them, or a queue that is bound to webhooks.events takes no messages",
+                "notices dropped count={}: more than {MOST_WAITING} were waiting, RabbitMQ did not \
+                 confirm them, or a queue that is bound to webhooks.events accepts no messages",
                 dropped - self.dropped
             );
             (self.dropped, self.told_at) = (dropped, Some(Instant::now()));
@@ -397,7 +397,7 @@ impl Teller {
         let left = self.batch.len() + self.taken.len() + self.deaths.len();
         if left > 0 {
             self.state.dropped.inc_by(left as u64);
-            log::warn!("notices dropped count={left}: they could not be published before the end");
+            log::warn!("notices dropped count={left}: they could not be published before the shutdown");
         }
         if let Some(announcer) = self.announcer.take() {
             announcer.close();

@@ -112,8 +112,8 @@ impl Watch {
         for (webhook, since) in disabled {
             let since = rfc3339(since);
             log::warn!(
-                "webhook disabled webhook={webhook} reason={reason:?} failing_since={since}: what waits \
-                 for it is dropped; `webhooks enable {webhook}` brings it back"
+                "webhook disabled webhook={webhook} reason={reason:?} failing_since={since}: its waiting \
+                 deliveries are dropped; `webhooks enable {webhook}` enables it again"
             );
             self.state.disabled(AutoDisabled::Failing);
             self.receivers.forget(webhook);
@@ -162,8 +162,8 @@ fn told(causes: &mut Causes, what: &str, done: Result<(), StoreError>) {
             let cause = error.to_string();
             if causes.is_news(&cause) {
                 log::warn!(
-                    "{what} cause={cause:?}: DISABLE_AFTER and what webhooks.events tells wait for it; \
-                     deliveries go on"
+                    "{what} cause={cause:?}: DISABLE_AFTER and the notices of webhooks.events wait for \
+                     that; deliveries go on"
                 );
             }
         }

@@ -62,7 +62,7 @@ impl Pipeline {
         delivery: &Delivery,
     ) -> Result<Promise, NotConfirmed> {
         log::debug!(
-            "held back event={} webhook={} because=its webhook was changed, and PostgreSQL does not say how",
+            "held back event={} webhook={} because=its webhook was changed, and PostgreSQL can't be asked how",
             word(&delivery.event.id),
             delivery.webhook_id,
         );

@@ -85,14 +85,16 @@ impl Fault {
                 )
             }
             Self::TimedOut(Phase::Sending) => {
-                format!("did not read the whole request {within}: it must, or say no at once")
+                format!(
+                    "did not read the whole request {within}: it has to read it, or to answer with an error"
+                )
             }
             Self::TimedOut(Phase::Answer) => format!(
-                "no answer {within}: let it answer first and work later, or allow it more time \
+                "no answer {within}: it should answer first and work later; or allow it more time \
                  (--timeout, REQUEST_TIMEOUT)"
             ),
             Self::TimedOut(Phase::Rest) => {
-                format!("its answer began, and its headers had no end {within}")
+                format!("its answer began, but its headers were not complete {within}")
             }
             // An alert, or a record of the handshake.
             Self::NotHttp(bytes) if matches!(bytes[..], [0x15 | 0x16, 3, ..]) => {
@@ -100,11 +102,12 @@ impl Fault {
             }
             Self::NotHttp(bytes) => {
                 let said = shown::quoted(&String::from_utf8_lossy(bytes));
-                format!("answers in something else than HTTP/1.1: {said}: is this its port?")
+                format!("its answer is not HTTP/1.1: {said}: is this the right port?")
             }
             Self::CutOff => "closed the connection in the middle of its answer".to_owned(),
             Self::NoHandshake => {
-                "closed the connection in the TLS handshake: does it speak TLS there, and know this name?"
+                "closed the connection in the TLS handshake: does this port speak TLS, with a certificate for \
+                 this name?"
                     .to_owned()
             }
             Self::Stale => CLOSED.to_owned(),
@@ -150,10 +153,10 @@ pub(super) fn no_answer(error: Error, limits: Limits) -> Response {
         }
         Error::Timeout(_) => (Reason::Timeout, Fault::TimedOut(Phase::Answer).words(limits)),
         Error::LargeResponseHeader(_, most) => {
-            (Reason::Protocol, format!("its answer's headers have no end within {most} bytes"))
+            (Reason::Protocol, format!("its answer's headers are longer than {most} bytes"))
         }
         Error::Protocol(error) => {
-            (Reason::Protocol, format!("its answer is not HTTP as it should be: {error}"))
+            (Reason::Protocol, format!("its answer is not valid HTTP: {error}"))
         }
         Error::Tls(problem) => (Reason::Tls, problem.to_owned()),
         Error::HostNotFound => (Reason::Dns, error.to_string()),
@@ -172,7 +175,7 @@ fn of_io(error: &io::Error) -> (Reason, String) {
         ),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => (
             Reason::Refused,
-            format!("no way to its address ({error}): may this machine reach it?"),
+            format!("no route to its address ({error}): can this machine reach it?"),
         ),
         // Which of them it is depends on what was on its way. (One of their messages links to a
         // library's manual.)
@@ -183,7 +186,7 @@ fn of_io(error: &io::Error) -> (Reason, String) {
         | ErrorKind::NotConnected => (Reason::Reset, CLOSED.to_owned()),
         ErrorKind::TimedOut | ErrorKind::WouldBlock => (
             Reason::Timeout,
-            "the connection is dead: nothing comes back from its address any more".to_owned(),
+            "the connection is dead: its address does not answer any more".to_owned(),
         ),
         _ => (Reason::Io, error.to_string()),
     }
@@ -211,7 +214,7 @@ mod tests {
         let within = |phase| Fault::TimedOut(phase);
         check(within(Phase::Connecting), Reason::Timeout, "no connection within 1500ms: is its");
         check(within(Phase::Sending), Reason::Timeout, "the whole request within 10s");
-        check(within(Phase::Answer), Reason::Timeout, "no answer within 10s: let it answer first");
+        check(within(Phase::Answer), Reason::Timeout, "no answer within 10s: it should answer first");
         check(within(Phase::Rest), Reason::Timeout, "headers had no end within 10s");
         check(Error::Timeout(Timeout::Global), Reason::Timeout, "no answer within 10s");
         check(Fault::NotHttp(vec![0x15, 3, 1, 0]), Reason::Protocol, "https://");
@@ -230,7 +233,7 @@ mod tests {
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
         check(Error::Io(refused), Reason::Refused, "does the receiver run");
         let unreachable = io::Error::from(ErrorKind::HostUnreachable);
-        check(Error::Io(unreachable), Reason::Refused, "may this machine reach it?");
+        check(Error::Io(unreachable), Reason::Refused, "can this machine reach it?");
         check(Error::LargeResponseHeader(9, 8), Reason::Protocol, "no end within 8 bytes");
     }
 }

@@ -79,11 +79,11 @@ struct Ours {
 pub(super) enum ConnectError {
     #[error("{address}: {cause}")]
     Unreachable { address: String, cause: io::Error },
-    #[error("{address} accepts connections, and then says nothing within {limit:?}")]
+    #[error("{address} accepts connections, but does not answer within {limit:?}")]
     Silent { address: String, limit: Duration },
     #[error(
-        "{address} speaks no TLS, which `sslmode` in DATABASE_URL demands: turn `ssl` on there, or \
-         demand less"
+        "{address} does not offer TLS, which `sslmode` in DATABASE_URL requires: turn `ssl` on there, or \
+         choose another `sslmode`"
     )]
     NoTls { address: String },
     #[error(

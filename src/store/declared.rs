@@ -264,7 +264,7 @@ fn known(row: &Row) -> Result<Known, postgres::Error> {
     let (headers, flaw_of_headers) = headers(&columns);
     let cut = row::cut(row)?.or_else(|| registered.cut());
     let too_large =
-        cut.map(|name| format!("its {name} is too large to be read: set it right by SQL"));
+        cut.map(|name| format!("its {name} is too large to be read: correct it by SQL"));
     let has_odd_headers = flaw_of_headers.is_some();
     let flaw = too_large.or(flaw_of_headers);
     let Columns { timeout_ms, max_in_flight, rate_per_second, no_retry_status, account, .. } =
@@ -295,7 +295,7 @@ fn known(row: &Row) -> Result<Known, postgres::Error> {
 fn headers(columns: &Columns) -> (Headers, Option<String>) {
     let Some(text) = &columns.headers else { return (Headers::new(), None) };
     let flaw = || {
-        let remedy = "`webhooks set ID` with --header mends it, --unset header drops it";
+        let remedy = "correct them by `webhooks set ID` with --header, or remove them with --unset header";
         Some(format!("its headers are not a JSON object of strings: {remedy}"))
     };
     // The parser's message could quote a value.
@@ -312,6 +312,6 @@ fn headers(columns: &Columns) -> (Headers, Option<String>) {
 }
 
 fn unreadable(id: Uuid, why: &str, _: row::State) -> Known {
-    let flaw = format!("its row in the table cannot be read: {why}: set it right by SQL");
+    let flaw = format!("its row in the table cannot be read: {why}: correct it by SQL");
     Known { id, version: None, values: Values::default(), flaw: Some(flaw), has_odd_headers: false }
 }

@@ -229,7 +229,7 @@ impl Listening<'_> {
             Some(table) => Err(NotListening::in_vain(
                 self.place,
                 format!(
-                    "the table `{table}` does not tell of its changes: run `webhook-notifier \
+                    "the table `{table}` does not notify its changes: run `webhook-notifier \
                      migrate` on this database"
                 ),
             )),
@@ -245,9 +245,9 @@ impl Listening<'_> {
         }
         NotListening::in_vain(
             self.place,
-            "what one session notifies another does not hear: a pooler between that lends sessions \
-             for a transaction (PgBouncer: pool_mode = transaction) keeps changes from us. Let \
-             DATABASE_URL lead past it, or to a pool with pool_mode = session",
+            "notifications do not get from one session to another: a pooler in between lends sessions \
+             for a transaction (PgBouncer: pool_mode = transaction). Let DATABASE_URL bypass it, or lead \
+             to a pool with pool_mode = session",
         )
     }
 }

@@ -5,8 +5,9 @@ use postgres::{Client, error::SqlState};
 use super::{Store, StoreError, conditions, explain, instances};
 
 /// The consequence if the table of instances can't be used.
-pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: of two, each \
-     sends as much";
+pub const EACH_BY_ITSELF: &str =
+    "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: two of them \
+     send twice as much";
 
 /// What `run` does, and the consequence if it isn't allowed. Each statement touches no row, which
 /// PostgreSQL allows or refuses as if it did.
@@ -16,7 +17,7 @@ const WORK: [(&str, &str); 7] = [
         "UPDATE webhooks SET disabled_at = now(), disabled_reason = '' WHERE false",
     ),
     (
-        "no backlog can be made: what a receiver can't take waits in no order",
+        "no backlog can be created: what a receiver can't take waits in no order",
         "INSERT INTO backlogs (queue, webhook_id, cause, class)
          SELECT '', NULL::uuid, '', '' WHERE false
          ON CONFLICT (queue, webhook_id) DO UPDATE
@@ -25,7 +26,7 @@ const WORK: [(&str, &str); 7] = [
     ),
     ("no backlog can be removed", "DELETE FROM backlogs WHERE closing_at IS NOT NULL AND false"),
     (
-        "nobody is told by webhooks.events of webhooks that fail or are changed, and DISABLE_AFTER disables \
+        "webhooks.events tells nobody of webhooks that fail or are changed, and DISABLE_AFTER disables \
          none",
         conditions::WORK,
     ),
@@ -36,7 +37,7 @@ const WORK: [(&str, &str); 7] = [
          SELECT now(), '', '', '', '', 0, '' WHERE false",
     ),
     (
-        "the delivery log grows for ever",
+        "the delivery log grows without limit",
         "DELETE FROM delivery_attempts WHERE id = ANY(ARRAY(
              SELECT id FROM delivery_attempts WHERE false FOR UPDATE SKIP LOCKED))",
     ),

@@ -244,14 +244,14 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
     let letter = &listed[0];
     assert_eq!((&letter["account"], &letter["reason"]), (&"a".into(), &"other_account".into()));
     let error = letter["last_error"].as_str().expect("a reason");
-    assert!(error.ends_with(r#"of account "b", and the event of account "a""#), "{error}");
+    assert!(error.ends_with(r#"belongs to account "b", the event to account "a""#), "{error}");
     let why = wait_for(SOON, "it is logged", || {
         let why = succeed(&sandbox, &["why", &event.id]);
         why.contains("dead since").then(|| why.split_whitespace().collect::<Vec<_>>().join(" "))
     });
     for part in [
         "account a",
-        r#"wants it by `*`, but it is of account "b""#,
+        r#"wants it by `*`, but it belongs to account "b""#,
         "its webhook was one of another account",
         &format!("`webhooks set {id} --account a`, then"),
         "purge --webhook",

@@ -170,17 +170,17 @@ fn each_failure_says_what_the_receivers_owner_has_to_change() {
     let https = terminator.url(&receiver.url("/"));
     let sandbox = Sandbox::new();
     let cases = [
-        ("hang", receiver.url("/hang"), "no answer within 500ms: let it answer first"),
+        ("hang", receiver.url("/hang"), "no answer within 500ms: it should answer first"),
         ("close", receiver.url("/close"), "closed the connection without an answer"),
         ("reset", receiver.url("/reset"), "closed the connection without an answer"),
         ("drip", receiver.url("/drip"), "its headers had no end within 500ms"),
-        ("garbage", receiver.url("/garbage"), "in something else than HTTP/1.1: \"SMTP 220"),
+        ("garbage", receiver.url("/garbage"), "its answer is not HTTP/1.1: \"SMTP 220"),
         ("half", receiver.url("/half"), "in the middle of its answer"),
-        ("bad", receiver.url("/bad"), "is not HTTP as it should be"),
+        ("bad", receiver.url("/bad"), "is not valid HTTP"),
         ("nobody", receiver.refusing_url(), "connection refused: does the receiver run"),
         ("http.to.tls", https.replace("https:", "http:"), "its URL must begin with https://"),
         ("tls.to.http", receiver.url("/").replace("http:", "https:"), "a port that speaks TLS?"),
-        ("ca", https, "name its CA's certificate in TLS_CA_FILE"),
+        ("ca", https, "certificate into TLS_CA_FILE"),
     ];
     for (kind, url, _) in &cases {
         sandbox.webhook(url, &[kind]);

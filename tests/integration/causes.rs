@@ -206,7 +206,7 @@ fn a_consumer_timeout_that_is_too_short_is_told_with_what_it_has_to_be() {
     let mut notifier = sandbox.notifier().start();
     sandbox.publish(&Event::new("order.paid"));
     let line = notifier.wait_stderr(SOON, "lane interrupted");
-    assert!(line.contains("raise RabbitMQ's consumer_timeout to 30 minutes"), "{line}");
+    assert!(line.contains("raise RabbitMQ's consumer_timeout to at least 30 minutes"), "{line}");
     // The event has come back, and is delivered.
     receiver.wait_at("/", 2);
     drop(limit);

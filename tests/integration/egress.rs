@@ -146,12 +146,12 @@ fn a_proxy_that_hangs_up_costs_nobody_an_attempt() {
 #[test]
 fn a_proxy_that_wants_other_credentials_costs_nobody_an_attempt() {
     let challenge = Way::Status(407, "Proxy-Authenticate: Basic realm=\"x\"");
-    check_away(challenge, "another user name and password");
+    check_away(challenge, "wants other credentials");
 }
 
 #[test]
 fn what_is_no_proxy_costs_nobody_an_attempt() {
-    check_away(Way::Status(405, ""), "takes no CONNECT (status 405)");
+    check_away(Way::Status(405, ""), "does not accept CONNECT (status 405)");
     check_away(Way::Garbage, "does not answer in HTTP");
 }
 
@@ -289,9 +289,9 @@ fn check_says_whether_the_proxy_answers() {
         (Way::Open, 0, "answers"),
         (Way::Status(403, ""), 0, "answers"),
         (Way::Status(407, ""), 0, "answers"),
-        (Way::Status(407, "proxy-authenticate: Basic"), 1, "another user name and password"),
-        (Way::Status(401, ""), 1, "another user name and password"),
-        (Way::Status(501, ""), 1, "takes no CONNECT"),
+        (Way::Status(407, "proxy-authenticate: Basic"), 1, "wants other credentials"),
+        (Way::Status(401, ""), 1, "wants other credentials"),
+        (Way::Status(501, ""), 1, "does not accept CONNECT"),
         (Way::Close, 1, "ends the connection without an answer"),
         (Way::Garbage, 1, "does not answer in HTTP"),
     ] {

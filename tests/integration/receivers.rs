@@ -634,7 +634,7 @@ fn a_delivery_that_never_had_an_attempt_says_why_it_died() {
     assert_eq!(letters[0].number("x-attempt"), Some(0));
     assert_eq!(
         letters[0].text("x-last-error"),
-        "no attempt yet: the receiver asked us to stay away"
+        "no attempt yet: the receiver asked us to wait (Retry-After)"
     );
     assert_eq!(letters[1].text("x-event-id"), first.id);
     assert_eq!(receiver.requests().len(), 1);

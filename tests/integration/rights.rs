@@ -110,18 +110,18 @@ fn the_documented_rights_are_all_that_is_needed_and_each_is() {
 
     let rights = [
         ("UPDATE", "webhooks", "stays enabled"),
-        ("INSERT", "backlogs", "no backlog can be made"),
-        ("UPDATE", "backlogs", "no backlog can be made"),
+        ("INSERT", "backlogs", "no backlog can be created"),
+        ("UPDATE", "backlogs", "no backlog can be created"),
         ("DELETE", "backlogs", "no backlog can be removed"),
-        ("INSERT", "webhook_conditions", "nobody is told by webhooks.events"),
-        ("DELETE", "webhook_conditions", "nobody is told by webhooks.events"),
+        ("INSERT", "webhook_conditions", "webhooks.events tells nobody"),
+        ("DELETE", "webhook_conditions", "webhooks.events tells nobody"),
         ("INSERT", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("UPDATE", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("DELETE", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("SELECT", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("INSERT", "delivery_attempts", "nothing is logged"),
-        ("DELETE", "delivery_attempts", "grows for ever"),
-        ("UPDATE", "delivery_attempts", "grows for ever"),
+        ("DELETE", "delivery_attempts", "grows without limit"),
+        ("UPDATE", "delivery_attempts", "grows without limit"),
         ("SELECT", "webhooks", "permission denied for table webhooks"),
         ("SELECT", "backlogs", "permission denied for table backlogs"),
     ];
@@ -149,7 +149,7 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
     let mut notifier = role.launch(sandbox.notifier()).start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    notifier.wait_stderr(SOON, "until then no backlog can be made");
+    notifier.wait_stderr(SOON, "until then no backlog can be created");
     let line = notifier.wait_stderr(SOON, "each instance keeps the limits of webhooks");
     assert!(line.contains("notifier_instances TO this user"), "{line}");
     notifier.terminate();

@@ -50,7 +50,7 @@ const ROWS: [(&str, Found); 37] = [
     ),
     ("headers = '[]'", Unusable("unusable headers")),
     ("headers = '\"text\"'", Unusable("unusable headers")),
-    ("headers = '{\"a\": {\"b\": [1, null]}}'", Unusable("is not a text")),
+    ("headers = '{\"a\": {\"b\": [1, null]}}'", Unusable("is not a string")),
     ("headers = 'null'", Usable),
     ("headers = '{}'", Usable),
     ("post_url = 'http://a/' || repeat('x', 200000000)", Unusable("longer than 8192")),
@@ -290,8 +290,8 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
     for (doubtful, says) in [
         ("user.#", "`#` is no wildcard"),
         ("a,b", "commas"),
-        ("user.created ", "spaces around it count"),
-        (" user.*", "spaces around it count"),
+        ("user.created ", "the spaces around it are part of it"),
+        (" user.*", "the spaces around it are part of it"),
     ] {
         let finished = add(doubtful);
         assert_eq!(finished.code, Some(0), "{doubtful:?}: {finished:?}");

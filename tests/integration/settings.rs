@@ -207,11 +207,11 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
 const UNUSABLE: [(&str, &str, &str); 17] = [
     ("headers", "'[]'", "JSON object"),
     ("headers", "'\"s3cret-T0ken\"'", "JSON object"),
-    ("headers", r#"'{"Host": "s3cret-T0ken"}'"#, "not a webhook's to set"),
-    ("headers", r#"'{"webhook-id": "s3cret-T0ken"}'"#, "not a webhook's to set"),
+    ("headers", r#"'{"Host": "s3cret-T0ken"}'"#, "a webhook can't set"),
+    ("headers", r#"'{"webhook-id": "s3cret-T0ken"}'"#, "a webhook can't set"),
     ("headers", r#"'{"a b": "s3cret-T0ken"}'"#, "not the name of a header"),
     ("headers", r#"'{"a": "s3cret-T0ken\r\nx-evil: 1"}'"#, "visible ASCII"),
-    ("headers", r#"'{"a": {"b": "s3cret-T0ken"}}'"#, "not a text"),
+    ("headers", r#"'{"a": {"b": "s3cret-T0ken"}}'"#, "not a string"),
     ("headers", "jsonb_build_object('a', repeat('s3cret-T0ken', 400000))", "4096 bytes"),
     ("timeout_ms", "0", "from 1 to 600000"),
     ("timeout_ms", "-1", "from 1 to 600000"),
@@ -221,7 +221,7 @@ const UNUSABLE: [(&str, &str, &str); 17] = [
     ("rate_per_second", "'-Infinity'", "from 0.001 to 100000"),
     ("rate_per_second", "0", "from 0.001 to 100000"),
     ("no_retry_status", "'4x'", "is not a status such as 404"),
-    ("no_retry_status", "'200'", "2xx is none to retry"),
+    ("no_retry_status", "'200'", "2xx is never retried"),
 ];
 
 #[test]
@@ -366,8 +366,8 @@ fn settings_are_given_shown_and_taken_back_by_commands() {
 
     for (arguments, says) in [
         (&["--header", "s3cret"][..], "Name: value"),
-        (&["--header", "Host: s3cret"], "not a webhook's to set"),
-        (&["--header", "a: s3cret", "--header", "A: s3cret"], "a stands twice"),
+        (&["--header", "Host: s3cret"], "a webhook can't set"),
+        (&["--header", "a: s3cret", "--header", "A: s3cret"], "a is listed twice"),
         (&["--header", "a: s3cret\r\nb: c"], "visible ASCII"),
         (&["--timeout", "0s"], "from 1 to 600000"),
         (&["--timeout", "11m"], "from 1 to 600000"),

@@ -163,8 +163,8 @@ fn a_name_in_a_file_of_settings_that_is_none_is_told_with_the_one_that_is_meant(
     let warnings: Vec<_> = finished.stderr.lines().collect();
     assert_eq!(warnings.len(), 2, "{finished:?}");
     for (warning, says) in warnings.iter().zip([
-        "\"GREETING\" is no setting, and changes nothing",
-        "\"PREFETCH_CUONT\" is no setting: is PREFETCH_COUNT meant?",
+        "\"GREETING\" is not a setting, and is ignored",
+        "\"PREFETCH_CUONT\" is not a setting: did you mean PREFETCH_COUNT?",
     ]) {
         assert!(warning.starts_with("webhook-notifier: warning: --env-file"), "{warning}");
         assert!(warning.ends_with(says) && !warning.contains("s3cret"), "{warning}");

@@ -125,12 +125,12 @@ fn bad_certificates(believed: &Authority) -> [(Certificate, &'static str, &'stat
         (
             Authority::new("another").good(),
             "UnknownIssuer",
-            "name its CA's certificate in TLS_CA_FILE",
+            "certificate into TLS_CA_FILE",
         ),
         (
             Authority::new(BELIEVED).good(),
             "BadSignature",
-            "name its CA's certificate in TLS_CA_FILE",
+            "certificate into TLS_CA_FILE",
         ),
         (believed.of_another_name(), "not valid for name", "use a name that is in the certificate"),
         (believed.expired(), "expired", "it needs a new certificate"),
@@ -231,7 +231,7 @@ fn postgresql_that_speaks_no_tls_is_refused_where_it_is_required() {
     for mode in ["require", "verify-ca", "verify-full"] {
         let url = with_parameters(&url, &format!("sslmode={mode}"));
         let finished = sandbox.notifier().env("DATABASE_URL", url).spawn().finish(SOON);
-        assert_refused(&finished, "speaks no TLS", "turn `ssl` on there, or demand less");
+        assert_refused(&finished, "does not offer TLS", "turn `ssl` on there");
     }
     // Ends the server.
     drop(TcpStream::connect(end.local_addr().expect("it is bound")));

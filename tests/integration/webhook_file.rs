@@ -312,7 +312,7 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
     for (line, parts) in [
         (6, &["\"url\": there is no such key: is it `post_url`?"][..]),
         (5, &["post_url: missing"]),
-        (7, &["events: it is not a list of texts"]),
+        (7, &["events: it is not a list of strings"]),
         (8, &["timeout_ms: it is neither a string nor a number"]),
         (9, &["the same `id` as on line 1"]),
         (11, &["post_url: unusable URL"]),

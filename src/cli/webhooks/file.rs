@@ -220,7 +220,7 @@ fn headers(value: Value) -> Result<Headers, String> {
             return Err(format!("the value of {} is not a string", quoted(&name)));
         };
         if headers.insert(name.to_ascii_lowercase(), Secret::new(value)).is_some() {
-            return Err(format!("{} stands twice", quoted(&name)));
+            return Err(format!("{} is listed twice", quoted(&name)));
         }
     }
     Ok(headers)

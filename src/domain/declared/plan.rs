@@ -273,8 +273,8 @@ fn ambiguous(entry: &Entry, ids: &[Uuid]) -> Problem {
     ids.truncate(MOST_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let what = format!(
-        "which of these it is can't be told by URL, account and events: {}{more}; give it the `id` of the one \
-         that is meant, or a new UUID as `id` to register another",
+        "its URL, account and events fit several webhooks: {}{more}; give it the `id` of the one that is \
+         meant, or a new UUID as `id` to register another",
         ids.join(", ")
     );
     problem(entry, None, &what)

@@ -126,7 +126,7 @@ impl Field {
             }
             Self::PostUrl => read_url(&values.post_url).err().or_else(|| no_nul(&values.post_url)),
             Self::Events if values.events.is_empty() => {
-                Some("none: it would want nothing (`[\"*\"]` is everything)".to_owned())
+                Some("none: it would get no events (`[\"*\"]` is everything)".to_owned())
             }
             Self::Events => {
                 return values.events.iter().filter_map(|it| check_pattern(it).err()).collect();

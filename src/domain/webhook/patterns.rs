@@ -34,7 +34,7 @@ impl Patterns {
         let Some(json) = json else { return nothing("`events` is NULL: it wants nothing") };
         let Ok(value) = serde_json::from_str(json) else {
             let warnings =
-                vec!["`events` is too large to be shown; what is in it counts".to_owned()];
+                vec!["`events` is too large to be shown; all its patterns are in effect".to_owned()];
             return Self { warnings, is_cut: true, ..Self::default() };
         };
         let Value::Array(elements) = value else {
@@ -59,7 +59,7 @@ impl Patterns {
             }
         }
         if is_deep {
-            let warning = "`events` has more than one dimension; each of its texts counts";
+            let warning = "`events` has more than one dimension; all its patterns are in effect";
             read.warnings.push(warning.to_owned());
         }
         if nulls > 0 {
@@ -81,17 +81,17 @@ impl Patterns {
 #[must_use]
 pub fn doubt(pattern: &str) -> Option<String> {
     let why = match pattern {
-        text if text.trim() != text => "spaces around it count",
-        text if text.contains(',') => "several patterns are several texts, and not one with commas",
+        text if text.trim() != text => "the spaces around it are part of it",
+        text if text.contains(',') => "give several patterns one by one, not as one with commas",
         text if text.split('.').any(|part| part == "#") => {
             "`#` is no wildcard: `user.*` matches all that begins with `user.`"
         }
-        text if text.contains(char::is_whitespace) => "the space in it counts",
+        text if text.contains(char::is_whitespace) => "the space is part of it",
         _ => return None,
     };
     let shown = quoted(pattern);
     let what =
-        if pattern.ends_with(".*") { "types that begin so" } else { "the type of that very name" };
+        if pattern.ends_with(".*") { "types with this very prefix" } else { "the type of this very name" };
     Some(format!("{shown} matches only {what}: {why}"))
 }
 

@@ -56,11 +56,11 @@ impl Head {
             // (A filter such as Smokescreen answers 407 without a challenge to an address that it
             // denies. Tinyproxy answers 401 to a wrong password, and 500 if it can't connect.)
             401 | 407 if self.is_challenge || status == 401 => {
-                let problem = "wants another user name and password than those of EGRESS_PROXY";
+                let problem = "wants other credentials than those of EGRESS_PROXY";
                 Verdict::Away(format!("{problem} (status {status})"))
             }
             0..200 | 300..400 | 400 | 405 | 501 => {
-                let problem = format!("takes no CONNECT (status {status}): is it an HTTP proxy?");
+                let problem = format!("does not accept CONNECT (status {status}): is it an HTTP proxy?");
                 Verdict::Away(problem)
             }
             403 | 407 => Verdict::Refused(status, ": its rules do not allow it"),

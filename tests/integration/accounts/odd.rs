@@ -12,13 +12,13 @@ fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says()
     let notifier = sandbox.notifier().start();
     let table = FieldTable::from([("id".to_owned(), text("a"))]);
     let odd = [
-        (AmqpValue::Double(7.0), "neither a text nor an integer"),
-        (AmqpValue::Float(7.0), "neither a text nor an integer"),
-        (AmqpValue::Boolean(true), "neither a text nor an integer"),
-        (AmqpValue::Timestamp(7), "neither a text nor an integer"),
-        (AmqpValue::FieldArray(vec![text("a")]), "neither a text nor an integer"),
-        (AmqpValue::FieldTable(table), "neither a text nor an integer"),
-        (AmqpValue::ByteArray(b"a".to_vec()), "neither a text nor an integer"),
+        (AmqpValue::Double(7.0), "neither a string nor an integer"),
+        (AmqpValue::Float(7.0), "neither a string nor an integer"),
+        (AmqpValue::Boolean(true), "neither a string nor an integer"),
+        (AmqpValue::Timestamp(7), "neither a string nor an integer"),
+        (AmqpValue::FieldArray(vec![text("a")]), "neither a string nor an integer"),
+        (AmqpValue::FieldTable(table), "neither a string nor an integer"),
+        (AmqpValue::ByteArray(b"a".to_vec()), "neither a string nor an integer"),
         (text(&"a".repeat(256)), "longer than 255 bytes"),
         (text(&"a".repeat(80_000)), "longer than 255 bytes"),
         (text("a\n"), "control character"),

@@ -28,7 +28,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
         "account a queue",
         "the webhooks below want this type, but belong to other accounts",
         r#"enabled; wants it by `user.*`, but it belongs to account "b""#,
-        r#"not for it: it is of account "b", and the event of account "a""#,
+        r#"not for it: it belongs to account "b", the event to account "a""#,
         &format!("`webhooks set {of_b} --account a`"),
     ] {
         assert!(told.contains(part), "no {part:?} in {told}");
@@ -36,7 +36,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let told = known(&of_none, "dropped at");
     for part in [
         r#"wants it by `user.*`, but it belongs to account "b""#,
-        r#"not for it: it is of account "b", and the event of none"#,
+        r#"not for it: it belongs to account "b", the event to none"#,
         "the AMQP header `account`",
     ] {
         assert!(told.contains(part), "no {part:?} in {told}");
@@ -96,7 +96,7 @@ fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_
     let told = why(&["inv-1", "--account", "b"]);
     assert!(told.contains("account b queue"), "{told}");
     assert_eq!(told.matches("by attempt 1").count(), 1, "{told}");
-    let part = format!(r#"not for it: it is of account "{odd}", and the event of account "b""#);
+    let part = format!(r#"not for it: it belongs to account "{odd}", the event to account "b""#);
     assert!(told.contains(&part), "{told}");
     let told = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
     let command = format!(r"`webhooks set {} --account='it'\''s Acme; touch x'`", ids[0]);
@@ -127,7 +127,7 @@ fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
         let told = why(id);
         for part in [
             state,
-            r#"it will be dead then, other_account: it is of account "b", and the event of account "a""#,
+            r#"it will be dead then, other_account: it belongs to account "b", the event to account "a""#,
             &format!("`webhooks set {id} --account a`"),
         ] {
             assert!(told.contains(part), "no {part:?} in {told}");

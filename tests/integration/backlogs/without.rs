@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Customer, Manner, held, oldest_parked, publish};
 use crate::harness::{LATER, Notifier, Proxy, SOON, Sandbox, holds_for, wait_until};
 
-/// It is told that no backlog can be made for that webhook, and each cause of it once: a connection that
+/// It is told that no backlog can be created for that webhook, and each cause of it once: a connection that
 /// ends and one that is refused are two.
 #[track_caller]
 fn assert_told(notifier: &Notifier, webhook: Uuid) {

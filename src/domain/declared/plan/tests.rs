@@ -141,7 +141,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
     refuse(
         &[entry(3, None, "http://a/", &["c"])],
         &table,
-        &[(3, "which of these it is can't be told by URL, account and events")],
+        &[(3, "its URL, account and events fit several webhooks")],
     );
     let lines = [("post_url", 11), ("events", 12)].map(|(name, line)| (name.to_owned(), line));
     let broken =
@@ -166,7 +166,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
         (11, "post_url: unusable URL"),
         (12, "\"*.a\" matches nothing"),
         (12, "\"a*\" matches nothing"),
-        (20, "headers: the header \"host\" is not a webhook's"),
+        (20, "headers: a webhook can't set the header \"host\""),
         (20, "timeout_ms: "),
         (20, "rate_per_second: "),
         (20, "no_retry_status: "),
