@@ -379,7 +379,7 @@ impl Teller {
         {
             log::warn!(
                 "notices dropped count={}: more than {MOST_WAITING} were waiting, RabbitMQ did not \
-                 confirm them, or a queue that is bound to webhooks.events accepts no messages",
+                 confirm them, or a queue that is bound to webhooks.events takes no messages",
                 dropped - self.dropped
             );
             (self.dropped, self.told_at) = (dropped, Some(Instant::now()));

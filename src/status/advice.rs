@@ -33,8 +33,8 @@ const MANY_EVENTS: i64 = 1_000;
 /// If this many receivers have an ailment at the same time, the cause is rarely theirs.
 const MANY_RECEIVERS: usize = 3;
 
-const ALARM_REMEDY: &str = "It goes on by itself as soon as RabbitMQ does. Is that short of memory or \
-                            disk? `rabbitmq-diagnostics alarms` tells.";
+const ALARM_REMEDY: &str = "It continues by itself once RabbitMQ takes messages again. Is RabbitMQ short of \
+                            memory or disk? See `rabbitmq-diagnostics alarms`.";
 
 /// The overall state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,7 +64,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     let mut advice = Vec::new();
     if snapshot.is_stopping {
         let what = "It is stopping.".to_owned();
-        let remedy = "Requests under way finish, the rest goes back to RabbitMQ; nothing is lost.";
+        let remedy = "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
         advice.push(Advice { state: State::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));
@@ -98,7 +98,7 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
         // The outage may affect each lane at a different moment.
         let interrupted = snapshot.lanes.iter().filter(|lane| lane.state != LaneState::Consuming);
         let effect = match interrupted.collect::<Vec<_>>().as_slice() {
-            [] => "the numbers of messages in queues are as of then".to_owned(),
+            [] => "the numbers of messages in queues are from before".to_owned(),
             lanes => not_consumed(snapshot, lanes),
         };
         advice.push(trouble(
@@ -112,7 +112,7 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
         let interrupted = lanes_in(snapshot, LaneState::NoDatabase);
         let effect = match interrupted.as_slice() {
             [] if is_away(snapshot.broker) => String::new(),
-            [] => ": only events of types that came before are delivered".to_owned(),
+            [] => ": only events of known types are delivered".to_owned(),
             lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
         advice.push(match &snapshot.database_problem {
@@ -142,7 +142,7 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     let hands_out = snapshot.broker.answers == Some(true);
     (snapshot.broker_accepts == Some(false) && hands_out && !is_told).then(|| {
         let what =
-            "RabbitMQ takes no messages: what fails can't be put off, and holds up its lane.";
+            "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.";
         trouble(what.to_owned(), ALARM_REMEDY)
     })
 }
@@ -151,9 +151,9 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
 fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
     let egress = snapshot.egress_problem.as_ref()?;
     Some(trouble(
-        format!("No request gets out, for {}: {}.", span(egress.lasted_seconds), egress.problem),
-        "Nothing is lost and no attempt is counted: what is not sent waits for up to a minute and is tried \
-         again. Does the proxy run, and does EGRESS_PROXY name it? `webhook-notifier check` tries it.",
+        format!("No request has reached a receiver for {}: {}.", span(egress.lasted_seconds), egress.problem),
+        "Nothing is lost and no attempt is counted: deliveries wait for up to a minute and are tried \
+         again. Does the proxy run, and is EGRESS_PROXY right? `webhook-notifier check` tries it.",
     ))
 }
 
@@ -165,16 +165,17 @@ fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
     let refusing = &snapshot.refusing;
     let longest = refusing.iter().map(|one| one.lasted_seconds).reduce(f64::max)?;
     let names = names(refusing.iter().map(|one| one.queue.as_str()));
-    let verb = if refusing.len() == 1 { "takes" } else { "take" };
+    let verb = if refusing.len() == 1 { "has" } else { "have" };
     let messages: usize = refusing.iter().map(|one| one.messages).sum();
     let wait = match messages {
         0 => String::new(),
         _ => format!("; {} in hand for it", counted(messages as u64, "message is", "messages are")),
     };
     Some(trouble(
-        format!("{names} {verb} no messages, for {}{wait}.", span(longest)),
-        "Nothing is lost; what is for it is tried every second or two. Has it a `max-length`, by a \
-         policy (`rabbitmqctl list_policies`)? Has it a leader (`rabbitmq-queues quorum_status`)?",
+        format!("{names} {verb} taken no messages for {}{wait}.", span(longest)),
+        "Nothing is lost; publishing to it is tried again every second or two. Does a policy limit its \
+         length (`max-length`, see `rabbitmqctl list_policies`)? Does it have a leader (`rabbitmq-queues \
+         quorum_status`)?",
     ))
 }
 
@@ -186,7 +187,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     let again = "It connects again by itself. A line `lane interrupted` in the log has the cause.";
     let rows = [
         (LaneState::NoBroker, "There has been no connection to RabbitMQ", again),
-        (LaneState::NoDatabase, "What is needed of PostgreSQL has not been there", again),
+        (LaneState::NoDatabase, "PostgreSQL has not given what is needed", again),
         (LaneState::NoConfirms, "RabbitMQ has confirmed no message", ALARM_REMEDY),
         (
             LaneState::Starting,
@@ -226,8 +227,8 @@ fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
         let messages = counted(waiting.unsigned_abs(), "message waits", "messages wait");
         trouble(
             format!("{messages} in {queues}, and none has come for a minute."),
-            "Do other instances have them in hand? If none gets any, keep the log and restart: that \
-             is safe, and this should not happen.",
+            "Do other instances have unacked messages of them? If no instance gets any, restart, which \
+             is safe, and report this with the log: it should not happen.",
         )
     })
 }
@@ -243,13 +244,12 @@ fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
     (!lanes.is_empty()).then(|| Advice {
         state: State::Attention,
         what: format!(
-            "As many requests are under way as may be for {}, and {}.",
+            "The capacity of {} is used up, and {}.",
             names(lanes.iter().map(|lane| lane.queue.as_str())),
             counted(waiting.unsigned_abs(), "event waits", "events wait")
         ),
-        remedy: "Receivers are slower than events come. A larger capacity (`QUEUES=name=N`) or \
-                 another instance brings them in sooner; `webhook-notifier webhooks list` says who \
-                 is slow."
+        remedy: "Receivers answer more slowly than events arrive. A larger capacity (`QUEUES=name=N`) or \
+                 another instance helps; `webhook-notifier webhooks list` says who is slow."
             .to_owned(),
     })
 }
@@ -267,8 +267,8 @@ fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
             names(lanes.iter().map(|lane| lane.queue.as_str()))
         ),
         remedy:
-            "Were they published, or the notifier started, a while ago? Then it is over once they \
-                 are in. Else events come faster than they are delivered: a larger capacity \
+            "After an outage or a burst of events this ends by itself, once the queue is empty. \
+                 Otherwise events come faster than they are delivered: a larger capacity \
                  (`QUEUES=name=N`) or another instance helps."
                 .to_owned(),
     })
@@ -285,8 +285,8 @@ fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
             counted(waiting.unsigned_abs(), "delivery waits", "deliveries wait"),
             counted(snapshot.backlogs.filled.max(1) as u64, "backlog", "backlogs")
         ),
-        remedy: "Nothing to do: each is sent in its turn, as soon as its receiver may be asked. \
-                 `webhook-notifier webhooks list` says why it waits, and how long."
+        remedy: "Nothing to do: each is sent in its turn, as soon as its receiver may get a request. \
+                 `webhook-notifier webhooks list` says why they wait, and since when."
             .to_owned(),
     })
 }
@@ -296,11 +296,11 @@ fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
     let known_cause = snapshot.is_stopping || snapshot.database.answers != Some(true);
     (age >= DEAF_SECONDS && !known_cause).then(|| Advice {
         state: State::Attention,
-        what: format!("Changes of the webhooks can't be heard, for {}.", span(age)),
-        remedy: "Each event asks PostgreSQL instead, which is slower and otherwise fine. A line \
-                 `directory bypassed` in the log has the cause, and so has `webhook-notifier check`: after \
-                 an upgrade it is that `webhook-notifier migrate` was not run; or a pooler in between \
-                 lends sessions for a transaction."
+        what: format!("Notifications of changes to the webhooks have failed for {}.", span(age)),
+        remedy: "Each event asks PostgreSQL instead, which is slower but correct. A line `directory \
+                 bypassed` in the log has the cause, and so has `webhook-notifier check`: perhaps \
+                 `webhook-notifier migrate` was not run after an upgrade, or a pooler in between lends \
+                 sessions for a transaction."
             .to_owned(),
     })
 }
@@ -324,10 +324,11 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
     if are_many {
         let are = format!("{ailing} of {known} receivers fail, are slow or are down.");
         let state = if ailing * 2 > known { State::Trouble } else { State::Attention };
-        let remedy = "So many rarely fail by themselves. Their failures in the log have the reason: dns, \
-                      timeout and refused are the network's way out (firewall, resolver), tls an \
-                      outdated CA or a wrong clock, proxy `EGRESS_PROXY`, rejected `ALLOW_NETWORKS` or \
-                      `DENY_NETWORKS`, status_4xx perhaps what a producer has changed. What fails waits, and is tried again.";
+        let remedy = "So many receivers rarely fail at once by chance. See the reasons of their failures \
+                      in the log: dns, timeout and refused point to the network on our side (firewall, \
+                      resolver), tls to an outdated CA or a wrong clock, proxy to `EGRESS_PROXY`, \
+                      rejected to `ALLOW_NETWORKS` or `DENY_NETWORKS`, status_4xx perhaps to a change in \
+                      a producer's events. Failed deliveries wait and are tried again.";
         advice.push(Advice { state, what: are, remedy: remedy.to_owned() });
     }
     if broken > 0 {
@@ -336,9 +337,9 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         advice.push(Advice {
             state: State::Attention,
             what: format!("{down}: {wait}."),
-            remedy: "Nothing to do: each is probed until it answers. One that won't come back is \
-                     ended by `webhook-notifier webhooks disable ID`, and what waits for it is \
-                     dropped."
+            remedy: "Nothing to do: each is probed until it answers. If one won't come back, \
+                     `webhook-notifier webhooks disable ID` ends that, and drops the deliveries that \
+                     wait for it."
                 .to_owned(),
         });
     }
@@ -349,7 +350,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         advice.push(Advice {
             state: State::Well,
             what: format!("{fail}."),
-            remedy: "Nothing to do: what fails is tried again, and nobody else waits for it."
+            remedy: "Nothing to do: failed deliveries are tried again, and other receivers don't wait for them."
                 .to_owned(),
         });
     }

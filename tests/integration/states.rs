@@ -213,7 +213,7 @@ fn changes_that_can_t_be_heard_want_attention() {
     assert_told(
         &notifier,
         &Told {
-            headline: "Changes of the webhooks can't be heard, for ",
+            headline: "Notifications of changes to the webhooks have failed for ",
             verdict: "attention",
             readyz: 200,
             alert: "WebhookDirectoryBypassed",

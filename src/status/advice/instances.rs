@@ -13,12 +13,12 @@ pub(super) fn of_instances(snapshot: &Snapshot) -> Option<Advice> {
     Some(Advice {
         state: State::Attention,
         what: format!(
-            "Which other instances there are is not known, so each keeps `max_in_flight` and `rate_per_second` \
-             by itself: {}.",
+            "The other instances are not known, so each keeps `max_in_flight` and `rate_per_second` by \
+             itself: {}.",
             shown::line(problem, MOST_OF_PROBLEM)
         ),
-        remedy: "Deliveries go on; with one instance nothing else follows. `webhook-notifier check` says what \
-                 is missing."
+        remedy: "Deliveries go on, and a single instance is not affected. `webhook-notifier check` says \
+                 what is missing."
             .to_owned(),
     })
 }

@@ -20,12 +20,12 @@ pub(super) fn of_notices(snapshot: &Snapshot) -> Option<Advice> {
     Some(Advice {
         state: State::Attention,
         what: format!(
-            "Nobody is told by `webhooks.events`, for {}: {}.",
+            "Nothing could be published to `webhooks.events` for {}: {}.",
             span(*lasted_seconds),
             shown::line(problem, MOST_OF_PROBLEM)
         ),
-        remedy: "Deliveries go on. What it has to tell waits, as far as there is room; \
-                 `webhook-notifier check` says which right is missing."
+        remedy: "Deliveries go on. The notices wait, as far as there is room; `webhook-notifier \
+                 check` says which permission is missing."
             .to_owned(),
     })
 }
@@ -42,8 +42,8 @@ pub(super) fn of_disabled(snapshot: &Snapshot) -> Option<Advice> {
             "{many} disabled within the last day, {reason}: {}.",
             names(ids.iter().map(String::as_str))
         ),
-        remedy: "Its owner should know. Once its receiver is well, `webhook-notifier webhooks enable ID` \
-                 gives it its events again; what had waited for it was dropped."
+        remedy: "Tell its owner. Once its receiver works again, `webhook-notifier webhooks enable ID` \
+                 gives it new events; the deliveries that had waited for it were dropped."
             .to_owned(),
     })
 }

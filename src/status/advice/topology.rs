@@ -21,8 +21,8 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
         if let Some(problem) = problem {
             advice.push(trouble(
                 format!("The {kind} {name} can't be used: {}.", shown::line(problem, MOST_OF_PROBLEM)),
-                "Until that is mended, what needs it goes another way: what has to wait there waits for \
-                 another time, and what dies goes to `webhooks.orphaned`. A queue of retries is not \
+                "Until that is fixed, messages go elsewhere: deliveries that should wait there wait for \
+                 another time, and dead letters go to `webhooks.orphaned`. A retry queue is not \
                  consumed.",
             ));
         } else if let Some(ago) = lost_seconds {
@@ -35,9 +35,9 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
             };
             let ago = span(*ago);
             let what = format!("The {kind} {name} was deleted {ago} ago{with}.");
-            let remedy = "Who may delete queues and exchanges there, or is there a policy with `expires`? \
-                          It is made again. A line ` lost ` in the log tells what a queue held: that is \
-                          gone, so publish these events again.";
+            let remedy = "Who may delete queues and exchanges there, or is there a policy with \
+                          `expires`? It is created again. A line ` lost ` in the log says what a queue \
+                          held: that is gone, so publish these events again.";
             let state = if *is_there { State::Attention } else { State::Trouble };
             advice.push(Advice { state, what, remedy: remedy.to_owned() });
         }
@@ -54,9 +54,9 @@ pub(super) fn of_orphaned(snapshot: &Snapshot) -> Option<Advice> {
             "{}.",
             counted(orphaned.unsigned_abs(), "orphaned delivery", "orphaned deliveries")
         ),
-        remedy: "Their retry queue was gone when they were due: they lie in `webhooks.orphaned`. \
-                 `webhook-notifier dead-letters list` says from which queues they are. Once a notifier \
-                 with these in QUEUES runs, `dead-letters replay` sends them again."
+        remedy: "Their retry queue was gone when they were due: they are in `webhooks.orphaned`. \
+                 `webhook-notifier dead-letters list` says from which queues they came. Once a notifier \
+                 with these queues in QUEUES runs, `dead-letters replay` sends them again."
             .to_owned(),
     })
 }
