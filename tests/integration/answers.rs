@@ -1,5 +1,5 @@
-//! What counts as an answer: one that came before the request was read, and one that isn't quite what
-//! the standard asks for; and the words for what is none.
+//! What counts as an answer: one that came before the request was read, and one that doesn't quite
+//! conform to the standard; and the messages for what isn't one.
 
 use std::{io::Write as _, net::TcpListener, thread};
 
@@ -9,14 +9,14 @@ use crate::harness::{
     Authority, Event, Receiver, Reply, SOON, Sandbox, Terminator, Then, Wire, wait_until,
 };
 
-/// More than fits in the buffers between the two.
+/// A body larger than the buffers between both sides.
 fn large_event(kind: &str) -> Event {
     let mut event = Event::new(kind);
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(1_000_000)).into_bytes();
     event
 }
 
-/// Answers when it has read the head, and closes.
+/// Answers when it has read the head, and closes the connection.
 fn hasty(answer: &'static str) -> Wire {
     Wire::serving(move |connection| {
         if connection.head().is_some() {
@@ -105,7 +105,7 @@ fn a_receiver_that_answers_and_then_neither_reads_nor_closes_has_answered() {
     notifier.terminate();
 }
 
-/// Heads that curl takes.
+/// Heads that curl accepts.
 const HEADS: &[&str] = &[
     "x-folded: one\r\n two\r\n\tthree\r\ncontent-length: 0\r\n",
     " folded\r\ncontent-length: 0\r\n",

@@ -1,4 +1,4 @@
-//! Requests that go out through a proxy, EGRESS_PROXY.
+//! Requests through a proxy, EGRESS_PROXY.
 
 use std::{fs, io::Write as _, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// An address that leads to nobody (RFC 5737), and is allowed here.
+/// An address where nobody is (RFC 5737), and which is allowed here.
 const FAR: &str = "192.0.2.14";
 const ALLOWED: &str = "192.0.2.0/24";
 
@@ -91,7 +91,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     assert_eq!(receiver.requests().len(), 1);
 }
 
-/// Whatever the proxy does to everybody costs nobody anything but time.
+/// What the proxy does to all receivers delays their deliveries, but costs no attempt.
 #[track_caller]
 fn check_away(way: Way, says: &str) {
     let sandbox = Sandbox::new();
@@ -104,7 +104,7 @@ fn check_away(way: Way, says: &str) {
     }
     let mut notifier = sandbox
         .notifier()
-        // By this, two attempts and a breaker are little.
+        // With these, one counted failure would open the breaker, and two would be a dead letter.
         .env("RETRY_SCHEDULE", "100ms")
         .env("CIRCUIT_BREAKER", "1,1m,1m")
         .env("ALLOW_NETWORKS", ALLOWED)
@@ -227,7 +227,7 @@ fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
         .start();
 
     sandbox.publish(&Event::new("bad"));
-    // Others get theirs meanwhile.
+    // Meanwhile other receivers get their deliveries.
     let mut count = 0;
     wait_until(SOON, "it is dead", || {
         count += 1;
@@ -282,7 +282,7 @@ fn check_says_whether_the_proxy_answers() {
     let receiver = Receiver::new();
     let proxy = ConnectProxy::new();
     sandbox.webhook("http://192.0.2.14/", &["*"]);
-    // Those that `run` would make.
+    // The queues and tables that `run` would create.
     drop(sandbox.notifier().start());
     let url = proxy.url_with(&format!("user:{PASSWORD}"));
     for (way, code, says) in [
