@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use crate::harness::{Launch, Process, SOON, Sandbox, notifier, service::Installation};
 
-/// Runs a script, with the program's name in the first argument.
+/// Runs a script, with the program's path as the first argument.
 fn script(shell: &[&str], script: &str) -> String {
     let mut command = Command::new(shell[0]);
     command.args(&shell[1..]).arg(script).arg(notifier::binary());
@@ -45,7 +45,7 @@ fn fish_completes_commands_options_and_values() {
             &["fish", "--no-config", "-c"],
             &format!("$argv[1] completions fish | source; complete -C '{line}'"),
         );
-        // Behind a tab, what it is.
+        // A description follows after a tab.
         let words = completed.lines().filter_map(|line| line.split('\t').next());
         words.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -121,7 +121,7 @@ fn there_are_colours_on_a_terminal_and_nowhere_else() {
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
     let binary = notifier::binary().display().to_string();
-    // util-linux's, which makes a terminal for a command.
+    // util-linux's `script` runs a command on a terminal.
     let on_terminal = |arguments: &str, variables: &[(&str, &str)]| {
         let mut launch = sandbox.launch(&[]);
         let mut command = Command::new("script");

@@ -1,4 +1,4 @@
-//! `why --webhook ID`: how one webhook has been over a time.
+//! `why --webhook ID`: a webhook's attempts during a period.
 
 use uuid::Uuid;
 
@@ -91,7 +91,7 @@ fn it_counts_what_was_logged_and_names_the_worst() {
 
     let day = json(&succeed(&sandbox, &["why", "--webhook", &id, "--since", "3d", "--json"]));
     assert_eq!((&day["failed"], &day["slowest"]["ms"]), (&5.into(), &99_000.into()), "{day}");
-    // A day, where nobody says.
+    // A day by default.
     let usual = json(&succeed(&sandbox, &["why", "--webhook", &id, "--json"]));
     assert_eq!(usual["failed"], 4, "{usual}");
     let text = succeed(&sandbox, &["why", "--webhook", &id, "--since", "1m"]);
