@@ -113,9 +113,9 @@ enum Done {
 /// Queues whose dead letters were looked at so often that RabbitMQ might soon drop them.
 #[derive(Debug)]
 #[must_use = "they have to be copied"]
-pub struct Weary<'a>(Vec<Place<'a>>);
+pub struct ToRenew<'a>(Vec<Place<'a>>);
 
-impl Weary<'_> {
+impl ToRenew<'_> {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -150,7 +150,7 @@ pub fn look(
 pub fn look_first<'a>(
     scope: Scope<'a>,
     mut each: impl FnMut(DeadLetter, &Message),
-) -> Result<Weary<'a>, DeadLetterError> {
+) -> Result<ToRenew<'a>, DeadLetterError> {
     walk(scope, |chosen, most| {
         let chosen = chosen.into_iter().take(most);
         Ok(chosen.map(|(letter, message)| each(letter, message)).map(|()| Done::Looked).collect())
@@ -307,9 +307,9 @@ impl Place<'_> {
 fn walk<'a>(
     scope: Scope<'a>,
     mut act: impl FnMut(Vec<(DeadLetter, &Message)>, usize) -> Result<Vec<Done>, DeadLetterError>,
-) -> Result<Weary<'a>, DeadLetterError> {
+) -> Result<ToRenew<'a>, DeadLetterError> {
     let mut left = scope.limit;
-    let mut weary = Vec::new();
+    let mut to_renew = Vec::new();
     let mut missing = Vec::new();
     // The queues that have something in `webhooks.orphaned`.
     let mut stranded = HashSet::new();
@@ -349,7 +349,7 @@ fn walk<'a>(
             })
         });
         match (browsed, place) {
-            (Ok(looks), _) if looks >= MANY_LOOKS => weary.push(place),
+            (Ok(looks), _) if looks >= MANY_LOOKS => to_renew.push(place),
             (Ok(_), _) => {}
             (Err(DeadLetterError::NoQueue(queue)), Place::Dead(_)) => missing.push(queue),
             // The first notifier of this version creates it.
@@ -369,7 +369,7 @@ fn walk<'a>(
     // Something may remain of a queue that is no longer consumed.
     match missing.into_iter().find(|queue| left > 0 && !stranded.contains(queue)) {
         Some(queue) => Err(DeadLetterError::NoQueue(queue)),
-        None => Ok(Weary(weary)),
+        None => Ok(ToRenew(to_renew)),
     }
 }
 

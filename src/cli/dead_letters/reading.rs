@@ -6,7 +6,7 @@ use serde_json::json;
 use super::super::{Common, complain, paint, print, print_json};
 use super::age;
 use crate::broker::{Message, unix_millis};
-use crate::dead_letters::{self, Scope, Weary};
+use crate::dead_letters::{self, Scope, ToRenew};
 use crate::domain::dead_letter::{DeadLetter, Groups};
 use crate::domain::delivery::{UnixMillis, Value};
 use crate::domain::event::MAX_NAME_BYTES;
@@ -23,11 +23,11 @@ const MOST_OF_ERROR: usize = 300;
 
 pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
     let mut groups = Groups::default();
-    let weary = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
+    let to_renew = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
     let groups = groups.largest_first();
     if common.output.json {
         print_json(&groups)?;
-        return renew(weary, scope);
+        return renew(to_renew, scope);
     }
     let reasons = groups.iter().map(|group| cell(Some(&group.reason), MOST_OF_REASON));
     let reasons: Vec<String> = reasons.collect();
@@ -53,19 +53,19 @@ pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
     let total: u64 = groups.iter().map(|group| group.count).sum();
     lines.push(format!("{total:>7}  in total"));
     print(lines.join("\n"))?;
-    renew(weary, scope)
+    renew(to_renew, scope)
 }
 
 /// Renews the dead letters that were looked at too often, after the answer has been printed.
-fn renew(weary: Weary<'_>, scope: Scope<'_>) -> Result<()> {
-    if weary.is_empty() {
+fn renew(to_renew: ToRenew<'_>, scope: Scope<'_>) -> Result<()> {
+    if to_renew.is_empty() {
         return Ok(());
     }
     complain(
         "that is all. Some dead letters were looked at so often that RabbitMQ might drop them: replacing \
          them by copies. This may take some seconds, and can be interrupted",
     );
-    match weary.renew(scope) {
+    match to_renew.renew(scope) {
         // The next look continues.
         Err(_) if scope.shutdown.is_requested() => Ok(()),
         renewed => Ok(renewed?),
@@ -74,11 +74,11 @@ fn renew(weary: Weary<'_>, scope: Scope<'_>) -> Result<()> {
 
 pub(super) fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
     let mut letters = Vec::new();
-    let weary = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
+    let to_renew = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
     letters.sort_by_key(|letter| letter.dead_at);
     if common.output.json {
         print_json(&letters)?;
-        return renew(weary, scope);
+        return renew(to_renew, scope);
     }
     let now = unix_millis();
     let width = |of: &dyn Fn(&DeadLetter) -> String, least: usize| {
@@ -105,12 +105,12 @@ pub(super) fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
         )
     }));
     print(lines.join("\n"))?;
-    renew(weary, scope)
+    renew(to_renew, scope)
 }
 
 pub(super) fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
     let (mut shown, mut documents) = (Vec::new(), Vec::new());
-    let weary = dead_letters::look_first(scope, |letter, message| {
+    let to_renew = dead_letters::look_first(scope, |letter, message| {
         if common.output.json {
             documents.push(as_json(&letter, message));
         } else {
@@ -122,7 +122,7 @@ pub(super) fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
         [] => print("no dead letter matches")?,
         shown => print(shown.join("\n\n"))?,
     }
-    renew(weary, scope)
+    renew(to_renew, scope)
 }
 
 /// The whole message.

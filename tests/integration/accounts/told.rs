@@ -1,9 +1,9 @@
-//! What the commands say of accounts, and how they choose by them.
+//! What the commands say about accounts, and how they filter by them.
 
 use super::*;
 use crate::harness::Servers;
 
-/// As words, however it is wrapped.
+/// The words, independent of wrapping.
 fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -46,7 +46,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let told = known(&of_b_too, "by attempt 1");
     assert!(told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"), "{told}");
 
-    // Of an event that nobody knows, the operator says it.
+    // For an event that nobody knows, the operator states the account.
     let unknown = ["no-such-event", "--type", "user.created"];
     let told = why(&unknown);
     assert!(!told.contains("but it belongs to") && told.contains("nothing is logged for it"), "{told}");
@@ -58,7 +58,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     assert_eq!(answer["webhooks"][0]["account"], "b");
     assert!(answer["webhooks"][0]["not_its_own"].is_string(), "{answer}");
 
-    // However many others there are: those that may have it come first.
+    // However many others there are: those that may get it come first.
     sandbox.database.run_script(
         "INSERT INTO webhooks (post_url, events, account)
          SELECT 'https://example.org/', '{user.*}', 'other ' || n FROM generate_series(1, 1100) AS n",
@@ -243,7 +243,7 @@ fn commands_publish_list_follow_and_choose_by_account() {
     tail.wait_stdout(SOON, "first-2");
     wait_until(SOON, "all is dead", || {
         let listed = succeed(&sandbox, &["dead-letters", "list", "--each", "--json"]);
-        // After the first 410 there is nobody left to send the second event to, perhaps.
+        // After the first 410, the second event may have no receiver left.
         json(&listed).as_array().is_some_and(|letters| letters.len() >= 3)
     });
     sandbox.wait_drained();
@@ -315,7 +315,7 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
         assert!(many.contains(part), "no {part:?} in {many}");
     }
 
-    // What was in a column that somebody dropped, nobody knows.
+    // Nobody knows what was in a dropped column.
     sandbox.database.run_script("ALTER TABLE webhooks DROP COLUMN account CASCADE");
     let restored = sandbox.command(&["migrate"]);
     assert!(
@@ -342,7 +342,7 @@ fn the_status_page_says_of_ailing_receivers_and_backlogs_whose_they_are() {
     wait_until(LATER, "both are listed with their account", || {
         let status = json(&notifier.get("/status.json").body);
         let of = |part: &str| status[part]["listed"][0]["account"].clone();
-        // As it can be shown.
+        // In the form in which it can be shown.
         of("receivers") == "acme\\u{202e}" && of("backlogs") == "acme\\u{202e}"
     });
     notifier.terminate();
