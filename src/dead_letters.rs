@@ -19,12 +19,14 @@ use crate::domain::event::{Event, Malformed, account_of};
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Standing, Store, StoreError};
 
+/// The number of looks at which dead letters are replaced by copies.
+///
 /// RabbitMQ counts each look at a dead letter as a failed delivery, and may drop it after some: after 20
 /// on RabbitMQ 4, unless somebody set another limit. Each look replaces some by copies, so that they
-/// rarely reach this number. If they do (they are large, or looks were interrupted), copies replace all
+/// rarely reach this number; large ones may, or after interrupted looks.
 const MANY_LOOKS: i64 = 12;
 
-/// that have been looked at at least this often.
+/// If one in a queue has reached [`MANY_LOOKS`], all that were looked at at least this often are replaced.
 const SOME_LOOKS: i64 = 6;
 
 /// The dead letters that a command is about.
