@@ -49,7 +49,7 @@ impl FromStr for WebhookId {
         match (is_beginning && digits.len() < 32).then(|| (filled("0"), filled("f"))) {
             Some((Ok(first), Ok(last))) => Ok(Self { given: given.to_owned(), first, last }),
             _ => Err(format!(
-                "{} is neither the id of a webhook nor its first {SHORTEST} characters or more",
+                "{} is neither the id of a webhook nor the beginning of one, of at least {SHORTEST} characters",
                 quoted(given)
             )),
         }
@@ -88,7 +88,7 @@ impl WebhookId {
             several => {
                 let several: Vec<String> = several.iter().map(Uuid::to_string).collect();
                 bail!(
-                    "the ids of several webhooks begin with {given}: {}. Give more of it",
+                    "the ids of several webhooks begin with {given}: {}. Give more characters",
                     listed(&several)
                 )
             }
@@ -169,7 +169,7 @@ pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<S
 
 pub(super) fn several_events(given: &str, ids: &[String]) -> String {
     format!(
-        "the ids of several events begin with {}: {}. Give more of it",
+        "the ids of several events begin with {}: {}. Give more characters",
         quoted(given),
         listed(ids)
     )

@@ -154,7 +154,7 @@ fn told(causes: &mut Causes, what: &str, done: Result<(), StoreError>) {
     match done {
         Ok(()) => {
             if causes.end().is_some() {
-                log::info!("no longer so: {what}");
+                log::info!("resolved: {what}");
             }
         }
         Err(error) if error.is_passing() => log::debug!("{what}: {error}"),

@@ -150,7 +150,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
         "25006" => (
             Kind::Passing,
             "this is a standby server, or the database or the user is read-only: DATABASE_URL has to \
-             lead to the primary; where it names several hosts, that one is found",
+             lead to the primary; if it names several hosts, the primary is found",
         ),
         "26000" | "42P05" => (
             Kind::Passing,
@@ -195,7 +195,7 @@ fn without_answer(place: &Arc<str>, error: &postgres::Error) -> StoreError {
         // From `target_session_attrs`.
         Some(io::ErrorKind::PermissionDenied) if what.contains("database") => StoreError::failing(
             place,
-            format!("{what}: none of these hosts is a primary: is a standby to be promoted?"),
+            format!("{what}: none of these hosts is a primary: should a standby be promoted?"),
         ),
         Some(_) => StoreError::unavailable(place, what),
         None if error.is_closed() => StoreError::unavailable(place, what),

@@ -160,5 +160,5 @@ fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
     sandbox.database.execute(&format!("DROP ROLE {reader}"), &[]);
 
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stdout.contains("is a standby to be promoted?"), "{finished:?}");
+    assert!(finished.stdout.contains("should a standby be promoted?"), "{finished:?}");
 }

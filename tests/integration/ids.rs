@@ -48,12 +48,12 @@ fn a_webhook_is_named_by_the_beginning_of_its_id() {
         assert_eq!(json(&text)["id"], ONE, "{command:?}");
         let several = refused(&sandbox, &with("6f1c"), 1);
         assert!(several.contains(ONE) && several.contains(OTHER), "{several}");
-        assert!(several.contains("Give more of it"), "{several}");
+        assert!(several.contains("Give more characters"), "{several}");
         let none = refused(&sandbox, &with("6f1d"), 1);
         assert!(none.contains("no webhook has an id that begins with 6f1d"), "{none}");
         for wrong in ["6f1", "6f1cx", "6f1-c4f0e"] {
             let wrong = refused(&sandbox, &with(wrong), 2);
-            assert!(wrong.contains("neither the id of a webhook nor its first 4"), "{wrong}");
+            assert!(wrong.contains("the beginning of one, of at least 4 characters"), "{wrong}");
         }
     }
     let trial = ["webhooks", "test", "6F1C4F0E-8", "--json", "--allow-networks", "127.0.0.1"];
@@ -106,7 +106,7 @@ fn an_event_is_named_by_the_beginning_of_its_id() {
         for id in &ids[..3] {
             assert!(several.contains(id), "no {id} in {several}");
         }
-        assert!(several.contains("Give more of it"), "{several}");
+        assert!(several.contains("Give more characters"), "{several}");
     };
     for (given, whole) in pairs {
         assert_eq!(why(given), (Some(0), whole.to_owned()), "{given}");

@@ -245,7 +245,7 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
         "DELIVERY_LOG=all",
         "DELIVERY_LOG_KEEP",
         "never received",
-        "the id is another one",
+        "its id is another one",
     ];
     expect_parts(&text, &meanings);
     assert!(!text.contains("first attempt"), "that would be in the log: {text}");
@@ -277,7 +277,7 @@ fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
         "it was delivered, to each webhook at the first attempt",
         "no webhook wanted it",
         "never received",
-        "the id is another one",
+        "its id is another one",
         "DELIVERY_LOG_KEEP",
     ];
     expect_parts(&text, &told);

@@ -165,7 +165,7 @@ fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
 fn remedy(reason: Reason) -> &'static str {
     match reason {
         Reason::Status1xx => "is it an HTTP server?",
-        Reason::Status3xx => "redirects are not followed: register where it leads",
+        Reason::Status3xx => "redirects are not followed: register the URL that it leads to",
         Reason::Status4xx => "the receiver refuses it: are path, headers and secret what it wants?",
         Reason::Status5xx => "the receiver failed: its own log should say why",
         Reason::Gone => "the receiver wants no more events: `webhooks remove`, or fix it there",

@@ -89,7 +89,7 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
     }
     if answer.truncated {
         page.blank();
-        page.labelled("", "the log has more of it than was read: choose by --webhook ID");
+        page.labelled("", "the log has more entries of it than were read: choose by --webhook ID");
     }
     page.text()
 }
@@ -107,7 +107,7 @@ fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
             "the webhooks below want this type, but belong to other accounts"
         } else {
             "if somebody should get it: `webhooks add URL TYPE`, or change the `events` of a \
-             webhook; then publish it again, since what nobody wants is not kept"
+             webhook; then publish it again, since events that nobody wants are not kept"
         },
     );
 }
@@ -137,8 +137,8 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
         "it was never received: not published, or still in its queue; `webhook-notifier check` \
          says how many wait there"
             .to_owned(),
-        "the id is another one: it is the AMQP `message-id`, else the body's `id`, else made by \
-         the notifier"
+        "its id is another one: the AMQP `message-id`, otherwise the body's `id`, otherwise one that the \
+         notifier has made"
             .to_owned(),
     ];
     let older = match log {

@@ -292,8 +292,8 @@ fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>
             Some(had) => post_url.clone_from(&had.post_url),
             None => unclear.push((
                 Field::PostUrl,
-                "`***` stands for what the webhook has there, and there is none with such a URL: write the whole \
-                 URL (`webhooks export --reveal` does), or give the `id` of the webhook that has it"
+                "`***` stands for the webhook's present value, but there is no webhook with such a URL: write the \
+                 whole URL (`webhooks export --reveal` does), or give the `id` of the webhook that has it"
                     .to_owned(),
             )),
         }
@@ -304,7 +304,7 @@ fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>
         let value = match (value.expose(), its) {
             (HIDDEN, Some(its)) => its.clone(),
             (HIDDEN, None) => {
-                let what = "`***` stands for the value that the webhook has, and it has none of the header";
+                let what = "`***` stands for the webhook's present value, but it has no header";
                 let what = format!("{what} {}: write the value", shown::quoted(name));
                 unclear.push((Field::Setting(Column::Headers), what));
                 value.clone()
