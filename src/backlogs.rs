@@ -22,7 +22,7 @@ use crate::shutdown::Shutdown;
 mod keeper;
 
 pub use crate::store::Standing;
-pub use keeper::Keeper;
+pub use keeper::{Inbox, Keeper};
 
 /// How long a delivery waits for the creation of its backlog: as long as PostgreSQL and RabbitMQ may
 /// take together. If several receivers fail at the same time, they wait for one another.

@@ -200,9 +200,9 @@ impl Pipeline {
     #[must_use]
     pub fn missing(&self, before: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
-            Ok(()) => self.metrics.database().answered(),
+            Ok(()) => self.metrics.health().database().answered(),
             Err(error) => {
-                self.metrics.database().failed(error.answer());
+                self.metrics.health().database().failed(error.answer());
                 let did_not_suffice = matches!(before, Some(Missing::Database(_)));
                 if did_not_suffice || !self.directory.knows_any() {
                     return Some(Missing::Database(error.to_string()));
@@ -504,7 +504,7 @@ impl Pipeline {
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
         answer.map_err(|error| {
-            self.metrics.database().failed(error.answer());
+            self.metrics.health().database().failed(error.answer());
             Missing::Database(error.to_string())
         })
     }

@@ -245,7 +245,7 @@ impl Drain<'_, '_> {
             }
             self.add(webhook)?;
         }
-        self.context.metrics.set_consuming(&self.lane.queue, true);
+        self.context.metrics.health().set_consuming(&self.lane.queue, true);
         if let Some(before) = causes.end() {
             log::info!("lane connected again queue={} after={before:?}", self.lane.queue);
         }

@@ -36,7 +36,7 @@ impl Pipeline {
             }
             Ok(_) => AccountNow::Own,
             Err(error) => {
-                self.metrics.database().failed(error.answer());
+                self.metrics.health().database().failed(error.answer());
                 match self.directory.has_changed_since(webhook) {
                     true => AccountNow::Unknown,
                     // Then the last known state is used.

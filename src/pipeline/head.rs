@@ -90,7 +90,7 @@ impl Pipeline {
             Ok(Found::Deleted) => return Head::Unwanted(Dropped::Deleted),
             Ok(Found::Disabled) => return Head::Unwanted(Dropped::Disabled),
             Err(error) => {
-                self.metrics.database().failed(error.answer());
+                self.metrics.health().database().failed(error.answer());
                 return Head::Missing;
             }
         };

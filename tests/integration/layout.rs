@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, besides [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 28] = [
+const ARROWS: [(&str, &[&str]); 29] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store", "threads"]),
@@ -32,7 +32,7 @@ const ARROWS: [(&str, &[&str]); 28] = [
             "workers",
         ],
     ),
-    ("consumer", &["backlogs", "broker", "pipeline", "receivers", "workers"]),
+    ("consumer", &["backlogs", "broker", "health", "pipeline", "receivers", "workers"]),
     (
         "pipeline",
         &[
@@ -53,8 +53,8 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("delivery_log", &["broker", "store"]),
     ("directory", &["store"]),
     ("admin", &["status"]),
-    ("status", &["backlogs", "broker", "directory", "receivers"]),
-    ("supervisor", &["admin"]),
+    ("status", &["backlogs", "broker", "directory", "health", "receivers"]),
+    ("supervisor", &[]),
     ("broker", &["lookup", "threads", "tls"]),
     ("receivers", &[]),
     ("workers", &[]),
@@ -64,7 +64,8 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("threads", &[]),
     ("config", &["tls"]),
     ("tls", &[]),
-    ("metrics", &[]),
+    ("metrics", &["health"]),
+    ("health", &[]),
     ("shutdown", &[]),
     ("error", &[]),
     ("domain", &[]),

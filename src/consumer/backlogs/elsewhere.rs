@@ -111,7 +111,7 @@ impl Drain<'_, '_> {
         if !self.context.receivers.is_sharing() {
             return Some(SentBy::Each);
         }
-        let database = self.context.metrics.database();
+        let database = self.context.metrics.health().database();
         if !database.is_up() {
             // Each query would time out in turn, and all other backlogs would wait for that.
             return None;
