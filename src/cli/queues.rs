@@ -44,8 +44,7 @@ fn queue_type() -> impl TypedValueParser<Value = QueueType> {
 pub(super) fn run(command: Queues) -> Result<()> {
     let Queues::Move { queue, to, dry_run, common } = command;
     if queue.starts_with("webhooks.") || queue.ends_with(".retry") {
-        let problem =
-            format!("{} belongs to the notifier, which chooses its type", quoted(&queue));
+        let problem = format!("{} belongs to the notifier, which chooses its type", quoted(&queue));
         return Err(Usage(problem).into());
     }
     let config = read(&common.settings.0)?;
@@ -90,7 +89,10 @@ pub(super) fn run(command: Queues) -> Result<()> {
     })?;
     for (count, what) in [
         (without_user, "have lost their `user-id`, which only that user may write"),
-        (without_copies, "have lost their header `CC`, which would have sent copies to other queues"),
+        (
+            without_copies,
+            "have lost their header `CC`, which would have sent copies to other queues",
+        ),
     ] {
         if count > 0 {
             complain(&format!("warning: {count} messages {what}"));

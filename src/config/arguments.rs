@@ -157,7 +157,11 @@ mod tests {
             ("ALLOWED_NETWORKS", "ALLOW_NETWORKS"),
             ("FANOUT", "FANOUT_INLINE"),
         ] {
-            assert!(stranger(name).contains(&format!("did you mean {meant}?")), "{}", stranger(name));
+            assert!(
+                stranger(name).contains(&format!("did you mean {meant}?")),
+                "{}",
+                stranger(name)
+            );
         }
         assert!(stranger("GREETING").contains("\"GREETING\" is not a setting, and is ignored"));
         assert!(!stranger("s3cret/+").contains("s3cret"), "{}", stranger("s3cret/+"));

@@ -33,7 +33,8 @@ pub fn check(name: &str) -> Result<(), &'static str> {
 #[must_use]
 pub fn doubt(name: &str) -> Option<String> {
     let is_padded = name.trim() != name && check(name).is_ok();
-    is_padded.then(|| format!("the spaces around the account {} are part of its name", quoted(name)))
+    is_padded
+        .then(|| format!("the spaces around the account {} are part of its name", quoted(name)))
 }
 
 /// Says in one line why a webhook of this account may not have that event. `event` is the event's

@@ -136,7 +136,9 @@ impl fmt::Display for Hold {
         formatter.write_str(match self {
             Self::Share => "the webhook has its share of the requests under way",
             Self::Group => "its account or host has its share of the requests under way",
-            Self::Slow => "the receiver is slow, and slow receivers have their share of the requests",
+            Self::Slow => {
+                "the receiver is slow, and slow receivers have their share of the requests"
+            }
             Self::Unproven => "the receiver has not answered yet",
             Self::Ramp => "the receiver was overloaded, and gets fewer requests now",
             Self::Full => "the capacity is used up",

@@ -242,7 +242,9 @@ pub fn check_headers<'a>(
         let mut value = Some(value)
             .filter(|value| is_plain(value))
             .and_then(|value| HeaderValue::from_str(value).ok())
-            .ok_or_else(|| format!("the value of {name} has characters other than visible ASCII and spaces"))?;
+            .ok_or_else(|| {
+                format!("the value of {name} has characters other than visible ASCII and spaces")
+            })?;
         value.set_sensitive(true);
         headers.push((name, value));
     }

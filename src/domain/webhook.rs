@@ -168,8 +168,7 @@ impl Webhook {
     #[must_use]
     pub fn unreadable(id: Uuid, why: &str) -> Self {
         let why = shown::line(why, MOST_OF_WORDS);
-        let target =
-            Err(format!("its row in the table cannot be read: {why}: correct it by SQL"));
+        let target = Err(format!("its row in the table cannot be read: {why}: correct it by SQL"));
         let group = Group::of_webhook(id, None, &target);
         let post_url = Box::default();
         Self {

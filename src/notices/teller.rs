@@ -397,7 +397,9 @@ impl Teller {
         let left = self.batch.len() + self.taken.len() + self.deaths.len();
         if left > 0 {
             self.state.dropped.inc_by(left as u64);
-            log::warn!("notices dropped count={left}: they could not be published before the shutdown");
+            log::warn!(
+                "notices dropped count={left}: they could not be published before the shutdown"
+            );
         }
         if let Some(announcer) = self.announcer.take() {
             announcer.close();

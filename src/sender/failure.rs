@@ -214,7 +214,11 @@ mod tests {
         let within = |phase| Fault::TimedOut(phase);
         check(within(Phase::Connecting), Reason::Timeout, "no connection within 1500ms: is its");
         check(within(Phase::Sending), Reason::Timeout, "the whole request within 10s");
-        check(within(Phase::Answer), Reason::Timeout, "no answer within 10s: it should answer first");
+        check(
+            within(Phase::Answer),
+            Reason::Timeout,
+            "no answer within 10s: it should answer first",
+        );
         check(within(Phase::Rest), Reason::Timeout, "headers had no end within 10s");
         check(Error::Timeout(Timeout::Global), Reason::Timeout, "no answer within 10s");
         check(Fault::NotHttp(vec![0x15, 3, 1, 0]), Reason::Protocol, "https://");

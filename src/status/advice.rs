@@ -64,7 +64,8 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     let mut advice = Vec::new();
     if snapshot.is_stopping {
         let what = "It is stopping.".to_owned();
-        let remedy = "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
+        let remedy =
+            "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
         advice.push(Advice { state: State::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));
@@ -151,7 +152,11 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
 fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
     let egress = snapshot.egress_problem.as_ref()?;
     Some(trouble(
-        format!("No request has reached a receiver for {}: {}.", span(egress.lasted_seconds), egress.problem),
+        format!(
+            "No request has reached a receiver for {}: {}.",
+            span(egress.lasted_seconds),
+            egress.problem
+        ),
         "Nothing is lost and no attempt is counted: deliveries wait for up to a minute and are tried \
          again. Does the proxy run, and is EGRESS_PROXY right? `webhook-notifier check` tries it.",
     ))
@@ -285,9 +290,10 @@ fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
             counted(waiting.unsigned_abs(), "delivery waits", "deliveries wait"),
             counted(snapshot.backlogs.filled.max(1) as u64, "backlog", "backlogs")
         ),
-        remedy: "Nothing to do: each is sent in its turn, as soon as its receiver may get a request. \
+        remedy:
+            "Nothing to do: each is sent in its turn, as soon as its receiver may get a request. \
                  `webhook-notifier webhooks list` says why they wait, and since when."
-            .to_owned(),
+                .to_owned(),
     })
 }
 

@@ -295,7 +295,8 @@ fn known(row: &Row) -> Result<Known, postgres::Error> {
 fn headers(columns: &Columns) -> (Headers, Option<String>) {
     let Some(text) = &columns.headers else { return (Headers::new(), None) };
     let flaw = || {
-        let remedy = "correct them by `webhooks set ID` with --header, or remove them with --unset header";
+        let remedy =
+            "correct them by `webhooks set ID` with --header, or remove them with --unset header";
         Some(format!("its headers are not a JSON object of strings: {remedy}"))
     };
     // The parser's message could quote a value.

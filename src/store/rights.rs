@@ -5,8 +5,7 @@ use postgres::{Client, error::SqlState};
 use super::{Store, StoreError, conditions, explain, instances};
 
 /// The consequence if the table of instances can't be used.
-pub const EACH_BY_ITSELF: &str =
-    "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: two of them \
+pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: two of them \
      send twice as much";
 
 /// What `run` does, and the consequence if it isn't allowed. Each statement touches no row, which

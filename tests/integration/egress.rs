@@ -120,7 +120,10 @@ fn check_away(way: Way, says: &str) {
     assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 0.0);
     let status: Value = serde_json::from_str(&notifier.get("/status.json").body).expect("JSON");
     let advice = status["advice"].to_string();
-    assert!(advice.contains("No request has reached a receiver") && advice.contains(says), "{advice}");
+    assert!(
+        advice.contains("No request has reached a receiver") && advice.contains(says),
+        "{advice}"
+    );
     assert_eq!(notifier.metric("webhook_request_failure_total", &[]), 0.0);
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
     assert_eq!(notifier.metric("webhook_circuit_breaker_transitions_total", &[]), 0.0);

@@ -122,16 +122,8 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
 /// The bad certificates, and the messages about them.
 fn bad_certificates(believed: &Authority) -> [(Certificate, &'static str, &'static str); 4] {
     [
-        (
-            Authority::new("another").good(),
-            "UnknownIssuer",
-            "certificate into TLS_CA_FILE",
-        ),
-        (
-            Authority::new(BELIEVED).good(),
-            "BadSignature",
-            "certificate into TLS_CA_FILE",
-        ),
+        (Authority::new("another").good(), "UnknownIssuer", "certificate into TLS_CA_FILE"),
+        (Authority::new(BELIEVED).good(), "BadSignature", "certificate into TLS_CA_FILE"),
         (believed.of_another_name(), "not valid for name", "use a name that is in the certificate"),
         (believed.expired(), "expired", "it needs a new certificate"),
     ]

@@ -268,7 +268,10 @@ fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
     let file = Declared::new(&finished.stdout);
     let finished = file.command(&sandbox, &["--prune"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(finished.stderr.contains(&format!("{long} stays: it can't be described")), "{finished:?}");
+    assert!(
+        finished.stderr.contains(&format!("{long} stays: it can't be described")),
+        "{finished:?}"
+    );
     assert_eq!(rows(&sandbox).len(), 3);
     // But a file can correct it.
     file.write(

@@ -89,7 +89,8 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     warnings.extend(unreachable(&plan, &config));
     if prune {
         let flawed = known.iter().filter(|it| it.flaw.is_some() && plan.unlisted.contains(&it.id));
-        warnings.extend(flawed.map(|it| format!("{} stays: it can't be described in a file", it.id)));
+        warnings
+            .extend(flawed.map(|it| format!("{} stays: it can't be described in a file", it.id)));
     }
     let more = warnings.len().saturating_sub(MOST_WARNINGS);
     warnings

@@ -120,7 +120,9 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
     for (column, value) in given {
         let dropped = unset.columns.contains(&column);
         if dropped && value.is_some() {
-            return Err(Usage(format!("--{} can't be given and unset at once", column.flag())).into());
+            return Err(
+                Usage(format!("--{} can't be given and unset at once", column.flag())).into()
+            );
         }
         if dropped || value.is_some() {
             changes.push(Change::new(column, value.as_ref()));

@@ -195,7 +195,9 @@ fn show(page: &mut Page, case: &Case) {
         (matching, _) => format!("; wants it by {}", list(matching)),
     };
     let but = match (&case.not_its_own, &case.account) {
-        (Some(_), Some(account)) => format!(", but it belongs to account {}", shown::quoted(account)),
+        (Some(_), Some(account)) => {
+            format!(", but it belongs to account {}", shown::quoted(account))
+        }
         _ => String::new(),
     };
     let state = case.registration.words(case.disabled_reason.as_deref());

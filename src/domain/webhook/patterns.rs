@@ -33,8 +33,9 @@ impl Patterns {
         };
         let Some(json) = json else { return nothing("`events` is NULL: it wants nothing") };
         let Ok(value) = serde_json::from_str(json) else {
-            let warnings =
-                vec!["`events` is too large to be shown; all its patterns are in effect".to_owned()];
+            let warnings = vec![
+                "`events` is too large to be shown; all its patterns are in effect".to_owned(),
+            ];
             return Self { warnings, is_cut: true, ..Self::default() };
         };
         let Value::Array(elements) = value else {
@@ -90,8 +91,11 @@ pub fn doubt(pattern: &str) -> Option<String> {
         _ => return None,
     };
     let shown = quoted(pattern);
-    let what =
-        if pattern.ends_with(".*") { "types with this very prefix" } else { "the type of this very name" };
+    let what = if pattern.ends_with(".*") {
+        "types with this very prefix"
+    } else {
+        "the type of this very name"
+    };
     Some(format!("{shown} matches only {what}: {why}"))
 }
 

@@ -60,7 +60,8 @@ impl Head {
                 Verdict::Away(format!("{problem} (status {status})"))
             }
             0..200 | 300..400 | 400 | 405 | 501 => {
-                let problem = format!("does not accept CONNECT (status {status}): is it an HTTP proxy?");
+                let problem =
+                    format!("does not accept CONNECT (status {status}): is it an HTTP proxy?");
                 Verdict::Away(problem)
             }
             403 | 407 => Verdict::Refused(status, ": its rules do not allow it"),

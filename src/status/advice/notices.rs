@@ -42,8 +42,9 @@ pub(super) fn of_disabled(snapshot: &Snapshot) -> Option<Advice> {
             "{many} disabled within the last day, {reason}: {}.",
             names(ids.iter().map(String::as_str))
         ),
-        remedy: "Tell its owner. Once its receiver works again, `webhook-notifier webhooks enable ID` \
+        remedy:
+            "Tell its owner. Once its receiver works again, `webhook-notifier webhooks enable ID` \
                  gives it new events; the deliveries that had waited for it were dropped."
-            .to_owned(),
+                .to_owned(),
     })
 }

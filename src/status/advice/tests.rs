@@ -134,7 +134,9 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             snapshot.database_problem = Some("no such table".to_owned());
         },
         State::Trouble,
-        &["PostgreSQL has answered with an error for 12 s: only events of known types are delivered."],
+        &[
+            "PostgreSQL has answered with an error for 12 s: only events of known types are delivered.",
+        ],
     );
     check(
         |snapshot| {
@@ -161,10 +163,8 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
     check(
         |snapshot| snapshot.egress_problem = Some(egress),
         State::Trouble,
-        &[
-            "No request has reached a receiver for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be \
-             reached: no answer in time.",
-        ],
+        &["No request has reached a receiver for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be \
+             reached: no answer in time."],
     );
 }
 
@@ -173,7 +173,9 @@ fn an_alarm_is_trouble_and_said_once() {
     check(
         |snapshot| snapshot.broker_accepts = Some(false),
         State::Trouble,
-        &["RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane."],
+        &[
+            "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.",
+        ],
     );
     check(
         |snapshot| {

@@ -44,12 +44,18 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let of_b_too = of(Event::new("user.created"), text("b"));
     sandbox.publish(&of_b_too);
     let told = known(&of_b_too, "by attempt 1");
-    assert!(told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"), "{told}");
+    assert!(
+        told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"),
+        "{told}"
+    );
 
     // For an event that nobody knows, the operator states the account.
     let unknown = ["no-such-event", "--type", "user.created"];
     let told = why(&unknown);
-    assert!(!told.contains("but it belongs to") && told.contains("nothing is logged for it"), "{told}");
+    assert!(
+        !told.contains("but it belongs to") && told.contains("nothing is logged for it"),
+        "{told}"
+    );
     let told = why(&[&unknown[..], &["--account", "a"]].concat());
     assert!(told.contains(r#"but it belongs to account "b""#), "{told}");
     let answer = sandbox.command(&["why", &of_a.id, "--json"]).stdout;

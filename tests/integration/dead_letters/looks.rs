@@ -76,7 +76,10 @@ fn what_was_looked_at_too_often_is_copied_after_the_answer() {
     let finished = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert!(finished.stdout.contains("700  in total"), "{finished:?}");
-    assert!(finished.stderr.contains("that is all. Some dead letters were looked at so often"), "{finished:?}");
+    assert!(
+        finished.stderr.contains("that is all. Some dead letters were looked at so often"),
+        "{finished:?}"
+    );
     let finished = sandbox.command(&["dead-letters", "list"]);
     assert!(!finished.stderr.contains("that is all"), "all were renewed: {finished:?}");
     let mut left = drain(&sandbox, &sandbox.dead_queue());
