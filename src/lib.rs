@@ -14,8 +14,6 @@
 //!              ack only when every delivery is delivered, parked or dead-lettered
 //! ```
 //!
-//! 1. [`consumer`] runs a *lane*: one queue, one connection, and as many consumers as it needs by
-//!    [`domain::growth`], each a channel and a thread. A consumer takes a message, and gives it to
 //! 1. [`consumer`] runs a *lane*: one queue, one connection, and as many consumers as [`domain::growth`]
 //!    says, each a channel and a thread. A consumer takes a message, and passes it to
 //! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
@@ -33,31 +31,31 @@
 //!    nothing, it waits or finds another way.
 //! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of this
 //!    could not be done.
-//! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
+//!
 //! A delivery whose retry queue is gone goes to `webhooks.orphaned`. All these queues are checked
 //! continually: a missing one is created again, and what was lost with it is logged.
-//! asked, nothing moves. All three use the same capacity: what a queue may have under way, its events,
+//!
 //! A parked delivery names one webhook and its attempt number, so a retry never affects another webhook.
 //! It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its dead-letter
 //! exchange routes the delivery to `<queue>.retry`, which has its own lane. A third lane consumes the
 //! backlogs, in order and as fast as their receivers may get requests: until then, nothing moves. All
 //! three use the same capacity: a queue's events, retries and backlogs share its requests under way.
-//! ([`instances`]), and [`domain::instances`] says who may send how much.
+//!
 //! The [`delivery_log`] records what happens to a delivery, for `why` and `tail`; it never delays a
 //! delivery, and decides nothing.
-//! [`notices`], events of the notifier's own; they also disable what has failed for DISABLE_AFTER.
+//!
 //! Several instances share all of this, and the limits of webhooks: each records that it is alive
 //! ([`instances`]), and [`domain::instances`] says who may send how much.
-//! `<queue>.retry`. How all this goes is counted in [`metrics`] and put into words by [`status`],
+//!
 //! [`notices`] publishes the notifier's own events about webhooks (they fail for long, are disabled,
 //! paused) and deliveries that die; it also disables what has failed for DISABLE_AFTER.
-//! # What always holds
+//!
 //! Dead letters are the operator's: [`dead_letters`] shows them, and sends them back through
 //! `<queue>.retry`. [`metrics`] counts what happens, [`status`] puts it into words, and [`admin`] serves
 //! both.
-//! - An event reaches no webhook of another account ([`domain::account`]): not when its webhooks are looked
-//!   up, nor when it has waited for one whose account has changed since.
-//! - Attempts are counted in our own header (`x-attempt`), by what was tried. The broker's counters
+//!
+//! # What always holds
+//!
 //! - A message is acked only when each of its deliveries has reached its receiver, or the broker has
 //!   confirmed the message that carries it on. So a crash can repeat a POST, but not lose one.
 //! - An event reaches no webhook of another account ([`domain::account`]): neither when its webhooks are
@@ -80,6 +78,11 @@
 //!   ([`domain::secret::Secret`]) that prints as `***`.
 //! - [`domain`] has no I/O, no clock and no randomness. Only [`broker`] and [`consumer`] use amiquip,
 //!   only [`store`] uses postgres and r2d2, and only [`sender`] uses ureq. [`tls`] serves all three.
+//!
+//! # Where to change what
+//!
+//! | to change | begin at |
+//! |---|---|
 //! | what an answer means, and what follows | [`domain::outcome`] |
 //! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`]; how much of that is this instance's: [`domain::instances`] |
 //! | what waits, what goes to a backlog, and in which order | [`domain::intake`] |
