@@ -219,7 +219,7 @@ mod tests {
             Reason::Timeout,
             "no answer within 10s: it should answer first",
         );
-        check(within(Phase::Rest), Reason::Timeout, "headers had no end within 10s");
+        check(within(Phase::Rest), Reason::Timeout, "headers were not complete within 10s");
         check(Error::Timeout(Timeout::Global), Reason::Timeout, "no answer within 10s");
         check(Fault::NotHttp(vec![0x15, 3, 1, 0]), Reason::Protocol, "https://");
         check(
@@ -238,6 +238,6 @@ mod tests {
         check(Error::Io(refused), Reason::Refused, "does the receiver run");
         let unreachable = io::Error::from(ErrorKind::HostUnreachable);
         check(Error::Io(unreachable), Reason::Refused, "can this machine reach it?");
-        check(Error::LargeResponseHeader(9, 8), Reason::Protocol, "no end within 8 bytes");
+        check(Error::LargeResponseHeader(9, 8), Reason::Protocol, "are longer than 8 bytes");
     }
 }

@@ -173,7 +173,7 @@ fn each_failure_says_what_the_receivers_owner_has_to_change() {
         ("hang", receiver.url("/hang"), "no answer within 500ms: it should answer first"),
         ("close", receiver.url("/close"), "closed the connection without an answer"),
         ("reset", receiver.url("/reset"), "closed the connection without an answer"),
-        ("drip", receiver.url("/drip"), "its headers had no end within 500ms"),
+        ("drip", receiver.url("/drip"), "its headers were not complete within 500ms"),
         ("garbage", receiver.url("/garbage"), "its answer is not HTTP/1.1: \"SMTP 220"),
         ("half", receiver.url("/half"), "in the middle of its answer"),
         ("bad", receiver.url("/bad"), "is not valid HTTP"),
