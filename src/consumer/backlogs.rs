@@ -1,12 +1,12 @@
-//! The backlogs of one event queue: consumed each at the pace of its receiver, in order.
+//! The backlogs of one event queue: each is consumed in order, at the pace of its receiver.
 //!
-//! One thread looks after all of them, over one connection and one channel, with a consumer each; the
-//! requests are made by [`crate::workers`]. While a receiver can't be asked, its consumer holds one
-//! message, the *head*, and nothing moves. When it can, the worker that is done with one takes the next
-//! by itself, and the consumer is given more ahead, as long as all that it was given is under way.
+//! One thread looks after all of them, with one connection, one channel and a consumer for each backlog;
+//! [`crate::workers`] make the requests. While a receiver can't be asked, its consumer holds one
+//! message, the *head*, and nothing moves. When it can, the worker that has finished a message takes the
+//! next by itself, and the consumer gets a larger prefetch as long as it uses all of it.
 //!
-//! Of several instances the broker lets one consume (`x-single-active-consumer`). If that one goes,
-//! another is given what it had in hand.
+//! Of several instances, the broker lets one consume (`x-single-active-consumer`). If that one goes,
+//! another gets the messages it had in hand.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -35,14 +35,14 @@ use news::learn;
 use queue::{Event, Item, Queue, Shared};
 use unanswered::Unanswered;
 
-/// How often it looks after what no event moves.
+/// How often to check what only the clock changes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often those are asked for again that another request holds up, beside whenever one ends: what
-/// changes with the clock (a request that becomes slow) rings no bell.
+/// How often to ask again for backlogs that wait for another request, besides whenever one ends: changes
+/// over time, such as a request that becomes slow, trigger no event.
 const SOON: Duration = Duration::from_millis(100);
 
-/// How often it is written down at most what holds a backlog up.
+/// The shortest time between two records of what holds up a backlog.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Looks after the backlogs of a queue until shutdown.
@@ -57,7 +57,7 @@ pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
     });
 }
 
-/// One connection's life.
+/// The life of one connection.
 fn session(
     context: &Context,
     lane: &Arc<Lane>,
@@ -127,44 +127,44 @@ fn session(
     ended
 }
 
-/// A backlog, as the thread sees it that looks after all of them.
+/// A backlog as the thread that looks after all of them knows it.
 struct Backlog<'a> {
     queue: Arc<Queue>,
-    /// None while nobody has to hold its head.
+    /// `None` while nobody has to hold its head.
     consumer: Option<Consumer<'a>>,
     /// Another instance consumes it.
     is_elsewhere: bool,
-    /// When its first was last refused because a limit of its webhook was reached.
+    /// When its first delivery was last refused because of its webhook's limits.
     limited_at: Instant,
-    /// What the consumer is given ahead.
+    /// The consumer's prefetch count.
     prefetch: u16,
     /// Messages that are not acked yet.
     in_hand: usize,
-    /// It was given more ahead than it could use.
+    /// Whether it had a larger prefetch than it could use.
     had_too_many: bool,
-    /// How many messages are done since it was last held up for long.
+    /// The number of messages settled since it was last held up for long.
     done: usize,
-    /// When to ask for an attempt again, where that is known; and as it stands in the list of all.
+    /// When to ask for an attempt again, if that is known; below, as listed in `Drain::due`.
     due: Option<Instant>,
     listed_due: Option<Instant>,
-    /// Since when its head has been held because its webhook is paused.
+    /// Since when its head is held because its webhook is paused.
     paused_since: Option<Instant>,
-    /// When the consumer is needed again.
+    /// When to start the consumer again.
     resume_at: Option<Instant>,
-    /// It is in the list of those that another request holds up.
+    /// Whether it is in the list of those that wait for another request.
     is_soon: bool,
-    /// Since when there has been nothing to do.
+    /// Since when it has been idle.
     quiet_since: Instant,
     /// Whether it is known to be empty.
     is_empty: bool,
-    /// When to look next whether it is, and the time to the look after that.
+    /// When to check again whether it is empty, and the time between checks.
     look_at: Instant,
     look_again: Duration,
-    /// Since when its first delivery has waited.
+    /// When its first delivery was received.
     oldest: Option<Instant>,
-    /// How many looks in a row found messages of which none was given to this instance.
+    /// How many checks in a row found messages without any being delivered to this instance.
     looks_in_vain: u32,
-    /// What was last written down of it.
+    /// The last record of what holds it up.
     noted: Option<(Held, Option<SystemTime>)>,
     noted_at: Instant,
 }
@@ -175,34 +175,34 @@ struct Drain<'a, 'c> {
     kill: KillSwitch,
     channel: &'c Channel,
     link: &'a mut Link,
-    /// Disconnected when the connection is lost.
+    /// Disconnected if the connection is lost.
     loss: Receiver<ConnectionBlockedNotification>,
-    /// For questions that may cost a channel.
+    /// A channel for calls that may close it.
     spare: Option<Channel>,
     shared: Arc<Shared>,
     events: Receiver<Event>,
     bell: Receiver<()>,
     backlogs: BTreeMap<Uuid, Backlog<'c>>,
-    /// Those to which something has just happened.
+    /// Backlogs that something has just happened to.
     touched: BTreeSet<Uuid>,
-    /// Those that may be given something; the others are told nothing but bad news, which can wait.
+    /// Backlogs that may get messages. The others can only get bad news, which can wait.
     expecting: BTreeSet<Uuid>,
-    /// Those whose first waits for a place.
+    /// Backlogs whose first delivery waits for capacity.
     in_line: BTreeSet<Uuid>,
-    /// When to ask for whom.
+    /// When to ask for which backlog again.
     due: BTreeSet<(Instant, Uuid)>,
-    /// What all consumers are given ahead.
+    /// The prefetch of all consumers beyond one each.
     ahead: usize,
-    /// Those that another request holds up, in rotation.
+    /// Backlogs that wait for another request, in rotation.
     soon: VecDeque<Uuid>,
     asked_soon_at: Instant,
-    /// Some webhooks have changed.
+    /// Whether some webhooks have changed.
     have_changed: bool,
-    /// PostgreSQL is not asked before: it did not answer.
+    /// PostgreSQL isn't asked before this time, because it didn't answer.
     missing_until: Instant,
     ticked_at: Instant,
-    /// How often the instances had changed when it was last looked whose the backlogs are; and the last of
-    /// those that were looked at.
+    /// The number of changes of the instances when ownership was last checked, and the last backlog that
+    /// was checked.
     instances_seen: u64,
     looked_at: Option<Uuid>,
     known: &'a mut BTreeMap<Uuid, Option<Standing>>,
@@ -217,13 +217,13 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Until shutdown.
+    /// Works until shutdown.
     fn work(&mut self, causes: &mut Causes) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.known.keys().copied().collect();
         for webhook in webhooks {
             let (number, receivers) = (self.lane.number, &self.context.receivers);
             if receivers.is_backlog_in_use(number, webhook) {
-                // What the last session had begun comes once more, and would be counted twice.
+                // Deliveries begun by the last session come again and would be counted twice.
                 receivers.found_backlog(number, webhook);
             }
             self.add(webhook)?;
@@ -234,7 +234,7 @@ impl Drain<'_, '_> {
         }
         while !self.context.shutdown.is_requested() {
             self.take_news()?;
-            // Whether the broker takes messages does not matter here.
+            // Whether the broker accepts messages doesn't matter here.
             if let Err(TryRecvError::Disconnected) = self.loss.try_recv() {
                 return Err(Ended::Lost("connection lost".to_owned()));
             }
@@ -257,8 +257,8 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Finishes what is under way, and acks it. What is in hand otherwise is handed back in its order:
-    /// with the connection it would go back in any.
+    /// Finishes and acks what is under way. Everything else in hand is handed back in order; closing the
+    /// connection would return it in any order.
     fn finish(&mut self) -> Result<(), Ended> {
         for backlog in self.backlogs.values() {
             backlog.queue.state().is_over = true;
@@ -267,10 +267,10 @@ impl Drain<'_, '_> {
             let Ok(event) = self.events.recv() else { break };
             self.take_event(event)?;
         }
-        // Whoever is done has told us before that.
+        // Finished workers have sent their event before that.
         self.take_events()?;
-        // Only then: a broker that takes its time to answer costs the connection, and what is not acked by
-        // then would be repeated.
+        // This comes last: if the broker answers too slowly, the connection is lost, and what isn't
+        // acked by then would be repeated.
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         for webhook in webhooks {
             self.release(webhook)?;
@@ -278,24 +278,24 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Nothing is begun any more.
+    /// Nothing new begins.
     fn stop(&self) {
         for backlog in self.backlogs.values() {
             self.stop_queue(&backlog.queue);
         }
     }
 
-    /// Nothing of that backlog is begun any more. What is under way ends by itself.
+    /// Nothing new begins from that backlog. What is under way ends by itself.
     fn stop_queue(&self, queue: &Queue) {
         queue.state().is_over = true;
         drop(self.take_ready(queue));
     }
 
-    /// Takes away all that has not begun. The first no longer waits for a place: one that it is called
-    /// to, or was just now, would be nobody's, and taken for ever.
+    /// Takes all deliveries that haven't begun. The first one stops waiting for capacity: an attempt
+    /// granted to it, now or a moment ago, would belong to nobody and be held forever.
     fn take_ready(&self, queue: &Queue) -> VecDeque<Item> {
         let (ready, in_line) = {
-            // Together: a worker may ask for the first in between.
+            // Both under one lock: a worker may ask for the first one in between.
             let mut state = queue.state();
             state.is_unwanted = false;
             (std::mem::take(&mut state.ready), state.in_line.take())
@@ -306,7 +306,7 @@ impl Drain<'_, '_> {
         ready
     }
 
-    /// Gives up all consumers.
+    /// Ends all consumers.
     fn end(&mut self) {
         self.stop();
         self.context.receivers.listen(self.lane.number, false);
@@ -314,13 +314,13 @@ impl Drain<'_, '_> {
         let consumers: Vec<_> = consumers.collect();
         self.kill.guard(CLOSE_TIMEOUT, None, || {
             for consumer in consumers {
-                // One that was dropped before it heard of its end would cost the connection.
+                // A consumer dropped before its end is confirmed would cost the connection.
                 drop(cancel(&consumer));
             }
         });
     }
 
-    /// Until there is something to do.
+    /// Waits until there is something to do.
     fn wait(&self) {
         let now = Instant::now();
         let mut deadline = self.ticked_at + TICK;

@@ -1,4 +1,4 @@
-//! The consumers of a lane, and how many there are.
+//! The consumers of a lane, and their number.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,28 +19,28 @@ mod watch;
 pub(super) use post::Post;
 use watch::Watch;
 
-/// What all threads share that work for a lane, for one connection's life.
+/// Shared by all threads that work for a lane, for the life of one connection.
 pub(super) struct Crew<'a> {
     pub(super) context: &'a Context,
     pub(super) lane: &'a Arc<Lane>,
     pub(super) kill: KillSwitch,
-    /// Ends all consumers as soon as one of them ends.
+    /// Fires as soon as one consumer ends, and ends all of them.
     pub(super) ending: Shutdown,
     end: Trigger,
     shared: Arc<Shared>,
-    /// Why there was no session before this one; told about when this one consumes.
+    /// The logged causes for having no session before this one. Ended when this one consumes.
     before: Mutex<Causes>,
 }
 
-/// What reliefs need of it, who may live a moment longer.
+/// The part that reliefs need. They may live a moment longer.
 pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     lane: Arc<Lane>,
-    /// Messages that were done with here.
+    /// The number of messages finished here.
     done: AtomicU64,
-    /// Nobody looks at the lane.
+    /// Whether nobody watches the lane.
     unwatched: AtomicBool,
-    /// Wakes who does.
+    /// Wakes the watching thread.
     alarm: Sender<()>,
     /// End the session.
     shutdown: Shutdown,
@@ -48,7 +48,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Whether nothing new should be begun: at shutdown, or when a consumer has ended.
+    /// Whether nothing new may begin: at shutdown, or after a consumer has ended.
     pub(super) fn is_ending(&self) -> bool {
         self.shutdown.is_requested() || self.ending.is_requested()
     }
@@ -62,7 +62,7 @@ impl Shared {
         let received = Instant::now();
         progress.begins(received);
         if self.unwatched.load(Ordering::SeqCst) {
-            // It may be full: then somebody else has just rung.
+            // If the channel is full, somebody else has just rung.
             let _ = self.alarm.try_send(());
         }
         let message = Message::take(delivery);
@@ -79,8 +79,8 @@ impl Crew<'_> {
         self.shared.is_ending()
     }
 
-    /// Runs a call that starts a consumer. Shutdown cuts the connection of the first one; later it must
-    /// not, since others may have messages in hand.
+    /// Runs a call that starts a consumer. At shutdown the first consumer's connection is cut; later
+    /// ones' must not be, since others may have messages in hand.
     pub(super) fn guard_start<T>(&self, is_first: bool, call: impl FnOnce() -> T) -> T {
         if is_first {
             self.kill.guard(SETUP_TIMEOUT, Some(&self.context.shutdown), call)
@@ -97,7 +97,7 @@ impl Crew<'_> {
         self.shared.settle(delivery, progress)
     }
 
-    /// A consumer consumes.
+    /// A consumer has started.
     pub(super) fn consumes(&self) {
         let queue = &self.lane.queue;
         self.context.metrics.health().set_consuming(queue, true);
@@ -107,7 +107,7 @@ impl Crew<'_> {
     }
 }
 
-/// Runs the consumers of a lane over a connection until one of them ends; returns why.
+/// Runs the consumers of a lane over a connection until one of them ends. Returns why.
 pub(super) fn run(
     context: &Context,
     lane: &Arc<Lane>,
@@ -130,7 +130,7 @@ pub(super) fn run(
     let crew = Crew { context, lane, kill, ending, end, shared, before };
     let ended = thread::scope(|scope| Watch::new(&crew, scope, link).run(&alarmed));
     context.metrics.lane(&lane.queue).set_consumers(0);
-    // Still there if it never got as far as consuming.
+    // They are still there if the lane never consumed.
     *causes = crew.before.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended
 }

@@ -15,8 +15,8 @@ use crate::consumer::{Ended, closed};
 use crate::domain::pace::Hold;
 use crate::pipeline::Missing;
 
-/// How many of those that another request holds up are asked for when one has ended. It makes room for one,
-/// and the next may be refused for reasons of their own.
+/// How many of these are asked for when a request has ended. It makes room for one; others may be
+/// refused for reasons of their own.
 const ASKED: usize = 8;
 
 impl Drain<'_, '_> {
@@ -57,7 +57,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// The queue was deleted, or RabbitMQ has ended its consumer.
+    /// The queue was deleted, or RabbitMQ ended its consumer.
     pub(super) fn is_gone(&mut self, webhook: Uuid) {
         self.forget(webhook);
         self.known.remove(&webhook);
@@ -81,7 +81,8 @@ impl Drain<'_, '_> {
                 let tally = self.context.pipeline.tally();
                 tally.finished(1);
                 tally.let_go(1);
-                // Its queue may have been deleted, and another made, which never gave us this.
+                // Its queue may have been deleted and replaced by another, which doesn't know this
+                // message.
                 let is_its = |backlog: &&mut Backlog<'_>| Arc::ptr_eq(&backlog.queue, &queue);
                 if let Some(backlog) = self.backlogs.get_mut(&queue.webhook()).filter(is_its) {
                     backlog.in_hand -= 1;
@@ -99,7 +100,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Those that waited for a place have one, or won't get it.
+    /// Starts the deliveries that waited for capacity and got it, and notes the refused ones.
     pub(super) fn take_calls(&mut self) {
         let webhooks: Vec<Uuid> = self.in_line.iter().copied().collect();
         for webhook in webhooks {
@@ -114,7 +115,7 @@ impl Drain<'_, '_> {
     fn start(&self, queue: &Arc<Queue>, task: Task) {
         self.context.pipeline.tally().taken();
         let work = queue::work(Arc::clone(&self.shared), Arc::clone(queue), task);
-        // Without more threads, this one does it, and all others wait.
+        // If no thread can be started, this one does the work, and all other backlogs wait.
         if let Err(work) = self.context.workers.run(work)
             && let Some(farewell) = work()
         {
@@ -122,15 +123,15 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Begins what may begin of a backlog, and takes note of what holds up the rest.
+    /// Begins as many deliveries of a backlog as may begin, and notes what holds up the rest.
     pub(super) fn advance(&mut self, webhook: Uuid) {
         self.touched.insert(webhook);
         let Some(queue) = self.backlogs.get(&webhook).map(|backlog| Arc::clone(&backlog.queue))
         else {
             return;
         };
-        // A request that has ended leaves its place before its thread is done: on a busy machine, and while
-        // the broker confirms slowly, threads would pile up.
+        // A request releases its capacity before its thread is done. On a busy machine, or while the
+        // broker confirms slowly, threads would pile up.
         let has_thread =
             || self.shared.at_work.load(Ordering::Relaxed) < usize::from(self.lane.capacity);
         if Instant::now() >= self.missing_until {
@@ -144,7 +145,7 @@ impl Drain<'_, '_> {
         let state = queue.state();
         let now = Instant::now();
         if state.is_missing && now >= self.missing_until {
-            // The others would have to wait as long for the same answer.
+            // The other backlogs would wait as long for the same answer.
             self.missing_until = now + state.wait();
         }
         if matches!(state.hold, Some(Hold::Limit(..))) {
@@ -155,7 +156,8 @@ impl Drain<'_, '_> {
             return;
         }
         let wait = state.wait();
-        // It leaves when it is too old, if it has not begun by then; and if PostgreSQL knows its webhook.
+        // If it hasn't begun before it is too old, it leaves the backlog then, unless PostgreSQL has to
+        // be asked first.
         let head = state.ready.front().filter(|_| !state.is_missing);
         let expires_in = head.map(|head| self.context.pipeline.expires_in(&head.waiting));
         backlog.due = expires_in.and_then(|left| now.checked_add(left));
@@ -167,7 +169,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Asks for those whose time has come, and for some of those that another request held up.
+    /// Asks for the backlogs that are due, and for some of those that wait for another request.
     pub(super) fn ask_again(&mut self, now: Instant) -> Result<(), Ended> {
         let is_due = |(at, _): &&(Instant, Uuid)| now >= *at;
         let due: Vec<Uuid> =
@@ -178,7 +180,7 @@ impl Drain<'_, '_> {
         let has_rung = self.bell.try_recv().is_ok();
         let most = if now >= self.asked_soon_at + SOON {
             self.asked_soon_at = now;
-            // However often a table changes.
+            // Limited to this rate, however often the table changes.
             if std::mem::take(&mut self.have_changed) {
                 self.ask_for_all()?;
             }
@@ -199,7 +201,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Notes what a backlog waits for now.
+    /// Enters a backlog in the lists of what it waits for.
     pub(super) fn list(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));
@@ -214,7 +216,7 @@ impl Drain<'_, '_> {
     }
 }
 
-/// Whether it is in the set.
+/// Adds a webhook to the set or removes it.
 fn put(set: &mut BTreeSet<Uuid>, webhook: Uuid, is_in: bool) {
     if is_in {
         set.insert(webhook);

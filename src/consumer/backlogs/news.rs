@@ -88,8 +88,8 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Nothing is left of a backlog but what is under way, whose acks find no queue. At once, in all
-    /// lists: another may be made before it is looked at again.
+    /// Forgets a backlog except for what is under way, whose acks will find no queue. It leaves all
+    /// lists at once, because another backlog may be created before they are read again.
     pub(super) fn forget(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.remove(&webhook) else { return };
         self.forget_unanswered(webhook);
@@ -103,7 +103,7 @@ impl Drain<'_, '_> {
         self.stop_queue(&backlog.queue);
     }
 
-    /// Its webhook is paused, resumed, disabled or deleted.
+    /// Its webhook was paused, resumed, disabled or deleted.
     fn has_changed(&mut self, webhook: Uuid, standing: Option<Standing>) -> Result<(), Ended> {
         match standing {
             Some(Standing::Enabled) => {
@@ -119,7 +119,7 @@ impl Drain<'_, '_> {
                 }
                 Ok(())
             }
-            // Whoever asks next finds out.
+            // The next request for an attempt notices it.
             Some(Standing::Paused) => Ok(()),
             Some(Standing::Disabled) => self.drop_all(webhook, Dropped::Disabled),
             None => self.drop_all(webhook, Dropped::Deleted),
@@ -134,12 +134,12 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// What was refused by the settings that a webhook had may begin now.
+    /// Deliveries that were refused because of their webhook's former settings may begin now.
     pub(super) fn ask_for_all(&mut self) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         for webhook in webhooks {
             let Some(backlog) = self.backlogs.get(&webhook) else { continue };
-            // Nothing else that holds one up is a setting.
+            // A limit is the only reason that is a setting.
             if !matches!(backlog.queue.state().hold, Some(Hold::Limit(..))) {
                 continue;
             }

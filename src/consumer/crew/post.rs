@@ -11,19 +11,19 @@ use crate::consumer::relief::Returned;
 use crate::domain::in_hand::Ages;
 use crate::pipeline::Progress;
 
-/// Where a consumer works, as others see it.
+/// A consumer as other threads see it.
 pub(in crate::consumer) struct Post {
     progress: Progress,
-    /// Its messages, from when it consumes.
+    /// Its messages, once it consumes.
     messages: OnceLock<Receiver<ConsumerMessage>>,
     returned: Sender<Returned>,
-    /// The last tag that was taken, and the last that has waited for too long to be begun.
+    /// The last tag that was taken, and the last tag that has waited too long to be begun.
     taken: AtomicU64,
     old: AtomicU64,
     gate: Mutex<Gate>,
 }
 
-/// Who may take over from a consumer.
+/// Whether others may take over from a consumer.
 #[derive(Debug, Default)]
 struct Gate {
     closed: bool,
@@ -42,24 +42,24 @@ impl Post {
         &self.progress
     }
 
-    /// The consumer gets its messages from there.
+    /// Sets where the consumer gets its messages from.
     pub(in crate::consumer) fn opens(&self, messages: &Receiver<ConsumerMessage>) {
-        // It does so once.
+        // It is set only once.
         let _ = self.messages.set(messages.clone());
     }
 
-    /// Nobody takes over any more.
+    /// From now on nobody may take over.
     pub(in crate::consumer) fn closes(&self) {
         self.gate().closed = true;
     }
 
-    /// The message with this tag is taken. Whether it has waited for too long, and must not be begun.
+    /// Takes the message with this tag. Returns whether it has waited too long to be begun.
     pub(in crate::consumer) fn takes(&self, tag: u64) -> bool {
         self.taken.fetch_max(tag, Ordering::Relaxed);
         tag <= self.old.load(Ordering::Relaxed)
     }
 
-    /// Takes note of what waits, and for how long.
+    /// Records how long messages have waited.
     pub(super) fn look_at_ages(&self, ages: &mut Ages, patience: Duration, now: Duration) {
         let waiting = self.messages.get().map_or(0, |messages| messages.len() as u64);
         ages.note(self.taken.load(Ordering::Relaxed) + waiting, now);
@@ -70,7 +70,7 @@ impl Post {
         self.messages.get().is_some_and(|messages| !messages.is_empty())
     }
 
-    /// One of the consumer's messages, for a relief, who waits for it for so long.
+    /// Takes one of the consumer's messages for a relief, which waits for at most `limit`.
     pub(in crate::consumer) fn take_message(
         &self,
         limit: Duration,
@@ -89,12 +89,12 @@ impl Post {
 
     pub(in crate::consumer) fn has_reliefs(&self) -> bool {
         let gate = self.gate();
-        // As it would have been in this thread.
+        // As if it had happened in this thread.
         assert!(!gate.failed, "a message that was taken over panicked");
         gate.reliefs > 0
     }
 
-    /// Whether one more may take over.
+    /// Registers one more relief, if that is allowed.
     pub(super) fn relief_begins(&self) -> bool {
         let mut gate = self.gate();
         gate.reliefs += usize::from(!gate.closed);

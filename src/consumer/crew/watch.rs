@@ -17,13 +17,13 @@ use crate::domain::in_hand::{self, Ages};
 use crate::pipeline::{Contention, Progress};
 use crate::shutdown::{self, Trigger};
 
-/// A lane that had nothing to do for this long is not looked at any more before it has.
+/// A lane that has been idle for this long isn't watched until it has work again.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// How often a lane is looked at that has nothing to do, and consumers too many.
+/// How often an idle lane with surplus consumers is checked.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A consumer, as the lane's thread sees it.
+/// A consumer as the lane's thread sees it.
 struct Hand<'scope> {
     post: Arc<Post>,
     reliefs: Vec<Arc<Relief>>,
@@ -32,22 +32,22 @@ struct Hand<'scope> {
     thread: ScopedJoinHandle<'scope, Ended>,
 }
 
-/// The lane's own thread: starts consumers and ends them.
+/// The lane's own thread, which starts and ends consumers.
 pub(super) struct Watch<'scope, 'env> {
     crew: &'env Crew<'env>,
     scope: &'scope Scope<'scope, 'env>,
     link: &'env mut Link,
     growth: Growth,
     contention: Contention,
-    /// Why there are no more consumers, which was told.
+    /// The logged reason why there are no more consumers.
     limited_by: Option<String>,
     hands: Vec<Hand<'scope>>,
-    /// Those that are about to end.
+    /// Consumers that are about to end.
     leaving: Vec<Hand<'scope>>,
-    /// Why the first of them ended that was not asked to.
+    /// Why the first consumer ended that wasn't asked to.
     ended: Ended,
     begun: Instant,
-    /// How long a message may wait until it is begun.
+    /// How long a message may wait to be begun.
     patience: Duration,
 }
 
@@ -79,7 +79,7 @@ impl Watch<'_, '_> {
             return Ended::Lost(problem);
         }
         let mut last = self.begun;
-        // When it last had something to do.
+        // When it last had work.
         let mut active = self.begun;
         while !self.crew.shared.is_ending() {
             let now = Instant::now();
@@ -100,7 +100,7 @@ impl Watch<'_, '_> {
         self.join()
     }
 
-    /// Until it is worth another look.
+    /// Waits until the next check.
     fn wait(&self, is_quiet: bool, alarmed: &Receiver<()>) {
         let ending = &self.crew.ending;
         let shared = &self.crew.shared;
@@ -109,7 +109,7 @@ impl Watch<'_, '_> {
             return;
         }
         shared.unwatched.store(true, Ordering::SeqCst);
-        // Whoever took a message just before that did not ring.
+        // A thread that took a message just before that didn't ring.
         if self.hands.iter().any(|hand| hand.post.progress().message().is_some()) {
             shared.unwatched.store(false, Ordering::Relaxed);
             let _ = ending.wait(INTERVAL);
@@ -148,15 +148,15 @@ impl Watch<'_, '_> {
         let stuck = posts().filter(|progress| progress.is_stuck()).count();
         Look {
             busy: posts().filter(|progress| progress.message().is_some()).count(),
-            // While nothing can be parked, more consumers would only have more in hand.
+            // While nothing can be parked, more consumers would only hold more messages.
             stuck: if self.crew.context.pipeline.can_park() { stuck } else { 0 },
             rested: posts().any(|progress| progress.has_rested(last, now)),
             done: self.crew.shared.done.load(Ordering::Relaxed),
         }
     }
 
-    /// Sees to it that nothing waits for a consumer that is stuck: neither the rest of its event, nor
-    /// the messages that it was handed ahead.
+    /// Makes sure that nothing waits for a stuck consumer: neither the rest of its event nor its
+    /// prefetched messages.
     fn take_over(&mut self) {
         let workers = &self.crew.context.workers;
         let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
@@ -168,7 +168,7 @@ impl Watch<'_, '_> {
                 if let Some(event) = progress.rest_of_event()
                     && progress.is_stuck()
                 {
-                    // Without more threads it goes on when the consumer does.
+                    // If no thread can be started, it goes on when the consumer does.
                     let _ = workers.run(Box::new(move || {
                         event.help();
                         None
@@ -195,7 +195,8 @@ impl Watch<'_, '_> {
     fn start_more(&mut self, more: usize) {
         for _ in 0..more {
             if let Err(problem) = self.start() {
-                // A lost connection its consumers notice. Else there can't be more of them for now.
+                // If the connection is lost, the consumers notice. Otherwise there can't be more of them
+                // for now.
                 let count = self.hands.len();
                 let queue = &self.crew.lane.queue;
                 if self.limited_by.as_ref() != Some(&problem) {
@@ -222,10 +223,10 @@ impl Watch<'_, '_> {
         let body = {
             let post = Arc::clone(&post);
             move || {
-                // Even by a panic: the lane can only end with all of its consumers.
+                // Even if it panics: the lane can only end with all of its consumers.
                 let mut end_all = EndAll(Some(&crew.end));
                 let ended = consume(crew, &channel, &post, &returns, &surplus, is_first);
-                // A drop waits for the broker's answer.
+                // Dropping it waits for the broker's answer.
                 crew.kill.guard_shared(&crew.ending, || drop(channel));
                 if let Ended::Surplus = ended {
                     end_all.0 = None;
@@ -235,7 +236,8 @@ impl Watch<'_, '_> {
                 ended
             }
         };
-        // Without a thread the channel is dropped here, which waits for the broker's answer.
+        // If the thread can't be started, the channel is dropped here, which waits for the broker's
+        // answer.
         let thread = crew.kill.guard_shared(&crew.ending, || {
             thread::Builder::new().name(name).spawn_scoped(self.scope, body)
         });
@@ -250,7 +252,7 @@ impl Watch<'_, '_> {
         Ok(())
     }
 
-    /// Ends some consumers: those that wait for a message first.
+    /// Ends some consumers, idle ones first.
     fn end_some(&mut self, fewer: usize) {
         self.hands.sort_by_key(|hand| hand.post.progress().message().is_none());
         for _ in 0..fewer.min(self.hands.len().saturating_sub(1)) {
@@ -260,7 +262,7 @@ impl Watch<'_, '_> {
         }
     }
 
-    /// Waits for all consumers, and says why they ended.
+    /// Waits for all consumers, and returns why they ended.
     fn join(&mut self) -> Ended {
         for hand in
             std::mem::take(&mut self.hands).into_iter().chain(std::mem::take(&mut self.leaving))
