@@ -12,9 +12,10 @@
 # BESIDE is a command to run while the tests do, with what they leave of the processors: they mostly
 # wait. Both have to succeed. (Not with any of the above.)
 #
-# The tests that kill servers get private ones of their own, so that the others, which run at the same
-# time, keep theirs; also where the first pair is yours. They take turns with one pair, which speaks TLS,
-# too; those that take minutes have another; and those that only need what its administrator may do share one.
+# The tests that kill servers get their own private ones, so that the others, which run at the same
+# time, keep theirs, even if the first pair is yours. They take turns with one pair, which also
+# speaks TLS; those that take minutes have another pair; and those that only need an administrator's
+# permissions share one.
 
 set -euo pipefail
 
@@ -31,11 +32,11 @@ readonly TOOLS=(
     zsh:zsh fish:fish groff-base:groff
 )
 
-# While this one breaks everything, no other runs; then it waits for minutes, at leisure.
+# While this one causes faults, no other test runs; then it waits for minutes, and others may run.
 readonly CHAOS=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks
 readonly QUIET='chaos: all faults have struck'
 
-# The tests that hold the product against the clock: one after the other, before all others.
+# The tests that measure time: one after another, before all others.
 readonly ALONE=(
     admin::a_flood_of_requests_keeps_metrics_from_nobody
     admin::clients_that_never_read_their_answer_keep_metrics_from_nobody

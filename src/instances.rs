@@ -1,7 +1,7 @@
-//! Several instances: this one writes down every few seconds that it is alive, and learns who else is.
+//! Several instances: this one records every few seconds that it is alive, and learns which others are.
 //!
-//! So they can share the limits of webhooks ([`crate::domain::instances`]). A thread of its own does it,
-//! which waits for nothing else: who is late would be taken for dead, and its share be used by others.
+//! This lets them share the limits of webhooks ([`crate::domain::instances`]). It has its own thread
+//! that waits for nothing else: a late instance would be taken for dead, and others would use its share.
 //!
 //! An instance whose connection to RabbitMQ is lost for long serves no queue, which it writes down, too: then
 //! the others send what was its to send. While it serves none itself, it keeps to what it knew last, for all
@@ -28,11 +28,11 @@ use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 use crate::store::{EACH_BY_ITSELF, Store, StoreError};
 
-/// How often it is written that this one is alive. One that has not done it five times in a row counts as
-/// dead, and whoever it was waits for that long: a quarter of a minute.
+/// How often an instance records that it is alive. After five missed records in a row it counts as dead.
+/// Deliveries that depend on it wait that long: a quarter of a minute.
 const BEAT: Duration = Duration::from_secs(3);
 
-/// The same before the first time, while this one does not know the others nor they it.
+/// The interval before the first record, while this instance and the others don't know each other.
 const FIRST: Duration = Duration::from_millis(250);
 
 /// How often it is looked which queues this one serves.
@@ -57,7 +57,7 @@ pub struct Presence {
     me: Entry,
     longest_request: Duration,
     roll: Roll,
-    /// Those that share the limits now; none before that is known.
+    /// The instances that share the limits now; empty until that is known.
     alive: Vec<Entry>,
     has_written: bool,
     causes: Causes,
@@ -73,7 +73,7 @@ pub struct Queue {
 }
 
 impl Presence {
-    /// Of a process whose metrics are at this port, which no other process of its machine has.
+    /// For a process with its metrics at this port, which no other process of its machine has.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -103,7 +103,8 @@ impl Presence {
         }
     }
 
-    /// Writes that this one is alive, and learns who else is. To be called before anything is sent, too.
+    /// Records that this instance is alive, and learns which others are. Also to be called before
+    /// anything is sent.
     pub fn beat(&mut self) {
         let queues = self.served();
         let is_change = self.me.queues != queues;
@@ -113,8 +114,8 @@ impl Presence {
         self.learn(written, true);
     }
 
-    /// Does it until `stop`, which has to come after the last request has ended: from then on the others
-    /// have its share.
+    /// Repeats this until `stop`, which must come after the last request has ended: from then on the
+    /// others have its share.
     pub fn run(mut self, stop: &Shutdown) {
         let changes = self.directory.subscribe();
         let mut beats_at = Instant::now() + self.interval();
@@ -125,7 +126,7 @@ impl Presence {
                     Ok(Change::Instances) => {
                         self.look();
                         if self.has_written && !self.roll.has(self.me.id) {
-                            // Somebody has deleted our entry.
+                            // Somebody deleted our row.
                             beats_at = Instant::now();
                         }
                     }
@@ -143,7 +144,7 @@ impl Presence {
             }
         }
         if self.has_written {
-            // Else the others find out.
+            // If this fails, the others find out.
             let _ = self.store.forget_instances(&[(self.me.id, None)]);
         }
     }
@@ -162,7 +163,7 @@ impl Presence {
         if self.has_written || self.causes.are_told() { BEAT } else { FIRST }
     }
 
-    /// Somebody has come or gone.
+    /// Some instance has come or gone.
     fn look(&mut self) {
         if self.has_written {
             let entries = self.store.instances();
@@ -184,7 +185,7 @@ impl Presence {
                 let alive = self.roll.alive(&self.me);
                 self.share_among(alive);
             }
-            // Others say so.
+            // Reported elsewhere.
             Err(error) if error.is_passing() => log::debug!("instances not known: {error}"),
             Err(error) => {
                 let cause = error.to_string();
@@ -203,7 +204,7 @@ impl Presence {
         let dead: Vec<_> =
             self.roll.dead(self.me.id).map(|entry| (entry.id, Some(entry.beats))).collect();
         if !dead.is_empty() {
-            // Another time, or another instance.
+            // If this fails, another time or another instance will do it.
             let _ = self.store.forget_instances(&dead);
         }
     }

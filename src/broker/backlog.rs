@@ -1,4 +1,4 @@
-//! Backlogs: a queue of its own for what a receiver can't take now.
+//! Backlogs: each is a queue for the deliveries that one receiver can't take now.
 
 use amiquip::{Channel, ConsumerOptions, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
@@ -7,22 +7,12 @@ use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue};
 use super::{BrokerError, CALL_TIMEOUT, Link, SETUP_TIMEOUT, cancel, failed};
 use crate::shutdown::Shutdown;
 
-/// How a message finds its backlog.
-pub(super) fn backlog_key(origin: &str, webhook: Uuid) -> String {
-    format!("{origin}.{webhook}")
-}
-
-pub(super) fn read_backlog_key(key: &str) -> Option<(&str, Uuid)> {
-    let (origin, webhook) = key.rsplit_once('.')?;
-    Some((origin, Uuid::try_parse(webhook).ok()?))
-}
-
 impl Link {
-    /// Makes the backlog of a webhook for the queue `origin`, or makes sure of it; says how many messages wait
-    /// in it. Bounded.
+    /// Makes the backlog of a webhook for the queue `origin`, unless it exists. Returns how many messages wait
+    /// in it. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
-    /// [`BrokerError`]: there can be none, or the connection is lost.
+    /// If the broker refuses it, or the connection is lost.
     pub fn open_backlog(
         &mut self,
         origin: &str,
@@ -37,22 +27,22 @@ impl Link {
         })
     }
 
-    /// Tries whether a queue can be consumed: for a quorum queue without a leader the broker does not
-    /// answer, and ends the connection. Bounded.
+    /// Tries whether a queue can be consumed: for a quorum queue without a leader the broker doesn't answer,
+    /// and closes the connection in the end. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
-    /// If it can't, or the connection is lost.
+    /// If the queue can't be consumed, or the connection is lost.
     pub fn try_to_consume(&mut self, queue: &str, shutdown: &Shutdown) -> Result<(), BrokerError> {
         self.on_backlog(queue, shutdown, |channel| {
             channel.qos(0, 1, false)?;
             let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
-            // What it was given goes back with the channel.
+            // The messages that it was given go back when the channel is closed.
             drop(cancel(&consumer));
             Ok(())
         })
     }
 
-    /// Sees to it that nothing comes into a backlog any more. Bounded.
+    /// Unbinds a backlog, so that nothing comes into it any more. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker refuses.
@@ -68,7 +58,7 @@ impl Link {
         })
     }
 
-    /// Runs calls on a channel of their own: one that the broker refuses costs the channel.
+    /// Runs calls on a channel of their own: if the broker refuses one, it closes the channel.
     fn on_backlog<T>(
         &mut self,
         queue: &str,
@@ -80,8 +70,8 @@ impl Link {
             .map_err(|error| failed(&self.address, queue, &error))
     }
 
-    /// Deletes a backlog, if it is empty; says whether it was. Bounded. Nothing may come into it any
-    /// more: quorum queues don't know `if-empty`.
+    /// Deletes a backlog if it is empty, and returns whether it was. The backlog must be closed before, since
+    /// quorum queues don't know `if-empty`. Each step takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker refuses.

@@ -1,4 +1,4 @@
-//! Publishing for the commands: many messages at a time, and the first trouble ends it.
+//! Publishing for commands: many messages at a time, and the first failure ends it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,25 +39,25 @@ impl Batches {
         Ok(Self { link, channel, shutdown: shutdown.clone() })
     }
 
-    /// Publishes a batch, and waits until the broker has all of it safely, up to 30 s.
+    /// Publishes a batch, and waits until the broker has all of it safely, for 30 s at most.
     ///
     /// # Errors
-    /// If the connection is lost, or the broker returns a message (no such queue), refuses one, or
-    /// does not confirm all in time. Any of the batch may have been published then.
+    /// If the connection is lost, or the broker returns a message (there is no such queue), refuses one, or
+    /// doesn't confirm all in time. Any message of the batch may have been published then.
     pub fn publish(&mut self, batch: Vec<Outgoing>) -> Result<(), BrokerError> {
         let kill = self.link.kill_switch();
-        // The guard is for a publish that blocks; the batch's own limit comes first.
+        // This limit is for a publish that blocks; the batch's own limit is shorter.
         let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
         kill.guard(limit, Some(&self.shutdown), || self.channel.publish_batch(batch)).map_err(
             |problem| {
-                // Or the drop of the channel would wait for an answer.
+                // Otherwise the drop of the channel would wait for an answer.
                 kill.cut();
                 BrokerError::Unavailable { address: self.link.address.clone(), problem }
             },
         )
     }
 
-    /// Whether there is a queue of that name. Bounded.
+    /// Whether there is a queue of that name. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker doesn't answer.
@@ -78,7 +78,7 @@ impl Confirming {
         let deadline = since + CONFIRM_TIMEOUT;
         let count = batch.len();
         let (confirmed, confirms) = bounded(count);
-        // Kept to the end: whoever waits for the batch does.
+        // Kept to the end: it says that somebody waits for the batch.
         let slip: Arc<Slip> = Arc::default();
         for message in batch {
             let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
@@ -91,7 +91,10 @@ impl Confirming {
                 slip,
             });
         }
-        while !self.unconfirmed.is_empty() && self.broken.is_none() && self.refused.is_empty() {
+        while !self.unconfirmed.is_empty()
+            && self.broken.is_none()
+            && self.unconfirmed.refused().is_empty()
+        {
             match self.confirms.recv_deadline(deadline) {
                 Ok(confirm) => self.confirmed(confirm),
                 Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
@@ -100,9 +103,9 @@ impl Confirming {
         }
         match self.broken.take() {
             Some(problem) => Err(problem),
-            // What the deadline overtook before it was published is in none of the lists.
+            // A message whose deadline passed before it was published is in no list.
             None if confirms.len() == count => Ok(()),
-            None => Err(match self.refused.first() {
+            None => Err(match self.unconfirmed.refused().first() {
                 None => "no confirm in time".to_owned(),
                 Some(request) => format!(
                     "the queue {} takes no messages (nack): has it a `max-length`, by a policy \

@@ -1,4 +1,4 @@
-//! Looking at what lies in a queue, and taking some of it out.
+//! Browsing a queue: its messages are read, and some of them are removed.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::{Duration, Instant};
@@ -9,39 +9,40 @@ use crossbeam_channel::RecvTimeoutError;
 use super::renewal::{Frame, Renewal};
 use super::{BrokerError, KillSwitch, Link, Message, SETUP_TIMEOUT, cancel};
 use crate::config::Config;
+use crate::domain::broker_names::turn_queue;
 use crate::shutdown::Shutdown;
 
-/// Messages that may be unsettled on one channel, after the first [`BATCH`]. They are in our memory, and as
-/// large as their producers made them: how large is known only then.
+/// How much may be unsettled on one channel, after the first [`BATCH`]: it is in our memory. How large the
+/// messages are is known only once some have come.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 const WINDOWS: RangeInclusive<usize> = 50..=10_000;
 
-/// Messages that are looked at together. If we are killed while a batch is moved, so many at most
-/// are in both places.
+/// How many messages are read together. If we are killed while a batch is moved, at most this many are in
+/// both places.
 pub const BATCH: usize = 250;
 
-/// Who has kept so many looks for something far behind. Each window is a channel and a consumer, and hundreds
-/// of them are slow.
+/// After this many messages that were kept, windows grow: what is looked for seems to be far behind. Each
+/// window is a channel and a consumer, and hundreds of them are slow.
 const MANY: u64 = 5_000;
 
-/// How long the broker may be silent although it should have more: another reader may hold them. A busy one takes
-/// seconds.
+/// How long to wait for messages that the broker should have: a busy broker takes seconds. After that,
+/// another reader probably holds them.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the broker may take to put back what was kept: seconds for some ten thousand.
+/// How long the broker may take to put back what was kept: it takes seconds for some ten thousand.
 const GIVE_BACK: Duration = Duration::from_secs(60);
 
-/// How long we listen for what was not counted: a broker that has just started may say that there
-/// is nothing. In all, not for each message, or a queue that fills as fast as we read has no end.
+/// How long to wait for messages that were not counted: a broker that has just started may count none. That
+/// is for all of them, or a queue that fills as fast as we read would have no end.
 const LATECOMERS: Duration = Duration::from_millis(250);
 
-/// How often we ask whether it is our turn.
+/// How often to ask whether it is our turn.
 const TURN_POLL: Duration = Duration::from_millis(200);
 
-/// How often we look whether what was kept is back.
+/// How often to check whether what was kept is back.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What becomes of a message that was looked at.
+/// What becomes of a message that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It stays in the queue.
@@ -50,37 +51,38 @@ pub enum Verdict {
     Remove,
 }
 
-/// What is shown the messages of a queue, some at a time, and says what becomes of each; a `Break`
-/// says that it has seen enough.
+/// Called with the messages of a queue, some at a time. It decides what becomes of each; a `Break` ends the
+/// browsing.
 pub type Look<'l, E> = dyn FnMut(&[Message]) -> Result<Verdicts, E> + 'l;
 
-/// One for each message.
+/// One verdict for each message.
 pub type Verdicts = ControlFlow<Vec<Verdict>, Vec<Verdict>>;
 
-/// How far a queue was seen.
+/// How far a queue was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Browsed {
     /// There is no such queue.
     NoQueue,
-    /// To its end, or until it was enough.
+    /// To its end, or until the caller had enough.
     Seen,
-    /// The broker counted so many more that it did not give us.
+    /// The broker counted this many more messages, and did not deliver them.
     Withheld(u64),
 }
 
-/// How to look.
+/// How to browse.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// All are to be seen. Otherwise, unless many have been, none is taken ahead: RabbitMQ counts how often it
-    /// takes a message back, shown or not.
+    /// All messages are to be read. Otherwise none is taken ahead, until many were read: RabbitMQ counts how
+    /// often a message is redelivered, whether or not it was shown.
     pub all: bool,
-    /// Some that were looked at often are replaced by copies at the end of their queue, which nobody is shown.
+    /// Some messages that were redelivered often are replaced by copies at the end of their queue. The copies
+    /// are not shown.
     pub renews: bool,
 }
 
-/// Shows the messages of a queue to `look` until it has no more; what is kept is in the queue again
-/// afterwards. Meanwhile nobody else can get at what was shown. Returns also how often what is still there was
-/// looked at before, at most.
+/// Calls `look` with the messages of a queue until there are no more. What is kept is in the queue again
+/// afterwards; until then nobody else can get it. Also returns the most redeliveries of any message that
+/// is kept.
 ///
 /// # Errors
 /// If the broker can't be reached or is lost, and those of `look`. Everything that was not yet
@@ -96,7 +98,7 @@ pub fn browse<E: From<BrokerError>>(
     if link.queue_messages(queue, shutdown)?.is_none() {
         return Ok((Browsed::NoQueue, 0));
     }
-    // Until the connection ends.
+    // We have it until the connection ends.
     take_turn(&mut link, queue, shutdown)?;
     let expected = link.queue_messages(queue, shutdown)?.unwrap_or(0);
     let mut reader = Reader {
@@ -115,8 +117,8 @@ pub fn browse<E: From<BrokerError>>(
     reader.read_on(&mut link, None)?;
     let Reader { kept, expected, enough, renewal, .. } = reader;
     let looks = renewal.left();
-    // The broker puts back what was kept a moment after the channels are closed, and whoever looks
-    // again should find it. (If somebody else takes it meanwhile, there is nothing to wait for.)
+    // The broker puts back what was kept a moment after the channels are closed, and a command that follows
+    // should find it. (If somebody else takes it first, the wait is in vain, and limited.)
     let deadline = Instant::now() + GIVE_BACK;
     while u64::from(link.queue_messages(queue, shutdown)?.unwrap_or(0)) < kept
         && Instant::now() < deadline
@@ -127,13 +129,8 @@ pub fn browse<E: From<BrokerError>>(
     Ok((if is_seen { Browsed::Seen } else { Browsed::Withheld(expected) }, looks))
 }
 
-/// Who has this one, exclusively, has the turn.
-pub(super) fn turn_queue(queue: &str) -> String {
-    format!("webhooks.reading.{queue}")
-}
-
-/// Waits until no other command looks at a queue: it would find little there, and not know why. Who has an
-/// exclusive queue of this name has the turn, and RabbitMQ deletes it with its connection.
+/// Waits until no other command reads a queue: we would find little there, and not know why. The turn is an
+/// exclusive queue, which RabbitMQ deletes with its connection.
 pub(super) fn take_turn(
     link: &mut Link,
     queue: &str,
@@ -151,7 +148,7 @@ pub(super) fn take_turn(
             // RESOURCE_LOCKED
             Err(amiquip::Error::ServerClosedChannel { code: 405, .. }) => {
                 if !is_told {
-                    log::warn!("another command looks at {queue:?}: waiting until it is done");
+                    log::warn!("another command reads {queue:?}: waiting until it is done");
                     is_told = true;
                 }
                 if shutdown.wait(TURN_POLL) {
@@ -159,7 +156,8 @@ pub(super) fn take_turn(
                     return Err(BrokerError::Unavailable { address, problem });
                 }
             }
-            // Without the right to make it, or where a limit leaves no room, at its own risk.
+            // Without the right to make that queue, or where a limit leaves no room for it, we go on
+            // without a turn.
             Ok(()) | Err(amiquip::Error::ServerClosedChannel { .. }) => return Ok(()),
             Err(error) => return Err(link.unavailable(&error)),
         }
@@ -169,11 +167,11 @@ pub(super) fn take_turn(
 /// Where a batch is read.
 #[derive(Clone, Copy)]
 struct At {
-    /// On which of the nested channels.
+    /// The nested channel.
     level: usize,
-    /// How much that holds already,
+    /// How many messages it holds already.
     kept: usize,
-    /// and how much it may hold.
+    /// How many it may hold.
     window: usize,
 }
 
@@ -181,26 +179,26 @@ struct Reader<'a, 'l, E> {
     queue: &'a str,
     shutdown: &'a Shutdown,
     kill: KillSwitch,
-    /// Messages that should still come.
+    /// How many messages should still come.
     expected: u64,
-    /// Once none is expected any more: how long we listen for others.
+    /// Once none is expected any more: how long to wait for others.
     until: Option<Instant>,
     /// `look` wants no more.
     enough: bool,
-    /// All are to be seen.
+    /// All are to be read.
     all: bool,
-    /// Messages that stay.
+    /// How many messages are kept.
     kept: u64,
-    /// Messages that the next channel may hold.
+    /// How many messages the next channel may hold.
     window: usize,
     renewal: Renewal<'a>,
     look: &'a mut Look<'l, E>,
 }
 
 impl<E: From<BrokerError>> Reader<'_, '_, E> {
-    /// Reads on a channel of its own until the queue is empty or the channel's window is full of
-    /// what is kept; then it calls itself for the rest. Only when the last one has read to the end
-    /// may the first close its channel: that puts what it kept back into the queue.
+    /// Reads on a channel of its own until the queue is empty or the channel's window is full of messages
+    /// that are kept; then it calls itself for the rest. The outer channels are closed only when the
+    /// innermost one has read to the end: closing them puts what they hold back into the queue.
     fn read_on(&mut self, link: &mut Link, outer: Option<&Frame<'_>>) -> Result<(), E> {
         let unavailable = |link: &Link, error: &amiquip::Error| E::from(link.unavailable(error));
         let kill = self.kill.clone();
@@ -212,7 +210,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         });
         let channel = opened.map_err(|error| unavailable(link, &error))?;
         let read = self.read_window(&channel, window, link, outer);
-        // The acks before it have arrived when this is answered.
+        // Its answer shows that all acks before it have arrived.
         let closed = kill.guard(GIVE_BACK, None, || channel.close());
         read.and_then(|()| closed.map_err(|error| unavailable(link, &error)))
     }
@@ -244,18 +242,18 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
                 Err(error) => break Err(error),
             }
         };
-        // The innermost has them all in hand, and leaves none to the others.
+        // The innermost channel replaces the messages of all channels, so nothing is left to the others.
         let replaced = match read {
             Ok(()) => self.renewal.replace(&frame, &self.kill, self.shutdown),
             Err(_) => Ok(()),
         };
-        // What it was still given goes back into the queue with the channel.
+        // What the consumer was given meanwhile goes back into the queue with the channel.
         self.kill.guard(GIVE_BACK, None, || drop((cancel(&consumer), consumer)));
         read?;
         replaced.map_err(|error| link.unavailable(&error).into())
     }
 
-    /// Returns how many of a batch are kept; nothing if there was none.
+    /// Reads a batch. Returns how many of its messages are kept; `None` if there was no batch.
     fn read_batch(
         &mut self,
         channel: &Channel,
@@ -286,8 +284,8 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         };
         let (seen, mut kept) = (deliveries.len(), 0);
         if kept_before == 0 && verdicts.iter().all(|verdict| *verdict == Verdict::Remove) {
-            // One command to the queue. RabbitMQ keeps back what is more than 32, and forgets it where the channel
-            // is closed before.
+            // A single ack. Of more than 32 acks for a quorum queue, RabbitMQ holds some back, and forgets them
+            // if the channel is closed before it has sent them.
             if let Some(last) = deliveries.pop() {
                 consumer.ack_multiple(last).map_err(|error| link.unavailable(&error))?;
             }
@@ -306,8 +304,9 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             }
         }
         if kept < seen {
-            // Its answer means that the acks before it have arrived: otherwise several batches could
-            // be on their way before we notice that this connection is dead. (What it sets is for consumers to come.)
+            // Its answer shows that the acks before it have arrived: otherwise several batches could be on
+            // their way before we notice that this connection is dead. (The window itself is only for
+            // consumers that start later.)
             let window = self.window;
             self.kill
                 .guard(SETUP_TIMEOUT, None, || set_window(channel, window))
@@ -317,7 +316,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         Ok(Some(kept))
     }
 
-    /// The next message; nothing if no more come.
+    /// The next message; `None` if no more come.
     fn next(
         &mut self,
         consumer: &Consumer<'_>,

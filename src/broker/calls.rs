@@ -1,4 +1,4 @@
-//! Calls that the broker may refuse, one after the other.
+//! A series of calls that the broker may refuse.
 
 use amiquip::Channel;
 
@@ -7,14 +7,14 @@ use super::Link;
 /// What RabbitMQ counts of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
-    /// Messages that nobody has in hand.
+    /// Messages that no consumer has in hand.
     pub ready: u32,
-    /// Those who consume it, on any connection.
+    /// Its consumers, on any connection.
     pub consumers: u32,
 }
 
-/// Calls on one channel of a connection, as long as none is refused: a refusal costs the channel, and
-/// the next call has another. May hang: use it, and drop it, in [`super::KillSwitch::guard`].
+/// Makes calls on one channel of a connection, and on another one after a refusal, which closes the
+/// channel. A call may hang, and so may the drop: use it, and drop it, in [`super::KillSwitch::guard`].
 pub(super) struct Calls<'a> {
     link: &'a mut Link,
     channel: Option<Channel>,
@@ -39,7 +39,7 @@ impl<'a> Calls<'a> {
         Ok(answer)
     }
 
-    /// What is to be counted of a queue; `None` if there is no such queue.
+    /// What RabbitMQ counts of a queue; `None` if there is no such queue.
     pub(super) fn queue(&mut self, name: &str) -> amiquip::Result<Option<QueueCounts>> {
         let count = |channel: &Channel| {
             let found = channel.queue_declare_passive(name)?;
@@ -63,19 +63,19 @@ impl<'a> Calls<'a> {
     }
 }
 
-/// Whether the broker says that there is no such queue or exchange. With the same code it says that a
-/// queue is down, or its node: that one is there, and so is what it holds.
+/// Whether the broker says that there is no such queue or exchange. The same code also says that a queue or
+/// its node is down: such a queue exists, and so does what it holds.
 pub(super) fn is_absent(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { code: 404, message, .. }
         if message.contains("no queue ") || message.contains("no exchange "))
 }
 
-/// Whether the broker refused a call, and the connection lives on.
+/// Whether the broker has refused a call. The connection lives on.
 pub(super) fn is_refusal(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { .. })
 }
 
-/// Whether the user has no right to what was asked for.
+/// Whether the user lacks the right to what was asked for.
 pub(super) fn is_forbidden(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { code: 403, .. })
 }

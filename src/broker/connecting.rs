@@ -1,7 +1,7 @@
 //! From the broker's names to an open connection: each address is tried with its whole handshake.
 //!
-//! An address that accepts connections proves nothing: a load balancer does, or a node that is frozen.
-//! So what counts is an open AMQP connection, and who says nothing costs its time limit and no more.
+//! An address that accepts connections proves nothing: a load balancer does so, or a node that is frozen.
+//! What counts is an open AMQP connection, and an address that doesn't answer costs its time limit at most.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use uuid::Uuid;
 
 use super::guard::{self, KillSwitch};
-use super::mending::MendedStream;
+use super::repair::RepairedStream;
 use super::tls::{self, TlsStream};
 use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Amqp, Host};
@@ -26,28 +26,30 @@ use crate::lookup::{LookUpError, LookUps};
 use crate::shutdown::Shutdown;
 use crate::threads;
 
-/// At least-once dead-lettering with a TTL in quorum queues, on which waiting retries rely.
+/// The first version whose quorum queues have a TTL and at-least-once dead-lettering, which waiting retries
+/// rely on.
 const OLDEST_VERSION: (u32, u32) = (3, 10);
 
-/// How often a connection that is being made looks whether it is still wanted.
+/// How often to check, while connecting, whether shutdown was requested.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// All connections want the same few names, so one thread asks, and another for a name that was changed
-/// meanwhile. Not the receivers' threads: their name servers are not our broker's.
+/// All connections look up the same few names, so one thread is enough, and another one for a name that was
+/// changed meanwhile. The receivers' look-ups have other threads: their name servers are not our broker's.
 static LOOK_UPS: LazyLock<LookUps> = LazyLock::new(|| LookUps::new(2));
 
-/// What failed when it was last tried while another address worked, and why. It is tried last, so that not
-/// every connection waits for it, and told once.
+/// The addresses that failed when they were last tried, while another one worked, and why. They are tried
+/// last, so that not every connection waits for them, and logged once.
 static FAILED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
-/// Which of several hosts this process tries first: the instances spread over the nodes of a cluster.
+/// Which of several hosts this process tries first, so that the instances spread over the nodes of a
+/// cluster.
 static FIRST: LazyLock<usize> = LazyLock::new(|| usize::from(Uuid::new_v4().as_bytes()[0]));
 
-/// Why an address is of no use.
+/// Why an address can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Failure {
     problem: String,
-    /// Another time would be no better.
+    /// Another attempt would fail, too.
     is_final: bool,
 }
 
@@ -64,13 +66,13 @@ impl From<io::Error> for Failure {
 }
 
 impl Link {
-    /// Connects and logs in, at the first address of the broker's hosts that lets us. Each may take
-    /// `connect_timeout` for the connection and [`SETUP_TIMEOUT`] for the handshakes, and so may the
-    /// look-up of each name. Shutdown ends it at once.
+    /// Connects and logs in, at the first address of the broker's hosts that works. Each address may take
+    /// `connect_timeout` for the connection and [`SETUP_TIMEOUT`] for the handshakes; the look-up of each name
+    /// may take [`SETUP_TIMEOUT`], too. Shutdown ends it at once.
     ///
     /// # Errors
-    /// [`BrokerError`], with what each address said. A network loss in the handshake can look like a
-    /// refused login, so even that is worth another attempt.
+    /// With the problem of each address. A network loss during the handshake can look like a refused login,
+    /// so even that is worth another attempt.
     pub fn open(
         amqp: &Amqp,
         connect_timeout: Duration,
@@ -122,11 +124,11 @@ impl Link {
     }
 }
 
-/// What is tried next.
+/// What to try next.
 enum Step<'a> {
-    /// The addresses of a name are looked up.
+    /// Look up the addresses of a name.
     Name(&'a Host),
-    /// One of them is tried.
+    /// Connect to one of them.
     Address(&'a Host, SocketAddr),
 }
 
@@ -147,7 +149,7 @@ impl Step<'_> {
     }
 }
 
-/// The names in the order in which this process tries them: those that failed last.
+/// The names in the order in which this process tries them; those that have failed come last.
 fn steps(hosts: &[Host]) -> VecDeque<Step<'_>> {
     let mut hosts: Vec<&Host> = hosts.iter().collect();
     let count = hosts.len().max(1);
@@ -157,7 +159,8 @@ fn steps(hosts: &[Host]) -> VecDeque<Step<'_>> {
     steps.into()
 }
 
-/// The addresses of a name come next, in the resolver's order; those that failed last of all.
+/// Adds the addresses of a name as the next steps, in the resolver's order, and those that have failed as
+/// the last ones.
 fn add_addresses<'a>(steps: &mut VecDeque<Step<'a>>, host: &'a Host, addresses: Vec<SocketAddr>) {
     for address in addresses.into_iter().rev() {
         let step = Step::Address(host, address);
@@ -169,7 +172,7 @@ fn add_addresses<'a>(steps: &mut VecDeque<Step<'a>>, host: &'a Host, addresses: 
     }
 }
 
-/// Says which places are of no use, though another one is; once for each new cause.
+/// Logs which places don't work while another one does, once for each new cause.
 fn tell(works: &str, failures: &[(String, Failure)]) {
     let mut failed = failed();
     if failed.remove(works).is_some() {
@@ -198,7 +201,7 @@ fn open_one(
 ) -> Result<Link, Failure> {
     let no_thread = |error: io::Error| format!("not tried: {error}");
     guard::start().map_err(no_thread)?;
-    // amiquip needs two, and panics without the second.
+    // amiquip starts two threads, and panics if it can't have the second.
     threads::check(2).map_err(no_thread)?;
     let mut stream = connect_to(address, connect_timeout, shutdown)
         .map_err(|error| format!("cannot connect: {error}: is it running, is AMQP_URL right?"))?;
@@ -257,15 +260,15 @@ fn open<S: Read + Write + Evented + Send + 'static>(
     stream: S,
     options: ConnectionOptions<Auth>,
 ) -> amiquip::Result<amiquip::Connection> {
-    let stream = MendedStream::new(stream);
+    let stream = RepairedStream::new(stream);
     let open =
         || amiquip::Connection::insecure_open_stream(stream, options, ConnectionTuning::default());
-    // Somebody else may have taken the last thread since that was looked at. Nothing of this connection is
-    // used again.
+    // Somebody else may have taken the last thread since the check. Nothing of this connection is used
+    // after a panic.
     panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(amiquip::Error::IoThreadPanic))
 }
 
-/// Like `TcpStream::connect_timeout`, but shutdown ends it.
+/// Like `TcpStream::connect_timeout`, but shutdown ends it, too.
 fn connect_to(address: SocketAddr, limit: Duration, shutdown: &Shutdown) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -307,7 +310,7 @@ fn resolve(host: &Host, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> 
     }
     let deadline = Instant::now() + SETUP_TIMEOUT;
     let found = loop {
-        // Whoever asks again for a name that is being asked for only goes on waiting.
+        // A name that is being looked up already is not looked up twice: this goes on waiting for it.
         match LOOK_UPS.find(&host.name, LOOK) {
             _ if shutdown.is_requested() => return Err("shutting down".to_owned()),
             Err(LookUpError::Silent | LookUpError::Busy) if Instant::now() < deadline => {}
@@ -346,7 +349,7 @@ mod tests {
 
     #[test]
     fn what_each_address_said_is_told_if_none_works() {
-        // One says nothing for ever and one hangs up; nobody is at the third.
+        // The first never answers, the second hangs up, and nobody listens at the third.
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (silent, leaving, nobody) = (listen(), listen(), listen());
         let addresses =

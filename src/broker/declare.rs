@@ -1,7 +1,7 @@
 //! Makes what is missing of the topology, and finds out what is lost.
 //!
-//! Each object stands for itself: what can't be had of one is noted in [`Objects`], and the others are
-//! made all the same.
+//! Objects are independent of each other: if one can't be had, that is noted in [`Objects`], and the others
+//! are made nevertheless.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,13 @@ use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
 use super::calls::{Calls, QueueCounts, is_absent, is_forbidden, is_refusal};
 use super::objects::Objects;
 use super::topology::{
-    BACKLOG_EXCHANGE, Lane, LaneKind, ORPHANED, RETRY_EXCHANGE, Topology, WAIT_EXCHANGE,
-    dead_queue, event_options, exchange_options, plain_options, retry_options, retry_queue,
-    wait_options, wait_queue,
+    Lane, LaneKind, Topology, event_options, exchange_options, plain_options, retry_options,
+    wait_options,
 };
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, ORPHANED, RETRY_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue, wait_queue,
+};
 use crate::metrics::ObjectKind as Kind;
 use crate::shutdown::Shutdown;
 
@@ -23,23 +25,23 @@ use crate::shutdown::Shutdown;
 pub struct Problem {
     /// Which, why, and the remedy.
     pub error: BrokerError,
-    /// Whether nothing works without it: there is no other way for what needs it.
+    /// Whether nothing works without it, because nothing can stand in for it.
     pub is_vital: bool,
 }
 
-/// How long declaring everything may take: tens of milliseconds where all is there, and several
-/// seconds for the quorum queues of a long schedule on a broker that is busy.
+/// How long it may take to declare everything. It takes tens of milliseconds if everything exists, and
+/// several seconds for the quorum queues of a long schedule on a busy broker.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What each queue of QUEUES adds to that: it has two quorum queues beside it, for which a cluster takes tens
-/// of milliseconds each.
+/// What each queue of QUEUES adds to that: it has two quorum queues beside it, and a cluster takes tens of
+/// milliseconds for each.
 const DECLARE_EACH: Duration = Duration::from_millis(200);
 
 impl Topology {
-    /// Makes what is missing; calls `depth` with each watched queue and how many messages are ready in
-    /// it. Returns what could not be had, each with its remedy. Producers' queues are looked for first,
-    /// and never redeclared: they are the operator's, with arguments of their own, and so are the
-    /// dead-letter queues. Bounded, ended by shutdown.
+    /// Makes what is missing, and calls `depth` with each watched queue and how many messages are ready in
+    /// it. Returns what could not be had, each with its remedy. Producers' queues are looked for first, and
+    /// never redeclared: they belong to the operator, and may have any arguments, as may the dead-letter
+    /// queues. It has a time limit, and shutdown ends it.
     ///
     /// # Errors
     /// If the connection is lost.
@@ -91,7 +93,7 @@ impl Topology {
                 can_wait = true;
             }
         }
-        // One wait queue is as good as another.
+        // Any wait queue can stand in for another.
         for problem in maker.problems.iter_mut().skip(vital) {
             problem.is_vital = !can_wait;
         }
@@ -99,10 +101,10 @@ impl Topology {
     }
 }
 
-/// Makes sure of the one queue that a lane consumes. Bounded.
+/// Makes the queue that a lane consumes, unless it exists. Takes [`SETUP_TIMEOUT`] at most.
 ///
 /// # Errors
-/// [`BrokerError`]: it can't be had, or the connection is lost.
+/// If the queue can't be had, or the connection is lost.
 pub fn declare_lane(
     link: &mut Link,
     lane: &Lane,
@@ -119,16 +121,16 @@ pub fn declare_lane(
             }
             LaneKind::Retries => {
                 let options = retry_options(&lane.origin);
-                // Without its exchange it can be consumed, and all has to be looked at.
+                // Without its exchange it can be consumed all the same, but the topology has to be checked.
                 if maker.queue(&lane.queue, options, Arguments::Ours)?
                     && maker.calls.has_exchange(RETRY_EXCHANGE)?
                 {
                     maker.bind(&lane.queue, RETRY_EXCHANGE, &format!("*.{}", lane.origin))?;
                 } else {
-                    objects.look_soon();
+                    objects.check_soon();
                 }
             }
-            // Each is declared when it is opened.
+            // Each backlog is declared when it is opened.
             LaneKind::Backlogs => {}
         }
         Ok(maker.problems)
@@ -137,12 +139,12 @@ pub fn declare_lane(
     problems.into_iter().next().map_or(Ok(()), |problem| Err(problem.error))
 }
 
-/// Whose arguments a queue has.
+/// Which arguments a queue must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arguments {
     /// Those that we declare.
     Ours,
-    /// Any will do.
+    /// Any.
     Any,
 }
 
@@ -154,7 +156,7 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Makes sure of a queue; says whether it is one that we can use.
+    /// Makes a queue, unless it exists. Returns whether we can use it.
     fn queue(
         &mut self,
         name: &str,
@@ -164,7 +166,7 @@ impl Maker<'_> {
         let asked = Instant::now();
         let counts = match self.calls.queue(name) {
             Ok(counts) => counts,
-            // It is there, but doesn't answer.
+            // The queue exists, but doesn't answer.
             Err(error) => {
                 self.refused(Kind::Queue, name, error)?;
                 (self.depth)(name, None);
@@ -179,10 +181,10 @@ impl Maker<'_> {
             self.objects.found(Kind::Queue, name, messages.unwrap_or(0));
             return Ok(true);
         }
-        // What is there already stays as it is; with other arguments this fails.
+        // This changes nothing if the queue exists, and fails if it has other arguments.
         match self.calls.call(|channel| channel.queue_declare(name, options).map(drop)) {
             Ok(()) => {}
-            // Who may not make it can't compare its arguments either.
+            // Without the right to make a queue, its arguments can't be compared either.
             Err(error) if messages.is_some() && is_forbidden(&error) => {}
             Err(error) => return self.refused(Kind::Queue, name, error).map(|()| false),
         }
@@ -190,7 +192,7 @@ impl Maker<'_> {
         Ok(true)
     }
 
-    /// Makes sure of an exchange.
+    /// Makes an exchange, unless it exists.
     fn exchange(&mut self, kind: ExchangeType, name: &str) -> amiquip::Result<()> {
         let asked = Instant::now();
         let is_there = match self.calls.has_exchange(name) {
@@ -214,13 +216,12 @@ impl Maker<'_> {
         self.calls.call(|channel| channel.exchange_declare(kind, name, options).map(drop))
     }
 
-    /// Makes sure of the exchange into which expired messages come, and of our queues' bindings to it.
-    /// One without an alternate exchange, of an older version, is made anew: its arguments can't be
-    /// changed.
+    /// Makes the exchange that expired messages are published to, and binds our queues to it. An exchange of
+    /// an older version, without an alternate exchange, is made anew: its arguments can't be changed.
     ///
-    /// Between its making and the bindings, what expires would be orphaned. So nothing is led to
-    /// `webhooks.orphaned` meanwhile: what finds no way stays in its wait queue, and RabbitMQ tries it
-    /// again within three minutes.
+    /// What expires before the bindings are made would be orphaned. So `webhooks.orphaned` is unbound
+    /// meanwhile: what finds no route stays in its wait queue, and RabbitMQ tries it again within three
+    /// minutes.
     fn retry_exchange(&mut self, bindings: &[(String, String)]) -> amiquip::Result<()> {
         let asked = Instant::now();
         let is_there = match self.calls.has_exchange(RETRY_EXCHANGE) {
@@ -261,7 +262,7 @@ impl Maker<'_> {
             Err(error) if !is_absent(&error) => return Err(error),
             _ => {}
         }
-        // Perhaps another instance has just made it, and has bound its queues.
+        // Unless another instance has just made it anew, and has bound its queues.
         if is_older && self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE).is_err() {
             self.calls.call(|channel| channel.exchange_delete(RETRY_EXCHANGE, false))?;
         }
@@ -273,14 +274,14 @@ impl Maker<'_> {
         let arguments = FieldTable::new;
         match self.calls.call(|channel| channel.queue_bind(queue, exchange, key, arguments())) {
             Ok(()) => self.objects.bound(queue, asked),
-            // Somebody has just deleted one of them: it is made again the next time.
+            // Somebody has just deleted the queue or the exchange: it is made again the next time.
             Err(error) if is_absent(&error) => {}
             Err(error) => return self.refused(Kind::Binding, queue, error),
         }
         Ok(())
     }
 
-    /// Notes what the broker refuses; a lost connection ends it all.
+    /// Notes that the broker has refused an object. Any other error is returned, and ends the whole.
     fn refused(&mut self, kind: Kind, name: &str, error: amiquip::Error) -> amiquip::Result<()> {
         if !is_refusal(&error) {
             return Err(error);

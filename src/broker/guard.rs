@@ -1,8 +1,8 @@
-//! Ends calls that take too long, from one thread for the whole process.
+//! Ends calls that take too long, by one thread for the whole process.
 //!
-//! It is started once, before the first connection: a thread for each call could not be had just
-//! when the machine is in trouble, and then the call would have no limit, or the connection would be
-//! given up with all that is in hand.
+//! The thread is started once, before the first connection. A thread for each call might fail to start
+//! just when the machine is in trouble; the call would then have no time limit, or the connection would
+//! have to be given up with everything in hand.
 
 use std::io;
 use std::net::{Shutdown as Half, TcpStream};
@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Select, Sender, unbounded};
 use super::{CALL_TIMEOUT, CLOSE_TIMEOUT};
 use crate::shutdown::Shutdown;
 
-/// Ends a connection from outside, whatever its owner is waiting for.
+/// Ends a connection from another thread, whatever its owner is waiting for.
 #[derive(Clone, Debug)]
 pub struct KillSwitch(Arc<TcpStream>);
 
@@ -26,13 +26,13 @@ impl KillSwitch {
 
     /// Shuts the socket down: every call on the connection fails within a millisecond.
     pub fn cut(&self) {
-        // Fails only if the socket is closed already.
+        // This fails only if the socket is closed already.
         let _ = self.0.shutdown(Half::Both);
     }
 
-    /// Runs a call that may hang, and cuts the connection when it takes too long or at shutdown.
+    /// Runs a call that may hang, and cuts the connection if it takes longer than `limit`, or at shutdown.
     ///
-    /// Wakes another thread, so it is for the rare calls: opening, setting up, closing.
+    /// It wakes another thread, so it is for rare calls: opening, setting up, closing.
     pub fn guard<T>(
         &self,
         limit: Duration,
@@ -42,8 +42,8 @@ impl KillSwitch {
         self.watch(limit, shutdown.cloned(), Duration::ZERO, call)
     }
 
-    /// The same on a connection that others use meanwhile: cuts it after `CALL_TIMEOUT`, or after
-    /// `CLOSE_TIMEOUT` once they are `ending`.
+    /// The same on a connection that other threads use: cuts it after `CALL_TIMEOUT`, or `CLOSE_TIMEOUT`
+    /// after they have been told to end (`ending`).
     pub fn guard_shared<T>(&self, ending: &Shutdown, call: impl FnOnce() -> T) -> T {
         self.watch(CALL_TIMEOUT, Some(ending.clone()), CLOSE_TIMEOUT, call)
     }
@@ -63,16 +63,16 @@ impl KillSwitch {
             self.cut();
         }
         let result = call();
-        // From here on it is not cut any more.
+        // From here on the connection is not cut any more.
         take(&end);
         result
     }
 }
 
-/// Starts the thread that limits calls, unless it runs.
+/// Starts the thread that limits calls, unless it is running.
 ///
 /// # Errors
-/// If there can be no thread.
+/// If the thread can't be started.
 pub(super) fn start() -> io::Result<()> {
     WATCH.start()
 }
@@ -81,16 +81,16 @@ static WATCH: LazyLock<Watch> = LazyLock::new(Watch::new);
 
 struct Watch {
     calls: Sender<Watched>,
-    /// Until the thread has it.
+    /// Taken when the thread is started.
     receiver: Mutex<Option<Receiver<Watched>>>,
 }
 
-/// A call that may take until then.
+/// A call under way.
 struct Watched {
-    /// Taken by who comes first: the end of the call, or its limit.
+    /// Taken by whichever comes first: the end of the call, or its limit.
     end: Arc<Mutex<Option<KillSwitch>>>,
     deadline: Instant,
-    /// Once this is requested, it may take `grace` longer at most.
+    /// Once this is requested, the call may take `grace` longer at most.
     shutdown: Option<Shutdown>,
     grace: Duration,
 }
@@ -128,7 +128,7 @@ fn watch(calls: &Receiver<Watched>) {
         for shutdown in watched.iter().filter_map(|call| call.shutdown.as_ref()) {
             select.recv(shutdown.receiver());
         }
-        // Whatever it is, all are looked at.
+        // Whatever has happened, all calls are checked.
         let _ = match watched.iter().map(|call| call.deadline).min() {
             Some(deadline) => select.ready_deadline(deadline).ok(),
             None => Some(select.ready()),
@@ -139,7 +139,7 @@ fn watch(calls: &Receiver<Watched>) {
 }
 
 impl Watched {
-    /// Whether the call is still to be watched; ends it where it took too long.
+    /// Whether the call still has to be watched. Ends it if it has taken too long.
     fn goes_on(&mut self, now: Instant) -> bool {
         if self.shutdown.take_if(|shutdown| shutdown.is_requested()).is_some() {
             self.deadline = self.deadline.min(now + self.grace);
@@ -148,7 +148,7 @@ impl Watched {
         if self.deadline <= now
             && let Some(kill) = end.take()
         {
-            // Under the lock: a call that ends now must not be followed by a cut.
+            // Under the lock: there must be no cut after the end of the call.
             kill.cut();
         }
         end.is_some()
@@ -168,7 +168,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    /// A connection to somebody who says nothing.
+    /// A connection to somebody who sends nothing.
     fn silence() -> (TcpStream, KillSwitch, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -207,7 +207,7 @@ mod tests {
         let (stream, kill, _listener) = silence();
         let (trigger, ending) = shutdown::channel();
         trigger.fire();
-        // It may still end in time.
+        // The call may still end in time.
         kill.guard_shared(&ending, || thread::sleep(Duration::from_millis(50)));
         stream.set_nonblocking(true).expect("a socket");
         let read = (&stream).read(&mut [0]).expect_err("nothing has come, not even an end");
@@ -222,7 +222,7 @@ mod tests {
             assert_eq!(kill.guard(Duration::from_millis(50), Some(&shutdown), || 7), 7);
         }
         trigger.fire();
-        // The thread looks at all of them again for each new one, and cuts none.
+        // The thread checks all calls again for each new one, and cuts none.
         let (other, other_kill, _other_listener) = silence();
         other_kill.guard(LONG, None, || ());
         thread::sleep(Duration::from_millis(60));

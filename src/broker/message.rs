@@ -1,45 +1,36 @@
-//! A message: what we take over from the broker, and what we hand to it.
+//! A message: what we take over from a delivery of the broker, and what we publish.
 
 use std::time::SystemTime;
 
 use amiquip::AmqpValue;
 
-use super::outgoing::ENTERED_BY;
 use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
+use crate::domain::broker_names::header::{self, BOUND_FOR, DELIVERY_COUNT, ENTERED_BY};
 use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value, is_producers};
 use crate::domain::event::Properties;
 use crate::domain::shown::word;
 
-/// The header in which quorum queues count how often they took a message back.
-pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
-
-/// The header of what is to go to a queue that did not take it: by its name.
-pub(super) const BOUND_FOR: &str = "x-bound-for";
-
-/// A message that came back that often is weary: it gets a new life, as a copy at the end of its
-/// queue. A quorum queue drops or dead-letters a message that came back more often than its delivery
-/// limit says, 20 times on RabbitMQ 4 where nobody set one; and it came back because of us, of the
-/// servers, or of somebody who looked at it, not of what is in it.
+/// A message that was redelivered this often is replaced by a copy at the end of its queue. A quorum queue
+/// drops or dead-letters a message that comes back more often than its delivery limit allows: 20 times on
+/// RabbitMQ 4, if nobody has set a limit. The cause is never the message itself, but us, the servers, or
+/// somebody who has looked at it.
 const MOST_REDELIVERIES: i64 = 4;
 
-/// The first of a backlog is handed back with each outage that comes while it drains, and whenever it is
-/// held for minutes: it loses its place in the order when it is replaced by a copy.
-const MOST_REDELIVERIES_OF_BACKLOG: i64 = 15;
-
-/// The header by which a producer says whose an event is.
-pub const ACCOUNT: &str = "account";
+/// The same for the head of a backlog, which is handed back with each outage while the backlog drains, and
+/// whenever it is held for minutes. It is more, because a copy loses its place in the order.
+const MOST_BACKLOG_REDELIVERIES: i64 = 15;
 
 /// How much of the producer's headers is taken over. amiquip sends all headers in one frame, and the
-/// broker closes the connection over one that is too large: 128 KiB, where nobody set less. A producer
-/// can fill such a frame to the brim. To write a table takes amiquip a time that grows with the square
-/// of their number: seconds for as many as a frame has room for.
+/// broker closes the connection if a frame is too large: over 128 KiB, if nobody has set less. A producer
+/// can fill such a frame. And amiquip takes a time to write headers that grows with the square of their
+/// number: seconds for as many as fit into a frame.
 const ROOM_OF_PRODUCER: Room = Room { headers: 128, bytes: 48 << 10 };
 
-/// How much of the others, ours and RabbitMQ's: far more than these are, whatever somebody has crafted.
-/// They have a room of their own, or a retry would lose what its first attempt had.
+/// How much of the other headers, ours and RabbitMQ's, is taken over: far more than they need. They have
+/// room of their own, or a retry would lose headers that its first attempt had.
 const ROOM_OF_OURS: Room = Room { headers: 32, bytes: 16 << 10 };
 
-/// A message as we consumed it.
+/// A message as we have consumed it.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
     /// The producer's bytes.
@@ -50,19 +41,19 @@ pub struct Message {
     pub message_id: Option<String>,
     /// AMQP `type`.
     pub event_type: Option<String>,
-    /// The headers of the types that we write; others are left out, and so is what goes beyond 128
-    /// headers or 48 KiB of the producer's.
+    /// The headers whose types we write; others are left out, and so is what exceeds 128 headers or 48 KiB
+    /// of the producer's.
     pub headers: Headers,
 }
 
 impl Message {
-    /// The message in which a delivery of an event from the queue `origin` travels that came in this
-    /// one, or in part: the producer's body, content type and headers, and headers of ours.
+    /// The message that carries a delivery of this message's event, which came from the queue `origin`: with
+    /// the producer's body, content type and headers, and headers of ours.
     #[must_use]
     pub fn carrying(&self, delivery: &Delivery, origin: &str) -> Self {
         let mut headers = delivery.headers(origin);
         for (name, value) in self.headers.iter().filter(|(name, _)| is_producers(name)) {
-            // Ours counts, whatever somebody has written.
+            // Ours take precedence.
             headers.entry(name.clone()).or_insert_with(|| value.clone());
         }
         Self {
@@ -74,28 +65,28 @@ impl Message {
         }
     }
 
-    /// How many bytes it takes in memory, about.
+    /// About how many bytes it takes in memory.
     #[must_use]
     pub fn size(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| header_bytes(name, value));
         self.body.len() + headers.sum::<usize>()
     }
 
-    /// The properties that say more about the event than its body.
+    /// The properties that tell about the event what its body may not.
     #[must_use]
     pub fn properties(&self) -> Properties<'_> {
         Properties {
             message_id: self.message_id.as_deref(),
             event_type: self.event_type.as_deref(),
-            account: self.headers.get(ACCOUNT),
+            account: self.headers.get(header::PRODUCERS_ACCOUNT),
         }
     }
 
-    /// Takes over what the broker delivered, body included.
+    /// Takes over what the broker has delivered; the body is moved out of the delivery.
     #[must_use]
     pub fn take(delivery: &mut amiquip::Delivery) -> Self {
         let properties = &delivery.properties;
-        // The trace comes first, however its names sort.
+        // The headers of a trace come first, so that there is room for them.
         let of_trace = |is_wanted: bool| {
             let headers = properties.headers().iter().flat_map(|table| table.iter());
             headers.filter(move |(name, _)| is_of_trace(name) == is_wanted)
@@ -119,11 +110,12 @@ impl Message {
                 ROOM_OF_PRODUCER.bytes,
             );
         }
-        // However many others there are, and whatever it is: an event must not seem to be of another
-        // account, or of none, because its header was left out.
-        let account = properties.headers().as_ref().and_then(|table| table.get(ACCOUNT));
+        // Whatever the room and the type: an event must not seem to belong to another account, or to none,
+        // because this header was left out.
+        let account =
+            properties.headers().as_ref().and_then(|table| table.get(header::PRODUCERS_ACCOUNT));
         if let Some(account) = account.and_then(read_account) {
-            headers.insert(ACCOUNT.to_owned(), account);
+            headers.insert(header::PRODUCERS_ACCOUNT.to_owned(), account);
         }
         Self {
             headers,
@@ -134,13 +126,13 @@ impl Message {
         }
     }
 
-    /// Whether the process with this name has put it into its backlog.
+    /// Whether the process with this name has put it into a backlog.
     #[must_use]
     pub fn was_entered_by(&self, instance: &str) -> bool {
         matches!(self.headers.get(ENTERED_BY), Some(Value::Text(by)) if by == instance)
     }
 
-    /// How often the broker has taken the message back.
+    /// How often the broker has taken the message back, as quorum queues count it.
     #[must_use]
     pub fn redeliveries(&self) -> i64 {
         match self.headers.get(DELIVERY_COUNT) {
@@ -149,34 +141,34 @@ impl Message {
         }
     }
 
-    /// Whether the broker has taken the message back so often that its queue might drop it soon.
+    /// Whether the message was redelivered so often that its queue might drop it soon.
     #[must_use]
-    pub fn is_weary(&self) -> bool {
+    pub fn is_near_delivery_limit(&self) -> bool {
         self.redeliveries() >= MOST_REDELIVERIES
     }
 
-    /// The same for a message of a backlog, whose queue has a limit of its own. An operator's policy, or
-    /// another limit, may be lower.
+    /// The same for a message of a backlog, which is made with a high limit. An operator's policy may set a
+    /// lower one.
     #[must_use]
-    pub fn is_weary_of_backlog(&self) -> bool {
-        self.redeliveries() >= MOST_REDELIVERIES_OF_BACKLOG
+    pub fn is_near_backlogs_delivery_limit(&self) -> bool {
+        self.redeliveries() >= MOST_BACKLOG_REDELIVERIES
     }
 
-    /// Whether it only waited until that queue takes it. (What others write into that header leads
-    /// nowhere else.)
+    /// Whether it has only waited until this queue takes it. (Whatever others write into that header, it
+    /// leads to no other queue.)
     #[must_use]
     pub fn is_bound_for(&self, queue: &str) -> bool {
         matches!(self.headers.get(BOUND_FOR), Some(Value::Text(name)) if name == queue)
     }
 
-    /// The message as it would have come to that queue.
+    /// The message as it would have come to the queue that it is bound for.
     #[must_use]
     pub fn arrived(mut self) -> Self {
         self.headers.remove(BOUND_FOR);
         self.rested()
     }
 
-    /// The message as if the broker had never taken it back.
+    /// The message as if it had never been redelivered.
     #[must_use]
     pub fn rested(mut self) -> Self {
         self.headers.remove(DELIVERY_COUNT);
@@ -184,12 +176,12 @@ impl Message {
     }
 }
 
-/// Whether a header belongs to a trace, and goes on to receivers (`domain::forwarding`).
+/// Whether a header belongs to a trace, and is forwarded to receivers (`domain::forwarding`).
 fn is_of_trace(name: &str) -> bool {
     ["traceparent", "tracestate", "baggage"].iter().any(|of| of.eq_ignore_ascii_case(name))
 }
 
-/// How many headers may still be taken over.
+/// How much may still be taken over.
 struct Room {
     headers: usize,
     bytes: usize,
@@ -205,7 +197,7 @@ impl Room {
     }
 }
 
-/// What a header takes in a frame (AMQP 0-9-1, section 4.2.5.5).
+/// How many bytes a header takes in a frame (AMQP 0-9-1, section 4.2.5.5).
 fn header_bytes(name: &str, value: &Value) -> usize {
     let (length, kind) = (1, 1);
     length
@@ -231,19 +223,20 @@ fn read_value(value: &AmqpValue) -> Option<Value> {
     })
 }
 
-/// The header [`ACCOUNT`]: no value is none, and what can't be a name is one that is refused.
+/// The header [`header::PRODUCERS_ACCOUNT`]: without a value it counts as missing; what can't be a name is
+/// read as one that is refused later.
 fn read_account(value: &AmqpValue) -> Option<Value> {
     match value {
         AmqpValue::Void => None,
         AmqpValue::LongString(long) if long.len() > MAX_ACCOUNT_BYTES => {
-            // Its beginning is too long as well.
+            // What is left of it is still too long to be accepted.
             Some(Value::Text(long.chars().take(MAX_ACCOUNT_BYTES + 1).collect()))
         }
         other => Some(read_value(other).unwrap_or_else(|| Value::Text(NO_NAME.to_owned()))),
     }
 }
 
-/// The time, as headers have it.
+/// The time now, as headers carry it.
 #[must_use]
 pub fn unix_millis() -> UnixMillis {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -1,122 +1,99 @@
-//! A queue becomes one of another kind, and keeps its messages.
+//! A queue becomes one of another type, and keeps its messages.
 //!
-//! RabbitMQ can't change the kind of a queue. So what it holds goes into `webhooks.moving.<queue>`, the queue is
-//! deleted and made anew, and all comes back, in its order. A message is acked when the broker has confirmed
-//! that it is in its new place, so an interruption loses nothing, and repeats one [`BATCH`] at most. How far a
-//! move has come is seen by which queues there are: whoever repeats it goes on with it.
+//! RabbitMQ can't change the type of a queue. So its messages move to `webhooks.moving.<queue>`, the queue is
+//! deleted and made anew, and the messages come back, in their order. A message is acked when the broker has
+//! confirmed it in its new place, so an interruption loses nothing, and repeats one [`BATCH`] at most. The
+//! queues that exist tell how far a move has come, so a second one continues it.
 
 use std::time::{Duration, Instant};
 
 use amiquip::{
-    AmqpProperties, Channel, Confirm, ConfirmSmoother, Consumer, ConsumerMessage, ConsumerOptions,
-    Publish, QueueDeclareOptions, QueueDeleteOptions, Return,
+    Channel, Consumer, ConsumerMessage, ConsumerOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::RecvTimeoutError;
 
-use super::browse::{take_turn, turn_queue};
-use super::calls::{Calls, QueueCounts, is_refusal};
-use super::message::DELIVERY_COUNT;
-use super::publisher::CONFIRM_TIMEOUT;
-use super::topology::{QUEUE_TYPE, event_options, moving_options};
-use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, SETUP_TIMEOUT, cancel, failed};
+use super::browse::take_turn;
+use super::calls::{Calls, QueueCounts};
+use super::topology::{event_options, moving_options};
+use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT, cancel, failed};
 use crate::config::{Config, QueueType};
-use crate::domain::event::MAX_NAME_BYTES;
+use crate::domain::broker_names::moving_queue;
 use crate::shutdown::Shutdown;
 
-/// Messages that are in hand together: those that are in both places at most when we are killed. Of more than 32 a
-/// quorum queue (RabbitMQ 3.10 at least) forgets the order when it takes them back.
+mod properties;
+mod publishing;
+mod standing;
+
+use properties::carried;
+use publishing::Publishing;
+use standing::standing;
+
+pub use standing::{QueueStanding, look_at};
+
+/// How many messages are in hand together: at most this many are in both places if we are killed. If a quorum
+/// queue takes back more than 32, it forgets their order (RabbitMQ 3.10 at least).
 const BATCH: u16 = 32;
 
-/// How long we wait for the next message of a queue that should have some,
+/// How long to wait for the next message of a queue that should have more.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// and for the rest of a batch.
+/// How long to wait for the rest of a batch.
 const REST: Duration = Duration::from_millis(50);
 
-/// How long after an interrupted move the broker may still be putting back what that had in hand: who consumes
-/// before gets what comes behind it first.
+/// How long the broker may take to put back what an interrupted move had in hand. Whoever consumes earlier is
+/// given later messages first.
 const PUT_BACK: Duration = Duration::from_secs(2);
 
-/// How often a queue may have got something new just when it was to be deleted.
+/// How often a queue may get new messages just when it is to be deleted.
 const MOST_ROUNDS: usize = 5;
 
-/// Why a queue can't be moved, or not to the end.
+/// Why a queue can't be moved, or a move ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// The broker; nothing is lost.
+    /// The broker failed. Nothing is lost.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// It has to be otherwise first. Nothing was changed.
+    /// Something has to be changed first: what, and how.
     #[error("{0}")]
     Unfit(String),
-    /// We were told to stop; nothing is lost.
+    /// Shutdown was requested. Nothing is lost.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// What a move is about to do, or has done.
+/// How far a move has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// So many messages of so many are in a queue of this name.
+    /// Some messages are in their new place.
     Carried {
         /// The queue that they go to.
         to: String,
         /// How many are there.
         done: u64,
-        /// How many there were when this began.
+        /// How many there are to be.
         of: u64,
     },
     /// The queue was made anew.
     Made,
 }
 
-/// What came of a move.
+/// The result of a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Nothing was to be done.
+    /// The queue was of this type already.
     pub was_there: bool,
-    /// Messages that are in the new queue because of it.
+    /// How many messages were moved into the new queue.
     pub messages: u64,
-    /// Of these, those whose `user-id` was left out: it is another user's, for whom only he may speak.
+    /// Of these, how many have lost their `user-id`: RabbitMQ takes it only from the user of that name.
     pub without_user: u64,
-    /// Those whose header `CC` was left out: it would have led copies into other queues.
+    /// How many have lost their header `CC` or `BCC`: it would have sent copies to other queues again.
     pub without_copies: u64,
 }
 
-/// What a queue is, before it is moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueStanding {
-    /// Which kind, and what it holds; none if there is no such queue.
-    pub queue: Option<(QueueType, QueueCounts)>,
-    /// What a move that was interrupted has put aside.
-    pub put_aside: Option<u32>,
-}
-
-/// Where the messages of a queue are while it is made anew.
-#[must_use]
-pub fn moving_queue(queue: &str) -> String {
-    format!("webhooks.moving.{queue}")
-}
-
-/// What a queue is, and what of it was put aside. Changes nothing.
+/// Makes a queue one of the type `to`, with all its messages. `progress` is told how far it has come.
 ///
 /// # Errors
-/// [`MoveError`].
-pub fn look_at(
-    config: &Config,
-    shutdown: &Shutdown,
-    queue: &str,
-) -> Result<QueueStanding, MoveError> {
-    let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    let standing = standing(&mut link, queue);
-    link.close();
-    standing
-}
-
-/// Has a queue be of this kind, with all that it holds. `progress` hears how far it is.
-///
-/// # Errors
-/// [`MoveError`]. Nothing is lost then, and the next one goes on where this one was.
+/// [`MoveError`]. Nothing is lost then, and the next move continues this one.
 pub fn move_queue(
     config: &Config,
     shutdown: &Shutdown,
@@ -125,9 +102,9 @@ pub fn move_queue(
     mut progress: impl FnMut(Progress),
 ) -> Result<Moved, MoveError> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    // Before its turn: that has a name of its name.
+    // First, because it checks the queue's name, of which the name of the turn is made.
     let _ = standing(&mut link, queue)?;
-    // Until the connection ends: nobody else moves it meanwhile.
+    // Until the connection ends, nobody else moves the queue.
     take_turn(&mut link, queue, shutdown)?;
     let mut mover = Mover { config, link, shutdown, moved: Moved::default() };
     let aside = moving_queue(queue);
@@ -168,57 +145,6 @@ fn not_consumed(queue: &str, QueueCounts { consumers, .. }: QueueCounts) -> Resu
     }
 }
 
-fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, MoveError> {
-    // Also for whose turn it is there is a queue of its name.
-    let most = MAX_NAME_BYTES - moving_queue("").len().max(turn_queue("").len());
-    if !(1..=most).contains(&queue.len()) {
-        return Err(MoveError::Unfit(format!(
-            "{queue:?} can't be moved: the name of a queue that can has 1 to {most} bytes"
-        )));
-    }
-    let (kill, address) = (link.kill_switch(), link.address.clone());
-    let found = kill.guard(SETUP_TIMEOUT, None, || {
-        let mut calls = Calls::new(link);
-        let put_aside = calls.queue(&moving_queue(queue))?.map(|counts| counts.ready);
-        let Some(counts) = calls.queue(queue)? else {
-            return Ok(Ok(QueueStanding { queue: None, put_aside }));
-        };
-        let mut others = Vec::new();
-        // The one without any kind of its own is of the virtual host's default, classic where that is unset.
-        let kinds = [(Some(QueueType::Quorum), QueueType::Quorum)];
-        let classic = [None, Some(QueueType::Classic)].map(|kind| (kind, QueueType::Classic));
-        for (declared, kind) in kinds.into_iter().chain(classic) {
-            let options = event_options(declared);
-            // What is there already stays as it is; with other arguments this fails.
-            match calls.call(|channel| channel.queue_declare(queue, options).map(drop)) {
-                Ok(()) => {
-                    return Ok(Ok(QueueStanding { queue: Some((kind, counts)), put_aside }));
-                }
-                Err(error) if is_refusal(&error) => others.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Err(others))
-    });
-    let problems = match found.map_err(|error| failed(&address, queue, &error))? {
-        Ok(standing) => return Ok(standing),
-        Err(problems) => problems,
-    };
-    // One that says more than that it is of another kind.
-    let of_kind = |error: &amiquip::Error| error.to_string().contains(QUEUE_TYPE);
-    let telling = problems.iter().find(|error| !of_kind(error)).or(problems.first());
-    match telling {
-        Some(amiquip::Error::ServerClosedChannel { code: 406, message, .. }) => {
-            Err(MoveError::Unfit(format!(
-                "{queue:?} has arguments of its own, which a queue that is made anew would not have \
-                 ({message}): let a policy say them, and make the queue by hand"
-            )))
-        }
-        Some(error) => Err(failed(&address, queue, error).into()),
-        None => Err(MoveError::Unfit(format!("{queue:?} is of no kind that is known"))),
-    }
-}
-
 struct Mover<'a> {
     config: &'a Config,
     link: Link,
@@ -241,7 +167,7 @@ impl Mover<'_> {
         self.guard(queue, |link| link.channel()?.queue_declare(queue, options).map(drop))
     }
 
-    /// Carries all that a queue holds into another one, and deletes it. Returns how much it was.
+    /// Moves all messages of a queue into another one, and deletes the queue. Returns how many they were.
     fn empty_into(
         &mut self,
         from: &str,
@@ -280,7 +206,7 @@ impl Mover<'_> {
         let address = self.link.address.clone();
         let lost = |error: &amiquip::Error| MoveError::from(failed(&address, from, error));
         let channel = opened.map_err(|error| lost(&error))?;
-        // Nobody else gets any, so that all come in their order.
+        // As the only consumer, so that all messages keep their order.
         let options = ConsumerOptions { exclusive: true, ..Default::default() };
         let begun = kill.guard(SETUP_TIMEOUT, None, || channel.basic_consume(from, options));
         let consumer = begun.map_err(|error| lost(&error))?;
@@ -303,11 +229,11 @@ impl Mover<'_> {
             let done = before + carried;
             progress(Progress::Carried { to: to.to_owned(), done, of: of.max(done) });
         };
-        // What it was still given goes back into the queue, to its place.
+        // What the consumer was given meanwhile goes back to its place in the queue.
         kill.guard(CLOSE_TIMEOUT, None, || drop((cancel(&consumer), consumer)));
         let closed = kill.guard(CLOSE_TIMEOUT, None, || channel.close());
         taker.close();
-        // What was asked then may have been cut off.
+        // Shutdown may have cut off a call, which then has an error of its own.
         let carried = carried.map_err(|error| match self.shutdown.is_requested() {
             true => MoveError::Interrupted,
             false => error,
@@ -316,7 +242,7 @@ impl Mover<'_> {
         Ok(carried)
     }
 
-    /// The next messages; none if the queue has no more.
+    /// The next batch, which is empty if the queue has no more messages.
     fn take(
         &mut self,
         consumer: &Consumer<'_>,
@@ -361,11 +287,13 @@ impl Mover<'_> {
         taker: &mut Publishing,
         channel: &Channel,
     ) -> Result<(), MoveError> {
-        let messages = batch.iter_mut().map(|delivery| {
-            let properties = self.carried(&delivery.properties);
-            (std::mem::take(&mut delivery.body), properties)
-        });
-        let messages: Vec<_> = messages.collect();
+        let mut messages = Vec::with_capacity(batch.len());
+        for delivery in &mut batch {
+            let (properties, left_out) = carried(&delivery.properties, &self.config.amqp.user);
+            self.moved.without_user += u64::from(left_out.user);
+            self.moved.without_copies += u64::from(left_out.copies);
+            messages.push((std::mem::take(&mut delivery.body), properties));
+        }
         taker.publish(messages)?;
         let kill = self.link.kill_switch();
         let acked = kill.guard(SETUP_TIMEOUT, None, || {
@@ -373,54 +301,13 @@ impl Mover<'_> {
                 Some(last) => last.ack_multiple(channel)?,
                 None => return Ok(()),
             }
-            // Its answer means that the ack has arrived.
+            // Its answer shows that the ack has arrived.
             channel.qos(0, BATCH, false)
         });
         acked.map_err(|error| self.link.unavailable(&error).into())
     }
 
-    /// The properties of a message in its new place.
-    fn carried(&mut self, properties: &AmqpProperties) -> AmqpProperties {
-        let mut carried = AmqpProperties::default();
-        macro_rules! keep {
-            ($($property:ident $with:ident),*) => {
-                $(if let Some(value) = properties.$property() {
-                    carried = carried.$with(value.clone());
-                })*
-            };
-        }
-        keep!(
-            content_type with_content_type,
-            content_encoding with_content_encoding,
-            delivery_mode with_delivery_mode,
-            priority with_priority,
-            correlation_id with_correlation_id,
-            reply_to with_reply_to,
-            expiration with_expiration,
-            message_id with_message_id,
-            timestamp with_timestamp,
-            type_ with_type_,
-            app_id with_app_id,
-            cluster_id with_cluster_id
-        );
-        if let Some(headers) = properties.headers() {
-            let mut headers = headers.clone();
-            // RabbitMQ's own count, of the queue that it leaves.
-            headers.remove(DELIVERY_COUNT);
-            let copies = ["CC", "BCC"].map(|name| headers.remove(name));
-            self.moved.without_copies += u64::from(copies.iter().any(Option::is_some));
-            carried = carried.with_headers(headers);
-        }
-        match properties.user_id() {
-            Some(user) if *user == self.config.amqp.user => carried.with_user_id(user.clone()),
-            user => {
-                self.moved.without_user += u64::from(user.is_some());
-                carried
-            }
-        }
-    }
-
-    /// Deletes a queue that is empty, and says whether it was.
+    /// Deletes a queue if it is empty. Returns whether it was.
     fn delete(&mut self, queue: &str, kind: QueueType) -> Result<bool, MoveError> {
         let counts = self.guard(queue, |link| Calls::new(link).queue(queue))?;
         let Some(counts) = counts else { return Ok(true) };
@@ -428,7 +315,7 @@ impl Mover<'_> {
         if counts.ready > 0 {
             return Ok(false);
         }
-        // Quorum queues know no conditions.
+        // Quorum queues don't know these conditions.
         let only_if = kind == QueueType::Classic;
         let options = QueueDeleteOptions { if_empty: only_if, if_unused: only_if };
         let kill = self.link.kill_switch();
@@ -437,93 +324,9 @@ impl Mover<'_> {
         });
         match deleted {
             Ok(()) => Ok(true),
-            // Something has just come.
+            // A message has just come.
             Err(amiquip::Error::ServerClosedChannel { code: 406, .. }) => Ok(false),
             Err(error) => Err(failed(&self.link.address, queue, &error).into()),
         }
-    }
-}
-
-/// A channel on which messages are published as they are, on a connection of its own: a broker with an alarm
-/// stops reading from those that publish.
-struct Publishing {
-    link: Link,
-    queue: String,
-    channel: Channel,
-    confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
-    smoother: ConfirmSmoother,
-    kill: KillSwitch,
-}
-
-impl Publishing {
-    fn open(config: &Config, queue: &str, shutdown: &Shutdown) -> Result<Self, BrokerError> {
-        let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-        let kill = link.kill_switch();
-        let opened = kill.guard(SETUP_TIMEOUT, None, || {
-            let channel = link.channel()?;
-            let returns = channel.listen_for_returns()?;
-            // In this order, or confirms that come early are dropped.
-            let confirms = channel.listen_for_publisher_confirms()?;
-            channel.enable_publisher_confirms()?;
-            Ok((channel, confirms, returns))
-        });
-        let (channel, confirms, returns) = opened.map_err(|error| link.unavailable(&error))?;
-        let smoother = ConfirmSmoother::new();
-        Ok(Self { link, queue: queue.to_owned(), channel, confirms, returns, smoother, kill })
-    }
-
-    /// Publishes these, and waits until the broker has all of them.
-    fn publish(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), BrokerError> {
-        let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
-        let kill = self.kill.clone();
-        // Not ended by shutdown: a batch that is cut would be in both places.
-        let published = kill.guard(limit, None, || self.publish_all(messages));
-        published.map_err(|problem| {
-            // Or the drop of the channel would wait for an answer.
-            self.kill.cut();
-            BrokerError::Unavailable { address: self.link.address.clone(), problem }
-        })
-    }
-
-    fn publish_all(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), String> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let mut unconfirmed = messages.len();
-        for (body, properties) in messages {
-            let publish = Publish {
-                body: &body,
-                routing_key: self.queue.clone(),
-                mandatory: true,
-                immediate: false,
-                properties,
-            };
-            self.channel.basic_publish("", publish).map_err(|error| error.to_string())?;
-        }
-        while unconfirmed > 0 {
-            let confirm = match self.confirms.recv_deadline(deadline) {
-                Ok(confirm) => confirm,
-                Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
-                Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
-            };
-            // Before the smoother has it: that makes an ack of a nack which a later ack of several covers.
-            if matches!(confirm, Confirm::Nack(_)) {
-                return Err(format!(
-                    "the queue {} takes no messages (nack): has it a `max-length`, by a policy?",
-                    self.queue
-                ));
-            }
-            unconfirmed -= self.smoother.process(confirm).count();
-            // A message that came back is acked too, after it came back.
-            if let Ok(returned) = self.returns.try_recv() {
-                return Err(format!("the queue {} is gone: {}", self.queue, returned.reply_text));
-            }
-        }
-        Ok(())
-    }
-
-    fn close(self) {
-        let Self { link, channel, kill, .. } = self;
-        kill.guard(CLOSE_TIMEOUT, None, || channel.close()).ok();
-        link.close();
     }
 }

@@ -1,5 +1,5 @@
-//! Publishing notices: on a connection of its own, so that nothing which is wrong with it, or with the
-//! queues that somebody has bound to it, is in a delivery's way.
+//! Publishing notices, on a connection of its own: no failure of it, nor of the queues that somebody has
+//! bound to the exchange, may hold up a delivery.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,41 +11,42 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use super::calls::{Calls, is_forbidden};
 use super::outgoing::Outgoing;
 use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
-use super::topology::{EVENTS_EXCHANGE, exchange_options};
+use super::topology::exchange_options;
 use super::{BrokerError, CLOSE_TIMEOUT, Link, Message, SETUP_TIMEOUT, failed};
 use crate::config::Config;
+use crate::domain::broker_names::EVENTS_EXCHANGE;
 use crate::domain::notice::Notice;
 use crate::shutdown::Shutdown;
 
-/// A connection that publishes notices with confirms, some at a time.
+/// A connection that publishes notices with confirms, several at a time.
 pub struct Announcer {
     channel: Confirming,
     /// Disconnected when the connection is lost.
     blocked: Receiver<ConnectionBlockedNotification>,
-    /// Why the broker takes nothing now: an alarm.
+    /// The broker's alarm, while it has one: it takes no messages then.
     alarm: Option<String>,
     link: Link,
 }
 
-/// What has become of notices that were published.
+/// What became of notices that were published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Announced {
-    /// The broker has all of them but so many, which it has refused: one of the queues that are bound to the
+    /// The broker has all of them, except those that it has refused because one of the queues bound to the
     /// exchange takes none.
     All {
-        /// How many.
+        /// How many were refused.
         refused: usize,
     },
-    /// It has not confirmed all of them yet.
+    /// The broker has not confirmed all of them yet.
     NotYet,
 }
 
 /// Why notices are not confirmed.
 #[derive(Debug)]
 pub struct NotAnnounced {
-    /// In words.
+    /// What happened.
     pub error: BrokerError,
-    /// Whether some may have been published all the same: the broker has not refused them.
+    /// Whether some may have been published nevertheless: the broker has not refused them.
     pub may_have_arrived: bool,
 }
 
@@ -56,7 +57,7 @@ impl fmt::Debug for Announcer {
 }
 
 impl Announcer {
-    /// Connects, and makes the exchange where it is missing.
+    /// Connects, and makes the exchange if it is missing.
     ///
     /// # Errors
     /// If the broker can't be reached, or refuses the exchange.
@@ -68,15 +69,15 @@ impl Announcer {
             Ok((link.listen_for_loss()?, Confirming::open(&mut link, None)?))
         });
         let (blocked, channel) = opened.map_err(|error| {
-            // Or the drop of a channel would wait for an answer.
+            // Otherwise the drop of a channel would wait for an answer.
             kill.cut();
             failed(&address, EVENTS_EXCHANGE, &error)
         })?;
         Ok(Self { channel, blocked, alarm: None, link })
     }
 
-    /// Publishes some, and waits until the broker has all of them, but no longer than `limit`. Only where
-    /// nothing is left of what was published before.
+    /// Publishes notices, and waits until the broker has all of them, for `limit` at most. What was published
+    /// before has to be confirmed by then.
     ///
     /// # Errors
     /// Why they can't be confirmed any more.
@@ -87,15 +88,15 @@ impl Announcer {
     ) -> Result<(Self, Announced), NotAnnounced> {
         let kill = self.link.kill_switch();
         let all = || self.channel.publish_notices(notices);
-        // For a publish that blocks.
+        // This limit is for a publish that blocks.
         kill.guard(CLOSE_TIMEOUT, None, all);
         self.wait(limit)
     }
 
-    /// Waits for what was published before.
+    /// Waits for the confirms of what was published before, for `limit` at most.
     ///
     /// # Errors
-    /// Why it can't be confirmed any more.
+    /// Why they can't come any more.
     pub fn wait(mut self, limit: Duration) -> Result<(Self, Announced), NotAnnounced> {
         let waited = self.channel.wait_for_confirms(Instant::now() + limit);
         self.hear();
@@ -114,7 +115,7 @@ impl Announcer {
         }
     }
 
-    /// Why the broker takes no messages on this connection, as far as it has said.
+    /// Why the broker takes no messages on this connection, if it has an alarm.
     #[must_use]
     pub fn alarm(&self) -> Option<&str> {
         self.alarm.as_deref()
@@ -145,7 +146,8 @@ impl Announcer {
     }
 }
 
-/// Who may not make it may publish to it, if somebody else has made it.
+/// Makes the exchange. A user without the right to make it may still publish to it, if somebody else has
+/// made it.
 fn make_exchange(calls: &mut Calls<'_>) -> amiquip::Result<()> {
     let declare = |channel: &amiquip::Channel| {
         let options = exchange_options(EVENTS_EXCHANGE);
@@ -160,7 +162,7 @@ fn make_exchange(calls: &mut Calls<'_>) -> amiquip::Result<()> {
 impl Confirming {
     fn publish_notices(&mut self, notices: &[Notice]) {
         let since = Instant::now();
-        // Who asks sees by the lists what became of them.
+        // Nobody receives these: the caller sees by the channel's lists what became of the notices.
         let (confirmed, _confirms) = bounded(notices.len());
         let slip: Arc<Slip> = Arc::default();
         for notice in notices {
@@ -186,7 +188,7 @@ impl Confirming {
         }
         match self.broken.take() {
             Some(problem) => Err(problem),
-            None => Ok(Announced::All { refused: self.refused.drain(..).count() }),
+            None => Ok(Announced::All { refused: self.unconfirmed.take_refused().len() }),
         }
     }
 }

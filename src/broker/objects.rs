@@ -1,8 +1,8 @@
-//! Which of the queues, exchanges and bindings that we need are there, as far as anybody has looked.
+//! Which of the queues, exchanges and bindings that we need exist, as far as anybody has looked.
 //!
-//! A queue that was there and no longer is has taken with it what it held: whoever made it again, as if
-//! it had never been, would hide that. So all who look for our objects tell it here, and what is lost is
-//! told and counted once for the process. (What is missing at its start was perhaps never made.)
+//! If a queue existed and is gone, what it held is gone, too. To make it again without a word would hide
+//! that. So everybody who looks for our objects reports here, and each loss is logged and counted once for
+//! the process. (What is missing when the process starts was perhaps never made.)
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,15 +15,15 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::topology::contents;
 use crate::metrics::{ObjectKind as Kind, TopologyCounts};
 
-/// How long it is told of what was lost and is there again.
+/// How long a loss is shown after the object was made again.
 const TOLD_FOR: Duration = Duration::from_secs(3_600);
 
-/// The objects, shared by all who need them.
+/// The objects, shared by all that need them.
 pub struct Objects {
     known: Mutex<BTreeMap<(Kind, String), Object>>,
-    /// How many queues can't be had; whoever publishes looks at each message.
+    /// How many queues can't be had: a quick check for each message that is published.
     refused: AtomicUsize,
-    /// It is told of what can't be had. At first that is the error of the start.
+    /// Whether to log what can't be had. While the process starts, that is its error.
     is_told: AtomicBool,
     counts: TopologyCounts,
     asks: Sender<()>,
@@ -35,12 +35,12 @@ struct Object {
     state: State,
     /// When it was last seen, made or bound.
     seen: Instant,
-    /// What it held then.
+    /// How many messages it held then.
     messages: u32,
     lost: Option<Loss>,
-    /// When it was made, if it was not there.
+    /// When it was made, if it was missing before.
     made: Option<Instant>,
-    /// When a message for it came back from its exchange.
+    /// When its exchange last returned a message for it.
     returned: Option<Instant>,
 }
 
@@ -48,7 +48,7 @@ struct Object {
 enum State {
     There,
     Missing,
-    /// It can't be had: why.
+    /// It can't be had, for this reason.
     Refused(String),
 }
 
@@ -58,14 +58,14 @@ struct Loss {
     messages: u32,
 }
 
-/// An object that is not as it should be, or was not within the last hour.
+/// An object that is not as it should be, or was lost within the last hour.
 #[derive(Clone, Debug)]
 pub struct Standing {
     /// What it is.
     pub kind: Kind,
-    /// Its name; of a binding, its queue's.
+    /// Its name; for a binding, that of its queue.
     pub name: String,
-    /// Whether it is there, and is what we need.
+    /// Whether it exists, and is what we need.
     pub is_there: bool,
     /// Why it can't be had.
     pub problem: Option<String>,
@@ -82,7 +82,7 @@ impl fmt::Debug for Objects {
 }
 
 impl Objects {
-    /// Knows of none yet.
+    /// Knows of no object yet.
     #[must_use]
     pub fn new(counts: TopologyCounts) -> Self {
         let (asks, asked) = bounded(1);
@@ -96,7 +96,7 @@ impl Objects {
         }
     }
 
-    /// Tells of what can't be had, now and from now on.
+    /// Logs what can't be had, now and from now on.
     pub fn tell(&self) {
         self.is_told.store(true, Ordering::Relaxed);
         for ((kind, name), object) in self.lock().iter() {
@@ -106,7 +106,7 @@ impl Objects {
         }
     }
 
-    /// It is there, and is what we need; a queue holds so many messages.
+    /// It exists, and is what we need. If it is a queue, it holds that many messages.
     pub(super) fn found(&self, kind: Kind, name: &str, messages: u32) {
         self.set(kind, name, State::There, |object, before| {
             object.messages = messages;
@@ -124,10 +124,10 @@ impl Objects {
         });
     }
 
-    /// Somebody who asked at that time heard that it is not there. Lost is what was there before.
+    /// It doesn't exist, as somebody learned who asked at that time. If it existed before, it is lost.
     pub(super) fn missing(&self, kind: Kind, name: &str, asked: Instant) {
         let known = self.lock();
-        // Meanwhile somebody else has made it.
+        // Somebody else has made it meanwhile.
         if known.get(&(kind, name.to_owned())).is_some_and(|object| object.seen > asked) {
             return;
         }
@@ -156,7 +156,7 @@ impl Objects {
         });
     }
 
-    /// It could not be had, for this reason, which is told when it is a new one.
+    /// It could not be had, for this reason, which is logged if it is a new one.
     pub(super) fn refused(&self, kind: Kind, name: &str, problem: &str) {
         let state = State::Refused(problem.to_owned());
         self.set(kind, name, state, |_, before| {
@@ -175,7 +175,7 @@ impl Objects {
         self.refused(Kind::Queue, queue, problem);
     }
 
-    /// RabbitMQ answers for this queue, or nobody needs it any more.
+    /// RabbitMQ answers for this queue again, or nobody needs the queue any more.
     pub fn forget_unanswered(&self, queue: &str) {
         if self.is_refused(queue) {
             self.found(Kind::Queue, queue, 0);
@@ -183,16 +183,16 @@ impl Objects {
         }
     }
 
-    /// A message for this queue came back from the exchange that it is bound to: it is not there, or no
-    /// longer bound.
+    /// The exchange that this queue is bound to has returned a message: the queue is gone, or no longer
+    /// bound.
     pub(super) fn returned(&self, queue: &str) {
         if let Some(object) = self.lock().get_mut(&(Kind::Queue, queue.to_owned())) {
             object.returned = Some(Instant::now());
         }
     }
 
-    /// Somebody who asked for it at that time heard that the queue is bound, now. If a message came back
-    /// after it was so the last time, its binding was lost meanwhile.
+    /// The queue is bound now, by somebody who asked for that at that time. If a message was returned after
+    /// it was last known to be bound, the binding was lost in between.
     pub(super) fn bound(&self, queue: &str, asked: Instant) {
         let mut known = self.lock();
         let last = known.get(&(Kind::Binding, queue.to_owned())).map(|binding| binding.seen);
@@ -208,7 +208,7 @@ impl Objects {
         self.found(Kind::Binding, queue, 0);
     }
 
-    /// Whether a queue is known to be none that we can use.
+    /// Whether a queue is known to be unusable.
     pub(super) fn is_refused(&self, queue: &str) -> bool {
         self.refuses_any()
             && self
@@ -217,23 +217,23 @@ impl Objects {
                 .is_some_and(|object| matches!(object.state, State::Refused(_)))
     }
 
-    /// Whether there is any such queue.
+    /// Whether any queue is known to be unusable.
     pub(super) fn refuses_any(&self) -> bool {
         self.refused.load(Ordering::Relaxed) > 0
     }
 
-    /// Has all objects looked at now, not when it is time.
-    pub(super) fn look_soon(&self) {
-        // Fails if that was said already.
+    /// Asks for a check of all objects now, not when the next is due.
+    pub(super) fn check_soon(&self) {
+        // This fails if somebody has asked already.
         let _ = self.asks.try_send(());
     }
 
-    /// Ready when somebody has said [`Objects::look_soon`].
+    /// Becomes ready when somebody has called [`Objects::check_soon`].
     pub(super) fn asked(&self) -> &Receiver<()> {
         &self.asked
     }
 
-    /// What is not as it should be, or was lost within the last hour.
+    /// The objects that are not as they should be, or were lost within the last hour.
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {
         let standing = |((kind, name), object): (&(Kind, String), &Object)| {
@@ -339,7 +339,7 @@ mod tests {
         objects.bound("q", Instant::now());
         objects.bound("q", Instant::now());
         assert_eq!(lost(), 1);
-        // With its queue it is gone, too.
+        // Where the queue itself was lost, its binding doesn't count.
         objects.missing(Kind::Queue, "q", Instant::now());
         objects.found(Kind::Queue, "q", 0);
         objects.returned("q");

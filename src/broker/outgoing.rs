@@ -1,16 +1,14 @@
-//! A message to publish: where it goes, and where it can go instead.
+//! A message to publish: where it goes, and where it may go instead.
 
 use uuid::Uuid;
 
 use super::Message;
-use super::backlog::backlog_key;
-use super::routes::queue_of;
-use super::topology::{BACKLOG_EXCHANGE, EVENTS_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue};
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, WAIT_EXCHANGE, backlog_key, dead_queue, header, queue_of,
+    retry_queue, wait_key,
+};
 use crate::domain::delivery::Value;
 use crate::domain::retry::Span;
-
-/// The header that says which process put a delivery into a backlog.
-pub(super) const ENTERED_BY: &str = "x-entered-by";
 
 /// A message to publish.
 #[derive(Clone, Debug)]
@@ -18,18 +16,18 @@ pub struct Outgoing {
     pub(super) exchange: &'static str,
     pub(super) routing_key: String,
     pub(super) message: Message,
-    /// Where it can go instead, if its queue takes nothing.
+    /// Where it may go instead if its queue refuses.
     pub(super) instead: Instead,
 }
 
-/// Where a message can go whose queue takes nothing.
+/// Where a message may go whose queue refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Instead {
-    /// It waits in another wait queue than that of this delay, for the retries of a queue.
+    /// Into the wait queue of another delay than this one, for the retries of this queue.
     OtherWait(Span, String),
-    /// It waits for a minute, as where there is no backlog.
+    /// Into the wait queue of a minute, as if there were no backlog.
     NoBacklog(String),
-    /// It waits, and goes on from the retry lane of this queue to its dead-letter queue, without an
+    /// Into a wait queue; the retry lane of this queue then moves it to the dead-letter queue, without an
     /// attempt.
     DeadLater(String),
     /// Nowhere.
@@ -37,52 +35,52 @@ pub(super) enum Instead {
 }
 
 impl Outgoing {
-    /// To wait for `delay`, then come back in the retry queue of `origin`.
+    /// Waits for `delay`, then comes back in the retry queue of `origin`.
     #[must_use]
     pub fn park(message: Message, delay: Span, origin: &str) -> Self {
         let instead = Instead::OtherWait(delay, origin.to_owned());
-        let routing_key = format!("{delay}.{origin}");
+        let routing_key = wait_key(delay, origin);
         Self { exchange: WAIT_EXCHANGE, routing_key, message, instead }
     }
 
-    /// Into the retry queue of `origin` at once. By its name: the exchange has an alternate one, and
-    /// would confirm what no retry queue has taken.
+    /// Goes into the retry queue of `origin` at once, by the queue's name: the exchange has an alternate
+    /// exchange, and would confirm what no retry queue has taken.
     #[must_use]
     pub fn hand_over(message: Message, origin: &str) -> Self {
         Self::to_queue(message, &retry_queue(origin))
     }
 
-    /// Into a webhook's backlog. It says which process has put it there.
+    /// Goes into a webhook's backlog. It names the process that put it there.
     #[must_use]
     pub fn backlog(mut message: Message, origin: &str, webhook: Uuid, instance: &str) -> Self {
         let by = Value::Text(instance.to_owned());
-        message.headers.insert(ENTERED_BY.to_owned(), by);
+        message.headers.insert(header::ENTERED_BY.to_owned(), by);
         let routing_key = backlog_key(origin, webhook);
         let instead = Instead::NoBacklog(origin.to_owned());
         Self { exchange: BACKLOG_EXCHANGE, routing_key, message, instead }
     }
 
-    /// Into the dead-letter queue of `origin`.
+    /// Goes into the dead-letter queue of `origin`.
     #[must_use]
     pub fn dead(message: Message, origin: &str) -> Self {
         let instead = Instead::DeadLater(origin.to_owned());
         Self { instead, ..Self::to_queue(message, &dead_queue(origin)) }
     }
 
-    /// Into any queue, by its name.
+    /// Goes into any queue, by its name.
     #[must_use]
     pub fn to_queue(message: Message, queue: &str) -> Self {
         let routing_key = queue.to_owned();
         Self { exchange: "", routing_key, message, instead: Instead::Nowhere }
     }
 
-    /// To whoever wants notices of this type; perhaps nobody does.
+    /// Goes to whoever wants notices of this type, which may be nobody.
     pub(super) fn notice(message: Message, event_type: &str) -> Self {
         let routing_key = event_type.to_owned();
         Self { exchange: EVENTS_EXCHANGE, routing_key, message, instead: Instead::Nowhere }
     }
 
-    /// Whether it has to reach a queue.
+    /// Whether the broker has to return it if it reaches no queue.
     pub(super) fn is_mandatory(&self) -> bool {
         self.exchange != EVENTS_EXCHANGE
     }
@@ -92,7 +90,7 @@ impl Outgoing {
         queue_of(self.exchange, &self.routing_key)
     }
 
-    /// By what it finds its way: the name of the queue, of what is for one.
+    /// Its routing key; without an exchange, that is the name of its queue.
     #[must_use]
     pub fn routing_key(&self) -> &str {
         &self.routing_key

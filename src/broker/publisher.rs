@@ -1,4 +1,4 @@
-//! Confirmed publishing: a message counts as parked or dead-lettered once the broker says so.
+//! Confirmed publishing: a message counts as parked or dead-lettered once the broker has confirmed it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use amiquip::ConnectionBlockedNotification;
-use crossbeam_channel::{
-    Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select, unbounded,
-};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use uuid::Uuid;
 
+mod confirmation;
 mod confirming;
 mod upkeep;
 
+pub use confirmation::{Confirmation, NotConfirmed};
 pub(super) use confirming::Confirming;
 
 use super::outgoing::{Instead, Outgoing};
@@ -28,42 +28,32 @@ use crate::domain::retry::Backoff;
 use crate::metrics::Refusing;
 use crate::shutdown::Shutdown;
 
-/// A confirm that has not come by then is late, which is told: RabbitMQ confirms within
-/// milliseconds. Until [`in_hand::CONFIRM`] it may still come.
+/// A confirm that has not come by then is late, and that is logged: RabbitMQ confirms within
+/// milliseconds. It may still come until [`in_hand::CONFIRM`].
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For how long a queue may leave a message unconfirmed, while other queues confirm theirs, before its
-/// messages take another way: long enough for it to elect a leader. RabbitMQ neither confirms nor refuses
-/// what is for a quorum queue without one.
+/// How long a queue may leave a message unconfirmed, while other queues confirm theirs, before its
+/// messages take another way: long enough for the queue to elect a leader. RabbitMQ neither confirms nor
+/// refuses messages for a quorum queue without one.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long who ends waits for the confirm of a message that was refused: until it was sent to
-/// another queue, where there is one.
-const LAST_CHANCE: Duration = Duration::from_secs(7);
-
-/// Publishes that may wait for the publisher's thread. Whoever publishes more waits, and sends the
-/// broker no more than it takes.
+/// How many messages may wait for the publisher's thread. Whoever publishes more has to wait, so that the
+/// broker is sent no more than it takes.
 const PUBLISH_QUEUE: usize = 256;
 
-/// How long a message whose queue is missing or not bound waits for it before it takes another way.
+/// How long a message whose queue is missing or not bound waits for the queue before it takes another way.
 const UNROUTED_FOR: Duration = Duration::from_secs(2);
 
-/// How often refused messages are tried again, and expired ones looked for.
+/// How often refused messages are tried again and expired ones dropped.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How long a fresh channel is given to answer whether refused messages are taken now. It takes
+/// How long to wait for a fresh channel to show whether refused messages are taken now. The answer takes
 /// milliseconds, and the publisher does nothing else meanwhile.
 const TRIAL: Duration = Duration::from_millis(250);
 
-/// How long a connection that is given up may still confirm what was published on it. The broker
-/// confirms within milliseconds, unless it is in trouble itself.
+/// How long a connection that is given up may still confirm what was published on it. A healthy broker
+/// confirms within milliseconds.
 const LAST_CONFIRMS: Duration = Duration::from_secs(1);
-
-/// A message was not confirmed in time: nobody knows whether the broker has it, so the message it
-/// was made of must not be acked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("RabbitMQ did not confirm the message")]
-pub struct NotConfirmed;
 
 /// Publishes with confirms, over one connection for the whole process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -71,13 +61,13 @@ pub struct Publisher {
     requests: Sender<Request>,
     able: Arc<AtomicBool>,
     refusing: Arc<Mutex<Vec<Refusing>>>,
-    /// Backlogs that are gone, by queue and webhook.
+    /// The queues and webhooks of backlogs that are gone.
     gone: Receiver<(String, Uuid)>,
 }
 
 pub(super) struct Request {
     pub(super) message: Outgoing,
-    /// When it was asked for.
+    /// When somebody asked to publish it.
     pub(super) since: Instant,
     /// When it was last published.
     pub(super) published_at: Instant,
@@ -86,7 +76,7 @@ pub(super) struct Request {
     pub(super) slip: Arc<Slip>,
 }
 
-/// What who asked and who publishes share.
+/// What the publisher's thread shares with the one that waits for the confirm.
 #[derive(Debug, Default)]
 pub(super) struct Slip {
     /// The broker has refused the message (nack).
@@ -94,18 +84,18 @@ pub(super) struct Slip {
 }
 
 impl Request {
-    /// Whether somebody waits for it still. If not, it will all be done again.
+    /// Whether somebody still waits for it. If not, the delivery it was made of is settled again later.
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         self.deadline > now && Arc::strong_count(&self.slip) > 1
     }
 
-    /// Whether the confirm should have come long ago.
+    /// Whether its confirm is overdue.
     pub(super) fn is_late(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.since) >= CONFIRM_TIMEOUT
     }
 
-    /// Whether its queue seems to have no leader: other queues have confirmed what came later, or it is
-    /// a backlog, and only backlogs keep us waiting for so long. Not where it could go nowhere else.
+    /// Whether its queue seems to have no leader: other queues have confirmed later messages, or it is for a
+    /// backlog and has waited for twice as long. Never if it has no other way to go.
     fn is_unheard(&self, confirmed_at: Instant, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.published_at);
         let others_confirm = confirmed_at > self.published_at + SILENCE / 5;
@@ -118,7 +108,7 @@ impl Request {
 }
 
 impl Publisher {
-    /// The publisher, and what its thread runs.
+    /// Makes the publisher, and what its thread runs.
     #[must_use]
     pub fn new(config: &Config, objects: Arc<Objects>) -> (Self, PublisherThread) {
         let (sender, requests) = bounded(PUBLISH_QUEUE);
@@ -143,11 +133,11 @@ impl Publisher {
         (Self { requests: sender, able, refusing, gone }, thread)
     }
 
-    /// Publishes a message. It is published again, and so perhaps twice, when the connection is lost
-    /// before the broker has confirmed it.
+    /// Publishes a message. If the connection is lost before the broker has confirmed it, it is published
+    /// again, and so perhaps twice.
     ///
     /// # Errors
-    /// [`NotConfirmed`], if there are so many others that it could not even begin within 30 s.
+    /// [`NotConfirmed`], if so many others wait that it could not be accepted within 30 s.
     pub fn publish(&self, message: Outgoing) -> Result<Confirmation, NotConfirmed> {
         let (confirmed, outcome) = bounded(1);
         let since = Instant::now();
@@ -165,111 +155,28 @@ impl Publisher {
         Ok(Confirmation { outcome, deadline, slip })
     }
 
-    /// The queues and webhooks of backlogs that were found to be gone. What was published to them waits
-    /// for a minute instead.
+    /// Receives the queue and webhook of each backlog that was found to be gone. What was published to it
+    /// waits for a minute instead.
     #[must_use]
     pub fn gone_backlogs(&self) -> &Receiver<(String, Uuid)> {
         &self.gone
     }
 
-    /// Whether publishing works right now, as far as we know: connected, and not blocked by a
+    /// Whether publishing works right now, as far as is known: we are connected, and not blocked by a
     /// memory or disk alarm.
     #[must_use]
     pub fn is_able(&self) -> bool {
         self.able.load(Ordering::Relaxed)
     }
 
-    /// The queues that take no messages of ours, or took none before.
+    /// The queues that refuse our messages, or have refused some before.
     #[must_use]
     pub fn refusing(&self) -> Vec<Refusing> {
         self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A message on its way: to be waited for before anything relies on it. Who drops it has given up, and
-/// the message is not published any more, if it was not by then.
-#[derive(Debug)]
-#[must_use]
-pub struct Confirmation {
-    outcome: Receiver<()>,
-    deadline: Instant,
-    slip: Arc<Slip>,
-}
-
-impl Confirmation {
-    /// Waits until the broker has the message safely: for minutes, if it has to be; from `shutdown` on
-    /// only as long as [`Confirmation::wait_at_end`].
-    ///
-    /// # Errors
-    /// [`NotConfirmed`].
-    pub fn wait(&self, shutdown: &Shutdown) -> Result<(), NotConfirmed> {
-        select! {
-            recv(self.outcome) -> answer => answer.map_err(|_| NotConfirmed),
-            recv(shutdown.receiver()) -> _ => self.wait_at_end(),
-            default(self.patience()) => Err(NotConfirmed),
-        }
-    }
-
-    /// Waits for a message that is worth little: at the first refusal it is given up.
-    ///
-    /// # Errors
-    /// [`NotConfirmed`].
-    pub fn wait_unless_refused(&self) -> Result<(), NotConfirmed> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        while !self.is_refused() && Instant::now() < deadline {
-            match self.outcome.recv_timeout(TICK / 5) {
-                Ok(()) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(NotConfirmed),
-            }
-        }
-        self.outcome.try_recv().map_err(|_| NotConfirmed)
-    }
-
-    /// Waits as long as somebody may who ends, and for whom this is the last message.
-    ///
-    /// # Errors
-    /// [`NotConfirmed`].
-    pub fn wait_at_end(&self) -> Result<(), NotConfirmed> {
-        self.outcome.recv_timeout(self.patience_at_end()).map_err(|_| NotConfirmed)
-    }
-
-    /// How long that is.
-    #[must_use]
-    pub fn patience_at_end(&self) -> Duration {
-        let most = if self.is_refused() { LAST_CHANCE } else { CONFIRM_TIMEOUT };
-        most.min(self.patience())
-    }
-
-    /// What is known so far; `None` if that is nothing yet.
-    #[must_use]
-    pub fn poll(&self) -> Option<Result<(), NotConfirmed>> {
-        match self.outcome.try_recv() {
-            Ok(()) => Some(Ok(())),
-            Err(TryRecvError::Empty) if Instant::now() < self.deadline => None,
-            Err(_) => Some(Err(NotConfirmed)),
-        }
-    }
-
-    /// For `select!`: becomes ready when the message is confirmed or given up, though not when
-    /// [`Confirmation::patience`] is over.
-    #[must_use]
-    pub fn receiver(&self) -> &Receiver<()> {
-        &self.outcome
-    }
-
-    /// How much longer it may take.
-    #[must_use]
-    pub fn patience(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-
-    fn is_refused(&self) -> bool {
-        self.slip.is_refused.load(Ordering::Relaxed)
-    }
-}
-
-/// The thread behind [`Publisher`]: owns the connection, reconnects for ever.
+/// The thread behind [`Publisher`]. It owns the connection, and reconnects for ever.
 pub struct PublisherThread {
     requests: Receiver<Request>,
     able: Arc<AtomicBool>,
@@ -277,10 +184,10 @@ pub struct PublisherThread {
     connect_timeout: Duration,
     topology: Topology,
     objects: Arc<Objects>,
-    /// Published on a connection that was lost before the confirm came.
+    /// Published on a connection that was lost before they were confirmed.
     unconfirmed: Vec<Request>,
     refusals: Refusals,
-    /// Why there is no publishing, as far as it was told.
+    /// Why nothing can be published, as far as that was logged.
     causes: Causes,
     gone: Sender<(String, Uuid)>,
 }
@@ -295,28 +202,29 @@ impl fmt::Debug for PublisherThread {
 enum Ended {
     /// Everybody who could publish is gone.
     NobodyLeft,
-    /// It was lost, or the broker gave a message back; in words, where they are known by then.
+    /// It was lost, or the broker returned a message: why, if that is known by then.
     Lost(Option<String>),
 }
 
-/// A connection at work.
+/// A connection in use.
 struct Session {
     link: Link,
     /// Disconnected when the connection is lost.
     blocked: Receiver<ConnectionBlockedNotification>,
     main: Confirming,
-    /// Channels that were replaced, for the confirms that are still to come by them.
+    /// Channels that were replaced, kept for the confirms that they still owe.
     replaced: Vec<Confirming>,
     since: Instant,
     confirmed_at: Instant,
-    /// Nothing is confirmed any more.
+    /// Confirms are overdue, and none has come for [`CONFIRM_TIMEOUT`].
     is_overdue: bool,
-    /// The broker has an alarm, and reads nothing.
+    /// The broker has an alarm, and reads nothing from us.
     is_blocked: bool,
 }
 
 impl PublisherThread {
-    /// Publishes until `stop`, which has to come after the last user of the [`Publisher`] ended.
+    /// Publishes until `stop`, which must not be requested before the last user of the [`Publisher`] has
+    /// ended.
     pub fn run(mut self, stop: &Shutdown, jitter: fn() -> f64) {
         let mut backoff = Backoff::default();
         while !stop.is_requested() {
@@ -338,7 +246,7 @@ impl PublisherThread {
             if stop.is_requested() {
                 return;
             }
-            // One line for each cause, not one for each attempt.
+            // One line for each cause, not for each attempt.
             if self.causes.is_news(&problem) {
                 log::warn!("publishing interrupted: {problem}; reconnecting until it works");
             }
@@ -350,8 +258,8 @@ impl PublisherThread {
 
     fn open(&self, stop: &Shutdown) -> Result<Session, BrokerError> {
         let mut link = Link::open(&self.amqp, self.connect_timeout, stop)?;
-        // Each time: somebody may have deleted a queue, and a restarted broker may be a new one. What
-        // can't be had, and was told, is published another way.
+        // On each connection: somebody may have deleted a queue, and a restarted broker may be a new one.
+        // Queues that can't be had are logged, and their messages take another way.
         self.topology.declare(&mut link, &self.objects, stop, |_, _| {})?;
         let kill = link.kill_switch();
         let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || {
@@ -371,8 +279,8 @@ impl PublisherThread {
         })
     }
 
-    /// Publishes and takes confirms until the connection ends, and says why it did; nothing, if
-    /// nobody is left to publish.
+    /// Publishes and takes confirms until the connection ends. Returns why it ended; `None` if nobody is
+    /// left who publishes.
     fn serve(&mut self, mut session: Session, stop: &Shutdown) -> Option<String> {
         self.able.store(true, Ordering::Relaxed);
         for request in std::mem::take(&mut self.unconfirmed) {
@@ -394,7 +302,7 @@ impl PublisherThread {
                 None
             }
             Ended::Lost(problem) => {
-                // A channel that the broker closes has the cause; else the connection has.
+                // If the broker has closed a channel, that tells the cause; else the connection does.
                 Some(problem.or(cause).unwrap_or_else(|| link.cause_of_loss()))
             }
         }
@@ -453,13 +361,13 @@ impl PublisherThread {
         }
     }
 
-    /// Other ways for what can't be routed.
+    /// Other ways for messages that can't be routed.
     fn routes(&self) -> Routes {
         Routes::new(&self.topology, Arc::clone(&self.objects))
     }
 
     fn publish(&mut self, channel: &mut Confirming, request: Request) {
-        // What is for a queue that takes nothing comes after what was refused before.
+        // A message for a queue that refuses queues up behind those that were refused before.
         if let Some(request) = self.refusals.put_aside(request) {
             channel.publish(request);
         }

@@ -1,16 +1,16 @@
-//! What the broker says when it refuses a declaration, and the remedy.
+//! How the broker refuses a declaration, and the remedy.
 
 use super::BrokerError;
 
-/// The error for a queue, an exchange or a binding that can't be had, by the broker's own words: the
-/// same code stands for other arguments and for a limit that is reached.
+/// The error for a queue, an exchange or a binding that can't be had. It depends on the broker's words: the
+/// same code stands for different arguments and for a limit that is reached.
 pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
     let address = address.to_owned();
     let amiquip::Error::ServerClosedChannel { code, message, .. } = error else {
         return BrokerError::Unavailable { address, problem: error.to_string() };
     };
     let problem = match code {
-        // 3.10: "queue limit in vhost '/' (5) is reached"; newer ones also have a limit of the node and of
+        // 3.10: "queue limit in vhost '/' (5) is reached". Newer versions also have limits of the node and of
         // the cluster.
         406 if message.contains("limit") && message.contains("reached") => format!(
             "no room for {name:?} ({message}): raise the virtual host's max-queues, or the limit that \
@@ -19,12 +19,14 @@ pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> Broke
         406 if message.contains("inequivalent arg") => format!(
             "{name:?} exists with other arguments ({message}): empty it and delete it; it is made anew"
         ),
-        405 => format!("{name:?} is somebody's own ({message}): end that connection"),
+        405 => {
+            format!("{name:?} is exclusive to another connection ({message}): end that connection")
+        }
         403 => format!(
             "no right to {name:?} ({message}): grant the user configure, write and read rights"
         ),
         404 => {
-            let problem = format!("{name:?} can't be had ({message})");
+            let problem = format!("{name:?} is not available ({message})");
             return BrokerError::Unavailable { address, problem };
         }
         _ => format!("{name:?} can't be made ({message}): RabbitMQ's log may say more"),

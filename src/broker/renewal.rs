@@ -1,9 +1,9 @@
-//! Copies of messages that were looked at often.
+//! Replacing messages that were read often by copies.
 //!
-//! RabbitMQ takes each look at a message for a failed delivery, and its queue may drop it after some: after
-//! 20 on RabbitMQ 4, where nobody set another limit. A copy, at the end of its queue, begins anew. If each
-//! message had its copy just when it is due, one look of many would make them all: so each look makes some,
-//! of those that were looked at most often, while it has all in hand anyway.
+//! RabbitMQ counts each look at a message as a failed delivery, and a queue drops a message at its delivery
+//! limit: after 20 on RabbitMQ 4, if nobody has set another one. A copy at the end of the queue begins at
+//! zero. If each message were copied just before its limit, a single look would have to copy all of them. So
+//! each look copies some: those that were read most often, while it has all of them in hand anyway.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,24 +16,25 @@ use super::{Batches, BrokerError, KillSwitch, Message, Outgoing, SETUP_TIMEOUT};
 use crate::config::Config;
 use crate::shutdown::{self, Shutdown, Trigger};
 
-/// What was looked at less often has no copy made of it.
+/// A message that was read less often is not copied.
 const SOME_LOOKS: i64 = 3;
 
-/// Which part of a queue is replaced by copies with one look, at most: all of it within eight looks.
+/// The part of a queue that one look replaces at most: an eighth, so that eight looks replace all of it.
 const SHARE: usize = 8;
 
-/// The memory for what waits for its copy.
+/// The memory for messages that wait to be copied.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
-/// Copies that are made together. RabbitMQ keeps back what is more than 32 acks for a quorum queue, and forgets
-/// it if the channel is closed before; the confirms of the next ones mean that these were carried out.
+/// How many copies are made together. Of more than 32 acks for a quorum queue, RabbitMQ holds some back, and
+/// forgets them if the channel is closed before it has sent them. Once the next copies are confirmed, the acks
+/// of these have been carried out.
 const TOGETHER: usize = 30;
 
-/// How long a look may be kept from its end by its copies, at least; where the broker is slow, for half of the
-/// time that it took until then. What is left over is first the next time.
+/// How long the copies may delay the end of a look; on a slow broker, half of the time that the look has taken
+/// until then, if that is longer. What is left over comes first at the next look.
 const TIME: Duration = Duration::from_secs(1);
 
-/// One of the nested channels that hold what was read.
+/// One of the nested channels that hold the messages that were read.
 pub(super) struct Frame<'f> {
     pub(super) level: usize,
     pub(super) channel: &'f Channel,
@@ -42,54 +43,55 @@ pub(super) struct Frame<'f> {
 }
 
 /// A message that may be replaced by a copy.
-struct Weary {
+struct Candidate {
+    /// How often it was redelivered.
     looks: i64,
-    /// Which of the nested channels holds it.
+    /// The nested channel that holds it.
     level: usize,
     message: Message,
     delivery: amiquip::Delivery,
 }
 
-/// By how often it was looked at.
-impl Ord for Weary {
+/// By how often it was redelivered.
+impl Ord for Candidate {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.looks.cmp(&other.looks)
     }
 }
 
-impl PartialOrd for Weary {
+impl PartialOrd for Candidate {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Weary {
+impl PartialEq for Candidate {
     fn eq(&self, other: &Self) -> bool {
         self.looks == other.looks
     }
 }
 
-impl Eq for Weary {}
+impl Eq for Candidate {}
 
-/// The copies that one look makes.
+/// The copies that one look makes of what it has read.
 pub(super) struct Renewal<'a> {
     config: &'a Config,
     queue: &'a str,
-    /// Messages that may be replaced.
+    /// How many messages may be replaced.
     most: usize,
     bytes: usize,
-    /// The least looked-at on top.
-    weary: BinaryHeap<Reverse<Weary>>,
-    /// How often what is not replaced was looked at, at most.
+    /// The one with the fewest redeliveries on top.
+    candidates: BinaryHeap<Reverse<Candidate>>,
+    /// The most redeliveries of any message that is not replaced.
     left: i64,
     /// When the look began.
     since: Instant,
 }
 
-/// Who makes the copies.
+/// Publishes the copies.
 struct Maker {
     batches: Batches,
-    /// While it is there, nothing cuts copies that are under way: these would be in the queue twice.
+    /// Never fired, so that shutdown doesn't cut copies that are under way: they would be in the queue twice.
     _never: Trigger,
 }
 
@@ -101,15 +103,15 @@ impl Maker {
 }
 
 impl<'a> Renewal<'a> {
-    /// For a look at a queue with so many messages; `is_wanted`: or none at all.
+    /// For a look at a queue that has `messages` of them; without `is_wanted`, nothing is copied.
     pub(super) fn new(config: &'a Config, queue: &'a str, messages: u32, is_wanted: bool) -> Self {
         let share = usize::try_from(messages).unwrap_or(usize::MAX) / SHARE;
         let most = if is_wanted { share.max(BATCH) } else { 0 };
         let since = Instant::now();
-        Self { config, queue, most, bytes: 0, weary: BinaryHeap::new(), left: 0, since }
+        Self { config, queue, most, bytes: 0, candidates: BinaryHeap::new(), left: 0, since }
     }
 
-    /// Takes note of a message that stays, on the channel of this level.
+    /// Notes a message that is kept, on the channel of this level.
     pub(super) fn offer(&mut self, level: usize, message: Message, delivery: amiquip::Delivery) {
         let looks = message.redeliveries();
         if self.most == 0 || looks < SOME_LOOKS {
@@ -117,36 +119,37 @@ impl<'a> Renewal<'a> {
             return;
         }
         self.bytes += message.size();
-        self.weary.push(Reverse(Weary { looks, level, message, delivery }));
-        while self.weary.len() > self.most || self.bytes > MOST_BYTES {
-            let Some(Reverse(least)) = self.weary.pop() else { break };
+        self.candidates.push(Reverse(Candidate { looks, level, message, delivery }));
+        while self.candidates.len() > self.most || self.bytes > MOST_BYTES {
+            let Some(Reverse(least)) = self.candidates.pop() else { break };
             self.bytes -= least.message.size();
             self.left = self.left.max(least.looks);
         }
     }
 
-    /// How often what was not replaced was looked at, at most.
+    /// The most redeliveries of any message that was not replaced.
     pub(super) fn left(&self) -> i64 {
-        let waiting = self.weary.iter().map(|Reverse(weary)| weary.looks);
+        let waiting = self.candidates.iter().map(|Reverse(one)| one.looks);
         waiting.max().unwrap_or(0).max(self.left)
     }
 
-    /// Replaces what these channels hold, the most looked-at first. A message is acked when the broker has
-    /// confirmed its copy; if the copies can't be made, the messages stay as they are.
+    /// Replaces messages that these channels hold, those with the most redeliveries first. A message is acked
+    /// when the broker has confirmed its copy. If copies can't be made, their messages stay.
     pub(super) fn replace(
         &mut self,
         innermost: &Frame<'_>,
         kill: &KillSwitch,
         shutdown: &Shutdown,
     ) -> amiquip::Result<()> {
-        // By their levels, the innermost first.
+        // The innermost comes first.
         let frames: Vec<_> = std::iter::successors(Some(innermost), |frame| frame.outer).collect();
         let channel = |level: usize| frames.iter().find(|frame| frame.level == level);
-        let mut weary = std::mem::take(&mut self.weary).into_sorted_vec().into_iter().peekable();
-        if weary.peek().is_none() {
+        let mut candidates =
+            std::mem::take(&mut self.candidates).into_sorted_vec().into_iter().peekable();
+        if candidates.peek().is_none() {
             return Ok(());
         }
-        // Or they would be handed the copies.
+        // Otherwise the consumers would be given the copies.
         kill.guard(SETUP_TIMEOUT, None, || {
             frames.iter().try_for_each(|frame| frame.consumer.cancel())
         })?;
@@ -154,35 +157,37 @@ impl<'a> Renewal<'a> {
         let mut made = 0;
         let mut maker = None;
         let mut failed = None;
-        while weary.peek().is_some() && began.elapsed() < time && !shutdown.is_requested() {
-            let some: Vec<_> = weary.by_ref().take(TOGETHER).map(|Reverse(weary)| weary).collect();
-            let copies = some
-                .iter()
-                .map(|weary| Outgoing::to_queue(weary.message.clone().rested(), self.queue));
+        while candidates.peek().is_some() && began.elapsed() < time && !shutdown.is_requested() {
+            let some: Vec<_> = candidates.by_ref().take(TOGETHER).map(|Reverse(one)| one).collect();
+            let copies =
+                some.iter().map(|one| Outgoing::to_queue(one.message.clone().rested(), self.queue));
             if let Err(error) = self.publish(&mut maker, copies.collect()) {
-                self.left = some.iter().map(|weary| weary.looks).max().unwrap_or(0).max(self.left);
+                self.left = some.iter().map(|one| one.looks).max().unwrap_or(0).max(self.left);
                 failed = Some(error);
                 break;
             }
             made += some.len();
             let mut last = None;
-            for Weary { level, delivery, .. } in some {
+            for Candidate { level, delivery, .. } in some {
                 let Some(frame) = channel(level) else { continue };
                 delivery.ack(frame.channel)?;
                 last = Some(frame);
             }
-            // Its answer means that the acks have arrived.
+            // Its answer shows that the acks have arrived.
             kill.guard(SETUP_TIMEOUT, None, || {
                 last.map_or(Ok(()), |frame| frame.channel.qos(0, 1, false))
             })?;
         }
         let (queue, ms) = (self.queue, began.elapsed().as_millis());
-        log::debug!("copied what was looked at often queue={queue:?} copies={made} ms={ms}");
-        let stay = weary.map(|Reverse(weary)| weary.looks);
+        log::debug!("copied messages that were read often queue={queue:?} copies={made} ms={ms}");
+        let stay = candidates.map(|Reverse(one)| one.looks);
         self.left = stay.max().unwrap_or(0).max(self.left);
         match (maker, failed) {
             (_, Some(error)) => {
-                log::warn!("no copies of what was looked at often in {:?}: {error}", self.queue);
+                log::warn!(
+                    "messages of {:?} that were read often are not replaced by copies: {error}",
+                    self.queue
+                );
             }
             (Some(Maker { batches, .. }), None) => batches.close(),
             (None, None) => {}

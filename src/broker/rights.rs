@@ -1,41 +1,39 @@
-//! What would keep `run` from working at a broker that answers: rights, room, and queues of a kind that
+//! What would keep `run` from working at a broker that answers: rights, room, and queues of a type that
 //! can't be used.
 //!
-//! Each thing that `run` does is tried in a way that the broker can only refuse: with an argument that
-//! is wrong. It looks at the right before it looks at the arguments, and says which of the two it is.
-//! So nothing is made, taken or published. (RabbitMQ logs each as a channel error.)
+//! Each thing that `run` does is tried with a wrong argument, so that the broker has to refuse it. The broker
+//! checks the right before the arguments, and says which of them is wrong. So nothing is made, taken or
+//! published. (RabbitMQ logs each attempt as a channel error.)
 
 use std::collections::BTreeSet;
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Channel, Consumer, ConsumerOptions, ExchangeDeclareOptions,
-    ExchangeType, FieldTable, Publish, QueueDeclareOptions,
+    AmqpProperties, AmqpValue, Channel, ConsumerOptions, ExchangeDeclareOptions, ExchangeType,
+    FieldTable, Publish, QueueDeclareOptions,
 };
 use uuid::Uuid;
 
 use self::lacking::{Lacking, exchange_named, lack_of_rights, queue_named};
-use super::backlog::backlog_key;
-use super::topology::{
-    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_queue, dead_queue,
-    exchange_options,
-};
+use super::streams::{STREAM, is_of_a_stream};
+use super::topology::exchange_options;
 use super::{BrokerError, Lane, LaneKind, Link, SETUP_TIMEOUT, Topology};
 use crate::config::Config;
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, EVENTS_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_key, backlog_queue,
+    check_queue, dead_queue, wait_key,
+};
 use crate::domain::notice::Kind;
 use crate::shutdown::Shutdown;
 
 mod lacking;
 
-/// How RabbitMQ ends what it says of an argument that the queue's type doesn't know.
-const OF_A_STREAM: &str = "of queue type rabbit_stream_queue";
-
-/// No user of RabbitMQ.
+/// The name of no user of RabbitMQ.
 const NOBODY: &str = "nobody, says webhook-notifier check";
 
 /// Something that keeps events from being delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
-    /// What it is about: `rights`, or a queue.
+    /// What is wrong: `rights`, `room`, a queue or an exchange.
     pub subject: String,
     /// What is wrong, and the remedy.
     pub problem: String,
@@ -49,7 +47,7 @@ impl Flaw {
     }
 }
 
-/// What `run` would be refused with this configuration. Bounded, each step of it.
+/// What the broker would refuse to `run` with this configuration. Each step takes [`SETUP_TIMEOUT`] at most.
 ///
 /// # Errors
 /// If the connection is lost or the broker doesn't answer.
@@ -82,7 +80,7 @@ pub fn look_for_flaws(
             probe.keeps(&dead)?;
         }
         probe.publishes("", &dead)?;
-        // As for a webhook's that nobody has.
+        // The backlog of a webhook that doesn't exist stands for all of them.
         let backlog = backlog_queue(origin, nobody);
         let key = backlog_key(origin, nobody);
         probe.makes(&backlog)?;
@@ -90,7 +88,7 @@ pub fn look_for_flaws(
         probe.consumes(&backlog)?;
         probe.publishes(BACKLOG_EXCHANGE, &key)?;
         for (delay, _) in topology.wait_queues() {
-            probe.publishes(WAIT_EXCHANGE, &format!("{delay}.{origin}"))?;
+            probe.publishes(WAIT_EXCHANGE, &wait_key(delay, origin))?;
         }
     }
     for lane in lanes.iter().filter(|lane| lane.kind == LaneKind::Retries) {
@@ -104,13 +102,13 @@ pub fn look_for_flaws(
     for (delay, queue) in topology.wait_queues() {
         probe.makes(&queue)?;
         probe.counts(&queue)?;
-        // A queue with a dead-letter exchange is only made for who may read it.
+        // To make a queue with a dead-letter exchange, the user needs the right to read the queue.
         probe.consumes(&queue)?;
         probe.binds(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
     }
     probe.has_room()?;
     let needed = std::mem::take(&mut probe.lacking);
-    // Without these it delivers all the same.
+    // Without these `run` delivers nevertheless.
     probe.configures_exchange(EVENTS_EXCHANGE)?;
     for kind in Kind::ALL {
         probe.publishes(EVENTS_EXCHANGE, kind.label())?;
@@ -120,7 +118,7 @@ pub fn look_for_flaws(
     flaws.extend(lack_of_rights(&needed, config));
     flaws.extend(lack_of_rights(&of_notices, config).map(|flaw| Flaw {
         subject: format!("exchange {EVENTS_EXCHANGE}"),
-        problem: format!("nobody is told by it: {}", flaw.problem),
+        problem: format!("no notices are published: {}", flaw.problem),
         is_fatal: false,
     }));
     Ok(flaws)
@@ -131,14 +129,14 @@ struct Probe<'a> {
     shutdown: &'a Shutdown,
     lacking: BTreeSet<Lacking>,
     flaws: Vec<Flaw>,
-    /// Queues that `run` has to make.
+    /// How many queues `run` has to make.
     missing: usize,
-    /// Whether what somebody else is said to have published is taken from this user, once that is known.
+    /// Whether this user may publish in the name of another one, once that is known.
     speaks_for_others: Option<bool>,
 }
 
 impl Probe<'_> {
-    /// Runs a call on a channel of its own; returns what the broker has against it.
+    /// Runs a call on a channel of its own. Returns the broker's refusal, if it refuses.
     fn refusal(
         &mut self,
         call: impl FnOnce(&Channel) -> amiquip::Result<()>,
@@ -155,11 +153,11 @@ impl Probe<'_> {
         }
     }
 
-    /// The right to configure an exchange.
+    /// Checks the right to configure an exchange.
     fn configures_exchange(&mut self, exchange: &str) -> Result<(), BrokerError> {
         let options = ExchangeDeclareOptions {
             durable: true,
-            // A name is no number: refused, whether the exchange is there or not.
+            // A number is no name: this is refused, whether the exchange exists or not.
             arguments: table([("alternate-exchange", AmqpValue::LongInt(0))]),
             ..Default::default()
         };
@@ -172,14 +170,14 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Whether an exchange that is there is one of ours.
+    /// Checks whether an exchange that exists is as `run` makes it.
     fn is_topic(&mut self, exchange: &str) -> Result<(), BrokerError> {
         let is_there =
             self.refusal(|channel| channel.exchange_declare_passive(exchange).map(drop))?;
         if is_there.is_some() {
             return Ok(());
         }
-        // Changes nothing where it is the same.
+        // This changes nothing if the exchange is the same.
         let options = exchange_options(exchange);
         let refusal = self.refusal(|channel| {
             channel.exchange_declare(ExchangeType::Topic, exchange, options).map(drop)
@@ -188,7 +186,7 @@ impl Probe<'_> {
             self.flaws.push(Flaw {
                 subject: format!("exchange {exchange}"),
                 problem: format!(
-                    "nobody is told by it: it is not as `run` makes it ({message}); delete it"
+                    "no notices are published: it is not as `run` makes it ({message}); delete it"
                 ),
                 is_fatal: false,
             });
@@ -196,7 +194,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// The right to make a queue that is an operator's, where it has to be made; says whether it has.
+    /// Checks the right to make an operator's queue, if it is missing. Returns whether it is.
     fn makes_if_missing(&mut self, queue: &str) -> Result<bool, BrokerError> {
         let is_missing = self.counts(queue)?;
         if is_missing {
@@ -205,17 +203,17 @@ impl Probe<'_> {
         Ok(is_missing)
     }
 
-    /// Whether an argument of a queue has RabbitMQ delete what is to be kept there.
+    /// Checks whether a queue has an argument by which RabbitMQ deletes what the queue should keep.
     fn keeps(&mut self, queue: &str) -> Result<(), BrokerError> {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         let refusal = self.refusal(|channel| channel.queue_declare(queue, options).map(drop))?;
         let Some((406, message)) = refusal else { return Ok(()) };
-        // The first that differs is named, and these are the first that are looked at.
+        // The broker names the first argument that differs, and checks these first.
         for argument in ["x-expires", "x-message-ttl"] {
             if message.contains(&format!("inequivalent arg '{argument}'")) {
                 self.flaws.push(Flaw {
                     subject: format!("queue {queue}"),
-                    problem: format!("its {argument} has RabbitMQ delete what lies there"),
+                    problem: format!("RabbitMQ deletes what lies there: it has {argument}"),
                     is_fatal: false,
                 });
             }
@@ -223,13 +221,13 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Counts a queue that is missing; says whether it is.
+    /// Counts a queue if it is missing. Returns whether it is.
     fn counts(&mut self, queue: &str) -> Result<bool, BrokerError> {
         let is_missing =
             match self.refusal(|channel| channel.queue_declare_passive(queue).map(drop))? {
                 None => false,
                 Some((404, _)) => true,
-                // In use by another connection alone.
+                // It is exclusive to another connection.
                 Some((_, message)) => {
                     let problem = format!("can't be used: {message}");
                     self.flaws.push(Flaw::fatal(format!("queue {queue}"), problem));
@@ -240,11 +238,11 @@ impl Probe<'_> {
         Ok(is_missing)
     }
 
-    /// The right to configure a queue.
+    /// Checks the right to configure a queue.
     fn makes(&mut self, queue: &str) -> Result<(), BrokerError> {
         let options = QueueDeclareOptions {
             durable: true,
-            // A name is no number: refused, whether the queue is there or not.
+            // A number is no name: this is refused, whether the queue exists or not.
             arguments: table([("x-dead-letter-exchange", AmqpValue::LongInt(0))]),
             ..Default::default()
         };
@@ -255,15 +253,15 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Room for the missing queues and for a backlog, tried by queues that end with this connection:
-    /// how many there may be, RabbitMQ doesn't say.
+    /// Checks whether there is room for the missing queues and for a backlog, by making queues that end with
+    /// this connection: RabbitMQ doesn't tell how many there may be.
     fn has_room(&mut self) -> Result<(), BrokerError> {
         let (missing, mut made) = (self.missing, 0);
-        let name = format!("webhooks.check.{}", Uuid::new_v4());
+        let check = Uuid::new_v4();
         let refusal = self.refusal(|channel| {
             while made <= missing {
                 let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-                channel.queue_declare(format!("{name}.{made}"), options)?;
+                channel.queue_declare(check_queue(check, made), options)?;
                 made += 1;
             }
             Ok(())
@@ -286,20 +284,20 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// The right to read a queue, and whether it is one that deliveries come from.
+    /// Checks the right to read a queue, and whether it is a stream.
     fn consumes(&mut self, queue: &str) -> Result<(), BrokerError> {
         let options = ConsumerOptions {
             arguments: table([
-                // Streams know this one, other queues don't.
+                // Streams know this argument, other queues don't.
                 ("x-stream-offset", AmqpValue::LongString("next".to_owned())),
-                // A number for others, unknown to streams.
+                // Other queues take a number here, and streams don't know it.
                 ("x-priority", AmqpValue::LongString("none".to_owned())),
             ]),
             ..ConsumerOptions::default()
         };
         let refusal = self.refusal(|channel| {
             let consumer = channel.basic_consume(queue, options)?;
-            // What no version does. What it was given goes back with the channel.
+            // No version gets here. If one did, its messages would go back with the channel.
             consumer.cancel()
         })?;
         match refusal {
@@ -314,7 +312,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// The rights that a binding needs, tried by taking one away that is not there.
+    /// Checks the rights that a binding needs, by removing a binding that doesn't exist.
     fn binds(&mut self, queue: &str, exchange: &'static str, key: &str) -> Result<(), BrokerError> {
         let other = table([("made-by", AmqpValue::LongString("nobody".to_owned()))]);
         let refusal = self.refusal(|channel| channel.queue_unbind(queue, exchange, key, other))?;
@@ -328,11 +326,11 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// The right to publish by an exchange, with this routing key.
+    /// Checks the right to publish by an exchange with this routing key.
     fn publishes(&mut self, exchange: &'static str, key: &str) -> Result<(), BrokerError> {
         let properties = AmqpProperties::default();
-        // RabbitMQ 4 looks at this before it looks at topic permissions, so it is left to the few users who may
-        // speak for others. A time in milliseconds, by the protocol.
+        // An expiration has to be a number of milliseconds. RabbitMQ 4 checks it before topic permissions, so it
+        // is used only for the few users that may publish in another's name.
         let properties = match self.speaks_for_others()? {
             true => properties.with_expiration("never".to_owned()),
             false => properties.with_user_id(NOBODY.to_owned()),
@@ -349,7 +347,8 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// As users with the tag `impersonator` may. Tried by a message for a queue that nobody has.
+    /// Whether this user may publish in the name of another one, as those with the tag `impersonator` may. It
+    /// is tried with a message for a queue that doesn't exist.
     fn speaks_for_others(&mut self) -> Result<bool, BrokerError> {
         if let Some(known) = self.speaks_for_others {
             return Ok(known);
@@ -377,11 +376,11 @@ fn publish_empty(
         properties,
     };
     channel.basic_publish(exchange, publish)?;
-    // The refusal comes with the next answer.
+    // The refusal comes as the answer to the next call.
     channel.qos(0, 1, false)
 }
 
-/// What RabbitMQ refuses somebody.
+/// What RabbitMQ refuses access to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Object {
     Queue,
@@ -389,8 +388,8 @@ enum Object {
     Topic,
 }
 
-/// Reads "access to exchange 'x' in vhost '/' refused for user 'u'", which newer versions begin with the
-/// right, and which has for topics "access to topic 'k' in exchange 'x' …".
+/// Reads "access to exchange 'x' in vhost '/' refused for user 'u'". Newer versions name the right before
+/// it, and for topics it is "access to topic 'k' in exchange 'x' …".
 fn refused_object(message: &str) -> Object {
     let object = message.split_once("access to ").map_or(message, |(_, object)| object);
     if object.starts_with("topic") {
@@ -400,38 +399,6 @@ fn refused_object(message: &str) -> Object {
     } else {
         Object::Queue
     }
-}
-
-/// Consumes a queue, unless it is a stream: a consumer of that would be given what comes from now on, and
-/// could take nothing out. May hang: call it in [`super::KillSwitch::guard`].
-///
-/// # Errors
-/// amiquip's; [`why_not_consumed`] says what a refusal means.
-pub fn consume_no_stream<'c>(channel: &'c Channel, queue: &str) -> amiquip::Result<Consumer<'c>> {
-    // What others have anyway, and streams refuse.
-    let arguments = table([("x-priority", AmqpValue::LongInt(0))]);
-    channel.basic_consume(queue, ConsumerOptions { arguments, ..ConsumerOptions::default() })
-}
-
-/// Why a queue is not consumed, and the remedy where it is a stream.
-#[must_use]
-pub fn why_not_consumed(error: &amiquip::Error) -> String {
-    match error {
-        amiquip::Error::ServerClosedChannel { code: 406, message, .. }
-            if is_of_a_stream(message) =>
-        {
-            format!("it {STREAM}")
-        }
-        other => format!("cannot consume: {other}"),
-    }
-}
-
-/// What to say of a stream.
-const STREAM: &str = "is a stream, from which nothing can be taken: delete it, and make a \
-                                 classic or a quorum queue of that name (`run` does)";
-
-fn is_of_a_stream(message: &str) -> bool {
-    message.ends_with(OF_A_STREAM) || message.contains("prefetch count is not set for")
 }
 
 fn table<const N: usize>(arguments: [(&str, AmqpValue); N]) -> FieldTable {

@@ -1,18 +1,19 @@
-//! Another way for a message whose queue can't be had, so that one bad queue holds up nothing else.
+//! Another way for a message whose queue is unusable, so that one bad queue holds up nothing else.
 
 use std::sync::Arc;
 
-use super::backlog::read_backlog_key;
 use super::objects::Objects;
 use super::outgoing::Outgoing;
-use super::topology::{
-    BACKLOG_EXCHANGE, ORPHANED, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, wait_queue,
+use super::topology::{Topology, WITHOUT_BACKLOG};
+use crate::domain::broker_names::{
+    BACKLOG_EXCHANGE, ORPHANED, WAIT_EXCHANGE, is_dead_queue, origin_of_retries, queue_of,
+    read_backlog_key, wait_key, wait_queue,
 };
 use crate::domain::retry::Span;
 
-/// The ways that there are.
+/// Knows which queues are unusable, and the ways around them.
 pub(super) struct Routes {
-    /// Shortest first.
+    /// The delays of the wait queues, shortest first.
     delays: Vec<Span>,
     objects: Arc<Objects>,
 }
@@ -22,23 +23,23 @@ impl Routes {
         Self { delays: topology.delays.clone(), objects }
     }
 
-    /// Leads a message away from a queue that is known to be none that we can use.
+    /// Sends a message another way if its queue is known to be unusable.
     pub(super) fn avoid_refused(&self, outgoing: &mut Outgoing) {
         if self.objects.refuses_any() && self.objects.is_refused(&outgoing.queue()) {
             self.go_around(outgoing);
         }
     }
 
-    /// Leads a message another way, where there is one. What has to wait waits a little longer, or where
-    /// there is no longer wait queue, shorter. What was to be attempted at once waits a minute. A dead
-    /// letter goes where the operator finds it, too.
+    /// Sends a message another way, if there is one. A delivery that has to wait waits a little longer or, if
+    /// there is no longer delay, a little shorter. One that was to be attempted at once waits for a minute. A
+    /// dead letter becomes an orphaned delivery, which operators see, too.
     pub(super) fn go_around(&self, outgoing: &mut Outgoing) {
         let refused = outgoing.queue();
         let way = match outgoing.exchange {
             WAIT_EXCHANGE => self.another_wait(&outgoing.routing_key),
-            "" => match refused.strip_suffix(".retry") {
+            "" => match origin_of_retries(&refused) {
                 Some(origin) => Some((WAIT_EXCHANGE, wait_key(WITHOUT_BACKLOG.into(), origin))),
-                None if refused.ends_with(".dead") => Some(("", ORPHANED.to_owned())),
+                None if is_dead_queue(&refused) => Some(("", ORPHANED.to_owned())),
                 None => None,
             },
             BACKLOG_EXCHANGE => read_backlog_key(&outgoing.routing_key)
@@ -48,7 +49,7 @@ impl Routes {
         if let Some((exchange, routing_key)) = way
             && !self.objects.is_refused(&queue_of(exchange, &routing_key))
         {
-            log::debug!("{refused} can't be had: its message goes by {routing_key}");
+            log::debug!("{refused} is unusable: its message goes to {routing_key}");
             (outgoing.exchange, outgoing.routing_key) = (exchange, routing_key);
         }
     }
@@ -63,25 +64,12 @@ impl Routes {
         Some((WAIT_EXCHANGE, wait_key(*other, origin)))
     }
 
-    /// A message for a queue came back: it is missing, or not bound.
+    /// A message was returned: its queue is missing, or not bound.
     pub(super) fn returned(&self, exchange: &str, routing_key: &str) {
         if exchange == WAIT_EXCHANGE {
             self.objects.returned(&queue_of(exchange, routing_key));
         }
-        self.objects.look_soon();
-    }
-}
-
-fn wait_key(delay: Span, origin: &str) -> String {
-    format!("{delay}.{origin}")
-}
-
-/// The queue that a message is for.
-pub(super) fn queue_of(exchange: &str, routing_key: &str) -> String {
-    match routing_key.split_once('.') {
-        Some((delay, _)) if exchange == WAIT_EXCHANGE => format!("{WAIT_EXCHANGE}.{delay}"),
-        _ if exchange == BACKLOG_EXCHANGE => format!("{BACKLOG_EXCHANGE}.{routing_key}"),
-        _ => routing_key.to_owned(),
+        self.objects.check_soon();
     }
 }
 
@@ -91,7 +79,7 @@ mod tests {
     use crate::broker::Message;
     use crate::metrics::{Metrics, ObjectKind};
 
-    /// Where a message goes while these queues can't be had.
+    /// Where a message goes while these queues are unusable.
     fn way(outgoing: Outgoing, refused: &[&str]) -> String {
         let metrics = Metrics::new(["q".to_owned()]).expect("fresh names");
         let objects = Arc::new(Objects::new(metrics.topology()));

@@ -1,7 +1,7 @@
 //! TLS below AMQP, for amiquip's event loop.
 //!
-//! amiquip could do it itself, by OpenSSL; this way all connections have one TLS, the same CAs and
-//! the same errors, and nothing has to be installed to build.
+//! amiquip could do TLS itself, by OpenSSL. This way all connections of the notifier have the same TLS, CAs
+//! and errors, and nothing has to be installed to build.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use rustls::pki_types::ServerName;
 
 use crate::tls::Tls;
 
-/// Shakes hands on a socket that still blocks: what limits that is whoever may shut it down.
+/// Shakes hands on a socket that still blocks. It has no time limit: guard it.
 ///
 /// # Errors
 /// If the socket fails, or one side refuses the other.
@@ -27,11 +27,11 @@ pub(super) fn handshake(
     Ok(connection)
 }
 
-/// A stream that encrypts, over one that doesn't block.
+/// A stream that encrypts, over a socket that doesn't block.
 pub(super) struct TlsStream<S> {
     socket: S,
     tls: ClientConnection,
-    /// How much was taken from the last `write`, which could not be sent to its end then.
+    /// How many bytes of the last `write` were encrypted, but could not all be sent.
     taken: usize,
 }
 
@@ -40,7 +40,7 @@ impl<S: Read + Write> TlsStream<S> {
         Self { socket, tls, taken: 0 }
     }
 
-    /// Sends what is encrypted.
+    /// Sends what was encrypted.
     fn send(&mut self) -> io::Result<()> {
         while self.tls.wants_write() {
             if self.tls.write_tls(&mut self.socket)? == 0 {
@@ -56,13 +56,12 @@ impl<S: Read + Write> Read for TlsStream<S> {
         loop {
             match self.tls.reader().read(out) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // A clean end, or one without a farewell.
+                // Including the end of the stream, clean or not.
                 read => return read,
             }
             self.tls.read_tls(&mut self.socket)?;
             let processed = self.tls.process_new_packets();
-            // An answer of TLS's own, such as why we refuse; the next `write` sends what can't be
-            // sent now.
+            // Messages of TLS itself, such as an alert; what can't be sent now, the next `write` sends.
             let sent = self.send();
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             match sent {
@@ -74,9 +73,9 @@ impl<S: Read + Write> Read for TlsStream<S> {
 }
 
 impl<S: Read + Write> Write for TlsStream<S> {
-    /// Tells of bytes as written only once they are on their way: amiquip waits for a socket that
-    /// takes more only while it still has something to write. Until then they are to be given again,
-    /// as to OpenSSL, and amiquip does: what it adds comes behind them.
+    /// Reports bytes as written only when they have been sent: amiquip waits for the socket to take more only
+    /// while it has something left to write. Until then it has to pass the same bytes again, as with
+    /// OpenSSL, and it does, with new ones behind them.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send()?;
         if self.taken == 0 {

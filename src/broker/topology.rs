@@ -1,36 +1,28 @@
-//! What we need at the broker: queues, exchanges and bindings, and the lanes that consume them.
+//! What we need at the broker: queues and exchanges with their arguments, and the lanes that consume them.
 
 use std::time::Duration;
 
 use amiquip::{AmqpValue, ExchangeDeclareOptions, QueueDeclareOptions};
-use uuid::Uuid;
 
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::config::{Config, Queue, QueueType};
+use crate::domain::broker_names::{
+    ORPHANED, RETRY_EXCHANGE, dead_queue, is_dead_queue, is_wait_queue, origin_of_retries,
+    retry_queue, wait_queue,
+};
 use crate::domain::retry::Span;
 use crate::shutdown::Shutdown;
 
-pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";
-pub(super) const RETRY_EXCHANGE: &str = "webhooks.retry";
-pub(super) const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
-
-/// Where notices are published, for whoever binds a queue to it.
-pub(super) const EVENTS_EXCHANGE: &str = "webhooks.events";
-
-/// Where what no retry queue takes lies, of all queues and all notifiers of this broker: a queue, and
-/// the exchange by which it comes there.
-pub const ORPHANED: &str = "webhooks.orphaned";
-
-/// The argument of a queue that says of which kind it is.
+/// The argument that says of which type a queue is.
 pub(super) const QUEUE_TYPE: &str = "x-queue-type";
 
-/// How long a delivery waits whose backlog can't be made. There is a wait queue for it, whatever the
-/// schedule says.
+/// How long a delivery waits if its backlog can't be made. There is a wait queue for this delay, whatever
+/// the schedule.
 pub const WITHOUT_BACKLOG: Duration = Duration::from_secs(60);
 
-/// How often the broker may take a message of a backlog back, or of what a move puts aside: as often as it likes.
-/// What is handed back keeps its place only in a queue that has a limit; without one, RabbitMQ 3 puts it at the
-/// end.
+/// How often a message of a backlog, or one that a move has put aside, may be redelivered: practically
+/// without limit. But there has to be one: in a queue without a limit, RabbitMQ 3 puts what is handed back
+/// at the end.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// One lane: a queue to consume, and what it is for.
@@ -40,14 +32,14 @@ pub struct Lane {
     pub number: usize,
     /// Its name.
     pub origin: String,
-    /// The queue that this lane consumes; of backlogs, a name for all of that queue.
+    /// The queue that this lane consumes; for backlogs, a name that stands for all of the queue's backlogs.
     pub queue: String,
-    /// What it consumes of that queue.
+    /// What it consumes.
     pub kind: LaneKind,
-    /// What the queue for events is made as.
+    /// The type that the queue for events is made with.
     pub queue_type: Option<QueueType>,
-    /// The most requests under way for that queue, its retries and backlogs included; and the most
-    /// consumers that this lane may have.
+    /// How many requests may be under way for the queue, its retries and backlogs; and how many consumers
+    /// this lane may have.
     pub capacity: u16,
 }
 
@@ -84,31 +76,7 @@ impl Lane {
     }
 }
 
-/// Where the retries of a queue come back.
-#[must_use]
-pub fn retry_queue(origin: &str) -> String {
-    format!("{origin}.retry")
-}
-
-/// Where the dead letters of a queue lie.
-#[must_use]
-pub fn dead_queue(origin: &str) -> String {
-    format!("{origin}.dead")
-}
-
-/// Where what a receiver can't take now waits: for one webhook, what came from the queue `origin`.
-#[must_use]
-pub fn backlog_queue(origin: &str, webhook: Uuid) -> String {
-    format!("{BACKLOG_EXCHANGE}.{origin}.{webhook}")
-}
-
-/// Where deliveries of all queues wait for that long.
-#[must_use]
-pub fn wait_queue(delay: Span) -> String {
-    format!("{WAIT_EXCHANGE}.{delay}")
-}
-
-/// The queues and exchanges that we need, for a set of queues and delays.
+/// The queues and exchanges that we need for a set of event queues and delays.
 #[derive(Clone, Debug)]
 pub struct Topology {
     pub(super) origins: Vec<String>,
@@ -116,12 +84,12 @@ pub struct Topology {
     pub(super) delays: Vec<Span>,
 }
 
-/// The result of looking for one object of the topology without making it.
+/// The result of looking for a queue without making it.
 #[derive(Clone, Debug)]
 pub struct Presence {
     /// The queue's name.
     pub queue: String,
-    /// Messages ready in it; `None` if it doesn't exist yet.
+    /// How many messages are ready in it; `None` if it doesn't exist.
     pub messages: Option<u32>,
 }
 
@@ -140,7 +108,7 @@ impl Topology {
         }
     }
 
-    /// The queues that /metrics shows the depth of.
+    /// The queues whose depth /metrics shows.
     #[must_use]
     pub fn watched_queues(&self) -> Vec<String> {
         let of = |origin: &String| [origin.clone(), retry_queue(origin), dead_queue(origin)];
@@ -148,16 +116,16 @@ impl Topology {
         self.origins.iter().flat_map(of).chain(waits).chain([ORPHANED.to_owned()]).collect()
     }
 
-    /// The wait queues, shortest delay first. All queues that are consumed share them, and so do
-    /// all notifiers of this broker.
+    /// The wait queues, shortest delay first. All event queues share them, and so do all notifiers of this
+    /// broker.
     pub fn wait_queues(&self) -> impl Iterator<Item = (Span, String)> {
         self.delays.iter().map(|delay| (*delay, wait_queue(*delay)))
     }
 
-    /// Looks for every queue without making any, and at the arguments of those that are ours.
+    /// Looks for every queue without making any, and checks the arguments of those that are ours.
     ///
     /// # Errors
-    /// [`BrokerError::Misconfigured`] if one of our own queues is there with other arguments.
+    /// [`BrokerError::Misconfigured`] if one of our own queues exists with other arguments.
     pub fn look(&self, link: &mut Link, shutdown: &Shutdown) -> Result<Vec<Presence>, BrokerError> {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
@@ -167,7 +135,7 @@ impl Topology {
         own.push((ORPHANED.to_owned(), plain_options()));
 
         let mut found = Vec::new();
-        // Of these any will do, whatever their arguments.
+        // These may have any arguments.
         let dead = self.origins.iter().map(|origin| dead_queue(origin));
         for queue in self.origins.iter().cloned().chain(dead) {
             found.push(Presence { messages: link.queue_messages(&queue, shutdown)?, queue });
@@ -176,7 +144,7 @@ impl Topology {
         for (queue, options) in own {
             let messages = link.queue_messages(&queue, shutdown)?;
             if messages.is_some() {
-                // Declaring what is there already changes nothing; with other arguments it fails.
+                // To declare an existing queue changes nothing, and fails if it has other arguments.
                 kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
                     link.channel()?.queue_declare(queue.as_str(), options).map(drop)
                 })
@@ -188,19 +156,19 @@ impl Topology {
     }
 }
 
-/// What a queue holds, for who is told that it is lost.
+/// What a queue holds, in the words of the log line that says it is lost.
 pub(super) fn contents(queue: &str) -> &'static str {
     match queue {
         ORPHANED => "orphaned deliveries",
-        _ if queue.starts_with(WAIT_EXCHANGE) => "deliveries that waited in it",
-        _ if queue.ends_with(".retry") => "retries that were due",
-        _ if queue.ends_with(".dead") => "dead letters",
+        _ if is_wait_queue(queue) => "deliveries that waited in it",
+        _ if origin_of_retries(queue).is_some() => "retries that were due",
+        _ if is_dead_queue(queue) => "dead letters",
         _ => "events",
     }
 }
 
-/// How our exchanges are made. What `webhooks.retry` can't route must not stay in its wait queue: it
-/// would hold up what others wait for there.
+/// How our exchanges are made. `webhooks.retry` has an alternate exchange: a message that it can't route
+/// would stay in its wait queue, and hold up all that is behind it.
 pub(super) fn exchange_options(exchange: &str) -> ExchangeDeclareOptions {
     let mut options = ExchangeDeclareOptions { durable: true, ..Default::default() };
     if exchange == RETRY_EXCHANGE {
@@ -210,21 +178,21 @@ pub(super) fn exchange_options(exchange: &str) -> ExchangeDeclareOptions {
     options
 }
 
-/// A queue that producers publish to, where nobody has made it: of this kind, or of the virtual host's default.
-/// All others of ours are quorum queues, whatever this is: they count how often a message came back, and expire
-/// into the next queue without losing any.
+/// How a queue for events is made if nobody else has made it: of this type, or of the virtual host's default.
+/// All other queues of ours are quorum queues: these count how often a message was redelivered, and
+/// dead-letter what expires without losing any.
 pub(super) fn event_options(kind: Option<QueueType>) -> QueueDeclareOptions {
     let kind = kind.map(|kind| AmqpValue::LongString(kind.label().to_owned()));
     let arguments = kind.map(|kind| (QUEUE_TYPE.to_owned(), kind)).into_iter().collect();
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }
 }
 
-/// A queue for what is put aside while its queue is made anew.
+/// A queue that holds messages while their own queue is made anew.
 pub(super) fn moving_options() -> QueueDeclareOptions {
     quorum([("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT))])
 }
 
-/// A queue in which things lie until somebody comes for them.
+/// A queue whose messages stay until an operator takes them.
 pub(super) fn plain_options() -> QueueDeclareOptions {
     quorum([])
 }
@@ -238,14 +206,14 @@ pub(super) fn backlog_options(origin: &str) -> QueueDeclareOptions {
     quorum([
         exchange,
         key,
-        // One instance at a time, so that deliveries keep their order, and one receiver is probed once.
+        // One instance at a time, so that deliveries keep their order, and only one probes the receiver.
         ("x-single-active-consumer", AmqpValue::Boolean(true)),
         ("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT)),
     ])
 }
 
-/// A broker's own delivery limit then moves a message to where an operator sees it, instead of dropping
-/// it.
+/// If the broker's own delivery limit is exceeded, the message moves to where an operator sees it, and isn't
+/// dropped.
 fn dead_lettering(origin: &str) -> [(&'static str, AmqpValue); 2] {
     [
         ("x-dead-letter-exchange", AmqpValue::LongString(String::new())),
@@ -259,7 +227,7 @@ pub(super) fn wait_options(delay: Span) -> QueueDeclareOptions {
     quorum([
         ("x-message-ttl", AmqpValue::LongLongInt(ttl)),
         ("x-dead-letter-exchange", text(RETRY_EXCHANGE)),
-        // Without these two a message can be lost between the wait queue and the retry queue.
+        // Without these two arguments a message could be lost between the wait queue and the retry queue.
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
     ])

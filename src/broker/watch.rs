@@ -1,4 +1,4 @@
-//! Watches our queues, exchanges and bindings: how much is in them, and that they are there.
+//! Watches our queues, exchanges and bindings: whether they are there, and how much the queues hold.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -6,25 +6,26 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select;
 
 use super::calls::QueueCounts;
-use super::{BrokerError, Link, ORPHANED, Objects, Topology};
+use super::{BrokerError, Link, Objects, Topology};
 use crate::config::Config;
+use crate::domain::broker_names::{ORPHANED, is_dead_queue};
 use crate::shutdown::Shutdown;
 
-/// While a command looks at dead letters they are in its hands, and RabbitMQ counts none: what was counted
-/// before is still right. But not longer than this: somebody may consume them for good.
+/// While a command reads dead letters it has them in hand, and RabbitMQ doesn't count them: the last count
+/// is still right. After this time it isn't used any more: somebody may consume them for good.
 const READ: Duration = Duration::from_secs(60);
 
-/// Whether a queue is one that no notifier consumes.
+/// Whether a queue is for operators: no notifier consumes it.
 fn is_for_people(queue: &str) -> bool {
-    queue == ORPHANED || queue.ends_with(".dead")
+    queue == ORPHANED || is_dead_queue(queue)
 }
 
-/// Watches the topology until shutdown, and makes again what somebody deletes: calls `tick` every time
-/// around, then `depth` with each queue and how many messages are ready in it (`None`: there is no such
-/// queue, or it doesn't answer), and at last `heard`, with whether the broker answered.
+/// Watches the topology until shutdown, and makes again what somebody deletes. Each round calls `tick`,
+/// then `depth` with each queue and how many messages are ready in it (`None` if there is no such queue, or
+/// it doesn't answer), and at last `heard` with whether the broker has answered.
 ///
-/// On a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
-/// an alarm, when a declaration on it would hang.
+/// It has a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
+/// an alarm, so that a declaration on it would hang.
 pub fn watch_queues(
     config: &Config,
     objects: &Objects,
@@ -60,7 +61,7 @@ pub fn watch_queues(
         let looked = look();
         heard(looked.is_ok());
         if let Err(error) = looked {
-            // The lanes say that the broker is away; here it only costs some figures.
+            // The lanes log that the broker is away; here only some metrics are missing.
             log::debug!("queue depths unknown: {error}");
             link = None;
         }

@@ -1,4 +1,4 @@
-//! A time as people and programs read it: RFC 3339, in UTC.
+//! Times in RFC 3339, in UTC.
 
 use serde::Serializer;
 
@@ -14,7 +14,7 @@ pub fn rfc3339(at: UnixMillis) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// The same to the millisecond, `2026-11-25T02:54:28.123Z`: how a field of a JSON document is written
+/// The same to the millisecond, `2026-11-25T02:54:28.123Z`, for a field of a JSON document
 /// (`serialize_with`).
 ///
 /// # Errors
@@ -25,7 +25,7 @@ pub fn serialize<S: Serializer>(at: &UnixMillis, serializer: S) -> Result<S::Ok,
     serializer.collect_str(&format_args!("{seconds}.{:03}Z", at.rem_euclid(1_000)))
 }
 
-/// The same for what may be missing: null.
+/// The same for an optional time; `None` is null.
 ///
 /// # Errors
 /// Those of the serializer.
@@ -41,8 +41,8 @@ pub fn serialize_option<S: Serializer>(
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
 ///
-/// Years are counted from March here: then a leap day is the last of its year, and months have
-/// 153 days in each five of them.
+/// Internally years begin in March: then the leap day is the last of its year, and each five months have
+/// 153 days.
 fn date(days: i64) -> (i64, i64, i64) {
     // From 0000-03-01, in cycles of 400 years.
     let days = days + 719_468;

@@ -7,26 +7,16 @@ use uuid::Uuid;
 
 use super::account;
 use super::answer::Excerpt;
+use super::broker_names::header;
 use super::event::{self, Event, Malformed};
 use super::outcome::{DeadReason, LONGEST_STAY};
 use super::shown;
 
-/// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
+/// The longest `x-last-error`, in characters: enough to understand, little to store.
 const MAX_ERROR_CHARS: usize = 300;
 
-/// The header with the account of the event; empty where it is of none. What an older version parked has
-/// no such header.
-pub const ACCOUNT: &str = "x-account";
-/// How far ahead of ours the clock of the instance may be that wrote a [`Delivery::not_before`].
+/// How far the clock of the instance that wrote a [`Delivery::not_before`] may be ahead of ours.
 const MOST_SKEW: Duration = Duration::from_secs(60);
-
-/// The header with [`Delivery::not_before`], where there is one.
-const NOT_BEFORE: &str = "x-not-before";
-
-/// The headers with [`Delivery::last_answer`], where there is one.
-pub const LAST_STATUS_LINE: &str = "x-last-status-line";
-/// The body's beginning.
-pub const LAST_BODY: &str = "x-last-body";
 
 /// The value of an AMQP header, in the two types that we write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,42 +27,14 @@ pub enum Value {
     Integer(i64),
 }
 
-/// AMQP headers by name, of the types that we write. Others are left out.
+/// AMQP headers by name. Only the types that we write; others are left out.
 pub type Headers = BTreeMap<String, Value>;
 
-/// What we write into the headers of a message, and RabbitMQ writes into those that it moves or takes
-/// back; and what would lead a copy to other queues, too. Whatever else is in them is the producer's.
-const NOT_THE_PRODUCERS: [&str; 20] = [
-    "x-event-id",
-    "x-event-type",
-    "x-account",
-    "x-webhook-id",
-    "x-attempt",
-    "x-not-before",
-    "x-first-received-at",
-    "x-last-error",
-    LAST_STATUS_LINE,
-    LAST_BODY,
-    "x-origin-queue",
-    "x-dead-reason",
-    "x-dead-at",
-    "x-bound-for",
-    "x-entered-by",
-    "x-delivery-count",
-    "x-acquired-count",
-    "x-death",
-    "CC",
-    "BCC",
-];
-
-/// Families of such headers.
-const NOT_THE_PRODUCERS_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
-
-/// Whether a header of this name is the producer's: it stays with each delivery of the event.
+/// Whether a header is the producer's. Then it stays with each delivery of the event.
 #[must_use]
 pub fn is_producers(name: &str) -> bool {
-    !NOT_THE_PRODUCERS.contains(&name)
-        && !NOT_THE_PRODUCERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    !header::NOT_THE_PRODUCERS.contains(&name)
+        && !header::NOT_THE_PRODUCERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// A time in milliseconds since the Unix epoch, as headers carry it.
@@ -81,53 +43,53 @@ pub type UnixMillis = i64;
 /// One event on its way to one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The event; its body travels beside.
+    /// The event without its body, which travels beside it.
     pub event: Event,
-    /// The webhook's id. Its URL is looked up at every attempt: it may have changed.
+    /// The webhook's id. Its URL is looked up for every attempt, since it may have changed.
     pub webhook_id: Uuid,
     /// Attempts made so far.
     pub attempts: u32,
-    /// When we first got the event.
+    /// When we first received the event.
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
     pub last_error: String,
-    /// What the receiver answered to it, if that is kept. The delivery carries it, so that its dead letter
-    /// has it, however long after and without PostgreSQL.
+    /// The receiver's answer to the last attempt, if it is kept. The delivery carries it, so that its
+    /// dead letter has it, even much later and without PostgreSQL.
     pub last_answer: Option<Box<Excerpt>>,
-    /// Until when its receiver has asked us to stay away (`Retry-After`). The delivery carries it, so
-    /// that another process knows it too.
+    /// The time before which its receiver asked for no requests (`Retry-After`). The delivery carries
+    /// it, so that other processes know it too.
     pub not_before: Option<UnixMillis>,
 }
 
 impl Delivery {
-    /// Our headers of a parked delivery that came from the queue `origin`.
+    /// Our headers for parking this delivery; `origin` is the queue it came from.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
         let account = self.event.account.as_deref().unwrap_or_default();
         let mut headers = Headers::from([
-            (ACCOUNT.to_owned(), Value::Text(account.to_owned())),
-            ("x-event-id".to_owned(), Value::Text(self.event.id.clone())),
-            ("x-event-type".to_owned(), Value::Text(self.event.event_type.clone())),
-            ("x-webhook-id".to_owned(), Value::Text(self.webhook_id.to_string())),
-            ("x-attempt".to_owned(), Value::Integer(self.attempts.into())),
-            ("x-first-received-at".to_owned(), Value::Integer(self.first_received_at)),
-            ("x-last-error".to_owned(), Value::Text(shortened(&self.last_error))),
-            ("x-origin-queue".to_owned(), Value::Text(origin.to_owned())),
+            (header::ACCOUNT.to_owned(), Value::Text(account.to_owned())),
+            (header::EVENT_ID.to_owned(), Value::Text(self.event.id.clone())),
+            (header::EVENT_TYPE.to_owned(), Value::Text(self.event.event_type.clone())),
+            (header::WEBHOOK_ID.to_owned(), Value::Text(self.webhook_id.to_string())),
+            (header::ATTEMPT.to_owned(), Value::Integer(self.attempts.into())),
+            (header::FIRST_RECEIVED_AT.to_owned(), Value::Integer(self.first_received_at)),
+            (header::LAST_ERROR.to_owned(), Value::Text(shortened(&self.last_error))),
+            (header::ORIGIN_QUEUE.to_owned(), Value::Text(origin.to_owned())),
         ]);
         if let Some(at) = self.not_before {
-            headers.insert(NOT_BEFORE.to_owned(), Value::Integer(at));
+            headers.insert(header::NOT_BEFORE.to_owned(), Value::Integer(at));
         }
         if let Some(Excerpt { status_line, body }) = self.last_answer.as_deref() {
-            headers.insert(LAST_STATUS_LINE.to_owned(), Value::Text(status_line.clone()));
+            headers.insert(header::LAST_STATUS_LINE.to_owned(), Value::Text(status_line.clone()));
             if !body.is_empty() {
-                headers.insert(LAST_BODY.to_owned(), Value::Text(body.clone()));
+                headers.insert(header::LAST_BODY.to_owned(), Value::Text(body.clone()));
             }
         }
         headers
     }
 
-    /// For how long from `now` on its receiver has asked us to stay away. Nobody is kept waiting by a
-    /// clock that is far from ours.
+    /// How long, from `now` on, the receiver asked for no requests. A time too far in the future is
+    /// ignored: a wrong clock must not delay a delivery.
     #[must_use]
     pub fn stay(&self, now: UnixMillis) -> Option<Duration> {
         let left = u64::try_from(self.not_before?.saturating_sub(now)).ok()?;
@@ -135,15 +97,16 @@ impl Delivery {
         (!left.is_zero() && left <= LONGEST_STAY + MOST_SKEW).then_some(left)
     }
 
-    /// Reads, at the time `now`, what [`Delivery::headers`] wrote. Whose event it is was decided when its
-    /// webhooks were looked up; of what an older version parked, the body says it.
+    /// Reads what [`Delivery::headers`] wrote, at the time `now`. The header names the account, which
+    /// was decided when the event's webhooks were looked up; if an older version parked the delivery,
+    /// the body names it.
     ///
-    /// A delivery that first came in the future came now: another clock was wrong, or somebody
-    /// would have it never be too old.
+    /// If the header says that the event will first be received in the future, it counts as received
+    /// now: some clock was wrong, or somebody wants to evade the age limit.
     ///
     /// # Errors
-    /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and
-    /// where it should go is not theirs to say.
+    /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and may not
+    /// choose where it goes.
     pub fn from_headers(
         headers: &Headers,
         body: &[u8],
@@ -157,78 +120,85 @@ impl Delivery {
             Some(Value::Integer(integer)) => Ok(*integer),
             _ => Err(Malformed::BadHeader(name)),
         };
-        // A number near the type's end would overflow at the next attempt.
+        // A number near the type's maximum would overflow at the next attempt.
         let count = |name: &'static str| {
             let count = u32::try_from(integer(name)?).ok().filter(|count| *count < u32::MAX / 2);
             count.ok_or(Malformed::BadHeader(name))
         };
-        let account = match headers.get(ACCOUNT) {
+        let account = match headers.get(header::ACCOUNT) {
             None => event::account_of(body),
             Some(Value::Text(none)) if none.is_empty() => None,
             Some(Value::Text(account)) if account::check(account).is_ok() => {
                 Some(account.as_str().into())
             }
-            Some(_) => return Err(Malformed::BadHeader(ACCOUNT)),
+            Some(_) => return Err(Malformed::BadHeader(header::ACCOUNT)),
         };
         let event = Event {
-            id: text("x-event-id")?.to_owned(),
-            event_type: text("x-event-type")?.to_owned(),
+            id: text(header::EVENT_ID)?.to_owned(),
+            event_type: text(header::EVENT_TYPE)?.to_owned(),
             account,
         };
         event::check_event_id(&event.id)?;
         event::check_event_type(&event.event_type)?;
         Ok(Self {
             event,
-            webhook_id: Uuid::try_parse(text("x-webhook-id")?)
-                .map_err(|_| Malformed::BadHeader("x-webhook-id"))?,
-            attempts: count("x-attempt")?,
-            first_received_at: integer("x-first-received-at")
+            webhook_id: Uuid::try_parse(text(header::WEBHOOK_ID)?)
+                .map_err(|_| Malformed::BadHeader(header::WEBHOOK_ID))?,
+            attempts: count(header::ATTEMPT)?,
+            first_received_at: integer(header::FIRST_RECEIVED_AT)
                 .ok()
                 .filter(|millis| *millis >= 0)
-                .ok_or(Malformed::BadHeader("x-first-received-at"))?
+                .ok_or(Malformed::BadHeader(header::FIRST_RECEIVED_AT))?
                 .min(now),
-            last_error: shortened(text("x-last-error")?),
+            last_error: shortened(text(header::LAST_ERROR)?),
             last_answer: last_answer(headers).map(Box::new),
-            not_before: integer(NOT_BEFORE).ok(),
+            not_before: integer(header::NOT_BEFORE).ok(),
         })
     }
 }
 
-/// What the receiver answered last, as [`Delivery::headers`] wrote it.
+/// The receiver's last answer, as [`Delivery::headers`] wrote it.
 #[must_use]
 pub fn last_answer(headers: &Headers) -> Option<Excerpt> {
     let text = |name: &str| match headers.get(name) {
         Some(Value::Text(text)) => Some(text.as_str()),
         _ => None,
     };
-    Some(Excerpt::read(text(LAST_STATUS_LINE)?, text(LAST_BODY).unwrap_or_default()))
+    Some(Excerpt::read(
+        text(header::LAST_STATUS_LINE)?,
+        text(header::LAST_BODY).unwrap_or_default(),
+    ))
 }
 
-/// Adds to a message's headers what makes it a dead letter.
+/// Adds the headers that make a message a dead letter.
 pub fn mark_dead(headers: &mut Headers, reason: DeadReason, at: UnixMillis) {
-    headers.insert("x-dead-reason".to_owned(), Value::Text(reason.label().to_owned()));
-    headers.insert("x-dead-at".to_owned(), Value::Integer(at));
+    headers.insert(header::DEAD_REASON.to_owned(), Value::Text(reason.label().to_owned()));
+    headers.insert(header::DEAD_AT.to_owned(), Value::Integer(at));
 }
 
-/// Makes a malformed message from the queue `origin` a dead letter. It keeps the headers that it
-/// came with: they are all there is to tell what it was meant to be.
+/// Makes a malformed message from the queue `origin` a dead letter. It keeps its own headers: nothing
+/// else tells what it was meant to be.
 pub fn mark_malformed(headers: &mut Headers, error: &Malformed, origin: &str, at: UnixMillis) {
-    headers.insert("x-origin-queue".to_owned(), Value::Text(origin.to_owned()));
-    headers.insert("x-last-error".to_owned(), Value::Text(shortened(&error.to_string())));
-    headers.entry("x-first-received-at".to_owned()).or_insert(Value::Integer(at));
+    headers.insert(header::ORIGIN_QUEUE.to_owned(), Value::Text(origin.to_owned()));
+    headers.insert(header::LAST_ERROR.to_owned(), Value::Text(shortened(&error.to_string())));
+    headers.entry(header::FIRST_RECEIVED_AT.to_owned()).or_insert(Value::Integer(at));
     mark_dead(headers, DeadReason::Malformed, at);
 }
 
-/// Takes the marks off again that [`mark_malformed`] made.
+/// Removes the headers that [`mark_malformed`] added.
 pub fn unmark_dead(headers: &mut Headers) {
-    for name in
-        ["x-origin-queue", "x-last-error", "x-first-received-at", "x-dead-reason", "x-dead-at"]
-    {
+    for name in [
+        header::ORIGIN_QUEUE,
+        header::LAST_ERROR,
+        header::FIRST_RECEIVED_AT,
+        header::DEAD_REASON,
+        header::DEAD_AT,
+    ] {
         headers.remove(name);
     }
 }
 
-/// Errors quote what other programs say, who may quote others again.
+/// Shortens an error: it may quote other programs, which may quote others again.
 fn shortened(error: &str) -> String {
     shown::line(error, MAX_ERROR_CHARS)
 }
@@ -272,7 +242,9 @@ mod tests {
     fn what_we_write_is_not_the_producers() {
         let mut headers = sample();
         mark_dead(&mut headers, DeadReason::Exhausted, 7);
-        for name in headers.keys().map(String::as_str).chain([LAST_STATUS_LINE, LAST_BODY]) {
+        for name in
+            headers.keys().map(String::as_str).chain([header::LAST_STATUS_LINE, header::LAST_BODY])
+        {
             assert!(!is_producers(name), "{name} would be taken over from another delivery");
         }
         for name in ["traceparent", "account", "x-tenant", "x-deaths"] {
@@ -314,7 +286,7 @@ mod tests {
             headers.insert(name.to_owned(), value.clone());
             assert!(Delivery::from_headers(&headers, b"", 9).is_err(), "{name}={value:?}");
         }
-        let optional = |name: &String| name == "x-origin-queue" || name == ACCOUNT;
+        let optional = |name: &String| name == "x-origin-queue" || name == header::ACCOUNT;
         for name in sample().into_keys().filter(|name| !optional(name)) {
             let mut headers = sample();
             headers.remove(&name);
@@ -362,17 +334,17 @@ mod tests {
         headers.insert("x-turn-at".to_owned(), Value::Integer(1));
         let read = |headers: &Headers, body: &[u8]| Delivery::from_headers(headers, body, 9);
         assert_eq!(read(&headers, b""), read(&sample(), b""));
-        // Whose event it is, only the body tells then.
+        // Then only the body names the account.
         let account = |headers: &Headers, body: &[u8]| {
             read(headers, body).expect("it is sound").event.account.map(String::from)
         };
         let body = br#"{"account":"acme"}"#;
         assert_eq!(account(&headers, body), None, "it was decided");
-        headers.remove(ACCOUNT);
+        headers.remove(header::ACCOUNT);
         assert_eq!(account(&headers, body).as_deref(), Some("acme"));
         assert_eq!(account(&headers, b"{}"), None);
         assert_eq!(account(&headers, b"no JSON"), None);
-        headers.insert(ACCOUNT.to_owned(), Value::Text("other".to_owned()));
+        headers.insert(header::ACCOUNT.to_owned(), Value::Text("other".to_owned()));
         assert_eq!(account(&headers, body).as_deref(), Some("other"));
     }
 

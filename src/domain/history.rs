@@ -1,5 +1,5 @@
-//! The delivery log: what is worth an entry, what an entry says, and what a delivery's entries
-//! together say of where it is now.
+//! The delivery log: what is logged, what an entry holds, and where a delivery is now according to its
+//! entries.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,22 +17,22 @@ use super::shown::{self, quoted};
 
 pub mod report;
 
-/// How much of an error an entry holds, in characters: as much as the header `x-last-error`.
+/// How many characters of an error an entry holds: as many as the header `x-last-error`.
 const MOST_OF_DETAIL: usize = 300;
 
-/// How long after its time a delivery may be without being overdue: its lane may be busy. The
-/// broker's clock may run some percent differently besides.
+/// How late a delivery may be before it is overdue: its lane may be busy. In addition, the broker's
+/// clock may be off by some percent.
 const LATE: Duration = Duration::from_secs(60);
 
-/// What the log is to hold. As a setting: `off`, `failures` or `all`.
+/// What the log holds. As a setting: `off`, `failures` or `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// Nothing.
     Off,
-    /// What went wrong, from its beginning to its end: failed attempts, waiting, what is dead or
-    /// dropped, and deliveries that succeed after all.
+    /// Failures from beginning to end: failed attempts, waiting, dead or dropped deliveries, and
+    /// deliveries that succeed in the end.
     Failures,
-    /// Also what went well at once, and the events that no webhook wants.
+    /// Also immediate successes, and events that no webhook wants.
     All,
 }
 
@@ -65,20 +65,20 @@ impl fmt::Display for Extent {
 pub enum Happened {
     /// An attempt was made.
     Attempted {
-        /// Why it failed; none if the receiver has the event.
+        /// Why it failed; `None` if the receiver has the event.
         failure: Option<Reason>,
         /// The status of the answer, if there was one.
         status: Option<u16>,
         /// How long it took.
         took: Duration,
-        /// What follows.
+        /// What happens next.
         decision: Decision,
     },
     /// No attempt was made.
     HeldBack {
         /// Why, as in the metrics.
         why: &'static str,
-        /// What follows; none: it waits in its receiver's backlog.
+        /// What happens next; `None` if it waits in its receiver's backlog.
         decision: Option<Decision>,
     },
     /// No attempt was made here, but the retry lane makes one as soon as it can.
@@ -94,14 +94,14 @@ pub enum Happened {
 }
 
 impl Extent {
-    /// Whether that is worth an entry.
+    /// Whether it is logged.
     #[must_use]
     pub fn includes(self, happened: &Happened, delivery: &Delivery) -> bool {
         match (self, happened) {
             (Self::Off, _) => false,
             (Self::All, _) => true,
-            // The end of a story that has begun: it failed or waited before, or even died and was
-            // replayed.
+            // The end of a story that is in the log: the delivery failed or waited before, or even died
+            // and was replayed.
             (Self::Failures, Happened::Attempted { failure: None, .. }) => {
                 !delivery.last_error.is_empty()
             }
@@ -111,7 +111,7 @@ impl Extent {
     }
 }
 
-/// What an entry is about, in a word.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "they are those of Happened")]
@@ -135,7 +135,7 @@ impl What {
         Self::Unmatched,
     ];
 
-    /// The word, as the table has it.
+    /// The label, as in the table.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -148,7 +148,7 @@ impl What {
         }
     }
 
-    /// What the word means; nothing if it is a later version's.
+    /// The kind with this label; `None` for a label of a later version.
     #[must_use]
     pub fn of_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|what| what.label() == label)
@@ -165,27 +165,27 @@ pub struct Entry {
     pub event_id: String,
     /// The event's type.
     pub event_type: String,
-    /// The event's account, if it is of one.
+    /// The event's account, if it has one.
     pub account: Option<String>,
-    /// The webhook; none if no webhook wants the event.
+    /// The webhook; `None` if no webhook wants the event.
     pub webhook_id: Option<Uuid>,
     /// The queue that the event was published to.
     pub queue: String,
     /// What happened.
     pub what: What,
-    /// Attempts made so far, this one included.
+    /// Attempts made so far, including this one.
     pub attempt: u32,
     /// The status of the answer.
     pub status: Option<u16>,
-    /// Why, in a word of a bounded set.
+    /// Why, as a label from a bounded set.
     pub reason: Option<String>,
-    /// Why, in words for people; may be empty. Holds no secret.
+    /// Why, in words; may be empty. Contains no secret.
     pub detail: String,
-    /// What the receiver answered, where that was no success and is kept.
+    /// The receiver's answer, if it was no success and is kept.
     pub answer: Option<Box<Excerpt>>,
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
-    /// Until when it waits.
+    /// The time of the next attempt.
     #[serde(serialize_with = "calendar::serialize_option")]
     pub next_attempt_at: Option<UnixMillis>,
     /// Why it is dead.
@@ -193,7 +193,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What happened to a delivery of an event from `queue`.
+    /// Describes what happened to a delivery of an event from `queue`.
     #[must_use]
     pub fn of(happened: &Happened, queue: &str, delivery: &Delivery, at: UnixMillis) -> Self {
         let (what, reason, status, took, decision) = match *happened {
@@ -209,9 +209,9 @@ impl Entry {
             Happened::HandedOver { why } => (What::HandedOver, Some(why), None, None, None),
             Happened::Dropped { why } => (What::Dropped, Some(why), None, None, None),
         };
-        // The last error of what is delivered now is an older one.
+        // After a success the last error is that of an earlier attempt.
         let error = if what == What::Delivered { "" } else { &delivery.last_error };
-        // So is the last answer of what was not attempted.
+        // Without an attempt the last answer is that of an earlier one.
         let answer = delivery.last_answer.as_ref().filter(|_| what == What::Failed);
         Self {
             webhook_id: Some(delivery.webhook_id),
@@ -260,7 +260,7 @@ impl Entry {
     }
 }
 
-/// Where a delivery is.
+/// Where a delivery is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
@@ -280,10 +280,10 @@ pub enum State {
     },
     /// At the broker, until its next attempt.
     Waiting {
-        /// When that is.
+        /// The time of that attempt.
         #[serde(serialize_with = "calendar::serialize")]
         until: UnixMillis,
-        /// Whether something should have been heard of it by now.
+        /// Whether a newer entry should exist by now.
         overdue: bool,
     },
     /// In the dead-letter queue.
@@ -305,7 +305,8 @@ pub enum State {
 }
 
 impl State {
-    /// Where a delivery is at the time `now`, by its entries, oldest first. None without any.
+    /// Where a delivery is at the time `now`, according to its entries, oldest first. `None` if it has
+    /// none.
     #[must_use]
     pub fn of(entries: &[Entry], now: UnixMillis) -> Option<Self> {
         let last = entries.iter().rfind(|entry| entry.what != What::Unmatched)?;
@@ -327,7 +328,7 @@ impl State {
     }
 }
 
-/// When the next entry should be there at the latest.
+/// The latest time at which the next entry should exist.
 fn due(last: &Entry, until: UnixMillis) -> UnixMillis {
     let wait = Duration::from_millis(until.saturating_sub(last.at).max(0).unsigned_abs());
     later(until, LATE + wait / 20)
@@ -440,7 +441,7 @@ mod tests {
         assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, true));
-        // As long as its receiver takes.
+        // This may last as long as the receiver takes.
         let held = [failed_once.clone(), entry(held_back(None))];
         let in_backlog = State::InBacklog { since: at, reason: "breaker".to_owned() };
         assert_eq!(state(&held, 100_000), Some(in_backlog));

@@ -1,11 +1,12 @@
-//! What the words mean: pure functions and data, without I/O, clock or randomness.
+//! The rules: pure functions and data, without I/O, clock or randomness.
 //!
-//! Everything in here can be tested by table and by property, and is: a decision about somebody's
-//! event is made in this folder, and carried out by the modules around it.
+//! Every decision about an event is made here, tested by table and by property, and carried out by the
+//! modules around this one.
 
 pub mod account;
 pub mod address;
 pub mod answer;
+pub mod broker_names;
 pub mod calendar;
 pub mod causes;
 pub mod dead_letter;
@@ -34,5 +35,6 @@ pub mod shown;
 pub mod signature;
 pub mod statuses;
 pub mod trend;
+pub mod unconfirmed;
 pub mod waiting;
 pub mod webhook;

@@ -1,4 +1,4 @@
-//! The table of instances: which are alive, by what each writes every few seconds.
+//! The table of instances: which are alive, according to the rows that each updates every few seconds.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const NEXT_BEAT: &str = "CASE WHEN beats < 9223372036854775807 THEN beats + 1 EL
 /// How the table calls itself, for who hears of it.
 pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text";
 
-/// For how long an instance has written nothing that commands no longer show.
+/// After how long without an update commands no longer show an instance.
 const SHOWN_FOR: Duration = Duration::from_secs(30);
 
 impl Store {
@@ -67,7 +67,7 @@ impl Store {
         })
     }
 
-    /// All entries, also of the dead.
+    /// All rows, including those of dead instances.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -75,7 +75,7 @@ impl Store {
         self.query(|client| read(client, "true"))
     }
 
-    /// Deletes the entries of those that have left or are dead, unless they have written meanwhile.
+    /// Deletes the rows of instances that left or are dead, unless they were updated meanwhile.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -93,7 +93,7 @@ impl Store {
         })
     }
 
-    /// The instances that are alive, for people; none where their table is not there, or may not be read.
+    /// The instances that are alive, for people; none if their table doesn't exist or can't be read.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -111,7 +111,7 @@ impl Store {
 }
 
 fn read(client: &mut Client, which: &str) -> Result<Vec<Entry>, postgres::Error> {
-    // Anybody may have written them: bounded.
+    // Anybody may have written them, so texts are cut.
     let entries = format!(
         "SELECT id, coalesce(left(name, 255), '') AS name, coalesce(beats, 0) AS beats,
              ARRAY(SELECT left(queue, 255) FROM unnest(queues) AS queue
@@ -138,7 +138,7 @@ fn tell(client: &mut Client) -> Result<(), postgres::Error> {
     client.query_typed(&notify, &[(&INSTANCES_CHANNEL, Type::TEXT)]).map(drop)
 }
 
-/// What `run` does with the table, for [`Store::unable`]: on no row.
+/// What `run` does with the table, applied to no row, for [`Store::unable`].
 pub(super) const WORK: &str = "INSERT INTO notifier_instances (id, name, queues)
      SELECT NULL::uuid, '', '{}' WHERE false
      ON CONFLICT (id) DO UPDATE SET queues = '{}';

@@ -1,4 +1,4 @@
-//! The tables: how they came to be, and what of them is there.
+//! The tables: how they are created, and which parts exist.
 //!
 //! The files in `sql/` lead from the original table to those of this version, each once. Somebody may
 //! drop a part of them later; so `migrate` looks at what is there, too, and not only at its list, and
@@ -21,7 +21,7 @@ use tables::{JOURNAL, TABLES};
 
 pub use migrations::Differences;
 
-/// How many webhooks are named that this concerns.
+/// How many of the affected webhooks are named.
 const MOST_NAMED: i64 = 5;
 
 /// Any number that no other program locks by: held during each step of `migrate`, so that two don't
@@ -33,18 +33,18 @@ const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 pub struct Migrated {
     /// The migrations that were applied for the first time.
     pub applied: Vec<&'static str>,
-    /// What had been there before, and was missing.
+    /// What had existed before and was missing.
     pub restored: Vec<String>,
-    /// The webhooks with an account, where that was a label until now; none if there are none.
+    /// The webhooks whose account was only a label until now; `None` if there are none.
     pub labelled: Option<Labelled>,
 }
 
-/// Webhooks whose account was a label, and decides now.
+/// Webhooks whose account was a label and now decides which events they get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labelled {
     /// How many there are.
     pub count: u64,
-    /// The first of them.
+    /// The ids of the first ones.
     pub named: Vec<Uuid>,
 }
 
@@ -60,7 +60,7 @@ pub enum NotMigrated {
 }
 
 impl Store {
-    /// Makes the tables, or adds to them what is missing, and says what it has done.
+    /// Creates the tables or adds what is missing, and says what was done.
     ///
     /// # Errors
     /// [`NotMigrated`].
@@ -88,7 +88,7 @@ impl Store {
         })
     }
 
-    /// What of the tables is not there, such as `column webhooks.secret`.
+    /// What is missing in the tables, such as `column webhooks.secret`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -163,7 +163,7 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
     }
     for table in &TABLES {
         let restored = alone(client, |transaction| restore(transaction, table))?;
-        // Of a table that was made again, each of its parts was.
+        // If a table was restored, so were all its parts.
         let made = format!("table {}", table.name);
         if !migrated.restored.contains(&made) {
             migrated.restored.extend(restored);
@@ -209,7 +209,7 @@ fn alone<T>(
     step: impl FnOnce(&mut Transaction<'_>) -> Result<T, postgres::Error>,
 ) -> Result<T, postgres::Error> {
     let mut transaction = client.transaction()?;
-    // A full table may take longer to index than a query of ours may last.
+    // Indexing a large table may take longer than our queries may.
     transaction.batch_execute("SET LOCAL statement_timeout = 0")?;
     transaction
         .execute_typed("SELECT pg_advisory_xact_lock($1)", &[(&MIGRATION_LOCK, Type::INT8)])?;

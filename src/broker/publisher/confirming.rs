@@ -1,37 +1,34 @@
-//! A channel in confirm mode: what was published on it, and what became of that.
+//! A channel in confirm mode: it publishes, and learns what became of each message.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use amiquip::{AmqpProperties, AmqpValue, Channel, Confirm, FieldTable, Publish, Return};
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, Confirm, ConfirmPayload, FieldTable, Publish, Return,
+};
 use crossbeam_channel::{Receiver, TryRecvError};
 use uuid::Uuid;
 
 use super::{LAST_CONFIRMS, Request, UNROUTED_FOR};
-use crate::broker::backlog::read_backlog_key;
 use crate::broker::outgoing::Outgoing;
 use crate::broker::routes::Routes;
-use crate::broker::topology::{BACKLOG_EXCHANGE, WITHOUT_BACKLOG};
+use crate::broker::topology::WITHOUT_BACKLOG;
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Link, Message};
+use crate::domain::broker_names::{BACKLOG_EXCHANGE, read_backlog_key};
 use crate::domain::delivery::Value;
+use crate::domain::unconfirmed::Unconfirmed;
 
-/// A channel in confirm mode, and what was published on it and is not confirmed yet.
+/// A channel in confirm mode, with what was published on it and is not confirmed yet.
 pub(in crate::broker) struct Confirming {
     pub(super) channel: Channel,
     pub(in crate::broker) confirms: Receiver<Confirm>,
     pub(super) returns: Receiver<Return>,
-    pub(super) next_tag: u64,
-    pub(in crate::broker) unconfirmed: BTreeMap<u64, Request>,
-    /// Refused by the broker (nack), to be published again.
-    pub(in crate::broker) refused: Vec<Request>,
-    /// The queues that took what was refused before.
+    pub(in crate::broker) unconfirmed: Unconfirmed<Request>,
+    /// The queues that have taken a message that was refused before.
     pub(super) accepted: Vec<String>,
-    /// Other ways for what can't be routed; none: it ends the connection.
+    /// Other ways for messages that can't be routed; if `None`, such a message ends the connection.
     pub(super) routes: Option<Routes>,
-    /// Could not be routed, to be published again.
-    pub(super) unrouted: Vec<Request>,
-    /// Backlogs that are no longer there.
+    /// The queues and webhooks of backlogs that are gone.
     pub(super) gone: Vec<(String, Uuid)>,
     /// Why the connection should be given up.
     pub(in crate::broker) broken: Option<String>,
@@ -44,19 +41,16 @@ impl Confirming {
     ) -> amiquip::Result<Self> {
         let channel = link.channel()?;
         let returns = channel.listen_for_returns()?;
-        // In this order, or confirms that come early are dropped.
+        // In this order, or early confirms would be dropped.
         let confirms = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
         Ok(Self {
             channel,
             confirms,
             returns,
-            next_tag: 1,
-            unconfirmed: BTreeMap::new(),
-            refused: Vec::new(),
+            unconfirmed: Unconfirmed::default(),
             accepted: Vec::new(),
             routes,
-            unrouted: Vec::new(),
             gone: Vec::new(),
             broken: None,
         })
@@ -70,8 +64,7 @@ impl Confirming {
             routes.avoid_refused(&mut request.message);
         }
         request.published_at = Instant::now();
-        let tag = self.next_tag;
-        self.next_tag += 1;
+        let (tag, request) = self.unconfirmed.publish(request);
         let Outgoing { exchange, routing_key, message, .. } = &request.message;
         let publish = Publish {
             body: &message.body,
@@ -83,38 +76,32 @@ impl Confirming {
         if let Err(error) = self.channel.basic_publish(*exchange, publish) {
             self.broken = Some(error.to_string());
         }
-        self.unconfirmed.insert(tag, request);
     }
 
     pub(in crate::broker) fn confirmed(&mut self, confirm: Confirm) {
-        // A message that came back is acked too, after it came back. The two take different ways
-        // to us, so the return may be waiting still.
+        // A returned message is acked, too, after its return. The two come by different receivers, so
+        // the return may still be waiting.
         while let Ok(returned) = self.returns.try_recv() {
             self.returned(&returned);
         }
-        let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
-        let later = self.unconfirmed.split_off(&(payload.delivery_tag + 1));
-        let mut settled = std::mem::replace(&mut self.unconfirmed, later);
-        if !payload.multiple {
-            let this = settled.remove(&payload.delivery_tag);
-            self.unconfirmed.append(&mut settled);
-            settled.extend(this.map(|request| (payload.delivery_tag, request)));
-        }
-        if matches!(confirm, Confirm::Ack(_)) {
-            for request in settled.into_values() {
-                if request.slip.is_refused.load(Ordering::Relaxed) {
-                    self.accepted.push(request.message.queue());
+        match confirm {
+            Confirm::Ack(ConfirmPayload { delivery_tag, multiple }) => {
+                for request in self.unconfirmed.ack(delivery_tag, multiple) {
+                    if request.slip.is_refused.load(Ordering::Relaxed) {
+                        self.accepted.push(request.message.queue());
+                    }
+                    // This fails if nobody waits any more; the delivery then counts as not parked.
+                    let _ = request.confirmed.try_send(());
                 }
-                // Fails if the publisher has given up; its message is then settled as not parked.
-                let _ = request.confirmed.try_send(());
             }
-        } else {
-            // A queue that is full or has no leader: not now, but perhaps in a moment.
-            self.refused.extend(settled.into_values());
+            // The queue is full or has no leader; it may take the message later.
+            Confirm::Nack(ConfirmPayload { delivery_tag, multiple }) => {
+                self.unconfirmed.nack(delivery_tag, multiple);
+            }
         }
     }
 
-    /// Takes the confirms that are there; false if no more can come.
+    /// Takes the confirms that have come. Returns false if no more can come.
     pub(super) fn take_confirms(&mut self) -> bool {
         loop {
             match self.confirms.try_recv() {
@@ -125,10 +112,10 @@ impl Confirming {
         }
     }
 
-    /// What came back is to be tried again, as whoever hears of a missing queue makes it; and after a
-    /// while, another way.
+    /// Takes what was returned, to be published again: a missing queue is made as soon as somebody learns
+    /// of it. What has waited for [`UNROUTED_FOR`] takes another way.
     pub(super) fn take_unrouted(&mut self, now: Instant) -> Vec<Request> {
-        let mut unrouted = std::mem::take(&mut self.unrouted);
+        let mut unrouted = self.unconfirmed.take_unrouted();
         if let Some(routes) = &self.routes {
             let is_late =
                 |one: &&mut Request| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
@@ -139,32 +126,28 @@ impl Confirming {
         unrouted
     }
 
-    /// Takes out what is for queues that don't answer. The channel has to be replaced, and closed soon: it
-    /// may still hold these messages for them.
+    /// Takes the messages for queues that don't answer. The channel then has to be replaced, and closed
+    /// soon: at the broker it may still hold these messages for the queues.
     pub(super) fn take_unheard(&mut self, confirmed_at: Instant, now: Instant) -> Vec<Request> {
-        let is_unheard = |request: &Request| request.is_unheard(confirmed_at, now);
-        let tags = self.unconfirmed.iter().filter(|(_, request)| is_unheard(request));
-        let tags: Vec<u64> = tags.map(|(tag, _)| *tag).collect();
-        tags.iter().filter_map(|tag| self.unconfirmed.remove(tag)).collect()
+        self.unconfirmed.take_if(|request| request.is_unheard(confirmed_at, now))
     }
 
     /// Drops what nobody waits for any more.
     pub(super) fn forget_unwanted(&mut self, now: Instant) {
-        self.unconfirmed.retain(|_, request| request.is_wanted(now));
-        self.unrouted.retain(|request| request.is_wanted(now));
+        self.unconfirmed.expire(|request| request.is_wanted(now));
     }
 
-    /// A message came back: the queue it was for is gone, or not bound. Its ack follows, and means
-    /// nothing, so it is taken out, to be published again.
+    /// A message was returned: its queue is gone, or not bound. The ack that follows means nothing, so the
+    /// message is taken out before it, and published again.
     pub(super) fn returned(&mut self, returned: &Return) {
         let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
-        let request = tag.and_then(|tag: u64| self.unconfirmed.remove(&tag).map(|r| (tag, r)));
+        let request = tag.and_then(|tag| self.unconfirmed.take_returned(tag));
         if returned.exchange == BACKLOG_EXCHANGE
             && let Some((origin, webhook)) = read_backlog_key(&returned.routing_key)
         {
-            // Somebody has just removed it, as it was empty, or deleted it by hand. What is parked comes
-            // back, and finds or makes another.
-            if let Some((_, request)) = request {
+            // The backlog was just removed, because it was empty, or somebody has deleted it. A parked
+            // delivery comes back later, and finds or makes another backlog.
+            if let Some(request) = request {
                 let message = request.message.message;
                 let message = Outgoing::park(message, WITHOUT_BACKLOG.into(), origin);
                 self.publish(Request { message, ..request });
@@ -172,42 +155,39 @@ impl Confirming {
             self.gone.push((origin.to_owned(), webhook));
             return;
         }
-        if let Some(routes) = &self.routes {
-            routes.returned(&returned.exchange, &returned.routing_key);
-            self.unrouted.extend(request.map(|(_, request)| request));
-            return;
+        self.unconfirmed.keep_unrouted(request);
+        match &self.routes {
+            Some(routes) => routes.returned(&returned.exchange, &returned.routing_key),
+            None => {
+                self.broken = Some(format!(
+                    "the broker returned a message for {:?}, {:?}: {}",
+                    returned.exchange, returned.routing_key, returned.reply_text
+                ));
+            }
         }
-        self.broken = Some(format!(
-            "the broker returned a message for {:?}, {:?}: {}",
-            returned.exchange, returned.routing_key, returned.reply_text
-        ));
-        // At a tag that no confirm can reach any more.
-        self.unconfirmed.extend(request.map(|(tag, request)| (u64::MAX - tag, request)));
     }
 
-    /// What has to be published again on another connection; and why the broker has closed this channel,
-    /// if it has.
+    /// Closes the channel. Returns what has to be published again on another one, and if the broker has
+    /// closed this one, why.
     pub(in crate::broker) fn into_unconfirmed(
         mut self,
         kill: &KillSwitch,
     ) -> (Vec<Request>, Option<String>) {
-        // Confirms that are on their way spare their messages a second time. Those that came back
-        // have high tags, and no confirm to wait for.
+        // What is confirmed by now need not be published twice.
         let deadline = Instant::now() + LAST_CONFIRMS;
-        while self.unconfirmed.keys().any(|tag| *tag < self.next_tag) {
+        while !self.unconfirmed.is_empty() {
             match self.confirms.recv_deadline(deadline) {
                 Ok(confirm) => self.confirmed(confirm),
                 Err(_) => break,
             }
         }
-        // On a connection that hangs it would wait for an answer.
+        // It waits for an answer, and the connection may hang.
         let closed_by = match kill.guard(CLOSE_TIMEOUT, None, || self.channel.close()) {
-            // Without the channel's number, which makes no new cause of it.
+            // Without the channel's number: another number is no other cause.
             Err(amiquip::Error::ServerClosedChannel { message, .. }) => Some(message),
             _ => None,
         };
-        let unconfirmed = self.unconfirmed.into_values().chain(self.refused).chain(self.unrouted);
-        (unconfirmed.collect(), closed_by)
+        (self.unconfirmed.into_left().collect(), closed_by)
     }
 }
 
@@ -224,7 +204,7 @@ fn properties(message: &Message, tag: u64) -> AmqpProperties {
     let mut properties = AmqpProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers)
-        // A returned message comes back without a tag; this says which one it was.
+        // A returned message has no tag; this tells which one it was.
         .with_correlation_id(tag.to_string());
     if let Some(content_type) = &message.content_type {
         properties = properties.with_content_type(content_type.clone());

@@ -1,4 +1,4 @@
-//! What the publisher does beside publishing: it hears what became of messages, and tries again what
+//! What the publisher does besides publishing: it learns what became of messages, and tries again what
 //! was refused.
 
 use std::sync::atomic::Ordering;
@@ -8,16 +8,16 @@ use super::{CONFIRM_TIMEOUT, Confirming, PublisherThread, Request, Session, TRIA
 use crate::broker::SETUP_TIMEOUT;
 
 impl PublisherThread {
-    /// Takes note of what a channel was told. Returns what can be published again.
+    /// Passes on what a channel has learned. Returns what can be published again.
     pub(super) fn heard(&mut self, channel: &mut Confirming) -> Vec<Request> {
         for backlog in channel.gone.drain(..) {
-            // Whoever hears of it ends later than this.
+            // Its receiver outlives this thread.
             let _ = self.gone.send(backlog);
         }
-        for request in &channel.unrouted {
+        for request in channel.unconfirmed.unrouted() {
             self.refusals.returned(&request.message.queue());
         }
-        self.refusals.refuse(channel.refused.drain(..));
+        self.refusals.refuse(channel.unconfirmed.take_refused());
         channel.accepted.drain(..).flat_map(|queue| self.refusals.accept(&queue)).collect()
     }
 
@@ -36,7 +36,7 @@ impl PublisherThread {
         }
     }
 
-    /// What no event moves.
+    /// Does what depends on the clock only.
     pub(super) fn tick(&mut self, session: &mut Session) -> Result<(), Option<String>> {
         let now = Instant::now();
         if session.since.elapsed() > SETUP_TIMEOUT {
@@ -54,8 +54,8 @@ impl PublisherThread {
             self.try_again(session)?;
         }
         let channels = || session.replaced.iter().chain([&session.main]);
-        let unconfirmed = || channels().flat_map(|channel| channel.unconfirmed.values());
-        // In an alarm nothing is confirmed, whichever queue it is for.
+        let unconfirmed = || channels().flat_map(|channel| channel.unconfirmed.iter());
+        // During an alarm nothing is confirmed, whichever queue it is for.
         let is_blocked = session.is_blocked;
         let is_late = |request: &&Request| !is_blocked && request.is_late(now);
         self.refusals.note_late(unconfirmed().filter(is_late));
@@ -67,18 +67,18 @@ impl PublisherThread {
         }
         session.main.forget_unwanted(now);
         session.replaced.iter_mut().for_each(|channel| channel.forget_unwanted(now));
-        self.refusals.look_around(now);
+        self.refusals.forget_recovered(now);
         Ok(())
     }
 
-    /// Has the messages of queues that don't answer take another way, and works on by a fresh channel: the
-    /// old one is closed once the others on it are confirmed, and with it what it holds for those queues.
+    /// Sends the messages of queues that don't answer another way, and goes on with a fresh channel. The old
+    /// channel is closed once its other messages are confirmed; that drops what it holds for those queues.
     fn give_up_on_silent_queues(
         &mut self,
         session: &mut Session,
         now: Instant,
     ) -> Result<(), Option<String>> {
-        // In an alarm nothing is confirmed, whichever queue it is for.
+        // During an alarm nothing is confirmed, whichever queue it is for.
         if session.is_blocked {
             return Ok(());
         }
@@ -104,7 +104,7 @@ impl PublisherThread {
         opened.map_err(|error| Some(error.to_string()))
     }
 
-    /// Takes what came by the channels that were replaced. One by which nothing is to come is closed.
+    /// Takes the confirms of channels that were replaced, and closes those that owe none.
     fn listen_to_replaced(&mut self, session: &mut Session) -> Result<(), Option<String>> {
         let kill = session.link.kill_switch();
         for mut channel in std::mem::take(&mut session.replaced) {
@@ -116,7 +116,7 @@ impl PublisherThread {
             for request in self.heard(&mut channel) {
                 session.main.publish(request);
             }
-            session.main.unrouted.append(&mut channel.unrouted);
+            session.main.unconfirmed.keep_unrouted(channel.unconfirmed.take_unrouted());
             let problem = channel.broken.take();
             if channel.unconfirmed.is_empty() && is_open && problem.is_none() {
                 let _ = channel.into_unconfirmed(&kill);
@@ -130,8 +130,8 @@ impl PublisherThread {
         Ok(())
     }
 
-    /// Publishes one of the refused messages for each queue on a fresh channel: RabbitMQ remembers of a
-    /// channel that it was refused. If it takes one of them, the other channel's work goes on here.
+    /// Publishes one refused message of each queue on a fresh channel: RabbitMQ remembers that it has refused
+    /// a channel. If it takes one of them, the fresh channel replaces the other.
     fn try_again(&mut self, session: &mut Session) -> Result<(), Option<String>> {
         let mut fresh = self.open_channel(session)?;
         for request in self.refusals.probes() {
@@ -145,7 +145,7 @@ impl PublisherThread {
             }
         }
         if fresh.accepted.is_empty() {
-            // What has no answer yet gets it later.
+            // What has no answer yet may get one later.
             session.replaced.push(fresh);
         } else {
             let again = self.heard(&mut fresh);

@@ -1,18 +1,19 @@
-//! Rights that are missing, in words: what the user may not do, and the command that grants it.
+//! Missing rights, in words: what the user may not do, and the command that grants it.
 
 use std::collections::BTreeSet;
 
 use super::Flaw;
 use crate::config::Config;
 
-/// The most of each kind of lacking rights that is told.
+/// How many missing rights of each kind are listed.
 const MOST_TOLD: usize = 5;
 
-/// A right that the user has not: which, and to what.
+/// A right that the user doesn't have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lacking {
+    /// Which right, and to what.
     Right(&'static str, String),
-    /// A topic permission of an exchange, for a routing key.
+    /// A topic permission of an exchange: the exchange, and which right for which routing key.
     Topic(&'static str, String),
 }
 
@@ -28,9 +29,8 @@ pub(super) fn exchange_named(name: &str) -> String {
     }
 }
 
-/// What RabbitMQ's `set_permissions` takes: three patterns, for the rights to configure, to write and to
-/// read. The least that `run` and the commands need, where the event queues are there already or may
-/// be made.
+/// The arguments of RabbitMQ's `set_permissions`: three patterns, for the rights to configure, to write and to
+/// read. They are the least that `run` and the commands need, including the right to make the event queues.
 #[must_use]
 fn least_rights(config: &Config) -> [String; 3] {
     let names: Vec<String> = config.queues.iter().map(|queue| escaped(&queue.name)).collect();
@@ -42,7 +42,7 @@ fn least_rights(config: &Config) -> [String; 3] {
     ]
 }
 
-/// The rights that the user has not, in one sentence, and how they are granted.
+/// The rights that the user doesn't have, in one sentence, and the commands that grant them.
 pub(super) fn lack_of_rights(lacking: &BTreeSet<Lacking>, config: &Config) -> Option<Flaw> {
     if lacking.is_empty() {
         return None;
@@ -94,7 +94,7 @@ pub(super) fn lack_of_rights(lacking: &BTreeSet<Lacking>, config: &Config) -> Op
     Some(Flaw::fatal("rights".to_owned(), format!("run: {problem}")))
 }
 
-/// Some of a list, and how many more.
+/// The first items of a list, and how many more there are.
 fn listed(all: &[&str]) -> String {
     let told = all.iter().take(MOST_TOLD).copied().collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(MOST_TOLD) {
@@ -103,12 +103,12 @@ fn listed(all: &[&str]) -> String {
     }
 }
 
-/// For a shell.
+/// Quotes a word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// A name as a pattern that fits nothing else.
+/// The pattern that matches a name and nothing else.
 fn escaped(name: &str) -> String {
     let mut pattern = String::with_capacity(name.len());
     for c in name.chars() {
@@ -123,8 +123,8 @@ fn escaped(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::topology::WAIT_EXCHANGE;
     use crate::config::Settings;
+    use crate::domain::broker_names::WAIT_EXCHANGE;
 
     #[test]
     fn lacking_rights_are_told_with_the_command_that_grants_them() {

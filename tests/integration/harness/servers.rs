@@ -1,9 +1,9 @@
 //! The servers that the tests run against.
 //!
-//! Nearly all tests share one RabbitMQ and one PostgreSQL, named by the
-//! environment. Tests that stop or kill a server have a second pair, one test at a
-//! time; the long ones a third, so that the others needn't wait for them; and those
-//! that only need what its administrator may do have a fourth, all at once.
+//! Nearly all tests share one RabbitMQ and one PostgreSQL, which the environment names. Tests that
+//! stop or kill a server use a second pair, one test at a time; the long ones among them use a
+//! third, so that the others needn't wait; and tests that only need an administrator's permissions
+//! share a fourth, all at once.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-/// Where one RabbitMQ and one PostgreSQL are.
+/// The URLs of one RabbitMQ and one PostgreSQL.
 #[derive(Clone, Debug)]
 pub(crate) struct Servers {
     pub(crate) amqp_url: String,
@@ -56,10 +56,10 @@ impl Server {
     }
 }
 
-/// How a server goes away.
+/// How a server is stopped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// In good order: it tells its clients.
+    /// In order: it tells its clients.
     Stop,
     /// SIGKILL, as in a crash.
     Kill,
@@ -79,7 +79,7 @@ impl FaultServers {
         Self::alone("FAULT_SERVICES_DIR", &["up", "--tls"])
     }
 
-    /// For a test that only has a [virtual host](Vhost) or a user there that nobody else has.
+    /// For a test that only has a [virtual host](Vhost) or a user that nobody else has.
     pub(crate) fn share() -> Self {
         Self::up(required("SHARED_FAULT_SERVICES_DIR").into(), None, &["up"])
     }
@@ -102,7 +102,7 @@ impl FaultServers {
         Self { servers: listed(&listing), directory, turn }
     }
 
-    /// How they are reached by TLS, and what checks their certificates.
+    /// Their TLS URLs, and the CA for their certificates.
     pub(crate) fn by_tls(&self) -> (Servers, PathBuf) {
         let listing = services(&self.directory, &["env", "--tls"]);
         (listed(&listing), listed_value(&listing, "TLS_CA_FILE").into())
@@ -117,8 +117,8 @@ impl FaultServers {
         &self.servers
     }
 
-    /// Ends one. A kill of the broker finds every [queue on its disk](Self::write_queue_names).
-    /// Messages and acks are as far as they are.
+    /// Stops a server. Before it kills the broker, the names of all queues are [on its
+    /// disk](Self::write_queue_names); messages and acks are as far as they are.
     pub(crate) fn end(&self, server: Server, end: End) {
         if let (Server::Broker, End::Kill) = (server, end) {
             self.write_queue_names();
@@ -126,14 +126,14 @@ impl FaultServers {
         services(&self.directory, &[end.verb(), server.name()]);
     }
 
-    /// RabbitMQ (3.10 and 4.0 at least) writes the names of quorum queues late, on a busy machine by
-    /// seconds, and after a SIGKILL before that the queue has no leader, for ever
+    /// RabbitMQ (at least 3.10 and 4.0) writes the names of quorum queues late, on a busy machine
+    /// by seconds. After a SIGKILL before that, the queue never has a leader again
     /// (rabbitmq/rabbitmq-server#15725).
     pub(crate) fn write_queue_names(&self) {
         self.eval("[ok = dets:sync(Table) || Table <- dets:all()]");
     }
 
-    /// SIGKILL, at once: where the names of the queues were written before.
+    /// SIGKILL, at once: for when the names of the queues have been written.
     pub(crate) fn kill_broker_now(&self) {
         services(&self.directory, &["kill", Server::Broker.name()]);
     }
@@ -152,7 +152,8 @@ impl FaultServers {
         services(&self.directory, &["eval", &format!("{expressions}.")])
     }
 
-    /// The same when a test ends, perhaps with a panic: another one would abort all tests.
+    /// Evaluates expressions when a test ends, perhaps with a panic: another panic would abort all
+    /// tests.
     pub(super) fn eval_at_last(&self, expressions: &str) {
         let _ = services_command(&self.directory, &["eval", &format!("{expressions}.")]).output();
     }

@@ -1,29 +1,28 @@
-//! A stream that makes the broker's frames readable for amiquip.
+//! A stream that repairs the broker's frames, so that amiquip can read them.
 //!
-//! AMQP's short strings are bytes, and any producer may put some that are not UTF-8 into a property
-//! such as `type`. amiquip then gives up the whole connection, and again at each redelivery: one
-//! such message would hold its queue up for ever. So each byte that is not UTF-8 is replaced on its
-//! way to amiquip, by one of the same length, and the message becomes readable. An event type or id
-//! that was not UTF-8 now holds a control character, which makes the event malformed; what else was
-//! not does not matter to a delivery.
+//! AMQP's short strings are bytes, and any producer may put bytes that are not UTF-8 into a property such
+//! as `type`. amiquip then gives up the whole connection, and does so again at each redelivery: one such
+//! message would hold up its queue for ever. So each byte that is not UTF-8 is replaced by another one, and
+//! the message becomes readable. An event type or id that was not UTF-8 now has a control character, which
+//! makes the event malformed. Other properties don't matter to a delivery.
 //!
-//! Header tables may hold such bytes, too; amiquip would leave out that header and all after it. They are
-//! replaced as well, where they are a header's name or its text. And amiquip reads arrays and tables within
-//! each other by recursion, and a frame has room for more of them than its thread has stack: one message
-//! would end the process, and after it the next that is given the message. A header that nests deeper than
-//! anybody means it to becomes one of bytes, which nobody looks at; the others stay what they are. Of
-//! several headers `account`, the first that says anything counts.
+//! Header tables may have such bytes, too; amiquip would leave out that header and all that follow. They are
+//! replaced if they are in a header's name or text. Also, amiquip reads nested arrays and tables by
+//! recursion, and a frame has room for more of them than its thread has stack: one message would end the
+//! process, and then the next process that is given the message. So a header that nests deeper than anybody
+//! intends becomes one of bytes, which nobody reads; the others stay as they are. Of several headers
+//! `account`, the first that has a value counts.
 
 use std::io::{self, Read, Write};
 
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
-use super::message::ACCOUNT;
+use crate::domain::broker_names::header::PRODUCERS_ACCOUNT;
 
 /// "Substitute", the control character for what is invalid or in error (ECMA-48, 8.3.148).
 const SUBSTITUTE: u8 = 0x1a;
 
-/// How much is read at once.
+/// How many bytes are read at once.
 const CHUNK: usize = 16 * 1024;
 
 /// Frames as AMQP 0-9-1, section 4.2.3, has them: type, channel, size, payload, end.
@@ -37,55 +36,54 @@ const KINDS: [u8; 4] = [METHOD, CONTENT_HEADER, 3, 8];
 /// of tables of an array.
 const MAX_DEPTH: usize = 32;
 
-/// A stream from the broker; see the module.
-pub(super) struct MendedStream<S> {
+/// A stream from the broker whose frames are repaired.
+pub(super) struct RepairedStream<S> {
     stream: S,
-    /// Up to `filled`, what was read: frames that are handed on, then frames that are mended, then a
-    /// part of one. The rest is room that stays as it is: to clear it for each read would cost more
-    /// than the read.
+    /// What was read, up to `filled`: frames that are handed on, then frames that are repaired, then a part
+    /// of a frame. The rest is free, and not cleared: that would cost more than the read.
     buffer: Vec<u8>,
     handed_on: usize,
-    mended: usize,
+    repaired: usize,
     filled: usize,
 }
 
-impl<S: Read> MendedStream<S> {
+impl<S: Read> RepairedStream<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::new(), handed_on: 0, mended: 0, filled: 0 }
+        Self { stream, buffer: Vec::new(), handed_on: 0, repaired: 0, filled: 0 }
     }
 
-    /// Reads on, and mends the frames that are now complete. False: the stream has ended.
+    /// Reads on, and repairs the frames that are complete now. Returns false if the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
         self.buffer.copy_within(self.handed_on..self.filled, 0);
-        self.mended -= self.handed_on;
+        self.repaired -= self.handed_on;
         self.filled -= self.handed_on;
         self.handed_on = 0;
         if self.buffer.len() - self.filled < CHUNK / 2 {
             self.buffer.resize(self.filled + CHUNK, 0);
         } else if self.filled == 0 && self.buffer.len() > CHUNK {
-            // A large frame is over.
+            // It has grown for a large frame, which is done.
             self.buffer = vec![0; CHUNK];
         }
         let read = self.stream.read(&mut self.buffer[self.filled..])?;
         self.filled += read;
         let filled = &mut self.buffer[..self.filled];
-        while let Some(size) = frame_size(&filled[self.mended..]) {
-            let Some(frame) = filled.get_mut(self.mended..self.mended + size) else { break };
-            mend(frame);
-            self.mended += size;
+        while let Some(size) = frame_size(&filled[self.repaired..]) {
+            let Some(frame) = filled.get_mut(self.repaired..self.repaired + size) else { break };
+            repair(frame);
+            self.repaired += size;
         }
         Ok(read > 0)
     }
 }
 
-impl<S: Read> Read for MendedStream<S> {
+impl<S: Read> Read for RepairedStream<S> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.mended == self.handed_on {
+        while self.repaired == self.handed_on {
             if !self.fill()? {
                 return Ok(0);
             }
         }
-        let waiting = &self.buffer[self.handed_on..self.mended];
+        let waiting = &self.buffer[self.handed_on..self.repaired];
         let count = waiting.len().min(out.len());
         out[..count].copy_from_slice(&waiting[..count]);
         self.handed_on += count;
@@ -93,7 +91,7 @@ impl<S: Read> Read for MendedStream<S> {
     }
 }
 
-impl<S: Write> Write for MendedStream<S> {
+impl<S: Write> Write for RepairedStream<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.write(bytes)
     }
@@ -103,7 +101,7 @@ impl<S: Write> Write for MendedStream<S> {
     }
 }
 
-impl<S: Evented> Evented for MendedStream<S> {
+impl<S: Evented> Evented for RepairedStream<S> {
     fn register(&self, poll: &Poll, token: Token, ready: Ready, opts: PollOpt) -> io::Result<()> {
         self.stream.register(poll, token, ready, opts)
     }
@@ -117,10 +115,10 @@ impl<S: Evented> Evented for MendedStream<S> {
     }
 }
 
-impl<S: Read + Write + Evented + Send + 'static> amiquip::IoStream for MendedStream<S> {}
+impl<S: Read + Write + Evented + Send + 'static> amiquip::IoStream for RepairedStream<S> {}
 
-/// The size of the frame that the bytes begin with, as soon as that can be told. What is no frame,
-/// such as the answer of something that isn't RabbitMQ, counts as one, for amiquip to refuse.
+/// The size of the frame that the bytes begin with, as soon as it is known. Bytes that are no frame, such as
+/// the answer of another server, count as one, so that amiquip refuses them.
 fn frame_size(bytes: &[u8]) -> Option<usize> {
     let kind = bytes.first()?;
     if !KINDS.contains(kind) {
@@ -130,34 +128,34 @@ fn frame_size(bytes: &[u8]) -> Option<usize> {
     Some(HEAD + u32::from_be_bytes(size) as usize + END)
 }
 
-/// Replaces what is not UTF-8 in the short strings of a message's delivery and properties, and headers
-/// that nest too deep.
-fn mend(frame: &mut [u8]) {
+/// Replaces bytes that are not UTF-8 in the short strings of a message's delivery and properties, and
+/// headers that nest too deep.
+fn repair(frame: &mut [u8]) {
     let Some(([kind, ..], payload)) = frame.split_at_mut_checked(HEAD) else { return };
     let mut fields = Fields(payload);
-    // A field that ends early leaves the rest as it is, for amiquip to refuse.
+    // After a field that ends early the rest stays as it is, so that amiquip refuses it.
     let _ = match *kind {
-        METHOD => mend_method(&mut fields),
-        CONTENT_HEADER => mend_properties(&mut fields),
+        METHOD => repair_method(&mut fields),
+        CONTENT_HEADER => repair_properties(&mut fields),
         _ => None,
     };
 }
 
-/// `basic.deliver` (section 1.8.3.13): its exchange and routing key are the producer's.
-fn mend_method(fields: &mut Fields<'_>) -> Option<()> {
+/// `basic.deliver` (section 1.8.3.13), whose exchange and routing key the producer has chosen.
+fn repair_method(fields: &mut Fields<'_>) -> Option<()> {
     const BASIC_DELIVER: [u8; 4] = [0, 60, 0, 60];
     if fields.take(4)? != BASIC_DELIVER {
         return None;
     }
-    fields.mend_short_string()?;
+    fields.repair_short_string()?;
     let (delivery_tag, redelivered) = (8, 1);
     fields.take(delivery_tag + redelivered)?;
-    fields.mend_short_string()?;
-    fields.mend_short_string()
+    fields.repair_short_string()?;
+    fields.repair_short_string()
 }
 
 /// A content header (section 4.2.6.1) of the class `basic`.
-fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
+fn repair_properties(fields: &mut Fields<'_>) -> Option<()> {
     let (class, weight, body_size) = (2, 2, 8);
     fields.take(class + weight + body_size)?;
     let flags = u16::from_be_bytes(fields.take(2)?.try_into().ok()?);
@@ -170,29 +168,28 @@ fn mend_properties(fields: &mut Fields<'_>) -> Option<()> {
             // headers
             2 => {
                 let size = u32::from_be_bytes(fields.take(4)?.try_into().ok()?);
-                // Where a value can't be read, the table ends there.
-                let _ = mend_headers(&mut Fields(fields.take(size as usize)?));
+                // At a value that can't be read, the table ends.
+                let _ = repair_headers(&mut Fields(fields.take(size as usize)?));
             }
             // delivery mode, priority
             3 | 4 => drop(fields.take(1)?),
             // timestamp
             9 => drop(fields.take(8)?),
-            _ => fields.mend_short_string()?,
+            _ => fields.repair_short_string()?,
         }
     }
     Some(())
 }
 
-/// Replaces what is not UTF-8 in the names of headers and in those that are texts. amiquip would end the
-/// table there, and what a later header says would count as never said. Makes what nests too deep bytes,
-/// and of [`ACCOUNT`] what amiquip would take instead of the first that says anything a header of another
-/// name.
-fn mend_headers(table: &mut Fields<'_>) -> Option<()> {
+/// Replaces bytes that are not UTF-8 in the names of headers and in texts. amiquip would end the table there,
+/// and all later headers would be lost. Turns headers that nest too deep into bytes. And of several headers
+/// [`PRODUCERS_ACCOUNT`], of which amiquip would take the last, renames all but the first that has a value.
+fn repair_headers(table: &mut Fields<'_>) -> Option<()> {
     let mut has_account = false;
     loop {
         let size = table.take(1)?[0];
         let name = table.take(size.into())?;
-        mend_text(name);
+        repair_text(name);
         let [kind] = table.take(1)? else { return None };
         let size = match *kind {
             b'S' | b'x' | b'A' | b'F' => {
@@ -202,13 +199,13 @@ fn mend_headers(table: &mut Fields<'_>) -> Option<()> {
         };
         let value = table.take(size)?;
         match *kind {
-            b'S' => mend_text(value),
-            // They are laid out alike.
+            b'S' => repair_text(value),
+            // Both types have the same layout.
             b'A' if nests_too_deep(value, Within::Array) => *kind = b'x',
             b'F' if nests_too_deep(value, Within::Table) => *kind = b'x',
             _ => {}
         }
-        if name == ACCOUNT.as_bytes() {
+        if name == PRODUCERS_ACCOUNT.as_bytes() {
             let says_nothing = matches!(*kind, b'V' | b'S') && value.is_empty();
             if has_account || says_nothing {
                 name.fill(SUBSTITUTE);
@@ -218,7 +215,7 @@ fn mend_headers(table: &mut Fields<'_>) -> Option<()> {
     }
 }
 
-/// The size of a value whose type says it.
+/// The size of a value whose type determines it.
 fn fixed_size(kind: u8) -> Option<usize> {
     Some(match kind {
         b'V' => 0,
@@ -232,19 +229,19 @@ fn fixed_size(kind: u8) -> Option<usize> {
 }
 
 /// Replaces each byte that is not UTF-8.
-fn mend_text(mut text: &mut [u8]) {
+fn repair_text(mut text: &mut [u8]) {
     while let Err(error) = std::str::from_utf8(text) {
         text = &mut text[error.valid_up_to()..];
-        // The end of a character that is cut off has no length.
+        // A character that is cut off at the end has no error length.
         let bad = error.error_len().unwrap_or(text.len());
         text[..bad].fill(SUBSTITUTE);
     }
 }
 
-/// Walks through a header (section 4.2.5.5) as amiquip does: what it can't read ends the table or array
-/// that it is in.
+/// Walks through a header (section 4.2.5.5) as amiquip does: a value that it can't read ends the table or
+/// array around it.
 fn nests_too_deep(header: &[u8], within: Within) -> bool {
-    // What is still to be read of each, the innermost last.
+    // What is left to read of each table and array, the innermost last.
     let mut open = vec![(header, within)];
     while let Some((rest, within)) = open.last_mut() {
         match next_value(rest, *within) {
@@ -263,8 +260,8 @@ enum Within {
     Array,
 }
 
-/// Takes a value off what is still to be read, and its name before it; `None` if there is none that
-/// can be read. A table or an array is returned.
+/// Takes the next value, and the name before it, from what is left to read; `None` if there is none that can
+/// be read. If the value is a table or an array, that is returned.
 fn next_value<'a>(rest: &mut &'a [u8], within: Within) -> Option<Option<(&'a [u8], Within)>> {
     let mut take = |size: usize| -> Option<&'a [u8]> {
         let (taken, left) = rest.split_at_checked(size)?;
@@ -291,7 +288,7 @@ fn next_value<'a>(rest: &mut &'a [u8], within: Within) -> Option<Option<(&'a [u8
     take(fixed).map(|_| None)
 }
 
-/// The fields of a frame that are still to be looked at.
+/// The fields of a frame that are left to check.
 struct Fields<'a>(&'a mut [u8]);
 
 impl<'a> Fields<'a> {
@@ -301,9 +298,9 @@ impl<'a> Fields<'a> {
         Some(taken)
     }
 
-    fn mend_short_string(&mut self) -> Option<()> {
+    fn repair_short_string(&mut self) -> Option<()> {
         let size = self.take(1)?[0];
-        mend_text(self.take(size.into())?);
+        repair_text(self.take(size.into())?);
         Some(())
     }
 }

@@ -25,15 +25,15 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     [&[kind, 0, 1], &size[..], payload, &[0xce]].concat()
 }
 
-fn mended(mut frame: Vec<u8>) -> Vec<u8> {
-    mend(&mut frame);
+fn repaired(mut frame: Vec<u8>) -> Vec<u8> {
+    repair(&mut frame);
     frame
 }
 
 #[test]
 fn bytes_that_are_not_utf8_are_replaced_one_by_one() {
     let bad = header(b"caf\xe9.paid", b"\xf0\x9f\x98");
-    assert_eq!(mended(bad), header(b"caf\x1a.paid", b"\x1a\x1a\x1a"));
+    assert_eq!(repaired(bad), header(b"caf\x1a.paid", b"\x1a\x1a\x1a"));
 }
 
 #[test]
@@ -58,20 +58,20 @@ fn headers_of_text_that_is_not_utf8_are_replaced_too_and_those_after_them_stay()
         frame(CONTENT_HEADER, &[&[0; 12][..], &flags, &size(&entries), &entries].concat())
     };
     let good = table(b"account", "größe".as_bytes());
-    assert_eq!(mended(good.clone()), good);
-    assert_eq!(mended(table(b"account", b"gr\xf6\xdfe")), table(b"account", b"gr\x1a\x1ae"));
-    assert_eq!(mended(table(b"\xe9", b"a")), table(b"\x1a", b"a"));
+    assert_eq!(repaired(good.clone()), good);
+    assert_eq!(repaired(table(b"account", b"gr\xf6\xdfe")), table(b"account", b"gr\x1a\x1ae"));
+    assert_eq!(repaired(table(b"\xe9", b"a")), table(b"\x1a", b"a"));
 }
 
 #[test]
-fn a_routing_key_is_mended_too() {
+fn a_routing_key_is_repaired_too() {
     let deliver = |key: &[u8]| {
         let fixed = [&[0, 60, 0, 60, 1, b'c'][..], &[0; 9], &[0, 2], key].concat();
         frame(METHOD, &fixed)
     };
-    assert_eq!(mended(deliver(b"a\xff")), deliver(b"a\x1a"));
+    assert_eq!(repaired(deliver(b"a\xff")), deliver(b"a\x1a"));
     let other_method = frame(METHOD, &[0, 60, 0, 80, 0xff]);
-    assert_eq!(mended(other_method.clone()), other_method);
+    assert_eq!(repaired(other_method.clone()), other_method);
 }
 
 /// The frames of `tests/corpus/frames`, by name: a good one passes as it is.
@@ -98,7 +98,7 @@ fn through(bytes: &[u8], sizes: &[usize]) -> Vec<u8> {
             self.0.read(&mut out[..size])
         }
     }
-    let mut stream = MendedStream::new(Pieces(bytes, sizes.iter().cycle()));
+    let mut stream = RepairedStream::new(Pieces(bytes, sizes.iter().cycle()));
     let mut out = Vec::new();
     let (mut piece, mut sizes) = ([0; 64], sizes.iter().rev().cycle());
     loop {
@@ -115,10 +115,10 @@ fn each_example_of_a_frame_is_what_its_name_says() {
     let examples = corpus();
     assert!(examples.len() > 10);
     for (name, frame) in examples {
-        let after = mended(frame.clone());
+        let after = repaired(frame.clone());
         assert_eq!(after.len(), frame.len(), "{name}");
         assert_eq!(after == frame, name.starts_with("good-"), "{name}");
-        assert_eq!(mended(after.clone()), after, "{name}: mended twice");
+        assert_eq!(repaired(after.clone()), after, "{name}: repaired twice");
         if frame_size(&frame) != Some(frame.len()) {
             continue;
         }
@@ -155,7 +155,7 @@ fn headers(frame: &[u8]) -> Vec<(Vec<u8>, u8, Vec<u8>)> {
 fn a_header_that_nests_too_deep_is_one_of_bytes_and_the_others_stay_as_they_are() {
     let mut count = 0;
     for (name, frame) in corpus().into_iter().filter(|(name, _)| name.contains("deep")) {
-        let (before, after) = (headers(&frame), headers(&mended(frame)));
+        let (before, after) = (headers(&frame), headers(&repaired(frame)));
         assert_eq!(before.len(), after.len(), "{name}");
         for ((name, kind, value), is) in before.into_iter().zip(after) {
             let within = if kind == b'A' { Within::Array } else { Within::Table };
@@ -195,17 +195,17 @@ fn an_account_stays_whatever_other_headers_there_are() {
         (vec![acme, unset, other, void], b'S', b"acme"),
         (vec![odd, acme], b't', b"\x01"),
     ] {
-        let named = headers(&mended(frame_of(&entries))).into_iter();
+        let named = headers(&repaired(frame_of(&entries))).into_iter();
         let named: Vec<_> = named.filter(|(name, ..)| name == b"account").collect();
         assert_eq!(named, [(b"account".to_vec(), kind, value.to_vec())], "{entries:?}");
     }
-    let itself = headers(&mended(frame_of(&[&deep(b"account", 40)])));
+    let itself = headers(&repaired(frame_of(&[&deep(b"account", 40)])));
     assert_eq!((&itself[0].0[..], itself[0].1), (&b"account"[..], b'x'));
 }
 
 proptest! {
     #[test]
-    fn frames_in_any_pieces_are_the_frames_mended_one_by_one(
+    fn frames_in_any_pieces_are_the_frames_repaired_one_by_one(
         picked in prop::collection::vec(any::<prop::sample::Index>(), 1..6),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         sizes in prop::collection::vec(1_usize..40, 1..5),
@@ -225,7 +225,7 @@ proptest! {
                     frame[at] ^= bits;
                 }
             }
-            expected.extend(mended(frame.clone()));
+            expected.extend(repaired(frame.clone()));
             sent.extend(frame);
         }
         prop_assert_eq!(through(&sent, &sizes), expected);
@@ -257,7 +257,7 @@ proptest! {
         let entries = depths.iter().map(|depth| [&[1, b'n'][..], &entry(depth)].concat());
         let table = [entries.collect::<Vec<_>>().concat(), tail].concat();
         let mut after = table.clone();
-        let _ = mend_headers(&mut Fields(&mut after));
+        let _ = repair_headers(&mut Fields(&mut after));
         let deepest = depths.iter().map(|(_, depth)| *depth).max().unwrap_or(0);
         prop_assert_eq!(after != table, deepest > MAX_DEPTH);
         prop_assert_eq!(after.len(), table.len());
@@ -266,13 +266,13 @@ proptest! {
     #[test]
     fn good_text_passes_as_it_is(event_type in ".{0,60}", message_id in ".{0,60}") {
         let good = header(event_type.as_bytes(), message_id.as_bytes());
-        prop_assert_eq!(mended(good.clone()), good);
+        prop_assert_eq!(repaired(good.clone()), good);
     }
 
     #[test]
     fn no_frame_is_too_strange(kind in 1_u8..3, payload: Vec<u8>) {
         let before = frame(kind, &payload);
-        let after = mended(before.clone());
+        let after = repaired(before.clone());
         prop_assert_eq!(after.len(), before.len());
         prop_assert_eq!(frame_size(&after), Some(before.len()));
     }

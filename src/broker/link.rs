@@ -1,0 +1,129 @@
+//! A connection to the broker, and how a connection and its consumers end.
+
+use std::fmt;
+
+use amiquip::{AmqpValue, Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage};
+
+use super::calls::is_absent;
+use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, SETUP_TIMEOUT};
+use crate::shutdown::Shutdown;
+
+/// A connection to the broker. Dropping it cuts the socket; [`Link::close`] closes it cleanly.
+pub struct Link {
+    pub(super) connection: Option<amiquip::Connection>,
+    pub(super) kill: KillSwitch,
+    pub(super) address: String,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Link").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// The version that the broker reports.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let properties = self.connection.as_ref().map(amiquip::Connection::server_properties);
+        match properties.and_then(|properties| properties.get("version")) {
+            Some(AmqpValue::LongString(version)) => version.clone(),
+            _ => "unknown".to_owned(),
+        }
+    }
+
+    /// The switch that ends this connection from another thread.
+    #[must_use]
+    pub fn kill_switch(&self) -> KillSwitch {
+        self.kill.clone()
+    }
+
+    /// Opens a channel. It may hang: call it in [`KillSwitch::guard`].
+    ///
+    /// # Errors
+    /// If the connection is lost or has no channel left.
+    pub fn channel(&mut self) -> amiquip::Result<Channel> {
+        self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?.open_channel(None)
+    }
+
+    /// A receiver that is disconnected when the connection is lost, for those that have no consumer to
+    /// tell them.
+    ///
+    /// # Errors
+    /// If the connection is lost already.
+    pub fn listen_for_loss(
+        &mut self,
+    ) -> amiquip::Result<crossbeam_channel::Receiver<ConnectionBlockedNotification>> {
+        let connection = self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?;
+        connection.listen_for_connection_blocked()
+    }
+
+    /// An error of a call on this connection, in our words.
+    #[must_use]
+    pub fn unavailable(&self, error: &amiquip::Error) -> BrokerError {
+        BrokerError::Unavailable { address: self.address.clone(), problem: error.to_string() }
+    }
+
+    /// How many messages are ready in a queue; `None` if there is no such queue. Takes [`SETUP_TIMEOUT`]
+    /// at most.
+    ///
+    /// # Errors
+    /// If the connection is lost or the broker doesn't answer.
+    pub fn queue_messages(
+        &mut self,
+        queue: &str,
+        shutdown: &Shutdown,
+    ) -> Result<Option<u32>, BrokerError> {
+        let kill = self.kill_switch();
+        let found = kill.guard(SETUP_TIMEOUT, Some(shutdown), || self.passive_declare(queue));
+        found.map_err(|error| self.unavailable(&error))
+    }
+
+    /// Looks for a queue on a channel of its own: if the queue is missing, RabbitMQ closes the channel.
+    fn passive_declare(&mut self, queue: &str) -> amiquip::Result<Option<u32>> {
+        match self.channel()?.queue_declare_passive(queue) {
+            Ok(found) => Ok(Some(found.declared_message_count().unwrap_or(0))),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up a connection that no longer works. Returns why it was lost.
+    #[must_use]
+    pub fn cause_of_loss(mut self) -> String {
+        let connection = self.connection.take();
+        let closed = self.kill.guard(CLOSE_TIMEOUT, None, || connection.map(|c| c.close()));
+        closed.and_then(Result::err).map_or_else(|| "closed".to_owned(), |error| error.to_string())
+    }
+
+    /// Closes the connection cleanly, or cuts it after [`CLOSE_TIMEOUT`].
+    pub fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            // amiquip reports an error even after a clean close.
+            let _ = self.kill.guard(CLOSE_TIMEOUT, None, || connection.close());
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Otherwise the drop of an open connection would wait for the broker's answer.
+        self.kill.cut();
+    }
+}
+
+/// Cancels a consumer. Returns the messages that it was given and had not taken. It may hang: call it in
+/// [`KillSwitch::guard`].
+///
+/// The last message that amiquip sends to a consumer says that it was cancelled. If the consumer is
+/// dropped before that, amiquip gives up the whole connection.
+#[must_use]
+pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
+    // This fails on a lost connection, which ends the loop, too.
+    let _ = consumer.cancel();
+    let mut left = Vec::new();
+    while let Ok(ConsumerMessage::Delivery(delivery)) = consumer.receiver().recv() {
+        left.push(delivery);
+    }
+    left
+}

@@ -1,0 +1,102 @@
+//! How messages are published to their new place.
+
+use std::time::Instant;
+
+use amiquip::{AmqpProperties, Channel, Confirm, ConfirmSmoother, Publish, Return};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::broker::publisher::CONFIRM_TIMEOUT;
+use crate::broker::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, SETUP_TIMEOUT};
+use crate::config::Config;
+use crate::shutdown::Shutdown;
+
+/// A channel that publishes messages as they are, on a connection of its own: during an alarm the broker stops
+/// reading from connections that publish.
+pub(super) struct Publishing {
+    link: Link,
+    queue: String,
+    channel: Channel,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+    smoother: ConfirmSmoother,
+    kill: KillSwitch,
+}
+
+impl Publishing {
+    pub(super) fn open(
+        config: &Config,
+        queue: &str,
+        shutdown: &Shutdown,
+    ) -> Result<Self, BrokerError> {
+        let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
+        let kill = link.kill_switch();
+        let opened = kill.guard(SETUP_TIMEOUT, None, || {
+            let channel = link.channel()?;
+            let returns = channel.listen_for_returns()?;
+            // In this order, or early confirms would be dropped.
+            let confirms = channel.listen_for_publisher_confirms()?;
+            channel.enable_publisher_confirms()?;
+            Ok((channel, confirms, returns))
+        });
+        let (channel, confirms, returns) = opened.map_err(|error| link.unavailable(&error))?;
+        let smoother = ConfirmSmoother::new();
+        Ok(Self { link, queue: queue.to_owned(), channel, confirms, returns, smoother, kill })
+    }
+
+    /// Publishes these, and waits until the broker has all of them.
+    pub(super) fn publish(
+        &mut self,
+        messages: Vec<(Vec<u8>, AmqpProperties)>,
+    ) -> Result<(), BrokerError> {
+        let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
+        let kill = self.kill.clone();
+        // Shutdown doesn't end it: a batch that is cut off would be in both places.
+        let published = kill.guard(limit, None, || self.publish_all(messages));
+        published.map_err(|problem| {
+            // Otherwise the drop of the channel would wait for an answer.
+            self.kill.cut();
+            BrokerError::Unavailable { address: self.link.address.clone(), problem }
+        })
+    }
+
+    fn publish_all(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), String> {
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let mut unconfirmed = messages.len();
+        for (body, properties) in messages {
+            let publish = Publish {
+                body: &body,
+                routing_key: self.queue.clone(),
+                mandatory: true,
+                immediate: false,
+                properties,
+            };
+            self.channel.basic_publish("", publish).map_err(|error| error.to_string())?;
+        }
+        while unconfirmed > 0 {
+            let confirm = match self.confirms.recv_deadline(deadline) {
+                Ok(confirm) => confirm,
+                Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
+                Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
+            };
+            // Before the smoother has it: that makes an ack of a nack which a later ack of several covers.
+            if matches!(confirm, Confirm::Nack(_)) {
+                return Err(format!(
+                    "the queue {} takes no messages (nack): has it a `max-length`, by a policy?",
+                    self.queue
+                ));
+            }
+            unconfirmed -= self.smoother.process(confirm).count();
+            // A message that was returned is acked, too, after its return.
+            if let Ok(returned) = self.returns.try_recv() {
+                return Err(format!("the queue {} is gone: {}", self.queue, returned.reply_text));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn close(self) {
+        let Self { link, channel, kill, .. } = self;
+        kill.guard(CLOSE_TIMEOUT, None, || channel.close()).ok();
+        link.close();
+    }
+}

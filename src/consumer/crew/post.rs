@@ -1,0 +1,116 @@
+//! Where a consumer works, and who else may take its messages.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use amiquip::ConsumerMessage;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::consumer::relief::Returned;
+use crate::domain::in_hand::Ages;
+use crate::pipeline::Progress;
+
+/// A consumer as other threads see it.
+pub(in crate::consumer) struct Post {
+    progress: Progress,
+    /// Its messages, once it consumes.
+    messages: OnceLock<Receiver<ConsumerMessage>>,
+    returned: Sender<Returned>,
+    /// The last tag that was taken, and the last tag that has waited too long to be begun.
+    taken: AtomicU64,
+    old: AtomicU64,
+    gate: Mutex<Gate>,
+}
+
+/// Whether others may take over from a consumer.
+#[derive(Debug, Default)]
+struct Gate {
+    closed: bool,
+    reliefs: usize,
+    failed: bool,
+}
+
+impl Post {
+    pub(super) fn new(returned: Sender<Returned>) -> Self {
+        let (taken, old, gate) = Default::default();
+        let messages = OnceLock::new();
+        Self { progress: Progress::new(), messages, returned, taken, old, gate }
+    }
+
+    pub(in crate::consumer) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Sets where the consumer gets its messages from.
+    pub(in crate::consumer) fn opens(&self, messages: &Receiver<ConsumerMessage>) {
+        // It is set only once.
+        let _ = self.messages.set(messages.clone());
+    }
+
+    /// From now on nobody may take over.
+    pub(in crate::consumer) fn closes(&self) {
+        self.gate().closed = true;
+    }
+
+    /// Takes the message with this tag. Returns whether it has waited too long to be begun.
+    pub(in crate::consumer) fn takes(&self, tag: u64) -> bool {
+        self.taken.fetch_max(tag, Ordering::Relaxed);
+        tag <= self.old.load(Ordering::Relaxed)
+    }
+
+    /// Records how long messages have waited.
+    pub(super) fn look_at_ages(&self, ages: &mut Ages, patience: Duration, now: Duration) {
+        let waiting = self.messages.get().map_or(0, |messages| messages.len() as u64);
+        ages.note(self.taken.load(Ordering::Relaxed) + waiting, now);
+        self.old.store(ages.old(patience, now), Ordering::Relaxed);
+    }
+
+    pub(super) fn has_messages(&self) -> bool {
+        self.messages.get().is_some_and(|messages| !messages.is_empty())
+    }
+
+    /// Takes one of the consumer's messages for a relief, which waits for at most `limit`.
+    pub(in crate::consumer) fn take_message(
+        &self,
+        limit: Duration,
+    ) -> Result<ConsumerMessage, RecvTimeoutError> {
+        match self.messages.get() {
+            Some(messages) if !self.gate().closed => messages.recv_timeout(limit),
+            _ => Err(RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// From a relief to the consumer.
+    pub(in crate::consumer) fn give_back(&self, returned: Returned) {
+        // The consumer waits for each.
+        let _ = self.returned.send(returned);
+    }
+
+    pub(in crate::consumer) fn has_reliefs(&self) -> bool {
+        let gate = self.gate();
+        // As if it had happened in this thread.
+        assert!(!gate.failed, "a message that was taken over panicked");
+        gate.reliefs > 0
+    }
+
+    /// Registers one more relief, if that is allowed.
+    pub(super) fn relief_begins(&self) -> bool {
+        let mut gate = self.gate();
+        gate.reliefs += usize::from(!gate.closed);
+        !gate.closed
+    }
+
+    pub(in crate::consumer) fn relief_is_over(&self) {
+        self.gate().reliefs -= 1;
+        let _ = self.has_reliefs();
+    }
+
+    pub(in crate::consumer) fn fails(&self) {
+        self.gate().failed = true;
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

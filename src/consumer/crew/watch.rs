@@ -1,0 +1,292 @@
+//! The lane's own thread: it looks at the lane's consumers, starts more, and ends some.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use amiquip::Channel;
+use crossbeam_channel::{Receiver, select, unbounded};
+
+use super::{Crew, Post};
+use crate::broker::Link;
+use crate::consumer::relief::{self, Relief, Returned};
+use crate::consumer::{Ended, consume};
+use crate::domain::growth::{Growth, INTERVAL, Look, Step};
+use crate::domain::in_hand::{self, Ages};
+use crate::pipeline::{Contention, Progress};
+use crate::shutdown::{self, Trigger};
+
+/// A lane that has been idle for this long isn't watched until it has work again.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How often an idle lane with surplus consumers is checked.
+const QUIET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A consumer as the lane's thread sees it.
+struct Hand<'scope> {
+    post: Arc<Post>,
+    reliefs: Vec<Arc<Relief>>,
+    ages: Ages,
+    surplus: Trigger,
+    thread: ScopedJoinHandle<'scope, Ended>,
+}
+
+/// The lane's own thread, which starts and ends consumers.
+pub(super) struct Watch<'scope, 'env> {
+    crew: &'env Crew<'env>,
+    scope: &'scope Scope<'scope, 'env>,
+    link: &'env mut Link,
+    growth: Growth,
+    contention: Contention,
+    /// The logged reason why there are no more consumers.
+    limited_by: Option<String>,
+    hands: Vec<Hand<'scope>>,
+    /// Consumers that are about to end.
+    leaving: Vec<Hand<'scope>>,
+    /// Why the first consumer ended that wasn't asked to.
+    ended: Ended,
+    begun: Instant,
+    /// How long a message may wait to be begun.
+    patience: Duration,
+}
+
+impl<'scope, 'env> Watch<'scope, 'env> {
+    pub(super) fn new(
+        crew: &'env Crew<'env>,
+        scope: &'scope Scope<'scope, 'env>,
+        link: &'env mut Link,
+    ) -> Self {
+        Self {
+            crew,
+            scope,
+            link,
+            growth: Growth::new(usize::from(crew.lane.capacity), Duration::ZERO),
+            contention: Contention::default(),
+            limited_by: None,
+            hands: Vec::new(),
+            leaving: Vec::new(),
+            ended: Ended::Asked,
+            begun: Instant::now(),
+            patience: in_hand::patience(crew.context.config.request_timeout),
+        }
+    }
+}
+
+impl Watch<'_, '_> {
+    pub(super) fn run(&mut self, alarmed: &Receiver<()>) -> Ended {
+        if let Err(problem) = self.start() {
+            return Ended::Lost(problem);
+        }
+        let mut last = self.begun;
+        // When it last had work.
+        let mut active = self.begun;
+        while !self.crew.shared.is_ending() {
+            let now = Instant::now();
+            let look = self.look(last, now);
+            if look.busy > 0 {
+                active = now;
+            }
+            self.take_over();
+            match self.growth.look(look, now.saturating_duration_since(self.begun)) {
+                Step::Stay => {}
+                Step::Start(more) => self.start_more(more),
+                Step::End(fewer) => self.end_some(fewer),
+            }
+            self.crew.context.metrics.lane(&self.crew.lane.queue).set_consumers(self.hands.len());
+            last = now;
+            self.wait(now.saturating_duration_since(active) > QUIET, alarmed);
+        }
+        self.join()
+    }
+
+    /// Waits until the next check.
+    fn wait(&self, is_quiet: bool, alarmed: &Receiver<()>) {
+        let ending = &self.crew.ending;
+        let shared = &self.crew.shared;
+        if !is_quiet {
+            let _ = ending.wait(INTERVAL);
+            return;
+        }
+        shared.unwatched.store(true, Ordering::SeqCst);
+        // A thread that took a message just before that didn't ring.
+        if self.hands.iter().any(|hand| hand.post.progress().message().is_some()) {
+            shared.unwatched.store(false, Ordering::Relaxed);
+            let _ = ending.wait(INTERVAL);
+            return;
+        }
+        let never = self.hands.len() == 1 && self.leaving.is_empty();
+        let limit = if never { Duration::MAX } else { QUIET_INTERVAL };
+        let limit = crossbeam_channel::after(limit.min(Duration::from_secs(3_600)));
+        select! {
+            recv(ending.receiver()) -> _ => {}
+            recv(alarmed) -> _ => {}
+            recv(limit) -> _ => {}
+        }
+        shared.unwatched.store(false, Ordering::Relaxed);
+    }
+
+    fn look(&mut self, last: Instant, now: Instant) -> Look {
+        let age = now.saturating_duration_since(self.begun);
+        for hand in &mut self.hands {
+            hand.reliefs.retain(|relief| !relief.is_over());
+            hand.post.look_at_ages(&mut hand.ages, self.patience, age);
+        }
+        while let Some(at) = self.leaving.iter().position(|hand| hand.thread.is_finished()) {
+            let hand = self.leaving.swap_remove(at);
+            self.note_end(hand);
+        }
+        let posts = || self.hands.iter().map(|hand| hand.post.progress());
+        let reliefs = || self.hands.iter().flat_map(|hand| &hand.reliefs);
+        let all = || posts().chain(reliefs().map(|relief| &relief.progress));
+        if all().any(|one| one.is_in_question(now)) {
+            let is_contended = self.contention.look(all(), now);
+            all().for_each(|one| one.look(is_contended, now));
+        } else {
+            self.contention.forget();
+        }
+        let stuck = posts().filter(|progress| progress.is_stuck()).count();
+        Look {
+            busy: posts().filter(|progress| progress.message().is_some()).count(),
+            // While nothing can be parked, more consumers would only hold more messages.
+            stuck: if self.crew.context.pipeline.can_park() { stuck } else { 0 },
+            rested: posts().any(|progress| progress.has_rested(last, now)),
+            done: self.crew.shared.done.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Makes sure that nothing waits for a stuck consumer: neither the rest of its event nor its
+    /// prefetched messages.
+    fn take_over(&mut self) {
+        let workers = &self.crew.context.workers;
+        let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
+        let mut places = usize::from(self.crew.lane.capacity).saturating_sub(reliefs);
+        for hand in &mut self.hands {
+            let Some(message) = hand.post.progress().message() else { continue };
+            let reliefs = hand.reliefs.iter().map(|relief| &relief.progress);
+            for progress in [hand.post.progress()].into_iter().chain(reliefs.clone()) {
+                if let Some(event) = progress.rest_of_event()
+                    && progress.is_stuck()
+                {
+                    // If no thread can be started, it goes on when the consumer does.
+                    let _ = workers.run(Box::new(move || {
+                        event.help();
+                        None
+                    }));
+                }
+            }
+            let all_stuck =
+                hand.post.progress().is_stuck() && reliefs.clone().all(Progress::is_stuck);
+            if all_stuck && places > 0 && hand.post.has_messages() && hand.post.relief_begins() {
+                let relief = Arc::new(Relief::default());
+                hand.reliefs.push(Arc::clone(&relief));
+                places -= 1;
+                let shared = Arc::clone(&self.crew.shared);
+                let task = relief::task(relief, shared, Arc::clone(&hand.post), message);
+                if workers.run(task).is_err() {
+                    // As above.
+                    hand.reliefs.pop();
+                    hand.post.give_back(Returned::Over);
+                }
+            }
+        }
+    }
+
+    fn start_more(&mut self, more: usize) {
+        for _ in 0..more {
+            if let Err(problem) = self.start() {
+                // If the connection is lost, the consumers notice. Otherwise there can't be more of them
+                // for now.
+                let count = self.hands.len();
+                let queue = &self.crew.lane.queue;
+                if self.limited_by.as_ref() != Some(&problem) {
+                    log::warn!("lane stays at {count} consumers queue={queue} cause={problem:?}");
+                    self.limited_by = Some(problem);
+                }
+                self.growth.is_limited_to(count, self.begun.elapsed());
+                return;
+            }
+            self.limited_by = None;
+        }
+    }
+
+    /// Starts a consumer.
+    fn start(&mut self) -> Result<(), String> {
+        let crew = self.crew;
+        let is_first = self.hands.is_empty();
+        let opened = crew.guard_start(is_first, || self.link.channel());
+        let channel: Channel = opened.map_err(|error| self.link.unavailable(&error).to_string())?;
+        let (returned, returns) = unbounded();
+        let (trigger, surplus) = shutdown::channel();
+        let post = Arc::new(Post::new(returned));
+        let name = format!("{}-{}", crew.lane.queue, self.hands.len() + 1);
+        let body = {
+            let post = Arc::clone(&post);
+            move || {
+                // Even if it panics: the lane can only end with all of its consumers.
+                let mut end_all = EndAll(Some(&crew.end));
+                let ended = consume(crew, &channel, &post, &returns, &surplus, is_first);
+                // Dropping it waits for the broker's answer.
+                crew.kill.guard_shared(&crew.ending, || drop(channel));
+                if let Ended::Surplus = ended {
+                    end_all.0 = None;
+                } else {
+                    crew.context.metrics.health().set_consuming(&crew.lane.queue, false);
+                }
+                ended
+            }
+        };
+        // If the thread can't be started, the channel is dropped here, which waits for the broker's
+        // answer.
+        let thread = crew.kill.guard_shared(&crew.ending, || {
+            thread::Builder::new().name(name).spawn_scoped(self.scope, body)
+        });
+        let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
+        self.hands.push(Hand {
+            post,
+            reliefs: Vec::new(),
+            ages: Ages::default(),
+            surplus: trigger,
+            thread,
+        });
+        Ok(())
+    }
+
+    /// Ends some consumers, idle ones first.
+    fn end_some(&mut self, fewer: usize) {
+        self.hands.sort_by_key(|hand| hand.post.progress().message().is_none());
+        for _ in 0..fewer.min(self.hands.len().saturating_sub(1)) {
+            let Some(hand) = self.hands.pop() else { return };
+            hand.surplus.fire();
+            self.leaving.push(hand);
+        }
+    }
+
+    /// Waits for all consumers, and returns why they ended.
+    fn join(&mut self) -> Ended {
+        for hand in
+            std::mem::take(&mut self.hands).into_iter().chain(std::mem::take(&mut self.leaving))
+        {
+            self.note_end(hand);
+        }
+        std::mem::replace(&mut self.ended, Ended::Asked)
+    }
+
+    fn note_end(&mut self, hand: Hand<'_>) {
+        // A panic in one consumer is the lane's, and ends the process.
+        let ended = hand.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if matches!(self.ended, Ended::Asked) && !matches!(ended, Ended::Surplus) {
+            self.ended = ended;
+        }
+    }
+}
+
+struct EndAll<'a>(Option<&'a Trigger>);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        if let Some(end) = self.0 {
+            end.fire();
+        }
+    }
+}
