@@ -3,8 +3,9 @@
 use amiquip::{Channel, ConsumerOptions, FieldTable, QueueDeleteOptions};
 use uuid::Uuid;
 
-use super::topology::{BACKLOG_EXCHANGE, backlog_options, backlog_queue};
+use super::topology::backlog_options;
 use super::{BrokerError, CALL_TIMEOUT, Link, SETUP_TIMEOUT, cancel, failed};
+use crate::domain::broker_names::{BACKLOG_EXCHANGE, backlog_key, backlog_queue};
 use crate::shutdown::Shutdown;
 
 impl Link {
@@ -88,7 +89,7 @@ impl Link {
             Some(_) => return Ok(false),
         }
         let kill = self.kill_switch();
-        // It takes RabbitMQ five seconds where one of the queue's nodes is away.
+        // RabbitMQ takes five seconds if one of the queue's nodes is away.
         let deleted = kill.guard(CALL_TIMEOUT, Some(shutdown), || {
             self.channel()?.queue_delete(queue.as_str(), QueueDeleteOptions::default())
         });

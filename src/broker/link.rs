@@ -25,10 +25,19 @@ impl Link {
     /// The version that the broker reports.
     #[must_use]
     pub fn version(&self) -> String {
-        let properties = self.connection.as_ref().map(amiquip::Connection::server_properties);
-        match properties.and_then(|properties| properties.get("version")) {
-            Some(AmqpValue::LongString(version)) => version.clone(),
-            _ => "unknown".to_owned(),
+        self.property("version").unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    /// The name of the broker's cluster, which is the same at all its nodes. A single node has one, too.
+    #[must_use]
+    pub fn cluster(&self) -> String {
+        self.property("cluster_name").unwrap_or_default()
+    }
+
+    fn property(&self, name: &str) -> Option<String> {
+        match self.connection.as_ref()?.server_properties().get(name)? {
+            AmqpValue::LongString(text) => Some(text.clone()),
+            _ => None,
         }
     }
 

@@ -293,8 +293,7 @@ fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
 #[test]
 fn what_an_instance_would_send_that_has_lost_rabbitmq_the_others_send() {
     let sandbox = Sandbox::new();
-    let customers: Vec<_> =
-        (0..6).map(|_| limited(&sandbox, "max_in_flight = 1", 10).0).collect();
+    let customers: Vec<_> = (0..6).map(|_| limited(&sandbox, "max_in_flight = 1", 10).0).collect();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let url = proxy.url(&sandbox.servers.amqp_url);
     let instances = [launch(&sandbox).start(), launch(&sandbox).env("AMQP_URL", url).start()];
