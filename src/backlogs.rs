@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::domain::depths::Depths;
-use crate::domain::receiver::Moment;
+use crate::domain::time::Moment;
 use crate::metrics::Held;
 use crate::shutdown::Shutdown;
 

@@ -42,7 +42,7 @@ pub use browse::{BATCH, Browsed, Look, Manner, Verdict, Verdicts, browse};
 pub use calls::QueueCounts;
 pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
-pub use message::{ACCOUNT, Message, unix_millis};
+pub use message::{ACCOUNT, Message};
 pub use moving::{MoveError, Moved, Progress, QueueStanding, look_at, move_queue, moving_queue};
 pub use notices::{Announced, Announcer, NotAnnounced};
 pub use objects::{Objects, Standing};

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::domain::causes::Causes;
 use crate::domain::effort::Effort;
 use crate::domain::retry::Backoff;
+use crate::domain::time::millis;
 use crate::domain::webhook::{AsOf, Scope, Webhook};
 use crate::metrics::Lookups;
 use crate::shutdown::Shutdown;
@@ -31,7 +32,7 @@ use crate::store::{Heard, NotListening, Sign, Store};
 
 mod memory;
 
-use memory::{Accounts, Answer, Known, MOST_ACCOUNTS};
+use memory::{Accounts, EventWebhooks, Known, MOST_ACCOUNTS};
 
 pub use crate::store::{Found, Label, StoreError};
 
@@ -208,7 +209,7 @@ impl Directory {
         event_type: &str,
         account: Option<&str>,
         as_of: AsOf,
-    ) -> Result<Answer, StoreError> {
+    ) -> Result<EventWebhooks, StoreError> {
         let is_worth_it = self.is_listening() && !self.lock().knows_type(event_type);
         let webhooks = self.store.webhooks_wanting(event_type, account)?.into_iter();
         let webhooks =
@@ -217,7 +218,7 @@ impl Directory {
             true => self.store.accounts_wanting(event_type, MOST_ACCOUNTS).unwrap_or(None),
             false => None,
         };
-        Ok(Answer { webhooks, accounts: accounts.map(Accounts::new) })
+        Ok(EventWebhooks { webhooks, accounts: accounts.map(Accounts::new) })
     }
 
     /// The webhook of a parked delivery.
@@ -470,7 +471,6 @@ impl Directory {
     }
 
     fn trust_for_now(&self) {
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let proved = self.start.elapsed();
         self.proved.store(millis(proved), Ordering::Relaxed);
         self.trusted_until.store(millis(proved + TRUST), Ordering::Release);
@@ -489,7 +489,7 @@ impl Directory {
 
     /// In milliseconds from `start`.
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.start.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

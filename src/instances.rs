@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::directory::{Change, Directory};
 use crate::domain::causes::Causes;
-use crate::domain::instances::{Entry, Instances, Roll};
+use crate::domain::instances::{InstanceRecord, Instances, Roll};
 use crate::domain::shown;
 use crate::metrics::{InstancesState, Metrics};
 use crate::receivers::Receivers;
@@ -40,11 +40,11 @@ pub struct Presence {
     directory: Arc<Directory>,
     receivers: Arc<Receivers>,
     state: InstancesState,
-    me: Entry,
+    me: InstanceRecord,
     longest_request: Duration,
     roll: Roll,
     /// Those that share the limits now; none before that is known.
-    alive: Vec<Entry>,
+    alive: Vec<InstanceRecord>,
     has_written: bool,
     causes: Causes,
 }
@@ -69,7 +69,7 @@ impl Presence {
             directory,
             receivers,
             state: metrics.instances().clone(),
-            me: Entry { id: Uuid::new_v4(), name, queues, beats: 0 },
+            me: InstanceRecord { id: Uuid::new_v4(), name, queues, beats: 0 },
             longest_request: config.request_timeout,
             roll: Roll::default(),
             alive: Vec::new(),
@@ -132,7 +132,7 @@ impl Presence {
         }
     }
 
-    fn learn(&mut self, entries: Result<Vec<Entry>, StoreError>, is_beat: bool) {
+    fn learn(&mut self, entries: Result<Vec<InstanceRecord>, StoreError>, is_beat: bool) {
         match entries {
             Ok(entries) => {
                 if self.causes.end().is_some() {
@@ -167,8 +167,9 @@ impl Presence {
         }
     }
 
-    fn share_among(&mut self, alive: Vec<Entry>) {
-        let ids = |entries: &[Entry]| entries.iter().map(|entry| entry.id).collect::<Vec<_>>();
+    fn share_among(&mut self, alive: Vec<InstanceRecord>) {
+        let ids =
+            |entries: &[InstanceRecord]| entries.iter().map(|entry| entry.id).collect::<Vec<_>>();
         if ids(&alive) == ids(&self.alive) {
             return;
         }

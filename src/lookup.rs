@@ -39,7 +39,7 @@ pub enum LookUpError {
 }
 
 /// What a look-up finds: one address at least.
-pub type Found = Result<Arc<[IpAddr]>, LookUpError>;
+pub type LookedUp = Result<Arc<[IpAddr]>, LookUpError>;
 
 /// Asks for the addresses of a name, for as long as that takes.
 type Ask = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
@@ -80,7 +80,7 @@ struct State {
 #[derive(Default)]
 struct Name {
     begun: bool,
-    waiters: Vec<(u64, Sender<Found>)>,
+    waiters: Vec<(u64, Sender<LookedUp>)>,
 }
 
 impl LookUps {
@@ -112,7 +112,7 @@ impl LookUps {
     ///
     /// # Errors
     /// [`LookUpError`]; it says nothing of other names.
-    pub fn find(&self, name: &str, limit: Duration) -> Found {
+    pub fn find(&self, name: &str, limit: Duration) -> LookedUp {
         let (sender, answer) = bounded(1);
         let ticket = {
             let mut state = self.0.lock();
@@ -205,7 +205,7 @@ impl Shared {
 }
 
 impl State {
-    fn enter(&mut self, name: &str, waiter: Sender<Found>) -> u64 {
+    fn enter(&mut self, name: &str, waiter: Sender<LookedUp>) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         if !self.names.contains_key(name) {
@@ -249,7 +249,7 @@ impl State {
     }
 
     /// A name has its answer; returns who waits for it.
-    fn ends(&mut self, name: &str) -> Vec<(u64, Sender<Found>)> {
+    fn ends(&mut self, name: &str) -> Vec<(u64, Sender<LookedUp>)> {
         self.asking -= 1;
         if let Some(of) = self.by_zone.get_mut(zone(name)) {
             *of -= 1;

@@ -12,10 +12,11 @@ use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use uuid::Uuid;
 
 use crate::domain::instances::{Instances, SentBy};
-use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
+use crate::domain::intake::{Called, EntryTicket, Intake, Intent, Number, Refusal, Who};
 use crate::domain::limits::Limits;
 use crate::domain::pace::{Ask, Attempt, Count, Hold, Pace};
-use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Outage, Transition};
+use crate::domain::receiver::{Ailment, AttemptEnd, Breaker, Class, Outage, Transition};
+use crate::domain::time::Moment;
 use crate::shutdown::Shutdown;
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
@@ -50,7 +51,7 @@ pub struct Receivers {
 /// What came of a question that was not refused.
 #[derive(Debug)]
 #[must_use]
-pub enum Answer {
+pub enum Turn {
     /// It begins now.
     Begins(Attempt),
     /// It begins when it is called.
@@ -122,7 +123,7 @@ impl Receivers {
     ///
     /// # Errors
     /// Why there is none now.
-    pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Answer, Refusal> {
+    pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Turn, Refusal> {
         let mut state = self.lock();
         let (answer, called) = state.intake.ask(ask, who, is_paused, self.now());
         state.tell(called);
@@ -133,7 +134,7 @@ impl Receivers {
     ///
     /// # Errors
     /// Why there is none now.
-    pub fn ask_head(&self, ask: Ask, is_ours: bool) -> Result<Answer, Hold> {
+    pub fn ask_head(&self, ask: Ask, is_ours: bool) -> Result<Turn, Hold> {
         let mut state = self.lock();
         let intent = state.intake.ask_head(ask, is_ours, self.now())?;
         Ok(state.answer(intent))
@@ -146,13 +147,13 @@ impl Receivers {
     /// Why it can't begin; without an entry, if it was shutdown, or this limit.
     pub fn wait(
         &self,
-        answer: Answer,
+        answer: Turn,
         limit: Duration,
         shutdown: &Shutdown,
     ) -> Result<Attempt, Refusal> {
         let in_line = match answer {
-            Answer::Begins(attempt) => return Ok(attempt),
-            Answer::Waits(in_line) => in_line,
+            Turn::Begins(attempt) => return Ok(attempt),
+            Turn::Waits(in_line) => in_line,
         };
         let mut lines = vec![((), in_line)];
         loop {
@@ -245,7 +246,7 @@ impl Receivers {
     }
 
     /// Waits until all that enter the same backlog before it are published there.
-    pub fn wait_to_enter(&self, entry: Entry) {
+    pub fn wait_to_enter(&self, entry: EntryTicket) {
         let mut state = self.lock();
         while !state.intake.is_next(entry) {
             state.entering.insert(entry.number(), thread::current());
@@ -258,12 +259,12 @@ impl Receivers {
 
     /// Whether nobody enters the same backlog before it.
     #[must_use]
-    pub fn is_next_to_enter(&self, entry: Entry) -> bool {
+    pub fn is_next_to_enter(&self, entry: EntryTicket) -> bool {
         self.lock().intake.is_next(entry)
     }
 
     /// A delivery is on its way to a backlog; or, if not `is_there`, does not go there after all.
-    pub fn entered(&self, entry: Entry, is_there: bool) {
+    pub fn entered(&self, entry: EntryTicket, is_there: bool) {
         let mut state = self.lock();
         state.intake.entered(entry, is_there);
         let next = state.intake.next_of_backlog(entry);
@@ -376,10 +377,10 @@ impl Receivers {
     }
 
     /// Takes note of how an attempt ended.
-    pub fn end(&self, attempt: Attempt, ended: Ended<'_>) -> Option<Transition> {
+    pub fn end(&self, attempt: Attempt, ended: AttemptEnd<'_>) -> Option<Transition> {
         let jitter = match ended {
-            Ended::Delivered => 0.0,
-            Ended::Failed { .. } => (self.jitter)(),
+            AttemptEnd::Delivered => 0.0,
+            AttemptEnd::Failed { .. } => (self.jitter)(),
         };
         let mut state = self.lock();
         let now = self.now();
@@ -504,14 +505,14 @@ impl Receivers {
 }
 
 impl State {
-    fn answer(&mut self, intent: Intent) -> Answer {
+    fn answer(&mut self, intent: Intent) -> Turn {
         match intent {
-            Intent::Begins(attempt) => Answer::Begins(attempt),
+            Intent::Begins(attempt) => Turn::Begins(attempt),
             Intent::Waits(number) => {
                 let (sender, called) = bounded(1);
                 self.waiting.insert(number, sender);
                 let (since, spent) = (Instant::now(), Duration::ZERO);
-                Answer::Waits(InLine { number, since, spent, has_given_up: false, called })
+                Turn::Waits(InLine { number, since, spent, has_given_up: false, called })
             }
         }
     }
@@ -566,7 +567,7 @@ mod tests {
 
     fn prove(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) {
         let attempt = admit(receivers, shutdown, webhook).expect("an attempt");
-        receivers.end(attempt, Ended::Delivered);
+        receivers.end(attempt, AttemptEnd::Delivered);
     }
 
     /// Two receivers that have answered, and the first of them has the only place.
@@ -587,7 +588,7 @@ mod tests {
             while receivers.lock().waiting.is_empty() {
                 thread::yield_now();
             }
-            receivers.end(first, Ended::Delivered);
+            receivers.end(first, AttemptEnd::Delivered);
             let second = second.join().expect("no panic").expect("the place");
             assert_eq!(receivers.in_use(0)[0], (Class::Prompt, 1));
             receivers.give_back(second);
@@ -604,7 +605,7 @@ mod tests {
         let entry_of = |refusal: Refusal| refusal.entry.expect("a place in the backlog");
         let second = admit(&receivers, &shutdown, 1).expect_err("it has its share");
         assert_eq!(second.hold, Hold::Share);
-        receivers.end(first, Ended::Delivered);
+        receivers.end(first, AttemptEnd::Delivered);
         let third = admit(&receivers, &shutdown, 1).expect_err("others come first");
         assert_eq!(third.hold, Hold::Share, "what holds up those before it");
         thread::scope(|scope| {
@@ -650,7 +651,7 @@ mod tests {
             let refusal = Refusal { hold: Hold::Full, entry: None };
             assert_eq!(second.join().expect("no panic"), Err(refusal));
         });
-        receivers.end(first, Ended::Delivered);
+        receivers.end(first, AttemptEnd::Delivered);
         assert!(receivers.lock().waiting.is_empty() && !receivers.lock().intake.has_waiting());
     }
 
@@ -663,7 +664,7 @@ mod tests {
         }
         let first = admit(&receivers, &shutdown, 1).expect("the only place");
         let line = |webhook| match receivers.ask(by(webhook), Who::Fresh, false) {
-            Ok(Answer::Waits(in_line)) => (webhook, in_line),
+            Ok(Turn::Waits(in_line)) => (webhook, in_line),
             other => panic!("{other:?}"),
         };
         let mut lines = vec![line(2), line(3)];
@@ -671,7 +672,7 @@ mod tests {
         let mut next = |limit| receivers.wait_for_any(&mut lines, limit, patience, &shutdown);
         let soon = Duration::from_secs(30);
         assert!(next(PATIENCE * 2).is_none(), "every place is taken");
-        receivers.end(first, Ended::Delivered);
+        receivers.end(first, AttemptEnd::Delivered);
         // The place of the one is free for the other, however the two stand in the list.
         let (one, attempt) = next(soon).expect("it is called");
         receivers.give_back(attempt.expect("the place"));
@@ -697,7 +698,7 @@ mod tests {
             let retry_after = retry_after.map(Duration::from_secs);
             let (event, reason, is_overload) = ("e", Reason::Dns, false);
             let status = None;
-            let ended = Ended::Failed { event, reason, status, is_overload, retry_after };
+            let ended = AttemptEnd::Failed { event, reason, status, is_overload, retry_after };
             receivers.end(attempt, ended);
         };
         for webhook in 1..5 {

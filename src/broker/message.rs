@@ -1,12 +1,10 @@
 //! A message: what we take over from the broker, and what we hand to it.
 
-use std::time::SystemTime;
-
 use amiquip::AmqpValue;
 
 use super::outgoing::ENTERED_BY;
 use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
-use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value, is_producers};
+use crate::domain::delivery::{Delivery, Headers, Value, is_producers};
 use crate::domain::event::Properties;
 use crate::domain::shown::word;
 
@@ -241,11 +239,4 @@ fn read_account(value: &AmqpValue) -> Option<Value> {
         }
         other => Some(read_value(other).unwrap_or_else(|| Value::Text(NO_NAME.to_owned()))),
     }
-}
-
-/// The time, as headers have it.
-#[must_use]
-pub fn unix_millis() -> UnixMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
 }

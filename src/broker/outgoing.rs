@@ -7,7 +7,7 @@ use super::backlog::backlog_key;
 use super::routes::queue_of;
 use super::topology::{BACKLOG_EXCHANGE, EVENTS_EXCHANGE, WAIT_EXCHANGE, dead_queue, retry_queue};
 use crate::domain::delivery::Value;
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 
 /// The header that says which process put a delivery into a backlog.
 pub(super) const ENTERED_BY: &str = "x-entered-by";

@@ -20,7 +20,7 @@ use super::outgoing::{Instead, Outgoing};
 use super::publisher::Request;
 use super::topology::{BACKLOG_EXCHANGE, WITHOUT_BACKLOG, dead_queue, retry_queue, wait_queue};
 use crate::domain::delivery::Value;
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 use crate::metrics::Refusing;
 
 /// How long a message waits for its queue before it takes another way: long enough for a queue to have

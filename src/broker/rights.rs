@@ -21,7 +21,7 @@ use super::topology::{
 };
 use super::{BrokerError, Lane, LaneKind, Link, SETUP_TIMEOUT, Topology};
 use crate::config::Config;
-use crate::domain::notice::Kind;
+use crate::domain::notice::NoticeKind;
 use crate::shutdown::Shutdown;
 
 mod lacking;
@@ -112,7 +112,7 @@ pub fn look_for_flaws(
     let needed = std::mem::take(&mut probe.lacking);
     // Without these it delivers all the same.
     probe.configures_exchange(EVENTS_EXCHANGE)?;
-    for kind in Kind::ALL {
+    for kind in NoticeKind::ALL {
         probe.publishes(EVENTS_EXCHANGE, kind.label())?;
     }
     probe.is_topic(EVENTS_EXCHANGE)?;

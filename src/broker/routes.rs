@@ -8,7 +8,7 @@ use super::outgoing::Outgoing;
 use super::topology::{
     BACKLOG_EXCHANGE, ORPHANED, Topology, WAIT_EXCHANGE, WITHOUT_BACKLOG, wait_queue,
 };
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 
 /// The ways that there are.
 pub(super) struct Routes {

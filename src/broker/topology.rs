@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::config::{Config, Queue, QueueType};
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 use crate::shutdown::Shutdown;
 
 pub(super) const WAIT_EXCHANGE: &str = "webhooks.wait";

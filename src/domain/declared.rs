@@ -8,7 +8,7 @@
 mod plan;
 mod values;
 
-pub use plan::{Addition, Alteration, Plan, Problem, Removal, plan};
+pub use plan::{Addition, Alteration, FileProblem, Plan, Removal, plan};
 pub use values::{Difference, Field, Values};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,11 @@ use super::secret::Secret;
 use super::settings::Column;
 
 /// Headers by their names, in lower case.
-pub type Headers = BTreeMap<String, Secret>;
+pub type SecretHeaders = BTreeMap<String, Secret>;
 
 /// What an entry of a file says of a webhook.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     /// Where it begins in the file, from 1.
     pub line: usize,
     /// Where its parts stand that it has, by their names in the file.
@@ -37,7 +37,7 @@ pub struct Entry {
     /// The patterns of the event types that it wants.
     pub events: Vec<String>,
     /// Its headers; those with the value `***` it has already.
-    pub headers: Headers,
+    pub headers: SecretHeaders,
     /// Its other settings, as text.
     pub settings: BTreeMap<Column, String>,
     /// Whether it is paused; none: as it is.
@@ -52,7 +52,7 @@ pub struct Entry {
 
 /// A webhook as the table has it.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct Existing {
     /// Its id.
     pub id: Uuid,
     /// What another change of its row would change; none where the row can't be read.

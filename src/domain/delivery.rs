@@ -10,6 +10,7 @@ use super::answer::Excerpt;
 use super::event::{self, Event, Malformed};
 use super::outcome::{DeadReason, LONGEST_STAY};
 use super::shown;
+use super::time::{self, UnixMillis};
 
 /// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
 const MAX_ERROR_CHARS: usize = 300;
@@ -75,9 +76,6 @@ pub fn is_producers(name: &str) -> bool {
         && !NOT_THE_PRODUCERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// A time in milliseconds since the Unix epoch, as headers carry it.
-pub type UnixMillis = i64;
-
 /// One event on its way to one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
@@ -130,8 +128,7 @@ impl Delivery {
     /// clock that is far from ours.
     #[must_use]
     pub fn stay(&self, now: UnixMillis) -> Option<Duration> {
-        let left = u64::try_from(self.not_before?.saturating_sub(now)).ok()?;
-        let left = Duration::from_millis(left);
+        let left = time::between(now, self.not_before?);
         (!left.is_zero() && left <= LONGEST_STAY + MOST_SKEW).then_some(left)
     }
 

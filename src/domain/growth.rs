@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::Moment;
 
 /// What is seen of a lane at a time.
 #[derive(Clone, Copy, Debug)]

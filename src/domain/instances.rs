@@ -23,7 +23,7 @@ use super::limits::Limits;
 
 mod roll;
 
-pub use roll::{Entry, Roll};
+pub use roll::{InstanceRecord, Roll};
 
 /// When all instances have heard that a webhook has a backlog: they are told at once, and look every second
 /// where they can't hear it.

@@ -16,8 +16,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::receiver::Moment;
 use super::shown::quoted;
+use super::time::Moment;
 
 /// A rate is saved up for so long: that many attempts may follow on each other at once after a rest.
 const BURST: Duration = Duration::from_secs(1);

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::receiver::{Moment, Outage};
+use super::receiver::Outage;
+use super::time::Moment;
 
 /// An outage shorter than this is not written down, and one that lasts not more often.
 const MOST_GRAIN: Duration = Duration::from_secs(60);

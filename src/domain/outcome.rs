@@ -6,8 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use super::answer::Excerpt;
-use super::retry::{Schedule, Span};
+use super::retry::Schedule;
 use super::statuses::Statuses;
+use super::time::Span;
 
 /// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
 /// year" is a mistake, and its receiver would get nothing until we are restarted.

@@ -1,17 +1,78 @@
-//! A time as people and programs read it: RFC 3339, in UTC.
+//! Time, as everybody here counts and writes it. Nothing in this folder reads a clock: times are handed in.
+//!
+//! A [`Moment`] orders what happens in this process. A [`UnixMillis`] is a time that others see, too: in
+//! messages, tables and JSON. A [`Span`] is a length of time as people write it.
 
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
 use serde::Serializer;
 
-use super::delivery::UnixMillis;
+use super::shown::quoted;
 
-/// Date and time of day, to the second: `2026-11-25T02:54:28Z`. For people.
+/// A time, as the duration since any fixed moment before it.
+pub type Moment = Duration;
+
+/// A time in milliseconds since the Unix epoch, as headers carry it.
+pub type UnixMillis = i64;
+
+/// The Unix time of `at`; 0 if it is before 1970.
+#[must_use]
+pub fn to_unix_millis(at: SystemTime) -> UnixMillis {
+    signed_millis(since_epoch(at))
+}
+
+/// The Unix time of `at` in whole seconds; 0 if it is before 1970.
+#[must_use]
+pub fn to_unix_seconds(at: SystemTime) -> u64 {
+    since_epoch(at).as_secs()
+}
+
+/// What [`to_unix_millis`] was made of; 1970 if it is before that.
+#[must_use]
+pub fn from_unix_millis(at: UnixMillis) -> SystemTime {
+    SystemTime::UNIX_EPOCH + between(0, at)
+}
+
+/// The time that is so much later than `at`.
+#[must_use]
+pub fn later(at: UnixMillis, by: Duration) -> UnixMillis {
+    at.saturating_add(signed_millis(by))
+}
+
+/// The time that is so much earlier than `at`.
+#[must_use]
+pub fn earlier(at: UnixMillis, by: Duration) -> UnixMillis {
+    at.saturating_sub(signed_millis(by))
+}
+
+/// How long it is from one time to another; zero if that one comes first: clocks differ.
+#[must_use]
+pub fn between(from: UnixMillis, to: UnixMillis) -> Duration {
+    Duration::from_millis(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
+}
+
+/// A duration in whole milliseconds. Saturates in half a billion years.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn signed_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn since_epoch(at: SystemTime) -> Duration {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The time in UTC, to the second, as RFC 3339 has it: `2026-11-25T02:54:28Z`. For people.
 #[must_use]
 pub fn rfc3339(at: UnixMillis) -> String {
-    let seconds = at.div_euclid(1_000);
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = date(days);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    format!("{:.0}Z", date_time(at))
 }
 
 /// The same to the millisecond, `2026-11-25T02:54:28.123Z`: how a field of a JSON document is written
@@ -20,9 +81,7 @@ pub fn rfc3339(at: UnixMillis) -> String {
 /// # Errors
 /// Those of the serializer.
 pub fn serialize<S: Serializer>(at: &UnixMillis, serializer: S) -> Result<S::Ok, S::Error> {
-    let seconds = rfc3339(*at);
-    let seconds = seconds.trim_end_matches('Z');
-    serializer.collect_str(&format_args!("{seconds}.{:03}Z", at.rem_euclid(1_000)))
+    serializer.collect_str(&format_args!("{:.3}Z", date_time(*at)))
 }
 
 /// The same for what may be missing: null.
@@ -39,30 +98,75 @@ pub fn serialize_option<S: Serializer>(
     }
 }
 
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
-///
-/// Years are counted from March here: then a leap day is the last of its year, and months have
-/// 153 days in each five of them.
-fn date(days: i64) -> (i64, i64, i64) {
-    // From 0000-03-01, in cycles of 400 years.
-    let days = days + 719_468;
-    let (cycle, day_of_cycle) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let leap_days = day_of_cycle / 1_460 - day_of_cycle / 36_524 + day_of_cycle / 146_096;
-    let year_of_cycle = (day_of_cycle - leap_days) / 365;
-    let first_day = 365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100;
-    let day_of_year = day_of_cycle - first_day;
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let is_next_year = month >= 10;
-    let month = if is_next_year { month - 9 } else { month + 3 };
-    (cycle * 400 + year_of_cycle + i64::from(is_next_year), month, day)
+/// Date and time of day in UTC. What is beyond the year 9999 is its end.
+fn date_time(at: UnixMillis) -> DateTime {
+    const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+    EPOCH.saturating_add(SignedDuration::from_millis(at))
+}
+
+const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+
+/// Read, but never printed: wait queues are named by what is printed, and there are some of `24h`.
+const DAY: (&str, u64) = ("d", 86_400_000);
+
+/// A time span as people write it: `500ms`, `5s`, `1m`, `24h`, `7d`. Whole milliseconds; it prints
+/// in the largest unit up to hours that is exact, so equal spans print alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span(Duration);
+
+impl Span {
+    /// The span as a duration.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+
+    /// The span in milliseconds, as AMQP's `x-message-ttl` wants it.
+    #[must_use]
+    pub fn as_millis(self) -> u64 {
+        millis(self.0)
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.as_millis();
+        let (name, unit) = UNITS
+            .iter()
+            .rev()
+            .find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit))
+            .unwrap_or(&UNITS[0]);
+        write!(formatter, "{}{name}", millis / unit)
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = || format!("{} is not a time such as 500ms, 5s, 1m or 24h", quoted(text));
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(usage)?;
+        let (number, name) = text.split_at(digits);
+        let mut units = UNITS.iter().chain([&DAY]);
+        let (_, unit) = units.find(|(unit, _)| *unit == name).ok_or_else(usage)?;
+        let number: u64 = number.parse().map_err(|_| usage())?;
+        number
+            .checked_mul(*unit)
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or_else(usage)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::{Duration, SystemTime};
 
     #[derive(serde::Serialize)]
     struct Timed {
@@ -79,13 +183,45 @@ mod tests {
             (951_782_399, "2000-02-28T23:59:59Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+            (253_402_300_800, "9999-12-31T23:59:59Z"),
             (-1, "1969-12-31T23:59:59Z"),
         ] {
             assert_eq!(rfc3339(seconds * 1_000), expected);
         }
+        assert_eq!(rfc3339(1_999), "1970-01-01T00:00:01Z", "it is never rounded up");
         let json = |at| serde_json::to_string(&Timed { at, until: None }).expect("JSON");
         assert_eq!(json(951_782_399_007), r#"{"at":"2000-02-28T23:59:59.007Z","until":null}"#);
         assert_eq!(json(-1), r#"{"at":"1969-12-31T23:59:59.999Z","until":null}"#);
+        assert_eq!(json(0), r#"{"at":"1970-01-01T00:00:00.000Z","until":null}"#);
+    }
+
+    #[test]
+    fn what_no_unix_time_can_hold_is_the_nearest_that_it_can() {
+        let second = Duration::from_secs(1);
+        assert_eq!(to_unix_millis(SystemTime::UNIX_EPOCH - second), 0);
+        assert_eq!(to_unix_seconds(SystemTime::UNIX_EPOCH - second), 0);
+        assert_eq!(from_unix_millis(-1), SystemTime::UNIX_EPOCH);
+        assert_eq!(later(i64::MAX - 1, second), i64::MAX);
+        assert_eq!(later(5, Duration::MAX), i64::MAX);
+        assert_eq!(earlier(i64::MIN + 1, second), i64::MIN);
+        assert_eq!(between(2_000, 1_000), Duration::ZERO);
+        assert_eq!(between(i64::MIN, i64::MAX), Duration::from_millis(i64::MAX.unsigned_abs()));
+        assert_eq!(millis(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_span_prints_in_the_largest_unit_that_is_exact_and_days_are_only_read() {
+        for (text, millis, printed) in [
+            ("500ms", 500, "500ms"),
+            ("0s", 0, "0ms"),
+            ("90s", 90_000, "90s"),
+            ("60s", 60_000, "1m"),
+            ("1d", 86_400_000, "24h"),
+        ] {
+            let span: Span = text.parse().expect("a time span");
+            assert_eq!((span.as_millis(), span.to_string().as_str()), (millis, printed));
+        }
     }
 
     proptest! {
@@ -105,6 +241,25 @@ mod tests {
         #[test]
         fn no_time_makes_it_panic(at: i64) {
             let _ = (rfc3339(at), serde_json::to_string(&Timed { at, until: Some(at) }));
+        }
+
+        #[test]
+        fn spans_survive_printing(millis in 0_u64..=30 * 24 * 3_600_000) {
+            let span = Span::from(Duration::from_millis(millis));
+            prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
+        }
+
+        #[test]
+        fn a_unix_time_survives_the_clocks_own_type(at in 0..=253_402_300_799_999_i64) {
+            prop_assert_eq!(to_unix_millis(from_unix_millis(at)), at);
+        }
+
+        #[test]
+        fn between_two_times_is_what_makes_the_later_of_the_earlier(from: i32, by: u32) {
+            let (from, by) = (i64::from(from), Duration::from_millis(by.into()));
+            let to = later(from, by);
+            prop_assert_eq!(between(from, to), by);
+            prop_assert_eq!(earlier(to, by), from);
         }
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::{self, Moment};
 
 /// The end of a wait is remembered to this fraction of it at least. What it costs is a slot for
 /// each part of each order of magnitude: some hundreds, with the waits of a usual schedule.
@@ -54,14 +54,14 @@ impl Waiting {
     }
 }
 
-/// Saturates where nothing that waits can be: in half a billion years.
+/// Half of what a `u64` holds at most, so that it can be rounded up.
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
+    time::millis(duration).min(u64::MAX / 2)
 }
 
 /// Half of what an `i64` holds at most, so that a difference fits.
 fn signed_millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).map_or(i64::MAX / 2, |millis| millis.min(i64::MAX / 2))
+    i64::try_from(time::millis(duration)).map_or(i64::MAX / 2, |millis| millis.min(i64::MAX / 2))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::account;
 use super::event::Event;
 use super::limits::Limits;
 use super::secret::Secret;
-use super::settings::{Columns, Settings};
+use super::settings::{Columns, WebhookSettings};
 use super::shown;
 use super::signature::{BadSecret, Key, Keys, UnixSeconds};
 use super::statuses::Statuses;
@@ -130,7 +130,7 @@ pub struct Target {
     /// What signs the requests.
     pub keys: Keys,
     /// Most have none.
-    pub settings: Option<Box<Settings>>,
+    pub settings: Option<Box<WebhookSettings>>,
 }
 
 /// The secrets of a webhook, as they were registered.
@@ -197,7 +197,8 @@ impl Webhook {
             Ok(Target { uri, keys: _, settings }) => {
                 let of_uri = uri.path_and_query().map_or(0, |path| path.as_str().len())
                     + uri.authority().map_or(0, |authority| authority.as_str().len());
-                let of_settings = |settings: &Settings| size_of::<Settings>() + settings.size();
+                let of_settings =
+                    |settings: &WebhookSettings| size_of::<WebhookSettings>() + settings.size();
                 of_uri + settings.as_deref().map_or(0, of_settings)
             }
         };
@@ -207,7 +208,7 @@ impl Webhook {
 
     /// The settings, where there are any that can be used.
     #[must_use]
-    pub fn settings(&self) -> Option<&Settings> {
+    pub fn settings(&self) -> Option<&WebhookSettings> {
         self.target.as_ref().ok()?.settings.as_deref()
     }
 

@@ -9,10 +9,10 @@ use crate::broker::{NotConfirmed, WITHOUT_BACKLOG};
 use crate::directory::Found;
 use crate::domain::account;
 use crate::domain::delivery::Delivery;
-use crate::domain::history::Happened;
+use crate::domain::delivery_log::Happened;
 use crate::domain::outcome::{DeadReason, Decision};
-use crate::domain::retry::Span;
 use crate::domain::shown::word;
+use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 

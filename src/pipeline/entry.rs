@@ -4,12 +4,12 @@ use super::onward::travelling;
 use super::{Context, Kept, Pipeline, Promise, age, from_now};
 use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
 use crate::domain::delivery::Delivery;
-use crate::domain::history::Happened;
-use crate::domain::intake::{Entry, Refusal};
+use crate::domain::delivery_log::Happened;
+use crate::domain::intake::{EntryTicket, Refusal};
 use crate::domain::outcome::{DeadReason, Decision};
 use crate::domain::pace::Hold;
-use crate::domain::retry::Span;
 use crate::domain::shown::word;
+use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
 use crate::metrics::Held;
 use crate::receivers::Receivers;
@@ -115,7 +115,7 @@ impl Pipeline {
 /// this ends, until it is not going there.
 struct Place<'a> {
     receivers: &'a Receivers,
-    entry: Entry,
+    entry: EntryTicket,
     is_there: bool,
 }
 

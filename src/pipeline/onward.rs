@@ -4,12 +4,13 @@
 use prometheus::IntCounter;
 
 use super::{Context, Missing, Pipeline, Promise, Promises, age};
-use crate::broker::{Message, NotConfirmed, Outgoing, unix_millis};
+use crate::broker::{Message, NotConfirmed, Outgoing};
+use crate::clock::unix_millis;
 use crate::domain::delivery::{self, Delivery};
+use crate::domain::delivery_log::Happened;
 use crate::domain::event::Malformed;
-use crate::domain::history::Happened;
 use crate::domain::outcome::DeadReason;
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 use crate::metrics::Held;
 
 impl Pipeline {

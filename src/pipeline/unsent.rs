@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Context, Kept, Pipeline};
 use crate::broker::WITHOUT_BACKLOG;
 use crate::domain::delivery::Delivery;
-use crate::domain::history::Happened;
+use crate::domain::delivery_log::Happened;
 use crate::domain::outcome::Decision;
 use crate::domain::pace::Attempt;
 use crate::domain::shown::word;

@@ -6,7 +6,7 @@
 //!   gone. Where it fails before a byte of an answer, that is [`Fault::Stale`]: nobody has seen the
 //!   request, and the [`Sender`](super::Sender) sends it on a fresh connection, as part of the same
 //!   attempt. Its failure is also news about the other connections that wait for that host: they are
-//!   not used any more. See [`Host`].
+//!   not used any more. See [`HostGeneration`].
 //! - A connection is not used for longer, or more often, than `Keep-Alive` says.
 //! - A receiver may answer before it has read all, and close. What it said is read when writing fails.
 //! - Heads that others accept are made such that ureq does, see [`head`].
@@ -22,8 +22,8 @@ use ureq::unversioned::transport::{
 };
 
 use super::excerpt;
-use super::head::{self, Head, Search};
-use super::hosts::{Host, Hosts};
+use super::head::{self, HeadFacts, Search};
+use super::hosts::{HostGeneration, HostGenerations};
 use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
 
 /// How long before the end that `Keep-Alive` names a connection is used for the last time: as long as
@@ -38,12 +38,12 @@ const ALREADY_HERE: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(super) struct ExchangeConnector<C> {
     chain: C,
-    hosts: Hosts,
+    hosts: HostGenerations,
 }
 
 impl<C> ExchangeConnector<C> {
     pub(super) fn new(chain: C) -> Self {
-        Self { chain, hosts: Hosts::default() }
+        Self { chain, hosts: HostGenerations::default() }
     }
 }
 
@@ -69,7 +69,7 @@ impl<C: Connector> Connector for ExchangeConnector<C> {
 /// A connection.
 pub(super) struct Exchange<T> {
     inner: T,
-    host: Arc<Host>,
+    host: Arc<HostGeneration>,
     /// The host's generation when this connection last worked.
     generation: u32,
     /// Whether it has served a request before the present one.
@@ -95,7 +95,7 @@ impl<T> fmt::Debug for Exchange<T> {
 }
 
 impl<T: Transport> Exchange<T> {
-    fn new(inner: T, host: Arc<Host>) -> Self {
+    fn new(inner: T, host: Arc<HostGeneration>) -> Self {
         let generation = host.generation();
         Self {
             inner,
@@ -172,7 +172,7 @@ impl<T: Transport> Exchange<T> {
             }
             return Ok(false);
         };
-        let read = Head::read(&bytes[..length]);
+        let read = HeadFacts::read(&bytes[..length]);
         if !read.is_interim {
             excerpt::note_status_line(&bytes[..length]);
         }

@@ -12,7 +12,7 @@ use crate::domain::settings::Column;
 pub(super) type Owned = (Box<dyn postgres::types::ToSql + Sync + Send>, Type);
 
 /// What of a webhook is to be what.
-pub struct Change {
+pub struct ColumnChange {
     /// The column where it stands.
     pub(super) column: &'static str,
     /// As PostgreSQL reads it; none, to have none. Perhaps a secret, so this does not print itself.
@@ -21,13 +21,13 @@ pub struct Change {
     kind: &'static str,
 }
 
-impl fmt::Debug for Change {
+impl fmt::Debug for ColumnChange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Change").field("column", &self.column).finish_non_exhaustive()
+        formatter.debug_struct("ColumnChange").field("column", &self.column).finish_non_exhaustive()
     }
 }
 
-impl Change {
+impl ColumnChange {
     /// The setting in this column is to be that; `None` to have none.
     #[must_use]
     pub fn new(column: Column, value: Option<&Secret>) -> Self {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::listen::INSTANCES_CHANNEL;
 use super::{Parameter, Store, StoreError};
-use crate::domain::instances::Entry;
+use crate::domain::instances::InstanceRecord;
 
 /// How many rows are read: far more than anybody runs.
 const MOST_ROWS: i64 = 1_000;
@@ -25,7 +25,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn beat(&self, me: &Entry, is_first: bool) -> Result<Vec<Entry>, StoreError> {
+    pub fn beat(
+        &self,
+        me: &InstanceRecord,
+        is_first: bool,
+    ) -> Result<Vec<InstanceRecord>, StoreError> {
         let me = me.clone();
         self.query(move |client| {
             let id: Parameter<'_> = (&me.id, Type::UUID);
@@ -58,7 +62,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn instances(&self) -> Result<Vec<Entry>, StoreError> {
+    pub fn instances(&self) -> Result<Vec<InstanceRecord>, StoreError> {
         self.query(|client| read(client, "true"))
     }
 
@@ -84,7 +88,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn instances_alive(&self) -> Result<Vec<Entry>, StoreError> {
+    pub fn instances_alive(&self) -> Result<Vec<InstanceRecord>, StoreError> {
         let seconds = SHOWN_FOR.as_secs();
         self.query(move |client| {
             let may_be_read =
@@ -97,7 +101,7 @@ impl Store {
     }
 }
 
-fn read(client: &mut Client, which: &str) -> Result<Vec<Entry>, postgres::Error> {
+fn read(client: &mut Client, which: &str) -> Result<Vec<InstanceRecord>, postgres::Error> {
     // Anybody may have written them: bounded.
     let entries = format!(
         "SELECT id, coalesce(left(name, 255), '') AS name, coalesce(beats, 0) AS beats,
@@ -110,9 +114,9 @@ fn read(client: &mut Client, which: &str) -> Result<Vec<Entry>, postgres::Error>
     rows.iter().map(entry).collect()
 }
 
-fn entry(row: &Row) -> Result<Entry, postgres::Error> {
+fn entry(row: &Row) -> Result<InstanceRecord, postgres::Error> {
     let queues: Vec<String> = row.try_get("queues")?;
-    Ok(Entry {
+    Ok(InstanceRecord {
         id: row.try_get("id")?,
         name: row.try_get("name")?,
         queues: queues.into_iter().collect(),

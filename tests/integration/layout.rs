@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, beside [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 28] = [
+const ARROWS: [(&str, &[&str]); 29] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store", "threads"]),
@@ -66,12 +66,13 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("tls", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
+    ("clock", &[]),
     ("error", &[]),
     ("domain", &[]),
 ];
 
 /// What the whole shell may use; the domain uses nothing but itself.
-const ANYWHERE: [&str; 5] = ["config", "domain", "error", "metrics", "shutdown"];
+const ANYWHERE: [&str; 6] = ["clock", "config", "domain", "error", "metrics", "shutdown"];
 
 /// A crate that only these modules may name.
 const OWNERS: [(&str, &[&str]); 8] = [
@@ -309,6 +310,30 @@ fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
         }
     }
     assert!(count >= 5, "only {count} files in the domain");
+}
+
+/// Outside tests, that is: there a time may be any.
+#[test]
+fn the_wall_clock_is_read_and_unix_times_are_counted_in_one_place_each() {
+    // (cli.rs makes the example of a time that is published.)
+    let owners = [
+        ("SystemTime::now", ["clock.rs", "cli.rs", "cli/publish.rs"]),
+        ("UNIX_EPOCH", ["domain/time.rs", "cli.rs", "cli/publish.rs"]),
+    ];
+    let mut violations = Vec::new();
+    for source in sources() {
+        let product = source.code.split("#[cfg(test)]").next().unwrap_or_default();
+        if source.path.ends_with("tests.rs") {
+            continue;
+        }
+        for (name, owners) in owners {
+            let is_owner = owners.iter().any(|owner| source.path == Path::new(owner));
+            if product.contains(name) && !is_owner {
+                violations.push(format!("{} names {name}", source.path.display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
 }
 
 /// `thread::spawn` and a scope's `spawn` panic where there can be no thread, and a panic ends the process.

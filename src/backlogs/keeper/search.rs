@@ -1,13 +1,14 @@
 //! Which backlogs there are: by the table, and by the broker where the table may be wrong.
 
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::removal::Closing;
 use super::{Keeper, Key};
 use crate::broker::backlog_queue;
+use crate::clock;
 use crate::domain::receiver::Class;
 use crate::metrics::Held;
 use crate::store::BacklogRow;
@@ -104,7 +105,7 @@ impl Keeper {
         let queue = backlog_queue(&row.queue, row.webhook);
         match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
             Ok(Some(_)) => {
-                let lasted = SystemTime::now().duration_since(row.since).unwrap_or_default();
+                let lasted = clock::now().duration_since(row.since).unwrap_or_default();
                 let away = (row.cause == Held::Breaker.label()).then_some(lasted);
                 // Whoever made it may have been ended before it was bound.
                 let opened = self.ask_broker(|link, shutdown| {
@@ -119,7 +120,7 @@ impl Keeper {
             }
             // At another broker, or it was never made.
             Ok(None) => {
-                let age = SystemTime::now().duration_since(row.since).unwrap_or_default();
+                let age = clock::now().duration_since(row.since).unwrap_or_default();
                 if age > STALE {
                     self.close(key);
                 }

@@ -15,7 +15,7 @@ const MISSED: u32 = 5;
 
 /// What an instance has written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct InstanceRecord {
     /// Its own, from its start to its end.
     pub id: Uuid,
     /// For people: where it is.
@@ -32,7 +32,7 @@ pub struct Roll(BTreeMap<Uuid, Seen>);
 
 #[derive(Clone, Debug)]
 struct Seen {
-    entry: Entry,
+    entry: InstanceRecord,
     /// How many looks in a row have found nothing new of it.
     missed: u32,
 }
@@ -40,7 +40,7 @@ struct Seen {
 impl Roll {
     /// Takes note of what all have written. Whose entry is gone has left. `is_beat`: we have written just
     /// now; a look in between says nothing of the silent.
-    pub fn read(&mut self, entries: Vec<Entry>, is_beat: bool) {
+    pub fn read(&mut self, entries: Vec<InstanceRecord>, is_beat: bool) {
         let mut before = std::mem::take(&mut self.0);
         for entry in entries {
             let silent = before.remove(&entry.id).filter(|seen| seen.entry.beats == entry.beats);
@@ -51,16 +51,16 @@ impl Roll {
 
     /// Those that are alive; this one is, whatever is written of it.
     #[must_use]
-    pub fn alive(&self, me: &Entry) -> Vec<Entry> {
+    pub fn alive(&self, me: &InstanceRecord) -> Vec<InstanceRecord> {
         let others = self.0.values().filter(|seen| seen.missed < MISSED && seen.entry.id != me.id);
-        let mut alive: Vec<Entry> = others.map(|seen| seen.entry.clone()).collect();
+        let mut alive: Vec<InstanceRecord> = others.map(|seen| seen.entry.clone()).collect();
         alive.push(me.clone());
         alive.sort_unstable_by_key(|entry| entry.id);
         alive
     }
 
     /// Those that are dead, whose entries nobody needs.
-    pub fn dead(&self, me: Uuid) -> impl Iterator<Item = &Entry> {
+    pub fn dead(&self, me: Uuid) -> impl Iterator<Item = &InstanceRecord> {
         let is_dead = move |seen: &&Seen| seen.missed >= MISSED && seen.entry.id != me;
         self.0.values().filter(is_dead).map(|seen| &seen.entry)
     }
@@ -72,8 +72,8 @@ impl Roll {
     }
 }
 
-impl From<&Entry> for Instance {
-    fn from(entry: &Entry) -> Self {
+impl From<&InstanceRecord> for Instance {
+    fn from(entry: &InstanceRecord) -> Self {
         Self { id: entry.id, queues: entry.queues.clone() }
     }
 }
@@ -82,9 +82,9 @@ impl From<&Entry> for Instance {
 mod tests {
     use super::*;
 
-    fn entry(id: u128, beats: i64) -> Entry {
+    fn entry(id: u128, beats: i64) -> InstanceRecord {
         let id = Uuid::from_u128(id);
-        Entry { id, name: String::new(), queues: BTreeSet::new(), beats }
+        InstanceRecord { id, name: String::new(), queues: BTreeSet::new(), beats }
     }
 
     fn alive(roll: &Roll) -> Vec<u128> {

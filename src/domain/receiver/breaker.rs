@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::domain::retry::Span;
 use crate::domain::shown::quoted;
+use crate::domain::time::Span;
 
 /// For how long a receiver has to fail before its breaker opens. One that fails now and then fails
 /// often enough in a row by chance; not for a second, where many are asked for.

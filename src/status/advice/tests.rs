@@ -43,7 +43,7 @@ fn well() -> Snapshot {
         pid: 1,
         uptime_seconds: 100.0,
         is_stopping: false,
-        state: State::Well,
+        state: Overall::Well,
         advice: Vec::new(),
         broker: server,
         database: server,
@@ -87,7 +87,7 @@ fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: Lane
 }
 
 #[track_caller]
-fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
+fn check(change: impl FnOnce(&mut Snapshot), state: Overall, expected: &[&str]) {
     let mut snapshot = well();
     change(&mut snapshot);
     let (worst, advice) = of(&snapshot);
@@ -98,9 +98,9 @@ fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
 
 #[test]
 fn without_anything_wrong_all_is_well() {
-    check(|_| {}, State::Well, &[]);
+    check(|_| {}, Overall::Well, &[]);
     // Backlogs are what queues are for.
-    check(|snapshot| snapshot.lanes[0].ready = Some(100_000), State::Well, &[]);
+    check(|snapshot| snapshot.lanes[0].ready = Some(100_000), Overall::Well, &[]);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             snapshot.broker = away;
             interrupt(snapshot, 0..4, LaneState::NoBroker);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has not answered for 12 s: nothing is being consumed."],
     );
     check(
@@ -120,12 +120,12 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             interrupt(snapshot, 2..3, LaneState::NoDatabase);
             snapshot.directory_age_seconds = 20.0;
         },
-        State::Trouble,
+        Overall::Trouble,
         &["PostgreSQL has not answered for 12 s: low is not being consumed."],
     );
     check(
         |snapshot| snapshot.database = away,
-        State::Trouble,
+        Overall::Trouble,
         &["PostgreSQL has not answered for 12 s: only events of types that came before are \
            delivered."],
     );
@@ -134,7 +134,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             snapshot.database = away;
             snapshot.database_problem = Some("no such table".to_owned());
         },
-        State::Trouble,
+        Overall::Trouble,
         &["PostgreSQL has answered with an error for 12 s: only events of types that came before \
            are delivered."],
     );
@@ -143,7 +143,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             (snapshot.broker, snapshot.database) = (away, away);
             interrupt(snapshot, 0..4, LaneState::NoBroker);
         },
-        State::Trouble,
+        Overall::Trouble,
         &[
             "RabbitMQ has not answered for 12 s: nothing is being consumed.",
             "PostgreSQL has not answered for 12 s.",
@@ -151,7 +151,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     );
     check(
         |snapshot| snapshot.broker = away,
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are as of \
            then."],
     );
@@ -163,7 +163,7 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
     let egress = EgressNow { problem, lasted_seconds: 12.7 };
     check(
         |snapshot| snapshot.egress_problem = Some(egress),
-        State::Trouble,
+        Overall::Trouble,
         &[
             "No request gets out, for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be reached: no answer \
            in time.",
@@ -175,7 +175,7 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
 fn an_alarm_is_trouble_and_said_once() {
     check(
         |snapshot| snapshot.broker_accepts = Some(false),
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ takes no messages: what fails can't be put off, and holds up its lane."],
     );
     check(
@@ -183,7 +183,7 @@ fn an_alarm_is_trouble_and_said_once() {
             snapshot.broker_accepts = Some(false);
             interrupt(snapshot, 0..1, LaneState::NoConfirms);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
     );
 }
@@ -197,14 +197,14 @@ fn queues_that_take_nothing_are_trouble_and_named() {
     };
     check(
         |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
-        State::Trouble,
+        Overall::Trouble,
         &["high.dead takes no messages, for 12 s; 3 messages are in hand for it."],
     );
     check(
         |snapshot| {
             snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
         },
-        State::Trouble,
+        Overall::Trouble,
         &["high.dead and a take no messages, for 2 min."],
     );
 }
@@ -213,13 +213,13 @@ fn queues_that_take_nothing_are_trouble_and_named() {
 fn lanes_that_do_not_consume_are_named_with_the_cause() {
     check(
         |snapshot| interrupt(snapshot, 0..2, LaneState::NoBroker),
-        State::Trouble,
+        Overall::Trouble,
         &["There has been no connection to RabbitMQ for 12 s: high and high.retry are not \
            being consumed."],
     );
     check(
         |snapshot| interrupt(snapshot, 1..4, LaneState::NoConfirms),
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has confirmed no message for 12 s: high.retry, low and low.retry are not \
            being consumed."],
     );
@@ -228,7 +228,7 @@ fn lanes_that_do_not_consume_are_named_with_the_cause() {
             snapshot.lanes = [well().lanes, well().lanes].concat();
             interrupt(snapshot, 0..5, LaneState::NoDatabase);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["What is needed of PostgreSQL has not been there for 12 s: high, high.retry, low \
            and 2 more are not being consumed."],
     );
@@ -241,7 +241,7 @@ fn a_start_and_a_stop_are_told_from_trouble() {
             snapshot.broker.answers = None;
             interrupt(snapshot, 0..4, LaneState::Starting);
         },
-        State::Attention,
+        Overall::Attention,
         &["It has been starting for 12 s: nothing is being consumed."],
     );
     check(
@@ -249,7 +249,7 @@ fn a_start_and_a_stop_are_told_from_trouble() {
             snapshot.is_stopping = true;
             interrupt(snapshot, 0..4, LaneState::NoBroker);
         },
-        State::Attention,
+        Overall::Attention,
         &["It is stopping."],
     );
 }
@@ -264,7 +264,7 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
             snapshot.directory_age_seconds = 400.0;
             interrupt(snapshot, 0..4, LaneState::NoConfirms);
         },
-        State::Trouble,
+        Overall::Trouble,
         &[
             "RabbitMQ has confirmed no message for 12 s: nothing is being consumed.",
             "Changes of the webhooks can't be heard, for 6 min.",
@@ -273,16 +273,16 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
             "2 receivers fail or are slow.",
         ],
     );
-    check(|snapshot| snapshot.lanes[0].dead = Some(1), State::Attention, &["1 dead letter."]);
+    check(|snapshot| snapshot.lanes[0].dead = Some(1), Overall::Attention, &["1 dead letter."]);
     check(
         |snapshot| snapshot.receivers = receivers(1, 1),
-        State::Attention,
+        Overall::Attention,
         &["1 receiver is down: its deliveries wait."],
     );
     // One failure is no reason to get up.
     check(
         |snapshot| snapshot.receivers = receivers(1, 0),
-        State::Well,
+        Overall::Well,
         &["1 receiver fails or is slow."],
     );
 }
@@ -295,7 +295,7 @@ fn what_stands_still_in_spite_of_readiness_is_trouble() {
             snapshot.lanes[0].rates = Some(still);
             snapshot.lanes[1].rates = Some(still);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["10 messages wait in high and high.retry, and none has come for a minute."],
     );
     let quiet = |snapshot: &mut Snapshot| {
@@ -305,7 +305,7 @@ fn what_stands_still_in_spite_of_readiness_is_trouble() {
         (snapshot.lanes[2].rates, snapshot.lanes[2].lasted_seconds) = (Some(still), 10.0);
         (snapshot.lanes[3].rates, snapshot.lanes[3].ready) = (Some(still), None);
     };
-    check(quiet, State::Well, &[]);
+    check(quiet, Overall::Well, &[]);
 }
 
 #[test]
@@ -317,21 +317,21 @@ fn what_is_used_up_late_or_waits_is_told() {
         }
     };
     let expected = "As many requests are under way as may be for low, and 6,000 events wait.";
-    check(used_up(6_000), State::Attention, &[expected]);
-    check(used_up(999), State::Well, &[]);
+    check(used_up(6_000), Overall::Attention, &[expected]);
+    check(used_up(999), Overall::Well, &[]);
     let late = |bound: Bound| {
         move |snapshot: &mut Snapshot| snapshot.lanes[0].lag_p50 = Some(bound.into())
     };
     let expected = "Half of the deliveries of high come over a minute late.";
-    check(late(Bound::AtMost(120.0)), State::Attention, &[expected]);
-    check(late(Bound::Above(60.0)), State::Attention, &[expected]);
-    check(late(Bound::AtMost(60.0)), State::Well, &[]);
+    check(late(Bound::AtMost(120.0)), Overall::Attention, &[expected]);
+    check(late(Bound::Above(60.0)), Overall::Attention, &[expected]);
+    check(late(Bound::AtMost(60.0)), Overall::Well, &[]);
     check(
         |snapshot| {
             (snapshot.lanes[3].kind, snapshot.lanes[3].ready) = ("backlogs", Some(20_001));
             snapshot.backlogs.filled = 2;
         },
-        State::Well,
+        Overall::Well,
         &["20,001 deliveries wait in 2 backlogs."],
     );
 }
@@ -349,14 +349,18 @@ fn what_was_deleted_and_what_can_t_be_used_is_named() {
     let lost = "The queue webhooks.wait.1m was deleted 12 s ago, with 1,200 messages in it when they were \
                     last counted.";
     let objects = |objects| move |snapshot: &mut Snapshot| snapshot.objects = objects;
-    check(objects(vec![object(true, None, Some(12.3))]), State::Attention, &[lost]);
-    check(objects(vec![object(false, None, Some(12.3))]), State::Trouble, &[lost]);
+    check(objects(vec![object(true, None, Some(12.3))]), Overall::Attention, &[lost]);
+    check(objects(vec![object(false, None, Some(12.3))]), Overall::Trouble, &[lost]);
     check(
         objects(vec![object(false, Some("it is classic"), Some(12.3))]),
-        State::Trouble,
+        Overall::Trouble,
         &["The queue webhooks.wait.1m can't be used: it is classic."],
     );
-    check(|snapshot| snapshot.orphaned = Some(33), State::Attention, &["33 orphaned deliveries."]);
+    check(
+        |snapshot| snapshot.orphaned = Some(33),
+        Overall::Attention,
+        &["33 orphaned deliveries."],
+    );
 }
 
 #[test]
@@ -367,10 +371,10 @@ fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
                 ReceiversNow { known, ailing, broken: 0, matching: ailing, listed: Vec::new() };
         }
     };
-    check(of(100, 60), State::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
-    check(of(100, 25), State::Attention, &["25 of 100 receivers fail, are slow or are down."]);
-    check(of(100, 24), State::Well, &["24 receivers fail or are slow."]);
-    check(of(2, 2), State::Well, &["2 receivers fail or are slow."]);
+    check(of(100, 60), Overall::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
+    check(of(100, 25), Overall::Attention, &["25 of 100 receivers fail, are slow or are down."]);
+    check(of(100, 24), Overall::Well, &["24 receivers fail or are slow."]);
+    check(of(2, 2), Overall::Well, &["2 receivers fail or are slow."]);
 }
 
 #[test]
@@ -388,7 +392,7 @@ fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
     };
     snapshot.disabled_lately = vec![disabled(1)];
     let (state, advice) = of(&snapshot);
-    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert_eq!((state, advice.len()), (Overall::Attention, 1));
     let said = &advice[0].what;
     assert!(
         said.starts_with("1 webhook was disabled within the last day, no success for 5d"),
@@ -400,7 +404,7 @@ fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
     let problem = "ACCESS_REFUSED".to_owned();
     snapshot.notices_problem = Some(NoticesNow { problem, lasted_seconds: 60.0 });
     let (state, advice) = of(&snapshot);
-    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert_eq!((state, advice.len()), (Overall::Attention, 1));
     assert!(advice[0].what.contains("60 s: ACCESS_REFUSED"), "{advice:?}");
     snapshot.broker.answers = Some(false);
     assert!(of(&snapshot).1.iter().all(|one| !one.what.contains("webhooks.events")), "that is why");
@@ -412,7 +416,7 @@ fn limits_that_each_instance_keeps_by_itself_are_told_with_the_cause() {
     snapshot.instances.clear();
     snapshot.instances_problem = Some("relation \"notifier_instances\" does not exist".to_owned());
     let (state, advice) = of(&snapshot);
-    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert_eq!((state, advice.len()), (Overall::Attention, 1));
     let said = &advice[0].what;
     assert!(said.ends_with("by itself: relation \"notifier_instances\" does not exist."), "{said}");
 }

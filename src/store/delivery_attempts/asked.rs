@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::super::{Store, StoreError};
 use super::{ENTRY, entry};
-use crate::domain::delivery::UnixMillis;
-use crate::domain::history::report::{Mark, Report};
-use crate::domain::history::{Entry, What};
+use crate::domain::delivery_log::report::{Mark, WebhookReport};
+use crate::domain::delivery_log::{LogEntry, What};
+use crate::domain::time::UnixMillis;
 
 /// How many entries of a webhook a report reads at most, the newest: some seconds' work for a webhook that
 /// has more.
@@ -20,9 +20,9 @@ pub const MOST_MARKS: usize = 200_000;
 #[derive(Debug)]
 pub struct Reported {
     /// The report.
-    pub report: Report,
+    pub report: WebhookReport,
     /// Its entries, by their ids.
-    pub entries: BTreeMap<i64, Entry>,
+    pub entries: BTreeMap<i64, LogEntry>,
     /// Whether there are older entries in that time that were not read.
     pub truncated: bool,
 }
@@ -47,7 +47,7 @@ impl Store {
                 &[(&webhook, Type::UUID), (&since, Type::INT8), (&most, Type::INT8)],
             )?;
             let marks = rows.iter().filter_map(|row| mark(row).transpose());
-            let report = Report::of(marks.collect::<Result<Vec<_>, postgres::Error>>()?);
+            let report = WebhookReport::of(marks.collect::<Result<Vec<_>, postgres::Error>>()?);
             let told: Vec<i64> = report.entries().collect();
             let asked = format!("SELECT {ENTRY} FROM delivery_attempts WHERE id = ANY($1)");
             let told = client.query_typed(&asked, &[(&told, Type::INT8_ARRAY)])?;
