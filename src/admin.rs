@@ -11,7 +11,6 @@ use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{self as unix, UnixListener, UnixStream};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -35,23 +34,6 @@ const POLL: Duration = Duration::from_millis(100);
 /// a millisecond of a rush, and who finds them full tries again after a whole second. The kernel
 /// lowers this to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4_096;
-
-/// The threads that ended although nobody asked them to.
-#[derive(Debug, Default)]
-pub struct Casualties(Mutex<Vec<String>>);
-
-impl Casualties {
-    /// Notes a thread's unexpected end.
-    pub fn add(&self, thread: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(thread.to_owned());
-    }
-
-    /// Their names.
-    #[must_use]
-    pub fn list(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 /// The server behind the [`Door`], which is its only client.
 // Never dropped: tiny_http would connect to itself then, by a path that an abstract name is not.
@@ -92,19 +74,13 @@ fn private_listener() -> std::io::Result<(UnixListener, UnixStream)> {
 
 impl Admin {
     /// Answers requests until `stop`.
-    pub fn serve(
-        &self,
-        metrics: &Metrics,
-        status: &Status,
-        casualties: &Casualties,
-        stop: &Shutdown,
-    ) {
+    pub fn serve(&self, metrics: &Metrics, status: &Status, stop: &Shutdown) {
         while !stop.is_requested() {
             // An error comes once: the end of accepting, which `private_listener` has made sure of.
             if let Ok(Some(request)) = self.0.recv_timeout(POLL) {
                 let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
                 let answer = match request.method() {
-                    Method::Get | Method::Head => answer(path, query, metrics, status, casualties),
+                    Method::Get | Method::Head => answer(path, query, metrics, status),
                     _ => Answer::text(405, "only GET and HEAD\n"),
                 };
                 // The one client is the door, which notices.
@@ -145,13 +121,7 @@ impl Answer {
     }
 }
 
-fn answer(
-    path: &str,
-    query: &str,
-    metrics: &Metrics,
-    status: &Status,
-    casualties: &Casualties,
-) -> Answer {
+fn answer(path: &str, query: &str, metrics: &Metrics, status: &Status) -> Answer {
     match path {
         "/" => Answer {
             policy: &PAGE.policy,
@@ -166,11 +136,11 @@ fn answer(
             Err(error) => Answer::text(500, format!("{error}\n")),
         },
         "/healthz" => {
-            let dead = casualties.list();
-            let problems = dead.iter().map(|name| format!("thread {name} ended"));
+            let ended = metrics.health().ended_threads();
+            let problems = ended.iter().map(|name| format!("thread {name} ended"));
             Answer::of_problems(&problems.collect::<Vec<_>>(), "ok")
         }
-        "/readyz" => Answer::of_problems(&metrics.not_ready(), "ready"),
+        "/readyz" => Answer::of_problems(&metrics.health().not_ready(), "ready"),
         _ => Answer::text(404, "see /, /metrics, /healthz and /readyz\n"),
     }
 }

@@ -15,14 +15,14 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::domain::depths::Depths;
+use crate::domain::held::Held;
 use crate::domain::time::Moment;
-use crate::metrics::Held;
 use crate::shutdown::Shutdown;
 
 mod keeper;
 
 pub use crate::store::Standing;
-pub use keeper::Keeper;
+pub use keeper::{Inbox, Keeper};
 
 /// How long a delivery waits for its backlog to be made: as long as PostgreSQL and RabbitMQ may take
 /// together. Where several receivers fail at once, they wait for one another.

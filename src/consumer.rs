@@ -21,7 +21,8 @@ use crate::config::Config;
 use crate::domain::causes::Causes;
 use crate::domain::in_hand::RAISE_IT;
 use crate::domain::retry::Backoff;
-use crate::metrics::{Interruption, Metrics};
+use crate::health::Interruption;
+use crate::metrics::Metrics;
 use crate::pipeline::{Missing, Pipeline, Settlement};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
@@ -103,7 +104,7 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
             Some(missing) => (Ended::Missing(missing.clone()), Duration::ZERO),
             None => (session(&mut causes), started.elapsed()),
         };
-        context.metrics.set_consuming(&lane.queue, false);
+        context.metrics.health().set_consuming(&lane.queue, false);
         let (why, problem) = match ended {
             Ended::Asked | Ended::Surplus => continue,
             Ended::Missing(Missing::Database(problem)) => {
@@ -123,7 +124,7 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
             ),
             Ended::Lost(problem) => (Interruption::Broker, problem),
         };
-        context.metrics.set_interruption(&lane.queue, why);
+        context.metrics.health().set_interruption(&lane.queue, why);
         if context.shutdown.is_requested() {
             return;
         }

@@ -107,10 +107,11 @@
 //! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
 //! | a setting | `config::SETTINGS`; tests then ask for its rows in the README and the template |
 //! | a metric | [`metrics`], and its row in the README |
+//! | what `/readyz` and `/healthz` answer | [`health`] |
 //! | what the status page says | `status/advice.rs`; what receivers are called there, and how they are searched: `status/names.rs`; how it looks: `admin/page/` |
 //! | how much of a URL is shown there | `domain/webhook/place.rs` |
 //! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
-//! | a command | [`cli`]; which ids commands take: `cli/ids.rs` |
+//! | a command | its file in `cli/`; the arguments that commands share: `cli/arguments.rs`; which ids they take: `cli/ids.rs` |
 //! | manual pages and completions, which are made of the arguments and the README | `cli/manual.rs` |
 //! | how dead letters are read, and outlive it | `broker/browse.rs`, `broker/renewal.rs` |
 //! | how a queue becomes one of another kind | `broker/moving.rs` |
@@ -141,6 +142,7 @@ pub mod admin;
 pub mod supervisor;
 pub mod status;
 pub mod metrics;
+pub mod health;
 pub mod shutdown;
 pub mod clock;
 pub mod threads;

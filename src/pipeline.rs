@@ -17,6 +17,7 @@ use crate::directory::{Directory, Found, StoreError};
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
 use crate::domain::event::{Event, Malformed};
+use crate::domain::held::Dropped;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
 use crate::domain::notice::GONE;
@@ -28,7 +29,7 @@ use crate::domain::shown::word;
 use crate::domain::statuses::Statuses;
 use crate::domain::time::{Span, UnixMillis, between, later};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, AutoDisabled, Dropped, Metrics};
+use crate::metrics::{self, AutoDisabled, Metrics};
 use crate::notices::Notices;
 use crate::receivers::{Receivers, Turn};
 use crate::sender::{Request, Sender};
@@ -202,9 +203,9 @@ impl Pipeline {
     #[must_use]
     pub fn missing(&self, lately: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
-            Ok(()) => self.metrics.database().answered(),
+            Ok(()) => self.metrics.health().database().answered(),
             Err(error) => {
-                self.metrics.database().failed(error.answer());
+                self.metrics.health().database().failed(error.answer());
                 let did_not_do = matches!(lately, Some(Missing::Database(_)));
                 if did_not_do || !self.directory.knows_any() {
                     return Some(Missing::Database(error.to_string()));
@@ -506,7 +507,7 @@ impl Pipeline {
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
         answer.map_err(|error| {
-            self.metrics.database().failed(error.answer());
+            self.metrics.health().database().failed(error.answer());
             Missing::Database(error.to_string())
         })
     }

@@ -19,13 +19,13 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::domain::account::MAX_ACCOUNT_BYTES;
 use crate::domain::depths::Depths;
+use crate::domain::held::{Dropped, Held};
 use crate::domain::outcome::DeadReason;
 use crate::domain::receiver::{Ailment, Class, Next};
 use crate::domain::shown;
 use crate::domain::trend::{Counts, Sample, Samples, per_second, quantile};
-use crate::metrics::{
-    Answers, Dropped, Glance, Held, Interruption, LAG_SECONDS, LaneState, Metrics, Refusing,
-};
+use crate::health::{Answers, Interruption, LaneState};
+use crate::metrics::{Glance, LAG_SECONDS, Metrics, Refusing};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
@@ -122,7 +122,7 @@ impl Status {
                 recv(stop.receiver()) -> _ => return,
             }
             // After the sample: this may take as long as a query. One that would be in vain is left out.
-            if self.metrics.database().is_up() {
+            if self.metrics.health().database().is_up() {
                 self.names.refresh(&self.to_be_named(), &self.directory);
             }
         }
@@ -133,7 +133,7 @@ impl Status {
         let at = self.started.elapsed();
         lock(&self.history).push(Sample { at, lanes: lanes.collect() });
         // While RabbitMQ is away nobody has counted.
-        if !self.metrics.broker().is_up() {
+        if !self.metrics.health().broker().is_up() {
             return;
         }
         for (lane, depths) in self.lanes.iter().zip(&mut *lock(&self.depths)) {
@@ -176,9 +176,9 @@ impl Status {
             is_stopping: self.stopping.is_requested(),
             state: advice::Overall::Well,
             advice: Vec::new(),
-            broker: server(self.metrics.broker().now()),
-            database: server(self.metrics.database().now()),
-            database_problem: self.metrics.database().problem(),
+            broker: server(self.metrics.health().broker().now()),
+            database: server(self.metrics.health().database().now()),
+            database_problem: self.metrics.health().database().problem(),
             directory_age_seconds: seconds(
                 glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
             ),
@@ -189,7 +189,7 @@ impl Status {
             instances_problem: self.metrics.instances().problem(),
             disabled_lately: disabled_lately(&self.metrics),
             refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
-            depths_age_seconds: self.metrics.broker().age().map(seconds),
+            depths_age_seconds: self.metrics.health().broker().age().map(seconds),
             lanes: self.lanes_now(glance.as_ref(), &history),
             waiting: self.waiting(),
             orphaned: self.metrics.queue_messages(ORPHANED),
@@ -222,7 +222,7 @@ impl Status {
     ) -> LaneNow {
         let counted_lane = self.metrics.lane(&lane.queue);
         let Counts { received, delivered, failed, .. } = counted_lane.counts();
-        let (state, lasted) = counted_lane.state();
+        let (state, lasted) = self.metrics.health().lane(&lane.queue);
         let ready = self.ready(lane);
         let (growth, empty_in) = match lane.kind {
             LaneKind::Events | LaneKind::Retries => {
@@ -305,7 +305,7 @@ impl Status {
 
     /// What the pace of a queue comes to: nothing, while RabbitMQ is away and nobody counts.
     fn pace(&self, number: Option<f64>) -> Option<f64> {
-        number.filter(|_| self.metrics.broker().is_up()).map(rounded)
+        number.filter(|_| self.metrics.health().broker().is_up()).map(rounded)
     }
 
     fn waiting(&self) -> Vec<WaitQueueNow> {

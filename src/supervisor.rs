@@ -14,7 +14,6 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
 use std::time::{Duration, Instant};
 
-use crate::admin::Casualties;
 use crate::domain::shown;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
@@ -92,7 +91,6 @@ impl Supervisor {
     pub fn keep_informed(
         &self,
         metrics: &Metrics,
-        casualties: &Casualties,
         shutdown_timeout: Duration,
         shutdown: &Shutdown,
         over: &Shutdown,
@@ -100,13 +98,13 @@ impl Supervisor {
         let mut told = Told::default();
         let tick = self.watchdog.map_or(TICK, |watchdog| TICK.min(watchdog / 4));
         loop {
-            self.tell(&mut told, |told| self.news(told, metrics, casualties));
+            self.tell(&mut told, |told| self.news(told, metrics));
             if shutdown.wait(tick) {
                 break;
             }
         }
         let time = (shutdown_timeout + STOP_MARGIN).as_micros();
-        let dead = casualties.list();
+        let dead = metrics.health().ended_threads();
         let status = match dead.as_slice() {
             [] => "stopping: finishing what is under way".to_owned(),
             _ => format!("stopping: thread {} ended", dead.join(", ")),
@@ -134,9 +132,9 @@ impl Supervisor {
     }
 
     /// What it doesn't know yet of a process that nobody has asked to stop.
-    fn news(&self, told: &mut Told, metrics: &Metrics, casualties: &Casualties) -> String {
+    fn news(&self, told: &mut Told, metrics: &Metrics) -> String {
         let mut message = String::new();
-        let missing = metrics.not_ready();
+        let missing = metrics.health().not_ready();
         if missing.is_empty() && !told.ready {
             told.ready = true;
             message.push_str("READY=1\n");
@@ -149,7 +147,7 @@ impl Supervisor {
             let _ = writeln!(message, "STATUS={status}");
             told.status = status;
         }
-        if !casualties.list().is_empty() {
+        if !metrics.health().ended_threads().is_empty() {
             // Whoever noted it is about to stop us; if not, the watchdog does.
             return message;
         }
@@ -217,21 +215,21 @@ mod tests {
     }
 
     fn make_ready(metrics: &Metrics) {
-        metrics.set_consuming("a", true);
-        metrics.set_consuming("a.retry", true);
-        metrics.database().answered();
+        metrics.health().set_consuming("a", true);
+        metrics.health().set_consuming("a.retry", true);
+        metrics.health().database().answered();
     }
 
     #[test]
     fn it_is_ready_when_everything_is_and_says_until_then_what_is_missing() {
         let (listener, supervisor) = Listener::with(None);
-        let (metrics, casualties) = (metrics(), Casualties::default());
+        let metrics = metrics();
         let mut told = Told::default();
         let mut tell = |metrics: &Metrics| {
-            supervisor.tell(&mut told, |told| supervisor.news(told, metrics, &casualties));
+            supervisor.tell(&mut told, |told| supervisor.news(told, metrics));
             listener.hear()
         };
-        metrics.set_consuming("a", true);
+        metrics.health().set_consuming("a", true);
         assert_eq!(
             tell(&metrics),
             [
@@ -242,9 +240,9 @@ mod tests {
         assert_eq!(tell(&metrics), [""; 0], "no news");
         make_ready(&metrics);
         assert_eq!(tell(&metrics), ["READY=1", &format!("STATUS={ALL_WELL}")]);
-        metrics.database().failed(None);
+        metrics.health().database().failed(None);
         assert_eq!(tell(&metrics), ["STATUS=waiting: PostgreSQL does not answer"]);
-        metrics.database().answered();
+        metrics.health().database().answered();
         assert_eq!(tell(&metrics), [format!("STATUS={ALL_WELL}")], "ready once, not twice");
     }
 
@@ -252,19 +250,19 @@ mod tests {
     fn signs_of_life_come_at_half_of_the_time_and_end_with_a_thread() {
         let watchdog = Duration::from_secs(60);
         let (listener, supervisor) = Listener::with(Some(watchdog));
-        let (metrics, casualties) = (metrics(), Casualties::default());
+        let metrics = metrics();
         make_ready(&metrics);
         let mut told = Told::default();
         // So long after the last one.
         let mut hears_life = |after: Duration| {
             let last = Instant::now().checked_sub(after);
             told.alive = Some(last.expect("the machine is up for longer"));
-            supervisor.tell(&mut told, |told| supervisor.news(told, &metrics, &casualties));
+            supervisor.tell(&mut told, |told| supervisor.news(told, &metrics));
             listener.hear().contains(&"WATCHDOG=1".to_owned())
         };
         assert!((0..3).all(|_| hears_life(watchdog / 2)));
         assert!(!hears_life(watchdog / 4), "not before");
-        casualties.add("monitor");
+        metrics.health().thread_ended("monitor");
         assert!((0..3).all(|_| !hears_life(watchdog)));
     }
 
@@ -292,9 +290,8 @@ mod tests {
         let (trigger, asked) = shutdown::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let casualties = Casualties::default();
                 let patience = Duration::from_secs(15);
-                supervisor.keep_informed(&metrics, &casualties, patience, &asked, &asked);
+                supervisor.keep_informed(&metrics, patience, &asked, &asked);
             });
             waiting.recv_timeout(Duration::from_secs(30)).expect("it looks before it says so");
             assert_eq!(listener.hear(), [""; 0]);
@@ -314,11 +311,11 @@ mod tests {
     fn what_did_not_arrive_is_told_again() {
         let (listener, supervisor) = Listener::with(None);
         let deaf = Supervisor::at("/nowhere/notify", None).expect("a name like any other");
-        let (metrics, casualties) = (metrics(), Casualties::default());
+        let metrics = metrics();
         make_ready(&metrics);
         let mut told = Told::default();
-        deaf.tell(&mut told, |told| deaf.news(told, &metrics, &casualties));
-        supervisor.tell(&mut told, |told| supervisor.news(told, &metrics, &casualties));
+        deaf.tell(&mut told, |told| deaf.news(told, &metrics));
+        supervisor.tell(&mut told, |told| supervisor.news(told, &metrics));
         assert!(listener.hear().contains(&"READY=1".to_owned()));
     }
 }

@@ -505,15 +505,14 @@ impl Publishing {
                 Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
                 Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
             };
-            for confirm in self.smoother.process(confirm) {
-                if matches!(confirm, Confirm::Nack(_)) {
-                    return Err(format!(
-                        "the queue {} takes no messages (nack): has it a `max-length`, by a policy?",
-                        self.queue
-                    ));
-                }
-                unconfirmed -= 1;
+            // Before the smoother has it: that makes an ack of a nack which a later ack of several covers.
+            if matches!(confirm, Confirm::Nack(_)) {
+                return Err(format!(
+                    "the queue {} takes no messages (nack): has it a `max-length`, by a policy?",
+                    self.queue
+                ));
             }
+            unconfirmed -= self.smoother.process(confirm).count();
             // A message that came back is acked too, after it came back.
             if let Ok(returned) = self.returns.try_recv() {
                 return Err(format!("the queue {} is gone: {}", self.queue, returned.reply_text));

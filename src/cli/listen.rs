@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::net::SocketAddr;
 
 use anyhow::{Result, anyhow};
+use clap::Args;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use tiny_http::{Method, Request, Response, Server};
 
-use super::{Listen, Output, Usage, paint, print};
+use super::{Output, Usage, paint, print};
 use crate::clock;
 use crate::domain::shown;
 use crate::domain::signature::Key;
@@ -28,6 +30,25 @@ const MOST_OF_TEXT: usize = 1_000;
 
 /// How much of a path and of an id is shown to people, in characters.
 const MOST_SHOWN: usize = 255;
+
+#[derive(Debug, Args)]
+pub(super) struct Listen {
+    /// Where to listen; port 0 picks a free one
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    addr: SocketAddr,
+    /// Answer the first N attempts of each delivery with --status
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    fail_first: u32,
+    /// The status of the attempts that --fail-first fails
+    #[arg(long, default_value_t = 503)]
+    status: u16,
+    /// Check signatures, and answer 401 to what this secret did not sign; prefer the variable to
+    /// the flag, which `ps` shows
+    #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, value_name = "WHSEC")]
+    secret: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
 
 #[derive(Serialize)]
 struct Line<'a> {

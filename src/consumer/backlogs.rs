@@ -21,9 +21,9 @@ use super::{Context, Ended, closed, connect_again};
 use crate::backlogs::{News, Standing};
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
+use crate::domain::held::{Dropped, Held};
 use crate::domain::instances::SentBy;
 use crate::domain::pace::Hold;
-use crate::metrics::{Dropped, Held};
 use crate::pipeline::Missing;
 
 mod elsewhere;
@@ -245,7 +245,7 @@ impl Drain<'_, '_> {
             }
             self.add(webhook)?;
         }
-        self.context.metrics.set_consuming(&self.lane.queue, true);
+        self.context.metrics.health().set_consuming(&self.lane.queue, true);
         if let Some(before) = causes.end() {
             log::info!("lane connected again queue={} after={before:?}", self.lane.queue);
         }

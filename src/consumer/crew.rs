@@ -104,7 +104,7 @@ impl Crew<'_> {
     /// A consumer consumes.
     pub(super) fn consumes(&self) {
         let queue = &self.lane.queue;
-        self.context.metrics.set_consuming(queue, true);
+        self.context.metrics.health().set_consuming(queue, true);
         if let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).end() {
             log::info!("lane connected again queue={queue} after={before:?}");
         }
@@ -445,7 +445,7 @@ impl Watch<'_, '_> {
                 if let Ended::Surplus = ended {
                     end_all.0 = None;
                 } else {
-                    crew.context.metrics.set_consuming(&crew.lane.queue, false);
+                    crew.context.metrics.health().set_consuming(&crew.lane.queue, false);
                 }
                 ended
             }

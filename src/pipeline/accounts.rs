@@ -10,11 +10,11 @@ use crate::directory::Found;
 use crate::domain::account;
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
+use crate::domain::held::Held;
 use crate::domain::outcome::{DeadReason, Decision};
 use crate::domain::shown::word;
 use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
-use crate::metrics::Held;
 
 /// Whose the webhook of a delivery is by now.
 #[expect(clippy::large_enum_variant, reason = "it is looked at once, and never kept")]
@@ -36,7 +36,7 @@ impl Pipeline {
             }
             Ok(_) => AccountNow::Own,
             Err(error) => {
-                self.metrics.database().failed(error.answer());
+                self.metrics.health().database().failed(error.answer());
                 match self.directory.has_changed_since(webhook) {
                     true => AccountNow::Unknown,
                     // Then what was known last serves.

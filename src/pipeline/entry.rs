@@ -5,13 +5,13 @@ use super::{Context, Kept, Pipeline, Promise, age, from_now};
 use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
+use crate::domain::held::Held;
 use crate::domain::intake::{EntryTicket, Refusal};
 use crate::domain::outcome::{DeadReason, Decision};
 use crate::domain::pace::Hold;
 use crate::domain::shown::word;
 use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
-use crate::metrics::Held;
 use crate::receivers::Receivers;
 
 impl Pipeline {

@@ -14,11 +14,11 @@ use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
+use crate::domain::held::Held;
 use crate::domain::intake::{EntryTicket, Refusal};
 use crate::domain::pace::Attempt;
 use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
-use crate::metrics::Held;
 use crate::receivers::{InLine, Turn};
 
 /// How often a thread that waits for a place looks whether it is its turn to enter a backlog.

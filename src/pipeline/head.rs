@@ -10,10 +10,10 @@ use crate::clock::unix_millis;
 use crate::directory::{Found, StoreError};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Malformed;
+use crate::domain::held::{Dropped, Held};
 use crate::domain::instances::SentBy;
 use crate::domain::pace::{Ask, Attempt, Hold};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{Dropped, Held};
 use crate::receivers::{InLine, Turn};
 
 /// A delivery that waits in a backlog.
@@ -91,7 +91,7 @@ impl Pipeline {
             Ok(Found::Deleted) => return Head::Unwanted(Dropped::Deleted),
             Ok(Found::Disabled) => return Head::Unwanted(Dropped::Disabled),
             Err(error) => {
-                self.metrics.database().failed(error.answer());
+                self.metrics.health().database().failed(error.answer());
                 return Head::Missing;
             }
         };

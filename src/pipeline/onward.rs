@@ -9,9 +9,9 @@ use crate::clock::unix_millis;
 use crate::domain::delivery::{self, Delivery};
 use crate::domain::delivery_log::Happened;
 use crate::domain::event::Malformed;
+use crate::domain::held::Held;
 use crate::domain::outcome::DeadReason;
 use crate::domain::time::Span;
-use crate::metrics::Held;
 
 impl Pipeline {
     pub(super) fn park(

@@ -10,10 +10,10 @@ use super::{Context, Kept, Pipeline};
 use crate::broker::WITHOUT_BACKLOG;
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
+use crate::domain::held::Held;
 use crate::domain::outcome::Decision;
 use crate::domain::pace::Attempt;
 use crate::domain::shown::word;
-use crate::metrics::Held;
 
 impl Pipeline {
     /// Whether the proxy has let others through since this delivery was last put off: then it is this

@@ -9,8 +9,8 @@ use super::removal::Closing;
 use super::{Keeper, Key};
 use crate::broker::backlog_queue;
 use crate::clock;
+use crate::domain::held::Held;
 use crate::domain::receiver::Class;
-use crate::metrics::Held;
 use crate::store::BacklogRow;
 
 /// A row whose queue is not there is forgotten after this: it may be about to be made.

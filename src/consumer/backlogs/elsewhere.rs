@@ -110,7 +110,7 @@ impl Drain<'_, '_> {
         if !self.context.receivers.is_sharing() {
             return Some(SentBy::Each);
         }
-        let database = self.context.metrics.database();
+        let database = self.context.metrics.health().database();
         if !database.is_up() {
             // Each would have to wait for the same answer, and all others meanwhile.
             return None;

@@ -8,9 +8,9 @@ use super::{Drain, NOTE_INTERVAL, TICK};
 use crate::broker::backlog_queue;
 use crate::clock;
 use crate::consumer::Ended;
+use crate::domain::held::Held;
 use crate::domain::in_hand;
 use crate::domain::pace::Hold;
-use crate::metrics::Held;
 
 /// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
 /// deliveries some tens of milliseconds.

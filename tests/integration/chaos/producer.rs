@@ -2,15 +2,15 @@
 //! on through every failure of the broker.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{Arc, Mutex, MutexGuard},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use amiquip::{Channel, Confirm, ConfirmSmoother, Connection, Return};
-use anyhow::Result;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+use amiquip::{Channel, Confirm, ConfirmPayload, Connection, Return};
+use anyhow::{Result, ensure};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, select};
 
 use super::{cast::Cast, history::Published};
 use crate::harness::Event;
@@ -20,6 +20,9 @@ const RECONNECT: Duration = Duration::from_millis(100);
 
 /// How long the last events may wait for their confirms.
 const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+
+/// How soon it goes on by another channel after a message was refused, at the earliest.
+const FRESH_CHANNEL: Duration = Duration::from_secs(1);
 
 /// Fills the body up to what events usually have.
 const PADDING: usize = 200;
@@ -111,27 +114,31 @@ impl Work {
             returns,
             returned: HashSet::new(),
             first: lock(&self.events).len(),
-            smoother: ConfirmSmoother::new(),
-            outstanding: 0,
+            tags: Tags::default(),
+            is_refused: false,
         };
         let interval = Duration::from_secs(1) / self.output.rate;
-        let mut due = Instant::now();
-        loop {
+        let began = Instant::now();
+        let mut due = began;
+        // RabbitMQ may go on to refuse on a channel what it would take on another one.
+        while !(confirmed.is_refused && began.elapsed() >= FRESH_CHANNEL) {
             select! {
                 recv(self.ended) -> _ => break,
                 recv(confirms) -> confirm => confirmed.note(confirm?),
                 default(due.saturating_duration_since(Instant::now())) => {
                     self.publish(&channel)?;
-                    confirmed.outstanding += 1;
+                    confirmed.tags.published();
                     due += interval;
                 }
             }
         }
         let deadline = Instant::now() + LAST_CONFIRMS;
-        while confirmed.outstanding > 0 {
+        while !confirmed.tags.unsettled.is_empty() {
             confirmed.note(confirms.recv_deadline(deadline)?);
         }
         connection.close()?;
+        let has_ended = self.ended.try_recv() != Err(TryRecvError::Empty);
+        ensure!(has_ended, "a message was refused");
         Ok(())
     }
 
@@ -161,22 +168,57 @@ struct Confirmed<'a> {
     returned: HashSet<usize>,
     /// The number of the event that was published first on the channel.
     first: usize,
-    smoother: ConfirmSmoother,
-    outstanding: usize,
+    tags: Tags,
+    /// The broker has refused a message.
+    is_refused: bool,
 }
 
 impl Confirmed<'_> {
     fn note(&mut self, confirm: Confirm) {
         let ids = self.returns.try_iter().filter_map(|one| one.properties.message_id().clone());
         self.returned.extend(ids.filter_map(|id| self.cast.number(&id)));
-        for confirm in self.smoother.process(confirm) {
-            let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
-            let tag = usize::try_from(payload.delivery_tag).expect("a small number");
+        let has_it = matches!(confirm, Confirm::Ack(_));
+        self.is_refused |= !has_it;
+        for tag in self.tags.settled_by(&confirm) {
             // Tags count from 1. What the broker refused it has not.
-            let number = self.first + tag - 1;
-            let has_it = matches!(confirm, Confirm::Ack(_)) && !self.returned.remove(&number);
-            lock(self.events)[number].promised = has_it;
-            self.outstanding -= 1;
+            let number = self.first + usize::try_from(tag).expect("a small number") - 1;
+            lock(self.events)[number].promised = has_it && !self.returned.remove(&number);
         }
     }
+}
+
+/// The delivery tags of a channel that the broker has neither acked nor refused. amiquip's `ConfirmSmoother`
+/// makes an ack of a nack which a later ack of several covers.
+#[derive(Default)]
+struct Tags {
+    published: u64,
+    unsettled: BTreeSet<u64>,
+}
+
+impl Tags {
+    fn published(&mut self) {
+        self.published += 1;
+        self.unsettled.insert(self.published);
+    }
+
+    fn settled_by(&mut self, confirm: &Confirm) -> BTreeSet<u64> {
+        let (Confirm::Ack(payload) | Confirm::Nack(payload)) = confirm;
+        if !payload.multiple {
+            return self.unsettled.take(&payload.delivery_tag).into_iter().collect();
+        }
+        let later = self.unsettled.split_off(&(payload.delivery_tag + 1));
+        std::mem::replace(&mut self.unsettled, later)
+    }
+}
+
+#[test]
+fn what_the_broker_refused_stays_refused_when_a_later_ack_covers_its_tag() {
+    let mut tags = Tags::default();
+    (0..4).for_each(|_| tags.published());
+    let payload = |delivery_tag, multiple| ConfirmPayload { delivery_tag, multiple };
+    let refused = tags.settled_by(&Confirm::Nack(payload(2, false)));
+    assert_eq!(refused, BTreeSet::from([2]));
+    let taken = tags.settled_by(&Confirm::Ack(payload(3, true)));
+    assert_eq!(taken, BTreeSet::from([1, 3]));
+    assert_eq!(tags.unsettled, BTreeSet::from([4]));
 }

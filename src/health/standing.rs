@@ -54,6 +54,10 @@ impl Standing {
         self.lock().0 = LaneState::Interrupted(why);
     }
 
+    pub(super) fn is_consuming(&self) -> bool {
+        self.lock().0 == LaneState::Consuming
+    }
+
     pub(super) fn now(&self) -> (LaneState, Duration) {
         let (state, since) = *self.lock();
         (state, since.elapsed())

@@ -1,0 +1,51 @@
+//! `migrate`: makes the tables, and says what it has done.
+
+use anyhow::Result;
+use uuid::Uuid;
+
+use super::{complain, print, read};
+use crate::config::ServerSettings;
+use crate::store::{Labelled, Migrated, Store};
+
+pub(super) fn run(settings: ServerSettings) -> Result<()> {
+    let migrated = Store::new(&read(&settings.0)?)?.migrate()?;
+    let Migrated { applied, restored, labelled } = &migrated;
+    if applied.is_empty() && restored.is_empty() {
+        print("nothing to do: the database is up to date")?;
+    }
+    if !applied.is_empty() {
+        print(format_args!("applied: {}", applied.join(", ")))?;
+    }
+    if !restored.is_empty() {
+        print(format_args!("restored what was missing: {}", restored.join(", ")))?;
+    }
+    if let Some(labelled) = labelled {
+        print(of_labelled(labelled))?;
+    }
+    if restored.iter().any(|what| what == "column webhooks.account") {
+        let lost = "the accounts are lost with that column: until they are written again, each \
+                    webhook gets the events of all accounts";
+        complain(&format!("warning: {lost}"));
+    }
+    Ok(())
+}
+
+/// What becomes of webhooks whose account was a label before this version.
+fn of_labelled(Labelled { count, named }: &Labelled) -> String {
+    let (webhooks, has, gets) = match count {
+        1 => ("webhook", "has", "it gets"),
+        _ => ("webhooks", "have", "each gets"),
+    };
+    let mut ids: Vec<String> = named.iter().map(Uuid::to_string).collect();
+    let more = count.saturating_sub(ids.len() as u64);
+    if more > 0 {
+        ids.push(format!("and {more} more"));
+    }
+    format!(
+        "{count} {webhooks} {has} an account. It was a label until now, and decides from now on: {gets} the \
+         events of that account only, which say so by the AMQP header `account`, or `account` or \
+         `account_id` in the body. What waits already has only its body to say so. To get every event \
+         again: `webhooks set ID --unset account`. Concerned: {}",
+        ids.join(", ")
+    )
+}

@@ -1,0 +1,123 @@
+//! `publish`: puts events into a queue, and waits until the broker has them.
+
+use std::io::{self, Read};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use uuid::Uuid;
+
+use super::arguments::{Common, account};
+use super::{print, print_json, read};
+use crate::broker::{ACCOUNT, Batches, Message, Outgoing};
+use crate::clock::unix_millis;
+use crate::config::Config;
+use crate::domain::delivery::{Headers, Value};
+use crate::domain::event::{Event, Properties};
+use crate::shutdown;
+
+/// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
+/// bodies together, unless one has more.
+const PUBLISH_BATCH: usize = 1_000;
+const PUBLISH_BYTES: usize = 8 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Publish {
+    /// The queue, such as high_priority
+    queue: String,
+    /// The event, a JSON object; `-` reads it from standard input; without it, a sample is made
+    body: Option<String>,
+    /// The event type, as the AMQP property `type`
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Whose event it is, as the AMQP header `account` [default: what the body says]
+    #[arg(long, value_name = "TEXT", value_parser = account)]
+    account: Option<String>,
+    /// The event id, as the AMQP property `message-id` [default: a new UUID]
+    #[arg(long)]
+    id: Option<String>,
+    /// How many times, each with an id of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    count: u32,
+    /// Publish even what the notifier can only dead-letter
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(command: Publish) -> Result<()> {
+    let Publish { queue, body, event_type, account, id, count, force, common } = command;
+    let config = read(&common.settings.0)?;
+    let given = match body.as_deref() {
+        Some("-") => {
+            let mut body = Vec::new();
+            io::stdin().read_to_end(&mut body).context("cannot read standard input")?;
+            Some(body)
+        }
+        Some(text) => Some(text.as_bytes().to_vec()),
+        None => None,
+    };
+    let id_of = |n: u32| match &id {
+        Some(id) if count == 1 => id.clone(),
+        Some(id) => format!("{id}-{n}"),
+        None => Uuid::new_v4().to_string(),
+    };
+    let event_type = event_type.as_deref();
+    let headers: Headers =
+        account.map(|account| (ACCOUNT.to_owned(), Value::Text(account))).into_iter().collect();
+    // They differ in their ids only, and the last one's is the longest: nothing is published if one
+    // is malformed.
+    let (last, body) = (id_of(count), given.clone().unwrap_or_else(|| sample(event_type)));
+    let properties =
+        Properties { message_id: Some(&last), event_type, account: headers.get(ACCOUNT) };
+    match Event::read(properties, &body, config.max_event_bytes, String::new) {
+        Err(malformed) if !force => {
+            bail!("{malformed}. --force publishes it all the same, to be dead-lettered");
+        }
+        _ => {}
+    }
+    let most = (PUBLISH_BYTES / body.len().max(1)).clamp(1, PUBLISH_BATCH);
+    let ids: Vec<String> = (1..=count).map(id_of).collect();
+    let message = |id: &String| {
+        let message = Message {
+            body: given.clone().unwrap_or_else(|| sample(event_type)),
+            content_type: Some("application/json".to_owned()),
+            message_id: Some(id.clone()),
+            event_type: event_type.map(str::to_owned),
+            headers: headers.clone(),
+        };
+        Outgoing::to_queue(message, &queue)
+    };
+    let batches = ids.chunks(most).map(|ids| ids.iter().map(message).collect());
+    let published = publish_all(&config, batches);
+    published.with_context(|| {
+        format!("not published to {queue:?} (the notifier makes its queues when it first runs)")
+    })?;
+    if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
+}
+
+/// Publishes one batch after the other: only one of them is in memory.
+fn publish_all(config: &Config, all: impl Iterator<Item = Vec<Outgoing>>) -> Result<()> {
+    // Ctrl-C just ends this command: nothing here needs a drain.
+    let (_trigger, shutdown) = shutdown::channel();
+    let mut batches = Batches::open(config, &shutdown)?;
+    let mut before = 0;
+    for batch in all {
+        let count = batch.len();
+        batches.publish(batch).with_context(|| format!("{before} were published before"))?;
+        before += count;
+    }
+    batches.close();
+    Ok(())
+}
+
+/// An event that says for itself what it is.
+fn sample(event_type: Option<&str>) -> Vec<u8> {
+    serde_json::json!({
+        "event_type": event_type.unwrap_or("sample.published"),
+        "published_at_ms": unix_millis(),
+        "note": "made by `webhook-notifier publish`",
+    })
+    .to_string()
+    .into_bytes()
+}

@@ -1,0 +1,129 @@
+//! Whether the notifier works: which lanes consume, which servers answer, which threads have ended.
+//! `/readyz`, `/healthz`, the supervisor and the status page tell this.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+mod contact;
+mod standing;
+
+pub use contact::{Answers, Contact};
+pub use standing::{Interruption, LaneState};
+
+use standing::Standing;
+
+/// What is known of the process and of the servers that it needs.
+#[derive(Debug)]
+pub struct Health {
+    /// By the queue that the lane consumes.
+    lanes: BTreeMap<String, Standing>,
+    broker: Contact,
+    database: Contact,
+    /// The threads that ended although nobody asked them to.
+    ended: Mutex<Vec<String>>,
+    /// The log has said that all lanes consume.
+    is_announced: AtomicBool,
+}
+
+impl Health {
+    /// `queues` are those that the lanes consume.
+    #[must_use]
+    pub fn new(queues: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            lanes: queues.into_iter().map(|queue| (queue, Standing::new())).collect(),
+            broker: Contact::new(),
+            database: Contact::new(),
+            ended: Mutex::default(),
+            is_announced: AtomicBool::new(false),
+        }
+    }
+
+    /// Says whether a lane consumes its queue. The first time that all of them do is worth a line.
+    pub fn set_consuming(&self, queue: &str, consumes: bool) {
+        match consumes {
+            true => self.standing(queue).begin(),
+            false => self.standing(queue).end(),
+        }
+        let all = self.lanes.values().all(Standing::is_consuming);
+        if all && !self.is_announced.swap(true, Ordering::Relaxed) {
+            let queues: Vec<&str> = self.lanes.keys().map(String::as_str).collect();
+            log::info!("ready: consuming {}", queues.join(", "));
+        }
+    }
+
+    /// Says why a lane does not consume its queue.
+    pub fn set_interruption(&self, queue: &str, why: Interruption) {
+        self.standing(queue).explain(why);
+    }
+
+    /// Whether the lane of that queue consumes, and for how long that has been so.
+    #[must_use]
+    pub fn lane(&self, queue: &str) -> (LaneState, Duration) {
+        self.standing(queue).now()
+    }
+
+    /// Whether RabbitMQ answers the monitor, on a connection of its own.
+    #[must_use]
+    pub fn broker(&self) -> &Contact {
+        &self.broker
+    }
+
+    /// Whether PostgreSQL answers.
+    #[must_use]
+    pub fn database(&self) -> &Contact {
+        &self.database
+    }
+
+    /// Notes that a thread has ended although nobody asked it to.
+    pub fn thread_ended(&self, name: &str) {
+        self.ended().push(name.to_owned());
+    }
+
+    /// The names of the threads that ended so.
+    #[must_use]
+    pub fn ended_threads(&self) -> Vec<String> {
+        self.ended().clone()
+    }
+
+    /// What is not ready, a line each; empty when everything is.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_consuming());
+        let mut problems: Vec<String> =
+            lanes.map(|(queue, _)| format!("lane {queue} is not consuming")).collect();
+        if !self.database.is_up() {
+            problems.push(match self.database.problem() {
+                None => "PostgreSQL does not answer".to_owned(),
+                Some(problem) => format!("PostgreSQL answers with an error: {problem}"),
+            });
+        }
+        problems
+    }
+
+    fn standing(&self, queue: &str) -> &Standing {
+        &self.lanes[queue]
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Vec<String>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_ready_names_what_is_missing() {
+        let health = Health::new(["a".to_owned(), "b".to_owned()]);
+        health.set_consuming("b", true);
+        assert_eq!(health.not_ready(), ["lane a is not consuming", "PostgreSQL does not answer"]);
+        health.set_consuming("a", true);
+        health.database().answered();
+        assert!(health.not_ready().is_empty());
+        health.set_consuming("b", false);
+        assert_eq!(health.not_ready(), ["lane b is not consuming"]);
+    }
+}

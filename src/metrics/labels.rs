@@ -1,3 +1,0 @@
-//! The words of the domain that are labels.
-
-pub use crate::domain::held::{Dropped, Held};
