@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Measures a binary: scripts/bench.sh BINARY [SCENARIO...]. `make bench` calls this. It has private
-# servers of its own, and stops them and all it has started.
+# Measures a binary: scripts/bench.sh BINARY [SCENARIO...]. `make bench` calls this. It starts its
+# own private servers, and stops everything that it has started.
 
 set -euo pipefail
 
@@ -12,9 +12,9 @@ export WEBHOOK_NOTIFIER_LOCAL_DIR=$root/.local/bench
 shift
 
 cd "$root"
-# Some receivers hold over five hundred connections, each by two descriptors.
+# Some receivers hold over five hundred connections, each with two descriptors.
 [[ $(ulimit -n) == unlimited ]] || (($(ulimit -n) >= 8192)) || ulimit -S -n 8192 || true
-# Before anything runs: a compiler beside it would be measured too.
+# Before anything runs: otherwise the compiler would be measured, too.
 cargo bench --locked --no-run --bench bench
 
 benchmark=''
@@ -32,7 +32,7 @@ urls=$(scripts/services.sh env)
 set -a
 eval "$urls"
 set +a
-# A process group of its own.
+# In its own process group.
 set -m
 cargo bench --locked --quiet --bench bench -- "$@" &
 benchmark=$!

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# A long test by itself, on the release binary: `make chaos`, `make soak` and `make drain-kill` call this. It has
-# private servers of its own.
+# A single long test, with the release binary: `make chaos`, `make soak` and `make drain-kill` call
+# this. It starts its own private servers.
 
 set -euo pipefail
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 #
 # The product in half a minute: events on three queues, three webhooks, one receiver that fails
-# twice before it accepts. Run it as `make demo`, which brings the servers.
+# twice before it accepts. Run it by `make demo`, which starts the servers.
 #
-# Exits 0 only if every delivery arrived. Has queues and a schema of its own, so that it neither
-# meets nor disturbs what else the servers hold.
+# Exits with 0 only if every delivery arrived. It uses its own queues and schema, so that it doesn't
+# affect anything else on the servers.
 
 set -euo pipefail
 
@@ -35,7 +35,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
+# wait_for SECONDS COMMAND...: repeats the command until it succeeds.
 wait_for() {
     local end=$((SECONDS + $1))
     shift
@@ -55,13 +55,13 @@ start_receiver() {
     url=$(sed -n '1s/.*"listening":"\(.*\)\/".*/\1/p' "$WORK/$name.jsonl")
 }
 
-# Counts only what this run published: an interrupted one may have left events in the queues.
+# Counts only what this run has published: an interrupted one may have left events in the queues.
 accepted() {
     cat "$WORK"/{steady,flaky}.jsonl | grep -F -f "$WORK/ids" | grep -c '"status":200' || true
 }
 all_accepted() { (($(accepted) >= expected)); }
 
-# A line for each delivery that was accepted: type, webhook, attempts, time since it was published.
+# A line for each accepted delivery: type, webhook, attempts, time since publishing.
 table() {
     sed -n 's/^{"at":"\([^"]*\)","path":"\/\([^"]*\)","attempt":\([0-9]*\),"status":200,"webhook_id":"\([^"]*\)".*\\"event_type\\":\\"\([^\\]*\)\\".*\\"published_at_ms\\":\([0-9]*\).*/\4 \5 \2 \3 \1 \6/p' \
         "$WORK"/{steady,flaky}.jsonl |
@@ -90,7 +90,7 @@ separator='?'
 export DATABASE_URL="$DATABASE_URL${separator}options=-csearch_path%3D$SCHEMA"
 export QUEUES=demo_high_priority,demo_medium_priority,demo_low_priority
 export ALLOW_NETWORKS=127.0.0.0/8 METRICS_ADDR=127.0.0.1:0 RUST_LOG=${RUST_LOG:-info}
-# Three events that fail twice each must not open the breaker, or they would take half a minute.
+# Three events that fail twice each must not open the breaker, or it would take half a minute.
 export CIRCUIT_BREAKER=10,30s,10m
 "$BINARY" migrate
 start_receiver steady
@@ -119,7 +119,7 @@ for queue in ${QUEUES//,/ }; do
         echo "$id" >>"$WORK/ids"
     done
 done
-# The catch-all gets all nine, the other two one of each queue.
+# The catch-all webhook gets all nine, each of the other two one of each queue.
 expected=15
 wait_for "$DEADLINE" all_accepted || fail "$(accepted) of $expected deliveries arrived in $DEADLINE s"
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 #
-# Installs Debian packages without starting anything of theirs, now or at the next boot.
+# Installs Debian packages without starting their services, now or at the next boot.
 #
 #   scripts/install-tools.sh PACKAGE[:COMMAND]...
 #
-# A package whose COMMAND is there already is left alone, so that nothing is asked of apt where
-# nothing is missing. Several runs at once take turns. Needs root only where something is missing.
+# A package whose COMMAND exists already is skipped, and apt isn't called if nothing is missing.
+# Concurrent runs take turns. Needs root only if something is missing.
 
 set -euo pipefail
 
@@ -20,7 +20,7 @@ die() {
     exit 1
 }
 
-# The packages that are missing, one a line.
+# The missing packages, one per line.
 missing_of() {
     local tool
     for tool in "$@"; do
@@ -44,12 +44,12 @@ apt_install() (
     trap restore EXIT
     trap 'exit 130' INT TERM HUP
 
-    # 101 forbids the packages' own scripts to start anything. A saved policy that is already there
-    # was left by a run that could not restore it.
+    # 101 forbids the packages' scripts to start anything. If a saved policy exists already, a run
+    # that could not restore it has left it.
     if [[ -e $policy && ! -e $policy_saved ]]; then mv -- "$policy" "$policy_saved"; fi
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
-    # PostgreSQL's package would make a cluster for a server that nobody starts.
+    # Otherwise PostgreSQL's package would create a cluster for a server that nobody starts.
     mkdir -p -- "$cluster_conf_dir"
     echo 'create_main_cluster = false' >"$cluster_conf"
 
@@ -72,7 +72,7 @@ units_started_at_boot() {
 }
 
 (($#)) || die "name at least one PACKAGE[:COMMAND]"
-# Also for files that apt makes: whoever calls us may keep its own to itself.
+# Also for files that apt creates: the caller's umask may be stricter.
 umask 022
 mapfile -t missing < <(missing_of "$@")
 ((${#missing[@]})) || exit 0
@@ -82,11 +82,11 @@ fi
 exec 9>"$LOCK"
 flock -w "$LOCK_TIMEOUT" 9 ||
     die "another installation has held $LOCK for over $LOCK_TIMEOUT s: end it and try again"
-# Perhaps by the run that we waited for.
+# The run that we waited for may have installed them.
 mapfile -t missing < <(missing_of "$@")
 ((${#missing[@]})) || exit 0
 say "installing ${missing[*]}"
-# What a package might start anyway must not keep the lock.
+# What a package starts nevertheless must not keep the lock.
 apt_install "${missing[@]}" 9>&-
 commands=()
 for tool in "$@"; do [[ $tool != *:* ]] || commands+=("$tool"); done

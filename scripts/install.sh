@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 #
-# Installs the notifier as a systemd service, removes it, and looks after it.
-# `make install` and the targets beside it call this; `scripts/install.sh help`
-# lists what it does.
+# Installs the notifier as a systemd service, removes it, and controls it. `make install` and
+# related targets call this; `scripts/install.sh help` lists the commands.
 #
-# With DESTDIR everything goes below that directory and nothing else is touched,
-# as packagers want it: no user is made, no owner changed, and systemd not told.
+# With DESTDIR, everything goes below that directory and nothing else is changed, as packagers need
+# it: no user is created, no owner changed, and systemd isn't told.
 
 set -euo pipefail
 
@@ -15,17 +14,17 @@ DESTDIR=${DESTDIR:-}
 readonly SCRIPTS PREFIX DESTDIR
 
 readonly NAME=webhook-notifier
-# Also the group, who may read the environment file.
+# Also the group, which may read the environment file.
 readonly ACCOUNT=$NAME
 readonly PROGRAM=$PREFIX/bin/$NAME
 readonly SHARE=$PREFIX/share/$NAME
 readonly MAN=$PREFIX/share/man
-# Each shell looks there by itself.
+# Where each shell looks by default.
 readonly BASH_COMPLETION=$PREFIX/share/bash-completion/completions/$NAME
 readonly ZSH_COMPLETION=$PREFIX/share/zsh/site-functions/_$NAME
 readonly FISH_COMPLETION=$PREFIX/share/fish/vendor_completions.d/$NAME.fish
 readonly ENV_FILE=/etc/$NAME.env
-# Where systemd looks for units: below its own two prefixes, else only in /etc.
+# Where systemd looks for units: below its own two prefixes, otherwise only in /etc.
 case $PREFIX in
     /usr | /usr/local) readonly UNITS=$PREFIX/lib/systemd/system ;;
     *) readonly UNITS=/etc/systemd/system ;;
@@ -59,26 +58,27 @@ die() {
 
 # ---------------------------------------------------------------- files
 
-# lay MODE SOURCE PATH: by another name first, so that what runs or is read keeps what it has.
+# lay MODE SOURCE PATH: writes to another name first, so that what runs or is being read isn't
+# changed.
 lay() {
     local mode=$1 source=$2 path=$DESTDIR$3
     install -D -m "$mode" -- "$source" "$path.new"
     mv -f -- "$path.new" "$path"
 }
 
-# The same, and says so.
+# Does the same, and reports it.
 put() {
     lay "$@"
     say "$DESTDIR$3"
 }
 
-# What the binary says of itself: a manual page for each command, the guide, and completions.
+# What the binary generates: a manual page for each command, the guide, and completions.
 put_manual() {
     local binary=$1 made page shell
     [[ $binary == */* ]] || binary=./$binary
     made=$(mktemp -d)
     "$binary" man --into "$made"
-    # What an older version had.
+    # The files of an older version.
     remove_manual
     for page in "$made"/man?/*; do
         lay 644 "$page" "$MAN${page#"$made"}"
@@ -98,7 +98,7 @@ remove_manual() {
         "$DESTDIR$BASH_COMPLETION" "$DESTDIR$ZSH_COMPLETION" "$DESTDIR$FISH_COMPLETION"
 }
 
-# put_unit UNIT SED_EXPRESSION..: made of the one unit file that there is.
+# put_unit UNIT SED_EXPRESSION..: derived from the only unit file.
 put_unit() {
     local unit=$1 made
     shift
@@ -108,7 +108,7 @@ put_unit() {
     rm -f -- "$made"
 }
 
-# The operator's from the first day on: it is never written again.
+# It belongs to the operator from the first day: it is never overwritten.
 put_env_file() {
     local missing
     if [[ ! -e $DESTDIR$ENV_FILE ]]; then
@@ -133,7 +133,7 @@ monitoring_files() {
 
 # ---------------------------------------------------------------- the machine
 
-# As sd_booted(3) has it.
+# As in sd_booted(3).
 systemd_runs() { [[ -d /run/systemd/system ]]; }
 
 need_systemd() {
@@ -160,7 +160,7 @@ install_all() {
     umask 022
     put 755 "$binary" "$PROGRAM"
     put_unit "$NAME.service" -e "s|^ExecStart=[^ ]*|ExecStart=$PROGRAM|"
-    # `%I`: an IPv6 address has brackets, which systemd-escape(1) makes fit for a unit's name.
+    # `%I`: an IPv6 address has brackets, which systemd-escape(1) encodes for a unit's name.
     put_unit "$NAME@.service" -e "s|^ExecStart=[^ ]*\(.*\)|ExecStart=$PROGRAM\1 --metrics-addr %I|" \
         -e 's|^Description=.*|&, a further instance|'
     put_manual "$binary"

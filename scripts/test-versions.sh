@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 #
-# The integration tests against other versions of RabbitMQ and PostgreSQL: those that other releases of
-# Debian and Ubuntu offer.
+# The integration tests with other versions of RabbitMQ and PostgreSQL: those of other releases of
+# Debian and Ubuntu.
 #
 #   scripts/test-versions.sh [VERSION...]
 #
-# VERSION is a release whose RabbitMQ and PostgreSQL are used, or two: bookworm+bullseye is RabbitMQ of
-# the one and PostgreSQL of the other.
+# VERSION is a release whose RabbitMQ and PostgreSQL are used, or two: bookworm+bullseye is RabbitMQ
+# of the first and PostgreSQL of the second.
 #
-# The packages are unpacked into .local/versions/<release>-<package>, without running anything of theirs, and
-# services.sh runs the servers from there. Nothing is installed, and no root is needed. What was unpacked is used
-# again the next time; `rm -r .local/versions` frees its place.
+# The packages are unpacked into .local/versions/<release>-<package> without running their scripts,
+# and services.sh runs the servers from there. Nothing is installed, and no root is needed. Unpacked
+# packages are reused the next time; `rm -r .local/versions` frees the space.
 #
-# DEBIAN_MIRROR and UBUNTU_MIRROR name the mirrors; what is not set is taken from this machine's own sources of
+# DEBIAN_MIRROR and UBUNTU_MIRROR name the mirrors; if unset, they are taken from this machine's apt
+# sources, if it has that distribution's.
 # apt, where it is of that distribution.
 
 set -euo pipefail
@@ -22,20 +23,21 @@ VERSIONS=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$REPO/.local}/versions
 [[ $VERSIONS == /* ]] || VERSIONS=$PWD/$VERSIONS
 readonly REPO VERSIONS
 
-# Which distribution a release is of.
+# The distribution of a release.
 declare -rA DISTRIBUTION=(
     [bullseye]=debian [bookworm]=debian [trixie]=debian [forky]=debian [sid]=debian
     [jammy]=ubuntu [noble]=ubuntu [plucky]=ubuntu [questing]=ubuntu [resolute]=ubuntu
 )
-# Where no VERSION is named: each version of both that one of these has.
+# The defaults: together they have each version of both servers.
 #   RabbitMQ: bookworm 3.10, noble 3.12, trixie 4.0, forky 4.3
 #   PostgreSQL: bullseye 13, jammy 14, bookworm 15, noble 16, trixie 17, forky 18
 readonly OF_DEBIAN=(bookworm+bullseye trixie+bookworm trixie forky)
 readonly OF_UBUNTU=(noble+jammy noble)
 
-# Where the servers' packages don't say so, since every Debian has them: what they and services.sh run.
+# What the servers and services.sh run that isn't among the packages' dependencies, since every
+# Debian has it.
 readonly ESSENTIAL=(coreutils dash grep hostname libc-bin mawk sed util-linux)
-# The largest, PostgreSQL with its JIT compiler, while it is unpacked.
+# The space that the largest needs, PostgreSQL with its JIT compiler, while it is unpacked.
 readonly NEEDED_MIB=1500
 
 say() { printf 'test-versions: %s\n' "$*" >&2; }
@@ -63,7 +65,8 @@ mirror_of() {
     )
 }
 
-# The keys that a distribution signs its releases with: the package of this machine, or Debian's of Ubuntu's.
+# The keys that sign a distribution's releases: from this machine's package, or Debian's package of
+# Ubuntu's keys.
 keyring_of() {
     local file=/usr/share/keyrings/$1-archive-keyring.gpg
     if [[ -f $file ]]; then
@@ -76,7 +79,7 @@ keyring_of() {
     fi
 }
 
-# apt for a release, with directories of its own and without a system that anything is installed in.
+# Configures apt for a release, with its own directories, independent of this machine's packages.
 # configure_apt DIRECTORY RELEASE
 configure_apt() {
     local directory=$1 release=$2 mirror keyring distribution=${DISTRIBUTION[$2]-}
@@ -103,14 +106,14 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "";
 Acquire::Languages "none";
 Acquire::Retries "3";
-# An old release is what is wanted.
+# Old releases are wanted.
 Acquire::Check-Valid-Until "false";
 CONF
     # The machine's proxies.
     apt-config dump | grep -iE '^Acquire::https?::' >>"$directory/apt.conf" || true
 }
 
-# Unpacks a package of a release, and all that it depends on, and prints the package's version.
+# Unpacks a package of a release with all its dependencies, and prints the package's version.
 # unpack RELEASE PACKAGE [PACKAGE...]
 unpack() (
     release=$1 package=$2
@@ -121,7 +124,7 @@ unpack() (
     fi
     free=$(df --output=avail --block-size=1M -- "$VERSIONS" | tail -n 1)
     ((free >= NEEDED_MIB)) || die "$VERSIONS has $free MiB left, and $NEEDED_MIB are needed for $package of $release"
-    # A run that was interrupted left these, or another one.
+    # An interrupted run may have left these.
     new=$root.new apt=$root.apt log=$VERSIONS/$release-$package.log
     rm -rf -- "$root" "$new" "$apt"
     trap 'rm -rf -- "$new" "$apt"' EXIT
@@ -149,13 +152,13 @@ Is the mirror reachable, and has it this release? All that it said: $log"
     cp -- /etc/passwd /etc/group "$new/etc/"
     echo '127.0.0.1 localhost' >"$new/etc/hosts"
     echo 'hosts: files' >"$new/etc/nsswitch.conf"
-    # postgresql only depends on postgresql-17, or whichever it is.
+    # postgresql only depends on postgresql-17, or whichever version it is.
     archive=$(compgen -G "$apt/archives/$package-[0-9]*.deb" || compgen -G "$apt/archives/${package}_*.deb")
     dpkg-deb --field "$archive" Version | sed 's/^[0-9]*://; s/[-+~].*//' >"$new/version" &&
         mv -- "$new" "$root" && cat -- "$root/version" || die "$root can't be made"
 )
 
-# Runs the tests against RabbitMQ of one release and PostgreSQL of another; adds a line to `table`.
+# Runs the tests with RabbitMQ of one release and PostgreSQL of another; adds a line to `table`.
 run_version() {
     local broker=${1%+*} postgres=${1#*+} broker_version postgres_version dir log began=$SECONDS result
     broker_version=$(unpack "$broker" rabbitmq-server libeatmydata1 "${ESSENTIAL[@]}") || return 1
@@ -166,7 +169,7 @@ run_version() {
     export BROKER_ROOT=$VERSIONS/$broker-rabbitmq-server POSTGRES_ROOT=$VERSIONS/$postgres-postgresql
     purge "$dir"
     (
-        # Or they would be tested.
+        # Otherwise these servers would be tested.
         unset AMQP_URL DATABASE_URL
         exec "$REPO/scripts/with-services.sh" "$REPO/scripts/test.sh" --test integration
     ) >"$log" 2>&1 8>&- || failed=1

@@ -2,29 +2,29 @@
 #
 # All tests. `make test` calls this with AMQP_URL and DATABASE_URL set.
 #
-# WITHOUT_ALONE=yes leaves out what takes the machine for itself: chaos, and the tests that hold the product against
-# the clock.
+# WITHOUT_ALONE=yes skips what needs the machine for itself: chaos, and the tests that measure time.
 #
-# BESIDE is a command to run while the tests do, with what they leave of the processors: they mostly
-# wait. Both have to succeed.
+# BESIDE is a command to run during the tests, with the CPU time that they leave: they mostly wait.
+# Both have to succeed.
 #
-# The tests that kill servers get private ones of their own, so that the others, which run at the same
-# time, keep theirs; also where the first pair is yours. They take turns with one pair, which speaks TLS,
-# too; those that take minutes have another; and those that only need what its administrator may do share one.
+# The tests that kill servers get their own private ones, so that the others, which run at the same
+# time, keep theirs, even if the first pair is yours. They take turns with one pair, which also
+# speaks TLS; those that take minutes have another pair; and those that only need an administrator's
+# permissions share one.
 
 set -euo pipefail
 
-# What the tests need beside the servers, as PACKAGE:COMMAND.
+# What the tests need besides the servers, as PACKAGE:COMMAND.
 readonly TOOLS=(
     prometheus:promtool chromium:chromium systemd:systemd-analyze pgbouncer:/usr/sbin/pgbouncer
     zsh:zsh fish:fish groff-base:groff
 )
 
-# While this one breaks everything, no other runs; then it waits for minutes, at leisure.
+# While this one causes faults, no other test runs; then it waits for minutes, and others may run.
 readonly CHAOS=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks
 readonly QUIET='chaos: all faults have struck'
 
-# The tests that hold the product against the clock: one after the other, before all others.
+# The tests that measure time: one after another, before all others.
 readonly ALONE=(
     admin::a_flood_of_requests_keeps_metrics_from_nobody
     admin::clients_that_never_read_their_answer_keep_metrics_from_nobody
@@ -45,7 +45,7 @@ readonly ALONE=(
     shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
 )
 
-# No test has the machine crash, and a busy disk has had servers wait for half a minute.
+# No test crashes the machine, and on a busy disk servers would wait for half a minute.
 export SERVICES_SYNC=no
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 local_dir=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$root/.local}
@@ -56,7 +56,7 @@ export SHARED_FAULT_SERVICES_DIR=$local_dir/shared-faults
 beside='' chaos=''
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
-    # Still there only if we were told to end.
+    # It still runs only if we were told to end.
     [[ -z $beside ]] || kill "$beside" 2>/dev/null || true
     [[ -z $chaos ]] || pkill -P "$chaos" || true
     local directory
@@ -84,7 +84,7 @@ if ! wait "$installation"; then
 fi
 beside_log=$local_dir/log/beside-tests.log
 if [[ -n ${BESIDE:-} ]]; then
-    # In a directory of its own: cargo lets nobody else build in one while it builds there.
+    # In its own directory, since cargo locks the directory that it builds in.
     CARGO_TARGET_DIR=target/beside chrt --idle 0 bash -c "$BESIDE" >"$beside_log" 2>&1 &
     beside=$!
 fi
@@ -100,7 +100,7 @@ if [[ ${WITHOUT_ALONE:-} != yes ]]; then
     cargo test --locked "$@" --test integration -- --test-threads=1 --exact "${ALONE[@]}" 2>&1 |
         tee -- "$alone_log" || code=$?
 fi
-# The others mostly wait for some clock: many more of them than cores run at once.
+# The others mostly wait for some clock: many more of them than there are cores run at once.
 TESTS_ALONE_ARE_DONE=1 cargo test --locked "$@" -- --test-threads="${TEST_THREADS:-12}" --exact \
     "--skip=$CHAOS" "${ALONE[@]/#/--skip=}" 2>&1 | tee -- "$other_log" || code=$?
 if [[ -n $chaos ]]; then
@@ -113,7 +113,7 @@ if [[ -n $beside ]]; then
     beside=''
     cat -- "$beside_log" >&2
 fi
-# Once more what failed, where whoever reads the last page finds it.
+# The failures once more, at the end, where they are easy to find.
 awk 'FNR == 1 { shown = 0 } /^failures:$/ { shown = 1 } /^test result:/ { shown = 0 } shown' \
     "$alone_log" "$chaos_log" "$other_log" >&2
 exit "$code"

@@ -2,18 +2,18 @@
 #
 # Runs a command with AMQP_URL and DATABASE_URL set.
 #
-#   scripts/with-services.sh COMMAND...            starts the private servers for it where they
+#   scripts/with-services.sh COMMAND...            starts the private servers for it if they
 #                                                  don't run yet, and stops them afterwards
-#   scripts/with-services.sh --running COMMAND...  needs them running already
+#   scripts/with-services.sh --running COMMAND...  expects them to run already
 #
-# Where both variables are set, they are used as they are and nothing is started.
+# If both variables are set, they are used as they are and nothing is started.
 
 set -euo pipefail
 
 here=$(dirname -- "${BASH_SOURCE[0]}")
 readonly SERVICES=$here/services.sh
 readonly LOCAL=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$here/../.local}
-# There while the servers run because of this script, and not by `make services-up`.
+# Exists while the servers run because of this script, and not because of `make services-up`.
 readonly OURS=$LOCAL/started-by-make
 need_running=no
 if [[ ${1:-} == --running ]]; then
@@ -21,8 +21,8 @@ if [[ ${1:-} == --running ]]; then
     shift
 fi
 
-# Several commands may use the servers at once. Each holds this lock, shared; the last one out can
-# have it alone, and stops them.
+# Several commands may use the servers at once. Each holds this lock, shared; the last one to end
+# can get it exclusively, and stops them.
 start_servers() {
     mkdir -p "$LOCAL"
     exec 9>"$LOCAL/users.lock"
@@ -54,16 +54,16 @@ if [[ -z ${AMQP_URL:-} || -z ${DATABASE_URL:-} ]]; then
     set -a
     eval "$urls"
     set +a
-    # The private servers have only local receivers to serve.
+    # The private servers only have local receivers.
     export ALLOW_NETWORKS=${ALLOW_NETWORKS-127.0.0.0/8,::1}
 fi
 
-# In the background, so that a signal is passed on at once; with our standard input all the same.
-# Bash has SIGINT ignored in what it runs so; `env` undoes that.
+# In the background, so that a signal is passed on at once, but with our standard input. Bash makes
+# background commands ignore SIGINT; `env` undoes that.
 env --default-signal=INT "$@" 9>&- <&0 &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null || true' TERM
-# Ctrl-C reaches the child by itself, as it is in the terminal's process group.
+# Ctrl-C reaches the child anyway, since it is in the terminal's process group.
 trap : INT
 code=0
 while :; do

@@ -1,8 +1,8 @@
-//! The backlogs that there are: each is a queue of the broker's for what one receiver can't take now.
+//! The existing backlogs: each is a queue at the broker for what one receiver can't take now.
 //!
-//! A delivery enters a backlog through here, which sees to it that there is one. The keeper's thread
-//! makes them, tells the threads that consume them ([`crate::consumer`]), and removes those that have
-//! been empty for long. Which there are stands in PostgreSQL, so that a restarted process and other
+//! Before a delivery enters a backlog, this module makes sure that it exists. The keeper's thread
+//! creates backlogs, tells the threads that consume them ([`crate::consumer`]), and removes those that
+//! have been empty for long. The set of backlogs is in PostgreSQL, so that a restarted process and other
 //! instances find them.
 
 use std::cmp::Reverse;
@@ -24,39 +24,39 @@ mod keeper;
 pub use crate::store::Standing;
 pub use keeper::{Inbox, Keeper};
 
-/// How long a delivery waits for its backlog to be made: as long as PostgreSQL and RabbitMQ may take
-/// together. Where several receivers fail at once, they wait for one another.
+/// How long a delivery waits for the creation of its backlog: as long as PostgreSQL and RabbitMQ may
+/// take together. If several receivers fail at the same time, they wait for one another.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The most backlogs. Each costs the broker some hundred kilobytes, and a thousand of them a twentieth
-/// of a core while nothing happens.
+/// of a core when idle.
 const MOST: usize = 1_000;
 
 /// The number of an event queue, and a webhook.
 type Key = (usize, Uuid);
 
-/// The backlogs, as everybody uses them. Shared by all threads.
+/// The backlogs, shared by all threads.
 #[derive(Debug)]
 pub struct Backlogs {
     /// The names of the queues that events are published to.
     origins: Vec<String>,
-    /// The name of this process.
+    /// The id of this process.
     instance: String,
-    /// Those that deliveries can enter.
+    /// The backlogs that deliveries may enter.
     open: Mutex<HashSet<Key>>,
-    /// Those that there are.
+    /// The backlogs that exist.
     known: Mutex<HashMap<Key, Known>>,
     /// Moments count from here.
     start: Instant,
     requests: Sender<Request>,
-    /// For who consumes them, by queue.
+    /// For the consuming threads, by queue.
     news: Vec<Receiver<News>>,
 }
 
 /// What is known of a backlog.
 #[derive(Clone, Debug)]
 struct Known {
-    /// How many waited when they were counted.
+    /// How many deliveries waited at each count.
     depths: Depths,
     since: SystemTime,
     cause: String,
@@ -66,13 +66,14 @@ struct Known {
 /// The backlogs that hold something, for people.
 #[derive(Clone, Debug)]
 pub struct Longest {
-    /// How many these are.
+    /// How many backlogs hold something.
     pub filled: usize,
-    /// Of how many webhooks.
+    /// How many webhooks these belong to.
     pub webhooks: usize,
-    /// How many of these are meant.
+    /// How many of these webhooks match the search.
     pub matching: usize,
-    /// The first of them, those for which most waits first; each webhook's in the order of the queues.
+    /// The selected backlogs. The webhooks with most deliveries waiting come first; those of a webhook
+    /// are in the order of the queues.
     pub listed: Vec<Listed>,
 }
 
@@ -81,34 +82,34 @@ pub struct Longest {
 pub struct Listed {
     /// The queue that its events were published to.
     pub queue: String,
-    /// Whose deliveries wait.
+    /// The webhook whose deliveries wait.
     pub webhook: Uuid,
-    /// How many did when they were counted.
+    /// How many waited at each count.
     pub depths: Depths,
-    /// When now is, as the moments of `depths` count.
+    /// The present, on the time scale of `depths`.
     pub at: Moment,
-    /// Since when.
+    /// Since when it holds something.
     pub since: SystemTime,
     /// Why, as in the metrics.
     pub cause: String,
-    /// Until when at least, where that is known.
+    /// How long it waits at least, if that is known.
     pub until: Option<SystemTime>,
 }
 
-/// What who consumes backlogs is told.
+/// News for the threads that consume backlogs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// There is one.
+    /// A backlog exists.
     Opened(Uuid),
     /// It is gone.
     Removed(Uuid),
-    /// Whether its webhook gets its events now; none: it is deleted.
+    /// Whether its webhook gets its events; `None` if it is deleted.
     Standing(Uuid, Option<Standing>),
-    /// Some webhook has changed: its limits, perhaps.
+    /// Some webhook has changed, perhaps its limits.
     Changed,
 }
 
-/// What the keeper is asked for.
+/// A request to the keeper.
 #[derive(Debug)]
 enum Request {
     Open { key: Key, cause: &'static str, opened: Sender<bool> },
@@ -120,7 +121,7 @@ enum Request {
 }
 
 impl Backlogs {
-    /// None yet, and what its keeper needs of it.
+    /// No backlogs yet, and the keeper's part of the channels.
     #[must_use]
     pub fn new(config: &Config) -> (Self, keeper::Inbox) {
         let origins: Vec<String> = config.queues.iter().map(|queue| queue.name.clone()).collect();
@@ -138,20 +139,20 @@ impl Backlogs {
         (backlogs, keeper::Inbox { requests: inbox, news: tell })
     }
 
-    /// The name by which this process marks what it puts into backlogs.
+    /// The id by which this process marks what it puts into backlogs.
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.instance
     }
 
-    /// What has happened to the backlogs of a queue.
+    /// The news about the backlogs of a queue.
     #[must_use]
     pub fn news(&self, queue: usize) -> &Receiver<News> {
         &self.news[queue]
     }
 
-    /// Makes sure that a webhook has a backlog, to which deliveries can be published that are held back
-    /// for that reason. Waits for it. False: there can be none now, which is told in the log.
+    /// Makes sure that a webhook has a backlog which deliveries held back for this reason may enter, and
+    /// waits for that. False if there can be none now; the cause is in the log.
     #[must_use]
     pub fn make_sure(&self, queue: usize, webhook: Uuid, why: Held, shutdown: &Shutdown) -> bool {
         let key = (queue, webhook);
@@ -169,7 +170,7 @@ impl Backlogs {
         }
     }
 
-    /// Writes down why a backlog waits, and until when.
+    /// Records why a backlog waits, and until when.
     pub fn note(
         &self,
         queue: usize,
@@ -182,28 +183,28 @@ impl Backlogs {
         self.ask(Request::Note { key: (queue, webhook), cause, class, until });
     }
 
-    /// A backlog is not consumed before its webhook is resumed; which may have happened by now.
+    /// A backlog isn't consumed until its webhook is resumed, which may already have happened.
     pub fn is_paused(&self, webhook: Uuid) {
         self.ask(Request::Paused(webhook));
     }
 
-    /// A backlog was empty, and is not any more.
+    /// A backlog was empty and no longer is.
     pub fn restart(&self, queue: usize, webhook: Uuid) {
         self.ask(Request::Restart((queue, webhook)));
     }
 
-    /// A backlog has been empty for long, or its webhook is deleted: it is to be removed.
+    /// Asks for the removal of a backlog: it has been empty for long, or its webhook is deleted.
     pub fn remove(&self, queue: usize, webhook: Uuid) {
         self.ask(Request::Remove((queue, webhook)));
     }
 
-    /// A backlog's queue is no longer there.
+    /// A backlog's queue no longer exists.
     pub fn lost(&self, queue: usize, webhook: Uuid) {
         self.ask(Request::Lost((queue, webhook)));
     }
 
-    /// The backlogs that hold something, of those webhooks that `are_meant`: all of the `most` for which most
-    /// waits, and of those in `also`.
+    /// The backlogs that hold something, of the webhooks that `are_meant`: of the `most` webhooks with
+    /// most deliveries waiting, and of those in `also`.
     #[must_use]
     pub fn longest(
         &self,
@@ -244,8 +245,8 @@ impl Backlogs {
         Longest { filled, webhooks, matching, listed }
     }
 
-    /// By how many all backlogs of a queue together become more a second (fewer, below zero); and in how many
-    /// seconds the last of them is empty, at the pace of each. `None` while one does not shrink.
+    /// The growth of all backlogs of a queue together per second (negative if they shrink), and the
+    /// seconds until the last of them is empty, each at its own pace. `None` while one doesn't shrink.
     #[must_use]
     pub fn pace(&self, queue: usize) -> (f64, Option<f64>) {
         let known = self.known();
@@ -256,7 +257,7 @@ impl Backlogs {
         (growth, ends.and_then(|ends| ends.into_iter().reduce(f64::max)))
     }
 
-    /// The webhooks for which something waits.
+    /// The webhooks that have waiting deliveries.
     #[must_use]
     pub fn webhooks(&self) -> HashSet<Uuid> {
         let known = self.known();
@@ -265,7 +266,7 @@ impl Backlogs {
     }
 
     fn ask(&self, request: Request) {
-        // Nobody hears it at shutdown, and then the next start finds out.
+        // At shutdown nobody receives it; then the next start finds out.
         let _ = self.requests.send(request);
     }
 

@@ -1,7 +1,7 @@
-//! Configuration: environment variables, their flags, a file of them → [`Config`], with every check.
+//! Configuration: environment variables, their flags, or a file of them → [`Config`], with every check.
 //!
-//! One table (`SETTINGS`) makes the flags, the help and the names in errors, so that none of
-//! them can drift from another.
+//! The flags, the help and the names in errors come from one table (`SETTINGS`), so that they can't
+//! diverge.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -56,44 +56,45 @@ const SETTINGS: [Setting; 31] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
     setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
-    setting("QUEUE_TYPE", "", "TYPE", "What these queues are made as where they are not there yet: quorum or classic; by default, what the virtual host's default is"),
-    setting("PREFETCH_COUNT", "1", "N", "Messages that the broker hands a consumer ahead"),
+    setting("QUEUE_TYPE", "", "TYPE", "Type of the queues that do not exist yet: quorum or classic; by default, the virtual host's default type"),
+    setting("PREFETCH_COUNT", "1", "N", "Messages that RabbitMQ sends to a consumer before it has acked the earlier ones (prefetch)"),
     setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
-    setting("METRICS_HOSTS", "", "NAMES", "By which names browsers may ask for the status page, beside addresses, localhost and this machine's name, separated by commas"),
-    setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects for ever"),
+    setting("METRICS_HOSTS", "", "NAMES", "Host names by which browsers may request the status page, besides addresses, localhost and this machine's name, separated by commas"),
+    setting("AMQP_CONNECTION_ATTEMPTS", "3", "N", "Attempts to reach RabbitMQ at start; later it reconnects without limit"),
     setting("AMQP_RETRY_DELAY", "5s", "TIME", "Time between these attempts"),
-    setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; a last `repeat` starts over for ever"),
-    setting("REQUEST_TIMEOUT", "10s", "TIME", "One POST, from DNS to the last byte of the response; at most 10m"),
-    setting("CONNECT_TIMEOUT", "3s", "TIME", "Connecting to a receiver, to RabbitMQ or to PostgreSQL"),
-    setting("FANOUT_INLINE", "64", "N", "An event that more webhooks want is split: each delivery becomes a message of its own"),
+    setting("RETRY_SCHEDULE", "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h", "LIST", "Delays between the attempts of a delivery; with `repeat` at the end, the list starts over again and again"),
+    setting("REQUEST_TIMEOUT", "10s", "TIME", "Limit for one POST, from DNS to the last byte of the response; at most 10m"),
+    setting("CONNECT_TIMEOUT", "3s", "TIME", "Limit for connecting to a receiver, to RabbitMQ or to PostgreSQL"),
+    setting("FANOUT_INLINE", "64", "N", "An event for more webhooks than this is split: each delivery becomes a message of its own"),
     setting("CIRCUIT_BREAKER", "5,1s,5m", "LIST", "Failures in a row that open a receiver's circuit breaker, the shortest and the longest pause before it is probed; or `off`"),
-    setting("DELIVERY_MAX_AGE", "72h", "TIME", "An older delivery that would have to wait once more is dead-lettered"),
-    setting("DISABLE_AFTER", "off", "TIME", "A webhook whose deliveries have failed for so long without a success is disabled, such as 5d; or `off`"),
+    setting("DELIVERY_MAX_AGE", "72h", "TIME", "A delivery older than this is dead-lettered when it would have to wait again"),
+    setting("DISABLE_AFTER", "off", "TIME", "A webhook whose deliveries have failed for this long without a success is disabled, such as 5d; or `off`"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
-    setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that receivers get too, separated by commas; those of a trace they always get"),
+    setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that are forwarded to receivers, separated by commas; trace headers always are"),
     setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
-    setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx; by default, none but 410"),
+    setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is not retried but dead at once, such as 400,404,422 or 4xx; by default, only 410"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
     setting("DENY_NETWORKS", "", "CIDRS", "Networks that no webhook may reach, whatever else allows them, separated by commas"),
     setting("EGRESS_PROXY", "", "URL", "An HTTP proxy for requests to receivers, http://host:port or http://user:password@host:port; prefer the variable to the flag, which `ps` shows"),
-    setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to believe beside the bundled ones of Mozilla: receivers', RabbitMQ's, PostgreSQL's"),
-    setting("DIRECTORY_ENTRIES", "100000", "N", "Event types, and webhooks of waiting deliveries, that are remembered"),
+    setting("TLS_CA_FILE", "", "FILE", "Certificates (PEM) of CAs to trust besides Mozilla's bundled ones, for receivers, RabbitMQ and PostgreSQL"),
+    setting("DIRECTORY_ENTRIES", "100000", "N", "How many event types, and webhooks of waiting deliveries, are remembered"),
     setting("DATABASE_POOL_SIZE", "8", "N", "Connections to PostgreSQL"),
-    setting("DELIVERY_LOG", "failures", "WHAT", "What the table of delivery attempts holds, for `why` and `tail`: off, failures or all"),
-    setting("DELIVERY_LOG_BODY", "512", "BYTES", "How much of a failed answer is kept, there and with dead letters: so many bytes of its body, and its status line; 0 keeps neither"),
-    setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long an entry stays there"),
+    setting("DELIVERY_LOG", "failures", "WHAT", "What the delivery log holds, the table that `why` and `tail` read: off, failures or all"),
+    setting("DELIVERY_LOG_BODY", "512", "BYTES", "Bytes of a failed response's body that are kept, with its status line, in the delivery log and with dead letters; 0 keeps neither"),
+    setting("DELIVERY_LOG_KEEP", "7d", "TIME", "How long the delivery log keeps an entry"),
     setting("SHUTDOWN_TIMEOUT", "15s", "TIME", "How long a shutdown may take; at least REQUEST_TIMEOUT"),
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
 ];
 
-/// With the attempts of one event before it and the wait for a confirm, it must end within
-/// RabbitMQ's `consumer_timeout`, 30 minutes by default: what is taken back then is sent again.
+/// Together with the other attempts of its event and the wait for a confirm, a request must end within
+/// RabbitMQ's `consumer_timeout`, 30 minutes by default: a message that is taken back later is sent
+/// again.
 const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 
-/// Ten years: for who wants a delivery to go on for ever, or what was logged of it to stay.
+/// Ten years: for deliveries, or log entries, that should practically never expire.
 const LONGEST_AGE: Duration = Duration::from_secs(87_600 * 3_600);
 
-/// How long a problem may be, in characters: with what it quotes, a path perhaps.
+/// How long a problem may be, in characters, including what it quotes, such as a path.
 const MOST_PROBLEM: usize = 500;
 
 /// A setting that can't be used. Displays as one line that names the variable.
@@ -102,18 +103,18 @@ const MOST_PROBLEM: usize = 500;
 pub struct ConfigError {
     /// The environment variable.
     pub variable: &'static str,
-    /// What is wrong with it, without its value where that may hold a password.
+    /// What is wrong, without the value if that may contain a password.
     pub problem: String,
 }
 
-/// The capacity of a queue for which QUEUES gives none. A receiver that is 200 ms away then gets 160
-/// requests a second, and as much is free for others.
+/// The default capacity of a queue. A receiver that is 200 ms away then gets 160 requests per second,
+/// and as much is free for others.
 const CAPACITY: u16 = 64;
 
 /// Each request under way has a thread and a connection, and perhaps a channel.
 const MOST_CAPACITY: u16 = 1_024;
 
-/// A queue to consume, and what may be under way for it.
+/// A queue to consume, and its capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// The queue's name.
@@ -122,7 +123,7 @@ pub struct Queue {
     pub capacity: u16,
 }
 
-/// The whole configuration, checked.
+/// The whole, checked configuration.
 #[derive(Clone, Debug)]
 #[expect(
     missing_docs,
@@ -149,7 +150,7 @@ pub struct Config {
     pub forward_headers: Forwarding,
     pub max_response_bytes: u64,
     pub no_retry_status: Statuses,
-    /// Without DENY_NETWORKS.
+    /// Already without DENY_NETWORKS.
     pub allow_networks: AllowedNetworks,
     pub egress_proxy: Option<EgressProxy>,
     pub tls: Tls,
@@ -162,7 +163,7 @@ pub struct Config {
     pub rust_log: String,
 }
 
-/// The settings as given, by flag, file or environment, not yet read.
+/// The settings as given by flag, file or environment, before parsing.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     given: HashMap<&'static str, OsString>,
@@ -170,7 +171,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What is odd about how they were given, a line each.
+    /// Warnings about how they were given, one line each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -184,7 +185,7 @@ impl Settings {
         let queues = self.with("QUEUES", parse_queues)?;
         let request_timeout = self.time("REQUEST_TIMEOUT")?;
         let connect_timeout = match self.time("CONNECT_TIMEOUT")? {
-            // Nobody asked for the default: a shorter request shortens it.
+            // If only the default applies, a shorter request timeout shortens it.
             default if !self.given.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
             given => given,
         };
@@ -279,7 +280,7 @@ impl Settings {
             None => Ok(default()),
             Some(given) => given.to_str().ok_or_else(|| "is not UTF-8".to_owned()),
         };
-        // A problem may quote what a URL holds in percent-encoding: a line break, say.
+        // A problem may quote what is percent-encoded in a URL, such as a line break.
         text.and_then(|text| parse(text.trim())).map_err(|problem| ConfigError {
             variable,
             problem: shown::line(&problem, MOST_PROBLEM),
@@ -299,7 +300,7 @@ impl Settings {
         })
     }
 
-    /// A time of at most a day, which is more than most of them can mean.
+    /// A time of at most a day, more than most settings can mean.
     fn time(&self, variable: &'static str) -> Result<Duration, ConfigError> {
         self.time_up_to(variable, Duration::from_secs(86_400))
     }
@@ -327,7 +328,7 @@ impl Settings {
                 "MiB" => 1 << 20,
                 _ => return Err(usage()),
             };
-            // RabbitMQ itself takes messages of 128 MiB at most.
+            // RabbitMQ itself accepts messages of at most 128 MiB.
             number
                 .parse::<usize>()
                 .ok()
@@ -338,7 +339,7 @@ impl Settings {
     }
 }
 
-/// Names of hosts. Addresses need not be named.
+/// Host names. Addresses needn't be listed.
 fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     let check = |name: &str| {
@@ -375,7 +376,7 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
             if !seen.insert(name.clone()) {
                 let shown = quoted(&name);
                 return Err(format!(
-                    "{shown} stands twice: use `name=128` to let more be under way"
+                    "{shown} is listed twice: use `name=128` for a larger capacity"
                 ));
             }
             Ok(Queue { name, capacity })
@@ -383,31 +384,31 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
         .collect()
 }
 
-/// Whether we can name our own queues after this one, and bind them by it.
+/// Checks that our own queues can be named after this one and bound with its name.
 fn check_queue_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("a queue's name is missing: needs one name at least, as in a,b".to_owned());
     }
     let shown = quoted(name);
-    // AMQP allows 255 bytes, and `.retry` and the longest delay's name are added to it.
+    // AMQP allows 255 bytes; `.retry` and the name of the longest delay are appended.
     if name.len() > 200 || name.chars().any(char::is_control) {
         return Err(format!("{shown} is longer than 200 bytes or has a control character"));
     }
     if name.contains(['*', '#']) {
-        return Err(format!("{shown} has a `*` or `#`, which a topic binding can't be made of"));
+        return Err(format!("{shown} has a `*` or `#`, which is a wildcard in a topic binding"));
     }
     let taken = [".retry", ".dead"].iter().any(|suffix| name.ends_with(suffix));
     if taken || name.starts_with("webhooks.wait.") || name.starts_with("amq.") {
-        return Err(format!("{shown} is a name that the notifier or the broker keeps for itself"));
+        return Err(format!("{shown} is reserved for the notifier or the broker"));
     }
     Ok(())
 }
 
-/// Libraries that print passwords, URLs or parameters where they may say more than warnings.
+/// Libraries that print passwords, URLs or parameters at levels below warn.
 const TALKATIVE: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "ureq_proto"];
 
-/// `level` or `module=level`, separated by commas: what env_logger reads, without what it would
-/// ignore silently.
+/// `level` or `module=level`, separated by commas: the syntax of env_logger, but errors where it would
+/// silently ignore something.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     for part in text.split(',') {
         let (module, level) = match part.trim().rsplit_once('=') {
@@ -419,8 +420,8 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
             return Err(format!("{shown} is not one of off, error, warn, info, debug, trace"));
         };
         let Some(module) = module else { continue };
-        // env_logger takes each for the beginning of a name, whatever it is, and what follows a
-        // slash for a pattern: `ureq:` or `ureq/x` would be ureq all the same.
+        // env_logger treats each as a prefix, and what follows a slash as a pattern: `ureq:` or `ureq/x`
+        // would be ureq all the same.
         let is_name = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };

@@ -1,11 +1,10 @@
-//! One lane: connect, consume, settle, reconnect; for ever, until shutdown.
+//! One lane: connect, consume, settle, reconnect, until shutdown.
 //!
-//! (amiquip is named here and in [`crate::broker`] only.) A lane owns its connection, and each
-//! consumer of the lane a channel of it and a thread. It has one consumer while that is enough, and
-//! more while messages wait for receivers that take their time: the lane's own thread looks after
-//! that ([`crate::domain::growth`]). The consumers run in scoped threads that end before the
-//! connection does, so an ack can't reach a later connection, where the same number means another
-//! message.
+//! (Only this module and [`crate::broker`] use amiquip.) A lane owns its connection; each of its
+//! consumers has a channel of it and a thread. There is one consumer while that is enough, and more
+//! while messages wait for slow receivers: the lane's own thread sees to that
+//! ([`crate::domain::growth`]). The consumers run in scoped threads that end before the connection does.
+//! So an ack can't reach a later connection, where the same tag means another message.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +36,7 @@ use crew::{Crew, Post};
 use relief::Returned;
 use window::Window;
 
-/// A connection that lived this long was a good one: the next failure starts a new backoff.
+/// A connection that lasted this long was good: the next failure starts a new backoff.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 
 /// What a lane needs.
@@ -47,15 +46,15 @@ pub struct Context {
     pub config: Arc<Config>,
     /// Settles the messages.
     pub pipeline: Arc<Pipeline>,
-    /// Says when the lane consumes.
+    /// Shows whether the lane consumes.
     pub metrics: Arc<Metrics>,
-    /// Take over from a consumer that is stuck, and make the requests of backlogs.
+    /// Take over from stuck consumers, and make the requests of backlogs.
     pub workers: Workers,
-    /// Say when a backlog's first message may begin.
+    /// Decide when a backlog's first message may begin.
     pub receivers: Arc<Receivers>,
-    /// Which backlogs there are.
+    /// The backlogs that exist.
     pub backlogs: Arc<Backlogs>,
-    /// Whether the queues are there.
+    /// The state of the queues.
     pub objects: Arc<Objects>,
     /// Ends the lane.
     pub shutdown: Shutdown,
@@ -63,18 +62,18 @@ pub struct Context {
     pub jitter: fn() -> f64,
 }
 
-/// Why a session (one connection's life), or a consumer in it, ended.
+/// Why a session (the life of one connection), or a consumer in it, ended.
 #[derive(Debug)]
 enum Ended {
-    /// Shutdown, or another consumer of the lane ended.
+    /// Shutdown, or another consumer of the lane has ended.
     Asked,
     /// The lane has more consumers than it needs.
     Surplus,
     /// A message had to be handed back.
     Missing(Missing),
-    /// RabbitMQ has ended the consumer. The connection and the channel are there.
+    /// RabbitMQ ended the consumer. The connection and the channel are still there.
     Cancelled,
-    /// The connection, the channel or the consumer was lost; in words.
+    /// The connection, the channel or the consumer was lost: the error.
     Lost(String),
 }
 
@@ -88,17 +87,17 @@ pub fn run(context: &Context, lane: &Arc<Lane>) {
     }
 }
 
-/// One session after another, until shutdown. Each knows why there was none before it, as far as that
-/// was told, and ends this trouble when it consumes.
+/// Runs one session after another until shutdown. Each gets the causes that were logged while there was
+/// none, and ends them when it consumes.
 fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Causes) -> Ended) {
     let mut backoff = Backoff::default();
     let mut missing = None;
-    // One line for each cause, not one for each attempt.
+    // Each cause is logged once, not once per attempt.
     let mut causes = Causes::default();
     while !context.shutdown.is_requested() {
         let started = Instant::now();
-        // What can't be settled is not consumed: it would only go back and forth. (Whether confirms
-        // come is known only by publishing, so that is looked at after they failed to.)
+        // While messages can't be settled none is consumed: they would only go back and forth. (Whether
+        // confirms arrive is known only by publishing, so that is checked only after a failure.)
         missing = context.pipeline.missing(missing.as_ref());
         let (ended, lasted) = match &missing {
             Some(missing) => (Ended::Missing(missing.clone()), Duration::ZERO),
@@ -118,8 +117,8 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
             Ended::Cancelled => (
                 Interruption::Broker,
                 format!(
-                    "RabbitMQ cancelled the consumer: if nobody has deleted its queue and made it anew, a \
-                     message was not acked in time; {RAISE_IT}"
+                    "RabbitMQ cancelled the consumer. If nobody has deleted its queue and created it \
+                     again, a message was not acked in time: {RAISE_IT}"
                 ),
             ),
             Ended::Lost(problem) => (Interruption::Broker, problem),
@@ -136,7 +135,7 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
     }
 }
 
-/// One connection's life.
+/// The life of one connection.
 fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
     let Context { config, shutdown, .. } = context;
     let opened = Link::open(&config.amqp, config.connect_timeout, shutdown);
@@ -148,7 +147,7 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
         return Ended::Lost(error.to_string());
     }
     match crew::run(context, lane, &mut link, causes) {
-        // Without its queue, or where RabbitMQ is 4.3 or newer, with it.
+        // Because the queue was deleted, or with RabbitMQ 4.3 or newer also with the queue in place.
         Ended::Cancelled => match link.queue_messages(&lane.queue, shutdown) {
             Ok(Some(_)) => {
                 link.close();
@@ -168,7 +167,7 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
     }
 }
 
-/// One consumer: takes messages one by one, until it is asked to end or loses its channel.
+/// One consumer: takes messages one by one until it is asked to end or loses its channel.
 fn consume(
     crew: &Crew<'_>,
     channel: &Channel,
@@ -193,11 +192,11 @@ fn consume(
     let (ended, back) =
         Consuming { crew, post, consumer: &consumer, window, returned, surplus, back: Vec::new() }
             .run();
-    // Cancel first: what is handed back while we consume would come straight to us again.
+    // Cancel first: messages handed back while we consume would be delivered to us again.
     kill.guard_shared(ending, || {
         let waiting = cancel(&consumer);
         for delivery in back.into_iter().chain(waiting) {
-            // Fails on a lost connection, where the broker has requeued it already.
+            // Fails if the connection is lost; then the broker has requeued it already.
             let _ = consumer.nack(delivery, true);
             context.pipeline.tally().handed_back();
         }
@@ -206,22 +205,22 @@ fn consume(
     ended
 }
 
-/// A consumer at work.
+/// A running consumer.
 struct Consuming<'a> {
     crew: &'a Crew<'a>,
     post: &'a Post,
     consumer: &'a Consumer<'a>,
     window: Window<'a>,
-    /// What others have done with messages of this consumer.
+    /// Messages of this consumer that others have settled.
     returned: &'a Receiver<Returned>,
-    /// It is one too many.
+    /// Fires if this consumer is surplus.
     surplus: &'a Shutdown,
-    /// What could not be settled.
+    /// Messages that couldn't be settled.
     back: Vec<amiquip::Delivery>,
 }
 
 impl Consuming<'_> {
-    /// Consumes; returns why that ended, and what has to go back to the broker.
+    /// Consumes. Returns why that ended, and the messages that have to go back to the broker.
     fn run(mut self) -> (Ended, Vec<amiquip::Delivery>) {
         let mut cancelled = false;
         let mut ended = self.take_messages();
@@ -229,7 +228,7 @@ impl Consuming<'_> {
             cancelled = true;
             ended = self.leave();
         }
-        // Whoever took over from here finishes, too: a message must not outlive its connection.
+        // Threads that took over messages finish too: a message must not outlive its connection.
         self.wait_for_reliefs();
         let Self { window, mut back, .. } = self;
         match ended {
@@ -275,7 +274,7 @@ impl Consuming<'_> {
         }
     }
 
-    /// The next message; before it, whatever can be acked is.
+    /// Acks what can be acked, and returns the next message.
     fn next_message(&mut self) -> Result<ConsumerMessage, Ended> {
         let Crew { context: Context { shutdown, .. }, ending, .. } = self.crew;
         loop {
@@ -287,14 +286,14 @@ impl Consuming<'_> {
             if let Ok(message) = self.consumer.receiver().try_recv() {
                 return Ok(message);
             }
-            // Nothing to do but wait, and nothing to wait for with the acks.
+            // There is nothing to do but wait, so nothing to delay the acks for.
             self.window.ack()?;
             if !self.window.is_full() {
                 self.post.progress().ends();
             }
-            // A queue that holds more hands out the next message within microseconds of the ack. A
-            // receiver on its own looks out for it that long before its thread sleeps, and `select!`
-            // doesn't: to be woken costs as much again as to receive.
+            // From a queue that holds more, the next message arrives within microseconds after the ack.
+            // `recv_timeout` spins that long before the thread sleeps, but `select!` doesn't; and waking
+            // a thread costs as much as receiving a message.
             if let Ok(message) = self.consumer.receiver().recv_timeout(Duration::ZERO) {
                 return Ok(message);
             }
@@ -323,7 +322,7 @@ impl Consuming<'_> {
         }
     }
 
-    /// Takes back what others have settled.
+    /// Takes back messages that others have settled.
     fn take_returned(&mut self) -> Result<(), Ended> {
         while let Ok(returned) = self.returned.try_recv() {
             self.take(Some(returned))?;
@@ -350,8 +349,8 @@ impl Consuming<'_> {
         }
     }
 
-    /// Takes no more than it has been given, and settles that: handing it back would count as a
-    /// redelivery. At shutdown, and where one could not be settled, the others go back.
+    /// Accepts no more messages and settles those it has: handing them back would count as redeliveries.
+    /// At shutdown, and after a message couldn't be settled, the rest goes back.
     fn leave(&mut self) -> Ended {
         let mut ended = Ended::Surplus;
         let Crew { kill, ending, .. } = self.crew;
@@ -370,16 +369,16 @@ impl Consuming<'_> {
 
     fn wait_for_reliefs(&mut self) {
         self.post.closes();
-        // Each is over once it has settled the one message that it is at.
+        // Each ends once it has settled its current message.
         while self.post.has_reliefs() {
-            // What else it may say is no news to somebody who is leaving.
+            // Anything else it may report doesn't matter to a consumer that is ending.
             let _ = self.take(self.returned.recv().ok());
         }
     }
 }
 
-/// A channel or connection that RabbitMQ has closed. Up to 4.2 it closes the channel where a message was not acked in
-/// time, and later it cancels the consumer.
+/// RabbitMQ closed a channel or connection. Up to version 4.2 it closes the channel if a message isn't
+/// acked in time; newer versions cancel the consumer.
 fn closed(error: &amiquip::Error) -> Ended {
     let error = error.to_string();
     match error.contains("delivery acknowledgement") {

@@ -1,10 +1,8 @@
-//! The operator's way back: what lies in the dead-letter queues and in `webhooks.orphaned`, replayed or
-//! purged.
+//! Reads, replays and purges the dead-letter queues and `webhooks.orphaned`.
 //!
-//! A dead letter leaves its queue by an ack, and never before the broker has confirmed the message
-//! that carries it on. So a replay that is interrupted, by whatever and wherever, loses nothing:
-//! what it had not come to is still dead, and at most one batch of [`broker::BATCH`] is both dead
-//! and on its way.
+//! A dead letter leaves its queue by an ack, and never before the broker has confirmed the message that
+//! replaces it. So an interrupted replay loses nothing, whatever interrupts it: dead letters that it
+//! hadn't reached are still dead, and at most one batch of [`broker::BATCH`] is both dead and replayed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -22,47 +20,49 @@ use crate::domain::event::{Event, Malformed, account_of};
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Standing, Store, StoreError};
 
-/// RabbitMQ takes each look at a dead letter for a failed delivery, and its queue may drop it after some:
-/// after 20 on RabbitMQ 4, where nobody set another limit. Each look makes copies of some, so that it hardly
-/// comes to this many; if it does (they are large, or looks were interrupted), all are copied
+/// The number of looks at which dead letters are replaced by copies.
+///
+/// RabbitMQ counts each look at a dead letter as a failed delivery, and may drop it after some: after 20
+/// on RabbitMQ 4, unless somebody set another limit. Each look replaces some by copies, so that they
+/// rarely reach this number; large ones may, or after interrupted looks.
 const MANY_LOOKS: i64 = 12;
 
-/// that had at least this many.
+/// If one in a queue has reached [`MANY_LOOKS`], all that were looked at at least this often are replaced.
 const SOME_LOOKS: i64 = 6;
 
 /// The dead letters that a command is about.
 #[derive(Clone, Copy, Debug)]
 pub struct DeadLetterScope<'a> {
-    /// Where the broker is.
+    /// The broker's address, among others.
     pub config: &'a Config,
     /// The queues that the events were published to.
     pub queues: &'a [String],
-    /// Also what is orphaned of other queues.
+    /// Whether to include what is orphaned of other queues.
     pub any_orphaned: bool,
-    /// Which of their dead letters.
+    /// Selects among their dead letters.
     pub selection: &'a Selection,
-    /// At most so many; of a replay, what stays does not count.
+    /// The most dead letters to act on; in a replay, those that stay don't count.
     pub limit: u64,
     /// Ends waiting for the broker.
     pub shutdown: &'a Shutdown,
 }
 
-/// Why a command could not be carried out, or not to its end.
+/// Why a command couldn't be completed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
-    /// The broker; what was not yet replayed or purged is still there.
+    /// The broker failed; what wasn't replayed or purged yet is still there.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// PostgreSQL; what was not yet replayed is still there.
-    #[error("which webhooks are disabled or deleted can't be known: {0}")]
+    /// PostgreSQL failed; what wasn't replayed yet is still there.
+    #[error("it is not known which webhooks are disabled or deleted: {0}")]
     Store(#[from] StoreError),
     /// There is no such dead-letter queue.
     #[error(
         "{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues). If it had one, \
-         somebody has deleted that, with what lay in it"
+         somebody has deleted it with the dead letters in it"
     )]
     NoQueue(String),
-    /// Not all that is there was seen.
+    /// Not everything was seen.
     #[error(
         "{queue:?} has {count} more dead letters that could not be seen: does another command look \
          at them? If not, try again"
@@ -70,7 +70,7 @@ pub enum DeadLetterError {
     Withheld {
         /// The queue that the events were published to.
         queue: String,
-        /// How many, by the broker's count.
+        /// How many weren't seen, by the broker's count.
         count: u64,
     },
 }
@@ -78,24 +78,24 @@ pub enum DeadLetterError {
 /// What a replay did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// On their way again.
+    /// Replayed.
     pub replayed: u64,
-    /// Left where they are: malformed still.
+    /// Not replayed: still malformed.
     pub malformed: u64,
-    /// Left where they are: their webhook is disabled, and nobody would get them.
+    /// Not replayed: their webhook is disabled, so nobody would get them.
     pub disabled: u64,
-    /// These webhooks.
+    /// The disabled webhooks.
     pub disabled_webhooks: BTreeSet<Uuid>,
-    /// Left where they are: their webhook is deleted.
+    /// Not replayed: their webhook is deleted.
     pub deleted: u64,
-    /// Left where they are: there is no queue to replay them to.
+    /// Not replayed: the queue to replay them to is missing.
     pub stranded: u64,
-    /// The queues that there are not.
+    /// The missing queues.
     pub missing: BTreeSet<String>,
 }
 
 impl Replayed {
-    /// How many were looked at.
+    /// How many were considered.
     #[must_use]
     pub fn all(&self) -> u64 {
         self.replayed + self.malformed + self.disabled + self.deleted + self.stranded
@@ -105,37 +105,37 @@ impl Replayed {
 /// What was done with a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
-    /// It was looked at, and stays.
+    /// It was shown and stays.
     Looked,
-    /// Nothing could be done; it stays.
+    /// Nothing could be done, so it stays.
     Nothing,
-    /// It is on its way, or not wanted any more: it goes.
+    /// It was replayed or is unwanted, so it is removed.
     Removed,
 }
 
-/// Queues of which the dead letters were looked at so often that RabbitMQ might drop them.
+/// Queues whose dead letters were looked at so often that RabbitMQ might soon drop them.
 #[derive(Debug)]
 #[must_use = "they have to be copied"]
-pub struct Weary<'a>(Vec<Place<'a>>);
+pub struct ToRenew<'a>(Vec<Place<'a>>);
 
-impl Weary<'_> {
+impl ToRenew<'_> {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Replaces what was looked at often by copies at the end of its queue. That takes seconds for some ten
-    /// thousand. It may be interrupted at any point, and the next look goes on with it.
+    /// Replaces dead letters that were looked at often by copies at the end of their queue. That takes
+    /// seconds for some ten thousand. It may be interrupted at any point; the next look continues.
     ///
     /// # Errors
-    /// [`DeadLetterError`]. Nothing is lost then.
+    /// [`DeadLetterError`]. Nothing is lost.
     pub fn renew(self, scope: DeadLetterScope<'_>) -> Result<(), DeadLetterError> {
         self.0.into_iter().try_for_each(|place| renew(scope, place))
     }
 }
 
-/// Shows each dead letter, and the message it is, to `each`.
+/// Shows each dead letter and its message to `each`.
 ///
 /// # Errors
 /// [`DeadLetterError`].
@@ -146,21 +146,21 @@ pub fn look(
     look_first(scope, each)?.renew(scope)
 }
 
-/// The same for whoever has something to say before copies are made.
+/// The same, for callers that print something before copies are made.
 ///
 /// # Errors
 /// [`DeadLetterError`].
 pub fn look_first<'a>(
     scope: DeadLetterScope<'a>,
     mut each: impl FnMut(DeadLetter, &Message),
-) -> Result<Weary<'a>, DeadLetterError> {
+) -> Result<ToRenew<'a>, DeadLetterError> {
     walk(scope, |chosen, most| {
         let chosen = chosen.into_iter().take(most);
         Ok(chosen.map(|(letter, message)| each(letter, message)).map(|()| Done::Looked).collect())
     })
 }
 
-/// How many there are.
+/// How many dead letters there are.
 ///
 /// # Errors
 /// [`DeadLetterError`].
@@ -170,20 +170,20 @@ pub fn count(scope: DeadLetterScope<'_>) -> Result<u64, DeadLetterError> {
     Ok(count)
 }
 
-/// Sends dead letters on their way again: deliveries to their webhook, with the retry schedule from
-/// its start; events that were malformed and no longer are (perhaps MAX_EVENT_BYTES was raised)
-/// back to their queue. What nobody would get, because its webhook is disabled or deleted, stays.
-/// With `dry_run` all of it stays. `progress` hears what has been done so far.
+/// Replays dead letters: deliveries to their webhook, with the retry schedule from its start; events
+/// that were malformed and no longer are (MAX_EVENT_BYTES may have been raised), to their queue. Dead
+/// letters that nobody would get, because the webhook is disabled or deleted, stay. With `dry_run` all
+/// of them stay. `progress` gets the counts so far.
 ///
 /// # Errors
-/// [`DeadLetterError`]. Nothing is lost then; see the module.
+/// [`DeadLetterError`]. Nothing is lost; see the module.
 pub fn replay_all(
     scope: DeadLetterScope<'_>,
     store: &Store,
     dry_run: bool,
     mut progress: impl FnMut(&Replayed),
 ) -> Result<Replayed, DeadLetterError> {
-    // A connection of its own: a broker with an alarm stops reading from those that publish, and
+    // A separate connection: a broker with an alarm stops reading from connections that publish, and
     // acks have to get through.
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
     let mut done = Replayed::default();
@@ -247,7 +247,7 @@ pub fn replay_all(
     Ok(done)
 }
 
-/// Deletes dead letters, for good. `progress` hears how many so far.
+/// Deletes dead letters for good. `progress` gets the count so far.
 ///
 /// # Errors
 /// [`DeadLetterError`]; what was not yet deleted is still there.
@@ -269,9 +269,9 @@ pub fn purge(
 /// A queue that holds dead letters.
 #[derive(Clone, Copy, Debug)]
 enum Place<'a> {
-    /// Those of this queue.
+    /// The dead-letter queue of this queue.
     Dead(&'a str),
-    /// Those of all queues that no other queue took.
+    /// `webhooks.orphaned`, for all queues.
     Orphaned,
 }
 
@@ -290,7 +290,7 @@ impl Place<'_> {
             Self::Orphaned => DeadLetter::read_orphaned(properties, headers),
         };
         if letter.last_error.is_none() {
-            // Somebody else has put it there, RabbitMQ perhaps.
+            // Somebody else put it there, perhaps RabbitMQ.
             let read = Event::read(properties, &message.body, max_event_bytes, || "any".to_owned());
             letter.last_error = read.err().map(|malformed| malformed.to_string());
         }
@@ -308,16 +308,16 @@ impl Place<'_> {
     }
 }
 
-/// Shows the chosen dead letters of each queue to `act`, some at a time, with how many of them it may do
-/// something with. It says what it did with each, or with the first of them.
+/// Shows the selected dead letters of each queue to `act`, some at a time, with the number it may act
+/// on. It returns what it did with each, or with the first of them.
 fn walk<'a>(
     scope: DeadLetterScope<'a>,
     mut act: impl FnMut(Vec<(DeadLetter, &Message)>, usize) -> Result<Vec<Done>, DeadLetterError>,
-) -> Result<Weary<'a>, DeadLetterError> {
+) -> Result<ToRenew<'a>, DeadLetterError> {
     let mut left = scope.limit;
-    let mut weary = Vec::new();
+    let mut to_renew = Vec::new();
     let mut missing = Vec::new();
-    // The queues of which there is something in `webhooks.orphaned`.
+    // The queues that have something in `webhooks.orphaned`.
     let mut stranded = HashSet::new();
     let places = scope.queues.iter().map(|queue| Place::Dead(queue)).chain([Place::Orphaned]);
     for place in places {
@@ -355,13 +355,13 @@ fn walk<'a>(
             })
         });
         match (browsed, place) {
-            (Ok(looks), _) if looks >= MANY_LOOKS => weary.push(place),
+            (Ok(looks), _) if looks >= MANY_LOOKS => to_renew.push(place),
             (Ok(_), _) => {}
             (Err(DeadLetterError::NoQueue(queue)), Place::Dead(_)) => missing.push(queue),
-            // Made by the first notifier of this version.
+            // The first notifier of this version creates it.
             (Err(DeadLetterError::NoQueue(_)), Place::Orphaned) => {}
             (Err(error), _) => {
-                // What can't be seen to its end would never be.
+                // Otherwise a queue that is never browsed completely would never be renewed.
                 if looks >= MANY_LOOKS && !scope.shutdown.is_requested() {
                     renew(scope, place)?;
                 }
@@ -372,14 +372,14 @@ fn walk<'a>(
             break;
         }
     }
-    // Of a queue that is no longer consumed there may still be something.
+    // Something may remain of a queue that is no longer consumed.
     match missing.into_iter().find(|queue| left > 0 && !stranded.contains(queue)) {
         Some(queue) => Err(DeadLetterError::NoQueue(queue)),
-        None => Ok(Weary(weary)),
+        None => Ok(ToRenew(to_renew)),
     }
 }
 
-/// Returns how often what is still there was looked at before, at most.
+/// Returns how often the remaining messages were looked at before, at most.
 fn browse(
     scope: DeadLetterScope<'_>,
     place: Place<'_>,
@@ -401,10 +401,10 @@ fn browse(
     }
 }
 
-/// Replaces dead letters that were looked at often by copies at the end of their queue; these come by once
-/// more, and stay.
+/// Replaces dead letters that were looked at often by copies at the end of their queue. The copies are
+/// browsed once more, and stay.
 fn renew(scope: DeadLetterScope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
-    // An interruption comes between two batches: one that is cut would be in the queue twice.
+    // Interruptions happen between two batches: a batch cut in two would be in the queue twice.
     let (_never, uninterrupted) = shutdown::channel();
     let mut batches = Batches::open(scope.config, &uninterrupted)?;
     let queue = place.queue();
@@ -423,7 +423,7 @@ fn renew(scope: DeadLetterScope<'_>, place: Place<'_>) -> Result<(), DeadLetterE
     Ok(())
 }
 
-/// The message by which a dead letter comes back.
+/// The message that replays a dead letter.
 fn returning(
     message: &Message,
     queue: &str,

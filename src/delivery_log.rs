@@ -1,9 +1,9 @@
-//! The delivery log: who tells what happened to a delivery never waits for PostgreSQL.
+//! The delivery log: recording what happens to deliveries never waits for PostgreSQL.
 //!
-//! The pipeline leaves an entry in a bounded channel and goes on. A thread of its own writes what it
-//! finds there, many entries at a time, over a connection of its own. Where PostgreSQL is away, it
-//! keeps what there is room for; what is too much is dropped and counted. The log tells what
-//! happened and decides nothing, so nothing is lost with it but the telling.
+//! The pipeline puts an entry into a bounded channel and goes on. A separate thread writes entries in
+//! batches, on its own connection. While PostgreSQL is away, entries are kept as far as there is room;
+//! the rest is dropped and counted. The log only records and decides nothing, so nothing else is lost
+//! with an entry.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -22,34 +22,35 @@ use crate::metrics::LogRows;
 use crate::shutdown::Shutdown;
 use crate::store::{LogSession, PRUNE_CHUNK, Store, StoreError, Unwritten};
 
-/// Entries that may wait for the thread: over a second's worth at the rate at which it writes them,
-/// and a few MiB, or ten where receivers have much to say; boxed, since the channel has a place for each from the start.
+/// How many entries may wait for the thread: over a second's worth at its rate, and a few MiB, or ten if
+/// receivers' answers are long. They are boxed because the channel reserves a place for each from the
+/// start.
 const MOST_WAITING: usize = 8_192;
 
-/// Entries that are written together. More make it no faster.
+/// How many entries are written together. More make it no faster.
 const BATCH: usize = 512;
 
 /// How long the first entry of a batch waits for others: what `tail` shows is that old.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// How often the thread looks around while there is nothing to write.
+/// How often the thread checks what is due while there is nothing to write.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long the connection is kept for nothing: it costs PostgreSQL a process.
+/// How long an idle connection is kept: it costs PostgreSQL a process.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often old entries are looked for.
+/// How often old entries are searched for.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long the log must have had no gap before we say so, and how soon we look again whether old
-/// entries can be deleted.
+/// How long the log must have no gaps before that is logged, and how soon deleting old entries is tried
+/// again after a failure.
 const CALM: Duration = Duration::from_secs(5);
 
-/// How long the last entries may take to be written when everything else has ended: less than the
+/// How long the last entries may take to be written after everything else has ended: less than the
 /// process waits for its last threads.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Where it is told what happened to deliveries. Never waits.
+/// Records what happens to deliveries. Never waits.
 #[derive(Debug)]
 pub struct DeliveryLog {
     extent: Extent,
@@ -65,16 +66,16 @@ pub struct Writer {
     keep: Duration,
     rows: LogRows,
     jitter: fn() -> f64,
-    /// Entries that could not be written yet.
+    /// Entries that couldn't be written yet.
     batch: Vec<LogEntry>,
     gaps: Gaps,
     prune_at: Instant,
-    /// Why the last chunk could not be deleted.
+    /// Why the last chunk couldn't be deleted.
     not_pruned: Option<StoreError>,
     used: Instant,
 }
 
-/// Makes both ends of the log; there is nothing to run where it is off.
+/// Creates both ends of the log. If it is off, there is nothing to run.
 #[must_use]
 pub fn open(
     config: &Config,
@@ -103,14 +104,14 @@ pub fn open(
 }
 
 impl DeliveryLog {
-    /// Something happened to a delivery of an event from `queue`.
+    /// Records what happened to a delivery of an event from `queue`.
     pub fn record(&self, queue: &str, delivery: &Delivery, happened: Happened) {
         if self.extent.includes(&happened, delivery) {
             self.leave(LogEntry::of(&happened, queue, delivery, unix_millis()));
         }
     }
 
-    /// No webhook wants this event from `queue`.
+    /// Records that no webhook wants this event from `queue`.
     pub fn record_unmatched(&self, queue: &str, event: &Event) {
         if self.extent == Extent::All {
             self.leave(LogEntry::unmatched(queue, event, unix_millis()));
@@ -125,7 +126,7 @@ impl DeliveryLog {
 }
 
 impl Writer {
-    /// Writes and prunes until `stop`, and then what is left, within two seconds.
+    /// Writes and prunes until `stop`, and then writes the rest within two seconds.
     pub fn run(mut self, stop: &Shutdown) {
         let mut backoff = Backoff::default();
         while !stop.is_requested() {
@@ -153,14 +154,14 @@ impl Writer {
         }
     }
 
-    /// Waits for entries, and a little longer for some more.
+    /// Waits for entries, and a little longer for more.
     fn gather(&mut self, stop: &Shutdown) {
         if self.batch.is_empty() {
             select! {
                 recv(stop.receiver()) -> _ => return,
                 recv(self.entries) -> entry => match entry {
                     Ok(entry) => self.batch.push(*entry),
-                    // Nobody is left to tell anything.
+                    // Nobody is left to send entries.
                     Err(_) => {
                         let _ = stop.wait(TICK);
                         return;
@@ -179,13 +180,13 @@ impl Writer {
         self.fill();
     }
 
-    /// Takes what is there, as far as it fits.
+    /// Takes the entries that are there, as far as there is room.
     fn fill(&mut self) {
         let room = BATCH.saturating_sub(self.batch.len());
         self.batch.extend(self.entries.try_iter().take(room).map(|entry| *entry));
     }
 
-    /// Writes the batch. What is left of it is worth another attempt.
+    /// Writes the batch. What remains of it is worth another attempt.
     fn write(&mut self) -> Result<(), StoreError> {
         let batch = mem::take(&mut self.batch);
         let count = batch.len() as u64;
@@ -206,8 +207,8 @@ impl Writer {
         }
     }
 
-    /// Deletes some of what is too old, when it is time to. Where there may be more of it, it is
-    /// time again soon: what comes in must not be faster than what goes.
+    /// Deletes some old entries if that is due. If there may be more, it is due again soon: entries must
+    /// not come faster than they go.
     fn prune(&mut self) {
         if Instant::now() < self.prune_at {
             return;
@@ -223,12 +224,12 @@ impl Writer {
     }
 }
 
-/// Says when the log begins to have gaps, for each new cause, and when that is over: one line each.
+/// Logs when the log begins to have gaps, for each new cause, and when that is over: one line each.
 #[derive(Debug, Default)]
 struct Gaps {
-    /// How many entries were dropped when it was last looked at.
+    /// How many entries were dropped at the last check.
     dropped: u64,
-    /// Since it was said: how many were dropped before, and when it was last so.
+    /// Set while gaps are reported: how many were dropped before, and when the last gap was.
     reported: Option<(u64, Instant)>,
     causes: Causes,
 }
@@ -236,8 +237,8 @@ struct Gaps {
 impl Gaps {
     fn report(&mut self, dropped: u64, error: Option<&StoreError>) {
         let before = mem::replace(&mut self.dropped, dropped);
-        // While PostgreSQL is only away, entries wait for it; so they do while it can't write, which is
-        // told all the same.
+        // While PostgreSQL is only away, entries wait for it. They also do while it can't write, but
+        // that is logged.
         let is_so = dropped > before
             || error.is_some_and(|error| !matches!(error, StoreError::Unavailable(_)));
         if is_so {

@@ -1,14 +1,14 @@
-//! Who wants an event? Answered from memory, as long as it is certain that nothing has changed.
+//! Answers which webhooks want an event: from memory, as long as nothing can have changed.
 //!
-//! The directory remembers PostgreSQL's answers, and its thread listens for the table's changes: at
-//! each, what that may have made untrue is forgotten. Subscribers are told of changes of webhooks, and of
-//! backlogs and instances (of which it remembers nothing). Three rules say what a look-up may rely on
-//! (`Trust`):
+//! The directory remembers PostgreSQL's answers, and its thread listens for changes of the table. At
+//! each change it forgets what may have become invalid. Subscribers are notified of changes of webhooks,
+//! and of backlogs and instances (of which it remembers nothing). What a look-up may rely on (`Trust`)
+//! follows three rules:
 //!
-//! - While listening works, what is remembered is true.
+//! - While listening works, what is remembered is valid.
 //! - While it doesn't, every look-up asks PostgreSQL.
-//! - While PostgreSQL is away altogether, what was known last serves: nobody can change what nobody
-//!   can reach. What is not known has to wait.
+//! - While PostgreSQL is away altogether, the last known answers are used: nobody can change a table
+//!   that nobody can reach. Unknown answers have to wait.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -36,87 +36,87 @@ use memory::{Accounts, EventWebhooks, Known, MOST_ACCOUNTS};
 
 pub use crate::store::{Found, Label, StoreError};
 
-/// How long one proof that listening works is good for. They come every second, and one may be late
-/// on a machine that is out of breath.
+/// How long one proof that listening works is valid. Proofs come every second, and one may be late on a
+/// busy machine.
 const TRUST: Duration = Duration::from_millis(2_500);
 
-/// How long a connection that listens may say nothing, before PostgreSQL counts as away: a server
-/// that is frozen, or a network that is gone. Less than [`TRUST`], so that no look-up comes between
-/// and waits in vain for an answer.
+/// How long a listening connection may be silent before PostgreSQL counts as away: the server is frozen,
+/// or the network is gone. This is less than [`TRUST`], so that no look-up in between waits in vain for
+/// an answer.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// How long a connection may take until it listens: its own limits come first (connecting, and the
-/// look at the trigger).
+/// How long a connection may take to start listening. Its own limits (for connecting, and for checking
+/// the trigger) come first.
 const BEGIN_LISTENING: Duration = Duration::from_secs(10);
 
-/// The longest wait before PostgreSQL is looked for again, while it is away. What is changed right
-/// after it came back is honoured this much later at most; after it was silent, by the two seconds
-/// more that a connection may take to be answered.
+/// The longest wait between attempts to reach PostgreSQL while it is away. A change made right after its
+/// return is noticed at most this much later; after a silence, by the two more seconds that an answer
+/// may take.
 const LONGEST_ABSENCE: Duration = Duration::from_millis(250);
 
-/// For how long an answer of PostgreSQL is relied on while changes aren't heard, in milliseconds: as long
-/// as it may take until one is heard otherwise.
+/// How long, in milliseconds, an answer of PostgreSQL is trusted while changes aren't reported: as long
+/// as a report may take otherwise.
 const FRESH: u64 = 100;
 
-/// To find what a change may have made untrue takes milliseconds where very much is remembered, and nobody can
-/// look anything up meanwhile. That may take so much of the time, as many changes as there are; else all is
-/// forgotten, which takes none.
+/// The share of time for finding out what a change affects. If very much is remembered, this takes
+/// milliseconds during which nobody can look anything up. Beyond this share, however many changes there
+/// are, everything is forgotten, which takes no time.
 const FORGETTING: Effort = Effort::new(Duration::from_millis(100), 10);
 
-/// A connection that listened for this long was a good one: after it, the next is made at once.
+/// A connection that listened for this long was good: after its end, the next one is opened at once.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
 
 /// What a look-up may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
-    /// Every change is heard: what is remembered is true.
+    /// Every change is reported: what is remembered is valid.
     Listening,
-    /// Ask PostgreSQL. If it doesn't answer, what was known last.
+    /// Ask PostgreSQL. If it doesn't answer, use the last known answer.
     Doubt,
-    /// PostgreSQL is away: what was known last. If that is nothing, ask it.
+    /// PostgreSQL is away: use the last known answer. If there is none, ask it.
     Away,
 }
 
-/// What may have changed, for those who subscribe.
+/// A kind of change, for subscribers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Any webhook.
     Webhooks,
-    /// Which backlogs there are.
+    /// The set of backlogs.
     Backlogs,
-    /// Which instances there are.
+    /// The set of instances.
     Instances,
 }
 
-/// Remembers who wants what. Shared by all threads.
+/// Remembers which webhooks want which events. Shared by all threads.
 pub struct Directory {
     store: Arc<Store>,
-    /// One lock for all: it is held for one look into a table.
+    /// One lock for everything: it is held for one look into a table.
     known: Mutex<Known>,
-    /// How many changes were heard of.
+    /// How many changes were reported.
     changes: AtomicU32,
     start: Instant,
-    /// When listening last proved that it works, in milliseconds from `start`.
+    /// When listening was last proved to work, in milliseconds from `start`.
     proved: AtomicU64,
-    /// Until when that is good for.
+    /// Until when that proof is valid.
     trusted_until: AtomicU64,
-    /// Whether PostgreSQL did not answer when it was last asked while nothing was heard of it.
+    /// Whether PostgreSQL didn't answer the last query made while listening didn't work.
     away: AtomicBool,
-    /// Whether it answered somebody since the connection that listens was last lost.
+    /// Whether it has answered any query since the listening connection was last lost.
     answered: AtomicBool,
     lookups: Lookups,
     subscribers: Mutex<Vec<Subscriber>>,
 }
 
-/// Somebody who is told of changes.
+/// A subscriber to changes.
 struct Subscriber {
     sender: Sender<Change>,
-    /// The same channel's other end, to see what was not taken yet.
+    /// The other end of the same channel, to see what hasn't been received yet.
     untaken: Receiver<Change>,
 }
 
 impl Subscriber {
-    /// Has room for one of each kind: told twice before it looks is told once.
+    /// Has room for one change of each kind: changes of a kind are merged until they are received.
     fn new() -> Self {
         let (sender, untaken) = bounded(3);
         Self { sender, untaken }
@@ -127,7 +127,7 @@ impl Subscriber {
         let untaken: Vec<Change> = self.untaken.try_iter().collect();
         let others = untaken.into_iter().filter(|other| *other != change);
         for told in others.chain([change]) {
-            // There is room, since all that was there was taken out.
+            // There is room, since everything was taken out.
             let _ = self.sender.try_send(told);
         }
     }
@@ -147,7 +147,7 @@ struct Lost {
 }
 
 impl Directory {
-    /// Knows nothing yet.
+    /// Remembers nothing yet.
     #[must_use]
     pub fn new(config: &Config, store: Arc<Store>, lookups: Lookups) -> Self {
         let most = NonZeroUsize::new(config.directory_entries).unwrap_or(NonZeroUsize::MIN);
@@ -165,11 +165,11 @@ impl Directory {
         }
     }
 
-    /// A channel that says what has changed, after what is remembered of it was forgotten; all kinds
-    /// when listening begins, since changes may have been missed before. What is not taken in time is
-    /// said once. For as long as the directory lives.
+    /// A channel of changes, each sent after what it affects was forgotten. When listening begins, all
+    /// kinds are sent, since changes may have been missed before. Changes of a kind are merged until
+    /// they are received. The channel lives as long as the directory.
     ///
-    /// While listening doesn't work ([`Directory::is_listening`]), nothing is said.
+    /// While listening doesn't work ([`Directory::is_listening`]), nothing is sent.
     #[must_use]
     pub fn subscribe(&self) -> Receiver<Change> {
         let subscriber = Subscriber::new();
@@ -178,17 +178,17 @@ impl Directory {
         receiver
     }
 
-    /// Whether every change is heard, and so told to subscribers.
+    /// Whether every change is reported, and so sent to subscribers.
     #[must_use]
     pub fn is_listening(&self) -> bool {
         self.trust() == Trust::Listening
     }
 
-    /// The enabled webhooks that want an event of a type, and may have it: those without an account,
-    /// and those of the event's own.
+    /// The enabled webhooks that want an event of this type and may have it: those without an account,
+    /// and those of the event's account.
     ///
     /// # Errors
-    /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
+    /// [`StoreError`] if PostgreSQL has to be asked and doesn't answer.
     pub fn wanting(
         &self,
         event_type: &str,
@@ -202,8 +202,8 @@ impl Directory {
         answer.map(|answer| answer.webhooks)
     }
 
-    /// Also which accounts have webhooks for such events, once for each type, and only where that can be
-    /// relied on afterwards: it spares asking for all the others.
+    /// Also asks which accounts have webhooks for such events, once for each type, and only if the
+    /// answer can be remembered: this saves queries for all other accounts.
     fn ask_who_wants(
         &self,
         event_type: &str,
@@ -224,7 +224,7 @@ impl Directory {
     /// The webhook of a parked delivery.
     ///
     /// # Errors
-    /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
+    /// [`StoreError`] if PostgreSQL has to be asked and doesn't answer.
     pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
         self.look_up(
             |known| known.found(id),
@@ -238,27 +238,27 @@ impl Directory {
         )
     }
 
-    /// Whether a change of the table was heard of since a webhook was looked up that may concern it.
+    /// Whether a change that may affect a webhook was reported since it was looked up.
     #[must_use]
     pub fn has_changed_since(&self, webhook: &Webhook) -> bool {
         self.changes.load(Ordering::Acquire) != webhook.as_of.changes()
     }
 
-    /// Whether a webhook may have changed since it was looked up: a change was heard of; or none would have
-    /// been, and it is a while ago. While PostgreSQL is away, nobody changes anything.
+    /// Whether a webhook may have changed since it was looked up: a change was reported; or changes
+    /// aren't reported, and the look-up was a while ago. While PostgreSQL is away, nothing changes.
     #[must_use]
     pub fn may_have_changed_since(&self, webhook: &Webhook) -> bool {
         let is_old = || self.now().saturating_sub(webhook.as_of.millis) > FRESH;
         self.has_changed_since(webhook) || (self.trust() == Trust::Doubt && is_old())
     }
 
-    /// What people know a webhook by that deliveries have waited for, as far as it is remembered.
+    /// The URL and account of a webhook, if they are remembered.
     #[must_use]
     pub fn remembered_label(&self, id: Uuid) -> Option<Label> {
         self.lock().label(id)
     }
 
-    /// What people know these webhooks by, as far as they are there.
+    /// The URLs and accounts of those of these webhooks that exist.
     ///
     /// # Errors
     /// [`StoreError`]; PostgreSQL is asked.
@@ -291,14 +291,14 @@ impl Directory {
                 self.lookups.database.inc();
                 self.has_answered();
                 let mut known = self.lock();
-                // Asked before a change, and answered after it: true no longer.
+                // If it was asked before a change and answered after it, the answer may be outdated.
                 if known.generation == generation {
                     remember(&mut known, found.clone());
                 }
                 Ok(found)
             }
             Err(error) if error.is_passing() => {
-                // The others need not wait as long for the same answer.
+                // So that others don't wait as long for the same answer.
                 self.away.store(trust != Trust::Listening, Ordering::Relaxed);
                 let found = remembered(&mut self.lock()).ok_or(error)?;
                 self.lookups.last_known.inc();
@@ -308,18 +308,18 @@ impl Directory {
         }
     }
 
-    /// Disables a webhook, unless it was changed or disabled meanwhile. Says whether it was.
+    /// Disables a webhook, unless it was changed or disabled meanwhile. Returns whether it did.
     ///
     /// # Errors
-    /// [`StoreError`]; it is as it was then.
+    /// [`StoreError`]; then nothing has changed.
     pub fn disable(&self, webhook: &Webhook, reason: &'static str) -> Result<bool, StoreError> {
         let disabled = self.store.disable(webhook, reason)?;
-        // The notification would do it, too, but later than the next look-up.
+        // The notification would do it too, but later than the next look-up.
         self.forget(&Scope::of_webhook(webhook.id));
         Ok(disabled)
     }
 
-    /// Whether PostgreSQL answers what it is asked.
+    /// Checks that PostgreSQL answers queries.
     ///
     /// # Errors
     /// [`StoreError`] if it doesn't.
@@ -340,7 +340,7 @@ impl Directory {
         !self.lock().is_empty()
     }
 
-    /// For how long what is remembered may have been untrue: zero while listening works.
+    /// How long what is remembered may have been invalid: zero while listening works.
     #[must_use]
     pub fn age(&self) -> Duration {
         match self.trust() {
@@ -356,7 +356,7 @@ impl Directory {
     pub fn listen(&self, shutdown: &Shutdown, jitter: fn() -> f64) {
         let mut backoff = Backoff::default();
         let mut causes = Causes::default();
-        // How often in a row PostgreSQL gave no answer. Once may be a network that broke just then.
+        // How often in a row PostgreSQL didn't answer. Once may be a network that just broke.
         let mut unanswered = 0_u32;
         while !shutdown.is_requested() {
             let Some(Lost { why: NotListening { error, sign }, since }) =
@@ -364,7 +364,7 @@ impl Directory {
             else {
                 return;
             };
-            // A network that breaks again and again, and lets look-ups through, isn't away.
+            // A network that breaks repeatedly but lets queries through isn't away.
             if self.answered.swap(false, Ordering::Relaxed) {
                 unanswered = 0;
             }
@@ -374,7 +374,8 @@ impl Directory {
                 Sign::Break | Sign::Answer => 0,
             };
             let away = unanswered > 1;
-            // First this: a look-up that no longer trusts what it knows would wait for an answer.
+            // This comes first: otherwise a look-up that no longer trusts its memory would wait for an
+            // answer.
             self.away.store(away, Ordering::Relaxed);
             self.trusted_until.store(0, Ordering::Release);
             let cause = error.to_string();
@@ -385,7 +386,7 @@ impl Directory {
             if was_good {
                 backoff.reset();
             }
-            // At once: whether PostgreSQL is away, too, is known only by trying.
+            // At once: only trying tells whether PostgreSQL is away too.
             if !away && (was_good || unanswered == 1) {
                 continue;
             }
@@ -396,14 +397,14 @@ impl Directory {
         }
     }
 
-    /// One connection's life; `None` at shutdown. The client has no time-outs, so it lives in a
-    /// thread that is given up when it says nothing any more.
+    /// The life of one connection; `None` at shutdown. The client has no time-outs, so it runs in a
+    /// thread that is abandoned when it falls silent.
     fn listen_once(&self, shutdown: &Shutdown, causes: &mut Causes) -> Option<Lost> {
         let (sender, reports) = unbounded();
         let store = Arc::clone(&self.store);
         let started = thread::Builder::new().name("listen".to_owned()).spawn(move || {
             let ended = store.listen(|heard| sender.send(Ok(heard)).is_ok());
-            // Fails when it was given up.
+            // Fails if the thread was abandoned.
             let _ = sender.send(Err(ended));
         });
         let mut since = None;
@@ -503,7 +504,7 @@ mod tests {
     use crate::config::Settings;
     use crate::metrics::Metrics;
 
-    /// Its store is never reached: what PostgreSQL answers is up to each test.
+    /// Its store is never reached: each test provides PostgreSQL's answers.
     fn directory() -> Directory {
         let config = Settings::default().read().expect("the defaults");
         let store = Arc::new(Store::new(&config).expect("an URL"));
@@ -547,7 +548,7 @@ mod tests {
             directory.forget(&Scope::everything());
             Ok(Found::Disabled)
         });
-        // True when PostgreSQL was asked, and so for this one look-up.
+        // Valid when PostgreSQL was asked, and so for this one look-up.
         assert_eq!(overtaken.ok(), Some(Found::Disabled));
         assert_eq!(look_up(&directory, || Ok(Found::Deleted)).ok(), Some(Found::Deleted));
         assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Deleted));
@@ -630,7 +631,7 @@ mod tests {
         assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
         assert_eq!(look_up(&directory, unavailable).ok(), Some(Found::Disabled));
         assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
-        // Another look-up got an answer.
+        // Another look-up was answered.
         directory.away.store(false, Ordering::Relaxed);
         assert_eq!(look_up(&directory, || Ok(Found::Deleted)).ok(), Some(Found::Deleted));
     }

@@ -1,10 +1,10 @@
-//! Several instances: this one writes down every few seconds that it is alive, and learns who else is.
+//! Several instances: this one records every few seconds that it is alive, and learns which others are.
 //!
-//! So they can share the limits of webhooks ([`crate::domain::instances`]). A thread of its own does it,
-//! which waits for nothing else: who is late would be taken for dead, and its share be used by others.
+//! This lets them share the limits of webhooks ([`crate::domain::instances`]). It has its own thread
+//! that waits for nothing else: a late instance would be taken for dead, and others would use its share.
 //!
-//! While PostgreSQL is away, what was known last holds. Where the table can't be used at all, this
-//! instance counts as the only one: nothing may wait for one that perhaps isn't there.
+//! While PostgreSQL is away, the last known state applies. If the table can't be used at all, this
+//! instance counts as the only one: nothing may wait for an instance that perhaps doesn't exist.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 use crate::store::{EACH_BY_ITSELF, Store, StoreError};
 
-/// How often it is written that this one is alive. One that has not done it five times in a row counts as
-/// dead, and whoever it was waits for that long: a quarter of a minute.
+/// How often an instance records that it is alive. After five missed records in a row it counts as dead.
+/// Deliveries that depend on it wait that long: a quarter of a minute.
 const BEAT: Duration = Duration::from_secs(3);
 
-/// The same before the first time, while this one does not know the others nor they it.
+/// The interval before the first record, while this instance and the others don't know each other.
 const FIRST: Duration = Duration::from_millis(250);
 
-/// How much of the instances' names is logged, in characters.
+/// How many characters of the instances' names are logged.
 const MOST_SHOWN: usize = 400;
 
 /// This instance among the others.
@@ -43,14 +43,14 @@ pub struct Presence {
     me: InstanceRecord,
     longest_request: Duration,
     roll: Roll,
-    /// Those that share the limits now; none before that is known.
+    /// The instances that share the limits now; empty until that is known.
     alive: Vec<InstanceRecord>,
     has_written: bool,
     causes: Causes,
 }
 
 impl Presence {
-    /// Of a process whose metrics are at this port, which no other process of its machine has.
+    /// For a process with its metrics at this port, which no other process of its machine has.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -78,15 +78,16 @@ impl Presence {
         }
     }
 
-    /// Writes that this one is alive, and learns who else is. To be called before anything is sent, too.
+    /// Records that this instance is alive, and learns which others are. Also to be called before
+    /// anything is sent.
     pub fn beat(&mut self) {
         let written = self.store.beat(&self.me, !self.has_written);
         self.has_written |= written.is_ok();
         self.learn(written, true);
     }
 
-    /// Does it until `stop`, which has to come after the last request has ended: from then on the others
-    /// have its share.
+    /// Repeats this until `stop`, which must come after the last request has ended: from then on the
+    /// others have its share.
     pub fn run(mut self, stop: &Shutdown) {
         let changes = self.directory.subscribe();
         let mut beats_at = Instant::now() + self.interval();
@@ -97,7 +98,7 @@ impl Presence {
                     Ok(Change::Instances) => {
                         self.look();
                         if self.has_written && !self.roll.has(self.me.id) {
-                            // Somebody has deleted our entry.
+                            // Somebody deleted our row.
                             beats_at = Instant::now();
                         }
                     }
@@ -115,7 +116,7 @@ impl Presence {
             }
         }
         if self.has_written {
-            // Else the others find out.
+            // If this fails, the others find out.
             let _ = self.store.forget_instances(&[(self.me.id, None)]);
         }
     }
@@ -124,7 +125,7 @@ impl Presence {
         if self.has_written || self.causes.are_told() { BEAT } else { FIRST }
     }
 
-    /// Somebody has come or gone.
+    /// Some instance has come or gone.
     fn look(&mut self) {
         if self.has_written {
             let entries = self.store.instances();
@@ -143,7 +144,7 @@ impl Presence {
                 let alive = self.roll.alive(&self.me);
                 self.share_among(alive);
             }
-            // Others say so.
+            // Reported elsewhere.
             Err(error) if error.is_passing() => log::debug!("instances not known: {error}"),
             Err(error) => {
                 let cause = error.to_string();
@@ -162,7 +163,7 @@ impl Presence {
         let dead: Vec<_> =
             self.roll.dead(self.me.id).map(|entry| (entry.id, Some(entry.beats))).collect();
         if !dead.is_empty() {
-            // Another time, or another instance.
+            // If this fails, another time or another instance will do it.
             let _ = self.store.forget_instances(&dead);
         }
     }

@@ -14,72 +14,70 @@
 //!              ack only when every delivery is delivered, parked or dead-lettered
 //! ```
 //!
-//! 1. [`consumer`] runs a *lane*: one queue, one connection, and as many consumers as it needs by
-//!    [`domain::growth`], each a channel and a thread. A consumer takes a message, and gives it to
+//! 1. [`consumer`] runs a *lane*: one queue, one connection, and as many consumers as [`domain::growth`]
+//!    says, each a channel and a thread. A consumer takes a message, and passes it to
 //! 2. [`pipeline`], which reads the [`Event`](domain::event::Event), asks the [`directory`] which
-//!    webhooks want it, and sees to a delivery for each: in this thread where the receiver is near,
-//!    else in threads of [`workers`]. They also take over what waits behind a consumer that is stuck.
-//! 3. [`receivers`] says whether a receiver is to have an attempt now. [`domain::pace`] shares the
-//!    queue's capacity, [`domain::receiver`] knows how the receiver has been, and its webhook has
+//!    webhooks want it, and makes a delivery for each: in this thread if the receiver is close,
+//!    otherwise in threads of [`workers`]. These also take over messages behind a consumer that is
+//!    stuck.
+//! 3. [`receivers`] decides whether a receiver gets an attempt now. [`domain::pace`] shares the queue's
+//!    capacity, [`domain::receiver`] knows the receiver's condition, and its webhook has
 //!    [limits](domain::limits). What may not begin waits for a moment, or enters its receiver's backlog,
-//!    in the order of its queue: [`domain::intake`]. [`backlogs`] sees to it that there is one.
-//! 4. The [`sender`] POSTs, and tells what came back as a [`Response`](domain::outcome::Response).
+//!    in the order of its queue: [`domain::intake`]. [`backlogs`] creates the backlog's queue.
+//! 4. The [`sender`] POSTs, and returns the result as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
-//!    delivered, parked for the next delay of the schedule, or dead.
-//! 6. The [`broker`]'s publisher parks or dead-letters it, and promises its confirm. Where a queue takes
-//!    nothing, it waits for it or finds another way.
-//! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of
-//!    this could not be done.
+//!    delivered, parked for the schedule's next delay, or dead.
+//! 6. The [`broker`]'s publisher parks or dead-letters it, and promises the confirm. If a queue takes
+//!    nothing, it waits or finds another way.
+//! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of this
+//!    could not be done.
 //!
-//! A delivery whose retry queue is gone goes to `webhooks.orphaned`. Which of all these queues are there
-//! is looked at all the time: what is missing is made again, and what was lost with it is told.
+//! A delivery whose retry queue is gone goes to `webhooks.orphaned`. All these queues are checked
+//! continually: a missing one is created again, and what was lost with it is logged.
 //!
-//! A parked delivery names one webhook and its attempt number, so a retry never touches a
-//! neighbour. It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its
-//! dead-letter exchange brings the delivery into `<queue>.retry`, a lane of its own. A backlog is
-//! consumed by a third lane, in order and as fast as its receiver may be asked: while that may not be
-//! asked, nothing moves. All three use the same capacity: what a queue may have under way, its events,
-//! retries and backlogs have together.
+//! A parked delivery names one webhook and its attempt number, so a retry never affects another webhook.
+//! It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its dead-letter
+//! exchange routes the delivery to `<queue>.retry`, which has its own lane. A third lane consumes the
+//! backlogs, in order and as fast as their receivers may get requests: until then, nothing moves. All
+//! three use the same capacity: a queue's events, retries and backlogs share its requests under way.
 //!
-//! What happened to a delivery on its way is told to the [`delivery_log`], for `why` and `tail`; that
-//! never waits, and nothing is decided by it.
+//! The [`delivery_log`] records what happens to a delivery, for `why` and `tail`; it never delays a
+//! delivery, and decides nothing.
 //!
-//! Several instances share all of this, and the limits of webhooks: each writes down that it is alive
+//! Several instances share all of this, and the limits of webhooks: each records that it is alive
 //! ([`instances`]), and [`domain::instances`] says who may send how much.
 //!
-//! What becomes of webhooks (they fail for long, are disabled, paused) and which deliveries die is told by
-//! [`notices`], events of the notifier's own; they also disable what has failed for DISABLE_AFTER.
+//! [`notices`] publishes the notifier's own events about webhooks (they fail for long, are disabled,
+//! paused) and deliveries that die; it also disables what has failed for DISABLE_AFTER.
 //!
-//! What died is the operator's: [`dead_letters`] shows it, and sends it back through
-//! `<queue>.retry`. How all this goes is counted in [`metrics`] and put into words by [`status`],
-//! and [`admin`] shows both.
+//! Dead letters are the operator's: [`dead_letters`] shows them, and sends them back through
+//! `<queue>.retry`. [`metrics`] counts what happens, [`status`] puts it into words, and [`admin`] serves
+//! both.
 //!
 //! # What always holds
 //!
-//! - A message is acked only when each of its deliveries has reached its receiver, or the broker
-//!   has confirmed the message that carries it on. So a crash can repeat a POST, not lose one.
-//! - An event reaches no webhook of another account ([`domain::account`]): not when its webhooks are looked
-//!   up, nor when it has waited for one whose account has changed since.
-//! - Attempts are counted in our own header (`x-attempt`), by what was tried. The broker's counters
-//!   count its own troubles too.
-//! - Whatever is under way for a queue was admitted to its capacity, and gives its place back when it
-//!   ends, within REQUEST_TIMEOUT. Slow and unproven receivers can't fill it, so that a prompt one
-//!   finds room by then.
-//! - What stands in a row of a table is an error of its own webhook at worst: `store/row.rs` reads it.
-//! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is our own
-//!   infrastructure failing, and stops consuming until it works again.
-//! - Whatever may hang has a limit: each module that waits says for how long, and why. A message is
-//!   acked or handed back before RabbitMQ would take it back ([`domain::in_hand`]).
-//! - Where a thread can't be had, what it was for is done by another one, or later: see [`threads`].
-//! - Every wait without a limit of its own, and every backoff, is also a wait for [`shutdown`]; the
-//!   others are over within SHUTDOWN_TIMEOUT or given up then. A thread that ends on its own ends
-//!   the process.
-//! - Other people's URLs lead where the [`sender`]'s resolver lets them
-//!   ([`domain::address`]), and other people's words reach a log or a terminal only through
-//!   [`domain::shown`]; secrets are a type ([`domain::secret::Secret`]) that prints as `***`.
-//! - [`domain`] has no I/O, no clock and no randomness. amiquip is named in [`broker`] and
-//!   [`consumer`] only, postgres and r2d2 in [`store`], ureq in [`sender`]. [`tls`] serves
-//!   all three.
+//! - A message is acked only when each of its deliveries has reached its receiver, or the broker has
+//!   confirmed the message that carries it on. So a crash can repeat a POST, but not lose one.
+//! - An event reaches no webhook of another account ([`domain::account`]): neither when its webhooks are
+//!   looked up, nor after it has waited for one whose account has changed meanwhile.
+//! - Our own header (`x-attempt`) counts the attempts that were made. The broker's counters also count
+//!   the broker's own failures.
+//! - Whatever is under way for a queue was admitted to its capacity, and releases its place when it
+//!   ends, within REQUEST_TIMEOUT. Slow and unproven receivers can't use all of it, so that a prompt one
+//!   gets a place by then.
+//! - Whatever a table's row contains, it affects at most its own webhook: `store/row.rs` reads it.
+//! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is a failure of our own
+//!   infrastructure, and stops consuming until that works again.
+//! - Whatever may hang has a time limit: each module that waits documents how long, and why. A message
+//!   is acked or handed back before RabbitMQ would take it back ([`domain::in_hand`]).
+//! - If no thread can be started, another thread does its work, or it is done later: see [`threads`].
+//! - Every wait without its own limit, and every backoff, ends on [`shutdown`]; the others end within
+//!   SHUTDOWN_TIMEOUT or are given up then. A thread that ends unexpectedly ends the process.
+//! - Untrusted URLs only lead where the [`sender`]'s resolver allows ([`domain::address`]), and
+//!   untrusted text reaches a log or a terminal only through [`domain::shown`]; secrets have a type
+//!   ([`domain::secret::Secret`]) that prints as `***`.
+//! - [`domain`] has no I/O, no clock and no randomness. Only [`broker`] and [`consumer`] use amiquip,
+//!   only [`store`] uses postgres and r2d2, and only [`sender`] uses ureq. [`tls`] serves all three.
 //!
 //! # Where to change what
 //!

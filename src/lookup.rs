@@ -1,11 +1,11 @@
-//! Names to addresses, by the system's resolver, in a bounded number of threads.
+//! Looks up the addresses of names with the system's resolver, in a bounded number of threads.
 //!
-//! The system's resolver can't be interrupted: where a name server says nothing, it holds its caller for
-//! half a minute. So a thread of ours asks, whoever needs the answer waits as long as it likes, and
-//! whatever strangers' name servers do, there are at most so many of these threads. A name is asked for
-//! once at a time, for all who wait for it. The names of one zone (`a.example.com` and
-//! `b.example.com`) get a share only, so that others always find a thread: the same dynamic threshold
-//! by which [`crate::domain::pace`] shares a queue's capacity.
+//! The system's resolver can't be interrupted: if a name server doesn't answer, it blocks its caller for
+//! half a minute. So a separate thread asks, each caller waits only as long as it wants, and however
+//! strangers' name servers behave, the number of these threads is limited. A name is asked for only once
+//! at a time, for all who wait for it. The names of one zone (`a.example.com` and `b.example.com`) get
+//! only a share of the threads, so that others always find one: the same dynamic threshold with which
+//! [`crate::domain::pace`] shares a queue's capacity.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -17,31 +17,32 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
-/// How long a thread waits for its next name before it ends. The last one stays: where no other can be
-/// made any more, look-ups still have it.
+/// How long a thread waits for its next name before it ends. The last thread stays, so that look-ups
+/// work even if no other can be started.
 const IDLE: Duration = Duration::from_secs(15);
 
 /// Why a name has no addresses for us.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookUpError {
-    /// What the system's resolver says, such as that there is no such name.
+    /// The error of the system's resolver, such as that the name doesn't exist.
     #[error("{0}")]
     Refused(String),
-    /// It had not answered when the time was over.
+    /// The name server hadn't answered when the time was up.
     #[error("no answer from the name server in time")]
     Silent,
-    /// Nobody could ask in time: other names without an answer have all the threads, or their share.
-    #[error("not asked in time: too many other look-ups have no answer from their name servers")]
+    /// No thread was free in time: other names without an answer occupy all threads, or their zone's
+    /// share.
+    #[error("not looked up in time: too many other look-ups still wait for their name servers")]
     Busy,
-    /// There is no thread to ask, and there can be none.
+    /// There is no thread to ask, and none can be started.
     #[error("cannot start a thread for the look-up: {0}")]
     NoThread(String),
 }
 
-/// What a look-up finds: one address at least.
+/// The result of a look-up: at least one address.
 pub type LookedUp = Result<Arc<[IpAddr]>, LookUpError>;
 
-/// Asks for the addresses of a name, for as long as that takes.
+/// Asks for the addresses of a name, however long that takes.
 type Ask = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// Looks names up. Its threads end with it, or once they have an answer.
@@ -58,18 +59,18 @@ struct Shared {
     /// The most threads.
     most: usize,
     state: Mutex<State>,
-    /// Threads that have nothing to do wait for a name here.
+    /// Idle threads wait for a name here.
     work: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     names: HashMap<Box<str>, Name>,
-    /// Names that nobody has begun to ask for, the first come first.
+    /// Names that nobody has begun to ask for, in order.
     waiting: VecDeque<Box<str>>,
     threads: usize,
     idle: usize,
-    /// How many names threads are asking for, in all and by zone.
+    /// How many names threads are asking for, in total and by zone.
     asking: usize,
     by_zone: HashMap<Box<str>, usize>,
     next_ticket: u64,
@@ -84,7 +85,7 @@ struct Name {
 }
 
 impl LookUps {
-    /// Look-ups by the system's resolver, in at most so many threads.
+    /// Look-ups with the system's resolver, in at most `most` threads.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self::asking(most, |name| {
@@ -92,7 +93,7 @@ impl LookUps {
         })
     }
 
-    /// The same by something else.
+    /// The same with another resolver.
     pub fn asking(
         most: usize,
         ask: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
@@ -103,21 +104,21 @@ impl LookUps {
             state: Mutex::default(),
             work: Condvar::new(),
         });
-        // The one that stays, while it can be had. If it can't, the first look-up tries again.
+        // The thread that stays, if it can be started. Otherwise the first look-up tries again.
         let _ = Shared::start(&shared, &mut shared.lock());
         Self(shared)
     }
 
-    /// The addresses of a name. Waits so long at most.
+    /// The addresses of a name. Waits at most `limit`.
     ///
     /// # Errors
-    /// [`LookUpError`]; it says nothing of other names.
+    /// [`LookUpError`]; it says nothing about other names.
     pub fn find(&self, name: &str, limit: Duration) -> LookedUp {
         let (sender, answer) = bounded(1);
         let ticket = {
             let mut state = self.0.lock();
             let ticket = state.enter(name, sender);
-            // It takes the first name that may be asked for, which need not be this one.
+            // A thread takes the first name that may be asked for, which needn't be this one.
             let free = state.threads.saturating_sub(state.asking);
             let needed = state.waiting.len() > free
                 && state.threads < self.0.most
@@ -167,7 +168,7 @@ impl Shared {
         loop {
             if let Some(name) = state.take_next(self.most) {
                 drop(state);
-                // A panic would leave the name asked for, for ever.
+                // After a panic the name would stay marked as asked for, forever.
                 let asked =
                     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.ask)(&name)));
                 let found = match asked {
@@ -180,10 +181,10 @@ impl Shared {
                 };
                 state = self.lock();
                 for (_, waiter) in state.ends(&name) {
-                    // Fails when it has just given up.
+                    // Fails if the caller has just given up.
                     let _ = waiter.send(found.clone());
                 }
-                // Others of its zone may have waited for its end.
+                // Other names of its zone may have waited for its end.
                 if state.idle > 0 && state.has_next(self.most) {
                     self.work.notify_all();
                 }
@@ -215,7 +216,7 @@ impl State {
         ticket
     }
 
-    /// Somebody waits no longer; says whether its name was being asked for.
+    /// A caller stops waiting. Returns whether its name was being asked for.
     fn leave(&mut self, name: &str, ticket: u64) -> bool {
         let Some(found) = self.names.get_mut(name) else { return true };
         found.waiters.retain(|(other, _)| *other != ticket);
@@ -227,7 +228,7 @@ impl State {
         begun
     }
 
-    /// The place of the first name whose zone may have one more thread.
+    /// The position of the first name whose zone may have another thread.
     fn next(&self, most: usize) -> Option<usize> {
         let share = most.saturating_sub(self.asking).max(1);
         let has_room = |name: &str| self.by_zone.get(zone(name)).is_none_or(|of| *of < share);
@@ -248,7 +249,7 @@ impl State {
         Some(name)
     }
 
-    /// A name has its answer; returns who waits for it.
+    /// A name has its answer. Returns its waiters.
     fn ends(&mut self, name: &str) -> Vec<(u64, Sender<LookedUp>)> {
         self.asking -= 1;
         if let Some(of) = self.by_zone.get_mut(zone(name)) {
@@ -261,8 +262,8 @@ impl State {
     }
 }
 
-/// What is taken for one customer's: the last two labels. Of `a.co.uk` and `b.co.uk` that is too much;
-/// it costs them time only while one of them has no answer.
+/// What counts as one customer's: the last two labels. For `a.co.uk` and `b.co.uk` that is too broad,
+/// which costs them time only while one of them gets no answer.
 fn zone(name: &str) -> &str {
     let name = name.trim_end_matches('.');
     let dots = name.rmatch_indices('.').nth(1);
@@ -278,7 +279,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
     const SHORT: Duration = Duration::from_millis(1);
 
-    /// Name servers that say nothing until they are released, but for names with `quick`.
+    /// Name servers that don't answer until they are released, except for names with `quick`.
     struct Servers {
         look_ups: Arc<LookUps>,
         asked: Arc<AtomicUsize>,
@@ -312,7 +313,7 @@ mod tests {
     fn silent_name_servers_take_a_bounded_number_of_threads_and_no_thread_of_others() {
         let servers = servers(8);
         for number in 0..200 {
-            // Each name has its own customer but for every other one.
+            // Every second name has its own customer.
             let name = match number % 2 {
                 0 => format!("a{number}.dead.example"),
                 _ => format!("a.dead{number}.example"),

@@ -1,13 +1,13 @@
-//! Notices: operators and owners are told what becomes of webhooks, by the exchange `webhooks.events`.
+//! Notices: the exchange `webhooks.events` tells operators and owners what happens to webhooks.
 //!
-//! A thread of its own watches and tells. It writes down since when which receiver fails, for all notifiers
-//! and the next process (the table `webhook_conditions`), disables what has failed for DISABLE_AFTER, and
-//! publishes notices, on a connection of its own. Nobody waits for it: a delivery that dies leaves a word in
-//! a bounded channel, and what is too much there is dropped and counted.
+//! A separate thread watches and publishes. It records since when each receiver has been failing, for
+//! all notifiers and the next process (the table `webhook_conditions`), disables webhooks that have
+//! failed for DISABLE_AFTER, and publishes notices on its own connection. Nobody waits for it: the death
+//! of a delivery is put into a bounded channel, and dropped and counted if that is full.
 //!
-//! Which changes of webhooks have been told stands in the table, too, so that one notifier tells each, even
-//! what changed while none ran or RabbitMQ was away. They are taken from there only while there is a
-//! connection to publish them by.
+//! The table also records which changes of webhooks have been announced, so that exactly one notifier
+//! announces each, even changes made while none ran or RabbitMQ was away. They are taken from the table
+//! only while there is a connection to publish them.
 
 use std::sync::Arc;
 
@@ -31,24 +31,24 @@ use watch::Watch;
 
 pub use teller::Teller;
 
-/// Deaths that may wait to be told: some hundred kilobytes.
+/// How many deaths may wait to be published: some hundred kilobytes.
 const MOST_WAITING: usize = 1_024;
 
-/// Where deaths are told. Never waits.
+/// Accepts deaths to publish. Never waits.
 #[derive(Clone, Debug)]
 pub struct Notices {
     deaths: Sender<Obituary>,
     state: NoticesState,
 }
 
-/// A delivery that is dead as soon as RabbitMQ has it.
+/// A delivery that is dead as soon as RabbitMQ has confirmed it.
 #[derive(Debug)]
 struct Obituary {
     webhook: Uuid,
     death: Box<Death>,
 }
 
-/// A death that is told when it is certain.
+/// A death to publish once it is certain.
 #[derive(Debug)]
 pub struct UntoldDeath {
     obituary: Obituary,
@@ -56,8 +56,8 @@ pub struct UntoldDeath {
 }
 
 impl Notices {
-    /// What is to be told once a delivery, whose message has these headers, is dead for that reason; nothing
-    /// of a notice.
+    /// The notice to send once a delivery, whose message has these headers, has died for this reason;
+    /// `None` if it is a delivery of a notice.
     #[must_use]
     pub fn of_death(
         &self,
@@ -76,7 +76,7 @@ impl Notices {
 }
 
 impl UntoldDeath {
-    /// It is certain.
+    /// The death is certain: publishes it.
     pub fn tell(self) {
         let Self { obituary, notices } = self;
         if notices.deaths.try_send(obituary).is_err() {
@@ -85,7 +85,7 @@ impl UntoldDeath {
     }
 }
 
-/// Makes both ends.
+/// Creates both ends.
 #[must_use]
 pub fn open(
     config: &Arc<Config>,

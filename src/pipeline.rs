@@ -1,7 +1,7 @@
-//! One message → its deliveries → how it is settled.
+//! Turns a message into its deliveries, and decides how it is settled.
 //!
-//! A message may be acked once every delivery that it stands for is delivered, or parked or
-//! dead-lettered with the broker's confirm. Everything else hands it back.
+//! A message may be acked once each of its deliveries is delivered, or the broker has confirmed its
+//! parked message or dead letter. Otherwise it is handed back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,17 +59,17 @@ pub use tally::Tally;
 #[derive(Debug)]
 #[must_use]
 pub enum Settlement {
-    /// It is taken care of once these promises are kept: ack then.
+    /// Handled once these promises are kept: ack it then.
     Done(Promises),
-    /// It is not, and not by any receiver's fault: back into the queue, and consume nothing before
-    /// what is missing is there again.
+    /// Not handled, through no receiver's fault: hand it back, and consume nothing until what is missing
+    /// is available again.
     HandBack(Missing),
 }
 
 /// What was missing to settle a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// PostgreSQL's answer, in its words.
+    /// PostgreSQL's answer: its error.
     Database(String),
     /// A publisher confirm.
     Confirm,
@@ -92,13 +92,14 @@ pub struct Pipeline {
     delivery_max_age: Duration,
     fanout_inline: usize,
     max_event_bytes: usize,
-    /// How long an event may take to begin all its deliveries, and one may wait for its place.
+    /// How long an event may take to begin all its deliveries, and how long a delivery may wait for
+    /// capacity.
     patience: Duration,
     tally: Tally,
     shutdown: Shutdown,
 }
 
-/// What the deliveries of one message share.
+/// Shared by the deliveries of one message.
 #[derive(Clone, Copy)]
 struct Context<'a> {
     lane: &'a Lane,
@@ -106,7 +107,7 @@ struct Context<'a> {
     message: &'a Message,
 }
 
-/// What follows from a delivery: nothing more, or a message that the broker has yet to confirm.
+/// The result of a delivery: nothing more to do, or a message that the broker has yet to confirm.
 type Kept = Result<Option<Promise>, NotConfirmed>;
 
 impl Pipeline {
@@ -146,9 +147,8 @@ impl Pipeline {
         }
     }
 
-    /// Makes all the deliveries that a message stands for, which was received then. Blocks until
-    /// each attempt has ended; what has to be confirmed is left to be waited for. Others see by the
-    /// `progress` of this thread how it goes.
+    /// Makes all deliveries of a message that was received at `received`. Blocks until each attempt has
+    /// ended; confirms are left to be awaited. `progress` shows other threads how this one gets on.
     pub fn settle(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
@@ -179,40 +179,40 @@ impl Pipeline {
         self.metrics.lane(&lane.queue).processing.observe(took.as_secs_f64());
     }
 
-    /// What was done since shutdown was asked for.
+    /// What was done since the beginning of shutdown.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Closes connections that nobody uses any more. To be called every few seconds.
+    /// Closes idle connections. To be called every few seconds.
     pub fn close_idle(&self) {
         self.sender.close_idle();
     }
 
-    /// Whether RabbitMQ takes what has to wait: if not, more consumers would only have more to wait
-    /// for.
+    /// Whether RabbitMQ accepts messages that have to wait. If not, more consumers would only hold more
+    /// messages.
     #[must_use]
     pub fn can_park(&self) -> bool {
         self.publisher.is_able()
     }
 
-    /// What is missing right now to settle a message, as far as can be told without one. While
-    /// PostgreSQL is away, remembered webhooks are used; if an event needed others (`lately`), it is
-    /// missing.
+    /// What is missing to settle messages at present, as far as that is known without one. While
+    /// PostgreSQL is away, remembered webhooks are used, unless an event just needed others
+    /// (`before`).
     #[must_use]
-    pub fn missing(&self, lately: Option<&Missing>) -> Option<Missing> {
+    pub fn missing(&self, before: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
             Ok(()) => self.metrics.health().database().answered(),
             Err(error) => {
                 self.metrics.health().database().failed(error.answer());
-                let did_not_do = matches!(lately, Some(Missing::Database(_)));
-                if did_not_do || !self.directory.knows_any() {
+                let did_not_suffice = matches!(before, Some(Missing::Database(_)));
+                if did_not_suffice || !self.directory.knows_any() {
                     return Some(Missing::Database(error.to_string()));
                 }
             }
         }
-        (lately == Some(&Missing::Confirm) && !self.publisher.is_able()).then_some(Missing::Confirm)
+        (before == Some(&Missing::Confirm) && !self.publisher.is_able()).then_some(Missing::Confirm)
     }
 
     fn event(
@@ -271,7 +271,7 @@ impl Pipeline {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        // One that has not been attempted yet, as of an event that was split, is no retry.
+        // A delivery that hasn't been attempted, such as one of a split event, isn't a retry.
         let metrics = match delivery.attempts {
             0 => self.metrics.lane(&context.lane.origin),
             _ => context.metrics,
@@ -303,7 +303,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Makes an attempt, if the receiver is to have one now; else sees to it that it gets one later.
+    /// Makes an attempt if the receiver may have one now; otherwise arranges a later one.
     fn deliver(&self, context: Context<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
         let answer = self.ask(context.lane, webhook, &delivery);
         let wait = |answer| self.receivers.wait(answer, self.patience, &self.shutdown);
@@ -313,7 +313,7 @@ impl Pipeline {
         }
     }
 
-    /// Its receiver asked another process to stay away, perhaps, or this one before it was restarted.
+    /// Its receiver may have sent `Retry-After` to another process, or to this one before a restart.
     fn heed(&self, delivery: &Delivery) {
         if let Some(wanted) = delivery.stay(unix_millis()) {
             self.receivers.stay_away(delivery.webhook_id, wanted);
@@ -326,7 +326,7 @@ impl Pipeline {
         self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
     }
 
-    /// Makes one attempt and sees to what follows from it.
+    /// Makes one attempt and handles its result.
     fn attempt(
         &self,
         context: Context<'_>,
@@ -335,7 +335,7 @@ impl Pipeline {
         attempt: Attempt,
     ) -> Kept {
         let Context { metrics, message, .. } = context;
-        // It may have waited for its place for a while.
+        // It may have waited for capacity for a while.
         if self.directory.may_have_changed_since(webhook) {
             match self.account_now(webhook, &delivery) {
                 AccountNow::Own => {}
@@ -390,7 +390,7 @@ impl Pipeline {
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .unless_refused(status, no_retry)
             .at_age(age(&delivery), self.delivery_max_age);
-        // What people are told.
+        // What logs and people are told.
         let next = decision.not_before(stay);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
             outcome
@@ -439,21 +439,21 @@ impl Pipeline {
         }
     }
 
-    /// How long a delivery took, as far as a delay of ours can have lasted: a header that somebody
-    /// else wrote, or a clock that was wrong, would drown all others in the sum.
+    /// The lag of a delivery, limited to what our delays can add up to: a foreign header or a wrong
+    /// clock would otherwise drown all others in the sum.
     fn lag(&self, delivery: &Delivery) -> Duration {
         age(delivery).min(self.delivery_max_age + self.schedule.longest().get())
     }
 
-    /// The receiver said that it is gone, for good. If PostgreSQL can't take note of it now, it
-    /// will say so again.
+    /// Disables a webhook whose receiver says that it is gone for good. If PostgreSQL can't record that
+    /// now, the receiver will say so again.
     fn disable(&self, webhook: &Webhook) {
         let id = webhook.id;
         match self.directory.disable(webhook, GONE) {
             Ok(true) => {
                 self.metrics.notices().disabled(AutoDisabled::Gone);
                 log::warn!(
-                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` brings it back"
+                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
                 );
             }
             // Somebody else was first.
@@ -464,7 +464,7 @@ impl Pipeline {
         }
     }
 
-    /// Takes note of what an attempt says about its receiver.
+    /// Records what an attempt says about its receiver.
     fn note(
         &self,
         webhook: &Webhook,
@@ -486,7 +486,7 @@ impl Pipeline {
                 self.receivers.end(attempt, AttemptEnd::Delivered);
                 return self.receivers.forget(webhook.id);
             }
-            // It was not asked.
+            // It wasn't asked.
             Outcome::Hopeless { .. } => return self.receivers.give_back(attempt),
         };
         self.report(webhook, self.receivers.end(attempt, ended));
@@ -519,7 +519,7 @@ impl From<NotConfirmed> for Missing {
     }
 }
 
-/// A delivery that no attempt was made for yet.
+/// A delivery that hasn't been attempted.
 fn fresh(event: Event, webhook: &Webhook) -> Delivery {
     Delivery {
         event,
@@ -532,12 +532,12 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
     }
 }
 
-/// When that time is over.
+/// The time when `time` has passed.
 fn from_now(time: Duration) -> UnixMillis {
     later(unix_millis(), time)
 }
 
-/// How long ago the event came. Another instance's clock may be ahead of ours: not at all, then.
+/// The age of the event. Zero if another instance's clock is ahead of ours.
 fn age(delivery: &Delivery) -> Duration {
     between(delivery.first_received_at, unix_millis())
 }

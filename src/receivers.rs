@@ -1,5 +1,5 @@
-//! Who may have a request under way, for the whole process: the [`Intake`] behind a lock, the threads
-//! that wait, and the clock.
+//! Decides for the whole process which requests may be under way: the [`Intake`] behind a lock, the
+//! waiting threads, and the clock.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -19,25 +19,26 @@ use crate::domain::receiver::{Ailment, AttemptEnd, Breaker, Class, Outage, Trans
 use crate::domain::time::Moment;
 use crate::shutdown::Shutdown;
 
-/// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two
-/// or three megabytes. Those that are forgotten for others count as unproven again.
+/// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two or three
+/// megabytes. Receivers that are forgotten for others count as unproven again.
 const MOST: usize = 10_000;
 
-/// How long a delivery waits in its consumer for other requests to end, before it goes to its
-/// receiver's backlog: longer than most requests take, and short enough for its neighbours.
+/// How long a delivery waits in its consumer for other requests to end before it goes to its receiver's
+/// backlog: longer than most requests take, and short enough for its neighbours.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Each look at what it waits for counts as this much of its patience at most. Where the whole machine has
-/// stood still, no request has ended meanwhile, and all that waited would give up at once.
+/// The most of its patience that one wait uses up. If the whole machine was stopped, no request has
+/// ended meanwhile, and otherwise all waiting deliveries would give up at once.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Moments count from so long before the start: what was known of a receiver before has a time too.
+/// Moments count from this long before the start, so that what was known of a receiver earlier has a
+/// time too.
 const BEFORE: Duration = Duration::from_secs(365 * 86_400);
 
-/// The receivers, the capacity of each queue, and what their backlogs hold. Shared by all threads.
+/// The receivers, the capacity of each queue, and the contents of the backlogs. Shared by all threads.
 #[derive(Debug)]
 pub struct Receivers {
-    /// One lock for all: it is held for less than a microsecond, twice for a POST that takes a
+    /// One lock for everything: it is held for less than a microsecond, twice for a POST that takes a
     /// hundred times as long.
     state: Mutex<State>,
     /// Moments count from [`BEFORE`] this.
@@ -48,7 +49,7 @@ pub struct Receivers {
     changes: AtomicU64,
 }
 
-/// What came of a question that was not refused.
+/// The answer to a request for an attempt that wasn't refused.
 #[derive(Debug)]
 #[must_use]
 pub enum Turn {
@@ -58,14 +59,14 @@ pub enum Turn {
     Waits(InLine),
 }
 
-/// Who waits.
+/// A waiting delivery.
 #[derive(Debug)]
 pub struct InLine {
     number: Number,
     since: Instant,
-    /// How much of its patience is spent.
+    /// How much of its patience is used up.
     spent: Duration,
-    /// Whether it has waited for as long as it may for anything but a place.
+    /// Whether it no longer waits for anything except capacity.
     has_given_up: bool,
     called: Receiver<Result<Attempt, Refusal>>,
 }
@@ -81,10 +82,10 @@ impl InLine {
 #[derive(Debug)]
 struct State {
     intake: Intake,
-    /// Where those who wait hear of it.
+    /// The channels by which waiting deliveries are called.
     waiting: HashMap<Number, Sender<Result<Attempt, Refusal>>>,
-    /// Who waits to publish to a backlog, by the number of the entry. Each is woken for its own turn: hundreds
-    /// may wait, and all of them at each turn would be more work than the turns.
+    /// The threads that wait to publish to a backlog, by the number of the entry. Each is woken for its
+    /// own turn: hundreds may wait, and waking all of them at each turn would cost more than the turns.
     entering: HashMap<u64, Thread>,
     /// By queue: rings when a request has ended, while somebody listens.
     bells: Vec<Bell>,
@@ -118,8 +119,8 @@ impl Receivers {
         Self { state, start: Instant::now(), jitter, changes: AtomicU64::new(0) }
     }
 
-    /// Asks for an attempt of a delivery that is in no backlog, which begins now; or waits, where all
-    /// that is missing is that another request ends. `is_paused`: its webhook gets nothing.
+    /// Asks for an attempt of a delivery that isn't in a backlog. It begins now, or waits if only the
+    /// end of another request is missing. `is_paused`: its webhook gets nothing.
     ///
     /// # Errors
     /// Why there is none now.
@@ -130,7 +131,7 @@ impl Receivers {
         answer.map(|intent| state.answer(intent))
     }
 
-    /// Asks for an attempt of the first of a backlog. `is_ours`: this process has put it there.
+    /// Asks for an attempt of a backlog's first delivery. `is_ours`: this process put it there.
     ///
     /// # Errors
     /// Why there is none now.
@@ -140,11 +141,11 @@ impl Receivers {
         Ok(state.answer(intent))
     }
 
-    /// Waits to be called, if that is what it takes: for a moment, or, where every place is taken, until
-    /// one is free, for so long at most. That is within REQUEST_TIMEOUT, where few others wait.
+    /// Waits to be called, if necessary: for a moment, or if the capacity is used up, until there is
+    /// room, for at most `limit`. Unless many others wait, that is within REQUEST_TIMEOUT.
     ///
     /// # Errors
-    /// Why it can't begin; without an entry, if it was shutdown, or this limit.
+    /// Why it can't begin; without an entry if the reason is shutdown or `limit`.
     pub fn wait(
         &self,
         answer: Turn,
@@ -163,9 +164,9 @@ impl Receivers {
         }
     }
 
-    /// Waits until the first of several is called, whichever that is, as [`Receivers::wait`] does for
-    /// one, each for `patience` at most; nothing, if none is for as long as `limit`. Who waited for them one after the other would keep the places
-    /// of those that are called meanwhile from others, who may do the same.
+    /// Waits until any of several is called, as [`Receivers::wait`] does for one, each for at most
+    /// `patience`. `None` if none is called within `limit`. A thread that waited for them one after the
+    /// other would keep the capacity of those called meanwhile from others, which may do the same.
     pub fn wait_for_any<T>(
         &self,
         lines: &mut Vec<(T, InLine)>,
@@ -225,13 +226,13 @@ impl Receivers {
 
     fn leave_line<T>(&self, (who, line): (T, InLine)) -> (T, Result<Attempt, Refusal>) {
         self.leave(line.number);
-        // Perhaps it was called just now.
+        // It may have been called just now.
         let interrupted = Refusal { hold: Hold::Full, entry: None };
         (who, line.called.try_recv().unwrap_or(Err(interrupted)))
     }
 
-    /// The first of a backlog no longer waits, at the end of the connection that it came by. If it was
-    /// called just now, that attempt is not made.
+    /// A backlog's first delivery stops waiting because its connection ends. If it was called just now,
+    /// its attempt isn't made.
     pub fn stop_waiting(&self, in_line: &InLine) {
         self.leave(in_line.number);
         if let Ok(Ok(attempt)) = in_line.called.try_recv() {
@@ -245,7 +246,7 @@ impl Receivers {
         state.intake.leave(number);
     }
 
-    /// Waits until all that enter the same backlog before it are published there.
+    /// Waits until all earlier entries of the same backlog are published.
     pub fn wait_to_enter(&self, entry: EntryTicket) {
         let mut state = self.lock();
         while !state.intake.is_next(entry) {
@@ -257,13 +258,13 @@ impl Receivers {
         state.entering.remove(&entry.number());
     }
 
-    /// Whether nobody enters the same backlog before it.
+    /// Whether no earlier entry of the same backlog is left.
     #[must_use]
     pub fn is_next_to_enter(&self, entry: EntryTicket) -> bool {
         self.lock().intake.is_next(entry)
     }
 
-    /// A delivery is on its way to a backlog; or, if not `is_there`, does not go there after all.
+    /// A delivery was published to a backlog; or, if not `is_there`, doesn't go there after all.
     pub fn entered(&self, entry: EntryTicket, is_there: bool) {
         let mut state = self.lock();
         state.intake.entered(entry, is_there);
@@ -273,24 +274,24 @@ impl Receivers {
         }
     }
 
-    /// A delivery has left a backlog without an attempt.
+    /// A delivery left a backlog without an attempt.
     pub fn left_backlog(&self, queue: usize, webhook: Uuid, is_ours: bool) {
         self.lock().intake.left((queue, webhook), is_ours);
     }
 
-    /// There is a backlog, and nobody knows what it holds.
+    /// A backlog exists, and its contents are unknown.
     pub fn found_backlog(&self, queue: usize, webhook: Uuid) {
         self.lock().intake.found((queue, webhook));
     }
 
-    /// The number of the last that entered a backlog, for [`Receivers::is_backlog_emptied`].
+    /// The number of the last entry of a backlog, for [`Receivers::is_backlog_emptied`].
     #[must_use]
     pub fn last_in_backlog(&self, queue: usize, webhook: Uuid) -> u64 {
         self.lock().intake.last((queue, webhook))
     }
 
-    /// The broker says that a backlog is empty; when it was asked, this was the last. False: another has come
-    /// since, or is on its way there.
+    /// The broker says that a backlog is empty. `last` is [`Receivers::last_in_backlog`] when the broker
+    /// was asked. Returns false if another delivery has entered since, or is about to.
     pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
         self.lock().intake.is_emptied((queue, webhook), last)
     }
@@ -301,13 +302,13 @@ impl Receivers {
         self.lock().intake.is_in_use((queue, webhook))
     }
 
-    /// What rings when a request has ended, whichever queue's, while [`Receivers::listen`] says so.
+    /// The bell that rings when a request of any queue has ended, while [`Receivers::listen`] says so.
     #[must_use]
     pub fn bell(&self, queue: usize) -> Receiver<()> {
         self.lock().bells[queue].receiver.clone()
     }
 
-    /// Whether the bell of a queue is to ring. That costs a wake-up for each request.
+    /// Sets whether the bell of a queue rings. That costs a wake-up per request.
     pub fn listen(&self, queue: usize, is_on: bool) {
         self.lock().bells[queue].is_on = is_on;
     }
@@ -331,7 +332,7 @@ impl Receivers {
         state.intake.pace.stay_away(webhook, wanted, now);
     }
 
-    /// The limits of webhooks are shared by these instances from now on.
+    /// Sets the instances that share the limits of webhooks.
     pub fn share_among(&self, instances: Instances) {
         let mut state = self.lock();
         state.intake.pace.share_among(instances);
@@ -357,7 +358,7 @@ impl Receivers {
         self.lock().intake.pace.sent_by(webhook, limits)
     }
 
-    /// Whether another instance consumes a backlog.
+    /// Sets whether another instance consumes a backlog.
     pub fn set_elsewhere(&self, queue: usize, webhook: Uuid, is_elsewhere: bool) {
         self.lock().intake.set_elsewhere((queue, webhook), is_elsewhere);
     }
@@ -376,7 +377,7 @@ impl Receivers {
         state.intake.pace.have_backlogs(webhooks, now);
     }
 
-    /// Takes note of how an attempt ended.
+    /// Records how an attempt ended.
     pub fn end(&self, attempt: Attempt, ended: AttemptEnd<'_>) -> Option<Transition> {
         let jitter = match ended {
             AttemptEnd::Delivered => 0.0,
@@ -389,32 +390,32 @@ impl Receivers {
         transition
     }
 
-    /// An attempt was not made after all.
+    /// An attempt wasn't made after all.
     pub fn give_back(&self, attempt: Attempt) {
         let mut state = self.lock();
         state.intake.pace.give_back(attempt);
         state.call(self.now());
     }
 
-    /// The webhook is deleted or disabled, or its receiver is gone: nothing will come for it any
-    /// more that could say that it is well.
+    /// Forgets a webhook that is deleted or disabled, or whose receiver is gone: no further answer will
+    /// show that the receiver recovered.
     pub fn forget(&self, webhook: Uuid) {
         self.lock().intake.pace.forget(webhook);
     }
 
-    /// Whether an attempt at it is usually over before another thread could have begun it.
+    /// Whether an attempt usually ends before another thread could begin it.
     #[must_use]
     pub fn is_near(&self, webhook: Uuid) -> bool {
         self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_near())
     }
 
-    /// How soon it answers, where anything is known of it.
+    /// How soon it answers, if that is known.
     #[must_use]
     pub fn class(&self, webhook: Uuid) -> Option<Class> {
         self.lock().intake.pace.receiver(webhook).map(|receiver| receiver.class())
     }
 
-    /// Whether its circuit breaker keeps it from getting attempts as they come.
+    /// Whether its circuit breaker is open or half-open.
     #[must_use]
     pub fn is_broken(&self, webhook: Uuid) -> bool {
         self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_broken())
@@ -426,14 +427,13 @@ impl Receivers {
         self.lock().intake.pace.count(self.now())
     }
 
-    /// How many requests are under way that use the capacity of the queue with this number.
+    /// How many requests under way use the capacity of this queue, by class.
     #[must_use]
     pub fn in_use(&self, queue: usize) -> [(Class, usize); 3] {
         self.lock().intake.pace.in_use(queue, self.now())
     }
 
-    /// What is wrong with those that have an ailment: the worst `most` of them, and how many there
-    /// are in all.
+    /// The worst `most` ailments, and the number of receivers in each state.
     #[must_use]
     pub fn ailing(&self, most: usize) -> (Vec<(Uuid, Ailment)>, Count) {
         let (mut ailing, count) = {
@@ -449,14 +449,14 @@ impl Receivers {
         (ailing, count)
     }
 
-    /// Since when each receiver fails that does; and the moment of the answer.
+    /// The outage of each receiver that is failing, and the time of this answer.
     #[must_use]
     pub fn outages(&self) -> (Vec<(Uuid, Outage)>, Moment) {
         let state = self.lock();
         (state.intake.pace.outages().collect(), self.now())
     }
 
-    /// How long ago the last successes of these were, of which this process knows any.
+    /// How long ago the last success of each of these webhooks was, if this process knows of one.
     #[must_use]
     pub fn successes(&self, webhooks: impl Iterator<Item = Uuid>) -> Vec<(Uuid, Duration)> {
         let state = self.lock();
@@ -468,14 +468,13 @@ impl Receivers {
         webhooks.filter_map(success).collect()
     }
 
-    /// Those that were asked, not too long ago.
+    /// The receivers that are remembered.
     #[must_use]
     pub fn known(&self) -> Vec<Uuid> {
         self.lock().intake.pace.known().collect()
     }
 
-    /// How each of these is: how soon it answers, and what is wrong with it, if anything is. The worst
-    /// come first.
+    /// How soon each of these answers, and its ailment if it has one, the worst first.
     #[must_use]
     pub fn condition_of(&self, webhooks: &[Uuid]) -> Vec<(Uuid, Class, Option<Ailment>)> {
         let mut found: Vec<_> = {
@@ -494,7 +493,7 @@ impl Receivers {
         found
     }
 
-    /// Asked for under the lock, so that time does not go back between two who have it.
+    /// Read under the lock, so that time doesn't go back between two holders.
     fn now(&self) -> Moment {
         self.start.elapsed() + BEFORE
     }
@@ -517,21 +516,21 @@ impl State {
         }
     }
 
-    /// A request has ended: calls those who wait, and rings for the backlogs.
+    /// A request has ended: calls the waiting deliveries, and rings for the backlogs.
     fn call(&mut self, now: Moment) {
         if self.intake.has_waiting() {
             let called = self.intake.call(now);
             self.tell(called);
         }
         for bell in self.bells.iter().filter(|bell| bell.is_on) {
-            // It rings already, perhaps.
+            // If the channel is full, it is ringing already.
             let _ = bell.sender.try_send(());
         }
     }
 
     fn tell(&mut self, called: Called) {
         for (number, answer) in called {
-            // It has room for the one answer, and whoever left has taken its sender away before.
+            // The channel has room for the one answer, and whoever left has removed its sender before.
             let _ = self.waiting.remove(&number).map(|waiting| waiting.try_send(answer));
         }
     }
@@ -570,7 +569,7 @@ mod tests {
         receivers.end(attempt, AttemptEnd::Delivered);
     }
 
-    /// Two receivers that have answered, and the first of them has the only place.
+    /// Two receivers that have answered; the first one has the only place.
     fn with_one_place(shutdown: &Shutdown) -> (Receivers, Attempt) {
         let receivers = receivers(1);
         prove(&receivers, shutdown, 1);
@@ -673,7 +672,7 @@ mod tests {
         let soon = Duration::from_secs(30);
         assert!(next(PATIENCE * 2).is_none(), "every place is taken");
         receivers.end(first, AttemptEnd::Delivered);
-        // The place of the one is free for the other, however the two stand in the list.
+        // Capacity released by one goes to the other, whatever their order in the list.
         let (one, attempt) = next(soon).expect("it is called");
         receivers.give_back(attempt.expect("the place"));
         let (other, attempt) = next(soon).expect("it is called");

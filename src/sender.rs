@@ -1,4 +1,4 @@
-//! The POST: one attempt to one receiver, by the shared ureq client. (ureq is named here only.)
+//! The POST: one attempt at one receiver, with the shared ureq client. (Only this module uses ureq.)
 
 use std::io::Read;
 use std::sync::Arc;
@@ -41,19 +41,19 @@ pub use reach::rejected;
 pub use request::Request;
 pub use trial::{ShownAnswer, Trial};
 
-/// ureq keeps four buffers of this size per TLS connection; its default of 128 KiB is made for
-/// downloads.
+/// The size of ureq's buffers, of which it keeps four per TLS connection. Its default of 128 KiB is
+/// meant for downloads.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// The most a receiver may send before the body; far above what a status and its headers need. They
-/// have to fit in the buffer that they are read into.
+/// The most a receiver may send before the body, far above what a status and its headers need. It has to
+/// fit in the buffer.
 const MAX_RESPONSE_HEADER_BYTES: usize = BUFFER_BYTES;
 
-/// Who we are, and what we take for an answer.
+/// Our name, and the answers we accept.
 const USER_AGENT: &str = concat!("webhook-notifier/", env!("CARGO_PKG_VERSION"));
 const ACCEPT: &str = "*/*";
 
-/// Sends events to receivers. Shared by all threads; keeps connections alive between requests.
+/// Sends events to receivers and keeps connections alive between requests. Shared by all threads.
 #[derive(Debug)]
 pub struct Sender {
     agents: Agents,
@@ -61,24 +61,24 @@ pub struct Sender {
     request_timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: u64,
-    /// How much of a failed answer's body is kept; 0: nothing of it.
+    /// How many bytes of a failed answer's body are kept; 0 for none.
     excerpt_bytes: usize,
     forwarding: Forwarding,
 }
 
 impl Sender {
-    /// Makes the client. Opens nothing.
+    /// Creates the client. Opens no connection.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        // Idle connections that no request could use again would only hold sockets open: a webhook
-        // has half of a queue's capacity at most.
+        // A webhook has at most half of a queue's capacity. Idle connections beyond that could never be
+        // reused and would only hold sockets open.
         let capacities = config.queues.iter().map(|queue| usize::from(queue.capacity));
         let most_of_one = capacities.max().unwrap_or(1).div_ceil(2).max(8);
         let settings = Agent::config_builder()
             .http_status_as_error(false)
-            // A redirect would lead around every check of the registered URL.
+            // A redirect would evade every check of the registered URL.
             .max_redirects(0)
-            // A proxy from the environment would bypass the resolver, and with it the guard.
+            // A proxy from the environment would bypass the resolver, and with it the address guard.
             .proxy(None)
             .timeout_global(Some(config.request_timeout))
             .timeout_connect(Some(config.connect_timeout))
@@ -121,7 +121,7 @@ impl Sender {
         }
     }
 
-    /// Makes one attempt. Whatever goes wrong is a [`Response`] too.
+    /// Makes one attempt. Failures are a [`Response`] too.
     #[must_use]
     pub fn post(&self, request: Request<'_>) -> Response {
         let request = request.as_sent();
@@ -133,8 +133,8 @@ impl Sender {
             Ok(mut response) => {
                 let is_success = response.status().is_success();
                 let mut answered = answered(&response);
-                // The status has decided. Reading on, within the deadline, only serves the next
-                // request: a connection can be used again once its response was read to the end.
+                // The status has decided. Reading on, within the deadline, only serves the next request:
+                // a connection can be reused once its response was read completely.
                 let mut body = response.body_mut().as_reader().take(self.max_response_bytes);
                 if !is_success && self.excerpt_bytes > 0 {
                     answered = excerpt::added(answered, target, &mut body, self.excerpt_bytes);
@@ -149,22 +149,22 @@ impl Sender {
         }
     }
 
-    /// Closes connections to hosts that nobody has asked for some time, called every few seconds:
-    /// those to others are closed when they are 15 s old.
+    /// Closes connections to hosts that nobody has used for some time; called every few seconds.
+    /// Connections to other hosts are closed when they have been idle for 15 s.
     pub fn close_idle(&self) {
         self.agents.close_idle();
     }
 }
 
-/// What a delivery needs of an answer.
+/// The part of an answer that a delivery needs.
 fn answered(response: &http::Response<ureq::Body>) -> Response {
     let retry_after = response.headers().get("retry-after");
     let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
     Response::Status { code: response.status().as_u16(), retry_after, excerpt: None }
 }
 
-/// Looks a URL's host up as a delivery would, and says what would keep one from it right now: that
-/// no address of it is allowed, or that it has none.
+/// Looks up a URL's host as a delivery would, and says what would prevent one at present: none of its
+/// addresses is allowed, or it has none.
 #[must_use]
 pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option<String> {
     let resolver = GuardedResolver {
@@ -188,9 +188,9 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
     }
 }
 
-/// What is read is of no use; a failure has no consequence that ureq doesn't see to.
+/// Reads the rest and ignores it. ureq handles the effects of a failure.
 fn read_to_end(mut body: impl Read) {
-    // Most answers have no body: a large buffer, cleared each time, would cost more than they do.
+    // Most answers have no body: clearing a large buffer each time would cost more than they do.
     let mut room = [0; 1 << 10];
     while matches!(body.read(&mut room), Ok(read) if read > 0) {}
 }
@@ -213,8 +213,8 @@ mod tests {
     use crate::domain::settings::Columns;
     use crate::domain::webhook::{Secrets, Webhook};
 
-    /// Makes attempts at a receiver that answers each with the bytes it is told to, over and over
-    /// where it has to, as long as somebody reads, and closes then.
+    /// Makes attempts at a receiver that answers each with the given bytes, repeated if necessary, as
+    /// long as somebody reads, and then closes.
     struct Bench {
         sender: Sender,
         webhook: Webhook,
@@ -232,7 +232,7 @@ mod tests {
             thread::spawn(move || {
                 for (answer, times) in next {
                     let (mut stream, _) = listener.accept().expect("an attempt");
-                    // All of the small request comes at once, or nearly.
+                    // The whole small request arrives at once, or nearly.
                     let mut request = Vec::new();
                     while !request.ends_with(b"{}") {
                         let mut room = [0; 1_024];
@@ -240,7 +240,7 @@ mod tests {
                         request.extend(&room[..read]);
                     }
                     let sent = (0..times).try_for_each(|_| stream.write_all(&answer));
-                    // It has had enough.
+                    // The client has read enough.
                     let _ = sent.and_then(|()| stream.shutdown(Shutdown::Both));
                 }
             });
@@ -295,7 +295,7 @@ mod tests {
             let (mut stream, _) = listener.accept().expect("a connection");
             let mut requests = 0;
             let mut room = [0; 1_024];
-            // One read each is enough for so small a request, or two.
+            // For such a small request one or two reads are enough.
             let mut request = Vec::new();
             while let Ok(read) = stream.read(&mut room)
                 && read > 0
@@ -389,7 +389,7 @@ mod tests {
                 let at = at.index(answer.len());
                 answer[at] = byte;
             }
-            // A connection of its own each time: this one ends whatever was said.
+            // On a new connection each time: the answer ends this one.
             let response = BENCH.with(|bench| bench.answered(answer, 1));
             if let Response::NoAnswer { reason, .. } = response {
                 let fair = [Reason::Protocol, Reason::Reset];

@@ -1,8 +1,8 @@
-//! Shutdown: one crossbeam channel on which nothing is ever sent.
+//! Shutdown: a crossbeam channel on which nothing is ever sent.
 //!
-//! Dropping the sender *is* the signal. A value would wake one receiver of many; a drop wakes all
-//! of them, for ever. Whatever waits for an event, or before another try, waits on this channel as
-//! well, so nobody sleeps through it.
+//! Dropping the sender *is* the signal. A value would wake one of many receivers; the drop wakes all of
+//! them, permanently. Everything that waits for an event, or before another attempt, also waits on this
+//! channel, so nobody sleeps through a shutdown.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// A type without values: what is sent on the shutdown channel.
+/// A type without values, for the shutdown channel.
 #[derive(Debug)]
 pub enum Never {}
 
-/// Says when to stop.
+/// Tells whether to stop.
 #[derive(Clone, Debug)]
 pub struct Shutdown(Receiver<Never>);
 
@@ -23,7 +23,7 @@ pub struct Shutdown(Receiver<Never>);
 #[derive(Clone, Debug)]
 pub struct Trigger(Arc<Mutex<Option<Sender<Never>>>>);
 
-/// Makes a trigger and the shutdown that it fires.
+/// Creates a trigger and the shutdown that it fires.
 #[must_use]
 pub fn channel() -> (Trigger, Shutdown) {
     let (sender, receiver) = crossbeam_channel::bounded(0);
@@ -31,26 +31,26 @@ pub fn channel() -> (Trigger, Shutdown) {
 }
 
 impl Trigger {
-    /// Asks all holders of the [`Shutdown`] to stop. The second time does nothing.
+    /// Asks all holders of the [`Shutdown`] to stop. A second call does nothing.
     pub fn fire(&self) {
         drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
 impl Shutdown {
-    /// Whether we should stop.
+    /// Whether to stop.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits, but not longer than until shutdown; true if that is what ended the wait.
+    /// Waits for `duration` or until shutdown; true if shutdown ended the wait.
     #[must_use]
     pub fn wait(&self, duration: Duration) -> bool {
         self.0.recv_timeout(duration) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// For `select!`: it becomes ready, with an error, at shutdown.
+    /// For `select!`: becomes ready, with an error, at shutdown.
     #[must_use]
     pub fn receiver(&self) -> &Receiver<Never> {
         &self.0
@@ -63,8 +63,8 @@ impl PartialEq for Never {
     }
 }
 
-/// Turns the first SIGTERM or SIGINT into the shutdown, and the second into an exit at once, with
-/// the shell's code for it (128 + the signal's number).
+/// The first SIGTERM or SIGINT fires the shutdown. The second one exits at once, with the shell's exit
+/// code for it (128 + the signal's number).
 ///
 /// # Errors
 /// If the signals can't be caught or the thread can't be started.

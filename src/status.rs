@@ -1,9 +1,9 @@
-//! What the status page shows: how everything is right now, and how it was in the last 15 minutes.
+//! The data of the status page: the present state, and the last 15 minutes.
 //!
-//! The numbers are read from the same counters and gauges as /metrics, so both say the same. A
-//! thread of its own samples the counters every five seconds, of which rates, plots and quantiles
-//! are made ([`crate::domain::trend`]). What it comes to in words is in `advice`, what people know
-//! receivers by in `names`. Nothing here names a secret or an event, nor a URL but for its host and path.
+//! The numbers are read from the same counters and gauges as /metrics, so both agree. A separate thread
+//! samples the counters every five seconds; rates, plots and quantiles are computed from the samples
+//! ([`crate::domain::trend`]). `advice` puts the state into words, and `names` knows what people call
+//! the receivers. Nothing here shows a secret or an event, and of a URL only host and path.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,23 +41,23 @@ use snapshot::{
     seconds,
 };
 
-/// How often the counters are sampled: as often as the page asks, so that each time brings a new
-/// step, and seldom enough to cost nothing.
+/// How often the counters are sampled: as often as the page asks, so that each answer has a new step,
+/// and rarely enough to cost nothing.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How far back the page looks.
+/// How far back the page shows.
 const SPAN: Duration = Duration::from_secs(15 * 60);
 
 /// One more than there are steps. With six lanes all samples take 200 KB.
 const MOST_SAMPLES: usize = 181;
 
-/// What a rate is the average of: long enough to be steady, short enough to be now.
+/// The period that rates are averaged over: long enough to be steady, short enough to be current.
 const RATE_SPAN: Duration = Duration::from_secs(60);
 
-/// Receivers that the page lists. With more of them that ail, what is wrong is not theirs.
+/// The most receivers that the page lists. If more have an ailment, the cause isn't the receivers.
 const MOST_LISTED: usize = 50;
 
-/// All that is needed to say how the process is.
+/// Everything that the status is made of.
 #[derive(Debug)]
 pub struct Status {
     metrics: Arc<Metrics>,
@@ -67,18 +67,18 @@ pub struct Status {
     objects: Arc<Objects>,
     stopping: Shutdown,
     lanes: Vec<Lane>,
-    /// The delays of the wait queues, as they are written, and the queues.
+    /// The wait queues, with their delays as text.
     waits: Vec<(String, String)>,
     host: String,
     started: Instant,
     history: Mutex<Samples>,
-    /// How many messages wait in each lane, in their order.
+    /// How many messages wait in each lane.
     depths: Mutex<Vec<Depths>>,
     names: Names,
 }
 
 impl Status {
-    /// Of a process that has just started; `stopping` is its shutdown.
+    /// For a process that has just started; `stopping` is its shutdown.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -111,7 +111,7 @@ impl Status {
         }
     }
 
-    /// Samples the counters until `stop`, and sees to it that receivers have names.
+    /// Samples the counters until `stop`, and keeps the receivers' names up to date.
     pub fn watch(&self, stop: &Shutdown) {
         self.sample();
         let ticks = tick(SAMPLE_INTERVAL);
@@ -121,7 +121,8 @@ impl Status {
                 recv(self.names.woken) -> _ => {}
                 recv(stop.receiver()) -> _ => return,
             }
-            // After the sample: this may take as long as a query. One that would be in vain is left out.
+            // After the sample, since this may take as long as a query. While PostgreSQL is away it is
+            // skipped.
             if self.metrics.health().database().is_up() {
                 self.names.refresh(&self.to_be_named(), &self.directory);
             }
@@ -132,7 +133,7 @@ impl Status {
         let lanes = self.lanes.iter().map(|lane| self.metrics.lane(&lane.queue).counts());
         let at = self.started.elapsed();
         lock(&self.history).push(Sample { at, lanes: lanes.collect() });
-        // While RabbitMQ is away nobody has counted.
+        // While RabbitMQ is away nobody counts.
         if !self.metrics.health().broker().is_up() {
             return;
         }
@@ -143,7 +144,7 @@ impl Status {
         }
     }
 
-    /// The receivers that are on the page, or may be looked for there.
+    /// The receivers that the page shows, or that may be searched for.
     fn to_be_named(&self) -> HashSet<Uuid> {
         let mut wanted = self.backlogs.webhooks();
         if self.names.is_watched() {
@@ -155,8 +156,8 @@ impl Status {
         wanted
     }
 
-    /// How everything is right now; of the receivers those whose names have the words of `sought`, or,
-    /// without any, those that something is wrong with.
+    /// The present state. Of the receivers it has those whose names match `sought`, or if that is empty,
+    /// those with an ailment.
     #[must_use]
     pub fn now(&self, sought: &str) -> Snapshot {
         self.names.are_wanted();
@@ -229,7 +230,7 @@ impl Status {
                 let depths = &lock(&self.depths)[number];
                 (depths.growth(), depths.empty_in())
             }
-            // Not all of them are counted at a time: each says best how it changes.
+            // Not all backlogs are counted at the same time, so the growth of each is added up.
             LaneKind::Backlogs => {
                 let (growth, empty_in) = self.backlogs.pace(lane.number);
                 (Some(growth), empty_in)
@@ -240,7 +241,7 @@ impl Status {
         let lag = lag_of(number);
         let same_queue = self.lanes.iter().enumerate().filter(|(_, it)| it.origin == lane.origin);
         let of_queue = together(same_queue.map(|(number, _)| lag_of(number)));
-        // What a lane did before it was interrupted it does no more.
+        // The rate from before an interruption no longer applies.
         let span = if state == LaneState::Consuming { RATE_SPAN } else { lasted.min(RATE_SPAN) };
         let rates =
             history.growth(number, span.max(2 * SAMPLE_INTERVAL)).map(|(took, counts)| Rates {
@@ -303,7 +304,7 @@ impl Status {
         }
     }
 
-    /// What the pace of a queue comes to: nothing, while RabbitMQ is away and nobody counts.
+    /// The growth of a queue; `None` while RabbitMQ is away and nobody counts.
     fn pace(&self, number: Option<f64>) -> Option<f64> {
         number.filter(|_| self.metrics.health().broker().is_up()).map(rounded)
     }
@@ -329,7 +330,7 @@ impl Status {
         self.objects.standings().into_iter().map(of).collect()
     }
 
-    /// Of all webhooks, or of those that were found; and of the receivers that are listed.
+    /// The longest backlogs of all webhooks or of those found, and those of the listed receivers.
     fn backlogs_now(&self, found: Option<&HashSet<Uuid>>, receivers: &ReceiversNow) -> BacklogsNow {
         let are_meant = |webhook: Uuid| found.is_none_or(|found| found.contains(&webhook));
         let also = receivers.listed.iter().map(|one| one.webhook).collect();
@@ -355,19 +356,19 @@ impl Status {
         BacklogsNow { filled, webhooks, matching, listed: listed.into_iter().map(of).collect() }
     }
 
-    /// What a webhook is known by, as far as that is remembered.
+    /// A webhook's name, if it is known.
     fn name(&self, webhook: Uuid) -> Name {
         self.names.of(webhook, &self.directory).unwrap_or_default()
     }
 
-    /// Those of all receivers that are sought.
+    /// All receivers that match the search.
     fn matching(&self, sought: &SoughtWords) -> HashSet<Uuid> {
         let mut all = self.backlogs.webhooks();
         all.extend(self.receivers.known());
         self.names.matching(sought, all).into_iter().collect()
     }
 
-    /// The worst of all that have an ailment; or all that were found, the worst first.
+    /// The receivers with the worst ailments; or all that were found, the worst first.
     fn receivers_now(&self, found: Option<&HashSet<Uuid>>) -> ReceiversNow {
         let (ailing, count) = self.receivers.ailing(MOST_LISTED);
         let (matching, listed) = match found {
@@ -416,7 +417,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts of the same buckets, added up.
+/// Adds up counts of the same buckets.
 fn together(counts: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
     counts.fold(Vec::new(), |mut all, some| {
         all.resize(all.len().max(some.len()), 0);
@@ -425,7 +426,7 @@ fn together(counts: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
     })
 }
 
-/// What was counted at all, by label.
+/// The counts that aren't zero, by label.
 fn counted(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Counted {
     counts.into_iter().filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>()
 }

@@ -1,8 +1,8 @@
-//! PostgreSQL: every SQL statement, and the shared pool. (postgres and r2d2 are named here only.)
+//! PostgreSQL: every SQL statement, and the shared pool. (Only this module uses postgres and r2d2.)
 //!
-//! A query is bounded on our side. The server's `statement_timeout` says nothing when the server
-//! itself is frozen, and the client has no time-out of its own, so each query runs in a thread
-//! that its caller gives up on.
+//! Queries are bounded on our side. The server's `statement_timeout` doesn't help when the server itself
+//! is frozen, and the client has no time-out of its own. So each query runs in a thread that its caller
+//! may abandon.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -49,15 +49,15 @@ pub use registered::Registered;
 pub use rights::EACH_BY_ITSELF;
 pub use schema::{Labelled, Migrated};
 
-/// How long a query may take, the wait for a connection included. The queries here take
-/// milliseconds; this is how soon we notice that PostgreSQL hangs.
+/// How long a query may take, including the wait for a connection. Our queries take milliseconds; this
+/// is how soon we notice that PostgreSQL hangs.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for a pooled connection: less than [`QUERY_TIMEOUT`], so that the error says
-/// which of the two it was.
+/// How long to wait for a pooled connection: less than [`QUERY_TIMEOUT`], so that the error says which
+/// of the two was exceeded.
 const POOL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the server works on a statement: less than we wait for it, so that a locked table is
+/// How long the server works on a statement: less than we wait for it, so that a locked table can be
 /// told from a server that hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -67,9 +67,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What each connection is told at its start. Without the sequential scans, since that would read all of
-/// each row's `events`, which may be as large as somebody likes, where the index has them already; and
-/// without compiling a query that takes less time than that.
+/// The options of each connection. Sequential scans are off because they would read each row's `events`,
+/// which may be huge, although the index has them already. JIT is off because compiling would take
+/// longer than our queries.
 fn options() -> String {
     let timeout = STATEMENT_TIMEOUT.as_millis();
     format!("-c statement_timeout={timeout} -c enable_seqscan=off -c jit=off -c timezone=UTC")
@@ -77,10 +77,10 @@ fn options() -> String {
 
 type Pool = r2d2::Pool<Connector>;
 
-/// What a statement is given, and of which type.
+/// A statement's parameter and its type.
 type Parameter<'a> = (&'a (dyn postgres::types::ToSql + Sync), Type);
 
-/// The webhooks, in PostgreSQL. Shared by all threads.
+/// The webhooks in PostgreSQL. Shared by all threads.
 #[derive(Debug)]
 pub struct Store {
     connector: Connector,
@@ -95,27 +95,28 @@ struct Current {
     since: Instant,
 }
 
-/// What has become of the webhook of a parked delivery.
+/// The state of a parked delivery's webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are of the largest")]
 pub enum Found {
-    /// It is there, perhaps with another URL than before.
+    /// It exists, perhaps with another URL than before.
     Enabled(Webhook),
-    /// It is there and gets nothing.
+    /// It exists and gets nothing.
     Disabled,
-    /// It is no longer there.
+    /// It no longer exists.
     Deleted,
 }
 
 impl Store {
-    /// Makes the pool. Opens nothing, so that a missing database is reported by whoever needs it.
+    /// Creates the pool. Opens no connection, so that a missing database is reported by whoever needs
+    /// it.
     ///
     /// # Errors
     /// If DATABASE_URL can't be read.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let error =
             |problem: &str| ConfigError { variable: "DATABASE_URL", problem: problem.to_owned() };
-        // The parser's own words may quote what it could not read: perhaps the password.
+        // The parser's message may quote what it couldn't read: perhaps the password.
         let mut settings: postgres::Config =
             config.database.url.expose().parse().map_err(|_| {
                 error("is not a URL such as postgres://user:password@host:5432/database")
@@ -125,7 +126,7 @@ impl Store {
             .application_name("webhook-notifier")
             .ssl_mode(match config.database.encryption {
                 Encryption::Off => SslMode::Disable,
-                // Or as the other form of DATABASE_URL says, `host=… sslmode=…`, which the client reads.
+                // Or as in the other form of DATABASE_URL, `host=… sslmode=…`, which the client parses.
                 Encryption::IfOffered => mode,
                 Encryption::Required => SslMode::Require,
             })
@@ -147,8 +148,8 @@ impl Store {
         self.connector.place()
     }
 
-    /// The enabled webhooks that want an event of a type and of an account, or of none: those without an
-    /// account, and those of this one. One whose row can't be read is unusable.
+    /// The enabled webhooks that want an event of this type and account: those without an account, and
+    /// those of this one. A webhook whose row can't be read is unusable.
     ///
     /// # Errors
     /// [`StoreError`]; the event then has to wait.
@@ -162,14 +163,14 @@ impl Store {
             self.query(move |client| row::wanting(client, &patterns, account.as_deref()))
         };
         match ask(account) {
-            // What the database can't write down can be nobody's account there.
+            // An account that the database can't represent isn't in the table.
             Err(StoreError::Refused(_)) if account.is_some() => ask(None),
             answer => answer,
         }
     }
 
-    /// The accounts of the enabled webhooks that want an event type, cut after 256 characters; nothing
-    /// where there are more than so many.
+    /// The accounts of the enabled webhooks that want an event type, cut after 256 characters; `None` if
+    /// there are more than `most`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -194,8 +195,8 @@ impl Store {
         })
     }
 
-    /// A webhook, if there is one with this id, and whether it is disabled. One whose row can't be read
-    /// is unusable.
+    /// The webhook with this id, if there is one, and whether it is disabled. A webhook whose row can't
+    /// be read is unusable.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -203,8 +204,7 @@ impl Store {
         self.query(move |client| row::look_up(client, id))
     }
 
-    /// Disables a webhook for a reason, if it still has that URL and is enabled. Says whether it
-    /// was.
+    /// Disables a webhook for a reason, if it still has this URL and is enabled. Returns whether it did.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -220,7 +220,7 @@ impl Store {
         })
     }
 
-    /// Asks for an answer, any answer, about the table.
+    /// Checks that PostgreSQL answers a query on the table.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -230,10 +230,11 @@ impl Store {
         })
     }
 
-    /// Connects outside the pool and looks at what `run` needs: the login, the database, the
-    /// tables. Unlike the pool, this knows a wrong password from a server that is away.
+    /// Connects outside the pool and checks what `run` needs: the login, the database, the tables.
+    /// Unlike the pool, this can tell a wrong password from a server that is away.
     ///
     /// # Errors
+    /// [`StoreError`], with what to do.
     /// [`StoreError`], with the remedy.
     pub fn check(&self) -> Result<(), StoreError> {
         self.once(|client| {
@@ -247,8 +248,7 @@ impl Store {
         connect(&self.connector)
     }
 
-    /// Runs something on a connection of its own, for as long as a query may take, so that its error is
-    /// exact.
+    /// Runs something on a new connection, for as long as a query may take, so that its error is exact.
     fn once<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
@@ -261,9 +261,8 @@ impl Store {
         done.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 
-    /// Runs a query on a pooled connection. It has to be safe to repeat: a connection that died
-    /// while idle is found out only by using it, and there may be a pool full of those after a
-    /// restart of the server.
+    /// Runs a query on a pooled connection. It must be safe to repeat: only using a connection shows
+    /// whether it died while idle, and after a restart of the server the pool may be full of dead ones.
     fn query<T: Send + 'static>(
         &self,
         run: impl Fn(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
@@ -296,11 +295,11 @@ impl Store {
         answer.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 
-    /// Starts over with a new pool. A connection on which a query hangs can't be taken from its
-    /// thread, and would hold its place in the pool for as long as it hangs. `since` says which
-    /// pool it was: another caller may have replaced it already.
+    /// Starts over with a new pool. A connection with a hanging query can't be taken from its thread,
+    /// and would occupy its place in the pool for as long as it hangs. `since` identifies the pool:
+    /// another caller may have replaced it already.
     fn abandon_pool(&self, since: Instant) {
-        // A pool begins with three threads of its own, and panics where there can't be any.
+        // A pool starts three threads, and panics if it can't.
         if let Err(error) = crate::threads::check(3) {
             log::warn!("no new connections to PostgreSQL: {error}");
             return;
@@ -313,8 +312,8 @@ impl Store {
     }
 }
 
-/// Runs `work`, which may have to connect first, in a thread of its own, and gives up on it after
-/// [`QUERY_TIMEOUT`] for each host that may be tried: `None`.
+/// Runs `work`, which may have to connect first, in its own thread. Gives up after [`QUERY_TIMEOUT`] for
+/// each host that may be tried, and returns `None`.
 fn bounded_by_timeout<T: Send + 'static>(
     connector: &Connector,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -331,7 +330,7 @@ fn bounded_in_thread<T: Send + 'static>(
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let started = std::thread::Builder::new()
         .name("query".to_owned())
-        // A send fails when the caller has given up; the answer has no reader then.
+        // Fails if the caller has given up; then nobody wants the answer.
         .spawn(move || drop(sender.send(work())));
     match started {
         Ok(_) => receiver.recv_timeout(limit).ok(),
@@ -349,12 +348,12 @@ fn no_answer(place: &Arc<str>) -> StoreError {
     StoreError::unavailable(place, format!("no answer within {QUERY_TIMEOUT:?}"))
 }
 
-/// Why the pool had no connection to give since we asked: what the last attempt to make one came to, if
-/// there was any; else all are in use.
+/// Why the pool had no connection since `since`: the last failure to connect, if there was one;
+/// otherwise all connections are in use.
 fn no_connection(connector: &Connector, since: Instant, error: &r2d2::Error) -> StoreError {
     match connector.last_failure(since) {
         None => StoreError::unavailable(connector.place(), error.to_string()),
-        // It was all right before: somebody is changing the password, say.
+        // It worked before: perhaps somebody is just changing the password.
         Some(StoreError::Misconfigured(said)) => StoreError::Failing(said),
         Some(failure) => failure,
     }
@@ -364,13 +363,13 @@ fn new_pool(connector: &Connector, size: u32) -> Pool {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
-        // What a burst opened is closed again: each costs PostgreSQL a process, and us four files.
+        // Closes what a burst opened: each connection costs PostgreSQL a process, and us four files.
         .idle_timeout(Some(IDLE_TIMEOUT))
-        // A check is a round trip for each query; `Store::query` repeats instead.
+        // A check would be a round trip per query; `Store::query` repeats instead.
         .test_on_check_out(false)
         .connection_timeout(POOL_TIMEOUT)
-        // Each failed connection would be an ERROR line, several a second while PostgreSQL is
-        // away; the lanes log the change of state once.
+        // Each failed connection would be an ERROR line, several per second while PostgreSQL is away;
+        // the lanes log the change of state once.
         .error_handler(Box::new(r2d2::NopErrorHandler))
         .build_unchecked(connector.clone())
 }

@@ -1,6 +1,6 @@
-//! TLS: whom we believe, and who we are. The same for receivers, RabbitMQ and PostgreSQL.
+//! TLS for receivers, RabbitMQ and PostgreSQL: which CAs we trust, and our own certificate.
 //!
-//! One stack for all of them, rustls, which needs nothing installed to build or to run.
+//! All of them use rustls, which needs nothing installed to build or to run.
 
 use std::error::Error;
 use std::fmt;
@@ -18,33 +18,33 @@ use rustls::{
     RootCertStore, SignatureScheme,
 };
 
-/// How we speak TLS with somebody. Cheap to clone.
+/// A TLS configuration. Cheap to clone.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What it holds may be a private key.
+        // It may contain a private key.
         formatter.write_str("Tls")
     }
 }
 
-/// What of a server's certificate is checked.
+/// What is checked of a server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// That a CA which we believe signed it, and that it is for the name that we asked for.
+    /// That a trusted CA signed it, and that it is for the name we connect to.
     Name,
-    /// That a CA which we believe signed it.
+    /// That a trusted CA signed it.
     Chain,
-    /// Nothing: the wire is encrypted, and who is at its other end remains unknown.
+    /// Nothing: the connection is encrypted, but the other end is unknown.
     Nothing,
 }
 
-/// The CAs that we believe.
+/// The CAs that we trust.
 #[derive(Clone, Debug)]
 pub struct Roots(RootCertStore);
 
-/// A certificate and its key, by which a server knows us.
+/// A certificate and its key, by which a server recognizes us.
 #[derive(Debug)]
 pub struct Identity {
     certificates: Vec<CertificateDer<'static>>,
@@ -52,24 +52,24 @@ pub struct Identity {
 }
 
 impl Roots {
-    /// Mozilla's, as they were when this was built.
+    /// Mozilla's CAs as of the build.
     #[must_use]
     pub fn bundled() -> Self {
         Self(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
     }
 
-    /// Those in this file only.
+    /// Only the CAs in this file.
     ///
     /// # Errors
-    /// If the file (PEM) can't be read or holds no certificate; names it.
+    /// If the file (PEM) can't be read or contains no certificate; names it.
     pub fn only(file: &Path) -> Result<Self, String> {
         Self(RootCertStore::empty()).with(file)
     }
 
-    /// And those in this file.
+    /// Adds the CAs in this file.
     ///
     /// # Errors
-    /// If the file (PEM) can't be read or holds no certificate; names it.
+    /// If the file (PEM) can't be read or contains no certificate; names it.
     pub fn with(mut self, file: &Path) -> Result<Self, String> {
         for certificate in certificates(file)? {
             let added = self.0.add(certificate);
@@ -115,7 +115,7 @@ impl Tls {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// If the key doesn't fit the certificate, or there is no CA to believe.
+    /// If the key doesn't match the certificate, or there is no CA to trust.
     pub fn new(roots: Roots, check: Check, identity: Option<Identity>) -> Result<Self, String> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -141,7 +141,7 @@ impl Tls {
         Ok(Self(Arc::new(config)))
     }
 
-    /// For rustls.
+    /// The configuration for rustls.
     #[must_use]
     pub fn config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.0)
@@ -157,10 +157,10 @@ fn chain_verifier(
         .map_err(|error| error.to_string())
 }
 
-/// Checks less than rustls would, as libpq does where `sslmode` says so.
+/// Checks less than rustls would, as libpq does for some values of `sslmode`.
 #[derive(Debug)]
 struct Lenient {
-    /// None: the certificate is taken as it is.
+    /// `None` if the certificate isn't checked.
     chain: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
@@ -177,7 +177,7 @@ impl ServerCertVerifier for Lenient {
         use CertificateError::{NotValidForName, NotValidForNameContext};
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
         match chain.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            // The name is checked last, so all else was right.
+            // The name is checked last, so everything else was valid.
             Err(rustls::Error::InvalidCertificate(
                 NotValidForName | NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -210,7 +210,7 @@ impl ServerCertVerifier for Lenient {
     }
 }
 
-/// What an error says about TLS, with the remedy; `None` where it is about something else.
+/// What an error says about TLS, and what to do; `None` if it isn't about TLS.
 #[must_use]
 pub fn problem(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
@@ -232,9 +232,9 @@ fn explain(error: &rustls::Error) -> String {
         UnknownIssuer,
     };
     let remedy = match error {
-        // A bad signature is what another CA of the same name leaves.
+        // A bad signature is the effect of another CA with the same name.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            ": signed by no CA that we know: name its CA's certificate in TLS_CA_FILE"
+            ": signed by an unknown CA: put that CA's certificate into TLS_CA_FILE"
         }
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
             ": use a name that is in the certificate"
@@ -242,7 +242,7 @@ fn explain(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             ": it needs a new certificate"
         }
-        // What has no name of its own in rustls is its checker's, which prints as nested brackets.
+        // An error without a name in rustls comes from the verifier, and prints as nested brackets.
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
             return other_certificate(&other.0.to_string());
         }
@@ -261,9 +261,9 @@ fn explain(error: &rustls::Error) -> String {
 
 const TOO_OLD: &str = ": it has to offer TLS 1.2 or 1.3";
 
-/// Why a certificate is refused, by the name that its checker (webpki) has for it.
+/// Why a certificate is refused, by the name of the verifier's error (webpki).
 fn other_certificate(name: &str) -> String {
-    // Some go on with what they are about.
+    // Some names are followed by details.
     let name = name.split(['(', '{', ' ']).next().unwrap_or_default();
     let remedy = match name {
         "CaUsedAsEndEntity" => {
@@ -275,7 +275,7 @@ fn other_certificate(name: &str) -> String {
     format!("TLS: its certificate can't be used ({name}){remedy}")
 }
 
-/// What the other side didn't like, as far as its alert says so.
+/// What the other side objected to, as far as its alert says so.
 fn refused(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::ProtocolVersion => TOO_OLD,

@@ -1,8 +1,8 @@
-//! Threads that are reused: for a request that nobody should wait behind, and for the messages of a
-//! consumer that is stuck at one.
+//! Threads that are reused: for requests that nobody should wait behind, and for the messages of stuck
+//! consumers.
 //!
-//! Each task has been admitted to a queue's capacity before, or stands for a consumer's messages, so
-//! what may be under way bounds the threads. One that has had nothing to do for a while ends.
+//! Each task was admitted to a queue's capacity before, or stands for a consumer's messages, so the
+//! number of threads is limited by what may be under way. A thread that has been idle for a while ends.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,21 +11,21 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// How long a thread waits for its next task. To start one takes some tens of microseconds.
+/// How long a thread waits for its next task. Starting one takes some tens of microseconds.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// What a thread is to do. What it returns it does once it is free for the next task: whoever hears of it
-/// then doesn't start a thread more than is needed.
+/// A task for a thread. It may return a farewell, which runs when the thread is free again: whoever
+/// reacts to that doesn't cause an additional thread.
 pub type Task = Box<dyn FnOnce() -> Option<Farewell> + Send>;
 
-/// A word to somebody that a task is done.
+/// Notifies somebody that a task is done.
 pub type Farewell = Box<dyn FnOnce() + Send>;
 
 /// The threads. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Workers(Arc<Mutex<Idle>>);
 
-/// Those that wait for a task: the last one first, so that those too many find nothing to do.
+/// The idle threads. The last one is used first, so that surplus ones stay idle.
 #[derive(Debug, Default)]
 struct Idle {
     waiting: Vec<IdleWorker>,
@@ -45,15 +45,15 @@ impl fmt::Debug for IdleWorker {
 }
 
 impl Workers {
-    /// Runs a task in a thread of its own: one that waits for something to do, or a new one.
+    /// Runs a task in another thread: an idle one, or a new one.
     ///
     /// # Errors
-    /// The task, if there can be no thread.
+    /// The task, if no thread can be started.
     pub fn run(&self, task: Task) -> Result<(), Task> {
         let (mut task, number) = {
             let mut idle = self.lock();
             match idle.waiting.pop() {
-                // It has room for one: only who takes it off the list sends it anything.
+                // It has room for one: only whoever takes it off the list sends to it.
                 Some(waiting) => match waiting.tasks.try_send(task) {
                     Ok(()) => return Ok(()),
                     Err(error) => (error.into_inner(), idle.number()),
@@ -61,7 +61,7 @@ impl Workers {
                 None => (task, idle.number()),
             }
         };
-        // A thread that can't be started has taken what it was to run with it.
+        // A thread that can't be started would take its task with it, so the task is sent afterwards.
         let (sender, tasks) = bounded(1);
         let workers = self.clone();
         let body = {
@@ -83,7 +83,7 @@ impl Workers {
             let farewell = match tasks.recv_timeout(IDLE) {
                 Ok(task) => task(),
                 Err(_) if self.is_over(thread) => return,
-                // Somebody has just chosen this one.
+                // Somebody has just chosen this thread.
                 Err(_) => continue,
             };
             self.lock().waiting.push(IdleWorker { thread, tasks: sender.clone() });
@@ -137,7 +137,7 @@ mod tests {
             together.wait();
             let names: HashSet<_> = (0..8).map(|_| done.recv().expect("a name")).collect();
             assert_eq!(names.len(), 8);
-            // All are waiting again.
+            // All are idle again.
             while workers.lock().waiting.len() < 8 {
                 thread::yield_now();
             }

@@ -1,4 +1,4 @@
-//! Who makes and removes backlogs, and knows which there are.
+//! Creates and removes backlogs, and knows which exist.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -26,29 +26,28 @@ mod search;
 use removal::Closing;
 use search::Sought;
 
-/// How often it looks whether something is due.
+/// How often the keeper checks what is due.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often the table is read where its changes are heard, in case one was not.
+/// How often the table is read while its changes are reported, in case a report was lost.
 const READ_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often the broker is asked how many wait in the backlogs, and of how many at a time: the round
-/// trips of a thousand would cost more than they say.
+/// How often the broker is asked for the number of waiting messages, and for how many backlogs at a
+/// time: a thousand round trips would cost more than the answers are worth.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 const COUNTED: usize = 20;
 
-/// After one could not be made, the next is tried so much later: each attempt may take seconds, in
-/// which a lane waits.
+/// The pause after a backlog couldn't be created: each attempt may take seconds, in which a lane waits.
 const DISTRUST: Duration = Duration::from_secs(3);
 
-/// How the keeper hears, and tells.
+/// The keeper's ends of the channels.
 #[derive(Debug)]
 pub struct Inbox {
     pub(super) requests: Receiver<Request>,
     pub(super) news: Vec<Sender<News>>,
 }
 
-/// Makes, finds and removes backlogs, in a thread of its own.
+/// Creates, finds and removes backlogs in its own thread.
 #[derive(Debug)]
 pub struct Keeper {
     backlogs: Arc<Backlogs>,
@@ -61,26 +60,26 @@ pub struct Keeper {
     gone: Receiver<(String, Uuid)>,
     shutdown: Shutdown,
     link: Option<Link>,
-    /// Which of these are counted next.
+    /// The order in which backlogs are counted.
     to_count: VecDeque<Key>,
-    /// Those that are being removed.
+    /// The backlogs that are being removed.
     closing: HashMap<Key, Closing>,
     standings: HashMap<Uuid, Option<Standing>>,
-    /// One of these may have changed unheard.
+    /// Whether a webhook may have changed without a report.
     has_to_look: bool,
-    /// None can be made before.
+    /// No backlog is created before this time.
     distrusted_until: Option<Instant>,
-    /// Why none can be made, and why the table can't be read, as far as it was told.
+    /// The logged causes for failing to create backlogs, and to read the table.
     not_made: Causes,
     not_read: Causes,
-    /// Those of which somebody said that their queue is gone, while the broker could not be asked.
+    /// Backlogs whose queue is said to be gone, while the broker couldn't be asked.
     lost: Vec<Key>,
-    /// Those that may be there without a row; none before their webhooks are known.
+    /// Backlogs that may exist without a row; `None` until the webhooks are known.
     sought: Option<Sought>,
 }
 
 impl Keeper {
-    /// Knows of none yet.
+    /// Knows of no backlogs yet.
     #[must_use]
     #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub fn new(
@@ -120,7 +119,7 @@ impl Keeper {
     /// Keeps the backlogs until shutdown.
     pub fn run(mut self) {
         let changes = self.directory.subscribe();
-        // At the start, before anything is heard.
+        // Read at the start, before any report.
         let mut read_at = Instant::now();
         let mut counted_at = read_at;
         let mut ticks = read_at;
@@ -138,7 +137,7 @@ impl Keeper {
                     Ok(Change::Webhooks) => {
                         self.look_at_webhooks();
                         for news in &self.inbox.news {
-                            // Who hears it lives as long as this.
+                            // The receiver lives as long as this.
                             let _ = news.send(News::Changed);
                         }
                     }
@@ -205,8 +204,8 @@ impl Keeper {
                 self.note(key, |store, origin| store.restart_backlog(origin, key.1));
             }
             Request::Paused(webhook) => {
-                // So that its resumption is news, also where both happened between two looks. Later:
-                // the directory may not have heard of it.
+                // So that its resumption is noticed even if both happened between two checks. The check
+                // is later, since the directory may not know of the change yet.
                 self.standings.insert(webhook, Some(Standing::Paused));
                 self.has_to_look = true;
             }
@@ -226,8 +225,8 @@ impl Keeper {
         }
     }
 
-    /// Writes down what nobody waits for. Where PostgreSQL has just not answered, this takes seconds,
-    /// and a lane may wait for what was asked after it: it is left out.
+    /// Records something that nobody waits for. If PostgreSQL has just failed to answer, this would take
+    /// seconds, while a lane may wait for its own request; then it is skipped.
     fn note(&mut self, key: Key, note: impl FnOnce(&Store, &str) -> Result<(), StoreError>) {
         if self.is_distrusted() {
             return;
@@ -250,7 +249,7 @@ impl Keeper {
         self.backlogs.origins.iter().position(|name| name == origin)
     }
 
-    /// Makes sure that there is a backlog, unless one could not be made just now.
+    /// Makes sure that a backlog exists, unless one couldn't be created just now.
     fn make_sure(&mut self, key: Key, cause: &'static str) -> bool {
         if self.backlogs.open().contains(&key) {
             return true;
@@ -265,7 +264,7 @@ impl Keeper {
                 }
                 true
             }
-            // Shutdown has ended the call.
+            // Shutdown ended the call.
             Err(_) if self.shutdown.is_requested() => false,
             Err(problem) => {
                 self.distrusted_until = Some(Instant::now() + DISTRUST);
@@ -273,7 +272,7 @@ impl Keeper {
                     let queue = backlog_queue(self.origin(key), key.1);
                     log::warn!(
                         "backlog not made queue={queue} cause={problem:?}: what its receiver can't take \
-                         is tried again every minute, in no order"
+                         is retried every minute, in no order"
                     );
                 }
                 false
@@ -300,13 +299,13 @@ impl Keeper {
         Ok(())
     }
 
-    /// Runs a call on our connection, which is made when it is needed, and given up when it fails; once
-    /// more, where it was not a new one.
+    /// Runs a call on our connection, which is opened on demand and dropped after a failure. If an
+    /// existing connection fails, the call is repeated on a new one.
     fn ask_broker<T>(
         &mut self,
         mut call: impl FnMut(&mut Link, &Shutdown) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
-        // One that has had nothing to do may have died long ago.
+        // An idle connection may have died long ago.
         if let Some(link) = &mut self.link
             && let Ok(answer) = call(link, &self.shutdown)
         {
@@ -320,14 +319,15 @@ impl Keeper {
         Ok(answer)
     }
 
-    /// A backlog is there, and deliveries may enter it. Whether it may hold some already.
+    /// A backlog exists, and deliveries may enter it. `may_hold_some`: it may contain deliveries
+    /// already.
     fn is_there(&mut self, key: Key, cause: &str, since: SystemTime, may_hold_some: bool) {
         if !self.is_known(key) {
             let known =
                 Known { depths: Depths::default(), since, cause: cause.to_owned(), until: None };
             self.backlogs.known().insert(key, known);
             if may_hold_some {
-                // Before anybody may enter it.
+                // Before anything may enter it.
                 self.receivers.found_backlog(key.0, key.1);
             }
             self.to_count.push_back(key);
@@ -351,19 +351,19 @@ impl Keeper {
     }
 
     fn tell(&self, key: Key, news: News) {
-        // Who consumes them lives as long as this.
+        // The consumers live as long as this.
         let _ = self.inbox.news[key.0].send(news);
     }
 
-    /// The publisher found that there is no way into a backlog any more.
+    /// The publisher found that a backlog can no longer be reached.
     fn is_gone(&mut self, origin: &str, webhook: Uuid) {
         if let Some(queue) = self.number(origin) {
             self.backlogs.open().remove(&(queue, webhook));
         }
     }
 
-    /// Who consumes a backlog found that its queue is gone. From 4.3 on RabbitMQ ends a consumer also where a
-    /// message was not acked in time, and where it is about to delete the queue.
+    /// The consumer of a backlog found that its queue is gone. From 4.3 on, RabbitMQ also ends a
+    /// consumer if a message wasn't acked in time, and when it is about to delete the queue.
     fn is_lost(&mut self, key: Key) {
         if !self.is_known(key) {
             return;
@@ -375,8 +375,9 @@ impl Keeper {
             Ok(None) => {}
             Ok(Some(_)) => {
                 log::warn!(
-                    "backlog interrupted queue={queue}: RabbitMQ ended its consumer, and it is consumed \
-                     again. If somebody has deleted it, what waited in it is lost; else {RAISE_IT}"
+                    "backlog interrupted queue={queue}: RabbitMQ cancelled its consumer; consuming it \
+                     again. If somebody has deleted the queue, the deliveries in it are lost; otherwise \
+                     {RAISE_IT}"
                 );
                 return self.tell(key, News::Opened(key.1));
             }
@@ -388,15 +389,15 @@ impl Keeper {
         let is_ours = |row: &BacklogRow| row.queue == origin && row.webhook == key.1;
         if rows.iter().any(|row| is_ours(row) && !row.is_closing) {
             log::error!(
-                "backlog lost queue={queue}: somebody has deleted it, and what waited in it; new \
-                 deliveries make another"
+                "backlog lost queue={queue}: somebody has deleted it with the deliveries in it; new \
+                 deliveries create another"
             );
             self.metrics.backlogs_lost().inc();
         }
         self.is_no_longer_there(key);
     }
 
-    /// Tells who consumes them what has become of their webhooks.
+    /// Tells the consumers of changes of their webhooks.
     fn look_at_webhooks(&mut self) {
         let ids: HashSet<Uuid> =
             self.backlogs.known().keys().map(|(_, webhook)| *webhook).collect();
@@ -419,7 +420,7 @@ impl Keeper {
         }
     }
 
-    /// Asks how many wait, of some of them.
+    /// Asks how many deliveries wait in some of the backlogs.
     fn count(&mut self) {
         let some: Vec<Key> = (0..self.to_count.len().min(COUNTED))
             .filter_map(|_| self.to_count.pop_front())

@@ -1,4 +1,4 @@
-//! `check`: looks at everything that `run` needs, and changes nothing.
+//! `check`: checks everything that `run` needs, and changes nothing.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -20,13 +20,13 @@ use crate::store::{Registered, Store, StoreError};
 
 mod broker;
 
-/// How much of a detail stands in the table, in characters: it may quote a server.
+/// How many characters of a detail the table shows: it may quote a server.
 const MOST_DETAIL: usize = 1_500;
 
-/// How long the look-ups of all webhooks' hosts may take together.
+/// How long all look-ups of webhooks' hosts together may take.
 const LOOK_UPS: Duration = Duration::from_secs(3);
 
-/// How many webhooks are named that get nothing.
+/// How many webhooks that get nothing are named.
 const MOST_WEBHOOKS: usize = 5;
 
 #[derive(Serialize)]
@@ -36,7 +36,7 @@ struct Finding {
     detail: String,
 }
 
-/// Prints the findings; exit code 1 if `run` would not work.
+/// Prints the findings; exit code 1 if `run` wouldn't work.
 pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings = vec![finding("configuration", Ok::<_, BrokerError>("readable".to_owned()))];
     let (_trigger, shutdown) = shutdown::channel();
@@ -58,7 +58,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What `run` does with PostgreSQL, tried.
+/// Tries what `run` does with PostgreSQL.
 fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     let place = store.place();
     if let Err(error) = store.check() {
@@ -83,8 +83,8 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     }));
     found(store.hears_changes().map(|heard| {
         let detail = match heard {
-            Ok(()) => "a change of the tables is honoured at once".to_owned(),
-            Err(error) => format!("not heard, so every event asks PostgreSQL: {error}"),
+            Ok(()) => "a change to the tables takes effect at once".to_owned(),
+            Err(error) => format!("not received, so every event asks PostgreSQL: {error}"),
         };
         vec![good("changes", detail)]
     }));
@@ -100,7 +100,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     }));
     found(store.has_log().map(|has_log| {
         let detail = match (config.delivery_log, has_log) {
-            (Extent::Off, _) => "off: `why` and `tail` have nothing to tell",
+            (Extent::Off, _) => "off: `why` and `tail` have nothing to show",
             (_, true) => "there is a table for it",
             (_, false) => "has no table, so nothing is logged: run `webhook-notifier migrate`",
         };
@@ -113,7 +113,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     findings
 }
 
-/// Why deliveries to some would be rejected: they lead where no webhook may.
+/// Why deliveries to some webhooks would be rejected: their addresses aren't allowed.
 fn rejected(webhooks: &[Registered], config: &Config) -> HashMap<Uuid, String> {
     let usable = webhooks.iter().filter(|it| it.disabled_at.is_none() && it.unusable.is_none());
     let (ids, urls): (Vec<_>, Vec<_>) =
@@ -122,8 +122,8 @@ fn rejected(webhooks: &[Registered], config: &Config) -> HashMap<Uuid, String> {
     ids.into_iter().zip(found).filter_map(|(id, why)| Some((id, why?))).collect()
 }
 
-/// Those that are enabled have to be usable, and to want something. That they lead somewhere is only
-/// worth a warning: names change.
+/// Enabled webhooks have to be usable and want something. That their address isn't allowed is only a
+/// warning, because names change.
 fn of_webhooks(webhooks: &[Registered], rejected: &HashMap<Uuid, String>) -> Finding {
     let enabled = || webhooks.iter().filter(|webhook| webhook.disabled_at.is_none());
     let (count, all) = (enabled().count(), webhooks.len());

@@ -1,4 +1,4 @@
-//! `dead-letters`: what died, why, and the way back.
+//! `dead-letters`: lists, shows, replays and purges dead letters.
 
 use std::collections::HashSet;
 
@@ -72,7 +72,7 @@ pub(super) enum DeadLetters {
     },
 }
 
-/// Which dead letters: those that fit all that is given.
+/// Selects dead letters: those that match all conditions.
 #[derive(Debug, Args)]
 pub(super) struct Which {
     /// Of this event: its id, or the receivers' header `webhook-id`; or the beginning of one that no other
@@ -135,7 +135,7 @@ impl Which {
         match self.queue.as_slice() {
             [] => config.queues.iter().map(|queue| queue.name.clone()).collect(),
             named => {
-                // Looked at twice, everything in it would count twice.
+                // If a queue were browsed twice, everything in it would count twice.
                 let mut seen = HashSet::new();
                 named.iter().filter(|queue| seen.insert(*queue)).cloned().collect()
             }
@@ -187,7 +187,7 @@ pub(super) fn run(command: DeadLetters) -> Result<()> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
     Look,
-    /// Dry runs too: they say what would become of the same ones.
+    /// Including dry runs, which consider the same ones.
     Move,
 }
 
@@ -209,7 +209,7 @@ fn with_scope(
     let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
     let (queues, mut selection) = (which.queues(&config), which.selection(webhook));
     let (trigger, shutdown) = shutdown::channel();
-    // To say how far it came, and to end copies between two batches. Nothing is lost, whatever it was at.
+    // To report the progress, and to end copying between two batches. Nothing is lost at any point.
     shutdown::watch_signals(trigger)?;
     let scope = |selection| DeadLetterScope {
         config: &config,

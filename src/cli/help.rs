@@ -1,40 +1,41 @@
-//! What `--help` says below the options, and `-h` doesn't: the rest of a manual page.
+//! What `--help` prints below the options, and `-h` doesn't: the rest of a manual page.
 
-/// Of the program, below its first steps.
+/// For the program as a whole, below its first steps.
 pub(super) const PROGRAM: &str = "\
 Environment:
   AMQP_URL, DATABASE_URL
-          where RabbitMQ and PostgreSQL are, with the passwords
+          the URLs of RabbitMQ and PostgreSQL, with the passwords
   QUEUES, REQUEST_TIMEOUT and the other settings
           `webhook-notifier run --help` lists them all with their defaults; each
-          has a flag of the same name, which counts more
+          has a flag of the same name, which takes precedence
   WEBHOOK_SECRET
-          what `listen` checks signatures by
+          the secret that `listen` checks signatures with
   NO_COLOR
-          where it is set, no colours on a terminal; elsewhere there are none
+          if set, no colours on a terminal; elsewhere there are never any
   NOTIFY_SOCKET, WATCHDOG_USEC
           set by systemd: `run` tells it when it is ready, what it waits for,
-          that it lives, and that it stops
+          that it is alive, and when it stops
 
 Files:
   /etc/webhook-notifier.env
           the settings of the installed service, in systemd's syntax: nothing is
-          expanded, and quotes are optional; --env-file gives them to a command
+          expanded, and quotes are optional; other commands read it by --env-file
   webhook-notifier.service
-          its unit, in /usr/local/lib/systemd/system or where PREFIX has led it
+          its unit, in /usr/local/lib/systemd/system, or under another PREFIX
   webhook-notifier@.service
-          a further instance on the same machine, named by its METRICS_ADDR
+          the unit of further instances on the same machine, each named by its
+          METRICS_ADDR
 
 Signals:
   SIGTERM, SIGINT
-          `run` stops consuming, finishes the requests under way and gives the
-          rest back to the broker, within SHUTDOWN_TIMEOUT; a second signal ends
-          it at once, and loses nothing either
+          `run` stops consuming, finishes the requests under way and returns the
+          rest to RabbitMQ, within SHUTDOWN_TIMEOUT; a second signal ends it at
+          once, which loses nothing either
 
 Exit codes:
   0    done; for `run`: stopped by a signal
   1    failed; the last line on standard error says why, and often what to do
-  2    the command or the configuration makes no sense; nothing was opened
+  2    the command or the configuration is invalid; nothing was connected
   130  a second SIGINT ended `run`; 143: a second SIGTERM
 
 Examples:
@@ -50,17 +51,17 @@ See also:
 
 pub(super) const RUN: &str = "\
 Prints:
-  Its log, on standard error. From the line `ready: consuming ...` on events
-  are delivered; the last one, `stopped: ...`, counts what was finished, parked
-  and handed back.
+  Its log, on standard error. After the line `ready: consuming ...` it delivers
+  events; the last line, `stopped: ...`, counts the deliveries that were
+  finished, parked and handed back.
 
 Signals:
   SIGTERM or SIGINT stops it, within SHUTDOWN_TIMEOUT; a second one at once.
 
 Exit codes:
   0    stopped by a signal
-  1    refused by RabbitMQ or PostgreSQL; RabbitMQ not to be reached; metrics
-       port taken; or a defect: the last ERROR line says which
+  1    RabbitMQ or PostgreSQL refused, RabbitMQ can't be reached, the metrics
+       port is taken, or a bug: the last ERROR line says which
   2    a setting can't be used; the line names it
   130  ended by a second SIGINT; 143: by a second SIGTERM
 
@@ -69,27 +70,27 @@ Example:
 
 pub(super) const MIGRATE: &str = "\
 Prints:
-  The names of the steps that it took, what had been there before and was put
-  back, or that there was nothing to do; and which webhooks had an account that
-  was a label and decides now. It touches no row.
+  The names of the steps that it took, what was missing and was restored, or
+  that there was nothing to do; and the webhooks with an account, if accounts
+  were only labels before and now decide who gets an event. It changes no row.
 
 Exit codes:
-  0  the tables are what this version needs
-  1  PostgreSQL refused or is away
+  0  the tables are as this version needs them
+  1  PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Example:
   webhook-notifier migrate --env-file /etc/webhook-notifier.env";
 
 pub(super) const CHECK: &str = "\
-Tries what `run` does at RabbitMQ in ways that it has to refuse, so that it makes
-and takes nothing. RabbitMQ logs each as a channel error.
+Tries what `run` does with RabbitMQ by requests that RabbitMQ has to refuse, so
+that nothing is created or taken. RabbitMQ logs each as a channel error.
 
 Prints:
-  A line for each thing that `run` needs or does, which is tried on no row and
-  no message: `ok` or `FAIL`, and what was found or what to do. A webhook that
-  is enabled and can get nothing is a FAIL, too. With --json an object with `ok`, and `name`, `ok` and `detail` of
-  each in `checks`.
+  A line for each thing that `run` needs or does, without touching a row or a
+  message: `ok` or `FAIL`, and what was found or what to do. An enabled webhook
+  that can't get any event is a FAIL, too. With --json an object with `ok`, and
+  in `checks` the `name`, `ok` and `detail` of each.
 
 Exit codes:
   0  `run` would work
@@ -101,12 +102,12 @@ Example:
 
 pub(super) const PUBLISH: &str = "\
 Prints:
-  The events' ids, once the broker has confirmed them all; with --json a list.
+  The events' ids, once RabbitMQ has confirmed all of them; with --json a list.
 
 Exit codes:
-  0  the broker has them
-  1  it has not, there is no such queue, or the event could only be
-     dead-lettered
+  0  RabbitMQ has confirmed them
+  1  it has not, there is no such queue, or the event would be dead-lettered as
+     malformed
   2  usage or configuration
 
 Examples:
@@ -115,10 +116,10 @@ Examples:
 
 pub(super) const LISTEN: &str = "\
 Prints:
-  Where it listens; then for each request a line with when, the answer, the path,
-  the attempt, the event's id and whether the signature fits, and below it the
-  body: JSON with a line for each member, whatever spaces were sent. With --json
-  an object each, in one line, with the body as it was sent.
+  Where it listens; then for each request a line with the time, the answer, the
+  path, the attempt, the event's id and whether the signature is valid, and below
+  it the body: JSON is indented, whatever its spaces were. With --json an object
+  for each, in one line, with the body as it was sent.
 
 Exit codes:
   1  the address is taken
@@ -129,16 +130,16 @@ Example:
 
 pub(super) const QUEUES_MOVE: &str = "\
 Prints:
-  How many messages it has moved, and what it has made; with --json an object.
-  A message is acked when the broker has confirmed that it is in its new place:
-  whatever ends it, nothing is lost, and at most 32 are there twice. Headers,
-  properties and the order stay. Bindings to exchanges of your own go with the
-  old queue: `rabbitmqctl list_bindings` shows them.
+  How many messages it has moved, and what it has created; with --json an object.
+  A message is acked after RabbitMQ has confirmed that it is in its new place:
+  however the command ends, nothing is lost, and at most 32 messages are there
+  twice. Headers, properties and the order are kept. Bindings to exchanges of your
+  own are deleted with the old queue: `rabbitmqctl list_bindings` shows them.
 
 Exit codes:
-  0  it is a queue of that kind, also if it was before
-  1  it is consumed, or has arguments of its own that would be lost, or the
-     broker refused or is away, or it was interrupted: says how far it came
+  0  the queue has that type, also if it had it before
+  1  it is consumed, or has arguments of its own that would be lost, or RabbitMQ
+     refused or can't be reached, or it was interrupted: says how far it came
   2  usage or configuration
 
 Examples:
@@ -147,7 +148,7 @@ Examples:
 
 pub(super) const COMPLETIONS: &str = "\
 Prints:
-  A script for that shell. `make install` puts one where each shell finds it.
+  A script for that shell. `make install` installs one for each shell.
 
 Exit codes:
   0  done
@@ -159,8 +160,8 @@ Examples:
 
 pub(super) const MAN: &str = "\
 Prints:
-  The page in the language of man(1), which `man -l -` shows; with --into
-  nothing. `make install` puts all pages where man finds them.
+  The page in the format of man(1), which `man -l -` shows; with --into nothing.
+  `make install` puts all pages where man finds them.
 
 Exit codes:
   0  done
@@ -174,22 +175,22 @@ Examples:
 
 pub(super) const WHY: &str = "\
 Prints:
-  For each webhook that is concerned: whether it wants the event, what was tried
-  when and what came back, where the delivery is now, and what to do. With
-  --json an object. It knows what is in the delivery log, and looks through the
-  dead-letter queues where that may say more. Of a failed attempt it has the
-  answer's status line and the beginning of its body (DELIVERY_LOG_BODY).
+  For each webhook concerned: whether it wants the event, what was attempted when
+  and with what result, where the delivery is now, and what to do. With --json an
+  object. It reads the delivery log, and searches the dead-letter queues where
+  these may say more. Of a failed attempt it shows the response's status line and
+  the beginning of its body (DELIVERY_LOG_BODY).
   With --webhook and without an event: how many attempts succeeded and failed
-  since then, by what, the first and the last, the slowest, and the longest time
-  between two.
-  Ids may be cut to a beginning, of four characters at least, that no other id
-  has.
+  since then, for which reasons, the first and the last, the slowest, and the
+  longest time between two.
+  An id may be abbreviated to its first four characters or more, if no other id
+  begins with them.
 
 Exit codes:
-  0  something is known of the event, or nothing and the log holds only failures
-     (DELIVERY_LOG=failures): then it says what the log can't know
-  1  nothing is known of the event or the webhook: it says what that can mean;
-     or several ids begin so; or PostgreSQL refused or is away
+  0  something is known about the event; or nothing is, but the log holds only
+     failures (DELIVERY_LOG=failures): then it says what that may mean
+  1  nothing is known about the event or the webhook: it says what that may mean;
+     or the id is ambiguous; or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Examples:
@@ -199,15 +200,15 @@ Examples:
 
 pub(super) const TAIL: &str = "\
 Prints:
-  A line for each entry of the delivery log, by whichever instance, within about
-  a second; with --json an object each. Of a failed attempt what the receiver
-  said (DELIVERY_LOG_BODY). Its ids can be given to `why` and the others, also
-  where only their beginning is shown. While PostgreSQL is away it says so, and
-  goes on when that answers.
+  A line for each new entry of the delivery log, from all instances, within about
+  a second; with --json an object each. Of a failed attempt it shows what the
+  receiver answered (DELIVERY_LOG_BODY). `why` and the other commands take its
+  ids, also where only the beginning is shown. If PostgreSQL can't be reached, it
+  says so, and continues once PostgreSQL answers.
 
 Exit codes:
-  0  nobody read it any more
-  1  PostgreSQL refused, or the table is not there
+  0  the reader of its output has gone
+  1  PostgreSQL refused, or the table does not exist
   2  usage or configuration
 
 Example:
@@ -215,15 +216,15 @@ Example:
 
 pub(super) const WEBHOOKS_ADD: &str = "\
 Prints:
-  The webhook's id, and the secret that it made, which nobody can see again; one
-  that came by --secret-from is not shown. A warning on standard error where
-  deliveries would be rejected (give it the ALLOW_NETWORKS that `run` has), a
-  pattern hardly matches what was meant, or another webhook has the same URL and
-  wants some of the same events.
+  The webhook's id, and the generated secret, which is not shown again; a secret
+  from --secret-from is not shown. It warns on standard error if deliveries would
+  be rejected (give it the same ALLOW_NETWORKS as `run`), if a pattern probably
+  does not match what was meant, or if another webhook has the same URL and wants
+  some of the same events.
 
 Exit codes:
   0  added, also with a warning
-  1  the URL or a pattern can't be, or PostgreSQL refused or is away
+  1  the URL or a pattern is invalid, or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Examples:
@@ -233,21 +234,21 @@ Examples:
 
 pub(super) const WEBHOOKS_LIST: &str = "\
 Prints:
-  A table with id, state, URL and events, and with accounts, what waits in
-  backlogs and since when it fails where there is any of these; with --json a
-  list of objects. On a terminal it fits the columns (ids are cut then to what
-  tells them apart), and what is longer than the screen goes through PAGER, or
-  `less`; elsewhere nothing is cut. Query and fragment of URLs are `***` without
-  --reveal.
+  A table with id, state, URL and events; and, if any webhook has these, the
+  account, the number of deliveries in backlogs, and since when it fails. With
+  --json a list of objects. On a terminal the columns fit its width (ids are cut
+  to what tells them apart), and a table longer than the screen goes through
+  PAGER, or `less`; elsewhere nothing is cut. The query and fragment of a URL are
+  shown as `***` without --reveal.
 
-  The state is `failing` where the receiver fails and deliveries wait for it,
-  `unusable` where all deliveries are rejected, and `warning` where a pattern
-  can match nothing: `webhooks show` says why. `?` stands for how much waits
-  where RabbitMQ doesn't say.
+  The state is `failing` if the receiver fails and deliveries wait for it,
+  `unusable` if all deliveries are rejected, and `warning` if a pattern can't
+  match anything: `webhooks show` says why. `?` means that RabbitMQ doesn't say
+  how many deliveries wait.
 
 Exit codes:
   0  done, also if there is none
-  1  PostgreSQL refused or is away
+  1  PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Examples:
@@ -257,13 +258,13 @@ Examples:
 
 pub(super) const WEBHOOKS_EXPORT: &str = "\
 Prints:
-  The file, on standard output. Applied again it changes nothing. A webhook that
-  no file can say (a part of it is too large, or can't be read) is left out, and
-  named on standard error.
+  The file, on standard output. If it is applied again, nothing changes. A webhook
+  that can't be described in a file (a part of it is too large, or can't be read)
+  is left out, and named on standard error.
 
 Exit codes:
   0  done
-  1  a webhook is left out; or PostgreSQL refused or is away
+  1  a webhook is left out; or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Examples:
@@ -272,33 +273,33 @@ Examples:
 
 pub(super) const WEBHOOKS_APPLY: &str = "\
 The file is a list of webhooks, each with these keys:
-  post_url, events       where its events go, and which: both have to be there
+  post_url, events       where its events go, and which events: both are required
   account, description, headers, timeout_ms, max_in_flight, rate_per_second,
-  no_retry_status        its settings; it has none that is not there
-  paused, disabled       true or false; as it is where it is not there; with
-                         `disabled = true` perhaps a disabled_reason
-  secret, secret_from    what signs, or a file with it, beside this one; the one
-                         that it has where neither is there; a new webhook gets
-                         one then. After a change the old one signs too, for 24h
-  id                     which webhook it is
+  no_retry_status        its settings; one that is missing here is unset
+  paused, disabled       true or false; if missing, it stays as it is; with
+                         `disabled = true`, there may be a disabled_reason
+  secret, secret_from    the secret, or a file with it, relative to this file; if
+                         both are missing, the webhook keeps its secret, and a new
+                         one gets one. After a change both sign for 24h
+  id                     the webhook's id
 
-`***` in a URL or as the value of a header is what the webhook has there.
+`***` in a URL or as the value of a header means the webhook's present value.
 
-An entry with an id is the webhook of that id, or a new one. One without is the
-webhook of the same URL and account; of several, that of the same events. Where
-that doesn't tell, it is an error.
+An entry with an id describes the webhook with that id, or a new one. An entry
+without an id describes the webhook with the same URL and account; if there are
+several, the one with the same events. If that is ambiguous, it is an error.
 
 Prints:
-  For each webhook that is not as the file says a `+` (added), `~` (changed) or
-  `-` (removed), and what; then how many. With --json an object. It tells how
-  many deliveries are dropped with those that are removed or disabled, and warns
-  as `webhooks add` does.
+  For each webhook that differs from the file a `+` (added), `~` (changed) or `-`
+  (removed), and what differs; then the numbers. With --json an object. It says
+  how many deliveries are dropped with removed or disabled webhooks, and warns as
+  `webhooks add` does.
 
 Exit codes:
   0  the webhooks are as the file says, or with --dry-run would be
-  1  somebody else changed a webhook meanwhile, or PostgreSQL refused or is
-     away: nothing was changed, or the last line says otherwise
-  2  usage or configuration, or the file has errors: all are told, with their
+  1  somebody else changed a webhook meanwhile, or PostgreSQL refused or can't be
+     reached: nothing was changed, unless the last line says otherwise
+  2  usage or configuration, or the file has errors: all are reported with their
      lines, and nothing was changed
 
 Examples:
@@ -310,31 +311,32 @@ Examples:
 pub(super) const WEBHOOKS_SHOW: &str = "\
 Prints:
   The webhook; with --json as an object. Its secret is not shown. A line for
-  each of its backlogs: how many deliveries of which queue wait (`?` where
-  RabbitMQ doesn't say), since when and why, and when the next attempt is due.
-  Where it has limits and several instances run, which of them keep these.
+  each of its backlogs: how many deliveries of which queue wait (`?` if RabbitMQ
+  doesn't say), since when and why, and when the next attempt is due. If it has
+  limits and several instances run, which of these keep the limits.
 
 Exit codes:
   0  done
-  1  no webhook has that id; or PostgreSQL refused or is away
+  1  no webhook has that id; or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Example:
   webhook-notifier webhooks show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
 
-/// Of a command with which deliveries are dropped.
+/// For a command that drops deliveries.
 macro_rules! webhook_dropped {
     ($example:literal) => {
         concat!(
             "\
 Prints:
-  The webhook as it is then, or was last; with --json as an object. Its secret
-  is not shown. Before, on standard error, how many deliveries wait in its
-  backlogs, which are dropped; with --dry-run only that, and nothing changes.
+  The webhook after the change, or as it was before its removal; with --json as
+  an object. Its secret is not shown. Before that, on standard error, how many
+  deliveries wait in its backlogs and are dropped; with --dry-run only that, and
+  nothing changes.
 
 Exit codes:
   0  done
-  1  no webhook has that id; or PostgreSQL refused or is away
+  1  no webhook has that id; or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Examples:
@@ -350,30 +352,30 @@ Examples:
 
 pub(super) const WEBHOOKS_TEST: &str = "\
 Prints:
-  The request, and the answer or the failure, and what to do about that; with
-  --json an object. Secrets are `***` in it.
+  The request, the response or the failure, and what to do about it; with --json
+  an object. Secrets are shown as `***`.
 
 Exit codes:
-  0  the answer was 2xx
+  0  the response was 2xx
   1  it was not, or there was none; no webhook has that id; or PostgreSQL refused
-     or is away
+     or can't be reached
   2  usage or configuration
 
 Example:
   webhook-notifier webhooks test 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33";
 
-/// Of a command that shows or changes one webhook.
+/// For a command that shows or changes one webhook.
 macro_rules! one_webhook {
     ($example:literal) => {
         concat!(
             "\
 Prints:
-  The webhook as it is then, or was last; with --json as an object. Its secret
-  is not shown.
+  The webhook after the change; with --json as an object. Its secret is not
+  shown.
 
 Exit codes:
   0  done
-  1  no webhook has that id; or PostgreSQL refused or is away
+  1  no webhook has that id; or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Example:
@@ -398,12 +400,12 @@ pub(super) const WEBHOOKS_DISABLE: &str =
 
 pub(super) const WEBHOOKS_ROTATE_SECRET: &str = "\
 Prints:
-  The webhook's id, and its new secret, which nobody can see again.
+  The webhook's id, and its new secret, which is not shown again.
 
 Exit codes:
-  0  done: requests are signed with the new secret, and for --keep with the old
-     one, too
-  1  no webhook has that id; or PostgreSQL refused or is away
+  0  done: requests are signed with the new secret, and until --keep is over with
+     the old one, too
+  1  no webhook has that id; or PostgreSQL refused or can't be reached
   2  usage or configuration
 
 Example:
@@ -411,14 +413,14 @@ Example:
 
 pub(super) const DEAD_LETTERS_LIST: &str = "\
 Prints:
-  A table: how many, of which queue, why, for which webhook, how old, the last
-  error, or what is malformed; with --json a list of objects. Waits while another
-  command looks at the same queue. RabbitMQ 4 drops what was looked at 20 times,
-  so each look replaces some of them by copies, for a second or so.
+  A table: how many, of which queue, for what reason, for which webhook, how old,
+  and the last error or what is malformed; with --json a list of objects. It waits
+  while another command reads the same queue. RabbitMQ 4 drops a message that was
+  read 20 times, so each command replaces some by copies, for a second or so.
 
 Exit codes:
   0  done, also if there is none
-  1  the broker refused or is away
+  1  RabbitMQ refused or can't be reached
   2  usage or configuration
 
 Example:
@@ -426,32 +428,32 @@ Example:
 
 pub(super) const DEAD_LETTERS_SHOW: &str = "\
 Prints:
-  Queue, reason, last error or what is malformed, what the receiver answered last
-  (x-last-status-line and x-last-body; DELIVERY_LOG_BODY), headers and body of
-  each; with --json a list of objects.
+  For each: queue, reason, the last error or what is malformed, the receiver's
+  last response (x-last-status-line and x-last-body; see DELIVERY_LOG_BODY),
+  headers and body; with --json a list of objects.
 
 Exit codes:
   0  done, also if there is none
-  1  the broker refused or is away
+  1  RabbitMQ refused or can't be reached
   2  usage or configuration
 
 Example:
   webhook-notifier dead-letters show --reason exhausted --limit 1";
 
-/// Of a command that takes dead letters away.
+/// For a command that removes dead letters.
 macro_rules! dead_letters_moved {
     ($more:literal, $example:literal) => {
         concat!(
             "\
 Prints:
-  How many it was, or with --dry-run would be; with --json an object.
+  How many there were, or with --dry-run would be; with --json an object.
 ",
             $more,
             "
 Exit codes:
   0  done, also if there was none
-  1  a server refused or is away, or the command was interrupted: says how
-     many were done; the others are still dead
+  1  a server refused or can't be reached, or the command was interrupted: says
+     how many were done; the others are still dead letters
   2  usage or configuration
 
 Example:
@@ -462,8 +464,8 @@ Example:
 }
 
 pub(super) const DEAD_LETTERS_REPLAY: &str = dead_letters_moved!(
-    "  Dead letters of webhooks that are disabled or deleted, malformed ones, and
-  those whose queue is gone stay; how many, and what to do about them.
+    "  Dead letters of disabled or deleted webhooks, malformed ones, and those whose
+  queue is gone stay: it says how many, and what to do about them.
 ",
     "replay --reason exhausted --newer-than 24h --dry-run"
 );

@@ -1,4 +1,4 @@
-//! Ids as people give them: whole, or as much of their beginning as tells them from all others.
+//! Ids as people give them: complete, or a beginning that no other id has.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -15,20 +15,20 @@ use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown::{self, quoted};
 use crate::store::{Store, StoreError};
 
-/// A shorter beginning is one by accident.
+/// Anything shorter than this isn't accepted as the beginning of an id.
 const SHORTEST: usize = 4;
 
-/// How many characters of a webhook's id a table shows: enough to be given back to a command.
+/// How many characters of a webhook's id a table shows: enough to give back to a command.
 pub(super) const SHOWN_OF_WEBHOOK: i32 = 8;
 
-/// How many ids are listed where several begin as the one that was given.
+/// How many ids are listed if several begin with the given text.
 const MOST_LISTED: usize = 5;
 
 /// The id of a webhook, or its beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct WebhookId {
     given: String,
-    /// The first and the last id that begins so: the same, where it is whole.
+    /// The first and the last id with this beginning: the same if it is complete.
     first: Uuid,
     last: Uuid,
 }
@@ -49,27 +49,27 @@ impl FromStr for WebhookId {
         match (is_beginning && digits.len() < 32).then(|| (filled("0"), filled("f"))) {
             Some((Ok(first), Ok(last))) => Ok(Self { given: given.to_owned(), first, last }),
             _ => Err(format!(
-                "{} is neither the id of a webhook nor its first {SHORTEST} characters or more",
+                "{} is neither the id of a webhook nor the beginning of one, of at least {SHORTEST} characters",
                 quoted(given)
             )),
         }
     }
 }
 
-/// Whether hyphens stand only where a UUID has them; it need have none.
+/// Whether hyphens are only where a UUID has them; it needn't have any.
 fn has_hyphens_of_uuid(text: &str) -> bool {
     let at: Vec<usize> = text.match_indices('-').map(|(at, _)| at).collect();
     [8, 13, 18, 23].starts_with(&at)
 }
 
 impl WebhookId {
-    /// The whole id of a registered webhook. One that is given whole is that, registered or not, and
-    /// PostgreSQL isn't asked.
+    /// The complete id of a registered webhook. A complete id is returned as it is, registered or not,
+    /// without asking PostgreSQL.
     pub(super) fn registered(&self, store: impl FnOnce() -> Result<Store>) -> Result<Uuid> {
         self.whole(store, false)
     }
 
-    /// The whole id of a webhook that is registered or in the log.
+    /// The complete id of a webhook that is registered or in the log.
     pub(super) fn known(&self, store: impl FnOnce() -> Result<Store>) -> Result<Uuid> {
         self.whole(store, true)
     }
@@ -82,13 +82,13 @@ impl WebhookId {
         match between(&store()?, *first, *last, logged)?.as_slice() {
             [one] => Ok(*one),
             [] => bail!(
-                "no webhook has an id that begins with {given}: see `webhooks list`. One that is deleted \
-                 has to be given whole"
+                "no webhook has an id that begins with {given}: see `webhooks list`. For a deleted \
+                 webhook give the whole id"
             ),
             several => {
                 let several: Vec<String> = several.iter().map(Uuid::to_string).collect();
                 bail!(
-                    "the ids of several webhooks begin with {given}: {}. Give more of it",
+                    "the ids of several webhooks begin with {given}: {}. Give more characters",
                     listed(&several)
                 )
             }
@@ -99,7 +99,7 @@ impl WebhookId {
 fn between(store: &Store, first: Uuid, last: Uuid, logged: bool) -> Result<Vec<Uuid>> {
     let most = i64::try_from(MOST_LISTED + 1).unwrap_or(i64::MAX);
     match store.webhooks_between(first, last, most, logged) {
-        // Without the log, those that are registered.
+        // Without the log, only registered webhooks.
         Err(StoreError::Misconfigured(_)) if logged => {
             Ok(store.webhooks_between(first, last, most, false)?)
         }
@@ -107,18 +107,18 @@ fn between(store: &Store, first: Uuid, last: Uuid, logged: bool) -> Result<Vec<U
     }
 }
 
-/// Whether a text may stand for an event's id that it is the beginning of.
+/// Whether a text may be the beginning of an event's id.
 pub(super) fn may_be_beginning(given: &str) -> bool {
-    // Nothing is longer than a UUID, as most ids are one.
+    // Most ids are UUIDs, so a complete UUID is no beginning.
     given.chars().count() >= SHORTEST && Uuid::try_parse(given).is_err()
 }
 
-/// The ids of events in the log that begin so, or some of them.
+/// The ids of events in the log that begin like this, or some of them.
 pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
     let most = i64::try_from(MOST_LISTED + 1).unwrap_or(i64::MAX);
     for beginning in [Some(given.to_owned()), id_of_header(given)].into_iter().flatten() {
         let found = match store.events_beginning(&beginning, most) {
-            // What the database can't write down is in no log.
+            // An id that the database can't represent isn't in the log.
             Err(StoreError::Refused(_)) if !beginning.is_ascii() => continue,
             found => found?,
         };
@@ -129,14 +129,14 @@ pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
     Ok(Vec::new())
 }
 
-/// The whole id of an event among dead letters, where the given one is the beginning of one only; else
-/// the given one. Where they are to be moved, `ord-17` is not `ord-171`, of which it is the beginning.
+/// The complete id of an event among the dead letters if exactly one begins with the given text;
+/// otherwise the given text. When dead letters are moved, `ord-17` doesn't stand for `ord-171`.
 pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -> Result<String> {
     let is_logged = || {
         let logged = Store::new(scope.config)?.entries_of(given, None);
         Ok::<_, anyhow::Error>(logged.is_ok_and(|entries| !entries.is_empty()))
     };
-    // Else every dead letter is looked at for nothing.
+    // Otherwise all dead letters would be browsed for nothing.
     if !may_be_beginning(given) || is_logged()? {
         return Ok(given.to_owned());
     }
@@ -156,8 +156,8 @@ pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -
     let found: Vec<String> = found.into_iter().collect();
     match found.as_slice() {
         [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(
-            "no dead letter is of the event {}, but one is of {}, whose id begins so: give the whole id \
-             to move it",
+            "no dead letter belongs to the event {}, but one belongs to {}, whose id begins like that: \
+             give the whole id to move it",
             quoted(given),
             listed(&found)
         ),
@@ -172,13 +172,13 @@ pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -
 
 pub(super) fn several_events(given: &str, ids: &[String]) -> String {
     format!(
-        "the ids of several events begin with {}: {}. Give more of it",
+        "the ids of several events begin with {}: {}. Give more characters",
         quoted(given),
         listed(ids)
     )
 }
 
-/// Some ids in a line.
+/// Some ids in one line.
 fn listed(ids: &[String]) -> String {
     let shown = ids.iter().take(MOST_LISTED).map(|id| shown::line(id, MAX_NAME_BYTES));
     let shown: Vec<String> = shown.collect();
@@ -186,12 +186,12 @@ fn listed(ids: &[String]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// The store that is asked for the rest of an id, and not for one that is whole.
+/// The store for completing an id. It isn't needed for a complete one.
 pub(super) fn store(config: &Config) -> impl FnOnce() -> Result<Store> {
     move || Ok(Store::new(config)?)
 }
 
-/// An event's id such that it can be given to a command: as it is, or as receivers have it.
+/// An event's id in a form that commands accept: as it is, or as receivers get it.
 pub(super) fn event_to_give(id: &str) -> String {
     match !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => id.to_owned(),

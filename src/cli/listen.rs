@@ -16,19 +16,20 @@ use crate::domain::shown;
 use crate::domain::signature::Key;
 use crate::domain::time::{self, UnixMillis, to_unix_millis, to_unix_seconds};
 
-/// Deliveries whose attempts are counted; beyond, counting starts over, so memory stays bounded.
+/// How many deliveries' attempts are counted. Beyond that, counting starts over, so that memory stays
+/// bounded.
 const MOST_DELIVERIES: usize = 100_000;
 
-/// The largest body that is read: what MAX_EVENT_BYTES may be at most.
+/// The largest body that is read: the maximum of MAX_EVENT_BYTES.
 const MOST_BODY_BYTES: u64 = 128 << 20;
 
-/// How much of a body is shown to people, in bytes of what is printed.
+/// How many bytes of a body are printed.
 const MOST_OF_BODY: usize = 64 << 10;
 
-/// How much of a body that is no JSON, in characters.
+/// How many characters of a body that isn't JSON are printed.
 const MOST_OF_TEXT: usize = 1_000;
 
-/// How much of a path and of an id is shown to people, in characters.
+/// How many characters of a path and of an id are printed.
 const MOST_SHOWN: usize = 255;
 
 #[derive(Debug, Args)]
@@ -58,7 +59,7 @@ struct Line<'a> {
     attempt: u32,
     status: u16,
     webhook_id: &'a str,
-    /// Absent where there is no secret to check it by.
+    /// Absent if there is no secret to check it with.
     #[serde(skip_serializing_if = "Option::is_none")]
     signature: Option<&'a str>,
     timestamp: &'a str,
@@ -66,7 +67,7 @@ struct Line<'a> {
     body: &'a str,
 }
 
-/// Answers every POST, and prints each, until it is killed.
+/// Answers and prints every POST until it is killed.
 pub(super) fn run(options: Listen) -> Result<()> {
     let Listen { addr, fail_first, status, secret, output: Output { json } } = options;
     let key = secret.as_deref().map(Key::parse).transpose();
@@ -87,7 +88,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             continue;
         }
         let mut body = Vec::new();
-        // One byte more than is allowed tells whether there is more.
+        // One byte beyond the limit shows that there is more.
         let read = request.as_reader().take(MOST_BODY_BYTES + 1).read_to_end(&mut body);
         match read {
             Ok(read) if read as u64 <= MOST_BODY_BYTES => {}
@@ -132,7 +133,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
         };
         let text =
             if json { shown::json(&serde_json::to_string(&line)?) } else { for_people(&line) };
-        // First this, then the answer: what was accepted has been shown.
+        // Print first, then answer: every accepted event has been shown.
         print(text)?;
         let _ = request.respond(Response::empty(status));
     }
@@ -149,13 +150,13 @@ fn for_people(line: &Line<'_>) -> String {
     let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
     let time = time::rfc3339(*at);
     let status = if *status < 300 { paint::good(status) } else { paint::bad(status) };
-    // Whoever sends a request chooses what is in it.
+    // The sender chooses what a request contains.
     let (path, webhook_id) = (shown::line(path, MOST_SHOWN), shown::line(webhook_id, MOST_SHOWN));
     let body = body_for_people(body);
     format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}\n{body}")
 }
 
-/// The body, below its request and further in.
+/// The body, indented below its request.
 fn body_for_people(body: &str) -> String {
     let shown = match serde_json::from_str::<IgnoredAny>(body) {
         Ok(_) => shown::json(&indented(body, MOST_OF_BODY)),
@@ -168,8 +169,8 @@ fn body_for_people(body: &str) -> String {
     shown.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
-/// A JSON document with a line for each member, up to so many bytes. Its names, numbers and texts, and their
-/// order, are as they were sent: a parser would change some.
+/// A JSON document with one member per line, up to `most` bytes. Names, numbers, texts and their order
+/// stay as they were sent; a parser would change some.
 fn indented(document: &str, most: usize) -> String {
     let mut out = String::with_capacity(document.len().min(most));
     let mut depth = 0;

@@ -1,4 +1,4 @@
-//! Long tables on a terminal: one screen after the other, by the operator's pager.
+//! Long tables on a terminal: shown with the operator's pager.
 
 use std::env;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -12,16 +12,16 @@ use terminal_size::{Height, Width, terminal_size_of};
 
 use super::print;
 
-/// What a shell ends with that doesn't find the command.
+/// The exit code of a shell that doesn't find the command.
 const NOT_FOUND: i32 = 127;
 
-/// How many columns the terminal has that standard output is; nothing where it is none.
+/// The number of columns of the terminal on standard output; `None` if it isn't a terminal.
 pub(super) fn columns() -> Option<usize> {
     let (Width(columns), _) = terminal_size_of(io::stdout())?;
     Some(usize::from(columns))
 }
 
-/// Prints lines; where standard output is a terminal that has fewer, by way of PAGER, or `less`.
+/// Prints lines. If standard output is a terminal with fewer rows, uses PAGER, or `less`.
 pub(super) fn page(text: &str) -> Result<()> {
     let rows = terminal_size_of(io::stdout()).map(|(_, Height(rows))| usize::from(rows));
     let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -30,19 +30,19 @@ pub(super) fn page(text: &str) -> Result<()> {
     if !is_long || is_dumb || !io::stdin().is_terminal() || ["", "cat"].contains(&pager.trim()) {
         return print(text);
     }
-    // Ctrl-C is the pager's, which uses the terminal until it ends.
+    // Ctrl-C is for the pager, which uses the terminal until it ends.
     signal_hook::flag::register(SIGINT, Arc::new(AtomicBool::new(false)))
         .context("no signal can be caught")?;
     let mut command = Command::new("sh");
     command.args(["-c", &pager]).stdin(Stdio::piped());
     if env::var_os("LESS").is_none() {
-        // What is on the screen stays there; colours are colours.
+        // Keep the text on the screen, and show colours.
         command.env("LESS", "FRX");
     }
     let Ok(mut child) = command.spawn() else { return print(text) };
     if let Some(mut stdin) = child.stdin.take() {
         match writeln!(stdin, "{text}") {
-            // It was left before the end.
+            // The user quit before the end.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             written => written?,
         }

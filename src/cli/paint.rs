@@ -1,4 +1,4 @@
-//! Colours, where somebody sees them: on a terminal, unless NO_COLOR is set (<https://no-color.org>).
+//! Colours on a terminal, unless NO_COLOR is set (<https://no-color.org>).
 
 use std::env;
 use std::fmt::Display;
@@ -10,7 +10,7 @@ use anstyle::{AnsiColor, Style};
 /// Whether standard output is coloured.
 static OUT: LazyLock<bool> = LazyLock::new(|| is_wanted(&io::stdout()));
 
-/// The same of standard error.
+/// Whether standard error is coloured.
 static ERR: LazyLock<bool> = LazyLock::new(|| is_wanted(&io::stderr()));
 
 fn is_wanted(stream: &impl IsTerminal) -> bool {
@@ -19,22 +19,22 @@ fn is_wanted(stream: &impl IsTerminal) -> bool {
     !is_off && !is_dumb && stream.is_terminal()
 }
 
-/// The head of a table, or of a paragraph, on standard output.
+/// The head of a table or a paragraph, on standard output.
 pub(super) fn heading(text: impl Display) -> String {
     painted(*OUT, Style::new().bold(), text)
 }
 
-/// What is well, on standard output.
+/// Something good, on standard output.
 pub(super) fn good(text: impl Display) -> String {
     painted(*OUT, AnsiColor::Green.on_default(), text)
 }
 
-/// What is not, on standard output.
+/// Something bad, on standard output.
 pub(super) fn bad(text: impl Display) -> String {
     painted(*OUT, AnsiColor::Red.on_default().bold(), text)
 }
 
-/// Who complains, on standard error: in red, or in yellow where it is a warning.
+/// The name before a complaint on standard error: red, or yellow for a warning.
 pub(super) fn complaint(name: &str, problem: &str) -> String {
     match problem.strip_prefix("warning: ") {
         Some(problem) => {

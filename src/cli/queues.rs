@@ -1,4 +1,4 @@
-//! `queues`: what a queue is made of.
+//! `queues`: changes the type of a queue.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -15,20 +15,20 @@ use crate::shutdown;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Queues {
-    /// Have a queue be of another kind, with all that is in it
+    /// Change a queue's type, keeping all its messages
     ///
-    /// RabbitMQ can't change the kind of a queue. So what it holds is put aside, in
-    /// webhooks.moving.QUEUE, the queue is deleted and made anew, and all comes back, in its order. Stop
-    /// what publishes to it and what consumes it before. When it is interrupted, run it again: it goes
-    /// on where it was.
+    /// RabbitMQ can't change the type of a queue. So its messages are put aside in
+    /// webhooks.moving.QUEUE, the queue is deleted and created anew, and the messages are moved back in
+    /// order. First stop everything that publishes to the queue or consumes it. If this is interrupted,
+    /// run it again: it continues.
     #[command(after_long_help = help::QUEUES_MOVE)]
     Move {
         /// The queue, such as high_priority
         queue: String,
-        /// What it is to be
+        /// The type it should have
         #[arg(long, value_name = "TYPE", default_value = "quorum", value_parser = queue_type())]
         to: QueueType,
-        /// Only say what it is, and what it holds
+        /// Only print its type and how much it holds
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -44,13 +44,12 @@ fn queue_type() -> impl TypedValueParser<Value = QueueType> {
 pub(super) fn run(command: Queues) -> Result<()> {
     let Queues::Move { queue, to, dry_run, common } = command;
     if queue.starts_with("webhooks.") || queue.ends_with(".retry") {
-        let problem =
-            format!("{} is the notifier's own, which is what it has to be", quoted(&queue));
+        let problem = format!("{} belongs to the notifier, which chooses its type", quoted(&queue));
         return Err(Usage(problem).into());
     }
     let config = read(&common.settings.0)?;
     let (trigger, shutdown) = shutdown::channel();
-    // To say how far it came.
+    // To report how far it came.
     shutdown::watch_signals(trigger)?;
     let is_json = common.output.json;
     let before = broker::look_at(&config, &shutdown, &queue)?;
@@ -86,11 +85,14 @@ pub(super) fn run(command: Queues) -> Result<()> {
     }
     let Moved { was_there, messages, without_user, without_copies } = moved.with_context(|| {
         let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
-        format!("{far}; nothing is lost: run it again, and it goes on")
+        format!("{far}; nothing is lost: run it again to continue")
     })?;
     for (count, what) in [
         (without_user, "have lost their `user-id`, which only that user may write"),
-        (without_copies, "have lost their header `CC`, which would have led copies elsewhere"),
+        (
+            without_copies,
+            "have lost their header `CC`, which would have sent copies to other queues",
+        ),
     ] {
         if count > 0 {
             complain(&format!("warning: {count} messages {what}"));
@@ -106,7 +108,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     }
     print(format_args!("{queue} is a {to} queue now, with its messages: {messages}"))?;
     complain(
-        "warning: what was bound to it by other exchanges than the default one has to be bound again",
+        "warning: bindings of it to exchanges other than the default one are gone: create them again",
     );
     Ok(())
 }
@@ -116,7 +118,7 @@ fn put_aside(count: Option<u32>, queue: &str) -> String {
     count.map(|count| format!("; put aside in {aside}: {count}")).unwrap_or_default()
 }
 
-/// How far it is: a line that follows it where somebody sees it, and lines of what is done.
+/// The progress: a status line on a terminal, and a line for each completed step.
 struct SoFar {
     is_json: bool,
     is_seen: bool,
@@ -134,7 +136,7 @@ impl SoFar {
             }
             Progress::Made => {
                 self.end();
-                self.last = format!("{queue} made anew, as a {to} queue");
+                self.last = format!("{queue} created again, as a {to} queue");
                 if !self.is_json {
                     let _ = print(&self.last);
                 }
@@ -142,7 +144,7 @@ impl SoFar {
         }
     }
 
-    /// The line that follows it is over.
+    /// Ends the status line.
     fn end(&self) {
         if self.is_seen && self.last.contains(" moved to ") {
             let _ = writeln!(io::stderr());

@@ -1,4 +1,4 @@
-//! `tail`: the delivery log as it is written, by all instances.
+//! `tail`: prints the delivery log as it is written, by all instances.
 
 use std::io;
 use std::time::Duration;
@@ -18,21 +18,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// How often PostgreSQL is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much of a detail is shown to people, in characters: `why` has more of it.
+/// How many characters of a detail are printed; `why` shows more.
 const MOST_OF_DETAIL: usize = 60;
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {
-    /// Only deliveries to this webhook, by its id or the beginning of that
+    /// Only deliveries to this webhook: its id or the beginning of it
     #[arg(long, value_name = "ID")]
     webhook: Option<WebhookId>,
     /// Only events of this account
     #[arg(long, value_name = "TEXT", value_parser = account)]
     account: Option<String>,
-    /// Only what is not well: failed, held back, dead or dropped
+    /// Only failures: failed, held back, dead or dropped
     #[arg(long)]
     failures: bool,
-    /// Begin with so many of the last ones
+    /// Begin with the last N entries
     #[arg(long, value_name = "N", default_value_t = 10,
         value_parser = clap::value_parser!(u32).range(0..=10_000))]
     lines: u32,
@@ -50,7 +50,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
     // Ctrl-C just ends the command.
     let (_trigger, shutdown) = shutdown::channel();
     let is_json = common.output.json;
-    // Where that many characters don't tell webhooks from each other, or nobody can say, all of them.
+    // If that many characters don't distinguish the webhooks, or it isn't known, the whole id is shown.
     let shown = match is_json || store.webhooks_differ_within(SHOWN_OF_WEBHOOK).unwrap_or(false) {
         true => SHOWN_OF_WEBHOOK as usize,
         false => WHOLE,
@@ -78,7 +78,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
             }
             Err(error) if error.is_passing() => {
                 if !away {
-                    complain(&format!("{error}; going on when it answers"));
+                    complain(&format!("{error}; continuing once it answers"));
                 }
                 away = true;
             }
@@ -89,7 +89,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
     Ok(())
 }
 
-/// `tail | head` has read enough; without another entry, a write would never tell.
+/// Detects that `tail | head` has read enough. Without new entries, no write would notice.
 fn is_closed_pipe() -> bool {
     let out = io::stdout();
     let mut ends = [PollFd::new(&out, PollFlags::empty())];
@@ -97,7 +97,7 @@ fn is_closed_pipe() -> bool {
     polled.is_ok() && ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
-/// How many characters an id has.
+/// The length of an id.
 const WHOLE: usize = 36;
 
 fn heading(shown_of_webhook: usize) -> String {
@@ -107,11 +107,11 @@ fn heading(shown_of_webhook: usize) -> String {
     )
 }
 
-/// With ids that `why` and the others take.
+/// With ids that `why` and other commands accept.
 fn for_people(entry: &LogEntry, shown_of_webhook: usize) -> String {
     let LogEntry { at, attempt, what, ms, webhook_id, .. } = entry;
     let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
-    // The whole of it would fill half a line.
+    // The whole id would fill half a line.
     let webhook = webhook_id
         .map_or_else(|| "-".to_owned(), |id| id.to_string()[..shown_of_webhook].to_owned());
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
@@ -125,7 +125,7 @@ fn for_people(entry: &LogEntry, shown_of_webhook: usize) -> String {
     )
 }
 
-/// What came back, and what follows.
+/// The answer, and what happens next.
 fn remark(entry: &LogEntry) -> String {
     let LogEntry { what, reason, detail, answer, dead, next_attempt_at, at, .. } = entry;
     let mut remarks = Vec::new();

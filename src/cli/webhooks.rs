@@ -1,4 +1,4 @@
-//! `webhooks`: register, show, change and remove them.
+//! `webhooks`: registers, shows, changes and removes webhooks.
 
 mod apply;
 mod backlogs;
@@ -32,20 +32,20 @@ use crate::domain::signature::Key;
 use crate::domain::time::Span;
 use crate::store::{NewSecret, Store};
 
-/// How long an old secret may be kept: ten years. (PostgreSQL's calendar ends some time.)
+/// How long an old secret may be kept: ten years. (PostgreSQL's calendar is finite.)
 const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
 
-/// How long it is kept where nobody says: a day to bring the new one to the receiver.
+/// How long it is kept by default: a day to install the new one at the receiver.
 const USUAL_KEEP: Duration = Duration::from_secs(24 * 3_600);
 
-/// How much of what was registered, by whomever, is shown to people, in characters: of the URL, of all
+/// How many characters of registered values are printed, whoever registered them: of the URL, of all
 /// patterns, of a reason.
 const MOST_SHOWN: usize = 2_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
     /// Register a URL for events; prints the new webhook's id, and once the secret that it makes; warns
-    /// if deliveries would not get there
+    /// if deliveries would be rejected or fail
     #[command(after_long_help = help::WEBHOOKS_ADD)]
     Add {
         /// Where to POST the events: http:// or https://
@@ -60,7 +60,7 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         common: Common,
     },
-    /// Change URL, events or settings of a webhook, or its secret; what is not given stays as it is
+    /// Change the URL, events, settings or secret of a webhook; what is not given stays as it is
     #[command(after_long_help = help::WEBHOOKS_SET)]
     Set {
         #[command(flatten)]
@@ -69,8 +69,8 @@ pub(super) enum Webhooks {
         place: NewPlace,
         #[command(flatten)]
         secret: GivenSecret,
-        /// With --secret-from: how long requests are signed with the secret that it had, too; 0s ends it
-        /// at once [default: 24h]
+        /// With --secret-from: how long requests are also signed with the old secret; 0s ends it at once
+        /// [default: 24h]
         #[arg(long, value_name = "TIME", value_parser = keep, requires = "secret_from")]
         keep: Option<Duration>,
         #[command(flatten)]
@@ -78,32 +78,33 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         unset: Unset,
     },
-    /// List webhooks, oldest first: state, account, how much waits, since when it fails, URL and events
+    /// List webhooks, oldest first: state, account, waiting deliveries, since when failing, URL and
+    /// events
     #[command(after_long_help = help::WEBHOOKS_LIST)]
     List(List),
-    /// Print all webhooks as a file that `apply` takes, in TOML; with --json in JSON
+    /// Print all webhooks as a file for `apply`, in TOML; with --json in JSON
     ///
-    /// Without secrets: what may be one in a URL and the values of headers are `***`, and the secrets that
-    /// sign are left out. `apply` leaves all these as they are.
+    /// Without secrets: parts of URLs that may be secret and values of headers are `***`, and the
+    /// secrets that sign requests are left out. `apply` leaves all these as they are.
     #[command(after_long_help = help::WEBHOOKS_EXPORT)]
     Export {
-        /// Write secrets, too: whole URLs, values of headers, and what signs
+        /// Write secrets too: whole URLs, values of headers, and the secrets that sign requests
         #[arg(long)]
         reveal: bool,
         #[command(flatten)]
         common: Common,
     },
-    /// Make the webhooks what a file says, all of it or nothing, and print what changes
+    /// Make the webhooks match a file, completely or not at all, and print the changes
     #[command(after_long_help = help::WEBHOOKS_APPLY)]
     Apply(Apply),
-    /// Show one webhook, with its settings and backlogs; of its headers the names only
+    /// Show one webhook, with its settings and backlogs; only the names of its headers
     #[command(after_long_help = help::WEBHOOKS_SHOW)]
     Show(One),
-    /// Send a test event to a webhook, and print the request and what came back
+    /// Send a test event to a webhook, and print the request and the answer
     ///
-    /// The request is that of a delivery, with the same headers, signature, deadline and checks. It
-    /// does not go through RabbitMQ, counts for nothing, and changes nothing, whatever the answer is.
-    /// Exit code 0 only if that is 2xx.
+    /// The request is that of a delivery, with the same headers, signature, deadline and checks. It does
+    /// not go through RabbitMQ, is not counted, and changes nothing, whatever the answer. Exit code 0
+    /// only if the answer is 2xx.
     #[command(after_long_help = help::WEBHOOKS_TEST)]
     Test {
         #[command(flatten)]
@@ -111,7 +112,7 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         what: trial::TrialEvent,
     },
-    /// Remove a webhook; what waits for it is dropped at its next attempt
+    /// Remove a webhook; its waiting deliveries are dropped
     #[command(after_long_help = help::WEBHOOKS_REMOVE)]
     Remove {
         #[command(flatten)]
@@ -119,32 +120,33 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         dry_run: DryRun,
     },
-    /// Give a disabled webhook its events again, from now on
+    /// Enable a disabled webhook: it gets its events again, from now on
     #[command(after_long_help = help::WEBHOOKS_ENABLE)]
     Enable(One),
-    /// Send nothing to a webhook until it is resumed, and lose nothing: all that comes waits
+    /// Send nothing to a webhook until it is resumed; its events wait, and none is lost
     #[command(after_long_help = help::WEBHOOKS_PAUSE)]
     Pause(One),
-    /// Send a paused webhook its events again, first what has waited, in order
+    /// Resume a paused webhook: first the waiting events are sent, in order
     #[command(after_long_help = help::WEBHOOKS_RESUME)]
     Resume(One),
-    /// Give a webhook no more events, but keep it; what waits for it is dropped
+    /// Disable a webhook: it gets no more events but stays registered; its waiting deliveries are
+    /// dropped
     #[command(after_long_help = help::WEBHOOKS_DISABLE)]
     Disable {
         #[command(flatten)]
         one: One,
-        /// Why, for those who look later
+        /// The reason, for later readers
         #[arg(long, default_value = "by hand")]
         reason: String,
         #[command(flatten)]
         dry_run: DryRun,
     },
-    /// Make a new secret for a webhook, and print it, once
+    /// Make a new secret for a webhook, and print it once
     #[command(after_long_help = help::WEBHOOKS_ROTATE_SECRET)]
     RotateSecret {
         #[command(flatten)]
         one: One,
-        /// How long requests are signed with the old secret, too; 0s ends it at once
+        /// How long requests are also signed with the old secret; 0s ends it at once
         #[arg(long, default_value = "24h", value_name = "TIME", value_parser = keep)]
         keep: Duration,
     },
@@ -152,15 +154,15 @@ pub(super) enum Webhooks {
 
 #[derive(Debug, Args)]
 pub(super) struct One {
-    /// The webhook's id, or as much of its beginning as no other has
+    /// The webhook's id, or a beginning of it that no other id has
     #[arg(value_name = "ID")]
     given: WebhookId,
-    /// As [`Webhooks::resolve`] has found it.
+    /// As [`Webhooks::resolve`] found it.
     #[arg(skip)]
     id: Uuid,
     #[command(flatten)]
     common: Common,
-    /// Show its URL with what may be secret in it: query, fragment, user name and password
+    /// Show its complete URL, with parts that may be secret: query, fragment, user name and password
     #[arg(long)]
     reveal: bool,
 }
@@ -186,7 +188,7 @@ impl Webhooks {
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct DryRun {
-    /// Only say how many deliveries wait in its backlogs, and change nothing
+    /// Only print how many deliveries wait in its backlogs, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -302,8 +304,8 @@ fn one<T>(found: Option<T>, id: Uuid) -> Result<T> {
     found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
 }
 
-/// Says what is dropped with a webhook, on standard error, before that happens; or, where nothing is to
-/// happen, as the command's answer. Returns whether that was all.
+/// Prints what is dropped with a webhook, on standard error before it happens; or, in a dry run, as the
+/// command's answer. Returns whether that was all.
 fn announce_loss(
     config: &Config,
     store: &Store,

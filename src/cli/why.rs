@@ -1,5 +1,5 @@
-//! `why`: what became of one event, by what was logged and by what lies in the dead-letter queues; or how
-//! one webhook has been.
+//! `why`: what happened to an event, according to the log and the dead-letter queues; or how a webhook's
+//! deliveries went.
 
 mod case;
 mod places;
@@ -31,68 +31,68 @@ use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 use case::{Case, Facts};
 use places::{find_backlogs, find_dead, find_not_waiting, find_unlogged};
 
-/// How many webhooks of an event are told of.
+/// How many webhooks of an event are reported.
 const MOST_WEBHOOKS: i64 = 1_000;
 
-/// How many patterns are named that nearly match.
+/// How many nearly matching patterns are named.
 const MOST_NEAR: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Why {
-    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`, where no event has that
-    /// as its id; or as much of the id's beginning as no other event has
+    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`, if no event has that
+    /// as its id; or a beginning of the id that no other event's id has
     #[arg(required_unless_present = "webhook")]
     event: Option<String>,
-    /// Only what concerns this webhook, by its id or the beginning of that; without an event, how it has
-    /// been
+    /// Only what concerns this webhook: its id or the beginning of it; without an event, how its
+    /// deliveries went
     #[arg(long, value_name = "ID")]
     webhook: Option<WebhookId>,
-    /// With --webhook, and without an event: over how long a time, such as 2h [default: 24h]
+    /// With --webhook and without an event: the period, such as 2h [default: 24h]
     #[arg(long, value_name = "TIME", requires = "webhook", conflicts_with = "event")]
     since: Option<Span>,
-    /// The event's type, where the log does not know it: says which webhooks want such an event
+    /// The event's type, if the log doesn't know it: shows which webhooks want such an event
     #[arg(long = "type", value_name = "TYPE", requires = "event")]
     event_type: Option<String>,
-    /// The event's account, where the log does not know it, or has several with this id
+    /// The event's account, if the log doesn't know it, or several events have this id
     #[arg(long, value_name = "TEXT", value_parser = account, requires = "event")]
     account: Option<String>,
     #[command(flatten)]
     common: Common,
 }
 
-/// All that is known of an event.
+/// Everything that is known of an event.
 #[derive(Debug, Serialize)]
 struct Story {
     event_id: String,
     event_type: Option<String>,
-    /// Whose it is, if it is anybody's.
+    /// Its account, if it has one.
     account: Option<String>,
-    /// Of whom else events have this id.
+    /// The accounts of other events with this id.
     other_accounts: BTreeSet<String>,
     /// The queues that it was published to.
     queues: BTreeSet<String>,
-    /// Whether anything is.
+    /// Whether anything is known.
     known: bool,
-    /// Whether nothing went wrong with it, or is about to, as far as a log that holds only that can tell.
+    /// Whether nothing went wrong, as far as a log that only contains failures can tell.
     no_failure: bool,
-    /// What the log holds, as DELIVERY_LOG says.
+    /// What the log contains, as in DELIVERY_LOG.
     log: String,
-    /// When no webhook wanted it.
+    /// When it was dropped because no webhook wanted it.
     #[serde(serialize_with = "time::serialize_option")]
     unmatched_at: Option<UnixMillis>,
     webhooks: Vec<Case>,
-    /// Dead letters that name no webhook: malformed ones.
+    /// Dead letters that name no webhook: malformed events.
     malformed: Vec<DeadLetter>,
     /// Patterns that nearly match.
     near: Vec<Near>,
-    /// Why the dead-letter queues could not be looked through; none if they were, or need not be.
+    /// Why the dead-letter queues couldn't be searched; `None` if they were, or needn't be.
     dead_letters_unknown: Option<String>,
-    /// When the oldest entry of the log was made.
+    /// The time of the log's oldest entry.
     #[serde(serialize_with = "time::serialize_option")]
     log_begins_at: Option<UnixMillis>,
-    /// Whether the log has more of it than was read.
+    /// Whether the log has more entries than were read.
     truncated: bool,
-    /// What it may mean that nothing is known.
+    /// The possible reasons if nothing is known.
     may_be: Vec<String>,
 }
 
@@ -103,18 +103,18 @@ struct Near {
     pattern: String,
 }
 
-/// What the operator says of the event.
+/// What the operator says about the event.
 struct SaidOfEvent {
     event_type: Option<String>,
     account: Option<String>,
 }
 
 impl SaidOfEvent {
-    /// Whether something may be of the event that is meant: it is of the account that is given, or
-    /// nobody has written down of which.
+    /// Whether something may concern the event that is meant: it has the given account, or no recorded
+    /// account.
     fn may_mean(&self, account: Option<&str>) -> bool {
         match (&self.account, account) {
-            // As the log has it where the database's encoding lacks a character.
+            // In the form that the log uses if the database's encoding lacks a character.
             (Some(given), Some(account)) => given == account || header_of_name(given) == account,
             _ => true,
         }
@@ -135,7 +135,7 @@ pub(super) fn run(command: Why) -> Result<ExitCode> {
         (None, Some(webhook)) => {
             return report::run(&config, &store, webhook, since, common.output);
         }
-        // (clap has seen to it.)
+        // (clap ensures this.)
         (None, None) => return Err(Usage("give an event, or --webhook".to_owned()).into()),
     };
     let story = story(&config, &store, event, webhook, SaidOfEvent { event_type, account })?;
@@ -172,7 +172,7 @@ fn story(
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
     let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
     let logged_type = entries.last().map(|entry| entry.event_type.clone());
-    // Who can't read that table has to do without.
+    // A user who may not read that table does without.
     let since = store.accounts_since().unwrap_or(None);
     let logged_owner = Owner::of(&entries, None, since);
     let mut accounts: BTreeSet<String> =
@@ -201,7 +201,7 @@ fn story(
     let event_type = logged_type.or_else(|| dead_types.next()).or(given.event_type);
     let mut dead_accounts = letters.iter().chain(&malformed).filter_map(|l| l.account.clone());
     accounts.extend(dead_accounts.clone());
-    // What is known of an event says whose it is, or that it is nobody's.
+    // What is known of an event says its account, or that it has none.
     let owner = match (given.account, logged_owner) {
         (Some(account), _) | (None, Owner::Account(account)) => Owner::Account(account),
         (None, other) => match dead_accounts.next() {
@@ -215,7 +215,7 @@ fn story(
     let mut dead_ids = letters.iter().chain(&malformed).filter_map(|l| l.event_id.clone());
     let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or(meant);
 
-    // Told of even where the log has nothing of them: those that want it today.
+    // Also those that the log doesn't mention: the webhooks that want the event today.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
     ids.extend(letters.iter().filter_map(|letter| letter.webhook_id));
     let mut patterns = event_type.as_deref().map(matching_patterns).unwrap_or_default();
@@ -284,8 +284,8 @@ fn story(
     })
 }
 
-/// What was logged of the event with this id; or with this `webhook-id`, which is what a receiver's owner
-/// has of it, and the log where the database's encoding lacks a character.
+/// The log's entries for the event with this id, or with this `webhook-id`: receivers' owners know the
+/// event by it, and the log uses it if the database's encoding lacks a character.
 fn logged(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<LogEntry>> {
     let written = header_of_id(asked).into_owned();
     for id in [Some(asked.to_owned()), id_of_header(asked), Some(written)].into_iter().flatten() {
@@ -298,13 +298,13 @@ fn logged(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<LogEn
     Ok(Vec::new())
 }
 
-/// Whether a dead letter is of the event with this id, or with this `webhook-id`.
+/// Whether a dead letter is of the event with this id or `webhook-id`.
 fn is_of(letter: &DeadLetter, event_id: &str) -> bool {
     letter.event_id.as_ref().is_some_and(|id| id == event_id || header_of_id(id) == event_id)
 }
 
-/// The id of the event that is meant: the given one, where a dead letter has it or no id begins so; else
-/// the one that does, in the log or among these dead letters.
+/// The complete id of the event: the given one if a dead letter has it or no id begins with it;
+/// otherwise the one that does, in the log or among these dead letters.
 fn whole_id(store: &Store, given: &str, letters: &[DeadLetter]) -> Result<String> {
     if letters.iter().any(|letter| is_of(letter, given)) || !ids::may_be_beginning(given) {
         return Ok(given.to_owned());
@@ -319,7 +319,7 @@ fn whole_id(store: &Store, given: &str, letters: &[DeadLetter]) -> Result<String
     }
 }
 
-/// The patterns that look as if they were meant to match.
+/// The patterns that were probably meant to match.
 fn near(store: &Store, event_type: &str) -> Result<Vec<Near>> {
     let webhooks = store.list(None)?.into_iter();
     let patterns = webhooks.flat_map(|webhook| {

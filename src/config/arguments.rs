@@ -1,4 +1,4 @@
-//! The settings as clap sees them: a flag, a variable, a line of a file and of the help for each.
+//! The settings for clap: each is a flag, a variable, a line of a file and a line of the help.
 
 use std::ffi::OsString;
 
@@ -7,10 +7,10 @@ use clap::parser::ValueSource;
 use super::{SETTINGS, Setting, Settings, env_file};
 use crate::domain::shown::quoted;
 
-/// The flag that names a file of variables. Not a setting: it says where settings are.
+/// The flag that names a file of variables. It isn't a setting itself.
 const ENV_FILE: &str = "env-file";
 
-/// What may stand in such a file, too: it is what others read in the environment of the service.
+/// Variables that may also be in such a file: others read them in the environment of the service.
 const OTHERS: [&str; 9] = [
     "WEBHOOK_SECRET",
     "NO_COLOR",
@@ -23,7 +23,8 @@ const OTHERS: [&str; 9] = [
     "LC_ALL",
 ];
 
-/// How like a setting a name is that probably means it, from 0 to 1: `AMPQ_URL` is 0.96 like AMQP_URL.
+/// How similar a name must be to a setting to be taken for a misspelling, from 0 to 1: `AMPQ_URL` has
+/// 0.96 for AMQP_URL.
 const LIKE: f64 = 0.8;
 
 impl Settings {
@@ -34,8 +35,8 @@ impl Settings {
             .value_name("FILE")
             .value_hint(clap::ValueHint::FilePath)
             .help(
-                "Take variables from this file, which is read as systemd reads an EnvironmentFile; \
-                 they count more than the environment's, and less than flags [default: none]",
+                "Take variables from this file, which is read as systemd reads an EnvironmentFile; they \
+                 override the environment, and flags override them [default: none]",
             )
             .help_heading("Configuration");
         let settings = SETTINGS.iter().map(move |setting| {
@@ -46,9 +47,9 @@ impl Settings {
             clap::Arg::new(setting.variable)
                 .long(setting.variable.to_lowercase().replace('_', "-"))
                 .env(setting.variable)
-                // What is not UTF-8 is ours to say, by the variable's name.
+                // A value that isn't UTF-8 gets our own error, which names the variable.
                 .value_parser(clap::value_parser!(OsString))
-                // The help must not print the password that the environment holds.
+                // The help must not print the password in the environment.
                 .hide_env_values(true)
                 .hide(hidden(setting.variable))
                 .value_name(setting.value)
@@ -91,7 +92,7 @@ impl clap::FromArgMatches for Settings {
     }
 }
 
-/// What stands in a file of variables and is no setting of ours, with the nearest that is one.
+/// The names in a file that aren't settings, each with the most similar setting.
 fn strangers(file: &env_file::Variables) -> Vec<String> {
     let is_known = |name: &str| {
         SETTINGS.iter().any(|setting| setting.variable == name) || OTHERS.contains(&name)
@@ -107,16 +108,16 @@ fn stranger(name: &str) -> String {
     let likeness = |setting: &Setting| strsim::jaro_winkler(&upper, setting.variable);
     let nearest = SETTINGS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     let meant = nearest.filter(|setting| likeness(setting) >= LIKE).map(|it| it.variable);
-    // What is no name may be a part of a value, of a secret perhaps.
+    // Text that isn't a name may be a part of a value, perhaps of a secret.
     let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let named = if is_name { quoted(name) } else { "a line that begins with no name".to_owned() };
     match meant {
-        Some(meant) => format!("--env-file: {named} is no setting: is {meant} meant?"),
-        None => format!("--env-file: {named} is no setting, and changes nothing"),
+        Some(meant) => format!("--env-file: {named} is not a setting: did you mean {meant}?"),
+        None => format!("--env-file: {named} is not a setting, and is ignored"),
     }
 }
 
-/// All settings, for commands whose help needs to show only where the servers are.
+/// All settings, for commands whose help only shows the servers' addresses.
 #[derive(Clone, Debug, Default)]
 pub struct ServerSettings(pub Settings);
 
@@ -156,9 +157,13 @@ mod tests {
             ("ALLOWED_NETWORKS", "ALLOW_NETWORKS"),
             ("FANOUT", "FANOUT_INLINE"),
         ] {
-            assert!(stranger(name).contains(&format!("is {meant} meant?")), "{}", stranger(name));
+            assert!(
+                stranger(name).contains(&format!("did you mean {meant}?")),
+                "{}",
+                stranger(name)
+            );
         }
-        assert!(stranger("GREETING").contains("\"GREETING\" is no setting, and changes nothing"));
+        assert!(stranger("GREETING").contains("\"GREETING\" is not a setting, and is ignored"));
         assert!(!stranger("s3cret/+").contains("s3cret"), "{}", stranger("s3cret/+"));
         let file = ["AMQP_URL", "NO_COLOR", "TZ"].map(|name| (name.to_owned(), String::new()));
         assert_eq!(strangers(&file.into()), Vec::<String>::new());

@@ -1,8 +1,8 @@
-//! A file of variables, as systemd reads an `EnvironmentFile=` (systemd.exec(5)): so that a command
-//! by hand gets what the service gets.
+//! Reads a file of variables like systemd's `EnvironmentFile=` (systemd.exec(5)), so that a command run
+//! by hand gets the settings of the service.
 //!
-//! It looks like shell and is not: nothing is expanded, `$` and `%` are themselves, `#` begins a
-//! comment only where a line begins, and quotes count only where a value or a further part of it
+//! The syntax resembles shell but isn't: nothing is expanded, `$` and `%` are literal, `#` begins a
+//! comment only at the start of a line, and quotes count only where a value or another part of it
 //! begins.
 
 use std::collections::HashMap;
@@ -14,19 +14,19 @@ use crate::domain::shown;
 /// How long a problem may be, in characters.
 const MOST_PROBLEM: usize = 200;
 
-/// The variables of a file, the last of each name.
+/// The variables of a file. If a name is repeated, the last one counts.
 pub(super) type Variables = HashMap<String, String>;
 
 /// Reads the file.
 ///
 /// # Errors
-/// If it can't be read, as one line without anything of what stands in it.
+/// If it can't be read: one line that quotes none of its content.
 pub(super) fn read(path: &str) -> Result<Variables, String> {
     let text = fs::read_to_string(path);
     text.map(|text| parse(&text)).map_err(|error| shown::line(&error.to_string(), MOST_PROBLEM))
 }
 
-/// Where in the text we are.
+/// The state of the parser.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     LineStart,
@@ -42,7 +42,7 @@ enum At {
 fn parse(text: &str) -> Variables {
     let mut variables = Variables::new();
     let (mut name, mut value) = (String::new(), String::new());
-    // White space at the end of what is not quoted belongs to nobody; what is kept ends here.
+    // Trailing white space that isn't quoted is dropped; the value to keep ends here.
     let mut kept = 0;
     let mut at = At::LineStart;
     let mut chars = text.chars();
@@ -108,7 +108,7 @@ fn parse(text: &str) -> Variables {
             }
         };
     }
-    // The file's end ends a line, and also what nothing has closed.
+    // The end of the file ends the line, and any open quotes.
     if !matches!(at, At::LineStart | At::Comment | At::Name) {
         define(&name, value, kept);
     }

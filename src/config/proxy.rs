@@ -1,4 +1,4 @@
-//! Where requests to receivers go through, if not straight to them.
+//! The proxy for requests to receivers.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use url::Url;
 use super::servers::decode;
 use crate::domain::secret::Secret;
 
-/// The longest user name and password together. What is sent to the proxy has to fit a buffer.
+/// The longest user name and password together. The request to the proxy has to fit in a buffer.
 const MOST_OF_CREDENTIALS: usize = 1_024;
 
-/// An HTTP proxy that takes CONNECT. It displays without user name and password.
+/// An HTTP proxy that supports CONNECT. Displays without user name and password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EgressProxy {
     /// Host name or address.
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// The header `Proxy-Authorization`, where it wants to know who we are.
+    /// The header `Proxy-Authorization`, if credentials are given.
     pub authorization: Option<Secret>,
 }
 
@@ -33,8 +33,8 @@ impl fmt::Display for EgressProxy {
 }
 
 impl EgressProxy {
-    /// Reads EGRESS_PROXY; `None` if it is empty. The value itself never stands in what is said of it: it
-    /// may hold a password.
+    /// Reads EGRESS_PROXY; `None` if it is empty. Errors never quote the value: it may contain a
+    /// password.
     pub(super) fn parse(text: &str) -> Result<Option<Self>, String> {
         if text.is_empty() {
             return Ok(None);
@@ -52,7 +52,7 @@ impl EgressProxy {
         if url.path() != "/" {
             return Err("has a path, and a proxy has none: http://host:3128".to_owned());
         }
-        // That of a URL without one is 80, which is hardly any proxy's.
+        // Without a port the URL's default would be 80, which is hardly ever a proxy's.
         let authority = text.split("//").nth(1).unwrap_or_default().trim_end_matches('/');
         let has_port = authority.rsplit(':').next().is_some_and(|it| it.parse::<u16>().is_ok());
         let port = url.port_or_known_default().filter(|port| has_port && *port > 0);

@@ -1,21 +1,21 @@
-//! The kinds of queues that RabbitMQ has for events.
+//! The types of queues that RabbitMQ has for events.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::domain::shown::quoted;
 
-/// What a queue is made of (`x-queue-type`).
+/// A queue's type (`x-queue-type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueType {
-    /// Replicated, where RabbitMQ is a cluster.
+    /// Replicated if RabbitMQ is a cluster.
     Quorum,
     /// On one node.
     Classic,
 }
 
 impl QueueType {
-    /// As RabbitMQ writes it.
+    /// The name in RabbitMQ.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Where RabbitMQ and PostgreSQL are: their URLs, and how TLS is spoken with them.
+//! The addresses of RabbitMQ and PostgreSQL: their URLs, and how to use TLS with them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,12 +9,12 @@ use url::Url;
 use crate::domain::secret::Secret;
 use crate::tls::{Check, Identity, Roots, Tls};
 
-/// Where RabbitMQ is and who we are there.
+/// The address of RabbitMQ, and our login.
 #[derive(Clone, Debug)]
 pub struct Amqp {
     /// The nodes of a cluster, or the only one.
     pub hosts: Vec<Host>,
-    /// How to encrypt; `None`: not at all.
+    /// How to encrypt; `None` for no encryption.
     pub tls: Option<Tls>,
     /// User name.
     pub user: String,
@@ -22,14 +22,14 @@ pub struct Amqp {
     pub password: Secret,
     /// Virtual host.
     pub vhost: String,
-    /// Seconds; a silent connection is given up after two of them.
+    /// In seconds. A silent connection is given up after two of them.
     pub heartbeat: u16,
 }
 
-/// Where a node is.
+/// A node's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// Its name, or an address.
+    /// A name or an address.
     pub name: String,
     /// TCP port.
     pub port: u16,
@@ -54,8 +54,7 @@ impl fmt::Display for Amqp {
 
 impl Amqp {
     /// Reads AMQP_URL (RabbitMQ's "URI specification" and "URI query parameters"), with a list of hosts
-    /// where libpq's URLs have theirs. The value itself never stands in what is said of it: it may hold a
-    /// password.
+    /// as in libpq's URLs. Errors never quote the value: it may contain a password.
     pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
         let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
         let (before, hosts, after) = around_hosts(text).ok_or_else(usage)?;
@@ -98,7 +97,7 @@ impl Amqp {
             *file = Some(PathBuf::from(&*value));
         }
         let host = |url: &Url| {
-            // An address in brackets is how URLs write IPv6; sockets want it bare.
+            // URLs write IPv6 addresses in brackets; sockets need them without.
             let name = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
             let host = Host { name: name.to_owned(), port: url.port().unwrap_or(port) };
             (!name.is_empty()).then_some(host).ok_or_else(usage)
@@ -120,7 +119,7 @@ impl Amqp {
     }
 }
 
-/// What stands before a URL's hosts, they, and what stands behind them.
+/// The parts of a URL before its hosts, the hosts, and the rest.
 fn around_hosts(text: &str) -> Option<(&str, &str, &str)> {
     let start = text.find("://")? + 3;
     let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |length| start + length);
@@ -128,14 +127,14 @@ fn around_hosts(text: &str) -> Option<(&str, &str, &str)> {
     Some((&text[..start], &text[start..end], &text[end..]))
 }
 
-/// Where PostgreSQL is.
+/// The address of PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Without what PostgreSQL's client would not understand of it.
+    /// Without the parameters that PostgreSQL's client doesn't understand.
     pub url: Secret,
     /// When to encrypt.
     pub encryption: Encryption,
-    /// How.
+    /// How to encrypt.
     pub tls: Tls,
 }
 
@@ -144,21 +143,20 @@ pub struct Database {
 pub enum Encryption {
     /// Never.
     Off,
-    /// Where the server can.
+    /// If the server can.
     IfOffered,
     /// Always.
     Required,
 }
 
 impl Database {
-    /// Reads DATABASE_URL, and out of it libpq's `sslmode` (with its meaning: "SSL Support" in
-    /// PostgreSQL's documentation), `sslrootcert`, `sslcert` and `sslkey`.
+    /// Reads DATABASE_URL, including libpq's `sslmode` (as defined in "SSL Support" of PostgreSQL's
+    /// documentation), `sslrootcert`, `sslcert` and `sslkey`.
     pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
         if text.is_empty() {
             return Err("is empty: needs postgres://user:password@host:5432/database".to_owned());
         }
-        // Not a job for `Url`, which knows no list of hosts. The other form, `host=… password=…`, is
-        // the client's alone.
+        // `Url` can't parse a list of hosts. The other form, `host=… password=…`, is left to the client.
         let is_url = ["postgres://", "postgresql://"].iter().any(|start| text.starts_with(start));
         let parts = text.split_once('?').filter(|_| is_url);
         let (place, query) = parts.unwrap_or((text, ""));
@@ -182,7 +180,7 @@ impl Database {
             return Err("sslrootcert=system needs sslmode=verify-full".to_owned());
         }
         if files.roots.is_some() && check == Check::Nothing {
-            // As libpq: with a root certificate at hand, it is used.
+            // As in libpq: a given root certificate is used.
             check = Check::Chain;
         }
         let tls = files.tls(roots, check, "sslcert", "sslkey")?;
@@ -210,7 +208,7 @@ fn read_mode(mode: &str) -> Result<(Encryption, Check), String> {
     })
 }
 
-/// What a URL may name.
+/// The files that a URL may name.
 #[derive(Default)]
 struct Files {
     roots: Option<PathBuf>,

@@ -1,12 +1,12 @@
-//! The backlogs of one event queue: consumed each at the pace of its receiver, in order.
+//! The backlogs of one event queue: each is consumed in order, at the pace of its receiver.
 //!
-//! One thread looks after all of them, over one connection and one channel, with a consumer each; the
-//! requests are made by [`crate::workers`]. While a receiver can't be asked, its consumer holds one
-//! message, the *head*, and nothing moves. When it can, the worker that is done with one takes the next
-//! by itself, and the consumer is given more ahead, as long as all that it was given is under way.
+//! One thread looks after all of them, with one connection, one channel and a consumer for each backlog;
+//! [`crate::workers`] make the requests. While a receiver can't be asked, its consumer holds one
+//! message, the *head*, and nothing moves. When it can, the worker that has finished a message takes the
+//! next by itself, and the consumer gets a larger prefetch as long as it uses all of it.
 //!
-//! Of several instances the broker lets one consume (`x-single-active-consumer`). If that one goes,
-//! another is given what it had in hand.
+//! Of several instances, the broker lets one consume (`x-single-active-consumer`). If that one goes,
+//! another gets the messages it had in hand.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -35,18 +35,18 @@ mod upkeep;
 use queue::{Done, Event, Item, Queue, Shared, Task};
 use unanswered::Unanswered;
 
-/// How often it looks after what no event moves.
+/// How often to check what only the clock changes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often those are asked for again that another request holds up, beside whenever one ends: what
-/// changes with the clock (a request that becomes slow) rings no bell.
+/// How often to ask again for backlogs that wait for another request, besides whenever one ends: changes
+/// over time, such as a request that becomes slow, trigger no event.
 const SOON: Duration = Duration::from_millis(100);
 
-/// How many of these are asked for when a request has ended. It makes room for one, and the next may be
+/// How many of these are asked for when a request has ended. It makes room for one; others may be
 /// refused for reasons of their own.
 const ASKED: usize = 8;
 
-/// How often it is written down at most what holds a backlog up.
+/// The shortest time between two records of what holds up a backlog.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Looks after the backlogs of a queue until shutdown.
@@ -74,7 +74,7 @@ fn learn(known: &mut BTreeMap<Uuid, Option<Standing>>, news: News) {
     }
 }
 
-/// One connection's life.
+/// The life of one connection.
 fn session(
     context: &Context,
     lane: &Arc<Lane>,
@@ -144,44 +144,44 @@ fn session(
     ended
 }
 
-/// A backlog, as the thread sees it that looks after all of them.
+/// A backlog as the thread that looks after all of them knows it.
 struct Backlog<'a> {
     queue: Arc<Queue>,
-    /// None while nobody has to hold its head.
+    /// `None` while nobody has to hold its head.
     consumer: Option<Consumer<'a>>,
     /// Another instance consumes it.
     is_elsewhere: bool,
-    /// When its first was last refused because a limit of its webhook was reached.
+    /// When its first delivery was last refused because of its webhook's limits.
     limited_at: Instant,
-    /// What the consumer is given ahead.
+    /// The consumer's prefetch count.
     prefetch: u16,
     /// Messages that are not acked yet.
     in_hand: usize,
-    /// It was given more ahead than it could use.
+    /// Whether it had a larger prefetch than it could use.
     had_too_many: bool,
-    /// How many messages are done since it was last held up for long.
+    /// The number of messages settled since it was last held up for long.
     done: usize,
-    /// When to ask for an attempt again, where that is known; and as it stands in the list of all.
+    /// When to ask for an attempt again, if that is known; below, as listed in `Drain::due`.
     due: Option<Instant>,
     listed_due: Option<Instant>,
-    /// Since when its head has been held because its webhook is paused.
+    /// Since when its head is held because its webhook is paused.
     paused_since: Option<Instant>,
-    /// When the consumer is needed again.
+    /// When to start the consumer again.
     resume_at: Option<Instant>,
-    /// It is in the list of those that another request holds up.
+    /// Whether it is in the list of those that wait for another request.
     is_soon: bool,
-    /// Since when there has been nothing to do.
+    /// Since when it has been idle.
     quiet_since: Instant,
     /// Whether it is known to be empty.
     is_empty: bool,
-    /// When to look next whether it is, and the time to the look after that.
+    /// When to check again whether it is empty, and the time between checks.
     look_at: Instant,
     look_again: Duration,
-    /// Since when its first delivery has waited.
+    /// When its first delivery was received.
     oldest: Option<Instant>,
-    /// How many looks in a row found messages of which none was given to this instance.
+    /// How many checks in a row found messages without any being delivered to this instance.
     looks_in_vain: u32,
-    /// What was last written down of it.
+    /// The last record of what holds it up.
     noted: Option<(Held, Option<SystemTime>)>,
     noted_at: Instant,
 }
@@ -192,34 +192,34 @@ struct Drain<'a, 'c> {
     kill: KillSwitch,
     channel: &'c Channel,
     link: &'a mut Link,
-    /// Disconnected when the connection is lost.
+    /// Disconnected if the connection is lost.
     loss: Receiver<ConnectionBlockedNotification>,
-    /// For questions that may cost a channel.
+    /// A channel for calls that may close it.
     spare: Option<Channel>,
     shared: Arc<Shared>,
     events: Receiver<Event>,
     bell: Receiver<()>,
     backlogs: BTreeMap<Uuid, Backlog<'c>>,
-    /// Those to which something has just happened.
+    /// Backlogs that something has just happened to.
     touched: BTreeSet<Uuid>,
-    /// Those that may be given something; the others are told nothing but bad news, which can wait.
+    /// Backlogs that may get messages. The others can only get bad news, which can wait.
     expecting: BTreeSet<Uuid>,
-    /// Those whose first waits for a place.
+    /// Backlogs whose first delivery waits for capacity.
     in_line: BTreeSet<Uuid>,
-    /// When to ask for whom.
+    /// When to ask for which backlog again.
     due: BTreeSet<(Instant, Uuid)>,
-    /// What all consumers are given ahead.
+    /// The prefetch of all consumers beyond one each.
     ahead: usize,
-    /// Those that another request holds up, in rotation.
+    /// Backlogs that wait for another request, in rotation.
     soon: VecDeque<Uuid>,
     asked_soon_at: Instant,
-    /// Some webhooks have changed.
+    /// Whether some webhooks have changed.
     have_changed: bool,
-    /// PostgreSQL is not asked before: it did not answer.
+    /// PostgreSQL isn't asked before this time, because it didn't answer.
     missing_until: Instant,
     ticked_at: Instant,
-    /// How often the instances had changed when it was last looked whose the backlogs are; and the last of
-    /// those that were looked at.
+    /// The number of changes of the instances when ownership was last checked, and the last backlog that
+    /// was checked.
     instances_seen: u64,
     looked_at: Option<Uuid>,
     known: &'a mut BTreeMap<Uuid, Option<Standing>>,
@@ -234,13 +234,13 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Until shutdown.
+    /// Works until shutdown.
     fn work(&mut self, causes: &mut Causes) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.known.keys().copied().collect();
         for webhook in webhooks {
             let (number, receivers) = (self.lane.number, &self.context.receivers);
             if receivers.is_backlog_in_use(number, webhook) {
-                // What the last session had begun comes once more, and would be counted twice.
+                // Deliveries begun by the last session come again and would be counted twice.
                 receivers.found_backlog(number, webhook);
             }
             self.add(webhook)?;
@@ -251,7 +251,7 @@ impl Drain<'_, '_> {
         }
         while !self.context.shutdown.is_requested() {
             self.take_news()?;
-            // Whether the broker takes messages does not matter here.
+            // Whether the broker accepts messages doesn't matter here.
             if let Err(TryRecvError::Disconnected) = self.loss.try_recv() {
                 return Err(Ended::Lost("connection lost".to_owned()));
             }
@@ -274,8 +274,8 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Finishes what is under way, and acks it. What is in hand otherwise is handed back in its order:
-    /// with the connection it would go back in any.
+    /// Finishes and acks what is under way. Everything else in hand is handed back in order; closing the
+    /// connection would return it in any order.
     fn finish(&mut self) -> Result<(), Ended> {
         for backlog in self.backlogs.values() {
             backlog.queue.state().is_over = true;
@@ -284,10 +284,10 @@ impl Drain<'_, '_> {
             let Ok(event) = self.events.recv() else { break };
             self.take_event(event)?;
         }
-        // Whoever is done has told us before that.
+        // Finished workers have sent their event before that.
         self.take_events()?;
-        // Only then: a broker that takes its time to answer costs the connection, and what is not acked by
-        // then would be repeated.
+        // This comes last: if the broker answers too slowly, the connection is lost, and what isn't
+        // acked by then would be repeated.
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         for webhook in webhooks {
             self.release(webhook)?;
@@ -295,24 +295,24 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Nothing is begun any more.
+    /// Nothing new begins.
     fn stop(&self) {
         for backlog in self.backlogs.values() {
             self.stop_queue(&backlog.queue);
         }
     }
 
-    /// Nothing of that backlog is begun any more. What is under way ends by itself.
+    /// Nothing new begins from that backlog. What is under way ends by itself.
     fn stop_queue(&self, queue: &Queue) {
         queue.state().is_over = true;
         drop(self.take_ready(queue));
     }
 
-    /// Takes away all that has not begun. The first no longer waits for a place: one that it is called
-    /// to, or was just now, would be nobody's, and taken for ever.
+    /// Takes all deliveries that haven't begun. The first one stops waiting for capacity: an attempt
+    /// granted to it, now or a moment ago, would belong to nobody and be held forever.
     fn take_ready(&self, queue: &Queue) -> VecDeque<Item> {
         let (ready, in_line) = {
-            // Together: a worker may ask for the first in between.
+            // Both under one lock: a worker may ask for the first one in between.
             let mut state = queue.state();
             state.is_unwanted = false;
             (std::mem::take(&mut state.ready), state.in_line.take())
@@ -323,7 +323,7 @@ impl Drain<'_, '_> {
         ready
     }
 
-    /// Gives up all consumers.
+    /// Ends all consumers.
     fn end(&mut self) {
         self.stop();
         self.context.receivers.listen(self.lane.number, false);
@@ -331,7 +331,7 @@ impl Drain<'_, '_> {
         let consumers: Vec<_> = consumers.collect();
         self.kill.guard(CLOSE_TIMEOUT, None, || {
             for consumer in consumers {
-                // One that was dropped before it heard of its end would cost the connection.
+                // A consumer dropped before its end is confirmed would cost the connection.
                 drop(cancel(&consumer));
             }
         });
@@ -397,8 +397,8 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Nothing is left of a backlog but what is under way, whose acks find no queue. At once, in all
-    /// lists: another may be made before it is looked at again.
+    /// Forgets a backlog except for what is under way, whose acks will find no queue. It leaves all
+    /// lists at once, because another backlog may be created before they are read again.
     fn forget(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.remove(&webhook) else { return };
         self.forget_unanswered(webhook);
@@ -412,7 +412,7 @@ impl Drain<'_, '_> {
         self.stop_queue(&backlog.queue);
     }
 
-    /// Its webhook is paused, resumed, disabled or deleted.
+    /// Its webhook was paused, resumed, disabled or deleted.
     fn has_changed(&mut self, webhook: Uuid, standing: Option<Standing>) -> Result<(), Ended> {
         match standing {
             Some(Standing::Enabled) => {
@@ -428,7 +428,7 @@ impl Drain<'_, '_> {
                 }
                 Ok(())
             }
-            // Whoever asks next finds out.
+            // The next request for an attempt notices it.
             Some(Standing::Paused) => Ok(()),
             Some(Standing::Disabled) => self.drop_all(webhook, Dropped::Disabled),
             None => self.drop_all(webhook, Dropped::Deleted),
@@ -443,12 +443,12 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// What was refused by the settings that a webhook had may begin now.
+    /// Deliveries that were refused because of their webhook's former settings may begin now.
     fn ask_for_all(&mut self) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         for webhook in webhooks {
             let Some(backlog) = self.backlogs.get(&webhook) else { continue };
-            // Nothing else that holds one up is a setting.
+            // A limit is the only reason that is a setting.
             if !matches!(backlog.queue.state().hold, Some(Hold::Limit(..))) {
                 continue;
             }
@@ -497,7 +497,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// The queue was deleted, or RabbitMQ has ended its consumer.
+    /// The queue was deleted, or RabbitMQ ended its consumer.
     fn is_gone(&mut self, webhook: Uuid) {
         self.forget(webhook);
         self.known.remove(&webhook);
@@ -521,7 +521,8 @@ impl Drain<'_, '_> {
                 let tally = self.context.pipeline.tally();
                 tally.finished(1);
                 tally.let_go(1);
-                // Its queue may have been deleted, and another made, which never gave us this.
+                // Its queue may have been deleted and replaced by another, which doesn't know this
+                // message.
                 let is_its = |backlog: &&mut Backlog<'_>| Arc::ptr_eq(&backlog.queue, &queue);
                 if let Some(backlog) = self.backlogs.get_mut(&queue.webhook()).filter(is_its) {
                     backlog.in_hand -= 1;
@@ -539,7 +540,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Those that waited for a place have one, or won't get it.
+    /// Starts the deliveries that waited for capacity and got it, and notes the refused ones.
     fn take_calls(&mut self) {
         let webhooks: Vec<Uuid> = self.in_line.iter().copied().collect();
         for webhook in webhooks {
@@ -554,7 +555,7 @@ impl Drain<'_, '_> {
     fn start(&self, queue: &Arc<Queue>, task: Task) {
         self.context.pipeline.tally().taken();
         let work = queue::work(Arc::clone(&self.shared), Arc::clone(queue), task);
-        // Without more threads, this one does it, and all others wait.
+        // If no thread can be started, this one does the work, and all other backlogs wait.
         if let Err(work) = self.context.workers.run(work)
             && let Some(farewell) = work()
         {
@@ -562,15 +563,15 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Begins what may begin of a backlog, and takes note of what holds up the rest.
+    /// Begins as many deliveries of a backlog as may begin, and notes what holds up the rest.
     fn advance(&mut self, webhook: Uuid) {
         self.touched.insert(webhook);
         let Some(queue) = self.backlogs.get(&webhook).map(|backlog| Arc::clone(&backlog.queue))
         else {
             return;
         };
-        // A request that has ended leaves its place before its thread is done: on a busy machine, and while
-        // the broker confirms slowly, threads would pile up.
+        // A request releases its capacity before its thread is done. On a busy machine, or while the
+        // broker confirms slowly, threads would pile up.
         let has_thread =
             || self.shared.at_work.load(Ordering::Relaxed) < usize::from(self.lane.capacity);
         if Instant::now() >= self.missing_until {
@@ -584,7 +585,7 @@ impl Drain<'_, '_> {
         let state = queue.state();
         let now = Instant::now();
         if state.is_missing && now >= self.missing_until {
-            // The others would have to wait as long for the same answer.
+            // The other backlogs would wait as long for the same answer.
             self.missing_until = now + state.wait();
         }
         if matches!(state.hold, Some(Hold::Limit(..))) {
@@ -595,7 +596,8 @@ impl Drain<'_, '_> {
             return;
         }
         let wait = state.wait();
-        // It leaves when it is too old, if it has not begun by then; and if PostgreSQL knows its webhook.
+        // If it hasn't begun before it is too old, it leaves the backlog then, unless PostgreSQL has to
+        // be asked first.
         let head = state.ready.front().filter(|_| !state.is_missing);
         let expires_in = head.map(|head| self.context.pipeline.expires_in(&head.waiting));
         backlog.due = expires_in.and_then(|left| now.checked_add(left));
@@ -607,7 +609,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Asks for those whose time has come, and for some of those that another request held up.
+    /// Asks for the backlogs that are due, and for some of those that wait for another request.
     fn ask_again(&mut self, now: Instant) -> Result<(), Ended> {
         let is_due = |(at, _): &&(Instant, Uuid)| now >= *at;
         let due: Vec<Uuid> =
@@ -618,7 +620,7 @@ impl Drain<'_, '_> {
         let has_rung = self.bell.try_recv().is_ok();
         let most = if now >= self.asked_soon_at + SOON {
             self.asked_soon_at = now;
-            // However often a table changes.
+            // Limited to this rate, however often the table changes.
             if std::mem::take(&mut self.have_changed) {
                 self.ask_for_all()?;
             }
@@ -639,7 +641,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Notes what a backlog waits for now.
+    /// Enters a backlog in the lists of what it waits for.
     fn list(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));
@@ -653,7 +655,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Until there is something to do.
+    /// Waits until there is something to do.
     fn wait(&self) {
         let now = Instant::now();
         let mut deadline = self.ticked_at + TICK;
@@ -685,7 +687,7 @@ impl Drain<'_, '_> {
     }
 }
 
-/// Whether it is in the set.
+/// Adds a webhook to the set or removes it.
 fn put(set: &mut BTreeSet<Uuid>, webhook: Uuid, is_in: bool) {
     if is_in {
         set.insert(webhook);

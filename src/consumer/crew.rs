@@ -1,4 +1,4 @@
-//! The consumers of a lane, and how many there are.
+//! The consumers of a lane, and their number.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,34 +17,34 @@ use crate::domain::in_hand::{self, Ages};
 use crate::pipeline::{Contention, Pipeline, Progress, Settlement};
 use crate::shutdown::{self, Shutdown, Trigger};
 
-/// A lane that had nothing to do for this long is not looked at any more before it has.
+/// A lane that has been idle for this long isn't watched until it has work again.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// How often a lane is looked at that has nothing to do, and consumers too many.
+/// How often an idle lane with surplus consumers is checked.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What all threads share that work for a lane, for one connection's life.
+/// Shared by all threads that work for a lane, for the life of one connection.
 pub(super) struct Crew<'a> {
     pub(super) context: &'a Context,
     pub(super) lane: &'a Arc<Lane>,
     pub(super) kill: KillSwitch,
-    /// Ends all consumers as soon as one of them ends.
+    /// Fires as soon as one consumer ends, and ends all of them.
     pub(super) ending: Shutdown,
     end: Trigger,
     shared: Arc<Shared>,
-    /// Why there was no session before this one; told about when this one consumes.
+    /// The logged causes for having no session before this one. Ended when this one consumes.
     before: Mutex<Causes>,
 }
 
-/// What reliefs need of it, who may live a moment longer.
+/// The part that reliefs need. They may live a moment longer.
 pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     lane: Arc<Lane>,
-    /// Messages that were done with here.
+    /// The number of messages finished here.
     done: AtomicU64,
-    /// Nobody looks at the lane.
+    /// Whether nobody watches the lane.
     unwatched: AtomicBool,
-    /// Wakes who does.
+    /// Wakes the watching thread.
     alarm: Sender<()>,
     /// End the session.
     shutdown: Shutdown,
@@ -52,7 +52,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Whether nothing new should be begun: at shutdown, or when a consumer has ended.
+    /// Whether nothing new may begin: at shutdown, or after a consumer has ended.
     pub(super) fn is_ending(&self) -> bool {
         self.shutdown.is_requested() || self.ending.is_requested()
     }
@@ -66,7 +66,7 @@ impl Shared {
         let received = Instant::now();
         progress.begins(received);
         if self.unwatched.load(Ordering::SeqCst) {
-            // It may be full: then somebody else has just rung.
+            // If the channel is full, somebody else has just rung.
             let _ = self.alarm.try_send(());
         }
         let message = Message::take(delivery);
@@ -83,8 +83,8 @@ impl Crew<'_> {
         self.shared.is_ending()
     }
 
-    /// Runs a call that starts a consumer. Shutdown cuts the connection of the first one; later it must
-    /// not, since others may have messages in hand.
+    /// Runs a call that starts a consumer. At shutdown the first consumer's connection is cut; later
+    /// ones' must not be, since others may have messages in hand.
     pub(super) fn guard_start<T>(&self, is_first: bool, call: impl FnOnce() -> T) -> T {
         if is_first {
             self.kill.guard(SETUP_TIMEOUT, Some(&self.context.shutdown), call)
@@ -101,7 +101,7 @@ impl Crew<'_> {
         self.shared.settle(delivery, progress)
     }
 
-    /// A consumer consumes.
+    /// A consumer has started.
     pub(super) fn consumes(&self) {
         let queue = &self.lane.queue;
         self.context.metrics.health().set_consuming(queue, true);
@@ -111,19 +111,19 @@ impl Crew<'_> {
     }
 }
 
-/// Where a consumer works, as others see it.
+/// A consumer as other threads see it.
 pub(super) struct Post {
     progress: Progress,
-    /// Its messages, from when it consumes.
+    /// Its messages, once it consumes.
     messages: OnceLock<Receiver<ConsumerMessage>>,
     returned: Sender<Returned>,
-    /// The last tag that was taken, and the last that has waited for too long to be begun.
+    /// The last tag that was taken, and the last tag that has waited too long to be begun.
     taken: AtomicU64,
     old: AtomicU64,
     gate: Mutex<Gate>,
 }
 
-/// Who may take over from a consumer.
+/// Whether others may take over from a consumer.
 #[derive(Debug, Default)]
 struct Gate {
     closed: bool,
@@ -142,24 +142,24 @@ impl Post {
         &self.progress
     }
 
-    /// The consumer gets its messages from there.
+    /// Sets where the consumer gets its messages from.
     pub(super) fn opens(&self, messages: &Receiver<ConsumerMessage>) {
-        // It does so once.
+        // It is set only once.
         let _ = self.messages.set(messages.clone());
     }
 
-    /// Nobody takes over any more.
+    /// From now on nobody may take over.
     pub(super) fn closes(&self) {
         self.gate().closed = true;
     }
 
-    /// The message with this tag is taken. Whether it has waited for too long, and must not be begun.
+    /// Takes the message with this tag. Returns whether it has waited too long to be begun.
     pub(super) fn takes(&self, tag: u64) -> bool {
         self.taken.fetch_max(tag, Ordering::Relaxed);
         tag <= self.old.load(Ordering::Relaxed)
     }
 
-    /// Takes note of what waits, and for how long.
+    /// Records how long messages have waited.
     fn look_at_ages(&self, ages: &mut Ages, patience: Duration, now: Duration) {
         let waiting = self.messages.get().map_or(0, |messages| messages.len() as u64);
         ages.note(self.taken.load(Ordering::Relaxed) + waiting, now);
@@ -170,7 +170,7 @@ impl Post {
         self.messages.get().is_some_and(|messages| !messages.is_empty())
     }
 
-    /// One of the consumer's messages, for a relief, who waits for it for so long.
+    /// Takes one of the consumer's messages for a relief, which waits for at most `limit`.
     pub(super) fn take_message(
         &self,
         limit: Duration,
@@ -189,12 +189,12 @@ impl Post {
 
     pub(super) fn has_reliefs(&self) -> bool {
         let gate = self.gate();
-        // As it would have been in this thread.
+        // As if it had happened in this thread.
         assert!(!gate.failed, "a message that was taken over panicked");
         gate.reliefs > 0
     }
 
-    /// Whether one more may take over.
+    /// Registers one more relief, if that is allowed.
     fn relief_begins(&self) -> bool {
         let mut gate = self.gate();
         gate.reliefs += usize::from(!gate.closed);
@@ -215,7 +215,7 @@ impl Post {
     }
 }
 
-/// A consumer, as the lane's thread sees it.
+/// A consumer as the lane's thread sees it.
 struct Hand<'scope> {
     post: Arc<Post>,
     reliefs: Vec<Arc<Relief>>,
@@ -224,7 +224,7 @@ struct Hand<'scope> {
     thread: ScopedJoinHandle<'scope, Ended>,
 }
 
-/// Runs the consumers of a lane over a connection until one of them ends; returns why.
+/// Runs the consumers of a lane over a connection until one of them ends. Returns why.
 pub(super) fn run(
     context: &Context,
     lane: &Arc<Lane>,
@@ -264,27 +264,27 @@ pub(super) fn run(
         watch.run(&alarmed)
     });
     context.metrics.lane(&lane.queue).set_consumers(0);
-    // Still there if it never got as far as consuming.
+    // They are still there if the lane never consumed.
     *causes = crew.before.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended
 }
 
-/// The lane's own thread: starts consumers and ends them.
+/// The lane's own thread, which starts and ends consumers.
 struct Watch<'scope, 'env> {
     crew: &'env Crew<'env>,
     scope: &'scope Scope<'scope, 'env>,
     link: &'env mut Link,
     growth: Growth,
     contention: Contention,
-    /// Why there are no more consumers, which was told.
+    /// The logged reason why there are no more consumers.
     limited_by: Option<String>,
     hands: Vec<Hand<'scope>>,
-    /// Those that are about to end.
+    /// Consumers that are about to end.
     leaving: Vec<Hand<'scope>>,
-    /// Why the first of them ended that was not asked to.
+    /// Why the first consumer ended that wasn't asked to.
     ended: Ended,
     begun: Instant,
-    /// How long a message may wait until it is begun.
+    /// How long a message may wait to be begun.
     patience: Duration,
 }
 
@@ -294,7 +294,7 @@ impl Watch<'_, '_> {
             return Ended::Lost(problem);
         }
         let mut last = self.begun;
-        // When it last had something to do.
+        // When it last had work.
         let mut active = self.begun;
         while !self.crew.shared.is_ending() {
             let now = Instant::now();
@@ -315,7 +315,7 @@ impl Watch<'_, '_> {
         self.join()
     }
 
-    /// Until it is worth another look.
+    /// Waits until the next check.
     fn wait(&self, is_quiet: bool, alarmed: &Receiver<()>) {
         let ending = &self.crew.ending;
         let shared = &self.crew.shared;
@@ -324,7 +324,7 @@ impl Watch<'_, '_> {
             return;
         }
         shared.unwatched.store(true, Ordering::SeqCst);
-        // Whoever took a message just before that did not ring.
+        // A thread that took a message just before that didn't ring.
         if self.hands.iter().any(|hand| hand.post.progress().message().is_some()) {
             shared.unwatched.store(false, Ordering::Relaxed);
             let _ = ending.wait(INTERVAL);
@@ -363,15 +363,15 @@ impl Watch<'_, '_> {
         let stuck = posts().filter(|progress| progress.is_stuck()).count();
         Look {
             busy: posts().filter(|progress| progress.message().is_some()).count(),
-            // While nothing can be parked, more consumers would only have more in hand.
+            // While nothing can be parked, more consumers would only hold more messages.
             stuck: if self.crew.context.pipeline.can_park() { stuck } else { 0 },
             rested: posts().any(|progress| progress.has_rested(last, now)),
             done: self.crew.shared.done.load(Ordering::Relaxed),
         }
     }
 
-    /// Sees to it that nothing waits for a consumer that is stuck: neither the rest of its event, nor
-    /// the messages that it was handed ahead.
+    /// Makes sure that nothing waits for a stuck consumer: neither the rest of its event nor its
+    /// prefetched messages.
     fn take_over(&mut self) {
         let workers = &self.crew.context.workers;
         let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
@@ -383,7 +383,7 @@ impl Watch<'_, '_> {
                 if let Some(event) = progress.rest_of_event()
                     && progress.is_stuck()
                 {
-                    // Without more threads it goes on when the consumer does.
+                    // If no thread can be started, it goes on when the consumer does.
                     let _ = workers.run(Box::new(move || {
                         event.help();
                         None
@@ -410,7 +410,8 @@ impl Watch<'_, '_> {
     fn start_more(&mut self, more: usize) {
         for _ in 0..more {
             if let Err(problem) = self.start() {
-                // A lost connection its consumers notice. Else there can't be more of them for now.
+                // If the connection is lost, the consumers notice. Otherwise there can't be more of them
+                // for now.
                 let count = self.hands.len();
                 let queue = &self.crew.lane.queue;
                 if self.limited_by.as_ref() != Some(&problem) {
@@ -437,10 +438,10 @@ impl Watch<'_, '_> {
         let body = {
             let post = Arc::clone(&post);
             move || {
-                // Even by a panic: the lane can only end with all of its consumers.
+                // Even if it panics: the lane can only end with all of its consumers.
                 let mut end_all = EndAll(Some(&crew.end));
                 let ended = consume(crew, &channel, &post, &returns, &surplus, is_first);
-                // A drop waits for the broker's answer.
+                // Dropping it waits for the broker's answer.
                 crew.kill.guard_shared(&crew.ending, || drop(channel));
                 if let Ended::Surplus = ended {
                     end_all.0 = None;
@@ -450,7 +451,8 @@ impl Watch<'_, '_> {
                 ended
             }
         };
-        // Without a thread the channel is dropped here, which waits for the broker's answer.
+        // If the thread can't be started, the channel is dropped here, which waits for the broker's
+        // answer.
         let thread = crew.kill.guard_shared(&crew.ending, || {
             thread::Builder::new().name(name).spawn_scoped(self.scope, body)
         });
@@ -465,7 +467,7 @@ impl Watch<'_, '_> {
         Ok(())
     }
 
-    /// Ends some consumers: those that wait for a message first.
+    /// Ends some consumers, idle ones first.
     fn end_some(&mut self, fewer: usize) {
         self.hands.sort_by_key(|hand| hand.post.progress().message().is_none());
         for _ in 0..fewer.min(self.hands.len().saturating_sub(1)) {
@@ -475,7 +477,7 @@ impl Watch<'_, '_> {
         }
     }
 
-    /// Waits for all consumers, and says why they ended.
+    /// Waits for all consumers, and returns why they ended.
     fn join(&mut self) -> Ended {
         for hand in
             std::mem::take(&mut self.hands).into_iter().chain(std::mem::take(&mut self.leaving))

@@ -1,8 +1,7 @@
-//! The messages of a consumer that is stuck: it was handed them ahead, and somebody else settles them
-//! meanwhile.
+//! The prefetched messages of a stuck consumer, which another thread settles meanwhile.
 //!
-//! Only where PREFETCH_COUNT is above 1. They don't go back to the broker, where that would count as a
-//! redelivery. The consumer acks them, once it is free again: an ack needs its channel.
+//! Needed only if PREFETCH_COUNT is above 1. The messages don't go back to the broker, which would count
+//! as redeliveries. The consumer acks them once it is free again: an ack needs its channel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,19 +15,19 @@ use super::crew::{Post, Shared};
 use crate::pipeline::{Progress, Settlement};
 use crate::workers::Task;
 
-/// How long a relief waits for a further message before it looks whether its consumer is back. Until
-/// then both take what comes.
+/// How long a relief waits for another message before it checks whether its consumer is free again.
+/// Until then both take messages.
 const LINGERING: Duration = Duration::from_millis(100);
 
-/// What comes back to the consumer.
+/// What a relief returns to the consumer.
 pub(super) enum Returned {
     /// One of its messages, and how it was settled.
     Settled(amiquip::Delivery, Settlement),
-    /// One of its messages that has waited for too long to be begun.
+    /// One of its messages that has waited too long to be begun.
     Old(amiquip::Delivery),
-    /// What it was told instead of being given a message; or a message that is not to be begun.
+    /// A notification instead of a message, or a message that may not be begun.
     Other(ConsumerMessage),
-    /// A relief takes nothing more.
+    /// The relief takes no more messages.
     Over,
 }
 
@@ -44,8 +43,8 @@ impl Relief {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Settles what waits for the consumer at that post, as long as it is stuck at that message. What
-    /// nobody has begun when the session ends goes back to the broker.
+    /// Settles the messages that wait for the consumer at that post, as long as it is stuck at this
+    /// message. Messages not begun when the session ends go back to the broker.
     pub(super) fn work(&self, shared: &Shared, post: &Post, stuck_at: u64) {
         let _over = Over { relief: self, post };
         while !shared.is_ending() && post.progress().message() == Some(stuck_at) {
@@ -79,7 +78,7 @@ impl Relief {
     }
 }
 
-/// However a relief ends, its consumer must not wait for it for ever.
+/// However a relief ends, its consumer must not wait for it forever.
 struct Over<'a> {
     relief: &'a Relief,
     post: &'a Post,
@@ -89,7 +88,7 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.relief.over.store(true, Ordering::Relaxed);
         if thread::panicking() {
-            // As if the consumer had done it itself: a panic ends the process.
+            // As if the consumer had panicked itself, which ends the process.
             self.post.fails();
         }
         self.post.give_back(Returned::Over);

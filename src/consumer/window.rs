@@ -1,10 +1,10 @@
-//! The messages of one consumer that the broker waits to hear of.
+//! The unacked messages of one consumer.
 //!
-//! With a PREFETCH_COUNT of 1 there is one, and it is acked as soon as it is settled. With more,
-//! the confirms of several are waited for together, and one ack speaks for a whole run of settled
-//! messages: each ack is a packet, and work for the broker. They are settled in the order in which
-//! they came, but for those that somebody else took over, and those whose confirm takes long: those
-//! before and behind them are acked without them.
+//! With a PREFETCH_COUNT of 1 there is one, acked as soon as it is settled. With more, the confirms of
+//! several messages are awaited together, and one ack covers a whole run of settled messages, because
+//! each ack is a packet and work for the broker. Messages are settled in the order of arrival, except
+//! those that another thread took over and those whose confirm takes long: the messages before and
+//! behind them are acked separately.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,33 +16,33 @@ use super::Ended;
 use crate::broker::{Confirmation, Lane};
 use crate::pipeline::{Missing, Pipeline, Promises};
 
-/// How long a settled message may wait for others to be acked with, while more keep coming: where
-/// none does, all is acked at once. What is not acked when the process is killed is delivered again,
-/// so this is short; but a run that it ends early costs the broker and us a packet more.
+/// How long a settled message may wait for others to be acked with, while more keep arriving; if none
+/// does, everything is acked at once. What isn't acked when the process is killed is delivered again, so
+/// this is short. But each run that it cuts short costs us and the broker another packet.
 const ACK_DELAY: Duration = Duration::from_millis(100);
 
-/// How often it is looked behind a message that is not confirmed yet: what is settled there must not
-/// wait for it, nor be handed back because of it.
+/// How often the messages behind an unconfirmed one are checked: settled ones must neither wait for it
+/// nor be handed back because of it.
 const LOOK_BEHIND: Duration = Duration::from_millis(100);
 
-/// A consumer's messages that are not acked yet.
+/// The unacked messages of a consumer.
 pub(super) struct Window<'a> {
     consumer: &'a Consumer<'a>,
     lane: &'a Lane,
     pipeline: &'a Pipeline,
-    /// Settled messages, by their tags.
+    /// Settled messages, ordered by tag.
     settled: VecDeque<amiquip::Delivery>,
-    /// When the first of them was.
+    /// When the first of them was settled.
     since: Instant,
-    /// What was done about these has yet to be confirmed, or they come after such.
+    /// Messages whose follow-ups have to be confirmed, and those behind them.
     waiting: VecDeque<(amiquip::Delivery, Promises)>,
-    /// When it was last looked behind the first of them.
+    /// When the messages behind the first of them were last checked.
     looked_at: Instant,
-    /// Every tag up to this one is acked, and of those behind it these.
+    /// All tags up to `acked` are acked, and beyond it those in `acked_beyond`.
     acked: u64,
     acked_beyond: BTreeSet<u64>,
     prefetch_count: usize,
-    /// So many settled messages are acked at once.
+    /// This many settled messages are acked at once.
     longest_run: usize,
     in_hand: usize,
 }
@@ -65,7 +65,7 @@ impl<'a> Window<'a> {
             acked: 0,
             acked_beyond: BTreeSet::new(),
             prefetch_count: prefetch_count.into(),
-            // The broker hands out more while we work on the other half.
+            // The broker delivers more while we work on the other half.
             longest_run: usize::from(prefetch_count / 2).max(1),
             in_hand: 0,
         }
@@ -77,12 +77,12 @@ impl<'a> Window<'a> {
         self.pipeline.tally().taken();
     }
 
-    /// A message that somebody else took, and counted, has come back.
+    /// A message that another thread took, and counted, has come back.
     pub(super) fn taken_over(&mut self) {
         self.in_hand += 1;
     }
 
-    /// A message goes back to the broker: it has waited for too long to be begun.
+    /// Hands a message back to the broker: it has waited too long to be begun.
     pub(super) fn hand_back(&mut self, delivery: amiquip::Delivery) -> Result<(), Ended> {
         let tag = delivery.delivery_tag();
         let given_back = self.consumer.nack(delivery, true);
@@ -98,7 +98,7 @@ impl<'a> Window<'a> {
         self.waiting.push_back((delivery, promises));
     }
 
-    /// Acks what is settled by now, if that is a run worth an ack.
+    /// Acks what is settled by now, if it is a run worth an ack.
     pub(super) fn advance(&mut self) -> Result<(), Ended> {
         while let Some((_, promises)) = self.waiting.front_mut() {
             match promises.poll(self.pipeline.tally()) {
@@ -117,12 +117,12 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Whether others wait behind the one that waits longest for its confirm.
+    /// Whether others wait behind the first unconfirmed message.
     fn has_some_behind(&self) -> bool {
         self.waiting.len() > 1
     }
 
-    /// Settles what can be of all that wait. What can't be will be noticed when it is the first.
+    /// Settles all waiting messages that can be. Failures are noticed when they reach the front.
     fn look_behind(&mut self) {
         self.looked_at = Instant::now();
         for (delivery, mut promises) in std::mem::take(&mut self.waiting) {
@@ -151,11 +151,11 @@ impl<'a> Window<'a> {
         self.settled.insert(at, delivery);
     }
 
-    /// Acks what is settled.
+    /// Acks the settled messages.
     pub(super) fn ack(&mut self) -> Result<(), Ended> {
         while let Some(first) = self.settled.front() {
             let tag = first.delivery_tag();
-            // None before these is somebody else's: one ack speaks for all that follow on each other.
+            // If every tag before is acked, one ack covers all consecutive ones.
             let run = if tag == self.acked + 1 {
                 let follows =
                     |(n, other): &(u64, &amiquip::Delivery)| other.delivery_tag() == tag + n;
@@ -190,8 +190,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Whether the broker hands out no more before a confirm has come: then this consumer is at work
-    /// still.
+    /// Whether the broker delivers no more before a confirm arrives. Then this consumer is still busy.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= self.prefetch_count
     }
@@ -201,13 +200,13 @@ impl<'a> Window<'a> {
         self.waiting.front().and_then(|(_, promises)| promises.first())
     }
 
-    /// How long to wait for it at most before the next look at all of them.
+    /// How long to wait for it before checking all of them.
     pub(super) fn patience(&self) -> Duration {
         let patience = self.first_open().map_or(Duration::ZERO, Confirmation::patience);
         if self.has_some_behind() { patience.min(LOOK_BEHIND) } else { patience }
     }
 
-    /// What the confirm of [`Window::first_open`] was.
+    /// Takes the answer to the confirm of [`Window::first_open`].
     pub(super) fn confirmed(&mut self, answer: Result<(), RecvError>) -> Result<(), Ended> {
         let Some((_, promises)) = self.waiting.front_mut() else { return Ok(()) };
         if answer.is_err() {
@@ -217,8 +216,9 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Waits for all that is promised, though not for as long as before, and acks what is kept of it.
-    /// Returns what has to go back, and what came meanwhile, if it is not `cancelled` already.
+    /// Waits for all promises, but for less time than usual, and acks what was confirmed. Returns the
+    /// messages that have to go back, including those that arrived meanwhile unless it is `cancelled`
+    /// already.
     pub(super) fn finish(mut self, cancelled: bool) -> Vec<amiquip::Delivery> {
         let nothing = crossbeam_channel::never();
         let more = if cancelled { &nothing } else { self.consumer.receiver() };
@@ -240,21 +240,21 @@ impl<'a> Window<'a> {
                     },
                     default(patience.min(LOOK_BEHIND)) => match patience.is_zero() {
                         true => Err(Ended::Missing(Missing::Confirm)),
-                        // Perhaps it was refused meanwhile.
+                        // It may have been refused meanwhile.
                         false => Ok(()),
                     },
                 }
             });
             match step {
                 Ok(()) => {}
-                // This one goes back, and those behind it have as long.
+                // This one goes back; those behind it get the same time.
                 Err(Ended::Missing(_)) => {
                     back.extend(self.waiting.pop_front().map(|(delivery, _)| delivery));
                 }
                 Err(_) => break,
             }
         }
-        // Fails on a lost connection, where the broker has requeued them already.
+        // Fails if the connection is lost; then the broker has requeued them already.
         let _ = self.ack();
         back.extend(self.settled.drain(..));
         back.extend(self.waiting.drain(..).map(|(delivery, _)| delivery));

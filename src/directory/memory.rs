@@ -1,4 +1,4 @@
-//! What the directory remembers, within bounds.
+//! The directory's memory, within bounds.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -12,31 +12,31 @@ use uuid::Uuid;
 use crate::domain::webhook::{Scope, Webhook};
 use crate::store::{Found, Label};
 
-/// How many bytes the remembered answers may take together. One that holds a webhook takes some 600, so
-/// these are a hundred and twenty thousand of them; a webhook with a long URL or many headers takes more.
-/// Without this, a producer that thinks up new types could fill the memory with copies of those that
-/// want everything.
+/// The most bytes that the remembered answers may take together. An answer with one webhook takes some
+/// 600, so this is enough for a hundred and twenty thousand; a webhook with a long URL or many headers
+/// takes more. Without this limit, a producer that invents new types could fill the memory with copies
+/// of the webhooks that want everything.
 const MOST_BYTES: usize = 72 << 20;
 
-/// What an entry takes beside what it holds: its places in the table and in the order of use, and what the
-/// allocator adds to each part of it.
+/// The overhead of an entry: its places in the table and in the order of use, and what the allocator
+/// adds to each part of it.
 const OVERHEAD: usize = 256;
 
-/// How many accounts are remembered of those whose webhooks want a type of event, each with up to a
-/// KiB. Where there are more, it is remembered of each account that comes whether it has any.
+/// The most accounts that are remembered for an event type, each up to a KiB. If there are more, it is
+/// remembered separately for each account that occurs whether it has any webhooks.
 pub(super) const MOST_ACCOUNTS: usize = 1_000;
 
-/// Who wants an event.
+/// The webhooks that want an event.
 #[derive(Clone)]
 pub(super) struct EventWebhooks {
     /// The webhooks that may have it.
     pub(super) webhooks: Arc<[Webhook]>,
-    /// The accounts that have webhooks which want such an event; nothing where these are too many, or
-    /// nobody has asked.
+    /// The accounts whose webhooks want such an event; `None` if there are too many, or if nobody has
+    /// asked.
     pub(super) accounts: Option<Accounts>,
 }
 
-/// Some accounts, in order.
+/// Some accounts, sorted.
 #[derive(Clone)]
 pub(super) struct Accounts(Arc<[Box<str>]>);
 
@@ -56,25 +56,25 @@ impl Accounts {
     }
 }
 
-/// What is remembered of a type of event.
+/// What is remembered of an event type.
 struct OfType {
-    /// Those who want it without having an account.
+    /// The webhooks without an account that want it.
     everybodys: Arc<[Webhook]>,
     accounts: Option<Accounts>,
 }
 
-/// What is remembered.
+/// Everything that is remembered.
 pub(super) struct Known {
     by_type: Cache<Box<str>, OfType>,
-    /// By [`key`]: those who want events of one account, those without an account among them. Only for
-    /// accounts that may have some.
+    /// By [`key`]: the webhooks that want events of one account, including those without an account.
+    /// Only for accounts that may have some of their own.
     by_account: Cache<Box<str>, Arc<[Webhook]>>,
     by_id: Cache<Uuid, Found>,
-    /// Counts how often all was forgotten, and starts over when there is no higher number.
+    /// How many changes there were; wraps around.
     pub(super) generation: u32,
 }
 
-/// What was forgotten. It takes its time to be dropped, if it was much: not under a lock.
+/// What was forgotten. Dropping much of it takes time, so it isn't done under a lock.
 #[must_use]
 #[expect(dead_code, reason = "they are there to be dropped")]
 pub(super) struct Forgotten(
@@ -84,7 +84,7 @@ pub(super) struct Forgotten(
 );
 
 impl Known {
-    /// So many answers of each kind at most.
+    /// With at most `most` answers of each kind.
     pub(super) fn new(most: NonZeroUsize) -> Self {
         Self {
             by_type: Cache::new(most),
@@ -94,7 +94,7 @@ impl Known {
         }
     }
 
-    /// Forgets what a change may have made untrue. All else is known to have outlived it.
+    /// Forgets what a change may have made invalid. Everything else is marked as still valid.
     pub(super) fn forget(&mut self, scope: &Scope) -> Option<Forgotten> {
         self.generation = self.generation.wrapping_add(1);
         if scope.is_everything() {
@@ -104,7 +104,7 @@ impl Known {
         }
         let changes = self.generation;
         let outlives = |webhooks: &[Webhook]| {
-            // What they hold of it they share.
+            // The webhooks of an answer share their `as_of`.
             webhooks.first().into_iter().for_each(|webhook| webhook.as_of.outlives(changes));
         };
         let holds_one = |webhooks: &[Webhook]| {
@@ -141,13 +141,14 @@ impl Known {
         None
     }
 
-    /// Forgets what was used least recently of the kind that takes most, until all have their bound.
+    /// Forgets the least recently used entries of the kind that takes most, until the total is within
+    /// its bound.
     fn bound(&mut self) {
         while self.by_type.bytes + self.by_account.bytes + self.by_id.bytes > MOST_BYTES {
             let (types, accounts, ids) =
                 (self.by_type.spare(), self.by_account.spare(), self.by_id.spare());
             match types.max(accounts).max(ids) {
-                // Even the largest answer is worth remembering, alone of its kind.
+                // Even the largest answer is kept if it is alone of its kind.
                 0 => return,
                 most if most == types => self.by_type.pop_oldest(),
                 most if most == accounts => self.by_account.pop_oldest(),
@@ -160,7 +161,7 @@ impl Known {
         self.by_type.entries.is_empty() && self.by_id.entries.is_empty()
     }
 
-    /// Who wants an event of this type and account.
+    /// The webhooks that want an event of this type and account.
     pub(super) fn wanting(
         &mut self,
         event_type: &str,
@@ -176,7 +177,7 @@ impl Known {
         Some(EventWebhooks { webhooks, accounts: None })
     }
 
-    /// Whether anything is known of this type.
+    /// Whether anything is remembered of this type.
     pub(super) fn knows_type(&self, event_type: &str) -> bool {
         self.by_type.entries.contains(event_type)
     }
@@ -185,7 +186,7 @@ impl Known {
         self.by_id.get(&id).cloned()
     }
 
-    /// The URL and the account of a webhook; that somebody looks at it keeps nothing remembered.
+    /// The URL and the account of a webhook. This doesn't count as a use.
     pub(super) fn label(&self, id: Uuid) -> Option<Label> {
         match self.by_id.entries.peek(&id) {
             Some((Found::Enabled(webhook), _)) => {
@@ -221,7 +222,7 @@ impl Known {
         };
         if of_type.may_have_some(account) {
             let (webhooks, size) = match own {
-                // The same as for all accounts without any.
+                // The same as for all accounts without webhooks.
                 0 => (Arc::clone(&of_type.everybodys), 0),
                 _ => (Arc::clone(&webhooks), size(&webhooks)),
             };
@@ -249,7 +250,7 @@ impl OfType {
     }
 }
 
-/// A type and an account as one: neither holds a control character.
+/// Joins a type and an account: neither contains control characters.
 fn key(event_type: &str, account: &str) -> Box<str> {
     [event_type, "\0", account].concat().into()
 }
@@ -259,9 +260,9 @@ fn parts(key: &str) -> (&str, &str) {
     key.split_once('\0').unwrap_or((key, ""))
 }
 
-/// Bounded by number, and counted by bytes; the least recently used goes first.
+/// Limits the number of entries and counts their bytes. The least recently used entry goes first.
 struct Cache<K, V> {
-    /// With the bytes that each takes.
+    /// Each entry with its bytes.
     entries: LruCache<K, (V, usize)>,
     most: NonZeroUsize,
     bytes: usize,
@@ -269,7 +270,7 @@ struct Cache<K, V> {
 
 impl<K: Clone + Hash + Eq, V> Cache<K, V> {
     fn new(most: NonZeroUsize) -> Self {
-        // Grows as it fills: a limit costs nothing.
+        // Grows as it fills, so a large limit costs nothing.
         let mut entries = LruCache::unbounded();
         entries.resize(most);
         Self { entries, most, bytes: 0 }
@@ -290,12 +291,12 @@ impl<K: Clone + Hash + Eq, V> Cache<K, V> {
     fn put(&mut self, key: K, value: V, size: usize) {
         let size = size + OVERHEAD;
         self.bytes += size;
-        // What had its place, or the least recently used.
+        // The previous entry of this key, or the least recently used one.
         let displaced = self.entries.push(key, (value, size));
         self.bytes -= displaced.map_or(0, |(_, (_, size))| size);
     }
 
-    /// What it takes, if it can do without some of that.
+    /// The bytes it takes, if it has entries to spare.
     fn spare(&self) -> usize {
         if self.entries.len() > 1 { self.bytes } else { 0 }
     }
@@ -370,7 +371,7 @@ mod tests {
         assert_eq!(known.by_account.entries.len(), 0);
         assert!(known.knows_type("t") && !known.knows_type("u"));
 
-        // Some have webhooks of their own.
+        // Some accounts have webhooks of their own.
         drop(known.forget(&Scope::everything()));
         known.remember_wanting("t", Some("x"), answer(&[None], Some(&["b", "a"])));
         assert_eq!(wanting(&mut known, Some("x")), none());
@@ -383,7 +384,7 @@ mod tests {
         assert_eq!(wanting(&mut known, Some("y")), none());
         assert_eq!(wanting(&mut known, None), none());
 
-        // The first to ask is one of them.
+        // The first one to ask is one of them.
         drop(known.forget(&Scope::everything()));
         known.remember_wanting("t", Some("a"), answer(&[None, Some("a")], Some(&["a"])));
         assert_eq!(wanting(&mut known, Some("a")), with_own("a"));
@@ -401,7 +402,7 @@ mod tests {
             known.remember_wanting("t", Some(account), answer(&[None], None));
             assert_eq!(wanting(&mut known, Some(account)), Some(vec![None]));
         }
-        // They share what is everybody's.
+        // They share the webhooks without an account.
         assert!(known.by_account.bytes < 2 * (OVERHEAD + 10));
     }
 
@@ -459,7 +460,7 @@ mod tests {
         let mut known = known(10_000);
         let url = format!("http://a/{}", "x".repeat(8_000));
         let long: Arc<[Webhook]> = (0..10).map(|_| webhook(&url)).collect();
-        // As many of the first kind alone would take more.
+        // As many entries of the first kind alone would take more.
         const COUNT: u128 = 1_000;
         for n in 0..COUNT {
             remember(&mut known, &format!("type.{n}"), Arc::clone(&long));
@@ -473,7 +474,7 @@ mod tests {
         for n in 0..10_000 {
             known.remember_found(Uuid::from_u128(n), Found::Enabled(webhook(&url)));
         }
-        // Both kinds have some of it.
+        // Both kinds have lost some entries.
         assert!(known.by_type.bytes + known.by_id.bytes <= MOST_BYTES);
         assert!(known.by_type.bytes.abs_diff(known.by_id.bytes) < MOST_BYTES / 50);
         assert!(known.found(Uuid::from_u128(9_999)).is_some());
@@ -526,7 +527,7 @@ mod tests {
         let all = vec![1, 2, 3, 4, 5];
         assert_eq!(is_known(&mut known), ([true; 5], true, all));
 
-        // The first wants something else from now on: types that begin with `e.`.
+        // From now on the first one wants something else: types that begin with `e.`.
         let id = Uuid::from_u128(1);
         let change = |id: &str, pattern: &str, account: &str| {
             Scope::read(&format!(
@@ -540,7 +541,7 @@ mod tests {
         assert_eq!((in_hand[0].as_of.changes(), of_two[0].as_of.changes()), (1, 0));
         assert_eq!(outlived(), [0, 1]);
 
-        // One of an account is gone.
+        // A webhook of an account is gone.
         assert!(known.forget(&Scope::of_webhook(Uuid::from_u128(4))).is_none());
         let rest = vec![2, 3, 5];
         assert_eq!(is_known(&mut known), ([false, true, true, false, true], false, rest));
@@ -572,7 +573,7 @@ mod tests {
         let all = [None, Some("a"), Some("b"), Some("c")];
         let found = all.map(|account| wanting(&mut known, account));
         assert_eq!(found, [Some(vec![None]), own("a"), None, Some(vec![None])]);
-        // Until now it was none of those that may have some.
+        // Until now it wasn't among those that may have some.
         assert!(known.forget(&change("c")).is_none());
         assert_eq!(all.map(|account| wanting(&mut known, account)), [None, None, None, None]);
         known.remember_wanting("t", Some("c"), answer(&[None, Some("c")], None));

@@ -1,26 +1,26 @@
-//! Accounts: whose an event is, and which webhooks may have it.
+//! Accounts: which account an event belongs to, and which webhooks may receive it.
 //!
-//! An event is of one account or of none, and so is a webhook. A webhook of an account gets the events
-//! of that account only; one without gets every event. So an event without an account goes to no
-//! webhook that has one. Names are compared byte by byte: case and spaces count.
+//! An event belongs to one account or to none, and so does a webhook. A webhook with an account gets
+//! only the events of that account; a webhook without one gets every event. So an event without an
+//! account never reaches a webhook that has one. Names are compared byte by byte: case and spaces count.
 
 use super::shown::quoted;
 
-/// The longest name of an account, in bytes: as long as those of events, which travel beside it.
+/// The longest account name, in bytes. It is the limit of event ids and types too.
 pub const MAX_ACCOUNT_BYTES: usize = 255;
 
-/// What stands for a name that is of a type that no name can have: it is refused by [`check`].
+/// Stands for a name whose type no name can have. [`check`] refuses it.
 pub const NO_NAME: &str = "\u{1a}";
 
-/// Says whether a text can name an account: not empty, at most [`MAX_ACCOUNT_BYTES`], no control
-/// characters (PostgreSQL's text can't hold NUL, a log line no line break).
+/// Checks that a text can name an account: not empty, at most [`MAX_ACCOUNT_BYTES`], no control
+/// characters (PostgreSQL's text can't hold NUL, and a line break would break a log line).
 ///
 /// # Errors
-/// What is wrong, to follow the words "the account".
+/// The problem, worded to follow "the account".
 pub fn check(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("is empty"),
-        NO_NAME => Err("is neither a text nor an integer"),
+        NO_NAME => Err("is neither a string nor an integer"),
         long if long.len() > MAX_ACCOUNT_BYTES => Err("is longer than 255 bytes"),
         text if text.chars().any(char::is_control) => {
             Err("has a control character, or something that is not UTF-8")
@@ -29,26 +29,28 @@ pub fn check(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Why a name that can be used hardly is the one that was meant; nothing where all is well.
+/// Why a valid name is probably a mistake; `None` if it looks right.
 #[must_use]
 pub fn doubt(name: &str) -> Option<String> {
     let is_padded = name.trim() != name && check(name).is_ok();
-    is_padded.then(|| format!("the spaces around the account {} count", quoted(name)))
+    is_padded
+        .then(|| format!("the spaces around the account {} are part of its name", quoted(name)))
 }
 
-/// Says, in one line, why a webhook of this account may not have an event of that one, or of none.
+/// Says in one line why a webhook of this account may not have that event. `event` is the event's
+/// account, if it has one.
 #[must_use]
 pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
     let webhook = quoted(webhook);
     match event {
         Some(event) => {
-            format!("it is of account {webhook}, and the event of account {}", quoted(event))
+            format!("it belongs to account {webhook}, the event to account {}", quoted(event))
         }
-        None => format!("it is of account {webhook}, and the event of none"),
+        None => format!("it belongs to account {webhook}, the event to none"),
     }
 }
 
-/// Whether a webhook of this account, or without one, may have an event of that account, or without one.
+/// Whether a webhook may have an event, by their accounts; `None` is no account.
 #[must_use]
 pub fn may_have(webhook: Option<&str>, event: Option<&str>) -> bool {
     webhook.is_none() || webhook == event
@@ -72,7 +74,7 @@ mod tests {
             (&*long, "longer than 255"),
             ("a\nb", "control character"),
             ("a\0", "control character"),
-            (NO_NAME, "neither a text nor an integer"),
+            (NO_NAME, "neither a string nor an integer"),
         ] {
             let problem = check(bad).expect_err(bad);
             assert!(problem.contains(says), "{bad:?}: {problem}");

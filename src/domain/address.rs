@@ -1,4 +1,4 @@
-//! Which addresses a webhook may reach: the public internet, and what the operator adds, without what
+//! Which addresses a webhook may reach: the public internet and what the operator allows, except what
 //! the operator denies.
 //!
 //! A webhook's URL is a stranger's input. Without this guard it could name the cloud's metadata
@@ -17,12 +17,12 @@ use special::{all_embedded_v4, special_range};
 
 pub use special::Range;
 
-/// The networks that webhooks may reach: the public internet and ALLOW_NETWORKS, without DENY_NETWORKS.
+/// The networks that webhooks may reach: the public internet and ALLOW_NETWORKS, except DENY_NETWORKS.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedNetworks {
-    /// Beyond the public internet.
+    /// In addition to the public internet.
     allowed: Vec<IpNet>,
-    /// Whatever allows them.
+    /// Denied even if something else allows them.
     denied: Vec<IpNet>,
 }
 
@@ -40,7 +40,7 @@ pub struct Forbidden {
 pub enum ForbiddenBy {
     /// It is not on the public internet, and nothing allows it.
     Special(Range),
-    /// It is in a network of DENY_NETWORKS; or the IPv4 address is to which it leads.
+    /// It is in a network of DENY_NETWORKS; or the IPv4 address that it leads to is.
     Denied(IpNet, Option<Ipv4Addr>),
 }
 
@@ -67,7 +67,8 @@ impl fmt::Display for Forbidden {
 }
 
 impl AllowedNetworks {
-    /// Beyond the public internet networks in CIDR notation or single addresses, separated by commas.
+    /// Reads ALLOW_NETWORKS: networks in CIDR notation or single addresses, separated by commas. They
+    /// are allowed in addition to the public internet.
     ///
     /// # Errors
     /// One line that names what can't be read.
@@ -75,7 +76,7 @@ impl AllowedNetworks {
         Ok(Self { allowed: read_networks(text)?, denied: Vec::new() })
     }
 
-    /// The same without these networks, whatever else allows them.
+    /// Denies these networks, even where something else allows them.
     ///
     /// # Errors
     /// One line that names what can't be read.
@@ -88,8 +89,8 @@ impl AllowedNetworks {
     /// # Errors
     /// [`Forbidden`], which names the range or the network.
     pub fn check(&self, address: IpAddr) -> Result<(), Forbidden> {
-        // An IPv4-mapped address is the IPv4 address to the kernel, so also here: `::/0` allows
-        // none, and denies none.
+        // To the kernel an IPv4-mapped address is the IPv4 address, so it is here too: `::/0` neither
+        // allows nor denies it.
         let address = address.to_canonical();
         let why = match self.denied(address) {
             Some(denied) => denied,
@@ -109,7 +110,7 @@ impl AllowedNetworks {
             return None;
         }
         let around = |address: IpAddr| self.denied.iter().find(|it| it.contains(&address)).copied();
-        // Who connects to no address gets to his own machine.
+        // Connecting to the unspecified address reaches the local host.
         let reached = match address.to_canonical() {
             IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -128,7 +129,8 @@ fn read_networks(text: &str) -> Result<Vec<IpNet>, String> {
     let networks = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     networks
         .map(|part| {
-            // What reads networks takes 010 for ten; to others it is eight.
+            // `IpNet` reads 010 as ten; other parsers read it as octal, eight. So the address is parsed
+            // strictly.
             let address = part.split('/').next().and_then(|it| it.parse::<IpAddr>().ok());
             let network = match part.contains('/') {
                 true => address.and_then(|_| part.parse().ok()),
@@ -141,7 +143,7 @@ fn read_networks(text: &str) -> Result<Vec<IpNet>, String> {
         .collect()
 }
 
-/// A network of IPv4-mapped addresses is the IPv4 network.
+/// A network of IPv4-mapped addresses becomes the IPv4 network.
 fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     let mapped = v6.addr().to_ipv4_mapped();

@@ -1,16 +1,16 @@
-//! What a receiver says where it does not take an event: the beginning of it, as people read it.
+//! What a receiver answers when it doesn't accept an event: the beginning of it, made readable.
 
 use serde::Serialize;
 
 use super::shown;
 
-/// How much of a status line is kept, in characters: those that people write are shorter.
+/// How many characters of a status line are kept. Real ones are shorter.
 const MOST_OF_STATUS_LINE: usize = 200;
 
-/// How much of a body DELIVERY_LOG_BODY may have kept, in bytes.
+/// The largest DELIVERY_LOG_BODY, in bytes.
 pub const MOST_OF_BODY: usize = 4_096;
 
-/// The beginning of an answer that is no success: printable, and in one line.
+/// The beginning of a failed answer: printable, in one line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Excerpt {
     /// Such as `HTTP/1.1 503 Service Unavailable`.
@@ -20,7 +20,7 @@ pub struct Excerpt {
 }
 
 impl Excerpt {
-    /// The beginning of an answer; at most so many bytes of its body.
+    /// The beginning of an answer, with at most `most` bytes of its body.
     #[must_use]
     pub fn new(status_line: &str, body: &str, most: usize) -> Self {
         Self {
@@ -29,7 +29,7 @@ impl Excerpt {
         }
     }
 
-    /// What was written down of one, and may have been by anybody.
+    /// Reads a stored excerpt, which anybody may have written.
     #[must_use]
     pub fn read(status_line: &str, body: &str) -> Self {
         Self {
@@ -38,8 +38,7 @@ impl Excerpt {
         }
     }
 
-    /// Both in one line, without what every status line begins with; at most so many characters of the
-    /// body.
+    /// Both in one line, without the HTTP version; at most `most` characters of the body.
     #[must_use]
     pub fn line(&self, most: usize) -> String {
         let status = match self.status_line.split_once(' ') {
@@ -53,7 +52,7 @@ impl Excerpt {
     }
 }
 
-/// An answer for people is often a page, with as many spaces and line breaks as words.
+/// Joins the words by single spaces: an HTML page often has as many spaces and line breaks as words.
 fn without_gaps(text: &str) -> String {
     let mut words = text.split_whitespace();
     let mut joined = words.next().unwrap_or_default().to_owned();
@@ -67,7 +66,7 @@ fn without_gaps(text: &str) -> String {
 fn beginning(text: &str, most: usize) -> String {
     let cut = &text[..text.floor_char_boundary(most)];
     let shown = shown::line(cut, most);
-    // (Where escapes needed the room, it has been cut already.)
+    // If escapes made the text longer, `shown::line` has cut it already.
     if cut.len() < text.len() && !shown.ends_with('…') { shown + "…" } else { shown }
 }
 
@@ -91,7 +90,7 @@ mod tests {
         let cut = |body: &str, most| Excerpt::new("HTTP/1.1 500", body, most).body;
         assert_eq!(cut("abcdef", 4), "abcd…");
         assert_eq!(cut("abcd", 4), "abcd");
-        // No character is cut in two.
+        // A character is never cut in two.
         assert_eq!(cut("aéb", 2), "a…");
         assert_eq!(cut("\u{1b}[2J\u{202e}", 99), "\\u{1b}[2J\\u{202e}");
         assert_eq!(cut("\u{1b}\u{1b}", 8), "\\u{1b}…");

@@ -1,14 +1,14 @@
-//! What is told of a trouble that lasts: each of its causes once.
+//! Logs each cause of a lasting failure once.
 //!
-//! A server that is away answers every attempt with the same error: one line is enough. But what
-//! keeps us from it may change while it lasts (it is up again, and now the password is wrong), and
-//! whoever reads only the first cause looks in the wrong place.
+//! A server that is down answers every attempt with the same error, so one line is enough. But the cause
+//! may change meanwhile (the server is up again, and now the password is wrong), and whoever reads only
+//! the first cause looks in the wrong place.
 
-/// How many causes of one trouble are told. Some contain a number that is never the same twice.
+/// How many causes of one failure are logged. Some contain a number that differs each time.
 const MOST: usize = 8;
 
-/// What a cause says that tells of a connection that ended, and of nothing else. In which words it ends
-/// is a matter of microseconds.
+/// Parts of messages that say only that a connection ended. Which of them appears is a race, so they
+/// count as one cause.
 const ENDED: [&str; 5] = [
     "socket closed unexpectedly",
     "Connection reset by peer",
@@ -17,12 +17,13 @@ const ENDED: [&str; 5] = [
     "close_notify",
 ];
 
-/// The causes of one trouble that were told.
+/// The causes of one failure that have been logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Causes(Vec<String>);
 
 impl Causes {
-    /// The trouble lasts, for this cause. Whether it is to be told: it, or the like, was not yet.
+    /// Records a cause while the failure lasts, and says whether to log it: only if neither it nor a
+    /// similar one has been.
     pub fn is_news(&mut self, cause: &str) -> bool {
         let only_ends = |cause: &str| ENDED.iter().any(|end| cause.contains(end));
         let is_like = |told: &String| told == cause || only_ends(told) && only_ends(cause);
@@ -33,13 +34,13 @@ impl Causes {
         is_news
     }
 
-    /// Whether there is a trouble that was told.
+    /// Whether a failure has been logged and not ended.
     #[must_use]
     pub fn are_told(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// The trouble is over. What it began with, if it was told.
+    /// Ends the failure. Returns its first cause, if it was logged.
     pub fn end(&mut self) -> Option<String> {
         std::mem::take(&mut self.0).into_iter().next()
     }

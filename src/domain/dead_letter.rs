@@ -1,4 +1,4 @@
-//! A dead letter: what an operator sees of it, chooses it by, and how it comes back.
+//! A dead letter: what operators see of it, how they select it, and how it is replayed.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ use super::time::{self, UnixMillis};
 use super::vocabulary::Vocabulary;
 use super::webhook::matching_patterns;
 
-/// What is known of a dead letter. Nothing has to be: of what somebody else put into the queue,
-/// or RabbitMQ itself, everything may be missing.
+/// What is known of a dead letter. Everything may be missing: somebody else, or RabbitMQ itself, may
+/// have put the message into the queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeadLetter {
     /// The queue that the event was published to.
@@ -29,19 +29,19 @@ pub struct DeadLetter {
     pub event_type: Option<String>,
     /// The event's account, if it is of one.
     pub account: Option<String>,
-    /// The webhook it was for; none if the event itself was malformed.
+    /// The webhook it was for; `None` if the event itself was malformed.
     pub webhook_id: Option<Uuid>,
     /// Attempts made.
     pub attempts: Option<i64>,
-    /// When the event first came.
+    /// When the event was first received.
     #[serde(serialize_with = "time::serialize_option")]
     pub first_received_at: Option<UnixMillis>,
     /// When it died.
     #[serde(serialize_with = "time::serialize_option")]
     pub dead_at: Option<UnixMillis>,
-    /// How the last attempt failed, or what is malformed.
+    /// How the last attempt failed, or why the event is malformed.
     pub last_error: Option<String>,
-    /// What the receiver answered to it, if that was kept.
+    /// The receiver's answer to the last attempt, if it was kept.
     pub last_answer: Option<Excerpt>,
 }
 
@@ -68,7 +68,7 @@ impl DeadLetter {
             reason: reason.into_iter().find_map(text).unwrap_or_else(|| UNKNOWN.to_owned()),
             event_id: text("x-event-id").or(properties.message_id.map(str::to_owned)),
             event_type: text("x-event-type").or(properties.event_type.map(str::to_owned)),
-            // What is no account, as in a malformed one, is nobody's.
+            // The value of a malformed event may not be a valid account name.
             account: text(delivery::ACCOUNT).or(given).filter(|it| account::check(it).is_ok()),
             webhook_id: text("x-webhook-id").and_then(|id| Uuid::try_parse(&id).ok()),
             attempts: integer("x-attempt"),
@@ -80,24 +80,24 @@ impl DeadLetter {
     }
 }
 
-/// The reason of what expired for a retry queue that was gone.
+/// The reason of a delivery whose retry queue was gone when its delay expired.
 const ORPHANED: &str = "orphaned";
 
-/// The reason of what says none.
+/// The reason of a message that states none.
 const UNKNOWN: &str = "unknown";
 
-/// Why a dead letter is dead, unless somebody else made it.
+/// Why a dead letter is dead, unless another program made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeathCause {
-    /// By a decision of ours; or RabbitMQ's `expired`, for which there is the same word.
+    /// By our own decision; or RabbitMQ's `expired`, which is the same word.
     Decided(DeadReason),
     /// Its retry queue was gone.
     Orphaned,
-    /// RabbitMQ's, of what came back to its queue too often (<https://www.rabbitmq.com/docs/dlx>).
+    /// RabbitMQ's own reason: it was redelivered too often (<https://www.rabbitmq.com/docs/dlx>).
     DeliveryLimit,
-    /// RabbitMQ's, of what was more than a policy lets a queue hold.
+    /// RabbitMQ's own reason: its queue held more than a policy allows.
     MaxLength,
-    /// It says none.
+    /// It states none.
     Unstated,
 }
 
@@ -127,14 +127,14 @@ impl Vocabulary for DeathCause {
     }
 }
 
-/// Every reason that a dead letter can have, unless somebody else made it.
+/// Every reason that a dead letter can have, unless somebody else wrote it.
 pub fn reasons() -> impl Iterator<Item = &'static str> {
     DeathCause::WORDS.iter().map(|cause| cause.word())
 }
 
 impl DeadLetter {
-    /// Reads a message that no retry queue has taken, or no dead-letter queue: it says itself where it
-    /// is from, and RabbitMQ's word for what has become of it is that it expired.
+    /// Reads a message that no retry queue or dead-letter queue took. Its headers say which queue it is
+    /// from; RabbitMQ only says that it expired.
     #[must_use]
     pub fn read_orphaned(properties: Properties<'_>, headers: &Headers) -> Self {
         let text = |name: &str| match headers.get(name) {
@@ -147,12 +147,12 @@ impl DeadLetter {
     }
 }
 
-/// Which dead letters are meant: those that fit everything that is given.
+/// Selects the dead letters that match everything given.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// The event's id, or the `webhook-id` that receivers have of it.
+    /// The event's id, or the `webhook-id` that receivers get for it.
     pub event_id: Option<String>,
-    /// Whether that is the beginning of the id only.
+    /// Whether `event_id` is only the beginning of the id.
     pub by_beginning: bool,
     /// A pattern as in a webhook's `events`: a type, a prefix such as `user.*`, or `*`.
     pub event_type: Option<String>,
@@ -169,7 +169,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Whether a dead letter is meant. What is not known of it fits nothing that is given.
+    /// Whether a dead letter is selected. An unknown value matches no condition.
     #[must_use]
     pub fn includes(&self, letter: &DeadLetter) -> bool {
         let pattern_fits = |pattern: &String| {
@@ -191,7 +191,7 @@ impl Selection {
     }
 }
 
-/// Dead letters that died of the same reason at the same webhook.
+/// Dead letters of the same queue, reason and webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeadLetterGroup {
     /// The queue that their events were published to.
@@ -208,7 +208,7 @@ pub struct DeadLetterGroup {
     /// When the last died.
     #[serde(serialize_with = "time::serialize_option")]
     pub newest: Option<UnixMillis>,
-    /// The last one's error.
+    /// The newest one's error.
     pub last_error: Option<String>,
 }
 
@@ -217,7 +217,7 @@ pub struct DeadLetterGroup {
 pub struct DeadLetterGroups(BTreeMap<(String, String, Option<Uuid>), DeadLetterGroup>);
 
 impl DeadLetterGroups {
-    /// Counts one.
+    /// Adds one.
     pub fn add(&mut self, letter: DeadLetter) {
         let DeadLetter { queue, reason, webhook_id, dead_at, last_error, .. } = letter;
         let key = (queue.clone(), reason.clone(), webhook_id);
@@ -241,27 +241,27 @@ impl DeadLetterGroups {
     #[must_use]
     pub fn largest_first(self) -> Vec<DeadLetterGroup> {
         let mut groups: Vec<DeadLetterGroup> = self.0.into_values().collect();
-        // Stable: equal counts stay in the order of queue, reason and webhook.
+        // The sort is stable: equal counts stay ordered by queue, reason and webhook.
         groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         groups
     }
 }
 
-/// How a dead letter comes back.
+/// How a dead letter is replayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Replay {
-    /// To its webhook, its retry schedule from the start.
+    /// To its webhook, with its retry schedule from the start.
     Delivery(Delivery),
-    /// As the event that it was, with these headers; it had been malformed.
+    /// As the original event with these headers, because it was malformed.
     Event(Headers),
 }
 
-/// Says how a dead letter comes back at the time `now`.
+/// Says how to replay a dead letter at the time `now`.
 ///
-/// A delivery is as new as at its first attempt: whatever is limited by its age starts over too.
+/// A delivery's age starts anew, so that age limits do too.
 ///
 /// # Errors
-/// It is malformed, and would only die again: what is wrong with it.
+/// The message is malformed and would only die again: what is wrong with it.
 pub fn replay(
     properties: Properties<'_>,
     headers: &Headers,
@@ -275,7 +275,7 @@ pub fn replay(
         let anew = Delivery { first_received_at: now, ..fresh };
         return Ok(Replay::Delivery(anew));
     }
-    // Perhaps MAX_EVENT_BYTES was raised since. (An event without an id gets its own later.)
+    // MAX_EVENT_BYTES may have been raised since. (An event without an id gets one later.)
     Event::read(properties, body, max_event_bytes, || "any".to_owned())?;
     let mut headers = headers.clone();
     delivery::unmark_dead(&mut headers);

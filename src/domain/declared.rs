@@ -1,9 +1,9 @@
-//! Webhooks as a file declares them: which of the table each of them is, and what is to change.
+//! Webhooks as a file declares them: which row each entry means, and what has to change.
 //!
-//! A file says what a webhook is to be, and not what to do. What it says nothing of, an entry's webhook does
-//! not have; but for what changes while it runs (whether it is paused or disabled) and for secrets, which
-//! stay as they are. `***` stands for a secret that the webhook has: a file without secrets can be shown to
-//! anybody, and changes none of them.
+//! A file states what a webhook should be, not what to do. What an entry omits, its webhook doesn't
+//! have. Exceptions are what changes at run time (paused, disabled) and secrets: omitted, they stay as
+//! they are. `***` stands for the secret that the webhook already has, so a file without secrets can be
+//! shown to anybody and changes none of them.
 
 mod plan;
 mod values;
@@ -21,46 +21,46 @@ use super::settings::Column;
 /// Headers by their names, in lower case.
 pub type SecretHeaders = BTreeMap<String, Secret>;
 
-/// What an entry of a file says of a webhook.
+/// An entry of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileEntry {
-    /// Where it begins in the file, from 1.
+    /// The line where it begins, from 1.
     pub line: usize,
-    /// Where its parts stand that it has, by their names in the file.
+    /// The lines of its parts, by their names in the file.
     pub lines: BTreeMap<String, usize>,
-    /// What of that has no meaning, which is told already.
+    /// The parts that couldn't be read. They have been reported already.
     pub unread: BTreeSet<String>,
-    /// Which webhook it is.
+    /// The webhook's id, if the entry gives one.
     pub id: Option<Uuid>,
     /// Where its events go.
     pub post_url: String,
-    /// The patterns of the event types that it wants.
+    /// The patterns of the event types it wants.
     pub events: Vec<String>,
-    /// Its headers; those with the value `***` it has already.
+    /// Its headers. The value `***` keeps the one it has.
     pub headers: SecretHeaders,
     /// Its other settings, as text.
     pub settings: BTreeMap<Column, String>,
-    /// Whether it is paused; none: as it is.
+    /// Whether it is paused; `None` keeps it as it is.
     pub paused: Option<bool>,
-    /// Whether it is disabled; none: as it is.
+    /// Whether it is disabled; `None` keeps it as it is.
     pub disabled: Option<bool>,
-    /// Why, where it is.
+    /// Why it is disabled.
     pub disabled_reason: Option<String>,
-    /// What signs its requests; none: what it has.
+    /// The secret that signs its requests; `None` keeps the one it has.
     pub secret: Option<Secret>,
 }
 
-/// A webhook as the table has it.
+/// A webhook as it is in the table.
 #[derive(Clone, Debug)]
 pub struct Existing {
     /// Its id.
     pub id: Uuid,
-    /// What another change of its row would change; none where the row can't be read.
+    /// The row's version, which any change of the row changes; `None` if the row can't be read.
     pub version: Option<String>,
-    /// What it is.
+    /// Its values.
     pub values: Values,
-    /// Why a file can't say all that it is, where that is so.
+    /// Why a file can't express all of it, if so.
     pub flaw: Option<String>,
-    /// Whether its headers are none that can be used or said.
+    /// Whether its headers can't be used or written to a file.
     pub has_odd_headers: bool,
 }

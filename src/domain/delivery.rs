@@ -12,21 +12,21 @@ use super::outcome::{DeadReason, LONGEST_STAY};
 use super::shown;
 use super::time::{self, UnixMillis};
 
-/// What a `x-last-error` holds at most, in characters: enough to understand, little to store.
+/// The longest `x-last-error`, in characters: enough to understand, little to store.
 const MAX_ERROR_CHARS: usize = 300;
 
-/// The header with the account of the event; empty where it is of none. What an older version parked has
-/// no such header.
+/// The header with the event's account; empty if it has none. Deliveries that an older version parked
+/// lack the header.
 pub const ACCOUNT: &str = "x-account";
-/// How far ahead of ours the clock of the instance may be that wrote a [`Delivery::not_before`].
+/// How far the clock of the instance that wrote a [`Delivery::not_before`] may be ahead of ours.
 const MOST_SKEW: Duration = Duration::from_secs(60);
 
-/// The header with [`Delivery::not_before`], where there is one.
+/// The header with [`Delivery::not_before`].
 const NOT_BEFORE: &str = "x-not-before";
 
-/// The headers with [`Delivery::last_answer`], where there is one.
+/// The header with the status line of [`Delivery::last_answer`].
 pub const LAST_STATUS_LINE: &str = "x-last-status-line";
-/// The body's beginning.
+/// The header with the beginning of its body.
 pub const LAST_BODY: &str = "x-last-body";
 
 /// The value of an AMQP header, in the two types that we write.
@@ -38,11 +38,11 @@ pub enum Value {
     Integer(i64),
 }
 
-/// AMQP headers by name, of the types that we write. Others are left out.
+/// AMQP headers by name. Only the types that we write; others are left out.
 pub type Headers = BTreeMap<String, Value>;
 
-/// What we write into the headers of a message, and RabbitMQ writes into those that it moves or takes
-/// back; and what would lead a copy to other queues, too. Whatever else is in them is the producer's.
+/// The headers that we write, those that RabbitMQ writes to messages that it moves or takes back, and
+/// those that would route a copy to other queues. All others are the producer's.
 const NOT_THE_PRODUCERS: [&str; 20] = [
     "x-event-id",
     "x-event-type",
@@ -66,10 +66,10 @@ const NOT_THE_PRODUCERS: [&str; 20] = [
     "BCC",
 ];
 
-/// Families of such headers.
+/// Prefixes of such headers.
 const NOT_THE_PRODUCERS_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
-/// Whether a header of this name is the producer's: it stays with each delivery of the event.
+/// Whether a header is the producer's. Then it stays with each delivery of the event.
 #[must_use]
 pub fn is_producers(name: &str) -> bool {
     !NOT_THE_PRODUCERS.contains(&name)
@@ -79,26 +79,26 @@ pub fn is_producers(name: &str) -> bool {
 /// One event on its way to one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The event; its body travels beside.
+    /// The event without its body, which travels beside it.
     pub event: Event,
-    /// The webhook's id. Its URL is looked up at every attempt: it may have changed.
+    /// The webhook's id. Its URL is looked up for every attempt, since it may have changed.
     pub webhook_id: Uuid,
     /// Attempts made so far.
     pub attempts: u32,
-    /// When we first got the event.
+    /// When we first received the event.
     pub first_received_at: UnixMillis,
     /// Why the last attempt failed; empty before the first.
     pub last_error: String,
-    /// What the receiver answered to it, if that is kept. The delivery carries it, so that its dead letter
-    /// has it, however long after and without PostgreSQL.
+    /// The receiver's answer to the last attempt, if it is kept. The delivery carries it, so that its
+    /// dead letter has it, even much later and without PostgreSQL.
     pub last_answer: Option<Box<Excerpt>>,
-    /// Until when its receiver has asked us to stay away (`Retry-After`). The delivery carries it, so
-    /// that another process knows it too.
+    /// The time before which its receiver asked for no requests (`Retry-After`). The delivery carries
+    /// it, so that other processes know it too.
     pub not_before: Option<UnixMillis>,
 }
 
 impl Delivery {
-    /// Our headers of a parked delivery that came from the queue `origin`.
+    /// Our headers for parking this delivery; `origin` is the queue it came from.
     #[must_use]
     pub fn headers(&self, origin: &str) -> Headers {
         let account = self.event.account.as_deref().unwrap_or_default();
@@ -124,23 +124,24 @@ impl Delivery {
         headers
     }
 
-    /// For how long from `now` on its receiver has asked us to stay away. Nobody is kept waiting by a
-    /// clock that is far from ours.
+    /// How long, from `now` on, the receiver asked for no requests. A time too far in the future is
+    /// ignored: a wrong clock must not delay a delivery.
     #[must_use]
     pub fn stay(&self, now: UnixMillis) -> Option<Duration> {
         let left = time::between(now, self.not_before?);
         (!left.is_zero() && left <= LONGEST_STAY + MOST_SKEW).then_some(left)
     }
 
-    /// Reads, at the time `now`, what [`Delivery::headers`] wrote. Whose event it is was decided when its
-    /// webhooks were looked up; of what an older version parked, the body says it.
+    /// Reads what [`Delivery::headers`] wrote, at the time `now`. The header names the account, which
+    /// was decided when the event's webhooks were looked up; if an older version parked the delivery,
+    /// the body names it.
     ///
-    /// A delivery that first came in the future came now: another clock was wrong, or somebody
-    /// would have it never be too old.
+    /// If the header says that the event will first be received in the future, it counts as received
+    /// now: some clock was wrong, or somebody wants to evade the age limit.
     ///
     /// # Errors
-    /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and
-    /// where it should go is not theirs to say.
+    /// [`Malformed::BadHeader`] or [`Malformed::BadName`]: somebody else wrote this message, and may not
+    /// choose where it goes.
     pub fn from_headers(
         headers: &Headers,
         body: &[u8],
@@ -154,7 +155,7 @@ impl Delivery {
             Some(Value::Integer(integer)) => Ok(*integer),
             _ => Err(Malformed::BadHeader(name)),
         };
-        // A number near the type's end would overflow at the next attempt.
+        // A number near the type's maximum would overflow at the next attempt.
         let count = |name: &'static str| {
             let count = u32::try_from(integer(name)?).ok().filter(|count| *count < u32::MAX / 2);
             count.ok_or(Malformed::BadHeader(name))
@@ -191,7 +192,7 @@ impl Delivery {
     }
 }
 
-/// What the receiver answered last, as [`Delivery::headers`] wrote it.
+/// The receiver's last answer, as [`Delivery::headers`] wrote it.
 #[must_use]
 pub fn last_answer(headers: &Headers) -> Option<Excerpt> {
     let text = |name: &str| match headers.get(name) {
@@ -201,14 +202,14 @@ pub fn last_answer(headers: &Headers) -> Option<Excerpt> {
     Some(Excerpt::read(text(LAST_STATUS_LINE)?, text(LAST_BODY).unwrap_or_default()))
 }
 
-/// Adds to a message's headers what makes it a dead letter.
+/// Adds the headers that make a message a dead letter.
 pub fn mark_dead(headers: &mut Headers, reason: DeadReason, at: UnixMillis) {
     headers.insert("x-dead-reason".to_owned(), Value::Text(reason.label().to_owned()));
     headers.insert("x-dead-at".to_owned(), Value::Integer(at));
 }
 
-/// Makes a malformed message from the queue `origin` a dead letter. It keeps the headers that it
-/// came with: they are all there is to tell what it was meant to be.
+/// Makes a malformed message from the queue `origin` a dead letter. It keeps its own headers: nothing
+/// else tells what it was meant to be.
 pub fn mark_malformed(headers: &mut Headers, error: &Malformed, origin: &str, at: UnixMillis) {
     headers.insert("x-origin-queue".to_owned(), Value::Text(origin.to_owned()));
     headers.insert("x-last-error".to_owned(), Value::Text(shortened(&error.to_string())));
@@ -216,7 +217,7 @@ pub fn mark_malformed(headers: &mut Headers, error: &Malformed, origin: &str, at
     mark_dead(headers, DeadReason::Malformed, at);
 }
 
-/// Takes the marks off again that [`mark_malformed`] made.
+/// Removes the headers that [`mark_malformed`] added.
 pub fn unmark_dead(headers: &mut Headers) {
     for name in
         ["x-origin-queue", "x-last-error", "x-first-received-at", "x-dead-reason", "x-dead-at"]
@@ -225,7 +226,7 @@ pub fn unmark_dead(headers: &mut Headers) {
     }
 }
 
-/// Errors quote what other programs say, who may quote others again.
+/// Shortens an error: it may quote other programs, which may quote others again.
 fn shortened(error: &str) -> String {
     shown::line(error, MAX_ERROR_CHARS)
 }
@@ -359,7 +360,7 @@ mod tests {
         headers.insert("x-turn-at".to_owned(), Value::Integer(1));
         let read = |headers: &Headers, body: &[u8]| Delivery::from_headers(headers, body, 9);
         assert_eq!(read(&headers, b""), read(&sample(), b""));
-        // Whose event it is, only the body tells then.
+        // Then only the body names the account.
         let account = |headers: &Headers, body: &[u8]| {
             read(headers, body).expect("it is sound").event.account.map(String::from)
         };

@@ -1,5 +1,5 @@
-//! The delivery log, the table `delivery_attempts`: what is worth an entry, what an entry says, and what the
-//! entries of a delivery say together of where it is now.
+//! The delivery log, the table `delivery_attempts`: what is logged, what an entry holds, and where a delivery
+//! is now according to its entries.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,18 +20,18 @@ pub mod report;
 
 pub use state::DeliveryState;
 
-/// How much of an error an entry holds, in characters: as much as the header `x-last-error`.
+/// How many characters of an error an entry holds: as many as the header `x-last-error`.
 const MOST_OF_DETAIL: usize = 300;
 
-/// What the log is to hold. As a setting: `off`, `failures` or `all`.
+/// What the log holds. As a setting: `off`, `failures` or `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// Nothing.
     Off,
-    /// What went wrong, from its beginning to its end: failed attempts, waiting, what is dead or
-    /// dropped, and deliveries that succeed after all.
+    /// Failures from beginning to end: failed attempts, waiting, dead or dropped deliveries, and
+    /// deliveries that succeed in the end.
     Failures,
-    /// Also what went well at once, and the events that no webhook wants.
+    /// Also immediate successes, and events that no webhook wants.
     All,
 }
 
@@ -64,20 +64,20 @@ impl fmt::Display for Extent {
 pub enum Happened {
     /// An attempt was made.
     Attempted {
-        /// Why it failed; none if the receiver has the event.
+        /// Why it failed; `None` if the receiver has the event.
         failure: Option<Reason>,
         /// The status of the answer, if there was one.
         status: Option<u16>,
         /// How long it took.
         took: Duration,
-        /// What follows.
+        /// What happens next.
         decision: Decision,
     },
     /// No attempt was made.
     HeldBack {
         /// Why, as in the metrics.
         why: &'static str,
-        /// What follows; none: it waits in its receiver's backlog.
+        /// What happens next; `None` if it waits in its receiver's backlog.
         decision: Option<Decision>,
     },
     /// No attempt was made here, but the retry lane makes one as soon as it can.
@@ -93,14 +93,14 @@ pub enum Happened {
 }
 
 impl Extent {
-    /// Whether that is worth an entry.
+    /// Whether it is logged.
     #[must_use]
     pub fn includes(self, happened: &Happened, delivery: &Delivery) -> bool {
         match (self, happened) {
             (Self::Off, _) => false,
             (Self::All, _) => true,
-            // The end of a story that has begun: it failed or waited before, or even died and was
-            // replayed.
+            // The end of a story that is in the log: the delivery failed or waited before, or even died
+            // and was replayed.
             (Self::Failures, Happened::Attempted { failure: None, .. }) => {
                 !delivery.last_error.is_empty()
             }
@@ -110,7 +110,7 @@ impl Extent {
     }
 }
 
-/// What an entry is about, in a word.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "they are those of Happened")]
@@ -134,7 +134,7 @@ impl What {
         Self::Unmatched,
     ];
 
-    /// The word, as the table has it.
+    /// The label, as in the table.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -147,7 +147,7 @@ impl What {
         }
     }
 
-    /// What the word means; nothing if it is a later version's.
+    /// The kind with this label; `None` for a label of a later version.
     #[must_use]
     pub fn of_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|what| what.label() == label)
@@ -164,27 +164,27 @@ pub struct LogEntry {
     pub event_id: String,
     /// The event's type.
     pub event_type: String,
-    /// The event's account, if it is of one.
+    /// The event's account, if it has one.
     pub account: Option<String>,
-    /// The webhook; none if no webhook wants the event.
+    /// The webhook; `None` if no webhook wants the event.
     pub webhook_id: Option<Uuid>,
     /// The queue that the event was published to.
     pub queue: String,
     /// What happened.
     pub what: What,
-    /// Attempts made so far, this one included.
+    /// Attempts made so far, including this one.
     pub attempt: u32,
     /// The status of the answer.
     pub status: Option<u16>,
-    /// Why, in a word of a bounded set.
+    /// Why, as a label from a bounded set.
     pub reason: Option<String>,
-    /// Why, in words for people; may be empty. Holds no secret.
+    /// Why, in words; may be empty. Contains no secret.
     pub detail: String,
-    /// What the receiver answered, where that was no success and is kept.
+    /// The receiver's answer, if it was no success and is kept.
     pub answer: Option<Box<Excerpt>>,
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
-    /// Until when it waits.
+    /// The time of the next attempt.
     #[serde(serialize_with = "time::serialize_option")]
     pub next_attempt_at: Option<UnixMillis>,
     /// Why it is dead.
@@ -192,7 +192,7 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
-    /// What happened to a delivery of an event from `queue`.
+    /// Describes what happened to a delivery of an event from `queue`.
     #[must_use]
     pub fn of(happened: &Happened, queue: &str, delivery: &Delivery, at: UnixMillis) -> Self {
         let (what, reason, status, took, decision) = match *happened {
@@ -208,9 +208,9 @@ impl LogEntry {
             Happened::HandedOver { why } => (What::HandedOver, Some(why), None, None, None),
             Happened::Dropped { why } => (What::Dropped, Some(why), None, None, None),
         };
-        // The last error of what is delivered now is an older one.
+        // After a success the last error is that of an earlier attempt.
         let error = if what == What::Delivered { "" } else { &delivery.last_error };
-        // So is the last answer of what was not attempted.
+        // Without an attempt the last answer is that of an earlier one.
         let answer = delivery.last_answer.as_ref().filter(|_| what == What::Failed);
         Self {
             webhook_id: Some(delivery.webhook_id),

@@ -1,19 +1,19 @@
-//! How many wait somewhere, over time: whether they become more, and when there will be none.
+//! How many items wait over time: whether they become more, and when none will be left.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::time::Moment;
 
-/// How far back it is remembered.
+/// How far back counts are kept.
 const SPAN: Duration = Duration::from_secs(15 * 60);
 
-/// The latest count is always there; others are kept so far apart, sixty of them, which is as much as a
+/// The latest count is always kept. Older ones are kept at this distance: sixty of them, as many as a
 /// plot shows.
 const STEP: Duration = Duration::from_secs(15);
 
-/// What a growth is measured over, at least, where there are counts so old: long enough for more than
-/// one batch of deliveries, and short enough that the outage before a recovery is not in it.
+/// The shortest time over which growth is measured, once there are counts that old. It covers more than
+/// one batch of deliveries, but not the outage before a recovery.
 const PACE_SPAN: Duration = Duration::from_secs(10);
 
 /// The latest counts, oldest first.
@@ -21,7 +21,7 @@ const PACE_SPAN: Duration = Duration::from_secs(10);
 pub struct Depths(VecDeque<(Moment, u32)>);
 
 impl Depths {
-    /// Adds the latest count, and forgets what is too old then.
+    /// Adds the latest count and forgets those that are too old.
     pub fn push(&mut self, at: Moment, count: u32) {
         let mut latest = self.0.iter().rev();
         let is_close = |(last, before): (&(Moment, u32), &(Moment, u32))| last.0 - before.0 < STEP;
@@ -34,14 +34,13 @@ impl Depths {
         }
     }
 
-    /// The latest count; zero before there is one.
+    /// The latest count; zero before the first.
     #[must_use]
     pub fn now(&self) -> u32 {
         self.0.back().map_or(0, |(_, count)| *count)
     }
 
-    /// By how many they became more a second, lately; fewer, below zero. `None` before they were counted
-    /// twice.
+    /// The recent growth per second, negative when fewer wait. `None` before there are two counts.
     #[must_use]
     pub fn growth(&self) -> Option<f64> {
         let (latest, now) = *self.0.back()?;
@@ -51,7 +50,7 @@ impl Depths {
         Some((f64::from(now) - f64::from(before)) / (latest - then).as_secs_f64())
     }
 
-    /// In how many seconds there are none, at this pace; `None` while they don't become fewer.
+    /// The seconds until none are left at this pace; `None` unless they become fewer.
     #[must_use]
     pub fn empty_in(&self) -> Option<f64> {
         let growth = self.growth()?;
@@ -86,7 +85,7 @@ mod tests {
         assert_eq!((depths(&[]).growth(), depths(&[]).now()), (None, 0));
         let once = depths(&[(5, 100)]);
         assert_eq!((once.growth(), once.empty_in(), once.now()), (None, None, 100));
-        // Counted twice at once.
+        // Counted twice at the same time.
         assert_eq!(depths(&[(5, 100), (5, 90)]).growth(), None);
     }
 
@@ -115,7 +114,7 @@ mod tests {
 
     #[test]
     fn seldom_counts_count_as_well() {
-        // As of a thousand backlogs.
+        // As rarely as with a thousand backlogs.
         let seldom = depths(&[(0, 1_000), (250, 500)]);
         assert_eq!(seldom.growth(), Some(-2.0));
     }

@@ -1,26 +1,26 @@
-//! How much of its time something may take.
+//! Limits which share of time something may take.
 
 use std::time::Duration;
 
-/// What has been spent of the time that something may take: a part of all time, saved up to some extent.
+/// A time budget: a fixed share of all time, saved up to a maximum.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     most: Duration,
-    /// One part of so many.
+    /// The share is 1/`part`.
     part: u32,
     spent: Duration,
-    /// Until when it is reckoned.
+    /// The time of the last update.
     at: Duration,
 }
 
 impl Effort {
-    /// One part of so many, of which `most` may be spent at once.
+    /// A budget of 1/`part` of all time, of which `most` may be spent at once.
     #[must_use]
     pub const fn new(most: Duration, part: u32) -> Self {
         Self { most, part, spent: Duration::ZERO, at: Duration::ZERO }
     }
 
-    /// Whether something of it is left at `now`, which counts from any moment.
+    /// Whether any budget is left at `now`. `now` may count from any moment.
     pub fn is_affordable(&mut self, now: Duration) -> bool {
         let earned = now.saturating_sub(self.at) / self.part;
         self.spent = self.spent.saturating_sub(earned);
@@ -28,7 +28,7 @@ impl Effort {
         self.spent < self.most
     }
 
-    /// So much was spent.
+    /// Spends `time`.
     pub fn spend(&mut self, time: Duration) {
         self.spent += time;
     }
@@ -54,7 +54,7 @@ mod tests {
             "nine milliseconds are earned, and there were ten too many"
         );
         assert!(effort.is_affordable(ms(5_110)));
-        // It is saved up to no more than that.
+        // No more than `most` is saved up.
         effort.spend(ms(101));
         assert!(!effort.is_affordable(ms(5_111)));
         assert!(effort.is_affordable(ms(60_000)));

@@ -1,31 +1,31 @@
-//! How names travel in headers of a request: what a header can't hold is percent-encoded, and so is the
-//! percent sign, so that decoding gives back exactly what the producer wrote.
+//! How names travel in request headers: what a header can't hold is percent-encoded, and so is the
+//! percent sign. Decoding gives back exactly what the producer wrote.
 
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// Beside what is no ASCII: a header holds visible characters (RFC 9110, section 5.5), and loses spaces
+/// In addition to non-ASCII: a header holds visible characters (RFC 9110, section 5.5) and loses spaces
 /// at its ends.
 const NOT_IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
-/// A signature is over `id.timestamp.body`: an id with a dot could be read as a shorter id with another
-/// timestamp. Standard Webhooks wants none in it.
+/// The signature covers `id.timestamp.body`: an id with a dot could be read as a shorter id with another
+/// timestamp. Standard Webhooks forbids dots in ids.
 const NOT_IN_AN_ID: &AsciiSet = &NOT_IN_A_HEADER.add(b'.');
 
-/// An event id as it stands in `webhook-id`, and as it is signed.
+/// An event id as it is sent in `webhook-id` and signed.
 #[must_use]
 pub fn header_of_id(id: &str) -> Cow<'_, str> {
     utf8_percent_encode(id, NOT_IN_AN_ID).into()
 }
 
-/// Another name as it stands in a header.
+/// Any other name as it is sent in a header.
 #[must_use]
 pub fn header_of_name(name: &str) -> Cow<'_, str> {
     utf8_percent_encode(name, NOT_IN_A_HEADER).into()
 }
 
-/// The event id that a receiver has as this `webhook-id`, where the two differ.
+/// The event id that a receiver sees as this `webhook-id`; `None` if both are the same text.
 #[must_use]
 pub fn id_of_header(text: &str) -> Option<String> {
     let id = percent_decode_str(text).decode_utf8().ok()?;

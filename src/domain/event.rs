@@ -1,4 +1,4 @@
-//! An event: what a producer published, read only as far as delivering it needs.
+//! An event: what a producer published, read only as far as delivery needs.
 
 use std::fmt;
 
@@ -10,42 +10,43 @@ use super::delivery::Value;
 
 /// The longest event type and event id, in bytes.
 ///
-/// AMQP's short strings (0-9-1, section 4.2.5.3) end there, and both travel in such properties.
+/// Both travel in AMQP properties that are short strings, which have at most this length (0-9-1, section
+/// 4.2.5.3).
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// The deepest nesting of arrays and objects that is still delivered.
+/// The deepest nesting of arrays and objects that is delivered.
 ///
-/// RFC 8259 (section 9) lets a parser set a limit; most receivers' parsers have one of this order,
-/// and a body that only we can read helps nobody.
+/// RFC 8259 (section 9) lets a parser set a limit. Most receivers' parsers have a similar one, and a
+/// body that only we can read helps nobody.
 pub const MAX_DEPTH: usize = 128;
 
-/// What some producers begin UTF-8 with.
+/// Some producers begin UTF-8 with it.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// What routing an event and telling its repeats apart needs. The body stays as it came.
+/// What is needed to route an event and to recognize its repeats. The body stays as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Names this event on every attempt to every webhook: `webhook-id`, as
-    /// [`header_of_id`](super::encoding::header_of_id) writes it.
+    /// Identifies this event in every attempt to every webhook: `webhook-id`, as
+    /// [`header_of_id`](super::encoding::header_of_id) encodes it.
     pub id: String,
     /// What happened, such as `user.created`; decides which webhooks want the event.
     pub event_type: String,
-    /// Whose it is, if it says so: a webhook of another account does not get it ([`account`]).
+    /// Its account, if it names one. Webhooks of other accounts don't get it ([`account`]).
     pub account: Option<Box<str>>,
 }
 
-/// The AMQP properties, and a header, that take precedence over the body's own words.
+/// The AMQP properties and the header that take precedence over the body's members.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Properties<'a> {
     /// `message_id`
     pub message_id: Option<&'a str>,
     /// `type`
     pub event_type: Option<&'a str>,
-    /// The header `account`, whatever is in it.
+    /// The header `account`, whatever its value.
     pub account: Option<&'a Value>,
 }
 
-/// Why a message can never be delivered, whoever tries and however often.
+/// Why a message can never be delivered, whatever anybody tries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// More bytes than MAX_EVENT_BYTES.
@@ -56,13 +57,13 @@ pub enum Malformed {
         /// The configured limit.
         limit: usize,
     },
-    /// Not UTF-8, which RFC 8259 (section 8.1) demands of JSON.
+    /// Not UTF-8, which RFC 8259 (section 8.1) requires of JSON.
     #[error("the body is not UTF-8: bad byte at offset {0}")]
     NotUtf8(usize),
     /// Nested deeper than [`MAX_DEPTH`].
     #[error("the body nests arrays and objects deeper than {MAX_DEPTH}")]
     TooDeep,
-    /// Not JSON, or not an object; the parser's words.
+    /// Not JSON, or not an object: the parser's message.
     #[error("the body is not a JSON object: {0}")]
     NotAnObject(String),
     /// No event type in the properties or the body.
@@ -70,7 +71,7 @@ pub enum Malformed {
         "no event type: set the AMQP property `type`, or a string `event_type`, `event` or `type` in the body"
     )]
     NoEventType,
-    /// An event type, id or account that is empty, too long, or has characters that can't travel.
+    /// An event type, id or account that is empty, too long, or has characters that can't be sent.
     #[error("the {field} {problem}")]
     BadName {
         /// `event type`, `event id` or `account`
@@ -78,7 +79,7 @@ pub enum Malformed {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// PostgreSQL can't look the event type up, whoever asks; its words.
+    /// PostgreSQL can't look up the event type, for any webhook: its message.
     #[error("no webhook can want this event type: PostgreSQL says: {0}")]
     NotSearchable(String),
     /// A header of a parked delivery that we can't have written.
@@ -87,8 +88,7 @@ pub enum Malformed {
 }
 
 impl Event {
-    /// Reads the event of a message; `new_id` makes an id where neither properties nor body have
-    /// one.
+    /// Reads a message's event. `new_id` makes an id if neither the properties nor the body have one.
     ///
     /// # Errors
     /// [`Malformed`], which names what is wrong. The message then belongs in the dead-letter queue.
@@ -109,7 +109,7 @@ impl Event {
         }
         let named: Named = serde_json::from_str(text).map_err(|error| {
             Malformed::NotAnObject(match error.classify() {
-                // The parser would quote it, and a body is not for the log.
+                // The parser's message would quote the body, which must not be logged.
                 Category::Data => "it is JSON of another kind".to_owned(),
                 _ => error.to_string(),
             })
@@ -139,7 +139,7 @@ impl Event {
     }
 }
 
-/// The account that an event's body names; none, if it names none or can't be read.
+/// The account that an event's body names; `None` if it names none or can't be read.
 #[must_use]
 pub fn account_of(body: &[u8]) -> Option<Box<str>> {
     let Named { account, account_id, .. } =
@@ -148,15 +148,15 @@ pub fn account_of(body: &[u8]) -> Option<Box<str>> {
     account::check(&account).is_ok().then(|| account.into_boxed_str())
 }
 
-/// The event itself: a body without the byte order mark that some producers put before it. Not every
-/// parser skips it, and RFC 8259 (section 8.1) wants none to be sent.
+/// The body without the byte order mark that some producers prepend. Not every parser skips it, and RFC
+/// 8259 (section 8.1) forbids sending it.
 #[must_use]
 pub fn without_byte_order_mark(body: &[u8]) -> &[u8] {
     body.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(body)
 }
 
-/// Says whether a text can be an event type: not empty, at most [`MAX_NAME_BYTES`], no control
-/// characters (PostgreSQL's text can't hold NUL, a log line no line break).
+/// Checks that a text can be an event type: not empty, at most [`MAX_NAME_BYTES`], no control characters
+/// (PostgreSQL's text can't hold NUL, and a line break would break a log line).
 ///
 /// # Errors
 /// [`Malformed::BadName`] otherwise.
@@ -164,7 +164,7 @@ pub fn check_event_type(event_type: &str) -> Result<(), Malformed> {
     check_name("event type", event_type)
 }
 
-/// Says whether a text can be an event id: the same as of an event type.
+/// Checks that a text can be an event id, by the rules for an event type.
 ///
 /// # Errors
 /// [`Malformed::BadName`] otherwise.
@@ -184,10 +184,10 @@ fn check_name(field: &'static str, text: &str) -> Result<(), Malformed> {
     }
 }
 
-/// Counts brackets outside strings. On text that isn't JSON the answer means nothing, and the
-/// parser says so afterwards.
+/// Counts brackets outside strings. If the text isn't JSON the result means nothing, and the parser
+/// reports the error afterwards.
 fn deeper_than(text: &[u8], limit: usize) -> bool {
-    // Most events have fewer brackets in all, which is told ten times faster.
+    // Most events have fewer brackets in total, and counting them is ten times faster.
     if text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() <= limit {
         return false;
     }
@@ -211,7 +211,7 @@ fn deeper_than(text: &[u8], limit: usize) -> bool {
     false
 }
 
-/// The body's members that may name the event; the rest is checked for being JSON and skipped.
+/// The members of the body that may name the event. The rest is only checked to be JSON.
 #[derive(Default)]
 struct Named {
     id: Option<String>,
@@ -239,7 +239,7 @@ impl<'de> Visitor<'de> for NamedVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
         let mut named = Named::default();
-        // A repeated name: the last one counts, as with most parsers (RFC 8259, section 4).
+        // If a name is repeated, the last one counts, as in most parsers (RFC 8259, section 4).
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match &*key {
                 "id" => named.id = map.next_value::<Scalar>()?.text_or_integer(),
@@ -255,7 +255,7 @@ impl<'de> Visitor<'de> for NamedVisitor {
     }
 }
 
-/// A member's value, where only strings and integers matter: `{"event": {…}}` names no type.
+/// A member's value. Only strings and integers matter: `{"event": {…}}` names no type.
 enum Scalar {
     Text(String),
     Integer(String),
@@ -272,7 +272,7 @@ impl Scalar {
 
     fn text_or_integer(self) -> Option<String> {
         match self {
-            // An empty id or account is an unset one; an empty type is a mistake worth naming.
+            // An empty id or account counts as unset; an empty type is a mistake to report.
             Self::Text(text) | Self::Integer(text) => Some(text).filter(|t| !t.is_empty()),
             Self::Other => None,
         }
@@ -281,11 +281,11 @@ impl Scalar {
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The raw text keeps every digit of an integer beyond 64 bits.
+        // The raw text keeps every digit of integers beyond 64 bits.
         let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
         Ok(match raw.as_bytes() {
-            // Half of a surrogate pair is JSON, and no text. An event may hold one; a name that
-            // does is refused for this character.
+            // Half of a surrogate pair is valid JSON but not valid text. The body may contain one; a
+            // name with one becomes this character, which is refused.
             [b'"', ..] => Self::Text(serde_json::from_str(raw).unwrap_or_else(|_| "\u{1a}".into())),
             [b'-' | b'0'..=b'9', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
                 Self::Integer(raw.to_owned())
@@ -379,7 +379,7 @@ mod tests {
             (None, &quoted, Some(&*longest)),
             (None, r#""account_id":"x""#, Some("x")),
             (None, r#""account_id":"x","account":"y""#, Some("y")),
-            // What is neither text nor integer names no account, as with types.
+            // As with types, a value that is neither a string nor an integer names no account.
             (None, r#""account":{"id":7}"#, None),
             (None, r#""account":["7"]"#, None),
             (None, r#""account":7.0"#, None),
@@ -398,7 +398,7 @@ mod tests {
             (seven(), r#""account":"other""#, Some("7")),
             (text("7"), r#""account":"other","account_id":8"#, Some("7")),
             (text("acme"), "", Some("acme")),
-            // Client libraries send an unset header as an empty one, too.
+            // Client libraries send an unset header as an empty one too.
             (text(""), r#""account":"other""#, Some("other")),
             (text(""), "", None),
         ] {
@@ -420,11 +420,11 @@ mod tests {
         for (bad, says) in [
             (&*long, "longer than 255"),
             ("a\nb", "control character"),
-            (account::NO_NAME, "neither a text nor an integer"),
+            (account::NO_NAME, "neither a string nor an integer"),
         ] {
             let header = Value::Text(bad.to_owned());
             let properties = Properties { account: Some(&header), ..Properties::default() };
-            // What the body says does not count then.
+            // Then the body's account doesn't count.
             let error = read(properties, r#"{"type":"t","account":"a"}"#).expect_err(bad);
             assert!(error.to_string().starts_with("the account "), "{error}");
             assert!(error.to_string().contains(says), "{error}");

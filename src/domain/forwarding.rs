@@ -1,9 +1,8 @@
-//! Which headers of a message go on to the receivers, and whether their values can.
+//! Which headers of a message are forwarded to receivers, and whether their values can be.
 //!
-//! Those of a trace always do (<https://www.w3.org/TR/trace-context/>,
-//! <https://www.w3.org/TR/baggage/>): whoever looks at a trace then sees where the event went. Others
-//! only where somebody has named them: what a producer writes into a message is not meant for
-//! strangers.
+//! Trace headers always are (<https://www.w3.org/TR/trace-context/>, <https://www.w3.org/TR/baggage/>),
+//! so that a trace shows where the event went. Others are forwarded only if the operator names them:
+//! what a producer writes into a message isn't meant for strangers.
 
 use std::borrow::Cow;
 
@@ -17,22 +16,23 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 
-/// Credentials for one server. A message goes to many, each a stranger to the others.
+/// Credentials for one server. A message goes to many receivers that must not share them.
 const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "set-cookie"];
 
-/// How many members `tracestate` may have.
+/// The most members `tracestate` may have.
 const MAX_TRACESTATE_MEMBERS: usize = 32;
 
-/// The headers that go on beside those of a trace. As a setting: their names, separated by commas.
+/// The headers to forward in addition to those of a trace. As a setting: their names, separated by
+/// commas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding(Box<[HeaderName]>);
 
-/// What goes on of a message's headers. Allocates nothing where nothing does.
+/// The headers of one message that are forwarded. Allocates nothing if there are none.
 #[derive(Debug, Default)]
 pub struct Forwarded {
-    /// Each name once.
+    /// Each name at most once.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What should, but can't, and why.
+    /// Headers that should be forwarded but can't be, and why.
     pub left_out: Vec<(HeaderName, &'static str)>,
 }
 
@@ -53,8 +53,8 @@ impl Forwarding {
             }
             if CREDENTIALS.contains(&lower) {
                 return Err(format!(
-                    "{shown} would give each receiver what another one is trusted with: use \
-                     `webhooks set ID --headers-from FILE`"
+                    "{shown} would disclose one receiver's credentials to the others: use `webhooks set \
+                     ID --headers-from FILE`"
                 ));
             }
             if is_reserved(lower) {
@@ -69,7 +69,7 @@ impl Forwarding {
                 ));
             }
             if names.contains(&header) {
-                return Err(format!("{shown} stands twice"));
+                return Err(format!("{shown} is listed twice"));
             }
             if names.len() == MAX_HEADERS {
                 return Err(format!("more than {MAX_HEADERS} names"));
@@ -79,7 +79,7 @@ impl Forwarding {
         Ok(Self(names.into()))
     }
 
-    /// What goes on of these headers. AMQP's names are compared as HTTP's are, whatever their case.
+    /// The headers to forward. Names are compared like HTTP's, ignoring case.
     #[must_use]
     pub fn of(&self, headers: &Headers) -> Forwarded {
         let mut forwarded = Forwarded::default();
@@ -89,7 +89,7 @@ impl Forwarding {
         let find = |name: &HeaderName| {
             let same = |(other, _): &(&String, &Value)| name.as_str().eq_ignore_ascii_case(other);
             let text = text_of(headers.iter().find(same)?.1);
-            // An empty text is an unset one.
+            // An empty text counts as unset.
             (!text.is_empty()).then_some(text)
         };
         let mut room = MAX_HEADER_BYTES;
@@ -106,7 +106,7 @@ impl Forwarding {
         if let Some(parent) = find(&TRACEPARENT) {
             let is_valid = is_traceparent(&parent);
             add(&TRACEPARENT, parent, is_valid);
-            // It says nothing without its parent.
+            // `tracestate` means nothing without `traceparent`.
             if let Some(state) = find(&TRACESTATE).filter(|_| is_valid) {
                 let is_valid = is_tracestate(&state);
                 add(&TRACESTATE, state, is_valid);
@@ -121,7 +121,7 @@ impl Forwarding {
     }
 }
 
-/// White space around a value is none of it (RFC 9110, section 5.5).
+/// White space around a value isn't part of it (RFC 9110, section 5.5).
 fn text_of(value: &Value) -> Cow<'_, str> {
     match value {
         Value::Text(text) => text.trim_matches([' ', '\t']).into(),
@@ -131,15 +131,15 @@ fn text_of(value: &Value) -> Cow<'_, str> {
 
 fn value_of(name: &HeaderName, text: &str, room: &mut usize) -> Result<HeaderValue, &'static str> {
     if !is_plain(text) {
-        return Err("its value has more than visible ASCII and spaces");
+        return Err("its value has characters other than visible ASCII and spaces");
     }
     let left = room.checked_sub(name.as_str().len() + text.len());
     *room = left.ok_or("the forwarded headers would be too large")?;
-    HeaderValue::from_str(text).map_err(|_| "its value is not one of a header")
+    HeaderValue::from_str(text).map_err(|_| "its value is not valid in a header")
 }
 
-/// Whether a text has the form of a `traceparent`, also of a later version, which may go on behind what
-/// this one has (Trace Context, section 3.2).
+/// Whether a text has the form of a `traceparent`. A later version may append to what this version has
+/// (Trace Context, section 3.2).
 fn is_traceparent(text: &str) -> bool {
     let hex = |part: &str, digits: usize| {
         part.len() == digits && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -156,8 +156,8 @@ fn is_traceparent(text: &str) -> bool {
         && (version != "00" || parts.next().is_none())
 }
 
-/// Whether a text has the form of a `tracestate`: members `key=value` between commas (Trace Context,
-/// section 3.3).
+/// Whether a text has the form of a `tracestate`: members `key=value`, separated by commas (Trace
+/// Context, section 3.3).
 fn is_tracestate(text: &str) -> bool {
     let members = || text.split(',').map(|member| member.trim_matches([' ', '\t']));
     let is_member = |member: &str| {
@@ -262,7 +262,7 @@ mod tests {
         let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["x-e"]);
         let left_out: Vec<_> = left_out.iter().map(|(name, why)| (name.as_str(), *why)).collect();
-        let ascii = "its value has more than visible ASCII and spaces";
+        let ascii = "its value has characters other than visible ASCII and spaces";
         assert_eq!(
             left_out,
             [
@@ -283,7 +283,7 @@ mod tests {
             (",", "\"\" is not the name"),
             ("a:", "is not the name"),
             ("é", "is not the name"),
-            ("a,A", "\"A\" stands twice"),
+            ("a,A", "\"A\" is listed twice"),
             ("traceparent", "always forwarded"),
             ("Webhook-Id", "can't be forwarded"),
             ("webhook-anything", "can't be forwarded"),

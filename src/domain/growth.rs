@@ -1,95 +1,95 @@
-//! How many consumers a lane has: one while that is enough, more while messages wait for receivers
-//! that take their time, and fewer again when they don't.
+//! How many consumers a lane has: one while that is enough, more while messages wait for slow receivers,
+//! and fewer afterwards.
 //!
-//! A lane grows for two reasons. Consumers are *stuck*: they have been at their messages for a while,
-//! and when all of them are, the next message waits for a receiver that is none of its business. So
-//! there are always some more than are stuck. Or the lane is *saturated*: each message is over soon, and the
-//! next is there already. Whether more consumers help then only a trial can tell: they do where
-//! requests travel, and not where the processor is the limit. So their number is doubled, and halved
-//! again where that brought little.
+//! A lane grows for two reasons. Consumers are *stuck* if they have worked on their messages for a
+//! while. If all of them are stuck, the next message waits for receivers that have nothing to do with
+//! it, so the lane always has a few more consumers than are stuck. Or the lane is *saturated*: each
+//! message takes little time, but the next one is already there. Only a trial can tell whether more
+//! consumers help then: they do if requests travel far, and don't if the processor is the limit. So
+//! their number is doubled, and halved again if that gained little.
 
 use std::time::Duration;
 
 use super::time::Moment;
 
-/// What is seen of a lane at a time.
+/// What is observed of a lane at one time.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
-    /// How many consumers are at a message.
+    /// How many consumers have a message.
     pub busy: usize,
-    /// How many of them have been for [`STUCK`], and sleep.
+    /// How many of them have had it for [`STUCK`] and sleep.
     pub stuck: usize,
-    /// Whether one of them had nothing to do since the last look, for [`RESTED`] at least.
+    /// Whether one of them has been idle for at least [`RESTED`] since the last look.
     pub rested: bool,
-    /// Messages so far that were done with here. What was refused and moved on is not worth more
-    /// consumers.
+    /// The number of messages finished here so far. Messages that were refused and moved on don't count:
+    /// they justify no consumers.
     pub done: u64,
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing.
+    /// Start this many consumers.
     Stay,
-    /// So many consumers more.
+    /// End this many consumers.
     Start(usize),
     /// So many fewer.
     End(usize),
 }
 
-/// How often a lane is looked at while it has something to do.
+/// How often a lane is checked while it has work.
 pub const INTERVAL: Duration = Duration::from_millis(10);
 
-/// So many consumers more than are stuck, and half as many as are: the more are, the sooner the next
-/// one is, and perhaps two at a time.
+/// The number of spare consumers is this plus half the stuck ones: the more are stuck, the sooner the
+/// next one is, perhaps two at a time.
 const SPARE: usize = 2;
 
-/// A thread that has been at its message for this long, and sleeps, is stuck. Receivers nearby take a fraction of
-/// it; to whoever waits behind one it is a delay that nobody notices.
+/// A thread that has worked on its message for this long, and sleeps, is stuck. Nearby receivers take a
+/// fraction of this time, and nobody notices such a delay for the message behind.
 pub const STUCK: Duration = Duration::from_millis(10);
 
-/// A thread that waited this long for its next message had nothing to do. From a queue that holds
-/// more the next one comes within some hundred microseconds of the ack.
+/// A thread that waited this long for its next message was idle. From a queue that holds more, the next
+/// message comes within some hundred microseconds after the ack.
 pub const RESTED: Duration = Duration::from_millis(2);
 
-/// What a trial is judged by: so many messages at least …
+/// A trial counts at least this many messages …
 const SAMPLE: u64 = 64;
 
-/// … over this time at least. Anything shorter shows what else the machine did.
+/// … over at least this time. Anything shorter measures what else the machine did.
 const SAMPLE_TIME: Duration = Duration::from_millis(20);
 
-/// A trial that has not seen enough messages by then shows nothing.
+/// A trial that hasn't counted enough messages by then is inconclusive.
 const LONGEST_SAMPLE: Duration = Duration::from_secs(1);
 
-/// By how much twice the consumers have to be faster to be kept.
+/// Twice the consumers are kept if they are faster by this factor.
 const WORTHWHILE: f64 = 1.2;
 
-/// How long after a trial that brought little the next may begin, doubled by each that follows.
+/// The pause after an unsuccessful trial, doubled after each further one.
 const REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// Consumers that were not needed for the whole of such a period end with it.
+/// At the end of each period, consumers that weren't needed during it end.
 const PERIOD: Duration = Duration::from_secs(15);
 
-/// How long a lane does without more consumers once they could not be started: what lacked, such as
-/// threads, may be there again later.
+/// How long a lane starts no more consumers after a failure to start some. What was missing, such as
+/// threads, may be available again later.
 const LIMITED_FOR: Duration = Duration::from_secs(30);
 
 /// Decides how many consumers a lane has.
 #[derive(Clone, Debug)]
 pub struct Growth {
     most: usize,
-    /// As many as could be started, and until when no more are tried.
+    /// The number of consumers that could be started, and how long no more are tried.
     limited: Option<(usize, Moment)>,
     consumers: usize,
-    /// What is being counted while the lane is saturated.
+    /// The current measurement while the lane is saturated.
     sample: Option<Sample>,
-    /// The rate before the consumers were doubled, and how many there were.
+    /// The rate and the number of consumers before they were doubled.
     trial: Option<(f64, usize)>,
-    /// No trial before.
+    /// No trial begins before this time.
     rest_until: Moment,
     rest: Duration,
-    /// The most that were needed at a time in this period.
+    /// The most consumers needed at one time in this period.
     peak: usize,
     period_ends: Moment,
 }
@@ -101,7 +101,7 @@ struct Sample {
 }
 
 impl Growth {
-    /// Of a lane that has one consumer, and may have `most`.
+    /// For a lane that has one consumer and may have `most`.
     #[must_use]
     pub fn new(most: usize, now: Moment) -> Self {
         Self {
@@ -117,13 +117,13 @@ impl Growth {
         }
     }
 
-    /// How many consumers there should be by now.
+    /// How many consumers there should be.
     #[must_use]
     pub fn consumers(&self) -> usize {
         self.consumers
     }
 
-    /// No more than there are could be started.
+    /// Tells that no more than `consumers` could be started.
     pub fn is_limited_to(&mut self, consumers: usize, now: Moment) {
         self.consumers = consumers;
         self.trial = None;
@@ -135,14 +135,14 @@ impl Growth {
         self.limited.map_or(self.most, |(most, _)| most)
     }
 
-    /// Decides, by what is seen at `now`.
+    /// Decides by what is observed at `now`.
     pub fn look(&mut self, look: Look, now: Moment) -> Step {
         let stuck = look.stuck;
         let spare = if stuck > 0 { SPARE + stuck / 2 } else { 0 };
         let needed = (stuck + spare).min(self.most(now));
         self.peak = self.peak.max(look.busy).max(needed);
         if needed > self.consumers {
-            // What a trial would show now is how slow the receivers are.
+            // A trial would only measure how slow the receivers are.
             self.sample = None;
             self.trial = None;
             let more = needed - self.consumers;
@@ -218,8 +218,8 @@ mod tests {
         assert!(matches!(growth.look(stuck, second * 32), Step::Start(_)));
     }
 
-    /// A lane whose messages take `work` of one processor each of which there are `processors`, and
-    /// `travel` besides; and how many consumers it has after so many seconds of saturation.
+    /// The consumers of a lane after some seconds of saturation. Each message takes `work` on one of the
+    /// `processors`, and `travel` in addition.
     fn consumers_after(
         seconds: u64,
         work: f64,
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_saturated_lane_grows_as_far_as_it_helps() {
-        // Two processors, a tenth of a millisecond each.
+        // Two processors, a tenth of a millisecond per message.
         assert_eq!(consumers_after(2, 1e-4, 1e-4, 2.0, 64), 4);
         assert_eq!(consumers_after(2, 1e-4, 3e-4, 2.0, 64), 8);
         assert_eq!(consumers_after(4, 1e-4, 5e-3, 2.0, 64), 64, "five milliseconds away");

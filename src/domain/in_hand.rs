@@ -1,51 +1,51 @@
-//! For how long a message may be in hand.
+//! How long a message may be in hand.
 //!
-//! RabbitMQ takes a message back that was not acked within its `consumer_timeout`, and with it the
-//! consumer, up to 4.2 the whole channel: everything that was in hand by it is attempted again. So each part of a message's
-//! time has a limit, and all of them together stay below RabbitMQ's, whatever PREFETCH_COUNT and
-//! REQUEST_TIMEOUT are: what waits ahead of its turn for too long is handed back before that.
+//! RabbitMQ takes back a message that isn't acked within its `consumer_timeout`. It also closes the
+//! consumer, and up to version 4.2 the whole channel, so that everything in hand on it is attempted
+//! again. So each phase of a message has a limit, and the sum of all limits stays below RabbitMQ's,
+//! whatever PREFETCH_COUNT and REQUEST_TIMEOUT are: a message that waits too long for its turn is handed
+//! back first.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::time::Moment;
 
-/// RabbitMQ's `consumer_timeout`, where nobody says otherwise; it must not be less (README).
+/// The default of RabbitMQ's `consumer_timeout`. It must not be set lower (README).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// The remedy where it is.
-pub const RAISE_IT: &str = "raise RabbitMQ's consumer_timeout to 30 minutes, its default, at least";
+/// What to do if it is lower.
+pub const RAISE_IT: &str = "raise RabbitMQ's consumer_timeout to at least 30 minutes, its default";
 
-/// RabbitMQ looks once a minute, and so do we.
+/// RabbitMQ checks once a minute, and so do we.
 const MARGIN: Duration = Duration::from_secs(2 * 60);
 
-/// For how long what follows from an attempt may wait until RabbitMQ has it. A queue may refuse
-/// messages for longer; then they are handed back.
+/// How long a message that results from an attempt may wait until RabbitMQ confirms it. A queue may
+/// refuse messages for longer; then they are handed back.
 pub const CONFIRM: Duration = Duration::from_secs(5 * 60);
 
-/// For how long a message may wait for each of three things: until it is begun, though the broker
-/// has handed it out; until all deliveries of its event have begun; and until there is a place for a
-/// request.
+/// How long a message may wait in each of three phases: for its begin after the broker handed it out,
+/// until all deliveries of its event have begun, and until a request finds a place.
 #[must_use]
 pub fn patience(request_timeout: Duration) -> Duration {
     let rest = CONSUMER_TIMEOUT - MARGIN - CONFIRM;
     rest.saturating_sub(request_timeout) / 3
 }
 
-/// How often it is noted which messages there are.
+/// How often the last tag is recorded.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// Which of the messages that a channel was handed may have waited for too long. Tags count up from
-/// 1, and messages are taken in this order.
+/// Tells which of a channel's messages may have waited too long. Tags count up from 1, and messages are
+/// begun in this order.
 #[derive(Clone, Debug, Default)]
 pub struct Ages {
-    /// The last tag that was handed out by then.
+    /// The last tag handed out at each time.
     marks: VecDeque<(Moment, u64)>,
     old: u64,
 }
 
 impl Ages {
-    /// Notes, at `now`, that by now nothing behind this tag has been handed out.
+    /// Records that `last_tag` is the last one handed out at `now`.
     pub fn note(&mut self, last_tag: u64, now: Moment) {
         if self.marks.back().is_none_or(|(at, _)| now >= *at + INTERVAL) {
             self.marks.push_back((now, last_tag));
@@ -75,7 +75,7 @@ mod tests {
     fn what_was_handed_out_and_not_begun_for_long_is_old_and_what_came_later_is_not() {
         let at = |seconds| Duration::from_secs(seconds);
         let mut ages = Ages::default();
-        // Fifty are handed out, and nobody begins them.
+        // Fifty are handed out, and none is begun.
         for second in 0..=480 {
             ages.note(50, at(second));
             assert_eq!(ages.old(PATIENCE, at(second)), if second < 480 { 0 } else { 50 });

@@ -1,18 +1,18 @@
-//! Several instances: which of them sends how much of what a webhook can take.
+//! Several instances: how they share what a webhook can take.
 //!
-//! A webhook's limits are what its owner has asked for, and hold for all instances together:
+//! A webhook's limits are its owner's wish, and hold for all instances together:
 //!
-//! - Each has an equal part, as long as there is one for each, and its own events, in whatever order they
-//!   come.
-//! - Otherwise one instance has all of it, the webhook's *sender*: where a limit is too small to be shared,
-//!   and while the webhook has a backlog, since one instance consumes that, and would send a part only.
-//!   Whatever the others get for it they put into its backlog.
+//! - If the limits suffice, each instance has an equal part and sends its own events, in any order.
+//! - Otherwise one instance, the webhook's *sender*, has all of it. That is so if a limit is too small
+//!   to be shared, and while the webhook has a backlog: one instance consumes the backlog, and with a
+//!   part only it would be too slow. The others put their events for this webhook into its backlog.
 //!
-//! Each instance finds out by itself who that is, from who is alive: each webhook has its own order of the
-//! instances, so that each is the sender of about as many, and few get another one when the instances
-//! change (rendezvous hashing, Thaler & Ravishankar 1998). Where instances serve different queues, those
-//! are the senders that come first and serve a queue that none before them does: nothing may wait for one
-//! that does not consume it.
+//! Each instance works out the sender by itself from the instances that are alive. Each webhook has its
+//! own order of the instances, so that each instance is the sender of about as many webhooks, and few
+//! webhooks get another sender when the instances change (rendezvous hashing, Thaler & Ravishankar
+//! 1998). If instances serve different queues, a webhook has several senders: those that come first in
+//! its order and serve a queue that no earlier one serves. So no queue waits for an instance that
+//! doesn't consume it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,8 +25,8 @@ mod roll;
 
 pub use roll::{InstanceRecord, Roll};
 
-/// When all instances have heard that a webhook has a backlog: they are told at once, and look every second
-/// where they can't hear it.
+/// After this time all instances know that a webhook has a backlog: they are notified at once, or check
+/// every second if notifications don't arrive.
 const HEARD: Duration = Duration::from_secs(3);
 
 /// The instances that are alive.
@@ -34,39 +34,39 @@ const HEARD: Duration = Duration::from_secs(3);
 pub struct Instances {
     /// This one.
     me: Uuid,
-    /// All of them, this one included.
+    /// All of them, including this one.
     alive: Vec<Instance>,
-    /// Whether all serve the same queues.
+    /// Whether all of them serve the same queues.
     are_alike: bool,
-    /// How long a request may be under way.
+    /// The longest time that a request may be under way.
     longest_request: Duration,
 }
 
-/// Who sends what a webhook can take.
+/// Who sends to a webhook that has limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SentBy {
-    /// Each instance sends a part, or all of it where there are no limits.
+    /// Each instance sends its part, or without restriction if there are no limits.
     Each,
-    /// This one; perhaps with others that serve other queues. `for_now`: as long as it has a backlog.
+    /// This instance, perhaps with others that serve other queues.
     This {
-        /// Whether that is the only reason.
+        /// Whether that is so only while it has a backlog.
         for_now: bool,
     },
-    /// Others.
+    /// Other instances.
     Other,
 }
 
-/// One of them.
+/// An instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// Its own, from its start to its end.
+    /// Its id, which is new at each start.
     pub id: Uuid,
     /// The queues that it serves.
     pub queues: BTreeSet<String>,
 }
 
 impl Default for Instances {
-    /// Only this one.
+    /// This instance alone.
     fn default() -> Self {
         Self {
             me: Uuid::nil(),
@@ -78,21 +78,21 @@ impl Default for Instances {
 }
 
 impl Instances {
-    /// Those that are alive, as `me` sees it, which is one of them.
+    /// The instances that are alive, including `me`.
     #[must_use]
     pub fn new(me: Uuid, alive: Vec<Instance>, longest_request: Duration) -> Self {
         let are_alike = alive.windows(2).all(|two| two[0].queues == two[1].queues);
         Self { me, alive, are_alike, longest_request }
     }
 
-    /// Whether there are others beside this one.
+    /// Whether there are others.
     #[must_use]
     pub fn are_several(&self) -> bool {
         self.alive.len() > 1
     }
 
-    /// What this instance may send of what a webhook can take; nothing, if others do. `in_backlog_for`: how
-    /// long it has been known that the webhook has a backlog.
+    /// The part of a webhook's limits that this instance has; `None` if only others send.
+    /// `in_backlog_for` is how long the webhook is known to have a backlog.
     #[must_use]
     pub fn share(
         &self,
@@ -111,7 +111,7 @@ impl Instances {
             return equal.or_else(|| self.share_of_sender(webhook, limits));
         };
         let all = self.share_of_sender(webhook, limits)?;
-        // The others may not have heard of it yet, or still have requests under way.
+        // The others may not know of the backlog yet, or still have requests under way.
         let Some(equal) = equal else { return Some(all) };
         let of = |since: Duration| if known_for >= since { all } else { equal };
         Some(Limits {
@@ -143,7 +143,7 @@ impl Instances {
         Some(limits.part(number, senders.len()))
     }
 
-    /// Those that come first and serve a queue that none before them does.
+    /// The first instances of a webhook's order that serve a queue which no earlier one serves.
     fn senders(&self, webhook: Uuid) -> Vec<Uuid> {
         let mut ordered: Vec<&Instance> = self.alive.iter().collect();
         ordered.sort_unstable_by_key(|one| place(webhook, one.id));
@@ -159,21 +159,22 @@ impl Instances {
         senders
     }
 
-    /// Those that come before one in a webhook's order.
+    /// The instances before `id` in a webhook's order.
     fn before(&self, webhook: Uuid, id: Uuid) -> impl Iterator<Item = Uuid> {
         let own = place(webhook, id);
         self.alive.iter().map(|one| one.id).filter(move |other| place(webhook, *other) < own)
     }
 }
 
-/// Where an instance stands in a webhook's order: the same for all versions and on all machines.
+/// An instance's place in a webhook's order, the same in all versions and on all machines.
 fn place(webhook: Uuid, instance: Uuid) -> (u64, Uuid) {
     let ((a, b), (c, d)) = (webhook.as_u64_pair(), instance.as_u64_pair());
     let mixed = [b, c, d].into_iter().fold(mix(a), |mixed, part| mix(mixed ^ part));
     (mixed, instance)
 }
 
-/// Each bit of the result depends on each of the input (the finalizer of MurmurHash3).
+/// Mixes the bits: each bit of the result depends on each bit of the input (the finalizer of
+/// MurmurHash3).
 fn mix(mut bits: u64) -> u64 {
     bits ^= bits >> 33;
     bits = bits.wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -1,20 +1,20 @@
-//! Who begins, who waits a moment, and who goes to its receiver's backlog: in order.
+//! Decides which deliveries begin, which wait a moment, and which go to their receiver's backlog, in
+//! order.
 //!
-//! [`super::pace`] says whether an attempt may begin. This says what becomes of a delivery that may not:
+//! [`super::pace`] says whether an attempt may begin. This module decides about a delivery that may not:
 //!
-//! - If that may be over at any moment, because all that is missing is the end of another request, it
-//!   waits where it is, for a moment: few of them do, unless requests of that receiver end one after the
-//!   other.
-//! - Otherwise it *enters* its receiver's backlog: a queue of the broker's, one for each event queue and
+//! - If only the end of another request is missing, so that it may begin at any moment, it waits where
+//!   it is for a moment. Few deliveries do, unless requests of that receiver end one after the other.
+//! - Otherwise it *enters* its receiver's backlog: a queue at the broker, one for each event queue and
 //!   webhook.
 //!
-//! A delivery that has never been attempted keeps its place in the order of its queue: while the backlog
-//! holds something, or somebody waits for the same receiver, it goes behind them. Retries don't.
+//! A delivery that was never attempted keeps its place in the order of its queue: if the backlog holds
+//! something, or another delivery waits for the same receiver, it queues behind. Retries don't.
 //!
-//! To go through a backlog costs twice the work, and while one holds something, all that comes has to. What
-//! comes faster than that takes would fill it for as long as it comes, once a receiver or the machine has stood
-//! still for a moment. So whoever would go behind what a brisk receiver will have had soon waits for that, too,
-//! and is one of few that enter meanwhile.
+//! A delivery through a backlog costs twice the work, and while a backlog holds something, all new
+//! deliveries have to go through it. After a short stall of a receiver or the machine, a busy backlog
+//! might therefore never empty. So a delivery that would queue behind a short backlog of a brisk
+//! receiver waits until that is empty, and only few enter meanwhile.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -24,27 +24,27 @@ use super::limits::Limit;
 use super::pace::{Admission, Ask, Attempt, Hold, Pace, Ticket};
 use super::time::Moment;
 
-/// The most deliveries of one webhook that wait a moment at a time, for each queue, unless its receiver is
-/// brisk. Each holds a consumer, and others need those.
+/// The most deliveries of one webhook that may wait a moment at a time, for each queue, unless its
+/// receiver is brisk. Each of them holds a consumer that others need.
 const MOST_EACH: usize = 4;
 
-/// The part of a queue's capacity that may wait a moment at a time, for receivers that are not brisk.
+/// At most 1/n of a queue's capacity may wait a moment for receivers that aren't brisk.
 const MOST_PART: usize = 4;
 
-/// The backlog of a brisk receiver is short up to this multiple of the queue's capacity. It has that much in
-/// less than half a second.
+/// A brisk receiver's backlog is short up to this multiple of the queue's capacity. The receiver takes
+/// that much in less than half a second.
 const SHORT: usize = 64;
 
-/// What asks for an attempt.
+/// The kind of delivery that asks for an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
-    /// A delivery that has never been attempted: it keeps its place in the order of its queue.
+    /// Never attempted: it keeps its place in the order of its queue.
     Fresh,
-    /// One that has.
+    /// Attempted before.
     Retry,
 }
 
-/// A delivery's place among those that enter a backlog.
+/// A delivery's place in the line that enters a backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryTicket {
     key: Key,
@@ -52,8 +52,8 @@ pub struct EntryTicket {
 }
 
 impl EntryTicket {
-    /// In the order in which all places were given, of whichever backlog: who has several of them takes
-    /// them in this order, or two of those could wait for each other for ever.
+    /// Numbers increase over all backlogs. A thread that holds several places takes them in this order;
+    /// otherwise two threads could wait for each other forever.
     #[must_use]
     pub fn number(self) -> u64 {
         self.number
@@ -65,25 +65,25 @@ impl EntryTicket {
 pub struct Refusal {
     /// The reason.
     pub hold: Hold,
-    /// Its place among those that enter the backlog; none, if it is there already, or left the line by
-    /// itself.
+    /// Its place in the line that enters the backlog. `None` if it is there already, or stopped waiting
+    /// by itself.
     pub entry: Option<EntryTicket>,
 }
 
-/// What came of a question that was not refused.
+/// The answer to a request for an attempt that wasn't refused.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Intent {
     /// It begins now.
     Begins(Attempt),
-    /// It begins when it is called. Only for a moment, unless every place is taken.
+    /// It begins when it is called, within a moment unless the capacity is used up.
     Waits(Number),
 }
 
-/// Who waits; in the order in which they came.
+/// Identifies a waiting delivery; in the order of arrival.
 pub type Number = u64;
 
-/// Those who are called, and what came of it.
+/// The deliveries that are called, and how each request was decided.
 pub type Called = Vec<(Number, Result<Attempt, Refusal>)>;
 
 /// The number of an event queue, and a webhook.
@@ -93,16 +93,16 @@ type Key = (usize, Uuid);
 enum Kind {
     Fresh,
     Retry,
-    /// The first of a backlog, and whether this process has put it there.
+    /// The first of a backlog, and whether this process put it there.
     Head(bool),
 }
 
-/// Somebody who waits.
+/// A waiting delivery.
 #[derive(Clone, Copy, Debug)]
 struct Waiter {
     ask: Ask,
     kind: Kind,
-    /// Its place in the line for a place; none, if it waits for something else.
+    /// Its place in the line for capacity; `None` if it waits for something else.
     ticket: Option<Ticket>,
     hold: Hold,
 }
@@ -113,34 +113,34 @@ impl Waiter {
     }
 }
 
-/// What a backlog may hold, as far as this process knows.
+/// What a backlog holds, as far as this process knows.
 #[derive(Clone, Debug, Default)]
 struct Contents {
-    /// Deliveries that this process has sent there, and that have not left it.
+    /// Deliveries that this process sent there and that haven't left it.
     ours: u64,
-    /// It may hold others.
+    /// Whether it may hold others.
     others: bool,
-    /// Those on their way there.
+    /// Those that are about to enter.
     entering: VecDeque<u64>,
-    /// The number of the last that went there.
+    /// The number of the last one that entered.
     last: u64,
-    /// Why its first was refused last; none while it is consumed.
+    /// Why its first delivery was refused last; `None` while it is consumed.
     hold: Option<Hold>,
 }
 
-/// The [`Pace`], those who wait, and what the backlogs hold.
+/// The [`Pace`], the waiting deliveries, and what the backlogs hold.
 #[derive(Clone, Debug)]
 pub struct Intake {
-    /// Who may begin.
+    /// Decides who may begin.
     pub pace: Pace,
     /// By queue.
     capacities: Vec<usize>,
     line: BTreeMap<Number, Waiter>,
-    /// How many of these wait for something else than a place.
+    /// How many of them wait for something other than capacity.
     brief: usize,
-    /// Those that may hold something.
+    /// The backlogs that may hold something.
     backlogs: HashMap<Key, Contents>,
-    /// Those that another instance consumes: this one doesn't know what they hold, and needn't.
+    /// The backlogs that another instance consumes. This one doesn't know what they hold, and needn't.
     elsewhere: HashSet<Key>,
     /// The next number.
     next: u64,
@@ -155,11 +155,11 @@ impl Intake {
         Self { pace, capacities, line, brief: 0, backlogs, elsewhere, next: 0 }
     }
 
-    /// Asks for an attempt of a delivery that is in no backlog. `is_paused`: its webhook gets nothing.
+    /// Asks for an attempt of a delivery that isn't in a backlog. `is_paused`: its webhook gets nothing.
     ///
     /// # Errors
-    /// Why there is none, and the delivery's place in the backlog; those who are called have gone there
-    /// before it.
+    /// Why there is no attempt, and the delivery's place in the backlog. The called deliveries have
+    /// entered before it.
     pub fn ask(
         &mut self,
         ask: Ask,
@@ -177,7 +177,7 @@ impl Intake {
                 let waiting = Waiter { ask, kind: Kind::Fresh, ticket: None, hold: Hold::Share };
                 return (Ok(self.wait(waiting)), Vec::new());
             }
-            // What holds up the first holds up those behind it.
+            // What holds up the first delivery holds up those behind it.
             let hold = self.backlogs.get(&key).and_then(|contents| contents.hold);
             return self.refuse(key, is_fresh, hold.unwrap_or(Hold::Behind));
         }
@@ -196,8 +196,8 @@ impl Intake {
         (Ok(self.wait(Waiter { ask, kind, ticket, hold })), Vec::new())
     }
 
-    /// Asks for an attempt of the first of a backlog, which leaves it when it begins. `is_ours`: this
-    /// process has put it there. It waits for a place, and for nothing else.
+    /// Asks for an attempt of a backlog's first delivery, which leaves the backlog when it begins.
+    /// `is_ours`: this process put it there. It waits for capacity only.
     ///
     /// # Errors
     /// Why there is none.
@@ -231,7 +231,7 @@ impl Intake {
         self.next
     }
 
-    /// Whether one more may wait a moment.
+    /// Whether one more delivery may wait a moment.
     fn has_room(&self, key: Key, hold: Hold, now: Moment) -> bool {
         if self.brief == 0 || is_shared(hold) && self.is_brisk(key, now) {
             return true;
@@ -246,7 +246,7 @@ impl Intake {
         self.pace.receiver(webhook).is_some_and(|receiver| receiver.is_brisk(now))
     }
 
-    /// Whether all that a backlog holds will have left it soon.
+    /// Whether a backlog will soon be empty.
     fn is_empty_soon(&self, key: Key, now: Moment) -> bool {
         let is_short = |contents: &Contents| {
             let most = (SHORT * self.capacities[key.0]) as u64;
@@ -255,7 +255,7 @@ impl Intake {
         self.backlogs.get(&key).is_some_and(is_short) && self.is_brisk(key, now)
     }
 
-    /// The deliveries of that queue and webhook that wait in its order.
+    /// The waiting deliveries of that queue and webhook that keep its order.
     fn fresh(&self, key: Key) -> impl Iterator<Item = (Number, &Waiter)> {
         let is_one = move |waiting: &&Waiter| waiting.kind == Kind::Fresh && waiting.key() == key;
         let numbered = self.line.iter().map(|(number, waiting)| (*number, waiting));
@@ -287,7 +287,7 @@ impl Intake {
         Refusal { hold, entry: Some(EntryTicket { key, number }) }
     }
 
-    /// Those who wait in the order of that queue go to the backlog, in this order.
+    /// Moves the waiting deliveries of that queue's order to the backlog, in this order.
     fn enter_all(&mut self, key: Key, called: &mut Called) {
         let numbers: Vec<Number> = self.fresh(key).map(|(number, _)| number).collect();
         for number in numbers {
@@ -307,13 +307,13 @@ impl Intake {
         Some(waiting)
     }
 
-    /// Whether somebody waits.
+    /// Whether any delivery waits.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
         !self.line.is_empty()
     }
 
-    /// Calls those who wait, as far as they may begin now, or have to go to their backlogs. To be asked
+    /// Calls the waiting deliveries that may begin now or have to enter their backlogs. Must be called
     /// whenever a request has ended.
     #[must_use]
     pub fn call(&mut self, now: Moment) -> Called {
@@ -359,7 +359,7 @@ impl Intake {
 
     fn call_brief(&mut self, now: Moment, called: &mut Called) {
         let numbers: Vec<Number> = self.line.keys().copied().collect();
-        // Behind these nobody may begin.
+        // Deliveries behind these may not begin.
         let mut standing: Vec<Key> = Vec::new();
         for number in numbers {
             let Some(waiting) = self.line.get(&number).copied() else { continue };
@@ -388,8 +388,8 @@ impl Intake {
         }
     }
 
-    /// Whoever has this number has waited for long enough, unless it waits for a place: it goes to the
-    /// backlog, and those behind it do.
+    /// This delivery has waited long enough. Unless it waits for capacity, it enters the backlog, and so
+    /// do those behind it.
     #[must_use]
     pub fn give_up(&mut self, number: Number, now: Moment) -> Called {
         let mut called = self.call(now);
@@ -401,24 +401,24 @@ impl Intake {
         called
     }
 
-    /// Whoever has this number no longer waits.
+    /// This delivery no longer waits.
     pub fn leave(&mut self, number: Number) {
         self.take(number);
     }
 
-    /// Whether a delivery that enters a backlog is the next to be published there.
+    /// Whether this delivery is the next to be published to its backlog.
     #[must_use]
     pub fn is_next(&self, entry: EntryTicket) -> bool {
         self.next_of_backlog(entry) == Some(entry.number)
     }
 
-    /// The number of the entry that is the next of its backlog.
+    /// The number of the next delivery to be published to the entry's backlog.
     #[must_use]
     pub fn next_of_backlog(&self, entry: EntryTicket) -> Option<u64> {
         self.backlogs.get(&entry.key)?.entering.front().copied()
     }
 
-    /// A delivery was published to its backlog; or, if not `is_there`, is not going there after all.
+    /// The delivery was published to its backlog; or, if not `is_there`, doesn't go there after all.
     pub fn entered(&mut self, entry: EntryTicket, is_there: bool) {
         if let Some(contents) = self.backlogs.get_mut(&entry.key) {
             contents.entering.retain(|number| *number != entry.number);
@@ -428,7 +428,7 @@ impl Intake {
         }
     }
 
-    /// Whether another instance consumes a backlog.
+    /// Sets whether another instance consumes a backlog.
     pub fn set_elsewhere(&mut self, key: Key, is_elsewhere: bool) {
         if !is_elsewhere {
             self.elsewhere.remove(&key);
@@ -444,8 +444,8 @@ impl Intake {
         }
     }
 
-    /// A delivery has left its backlog without an attempt: it was dropped, or is dead. [`Self::ask_head`]
-    /// does it for those that begin.
+    /// A delivery left its backlog without an attempt: it was dropped, or is dead. For those that begin,
+    /// [`Self::ask_head`] does this.
     pub fn left(&mut self, key: Key, is_ours: bool) {
         if let Some(contents) = self.backlogs.get_mut(&key) {
             contents.ours = contents.ours.saturating_sub(u64::from(is_ours));
@@ -455,19 +455,19 @@ impl Intake {
         }
     }
 
-    /// There is a backlog, and nobody knows what it holds.
+    /// A backlog exists, and its contents are unknown.
     pub fn found(&mut self, key: Key) {
         self.backlogs.entry(key).or_default().others = true;
     }
 
-    /// The number of the last that entered a backlog, as far as it may hold something.
+    /// The number of the last delivery that entered a backlog, while the backlog may hold something.
     #[must_use]
     pub fn last(&self, key: Key) -> u64 {
         self.backlogs.get(&key).map_or(0, |contents| contents.last)
     }
 
-    /// The broker says that a backlog is empty; when it was asked, this one was the [`Self::last`]. False:
-    /// another has come since, or is on its way there.
+    /// The broker says that a backlog is empty. `last` is what [`Self::last`] was when the broker was
+    /// asked. Returns false if another delivery has entered since, or is about to.
     pub fn is_emptied(&mut self, key: Key, last: u64) -> bool {
         let has_more = |contents: &Contents| contents.last != last || !contents.entering.is_empty();
         if self.backlogs.get(&key).is_some_and(has_more) {
@@ -484,12 +484,12 @@ impl Intake {
     }
 }
 
-/// Whether it has as much as it gets of what it shares with others.
+/// Whether it has its full share of something.
 fn is_shared(hold: Hold) -> bool {
     matches!(hold, Hold::Share | Hold::Group)
 }
 
-/// Whether it may be over as soon as another request ends.
+/// Whether it may end as soon as another request does.
 fn is_over_soon(hold: Hold) -> bool {
     match hold {
         Hold::Share | Hold::Group | Hold::Unproven | Hold::Ramp | Hold::Full => true,

@@ -1,14 +1,13 @@
-//! How much a receiver can take, as its webhook says: requests under way at a time, and requests a
-//! second.
+//! A webhook's own limits: how many requests may be under way at a time, and how many per second.
 //!
-//! A rate is kept as ATM networks keep a cell rate (GCRA, ITU-T I.371): an attempt may be made while
-//! the receiver is no further ahead of its rate than by a second's worth. What comes when a limit is
-//! reached waits in the receiver's backlog, whose first message asks again as soon as it may.
+//! A rate is kept as ATM networks keep a cell rate (GCRA, ITU-T I.371): an attempt may begin while the
+//! receiver is at most one second's worth ahead of its rate. Deliveries beyond a limit wait in the
+//! receiver's backlog, whose first message asks again as soon as it may.
 //!
-//! A webhook may have backlogs of several event queues. They take turns: who was refused comes before
-//! whoever was served.
+//! A webhook may have backlogs of several event queues. They take turns: a backlog that was refused
+//! comes before one that was served.
 //!
-//! Where several instances run, each has its part of a limit: [`super::instances`].
+//! If several instances run, each has a part of the limits: [`super::instances`].
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -19,26 +18,26 @@ use std::time::Duration;
 use super::shown::quoted;
 use super::time::Moment;
 
-/// A rate is saved up for so long: that many attempts may follow on each other at once after a rest.
+/// How much of a rate is saved up: after a rest, so many attempts may follow each other at once.
 const BURST: Duration = Duration::from_secs(1);
 
-/// How long the others wait for one that was refused before them. It is woken when they are, and comes
-/// within a millisecond or two, if it comes at all.
+/// How long the others wait for a backlog that was refused before them. It wakes at the same time and
+/// asks within a millisecond or two, if at all.
 const COURTESY: Duration = Duration::from_millis(50);
 
-/// What a rate may be: from one attempt in a quarter of an hour to more than a process can make.
+/// The allowed rates: from one attempt in about a quarter of an hour to more than a process can make.
 const RATES: RangeInclusive<f64> = 0.001..=100_000.0;
 
-/// The limits of a receiver, in this process. The default is none.
+/// A receiver's limits in this process; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Attempts under way at a time.
+    /// The most attempts under way at a time.
     pub max_in_flight: Option<NonZeroU32>,
-    /// Attempts a second.
+    /// The most attempts per second.
     pub rate: Option<Rate>,
 }
 
-/// Which limit is reached.
+/// The limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// [`Limits::max_in_flight`]
@@ -48,10 +47,10 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Each of them.
+    /// All of them.
     pub const ALL: [Self; 2] = [Self::InFlight, Self::Rate];
 
-    /// In metrics, and in the delivery log.
+    /// The label in metrics and the delivery log.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -64,19 +63,19 @@ impl Limit {
 /// Attempts per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// From one attempt to the next, of all instances together.
+    /// The time from one attempt to the next, over all instances.
     interval: Duration,
     /// How many instances share it.
     sharers: u32,
 }
 
 impl Rate {
-    /// From one attempt of this instance to its next.
+    /// The time from one attempt of this instance to its next.
     fn interval(self) -> Duration {
         self.interval.saturating_mul(self.sharers)
     }
 
-    /// How far ahead of the rate a receiver may be asked.
+    /// How far ahead of the rate attempts may be.
     fn allowance(self) -> Duration {
         BURST.saturating_sub(self.interval())
     }
@@ -102,18 +101,18 @@ impl Limits {
         self.max_in_flight.is_none() && self.rate.is_none()
     }
 
-    /// Whether so many instances can share them: each may have a request under way, and the second's worth
-    /// that may follow on each other has one for each.
+    /// Whether `count` instances can share the limits: each may have a request under way, and a second's
+    /// burst has an attempt for each.
     pub(super) fn suffice_for(self, count: usize) -> bool {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        // An interval is a whole number of nanoseconds.
+        // Each interval is rounded to whole nanoseconds.
         let burst = BURST + Duration::from_nanos(count.into());
         self.max_in_flight.is_none_or(|most| most.get() >= count)
             && self.rate.is_none_or(|rate| rate.interval.saturating_mul(count) <= burst)
     }
 
-    /// The part of one of `count` instances that share them, of which it is the one with this number. What
-    /// is left over of the requests under way the first have; each has one at least.
+    /// The part of instance `number` of `count`. If requests under way can't be divided evenly, the
+    /// first instances have one more; each has at least one.
     pub(super) fn part(self, number: usize, count: usize) -> Self {
         let [number, count] = [number, count].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
         let count = count.max(1);
@@ -128,24 +127,24 @@ impl Limits {
     }
 }
 
-/// What one receiver that has limits was given, and who waits for more.
+/// How much of its limits a receiver has used, and which backlogs wait.
 #[derive(Clone, Debug, Default)]
 pub struct Allowance {
     rate: Option<Rate>,
-    /// When all of the burst is saved up again.
+    /// The time when the whole burst is saved up again.
     full_at: Moment,
-    /// The queues whose backlogs were refused, the first first.
+    /// The queues whose backlogs were refused, the earliest first.
     line: VecDeque<usize>,
-    /// Since when others have waited for the first of them.
+    /// Since when others have yielded to the first of them.
     yielding_since: Option<Moment>,
 }
 
 impl Allowance {
-    /// Asks for an attempt, which is made then, where so many are under way. `queue` is whose backlog
-    /// asks; none, if it is something that joins a backlog when it is refused.
+    /// Asks for an attempt that begins now, while `under_way` are. `queue` is the queue whose backlog
+    /// asks; `None` for a delivery that enters a backlog if it is refused.
     ///
     /// # Errors
-    /// Which limit is reached, and for how long at least: zero, if until a request ends.
+    /// The limit that is reached, and the shortest wait; zero if it lasts until a request ends.
     pub fn ask(
         &mut self,
         limits: Limits,
@@ -173,8 +172,8 @@ impl Allowance {
         Ok(())
     }
 
-    /// When all of the burst is saved up again at another rate. What was used up stays so where only the
-    /// number of instances has changed, or each change would give all of them a burst.
+    /// The time when the whole burst is saved up again at another rate. If only the number of instances
+    /// has changed, what was used stays used; otherwise each change would grant all of them a burst.
     fn full_at_then(&self, rate: Option<Rate>, now: Moment) -> Moment {
         match (self.rate, rate) {
             (Some(before), Some(rate)) if before.interval == rate.interval => {
@@ -193,7 +192,7 @@ impl Allowance {
         (!early.is_zero()).then_some((Limit::Rate, early))
     }
 
-    /// Whether somebody else comes first, who was refused before.
+    /// Whether a backlog that was refused earlier comes first.
     fn is_others_turn(&mut self, queue: Option<usize>, now: Moment) -> Option<(Limit, Duration)> {
         let first = self.line.front().copied()?;
         if queue == Some(first) {
@@ -201,7 +200,7 @@ impl Allowance {
         }
         let since = *self.yielding_since.get_or_insert(now);
         if now >= since + COURTESY {
-            // It does not come any more.
+            // It doesn't ask any more.
             self.line.pop_front();
             self.yielding_since = None;
             return self.is_others_turn(queue, now);
@@ -210,7 +209,7 @@ impl Allowance {
         Some((limit, since + COURTESY - now))
     }
 
-    /// Whether there is nothing to remember.
+    /// Whether nothing has to be remembered.
     #[must_use]
     pub fn is_over(&self, now: Moment) -> bool {
         now >= self.full_at && self.line.is_empty()
@@ -256,7 +255,7 @@ mod tests {
         assert_eq!(ask(rate("4"), 249), Err((Limit::Rate, ms(1))));
         assert_eq!(ask(rate("4"), 250), Ok(()));
         assert_eq!(ask(rate("4"), 250), Err((Limit::Rate, ms(250))));
-        // Less than one a second: one. A change counts at once.
+        // Less than one per second: the burst is one. A change applies at once.
         assert_eq!(ask(rate("0.5"), 300), Ok(()));
         assert_eq!(ask(rate("0.5"), 2_299), Err((Limit::Rate, ms(1))));
         assert_eq!(ask(rate("0.5"), 2_300), Ok(()));
@@ -277,7 +276,7 @@ mod tests {
             rate("3").suffice_for(2) && !rate("3").suffice_for(4) && !rate("0.5").suffice_for(1)
         );
         assert!(Limits::default().suffice_for(1_000));
-        // Two of four a second are two, half a second apart.
+        // Half of four per second is two per second, half a second apart.
         let mut allowance = Allowance::default();
         let mut ask = |millis| allowance.ask(rate("4").part(0, 2), 0, None, ms(millis));
         assert_eq!((ask(0), ask(0), ask(0)), (Ok(()), Ok(()), Err((Limit::Rate, ms(500)))));
@@ -292,7 +291,7 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(ask(1, 0), Ok(()));
         }
-        // The four that it had a quarter of a second for each stand for half a second each now.
+        // The four attempts that each stood for a quarter of a second now stand for half a second each.
         assert_eq!(ask(2, 0), Err((Limit::Rate, ms(1_500))));
         assert_eq!(ask(1, 0), Err((Limit::Rate, ms(250))));
         assert_eq!(ask(2, 250), Err((Limit::Rate, ms(1_000))));
@@ -334,7 +333,7 @@ mod tests {
             let mut made: Vec<Moment> = Vec::new();
             for (gap, queue) in gaps {
                 now += ms(gap);
-                // As a backlog's first message does: it asks again when it may.
+                // A backlog's first message does the same: it asks again when it may.
                 while let Err((_, wait)) = allowance.ask(limits, 0, Some(queue), now) {
                     prop_assert!(!wait.is_zero() && wait <= ms(1_000) + COURTESY);
                     now += wait;

@@ -1,7 +1,7 @@
-//! What the words mean: pure functions and data, without I/O, clock or randomness.
+//! The rules: pure functions and data, without I/O, clock or randomness.
 //!
-//! Everything in here can be tested by table and by property, and is: a decision about somebody's
-//! event is made in this folder, and carried out by the modules around it.
+//! Every decision about an event is made here, tested by table and by property, and carried out by the
+//! modules around this one.
 
 pub mod account;
 pub mod address;

@@ -1,7 +1,7 @@
-//! Notices: events of the notifier's own, which tell operators and owners what has become of a webhook.
+//! Notices: the notifier's own events, which tell operators and owners what happened to a webhook.
 //!
-//! A notice has the shape of an event, so that it can be delivered by webhook, too. It never holds what
-//! may be a secret: of a URL it has the host only, of a failure the status.
+//! A notice has the shape of an event, so that webhooks can deliver it too. It contains nothing that may
+//! be a secret: only the host of a URL, only the status of a failure.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -13,16 +13,16 @@ use super::time::{self, UnixMillis};
 use super::outcome::DeadReason;
 use super::webhook::read_url;
 
-/// The AMQP header that says that a message is a notice; it stays with each delivery of it.
+/// The AMQP header that marks a message as a notice. It stays with each of its deliveries.
 pub const NOTICE: &str = "x-notice";
 
-/// What `data` looks like: raised when a field goes or means something else, not when one is added.
+/// The version of `data`: raised when a field is removed or changes its meaning, not when one is added.
 const VERSION: u32 = 1;
 
-/// How the reason begins for which a webhook is disabled that has failed for so long.
+/// How the reason begins if a webhook was disabled because it failed for too long.
 pub const NO_SUCCESS: &str = "no success for ";
 
-/// The reason for which a webhook is disabled whose receiver is gone.
+/// The reason if a webhook was disabled because its receiver is gone.
 pub const GONE: &str = "410 Gone";
 
 /// What a notice tells.
@@ -30,15 +30,15 @@ pub const GONE: &str = "410 Gone";
 pub enum NoticeKind {
     /// The receiver's circuit breaker has been open for ten minutes.
     Failing,
-    /// A receiver that was told to fail has taken a delivery.
+    /// A receiver that was reported as failing has accepted a delivery.
     Recovered,
     /// The webhook gets nothing any more.
     Disabled,
-    /// It gets its events again.
+    /// The webhook gets its events again.
     Enabled,
-    /// Its deliveries wait.
+    /// The webhook's deliveries wait.
     Paused,
-    /// They no longer do.
+    /// The webhook's deliveries no longer wait.
     Resumed,
     /// A delivery has become a dead letter.
     Dead,
@@ -71,8 +71,8 @@ impl NoticeKind {
     }
 }
 
-/// Whether an event is a notice: by the header, or by its type, should somebody have moved it without its
-/// headers. Of a notice that dies none is made, or they would go on for ever.
+/// Whether an event is a notice: by its header, or by its type in case somebody moved it without its
+/// headers. The death of a notice produces no notice, or they would go on forever.
 #[must_use]
 pub fn is_notice(event_type: &str, headers: &Headers) -> bool {
     headers.contains_key(NOTICE) || NoticeKind::ALL.iter().any(|kind| kind.label() == event_type)
@@ -85,7 +85,7 @@ pub struct Notice {
     pub id: String,
     /// What it tells.
     pub kind: NoticeKind,
-    /// Whose webhook it is about, where that has an account that may be told.
+    /// The account of its webhook, if there is one and it may be told.
     pub account: Option<Box<str>>,
     /// The event's body, in JSON.
     pub body: Vec<u8>,
@@ -94,13 +94,13 @@ pub struct Notice {
 /// The webhook that a notice is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
-    /// As it stands in the table.
+    /// The account as in the table.
     pub account: Option<String>,
-    /// The same.
+    /// The URL as in the table.
     pub post_url: String,
 }
 
-/// What there is to say of a webhook, beside which it is.
+/// The details of a notice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 #[expect(missing_docs, reason = "they are the fields of the body, which the README explains")]
@@ -123,7 +123,7 @@ pub enum About {
         paused_at: Option<String>,
     },
     Dead(Death),
-    /// Enabled, resumed: since now.
+    /// Enabled or resumed: there are no details.
     Nothing {},
 }
 
@@ -140,13 +140,13 @@ pub struct Death {
     received_at: UnixMillis,
     #[serde(serialize_with = "time::serialize")]
     died_at: UnixMillis,
-    /// Whose the event was: told to nobody else.
+    /// The event's account. Nobody else may learn of it.
     #[serde(skip)]
     account: Option<Box<str>>,
 }
 
 impl Death {
-    /// A delivery of an event from the queue `origin` is dead, for that reason.
+    /// A delivery of an event from the queue `origin` died for this reason.
     #[must_use]
     pub fn of(delivery: &Delivery, reason: DeadReason, origin: &str, at: UnixMillis) -> Self {
         Self {
@@ -163,14 +163,14 @@ impl Death {
     }
 }
 
-/// The status of an answer, of the words for a failure; all else in them is for the operator.
+/// The status in an error. The rest of the error is for the operator only.
 fn status_in(error: &str) -> Option<u16> {
     let rest = error.strip_prefix("status ")?;
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest[..end].parse().ok()
 }
 
-/// Why a webhook is disabled, as a word: of an operator's own words nothing goes out.
+/// Why a webhook is disabled, as a label. An operator's own words stay private.
 #[must_use]
 pub fn cause(reason: Option<&str>) -> &'static str {
     match reason {
@@ -195,14 +195,14 @@ struct Body<'a> {
 #[derive(Serialize)]
 struct Data<'a> {
     webhook_id: Uuid,
-    /// None, where the URL can't be used.
+    /// `None` if the URL can't be used.
     host: Option<String>,
     #[serde(flatten)]
     about: &'a About,
 }
 
 impl Notice {
-    /// Tells something of a webhook, at that time. `subject`: none, where it has been deleted since.
+    /// Makes a notice about a webhook. `subject` is `None` if it has been deleted since.
     #[must_use]
     pub fn new(
         id: String,
@@ -222,7 +222,7 @@ impl Notice {
             account: account.as_deref(),
             data: Data { webhook_id, host, about },
         };
-        // Texts and numbers only: there is nothing that could fail.
+        // Texts and numbers only: this can't fail.
         let body = serde_json::to_vec(&body).unwrap_or_default();
         Self { id, kind, account, body }
     }
@@ -239,8 +239,8 @@ impl Notice {
     }
 }
 
-/// The account of a webhook, unless the notice is about an event that is not of it: its webhook had another
-/// account before.
+/// The webhook's account, unless the notice is about an event of another account: then the webhook had
+/// another account before.
 fn may_be_told(Subject { account, .. }: &Subject, about: &About) -> Option<Box<str>> {
     let account = account.as_deref().filter(|account| account::check(account).is_ok())?;
     match about {
@@ -249,7 +249,7 @@ fn may_be_told(Subject { account, .. }: &Subject, about: &About) -> Option<Box<s
     }
 }
 
-/// Host and port of a URL. Its user, path and query may be secrets.
+/// The host and port of a URL. Its user, path and query may be secrets.
 fn host_of(url: &str) -> Option<String> {
     let uri = read_url(url).ok()?;
     let host = uri.host()?;
@@ -315,7 +315,7 @@ mod tests {
         let paused = About::Paused { paused_at: None };
         let of = |account| notice(NoticeKind::Paused, &subject(account), &paused).account;
         assert_eq!(of(Some("acme")).as_deref(), Some("acme"));
-        assert_eq!(of(Some("")), None, "no event can be of it");
+        assert_eq!(of(Some("")), None, "no event can belong to it");
         let gone =
             Notice::new("n".to_owned(), NoticeKind::Dead, AT, Uuid::nil(), None, &death(None));
         assert!(gone.account.is_none() && gone.body.starts_with(b"{\"id\":\"n\""));

@@ -1,5 +1,5 @@
-//! Which outages of receivers are worth writing down, and how often: what stays when this process ends, and
-//! what others have to know, at little cost.
+//! Which outages of receivers are written to the table, and how often. They survive this process and are
+//! known to the others, at little cost.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,29 +9,29 @@ use uuid::Uuid;
 use super::receiver::Outage;
 use super::time::Moment;
 
-/// An outage shorter than this is not written down, and one that lasts not more often.
+/// Shorter outages aren't written. A continuing one is written at most this often.
 const MOST_GRAIN: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether anything has changed, at most.
+/// The longest time between two checks for changes.
 const MOST_TICK: Duration = Duration::from_secs(5);
 
-/// For DISABLE_AFTER of less than a second or so.
+/// For a DISABLE_AFTER of about a second or less.
 const LEAST_GRAIN: Duration = Duration::from_millis(100);
 
-/// How finely outages are written down.
+/// How precisely outages are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grain {
-    /// The shortest outage that is, and how often it is again.
+    /// The shortest outage that is written, and the shortest time between two writes of one.
     pub grain: Duration,
-    /// How often somebody looks.
+    /// The time between two checks.
     pub tick: Duration,
-    /// How much longer an outage may have lasted when it is first written down. What has gone on for longer
-    /// is what another process has seen end.
+    /// How much longer an outage may have lasted when it is first written. A row with an older one means
+    /// that another process saw that outage end.
     pub most_before: Duration,
 }
 
 impl Grain {
-    /// So fine that a webhook can be disabled after that time, if after any.
+    /// Precise enough to disable a webhook after `disable_after`, if that is set.
     #[must_use]
     pub fn of(disable_after: Option<Duration>) -> Self {
         let wanted = disable_after.map_or(MOST_GRAIN, |after| after / 4);
@@ -41,7 +41,7 @@ impl Grain {
     }
 }
 
-/// What was written down of the outages that go on.
+/// What has been written of the outages that continue.
 #[derive(Debug)]
 pub struct Outages {
     grain: Duration,
@@ -56,14 +56,14 @@ struct Noted {
 }
 
 impl Outages {
-    /// None yet.
+    /// Without any outage yet.
     #[must_use]
     pub fn new(grain: Duration) -> Self {
         Self { grain, noted: HashMap::new() }
     }
 
-    /// Which of all that go on are to be written down at `now`: new ones that have lasted, and those that
-    /// have failed again since they were.
+    /// Which of all current outages have to be written at `now`: new ones that lasted long enough, and
+    /// those that failed again since they were written.
     pub fn due(&mut self, all: Vec<(Uuid, Outage)>, now: Moment) -> Vec<(Uuid, Outage)> {
         let going_on: HashSet<Uuid> = all.iter().map(|(webhook, _)| *webhook).collect();
         self.noted.retain(|webhook, _| going_on.contains(webhook));
@@ -78,7 +78,7 @@ impl Outages {
         all.into_iter().filter(is_due).collect()
     }
 
-    /// These are written down, at `now`.
+    /// Records that these were written at `now`.
     pub fn noted(&mut self, outages: &[(Uuid, Outage)], now: Moment) {
         self.noted.extend(outages.iter().map(|(webhook, Outage { failed_at, opened_at, .. })| {
             let is_open = opened_at.is_some();

@@ -1,7 +1,7 @@
-//! What became of an attempt, and what follows from it.
+//! What an attempt's response means, and what happens next.
 //!
 //! [`Response`] (raw facts) → [`Outcome`] (their meaning) → [`Decision`] (what next). A receiver's
-//! failure is a value here, never an `Err`: errors are our own infrastructure's.
+//! failure is a value here, never an `Err`: errors are failures of our own infrastructure.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,37 +10,37 @@ use super::retry::Schedule;
 use super::statuses::Statuses;
 use super::time::Span;
 
-/// The longest that a receiver's own `Retry-After` keeps us away from it. A header that says "next
-/// year" is a mistake, and its receiver would get nothing until we are restarted.
+/// The longest `Retry-After` that is honored. A header that says "next year" is a mistake, and its
+/// receiver would get nothing until we restart.
 pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
 
-/// What came back from one attempt.
+/// The result of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// The receiver answered.
     Status {
         /// The HTTP status code.
         code: u16,
-        /// The header `Retry-After`, as it came.
+        /// The header `Retry-After`, verbatim.
         retry_after: Option<String>,
-        /// What else it said, where it was no success and that is kept.
+        /// The answer's beginning, if it was no success and is kept.
         excerpt: Option<Box<Excerpt>>,
     },
     /// No answer, or none that is HTTP.
     NoAnswer {
-        /// What kind of failure.
+        /// The kind of failure.
         reason: Reason,
-        /// The error in words, for people. Holds no secret.
+        /// The error in words. Contains no secret.
         detail: String,
     },
-    /// Nothing was sent, by a fault of our own way out: it says nothing of the receiver.
+    /// Nothing was sent because our own way out failed. This says nothing about the receiver.
     NotSent {
-        /// What is wrong, and where.
+        /// What failed, and where.
         detail: String,
     },
-    /// No attempt was made: the webhook can't be used, or its address is not allowed.
+    /// No attempt was made: the webhook can't be used, or its address isn't allowed.
     Refused {
-        /// Why, and the remedy.
+        /// Why, and what to do.
         detail: String,
     },
 }
@@ -55,7 +55,7 @@ impl Response {
         }
     }
 
-    /// Takes out what the receiver said: it decides nothing.
+    /// Takes the excerpt out, since it doesn't affect decisions.
     pub fn take_excerpt(&mut self) -> Option<Box<Excerpt>> {
         match self {
             Self::Status { excerpt, .. } => excerpt.take(),
@@ -130,7 +130,7 @@ impl Reason {
             300..400 => Self::Status3xx,
             410 => Self::Gone,
             400..500 => Self::Status4xx,
-            // 2xx never comes here; from 600 on it isn't HTTP, and the receiver's fault.
+            // 2xx never gets here. From 600 on it isn't HTTP, which is the receiver's fault.
             _ => Self::Status5xx,
         }
     }
@@ -141,32 +141,30 @@ impl Reason {
 pub enum Outcome {
     /// The receiver has the event (2xx).
     Delivered,
-    /// It may work another time.
+    /// The attempt failed; another may succeed.
     Failed {
-        /// What kind of failure.
+        /// The kind of failure.
         reason: Reason,
         /// In words, for the log and the header `x-last-error`.
         detail: String,
-        /// Whether it shows that the receiver had too many requests: 429, 503, no answer in time, or
-        /// a lost connection.
+        /// Whether the receiver seems overloaded: 429, 503, no answer in time, or a lost connection.
         is_overload: bool,
-        /// How long the receiver asked us to stay away (429, 502, 503 and 504 only); at most
-        /// [`LONGEST_STAY`].
+        /// The receiver's `Retry-After` (429, 502, 503 and 504 only), at most [`LONGEST_STAY`].
         retry_after: Option<Duration>,
     },
-    /// It will never work.
+    /// No attempt will ever succeed.
     Hopeless {
-        /// What kind of failure.
+        /// The kind of failure.
         reason: Reason,
         /// In words.
         detail: String,
-        /// What the dead letter says.
+        /// The reason of the dead letter.
         dead: DeadReason,
     },
 }
 
 impl Outcome {
-    /// The meaning of a response that came at `now`.
+    /// The meaning of a response received at `now`.
     #[must_use]
     pub fn of(response: Response, now: SystemTime) -> Self {
         match response {
@@ -199,7 +197,7 @@ impl Outcome {
         }
     }
 
-    /// How long the receiver asked us to stay away.
+    /// The receiver's `Retry-After`.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -209,12 +207,12 @@ impl Outcome {
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or an HTTP date. What is neither, and
-/// a date that has passed, asks for nothing.
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds or an HTTP date. Anything else, and a date in
+/// the past, is ignored.
 fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than fit mean "very long".
+        // A number that doesn't fit means "very long".
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
@@ -223,20 +221,20 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 /// Why a message ends in the dead-letter queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeadReason {
-    /// Not an event; see [`super::event::Malformed`].
+    /// Not a valid event; see [`super::event::Malformed`].
     Malformed,
     /// Every attempt of the retry schedule failed.
     Exhausted,
     /// The receiver said 410 Gone.
     Gone,
-    /// The receiver answered with a status of NO_RETRY_STATUS, or of its webhook's own.
+    /// The receiver answered with a status of NO_RETRY_STATUS, or of its webhook's own setting.
     Refused,
-    /// URL, secret or a setting can't be used, or the address is not allowed (ALLOW_NETWORKS,
+    /// The URL, the secret or a setting can't be used, or the address isn't allowed (ALLOW_NETWORKS,
     /// DENY_NETWORKS).
     Rejected,
-    /// Older than DELIVERY_MAX_AGE, and it would have to wait once more.
+    /// It would have to wait again, but is older than DELIVERY_MAX_AGE.
     Expired,
-    /// While it waited, its webhook became one of another account.
+    /// The webhook's account changed while the delivery waited.
     OtherAccount,
 }
 
@@ -272,9 +270,9 @@ impl DeadReason {
 pub enum Decision {
     /// Nothing more to do.
     Delivered,
-    /// Wait for this long at the broker, then try again.
+    /// Wait at the broker for this long, then try again.
     Park(Span),
-    /// Into the dead-letter queue.
+    /// Move to the dead-letter queue.
     Dead(DeadReason),
 }
 
@@ -291,8 +289,7 @@ pub fn decide(outcome: &Outcome, attempt: u32, schedule: &Schedule) -> Decision 
 }
 
 impl Decision {
-    /// With what the delivery waits in its receiver's backlog after its delay, where that asked us to stay
-    /// away for so long.
+    /// Extends the delay to the time for which the receiver asked for no requests, if it did.
     #[must_use]
     pub fn not_before(self, stay: Option<Duration>) -> Self {
         match (self, stay) {
@@ -301,8 +298,8 @@ impl Decision {
         }
     }
 
-    /// What the receiver refuses for good has no further attempt: `status` is its answer's, `none` are
-    /// those that are not tried again.
+    /// Makes a status that the receiver means for good final. `status` is the answer's; `none` are the
+    /// statuses without a retry.
     #[must_use]
     pub fn unless_refused(self, status: Option<u16>, none: &Statuses) -> Self {
         match self {
@@ -315,7 +312,7 @@ impl Decision {
         }
     }
 
-    /// Nothing waits once more that is older than `most`: it has to end some time.
+    /// Lets nothing older than `most` wait again: retries have to end.
     #[must_use]
     pub fn at_age(self, age: Duration, most: Duration) -> Self {
         match self {

@@ -1,20 +1,20 @@
-//! Who may have a request under way: capacity that grows with slowness, and is shared fairly.
+//! Decides which requests may be under way: capacity grows with slowness and is shared fairly.
 //!
 //! Each queue has a *capacity*: the most requests that may be under way at a time for its events and
-//! their retries. A slow receiver holds a place of it for longer, and so must not hold many:
+//! their retries. A slow receiver holds a place for longer, and so must not hold many:
 //!
-//! - **Fair share**: a webhook gets one more while it has fewer than are free; a *group* (its account,
-//!   else the host and port of its URL) up to three times as many.
-//! - **Classes**: the *slow* together have half of the capacity at most, with the *unproven* three
-//!   quarters. Whatever they do, the rest is there for the prompt. An unproven receiver has one
-//!   request under way.
-//! - A prompt receiver that only finds every place taken **waits** for one. Whoever is refused for
-//!   another reason goes elsewhere, and holds nobody up.
+//! - **Fair share**: a webhook gets another place while it has fewer than are free. A *group* (its
+//!   account, or else the host and port of its URL) may have up to three times as many.
+//! - **Classes**: the *slow* together have at most half of the capacity, the slow and the *unproven*
+//!   together three quarters. Whatever they do, the rest is free for the prompt. An unproven receiver
+//!   has one request under way.
+//! - A prompt receiver **waits** if only a free place is missing. A delivery refused for another reason
+//!   goes elsewhere and holds up nobody.
 //!
-//! Where several instances run, [`super::instances`] says what of a webhook's limits is this one's.
+//! If several instances run, [`super::instances`] gives this instance its part of a webhook's limits.
 //!
-//! What is counted is counted for each queue; what is known of a receiver ([`super::receiver`]) holds
-//! for all of them.
+//! Requests are counted for each queue; what is known of a receiver ([`super::receiver`]) applies to all
+//! queues.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -34,23 +34,23 @@ mod capacity;
 
 use capacity::Capacity;
 
-/// What is asked for: an attempt of one delivery.
+/// A request for an attempt of one delivery.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
-    /// The number of the queue whose capacity it would use.
+    /// The number of the queue whose capacity it uses.
     pub queue: usize,
-    /// Whom it is for.
+    /// The webhook to send to.
     pub webhook: Uuid,
-    /// Whom that belongs to.
+    /// The webhook's group.
     pub group: Group,
-    /// What the webhook says that it can take.
+    /// The webhook's own limits.
     pub limits: Limits,
-    /// It is the first of a backlog.
+    /// Whether it is the first of a backlog.
     pub is_head: bool,
 }
 
 impl Ask {
-    /// By a delivery that comes for the first time.
+    /// For a delivery that isn't at the head of a backlog.
     #[must_use]
     pub fn of(webhook: &Webhook, queue: usize) -> Self {
         let (limits, group) = (webhook.limits(), webhook.group);
@@ -58,26 +58,26 @@ impl Ask {
     }
 }
 
-/// An attempt that may be made, and is under way until [`Pace::end`] or [`Pace::give_back`].
+/// An attempt that may be made. It is under way until [`Pace::end`] or [`Pace::give_back`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Attempt {
     number: u64,
-    /// Whether it probes a receiver whose circuit breaker was open, which is half-open now.
+    /// Whether it probes a receiver whose circuit breaker was open and is now half-open.
     pub is_probe: bool,
 }
 
-/// Who waits for a place.
+/// Identifies a delivery that waits for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u64);
 
-/// What an [`Ask`] comes to, if it is not refused.
+/// The answer to an [`Ask`] that wasn't refused.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Admission {
     /// It begins now.
     Begins(Attempt),
-    /// Every place is taken: [`Pace::call_next`] says when it begins.
+    /// Every place is taken: [`Pace::call_next`] tells when it begins.
     Waits(Ticket),
 }
 
@@ -86,34 +86,33 @@ pub enum Admission {
 pub enum Hold {
     /// The webhook has its share of the capacity.
     Share,
-    /// Its account or host has.
+    /// Its account or host has its share.
     Group,
-    /// The slow have theirs, or of these its account or host has.
+    /// The slow receivers have their share, or its account or host has its share of that.
     Slow,
-    /// It has not answered yet, and one request to it is under way; or the unproven have their share.
+    /// It hasn't answered yet and has one request under way, or the unproven have their share.
     Unproven,
-    /// The receiver showed that it had too many requests, and has as many as it gets now.
+    /// The receiver was overloaded, and has as many requests as it currently gets.
     Ramp,
-    /// As many requests are under way as may be, and it does not wait for a place: its receiver is not
-    /// prompt, or shutdown has come.
+    /// The capacity is used up and it doesn't wait for a place: its receiver isn't prompt, or the
+    /// process is shutting down.
     Full,
-    /// The circuit breaker is open for so long, or waits for what its probe finds.
+    /// The circuit breaker is open for this long, or waits for its probe's result.
     Breaker(Duration),
-    /// The receiver asked us to stay away for so long (`Retry-After`).
+    /// The receiver asked for no requests for this long (`Retry-After`).
     StayAway(Duration),
-    /// It gets as much as its webhook says already, for so long at least; zero, if until a request
-    /// ends.
+    /// The webhook's own limit is reached, for at least this long; zero if until a request ends.
     Limit(Limit, Duration),
-    /// Another instance sends all that its webhook's limits allow.
+    /// Another instance sends all that the webhook's limits allow.
     Elsewhere,
-    /// Others wait in its receiver's backlog, and come first.
+    /// Others wait in its receiver's backlog and come first.
     Behind,
     /// Its webhook is paused.
     Paused,
 }
 
 impl Hold {
-    /// How long an attempt would be in vain at least.
+    /// The shortest time until an attempt may be possible.
     #[must_use]
     pub const fn remaining(self) -> Duration {
         match self {
@@ -138,14 +137,16 @@ impl fmt::Display for Hold {
         formatter.write_str(match self {
             Self::Share => "the webhook has its share of the requests under way",
             Self::Group => "its account or host has its share of the requests under way",
-            Self::Slow => "the receiver is slow, and so are as many requests as may be",
+            Self::Slow => {
+                "the receiver is slow, and slow receivers have their share of the requests"
+            }
             Self::Unproven => "the receiver has not answered yet",
-            Self::Ramp => "the receiver had too many requests, and gets fewer now",
-            Self::Full => "as many requests are under way as may be",
+            Self::Ramp => "the receiver was overloaded, and gets fewer requests now",
+            Self::Full => "the capacity is used up",
             Self::Breaker(_) => "the receiver's circuit breaker is open",
-            Self::StayAway(_) => "the receiver asked us to stay away",
+            Self::StayAway(_) => "the receiver asked us to wait (Retry-After)",
             Self::Elsewhere => "another instance sends all that the webhook's limits allow",
-            Self::Behind => "others wait in the receiver's backlog, and come first",
+            Self::Behind => "earlier deliveries wait in the receiver's backlog",
             Self::Paused => "the webhook is paused",
             Self::Limit(Limit::InFlight, _) => "the webhook's max_in_flight is reached",
             Self::Limit(Limit::Rate, _) => "the webhook's rate_per_second is reached",
@@ -159,22 +160,22 @@ struct UnderWay {
     queue: usize,
     webhook: Uuid,
     group: Group,
-    /// What it counts with.
+    /// The class that it counts with.
     class: Class,
     began: Moment,
     is_probe: bool,
 }
 
-/// How many receivers are in which state.
+/// The number of receivers in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// It was asked, not too long ago.
+    /// Asked recently enough to be remembered.
     pub known: usize,
-    /// The last attempt failed, or it is slow.
+    /// The last attempt failed, or the receiver is slow.
     pub ailing: usize,
-    /// A request took over a second, now or lately.
+    /// A request took over a second, now or recently.
     pub slow: usize,
-    /// The circuit breaker is open, or waits for what its probe finds.
+    /// The circuit breaker is open, or waits for its probe's result.
     pub broken: usize,
 }
 
@@ -186,24 +187,24 @@ pub struct Pace {
     /// The most receivers that are remembered.
     most_receivers: usize,
     breaker: Breaker,
-    /// In the order in which they began.
+    /// In the order of their begin.
     under_way: BTreeMap<u64, UnderWay>,
     /// The number of the next request.
     next: u64,
-    /// Of the requests before this one all that are under way are known to take long.
+    /// All requests under way before this number are known to be slow.
     watched: u64,
-    /// Who waits for a place, by queue: the first first.
+    /// The deliveries that wait for a place, by queue, the earliest first.
     waiting: Vec<VecDeque<(Ticket, Ask)>>,
     next_ticket: u64,
-    /// Those that share the limits of webhooks.
+    /// The instances that share the limits of webhooks.
     instances: Instances,
-    /// The webhooks that have a backlog, of whichever queue, and since when that has been known.
+    /// The webhooks that have a backlog of any queue, and since when that is known.
     in_backlog: HashMap<Uuid, Moment>,
 }
 
 impl Pace {
-    /// With the capacity of each queue. Of receivers that have nothing remarkable about them no more
-    /// than `most_receivers` are remembered.
+    /// With the capacity of each queue. At most `most_receivers` are remembered of those that have
+    /// nothing wrong.
     #[must_use]
     pub fn new(
         capacities: impl IntoIterator<Item = usize>,
@@ -229,12 +230,12 @@ impl Pace {
         }
     }
 
-    /// The limits of webhooks are shared by these from now on.
+    /// Sets the instances that share the limits of webhooks.
     pub fn share_among(&mut self, instances: Instances) {
         self.instances = instances;
     }
 
-    /// Whether the limits of webhooks are shared with others.
+    /// Whether other instances share the limits of webhooks.
     #[must_use]
     pub fn is_sharing(&self) -> bool {
         self.instances.are_several()
@@ -245,14 +246,14 @@ impl Pace {
         self.in_backlog.entry(webhook).or_insert(now);
     }
 
-    /// These have one, and no others.
+    /// These webhooks have a backlog, and no others do.
     pub fn have_backlogs(&mut self, webhooks: impl Iterator<Item = Uuid>, now: Moment) {
         let mut before = std::mem::take(&mut self.in_backlog);
         let since = |webhook| (webhook, before.remove(&webhook).unwrap_or(now));
         self.in_backlog = webhooks.collect::<HashSet<_>>().into_iter().map(since).collect();
     }
 
-    /// What this instance may send of what a webhook can take; nothing, if others do.
+    /// The part of a webhook's limits that this instance has; `None` if only others send.
     #[must_use]
     pub fn share(&self, webhook: Uuid, limits: Limits, now: Moment) -> Option<Limits> {
         if limits.is_none() || !self.instances.are_several() {
@@ -262,7 +263,7 @@ impl Pace {
         self.instances.share(webhook, limits, since.map(|since| now.saturating_sub(*since)))
     }
 
-    /// Who sends what a webhook can take.
+    /// Who sends to a webhook with these limits.
     #[must_use]
     pub fn sent_by(&self, webhook: Uuid, limits: Limits) -> SentBy {
         self.instances.sent_by(webhook, limits, self.in_backlog.contains_key(&webhook))
@@ -271,10 +272,10 @@ impl Pace {
     /// Asks for an attempt at `now`.
     ///
     /// # Errors
-    /// Why there is none now, nor as soon as there is a place.
+    /// Why there is none now, and won't be as soon as a place is free.
     pub fn ask(&mut self, ask: Ask, now: Moment) -> Result<Admission, Hold> {
         self.note_slow(now);
-        // First this: who may send knows more of its receiver.
+        // This comes first: the instance that may send knows more of the receiver.
         self.share(ask.webhook, ask.limits, now).ok_or(Hold::Elsewhere)?;
         if self.receivers.len() >= self.most_receivers && !self.receivers.contains_key(&ask.webhook)
         {
@@ -298,7 +299,7 @@ impl Pace {
 
     fn begin(&mut self, ask: Ask, now: Moment) -> Result<Attempt, Hold> {
         let Ask { queue, webhook, group, limits, is_head } = ask;
-        // It may have waited for a place meanwhile.
+        // The instances may have changed while it waited for a place.
         let limits = self.share(webhook, limits, now).ok_or(Hold::Elsewhere)?;
         let receiver = self.receivers.entry(webhook).or_default();
         let class = receiver.class();
@@ -325,7 +326,7 @@ impl Pace {
         receiver.end(over, ended, breaker, jitter, now)
     }
 
-    /// An attempt was not made after all, and says nothing about its receiver.
+    /// An attempt wasn't made after all. This says nothing about its receiver.
     pub fn give_back(&mut self, attempt: Attempt) {
         if let Some((receiver, over)) = self.let_go(attempt) {
             receiver.give_back(over);
@@ -340,14 +341,14 @@ impl Pace {
         Some((receiver, Over { queue, began, is_probe }))
     }
 
-    /// Somebody waits for a place.
+    /// Whether any delivery waits for a place.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
         self.waiting.iter().any(|waiting| !waiting.is_empty())
     }
 
-    /// Calls the next of those who wait, if there is a place for it: it begins at `now`, or something
-    /// else has come in its way meanwhile. Ask again until nobody is called.
+    /// Calls the next waiting delivery if there is a place for it. It begins at `now`, unless something
+    /// else holds it up meanwhile. Call this again until it returns `None`.
     pub fn call_next(&mut self, now: Moment) -> Option<(Ticket, Result<Attempt, Hold>)> {
         let has_place = |queue: &usize| !self.queues[*queue].is_full();
         let waits = |queue: &usize| !self.waiting[*queue].is_empty();
@@ -361,7 +362,7 @@ impl Pace {
         Some((ticket, checked.and_then(|()| self.begin(ask, now))))
     }
 
-    /// Whoever has this ticket no longer waits; false if it has been called already.
+    /// This delivery no longer waits. Returns false if it has been called already.
     pub fn leave(&mut self, ticket: Ticket) -> bool {
         self.waiting.iter_mut().any(|waiting| {
             let at = waiting.iter().position(|(other, _)| *other == ticket);
@@ -369,8 +370,8 @@ impl Pace {
         })
     }
 
-    /// Takes note of requests that have been under way for longer than [`SLOW`]: they count with the
-    /// slow from then on.
+    /// Reclassifies requests that have been under way for longer than [`SLOW`]: they count with the slow
+    /// from then on.
     fn note_slow(&mut self, now: Moment) {
         while let Some((number, request)) = self.under_way.range_mut(self.watched..).next()
             && now > request.began + SLOW
@@ -385,8 +386,8 @@ impl Pace {
         }
     }
 
-    /// The webhook is deleted or disabled, or its receiver is gone: nothing will come for it any
-    /// more that could say that it is well.
+    /// Forgets a webhook that is deleted or disabled, or whose receiver is gone: no further answer will
+    /// show that the receiver recovered.
     pub fn forget(&mut self, webhook: Uuid) {
         if let Some(receiver) = self.receivers.get_mut(&webhook) {
             if receiver.is_busy() {
@@ -397,8 +398,8 @@ impl Pace {
         }
     }
 
-    /// Forgets some receivers that nothing is wrong with; or, if that is not enough, some that are
-    /// not being asked: so many that looking for them is not needed again soon.
+    /// Forgets some receivers that have nothing wrong, and if that isn't enough, some that have no
+    /// request under way. It forgets enough of them that this isn't needed again soon.
     fn make_room(&mut self, now: Moment) {
         let most = self.most_receivers;
         let mut surplus = (self.receivers.len() + most / 16 + 1).saturating_sub(most);
@@ -413,16 +414,16 @@ impl Pace {
         forget(&|receiver| !receiver.is_busy());
     }
 
-    /// Somebody else, who knew more of a receiver, has left it to us: if its circuit breaker is open, it
-    /// is probed at once.
+    /// Another instance, which knew more of a receiver, left it to us. If its circuit breaker is open,
+    /// it is probed at once.
     pub fn probe_now(&mut self, webhook: Uuid) {
         if let Some(receiver) = self.receivers.get_mut(&webhook) {
             receiver.probe_now();
         }
     }
 
-    /// What was known of a receiver when its backlog was last written down: whether it is slow, and
-    /// for how long it had been away by then, if its circuit breaker was open.
+    /// Restores what was known of a receiver when its backlog was last written to the table: whether it
+    /// is slow, and if its circuit breaker was open, how long it had been away by then.
     pub fn restore(
         &mut self,
         webhook: Uuid,
@@ -434,12 +435,12 @@ impl Pace {
         self.receivers.entry(webhook).or_default().restore(is_slow, away_for, now);
     }
 
-    /// A receiver asked us to stay away for so long, or another process.
+    /// A receiver asked us or another process for no requests for `wanted`.
     pub fn stay_away(&mut self, webhook: Uuid, wanted: Duration, now: Moment) {
         self.receivers.entry(webhook).or_default().stay_away(wanted, now);
     }
 
-    /// The receivers that were asked, not too long ago.
+    /// The receivers that are remembered.
     pub fn known(&self) -> impl Iterator<Item = Uuid> {
         self.receivers.keys().copied()
     }
@@ -450,8 +451,8 @@ impl Pace {
         self.receivers.get(&webhook)
     }
 
-    /// How many requests are under way that use this queue's capacity: to prompt receivers, to
-    /// unproven ones, and to slow ones or for over a second.
+    /// How many requests under way use this queue's capacity, by class. Requests that have taken over a
+    /// second count as slow.
     pub fn in_use(&mut self, queue: usize, now: Moment) -> [(Class, usize); 3] {
         self.note_slow(now);
         let counts = self.queues[queue].total();
@@ -472,12 +473,12 @@ impl Pace {
         count
     }
 
-    /// Since when each receiver fails that does.
+    /// The outage of each receiver that is failing.
     pub fn outages(&self) -> impl Iterator<Item = (Uuid, Outage)> {
         self.receivers.iter().filter_map(|(webhook, it)| Some((*webhook, it.outage()?)))
     }
 
-    /// What is wrong with each receiver that has an ailment.
+    /// The ailment of each receiver that has one.
     pub fn ailing(&mut self, now: Moment) -> impl Iterator<Item = (Uuid, Ailment)> {
         self.note_slow(now);
         let of =

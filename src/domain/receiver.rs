@@ -1,19 +1,19 @@
-//! What we know of one receiver from its attempts: may it have another one now?
+//! What is known of one receiver from its attempts: may it have another one now?
 //!
-//! Four things, none of which touches its neighbours:
+//! There are four independent parts:
 //!
-//! - Its **class**: prompt, unproven or slow. What the slow and the unproven may hold of a queue's
-//!   capacity is bounded ([`super::pace`]).
-//! - **Circuit breaker** (Nygard, *Release It!*): after several failures in a row, over a second at
-//!   least, it is left alone for a quarter of the time that its outage has lasted, then probed by one
-//!   attempt.
-//! - **Ramp**: a receiver that showed that it had too many requests gets half as many.
-//! - **`Retry-After`**: it gets nothing before.
+//! - **Class**: prompt, unproven or slow. The slow and the unproven may use only part of a queue's
+//!   capacity ([`super::pace`]).
+//! - **Circuit breaker** (Nygard, *Release It!*): after several failures in a row, over at least a
+//!   second, the receiver gets nothing for a quarter of the time that its outage has lasted. Then one
+//!   attempt probes it.
+//! - **Ramp**: an overloaded receiver gets half as many requests at a time.
+//! - **`Retry-After`**: it gets nothing before that time.
 //!
-//! And what its webhook says that it can take ([`super::limits`]), which is no fault of it. A failure
-//! that comes quickly costs nobody anything: by itself it keeps no further attempt away.
+//! In addition there are its webhook's limits ([`super::limits`]), which aren't a fault. A failure that
+//! comes quickly costs nobody anything: by itself it prevents no further attempt.
 //!
-//! Times are [`Moment`]s, handed in: nothing here knows a clock.
+//! Times are [`Moment`]s passed as arguments: nothing here reads a clock.
 
 use std::time::Duration;
 
@@ -36,30 +36,30 @@ pub use breaker::{Breaker, LEAST_OUTAGE};
 pub use class::{Class, SLOW};
 pub use outage::Outage;
 
-/// A receiver that can answer within this is as good as here: ten such requests in one thread cost less
-/// than each in a thread of its own, and are over soon.
+/// A receiver that can answer within this time is near: ten such requests in one thread cost less than
+/// each in a thread of its own, and are over soon.
 const NEAR: Duration = Duration::from_millis(1);
 
-/// A receiver that has taken something within this is at work. Long enough that a machine which stands still
-/// for a moment does not count as a receiver that does.
+/// A receiver that accepted something within this time is active. It is long enough that a short stall
+/// of our machine doesn't count as one of the receiver.
 const LATELY: Duration = Duration::from_millis(500);
 
-/// How an attempt ended, as far as it says something about the receiver.
+/// How an attempt ended, as far as that says something about the receiver.
 #[derive(Clone, Copy, Debug)]
 pub enum AttemptEnd<'a> {
     /// The receiver has the event.
     Delivered,
-    /// It has not.
+    /// The receiver doesn't have it.
     Failed {
-        /// Which event it was.
+        /// The event.
         event: &'a str,
-        /// What kind of failure.
+        /// The kind of failure.
         reason: Reason,
-        /// The status of its answer, if it gave one.
+        /// The answer's status, if there was an answer.
         status: Option<u16>,
-        /// Whether it shows that the receiver had too many requests.
+        /// Whether the receiver seems overloaded.
         is_overload: bool,
-        /// How long the receiver asked us to stay away.
+        /// The receiver's `Retry-After`.
         retry_after: Option<Duration>,
     },
 }
@@ -67,11 +67,11 @@ pub enum AttemptEnd<'a> {
 /// A change of the circuit breaker's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// No attempts for so long.
+    /// No attempts for this long.
     Open(Duration),
-    /// One attempt, to see.
+    /// One attempt as a probe.
     HalfOpen,
-    /// As many as there are.
+    /// No restriction.
     Closed,
 }
 
@@ -79,7 +79,7 @@ impl Transition {
     /// Every kind of transition.
     pub const ALL: [Self; 3] = [Self::Open(Duration::ZERO), Self::HalfOpen, Self::Closed];
 
-    /// The metrics label: the state that follows.
+    /// The metrics label: the new state.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -101,7 +101,7 @@ enum Circuit {
     HalfOpen,
 }
 
-/// An attempt that is over.
+/// An attempt that has ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Over {
     /// The number of the queue whose capacity it used.
@@ -110,13 +110,13 @@ pub(super) struct Over {
     pub(super) is_probe: bool,
 }
 
-/// One receiver, as its attempts show it. The default is one of which nothing is known: unproven, and
-/// well.
+/// One receiver as its attempts show it. By default nothing is known: it is unproven and has no
+/// failures.
 #[derive(Clone, Debug, Default)]
 pub struct Receiver {
     /// Failures since the last success.
     failures: u32,
-    /// When the first of them began, or the last success came, whichever was later.
+    /// When the first of them began, or when the last success came, whichever was later.
     failing_since: Moment,
     /// When the last of them ended.
     failed_at: Moment,
@@ -124,7 +124,7 @@ pub struct Receiver {
     opened_at: Moment,
     /// The event of the first of them.
     event: Box<str>,
-    /// Whether another event failed as well since then.
+    /// Whether another event has failed since.
     several: bool,
     /// Why the last of them failed.
     reason: Option<Reason>,
@@ -135,17 +135,17 @@ pub struct Receiver {
     ramp: Ramp,
     state: Circuit,
     stay_away_until: Moment,
-    /// Attempts under way, by the number of the queue.
+    /// Attempts under way, by queue number.
     under_way: Vec<u32>,
-    /// How long its quickest ones take: soon down, and slowly up. What they take beyond it says more
-    /// of how busy we are than of how far away it is.
+    /// How long its quickest requests take: follows quickly down and slowly up. Anything beyond it says
+    /// more about our load than about the distance.
     quickest: Duration,
-    /// None: it never had limits.
+    /// `None` if it never had limits.
     allowance: Option<Box<Allowance>>,
 }
 
 impl Receiver {
-    /// Whether it may be asked at `now`, whatever room there is.
+    /// Whether it may have an attempt at `now`, apart from capacity and limits.
     pub(super) fn check(&self, now: Moment) -> Result<(), Hold> {
         if now < self.stay_away_until {
             return Err(Hold::StayAway(self.stay_away_until - now));
@@ -160,8 +160,8 @@ impl Receiver {
         }
     }
 
-    /// Begins an attempt at `now`, if its webhook's limits have one; [`Receiver::check`] was asked
-    /// before. Says whether it is a probe.
+    /// Begins an attempt at `now` if its webhook's limits allow it; [`Receiver::check`] has passed
+    /// before. Returns whether it is a probe.
     pub(super) fn begin(
         &mut self,
         queue: usize,
@@ -170,7 +170,7 @@ impl Receiver {
         now: Moment,
     ) -> Result<bool, Hold> {
         if !limits.is_none() {
-            // The last to be asked: it counts what it lets pass.
+            // The limits are checked last, since this counts the attempt.
             let under_way = self.total() as usize;
             let allowance = self.allowance.get_or_insert_default();
             let asked = allowance.ask(limits, under_way, is_head.then_some(queue), now);
@@ -187,7 +187,7 @@ impl Receiver {
         Ok(is_probe)
     }
 
-    /// A request of it has been under way for longer than [`SLOW`] since then.
+    /// At `now`, one of its requests has been under way for longer than [`SLOW`].
     pub(super) fn took_long(&mut self, now: Moment) {
         self.standing.took_long(now);
     }
@@ -242,28 +242,28 @@ impl Receiver {
         }
     }
 
-    /// An attempt was not made after all, and says nothing about the receiver.
+    /// An attempt wasn't made after all, which says nothing about the receiver.
     pub(super) fn give_back(&mut self, over: Over) {
         self.let_go(over.queue);
         if self.state == Circuit::HalfOpen && over.is_probe {
-            // As it was: over, and due for a probe.
+            // As before: the pause is over, and a probe is due.
             self.state = Circuit::Open(Moment::ZERO);
         }
     }
 
-    /// It asked us to stay away for so long; at most [`LONGEST_STAY`].
+    /// It asked for no requests for this long; at most [`LONGEST_STAY`] counts.
     pub(super) fn stay_away(&mut self, wanted: Duration, now: Moment) {
         self.stay_away_until = self.stay_away_until.max(now + wanted.min(LONGEST_STAY));
     }
 
-    /// If its circuit breaker is open, it is due for a probe.
+    /// If its circuit breaker is open, makes a probe due.
     pub(super) fn probe_now(&mut self) {
         if let Circuit::Open(until) = &mut self.state {
             *until = Moment::ZERO;
         }
     }
 
-    /// Takes over what another process knew. Nothing, if this one knows more.
+    /// Takes over what another process knew, unless this one knows more.
     pub(super) fn restore(&mut self, is_slow: bool, away_for: Option<Duration>, now: Moment) {
         if is_slow && self.class() == Class::Unproven {
             self.standing.took_long(now);
@@ -280,7 +280,7 @@ impl Receiver {
         }
     }
 
-    /// Forgets all but what is under way.
+    /// Forgets everything except what is under way.
     pub(super) fn forget(&mut self) {
         *self = Self { under_way: std::mem::take(&mut self.under_way), ..Self::default() };
     }
@@ -301,10 +301,10 @@ impl Receiver {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Opens the breaker, if this failure does.
+    /// Opens the breaker if this failure is the one to do it.
     ///
-    /// The failures of one event alone don't: they come as slowly as the retry schedule says, and
-    /// an operator's schedule holds. It takes a second event to make a receiver's failures many.
+    /// The failures of a single event don't: they are as rare as the retry schedule says, and the
+    /// operator's schedule is to be followed. Many failures count only if a second event fails too.
     fn after_failure(
         &mut self,
         over: Over,
@@ -319,14 +319,14 @@ impl Receiver {
             Circuit::Closed => {
                 self.several && self.failures >= thresholds.failures && outage >= LEAST_OUTAGE
             }
-            // It began before the breaker opened: old news.
+            // The attempt began before the breaker opened, so it says nothing new.
             Circuit::Open(_) => false,
         };
         if !opens {
             return None;
         }
-        // Of what came after this attempt began it says nothing: where it hung, the receiver may have
-        // returned meanwhile, and is not to pay for the time that we waited.
+        // A failed attempt says nothing about the time after it began: if it hung, the receiver may have
+        // recovered meanwhile, and the pause must not grow by the time that we waited.
         let known = over.began.saturating_sub(self.failing_since);
         if self.state == Circuit::Closed {
             self.opened_at = now;
@@ -342,7 +342,7 @@ impl Receiver {
         self.standing.class()
     }
 
-    /// How many attempts are under way that use the capacity of this queue.
+    /// How many attempts under way use this queue's capacity.
     pub(super) fn under_way(&self, queue: usize) -> usize {
         self.under_way.get(queue).map_or(0, |count| *count as usize)
     }
@@ -351,19 +351,19 @@ impl Receiver {
         self.under_way.iter().sum()
     }
 
-    /// Whether an attempt is usually over before another thread could have begun it.
+    /// Whether an attempt usually ends before another thread could begin it.
     #[must_use]
     pub fn is_near(&self) -> bool {
         self.class() == Class::Prompt && self.failures == 0 && self.quickest <= NEAR
     }
 
-    /// Whether one of its requests is likely to end within a moment, with the event delivered.
+    /// Whether one of its requests will probably end within a moment, with a delivered event.
     #[must_use]
     pub fn is_brisk(&self, now: Moment) -> bool {
         self.is_near() && now <= self.succeeded_at + LATELY
     }
 
-    /// Whether the circuit breaker keeps it from getting attempts as they come.
+    /// Whether the circuit breaker is open or half-open.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.state != Circuit::Closed
@@ -375,7 +375,7 @@ impl Receiver {
         self.failures > 0
     }
 
-    /// Whether there is anything to remember of it but how fast it is.
+    /// Whether nothing has to be remembered except how fast it is.
     #[must_use]
     pub fn is_unremarkable(&self, now: Moment) -> bool {
         !self.is_busy()

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use super::time::Span;
 
-/// The longest delay a schedule may have: RabbitMQ's TTL ends at 2³² ms (49 days).
+/// The longest delay of a schedule. RabbitMQ's TTL is limited to 2³² ms (49 days).
 const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Each distinct delay is a queue at the broker; a schedule of this many steps is a mistake.
+/// Each distinct delay is a queue at the broker, so a schedule with more steps is a mistake.
 const MAX_STEPS: usize = 64;
 
 /// The delays between the attempts of one delivery.
 ///
-/// `1s,2s,4s` means up to four attempts: at once, and after each of the delays. A last step
-/// `repeat` starts over for ever.
+/// `1s,2s,4s` means up to four attempts: at once, and after each of the delays. A final `repeat` starts
+/// the delays over forever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     delays: Vec<Span>,
@@ -23,12 +23,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The delay before the next attempt, after `attempts` (at least one) have failed; `None` when
-    /// the schedule is used up.
+    /// The delay before the next attempt, after `attempts` (at least one) have failed; `None` if the
+    /// schedule is used up.
     ///
-    /// Where the receiver said when to come back (`retry_after`), and that is later than the step that is
-    /// due, it is the longest delay of the schedule that ends before: the rest of the time the delivery
-    /// waits in its receiver's backlog. A receiver can slow its retries down, not speed them up.
+    /// If the receiver sent `retry_after` and it is longer than the delay that is due, the result is the
+    /// longest delay of the schedule that isn't longer: the delivery waits for the rest of the time in
+    /// its receiver's backlog. So a receiver can slow its retries down but not speed them up.
     #[must_use]
     pub fn delay_after(&self, attempts: u32, retry_after: Option<Duration>) -> Option<Span> {
         let step = attempts.saturating_sub(1) as usize;
@@ -46,7 +46,7 @@ impl Schedule {
         self.delays.iter().copied().max().unwrap_or_else(|| Duration::ZERO.into())
     }
 
-    /// Each delay once, shortest first: the wait queues that the schedule needs.
+    /// Each delay once, the shortest first: the schedule needs a wait queue for each.
     #[must_use]
     pub fn distinct_delays(&self) -> Vec<Span> {
         let mut delays = self.delays.clone();
@@ -85,10 +85,10 @@ impl FromStr for Schedule {
     }
 }
 
-/// How long to wait before we connect again: half a second, doubling up to 5 s.
+/// How long to wait before we reconnect: half a second, doubling up to 5 s.
 ///
-/// The upper half of each wait is random, so that many instances don't return to a restarted
-/// broker all at once.
+/// The upper half of each wait is random, so that many instances don't reconnect to a restarted broker
+/// at the same time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Backoff {
     failures: u32,
@@ -105,8 +105,8 @@ impl Backoff {
         full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 
-    /// The wait after what had worked for so long, however it ended: where that was `good`, it begins
-    /// anew.
+    /// The wait after something that worked for `lasted` ended, for whatever reason. If that was longer
+    /// than `good`, the backoff starts over.
     pub fn wait_after(&mut self, lasted: Duration, good: Duration, jitter: f64) -> Duration {
         if lasted > good {
             self.reset();
@@ -114,7 +114,7 @@ impl Backoff {
         self.next_wait(jitter)
     }
 
-    /// What was failing works again.
+    /// Starts over, because it works again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -226,7 +226,7 @@ mod tests {
             let asked = schedule.delay_after(attempts, Some(Duration::from_millis(wanted)));
             prop_assert_eq!(plain.is_some(), asked.is_some());
             prop_assert!(plain <= asked);
-            // What is not due anyway ends by the time that was asked for.
+            // If the step that is due isn't longer anyway, the delay ends by the requested time.
             let wanted = Duration::from_millis(wanted);
             prop_assert!(asked.is_none_or(|asked| asked.get() <= wanted) || asked == plain);
         }

@@ -2,18 +2,18 @@
 
 use std::fmt;
 
-/// A password or a key. Prints as `***`, so that no log, error or debug output can hold it.
+/// A password or a key. Prints as `***`, so that no log, error or debug output contains it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Hides a text.
+    /// Wraps a text.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// The text itself. Not for anything that people read.
+    /// The text itself. Never for anything that people read.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

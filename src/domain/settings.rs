@@ -1,8 +1,8 @@
-//! The settings of a webhook: headers and a deadline of its own, and how much its receiver can take.
+//! The settings of a webhook: its own headers and deadline, and limits.
 //!
-//! They stand in columns that anybody with SQL can write. What can't be used makes the webhook
-//! unusable, as a bad URL does: a request without its `authorization`, or more of them than a receiver
-//! can take, is not what somebody asked for.
+//! They are columns that anybody with SQL access can write. If a setting can't be used, neither can the
+//! webhook, as with a bad URL: nobody wants requests without their `authorization`, or more of them than
+//! a receiver can take.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -18,24 +18,24 @@ use super::secret::Secret;
 use super::shown::quoted;
 use super::statuses::Statuses;
 
-/// How many headers a webhook may have.
+/// The most headers of a webhook.
 pub const MAX_HEADERS: usize = 32;
 
-/// How many bytes their names and values may have together. Receivers take heads of 8 KiB at least,
-/// and what we send in them ourselves is some hundred bytes; a token of a kilobyte or two fits.
+/// The most bytes of their names and values together. Receivers accept at least 8 KiB of headers, and
+/// our own take some hundred bytes; a token of a kilobyte or two fits.
 pub const MAX_HEADER_BYTES: usize = 4 << 10;
 
-/// The longest text of the column `headers` that is read: [`MAX_HEADER_BYTES`], however escaped.
+/// The longest text of the column `headers` that is read: [`MAX_HEADER_BYTES`], even if fully escaped.
 pub const MAX_COLUMN_CHARS: usize = 16 << 10;
 
-/// What `timeout_ms` may be. The longest is that of REQUEST_TIMEOUT, which no webhook can lengthen.
+/// The allowed `timeout_ms`. The maximum is that of REQUEST_TIMEOUT, which no webhook can exceed.
 const TIMEOUT_MS: RangeInclusive<u64> = 1..=600_000;
 
-/// What `max_in_flight` may be: more than all capacity together.
+/// The largest `max_in_flight`: more than all capacity together.
 const MAX_IN_FLIGHT: u32 = 1_000_000;
 
-/// Headers that only we can give their meaning: those of the connection and the message's framing
-/// (RFC 9110, sections 7 and 10.1; RFC 9112), the language of answers that are not read, and our name.
+/// Headers that only we may set: those of the connection and the message's framing (RFC 9110, sections 7
+/// and 10.1; RFC 9112), the encoding of answers that aren't read, and our name.
 const RESERVED: [&str; 11] = [
     "accept-encoding",
     "connection",
@@ -50,8 +50,8 @@ const RESERVED: [&str; 11] = [
     "user-agent",
 ];
 
-/// Families of such headers: what describes the body, which is the producer's, as is its type; what
-/// Standard Webhooks is or will be; what is between a client and its proxy.
+/// Prefixes of such headers: those that describe the body, which is the producer's, including its type;
+/// those that Standard Webhooks uses or reserves; and those between a client and its proxy.
 const RESERVED_PREFIXES: [&str; 3] = ["content-", "webhook-", "proxy-"];
 
 /// A column of the table `webhooks` that holds a setting.
@@ -93,7 +93,8 @@ impl Column {
         }
     }
 
-    /// What commands call it, who take a time with its unit and one header at a time.
+    /// The option of commands that sets it. Commands take a time with its unit, and one header per
+    /// option.
     #[must_use]
     pub const fn flag(self) -> &'static str {
         match self {
@@ -108,10 +109,10 @@ impl Column {
     }
 }
 
-/// What a row says of the settings that a delivery needs, as text, of whatever type the columns are.
+/// The settings of a row that a delivery needs, as text, whatever types the columns have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// A JSON object; at most the first [`MAX_COLUMN_CHARS`] characters of it, and one more.
+    /// A JSON object: at most its first [`MAX_COLUMN_CHARS`] characters and one more.
     pub headers: Option<Secret>,
     /// A whole number.
     pub timeout_ms: Option<String>,
@@ -119,27 +120,27 @@ pub struct Columns {
     pub max_in_flight: Option<String>,
     /// A number.
     pub rate_per_second: Option<String>,
-    /// As NO_RETRY_STATUS.
+    /// In the syntax of NO_RETRY_STATUS.
     pub no_retry_status: Option<String>,
-    /// Whose webhook it is: whose events it gets, and with whom it shares.
+    /// The account: it decides which events the webhook gets and with which webhooks it shares capacity.
     pub account: Option<String>,
 }
 
-/// The settings, read.
+/// The parsed settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WebhookSettings {
     /// Sent with each request. Their values print as `Sensitive`.
     pub headers: Box<[(HeaderName, HeaderValue)]>,
     /// Shortens REQUEST_TIMEOUT.
     pub timeout: Option<Duration>,
-    /// How much the receiver can take.
+    /// The webhook's own limits.
     pub limits: Limits,
-    /// Counts instead of NO_RETRY_STATUS, even if there are none in it.
+    /// Replaces NO_RETRY_STATUS, even if it is empty.
     pub no_retry_status: Option<Statuses>,
 }
 
 impl WebhookSettings {
-    /// How many bytes headers and statuses take, about.
+    /// The approximate size of headers and statuses in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         let header = |(name, value): &(HeaderName, HeaderValue)| {
@@ -150,10 +151,10 @@ impl WebhookSettings {
     }
 }
 
-/// A setting that can't be used, in words that hold no header's value.
+/// A setting that can't be used. The text contains no header's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable {
-    /// Where it stands.
+    /// The column.
     pub column: Column,
     /// What is wrong with it.
     pub problem: String,
@@ -166,15 +167,15 @@ impl fmt::Display for Unusable {
 }
 
 impl Columns {
-    /// Reads the settings; `None` where there are none.
+    /// Parses the settings; `None` if there are none.
     ///
     /// # Errors
-    /// [`Unusable`]: the first that can't be used.
+    /// [`Unusable`] for the first setting that can't be used.
     pub fn read(&self) -> Result<Option<Box<WebhookSettings>>, Unusable> {
         let at = |column| move |problem| Unusable { column, problem };
         if let Some(account) = &self.account {
             account::check(account)
-                .map_err(|problem| format!("it {problem}, so that no event can be of it"))
+                .map_err(|problem| format!("it {problem}, so no event can belong to it"))
                 .map_err(at(Column::Account))?;
         }
         if *self == (Self { account: self.account.clone(), ..Self::default() }) {
@@ -196,7 +197,7 @@ impl Columns {
         })))
     }
 
-    /// The names in `headers`, as they stand there, as far as there are any.
+    /// The names in `headers`, as written; `None` if they can't be read.
     #[must_use]
     pub fn header_names(&self) -> Option<Vec<String>> {
         let headers: Map<String, Value> =
@@ -209,7 +210,7 @@ fn read_headers(text: &str) -> Result<Box<[(HeaderName, HeaderValue)]>, String> 
     if text.chars().nth(MAX_COLUMN_CHARS).is_some() {
         return Err(too_large());
     }
-    // The parser's words could quote a value.
+    // The parser's message could quote a value.
     let json: Value = serde_json::from_str(text).map_err(|_| not_an_object())?;
     let pairs = match &json {
         Value::Null => return Ok(Box::default()),
@@ -219,10 +220,10 @@ fn read_headers(text: &str) -> Result<Box<[(HeaderName, HeaderValue)]>, String> 
     check_headers(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
-/// Checks names and values, of which `None` is one that is no text.
+/// Checks names and values. `None` is a value that isn't a text.
 ///
 /// # Errors
-/// One line that says what is wrong, without any value.
+/// What is wrong, in one line without any value.
 pub fn check_headers<'a>(
     pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>,
 ) -> Result<Box<[(HeaderName, HeaderValue)]>, String> {
@@ -230,36 +231,38 @@ pub fn check_headers<'a>(
     let mut bytes = 0;
     for (name, value) in pairs {
         let name = check_name(name)?;
-        let value = value.ok_or_else(|| format!("the value of {name} is not a text"))?;
+        let value = value.ok_or_else(|| format!("the value of {name} is not a string"))?;
         bytes += name.as_str().len() + value.len();
         if headers.len() == MAX_HEADERS || bytes > MAX_HEADER_BYTES {
             return Err(too_large());
         }
         if headers.iter().any(|(other, _)| *other == name) {
-            return Err(format!("{name} stands twice"));
+            return Err(format!("{name} is listed twice"));
         }
         let mut value = Some(value)
             .filter(|value| is_plain(value))
             .and_then(|value| HeaderValue::from_str(value).ok())
-            .ok_or_else(|| format!("the value of {name} has more than visible ASCII and spaces"))?;
+            .ok_or_else(|| {
+                format!("the value of {name} has characters other than visible ASCII and spaces")
+            })?;
         value.set_sensitive(true);
         headers.push((name, value));
     }
     Ok(headers.into())
 }
 
-/// Whether a header of this name is a webhook's to set.
+/// Whether a webhook may set a header of this name.
 fn check_name(name: &str) -> Result<HeaderName, String> {
     let shown = quoted(name);
     let name = HeaderName::from_bytes(name.as_bytes())
         .map_err(|_| format!("{shown} is not the name of a header"))?;
     if is_reserved(name.as_str()) {
-        return Err(format!("the header {shown} is not a webhook's to set"));
+        return Err(format!("a webhook can't set the header {shown}"));
     }
     Ok(name)
 }
 
-/// Whether only we can give a header of this name, in lower case, its meaning.
+/// Whether only we may set a header of this name (in lower case).
 pub(super) fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -270,7 +273,7 @@ pub(super) fn is_plain(text: &str) -> bool {
 }
 
 fn not_an_object() -> String {
-    "is not a JSON object of texts, such as {\"authorization\": \"Bearer …\"}".to_owned()
+    "is not a JSON object of strings, such as {\"authorization\": \"Bearer …\"}".to_owned()
 }
 
 fn too_large() -> String {
@@ -335,18 +338,18 @@ mod tests {
             ("s3cret", "JSON object"),
             ("{\"a\":\"s3cret", "JSON object"),
             ("", "JSON object"),
-            (r#"{"a": 1}"#, "value of a is not a text"),
-            (r#"{"a": null}"#, "value of a is not a text"),
-            (r#"{"a": ["s3cret"]}"#, "value of a is not a text"),
-            (r#"{"a": "s3cret\r\nx: y"}"#, "value of a has more"),
-            (r#"{"a": "s3cret\u0000"}"#, "value of a has more"),
-            (r#"{"a": "s3cret é"}"#, "value of a has more"),
+            (r#"{"a": 1}"#, "value of a is not a string"),
+            (r#"{"a": null}"#, "value of a is not a string"),
+            (r#"{"a": ["s3cret"]}"#, "value of a is not a string"),
+            (r#"{"a": "s3cret\r\nx: y"}"#, "value of a has characters"),
+            (r#"{"a": "s3cret\u0000"}"#, "value of a has characters"),
+            (r#"{"a": "s3cret é"}"#, "value of a has characters"),
             (r#"{"": "s3cret"}"#, "\"\" is not the name"),
             (r#"{"a b": "s3cret"}"#, "\"a b\" is not the name"),
             (r#"{"a:": "s3cret"}"#, "is not the name"),
             (r#"{"a\nb": "s3cret"}"#, r#""a\nb" is not the name"#),
             (r#"{"é": "s3cret"}"#, "is not the name"),
-            (r#"{"X-A": "s3cret", "x-a": "s3cret"}"#, "x-a stands twice"),
+            (r#"{"X-A": "s3cret", "x-a": "s3cret"}"#, "x-a is listed twice"),
             (&many, "more than 32"),
             (&format!("{{\"a\":\"{long}\"}}"), "4096 bytes"),
             (&escaped, "4096 bytes"),
@@ -381,7 +384,7 @@ mod tests {
             "http2-settings",
         ] {
             let error = pairs(&format!("{{\"{name}\": \"x\"}}")).expect_err(name);
-            assert!(error.contains("not a webhook's to set"), "{error}");
+            assert!(error.contains("a webhook can't set"), "{error}");
         }
         for name in ["authorization", "cookie", "accept", "x-host", "date", "content", "webhook"] {
             assert!(pairs(&format!("{{\"{name}\": \"x\"}}")).is_ok(), "{name}");
@@ -427,7 +430,7 @@ mod tests {
         for bad in ["", "a\nb", &"x".repeat(256), &"?".repeat(1_024)] {
             let error = read(bad).expect_err(bad).to_string();
             assert!(error.starts_with("unusable account: it "), "{error}");
-            assert!(error.ends_with("no event can be of it"), "{error}");
+            assert!(error.ends_with("no event can belong to it"), "{error}");
         }
     }
 

@@ -1,15 +1,15 @@
-//! Other people's text, as it may stand in a line that people read: a log, a table, an error.
+//! Makes text from elsewhere safe for lines that people read: a log, a table, an error.
 //!
-//! A line break would begin a line that we never wrote, an escape sequence would move the cursor of
-//! whoever reads it, and a change of direction would let a text read backwards. So each of these is
-//! shown as Rust writes it in a string, and what is too long is cut.
+//! A line break would start a forged line, an escape sequence would move the reader's cursor, and a
+//! change of direction would make text read backwards. Each of these is escaped as in a Rust string, and
+//! long text is cut.
 
 use std::fmt;
 
-/// What a quoted text shows at most, in characters: enough to be recognized.
+/// How many characters a quoted text shows: enough to be recognized.
 const MOST_QUOTED: usize = 80;
 
-/// The text in quotation marks, escaped, and cut where it is long.
+/// The text in quotation marks, escaped, and cut if it is long.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     match text.char_indices().nth(MOST_QUOTED) {
@@ -18,7 +18,7 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// The text as one line, cut after so many characters. What was shown is shown again as it is.
+/// The text as one line, cut after `most` characters. Applying it again changes nothing.
 #[must_use]
 pub fn line(text: &str, most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
@@ -35,8 +35,8 @@ pub fn line(text: &str, most: usize) -> String {
     shown
 }
 
-/// The text, whole, as one word of a line: as it is where it is visible ASCII, else in quotation marks,
-/// escaped.
+/// The whole text as one word of a line: unchanged if it is visible ASCII, otherwise escaped in
+/// quotation marks.
 #[must_use]
 pub fn word(text: &str) -> impl fmt::Display {
     fmt::from_fn(move |formatter| {
@@ -45,7 +45,7 @@ pub fn word(text: &str) -> impl fmt::Display {
     })
 }
 
-/// The text with its own lines and tabs, whole.
+/// The whole text with its line breaks and tabs.
 #[must_use]
 pub fn lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -55,8 +55,8 @@ pub fn lines(text: &str) -> String {
     shown
 }
 
-/// A JSON document with other people's text in its strings: what is deceptive or can't be seen is escaped
-/// (RFC 8259, 7), and the document means the same. Its own lines and spaces stay.
+/// A JSON document with text from elsewhere in its strings: deceptive and invisible characters are
+/// escaped (RFC 8259, 7), so the document means the same. Its line breaks and spaces stay.
 #[must_use]
 pub fn json(document: &str) -> String {
     let mut shown = String::with_capacity(document.len());
@@ -80,14 +80,14 @@ fn push(shown: &mut String, c: char, escaped: bool) {
     }
 }
 
-/// Whether a character is deceptive or can't be seen, so that what people read in a file has to escape it.
+/// Whether a character is deceptive or invisible, so that files for people have to escape it.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
     is_deceptive(c) || is_invisible(c)
 }
 
-/// Control characters, the other separators of lines, and what changes the direction of writing
-/// (Unicode Standard Annex 9, section 2).
+/// Control characters, other line separators, and characters that change the writing direction (Unicode
+/// Standard Annex 9, section 2).
 fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -95,8 +95,8 @@ fn is_deceptive(c: char) -> bool {
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// What has no width, or looks like a space and is none: two texts that differ by it look the same. (Most of
-/// Unicode's Default_Ignorable_Code_Point, and the spaces other than U+0020.)
+/// Characters without width, and those that only look like a space: texts that differ in them look the
+/// same. (Most of Unicode's Default_Ignorable_Code_Point, and the spaces other than U+0020.)
 fn is_invisible(c: char) -> bool {
     (c.is_whitespace() && c != ' ')
         || matches!(c,

@@ -1,4 +1,4 @@
-//! Signatures of requests, by which a receiver knows that they are ours.
+//! Signatures of requests, by which receivers recognize them as ours.
 //!
 //! The symmetric scheme, `v1`, of Standard Webhooks 1.0.0
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>):
@@ -13,42 +13,42 @@ use sha2::Sha256;
 
 use super::secret::Secret;
 
-/// What a secret begins with, so that people and scanners know it for one.
+/// The prefix of a secret, by which people and scanners recognize it.
 pub const PREFIX: &str = "whsec_";
 
-/// What a signature of this scheme begins with.
+/// The prefix of a signature of this scheme.
 const SCHEME: &str = "v1,";
 
-/// How many bytes a key may have.
+/// The allowed lengths of a key in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// The seconds between a request's timestamp and now within which it is no replay. The
-/// specification leaves the number open; its own libraries use this one.
+/// How far a request's timestamp may be from now; beyond, it may be a replay. The specification leaves
+/// this open; its own libraries use this value.
 pub const TOLERANCE_SECONDS: u64 = 300;
 
 /// A time in seconds since the Unix epoch, as `webhook-timestamp` has it.
 pub type UnixSeconds = u64;
 
-/// A text that is no secret of this scheme.
+/// A text that isn't a secret of this scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the secret is not `{PREFIX}` and the base64 of 24 to 64 bytes")]
 pub struct BadSecret;
 
-/// Why a signature is no proof.
+/// Why a signature proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSignature {
-    /// One of the three headers is not there.
+    /// One of the three headers is missing.
     #[error("not signed")]
     Missing,
-    /// The timestamp is no number, or too far from now.
+    /// The timestamp isn't a number, or is too far from now.
     #[error("its timestamp is not within {TOLERANCE_SECONDS} s of now")]
     Timestamp,
-    /// Made by another key, or for another request.
+    /// Made with another key, or for another request.
     #[error("made with another secret, or for another request")]
     Mismatch,
 }
 
-/// What signs.
+/// A signing key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Box<[u8]>);
 
@@ -62,21 +62,21 @@ impl Key {
     /// Reads a secret: `whsec_` and base64.
     ///
     /// # Errors
-    /// [`BadSecret`], which says nothing of what was given.
+    /// [`BadSecret`], which reveals nothing of the given text.
     pub fn parse(secret: &str) -> Result<Self, BadSecret> {
         let encoded = secret.strip_prefix(PREFIX).ok_or(BadSecret)?;
         let key = BASE64.decode(encoded).map_err(|_| BadSecret)?;
         if KEY_BYTES.contains(&key.len()) { Ok(Self(key.into())) } else { Err(BadSecret) }
     }
 
-    /// The secret of a key that was drawn by chance.
+    /// The secret of a key from random bytes.
     #[must_use]
     pub fn secret_of(drawn: [u8; 32]) -> Secret {
         Secret::new(format!("{PREFIX}{}", BASE64.encode(drawn)))
     }
 
     fn mac(&self, id: &str, timestamp: &str, body: &[u8]) -> Option<Hmac<Sha256>> {
-        // HMAC takes keys of every length, so there always is one.
+        // HMAC takes keys of every length, so this never fails.
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).ok()?;
         for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
             mac.update(part);
@@ -89,8 +89,8 @@ impl Key {
         Some(format!("{SCHEME}{}", BASE64.encode(code)))
     }
 
-    /// Whether a request that came at `now` was signed with this key: one signature that fits
-    /// among those in `webhook-signature` is enough. What is empty counts as missing.
+    /// Checks that a request received at `now` was signed with this key. One matching signature in
+    /// `webhook-signature` is enough. Empty values count as missing.
     ///
     /// # Errors
     /// [`BadSignature`].
@@ -118,18 +118,18 @@ impl Key {
     }
 }
 
-/// What signs the requests to one webhook: its key, and for a while the one before it too.
+/// The keys that sign the requests to one webhook: the current one, and for a while the previous one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
-    /// None: its requests are not signed.
+    /// `None` if its requests aren't signed.
     pub current: Option<Key>,
-    /// The one before, and when it ends.
+    /// The previous one, and when it expires.
     pub previous: Option<(Key, UnixSeconds)>,
 }
 
 impl Keys {
-    /// The header `webhook-signature` of a request at the time `at`: a signature for each key that
-    /// is valid then, with a space between them.
+    /// The header `webhook-signature` of a request at the time `at`: a signature for each key that is
+    /// valid then, separated by spaces.
     #[must_use]
     pub fn sign(&self, id: &str, at: UnixSeconds, body: &[u8]) -> Option<String> {
         let previous = self.previous.as_ref().filter(|(_, ends)| at < *ends).map(|(key, _)| key);

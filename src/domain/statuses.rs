@@ -1,4 +1,4 @@
-//! A set of HTTP statuses, as settings write it: those after which nothing is tried again.
+//! A set of HTTP statuses as written in settings: those after which a delivery isn't retried.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,25 +6,25 @@ use std::str::FromStr;
 
 use super::shown::quoted;
 
-/// The statuses that HTTP has.
+/// The valid HTTP statuses.
 const ALL: RangeInclusive<u16> = 100..=599;
 
-/// The most statuses and ranges: more are a mistake.
+/// The most statuses and ranges; more are a mistake.
 const MOST: usize = 100;
 
-/// Statuses and ranges, such as `400,404,410-417` or `4xx`; `none` or nothing for none. No 2xx: what
-/// is delivered is not tried again anyway.
+/// Statuses and ranges, such as `400,404,410-417` or `4xx`; `none` or an empty text for none. 2xx isn't
+/// allowed: a delivered event isn't retried anyway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statuses(Box<[(u16, u16)]>);
 
 impl Statuses {
-    /// Whether it is one of them.
+    /// Whether it contains a status.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
         self.0.iter().any(|(first, last)| (*first..=*last).contains(&status))
     }
 
-    /// How many bytes it takes in memory beside itself.
+    /// Its memory in bytes, in addition to its own size.
     #[must_use]
     pub fn size(&self) -> usize {
         size_of_val(&*self.0)
@@ -61,7 +61,7 @@ fn read(text: &str) -> Result<(u16, u16), String> {
         return Err(usage());
     }
     if first < 300 && last >= 200 {
-        return Err(format!("{} has statuses of deliveries: 2xx is none to retry", quoted(text)));
+        return Err(format!("{} includes a success: 2xx is never retried", quoted(text)));
     }
     Ok((first, last))
 }

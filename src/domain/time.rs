@@ -13,7 +13,7 @@ use serde::Serializer;
 
 use super::shown::quoted;
 
-/// A time, as the duration since any fixed moment before it.
+/// A time, as the duration since some fixed moment before it.
 pub type Moment = Duration;
 
 /// A time in milliseconds since the Unix epoch, as headers carry it.
@@ -75,7 +75,7 @@ pub fn rfc3339(at: UnixMillis) -> String {
     format!("{:.0}Z", date_time(at))
 }
 
-/// The same to the millisecond, `2026-11-25T02:54:28.123Z`: how a field of a JSON document is written
+/// The same to the millisecond, `2026-11-25T02:54:28.123Z`, for a field of a JSON document
 /// (`serialize_with`).
 ///
 /// # Errors
@@ -84,7 +84,7 @@ pub fn serialize<S: Serializer>(at: &UnixMillis, serializer: S) -> Result<S::Ok,
     serializer.collect_str(&format_args!("{:.3}Z", date_time(*at)))
 }
 
-/// The same for what may be missing: null.
+/// The same for an optional time; `None` is null.
 ///
 /// # Errors
 /// Those of the serializer.
@@ -106,11 +106,11 @@ fn date_time(at: UnixMillis) -> DateTime {
 
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
-/// Read, but never printed: wait queues are named by what is printed, and there are some of `24h`.
+/// Accepted but never printed: the printed form names wait queues, and queues for `24h` exist already.
 const DAY: (&str, u64) = ("d", 86_400_000);
 
-/// A time span as people write it: `500ms`, `5s`, `1m`, `24h`, `7d`. Whole milliseconds; it prints
-/// in the largest unit up to hours that is exact, so equal spans print alike.
+/// A time span: `500ms`, `5s`, `1m`, `24h`, `7d`. Whole milliseconds. It prints in the largest exact
+/// unit up to hours, so that equal spans print alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(Duration);
 
@@ -121,7 +121,7 @@ impl Span {
         self.0
     }
 
-    /// The span in milliseconds, as AMQP's `x-message-ttl` wants it.
+    /// The span in milliseconds, as for AMQP's `x-message-ttl`.
     #[must_use]
     pub fn as_millis(self) -> u64 {
         millis(self.0)

@@ -1,11 +1,11 @@
-//! Counters over time: by how much they grew, and what a histogram's buckets say of a period.
+//! Counters over time: their growth, and quantiles of a period from a histogram's buckets.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::time::Moment;
 
-/// What has been counted of one lane up to a moment.
+/// The counters of one lane at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Messages received.
@@ -14,13 +14,13 @@ pub struct Counts {
     pub delivered: u64,
     /// Attempts that failed.
     pub failed: u64,
-    /// Deliveries by their lag: how many fell into each bucket of the histogram, the last one being
-    /// what is beyond its largest bound.
+    /// Deliveries by lag: the count of each bucket of the histogram. The last bucket is beyond the
+    /// largest bound.
     pub lag: Vec<u64>,
 }
 
 impl Counts {
-    /// What was added since an earlier moment.
+    /// The difference from an earlier time.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let lag = self.lag.iter().zip(&earlier.lag);
@@ -33,12 +33,12 @@ impl Counts {
     }
 }
 
-/// What was counted at one moment: of each lane, in their order.
+/// The counters of all lanes at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// When.
+    /// The time.
     pub at: Moment,
-    /// What, by lane.
+    /// The counters by lane.
     pub lanes: Vec<Counts>,
 }
 
@@ -51,13 +51,13 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Remembers what is at most so old, and not more than so many samples.
+    /// Keeps samples that are at most `span` old, and at most `most` of them.
     #[must_use]
     pub fn new(span: Duration, most: usize) -> Self {
         Self { span, most, samples: VecDeque::with_capacity(most) }
     }
 
-    /// Adds the latest sample, and forgets what is too old then.
+    /// Adds the latest sample and forgets those that are too old.
     pub fn push(&mut self, sample: Sample) {
         let oldest = sample.at.saturating_sub(self.span);
         self.samples.push_back(sample);
@@ -72,14 +72,14 @@ impl Samples {
         self.samples.iter().map(|sample| sample.at)
     }
 
-    /// What a lane counted from each sample to the next, oldest first: one less than the samples.
+    /// What a lane counted from each sample to the next, oldest first: one fewer than samples.
     pub fn steps(&self, lane: usize) -> impl Iterator<Item = Counts> {
         let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
         pairs.map(move |(from, to)| to.lanes[lane].since(&from.lanes[lane]))
     }
 
-    /// What a lane counted within `span` before the latest sample, or in what there is of it, and
-    /// how long that was; `None` while there is nothing to compare.
+    /// What a lane counted in the last `span` before the latest sample, or in the part of it that is
+    /// covered, and how long that was; `None` while there is nothing to compare.
     #[must_use]
     pub fn growth(&self, lane: usize, span: Duration) -> Option<(Duration, Counts)> {
         let latest = self.samples.back()?;
@@ -90,18 +90,18 @@ impl Samples {
     }
 }
 
-/// What is known of a quantile when only buckets were counted.
+/// What is known of a quantile from buckets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// At most this, the bound of the bucket that it fell into.
+    /// At most this, the bound of its bucket.
     AtMost(f64),
-    /// More than this, the largest bound that there is.
+    /// More than this, the largest bound.
     Above(f64),
 }
 
-/// The upper bound of the quantile `q` (above 0 and at most 1) of what `counts` has in each bucket;
-/// `bounds` are the buckets' largest values, ascending, but for the last bucket, which has none.
-/// `None` if nothing was counted.
+/// The upper bound of the quantile `q` (above 0, at most 1). `counts` has the count of each bucket;
+/// `bounds` are the buckets' upper bounds, ascending, without the last bucket, which has none. `None` if
+/// nothing was counted.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,
@@ -127,7 +127,7 @@ pub fn quantile(q: f64, counts: &[u64], bounds: &[f64]) -> Option<Bound> {
     }
 }
 
-/// So many in that time, per second.
+/// The rate per second.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
 pub fn per_second(count: u64, took: Duration) -> f64 {
@@ -149,7 +149,7 @@ mod tests {
         Counts { received, delivered: 2 * received, failed: 3 * received, lag: vec![received; 2] }
     }
 
-    /// One lane, which has received as many as given at each of the seconds.
+    /// One lane: pairs of a second and the number received by then.
     fn history(samples: &[(u64, u64)]) -> Samples {
         let mut history = Samples::new(at(60), 5);
         for (seconds, received) in samples {
@@ -162,7 +162,7 @@ mod tests {
     fn growth_is_what_came_within_the_span_or_in_what_there_is_of_it() {
         let history = history(&[(0, 0), (10, 4), (20, 5), (40, 9)]);
         assert_eq!(history.growth(0, at(20)), Some((at(20), counts(4))));
-        // The sample before it is older than that.
+        // The sample before is older than that.
         assert_eq!(history.growth(0, at(25)), Some((at(20), counts(4))));
         assert_eq!(history.growth(0, at(3_600)), Some((at(40), counts(9))));
         assert_eq!(per_second(9, at(40)), 0.225);
@@ -172,7 +172,7 @@ mod tests {
     fn of_one_sample_or_none_there_is_no_growth() {
         assert_eq!(history(&[]).growth(0, at(10)), None);
         assert_eq!(history(&[(5, 3)]).growth(0, at(10)), None);
-        // Nothing has been sampled for longer than that.
+        // No sample was taken for longer than that.
         assert_eq!(history(&[(5, 3), (50, 4)]).growth(0, at(10)), None);
     }
 
@@ -219,7 +219,7 @@ mod tests {
             }
             values.sort_unstable_by(f64::total_cmp);
             let exact = values[(percent * values.len()).div_ceil(100).max(1) - 1];
-            // A hair less, so that the rank is not rounded up where it is exact.
+            // Slightly less, so that the rank isn't rounded up where it is exact.
             #[expect(clippy::cast_precision_loss, reason = "a percentage")]
             let q = percent as f64 / 100.0 - 1e-9;
             match quantile(q, &counts, &BOUNDS).expect("some were counted") {

@@ -1,31 +1,31 @@
-//! How old the oldest waiting delivery is, as far as one process can tell.
+//! The age of the oldest waiting delivery, as far as one process knows.
 //!
-//! The deliveries wait at the broker, perhaps by the hundred thousand, so they are not remembered
-//! one by one: of those whose waits end at about the same time, only when the oldest came.
+//! The deliveries wait at the broker, perhaps hundreds of thousands, so they aren't remembered one by
+//! one. Of all whose waits end at about the same time, only the oldest one's arrival is remembered.
 //!
-//! Times are [`Moment`]s, handed in: nothing here knows a clock.
+//! Times are [`Moment`]s passed as arguments: nothing here reads a clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::time::{self, Moment};
 
-/// The end of a wait is remembered to this fraction of it at least. What it costs is a slot for
-/// each part of each order of magnitude: some hundreds, with the waits of a usual schedule.
+/// The end of a wait is rounded to at most this fraction of the wait. This needs a slot for each part of
+/// each order of magnitude: some hundreds with a usual schedule.
 const PARTS: u64 = 16;
 
-/// The deliveries that wait until a time that was known when they began to.
+/// The deliveries that wait until a known time.
 ///
-/// A delivery may count as waiting for up to a sixteenth of its wait after its end, never shorter.
+/// A delivery may count as waiting for up to a sixteenth of its wait too long, never too short.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    /// By the end of the waits, when the oldest of these deliveries was first received: both in
-    /// milliseconds of [`Moment`], the latter perhaps before its beginning.
+    /// For each end of waits, when the oldest of these deliveries was first received. Both are
+    /// milliseconds of [`Moment`]; the latter may be before its beginning.
     slots: BTreeMap<u64, i64>,
 }
 
 impl Waiting {
-    /// A delivery of this age begins to wait now.
+    /// A delivery of this age begins to wait.
     pub fn add(&mut self, age: Duration, delay: Duration, now: Moment) {
         self.forget_ended(now);
         // A power of two, so that waits of different lengths share slots.
@@ -36,7 +36,7 @@ impl Waiting {
         *oldest = received.min(*oldest);
     }
 
-    /// The age of the oldest delivery that waits; `None` if none does.
+    /// The age of the oldest waiting delivery; `None` if none waits.
     pub fn oldest(&mut self, now: Moment) -> Option<Duration> {
         self.forget_ended(now);
         let received = self.slots.values().min()?;
@@ -59,7 +59,7 @@ fn millis(duration: Duration) -> u64 {
     time::millis(duration).min(u64::MAX / 2)
 }
 
-/// Half of what an `i64` holds at most, so that a difference fits.
+/// At most half of an `i64`, so that a difference fits.
 fn signed_millis(duration: Duration) -> i64 {
     i64::try_from(time::millis(duration)).map_or(i64::MAX / 2, |millis| millis.min(i64::MAX / 2))
 }
@@ -73,7 +73,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// Deliveries by their (age, delay, now) in seconds, and the oldest at some later times.
+    /// Adds deliveries by (age, delay, now) in seconds, and checks the oldest at some later times.
     #[track_caller]
     fn check(added: &[(u64, u64, u64)], expected: &[(u64, Option<u64>)]) {
         let mut waiting = Waiting::default();
@@ -91,7 +91,7 @@ mod tests {
         check(&[(0, 16, 5)], &[(5, Some(0)), (20, Some(15)), (22, None)]);
         // Older than the process.
         check(&[(7_200, 60, 1)], &[(1, Some(7_200)), (60, Some(7_259)), (65, None)]);
-        // The oldest of several, whoever began to wait first.
+        // The oldest of several, whichever began to wait first.
         check(&[(10, 100, 0), (500, 10, 1)], &[(1, Some(500)), (10, Some(509)), (12, Some(22))]);
         check(&[(500, 10, 0), (10, 100, 1)], &[(1, Some(501)), (11, Some(20)), (108, None)]);
         // Two that share a slot.
@@ -113,7 +113,7 @@ mod tests {
     }
 
     proptest! {
-        /// Beside a list of all of them.
+        /// Compares it with a full list.
         #[test]
         fn it_says_what_a_full_list_would_say_within_a_sixteenth(
             added in prop::collection::vec((0_u64..10_000_000, a_delay(), 0_u64..200_000), 1..60),
@@ -152,7 +152,7 @@ mod tests {
             for (now, delay) in (0..).step_by(step as usize).zip(delays.iter().cycle()).take(1_500) {
                 waiting.add(secs(0), Duration::from_millis(*delay), Duration::from_millis(now));
             }
-            // 28 powers of two, each with the slots of less than twice sixteen parts, and one begun.
+            // 28 powers of two, each with fewer than twice sixteen slots, and an incomplete one.
             prop_assert!(waiting.slots.len() <= 28 * 33, "{} slots", waiting.slots.len());
         }
     }

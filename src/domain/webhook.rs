@@ -1,4 +1,4 @@
-//! A webhook: a URL that somebody registered, and the patterns of event types that it wants.
+//! A webhook: a registered URL, and the patterns of the event types it wants.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -28,11 +28,11 @@ pub use place::place;
 pub use scope::Scope;
 pub use twins::{Candidate, Twins, twins};
 
-/// The longest URL that is used, in characters. Receivers take request lines of 8,000 bytes at least
-/// (RFC 9110, section 4.1).
+/// The longest URL in characters. Receivers accept request lines of at least 8,000 bytes (RFC 9110,
+/// section 4.1).
 pub const MAX_URL_CHARS: usize = 8_192;
 
-/// How much of PostgreSQL's words about a row that it can't read is kept.
+/// How many characters are kept of PostgreSQL's message about an unreadable row.
 const MOST_OF_WORDS: usize = 200;
 
 /// A registered webhook, as far as a delivery needs it.
@@ -40,45 +40,45 @@ const MOST_OF_WORDS: usize = 200;
 pub struct Webhook {
     /// The primary key; stable across changes of the URL.
     pub id: Uuid,
-    /// The URL, as it was registered.
+    /// The URL as registered.
     pub post_url: Box<str>,
-    /// Whose events it gets: nobody else's, nor those that are of no account. None: every event.
+    /// The account whose events it gets, and no others; `None` for every event.
     pub account: Option<Box<str>>,
-    /// With which other webhooks it shares what one customer or host may use.
+    /// The group with which it shares the part of the capacity that one customer or host may use.
     pub group: Group,
-    /// Whether somebody has paused it: its deliveries wait until it is resumed.
+    /// Whether it is paused: its deliveries wait until it is resumed.
     pub is_paused: bool,
     /// When it was looked up.
     pub as_of: AsOf,
-    /// Where events go and what signs them; or why they can't go there, in words that hold no
-    /// secret. Read once, when the webhook is looked up, and not for each of its deliveries.
+    /// Where its events go and what signs them, or why it can't be used, without any secret. Read once
+    /// when the webhook is looked up, not for each delivery.
     pub target: Result<Target, String>,
 }
 
-/// A moment in the life of what remembers webhooks.
+/// A moment in the life of a memory of webhooks.
 #[derive(Clone, Debug, Default)]
 pub struct AsOf {
-    /// How many changes of the table had been heard of. Shared by all copies of an answer: those that it
-    /// is known to have outlived count, too.
+    /// How many changes of the table had been reported. All copies of an answer share this, so that it
+    /// can be raised when the answer is known to be still valid.
     changes: Arc<AtomicU32>,
-    /// How long it had lived, in milliseconds.
+    /// The age of the memory in milliseconds.
     pub millis: u64,
 }
 
 impl AsOf {
-    /// After so many changes of the table.
+    /// After this many changes of the table.
     #[must_use]
     pub fn new(changes: u32, millis: u64) -> Self {
         Self { changes: Arc::new(AtomicU32::new(changes)), millis }
     }
 
-    /// After how many changes of the table it still was true.
+    /// The number of changes of the table after which it was still valid.
     #[must_use]
     pub fn changes(&self) -> u32 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// None of the changes so far, which are so many, has made it untrue.
+    /// It is still valid after this many changes.
     pub fn outlives(&self, changes: u32) {
         self.changes.store(changes, Ordering::Release);
     }
@@ -92,10 +92,10 @@ impl PartialEq for AsOf {
 
 impl Eq for AsOf {}
 
-/// Webhooks that belong together: those of one account; of those without an account, those whose URLs
-/// lead to the same host and port. One customer's many webhooks must not crowd out others.
+/// Webhooks that belong together: those of one account, or without an account those whose URLs have the
+/// same host and port. One customer's many webhooks must not crowd out others.
 ///
-/// Known by a hash of its name: two groups that have the same by chance (one in 2⁶⁴) share their share.
+/// Identified by a hash of its name: two groups with the same hash (one in 2⁶⁴) share capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group(u64);
 
@@ -116,34 +116,34 @@ impl Group {
                 let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16());
                 Self::of(&format!("host {host}:{}", port.unwrap_or(usual)))
             }
-            // Nothing is ever under way to it.
+            // It never has a request under way.
             (None, Err(_)) => Self::of(&format!("webhook {id}")),
         }
     }
 }
 
-/// What a request needs of a webhook.
+/// What a request needs to know of a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Made by [`read_url`].
     pub uri: Uri,
-    /// What signs the requests.
+    /// The keys that sign the requests.
     pub keys: Keys,
-    /// Most have none.
+    /// Most webhooks have none.
     pub settings: Option<Box<WebhookSettings>>,
 }
 
-/// The secrets of a webhook, as they were registered.
+/// The secrets of a webhook as registered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Secrets {
-    /// None: its requests are not signed.
+    /// `None` if its requests aren't signed.
     pub current: Option<Secret>,
-    /// The one before, and when it expires.
+    /// The previous one, and when it expires.
     pub previous: Option<(Secret, UnixSeconds)>,
 }
 
 impl Webhook {
-    /// A webhook as it was registered, which is other people's input. It isn't paused.
+    /// A webhook as registered, which is untrusted input. It isn't paused.
     #[must_use]
     pub fn new(id: Uuid, post_url: &str, secrets: &Secrets, columns: &Columns) -> Self {
         let uri = read_url(post_url);
@@ -153,10 +153,10 @@ impl Webhook {
         let settings = columns.read().map_err(|unusable| {
             let flag = unusable.column.flag();
             format!(
-                "{unusable}: `webhooks set {id}` with --{flag} mends it, --unset {flag} drops it"
+                "{unusable}: correct it by `webhooks set {id}` with --{flag}, or remove it with --unset {flag}"
             )
         });
-        // The URL first: without a usable one, the others are of no interest.
+        // The URL comes first: without a usable one, the other problems don't matter.
         let target = uri.and_then(|uri| Ok(Target { uri, keys: keys?, settings: settings? }));
         let account = columns.account.as_deref();
         let group = Group::of_webhook(id, account, &target);
@@ -164,12 +164,11 @@ impl Webhook {
         Self { id, post_url, account, group, is_paused: false, as_of: AsOf::default(), target }
     }
 
-    /// A webhook whose row can't be read, for a reason in PostgreSQL's words.
+    /// A webhook whose row can't be read; `why` is PostgreSQL's message.
     #[must_use]
     pub fn unreadable(id: Uuid, why: &str) -> Self {
         let why = shown::line(why, MOST_OF_WORDS);
-        let target =
-            Err(format!("its row in the table cannot be read: {why}: set it right by SQL"));
+        let target = Err(format!("its row in the table cannot be read: {why}: correct it by SQL"));
         let group = Group::of_webhook(id, None, &target);
         let post_url = Box::default();
         Self {
@@ -183,13 +182,13 @@ impl Webhook {
         }
     }
 
-    /// Whether this event is one that it may have, as far as accounts go.
+    /// Whether it may have this event, by its account.
     #[must_use]
     pub fn may_have(&self, event: &Event) -> bool {
         account::may_have(self.account.as_deref(), event.account.as_deref())
     }
 
-    /// How many bytes it takes in memory, about.
+    /// Its approximate memory in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         let of_target = match &self.target {
@@ -206,19 +205,19 @@ impl Webhook {
         size_of::<Self>() + self.post_url.len() + of_account + of_target
     }
 
-    /// The settings, where there are any that can be used.
+    /// The settings, if there are any that can be used.
     #[must_use]
     pub fn settings(&self) -> Option<&WebhookSettings> {
         self.target.as_ref().ok()?.settings.as_deref()
     }
 
-    /// After which statuses a delivery is not tried again, where it says so itself.
+    /// The statuses after which its deliveries aren't retried, if it has its own.
     #[must_use]
     pub fn no_retry_status(&self) -> Option<&Statuses> {
         self.settings()?.no_retry_status.as_ref()
     }
 
-    /// How much the receiver can take.
+    /// The webhook's own limits.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.settings().map_or(Limits::default(), |settings| settings.limits)
@@ -236,21 +235,21 @@ impl Secrets {
     }
 }
 
-/// A webhook's URL, checked by [`check_url`], as a request takes it.
+/// A webhook's URL for a request, checked by [`check_url`].
 ///
 /// # Errors
-/// As there.
+/// As for [`check_url`].
 pub fn read_url(text: &str) -> Result<Uri, String> {
     let url = check_url(text)?;
     Uri::try_from(url.as_str()).map_err(|error| format!("unusable URL: {error}"))
 }
 
-/// Checks what can be said of a webhook's URL without a network: http or https, with a host, and
-/// without a user name, and not longer than can be used. What comes back is normalized as browsers do (WHATWG URL): an address in
-/// decimal, octal or hexadecimal form becomes the plain one that the address guard knows.
+/// Checks a webhook's URL as far as possible without a network: http or https, with a host, without a
+/// user name, and not too long. The result is normalized as in browsers (WHATWG URL): an address in
+/// decimal, octal or hexadecimal form becomes the usual one, which the address guard checks.
 ///
 /// # Errors
-/// One line that says what is wrong, without the URL, which may hold a secret.
+/// What is wrong, in one line without the URL, which may hold a secret.
 pub fn check_url(text: &str) -> Result<Url, String> {
     if text.chars().nth(MAX_URL_CHARS).is_some() {
         return Err(format!("unusable URL: longer than {MAX_URL_CHARS} characters"));
@@ -273,11 +272,10 @@ pub fn check_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// What stands where something is not shown because it may be secret.
+/// Replaces a part that may be secret.
 pub const HIDDEN: &str = "***";
 
-/// Whether a URL is one of which a part is not shown, or may be: [`HIDDEN`] stands in its userinfo, query or
-/// fragment.
+/// Whether a part of the URL is hidden, or may be: its userinfo, query or fragment contains [`HIDDEN`].
 #[must_use]
 pub fn hides_part(url: &str) -> bool {
     let after = url.split_once("://").map_or(url, |(_, after)| after);
@@ -287,11 +285,11 @@ pub fn hides_part(url: &str) -> bool {
     tail.contains(HIDDEN) || userinfo.contains(HIDDEN)
 }
 
-/// A webhook's URL for people to recognize, as it was registered, but for what may be secret: user name and
-/// password, query and fragment are `***`. What can't be used as a URL is shown likewise.
+/// A webhook's URL as registered, for people to recognize, without what may be secret: user name and
+/// password, query and fragment become `***`. So do these parts of a text that isn't a usable URL.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
-    // A user name makes a URL unusable: in one that can be used, an `@` belongs to the path or the query.
+    // A user name makes a URL unusable: in a usable one, an `@` belongs to the path or the query.
     let (start, rest) = if check_url(text).is_err()
         && let Some(at) = text.rfind('@')
     {
@@ -314,8 +312,8 @@ pub fn without_secrets(text: &str) -> String {
     }
 }
 
-/// By what URLs are compared: two that lead to the same place have the same, whatever they look like. What
-/// can't be used as a URL is compared as it is.
+/// The form in which URLs are compared: two that lead to the same place have the same, however they are
+/// written. An unusable URL is compared as it is.
 #[must_use]
 pub fn url_key(text: &str) -> String {
     check_url(text).map_or_else(|_| text.to_owned(), String::from)
@@ -411,7 +409,7 @@ mod tests {
     fn a_url_that_no_receiver_can_be_expected_to_take_is_unusable() {
         let url = |length: usize| format!("http://a/{}", "x".repeat(length - 9));
         assert!(check_url(&url(MAX_URL_CHARS)).is_ok());
-        // The second is longer once it is encoded.
+        // The second one is too long once it is encoded.
         for long in [url(MAX_URL_CHARS + 1), format!("http://a/{}", "é".repeat(2_000))] {
             let error = check_url(&long).expect_err("it is too long");
             assert!(error.starts_with("unusable URL: longer than 8192"), "{error}");
@@ -451,7 +449,7 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(without_secrets(url), shown);
-            // What was hidden is hidden in the same way again.
+            // Hiding it again changes nothing.
             assert_eq!(without_secrets(shown), shown);
         }
     }
@@ -500,7 +498,7 @@ mod tests {
             let given = Properties { account: header.as_ref(), ..Properties::default() };
             let event = Event::read(given, body.as_bytes(), 9_999, || "new".to_owned());
             let event = event.expect("all of these are sound");
-            // Whose it is, told in another way.
+            // The account, determined in another way.
             let parsed: serde_json::Value = serde_json::from_str(&body).expect("JSON");
             let member = |name: &str| match &parsed[name] {
                 serde_json::Value::String(text) if !text.is_empty() => Some(text.clone()),

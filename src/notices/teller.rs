@@ -1,4 +1,4 @@
-//! The thread that tells: it publishes what there is to be told, a batch at a time.
+//! The thread that publishes notices, in batches.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,39 +20,39 @@ use crate::metrics::NoticesState;
 use crate::shutdown::Shutdown;
 use crate::store::{Happening, Store, StoreError, Untold};
 
-/// Notices that are published together.
+/// How many notices are published together.
 const BATCH: usize = 100;
 
 /// How long the first death of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// How long RabbitMQ may take to confirm a batch, which takes it milliseconds, unless it has an alarm.
+/// How long RabbitMQ may take to confirm a batch. It takes milliseconds, unless RabbitMQ has an alarm.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
-/// The same for the last, when everything else has ended.
+/// The same for the last batch, when everything else has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long a batch may stay unconfirmed where RabbitMQ has no alarm: a queue that is bound to the exchange
-/// has no leader, perhaps. The others have it, so it is not published again.
+/// How long a batch may stay unconfirmed if RabbitMQ has no alarm: perhaps a queue bound to the exchange
+/// has no leader. The other queues have the batch, so it isn't published again.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// How often it is looked meanwhile whether RabbitMQ has confirmed it.
+/// How often to check meanwhile whether RabbitMQ has confirmed it.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often a batch is published at most whose connection is lost before it is confirmed: it may have
+/// How often a batch is published at most if the connection is lost before the confirm: it may have
 /// arrived each time.
 const MOST_ATTEMPTS: u32 = 3;
 
-/// How long the connection is kept for nothing.
+/// How long an idle connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How soon after a change of the webhooks it is looked which. Many changes are one then.
+/// How soon after a change of webhooks the changes are read. Many changes are handled together.
 const CALM: Duration = Duration::from_millis(200);
 
-/// How often it is told that notices were dropped.
+/// How often to log that notices were dropped.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often changes are looked for that were not heard, and what is over is forgotten.
+/// How often to search for changes that weren't reported, and to forget conditions that have ended.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The thread's part.
@@ -67,20 +67,20 @@ pub struct Teller {
     watch: Watch,
     announcer: Option<Announcer>,
     used: Instant,
-    /// Deaths that were taken, and of whose webhooks nothing is known yet.
+    /// Deaths that were taken, and whose webhooks haven't been looked up yet.
     taken: Vec<Obituary>,
-    /// Notices that are to be published, and how often these were.
+    /// The notices to publish, and how often they were published.
     batch: VecDeque<Notice>,
     attempts: u32,
-    /// How many changes of webhooks nobody has taken, when they were last counted.
+    /// How many changes of webhooks wait in the table, as of the last count.
     untold: usize,
-    /// When the batch was published, if it is not confirmed yet.
+    /// When the batch was published, if it isn't confirmed yet.
     sent_at: Option<Instant>,
-    /// Nothing is published before.
+    /// Nothing is published before this time.
     not_before: Option<Instant>,
     backoff: Backoff,
     causes: Causes,
-    /// How many were dropped when that was last told.
+    /// How many had been dropped when that was last logged.
     dropped: u64,
     told_at: Option<Instant>,
 }
@@ -118,12 +118,12 @@ impl Teller {
         }
     }
 
-    /// Watches and tells until `stop`, which has to come after the last delivery has ended; then tells what
-    /// is left, within a second or two.
+    /// Watches and publishes until `stop`, which must come after the last delivery has ended; then
+    /// publishes the rest within a second or two.
     pub fn run(mut self, stop: &Shutdown) {
         let changes = self.directory.subscribe();
         let tick = self.watch.tick();
-        // At the start: what has changed while nobody ran, and so that there is an exchange to bind to.
+        // At the start: for changes made while nobody ran, and so that there is an exchange to bind to.
         let (mut looks_at, mut ticks_at, mut upkeep_at) =
             (Instant::now(), Instant::now(), Instant::now());
         self.connect(stop);
@@ -138,7 +138,7 @@ impl Teller {
                         let _ = stop.wait(LINGER);
                         self.tell(stop);
                     } else {
-                        // Nobody is left to die.
+                        // No sender is left.
                         let _ = stop.wait(tick);
                     }
                 }
@@ -176,14 +176,14 @@ impl Teller {
         self.end(stop);
     }
 
-    /// Whether deaths are taken out of the channel: not while they can't be told.
+    /// Whether deaths are taken from the channel: not while they can't be published.
     fn may_take(&self) -> bool {
         let is_at_rest = self.not_before.is_some_and(|until| Instant::now() < until);
         !is_at_rest && self.taken.len() + self.batch.len() < BATCH
     }
 
     fn connect(&mut self, stop: &Shutdown) -> bool {
-        // Whether it is lost while something waits for its confirm, who waits finds out.
+        // If the connection is lost while a batch is unconfirmed, waiting for it will show that.
         if self.sent_at.is_some() || self.announcer.as_mut().is_some_and(Announcer::is_open) {
             return true;
         }
@@ -192,7 +192,7 @@ impl Teller {
             Ok(announcer) => {
                 self.announcer = Some(announcer);
                 self.used = Instant::now();
-                // That there is an exchange is all that there may be to do.
+                // Declaring the exchange may be all there is to do.
                 if self.batch.is_empty() {
                     self.works();
                 }
@@ -205,7 +205,7 @@ impl Teller {
         }
     }
 
-    /// Tells what there is to tell, as far as that is possible now.
+    /// Publishes as much as possible now.
     fn tell(&mut self, stop: &Shutdown) {
         if self.not_before.is_some_and(|until| Instant::now() < until) {
             return;
@@ -223,7 +223,7 @@ impl Teller {
         self.state.wait(in_hand + self.untold);
     }
 
-    /// Makes notices of the deaths that there are.
+    /// Makes notices of the waiting deaths.
     fn read_obituaries(&mut self) -> Result<(), StoreError> {
         let room = BATCH.saturating_sub(self.taken.len());
         self.taken.extend(self.deaths.try_iter().take(room));
@@ -240,7 +240,7 @@ impl Teller {
         Ok(())
     }
 
-    /// Makes a batch of what there is to be told; false, if that is not known now.
+    /// Fills the batch; false if it isn't known what to publish.
     fn fill(&mut self, stop: &Shutdown) -> bool {
         if let Err(error) = self.read_obituaries() {
             self.failed(&error.to_string(), stop);
@@ -249,13 +249,13 @@ impl Teller {
         if !self.batch.is_empty() {
             return true;
         }
-        // Why it is not known the watch tells.
+        // The watch logs the reason.
         let Ok(untold) = self.watch.count_untold() else { return false };
         self.untold = untold;
         if untold == 0 {
             return true;
         }
-        // First this: what is taken is told by nobody else.
+        // This comes first: nobody else announces what is taken.
         if !self.connect(stop) {
             return false;
         }
@@ -272,7 +272,7 @@ impl Teller {
         }
     }
 
-    /// Publishes the batch, or goes on waiting for its confirms; false, if that is not over.
+    /// Publishes the batch, or continues to wait for its confirms; false if that isn't finished.
     fn publish(&mut self, limit: Duration, stop: &Shutdown) -> bool {
         let Some(announcer) = self.announcer.take() else {
             self.sent_at = None;
@@ -280,7 +280,7 @@ impl Teller {
         };
         let count = self.batch.len() as u64;
         let sent_at = self.sent_at.take();
-        // In small steps, so that the end of the process cuts none of it short.
+        // In small steps, so that the end of the process interrupts none of them.
         let step = if stop.is_requested() { limit } else { LOOK };
         let began = Instant::now();
         let mut done = match sent_at {
@@ -332,7 +332,7 @@ impl Teller {
         }
     }
 
-    /// Nothing more is done about the batch, of which so many are dropped.
+    /// Finishes the batch, `dropped` of which are dropped.
     fn is_done(&mut self, dropped: u64) {
         self.state.dropped.inc_by(dropped);
         self.batch.clear();
@@ -356,13 +356,13 @@ impl Teller {
         self.state.failed(problem);
         if self.causes.is_news(problem) {
             log::warn!(
-                "notices not published cause={problem:?}: what webhooks.events has to tell waits; \
+                "notices not published cause={problem:?}: the notices for webhooks.events wait; \
                  deliveries go on"
             );
         }
     }
 
-    /// Closes a connection that nobody needs.
+    /// Closes an idle connection.
     fn rest(&mut self) {
         if self.used.elapsed() > IDLE_TIMEOUT
             && self.batch.is_empty()
@@ -372,14 +372,14 @@ impl Teller {
         }
     }
 
-    /// Says that notices were dropped, once a minute at most.
+    /// Logs that notices were dropped, at most once a minute.
     fn report(&mut self) {
         let dropped = self.state.dropped.get();
         if dropped > self.dropped
             && self.told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_INTERVAL)
         {
             log::warn!(
-                "notices dropped count={}: there were more than {MOST_WAITING} at a time, RabbitMQ did not \
+                "notices dropped count={}: more than {MOST_WAITING} were waiting, RabbitMQ did not \
                  confirm them, or a queue that is bound to webhooks.events takes no messages",
                 dropped - self.dropped
             );
@@ -387,10 +387,10 @@ impl Teller {
         }
     }
 
-    /// Everything else has ended.
+    /// Everything else has ended: publishes the rest.
     fn end(mut self, stop: &Shutdown) {
         let is_open = self.announcer.as_mut().is_some_and(Announcer::is_open);
-        // A second batch would not be published together with one that waits.
+        // A second batch isn't published together with a waiting one.
         let is_read = self.sent_at.is_some() || self.read_obituaries().is_ok();
         if is_open && is_read && !self.batch.is_empty() {
             self.publish(LAST_WORDS, stop);
@@ -398,17 +398,19 @@ impl Teller {
         let left = self.batch.len() + self.taken.len() + self.deaths.len();
         if left > 0 {
             self.state.dropped.inc_by(left as u64);
-            log::warn!("notices dropped count={left}: they could not be published before the end");
+            log::warn!(
+                "notices dropped count={left}: they could not be published before the shutdown"
+            );
         }
         if let Some(announcer) = self.announcer.take() {
             announcer.close();
         }
-        // A success that came just now would be forgotten.
+        // Otherwise a success of the last moment would be forgotten.
         self.watch.look();
     }
 }
 
-/// In the order in which it happened.
+/// In the order of events.
 fn notices_of(Untold { webhook, subject, what }: Untold) -> Vec<Notice> {
     let now = unix_millis();
     let tell = |happening| {

@@ -1,4 +1,5 @@
-//! Since when which receiver fails, written down for all notifiers; and what follows when that is too long.
+//! Records since when receivers have been failing, for all notifiers, and disables those that have
+//! failed for too long.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use crate::metrics::{AutoDisabled, NoticesState};
 use crate::receivers::Receivers;
 use crate::store::{Failing, Store, StoreError};
 
-/// An attempt may be made so much later than the longest delay of RETRY_SCHEDULE after the one before.
-/// Where none was made for longer, an outage begins anew: a webhook that gets no events does not fail.
+/// The next attempt may come this much later than the longest delay of RETRY_SCHEDULE. If none was made
+/// for longer, an outage begins anew: a webhook without events isn't failing.
 const SLACK: Duration = Duration::from_secs(3_600);
 
 /// Watches the receivers of this process, and the table.
@@ -27,12 +28,12 @@ pub(super) struct Watch {
     receivers: Arc<Receivers>,
     state: NoticesState,
     disable_after: Option<Duration>,
-    /// How long may pass between two attempts of one outage.
+    /// The longest time between two attempts of one outage.
     gap: Duration,
     outages: Outages,
     grain: Grain,
     have_changed: bool,
-    /// Why each of the three was not done, as far as it was told.
+    /// The logged causes for failing at each of the three tasks.
     not_noted: Causes,
     not_counted: Causes,
     not_kept: Causes,
@@ -71,9 +72,9 @@ impl Watch {
         self.have_changed = true;
     }
 
-    /// Takes note of what has become of receivers since the last look, and disables those that have failed
-    /// for too long. In this order: what is due by the table is so since the last look at least, and other
-    /// notifiers have told of successes since.
+    /// Records what happened to receivers since the last look, and disables those that have failed for
+    /// too long. In this order: what is due by the table has been due at least since the last look, and
+    /// other notifiers have recorded their successes since.
     pub(super) fn look(&mut self) {
         let looked = self.look_once();
         told(&mut self.not_noted, "conditions of webhooks not noted", looked);
@@ -110,21 +111,21 @@ impl Watch {
         for (webhook, since) in disabled {
             let since = rfc3339(since);
             log::warn!(
-                "webhook disabled webhook={webhook} reason={reason:?} failing_since={since}: what waits \
-                 for it is dropped; `webhooks enable {webhook}` brings it back"
+                "webhook disabled webhook={webhook} reason={reason:?} failing_since={since}: its waiting \
+                 deliveries are dropped; `webhooks enable {webhook}` enables it again"
             );
             self.state.disabled(AutoDisabled::Failing);
             self.receivers.forget(webhook);
             self.have_changed = true;
         }
         if is_any {
-            // The page names them.
+            // The status page names them.
             self.upkeep();
         }
         Ok(())
     }
 
-    /// How many changes nobody has told.
+    /// How many changes haven't been announced.
     pub(super) fn count_untold(&mut self) -> Result<usize, ()> {
         let counted = self.store.count_untold(self.have_changed);
         if counted.is_ok() {
@@ -136,7 +137,7 @@ impl Watch {
         if is_known { Ok(count) } else { Err(()) }
     }
 
-    /// Forgets what is over, and learns what the status page tells.
+    /// Forgets conditions that have ended, and reads what the status page shows.
     pub(super) fn upkeep(&mut self) {
         let kept = self.store.forget_conditions().and_then(|()| self.store.disabled_lately());
         let learned = kept.map(|lately| {
@@ -147,12 +148,12 @@ impl Watch {
     }
 }
 
-/// One line for each cause. That PostgreSQL is away others say.
+/// Logs each cause once. An outage of PostgreSQL is logged elsewhere.
 fn told(causes: &mut Causes, what: &str, done: Result<(), StoreError>) {
     match done {
         Ok(()) => {
             if causes.end().is_some() {
-                log::info!("no longer so: {what}");
+                log::info!("resolved: {what}");
             }
         }
         Err(error) if error.is_passing() => log::debug!("{what}: {error}"),
@@ -160,8 +161,8 @@ fn told(causes: &mut Causes, what: &str, done: Result<(), StoreError>) {
             let cause = error.to_string();
             if causes.is_news(&cause) {
                 log::warn!(
-                    "{what} cause={cause:?}: DISABLE_AFTER and what webhooks.events tells wait for it; \
-                     deliveries go on"
+                    "{what} cause={cause:?}: DISABLE_AFTER and the notices of webhooks.events wait for \
+                     that; deliveries go on"
                 );
             }
         }

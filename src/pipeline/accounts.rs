@@ -1,8 +1,8 @@
-//! What waited for a webhook that is one of another account by now.
+//! Deliveries whose webhook has moved to another account.
 //!
-//! Whose an event is was decided when its webhooks were looked up, and the delivery carries it. The
-//! account of a webhook may change while deliveries wait for it: those of others than its new account
-//! must not reach it. They are dead letters, so that they are there should the change have been a mistake.
+//! A delivery carries its event's account, which was decided when the event's webhooks were looked up. A
+//! webhook's account may change while deliveries wait for it; those of other accounts must not reach it.
+//! They become dead letters, so that they still exist if the change was a mistake.
 
 use super::{Context, Pipeline, Promise};
 use crate::broker::{NotConfirmed, WITHOUT_BACKLOG};
@@ -16,19 +16,19 @@ use crate::domain::shown::word;
 use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
 
-/// Whose the webhook of a delivery is by now.
+/// What the account of a delivery's webhook allows now.
 #[expect(clippy::large_enum_variant, reason = "it is looked at once, and never kept")]
 pub(super) enum AccountNow {
-    /// It may have the delivery; or it is gone or disabled, which the next delivery to it will find.
+    /// It may have the delivery; or it is gone or disabled, which its next delivery will find out.
     Own,
-    /// It may not.
+    /// It may not have it.
     Other(Webhook),
-    /// It was changed, and PostgreSQL does not say how.
+    /// It was changed, and PostgreSQL doesn't say how.
     Unknown,
 }
 
 impl Pipeline {
-    /// Looks up once more whether a webhook may have a delivery.
+    /// Checks again whether a webhook may have a delivery.
     pub(super) fn account_now(&self, webhook: &Webhook, delivery: &Delivery) -> AccountNow {
         match self.directory.find(delivery.webhook_id) {
             Ok(Found::Enabled(webhook)) if !webhook.may_have(&delivery.event) => {
@@ -39,31 +39,30 @@ impl Pipeline {
                 self.metrics.health().database().failed(error.answer());
                 match self.directory.has_changed_since(webhook) {
                     true => AccountNow::Unknown,
-                    // Then what was known last serves.
+                    // Then the last known state is used.
                     false => AccountNow::Own,
                 }
             }
         }
     }
 
-    /// The webhook of a delivery that it may not have.
+    /// The webhook of a delivery, if it may not have the delivery.
     pub(super) fn other_account(&self, delivery: &Delivery) -> Option<Webhook> {
         match self.directory.find(delivery.webhook_id) {
             Ok(Found::Enabled(webhook)) if !webhook.may_have(&delivery.event) => Some(webhook),
-            // If it can't be told, it is looked up once more before it is attempted.
+            // If PostgreSQL doesn't say, it is looked up again before an attempt.
             _ => None,
         }
     }
 
-    /// Parks a delivery that can't be told from those that its webhook may not have. It is looked up when
-    /// it comes back.
+    /// Parks a delivery whose webhook perhaps may not have it. That is checked again when it comes back.
     pub(super) fn put_aside(
         &self,
         context: Context<'_>,
         delivery: &Delivery,
     ) -> Result<Promise, NotConfirmed> {
         log::debug!(
-            "held back event={} webhook={} because=its webhook was changed, and PostgreSQL does not say how",
+            "held back event={} webhook={} because=its webhook was changed, and PostgreSQL can't be asked how",
             word(&delivery.event.id),
             delivery.webhook_id,
         );

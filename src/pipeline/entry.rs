@@ -1,4 +1,4 @@
-//! What can't begin now: into its receiver's backlog, in order.
+//! Moves deliveries that can't begin now to their receiver's backlog, in order.
 
 use super::onward::travelling;
 use super::{Context, Kept, Pipeline, Promise, age, from_now};
@@ -15,8 +15,7 @@ use crate::domain::webhook::Webhook;
 use crate::receivers::Receivers;
 
 impl Pipeline {
-    /// Sees to it that a delivery that has no attempt now gets one later: by way of its receiver's
-    /// backlog.
+    /// Arranges a later attempt for a delivery that has none now: through its receiver's backlog.
     pub(super) fn hold_back(
         &self,
         context: Context<'_>,
@@ -28,7 +27,7 @@ impl Pipeline {
         let event = word(&delivery.event.id);
         log::debug!("held back event={event} webhook={} because={hold}", webhook.id);
         let Some(entry) = entry else {
-            // Shutdown: it comes first at the next start.
+            // At shutdown: it comes first at the next start.
             return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
         };
         let place = Place { receivers: &self.receivers, entry, is_there: false };
@@ -58,12 +57,12 @@ impl Pipeline {
         self.park(context, &delivery, wait, context.metrics.held(hold.into())).map(Some)
     }
 
-    /// Whether a delivery may not wait any more.
+    /// Whether a delivery is too old to wait.
     pub(super) fn is_too_old(&self, delivery: &Delivery) -> bool {
         age(delivery) > self.delivery_max_age
     }
 
-    /// A delivery has become too old without an attempt.
+    /// A delivery became too old without an attempt.
     pub(super) fn expire(
         &self,
         context: Context<'_>,
@@ -73,7 +72,7 @@ impl Pipeline {
         self.bury_unattempted(context, delivery, DeadReason::Expired, why.label())
     }
 
-    /// A delivery is dead, and not by what an attempt has shown.
+    /// A delivery died for a reason other than the result of an attempt.
     pub(super) fn bury_unattempted(
         &self,
         context: Context<'_>,
@@ -95,7 +94,7 @@ impl Pipeline {
         self.bury(context, delivery, reason)
     }
 
-    /// Into its receiver's backlog.
+    /// Publishes a delivery to its receiver's backlog.
     fn enter(
         &self,
         context: Context<'_>,
@@ -111,8 +110,8 @@ impl Pipeline {
     }
 }
 
-/// A delivery's place among those that enter a backlog. Others wait until it is there; or, however
-/// this ends, until it is not going there.
+/// A delivery's place in the line that enters a backlog. Those behind it wait until it is published, or,
+/// however this ends, until it is known not to be.
 struct Place<'a> {
     receivers: &'a Receivers,
     entry: EntryTicket,

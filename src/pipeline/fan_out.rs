@@ -1,9 +1,9 @@
-//! An event that several webhooks want: its deliveries run beside each other, or, where very many want
-//! it, become messages of their own.
+//! An event that several webhooks want: its deliveries run in parallel. If very many want it, they
+//! become separate messages.
 //!
-//! A delivery that will be over before another thread could begin it is made in the thread that has
-//! the event, one after the other. Each of the others has a thread of [`crate::workers`] at once. Where a
-//! near receiver keeps its thread waiting for once, another goes on with the rest ([`FanOut::help`]).
+//! Deliveries that end before another thread could begin them are made one after the other in the
+//! event's own thread. Each other delivery gets a thread of [`crate::workers`] at once. If a near
+//! receiver happens to block its thread, another thread continues with the rest ([`FanOut::help`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,15 +21,15 @@ use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
 use crate::receivers::{InLine, Turn};
 
-/// How often a thread that waits for a place looks whether it is its turn to enter a backlog.
+/// How often a thread that waits for capacity checks whether it may enter a backlog.
 const TURN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How many bytes of an event that is split may be on their way to the broker at a time: enough to
-/// keep it busy with small events, and little enough to hold in memory.
+/// How many bytes of a split event may be on their way to the broker at a time: enough to keep it busy
+/// with small events, and few enough to hold in memory.
 const SPLIT_BYTES: usize = 16 << 20;
 
-/// How many messages of an event that is split may be on their way at a time, however small: the
-/// broker confirms some thousands a second, hundreds with one stroke.
+/// How many messages of a split event may be on their way at a time, however small. The broker confirms
+/// some thousands per second, hundreds at once.
 const SPLIT_MESSAGES: usize = 1_024;
 
 /// The deliveries of an event, shared by the threads that make them.
@@ -42,13 +42,13 @@ pub struct FanOut {
     webhooks: Arc<[Webhook]>,
     begun: Instant,
     state: Mutex<State>,
-    /// Nothing is under way any more.
+    /// Notified when no delivery is in hand any more.
     over: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// To which webhooks deliveries are left that nobody has begun.
+    /// The webhooks whose deliveries nobody has begun.
     left: VecDeque<usize>,
     /// How many deliveries threads have in hand.
     in_hand: usize,
@@ -64,7 +64,7 @@ impl FanOut {
         !self.lock().left.is_empty()
     }
 
-    /// Makes what is left, as far as nobody else does.
+    /// Makes the remaining deliveries, unless other threads do.
     pub fn help(self: &Arc<Self>) {
         self.make_rest(|| {});
     }
@@ -79,19 +79,19 @@ impl FanOut {
     fn take(self: &Arc<Self>) -> Option<InHand> {
         let mut state = self.lock();
         let webhook = state.left.pop_front()?;
-        // Under the same lock: in between it would be neither left nor in hand, and nobody would
-        // wait for it.
+        // Under the same lock: otherwise it would for a moment be neither left nor in hand, and nobody
+        // would wait for it.
         state.in_hand += 1;
         Some(InHand { fan_out: Arc::clone(self), webhook })
     }
 
-    /// Waits until all deliveries have their end.
+    /// Waits until all deliveries have ended.
     fn wait(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         while state.in_hand > 0 {
             state = self.over.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        // As it would have been in this thread.
+        // As if it had happened in this thread.
         assert!(!state.panicked, "a delivery of event {:?} panicked", self.event.id);
         state
     }
@@ -101,7 +101,7 @@ impl FanOut {
     }
 }
 
-/// A delivery that a thread has in hand. However that ends, nobody waits for it for ever.
+/// A delivery that a thread has in hand. However that ends, nobody waits for it forever.
 struct InHand {
     fan_out: Arc<FanOut>,
     webhook: usize,
@@ -113,7 +113,7 @@ impl InHand {
         Self { fan_out: Arc::clone(fan_out), webhook }
     }
 
-    /// Makes the delivery here.
+    /// Makes the delivery in this thread.
     fn make(self) {
         let FanOut { pipeline, .. } = &*self.fan_out;
         let (webhook, delivery) = self.delivery();
@@ -125,8 +125,8 @@ impl InHand {
         self.ends(kept);
     }
 
-    /// Makes it in another thread, where it may begin now. Where it has to wait for a place, or goes to a
-    /// backlog, it joins those that do.
+    /// Makes it in another thread if it may begin now. Otherwise it joins those that wait for capacity
+    /// or enter a backlog.
     fn send_out(self, pending: &mut Pending) {
         if self.is_too_late() {
             return self.make();
@@ -149,13 +149,13 @@ impl InHand {
             self.ends(kept);
             None
         };
-        // Without more threads, this one does all the work, only later.
+        // If no thread can be started, this one does all the work, later.
         if let Err(task) = workers.run(Box::new(task)) {
             task();
         }
     }
 
-    /// Whether it is its turn to enter a backlog, so that nobody has to be waited for.
+    /// Whether it may enter a backlog without waiting for others.
     fn may_enter(&self, refusal: &Refusal) -> bool {
         let receivers = &self.fan_out.pipeline.receivers;
         refusal.entry.is_none_or(|entry| receivers.is_next_to_enter(entry))
@@ -167,8 +167,8 @@ impl InHand {
         self.ends(kept);
     }
 
-    /// At shutdown, and when it takes too long, those not begun go to the retry queue: handing the
-    /// whole event back would repeat the others.
+    /// At shutdown, or if the event takes too long, deliveries that haven't begun go to the retry queue:
+    /// handing back the whole event would repeat the others.
     fn is_too_late(&self) -> bool {
         let FanOut { pipeline, begun, .. } = &*self.fan_out;
         pipeline.shutdown.is_requested() || begun.elapsed() > pipeline.patience
@@ -189,7 +189,7 @@ impl InHand {
         match kept {
             Ok(promise) => state.promises.extend(promise),
             Err(NotConfirmed) => {
-                // The event has to go back, and all of it is made again.
+                // The event has to be handed back, and everything is repeated.
                 state.unconfirmed = true;
                 state.left.clear();
             }
@@ -197,12 +197,12 @@ impl InHand {
     }
 }
 
-/// What of an event has not begun yet.
+/// The deliveries of an event that haven't begun.
 ///
-/// Each may have something that others wait for: a place, when it is called, or a turn to enter a backlog.
-/// A thread that waited for one of them and left the others lying could wait for somebody who waits for
-/// these, for ever. So it waits for all of them at a time, and enters backlogs in the order in which the
-/// turns were given.
+/// Each may hold something that others wait for: capacity once it is called, or a turn to enter a
+/// backlog. A thread that waited for one of them while holding another could wait forever for a thread
+/// that does the same. So it waits for all of them at once, and enters backlogs in the order of the
+/// turns.
 #[derive(Default)]
 struct Pending {
     waiting: Vec<(InHand, InLine)>,
@@ -210,7 +210,7 @@ struct Pending {
 }
 
 impl Pending {
-    /// Sees to all of them.
+    /// Finishes all of them.
     fn finish(mut self, pipeline: &Pipeline) {
         let Pipeline { receivers, patience, shutdown, .. } = pipeline;
         while !self.waiting.is_empty() {
@@ -225,7 +225,7 @@ impl Pending {
         self.enter(|_, _| true);
     }
 
-    /// Takes the turns of those that may enter.
+    /// Enters the backlogs of those that may.
     fn enter(&mut self, may_enter: impl Fn(&InHand, &Refusal) -> bool) {
         self.refused.sort_by_key(|(_, refusal)| refusal.entry.map(EntryTicket::number));
         let refused = std::mem::take(&mut self.refused);
@@ -251,8 +251,8 @@ impl Drop for InHand {
 }
 
 impl Pipeline {
-    /// Delivers an event to each of its webhooks. Every delivery has its own end, whatever becomes of
-    /// its neighbours.
+    /// Delivers an event to each of its webhooks. The result of each delivery is independent of the
+    /// others.
     pub(super) fn fan_out(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
@@ -274,7 +274,7 @@ impl Pipeline {
             state: Mutex::new(State { left: near.into(), ..State::default() }),
             over: Condvar::new(),
         });
-        // Before anything is waited for: from here on others can help.
+        // Before anything waits: from here on others can help.
         progress.set_event(Some(Arc::clone(&fan_out)));
         let mut pending = Pending::default();
         for webhook in far {
@@ -288,9 +288,9 @@ impl Pipeline {
         if state.unconfirmed { Err(Missing::Confirm) } else { Ok(()) }
     }
 
-    /// Makes each delivery of an event a message of its own, for all instances to share. An event
-    /// that thousands want would hold its consumer for minutes, and be made again from the start if
-    /// this process ended meanwhile.
+    /// Makes each delivery of an event a separate message, shared by all instances. An event that
+    /// thousands want would occupy its consumer for minutes, and be repeated from the start if this
+    /// process ended meanwhile.
     pub(super) fn split(
         &self,
         context: Context<'_>,

@@ -1,4 +1,4 @@
-//! The first delivery of a backlog: what is to be done with it now.
+//! Decides what happens to the first delivery of a backlog.
 
 use std::time::{Duration, Instant};
 
@@ -21,29 +21,29 @@ use crate::receivers::{InLine, Turn};
 pub struct Waiting {
     message: Message,
     delivery: Result<Delivery, Malformed>,
-    /// Whether this process has put it there.
+    /// Whether this process put it there.
     pub is_ours: bool,
 }
 
-/// What is to be done with the first of a backlog.
+/// What to do with the first delivery of a backlog.
 #[derive(Debug)]
 pub enum Head {
-    /// An attempt, with [`Pipeline::attempt_head`].
+    /// Make an attempt, with [`Pipeline::attempt_head`].
     Attempt(Box<Webhook>, Attempt),
-    /// An attempt, when it is called.
+    /// Make an attempt when it is called.
     Waits(Box<Webhook>, InLine),
-    /// Nothing, for that reason.
+    /// Nothing, for this reason.
     Held(Hold),
-    /// It is to leave the backlog without an attempt, with [`Pipeline::let_go`].
+    /// Remove it from the backlog without an attempt, with [`Pipeline::let_go`].
     Leaves,
-    /// Nothing: neither it nor what stands behind it is wanted any more.
+    /// Nothing: neither it nor anything behind it is wanted any more.
     Unwanted(Dropped),
     /// PostgreSQL has to be asked, and doesn't answer.
     Missing,
 }
 
 impl Waiting {
-    /// How many bytes it takes in memory, about.
+    /// Its approximate memory in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.message.size()
@@ -59,22 +59,22 @@ impl Pipeline {
         Waiting { message, delivery, is_ours }
     }
 
-    /// How long until a delivery becomes too old to wait; not at all, if it can't be read.
+    /// The time until a delivery is too old to wait; zero if it can't be read.
     #[must_use]
     pub fn expires_in(&self, waiting: &Waiting) -> Duration {
         self.delivery_max_age.saturating_sub(self.age(waiting).unwrap_or(Duration::MAX))
     }
 
-    /// How long ago the event of a delivery came; none, if it can't be read.
+    /// The age of a delivery's event; `None` if it can't be read.
     #[must_use]
     pub fn age(&self, waiting: &Waiting) -> Option<Duration> {
         waiting.delivery.as_ref().ok().map(age)
     }
 
-    /// Which instance sends what a webhook can take.
+    /// Which instance sends to a webhook.
     ///
     /// # Errors
-    /// [`StoreError`], where PostgreSQL has to be asked and gives no answer.
+    /// [`StoreError`] if PostgreSQL has to be asked and doesn't answer.
     pub fn sent_by(&self, webhook: Uuid) -> Result<SentBy, StoreError> {
         Ok(match self.directory.find(webhook)? {
             Found::Enabled(webhook) => self.receivers.sent_by(webhook.id, webhook.limits()),
@@ -82,7 +82,7 @@ impl Pipeline {
         })
     }
 
-    /// What is to be done with the first of a backlog of that lane.
+    /// Decides about the first delivery of a backlog of that lane.
     #[must_use]
     pub fn head(&self, lane: &Lane, waiting: &Waiting) -> Head {
         let Ok(delivery) = &waiting.delivery else { return Head::Leaves };
@@ -107,14 +107,14 @@ impl Pipeline {
         match asked {
             Ok(Turn::Begins(attempt)) => Head::Attempt(Box::new(webhook), attempt),
             Ok(Turn::Waits(in_line)) => Head::Waits(Box::new(webhook), in_line),
-            // As with retries: what may be attempted now is, however old it is.
+            // As with retries: whatever its age, an attempt that is possible now is made.
             Err(_) if self.is_too_old(delivery) => Head::Leaves,
             Err(hold) => Head::Held(hold),
         }
     }
 
-    /// Makes an attempt of what was the first of a backlog, and waits until the broker has confirmed
-    /// what follows from it.
+    /// Makes an attempt of the delivery that was the first of a backlog, and waits until the broker has
+    /// confirmed what follows.
     ///
     /// # Errors
     /// [`NotConfirmed`]
@@ -134,8 +134,9 @@ impl Pipeline {
         })
     }
 
-    /// Sees to what leaves a backlog without an attempt: it is malformed, not for its webhook any more, too
-    /// old, or has come back so often that the broker might drop it. Waits for the confirm.
+    /// Handles a delivery that leaves a backlog without an attempt, and waits for the confirm: it is
+    /// malformed, no longer for its webhook, too old, or was redelivered so often that the broker might
+    /// drop it.
     ///
     /// # Errors
     /// [`NotConfirmed`]
@@ -157,7 +158,7 @@ impl Pipeline {
         })
     }
 
-    /// Does what is to be done with a delivery, and waits for the confirms of what follows.
+    /// Handles a delivery, and waits for the confirms of what follows.
     fn settle_waiting(
         &self,
         lane: &Lane,
@@ -179,12 +180,12 @@ impl Pipeline {
         Ok(())
     }
 
-    /// A delivery has left its backlog without an attempt.
+    /// A delivery left its backlog without an attempt.
     pub fn left_backlog(&self, lane: &Lane, webhook: Uuid, is_ours: bool) {
         self.receivers.left_backlog(lane.number, webhook, is_ours);
     }
 
-    /// So many deliveries were dropped at once from a backlog.
+    /// `count` deliveries of a backlog were dropped at once.
     pub fn dropped_from_backlog(&self, why: Dropped, count: u64) {
         self.metrics.dropped(why).inc_by(count);
     }

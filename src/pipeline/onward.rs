@@ -1,5 +1,5 @@
-//! Where a message or a delivery goes on to that has not reached its receiver: into a wait queue, the
-//! retry lane, the dead-letter queue, or its own queue again. Each is a promise until it is confirmed.
+//! Where a message or delivery goes that hasn't reached its receiver: to a wait queue, the retry lane,
+//! the dead-letter queue, or the end of its own queue. Each is a promise until it is confirmed.
 
 use prometheus::IntCounter;
 
@@ -28,7 +28,7 @@ impl Pipeline {
         Ok(promise)
     }
 
-    /// Into the retry lane, to be attempted there at once.
+    /// To the retry lane, for an immediate attempt.
     pub(super) fn hand_over(
         &self,
         context: Context<'_>,
@@ -68,7 +68,7 @@ impl Pipeline {
         Ok(Promise { confirmation, counter, is_parked, death: None })
     }
 
-    /// A dead letter whose queue did not take it when it died. It was counted then.
+    /// Moves on a dead letter whose queue didn't accept it when it died. It was counted then.
     pub(super) fn bury_at_last(
         &self,
         context: Context<'_>,
@@ -76,12 +76,13 @@ impl Pipeline {
     ) -> Result<(), Missing> {
         let outgoing = Outgoing::dead(context.message.clone().arrived(), &context.lane.origin);
         let confirmation = self.publisher.publish(outgoing)?;
-        // And told.
+        // So was its notice.
         promises.extend([Promise { confirmation, counter: None, is_parked: false, death: None }]);
         Ok(())
     }
 
-    /// Puts a copy of a weary message at the end of its queue. Rare, so it is waited for.
+    /// Puts a copy of a message that was redelivered too often at the end of its queue. This is rare, so
+    /// it waits for the confirm.
     pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
         let copy = message.clone().rested();

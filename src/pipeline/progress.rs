@@ -1,5 +1,5 @@
-//! What others see of a thread that settles messages: whether it is at one, since when, and what is
-//! left of it that somebody else could do.
+//! The state of a thread that settles messages, for other threads: whether it has a message, since when,
+//! and what remains that others could do.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,40 +12,39 @@ use rustix::thread::gettid;
 use super::fan_out::FanOut;
 use crate::domain::growth::{RESTED, STUCK};
 
-/// For how long a thread has to have stood to be stuck although it does not sleep all the time, or
-/// although the processors are contended: a receiver on the same busy machine is slow, too.
+/// After this long a thread counts as stuck even if it doesn't always sleep, or the processors are
+/// contended: a receiver on the same busy machine is slow too.
 const STUCK_AWAKE: Duration = Duration::from_millis(100);
 
-/// The share of a time, as one in so many, that a thread may have spent on a processor or in wait of one
-/// and yet have slept.
+/// A thread counts as asleep if it spent less than 1/n of the time on a processor or waiting for one.
 const AWAKE: u32 = 4;
 
 /// One thread's progress.
 #[derive(Debug)]
 pub struct Progress {
-    /// Times count from here, in nanoseconds.
+    /// The beginning of all times, which are in nanoseconds.
     start: Instant,
     /// When it took its message; 0 while it waits for one.
     busy_since: AtomicU64,
-    /// When it last got on with it: took it, or was done with one of its deliveries.
+    /// When it last made progress: took its message, or finished one of its deliveries.
     moved_at: AtomicU64,
-    /// Since when it has waited, or had before it took its message.
+    /// Since when it has been waiting, or when its last wait began.
     waiting_since: AtomicU64,
     /// When it last took a message after a wait of [`RESTED`].
     rested_at: AtomicU64,
-    /// It waits for PostgreSQL.
+    /// Whether it waits for PostgreSQL.
     asks: AtomicBool,
-    /// The thread, as the kernel numbers them; 0 before its first message.
+    /// The kernel's id of the thread; 0 before its first message.
     thread: AtomicI32,
-    /// What was seen of it when it had stood for [`STUCK`].
+    /// What was observed after it had made no progress for [`STUCK`].
     seen: Mutex<Option<Seen>>,
-    /// When it had last got on with it while it was found to be stuck.
+    /// When it had last made progress as of when it was found to be stuck.
     stuck_at: AtomicU64,
-    /// The event that it is at, where several webhooks want it.
+    /// Its event, if several webhooks want that.
     event: Mutex<Option<Arc<FanOut>>>,
 }
 
-/// How a thread was seen that had not got on.
+/// An observation of a thread without progress.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     moved_at: u64,
@@ -54,7 +53,7 @@ struct Seen {
 }
 
 impl Progress {
-    /// Of a thread that waits for its first message.
+    /// For a thread that waits for its first message.
     #[must_use]
     pub fn new() -> Self {
         let [busy_since, moved_at, waiting_since, rested_at, stuck_at] = Default::default();
@@ -72,7 +71,7 @@ impl Progress {
         }
     }
 
-    /// It has a message, perhaps right after the one before.
+    /// It has a message, perhaps immediately after the previous one.
     pub fn begins(&self, now: Instant) {
         if self.thread.load(Ordering::Relaxed) == 0 {
             self.thread.store(gettid().as_raw_pid(), Ordering::Relaxed);
@@ -83,16 +82,16 @@ impl Progress {
             self.rested_at.store(now, Ordering::Relaxed);
         }
         self.moved_at.store(now, Ordering::Relaxed);
-        // In one order with who looks whether it may stop looking.
+        // Ordered with the watching thread's decision to stop watching.
         self.busy_since.store(now, Ordering::SeqCst);
     }
 
-    /// It is done with one of the deliveries of its message.
+    /// It has finished one of the deliveries of its message.
     pub(super) fn moves(&self) {
         self.moved_at.store(self.nanoseconds(Instant::now()), Ordering::Relaxed);
     }
 
-    /// It waits for the next.
+    /// It waits for the next message.
     pub fn ends(&self) {
         self.ends_at(Instant::now());
     }
@@ -104,13 +103,13 @@ impl Progress {
         }
     }
 
-    /// The message that it is at, by when it took it.
+    /// Its message, identified by the time when it took it.
     #[must_use]
     pub fn message(&self) -> Option<u64> {
         Some(self.busy_since.load(Ordering::SeqCst)).filter(|since| *since > 0)
     }
 
-    /// Whether it has stood for [`STUCK`], and is not known to be stuck.
+    /// Whether it has made no progress for [`STUCK`] and isn't known to be stuck.
     #[must_use]
     pub fn is_in_question(&self, now: Instant) -> bool {
         let moved_at = self.moved_at.load(Ordering::Relaxed);
@@ -123,21 +122,22 @@ impl Progress {
         Duration::from_nanos(self.nanoseconds(now).saturating_sub(moved_at))
     }
 
-    /// Looks whether it is stuck, every few milliseconds: a thread that stands for [`STUCK`], and sleeps
-    /// from then to the next look.
+    /// Checks whether it is stuck; called every few milliseconds. It is if it has made no progress for
+    /// [`STUCK`] and sleeps until the next check.
     ///
-    /// One that waits for a processor is not stuck: more threads would have all of them wait longer. Nor
-    /// is one that sleeps while others wait for a processor: its receiver may be one of them.
+    /// A thread that waits for a processor isn't stuck: more threads would only make all of them wait
+    /// longer. Nor is one that sleeps while others wait for a processor: its receiver may be one of
+    /// them.
     pub fn look(&self, is_contended: bool, now: Instant) {
         if !self.is_in_question(now) {
             return;
         }
         let moved_at = self.moved_at.load(Ordering::Relaxed);
         let stood = self.stood(moved_at, now);
-        // Where the kernel does not say, all that stand sleep.
+        // If the kernel doesn't say, it is taken to sleep.
         let awake = Times::of(self).map_or(Duration::ZERO, Times::awake);
         let mut seen = lock(&self.seen);
-        // Once is too little: perhaps it was we that stood still.
+        // One observation isn't enough: this thread itself may have been stopped.
         let is_stuck = seen.filter(|seen| seen.moved_at == moved_at).is_some_and(|seen| {
             let was_awake = awake.saturating_sub(seen.awake);
             let slept = was_awake * AWAKE < now.saturating_duration_since(seen.at);
@@ -149,20 +149,20 @@ impl Progress {
         }
     }
 
-    /// Whether it was found to be stuck at one delivery, and still is.
+    /// Whether it was found to be stuck at its current delivery.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         let moved_at = self.moved_at.load(Ordering::Relaxed);
         self.stands() && self.stuck_at.load(Ordering::Relaxed) == moved_at
     }
 
-    /// Whether it is at a message, and not because of PostgreSQL: that is not helped by more threads,
-    /// which would only have to hand more messages back.
+    /// Whether it has a message and doesn't wait for PostgreSQL. More threads wouldn't help then: they
+    /// would only hand back more messages.
     fn stands(&self) -> bool {
         !self.asks.load(Ordering::Relaxed) && self.message().is_some()
     }
 
-    /// Asks PostgreSQL, perhaps.
+    /// Runs a call that may query PostgreSQL.
     pub(super) fn while_asking<T>(&self, ask: impl FnOnce() -> T) -> T {
         self.asks.store(true, Ordering::Relaxed);
         let answer = ask();
@@ -170,7 +170,7 @@ impl Progress {
         answer
     }
 
-    /// Whether it has had nothing to do since `since`, for [`RESTED`] at least.
+    /// Whether it has been idle for at least [`RESTED`] since `since`.
     #[must_use]
     pub fn has_rested(&self, since: Instant, now: Instant) -> bool {
         let waited = || {
@@ -181,10 +181,10 @@ impl Progress {
             || self.message().is_none() && waited() >= RESTED
     }
 
-    /// What is left of its event that another thread could do.
+    /// The rest of its event, which another thread could do.
     #[must_use]
     pub fn rest_of_event(&self) -> Option<Arc<FanOut>> {
-        // Each lock is given back before the next is taken, so that no two threads wait for each other.
+        // Each lock is released before the next is taken, so there can't be a deadlock.
         let event = lock(&self.event).clone();
         event.filter(|event| event.has_more())
     }
@@ -193,7 +193,7 @@ impl Progress {
         *lock(&self.event) = event;
     }
 
-    /// Never 0, which is no time.
+    /// Never 0, which stands for no time.
     fn nanoseconds(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.start);
         u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).max(1)
@@ -210,15 +210,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether threads wait for a processor that others use.
+/// Detects threads that wait for a processor that others use.
 #[derive(Debug, Default)]
 pub struct Contention {
     last: Option<(Instant, HashMap<i32, Duration>)>,
 }
 
 impl Contention {
-    /// Whether at least one of these threads waited for a processor all the time since the last look, on
-    /// average. True, too, where there was no last look.
+    /// Whether, since the last check, at least one of these threads was waiting for a processor at any
+    /// time, on average. Also true if there was no last check.
     pub fn look<'a>(&mut self, threads: impl Iterator<Item = &'a Progress>, now: Instant) -> bool {
         let waited: HashMap<i32, Duration> = threads
             .filter_map(|one| Some((one.thread.load(Ordering::Relaxed), Times::of(one)?.waited)))
@@ -233,13 +233,13 @@ impl Contention {
         is_contended
     }
 
-    /// There was no look for a while.
+    /// The last check is too long ago.
     pub fn forget(&mut self) {
         self.last = None;
     }
 }
 
-/// How long a thread of this process has been on a processor, and waited for one (`sched-stats.rst` in
+/// How long a thread of this process has run on a processor, and waited for one (`sched-stats.rst` in
 /// the kernel's documentation).
 #[derive(Clone, Copy, Debug)]
 struct Times {
@@ -248,7 +248,7 @@ struct Times {
 }
 
 impl Times {
-    /// None, if the kernel does not say.
+    /// `None` if the kernel doesn't say.
     fn of(progress: &Progress) -> Option<Self> {
         let thread = progress.thread.load(Ordering::Relaxed);
         let times = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
@@ -278,7 +278,7 @@ mod tests {
         assert!(progress.has_rested(at(0), at(5)));
         progress.begins(at(10));
         assert!(!is_stuck(19) && !is_stuck(20), "seen once");
-        // Far more than this thread can have been awake in between.
+        // Far longer than this thread can have been awake in between.
         assert!(is_stuck(100_000));
         progress.while_asking(|| assert!(!is_stuck(100_010), "more threads would not help"));
         assert!(is_stuck(100_020));
@@ -327,7 +327,7 @@ mod tests {
         };
         progress.begins(at(1));
         assert!(!progress.is_in_question(at(10)) && progress.is_in_question(at(11)));
-        // Far more than this thread can have been awake in between.
+        // Far longer than this thread can have been awake in between.
         assert!(!look(true, 11) && !look(true, 100));
         assert!(look(true, 101));
         assert!(!progress.is_in_question(at(102)), "it is known");
@@ -355,7 +355,7 @@ mod tests {
             }
             let begun = Instant::now();
             assert!(contention.look(threads.iter(), begun), "nothing is known");
-            // What a thread has waited is counted when it gets a processor: each has by then.
+            // A thread's waiting time is counted when it gets a processor: each has by then.
             while threads
                 .iter()
                 .any(|one| Times::of(one).is_none_or(|times| times.waited.is_zero()))

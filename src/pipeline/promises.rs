@@ -1,6 +1,6 @@
 //! The confirms that a message waits for.
 //!
-//! A lane doesn't wait for them one by one: while the broker writes one message's deliveries down,
+//! A lane doesn't wait for them one by one: while the broker writes one message's deliveries to disk,
 //! the next message is settled, as far as PREFETCH_COUNT allows.
 
 use std::collections::VecDeque;
@@ -13,15 +13,15 @@ use crate::broker::{Confirmation, NotConfirmed};
 use crate::notices::UntoldDeath;
 use crate::shutdown::Shutdown;
 
-/// A message on its way to the broker, and what to count once it is there.
+/// A message on its way to the broker, and what to count once it is confirmed.
 #[derive(Debug)]
 pub(super) struct Promise {
     pub(super) confirmation: Confirmation,
-    /// None, where it was counted before.
+    /// `None` if it has been counted already.
     pub(super) counter: Option<IntCounter>,
     /// Whether it is a delivery that waits for its next attempt.
     pub(super) is_parked: bool,
-    /// What is to be told of it once it is there.
+    /// The notice to send once it is confirmed.
     pub(super) death: Option<Box<UntoldDeath>>,
 }
 
@@ -42,10 +42,10 @@ impl Promises {
         self.open.extend(promises);
     }
 
-    /// Takes note of what is confirmed by now; true once that is everything.
+    /// Takes in the confirms that have arrived. Returns true once all have.
     ///
     /// # Errors
-    /// [`NotConfirmed`], if one was not in time.
+    /// [`NotConfirmed`] if one didn't arrive in time.
     pub fn poll(&mut self, tally: &Tally) -> Result<bool, NotConfirmed> {
         while let Some(promise) = self.open.front() {
             match promise.confirmation.poll() {
@@ -57,7 +57,8 @@ impl Promises {
         Ok(true)
     }
 
-    /// Waits for the first ones until at most so many are open; not for long from `shutdown` on.
+    /// Waits for the first ones until at most `most` are open; not for long once `shutdown` is
+    /// requested.
     pub(super) fn wait_until_open(
         &mut self,
         most: usize,
@@ -73,13 +74,13 @@ impl Promises {
         Ok(())
     }
 
-    /// Whether none is left to be waited for.
+    /// Whether none is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// The one to wait for next.
+    /// The confirm to wait for next.
     #[must_use]
     pub fn first(&self) -> Option<&Confirmation> {
         self.open.front().map(|promise| &promise.confirmation)

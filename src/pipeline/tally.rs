@@ -1,12 +1,12 @@
-//! What was done after shutdown was asked for: the process' last line.
+//! What was done after shutdown was requested: the process' last log line.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::shutdown::Shutdown;
 
-/// Counts from shutdown on; displays as the process' last line. Before that, it counts nothing but
-/// what is in hand.
+/// Counts from shutdown on. Displays as the process' last log line. Before shutdown it only counts what
+/// is in hand.
 #[derive(Debug)]
 pub struct Tally {
     shutdown: Shutdown,
@@ -17,7 +17,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts from that shutdown on.
+    /// Counts from the beginning of that shutdown.
     #[must_use]
     pub fn new(shutdown: Shutdown) -> Self {
         let [finished, parked, handed_back, in_hand] = Default::default();
@@ -29,12 +29,12 @@ impl Tally {
         self.in_hand.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many messages are no longer in a lane's hand: settled, or lost with its connection.
+    /// This many messages are no longer in a lane's hands: settled, or lost with its connection.
     pub fn let_go(&self, messages: usize) {
         self.in_hand.fetch_sub(messages as u64, Ordering::Relaxed);
     }
 
-    /// So many messages were acked.
+    /// This many messages were acked.
     pub fn finished(&self, messages: usize) {
         self.count(&self.finished, messages);
     }
@@ -61,7 +61,7 @@ impl fmt::Display for Tally {
         let [finished, parked, handed_back, in_hand] =
             [&self.finished, &self.parked, &self.handed_back, &self.in_hand]
                 .map(|counter| counter.load(Ordering::Relaxed));
-        // What a lane still holds when the process ends, the broker takes back by itself.
+        // What lanes still hold when the process ends goes back to the broker by itself.
         let handed_back = handed_back + in_hand;
         write!(formatter, "{finished} finished, {parked} parked, {handed_back} handed back")
     }

@@ -1,8 +1,8 @@
-//! What could not be sent by a fault of our own way out: EGRESS_PROXY is away, or lets nobody through.
+//! Deliveries that couldn't be sent because our own way out failed: EGRESS_PROXY is down, or refuses.
 //!
-//! That says nothing of any receiver. So no attempt is counted, no circuit breaker opens and nothing is
-//! dead of it before DELIVERY_MAX_AGE: the delivery waits, for longer the longer it lasts, up to a
-//! minute.
+//! This says nothing about any receiver. So no attempt is counted, no circuit breaker opens, and no
+//! delivery dies of it before DELIVERY_MAX_AGE: it waits, for longer the longer the failure lasts, up to
+//! a minute.
 
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use crate::domain::pace::Attempt;
 use crate::domain::shown::word;
 
 impl Pipeline {
-    /// Whether the proxy has let others through since this delivery was last put off: then it is this
-    /// receiver that the proxy does not lead to, whatever it says, and the attempt has failed.
+    /// Whether the proxy has served others since this delivery was last put off. Then it is only this
+    /// receiver that can't be reached through the proxy, whatever the proxy says, and the attempt counts
+    /// as failed.
     pub(super) fn is_refused_alone(
         &self,
         delivery: &Delivery,
@@ -41,7 +42,7 @@ impl Pipeline {
         log::warn!("not sent event={event} webhook={webhook} detail={problem:?}");
         (delivery.last_error, delivery.last_answer) = (problem, None);
         let too_old = self.is_too_old(&delivery);
-        // One of the schedule's delays: there are queues for these.
+        // One of the schedule's delays, because those have queues.
         let wait = self.schedule.delay_after(1, Some(lasted.min(WITHOUT_BACKLOG)));
         let (Some(wait), false) = (wait, too_old) else {
             return self.expire(context, &delivery, Held::Proxy).map(Some);

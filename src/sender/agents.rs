@@ -1,9 +1,9 @@
-//! The client, in parts that each keep the connections of some hosts.
+//! The client, divided into parts that each keep the connections of some hosts.
 //!
 //! In ureq's pool all threads share a lock, and each request compares every idle connection with the
-//! hosts of all others, twice: with ten hosts that takes a quarter of a request's processor time, and it
-//! grows with their number. And what is too old is closed when the pool is next used, so a part that
-//! nobody uses any more is made anew.
+//! hosts of all others, twice. With ten hosts that takes a quarter of a request's processor time, and it
+//! grows with their number. Old connections are closed only when the pool is next used, so a part that
+//! is no longer used is replaced.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,10 +22,10 @@ use crate::domain::address::AllowedNetworks;
 use crate::lookup::LookUps;
 use crate::tls::Tls;
 
-/// How many parts. Two hosts that share one still cost each other little.
+/// The number of parts. Two hosts in the same part still cost each other little.
 const PARTS: usize = 32;
 
-/// A part that was not used between so many looks has no connection worth keeping.
+/// A part that wasn't used between this many checks has no connection worth keeping.
 const QUIET: u8 = 3;
 
 /// What each part is made of.
@@ -54,7 +54,7 @@ impl Making {
     }
 }
 
-/// The parts.
+/// All parts.
 #[derive(Debug)]
 pub(super) struct Agents {
     parts: [Part; PARTS],
@@ -64,7 +64,7 @@ pub(super) struct Agents {
 #[derive(Debug)]
 struct Part {
     agent: RwLock<Agent>,
-    /// Looks since it was used; [`QUIET`]: none of its connections is open.
+    /// Checks since it was last used. [`QUIET`]: it has no open connection.
     quiet: AtomicU8,
 }
 
@@ -83,7 +83,7 @@ impl Agents {
         part.agent.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Closes the connections of parts that nobody has used for the last [`QUIET`] calls of this.
+    /// Closes the connections of parts that weren't used between the last [`QUIET`] calls.
     pub(super) fn close_idle(&self) {
         for part in &self.parts {
             let quiet = part.quiet.load(Ordering::Relaxed);
@@ -91,7 +91,7 @@ impl Agents {
                 part.quiet.store(quiet + 1, Ordering::Relaxed);
             }
             if quiet + 1 == QUIET {
-                // What is under way has a share in the old one until it ends.
+                // Requests under way share the old agent until they end.
                 *part.agent.write().unwrap_or_else(PoisonError::into_inner) = self.making.agent();
             }
         }

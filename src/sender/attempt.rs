@@ -1,4 +1,4 @@
-//! One attempt: one request, or two where the connection that had waited for the first was dead.
+//! One attempt: one request, or two if the reused connection of the first was dead.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,10 @@ use super::{Request, Sender};
 use crate::domain::webhook::Target;
 
 impl Sender {
-    /// Sends it; once more, on a fresh connection and within the same time, where the reused one ended
-    /// before a byte of an answer. Nobody has seen it then, so it is the same attempt. (A receiver that
-    /// has, and ends the connection instead of an answer, gets it twice at most.)
+    /// Sends a request. If a reused connection ends before a byte of the answer, sends it again on a
+    /// fresh connection, within the same time. The receiver hasn't processed it then, so it is the same
+    /// attempt. (A receiver that has, and closes the connection instead of answering, gets it at most
+    /// twice.)
     pub(super) fn send(
         &self,
         target: &Target,
@@ -27,11 +28,11 @@ impl Sender {
             return Err(Fault::TimedOut(Phase::Answer).into());
         }
         let again = self.prepare(target, request).config().timeout_global(Some(left));
-        // No connection that waits is young enough.
+        // No idle connection is young enough.
         again.max_idle_age(Duration::ZERO).build().send(request.body)
     }
 
-    /// How long an attempt at this receiver may take.
+    /// The time limits of an attempt at this receiver.
     pub(super) fn limits(&self, target: &Target) -> TimeLimits {
         let own = target.settings.as_ref().and_then(|settings| settings.timeout);
         let request = own.map_or(self.request_timeout, |own| own.min(self.request_timeout));

@@ -1,9 +1,9 @@
 //! The way to receivers through a proxy (EGRESS_PROXY), by CONNECT, for http and https alike.
 //!
-//! ureq's own proxy would look up neither the target's name by our resolver nor leave the proxy's
-//! address alone: the guard would be led around, and the proxy refused. So ureq knows of no proxy. It
-//! has the target's name resolved and checked as ever, and where it then asks for a connection to one of
-//! these addresses, it gets a tunnel there. All that follows (TLS, `Host`, reuse) is as without a proxy.
+//! ureq's own proxy support would neither look up the target's name with our resolver nor exempt the
+//! proxy's address: the address guard would be bypassed, and the proxy refused. So ureq knows of no
+//! proxy. It resolves and checks the target's name as always, and when it asks for a connection to one
+//! of the addresses, it gets a tunnel. Everything after that (TLS, `Host`, reuse) is as without a proxy.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -24,13 +24,13 @@ mod answer;
 
 use answer::{ConnectHead, ProxyVerdict};
 
-/// Who had less time than this for connecting can't say that the proxy is away.
+/// An attempt that had less time than this for connecting doesn't prove that the proxy is away.
 const FAIR: Duration = Duration::from_secs(1);
 
-/// The most that is read of the proxy's answer when it is tried.
+/// The most that is read of the proxy's answer when it is tested.
 const MOST_OF_ANSWER: usize = 16 << 10;
 
-/// Connects to receivers: straight, or through the proxy.
+/// Connects to receivers: directly, or through the proxy.
 #[derive(Debug)]
 pub(super) struct Egress {
     pub(super) tcp: TcpConnector,
@@ -46,23 +46,23 @@ pub(super) struct Proxy {
     look_ups: Arc<LookUps>,
 }
 
-/// What went wrong on the way to a receiver, at the proxy.
+/// What failed at the proxy on the way to a receiver.
 #[derive(Debug, thiserror::Error)]
 enum Obstacle {
-    /// It lets nobody through, so this says nothing of the receiver.
+    /// It can't be used at all, so this says nothing about the receiver.
     #[error("the proxy {proxy} (EGRESS_PROXY) {problem}")]
     Away { proxy: String, problem: String },
-    /// It answers, but does not lead to that receiver: it can't, or may not.
+    /// It answers, but can't or mustn't connect to that receiver.
     #[error(
         "the proxy {proxy} (EGRESS_PROXY) answered CONNECT to {target} with status {status}{hint}"
     )]
     Status { proxy: String, target: SocketAddr, status: u16, hint: &'static str },
-    /// It has said nothing by now, perhaps because the receiver doesn't.
+    /// It hasn't answered yet, perhaps because the receiver doesn't.
     #[error("the proxy {proxy} (EGRESS_PROXY) had not connected to {target} in time")]
     Silent { proxy: String, target: SocketAddr },
 }
 
-/// What became of a request that has met an [`Obstacle`]; none if it hasn't.
+/// The result of a request that failed at the proxy; `None` for other errors.
 pub(super) fn response(error: &Error) -> Option<Response> {
     let Error::Other(inner) = error else { return None };
     let obstacle: &Obstacle = inner.downcast_ref()?;
@@ -89,7 +89,7 @@ impl<In: Transport> Connector<In> for Egress {
         let deadline = Instant::now().checked_add(*details.timeout.after);
         let mut last = Error::ConnectionFailed;
         for (n, target) in details.addrs.iter().enumerate() {
-            // As without a proxy: a dead address must not use up what another would need.
+            // As without a proxy: a dead address must not use up the time of another.
             let left = left(deadline)?;
             let is_last = n + 1 == details.addrs.len();
             let limit = if is_last { left } else { left / 2 };
@@ -110,7 +110,7 @@ fn is_away(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 impl Proxy {
-    /// None where no proxy is set.
+    /// `None` if no proxy is configured.
     pub(super) fn of(
         config: &Config,
         names: &Arc<NameCache>,
@@ -122,7 +122,7 @@ impl Proxy {
         Some(Arc::new(Self { setting, fair, names, look_ups }))
     }
 
-    /// A connection to that address, which the guard has let pass, through the proxy.
+    /// Opens a connection through the proxy to an address that the guard has allowed.
     fn tunnel<In: Transport, C: Connector<In>>(
         &self,
         tcp: &C,
@@ -133,7 +133,7 @@ impl Proxy {
         let deadline = Instant::now().checked_add(limit);
         let mut transport = self.reach(tcp, details, limit)?;
         let silent = || self.failed(|proxy| Obstacle::Silent { proxy, target });
-        // Its own words say nothing that the status doesn't: they are for people with browsers.
+        // Its message says nothing that the status doesn't: it is meant for browsers.
         let lost = |error: Error| match error {
             Error::Timeout(_) => silent(),
             error => self.away(format!("ended the connection: {error}")),
@@ -168,7 +168,8 @@ impl Proxy {
         }
     }
 
-    /// A connection to the proxy itself. Its address is the operator's, and not the guard's business.
+    /// Opens a connection to the proxy itself. The operator chose its address, so the guard doesn't
+    /// apply.
     fn reach<In: Transport, C: Connector<In>>(
         &self,
         tcp: &C,
@@ -195,7 +196,7 @@ impl Proxy {
         match tcp.connect(&details, None) {
             Ok(Some(transport)) => Ok(transport),
             Ok(None) => Err(Error::ConnectionFailed),
-            // The request's own deadline was too short for anybody.
+            // The request's own deadline was too short for any proxy.
             Err(error @ Error::Timeout(_)) if limit < self.fair => Err(error),
             Err(error) => {
                 self.names.forget(&self.setting.host);
@@ -238,7 +239,7 @@ fn words(error: &Error) -> String {
     }
 }
 
-/// What is left until then; an error if that is nothing.
+/// The time left until then; an error if there is none.
 fn left(deadline: Option<Instant>) -> Result<Duration, Error> {
     let Some(deadline) = deadline else { return Ok(Duration::MAX) };
     match deadline.saturating_duration_since(Instant::now()) {
@@ -255,7 +256,7 @@ fn within(left: Duration, details: &ConnectionDetails<'_>) -> NextTimeout {
 }
 
 impl EgressProxy {
-    /// What asks for a tunnel to that address (RFC 9110, section 9.3.6).
+    /// The request for a tunnel to that address (RFC 9110, section 9.3.6).
     fn request(&self, target: SocketAddr) -> String {
         let authorization = self.authorization.as_ref().map_or_else(String::new, |secret| {
             format!("proxy-authorization: {}\r\n", secret.expose())
@@ -268,11 +269,11 @@ impl EgressProxy {
     }
 }
 
-/// Whether the proxy of EGRESS_PROXY answers, in words; none if none is set. It is asked for a tunnel to
-/// itself, which need not be given.
+/// Tests whether the proxy of EGRESS_PROXY answers; `None` if none is configured. It is asked for a
+/// tunnel to itself, which it may refuse.
 ///
 /// # Errors
-/// What is wrong, and the proxy's name.
+/// What is wrong, with the proxy's name.
 #[must_use]
 pub fn try_proxy(config: &Config) -> Option<Result<String, String>> {
     let names = Arc::new(NameCache::new());

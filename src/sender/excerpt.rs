@@ -1,7 +1,7 @@
-//! The beginning of a failed answer, for people: of a successful one nothing more is read or kept.
+//! The beginning of a failed answer, for people. Nothing more of a successful answer is read or kept.
 //!
-//! Receivers like to quote the request: a header or a parameter of the URL that is a secret is `***` in
-//! what they say.
+//! Receivers often quote the request: a header or URL parameter that may be secret becomes `***` in the
+//! excerpt.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -14,24 +14,25 @@ use crate::domain::answer::Excerpt;
 use crate::domain::outcome::Response;
 use crate::domain::webhook::Target;
 
-/// How many bytes are read for each that is kept: much of a page is white space.
+/// How many bytes are read per kept one: much of a page is white space.
 const BYTES_FOR_ONE: usize = 4;
 
-/// What is in many texts is no secret, and would leave nothing of an answer: a header's value is longer than
-/// this, in bytes, and so is a parameter, which often is a number or a year.
+/// A value that is common in texts isn't a secret, and hiding it would leave nothing of an answer. So a
+/// secret header value is longer than this, in bytes, and so is a secret parameter; many parameters are
+/// numbers or years.
 const MOST_PLAIN_OF_HEADER: usize = 3;
 const MOST_PLAIN_OF_QUERY: usize = 5;
 
-/// How much of a status line is looked at, in bytes: more than what is shown of it and a header's longest value,
-/// which may stand at its end.
+/// How many bytes of a status line are examined: more than what is shown plus the longest header value,
+/// which may be at its end.
 const MOST_OF_STATUS_LINE: usize = 8_192;
 
 thread_local! {
-    /// ureq does not tell what stands behind the status. It reads an answer in the thread that asks.
+    /// ureq doesn't provide the text after the status. It reads an answer in the requesting thread.
     static STATUS_LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Keeps the status line of a head that has just come, unless it says that all is well.
+/// Keeps the status line of a head that has just arrived, unless it is a success.
 pub(super) fn note_status_line(head: &[u8]) {
     let line = status_line(head);
     if line.get(b"HTTP/1.1 ".len()) != Some(&b'2') {
@@ -39,7 +40,7 @@ pub(super) fn note_status_line(head: &[u8]) {
     }
 }
 
-/// The response with what it said: `most` bytes of what is read from its body.
+/// Adds to the response the beginning of what the receiver said: `most` bytes of its body.
 pub(super) fn added(
     mut response: Response,
     target: &Target,
@@ -57,7 +58,7 @@ pub(super) fn added(
     response
 }
 
-/// What of a request is secret, and may be quoted.
+/// The secrets of a request that an answer may quote.
 pub(super) struct QuotedSecrets(Vec<String>);
 
 impl QuotedSecrets {
@@ -71,7 +72,7 @@ impl QuotedSecrets {
             let differs = plain != value;
             [Some(value.to_owned()), differs.then(|| plain.into_owned())].into_iter().flatten()
         });
-        // `Bearer dG9w…`: of that, receivers quote the token alone.
+        // Of `Bearer dG9w…`, receivers quote only the token.
         let of_headers = of_headers.flat_map(|value| {
             let token = value.split_once(' ').map(|(_, token)| token.to_owned());
             [Some(value), token].into_iter().flatten()
@@ -89,24 +90,24 @@ impl QuotedSecrets {
         self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
     }
 
-    /// What a body begins with: of at most so many bytes so many characters, and whether there was more.
-    /// What came before it broke off counts.
+    /// The beginning of a body: reads at most `room` bytes, returns at most `most` characters and
+    /// whether there was more. If reading fails, what came before counts.
     pub(super) fn read(&self, body: impl Read, room: usize, most: usize) -> (String, bool) {
-        // With room for a secret that begins within what is shown.
+        // With room for a secret that begins within the shown part.
         let longest = self.0.first().map_or(0, String::len);
         let room = room + longest;
         let mut bytes = Vec::new();
         let _ = body.take(room as u64).read_to_end(&mut bytes);
         let text = self.hide(&String::from_utf8_lossy(&bytes));
         let count = text.chars().count();
-        // The last of what was read may be half a secret.
+        // The end of what was read may be half a secret.
         let whole = if bytes.len() < room { count } else { count.saturating_sub(longest) };
         let is_cut = bytes.len() == room || count > most;
         (text.chars().take(whole.min(most)).collect(), is_cut)
     }
 }
 
-/// A text as JSON and HTML write it, too.
+/// A text as it is, and as JSON and HTML write it.
 fn spellings(text: &str) -> BTreeSet<String> {
     let json = serde_json::Value::from(text).to_string();
     let json = json[1..json.len() - 1].to_owned();
@@ -154,7 +155,7 @@ mod tests {
         let kept = said(&target, "HTTP/1.1 404 No s3/cret\r\n\r\n", body, 512);
         assert_eq!(kept.status_line, "HTTP/1.1 404 No ***");
         assert_eq!(kept.body, "no POST /in?token=***&v=1 (***) with x-key: ***, v=1");
-        // Nor is half of it, where the answer is cut.
+        // Nor is half of it if the answer is cut.
         for most in 1..60 {
             let kept = said(&target, "HTTP/1.1 404 No\r\n\r\n", &"s3/cret ".repeat(99), most);
             assert!(!kept.body.contains("s3") && !kept.body.contains("cret"), "{}", kept.body);

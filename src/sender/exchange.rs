@@ -1,15 +1,15 @@
-//! What a connection is used for: one request and its answer after the other.
+//! The use of a connection: requests and their answers, one after the other.
 //!
-//! This stands between ureq and the bytes (TCP, or TLS above it), and sees to what ureq leaves out:
+//! This is between ureq and the bytes (TCP, or TLS above it), and handles what ureq doesn't:
 //!
-//! - A connection that waited for its next use may have ended meanwhile, or its other end may be
-//!   gone. Where it fails before a byte of an answer, that is [`Fault::Stale`]: nobody has seen the
-//!   request, and the [`Sender`](super::Sender) sends it on a fresh connection, as part of the same
-//!   attempt. Its failure is also news about the other connections that wait for that host: they are
-//!   not used any more. See [`HostGeneration`].
-//! - A connection is not used for longer, or more often, than `Keep-Alive` says.
-//! - A receiver may answer before it has read all, and close. What it said is read when writing fails.
-//! - Heads that others accept are made such that ureq does, see [`head`].
+//! - An idle connection may have ended, or its other end may be gone. If it fails before a byte of the
+//!   answer, that is [`Fault::Stale`]: the request wasn't processed, and the [`Sender`](super::Sender)
+//!   sends it on a fresh connection as part of the same attempt. The failure also makes the other idle
+//!   connections to that host suspect: they aren't used any more. See [`HostGeneration`].
+//! - A connection isn't used for longer, or more often, than `Keep-Alive` says.
+//! - A receiver may answer and close before it has read everything. Its answer is read when writing
+//!   fails.
+//! - Heads that other clients accept are repaired so that ureq accepts them too, see [`head`].
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -26,15 +26,15 @@ use super::head::{self, HeadFacts, Search};
 use super::hosts::{HostGeneration, HostGenerations};
 use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
 
-/// How long before the end that `Keep-Alive` names a connection is used for the last time: as long as
-/// a request may be on its way. Half of the time, where that is less.
+/// How long before the end named by `Keep-Alive` a connection is last used: as long as a request may be
+/// on its way. Half of the time if that is less.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long is waited, after a write that was not over in time, for what is here already: no longer than
-/// a busy machine takes to look.
+/// How long to wait, after a write that timed out, for an answer that has arrived already: no longer
+/// than a busy machine takes to see it.
 const ALREADY_HERE: Duration = Duration::from_millis(400);
 
-/// Makes connections by a chain of connectors.
+/// Opens connections with a chain of connectors.
 #[derive(Debug)]
 pub(super) struct ExchangeConnector<C> {
     chain: C,
@@ -72,19 +72,19 @@ pub(super) struct Exchange<T> {
     host: Arc<HostGeneration>,
     /// The host's generation when this connection last worked.
     generation: u32,
-    /// Whether it has served a request before the present one.
+    /// Whether it served a request before the present one.
     is_reused: bool,
-    /// Whether a byte of the answer to the present request has come.
+    /// Whether a byte of the answer to the present request has arrived.
     is_answered: bool,
-    /// The other side takes nothing more, but has answered.
+    /// Whether the other side accepts nothing more, but has answered.
     is_closed: bool,
     input: Input,
-    /// In the head of an answer. None: in its body.
+    /// Set in the head of an answer; `None` in its body.
     search: Option<Search>,
-    /// By `Keep-Alive`.
+    /// From `Keep-Alive`.
     idle_limit: Option<Duration>,
     requests_left: Option<u64>,
-    /// Since when it waits; only known where there is an idle limit.
+    /// Since when it is idle; only tracked if there is an idle limit.
     idle_since: Option<Instant>,
 }
 
@@ -112,8 +112,8 @@ impl<T: Transport> Exchange<T> {
         }
     }
 
-    /// Reads until ureq can make something of it: a whole head, or any part of a body. False at the
-    /// end of the connection.
+    /// Reads until ureq can process something: a whole head, or any part of a body. False at the end of
+    /// the connection.
     fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let began = Instant::now();
         loop {
@@ -142,8 +142,8 @@ impl<T: Transport> Exchange<T> {
         Ok(came)
     }
 
-    /// An answer that takes half of its time may be a slow one, or there is nobody any more at the
-    /// other end of the connection. This one is waited for; those that are idle are not used again.
+    /// If half of the time passes without an answer, the receiver may be slow, or the other end may be
+    /// gone. This connection is still waited for, but idle ones aren't reused.
     fn read_in_doubt(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let began = Instant::now();
         let half = NextTimeout { after: time::Duration::Exact(*timeout.after / 2), ..timeout };
@@ -157,12 +157,12 @@ impl<T: Transport> Exchange<T> {
         }
     }
 
-    /// Lets ureq have what it can make something of. False where there is nothing of that kind.
+    /// Releases what ureq can process. False if there is none.
     fn release(&mut self) -> Result<bool, Error> {
         let Some(search) = &mut self.search else { return Ok(self.input.release_all()) };
         let bytes = self.input.waiting();
         if !head::begins_as_http(bytes) {
-            // Enough to be recognized.
+            // Enough to recognize it.
             return Err(Fault::NotHttp(bytes[..bytes.len().min(100)].to_vec()).into());
         }
         let Some(length) = search.end(bytes) else {
@@ -189,7 +189,7 @@ impl<T: Transport> Exchange<T> {
         Ok(true)
     }
 
-    /// Whether the other side has said that it will close the connection about now.
+    /// Whether the other side announced that it closes the connection about now.
     fn is_used_up(&self) -> bool {
         let is_over = |limit: Duration| {
             let idle = self.idle_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -198,29 +198,30 @@ impl<T: Transport> Exchange<T> {
         self.requests_left == Some(0) || self.idle_limit.is_some_and(is_over)
     }
 
-    /// The other side takes no more of the request. It may have answered all the same.
+    /// The other side accepts no more of the request. It may have answered all the same.
     fn after_failed_write(&mut self, error: Error, timeout: NextTimeout) -> Result<(), Error> {
-        // Of a connection that has ended, the rest and the end are here: that takes no time.
+        // If the connection has ended, the rest of the data and the end are already here, so reading
+        // takes no time.
         let limit = match error {
             Error::Timeout(_) => ALREADY_HERE,
             _ => *timeout.after,
         };
         let (began, limit) = (Instant::now(), time::Duration::Exact(limit));
-        // An interim answer is none.
+        // An interim answer isn't an answer.
         while self.search.is_some() {
             match self.read(NextTimeout { after: left(limit, began), ..timeout }) {
                 Ok(true) => {}
-                // What failed first is the cause.
+                // The first failure is the cause.
                 Ok(false) | Err(_) => return Err(self.failed(error, Phase::Sending)),
             }
         }
         self.is_closed = true;
-        // There is something to look at before more is waited for.
+        // There is something to process before waiting for more.
         self.input.made_progress = true;
         Ok(())
     }
 
-    /// Tells what failed, and what it says about the connections that wait.
+    /// Classifies a failure, and what it says about idle connections.
     fn failed(&self, error: Error, phase: Phase) -> Error {
         let is_early = self.is_reused && !self.is_answered;
         match error {
@@ -250,7 +251,7 @@ impl<T: Transport> Transport for Exchange<T> {
         if self.is_closed {
             return Ok(());
         }
-        // So that there is time for what is here already.
+        // Leaves time to read what has already arrived.
         let after = timeout.after.saturating_sub(ALREADY_HERE.min(*timeout.after / 4));
         let within = NextTimeout { after: time::Duration::Exact(after), ..timeout };
         match self.inner.transmit_output(amount, within) {
@@ -270,7 +271,7 @@ impl<T: Transport> Transport for Exchange<T> {
         }
     }
 
-    /// Asked when an answer was read, and when the next request wants to use the connection.
+    /// Called when an answer was read, and when the next request wants to use the connection.
     fn is_open(&mut self) -> bool {
         if self.is_closed || !self.input.is_empty() {
             return false;
@@ -295,7 +296,7 @@ impl<T: Transport> Transport for Exchange<T> {
     }
 }
 
-/// The output is the inner transport's own; the input is read from it piece by piece.
+/// The output is the inner transport's own; the input is copied from it piece by piece.
 impl<T: Transport> Buffers for Exchange<T> {
     fn output(&mut self) -> &mut [u8] {
         self.inner.buffers().output()
@@ -305,7 +306,7 @@ impl<T: Transport> Buffers for Exchange<T> {
         self.input.released()
     }
 
-    /// Only transports write there, and this one has its own way.
+    /// Only transports write there, and this one doesn't.
     fn input_append_buf(&mut self) -> &mut [u8] {
         &mut []
     }
@@ -331,7 +332,7 @@ struct Input {
     bytes: Vec<u8>,
     consumed: usize,
     released: usize,
-    /// Whether ureq had a use for what it saw last: else it waits for more.
+    /// Whether ureq used what it last saw; otherwise it waits for more.
     made_progress: bool,
 }
 
@@ -357,7 +358,7 @@ impl Input {
         &self.bytes[self.released..]
     }
 
-    /// Releases the next bytes, or others in their place.
+    /// Releases the next bytes, or others instead.
     fn release(&mut self, length: usize, instead: Option<Vec<u8>>) {
         let end = self.released + length;
         match instead {
@@ -383,7 +384,7 @@ impl Input {
     }
 }
 
-/// What is left of a time that began to run then.
+/// What is left of a time that began at `began`.
 fn left(after: time::Duration, began: Instant) -> time::Duration {
     match after {
         time::Duration::Exact(after) => {
@@ -393,7 +394,7 @@ fn left(after: time::Duration, began: Instant) -> time::Duration {
     }
 }
 
-/// Whether this says that the connection is no more, or that nobody is at its other end.
+/// Whether the error means that the connection has ended, or that its other end is gone.
 fn is_end(error: &io::Error) -> bool {
     let is_lost = matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Why there is no answer, in words that say what to change.
+//! Why there was no answer, in words that say what to change.
 
 use std::error;
 use std::fmt;
@@ -15,36 +15,36 @@ use crate::domain::time::Span;
 use crate::lookup::LookUpError;
 use crate::tls::problem as tls_problem;
 
-/// What went wrong on a connection, as far as ureq has no error of its own for it.
+/// What failed on a connection, if ureq has no error for it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A connection that had served requests before ended, or turned out to be dead, before a byte of
-    /// this answer came. The request belongs on a fresh one.
+    /// A reused connection ended, or turned out to be dead, before a byte of this answer. The request
+    /// belongs on a fresh one.
     Stale,
-    /// Time was up.
+    /// The time was up.
     TimedOut(Phase),
-    /// What came is no answer; its beginning.
+    /// What arrived isn't an HTTP answer: its beginning.
     NotHttp(Vec<u8>),
-    /// The connection ended in the head of an answer.
+    /// The connection ended within the head of an answer.
     CutOff,
-    /// The connection ended in the TLS handshake.
+    /// The connection ended during the TLS handshake.
     NoHandshake,
 }
 
 /// What an attempt was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// TCP, and TLS.
+    /// TCP and TLS.
     Connecting,
-    /// The request went out.
+    /// The request was being sent.
     Sending,
-    /// It was sent, and no byte of an answer came.
+    /// It was sent, and no byte of the answer had arrived.
     Answer,
-    /// The head of the answer had begun to come.
+    /// The head of the answer had begun to arrive.
     Rest,
 }
 
-/// How long an attempt, and connecting for it, may take.
+/// The time limits of an attempt and of connecting for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TimeLimits {
     pub(super) request: Duration,
@@ -59,7 +59,7 @@ impl From<Fault> for Error {
 
 impl error::Error for Fault {}
 
-/// For logs of ureq's; people read [`Fault::words`].
+/// For logs of ureq; people read [`Fault::words`].
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self:?}")
@@ -85,14 +85,16 @@ impl Fault {
                 )
             }
             Self::TimedOut(Phase::Sending) => {
-                format!("did not read the whole request {within}: it must, or say no at once")
+                format!(
+                    "did not read the whole request {within}: it has to read it, or to answer with an error"
+                )
             }
             Self::TimedOut(Phase::Answer) => format!(
-                "no answer {within}: let it answer first and work later, or allow it more time \
+                "no answer {within}: it should answer first and work later; or allow it more time \
                  (--timeout, REQUEST_TIMEOUT)"
             ),
             Self::TimedOut(Phase::Rest) => {
-                format!("its answer began, and its headers had no end {within}")
+                format!("its answer began, but its headers were not complete {within}")
             }
             // An alert, or a record of the handshake.
             Self::NotHttp(bytes) if matches!(bytes[..], [0x15 | 0x16, 3, ..]) => {
@@ -100,11 +102,12 @@ impl Fault {
             }
             Self::NotHttp(bytes) => {
                 let said = shown::quoted(&String::from_utf8_lossy(bytes));
-                format!("answers in something else than HTTP/1.1: {said}: is this its port?")
+                format!("its answer is not HTTP/1.1: {said}: is this the right port?")
             }
             Self::CutOff => "closed the connection in the middle of its answer".to_owned(),
             Self::NoHandshake => {
-                "closed the connection in the TLS handshake: does it speak TLS there, and know this name?"
+                "closed the connection in the TLS handshake: does this port speak TLS, with a certificate for \
+                 this name?"
                     .to_owned()
             }
             Self::Stale => CLOSED.to_owned(),
@@ -115,7 +118,7 @@ impl Fault {
 const CLOSED: &str =
     "closed the connection without an answer: does it crash, or take only HTTPS there?";
 
-/// What an error of ureq's, or of what we gave it, means for an attempt with these limits.
+/// What an error of ureq, or of our parts in it, means for an attempt with these limits.
 pub(super) fn no_answer(error: Error, limits: TimeLimits) -> Response {
     if let Some(response) = egress::response(&error) {
         return response;
@@ -150,10 +153,10 @@ pub(super) fn no_answer(error: Error, limits: TimeLimits) -> Response {
         }
         Error::Timeout(_) => (Reason::Timeout, Fault::TimedOut(Phase::Answer).words(limits)),
         Error::LargeResponseHeader(_, most) => {
-            (Reason::Protocol, format!("its answer's headers have no end within {most} bytes"))
+            (Reason::Protocol, format!("its answer's headers are longer than {most} bytes"))
         }
         Error::Protocol(error) => {
-            (Reason::Protocol, format!("its answer is not HTTP as it should be: {error}"))
+            (Reason::Protocol, format!("its answer is not valid HTTP: {error}"))
         }
         Error::Tls(problem) => (Reason::Tls, problem.to_owned()),
         Error::HostNotFound => (Reason::Dns, error.to_string()),
@@ -172,9 +175,10 @@ fn of_io(error: &io::Error) -> (Reason, String) {
         ),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => (
             Reason::Refused,
-            format!("no way to its address ({error}): may this machine reach it?"),
+            format!("no route to its address ({error}): can this machine reach it?"),
         ),
-        // Which of them it is depends on what was on its way. (One has a link to a library's manual.)
+        // Which of them it is depends on what was on its way. (One of their messages links to a
+        // library's manual.)
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
         | ErrorKind::BrokenPipe
@@ -182,7 +186,7 @@ fn of_io(error: &io::Error) -> (Reason, String) {
         | ErrorKind::NotConnected => (Reason::Reset, CLOSED.to_owned()),
         ErrorKind::TimedOut | ErrorKind::WouldBlock => (
             Reason::Timeout,
-            "the connection is dead: nothing comes back from its address any more".to_owned(),
+            "the connection is dead: its address does not answer any more".to_owned(),
         ),
         _ => (Reason::Io, error.to_string()),
     }
@@ -201,7 +205,7 @@ mod tests {
         };
         assert_eq!(found, reason, "{detail}");
         assert!(detail.contains(says), "no {says:?} in {detail:?}");
-        // It stands in a header and in a line of a log.
+        // It has to fit in a header and in a log line.
         assert!(detail.chars().count() < 200 && !detail.contains("://docs.rs"), "{detail}");
     }
 
@@ -210,8 +214,12 @@ mod tests {
         let within = |phase| Fault::TimedOut(phase);
         check(within(Phase::Connecting), Reason::Timeout, "no connection within 1500ms: is its");
         check(within(Phase::Sending), Reason::Timeout, "the whole request within 10s");
-        check(within(Phase::Answer), Reason::Timeout, "no answer within 10s: let it answer first");
-        check(within(Phase::Rest), Reason::Timeout, "headers had no end within 10s");
+        check(
+            within(Phase::Answer),
+            Reason::Timeout,
+            "no answer within 10s: it should answer first",
+        );
+        check(within(Phase::Rest), Reason::Timeout, "headers were not complete within 10s");
         check(Error::Timeout(Timeout::Global), Reason::Timeout, "no answer within 10s");
         check(Fault::NotHttp(vec![0x15, 3, 1, 0]), Reason::Protocol, "https://");
         check(
@@ -229,7 +237,7 @@ mod tests {
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
         check(Error::Io(refused), Reason::Refused, "does the receiver run");
         let unreachable = io::Error::from(ErrorKind::HostUnreachable);
-        check(Error::Io(unreachable), Reason::Refused, "may this machine reach it?");
-        check(Error::LargeResponseHeader(9, 8), Reason::Protocol, "no end within 8 bytes");
+        check(Error::Io(unreachable), Reason::Refused, "can this machine reach it?");
+        check(Error::LargeResponseHeader(9, 8), Reason::Protocol, "are longer than 8 bytes");
     }
 }

@@ -1,28 +1,28 @@
-//! The head of an answer: where it ends, how long its connection lives, and the three mistakes in
-//! it that other clients overlook.
+//! The head of an answer: where it ends, how long its connection lives, and how to repair three mistakes
+//! that other clients tolerate.
 //!
-//! Each is made by software that people run: a folded header line (old mail and CGI code), white
-//! space before a colon, a line that is no header (a warning of PHP's that came out too early). The
-//! status above them is as good as any. ureq refuses such an answer as a whole, so it gets a head
-//! that has been put right. All else that is wrong with one stays wrong.
+//! Each mistake is made by software in use: a folded header line (old mail and CGI code), white space
+//! before a colon, and a line that isn't a header (a PHP warning printed too early). The status above
+//! them is still valid. ureq refuses such an answer as a whole, so it gets a repaired head. No other
+//! mistakes are repaired.
 
 use std::ops::Range;
 use std::time::Duration;
 
-/// Finds the end of a head that comes piece by piece, without reading any byte of it twice.
+/// Finds the end of a head that arrives in pieces, without reading any byte twice.
 #[derive(Debug, Default)]
 pub(super) struct Search {
-    /// Up to here no head ends.
+    /// No head ends before this.
     searched: usize,
-    /// Where the line begins that is not complete yet.
+    /// Where the incomplete line begins.
     line: usize,
     /// Empty lines before the status line don't count.
     has_status: bool,
 }
 
 impl Search {
-    /// The length of the head with which these bytes begin, once all of it is there. The bytes are
-    /// those of the last call, or more.
+    /// The length of the head at the beginning of these bytes, once it is complete. Each call must pass
+    /// the bytes of the last one, or more.
     pub(super) fn end(&mut self, bytes: &[u8]) -> Option<usize> {
         while let Some(found) = bytes[self.searched..].iter().position(|byte| *byte == b'\n') {
             let end = self.searched + found + 1;
@@ -38,7 +38,7 @@ impl Search {
     }
 }
 
-/// Whether this is how an answer begins, or may become one with more bytes.
+/// Whether this is the beginning of an answer, or may become one with more bytes.
 pub(super) fn begins_as_http(bytes: &[u8]) -> bool {
     let skipped = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let start = &bytes[skipped..];
@@ -47,16 +47,16 @@ pub(super) fn begins_as_http(bytes: &[u8]) -> bool {
     start[..compared] == known[..compared]
 }
 
-/// What a complete head says of its connection.
+/// What a complete head says about its connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct HeadFacts {
-    /// Another one follows: 1xx, but for 101.
+    /// Whether another answer follows: 1xx, except 101.
     pub(super) is_interim: bool,
-    /// `Keep-Alive: timeout=`: when the other side will close the connection, if it idles.
+    /// `Keep-Alive: timeout=`: when the other side will close the connection if it is idle.
     pub(super) idle_limit: Option<Duration>,
-    /// `Keep-Alive: max=`: how many more requests it will answer.
+    /// `Keep-Alive: max=`: how many more requests the other side will answer.
     pub(super) requests_left: Option<u64>,
-    /// Whether [`put_right`] has something to do.
+    /// Whether [`put_right`] has something to repair.
     pub(super) has_mistakes: bool,
 }
 
@@ -91,7 +91,7 @@ impl HeadFacts {
             else {
                 continue;
             };
-            // What is no number says nothing.
+            // Anything but a number is ignored.
             let Ok(number) = number.trim().parse() else { continue };
             match name.trim() {
                 name if name.eq_ignore_ascii_case("timeout") => {
@@ -104,12 +104,12 @@ impl HeadFacts {
     }
 }
 
-/// The same head without the mistakes: a folded line continues the one above, a header has no white
-/// space before its colon, and what is no header is left out.
+/// Repairs a head: a folded line continues the one above, white space before a colon is removed, and a
+/// line that isn't a header is left out.
 pub(super) fn put_right(head: &[u8]) -> Vec<u8> {
     let mut right = Vec::with_capacity(head.len());
     let mut is_status = true;
-    // What continues a line that was left out is left out, too.
+    // The continuation of an omitted line is omitted too.
     let mut is_left_out = false;
     for line in lines(head) {
         let text = &head[line];
@@ -148,7 +148,7 @@ pub(super) fn put_right(head: &[u8]) -> Vec<u8> {
 
 /// A line after the first.
 enum Line<'a> {
-    /// The empty one after the last header.
+    /// The empty line after the last header.
     End,
     Good {
         name: &'a [u8],
@@ -179,7 +179,7 @@ fn header(line: &[u8]) -> Line<'_> {
     }
 }
 
-/// The bytes of which a header's name consists (RFC 9110, section 5.6.2).
+/// The bytes that a header's name may have (RFC 9110, section 5.6.2).
 const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
@@ -211,7 +211,7 @@ pub(super) fn status_line(head: &[u8]) -> &[u8] {
     lines(head).map(|line| &head[line]).find(|line| !line.is_empty()).unwrap_or_default()
 }
 
-/// The lines of a head, without their ends.
+/// The lines of a head, without their line ends.
 fn lines(head: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut next = 0;
     std::iter::from_fn(move || {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     proptest! {
-        /// In whatever pieces it comes, and whatever it is.
+        /// However it is cut, and whatever it is.
         #[test]
         fn the_end_is_the_same_for_every_way_to_cut_it(
             head in "(HTTP/1.1 200 OK\r?\n)?([a-c :\t]{0,5}\r?\n){0,5}", cuts in prop::collection::vec(0_usize..40, 0..5),

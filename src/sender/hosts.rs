@@ -1,4 +1,4 @@
-//! What the connections to a host have in common: whether those that wait may still be used.
+//! Shared state of the connections to a host: whether the idle ones may still be used.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,9 +11,9 @@ use http::uri::Authority;
 #[derive(Debug, Default)]
 pub(super) struct HostGenerations(Mutex<HashMap<Authority, Weak<HostGeneration>>>);
 
-/// A host and port, by its generation: that of its connections which are known to work. One that fails
-/// where it should have worked begins the next: those that wait have none any more. One that works
-/// after that belongs to the new one.
+/// A host and port with a generation, to which the connections that are known to work belong. If one
+/// fails unexpectedly, the next generation begins, to which no idle connection belongs. Connections that
+/// work after that belong to the new one.
 #[derive(Debug, Default)]
 pub(super) struct HostGeneration(AtomicU32);
 
@@ -25,7 +25,7 @@ impl HostGenerations {
         if let Some(host) = hosts.get(authority).and_then(Weak::upgrade) {
             return host;
         }
-        // Those without a connection are forgotten. There are few: each part of the client has its own.
+        // Forgets hosts without a connection. There are few: each part of the client has its own.
         hosts.retain(|_, host| host.strong_count() > 0);
         let host = Arc::default();
         hosts.insert(authority.clone(), Arc::downgrade(&host));
@@ -38,13 +38,13 @@ impl HostGeneration {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Whether a connection that last worked in this generation is not to be used any more.
+    /// Whether a connection that last worked in this generation must not be used any more.
     pub(super) fn is_after(&self, generation: u32) -> bool {
         self.generation() != generation
     }
 
-    /// A connection that last worked in this generation failed. Several of the same generation may,
-    /// one after the other: that says nothing about those of the next.
+    /// A connection that last worked in this generation failed. If several of the same generation fail,
+    /// that says nothing about the next generation.
     pub(super) fn doubt(&self, generation: u32) {
         let (next, order) = (generation.wrapping_add(1), Ordering::Relaxed);
         let _ = self.0.compare_exchange(generation, next, order, order);
@@ -65,7 +65,7 @@ mod tests {
         hosts.of(&"http://a:1/y".parse().expect("a URL")).doubt(old);
         assert!(host.is_after(old));
         let new = host.generation();
-        // It was on its way when the first one failed.
+        // It was under way when the first one failed.
         host.doubt(old);
         assert!(!host.is_after(new));
         assert!(!hosts.of(&b).is_after(old), "another host");

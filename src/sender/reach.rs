@@ -1,4 +1,4 @@
-//! Which of many URLs lead where no webhook may.
+//! Which of many URLs lead to addresses that no webhook may reach.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,12 +18,11 @@ use crate::domain::address::AllowedNetworks;
 use crate::domain::outcome::Response;
 use crate::lookup::LookUps;
 
-/// Names that are waited for at a time.
+/// How many names are looked up at the same time.
 const AT_A_TIME: usize = 16;
 
-/// Looks each URL's host up as a delivery would, all together within the limit, and says of those that
-/// lead to no address that is allowed why deliveries will be rejected. What has no answer by then is
-/// passed over.
+/// Looks up each URL's host as a delivery would, all within the limit. For those without an allowed
+/// address, says why deliveries will be rejected. Names without an answer by then are ignored.
 #[must_use]
 pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec<Option<String>> {
     let deadline = Instant::now() + limit;
@@ -59,7 +58,7 @@ pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec
     };
     thread::scope(|scope| {
         for _ in 1..AT_A_TIME.min(urls.len()) {
-            // Where there are no more threads, fewer do it.
+            // If no more threads can be started, fewer do the work.
             let _ = thread::Builder::new().name("reach".to_owned()).spawn_scoped(scope, work);
         }
         work();

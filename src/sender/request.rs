@@ -1,4 +1,4 @@
-//! What a request says: its headers, its signature, and the body that they are for.
+//! The content of a request: its headers, its signature and its body.
 
 use std::time::SystemTime;
 
@@ -21,18 +21,18 @@ static WEBHOOK_EVENT_TYPE: HeaderName = HeaderName::from_static("webhook-event-t
 static WEBHOOK_ATTEMPT: HeaderName = HeaderName::from_static("webhook-attempt");
 static WEBHOOK_ACCOUNT: HeaderName = HeaderName::from_static("webhook-account");
 
-/// What a request carries.
+/// The content of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// Whom it is for.
+    /// The webhook to send to.
     pub webhook: &'a Webhook,
     /// Becomes `webhook-id` and `webhook-event-type`.
     pub event: &'a Event,
-    /// Becomes `webhook-attempt`: which attempt of its delivery this is, from 1.
+    /// Becomes `webhook-attempt`: the number of this attempt of its delivery, from 1.
     pub attempt: u32,
-    /// The headers of the producer's message, of which some go on.
+    /// The headers of the producer's message, some of which are forwarded.
     pub headers: &'a Headers,
-    /// The producer's content type; JSON where it gave none.
+    /// The producer's content type; JSON if there is none.
     pub content_type: Option<&'a str>,
     /// The producer's bytes.
     pub body: &'a [u8],
@@ -48,7 +48,7 @@ impl Request<'_> {
 }
 
 impl Sender {
-    /// The request without its body, which it is signed for.
+    /// The request without its body, signed for the body.
     pub(super) fn prepare(
         &self,
         target: &Target,
@@ -56,7 +56,7 @@ impl Sender {
     ) -> RequestBuilder<WithBody> {
         let at = to_unix_seconds(request.at);
         let id = header_of_id(&request.event.id);
-        // A producer's content type that no header can hold says nothing.
+        // A producer's content type that can't be in a header is ignored.
         let content_type = request
             .content_type
             .filter(|text| !text.is_empty() && text.bytes().all(|b| matches!(b, b' '..=b'~')))
@@ -88,7 +88,7 @@ impl Sender {
         post
     }
 
-    /// Adds what goes on of the message's headers. A header of the webhook's own counts more.
+    /// Adds the forwarded headers. The webhook's own headers take precedence.
     fn with_forwarded(
         &self,
         mut post: RequestBuilder<WithBody>,

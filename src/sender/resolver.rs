@@ -1,4 +1,4 @@
-//! Names to addresses, and only to those that a webhook may reach.
+//! Resolves names to addresses that a webhook may reach.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -14,16 +14,16 @@ use ureq::unversioned::transport::NextTimeout;
 use crate::domain::address::AllowedNetworks;
 use crate::lookup::LookUps;
 
-/// How long an answer of the system's resolver is good for. Long enough that a busy receiver's name
-/// is not asked for with each request; short enough that one that moves is followed as soon as by any
-/// other client.
+/// How long an answer of the system's resolver is used. It is long enough that a busy receiver's name
+/// isn't looked up for each request, and short enough that a receiver that moves is followed as soon as
+/// by any other client.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// Threads that may be asking for names at a time. An answer takes some milliseconds: these are for the
-/// names that get none.
+/// How many threads may look up names at the same time. An answer takes some milliseconds: most of these
+/// are for names that get none.
 pub(super) const MOST_THREADS: usize = 32;
 
-/// How many addresses of a name are tried: what ureq has room for.
+/// How many addresses of a name are tried: as many as ureq has room for.
 pub(super) const MOST_ADDRESSES: usize = 16;
 
 /// How many names are remembered.
@@ -31,12 +31,11 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 
 /// Resolves names, and refuses addresses that a webhook may not reach.
 ///
-/// ureq connects to exactly what this returns, so a name can't change its address between the
-/// check and the connection (DNS rebinding).
+/// ureq connects to exactly what this returns, so a name can't change its address between the check and
+/// the connection (DNS rebinding).
 ///
-/// A connection that waits for its next use was checked when it was opened, and what is allowed
-/// doesn't change while the process runs: so it may be used as long as its name leads to any
-/// address that is allowed.
+/// An idle connection was checked when it was opened, and what is allowed doesn't change while the
+/// process runs. So it may be reused as long as its name has any allowed address.
 #[derive(Debug)]
 pub(super) struct GuardedResolver {
     pub(super) allowed: AllowedNetworks,
@@ -96,7 +95,7 @@ fn port(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or(default)
 }
 
-/// What names were resolved to lately.
+/// The recent addresses of names.
 #[derive(Debug)]
 pub(super) struct NameCache(Mutex<LruCache<Box<str>, Name>>);
 
@@ -151,7 +150,7 @@ mod tests {
         assert_eq!(literal("http://localhost/"), None);
     }
 
-    /// A name server of the test's own: its answers, one after the other, and the last one for ever.
+    /// A name server for the test: it gives its answers one after the other, and repeats the last one.
     fn resolver(answers: &[&'static [&'static str]]) -> GuardedResolver {
         let answers = Mutex::new(answers.to_vec());
         let look_ups = LookUps::asking(1, move |_| {
@@ -196,7 +195,7 @@ mod tests {
     fn a_name_that_moves_to_a_forbidden_address_is_refused_as_soon_as_it_is_asked_for_again() {
         let resolver = resolver(&[&["93.184.215.14"], &["127.0.0.1"], &["93.184.215.15"]]);
         let url = "http://rebinding.test/";
-        // What is connected to is what was checked: nobody is asked in between.
+        // The connection uses what was checked: nothing is looked up in between.
         assert_eq!(resolve(&resolver, url).expect("public"), ["93.184.215.14:80"]);
         assert_eq!(resolve(&resolver, url).expect("remembered"), ["93.184.215.14:80"]);
         resolver.names.forget("rebinding.test");

@@ -15,8 +15,7 @@ use ureq::{Error, Timeout};
 use super::transport::room;
 use crate::tls::Tls;
 
-/// Wraps the connections to https receivers. (ureq's own can't believe one more CA beside the usual
-/// ones.)
+/// Wraps the connections to https receivers. (ureq's own can't trust an additional CA.)
 #[derive(Debug)]
 pub(super) struct TlsConnector(pub(super) Tls);
 
@@ -61,11 +60,11 @@ fn left_of(details: &ConnectionDetails<'_>) -> Result<NextTimeout, Error> {
     }
 }
 
-/// A connection.
+/// A TLS connection.
 pub(super) struct TlsTransport {
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     buffers: LazyBuffers,
-    /// Once it could not write: before it reads, rustls' stream would first write what is left over.
+    /// Set after a failed write: before reading, rustls' stream would first write what is left over.
     only_reads: bool,
 }
 
@@ -74,8 +73,8 @@ impl TlsTransport {
         let room = room(&mut self.buffers).map_err(Error::into_io)?;
         if !self.only_reads {
             match self.stream.read(room) {
-                // That may be said of the end of the request, which rustls still had: it tells of a
-                // write that failed when it is next called.
+                // This may be about the end of the request, which rustls still had: it reports a failed
+                // write at its next call.
                 Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
                     self.only_reads = true;
                 }
@@ -121,7 +120,7 @@ impl Transport for TlsTransport {
         Ok(read > 0)
     }
 
-    /// What was said out of turn may also have come already, to wait here in one form or the other.
+    /// Data sent out of turn may also have been received already, in either form.
     fn is_open(&mut self) -> bool {
         let silent =
             self.stream.conn.process_new_packets().is_ok_and(|state| {
@@ -150,8 +149,8 @@ mod tests {
     use crate::sender::transport::TcpConnector;
     use crate::tls::{Check, Roots};
 
-    /// An answer that fills the buffer to its last byte, and another one in a record of its own that
-    /// comes with it, to wait behind the buffer.
+    /// An answer that fills the buffer to its last byte, and another one in its own record that arrives
+    /// with it and waits behind the buffer.
     fn answers() -> [String; 2] {
         let answer = |filler: usize| {
             let body = "a".repeat(filler);
@@ -186,7 +185,7 @@ mod tests {
                 while !request.windows(4).any(|end| end == b"\r\n\r\n") {
                     let _ = tls.read(&mut request).expect("a request");
                 }
-                // Encrypted first, so that both go out at once.
+                // Encrypted first, so that both are sent at once.
                 for answer in answers() {
                     tls.conn.writer().write_all(answer.as_bytes()).expect("there is room");
                 }

@@ -1,9 +1,9 @@
-//! TCP to a receiver, with a deadline that costs no system call of its own.
+//! TCP to a receiver, with a deadline that costs no extra system calls.
 //!
-//! ureq's transport tells the kernel the time that is left before each read and write, and asks
-//! three questions to find out whether an idle connection still is one. For a small request to a
-//! receiver nearby that is half of all system calls. Here a time-out that is already set stays as
-//! long as it ends with the deadline, give or take [`TOLERANCE`], and one question does.
+//! Before each read and write, ureq's transport tells the kernel the remaining time, and it makes three
+//! calls to find out whether an idle connection is still open. For a small request to a nearby receiver
+//! that is half of all system calls. Here an existing time-out is kept as long as it ends with the
+//! deadline, within [`TOLERANCE`], and one call checks the connection.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -20,22 +20,22 @@ use ureq::{Error, Timeout};
 /// How much later than the deadline a read or write may end.
 const TOLERANCE: Duration = Duration::from_millis(50);
 
-/// Before the kernel is told anything.
+/// The initial value, before the kernel is told anything.
 const NEVER: Duration = Duration::MAX;
 
-/// The least time in which the other side's kernel has to confirm what it got: some round trips to the
-/// other end of the world, and two packets lost on the way.
+/// The least time in which the other side's kernel has to confirm data: some round trips to the other
+/// end of the world, with two lost packets.
 const LEAST_UNCONFIRMED: Duration = Duration::from_secs(1);
 
-/// What is sent at once of a request, in bytes, where receivers have room for all of it, whether they
-/// read or not.
+/// The largest part of a request, in bytes, that is sent at once and for which receivers have room,
+/// whether they read or not.
 const SMALL: usize = 4 << 10;
 
 /// Opens the connections.
 #[derive(Debug)]
 pub(super) struct TcpConnector {
-    /// The most that is read of the answer to one request, whatever it is: head, body, or interim
-    /// responses (1xx) without end, each of which ureq would read and forget.
+    /// The most that is read of the answer to one request: head, body, or endless interim responses
+    /// (1xx), which ureq would read and ignore.
     pub(super) max_answer_bytes: usize,
 }
 
@@ -67,8 +67,8 @@ impl<In: Transport> Connector<In> for TcpConnector {
     }
 }
 
-/// Goes through the addresses, each of which gets half of the time that is left, and the last one
-/// all of it: one that is dead must not use up what another would need.
+/// Tries the addresses in turn. Each gets half of the remaining time, the last one all of it: a dead
+/// address must not use up the time of another.
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let deadline = Deadline::of(details.timeout)?;
     let mut last = Error::ConnectionFailed;
@@ -85,18 +85,18 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     Err(last)
 }
 
-/// A connection.
+/// A TCP connection.
 #[derive(Debug)]
 pub(super) struct Tcp {
     stream: TcpStream,
     buffers: LazyBuffers,
-    /// What the kernel has been told.
+    /// The time-outs set in the kernel.
     read_timeout: Duration,
     write_timeout: Duration,
     unconfirmed: Duration,
-    /// Whether it waited for its next use, and nothing was sent since.
+    /// Whether it was idle and nothing has been sent since.
     was_idle: bool,
-    /// Something went out in part: what came after it would be taken for the rest.
+    /// Whether something was sent in part: what follows would be taken for the rest.
     is_cut: bool,
     /// Bytes read since something was sent.
     answered: usize,
@@ -146,14 +146,14 @@ impl Transport for Tcp {
         }
     }
 
-    /// Whether the other side has neither closed it nor said anything out of turn.
+    /// Whether the other side has neither closed it nor sent anything out of turn.
     fn is_open(&mut self) -> bool {
         self.was_idle = true;
         !has_input(&self.stream)
     }
 }
 
-/// Whether there is something to be read, if only the end.
+/// Whether there is something to read, even if only the end.
 fn has_input(stream: &TcpStream) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     !matches!(recv(stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
@@ -174,24 +174,24 @@ impl Tcp {
         Ok(())
     }
 
-    /// A receiver that takes its time to read closes its window, which to TCP_USER_TIMEOUT is the same as
-    /// if it were gone: none where the request may fill the window.
+    /// Disables the limit for unconfirmed data if the request may fill the window: a receiver that reads
+    /// slowly closes its window, which TCP_USER_TIMEOUT treats as if the receiver were gone.
     fn wait_while_it_reads(&mut self) {
         if self.unconfirmed != NEVER && set_tcp_user_timeout(&self.stream, 0).is_ok() {
             self.unconfirmed = NEVER;
         }
     }
 
-    /// While a connection is idle, a router may forget it, or its other end go, without a word.
-    /// The kernel then says so (ETIMEDOUT) after a third of the time that the request has, and the rest is
-    /// for a fresh one. A receiver that only answers slowly confirms all the same. On a fresh connection there
-    /// is nothing to be gained: the whole time is for it.
+    /// While a connection is idle, a router may forget it, or its other end may disappear silently. The
+    /// kernel then reports that (ETIMEDOUT) after a third of the request's time, and the rest is for a
+    /// fresh connection. A receiver that only answers slowly still confirms the data. On a fresh
+    /// connection nothing is to be gained: it has the whole time.
     fn limit_unconfirmed(&mut self, after: Duration) {
         let limit = (after / 3).max(LEAST_UNCONFIRMED);
-        // Told once, where all requests have about the same time.
+        // Set once if all requests have about the same time.
         if self.unconfirmed > limit * 2 || self.unconfirmed < limit / 2 {
             let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-            // Without it, it is as with any other client: time is up when the request's is.
+            // If this fails, it works as in any other client: the request's time-out applies.
             if set_tcp_user_timeout(&self.stream, millis).is_ok() {
                 self.unconfirmed = limit;
             }
@@ -199,8 +199,8 @@ impl Tcp {
     }
 }
 
-/// Where the next piece of an answer goes. No room is an error: reading nothing would look like the
-/// end of the connection.
+/// Where the next piece of an answer goes. No room is an error: reading nothing would look like the end
+/// of the connection.
 pub(super) fn room(buffers: &mut LazyBuffers) -> Result<&mut [u8], Error> {
     if buffers.input_append_buf().is_empty() {
         let most = buffers.input().len();
@@ -209,7 +209,7 @@ pub(super) fn room(buffers: &mut LazyBuffers) -> Result<&mut [u8], Error> {
     Ok(buffers.input_append_buf())
 }
 
-/// When an operation has to be over.
+/// When an operation has to end.
 #[derive(Clone, Copy)]
 struct Deadline {
     began: Instant,
@@ -224,7 +224,7 @@ impl Deadline {
         if deadline.after.is_zero() { Err(Error::Timeout(timeout.reason)) } else { Ok(deadline) }
     }
 
-    /// What is left; an error if that is nothing.
+    /// The remaining time; an error if there is none.
     fn left(self) -> Result<Duration, Error> {
         match self.after.checked_sub(self.began.elapsed()) {
             Some(left) if !left.is_zero() => Ok(left),
@@ -232,17 +232,17 @@ impl Deadline {
         }
     }
 
-    /// Makes sure that an operation ends with the deadline. A time-out that was set before may end
-    /// it sooner, see [`Deadline::goes_on_after`].
+    /// Makes sure that an operation ends with the deadline. A time-out set earlier may end it sooner,
+    /// see [`Deadline::goes_on_after`].
     fn set(
         self,
         current: &mut Duration,
         set: impl FnOnce(Duration) -> io::Result<()>,
     ) -> Result<(), Error> {
         let left = self.left()?;
-        // One that is much too short would be set for every piece of a long answer.
+        // Kept while it roughly fits: setting it costs a call for every piece of a long answer.
         if *current > left.saturating_add(TOLERANCE) || *current < left / 2 {
-            // The kernel's clock has no use for centuries, nor for nothing.
+            // The kernel accepts neither centuries nor zero.
             let left = left.clamp(Duration::from_millis(1), Duration::from_secs(86_400));
             set(left)?;
             *current = left;
@@ -250,7 +250,7 @@ impl Deadline {
         Ok(())
     }
 
-    /// An operation failed: may it be tried again? (`TimedOut` is the end of the connection; a time
+    /// An operation failed: may it be repeated? (`TimedOut` is the end of the connection; a time-out
     /// that we set ends as `WouldBlock`.)
     fn goes_on_after(self, error: io::Error) -> Result<(), Error> {
         if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) {

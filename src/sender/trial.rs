@@ -1,4 +1,4 @@
-//! An attempt that somebody looks at: the same request as for a delivery, and what came of it.
+//! An attempt for people to examine: the same request as for a delivery, and its result.
 
 use http::HeaderMap;
 
@@ -6,18 +6,18 @@ use super::excerpt::QuotedSecrets;
 use super::{ACCEPT, Request, Sender, USER_AGENT, answered, no_answer};
 use crate::domain::outcome::Response;
 
-/// A header, as text.
+/// A header as text.
 type Header = (String, String);
 
-/// What was sent and what came back. The values of the webhook's own headers are shown as `***`, also
-/// where the receiver sends them back, and there those of its URL's parameters, too.
+/// What was sent and what came back. The values of the webhook's own headers are shown as `***`, and so
+/// are they and the URL's parameters where the receiver quotes them.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The request's headers; none where the webhook can't be used.
+    /// The request's headers; none if the webhook can't be used.
     pub headers: Vec<Header>,
     /// What a delivery would make of it.
     pub response: Response,
-    /// What else came.
+    /// The rest of the answer.
     pub answer: Option<ShownAnswer>,
 }
 
@@ -28,12 +28,12 @@ pub struct ShownAnswer {
     pub headers: Vec<Header>,
     /// The beginning of its body.
     pub body: String,
-    /// Whether there was more.
+    /// Whether the body was longer.
     pub is_cut: bool,
 }
 
 impl Sender {
-    /// Makes an attempt as [`Sender::post`] does, and keeps of the answer's body so many characters.
+    /// Makes an attempt as [`Sender::post`] does, and keeps `most` characters of the answer's body.
     #[must_use]
     pub fn try_out(&self, request: Request<'_>, most: usize) -> Trial {
         let request = request.as_sent();
@@ -73,7 +73,7 @@ impl Sender {
     }
 }
 
-/// What is marked as sensitive is not shown.
+/// Sensitive values are hidden.
 fn shown(headers: &HeaderMap) -> Vec<Header> {
     let shown = |value: &http::HeaderValue| match value.is_sensitive() {
         true => "***".to_owned(),

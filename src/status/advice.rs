@@ -1,6 +1,6 @@
-//! What a snapshot comes to in words: what is wrong, and what to do about it.
+//! Puts a snapshot into words: what is wrong, and what to do about it.
 //!
-//! What stands in backticks is to be typed, or found in the log.
+//! Text in backticks is to be typed, or to be found in the log.
 
 use serde::Serialize;
 
@@ -14,44 +14,44 @@ use instances::of_instances;
 use notices::{of_disabled, of_notices};
 use topology::{of_objects, of_orphaned};
 
-/// Queues that a sentence names before it only counts the rest.
+/// How many queues a sentence names; the rest is counted.
 const MOST_NAMED: usize = 3;
 
-/// For how long changes of the table must not have been heard before it is worth a word: longer
-/// than the directory takes to connect again.
+/// How long changes of the table must have been missed before that is mentioned: longer than the
+/// directory takes to reconnect.
 const DEAF_SECONDS: f64 = 15.0;
 
-/// For how long nothing must have come from a queue that holds something before that is worth a word.
+/// How long nothing must have come from a nonempty queue before that is mentioned.
 const STILL_SECONDS: f64 = 60.0;
 
-/// Deliveries are late if half of them come this long after their event: a few retries take less.
+/// Deliveries are late if half of them arrive this long after their event: a few retries take less.
 const LATE_SECONDS: f64 = 60.0;
 
-/// So many events that wait are more than a moment's.
+/// If this many events wait, it is more than a short peak.
 const MANY_EVENTS: i64 = 1_000;
 
-/// With so many receivers in trouble together, the cause is rarely theirs.
+/// If this many receivers have an ailment at the same time, the cause is rarely theirs.
 const MANY_RECEIVERS: usize = 3;
 
-const ALARM_REMEDY: &str = "It goes on by itself as soon as RabbitMQ does. Is that short of memory or \
-                            disk? `rabbitmq-diagnostics alarms` tells.";
+const ALARM_REMEDY: &str = "It continues by itself once RabbitMQ takes messages again. Is RabbitMQ short of \
+                            memory or disk? See `rabbitmq-diagnostics alarms`.";
 
-/// How everything is, taken together.
+/// The overall state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Overall {
     /// All is well.
     Well,
-    /// It works, and somebody should look at something.
+    /// It works, but somebody should look at something.
     Attention,
     /// Something does not work.
     Trouble,
 }
 
-/// One thing that is wrong, or worth knowing.
+/// A problem, or something worth knowing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Advice {
-    /// How bad it is. With what is only worth knowing all is well.
+    /// How bad it is. If it is only worth knowing, all is well.
     pub(super) state: Overall,
     /// What is wrong: a sentence.
     pub(super) what: String,
@@ -64,7 +64,8 @@ pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
     let mut advice = Vec::new();
     if snapshot.is_stopping {
         let what = "It is stopping.".to_owned();
-        let remedy = "Requests under way finish, the rest goes back to RabbitMQ; nothing is lost.";
+        let remedy =
+            "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
         advice.push(Advice { state: Overall::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));
@@ -85,7 +86,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
     advice.extend(of_notices(snapshot));
     advice.extend(of_instances(snapshot));
     advice.extend(of_backlogs(snapshot));
-    // Stable: what is equally bad stays in the order above.
+    // The sort is stable: what is equally bad stays in the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));
     let worst = advice.first().map_or(Overall::Well, |advice| advice.state);
     (worst, advice)
@@ -95,10 +96,10 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     let mut advice = Vec::new();
     if is_away(snapshot.broker) {
         let lasted = span(snapshot.broker.lasted_seconds);
-        // Whatever each of them has missed first.
+        // The outage may affect each lane at a different moment.
         let interrupted = snapshot.lanes.iter().filter(|lane| lane.state != LaneState::Consuming);
         let effect = match interrupted.collect::<Vec<_>>().as_slice() {
-            [] => "the numbers of messages in queues are as of then".to_owned(),
+            [] => "the numbers of messages in queues are from before".to_owned(),
             lanes => not_consumed(snapshot, lanes),
         };
         advice.push(trouble(
@@ -112,7 +113,7 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
         let interrupted = lanes_in(snapshot, LaneState::NoDatabase);
         let effect = match interrupted.as_slice() {
             [] if is_away(snapshot.broker) => String::new(),
-            [] => ": only events of types that came before are delivered".to_owned(),
+            [] => ": only events of known types are delivered".to_owned(),
             lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
         advice.push(match &snapshot.database_problem {
@@ -133,7 +134,8 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     advice
 }
 
-/// RabbitMQ hands out messages and takes none. Once a lane stands still for that, it says so itself.
+/// RabbitMQ delivers messages but accepts none. Once a lane is interrupted by that, the lane's advice
+/// covers it.
 fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     let is_told = [LaneState::NoConfirms, LaneState::Starting]
         .iter()
@@ -141,22 +143,26 @@ fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
     let hands_out = snapshot.broker.answers == Some(true);
     (snapshot.broker_accepts == Some(false) && hands_out && !is_told).then(|| {
         let what =
-            "RabbitMQ takes no messages: what fails can't be put off, and holds up its lane.";
+            "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.";
         trouble(what.to_owned(), ALARM_REMEDY)
     })
 }
 
-/// Nothing gets out to receivers.
+/// No request reaches any receiver.
 fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
     let egress = snapshot.egress_problem.as_ref()?;
     Some(trouble(
-        format!("No request gets out, for {}: {}.", span(egress.lasted_seconds), egress.problem),
-        "Nothing is lost and no attempt is counted: what is not sent waits for up to a minute and is tried \
-         again. Does the proxy run, and does EGRESS_PROXY name it? `webhook-notifier check` tries it.",
+        format!(
+            "No request has reached a receiver for {}: {}.",
+            span(egress.lasted_seconds),
+            egress.problem
+        ),
+        "Nothing is lost and no attempt is counted: deliveries wait for up to a minute and are tried \
+         again. Does the proxy run, and is EGRESS_PROXY right? `webhook-notifier check` tries it.",
     ))
 }
 
-/// Some queues take nothing, and the others do.
+/// Some queues accept nothing, while others do.
 fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
     if is_away(snapshot.broker) {
         return None;
@@ -164,20 +170,21 @@ fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
     let refusing = &snapshot.refusing;
     let longest = refusing.iter().map(|one| one.lasted_seconds).reduce(f64::max)?;
     let names = names(refusing.iter().map(|one| one.queue.as_str()));
-    let verb = if refusing.len() == 1 { "takes" } else { "take" };
+    let verb = if refusing.len() == 1 { "has" } else { "have" };
     let messages: usize = refusing.iter().map(|one| one.messages).sum();
     let wait = match messages {
         0 => String::new(),
         _ => format!("; {} in hand for it", counted(messages as u64, "message is", "messages are")),
     };
     Some(trouble(
-        format!("{names} {verb} no messages, for {}{wait}.", span(longest)),
-        "Nothing is lost; what is for it is tried every second or two. Has it a `max-length`, by a \
-         policy (`rabbitmqctl list_policies`)? Has it a leader (`rabbitmq-queues quorum_status`)?",
+        format!("{names} {verb} taken no messages for {}{wait}.", span(longest)),
+        "Nothing is lost; publishing to it is tried again every second or two. Does a policy limit its \
+         length (`max-length`, see `rabbitmqctl list_policies`)? Does it have a leader (`rabbitmq-queues \
+         quorum_status`)?",
     ))
 }
 
-/// What [`of_servers`] has not said already.
+/// Lanes that are interrupted for reasons which [`of_servers`] hasn't covered.
 fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     if is_away(snapshot.broker) {
         return Vec::new();
@@ -185,7 +192,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     let again = "It connects again by itself. A line `lane interrupted` in the log has the cause.";
     let rows = [
         (LaneState::NoBroker, "There has been no connection to RabbitMQ", again),
-        (LaneState::NoDatabase, "What is needed of PostgreSQL has not been there", again),
+        (LaneState::NoDatabase, "PostgreSQL has not given what is needed", again),
         (LaneState::NoConfirms, "RabbitMQ has confirmed no message", ALARM_REMEDY),
         (
             LaneState::Starting,
@@ -209,7 +216,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     rows.into_iter().filter_map(of).collect()
 }
 
-/// It should consume, there is something, and nothing comes.
+/// A lane consumes and its queue isn't empty, but nothing arrives.
 fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
     let is_still = |lane: &&LaneNow| {
         lane.state == LaneState::Consuming
@@ -225,13 +232,13 @@ fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
         let messages = counted(waiting.unsigned_abs(), "message waits", "messages wait");
         trouble(
             format!("{messages} in {queues}, and none has come for a minute."),
-            "Do other instances have them in hand? If none gets any, keep the log and restart: that \
-             is safe, and this should not happen.",
+            "Do other instances have unacked messages of them? If no instance gets any, restart, which \
+             is safe, and report this with the log: it should not happen.",
         )
     })
 }
 
-/// All that may be under way is, and much waits behind it.
+/// The capacity is used up, and many events wait.
 fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
     let is_used_up = |lane: &&LaneNow| {
         let waits = lane.ready.is_some_and(|ready| ready >= MANY_EVENTS);
@@ -242,18 +249,17 @@ fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
     (!lanes.is_empty()).then(|| Advice {
         state: Overall::Attention,
         what: format!(
-            "As many requests are under way as may be for {}, and {}.",
+            "The capacity of {} is used up, and {}.",
             names(lanes.iter().map(|lane| lane.queue.as_str())),
             counted(waiting.unsigned_abs(), "event waits", "events wait")
         ),
-        remedy: "Receivers are slower than events come. A larger capacity (`QUEUES=name=N`) or \
-                 another instance brings them in sooner; `webhook-notifier webhooks list` says who \
-                 is slow."
+        remedy: "Receivers answer more slowly than events arrive. A larger capacity (`QUEUES=name=N`) or \
+                 another instance helps; `webhook-notifier webhooks list` says who is slow."
             .to_owned(),
     })
 }
 
-/// Most of what arrives comes long after its event.
+/// Most deliveries arrive long after their event.
 fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
     let is_late = |lane: &&LaneNow| {
         lane.kind == "events" && lane.lag_p50.is_some_and(|lag| lag.is_above(LATE_SECONDS))
@@ -266,14 +272,14 @@ fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
             names(lanes.iter().map(|lane| lane.queue.as_str()))
         ),
         remedy:
-            "Were they published, or the notifier started, a while ago? Then it is over once they \
-                 are in. Else events come faster than they are delivered: a larger capacity \
+            "After an outage or a burst of events this ends by itself, once the queue is empty. \
+                 Otherwise events come faster than they are delivered: a larger capacity \
                  (`QUEUES=name=N`) or another instance helps."
                 .to_owned(),
     })
 }
 
-/// What waits for receivers, for whatever reason.
+/// Deliveries that wait for receivers, whatever the reason.
 fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
     let backlogs = snapshot.lanes.iter().filter(|lane| lane.kind == "backlogs");
     let waiting: i64 = backlogs.filter_map(|lane| lane.ready).sum();
@@ -284,9 +290,10 @@ fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
             counted(waiting.unsigned_abs(), "delivery waits", "deliveries wait"),
             counted(snapshot.backlogs.filled.max(1) as u64, "backlog", "backlogs")
         ),
-        remedy: "Nothing to do: each is sent in its turn, as soon as its receiver may be asked. \
-                 `webhook-notifier webhooks list` says why it waits, and how long."
-            .to_owned(),
+        remedy:
+            "Nothing to do: each is sent in its turn, as soon as its receiver may get a request. \
+                 `webhook-notifier webhooks list` says why they wait, and since when."
+                .to_owned(),
     })
 }
 
@@ -295,11 +302,11 @@ fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
     let known_cause = snapshot.is_stopping || snapshot.database.answers != Some(true);
     (age >= DEAF_SECONDS && !known_cause).then(|| Advice {
         state: Overall::Attention,
-        what: format!("Changes of the webhooks can't be heard, for {}.", span(age)),
-        remedy: "Each event asks PostgreSQL instead, which is slower and otherwise fine. A line \
-                 `directory bypassed` in the log has the cause, and so has `webhook-notifier check`: after \
-                 an upgrade it is that `webhook-notifier migrate` was not run; or a pooler in between \
-                 lends sessions for a transaction."
+        what: format!("Notifications of changes to the webhooks have failed for {}.", span(age)),
+        remedy: "Each event asks PostgreSQL instead, which is slower but correct. A line `directory \
+                 bypassed` in the log has the cause, and so has `webhook-notifier check`: perhaps \
+                 `webhook-notifier migrate` was not run after an upgrade, or a pooler in between lends \
+                 sessions for a transaction."
             .to_owned(),
     })
 }
@@ -323,10 +330,11 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
     if are_many {
         let are = format!("{ailing} of {known} receivers fail, are slow or are down.");
         let state = if ailing * 2 > known { Overall::Trouble } else { Overall::Attention };
-        let remedy = "So many rarely fail by themselves. Their failures in the log have the reason: dns, \
-                      timeout and refused are the network's way out (firewall, resolver), tls an \
-                      outdated CA or a wrong clock, proxy `EGRESS_PROXY`, rejected `ALLOW_NETWORKS` or \
-                      `DENY_NETWORKS`, status_4xx perhaps what a producer has changed. What fails waits, and is tried again.";
+        let remedy = "So many receivers rarely fail at once by chance. See the reasons of their failures \
+                      in the log: dns, timeout and refused point to the network on our side (firewall, \
+                      resolver), tls to an outdated CA or a wrong clock, proxy to `EGRESS_PROXY`, \
+                      rejected to `ALLOW_NETWORKS` or `DENY_NETWORKS`, status_4xx perhaps to a change in \
+                      a producer's events. Failed deliveries wait and are tried again.";
         advice.push(Advice { state, what: are, remedy: remedy.to_owned() });
     }
     if broken > 0 {
@@ -335,9 +343,9 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         advice.push(Advice {
             state: Overall::Attention,
             what: format!("{down}: {wait}."),
-            remedy: "Nothing to do: each is probed until it answers. One that won't come back is \
-                     ended by `webhook-notifier webhooks disable ID`, and what waits for it is \
-                     dropped."
+            remedy: "Nothing to do: each is probed until it answers. If one won't come back, \
+                     `webhook-notifier webhooks disable ID` ends that, and drops the deliveries that \
+                     wait for it."
                 .to_owned(),
         });
     }
@@ -348,7 +356,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         advice.push(Advice {
             state: Overall::Well,
             what: format!("{fail}."),
-            remedy: "Nothing to do: what fails is tried again, and nobody else waits for it."
+            remedy: "Nothing to do: failed deliveries are tried again, and other receivers don't wait for them."
                 .to_owned(),
         });
     }
@@ -398,7 +406,7 @@ fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", groups.join(","), if count == 1 { one } else { many })
 }
 
-/// About so long, in the one or two units that matter.
+/// A duration, rounded to its largest suitable unit.
 fn span(seconds: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an age")]
     let seconds = seconds as u64;

@@ -1,7 +1,7 @@
-//! What people know the receivers on the page by: account, host and path; and the search for them.
+//! What people call the receivers on the page (account, host and path), and the search for them.
 //!
-//! The names are looked up ahead, by the thread that samples the counters: who asks for the page never
-//! waits for PostgreSQL. What was known stays while PostgreSQL is away.
+//! The thread that samples the counters looks the names up in advance, so a request for the page never
+//! waits for PostgreSQL. While PostgreSQL is away the known names stay.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,25 +15,25 @@ use crate::domain::account::MAX_ACCOUNT_BYTES;
 use crate::domain::shown;
 use crate::domain::webhook::place;
 
-/// For how long after somebody has asked for the page the names of all receivers are kept: they ask every
+/// How long after the last request for the page the names of all receivers are kept. A page asks every
 /// five seconds.
 const WATCHED: Duration = Duration::from_secs(60);
 
-/// How old a name may be while changes of the table aren't heard.
+/// How old a name may be while changes of the table aren't reported.
 const MOST_AGE: Duration = Duration::from_secs(60);
 
-/// How many names are asked for with one query.
+/// How many names one query asks for.
 const CHUNK: usize = 1_000;
 
-/// How much of what somebody looks for is used, in characters.
+/// How many characters of a search are used.
 const MOST_SOUGHT: usize = 200;
 
-/// What people know a webhook by. All of it can be shown.
+/// What people know a webhook by. All of it is printable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Name {
-    /// Whose it is.
+    /// The account.
     pub(super) account: Option<String>,
-    /// Host and path; `None` if it is not in the table any more.
+    /// Host and path; `None` if it is no longer in the table.
     pub(super) place: Option<String>,
 }
 
@@ -44,18 +44,18 @@ impl From<Label> for Name {
     }
 }
 
-/// What somebody looks for: words, each of which has to be somewhere in a receiver's name or id.
+/// A search: words, each of which has to be somewhere in a receiver's name or id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SoughtWords(Vec<String>);
 
 impl SoughtWords {
-    /// The words of a text; at most so much of it as anybody types.
+    /// The words of a text, limited to what people type.
     pub(super) fn new(text: &str) -> Self {
         let text: String = text.chars().take(MOST_SOUGHT).collect();
         Self(text.split_whitespace().map(str::to_lowercase).collect())
     }
 
-    /// Whether it is nothing, which is everybody.
+    /// Whether the search is empty, which matches everything.
     pub(super) fn is_nothing(&self) -> bool {
         self.0.is_empty()
     }
@@ -68,22 +68,22 @@ impl SoughtWords {
     }
 }
 
-/// The names that are known.
+/// The known names.
 #[derive(Debug)]
 pub(super) struct Names {
     known: Mutex<HashMap<Uuid, Name>>,
-    /// When they were last all asked for anew.
+    /// When all of them were last looked up anew.
     asked_at: Mutex<Instant>,
     changes: Receiver<Change>,
-    /// When somebody last looked at the page.
+    /// When somebody last requested the page.
     watched_at: Mutex<Option<Instant>>,
     wake: Sender<()>,
-    /// Somebody has begun to look at the page.
+    /// Somebody has begun to watch the page.
     pub(super) woken: Receiver<()>,
 }
 
 impl Names {
-    /// None yet; `changes` tells of those of the table.
+    /// No names yet; `changes` are those of the table.
     pub(super) fn new(changes: Receiver<Change>) -> Self {
         let (wake, woken) = bounded(1);
         Self {
@@ -96,21 +96,22 @@ impl Names {
         }
     }
 
-    /// Somebody looks at the page.
+    /// Somebody requested the page.
     pub(super) fn are_wanted(&self) {
         let before = lock(&self.watched_at).replace(Instant::now());
         if before.is_none_or(|at| at.elapsed() > WATCHED) {
-            // It is awake already, perhaps.
+            // If the channel is full, the thread is already awake.
             let _ = self.wake.try_send(());
         }
     }
 
-    /// Whether somebody has looked at the page a moment ago.
+    /// Whether somebody requested the page recently.
     pub(super) fn is_watched(&self) -> bool {
         lock(&self.watched_at).is_some_and(|at| at.elapsed() <= WATCHED)
     }
 
-    /// Looks up the names of these receivers that are missing or may have changed, and forgets all others.
+    /// Looks up the names of these receivers that are missing or may have changed, and forgets all
+    /// others.
     pub(super) fn refresh(&self, wanted: &HashSet<Uuid>, directory: &Directory) {
         let has_changed = self.changes.try_iter().any(|change| change == Change::Webhooks);
         let is_old = !directory.is_listening() && lock(&self.asked_at).elapsed() > MOST_AGE;
@@ -135,7 +136,7 @@ impl Names {
                 labels.into_iter().map(|label| (label.id, label.into())).collect();
             let mut known = self.lock();
             for id in some {
-                // One that was deleted keeps its account, for people.
+                // A deleted webhook keeps its account, for people.
                 let gone = || Name { place: None, ..known.get(id).cloned().unwrap_or_default() };
                 let name = found.remove(id).unwrap_or_else(gone);
                 known.insert(*id, name);
@@ -143,13 +144,13 @@ impl Names {
         }
     }
 
-    /// What a receiver is known by, as far as it is.
+    /// A receiver's name, if it is known.
     pub(super) fn of(&self, id: Uuid, directory: &Directory) -> Option<Name> {
         let remembered = directory.remembered_label(id).map(Name::from);
         remembered.or_else(|| self.lock().get(&id).cloned())
     }
 
-    /// Which of these receivers are sought.
+    /// Those of these receivers that match the search.
     pub(super) fn matching(
         &self,
         sought: &SoughtWords,

@@ -1,5 +1,4 @@
-//! What /status.json has. Times are in seconds and relative, so that nobody's clock matters but
-//! ours.
+//! The content of /status.json. Times are in seconds and relative, so that only our clock matters.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,10 +11,10 @@ use crate::domain::depths::Depths;
 use crate::domain::time::Moment;
 use crate::domain::trend::Bound;
 
-/// What was counted since the start of the process, by the label that /metrics has; without what never was.
+/// Counts since the start of the process, by their labels in /metrics, without zeros.
 pub(super) type Counted = BTreeMap<&'static str, u64>;
 
-/// How everything is at one moment.
+/// The state at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Snapshot {
     pub(super) version: &'static str,
@@ -28,40 +27,40 @@ pub struct Snapshot {
     pub(super) advice: Vec<advice::Advice>,
     pub(super) broker: Server,
     pub(super) database: Server,
-    /// The error that PostgreSQL answers with, if that is what is wrong.
+    /// The error with which PostgreSQL answers, if it answers with one.
     pub(super) database_problem: Option<String>,
     pub(super) directory_age_seconds: f64,
-    /// Whether RabbitMQ takes what has to wait or is dead; `None` while we start.
+    /// Whether RabbitMQ accepts messages; `None` while we start.
     pub(super) broker_accepts: Option<bool>,
-    /// What keeps EGRESS_PROXY from letting requests through, and for how long.
+    /// Why EGRESS_PROXY lets no requests through, and for how long.
     pub(super) egress_problem: Option<EgressNow>,
-    /// What keeps notices from being published, and for how long.
+    /// Why notices can't be published, and for how long.
     pub(super) notices_problem: Option<NoticesNow>,
-    /// The instances that share the limits of webhooks, by host and port, this one included; none while they
-    /// are not known.
+    /// The instances that share the limits of webhooks, including this one, as host and port; empty
+    /// while they aren't known.
     pub(super) instances: Vec<String>,
-    /// Why they can't be known.
+    /// Why they aren't known.
     pub(super) instances_problem: Option<String>,
-    /// Webhooks that were disabled within the last day because they had failed for DISABLE_AFTER.
+    /// Webhooks that were disabled within the last day because they failed for DISABLE_AFTER.
     pub(super) disabled_lately: Vec<DisabledNow>,
-    /// The queues that take no messages of ours.
+    /// The queues that accept none of our messages.
     pub(super) refusing: Vec<RefusingNow>,
-    /// How old the numbers of messages in queues are; `None` before there are any.
+    /// The age of the numbers of messages; `None` before there are any.
     pub(super) depths_age_seconds: Option<f64>,
     pub(super) lanes: Vec<LaneNow>,
-    /// By delay, shortest first.
+    /// By delay, the shortest first.
     pub(super) waiting: Vec<WaitQueueNow>,
-    /// What no retry queue has taken, of all queues and all notifiers.
+    /// Messages that no retry queue took, of all queues and all notifiers.
     pub(super) orphaned: Option<i64>,
     /// Deliveries dropped because their webhook is gone, by reason.
     pub(super) dropped: Counted,
-    /// How often RabbitMQ did not take a message of ours into its queue, since the start.
+    /// How often since the start RabbitMQ didn't accept a message of ours into its queue.
     pub(super) refusals: u64,
     /// Queues, exchanges and bindings that are missing, can't be used, or were lost within an hour.
     pub(super) objects: Vec<ObjectNow>,
     pub(super) backlogs: BacklogsNow,
     pub(super) receivers: ReceiversNow,
-    /// When the trends' steps began and ended: one more than each has.
+    /// The ages of the limits between the trends' steps: one more than steps.
     pub(super) sample_ages_seconds: Vec<f64>,
 }
 
@@ -87,18 +86,18 @@ pub(super) struct NoticesNow {
     pub(super) lasted_seconds: f64,
 }
 
-/// A webhook that was disabled by itself.
+/// A webhook that the notifier disabled by itself.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct DisabledNow {
     pub(super) webhook: Uuid,
     pub(super) reason: String,
 }
 
-/// A queue that takes no messages of ours.
+/// A queue that accepts none of our messages.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct RefusingNow {
     pub(super) queue: String,
-    /// How many wait for it in hand.
+    /// How many messages in hand wait for it.
     pub(super) messages: usize,
     pub(super) lasted_seconds: f64,
 }
@@ -113,15 +112,15 @@ pub(super) struct LaneNow {
     pub(super) state: LaneState,
     pub(super) lasted_seconds: f64,
     pub(super) ready: Option<i64>,
-    /// By how many these become more a second; `None` before they were counted twice.
+    /// Their growth per second; `None` before two counts.
     pub(super) growth_per_second: Option<f64>,
-    /// How long until there are none at the present pace; `None` while they don't become fewer.
+    /// The time until none are left at the present pace; `None` unless they become fewer.
     pub(super) empty_in_seconds: Option<f64>,
-    /// Dead letters; those of the queue's retries too, so only its first lane has them.
+    /// Dead letters. They include those of the queue's retries, so only its first lane has them.
     pub(super) dead: Option<i64>,
     pub(super) in_flight: i64,
-    /// Of the queue, its retries included, so only its first lane has it: the most requests that may
-    /// be under way, and how many are.
+    /// The most requests that may be under way, and how many are. They include the queue's retries, so
+    /// only its first lane has them.
     pub(super) capacity: Option<usize>,
     pub(super) in_use: Option<usize>,
     pub(super) received: u64,
@@ -129,20 +128,20 @@ pub(super) struct LaneNow {
     pub(super) failed: u64,
     /// Deliveries that got no attempt when they came, by reason.
     pub(super) held: Counted,
-    /// What became a dead letter, by reason.
+    /// Dead letters, by reason.
     pub(super) died: Counted,
     /// Over the last minute; `None` in the first seconds of the process.
     pub(super) rates: Option<Rates>,
-    /// Over the time of the trend, as is the next.
+    /// Over the period of the trend, like the next.
     pub(super) lag_p50: Option<Quantile>,
     pub(super) lag_p99: Option<Quantile>,
-    /// Of the queue with its retries and backlogs, so only its first lane has it; as is the next.
+    /// Of the queue with its retries and backlogs, so only its first lane has it. So is the next.
     pub(super) queue_lag_p50: Option<Quantile>,
     pub(super) queue_lag_p99: Option<Quantile>,
     pub(super) trend: Trend,
 }
 
-/// Whether a lane consumes, and if not, what it has not got.
+/// Whether a lane consumes, and if not, what it lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LaneState {
@@ -165,18 +164,18 @@ pub(super) struct Rates {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Quantile {
     seconds: f64,
-    /// Whether it is more than that; else it is that at most.
+    /// Whether the quantile is above the bound; otherwise it is at most that.
     is_more: bool,
 }
 
-/// What was counted from each sample to the next, oldest first.
+/// The counts from each sample to the next, oldest first.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Trend {
     pub(super) delivered: Vec<u64>,
     pub(super) failed: Vec<u64>,
 }
 
-/// Deliveries that wait for one delay, whichever queue they are from and whoever parked them.
+/// Deliveries that wait for one delay, of all queues, whichever instance parked them.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WaitQueueNow {
     pub(super) delay: String,
@@ -189,20 +188,21 @@ pub(super) struct WaitQueueNow {
 pub(super) struct ObjectNow {
     /// `queue`, `exchange` or `binding`.
     pub(super) kind: &'static str,
-    /// Of a binding, its queue's.
+    /// For a binding, the name of its queue.
     pub(super) name: String,
-    /// Whether it is there, and is what we need.
+    /// Whether it exists as we need it.
     pub(super) is_there: bool,
     /// Why it can't be used.
     pub(super) problem: Option<String>,
-    /// How long ago it was lost; `None` if it was not, or over an hour ago.
+    /// How long ago it was lost; `None` if it wasn't, or over an hour ago.
     pub(super) lost_seconds: Option<f64>,
-    /// What a lost queue held when it was last counted.
+    /// How many messages a lost queue held when it was last counted.
     pub(super) messages: u32,
 }
 
-/// The backlogs that hold something: how many, of how many webhooks, how many of these are sought (all, if
-/// none are); and those of the webhooks for which most waits, and of the receivers that are listed.
+/// The backlogs that hold something: how many, of how many webhooks, and how many of these match the
+/// search (or all, without one). Listed are the backlogs of the webhooks with most deliveries waiting,
+/// and of the listed receivers.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct BacklogsNow {
     pub(super) filled: usize,
@@ -211,29 +211,29 @@ pub(super) struct BacklogsNow {
     pub(super) listed: Vec<BacklogNow>,
 }
 
-/// One of these.
+/// One of these backlogs.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct BacklogNow {
     pub(super) queue: String,
     pub(super) webhook: Uuid,
-    /// Whose webhook it is, as far as that is remembered.
+    /// The webhook's account, if it is known.
     pub(super) account: Option<String>,
-    /// Host and path of its URL, as far as that is known.
+    /// The host and path of its URL, if they are known.
     pub(super) place: Option<String>,
     pub(super) waiting: u32,
     pub(super) lasted_seconds: f64,
-    /// By the label that /metrics has.
+    /// By the label in /metrics.
     pub(super) cause: String,
-    /// When it can go on at the earliest; `None` if that is not known.
+    /// The earliest time of the next attempt; `None` if it isn't known.
     pub(super) next_in_seconds: Option<f64>,
-    /// By how many it grows a second; `None` before it was counted twice.
+    /// Its growth per second; `None` before two counts.
     pub(super) growth_per_second: Option<f64>,
-    /// How long until it is empty at the present pace; `None` while it doesn't shrink.
+    /// The time until it is empty at the present pace; `None` unless it shrinks.
     pub(super) empty_in_seconds: Option<f64>,
     pub(super) trend: BacklogTrend,
 }
 
-/// How many waited when, oldest first.
+/// How many waited at each time, oldest first.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct BacklogTrend {
     pub(super) ages_seconds: Vec<f64>,
@@ -241,7 +241,7 @@ pub(super) struct BacklogTrend {
 }
 
 impl BacklogTrend {
-    /// As it is at `now`.
+    /// The trend as of `now`.
     pub(super) fn of(depths: &Depths, now: Moment) -> Self {
         let counts = depths.counts();
         let age = |at: Moment| seconds(now.saturating_sub(at));
@@ -250,8 +250,8 @@ impl BacklogTrend {
     }
 }
 
-/// The receivers that were asked lately: how many, how many of them have an ailment; how many are sought (or
-/// have an ailment, if none are), and the worst of these.
+/// The receivers that are remembered: how many, how many of them have an ailment, how many match the
+/// search (or have an ailment, without one), and the worst of these.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ReceiversNow {
     pub(super) known: usize,
@@ -265,28 +265,28 @@ pub(super) struct ReceiversNow {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ailing {
     pub(super) webhook: Uuid,
-    /// Whose webhook it is, as far as that is remembered.
+    /// The webhook's account, if it is known.
     pub(super) account: Option<String>,
-    /// Host and path of its URL, as far as that is known.
+    /// The host and path of its URL, if they are known.
     pub(super) place: Option<String>,
-    /// `well` and `unproven` (it has not answered yet) are none.
+    /// `well` and `unproven` (it hasn't answered yet) stand for no ailment.
     pub(super) condition: &'static str,
     /// In a row.
     pub(super) failures: u32,
-    /// Of the last failure, by the label that /metrics has.
+    /// The last failure's label in /metrics.
     pub(super) reason: Option<&'static str>,
-    /// Of the last answer, if that is what failed.
+    /// The status of the last answer, if that was the failure.
     pub(super) status: Option<u16>,
-    /// For how long something has been wrong.
+    /// How long something has been wrong.
     pub(super) lasted_seconds: Option<f64>,
-    /// Whether its probe is under way.
+    /// Whether a probe is under way.
     pub(super) is_probed: bool,
-    /// How long it is left alone; `None` if it gets the next delivery that there is.
+    /// How long it gets nothing; `None` if it gets the next delivery.
     pub(super) next_in_seconds: Option<f64>,
 }
 
 impl Quantile {
-    /// Whether it is more than that for sure, or in the bucket above it.
+    /// Whether it is certainly above `seconds`, or in the bucket above it.
     pub(super) fn is_above(self, seconds: f64) -> bool {
         self.seconds > seconds || self.is_more && self.seconds >= seconds
     }
@@ -301,12 +301,12 @@ impl From<Bound> for Quantile {
     }
 }
 
-/// As a number of seconds.
+/// A duration as a number of seconds.
 pub(super) fn seconds(duration: Duration) -> f64 {
     rounded(duration.as_secs_f64())
 }
 
-/// To the thousandth: beyond it there are only more digits.
+/// Rounded to a thousandth: more digits mean nothing.
 pub(super) fn rounded(number: f64) -> f64 {
     (number * 1_000.0).round() / 1_000.0
 }

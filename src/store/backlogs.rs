@@ -1,4 +1,4 @@
-//! The table of backlogs: which there are, since when and why, and whether one is being removed.
+//! The table of backlogs: which exist, since when and why, and whether one is being removed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,38 +11,38 @@ use uuid::Uuid;
 use super::{Parameter, Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
 use crate::domain::time::{UnixMillis, from_unix_millis, to_unix_millis};
 
-/// How many rows are read: several times as many as notifiers make.
+/// How many rows are read: several times as many as notifiers create.
 const MOST_ROWS: i64 = 10_000;
 
-/// Whether the table is there and may be read.
+/// Checks that the table exists and may be read.
 pub(super) const LOOK: &str = "SELECT webhook_id FROM backlogs LIMIT 0";
 
-/// The last moment that is written, in milliseconds since 1970: the end of the year 9999, which every
+/// The latest time that is written, in milliseconds since 1970: the end of the year 9999, which every
 /// calendar can print.
 const LAST_MILLIS: UnixMillis = 253_402_300_799_000;
 
-/// What begins the removal of a backlog. Another statement holds the lock for some milliseconds, so
-/// three seconds are enough, and less than the statement may take. Whoever holds the row's lock deletes
-/// a queue meanwhile, which takes seconds at most; the server takes the lock from one that is gone.
+/// Begins the removal of a backlog. Other statements hold the lock for some milliseconds, so three
+/// seconds are enough, and less than a statement may take. Whoever holds the row's lock is deleting a
+/// queue, which takes at most seconds; from a client that is gone, the server takes the lock back.
 const BEGIN_REMOVAL: &str = "BEGIN; SET LOCAL lock_timeout = '3s';
      SET LOCAL idle_in_transaction_session_timeout = '1min'";
 
-/// A backlog, as the table has it.
+/// A backlog as in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogRow {
     /// The queue that its events were published to.
     pub queue: String,
-    /// Whose deliveries wait.
+    /// The webhook whose deliveries wait.
     pub webhook: Uuid,
-    /// Since when they do. Never in the future.
+    /// Since when they wait. Never in the future.
     pub since: SystemTime,
-    /// Why, as its owner wrote it.
+    /// Why, as its owner recorded it.
     pub cause: String,
-    /// How quick the receiver was, as its owner wrote it.
+    /// The receiver's class, as its owner recorded it.
     pub class: String,
-    /// Until when they wait at least, where that is known.
+    /// How long they wait at least, if that is known.
     pub until: Option<SystemTime>,
-    /// Whether somebody is about to delete the queue, unless it is opened again.
+    /// Whether its queue is about to be deleted, unless it is opened again.
     pub is_closing: bool,
 }
 
@@ -53,17 +53,17 @@ pub enum Standing {
     Enabled,
     /// They wait until it is resumed.
     Paused,
-    /// It gets none. It may be paused, too.
+    /// It gets none. It may be paused too.
     Disabled,
 }
 
-/// Why a backlog was not removed.
+/// Why a backlog wasn't removed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RemoveError<E> {
-    /// PostgreSQL failed. Where it failed in the end, the queue is deleted and its row may be there.
+    /// PostgreSQL failed. If it failed at the end, the queue is deleted and the row may still exist.
     #[error("{0}")]
     Store(StoreError),
-    /// The queue could not be deleted: the row is as it was.
+    /// The queue couldn't be deleted; the row is unchanged.
     #[error("{0}")]
     Queue(E),
 }
@@ -75,8 +75,8 @@ impl Store {
     /// [`StoreError`].
     pub fn backlogs(&self) -> Result<Vec<BacklogRow>, StoreError> {
         self.query(|client| {
-            // Anybody may have written them: bounded, and times that a number can say. (The broker's
-            // names have 255 bytes at most.)
+            // Anybody may have written them: texts are cut, and times limited to what a number can
+            // express. (The broker's names have at most 255 bytes.)
             let rows = client.query_typed(
                 "SELECT left(queue, 255) AS queue, webhook_id,
                      coalesce(left(cause, 255), '') AS cause,
@@ -93,13 +93,13 @@ impl Store {
         })
     }
 
-    /// Writes that a backlog is there, before its queue is declared; or opens one again that is
-    /// closing. Where its queue is being deleted just now, this waits until it is gone, for as long as a
-    /// statement may take, and holds a connection of the pool. A backlog that is open already keeps its
-    /// `since`, and tells nobody.
+    /// Records a backlog before its queue is declared, or reopens one that is closing. If its queue is
+    /// just being deleted, this waits until that is done, for as long as a statement may take, and holds
+    /// a connection of the pool. A backlog that is open already keeps its `since`, and nobody is
+    /// notified.
     ///
     /// # Errors
-    /// [`StoreError`]; nobody would know of a queue that is made then.
+    /// [`StoreError`]; a queue created then would be unknown to the others.
     pub fn open_backlog(
         &self,
         queue: &str,
@@ -115,7 +115,7 @@ impl Store {
                 (&cause, Type::TEXT),
                 (&class, Type::TEXT),
             ];
-            // First this, which tells nobody: an INSERT would, also where it inserts nothing.
+            // This first, because it notifies nobody: an INSERT would, even if it inserts nothing.
             let open = client.execute_typed(
                 "UPDATE backlogs SET cause = $3, class = $4,
                      until = CASE WHEN cause = $3 THEN until END
@@ -125,7 +125,7 @@ impl Store {
             if open > 0 {
                 return Ok(());
             }
-            // The columns of `backlogs` are those of before.
+            // On the right, the columns of `backlogs` have their old values.
             let opened = client.execute_typed(
                 "INSERT INTO backlogs (queue, webhook_id, cause, class) VALUES ($1, $2, $3, $4)
                  ON CONFLICT (queue, webhook_id) DO UPDATE
@@ -141,7 +141,7 @@ impl Store {
         })
     }
 
-    /// Writes why a backlog waits, and until when. Tells nobody.
+    /// Records why a backlog waits, and until when. Notifies nobody.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -171,7 +171,7 @@ impl Store {
         })
     }
 
-    /// Writes that what waits in a backlog waits since now: it was empty before. Tells nobody.
+    /// Records that a backlog's deliveries wait since now, because it was empty before. Notifies nobody.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -186,7 +186,7 @@ impl Store {
         })
     }
 
-    /// Marks a backlog as closing; false if there is none.
+    /// Marks a backlog as closing; false if it doesn't exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -202,12 +202,11 @@ impl Store {
         })
     }
 
-    /// Deletes the row of a backlog that is closing, together with its queue: whoever opens it again
-    /// meanwhile waits until both are gone. False if it isn't closing any more; then nothing is done.
-    /// On a connection of its own.
+    /// Deletes the row of a closing backlog together with its queue: opening it meanwhile waits until
+    /// both are gone. False if it isn't closing any more; then nothing is done. Uses its own connection.
     ///
-    /// `delete_queue` has to end within seconds. After a minute, or when the connection breaks, the lock
-    /// is free, and others may use the queue that it is about to delete.
+    /// `delete_queue` has to end within seconds. After a minute, or if the connection breaks, the lock
+    /// is released, and others may use the queue that is about to be deleted.
     ///
     /// # Errors
     /// [`RemoveError`].
@@ -234,7 +233,7 @@ impl Store {
         let (client, is_closing) =
             begun.unwrap_or_else(|| Err(no_answer(self.place()))).map_err(RemoveError::Store)?;
         if !is_closing {
-            // Nothing hangs on how this ends.
+            // It doesn't matter how this ends.
             let _ = self.end(client, "ROLLBACK");
             return Ok(false);
         }
@@ -246,7 +245,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Ends a transaction and the connection, which may take as long as to ask.
+    /// Ends a transaction and its connection, within the time of a query.
     fn end(&self, mut client: Client, how: &'static str) -> Result<(), StoreError> {
         let place = Arc::clone(self.place());
         let ended = bounded_by_timeout(&self.connector, move || {
@@ -256,7 +255,7 @@ impl Store {
         ended.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 
-    /// The ids of all webhooks, bounded.
+    /// The ids of all webhooks, up to a limit.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -306,7 +305,7 @@ fn backlog(row: &Row) -> Result<BacklogRow, postgres::Error> {
     })
 }
 
-/// Within the calendar, whatever it is.
+/// Any time, limited to the calendar.
 fn millis(time: SystemTime) -> UnixMillis {
     to_unix_millis(time).min(LAST_MILLIS)
 }

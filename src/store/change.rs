@@ -1,4 +1,4 @@
-//! What of a webhook is to be other than it is, as the commands say it.
+//! A change of a webhook as the commands express it.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use postgres::types::Type;
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
 
-/// A parameter that another thread can have.
+/// A parameter that can be sent to another thread.
 pub(super) type Owned = (Box<dyn postgres::types::ToSql + Sync + Send>, Type);
 
-/// What of a webhook is to be what.
+/// The new value of one column of a webhook.
 pub struct ColumnChange {
-    /// The column where it stands.
+    /// The column.
     pub(super) column: &'static str,
-    /// As PostgreSQL reads it; none, to have none. Perhaps a secret, so this does not print itself.
+    /// As PostgreSQL reads it; `None` for NULL. It may be a secret, so it isn't printed.
     value: Owned,
-    /// What its column is.
+    /// The column's type.
     kind: &'static str,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Debug for ColumnChange {
 }
 
 impl ColumnChange {
-    /// The setting in this column is to be that; `None` to have none.
+    /// Sets the setting in this column; `None` removes it.
     #[must_use]
     pub fn new(column: Column, value: Option<&Secret>) -> Self {
         let kind = match column {
@@ -41,44 +41,45 @@ impl ColumnChange {
         Self { column: column.name(), value: (Box::new(value), Type::TEXT), kind }
     }
 
-    /// Its events are to go to this URL.
+    /// Sets the URL.
     #[must_use]
     pub fn url(url: &str) -> Self {
         Self { column: "post_url", value: (Box::new(url.to_owned()), Type::TEXT), kind: "text" }
     }
 
-    /// It is to want events of these patterns, and of no others.
+    /// Sets the patterns, replacing all others.
     #[must_use]
     pub fn events(patterns: &[String]) -> Self {
         let value: Owned = (Box::new(patterns.to_vec()), Type::TEXT_ARRAY);
         Self { column: "events", value, kind: "text[]" }
     }
 
-    /// Makes the value a parameter of a statement, and says how it stands there, as what its column is.
+    /// Adds the value to the parameters of a statement, and returns the placeholder with the column's
+    /// type.
     pub(super) fn joining(self, parameters: &mut Vec<Owned>) -> String {
         parameters.push(self.value);
         format!("${}::{}", parameters.len(), self.kind)
     }
 }
 
-/// A secret that a webhook is to have, and how long the one that it had goes on signing, too.
+/// A webhook's new secret, and how long the old one continues to sign too.
 #[derive(Debug)]
 pub struct NewSecret {
-    /// Checked by whoever gives it.
+    /// The caller has checked it.
     pub secret: Secret,
-    /// Zero ends the other one at once.
+    /// Zero ends the old one at once.
     pub keep: Duration,
 }
 
 impl NewSecret {
-    /// Makes both parameters of a statement, and says what is set to what. Set again, it changes
-    /// nothing: the secret before it stays the one before it.
+    /// Adds both parameters of a statement, and returns its assignments. Setting the same secret again
+    /// changes nothing: the previous secret stays.
     pub(super) fn joining(self, parameters: &mut Vec<Owned>) -> String {
         let first = parameters.len() + 1;
         let (secret, keep) = (format!("${first}"), format!("${}", first + 1));
         parameters.push((Box::new(self.secret.expose().to_owned()), Type::TEXT));
         parameters.push((Box::new(self.keep.as_secs_f64()), Type::FLOAT8));
-        // The columns on the right of SET are those of before.
+        // On the right of SET, columns have their old values.
         format!(
             "secret = {secret},
              previous_secret = CASE

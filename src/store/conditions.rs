@@ -1,4 +1,5 @@
-//! The table of conditions: since when which webhook fails, and what of a webhook has been told.
+//! The table of conditions: since when webhooks have been failing, and which changes have been
+//! announced.
 
 use std::time::Duration;
 
@@ -14,22 +15,22 @@ mod untold;
 
 pub use untold::{Happening, Untold};
 
-/// How many rows are read: those that fail, more than a process remembers receivers.
+/// How many rows are read: more failing webhooks than a process remembers receivers.
 const MOST_ROWS: i64 = 20_000;
 
-/// How many webhooks are told to be disabled lately.
+/// The most recently disabled webhooks that are reported.
 const MOST_LATELY: i64 = 20;
 
-/// For how long a row is kept of a webhook that gets no events any more.
+/// How long a row is kept for a webhook that gets no more events.
 const KEPT_FOR: &str = "interval '30 days'";
 
-/// A webhook fails: there has been a failure since its last success.
+/// Whether a webhook is failing: there was a failure after its last success.
 const FAILS: &str = "c.failed_at > coalesce(c.succeeded_at, '-infinity')";
 
-/// An outage, with times as how long ago they were: so no clock but PostgreSQL's matters.
+/// An outage, with its times as durations before now, so that only PostgreSQL's clock matters.
 #[derive(Clone, Copy, Debug)]
 pub struct Failing {
-    /// Whose.
+    /// The webhook.
     pub webhook: Uuid,
     /// When it began.
     pub since: Duration,
@@ -39,18 +40,18 @@ pub struct Failing {
     pub opened: Option<Duration>,
 }
 
-/// A webhook that was disabled because it has failed for so long.
+/// A webhook that was disabled because it failed for too long.
 #[derive(Clone, Debug)]
 pub struct DisabledLately {
-    /// Which.
+    /// The webhook.
     pub webhook: Uuid,
-    /// Why: begins with [`NO_SUCCESS`].
+    /// The reason: begins with [`NO_SUCCESS`].
     pub reason: String,
 }
 
 impl Store {
-    /// The webhooks that fail, or have been told to, as far as all notifiers know; and how long ago the
-    /// outage began, or its end was last seen.
+    /// The webhooks that are failing, or were announced as failing, as far as all notifiers know, and
+    /// how long ago the outage began or its end was last observed.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -71,7 +72,7 @@ impl Store {
         })
     }
 
-    /// These have had a success, so long ago.
+    /// Records the last success of each of these webhooks, as the time since then.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -92,8 +93,8 @@ impl Store {
         .map(drop)
     }
 
-    /// Takes note of the webhooks that are paused or disabled now, each so often at most: an operator has seen
-    /// to them, and what was before counts no more, whether that is told to anybody or not.
+    /// Records the webhooks that are paused or disabled now, each at most once per interval. An operator
+    /// has dealt with them, so earlier failures no longer count, whether they were announced or not.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -116,8 +117,8 @@ impl Store {
         .map(drop)
     }
 
-    /// These fail. An outage that is new in the table began `most_before` ago at most. One in which nothing
-    /// was attempted for longer than `gap` begins anew.
+    /// Records failing webhooks. An outage that is new in the table began at most `most_before` ago. If
+    /// nothing was attempted for longer than `gap`, an outage begins anew.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -173,8 +174,8 @@ impl Store {
         .map(drop)
     }
 
-    /// Disables the webhooks that have failed for so long, from the first to the last failure, for that
-    /// reason. Returns which these were, and since when each had failed.
+    /// Disables the webhooks that failed for at least `after`, from the first failure to the last, for
+    /// this reason. Returns these webhooks, and since when each had been failing.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -186,7 +187,7 @@ impl Store {
         let (after, reason) = (after.as_secs_f64(), reason.to_owned());
         const DUE: &str = "c.failed_at - greatest(c.failing_since, c.succeeded_at, c.rested_at)
              >= make_interval(secs => $1)";
-        // Even of an UPDATE of no row each notifier hears, and forgets its directory.
+        // Even an UPDATE without rows notifies every notifier, which then forgets its directory.
         let look = format!(
             "SELECT 1 FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
              WHERE {FAILS} AND {DUE} AND w.disabled_at IS NULL AND w.paused_at IS NULL LIMIT 1"
@@ -219,7 +220,7 @@ impl Store {
         })
     }
 
-    /// Forgets what is over, and what is known of webhooks that are deleted.
+    /// Deletes the rows of webhooks that recovered or no longer exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -235,7 +236,7 @@ impl Store {
         self.query(move |client| client.execute_typed(&statement, &[])).map(drop)
     }
 
-    /// The webhooks that were disabled within the last day because they had failed for so long.
+    /// The webhooks that were disabled within the last day because they failed for too long.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -257,7 +258,7 @@ impl Store {
     }
 }
 
-/// A time as milliseconds since 1970, within the calendar.
+/// A time as milliseconds since 1970, limited to the calendar.
 fn millis(time: &str) -> String {
     format!(
         "CASE WHEN {time} IS NOT NULL THEN
@@ -269,7 +270,7 @@ fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
 }
 
-/// What `run` does with the table, for [`Store::unable`]: on no row.
+/// What `run` does with the table, applied to no row, for [`Store::unable`].
 pub(super) const WORK: &str = "INSERT INTO webhook_conditions (webhook_id)
      SELECT NULL::uuid WHERE false ON CONFLICT (webhook_id) DO UPDATE SET failed_at = now();
      DELETE FROM webhook_conditions WHERE false";

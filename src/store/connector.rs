@@ -1,10 +1,10 @@
-//! Connections to PostgreSQL that can't hang while they are made.
+//! Opens connections to PostgreSQL without ever hanging.
 //!
-//! The client's `connect_timeout` ends with TCP's handshake. A server that is frozen after that, or a
-//! network that has swallowed it, would hold the connecting thread for ever, and keep the client from
-//! the next host of DATABASE_URL. So each address of each host is tried on its own: first a socket of
-//! ours asks the one question that every server answers, and then the whole handshake, in a thread
-//! of its own, has to be over within a limit.
+//! The client's `connect_timeout` only covers TCP's handshake. A server that is frozen after that, or a
+//! dead network, would block the connecting thread forever, and keep the client from trying the next
+//! host of DATABASE_URL. So each address of each host is tried separately: first our own socket asks a
+//! question that every server answers, then the whole handshake runs in its own thread within a time
+//! limit.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -23,53 +23,53 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::tls::Tls;
 
-/// "Do you speak TLS?" (SSLRequest, in "Message Formats" of PostgreSQL's documentation): a length
-/// of 8 and a code. One byte comes back, and a client may leave then.
+/// "Do you speak TLS?" (SSLRequest, in "Message Formats" of PostgreSQL's documentation): a length of 8
+/// and a code. The answer is one byte, after which a client may disconnect.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// How long the answer may take. The postmaster forks a process for it, which takes milliseconds;
-/// on a machine that is out of breath perhaps a second.
+/// How long the answer may take. The postmaster forks a process for it, which takes milliseconds, on a
+/// busy machine perhaps a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long all of a handshake may take, once that question was answered: the login hashes some
-/// thousands of times on both sides. Less than a query may take.
+/// How long a whole handshake may take after that question was answered: for the login, both sides hash
+/// some thousands of times. Less than a query may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How many handshakes may hang at a time. The client can't be told to give one up: each holds its
-/// thread until its connection ends, which keep-alives see to where the server's machine is gone.
+/// How many handshakes may hang at a time. The client can't abandon one: each holds its thread until its
+/// connection ends, which keep-alives ensure if the server's machine is gone.
 const MOST_HANGING: usize = 16;
 
-/// What PostgreSQL's client does by default, too.
+/// The default of PostgreSQL's client too.
 const DEFAULT_PORT: u16 = 5432;
 
-/// Makes connections, for the pool and beside it. Cheap to clone.
+/// Opens connections, for the pool and besides it. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Connector {
-    /// Names no host, and has none of our `options`.
+    /// Without a host and without our `options`.
     config: Config,
     ours: Arc<Ours>,
 }
 
-/// What all connectors of a process share.
+/// Shared by all connectors of a process.
 struct Ours {
     hosts: Vec<(Host, u16)>,
-    /// As DATABASE_URL has them, where it does: one for each host.
+    /// The addresses in DATABASE_URL, if it has any: one per host.
     addresses: Vec<std::net::IpAddr>,
     tls: MakeRustlsConnect,
     /// Where PostgreSQL is, for people.
     place: Arc<str>,
-    /// The `options` of DATABASE_URL, where it has any.
+    /// The `options` of DATABASE_URL, if it has any.
     asked_options: Option<String>,
-    /// Those that we add.
+    /// The options that we add.
     options: String,
-    /// Whether what answers refuses `options`, as PgBouncer does: without those of ours all works, but
-    /// for the server's own limits.
+    /// Whether the other side refuses `options`, as PgBouncer does. Without ours everything works,
+    /// except for the limits at the server.
     refuses_options: AtomicBool,
-    /// Which host was reached last: it comes first. So all connections lead to the same server, and one
-    /// that says nothing costs time only once.
+    /// The host that was last reached is tried first. So all connections lead to the same server, and a
+    /// silent host costs time only once.
     last: AtomicUsize,
     hanging: Arc<AtomicUsize>,
-    /// When and why the last attempt failed, if it did: the pool tells only its words.
+    /// When and why the last attempt failed, if it did: the pool only provides the message.
     failure: Mutex<Option<(Instant, StoreError)>>,
     manager: PostgresConnectionManager<MakeRustlsConnect>,
 }
@@ -79,11 +79,11 @@ struct Ours {
 pub(super) enum ConnectError {
     #[error("{address}: {cause}")]
     Unreachable { address: String, cause: io::Error },
-    #[error("{address} accepts connections, and then says nothing within {limit:?}")]
+    #[error("{address} accepts connections, but does not answer within {limit:?}")]
     Silent { address: String, limit: Duration },
     #[error(
-        "{address} speaks no TLS, which `sslmode` in DATABASE_URL demands: turn `ssl` on there, or \
-         demand less"
+        "{address} does not offer TLS, which `sslmode` in DATABASE_URL requires: turn `ssl` on there, or \
+         choose another `sslmode`"
     )]
     NoTls { address: String },
     #[error(
@@ -99,8 +99,8 @@ pub(super) enum ConnectError {
 }
 
 impl ConnectError {
-    /// How much it says of what is wrong: an answer says more than silence, and silence more than that
-    /// nobody was there.
+    /// How informative it is: an answer says more than silence, and silence more than an unreachable
+    /// host.
     fn weight(&self) -> u8 {
         match self {
             Self::Postgres(error) if error.as_db_error().is_some() => 3,
@@ -111,7 +111,7 @@ impl ConnectError {
         }
     }
 
-    /// Whether the connection stands, and nothing comes.
+    /// Whether the connection stands, but nothing arrives.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::Silent { .. })
     }
@@ -119,13 +119,13 @@ impl ConnectError {
 
 impl fmt::Debug for Connector {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The configuration may hold a password.
+        // The configuration may contain a password.
         formatter.debug_struct("Connector").field("place", &self.ours.place).finish_non_exhaustive()
     }
 }
 
 impl Connector {
-    /// `options` are added to those that the configuration has.
+    /// `options` are added to those of the configuration.
     ///
     /// # Errors
     /// What is wrong with the configuration.
@@ -142,14 +142,14 @@ impl Connector {
         if !addresses.is_empty() && addresses.len() != names.len() {
             return Err("has not as many addresses (hostaddr) as hosts");
         }
-        // As the client does: a single port is for all hosts.
+        // As in the client: a single port applies to all hosts.
         let port = |n| ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
         let hosts: Vec<(Host, u16)> =
             names.iter().cloned().enumerate().map(|(n, host)| (host, port(n))).collect();
         let tls = MakeRustlsConnect::new((*tls.config()).clone());
         let mut stripped = without_hosts(config);
         if hosts.len() > 1 {
-            // A standby would take neither LISTEN nor a row.
+            // A standby accepts neither LISTEN nor writes.
             stripped.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         let last = match config.get_load_balance_hosts() {
@@ -177,7 +177,7 @@ impl Connector {
         })
     }
 
-    /// One whose connections have that name, in PostgreSQL's list of them.
+    /// A connector whose connections have this name in PostgreSQL's list.
     pub(super) fn named(&self, name: &str) -> Self {
         let mut config = self.config.clone();
         config.application_name(name);
@@ -189,12 +189,12 @@ impl Connector {
         &self.ours.place
     }
 
-    /// How many hosts there are to try.
+    /// The number of hosts to try.
     pub(super) fn host_count(&self) -> usize {
         self.ours.hosts.len()
     }
 
-    /// Why the last attempt to connect failed; nothing, if it did not, or that was before `since`.
+    /// Why the last attempt to connect failed; `None` if it succeeded, or was before `since`.
     pub(super) fn last_failure(&self, since: Instant) -> Option<StoreError> {
         let failure = self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
@@ -213,7 +213,7 @@ impl Connector {
                 Err(error) => told = Some(more_telling(told, error)),
             }
         }
-        // There is one host at least.
+        // There is at least one host.
         Err(told.unwrap_or_else(|| unreachable(self.ours.place.to_string(), "no host")))
     }
 
@@ -239,7 +239,7 @@ impl Connector {
         };
         let mut told: Option<ConnectError> = None;
         for address in addresses {
-            // The name is what a certificate is checked for.
+            // The certificate is checked for the name.
             let mut config = config.clone();
             config.host(name).hostaddr(address.ip());
             let at = match name.parse::<std::net::IpAddr>() {
@@ -256,7 +256,8 @@ impl Connector {
         Err(told.unwrap_or_else(|| unreachable(place, "the name has no address")))
     }
 
-    /// Asks whether anybody is there. An error only where the client would hang, or not say what to do.
+    /// Checks whether a server is there. An error only if the client would hang, or couldn't say what to
+    /// do.
     fn ask(&self, address: SocketAddr, at: &str) -> Result<(), ConnectError> {
         let patience = self.config.get_connect_timeout().copied().unwrap_or(ANSWER_TIMEOUT);
         let stream = TcpStream::connect_timeout(&address, patience)
@@ -271,7 +272,7 @@ impl Connector {
         }
     }
 
-    /// The whole handshake with the one address that the configuration has.
+    /// The whole handshake with the only address of the configuration.
     fn shake_hands(&self, config: Config, at: &str) -> Result<Client, ConnectError> {
         let refuses = &self.ours.refuses_options;
         let with_ours = !refuses.load(Ordering::Relaxed);
@@ -314,7 +315,7 @@ impl Connector {
             move || {
                 let connected = config.connect(tls);
                 hanging.fetch_sub(1, Ordering::Relaxed);
-                // Fails when it was given up; the connection ends then.
+                // Fails if the attempt was abandoned; then the connection ends.
                 let _ = sender.send(connected);
             }
         };
@@ -329,7 +330,7 @@ impl Connector {
     }
 }
 
-/// The same, but for where to connect to.
+/// The same configuration without hosts.
 fn without_hosts(config: &Config) -> Config {
     let mut stripped = Config::new();
     if let Some(user) = config.get_user() {
@@ -373,7 +374,7 @@ fn place(hosts: &[(Host, u16)], config: &Config) -> String {
         Host::Unix(path) => format!("{}:{port}", path.display()),
     });
     let hosts = hosts.collect::<Vec<_>>().join(",");
-    // Without one, it is that of the user's name.
+    // The default database is that of the user's name.
     match config.get_dbname().or(config.get_user()) {
         Some(database) => format!("{hosts}/{database}"),
         None => hosts,
@@ -391,7 +392,7 @@ fn unreachable(address: String, why: &str) -> ConnectError {
     ConnectError::Unreachable { address, cause: io::Error::new(io::ErrorKind::NotFound, why) }
 }
 
-/// Whether what answers doesn't know a parameter of the connection: PgBouncer knows few.
+/// Whether the other side doesn't know a parameter of the connection: PgBouncer knows few.
 fn is_of_parameters(error: &postgres::Error) -> bool {
     error
         .as_db_error()

@@ -1,7 +1,8 @@
-//! The webhooks as a file can say them, and the one transaction that makes them what a file says.
+//! Reads the webhooks as a file expresses them, and applies a file's changes in one transaction.
 //!
-//! Between the look and the change somebody else may change a row: by SQL, by a command, or a notifier after
-//! a 410. So each row is changed only as it was seen (`xmin`, which every change changes), or nothing is.
+//! Between reading and changing, somebody else may change a row: by SQL, by a command, or a notifier
+//! after a 410. So each row is changed only if it is as it was read (`xmin`, which every change
+//! changes); otherwise nothing is.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,31 +22,32 @@ use crate::domain::settings::{Column, Columns};
 /// How many rows a statement changes: some hundredths of a second's work.
 const CHUNK: usize = 500;
 
-/// A lock on a row is waited for, but not for as long as a statement may take, so that the error says which
-/// of the two it was. Whoever hangs in between holds nobody's rows for long.
+/// The wait for a row's lock is shorter than a statement may take, so that the error says which of the
+/// two was exceeded. A client that hangs in between doesn't hold rows for long.
 ///
-/// Nobody else writes meanwhile: of two files that are applied at once, both would register what is new.
+/// Nobody else writes meanwhile: otherwise two files applied at the same time would both register what
+/// is new.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '3s';
      SET LOCAL idle_in_transaction_session_timeout = '1min';
      LOCK TABLE webhooks IN SHARE ROW EXCLUSIVE MODE";
 
-/// Some that were not there.
+/// Some webhooks that didn't exist when the plan was made.
 const OTHERS: &str = "SELECT id FROM webhooks AS w WHERE id IS NOT NULL
      AND NOT EXISTS (SELECT 1 FROM unnest($1::uuid[]) AS there(id) WHERE there.id = w.id) LIMIT 20";
 
-/// How long the secret that a webhook had goes on signing, too, after a file gave it another.
+/// How long a webhook's old secret continues to sign after a file replaced it.
 const KEEP_OF_SECRET: &str = "interval '24 hours'";
 
-/// Why the webhooks are not what a file says. But for [`NotCarriedOut::Unknown`], nothing was changed.
+/// Why the file wasn't applied. Except for [`NotCarriedOut::Unknown`], nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NotCarriedOut {
     /// PostgreSQL failed.
     #[error("{0}")]
     Store(StoreError),
-    /// Somebody else has changed, removed or registered these since the webhooks were looked at.
+    /// Somebody else changed, removed or registered these webhooks since they were read.
     #[error("changed by somebody else meanwhile")]
     Changed(Vec<Uuid>),
-    /// It failed in the end, and did not say whether all is done or nothing.
+    /// It failed at the end, and didn't say whether everything or nothing was done.
     #[error("{0}")]
     Unknown(StoreError),
 }
@@ -57,7 +59,7 @@ impl From<Failed> for NotCarriedOut {
 }
 
 impl Store {
-    /// All webhooks, oldest first, as a file can say them, with their secrets.
+    /// All webhooks, oldest first, as a file expresses them, with their secrets.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -78,7 +80,8 @@ impl Store {
         Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
     }
 
-    /// Does all of a plan, in one transaction, or nothing. These webhooks were there when it was made.
+    /// Carries out the whole plan in one transaction, or nothing. `there` are the webhooks that existed
+    /// when it was made.
     ///
     /// # Errors
     /// [`NotCarriedOut`].
@@ -100,7 +103,7 @@ impl Store {
             let done = work(&mut session, statement, Value::Array(rows).to_string())?;
             let others: Vec<Uuid> = meant.into_iter().filter(|id| !done.contains(id)).collect();
             if !others.is_empty() {
-                // The end of its connection would undo it, too.
+                // The end of the connection would undo it too.
                 let _ = session.run(|client| client.batch_execute("ROLLBACK"));
                 session.rest();
                 return Err(NotCarriedOut::Changed(others));
@@ -113,7 +116,7 @@ impl Store {
     }
 }
 
-/// Runs a statement on these rows; returns the ids of those that it has changed.
+/// Runs a statement on these rows. Returns the ids of the rows that it changed.
 fn work(session: &mut Session, statement: String, rows: String) -> Result<HashSet<Uuid>, Failed> {
     session.run(move |client| {
         let done = client.query_typed(&statement, &[(&rows, Type::TEXT)])?;
@@ -121,14 +124,14 @@ fn work(session: &mut Session, statement: String, rows: String) -> Result<HashSe
     })
 }
 
-/// A statement, and the rows that it has to change, which it takes as JSON.
+/// A statement, and the rows to change, which are its JSON parameter.
 struct Step {
     statement: String,
     rows: Vec<(Uuid, Value)>,
 }
 
-/// Removals first: a constraint of somebody's own may want URLs to be unique. Of those that change only the
-/// columns that do.
+/// Removals come first, because somebody's own constraint may require unique URLs. Of changed webhooks,
+/// only the columns that differ are changed.
 fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
     let mut all = Vec::new();
     let mut push = |statement: String, rows: Vec<(Uuid, Value)>| {
@@ -177,7 +180,7 @@ fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
     let settings: Vec<_> = Column::ALL.into_iter().map(Column::name).collect();
     let (columns, settings) = (columns.join(", "), settings.join(", "));
     push(
-        // A microsecond apart, so that the order of the file is theirs.
+        // A microsecond apart, so that they keep the order of the file.
         format!(
             "INSERT INTO webhooks (id, created_at, post_url, events, secret, paused_at, disabled_at,
                  disabled_reason, {settings})
@@ -192,7 +195,7 @@ fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
     all.into_iter()
 }
 
-/// The columns of a row that is given, for a field of it.
+/// The columns of a given row for one of its fields.
 fn given(field: Field) -> &'static str {
     match field {
         Field::PostUrl => "post_url text",
@@ -210,7 +213,7 @@ fn given(field: Field) -> &'static str {
     }
 }
 
-/// What is set to what. The columns on the right are those of before.
+/// The assignments. On the right, columns have their old values.
 fn change(field: Field) -> String {
     match field {
         Field::PostUrl | Field::Events | Field::Setting(_) => {
@@ -253,7 +256,7 @@ fn put(row: &mut Map<String, Value>, field: Field, values: &Values) {
     }
 }
 
-/// What is read of a row.
+/// Reads a row.
 fn known(row: &Row) -> Result<Existing, postgres::Error> {
     let registered = Registered::of(row)?;
     let columns = row::columns(row)?;
@@ -261,7 +264,7 @@ fn known(row: &Row) -> Result<Existing, postgres::Error> {
     let (headers, flaw_of_headers) = headers(&columns);
     let cut = row::cut(row)?.or_else(|| registered.cut());
     let too_large =
-        cut.map(|name| format!("its {name} is too large to be read: set it right by SQL"));
+        cut.map(|name| format!("its {name} is too large to be read: correct it by SQL"));
     let has_odd_headers = flaw_of_headers.is_some();
     let flaw = too_large.or(flaw_of_headers);
     let Columns { timeout_ms, max_in_flight, rate_per_second, no_retry_status, account, .. } =
@@ -298,10 +301,11 @@ fn known(row: &Row) -> Result<Existing, postgres::Error> {
 fn headers(columns: &Columns) -> (SecretHeaders, Option<String>) {
     let Some(text) = &columns.headers else { return (SecretHeaders::new(), None) };
     let flaw = || {
-        let remedy = "`webhooks set ID` with --header mends it, --unset header drops it";
-        Some(format!("its headers are not a JSON object of texts: {remedy}"))
+        let remedy =
+            "correct them by `webhooks set ID` with --header, or remove them with --unset header";
+        Some(format!("its headers are not a JSON object of strings: {remedy}"))
     };
-    // The parser's words could quote a value.
+    // The parser's message could quote a value.
     let Ok(all) = serde_json::from_str::<BTreeMap<String, String>>(text.expose()) else {
         return (SecretHeaders::new(), flaw());
     };
@@ -315,7 +319,7 @@ fn headers(columns: &Columns) -> (SecretHeaders, Option<String>) {
 }
 
 fn unreadable(id: Uuid, why: &str, _: row::Switches) -> Existing {
-    let flaw = format!("its row in the table cannot be read: {why}: set it right by SQL");
+    let flaw = format!("its row in the table cannot be read: {why}: correct it by SQL");
     Existing {
         id,
         version: None,

@@ -19,15 +19,15 @@ mod follower;
 pub use asked::{MOST_MARKS, Reported};
 pub use follower::{Follower, Seen};
 
-/// How many entries are deleted with one statement: a hundredth of a second's work.
+/// How many entries one statement deletes: a hundredth of a second's work.
 pub const PRUNE_CHUNK: u64 = 5_000;
 
-/// How many entries [`Store::history`] returns at most: what people can still read is far below.
+/// The most entries that [`Store::history`] returns, far more than people can read.
 pub const MOST_ENTRIES: usize = 5_000;
 
-/// What [`entry`] reads of a row.
+/// The columns that [`entry`] reads.
 ///
-/// Anybody may have written it: texts are bounded, and times are those that a number can say.
+/// Anybody may have written them: texts are cut, and times limited to what a number can express.
 const ENTRY: &str = "id,
      coalesce((extract(epoch FROM least(greatest(at, 'epoch'), '9999-12-31')) * 1000)::bigint, 0)
          AS at,
@@ -41,22 +41,22 @@ const ENTRY: &str = "id,
      END AS next_attempt_at,
      left(dead, 1024) AS dead";
 
-/// Writes and prunes the log, over a connection of its own.
+/// Writes and prunes the log on its own connection.
 #[derive(Debug)]
 pub struct LogSession(Session);
 
-/// Entries that could not be written.
+/// Entries that couldn't be written.
 #[derive(Debug)]
 pub struct Unwritten {
-    /// Why.
+    /// The error.
     pub error: StoreError,
-    /// Those that are worth another attempt; none where it would be in vain, or where PostgreSQL
-    /// may be writing them yet.
+    /// The entries that are worth another attempt; none if that would be useless, or if PostgreSQL may
+    /// still be writing them.
     pub entries: Vec<LogEntry>,
 }
 
 impl LogSession {
-    /// A session that is not opened yet.
+    /// A session that isn't open yet.
     #[must_use]
     pub fn new(store: &Store) -> Self {
         Self(store.session("webhook-notifier log"))
@@ -65,12 +65,12 @@ impl LogSession {
     /// Writes all of them, or none.
     ///
     /// # Errors
-    /// [`Unwritten`]. Where the connection broke at the wrong moment, they may have been written
-    /// all the same.
+    /// [`Unwritten`]. If the connection broke at the wrong moment, they may have been written all the
+    /// same.
     pub fn write(&mut self, mut entries: Vec<LogEntry>) -> Result<(), Unwritten> {
         let mut written = self.insert(&entries);
         if let Err(Failed::Error(StoreError::Refused(_))) = written {
-            // The database's encoding lacks a character; other names were looked up there before.
+            // The database's encoding lacks a character. Queries can only have used other names before.
             for entry in &mut entries {
                 entry.detail.retain(|c| c.is_ascii());
                 if let Some(answer) = &mut entry.answer {
@@ -99,8 +99,8 @@ impl LogSession {
         self.0.run(move |client| columns.insert(client))
     }
 
-    /// Deletes entries that are older than that, at most [`PRUNE_CHUNK`] of them, and says how
-    /// many. What another instance is deleting just now is left to it.
+    /// Deletes at most [`PRUNE_CHUNK`] entries that are older than `keep`. Returns how many. Entries
+    /// that another instance is just deleting are left to it.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -119,7 +119,7 @@ impl LogSession {
         Ok(pruned?)
     }
 
-    /// Closes the connection, until it is needed again.
+    /// Closes the connection until it is needed again.
     pub fn rest(&mut self) {
         self.0.rest();
     }
@@ -210,7 +210,7 @@ impl Columns {
 }
 
 impl Store {
-    /// What the log has of an event, oldest first. At most [`MOST_ENTRIES`]: those of this webhook
+    /// The log's entries about an event, oldest first. At most [`MOST_ENTRIES`]: those of this webhook
     /// before others, and new ones before old ones.
     ///
     /// # Errors
@@ -238,7 +238,7 @@ impl Store {
         })
     }
 
-    /// How many deliveries entered the backlog of a webhook after this event did.
+    /// How many deliveries entered the webhook's backlog after this event did.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -251,7 +251,8 @@ impl Store {
         let [event_id, queue] = [event_id, queue].map(str::to_owned);
         let count: i64 = self.once(move |client| {
             let rows = client.query_typed(
-                // By its time only to find it by the index: entries are not written quite in that order.
+                // The time only serves to use the index: entries aren't written exactly in order of
+                // time.
                 "WITH own AS MATERIALIZED (
                      SELECT max(id) AS id, max(at) - interval '1 minute' AS at
                      FROM delivery_attempts
@@ -268,7 +269,7 @@ impl Store {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    /// Whether the log has its table.
+    /// Whether the log's table exists.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -280,7 +281,7 @@ impl Store {
         })
     }
 
-    /// Since when the log says whose events are; none if it did from its beginning.
+    /// Since when entries contain accounts; `None` if they always did.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -293,7 +294,7 @@ impl Store {
         })
     }
 
-    /// When the oldest entry of the log was made; none if it is empty.
+    /// The time of the oldest entry; `None` if the log is empty.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -307,7 +308,7 @@ impl Store {
     }
 }
 
-/// Nothing where it is of a later version's kind.
+/// `None` for a kind of a later version.
 fn entry(row: &Row) -> Result<Option<LogEntry>, postgres::Error> {
     let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
     let count = |name| Ok(u32::try_from(row.try_get::<_, i32>(name)?).unwrap_or(0));
@@ -332,7 +333,7 @@ fn entry(row: &Row) -> Result<Option<LogEntry>, postgres::Error> {
     }))
 }
 
-/// What somebody may have written who is not us.
+/// Somebody else may have written it.
 fn answer(row: &Row) -> Result<Option<Excerpt>, postgres::Error> {
     let status_line: Option<String> = row.try_get("status_line")?;
     let body: Option<String> = row.try_get("answer_body")?;

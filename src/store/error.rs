@@ -1,4 +1,4 @@
-//! Why PostgreSQL did not do what was asked, and what to do about it.
+//! Why PostgreSQL didn't do what it was asked, and what to do about it.
 
 use std::error::Error;
 use std::io;
@@ -9,25 +9,25 @@ use postgres::error::SqlState;
 use super::connector::ConnectError;
 use crate::tls;
 
-/// Why PostgreSQL did not do what was asked. Names the servers and the database.
+/// Why PostgreSQL didn't do what it was asked. Names the servers and the database.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Nothing answers: it is away, hangs, or the network is gone.
+    /// Nothing answers: it is down, hangs, or the network is gone.
     #[error("PostgreSQL at {} does not answer: {}: is it running, is DATABASE_URL right?", .0.place, .0.what)]
     Unavailable(Said),
-    /// It answers with an error that may be over another time: it starts, has no place for one more
-    /// connection, a table is locked, it can't write.
+    /// It answers with an error that may be temporary: it is starting, has no free connections, a table
+    /// is locked, it can't write.
     #[error("PostgreSQL at {} answers with an error: {}", .0.place, .0.what)]
     Failing(Said),
-    /// Waiting won't help: the login, the database or a table is wrong. Says the remedy.
+    /// Waiting won't help: the login, the database or a table is wrong. Says what to do.
     #[error("PostgreSQL at {} refuses: {}", .0.place, .0.what)]
     Misconfigured(Said),
-    /// It can't take this very value, such as a character that its encoding lacks.
+    /// It can't accept this value, such as a character that its encoding lacks.
     #[error("PostgreSQL at {} refuses: {}", .0.place, .0.what)]
     Refused(Said),
 }
 
-/// What was said, and where.
+/// The error, and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     place: Arc<str>,
@@ -41,7 +41,7 @@ impl StoreError {
         Self::Unavailable(Said { place: Arc::clone(place), what: what.into() })
     }
 
-    /// An error that may be over another time.
+    /// An error that may be temporary.
     #[must_use]
     pub fn failing(place: &Arc<str>, what: impl Into<String>) -> Self {
         Self::Failing(Said { place: Arc::clone(place), what: what.into() })
@@ -51,14 +51,13 @@ impl StoreError {
         Self::Misconfigured(Said { place: Arc::clone(place), what: what.into() })
     }
 
-    /// Whether it may be over another time, so that waiting helps.
+    /// Whether it may be temporary, so that waiting helps.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Failing(_))
     }
 
-    /// The error that PostgreSQL answered with, and the remedy, without where it is; nothing where it
-    /// does not answer.
+    /// PostgreSQL's own error and what to do, without its address; `None` if it doesn't answer.
     #[must_use]
     pub fn answer(&self) -> Option<&str> {
         match self {
@@ -69,7 +68,7 @@ impl StoreError {
         }
     }
 
-    /// What is known of a failure to connect.
+    /// Classifies a failure to connect.
     pub(super) fn of_connecting(place: &Arc<str>, error: &ConnectError) -> Self {
         match error {
             ConnectError::Postgres(error) => explain(place, error),
@@ -84,7 +83,7 @@ impl StoreError {
     }
 }
 
-/// Whether the server ended the session: its last words come before the connection is closed.
+/// Whether the server ended the session: its last message comes before the connection is closed.
 pub(super) fn is_closing(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW]
@@ -92,8 +91,8 @@ pub(super) fn is_closing(error: &postgres::Error) -> bool {
     })
 }
 
-/// Whether the error is one of what stands in a row, and of no other: a value that the encoding can't
-/// say, that is too large, or that the disk has lost.
+/// Whether the error is about a value in a row, and nothing else: the encoding can't represent it, it is
+/// too large, or the disk lost it.
 pub(super) fn is_of_a_value(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         ["22", "54", "XX"].iter().any(|class| code.code().starts_with(class))
@@ -101,14 +100,14 @@ pub(super) fn is_of_a_value(error: &postgres::Error) -> bool {
     })
 }
 
-/// An answer that is an error: what kind of trouble it is, and the remedy.
+/// An error answer: its kind, and what to do.
 enum Kind {
     Passing,
     Lasting,
     OfValue,
 }
 
-/// Tells what waiting can mend from what it can't, with the remedy.
+/// Distinguishes errors that waiting can resolve from others, and says what to do.
 pub(super) fn explain(place: &Arc<str>, error: &postgres::Error) -> StoreError {
     if let Some(problem) = tls::problem(error) {
         return StoreError::misconfigured(place, problem);
@@ -132,7 +131,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
     match code {
         "28000" | "28P01" => (Kind::Lasting, "check the user and password in DATABASE_URL"),
         "3D000" => (Kind::Lasting, "create the database, or name another in DATABASE_URL"),
-        // A schema, table, column, function, operator for the types, or unique index that is missing.
+        // A missing schema, table, column, function, operator for the types, or unique index.
         "3F000" | "42P01" | "42703" | "42883" | "42704" | "42P10" => {
             (Kind::Lasting, "run `webhook-notifier migrate` on this database")
         }
@@ -151,7 +150,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
         "25006" => (
             Kind::Passing,
             "this is a standby server, or the database or the user is read-only: DATABASE_URL has to \
-             lead to the primary; where it names several hosts, that one is found",
+             lead to the primary; if it names several hosts, the primary is found",
         ),
         "26000" | "42P05" => (
             Kind::Passing,
@@ -168,7 +167,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
         ),
         "57P01" | "57P02" | "57P03" => (Kind::Passing, "it starts, stops or recovers"),
         "0A000" => (Kind::Passing, "is it PostgreSQL 13 or newer, with the tables of `migrate`?"),
-        // Of a trigger that somebody added, and class 23: of a constraint.
+        // From a trigger that somebody added, and class 23: from a constraint.
         "P0001" => (Kind::Lasting, "a trigger of yours on this table forbids it"),
         code if code.starts_with("23") => {
             (Kind::Lasting, "a constraint that `webhook-notifier migrate` has not made forbids it")
@@ -179,7 +178,7 @@ fn judge(code: &str, message: &str) -> (Kind, &'static str) {
     }
 }
 
-/// What is no answer of the server's, but what the client makes of it.
+/// Not an answer of the server, but the client's own error.
 fn without_answer(place: &Arc<str>, error: &postgres::Error) -> StoreError {
     let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
     let what = format!("{error}{cause}");
@@ -193,14 +192,14 @@ fn without_answer(place: &Arc<str>, error: &postgres::Error) -> StoreError {
         Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
             StoreError::failing(place, format!("{what}: is it PostgreSQL that listens there?"))
         }
-        // Of `target_session_attrs`.
+        // From `target_session_attrs`.
         Some(io::ErrorKind::PermissionDenied) if what.contains("database") => StoreError::failing(
             place,
-            format!("{what}: none of these hosts is a primary: is a standby to be promoted?"),
+            format!("{what}: none of these hosts is a primary: should a standby be promoted?"),
         ),
         Some(_) => StoreError::unavailable(place, what),
         None if error.is_closed() => StoreError::unavailable(place, what),
-        // As the client words them: of the login, of DATABASE_URL.
+        // In the client's words: about the login, or DATABASE_URL.
         None if what.starts_with("authentication error") || what.starts_with("invalid config") => {
             StoreError::misconfigured(
                 place,

@@ -1,4 +1,4 @@
-//! Since when webhooks fail, as the notifiers have written it.
+//! Since when webhooks have been failing, as the notifiers recorded it.
 
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ use super::{Store, StoreError};
 const MOST_ROWS: usize = 20_000;
 
 impl Store {
-    /// Since when webhooks fail without a success, by RFC 3339; empty where there is no table of that, or none
-    /// that may be read.
+    /// Since when each webhook has been failing without a success, in RFC 3339; empty if the table
+    /// doesn't exist or can't be read.
     ///
     /// # Errors
     /// [`StoreError`].

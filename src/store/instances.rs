@@ -1,4 +1,4 @@
-//! The table of instances: which are alive, by what each writes every few seconds.
+//! The table of instances: which are alive, according to the rows that each updates every few seconds.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::domain::instances::InstanceRecord;
 /// How many rows are read: far more than anybody runs.
 const MOST_ROWS: i64 = 1_000;
 
-/// How the table calls itself, for who hears of it.
+/// The table's identity, in notifications.
 pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text";
 
-/// For how long an instance has written nothing that commands no longer show.
+/// After how long without an update commands no longer show an instance.
 const SHOWN_FOR: Duration = Duration::from_secs(30);
 
 impl Store {
-    /// Writes that an instance is alive, and returns all entries. `is_first`: it has just started, so
-    /// whoever has left an entry of the same name has ended, and its entry goes.
+    /// Records that an instance is alive, and returns all rows. `is_first`: it has just started, so an
+    /// earlier instance with the same name has ended, and its row is deleted.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -58,7 +58,7 @@ impl Store {
         })
     }
 
-    /// All entries, also of the dead.
+    /// All rows, including those of dead instances.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -66,7 +66,7 @@ impl Store {
         self.query(|client| read(client, "true"))
     }
 
-    /// Deletes the entries of those that have left or are dead, unless they have written meanwhile.
+    /// Deletes the rows of instances that left or are dead, unless they were updated meanwhile.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -84,7 +84,7 @@ impl Store {
         })
     }
 
-    /// The instances that are alive, for people; none where their table is not there, or may not be read.
+    /// The instances that are alive, for people; none if their table doesn't exist or can't be read.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -102,7 +102,7 @@ impl Store {
 }
 
 fn read(client: &mut Client, which: &str) -> Result<Vec<InstanceRecord>, postgres::Error> {
-    // Anybody may have written them: bounded.
+    // Anybody may have written them, so texts are cut.
     let entries = format!(
         "SELECT id, coalesce(left(name, 255), '') AS name, coalesce(beats, 0) AS beats,
              ARRAY(SELECT left(queue, 255) FROM unnest(queues) AS queue
@@ -129,7 +129,7 @@ fn tell(client: &mut Client) -> Result<(), postgres::Error> {
     client.query_typed(&notify, &[(&INSTANCES_CHANNEL, Type::TEXT)]).map(drop)
 }
 
-/// What `run` does with the table, for [`Store::unable`]: on no row.
+/// What `run` does with the table, applied to no row, for [`Store::unable`].
 pub(super) const WORK: &str = "INSERT INTO notifier_instances (id, name, queues)
      SELECT NULL::uuid, '', '{}' WHERE false
      ON CONFLICT (id) DO UPDATE SET beats = notifier_instances.beats + 1;

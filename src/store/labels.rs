@@ -1,4 +1,4 @@
-//! What people know webhooks by.
+//! What people know webhooks by: URL and account.
 
 use uuid::Uuid;
 
@@ -6,19 +6,19 @@ use super::row::{self, MOST_OF_ACCOUNT};
 use super::{Store, StoreError};
 use crate::domain::webhook::MAX_URL_CHARS;
 
-/// What people know a webhook by, as it was registered.
+/// What people know a webhook by, as registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
     /// Its primary key.
     pub id: Uuid,
-    /// Its URL; empty, where its row can't be read.
+    /// Its URL; empty if its row can't be read.
     pub url: Box<str>,
     /// Its account, if it has one.
     pub account: Option<Box<str>>,
 }
 
 impl Store {
-    /// The labels of these webhooks, as far as they are there, in any order.
+    /// The labels of those of these webhooks that exist, in any order.
     ///
     /// # Errors
     /// [`StoreError`]

@@ -1,4 +1,4 @@
-//! Hearing of changes of the tables: LISTEN, and the proof that it still works.
+//! Notifications of changes of the tables: LISTEN, and proofs that it still works.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,18 +14,18 @@ use super::instances::INSTANCES;
 use super::{Store, StoreError, bounded_by_timeout, connect, explain, is_closing, no_answer};
 use crate::domain::webhook::Scope;
 
-/// What the triggers of `sql/015_changes.sql` notify.
+/// The channel of the triggers of `sql/015_changes.sql`.
 const CHANNEL: &str = "webhooks_changed";
 
-/// What the trigger of `sql/008_backlogs.sql` notifies.
+/// The channel of the trigger of `sql/008_backlogs.sql`.
 const BACKLOGS_CHANNEL: &str = "backlogs_changed";
 
-/// What an instance notifies that comes or goes.
+/// The channel on which instances announce that they come or go.
 pub(super) const INSTANCES_CHANNEL: &str = "notifier_instances_changed";
 
-/// How each table calls itself, if its triggers fire: they can be disabled (D), or fire for
-/// replication only (R). Those of the webhooks have to fire for INSERT, DELETE, UPDATE and TRUNCATE, together
-/// (4 | 8 | 16 | 32 in `tgtype`); before `sql/015_changes.sql` one did for all, which says less.
+/// The identity of each table if its triggers fire: they can be disabled (D), or fire only for
+/// replication (R). Those of the webhooks together have to fire for INSERT, DELETE, UPDATE and TRUNCATE
+/// (4 | 8 | 16 | 32 in `tgtype`); before `sql/015_changes.sql` a single one did, with less detail.
 pub(super) const TRIGGERS: &str = "
      (SELECT min(tgrelid::text) FROM pg_trigger WHERE tgrelid = to_regclass('webhooks')
           AND tgname IN ('webhooks_inserted', 'webhooks_deleted', 'webhooks_updated',
@@ -35,49 +35,49 @@ pub(super) const TRIGGERS: &str = "
      (SELECT tgrelid::text FROM pg_trigger WHERE tgrelid = to_regclass('backlogs')
           AND tgname = 'backlogs_changed' AND tgenabled IN ('O', 'A')) AS backlogs";
 
-/// How often the connection has to prove itself.
+/// How often the connection has to be proved.
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the first proof may be on its way, once PostgreSQL has said that it was sent: milliseconds,
-/// or more on a machine that is out of breath.
+/// How long the first proof may take after PostgreSQL accepted it: milliseconds, or more on a busy
+/// machine.
 const FIRST_PROOF_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same for those that follow. Together with their interval it is less than the silence by which
-/// whoever hears us would know a server that is gone.
+/// The same for later proofs. Together with their interval it is less than the silence after which the
+/// caller considers the server gone.
 const PROOF_PATIENCE: Duration = Duration::from_millis(900);
 
-/// What was heard.
+/// A notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// From now on every change is heard; what was known before may be old.
+    /// From now on every change is reported; what was known before may be outdated.
     Listening,
-    /// The table of webhooks has changed, and what that may concern.
+    /// The table of webhooks has changed; with the scope of the change.
     Changed(Scope),
-    /// There are more backlogs or fewer, or one is closing, or open again.
+    /// Backlogs were added or removed, or one is closing or open again.
     Backlogs,
-    /// There are more instances or fewer.
+    /// Instances were added or removed.
     Instances,
-    /// No change was missed so far.
+    /// No change has been missed so far.
     Alive,
 }
 
-/// Why nothing is heard any more.
+/// Why listening ended.
 #[derive(Clone, Debug)]
 pub struct NotListening {
-    /// What ended it, or kept it from beginning.
+    /// The error that ended it, or prevented it.
     pub error: StoreError,
     /// What that says about PostgreSQL.
     pub sign: Sign,
 }
 
-/// A sign of life, or not.
+/// Whether there was a sign of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// PostgreSQL said so itself. It may only have no place for one more connection.
+    /// PostgreSQL answered. It may only have no free connections.
     Answer,
     /// The connection broke, or there was none.
     Break,
-    /// The connection stands, and nothing comes.
+    /// The connection stands, but nothing arrives.
     Silence,
 }
 
@@ -98,30 +98,31 @@ impl NotListening {
         }
     }
 
-    /// PostgreSQL answers, and says or does what makes listening impossible.
+    /// PostgreSQL answers, but something makes listening impossible.
     fn in_vain(place: &Arc<str>, why: impl Into<String>) -> Self {
         Self { error: StoreError::misconfigured(place, why), sign: Sign::Answer }
     }
 }
 
 impl Store {
-    /// Listens for changes of the tables until `hear` returns false, or the connection fails, and
-    /// says how. On a connection of its own, and another one that puts it to the proof.
+    /// Listens for changes of the tables until `hear` returns false or the connection fails, and returns
+    /// how it ended. Uses its own connection, and another one for proofs.
     ///
-    /// Once a second that other one notifies, and this says [`Heard::Alive`] when it has heard it:
-    /// whatever was committed before that was heard too. So neither a dead network nor a pooler looks
-    /// like a table that never changes. (A pooler that lends sessions for a transaction lets us hear
-    /// what we notify ourselves, while we do, and nothing of what others do.)
+    /// Once a second the other connection sends a notification, and [`Heard::Alive`] is reported when it
+    /// has arrived: then everything committed before has arrived too. So neither a dead network nor a
+    /// pooler looks like a table that never changes. (A pooler that lends sessions per transaction
+    /// delivers only what we notify ourselves while we do so, and nothing from others.)
     pub fn listen(&self, hear: impl FnMut(Heard) -> bool) -> NotListening {
         let listener = self.connector.named("webhook-notifier directory");
         let prover = self.connector.named("webhook-notifier proof");
         listen_between(&listener, &prover, hear)
     }
 
-    /// Whether every change of the tables is heard, as [`Store::listen`] needs it; else why not.
+    /// Checks that every change of the tables is reported, as [`Store::listen`] needs it; otherwise says
+    /// why not.
     ///
     /// # Errors
-    /// [`StoreError`], where there is no connection.
+    /// [`StoreError`] if there is no connection.
     pub fn hears_changes(&self) -> Result<Result<(), StoreError>, StoreError> {
         let connector = self.connector.named("webhook-notifier check");
         let tried = bounded_by_timeout(&self.connector, move || {
@@ -157,12 +158,12 @@ fn lost(place: &Arc<str>, how: &str) -> NotListening {
     NotListening { error: StoreError::unavailable(place, how), sign: Sign::Break }
 }
 
-/// Two sessions: what one says, the other has to hear.
+/// Two sessions: one has to receive what the other sends.
 struct Listening<'a> {
     place: &'a Arc<str>,
     listener: Client,
     prover: Client,
-    /// What is notified as a proof.
+    /// The payload of the proofs.
     proof: String,
 }
 
@@ -175,7 +176,7 @@ impl Listening<'_> {
         self.listener.batch_execute(&listen.concat()).map_err(broken)?;
         let mut told = self.prove()?;
         let mut proved = Instant::now();
-        // A proof is on its way; and whether one was heard before.
+        // Whether a proof is on its way, and whether one has arrived before.
         let (mut is_open, mut is_listening) = (true, false);
         loop {
             let patience = if is_listening { PROOF_PATIENCE } else { FIRST_PROOF_PATIENCE };
@@ -193,7 +194,7 @@ impl Listening<'_> {
                     let is_first = !std::mem::replace(&mut is_listening, true);
                     Some(if is_first { Heard::Listening } else { Heard::Alive })
                 }
-                // What comes before the first proof is nothing that anybody relies on.
+                // Nobody relies on what arrives before the first proof.
                 other => other.filter(|_| is_listening),
             };
             if heard.is_some_and(|heard| !hear(heard)) {
@@ -213,8 +214,8 @@ impl Listening<'_> {
         }
     }
 
-    /// Notifies from one session to the other, and makes sure that the tables do. Returns how they call
-    /// themselves.
+    /// Sends a proof from one session to the other, and checks that the tables notify. Returns the
+    /// tables' identities.
     fn prove(&mut self) -> Result<Told, NotListening> {
         let broken = |error: postgres::Error| NotListening::of(self.place, &error);
         let asked = format!("SELECT pg_notify($1, $2), {INSTANCES} AS instances, {TRIGGERS}");
@@ -228,31 +229,30 @@ impl Listening<'_> {
             Some(table) => Err(NotListening::in_vain(
                 self.place,
                 format!(
-                    "the table `{table}` does not tell of its changes: run `webhook-notifier \
+                    "the table `{table}` does not notify its changes: run `webhook-notifier \
                      migrate` on this database"
                 ),
             )),
         }
     }
 
-    /// PostgreSQL has sent a proof, and it has not come.
+    /// PostgreSQL sent a proof, and it hasn't arrived.
     fn end_deaf(mut self, was_listening: bool) -> NotListening {
-        // The session that a pooler lent us for LISTEN would go on hearing for whoever has it next. One
-        // that was ours may be cut off from the network: nothing is asked of it.
+        // A session that a pooler lent us for LISTEN would continue to listen for its next user. A
+        // session of our own may be cut off from the network, so nothing is asked of it.
         if !was_listening {
             let _ = self.listener.batch_execute("UNLISTEN *");
         }
         NotListening::in_vain(
             self.place,
-            "what one session notifies another does not hear: a pooler between that lends sessions \
-             for a transaction (PgBouncer: pool_mode = transaction) keeps changes from us. Let \
-             DATABASE_URL lead past it, or to a pool with pool_mode = session",
+            "notifications do not get from one session to another: a pooler in between lends sessions \
+             for a transaction (PgBouncer: pool_mode = transaction). Let DATABASE_URL bypass it, or lead \
+             to a pool with pool_mode = session",
         )
     }
 }
 
-/// How the tables call themselves that tell of their changes; and that of the instances, which need not be
-/// there.
+/// The identities of the tables that notify changes, and of the instances' table, which may be missing.
 struct Told {
     webhooks: Option<String>,
     backlogs: Option<String>,
@@ -266,18 +266,18 @@ impl Told {
         Ok(Self { webhooks: webhooks?, backlogs: backlogs?, instances: instances? })
     }
 
-    /// Whether what is remembered is of the same tables.
+    /// Whether the tables are the same as before.
     fn are_those_of(&self, other: &Self) -> bool {
         self.webhooks == other.webhooks && self.backlogs == other.backlogs
     }
 
-    /// The first table that does not.
+    /// The first table that doesn't notify.
     fn silent(&self) -> Option<&'static str> {
         let tables = [("webhooks", &self.webhooks), ("backlogs", &self.backlogs)];
         tables.into_iter().find(|(_, relation)| relation.is_none()).map(|(name, _)| name)
     }
 
-    /// Nothing where it is of another table of that name, or another notifier's proof.
+    /// `None` for another table of the same name, or another notifier's proof.
     fn heard(&self, notification: &Notification, proof: &str) -> Option<Heard> {
         let payload = Some(notification.payload());
         match notification.channel() {
@@ -290,7 +290,7 @@ impl Told {
     }
 }
 
-/// What a notification says of a change of this relation; nothing where it is of another one.
+/// What a notification says about a change of this relation; `None` for another one.
 fn changed(payload: &str, relation: &str) -> Option<Heard> {
     let scope = match payload.strip_prefix(relation)? {
         "" => Scope::everything(),

@@ -18,70 +18,70 @@ use crate::domain::webhook::{Patterns, Webhook};
 /// The longest `events` that is shown, as JSON, in characters: several thousand patterns.
 const MOST_OF_EVENTS: usize = 1 << 20;
 
-/// What it may take in the table, packed: less than a second's work to unpack.
+/// The largest compressed size of it: less than a second's work to decompress.
 const MOST_OF_PACKED_EVENTS: usize = 256 << 10;
 
 /// The longest text for people that is read.
 const MOST_OF_WORDS: usize = 10_000;
 
-/// The longest time, as text.
+/// The longest time as text.
 const MOST_OF_TIME: usize = 64;
 
-/// A webhook with all that the commands show of it.
+/// A webhook with everything that the commands show.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Registered {
     /// The primary key.
     pub id: Uuid,
     /// Where its events go.
     pub post_url: String,
-    /// The patterns of the event types that it wants.
+    /// The patterns of the event types it wants.
     pub events: Vec<String>,
-    /// When it was registered: database time, as text.
+    /// When it was registered, as text from the database.
     pub created_at: Option<String>,
-    /// When it was disabled: database time, as text.
+    /// When it was disabled, as text from the database.
     pub disabled_at: Option<String>,
-    /// Why.
+    /// Why it was disabled.
     pub disabled_reason: Option<String>,
-    /// When it was paused: database time, as text.
+    /// When it was paused, as text from the database.
     pub paused_at: Option<String>,
     /// Whether its requests are signed.
     pub signed: bool,
-    /// Until when they are signed with the previous secret, too: database time, as text.
+    /// Until when they are also signed with the previous secret, as text from the database.
     pub previous_secret_expires_at: Option<String>,
-    /// What it is for, in somebody's words.
+    /// Its description.
     pub description: Option<String>,
-    /// Whose it is.
+    /// Its account.
     pub account: Option<String>,
     /// The names of its headers. Their values are secrets.
     #[serde(serialize_with = "hide_values")]
     pub headers: Option<Vec<String>>,
-    /// Its deadline, as it stands in the table.
+    /// Its deadline, as in the table.
     #[serde(serialize_with = "as_number")]
     pub timeout_ms: Option<String>,
-    /// How many requests may be under way at a time, as it stands in the table.
+    /// How many requests may be under way at a time, as in the table.
     #[serde(serialize_with = "as_number")]
     pub max_in_flight: Option<String>,
-    /// How many requests there may be in a second, as it stands in the table.
+    /// How many requests per second there may be, as in the table.
     #[serde(serialize_with = "as_number")]
     pub rate_per_second: Option<String>,
-    /// After which statuses a delivery is dead at once, as it stands in the table.
+    /// The statuses after which its deliveries aren't retried, as in the table.
     pub no_retry_status: Option<String>,
-    /// What is wrong with URL, secret or settings, so that all deliveries are rejected.
+    /// Why its URL, secret or settings can't be used, so that all deliveries are rejected.
     pub unusable: Option<String>,
-    /// What of its patterns can match nothing, and why; empty if all is well.
+    /// Which of its patterns can't match anything, and why; empty if all is well.
     pub warnings: Vec<String>,
-    /// Whether none of its patterns can match anything, so that it gets no event.
+    /// Whether none of its patterns can match, so that it gets no event.
     #[serde(skip)]
     pub wants_nothing: bool,
-    /// Whether `events` is too large to be read.
+    /// Whether `events` is too large to be read completely.
     #[serde(skip)]
     pub is_cut: bool,
 }
 
-/// What is shown of a text that is too large.
+/// Shown instead of a text that is too large.
 const TOO_LARGE: &str = "(too large)";
 
-/// A column that holds a time, by RFC 3339, in UTC where the session is; what else it holds, as text.
+/// A time column in RFC 3339, in the session's time zone, UTC. Anything else it contains, as text.
 pub(super) fn time(column: &str) -> String {
     let bytes = 4 * MOST_OF_TIME;
     format!(
@@ -92,7 +92,7 @@ pub(super) fn time(column: &str) -> String {
 }
 
 impl Registered {
-    /// What [`Registered::of`] reads.
+    /// The columns that [`Registered::of`] reads.
     pub(super) fn columns() -> String {
         let events = format!(
             "CASE WHEN events IS NULL THEN NULL
@@ -119,7 +119,7 @@ impl Registered {
 
     pub(super) fn of(row: &Row) -> Result<Self, postgres::Error> {
         let columns = row::columns(row)?;
-        // What is cut is no JSON any more.
+        // If it was cut, it is no longer valid JSON.
         let patterns = Patterns::read(some(row, "events")?.as_deref());
         Ok(Self {
             id: row.try_get("id")?,
@@ -151,7 +151,7 @@ impl Registered {
         })
     }
 
-    /// The name of a column of which there is more than was read, beside those that a delivery needs.
+    /// The name of a column that wasn't read completely, apart from those that a delivery needs.
     pub(super) fn cut(&self) -> Option<&'static str> {
         let is_long = |text: &Option<String>| {
             text.as_ref()
@@ -167,7 +167,7 @@ impl Registered {
         }
     }
 
-    /// One of which nothing can be read but its id and state.
+    /// A webhook of which only id and state can be read.
     fn unreadable(id: Uuid, why: &str, state: row::Switches) -> Self {
         let at_some_time = |is_so: bool| is_so.then(|| "?".to_owned());
         Self {
@@ -180,7 +180,7 @@ impl Registered {
     }
 }
 
-/// A text for people: not the question marks that stand for one that is too large.
+/// A text for people, without the question marks that stand for one that is too large.
 fn shown(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
     let is_too_large = |text: &String| text.len() > 256 && text.bytes().all(|byte| byte == b'?');
     let text = some(row, name)?;
@@ -194,7 +194,7 @@ fn hide_values<S: Serializer>(names: &Option<Vec<String>>, to: S) -> Result<S::O
     }
 }
 
-/// What is no number stays a text.
+/// Anything but a number stays a text.
 fn as_number<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
     let number = text.as_deref().and_then(|text| serde_json::from_str::<Number>(text).ok());
     if number.is_some() { number.serialize(to) } else { text.serialize(to) }
@@ -226,11 +226,11 @@ impl Store {
             vec![(Box::new(account.to_owned()), Type::TEXT)],
         );
         let mut found = match found {
-            // What the database can't write down can be nobody's account there.
+            // An account that the database can't represent isn't in the table.
             Err(StoreError::Refused(_)) if !account.is_ascii() => Vec::new(),
             found => found?,
         };
-        // By the collation of the column, PostgreSQL may find others equal than we do.
+        // By the column's collation, PostgreSQL may consider others equal.
         found.retain(|webhook| webhook.account.as_deref().is_none_or(|its| its == account));
         Ok(found)
     }
@@ -247,8 +247,8 @@ impl Store {
         )
     }
 
-    /// The webhooks with these ids, and then, enabled or not, those with one of these patterns, of
-    /// which those of other accounts than this one come last; at most so many.
+    /// At most `most` webhooks: those with these ids, then, enabled or not, those with one of these
+    /// patterns; of these, webhooks of other accounts come last.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -276,7 +276,7 @@ impl Store {
             )
         };
         match ask(account) {
-            // As `of_account`.
+            // As in `of_account`.
             Err(StoreError::Refused(_)) if account.is_some_and(|it| !it.is_ascii()) => ask(None),
             found => found,
         }
@@ -314,8 +314,7 @@ impl Store {
         added.ok_or_else(|| StoreError::failing(self.place(), "no row came back"))
     }
 
-    /// Changes a webhook, or its secret; at least one thing of it. `None` if there is none
-    /// with this id.
+    /// Changes at least one setting or the secret of a webhook. `None` if it doesn't exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -342,7 +341,7 @@ impl Store {
         changed.map(|mut changed| changed.pop())
     }
 
-    /// Deletes a webhook and returns it as it was; `None` if there is none with this id.
+    /// Deletes a webhook and returns it as it was; `None` if it doesn't exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -355,7 +354,7 @@ impl Store {
         })
     }
 
-    /// Disables a webhook, for a reason, or enables it (without one).
+    /// Disables a webhook for a reason, or enables it if there is none.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -373,7 +372,7 @@ impl Store {
         changed.map(|mut changed| changed.pop())
     }
 
-    /// Pauses a webhook, or resumes it; since when it is paused stays where it is already.
+    /// Pauses or resumes a webhook. If it is paused already, the time stays.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -386,8 +385,8 @@ impl Store {
         changed.map(|mut changed| changed.pop())
     }
 
-    /// The webhooks whose ids a statement returns, in its order. What it changes is changed, however
-    /// little of their rows can be read.
+    /// The webhooks whose ids a statement returns, in its order. The statement takes effect even if
+    /// their rows can't be read.
     fn found(
         &self,
         statement: &str,

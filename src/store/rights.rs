@@ -1,22 +1,22 @@
-//! Whether this user may do what `run` does, by doing it to no row.
+//! Checks whether this user may do what `run` does, by doing it to no row.
 
 use postgres::{Client, error::SqlState};
 
 use super::{Store, StoreError, conditions, explain, instances};
 
-/// What follows where the table of instances can't be used.
-pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: of two, each \
-     sends as much";
+/// The consequence if the table of instances can't be used.
+pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: two of them \
+     send twice as much";
 
-/// What `run` does, and what is not done where it may not. Each touches no row, which PostgreSQL allows
-/// or refuses as if it did.
+/// What `run` does, and the consequence if it isn't allowed. Each statement touches no row, which
+/// PostgreSQL allows or refuses as if it did.
 const WORK: [(&str, &str); 7] = [
     (
         "a webhook that answers 410 stays enabled",
         "UPDATE webhooks SET disabled_at = now(), disabled_reason = '' WHERE false",
     ),
     (
-        "no backlog can be made: what a receiver can't take waits in no order",
+        "no backlog can be created: what a receiver can't take waits in no order",
         "INSERT INTO backlogs (queue, webhook_id, cause, class)
          SELECT '', NULL::uuid, '', '' WHERE false
          ON CONFLICT (queue, webhook_id) DO UPDATE
@@ -25,7 +25,7 @@ const WORK: [(&str, &str); 7] = [
     ),
     ("no backlog can be removed", "DELETE FROM backlogs WHERE closing_at IS NOT NULL AND false"),
     (
-        "nobody is told by webhooks.events of webhooks that fail or are changed, and DISABLE_AFTER disables \
+        "webhooks.events tells nobody of webhooks that fail or are changed, and DISABLE_AFTER disables \
          none",
         conditions::WORK,
     ),
@@ -36,21 +36,21 @@ const WORK: [(&str, &str); 7] = [
          SELECT now(), '', '', '', '', 0, '' WHERE false",
     ),
     (
-        "the delivery log grows for ever",
+        "the delivery log grows without limit",
         "DELETE FROM delivery_attempts WHERE id = ANY(ARRAY(
              SELECT id FROM delivery_attempts WHERE false FOR UPDATE SKIP LOCKED))",
     ),
 ];
 
-/// Which of them are about the delivery log.
+/// The statements from here on concern the delivery log.
 const OF_LOG: usize = 5;
 
 impl Store {
-    /// Tries what `run` does beside reading, on no row. Returns what would fail: what follows from it,
-    /// and the error with its remedy. `with_log`: whether there is a delivery log to be written.
+    /// Tries what `run` does besides reading, on no row. Returns what would fail: the consequence, and
+    /// the error with what to do. `with_log`: whether there is a delivery log to write.
     ///
     /// # Errors
-    /// [`StoreError`], where it could not be tried.
+    /// [`StoreError`] if it couldn't be tried.
     pub fn unable(&self, with_log: bool) -> Result<Vec<(&'static str, StoreError)>, StoreError> {
         let place = std::sync::Arc::clone(self.place());
         self.once(move |client| {
@@ -58,12 +58,12 @@ impl Store {
             let mut unable = Vec::new();
             for (follows, statement) in work {
                 if let Err(error) = attempt(client, statement) {
-                    // Another error than one of its own is that of the connection.
+                    // An error without a code is about the connection.
                     if error.as_db_error().is_none() {
                         return Err(error);
                     }
                     let is_missing = error.code() == Some(&SqlState::UNDEFINED_TABLE);
-                    // Told elsewhere, and no right.
+                    // A missing table is reported elsewhere, and isn't about rights.
                     if !is_missing {
                         unable.push((*follows, explain(&place, &error)));
                     }
@@ -74,7 +74,7 @@ impl Store {
     }
 }
 
-/// Undone, so that not even a trigger's notification is left of it.
+/// Undone, so that not even a trigger's notification remains.
 fn attempt(client: &mut Client, statement: &str) -> Result<(), postgres::Error> {
     let mut transaction = client.transaction()?;
     transaction.batch_execute(statement)?;

@@ -1,11 +1,10 @@
-//! A row of `webhooks`, read so that nothing which stands in it is an error of the query.
+//! Reads rows of `webhooks` so that nothing in a row makes the query fail.
 //!
-//! Anybody with SQL writes these rows, and one of them must not stop the others. So each column is
-//! read as text, of which PostgreSQL sends no more than can be used; what is larger comes as so many
-//! question marks, which is too long as well, and is not even unpacked for that. What then can't be
-//! used makes its webhook unusable. Where PostgreSQL itself fails on a row (its encoding can't be told
-//! in UTF-8, the disk has lost a part of it), the rows are read by ever fewer of them, until that one
-//! is found.
+//! Anybody with SQL access writes these rows, and one row must not stop the others. So each column is
+//! read as text, of which PostgreSQL sends no more than can be used. A larger value is replaced by
+//! question marks, which are too long as well, without being decompressed. A value that can't be used
+//! makes its webhook unusable. If PostgreSQL itself fails on a row (its encoding can't be converted to
+//! UTF-8, the disk lost a part of it), ever fewer rows are read at a time until that row is found.
 
 use postgres::types::Type;
 use postgres::{Client, Row};
@@ -17,27 +16,27 @@ use crate::domain::secret::Secret;
 use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{MAX_URL_CHARS, Secrets, Webhook};
 
-/// The longest secret that is read: a usable one has some ninety characters.
+/// The longest secret that is read: usable ones have at most some ninety characters.
 const MOST_OF_SECRET: usize = 1_024;
 
-/// The longest number that is read, in whatever way it is written.
+/// The longest number that is read, however it is written.
 const MOST_OF_NUMBER: usize = 256;
 
 /// The longest list of statuses that is read.
 const MOST_OF_STATUSES: usize = 1_023;
 
-/// More than the longest name of an account that can be used.
+/// More than the longest valid account name.
 pub(super) const MOST_OF_ACCOUNT: usize = 1_023;
 
-/// The account of a row, as `sql/010_accounts.sql` has an index on it: of one that is too long, enough to be
-/// no event's.
+/// The account of a row, in the form of the index in `sql/010_accounts.sql`: one that is too long keeps
+/// enough characters to match no event.
 pub(super) const OF_ACCOUNT: &str = "left(account::text, 256)";
 
-/// How many rows are read at a time, so that their number bounds nobody's memory.
+/// How many rows are read at a time, so that their number doesn't determine the memory.
 pub(super) const CHUNK: usize = 1_000;
 
-/// A column as text, of whatever type it is: at most so many characters, and one more where it has
-/// more. A text that takes more bytes than these characters can have is not unpacked.
+/// A column as text, whatever its type: at most `most` characters, plus one if it has more. A text with
+/// more bytes than these characters can have isn't decompressed.
 pub(super) fn text(column: &str, most: usize) -> String {
     let (read, bytes) = (most + 1, 4 * (most + 1) + 8);
     format!(
@@ -47,8 +46,8 @@ pub(super) fn text(column: &str, most: usize) -> String {
     )
 }
 
-/// The column `headers`, as [`text`]. Of JSON only the texts of an object: a number of ten bytes can have
-/// 131,072 digits.
+/// The column `headers`, as in [`text`]. Of JSON only the texts of an object are read: a number of ten
+/// bytes may have 131,072 digits.
 fn headers() -> String {
     let (read, bytes) = (MAX_COLUMN_CHARS + 1, 4 * (MAX_COLUMN_CHARS + 1) + 8);
     format!(
@@ -65,7 +64,7 @@ fn headers() -> String {
     )
 }
 
-/// What [`webhook`] reads of a row. A time may be `infinity`, which no number can say.
+/// The columns that [`webhook`] reads. A time may be `infinity`, which no number can express.
 pub(super) fn columns_of_webhook() -> String {
     [
         "id".to_owned(),
@@ -89,12 +88,12 @@ pub(super) fn columns_of_webhook() -> String {
     .join(", ")
 }
 
-/// Whether the table is there, has every column, and may be read.
+/// Checks that the table exists, has every column, and may be read.
 pub(super) fn look() -> String {
     format!("SELECT {}, events FROM webhooks LIMIT 0", columns_of_webhook())
 }
 
-/// The enabled webhooks with one of these patterns that have no account, and those of this one.
+/// The enabled webhooks with one of these patterns that have no account, and those of this account.
 pub(super) fn wanting(
     client: &mut Client,
     patterns: &Vec<String>,
@@ -106,7 +105,7 @@ pub(super) fn wanting(
     if let Some(account) = &account {
         parameters.push((account, Type::TEXT));
     }
-    // Not by OR: each part is to be found by an index of its own, however many other accounts want such
+    // Not with OR, so that each part can use its own index, however many other accounts want such
     // events.
     let select = |columns: &str| {
         let everybodys = format!("SELECT {columns} {WANTING} AND account IS NULL");
@@ -117,7 +116,7 @@ pub(super) fn wanting(
             }
         }
     };
-    // By the collation of the column, PostgreSQL may find others equal than we do.
+    // By the column's collation, PostgreSQL may consider others equal.
     let read = |rows: Vec<Row>| -> Result<Vec<Webhook>, postgres::Error> {
         let mut webhooks = rows.iter().map(webhook).collect::<Result<Vec<_>, _>>()?;
         webhooks.retain(|webhook| account::may_have(webhook.account.as_deref(), account));
@@ -125,7 +124,7 @@ pub(super) fn wanting(
     };
     match client.query_typed(&select(&columns_of_webhook()), &parameters) {
         Ok(rows) => read(rows),
-        // Of a row, or of the pattern or account itself: then this fails, too.
+        // The error is about a row, or about the pattern or account itself: then this fails too.
         Err(error) if is_of_a_value(&error) => {
             let rows = client.query_typed(&select("id"), &parameters)?;
             let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<_>, _>>()?;
@@ -141,8 +140,8 @@ pub(super) fn wanting(
     }
 }
 
-/// The accounts of the enabled webhooks with one of these patterns, byte by byte whatever the collation of
-/// the column; nothing where there are more than so many.
+/// The accounts of the enabled webhooks with one of these patterns, compared byte by byte whatever the
+/// column's collation; `None` if there are more than `most`.
 pub(super) fn accounts_wanting(
     client: &mut Client,
     patterns: &Vec<String>,
@@ -171,8 +170,7 @@ pub(super) fn look_up(
     Ok(found.pop())
 }
 
-/// Reads the rows with these ids, in any order. For one that PostgreSQL can't read, `unreadable` has to
-/// do.
+/// Reads the rows with these ids, in any order. `unreadable` replaces a row that PostgreSQL can't read.
 pub(super) fn each<T>(
     client: &mut Client,
     columns: &str,
@@ -208,7 +206,7 @@ pub(super) fn each<T>(
     Ok(found)
 }
 
-/// What can be told even of a row that can't be read.
+/// What is known even of an unreadable row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Switches {
     pub(super) is_disabled: bool,
@@ -232,11 +230,11 @@ impl Switches {
     }
 }
 
-/// What [`columns_of_webhook`] has read.
+/// The webhook from [`columns_of_webhook`].
 pub(super) fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
     let secret = |name| Ok(some(row, name)?.map(Secret::new));
     let ends: Option<i64> = row.try_get("previous_secret_ends")?;
-    // Before 1970 is long over.
+    // A time before 1970 is long past.
     let ends = ends.map(|seconds| u64::try_from(seconds).unwrap_or(0));
     let secrets =
         Secrets { current: secret("secret")?, previous: secret("previous_secret")?.zip(ends) };
@@ -246,7 +244,7 @@ pub(super) fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
     Ok(Webhook { is_paused, ..registered })
 }
 
-/// The settings among them.
+/// The settings from [`columns_of_webhook`].
 pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
     Ok(Columns {
         headers: some(row, "headers")?.map(Secret::new),
@@ -258,7 +256,7 @@ pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
     })
 }
 
-/// The name of a column that [`columns_of_webhook`] has not read to its end, if there is one.
+/// The name of a column that [`columns_of_webhook`] didn't read completely, if there is one.
 pub(super) fn cut(row: &Row) -> Result<Option<&'static str>, postgres::Error> {
     for (name, most) in [
         ("post_url", MAX_URL_CHARS),

@@ -1,8 +1,8 @@
-//! The tables: how they came to be, and what of them is there.
+//! The tables: how they are created, and which parts exist.
 //!
-//! The files in `sql/` lead from the original table to those of this version, each once. Somebody may
-//! drop a part of them later; so `migrate` looks at what is there, too, and not only at its list, and
-//! puts back what is missing. It touches no row.
+//! The files in `sql/` lead from the original table to those of this version, each applied once.
+//! Somebody may drop a part later. So `migrate` checks what exists, not only its list, and restores what
+//! is missing. It changes no rows.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
@@ -18,13 +18,13 @@ const CONDITIONS: &str = include_str!("../../sql/013_webhook_conditions.sql");
 const INSTANCES: &str = include_str!("../../sql/014_instances.sql");
 const CHANGES: &str = include_str!("../../sql/015_changes.sql");
 
-/// The migration with which `webhooks.account` began to decide who gets what.
+/// The migration since which `webhooks.account` decides which events a webhook gets.
 const ACCOUNTS: &str = "accounts";
 
-/// How many webhooks are named that this concerns.
+/// How many of the affected webhooks are named.
 const MOST_NAMED: i64 = 5;
 
-/// Each may be run again on what it has made.
+/// Each migration may be applied again to its own result.
 const MIGRATIONS: [(i32, &str, &str); 15] = [
     (1, "webhooks", WEBHOOKS),
     (2, "events_index", include_str!("../../sql/002_events_index.sql")),
@@ -43,23 +43,23 @@ const MIGRATIONS: [(i32, &str, &str); 15] = [
     (15, "changes", CHANGES),
 ];
 
-/// Any number that no other program locks by: held during each step of `migrate`, so that two don't
-/// collide.
+/// An arbitrary number that no other program uses for locks. Held during each step of `migrate`, so that
+/// two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
-/// A table as all files together make it, for what may be missing of it.
+/// A table as all files together create it, to find what is missing.
 struct Table {
     name: &'static str,
-    /// The migration that makes it.
+    /// The migration that creates it.
     version: i32,
     columns: &'static [Column],
     key: &'static [&'static str],
     indexes: &'static [(&'static str, &'static str)],
-    /// What tells of its changes, and what makes that.
+    /// The triggers that report its changes, and the file that creates them.
     triggers: Option<(&'static str, &'static str)>,
 }
 
-/// A column, and what its rows get where it has to be made again.
+/// A column, and the value of its existing rows if it has to be restored.
 struct Column {
     name: &'static str,
     kind: &'static str,
@@ -68,9 +68,9 @@ struct Column {
 
 enum Rest {
     Nullable,
-    /// NOT NULL, and this for the rows that are there.
+    /// NOT NULL, with this value for existing rows.
     Filled(&'static str),
-    /// This default is the column's own.
+    /// The column has this default.
     Default(&'static str),
     Identity,
 }
@@ -203,27 +203,27 @@ const TABLES: [Table; 5] = [
     },
 ];
 
-/// What `migrate` has done.
+/// What `migrate` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Migrated {
     /// The migrations that were applied for the first time.
     pub applied: Vec<&'static str>,
-    /// What had been there before, and was missing.
+    /// What had existed before and was missing.
     pub restored: Vec<String>,
-    /// The webhooks with an account, where that was a label until now; none if there are none.
+    /// The webhooks whose account was only a label until now; `None` if there are none.
     pub labelled: Option<Labelled>,
 }
 
-/// Webhooks whose account was a label, and decides now.
+/// Webhooks whose account was a label and now decides which events they get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labelled {
     /// How many there are.
     pub count: u64,
-    /// The first of them.
+    /// The ids of the first ones.
     pub named: Vec<Uuid>,
 }
 
-/// Something that is not there, and how it comes back.
+/// Something that is missing, and how to restore it.
 struct Missing {
     /// `column webhooks.secret`
     what: String,
@@ -231,16 +231,16 @@ struct Missing {
 }
 
 impl Store {
-    /// Makes the tables, or adds to them what is missing, and says what it has done.
+    /// Creates the tables or adds what is missing, and says what was done.
     ///
     /// # Errors
-    /// [`StoreError`]. What was done before stays.
+    /// [`StoreError`]. Earlier steps remain done.
     pub fn migrate(&self) -> Result<Migrated, StoreError> {
         let mut client = self.connect()?;
         migrate(&mut client).map_err(|error| explain(self.place(), &error))
     }
 
-    /// What of the tables is not there, such as `column webhooks.secret`.
+    /// What is missing in the tables, such as `column webhooks.secret`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -268,7 +268,7 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
              )",
         )
     })?;
-    // A table that was there is what later files rely on.
+    // Later files rely on tables that existed before.
     for table in &TABLES {
         let restored = alone(client, |transaction| {
             let known = transaction.query_typed(
@@ -306,7 +306,7 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
     }
     for table in &TABLES {
         let restored = alone(client, |transaction| restore(transaction, table))?;
-        // Of a table that was made again, each of its parts was.
+        // If a table was restored, so were all its parts.
         let made = format!("table {}", table.name);
         if !migrated.restored.contains(&made) {
             migrated.restored.extend(restored);
@@ -332,14 +332,14 @@ fn index(table: &Table) -> usize {
     MIGRATIONS.iter().position(|(version, ..)| *version == table.version).unwrap_or(0)
 }
 
-/// A step that no other `migrate` is in, and that is done as a whole or not at all. The lock ends with
-/// it: a pooler may give the next step another session.
+/// Runs a step that no other `migrate` runs at the same time, completely or not at all. The lock ends
+/// with the step: a pooler may give the next step another session.
 fn alone<T>(
     client: &mut Client,
     step: impl FnOnce(&mut Transaction<'_>) -> Result<T, postgres::Error>,
 ) -> Result<T, postgres::Error> {
     let mut transaction = client.transaction()?;
-    // A full table may take longer to index than a query of ours may last.
+    // Indexing a large table may take longer than our queries may.
     transaction.batch_execute("SET LOCAL statement_timeout = 0")?;
     transaction
         .execute_typed("SELECT pg_advisory_xact_lock($1)", &[(&MIGRATION_LOCK, Type::INT8)])?;
@@ -348,13 +348,13 @@ fn alone<T>(
     Ok(done)
 }
 
-/// Puts back what is missing of a table that is there.
+/// Restores what is missing in an existing table.
 fn restore(
     transaction: &mut Transaction<'_>,
     table: &Table,
 ) -> Result<Vec<String>, postgres::Error> {
     let mut restored = Vec::new();
-    // First the columns, which the rest needs.
+    // Columns come first, because the rest needs them.
     while let missing @ [_, ..] = look(transaction, table)?.as_slice() {
         let known = restored.len();
         for Missing { what, sql } in missing {
@@ -377,7 +377,7 @@ fn is_there(transaction: &mut Transaction<'_>, table: &Table) -> Result<bool, po
     rows.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-/// What of a table is missing: the table, or columns, or what hangs on these.
+/// What is missing of a table: the table itself, or columns, or what depends on these.
 fn look(transaction: &mut Transaction<'_>, table: &Table) -> Result<Vec<Missing>, postgres::Error> {
     let name = table.name;
     if !is_there(transaction, table)? {
@@ -439,7 +439,7 @@ fn missing_columns(
     Ok(missing.map(add).collect())
 }
 
-/// Where no unique index has exactly the columns of the key.
+/// The key is missing if no unique index has exactly its columns.
 fn missing_key(
     transaction: &mut Transaction<'_>,
     table: &Table,
@@ -457,7 +457,7 @@ fn missing_key(
     let mut has_primary = false;
     for row in &rows {
         let columns: Vec<String> = row.try_get("columns")?;
-        // The key's columns stand in alphabetical order.
+        // The key's columns are listed in alphabetical order.
         if columns == table.key {
             return Ok(Vec::new());
         }

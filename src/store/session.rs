@@ -1,11 +1,11 @@
-//! A connection beside the pool, for whoever must not take one of the deliveries'.
+//! A connection outside the pool, for uses that must not take one from the deliveries.
 
 use postgres::Client;
 
 use super::connector::Connector;
 use super::{Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
 
-/// One connection, made when it is needed, and given up when it fails or says nothing.
+/// One connection, opened on demand, and dropped when it fails or doesn't answer.
 pub struct Session {
     connector: Connector,
     client: Option<Client>,
@@ -22,7 +22,7 @@ impl std::fmt::Debug for Session {
 }
 
 impl Store {
-    /// A session of that name, in PostgreSQL's list of them. Opens nothing yet.
+    /// A session with this name in PostgreSQL's list. Opens no connection yet.
     #[must_use]
     pub fn session(&self, name: &str) -> Session {
         Session { connector: self.connector.named(name), client: None }
@@ -30,10 +30,10 @@ impl Store {
 }
 
 impl Session {
-    /// Closes the connection, until it is needed again.
+    /// Closes the connection until it is needed again.
     pub fn rest(&mut self) {
         if let Some(client) = self.client.take() {
-            // To say goodbye may take as long as to ask.
+            // Closing may take as long as a query.
             let _ = bounded_by_timeout(&self.connector, || {
                 drop(client);
                 Ok(())
@@ -41,8 +41,8 @@ impl Session {
         }
     }
 
-    /// Runs `work` on the connection, for as long as a query may take. `Silence` says nothing of
-    /// whether it was done.
+    /// Runs `work` on the connection, for as long as a query may take. After `Silence` it may or may not
+    /// have been done.
     pub(super) fn run<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
@@ -71,10 +71,10 @@ impl Session {
 /// Why a session gave no answer.
 #[derive(Debug)]
 pub(super) enum Failed {
-    /// It said so, or there was no connection: what was asked for was not done. (But where the
-    /// connection broke just after it.)
+    /// PostgreSQL reported an error, or there was no connection: the work wasn't done (unless the
+    /// connection broke just afterwards).
     Error(StoreError),
-    /// It said nothing in time.
+    /// There was no answer in time.
     Silence(StoreError),
 }
 

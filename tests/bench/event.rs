@@ -1,5 +1,5 @@
-//! The events of a benchmark: such as a billing system sends, of about 300 bytes. The number and
-//! the time of publishing lie at fixed places, so that a receiver reads them at no cost.
+//! The benchmarks' events, about 300 bytes each, as a billing system might send. The number and the time
+//! of publishing are at fixed positions, so that a receiver can read them at no cost.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ const NUMBER: Range<usize> = 11..21;
 /// Nineteen digits, in `"sent_at":1700000000000000000`.
 const SENT: Range<usize> = 33..52;
 
-/// What a receiver reads of an event.
+/// What a receiver reads from an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) number: u32,
@@ -16,7 +16,7 @@ pub(crate) struct Stamp {
     pub(crate) sent: u64,
 }
 
-/// The body of an event. Its id and its type are in it, as producers without AMQP properties do it.
+/// An event's body. It contains the id and the type, as from producers without AMQP properties.
 pub(crate) fn body(stamp: Stamp, kind: &str) -> Vec<u8> {
     let Stamp { number, sent } = stamp;
     format!(
@@ -25,7 +25,7 @@ pub(crate) fn body(stamp: Stamp, kind: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Reads what [`body`] wrote; None if it was somebody else.
+/// Reads what [`body`] wrote; `None` for other bodies.
 pub(crate) fn read(body: &[u8]) -> Option<Stamp> {
     let digits = |range: Range<usize>| std::str::from_utf8(body.get(range)?).ok();
     let number = digits(NUMBER)?.parse().ok()?;

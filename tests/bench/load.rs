@@ -1,4 +1,4 @@
-//! Publishing, as good producers do: durable queues, persistent messages, publisher confirms.
+//! Publishing like a good producer: durable queues, persistent messages, publisher confirms.
 
 use std::{
     fmt,
@@ -19,8 +19,8 @@ use crate::{
     measure::now,
 };
 
-/// Confirms that may be outstanding: enough that the broker is never waited for, few enough that
-/// it never has to slow us down.
+/// The most outstanding confirms: enough that publishing never waits for the broker, and few enough that
+/// the broker never has to throttle it.
 const OUTSTANDING: usize = 2_000;
 
 /// How long the broker may take for a confirm.
@@ -55,12 +55,12 @@ impl Producer {
         }
     }
 
-    /// Publishes an event; it bears the time of now.
+    /// Publishes an event with the present time.
     pub(crate) fn publish(&mut self, queue: &str, number: u32, kind: &str) {
         self.publish_for(None, queue, number, kind);
     }
 
-    /// The same, of an account.
+    /// Publishes an event of an account.
     pub(crate) fn publish_for(
         &mut self,
         account: Option<String>,
@@ -85,7 +85,7 @@ impl Producer {
         }
     }
 
-    /// Waits until the broker has all.
+    /// Waits until the broker has confirmed all.
     pub(crate) fn settle(&mut self) {
         while self.outstanding > 0 {
             self.wait();
@@ -104,7 +104,7 @@ impl Producer {
     }
 }
 
-/// Publishes these events as fast as the broker takes them, and waits until it has them.
+/// Publishes these events as fast as the broker takes them, and waits for the confirms.
 pub(crate) fn fill(url: &str, queue: &str, events: Range<u32>, kind: &str) {
     let mut producer = Producer::open(url);
     for number in events {
@@ -113,8 +113,8 @@ pub(crate) fn fill(url: &str, queue: &str, events: Range<u32>, kind: &str) {
     producer.settle();
 }
 
-/// Publishes events at a steady rate, however long anybody takes for them, until `address` gives
-/// no queue and type for the next one.
+/// Publishes events at a steady rate, however long the notifier takes, until `address` returns no queue
+/// and type for the next one.
 pub(crate) fn steadily<'a>(
     url: &str,
     per_second: u32,
@@ -123,7 +123,7 @@ pub(crate) fn steadily<'a>(
     steadily_from(0, url, per_second, address)
 }
 
-/// The same, with events whose numbers begin with `first`.
+/// The same, with event numbers from `first`.
 pub(crate) fn steadily_from<'a>(
     first: u32,
     url: &str,
@@ -144,11 +144,11 @@ pub(crate) fn steadily_from<'a>(
     published
 }
 
-/// What was published steadily.
+/// What was published at a steady rate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Published {
     pub(crate) count: u32,
-    /// By how much the worst of them was late.
+    /// The largest delay of a publish.
     pub(crate) latest: Duration,
 }
 

@@ -1,12 +1,11 @@
-//! `make bench`: how fast the notifier is, and whom it keeps waiting.
+//! `make bench`: how fast the notifier is, and whom it delays.
 //!
-//! A black box: the release binary against a real RabbitMQ and a real PostgreSQL, with receivers
-//! that are never the limit. Where a figure is a ratio, both sides run in one go, one after the
-//! other and over again, so that what the machine does besides meets both. Every event that was
-//! published must have arrived, once; a run in which one has not fails. Where receivers hang, fail or
-//! are far away, some scenarios end before all have what they should: what is still on its way then
-//! is late, and the figures show it. Figures are only reported: a machine that is busy with
-//! something else can miss any of them.
+//! A black box: the release binary with a real RabbitMQ and a real PostgreSQL, and receivers that are
+//! never the limit. For a ratio, both sides run alternately in one go, so that other load on the machine
+//! affects both. Every published event must have arrived, once; a run that misses one fails. Where
+//! receivers hang, fail or are far away, some scenarios end before everything has arrived: what is still
+//! on its way then is late, and the figures show that. Figures are only reported: a busy machine may
+//! miss any of them.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is there to print")]
 
@@ -33,10 +32,10 @@ mod report;
 use std::{env, process::ExitCode};
 
 fn main() -> ExitCode {
-    // Cargo adds a flag of its own.
+    // Cargo adds its own flag.
     let arguments: Vec<_> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.first().map(String::as_str) {
-        // The other processes of a run are this binary too.
+        // The other processes of a run are this binary, too.
         Some(bare_loop::COMMAND) => bare_loop::run(&arguments[1..]),
         Some(raw_loop::COMMAND) => raw_loop::run(&arguments[1..]),
         _ => return scenarios::run(&arguments),

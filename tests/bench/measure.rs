@@ -1,4 +1,4 @@
-//! Time, processor time, memory; and what many samples of something say.
+//! Time, CPU time, memory; and statistics of many samples.
 
 use std::{
     fmt, fs,
@@ -9,7 +9,7 @@ use std::{
 /// Linux has counted /proc's times in hundredths of a second since 2.6, on every architecture.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Nanoseconds since 1970, by a clock that nobody sets meanwhile.
+/// Nanoseconds since 1970, by a monotonic clock.
 pub(crate) fn now() -> u64 {
     static START: LazyLock<(Instant, Duration)> = LazyLock::new(|| {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -20,24 +20,25 @@ pub(crate) fn now() -> u64 {
     u64::try_from(now.as_nanos()).expect("it is earlier than 2554")
 }
 
-/// The processor time that a process has used so far, ended threads included. Exact to a tick: a
-/// measurement should take a second of it.
+/// A process's CPU time so far, including ended threads. Its resolution is a tick: a measurement should
+/// take a second of it.
 pub(crate) fn processor_time(pid: u32) -> Duration {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    // The name, in parentheses, may hold anything. After it utime and stime are 12th and 13th.
+    // The name, in parentheses, may contain anything. After it utime and stime are the 12th and 13th
+    // fields.
     let (_, fields) = stat.rsplit_once(')').expect("pid (name) state …");
     let ticks = fields.split_whitespace().skip(11).take(2);
     ticks.map(|ticks| TICK * ticks.parse::<u32>().expect("a number of ticks")).sum()
 }
 
-/// The process that has started this one.
+/// The process that started this one.
 pub(crate) fn parent(pid: u32) -> u32 {
     parent_and_ticks(pid).expect("it runs").0
 }
 
-/// The processor time of the children of a process, ended ones that it has waited for included. Zero of one
-/// that can't be looked at.
+/// The CPU time of a process's children, including ended ones that it has waited for. Zero if it can't
+/// be read.
 pub(crate) fn children_processor_time(parent: u32) -> Duration {
     let ended = parent_and_ticks(parent).map_or(0, |(_, ticks)| ticks[2] + ticks[3]);
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -46,7 +47,7 @@ pub(crate) fn children_processor_time(parent: u32) -> Duration {
     TICK * (ended + children.map(|(_, ticks)| ticks.iter().sum::<u32>()).sum::<u32>())
 }
 
-/// Who has started a process, and its own times and those of its ended children.
+/// A process's parent, its own times and those of its ended children.
 fn parent_and_ticks(pid: u32) -> Option<(u32, [u32; 4])> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
@@ -54,12 +55,12 @@ fn parent_and_ticks(pid: u32) -> Option<(u32, [u32; 4])> {
     Some((number(1)?, [number(11)?, number(12)?, number(13)?, number(14)?]))
 }
 
-/// Resident memory of a process, in MiB.
+/// A process's resident memory, in MiB.
 pub(crate) fn resident_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmRSS:")
 }
 
-/// The most that it ever was.
+/// Its peak resident memory, in MiB.
 pub(crate) fn peak_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmHWM:")
 }
@@ -103,7 +104,7 @@ impl fmt::Display for Latency {
     }
 }
 
-/// What several rounds gave.
+/// The results of several rounds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread {
     pub(crate) min: f64,

@@ -1,5 +1,5 @@
-//! Healthy receivers beside those that a scenario is about: with webhooks and types of events of
-//! their own, under a steady load. What they notice of the others is measured.
+//! Healthy receivers next to those that a scenario is about: with their own webhooks and event types,
+//! under a steady load. The effect of the others on them is measured.
 
 use std::{
     iter,
@@ -20,13 +20,13 @@ use crate::{
     subject::{self, Setting},
 };
 
-/// How long the last of their events may take. One that hasn't come by then is counted with it.
+/// How long the last of their events may take. A missing one counts as this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Numbers of events below this one are the neighbours'.
 pub(crate) const OTHERS: u32 = 1_000_000_000;
 
-/// How long their events took, and how many have not come in time.
+/// How long their events took, and how many didn't arrive in time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Noticed {
     pub(crate) latency: Latency,
@@ -55,7 +55,7 @@ impl Neighbours {
         Self { log, kinds, proven: 0, next: AtomicU32::new(0), _receivers: receivers }
     }
 
-    /// Sends each an event and waits for it: the notifier has seen them answer then.
+    /// Sends each an event and waits for it, so that the notifier has seen them answer.
     pub(crate) fn prove(&mut self, sandbox: &Sandbox) {
         let mut producer = Producer::open(&sandbox.servers.amqp_url);
         for (number, kind) in (0..).zip(&self.kinds) {
@@ -70,7 +70,7 @@ impl Neighbours {
         );
     }
 
-    /// Publishes for them in turn until `goes_on`, told how many were, says no. May be called again.
+    /// Publishes to them in turn while `goes_on`, given the count so far, is true. May be called again.
     pub(crate) fn load(
         &self,
         sandbox: &Sandbox,
@@ -88,7 +88,7 @@ impl Neighbours {
         published
     }
 
-    /// The same while something else goes on.
+    /// The same while something else happens.
     pub(crate) fn load_beside<T>(
         &self,
         sandbox: &Sandbox,
@@ -105,8 +105,8 @@ impl Neighbours {
         })
     }
 
-    /// Waits for what is still to come. What came under the load (`published` says how late it was at
-    /// worst), in a case that has this name.
+    /// Waits for what is still to come, and returns the latencies under the load. `published` has the
+    /// largest delay of a publish; `case` names the case in reports.
     pub(crate) fn notice(&self, case: &str, published: Published, report: &mut Report) -> Noticed {
         let end = self.next.load(Ordering::Acquire);
         self.log.wait(end as usize, PATIENCE);
@@ -125,7 +125,7 @@ impl Neighbours {
     }
 }
 
-/// What they notice where there is nobody else.
+/// Their latencies without anybody else.
 pub(crate) fn alone(
     count: u32,
     per_second: u32,

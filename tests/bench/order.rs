@@ -1,23 +1,23 @@
-//! Whether events that were never attempted before came in the order of their publishing.
+//! Whether first attempts arrived in the order of publishing.
 
 use std::{collections::HashSet, fmt, time::Duration};
 
 use crate::receiver::{Answer, Receipt, nanoseconds};
 
-/// The events of one webhook, by how they came.
+/// The events of one webhook, by the order of their arrival.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Order {
     /// Those without a failed attempt.
     counted: usize,
-    /// Behind a later event that had been answered before they came: their request began after its
-    /// end.
+    /// Those after a later event that had been answered before they arrived: their request began after
+    /// its end.
     overtaken: usize,
-    /// Behind a later event whose request was still under way: the two may have begun in order.
+    /// Those after a later event whose request was still under way: the two may have begun in order.
     together: usize,
 }
 
 impl Order {
-    /// Of a receiver that takes `latency` for each answer.
+    /// For a receiver that takes `latency` for each answer.
     pub(crate) fn of(receipts: &[Receipt], latency: Duration) -> Self {
         let latency = nanoseconds(latency);
         let is_success = |receipt: &&Receipt| receipt.answer == Answer::Success;
@@ -25,7 +25,7 @@ impl Order {
         let mut seen: HashSet<u32> = failed.map(|receipt| receipt.event).collect();
         let mut came: Vec<_> = receipts.iter().filter(is_success).collect();
         came.sort_unstable_by_key(|receipt| receipt.at);
-        // The first time that each came, if none of its attempts failed.
+        // Each event's first arrival, if none of its attempts failed.
         came.retain(|receipt| seen.insert(receipt.event));
 
         let mut order = Self { counted: came.len(), ..Self::default() };
@@ -45,7 +45,7 @@ impl Order {
         order
     }
 
-    /// How many of a hundred a later event has overtaken. Requests under way together may.
+    /// The percentage that a later event has overtaken. Concurrent requests may overtake.
     pub(crate) fn overtaken_percent(&self) -> f64 {
         self.overtaken as f64 / self.counted.max(1) as f64 * 100.0
     }

@@ -1,5 +1,5 @@
-//! PERF=FILE: records where a side spends its time, by perf, into FILE.notifier and FILE.bare-loop.
-//! The last round stays. It slows both sides: its figures are for nobody.
+//! PERF=FILE: profiles each side by perf, into FILE.notifier and FILE.bare-loop. The last round's
+//! profile is kept. It slows both sides down: ignore the figures.
 
 use std::{
     env,
@@ -22,7 +22,7 @@ impl Profile {
             Side::BareLoop(_) => format!("{file}.bare-loop"),
             Side::Earlier(_) => format!("{file}.earlier"),
         };
-        // A prime number of times per second, which falls in step with nothing.
+        // A prime number of samples per second, which resonates with nothing.
         let perf = Command::new("perf")
             .args(["record", "-F", "997", "-g", "-o", &file, "-p", &pid.to_string()])
             .stdout(Stdio::null())
@@ -35,7 +35,7 @@ impl Profile {
 impl Drop for Profile {
     fn drop(&mut self) {
         if let Some(mut perf) = self.0.take() {
-            // It writes its file then.
+            // It then writes its file.
             let _ = Command::new("kill").args(["-s", "INT", &perf.id().to_string()]).status();
             let _ = perf.wait();
         }

@@ -1,5 +1,5 @@
-//! What a healthy receiver gets of events that are queued already: for comparison with one that comes
-//! back to them.
+//! The throughput to a healthy receiver with queued events: for comparison with one that returns to
+//! them.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::{
 
 const KIND: &str = "invoice.queued";
 
-/// Far above what it takes.
+/// Far more than it takes.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// More connections than the notifier has to one receiver with its default capacity.
 const CONNECTIONS: u32 = 64;
 
-/// Deliveries per second to one that takes `latency` for each answer.
+/// Deliveries per second to a receiver that takes `latency` for each answer.
 pub(crate) fn measure(events: u32, latency: Duration, report: &mut Report) -> f64 {
     raw_loop::measure_receiver(Behaviour::Slow(latency), CONNECTIONS, 100);
     let sandbox = Sandbox::new();
@@ -39,7 +39,7 @@ pub(crate) fn measure(events: u32, latency: Duration, report: &mut Report) -> f6
     per_second
 }
 
-/// From the first to the last of these deliveries.
+/// Deliveries per second from the first to the last of these.
 pub(crate) fn per_second(deliveries: &[Receipt]) -> f64 {
     let times = || deliveries.iter().map(|delivery| delivery.at);
     let (Some(first), Some(last)) = (times().min(), times().max()) else { return 0.0 };

@@ -1,5 +1,5 @@
-//! What a receiver can take: keep-alive connections that do nothing but send the same request and
-//! read the response, from a process of their own.
+//! A receiver's maximal throughput: keep-alive connections that only send the same request and read the
+//! response, from their own process.
 
 use std::{
     env,
@@ -19,11 +19,11 @@ use crate::{
 
 pub(crate) const COMMAND: &str = "raw-loop";
 
-/// Of a connection's thread, of which there can be many.
+/// The stack of a connection's thread; there can be many.
 const STACK: usize = 128 * 1024;
 
-/// Measures what a receiver takes from so many connections with so many requests each, and says it.
-/// Requests per second.
+/// Measures and prints what a receiver takes from so many connections with so many requests each.
+/// Returns requests per second.
 pub(crate) fn measure_receiver(behaviour: Behaviour, connections: u32, requests: u32) -> f64 {
     let log = Log::new();
     let receiver = Receiver::start(behaviour, &log);

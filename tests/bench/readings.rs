@@ -1,4 +1,4 @@
-//! What a notifier and its broker have done and used so far, and what lies between two readings.
+//! What a notifier and its broker have done and used so far, and the difference of two readings.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ pub(crate) struct Reading {
     broker: Duration,
 }
 
-/// What was between two readings.
+/// The difference of two readings.
 pub(crate) struct Spent {
     pub(crate) seconds: f64,
     /// Messages that the lanes received.
@@ -25,7 +25,7 @@ pub(crate) struct Spent {
     /// Deliveries that were put aside: before an attempt, or after one that failed.
     pub(crate) entries: f64,
     pub(crate) failures: f64,
-    /// Processor time, in percent of a core.
+    /// CPU time, in percent of a core.
     pub(crate) notifier: f64,
     pub(crate) broker: f64,
 }
@@ -59,14 +59,14 @@ impl Reading {
 }
 
 impl Spent {
-    /// How often deliveries were put aside, of what that many events need at most: each waits once,
-    /// and once more after each attempt that failed.
+    /// How often deliveries were put aside, relative to the most that so many events need: each waits
+    /// once, and once more after each failed attempt.
     pub(crate) fn moves(&self, events: u32) -> f64 {
         self.entries / (f64::from(events) + self.failures)
     }
 }
 
-/// The private broker's process, as it says itself.
+/// The private broker's process, as reported by services.sh.
 pub(crate) fn broker_pid() -> u32 {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services.sh"))
         .args(["rabbitmqctl", "eval", "os:getpid()."])

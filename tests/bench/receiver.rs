@@ -1,5 +1,5 @@
 //! Receivers: a thread per connection, mostly one read and one write per request, and a log of what
-//! came when. [`crate::raw_loop`] shows what they can take.
+//! arrived when. [`crate::raw_loop`] measures their throughput.
 
 use std::{
     collections::HashMap,
@@ -21,16 +21,16 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-lengt
 const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
 
-/// Far above the size of any request here.
+/// Far more than the size of any request here.
 const BUFFER: usize = 16 * 1024;
 
-/// Of a connection's thread, of which there can be many; the buffer isn't on it.
+/// The stack of a connection's thread; there can be many. The buffer isn't on it.
 const STACK: usize = 128 * 1024;
 
-/// Connections that may wait until they are accepted: more than ever begin at once.
+/// Connections that may wait to be accepted: more than are ever opened at once.
 const BACKLOG: i32 = 4_096;
 
-/// One request, when its last byte was there.
+/// One request, when its last byte had arrived.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Receipt {
     /// The number of the event.
@@ -42,10 +42,10 @@ pub(crate) struct Receipt {
     pub(crate) answer: Answer,
 }
 
-/// What a request gets, at once or later.
+/// The answer to a request, sent at once or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// 200: it is delivered.
+    /// 200: the event is delivered.
     Success,
     /// 500.
     Failure,
@@ -55,7 +55,7 @@ pub(crate) enum Answer {
 }
 
 impl Receipt {
-    /// Nanoseconds from publishing to here.
+    /// Nanoseconds from publishing to arrival.
     pub(crate) fn latency(&self) -> u64 {
         self.at.saturating_sub(self.sent)
     }
@@ -74,16 +74,16 @@ struct Entries {
     delivered: usize,
     connections: usize,
     strangers: usize,
-    /// Who waits wants to know of this many deliveries.
+    /// How many deliveries somebody waits for.
     awaited: usize,
 }
 
-/// What came, compared with what should have.
+/// What arrived, compared with what should have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Account {
     pub(crate) missing: usize,
     pub(crate) repeated: usize,
-    /// Requests for nothing that was expected there.
+    /// Requests for something unexpected.
     pub(crate) strangers: usize,
 }
 
@@ -92,7 +92,7 @@ impl Account {
         self == Self::default()
     }
 
-    /// Right so far: what is missing may still come.
+    /// Right so far: what is missing may still arrive.
     pub(crate) fn may_become_right(self) -> bool {
         Self { missing: 0, ..self }.is_right()
     }
@@ -126,7 +126,7 @@ impl Log {
         }
     }
 
-    /// Waits until that many deliveries have come. False: they have not, within the limit.
+    /// Waits until that many deliveries have arrived. False if they haven't within the limit.
     pub(crate) fn wait(&self, count: usize, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut entries = self.lock();
@@ -150,7 +150,7 @@ impl Log {
         true
     }
 
-    /// How many deliveries have come.
+    /// How many deliveries have arrived.
     pub(crate) fn delivered(&self) -> usize {
         self.lock().delivered
     }
@@ -171,17 +171,17 @@ impl Log {
         entries.receipts.iter().filter(delivered).copied().collect()
     }
 
-    /// Compares with what should have come: these events, each to one webhook.
+    /// Compares with what should have arrived: these events, each to one webhook.
     pub(crate) fn account(&self, events: impl IntoIterator<Item = u32>) -> Account {
         self.account_by(|receipt| receipt.event, events)
     }
 
-    /// Compares with what should have come: one event, to each of these webhooks.
+    /// Compares with what should have arrived: one event, to each of these webhooks.
     pub(crate) fn account_of_webhooks(&self, webhooks: impl IntoIterator<Item = u32>) -> Account {
         self.account_by(|receipt| receipt.webhook, webhooks)
     }
 
-    /// Compares with what should have come: deliveries, each known by its event and its webhook.
+    /// Compares with what should have arrived: deliveries, each identified by event and webhook.
     pub(crate) fn account_of_deliveries(
         &self,
         deliveries: impl IntoIterator<Item = (u32, u32)>,
@@ -224,15 +224,15 @@ pub(crate) enum Behaviour {
     Slow(Duration),
     /// Accepts, reads, and never answers.
     Silent,
-    /// The same to these webhooks, and prompt to others.
+    /// Never answers these webhooks' requests, and answers others promptly.
     SilentTo(fn(u32) -> bool),
-    /// Fails that many of a hundred requests. Which ones depends on the event and on how often it
-    /// has come: it is the same in each run.
+    /// Fails this percentage of requests. Which ones depends on the event and the attempt: it is the
+    /// same in each run.
     Flaky(u64),
-    /// Answers 503 for that long, from its first request on.
+    /// Answers 503 for this long after its first request.
     Away(Duration),
-    /// Each webhook for itself: a request takes this long, and so do those that come meanwhile; the
-    /// next one is answered at once, and then it begins anew.
+    /// For each webhook: a request takes this long, and so do those that arrive meanwhile; the next one
+    /// is answered at once, and then it starts over.
     Alternating(Duration),
 }
 
@@ -241,16 +241,16 @@ struct Shared {
     behaviour: Behaviour,
     log: Arc<Log>,
     first_request: OnceLock<u64>,
-    /// How often each event has come.
+    /// How often each event has arrived.
     attempts: Mutex<HashMap<u32, u64>>,
-    /// Until when a webhook hangs; none: its next request decides that.
+    /// Until when a webhook hangs; if missing, its next request decides that.
     hanging: Mutex<HashMap<u32, u64>>,
     is_away: AtomicBool,
     is_held: AtomicBool,
     held: Mutex<()>,
     released: Condvar,
     ended: AtomicBool,
-    /// What must be closed at the end.
+    /// The connections to close at the end.
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -308,7 +308,7 @@ pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).expect("less than centuries")
 }
 
-/// A number that looks random (splitmix64).
+/// A pseudo-random number (splitmix64).
 fn mixed(number: u64) -> u64 {
     let z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -317,7 +317,7 @@ fn mixed(number: u64) -> u64 {
 }
 
 impl Receiver {
-    /// At a port that the system chooses.
+    /// On a port chosen by the system.
     pub(crate) fn start(behaviour: Behaviour, log: &Arc<Log>) -> Self {
         Self::start_at(0, behaviour, log)
     }
@@ -326,19 +326,19 @@ impl Receiver {
         Self::listen((Ipv4Addr::LOCALHOST, port), behaviour, log)
     }
 
-    /// On a host of its own: all of 127.0.0.0/8 is loopback.
+    /// On its own host: all of 127.0.0.0/8 is loopback.
     pub(crate) fn on(host: Ipv4Addr, behaviour: Behaviour, log: &Arc<Log>) -> Self {
         Self::listen((host, 0), behaviour, log)
     }
 
-    /// At this port of every host of 127.0.0.0/8 at once.
+    /// On this port of every host of 127.0.0.0/8 at once.
     pub(crate) fn on_every_host(port: u16, behaviour: Behaviour, log: &Arc<Log>) -> Self {
         Self::listen((Ipv4Addr::UNSPECIFIED, port), behaviour, log)
     }
 
     fn listen(address: (Ipv4Addr, u16), behaviour: Behaviour, log: &Arc<Log>) -> Self {
         let listener = TcpListener::bind(address).expect("a free port");
-        // By default 128 connections may wait to be accepted; the next one tries again in a second.
+        // By default 128 connections may wait to be accepted; the next one is retried after a second.
         rustix::net::listen(&listener, BACKLOG).expect("it listens");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
@@ -366,7 +366,7 @@ impl Receiver {
                     shared.streams.lock().expect("no holder panics").push(handle);
                 }
                 let shared = Arc::clone(&shared);
-                // A client may end its connection whenever it likes.
+                // A client may close its connection at any time.
                 let serve = move || drop(serve(stream, &shared));
                 thread::Builder::new().stack_size(STACK).spawn(serve).expect("one more thread");
             }
@@ -374,23 +374,23 @@ impl Receiver {
         receiver
     }
 
-    /// When its first request came.
+    /// When its first request arrived.
     pub(crate) fn first_request(&self) -> Option<u64> {
         self.shared.first_request.get().copied()
     }
 
-    /// From now on requests are answered 503, at once, until [`Self::come_back`].
+    /// From now on it answers 503 at once, until [`Self::come_back`].
     pub(crate) fn go_away(&self) {
         self.shared.is_away.store(true, Ordering::Release);
     }
 
-    /// When that was.
+    /// Ends [`Self::go_away`]. Returns the time.
     pub(crate) fn come_back(&self) -> u64 {
         self.shared.is_away.store(false, Ordering::Release);
         now()
     }
 
-    /// From now on requests get no answer until [`Self::release`].
+    /// From now on it doesn't answer, until [`Self::release`].
     pub(crate) fn hold(&self) {
         self.shared.is_held.store(true, Ordering::Release);
     }
@@ -412,7 +412,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
         self.release();
-        // Wakes the thread that accepts; it takes the listener with it.
+        // Wakes the accepting thread, which closes the listener.
         let _ = TcpStream::connect(self.address);
         for stream in self.shared.streams.lock().expect("no holder panics").drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
@@ -420,7 +420,7 @@ impl Drop for Receiver {
     }
 }
 
-/// Serves one connection until the client ends it.
+/// Serves one connection until the client closes it.
 fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; BUFFER];
@@ -470,7 +470,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
 struct Request<'a> {
     webhook: u32,
     body: &'a [u8],
-    /// Of all of it.
+    /// The length of the whole request.
     length: usize,
 }
 
@@ -494,9 +494,9 @@ fn number(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A port where nobody listens, for a receiver that is not there yet. Below the range that outgoing
-/// connections get theirs from: a client that tries such a port of its own machine now and then
-/// connects to itself.
+/// A port where nothing listens, for a receiver that will start later. It is below the range of
+/// ephemeral ports: a client that connects to such a port of its own machine occasionally connects to
+/// itself.
 pub(crate) fn free_port() -> u16 {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     (0..1_000).map(|_| fastrand::u16(10_000..20_000)).find(free).expect("one port is free")

@@ -1,4 +1,4 @@
-//! What a run has found: the table, and what went wrong.
+//! The results of a run: the table, and what went wrong.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use crate::measure::Spread;
 pub(crate) enum Limit {
     AtLeast(f64),
     AtMost(f64),
-    /// At most this ratio, or at most so many milliseconds more: on a quiet machine one more turn of
-    /// the scheduler doubles a latency, and nobody notices.
+    /// At most this ratio, or at most so many milliseconds more: on a quiet machine one more scheduler
+    /// slice doubles a latency, which nobody notices.
     AtMostOr {
         ratio: f64,
         slack: f64,
@@ -27,7 +27,7 @@ impl Limit {
         Self::AtMostOr { ratio, slack: 5.0 }
     }
 
-    /// Of a figure, or of a ratio and the difference of its two figures.
+    /// The verdict on a figure, or on a ratio and the difference of its two figures.
     fn verdict(self, value: f64, difference: f64) -> &'static str {
         let reached = match self {
             Self::AtLeast(limit) => value >= limit,
@@ -55,14 +55,14 @@ MIN, MEDIAN and MAX are over the rounds: of the ratio of the two figures, or of 
 there is nothing to compare it with. The median decides. A figure that is missed does not fail the
 run: another load on the machine can cause that. What is lost, repeated or left behind does.";
 
-/// One line of the table. The median decides whether the limit was reached.
+/// One line of the table. The median decides whether the limit was met.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) figure: String,
     pub(crate) limit: Limit,
-    /// The ratio where there is something to compare with, else the figure itself.
+    /// The ratio if there is something to compare with, otherwise the figure itself.
     pub(crate) spread: Spread,
-    /// The median of what the figure is above the one that it is compared with.
+    /// The median of the difference to the figure that it is compared with.
     pub(crate) difference: f64,
     pub(crate) ours: String,
     pub(crate) against: String,
@@ -79,7 +79,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// The ratio of a figure, round by round, and the medians of both sides.
+    /// Adds a figure's ratio, round by round, with the medians of both sides.
     pub(crate) fn ratio(&mut self, figure: &str, limit: Limit, pairs: &[(f64, f64)]) {
         let ours = Spread::of(pairs.iter().map(|pair| pair.0)).median;
         let against = Spread::of(pairs.iter().map(|pair| pair.1)).median;
@@ -93,7 +93,7 @@ impl Report {
         });
     }
 
-    /// A figure with nothing to compare it with.
+    /// Adds a figure without a comparison.
     pub(crate) fn figure(&mut self, figure: &str, limit: Limit, values: &[f64]) {
         let spread = Spread::of(values.iter().copied());
         let figure = figure.to_owned();
@@ -107,14 +107,14 @@ impl Report {
         });
     }
 
-    /// Something lost, or wrong: the run fails.
+    /// Records something lost or wrong: the run fails.
     pub(crate) fn wrong(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
         println!("  WRONG: {problem}");
         self.wrong.push(problem);
     }
 
-    /// Whether nothing was.
+    /// Whether nothing was lost or wrong.
     pub(crate) fn is_right(&self) -> bool {
         self.wrong.is_empty()
     }
@@ -146,7 +146,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// With about three digits.
+/// Prints about three digits.
 fn number(value: f64) -> String {
     let decimals = match value.abs() {
         ..10.0 => 2,

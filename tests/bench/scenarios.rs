@@ -1,4 +1,4 @@
-//! The scenarios, and the run over those that were asked for.
+//! The scenarios, and the run of the selected ones.
 
 mod throughput;
 mod latency;
@@ -29,7 +29,7 @@ use crate::{report::Report, settings::Settings};
 
 struct Scenario {
     name: &'static str,
-    /// Part of a run that asks for none by name.
+    /// Part of a run without names.
     usual: bool,
     run: fn(&Settings, &mut Report),
 }
@@ -72,7 +72,7 @@ const SCENARIOS: [Scenario; 27] = [
     on_request("search-notifier", throughput::search_notifier),
 ];
 
-/// Runs the scenarios of these names, or the usual ones, and prints what they found.
+/// Runs the scenarios of these names, or the usual ones, and prints the results.
 pub(crate) fn run(names: &[String]) -> ExitCode {
     let unknown = names.iter().find(|name| SCENARIOS.iter().all(|known| known.name != **name));
     let settings = match (unknown, Settings::from_environment()) {

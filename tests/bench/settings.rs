@@ -1,4 +1,4 @@
-//! What a run can be asked for, by the environment.
+//! The options of a run, from the environment.
 
 use std::{env, str::FromStr, time::Duration};
 
@@ -9,25 +9,24 @@ use crate::subject::{Channels, Setting};
 pub(crate) struct Settings {
     /// ROUNDS, instead of each scenario's own number.
     rounds: Option<usize>,
-    /// DURATION, of the scenarios that wait.
+    /// DURATION, for the scenarios that wait.
     pub(crate) duration: Duration,
-    /// AWAY: how long receivers are, in the scenarios that are about that.
+    /// AWAY: how long receivers are away, in the scenarios about that.
     pub(crate) away: Duration,
-    /// EVENTS, instead of the number of those scenarios.
+    /// EVENTS, instead of those scenarios' number.
     events: Option<u32>,
-    /// RECEIVERS, where a scenario has hundreds.
+    /// RECEIVERS, for scenarios with hundreds of them.
     receivers: Option<u32>,
-    /// NOTIFIER: its prefetch, and its capacity, where it is tuned.
+    /// NOTIFIER: its prefetch and its capacity when tuned.
     pub(crate) notifier: Setting,
-    /// BARE: channels and prefetch of the bare loop at its best.
+    /// BARE: the bare loop's channels and prefetch at its best.
     pub(crate) bare: Channels,
 }
 
-/// `make bench SCENARIO=search-notifier` finds it.
+/// Found by `make bench SCENARIO=search-notifier`.
 const NOTIFIER_TUNED: Setting = Setting::prefetch(256);
 
-/// `make bench SCENARIO=search` finds it: of the fastest settings the one that uses least of the
-/// processor.
+/// Found by `make bench SCENARIO=search`: among the fastest settings, the one with the least CPU time.
 const BARE_TUNED: Channels = Channels { count: 4, prefetch: 256 };
 
 impl Settings {
@@ -48,7 +47,7 @@ impl Settings {
     }
 
     pub(crate) fn events(&self, default: u32) -> u32 {
-        // Fewer say nothing about a rate.
+        // Fewer would say nothing about a rate.
         self.events.unwrap_or(default).max(10)
     }
 

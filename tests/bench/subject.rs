@@ -1,4 +1,4 @@
-//! What is measured: the notifier, or the bare loop, as a process of its own.
+//! What is measured: the notifier or the bare loop, as its own process.
 
 use std::{env, fmt, process::Command, str::FromStr};
 
@@ -7,12 +7,12 @@ use crate::{
     harness::{Process, SOON, Sandbox, notifier::Launch},
 };
 
-/// How the notifier is set; what is none is not set at all.
+/// The notifier's settings; what is `None` isn't set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
     /// Requests that may be under way at a time.
     pub(crate) capacity: Option<u16>,
-    /// Messages that the broker hands each consumer ahead.
+    /// Each consumer's prefetch.
     pub(crate) prefetch: Option<u16>,
 }
 
@@ -54,7 +54,7 @@ impl FromStr for Setting {
     }
 }
 
-/// How many channels the bare loop has, and how many messages the broker hands each ahead.
+/// The bare loop's channels, and their prefetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Channels {
     pub(crate) count: u16,
@@ -83,12 +83,12 @@ impl FromStr for Channels {
     }
 }
 
-/// Who is measured, and how it is set.
+/// What is measured, and its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Notifier(Setting),
     BareLoop(Channels),
-    /// The notifier as it was: the binary that EARLIER names.
+    /// An earlier version of the notifier: the binary that EARLIER names.
     Earlier(Setting),
 }
 
@@ -106,7 +106,7 @@ impl fmt::Display for Side {
 }
 
 impl Side {
-    /// Its setting, for who reads the output.
+    /// Its setting, for the output.
     pub(crate) fn setting(self) -> String {
         match self {
             Self::Notifier(setting) | Self::Earlier(setting) => setting.to_string(),
@@ -121,14 +121,14 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Starts one that consumes the sandbox's first queue. Both send to this URL: the bare loop as
-    /// it is told so, the notifier as it finds it in the table.
+    /// Starts one that consumes the sandbox's first queue. Both send to this URL: the bare loop gets it
+    /// as an argument, the notifier finds it in the table.
     pub(crate) fn start(side: Side, sandbox: &Sandbox, url: &str) -> Self {
         let process = match side {
             Side::Notifier(setting) => notifier(sandbox, setting).spawn(),
             Side::BareLoop(channels) => bare_loop(sandbox, channels, url),
             Side::Earlier(setting) => {
-                // An older one may declare it with other arguments, and a newer one replaces it.
+                // An older version may declare it with other arguments, and a newer one replaces it.
                 sandbox.broker.delete_exchange("webhooks.retry");
                 earlier(&notifier(sandbox, setting))
             }
@@ -149,7 +149,7 @@ impl Subject {
         self.process.id()
     }
 
-    /// Ends it. What is wrong with its end, or with what it left.
+    /// Ends it. Returns what is wrong with how it ended, or with what it left.
     pub(crate) fn stop(mut self, sandbox: &Sandbox) -> Vec<String> {
         if matches!(self.side, Side::BareLoop(_)) {
             self.process.kill();
@@ -173,8 +173,8 @@ impl Subject {
     }
 }
 
-/// One case and another, round by round. Who is first takes turns, or a machine that is slowing
-/// down would look like a difference.
+/// Runs one case and another, round by round. The order rotates, or a machine that is slowing down would
+/// look like a difference.
 pub(crate) fn in_turns<C: Copy, T>(
     rounds: usize,
     one: C,
@@ -193,7 +193,7 @@ pub(crate) fn in_turns<C: Copy, T>(
     (0..rounds).map(&mut round).collect()
 }
 
-/// The notifier for the first queue of the sandbox; the rest of its configuration is the default.
+/// The notifier for the sandbox's first queue; otherwise with its default configuration.
 pub(crate) fn notifier(sandbox: &Sandbox, setting: Setting) -> Launch {
     let queue = sandbox.queue();
     let queues = match setting.capacity {
@@ -207,7 +207,7 @@ pub(crate) fn notifier(sandbox: &Sandbox, setting: Setting) -> Launch {
     }
 }
 
-/// The same call of the other binary.
+/// The same call with the other binary.
 fn earlier(launch: &Launch) -> Process {
     let mut command = Command::new(env::var_os(EARLIER).expect("looked at before"));
     command.args(launch.0.get_args()).env_clear();

@@ -1,4 +1,4 @@
-//! Accounts: whose an event is, and that it reaches nobody else's webhooks.
+//! Accounts: which account an event belongs to, and that it reaches no other account's webhooks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ mod odd;
 mod told;
 mod waiting;
 
-/// A webhook of an account, or of none.
+/// Registers a webhook of an account, or of none.
 #[track_caller]
 fn webhook(sandbox: &Sandbox, url: &str, events: &[&str], account: Option<&str>) -> Uuid {
     let id = sandbox.webhook(url, events);
@@ -29,7 +29,7 @@ fn webhook(sandbox: &Sandbox, url: &str, events: &[&str], account: Option<&str>)
     id
 }
 
-/// As anybody with SQL would.
+/// Sets a webhook's account by SQL.
 #[track_caller]
 fn set_account(sandbox: &Sandbox, id: Uuid, account: Option<&str>) {
     sandbox.database.execute("UPDATE webhooks SET account = $2 WHERE id = $1", &[&id, &account]);
@@ -48,12 +48,12 @@ fn ids_at(receiver: &Receiver, path: &str) -> BTreeSet<String> {
     receiver.at(path).iter().map(|request| request.id().to_owned()).collect()
 }
 
-/// Numbers by chance, the same for the same seed.
+/// Pseudo-random numbers, the same for the same seed.
 struct Chance(u64);
 
 impl Chance {
     fn below(&mut self, most: usize) -> usize {
-        // Knuth's multiplier; the upper bits are the better ones.
+        // Knuth's multiplier; the upper bits are better.
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).expect("31 bits") % most
@@ -67,7 +67,7 @@ fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
     eprintln!("seed {seed}");
     let mut chance = Chance(seed);
     let sandbox = Sandbox::new();
-    // Some are parked, some again and again; some die of it.
+    // Some deliveries are parked, some several times; some become dead letters.
     let receiver = Receiver::answering(|request| match request.body.len() % 3 {
         0 if request.attempt < 2 => Reply::Status(500),
         1 if request.path.ends_with("/2") && request.attempt < 3 => Reply::Status(503),
@@ -83,7 +83,7 @@ fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
     }
     let notifier = sandbox
         .notifier()
-        // Events of an account have five webhooks of these, others two or three.
+        // Events of an account go to five of these webhooks, others to two or three.
         .env("FANOUT_INLINE", "4")
         .env("RETRY_SCHEDULE", "100ms,200ms,300ms,400ms")
         .env("CIRCUIT_BREAKER", "off")
@@ -102,7 +102,7 @@ fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
             (None, 0) => (None, r#""account":{"id":"acme"}"#.to_owned()),
             (None, 1) => (Some(text("")), r#""account":7.5,"account_id":true"#.to_owned()),
             (None, _) => (None, r#""data":{"account":"acme"}"#.to_owned()),
-            // The header counts more.
+            // The header takes precedence.
             (Some(owner), 0) => (Some(text(owner)), format!("\"account\":\"{other}\"")),
             (Some("7"), 1) => (Some(AmqpValue::LongInt(7)), String::from("\"a\":1")),
             (Some("-7"), 1) => (None, "\"account_id\":-7".to_owned()),
@@ -157,7 +157,7 @@ fn an_account_that_changes_by_sql_decides_at_once() {
     let mut published = 0;
     for account in [None, Some("a"), Some("b"), Some("a"), None] {
         set_account(&sandbox, id, account);
-        // What was known is forgotten when the notification has come.
+        // The directory forgets what it knew when the notification arrives.
         let before = answers(&notifier, "database");
         wait_until(SOON, "the change is heard of", || {
             sandbox.publish(&Event::new("probe").id(&format!("probe-{published}")));
@@ -197,7 +197,7 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/all"), &["order.*"]);
     webhook(&sandbox, &receiver.url("/a"), &["order.*"], Some("a"));
-    // Two consumers might ask for the same at a time.
+    // Two consumers might ask for the same at the same time.
     let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
     notifier.wait_listening();
     let before = answers(&notifier, "database");
@@ -208,14 +208,14 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     receiver.wait_at("/all", events.len());
     receiver.wait_at("/a", 2);
     sandbox.wait_drained();
-    // By type, and for the account that has one; and once more where the notifier, on a busy machine, was not
-    // sure for a moment that it hears of changes.
+    // One query by type and one for the account with a webhook; and another if, on a busy machine, the
+    // notifier was unsure for a moment whether it hears of changes.
     let asked = answers(&notifier, "database") - before;
     assert!((2.0..10.0).contains(&asked), "{asked}");
     notifier.terminate();
 }
 
-/// Answers 500, until it is told otherwise.
+/// Answers 500 until told otherwise.
 fn failing() -> (Receiver, Arc<AtomicBool>) {
     let is_well = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&is_well);
@@ -244,14 +244,14 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
     let letter = &listed[0];
     assert_eq!((&letter["account"], &letter["reason"]), (&"a".into(), &"other_account".into()));
     let error = letter["last_error"].as_str().expect("a reason");
-    assert!(error.ends_with(r#"of account "b", and the event of account "a""#), "{error}");
+    assert!(error.ends_with(r#"belongs to account "b", the event to account "a""#), "{error}");
     let why = wait_for(SOON, "it is logged", || {
         let why = succeed(&sandbox, &["why", &event.id]);
         why.contains("dead since").then(|| why.split_whitespace().collect::<Vec<_>>().join(" "))
     });
     for part in [
         "account a",
-        r#"wants it by `*`, but it is of account "b""#,
+        r#"wants it by `*`, but it belongs to account "b""#,
         "its webhook was one of another account",
         &format!("`webhooks set {id} --account a`, then"),
         "purge --webhook",
@@ -259,7 +259,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
         assert!(why.contains(part), "no {part:?} in {why}");
     }
 
-    // A replay changes nothing as long as it is so.
+    // A replay doesn't help as long as the accounts differ.
     let replay = ["dead-letters", "replay", "--account", "a"];
     assert!(succeed(&sandbox, &replay).contains("1 replayed"));
     notifier.wait_metric("webhook_dead_letters_total", &[("reason", "other_account")], 2.0);
@@ -298,7 +298,7 @@ fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
         sandbox.publish(&event);
         of_b.push(event.id);
         let count = (1 + of_a.len() + of_b.len()) as f64;
-        // More, if RabbitMQ gave one out again.
+        // More than once, if RabbitMQ redelivers one.
         wait_until(SOON, "all are received", || {
             let queue = [("queue", sandbox.queue())];
             notifier.metric("webhook_events_received_total", &queue) >= count

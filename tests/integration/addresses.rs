@@ -1,4 +1,4 @@
-//! Webhook URLs come from strangers: they lead to the public internet, or where the operator allows,
+//! Webhook URLs come from strangers: they may lead to the public internet, or where the operator allows,
 //! and nowhere else.
 
 use serde_json::Value;
@@ -7,8 +7,8 @@ use crate::harness::{
     ConnectProxy, DeadLetter, Event, Receiver, SOON, Sandbox, process::Finished, wait_until,
 };
 
-/// Each URL's event is dead at once, for a reason with that text, and nobody was connected to: neither
-/// straight nor through a proxy.
+/// Each URL's event is dead at once, for a reason with that text, and nobody was connected to, neither
+/// directly nor through a proxy.
 #[track_caller]
 fn check_rejected(cases: &[(&str, &str)]) {
     check_rejected_with("", "", cases);
@@ -44,7 +44,7 @@ fn check_each_rejected(allowed: &str, denied: &str, with_proxy: bool, cases: &[(
 
     sandbox.broker.publish(sandbox.queue(), &events);
 
-    // One consumer, so they die in the order in which they came.
+    // With one consumer, they die in the order in which they arrived.
     for (event, kind, webhook, url, text) in &expected {
         let (webhook, reason, attempts) = (*webhook, "rejected", 1);
         let dead = sandbox.expect_dead(&DeadLetter { event, kind, webhook, reason, attempts });
@@ -131,7 +131,7 @@ fn what_is_denied_is_never_reached_whatever_allows_it_and_however_it_is_written(
             ("http://[2001::80ff:fffe]:PORT/", "leads to 127.0.0.1, which is in DENY_NETWORKS"),
             ("http://10.1.2.3/", "in DENY_NETWORKS (10.1.0.0/16)"),
             ("http://[64:ff9b::a01:203]/", "leads to 10.1.2.3, which is in DENY_NETWORKS"),
-            // A NAT64 prefix of one's own, and public addresses of one's own.
+            // The operator's own NAT64 prefix and public addresses.
             ("http://[2001:db8:64::a09:9]/", "in DENY_NETWORKS (2001:db8:64::/96)"),
             ("http://[2606:4700::1111]/", "in DENY_NETWORKS (2606:4700::/32)"),
         ],
@@ -152,7 +152,7 @@ fn a_network_that_is_denied_does_not_take_its_neighbour_along() {
 
     sandbox.publish(&Event::new("here"));
     receiver.wait_at("/", 1);
-    // Where `localhost` is also ::1, that one is passed over.
+    // If `localhost` is also ::1, that address is skipped.
     sandbox.publish(&Event::new("by.name"));
     receiver.wait_at("/", 2);
 }
@@ -221,7 +221,7 @@ fn a_network_that_is_allowed_is_reached_and_its_neighbour_is_not() {
 fn a_name_is_connected_to_at_those_of_its_addresses_that_are_allowed() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
-    // Where `localhost` is also ::1, that one is passed over.
+    // If `localhost` is also ::1, that address is skipped.
     sandbox.webhook(&receiver.url("/").replace("127.0.0.1", "localhost"), &["*"]);
     let _notifier = sandbox.notifier().env("ALLOW_NETWORKS", "127.0.0.1").start();
 

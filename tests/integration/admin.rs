@@ -1,4 +1,4 @@
-//! The metrics port among clients that mean it no good.
+//! The metrics port with hostile clients.
 
 use std::{
     collections::BTreeMap,
@@ -17,23 +17,23 @@ use rustix::{
 
 use crate::harness::{Event, Notifier, Receiver, SOON, Sandbox, wait_until};
 
-/// What is promised to a scraper, whoever else is there.
+/// What a scraper can rely on, whoever else is connected.
 const SCRAPE_LIMIT: Duration = Duration::from_secs(1);
 
-/// By how much the process may grow meanwhile. The heads and answers that it holds at a time are
-/// 4 MiB at most, and here far from it.
+/// By how much the process may grow meanwhile. The requests and answers that it holds at a time are at
+/// most 4 MiB, and far less here.
 const MOST_GROWTH_KIB: usize = 4 * 1024;
 
-/// Attempts and queries run in threads that live for milliseconds; a thread for each client would
-/// be hundreds.
+/// Attempts and queries run in threads that live for milliseconds; a thread for each client would be
+/// hundreds.
 const MORE_THREADS: usize = 4;
 
-/// A notifier, its receiver, and a scraper that asks for /metrics all the time.
+/// A notifier, its receiver, and a scraper that requests /metrics all the time.
 struct Besieged {
     sandbox: Sandbox,
     receiver: Receiver,
     notifier: Notifier,
-    /// How many times the scraper was answered, and an event delivered.
+    /// How many times the scraper was answered and an event delivered.
     rounds: AtomicUsize,
 }
 
@@ -46,7 +46,7 @@ impl Besieged {
         Self { sandbox, receiver, notifier, rounds: AtomicUsize::new(0) }
     }
 
-    /// Scrapes, and has an event delivered; tells how long each took.
+    /// Scrapes, and has an event delivered. Returns how long each took.
     fn round(&self) -> [Duration; 2] {
         let began = Instant::now();
         assert_eq!(self.notifier.get("/metrics").status, 200);
@@ -59,7 +59,7 @@ impl Besieged {
         [scrape, began.elapsed()]
     }
 
-    /// Waits until the scraper has had that many answers more.
+    /// Waits until the scraper has had `count` more answers.
     #[track_caller]
     fn wait_rounds(&self, count: usize) {
         let enough = self.rounds.load(Ordering::SeqCst) + count;
@@ -68,7 +68,8 @@ impl Besieged {
         });
     }
 
-    /// The attack, which says how it came out, does not harm the scraper, the events or the process.
+    /// Runs the attack, which reports its outcome, and checks that it harms neither the scraper nor the
+    /// events nor the process.
     #[track_caller]
     fn withstands(&mut self, attack: &str, wage: impl FnOnce(&Self) -> String) {
         for _ in 0..20 {
@@ -111,7 +112,7 @@ impl Besieged {
     }
 }
 
-/// Lets this process have that many files open.
+/// Allows this process to open `count` files.
 fn allow_files(count: u64) {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
@@ -122,16 +123,16 @@ fn allow_files(count: u64) {
     }
 }
 
-/// A client that has sent that.
+/// A client that has sent these bytes.
 fn client_saying(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut client = TcpStream::connect(address).expect("the metrics port accepts");
     client.set_read_timeout(Some(SOON)).expect("a valid limit");
-    // It may have been sent away already.
+    // Its connection may have been closed already.
     let _ = client.write_all(bytes);
     client
 }
 
-/// Whether its connection has been closed by the other side.
+/// Whether the other side has closed its connection.
 fn is_sent_away(client: &TcpStream) -> bool {
     client.set_nonblocking(true).expect("it is a socket");
     let mut client = client;
@@ -141,7 +142,7 @@ fn is_sent_away(client: &TcpStream) -> bool {
     }
 }
 
-/// The status of the one answer to these bytes, or what came instead.
+/// The status of the only answer to these bytes, or what came instead.
 fn answer_to(address: SocketAddr, bytes: &[u8], and_no_more: bool) -> String {
     let mut client = client_saying(address, bytes);
     if and_no_more {
@@ -160,7 +161,7 @@ fn answer_to(address: SocketAddr, bytes: &[u8], and_no_more: bool) -> String {
     }
 }
 
-/// How often each came, in words.
+/// How often each outcome occurred, as text.
 fn counted(outcomes: impl IntoIterator<Item = String>) -> String {
     let mut counts = BTreeMap::new();
     for outcome in outcomes {
@@ -196,7 +197,7 @@ fn clients_that_send_a_byte_a_second_keep_metrics_from_nobody() {
     const SECONDS: usize = 8;
     Besieged::new().withstands("500 clients of a byte a second", |besieged| {
         let address = besieged.notifier.admin_address();
-        // As long as it can be, so that much is kept of it.
+        // As long as possible, so that much of it is kept.
         let begin = format!("GET /metrics HTTP/1.1\r\na: {}", "x".repeat(8_000));
         let slow_client = || client_saying(address, begin.as_bytes());
         let mut crowd: Vec<_> = (0..CROWD).map(|_| slow_client()).collect();
@@ -206,7 +207,7 @@ fn clients_that_send_a_byte_a_second_keep_metrics_from_nobody() {
             thread::sleep(Duration::from_secs(1));
             for client in &mut crowd {
                 if client.write_all(b"x").is_err() || is_sent_away(client) {
-                    // Back at once.
+                    // It comes back at once.
                     *client = slow_client();
                     count += 1;
                 }
@@ -231,7 +232,8 @@ fn clients_that_never_read_their_answer_keep_metrics_from_nobody() {
         let address = besieged.notifier.admin_address();
         let crowd = ["/metrics", "/"].into_iter().cycle().take(CROWD).map(|path| {
             let client = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-            // The least that the kernel allows: before the connection, as it is told to the peer.
+            // The least that the kernel allows. It is set before connecting, since the peer is told
+            // then.
             set_socket_recv_buffer_size(&client, 1).expect("a valid size");
             connect(&client, &address).expect("the metrics port accepts");
             let mut client = TcpStream::from(client);
@@ -427,7 +429,7 @@ fn clients_that_say_nothing_are_sent_away() {
     assert!(notifier.is_running());
 }
 
-/// Sets how many files the process may have open, until it is set again.
+/// Sets how many files the process may have open.
 fn limit_files(notifier: &Notifier, limit: usize) {
     let limit = format!("--nofile={limit}:");
     let pid = format!("--pid={}", notifier.id());
@@ -461,7 +463,7 @@ fn a_full_table_of_open_files_is_survived() {
     receiver.wait_at("/", 1);
     let [_, _, open] = notifier.resources();
 
-    // Not one file more, whatever is closed meanwhile.
+    // It can't open a single file more, whatever is closed meanwhile.
     limit_files(&notifier, 3);
     let address = notifier.admin_address();
     let mut early = client_saying(address, b"GET /healthz HTTP/1.1\r\n\r\n");
@@ -485,7 +487,7 @@ fn a_full_table_of_open_files_is_survived() {
     notifier.terminate();
 }
 
-/// As a browser asks whose page somebody else's name leads here.
+/// Sends a browser's request for a page under another name that resolves to this address.
 fn asked_by(notifier: &Notifier, host: &str, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
     answer_to(notifier.admin_address(), request.as_bytes(), false)

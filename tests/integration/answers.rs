@@ -1,5 +1,5 @@
-//! What counts as an answer: one that came before the request was read, and one that isn't quite what
-//! the standard asks for; and the words for what is none.
+//! What counts as an answer: one that came before the request was read, and one that doesn't quite
+//! conform to the standard; and the messages for what isn't one.
 
 use std::{io::Write as _, net::TcpListener, thread};
 
@@ -9,14 +9,14 @@ use crate::harness::{
     Authority, Event, Receiver, Reply, SOON, Sandbox, Terminator, Then, Wire, wait_until,
 };
 
-/// More than fits in the buffers between the two.
+/// A body larger than the buffers between both sides.
 fn large_event(kind: &str) -> Event {
     let mut event = Event::new(kind);
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(1_000_000)).into_bytes();
     event
 }
 
-/// Answers when it has read the head, and closes.
+/// Answers when it has read the head, and closes the connection.
 fn hasty(answer: &'static str) -> Wire {
     Wire::serving(move |connection| {
         if connection.head().is_some() {
@@ -105,7 +105,7 @@ fn a_receiver_that_answers_and_then_neither_reads_nor_closes_has_answered() {
     notifier.terminate();
 }
 
-/// Heads that curl takes.
+/// Heads that curl accepts.
 const HEADS: &[&str] = &[
     "x-folded: one\r\n two\r\n\tthree\r\ncontent-length: 0\r\n",
     " folded\r\ncontent-length: 0\r\n",
@@ -170,17 +170,17 @@ fn each_failure_says_what_the_receivers_owner_has_to_change() {
     let https = terminator.url(&receiver.url("/"));
     let sandbox = Sandbox::new();
     let cases = [
-        ("hang", receiver.url("/hang"), "no answer within 500ms: let it answer first"),
+        ("hang", receiver.url("/hang"), "no answer within 500ms: it should answer first"),
         ("close", receiver.url("/close"), "closed the connection without an answer"),
         ("reset", receiver.url("/reset"), "closed the connection without an answer"),
-        ("drip", receiver.url("/drip"), "its headers had no end within 500ms"),
-        ("garbage", receiver.url("/garbage"), "in something else than HTTP/1.1: \"SMTP 220"),
+        ("drip", receiver.url("/drip"), "its headers were not complete within 500ms"),
+        ("garbage", receiver.url("/garbage"), "its answer is not HTTP/1.1: \"SMTP 220"),
         ("half", receiver.url("/half"), "in the middle of its answer"),
-        ("bad", receiver.url("/bad"), "is not HTTP as it should be"),
+        ("bad", receiver.url("/bad"), "is not valid HTTP"),
         ("nobody", receiver.refusing_url(), "connection refused: does the receiver run"),
         ("http.to.tls", https.replace("https:", "http:"), "its URL must begin with https://"),
         ("tls.to.http", receiver.url("/").replace("http:", "https:"), "a port that speaks TLS?"),
-        ("ca", https, "name its CA's certificate in TLS_CA_FILE"),
+        ("ca", https, "certificate into TLS_CA_FILE"),
     ];
     for (kind, url, _) in &cases {
         sandbox.webhook(url, &[kind]);

@@ -1,4 +1,4 @@
-//! The table of backlogs, and what the commands tell of it: pausing, and what waits where.
+//! The table of backlogs, and what the commands show of it: pauses, and how many deliveries wait where.
 
 use std::{
     convert::Infallible,
@@ -103,7 +103,7 @@ fn a_database_of_the_version_before_keeps_its_rows() {
     let paused = "SELECT id FROM webhooks WHERE paused_at IS NOT NULL";
     assert!(sandbox.database.query(paused, &[]).is_empty());
     assert!(succeed(&sandbox, &["migrate"]).contains("nothing to do"));
-    // By hand, over what is there.
+    // By hand, on top of what exists.
     let sql = fs::read_to_string(root.join("008_backlogs.sql")).expect("it can be read");
     sandbox.database.run_script(&sql);
 }
@@ -138,7 +138,7 @@ fn a_backlog_is_opened_noted_closed_and_removed_with_its_queue() {
     assert_eq!(noted.until, Some(until));
     assert!(seconds_ago(noted.since) >= 3_600, "{noted:?}");
 
-    // Opened by another instance, or once more: it waits since then as before.
+    // Opened by another instance, or once more: it has still waited since then.
     store.open_backlog("low", webhook, "rate", "prompt").expect("it answers");
     assert_eq!(only(&store), BacklogRow { class: "prompt".to_owned(), ..noted.clone() });
     store.open_backlog("low", webhook, "paused", "prompt").expect("it answers");
@@ -147,7 +147,7 @@ fn a_backlog_is_opened_noted_closed_and_removed_with_its_queue() {
     store.restart_backlog("low", webhook).expect("it answers");
     assert!(seconds_ago(only(&store).since) < 30);
 
-    // Open: nobody may remove it.
+    // It is open: nobody may remove it.
     assert!(!store.remove_backlog("low", webhook, never).expect("it answers"));
     assert!(store.close_backlog("low", webhook).expect("it answers"));
     assert!(store.close_backlog("low", webhook).expect("it answers"), "twice is once");
@@ -188,7 +188,7 @@ fn a_backlog_that_is_opened_again_is_not_removed() {
 fn whoever_opens_a_backlog_waits_while_its_queue_is_deleted() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
-    // Removed in the end, or not: the one that opens it has it open afterwards.
+    // Whether it is removed in the end or not, it is open for whoever opened it.
     for result in [Ok(()), Err("the broker is away")] {
         let webhook = Uuid::new_v4();
         store.open_backlog("low", webhook, "breaker", "slow").expect("it answers");
@@ -257,7 +257,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
     let (trigger, shutdown) = shutdown::channel();
     thread::scope(|scope| {
         scope.spawn(|| directory.listen(&shutdown, || 0.5));
-        // Ends the listener, also where the test fails.
+        // Ends the listener, even if the test fails.
         let _trigger = trigger;
         let began = ["webhooks", "backlogs", "instances"].map(next);
         assert_eq!(began, [Change::Webhooks, Change::Backlogs, Change::Instances]);
@@ -283,7 +283,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
             assert!(removed.expect("it answers"));
         });
 
-        // None of these is told: they come before the next change of a webhook, which is.
+        // None of these is notified: the next notification is of the webhook's change that follows.
         open(webhook);
         store.note_backlog(low, webhook, "breaker", "prompt", None).expect("it answers");
         store.restart_backlog(low, webhook).expect("it answers");
@@ -381,14 +381,15 @@ fn a_time_that_no_number_can_say_breaks_nothing() {
         assert!(only(&store).until.is_some());
     }
     succeed(&sandbox, &["webhooks", "resume", &id]);
-    // The previous secret is none, and so is the webhook then.
+    // The previous secret is invalid, which makes the webhook unusable.
     sandbox.database.run_script("UPDATE webhooks SET previous_secret = NULL");
     let _notifier = sandbox.notifier().start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
 }
 
-/// A webhook of which deliveries wait, as a notifier leaves it. The queue goes when this is dropped.
+/// A webhook with waiting deliveries, as a notifier leaves it. The queue is deleted when this is
+/// dropped.
 pub(crate) struct Waiting<'a> {
     sandbox: &'a Sandbox,
     webhook: Uuid,
@@ -426,7 +427,7 @@ fn json_of(sandbox: &Sandbox, arguments: &[&str]) -> Value {
     json(&succeed(sandbox, &[arguments, &["--json"]].concat()))
 }
 
-/// The line of `webhooks list` for a webhook, in words.
+/// The words of a webhook's line in `webhooks list`.
 #[track_caller]
 fn listed(sandbox: &Sandbox, webhook: Uuid) -> Vec<String> {
     let table = succeed(sandbox, &["webhooks", "list"]);
@@ -448,7 +449,7 @@ fn webhooks_are_paused_and_resumed_as_often_as_somebody_likes() {
     assert!(shown.contains(&format!("\npaused           since {since}")), "{shown}");
     assert_eq!(json_of(&sandbox, &["webhooks", "show", &id])["paused_at"], since);
 
-    // Disabled counts more, and neither changes the other.
+    // `disabled` takes precedence, and neither changes the other.
     succeed(&sandbox, &["webhooks", "disable", &id]);
     assert_eq!(listed(&sandbox, webhook)[1], "disabled");
     succeed(&sandbox, &["webhooks", "enable", &id]);
@@ -501,7 +502,7 @@ fn what_waits_in_backlogs_is_shown_as_far_as_it_is_known() {
     assert_eq!(list[1], shown);
     assert_eq!(list[0]["backlogs"], literal!([]));
 
-    // A queue that isn't there, which costs the figures of the others nothing.
+    // A queue that doesn't exist, which doesn't affect the numbers of the others.
     waiting.in_the_table("aaa");
     let shown = succeed(&sandbox, &["webhooks", "show", &id]);
     for part in ["aaa: ? waiting since 2026", &format!("{queue}: 3 waiting")] {
@@ -511,7 +512,7 @@ fn what_waits_in_backlogs_is_shown_as_far_as_it_is_known() {
     let backlogs = json_of(&sandbox, &["webhooks", "show", &id])["backlogs"].take();
     assert_eq!((&backlogs[0]["waiting"], &backlogs[1]["waiting"]), (&Value::Null, &literal!(3)));
 
-    // No broker.
+    // Without a broker.
     let command = |arguments: &[&str]| {
         let launch = sandbox.launch(arguments).env("AMQP_URL", "amqp://127.0.0.1:9");
         let finished = launch.spawn().finish(SOON);
@@ -564,7 +565,7 @@ fn what_would_be_dropped_is_said_before_and_on_a_dry_run_nothing_is_done() {
         assert_eq!(json(&finished.stdout)["id"], id);
     }
     assert!(sandbox.database.query("SELECT id FROM webhooks", &[]).is_empty());
-    // The rows of its backlogs stay: they say that there are queues.
+    // The rows of its backlogs remain: they say that there are queues.
     assert_eq!(store(&sandbox).backlogs().expect("it answers").len(), 1);
     drop(waiting);
 }

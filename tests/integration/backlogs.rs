@@ -1,4 +1,4 @@
-//! What a receiver can't take now waits in a queue of its own, and comes in order as soon as it can.
+//! What a receiver can't take now waits in its own queue, and is delivered in order as soon as possible.
 
 mod customer;
 mod drains;
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::harness::{Event, Notifier, SOON, Sandbox, holds_for, notifier::Launch, wait_until};
 
-/// The most requests under way of a queue, where nobody set another number.
+/// The default capacity of a queue.
 const CAPACITY: usize = 64;
 
 fn events(count: usize) -> Vec<Event> {
@@ -33,7 +33,7 @@ fn publish(sandbox: &Sandbox, count: usize) -> Vec<Event> {
     events
 }
 
-/// How many deliveries were held back that came by this queue, for whatever reason.
+/// How many deliveries of this queue were held back, for whatever reason.
 fn held(notifier: &Notifier, queue: &str) -> f64 {
     notifier.metric("webhook_deliveries_held_total", &[("queue", queue)])
 }
@@ -51,25 +51,25 @@ fn wait_held(notifier: &Notifier, sandbox: &Sandbox, count: usize) {
     assert_eq!(held(notifier, sandbox.queue()), count as f64, "one move each");
 }
 
-/// The age of the oldest delivery that waits in a wait queue.
+/// The age of the oldest delivery in a wait queue.
 fn oldest_parked(notifier: &Notifier, sandbox: &Sandbox) -> f64 {
     let oldest =
         |queue: &str| notifier.metric("webhook_oldest_waiting_seconds", &[("queue", queue)]);
     oldest(sandbox.queue()).max(oldest(&sandbox.retry_queue()))
 }
 
-/// The only backlog of the first queue that this webhook has.
+/// This webhook's only backlog for the first queue.
 fn backlog(sandbox: &Sandbox, webhook: Uuid) -> String {
     format!("webhooks.backlog.{}.{webhook}", sandbox.queue())
 }
 
 /// The breaker opens at the second failed event, once the first is a second old, and stays open for a
-/// minute. A failed attempt waits for as long.
+/// minute. A failed attempt waits for the same time.
 fn with_a_breaker_for_a_minute(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("CIRCUIT_BREAKER", "1,1m,1m").env("RETRY_SCHEDULE", "1m,repeat")
 }
 
-/// Publishes one event after the other until the receiver's circuit breaker is open.
+/// Publishes one event after another until the receiver's circuit breaker is open.
 #[track_caller]
 fn open_breaker(sandbox: &Sandbox, notifier: &Notifier) -> Vec<Event> {
     let mut published = Vec::new();
@@ -83,7 +83,7 @@ fn open_breaker(sandbox: &Sandbox, notifier: &Notifier) -> Vec<Event> {
     published
 }
 
-/// How many lines on stderr hold all of these.
+/// How many lines on stderr contain all of these.
 fn count_lines(notifier: &Notifier, parts: &[&str]) -> usize {
     let holds_all = |line: &&String| parts.iter().all(|part| line.contains(part));
     notifier.stderr().iter().filter(holds_all).count()
@@ -116,17 +116,18 @@ fn what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_retu
     let returned = Instant::now();
     let outage = returned - left;
     wait_until(SOON, "they come", || customer.accepted_of(&late) > 0);
-    // Behind those that wait.
+    // These queue behind the waiting ones.
     events.extend(publish(&sandbox, 50));
     customer.wait_accepted(SOON, &late);
     let took = returned.elapsed();
-    // A quarter of the outage until it is probed, and some seconds for what it missed.
+    // It is probed after at most a quarter of the outage, and then needs some seconds for what it
+    // missed.
     assert!(took < outage / 4 + Duration::from_secs(5), "{took:?} after {outage:?}");
-    // A failed attempt waits by its schedule: up to 16 s.
+    // A failed attempt waits according to the schedule: up to 16 s.
     customer.wait_accepted(SOON, &events);
     notifier.wait_metric("webhook_request_success_total", &[], events.len() as f64);
     customer.assert_each_once(&events);
-    // As many may change places on the way in, and on the way out.
+    // This many may be reordered on the way in, and on the way out.
     customer.assert_in_order(&events, 2 * CAPACITY);
 
     let failures = notifier.metric("webhook_request_failure_total", &[]);
@@ -167,7 +168,7 @@ fn a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_
         neighbours += 1;
         far.accepted_of(&events) == 100
     });
-    // Far less, but on a busy machine.
+    // It is far less, except on a busy machine.
     assert!(slowest < Duration::from_secs(2), "a neighbour's event came after {slowest:?}");
     assert!(neighbours >= 5, "{neighbours} came meanwhile");
     far.assert_each_once(&events);
@@ -181,7 +182,7 @@ fn a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_
     sandbox.wait_drained();
 }
 
-/// A delivery as an older version has parked it.
+/// A delivery as parked by an older version.
 fn parked_long_ago(webhook: Uuid, queue: &str, attempts: i64) -> Event {
     let event = Event::new("order.paid");
     let text = |text: &str| AmqpValue::LongString(text.to_owned());
@@ -220,7 +221,7 @@ fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlo
     sandbox.broker.publish(&sandbox.retry_queue(), &[&later[..], &at_once[..]].concat());
 
     customer.wait_accepted(SOON, &at_once);
-    // Half of them have not been attempted.
+    // Half of them haven't been attempted.
     let paused_in = |queue: &str| held_because(&notifier, queue, "paused");
     wait_until(SOON, "the others wait", || {
         paused_in(&sandbox.retry_queue()) == 5.0 && paused_in(sandbox.queue()) == 5.0

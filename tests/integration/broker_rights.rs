@@ -1,4 +1,4 @@
-//! What RabbitMQ has to let us do: exactly the documented rights are enough, and `check` says what is
+//! What RabbitMQ has to permit: exactly the documented permissions are enough, and `check` says what is
 //! missing.
 
 use amiquip::{AmqpValue, FieldTable};
@@ -54,7 +54,7 @@ fn the_documented_rights_are_enough_to_deliver_retry_dead_letter_and_keep_backlo
     let rights = documented_rights(&sandbox);
     vhost.grant(rights.each_ref().map(String::as_str));
 
-    // Nothing is there yet, and afterwards everything is.
+    // First nothing exists, and afterwards everything does.
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(sandbox.broker.ready(sandbox.queue()), None, "`check` makes nothing");
@@ -141,7 +141,7 @@ fn check_says_which_right_is_missing_and_how_it_is_granted() {
     }
 
     vhost.grant([".*", ".*", ".*"]);
-    // Topic permissions are of exchanges that are there.
+    // Topic permissions are checked for existing exchanges only.
     let notifier = sandbox.notifier().start();
     notifier.terminate();
     vhost.grant_topics("webhooks.wait", ["^none$", ".*"]);
@@ -160,7 +160,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     let vhost = Vhost::new(&fault);
     let sandbox = Sandbox::on(&vhost.servers, 1);
     vhost.grant([".*", ".*", ".*"]);
-    // Some of them fit.
+    // There is room for some of them.
     vhost.limit_queues(4);
     assert_fails(
         &check(&sandbox, &vhost),
@@ -172,7 +172,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(sandbox.broker.ready(&sandbox.retry_queue()), None, "`check` makes nothing");
 
-    // Without backlogs all is delivered, too.
+    // Without backlogs everything is delivered, too.
     sandbox.notifier().start().terminate();
     vhost.limit_queues(1);
     let finished = check(&sandbox, &vhost);
@@ -195,7 +195,7 @@ fn a_stream_as_event_queue_is_told_by_check_and_by_run_and_costs_nothing_once_it
     let mut notifier = sandbox.notifier().start_unready();
     let line = notifier.wait_stderr(SOON, "is a stream");
     assert!(line.contains(sandbox.queue()), "{line}");
-    // Its neighbour doesn't suffer.
+    // Its neighbour isn't affected.
     let other = Event::new("order.paid");
     sandbox.broker.publish(&sandbox.queues[1], std::slice::from_ref(&other));
     wait_until(SOON, "the other queue is consumed", || receiver.of("/", &other).len() == 1);

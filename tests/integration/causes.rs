@@ -1,4 +1,4 @@
-//! What ends a trouble may not be what began it: each new cause is a line of the log.
+//! What ends an outage may differ from what began it: each new cause is a line in the log.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::harness::{
     Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, wait_until,
 };
 
-/// A user of RabbitMQ, who is gone when this is dropped.
+/// A RabbitMQ user, deleted when this is dropped.
 struct User<'a> {
     faults: &'a FaultServers,
     name: String,
@@ -33,7 +33,7 @@ impl<'a> User<'a> {
         self.faults.change_password(&self.name, password);
     }
 
-    /// Ends its connections.
+    /// Closes its connections.
     fn disconnect(&self) {
         let reason = "maintenance";
         self.faults.rabbitmqctl(&["close_all_user_connections", &self.name, reason]);
@@ -78,7 +78,7 @@ fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connec
             .iter()
             .all(|who| told(who, "maintenance") == 1 && told(who, "refuses the login of user") == 1)
     });
-    // Some further attempts, all with the same answer.
+    // Some more attempts, all with the same result.
     let attempts = || {
         let log = faults.eval("os:system_time(second)");
         log.trim().parse::<u64>().expect("a time")
@@ -121,7 +121,7 @@ fn a_right_to_publish_that_is_missing_is_told_and_not_only_that_the_connection_w
     wait_until(LATER, "it is counted", || {
         notifier.metric("webhook_request_success_total", &[]) == 1.0
     });
-    // From RabbitMQ 4.0 on: "write access".
+    // RabbitMQ 4.0 and newer say "write access".
     let told = ["publishing interrupted", "ACCESS_REFUSED - ", "access to exchange"];
     assert_eq!(count(&notifier, &told), 1);
     notifier.terminate();
@@ -160,7 +160,7 @@ fn a_role_of_postgresql_that_may_not_log_in_any_more_is_told_after_what_ended_it
     run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
 
-/// RabbitMQ's limit for acks, which it looks at so often, both in milliseconds; until this is dropped.
+/// RabbitMQ's limit for acks, and how often it checks that, both in milliseconds; until this is dropped.
 struct ConsumerTimeout<'a>(&'a FaultServers);
 
 impl<'a> ConsumerTimeout<'a> {
@@ -183,7 +183,7 @@ impl Drop for ConsumerTimeout<'_> {
     }
 }
 
-/// RabbitMQ 4.3 looks at classic queues no more.
+/// RabbitMQ 4.3 no longer checks classic queues.
 fn with_a_quorum_queue(faults: &FaultServers) -> Sandbox {
     let sandbox = Sandbox::bare(faults.servers(), 1);
     assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
@@ -206,15 +206,15 @@ fn a_consumer_timeout_that_is_too_short_is_told_with_what_it_has_to_be() {
     let mut notifier = sandbox.notifier().start();
     sandbox.publish(&Event::new("order.paid"));
     let line = notifier.wait_stderr(SOON, "lane interrupted");
-    assert!(line.contains("raise RabbitMQ's consumer_timeout to 30 minutes"), "{line}");
-    // The event has come back, and is delivered.
+    assert!(line.contains("raise RabbitMQ's consumer_timeout to at least 30 minutes"), "{line}");
+    // The event was redelivered, and its delivery succeeds.
     receiver.wait_at("/", 2);
     drop(limit);
     notifier.terminate();
     sandbox.wait_drained();
 }
 
-/// Its head is held for as long as it waits, for some seconds at a time.
+/// A backlog's head is held while it waits, for some seconds at a time.
 #[test]
 fn a_consumer_timeout_that_is_too_short_for_a_backlog_is_told_and_costs_none_of_its_deliveries() {
     let faults = FaultServers::take();
@@ -226,7 +226,8 @@ fn a_consumer_timeout_that_is_too_short_for_a_backlog_is_told_and_costs_none_of_
     let mut notifier = sandbox.notifier().start();
     let events: Vec<_> = (0..3).map(|_| Event::new("order.paid")).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
-    // Of the lane, whose channel is closed, or from RabbitMQ 4.3 on only of the backlog, whose consumer is.
+    // The lane is interrupted, because its channel is closed; or, since RabbitMQ 4.3, only the backlog,
+    // because its consumer is cancelled.
     let told = ["WARN", "interrupted queue=", "backlog", "raise RabbitMQ's consumer_timeout"];
     wait_until(LATER, "it is told", || count(&notifier, &told) >= 1);
     drop(limit);

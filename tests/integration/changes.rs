@@ -1,15 +1,15 @@
-//! A change of some webhooks is honoured, and leaves what is known of all others.
+//! A change to some webhooks takes effect, and keeps what is known of all others.
 
 use postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::harness::{Event, Notifier, Receiver, SOON, Sandbox, wait_until};
 
-/// Nobody wants these two. What comes after an event has been settled when that has.
+/// Nobody wants these two. Once END has been settled, so has every event before it.
 const END: &str = "nobody.wants.this";
 const BEACON: &str = "nobody.wants.that";
 
-/// A notifier that listens, with one consumer, which settles one event after the other.
+/// A notifier that listens, with one consumer, which settles one event after another.
 fn start(sandbox: &Sandbox) -> Notifier {
     let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
     notifier.wait_listening();
@@ -47,8 +47,8 @@ fn asked(sandbox: &Sandbox, notifier: &Notifier, types: &[&str]) -> f64 {
     publish(sandbox, notifier, types).1
 }
 
-/// Does something, and waits until the notifier has heard of it: notifications come in their order, and after
-/// that of a webhook for the beacon PostgreSQL is asked who wants it.
+/// Makes a change, and waits until the notifier has heard of it: notifications arrive in order, and
+/// after that of a webhook for the beacon PostgreSQL is asked who wants it.
 #[track_caller]
 fn change(sandbox: &Sandbox, notifier: &Notifier, sql: &str, parameters: &[&(dyn ToSql + Sync)]) {
     publish(sandbox, notifier, &[BEACON]);
@@ -79,11 +79,11 @@ fn a_change_of_one_webhook_costs_one_question_however_many_types_are_known() {
     receiver.wait_at("/first/moved", 1);
     assert_eq!(asked(&sandbox, &notifier, &types), 0.0);
 
-    // No row is changed.
+    // This changes no row.
     change(&sandbox, &notifier, moved, &[&Uuid::nil()]);
     assert_eq!(asked(&sandbox, &notifier, &types), 0.0);
 
-    // So many rows that they are not named.
+    // So many rows that the notification doesn't name them.
     sandbox.database.execute(
         "INSERT INTO webhooks (post_url, events)
          SELECT 'http://127.0.0.1:9/', '{never}' FROM generate_series(1, 60)",
@@ -106,7 +106,7 @@ fn a_change_of_an_accounts_webhook_leaves_what_is_known_of_other_accounts() {
     }
     let notifier = start(&sandbox);
     let accounts = ["a", "b", "c"];
-    // One event of each account; how often PostgreSQL was asked, and to whom they came.
+    // An event of each account; returns how often PostgreSQL was asked, and who received them.
     let of_each = || {
         let of = |account: &&str| {
             let body = format!(r#"{{"event_type":"order.paid","account":"{account}"}}"#);
@@ -125,7 +125,7 @@ fn a_change_of_an_accounts_webhook_leaves_what_is_known_of_other_accounts() {
     assert_eq!(of_each(), (1.0, to([0; 3])));
     let inserted = "INSERT INTO webhooks (post_url, events, account) VALUES ($1, '{*}', 'c')";
     change(&sandbox, &notifier, inserted, &[&receiver.url("/c")]);
-    // Of the type, too: it has one more account now.
+    // The type is looked up too: it has one more account now.
     assert_eq!(of_each().1, to([0, 0, 1]));
     assert_eq!(of_each(), (0.0, to([0, 0, 1])));
     notifier.terminate();
@@ -138,7 +138,7 @@ fn whatever_of_a_webhook_is_changed_is_honoured() {
     let id = sandbox.webhook(&receiver.url("/it"), &["a.b"]);
     let notifier = start(&sandbox);
     let types = ["a.b", "a.c", "d", "größe.neu"];
-    // How often an event of each type comes to it then.
+    // How often it receives an event of each type after the change.
     let comes = |sql: &str, parameters: &[&(dyn ToSql + Sync)], expected: [usize; 4]| {
         // So that there is something to forget.
         publish(&sandbox, &notifier, &types);
@@ -157,7 +157,7 @@ fn whatever_of_a_webhook_is_changed_is_honoured() {
     comes(renamed, &[&id, &other], [0, 0, 1, 0]);
     comes("UPDATE webhooks SET account = 'x' WHERE id = $1", &[&other], [0; 4]);
     comes("UPDATE webhooks SET account = NULL WHERE id = $1", &[&other], [0, 0, 1, 0]);
-    // More than a notification can hold.
+    // More than fits into a notification.
     let many = "UPDATE webhooks SET events = '{a.b}' || ARRAY(
                     SELECT 'a.' || n FROM generate_series(1, 900) AS n) WHERE id = $1";
     comes(many, &[&other], [1, 0, 0, 0]);
@@ -200,7 +200,7 @@ fn a_change_that_cannot_be_named_is_honoured_and_fails_nobodys_statement() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/it"), &["never"]);
-    // Without a key, ids may be missing; and the column may be of another type.
+    // Without a key, ids may be missing; and the column may have another type.
     sandbox.database.run_script(
         "ALTER TABLE webhooks DROP CONSTRAINT webhooks_pkey;
          ALTER TABLE webhooks ALTER COLUMN id DROP NOT NULL",

@@ -1,9 +1,9 @@
-//! Everything breaks, in an order drawn from a seed, while events flow; and at the end the ledger
-//! says where each of them went.
+//! Everything fails, in an order drawn from a seed, while events flow; at the end the ledger says where
+//! each event went.
 //!
-//! `make chaos` runs it for longer, on the release binary: DURATION, RATE and SEED say how, and with
-//! CLUSTER=yes it is a cluster that breaks. `soak` and
-//! `drain` are other long tests, of steady load and of kills while a backlog drains.
+//! `make chaos` runs it for longer, with the release binary, as set by DURATION, RATE and SEED; with
+//! CLUSTER=yes, the faults strike a cluster. `soak` and `drain` are other long tests: of steady load,
+//! and of kills while a backlog drains.
 
 mod settings;
 mod cast;
@@ -29,8 +29,8 @@ use plan::{Fault, Plan};
 use settings::Settings;
 use stage::{Played, Stage};
 
-/// Printed when nothing breaks any more. From here on it waits, for minutes, for what its receivers have
-/// yet to get: scripts/test.sh goes on meanwhile.
+/// Printed when no more faults will come. From then on it waits, for minutes, for what its receivers
+/// have yet to get: scripts/test.sh continues meanwhile.
 const QUIET: &str = "chaos: all faults have struck";
 
 #[test]
@@ -51,7 +51,7 @@ fn nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks() {
     conclude(&settings, "chaos", stage.finish());
 }
 
-/// Prints the ledger, and fails if it is not as it should be.
+/// Prints the ledger, and fails if it isn't as it should be.
 #[track_caller]
 fn conclude(settings: &Settings, target: &str, played: Played) {
     let ledger = Ledger::of(&played.history);

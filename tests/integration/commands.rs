@@ -1,4 +1,4 @@
-//! The commands for operators, in tables for people and JSON for programs.
+//! The operators' commands: tables for people and JSON for programs.
 
 use serde_json::Value;
 use url::Url;
@@ -20,7 +20,7 @@ pub(crate) fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 
-/// The webhooks of `webhooks list --json`, by the one shape or the other.
+/// The webhooks of `webhooks list --json`, in either format.
 fn listed(sandbox: &Sandbox) -> Vec<Value> {
     let text = succeed(sandbox, &["webhooks", "list", "--json"]);
     match json(&text) {

@@ -1,10 +1,10 @@
-//! Settings that cannot be meant end the start before anything is opened.
+//! Invalid settings end the start before anything is connected.
 
 use crate::harness::{SOON, notifier::Launch};
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// Servers that must never be asked: whoever connects fails with code 1, not 2.
+/// Servers that must never be contacted: a failed connection exits with code 1, not 2.
 fn launch(arguments: &[&str]) -> Launch {
     Launch::new(arguments)
         .env("AMQP_URL", format!("amqp://user:{PASSWORD}@127.0.0.1:1/%2f"))
@@ -12,7 +12,7 @@ fn launch(arguments: &[&str]) -> Launch {
         .env("METRICS_ADDR", "127.0.0.1:0")
 }
 
-/// Exit code 2 and exactly one line, which names the variable.
+/// Expects exit code 2 and exactly one line, which names the variable.
 #[track_caller]
 fn check_refused(launch: Launch, variable: &str, what: &str) {
     let finished = launch.spawn().finish(SOON);

@@ -1,5 +1,4 @@
-//! The broker's connection: how a start without it ends, and what its loss
-//! does to events.
+//! The broker's connection: how a start without it fails, and what its loss means for events.
 
 use std::{
     collections::BTreeSet,
@@ -60,7 +59,7 @@ fn a_broker_that_refuses_the_login_fails_the_start_with_one_clear_line() {
     check_no_start(&sandbox, url.as_str(), "amqp");
 }
 
-/// What AMQP_URL of the tests' servers says, at these addresses.
+/// AMQP_URL of the tests' servers, with these addresses.
 fn amqp(addresses: &[SocketAddr]) -> Amqp {
     let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
     let defaults = Settings::default().read().expect("the defaults").amqp;
@@ -88,7 +87,8 @@ fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one()
     for addresses in [[first, second, broker], [second, first, broker], [broker, first, second]] {
         open(&addresses).expect("one of them is RabbitMQ").close();
     }
-    // Who failed while another one worked is tried last: it costs the next connections nothing.
+    // A host that failed while another one worked is tried last, so it doesn't delay the next
+    // connections.
     let began = Instant::now();
     for _ in 0..3 {
         open(&[first, second, broker]).expect("one of them is RabbitMQ").close();
@@ -107,7 +107,7 @@ fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one()
     }
 }
 
-/// Two ways to the broker in one URL, as to two nodes of a cluster.
+/// Two routes to the broker in one URL, as for two nodes of a cluster.
 #[track_caller]
 fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
     let sandbox = Sandbox::new();
@@ -174,7 +174,7 @@ fn a_queue_that_is_deleted_is_declared_anew_and_consumed_again() {
     receiver.wait_at("/", 1);
     wait_until(SOON, "it is ready again", || notifier.is_ready());
     assert!(notifier.is_running());
-    // Durable and without arguments, or this declaration would be refused.
+    // It must be durable and without arguments, or this declaration would be refused.
     sandbox.broker.declare(sandbox.queue(), FieldTable::new()).expect("the queue is as it was");
 }
 
@@ -218,8 +218,8 @@ fn nothing_is_lost_when_connections_break_again_and_again() {
     sandbox.wait_drained();
     notifier.terminate();
     for queue in &sandbox.queues {
-        // The cuts made repeats. The end may have come while a lane had up to a prefetch of them in
-        // hand, and as many waited.
+        // The cuts caused repeats. When it stopped, a lane may have held up to a prefetch of them, and
+        // as many waited.
         for queue in [queue.clone(), format!("{queue}.retry")] {
             let back: Vec<_> = iter::from_fn(|| sandbox.broker.take(&queue)).collect();
             assert!(back.len() <= 20, "{queue}: more than in hand came back: {back:?}");
@@ -254,8 +254,8 @@ fn an_event_whose_connection_breaks_during_the_request_is_not_lost() {
     sandbox.wait_drained();
     notifier.terminate();
     wait_until(SOON, "its queue is empty", || sandbox.broker.ready(sandbox.queue()) == Some(0));
-    // The event came back with the connection, and what its first attempt had parked may be parked
-    // all the same, once the publisher is connected again: a repeat, for which this was too early.
+    // The event was redelivered with the new connection. What its first attempt had parked may still be
+    // parked once the publisher is connected again: a repeat, for which this was too early.
     let left: Vec<_> = iter::from_fn(|| sandbox.broker.take(&sandbox.retry_queue())).collect();
     assert!(left.len() <= 1, "{left:?}");
     assert!(left.iter().all(|message| message.body == event.body), "{left:?}");
@@ -341,7 +341,7 @@ fn while_the_broker_is_away_it_is_not_asked_in_a_hot_loop() {
     wait_until(SOON, "it notices", || !notifier.is_ready());
     let (connections, lines) = (proxy.accepted(), notifier.stderr().len());
     holds_for(Duration::from_secs(3), "it runs", || notifier.is_running());
-    // Two lanes, the publisher and the monitor, each a few times.
+    // Two lanes, the publisher and the monitor, each several times.
     let connections = proxy.accepted() - connections;
     assert!((1..=40).contains(&connections), "{connections} connections in three seconds");
     let lines = notifier.stderr().len() - lines;

@@ -1,4 +1,4 @@
-//! The table of webhooks: who made it, who changes it, and how soon it counts.
+//! The table of webhooks: who created it, who changes it, and how soon a change takes effect.
 
 use std::{collections::BTreeSet, fs, path::Path, thread, time::Duration};
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::harness::{Event, Receiver, SOON, Sandbox, Servers, process::Finished, wait_until};
 
-/// The table of the system that this one follows.
+/// The table of the system that this one succeeds.
 const ORIGINAL_TABLE: &str = "CREATE TABLE webhooks (
     id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
     post_url TEXT NOT NULL,
@@ -22,7 +22,7 @@ const ORIGINAL_COLUMNS: [(&str, &str, &str, &str); 4] = [
     ("created_at", "timestamp without time zone", "YES", "now()"),
 ];
 
-/// Notices need a moment from one process to another, but no more.
+/// A notification needs a moment from one process to another, but no more.
 const A_MOMENT: Duration = Duration::from_secs(5);
 
 fn migrations() -> Vec<String> {
@@ -69,7 +69,7 @@ fn the_first_migration_is_the_original_table() {
     sandbox.database.run_script(&sql);
     assert_original_columns_first(&sandbox);
     assert_eq!(columns(&sandbox).len(), ORIGINAL_COLUMNS.len());
-    // Again, on a table that is there.
+    // Again, with the table in place.
     sandbox.database.run_script(&sql);
 }
 
@@ -114,7 +114,7 @@ fn migrations_keep_the_rows_of_the_original_table_and_can_be_repeated() {
     assert_eq!(recorded(), first, "the second time changed what is recorded");
     assert_eq!(first.len(), migrations().len(), "{first:?}");
 
-    // And the rows are in use.
+    // The rows are used, too.
     let notifier = sandbox.notifier().start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
@@ -149,7 +149,7 @@ fn webhooks_that_anybody_with_sql_adds_changes_or_deletes_count_from_then_on() {
     // Where an event of that type goes at present.
     let paths_of = |kind: &str| -> BTreeSet<String> {
         let event = deliver(kind);
-        // One at a time: when the next one arrives, the first is done with.
+        // One at a time: when the next one arrives, the first has been settled.
         deliver("next");
         let requests = receiver.requests();
         let own = requests.into_iter().filter(|request| request.id() == event.id);

@@ -1,4 +1,4 @@
-//! The commands for what could not be delivered: none of them may lose anything, however it ends.
+//! The commands for dead letters: none of them may lose anything, however it ends.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, holds_for, wa
 
 mod looks;
 
-/// A dead letter as the notifier makes it.
+/// A dead letter as the notifier publishes it.
 fn dead_letter(sandbox: &Sandbox, webhook: Uuid, reason: &str, age_ms: i64) -> Event {
     let event = Event::new("order.paid");
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
@@ -30,7 +30,7 @@ fn dead_letter(sandbox: &Sandbox, webhook: Uuid, reason: &str, age_ms: i64) -> E
     event.headers(headers.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
-/// So many for one webhook, in their queue.
+/// Publishes `count` dead letters of one webhook.
 fn many(sandbox: &Sandbox, count: usize) -> Vec<Event> {
     let webhook = sandbox.webhook("http://127.0.0.1:9/", &["nothing"]);
     sandbox.notifier().start().terminate();
@@ -40,7 +40,7 @@ fn many(sandbox: &Sandbox, count: usize) -> Vec<Event> {
     letters
 }
 
-/// Runs `dead-letters` with these arguments, which has to work, and returns what it prints.
+/// Runs `dead-letters` with these arguments, which must succeed, and returns its output.
 #[track_caller]
 fn dead_letters(sandbox: &Sandbox, arguments: &[&str]) -> String {
     let finished = sandbox.command(&[&["dead-letters"], arguments].concat());
@@ -54,13 +54,13 @@ fn dead_letters_json(sandbox: &Sandbox, arguments: &[&str]) -> Value {
     serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
 }
 
-/// The ids of all messages in a queue, which is empty afterwards.
+/// Takes all messages of a queue, and returns their ids.
 fn drain(sandbox: &Sandbox, queue: &str) -> Vec<String> {
     let messages = std::iter::from_fn(|| sandbox.broker.take(queue));
     messages.map(|message| message.properties.message_id().clone().unwrap_or_default()).collect()
 }
 
-/// Three at one webhook, an old one and one that is gone at another, and something malformed.
+/// Three of one webhook; an old one and one with reason `gone` of another; and a malformed one.
 fn seeded() -> (Sandbox, [Uuid; 2]) {
     let sandbox = Sandbox::new();
     let webhooks = [Uuid::new_v4(), Uuid::new_v4()];
@@ -137,7 +137,7 @@ fn show_prints_headers_and_body() {
 #[test]
 fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
     let sandbox = Sandbox::new();
-    // Two attempts of three fail, twice: only a schedule that starts over gets to the sixth.
+    // Two of three attempts fail, twice: only a schedule that starts over reaches the sixth.
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/healed", 6..) => Reply::Status(200),
         _ => Reply::Status(500),
@@ -179,7 +179,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     let disable = "UPDATE webhooks SET disabled_at = now() WHERE id = $1";
     sandbox.database.execute(disable, &[&disabled]);
     let of = |webhook| dead_letter(&sandbox, webhook, "exhausted", 0);
-    // Those first that stay: a limit of one is still for one that does not.
+    // Those that stay come first: a limit of one still finds one that can be replayed.
     let letters = [Event::raw("not JSON"), of(deleted), of(disabled), of(disabled), of(enabled)];
     sandbox.broker.publish(&sandbox.dead_queue(), &letters);
     let says_what_stays = |printed: &str| {
@@ -198,7 +198,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     let counts = ["fitting", "replayable", "replayed", "disabled", "deleted", "malformed"];
     assert_eq!(counts.map(|count| dry[count].as_u64()), [5, 1, 0, 2, 1, 1].map(Some), "{dry}");
     assert_eq!(dry["disabled_webhooks"][0], disabled.to_string());
-    // What stays does not count against a limit.
+    // Dead letters that stay don't count towards the limit.
     let printed = dead_letters(&sandbox, &["replay", "--limit", "1"]);
     assert!(printed.contains("\n1 replayed\n"), "{printed}");
     says_what_stays(&dead_letters(&sandbox, &["replay"]));
@@ -263,7 +263,7 @@ fn the_count_of_dead_letters_stays_while_somebody_looks_at_them() {
     let count = || notifier.metric("webhook_queue_messages", &[("queue", &queue)]);
     wait_until(SOON, "they are counted", || count() == 5.0);
     sandbox.broker.while_held(&queue, 5, || {
-        // Some looks of the notifier at its queues.
+        // The notifier reads its queues' lengths several times meanwhile.
         holds_for(Duration::from_secs(4), "they are counted", || count() == 5.0);
     });
     assert_eq!(sandbox.command(&["dead-letters", "purge", "--all"]).code, Some(0));
@@ -346,7 +346,7 @@ fn a_sigkill_during_a_replay_loses_nothing() {
     let [dead_queue, retry_queue] = [sandbox.dead_queue(), sandbox.retry_queue()];
     let mut all = BTreeSet::new();
 
-    // Until one is struck half-way: the last one's dead letters are in both queues.
+    // Until a replay is killed half-way: then this round's dead letters are in both queues.
     for round in 0.. {
         assert!(round < 10, "no replay was struck half-way");
         let letters: Vec<_> =
@@ -359,7 +359,7 @@ fn a_sigkill_during_a_replay_loses_nothing() {
             sandbox.broker.ready(&retry_queue) > Some(before) || !replay.is_running()
         });
         replay.kill();
-        // The broker takes back what the replay held as soon as it sees the connection's end.
+        // The broker requeues what the replay held as soon as it sees the connection's end.
         wait_until(SOON, "every one is in one of the queues at least", || {
             let [dead, retry] =
                 [&dead_queue, &retry_queue].map(|queue| sandbox.broker.ready(queue));
@@ -386,7 +386,7 @@ fn dead_letters_outlive_being_looked_at_more_often_than_their_queue_allows() {
         ("x-queue-type".to_owned(), AmqpValue::LongString("quorum".to_owned())),
         ("x-delivery-limit".to_owned(), AmqpValue::LongInt(20)),
     ];
-    // The operator's own, with the limit that RabbitMQ 4 sets by default.
+    // The operator's own queue, with the delivery limit that is RabbitMQ 4's default.
     sandbox.broker.declare(&sandbox.dead_queue(), arguments.into()).expect("a fresh name");
     sandbox.notifier().start().terminate();
     let letters: Vec<_> =
@@ -418,7 +418,7 @@ fn ten_thousand_dead_letters_are_replayed_each_once() {
     let sandbox = Sandbox::new();
     let letters = many(&sandbox, COUNT);
 
-    // What lies behind all others is found, too.
+    // What is behind all the others is found, too.
     let last = &letters[COUNT - 1].id;
     let shown = dead_letters_json(&sandbox, &["show", "--event", last]);
     assert_eq!(shown[0]["message_id"], *last, "{shown}");

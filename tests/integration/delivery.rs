@@ -1,4 +1,4 @@
-//! Every event reaches each webhook that wants it, as it is, exactly once.
+//! Every event reaches each webhook that wants it, unchanged, exactly once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, wait_until};
 
-/// What a parser followed by a serializer would change.
+/// Bodies that a parser followed by a serializer would change.
 const ODD_BODIES: [&str; 10] = [
     "{\"n\":N}",
     "  {\r\n\t\"n\" :N ,\"a\":  [ ]\n}\n\n",
@@ -115,7 +115,7 @@ fn an_event_that_nobody_wants_is_acked_and_counted() {
     let wanted = Event::new("wanted");
     sandbox.publish(&wanted);
 
-    // One lane, one at a time: what came before is settled now.
+    // With one lane and one request at a time, everything before has been settled now.
     let requests = receiver.wait_at("/", 1);
     assert_eq!(requests[0].id(), wanted.id);
     let metrics = notifier.metrics();
@@ -195,7 +195,7 @@ fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks()
     let healthy = Receiver::new();
     sandbox.webhook(&stuck.url("/"), &["stuck"]);
     sandbox.webhook(&healthy.url("/"), &["healthy"]);
-    // All are there before the first consumer is: it is handed the whole lot.
+    // All are published before the first consumer exists, so that it gets all of them at once.
     let mut events = vec![Event::new("stuck")];
     events.extend((0..40).map(|_| Event::new("healthy")));
     sandbox.broker.publish(sandbox.queue(), &events);
@@ -215,7 +215,7 @@ fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks()
     notifier.wait_metric("webhook_event_processing_seconds_count", &received, 41.0);
     notifier.wait_metric("webhook_request_success_total", &[], 41.0);
     assert_eq!(notifier.metric("webhook_events_received_total", &received), 41.0, "each once");
-    // What was not acked would be ready again.
+    // What wasn't acked would be ready again.
     notifier.terminate();
     sandbox.wait_drained();
     assert_eq!(stuck.requests().len(), 1);
@@ -234,7 +234,7 @@ fn the_requests_of_one_event_run_side_by_side() {
             let together = Arc::clone(&together);
             Receiver::answering(move |_| {
                 together.fetch_add(1, Ordering::SeqCst);
-                // One after the other, none would ever be answered.
+                // If they came one after another, none would ever be answered.
                 let have_come = || together.load(Ordering::SeqCst) == WEBHOOKS;
                 wait_until(SOON, "all have come", have_come);
                 Reply::Status(200)
@@ -285,15 +285,15 @@ fn the_type_is_the_property_then_event_type_then_event_then_type() {
         sandbox.webhook(&receiver.url(&format!("/{kind}")), &[&format!("a.{kind}")]);
     }
     let body = r#"{"type":"a.type","event":"a.event","event_type":"a.event_type"}"#;
-    // What the event is, and where it must go.
+    // The event, and where it must go.
     let cases = [
         (Event::raw(body).kind("a.property"), "/property"),
         (Event::raw(body), "/event_type"),
         (Event::raw(r#"{"type":"a.type","event":"a.event"}"#), "/event"),
         (Event::raw(r#"{"type":"a.type","events":"a.event"}"#), "/type"),
-        // First found means the first that is a string.
+        // The first one that is a string counts.
         (Event::raw(r#"{"event_type":7,"event":{"type":"x"},"type":"a.type"}"#), "/type"),
-        // Only the object itself counts, not what lies in it.
+        // Only members of the object itself count, not nested ones.
         (Event::raw(r#"{"data":{"type":"a.type"},"event":"a.event"}"#), "/event"),
         (Event::raw(r#"{"\u0074ype":"a.\u0074ype"}"#), "/type"),
     ];

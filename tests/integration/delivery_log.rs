@@ -1,4 +1,4 @@
-//! The delivery log: what it holds, and that it stands in no delivery's way.
+//! The delivery log: what it holds, and that it never holds up a delivery.
 
 use std::process::Stdio;
 
@@ -41,7 +41,7 @@ fn status_500(attempt: i32) -> Row {
     Row { status: Some(500), reason, detail, ..row("failed", attempt) }
 }
 
-/// What the table has of an event, and a webhook or none.
+/// The table's entries of an event, with a webhook or without.
 fn rows(sandbox: &Sandbox, event: &Event, webhook: Option<Uuid>) -> Vec<Row> {
     let rows = sandbox.database.query(
         "SELECT outcome, attempt, status, reason, detail, dead,
@@ -66,7 +66,7 @@ fn count(sandbox: &Sandbox) -> i64 {
     sandbox.database.query("SELECT count(*) FROM delivery_attempts", &[])[0].get(0)
 }
 
-/// Waits until the table has so many entries.
+/// Waits until the table has `expected` entries.
 #[track_caller]
 fn wait_count(sandbox: &Sandbox, expected: i64) {
     wait_until(SOON, &format!("the log has {expected} entries"), || count(sandbox) == expected);
@@ -131,7 +131,7 @@ fn failures_are_logged_from_their_beginning_to_their_end_and_nothing_else() {
     notifier.wait_metric("webhook_delivery_log_rows_total", &[("result", "written")], 7.0);
     assert_eq!(metric(&notifier, "dropped"), 0.0);
 
-    // The end of what began before it died.
+    // How a delivery ends that began before it was dead.
     sandbox.database.execute("UPDATE webhooks SET post_url = $1", &[&receiver.url("/good")]);
     let replay = ["dead-letters", "replay", "--webhook", &never.to_string()];
     wait_until(SOON, "the dead letter was there", || {
@@ -182,7 +182,7 @@ fn what_is_held_back_or_dropped_is_logged() {
         let [all, dropped] = [0, 1].map(|column| rows[0].get::<_, i64>(column));
         all > 0 && all == dropped
     });
-    // Those in the backlog at once, and without an entry each.
+    // Those in the backlog are dropped at once, without an entry for each.
     let dropped = notifier.metric("webhook_deliveries_dropped_total", &[("reason", "deleted")]);
     assert!(dropped >= 3.0, "{dropped} dropped");
 }
@@ -254,19 +254,19 @@ fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropp
     deliver(1);
     wait_count(&sandbox, 1);
 
-    // Away for a while: nothing is missing afterwards.
+    // An outage of PostgreSQL: nothing is missing afterwards.
     proxy.refuse();
     deliver(20);
     assert_eq!(metric(&notifier, "dropped"), 0.0);
     proxy.thaw();
     wait_until(LATER, "what waited is written", || count(&sandbox) == 21);
-    // Who wants it has to be known again before PostgreSQL hangs.
+    // The directory has to know again who wants it before PostgreSQL hangs.
     notifier.wait_stderr(LATER, "directory in use again");
     deliver(1);
     notifier.wait_metric("webhook_delivery_log_rows_total", &[("result", "written")], 22.0);
     assert_eq!((metric(&notifier, "dropped"), gaps(&notifier)), (0.0, 0));
 
-    // It hangs: what was on its way may be lost, and is counted so.
+    // PostgreSQL hangs: entries that were being written may be lost, and are counted as such.
     proxy.freeze();
     deliver(20);
     wait_until(LATER, "rows are dropped", || metric(&notifier, "dropped") >= 1.0);
@@ -306,13 +306,13 @@ fn without_its_table_one_line_says_what_to_do_and_nothing_else_suffers() {
     let event = Event::new("order.paid");
     sandbox.publish(&event);
     wait_until(SOON, "it is logged", || rows(&sandbox, &event, Some(webhook)).len() == 2);
-    // Between two migrations it may lack a column as well.
+    // Between two migrations a column may be missing, too.
     let lines = notifier.stderr();
     let told = lines.iter().filter(|line| line.contains("has gaps") && line.contains("42P01"));
     assert_eq!(told.count(), 1, "{lines:?}");
 }
 
-/// Entries of some event, by SQL, that old.
+/// Inserts entries of an event by SQL, with this age.
 fn insert(sandbox: &Sandbox, event: &str, age: &str, number: i32) {
     sandbox.database.execute(
         &format!(
@@ -328,7 +328,7 @@ fn insert(sandbox: &Sandbox, event: &str, age: &str, number: i32) {
 #[test]
 fn what_is_older_than_it_is_kept_goes_whoever_deletes_it() {
     let sandbox = Sandbox::new();
-    // Two chunks and a half.
+    // Two and a half chunks.
     insert(&sandbox, "old", "49 hours", 12_500);
     insert(&sandbox, "new", "47 hours", 10);
     let instances = [(); 2].map(|()| sandbox.notifier().env("DELIVERY_LOG_KEEP", "2d").start());
@@ -363,7 +363,7 @@ fn tail_begins_with_the_last_lines_and_misses_none_that_comes_late() {
     let follower = tail(&sandbox, &["--lines", "2"]);
     wait_ids(&follower, &["before-4", "before-5"]);
 
-    // It has the smaller ids, and is seen later.
+    // It has smaller ids, and becomes visible later.
     let mut late = postgres::Client::connect(sandbox.database.url(), NoTls).expect("it answers");
     let mut transaction = late.transaction().expect("it begins");
     let insert_late = "INSERT INTO delivery_attempts
@@ -420,7 +420,7 @@ fn tail_shows_attempts_of_all_instances_as_they_are_made_or_some_of_them() {
     }
 
     proxy.refuse();
-    everything.wait_stderr(LATER, "going on when it answers");
+    everything.wait_stderr(LATER, "continuing once it answers");
     let meanwhile = Event::new("good");
     sandbox.publish(&meanwhile);
     proxy.thaw();

@@ -1,4 +1,4 @@
-//! Who wants an event is known from memory, and every change of the table is honoured at once.
+//! Who wants an event is known from memory, and every change to the table takes effect at once.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use crate::harness::{
     wait_for, wait_until,
 };
 
-/// How soon a committed change must be honoured.
+/// How soon a committed change must take effect.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// The same on a machine that is out of breath, where it is not the clock that is tested.
+/// The same for an overloaded machine, in tests that don't measure time.
 const SOON_ENOUGH: Duration = Duration::from_millis(500);
 
 fn answers(notifier: &Notifier, from: &str) -> f64 {
@@ -28,12 +28,12 @@ fn events_of_one_type_cost_one_query() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["order.*"]);
-    // Two consumers might ask for the same at a time.
+    // Two consumers might ask for the same at the same time.
     let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
     notifier.wait_listening();
 
     let mut events: Vec<_> = (0..50).map(|_| Event::new("order.paid")).collect();
-    // Nobody wants these, which is worth remembering too.
+    // Nobody wants these, which is worth remembering, too.
     events.extend((0..50).map(|_| Event::new("user.created")));
     sandbox.broker.publish(sandbox.queue(), &events);
 
@@ -144,7 +144,7 @@ fn without_listening_every_event_asks_and_memory_is_used_again_afterwards() {
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/0", 1);
 
-    // A name that nobody may listen on any more: the function still exists, its trigger doesn't.
+    // The trigger no longer runs, but its function still exists.
     sandbox.database.execute("ALTER TABLE webhooks DISABLE TRIGGER webhooks_updated", &[]);
     let line = notifier.wait_stderr(SOON, "directory bypassed");
     assert!(line.contains("run `webhook-notifier migrate`"), "{line}");
@@ -210,7 +210,7 @@ fn only_the_listening_connection_is_killed_and_still_every_change_is_honoured() 
     notifier.wait_listening();
 
     for round in 1..=10 {
-        // Nobody else's: these servers are ours.
+        // Only the notifier's connections: these servers are ours.
         let killed = sandbox.database.query(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
              WHERE application_name = 'webhook-notifier directory'",
@@ -265,14 +265,14 @@ fn from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second()
         took.push(first.saturating_duration_since(committed));
     }
     took.sort_unstable();
-    // Not the longest: that one is the machine's, whenever it has better things to do.
+    // Not the longest, which depends on what else the machine does.
     let median = took[took.len() / 2];
     eprintln!("median of 30: {median:?}, longest: {:?}", took[took.len() - 1]);
     assert!(median < AT_ONCE, "{took:?}");
     assert!(answers(&notifier, "memory") > 0.0);
 }
 
-/// A notifier that reaches PostgreSQL by a proxy, and has delivered an event of the type `known`.
+/// A notifier that reaches PostgreSQL through a proxy, and has delivered an event of the type `known`.
 fn behind(proxy: &Proxy, sandbox: &Sandbox, receiver: &Receiver) -> Notifier {
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let notifier =
@@ -283,13 +283,13 @@ fn behind(proxy: &Proxy, sandbox: &Sandbox, receiver: &Receiver) -> Notifier {
     notifier
 }
 
-/// Known types are delivered, the unknown waits; and all is as before when PostgreSQL is back.
+/// Known types are delivered and unknown ones wait; everything is as before once PostgreSQL is back.
 fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, back: impl Fn()) {
     let before = receiver.requests().len();
     let absent = Instant::now();
     let mut late = 0;
     let mut known = 0;
-    // Beyond the time that the last proof is good for.
+    // Longer than the last proof is valid.
     while absent.elapsed() < Duration::from_secs(6) {
         let published = Instant::now();
         sandbox.publish(&Event::new("known"));
@@ -297,7 +297,7 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
         receiver.wait_at("/", before + known);
         late += usize::from(published.elapsed() > Duration::from_secs(2));
     }
-    // One look-up may have been the first to ask, and have waited as long as a query may take.
+    // One look-up may have been the first to ask, and so have waited as long as a query may take.
     assert!(late <= 1, "{late} of {known} are late");
     wait_until(SOON, "it is known that it is away", || {
         notifier.metric("webhook_database_up", &[]) == 0.0
@@ -346,12 +346,12 @@ fn more_types_than_it_may_remember_are_only_slower() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["type.*"]);
-    // One at a time: of several that are under way, two may be of one type.
+    // One at a time: of several concurrent events, two may have the same type.
     let launch = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time());
     let notifier = launch.env("DIRECTORY_ENTRIES", "5").start();
     notifier.wait_listening();
 
-    // Each time around, every one of them has been forgotten for the others.
+    // In each round, every type has been forgotten for the others.
     let events: Vec<_> = (0..60).map(|n| Event::new(&format!("type.{}", n % 20))).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
     wait_delivered(&notifier, 60);

@@ -1,4 +1,4 @@
-//! Requests that go out through a proxy, EGRESS_PROXY.
+//! Requests through a proxy, EGRESS_PROXY.
 
 use std::{fs, io::Write as _, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// An address that leads to nobody (RFC 5737), and is allowed here.
+/// An address where nobody is (RFC 5737), and which is allowed here.
 const FAR: &str = "192.0.2.14";
 const ALLOWED: &str = "192.0.2.0/24";
 
@@ -91,7 +91,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     assert_eq!(receiver.requests().len(), 1);
 }
 
-/// Whatever the proxy does to everybody costs nobody anything but time.
+/// What the proxy does to all receivers delays their deliveries, but costs no attempt.
 #[track_caller]
 fn check_away(way: Way, says: &str) {
     let sandbox = Sandbox::new();
@@ -104,7 +104,7 @@ fn check_away(way: Way, says: &str) {
     }
     let mut notifier = sandbox
         .notifier()
-        // By this, two attempts and a breaker are little.
+        // With these, one counted failure would open the breaker, and two would be a dead letter.
         .env("RETRY_SCHEDULE", "100ms")
         .env("CIRCUIT_BREAKER", "1,1m,1m")
         .env("ALLOW_NETWORKS", ALLOWED)
@@ -120,7 +120,10 @@ fn check_away(way: Way, says: &str) {
     assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 0.0);
     let status: Value = serde_json::from_str(&notifier.get("/status.json").body).expect("JSON");
     let advice = status["advice"].to_string();
-    assert!(advice.contains("No request gets out") && advice.contains(says), "{advice}");
+    assert!(
+        advice.contains("No request has reached a receiver") && advice.contains(says),
+        "{advice}"
+    );
     assert_eq!(notifier.metric("webhook_request_failure_total", &[]), 0.0);
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
     assert_eq!(notifier.metric("webhook_circuit_breaker_transitions_total", &[]), 0.0);
@@ -146,12 +149,12 @@ fn a_proxy_that_hangs_up_costs_nobody_an_attempt() {
 #[test]
 fn a_proxy_that_wants_other_credentials_costs_nobody_an_attempt() {
     let challenge = Way::Status(407, "Proxy-Authenticate: Basic realm=\"x\"");
-    check_away(challenge, "another user name and password");
+    check_away(challenge, "wants other credentials");
 }
 
 #[test]
 fn what_is_no_proxy_costs_nobody_an_attempt() {
-    check_away(Way::Status(405, ""), "takes no CONNECT (status 405)");
+    check_away(Way::Status(405, ""), "does not accept CONNECT (status 405)");
     check_away(Way::Garbage, "does not answer in HTTP");
 }
 
@@ -227,7 +230,7 @@ fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
         .start();
 
     sandbox.publish(&Event::new("bad"));
-    // Others get theirs meanwhile.
+    // Meanwhile other receivers get their deliveries.
     let mut count = 0;
     wait_until(SOON, "it is dead", || {
         count += 1;
@@ -282,16 +285,16 @@ fn check_says_whether_the_proxy_answers() {
     let receiver = Receiver::new();
     let proxy = ConnectProxy::new();
     sandbox.webhook("http://192.0.2.14/", &["*"]);
-    // Those that `run` would make.
+    // The queues and tables that `run` would create.
     drop(sandbox.notifier().start());
     let url = proxy.url_with(&format!("user:{PASSWORD}"));
     for (way, code, says) in [
         (Way::Open, 0, "answers"),
         (Way::Status(403, ""), 0, "answers"),
         (Way::Status(407, ""), 0, "answers"),
-        (Way::Status(407, "proxy-authenticate: Basic"), 1, "another user name and password"),
-        (Way::Status(401, ""), 1, "another user name and password"),
-        (Way::Status(501, ""), 1, "takes no CONNECT"),
+        (Way::Status(407, "proxy-authenticate: Basic"), 1, "wants other credentials"),
+        (Way::Status(401, ""), 1, "wants other credentials"),
+        (Way::Status(501, ""), 1, "does not accept CONNECT"),
         (Way::Close, 1, "ends the connection without an answer"),
         (Way::Garbage, 1, "does not answer in HTTP"),
     ] {

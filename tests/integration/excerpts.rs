@@ -1,5 +1,5 @@
-//! What a receiver says where it does not take an event is kept, as much as DELIVERY_LOG_BODY says, and
-//! shown where people look for it; and nothing of it that is secret, or of what went well.
+//! What a receiver answers when it refuses an event is kept, up to DELIVERY_LOG_BODY, and shown where
+//! people look for it; without secrets, and without successful responses.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::harness::{
     wait_for, wait_until,
 };
 
-/// An answer of that status line and body.
+/// An answer with this status line and body.
 fn answer(status: &str, body: &str) -> Reply {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n");
@@ -33,7 +33,7 @@ fn until_dead(sandbox: &Sandbox, notifier: &Notifier, kind: &str) -> Event {
     event
 }
 
-/// Its failed attempts in the log, with status line and body, as soon as there are so many.
+/// Waits until the log has `count` failed attempts of the event. Returns their status lines and bodies.
 fn logged(sandbox: &Sandbox, event: &Event, count: usize) -> Vec<(Option<String>, Option<String>)> {
     wait_for(SOON, &format!("{count} attempts are logged"), || {
         let rows = sandbox.database.query(
@@ -88,7 +88,7 @@ fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
     assert_eq!(letter[0]["dead_letter"]["last_answer"]["body"], body, "{letter}");
     assert_eq!(letter[0]["headers"]["x-last-status-line"], line, "{letter}");
 
-    // Long after, and without the log, its dead letter has it still.
+    // Long afterwards, and without the log, its dead letter still has it.
     let table =
         sandbox.database.query("SELECT string_agg(l::text, ' ') FROM delivery_attempts l", &[]);
     let table: String = table[0].get(0);

@@ -1,9 +1,9 @@
-//! The ways in which a receiver can fail to give an answer.
+//! The ways in which a receiver can fail to answer.
 
 use crate::harness::{DeadLetter, Event, Receiver, Reply, Sandbox};
 
-/// Both attempts fail in the same way: the delivery is parked after the first,
-/// dead after the second, and both are counted under one of these reasons.
+/// Both attempts fail in the same way: the delivery is parked after the first and dead after the second,
+/// and both are counted with one of these reasons.
 #[track_caller]
 fn check_failure(url: &str, reasons: &[&str]) {
     let sandbox = Sandbox::new();
@@ -75,7 +75,7 @@ fn an_answer_that_drips_past_the_limit_is_a_failed_attempt() {
 
 #[test]
 fn a_name_that_does_not_resolve_is_a_failed_attempt() {
-    // A machine without a name server may only learn it by waiting.
+    // A machine without a name server may find out only by a time-out.
     check_failure("http://no-such-host.invalid/", &["dns", "timeout"]);
 }
 

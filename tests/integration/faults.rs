@@ -1,5 +1,5 @@
-//! Servers that stop and crash under a running notifier. These tests have a
-//! pair of servers of their own, and run one after the other.
+//! Servers that stop and crash under a running notifier. These tests have their own pair of servers, and
+//! run one after another.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::harness::{
     wait_until,
 };
 
-/// Delivers one event, which proves that all is connected.
+/// Delivers one event, which proves that everything is connected.
 #[track_caller]
 fn warm_up(sandbox: &Sandbox, receiver: &Receiver, path: &str, kind: &str) {
     sandbox.publish(&Event::new(kind));
@@ -24,8 +24,7 @@ fn assert_not_ready(notifier: &Notifier, line: &str) {
     });
 }
 
-/// The broker goes away with a retry waiting in it and an event in its queue,
-/// and comes back.
+/// The broker stops with a retry and an event in its queues, and starts again.
 #[track_caller]
 fn check_broker_restart(end: End) {
     let faults = FaultServers::take();
@@ -78,8 +77,8 @@ fn check_broker_restart(end: End) {
             assert_eq!(receiver.of("/healthy", &waiting).len(), 1);
             assert_eq!(receiver.of("/failing", &waiting).len(), 2);
         }
-        // RabbitMQ writes acks to disk a little later: a crash may repeat a
-        // message that was acked just before.
+        // RabbitMQ writes acks to disk a little later: after a crash, a message that was acked just
+        // before may be redelivered.
         End::Kill => assert!(!receiver.of("/healthy", &waiting).is_empty()),
     }
 }
@@ -94,8 +93,7 @@ fn a_crash_of_the_broker_is_survived_and_no_waiting_retry_lost() {
     check_broker_restart(End::Kill);
 }
 
-/// PostgreSQL goes away, events come for which nobody knows the webhooks, and
-/// PostgreSQL comes back.
+/// PostgreSQL stops, events arrive whose webhooks nobody knows, and PostgreSQL starts again.
 #[track_caller]
 fn check_postgres_restart(end: End) {
     let faults = FaultServers::take();
@@ -117,10 +115,10 @@ fn check_postgres_restart(end: End) {
         receiver.at("/new").is_empty()
     });
     let meanwhile = received() - before;
-    // The first found PostgreSQL gone, as did those that other consumers of the lane got meanwhile, and
-    // were handed back; then the lane asks PostgreSQL before it consumes anything.
+    // The first event found PostgreSQL gone, as did those that the lane's other consumers got meanwhile;
+    // they were handed back. Then the lane asks PostgreSQL before it consumes anything.
     assert!(meanwhile <= events.len() as f64, "a hot loop: {meanwhile} receptions");
-    // The notifier keeps none in its hands.
+    // The notifier holds none of them.
     wait_until(SOON, "all wait", || sandbox.broker.ready(sandbox.queue()) == Some(5));
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
     assert_eq!(notifier.get("/healthz").status, 200);
@@ -129,7 +127,7 @@ fn check_postgres_restart(end: End) {
     receiver.wait_at_within(LATER, "/new", events.len());
     wait_until(LATER, "it is ready again", || notifier.is_ready());
     assert!(notifier.is_running());
-    // What is registered from now on counts as well.
+    // What is registered from now on takes effect, too.
     sandbox.webhook(&receiver.url("/later"), &["known"]);
     wait_until(SOON, "a new webhook is honoured", || {
         sandbox.publish(&Event::new("known"));
@@ -204,7 +202,7 @@ fn an_alarm_of_the_broker_is_told_and_what_fails_in_it_is_not_lost() {
     let receiver =
         Receiver::answering(move |request| match (request.path.as_str(), request.attempt) {
             ("/failing", 1) => {
-                // Its end is what is waited for.
+                // The wait is for the channel's end.
                 let _ = until_alarmed.recv_timeout(SOON);
                 Reply::Status(500)
             }
@@ -216,7 +214,7 @@ fn an_alarm_of_the_broker_is_told_and_what_fails_in_it_is_not_lost() {
     let notifier = notifier.start();
     warm_up(&sandbox, &receiver, "/healthy", "healthy");
     notifier.wait_metric("webhook_broker_accepting", &[], 1.0);
-    // Before the alarm: in it RabbitMQ takes nothing of ours either.
+    // Before the alarm, during which RabbitMQ takes no message from the test either.
     let (failing, healthy) = (Event::new("failing"), Event::new("healthy"));
     sandbox.publish(&failing);
     sandbox.publish(&healthy);

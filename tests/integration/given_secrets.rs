@@ -1,4 +1,4 @@
-//! A secret that a receiver has already: registered from a file or standard input, and shown nowhere.
+//! A secret that a receiver already has: registered from a file or standard input, and shown nowhere.
 
 use std::io::Write as _;
 
@@ -26,7 +26,7 @@ fn path(file: &NamedTempFile) -> &str {
     file.path().to_str().expect("a plain name")
 }
 
-/// What signs a webhook's requests: the secret, the one before, and whether that one expires.
+/// What signs a webhook's requests: the secret, the previous one, and whether that expires.
 fn stored(sandbox: &Sandbox) -> (Option<String>, Option<String>, bool) {
     let columns = "secret, previous_secret, previous_secret_expires_at IS NOT NULL";
     let row = sandbox.database.query(&format!("SELECT {columns} FROM webhooks"), &[]).remove(0);
@@ -37,7 +37,7 @@ fn owned(secret: &str) -> Option<String> {
     Some(secret.to_owned())
 }
 
-/// A command that reads this; what it prints may not hold it.
+/// Runs a command with this input, which its output must not contain.
 fn reading(sandbox: &Sandbox, arguments: &[&str], input: &str) -> Finished {
     let launch = Launch::new(arguments).env("DATABASE_URL", sandbox.database.url());
     let finished = launch.reading(input);
@@ -95,7 +95,7 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
         finished.stdout
     };
     let check = |valid: &[&str]| {
-        // A change is honoured within a tenth of a second, not at once.
+        // A change takes effect within a tenth of a second, not immediately.
         wait_until(SOON, "requests are signed by these", || {
             let event = Event::new("order.paid");
             sandbox.publish(&event);
@@ -106,13 +106,13 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
         });
     };
 
-    // It had none.
+    // It had no secret.
     let shown = set(&["--secret-from", path(&first), "--rate", "1000", "--description", "mine"]);
     assert!(shown.contains("mine"), "{shown}");
     assert_eq!(stored(&sandbox), (owned(FIRST), None, false));
     check(&[FIRST]);
     for _ in 0..2 {
-        // The second time it changes nothing.
+        // The second time, this changes nothing.
         set(&["--secret-from", path(&second), "--keep", "1h"]);
         assert_eq!(stored(&sandbox), (owned(SECOND), owned(FIRST), true));
     }

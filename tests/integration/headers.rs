@@ -1,5 +1,5 @@
-//! What a request says of its event beside the body: its id and type, the number of the attempt, and
-//! which of the producer's headers go on. A delivery that waited, was split or died says the same.
+//! What a request says about its event besides the body: the id, the type, the attempt's number, and the
+//! forwarded producer's headers. It is the same for a delivery that waited, was split or died.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ fn table(headers: &[(&str, AmqpValue)]) -> FieldTable {
     headers.iter().map(|(name, value)| (String::from(*name), value.clone())).collect()
 }
 
-/// An event whose type stands nowhere but in its property, with headers of all kinds.
+/// An event whose type is only in its property, with headers of all kinds.
 fn told() -> Event {
     Event::new("order.paid").body("{\"n\": 1}").headers(table(&[
         ("traceparent", text(TRACEPARENT)),
@@ -35,12 +35,12 @@ fn told() -> Event {
         ("X-Shard", AmqpValue::LongInt(17)),
         ("x-private", text("nobody's business")),
         ("x-flag", AmqpValue::Boolean(true)),
-        // Ours where we write it.
+        // A header that we write ourselves.
         ("x-attempt", AmqpValue::LongInt(40)),
     ]))
 }
 
-/// Names what [`told`] has.
+/// Some of the headers of [`told`].
 const FORWARDED: &str = "x-tenant, x-shard,x-flag";
 
 #[track_caller]
@@ -130,7 +130,7 @@ fn what_died_and_was_replayed_says_the_same_and_counts_anew() {
     sandbox.publish(&event);
     wait_until(SOON, "it is dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(1));
     is_well.store(true, Ordering::SeqCst);
-    // It has no FORWARD_HEADERS, and loses nothing by that.
+    // It has no FORWARD_HEADERS, and loses nothing because of that.
     succeed(&sandbox, &["dead-letters", "replay"]);
     let requests = receiver.wait_at("/", 3);
     for (request, attempt) in requests.iter().zip(["1", "2", "1"]) {
@@ -213,7 +213,7 @@ fn a_header_that_cannot_be_forwarded_ends_the_start_by_its_name() {
     }
 }
 
-/// An event id, and the `webhook-id` that receivers have of it.
+/// An event id, and the `webhook-id` that receivers get.
 const IDS: [(&str, &str); 5] = [
     ("order 17", "order%2017"),
     ("bestellung-ü", "bestellung-%C3%BC"),
@@ -233,7 +233,7 @@ fn any_id_is_delivered_signed_and_found_again() {
     let secret = added["secret"].as_str().expect("a secret");
     let mut notifier = notifier(&sandbox).env("RETRY_SCHEDULE", "100ms").start();
     for (number, (id, header)) in IDS.into_iter().enumerate() {
-        // By the property, and by the body.
+        // As a property, and in the body.
         let event = match number % 2 {
             0 => Event::new("order.paid").id(id),
             _ => Event::raw(serde_json::json!({ "id": id, "type": "order.paid" }).to_string()),
@@ -244,7 +244,7 @@ fn any_id_is_delivered_signed_and_found_again() {
         for request in found() {
             verify(secret, &request).unwrap_or_else(|error| panic!("{error}: {request:?}"));
         }
-        // What is no plain word stands in quotation marks in the log.
+        // In the log, what isn't a plain word is quoted.
         let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
         let shown = if is_plain { id.to_owned() } else { format!("{id:?}") };
         notifier.wait_stderr(SOON, &format!("attempt failed event={shown} webhook="));

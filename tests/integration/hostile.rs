@@ -1,5 +1,4 @@
-//! Receivers that try to hurt: what each costs is the deadline and a few KiB, and nobody else
-//! notices.
+//! Hostile receivers: each costs at most the deadline and a few KiB, and others aren't affected.
 
 use std::{
     collections::BTreeMap,
@@ -23,23 +22,23 @@ use crate::harness::{
 /// REQUEST_TIMEOUT of these tests.
 const DEADLINE: Duration = Duration::from_millis(500);
 
-/// How much later an attempt may be over on a machine that is busy with other tests. (It is ten
-/// milliseconds on an idle one.)
+/// How much later an attempt may end on a machine that is busy with other tests. (On an idle one it is
+/// ten milliseconds.)
 const TOLERANCE: Duration = Duration::from_millis(1_500);
 
-/// The admin port has a thread more where one question comes upon another.
+/// The admin port uses another thread if requests overlap.
 const ADMIN_THREADS: u64 = 2;
 
-/// The capacity of the queue. Each of its two lanes has so many consumers at most, and as many
-/// threads do what those should not wait for; each consumer that starts or ends has one for a moment.
+/// The queue's capacity. Each of its two lanes has at most this many consumers, and as many threads for
+/// work that those shouldn't wait for; each consumer that starts or ends briefly has one more.
 const CAPACITY: u64 = 16;
 const MOST_THREADS: u64 = 5 * CAPACITY;
 
-/// What a receiver does, and what an attempt must come to.
+/// What a receiver does, and how an attempt must end.
 struct Attack {
     name: &'static str,
     reply: Reply,
-    /// The reason of the failure, one of these; or "delivered".
+    /// The failure's reason, one of these; or "delivered".
     outcomes: &'static [&'static str],
 }
 
@@ -61,13 +60,13 @@ fn drip(bytes: impl AsRef<[u8]>) -> Then {
     Then::Repeat(Duration::from_millis(50), bytes.as_ref().to_vec())
 }
 
-/// A status of 200 and these header lines.
+/// Status 200 with these header lines.
 fn ok(headers: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{headers}\r\n")
 }
 
-/// Ten megabytes of zeros in 64 KiB: one block of fixed Huffman codes, which repeats a zero in runs
-/// of 258.
+/// Ten megabytes of zeros in 64 KiB: one block of fixed Huffman codes, which repeats a zero in runs of
+/// 258.
 fn gzip_bomb() -> Vec<u8> {
     let (last_fixed_block, zero, run, end) = ("110", "00110000", "1100010100000", "0000000");
     let bits = [last_fixed_block, zero, &run.repeat(40_000), end].concat();
@@ -132,7 +131,7 @@ fn attacks() -> Vec<Attack> {
             raw("HTTP/1.1 302 F\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", Then::Stay),
             &["status_3xx"],
         ),
-        // The body: the status has decided.
+        // The body: the status has already decided.
         ("body in drops", raw(&long, drip("x")), DELIVERED),
         ("body without end", Reply::Endless, DELIVERED),
         ("body cut off", raw(&long, Then::Reset), &["delivered", "reset"]),
@@ -164,7 +163,7 @@ fn attacks() -> Vec<Attack> {
     table.map(|(name, reply, outcomes)| Attack { name, reply, outcomes }).into()
 }
 
-/// Behaves by the first piece of the path, which is the number of an attack.
+/// Behaves according to the path's first part, which is the number of an attack.
 fn attacker() -> Receiver {
     let attacks = attacks();
     Receiver::forgetful(move |request| {
@@ -173,7 +172,7 @@ fn attacker() -> Receiver {
     })
 }
 
-/// A receiver that says what it has to say to each connection at once, and reads nothing.
+/// A receiver that sends its answer on each connection at once, and reads nothing.
 struct Deaf {
     address: SocketAddr,
     ended: Arc<AtomicBool>,
@@ -182,7 +181,7 @@ struct Deaf {
 impl Deaf {
     fn saying(answer: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        // Little is taken in its place by the kernel.
+        // So that the kernel buffers little.
         set_socket_recv_buffer_size(&listener, 4 << 10).expect("it is ours");
         let address = listener.local_addr().expect("it is bound");
         let ended = Arc::new(AtomicBool::new(false));
@@ -215,7 +214,7 @@ impl Drop for Deaf {
     }
 }
 
-/// How an attempt ended, as the log has it.
+/// How an attempt ended, according to the log.
 #[derive(Debug)]
 struct Attempt {
     outcome: String,
@@ -223,7 +222,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    /// Also true of what a busy machine was too slow for.
+    /// True for a time-out, too, if the machine was too busy.
     fn came_to(&self, outcomes: &[&str]) -> bool {
         let too_late = self.outcome == "timeout" && self.took >= DEADLINE;
         outcomes.contains(&self.outcome.as_str()) || too_late
@@ -247,7 +246,7 @@ fn attempts(notifier: &Notifier, webhook: Uuid) -> Vec<Attempt> {
     lines.filter_map(attempt).collect()
 }
 
-/// What the process holds.
+/// The process's resources.
 #[derive(Clone, Copy)]
 struct Held {
     kib: u64,
@@ -290,7 +289,7 @@ fn no_attack_costs_more_than_the_deadline_and_a_few_kib() {
         cases.push((format!("{number}"), webhook, name, outcomes, 100));
     }
     let encrypted = |url: String| url.replace("http:", "https:");
-    // How much of a large event fits in the kernel's buffers decides.
+    // The outcome depends on how much of a large event fits into the kernel's buffers.
     let by_size = &["timeout", "delivered"];
     for (kind, url, name, outcomes, bytes) in [
         ("mute", mute.url(), "request is never read", TIMEOUT, 1_000_000),
@@ -318,10 +317,10 @@ fn no_attack_costs_more_than_the_deadline_and_a_few_kib() {
                 attempts(&notifier, webhook).len() >= sum
             });
         };
-        // The first of its kind needs what is kept for those that follow.
+        // The first attempt of a kind allocates what is kept for the next ones.
         attempt(&events[..1], 1);
         let before = Held::by(&notifier);
-        // One by one: a receiver that lost a connection gets one request at a time.
+        // One by one: a receiver that closed a connection gets one request at a time.
         for sum in 2..=TIMES {
             attempt(&events[sum - 1..sum], sum);
         }
@@ -353,7 +352,7 @@ fn no_attack_costs_more_than_the_deadline_and_a_few_kib() {
         let allowance = 1_024 + (TIMES * 4 * bytes) as u64 / 1_024;
         assert!(after.kib <= before.kib + allowance, "{name}: {} KiB", after.kib);
     }
-    // With what each first one needed: 14 MiB, half of it for the events of a megabyte.
+    // Including what each first attempt needed: 14 MiB, half of it for events of a megabyte.
     let last = Held::by(&notifier);
     assert!(last.kib <= first.kib + (24 << 10), "{} → {} KiB", first.kib, last.kib);
     notifier.terminate();
@@ -370,7 +369,7 @@ fn two_hundred_attackers_at_once_are_bounded_and_their_neighbour_is_served() {
         sandbox.webhook(&receiver.url(&format!("/{}/{number}", number % kinds)), &["attack"]);
     }
     sandbox.webhook(&neighbour.url("/"), &["health"]);
-    // Each has two attempts: few of them may be made at a time, and the others wait between them.
+    // Each has two attempts: few may be made at a time, and the others wait between them.
     let notifier = launch(&sandbox, CAPACITY, "200ms");
     let settled = || {
         let metrics = notifier.metrics();
@@ -393,8 +392,8 @@ fn two_hundred_attackers_at_once_are_bounded_and_their_neighbour_is_served() {
         held.push(now);
     }
 
-    // The allocator warms up for dozens of rounds, whoever the receivers are. But what these sent in
-    // the last three would be fifty times as much.
+    // The allocator warms up for dozens of rounds, whatever the receivers do. But what these sent in the
+    // last three rounds would be fifty times as much.
     let (warm, last) = (held[1], held[ROUNDS - 1]);
     assert!(last.threads <= warm.threads + ADMIN_THREADS + MOST_THREADS);
     assert!(last.kib <= warm.kib + 4_096, "{} KiB, then {} KiB", warm.kib, last.kib);
@@ -437,7 +436,7 @@ fn an_answer_that_ends_at_any_of_its_bytes_counts_as_soon_as_its_head_is_there()
     for (path, webhook, complete) in &cases {
         wait_until(SOON, "its outcome is known", || !attempts(&notifier, *webhook).is_empty());
         for attempt in attempts(&notifier, *webhook) {
-            // An RST may take with it what came before.
+            // An RST may discard what arrived before it.
             let delivered = *complete && (path.ends_with("fin") || attempt.outcome == "delivered");
             let expected = if delivered { "delivered" } else { "reset" };
             assert!(attempt.came_to(&[expected]), "{path}: {attempt:?}");
@@ -448,7 +447,7 @@ fn an_answer_that_ends_at_any_of_its_bytes_counts_as_soon_as_its_head_is_there()
     notifier.terminate();
 }
 
-/// What a receiver says beyond its answer must not be the answer to the next request, whose true
+/// What a receiver sends beyond its answer must not become the answer to the next request, whose true
 /// answer is 410.
 #[track_caller]
 fn check_smuggling(then: Then, extra: &str) {
@@ -464,7 +463,7 @@ fn check_smuggling(then: Then, extra: &str) {
     receiver.wait_at("/", 1);
     wait_until(SOON, "the first is delivered", || attempts(&notifier, webhook).len() == 1);
     let second = Event::new("order.paid").body(r#"{"n":2}"#);
-    // That the extra bytes have come nobody but the kernel can tell.
+    // Only the kernel knows whether the extra bytes have arrived.
     thread::sleep(Duration::from_millis(200));
 
     sandbox.publish(&second);

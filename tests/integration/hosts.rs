@@ -1,4 +1,4 @@
-//! Several hosts in DATABASE_URL: one that says nothing keeps nobody from the next.
+//! Several hosts in DATABASE_URL: one that doesn't answer must not prevent the use of the next.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use url::Url;
 
 use crate::harness::{Event, LATER, Proxy, Receiver, SOON, Sandbox, wait_until};
 
-/// Accepts connections, says these bytes to the first that comes, and then nothing more.
+/// Accepts connections, sends these bytes on the first one, and then nothing more.
 struct Silent {
     address: SocketAddr,
     ended: Arc<AtomicBool>,
@@ -52,7 +52,7 @@ impl Drop for Silent {
     }
 }
 
-/// The URL with that server before its own.
+/// The URL with that server first.
 fn with_first(url: &str, first: SocketAddr) -> String {
     let parsed = Url::parse(url).expect("an URL");
     let own = format!("{}:{}", parsed.host().expect("a host"), parsed.port().expect("a port"));
@@ -143,7 +143,7 @@ fn where_no_host_answers_the_most_telling_error_is_told() {
 #[test]
 fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
     let sandbox = Sandbox::new();
-    // As on a standby, all that it may do is to read.
+    // As on a standby, it may only read.
     let reader = format!("{}_reader", sandbox.queue());
     let password = uuid::Uuid::new_v4().simple().to_string();
     sandbox.database.run_script(&format!(
@@ -160,5 +160,5 @@ fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
     sandbox.database.execute(&format!("DROP ROLE {reader}"), &[]);
 
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stdout.contains("is a standby to be promoted?"), "{finished:?}");
+    assert!(finished.stdout.contains("should a standby be promoted?"), "{finished:?}");
 }

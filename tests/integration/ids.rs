@@ -1,5 +1,5 @@
-//! Ids by their beginning: each command takes as much of one as no other has, and names the others where
-//! that is too little.
+//! Abbreviated ids: each command accepts an unambiguous beginning of an id, and names the candidates of
+//! an ambiguous one.
 
 use uuid::Uuid;
 
@@ -48,12 +48,12 @@ fn a_webhook_is_named_by_the_beginning_of_its_id() {
         assert_eq!(json(&text)["id"], ONE, "{command:?}");
         let several = refused(&sandbox, &with("6f1c"), 1);
         assert!(several.contains(ONE) && several.contains(OTHER), "{several}");
-        assert!(several.contains("Give more of it"), "{several}");
+        assert!(several.contains("Give more characters"), "{several}");
         let none = refused(&sandbox, &with("6f1d"), 1);
         assert!(none.contains("no webhook has an id that begins with 6f1d"), "{none}");
         for wrong in ["6f1", "6f1cx", "6f1-c4f0e"] {
             let wrong = refused(&sandbox, &with(wrong), 2);
-            assert!(wrong.contains("neither the id of a webhook nor its first 4"), "{wrong}");
+            assert!(wrong.contains("the beginning of one, of at least 4 characters"), "{wrong}");
         }
     }
     let trial = ["webhooks", "test", "6F1C4F0E-8", "--json", "--allow-networks", "127.0.0.1"];
@@ -64,7 +64,7 @@ fn a_webhook_is_named_by_the_beginning_of_its_id() {
     }
 }
 
-/// Deliveries to the one webhook that are dead, of events with these ids.
+/// Dead letters of one webhook, of events with these ids.
 fn with_dead(sandbox: &Sandbox, ids: &[&str]) -> Notifier {
     webhooks(sandbox, "http://10.1.2.3/");
     let notifier = sandbox.notifier().start();
@@ -106,13 +106,13 @@ fn an_event_is_named_by_the_beginning_of_its_id() {
         for id in &ids[..3] {
             assert!(several.contains(id), "no {id} in {several}");
         }
-        assert!(several.contains("Give more of it"), "{several}");
+        assert!(several.contains("Give more characters"), "{several}");
     };
     for (given, whole) in pairs {
         assert_eq!(why(given), (Some(0), whole.to_owned()), "{given}");
     }
     ambiguous(&["why"]);
-    // Nor does any of this need the log.
+    // None of this needs the log.
     notifier.wait_metric("webhook_delivery_log_rows_total", &[("result", "written")], 6.0);
     sandbox.database.execute("DELETE FROM delivery_attempts", &[]);
     for (given, whole) in &pairs[..2] {
@@ -124,14 +124,14 @@ fn an_event_is_named_by_the_beginning_of_its_id() {
     for command in [&["why"][..], &["dead-letters", "show", "--event"]] {
         ambiguous(command);
     }
-    // Too short a beginning is none, and a percent sign stands for itself.
+    // A beginning that is too short isn't accepted, and a percent sign stands for itself.
     assert_eq!(dead("pay"), Vec::<String>::new());
     let unknown = sandbox.command(&["why", "pay", "--delivery-log", "all"]);
     assert_eq!(unknown.code, Some(1), "{unknown:?}");
     let unknown = sandbox.command(&["why", "ord-%", "--delivery-log", "all"]);
     assert_eq!(unknown.code, Some(1), "{unknown:?}");
 
-    // To move what begins so, where it may be the beginning of another number, wants the whole id.
+    // Moving dead letters requires the whole id if the given one may be another event's whole id.
     for act in [&["purge"][..], &["replay"], &["replay", "--dry-run"]] {
         let with = [&["dead-letters"], act, &["--event", "ord-2026_"]].concat();
         let cut = refused(&sandbox, &with, 1);
@@ -164,7 +164,7 @@ fn what_tail_shows_can_be_given_to_other_commands() {
         assert!(text.contains(ONE), "{command:?}: {text}");
     }
 
-    // Where eight characters are not enough, all of them.
+    // If eight characters are ambiguous, whole ids are shown.
     let like_one = Uuid::parse_str(&ONE.replace("33", "44")).expect("an id");
     sandbox.database.execute(
         "INSERT INTO webhooks (id, post_url, events) VALUES ($1, 'http://10.1.2.3/', '{}')",

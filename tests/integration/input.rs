@@ -1,8 +1,8 @@
-//! What comes from outside, at every door: what is accepted is bounded and means what it says; what is
-//! refused is named in one line that tells no secret. No server is needed here.
+//! Input from outside, for every parser: what is accepted is bounded and means what it says; what is
+//! refused is named in one line that discloses no secret. No server is needed here.
 //!
-//! `tests/corpus/<door>/` holds examples, one a file, whose name says what it is, `good-…` or `bad-…`.
-//! Beside them stands chance: PROPTEST_CASES says how much of it.
+//! `tests/corpus/<door>/` holds examples, one per file, named `good-…` or `bad-…` and after what they
+//! show. In addition there are random inputs: PROPTEST_CASES sets how many.
 
 use std::{fmt, fs, path::Path};
 
@@ -12,20 +12,20 @@ mod messages;
 mod settings;
 mod webhooks;
 
-/// Stands where a secret may stand.
+/// Stands for a secret.
 const MARK: &str = "s3cret-T0ken";
 
 /// The longest line that a refusal may be, in characters.
 const LONGEST_LINE: usize = 600;
 
-/// So many cases as PROPTEST_CASES says, or a part of them where one takes its time. A case that
-/// fails belongs into the corpus, under a name.
+/// PROPTEST_CASES, or a part of it for slow cases. A failing case should be added to the corpus, with a
+/// name.
 fn cases(part: u32) -> Config {
     let usual = Config::default();
     Config { cases: usual.cases.div_ceil(part), failure_persistence: None, ..usual }
 }
 
-/// The examples of a door, in order.
+/// The examples for a parser, in order.
 fn corpus(door: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(door);
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
@@ -41,13 +41,13 @@ fn corpus(door: &str) -> Vec<(String, Vec<u8>)> {
     examples
 }
 
-/// The examples of a door that are text.
+/// The examples that are text.
 fn texts(door: &str) -> Vec<(String, String)> {
     let text = |bytes| String::from_utf8(bytes).expect("these are text");
     corpus(door).into_iter().map(|(name, bytes)| (name, text(bytes))).collect()
 }
 
-/// Holds an answer to the example's name.
+/// Checks a result against the example's name.
 #[track_caller]
 fn check_example<T: fmt::Debug, E: fmt::Display>(name: &str, answer: Result<T, E>) -> Option<T> {
     match answer {
@@ -64,7 +64,7 @@ fn check_example<T: fmt::Debug, E: fmt::Display>(name: &str, answer: Result<T, E
     }
 }
 
-/// What is wrong with a line that people read.
+/// What is wrong with a line for people.
 fn fault_of(line: &str) -> Option<&'static str> {
     if line.is_empty() {
         return Some("it says nothing");
@@ -78,14 +78,14 @@ fn fault_of(line: &str) -> Option<&'static str> {
     line.contains(MARK).then_some("the secret")
 }
 
-/// A refusal at a door whose input is no secret.
+/// Checks the refusal of input that isn't secret.
 #[track_caller]
 fn expect_one_line(refusal: &dyn fmt::Display) {
     let line = refusal.to_string();
     assert_eq!(fault_of(&line), None, "{line:?}");
 }
 
-/// A change to bytes, as a broken or a hostile program makes it.
+/// A change to bytes, as a faulty or hostile program might make it.
 #[derive(Clone, Debug)]
 enum Change {
     Flip(Index, u8),
@@ -132,7 +132,7 @@ impl Change {
     }
 }
 
-/// An example of a door, changed in up to four places.
+/// An example with up to four changes.
 fn changed(door: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
     let examples = corpus(door).into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>();
     let changes = prop::collection::vec(Change::any(), 0..4);
@@ -142,7 +142,7 @@ fn changed(door: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
     })
 }
 
-/// The same where only text can come.
+/// The same for parsers that only get text.
 fn changed_text(door: &str) -> impl Strategy<Value = String> + use<> {
     changed(door).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -1,5 +1,5 @@
-//! Receivers that take their time with a large body, or don't take it: what they say meanwhile is no
-//! answer before it is one, and their deadline is that of any other.
+//! Receivers that read a large body slowly, or not at all: what they send meanwhile isn't an answer
+//! before it is complete, and their deadline is the usual one.
 
 use std::{io::Write as _, thread, time::Duration};
 
@@ -28,8 +28,8 @@ fn start(sandbox: &Sandbox) -> Notifier {
         .start()
 }
 
-/// A small event first, and a large one on the connection that it has left; both are delivered by one
-/// attempt each.
+/// Sends a small event first, and then a large one on the same connection; each is delivered by one
+/// attempt.
 #[track_caller]
 fn check_delivered(sandbox: &Sandbox, notifier: &Notifier) {
     let sum = |name: &str| notifier.metrics().sum(name, &[]);
@@ -42,8 +42,8 @@ fn check_delivered(sandbox: &Sandbox, notifier: &Notifier) {
     }
 }
 
-/// Answers a small request, and then a large one: says something once it has the head, stands still for
-/// a while, and takes and answers it.
+/// Answers a small request, and then a large one: sends something once it has the head, pauses, and then
+/// reads and answers it.
 fn slow_reader(says: &'static str) -> Wire {
     Wire::serving(move |connection| {
         while let Some(seen) = connection.head() {
@@ -110,7 +110,7 @@ fn a_reused_connection_that_is_closed_under_the_body_is_no_failed_attempt() {
         let seen = connection.request().expect("a small one");
         assert!(seen.length < 100_000);
         connection.ok("");
-        // And closes without having read a byte of the next.
+        // It closes the connection without having read a byte of the next request.
         connection.has_more();
         thread::sleep(Duration::from_millis(100));
     });
@@ -127,7 +127,7 @@ fn a_reused_connection_that_is_closed_under_the_body_is_no_failed_attempt() {
 fn interim_answers_without_end_do_not_outlast_the_deadline() {
     let receiver = Wire::serving(|connection| {
         if connection.head().is_some() {
-            // Over a minute, if somebody listens for that long.
+            // This takes more than a minute, if somebody reads for that long.
             for _ in 0..700 {
                 connection.say("HTTP/1.1 100\r\n\r\n");
                 thread::sleep(Duration::from_millis(100));

@@ -1,4 +1,4 @@
-//! The walls between the modules, as the design has them: who may use what.
+//! The boundaries between the modules, as designed: which may use which.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What each module of the shell may use of the crate, beside [`ANYWHERE`].
+/// What each module of the shell may use of the crate, besides [`ANYWHERE`].
 const ARROWS: [(&str, &[&str]); 30] = [
     ("lib", &[]),
     ("main", &["cli"]),
@@ -87,7 +87,7 @@ const OWNERS: [(&str, &[&str]); 8] = [
     ("tiny_http", &["admin", "cli"]),
 ];
 
-/// A source file, by the top-level module that it belongs to.
+/// A source file, with its top-level module.
 struct Source {
     path: PathBuf,
     module: String,
@@ -122,7 +122,7 @@ fn sources() -> Vec<Source> {
     sources.collect()
 }
 
-/// The source without its comments, strings and characters.
+/// The source without comments, strings and characters.
 fn code_of(source: &str) -> String {
     let mut code = String::new();
     let mut rest = source;
@@ -148,7 +148,7 @@ fn code_of(source: &str) -> String {
     code
 }
 
-/// The length of a literal after its opening quote, the closing one included.
+/// The length of a literal after its opening quote, including the closing one.
 fn literal_length(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices() {
@@ -164,8 +164,7 @@ fn words(code: &str) -> BTreeSet<&str> {
     code.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect()
 }
 
-/// What follows `root::` anywhere: the `a` of `root::a::b`, the `a` and `c` of
-/// `root::{a::b, c}`.
+/// What follows `root::`: the `a` of `root::a::b`, and the `a` and `c` of `root::{a::b, c}`.
 fn used_of(code: &str, root: &str) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
     for (at, _) in code.match_indices(&format!("{root}::")) {
@@ -207,7 +206,7 @@ fn first_word(text: &str) -> Option<String> {
     (!word.is_empty()).then(|| word.to_owned())
 }
 
-/// The modules that a file uses, by whichever name of the crate.
+/// The modules that a file uses, under any name of the crate.
 fn modules_used(source: &Source, all: &BTreeSet<&str>) -> BTreeSet<String> {
     let mut used = used_of(&source.code, "crate");
     used.extend(used_of(&source.code, "webhook_notifier"));
@@ -273,7 +272,7 @@ fn a_crate_that_does_io_is_named_only_by_the_modules_that_own_it() {
 
 #[test]
 fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
-    // An address or a time that is handed in is only a value.
+    // An address or a time passed as an argument is only a value.
     let forbidden = [
         "TcpStream",
         "TcpListener",
@@ -313,7 +312,7 @@ fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
     assert!(count >= 5, "only {count} files in the domain");
 }
 
-/// Outside tests, that is: there a time may be any.
+/// Except in tests, which make up times.
 #[test]
 fn the_wall_clock_is_read_and_unix_times_are_counted_in_one_place_each() {
     let owners = [("SystemTime::now", "clock.rs"), ("UNIX_EPOCH", "domain/time.rs")];
@@ -332,7 +331,8 @@ fn the_wall_clock_is_read_and_unix_times_are_counted_in_one_place_each() {
     assert!(violations.is_empty(), "{violations:#?}");
 }
 
-/// `thread::spawn` and a scope's `spawn` panic where there can be no thread, and a panic ends the process.
+/// `thread::spawn` and a scope's `spawn` panic if a thread can't be started, and a panic ends the
+/// process.
 #[test]
 fn a_thread_is_only_started_in_a_way_that_can_fail() {
     for source in sources() {

@@ -1,4 +1,4 @@
-//! Where the machine has no more threads or memory to give.
+//! Machines without enough threads or memory.
 
 use std::{ops::RangeInclusive, process::Command, time::Duration};
 
@@ -10,20 +10,20 @@ use crate::harness::{
     wait_until,
 };
 
-/// What a thread's stack takes of the address space. A limit of that is then one of threads, which
-/// needs no rights and counts nobody else's: what is left when no thread can be had any more is enough
-/// for everything else.
+/// The address space of a thread's stack. A limit on the address space then limits the threads, without
+/// special permissions and without counting other processes' threads: what is left when no more threads
+/// can be started is enough for everything else.
 const STACK: u64 = 64 << 20;
 
-/// What the process takes without threads, and more than it needs.
+/// What the process needs without threads, and some reserve.
 const REST: u64 = 256 << 20;
 
-/// A call with an address space for about so many threads.
+/// A call with address space for about `threads` threads.
 fn limited(sandbox: &Sandbox, threads: u64, arguments: &[&str]) -> Launch {
     in_space(sandbox, threads * STACK + REST, arguments).env("RUST_MIN_STACK", STACK.to_string())
 }
 
-/// A call with so many bytes of address space.
+/// A call with `bytes` of address space.
 fn in_space(sandbox: &Sandbox, bytes: u64, arguments: &[&str]) -> Launch {
     let mut command = Command::new("sh");
     command
@@ -37,7 +37,7 @@ fn in_space(sandbox: &Sandbox, bytes: u64, arguments: &[&str]) -> Launch {
         .env("QUEUES", sandbox.queue())
         .env("METRICS_ADDR", "127.0.0.1:0")
         .env("ALLOW_NETWORKS", "127.0.0.0/8,::1")
-        // Else each thread takes address space for a heap of its own.
+        // Otherwise each thread takes address space for its own heap.
         .env("MALLOC_ARENA_MAX", "1")
 }
 
@@ -52,7 +52,7 @@ fn where_no_more_threads_can_be_had_everything_is_delivered_all_the_same() {
         _ => Reply::Status(200),
     });
     for number in SLOW {
-        // By a name, for the look-up's threads.
+        // By name, to use threads for look-ups.
         let url = slow.url(&format!("/{number}")).replace("127.0.0.1", "localhost");
         sandbox.webhook(&url, &["slow"]);
     }
@@ -62,7 +62,7 @@ fn where_no_more_threads_can_be_had_everything_is_delivered_all_the_same() {
         .env("CIRCUIT_BREAKER", "off");
     let mut notifier = notifier.start();
 
-    // Each wants thirty threads, and there are more of them than consumers could be had.
+    // Each needs thirty threads, and there are more of them than possible consumers.
     let events: Vec<_> = (0..4).map(|_| Event::new("slow")).collect();
     let failures: Vec<_> = (0..20).map(|_| Event::new("failing")).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
@@ -111,7 +111,7 @@ fn a_start_without_enough_threads_is_refused_with_one_clear_line() {
 #[test]
 fn publish_holds_only_some_of_the_copies_of_a_large_body() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
-    // It keeps one.
+    // This queue keeps one message.
     let arguments = FieldTable::from([("x-max-length".to_owned(), AmqpValue::LongInt(1))]);
     sandbox.broker.declare(sandbox.queue(), arguments).expect("a fresh name");
     let body = format!("{{\"text\":\"{}\"}}", "x".repeat(100 << 10));

@@ -1,9 +1,8 @@
-//! Black-box tests of `webhook-notifier`: the real binary against a real
-//! RabbitMQ, a real PostgreSQL and HTTP receivers of the tests' own.
+//! Black-box tests of `webhook-notifier`: the real binary with a real RabbitMQ, a real PostgreSQL and
+//! the tests' own HTTP receivers.
 //!
-//! `make test` starts the servers and runs them. Each test has queues and a
-//! schema of its own, so they run side by side. No test is ever skipped: without
-//! the servers they fail.
+//! `make test` starts the servers and runs the tests. Each test has its own queues and schema, so they
+//! run in parallel. No test is ever skipped: without the servers they fail.
 
 mod harness;
 

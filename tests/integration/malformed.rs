@@ -1,4 +1,4 @@
-//! What is not an event goes to the dead letters, as it is, and harms nobody.
+//! What isn't a valid event becomes a dead letter, unchanged, and affects nothing else.
 
 use std::{
     io::{self, Read, Write},
@@ -10,8 +10,8 @@ mod parked;
 
 use crate::harness::{Broker, Event, Receiver, Sandbox};
 
-/// Publishes each to the queue, then a good event; expects the former as dead
-/// letters and the latter delivered.
+/// Publishes each to the queue, and then a good event; expects the former as dead letters and the latter
+/// to be delivered.
 #[track_caller]
 fn check_malformed(sandbox: &Sandbox, cases: Vec<(&str, Event)>, max_event_bytes: &str) {
     let receiver = Receiver::new();
@@ -80,7 +80,7 @@ fn what_is_not_an_event_is_a_dead_letter_with_a_reason_and_the_next_event_is_ser
 
 #[test]
 fn a_large_body_of_the_wrong_kind_is_not_quoted_in_its_reason() {
-    // A parser that quotes what it did not expect would make headers too large for a frame.
+    // If the parser's message quoted what it didn't expect, headers would be too large for a frame.
     let text = format!("\"{}\"", "x".repeat(300_000));
     check_malformed(&Sandbox::new(), vec![("a long string", Event::raw(text).kind("t"))], "1MiB");
 }
@@ -118,15 +118,15 @@ fn an_event_of_exactly_the_largest_size_and_reasonable_depth_is_served() {
     }
 }
 
-/// What [`publish_raw`] makes of these bytes is not UTF-8.
+/// [`publish_raw`] replaces these bytes by bytes that aren't UTF-8.
 const MARK: &[u8] = b"XXXX";
 
-/// Publishes an event of whose properties each [`MARK`] arrives as four bytes of 0xff.
+/// Publishes an event; each [`MARK`] in its properties arrives as four bytes of 0xff.
 fn publish_raw(sandbox: &Sandbox, event: Event) {
     publish_raw_to(sandbox, sandbox.queue(), event);
 }
 
-/// The same, into any queue.
+/// Publishes it to any queue.
 pub(crate) fn publish_raw_to(sandbox: &Sandbox, queue: &str, event: Event) {
     publish_forged(sandbox, queue, event, |bytes| {
         let marks = bytes.windows(4).enumerate().filter(|(_, four)| *four == MARK);
@@ -137,8 +137,8 @@ pub(crate) fn publish_raw_to(sandbox: &Sandbox, queue: &str, event: Event) {
     });
 }
 
-/// Publishes an event as `forge` makes it, of which no library for Rust would send the like, but
-/// others do. It sees all that was not sent yet, and says whether it can go.
+/// Publishes an event as changed by `forge`, in a way that no Rust library would send, but others do.
+/// `forge` sees all bytes that haven't been sent yet, and says whether they can be sent.
 fn publish_forged(
     sandbox: &Sandbox,
     queue: &str,
@@ -179,7 +179,7 @@ fn a_property_that_is_not_utf8_is_a_dead_letter_and_the_next_event_is_served() {
     let body = r#"{"type":"order.paid"}"#;
     publish_raw(&sandbox, Event::raw(body).kind("order.XXXX"));
     publish_raw(&sandbox, Event::raw(body).id("id-XXXX"));
-    // A content type that no header can hold is not worth an event.
+    // An invalid content type is no reason to reject an event.
     publish_raw(&sandbox, Event::raw(body).id("good").content_type("XXXX/json"));
     let requests = receiver.wait_at("/", 1);
 

@@ -1,4 +1,4 @@
-//! What operators are given to watch it by: Prometheus' rules and Grafana's dashboard.
+//! What operators get for monitoring: Prometheus rules and a Grafana dashboard.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ mod promql;
 
 use promql::Use;
 
-/// Which labels Prometheus adds to all that it scrapes.
+/// The labels that Prometheus adds to everything it scrapes.
 const TARGET_LABELS: [&str; 2] = ["instance", "job"];
 
 /// Metrics of Prometheus itself.
@@ -51,10 +51,10 @@ fn the_rules_are_valid_and_each_of_their_cases_holds() {
     promtool(&["test", "rules"], folder().join("prometheus-rules.test.yml"));
 }
 
-/// What each series is that an expression may use.
+/// The series that an expression may use.
 struct Known {
     metrics: Exposition,
-    /// By name; only the rules know which labels these have.
+    /// By name; only the rules know the labels of these.
     recorded: BTreeSet<String>,
 }
 
@@ -72,7 +72,7 @@ impl Known {
         Some((kind, self.metrics.labels(name)))
     }
 
-    /// What is wrong about an expression.
+    /// What is wrong with an expression.
     fn objections(&self, expression: &str) -> Vec<String> {
         let uses = promql::uses(expression);
         let mut objections: Vec<_> =
@@ -204,7 +204,7 @@ fn the_readme_lists_exactly_the_alerts() {
     }
 }
 
-/// Of each alert an example whose expression always holds, as JSON, which is YAML too.
+/// An example of each alert whose expression always holds, as JSON, which is also YAML.
 fn always_firing(rules: &[Value]) -> String {
     let always = r#"label_replace(label_replace(label_replace(vector(0.75), "instance", "vm-7:9090", "", ""),
         "queue", "high_priority", "", ""), "reason", "exhausted", "", "")"#;
@@ -221,7 +221,7 @@ fn always_firing(rules: &[Value]) -> String {
 
 #[test]
 fn each_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() {
-    // Nobody listens there.
+    // Nothing listens there.
     let prometheus = Prometheus::watching("127.0.0.1:9".parse().expect("an address"));
     let rules = prometheus.rules();
     let count = rules.iter().filter(|rule| rule["type"] == "alerting").count();
@@ -287,7 +287,7 @@ fn prometheus_sees_most_deliveries_fail_and_die_and_the_end_of_it() {
         let is_well = Arc::clone(&is_well);
         move |_| Reply::Status(if is_well.load(Ordering::SeqCst) { 200 } else { 500 })
     });
-    // Of one or two failing receivers nobody is told.
+    // One or two failing receivers cause no alert.
     for path in ["/a", "/b", "/c"] {
         sandbox.webhook(&receiver.url(path), &["*"]);
     }
@@ -296,7 +296,7 @@ fn prometheus_sees_most_deliveries_fail_and_die_and_the_end_of_it() {
     let prometheus = Prometheus::watching(notifier.admin_address());
     prometheus.wait_quiet(LATER);
 
-    // As long as needed: what happened is forgotten after ten seconds.
+    // For as long as needed: the rules here only look back ten seconds.
     let mut fired = BTreeMap::new();
     wait_until(LATER, "both alerts have fired", || {
         sandbox.publish(&Event::new("order.paid"));

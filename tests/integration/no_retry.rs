@@ -1,4 +1,4 @@
-//! Statuses after which nothing is tried again: NO_RETRY_STATUS, and a webhook's own.
+//! Statuses that are never retried: NO_RETRY_STATUS, and a webhook's own.
 
 use serde_json::{Value, json};
 
@@ -7,10 +7,10 @@ use crate::{
     harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, wait_until},
 };
 
-/// What `why` says of such a delivery.
+/// How `why` explains such a delivery.
 const REFUSED: &str = "refused: its answer is one of NO_RETRY_STATUS";
 
-/// Answers with the status that stands in the path.
+/// Answers with the status in the path.
 fn receiver() -> Receiver {
     Receiver::answering(|request| {
         Reply::Status(request.path.trim_start_matches('/').parse().expect("a status"))
@@ -43,7 +43,7 @@ fn a_hopeless_answer_is_dead_at_once_and_others_are_tried_again() {
     let line = notifier.wait_stderr(SOON, "attempt failed");
     assert!(line.contains("reason=status_4xx") && line.contains("next=dead:refused"), "{line}");
     notifier.wait_metric("webhook_dead_letters_total", &[("reason", "refused")], 1.0);
-    // The log is written beside the deliveries.
+    // The log is written in parallel to the deliveries.
     wait_until(SOON, "`why` says so", || {
         let why = sandbox.command(&["why", &event.id]).stdout;
         why.split_whitespace().collect::<Vec<_>>().join(" ").contains(REFUSED)

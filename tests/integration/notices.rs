@@ -1,5 +1,5 @@
-//! What becomes of webhooks is told by the exchange `webhooks.events`, once, to whoever has bound a queue; and
-//! nobody waits for it.
+//! What happens to webhooks is published to the exchange `webhooks.events`, once, for whoever has bound
+//! a queue; nothing waits for that.
 
 mod disable_after;
 mod failing;
@@ -21,7 +21,7 @@ use crate::{
 
 const EXCHANGE: &str = "webhooks.events";
 
-/// A queue that somebody has bound to the exchange, and what came of it. Other tests' notices come, too.
+/// A queue bound to the exchange, and the notices it got. Other tests' notices arrive, too.
 struct Told<'s> {
     sandbox: &'s Sandbox,
     queue: String,
@@ -37,7 +37,7 @@ impl<'s> Told<'s> {
         Self { sandbox, queue, notices: std::cell::RefCell::default() }
     }
 
-    /// All that was told of a webhook so far.
+    /// All notices about a webhook so far.
     fn of(&self, webhook: Uuid) -> Vec<Value> {
         let mut notices = self.notices.borrow_mut();
         let read = |message: Message| {
@@ -130,7 +130,7 @@ fn what_changes_while_no_notifier_runs_is_told_by_the_next_and_what_was_so_befor
         ["/old", "/new"].map(|path| sandbox.webhook(&format!("https://example.com{path}"), &["*"]));
     let pause = "UPDATE webhooks SET paused_at = now() WHERE id = $1";
     sandbox.database.execute(pause, &[&old]);
-    // As where the table is made while it is paused.
+    // As if the table were created while the webhook is paused.
     sandbox.database.run_script("DROP TABLE webhook_conditions");
     assert!(succeed(&sandbox, &["migrate"]).contains("table webhook_conditions"));
     let first = sandbox.notifier().start();
@@ -158,7 +158,7 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
         _ => Reply::Status(422),
     });
     let notifier = sandbox.notifier().env("NO_RETRY_STATUS", "422").start();
-    // Its owner's events and notices come by one queue.
+    // Its owner's events and notices arrive through one queue.
     sandbox.broker.bind(sandbox.queue(), EXCHANGE, "#");
     let register = |path: &str, events: &[&str], account: Option<&str>| {
         let webhook = sandbox.webhook(&receiver.url(path), events);
@@ -169,7 +169,7 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
     let refusing = register("/refusing", &["order.*"], Some("acme"));
     register("/told", &["delivery.dead"], Some("acme"));
     register("/others", &["delivery.dead"], Some("other"));
-    // It refuses notices of all, which die.
+    // It refuses all notices, which become dead letters.
     register("/operator", &["delivery.dead"], None);
     let mut headers = FieldTable::new();
     let account = amiquip::AmqpValue::LongString("acme".to_owned());
@@ -191,7 +191,7 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
     assert_eq!(data["reason"], "refused", "{body}");
     assert_eq!((&data["attempts"], &data["last_status"]), (&1.into(), &422.into()), "{body}");
 
-    // The operator's webhook has refused it: a dead letter, of which nobody is told.
+    // The operator's webhook has refused it: a dead letter that causes no notice.
     wait_until(SOON, "the notice is dead", || {
         receiver.at("/operator").iter().any(|request| is_ours(&request.body))
     });

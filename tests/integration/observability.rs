@@ -1,4 +1,4 @@
-//! What /metrics, /healthz and /readyz say.
+//! What /metrics, /healthz and /readyz report.
 
 use crate::harness::{
     Event, Notifier, Receiver, Reply, SOON, Sandbox, exposition::Exposition, wait_until,
@@ -37,8 +37,7 @@ const METRICS: [(&str, &str, &[&str]); 29] = [
     ("process_resident_memory_bytes", "gauge", &[]),
 ];
 
-/// A notifier to which something of every kind has happened, so that every
-/// metric has a sample.
+/// A notifier that has had events of every kind, so that every metric has a sample.
 pub(crate) fn eventful(sandbox: &Sandbox) -> Notifier {
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/never" | "/doomed", _) | ("/once", 1) => Reply::Status(500),
@@ -167,7 +166,7 @@ fn a_request_in_flight_is_seen_as_such() {
     let queue = [("queue", sandbox.queue())];
     notifier.wait_metric("webhook_requests_in_flight", &queue, 3.0);
     let of_class = |class: &'static str| [("queue", sandbox.queue()), ("class", class)];
-    // After a second they count with the slow.
+    // After a second they are counted as slow.
     notifier.wait_metric("webhook_capacity_in_use", &of_class("slow"), 3.0);
     assert_eq!(notifier.metric("webhook_capacity_in_use", &of_class("unproven")), 0.0);
     assert_eq!(notifier.metric("webhook_receivers_slow", &[]), 3.0);
@@ -185,7 +184,7 @@ fn the_age_of_the_oldest_waiting_delivery_is_seen_while_it_waits() {
     sandbox.webhook(&receiver.url("/"), &["*"]);
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 2);
-    // First parked for a second, which is over; then, that old already, for an hour.
+    // First parked for a second, which is over; then for an hour, with the same age.
     wait_until(SOON, "only the second wait goes on", || age(queue) == 0.0 && age(&retry) >= 1.0);
     let before = age(&retry);
     wait_until(SOON, "it grows older", || age(&retry) > before);

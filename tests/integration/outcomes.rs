@@ -1,4 +1,4 @@
-//! What becomes of a delivery, by how the receiver answers or doesn't.
+//! What happens to a delivery, depending on the receiver's answer.
 
 use uuid::Uuid;
 
@@ -152,8 +152,7 @@ fn a_delivery_that_has_used_up_its_schedule_is_dead_with_all_that_an_operator_ne
     sandbox.wait_drained();
 }
 
-/// A delivery that waits for its retry while its webhook is changed: it is
-/// dropped, for that reason.
+/// A delivery waits for its retry while its webhook is changed: it is dropped, for that reason.
 #[track_caller]
 fn check_dropped(change: &str, reason: &str) {
     let sandbox = Sandbox::new();
@@ -195,7 +194,7 @@ fn a_waiting_delivery_goes_to_the_url_that_its_webhook_has_by_then() {
     sandbox.publish(&event);
     notifier.wait_metric("webhook_retries_scheduled_total", &[], 1.0);
 
-    // It no longer wants the event either, but this delivery was promised.
+    // It no longer wants the event either, but this delivery was already promised.
     sandbox.database.execute(
         "UPDATE webhooks SET post_url = $2, events = '{other}' WHERE id = $1",
         &[&webhook, &receiver.url("/new")],

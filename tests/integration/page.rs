@@ -1,5 +1,5 @@
-//! What a reader looks for on the status page: whose receiver it is, why it fails, what waits for it and until
-//! when, and what became of the deliveries that are not there.
+//! What a reader looks for on the status page: whose receiver it is, why it fails, what waits for it and
+//! until when, and what happened to the deliveries that aren't there.
 
 use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
@@ -24,7 +24,7 @@ fn of_account(kind: &str, account: &str) -> Event {
     Event::new(kind).headers(FieldTable::from([("account".to_owned(), account)]))
 }
 
-/// What the page shows of a receiver or backlog.
+/// What the page shows about a receiver or backlog.
 fn of_webhook(status: &Value, part: &str, webhook: Uuid) -> Option<Value> {
     let listed = list(&status[part], "listed").iter();
     listed.into_iter().find(|one| one["webhook"] == webhook.to_string()).cloned()
@@ -66,7 +66,7 @@ fn receivers_are_known_by_account_host_and_path_and_fail_with_a_status_code() {
 
     let json = notifier.get("/status.json").body;
     let (dom, console) = rendered(&format!("http://{}/", notifier.admin_address()));
-    // Were it markup, the page's policy would say so here.
+    // If it were markup, the page's policy would be reported here.
     assert_eq!(console, Vec::<String>::new());
     for text in ["last attempt failed: status 503", "last attempt failed: status 404", "&lt;img"] {
         assert!(dom.contains(text), "{text} in {dom}");
@@ -74,7 +74,7 @@ fn receivers_are_known_by_account_host_and_path_and_fail_with_a_status_code() {
     for forbidden in ["concealed", "\u{202e}"] {
         assert!(!dom.contains(forbidden) && !json.contains(forbidden), "{forbidden} in {dom}");
     }
-    // Whole, to be copied.
+    // Complete, so that it can be copied.
     assert!(dom.contains(&format!("<code>{hostile}</code>")), "{dom}");
 }
 
@@ -113,9 +113,9 @@ fn all_receivers_that_were_asked_can_be_searched_also_those_that_are_well() {
     for odd in ["%", "%00%ff", "%F0%9F%98%80", "acme&receivers=globex", &"x".repeat(900)] {
         assert_eq!(found(odd).len(), if odd.starts_with("acme&") { 2 } else { 0 }, "{odd}");
     }
-    // Without words: those that something is wrong with.
+    // Without words: those with a problem.
     assert_eq!(found(""), both[..1]);
-    // One that was renamed is found by its new name.
+    // After a renaming, it is found by its new name.
     sandbox.database.execute("UPDATE webhooks SET account = 'Initech' WHERE id = $1", &[&well]);
     wait_until(LATER, "it has its new name", || found("initech") == both[1..]);
 }
@@ -145,11 +145,11 @@ fn the_trend_of_a_backlog_says_when_it_will_be_empty() {
             && paused["waiting"] == 7
             && paused["growth_per_second"].as_f64() >= Some(0.0)
             && paused["empty_in_seconds"].is_null()
-            // What comes late by a backlog is late for its queue.
+            // A delivery that was late because of a backlog is late for its queue.
             && status["lanes"][0]["queue_lag_p99"]["seconds"].as_f64() >= Some(4.0)
-            // What waits of the queue is told the same way.
+            // The trend of the waiting deliveries is shown the same way.
             && status["lanes"][2]["growth_per_second"].as_f64() < Some(-2.0)
-            // Since the one never will be.
+            // Because of the webhook whose deliveries never leave.
             && status["lanes"][2]["empty_in_seconds"].is_null()
     });
     let (dom, _) = rendered(&format!("http://{}/", notifier.admin_address()));

@@ -1,11 +1,12 @@
-//! Behind PgBouncer: what lends sessions for a transaction keeps changes from us, and we know it.
+//! Behind PgBouncer: if it lends sessions for a transaction, no change is notified, and the notifier
+//! notices that.
 
 use crate::harness::{
     Event, Notifier, Pooler, Receiver, SOON, Sandbox, holds_for, process::Finished, wait_until,
 };
 use std::time::Duration;
 
-/// What PgBouncer needs to take `options`, which it then ignores.
+/// PgBouncer then accepts `options`, which it ignores.
 const IGNORES_OPTIONS: &str = "ignore_startup_parameters = options";
 
 struct Behind<'a> {
@@ -32,7 +33,7 @@ impl<'a> Behind<'a> {
     }
 }
 
-/// A change counts from the next event on, whichever it is, and all commands work.
+/// A change takes effect with the next event, and all commands work.
 fn check_changes(settings: &str) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
@@ -40,7 +41,7 @@ fn check_changes(settings: &str) {
     assert!(behind.command(&["migrate"]).stdout.contains("nothing to do"));
     let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
     let checked = behind.command(&["check"]).stdout;
-    assert!(!checked.contains("honoured at once"), "{checked}");
+    assert!(!checked.contains("takes effect at once"), "{checked}");
     for part in ["every event asks PostgreSQL", "pool_mode = transaction"] {
         assert!(checked.contains(part), "no {part:?} in {checked}");
     }
@@ -63,7 +64,7 @@ fn check_changes(settings: &str) {
     assert_eq!(notifier.metric("webhook_directory_lookups_total", &[("answer", "memory")]), 0.0);
     wait_until(SOON, "ready: it is slower, and nothing is wrong", || notifier.is_ready());
 
-    // Backlogs, too, and all that commands do.
+    // Backlogs and all commands work, too.
     let id = webhook.to_string();
     behind.command(&["webhooks", "pause", &id]);
     for _ in 0..3 {
@@ -107,11 +108,11 @@ fn by_a_session_pooler_changes_are_heard() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
-    // What it says to a session between two clients: the usual would forget the search path.
+    // What PgBouncer runs between two clients of a session: the default would reset the search path.
     let settings = "default_pool_size = 20\nserver_reset_query = UNLISTEN *";
     let behind = Behind::new(&sandbox, "session", settings);
     let checked = behind.command(&["check"]).stdout;
-    assert!(checked.contains("a change of the tables is honoured at once"), "{checked}");
+    assert!(checked.contains("a change to the tables takes effect at once"), "{checked}");
     let notifier = behind.start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);

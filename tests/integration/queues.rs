@@ -1,4 +1,4 @@
-//! What queues for events are made as, and how one becomes another.
+//! The type of new event queues, and how it can be changed.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ fn of_type(kind: &str) -> FieldTable {
     [("x-queue-type".to_owned(), AmqpValue::LongString(kind.to_owned()))].into()
 }
 
-/// Whether a queue is there and of this type.
+/// Whether a queue exists with this type.
 fn is_of_type(sandbox: &Sandbox, queue: &str, kind: &str) -> bool {
     sandbox.broker.ready(queue).is_some() && sandbox.broker.declare(queue, of_type(kind)).is_ok()
 }
@@ -47,7 +47,7 @@ fn a_queue_that_is_there_stays_what_it_is() {
     notifier.terminate();
 }
 
-/// With every property and type of header that there is.
+/// Properties with every field and every type of header.
 fn peculiar(number: usize, user: &str) -> AmqpProperties {
     let text = |text: &str| AmqpValue::LongString(text.to_owned());
     let inner: FieldTable = [("n".to_owned(), AmqpValue::Double(0.5))].into();
@@ -114,7 +114,7 @@ fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_that_is_in_it() {
     assert_eq!(messages.len(), COUNT);
     for (number, (message, event)) in messages.iter().zip(&events).enumerate() {
         assert_eq!(message.body, event.body);
-        // A quorum queue counts.
+        // A quorum queue counts deliveries.
         let mut headers = message.properties.headers().clone().expect("there are some");
         headers.remove("x-delivery-count");
         let properties = message.properties.clone().with_headers(headers);

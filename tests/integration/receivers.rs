@@ -1,4 +1,4 @@
-//! A receiver that fails or keeps us waiting is left alone, and its neighbours notice nothing.
+//! A receiver that fails or answers slowly is left alone, and its neighbours aren't affected.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ fn held(notifier: &Notifier, queue: &str, reason: &str) -> f64 {
     notifier.metric("webhook_deliveries_held_total", &labels)
 }
 
-/// Answers 500 until it is mended.
+/// Answers 500 until it is fixed.
 fn broken() -> (Receiver, Arc<AtomicBool>) {
     let mended = Arc::new(AtomicBool::new(false));
     let is_mended = Arc::clone(&mended);
@@ -28,7 +28,7 @@ fn broken() -> (Receiver, Arc<AtomicBool>) {
     (receiver, mended)
 }
 
-/// Counts requests under way, at one receiver or at several.
+/// Counts requests under way, at one receiver or several.
 #[derive(Clone, Default)]
 struct AtOnce {
     now: Arc<AtomicUsize>,
@@ -36,7 +36,7 @@ struct AtOnce {
 }
 
 impl AtOnce {
-    /// What is done while a request is under way.
+    /// Waits while a request is under way.
     fn during(&self, wait: impl FnOnce()) {
         self.most.fetch_max(self.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         wait();
@@ -51,13 +51,13 @@ impl AtOnce {
         self.most.load(Ordering::SeqCst)
     }
 
-    /// Forgets how many there were.
+    /// Forgets the maximum.
     fn reset(&self) {
         self.most.store(0, Ordering::SeqCst);
     }
 }
 
-/// Answers 200 after it has waited, and counts how many requests it has had at once.
+/// Answers 200 after a wait, and counts how many requests it had at once.
 pub(crate) fn counting(wait: impl Fn() + Send + Sync + 'static) -> (Receiver, Arc<AtomicUsize>) {
     let at_once = AtOnce::default();
     let most = Arc::clone(&at_once.most);
@@ -82,10 +82,10 @@ fn with_the_default_settings_receivers_that_never_answer_delay_nobody() {
     sandbox.webhook(&healthy.url("/"), &["healthy"]);
     let notifier = sandbox.notifier().start();
     let one_of_each = || kinds.iter().map(|kind| Event::new(kind)).collect::<Vec<_>>();
-    // A REQUEST_TIMEOUT is ten seconds.
+    // REQUEST_TIMEOUT is ten seconds.
     let limit = Duration::from_secs(5);
 
-    // Nothing is known of anybody.
+    // Nothing is known about any receiver yet.
     let published = Instant::now();
     let events: Vec<_> = (0..10).flat_map(|_| one_of_each()).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
@@ -167,7 +167,7 @@ fn a_lane_grows_while_its_consumers_are_stuck_and_has_one_again_afterwards() {
     assert_eq!(consumers(&sandbox.retry_queue()), (1.0, Some(1)), "which has nothing to do");
 
     drop(release);
-    // Those too many end within half a minute.
+    // The surplus consumers end within half a minute.
     wait_until(LATER, "one is left", || consumers(sandbox.queue()) == (1.0, Some(1)));
     assert_eq!(notifier.metric("webhook_request_success_total", &[]), 6.0);
     notifier.terminate();
@@ -177,7 +177,7 @@ fn a_lane_grows_while_its_consumers_are_stuck_and_has_one_again_afterwards() {
     }
 }
 
-/// How many events a far receiver is handed at a time, where the queue has that capacity.
+/// How many events a distant receiver gets at a time, if the queue has that capacity.
 #[track_caller]
 fn most_at_once(capacity: Option<u16>, events: usize) -> usize {
     let sandbox = Sandbox::new();
@@ -188,7 +188,7 @@ fn most_at_once(capacity: Option<u16>, events: usize) -> usize {
         launch = launch.env("QUEUES", format!("{}={capacity}", sandbox.queue()));
     }
     let notifier = launch.start();
-    // Until its first answer it gets one at a time.
+    // Until its first answer it gets one request at a time.
     sandbox.publish(&Event::new("order.paid"));
     notifier.wait_metric("webhook_request_success_total", &[], 1.0);
 
@@ -223,7 +223,7 @@ fn the_webhooks_of_one_account_have_three_quarters_of_the_capacity_at_most() {
             let (at_once, stays) = (at_once.clone(), Arc::clone(&stays));
             Receiver::answering(move |_| {
                 let stays = stays.load(Ordering::SeqCst);
-                // Less than the second from which on a receiver is slow.
+                // Less than the second from which a receiver counts as slow.
                 at_once
                     .during(|| thread::sleep(Duration::from_millis(if stays { 700 } else { 20 })));
                 Reply::Status(200)
@@ -320,7 +320,7 @@ fn no_more_requests_are_under_way_than_the_capacity_retries_included_and_all_arr
 fn a_receiver_that_fails_now_and_then_keeps_its_breaker_closed_and_gets_every_event() {
     let sandbox = Sandbox::new();
     let firsts = AtomicUsize::new(0);
-    // Six in a row of twenty events.
+    // Six in a row of twenty events fail.
     let receiver = Receiver::answering(move |request| {
         let fails = request.attempt == 1 && firsts.fetch_add(1, Ordering::SeqCst) % 20 < 6;
         Reply::Status(if fails { 500 } else { 200 })
@@ -341,21 +341,21 @@ fn a_receiver_that_fails_now_and_then_keeps_its_breaker_closed_and_gets_every_ev
     assert_eq!(receiver.requests().len(), 390);
 }
 
-/// What a receiver saw when a request came.
+/// What a receiver saw when a request arrived.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    /// Requests under way, this one included.
+    /// Requests under way, including this one.
     under_way: usize,
     /// How many had been answered before.
     answered: u32,
 }
 
-/// Counts what comes from some moment on.
+/// Counts requests from a given moment on.
 #[derive(Clone, Default)]
 struct Watched(Arc<Mutex<(usize, u32, Vec<Seen>)>>);
 
 impl Watched {
-    /// A request that takes so long.
+    /// Answers a request after this time.
     fn takes(&self, time: Duration) {
         {
             let (under_way, answered, seen) = &mut *self.0.lock().expect("no holder panics");
@@ -401,7 +401,7 @@ fn a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ram
     assert!(line.contains(&format!("webhook={webhook} for=")), "{line}");
     let before = receiver.requests();
     let outage = before[before.len() - 1].at - before[0].at;
-    // It began with the first request, a little before that came.
+    // It began with the first request, a little before that arrived.
     assert!(outage >= Duration::from_millis(900), "open after {outage:?}");
     assert!(before.len() > 5, "{} failures in a row", before.len());
     assert_eq!(notifier.metric("webhook_circuit_breakers_open", &[]), 1.0);
@@ -421,12 +421,12 @@ fn a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ram
     let began = requests[0].at;
     for pair in requests[failed.saturating_sub(4)..=failed].windows(2) {
         let (outage, pause) = (pair[0].at - began, pair[1].at - pair[0].at);
-        // A quarter, which jitter shortens by a fifth; and then until the next delivery comes.
+        // A quarter, which jitter shortens by up to a fifth; and then until the next delivery comes.
         assert!(pause >= outage.mul_f64(0.19), "{pause:?} after {outage:?}");
         assert!(pause <= outage / 2 + Duration::from_secs(5), "{pause:?} after {outage:?}");
     }
     for seen in watched.seen() {
-        // After the probe there is one, and each success doubles.
+        // After the probe there is one, and each success doubles that.
         let most = 1_usize << seen.answered.saturating_sub(1).min(10);
         assert!(seen.under_way <= most, "{seen:?}");
     }
@@ -444,7 +444,7 @@ fn a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ram
 #[test]
 fn a_receiver_that_says_it_has_too_many_requests_gets_half_as_many() {
     let sandbox = Sandbox::alone(1);
-    // While it is overloaded, it gathers requests to refuse them together.
+    // While overloaded, it collects requests to refuse them together.
     let overloaded = Arc::new(AtomicBool::new(false));
     let gathered = AtOnce::default();
     let watched = Watched::default();
@@ -458,12 +458,12 @@ fn a_receiver_that_says_it_has_too_many_requests_gets_half_as_many() {
             }
             gathered.during(|| {
                 let since = Instant::now();
-                // Less than the second from which on it would be slow.
+                // Less than the second from which it would count as slow.
                 while gathered.now() < 16 && since.elapsed() < Duration::from_millis(600) {
                     thread::sleep(Duration::from_millis(5));
                 }
                 overloaded.store(false, Ordering::SeqCst);
-                // So that all that came are counted before one ends.
+                // So that all of them are counted before the first one ends.
                 thread::sleep(Duration::from_millis(100));
             });
             Reply::Status(503)
@@ -488,7 +488,7 @@ fn a_receiver_that_says_it_has_too_many_requests_gets_half_as_many() {
     let refused = gathered.most();
     assert!(refused >= 2, "{refused} at once");
     for seen in &watched.seen()[1..] {
-        // One more with each success; and one that was on its way may not have come.
+        // One more with each success; a request that was sent may not have arrived.
         let most = refused.div_ceil(2) + seen.answered as usize;
         assert!(seen.under_way <= most, "{seen:?} after {refused}");
     }
@@ -554,7 +554,7 @@ fn what_is_held_back_counts_no_attempt_and_expires() {
         .env("RETRY_SCHEDULE", "4s,1m,repeat")
         .env("DELIVERY_MAX_AGE", "3s")
         .start();
-    // Two events, two failures, a second between them: open.
+    // Two events, two failures, a second between them: the breaker is open.
     sandbox.publish(&Event::new("order.first"));
     let first = receiver.wait_at("/", 1)[0].at;
     wait_until(SOON, "a second is over", || first.elapsed() > Duration::from_millis(1_100));
@@ -566,7 +566,7 @@ fn what_is_held_back_counts_no_attempt_and_expires() {
     sandbox.publish(&event);
     wait_until(SOON, "it waits", || held(&notifier, sandbox.queue(), "breaker") == 1.0);
     let died = |reason| notifier.metric("webhook_dead_letters_total", &[("reason", reason)]);
-    // The pause is a minute. The first two come back from their wait, too old for the backlog; the third
+    // The pause is a minute. The first two return from their wait, too old for the backlog; the third
     // becomes too old there.
     wait_until(SOON, "all expire", || died("expired") == 3.0);
     assert_eq!(receiver.requests().len(), attempts, "no attempt while the breaker is open");
@@ -592,7 +592,7 @@ fn what_is_held_back_counts_no_attempt_and_expires() {
 fn a_delivery_that_never_had_an_attempt_says_why_it_died() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| {
-        // The first event is older than DELIVERY_MAX_AGE by the time it has failed.
+        // The first event is older than DELIVERY_MAX_AGE when it has failed.
         thread::sleep(Duration::from_millis(20));
         Reply::WithHeaders(503, vec![("retry-after", String::from("3600"))])
     });
@@ -607,7 +607,7 @@ fn a_delivery_that_never_had_an_attempt_says_why_it_died() {
     sandbox.publish(&first);
     notifier.wait_stderr(SOON, "attempt failed");
 
-    // Published long ago, as far as its headers say: handed over, and not attempted since.
+    // Published long ago, according to its headers: handed over, and not attempted since.
     let event = Event::new("order.paid");
     let headers = [
         ("x-event-id", event.id.clone()),
@@ -634,7 +634,7 @@ fn a_delivery_that_never_had_an_attempt_says_why_it_died() {
     assert_eq!(letters[0].number("x-attempt"), Some(0));
     assert_eq!(
         letters[0].text("x-last-error"),
-        "no attempt yet: the receiver asked us to stay away"
+        "no attempt yet: the receiver asked us to wait (Retry-After)"
     );
     assert_eq!(letters[1].text("x-event-id"), first.id);
     assert_eq!(receiver.requests().len(), 1);
@@ -665,7 +665,7 @@ fn an_event_that_very_many_want_is_split_and_each_gets_it_once() {
         notifier.metric("webhook_request_success_total", &[]) == 300.0
     });
     assert_eq!(held(&notifier, sandbox.queue(), "split"), 300.0);
-    // First attempts are no retries, whether or not they had to wait in a backlog.
+    // First attempts aren't retries, whether or not they waited in a backlog.
     let retries = sandbox.retry_queue();
     let retried = notifier.metric("webhook_request_success_total", &[("queue", &retries)]);
     assert!(retried <= 1.0, "{retried}");
@@ -699,7 +699,7 @@ fn a_dead_letter_of_a_receiver_that_was_held_back_starts_over_when_it_is_replaye
     receiver.wait_at("/", before + 1);
     sandbox.wait_drained();
 
-    // And what can't be delivered keeps saying so.
+    // What can't be delivered still becomes visible.
     mended.store(false, Ordering::Relaxed);
     let event = Event::new("order.paid");
     sandbox.publish(&event);

@@ -1,5 +1,5 @@
-//! Queues that take no messages: by policies that refuse what is too much, and are lifted again.
-//! These tests have virtual hosts of their own, since a policy is for all queues of a kind.
+//! Queues that refuse messages: by policies with a maximal length, which are removed again. These tests
+//! have their own virtual hosts, since a policy applies to all queues of a kind.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::harness::{
     wait_until,
 };
 
-/// Queues refuse messages beyond the first, until this is dropped.
+/// Queues refuse messages after the first, until this is dropped.
 struct Policy<'a>(&'a Vhost<'a>);
 
 impl<'a> Policy<'a> {
@@ -28,7 +28,7 @@ fn refused(notifier: &Notifier, queue: &str) -> f64 {
     notifier.metric("webhook_messages_refused", &[("queue", queue)])
 }
 
-/// The log has a warning that names the queue, and so have the metrics and the status page.
+/// Checks that a warning in the log names the queue, and that the metrics and the status page do.
 #[track_caller]
 fn assert_told(notifier: &mut Notifier, queue: &str) {
     let line = notifier.wait_stderr(SOON, "queue takes no messages");
@@ -40,11 +40,11 @@ fn assert_told(notifier: &mut Notifier, queue: &str) {
     wait_until(SOON, "the status page says so", || {
         let status = notifier.get("/status.json").body;
         status.contains(r#""state":"trouble""#)
-            && status.contains(&format!("{queue} takes no messages, for "))
+            && status.contains(&format!("{queue} has taken no messages for "))
     });
 }
 
-/// It is over, and told once.
+/// Checks that it is over, and that the log says so once.
 #[track_caller]
 fn assert_over(notifier: &mut Notifier, queue: &str) {
     let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
@@ -58,12 +58,12 @@ fn events(kind: &str, count: usize) -> Vec<Event> {
     (0..count).map(|_| Event::new(kind)).collect()
 }
 
-/// Publishes malformed messages, of which the dead-letter queue takes the first few, and good ones
-/// behind them. Returns how many are malformed, and the good ones.
+/// Publishes malformed messages, of which the dead-letter queue takes the first few, and good ones after
+/// them. Returns how many are malformed, and the good ones.
 fn publish_some_malformed(sandbox: &Sandbox) -> (u32, Vec<Event>) {
     let malformed = || sandbox.publish(&Event::raw("malformed"));
     let dead = || sandbox.broker.ready(&sandbox.dead_queue());
-    // What comes at once RabbitMQ takes beyond the limit.
+    // RabbitMQ takes messages beyond the limit if they arrive together.
     let mut count = 0;
     let is_refused = |count: u32| {
         let end = Instant::now() + Duration::from_secs(1);
@@ -103,10 +103,10 @@ fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
         let of_queue = [("queue", sandbox.queue())];
         notifier.metric("webhook_event_processing_seconds_count", &of_queue) >= 200.0
     });
-    // The acks have a moment.
+    // Time for the acks.
     holds_for(Duration::from_millis(500), "it runs", || notifier.is_running());
     notifier.kill();
-    // What was not acked comes back: nothing but the malformed.
+    // What wasn't acked is redelivered: only the malformed ones.
     let consumers = || sandbox.broker.consumers(sandbox.queue());
     wait_until(SOON, "it is gone", || consumers() == Some(0));
     holds_for(Duration::from_secs(1), "only these come back", || {
@@ -136,7 +136,7 @@ fn a_dead_letter_queue_that_refuses_is_told_and_goes_on_by_itself_when_it_takes_
     receiver.wait_at("/", good.len());
     let dead_queue = sandbox.dead_queue();
     assert_told(&mut notifier, &dead_queue);
-    // It is tried again, and comes back by way of a wait queue after some seconds.
+    // It is retried, and returns through a wait queue after some seconds.
     let retried = [("queue", sandbox.retry_queue())];
     let retried = retried.each_ref().map(|(name, value)| (*name, value.as_str()));
     wait_until(SOON, "it takes another way", || {
@@ -179,7 +179,7 @@ fn a_delivery_that_is_dead_is_not_attempted_again_because_its_queue_refuses_it()
     sandbox.broker.publish(sandbox.queue(), &all);
     assert_told(&mut notifier, &sandbox.dead_queue());
     wait_until(LATER, "each has been tried twice", || receiver.requests().len() >= 24);
-    // Each goes round by a wait queue and the retry lane meanwhile.
+    // Meanwhile each circulates through a wait queue and the retry lane.
     holds_for(Duration::from_secs(10), "none is attempted a third time", || {
         receiver.requests().len() == 24
     });
@@ -209,7 +209,7 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
     let mut notifier = sandbox
         .notifier()
         .env("PREFETCH_COUNT", "50")
-        // More than fits in hand of one that is not 1s, so that it is the first that refuses.
+        // Not 1s, so that this wait queue is the first to refuse.
         .env("RETRY_SCHEDULE", "9s,9s")
         .env("CIRCUIT_BREAKER", "off")
         .start();
@@ -224,7 +224,7 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
         let told = format!("queue takes no messages queue=webhooks.wait.{delay}:");
         notifier.stderr().iter().any(|line| line.contains("WARN") && line.contains(&told))
     };
-    // What comes at once RabbitMQ takes beyond the limit.
+    // RabbitMQ takes messages beyond the limit if they arrive together.
     wait_until(LATER, "both are told", || {
         let more = events("failing", 2);
         sandbox.broker.publish(sandbox.queue(), &more);
@@ -262,7 +262,7 @@ fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
     let mut notifier = sandbox.notifier().start();
     let dead_queue = sandbox.dead_queue();
     let refusals = || notifier.metric("webhook_refusals_total", &[("queue", &dead_queue)]);
-    // What comes at once RabbitMQ takes beyond the limit.
+    // RabbitMQ takes messages beyond the limit if they arrive together.
     wait_until(LATER, "some are refused", || {
         sandbox.publish(&Event::raw("malformed"));
         refusals() >= 2.0
@@ -291,8 +291,8 @@ fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_
     let policy = Policy::on(&vhost, "^t.*[.]retry$");
     let mut notifier = sandbox.notifier().env("FANOUT_INLINE", "2").start();
     let (event, other) = (Event::new("order.paid"), Event::new("other"));
-    // What comes at once RabbitMQ takes beyond the limit, and says so of what comes then. It is emptied
-    // meanwhile, so that it takes one now and then.
+    // RabbitMQ takes messages beyond the limit if they arrive together, and refuses later ones. The
+    // queue is emptied meanwhile, so that it takes one now and then.
     sandbox.publish(&event);
     let refusals = || {
         let of_queue = [("queue", &*sandbox.retry_queue())];
@@ -331,7 +331,7 @@ fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
     sandbox.webhook(&receiver.url("/healthy"), &["healthy"]);
     let pause = "UPDATE webhooks SET paused_at = $2 WHERE id = $1";
     sandbox.database.execute(pause, &[&webhook, &Some(std::time::SystemTime::now())]);
-    // The healthy one may need a backlog as well.
+    // The healthy one may need a backlog, too.
     let policy = Policy::on(&vhost, &format!("^webhooks[.]backlog[.].*{webhook}$"));
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let paused = events("paused", 30);
@@ -342,7 +342,7 @@ fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
     let backlog = format!("webhooks.backlog.{}", sandbox.queue());
     let refusals = || notifier.metric("webhook_refusals_total", &[("queue", &backlog)]);
     for (number, event) in (2..).zip(&paused[1..]) {
-        // What comes at once RabbitMQ takes beyond the limit.
+        // RabbitMQ takes messages beyond the limit if they arrive together.
         sandbox.broker.publish(sandbox.queue(), std::slice::from_ref(event));
         wait_until(SOON, "it is taken or refused", || {
             refusals() >= 1.0 || sandbox.broker.ready(&queue) == Some(number)
@@ -373,7 +373,7 @@ fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["good"]);
-    // What is dead has nowhere to go.
+    // Dead letters can't be published anywhere.
     let policy = Policy::on(&vhost, "^(t.*[.]dead|webhooks[.]wait[.].*)$");
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let (malformed, good) = publish_some_malformed(&sandbox);

@@ -1,4 +1,4 @@
-//! Whatever somebody drops of the tables, `migrate` puts it back, and touches no row.
+//! Whatever somebody drops from the tables, `migrate` restores it, and changes no row.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::{
     harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, wait_until},
 };
 
-/// All that can be dropped: what it is, the statement, and the table that it belongs to.
+/// All that can be dropped: what it is, the statement, and its table.
 const OBJECTS: &str = "
     WITH tables AS (
         SELECT oid, relname FROM pg_class
@@ -51,7 +51,7 @@ const OBJECTS: &str = "
     SELECT 'function ' || proname, 'DROP FUNCTION ' || proname || ' CASCADE', ''
     FROM pg_proc WHERE pronamespace = current_schema()::regnamespace";
 
-/// What is there, in words that don't depend on the order in which it was made.
+/// The tables' definitions, in a form that doesn't depend on the order of creation.
 const SHAPE: &str = "
     SELECT attrelid::regclass || '.' || attname || ' ' || format_type(atttypid, atttypmod)
            || ' ' || attnotnull || ' ' || attidentity::text || ' '
@@ -114,7 +114,7 @@ fn whatever_is_dropped_migrate_puts_it_back_and_keeps_the_rows() {
         } else {
             assert_eq!(ids(&sandbox), before, "{what}");
         }
-        // What a row has lost with a column is written again, as a restored dump would.
+        // What a row has lost with a column is written again, as when a dump is restored.
         sandbox.database.run_script(&format!(
             "UPDATE webhooks SET post_url = '{}', events = '{{order.*}}'",
             receiver.url("/")
@@ -125,7 +125,7 @@ fn whatever_is_dropped_migrate_puts_it_back_and_keeps_the_rows() {
             assert!(!checked.stdout.contains(part), "{what}: {checked:?}");
         }
     }
-    // A dropped identity goes on where it was.
+    // A dropped identity continues where it was.
     let rows = sandbox.database.query("SELECT id FROM delivery_attempts", &[]);
     let distinct: BTreeSet<i64> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(distinct.len(), rows.len());
@@ -171,7 +171,7 @@ fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_bac
     });
     sandbox.database.execute("DELETE FROM webhooks WHERE id = $1", &[&failing]);
 
-    // The table itself, with its rows: what comes meanwhile waits.
+    // The table itself, with its rows: events that arrive meanwhile wait.
     sandbox.database.run_script("DROP TABLE webhooks");
     notifier.wait_stderr(SOON, "run `webhook-notifier migrate`");
     wait_until(SOON, "it says what is wrong", || {
@@ -183,7 +183,7 @@ fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_bac
     assert!(body.contains("run `webhook-notifier migrate`"), "{body}");
     let event = Event::new("order.waiting");
     sandbox.publish(&event);
-    // So that nobody finds the table without the webhook.
+    // Connected beforehand, so that nobody finds the table without the webhook.
     let mut client = Client::connect(sandbox.database.url(), NoTls).expect("it answers");
     let migrated = succeed(&sandbox, &["migrate"]);
     assert!(migrated.contains("restored what was missing: table webhooks"), "{migrated}");

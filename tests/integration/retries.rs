@@ -1,4 +1,4 @@
-//! A failed delivery comes back on time, alone, and whatever restarts meanwhile.
+//! A failed delivery returns on time, alone, whatever restarts meanwhile.
 
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ fn a_schedule_that_repeats_goes_on_for_ever() {
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));
 }
 
-/// One webhook that fails once, and one that doesn't.
+/// One webhook that fails once, and another one that doesn't.
 fn fails_once() -> Receiver {
     Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/failing", 1) => Reply::Status(500),
@@ -110,7 +110,7 @@ fn fails_once() -> Receiver {
     })
 }
 
-/// What [`fails_once`] must have got after the retry.
+/// What [`fails_once`] must have received after the retry.
 #[track_caller]
 fn assert_delivered_once_each(receiver: &Receiver, event: &Event) {
     for (path, count) in [("/failing", 2), ("/healthy", 1)] {
@@ -208,7 +208,7 @@ fn a_retry_is_on_time_behind_a_backlog_of_events() {
         .start();
 
     sandbox.publish(&Event::new("fails"));
-    // Ten seconds of work for the only place; the retry has its turn in between.
+    // Ten seconds of work for the only place; the retry gets its turn in between.
     let backlog: Vec<_> = (0..50).map(|_| Event::new("slow")).collect();
     sandbox.broker.publish(sandbox.queue(), &backlog);
 

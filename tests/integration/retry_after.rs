@@ -1,4 +1,4 @@
-//! A receiver that says when to come back gets its deliveries then: not before, and not long after.
+//! A receiver that says when to return gets its deliveries then: not before, and not long after.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -10,7 +10,7 @@ use crate::{
     harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, wait_until},
 };
 
-/// Answers its first request with that status and `Retry-After`, and all others with 200.
+/// Answers its first request with this status and `Retry-After`, and all others with 200.
 fn busy_once(status: u16, retry_after: impl Fn() -> String + Send + Sync + 'static) -> Receiver {
     let asked = AtomicBool::new(false);
     Receiver::answering(move |_| match asked.swap(true, Ordering::SeqCst) {
@@ -23,7 +23,8 @@ fn held(notifier: &Notifier, reason: &str) -> f64 {
     notifier.metric("webhook_deliveries_held_total", &[("reason", reason)])
 }
 
-/// Its one delivery fails at first, and comes again after that time, with that delay told before.
+/// Its only delivery fails first, and is attempted again after this time, which was announced as the
+/// delay.
 #[track_caller]
 fn check(
     schedule: &str,
@@ -41,7 +42,7 @@ fn check(
 
     let line = notifier.wait_stderr(SOON, "attempt failed");
     assert!(next.is_none_or(|next| line.contains(&format!("next={next} "))), "{line}");
-    // That is sooner than the next step of the schedule.
+    // That is sooner than the schedule's next step.
     let requests = receiver.wait_at("/", 2);
     let waited = requests[1].at - requests[0].at;
     assert!(waited >= waits, "only {waited:?}");

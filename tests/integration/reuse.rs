@@ -1,5 +1,5 @@
-//! Connections that are used again: one that the receiver has closed, or that is dead, costs no
-//! failed attempt, and no event comes twice to who has answered it.
+//! Reused connections: one that the receiver has closed, or that is dead, costs no failed attempt, and
+//! no event is sent twice to a receiver that has answered it.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use crate::harness::{
     wire::Connection,
 };
 
-/// A failure is noticed at once, and what it would cost is a retry that comes soon.
+/// A failure would be noticed at once: its retry follows soon.
 fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("RETRY_SCHEDULE", "100ms,repeat").env("CIRCUIT_BREAKER", "off")
 }
@@ -32,7 +32,7 @@ fn successes(notifier: &Notifier) -> f64 {
     notifier.metrics().sum("webhook_request_success_total", &[])
 }
 
-/// Publishes events one by one, each when the last is delivered.
+/// Publishes events one by one, each after the last one is delivered.
 #[track_caller]
 fn deliver(sandbox: &Sandbox, notifier: &Notifier, count: usize) -> Vec<Event> {
     let before = successes(notifier);
@@ -47,7 +47,7 @@ fn deliver(sandbox: &Sandbox, notifier: &Notifier, count: usize) -> Vec<Event> {
     events
 }
 
-/// The receiver answers the first request of each connection, and then does this with the second.
+/// The receiver answers the first request of each connection, and does this with the second.
 #[track_caller]
 fn check_second_request(end: fn(&mut Connection)) {
     let receiver = Wire::serving(move |connection| {
@@ -126,9 +126,9 @@ fn a_request_goes_out_twice_at_most_and_only_because_of_a_reused_connection() {
         let seen = receiver.seen().into_iter().filter(|seen| seen.id == event.id).count();
         assert_eq!(seen, expected, "{:?}", receiver.seen());
     };
-    // Two attempts, each on a fresh connection.
+    // Two attempts, each on a new connection.
     attempt(2);
-    // One more for the first, on the connection that had worked.
+    // The first attempt sends one request more, on the connection that had worked.
     is_broken.store(false, Ordering::SeqCst);
     deliver(&sandbox, &notifier, 1);
     is_broken.store(true, Ordering::SeqCst);
@@ -162,7 +162,7 @@ fn nothing_is_sent_again_once_a_byte_of_an_answer_has_come() {
 
 #[test]
 fn keep_alive_says_how_long_and_how_often_a_connection_is_used() {
-    // By webhook: three requests a connection; a second of idleness (half of it, to be safe).
+    // By webhook: three requests per connection; one second of idle time (half of it, to be safe).
     let few = Wire::serving(|connection| {
         let mut left = 3;
         while connection.request().is_some() {
@@ -191,7 +191,7 @@ fn keep_alive_says_how_long_and_how_often_a_connection_is_used() {
         wait_until(SOON, "the event arrives", || short.seen().len() == count);
     };
     arrives(1);
-    // The time for which it must not be used any more; it may only be longer.
+    // The time after which it must not be used any more; it may only be longer.
     thread::sleep(Duration::from_millis(700));
     arrives(2);
     let connections: Vec<_> = short.seen().iter().map(|seen| seen.connection).collect();
@@ -205,8 +205,8 @@ fn keep_alive_says_how_long_and_how_often_a_connection_is_used() {
 const WARM: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(6);
 
-/// A receiver with this many connections that have served requests; what it does with them from then
-/// on is the test's. Any other it serves. Its kernel has `room` for what nobody reads.
+/// A receiver with this many connections that have served requests; `then` says what it does with each
+/// from then on. It serves any other connection. Its kernel has `room` for what nobody reads.
 #[track_caller]
 fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
     let all_are_here = Arc::new(Barrier::new(WARM));
@@ -215,7 +215,7 @@ fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
             return connection.answer_all();
         }
         if connection.number == 0 {
-            // Who has never answered gets one request at a time.
+            // A receiver that has never answered gets one request at a time.
             connection.request();
             connection.ok("");
         }
@@ -239,7 +239,7 @@ fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
 
 #[test]
 fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing() {
-    // What a relay does whose other side has gone: it takes all, and nothing comes back.
+    // Like a relay whose other side has gone: it accepts everything, and nothing comes back.
     let (receiver, sandbox, notifier) = warm(16 << 10, |connection| {
         connection.head();
         connection.swallow();
@@ -247,7 +247,7 @@ fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing()
     let before = receiver.seen().len();
     sandbox.publish(&Event::new("order.paid"));
     wait_until(SOON, "it takes one of them", || receiver.seen().len() > before);
-    // More than half of the time without an answer casts doubt on the others.
+    // More than half of the time without an answer makes the other connections suspect.
     thread::sleep(DEADLINE * 6 / 10);
     for event in deliver(&sandbox, &notifier, 5) {
         let seen: Vec<_> = receiver.seen().into_iter().filter(|seen| seen.id == event.id).collect();
@@ -263,7 +263,7 @@ fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing()
 
 #[test]
 fn where_nothing_confirms_what_was_sent_the_same_attempt_has_time_for_a_fresh_connection() {
-    // As if no packet came through: the event does not fit in the little that the kernel takes.
+    // As if no packet got through: the event doesn't fit into the little that the kernel accepts.
     let (receiver, sandbox, notifier) = warm(1, |connection| connection.stand_still());
     let mut event = Event::new("order.paid");
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(3_800)).into_bytes();

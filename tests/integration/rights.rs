@@ -1,4 +1,4 @@
-//! What the notifier's user of PostgreSQL may do, and how an answer that is an error is told.
+//! What the notifier's PostgreSQL user may do, and how an error from PostgreSQL is reported.
 
 use url::Url;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use crate::harness::{
 };
 use crate::readme::readme;
 
-/// A role of one test, that finds its schema.
+/// A role for one test, with its schema as search path.
 struct Role<'a> {
     sandbox: &'a Sandbox,
     name: String,
@@ -31,7 +31,7 @@ impl<'a> Role<'a> {
         Self { sandbox, name, url: url.into() }
     }
 
-    /// Statements, with the role's name for `notifier`.
+    /// Runs statements, with the role's name instead of `notifier`.
     #[track_caller]
     fn run(&self, sql: &str) {
         self.sandbox.database.run_script(&sql.replace("TO notifier", &format!("TO {}", self.name)));
@@ -60,7 +60,7 @@ impl Drop for Role<'_> {
     fn drop(&mut self) {
         let name = &self.name;
         let sql = format!("DROP OWNED BY {name}; DROP ROLE {name}");
-        // A connection of it may just be ending.
+        // One of its connections may just be closing.
         let _ = postgres::Client::connect(self.sandbox.database.url(), postgres::NoTls)
             .and_then(|mut client| client.batch_execute(&sql));
     }
@@ -110,18 +110,18 @@ fn the_documented_rights_are_all_that_is_needed_and_each_is() {
 
     let rights = [
         ("UPDATE", "webhooks", "stays enabled"),
-        ("INSERT", "backlogs", "no backlog can be made"),
-        ("UPDATE", "backlogs", "no backlog can be made"),
+        ("INSERT", "backlogs", "no backlog can be created"),
+        ("UPDATE", "backlogs", "no backlog can be created"),
         ("DELETE", "backlogs", "no backlog can be removed"),
-        ("INSERT", "webhook_conditions", "nobody is told by webhooks.events"),
-        ("DELETE", "webhook_conditions", "nobody is told by webhooks.events"),
+        ("INSERT", "webhook_conditions", "webhooks.events tells nobody"),
+        ("DELETE", "webhook_conditions", "webhooks.events tells nobody"),
         ("INSERT", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("UPDATE", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("DELETE", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("SELECT", "notifier_instances", "each instance keeps the limits of webhooks"),
         ("INSERT", "delivery_attempts", "nothing is logged"),
-        ("DELETE", "delivery_attempts", "grows for ever"),
-        ("UPDATE", "delivery_attempts", "grows for ever"),
+        ("DELETE", "delivery_attempts", "grows without limit"),
+        ("UPDATE", "delivery_attempts", "grows without limit"),
         ("SELECT", "webhooks", "permission denied for table webhooks"),
         ("SELECT", "backlogs", "permission denied for table backlogs"),
     ];
@@ -143,13 +143,13 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
         "permission denied for table webhooks",
         "permission denied for table backlogs",
     ]);
-    // It delivers all the same, and says what it can't.
+    // It delivers all the same, and says what it can't do.
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let mut notifier = role.launch(sandbox.notifier()).start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    notifier.wait_stderr(SOON, "until then no backlog can be made");
+    notifier.wait_stderr(SOON, "until then no backlog can be created");
     let line = notifier.wait_stderr(SOON, "each instance keeps the limits of webhooks");
     assert!(line.contains("notifier_instances TO this user"), "{line}");
     notifier.terminate();
@@ -180,7 +180,7 @@ fn an_answer_that_is_an_error_is_told_as_what_it_is() {
         }
         assert!(!said.contains("does not answer"), "{said}");
     }
-    // It may be over soon, so the notifier waits for it.
+    // It may be over soon, so the notifier waits.
     let mut notifier = role.launch(sandbox.notifier()).start_unready();
     let line = notifier.wait_stderr(SOON, "too many connections");
     assert!(line.contains("WARN") && !line.contains("does not answer"), "{line}");
@@ -212,7 +212,7 @@ fn an_answer_that_is_an_error_is_told_as_what_it_is() {
         sandbox.database.run_script(&mend_it.replace("notifier_role", &role.name));
     }
 
-    // Only where nothing answers.
+    // Only if nothing answers.
     let nobody = Receiver::new().refusing_url().replace("http:", "postgres:");
     let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", nobody);
     let finished = launch.spawn().finish(SOON);

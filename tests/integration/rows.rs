@@ -1,5 +1,5 @@
-//! Whatever stands in a row of the table: it costs that webhook its deliveries at worst, is named, and
-//! is nobody else's trouble.
+//! Whatever a row of the table contains: at worst it costs that webhook its deliveries, is named, and
+//! affects nobody else.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Usable,
-    /// With these words.
+    /// With this text.
     Unusable(&'static str),
     Warning(&'static str),
 }
@@ -22,7 +22,7 @@ use Found::{Unusable, Usable, Warning};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// What a row is set to, and what that makes of it.
+/// What a row is set to, and the result.
 const ROWS: [(&str, Found); 37] = [
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = 'infinity'", Usable),
     ("secret = $s, previous_secret = $s, previous_secret_expires_at = '-infinity'", Usable),
@@ -33,7 +33,7 @@ const ROWS: [(&str, Found); 37] = [
     ("created_at = NULL", Usable),
     ("secret = repeat('s', 30000000)", Unusable("unusable secret")),
     ("secret = E'\\x01\\u202e'", Unusable("unusable secret")),
-    // A quarter of a gigabyte as text, and some kilobytes as they stand there.
+    // A quarter of a gigabyte as text, and a few kilobytes as stored.
     (
         "headers = (SELECT jsonb_agg(1e131071) FROM generate_series(1, 2000))",
         Unusable("unusable headers"),
@@ -50,7 +50,7 @@ const ROWS: [(&str, Found); 37] = [
     ),
     ("headers = '[]'", Unusable("unusable headers")),
     ("headers = '\"text\"'", Unusable("unusable headers")),
-    ("headers = '{\"a\": {\"b\": [1, null]}}'", Unusable("is not a text")),
+    ("headers = '{\"a\": {\"b\": [1, null]}}'", Unusable("is not a string")),
     ("headers = 'null'", Usable),
     ("headers = '{}'", Usable),
     ("post_url = 'http://a/' || repeat('x', 200000000)", Unusable("longer than 8192")),
@@ -84,7 +84,7 @@ fn texts(value: &Value) -> String {
     value.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
 }
 
-/// A row for each of them, all of which want `bad`.
+/// A row for each of them; all want `bad`.
 fn insert(sandbox: &Sandbox, url: &str) -> Vec<Uuid> {
     let insert = |(set, _): &(&str, Found)| {
         let id = sandbox.webhook(url, &["bad"]);
@@ -150,11 +150,11 @@ fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
     let says =
         format!("{} enabled of {}, {unusable} of them get nothing: ", ids.len() + 1, ids.len() + 1);
     assert!(line.starts_with("FAIL") && line.contains(&says), "{line}");
-    // What the dead letters say, and what became of an event.
+    // What the dead letters say, and what happened to an event.
     let why = sandbox.command(&["why", &events[0].id]);
     assert_eq!(why.code, Some(0), "{why:?}");
 
-    // By the commands, as any other.
+    // The commands work on it as on any other.
     for ((set, _), id) in ROWS.iter().zip(&ids) {
         let id = id.to_string();
         for arguments in [
@@ -214,7 +214,7 @@ fn rows_of_other_tables_break_nothing_either() {
 fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
-    // A database whose encoding checks nothing, and one that can't be told in UTF-8.
+    // A database whose encoding checks nothing, and one with a character that UTF-8 lacks.
     for (encoding, byte) in [("SQL_ASCII", "'\\xff'::bytea"), ("WIN1252", "'\\x81'::bytea")] {
         let name = format!("{}_{}", sandbox.queue(), encoding.to_lowercase());
         sandbox.database.execute(
@@ -290,8 +290,8 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
     for (doubtful, says) in [
         ("user.#", "`#` is no wildcard"),
         ("a,b", "commas"),
-        ("user.created ", "spaces around it count"),
-        (" user.*", "spaces around it count"),
+        ("user.created ", "the spaces around it are part of it"),
+        (" user.*", "the spaces around it are part of it"),
     ] {
         let finished = add(doubtful);
         assert_eq!(finished.code, Some(0), "{doubtful:?}: {finished:?}");
@@ -302,7 +302,7 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
     assert_eq!(succeed(&sandbox, &["webhooks", "list"]).matches("warning").count(), 4);
     assert!(succeed(&sandbox, &["check"]).contains("4 with a warning"));
 
-    // One that can match nothing at all gets nothing.
+    // A webhook whose patterns can't match anything gets nothing.
     let id = sandbox.webhook("https://example.org/", &["*.created"]).to_string();
     let finished = sandbox.command(&["check"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -318,7 +318,8 @@ fn events_that_many_unusable_webhooks_want_come_to_a_stand_for_nobody() {
         "INSERT INTO webhooks (post_url, events) SELECT '', '{*}' FROM generate_series(1, 10)",
     );
     let notifier = sandbox.notifier().start();
-    // Each has one request under way at a time, so that consumers meet at ten backlogs that are made now.
+    // Each has one request under way at a time, so that consumers meet at ten backlogs that are created
+    // now.
     let events: Vec<_> = (0..100).map(|n| Event::new(&format!("type.{n}"))).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at_within(LATER, "/", events.len());

@@ -1,4 +1,4 @@
-//! Whatever goes wrong, what must not be known is printed nowhere.
+//! Whatever fails, secrets are printed nowhere.
 
 use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
@@ -8,10 +8,10 @@ use crate::harness::{
     Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, process::Finished, wait_until,
 };
 
-/// Stands wherever a customer's secret may stand: in URLs, in events.
+/// Stands for a customer's secret, in URLs and in events.
 const MARK: &str = "s3cret-T0ken";
 
-/// All that anybody could have read.
+/// Everything that anybody could have read.
 #[derive(Default)]
 struct Seen(Vec<(String, String)>);
 
@@ -45,7 +45,7 @@ fn with_password(url: &str) -> String {
     url.into()
 }
 
-/// A webhook for each way in which a request can fail; all of them want their own type only.
+/// A webhook for each way in which a request can fail; each wants only its own type.
 fn register_failures(sandbox: &Sandbox, receiver: &Receiver) -> Vec<String> {
     let at = |path: &str| receiver.url(&format!("{path}?token={MARK}"));
     let tls = at("/tls").replace("http:", "https:");
@@ -78,7 +78,7 @@ fn register_failures(sandbox: &Sandbox, receiver: &Receiver) -> Vec<String> {
     let secret = format!("whsec_{MARK}");
     let set = "UPDATE webhooks SET secret = $2 WHERE id = $1";
     sandbox.database.execute(set, &[&unusable, &secret]);
-    // Each sends it along, or would if it could.
+    // Each request would send it.
     let set = "UPDATE webhooks SET headers = jsonb_build_object('authorization', $1::text)";
     sandbox.database.execute(set, &[&MARK]);
     let unsendable = sandbox.webhook(&at("/200"), &["unsendable"]);
@@ -88,7 +88,7 @@ fn register_failures(sandbox: &Sandbox, receiver: &Receiver) -> Vec<String> {
     [&kinds[..], &["unusable".to_owned()]].concat()
 }
 
-/// What is no event, and what is no parked delivery.
+/// What isn't an event, and what isn't a parked delivery.
 fn publish_malformed(sandbox: &Sandbox) -> usize {
     let events = [
         Event::raw(format!("\"{MARK}\"")),
@@ -157,7 +157,7 @@ fn no_secret_is_printed_in_a_run_that_meets_every_error() {
     }
     dead += publish_malformed(&sandbox);
     sandbox.publish(&Event::new("signed"));
-    // An endless body comes after a status that says all.
+    // One of them is delivered: its endless body follows a status that decides.
     dead -= 1;
     wait_until(SOON, "all have met their ends", || {
         notifier.metric("webhook_dead_letters_total", &[]) == dead as f64
@@ -193,7 +193,7 @@ fn no_secret_is_printed_in_a_run_that_meets_every_error() {
         let launch = sandbox.launch(arguments).env("WEBHOOK_SECRET", format!("whsec_{MARK}"));
         seen.command(arguments, launch.env("RUST_LOG", "trace").spawn().finish(SOON));
     }
-    // The passwords are wrong, or stand where nothing can be read.
+    // The passwords are wrong, or in a place where the URL can't be parsed.
     let (amqp, database) = (&sandbox.servers.amqp_url, sandbox.database.url());
     for (variable, value) in [
         ("AMQP_URL", with_password(amqp)),
@@ -211,7 +211,7 @@ fn no_secret_is_printed_in_a_run_that_meets_every_error() {
                 .env("AMQP_CONNECTION_ATTEMPTS", "1")
                 .env("RUST_LOG", "trace")
                 .env(variable, &value);
-            // Without a name server one that is looked up may take its time, or run on.
+            // Without a name server a look-up may take its time, or the process may keep running.
             let mut process = launch.spawn();
             wait_until(SOON, "it fails, or waits for the database", || {
                 !process.is_running()

@@ -1,4 +1,4 @@
-//! Installed as a service: which files, what systemd thinks of the units, and what the notifier
+//! The installation as a service: its files, what systemd says about the units, and what the notifier
 //! tells a supervisor.
 
 use std::{
@@ -21,18 +21,18 @@ use crate::harness::{
 const ENV_FILE: &str = "/etc/webhook-notifier.env";
 const UNIT: &str = "webhook-notifier";
 
-/// Signs of life are due twice in this time.
+/// Two signs of life are due in this time.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
-/// What systemd's own analysis may say at most, on its scale from 0 to 100 (it prints a tenth of it):
-/// all that is left is what talking TCP needs.
+/// The highest exposure that systemd's own analysis may report, on its scale from 0 to 100 (it prints a
+/// tenth of that): what remains is needed for TCP.
 const MOST_EXPOSURE: &str = "15";
 
 fn succeed(finished: &Finished) {
     assert_eq!(finished.code, Some(0), "{finished:?}");
 }
 
-/// What an installation consists of.
+/// The files of an installation.
 fn expected_files() -> Vec<(String, u32)> {
     let own = [
         (ENV_FILE, 0o640),
@@ -54,7 +54,7 @@ fn expected_files() -> Vec<(String, u32)> {
     files
 }
 
-/// The manual, and what shells complete by.
+/// The manual, and the completions for shells.
 fn is_of_manual(name: &str) -> bool {
     let folders = ["man", "bash-completion", "zsh", "fish"];
     folders.iter().any(|folder| name.starts_with(&format!("/usr/local/share/{folder}/")))
@@ -87,7 +87,7 @@ fn an_installation_is_these_files_and_an_edited_environment_file_outlives_all() 
     succeed(&again);
     assert_eq!(installation.files().len(), manual.len() + others.len());
     assert_eq!(fs::read_to_string(&env_file).expect("it is there"), edited);
-    // What it doesn't have, and could.
+    // The settings that the file lacks.
     let said = again.stderr.lines().find(|line| line.contains("stays as it is"));
     let said = said.unwrap_or_else(|| panic!("{again:?}"));
     assert!(said.contains("DATABASE_URL") && !said.contains("AMQP_URL"), "{said}");
@@ -114,7 +114,7 @@ fn another_prefix_has_its_units_where_systemd_looks_for_them() {
 
 #[test]
 fn where_no_service_can_run_the_targets_say_what_to_do() {
-    // Only what changes nothing, where one runs all the same.
+    // Only what changes nothing, if one is running.
     let finished = Installation::empty().make(&["status"]);
     let remedies = ["sudo make install", "run --env-file"];
     assert!(
@@ -126,7 +126,7 @@ fn where_no_service_can_run_the_targets_say_what_to_do() {
 #[test]
 fn systemd_finds_nothing_wrong_with_the_units_and_little_exposed() {
     let installation = Installation::new();
-    // The targets that the units name.
+    // The targets that the units refer to.
     let system = installation.path("/usr/lib/systemd");
     fs::create_dir_all(&system).expect("it is ours");
     let copied = Command::new("cp").args(["-r", "/usr/lib/systemd/system"]).arg(&system).status();
@@ -140,7 +140,7 @@ fn systemd_finds_nothing_wrong_with_the_units_and_little_exposed() {
         (output.status.success(), said, printed)
     };
     for unit in ["webhook-notifier.service", "webhook-notifier@.service"] {
-        // Any warning counts, of this unit; the others are the system's.
+        // Any warning about this unit counts; the others concern the system's units.
         let (success, said, _) = analyze(&["verify", "--man=no", "--recursive-errors=no", unit]);
         assert!(success, "{unit}: {said}");
         let threshold = format!("--threshold={MOST_EXPOSURE}");
@@ -165,7 +165,7 @@ fn install(sandbox: &Sandbox, variables: &[(&str, &str)]) -> Installation {
     installation
 }
 
-/// SIGTERM, as `systemctl stop` sends it. Returns what is told from then on.
+/// SIGTERM, as `systemctl stop` sends it. Returns what it tells its supervisor from then on.
 #[track_caller]
 fn stop(mut service: Service) -> Vec<String> {
     service.notifier.signal("TERM");
@@ -214,7 +214,7 @@ fn a_process_that_stands_still_gives_no_sign_of_life() {
     let service = installation.start(UNIT, WATCHDOG);
     service.wait_alive(2);
     service.notifier.signal("STOP");
-    // What it had sent is heard by then.
+    // What it had sent has been received by then.
     let mut heard = (service.heard().len(), Instant::now());
     wait_until(SOON, "it is silent for longer than the watchdog waits", || {
         if service.heard().len() != heard.0 {
@@ -316,10 +316,10 @@ fn an_upgrade_side_by_side_neither_loses_nor_repeats_an_event() {
     }
 }
 
-/// What is encoded in a password in an URL; what may stay as it is, does.
+/// What is percent-encoded in a URL's password; what may stay unencoded does.
 const SPECIAL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'$').remove(b'\'').remove(b';');
 
-/// A login of PostgreSQL that a test made; gone with it.
+/// A PostgreSQL login for a test; dropped with this.
 struct Login<'a> {
     sandbox: &'a Sandbox,
     name: String,
@@ -363,7 +363,7 @@ fn a_command_takes_the_services_settings_whatever_the_password() {
     let named = file.to_str().expect("text");
     let check = |arguments: &[&str]| {
         let arguments = [&["check", "--env-file", named], arguments].concat();
-        // Neither is there, nor are they asked.
+        // Neither server is there, and neither is contacted.
         let nowhere = "postgres://nobody@127.0.0.1:1/none";
         sandbox.launch(&arguments).env("DATABASE_URL", nowhere).spawn().finish(SOON)
     };

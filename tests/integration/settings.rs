@@ -1,4 +1,4 @@
-//! What a webhook's row says of its requests: headers and a deadline of its own, and how many.
+//! A webhook's settings: headers, a deadline, and limits.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     receivers::counting,
 };
 
-/// Stands wherever a header's value stands.
+/// Stands for a header's value.
 const MARK: &str = "Bearer s3cret-T0ken";
 
 #[track_caller]
@@ -28,7 +28,7 @@ fn json_of(sandbox: &Sandbox, arguments: &[&str]) -> Value {
     json(&succeed(sandbox, &[arguments, &["--json"]].concat()))
 }
 
-/// Changes the settings of a webhook by the command.
+/// Changes a webhook's settings by the command.
 #[track_caller]
 fn set(sandbox: &Sandbox, webhook: Uuid, settings: &[&str]) -> Value {
     json_of(sandbox, &[&["webhooks", "set", &webhook.to_string()], settings].concat())
@@ -50,11 +50,11 @@ fn headers_of_its_own_come_with_each_request_and_a_change_counts_at_once() {
     let mut notifier = sandbox.notifier().env("RUST_LOG", "debug").start();
     let expect = |what: &str, authorization: &str, team: &str| {
         wait_until(SOON, what, || {
-            // A change is honoured within a tenth of a second, not at once.
+            // A change takes effect within a tenth of a second, not immediately.
             let event = Event::new("order.paid");
             sandbox.publish(&event);
             let request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
-            // Beside those that every request has.
+            // In addition to those of every request.
             assert_eq!(request.header("content-type"), "application/json");
             assert!(!request.header("webhook-signature").is_empty());
             let has = (request.header("authorization"), request.header("x-team"));
@@ -111,7 +111,7 @@ fn no_more_requests_are_under_way_than_may_be_and_all_events_arrive_once() {
         .env("REQUEST_TIMEOUT", "1m")
         .env("SHUTDOWN_TIMEOUT", "1m")
         .start();
-    // Until its first answer it gets one at a time.
+    // Until its first answer it gets one request at a time.
     let first = Event::new("order.paid");
     sandbox.publish(&first);
     notifier.wait_metric("webhook_request_success_total", &[], 1.0);
@@ -146,11 +146,11 @@ fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
     receiver.wait_at("/free", events.len());
     let requests = receiver.wait_at_within(LATER, "/limited", events.len());
     notifier.wait_metric("webhook_request_success_total", &[], 40.0);
-    // A second's worth was saved up.
+    // A second's worth had been saved up.
     let took = requests[19].at - published;
     assert!(took >= Duration::from_secs(3), "20 requests within {took:?}");
     let held = held(&notifier, "rate") + self::held(&notifier, "behind");
-    // And some that a busy machine came to later.
+    // And some that a busy machine got to later.
     assert!(
         (1.0..=15.0).contains(&held),
         "{held}: one move each, but for those that were saved up"
@@ -203,15 +203,15 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
     notifier.terminate();
 }
 
-/// What somebody with SQL may write, and what is said of it.
+/// What somebody may write by SQL, and the message about it.
 const UNUSABLE: [(&str, &str, &str); 17] = [
     ("headers", "'[]'", "JSON object"),
     ("headers", "'\"s3cret-T0ken\"'", "JSON object"),
-    ("headers", r#"'{"Host": "s3cret-T0ken"}'"#, "not a webhook's to set"),
-    ("headers", r#"'{"webhook-id": "s3cret-T0ken"}'"#, "not a webhook's to set"),
+    ("headers", r#"'{"Host": "s3cret-T0ken"}'"#, "a webhook can't set"),
+    ("headers", r#"'{"webhook-id": "s3cret-T0ken"}'"#, "a webhook can't set"),
     ("headers", r#"'{"a b": "s3cret-T0ken"}'"#, "not the name of a header"),
     ("headers", r#"'{"a": "s3cret-T0ken\r\nx-evil: 1"}'"#, "visible ASCII"),
-    ("headers", r#"'{"a": {"b": "s3cret-T0ken"}}'"#, "not a text"),
+    ("headers", r#"'{"a": {"b": "s3cret-T0ken"}}'"#, "not a string"),
     ("headers", "jsonb_build_object('a', repeat('s3cret-T0ken', 400000))", "4096 bytes"),
     ("timeout_ms", "0", "from 1 to 600000"),
     ("timeout_ms", "-1", "from 1 to 600000"),
@@ -221,7 +221,7 @@ const UNUSABLE: [(&str, &str, &str); 17] = [
     ("rate_per_second", "'-Infinity'", "from 0.001 to 100000"),
     ("rate_per_second", "0", "from 0.001 to 100000"),
     ("no_retry_status", "'4x'", "is not a status such as 404"),
-    ("no_retry_status", "'200'", "2xx is none to retry"),
+    ("no_retry_status", "'200'", "2xx is never retried"),
 ];
 
 #[test]
@@ -229,7 +229,7 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/healthy"), &["*"]);
-    // Whoever had such a column before chose its type.
+    // A column that existed before may have another type.
     sandbox.database.run_script(
         "ALTER TABLE webhooks ALTER COLUMN max_in_flight TYPE TEXT;
          ALTER TABLE webhooks ALTER COLUMN rate_per_second TYPE NUMERIC USING NULL;
@@ -283,7 +283,7 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
              rate_per_second = '1e3', no_retry_status = NULL",
     );
     wait_until(SOON, "all that was dead arrives", || {
-        // A change is honoured within a tenth of a second, not at once.
+        // A change takes effect within a tenth of a second, not immediately.
         succeed(&sandbox, &["dead-letters", "replay"]);
         receiver.at("/mended").len() >= kinds.len()
     });
@@ -366,15 +366,15 @@ fn settings_are_given_shown_and_taken_back_by_commands() {
 
     for (arguments, says) in [
         (&["--header", "s3cret"][..], "Name: value"),
-        (&["--header", "Host: s3cret"], "not a webhook's to set"),
-        (&["--header", "a: s3cret", "--header", "A: s3cret"], "a stands twice"),
+        (&["--header", "Host: s3cret"], "a webhook can't set"),
+        (&["--header", "a: s3cret", "--header", "A: s3cret"], "a is listed twice"),
         (&["--header", "a: s3cret\r\nb: c"], "visible ASCII"),
         (&["--timeout", "0s"], "from 1 to 600000"),
         (&["--timeout", "11m"], "from 1 to 600000"),
         (&["--max-in-flight", "0"], "from 1 to 1000000"),
         (&["--rate", "NaN"], "from 0.001"),
         (&["--unset", "url"], "it is one of header"),
-        (&["--rate", "1", "--unset", "rate"], "to be unset"),
+        (&["--rate", "1", "--unset", "rate"], "can't be given and unset"),
         (&[], "nothing to change"),
     ] {
         let finished = sandbox.command(&[&["webhooks", "set", id], arguments].concat());

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use crate::harness::{Launch, Process, SOON, Sandbox, notifier, service::Installation};
 
-/// Runs a script, with the program's name in the first argument.
+/// Runs a script, with the program's path as the first argument.
 fn script(shell: &[&str], script: &str) -> String {
     let mut command = Command::new(shell[0]);
     command.args(&shell[1..]).arg(script).arg(notifier::binary());
@@ -45,7 +45,7 @@ fn fish_completes_commands_options_and_values() {
             &["fish", "--no-config", "-c"],
             &format!("$argv[1] completions fish | source; complete -C '{line}'"),
         );
-        // Behind a tab, what it is.
+        // A description follows after a tab.
         let words = completed.lines().filter_map(|line| line.split('\t').next());
         words.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -121,7 +121,7 @@ fn there_are_colours_on_a_terminal_and_nowhere_else() {
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
     let binary = notifier::binary().display().to_string();
-    // util-linux's, which makes a terminal for a command.
+    // util-linux's `script` runs a command on a terminal.
     let on_terminal = |arguments: &str, variables: &[(&str, &str)]| {
         let mut launch = sandbox.launch(&[]);
         let mut command = Command::new("script");
@@ -163,8 +163,8 @@ fn a_name_in_a_file_of_settings_that_is_none_is_told_with_the_one_that_is_meant(
     let warnings: Vec<_> = finished.stderr.lines().collect();
     assert_eq!(warnings.len(), 2, "{finished:?}");
     for (warning, says) in warnings.iter().zip([
-        "\"GREETING\" is no setting, and changes nothing",
-        "\"PREFETCH_CUONT\" is no setting: is PREFETCH_COUNT meant?",
+        "\"GREETING\" is not a setting, and is ignored",
+        "\"PREFETCH_CUONT\" is not a setting: did you mean PREFETCH_COUNT?",
     ]) {
         assert!(warning.starts_with("webhook-notifier: warning: --env-file"), "{warning}");
         assert!(warning.ends_with(says) && !warning.contains("s3cret"), "{warning}");

@@ -1,5 +1,4 @@
-//! A signal ends the process soon, cleanly, and without losing or repeating
-//! anything.
+//! A signal ends the process soon, cleanly, and without losing or repeating anything.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +6,7 @@ use crate::harness::{
     Event, LATER, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, holds_for, wait_until,
 };
 
-/// What the last line says of a shutdown.
+/// The last line's report of a shutdown.
 #[derive(Debug, PartialEq, Eq)]
 struct Goodbye {
     finished: u64,
@@ -33,7 +32,7 @@ fn goodbye(notifier: &Notifier) -> Goodbye {
     }
 }
 
-/// Sends the signal and expects a clean end. Returns how long it took.
+/// Sends the signal and expects a clean exit. Returns how long it took.
 #[track_caller]
 fn clean_exit(notifier: &mut Notifier, signal: &str) -> (Duration, Goodbye) {
     let began = Instant::now();
@@ -43,7 +42,7 @@ fn clean_exit(notifier: &mut Notifier, signal: &str) -> (Duration, Goodbye) {
     (began.elapsed(), goodbye(notifier))
 }
 
-/// SIGTERM, and a clean end within the limit.
+/// Sends SIGTERM and expects a clean exit within the limit.
 #[track_caller]
 fn check_exit(notifier: &mut Notifier, limit: Duration) -> Goodbye {
     let (took, goodbye) = clean_exit(notifier, "TERM");
@@ -83,7 +82,7 @@ fn a_request_under_way_is_finished_and_what_was_not_begun_stays_in_the_queue() {
     let goodbye = check_exit(&mut notifier, Duration::from_secs(6));
 
     assert_eq!((goodbye.finished, goodbye.parked), (1, 0), "{goodbye:?}");
-    // Perhaps one came for its ack.
+    // One more may have been delivered once the first was acked.
     assert!(goodbye.handed_back <= 1, "{goodbye:?}");
     assert_eq!(receiver.requests().len(), 1);
     assert_eq!(receiver.requests()[0].id(), events[0].id);
@@ -167,14 +166,14 @@ fn a_second_signal_ends_it_at_once() {
     let exit = first.wait_exit(SOON);
     assert!(exit.took < Duration::from_secs(5), "{exit:?}");
 
-    // Nothing is lost by that: the event was not acked.
+    // Nothing is lost: the event wasn't acked.
     let second = sandbox.notifier().start();
     assert_eq!(receiver.wait_at("/", 2)[1].id(), event.id);
     second.terminate();
     sandbox.wait_drained();
 }
 
-/// An event for several webhooks, and SIGTERM while the first is being asked.
+/// An event for several webhooks, and SIGTERM during the first one's request.
 #[track_caller]
 fn check_interrupted_fan_out(capacity: u16) {
     let paths = ["/a", "/b", "/c", "/d", "/e", "/f"];
@@ -290,7 +289,7 @@ fn whoever_takes_over_from_a_stuck_consumer_begins_nothing_after_the_signal() {
     // Until its first answer a receiver gets one request at a time.
     sandbox.publish(&Event::new("healthy"));
     first.wait_metric("webhook_request_success_total", &[], 1.0);
-    // Those behind the first wait for it, but for who takes over.
+    // Those behind the first would wait for it if no other consumer took over.
     let mut events = vec![Event::new("stuck")];
     events.extend((0..600).map(|_| Event::new("healthy")));
     sandbox.broker.publish(sandbox.queue(), &events);
@@ -299,7 +298,7 @@ fn whoever_takes_over_from_a_stuck_consumer_begins_nothing_after_the_signal() {
     let signalled = Instant::now();
     check_exit(&mut first, Duration::from_secs(12));
 
-    // To send the signal takes a while.
+    // Sending the signal takes a while.
     let limit = signalled + Duration::from_secs(1);
     let late = healthy.requests().iter().filter(|request| request.at > limit).count();
     assert_eq!(late, 0, "requests begun long after the signal");
@@ -310,7 +309,7 @@ fn whoever_takes_over_from_a_stuck_consumer_begins_nothing_after_the_signal() {
     assert_eq!((stuck.requests().len(), healthy.requests().len()), (1, 601));
 }
 
-/// SIGTERM while prompt receivers' deliveries wait for the only place, which a slow one has.
+/// SIGTERM while prompt receivers' deliveries wait for the only place, which a slow one occupies.
 #[track_caller]
 fn check_interrupted_wait(slow_kind: &str, prompt_kind: &str) {
     let sandbox = Sandbox::new();
@@ -430,7 +429,7 @@ fn it_ends_within_its_limit_while_a_confirm_does_not_come() {
     let goodbye = check_exit(&mut notifier, Duration::from_secs(8));
     assert_eq!(goodbye, Goodbye { finished: 0, parked: 0, handed_back: 1 });
 
-    // Ends the frozen connection, which the broker would keep until the next heartbeats.
+    // Closes the frozen connection, which the broker would keep until heartbeats are missed.
     drop(proxy);
     let second = launch().start();
     receiver.wait_at("/", 2);
@@ -438,8 +437,8 @@ fn it_ends_within_its_limit_while_a_confirm_does_not_come() {
     sandbox.wait_drained();
 }
 
-/// A notifier that reaches PostgreSQL through a proxy and holds an event that
-/// it knows no receivers for, when the signal comes.
+/// A notifier that reaches PostgreSQL through a proxy and, when the signal comes, holds an event whose
+/// receivers it doesn't know.
 #[track_caller]
 fn check_exit_without_postgres(go_away: fn(&Proxy)) {
     let sandbox = Sandbox::new();

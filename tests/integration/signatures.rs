@@ -1,4 +1,4 @@
-//! Requests are signed, secrets can be changed without a gap, and a receiver can say that it is gone.
+//! Requests are signed, secrets can be replaced without a gap, and a receiver can say that it is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -13,7 +13,7 @@ use crate::harness::{
     Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, receiver::Request, wait_for, wait_until,
 };
 
-/// What a command printed; it must have succeeded.
+/// The output of a command that must succeed.
 #[track_caller]
 fn json(sandbox: &Sandbox, arguments: &[&str]) -> Value {
     let finished = sandbox.command(&[arguments, &["--json"]].concat());
@@ -21,7 +21,7 @@ fn json(sandbox: &Sandbox, arguments: &[&str]) -> Value {
     serde_json::from_str(&finished.stdout).expect("JSON")
 }
 
-/// Registers a webhook; its id and secret.
+/// Registers a webhook. Returns its id and secret.
 #[track_caller]
 fn add(sandbox: &Sandbox, url: &str) -> (Uuid, String) {
     let added = json(sandbox, &["webhooks", "add", url, "*"]);
@@ -36,7 +36,7 @@ fn rotate(sandbox: &Sandbox, webhook: Uuid, keep: &[&str]) -> String {
     rotated["secret"].as_str().expect("a secret").to_owned()
 }
 
-/// What the reference library says of a request.
+/// The reference library's verdict on a request.
 pub(crate) fn verify(secret: &str, request: &Request) -> Result<(), WebhookError> {
     let mut headers = HeaderMap::new();
     for (name, value) in &request.headers {
@@ -51,7 +51,7 @@ fn signatures(request: &Request) -> usize {
     request.header("webhook-signature").split(' ').filter(|one| !one.is_empty()).count()
 }
 
-/// Publishes an event and returns the request that it becomes.
+/// Publishes an event and returns its request.
 #[track_caller]
 fn next(sandbox: &Sandbox, receiver: &Receiver) -> Request {
     let event = Event::new("order.paid").body("{\"text\": \"é \\u00e9\", \"n\" :1e2}");
@@ -97,7 +97,7 @@ fn while_a_secret_is_rotated_both_sign_and_then_only_the_new_one() {
     let receiver = Receiver::new();
     let (webhook, first) = add(&sandbox, &receiver.url("/"));
     let _notifier = sandbox.notifier().start();
-    // A change is honoured within a tenth of a second, not at once.
+    // A change takes effect within a tenth of a second, not immediately.
     let check = |valid: &[&str], invalid: &[&str]| {
         wait_until(SOON, "requests are signed by these and no others", || {
             let request = next(&sandbox, &receiver);
@@ -113,7 +113,7 @@ fn while_a_secret_is_rotated_both_sign_and_then_only_the_new_one() {
     let shown = json(&sandbox, &["webhooks", "show", &webhook.to_string()]);
     assert!(shown["previous_secret_expires_at"].is_string(), "{shown}");
 
-    // By the clock, which nobody tells the directory of.
+    // By the clock, without a notification to the directory.
     sandbox
         .database
         .execute("UPDATE webhooks SET previous_secret_expires_at = now() + interval '2 s'", &[]);
@@ -205,7 +205,7 @@ fn listen_tells_a_good_signature_from_a_bad_one() {
     let received = |signature: &str| {
         let signature = format!("\"signature\":\"{signature}");
         let line = wait_for(SOON, &format!("a line with {signature}"), || {
-            // Again and again: a change is honoured within a tenth of a second, not at once.
+            // Repeatedly: a change takes effect within a tenth of a second, not immediately.
             sandbox.publish(&Event::new("order.paid"));
             listener.stdout().into_iter().find(|line| line.contains(&signature))
         });
@@ -218,7 +218,7 @@ fn listen_tells_a_good_signature_from_a_bad_one() {
     assert_eq!(received("invalid: not signed"), 401);
 }
 
-/// When the webhook was disabled and why.
+/// The reason why the webhook was disabled.
 fn disabled(sandbox: &Sandbox) -> Option<String> {
     let asked = "SELECT disabled_reason FROM webhooks WHERE disabled_at IS NOT NULL";
     sandbox.database.query(asked, &[]).first().map(|row| row.get(0))
@@ -268,7 +268,8 @@ fn what_waits_for_a_webhook_that_is_gone_is_dropped() {
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at("/", 3);
     gone.store(true, Ordering::SeqCst);
-    // One of them hears it, perhaps more if they come at once; the rest is dropped unasked.
+    // One of them gets the answer, or several if they come together; the rest is dropped without a
+    // request.
     wait_until(SOON, "none is left", || {
         let dropped =
             notifier.metric("webhook_deliveries_dropped_total", &[("reason", "disabled")]);

@@ -1,5 +1,5 @@
-//! What is wrong, said in three places: the headline of the status page, /readyz, and an alert whose metric
-//! shows it. Each state is made for real.
+//! A problem is reported in three places: the headline of the status page, /readyz, and an alert whose
+//! metric shows it. Each state is caused for real.
 
 use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
@@ -11,20 +11,20 @@ use crate::harness::{
 
 const RULES: &str = include_str!("../../scripts/monitoring/prometheus-rules.yml");
 
-/// What is to be said of a state.
+/// What must be reported in a state.
 struct Told {
-    /// Begins or ends one of the page's sentences.
+    /// The beginning or end of one of the page's sentences.
     headline: &'static str,
     verdict: &'static str,
     readyz: u16,
     alert: &'static str,
-    /// A metric of the alert's expression, one of its samples, and what that shows.
+    /// A metric of the alert's expression, one of its samples, and its value.
     metric: &'static str,
     labels: &'static [(&'static str, &'static str)],
     shows: fn(f64) -> bool,
 }
 
-/// The expression of an alert.
+/// An alert's expression.
 fn expression(alert: &str) -> &'static str {
     let (_, rule) =
         RULES.split_once(&format!("- alert: {alert}\n")).expect("there is such an alert");
@@ -57,7 +57,7 @@ fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("RETRY_SCHEDULE", "1s,2s")
 }
 
-/// In a virtual host of its own, since some states are of all notifiers of one.
+/// In its own virtual host, since some states affect all notifiers of one.
 fn with_vhost(test: impl FnOnce(&Vhost<'_>, &Sandbox)) {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
@@ -71,7 +71,7 @@ fn a_queue_that_refuses_messages_is_trouble() {
         vhost.set_policy("^t.*[.]dead$", r#"{"max-length":1,"overflow":"reject-publish"}"#);
         let notifier = launch(sandbox).start();
         let refusals = || notifier.metric("webhook_refusals_total", &[]);
-        // What comes at once RabbitMQ takes beyond the limit.
+        // RabbitMQ takes messages beyond the limit if they arrive together.
         wait_until(LATER, "one is refused", || {
             sandbox.publish(&Event::raw("malformed"));
             refusals() >= 1.0
@@ -213,7 +213,7 @@ fn changes_that_can_t_be_heard_want_attention() {
     assert_told(
         &notifier,
         &Told {
-            headline: "Changes of the webhooks can't be heard, for ",
+            headline: "Notifications of changes to the webhooks have failed for ",
             verdict: "attention",
             readyz: 200,
             alert: "WebhookDirectoryBypassed",

@@ -1,4 +1,4 @@
-//! The status page and what it asks for.
+//! The status page and the data that it requests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use crate::{
     observability::eventful,
 };
 
-/// What /status.json says of a lane, and the metric that has to say the same.
+/// What /status.json says about a lane, and the metric that must agree.
 const LANE_NUMBERS: [(&str, &str); 5] = [
     ("ready", "webhook_queue_messages"),
     ("in_flight", "webhook_requests_in_flight"),
@@ -48,7 +48,7 @@ fn is_well(notifier: &Notifier) -> bool {
     status["state"] == "well" && what_is_wrong(&status).is_empty()
 }
 
-/// What the page shows under each name of a metric: the text of each element with that title.
+/// What the page shows for each metric's name: the text of each element with that title.
 pub(crate) fn shown(dom: &str) -> BTreeMap<String, Vec<String>> {
     let mut shown: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for rest in dom.split(" title=\"").skip(1) {
@@ -92,7 +92,7 @@ fn assert_page_has_the_numbers(sandbox: &Sandbox, dom: &str, metrics: &Expositio
         for (_, metric) in LANE_NUMBERS {
             let title = format!("{metric}{{queue=\"{queue}\"}}");
             let expected = metrics.sum(metric, &[("queue", &queue)]).to_string();
-            // A counter's number stands below its rate.
+            // A counter's total is below its rate.
             let at = usize::from(metric.ends_with("_total"));
             assert_eq!(shown[&title][at], expected, "{title}");
         }
@@ -110,7 +110,7 @@ fn assert_page_has_the_numbers(sandbox: &Sandbox, dom: &str, metrics: &Expositio
 fn page_and_json_have_the_numbers_of_the_metrics() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
-    // The quantiles are of what came between two samples. Nothing changes any more after that.
+    // Quantiles cover what came between two samples. Nothing changes after that.
     wait_until(SOON, "the lags have been sampled, and the queues seen empty", || {
         let lanes = list(&status(&notifier), "lanes").to_vec();
         lanes[..2].iter().all(|lane| !lane["lag_p99"].is_null() && lane["ready"] == 0)
@@ -147,7 +147,7 @@ fn wait_queues_are_watched_under_a_name_for_each_delay() {
             (waiting["delay"].as_str(), waiting["queue"].as_str())
         })
         .collect();
-    // The last is for what can have no backlog.
+    // The last one is for deliveries that can't have a backlog.
     let delays = ["1s", "2s", "1m"];
     let queues = delays.map(|delay| format!("webhooks.wait.{delay}"));
     let expected = delays.iter().zip(&queues);
@@ -173,7 +173,7 @@ fn it_says_plainly_which_server_is_away_and_when_all_is_well_again() {
         .start();
     wait_until(SOON, "all is well", || is_well(&notifier));
 
-    // Both at once: each is asked every few seconds.
+    // Both at once: each is polled every few seconds.
     broker.refuse();
     database.refuse();
     wait_until(LATER, "it says that both are away, and what follows", || {
@@ -226,7 +226,7 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
     assert_eq!((&other["reason"], &other["next_in_seconds"]), (&"status_5xx".into(), &Value::Null));
     assert_eq!((&other["status"], &open["status"]), (&500.into(), &Value::Null));
     let said = status(&notifier);
-    // And how many wait for it, once they are counted.
+    // And how many messages wait for it, once they are counted.
     assert_eq!(
         what_is_wrong(&said)[..2],
         ["1 receiver is down: its deliveries wait.", "1 receiver fails or is slow."]

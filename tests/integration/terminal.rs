@@ -1,5 +1,5 @@
-//! What strangers write, people read: in tables, in the log, in what `listen` prints. No line break of
-//! theirs begins a line there, and no escape sequence reaches the terminal.
+//! Strangers' text is read by people: in tables, in the log, in the output of `listen`. None of its line
+//! breaks begins a line there, and no escape sequence reaches the terminal.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use amiquip::{AmqpValue, FieldTable};
 
 use crate::harness::{Event, SOON, Sandbox, process::Finished, wait_for, wait_until};
 
-/// Clears the screen, begins a line, forges another, and turns the direction around.
+/// Clears the screen, begins a line, forges another, and reverses the direction of text.
 const HOSTILE: &str =
     "\u{1b}[2J\r\n[2026-01-01T00:00:00.000Z ERROR x] forged\u{9b}2J\u{202e}\u{7f}";
 
@@ -41,7 +41,7 @@ fn a_webhook_that_was_registered_by_sql_is_shown_in_one_line() {
     let Finished { stdout, .. } = sandbox.command(&["webhooks", "list"]);
     assert_eq!(stdout.lines().count(), 2, "{stdout}");
     expect_harmless_command(&sandbox, &["webhooks", "show", &id.to_string()]);
-    // For programs it is what it is.
+    // For programs it is unchanged.
     let Finished { stdout, .. } = sandbox.command(&["webhooks", "list", "--json", "--reveal"]);
     let list: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(list[0]["post_url"], url.as_str());
@@ -72,7 +72,7 @@ fn a_dead_letter_that_somebody_crafted_is_shown_and_not_obeyed() {
     let Finished { stdout, .. } = sandbox.command(&["dead-letters", "show"]);
     let (head, body) = stdout.split_once("\n\n").expect("headers, and then the body");
     expect_harmless("show", head);
-    // A body has lines of its own.
+    // A body has its own lines.
     assert!(!body.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}')), "{body:?}");
     let replayed = sandbox.command(&["dead-letters", "replay"]);
     assert!(replayed.stdout.contains("1 are malformed and stay"), "{replayed:?}");

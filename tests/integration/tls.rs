@@ -1,4 +1,4 @@
-//! TLS with everybody: real handshakes, and certificates that must be refused.
+//! TLS with all peers: real handshakes, and certificates that must be refused.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::harness::{
 /// The name of the CA in TLS_CA_FILE.
 const BELIEVED: &str = "a CA of the tests";
 
-/// The PEM files in one, for TLS_CA_FILE.
+/// The PEM files in one file, for TLS_CA_FILE.
 fn ca_file(certificates: &[&str]) -> NamedTempFile {
     let mut file = NamedTempFile::new().expect("a file");
     file.write_all(certificates.concat().as_bytes()).expect("it is writable");
@@ -36,7 +36,7 @@ fn with_parameters(url: &str, parameters: &str) -> String {
     format!("{url}{sign}{parameters}")
 }
 
-/// More than TLS' records, amiquip's frames and a socket's buffer hold at once.
+/// More than TLS records, amiquip's frames and a socket's buffer hold together.
 fn large_event(kind: &str) -> Event {
     let mut event = Event::new(kind);
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(900_000)).into_bytes();
@@ -94,7 +94,7 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
     ]);
     let ours: Vec<_> =
         connections.lines().filter(|line| line.contains("webhook-notifier")).collect();
-    // Two lanes, the publisher, and what watches the queues; perhaps the first one is just closing.
+    // Two lanes, the publisher, and the monitor of the queues; the first one may just be closing.
     assert!(ours.len() >= 4, "{connections}");
     for connection in ours {
         assert!(connection.contains("\ttrue\tCN=webhook-notifier client"), "{connection}");
@@ -119,25 +119,17 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
     sandbox.wait_drained();
 }
 
-/// The bad certificates, and what is said of them.
+/// The bad certificates, and the messages about them.
 fn bad_certificates(believed: &Authority) -> [(Certificate, &'static str, &'static str); 4] {
     [
-        (
-            Authority::new("another").good(),
-            "UnknownIssuer",
-            "name its CA's certificate in TLS_CA_FILE",
-        ),
-        (
-            Authority::new(BELIEVED).good(),
-            "BadSignature",
-            "name its CA's certificate in TLS_CA_FILE",
-        ),
+        (Authority::new("another").good(), "UnknownIssuer", "certificate into TLS_CA_FILE"),
+        (Authority::new(BELIEVED).good(), "BadSignature", "certificate into TLS_CA_FILE"),
         (believed.of_another_name(), "not valid for name", "use a name that is in the certificate"),
         (believed.expired(), "expired", "it needs a new certificate"),
     ]
 }
 
-/// Exit code 1, and one ERROR line that says what is wrong and what to do.
+/// Expects exit code 1, and one ERROR line that says what is wrong and what to do.
 #[track_caller]
 fn assert_refused(finished: &Finished, wrong: &str, remedy: &str) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -162,7 +154,7 @@ fn a_broker_whose_certificate_is_no_good_is_refused_with_the_reason() {
             .finish(SOON);
         assert_refused(&finished, wrong, remedy);
     }
-    // The same way in with nothing wrong about it, or all this would say nothing.
+    // The same route with a good certificate, or this would prove nothing.
     let terminator = Terminator::before(&sandbox.servers.amqp_url, authority.good());
     let notifier = sandbox
         .notifier()
@@ -197,7 +189,7 @@ fn postgresql_is_checked_as_sslmode_says() {
             .env("TLS_CA_FILE", path(&believed))
     };
     let bad = bad_certificates(&authority);
-    // What each certificate is still good for: that is libpq's table.
+    // What each certificate is still good enough for, by libpq's table.
     let lenient: [&[_]; 4] = [&["require"], &["require"], &["require", "verify-ca"], &["require"]];
     for ((certificate, wrong, remedy), lenient) in bad.into_iter().zip(lenient) {
         let terminator = Terminator::before(&sandbox.servers.database_url, certificate);
@@ -219,7 +211,7 @@ fn postgresql_that_speaks_no_tls_is_refused_where_it_is_required() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("postgres://someone@{}/", listener.local_addr().expect("it is bound"));
     let end = listener.try_clone().expect("a handle");
-    // All that such a server says to the question.
+    // All that such a server answers to the SSLRequest.
     let server = thread::spawn(move || {
         for client in listener.incoming() {
             let Ok(mut client) = client else { return };
@@ -231,7 +223,7 @@ fn postgresql_that_speaks_no_tls_is_refused_where_it_is_required() {
     for mode in ["require", "verify-ca", "verify-full"] {
         let url = with_parameters(&url, &format!("sslmode={mode}"));
         let finished = sandbox.notifier().env("DATABASE_URL", url).spawn().finish(SOON);
-        assert_refused(&finished, "speaks no TLS", "turn `ssl` on there, or demand less");
+        assert_refused(&finished, "does not offer TLS", "turn `ssl` on there");
     }
     // Ends the server.
     drop(TcpStream::connect(end.local_addr().expect("it is bound")));
@@ -277,7 +269,7 @@ fn a_receiver_whose_certificate_is_no_good_gets_nothing_and_the_dead_letter_says
     sandbox.wait_drained();
 }
 
-/// Both attempts end as time-outs, and not much later than they should.
+/// Both attempts time out, and not much later than they should.
 #[track_caller]
 fn check_timeout(authority: &Authority, url: &str, request_timeout: &str, limit: f64) {
     let sandbox = Sandbox::new();
@@ -298,14 +290,14 @@ fn check_timeout(authority: &Authority, url: &str, request_timeout: &str, limit:
     let sum = |name| metrics.sum(name, &[]);
     assert_eq!(metrics.sum("webhook_request_failure_total", &[("reason", "timeout")]), 2.0);
     let mean = sum("webhook_request_duration_seconds_sum") / 2.0;
-    // A busy machine may be late; without a limit it would be ten seconds and more.
+    // A busy machine may be late; without the limit it would be ten seconds and more.
     assert!(mean >= limit && mean < limit + 4.0, "{mean} s");
     notifier.terminate();
 }
 
 #[test]
 fn a_receiver_that_never_shakes_hands_costs_no_more_than_connecting_may() {
-    // The kernel takes the connection; nobody answers on it.
+    // The kernel accepts the connection; nobody answers on it.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("https://{}/", silent.local_addr().expect("it is bound"));
     check_timeout(&Authority::new(BELIEVED), &url, "10s", 0.5);
@@ -317,7 +309,7 @@ fn a_handshake_that_drips_costs_no_more_than_connecting_may() {
     let address = listener.local_addr().expect("it is bound");
     let url = format!("https://{address}/");
     let server = thread::spawn(move || {
-        // The head of a record as large as they may be, and what never becomes one.
+        // The head of a record of the maximal size, which is never completed.
         let record = [&[0x16, 3, 3, 0x40, 0], &[0; 200][..]].concat();
         for client in listener.incoming().take(2) {
             let _ = drip(&client.expect("a client"), &record);

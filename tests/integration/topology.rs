@@ -1,5 +1,5 @@
-//! The queues and exchanges that the notifier makes, and those that it leaves
-//! as the operator made them.
+//! The queues and exchanges that the notifier creates, and those that it leaves as the operator created
+//! them.
 
 use amiquip::{AmqpValue, FieldTable};
 
@@ -24,7 +24,7 @@ fn missing_queues_are_made_durable_and_those_that_hold_retries_and_dead_letters_
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1500ms,90s").start();
     notifier.terminate();
 
-    // RabbitMQ refuses a declaration that differs from what is there.
+    // RabbitMQ refuses a declaration that differs from what exists.
     for queue in &sandbox.queues {
         let declare = |suffix: &str, arguments: FieldTable| {
             let queue = format!("{queue}{suffix}");
@@ -134,7 +134,7 @@ fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
         _ => Reply::Status(200),
     });
     sandbox.webhook(&receiver.url("/"), &["*"]);
-    // A delay that no other test waits for.
+    // A delay that no other test uses.
     let notifier = sandbox
         .notifier()
         .env("RETRY_SCHEDULE", "432ms,repeat")

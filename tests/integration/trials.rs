@@ -1,4 +1,4 @@
-//! `webhooks test`: a delivery's request, which changes nothing, and what came of it.
+//! `webhooks test`: the request of a delivery, which changes nothing, and its result.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     signatures::verify,
 };
 
-/// Stands wherever a secret stands.
+/// Stands for a secret.
 const MARK: &str = "s3cret-T0ken";
 
 #[track_caller]
@@ -34,7 +34,7 @@ fn table(sandbox: &Sandbox) -> Vec<String> {
 fn the_request_is_a_deliverys_and_is_shown_as_it_was_sent_but_for_secrets() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
-        // It sends back what it got.
+        // It returns what it received.
         let body = format!("{:?}\u{1b}[2J{}", request.header("authorization"), "x".repeat(5_000));
         let head = format!("HTTP/1.1 202 Accepted\r\ncontent-length: {}\r\n", body.len());
         let more = format!("set-cookie: a={MARK}\r\nserver: test {MARK}\r\n\r\n");

@@ -1,4 +1,4 @@
-//! Webhooks as a file: what `webhooks export` writes, and what `webhooks apply` makes of it.
+//! Webhooks as a file: what `webhooks export` writes, and what `webhooks apply` does with it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,10 +19,10 @@ use crate::signatures::verify;
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-/// Stands wherever something secret stands that is no secret of a webhook.
+/// Stands for a secret other than a webhook's.
 const MARK: &str = "s3cret-T0ken";
 
-/// A folder with the file of a test.
+/// A folder with a test's file.
 struct Declared {
     folder: TempDir,
 }
@@ -42,7 +42,7 @@ impl Declared {
         fs::write(self.path(name), text).expect("it can be written");
     }
 
-    /// `webhooks apply` of it.
+    /// Runs `webhooks apply` with it.
     #[track_caller]
     fn command(&self, sandbox: &Sandbox, options: &[&str]) -> Finished {
         let file = self.path("webhooks.toml");
@@ -57,7 +57,7 @@ impl Declared {
         finished.stdout
     }
 
-    /// It has problems, and changes nothing; what it says on standard error.
+    /// The file has problems, and nothing is changed. Returns standard error.
     #[track_caller]
     fn refused(&self, sandbox: &Sandbox, options: &[&str]) -> String {
         let before = rows(sandbox);
@@ -69,7 +69,7 @@ impl Declared {
     }
 }
 
-/// All that stands in the table, with what tells that a row was touched.
+/// The whole table, with what shows that a row was touched.
 fn rows(sandbox: &Sandbox) -> Vec<String> {
     let all = "SELECT xmin::text || ' ' || webhooks::text FROM webhooks ORDER BY created_at, id";
     sandbox.database.query(all, &[]).iter().map(|row| row.get(0)).collect()
@@ -145,7 +145,7 @@ fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing
     assert_eq!(said, "nothing to change: 2 webhooks are as the file says");
     assert_eq!(rows(&sandbox), before);
 
-    // What is not there is none, and the others are as they were.
+    // A setting that is missing is unset, and the others are unchanged.
     file.write(
         "webhooks.toml",
         "[[webhooks]]\n\
@@ -214,7 +214,7 @@ fn an_export_has_no_secrets_and_changes_nothing_when_it_is_applied() {
         assert_eq!(rows(&sandbox), before);
     }
 
-    // With its secrets it makes the same elsewhere. (Two of what stands there only SQL can write.)
+    // With its secrets it creates the same elsewhere. (Two of its values can only be written by SQL.)
     sandbox.database.run_script(
         "UPDATE webhooks SET post_url = 'https://example.org/odd', events = '{order.paid}'
              WHERE post_url LIKE '%@%';
@@ -268,9 +268,12 @@ fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
     let file = Declared::new(&finished.stdout);
     let finished = file.command(&sandbox, &["--prune"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(finished.stderr.contains(&format!("{long} stays: no file could say")), "{finished:?}");
+    assert!(
+        finished.stderr.contains(&format!("{long} stays: it can't be described")),
+        "{finished:?}"
+    );
     assert_eq!(rows(&sandbox).len(), 3);
-    // But it can be mended by one.
+    // But a file can correct it.
     file.write(
         "webhooks.toml",
         &format!("[[webhooks]]\nid = \"{headers}\"\npost_url = \"https://example.org/new\"\nevents = [\"a\"]\n"),
@@ -312,8 +315,8 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
     for (line, parts) in [
         (6, &["\"url\": there is no such key: is it `post_url`?"][..]),
         (5, &["post_url: missing"]),
-        (7, &["events: it is not a list of texts"]),
-        (8, &["timeout_ms: it is neither a text nor a number"]),
+        (7, &["events: it is not a list of strings"]),
+        (8, &["timeout_ms: it is neither a string nor a number"]),
         (9, &["the same `id` as on line 1"]),
         (11, &["post_url: unusable URL"]),
         (12, &["\"user*\" matches nothing"]),
@@ -342,7 +345,7 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
         let said = file.refused(&sandbox, &[]);
         assert!(said.contains(says) && !said.contains(MARK), "{said}");
     }
-    // Most likely a mistake, and not the wish to remove all.
+    // Most likely a mistake, and not meant to remove all.
     file.write("webhooks.toml", "webhooks = []\n");
     let said = file.refused(&sandbox, &["--prune"]);
     assert!(said.contains("--prune would remove all 1"), "{said}");
@@ -424,7 +427,7 @@ fn of_two_that_apply_the_same_file_at_once_one_registers_what_is_new() {
     let finished: Vec<_> = all.into_iter().map(|one| one.finish(SOON)).collect();
     let added = finished.iter().filter(|one| one.stdout.contains("1 added")).count();
     assert_eq!(added, 1, "{finished:?}");
-    // Those that looked before it was there say so.
+    // Those that read the table before the webhook was added say so.
     for one in finished.iter().filter(|one| one.code != Some(0)) {
         assert!(one.stderr.contains("run it again"), "{one:?}");
     }
@@ -439,7 +442,7 @@ fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
         (0..3).map(|n| sandbox.webhook(&format!("http://a.example/{n}"), &["*"])).collect();
     let exported = succeed(&sandbox, &["webhooks", "export"]);
     let file = Declared::new(&exported.replace("events = [\"*\"]", "events = [\"order.paid\"]"));
-    // It has looked at the rows when it waits for this one.
+    // It has read the rows when it waits for this lock.
     let mut other =
         postgres::Client::connect(sandbox.database.url(), postgres::NoTls).expect("it answers");
     let path = file.path("webhooks.toml");
@@ -471,7 +474,7 @@ fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
         "{said}"
     );
 
-    // A table that is locked costs an error, and nothing else.
+    // A locked table causes an error, and nothing else.
     let mut held = other.transaction().expect("it answers");
     held.batch_execute("LOCK TABLE webhooks IN SHARE MODE").expect("it answers");
     file.write("webhooks.toml", &exported);
@@ -521,7 +524,7 @@ fn ten_thousand_are_applied_and_then_there_is_nothing_to_change() {
         let said = file.apply(&sandbox, options);
         (began.elapsed(), said)
     };
-    // Hosts that don't exist are looked up for three seconds at most.
+    // Names that can't be resolved are looked up for three seconds at most.
     let (took, said) = timed(&[]);
     assert!(said.contains("10,000 added, 0 unchanged"), "{}", &said[said.len() - 300..]);
     assert!(took < Duration::from_secs(60), "{took:?}");

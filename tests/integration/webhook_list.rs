@@ -1,4 +1,4 @@
-//! `webhooks list` and its filters, `webhooks set` of URL and events, and warnings of twins.
+//! `webhooks list` and its filters, `webhooks set` of URL and events, and warnings about twins.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use crate::harness::{
 
 const MARK: &str = "s3cret-T0ken";
 
-/// The paths of the URLs that are listed.
+/// The paths of the listed URLs.
 #[track_caller]
 fn listed(sandbox: &Sandbox, options: &[&str]) -> Vec<String> {
     let text = succeed(sandbox, &[&["webhooks", "list", "--json"], options].concat());
@@ -83,7 +83,7 @@ fn webhooks_are_listed_by_state_account_event_and_url() {
         "user.created",
     ];
     assert_eq!(line, expected);
-    // As notifiers write it, where they do.
+    // As notifiers write it.
     sandbox.database.run_script(
         "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, succeeded_at)
          SELECT id, '2026-11-25 01:00Z', '2026-11-25 03:00Z',
@@ -100,7 +100,7 @@ fn webhooks_are_listed_by_state_account_event_and_url() {
     assert!(shown.contains("\nfailing          since 2026-11-25T02:54:28Z"), "{shown}");
 }
 
-/// Runs a command on a terminal of this size; what is on it then.
+/// Runs a command on a terminal of this size. Returns its output there.
 fn on_terminal(
     sandbox: &Sandbox,
     columns: usize,
@@ -152,7 +152,7 @@ fn on_a_terminal_the_table_fits_and_long_ones_go_through_the_pager() {
         assert_eq!(lines, 30, "{pager}: {plain}");
         assert!(!plain.lines().any(|line| line.starts_with(':')), "{pager}: {plain}");
     }
-    // For programs it is what it is, also on a terminal.
+    // For programs it is unchanged, even on a terminal.
     let json = on_terminal(&sandbox, 80, 24, "sed s/^/:/", "webhooks list --json");
     assert!(serde_json::from_str::<Value>(&json).is_ok(), "{json}");
 }

@@ -1,4 +1,4 @@
-//! `why`: what an operator is told of one event, in each of the ways that it can have gone.
+//! `why`: what an operator is told about one event, for each possible outcome.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -7,13 +7,13 @@ use crate::harness::{
     Event, Notifier, Receiver, Reply, SOON, Sandbox, process::Finished, wait_for,
 };
 
-/// A notifier that delivers, waits, dead-letters and drops; its log says all.
+/// A notifier that delivers, waits, dead-letters and drops; its log has everything.
 fn notifier(sandbox: &Sandbox) -> Notifier {
     let notifier = sandbox.notifier().env("DELIVERY_LOG", "all");
     notifier.env("RETRY_SCHEDULE", "200ms,1h").env("CIRCUIT_BREAKER", "off").start()
 }
 
-/// Always fails at `/never`, and elsewhere once.
+/// Always fails at `/never`, and once elsewhere.
 fn receiver() -> Receiver {
     Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/never", _) | (_, 1) => Reply::Status(500),
@@ -27,7 +27,7 @@ fn publish(sandbox: &Sandbox, kind: &str) -> String {
     event.id
 }
 
-/// Runs `why` with these arguments, and returns what it prints for people.
+/// Runs `why` with these arguments, and returns its output for people.
 #[track_caller]
 fn why(sandbox: &Sandbox, code: i32, arguments: &[&str]) -> String {
     let finished = sandbox.command(&[&["why"], arguments].concat());
@@ -45,7 +45,7 @@ fn ask(sandbox: &Sandbox, event: &str) -> Value {
     read(&sandbox.command(&["why", event, "--json"]))
 }
 
-/// The answer, as soon as the first webhook's delivery is in that state.
+/// Waits until the first webhook's delivery is in that state. Returns the answer.
 #[track_caller]
 fn wait_state(sandbox: &Sandbox, event: &str, state: &str, attempts: u64) -> Value {
     wait_for(SOON, &format!("{event} is {state}"), || {
@@ -59,7 +59,7 @@ fn wait_state(sandbox: &Sandbox, event: &str, state: &str, attempts: u64) -> Val
 
 #[track_caller]
 fn expect_parts(text: &str, parts: &[&str]) {
-    // However it is wrapped.
+    // Independent of wrapping.
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in parts {
         assert!(words.contains(part), "no {part:?} in {text}");
@@ -91,7 +91,7 @@ fn a_delivered_event_has_its_story_and_needs_nothing() {
         // What is over has no next attempt.
         assert!(!text.contains("1970"), "{text}");
     }
-    // PostgreSQL alone has told all that.
+    // All that came from PostgreSQL alone.
     let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
     let alone = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody);
     let alone = alone.spawn().finish(SOON);
@@ -176,7 +176,7 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
         (answer["webhooks"][1]["state"] == "delivered").then_some(answer)
     });
 
-    // What needs somebody comes first.
+    // Those that need attention come first.
     let case = &answer["webhooks"][0];
     assert_eq!((&case["state"], &case["reason"]), (&"dead".into(), &"rejected".into()), "{answer}");
     assert_eq!(case["dead_letter"]["event_id"], event.as_str(), "{answer}");
@@ -268,11 +268,11 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     let asked = ["no-such-event", "--delivery-log", "all"];
     let text = why(&sandbox, 1, &asked);
     let meanings = [
-        "nor does it lie in a dead-letter queue",
+        "and it is in no dead-letter queue",
         "DELIVERY_LOG=all",
         "DELIVERY_LOG_KEEP",
         "never received",
-        "the id is another one",
+        "its id is another one",
     ];
     expect_parts(&text, &meanings);
     assert!(!text.contains("first attempt"), "that would be in the log: {text}");
@@ -300,11 +300,11 @@ fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let told = [
         "nothing went wrong with it, as far as is known",
         "DELIVERY_LOG=failures",
-        "It can't know which of these is so",
+        "the log can't tell which",
         "it was delivered, to each webhook at the first attempt",
         "no webhook wanted it",
         "never received",
-        "the id is another one",
+        "its id is another one",
         "DELIVERY_LOG_KEEP",
     ];
     expect_parts(&text, &told);
@@ -313,7 +313,7 @@ fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let answer = read(&sandbox.command(&["why", &event, "--json"]));
     assert_eq!((&answer["known"], &answer["no_failure"]), (&false.into(), &true.into()));
     assert_eq!(answer["may_be"].as_array().map(Vec::len), Some(5), "{answer}");
-    // Whether it is dead is not known.
+    // It isn't known whether it is dead.
     let nobody = receiver.refusing_url().replace("http:", "amqp:");
     let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
     assert_eq!(blind.code, Some(1), "{blind:?}");

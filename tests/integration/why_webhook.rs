@@ -1,4 +1,4 @@
-//! `why --webhook ID`: how one webhook has been over a time.
+//! `why --webhook ID`: a webhook's attempts during a period.
 
 use uuid::Uuid;
 
@@ -91,11 +91,11 @@ fn it_counts_what_was_logged_and_names_the_worst() {
 
     let day = json(&succeed(&sandbox, &["why", "--webhook", &id, "--since", "3d", "--json"]));
     assert_eq!((&day["failed"], &day["slowest"]["ms"]), (&5.into(), &99_000.into()), "{day}");
-    // A day, where nobody says.
+    // A day by default.
     let usual = json(&succeed(&sandbox, &["why", "--webhook", &id, "--json"]));
     assert_eq!(usual["failed"], 4, "{usual}");
     let text = succeed(&sandbox, &["why", "--webhook", &id, "--since", "1m"]);
-    assert!(text.contains("nothing is logged of it"), "{text}");
+    assert!(text.contains("nothing is logged for it"), "{text}");
 }
 
 #[test]
@@ -124,9 +124,9 @@ fn a_webhook_of_which_nothing_is_known_fails_and_so_does_what_makes_no_sense() {
     let stranger = Uuid::new_v4().to_string();
     let finished = sandbox.command(&["why", "--webhook", &stranger]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stdout.contains("nothing is logged of it"), "{finished:?}");
+    assert!(finished.stdout.contains("nothing is logged for it"), "{finished:?}");
     let quiet = sandbox.webhook("https://example.org/", &["*"]).to_string();
-    assert!(succeed(&sandbox, &["why", "--webhook", &quiet]).contains("nothing is logged of it"));
+    assert!(succeed(&sandbox, &["why", "--webhook", &quiet]).contains("nothing is logged for it"));
     for wrong in [
         &["why"][..],
         &["why", "--since", "2h"],

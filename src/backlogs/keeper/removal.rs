@@ -1,6 +1,6 @@
-//! The end of a backlog: closed, then unbound, then deleted, with its row.
+//! The removal of a backlog: it is closed, then unbound, then deleted with its row.
 //!
-//! Whoever opens it meanwhile undoes that: its row is locked while the queue is deleted.
+//! Opening it again undoes this: its row is locked while the queue is deleted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use crate::broker::{BrokerError, backlog_queue};
 use crate::domain::held::Held;
 use crate::store::RemoveError;
 
-/// How long a backlog is closed before it is unbound, and unbound before its queue is deleted. Publishers
-/// give up after 30 s, so whatever another instance had on its way there has arrived by then.
+/// How long a backlog is closed before it is unbound, and unbound before its queue is deleted.
+/// Publishers give up after 30 s, so messages on their way from other instances have arrived by then.
 const CLOSING: Duration = Duration::from_secs(35);
 
-/// Why a queue was not deleted.
+/// Why a queue wasn't deleted.
 #[derive(Debug, thiserror::Error)]
 enum NotRemoved {
     #[error("it is not empty")]
@@ -23,12 +23,12 @@ enum NotRemoved {
     Broker(BrokerError),
 }
 
-/// How far the removal of a backlog is.
+/// The state of a removal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Closing {
     /// When the next step is due.
     due: Instant,
-    /// Whether nothing comes into it any more.
+    /// Whether no more messages can reach it.
     is_unbound: bool,
 }
 
@@ -44,7 +44,7 @@ impl Keeper {
         if self.closing.contains_key(&key) {
             return;
         }
-        // From here on, whoever enters it asks us first, and we are busy.
+        // From here on entering it requires a request to us, and we are busy.
         self.backlogs.open().remove(&key);
         let origin = self.origin(key).to_owned();
         if let Err(error) = self.store.close_backlog(&origin, key.1) {
@@ -57,7 +57,7 @@ impl Keeper {
         self.closing.insert(key, Closing::step(false));
     }
 
-    /// Takes the next step of the removals for which it is time.
+    /// Takes the next step of the removals that are due.
     pub(super) fn remove_closed(&mut self, now: Instant) {
         let is_due = |(_, closing): &(&Key, &Closing)| now >= closing.due;
         let due: Vec<(Key, Closing)> =
@@ -103,7 +103,7 @@ impl Keeper {
                 log::info!("backlog removed queue={}", backlog_queue(&origin, webhook));
                 self.is_no_longer_there(key);
             }
-            // Somebody has opened it again, or removed it.
+            // Somebody opened it again, or removed it.
             Ok(false) => {}
             Err(RemoveError::Queue(NotRemoved::NotEmpty)) => {
                 let _ = self.make_sure(key, Held::Behind.label());

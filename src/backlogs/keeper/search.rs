@@ -1,4 +1,4 @@
-//! Which backlogs there are: by the table, and by the broker where the table may be wrong.
+//! Finds the existing backlogs: in the table, and at the broker if the table may be wrong.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,19 +13,19 @@ use crate::domain::held::Held;
 use crate::domain::receiver::Class;
 use crate::store::BacklogRow;
 
-/// A row whose queue is not there is forgotten after this: it may be about to be made.
+/// A row without a queue is removed after this time; before, the queue may be about to be created.
 const STALE: Duration = Duration::from_secs(3_600);
 
-/// How many queues are looked for in a tick that no row tells of. Each that is missing costs a channel.
+/// How many queues without a row are searched for per tick. Each that is missing costs a channel.
 const SOUGHT: usize = 20;
 
-/// Backlogs that may be there: of these webhooks, in each queue.
+/// Backlogs that may exist: of these webhooks, in each queue.
 #[derive(Debug)]
 pub(super) struct Sought {
     webhooks: Vec<Uuid>,
-    /// Of the last of them, the queue that is next.
+    /// The next queue for the last of them.
     queue: usize,
-    /// Those that could not be looked for.
+    /// Backlogs whose search failed.
     again: Vec<Key>,
 }
 
@@ -34,7 +34,7 @@ impl Sought {
         Self { webhooks, queue: 0, again: Vec::new() }
     }
 
-    /// Takes so many at most, where there are so many queues.
+    /// Takes at most `most` of them; there are `queues` queues.
     fn take(&mut self, most: usize, queues: usize) -> Vec<Key> {
         let mut taken = std::mem::take(&mut self.again);
         while taken.len() < most
@@ -52,7 +52,7 @@ impl Sought {
 }
 
 impl Keeper {
-    /// Reads the table: which there are beside those that we know. False if that failed.
+    /// Reads from the table which backlogs exist. Returns false if that failed.
     pub(super) fn read(&mut self) -> bool {
         let rows = match self.store.backlogs() {
             Ok(rows) => {
@@ -65,7 +65,8 @@ impl Keeper {
                 let cause = error.to_string();
                 if self.not_read.is_news(&cause) {
                     log::warn!(
-                        "backlogs not read cause={cause:?}: those of other instances are not known"
+                        "backlogs not read cause={cause:?}: backlogs that other instances created are not \
+                         known"
                     );
                 }
                 return false;
@@ -79,17 +80,17 @@ impl Keeper {
             let key = (queue, row.webhook);
             in_table.insert(key);
             if row.is_closing {
-                // Whoever enters it opens it again first.
+                // Entering it requires opening it again first.
                 self.backlogs.open().remove(&key);
                 if self.closing.contains_key(&key) {
                     continue;
                 }
                 if !self.is_known(key) {
-                    // The one who closed it may be gone.
+                    // The instance that closed it may be gone.
                     self.closing.insert(key, Closing::step(false));
                 } else if self.receivers.is_backlog_in_use(queue, row.webhook) {
-                    // To whoever closed it, it looks empty while this process has all of it in hand,
-                    // and that would be gone with the queue.
+                    // To the instance that closed it, it looks empty while this process has all of it in
+                    // hand; with the queue, that would be gone too.
                     let _ = self.make_sure(key, Held::Behind.label());
                 }
             } else if !self.backlogs.open().contains(&key) && !self.find(key, &row) {
@@ -100,14 +101,15 @@ impl Keeper {
         self.write_missing(&in_table)
     }
 
-    /// Another instance made it, or this one before it was restarted. False if that can't be known.
+    /// Another instance created it, or this one before a restart. Returns false if that can't be
+    /// determined.
     fn find(&mut self, key: Key, row: &BacklogRow) -> bool {
         let queue = backlog_queue(&row.queue, row.webhook);
         match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
             Ok(Some(_)) => {
                 let lasted = clock::now().duration_since(row.since).unwrap_or_default();
                 let away = (row.cause == Held::Breaker.label()).then_some(lasted);
-                // Whoever made it may have been ended before it was bound.
+                // The process that created it may have ended before binding it.
                 let opened = self.ask_broker(|link, shutdown| {
                     link.open_backlog(&row.queue, row.webhook, shutdown)
                 });
@@ -118,7 +120,7 @@ impl Keeper {
                 self.is_there(key, &row.cause, row.since, true);
                 true
             }
-            // At another broker, or it was never made.
+            // It is at another broker, or was never created.
             Ok(None) => {
                 let age = clock::now().duration_since(row.since).unwrap_or_default();
                 if age > STALE {
@@ -130,7 +132,7 @@ impl Keeper {
         }
     }
 
-    /// Writes the rows that should be there: the table may be an older one's copy, or emptied.
+    /// Writes missing rows: the table may be an older copy, or was emptied.
     fn write_missing(&mut self, in_table: &HashSet<Key>) -> bool {
         let known: Vec<Key> = self.backlogs.known().keys().copied().collect();
         for key in known {
@@ -147,7 +149,7 @@ impl Keeper {
                         return false;
                     }
                 }
-                // Another instance has removed it.
+                // Another instance removed it.
                 Ok(None) => self.is_no_longer_there(key),
                 Err(_) => return false,
             }
@@ -155,7 +157,7 @@ impl Keeper {
         true
     }
 
-    /// Looks for queues that no row tells of, a few at a time: the table may be an older one's copy.
+    /// Searches for queues without a row, a few at a time: the table may be an older copy.
     pub(super) fn seek(&mut self) {
         let Some(sought) = &mut self.sought else {
             self.sought = self.store.webhook_ids().ok().map(Sought::new);
@@ -184,7 +186,7 @@ impl Keeper {
         }
         for key in found {
             let queue = backlog_queue(self.origin(key), key.1);
-            log::warn!("backlog found queue={queue}: the table `backlogs` had no row of it");
+            log::warn!("backlog found queue={queue}: the table `backlogs` had no row for it");
             let _ = self.make_sure(key, Held::Behind.label());
         }
     }
@@ -207,7 +209,7 @@ mod tests {
                 if some.is_empty() {
                     break;
                 }
-                // The broker is away for once.
+                // The broker is away once.
                 if count == 0 {
                     sought.again = some;
                     assert!(sought.again.len() <= SOUGHT);

@@ -1,4 +1,4 @@
-//! The broker's half: whether it answers, and whether it would let `run` do what it does.
+//! The checks at the broker: whether it answers, and whether `run` would be allowed to do what it does.
 
 use super::{Finding, finding};
 use crate::broker::{BrokerError, Flaw, Link, Presence, Topology, look_for_flaws};
@@ -31,7 +31,7 @@ pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
         Ok(queues) => {
             for Presence { queue, messages } in queues {
                 let name = format!("queue {queue}");
-                // What is wrong with it has been said.
+                // Its problem has been reported.
                 if findings.iter().any(|finding| finding.name == name) {
                     continue;
                 }

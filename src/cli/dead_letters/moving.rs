@@ -1,4 +1,4 @@
-//! What takes them away: `replay` and `purge`.
+//! The commands that remove dead letters: `replay` and `purge`.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -13,7 +13,7 @@ use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
 use crate::store::Store;
 
-/// How many webhooks are named in a line.
+/// How many webhooks a line names.
 const MOST_NAMED: usize = 5;
 
 pub(super) fn replay(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Result<()> {
@@ -28,15 +28,15 @@ pub(super) fn replay(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> R
         };
     }
     if !is_json {
-        // Where nobody reads it, what was asked for is done all the same.
+        // If the output can't be written, the command continues all the same.
         let _ = print(would(count, act, "replayed"));
     }
-    // No more than was said: what dies meanwhile is not meant.
+    // No more than announced: later dead letters aren't meant.
     let scope = DeadLetterScope { limit: count, ..scope };
     let mut so_far = Progress::of(count, "replayed");
     let done = dead_letters::replay_all(scope, &store, false, |done| so_far.is(done.replayed));
     let done = done.with_context(|| so_far.when_ended())?;
-    // Where as many were found as were said, it went no further.
+    // If as many were found as announced, it stopped there, and the plan's counts of the others apply.
     let done =
         Replayed { replayed: done.replayed, ..if done.all() < plan.all() { plan } else { done } };
     match is_json {
@@ -54,12 +54,12 @@ fn replayed_json(done: &Replayed, replayed: u64) -> serde_json::Value {
     })
 }
 
-/// What is not replayed, why, and what to do.
+/// Which dead letters stay, why, and what to do.
 fn stay(done: &Replayed) -> impl Iterator<Item = String> {
     let malformed = (done.malformed > 0).then(|| {
         format!(
             "{} are malformed and stay: see `dead-letters show --reason malformed`, \
-             publish them again as they should be, and purge these",
+             publish corrected ones, and purge these",
             done.malformed
         )
     });
@@ -125,8 +125,7 @@ pub(super) fn purge(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Re
     }
 }
 
-/// How far a command has come: a line that follows it, where somebody sees it; and the end of it, where
-/// it ends before.
+/// The progress of a command: a status line on a terminal, and the message if the command ends early.
 struct Progress {
     of: u64,
     verb: &'static str,

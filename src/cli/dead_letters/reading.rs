@@ -1,4 +1,4 @@
-//! What is there: `list` and `show`. All of it stays.
+//! The commands that only read: `list` and `show`.
 
 use anyhow::Result;
 use serde_json::json;
@@ -7,29 +7,29 @@ use super::super::{Common, complain, paint, print, print_json};
 use super::age;
 use crate::broker::Message;
 use crate::clock::unix_millis;
-use crate::dead_letters::{self, DeadLetterScope, Weary};
+use crate::dead_letters::{self, DeadLetterScope, ToRenew};
 use crate::domain::dead_letter::{DeadLetter, DeadLetterGroups};
 use crate::domain::delivery::Value;
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
 use crate::domain::time::UnixMillis;
 
-/// How much of a reason a table has room for, in characters: ours are words.
+/// How many characters of a reason a table shows: ours are single words.
 const MOST_OF_REASON: usize = 40;
 
-/// How much of a type, where something follows it.
+/// How many characters of a type a table shows.
 const MOST_OF_TYPE: usize = 40;
 
-/// How much of an error, in characters: ours are no longer.
+/// How many characters of an error a table shows: ours aren't longer.
 const MOST_OF_ERROR: usize = 300;
 
 pub(super) fn list(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let mut groups = DeadLetterGroups::default();
-    let weary = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
+    let to_renew = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
     let groups = groups.largest_first();
     if common.output.json {
         print_json(&groups)?;
-        return renew(weary, scope);
+        return renew(to_renew, scope);
     }
     let reasons = groups.iter().map(|group| cell(Some(&group.reason), MOST_OF_REASON));
     let reasons: Vec<String> = reasons.collect();
@@ -55,20 +55,20 @@ pub(super) fn list(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let total: u64 = groups.iter().map(|group| group.count).sum();
     lines.push(format!("{total:>7}  in total"));
     print(lines.join("\n"))?;
-    renew(weary, scope)
+    renew(to_renew, scope)
 }
 
-/// Sees to what was looked at too often, now that the answer is there.
-fn renew(weary: Weary<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
-    if weary.is_empty() {
+/// Renews the dead letters that were looked at too often, after the answer has been printed.
+fn renew(to_renew: ToRenew<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
+    if to_renew.is_empty() {
         return Ok(());
     }
     complain(
-        "that is all. RabbitMQ might drop dead letters that were looked at so often: copying them, which may \
-         take some seconds, and may be interrupted",
+        "that is all. Some dead letters were looked at so often that RabbitMQ might drop them: replacing \
+         them by copies. This may take some seconds, and can be interrupted",
     );
-    match weary.renew(scope) {
-        // The next look goes on with it.
+    match to_renew.renew(scope) {
+        // The next look continues.
         Err(_) if scope.shutdown.is_requested() => Ok(()),
         renewed => Ok(renewed?),
     }
@@ -76,11 +76,11 @@ fn renew(weary: Weary<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
 
 pub(super) fn list_each(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let mut letters = Vec::new();
-    let weary = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
+    let to_renew = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
     letters.sort_by_key(|letter| letter.dead_at);
     if common.output.json {
         print_json(&letters)?;
-        return renew(weary, scope);
+        return renew(to_renew, scope);
     }
     let now = unix_millis();
     let width = |of: &dyn Fn(&DeadLetter) -> String, least: usize| {
@@ -107,12 +107,12 @@ pub(super) fn list_each(scope: DeadLetterScope<'_>, common: &Common) -> Result<(
         )
     }));
     print(lines.join("\n"))?;
-    renew(weary, scope)
+    renew(to_renew, scope)
 }
 
 pub(super) fn show(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let (mut shown, mut documents) = (Vec::new(), Vec::new());
-    let weary = dead_letters::look_first(scope, |letter, message| {
+    let to_renew = dead_letters::look_first(scope, |letter, message| {
         if common.output.json {
             documents.push(as_json(&letter, message));
         } else {
@@ -121,10 +121,10 @@ pub(super) fn show(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     })?;
     match shown.as_slice() {
         _ if common.output.json => print_json(&documents)?,
-        [] => print("no dead letter fits")?,
+        [] => print("no dead letter matches")?,
         shown => print(shown.join("\n\n"))?,
     }
-    renew(weary, scope)
+    renew(to_renew, scope)
 }
 
 /// The whole message.
@@ -165,7 +165,7 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
     }
     for (name, value) in &message.headers {
         let value = match value {
-            // Many quote JSON.
+            // Many contain JSON.
             Value::Text(text) => shown::line(text, usize::MAX),
             Value::Integer(at) if name.ends_with("-at") => {
                 format!("{at} ({} ago)", age(Some(*at), unix_millis()))
@@ -175,17 +175,17 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
         lines.push(format!("{}: {value}", name.escape_debug()));
     }
     lines.push(String::new());
-    // Other people's bytes must not move the cursor.
+    // Foreign bytes must not move the cursor.
     lines.push(shown::lines(&String::from_utf8_lossy(&message.body)));
     lines.join("\n")
 }
 
-/// What a header says, where it is orphaned.
+/// For an orphaned dead letter, a header names the queue.
 fn queue_of(name: &str) -> String {
     shown::line(name, MAX_NAME_BYTES)
 }
 
-/// A cell of a table: what somebody else may have written.
+/// A table cell: somebody else may have written its text.
 fn cell(text: Option<&String>, most: usize) -> String {
     text.map_or_else(|| "-".to_owned(), |text| shown::line(text, most))
 }

@@ -1,4 +1,4 @@
-//! `webhooks apply`: makes the webhooks what a file says, all of it or nothing.
+//! `webhooks apply`: makes the webhooks match a file, completely or not at all.
 
 mod report;
 
@@ -23,10 +23,10 @@ use crate::domain::webhook::{Candidate, Twins, doubt, read_url, twins, url_key};
 use crate::sender;
 use crate::store::{NotCarriedOut, Store};
 
-/// How long the look-ups of the hosts of new URLs may take together.
+/// How long all look-ups of new URLs' hosts together may take.
 const LOOK_UPS: Duration = Duration::from_secs(3);
 
-/// How many problems are told, how many warnings, and how many webhooks are named in a line.
+/// How many problems are printed, how many warnings, and how many webhooks a line names.
 const MOST_PROBLEMS: usize = 100;
 const MOST_WARNINGS: usize = 20;
 const MOST_NAMED: usize = 5;
@@ -35,10 +35,10 @@ const MOST_NAMED: usize = 5;
 pub(in crate::cli) struct Apply {
     /// The file, in TOML or JSON; `-` reads standard input
     file: PathBuf,
-    /// Only say what would change
+    /// Only print what would change
     #[arg(long)]
     dry_run: bool,
-    /// Remove the webhooks that are not in the file; what waits for them is dropped
+    /// Remove the webhooks that are not in the file; their waiting deliveries are dropped
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
@@ -77,18 +77,20 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
         false => backlogs::find(&config, &store, |id| losing.contains(&id))?,
     };
     let report = ApplyReport { plan: &plan, waiting: &waiting, dry_run, secrets };
-    // Whether somebody reads it or not, it is done.
+    // The file is applied even if the output can't be written.
     let shown = if common.output.json { Ok(()) } else { report.differences().try_for_each(print) };
     if !dry_run && !plan.is_empty() {
         let there = known.iter().map(|it| it.id).collect();
         store.carry_out(&plan, there).map_err(|error| not_carried_out(error, &file))?;
     }
-    // Names are looked up after that: the shorter it is since the look, the less has changed.
+    // Names are looked up afterwards: the sooner the changes follow the reading, the less can happen in
+    // between.
     let mut warnings = warnings(&plan, &known);
     warnings.extend(unreachable(&plan, &config));
     if prune {
         let flawed = known.iter().filter(|it| it.flaw.is_some() && plan.unlisted.contains(&it.id));
-        warnings.extend(flawed.map(|it| format!("{} stays: no file could say what it is", it.id)));
+        warnings
+            .extend(flawed.map(|it| format!("{} stays: it can't be described in a file", it.id)));
     }
     let more = warnings.len().saturating_sub(MOST_WARNINGS);
     warnings
@@ -104,12 +106,12 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     });
     shown.context(match dry_run {
         true => "what would change can't be printed",
-        false => "all is as the file says, and what was changed can't be printed",
+        false => "everything is as the file says, but what was changed can't be printed",
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells all that is wrong with a file; exit code 2.
+/// Prints everything that is wrong with a file; exit code 2.
 fn refuse(source: &Source, problems: &[FileProblem]) -> ExitCode {
     let name = &source.name;
     for FileProblem { line, what } in problems.iter().take(MOST_PROBLEMS) {
@@ -129,8 +131,8 @@ fn not_carried_out(error: NotCarriedOut, file: &Path) -> anyhow::Error {
         NotCarriedOut::Store(error) => anyhow!("nothing was changed: {error}"),
         NotCarriedOut::Unknown(error) => {
             anyhow!(
-                "PostgreSQL failed in the end, so either all was changed or nothing; `webhooks apply {} --dry-run` \
-                 says which: {error}",
+                "PostgreSQL failed at the commit, so either everything was changed or nothing; \
+                 `webhooks apply {} --dry-run` says which: {error}",
                 file.display()
             )
         }
@@ -146,7 +148,7 @@ fn not_carried_out(error: NotCarriedOut, file: &Path) -> anyhow::Error {
     }
 }
 
-/// What is new or other than before, as far as these fields go.
+/// The webhooks that are new, or changed in one of these fields.
 fn altered<'p>(plan: &'p Plan, fields: &'p [Field]) -> impl Iterator<Item = (Uuid, &'p Values)> {
     let added = plan.added.iter().map(|it| (it.id, &it.values));
     let is_concerned = |field| fields.contains(&field);
@@ -158,7 +160,7 @@ fn altered<'p>(plan: &'p Plan, fields: &'p [Field]) -> impl Iterator<Item = (Uui
     added.chain(changed)
 }
 
-/// What can be, but is hardly what was meant.
+/// Values that are valid but probably not meant.
 fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     let of_account = Field::Setting(Column::Account);
     let mut warnings = Vec::new();
@@ -172,7 +174,7 @@ fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
             values.account().and_then(account::doubt).map(|doubt| format!("{id}: {doubt}")),
         );
     }
-    // As they all are then.
+    // As all of them are afterwards.
     let fields = [Field::PostUrl, Field::Events, of_account];
     let altered: HashMap<_, _> = altered(plan, &fields).collect();
     let is_removed: HashSet<_> = plan.removed.iter().map(|it| it.id).collect();
@@ -196,7 +198,7 @@ fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     warnings
 }
 
-/// New URLs that lead where no webhook may.
+/// New URLs whose addresses aren't allowed.
 fn unreachable(plan: &Plan, config: &Config) -> Vec<String> {
     let new = altered(plan, &[Field::PostUrl]);
     let (ids, urls): (Vec<_>, Vec<_>) =

@@ -1,4 +1,4 @@
-//! What waits for webhooks in their backlogs, as the commands tell it.
+//! The backlogs of webhooks, as the commands show them.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,32 +16,32 @@ use crate::domain::time::{rfc3339, to_unix_millis};
 use crate::shutdown;
 use crate::store::{BacklogRow, Store};
 
-/// How long the broker may take to tell all depths: a thousand queues take it a second or two. What it
-/// has not told by then stays unknown: somebody waits for this.
+/// How long the broker may take to report all depths: a thousand queues take a second or two. Somebody
+/// waits for this, so depths that aren't known by then stay unknown.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// The cause of a backlog whose receiver fails: its circuit breaker is open.
+/// The cause of a backlog whose receiver is failing: its circuit breaker is open.
 const FAILING: &str = "breaker";
 
-/// What waits for one webhook from one queue.
+/// The deliveries of one queue that wait for one webhook.
 #[derive(Debug, Serialize)]
 pub(super) struct Backlog {
     #[serde(skip)]
     pub(super) webhook: Uuid,
     queue: String,
-    /// Deliveries; `None` where the broker didn't say, or there is no such queue.
+    /// Deliveries; `None` if the broker didn't say, or the queue doesn't exist.
     waiting: Option<u32>,
     since: String,
     cause: String,
     class: String,
     until: Option<String>,
-    /// The same, to be compared.
+    /// The same, for comparisons.
     #[serde(skip)]
     not_before: Option<SystemTime>,
 }
 
-/// The backlogs of the webhooks that `is_meant`. The broker is asked only if there are any; what it
-/// doesn't say costs a warning and the figures.
+/// The backlogs of the webhooks that `is_meant`. The broker is asked only if there are any. If it
+/// doesn't answer, there is a warning and the numbers are missing.
 pub(super) fn find(
     config: &Config,
     store: &Store,
@@ -78,7 +78,7 @@ fn ask<'a>(
     for (row, depth) in rows {
         if began.elapsed() > LOOK {
             link.close();
-            return Err(format!("RabbitMQ has not told all within {LOOK:?}"));
+            return Err(format!("RabbitMQ has not answered everything within {LOOK:?}"));
         }
         let queue = backlog_queue(&row.queue, row.webhook);
         *depth = link.queue_messages(&queue, &shutdown).map_err(text)?;
@@ -102,7 +102,7 @@ impl Backlog {
         }
     }
 
-    /// Since when deliveries wait because the receiver fails; nothing where none does.
+    /// Since when deliveries wait because the receiver is failing; `None` if none do.
     pub(super) fn failing_since(&self) -> Option<&str> {
         (self.cause == FAILING && self.waiting != Some(0)).then_some(self.since.as_str())
     }
@@ -112,7 +112,7 @@ impl Backlog {
         let name = |text: &str| shown::line(text, MOST_SHOWN);
         let (queue, since, cause) = (name(&self.queue), &self.since, name(&self.cause));
         let waiting = match self.waiting {
-            // Since when and why is about what was there before.
+            // The time and the cause are those of earlier deliveries.
             Some(0) => return format!("{queue}: nothing waits"),
             Some(waiting) => grouped(waiting.into()),
             None => "?".to_owned(),
@@ -124,7 +124,7 @@ impl Backlog {
     }
 }
 
-/// How many deliveries wait in backlogs together.
+/// How many deliveries wait in several backlogs together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sum {
     known: u64,
@@ -132,7 +132,7 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    /// `None` where there is no backlog.
+    /// `None` if there is no backlog.
     pub(super) fn of<'a>(backlogs: impl Iterator<Item = &'a Backlog>) -> Option<Self> {
         backlogs.fold(None, |sum: Option<Self>, backlog| {
             let sum = sum.unwrap_or(Self { known: 0, is_all: true });
@@ -143,22 +143,22 @@ impl Sum {
         })
     }
 
-    /// All of it; nothing where some is not known.
+    /// The sum; `None` if a part isn't known.
     pub(super) fn known(self) -> Option<u64> {
         self.is_all.then_some(self.known)
     }
 
-    /// For a column of figures.
+    /// For a column of numbers.
     pub(super) fn figure(self) -> String {
         if self.is_all { grouped(self.known) } else { "?".to_owned() }
     }
 
-    /// That something is lost with the webhook; `None` if nothing is.
+    /// A sentence about what is dropped with the webhook; `None` if nothing is.
     pub(super) fn loss(self, will: &str) -> Option<String> {
         self.loss_of("its", will)
     }
 
-    /// The same of several webhooks.
+    /// The same for several webhooks.
     pub(super) fn loss_of(self, whose: &str, will: &str) -> Option<String> {
         let known = match self.known {
             1 => "1 delivery waits".to_owned(),
@@ -189,7 +189,7 @@ pub(super) fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 impl Backlog {
-    /// Of a receiver that fails.
+    /// For a failing receiver.
     pub(super) fn example(since: &str, waiting: Option<u32>) -> Self {
         Self {
             webhook: Uuid::nil(),
@@ -246,7 +246,7 @@ mod tests {
         check(line(Some(1_429), None), &format!("1,429 {since}"));
         check(line(None, None), &format!("? {since}"));
         check(line(Some(0), None), "nothing waits");
-        // A time that is over says nothing of the next attempt.
+        // A time in the past says nothing about the next attempt.
         check(line(Some(1), Some(SystemTime::UNIX_EPOCH)), &format!("1 {since}"));
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
         let next = format!("1 {since}, next attempt at 9999-12-31T23:59:59Z");

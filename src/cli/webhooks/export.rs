@@ -1,4 +1,4 @@
-//! `webhooks export`: the webhooks as a file declares them.
+//! `webhooks export`: prints the webhooks as a file declares them.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use crate::cli::{Common, complain, print, print_json, read};
 use crate::domain::declared::Existing;
 use crate::store::Store;
 
-/// Exit code 1 where a webhook is left out.
+/// Exit code 1 if a webhook is left out.
 pub(super) fn run(reveal: bool, common: &Common) -> Result<ExitCode> {
     let known = Store::new(&read(&common.settings.0)?)?.declared()?;
     let whole: Vec<&Existing> = known.iter().filter(|known| known.flaw.is_none()).collect();

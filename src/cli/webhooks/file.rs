@@ -1,6 +1,7 @@
-//! Files that declare webhooks: TOML or JSON, read and written.
+//! Reads and writes files that declare webhooks, in TOML or JSON.
 //!
-//! Both have one list, `webhooks`, of tables whose keys are the columns of the database, and a few more.
+//! Both contain one list, `webhooks`, of tables. Their keys are the columns of the database, and a few
+//! more.
 
 mod syntax;
 mod write;
@@ -24,13 +25,13 @@ use syntax::Table;
 
 pub(super) use write::{as_json, as_toml};
 
-/// What a file may have: several hundred thousand webhooks.
+/// The largest file: several hundred thousand webhooks.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// The longest file with a secret.
+/// The largest file with a secret.
 const MOST_OF_SECRET: u64 = 4 << 10;
 
-/// What an entry may have.
+/// The keys of an entry.
 const KEYS: [&str; 15] = [
     "id",
     "post_url",
@@ -53,14 +54,14 @@ const KEYS: [&str; 15] = [
 pub(super) struct Source {
     /// For people.
     pub(super) name: String,
-    /// Files that it names are looked for here.
+    /// Relative file names in it start here.
     folder: PathBuf,
     is_json: bool,
     text: String,
 }
 
 impl Source {
-    /// Reads a file, or standard input where it is `-`.
+    /// Reads a file, or standard input if it is `-`.
     pub(super) fn read(file: &Path) -> Result<Self> {
         let is_stdin = file == Path::new("-");
         let name = if is_stdin { "standard input".to_owned() } else { file.display().to_string() };
@@ -78,14 +79,14 @@ impl Source {
         let text = String::from_utf8(bytes).ok();
         let text = text.with_context(|| format!("{} is not UTF-8", quoted(&name)))?;
         let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
-        // No TOML begins so.
+        // TOML can't begin like this.
         let is_json = text.trim_start().starts_with('{')
             || file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
         let folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
         Ok(Self { name, folder, is_json, text })
     }
 
-    /// What it declares, and what of that has no meaning. Where its syntax is broken, only that.
+    /// The declared webhooks, and the problems. If the syntax is broken, only that is reported.
     pub(super) fn entries(&self) -> (Vec<FileEntry>, Vec<FileProblem>) {
         let tables = if self.is_json { syntax::json(&self.text) } else { syntax::toml(&self.text) };
         let (tables, mut problems) = match tables {
@@ -105,7 +106,7 @@ impl Source {
                 continue;
             }
             let is_twice = lines.insert(key.clone(), line).is_some();
-            let read = if is_twice { Err("it is there twice".to_owned()) } else { Ok(()) };
+            let read = if is_twice { Err("it is given twice".to_owned()) } else { Ok(()) };
             let read = read.and_then(|()| self.put(&mut entry, &key, value));
             if let Err(what) = read {
                 let shown = if KEYS.contains(&&*key) { key.clone() } else { quoted(&key) };
@@ -114,7 +115,7 @@ impl Source {
             }
         }
         if lines.contains_key("secret") && lines.contains_key("secret_from") {
-            let what = "`secret` and `secret_from`: one of them is enough".to_owned();
+            let what = "give `secret` or `secret_from`, not both".to_owned();
             problems.push(FileProblem { line: entry.line, what });
         }
         if entry.disabled != Some(true)
@@ -126,7 +127,7 @@ impl Source {
         FileEntry { lines, unread, ..entry }
     }
 
-    /// Reads what stands under a key.
+    /// Reads the value of a key.
     fn put(&self, entry: &mut FileEntry, key: &str, value: Value) -> Result<(), String> {
         match key {
             "id" => {
@@ -162,7 +163,7 @@ impl Source {
             return Err("it takes the name of a file; the secret itself is a `secret`".to_owned());
         }
         let mut text = String::new();
-        // Of a device, nobody knows the size.
+        // The size of a device isn't known.
         let read = fs::File::open(&file)
             .and_then(|file| file.take(MOST_OF_SECRET + 1).read_to_string(&mut text));
         match read {
@@ -184,7 +185,7 @@ fn unknown(key: &str) -> String {
 fn text(value: Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text),
-        _ => Err("it is not a text".to_owned()),
+        _ => Err("it is not a string".to_owned()),
     }
 }
 
@@ -192,7 +193,7 @@ fn text_or_number(value: Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text),
         Value::Number(number) => Ok(number.to_string()),
-        _ => Err("it is neither a text nor a number".to_owned()),
+        _ => Err("it is neither a string nor a number".to_owned()),
     }
 }
 
@@ -201,31 +202,31 @@ fn flag(value: &Value) -> Result<bool, String> {
 }
 
 fn texts(value: Value) -> Result<Vec<String>, String> {
-    let problem = || "it is not a list of texts, such as [\"user.*\", \"order.paid\"]".to_owned();
+    let problem = || "it is not a list of strings, such as [\"user.*\", \"order.paid\"]".to_owned();
     let Value::Array(values) = value else { return Err(problem()) };
     values.into_iter().map(|value| text(value).map_err(|_| problem())).collect()
 }
 
-/// By the names in lower case.
+/// By lower-case name.
 fn headers(value: Value) -> Result<SecretHeaders, String> {
     let Value::Object(pairs) = value else {
         return Err(
-            "they are not a table of texts, such as { authorization = \"Bearer …\" }".to_owned()
+            "they are not a table of strings, such as { authorization = \"Bearer …\" }".to_owned()
         );
     };
     let mut headers = SecretHeaders::new();
     for (name, value) in pairs {
         let Value::String(value) = value else {
-            return Err(format!("the value of {} is not a text", quoted(&name)));
+            return Err(format!("the value of {} is not a string", quoted(&name)));
         };
         if headers.insert(name.to_ascii_lowercase(), Secret::new(value)).is_some() {
-            return Err(format!("{} stands twice", quoted(&name)));
+            return Err(format!("{} is listed twice", quoted(&name)));
         }
     }
     Ok(headers)
 }
 
-/// Nothing where it is what the webhook has.
+/// `None` if the webhook's own secret stays.
 fn secret(text: &str) -> Result<Option<Secret>, String> {
     match text.trim() {
         HIDDEN => Ok(None),

@@ -1,15 +1,15 @@
-//! Which instances keep a webhook's limits, in words.
+//! Says which instances share a webhook's limits.
 
 use std::time::Duration;
 
 use crate::domain::instances::{Instance, InstanceRecord, Instances};
 use crate::domain::webhook::Webhook;
 
-/// For longer than any change takes until all have heard of it.
+/// Longer than it takes until all instances know of any change.
 const SETTLED: Duration = Duration::from_secs(365 * 86_400);
 
-/// Which of the instances that are alive keep its limits; nothing where it has none, or one instance at most
-/// is alive. `has_backlog`: it has one.
+/// The instances that share its limits; `None` if it has none, or at most one instance is alive.
+/// `has_backlog`: it has a backlog.
 pub(super) fn kept_by(
     alive: &[InstanceRecord],
     webhook: &Webhook,

@@ -1,4 +1,4 @@
-//! `webhooks list`: a line for each, with its state.
+//! `webhooks list`: a line for each webhook, with its state.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,19 +14,19 @@ use crate::domain::shown;
 use crate::domain::webhook::matching_patterns;
 use crate::store::{Registered, Store};
 
-/// How much of the reason for which a webhook is disabled is shown, in characters.
+/// How many characters of the reason for disabling a webhook are printed.
 const MOST_OF_REASON: usize = 60;
 
-/// How much of an account, in characters.
+/// How many characters of an account are printed.
 const MOST_OF_ACCOUNT: usize = 40;
 
-/// How many characters of an id are shown at least where there is no room for all.
+/// The fewest characters of an id that are printed if there isn't room for all.
 const LEAST_OF_ID: usize = 8;
 
-/// How many characters of an account are shown where there is no room for all.
+/// The fewest characters of an account that are printed if there isn't room for all.
 const LEAST_OF_ACCOUNT: usize = 10;
 
-/// How many characters URL and events have at least, however narrow the terminal is.
+/// The fewest characters of URL and events, however narrow the terminal is.
 const LEAST_OF_TEXT: usize = 10;
 
 #[derive(Debug, Args)]
@@ -40,10 +40,10 @@ pub(in crate::cli) struct List {
     /// Only those that want events of this type
     #[arg(long, value_name = "TYPE")]
     event: Option<String>,
-    /// Only those with this text in the URL, in upper or lower case
+    /// Only those whose URL contains this text, ignoring case
     #[arg(long, value_name = "TEXT")]
     url: Option<String>,
-    /// Show URLs with what may be secret in them: query, fragment, user name and password
+    /// Show complete URLs, with parts that may be secret: query, fragment, user name and password
     #[arg(long)]
     reveal: bool,
     #[command(flatten)]
@@ -86,7 +86,7 @@ pub(super) fn run(List { state, account, event, url, reveal, common }: List) -> 
     }
 }
 
-/// A column: its head, and what each line has in it.
+/// A column: its heading and its cells.
 struct Column {
     head: &'static str,
     cells: Vec<String>,
@@ -103,7 +103,7 @@ impl Column {
         widths.max().unwrap_or(0).max(self.head.chars().count())
     }
 
-    /// Cut to so many characters.
+    /// Cuts cells to this many characters.
     fn cut(&mut self, most: usize) {
         for cell in &mut self.cells {
             if cell.chars().count() > most {
@@ -113,8 +113,8 @@ impl Column {
     }
 }
 
-/// With columns of accounts and of what waits where there is any. Where it is too wide for the terminal, ids
-/// and other texts are cut, so that each webhook has one line.
+/// With columns for accounts and waiting deliveries if there are any. If the table is too wide for the
+/// terminal, ids and other texts are cut, so that each webhook has one line.
 fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     let of = |text: fn(&Shown<'_>) -> String| listed.iter().map(text);
     let or = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -168,7 +168,8 @@ fn total(columns: &[Column]) -> usize {
     columns.iter().map(|column| column.width() + 2).sum::<usize>().saturating_sub(2)
 }
 
-/// Cuts what is too wide: first the ids, then reasons, then times, then accounts, at last URLs and events.
+/// Cuts a table that is too wide: first the ids, then reasons, times and accounts, finally URLs and
+/// events.
 fn fit(columns: &mut Vec<Column>, terminal: usize) {
     let is_too_wide = |columns: &[Column]| total(columns) > terminal;
     let named = |columns: &mut [Column], head: &str, cut: &dyn Fn(&mut Column)| {
@@ -186,7 +187,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
     if is_too_wide(columns) {
         named(columns, "FAILING SINCE", &|column| {
             column.head = "FAILING";
-            // The day, and the hour and minute: `11-25 02:54`.
+            // Month, day, hour and minute: `11-25 02:54`.
             let short = |time: &String| Some(format!("{} {}", time.get(5..10)?, time.get(11..16)?));
             column
                 .cells
@@ -202,7 +203,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
         && let [.., url, events] = columns.as_mut_slice()
     {
         let room = (url.width() + events.width()).saturating_sub(excess);
-        // A third for the events, but what one does not need is the other's.
+        // A third for the events, but what one column doesn't need goes to the other.
         let of_events = (room / 3).max(room.saturating_sub(url.width())).max(LEAST_OF_TEXT);
         let of_events = of_events.min(events.width());
         events.cut(of_events);
@@ -210,7 +211,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
     }
 }
 
-/// How many characters tell these ids apart.
+/// How many characters distinguish these ids.
 fn distinct(ids: &[String]) -> usize {
     let mut sorted: Vec<&str> = ids.iter().map(String::as_str).collect();
     sorted.sort_unstable();

@@ -1,4 +1,4 @@
-//! Where a webhook's events go, and which: as arguments, and what is doubtful about them.
+//! The URL and event types of a webhook as arguments, and warnings about them.
 
 use std::time::Duration;
 
@@ -16,26 +16,26 @@ use crate::sender;
 use crate::store::{ColumnChange, Store};
 
 /// How long the look-up of a new webhook's host may take. Name servers are asked again after five
-/// seconds, but somebody waits for this, and it is no more than a warning.
+/// seconds, but somebody waits for this, and it only leads to a warning.
 const LOOK_UP: Duration = Duration::from_secs(3);
 
-/// How many others with the same URL and events are told.
+/// How many others with the same URL and events are reported.
 const MOST_TWINS: usize = 3;
 
-/// What of it is to be other than it was.
+/// The values to change.
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct NewPlace {
-    /// Where to POST the events from now on: http:// or https://
+    /// The new URL to POST the events to: http:// or https://
     #[arg(long)]
     url: Option<String>,
-    /// An event type, exact, by prefix (`user.*`), or `*` (can be repeated); together these replace all that
-    /// it had
+    /// An event type, exact, by prefix (`user.*`), or `*` (can be repeated); together these replace all
+    /// its event types
     #[arg(long = "event", value_name = "EVENT")]
     events: Vec<String>,
 }
 
 impl NewPlace {
-    /// That of a new webhook.
+    /// For a new webhook.
     pub(super) fn of(url: String, events: Vec<String>) -> Self {
         Self { url: Some(url), events }
     }
@@ -48,7 +48,7 @@ impl NewPlace {
         &self.events
     }
 
-    /// Says whether it can be.
+    /// Checks the values.
     pub(super) fn check(&self) -> Result<()> {
         if let Some(url) = &self.url {
             read_url(url).map_err(anyhow::Error::msg)?;
@@ -68,8 +68,8 @@ impl NewPlace {
         url.into_iter().chain(events)
     }
 
-    /// Warns of what is hardly meant: a pattern, the account that is given, a URL that can't be reached, another webhook of
-    /// the same URL and events.
+    /// Warns of what is probably not meant: a pattern, the given account, a URL that can't be reached,
+    /// or another webhook with the same URL and events.
     pub(super) fn warn(
         &self,
         id: Uuid,
@@ -92,7 +92,8 @@ impl NewPlace {
 
     fn twins(&self, id: Uuid, store: &Store) -> Result<Vec<String>> {
         let Some(own) = store.list(Some(id))?.pop() else { return Ok(Vec::new()) };
-        // However it may be written: as here, and as it is sent, with the slash of an empty path or without.
+        // However it is written: as given, as it is sent, and with or without the slash of an empty
+        // path.
         let key = url_key(&own.post_url);
         let mut spellings = vec![own.post_url.clone(), key.clone()];
         spellings.extend(key.strip_suffix('/').map(str::to_owned));

@@ -1,4 +1,4 @@
-//! The settings of a webhook, as arguments.
+//! The settings of a webhook as arguments.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,34 +17,34 @@ use crate::domain::time::Span;
 use crate::domain::webhook::HIDDEN;
 use crate::store::ColumnChange;
 
-/// What settings are to be.
+/// The settings to change.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Given {
-    /// A header that each request is to have, `Name: value` (can be repeated); together these replace
-    /// all that it had. Other users of this machine see arguments: secrets better come --headers-from
+    /// A header for each request, `Name: value` (can be repeated); together these replace all its
+    /// headers. Other users of this machine can see arguments: use --headers-from for secrets
     #[arg(long = "header", value_name = "HEADER", value_parser = hide)]
     headers: Vec<Secret>,
-    /// Such headers from a file, one a line; `-` reads standard input
+    /// Read such headers from a file, one per line; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     headers_from: Option<PathBuf>,
-    /// How long a request may take, such as 5s; never longer than REQUEST_TIMEOUT
+    /// How long a request may take, such as 5s; at most REQUEST_TIMEOUT
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
-    /// Requests that may be under way at a time, in each process
+    /// How many requests may be under way at a time, by all instances together
     #[arg(long, value_name = "N")]
     max_in_flight: Option<String>,
-    /// Requests in a second, such as 10 or 0.5, in each process
+    /// How many requests per second, such as 10 or 0.5, by all instances together
     #[arg(long, value_name = "N")]
     rate: Option<String>,
-    /// Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx, instead of those of
+    /// Statuses after which a delivery is dead at once, such as 400,404,422 or 4xx, instead of those in
     /// NO_RETRY_STATUS; `none` for none
     #[arg(long, value_name = "LIST")]
     no_retry: Option<String>,
-    /// What it is for
+    /// A description
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Whose it is: it gets the events of this account only; without one it gets every event. Webhooks of
-    /// one account share what they may have under way
+    /// Its account: it gets only the events of this account; without one it gets every event. Webhooks
+    /// of one account share capacity
     #[arg(long, value_name = "TEXT")]
     account: Option<String>,
 }
@@ -56,26 +56,26 @@ impl Given {
     }
 }
 
-/// A secret that the receiver has already.
+/// A secret that the receiver already has.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct GivenSecret {
-    /// A file with the secret that the receiver has already (`whsec_` and base64); `-` reads standard
+    /// A file with the secret that the receiver already has (`whsec_` and base64); `-` reads standard
     /// input
     #[arg(long, value_name = "FILE")]
     secret_from: Option<PathBuf>,
 }
 
-/// Which settings it is to have no more.
+/// The settings to remove.
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct Unset {
-    /// Drop a setting: header (all of them), timeout, max-in-flight, rate, no-retry, description,
+    /// Remove a setting: header (all of them), timeout, max-in-flight, rate, no-retry, description,
     /// account (can be repeated)
     #[arg(long = "unset", value_name = "SETTING", value_parser = column)]
     columns: Vec<Column>,
 }
 
 impl Unset {
-    /// Whether the account is to go.
+    /// Whether the account is removed.
     pub(super) fn account(&self) -> bool {
         self.columns.contains(&Column::Account)
     }
@@ -93,7 +93,7 @@ fn column(flag: &str) -> Result<Column, String> {
     })
 }
 
-/// Checks what is given as a delivery would.
+/// Checks the given settings as a delivery would.
 pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>> {
     let columns = Columns {
         headers: headers(given)?,
@@ -120,7 +120,9 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>>
     for (column, value) in given {
         let dropped = unset.columns.contains(&column);
         if dropped && value.is_some() {
-            return Err(Usage(format!("--{} is given, and to be unset", column.flag())).into());
+            return Err(
+                Usage(format!("--{} can't be given and unset at once", column.flag())).into()
+            );
         }
         if dropped || value.is_some() {
             changes.push(ColumnChange::new(column, value.as_ref()));
@@ -129,7 +131,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>>
     Ok(changes)
 }
 
-/// Reads the secret that is given, where one is, beside these settings.
+/// Reads the given secret, if there is one. `settings` may use standard input too.
 pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Secret>> {
     let Some(file) = &given.secret_from else { return Ok(None) };
     if file.to_str().is_some_and(|text| text.starts_with(signature::PREFIX)) {
@@ -153,7 +155,7 @@ pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Sec
     Ok(Some(Secret::new(secret.to_owned())))
 }
 
-/// The headers as the JSON that the table has; `None` if there are none.
+/// The headers as JSON for the table; `None` if there are none.
 fn headers(given: &Given) -> Result<Option<Secret>> {
     let mut lines: Vec<String> =
         given.headers.iter().map(|header| header.expose().to_owned()).collect();
@@ -167,7 +169,7 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
     let mut pairs = Vec::new();
     for line in &lines {
         let Some((name, value)) = line.split_once(':') else {
-            // Perhaps all of it is a secret.
+            // All of it may be a secret.
             return Err(Usage("--header: a header is `Name: value`".to_owned()).into());
         };
         pairs.push((name.trim(), value.trim()));
@@ -187,11 +189,11 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
     Ok(Some(Secret::new(Value::Object(json).to_string())))
 }
 
-/// How many characters the shortest secret has, in base64.
+/// The number of base64 characters in the shortest secret.
 const LEAST_OF_SECRET: usize = 32;
 
-/// The name of a file, as it may be shown: not where somebody may have given the secret itself, without
-/// what it begins with.
+/// The name of a file for messages, unless somebody may have given the secret itself, without its
+/// prefix.
 fn name_of(file: &Path) -> String {
     let name = file.to_string_lossy();
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);
@@ -205,7 +207,7 @@ fn name_of(file: &Path) -> String {
 
 fn read_text(file: &Path, shown: &str) -> Result<String> {
     let mut text = String::new();
-    // More than can be used is not read.
+    // No more is read than can be used.
     let most = MAX_COLUMN_CHARS as u64;
     let read = match file.to_str() {
         Some("-") => io::stdin().take(most).read_to_string(&mut text),

@@ -12,35 +12,36 @@ use crate::domain::shown;
 use crate::domain::webhook::without_secrets;
 use crate::store::Registered;
 
-/// How a webhook is.
+/// A webhook's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::cli) enum WebhookState {
     /// It gets its events
     Enabled,
-    /// What is for it waits until it is resumed
+    /// Its events wait until it is resumed
     Paused,
     /// It gets no events
     Disabled,
     /// All its deliveries are rejected
     Unusable,
-    /// It fails, and what is for it waits
+    /// It is failing, and its events wait
     Failing,
-    /// It gets events, but hardly those that were meant
+    /// It gets events, but probably not those that were meant
     Warning,
 }
 
-/// A webhook together with what waits for it.
+/// A webhook with its waiting deliveries.
 #[derive(Serialize)]
 pub(super) struct Shown<'a> {
     #[serde(flatten)]
     pub(super) webhook: &'a Registered,
     pub(super) state: WebhookState,
     pub(super) failing_since: Option<&'a str>,
-    /// Deliveries in all its backlogs; `None` where that is not known.
+    /// The deliveries in all its backlogs; `None` if the number isn't known.
     pub(super) waiting: Option<u64>,
     pub(super) backlogs: &'a [Backlog],
-    /// Which instances keep its limits, where there are several and it has any; only of one that is shown.
+    /// Which instances share its limits, if there are several and it has limits. Only in `webhooks
+    /// show`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) limits: Option<String>,
 }
@@ -52,13 +53,13 @@ impl WebhookState {
 }
 
 impl<'a> Shown<'a> {
-    /// With what waits, and since when it fails as far as notifiers have written that.
+    /// With its backlogs, and since when it has been failing as far as notifiers recorded it.
     pub(super) fn of(
         webhook: &'a Registered,
         backlogs: &'a [Backlog],
         failing_since: Option<&'a str>,
     ) -> Self {
-        // Times of one form.
+        // Times in the same format can be compared as text.
         let failing_since =
             backlogs.iter().filter_map(Backlog::failing_since).chain(failing_since).min();
         let Registered { disabled_at, paused_at, unusable, warnings, .. } = webhook;
@@ -75,7 +76,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// A webhook together with its new secret.
+/// A webhook with its new secret.
 #[derive(Serialize)]
 struct WithSecret<'a> {
     #[serde(flatten)]
@@ -83,7 +84,7 @@ struct WithSecret<'a> {
     secret: &'a str,
 }
 
-/// What of a webhook's URL may be secret is seen only where it is to be.
+/// Hides the parts of a webhook's URL that may be secret, unless `reveal`.
 pub(super) fn seen(mut webhook: Registered, reveal: bool) -> Registered {
     if !reveal {
         webhook.post_url = without_secrets(&webhook.post_url);
@@ -91,7 +92,7 @@ pub(super) fn seen(mut webhook: Registered, reveal: bool) -> Registered {
     webhook
 }
 
-/// The one time that a secret is shown.
+/// Shows a secret, the only time.
 pub(super) fn show_secret(webhook: Registered, secret: &Secret, output: Output) -> Result<()> {
     let (webhook, secret) = (seen(webhook, false), secret.expose());
     if output.json {
@@ -107,7 +108,7 @@ pub(super) fn show_id(webhook: Registered, output: Output) -> Result<()> {
     if output.json { print_json(&webhook) } else { print(format_args!("id      {}", webhook.id)) }
 }
 
-/// As it is after a change.
+/// Shows a webhook after a change.
 pub(super) fn show(webhook: Registered, reveal: bool, output: Output) -> Result<()> {
     let webhook = seen(webhook, reveal);
     if output.json { print_json(&webhook) } else { print(text(&Shown::of(&webhook, &[], None))) }
@@ -131,7 +132,7 @@ pub(super) fn text(Shown { webhook, failing_since, backlogs, limits, .. }: &Show
         ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
         ("paused", webhook.paused_at.as_ref().map(|at| format!("since {at}"))),
         ("failing", failing_since.map(|since| format!("since {since}"))),
-        // These only where there is something to say.
+        // The rest only if there is something to show.
         ("description", webhook.description.clone()),
         ("account", webhook.account.clone()),
         ("headers", headers),

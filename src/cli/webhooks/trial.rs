@@ -1,4 +1,4 @@
-//! `webhooks test`: one request to a webhook, and what came of it.
+//! `webhooks test`: sends one request to a webhook, and prints the result.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,32 +23,32 @@ use crate::domain::webhook::{Webhook, without_secrets};
 use crate::sender::{Request, Sender, ShownAnswer, Trial};
 use crate::store::Store;
 
-/// How much of a body is shown, in characters.
+/// How many characters of a body are printed.
 const MOST_OF_BODY: usize = 2_000;
 
-/// How much of a header's value, of the URL, of what went wrong.
+/// How many characters of a header's value, the URL and an error are printed.
 const MOST_OF_LINE: usize = 1_000;
 
-/// The headers of an answer that say something about it. (Cookies and the like are the receiver's.)
+/// The headers of an answer that help to explain it. (Cookies and the like are the receiver's business.)
 const TELLING: [&str; 6] =
     ["content-type", "content-length", "location", "retry-after", "server", "www-authenticate"];
 
-/// What is sent.
+/// The event to send.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct TrialEvent {
     /// The event type
     #[arg(long = "type", value_name = "TYPE", default_value = "webhook.test")]
     event_type: String,
-    /// A file with the event, a JSON object; `-` reads standard input; without it, one is made
+    /// A file with the event, a JSON object; `-` reads standard input; without it, an event is made
     #[arg(long, value_name = "FILE", conflicts_with = "event_type")]
     body: Option<PathBuf>,
 }
 
-/// Exit code 0 if the receiver took it.
+/// Exit code 0 if the receiver accepted it.
 pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -> Result<ExitCode> {
     let (webhook, is_disabled) = one(Store::new(config)?.look_up(id)?, id)?;
     let (mut event, body) = event(what, config)?;
-    // As one that it would get.
+    // An event that it may get.
     event.account = webhook.account.clone().or(event.account);
     if is_disabled {
         complain(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
@@ -88,7 +88,7 @@ pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -
     Ok(if seen.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// An event that nobody can take for another.
+/// An event that nobody can mistake for a real one.
 fn event(what: TrialEvent, config: &Config) -> Result<(Event, Vec<u8>)> {
     let id = Uuid::new_v4().to_string();
     let TrialEvent { event_type, body } = what;
@@ -116,7 +116,7 @@ fn event(what: TrialEvent, config: &Config) -> Result<(Event, Vec<u8>)> {
 
 fn read_bytes(file: &Path, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than is allowed tells that there is more.
+    // One byte beyond the limit shows that there is more.
     let most = most as u64 + 1;
     match file.to_str() {
         Some("-") => io::stdin().take(most).read_to_end(&mut bytes)?,
@@ -125,23 +125,23 @@ fn read_bytes(file: &Path, most: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Where the request goes, without the query, which may hold a secret.
+/// The URL of the request, without the query, which may contain a secret.
 fn url(webhook: &Webhook) -> Option<String> {
     let uri = &webhook.target.as_ref().ok()?.uri;
     let query = if uri.query().is_some() { "?***" } else { "" };
     Some(format!("{}://{}{}{query}", uri.scheme_str()?, uri.authority()?, uri.path()))
 }
 
-/// Why it was no success, for programs and in words.
+/// Why it didn't succeed, as a label and in words.
 struct Failure {
     reason: Reason,
     detail: String,
-    /// What becomes of a delivery then.
+    /// What would happen to a delivery.
     then: &'static str,
     remedy: &'static str,
 }
 
-/// Whether a delivery would not be tried again after that answer.
+/// Whether a delivery wouldn't be retried after this answer.
 fn is_refused(response: &Response, webhook: &Webhook, config: &Config) -> bool {
     let statuses = webhook.no_retry_status().unwrap_or(&config.no_retry_status);
     response.status().is_some_and(|status| statuses.contains(status))
@@ -162,14 +162,14 @@ fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
     Some(Failure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
 }
 
-/// What to do; empty where the detail says it.
+/// What to do; empty if the detail says it.
 fn remedy(reason: Reason) -> &'static str {
     match reason {
         Reason::Status1xx => "is it an HTTP server?",
-        Reason::Status3xx => "redirects are not followed: register where it leads",
+        Reason::Status3xx => "redirects are not followed: register the URL that it leads to",
         Reason::Status4xx => "the receiver refuses it: are path, headers and secret what it wants?",
         Reason::Status5xx => "the receiver failed: its own log should say why",
-        Reason::Gone => "the receiver wants nothing more: `webhooks remove`, or mend it there",
+        Reason::Gone => "the receiver wants no more events: `webhooks remove`, or fix it there",
         Reason::Dns => "is the name right, and does this machine have a name server?",
         Reason::Timeout
         | Reason::Refused
@@ -182,10 +182,10 @@ fn remedy(reason: Reason) -> &'static str {
     }
 }
 
-/// All that there is to show.
+/// Everything to show.
 struct Seen {
     trial: Trial,
-    /// From looking up the name to the end of the answer.
+    /// From the look-up of the name to the end of the answer.
     ms: u128,
     url: Option<String>,
     body: String,
@@ -194,7 +194,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether the webhook could be used, its address is allowed, and the proxy let it through.
+    /// Whether a request was made: the webhook could be used, its address is allowed, and the proxy let
+    /// it through.
     fn was_made(&self) -> bool {
         !matches!(self.trial.response, Response::Refused { .. } | Response::NotSent { .. })
     }
@@ -263,7 +264,7 @@ fn shown_body(body: &str) -> String {
     format!("{}{more}", shown::lines(&start))
 }
 
-/// What of an answer's headers is shown; of a URL not what may be secret.
+/// The headers of an answer that are shown, without the parts of URLs that may be secret.
 fn telling(answer: &ShownAnswer) -> Vec<(String, String)> {
     let told = answer.headers.iter().filter(|(name, _)| TELLING.contains(&name.as_str()));
     told.map(|(name, value)| match name.as_str() {

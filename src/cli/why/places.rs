@@ -1,4 +1,4 @@
-//! Where the deliveries of an event are: what RabbitMQ says of the queues in which the log has them.
+//! Where the deliveries of an event are: what RabbitMQ says about the queues that the log refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -18,32 +18,32 @@ use crate::domain::time::{UnixMillis, between, to_unix_millis};
 use crate::shutdown;
 use crate::store::Store;
 
-/// How long the broker may take. The log alone says most of it.
+/// How long the broker may take. The log alone says most.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many dead letters of a queue are looked through: a second's work. Meanwhile other commands
-/// can't see them.
+/// How many dead letters of a queue are searched: a second's work. Meanwhile other commands can't see
+/// them.
 const MOST_DEAD_LETTERS: u32 = 20_000;
 
-/// What waits for no longer than this may have left its wait queue, in milliseconds.
+/// A delivery with at most this long to wait, in milliseconds, may have left its wait queue.
 const ABOUT_TO_EXPIRE: UnixMillis = 2_000;
 
-/// How often a queue has to be found empty until what should be in it is said to be missing.
+/// How many checks have to find a queue empty before its deliveries are reported as missing.
 const LOOKS: u32 = 3;
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
-/// What a look at the dead letters has found.
+/// The result of searching the dead letters.
 #[derive(Debug, Default)]
 pub(super) struct Dead {
     pub(super) letters: Vec<DeadLetter>,
-    /// Why it is not all that there may be.
+    /// Why there may be more.
     pub(super) problem: Option<String>,
-    /// Queues that there are not, whose dead letters are lost.
+    /// Missing queues, whose dead letters are lost.
     pub(super) lost: Vec<String>,
 }
 
-/// Looks for the event's dead letters, where the log says that there are some, or says nothing; and
-/// among the orphaned ones, where it is overdue.
+/// Searches for the event's dead letters if the log says that there are some, or says nothing; and among
+/// the orphaned ones if a delivery is overdue.
 pub(super) fn find_dead(
     config: &Config,
     event_id: &str,
@@ -69,7 +69,7 @@ pub(super) fn find_dead(
     look_for(config, event_id, false, queues)
 }
 
-/// Looks for the dead letters of an event of which nothing is logged; or of all whose ids begin so.
+/// Searches for the dead letters of an event that isn't in the log, or of all whose ids begin like this.
 pub(super) fn find_unlogged(config: &Config, event_id: &str, by_beginning: bool) -> Dead {
     let queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
     look_for(config, event_id, by_beginning, queues)
@@ -82,10 +82,10 @@ fn look_for(config: &Config, event_id: &str, by_beginning: bool, queues: BTreeSe
     let config = config.clone();
     let look = move || {
         let queues: Vec<String> = queues.into_iter().collect();
-        // Fails when nobody waits for it any more.
+        // Fails if nobody waits for it any more.
         let _ = sender.send(look_through(&config, &queues, &selection));
     };
-    // It ends with the command, and then leaves everything where it is.
+    // The thread ends with the command, and leaves everything where it is.
     if let Err(error) = thread::Builder::new().name("dead-letters".to_owned()).spawn(look) {
         return Dead { problem: Some(error.to_string()), ..Dead::default() };
     }
@@ -135,8 +135,9 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
     Dead { letters, problem, lost }
 }
 
-/// The webhooks whose delivery should wait in a queue that is not there, or in a wait queue that holds
-/// nothing; and that queue. Where RabbitMQ can't be asked, the log alone says where they are.
+/// The webhooks whose delivery should wait in a queue that doesn't exist, or in a wait queue that is
+/// empty, with that queue. If RabbitMQ can't be asked, there are none, and the log alone says where
+/// deliveries are.
 pub(super) fn find_not_waiting(
     config: &Config,
     stories: &BTreeMap<Uuid, Vec<LogEntry>>,
@@ -148,7 +149,7 @@ pub(super) fn find_not_waiting(
             DeliveryState::Waiting { until, .. } if until > last.at.max(now + ABOUT_TO_EXPIRE) => {
                 Some((wait_queue(between(last.at, until).into()), true))
             }
-            // Its first may be in somebody's hand.
+            // Its first delivery may be in hand.
             DeliveryState::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
             _ => None,
         }
@@ -163,7 +164,7 @@ pub(super) fn find_not_waiting(
         return Vec::new();
     };
     let mut lacks = |queue: &str, all_in_it: bool| {
-        // What was logged just now may be on its way still.
+        // What was logged just now may still be on its way.
         (0..LOOKS).all(|look| {
             let is_over = look > 0 && shutdown.wait(LOOK_INTERVAL);
             let count = link.queue_messages(queue, &shutdown);
@@ -181,8 +182,8 @@ pub(super) fn find_not_waiting(
     missing
 }
 
-/// Looks how far the event has come in its webhooks' backlogs. What can't be told is left out: the log
-/// alone says that it waits there.
+/// Determines the event's position in its webhooks' backlogs. Positions that can't be determined are
+/// left out: the log alone says that the event waits there.
 pub(super) fn find_backlogs(
     config: &Config,
     store: &Store,
@@ -206,7 +207,7 @@ pub(super) fn find_backlogs(
         let queue = backlog_queue(&entry.queue, id);
         let ready = link.as_mut()?.queue_messages(&queue, &shutdown).ok()??;
         let behind = store.entered_after(event_id, &entry.queue, id).ok()?;
-        // One more is in somebody's hand.
+        // One more is in hand.
         let all = u64::from(ready) + 1;
         Some((all, all.saturating_sub(behind + 1)))
     };

@@ -1,4 +1,4 @@
-//! How a webhook has been over a time: what was logged of it, counted, and the worst of it.
+//! How a webhook's deliveries went over a period: counts from the log, and the worst entries.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,20 +23,20 @@ use crate::domain::time::{self, Span, UnixMillis, earlier, rfc3339};
 use crate::domain::webhook::without_secrets;
 use crate::store::{MOST_MARKS, Registered, Reported, Store};
 
-/// How long a time it is about where nobody says.
+/// The default period.
 const USUAL: Duration = Duration::from_secs(24 * 3_600);
 
-/// How many kinds of failures are shown to people.
+/// How many kinds of failures are printed.
 const MOST_FAILURES: usize = 10;
 
-/// How much of an answer, in characters: `why EVENT` has all that is kept.
+/// How many characters of an answer are printed; `why EVENT` shows all that is kept.
 const MOST_OF_BODY: usize = 200;
 
-/// All that there is to tell.
+/// Everything to report.
 #[derive(Debug, Serialize)]
 struct WebhookStory {
     webhook_id: Uuid,
-    /// Without what may be secret; none if it is no longer registered.
+    /// Without parts that may be secret; `None` if it is no longer registered.
     url: Option<String>,
     registration: Registration,
     /// Why it is disabled.
@@ -45,12 +45,12 @@ struct WebhookStory {
     since: UnixMillis,
     #[serde(serialize_with = "time::serialize")]
     until: UnixMillis,
-    /// When the oldest entry of the log was made, of whichever webhook.
+    /// The time of the log's oldest entry, of any webhook.
     #[serde(serialize_with = "time::serialize_option")]
     log_begins_at: Option<UnixMillis>,
-    /// What the log holds, as DELIVERY_LOG says.
+    /// What the log contains, as in DELIVERY_LOG.
     log: String,
-    /// Whether there are older entries since then that were not read.
+    /// Whether older entries of the period weren't read.
     truncated: bool,
     #[serde(flatten)]
     report: WebhookReport,
@@ -60,7 +60,7 @@ struct WebhookStory {
     slowest: Option<LogEntry>,
 }
 
-/// Failures of a kind, and the last of them.
+/// Failures of one kind, and the last of them.
 #[derive(Debug, Serialize)]
 struct FailureKind {
     #[serde(flatten)]
@@ -68,7 +68,7 @@ struct FailureKind {
     last: Option<LogEntry>,
 }
 
-/// Prints it; exit code 1 if the webhook is neither registered nor in the log.
+/// Prints the report; exit code 1 if the webhook is neither registered nor in the log.
 pub(super) fn run(
     config: &Config,
     store: &Store,
@@ -137,7 +137,7 @@ fn for_people(told: &WebhookStory, registered: Option<&Registered>, log: Extent)
 fn counts(page: &mut PlainPage, told: &WebhookStory) {
     let report = &told.report;
     let Some((first, last)) = told.first.as_ref().zip(told.last.as_ref()) else {
-        return page.labelled("counts", "nothing is logged of it");
+        return page.labelled("counts", "nothing is logged for it");
     };
     let count = |count: u64, one: &str| {
         if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
@@ -179,7 +179,7 @@ fn counts(page: &mut PlainPage, told: &WebhookStory) {
     }
 }
 
-/// An entry in a line.
+/// An entry in one line.
 fn line(entry: &LogEntry) -> String {
     let LogEntry { at, attempt, what, status, reason, event_id, .. } = entry;
     let why = match (what, status, reason) {
@@ -214,7 +214,7 @@ fn failures(page: &mut PlainPage, told: &WebhookStory) {
             Some(answer) => answer.line(MOST_OF_BODY),
             None => shown::line(&last.detail, MOST_OF_BODY),
         });
-        // A bare status stands there already.
+        // A bare status has been printed already.
         if let Some(said) = said.filter(|said| !said.is_empty() && *said != by) {
             page.labelled("", &broken(&said));
         }
@@ -230,8 +230,8 @@ fn log_of(page: &mut PlainPage, told: &WebhookStory, log: Extent) {
     match log {
         Extent::All => {}
         Extent::Failures => limits.push(
-            "the log holds only what fails or waits (DELIVERY_LOG=failures): what was delivered at its first \
-             attempt is in none of this"
+            "the log holds only what fails or waits (DELIVERY_LOG=failures): what was delivered at its \
+             first attempt is not counted here"
                 .to_owned(),
         ),
         Extent::Off => limits.push("nothing is logged any more: DELIVERY_LOG=off".to_owned()),
@@ -257,7 +257,7 @@ fn to_do(told: &WebhookStory) -> String {
     match told.registration {
         Registration::Deleted => steps.push("no webhook has this id now: see `webhooks list`".to_owned()),
         Registration::Disabled => steps.push(format!(
-            "it gets nothing: if its receiver is there again, `webhook-notifier webhooks enable {id}`"
+            "it gets no events: once its receiver works again, `webhook-notifier webhooks enable {id}`"
         )),
         Registration::Enabled => {
             if told.last.as_ref().is_some_and(|last| last.what != What::Delivered) {

@@ -11,20 +11,20 @@ use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
 use crate::domain::time::{UnixMillis, rfc3339};
 
-/// Where a text is wrapped, in characters.
+/// The width at which text is wrapped, in characters.
 const WIDTH: usize = 96;
 
-/// How many webhooks are shown.
+/// How many webhooks are printed.
 const MOST_CASES: usize = 20;
 
-/// How many webhooks of other accounts are shown.
+/// How many webhooks of other accounts are printed.
 const MOST_OTHERS: usize = 3;
 
-/// How many entries of a delivery are shown: its first and its last ones.
+/// How many entries of a delivery are printed: the first and the last ones.
 const FIRST_ENTRIES: usize = 3;
 const LAST_ENTRIES: usize = 12;
 
-/// All of it.
+/// The whole answer.
 pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
     let mut page = PlainPage::default();
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
@@ -61,13 +61,13 @@ pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
         page.labelled(
             "to do",
             "if it only was too large, raise MAX_EVENT_BYTES and `dead-letters replay --reason \
-             malformed`; else fix it and publish it again",
+             malformed`; otherwise fix it and publish it again",
         );
     }
     if !story.known {
         unknown(&mut page, story);
     }
-    // Those of other accounts, of which nothing is to be told, come last.
+    // Webhooks of other accounts, about which there is nothing to report, come last.
     let (others, concerned): (Vec<_>, Vec<_>) =
         story.webhooks.iter().partition(|case| case.state.is_none() && case.not_its_own.is_some());
     for (cases, most, what) in
@@ -88,7 +88,7 @@ pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
     }
     if story.truncated {
         page.blank();
-        page.labelled("", "the log has more of it than was read: choose by --webhook ID");
+        page.labelled("", "the log has more entries of it than were read: choose by --webhook ID");
     }
     page.text()
 }
@@ -103,10 +103,10 @@ fn unmatched(page: &mut PlainPage, story: &Story, at: UnixMillis) {
         if wanted_now {
             "publish it again: those below would want it today"
         } else if story.webhooks.iter().any(|case| wants(&case)) {
-            "those below want this type, and are of other accounts: see there"
+            "the webhooks below want this type, but belong to other accounts"
         } else {
             "if somebody should get it: `webhooks add URL TYPE`, or change the `events` of a \
-             webhook; then publish it again, since what nobody wants is not kept"
+             webhook; then publish it again, since events that nobody wants are not kept"
         },
     );
 }
@@ -120,7 +120,7 @@ fn nobody(page: &mut PlainPage, story: &Story) {
     }
 }
 
-/// What it may mean that nothing is known of an event.
+/// The possible reasons if nothing is known of an event.
 pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<String> {
     let begins = match log_begins_at {
         None => "the log is empty".to_owned(),
@@ -136,8 +136,8 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
         "it was never received: not published, or still in its queue; `webhook-notifier check` \
          says how many wait there"
             .to_owned(),
-        "the id is another one: it is the AMQP `message-id`, else the body's `id`, else made by \
-         the notifier"
+        "its id is another one: the AMQP `message-id`, otherwise the body's `id`, otherwise one that the \
+         notifier has made"
             .to_owned(),
     ];
     let older = match log {
@@ -156,9 +156,9 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
 fn unknown(page: &mut PlainPage, story: &Story) {
     page.blank();
     let dead = match &story.dead_letters_unknown {
-        None => "nor does it lie in a dead-letter queue".to_owned(),
+        None => "and it is in no dead-letter queue".to_owned(),
         Some(problem) => format!(
-            "and whether it lies in a dead-letter queue is not known ({})",
+            "and whether it is in a dead-letter queue is not known ({})",
             shown::line(problem, MOST_SHOWN)
         ),
     };
@@ -167,7 +167,8 @@ fn unknown(page: &mut PlainPage, story: &Story) {
             "now",
             &format!(
                 "nothing went wrong with it, as far as is known. The log holds only what fails or waits \
-                 (DELIVERY_LOG=failures) and has nothing of it, {dead}. It can't know which of these is so:"
+                 (DELIVERY_LOG=failures) and has nothing of it, {dead}. One of these is the \
+                 case, but the log can't tell which:"
             ),
         ),
         false => page.labelled(
@@ -193,7 +194,9 @@ fn show(page: &mut PlainPage, case: &Case) {
         (matching, _) => format!("; wants it by {}", list(matching)),
     };
     let but = match (&case.not_its_own, &case.account) {
-        (Some(_), Some(account)) => format!(", but it is of account {}", shown::quoted(account)),
+        (Some(_), Some(account)) => {
+            format!(", but it belongs to account {}", shown::quoted(account))
+        }
         _ => String::new(),
     };
     let state = words::registration(case.registration, case.disabled_reason.as_deref());
@@ -201,7 +204,7 @@ fn show(page: &mut PlainPage, case: &Case) {
     timeline(page, &case.entries);
     let errors = case.entries.iter().rev().map(|entry| entry.detail.as_str());
     let of_letter = case.dead_letter.as_ref().and_then(|letter| letter.last_error.as_deref());
-    // A bare status stands in the table.
+    // A bare status is in the table.
     let mut telling = errors.chain(of_letter).filter(|error| !error.is_empty());
     if let Some(error) = telling.next().filter(|error| !error.starts_with("status ")) {
         page.labelled("error", &shown::line(error, MOST_SHOWN));
@@ -211,7 +214,7 @@ fn show(page: &mut PlainPage, case: &Case) {
     page.labelled("to do", &case.to_do);
 }
 
-/// What the receiver said last where it did not take it.
+/// The receiver's last answer if it didn't accept the event.
 fn answered(page: &mut PlainPage, case: &Case) {
     let logged = case.entries.iter().rev().find_map(|entry| {
         let answer = entry.answer.as_deref()?;
@@ -266,7 +269,7 @@ fn row(entry: &LogEntry) -> String {
     format!("  {at}  {attempt:>3}  {what:11}  {answer:12}  {ms:>7}  {next}")
 }
 
-/// PlainPage, wrapped.
+/// Wrapped lines.
 #[derive(Default)]
 pub(super) struct PlainPage(Vec<String>);
 
@@ -313,7 +316,7 @@ impl PlainPage {
     }
 }
 
-/// Such that it has room in a line after a label: what a receiver says may be one word.
+/// Breaks long words so that they fit in a line after a label: a receiver's answer may be one word.
 pub(super) fn broken(text: &str) -> String {
     let words = text.split(' ').flat_map(|word| pieces(word, WIDTH - 10));
     words.collect::<Vec<_>>().join(" ")

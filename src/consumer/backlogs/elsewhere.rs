@@ -1,7 +1,7 @@
-//! Backlogs that are another instance's to consume: it has all that their webhooks' limits allow.
+//! Backlogs that another instance consumes, because it has all that their webhooks' limits allow.
 //!
-//! RabbitMQ gives a backlog to one of those that want to consume it, whichever that is. So whoever may send
-//! nothing from it doesn't want to, and what it was given goes back, in order.
+//! RabbitMQ delivers a backlog to any one of its consumers. So an instance that may not send from it
+//! doesn't consume it, and hands back in order what it got.
 
 use std::ops::Bound;
 use std::time::{Duration, Instant};
@@ -13,16 +13,18 @@ use crate::consumer::Ended;
 use crate::domain::instances::SentBy;
 use crate::domain::pace::Hold;
 
-/// How many backlogs are looked at in a tick whether that has changed; each may be a question to PostgreSQL.
+/// How many backlogs are checked per tick for a change of ownership. Each may need a query to
+/// PostgreSQL.
 const LOOKED_AT: usize = 20;
 
-/// A backlog that is one instance's only because it is there is removed when it has been empty, and no limit
-/// was reached, for so long. All that comes for its webhook goes through it meanwhile, at twice the work.
+/// A backlog whose existence alone makes one instance the sender is removed after it has been empty,
+/// without a reached limit, for this long. Meanwhile all deliveries to its webhook go through it, at
+/// twice the work.
 const CALM: Duration = Duration::from_secs(60);
 
 impl Drain<'_, '_> {
-    /// Whether the first of a backlog is another instance's to send; which leaves it then, once nothing of
-    /// it is under way: together they would be more than the limit.
+    /// Whether another instance should send the first delivery of a backlog. If so, and nothing of it is
+    /// under way any more, this instance stops consuming it; both together would exceed the limit.
     pub(super) fn leave_to_its_sender(&mut self, webhook: Uuid) -> Result<bool, Ended> {
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(false) };
         let (is_elsewhere, is_busy) = {
@@ -42,7 +44,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Another instance consumes it.
+    /// Marks it as consumed by another instance.
     pub(super) fn is_left(&mut self, webhook: Uuid) {
         if let Some(backlog) = self.backlogs.get_mut(&webhook) {
             log::debug!("backlog left to another instance webhook={webhook}");
@@ -53,13 +55,13 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Consumes what has become ours, and leaves what is ours no more: all at once when the instances have
-    /// changed, and else some of them, since webhooks change, too.
+    /// Starts to consume backlogs that became ours, and stops with those that no longer are: all of them
+    /// if the instances have changed, otherwise some of them, because webhooks change too.
     pub(super) fn look_whose_they_are(&mut self, now: Instant) -> Result<(), Ended> {
         let changes = self.context.receivers.changes_of_instances();
         let have_changed = changes != self.instances_seen;
         if have_changed {
-            // What a limit held up may begin now.
+            // Deliveries that a limit held up may begin now.
             self.have_changed = true;
         }
         let is_sharing = self.context.receivers.is_sharing();
@@ -95,7 +97,7 @@ impl Drain<'_, '_> {
             SentBy::This { for_now: true }
                 if is_idle && backlog.is_empty && now >= backlog.limited_at + CALM =>
             {
-                // Without it, each sends its part of what comes.
+                // Without the backlog, each instance sends its part of the new events.
                 backlog.limited_at = now;
                 self.ask_for_removal(webhook);
                 Ok(())
@@ -104,29 +106,28 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Which instance sends what is in a backlog; nothing, where PostgreSQL has to be asked and does not
-    /// answer.
+    /// Which instance sends from a backlog; `None` if PostgreSQL has to be asked and doesn't answer.
     pub(super) fn sent_by(&self, webhook: Uuid) -> Option<SentBy> {
         if !self.context.receivers.is_sharing() {
             return Some(SentBy::Each);
         }
         let database = self.context.metrics.health().database();
         if !database.is_up() {
-            // Each would have to wait for the same answer, and all others meanwhile.
+            // Each query would time out in turn, and all other backlogs would wait for that.
             return None;
         }
         let asked = self.context.pipeline.sent_by(webhook);
         asked.inspect_err(|error| database.failed(error.answer())).ok()
     }
 
-    /// Some of them, in rotation.
+    /// The next `most` backlogs, in rotation.
     fn next_to_look_at(&mut self, most: usize) -> Vec<Uuid> {
         let after = self.looked_at.map_or(Bound::Unbounded, Bound::Excluded);
         let some = self.backlogs.range((after, Bound::Unbounded)).map(|(webhook, _)| *webhook);
         let mut some: Vec<Uuid> = some.take(most).collect();
         let more = self.backlogs.keys().take(most - some.len()).copied();
         some.extend(more);
-        // The first of the rest are some of those before.
+        // The wrapped-around part may repeat some of the first.
         some.truncate(self.backlogs.len());
         self.looked_at = some.last().copied();
         some

@@ -1,4 +1,4 @@
-//! What is in hand of one backlog, shared by who consumes it and those who make its requests.
+//! The messages in hand of one backlog, shared by its consumer and the threads that make its requests.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,51 +18,51 @@ use crate::pipeline::{Head, Pipeline, Waiting};
 use crate::receivers::InLine;
 use crate::workers;
 
-/// How long until PostgreSQL is asked again that did not answer.
+/// How long until PostgreSQL is asked again after it didn't answer.
 const MISSING: Duration = Duration::from_secs(1);
 
-/// What all share that work for the backlogs of a queue, for one connection's life.
+/// Shared by all threads that work for the backlogs of a queue, for the life of one connection.
 pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) lane: Arc<Lane>,
-    /// To who consumes them.
+    /// To the consuming thread.
     pub(super) events: Sender<Event>,
-    /// Threads that see to messages.
+    /// The number of threads that work on messages.
     pub(super) at_work: AtomicUsize,
 }
 
-/// What those who make requests tell who consumes.
+/// What the working threads report to the consuming thread.
 #[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
 pub(super) enum Event {
-    /// A message is to be acked; or the session is over, if what follows from it is not confirmed.
+    /// A message has to be acked; or the session is over, if what follows from it wasn't confirmed.
     Done(Done),
-    /// Something holds a backlog up.
+    /// Something holds up a backlog.
     Look(Uuid),
-    /// A webhook was found to be gone before anybody has said so.
+    /// A webhook turned out to be deleted or disabled before any notification of it.
     Unwanted(Uuid, Dropped),
-    /// A thread panicked. As if it had been the one that consumes: that ends the process.
+    /// A thread panicked. This ends the process, as a panic of the consuming thread would.
     Panicked,
 }
 
 pub(super) struct Done {
-    /// What it was given by.
+    /// The backlog it came from.
     pub(super) queue: Arc<Queue>,
     pub(super) delivery: amiquip::Delivery,
     pub(super) is_kept: bool,
 }
 
-/// A message in hand that has not begun.
+/// A message in hand that hasn't begun.
 pub(super) struct Item {
     pub(super) delivery: amiquip::Delivery,
     pub(super) waiting: Waiting,
-    /// When it was handed out.
+    /// When the broker delivered it.
     pub(super) since: Instant,
 }
 
-/// A message that is to be seen to.
+/// A message to work on.
 pub(super) struct Task {
     item: Item,
-    /// To whom; none: it leaves without an attempt.
+    /// The attempt to make; `None` if it leaves the backlog without one.
     attempt: Option<(Box<Webhook>, Attempt)>,
 }
 
@@ -72,26 +72,26 @@ pub(super) struct Queue {
     state: Mutex<State>,
 }
 
-/// What is in hand of it.
+/// Its messages in hand.
 pub(super) struct State {
-    /// In their order.
+    /// In order.
     pub(super) ready: VecDeque<Item>,
-    /// How many are being seen to.
+    /// How many are being worked on.
     pub(super) under_way: usize,
-    /// Why the first was refused last.
+    /// Why the first one was last refused.
     pub(super) hold: Option<Hold>,
-    /// PostgreSQL has to be asked first.
+    /// Whether PostgreSQL has to be asked first.
     pub(super) is_missing: bool,
-    /// It is known that nobody wants the first.
+    /// Whether the first one is known to be unwanted.
     pub(super) is_unwanted: bool,
-    /// The first waits for a place.
+    /// Set while the first one waits for capacity.
     pub(super) in_line: Option<(Box<Webhook>, InLine)>,
-    /// Nothing is begun any more.
+    /// Whether nothing new may begin.
     pub(super) is_over: bool,
 }
 
 impl State {
-    /// How long until the first can be asked for again; zero, if that is up to other requests.
+    /// How long until the first one can be asked for again; zero if that depends on other requests.
     pub(super) fn wait(&self) -> Duration {
         if self.is_missing {
             return MISSING;
@@ -121,7 +121,7 @@ impl Queue {
         Self { webhook, state: Mutex::new(state) }
     }
 
-    /// Whose deliveries it holds.
+    /// The webhook whose deliveries it holds.
     pub(super) fn webhook(&self) -> Uuid {
         self.webhook
     }
@@ -130,12 +130,12 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What calls the first, where it waits for a place.
+    /// Receives the call of the first delivery while that waits for capacity.
     pub(super) fn in_line(&self) -> Option<Receiver<Result<Attempt, Refusal>>> {
         self.state().in_line.as_ref().map(|(_, in_line)| in_line.called().clone())
     }
 
-    /// Takes the first, if it may begin now.
+    /// Takes the first one if it may begin now.
     pub(super) fn next(self: &Arc<Self>, shared: &Shared) -> Option<Task> {
         let mut state = self.state();
         if state.is_over || state.in_line.is_some() {
@@ -173,7 +173,7 @@ impl Queue {
         shared.pipeline.left_backlog(&shared.lane, self.webhook, item.waiting.is_ours);
     }
 
-    /// Whether the first, which waited for a place, has one now.
+    /// Takes the first one if it waited for capacity and got it.
     pub(super) fn called(&self, shared: &Shared) -> Option<Task> {
         let mut state = self.state();
         let called = match state.in_line.as_ref()?.1.called().try_recv() {
@@ -198,12 +198,12 @@ impl Queue {
 
     fn is_done(self: &Arc<Self>, shared: &Shared, delivery: amiquip::Delivery, is_kept: bool) {
         let queue = Arc::clone(self);
-        // Fails when the session is over, and then the broker has taken it back.
+        // Fails if the session is over; then the broker has taken it back.
         let _ = shared.events.send(Event::Done(Done { queue, delivery, is_kept }));
     }
 }
 
-/// Sees to a message, and to those behind it as long as they may begin.
+/// Works on a message, and on those behind it as long as they may begin.
 pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> workers::Task {
     shared.at_work.fetch_add(1, Ordering::Relaxed);
     Box::new(move || {
@@ -217,7 +217,7 @@ pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> worke
                 }
                 None => shared.pipeline.let_go(&shared.lane, waiting),
             };
-            // In this order: at the end, what nobody has under way has to have been told.
+            // In this order: `finish` relies on the event being sent before the count drops.
             queue.is_done(shared, delivery, kept.is_ok());
             queue.state().under_way -= 1;
             next = queue.next(shared);
@@ -229,7 +229,7 @@ pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> worke
     })
 }
 
-/// A thread that sees to messages. However it ends, its backlog is looked at then.
+/// A thread that works on messages. However it ends, its backlog is checked afterwards.
 struct AtWork {
     shared: Arc<Shared>,
     webhook: Uuid,
@@ -241,7 +241,7 @@ impl Drop for AtWork {
         if thread::panicking() {
             let _ = self.shared.events.send(Event::Panicked);
         }
-        // Fails when the session is over.
+        // Fails if the session is over.
         let _ = self.shared.events.send(Event::Look(self.webhook));
     }
 }

@@ -1,4 +1,4 @@
-//! What the consumers of backlogs are given: as much as their receivers use.
+//! The prefetch of the consumers of backlogs: as much as their receivers use.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,33 +14,32 @@ use crate::consumer::Ended;
 use crate::domain::held::Dropped;
 use crate::domain::pace::Hold;
 
-/// The factor by which a consumer is given more ahead.
+/// The factor by which a consumer's prefetch grows.
 const GROWTH: u16 = 8;
 
-/// What all consumers together may be given ahead, as a multiple of the queue's capacity: twice what can
-/// be under way.
+/// The most that all consumers together may prefetch, as a multiple of the queue's capacity: twice what
+/// can be under way.
 const AHEAD: usize = 2;
 
-/// A receiver that can't be asked for longer than this needs nobody to hold its backlog's head.
+/// If a receiver can't be asked for longer than this, nobody needs to hold its backlog's head.
 const LONG: Duration = Duration::from_secs(330);
 
-/// How long the head of a paused webhook's backlog is held, in case the webhook is soon resumed: handing
-/// it back counts as a redelivery, and one with too many loses its place in the order.
+/// How long the head of a paused webhook's backlog is held in case the webhook is resumed soon: handing
+/// it back counts as a redelivery, and too many of those cost it its place in the order.
 const PAUSED: Duration = Duration::from_secs(5);
 
-/// How often a head that nobody holds is looked at, whether it has become too old: each look counts as
-/// a redelivery.
+/// How often an unheld head is checked for its age. Each check counts as a redelivery.
 const AGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How many bytes of events may be in hand that nobody can be asked for. A head is small, as a rule; a
-/// thousand of a megabyte each are not.
+/// How many bytes of events may be in hand whose receivers can't be asked. Heads are usually small, but
+/// a thousand of a megabyte each are not.
 const MOST_HELD_BYTES: usize = 64 << 20;
 
-/// Beyond that, those go back to the broker whose receivers can't be asked for this long.
+/// Beyond that, messages are handed back if their receivers can't be asked for at least this long.
 const WORTH_HANDING_BACK: Duration = Duration::from_secs(5);
 
 impl Drain<'_, '_> {
-    /// Drops all that waits: nobody is to get it.
+    /// Drops everything that waits in a backlog, because nobody may get it.
     pub(super) fn purge(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
@@ -63,12 +62,12 @@ impl Drain<'_, '_> {
             log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
             self.context.pipeline.dropped_from_backlog(why, dropped);
         }
-        // If more has come, it is looked at whether that was purged, too.
+        // If more has entered meanwhile, the next check finds out whether that was purged too.
         let _ = self.context.receivers.is_backlog_emptied(number, webhook, last);
         self.consume(webhook, 1)
     }
 
-    /// Consumes a backlog anew, and is given so many messages ahead.
+    /// Starts the consumer of a backlog anew, with this prefetch count.
     pub(super) fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
         let name = backlog_queue(&self.lane.origin, webhook);
         let mut unanswered = self.is_unanswered_until(webhook)?;
@@ -76,7 +75,7 @@ impl Drain<'_, '_> {
         if unanswered.is_none() && !self.backlogs.get(&webhook).is_some_and(is_consumed) {
             let asked_at = Instant::now();
             if self.count(&name)?.is_none() {
-                // To consume it would cost the channel, and all that is under way would be made again.
+                // Consuming it would cost the channel, and everything under way would be repeated.
                 self.is_gone(webhook);
                 return Ok(());
             }
@@ -95,7 +94,7 @@ impl Drain<'_, '_> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let channel = self.channel;
-        // Shutdown must not cut it: what is under way is to be acked.
+        // Shutdown must not cut the connection: what is under way has to be acked.
         let begun = self.kill.guard_shared(&self.context.shutdown, || {
             channel.qos(0, prefetch, false)?;
             channel.basic_consume(name.as_str(), ConsumerOptions::default())
@@ -104,7 +103,7 @@ impl Drain<'_, '_> {
             Ok(consumer) => {
                 backlog.consumer = Some(consumer);
                 backlog.is_elsewhere = false;
-                // Perhaps since another connection.
+                // The mark may stem from an earlier connection.
                 self.context.receivers.set_elsewhere(self.lane.number, webhook, false);
                 backlog.prefetch = prefetch;
                 self.ahead += usize::from(prefetch - 1);
@@ -124,7 +123,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Ends a consumer. What it was given stays in hand.
+    /// Ends a consumer. The messages it got stay in hand.
     pub(super) fn cancel(&mut self, webhook: Uuid) -> Result<(), Ended> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let Some(consumer) = backlog.consumer.take() else { return Ok(()) };
@@ -137,7 +136,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Ends a consumer, and hands back what has not begun: nobody needs to hold it.
+    /// Ends a consumer and hands back what hasn't begun, because nobody needs to hold it.
     pub(super) fn release(&mut self, webhook: Uuid) -> Result<(), Ended> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
@@ -145,7 +144,7 @@ impl Drain<'_, '_> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         backlog.in_hand -= ready.len();
         for item in ready {
-            // In their order, which the queue keeps.
+            // In order, which the queue keeps.
             item.delivery.nack(self.channel, true).map_err(|error| lost(&error))?;
         }
         Ok(())
@@ -157,9 +156,9 @@ impl Drain<'_, '_> {
             return;
         }
         let (number, receivers) = (self.lane.number, &self.context.receivers);
-        // After a single look they may have been on their way.
+        // After a single such check the messages may just have been on their way.
         if std::mem::take(&mut backlog.looks_in_vain) > 1 {
-            // Another instance consumed it until now, and knew more of its receiver.
+            // Another instance consumed the backlog until now, and knew more of its receiver.
             receivers.probe_now(webhook);
         }
         if std::mem::take(&mut backlog.is_empty) {
@@ -175,7 +174,7 @@ impl Drain<'_, '_> {
                 Item { delivery, waiting, since }
             })
             .collect();
-        // Some are another instance's; or it was taken for empty, and was not.
+        // Some are another instance's, or the backlog was wrongly thought to be empty.
         if items.iter().any(|item| !item.waiting.is_ours)
             || !receivers.is_backlog_in_use(number, webhook)
         {
@@ -184,7 +183,7 @@ impl Drain<'_, '_> {
         backlog.queue.state().ready.extend(items);
     }
 
-    /// Gives more ahead to one that uses all it is given, and takes it from one that can't use it.
+    /// Increases the prefetch of a consumer that uses all of it, and reduces it if it can't be used.
     pub(super) fn adjust(&mut self, webhook: Uuid) -> Result<(), Ended> {
         let capacity = self.lane.capacity;
         if self.leave_to_its_sender(webhook)? {
@@ -199,7 +198,7 @@ impl Drain<'_, '_> {
         let is_paused = hold == Some(Hold::Paused) && !is_idle;
         backlog.paused_since = backlog.paused_since.filter(|_| is_paused);
         if is_paused {
-            // Until then it is asked for again and again, and so finds out itself.
+            // Until then it is asked for repeatedly, and so notices a resume by itself.
             if backlog.paused_since.get_or_insert_with(Instant::now).elapsed() >= PAUSED {
                 self.suspend(webhook, Duration::ZERO)?;
                 self.context.backlogs.is_paused(webhook);
@@ -224,8 +223,8 @@ impl Drain<'_, '_> {
             && (1..capacity).contains(&prefetch)
             && backlog.in_hand >= usize::from(prefetch);
         let more = prefetch.saturating_mul(GROWTH).min(capacity);
-        // What is handed back counts as redelivered: who is held up again and again is given twice as
-        // many as it got done in between at most.
+        // Messages handed back count as redelivered. So a backlog that is held up repeatedly gets at
+        // most twice as many as were settled in between.
         if backlog.had_too_many && backlog.done < usize::from(more / 2) {
             return Ok(());
         }
@@ -240,7 +239,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Nobody holds the head until it can be asked for, or has become too old.
+    /// Stops holding the head until it can be asked for, or has become too old.
     pub(super) fn suspend(&mut self, webhook: Uuid, wait: Duration) -> Result<(), Ended> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let expires_in = {
@@ -258,7 +257,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Hands back what is held longest, where that is too much to hold.
+    /// Hands back the messages that will be held longest, if too much is held.
     pub(super) fn bound_held(&mut self) -> Result<(), Ended> {
         let size = |backlog: &Backlog<'_>| -> usize {
             backlog.queue.state().ready.iter().map(|item| item.waiting.size()).sum()
@@ -278,7 +277,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// How many messages are ready in a queue; none, if it is gone.
+    /// How many messages of a queue are ready; `None` if the queue is gone.
     pub(super) fn count(&mut self, queue: &str) -> Result<Option<u32>, Ended> {
         let Self { spare, link, kill, context, .. } = self;
         let look = || {

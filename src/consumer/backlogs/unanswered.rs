@@ -1,6 +1,6 @@
-//! Backlogs that RabbitMQ does not answer for, such as a quorum queue that has no leader after a crash:
-//! to consume one costs the connection, and with it all other backlogs of the queue. So one that may be
-//! such a queue is tried by a connection of its own before.
+//! Backlogs for which RabbitMQ doesn't answer, such as a quorum queue without a leader after a crash.
+//! Consuming one costs the connection, and with it all other backlogs of the event queue. So a suspect
+//! is first tried on a connection of its own.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,20 +11,20 @@ use super::{Drain, lost};
 use crate::broker::{Link, backlog_queue};
 use crate::consumer::Ended;
 
-/// How soon it is tried again, doubled each time. Nothing else is begun here while it is tried, for
-/// seconds.
+/// How soon it is tried again, doubled each time. A trial takes seconds, in which nothing else begins
+/// here.
 const SOON: Duration = Duration::from_secs(30);
 const LATEST: Duration = Duration::from_secs(300);
 
-/// RabbitMQ takes this long to tell how many messages wait in a quorum queue whose leader does not
-/// answer (`rabbit_quorum_queue:stat`, 250 ms), and then tells of none.
+/// If the leader of a quorum queue doesn't answer, RabbitMQ takes this long to report the number of
+/// waiting messages (`rabbit_quorum_queue:stat`, 250 ms), and then reports none.
 pub(super) const NO_LEADER: Duration = Duration::from_millis(200);
 
-/// Those that may be such, when to try each again, and how long to wait after that.
+/// The suspects, when to try each again, and how long to wait after that.
 pub(super) type Unanswered = BTreeMap<Uuid, (Instant, Duration)>;
 
 impl Drain<'_, '_> {
-    /// The connection was lost with a call for this backlog, perhaps because of it.
+    /// The connection was lost during a call for this backlog, perhaps because of it.
     pub(super) fn suspect(&mut self, webhook: Uuid, error: &amiquip::Error) -> Ended {
         if !self.context.shutdown.is_requested() {
             self.may_be_unanswered(webhook);
@@ -32,12 +32,12 @@ impl Drain<'_, '_> {
         lost(error)
     }
 
-    /// It is tried before it is used again.
+    /// It will be tried before it is used again.
     pub(super) fn may_be_unanswered(&mut self, webhook: Uuid) {
         self.unanswered.entry(webhook).or_insert((Instant::now(), SOON));
     }
 
-    /// Until when a backlog is left alone, because RabbitMQ does not answer for it; none, if it does.
+    /// How long a backlog is left alone because RabbitMQ doesn't answer for it; `None` if it does.
     pub(super) fn is_unanswered_until(&mut self, webhook: Uuid) -> Result<Option<Instant>, Ended> {
         let Some((until, wait)) = self.unanswered.get(&webhook).copied() else { return Ok(None) };
         if Instant::now() < until {

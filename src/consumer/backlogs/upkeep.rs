@@ -1,4 +1,4 @@
-//! What no event moves: once a second, the backlogs are looked at for what the clock has changed.
+//! The check that runs once a second, for what only the clock changes.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use crate::domain::held::Held;
 use crate::domain::in_hand;
 use crate::domain::pace::Hold;
 
-/// How long a backlog has to be empty before it is removed: to make one again costs its receiver's first
-/// deliveries some tens of milliseconds.
+/// How long a backlog has to be empty before it is removed. Creating one again delays its receiver's
+/// first deliveries by some tens of milliseconds.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// The longest time between two looks whether a backlog is empty that another instance consumes.
+/// The longest time between two checks whether a backlog that another instance consumes is empty.
 const LONGEST_LOOK: Duration = Duration::from_secs(60);
 
-/// How many backlogs are looked at in a tick whether they are empty.
+/// How many backlogs are checked per tick for being empty.
 const LOOKED_AT: usize = 20;
 
 impl Drain<'_, '_> {
@@ -56,7 +56,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Writes down what holds a backlog up.
+    /// Records what holds up a backlog.
     fn note(&mut self, webhook: Uuid, now: Instant) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         let hold = backlog.queue.state().hold;
@@ -64,7 +64,7 @@ impl Drain<'_, '_> {
             return;
         }
         if hold == Some(Hold::Elsewhere) {
-            // Who sends from it knows.
+            // The instance that sends from it records it.
             return;
         }
         let waits = hold.is_some_and(|hold| !hold.remaining().is_zero());
@@ -88,7 +88,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Nothing is in hand. Does anything wait there?
+    /// With nothing in hand, checks whether anything waits in the queue.
     fn look_whether_empty(
         &mut self,
         webhook: Uuid,
@@ -133,7 +133,7 @@ impl Drain<'_, '_> {
 
     pub(super) fn ask_for_removal(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
-        // If it can't be removed now, it is asked for again as late.
+        // If it can't be removed now, the next request comes after the same time.
         backlog.quiet_since = Instant::now();
         self.context.backlogs.remove(self.lane.number, webhook);
     }

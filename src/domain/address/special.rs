@@ -1,4 +1,4 @@
-//! The addresses that are not the public internet, and those that lead to another one.
+//! The addresses outside the public internet, and those that lead to another address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,17 +14,17 @@ const fn v6(segments: [u16; 8], prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), prefix)
 }
 
-/// What is not the public internet in IPv4: IANA's special-purpose address registry (RFC 6890),
-/// multicast, and an address that is public by its number only. The few blocks of the registry that
-/// are globally reachable serve routers, not webhooks, and stay refused with the rest.
+/// The IPv4 ranges outside the public internet: IANA's special-purpose address registry (RFC 6890),
+/// multicast, and one address that is public by its number only. The few blocks of the registry that are
+/// globally reachable serve routers, not webhooks, and are refused too.
 ///
-/// Of ranges that lie in each other the smaller one comes first: it says more.
+/// Of nested ranges the smaller one comes first, because its name says more.
 pub(super) const SPECIAL_V4: [(Ipv4Net, &str); 20] = [
     (v4(0, 0, 0, 0, 8), "this network"),
     (v4(10, 0, 0, 0, 8), "private"),
     (v4(100, 64, 0, 0, 10), "shared address space"),
     (v4(127, 0, 0, 0, 8), "loopback"),
-    // In every virtual machine there this is the machine's host, with what it knows of its guest.
+    // In every Azure virtual machine this address is the physical host, which knows the guest's secrets.
     (v4(168, 63, 129, 16, 32), "Azure's own"),
     (v4(169, 254, 0, 0, 16), "link-local"),
     (v4(172, 16, 0, 0, 12), "private"),
@@ -43,8 +43,8 @@ pub(super) const SPECIAL_V4: [(Ipv4Net, &str); 20] = [
     (v4(240, 0, 0, 0, 4), "reserved"),
 ];
 
-/// The same for IPv6. Of what lies outside 2000::/3, the only block that is given out, these are
-/// the ranges with a name; the rest is refused without one.
+/// The same for IPv6. Only 2000::/3 is allocated. These are the named ranges outside it; the rest is
+/// refused without a name.
 pub(super) const SPECIAL_V6: [(Ipv6Net, &str); 17] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
@@ -76,9 +76,9 @@ const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 /// A range of addresses that are not the public internet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    /// What it is for, or that nobody has it.
+    /// What the range is for, or that it isn't allocated.
     pub name: &'static str,
-    /// Its addresses. The address itself is none of them where it only leads to one.
+    /// The range. It doesn't contain the address itself if that only leads into the range.
     pub network: Option<IpNet>,
 }
 
@@ -112,8 +112,8 @@ pub(super) fn special_v4(address: Ipv4Addr) -> Option<Range> {
     Some(Range { name, network: Some((*network).into()) })
 }
 
-/// The IPv4 address that a packet to this one ends at: IPv4-mapped (RFC 4291), NAT64's well-known
-/// prefix (RFC 6052), 6to4 (RFC 3056), and ISATAP (RFC 5214), which any network may use within.
+/// The IPv4 address that packets to this address end at: IPv4-mapped (RFC 4291), NAT64's well-known
+/// prefix (RFC 6052), 6to4 (RFC 3056), and ISATAP (RFC 5214), which any network may use internally.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
     let at = |start: usize| {
@@ -129,18 +129,18 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Every IPv4 address that an IPv6 address may lead to: as it is embedded where the range says so, and
-/// also as it may be in ranges that are refused as they are, and can be allowed.
+/// Every IPv4 address that an IPv6 address may lead to, also in the ranges that are refused by default
+/// but can be allowed.
 pub(super) fn all_embedded_v4(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let octets = address.octets();
     let at = move |places: [usize; 4]| Ipv4Addr::from(places.map(|place| octets[place]));
     let last = || at([12, 13, 14, 15]);
     let is_in = |network: Ipv6Net| network.contains(&address);
     let found = if is_in(LOCAL_NAT64) {
-        // By RFC 6052 the eight bits from 64 on are left out; in a prefix of 96 it comes last.
+        // RFC 6052 skips the eight bits from 64 on; in a prefix of 96 bits the address comes last.
         [Some(at([6, 7, 9, 10])), Some(last())]
     } else if is_in(TEREDO) {
-        // RFC 4380: the client's, each bit turned over, and its server's.
+        // RFC 4380: the client's address, inverted bit by bit, and its server's.
         [Some(Ipv4Addr::from(!u32::from(last()))), Some(at([4, 5, 6, 7]))]
     } else if is_in(V4_COMPATIBLE) || is_in(V4_TRANSLATED) {
         [Some(last()), None]

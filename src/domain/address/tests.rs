@@ -87,9 +87,9 @@ fn only_the_public_internet_is_allowed_by_default() {
     }
 }
 
-/// IANA's registries, row by row (as of 2025): what is special there is special here, whatever
-/// it says of reachability; 2002::/16 and the two prefixes that hold an IPv4 address are judged
-/// by that.
+/// IANA's registries, row by row (as of 2025). Whatever they say of reachability, every range that is
+/// special there is special here. 2002::/16 and the two prefixes that hold an IPv4 address are judged by
+/// that address.
 #[test]
 fn every_row_of_ianas_registries_is_refused_from_its_first_address_to_its_last() {
     for row in [
@@ -225,7 +225,7 @@ fn what_is_denied_is_refused_whatever_allows_it_and_named() {
             "64:ff9b:1:a01:2:300::",
             "the address 64:ff9b:1:a01:2:300:: leads to 10.1.2.3, which is in DENY_NETWORKS (10.1.2.3/32)",
         ),
-        // A NAT64 prefix of one's own, as a whole.
+        // An operator's own NAT64 prefix as a whole.
         (
             "2a00:64::/96",
             "2a00:64::/96",
@@ -253,7 +253,7 @@ fn outer(inner: Ipv4Addr) -> [IpAddr; 8] {
         Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
         Ipv6Addr::new(0x2606, 0x4700, 0, 1, 0, 0x5efe, high, low),
         Ipv6Addr::new(0x2606, 0x4700, 0, 1, 0x200, 0x5efe, high, low),
-        // These are refused whatever they hold.
+        // Refused whatever they embed.
         Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low),
         Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, high, low),
         Ipv6Addr::new(0x2001, 0, high, low, 0, 0, !high, !low),
@@ -261,14 +261,14 @@ fn outer(inner: Ipv4Addr) -> [IpAddr; 8] {
     .map(IpAddr::from)
 }
 
-/// As RFC 6052 embeds it in a prefix of 48 bits: around the eight bits from 64 on.
+/// As RFC 6052 embeds it in a prefix of 48 bits: on both sides of the eight bits from 64 on.
 fn outer_by_rfc_6052(inner: Ipv4Addr) -> [IpAddr; 1] {
     let [a, b, c, d] = inner.octets();
     let (high, c, d) = (u16::from_be_bytes([a, b]), u16::from(c), u16::from(d) << 8);
     [Ipv6Addr::new(0x64, 0xff9b, 1, high, c, d, 0, 0).into()]
 }
 
-/// Anywhere in a network, by chance.
+/// A random address in a network.
 fn somewhere_in(network: IpNet, chance: u128) -> IpAddr {
     match network {
         IpNet::V4(v4) => {
@@ -312,10 +312,10 @@ proptest! {
             let refused = networks.check(address);
             let is_denied =
                 matches!(&refused, Err(Forbidden { why: ForbiddenBy::Denied(network, _), .. }) if *network == IpNet::V4(denied));
-            // Of a mapped one nothing but the IPv4 address is left.
+            // A mapped address is checked as the IPv4 address only.
             prop_assert!(is_denied, "{}: {:?}", address, refused);
         }
-        // And nothing else is, but what holds another address of that network as well.
+        // Nothing else is denied, except what also holds another address of that network.
         let beside = Ipv4Addr::from(!bits);
         if !denied.contains(&beside) {
             prop_assert!(networks.check(beside.into()).is_ok());
@@ -340,7 +340,8 @@ proptest! {
         bits: u128, near: u128, prefix in 0_u8..=128, keep in 0_u8..=128,
     ) {
         let network = Ipv6Net::new(Ipv6Addr::from_bits(bits), prefix).expect("a prefix");
-        // As far as `keep` it is the network's address, so it often lies inside or just outside.
+        // The first `keep` bits are the network's address, so the result often lies inside or just
+        // outside.
         let mask = u128::MAX.checked_shr(keep.into()).unwrap_or(0);
         let v6 = Ipv6Addr::from_bits(bits & !mask | near & mask);
         let v4_network = Ipv4Net::new(Ipv4Addr::from_bits(bits as u32), prefix / 4).expect("a prefix");

@@ -1,4 +1,4 @@
-//! Which webhook of the table each entry of a file is, and what is to be done.
+//! Matches the entries of a file to the webhooks of the table, and plans the changes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -10,67 +10,67 @@ use super::super::shown;
 use super::super::webhook::{HIDDEN, hides_part, url_key, without_secrets};
 use super::{Difference, Existing, Field, FileEntry, SecretHeaders, Values};
 
-/// Why it is disabled, where a file doesn't say.
+/// The reason for disabling a webhook where the file gives none.
 const USUAL_REASON: &str = "by hand";
 
-/// How many webhooks are named in a problem, and how much of a URL.
+/// How many webhooks a problem names, and how many characters of a URL it shows.
 const MOST_NAMED: usize = 3;
 const MOST_OF_URL: usize = 200;
 
-/// What is wrong with an entry.
+/// A problem with an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileProblem {
-    /// Where, from 1; 0: of the whole file.
+    /// The line, from 1; 0 stands for the whole file.
     pub line: usize,
-    /// What, and what to do, in one line, without any secret.
+    /// What is wrong and what to do, in one line, without secrets.
     pub what: String,
 }
 
-/// What makes the table what a file says.
+/// The changes that make the table match the file.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// What is new, in the order of the file.
+    /// New webhooks, in the order of the file.
     pub added: Vec<Addition>,
-    /// What changes, in the order of the file.
+    /// Changed webhooks, in the order of the file.
     pub changed: Vec<Alteration>,
-    /// What goes.
+    /// Webhooks to remove.
     pub removed: Vec<Removal>,
-    /// Which are as the file says.
+    /// Webhooks that match the file already.
     pub unchanged: Vec<Uuid>,
-    /// Which the file doesn't mention, and which stay.
+    /// Webhooks that the file doesn't mention and that stay.
     pub unlisted: Vec<Uuid>,
 }
 
-/// A webhook that is to be registered.
+/// A webhook to register.
 #[derive(Clone, Debug)]
 pub struct Addition {
-    /// Its id to be.
+    /// Its new id.
     pub id: Uuid,
-    /// What it is to be.
+    /// Its values.
     pub values: Values,
 }
 
-/// A webhook that is to change.
+/// A webhook to change.
 #[derive(Clone, Debug)]
 pub struct Alteration {
     /// Its id.
     pub id: Uuid,
-    /// The row that was looked at; it has another version if somebody else has changed it.
+    /// The version of the row that was read. If somebody else changes the row, it gets another one.
     pub version: String,
-    /// What it was.
+    /// Its values now.
     pub from: Values,
-    /// What it is to be.
+    /// Its values afterwards.
     pub to: Values,
-    /// In what they differ: at least one.
+    /// The differences, at least one.
     pub differences: Vec<Difference>,
 }
 
-/// A webhook that is to go.
+/// A webhook to remove.
 #[derive(Clone, Debug)]
 pub struct Removal {
     /// Its id.
     pub id: Uuid,
-    /// As of an [`Alteration`].
+    /// As in [`Alteration`].
     pub version: String,
     /// Its URL, without secrets.
     pub url: String,
@@ -83,7 +83,7 @@ impl Plan {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
     }
 
-    /// Those whose waiting deliveries are dropped: they go, or are disabled.
+    /// The webhooks whose waiting deliveries are dropped, because they are removed or disabled.
     #[must_use]
     pub fn losing(&self) -> HashSet<Uuid> {
         let disabled =
@@ -93,11 +93,12 @@ impl Plan {
     }
 }
 
-/// Plans what makes the table what the file says. With `prune`, webhooks that are not in the file go; but not
-/// those that a file could not say.
+/// Plans the changes that make the table match the file. With `prune`, webhooks that are missing from
+/// the file are removed, except those that a file can't express.
 ///
-/// An entry with an id is the webhook of that id, or a new one. One without is the webhook of the same URL
-/// and account: of several, that of the same events; if only one entry and one webhook are left, these.
+/// An entry with an id is the webhook of that id, or a new one. An entry without an id is the webhook
+/// with the same URL and account. If there are several, it is the one with the same events; if one entry
+/// and one webhook remain, they belong together.
 ///
 /// # Errors
 /// All problems of all entries.
@@ -132,7 +133,7 @@ pub fn plan(
             let from = "(unusable)".to_owned();
             differences.push(Difference { field: of_headers, from, to: of_headers.shown(&to) });
         }
-        // What it has already may stay, whatever it is.
+        // Only changed fields are checked: a webhook may keep a value that wouldn't be accepted today.
         let fields = differences.iter().map(|difference| difference.field);
         problems.extend(fields.filter(is_read).flat_map(of_field));
         let (id, from) = (known.id, known.values.clone());
@@ -160,7 +161,7 @@ pub fn plan(
     if problems.is_empty() { Ok(plan) } else { Err(problems) }
 }
 
-/// An entry by what it says of itself.
+/// Names an entry by its id or URL.
 fn named(entry: &FileEntry) -> String {
     let url = shown::line(&without_secrets(&entry.post_url), MOST_OF_URL);
     match entry.id {
@@ -170,7 +171,7 @@ fn named(entry: &FileEntry) -> String {
     }
 }
 
-/// What is wrong with an entry, or with a field of it.
+/// A problem with an entry, or with one of its fields.
 fn problem(entry: &FileEntry, field: Option<Field>, what: &str) -> FileProblem {
     let line = field.and_then(|field| entry.lines.get(field.name())).copied();
     let field = field.map_or(String::new(), |field| format!("{}: ", field.name()));
@@ -178,7 +179,7 @@ fn problem(entry: &FileEntry, field: Option<Field>, what: &str) -> FileProblem {
     FileProblem { line: line.unwrap_or(entry.line), what }
 }
 
-/// Entries that are of the same webhook.
+/// Reports entries that mean the same webhook.
 fn repeated(entries: &[FileEntry]) -> Vec<FileProblem> {
     let mut problems = Vec::new();
     let mut ids: HashMap<Uuid, usize> = HashMap::new();
@@ -192,7 +193,7 @@ fn repeated(entries: &[FileEntry]) -> Vec<FileProblem> {
         }
         let (url, account) = key(entry);
         let events = entry.events.iter().map(String::as_str).collect();
-        // With ids of their own two may be alike: the table may have such.
+        // Two entries with ids may be otherwise equal, since rows of the table may be.
         if let Some(other) = alike.insert((url, account, events), entry)
             && (entry.id.is_none() || other.id.is_none())
             && !entry.post_url.is_empty()
@@ -210,7 +211,7 @@ fn key(entry: &FileEntry) -> (String, Option<&str>) {
     (url_key(&entry.post_url), entry.settings.get(&Column::Account).map(String::as_str))
 }
 
-/// The webhook of each entry; none: it is new.
+/// The webhook of each entry; `None` if it is new.
 fn matched<'a>(
     entries: &[FileEntry],
     known: &'a [Existing],
@@ -220,7 +221,7 @@ fn matched<'a>(
     let mut matched: Vec<Option<&Existing>> =
         entries.iter().map(|entry| by_id.get(&entry.id?).copied()).collect();
     let claimed: HashSet<Uuid> = matched.iter().flatten().map(|known| known.id).collect();
-    // Of each URL and account, the webhooks that are left, and the entries without an id.
+    // By URL and account: the entries without an id, and the unclaimed webhooks.
     type Left<'a> = (Vec<usize>, Vec<&'a Existing>);
     let mut left: HashMap<(String, Option<&str>), Left<'a>> = HashMap::new();
     for (at, entry) in entries.iter().enumerate() {
@@ -239,7 +240,7 @@ fn matched<'a>(
     }
     let set = |events: &[String]| events.iter().cloned().collect::<BTreeSet<_>>();
     for (mut ours, theirs) in left.into_values() {
-        // Oldest first.
+        // `pop` takes the oldest first.
         let mut by_events: HashMap<BTreeSet<String>, Vec<&Existing>> = HashMap::new();
         for known in theirs.iter().rev() {
             by_events.entry(set(&known.values.events)).or_default().push(known);
@@ -272,14 +273,14 @@ fn ambiguous(entry: &FileEntry, ids: &[Uuid]) -> FileProblem {
     ids.truncate(MOST_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let what = format!(
-        "which of these it is can't be told by URL, account and events: {}{more}; give it the `id` of the one \
-         that is meant, or a new UUID as `id` to register another",
+        "its URL, account and events fit several webhooks: {}{more}; give it the `id` of the one that is \
+         meant, or a new UUID as `id` to register another",
         ids.join(", ")
     );
     problem(entry, None, &what)
 }
 
-/// What an entry's webhook is to be, and what can't be told of that.
+/// What the entry's webhook should be, and what is unclear about that.
 fn wanted(entry: &FileEntry, known: Option<&Existing>) -> (Values, Vec<(Field, String)>) {
     let mut unclear = Vec::new();
     let had = known.map(|known| &known.values);
@@ -291,8 +292,8 @@ fn wanted(entry: &FileEntry, known: Option<&Existing>) -> (Values, Vec<(Field, S
             Some(had) => post_url.clone_from(&had.post_url),
             None => unclear.push((
                 Field::PostUrl,
-                "`***` stands for what the webhook has there, and there is none with such a URL: write the whole \
-                 URL (`webhooks export --reveal` does), or give the `id` of the webhook that has it"
+                "`***` stands for the webhook's present value, but there is no webhook with such a URL: write the \
+                 whole URL (`webhooks export --reveal` does), or give the `id` of the webhook that has it"
                     .to_owned(),
             )),
         }
@@ -303,7 +304,7 @@ fn wanted(entry: &FileEntry, known: Option<&Existing>) -> (Values, Vec<(Field, S
         let value = match (value.expose(), its) {
             (HIDDEN, Some(its)) => its.clone(),
             (HIDDEN, None) => {
-                let what = "`***` stands for the value that the webhook has, and it has none of the header";
+                let what = "`***` stands for the webhook's present value, but it has no header";
                 let what = format!("{what} {}: write the value", shown::quoted(name));
                 unclear.push((Field::Setting(Column::Headers), what));
                 value.clone()

@@ -1,4 +1,4 @@
-//! What a webhook is, and in what two of them differ.
+//! A webhook's values, and the differences between two of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,15 +8,15 @@ use super::super::shown;
 use super::super::webhook::{check_pattern, read_url, without_secrets};
 use super::SecretHeaders;
 
-/// How much of a value is shown, in characters.
+/// How many characters of a value are shown.
 const MOST_SHOWN: usize = 300;
 
-/// What a webhook is, or is to be.
+/// A webhook's values, now or afterwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Values {
     /// Where its events go.
     pub post_url: String,
-    /// The patterns of the event types that it wants. Their order means nothing.
+    /// The patterns of the event types it wants, in any order.
     pub events: Vec<String>,
     /// Its headers.
     pub headers: SecretHeaders,
@@ -24,37 +24,37 @@ pub struct Values {
     pub settings: BTreeMap<Column, String>,
     /// Whether it is paused.
     pub paused: bool,
-    /// Why it is disabled; none: it is not.
+    /// Why it is disabled; `None` if it isn't.
     pub disabled: Option<String>,
-    /// What signs its requests.
+    /// The secret that signs its requests.
     pub secret: Option<Secret>,
 }
 
-/// A part of what a webhook is.
+/// One of a webhook's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Field {
     /// Its URL.
     PostUrl,
     /// Its patterns.
     Events,
-    /// A setting.
+    /// One of its settings.
     Setting(Column),
     /// Whether it is paused.
     Paused,
     /// Whether it is disabled, and why.
     Disabled,
-    /// What signs its requests.
+    /// The secret that signs its requests.
     Secret,
 }
 
-/// In what a webhook differs from what it is to be, as people may read it: without any secret.
+/// A difference between two webhooks, printable and without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Where.
+    /// The value that differs.
     pub field: Field,
-    /// What it is.
+    /// The value now.
     pub from: String,
-    /// What it is to be.
+    /// The value afterwards.
     pub to: String,
 }
 
@@ -66,7 +66,7 @@ impl Field {
         first.into_iter().chain(Column::ALL.map(Self::Setting)).chain(last)
     }
 
-    /// What a file calls it.
+    /// Its name in a file.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -79,7 +79,7 @@ impl Field {
         }
     }
 
-    /// Whether two webhooks have the same here.
+    /// Whether two webhooks have the same value.
     fn is_same(self, one: &Values, other: &Values) -> bool {
         match self {
             Self::PostUrl => one.post_url == other.post_url,
@@ -95,7 +95,7 @@ impl Field {
         }
     }
 
-    /// What a webhook has here, for people; empty where it has nothing.
+    /// The value, printable; empty if there is none.
     #[must_use]
     pub fn shown(self, values: &Values) -> String {
         let line = |text: &str| shown::line(text, MOST_SHOWN);
@@ -118,7 +118,7 @@ impl Field {
         }
     }
 
-    /// What is wrong with what a webhook is to have here: each in one line, without any secret.
+    /// What is wrong with the value, one line each, without secrets.
     pub(super) fn problems(self, values: &Values) -> Vec<String> {
         let problem = match self {
             Self::PostUrl if values.post_url.is_empty() => {
@@ -126,7 +126,7 @@ impl Field {
             }
             Self::PostUrl => read_url(&values.post_url).err().or_else(|| no_nul(&values.post_url)),
             Self::Events if values.events.is_empty() => {
-                Some("none: it would want nothing (`[\"*\"]` is everything)".to_owned())
+                Some("none: it would get no events (`[\"*\"]` is everything)".to_owned())
             }
             Self::Events => {
                 return values.events.iter().filter_map(|it| check_pattern(it).err()).collect();
@@ -153,7 +153,7 @@ impl Field {
                 columns.read().err().map(|unusable| unusable.problem)
             }
             Self::Disabled => values.disabled.as_deref().and_then(no_nul),
-            // It is checked where it is read.
+            // Checked when the file is read.
             Self::Paused | Self::Secret => None,
         };
         problem.into_iter().collect()
@@ -161,7 +161,7 @@ impl Field {
 }
 
 impl Values {
-    /// In what they differ from what they are to be.
+    /// The differences from `to`.
     #[must_use]
     pub fn differences(&self, to: &Self) -> Vec<Difference> {
         let differing = Field::all().filter(|field| !field.is_same(self, to));
@@ -178,7 +178,7 @@ impl Values {
             .collect()
     }
 
-    /// Of an account.
+    /// The account, if it has one.
     #[must_use]
     pub fn account(&self) -> Option<&str> {
         self.settings.get(&Column::Account).map(String::as_str)
@@ -189,7 +189,7 @@ fn set(texts: &[String]) -> BTreeSet<&str> {
     texts.iter().map(String::as_str).collect()
 }
 
-/// Numbers are the same however they are written.
+/// Compares numbers by value: `1` and `1.0` are the same.
 fn is_same_text(one: Option<&str>, other: Option<&str>, column: Column) -> bool {
     let is_number =
         matches!(column, Column::TimeoutMs | Column::MaxInFlight | Column::RatePerSecond);
@@ -197,7 +197,7 @@ fn is_same_text(one: Option<&str>, other: Option<&str>, column: Column) -> bool 
     one == other || is_number && number(one).is_some_and(|it| Some(it) == number(other))
 }
 
-/// Of headers only what differs.
+/// The headers that differ, by name.
 fn of_headers(from: &SecretHeaders, to: &SecretHeaders) -> (String, String) {
     let differing = |of: &SecretHeaders, than: &SecretHeaders, word: &str| {
         let names = of.iter().filter(|(name, value)| than.get(*name) != Some(value));
@@ -207,7 +207,7 @@ fn of_headers(from: &SecretHeaders, to: &SecretHeaders) -> (String, String) {
     (differing(from, to, "***"), differing(to, from, "***"))
 }
 
-/// PostgreSQL's text can hold any character but this one.
+/// PostgreSQL's text can hold any character but NUL.
 fn no_nul(text: &str) -> Option<String> {
     text.contains('\0').then(|| "a NUL character in it".to_owned())
 }

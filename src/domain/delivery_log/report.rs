@@ -1,4 +1,4 @@
-//! How a webhook has been over a time, by its entries in the log.
+//! How a webhook's deliveries went over a period, according to the log.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,10 +7,10 @@ use serde::Serialize;
 use super::What;
 use crate::domain::time::{self, UnixMillis};
 
-/// What a report counts of an entry.
+/// The part of an entry that a report counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// Which entry it is.
+    /// The entry's id.
     pub id: i64,
     /// When it happened.
     pub at: UnixMillis,
@@ -20,7 +20,7 @@ pub struct Mark {
     pub what: What,
     /// The status of the answer.
     pub status: Option<u16>,
-    /// Why, in a word of a bounded set.
+    /// Why, as a label from a bounded set.
     pub reason: Option<String>,
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
@@ -28,16 +28,16 @@ pub struct Mark {
     pub dead: Option<String>,
 }
 
-/// How a webhook has been.
+/// How a webhook's deliveries went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WebhookReport {
-    /// How many events there are entries of.
+    /// How many events have entries.
     pub events: u64,
     /// How many attempts succeeded.
     pub delivered: u64,
     /// How many failed.
     pub failed: u64,
-    /// How often no attempt was made, since the receiver could not be asked.
+    /// How often no attempt was made because the receiver couldn't be asked.
     pub held_back: u64,
     /// How many were dropped with their webhook.
     pub dropped: u64,
@@ -46,15 +46,15 @@ pub struct WebhookReport {
     /// The failures by their reason, most first.
     #[serde(skip)]
     pub failures: Vec<Failures>,
-    /// The longest time between two attempts one after the other.
+    /// The longest time between two successive attempts.
     pub longest_gap: Option<Gap>,
-    /// The first entry.
+    /// The id of the first entry.
     #[serde(skip)]
     pub first: Option<i64>,
-    /// The last entry.
+    /// The id of the last entry.
     #[serde(skip)]
     pub last: Option<i64>,
-    /// The attempt that took longest.
+    /// The id of the slowest attempt's entry.
     #[serde(skip)]
     pub slowest: Option<i64>,
 }
@@ -62,36 +62,36 @@ pub struct WebhookReport {
 /// Failures of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failures {
-    /// Why, in a word of a bounded set.
+    /// Why, as a label from a bounded set.
     pub reason: String,
     /// The status of the answers.
     pub status: Option<u16>,
     /// How many.
     pub count: u64,
-    /// When the first was.
+    /// The time of the first.
     #[serde(serialize_with = "time::serialize")]
     pub first_at: UnixMillis,
-    /// When the last was.
+    /// The time of the last.
     #[serde(serialize_with = "time::serialize")]
     pub last_at: UnixMillis,
-    /// The last one's entry.
+    /// The id of the last one's entry.
     #[serde(skip)]
     pub last: i64,
 }
 
-/// A time without an attempt, and the attempts before and after it.
+/// A period without attempts between two attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Gap {
-    /// When the one before was.
+    /// The attempt before.
     #[serde(serialize_with = "time::serialize")]
     pub from: UnixMillis,
-    /// When the one after was.
+    /// The attempt after.
     #[serde(serialize_with = "time::serialize")]
     pub to: UnixMillis,
 }
 
 impl Gap {
-    /// How long it was, in milliseconds.
+    /// Its length in milliseconds.
     #[must_use]
     pub const fn millis(self) -> i64 {
         self.to - self.from
@@ -99,7 +99,7 @@ impl Gap {
 }
 
 impl WebhookReport {
-    /// The report of these entries, oldest first.
+    /// Makes the report of these entries, oldest first.
     #[must_use]
     pub fn of(marks: impl IntoIterator<Item = Mark>) -> Self {
         let mut report = Self::default();
@@ -144,18 +144,18 @@ impl WebhookReport {
         }
         report.events = events.len() as u64;
         report.failures = failures.into_values().collect();
-        // Stable: equal counts stay in the order of their reasons.
+        // The sort is stable: equal counts stay ordered by reason.
         report.failures.sort_by_key(|failures| std::cmp::Reverse(failures.count));
         report
     }
 
-    /// How many attempts there were.
+    /// The number of attempts.
     #[must_use]
     pub const fn attempts(&self) -> u64 {
         self.delivered + self.failed
     }
 
-    /// The entries that it tells of.
+    /// The ids of the entries that the report refers to.
     pub fn entries(&self) -> impl Iterator<Item = i64> {
         let named = [self.first, self.last, self.slowest].into_iter().flatten();
         named.chain(self.failures.iter().map(|failures| failures.last))

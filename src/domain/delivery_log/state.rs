@@ -1,4 +1,4 @@
-//! Where a delivery is, by what was logged of it.
+//! Where a delivery is now, according to its log entries.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::domain::held::{Dropped, Held};
 use crate::domain::time::{self, UnixMillis};
 use crate::domain::vocabulary::ReadWord;
 
-/// How long after its time a delivery may be without being overdue: its lane may be busy. The
-/// broker's clock may run some percent differently besides.
+/// How late a delivery may be before it is overdue: its lane may be busy. In addition, the broker's
+/// clock may be off by some percent.
 const LATE: Duration = Duration::from_secs(60);
 
-/// Where a delivery is.
+/// Where a delivery is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum DeliveryState {
@@ -34,10 +34,10 @@ pub enum DeliveryState {
     },
     /// At the broker, until its next attempt.
     Waiting {
-        /// When that is.
+        /// The time of that attempt.
         #[serde(serialize_with = "time::serialize")]
         until: UnixMillis,
-        /// Whether something should have been heard of it by now.
+        /// Whether a newer entry should exist by now.
         overdue: bool,
     },
     /// In the dead-letter queue.
@@ -53,13 +53,14 @@ pub enum DeliveryState {
         /// Since when.
         #[serde(serialize_with = "time::serialize")]
         at: UnixMillis,
-        /// Which of these.
+        /// Whether it was deleted or disabled.
         reason: ReadWord<Dropped>,
     },
 }
 
 impl DeliveryState {
-    /// Where a delivery is at the time `now`, by its entries, oldest first. None without any.
+    /// Where a delivery is at the time `now`, according to its entries, oldest first. `None` if it has
+    /// none.
     #[must_use]
     pub fn of(entries: &[LogEntry], now: UnixMillis) -> Option<Self> {
         let last = entries.iter().rfind(|entry| entry.what != What::Unmatched)?;
@@ -79,7 +80,7 @@ impl DeliveryState {
     }
 }
 
-/// When the next entry should be there at the latest.
+/// The latest time at which the next entry should exist.
 fn due(last: &LogEntry, until: UnixMillis) -> UnixMillis {
     time::later(until, LATE + time::between(last.at, until) / 20)
 }
@@ -106,7 +107,7 @@ mod tests {
         assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, true));
-        // As long as its receiver takes.
+        // This may last as long as the receiver takes.
         let held = [failed_once.clone(), entry(held_back(None))];
         let in_backlog =
             DeliveryState::InBacklog { since: at, reason: ReadWord::Known(Held::Breaker) };

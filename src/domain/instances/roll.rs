@@ -1,7 +1,7 @@
-//! Who is alive, by what each writes down every few seconds.
+//! Which instances are alive, according to the rows that each of them updates every few seconds.
 //!
-//! No clock is compared with another: an instance is alive as long as what it writes changes. So nobody
-//! loses anything by an outage of PostgreSQL, in which nobody can write.
+//! No clocks are compared: an instance is alive while its row changes. An outage of PostgreSQL stops all
+//! updates, so nobody is taken for dead by it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,37 +9,37 @@ use uuid::Uuid;
 
 use super::Instance;
 
-/// After so many of our own looks, one for each time that we write, an instance that has not written counts
-/// as dead.
+/// An instance counts as dead if this many of our own updates pass without one of its. We look once per
+/// update.
 const MISSED: u32 = 5;
 
-/// What an instance has written.
+/// An instance's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstanceRecord {
-    /// Its own, from its start to its end.
+    /// Its id, which is new at each start.
     pub id: Uuid,
-    /// For people: where it is.
+    /// Where it runs, for people.
     pub name: String,
     /// The queues that it serves.
     pub queues: BTreeSet<String>,
-    /// How often it has written.
+    /// How often it has updated the row.
     pub beats: i64,
 }
 
-/// Who is there, in the order of their ids.
+/// The known instances, ordered by id.
 #[derive(Clone, Debug, Default)]
 pub struct Roll(BTreeMap<Uuid, Seen>);
 
 #[derive(Clone, Debug)]
 struct Seen {
     entry: InstanceRecord,
-    /// How many looks in a row have found nothing new of it.
+    /// How many of our updates in a row found its row unchanged.
     missed: u32,
 }
 
 impl Roll {
-    /// Takes note of what all have written. Whose entry is gone has left. `is_beat`: we have written just
-    /// now; a look in between says nothing of the silent.
+    /// Takes in the rows of all instances. An instance without a row has left. `is_beat`: we have just
+    /// updated our own row; other looks don't count against silent instances.
     pub fn read(&mut self, entries: Vec<InstanceRecord>, is_beat: bool) {
         let mut before = std::mem::take(&mut self.0);
         for entry in entries {
@@ -49,7 +49,7 @@ impl Roll {
         }
     }
 
-    /// Those that are alive; this one is, whatever is written of it.
+    /// The instances that are alive. This one always is, whatever its row says.
     #[must_use]
     pub fn alive(&self, me: &InstanceRecord) -> Vec<InstanceRecord> {
         let others = self.0.values().filter(|seen| seen.missed < MISSED && seen.entry.id != me.id);
@@ -59,13 +59,13 @@ impl Roll {
         alive
     }
 
-    /// Those that are dead, whose entries nobody needs.
+    /// The dead instances, whose rows may be deleted.
     pub fn dead(&self, me: Uuid) -> impl Iterator<Item = &InstanceRecord> {
         let is_dead = move |seen: &&Seen| seen.missed >= MISSED && seen.entry.id != me;
         self.0.values().filter(is_dead).map(|seen| &seen.entry)
     }
 
-    /// Whether there is an entry of that instance.
+    /// Whether that instance has a row.
     #[must_use]
     pub fn has(&self, id: Uuid) -> bool {
         self.0.contains_key(&id)
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(roll.dead(Uuid::from_u128(1)).count(), 0);
         roll.read(vec![entry(1, 20), entry(3, -19)], false);
         assert_eq!(alive(&roll), [1, 3]);
-        // Somebody has deleted ours.
+        // Somebody deleted our row.
         roll.read(vec![], false);
         assert_eq!(alive(&roll), [1]);
         assert!(!roll.has(Uuid::from_u128(1)));
@@ -121,7 +121,7 @@ mod tests {
         for _ in 1..MISSED {
             assert_eq!(read(7, true), (2, 0));
         }
-        // What is written of ourselves says nothing.
+        // Our own row says nothing about us.
         assert_eq!(read(7, true), (1, 1));
         assert_eq!(read(8, false), (2, 0));
         assert_eq!(read(8, true), (2, 0));

@@ -20,7 +20,7 @@ fn queues(names: &str) -> BTreeSet<String> {
     names.chars().map(String::from).collect()
 }
 
-/// As each of them sees it; each name is a queue.
+/// The view of each instance. `served` has a text for each instance, and each letter is a queue.
 fn fleet(served: &[&str]) -> Vec<Instances> {
     let alive: Vec<Instance> = (1..)
         .zip(served)
@@ -30,7 +30,7 @@ fn fleet(served: &[&str]) -> Vec<Instances> {
     alive.iter().map(of).collect()
 }
 
-/// How many requests each may have under way, the most first.
+/// How many requests each instance may have under way, the most first.
 fn most(fleet: &[Instances], webhook: u128, limits: Limits, known: Option<Duration>) -> Vec<u32> {
     let share = |one: &Instances| one.share(Uuid::from_u128(webhook), limits, known);
     let most = |limits: Limits| limits.max_in_flight.map_or(0, NonZeroU32::get);
@@ -65,7 +65,7 @@ fn each_has_a_part_while_there_is_one_for_each_and_else_one_has_all() {
     {
         assert_eq!(most(&three, 7, in_flight(limit), None), expected, "{limit}");
     }
-    // Less than one a second for each: what may follow on each other could not be shared.
+    // Less than one per second each: the burst couldn't be shared.
     let sharers = |limits: Limits| {
         let has_some = |one: &&Instances| one.share(Uuid::nil(), limits, None).is_some();
         three.iter().filter(has_some).count()
@@ -96,7 +96,7 @@ fn where_queues_differ_each_has_a_sender_that_serves_it() {
     for webhook in 0..100 {
         let split = fleet(&["a", "b"]);
         assert_eq!(most(&split, webhook, in_flight(9), LONG_AGO), [5, 4]);
-        // More than the limit, or one of them would never come.
+        // More than the limit, because otherwise one queue would never be served.
         assert_eq!(most(&split, webhook, in_flight(1), None), [1, 1]);
         let nested = fleet(&["a", "ab", "b"]);
         let shares = most(&nested, webhook, in_flight(9), LONG_AGO);
@@ -153,7 +153,7 @@ proptest! {
             while allowances[instance % count].ask(share, 0, None, now).is_ok() {
                 made += 1.0;
             }
-            // It began at one second, and had saved up one.
+            // It began at one second, with a burst of one.
             let most = f64::from(per_second) * now.as_secs_f64();
             prop_assert!(made <= most + 0.001, "{} after {:?}", made, now);
         }
@@ -186,7 +186,8 @@ proptest! {
         }
         let sum: u32 =
             shares.iter().flatten().filter_map(|it| it.max_in_flight).map(NonZeroU32::get).sum();
-        // All of it is used, and no more; but where queues differ, one for each sender.
+        // All of the limit is used and no more, except that each of several senders has at least one
+        // request.
         prop_assert_eq!(sum, limit.max(u32::try_from(senders).expect("few")));
         if are_alike {
             prop_assert_eq!(sum, limit);
@@ -197,7 +198,7 @@ proptest! {
         for share in shares.iter().flatten() {
             prop_assert_eq!(share.rate, limits.part(0, senders).rate);
         }
-        // What waits in a backlog has an instance that consumes its queue and may send it.
+        // Each queue of a backlog has a consumer that may send.
         for queue in all_served.iter().flatten() {
             let serves = |(share, served): (&Option<Limits>, &BTreeSet<String>)| {
                 share.is_some() && served.contains(queue)

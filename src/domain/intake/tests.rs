@@ -1,4 +1,4 @@
-//! The rules, one by one, and then whatever comes.
+//! The rules one by one, then random sequences.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -33,7 +33,7 @@ fn intake(capacity: usize) -> Intake {
     Intake::new(Pace::new([capacity], breaker, 1_000), [capacity])
 }
 
-/// Those webhooks have answered.
+/// All of these webhooks have answered.
 fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Intake {
     let mut intake = intake(capacity);
     for webhook in webhooks {
@@ -92,7 +92,7 @@ fn who_has_waited_for_long_enough_goes_to_the_backlog_and_those_behind_it_too() 
     let _first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
     let waiting = [(); 3].map(|()| waits(&mut intake, one_at_a_time(1), Who::Fresh));
     let retry = waits(&mut intake, one_at_a_time(1), Who::Retry);
-    // Whose clock is ahead does not matter.
+    // If another thread's clock is ahead, that doesn't matter.
     let called = intake.give_up(waiting[1], ms(100));
     assert_eq!(called.iter().map(|(number, _)| *number).collect::<Vec<_>>(), waiting);
     let entries = called.into_iter().map(|(_, answer)| answer.expect_err("it enters").entry);
@@ -166,8 +166,8 @@ fn new_ones_go_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
     assert!(intake.is_in_use(key), "one is on its way there still");
 }
 
-/// A backlog of deliveries that had waited for their receiver's share for long enough; and a request of
-/// its that is under way.
+/// A backlog of deliveries that had waited long enough for their receiver's share, and one of its
+/// requests that is under way.
 fn with_a_short_backlog(webhook: u128) -> (Intake, Vec<EntryTicket>, Attempt) {
     let mut intake = proven(2, [webhook]);
     let first = begins(&mut intake, by(webhook), Who::Fresh);
@@ -197,7 +197,7 @@ fn many_wait_for_a_brisk_receiver_and_nobody_enters() {
     let waiting = [(); 3 * MOST_EACH].map(|()| waits(&mut intake, by(1), Who::Fresh));
     let called = deliver(&mut intake, first);
     assert_eq!(called.iter().map(|(number, _)| *number).collect::<Vec<_>>(), waiting[..1]);
-    // It has taken nothing for a second.
+    // The receiver has taken nothing for a second.
     let (answer, called) = intake.ask(by(1), Who::Fresh, false, ms(1_002));
     assert!(answer.is_err());
     assert_eq!(called.len(), waiting.len() - 1);
@@ -224,7 +224,7 @@ fn what_comes_behind_a_backlog_does_not_wait_for_long_nor_for_one_that_lasts() {
         let waiting = waits(&mut intake, by(1), Who::Fresh);
         assert_eq!(intake.give_up(waiting, ms(100)).len(), 1, "it enters");
     }
-    // One more than it takes soon.
+    // One more than the receiver takes soon.
     assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Share);
 
     let (mut intake, ..) = with_a_short_backlog(1);
@@ -260,7 +260,7 @@ fn what_does_not_get_there_leaves_no_trace() {
     let _ = begins(&mut intake, by(1), Who::Fresh);
 }
 
-/// What a delivery is doing.
+/// A delivery's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
     Waits(Number),
@@ -289,13 +289,13 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Deliveries by their number, in the order in which they came.
+/// Deliveries by number, in the order of arrival.
 #[derive(Default)]
 struct World {
     doing: BTreeMap<usize, (u128, bool, Doing)>,
     under_way: Vec<Attempt>,
     backlogs: HashMap<u128, VecDeque<usize>>,
-    /// The deliveries that were never attempted, as they began.
+    /// The deliveries that were never attempted before, in the order in which they began.
     begun: HashMap<u128, Vec<usize>>,
     count: usize,
 }
@@ -355,8 +355,8 @@ fn what_is_put_into_a_backlog_that_another_instance_consumes_is_not_ours_to_coun
 }
 
 proptest! {
-    /// However deliveries come, wait and enter: those never attempted begin in their order, and none
-    /// is forgotten.
+    /// However deliveries come, wait and enter: those never attempted begin in their order, and none is
+    /// forgotten.
     #[test]
     fn deliveries_begin_in_the_order_in_which_they_came(
         capacity in 1_usize..6, ops in prop::collection::vec(op(), 1..120),

@@ -1,9 +1,9 @@
-//! One queue's capacity, and the shares of it.
+//! One queue's capacity and how it is shared.
 //!
-//! A share is a dynamic threshold, as switches share the memory of their packets with it (Choudhury
-//! and Hahne, *Dynamic Queue Length Thresholds for Shared-Memory Packet Switches*, 1998): who has
-//! less than what is free gets more. One that takes all it can then has half of the capacity, k of
-//! them have 1/(k+1) each, and as much is always free for who comes next.
+//! A share is a dynamic threshold, as switches use it to share packet memory (Choudhury and Hahne,
+//! *Dynamic Queue Length Thresholds for Shared-Memory Packet Switches*, 1998): whoever has less than
+//! what is free gets more. So one that takes all it can has half of the capacity, k of them have 1/(k+1)
+//! each, and as much is always free for the next one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,14 +12,14 @@ use super::Hold;
 use crate::domain::receiver::Class;
 use crate::domain::webhook::Group;
 
-/// One queue's capacity, and what is under way of it.
+/// One queue's capacity, and the requests that use it.
 #[derive(Clone, Debug)]
 pub(super) struct Capacity {
     /// The most requests that may be under way.
     most: usize,
-    /// All that are.
+    /// All requests under way.
     total: RequestCounts,
-    /// Those of each group that has any.
+    /// The requests of each group that has any.
     groups: HashMap<Group, RequestCounts>,
 }
 
@@ -66,8 +66,8 @@ impl Capacity {
         self.total.all >= self.most
     }
 
-    /// Whether a request may begin to a receiver of this class and group, of which so many are under
-    /// way; where the queue is full, whether it might if one place were free.
+    /// Whether a request to a receiver of this class and group may begin, while it has `under_way`. If
+    /// the queue is full: whether it might begin if one place were free.
     pub(super) fn check(&self, class: Class, group: Group, under_way: usize) -> Result<(), Hold> {
         let most = self.most;
         let free = (most - self.total.all.min(most)).max(1);
@@ -79,8 +79,7 @@ impl Capacity {
         if of_group.all >= 3 * free {
             return Err(Hold::Group);
         }
-        // The parts of the capacity may be no whole numbers: with a capacity of one, half of it is
-        // one request still.
+        // The parts of a small capacity are rounded up: half of a capacity of one is still one request.
         let for_others = most - part(most, 4).min(most - 1);
         let left_to_others = for_others.saturating_sub(slow + unproven);
         match class {
@@ -104,7 +103,7 @@ impl Capacity {
         self.groups.entry(group).or_default().add(class);
     }
 
-    /// A request ends that was counted with this class.
+    /// A request that was counted with this class ends.
     pub(super) fn give(&mut self, class: Class, group: Group) {
         self.total.remove(class);
         if let Entry::Occupied(mut counts) = self.groups.entry(group) {
@@ -116,7 +115,7 @@ impl Capacity {
     }
 }
 
-/// A part of the capacity, rounded up: one at least.
+/// A part of the capacity, rounded up: at least one.
 fn part(most: usize, divisor: usize) -> usize {
     most.div_ceil(divisor)
 }
@@ -125,8 +124,8 @@ fn part(most: usize, divisor: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// How many requests begin, where each of these receivers asks in turn until none gets one; and
-    /// how many places are left.
+    /// How many requests begin if each of these receivers asks in turn until none gets one, and how many
+    /// places are left.
     fn shared(most: usize, receivers: &[(Class, Group)]) -> (Vec<usize>, usize) {
         let mut capacity = Capacity::new(most);
         let mut under_way = vec![0; receivers.len()];
@@ -190,7 +189,7 @@ mod tests {
                 assert!(under_way.iter().sum::<usize>() >= 1, "{class:?} of {most}");
             }
         }
-        // From two on one place is kept for the prompt.
+        // With two places or more, one is reserved for the prompt.
         for most in 2..70 {
             let mut others = groups(Class::Slow, 100);
             others.extend(groups(Class::Unproven, 100));

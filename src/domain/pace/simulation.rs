@@ -1,7 +1,7 @@
-//! All the rules together, under whatever may happen: receivers, events and capacities as a seed
-//! draws them, a clock that jumps from one step to the next, and after each step what must hold.
+//! All rules together under random conditions: receivers, events and capacities are drawn from a seed, a
+//! virtual clock jumps from one step to the next, and the invariants are checked after each step.
 //!
-//! `PACE_SEED=7` runs that seed alone, `PACE_RUNS=100000` as many as that.
+//! `PACE_SEED=7` runs only that seed, `PACE_RUNS=100000` that many seeds.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -24,10 +24,10 @@ const SCHEDULE: [u64; 5] = [1, 2, 4, 8, 16];
 /// A request counts with the slow once it has been under way for longer than [`SLOW`].
 const LATE: Duration = SLOW.saturating_add(Duration::from_micros(1));
 
-/// No run has as many. One that does goes round in circles.
+/// No run needs as many steps. One that does is in an endless loop.
 const MOST_STEPS: u64 = 2_000_000;
 
-/// Each reason to refuse an attempt has a number.
+/// Gives each reason for a refusal a number.
 fn number_of(hold: Hold) -> usize {
     match hold {
         Hold::Share => 0,
@@ -54,34 +54,34 @@ struct Delivery {
     failed: usize,
     /// When its next attempt should begin.
     due: Moment,
-    /// Which message of its lane it is part of, while a consumer holds that.
+    /// The message of its lane that it is part of, while a consumer holds that message.
     message: Option<usize>,
 }
 
-/// What a consumer takes from its lane: an event with its deliveries, or one retry.
+/// What a consumer takes from its lane: an event with its deliveries, or a retry.
 #[derive(Clone, Debug)]
 struct Message {
     queue: usize,
     is_retry: bool,
     deliveries: Vec<usize>,
-    /// How many deliveries its consumer still holds.
+    /// How many of its deliveries the consumer still holds.
     left: usize,
 }
 
-/// Messages that come in order, and up to as many consumers as there are places.
+/// Messages in order, and up to as many consumers as there are places.
 #[derive(Clone, Debug, Default)]
 struct Lane {
     messages: VecDeque<usize>,
     busy: usize,
 }
 
-/// What a receiver couldn't take.
+/// The deliveries that a receiver couldn't take.
 #[derive(Clone, Debug)]
 struct Backlog {
     deliveries: VecDeque<usize>,
-    /// Its head waits for a place.
+    /// Whether its head waits for a place.
     waits: bool,
-    /// Why its head has none.
+    /// Why its head was refused.
     hold: Hold,
 }
 
@@ -93,15 +93,15 @@ struct Request {
     queue: usize,
     webhook: usize,
     began: Moment,
-    /// The class of its receiver then, and what it counts with now.
+    /// The class of its receiver at its begin, and the class it counts with now.
     began_as: Class,
     class: Class,
     is_probe: bool,
-    /// None: the attempt will not be made after all.
+    /// `None` if the attempt isn't made after all.
     response: Option<Response>,
 }
 
-/// Who waits for a place, in order.
+/// A delivery that waits for a place, in order.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     ticket: Ticket,
@@ -109,7 +109,7 @@ struct Waiting {
     is_head: bool,
 }
 
-/// What happens next.
+/// The next thing that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Arrives(usize),
@@ -120,13 +120,13 @@ enum Step {
     PauseEnds(usize),
 }
 
-/// What has changed for those who were refused.
+/// What changed for those that were refused.
 #[derive(Clone, Copy, Debug)]
 struct Change {
     webhook: usize,
     /// A request ended that used this queue's capacity.
     ended: Option<usize>,
-    /// Fewer unproven or slow ones are under way of this queue's.
+    /// This queue has fewer unproven or slow requests under way.
     fewer: Option<usize>,
 }
 
@@ -157,28 +157,28 @@ struct Simulation {
     done: u64,
     deliveries: Vec<Delivery>,
     messages: Vec<Message>,
-    /// Of each queue: events, and retries.
+    /// Each queue's lanes: events, and retries.
     lanes: Vec<[Lane; 2]>,
     backlogs: Vec<Vec<Backlog>>,
-    /// The backlogs that hold something: queue and webhook.
+    /// The backlogs that hold something, by queue and webhook.
     open: BTreeSet<(usize, usize)>,
     rotation: usize,
     under_way: BTreeMap<u64, Request>,
     began: u64,
-    /// The requests that may become late, in the order in which they began.
+    /// The requests that may become late, in the order of their begin.
     early: VecDeque<u64>,
     books: Vec<Book>,
     tallies: Vec<Tally>,
     waiting: Vec<VecDeque<Waiting>>,
-    /// Since when the first of those who wait is the first.
+    /// Since when the first waiting delivery is the first.
     first_since: Vec<Moment>,
     made: Vec<Made>,
     delivered: Vec<Delivered>,
     dead: usize,
     peak: usize,
-    /// How many who waited for a place were refused when they were called.
+    /// How many waiting deliveries were refused when they were called.
     refused_when_called: usize,
-    /// How often each reason to refuse was given.
+    /// How often each reason for a refusal was given.
     holds: [usize; 9],
 }
 
@@ -230,7 +230,7 @@ impl Simulation {
     fn require(&self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             let Plan { seed, capacities, ends_at, .. } = &self.plan;
-            // Those that a seed draws have no end of their own.
+            // A plan drawn from a seed has no end of its own.
             let name = if ends_at.is_none() { "PACE_SEED" } else { "seed" };
             panic!(
                 "{name}={seed}, capacities {capacities:?}, {} webhooks, at {:?}: {}",
@@ -302,7 +302,7 @@ impl Simulation {
         self.messages.push(Message { queue, is_retry, deliveries, left: 0 });
     }
 
-    /// Idle consumers take what comes next in their lane.
+    /// Idle consumers take the next messages of their lane.
     fn consume(&mut self, queue: usize, is_retry: bool) {
         let lane = usize::from(is_retry);
         while self.lanes[queue][lane].busy < self.plan.capacities[queue]
@@ -310,7 +310,7 @@ impl Simulation {
         {
             let deliveries = std::mem::take(&mut self.messages[message].deliveries);
             self.lanes[queue][lane].busy += 1;
-            // One more, which stands for the event itself.
+            // One more, for the event itself.
             self.messages[message].left = deliveries.len() + 1;
             for delivery in deliveries {
                 self.deliveries[delivery].message = Some(message);
@@ -326,7 +326,7 @@ impl Simulation {
         }
     }
 
-    /// A delivery's consumer need not hold it any longer.
+    /// The delivery's consumer no longer has to hold it.
     fn let_go(&mut self, delivery: usize) {
         if let Some(message) = self.deliveries[delivery].message.take() {
             self.release(message);
@@ -370,8 +370,8 @@ impl Simulation {
         verdict
     }
 
-    /// Asks for an attempt; `is_head` of a backlog, or else of a delivery that a consumer holds. What
-    /// comes of it is what the simulation's own books say.
+    /// Asks for an attempt of a backlog's head (`is_head`) or of a delivery that a consumer holds. The
+    /// simulation's own books say what the answer must be.
     fn ask(&mut self, delivery: usize, is_head: bool) -> Result<(), Hold> {
         let Delivery { webhook, queue, .. } = self.deliveries[delivery];
         let role = &self.plan.roles[webhook];
@@ -457,7 +457,7 @@ impl Simulation {
         self.under_way.insert(number, request);
     }
 
-    /// Requests that have taken over a second count with the slow.
+    /// Requests that have taken over a second count as slow.
     fn note_late(&mut self) {
         while let Some(number) = self.early.front().copied() {
             if let Some(request) = self.under_way.get_mut(&number) {
@@ -539,7 +539,7 @@ impl Simulation {
         self.schedule(self.now + delay, Step::RetryIsDue(delivery));
     }
 
-    /// Calls those who wait, until there is no place or nobody left.
+    /// Calls the waiting deliveries until no place is free or none waits.
     fn call(&mut self) {
         while let Some((ticket, called)) = self.pace.call_next(self.now) {
             let is_first =
@@ -567,7 +567,7 @@ impl Simulation {
                 Ok(attempt) => {
                     if is_head {
                         self.leave_backlog(queue, webhook);
-                        // The next head has not been asked for yet.
+                        // The next head hasn't asked yet.
                         self.backlogs[queue][webhook].hold = Hold::Full;
                     }
                     self.begin(delivery, attempt);
@@ -611,9 +611,9 @@ impl Simulation {
         self.offer(Change { webhook, ended: None, fewer: None });
     }
 
-    /// Tries those backlogs again whose reason to be refused may be gone: the prompt first, then the
-    /// unproven, then the slow, in rotation. While what a backlog was refused for last holds, nothing
-    /// else can help it, so it need not be asked for; [`Simulation::check`] holds that to account.
+    /// Offers again the backlogs whose reason for being refused may be gone: the prompt first, then the
+    /// unproven, then the slow, in rotation. While the reason for a backlog's last refusal remains,
+    /// nothing else can help it, so it isn't asked for. [`Simulation::check`] verifies that.
     fn offer(&mut self, change: Change) {
         self.rotation += 1;
         let (webhooks, rotation) = (self.books.len(), self.rotation);
@@ -657,7 +657,7 @@ impl Simulation {
         self.require(lasted <= TIMEOUT, || format!("first in queue {queue} for {lasted:?}"));
     }
 
-    /// What must hold whenever all that happens at one moment has happened.
+    /// The invariants, checked whenever everything of one moment has happened.
     fn check(&mut self) {
         let groups = self.plan.roles.iter().map(|role| role.group + 1).max().unwrap_or(0);
         for queue in 0..self.tallies.len() {
@@ -687,7 +687,7 @@ impl Simulation {
                 self.check_first(queue);
             }
         }
-        // Where there are hundreds of backlogs, now and then.
+        // If there are hundreds of backlogs, only now and then.
         if self.open.len() < 64 || self.done.is_multiple_of(16) {
             self.check_backlogs();
         }
@@ -697,7 +697,7 @@ impl Simulation {
         );
     }
 
-    /// No capacity stands idle while somebody could use it.
+    /// No capacity is idle while a backlog could use it.
     fn check_backlogs(&self) {
         for (queue, webhook) in self.open.iter().copied() {
             let Backlog { waits, hold, .. } = self.backlogs[queue][webhook];
@@ -710,7 +710,7 @@ impl Simulation {
         }
     }
 
-    /// What must hold when nothing is left to happen.
+    /// The invariants when nothing is left to happen.
     fn check_end(&mut self) {
         let lanes = self.lanes.iter().flatten();
         let held = lanes.map(|lane| lane.messages.len() + lane.busy).sum::<usize>();
@@ -733,13 +733,13 @@ impl Simulation {
 }
 
 impl Simulation {
-    /// How long the deliveries took that came from then on, for these webhooks.
+    /// The latencies of these webhooks' deliveries that arrived from then on.
     fn latencies(&self, webhooks: &Range<usize>, from: Moment) -> Vec<Duration> {
         let counts = |done: &&Delivered| webhooks.contains(&done.webhook) && done.arrived >= from;
         self.delivered.iter().filter(counts).map(|done| done.at - done.arrived).collect()
     }
 
-    /// How many deliveries there are for these webhooks.
+    /// The number of deliveries for these webhooks.
     fn wanted(&self, webhooks: &Range<usize>) -> usize {
         let of_event = |arrival: &Arrival| {
             arrival.webhooks.iter().filter(|webhook| webhooks.contains(webhook)).count()
@@ -747,7 +747,7 @@ impl Simulation {
         self.plan.arrivals.iter().map(of_event).sum()
     }
 
-    /// Successes a second, until the last.
+    /// Successes per second until the last one.
     fn rate(&self, webhooks: &Range<usize>) -> f64 {
         let of_these = self.delivered.iter().filter(|done| webhooks.contains(&done.webhook));
         let last = of_these.clone().map(|done| done.at).max().expect("a success");
@@ -755,7 +755,7 @@ impl Simulation {
     }
 }
 
-/// So much of these values, in percent, is no greater.
+/// The given percentile of the values.
 fn percentile(mut values: Vec<Duration>, percent: usize) -> Duration {
     values.sort_unstable();
     let last = values.len().checked_sub(1).expect("a value");
@@ -766,7 +766,7 @@ fn roles(count: usize, kind: &Kind, group: impl Fn(usize) -> usize) -> Vec<Role>
     (0..count).map(|n| Role::new(kind.clone(), group(n))).collect()
 }
 
-/// Runs so many seeds, or the one that PACE_SEED says, or as many as PACE_RUNS does.
+/// Runs `runs` seeds, or the one in PACE_SEED, or as many as PACE_RUNS says.
 fn run_seeds(runs: u64, has_usual_capacity: bool) {
     let number = |text: Option<&str>| text.map(|text| text.parse().expect("a number"));
     let seeds = match number(option_env!("PACE_SEED")) {
@@ -783,7 +783,7 @@ fn run_seeds(runs: u64, has_usual_capacity: bool) {
             *all += count;
         }
     }
-    // What never happens is not tested.
+    // A case that never happens isn't tested.
     let all_happens = full > 10 && refused > 10 && holds.iter().all(|count| *count > 10);
     assert!(!are_all || all_happens, "{full} were full, {refused} refused when called, {holds:?}");
 }
@@ -798,7 +798,8 @@ fn whatever_happens_the_rules_hold_with_the_usual_capacity() {
     run_seeds(1_000, true);
 }
 
-/// These receivers get so many events a second in rotation, and beside them healthy ones do.
+/// Sends the other receivers a number of events per second in rotation, and healthy ones their own
+/// beside them.
 fn beside(
     mut others: Vec<Role>,
     per_second: u32,
@@ -813,7 +814,7 @@ fn beside(
     (plan, healthy)
 }
 
-/// Once a second an event that a hundred webhooks want, of which 60 hang.
+/// An event per second that a hundred webhooks want, 60 of which hang.
 fn sixty_of_a_hundred_hang(have_one_host: bool, is_mixed: bool) -> (Plan, Range<usize>) {
     let group = |n: usize| if have_one_host { 0 } else { n };
     let mut all = roles(60, &Kind::Hangs, group);
@@ -828,8 +829,8 @@ fn sixty_of_a_hundred_hang(have_one_host: bool, is_mixed: bool) -> (Plan, Range<
     (plan, 60..100)
 }
 
-/// All deliveries to the healthy are made, each within `longest`; and of those that come after the
-/// first 20 s, 99 of a hundred within `usual`.
+/// All deliveries to healthy receivers are made, each within `longest`. Of those that come after the
+/// first 20 s, 99 % take at most `usual`.
 fn check_healthy(
     case: &str,
     (plan, healthy): (Plan, Range<usize>),
@@ -845,13 +846,13 @@ fn check_healthy(
 
 #[test]
 fn the_healthy_are_served_whoever_hangs_beside_them() {
-    // Many requests at a time queue for the places that are left. At first nobody is proven.
+    // Many requests at a time queue for the remaining places. At first no receiver is proven.
     let times = (ms(10), TIMEOUT + ms(2_000));
     for (have_one_host, is_mixed) in [(false, false), (true, false), (false, true), (true, true)] {
         let case = format!("60 of 100 hang, on one host: {have_one_host}, mixed: {is_mixed}");
         check_healthy(&case, sixty_of_a_hundred_hang(have_one_host, is_mixed), times);
     }
-    // As if nobody else were there: they take 6 ms at most.
+    // As if they were alone: they take at most 6 ms.
     let times = (ms(6), ms(6));
     for (webhooks, hosts) in [(4, 1), (40, 40), (100, 100)] {
         for per_second in [15, 200] {
@@ -887,7 +888,7 @@ fn the_far_get_what_their_share_of_the_capacity_can_do() {
     assert!((600.0..=640.0).contains(&rate), "{rate}/s of 640/s");
 }
 
-/// A receiver that fails three times in ten, whose events come at random: so many a second.
+/// A receiver that fails 30 % of the time, with random events at this mean rate.
 fn flaky(seed: u64, per_second: u32, seconds: u32) -> Simulation {
     let mut plan = Plan::new(roles(1, &Kind::Flaky, |n| n), ms(1_000) * seconds);
     let drawn = &mut fastrand::Rng::with_seed(seed);
@@ -898,7 +899,7 @@ fn flaky(seed: u64, per_second: u32, seconds: u32) -> Simulation {
     Simulation::new(plan).run()
 }
 
-/// Failures come in a row by chance, but not for a second, where there are many: at 20/s and more.
+/// Failures in a row happen by chance, but not for a whole second at a rate of 20/s or more.
 #[test]
 fn a_receiver_that_fails_three_times_in_ten_gets_every_attempt_when_it_is_due() {
     for (per_second, seconds) in [(20, 200), (100, 60)] {
@@ -912,7 +913,7 @@ fn a_receiver_that_fails_three_times_in_ten_gets_every_attempt_when_it_is_due() 
     }
 }
 
-/// With fewer, a second without a success comes by chance now and then, and costs a second or two.
+/// At lower rates, a second without a success sometimes happens by chance, and costs a second or two.
 #[test]
 fn a_flaky_receiver_that_is_seldom_asked_has_few_attempts_put_off_and_not_for_long() {
     for per_second in [1, 2, 5, 10] {
@@ -925,8 +926,8 @@ fn a_flaky_receiver_that_is_seldom_asked_has_few_attempts_put_off_and_not_for_lo
     }
 }
 
-/// A receiver is away for so long. Few attempts are made meanwhile; the first comes soon after its
-/// return, and what waited follows as soon as it can.
+/// A receiver is away for a while. Few attempts are made meanwhile; the first one comes soon after its
+/// return, and the waiting deliveries follow as fast as possible.
 #[track_caller]
 fn check_absence(how: Absence, (from, lasted): (Moment, Duration), per_second: u32, seed: u64) {
     let until = from + lasted;
@@ -951,7 +952,7 @@ fn check_absence(how: Absence, (from, lasted): (Moment, Duration), per_second: u
     let waited = run.made.iter().filter(|made| made.due <= until);
     let last = waited.clone().map(|made| made.began).max().expect("an attempt");
     let drained = last.saturating_sub(until);
-    // The slow have half of the capacity, and a group half of that: 16 at a time, of 6 ms at most.
+    // The slow have half of the capacity, and a group half of that: 16 at a time, each at most 6 ms.
     let most = most + ms(1_000) + ms(6) * u32::try_from(waited.count()).expect("few") / 16;
     assert!(drained <= most, "{case}: its backlog was left after {drained:?}, {most:?}");
     let concluded = run.delivered.len() + run.dead;

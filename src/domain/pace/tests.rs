@@ -1,4 +1,4 @@
-//! The rules, one by one.
+//! The rules one by one.
 
 use std::num::NonZeroU32;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::domain::instances::Instance;
 use crate::domain::outcome::Reason;
 
-/// The number of the one queue that most of these have.
+/// The only queue in most of these tests.
 const QUEUE: usize = 0;
 
 /// One queue's pace, its clock, and what is under way.
@@ -24,7 +24,7 @@ fn id(webhook: u128) -> Uuid {
     Uuid::from_u128(webhook)
 }
 
-/// By a webhook of a group of its own.
+/// For a webhook with a group of its own.
 fn by(webhook: u128) -> Ask {
     let group = Group::of(&webhook.to_string());
     Ask { queue: QUEUE, webhook: id(webhook), group, limits: Limits::default(), is_head: false }
@@ -61,7 +61,7 @@ impl Subject {
         }
     }
 
-    /// Why it would be refused.
+    /// Why the attempt would be refused.
     fn hold(&mut self, ask: Ask) -> Option<Hold> {
         self.pace.clone().ask(ask, self.now).err()
     }
@@ -70,7 +70,7 @@ impl Subject {
         self.pace.end(attempt, AttemptEnd::Delivered, 0.0, self.now)
     }
 
-    /// Each failure is another event's.
+    /// Fails with a new event each time.
     fn fail(&mut self, attempt: Attempt) -> Option<Transition> {
         self.fail_by(attempt, false, None)
     }
@@ -89,7 +89,7 @@ impl Subject {
         self.pace.end(attempt, ended, 0.0, self.now)
     }
 
-    /// Its receivers have answered.
+    /// With receivers that have answered already.
     #[track_caller]
     fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Self {
         let mut subject = Self::new(capacity);
@@ -100,7 +100,7 @@ impl Subject {
         subject
     }
 
-    /// So many attempts that fail at once, each so long after the one before.
+    /// A number of attempts that fail at once, at this interval.
     #[track_caller]
     fn fail_times(&mut self, times: u32, gap: u64) -> Option<Transition> {
         let mut last = None;
@@ -205,7 +205,7 @@ fn who_waited_is_refused_if_something_else_has_come_in_its_way() {
     subject.deliver(other);
     assert!(matches!(called(&mut subject), Some((ticket, Ok(_))) if ticket == first));
     assert_eq!(called(&mut subject), None);
-    // The one that was called has a place now, so the other is over its share.
+    // The called one has a place now, so the other is over its share.
     let other = subject.pace.under_way.keys().next().copied().expect("one is under way");
     subject.deliver(Attempt { number: other, is_probe: false });
     assert_eq!(called(&mut subject), Some((second, Err(Hold::Share))));
@@ -385,7 +385,7 @@ fn a_receiver_is_near_that_can_answer_within_a_millisecond_and_is_well() {
     assert!(!is_near(&subject), "it has failed");
     for n in 0..100 {
         let attempt = subject.begin(by(1));
-        // We are busy; now and then it shows how near it is.
+        // We are busy, but now and then a request shows how near the receiver is.
         subject.after(if n % 10 == 0 { 1 } else { 5 }).deliver(attempt);
         assert!(n % 10 > 0 || is_near(&subject));
     }
@@ -454,7 +454,7 @@ fn memory_is_bounded_and_those_being_asked_are_kept() {
     subject.deliver(asked);
 }
 
-/// As the first of two instances sees it.
+/// The view of the first of two instances.
 fn first_of_two() -> Instances {
     let instance = |n| Instance { id: id(n), queues: ["q".to_owned()].into() };
     Instances::new(id(1), vec![instance(1), instance(2)], Duration::from_secs(10))
@@ -468,7 +468,7 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
         let limits = Limits { max_in_flight: NonZeroU32::new(most), rate: None };
         Ask { limits, ..by(webhook) }
     };
-    // How many may be under way, and what keeps the next from it.
+    // How many may be under way, and why the next is refused.
     let first_refused = |subject: &Subject, ask: Ask| {
         let mut subject = Subject { pace: subject.pace.clone(), ..*subject };
         if let Some(hold) = subject.hold(ask) {
@@ -483,7 +483,7 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
         (under_way.len(), subject.hold(ask))
     };
     let reached = Some(Hold::Limit(Limit::InFlight, Duration::ZERO));
-    // Two of four, whoever is whose sender.
+    // Two of four, whoever the sender is.
     for webhook in 10..20 {
         assert_eq!(first_refused(&subject, at_most(webhook, 4)), (2, reached));
     }
@@ -495,7 +495,7 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
     assert_eq!(first_refused(&subject, at_most(others[0], 1)), elsewhere);
     assert_eq!(subject.hold(by(others[0])), None, "without limits");
 
-    // What has a backlog is its sender's, at once and entirely in a while.
+    // If there is a backlog, the sender has everything: some of it at once, all of it after a while.
     for webhook in [ours[0], others[0]] {
         subject.pace.has_backlog(id(webhook), subject.now);
     }
@@ -505,7 +505,7 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (2, reached));
     subject.after(1);
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (4, reached));
-    // It is known since then, however often it is told.
+    // It is known since then, however often it is reported.
     subject.pace.have_backlogs([id(ours[0]), id(ours[0])].into_iter(), subject.now);
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (4, reached));
     assert_eq!(

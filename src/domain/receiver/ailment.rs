@@ -1,4 +1,4 @@
-//! What is wrong with a receiver, as an operator wants to know it.
+//! What is wrong with a receiver, for operators.
 
 use std::time::Duration;
 
@@ -8,48 +8,48 @@ use crate::domain::outcome::Reason;
 /// What is wrong with a receiver, since when, and when it gets its next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ailment {
-    /// How bad it is.
+    /// The condition.
     pub condition: Condition,
     /// Failures since its last success.
     pub failures: u32,
-    /// Why the last of them failed; `None` if there are none, and it is only slow.
+    /// Why the last of them failed; `None` if there are none because it is only slow.
     pub reason: Option<Reason>,
     /// The status that it answered with then, if it answered.
     pub status: Option<u16>,
-    /// For how long something has been wrong.
+    /// How long something has been wrong.
     pub lasted: Duration,
     /// When it gets its next attempt.
     pub next: Next,
 }
 
-/// How bad it is. In this order operators want to see them.
+/// What is wrong, in the order in which operators want to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
     /// Its circuit breaker is open.
     Open,
     /// Its circuit breaker is half-open: a probe is under way.
     HalfOpen,
-    /// It asked us to stay away.
+    /// It sent `Retry-After`.
     StayAway,
     /// Its last attempt failed.
     Failing,
-    /// It takes over a second, or did so lately.
+    /// Its requests take over a second, or recently did.
     Slow,
 }
 
 /// When a receiver with an ailment gets its next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It is under way, and nobody else's is made before it has ended.
+    /// It is under way, and no other begins before it has ended.
     Probing,
-    /// Not before this time is over, and then by the next delivery that comes for it.
+    /// With the next delivery for it after this time.
     After(Duration),
-    /// By the next delivery that comes for it.
+    /// With the next delivery for it.
     WithNextDelivery,
 }
 
 impl Condition {
-    /// A word for programs.
+    /// The label for programs.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::domain::shown::quoted;
 use crate::domain::time::Span;
 
-/// For how long a receiver has to fail before its breaker opens. One that fails now and then fails
-/// often enough in a row by chance; not for a second, where many are asked for.
+/// How long a receiver has to fail before its breaker opens. A receiver that fails occasionally may fail
+/// several times in a row by chance, but not for a whole second if it gets many requests.
 pub const LEAST_OUTAGE: Duration = Duration::from_secs(1);
 
-/// By how much of a pause jitter may shorten it, so that the probes of many instances and receivers
-/// don't come together.
+/// The largest part of a pause by which jitter shortens it, so that many instances and receivers don't
+/// probe at the same time.
 const JITTER: f64 = 0.2;
 
 /// When the circuit breaker opens, and for how long. As a setting: `5,1s,5m`, or `off`.
@@ -29,8 +29,8 @@ pub(super) struct Thresholds {
 }
 
 impl Thresholds {
-    /// How long to wait for the next probe where the outage has lasted so long: a quarter of it, so
-    /// that who was away for D is noticed within D/4. `jitter`, from 0 to 1, only shortens it.
+    /// The pause before the next probe: a quarter of the outage so far, so that the return of a receiver
+    /// that was away for D is noticed within D/4. `jitter`, from 0 to 1, only shortens it.
     pub(super) fn pause(self, outage: Duration, jitter: f64) -> Duration {
         let quarter = (outage / 4).min(self.longest);
         quarter.mul_f64(1.0 - JITTER * jitter.clamp(0.0, 1.0)).max(self.shortest)

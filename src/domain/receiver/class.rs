@@ -1,26 +1,25 @@
-//! Which receivers may hold capacity that others need: those that have shown to answer soon, and of
-//! the rest only so many at a time.
+//! Which receivers may hold capacity that others need: those that have proved to answer soon. The others
+//! may hold a limited part.
 
 use std::time::Duration;
 
 use super::Moment;
 
-/// A request that takes longer makes its receiver slow, from that moment on. One that answers in
-/// 300 ms is not slow, only far away.
+/// A request that takes longer makes its receiver slow from that moment on. A receiver that answers in
+/// 300 ms isn't slow, only far away.
 pub const SLOW: Duration = Duration::from_secs(1);
 
-/// So many answers within [`SLOW`] at least end a receiver's slowness …
+/// A slow receiver becomes prompt again after at least this many answers within [`SLOW`] …
 const ANSWERS: u32 = 3;
 
-/// … over this time at least, doubled by each relapse. One quick answer among slow ones proves
-/// nothing: somebody hostile can give it at will.
+/// … over at least this time, doubled by each relapse. One quick answer among slow ones proves nothing:
+/// a hostile receiver can give it at will.
 const PROBATION: Duration = Duration::from_secs(30);
 
-/// The longest probation, and for how long a receiver has to be prompt for its relapses to be
-/// forgotten.
+/// The longest probation. A receiver that was prompt for this long has its relapses forgotten.
 const LONGEST_PROBATION: Duration = Duration::from_secs(3_600);
 
-/// How soon a receiver answers, as far as this process has seen it.
+/// How soon a receiver answers, as far as this process has observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// Its answers come within [`SLOW`].
@@ -28,12 +27,12 @@ pub enum Class {
     /// It has not answered yet.
     #[default]
     Unproven,
-    /// A request of it took longer than [`SLOW`], and it has not made up for it yet.
+    /// One of its requests took longer than [`SLOW`], and its probation isn't over.
     Slow,
 }
 
 impl Class {
-    /// A word for programs, and the metrics label.
+    /// The label for programs and metrics.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -44,16 +43,16 @@ impl Class {
     }
 }
 
-/// A receiver's class, and what may change it.
+/// A receiver's class, and what determines its changes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClassHistory {
     class: Class,
     /// When it got this class.
     since: Moment,
-    /// Answers within [`SLOW`] in a row while it is slow, and when the first of them came.
+    /// The answers within [`SLOW`] in a row while it is slow, and when the first of them came.
     answers: u32,
     answering_since: Moment,
-    /// How often it became slow after it had been prompt.
+    /// How often it became slow after having been prompt.
     relapses: u32,
 }
 
@@ -62,12 +61,12 @@ impl ClassHistory {
         self.class
     }
 
-    /// Since when it has had its class.
+    /// Since when it has its class.
     pub(super) fn since(&self) -> Moment {
         self.since
     }
 
-    /// A request of it has been under way for longer than [`SLOW`].
+    /// One of its requests has been under way for longer than [`SLOW`].
     pub(super) fn took_long(&mut self, now: Moment) {
         if self.class == Class::Prompt {
             let lasted = now.saturating_sub(self.since);
@@ -79,7 +78,8 @@ impl ClassHistory {
         self.answers = 0;
     }
 
-    /// A request of it ended within [`SLOW`], however: a failure that comes soon costs no capacity.
+    /// One of its requests ended within [`SLOW`]. A failure counts too: if it comes soon, it costs no
+    /// capacity.
     pub(super) fn answered(&mut self, now: Moment) {
         match self.class {
             Class::Prompt => return,
@@ -112,7 +112,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// After how many seconds it is prompt again that answers once a second from `now` on.
+    /// How many seconds a receiver stays slow that answers once a second from `now` on.
     fn slow_for(standing: &mut ClassHistory, now: u64) -> u64 {
         let mut seconds = 0;
         while standing.class() == Class::Slow {
@@ -145,12 +145,12 @@ mod tests {
         }
         standing.answered(at(31));
         assert_eq!(standing.class(), Class::Prompt);
-        // Two answers are too few, however far apart.
+        // Two answers are too few, whatever the time between them.
         standing.took_long(at(40));
         standing.answered(at(50));
         standing.answered(at(500));
         assert_eq!(standing.class(), Class::Slow);
-        // And each long wait begins it anew.
+        // Each slow request starts the probation anew.
         standing.took_long(at(501));
         assert_eq!(slow_for(&mut standing, 600), 30);
     }

@@ -1,11 +1,11 @@
-//! For how long a receiver has failed without a success.
+//! How long a receiver has failed without a success.
 
 use super::{Moment, Receiver};
 
-/// Failures without a success, as this process has seen them.
+/// Failures without a success, as far as this process has observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// When the first of them began, or the last success came, whichever was later.
+    /// When the first of them began, or when the last success came, whichever was later.
     pub since: Moment,
     /// When the last of them ended.
     pub failed_at: Moment,
@@ -14,7 +14,7 @@ pub struct Outage {
 }
 
 impl Receiver {
-    /// Since when it fails; none, if its last attempt succeeded.
+    /// Its current outage; `None` if its last attempt succeeded.
     #[must_use]
     pub fn outage(&self) -> Option<Outage> {
         self.is_failing().then(|| Outage {
@@ -24,7 +24,7 @@ impl Receiver {
         })
     }
 
-    /// When its last success came; none, if this process knows of none.
+    /// When its last success came; `None` if this process knows of none.
     #[must_use]
     pub fn succeeded_at(&self) -> Option<Moment> {
         (!self.succeeded_at.is_zero()).then_some(self.succeeded_at)

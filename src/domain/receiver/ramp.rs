@@ -1,33 +1,33 @@
-//! How many requests a receiver gets at a time that showed that it had too many.
+//! How many requests at a time an overloaded receiver gets.
 //!
-//! What it signals is taken as TCP takes a lost packet (Jacobson, *Congestion Avoidance and
-//! Control*, 1988): half as many, and from there one more with each success that uses them up. After
-//! an outage it begins with one, and doubles.
+//! A sign of overload is treated like a lost packet in TCP (Jacobson, *Congestion Avoidance and
+//! Control*, 1988): the number is halved, then grows by one with each success that uses it up. After an
+//! outage it begins at one and doubles.
 
 use super::Moment;
 
-/// More than any queue's capacity: from here on nothing is left to ramp up.
+/// More than any queue's capacity: from here on the ramp is over.
 const UNLIMITED: u32 = 1_024;
 
-/// The requests that may be under way to one receiver. The default is as many as there are.
+/// How many requests to one receiver may be under way. Unlimited by default.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ramp {
-    /// None: no limit.
+    /// `None` for no limit.
     window: Option<u32>,
-    /// After an outage: double with each success, until the next failure.
+    /// Doubles with each success after an outage, until the next failure.
     doubles: bool,
-    /// What began before this was halved for already.
+    /// Requests that began earlier have been counted by a halving already.
     halved_at: Moment,
 }
 
 impl Ramp {
-    /// Whether one more may begin, where so many are under way.
+    /// Whether another request may begin while `under_way` are.
     pub(super) fn has_room(&self, under_way: u32) -> bool {
         self.window.is_none_or(|window| under_way < window)
     }
 
-    /// A request that began then told that the receiver had too many of them, while so many (itself
-    /// included) were under way. Those that were sent together count once.
+    /// A request that began at `began` showed overload, while `under_way` (including itself) were.
+    /// Several requests sent together halve the number once.
     pub(super) fn overloaded(&mut self, began: Moment, under_way: u32, now: Moment) {
         self.doubles = false;
         if self.window.is_some() && began < self.halved_at {
@@ -43,7 +43,7 @@ impl Ramp {
         self.doubles = false;
     }
 
-    /// A success, while so many (itself included) were under way.
+    /// A success, while `under_way` (including itself) were.
     pub(super) fn succeeded(&mut self, under_way: u32) {
         let Some(window) = self.window else { return };
         let window = match window {
@@ -55,7 +55,7 @@ impl Ramp {
         self.doubles &= self.window.is_some();
     }
 
-    /// Its circuit breaker has closed.
+    /// The circuit breaker has closed.
     pub(super) fn restart(&mut self, now: Moment) {
         *self = Self { window: Some(1), doubles: true, halved_at: now };
     }

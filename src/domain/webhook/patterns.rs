@@ -1,28 +1,29 @@
-//! The patterns of a webhook: which event types it wants.
+//! A webhook's patterns: which event types it wants.
 
 use serde_json::Value;
 
 use super::super::event::{self, Malformed};
 use super::super::shown::quoted;
 
-/// How many of its patterns are named that can match nothing.
+/// How many patterns that can't match are named.
 const MOST_NAMED: usize = 5;
 
-/// What a row's `events` hold, whatever that is.
+/// What a row's `events` contains, whatever that is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns {
-    /// Its texts, in their order, whatever its dimensions.
+    /// Its texts in order, whatever its dimensions.
     pub texts: Vec<String>,
-    /// What of it can match nothing, or hardly what was meant, and why.
+    /// What in it can't match anything, or probably not what was meant, and why.
     pub warnings: Vec<String>,
-    /// Whether nothing in it can match anything.
+    /// Whether nothing in it can match.
     pub match_nothing: bool,
-    /// Whether it was too large to be read.
+    /// Whether it was too large to be read completely.
     pub is_cut: bool,
 }
 
 impl Patterns {
-    /// Reads `events` as PostgreSQL writes them in JSON; what is no JSON is too large to be read.
+    /// Reads `events` as JSON from PostgreSQL. If it isn't valid JSON, it was cut because it was too
+    /// large.
     #[must_use]
     pub fn read(json: Option<&str>) -> Self {
         let nothing = |warning: &str| Self {
@@ -32,8 +33,9 @@ impl Patterns {
         };
         let Some(json) = json else { return nothing("`events` is NULL: it wants nothing") };
         let Ok(value) = serde_json::from_str(json) else {
-            let warnings =
-                vec!["`events` is too large to be shown; what is in it counts".to_owned()];
+            let warnings = vec![
+                "`events` is too large to be shown; all its patterns are in effect".to_owned(),
+            ];
             return Self { warnings, is_cut: true, ..Self::default() };
         };
         let Value::Array(elements) = value else {
@@ -58,7 +60,7 @@ impl Patterns {
             }
         }
         if is_deep {
-            let warning = "`events` has more than one dimension; each of its texts counts";
+            let warning = "`events` has more than one dimension; all its patterns are in effect";
             read.warnings.push(warning.to_owned());
         }
         if nulls > 0 {
@@ -76,27 +78,30 @@ impl Patterns {
     }
 }
 
-/// Why a pattern that could match an event type hardly matches what was meant; nothing where all is well.
+/// Why a valid pattern probably doesn't match what was meant; `None` if it looks right.
 #[must_use]
 pub fn doubt(pattern: &str) -> Option<String> {
     let why = match pattern {
-        text if text.trim() != text => "spaces around it count",
-        text if text.contains(',') => "several patterns are several texts, and not one with commas",
+        text if text.trim() != text => "the spaces around it are part of it",
+        text if text.contains(',') => "give several patterns one by one, not as one with commas",
         text if text.split('.').any(|part| part == "#") => {
             "`#` is no wildcard: `user.*` matches all that begins with `user.`"
         }
-        text if text.contains(char::is_whitespace) => "the space in it counts",
+        text if text.contains(char::is_whitespace) => "the space is part of it",
         _ => return None,
     };
     let shown = quoted(pattern);
-    let what =
-        if pattern.ends_with(".*") { "types that begin so" } else { "the type of that very name" };
+    let what = if pattern.ends_with(".*") {
+        "types with this very prefix"
+    } else {
+        "the type of this very name"
+    };
     Some(format!("{shown} matches only {what}: {why}"))
 }
 
-/// Every pattern that matches an event type: the type itself, each dotted prefix with `*`, and
-/// `*` alone. A webhook wants the event if its `events` and these have a member in common, which
-/// PostgreSQL answers by an index (`events && $1`).
+/// Every pattern that matches an event type: the type itself, each dotted prefix with `*`, and `*`. A
+/// webhook wants the event if its `events` contains one of these, which PostgreSQL answers by an index
+/// (`events && $1`).
 #[must_use]
 pub fn matching_patterns(event_type: &str) -> Vec<String> {
     let prefixes =
@@ -104,19 +109,19 @@ pub fn matching_patterns(event_type: &str) -> Vec<String> {
     [event_type.to_owned(), "*".to_owned()].into_iter().chain(prefixes).collect()
 }
 
-/// Every pattern that matches all that this one matches, itself included.
+/// Every pattern that matches everything this one matches, including itself.
 #[must_use]
 pub(super) fn patterns_above(pattern: &str) -> Vec<String> {
     match pattern.strip_suffix('*') {
         Some("") => vec![pattern.to_owned()],
-        // Those that match a type that begins so.
+        // The patterns that match a type which begins so.
         Some(prefix) if prefix.ends_with('.') => matching_patterns(prefix).split_off(1),
         _ => matching_patterns(pattern),
     }
 }
 
-/// Whether a pattern looks as if it was meant to match an event type that it does not match: in
-/// another case, with another end, or with a star where none counts.
+/// Whether a pattern was probably meant to match an event type that it doesn't match: it differs in case
+/// or at the end, or has a star where none counts.
 #[must_use]
 pub fn nearly_matches(pattern: &str, event_type: &str) -> bool {
     if matching_patterns(event_type).iter().any(|matching| matching == pattern) {
@@ -131,11 +136,11 @@ pub fn nearly_matches(pattern: &str, event_type: &str) -> bool {
         && (ours.starts_with(&theirs) || theirs.starts_with(&ours) || event_type.ends_with(literal))
 }
 
-/// Says whether a text can stand in a webhook's `events`: an event type, `*`, or a dotted prefix
-/// that ends in `.*`.
+/// Checks that a text can be one of a webhook's `events`: an event type, `*`, or a dotted prefix that
+/// ends in `.*`.
 ///
 /// # Errors
-/// One line that says what is wrong. A star elsewhere would look like a pattern and match nothing.
+/// What is wrong, in one line. A star elsewhere looks like a pattern but matches nothing.
 pub fn check_pattern(pattern: &str) -> Result<(), String> {
     event::check_event_type(pattern).map_err(|error: Malformed| error.to_string())?;
     let literal = pattern.strip_suffix(".*").unwrap_or(pattern);
@@ -152,7 +157,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition in words, as the oracle: the type itself, everything, or a dotted prefix.
+    /// The definition in words as the oracle: the type itself, everything, or a dotted prefix.
     fn wants(pattern: &str, event_type: &str) -> bool {
         pattern == event_type
             || pattern == "*"

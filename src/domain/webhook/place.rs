@@ -1,19 +1,19 @@
-//! Where a webhook leads, as people know it.
+//! A short form of a webhook's URL that people recognize.
 
 use super::check_url;
 
-/// How much of it is shown, in characters: enough to tell a customer's webhooks apart.
+/// How many characters are shown: enough to tell a customer's webhooks apart.
 const MOST_SHOWN: usize = 120;
 
-/// A part of a path that is as long as this may be a key rather than a word.
+/// A path segment of at least this length may be a key rather than a word.
 const LENGTH_OF_KEY: usize = 16;
 
-/// How much of such a part is shown.
+/// How many characters of such a segment are shown.
 const SHOWN_OF_KEY: usize = 4;
 
-/// Host, port and path of a webhook's URL: without scheme, user, password, query and fragment, and
-/// without those parts of the path that look like keys, as some providers have them there. Where the URL
-/// can't be used, why. Visible ASCII, but for `…`.
+/// The host, port and path of a webhook's URL: without scheme, user, password, query and fragment, and
+/// without path segments that look like keys, which some providers use. If the URL can't be used, the
+/// reason. Visible ASCII, except for `…`.
 #[must_use]
 pub fn place(url: &str) -> String {
     let url = match check_url(url) {
@@ -38,9 +38,9 @@ pub fn place(url: &str) -> String {
     place
 }
 
-/// Whether a part of a path may be a secret: it is long, and no words.
+/// Whether a path segment may be a secret: it is long and doesn't consist of words.
 fn may_be_key(part: &str) -> bool {
-    // Each encoded byte is as good as a letter.
+    // Each encoded byte counts as a letter.
     let mut pieces = part.split('%');
     let first = pieces.next().unwrap_or_default().to_owned();
     let part = pieces.fold(first, |part, piece| part + "x" + piece.get(2..).unwrap_or_default());

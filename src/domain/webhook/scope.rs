@@ -1,25 +1,25 @@
-//! What a change of the table may concern: which of the answers that are remembered may be untrue now.
+//! The scope of a change of the table: which remembered answers may be invalid now.
 
 use std::collections::HashSet;
 
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// What a change may concern: some webhooks, as they were before it, and the events that they get after it.
-/// The default is nothing.
+/// What a change may affect: some webhooks as they were before, and the events they get afterwards. By
+/// default nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     is_everything: bool,
     ids: HashSet<Uuid>,
-    /// Patterns that are the type itself.
+    /// Patterns that are a type.
     types: HashSet<Box<str>>,
-    /// What types begin with, without the dot.
+    /// Prefixes of types, without the dot.
     prefixes: HashSet<Box<str>>,
     /// Whether one of the patterns is `*`.
     has_every_type: bool,
-    /// Whose events they get.
+    /// The accounts whose events they get.
     accounts: HashSet<Box<str>>,
-    /// Whether one of them gets everybody's.
+    /// Whether one of them gets the events of all accounts.
     for_everybody: bool,
 }
 
@@ -46,7 +46,7 @@ impl Scope {
         Self { ids: HashSet::from([id]), ..Self::default() }
     }
 
-    /// What the trigger says of a change. What can't be read may be anything.
+    /// Reads the trigger's description of a change. If it can't be read, anything may have changed.
     #[must_use]
     pub fn read(json: &str) -> Self {
         let Ok(Written { ids, patterns, accounts, everybody }) = serde_json::from_str(json) else {
@@ -59,7 +59,7 @@ impl Scope {
             ..Self::default()
         };
         for pattern in patterns {
-            // Of one that matches nothing but itself, such as `a*`, there is no such type.
+            // A pattern such as `a*` matches nothing: no type has this name.
             match pattern.strip_suffix(".*") {
                 Some(prefix) => drop(scope.prefixes.insert(prefix.into())),
                 None if *pattern == *"*" => scope.has_every_type = true,
@@ -69,33 +69,34 @@ impl Scope {
         scope
     }
 
-    /// Whether nothing can be relied on any more.
+    /// Whether nothing remembered is reliable any more.
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.is_everything
     }
 
-    /// Whether it may make a difference to what was known of a webhook before.
+    /// Whether it may affect what was known of a webhook.
     #[must_use]
     pub fn concerns_webhook(&self, id: Uuid) -> bool {
         self.is_everything || self.ids.contains(&id)
     }
 
-    /// Whether somebody may get events of this type and account who did not before; without an account,
-    /// such as everybody gets.
+    /// Whether an event of this type and account may have a new receiver. Without an account: an event
+    /// without one.
     #[must_use]
     pub fn concerns_events(&self, event_type: &str, account: Option<&str>) -> bool {
         let is_for = || account.is_some_and(|account| self.accounts.contains(account));
         self.is_everything || ((self.for_everybody || is_for()) && self.concerns_type(event_type))
     }
 
-    /// Whether an account may get events of this type that is none of these.
+    /// Whether an account other than these may have a new receiver for events of this type.
     #[must_use]
     pub fn concerns_others(&self, event_type: &str, is_one: impl Fn(&str) -> bool) -> bool {
         !self.accounts.iter().all(|account| is_one(account)) && self.concerns_type(event_type)
     }
 
-    /// Whether somebody may want events of a type. ([`super::matching_patterns`] says which patterns do.)
+    /// Whether a webhook in the scope may want events of a type, as [`super::matching_patterns`] defines
+    /// it.
     fn concerns_type(&self, event_type: &str) -> bool {
         let has_prefix = || {
             let mut dots = event_type.match_indices('.');
@@ -144,7 +145,7 @@ mod tests {
         assert!(!scope.concerns_events("a.b", None));
         assert!(scope.concerns_events("a.b", Some("x")) && scope.concerns_events("a.b", Some("y")));
         assert!(!scope.concerns_events("a.b", Some("z")) && !scope.concerns_events("b", Some("x")));
-        // Of these it is not known yet that they may get some.
+        // It isn't known yet that these may get some.
         assert!(scope.concerns_others("a.b", |account| account == "x"));
         assert!(!scope.concerns_others("a.b", |_| true) && !scope.concerns_others("b", |_| false));
     }

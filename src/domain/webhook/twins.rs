@@ -1,4 +1,4 @@
-//! Webhooks that get the same events at the same URL, which hardly anybody means.
+//! Webhooks that get the same events at the same URL, which is rarely intended.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::shown::quoted;
 use super::patterns::patterns_above;
 
-/// How many pairs are found at most: nobody reads more.
+/// The most pairs that are reported: nobody reads more.
 const MOST: usize = 1_000;
 
 /// What decides whether a webhook has a twin.
@@ -17,7 +17,7 @@ pub struct Candidate<'a> {
     pub id: Uuid,
     /// Its URL, by [`url_key`](super::url_key).
     pub url: String,
-    /// Whose events it gets.
+    /// The account whose events it gets.
     pub account: Option<&'a str>,
     /// Its patterns.
     pub events: &'a [String],
@@ -26,16 +26,16 @@ pub struct Candidate<'a> {
 /// Two webhooks whose receiver gets some events twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Twins {
-    /// The one.
+    /// One of them.
     pub one: Uuid,
     /// The other.
     pub other: Uuid,
-    /// The events that both want.
+    /// A pattern of events that both want.
     pub pattern: String,
 }
 
 impl Twins {
-    /// What is to be told of them, in one line.
+    /// The warning in one line.
     #[must_use]
     pub fn warning(&self) -> String {
         let Self { one, other, pattern } = self;
@@ -46,7 +46,7 @@ impl Twins {
     }
 }
 
-/// Which accounts' webhooks are looked for.
+/// The accounts whose webhooks are looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Of<'a> {
     Nobody,
@@ -54,9 +54,10 @@ enum Of<'a> {
     Any,
 }
 
-/// The pairs of which at least one is meant, each once. Two of different accounts get no event in common.
+/// The pairs with at least one webhook for which `is_meant`, each once. Webhooks of different accounts
+/// have no events in common.
 pub fn twins(candidates: &[Candidate<'_>], is_meant: impl Fn(Uuid) -> bool) -> Vec<Twins> {
-    // Two holders are enough: each of a hundred is told of one of them.
+    // Two holders are enough: of a hundred twins, each is reported with one of them.
     let mut holders: HashMap<(&str, Of<'_>, &str), Vec<usize>> = HashMap::new();
     for (at, Candidate { url, account, events, .. }) in candidates.iter().enumerate() {
         let own = account.map_or(Of::Nobody, Of::One);
@@ -69,7 +70,7 @@ pub fn twins(candidates: &[Candidate<'_>], is_meant: impl Fn(Uuid) -> bool) -> V
         }
     }
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-    // Of two patterns that match something in common, one is above the other.
+    // If two patterns match a common type, one contains the other.
     for (at, candidate) in candidates.iter().enumerate() {
         let whose = match candidate.account {
             None => vec![Of::Any],

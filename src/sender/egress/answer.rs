@@ -3,27 +3,27 @@
 /// The head of an answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ConnectHead {
-    /// None if it is no answer in HTTP/1.
+    /// `None` if it isn't an HTTP/1 answer.
     status: Option<u16>,
-    /// It wants to know who we are, or does not believe it.
+    /// Whether it asks for credentials, or rejects ours.
     is_challenge: bool,
-    /// How many bytes it has.
+    /// Its length in bytes.
     pub(super) length: usize,
 }
 
-/// What an answer to CONNECT means.
+/// The meaning of an answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ProxyVerdict {
-    /// What follows is the target's.
+    /// What follows comes from the target.
     Through,
-    /// It would answer all requests so.
+    /// Every request would be answered like this.
     Away(String),
-    /// Not to this target, with that status.
+    /// Not to this target: the status, and a hint.
     Refused(u16, &'static str),
 }
 
 impl ConnectHead {
-    /// None while it has not come to its end.
+    /// `None` while it is incomplete.
     pub(super) fn read(input: &[u8]) -> Option<Self> {
         let ends = [&b"\r\n\r\n"[..], b"\n\n"].into_iter().filter_map(|end| {
             let at = input.windows(end.len()).position(|window| window == end)?;
@@ -31,7 +31,7 @@ impl ConnectHead {
         });
         let length = match ends.min() {
             Some(length) => length,
-            // No more has to come to see that.
+            // Enough has arrived to see that.
             None if input.iter().zip(b"HTTP/1.").any(|(is, has)| is != has) => input.len(),
             None => return None,
         };
@@ -53,14 +53,15 @@ impl ConnectHead {
         };
         match status {
             200..300 => ProxyVerdict::Through,
-            // (A filter such as Smokescreen says 407 to an address that it denies, without a challenge;
-            // Tinyproxy says 401 to a wrong password, and 500 where it can't connect.)
+            // (A filter such as Smokescreen answers 407 without a challenge to an address that it
+            // denies. Tinyproxy answers 401 to a wrong password, and 500 if it can't connect.)
             401 | 407 if self.is_challenge || status == 401 => {
-                let problem = "wants another user name and password than those of EGRESS_PROXY";
+                let problem = "wants other credentials than those of EGRESS_PROXY";
                 ProxyVerdict::Away(format!("{problem} (status {status})"))
             }
             0..200 | 300..400 | 400 | 405 | 501 => {
-                let problem = format!("takes no CONNECT (status {status}): is it an HTTP proxy?");
+                let problem =
+                    format!("does not accept CONNECT (status {status}): is it an HTTP proxy?");
                 ProxyVerdict::Away(problem)
             }
             403 | 407 => ProxyVerdict::Refused(status, ": its rules do not allow it"),

@@ -1,24 +1,24 @@
-//! That limits are not kept together.
+//! Advice if limits aren't shared between instances.
 
 use super::{Advice, Overall};
 use crate::domain::shown;
 use crate::status::snapshot::Snapshot;
 
-/// How much of PostgreSQL's words is shown, in characters.
+/// How many characters of PostgreSQL's message are shown.
 const MOST_OF_PROBLEM: usize = 400;
 
-/// Which instances there are can't be known.
+/// The other instances aren't known.
 pub(super) fn of_instances(snapshot: &Snapshot) -> Option<Advice> {
     let problem = snapshot.instances_problem.as_ref()?;
     Some(Advice {
         state: Overall::Attention,
         what: format!(
-            "Which other instances there are is not known, so each keeps `max_in_flight` and `rate_per_second` \
-             by itself: {}.",
+            "The other instances are not known, so each keeps `max_in_flight` and `rate_per_second` by \
+             itself: {}.",
             shown::line(problem, MOST_OF_PROBLEM)
         ),
-        remedy: "Deliveries go on; with one instance nothing else follows. `webhook-notifier check` says what \
-                 is missing."
+        remedy: "Deliveries go on, and a single instance is not affected. `webhook-notifier check` says \
+                 what is missing."
             .to_owned(),
     })
 }

@@ -1,4 +1,4 @@
-//! What is said of which snapshot.
+//! The advice for each snapshot.
 
 use super::*;
 use crate::domain::trend::Bound;
@@ -75,7 +75,7 @@ fn well() -> Snapshot {
     }
 }
 
-/// Of twenty and one.
+/// Ailing and broken receivers, of 21.
 fn receivers(ailing: usize, broken: usize) -> ReceiversNow {
     ReceiversNow { known: 21, ailing, broken, matching: ailing, listed: Vec::new() }
 }
@@ -99,7 +99,7 @@ fn check(change: impl FnOnce(&mut Snapshot), state: Overall, expected: &[&str]) 
 #[test]
 fn without_anything_wrong_all_is_well() {
     check(|_| {}, Overall::Well, &[]);
-    // Backlogs are what queues are for.
+    // Long queues alone are no problem.
     check(|snapshot| snapshot.lanes[0].ready = Some(100_000), Overall::Well, &[]);
 }
 
@@ -126,8 +126,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     check(
         |snapshot| snapshot.database = away,
         Overall::Trouble,
-        &["PostgreSQL has not answered for 12 s: only events of types that came before are \
-           delivered."],
+        &["PostgreSQL has not answered for 12 s: only events of known types are delivered."],
     );
     check(
         |snapshot| {
@@ -135,8 +134,9 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             snapshot.database_problem = Some("no such table".to_owned());
         },
         Overall::Trouble,
-        &["PostgreSQL has answered with an error for 12 s: only events of types that came before \
-           are delivered."],
+        &[
+            "PostgreSQL has answered with an error for 12 s: only events of known types are delivered.",
+        ],
     );
     check(
         |snapshot| {
@@ -152,8 +152,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     check(
         |snapshot| snapshot.broker = away,
         Overall::Trouble,
-        &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are as of \
-           then."],
+        &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are from before."],
     );
 }
 
@@ -164,10 +163,8 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
     check(
         |snapshot| snapshot.egress_problem = Some(egress),
         Overall::Trouble,
-        &[
-            "No request gets out, for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be reached: no answer \
-           in time.",
-        ],
+        &["No request has reached a receiver for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be \
+             reached: no answer in time."],
     );
 }
 
@@ -176,7 +173,9 @@ fn an_alarm_is_trouble_and_said_once() {
     check(
         |snapshot| snapshot.broker_accepts = Some(false),
         Overall::Trouble,
-        &["RabbitMQ takes no messages: what fails can't be put off, and holds up its lane."],
+        &[
+            "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.",
+        ],
     );
     check(
         |snapshot| {
@@ -198,14 +197,14 @@ fn queues_that_take_nothing_are_trouble_and_named() {
     check(
         |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
         Overall::Trouble,
-        &["high.dead takes no messages, for 12 s; 3 messages are in hand for it."],
+        &["high.dead has taken no messages for 12 s; 3 messages are in hand for it."],
     );
     check(
         |snapshot| {
             snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
         },
         Overall::Trouble,
-        &["high.dead and a take no messages, for 2 min."],
+        &["high.dead and a have taken no messages for 2 min."],
     );
 }
 
@@ -229,7 +228,7 @@ fn lanes_that_do_not_consume_are_named_with_the_cause() {
             interrupt(snapshot, 0..5, LaneState::NoDatabase);
         },
         Overall::Trouble,
-        &["What is needed of PostgreSQL has not been there for 12 s: high, high.retry, low \
+        &["PostgreSQL has not given what is needed for 12 s: high, high.retry, low \
            and 2 more are not being consumed."],
     );
 }
@@ -267,7 +266,7 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
         Overall::Trouble,
         &[
             "RabbitMQ has confirmed no message for 12 s: nothing is being consumed.",
-            "Changes of the webhooks can't be heard, for 6 min.",
+            "Notifications of changes to the webhooks have failed for 6 min.",
             "1,234 dead letters.",
             "3 receivers are down: their deliveries wait.",
             "2 receivers fail or are slow.",
@@ -279,7 +278,7 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
         Overall::Attention,
         &["1 receiver is down: its deliveries wait."],
     );
-    // One failure is no reason to get up.
+    // A single failure is no reason to act.
     check(
         |snapshot| snapshot.receivers = receivers(1, 0),
         Overall::Well,
@@ -316,7 +315,7 @@ fn what_is_used_up_late_or_waits_is_told() {
             snapshot.lanes[2].ready = Some(ready);
         }
     };
-    let expected = "As many requests are under way as may be for low, and 6,000 events wait.";
+    let expected = "The capacity of low is used up, and 6,000 events wait.";
     check(used_up(6_000), Overall::Attention, &[expected]);
     check(used_up(999), Overall::Well, &[]);
     let late = |bound: Bound| {

@@ -1,17 +1,17 @@
-//! Queues, exchanges and bindings that somebody deletes, and what is stranded by that.
+//! Advice about queues, exchanges and bindings that somebody deleted, and what was stranded by that.
 
 use super::{Advice, Overall, counted, is_away, span, trouble};
 use crate::domain::shown;
 use crate::status::snapshot::{ObjectNow, Snapshot};
 
-/// Queues, exchanges and bindings that are told of, each by a sentence.
+/// How many queues, exchanges and bindings get a sentence each.
 const MOST_OBJECTS: usize = 8;
 
-/// How much of a name and of RabbitMQ's words is shown, in characters.
+/// How many characters of a name and of RabbitMQ's message are shown.
 const MOST_OF_NAME: usize = 255;
 const MOST_OF_PROBLEM: usize = 400;
 
-/// Queues, exchanges and bindings that are not as they should be, or were not within the last hour.
+/// Queues, exchanges and bindings that aren't as they should be, or weren't within the last hour.
 pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
     // While RabbitMQ is away nobody knows.
     let objects = snapshot.objects.iter().filter(|_| !is_away(snapshot.broker));
@@ -21,8 +21,8 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
         if let Some(problem) = problem {
             advice.push(trouble(
                 format!("The {kind} {name} can't be used: {}.", shown::line(problem, MOST_OF_PROBLEM)),
-                "Until that is mended, what needs it goes another way: what has to wait there waits for \
-                 another time, and what dies goes to `webhooks.orphaned`. A queue of retries is not \
+                "Until that is fixed, messages go elsewhere: deliveries that should wait there wait for \
+                 another time, and dead letters go to `webhooks.orphaned`. A retry queue is not \
                  consumed.",
             ));
         } else if let Some(ago) = lost_seconds {
@@ -35,9 +35,9 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
             };
             let ago = span(*ago);
             let what = format!("The {kind} {name} was deleted {ago} ago{with}.");
-            let remedy = "Who may delete queues and exchanges there, or is there a policy with `expires`? \
-                          It is made again. A line ` lost ` in the log tells what a queue held: that is \
-                          gone, so publish these events again.";
+            let remedy = "Who may delete queues and exchanges there, or is there a policy with \
+                          `expires`? It is created again. A line ` lost ` in the log says what a queue \
+                          held: that is gone, so publish these events again.";
             let state = if *is_there { Overall::Attention } else { Overall::Trouble };
             advice.push(Advice { state, what, remedy: remedy.to_owned() });
         }
@@ -54,9 +54,9 @@ pub(super) fn of_orphaned(snapshot: &Snapshot) -> Option<Advice> {
             "{}.",
             counted(orphaned.unsigned_abs(), "orphaned delivery", "orphaned deliveries")
         ),
-        remedy: "Their retry queue was gone when they were due: they lie in `webhooks.orphaned`. \
-                 `webhook-notifier dead-letters list` says from which queues they are. Once a notifier \
-                 with these in QUEUES runs, `dead-letters replay` sends them again."
+        remedy: "Their retry queue was gone when they were due: they are in `webhooks.orphaned`. \
+                 `webhook-notifier dead-letters list` says from which queues they came. Once a notifier \
+                 with these queues in QUEUES runs, `dead-letters replay` sends them again."
             .to_owned(),
     })
 }

@@ -1,4 +1,4 @@
-//! What has changed of webhooks and nobody has told: counted, and taken by one.
+//! Changes of webhooks that haven't been announced: they are counted, and each is taken by one notifier.
 
 use std::collections::HashMap;
 
@@ -14,20 +14,20 @@ use crate::store::registered::time;
 use crate::store::row::{self, some, text};
 use crate::store::{Store, StoreError};
 
-/// More than the longest name of an account that can be used.
+/// More than the longest valid account name.
 const MOST_OF_ACCOUNT: usize = 1_023;
 
 /// The longest reason that is read.
 const MOST_OF_REASON: usize = 1_000;
 
-/// For how long a circuit breaker is open before that is told.
+/// How long a circuit breaker has to be open before that is announced.
 const OPEN_FOR: &str = "interval '10 minutes'";
 
-/// A webhook that was told to fail has succeeded since.
+/// A webhook that was announced as failing has succeeded since.
 const HAS_RECOVERED: &str = "(c.told_failing_at IS NOT NULL
      AND (c.succeeded_at > c.told_failing_at OR c.succeeded_at >= c.failed_at))";
 
-/// A change that nobody has told: of a row `c` and its webhook `w`.
+/// The condition for a change that hasn't been announced, of a row `c` and its webhook `w`.
 fn is_untold() -> String {
     format!(
         "((w.disabled_at IS NOT NULL) <> c.told_disabled OR (w.paused_at IS NOT NULL) <> c.told_paused
@@ -44,18 +44,18 @@ fn is_failing_untold() -> String {
     )
 }
 
-/// What has happened to a webhook, and is to be told.
+/// Changes of a webhook that have to be announced.
 #[derive(Clone, Debug)]
 pub struct Untold {
-    /// Which.
+    /// The webhook.
     pub webhook: Uuid,
-    /// What notices say of it.
+    /// What notices say about it.
     pub subject: Subject,
-    /// What has happened, in the order in which it is told.
+    /// The changes, in the order of their announcement.
     pub what: Vec<Happening>,
 }
 
-/// One of these things.
+/// A change to announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "their names say it")]
 pub enum Happening {
@@ -68,8 +68,8 @@ pub enum Happening {
 }
 
 impl Store {
-    /// How many webhooks have changed, and nobody has told it; looks for those of which there is nothing in
-    /// the table where `have_changed` says that there may be some.
+    /// How many webhooks have changes that haven't been announced. If `have_changed`, first adds rows
+    /// for webhooks that are missing in the table.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -97,7 +97,7 @@ impl Store {
         })
     }
 
-    /// Takes some of the changes that nobody has told: nobody else will tell these.
+    /// Takes some of the changes that haven't been announced. Nobody else will announce these.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -110,7 +110,7 @@ impl Store {
         })
     }
 
-    /// What notices say of these webhooks; nothing of those that are deleted.
+    /// What notices say about these webhooks; deleted ones are missing.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -1,4 +1,4 @@
-//! What the commands ask of the log: a webhook's time, and what begins with a part of an id.
+//! What the commands query of the log: the report of a webhook, and ids by their beginning.
 
 use std::collections::BTreeMap;
 
@@ -12,30 +12,30 @@ use crate::domain::delivery_log::report::{Mark, WebhookReport};
 use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::time::UnixMillis;
 
-/// How many entries of a webhook a report reads at most, the newest: some seconds' work for a webhook that
-/// has more.
+/// The most entries of a webhook that a report reads, the newest ones: some seconds' work.
 pub const MOST_MARKS: usize = 200_000;
 
-/// A report of a webhook, and the entries that it tells of.
+/// A report of a webhook, and the entries that it refers to.
 #[derive(Debug)]
 pub struct Reported {
     /// The report.
     pub report: WebhookReport,
-    /// Its entries, by their ids.
+    /// The entries by id.
     pub entries: BTreeMap<i64, LogEntry>,
-    /// Whether there are older entries in that time that were not read.
+    /// Whether older entries of that period weren't read.
     pub truncated: bool,
 }
 
 impl Store {
-    /// How a webhook has been since then, by at most [`MOST_MARKS`] entries.
+    /// How a webhook's deliveries went since then, from at most [`MOST_MARKS`] entries.
     ///
     /// # Errors
     /// [`StoreError`]
     pub fn report(&self, webhook: Uuid, since: UnixMillis) -> Result<Reported, StoreError> {
         let most = i64::try_from(MOST_MARKS).unwrap_or(i64::MAX);
         self.once(move |client| {
-            // Each is read in full once: what a report counts is in the index and some small columns.
+            // Each is read completely only once: what a report counts is in the index and some small
+            // columns.
             let rows = client.query_typed(
                 "SELECT id, (extract(epoch FROM least(at, '9999-12-31')) * 1000)::bigint AS at,
                      left(event_id, 255) AS event_id, left(outcome, 64) AS outcome, status,
@@ -61,19 +61,19 @@ impl Store {
         })
     }
 
-    /// The ids of events in the log that begin so, at most so many of them.
+    /// The ids of at most `most` events in the log that begin with this text.
     ///
     /// # Errors
     /// [`StoreError`]
     pub fn events_beginning(&self, with: &str, most: i64) -> Result<Vec<String>, StoreError> {
-        // In LIKE, these mean something else.
+        // Escapes what is special in LIKE.
         let escaped: String = with
             .chars()
             .flat_map(|c| matches!(c, '\\' | '%' | '_').then_some('\\').into_iter().chain([c]))
             .collect();
         let pattern = format!("{escaped}%");
         self.once(move |client| {
-            // From each to the next one by the index, however many entries they have.
+            // Goes from each id to the next by the index, however many entries they have.
             let rows = client.query_typed(
                 "WITH RECURSIVE ids (event_id) AS (
                      (SELECT event_id FROM delivery_attempts WHERE event_id LIKE $1
@@ -91,8 +91,8 @@ impl Store {
         })
     }
 
-    /// The ids of webhooks from the first to the last of these, at most so many of them: those that are
-    /// registered, and with `logged` those that were.
+    /// At most `most` ids of webhooks in this range: those that are registered, and with `logged` also
+    /// those in the log.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -129,7 +129,7 @@ impl Store {
         })
     }
 
-    /// Whether so many characters of a webhook's id tell it from all others that are registered.
+    /// Whether this many characters of a webhook's id distinguish it from all other registered ones.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -144,7 +144,7 @@ impl Store {
     }
 }
 
-/// Nothing where it is of a later version's kind.
+/// `None` for a kind of a later version.
 fn mark(row: &Row) -> Result<Option<Mark>, postgres::Error> {
     let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
     let status: Option<i32> = row.try_get("status")?;

@@ -1,4 +1,4 @@
-//! Following the log as it is written.
+//! Follows the log as it is written.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,43 +12,43 @@ use super::super::{Store, StoreError};
 use super::{ENTRY, entry};
 use crate::domain::delivery_log::LogEntry;
 
-/// How many entries [`Follower::next`] returns at most.
+/// The most entries that [`Follower::next`] returns.
 const PAGE: i64 = 1_000;
 
-/// How far back the first entries are looked for that fit, in entries; and those that were being written at
-/// the first look, which is more than are written in a time of [`SETTLED`]. (Those of a webhook have an index.)
+/// How many entries back the first matching ones are searched for, and those that were being written at
+/// the first look; more than are written during [`SETTLED`]. (Entries of one webhook have an index.)
 const LOOK_BACK: i64 = 100_000;
 
-/// What was being written so long before can be seen by now, or never will be: several times
-/// [`STATEMENT_TIMEOUT`](super::super::STATEMENT_TIMEOUT), since a commit may wait for a standby server.
+/// What was being written this long ago is visible by now, or never will be: several times
+/// [`STATEMENT_TIMEOUT`](super::super::STATEMENT_TIMEOUT), because a commit may wait for a standby.
 const SETTLED: Duration = Duration::from_secs(15);
 
-/// A snapshot in which nothing was there yet.
+/// A snapshot in which nothing is visible.
 const NOTHING: &str = "1:1:";
 
-/// Sees each entry once, as it is written, by whichever instance.
+/// Returns each entry once, as it is written by any instance.
 ///
-/// Ids are given before a commit, so a smaller one may be seen after a larger. What was seen before
-/// is told by PostgreSQL's snapshots instead: an entry is new if its transaction was not yet over
-/// at the last look, and is now. Ids only bound where to look.
+/// Ids are assigned before the commit, so a smaller id may become visible after a larger one.
+/// PostgreSQL's snapshots tell what has been seen: an entry is new if its transaction wasn't complete at
+/// the last look and is now. Ids only limit the search.
 #[derive(Debug)]
 pub struct Follower {
     session: Session,
     webhook: Option<Uuid>,
     account: Option<String>,
     only_failures: bool,
-    /// What was seen, as a snapshot.
+    /// What has been seen, as a snapshot.
     seen: Option<String>,
-    /// What is being seen, page by page: as a snapshot, and up to which id.
+    /// What is being read page by page: the snapshot, and the last id.
     page: Option<(String, i64)>,
-    /// Up to which id all that came before the first look can be seen.
+    /// Up to this id, everything from before the first look is visible.
     floor: i64,
-    /// The largest id at the last looks, and when they were; the first of them was long enough
-    /// before the last one.
+    /// The largest ids at recent looks, with their times; the first look was long enough before the last
+    /// one.
     ids: VecDeque<(Instant, i64)>,
 }
 
-/// Entries that [`Follower::next`] has seen.
+/// Entries from [`Follower::next`].
 #[derive(Debug)]
 pub struct Seen {
     /// In the order of their ids.
@@ -58,8 +58,7 @@ pub struct Seen {
 }
 
 impl Follower {
-    /// Follows all webhooks or one, all events or those of one account; everything, or only what is not
-    /// well.
+    /// Follows all webhooks or one, all events or those of one account, and everything or only failures.
     #[must_use]
     pub fn new(
         store: &Store,
@@ -79,10 +78,10 @@ impl Follower {
         }
     }
 
-    /// The entries that are new since it was last asked; the first time, the last `lines` ones.
+    /// The new entries since the last call; at the first call, the last `lines` entries.
     ///
     /// # Errors
-    /// [`StoreError`]. Whoever asks again misses nothing.
+    /// [`StoreError`]. The next call misses nothing.
     pub fn next(&mut self, lines: u32) -> Result<Seen, StoreError> {
         let (until, after) = match self.page.clone() {
             Some(page) => page,
@@ -97,7 +96,7 @@ impl Follower {
             }
         };
         let Some(seen) = self.seen.clone() else {
-            // By its index, which has the webhook's entries in the order of their times.
+            // By its index, which orders the webhook's entries by time.
             let (order, after) = match self.webhook {
                 Some(_) => ("delivery_attempts.at DESC", 0),
                 None => ("id DESC", self.floor),
@@ -116,10 +115,10 @@ impl Follower {
         Ok(Seen { entries: found.into_iter().filter_map(|(_, entry)| entry).collect(), more })
     }
 
-    /// Up to which id all has been seen, now that the largest is `last_id`: what had settled when
-    /// we last looked, however long ago that was.
+    /// Up to which id everything has been seen, given the largest id: what had settled at the last look,
+    /// however long ago that was.
     fn settled(&mut self, last_id: i64) -> i64 {
-        // The table was made anew.
+        // The table was created anew.
         if self.ids.back().is_some_and(|(_, id)| *id > last_id) {
             self.ids.clear();
             self.floor = 0;
@@ -171,11 +170,11 @@ impl Follower {
     }
 }
 
-/// What can be seen now, and the largest id.
+/// What is visible now, and the largest id.
 fn look(client: &mut Client) -> Result<(String, i64), postgres::Error> {
     let asked =
         "SELECT pg_current_snapshot()::text, coalesce(max(id), 0)::bigint FROM delivery_attempts";
-    // Not by `query`, which makes a prepared statement: a pooler may give the next step another session.
+    // Not with `query`, which prepares a statement: a pooler may give the next step another session.
     let rows = client.query_typed(asked, &[])?;
     rows.first()
         .map_or_else(|| Ok((NOTHING.to_owned(), 0)), |row| Ok((row.try_get(0)?, row.try_get(1)?)))

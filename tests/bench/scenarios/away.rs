@@ -1,5 +1,5 @@
-//! A receiver that answers 503 for AWAY while events for it come in, beside others: what its events
-//! cost meanwhile, how soon its return is noticed, and how fast and in which order it gets them then.
+//! A receiver answers 503 for AWAY while events for it arrive, next to others: what its events cost
+//! meanwhile, how soon its return is noticed, and how fast and in which order it gets them then.
 
 use std::{
     thread,
@@ -20,23 +20,23 @@ use crate::{
     subject::{self, Setting},
 };
 
-/// For the one that is away, during its outage.
+/// For the receiver that is away, during its outage.
 const EVENTS: u32 = 20_000;
 const KIND: &str = "invoice.late";
-/// What it takes for an answer when it is there.
+/// Its response time while it works.
 const LATENCY: Duration = Duration::from_millis(10);
 
 const NEIGHBOURS: u32 = 4;
 const NEIGHBOURS_PER_SECOND: u32 = 100;
 const ALONE_SECONDS: u32 = 30;
 
-/// At the end of the outage, when nothing is published for anybody; a quarter of a short one.
+/// At the end of the outage, when nothing is published; a quarter of a short one.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// Beside a quarter of the outage.
+/// In addition to a quarter of the outage.
 const UNTIL_NOTICED: Duration = Duration::from_secs(1);
 
-/// The run waits as long as the outage was for what came in it, and this.
+/// The run waits for this outage's events as long as the outage was, plus this.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -74,7 +74,7 @@ struct Round {
     overtaken: f64,
     missing: f64,
     drain: (f64, f64),
-    /// Beside it, and alone.
+    /// With the other, and alone.
     p99: (f64, f64),
 }
 
@@ -92,7 +92,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     let mut neighbours = Neighbours::start(&sandbox, NEIGHBOURS);
     let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
     neighbours.prove(&sandbox);
-    // It has been well before.
+    // It has worked before.
     let mut producer = Producer::open(&sandbox.servers.amqp_url);
     producer.publish(sandbox.queue(), OTHERS, KIND);
     producer.settle();
@@ -126,7 +126,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     if !account.may_become_right() {
         report.wrong(format!("away: {account}"));
     }
-    // It may hold events that wait; they end with their queue.
+    // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
 
     let mut deliveries = log.deliveries();
@@ -162,8 +162,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     }
 }
 
-/// What the others notice where there is nobody else; and what the notifier uses while nothing comes,
-/// in percent of a core.
+/// The others' latencies alone; and what the notifier uses while idle, in percent of a core.
 fn alone(quiet: Duration, report: &mut Report) -> (Latency, f64) {
     let broker = broker_pid();
     let sandbox = Sandbox::new();

@@ -1,6 +1,5 @@
-//! A receiver that is away while 100,000 events are published, a tenth of them for it, and then
-//! comes back: how long until it has all, and what a healthy one notices before, meanwhile and
-//! after.
+//! A receiver is away while 100,000 events are published, a tenth of them for it, and then returns: how
+//! long until it has all, and a healthy receiver's latencies before, meanwhile and after.
 
 use std::{
     ops::Range,
@@ -22,16 +21,17 @@ use crate::{
 const KIND: &str = "invoice.paid";
 const FOR_THE_DEAD: &str = "invoice.lost";
 
-/// So that the first deliveries for the dead one have not yet waited for long enough (91 s) to get
+/// So that the first deliveries to the dead receiver haven't yet waited so long (91 s) that the
+/// schedule's step of five minutes is next, which is too long for a benchmark.
 /// the schedule's step of five minutes, which a benchmark has no time for.
 const PER_SECOND: u32 = 1_250;
-/// While nothing is for the dead one: for comparison.
+/// While nothing is for the dead receiver: for comparison.
 const BEFORE: Range<u32> = 0..20_000;
-/// While every tenth is.
+/// While every tenth event is.
 const DEAD: Range<u32> = 20_000..120_000;
 
-/// The waits of the default schedule that can have begun by then add up to a minute and a half; with
-/// a circuit breaker, which may hold it back for longer, to some more.
+/// The waits of the default schedule that can have begun by then add up to a minute and a half, and to
+/// more with a circuit breaker, which may delay further.
 const LIMIT: Duration = Duration::from_secs(300);
 
 fn is_for_the_dead(number: u32) -> bool {

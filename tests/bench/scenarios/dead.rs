@@ -1,4 +1,4 @@
-//! What 100,000 deliveries that wait for one dead receiver cost: how often they move, and what
+//! The cost of 100,000 deliveries that wait for one dead receiver: how often they move, and what
 //! notifier and broker spend on that, after DURATION.
 
 use std::{
@@ -20,7 +20,7 @@ use crate::{
 const EVENTS: u32 = 100_000;
 const KIND: &str = "invoice.lost";
 
-/// What is looked at, at the end of every such time.
+/// The time between two readings.
 const WINDOW: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {

@@ -1,5 +1,5 @@
-//! What a long low_priority queue does to high_priority, with the default configuration: low_priority
-//! is full of events for receivers that take two seconds, for receivers that never answer, and for
+//! The effect of a long low_priority queue on high_priority, with the default configuration:
+//! low_priority is full of events for receivers that take two seconds, receivers that never answer, and
 //! quick ones.
 
 use std::time::Duration;
@@ -22,8 +22,8 @@ const BACKLOG_AT_START: u32 = 200_000;
 
 const KIND: &str = "invoice.paid";
 
-/// Whose events wait on low_priority: of ten, one is for the slow, one for the dead, and the rest for
-/// quick ones. Each has a type of event of its own.
+/// The receivers of low_priority's events: of ten events, one is for the slow receiver, one for the dead
+/// one, and the rest for quick ones. Each has its own event type.
 const LOW: [(Behaviour, &str); 10] = [
     (Behaviour::Slow(Duration::from_secs(2)), "report.slow"),
     (Behaviour::Silent, "report.dead"),
@@ -52,7 +52,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     report.ratio("fairness: p99 ms", Limit::TWICE, &pairs(|latency| latency.p99));
 }
 
-/// What high_priority sees.
+/// The latencies of high_priority.
 fn measure(backlog: u32, report: &mut Report) -> Latency {
     let sandbox = Sandbox::with_queues(3);
     let [high, _, low] = &sandbox.queues[..] else { panic!("three queues were asked for") };
@@ -83,7 +83,7 @@ fn measure(backlog: u32, report: &mut Report) -> Latency {
     if !account.is_right() {
         report.wrong(format!("fairness: {account}"));
     }
-    // What still waits on low_priority ends with its queue.
+    // What still waits on low_priority is deleted with its queue.
     notifier.kill();
     drop(low_receivers);
     let latency = Latency::of(log.deliveries().iter().map(|receipt| receipt.latency()));

@@ -1,4 +1,4 @@
-//! What a delivery costs where ten webhooks want each event, and where one does, with as many
+//! The cost of a delivery if ten webhooks want each event, and if one does, with the same number of
 //! deliveries.
 
 use std::time::Duration;
@@ -17,15 +17,15 @@ const WEBHOOKS: u32 = 10;
 const DELIVERIES: u32 = 30_000;
 const KIND: &str = "price.changed";
 
-/// Deliveries before it counts.
+/// Deliveries before the measurement.
 const WARMING: u32 = 1_000;
 
-/// Far above what any of it takes.
+/// Far more than any of it takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     println!("{DELIVERIES} deliveries, of events that {WEBHOOKS} webhooks want or one");
-    // Tuned, an event that one webhook wants costs a third of what it does by default.
+    // When tuned, an event for one webhook costs a third of what it costs by default.
     for (setting, limit) in
         [(Setting::DEFAULT, Limit::AtMost(1.0)), (settings.notifier, Limit::None)]
     {
@@ -42,7 +42,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// Microseconds of processor time per delivery, and deliveries per second.
+/// Microseconds of CPU time per delivery, and deliveries per second.
 fn measure(webhooks: u32, setting: Setting, report: &mut Report) -> (f64, f64) {
     let sandbox = Sandbox::new();
     let log = Log::new();

@@ -1,7 +1,7 @@
-//! Receivers that are not slow, only far away: how near the notifier comes to what its capacity
-//! allows, and what that does to a quick one.
+//! Receivers that aren't slow, only far away: how close the notifier gets to what its capacity allows,
+//! and the effect on a quick receiver.
 //!
-//! One of them may use half of the capacity N, as the other half is kept free for others; with a
+//! One of them may use half of the capacity N, since the other half is reserved for others; with a
 //! latency of L it can get N/2 / L deliveries per second. Many may use nearly all of it.
 
 use std::{
@@ -22,18 +22,18 @@ use crate::{
     subject::{self, Setting},
 };
 
-/// The one that is far away for itself.
+/// The single distant receiver.
 const ALONE: Duration = Duration::from_millis(200);
-/// Those that are many.
+/// The many distant receivers.
 const EACH: Duration = Duration::from_millis(100);
 const MANY: u8 = 20;
 
 const NEIGHBOUR_PER_SECOND: u32 = 50;
 
-/// Five times what it should take, at the least. What hasn't come by then is not lost, only late.
+/// At least five times what it should take. What hasn't arrived by then isn't lost, only late.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A capacity, and what is published for it: enough for some ten seconds and more.
+/// A capacity, and the events published for it: enough for ten seconds and more.
 struct Case {
     setting: Setting,
     capacity: u16,
@@ -73,7 +73,7 @@ pub(super) fn wide(settings: &Settings, report: &mut Report) {
 }
 
 fn run(case: &Case, settings: &Settings, report: &mut Report) {
-    // A connection for each request of the largest case.
+    // A connection for each concurrent request of the largest case.
     for (latency, requests) in [(ALONE, 15), (EACH, 30)] {
         raw_loop::measure_receiver(Behaviour::Slow(latency), 512, requests);
     }
@@ -101,7 +101,7 @@ fn one(case: &Case, rounds: usize, report: &mut Report) {
         rates.push((rate, f64::from(capacity) / 2.0 / ALONE.as_secs_f64()));
         p99.push((beside.p99, alone.p99));
         moved.push(moves(&notifier));
-        // What it has not delivered in time ends with its queue.
+        // What it hasn't delivered in time is deleted with its queue.
         notifier.kill();
     }
     let figure = |name: &str| format!("far, one, {setting}: {name}");
@@ -117,7 +117,7 @@ fn many(case: &Case, rounds: usize, report: &mut Report) {
     for _ in 0..rounds {
         let sandbox = Sandbox::new();
         let far = Far::start(&sandbox, MANY, EACH);
-        // Before, as publishing takes from the processors what the deliveries need.
+        // Before the start, since publishing takes CPU time that the deliveries need.
         far.publish(&sandbox, events);
         let notifier = subject::notifier(&sandbox, setting).start();
         let rate = far.wait(events, report);
@@ -130,14 +130,14 @@ fn many(case: &Case, rounds: usize, report: &mut Report) {
     report.figure(&figure(&format!("moves of {events}")), Limit::None, &moved);
 }
 
-/// How often deliveries had to wait somewhere else for their turn.
+/// How often deliveries had to wait elsewhere for their turn.
 fn moves(notifier: &Notifier) -> f64 {
     let metrics = notifier.metrics();
     metrics.sum("webhook_deliveries_held_total", &[])
         + metrics.sum("webhook_retries_scheduled_total", &[])
 }
 
-/// Receivers that are far away, each on a host of its own.
+/// Distant receivers, each on its own host.
 struct Far {
     latency: Duration,
     log: Arc<Log>,
@@ -158,7 +158,7 @@ impl Far {
         Self { latency, _receivers: receivers.collect(), kinds, log }
     }
 
-    /// Publishes so many for them in turn.
+    /// Publishes `events` events to them in turn.
     fn publish(&self, sandbox: &Sandbox, events: u32) {
         let began = Instant::now();
         let mut producer = Producer::open(&sandbox.servers.amqp_url);
@@ -169,8 +169,8 @@ impl Far {
         println!("  published within {:.1} s", began.elapsed().as_secs_f64());
     }
 
-    /// Waits for these. Deliveries per second, from the first request to the end of the last, or to
-    /// that of the wait.
+    /// Waits for these. Returns deliveries per second, from the first request to the end of the last one
+    /// or of the wait.
     fn wait(&self, events: u32, report: &mut Report) -> f64 {
         let events = OTHERS..OTHERS + events;
         let complete = self.log.wait(events.len(), LIMIT);

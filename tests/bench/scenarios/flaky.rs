@@ -1,4 +1,4 @@
-//! A receiver that fails three of ten requests, each by chance, and a healthy one beside it.
+//! A receiver that fails three of ten requests at random, and a healthy one next to it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,7 +19,7 @@ const SECONDS: u32 = 60;
 const EVENTS: u32 = PER_SECOND * SECONDS;
 const KIND: &str = "invoice.flaky";
 
-/// How long the last retries may take: five of them in a row, by the default schedule.
+/// How long the last retries may take: five in a row, by the default schedule.
 const LIMIT: Duration = Duration::from_secs(40);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -43,7 +43,7 @@ struct Round {
     within_8s: f64,
     at_the_end: f64,
     opened: f64,
-    /// Beside it, and alone.
+    /// With the other, and alone.
     p99: (f64, f64),
 }
 
@@ -69,7 +69,7 @@ fn measure(report: &mut Report) -> Round {
     if !account.may_become_right() {
         report.wrong(format!("flaky: {account}"));
     }
-    // It may hold events that wait for their next attempt; they end with their queue.
+    // It may hold events that wait for their next attempt; they are deleted with their queue.
     notifier.kill();
 
     let deliveries = log.deliveries();

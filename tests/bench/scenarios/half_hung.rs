@@ -1,5 +1,5 @@
-//! A hundred webhooks on one type of event, sixty of which never answer, and one event a second: what
-//! the other forty get, where each has a host of its own and where all have the same.
+//! A hundred webhooks on one event type, sixty of which never answer, and one event per second: what the
+//! other forty get, on separate hosts and on the same host.
 
 use std::{iter, net::Ipv4Addr};
 
@@ -18,7 +18,7 @@ const WEBHOOKS: u32 = 100;
 const EVENTS: u32 = 60;
 const KIND: &str = "price.changed";
 
-/// Until then the notifier may still be learning who hangs.
+/// Until then the notifier may still be learning which ones hang.
 const LEARNED: u32 = 20;
 
 /// Three of five, spread over all.
@@ -30,7 +30,7 @@ fn is_healthy(webhook: &u32) -> bool {
     !hangs(*webhook)
 }
 
-/// The hosts of all of them, and what these do.
+/// The hosts of all of them, and their behaviour.
 type Case = (&'static str, u32, Behaviour);
 const APART: Case = ("hosts apart", WEBHOOKS, Behaviour::SilentTo(hangs));
 const TOGETHER: Case = ("one host", 1, Behaviour::SilentTo(hangs));
@@ -68,11 +68,11 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// What the healthy ones see.
+/// The results of the healthy ones.
 struct Round {
     delivered: usize,
     all: Latency,
-    /// Of the events from [`LEARNED`] on.
+    /// For the events from [`LEARNED`] on.
     learned: Latency,
 }
 
@@ -95,7 +95,7 @@ fn measure((case, hosts, behaviour): Case, report: &mut Report) -> Round {
         (0..EVENTS).flat_map(|event| answering().map(move |webhook| (event, webhook))).collect();
     log.wait(expected.len(), PATIENCE);
     let account = log.account_of_deliveries(expected.iter().copied());
-    // It holds deliveries to the hanging ones, which end with their queue.
+    // It holds deliveries to the hanging ones, which are deleted with their queue.
     notifier.kill();
     if !account.may_become_right() || (!some_hang && !account.is_right()) {
         report.wrong(format!("half-hung, {case}: {account}"));

@@ -1,5 +1,5 @@
-//! Webhooks whose receivers hang for nearly REQUEST_TIMEOUT, answer one request quickly, and hang
-//! again, as if they wanted to be taken for healthy ones; and a healthy one beside them.
+//! Webhooks whose receivers hang for nearly REQUEST_TIMEOUT, answer one request quickly, and hang again,
+//! as if to pass for healthy ones; and a healthy one next to them.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const RHYTHM: Behaviour = Behaviour::Alternating(Duration::from_millis(9_800));
-/// For all of them.
+/// For all of them together.
 const PER_SECOND: u32 = 15;
 const NEIGHBOUR_PER_SECOND: u32 = 30;
 const SECONDS: u32 = 60;
@@ -45,7 +45,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// What the healthy one sees.
+/// The latencies of the healthy one.
 fn measure(case: &str, hosts: u8, webhooks: u8, report: &mut Report) -> Latency {
     let sandbox = Sandbox::new();
     let log = Log::new();

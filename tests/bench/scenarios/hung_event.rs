@@ -1,5 +1,5 @@
-//! One event that 64 webhooks want whose receivers accept and never answer, and what healthy ones
-//! notice of it: those that have answered before, and those that haven't.
+//! One event for 64 webhooks whose receivers accept and never answer, and its effect on healthy
+//! receivers: on those that have answered before, and on those that haven't.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -20,7 +20,7 @@ const PER_SECOND: u32 = 50;
 const SECONDS: u32 = 30;
 const KIND: &str = "price.changed";
 
-/// REQUEST_TIMEOUT by default, and a second.
+/// The default REQUEST_TIMEOUT, and a second.
 const LONGEST_UNPROVEN: f64 = 11_000.0;
 
 /// How soon the hanging ones have the event, if at all.
@@ -46,7 +46,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     );
 }
 
-/// What the healthy ones see.
+/// The latencies of the healthy ones.
 fn measure(proven: bool, report: &mut Report) -> Latency {
     let sandbox = Sandbox::new();
     let log = Log::new();

@@ -1,9 +1,9 @@
-//! What bad receivers do to the healthy ones, on the same lane.
+//! The effect of bad receivers on the healthy ones, on the same lane.
 //!
-//! Ten webhooks, each of which wants its own type of event, get equal shares of a steady load.
-//! With the bad ones, two of them accept and never answer, and one answers after two seconds; without
-//! them, all are healthy. Looked at are the same seven in both cases, from the first event on. An
-//! event that has not come when the wait is over counts with the length of that wait.
+//! Ten webhooks, each for its own event type, get equal shares of a steady load. With the bad ones, two
+//! of them accept and never answer, and one answers after two seconds; without them, all are healthy.
+//! The same seven are measured in both cases, from the first event on. An event that hasn't arrived when
+//! the wait is over counts as that long.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
 
 const WEBHOOKS: u32 = 10;
 const HEALTHY: u32 = 7;
-/// What the other three do.
+/// The behaviour of the other three.
 const BAD: [Behaviour; 3] =
     [Behaviour::Silent, Behaviour::Silent, Behaviour::Slow(Duration::from_secs(2))];
 
@@ -47,7 +47,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// What the healthy ones see.
+/// The latencies of the healthy ones.
 fn measure(setting: Setting, with_bad: bool, report: &mut Report) -> Latency {
     let sandbox = Sandbox::new();
     let (healthy, others) = (Log::new(), Log::new());
@@ -73,7 +73,7 @@ fn measure(setting: Setting, with_bad: bool, report: &mut Report) -> Latency {
         (0..published.count).filter(|number| number % WEBHOOKS < HEALTHY).collect();
     healthy.wait(expected.len(), PATIENCE);
     let account = healthy.account(expected.iter().copied());
-    // It holds messages of the bad ones, which end with their queue.
+    // It holds the bad ones' messages, which are deleted with their queue.
     notifier.kill();
 
     let case = if with_bad { "with the bad ones" } else { "without them" };

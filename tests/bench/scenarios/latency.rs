@@ -1,4 +1,4 @@
-//! From publishing to receipt, at a steady rate, beside the bare loop.
+//! The latency from publishing to receipt, at a steady rate, compared with the bare loop.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 const KIND: &str = "invoice.paid";
-/// A rate, for how long, and what the 99th percentile may be.
+/// A rate, the number of events, and the limit for the 99th percentile.
 #[derive(Clone, Copy)]
 pub(super) struct Pace {
     per_second: u32,
@@ -21,11 +21,11 @@ pub(super) struct Pace {
     p99: Limit,
 }
 
-/// Twelve seconds that keep nobody busy, and five that do.
+/// Twelve seconds of low load, and five of high load.
 pub(super) const CALM: Pace = Pace { per_second: 100, events: 1_200, p99: Limit::None };
 const BUSY: Pace = Pace { per_second: 1_000, events: 5_000, p99: Limit::AtMost(1.3) };
 
-/// Far above what the last of them takes.
+/// Far more than the last of them takes.
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {

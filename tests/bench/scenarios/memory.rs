@@ -1,5 +1,5 @@
-//! Whether memory grows with the number of events: one process, tuned, at full speed. And what
-//! requests that hang take, and leave behind: threads, above all.
+//! Whether memory grows with the number of events: one process, tuned, at full speed. And what hanging
+//! requests use and leave behind: above all threads.
 
 use std::{
     net::Ipv4Addr,
@@ -21,14 +21,14 @@ const KIND: &str = "invoice.paid";
 const BATCH: u32 = 10_000;
 const BATCHES: u32 = 20;
 
-/// For each of the three queues: as many as may be under way at a time by default.
+/// For each of the three queues: its default capacity.
 const HANGING: u8 = 64;
-/// What is looked at while they hang; far from the end of REQUEST_TIMEOUT.
+/// How long they are measured while they hang; far less than REQUEST_TIMEOUT.
 const HANG: Duration = Duration::from_secs(6);
-/// After it the threads should be gone: a minute and a bit.
+/// After this the threads should have ended: a little more than a minute.
 const GONE: Duration = Duration::from_secs(75);
 
-/// Far above what a batch takes.
+/// Far more than a batch takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {

@@ -1,5 +1,5 @@
-//! A receiver that answers 503 for ten seconds while events for it come in, and a healthy one beside
-//! it: how soon its return is noticed, how soon it has all, and how often it was asked meanwhile.
+//! A receiver answers 503 for ten seconds while events for it arrive, and a healthy one next to it: how
+//! soon its return is noticed, how soon it has everything, and how many requests it got meanwhile.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ struct Round {
     noticed: f64,
     caught_up: f64,
     refused: f64,
-    /// Beside it, and alone.
+    /// With the other, and alone.
     p99: (f64, f64),
 }
 
@@ -81,7 +81,7 @@ fn measure(report: &mut Report) -> Round {
     let deliveries = log.deliveries();
     let noticed = since(deliveries.first().map_or(ended, |delivery| delivery.at));
     let waited: Vec<_> = deliveries.iter().filter(|delivery| delivery.sent < back).collect();
-    // The others of them bear numbers from here on.
+    // The other events have numbers from here on.
     let after = deliveries.iter().filter(|delivery| delivery.sent >= back);
     let expected = after.map(|delivery| delivery.event).min().unwrap_or(OTHERS + EVENTS) - OTHERS;
     let has_all = complete || waited.len() >= expected as usize;

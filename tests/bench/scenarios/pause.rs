@@ -1,5 +1,5 @@
-//! A webhook that is paused while events for it come in, and resumed: nothing comes meanwhile, and all
-//! comes afterwards, in order.
+//! A webhook is paused while events for it arrive, and resumed: nothing is sent meanwhile, and
+//! everything afterwards, in order.
 
 use std::{thread, time::Duration};
 
@@ -22,10 +22,10 @@ const PER_SECOND: u32 = 50;
 const KIND: &str = "invoice.paused";
 const LATENCY: Duration = Duration::from_millis(10);
 
-/// Until every notifier knows of a change of the table: it hears of it at once.
+/// Until every notifier knows of a change to the table: it is notified at once.
 const TOLD: Duration = Duration::from_secs(2);
 
-/// After the resumption.
+/// After the end of the pause.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -63,7 +63,7 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let queued = queued::measure(events, LATENCY, report);
     let broker = broker_pid();
     let sandbox = Sandbox::new();
-    // Where the tables have none yet, a pause has no effect, and the figures show that.
+    // If the table doesn't support pauses yet, a pause has no effect, and the figures show that.
     sandbox
         .database
         .run_script("ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS paused_at TIMESTAMPTZ");
@@ -71,7 +71,7 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let receiver = Receiver::start(Behaviour::Slow(LATENCY), &log);
     let id = sandbox.webhook(&receiver.url(0), &[KIND]);
     let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
-    // It has been well before.
+    // It has worked before.
     let mut producer = Producer::open(&sandbox.servers.amqp_url);
     producer.publish(sandbox.queue(), 0, KIND);
     producer.settle();
@@ -94,7 +94,7 @@ fn measure(events: u32, report: &mut Report) -> Round {
     if !account.may_become_right() {
         report.wrong(format!("pause: {account}"));
     }
-    // It may hold events that wait; they end with their queue.
+    // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let mut deliveries = log.deliveries();
     deliveries.retain(|delivery| delivery.at >= resumed);

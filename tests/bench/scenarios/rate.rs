@@ -1,5 +1,5 @@
-//! A receiver that takes ten requests a second, as its webhook says, and a hundred seconds' events for
-//! it at once: how evenly, in which order, and at which cost they come.
+//! A receiver that takes ten requests per second, by its webhook's limit, and gets a hundred seconds'
+//! events at once: how evenly, in which order, and at which cost they are delivered.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const KIND: &str = "invoice.paced";
 const LATENCY: Duration = Duration::from_millis(10);
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// Beside what the rate allows.
+/// In addition to the time that the rate needs.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -70,7 +70,7 @@ fn measure(events: u32, report: &mut Report) -> Round {
     if !account.may_become_right() {
         report.wrong(format!("rate: {account}"));
     }
-    // It may hold events that wait; they end with their queue.
+    // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let deliveries = log.deliveries();
     let (fewest, most) = windows(&deliveries);
@@ -89,8 +89,8 @@ fn measure(events: u32, report: &mut Report) -> Round {
     }
 }
 
-/// The least and the most deliveries per second in any [`WINDOW`], of which one follows the other;
-/// from the second on, and without the last, which ends early.
+/// The least and the most deliveries per second in any [`WINDOW`]; windows follow one another, and the
+/// first and the last, which is incomplete, don't count.
 fn windows(deliveries: &[Receipt]) -> (f64, f64) {
     let (Some(first), Some(last)) = (deliveries.first(), deliveries.last()) else {
         return (0.0, 0.0);

@@ -1,5 +1,5 @@
-//! Hundreds of receivers where nobody listens, with events for each: what they cost, and how soon all
-//! have theirs once somebody does.
+//! Hundreds of receivers where nothing listens, with events for each: what they cost, and how soon all
+//! are delivered once something listens.
 
 use std::{
     thread,
@@ -18,17 +18,17 @@ use crate::{
     subject::{self, Setting},
 };
 
-/// Each on a host of its own.
+/// Each on its own host.
 const RECEIVERS: u32 = 500;
 const EVENTS_EACH: u32 = 200;
 
-/// The last of the outage, in which nothing is published; a quarter of a short one.
+/// The last part of the outage, in which nothing is published; a quarter of a short one.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// Beside a quarter of the outage.
+/// In addition to a quarter of the outage.
 const UNTIL_ALL: Duration = Duration::from_secs(60);
 
-/// The run waits as long as the outage was, and this.
+/// The run waits as long as the outage was, plus this.
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -64,7 +64,7 @@ struct Round {
     missing: f64,
 }
 
-/// By the number of the webhook.
+/// By the webhook's number.
 fn host(webhook: u32) -> String {
     format!("127.8.{}.{}", webhook / 250, 1 + webhook % 250)
 }
@@ -115,7 +115,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     let all = Duration::from_nanos(last.unwrap_or_else(now) - back).as_secs_f64();
     let notifier_mib = peak_mib(notifier.id());
     let [_, threads, files] = notifier.resources();
-    // It may hold events that wait; they end with their queue.
+    // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let calm = ended.since(&quiet_began);
     println!(

@@ -1,5 +1,5 @@
-//! One event that very many webhooks want, so that it is split into a message for each, and the next
-//! event behind it; with the default configuration.
+//! One event for very many webhooks, so that it is split into a message for each, and the next event
+//! behind it; with the default configuration.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const WEBHOOKS: u32 = 50_000;
 const KIND: &str = "price.changed";
 const NEXT: &str = "invoice.paid";
 
-/// Twenty times what it takes one after the other.
+/// Twenty times what it takes sequentially.
 const LIMIT: Duration = Duration::from_secs(300);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -31,7 +31,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     );
 }
 
-/// Seconds until the event behind it has come, and until all have it.
+/// Seconds until the event behind it has arrived, and until all have it.
 fn measure(report: &mut Report) -> (f64, f64) {
     let sandbox = Sandbox::new();
     let (log, next_log) = (Log::new(), Log::new());

@@ -1,4 +1,4 @@
-//! From exec to the line that says that every lane consumes.
+//! The time from exec to the line that says that every lane consumes.
 
 use std::{
     thread,
@@ -11,7 +11,7 @@ use crate::{
     settings::Settings,
 };
 
-/// How exactly the line's time is known.
+/// The resolution of the line's time.
 const POLL: Duration = Duration::from_millis(1);
 
 /// The delays of the default schedule, whose wait queues all notifiers of a broker share.

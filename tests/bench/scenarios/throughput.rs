@@ -1,7 +1,7 @@
-//! Events per second and processor time per event, with a queue that is already full.
+//! Events per second and CPU time per event, with a queue that is already full.
 //!
-//! The clock runs from the last of the first [`WARMING`] receipts at the receiver to the very last
-//! receipt, and so does the count of the processor time: starting up is in neither.
+//! Time and CPU time are measured from the last of the first [`WARMING`] receipts to the very last
+//! receipt: starting up isn't included.
 
 use std::{env, time::Duration};
 
@@ -24,20 +24,20 @@ const KIND: &str = "invoice.paid";
 const EVENTS_BY_DEFAULT: u32 = 10_000;
 /// About five seconds.
 const EVENTS_TUNED: u32 = 75_000;
-/// A second or two, where there are many settings or an earlier binary to compare.
+/// A second or two, if there are many settings or an earlier binary to compare.
 const EVENTS_BRIEFLY: u32 = 22_000;
 
-/// What is delivered before it counts: while connections are still being made.
+/// What is delivered before the measurement, while connections are still being opened.
 const WARMING: u32 = 500;
 
-/// Far above what any of it takes.
+/// Far more than any of it takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// One round of one side.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
     per_second: f64,
-    /// Processor time per event, in microseconds.
+    /// CPU time per event, in microseconds.
     processor: f64,
     requests_per_connection: f64,
 }
@@ -50,7 +50,7 @@ pub(super) fn by_default(settings: &Settings, report: &mut Report) {
 }
 
 pub(super) fn tuned(settings: &Settings, report: &mut Report) {
-    // As many connections as the bare loop has.
+    // The bare loop's number of connections.
     raw_loop::measure_receiver(Behaviour::Prompt, 4, 25_000);
     let sides = (Side::Notifier(settings.notifier), Side::BareLoop(settings.bare));
     let rounds = compare(settings.rounds(20), sides, EVENTS_TUNED, report);
@@ -63,7 +63,7 @@ pub(super) fn tuned(settings: &Settings, report: &mut Report) {
     );
 }
 
-/// What has become of it since the binary that EARLIER names: a change may cost 3 %.
+/// The difference to the binary named by EARLIER: a change may cost 3 %.
 pub(super) fn since_earlier(settings: &Settings, report: &mut Report) {
     if env::var_os(EARLIER).is_none() {
         return report.wrong(format!("{EARLIER} names no binary to compare with"));
@@ -83,7 +83,7 @@ pub(super) fn since_earlier(settings: &Settings, report: &mut Report) {
     latency::compare(settings.rounds(3), Side::Earlier(Setting::DEFAULT), latency::CALM, report);
 }
 
-/// Where the bare loop is at its best.
+/// The best setting of the bare loop.
 pub(super) fn search_bare(settings: &Settings, report: &mut Report) {
     let all = [1, 2, 4, 8]
         .into_iter()
@@ -91,13 +91,13 @@ pub(super) fn search_bare(settings: &Settings, report: &mut Report) {
     search(all.map(Side::BareLoop).collect(), settings, report);
 }
 
-/// Where the notifier is.
+/// The best setting of the notifier.
 pub(super) fn search_notifier(settings: &Settings, report: &mut Report) {
     let all = [1, 4, 16, 64, 256, 1024].map(Setting::prefetch);
     search(all.map(Side::Notifier).to_vec(), settings, report);
 }
 
-/// Setting after setting, and over again, so that what the machine does besides meets all of them.
+/// Setting after setting, repeatedly, so that other load on the machine affects all of them.
 fn search(sides: Vec<Side>, settings: &Settings, report: &mut Report) {
     println!("{EVENTS_BRIEFLY} events wait");
     let mut found = vec![Vec::new(); sides.len()];
@@ -114,7 +114,7 @@ fn search(sides: Vec<Side>, settings: &Settings, report: &mut Report) {
     }
 }
 
-/// Both sides, one after the other, and over again.
+/// Both sides, alternately.
 fn compare(
     rounds: usize,
     (ours, other): (Side, Side),

@@ -1,5 +1,5 @@
-//! 100,000 events that wait for one receiver that never answers, for DURATION: whether memory grows
-//! with them, and what their waiting costs.
+//! 100,000 events wait for one receiver that never answers, for DURATION: whether memory grows with
+//! them, and the cost of their waiting.
 
 use std::{
     thread,
@@ -20,14 +20,14 @@ use crate::{
 const EVENTS: u32 = 100_000;
 const KIND: &str = "invoice.lost";
 
-/// For a healthy receiver, before, of which many are under way: what the process takes for any events
-/// it has taken then, threads included.
+/// Events for a healthy receiver before that, many of them under way at once: afterwards the process has
+/// allocated what it needs for any events, including threads.
 const WARMING: u32 = 10_000;
 const WARMING_LATENCY: Duration = Duration::from_millis(10);
 const WARMING_KIND: &str = "invoice.paid";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What is looked at, at the end of every such time.
+/// The time between two readings.
 const WINDOW: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -81,6 +81,6 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     ] {
         report.figure(&format!("waiting: {figure}"), limit, &[value]);
     }
-    // It holds the events that wait; they end with their queue.
+    // It holds the waiting events, which are deleted with their queue.
     notifier.kill();
 }

@@ -1,4 +1,4 @@
-//! Accounts that are none: of events, and in the table.
+//! Invalid accounts: of events, and in the table.
 
 use super::*;
 use crate::{harness::Proxy, malformed::publish_raw_to};
@@ -12,13 +12,13 @@ fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says()
     let notifier = sandbox.notifier().start();
     let table = FieldTable::from([("id".to_owned(), text("a"))]);
     let odd = [
-        (AmqpValue::Double(7.0), "neither a text nor an integer"),
-        (AmqpValue::Float(7.0), "neither a text nor an integer"),
-        (AmqpValue::Boolean(true), "neither a text nor an integer"),
-        (AmqpValue::Timestamp(7), "neither a text nor an integer"),
-        (AmqpValue::FieldArray(vec![text("a")]), "neither a text nor an integer"),
-        (AmqpValue::FieldTable(table), "neither a text nor an integer"),
-        (AmqpValue::ByteArray(b"a".to_vec()), "neither a text nor an integer"),
+        (AmqpValue::Double(7.0), "neither a string nor an integer"),
+        (AmqpValue::Float(7.0), "neither a string nor an integer"),
+        (AmqpValue::Boolean(true), "neither a string nor an integer"),
+        (AmqpValue::Timestamp(7), "neither a string nor an integer"),
+        (AmqpValue::FieldArray(vec![text("a")]), "neither a string nor an integer"),
+        (AmqpValue::FieldTable(table), "neither a string nor an integer"),
+        (AmqpValue::ByteArray(b"a".to_vec()), "neither a string nor an integer"),
         (text(&"a".repeat(256)), "longer than 255 bytes"),
         (text(&"a".repeat(80_000)), "longer than 255 bytes"),
         (text("a\n"), "control character"),
@@ -30,7 +30,7 @@ fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says()
         sandbox.publish(&event);
         expected.insert(event.id, says);
     }
-    // In Latin-1, say. What of these four letters is sent is not UTF-8.
+    // For example in Latin-1: what is sent for these four letters isn't UTF-8.
     let latin = of(Event::new("order.paid").body(r#"{"account":"a"}"#), text("grXXXXe"));
     publish_raw_to(&sandbox, sandbox.queue(), latin.clone());
     expected.insert(latin.id, "not UTF-8");
@@ -42,11 +42,11 @@ fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says()
         let error = letter["last_error"].as_str().expect("a reason");
         assert!(error.starts_with("the account ") && error.contains(says), "{error}");
     }
-    // They are so still when they come back.
+    // They are still malformed when they return.
     let replayed = succeed(&sandbox, &["dead-letters", "replay"]);
     assert!(replayed.contains(&format!("{count} are malformed and stay")), "{replayed}");
 
-    // What says nothing leaves it to the body.
+    // Headers that say nothing leave the account to the body.
     let body = |event: Event| event.body(r#"{"account":"a"}"#);
     let unset = [
         of(body(Event::new("order.paid")), AmqpValue::Void),
@@ -75,13 +75,13 @@ fn an_account_counts_however_many_other_headers_there_are() {
         let mut headers = others;
         headers.insert("account".to_owned(), text("a"));
         headers.insert("traceparent".to_owned(), text(trace));
-        // By its body it would be somebody else's.
+        // Going by the body, it would be somebody else's.
         sandbox.publish(&Event::new("t").body(r#"{"account":"b"}"#).headers(headers));
     }
     let requests = receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     assert_eq!(receiver.at("/b").len(), 0);
-    // Nor does the trace end where there are many others; that some are left out is said.
+    // Nor does a trace get lost among many other headers; the log says that some are left out.
     assert!(requests.iter().all(|request| request.header("traceparent") == trace));
     let lines = notifier.stderr();
     let told = lines.iter().filter(|line| line.contains("headers left out")).count();
@@ -99,7 +99,7 @@ fn an_account_counts_beside_a_header_that_nests_too_deep_and_is_refused_where_it
     let nested = (0..40).fold(AmqpValue::Void, |inner, _| {
         AmqpValue::FieldTable(FieldTable::from([("k".to_owned(), inner)]))
     });
-    // By its body it would be somebody else's.
+    // Going by the body, it would be somebody else's.
     let event = |headers: FieldTable| Event::new("t").body(r#"{"account":"b"}"#).headers(headers);
     for other in ["_", "z"] {
         let headers = [(other.to_owned(), nested.clone()), ("account".to_owned(), text("a"))];
@@ -143,7 +143,7 @@ fn accounts_that_a_collation_finds_equal_each_get_their_events() {
     notifier.terminate();
 }
 
-/// What the column is set to, and what is wrong with that; nothing where all is well.
+/// What the column is set to, and what is wrong with that; empty if all is well.
 const ROWS: [(&str, &str); 10] = [
     ("NULL", ""),
     ("'a'", ""),
@@ -201,7 +201,7 @@ fn what_stands_in_the_column_is_an_account_or_makes_its_own_webhook_unusable() {
     let checked = sandbox.command(&["check"]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
     assert!(checked.stdout.contains("5 of them get nothing"), "{checked:?}");
-    // The remedy is one.
+    // The remedy works.
     for id in &ids[5..] {
         succeed(&sandbox, &["webhooks", "set", id, "--unset", "account"]);
     }
@@ -265,7 +265,7 @@ fn while_postgres_is_away_accounts_decide_as_before() {
 
     proxy.refuse();
     wait_until(SOON, "it is away", || notifier.metric("webhook_database_up", &[]) == 0.0);
-    // Known are the type, that `a` and `b` have webhooks for it, and those of `a`.
+    // Known are the type, that `a` and `b` have webhooks for it, and the webhooks of `a`.
     for owner in ["a", "stranger"] {
         sandbox.publish(&of(Event::new("t"), text(owner)));
     }
@@ -274,7 +274,7 @@ fn while_postgres_is_away_accounts_decide_as_before() {
     receiver.wait_at("/a", 2);
     let of_b = of(Event::new("t"), text("b"));
     sandbox.publish(&of_b);
-    // It waits, and goes nowhere without those that only PostgreSQL knows.
+    // It waits, and isn't sent to anyone without those that only PostgreSQL knows.
     wait_until(SOON, "it waits", || {
         notifier.stderr().iter().any(|line| line.contains("lane interrupted"))
     });

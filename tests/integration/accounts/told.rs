@@ -1,9 +1,9 @@
-//! What the commands say of accounts, and how they choose by them.
+//! What the commands say about accounts, and how they filter by them.
 
 use super::*;
 use crate::harness::Servers;
 
-/// As words, however it is wrapped.
+/// The words, independent of wrapping.
 fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -26,17 +26,17 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let told = known(&of_a, "dropped at");
     for part in [
         "account a queue",
-        "those below want this type, and are of other accounts",
-        r#"enabled; wants it by `user.*`, but it is of account "b""#,
-        r#"not for it: it is of account "b", and the event of account "a""#,
+        "the webhooks below want this type, but belong to other accounts",
+        r#"enabled; wants it by `user.*`, but it belongs to account "b""#,
+        r#"not for it: it belongs to account "b", the event to account "a""#,
         &format!("`webhooks set {of_b} --account a`"),
     ] {
         assert!(told.contains(part), "no {part:?} in {told}");
     }
     let told = known(&of_none, "dropped at");
     for part in [
-        r#"wants it by `user.*`, but it is of account "b""#,
-        r#"not for it: it is of account "b", and the event of none"#,
+        r#"wants it by `user.*`, but it belongs to account "b""#,
+        r#"not for it: it belongs to account "b", the event to none"#,
         "the AMQP header `account`",
     ] {
         assert!(told.contains(part), "no {part:?} in {told}");
@@ -44,21 +44,27 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let of_b_too = of(Event::new("user.created"), text("b"));
     sandbox.publish(&of_b_too);
     let told = known(&of_b_too, "by attempt 1");
-    assert!(told.contains("wants it by `user.*` ") && !told.contains("but it is"), "{told}");
+    assert!(
+        told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"),
+        "{told}"
+    );
 
-    // Of an event that nobody knows, the operator says it.
+    // For an event that nobody knows, the operator states the account.
     let unknown = ["no-such-event", "--type", "user.created"];
     let told = why(&unknown);
-    assert!(!told.contains("but it is") && told.contains("nothing is logged for it"), "{told}");
+    assert!(
+        !told.contains("but it belongs to") && told.contains("nothing is logged for it"),
+        "{told}"
+    );
     let told = why(&[&unknown[..], &["--account", "a"]].concat());
-    assert!(told.contains(r#"but it is of account "b""#), "{told}");
+    assert!(told.contains(r#"but it belongs to account "b""#), "{told}");
     let answer = sandbox.command(&["why", &of_a.id, "--json"]).stdout;
     let answer = json(&answer);
     assert_eq!(answer["account"], "a");
     assert_eq!(answer["webhooks"][0]["account"], "b");
     assert!(answer["webhooks"][0]["not_its_own"].is_string(), "{answer}");
 
-    // However many others there are: those that may have it come first.
+    // However many others there are: those that may get it come first.
     sandbox.database.run_script(
         "INSERT INTO webhooks (post_url, events, account)
          SELECT 'https://example.org/', '{user.*}', 'other ' || n FROM generate_series(1, 1100) AS n",
@@ -66,11 +72,11 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let own = webhook(&sandbox, &receiver.url("/a"), &["user.*"], Some("a")).to_string();
     let told = why(&[&of_a.id]);
     let at = |part: &str| told.find(part).unwrap_or_else(|| panic!("no {part:?} in {told}"));
-    assert!(at(&own) < at("but it is of account"), "{told}");
+    assert!(at(&own) < at("but it belongs to account"), "{told}");
     assert!(at("publish it again: those below would want it today") < at(&own));
     assert!(told.contains("more webhooks of other accounts"), "{told}");
     let told = why(&[&of_a.id, "--webhook", &of_b]);
-    assert!(told.contains(r#"but it is of account "b""#) && !told.contains(&own), "{told}");
+    assert!(told.contains(r#"but it belongs to account "b""#) && !told.contains(&own), "{told}");
     notifier.terminate();
 }
 
@@ -92,11 +98,11 @@ fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_
     }
     let told = why(&["inv-1"]);
     assert!(told.contains(r#"events of "b" have this id, too: choose by --account"#), "{told}");
-    assert!(!told.contains("but it is of account"), "each has had its own: {told}");
+    assert!(!told.contains("but it belongs to account"), "each has had its own: {told}");
     let told = why(&["inv-1", "--account", "b"]);
     assert!(told.contains("account b queue"), "{told}");
     assert_eq!(told.matches("by attempt 1").count(), 1, "{told}");
-    let part = format!(r#"not for it: it is of account "{odd}", and the event of account "b""#);
+    let part = format!(r#"not for it: it belongs to account "{odd}", the event to account "b""#);
     assert!(told.contains(&part), "{told}");
     let told = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
     let command = format!(r"`webhooks set {} --account='it'\''s Acme; touch x'`", ids[0]);
@@ -127,7 +133,7 @@ fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
         let told = why(id);
         for part in [
             state,
-            r#"it will be dead then, other_account: it is of account "b", and the event of account "a""#,
+            r#"it will be dead then, other_account: it belongs to account "b", the event to account "a""#,
             &format!("`webhooks set {id} --account a`"),
         ] {
             assert!(told.contains(part), "no {part:?} in {told}");
@@ -150,9 +156,9 @@ fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() 
         words(&sandbox.command(&["why", event]).stdout)
     };
     let before = why("before", "1 day");
-    assert!(before.contains(&other) && !before.contains("but it is of"), "{before}");
+    assert!(before.contains(&other) && !before.contains("but it belongs to"), "{before}");
     let after = why("after", "0");
-    assert_eq!(after.matches("but it is of account").count(), 2, "{after}");
+    assert_eq!(after.matches("but it belongs to account").count(), 2, "{after}");
 }
 
 #[test]
@@ -204,11 +210,11 @@ fn of_an_account_that_the_databases_encoding_lacks_the_log_has_what_receivers_ha
     };
     for account in [&[][..], &["--account", "日本"]] {
         let told = why(&lacked, account);
-        assert!(told.contains(r#"but it is of account "größe""#), "{told}");
+        assert!(told.contains(r#"but it belongs to account "größe""#), "{told}");
     }
     assert!(why(&lacked, &[]).contains("account %E6%97%A5%E6%9C%AC"));
     let told = why(&held, &[]);
-    assert!(!told.contains("but it is of"), "{told}");
+    assert!(!told.contains("but it belongs to"), "{told}");
     let listed = command(&["webhooks", "list", "--account", "日本", "--json"]);
     assert_eq!((listed.code, json(&listed.stdout).as_array().map(Vec::len)), (Some(0), Some(0)));
     notifier.terminate();
@@ -243,7 +249,7 @@ fn commands_publish_list_follow_and_choose_by_account() {
     tail.wait_stdout(SOON, "first-2");
     wait_until(SOON, "all is dead", || {
         let listed = succeed(&sandbox, &["dead-letters", "list", "--each", "--json"]);
-        // After the first 410 there is nobody left to send the second event to, perhaps.
+        // After the first 410, the second event may have no receiver left.
         json(&listed).as_array().is_some_and(|letters| letters.len() >= 3)
     });
     sandbox.wait_drained();
@@ -315,7 +321,7 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
         assert!(many.contains(part), "no {part:?} in {many}");
     }
 
-    // What was in a column that somebody dropped, nobody knows.
+    // Nobody knows what was in a dropped column.
     sandbox.database.run_script("ALTER TABLE webhooks DROP COLUMN account CASCADE");
     let restored = sandbox.command(&["migrate"]);
     assert!(
@@ -342,7 +348,7 @@ fn the_status_page_says_of_ailing_receivers_and_backlogs_whose_they_are() {
     wait_until(LATER, "both are listed with their account", || {
         let status = json(&notifier.get("/status.json").body);
         let of = |part: &str| status[part]["listed"][0]["account"].clone();
-        // As it can be shown.
+        // In the form in which it can be shown.
         of("receivers") == "acme\\u{202e}" && of("backlogs") == "acme\\u{202e}"
     });
     notifier.terminate();

@@ -1,9 +1,9 @@
-//! The account of a webhook changes while a delivery to it waits for a free place.
+//! A webhook's account changes while a delivery to it waits for a free place.
 
 use super::*;
 use crate::harness::{Notifier, Proxy};
 
-/// A retry of an event of the account `a` that waits for a place, which `/slow` has.
+/// A retry of an event of account `a` waits for a place, which `/slow` occupies.
 struct Scene {
     sandbox: Sandbox,
     receiver: Receiver,
@@ -43,7 +43,7 @@ impl Scene {
         }
         sandbox.publish(&of(Event::new("order.paid"), text("a")));
         receiver.wait_at("/a", 1);
-        // Now all of the capacity is in use, and the retry has to wait for it.
+        // Now the whole capacity is in use, and the retry has to wait.
         sandbox.publish(&Event::new("slow"));
         receiver.wait_at("/slow", 1);
         let retries = sandbox.retry_queue();
@@ -54,7 +54,7 @@ impl Scene {
     fn change_account(&self) {
         set_account(&self.sandbox, self.id, Some("b"));
         let committed = Instant::now();
-        // A change is honoured within a tenth of a second.
+        // A change takes effect within a tenth of a second.
         wait_until(SOON, "the time is over", || committed.elapsed() > Duration::from_millis(500));
     }
 
@@ -108,7 +108,7 @@ fn what_waited_for_a_webhook_that_has_changed_goes_nowhere_while_postgres_cannot
     wait_until(LATER, "it is parked", || {
         scene.notifier.metric("webhook_deliveries_held_total", &held) == 1.0
     });
-    // Nor when PostgreSQL is there again, before that has been asked.
+    // Nor once PostgreSQL is back, before it has been asked.
     scene.database.thaw();
     scene.sandbox.publish(&Event::new("slow"));
     scene.receiver.wait_at_within(LATER, "/slow", 2);

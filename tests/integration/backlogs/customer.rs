@@ -1,4 +1,4 @@
-//! A receiver that goes away and comes back, and knows afterwards what it was sent in which order.
+//! A receiver that goes away and comes back, and records what it was sent in which order.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,10 +9,10 @@ use std::{
 
 use crate::harness::{Event, Receiver, Reply, wait_until};
 
-/// What it does with a request.
+/// How it treats a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Manner {
-    /// Answers 200 after a while.
+    /// Answers 200 after this time.
     Takes(Duration),
     /// Answers with another status, at once.
     Refuses(u16),
@@ -30,7 +30,7 @@ impl Manner {
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) id: String,
-    /// When it was answered; none: it is under way, or was refused.
+    /// When it was answered with 200; `None`: it is under way, or was refused.
     pub(super) accepted_at: Option<Instant>,
 }
 
@@ -85,7 +85,7 @@ impl Customer {
         self.receiver.url("/")
     }
 
-    /// What it does from now on.
+    /// Sets how it treats requests from now on.
     pub(super) fn becomes(&self, manner: Manner) {
         lock(&self.book).manner = manner;
     }
@@ -102,18 +102,18 @@ impl Customer {
         self.arrivals().iter().filter(|arrival| arrival.accepted_at.is_some()).count()
     }
 
-    /// How many of these it has accepted, however often.
+    /// How many of these it has accepted, at least once.
     pub(super) fn accepted_of(&self, events: &[Event]) -> usize {
         let accepted = self.times_accepted();
         events.iter().filter(|event| accepted.contains_key(&event.id)).count()
     }
 
-    /// The most requests that were under way together.
+    /// The most concurrent requests.
     pub(super) fn most(&self) -> usize {
         lock(&self.book).most
     }
 
-    /// Counts these anew, from those that are under way now.
+    /// Restarts that count with the requests under way.
     pub(super) fn forget_most(&self) {
         let mut book = lock(&self.book);
         book.most = book.under_way;
@@ -163,10 +163,10 @@ impl Customer {
         assert_eq!(self.repeats(events), 0, "accepted again");
     }
 
-    /// Those of these events that it accepted when they first came were sent in this order. A lane's
-    /// consumers take events side by side, and so do requests: whenever one is accepted, at most
-    /// `at_once` that come before it are still under way. How long they take is not said: on a busy
-    /// machine many others may pass one.
+    /// Checks that those of these events that it accepted at their first request were sent in this
+    /// order. A lane's consumers take events in parallel, and so run requests: whenever one is accepted,
+    /// at most `at_once` earlier ones are still under way. Their durations aren't limited: on a busy
+    /// machine many others may overtake one.
     #[track_caller]
     pub(super) fn assert_in_order(&self, events: &[Event], at_once: usize) {
         let numbers: HashMap<&str, usize> =

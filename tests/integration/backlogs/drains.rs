@@ -1,4 +1,4 @@
-//! A notifier that ends while a backlog drains, or while it holds the heads of some.
+//! A notifier that ends while a backlog drains, or while it holds the heads of several.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::harness::{Event, LATER, Notifier, SOON, Sandbox, wait_until};
 
-/// Enough for two seconds, so that the end comes in the middle of it on a busy machine, too.
+/// Enough for two seconds, so that even on a busy machine the end comes in the middle.
 const ALL: usize = 1_500;
 
 struct Stage {
@@ -18,7 +18,7 @@ struct Stage {
     notifier: Notifier,
 }
 
-/// A backlog of so many, of which some have arrived.
+/// A backlog of `count`, of which at least `arrived` have arrived.
 #[track_caller]
 fn draining(count: usize, arrived: usize) -> Stage {
     let sandbox = Sandbox::new();
@@ -63,7 +63,7 @@ fn shut_down_while_a_backlog_drains_it_ends_soon_and_loses_and_repeats_nothing()
     notifier.terminate();
     sandbox.wait_drained();
     customer.assert_each_once(&events);
-    // As many may change places on the way in, and on the way out.
+    // This many may be reordered on the way in, and on the way out.
     customer.assert_in_order(&events, 2 * CAPACITY);
 }
 
@@ -79,7 +79,7 @@ fn shut_down_while_heads_are_held_it_ends_soon_and_loses_and_repeats_nothing() {
     let mut events = publish(&sandbox, 5);
     away.wait_accepted(SOON, &events);
     away.becomes(Manner::Refuses(503));
-    // What has failed waits for a minute.
+    // A failed attempt waits for a minute.
     let failed = open_breaker(&sandbox, &notifier);
     let before = super::held(&notifier, sandbox.queue());
     events.extend(publish(&sandbox, 50));

@@ -1,4 +1,4 @@
-//! Two instances share the queues: one of them consumes a backlog, until it goes.
+//! Two instances share the queues: one of them consumes a backlog, until it stops.
 
 use std::time::{Duration, Instant};
 
@@ -42,14 +42,15 @@ fn of_two_instances_one_probes_a_receiver_that_is_away() {
         instances.iter().all(|notifier| held(notifier, sandbox.queue()) > 0.0)
     });
     publish(&sandbox, 50);
-    // What was on its way when the breaker opened has been answered.
+    // What was under way when the breaker opened has been answered.
     let start = [0, 1].map(|n| probes(&instances[n]));
     wait_until(SOON, "it is probed", || [0, 1].iter().any(|n| probes(&instances[*n]) > start[*n]));
     let start = [0, 1].map(|n| probes(&instances[n]));
     let (requests, began) = (customer.requests(), Instant::now());
     wait_until(SOON, "it is probed again and again", || customer.requests() >= requests + 5);
     let took = began.elapsed();
-    // Jitter shortens a pause by a fifth at most. Two instances would make twice as many.
+    // Jitter shortens a pause by at most a fifth. Two independent instances would send twice as many
+    // probes.
     assert!(took >= Duration::from_millis(3_100), "five probes in {took:?}");
     let more = [0, 1].map(|n| probes(&instances[n]) - start[n]);
     assert!(more.contains(&0.0), "both probed: {more:?}");
@@ -66,7 +67,7 @@ fn when_the_instance_dies_that_consumes_a_backlog_the_other_probes_and_goes_on_a
     let before = held(&first, sandbox.queue());
     let mut waiting = publish(&sandbox, 30);
     wait_until(SOON, "they wait", || held(&first, sandbox.queue()) >= before + 30.0);
-    // The other knows of it before it has events.
+    // The other knows of it before it gets events.
     let mut second = launch().start();
     let line = second.wait_stderr(SOON, "backlog opened");
     assert!(line.contains(&backlog(&sandbox, webhook)), "{line}");
@@ -108,7 +109,7 @@ fn when_the_instance_dies_that_drains_a_backlog_the_other_goes_on() {
     super::pauses::set_paused(&sandbox, webhook, false);
     wait_until(SOON, "it drains", || customer.accepted() >= 150);
     let by = |one: &Notifier| one.metric("webhook_request_success_total", &[]);
-    // Whoever asks the broker for more ahead may find that the other has its turn.
+    // An instance with a larger prefetch might find that it is the other one's turn.
     let start: Vec<f64> = instances.iter().map(by).collect();
     wait_until(SOON, "one of them goes on", || {
         by(&instances[0]) + by(&instances[1]) > 30.0 + start.iter().sum::<f64>()

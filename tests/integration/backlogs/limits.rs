@@ -1,11 +1,11 @@
-//! What a webhook says that it can take holds for its events, its backlogs and its retries together.
+//! A webhook's limits apply to its events, its backlogs and its retries together.
 
 use std::time::Instant;
 
 use super::{CAPACITY, Customer, Manner, events, held, oldest_parked, publish};
 use crate::harness::{LATER, Receiver, Reply, SOON, Sandbox, wait_until};
 
-/// Requests a second, and how many may follow on each other at once after a rest.
+/// Requests per second, and how many may follow one another at once after a rest.
 const RATE: usize = 20;
 
 #[test]
@@ -29,7 +29,7 @@ fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
     let began = Instant::now();
     let mut all = publish(&sandbox, 60);
     wait_until(SOON, "some have arrived", || receiver.requests().len() >= 30);
-    // While the backlog is there, and retries come.
+    // While there is a backlog, and retries come.
     all.extend(publish(&sandbox, 40));
 
     wait_until(LATER, "all arrive", || {
@@ -55,7 +55,8 @@ fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
     let places: Vec<_> = first.map(place).collect();
     assert_eq!(places.len(), 100);
     for (at, place) in places.iter().enumerate() {
-        // Where the machine stood still, as many as were saved up meanwhile are under way at once.
+        // After a stall of the machine, as many requests as were saved up meanwhile are under way at
+        // once.
         assert!(at.abs_diff(*place) < RATE, "number {place} came as number {at}: {places:?}");
     }
 }
@@ -90,7 +91,7 @@ fn check_two_queues(limit: &str) {
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
     sandbox.database.execute(&format!("UPDATE webhooks SET {limit} WHERE id = $1"), &[&webhook]);
     let notifier = sandbox.notifier().start();
-    // Far more than can come in the time that this takes: the first has a long backlog before the other.
+    // Far more than can be delivered during the test: the first one has a long backlog before the other.
     let first = publish(&sandbox, 400);
     let second = events(400);
     wait_until(SOON, "the first has a backlog", || held(&notifier, sandbox.queue()) >= 50.0);
@@ -106,7 +107,7 @@ fn check_two_queues(limit: &str) {
     });
     let (now, took) = (accepted(), began.elapsed());
     let more = [now[0] - before[0], now[1] - before[1]];
-    // In turns; on a busy machine one of them may begin late.
+    // They take turns; on a busy machine one of them may begin late.
     let [fewer, most] = [more[0].min(more[1]), more[0].max(more[1])];
     assert!(most <= 4 * fewer, "{before:?} became {now:?} in {took:?}");
     assert!(now[0] < 400 && now[1] < 400, "neither was over: {now:?}");

@@ -1,4 +1,4 @@
-//! Somebody deletes the queue of a backlog, its binding or its row.
+//! Somebody deletes a backlog's queue, its binding or its row.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
     customer.wait_accepted(SOON, &first);
     customer.becomes(Manner::takes(8_000));
     publish(&sandbox, 3);
-    // The first came by its queue, the second by the backlog.
+    // The first one came from its queue, the second from the backlog.
     let queue = backlog(&sandbox, webhook);
     wait_until(SOON, "the head of the backlog is under way, and the last one is there", || {
         customer.requests() == 3 && held(&notifier, sandbox.queue()) >= 2.0

@@ -9,7 +9,7 @@ use crate::{
 };
 use std::time::Duration;
 
-/// Who pauses it.
+/// How it is paused.
 #[derive(Clone, Copy, Debug)]
 enum By {
     Command,
@@ -29,7 +29,7 @@ impl By {
     }
 }
 
-/// As anybody with SQL would.
+/// Pauses or resumes it by SQL.
 pub(super) fn set_paused(sandbox: &Sandbox, webhook: Uuid, is_paused: bool) {
     let sql = match is_paused {
         true => "UPDATE webhooks SET paused_at = now() WHERE id = $1",
@@ -38,7 +38,7 @@ pub(super) fn set_paused(sandbox: &Sandbox, webhook: Uuid, is_paused: bool) {
     sandbox.database.execute(sql, &[&webhook]);
 }
 
-/// Publishes one event after the other until the notifier has heard of the pause.
+/// Publishes one event after another until the notifier has heard of the pause.
 #[track_caller]
 pub(super) fn publish_until_held(sandbox: &Sandbox, notifier: &Notifier) -> Vec<Event> {
     let mut published = Vec::new();
@@ -60,7 +60,7 @@ fn check_pause(by: By, dies_meanwhile: bool) {
 
     by.set(&sandbox, webhook, true);
     events.extend(publish_until_held(&sandbox, &notifier));
-    // Those published since then are held back, and those before have arrived.
+    // Those published since then are held back, and the earlier ones have arrived.
     events.extend(publish(&sandbox, 30));
     let has_all = || {
         let held = super::held(&notifier, sandbox.queue());
@@ -112,7 +112,7 @@ fn a_webhook_that_was_paused_before_the_first_start_gets_all_in_order_once_it_is
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
     set_paused(&sandbox, webhook, true);
     let early = publish(&sandbox, 30);
-    // One consumer, so that the order is strict.
+    // With one consumer, so that the order is strict.
     let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
     let mut events = [early, publish(&sandbox, 30)].concat();
     wait_held(&notifier, &sandbox, 60);
@@ -120,7 +120,7 @@ fn a_webhook_that_was_paused_before_the_first_start_gets_all_in_order_once_it_is
 
     set_paused(&sandbox, webhook, false);
     wait_until(SOON, "they come", || customer.accepted() >= 10);
-    // Behind those that wait.
+    // These queue behind the waiting ones.
     events.extend(publish(&sandbox, 20));
     customer.wait_accepted(SOON, &events);
     notifier.wait_metric("webhook_request_success_total", &[], 80.0);

@@ -1,4 +1,4 @@
-//! What a webhook says that it can take holds for all instances together.
+//! A webhook's limits apply to all instances together.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use crate::harness::{
     LATER, Notifier, Proxy, SOON, Sandbox, holds_for, notifier::Launch, wait_for, wait_until,
 };
 
-/// More than it takes until an instance that says nothing counts as dead: five beats of three seconds, and
-/// the one that was under way.
+/// More than it takes until a silent instance counts as dead: five heartbeats of three seconds, and the
+/// one that was under way.
 const EXPIRY: Duration = Duration::from_secs(18);
 
-/// A webhook that has this limit, at a receiver that takes so many milliseconds.
+/// A webhook with this limit, whose receiver answers after `millis` milliseconds.
 fn limited(sandbox: &Sandbox, limit: &str, millis: u64) -> (Customer, Uuid) {
     let customer = Customer::new(Manner::takes(millis));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -31,7 +31,7 @@ fn wait_all_know(instances: &[Notifier]) {
     wait_until(SOON, "they know each other", || instances.iter().all(|one| knows(one) == count));
 }
 
-/// With requests of a second at most, so that it is soon known that others have none under way.
+/// Requests take at most a second, so that it is soon known that others have none under way.
 fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("REQUEST_TIMEOUT", "1s")
 }
@@ -47,7 +47,7 @@ fn delivered(notifier: &Notifier) -> f64 {
     notifier.metric("webhook_request_success_total", &[])
 }
 
-/// Which of them has delivered more than before, if only one has.
+/// The only instance that has delivered more than before, if there is exactly one.
 fn only_sender(instances: &[Notifier], before: &[f64]) -> Option<usize> {
     let more: Vec<usize> =
         (0..instances.len()).filter(|n| delivered(&instances[*n]) > before[*n]).collect();
@@ -65,7 +65,7 @@ fn three_instances_have_no_more_under_way_together_than_a_webhook_says_and_as_ma
     customer.wait_accepted(SOON, &events);
     assert!((1..=4).contains(&customer.most()), "{} were under way", customer.most());
 
-    // One of them sends all that has to wait, as many at a time as all may.
+    // One of them sends all that has to wait, with as many requests at a time as all together may have.
     let before: Vec<f64> = instances.iter().map(delivered).collect();
     customer.forget_most();
     wait_until(SOON, "the whole limit is used", || {
@@ -262,7 +262,7 @@ fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_th
         assert_eq!(super::count_lines(notifier, &["instances not known"]), 1);
         notifier.wait_stderr(SOON, "kept by all instances together again");
     }
-    // What each had under way is over within a second.
+    // Each instance's requests under way end within a second.
     wait_until(SOON, "one at a time", || {
         customer.forget_most();
         let before = customer.accepted();
@@ -336,7 +336,7 @@ fn once_nothing_has_to_wait_for_a_limit_each_instance_sends_its_part_again() {
     };
     let (_, held) = next_ten();
     assert!(held >= 1.0, "what the other gets goes through the backlog");
-    // A minute, and as long as it takes until all know.
+    // A minute, and the time until all instances know.
     wait_until(2 * LATER, "each sends its own", || next_ten() == (2, 0.0));
     customer.wait_accepted(SOON, &events);
     assert!(customer.most() <= 4, "{} were under way", customer.most());

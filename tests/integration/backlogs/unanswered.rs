@@ -1,5 +1,5 @@
-//! RabbitMQ does not answer for one backlog: its quorum queue has no leader. The queue's process is
-//! suspended here, which looks the same from outside.
+//! RabbitMQ doesn't answer for one backlog: its quorum queue has no leader. Here the queue's process is
+//! suspended, which looks the same from outside.
 
 use super::{Customer, Manner, backlog, held, open_breaker, publish};
 use crate::harness::{Event, FaultServers, LATER, SOON, Sandbox, Vhost, wait_until};
@@ -31,7 +31,7 @@ fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_n
     let queue = backlog(&sandbox, webhook);
     vhost.suspend(&queue);
 
-    // More than can be in hand at a time.
+    // More than can be held at a time.
     events.extend(publish(&sandbox, 40));
     let some = others(200);
     sandbox.broker.publish(sandbox.queue(), &some);
@@ -39,7 +39,7 @@ fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_n
     let line = notifier.wait_stderr(SOON, "queue confirms no messages");
     assert!(line.contains("WARN") && line.contains(&format!("queue={queue}:")), "{line}");
     assert_eq!(super::count_lines(&notifier, &["queue confirms no messages"]), 1);
-    // The other's backlog, too, for who finds both.
+    // The other webhook's backlog exists, too, for an instance that finds both.
     notifier.terminate();
     let mut notifier = launch().env("RETRY_SCHEDULE", "1s,repeat").start();
     let more = others(200);

@@ -1,4 +1,4 @@
-//! A webhook that is deleted or disabled while its backlog holds something.
+//! A webhook is deleted or disabled while its backlog has deliveries.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::harness::{Event, Notifier, SOON, Sandbox, holds_for, wait_until};
 
-/// Closed for 35 s, unbound for 35 s, each step a second or two late.
+/// The backlog is closed for 35 s and unbound for 35 s; each step may be a second or two late.
 const REMOVAL: Duration = Duration::from_secs(110);
 
 fn dropped(notifier: &Notifier, reason: &str) -> f64 {
@@ -80,7 +80,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_c
 
     let enable = "UPDATE webhooks SET disabled_at = NULL WHERE id = $1";
     sandbox.database.execute(enable, &[&webhook]);
-    // An event that comes before the notifier has heard of it has no receiver.
+    // An event that arrives before the notifier has heard of it has no receiver.
     let mut events = Vec::new();
     wait_until(SOON, "it gets events again", || {
         events.extend(publish(&sandbox, 1));
@@ -110,7 +110,7 @@ fn a_webhook_that_is_deleted_while_the_head_of_its_backlog_waits_for_a_place_tak
         .start();
     publish(&sandbox, 4);
     wait_held(&notifier, &sandbox, 3);
-    // The only place is taken when the head's time comes.
+    // The only place is occupied when the head is due.
     let first = Event::new("busy");
     sandbox.publish(&first);
     wait_until(SOON, "the place is taken", || busy.requests() == 1);

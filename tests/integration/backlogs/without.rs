@@ -1,4 +1,4 @@
-//! A backlog is needed, and none can be made.
+//! A backlog is needed, but can't be created.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::{Customer, Manner, held, oldest_parked, publish};
 use crate::harness::{LATER, Notifier, Proxy, SOON, Sandbox, holds_for, wait_until};
 
-/// It is told that no backlog can be made for that webhook, and each cause of it once: a connection that
-/// ends and one that is refused are two.
+/// Checks that the log says that no backlog can be created for that webhook, and each cause once: a
+/// connection that ends and one that is refused are two causes.
 #[track_caller]
 fn assert_told(notifier: &Notifier, webhook: Uuid) {
     let stderr = notifier.stderr();
@@ -23,7 +23,7 @@ fn assert_told(notifier: &Notifier, webhook: Uuid) {
     assert!(!causes.is_empty() && different.len() == causes.len(), "{causes:?}");
 }
 
-/// Events for a receiver that takes one at a time, while `breaks` is done, and not undone yet.
+/// Sends events to a receiver that takes one at a time, between `breaks` and `repairs`.
 #[track_caller]
 fn check(breaks: impl FnOnce(&Sandbox, &Proxy), repairs: impl FnOnce(&Sandbox, &Proxy)) {
     let sandbox = Sandbox::new();
@@ -51,7 +51,7 @@ fn check(breaks: impl FnOnce(&Sandbox, &Proxy), repairs: impl FnOnce(&Sandbox, &
     assert!(sandbox.backlogs().is_empty());
     repairs(&sandbox, &proxy);
 
-    // Some wait a second minute, where a backlog still can't be made after the first.
+    // Some wait a second minute, if a backlog still can't be created after the first.
     customer.wait_accepted(2 * LATER, &events);
     assert_told(&notifier, webhook);
     assert!(notifier.is_running());

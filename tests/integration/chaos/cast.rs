@@ -1,8 +1,7 @@
 //! Who wants which event, and what each receiver answers.
 //!
-//! All of it is a function of the seed and of what it is asked about, never of the time or of what
-//! came before, so that a seed stands for one run. Who is away for a while, paused or deleted, the
-//! plan says.
+//! All of it is a function of the seed and the arguments, never of the time or of earlier calls, so that
+//! a seed determines a run. The plan says who is away for a while, paused or deleted.
 
 use std::time::Duration;
 
@@ -10,77 +9,75 @@ use fastrand::Rng;
 
 use crate::harness::Reply;
 
-/// How long [`Webhook::Far`] takes: as long as the longest way around the earth and back.
+/// How long [`Webhook::Far`] takes: the longest round trip on Earth.
 const DISTANCE: Duration = Duration::from_millis(200);
 
-/// Of so many events in a row, which at the usual rate are those of 20 s, [`Webhook::Outage`] does
-/// not take those of 4 s: long enough that a circuit breaker opens, and short beside the age at which
-/// a delivery ends.
+/// Out of this many events in a row (20 s at the usual rate), [`Webhook::Outage`] refuses those of 4 s:
+/// long enough that a circuit breaker opens, and short compared with the age at which a delivery
+/// expires.
 const OUTAGE_EVERY: usize = 2_000;
 const OUTAGE_LENGTH: usize = 400;
 
-/// The webhooks that are registered. Each has a host and port of its own; those of the crowd share
-/// theirs.
+/// The registered webhooks. Each has its own host and port, except the crowd, which shares one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Webhook {
-    /// Answers 200 at once, always, and wants every event, as the next one does: what they get twice
-    /// is not their doing.
+    /// Always answers 200 at once, and wants every event, as does the next one: repeats to these aren't
+    /// caused by their failures.
     HealthyA,
     HealthyB,
-    /// Wants every event, and fails at about every tenth.
+    /// Wants every event, and fails about every tenth.
     Flaky,
-    /// Answers 200, always, after [`DISTANCE`].
+    /// Always answers 200, after [`DISTANCE`].
     Far,
     /// Fails at about 30 % of the first and second attempts.
     VeryFlaky,
-    /// Wants few; answers 503 to a stretch of events in a row, and again when they are attempted a
-    /// second time. With no success before the first third attempt, 1.5 s later, its circuit breaker
-    /// opens.
+    /// Wants few; answers 503 to a series of events, and again at their second attempt. With no success
+    /// before the first third attempt, 1.5 s later, its circuit breaker opens.
     Outage,
     /// Wants few; never answers the first attempt.
     Hanging,
-    /// Wants few; does not answer the first attempt of about every second, and the others at once.
+    /// Wants few; doesn't answer the first attempt of about every second event, and all others at once.
     Alternating,
-    /// Four on one host that want few. Two of them answer at once, always;
+    /// Four on one host that want few. Two of them always answer at once;
     CrowdA,
     CrowdB,
-    /// and two don't answer the first attempt of about every fourth.
+    /// and two don't answer the first attempt of about every fourth event.
     CrowdC,
     CrowdD,
-    /// Wants few; nobody listens there.
+    /// Wants few; nothing listens there.
     Dead,
-    /// These three want every tenth event and answer at once; but the plan has this one answer 503 for
+    /// These three want every tenth event and answer at once; but the plan makes this one answer 503 for
     /// some seconds,
     Away,
     /// pauses this one,
     Paused,
-    /// and deletes this one while it is away, to register it anew.
+    /// and deletes this one while it is away, and registers it again.
     Leaving,
 }
 
-/// The types of the events. All want the plain ones who want every event. What hangs is rare: a
-/// hanging request holds a place of its queue's capacity for REQUEST_TIMEOUT, and at 250 events per
-/// second all of them together should still hold less than the half that the slow may have.
+/// The types of the events. Plain ones only go to the webhooks that want every event. Hanging ones are
+/// rare: a hanging request occupies capacity for REQUEST_TIMEOUT, and at 250 events per second all of
+/// them together should still use less than the half that slow receivers may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Plain,
-    /// One in fifty: [`Webhook::Hanging`] wants these too.
+    /// One in fifty: [`Webhook::Hanging`] wants these, too.
     Hangs,
-    /// One in twenty: [`Webhook::Dead`] wants these too.
+    /// One in twenty: [`Webhook::Dead`] wants these, too.
     Dies,
-    /// One in twenty: [`Webhook::Far`] and [`Webhook::VeryFlaky`] want these too. What piles up for
-    /// the first during an outage of the broker is over its share of the capacity, and comes in as many
-    /// as that at a time, with a wait between: more of them would grow too old.
+    /// One in twenty: [`Webhook::Far`] and [`Webhook::VeryFlaky`] want these, too. What accumulates for
+    /// the former during an outage of the broker exceeds its share of the capacity, and is delivered by
+    /// that many at a time, with a wait in between: with more events, some would expire.
     Mixed,
-    /// Three in a hundred: [`Webhook::Outage`] wants these too. Each costs two failures, and while a
+    /// Three in a hundred: [`Webhook::Outage`] wants these, too. Each costs two failures, and while a
     /// circuit breaker is open a failure costs a pause: many would outlast the run.
     Breaks,
-    /// One in a hundred: [`Webhook::Alternating`] wants these too.
+    /// One in a hundred: [`Webhook::Alternating`] wants these, too.
     Alternates,
-    /// One in a hundred: the four of the crowd want these too.
+    /// One in a hundred: the crowd's four want these, too.
     Crowds,
-    /// One in ten: [`Webhook::Away`], [`Webhook::Paused`] and [`Webhook::Leaving`] want these too. In
-    /// the seconds that each is not to be asked some dozens of them wait.
+    /// One in ten: [`Webhook::Away`], [`Webhook::Paused`] and [`Webhook::Leaving`] want these, too.
+    /// During each one's outage some dozens of them wait.
     Changes,
 }
 
@@ -125,7 +122,7 @@ impl Webhook {
         }
     }
 
-    /// The host that it is on. Those with the same one have the same port, too.
+    /// Its host. Webhooks with the same host also share the port.
     pub(super) fn host(self) -> &'static str {
         match self {
             Self::CrowdA | Self::CrowdB | Self::CrowdC | Self::CrowdD => "crowd",
@@ -133,7 +130,7 @@ impl Webhook {
         }
     }
 
-    /// The only kind that it wants; none: it wants every event.
+    /// The only kind that it wants; `None`: it wants every event.
     fn only(self) -> Option<Kind> {
         match self {
             Self::HealthyA | Self::HealthyB | Self::Flaky => None,
@@ -147,7 +144,7 @@ impl Webhook {
         }
     }
 
-    /// As it is registered.
+    /// Its registered pattern.
     pub(super) fn events(self) -> &'static str {
         self.only().map_or("chaos.*", Kind::name)
     }
@@ -156,20 +153,20 @@ impl Webhook {
         self.only().is_none_or(|only| only == kind)
     }
 
-    /// Whether its deliveries may die: it is never there, or fails so often that its circuit breaker
-    /// lets fewer attempts through than events come, and the rest grows too old.
+    /// Whether its deliveries may become dead letters: it is never there, or fails so often that its
+    /// circuit breaker lets fewer attempts through than events arrive, and the rest expires.
     pub(super) fn may_be_given_up(self) -> bool {
         matches!(self, Self::Hanging | Self::Dead)
     }
 
-    /// Whether it never fails, and may always be asked.
+    /// Whether it never fails, and may always get requests.
     pub(super) fn is_healthy(self) -> bool {
         matches!(self, Self::HealthyA | Self::HealthyB | Self::Far | Self::CrowdA | Self::CrowdB)
     }
 
-    /// Whether first requests come to it in the order of publishing: not to those that fail again and
-    /// again by chance, of which the retries are not told apart from what was never attempted if an
-    /// attempt did not reach them.
+    /// Whether first requests reach it in the order of publishing. That excludes those that fail again
+    /// and again at random: if an attempt didn't reach them, its retry can't be told from a first
+    /// attempt.
     pub(super) fn keeps_order(self) -> bool {
         self.is_healthy() || matches!(self, Self::Away | Self::Paused | Self::Leaving)
     }
@@ -187,7 +184,7 @@ impl Kind {
         Self::Changes,
     ];
 
-    /// The most webhooks that want one event: the three that want every one, and the crowd.
+    /// The most webhooks that want one event: the three that want every event, and the crowd.
     pub(super) const MOST_WEBHOOKS: usize = 7;
 
     /// The event type.
@@ -212,7 +209,7 @@ pub(super) struct Cast {
 }
 
 impl Cast {
-    /// The type of the event with that number.
+    /// The type of the event with this number.
     pub(super) fn kind(self, number: usize) -> Kind {
         match self.drawn(&[1, number]).u32(..100) {
             0..2 => Kind::Hangs,
@@ -226,24 +223,24 @@ impl Cast {
         }
     }
 
-    /// The event id.
+    /// The id of the event with this number.
     pub(super) fn id(self, number: usize) -> String {
         format!("{}-{number:06}", self.seed)
     }
 
-    /// The number of the event with that id.
+    /// The number of the event with this id.
     pub(super) fn number(self, id: &str) -> Option<usize> {
         let (seed, number) = id.split_once('-')?;
         (seed.parse() == Ok(self.seed)).then(|| number.parse().ok())?
     }
 
-    /// Which of so many queues it is published to.
+    /// Which of `count` queues it is published to.
     pub(super) fn queue(self, number: usize, count: usize) -> usize {
         self.drawn(&[2, number]).usize(..count)
     }
 
-    /// The answer to an attempt, of which the first is 1. The third is always answered 200, so that
-    /// only [`Webhook::Dead`] exhausts a schedule of four retries.
+    /// The answer to an attempt, counted from 1. The third is always answered with 200, so that only
+    /// [`Webhook::Dead`] exhausts a schedule of four retries.
     pub(super) fn reply(self, webhook: Webhook, number: usize, attempt: usize) -> Reply {
         let mut drawn = self.drawn(&[3, webhook as usize, number, attempt]);
         let percent = drawn.u32(..100);
@@ -260,18 +257,18 @@ impl Cast {
         }
     }
 
-    /// Whether [`Webhook::Outage`] does not take that event: one stretch in each [`OUTAGE_EVERY`],
-    /// which begins anywhere.
+    /// Whether [`Webhook::Outage`] refuses this event: one series in each [`OUTAGE_EVERY`], with a
+    /// random start.
     fn is_out(self, number: usize) -> bool {
         let start = self.drawn(&[4, number / OUTAGE_EVERY]).usize(..OUTAGE_EVERY - OUTAGE_LENGTH);
         (start..start + OUTAGE_LENGTH).contains(&(number % OUTAGE_EVERY))
     }
 
-    /// Random numbers for just this.
+    /// Random numbers for these arguments.
     fn drawn(self, about: &[usize]) -> Rng {
         let mut seed = self.seed;
         for part in about {
-            // A few steps of the generator between the parts keep neighbours apart.
+            // A step of the generator between the parts decorrelates neighbouring numbers.
             seed = Rng::with_seed(seed ^ *part as u64).u64(..);
         }
         Rng::with_seed(seed)
@@ -281,14 +278,14 @@ impl Cast {
 /// One of the ways in which [`Webhook::Flaky`] fails.
 fn failure(drawn: &mut Rng) -> Reply {
     match drawn.u32(..200) {
-        // Rarely: it keeps everything away from that receiver for a second.
+        // Rarely, since it keeps all requests from that receiver for a second.
         0 => Reply::WithHeaders(503, vec![("retry-after", String::from("1"))]),
         1..100 => Reply::Status(503),
         _ => Reply::Reset,
     }
 }
 
-/// Whether the receiver has the event, when it has answered so.
+/// Whether the receiver has the event after this answer.
 pub(super) fn accepts(reply: &Reply) -> bool {
     matches!(reply, Reply::Status(200) | Reply::Slow(_, 200))
 }

@@ -1,7 +1,7 @@
-//! A receiver comes back to what has waited for it, and in the middle of its catching up the notifier,
-//! the broker or both get SIGKILL: nothing is lost, and only what was under way comes again.
+//! A receiver returns to what has waited for it, and while it catches up the notifier, the broker or
+//! both get SIGKILL: nothing is lost, and only what was under way is sent again.
 //!
-//! `make drain-kill`: KILLS, EVENTS and SEED say how often, how much and which run.
+//! `make drain-kill`: KILLS, EVENTS and SEED set how often, how much and which run.
 
 use std::{
     collections::HashMap,
@@ -19,24 +19,24 @@ use crate::harness::{
     wait_until,
 };
 
-/// The most requests under way, and so the most that may come again after a kill.
+/// The most requests under way, and so the most repeats after a kill.
 const CAPACITY: usize = 64;
 
-/// What the receiver takes for an answer: with half of the capacity for it, some six hundred
-/// deliveries a second.
+/// The receiver's response time: with half of the capacity for it, that is about six hundred deliveries
+/// per second.
 const LATENCY: Duration = Duration::from_millis(50);
 
-/// How long the receiver stays away once all its events have left their queue.
+/// How long the receiver stays away after all its events have left their queue.
 const AWAY: Duration = Duration::from_secs(2);
 
-/// Nothing is delivered for this long: what is missing then is lost. Far longer than any pause and any
-/// wait after so short an outage, and than the broker's own restart.
+/// If nothing is delivered for this long, what is missing is lost. It is far longer than any pause or
+/// wait after so short an outage, and than the broker's restart.
 const STALLED: Duration = Duration::from_secs(60);
 
 const KIND: &str = "drain.late";
 const PATH: &str = "/late";
 
-/// Who is killed; in turn.
+/// What is killed, in turn.
 #[derive(Clone, Copy, Debug)]
 enum Victim {
     Notifier,
@@ -61,9 +61,9 @@ impl Victim {
 struct Seen {
     is_away: bool,
     refused: usize,
-    /// Which kill it is about; the ids of its events begin with this.
+    /// The present kill; the ids of its events begin with this.
     kill: String,
-    /// By event: how often it was accepted.
+    /// How often each event was accepted.
     accepted: HashMap<String, usize>,
     /// Accepted events of an earlier kill.
     belated: usize,
@@ -82,7 +82,7 @@ struct Drain {
     random: Rng,
 }
 
-/// What a kill left behind.
+/// The result of a kill.
 struct Left {
     lost: usize,
     repeated: usize,
@@ -138,7 +138,7 @@ fn killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated() {
 }
 
 impl Drain {
-    /// An outage, the return, the kill, and all that follows.
+    /// An outage, the return, the kill, and what follows.
     fn kill(&mut self, kill: usize, victim: Victim) -> Left {
         let kill = format!("{kill}-");
         *lock(&self.seen) = Seen { is_away: true, kill: kill.clone(), ..Seen::default() };
@@ -150,7 +150,7 @@ impl Drain {
                 && self.sandbox.broker.ready(self.sandbox.queue()) == Some(0)
         });
         thread::sleep(AWAY);
-        // Not during the drain: it takes as long as that.
+        // Not during the drain, which may be over before this is.
         self.servers.write_queue_names();
 
         let at_the_kill = self.random.usize(self.events / 10..self.events / 2);
@@ -193,7 +193,7 @@ impl Drain {
         }
     }
 
-    /// How many have not come when nothing comes any more.
+    /// How many are missing when no more arrive.
     fn await_all(&self) -> usize {
         let (mut count, mut moved) = (0, Instant::now());
         while count < self.events && moved.elapsed() < STALLED {
@@ -203,7 +203,7 @@ impl Drain {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        // What was under way then is answered, and what was handed out twice has come.
+        // What was under way then is answered, and what was redelivered has arrived.
         wait_until(LATER, "every lane consumes, and has nothing left", || {
             let lanes = [self.sandbox.queue().to_owned(), self.sandbox.retry_queue()];
             self.notifier.is_ready()
@@ -225,7 +225,7 @@ fn start(sandbox: &Sandbox) -> Notifier {
         .start()
 }
 
-/// What the environment says, or the default.
+/// The environment's value, or the default.
 fn asked<T: FromStr>(variable: &str, default: T) -> T {
     match env::var(variable).ok().filter(|text| !text.is_empty()) {
         Some(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),

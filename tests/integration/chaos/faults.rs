@@ -1,4 +1,4 @@
-//! Lets the steps of a plan happen: strike, stay broken, heal, and wait until all works again.
+//! Carries out a plan's steps: strikes, waits, repairs, and waits until everything works again.
 
 use std::{thread, time::Duration};
 
@@ -17,28 +17,27 @@ use crate::harness::{
     servers::{End, Server},
 };
 
-/// How soon after the healing every notifier has to be ready.
+/// How soon after the repair every notifier must be ready.
 const READY_LIMIT: Duration = Duration::from_secs(15);
 
-/// How much later the first new event may come through.
+/// How much later the first new event may arrive.
 const FLOW_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a cut waits for a message that it can hit, and how long the next one waits for it.
+/// How long a cut waits for a message to hit, and the pause between two cuts.
 const CUT_PATIENCE: Duration = Duration::from_millis(500);
 const BETWEEN_CUTS: Duration = Duration::from_millis(200);
 
-/// Until every notifier knows of a change of the table: each hears of it at once, or asks every
-/// second.
+/// Until every notifier knows of a change to the table: each is notified at once, or asks every second.
 const TOLD: Duration = Duration::from_millis(1_500);
 
-/// So many deliveries of another notifier: more than RabbitMQ takes out of a wait queue at a time.
+/// This many deliveries of another notifier: more than RabbitMQ takes out of a wait queue at a time.
 const STRANGERS: usize = 40;
 
-/// When a fault struck, and when what it broke worked again.
+/// When a fault struck, and when what it broke was repaired.
 pub(super) type Span = (Moment, Moment);
 
 impl Stage {
-    /// Peace, the fault, and the recovery.
+    /// The quiet time before, the fault, and the recovery.
     pub(super) fn strike(&mut self, step: &Step) {
         if step.fault == Fault::WebhookPaused && !self.can_pause {
             eprintln!("no pause of a webhook: the table has no column `paused_at`");
@@ -56,7 +55,7 @@ impl Stage {
             Fault::BrokerFrozen | Fault::PostgresFrozen => self.freeze(step),
             Fault::MemoryAlarm => self.alarm(|_| thread::sleep(step.broken)),
             Fault::KilledInAlarm => self.alarm(|stage| {
-                // Meanwhile it fails to park what fails.
+                // Meanwhile it fails to park failed deliveries.
                 thread::sleep(step.broken);
                 stage.kill(step.victim);
                 stage.launch();
@@ -96,9 +95,8 @@ impl Stage {
         );
     }
 
-    /// When every notifier was ready, and an event that was published after the healing had come
-    /// through each queue: readiness alone may be a thing of the past, as long as nobody has noticed
-    /// the fault.
+    /// When every notifier was ready, and an event that was published after the repair had arrived
+    /// through each queue: readiness alone may be out of date, as long as nobody has noticed the fault.
     fn recover(&mut self, fault: Fault, healed: Moment) -> Moment {
         let first = self.producer.next_number();
         if !self.await_ready(READY_LIMIT) {
@@ -193,7 +191,7 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// What waits for the webhook then goes with it.
+    /// The deliveries that wait for the webhook are dropped with it.
     fn delete(&mut self, broken: Duration) -> Span {
         let webhook = Webhook::Leaving;
         let from = self.first_unaccepted(webhook);
@@ -224,7 +222,7 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// What is in it goes with it, and what RabbitMQ or a notifier had in hand of it may.
+    /// Its messages are deleted with it, and perhaps what RabbitMQ or a notifier held of it.
     fn delete_queue(&mut self, target: usize) -> Span {
         let origin = self.queues()[target % QUEUES].clone();
         let (queue, in_hand) = match target % 3 {
@@ -232,7 +230,7 @@ impl Stage {
             1 => (format!("{origin}.retry"), self.fleet.len() * CAPACITY * PREFETCH_COUNT),
             _ => (format!("{origin}.dead"), 0),
         };
-        // What has died is not deleted with its queue if it is known before.
+        // Dead letters that are recorded before aren't counted as deleted with the queue.
         self.collect_dead();
         let struck = self.now();
         let deleted = self.broker().delete(&queue).expect("it is there");

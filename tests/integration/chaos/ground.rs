@@ -3,13 +3,13 @@
 use super::bound::QUEUES;
 use crate::harness::{Cluster, FaultServers, Proxy, Sandbox};
 
-/// What the notifiers run on.
+/// The servers of the notifiers.
 pub(super) enum Ground {
     Pair(Pair),
     Cluster(Cluster),
 }
 
-/// One RabbitMQ and one PostgreSQL, and the ways from the notifiers to them.
+/// One RabbitMQ and one PostgreSQL, and proxies between the notifiers and them.
 pub(super) struct Pair {
     pub(super) servers: FaultServers,
     pub(super) to_broker: Proxy,
@@ -53,7 +53,7 @@ impl Ground {
         }
     }
 
-    /// Ends the connections of a time when nothing passed.
+    /// Closes the connections of the time when nothing passed.
     pub(super) fn bury_frozen(&self) {
         if let Self::Pair(pair) = self {
             pair.to_broker.bury_frozen();

@@ -1,4 +1,4 @@
-//! What happened in a run: all that the ledger is drawn up from.
+//! What happened in a run: everything that the ledger needs.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) type Moment = Duration;
 pub(super) struct History {
     /// By number.
     pub(super) events: Vec<Published>,
-    /// In the order in which they came.
+    /// In the order of arrival.
     pub(super) requests: Vec<Request>,
     pub(super) dead: Vec<DeadLetter>,
     pub(super) strikes: Vec<Strike>,
@@ -27,7 +27,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// For how long nothing of some queue was delivered, at most, between these moments.
+    /// The longest time for which nothing from some queue was delivered, between these moments.
     pub(super) fn longest_gap(&self, from: Moment, to: Moment) -> Duration {
         let gap = |queue: usize| {
             let of_queue = |request: &&Request| {
@@ -44,7 +44,7 @@ impl History {
         (0..QUEUES).map(gap).max().unwrap_or_default()
     }
 
-    /// The gaps that were longer than they may be, in words.
+    /// The gaps that were too long, as text.
     pub(super) fn too_long_gaps(&self) -> Vec<String> {
         let too_long = |strike: &Strike| {
             let most = strike.fault.longest_gap()?;
@@ -62,15 +62,15 @@ impl History {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Published {
     pub(super) kind: Kind,
-    /// Which of the queues got it.
+    /// The queue that it was published to.
     pub(super) queue: usize,
     pub(super) at: Moment,
-    /// The broker confirmed it. Where it did not, it may have the event or not: nothing is promised
-    /// about it, and it is not published again.
+    /// The broker confirmed it. Without a confirm, it may have the event or not: nothing is promised
+    /// about it, and it isn't published again.
     pub(super) promised: bool,
 }
 
-/// What a receiver got.
+/// A request that a receiver got.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub(super) number: usize,
@@ -80,27 +80,27 @@ pub(super) struct Request {
     pub(super) accepted: bool,
 }
 
-/// What lay in a dead-letter queue at the end.
+/// What was in a dead-letter queue at the end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeadLetter {
     pub(super) number: usize,
     pub(super) webhook: Webhook,
 }
 
-/// For this time [`Webhook::Paused`] was paused, and every notifier knew it.
+/// During this time [`Webhook::Paused`] was paused, and every notifier knew that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pause {
     pub(super) from: Moment,
     pub(super) to: Moment,
 }
 
-/// A webhook was deleted, and registered anew under another id.
+/// A webhook was deleted, and registered again with another id.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Departure {
     pub(super) webhook: Webhook,
     /// The number of the first event that its receiver had not accepted when it began.
     pub(super) from: usize,
-    /// The number of the first event that is for the new webhook, whatever any notifier remembers.
+    /// The number of the first event that goes to the new webhook, whatever any notifier remembers.
     pub(super) to: usize,
 }
 
@@ -119,12 +119,12 @@ pub(super) struct Strike {
     pub(super) cuts: u32,
     /// How many notifiers there were.
     pub(super) notifiers: usize,
-    /// When the step began: where others join, before they do.
+    /// When the step began: if others join, before they do.
     pub(super) began: Moment,
     /// When it struck.
     pub(super) struck: Moment,
-    /// When what was broken worked again.
+    /// When what was broken had been repaired.
     pub(super) healed: Moment,
-    /// When every notifier was ready, and events that were published after the healing came through.
+    /// When every notifier was ready, and events that were published after the repair arrived.
     pub(super) recovered: Moment,
 }

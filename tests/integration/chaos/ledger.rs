@@ -1,4 +1,4 @@
-//! Where every promised delivery ended: pure arithmetic over a [`History`].
+//! Where every promised delivery ended: a pure function of a [`History`].
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -10,16 +10,16 @@ use super::{
     history::{History, Moment, Published, Strike},
 };
 
-/// How many pairs are named one by one where something is wrong.
+/// How many delivery examples are listed if something is wrong.
 const EXAMPLES: usize = 10;
 
-/// Requests that follow on each other within this may have been under way together, and overtake each
-/// other: threads of a busy machine wait for their turn, and a connection whose first packet was dropped
-/// is tried again after a second (RFC 6298). Far shorter than the minute that a delivery waits which
-/// should have had a backlog.
+/// Requests within this time of each other may have been under way together, and overtake each other:
+/// threads of a busy machine wait for the CPU, and a connection whose first packet was dropped is tried
+/// again after a second (RFC 6298). It is far shorter than the minute that a delivery without a backlog
+/// waits.
 const TOGETHER: Duration = Duration::from_millis(1_500);
 
-/// Of so many deliveries one may be out of order.
+/// One delivery in this many may be out of order.
 const ORDERED_PER_OVERTAKEN: usize = 1_000;
 
 /// The result of a run.
@@ -31,43 +31,43 @@ pub(super) struct Ledger {
     pub(super) requests: usize,
     /// How many deliveries may have been deleted with their queue.
     pub(super) deleted: usize,
-    /// How many of the requests came while their webhook was paused.
+    /// How many requests arrived while their webhook was paused.
     pub(super) while_paused: usize,
     pub(super) rows: BTreeMap<Webhook, Row>,
-    /// The sum over all strikes of what each may cause.
+    /// The sum of what each strike may cause.
     pub(super) bound: usize,
-    /// When each event came to any receiver for the first time.
+    /// When each event first reached any receiver.
     first_came: HashMap<usize, Moment>,
-    /// Some of what is lost or not explained, in words.
+    /// Some of what is lost or unexplained, as text.
     pub(super) examples: Vec<String>,
 }
 
 /// The deliveries to one webhook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
-    /// Of promised events; each is one of the next four.
+    /// Of promised events; each is counted in one of the next four.
     pub(super) promised: usize,
     pub(super) delivered: usize,
-    /// Dead, and never delivered.
+    /// Dead letters that were never delivered.
     pub(super) dead: usize,
-    /// Deleted with their webhook.
+    /// Dropped with their webhook.
     pub(super) dropped: usize,
     pub(super) lost: usize,
-    /// Accepted again, or dead after it was accepted; also of events that nobody promised.
+    /// Accepted again, or dead after it was accepted; including events that weren't promised.
     pub(super) repeats: usize,
     /// The repeats that no fault explains.
     pub(super) unexplained: usize,
-    /// Accepted or dead although it does not want such an event.
+    /// Accepted or dead although it doesn't want such an event.
     pub(super) unwanted: usize,
-    /// First requests of which the order counts: none where a webhook keeps none, and none for what was
-    /// on its way when a fault struck that disturbs it.
+    /// First requests whose order counts: none if a webhook keeps no order, and none for what was on its
+    /// way when a fault struck that disturbs the order.
     pub(super) ordered: usize,
-    /// Of these, those that came after the first request for an event that was published later to the
+    /// Those of these that came after the first request for an event that was published later to the
     /// same queue.
     pub(super) overtaken: usize,
 }
 
-/// The ends that one delivery found.
+/// How one delivery ended.
 #[derive(Clone, Debug, Default)]
 struct Ends {
     /// When it was attempted, as far as the receiver knows.
@@ -113,14 +113,14 @@ impl Ledger {
             }
         }
         ledger.enter_order(history);
-        // Of events that nobody published.
+        // Deliveries of events that nobody published.
         for ((number, webhook), ends) in ends {
             ledger.enter(history, number, webhook, &ends, None);
         }
         ledger
     }
 
-    /// `promised` is none where no such delivery should be.
+    /// `promised` is `None` if there should be no such delivery.
     fn enter(
         &mut self,
         history: &History,
@@ -151,7 +151,7 @@ impl Ledger {
         }
         if let [_, again @ ..] = ends.accepted.as_slice() {
             let first_came = self.first_came.get(&number).copied().unwrap_or_default();
-            // When it died is not known; after all else, at any rate.
+            // When it became a dead letter isn't known; after everything else, in any case.
             let died = (ends.dead > 0).then_some(Moment::MAX);
             for again in again.iter().copied().chain(died) {
                 row.repeats += 1;
@@ -166,13 +166,13 @@ impl Ledger {
         }
     }
 
-    /// Who was overtaken, among first requests: never by a request that it may have been under way
-    /// together with.
+    /// Which first requests were overtaken: never by a request that may have been under way at the same
+    /// time.
     fn enter_order(&mut self, history: &History) {
         struct Lane {
             /// When they came, and their numbers, in this order.
             came: Vec<(Moment, usize)>,
-            /// How many of these came too long before to be under way still,
+            /// How many of these came too long ago to be still under way,
             ended: usize,
             /// and the highest number among them.
             highest: Option<usize>,
@@ -211,7 +211,7 @@ impl Ledger {
         }
     }
 
-    /// Keeps it as an example.
+    /// Records it as an example.
     fn name(&mut self, number: usize, webhook: Webhook, example: &str) {
         if self.examples.len() < EXAMPLES {
             self.examples.push(format!("event {number} at {}: {example}", webhook.name()));
@@ -223,20 +223,20 @@ impl Ledger {
         self.rows.values().map(of).sum()
     }
 
-    /// Repeats that no fault explains, at receivers that never failed: a neighbour's failure must
+    /// Repeats that no fault explains, at receivers that never failed: another receiver's failure must
     /// have caused them.
     pub(super) fn because_of_a_neighbour(&self) -> usize {
         let healthy = self.rows.iter().filter(|(webhook, _)| webhook.is_healthy());
         healthy.map(|(_, row)| row.unexplained).sum()
     }
 
-    /// Given up although the receiver would have taken them sooner or later.
+    /// Dead letters although the receiver would have accepted them sooner or later.
     pub(super) fn given_up(&self) -> usize {
         let others = self.rows.iter().filter(|(webhook, _)| !webhook.may_be_given_up());
         others.map(|(_, row)| row.dead).sum()
     }
 
-    /// What is wrong, a line each; none in a good run.
+    /// What is wrong, one line each; empty for a good run.
     pub(super) fn problems(&self) -> Vec<String> {
         let repeats = self.total(|row| row.repeats);
         let mut problems = Vec::new();
@@ -268,7 +268,7 @@ fn while_paused(history: &History) -> usize {
     of_paused.filter(|request| in_a_pause(request.at)).count()
 }
 
-/// Whether a fault that may change the order had an effect between the publishing of an event and its
+/// Whether a fault that may change the order was in effect between an event's publishing and its
 /// arrival.
 fn is_disturbed(history: &History, event: &Published, came: Moment) -> bool {
     let disturbing = |strike: &&Strike| strike.fault.disturbs_order();

@@ -1,4 +1,4 @@
-//! The ledger, on histories made by hand.
+//! The ledger, for histories written by hand.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// One promised event of that kind, accepted everywhere at 10 s but at the dead receiver, where it
-/// is dead.
+/// One promised event of that kind, accepted everywhere at 10 s, except by the dead receiver, where it
+/// is a dead letter.
 fn good(kind: Kind) -> History {
     let mut history = History::default();
     history.events.push(Published { kind, queue: 0, at: ms(9_900), promised: true });
@@ -70,7 +70,7 @@ fn a_run_in_which_each_delivery_has_one_end_is_good() {
 fn what_was_promised_and_neither_arrived_nor_died_is_lost() {
     let mut history = good(Kind::Plain);
     history.requests.remove(0);
-    // An answer of 503 is no delivery.
+    // A 503 is no delivery.
     history.requests.push(Request { accepted: false, ..accepted(HEALTHY, 11_000) });
     let ledger =
         check(&history, &["1 promised deliveries are lost, and were not deleted with their queue"]);
@@ -99,12 +99,12 @@ fn a_repeat_that_no_fault_explains_is_a_neighbours() {
     let ledger = check(&history, &unexplained);
     assert_eq!(ledger.because_of_a_neighbour(), 1);
 
-    // Too long before, too late, or after the repeat.
+    // Too early, too late, or after the repeat.
     for struck in [7_000, 13_000, 12_100] {
         history.strikes = vec![strike(Fault::NotifierKilled, struck)];
         check(&history, &unexplained[..1]);
     }
-    // At the right time, but nothing that could.
+    // At the right time, but a fault that can't cause it.
     for harmless in [Fault::PostgresKilled, Fault::NotifierTerminated, Fault::MemoryAlarm] {
         history.strikes = vec![strike(harmless, 10_100)];
         check(&history, &unexplained);
@@ -128,11 +128,11 @@ fn a_repeat_after_a_fault_that_struck_while_the_message_was_in_hand_is_explained
 #[test]
 fn a_delivery_that_was_held_back_may_have_been_doubled_before_its_first_request() {
     for (webhook, struck, explained) in [
-        // When the event came to the others.
+        // When the event reached the others.
         (HEALTHY, 10_100, true),
         // While it waited.
         (HEALTHY, 15_000, true),
-        // Before it was there.
+        // Before it existed.
         (HEALTHY, 7_000, false),
         (Webhook::Flaky, 2_000, false),
         (Webhook::Flaky, 10_100, true),
@@ -274,13 +274,13 @@ fn nothing_is_sent_to_a_webhook_while_it_is_paused() {
     }
 }
 
-/// Plain events, of which the first is published at 10 s and the others a second after each other,
-/// that come to a healthy receiver at these times.
+/// Plain events, the first published at 10 s and each following one a second later, that reach a healthy
+/// receiver at these times.
 fn came(at: &[u64]) -> History {
     let mut history = History::default();
     for (number, at) in at.iter().enumerate() {
         let published = ms(10_000 + 1_000 * number as u64);
-        // Not promised: the others need not have it.
+        // Not promised: the other receivers need not get it.
         let (kind, queue) = (Kind::Plain, 0);
         history.events.push(Published { kind, queue, at: published, promised: false });
         history.requests.push(Request { number, ..accepted(HEALTHY, *at) });
@@ -300,7 +300,7 @@ fn a_delivery_is_overtaken_if_a_later_event_came_so_long_before_that_it_was_not_
     assert_eq!(overtaken(&came(&[10_001, 11_001, 12_001])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 11_001, 12_001])), (1, 3));
     assert_eq!(overtaken(&came(&[20_000, 20_010, 12_001])), (2, 3));
-    // It may have been under way still.
+    // It may still have been under way.
     assert_eq!(overtaken(&came(&[20_000, 18_501, 21_000])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 18_500, 21_000])), (1, 3));
     check(&came(&[20_000, 11_001]), &["1 of 2 deliveries came out of order"]);
@@ -344,7 +344,7 @@ fn what_was_on_its_way_when_a_fault_disturbed_the_order_does_not_count() {
         (Fault::NotifierKilled, 15_000, (0, 1)),
         (Fault::NotifierTerminated, 15_000, (0, 1)),
         (Fault::PostgresKilled, 15_000, (0, 1)),
-        // Over before it was published, or later than it came.
+        // Over before it was published, or later than its arrival.
         (Fault::NotifierKilled, 9_000, (1, 2)),
         (Fault::NotifierKilled, 20_001, (1, 2)),
         (Fault::ReceiverAway, 15_000, (1, 2)),

@@ -1,4 +1,4 @@
-//! What breaks in a cluster: never two of its servers at once.
+//! Faults in a cluster: never in two of its servers at once.
 
 use std::{thread, time::Duration};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::harness::{cluster::NODES, servers::End};
 
-/// How soon after a promotion a change of the table has to be honoured.
+/// How soon after a promotion a change to the table must take effect.
 const HONOURED: Duration = Duration::from_secs(10);
 
 impl Stage {
@@ -34,8 +34,8 @@ impl Stage {
         match step.fault {
             Fault::NodeKilled | Fault::NodeStopped => cluster.start(node),
             Fault::NodeFrozen => {
-                // It can't be let go on: the others have gone on without it, and Mnesia, where RabbitMQ 3 keeps
-                // what queues there are, would not agree with itself until the node is restarted.
+                // It can't be thawed: the others have continued without it, and Mnesia, where RabbitMQ 3
+                // keeps its queues' definitions, would be inconsistent until the node is restarted.
                 cluster.end_frozen(node);
                 cluster.start(node);
             }
@@ -56,7 +56,7 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// The primary is the standby afterwards.
+    /// Afterwards the former primary is the standby.
     fn lose_primary(&mut self, broken: Duration) -> Span {
         let struck = self.now();
         let primary = self.ground.cluster().primary();
@@ -74,7 +74,7 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// How many deliveries were held back for a pause.
+    /// How many deliveries were held back because of a pause.
     fn paused(&self) -> f64 {
         let held = [("reason", "paused")];
         let of =

@@ -1,11 +1,11 @@
-//! Which faults strike, in which order, and for how long: drawn from the seed alone, never from
-//! what happens, so that the same seed breaks the same things again.
+//! Which faults strike, in which order, and for how long: drawn from the seed alone, never from what
+//! happens, so that the same seed causes the same faults.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use fastrand::Rng;
 
-/// What breaks.
+/// What fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Fault {
     NotifierKilled,
@@ -19,34 +19,34 @@ pub(super) enum Fault {
     PostgresFrozen,
     /// The broker is short of memory: it takes no messages, and confirms none.
     MemoryAlarm,
-    /// The same, and a notifier is killed with all that it could not publish.
+    /// The same, and a notifier is killed with everything that it couldn't publish.
     KilledInAlarm,
-    /// The network ends within a message that a notifier publishes, several times.
+    /// The network is cut within a message that a notifier publishes, several times.
     Cut,
     /// A receiver answers 503.
     ReceiverAway,
     /// A webhook is paused, and resumed.
     WebhookPaused,
-    /// A webhook is deleted while its receiver answers 503 and deliveries wait for it, and registered
-    /// anew.
+    /// A webhook is deleted while its receiver answers 503 and deliveries wait for it, and is registered
+    /// again.
     WebhookDeleted,
-    /// A policy has a queue of ours refuse what is published to it, and is lifted.
+    /// A policy makes one of our queues refuse messages, and is removed.
     QueueRefuses,
-    /// Somebody deletes a queue of ours, with what it holds,
+    /// Somebody deletes one of our queues with its messages,
     QueueDeleted,
     /// or one of our exchanges.
     ExchangeDeleted,
-    /// Deliveries wait whose queue of retries is gone: those of another notifier, which ended.
+    /// Deliveries wait whose retry queue is gone: those of another notifier, which ended.
     StrangersLeft,
-    /// Of a cluster of RabbitMQ: one node crashes,
+    /// In a RabbitMQ cluster: one node crashes,
     NodeKilled,
-    /// ends in good order,
+    /// stops in order,
     NodeStopped,
-    /// stands still, and its sockets stay open, until it is killed,
+    /// freezes with open sockets, until it is killed,
     NodeFrozen,
     /// or is cut off from the others, and sees that it is in the minority;
     NodeIsolated,
-    /// or each is restarted, one after the other.
+    /// or each is restarted, one after another.
     RollingRestart,
     /// PostgreSQL's primary crashes, and its standby is promoted.
     PrimaryKilled,
@@ -89,8 +89,8 @@ impl Fault {
         Self::WebhookDeleted,
     ];
 
-    /// The longest time for which nothing of a queue may be delivered, where there is one: a cluster's
-    /// other nodes are there meanwhile.
+    /// The longest time for which nothing from a queue may be delivered, if that is limited: meanwhile a
+    /// cluster's other nodes work.
     pub(super) fn longest_gap(self) -> Option<Duration> {
         match self {
             Self::NodeKilled | Self::NodeStopped | Self::RollingRestart | Self::PrimaryKilled => {
@@ -129,7 +129,7 @@ impl Fault {
         }
     }
 
-    /// Whether what was under way may come later than what was published after it: notifiers give it
+    /// Whether what was under way may arrive later than what was published after it: notifiers hand it
     /// back, or there are several. What happens to receivers and webhooks must not change the order.
     pub(super) fn disturbs_order(self) -> bool {
         !matches!(self, Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted)
@@ -140,7 +140,7 @@ impl Fault {
         match self {
             Self::NotifierKilled | Self::NotifierTerminated | Self::Cut => (0, 1),
             Self::QueueDeleted | Self::ExchangeDeleted | Self::StrangersLeft => (0, 1),
-            // Longer than it takes to send elsewhere what is refused.
+            // Longer than it takes to publish elsewhere what is refused.
             Self::QueueRefuses => (2_000, 8_000),
             Self::BrokerFrozen | Self::PostgresFrozen => (500, 6_500),
             // The other nodes notice after 5 s.
@@ -148,8 +148,8 @@ impl Fault {
             Self::NodeKilled | Self::NodeStopped | Self::RollingRestart | Self::PrimaryKilled => {
                 (1_000, 5_000)
             }
-            // Long enough that a circuit breaker opens, and that deliveries wait; short beside the
-            // schedule, of which the last attempt comes after 7.5 s.
+            // Long enough that a circuit breaker opens and deliveries wait; short compared with the
+            // schedule, whose last attempt comes after 7.5 s.
             Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted => (2_500, 5_000),
             Self::ThreeNotifiers
             | Self::BrokerKilled
@@ -161,18 +161,18 @@ impl Fault {
     }
 }
 
-/// One fault, and the peace before it.
+/// One fault, and the quiet time before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) fault: Fault,
     /// How long it stays broken.
     pub(super) broken: Duration,
-    /// How long nothing broke before, although all worked. Longer than a second: RabbitMQ itself
-    /// loses a quorum queue that was declared less than that before a SIGKILL.
+    /// How long nothing fails before that, after everything worked. Longer than a second: RabbitMQ
+    /// itself loses a quorum queue that was declared less than that before a SIGKILL.
     pub(super) peace: Duration,
     /// Which notifier, modulo how many there are.
     pub(super) victim: usize,
-    /// [`Fault::ThreeNotifiers`]: the first by SIGKILL and the second by SIGTERM, else the other way round.
+    /// [`Fault::ThreeNotifiers`]: the first by SIGKILL and the second by SIGTERM, otherwise vice versa.
     pub(super) kills: bool,
     /// [`Fault::Cut`]: how often.
     pub(super) cuts: u32,

@@ -1,5 +1,5 @@
-//! A producer as it should be: persistent and mandatory messages, publisher confirms, at a steady rate, and
-//! on through every failure of the broker.
+//! A producer as it should be: persistent and mandatory messages, publisher confirms, a steady rate, and
+//! no end at any failure of the broker.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -15,22 +15,22 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, select
 use super::{cast::Cast, history::Published};
 use crate::harness::Event;
 
-/// How long it waits before it connects again.
+/// The wait before it reconnects.
 const RECONNECT: Duration = Duration::from_millis(100);
 
 /// How long the last events may wait for their confirms.
 const LAST_CONFIRMS: Duration = Duration::from_secs(10);
 
-/// How soon it goes on by another channel after a message was refused, at the earliest.
+/// How old a channel must be before it is replaced because a message was refused.
 const FRESH_CHANNEL: Duration = Duration::from_secs(1);
 
-/// Fills the body up to what events usually have.
+/// Extends the body to a usual size.
 const PADDING: usize = 200;
 
 /// What to publish, and where.
 #[derive(Clone, Debug)]
 pub(super) struct Output {
-    /// Of each node; tried in turn.
+    /// A URL for each node; tried in turn.
     pub(super) urls: Vec<String>,
     pub(super) queues: Vec<String>,
     pub(super) cast: Cast,
@@ -56,7 +56,7 @@ impl Producer {
         Self { events, alive: Some(alive), thread: Some(thread) }
     }
 
-    /// The number that the next event gets; each later one gets a higher one.
+    /// The next event's number; each later one gets a higher one.
     pub(super) fn next_number(&self) -> usize {
         lock(&self.events).len()
     }
@@ -66,7 +66,7 @@ impl Producer {
         lock(&self.events).clone()
     }
 
-    /// Ends it, with the last confirms. All events, by number.
+    /// Ends it, after the last confirms. Returns all events, by number.
     pub(super) fn finish(&mut self) -> Vec<Published> {
         drop(self.alive.take());
         if let Some(thread) = self.thread.take() {
@@ -89,8 +89,8 @@ struct Work {
 impl Work {
     fn run(self) {
         for url in self.output.urls.iter().cycle() {
-            // What is unconfirmed when the connection ends stays so: published again, it could be
-            // there twice, and nobody could tell whose repeat that is.
+            // What is unconfirmed when the connection ends stays so: if it were published again, it
+            // might exist twice, and nobody could tell who repeated it.
             let ended = self.session(url).is_ok();
             if ended || self.ended.recv_timeout(RECONNECT) != Err(RecvTimeoutError::Timeout) {
                 return;
@@ -100,7 +100,7 @@ impl Work {
 
     /// One connection's life; an error if it was lost.
     fn session(&self, url: &str) -> Result<()> {
-        // On RabbitMQ that has an alarm, or is just stopping, every call may take a while.
+        // While RabbitMQ has an alarm, or is stopping, every call may take a while.
         let mark = if url.contains('?') { '&' } else { '?' };
         let url = format!("{url}{mark}heartbeat=5&connection_timeout=2000");
         let mut connection = Connection::insecure_open(&url)?;
@@ -163,10 +163,10 @@ impl Work {
 struct Confirmed<'a> {
     events: &'a Mutex<Vec<Published>>,
     cast: Cast,
-    /// What found no queue comes back before it is confirmed.
+    /// A message without a queue is returned before it is confirmed.
     returns: Receiver<Return>,
     returned: HashSet<usize>,
-    /// The number of the event that was published first on the channel.
+    /// The number of the first event published on this channel.
     first: usize,
     tags: Tags,
     /// The broker has refused a message.
@@ -180,7 +180,7 @@ impl Confirmed<'_> {
         let has_it = matches!(confirm, Confirm::Ack(_));
         self.is_refused |= !has_it;
         for tag in self.tags.settled_by(&confirm) {
-            // Tags count from 1. What the broker refused it has not.
+            // Tags count from 1. What the broker refused it doesn't have.
             let number = self.first + usize::try_from(tag).expect("a small number") - 1;
             lock(self.events)[number].promised = has_it && !self.returned.remove(&number);
         }

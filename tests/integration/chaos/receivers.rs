@@ -1,5 +1,5 @@
-//! The customers' servers: an HTTP server for each host, with a path for each webhook, which answer
-//! as the [`Cast`] says and write down what came.
+//! The customers' servers: an HTTP server for each host, with a path for each webhook, which answers
+//! according to the [`Cast`] and records the requests.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -31,7 +31,7 @@ struct Seen {
     away: Mutex<HashSet<Webhook>>,
     /// By queue, one more than the highest number that a healthy receiver accepted.
     newest: [AtomicUsize; QUEUES],
-    /// Requests for no path or no event of ours.
+    /// Requests for none of our paths or events.
     strays: AtomicUsize,
 }
 
@@ -55,7 +55,7 @@ impl Receivers {
         Self { receivers, seen }
     }
 
-    /// Where the webhook is registered.
+    /// The webhook's URL.
     pub(super) fn url(&self, webhook: Webhook) -> String {
         let receiver = &self.receivers[webhook.host()];
         match webhook {
@@ -69,17 +69,17 @@ impl Receivers {
         self.seen.requests.lock().expect("no holder panics").clone()
     }
 
-    /// The requests since the first so many.
+    /// The requests after the first `count`.
     pub(super) fn requests_since(&self, count: usize) -> Vec<Request> {
         self.seen.requests.lock().expect("no holder panics")[count..].to_vec()
     }
 
-    /// Whether from each queue an event with at least that number has come.
+    /// Whether an event with at least that number has arrived from each queue.
     pub(super) fn have_come_to(&self, number: usize) -> bool {
         self.seen.newest.iter().all(|newest| newest.load(Ordering::SeqCst) > number)
     }
 
-    /// Has a receiver answer 503 until it [comes back](Self::come_back).
+    /// Makes a receiver answer 503 until it [comes back](Self::come_back).
     pub(super) fn go_away(&self, webhook: Webhook) {
         self.seen.away.lock().expect("no holder panics").insert(webhook);
     }

@@ -1,25 +1,25 @@
-//! DURATION, RATE, SEED and CLUSTER: how long, how much, which run, and on what.
+//! DURATION, RATE, SEED and CLUSTER: how long, how many events, which run, and on which servers.
 
 use std::{env, time::Duration};
 
-/// What a run can be asked for.
+/// A run's options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// How long the run goes on, its end (healing, draining) not included.
+    /// The run's duration, without its end (repair, draining).
     pub(super) duration: Duration,
     /// Events per second, over all queues.
     pub(super) rate: u32,
-    /// Everything that is drawn is drawn from this.
+    /// The seed of all random decisions.
     pub(super) seed: u64,
     /// On a cluster instead of one RabbitMQ and one PostgreSQL.
     pub(super) is_cluster: bool,
 }
 
-/// Far above what a broker on a small machine takes.
+/// Far more than a broker on a small machine can take.
 const MOST_EVENTS: u32 = 10_000;
 
 impl Settings {
-    /// From the environment, where it says anything.
+    /// From the environment, or these defaults.
     pub(super) fn from_environment(duration: &str, rate: &str) -> Self {
         let of = |variable: &str| env::var(variable).ok().filter(|text| !text.is_empty());
         Self::read(
@@ -45,7 +45,7 @@ impl Settings {
             .filter(|rate| (1..=MOST_EVENTS).contains(rate))
             .ok_or_else(|| format!("RATE={rate} is not a number from 1 to {MOST_EVENTS}"))?;
         let seed = match seed {
-            // Short enough to be typed again.
+            // Short enough to type.
             None => u64::from(fastrand::u32(..)),
             Some(seed) => seed.parse().map_err(|_| format!("SEED={seed} is not a number"))?,
         };

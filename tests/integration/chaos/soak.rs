@@ -1,19 +1,19 @@
-//! Steady load and failing receivers, and nothing breaks: what the notifier holds must not grow.
+//! Steady load and failing receivers, without faults: the notifier's resources must not grow.
 
 use std::{thread, time::Duration};
 
 use super::{conclude, settings::Settings, stage::Stage};
 use crate::harness::FaultServers;
 
-/// What the process is held to is what it held after this; or after a tenth of a shorter run.
+/// The reference is what the process held after this time, or after a tenth of a shorter run.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// Queries and fan-outs run in threads that live for milliseconds, with files of their own: so
-/// each figure is the median of what was seen over a while, at these intervals.
+/// Queries and fan-outs run in threads that live for milliseconds, with their own files: so each figure
+/// is the median of several readings, at these intervals.
 const WATCHED_FOR: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a process holds.
+/// A process's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held {
     resident_kib: usize,
@@ -45,7 +45,7 @@ fn under_steady_load_with_failing_receivers_nothing_grows() {
     conclude(&settings, "soak", stage.finish());
 }
 
-/// Waits until that time, and says what the notifier held towards its end.
+/// Waits until that time, and returns what the notifier held towards its end.
 fn watch(stage: &Stage, until: Duration) -> Held {
     let notifier = &stage.fleet[0];
     thread::sleep(until.saturating_sub(stage.now()).saturating_sub(WATCHED_FOR));
@@ -80,7 +80,7 @@ fn watch(stage: &Stage, until: Duration) -> Held {
     held
 }
 
-/// The connections and channels of notifiers at the broker, by the name that they give themselves.
+/// The notifiers' connections and channels at the broker, by the connections' names.
 fn at_the_broker(servers: &FaultServers) -> (usize, usize) {
     let listing =
         servers.rabbitmqctl(&["--silent", "list_connections", "channels", "client_properties"]);
@@ -91,7 +91,7 @@ fn at_the_broker(servers: &FaultServers) -> (usize, usize) {
     (ours.len(), channels.sum())
 }
 
-/// What is more than 10 % over what it was, in words; of small numbers one more is allowed.
+/// What has grown by more than 10 %, as text; one more is allowed for small numbers.
 fn growth(first: Held, last: Held) -> Vec<String> {
     let grown = |what: &str, of: fn(&Held) -> usize| {
         let (before, after) = (of(&first), of(&last));

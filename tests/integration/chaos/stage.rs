@@ -1,4 +1,4 @@
-//! All that a run needs, set up: servers, receivers, a producer, and the notifiers; and how it ends.
+//! The setup of a run: servers, receivers, a producer, and the notifiers; and how it ends.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,24 +24,24 @@ use crate::harness::{Broker, Notifier, SOON, Sandbox, broker};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// With nothing delivered, parked or dead for this long, nothing more will come. RabbitMQ's worker
-/// that moves expired messages publishes one again that was not confirmed within three minutes
-/// (`dead_letter_worker_publisher_confirm_timeout`): it may have done so to a queue that was not up
-/// yet after a crash.
+/// If nothing is delivered, parked or dead for this long, nothing more will come. RabbitMQ's worker for
+/// expired messages publishes one again if it wasn't confirmed within three minutes
+/// (`dead_letter_worker_publisher_confirm_timeout`): it may have published to a queue that wasn't up yet
+/// after a crash.
 const STALLED: Duration = Duration::from_secs(200);
 
-/// With nothing moving for this long and the queues empty, what is still open was deleted with one: longer
-/// than a request and what follows from it takes.
+/// If nothing moves for this long and the queues are empty, what is still open was deleted with a queue:
+/// longer than a request and its consequences take.
 const SETTLED: Duration = Duration::from_secs(15);
 
 const ORPHANED: &str = "webhooks.orphaned";
 
-/// Of the sandbox's own schema.
+/// In the sandbox's own schema.
 const PAUSED_COLUMN: &str = "SELECT FROM information_schema.columns WHERE table_schema = \
                              current_schema() AND table_name = 'webhooks' AND column_name = \
                              'paused_at'";
 
-/// Until a confirm has come, where nothing is broken.
+/// The time for a confirm while nothing is broken.
 const CONFIRMED: Duration = Duration::from_secs(2);
 
 const POLL: Duration = Duration::from_millis(50);
@@ -54,27 +54,27 @@ pub(super) struct Stage {
     pub(super) ground: Ground,
     began: Instant,
     cast: Cast,
-    /// By id, those that were deleted included.
+    /// By id, including deleted ones.
     webhooks: HashMap<Uuid, Webhook>,
     pub(super) strikes: Vec<Strike>,
     pub(super) pauses: Vec<Pause>,
     pub(super) departures: Vec<Departure>,
-    /// What lay in the queues of dead letters.
+    /// What was in the dead-letter queues.
     dead: Vec<DeadLetter>,
     /// How many deliveries may have been deleted with their queue.
     pub(super) deleted: usize,
-    /// The events of deliveries that nobody can take.
+    /// The events of deliveries that no notifier consumes.
     pub(super) strangers: HashSet<String>,
-    /// Whether the table of webhooks has what a pause needs: that of an older binary has not.
+    /// Whether the table of webhooks supports pauses: an older binary's table doesn't.
     pub(super) can_pause: bool,
-    /// What went wrong and is no matter of the ledger, in words.
+    /// Problems that don't concern the ledger, as text.
     pub(super) problems: Vec<String>,
-    /// What the notifiers that ended have logged.
+    /// The logs of notifiers that have ended.
     logs: Vec<String>,
     launched: usize,
 }
 
-/// A run that is over.
+/// A finished run.
 pub(super) struct Played {
     pub(super) history: History,
     pub(super) problems: Vec<String>,
@@ -86,7 +86,7 @@ pub(super) struct Played {
 }
 
 impl Stage {
-    /// One notifier is ready, and events are on their way.
+    /// Returns when one notifier is ready and events are on their way.
     pub(super) fn set(settings: &Settings) -> Self {
         let (ground, sandbox) = Ground::set(settings.is_cluster);
         let cast = Cast { seed: settings.seed };
@@ -134,18 +134,18 @@ impl Stage {
         self.began.elapsed()
     }
 
-    /// Adds a notifier, which need not be ready yet.
+    /// Adds a notifier, which may not be ready yet.
     pub(super) fn launch(&mut self) {
         self.fleet.push(start(&self.sandbox, &self.ground));
         self.launched += 1;
     }
 
-    /// Waits until all notifiers are ready; false if they are not in time.
+    /// Waits until all notifiers are ready; false if they aren't in time.
     pub(super) fn await_ready(&mut self, limit: Duration) -> bool {
         self.await_that(limit, |stage| stage.fleet.iter().all(Notifier::is_ready))
     }
 
-    /// Waits, and replaces notifiers that end meanwhile, which they should not.
+    /// Waits, and replaces notifiers that end unexpectedly.
     pub(super) fn await_that(&mut self, limit: Duration, holds: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         while !holds(self) {
@@ -201,7 +201,7 @@ impl Stage {
         self.keep_log(&notifier);
     }
 
-    /// As `webhooks pause` and `webhooks resume` do.
+    /// Pauses and resumes as the commands do.
     pub(super) fn set_paused(&self, webhook: Webhook, paused: bool) {
         let sql = "UPDATE webhooks SET paused_at = CASE WHEN $2 THEN now() END WHERE post_url = $1";
         self.sandbox.database.execute(sql, &[&self.receivers.url(webhook), &paused]);
@@ -212,14 +212,14 @@ impl Stage {
         self.webhooks.insert(id, webhook);
     }
 
-    /// Its id stays known: what has died before bears it.
+    /// Its id stays known: earlier dead letters have it.
     pub(super) fn unregister(&self, webhook: Webhook) {
         let sql = "DELETE FROM webhooks WHERE post_url = $1";
         self.sandbox.database.execute(sql, &[&self.receivers.url(webhook)]);
     }
 
-    /// The number of the first event that the webhook was promised, or may be in a moment, and has not
-    /// accepted yet.
+    /// The number of the first event that the webhook was promised, or may be promised in a moment, and
+    /// hasn't accepted yet.
     pub(super) fn first_unaccepted(&self, webhook: Webhook) -> usize {
         let now = self.now();
         let events = self.producer.events();
@@ -242,14 +242,14 @@ impl Stage {
         self.logs.extend(notifier.stderr());
     }
 
-    /// Ends the run: no more events, a wait for those on their way, and what became of all.
+    /// Ends the run: no more events; waits for those on their way, and collects the results.
     pub(super) fn finish(mut self) -> Played {
         let produced_for = self.now();
         let events = self.producer.finish();
         let mut open = HashSet::new();
         for (number, event) in events.iter().enumerate().filter(|(_, event)| event.promised) {
             let wanting = Webhook::ALL.into_iter().filter(|webhook| webhook.wants(event.kind));
-            // What was dropped with its webhook will not come; what was not need not be waited for.
+            // What was dropped with its webhook won't arrive, and the rest needn't be waited for.
             let kept = wanting.filter(|webhook| {
                 !self.departures.iter().any(|departure| departure.drops(number, *webhook))
             });
@@ -293,7 +293,7 @@ impl Stage {
                 }
             }
             self.collect_dead();
-            // Some died before the events ended.
+            // Some became dead letters before the last event.
             for dead in &self.dead {
                 open.remove(&(dead.number, dead.webhook));
             }
@@ -325,7 +325,7 @@ impl Stage {
 
     fn backlogs_are_empty(&self) -> bool {
         let Ground::Pair(pair) = &self.ground else {
-            // Of a cluster each node knows the counts of its own queues only.
+            // In a cluster each node only knows the counts of its own queues.
             let is_empty = |queue: &String| self.broker().ready(queue).unwrap_or(0) == 0;
             return self.sandbox.backlogs().iter().all(is_empty);
         };
@@ -338,7 +338,7 @@ impl Stage {
         waiting.trim() == "0"
     }
 
-    /// As an operator does, once the queues are there again.
+    /// As an operator does, once the queues exist again.
     fn replay_orphaned(&mut self) {
         let orphaned = self.broker().ready(ORPHANED).unwrap_or_default();
         if orphaned as usize > self.strangers.len() {
@@ -350,7 +350,7 @@ impl Stage {
         }
     }
 
-    /// All of them should lie where an operator finds them.
+    /// All of them should be where an operator finds them.
     fn look_for_strangers(&mut self) {
         let orphaned = self.broker().take_all(ORPHANED).unwrap_or_default();
         let mut strangers = mem::take(&mut self.strangers);

@@ -1,5 +1,6 @@
-//! Users, rights, policies, limits and virtual hosts of a private broker: what an operator does with
-//! `rabbitmqctl`, by the functions that it calls. The tool itself takes a second of a processor to start.
+//! Users, permissions, policies, limits and virtual hosts of a private broker: what an operator
+//! sets by `rabbitmqctl`, by calling the same functions. The tool itself takes a second of CPU time
+//! to start.
 
 use std::fmt::Write as _;
 
@@ -8,10 +9,10 @@ use uuid::Uuid;
 
 use super::servers::{FaultServers, Servers};
 
-/// Whom RabbitMQ notes as the one who did it.
+/// The user that RabbitMQ records for a change.
 const WHO: &str = "<<\"tests\">>";
 
-/// Text as Erlang has it: whatever characters it contains.
+/// Text as an Erlang binary, whatever characters it contains.
 fn binary(text: &str) -> String {
     let mut bytes = String::new();
     for (at, byte) in text.bytes().enumerate() {
@@ -41,13 +42,13 @@ impl FaultServers {
         self.carry_out(&[call("rabbit_auth_backend_internal:delete_user", &[name])]);
     }
 
-    /// What a user may do in a virtual host: to configure, to write and to read.
+    /// Sets a user's permissions in a virtual host: configure, write and read.
     pub(crate) fn grant(&self, user: &str, vhost: &str, [configure, write, read]: [&str; 3]) {
         let arguments = [user, vhost, configure, write, read];
         self.carry_out(&[call("rabbit_auth_backend_internal:set_permissions", &arguments)]);
     }
 
-    /// What is defined holds for the queues of a virtual host whose name fits the pattern.
+    /// The definition applies to the virtual host's queues whose name matches the pattern.
     pub(crate) fn set_policy(&self, vhost: &str, name: &str, pattern: &str, definition: &str) {
         let [vhost, name, pattern, definition] = [vhost, name, pattern, definition].map(binary);
         self.carry_out(&[format!(
@@ -60,7 +61,7 @@ impl FaultServers {
         self.carry_out(&[call("rabbit_policy:delete", &[vhost, name])]);
     }
 
-    /// The part of the machine's memory above which the broker takes no messages.
+    /// The fraction of the machine's memory above which the broker takes no messages.
     pub(crate) fn set_memory_watermark(&self, fraction: f64) {
         self.carry_out(&[format!("vm_memory_monitor:set_vm_memory_high_watermark({fraction:.6})")]);
     }
@@ -70,22 +71,22 @@ impl FaultServers {
     }
 }
 
-/// A virtual host of a test's own, and a user who has the rights there that it is given. Both go when it
-/// is dropped.
+/// A virtual host for one test, and a user with only the permissions that the test grants. Both are
+/// deleted when it is dropped.
 pub(crate) struct Vhost<'s> {
     fault: &'s FaultServers,
     pub(crate) name: String,
     owner: String,
-    /// Of the owner, who has all rights.
+    /// The servers, as the owner, who has all permissions.
     pub(crate) servers: Servers,
-    /// AMQP_URL of the user.
+    /// The user's AMQP_URL.
     pub(crate) url: String,
 }
 
 impl<'s> Vhost<'s> {
     const POLICY: &'static str = "of-a-test";
 
-    /// The user has no rights yet.
+    /// The user has no permissions yet.
     pub(crate) fn new(fault: &'s FaultServers) -> Self {
         let name = format!("v{}", &Uuid::new_v4().simple().to_string()[..12]);
         let mut url = Url::parse(&fault.servers().amqp_url).expect("AMQP_URL is an URL");
@@ -103,30 +104,30 @@ impl<'s> Vhost<'s> {
         Self { fault, name, owner, servers, url: url.into() }
     }
 
-    /// Lets the owner make and delete only what fits this expression.
+    /// Lets the owner create and delete only what matches this expression.
     pub(crate) fn may_configure(&self, expression: &str) {
         self.fault.grant(&self.owner, &self.name, [expression, ".*", ".*"]);
     }
 
-    /// The user's rights from now on: to configure, to write and to read.
+    /// Sets the user's permissions: configure, write and read.
     pub(crate) fn grant(&self, rights: [&str; 3]) {
         self.fault.grant(&self.name, &self.name, rights);
     }
 
-    /// Its topic permissions for an exchange: to write and to read.
+    /// Sets the user's topic permissions for an exchange: write and read.
     pub(crate) fn grant_topics(&self, exchange: &str, [write, read]: [&str; 2]) {
         let arguments = [&self.name, &self.name, exchange, write, read];
         let function = "rabbit_auth_backend_internal:set_topic_permissions";
         self.fault.carry_out(&[call(function, &arguments)]);
     }
 
-    /// The most queues that there may be; -1: as many as one likes.
+    /// The most queues that may exist; -1: no limit.
     pub(crate) fn limit_queues(&self, most: i64) {
         let limit = format!("{{\"max-queues\":{most}}}");
         self.fault.carry_out(&[call("rabbit_vhost_limit:parse_set", &[&self.name, &limit])]);
     }
 
-    /// What is defined holds for queues whose name fits this pattern.
+    /// The definition applies to queues whose name matches this pattern.
     pub(crate) fn set_policy(&self, pattern: &str, definition: &str) {
         self.fault.set_policy(&self.name, Self::POLICY, pattern, definition);
     }
@@ -135,12 +136,12 @@ impl<'s> Vhost<'s> {
         self.fault.clear_policy(&self.name, Self::POLICY);
     }
 
-    /// RabbitMQ does not answer for this quorum queue any more, as where it has no leader.
+    /// RabbitMQ no longer answers for this quorum queue, as if it had no leader.
     pub(crate) fn suspend(&self, queue: &str) {
         self.of_queue("suspend", queue);
     }
 
-    /// It does again.
+    /// Ends [`Self::suspend`].
     pub(crate) fn resume(&self, queue: &str) {
         self.of_queue("resume", queue);
     }

@@ -1,4 +1,4 @@
-//! The test's own view of RabbitMQ: publish with confirms, look into queues.
+//! The test's own view of RabbitMQ: publishes with confirms, and reads queues.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -13,13 +13,13 @@ use amiquip::{
 use anyhow::{Context as _, Result, bail, ensure};
 use uuid::Uuid;
 
-/// Where messages go that still wait for a retry when their test has ended: they would be orphaned, and
-/// other tests find them.
+/// Receives the messages that still wait for a retry when their test ends: otherwise they would be
+/// orphaned, and other tests would find them.
 const SINK: &str = "integration-tests.sink";
 
 pub(crate) const PERSISTENT: u8 = 2;
 
-/// A connection that is opened on first use, and anew after every error.
+/// A connection that is opened on first use, and again after every error.
 pub(crate) struct Broker {
     urls: Vec<String>,
     connection: Mutex<Option<Connection>>,
@@ -36,7 +36,7 @@ impl Broker {
         self.publish_to("", queue, events);
     }
 
-    /// The same by an exchange.
+    /// Publishes to an exchange.
     #[track_caller]
     pub(crate) fn publish_to(&self, exchange: &str, routing_key: &str, events: &[Event]) {
         self.on_channel(|channel| {
@@ -58,8 +58,7 @@ impl Broker {
         .expect("the broker takes what a test publishes");
     }
 
-    /// How many messages are ready in the queue, or None if there is no such
-    /// queue, or no broker.
+    /// How many messages are ready in the queue; `None` if there is no such queue, or no broker.
     pub(crate) fn ready(&self, queue: &str) -> Option<u32> {
         self.on_channel(|channel| {
             Ok(channel.queue_declare_passive(queue)?.declared_message_count())
@@ -74,14 +73,14 @@ impl Broker {
         .ok()?
     }
 
-    /// Takes the first message out of a queue.
+    /// Takes the queue's first message.
     pub(crate) fn take(&self, queue: &str) -> Option<Message> {
         let get = self.on_channel(|channel| Ok(channel.basic_get(queue, true)?)).ok()??;
         Some(Message { body: get.delivery.body, properties: get.delivery.properties })
     }
 
-    /// Takes the first message of a queue and gives it back, that many times, by `basic.reject`: of a
-    /// `basic.nack` RabbitMQ 4.3 says that nothing has failed, and doesn't count it.
+    /// Takes a queue's first message and returns it by `basic.reject`, this many times. RabbitMQ
+    /// 4.3 doesn't count a `basic.nack` as a failure.
     pub(crate) fn bounce(&self, queue: &str, times: usize) {
         for _ in 0..times {
             let bounced = self.on_channel(|channel| {
@@ -92,7 +91,8 @@ impl Broker {
         }
     }
 
-    /// The same by a consumer, for a queue that knows only these. It must have no other.
+    /// Does the same by a consumer, for a queue that only allows those (single active consumer). It must
+    /// have no other consumer.
     pub(crate) fn take_back(&self, queue: &str, times: usize) {
         for _ in 0..times {
             let taken_back = self.on_channel(|channel| {
@@ -104,8 +104,8 @@ impl Broker {
                 else {
                     bail!("the consumer has ended");
                 };
-                // It would be given the message again at once. One that is dropped before it has heard
-                // of its end would cost the connection.
+                // Otherwise it would get the message again at once. A consumer that is dropped
+                // before its cancellation is confirmed would cost the connection.
                 consumer.cancel()?;
                 while !matches!(
                     consumer.receiver().recv_timeout(patience)?,
@@ -117,7 +117,7 @@ impl Broker {
         }
     }
 
-    /// Somebody else has this many messages of a queue in hand meanwhile.
+    /// Meanwhile somebody else holds this many messages of a queue unacked.
     pub(crate) fn while_held(&self, queue: &str, count: usize, meanwhile: impl Fn()) {
         let held = self.on_channel(|channel| {
             let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
@@ -126,7 +126,8 @@ impl Broker {
                 ensure!(matches!(message, ConsumerMessage::Delivery(_)), "the consumer has ended");
             }
             meanwhile();
-            // One that is dropped before it has heard of its end would cost the connection.
+            // A consumer that is dropped before its cancellation is confirmed would cost the
+            // connection.
             consumer.cancel()?;
             while !matches!(consumer.receiver().recv()?, ConsumerMessage::ClientCancelled) {}
             Ok(())
@@ -134,7 +135,7 @@ impl Broker {
         held.expect("there are so many");
     }
 
-    /// Takes away a binding.
+    /// Deletes a binding.
     pub(crate) fn unbind(&self, queue: &str, exchange: &str, routing_key: &str) {
         self.on_channel(|channel| {
             Ok(channel.queue_unbind(queue, exchange, routing_key, FieldTable::new())?)
@@ -149,7 +150,7 @@ impl Broker {
         .expect("there are a queue and an exchange");
     }
 
-    /// Durable, a topic exchange.
+    /// Declares a durable topic exchange.
     pub(crate) fn declare_exchange(&self, exchange: &str, arguments: FieldTable) -> Result<()> {
         self.on_channel(|channel| {
             let options = ExchangeDeclareOptions {
@@ -167,7 +168,7 @@ impl Broker {
             .expect("there is an exchange");
     }
 
-    /// Takes all that is in a queue. Only where nothing breaks meanwhile: what is taken is gone.
+    /// Takes all messages of a queue. Only where nothing fails meanwhile: what was taken is gone.
     pub(crate) fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
         self.on_channel(|channel| {
             let mut messages = Vec::new();
@@ -179,7 +180,7 @@ impl Broker {
         })
     }
 
-    /// Durable, as an operator makes it.
+    /// Declares a durable queue, as an operator would.
     pub(crate) fn declare(&self, queue: &str, arguments: FieldTable) -> Result<()> {
         self.on_channel(|channel| {
             let options = QueueDeclareOptions {
@@ -192,12 +193,12 @@ impl Broker {
         })
     }
 
-    /// Returns how many messages were ready in it.
+    /// Deletes a queue. Returns how many messages were ready in it.
     pub(crate) fn delete(&self, queue: &str) -> Result<u32> {
         self.on_channel(|channel| Ok(channel.queue_delete(queue, QueueDeleteOptions::default())?))
     }
 
-    /// Sends what still waits for a retry of this queue to nowhere. Fails where nothing ever did.
+    /// Discards what still waits for a retry of this queue. Fails if nothing ever did.
     pub(crate) fn discard_retries(&self, queue: &str) -> Result<()> {
         self.on_channel(|channel| {
             let arguments =
@@ -213,7 +214,7 @@ impl Broker {
 
     fn on_channel<T>(&self, operation: impl Fn(&Channel) -> Result<T>) -> Result<T> {
         let mut slot = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        // An idle connection may have died since; a second one has not.
+        // An idle connection may have died since it was used; a new one hasn't.
         let reused = slot.is_some();
         let mut done = Self::attempt(&mut slot, &self.urls[0], &operation);
         let again = self.urls.iter().skip(usize::from(!reused));
@@ -243,7 +244,7 @@ impl Broker {
     }
 }
 
-/// A URL for each of the hosts of an AMQP_URL. Where there are several, one may be frozen.
+/// A URL for each host of an AMQP_URL. One of several may be frozen.
 pub(crate) fn urls(url: &str) -> Vec<String> {
     if !url.contains(',') {
         return vec![url.to_owned()];
@@ -263,8 +264,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// As a good producer makes it: with a type, an id of its own and a body
-    /// that occurs only once.
+    /// An event as a good producer publishes it: with a type, its own id and a unique body.
     pub(crate) fn new(kind: &str) -> Self {
         let id = Uuid::new_v4().to_string();
         let body = format!(r#"{{"data":{{"number":"{}"}}}}"#, Uuid::new_v4());
@@ -280,8 +280,8 @@ impl Event {
         }
     }
 
-    /// Persistent where it was made so; whether it was confirmed the channel tells. It is mandatory: what finds no
-    /// queue comes back, and RabbitMQ confirms it all the same.
+    /// Publishes it. The channel tells whether it was confirmed. It is mandatory: without a queue
+    /// it is returned, and RabbitMQ confirms it all the same.
     pub(crate) fn publish(&self, channel: &Channel, queue: &str) -> amiquip::Result<()> {
         let mut publish = Publish::new(&self.body, queue);
         publish.properties = self.properties.clone();
@@ -295,7 +295,7 @@ impl Event {
         channel.basic_publish(exchange, publish)
     }
 
-    /// With these and no others.
+    /// With these properties only.
     pub(crate) fn properties(mut self, properties: AmqpProperties) -> Self {
         self.properties = properties;
         self
@@ -345,7 +345,7 @@ impl Event {
     }
 }
 
-/// A message that was taken out of a queue.
+/// A message that was taken from a queue.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) body: Vec<u8>,
@@ -353,7 +353,7 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// A header that is a string, or "" where it is missing or something else.
+    /// A string header; "" if it is missing or has another type.
     pub(crate) fn text(&self, header: &str) -> &str {
         match self.header(header) {
             Some(AmqpValue::LongString(text)) => text,
@@ -361,7 +361,7 @@ impl Message {
         }
     }
 
-    /// A header that is a 64-bit integer.
+    /// A 64-bit integer header.
     pub(crate) fn number(&self, header: &str) -> Option<i64> {
         match self.header(header) {
             Some(AmqpValue::LongLongInt(number)) => Some(*number),

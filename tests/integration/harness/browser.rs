@@ -1,19 +1,19 @@
-//! Chromium, which shows what a page comes to.
+//! Chromium, which shows what a page renders to.
 
 use std::process::Command;
 
 use super::{LATER, Process};
 
-/// The page's markup after its scripts have run for three of its seconds, and what they said on the
-/// console, errors and whatever the page's policy forbade included.
+/// The page's markup after its scripts have run for three seconds of page time, and what it wrote
+/// to the console, including errors and violations of the page's policy.
 #[track_caller]
 pub(crate) fn rendered(url: &str) -> (String, Vec<String>) {
     let profile = tempfile::tempdir().expect("a temporary directory");
     let mut command = Command::new("chromium");
     command
-        // Root needs it; and these pages are our own.
+        // Root needs this, and these pages are our own.
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
-        // It has nobody to ask beside us.
+        // It should connect to nobody but us.
         .args(["--disable-quic", "--no-first-run", "--disable-background-networking"])
         .args(["--disable-component-update", "--disable-sync"])
         .args(["--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom"])

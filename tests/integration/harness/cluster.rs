@@ -1,4 +1,4 @@
-//! Three nodes of RabbitMQ, and a primary of PostgreSQL with a standby.
+//! Three RabbitMQ nodes, and a PostgreSQL primary with a standby.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use super::{
     wait_until,
 };
 
-/// The nodes of RabbitMQ, as scripts/services.sh names them.
+/// The RabbitMQ nodes, as named by scripts/services.sh.
 pub(crate) const NODES: [&str; 3] = ["broker", "broker-2", "broker-3"];
 
 const PRIMARY_AND_STANDBY: [&str; 2] = ["postgres", "postgres-2"];
 
-/// The cluster that CLUSTER_SERVICES_DIR names. It is whole again when it is dropped.
+/// The cluster that CLUSTER_SERVICES_DIR names. It is complete again when this is dropped.
 pub(crate) struct Cluster {
     directory: PathBuf,
     servers: Servers,
@@ -29,7 +29,7 @@ impl Cluster {
         cluster
     }
 
-    /// Their URLs name all of them.
+    /// URLs that name all of them.
     pub(crate) fn servers(&self) -> &Servers {
         &self.servers
     }
@@ -45,7 +45,7 @@ impl Cluster {
         services(&self.directory, &["start", name]);
     }
 
-    /// The node stands still, and its peers' sockets stay open.
+    /// Freezes the node; its peers' sockets stay open.
     pub(crate) fn freeze(&self, node: &str) {
         services(&self.directory, &["freeze", node]);
     }
@@ -54,7 +54,7 @@ impl Cluster {
         services(&self.directory, &[End::Kill.verb(), node]);
     }
 
-    /// Ends the connections of a node to the others, and has them make none.
+    /// Closes a node's connections to the others, and prevents new ones.
     pub(crate) fn isolate(&self, node: &str) {
         services(&self.directory, &["isolate", node]);
     }
@@ -63,7 +63,7 @@ impl Cluster {
         services(&self.directory, &["rejoin", node]);
     }
 
-    /// Which of the two is the primary: the other one waits for a promotion.
+    /// Which of the two is the primary: the other waits for a promotion.
     pub(crate) fn primary(&self) -> &'static str {
         let [first, second] = PRIMARY_AND_STANDBY;
         match self.directory.join("postgres/data/standby.signal").exists() {
@@ -76,13 +76,14 @@ impl Cluster {
         services(&self.directory, &[End::Kill.verb(), self.primary()]);
     }
 
-    /// The standby becomes the primary, which is down.
+    /// Promotes the standby; the primary is down.
     pub(crate) fn promote(&self) {
         services(&self.directory, &["promote"]);
     }
 
-    /// Waits until all nodes run and see each other, and none is needed for the majority of a queue: one that
-    /// was made while a node was away has no member there, until an operator (or RabbitMQ 3.13) adds it.
+    /// Waits until all nodes run and see each other, and each queue has its majority without any
+    /// one of them: a queue that was created while a node was away has no member there, until an
+    /// operator (or RabbitMQ 3.13) adds one.
     #[track_caller]
     pub(crate) fn wait_whole(&self) {
         let running = "length([1 || Node <- [node() | nodes()], \
@@ -103,7 +104,7 @@ impl Cluster {
         services(&self.directory, &["at", node, "eval", &format!("{expressions}.")])
     }
 
-    /// The same of a node that may not be able to answer.
+    /// Asks a node that may be unable to answer.
     fn ask(&self, node: &str, expressions: &str) -> Option<String> {
         let arguments = ["at", node, "eval", &format!("{expressions}.")];
         let output = services_command(&self.directory, &arguments).output().ok()?;
@@ -114,7 +115,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // A test may have ended while a node was frozen. Another panic would abort all tests.
+        // A test may have ended while a node was frozen. A second panic would abort all tests.
         for node in NODES {
             let _ = services_command(&self.directory, &["thaw", node]).output();
         }

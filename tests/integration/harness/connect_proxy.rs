@@ -1,4 +1,4 @@
-//! An HTTP proxy that takes CONNECT, as operators put one between themselves and the world.
+//! An HTTP proxy with CONNECT, as operators put between their network and the internet.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,21 +13,21 @@ use std::{
 /// What it does with a CONNECT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Way {
-    /// A tunnel.
+    /// Opens a tunnel.
     Open,
-    /// This status, and a line for its head (or "").
+    /// Answers with this status, and a header line (or "").
     Status(u16, &'static str),
-    /// The end of the connection.
+    /// Closes the connection.
     Close,
-    /// The same for this address, and a tunnel for others.
+    /// Closes the connection for this address, and opens a tunnel for others.
     CloseFor(&'static str),
-    /// Nothing.
+    /// Answers nothing.
     Hang,
-    /// Bytes that are no HTTP.
+    /// Answers with bytes that aren't HTTP.
     Garbage,
 }
 
-/// A CONNECT as it came.
+/// A CONNECT as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Connect {
     pub(crate) target: String,
@@ -41,7 +41,7 @@ pub(crate) struct ConnectProxy {
 }
 
 struct Shared {
-    /// Where all tunnels lead, whatever was asked for; none: there.
+    /// Where all tunnels lead, whatever was requested; `None`: where requested.
     upstream: Option<String>,
     way: Mutex<Way>,
     asked: Mutex<Vec<Connect>>,
@@ -50,12 +50,12 @@ struct Shared {
 }
 
 impl ConnectProxy {
-    /// Its tunnels lead where they are asked to.
+    /// Its tunnels lead where requested.
     pub(crate) fn new() -> Self {
         Self::start(None)
     }
 
-    /// Its tunnels all lead to that server (an URL), as if it had every address of the internet.
+    /// All its tunnels lead to this server (a URL), as if it had every address of the internet.
     pub(crate) fn leading_to(url: &str) -> Self {
         let (_, authority) = url.split_once("//").expect("an URL");
         Self::start(Some(authority.split('/').next().unwrap_or_default().to_owned()))
@@ -80,7 +80,7 @@ impl ConnectProxy {
                 }
                 accepting.accepted.fetch_add(1, Ordering::SeqCst);
                 let shared = Arc::clone(&accepting);
-                // Whoever goes first is the business of the one under test.
+                // The code under test sees which side closed first.
                 thread::spawn(move || drop(shared.serve(client)));
             }
         });
@@ -96,7 +96,7 @@ impl ConnectProxy {
         format!("http://{credentials}@{}", self.address)
     }
 
-    /// As it is named to people.
+    /// Its name in messages.
     pub(crate) fn name(&self) -> String {
         self.address.to_string()
     }
@@ -120,13 +120,13 @@ impl Drop for ConnectProxy {
         for stream in open.into_iter().flatten() {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that all has ended.
+        // Wakes the accepting thread, which sees that the proxy has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
 
 impl Shared {
-    /// False: all has ended.
+    /// False: the proxy has ended.
     fn keep(&self, stream: &TcpStream) -> bool {
         match &mut *self.open.lock().expect("no holder panics") {
             Some(open) => open.extend(stream.try_clone()),

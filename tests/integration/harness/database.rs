@@ -1,4 +1,4 @@
-//! A schema of PostgreSQL that belongs to one test, and plain SQL on it.
+//! A PostgreSQL schema for one test, and plain SQL on it.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -9,16 +9,16 @@ use postgres::{Client, Config, NoTls, Row, types::ToSql};
 use uuid::Uuid;
 
 pub(crate) struct Database {
-    /// Leads to the test's schema.
+    /// Selects the test's schema.
     url: String,
     schema: String,
     client: Mutex<Option<Client>>,
 }
 
 impl Database {
-    /// Makes the schema, empty.
+    /// Creates the empty schema.
     pub(crate) fn create(server: &str, schema: &str) -> Self {
-        // Not by `Url`, which knows no list of hosts.
+        // Not with `Url`, which doesn't support a list of hosts.
         let mark = if server.contains('?') { '&' } else { '?' };
         let url = format!("{server}{mark}options=-csearch_path%3D{schema}");
         let database = Self { url, schema: schema.to_owned(), client: Mutex::new(None) };
@@ -42,14 +42,14 @@ impl Database {
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
     }
 
-    /// Several statements, as `psql -f` would run them.
+    /// Runs several statements, as `psql -f` would.
     #[track_caller]
     pub(crate) fn run_script(&self, sql: &str) {
         self.with_client(|client| client.batch_execute(sql))
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// Registers a webhook as anybody with SQL would.
+    /// Registers a webhook by SQL.
     #[track_caller]
     pub(crate) fn insert_webhook(&self, url: &str, events: &[&str]) -> Uuid {
         let rows = self.query(
@@ -76,7 +76,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let sql = format!("DROP SCHEMA {} CASCADE", self.schema);
-        // The server may be gone with a test that failed.
+        // The server may be gone after a failed test.
         let _ = self.with_client(|client| client.batch_execute(&sql));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub(crate) struct Exposition {
-    /// Name to type: counter, gauge, histogram.
+    /// From name to type: counter, gauge, histogram.
     pub(crate) types: BTreeMap<String, String>,
     samples: Vec<Sample>,
 }
@@ -40,7 +40,7 @@ impl Exposition {
             .sum()
     }
 
-    /// The one sample of that name and exactly those labels.
+    /// The sample of that name with exactly those labels.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         self.samples
             .iter()
@@ -50,7 +50,7 @@ impl Exposition {
             .map(|sample| sample.value)
     }
 
-    /// The names of all labels that samples of that name carry.
+    /// The names of all labels on samples of that name.
     pub(crate) fn labels(&self, name: &str) -> BTreeSet<&str> {
         self.samples
             .iter()

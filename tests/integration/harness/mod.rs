@@ -1,5 +1,5 @@
-//! What the tests are made of: the binary under test as a process, receivers
-//! that record what they get, and a queue and a schema of its own per test.
+//! The parts of the tests: the binary under test as a process, receivers that record what they get,
+//! and a queue and a schema for each test.
 
 pub(crate) mod administration;
 pub(crate) mod broker;
@@ -42,30 +42,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The limit for what should happen at once. Far above what it takes: tests
-/// run a dozen at a time on small machines, and only a defect should fail one.
+/// The limit for what should happen at once. It is far above the usual time: tests run a dozen at a
+/// time on small machines, and only a defect should fail one.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-/// For what includes the start of a server or the expiry of heartbeats.
+/// The limit for what includes a server's start or expired heartbeats.
 pub(crate) const LATER: Duration = Duration::from_secs(90);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Waits until the condition holds; panics, with the caller's line, if it does
-/// not within the limit.
+/// Waits until the condition holds; panics with the caller's line if it doesn't within the limit.
 #[track_caller]
 pub(crate) fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         let waited = begun.elapsed();
         assert!(waited < limit, "not within {limit:?}: {what}");
-        // Less often the longer it takes: some waits are for minutes, and each look costs processor time.
+        // Polls less often the longer it takes: some waits last minutes, and each poll costs CPU
+        // time.
         thread::sleep((waited / 20).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL));
     }
 }
 
-/// Like [`wait_until`], for a condition that yields something.
+/// Like [`wait_until`], for a condition that returns a value.
 #[track_caller]
 pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let mut found = None;
@@ -77,14 +77,14 @@ pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut find: impl FnMut() ->
 }
 
 /// How far from its due time, measured from the first attempt, a retry may come: a third of a
-/// second, and 2 %. The broker's own clock runs up to 1 % fast or slow for as long as Erlang
-/// corrects it towards the system's ("time correction" in Erlang's manual).
+/// second, and 2 %. The broker's own clock runs up to 1 % fast or slow while Erlang corrects it
+/// towards the system's ("time correction" in Erlang's manual).
 pub(crate) fn tolerance(due: Duration) -> Duration {
     Duration::from_millis(333) + due / 50
 }
 
-/// Panics if the condition ceases to hold within the period. Only for what no
-/// later event can prove, such as the absence of a request that must never come.
+/// Panics if the condition stops holding within the period. Only for what no later event can prove,
+/// such as the absence of a request that must never come.
 #[track_caller]
 pub(crate) fn holds_for(period: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + period;

@@ -1,4 +1,4 @@
-//! `webhook-notifier`, the real binary, as a process.
+//! `webhook-notifier`: the real binary, as a process.
 
 use std::{
     env,
@@ -18,18 +18,18 @@ use super::{
 };
 
 /// WEBHOOK_NOTIFIER_BINARY names another binary than the one that was built with the tests, such as
-/// the release.
+/// a release.
 pub(crate) fn binary() -> PathBuf {
     let built = || env!("CARGO_BIN_EXE_webhook-notifier").into();
     env::var_os("WEBHOOK_NOTIFIER_BINARY").unwrap_or_else(built).into()
 }
 
-/// A call of the binary that is not made yet.
+/// A call of the binary that hasn't been made yet.
 pub(crate) struct Launch(pub(crate) Command);
 
 impl Launch {
-    /// The environment is empty but for the given URLs: nothing that whoever
-    /// runs the tests has set may leak in.
+    /// The environment has only the given URLs: what whoever runs the tests has set must not leak
+    /// in.
     pub(crate) fn new(arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(arguments).env_clear();
@@ -45,7 +45,7 @@ impl Launch {
         Process::spawn(self.0)
     }
 
-    /// The command, once it has read this and ended.
+    /// Runs the command with this input, until it ends.
     #[track_caller]
     pub(crate) fn reading(self, input: &str) -> Finished {
         let Self(mut command) = self;
@@ -67,7 +67,7 @@ impl Launch {
         }
     }
 
-    /// `run`, until every lane consumes.
+    /// Starts `run`, and waits until every lane consumes.
     #[track_caller]
     pub(crate) fn start(self) -> Notifier {
         let mut notifier = self.start_unready();
@@ -75,7 +75,7 @@ impl Launch {
         notifier
     }
 
-    /// `run`, until it serves its metrics: for starts that cannot succeed yet.
+    /// Starts `run`, and waits until it serves metrics: for starts that can't succeed yet.
     #[track_caller]
     pub(crate) fn start_unready(self) -> Notifier {
         let mut process = self.spawn();
@@ -93,7 +93,7 @@ pub(crate) struct Notifier {
     admin: SocketAddr,
 }
 
-/// What the admin port answers.
+/// An answer of the admin port.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -108,13 +108,13 @@ impl Notifier {
         Exposition::parse(&answer.body)
     }
 
-    /// The sum over all samples of that metric with these labels.
+    /// The sum of that metric's samples with these labels.
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.metrics().sum(name, labels)
     }
 
-    /// Waits until that is the sum: what the broker has to confirm is counted when it has, and its
-    /// receiver may see it before.
+    /// Waits until the sum is this: what the broker has to confirm is counted after the confirm,
+    /// and the receiver may see the request before.
     #[track_caller]
     pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
         wait_until(SOON, &format!("{name} of {labels:?} is {value}"), || {
@@ -122,7 +122,8 @@ impl Notifier {
         });
     }
 
-    /// Waits until the directory hears of changes: only what is asked for from then on is remembered.
+    /// Waits until the directory listens for changes: only what is asked for after that is
+    /// remembered.
     #[track_caller]
     pub(crate) fn wait_listening(&self) {
         self.wait_metric("webhook_directory_age_seconds", &[], 0.0);
@@ -160,12 +161,12 @@ impl Notifier {
         TcpStream::connect(self.admin).expect("the admin port accepts")
     }
 
-    /// Whether /readyz says so; one whose port does not answer is not.
+    /// Whether /readyz answers 200; false if the port doesn't answer.
     pub(crate) fn is_ready(&self) -> bool {
         self.exchange("GET", "/readyz").is_ok_and(|text| text.split(' ').nth(1) == Some("200"))
     }
 
-    /// SIGTERM, and the wait for the end, which must be a clean one.
+    /// Sends SIGTERM, and waits for the end, which must be clean.
     #[track_caller]
     pub(crate) fn terminate(mut self) -> Exit {
         self.signal("TERM");
@@ -174,7 +175,7 @@ impl Notifier {
         exit
     }
 
-    /// SIGKILL: what a crash, or the kernel's out-of-memory killer, does.
+    /// SIGKILL, as after a crash or by the kernel's out-of-memory killer.
     #[track_caller]
     pub(crate) fn kill(mut self) {
         self.signal("KILL");

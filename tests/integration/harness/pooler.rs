@@ -1,4 +1,4 @@
-//! A PgBouncer of one test's own, on a free port of loopback.
+//! A PgBouncer for one test, on a free port of loopback.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ pub(crate) struct Pooler {
     port: u16,
 }
 
-/// As Debian installs it: not in everybody's path.
+/// Where Debian installs it, which is not in every PATH.
 fn program() -> &'static Path {
     let path = Path::new("/usr/sbin/pgbouncer");
     assert!(path.exists(), "no PgBouncer: `make test` installs it, or `apt-get install pgbouncer`");
@@ -27,11 +27,11 @@ fn program() -> &'static Path {
 }
 
 impl Pooler {
-    /// Lends sessions as `pool_mode` says. Its one database, `pooled`, is the sandbox's schema;
-    /// `settings` are further lines of its configuration.
+    /// Lends sessions according to `pool_mode`. Its one database, `pooled`, is the sandbox's
+    /// schema; `settings` are further lines of its configuration.
     pub(crate) fn before(sandbox: &Sandbox, pool_mode: &str, settings: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        // It may have to run as another user than we do.
+        // It may have to run as another user than the tests.
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("it is ours");
         let server = Url::parse(sandbox.database.url()).expect("an URL");
@@ -39,7 +39,7 @@ impl Pooler {
         let port = free_port();
         let (host, upstream) = (server.host_str().expect("a host"), server.port().expect("a port"));
         let (user, password) = (server.username(), server.password().unwrap_or_default());
-        // What a connection is told at its start does not come through to the server.
+        // Options of a client's startup message don't reach the server.
         let configuration = format!(
             "[databases]\n\
              pooled = host={host} port={upstream} dbname={} user={user} password={password} \
@@ -52,7 +52,7 @@ impl Pooler {
         let file = directory.path().join("pgbouncer.ini");
         fs::write(&file, configuration).expect("it is ours");
         let mut command = Command::new(program());
-        // It refuses to be root.
+        // It refuses to run as root.
         if is_root() {
             command.args(["--user", "nobody"]);
         }

@@ -1,5 +1,4 @@
-//! A child process whose output is kept line by line, and which never outlives
-//! its test.
+//! A child process whose output is kept line by line, and which never outlives its test.
 
 use std::{
     fs,
@@ -22,13 +21,13 @@ pub(crate) struct Process {
 /// How a process ended.
 #[derive(Debug)]
 pub(crate) struct Exit {
-    /// None: a signal ended it.
+    /// `None`: a signal ended it.
     pub(crate) code: Option<i32>,
-    /// Time since the wait for it began.
+    /// The time since the wait began.
     pub(crate) took: Duration,
 }
 
-/// All that a process that has ended had to say.
+/// The whole output of a process that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -58,7 +57,7 @@ impl Process {
         self.stderr.lock().expect("no reader panics").clone()
     }
 
-    /// The first line on stderr that holds the text, as soon as there is one.
+    /// Waits for the first line on stderr that contains the text.
     #[track_caller]
     pub(crate) fn wait_stderr(&mut self, limit: Duration, text: &str) -> String {
         wait_for(limit, &format!("a line with {text:?} on stderr"), || {
@@ -76,7 +75,7 @@ impl Process {
         })
     }
 
-    /// The first line on stdout that holds the text, as soon as there is one.
+    /// Waits for the first line on stdout that contains the text.
     #[track_caller]
     pub(crate) fn wait_stdout(&self, limit: Duration, text: &str) -> String {
         wait_for(limit, &format!("a line with {text:?} on stdout"), || {
@@ -114,14 +113,14 @@ impl Process {
         assert!(sent.success(), "SIG{signal} could not be sent");
     }
 
-    /// SIGKILL: what a crash, or the kernel's out-of-memory killer, does.
+    /// SIGKILL, as after a crash or by the kernel's out-of-memory killer.
     #[track_caller]
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("it is our child");
         self.wait_exit(SOON);
     }
 
-    /// Waits for the end of the process and of its output.
+    /// Waits until the process and its output have ended.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self, limit: Duration) -> Exit {
         let began = Instant::now();
@@ -132,7 +131,7 @@ impl Process {
         Exit { code, took }
     }
 
-    /// Waits until all that an ended process has printed is read.
+    /// Waits until all output of an ended process has been read.
     fn join_readers(&mut self) {
         for reader in self.readers.drain(..) {
             reader.join().expect("no reader panics");

@@ -1,4 +1,5 @@
-//! A real Prometheus that watches a notifier, as operators are told to run it, but faster.
+//! A real Prometheus that watches a notifier, as documented for operators, but with shorter
+//! intervals.
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ use url::form_urlencoded;
 
 use super::{Process, SOON, wait_until};
 
-/// What operators are given.
+/// The files for operators.
 pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/monitoring")
 }
@@ -24,7 +25,8 @@ fn given(name: &str) -> String {
     fs::read_to_string(folder().join(name)).expect("it is there, and text")
 }
 
-/// Every `for:` of the rules a second, and every range and window ten: nothing else is changed.
+/// Every `for:` of the rules becomes a second, and every range and window ten; nothing else
+/// changes.
 fn hurried(rules: &str) -> String {
     let mut hurried = String::new();
     for line in rules.lines() {
@@ -73,7 +75,7 @@ impl Alert {
 }
 
 impl Prometheus {
-    /// With the example configuration and the rules, and one notifier to scrape.
+    /// Runs with the example configuration and the rules, and scrapes one notifier.
     pub(crate) fn watching(notifier: SocketAddr) -> Self {
         let files = TempDir::new().expect("a folder");
         let write = |name, text: &str| fs::write(files.path().join(name), text).expect("a file");
@@ -99,13 +101,13 @@ impl Prometheus {
         self.process.signal("HUP");
     }
 
-    /// Has these rules in place of its own, from now on.
+    /// Replaces its rules by these.
     pub(crate) fn replace_rules(&self, rules: &str) {
         fs::write(self.files.path().join("prometheus-rules.yml"), rules).expect("a file");
         self.process.signal("HUP");
     }
 
-    /// The data of an answer of its HTTP API.
+    /// The data in a response of its HTTP API.
     fn get(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(self.address).expect("Prometheus accepts");
         stream.set_read_timeout(Some(SOON)).expect("a time-out");
@@ -118,7 +120,7 @@ impl Prometheus {
         answer["data"].take()
     }
 
-    /// The series that an expression has now.
+    /// The present series of an expression.
     pub(crate) fn query(&self, expression: &str) -> Vec<Value> {
         let query: String = form_urlencoded::byte_serialize(expression.as_bytes()).collect();
         list(self.get(&format!("query?query={query}"))["result"].take())
@@ -142,7 +144,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// Waits until an alert of that name fires, and returns all that do by then.
+    /// Waits until an alert of that name fires, and returns all that fire then.
     #[track_caller]
     pub(crate) fn wait_firing(&self, limit: Duration, name: &str) -> Vec<Alert> {
         let mut firing = Vec::new();
@@ -154,7 +156,7 @@ impl Prometheus {
         firing
     }
 
-    /// Waits until none does.
+    /// Waits until no alert fires.
     #[track_caller]
     pub(crate) fn wait_quiet(&self, limit: Duration) {
         wait_until(limit, "no alert fires", || self.alerts().is_empty());

@@ -1,4 +1,4 @@
-//! A TCP proxy that can play a broken network.
+//! A TCP proxy that can simulate a broken network.
 
 use std::{
     io::{Read, Write},
@@ -15,8 +15,8 @@ use url::Url;
 
 use super::POLL_INTERVAL;
 
-/// A read of at least this many bytes is a message that the client publishes, or a part of it:
-/// acks and heartbeats are shorter, even some of them together.
+/// A read of at least this many bytes is (a part of) a message that the client publishes: acks and
+/// heartbeats are shorter, even several of them.
 const MESSAGE: usize = 256;
 
 pub(crate) struct Proxy {
@@ -27,7 +27,7 @@ pub(crate) struct Proxy {
 struct Shared {
     upstream: SocketAddr,
     state: Mutex<State>,
-    /// The next message of a client is cut in two, and all connections with it.
+    /// A client's next message is cut in two, with all connections.
     armed: AtomicBool,
 }
 
@@ -40,9 +40,9 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Forwarding,
-    /// Connections are accepted and stay open, but nothing passes.
+    /// Accepts connections and keeps them open, but forwards nothing.
     Frozen,
-    /// Connections are closed as soon as they are made.
+    /// Closes connections as soon as they are accepted.
     Refusing,
     Ended,
 }
@@ -51,7 +51,7 @@ enum Mode {
 struct Connection {
     client: Arc<TcpStream>,
     server: Arc<TcpStream>,
-    /// Set for ever by a freeze: what was sent meanwhile is lost.
+    /// Set permanently by a freeze: what was sent meanwhile is lost.
     dead: Arc<AtomicBool>,
 }
 
@@ -85,8 +85,8 @@ impl Proxy {
         url.into()
     }
 
-    /// From now on nothing passes, and nobody is told: the peers' sockets stay
-    /// open. Connections of this time never carry anything again.
+    /// From now on nothing passes, and neither side is told: their sockets stay open. The
+    /// connections of this time never forward anything again.
     pub(crate) fn freeze(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.mode = Mode::Frozen;
@@ -95,18 +95,18 @@ impl Proxy {
         }
     }
 
-    /// Lets new connections through.
+    /// Forwards new connections.
     pub(crate) fn thaw(&self) {
         self.set_mode(Mode::Forwarding);
     }
 
-    /// Ends all connections.
+    /// Closes all connections.
     pub(crate) fn cut(&self) {
         self.shared.cut();
     }
 
-    /// Ends all connections in the middle of a message that a client publishes; at the end of the
-    /// patience anyway. False: so it was.
+    /// Closes all connections in the middle of a message that a client publishes, or once
+    /// `patience` has passed. Returns whether it was in a message.
     pub(crate) fn cut_in_a_message(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         self.shared.armed.store(true, Ordering::SeqCst);
@@ -120,8 +120,8 @@ impl Proxy {
         true
     }
 
-    /// Ends the connections that froze, as keep-alives do in time: a server holds its side of them
-    /// for hours.
+    /// Closes the frozen connections, as keep-alives do eventually: a server keeps its side of them
+    /// open for hours.
     pub(crate) fn bury_frozen(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.connections.retain(|connection| {
@@ -133,13 +133,13 @@ impl Proxy {
         });
     }
 
-    /// Ends all connections, and every new one at once.
+    /// Closes all connections, and every new one at once.
     pub(crate) fn refuse(&self) {
         self.set_mode(Mode::Refusing);
         self.cut();
     }
 
-    /// How many connections were made to it, refused ones included.
+    /// How many connections were accepted, including refused ones.
     pub(crate) fn accepted(&self) -> usize {
         self.shared.state.lock().expect("no holder panics").accepted
     }
@@ -169,7 +169,7 @@ impl Shared {
                 Mode::Refusing => continue,
                 Mode::Forwarding | Mode::Frozen => {}
             }
-            // The upstream may be away: then the client sees its end at once.
+            // The upstream may be away: then the client's connection is closed at once.
             let Ok(server) = TcpStream::connect(self.upstream) else {
                 continue;
             };
@@ -178,7 +178,7 @@ impl Shared {
                 server: Arc::new(server),
                 dead: Arc::new(AtomicBool::new(state.mode == Mode::Frozen)),
             };
-            // Those that ended would keep their sockets otherwise.
+            // Ended connections would keep their sockets otherwise.
             state.connections.retain(Connection::is_pumped);
             state.connections.push(connection.clone());
             let back = connection.clone();
@@ -197,7 +197,7 @@ impl Shared {
 }
 
 impl Connection {
-    /// Each pump holds a handle of its own.
+    /// Each pump holds its own handle.
     fn is_pumped(&self) -> bool {
         Arc::strong_count(&self.client) > 1
     }
@@ -220,7 +220,7 @@ impl Connection {
         loop {
             let read = from.read(&mut buffer).unwrap_or(0);
             if self.dead.load(Ordering::SeqCst) {
-                // A dead connection swallows everything, the end included.
+                // A dead connection swallows everything, including its end.
                 if read == 0 {
                     return;
                 }

@@ -1,5 +1,5 @@
-//! A customer's server: an HTTP server that records every request and answers
-//! as the test tells it.
+//! A customer's server: an HTTP server that records every request and answers as the test
+//! specifies.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,40 +22,40 @@ use super::{Event, SOON, wait_until};
 pub(crate) enum Reply {
     Status(u16),
     WithHeaders(u16, Vec<(&'static str, String)>),
-    /// The status after a while.
+    /// Answers with the status after this time.
     Slow(Duration, u16),
-    /// No answer, until the other side or the receiver closes the connection.
+    /// Doesn't answer until either side closes the connection.
     Hang,
-    /// RST in place of an answer.
+    /// Sends RST instead of an answer.
     Reset,
-    /// The end of the connection in place of an answer.
+    /// Closes the connection instead of answering.
     Close,
     /// Not HTTP.
     Garbage,
-    /// A head that arrives a byte at a time and never ends.
+    /// Sends a head one byte at a time, without end.
     Drip,
-    /// Status 200 and a body that never ends, as fast as the other side reads.
+    /// Answers with status 200 and an endless body, as fast as the other side reads.
     Endless,
-    /// These bytes, HTTP or not.
+    /// Sends these bytes, HTTP or not.
     Raw(Vec<u8>, Then),
 }
 
-/// What follows on raw bytes.
+/// What follows raw bytes.
 #[derive(Clone, Debug)]
 pub(crate) enum Then {
-    /// The next request.
+    /// Reads the next request.
     Stay,
-    /// The end of the connection.
+    /// Closes the connection.
     Close,
     /// RST.
     Reset,
-    /// More bytes after a while, and then the next request.
+    /// Sends more bytes after this time, and then reads the next request.
     Later(Duration, Vec<u8>),
-    /// The same bytes over and over, after such a while each time.
+    /// Sends the same bytes again and again, at this interval.
     Repeat(Duration, Vec<u8>),
 }
 
-/// A request as it came.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// When its head was complete.
@@ -66,7 +66,7 @@ pub(crate) struct Request {
     /// By lower-case name.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
-    /// From 1: how often this event has now come to this path.
+    /// How often this event has now come to this path, from 1.
     pub(crate) attempt: usize,
 }
 
@@ -75,7 +75,7 @@ impl Request {
         self.header("webhook-id")
     }
 
-    /// The header, or "" where it is missing.
+    /// The header; "" if it is missing.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
@@ -86,21 +86,21 @@ type Behaviour = dyn Fn(&Request) -> Reply + Send + Sync;
 pub(crate) struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
-    /// Dropped at the end, which wakes every connection that hangs.
+    /// Dropped at the end, which wakes every hanging connection.
     alive: Option<crossbeam_channel::Sender<()>>,
 }
 
 struct Shared {
     behaviour: Box<Behaviour>,
     journal: Mutex<Journal>,
-    /// The open ones, by their other end.
+    /// The open connections, by peer address.
     connections: Mutex<BTreeMap<SocketAddr, TcpStream>>,
     accepted: AtomicUsize,
     ended: crossbeam_channel::Receiver<()>,
 }
 
 struct Journal {
-    /// None: only counted.
+    /// `None`: requests are only counted.
     requests: Option<Vec<Request>>,
     /// By path and event.
     attempts: HashMap<(String, String), usize>,
@@ -116,7 +116,7 @@ impl Receiver {
         Self::start(Some(Vec::new()), behaviour)
     }
 
-    /// Keeps no requests, for hundreds in a second over minutes: the behaviour sees each.
+    /// Keeps no requests, for hundreds per second over minutes; `behaviour` sees each.
     pub(crate) fn forgetful(behaviour: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::start(None, behaviour)
     }
@@ -144,8 +144,8 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
-    /// A neighbour of this receiver at which nobody listens. It stays so while
-    /// the receiver lives: the port is taken, on another address.
+    /// A neighbour of this receiver where nothing listens, as long as the receiver lives: the port
+    /// is taken, on another address.
     pub(crate) fn refusing_url(&self) -> String {
         format!("http://127.0.0.2:{}/", self.address.port())
     }
@@ -169,12 +169,12 @@ impl Receiver {
         requests
     }
 
-    /// How many connections were ever made to it.
+    /// How many connections it has accepted in total.
     pub(crate) fn connections(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until a path has had that many requests.
+    /// Waits until this many requests have come to a path.
     #[track_caller]
     pub(crate) fn wait_at(&self, path: &str, count: usize) -> Vec<Request> {
         self.wait_at_within(SOON, path, count)
@@ -193,7 +193,7 @@ impl Drop for Receiver {
         for connection in self.shared.open().values() {
             let _ = connection.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that all has ended.
+        // Wakes the accepting thread, which sees that the receiver has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -211,14 +211,14 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         shared.open().insert(peer, handle);
         let shared = Arc::clone(shared);
         thread::spawn(move || {
-            // A connection that breaks is the other side's business, not ours.
+            // If a connection breaks, that is the other side's concern.
             let _ = serve(stream, peer, &shared);
             shared.open().remove(&peer);
         });
     }
 }
 
-/// One connection, kept alive over any number of requests.
+/// Serves one connection, which may carry any number of requests.
 fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream.try_clone()?);
@@ -250,7 +250,7 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result
             Then::Stay => {}
             Then::Close => return stream.shutdown(Shutdown::Both),
             Then::Reset => {
-                // An RST goes out when the last handle of the socket closes.
+                // The RST is sent when the socket's last handle is closed.
                 shared.open().remove(&peer);
                 return reset(stream);
             }
@@ -296,20 +296,20 @@ impl Shared {
     }
 }
 
-/// The first byte of a client that speaks TLS.
+/// The first byte of a TLS client.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What web servers say who speak only HTTP at that port.
+/// What web servers answer on a port for plain HTTP.
 fn answer_tls(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let answer = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
     reader.get_mut().write_all(answer)?;
     reader.get_mut().shutdown(Shutdown::Write)?;
-    // An answer is lost where the connection is closed with something unread.
+    // An answer is lost if the connection is closed with unread input.
     io::copy(reader, &mut io::sink())?;
     Ok(None)
 }
 
-/// None at the end of the connection.
+/// `None` at the end of the connection.
 fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     if reader.fill_buf()?.first() == Some(&TLS_HANDSHAKE) {
         return answer_tls(reader);
@@ -346,7 +346,7 @@ fn answer(status: u16, headers: &[(&str, String)]) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// A linger of zero turns the close into an RST; std cannot set it.
+/// A linger of zero turns the close into an RST; std can't set it.
 fn reset(stream: TcpStream) -> io::Result<()> {
     let stream = mio::net::TcpStream::from_stream(stream)?;
     stream.set_linger(Some(Duration::ZERO))

@@ -1,5 +1,5 @@
-//! What belongs to one test: its queues, its schema, and the settings that lead
-//! the notifier to both. Everything goes when the sandbox is dropped.
+//! What belongs to one test: its queues, its schema, and the settings that direct the notifier to
+//! both. Everything is deleted when the sandbox is dropped.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,17 +13,17 @@ use super::{
 
 const LANES: [&str; 3] = ["high", "medium", "low"];
 
-/// Shared by the sandboxes of all tests that run side by side; a test that holds the product
-/// against the clock has it alone. One sandbox per test: a second one could wait for a test that
-/// waits for the first.
+/// Shared by the sandboxes of all tests that run in parallel; a test that measures time holds it
+/// alone. One sandbox per test: a second one could wait for a test that waits for the first.
 ///
-/// Where all tests run at once, each that is alone waits for the slowest of the others, and the others
-/// for it. So `make test` runs these first, by their names: [`ALONE`] says that they have had their turn.
+/// If all tests run at once, each test that is alone waits for the slowest of the others, and the
+/// others for it. So `make test` runs these first, by name: [`ALONE`] says that they have run
+/// already.
 static COMPANY: RwLock<()> = RwLock::new(());
 
 const ALONE: &str = "TESTS_ALONE_ARE_DONE";
 
-/// Keeps a place in [`COMPANY`] for as long as the test runs.
+/// Holds [`COMPANY`] while the test runs.
 enum Company {
     Shared { _place: RwLockReadGuard<'static, ()> },
     Alone { _place: RwLockWriteGuard<'static, ()> },
@@ -31,7 +31,7 @@ enum Company {
 
 impl Company {
     fn shared() -> Self {
-        // Poisoned by a test that failed; the next one is none the worse.
+        // A failed test has poisoned it, which doesn't affect the next.
         Self::Shared { _place: COMPANY.read().unwrap_or_else(PoisonError::into_inner) }
     }
 
@@ -73,17 +73,17 @@ impl Sandbox {
         Self::on(&Servers::shared(), count)
     }
 
-    /// For a test that looks at the clock: no other test runs meanwhile.
+    /// For a test that measures time: no other test runs meanwhile.
     pub(crate) fn alone(count: usize) -> Self {
         Self::ready(Self::empty(&Servers::shared(), count, Company::alone()), FieldTable::new)
     }
 
-    /// Queues and tables exist.
+    /// The queues and tables exist.
     pub(crate) fn on(servers: &Servers, count: usize) -> Self {
         Self::ready(Self::bare(servers, count), FieldTable::new)
     }
 
-    /// The same, with queues that outlive a node of a cluster.
+    /// Like [`Self::on`], with queues that survive the loss of a cluster's node.
     pub(crate) fn of_quorum_queues(servers: &Servers, count: usize) -> Self {
         let quorum = || (String::from("x-queue-type"), AmqpValue::LongString("quorum".to_owned()));
         Self::ready(Self::bare(servers, count), || FieldTable::from([quorum()]))
@@ -127,8 +127,8 @@ impl Sandbox {
         format!("{}.dead", self.queue())
     }
 
-    /// `webhook-notifier run`, not started yet. The proxies of the environment
-    /// lead nowhere: a POST that heeds them fails.
+    /// `webhook-notifier run`, not started yet. The environment's proxies lead nowhere: a POST that
+    /// used them would fail.
     pub(crate) fn notifier(&self) -> Launch {
         self.launch(&["run"])
             .env("METRICS_ADDR", "127.0.0.1:0")
@@ -145,7 +145,8 @@ impl Sandbox {
             .env("QUEUES", self.queues.join(","))
     }
 
-    /// QUEUES with a capacity of one: a lane has one consumer, and one request is under way at a time.
+    /// QUEUES with a capacity of one: a lane has one consumer, and one request is under way at a
+    /// time.
     pub(crate) fn one_at_a_time(&self) -> String {
         format!("{}=1", self.queues.join("=1,"))
     }
@@ -166,11 +167,10 @@ impl Sandbox {
         self.broker.publish(self.queue(), std::slice::from_ref(event));
     }
 
-    /// Waits until the broker has had the acks of all that was published before.
-    /// To one consumer with a prefetch of 1 it hands out the next message only
-    /// then: this one, which must be of a type that comes to that path. (To
-    /// another consumer perhaps a little before: wait first for what is counted
-    /// as the message is settled.)
+    /// Waits until the broker has the acks of everything that was published before. It sends the
+    /// next message to a consumer with a prefetch of 1 only then: this one, which must have a type
+    /// that comes to that path. (Another consumer may get it a little earlier: wait first for what
+    /// is counted when the message is settled.)
     #[track_caller]
     pub(crate) fn wait_acked(&self, receiver: &Receiver, path: &str, kind: &str) {
         let next = Event::new(kind);
@@ -178,15 +178,15 @@ impl Sandbox {
         wait_until(SOON, "the next event arrives", || !receiver.of(path, &next).is_empty());
     }
 
-    /// Waits until nothing is left to be consumed: not ready, and, as the
-    /// notifier that held it has said so or is gone, not unacked.
+    /// Waits until nothing is left to consume: nothing is ready, and, since the notifier that held
+    /// messages has reported or ended, nothing is unacked.
     #[track_caller]
     pub(crate) fn wait_drained(&self) {
         let of = |queue: &String| [queue.clone(), format!("{queue}.retry")];
         for queue in self.queues.iter().flat_map(of) {
             wait_until(SOON, &format!("{queue} is empty"), || self.broker.ready(&queue) == Some(0));
         }
-        // A row is written before its queue is made, which a shutdown may prevent.
+        // A row is written before its queue is created, which a shutdown may prevent.
         for queue in self.backlogs() {
             wait_until(SOON, &format!("{queue} is empty"), || {
                 self.broker.ready(&queue).is_none_or(|count| count == 0)
@@ -194,13 +194,13 @@ impl Sandbox {
         }
     }
 
-    /// The next dead letter, as soon as there is one.
+    /// Waits for the next dead letter.
     #[track_caller]
     pub(crate) fn take_dead(&self) -> Message {
         wait_for(SOON, "a dead letter", || self.broker.take(&self.dead_queue()))
     }
 
-    /// The next dead letter, which must be this one, byte for byte.
+    /// Waits for the next dead letter, which must be this one, byte for byte.
     #[track_caller]
     pub(crate) fn expect_dead(&self, expected: &DeadLetter<'_>) -> Message {
         let message = self.take_dead();
@@ -223,7 +223,7 @@ impl Sandbox {
 }
 
 impl Sandbox {
-    /// The queues of the backlogs that were made; none if that can't be told any more.
+    /// The queues of the backlogs that were created; empty if that isn't known any more.
     pub(crate) fn backlogs(&self) -> Vec<String> {
         let asked = || -> Result<Vec<postgres::Row>, postgres::Error> {
             let mut client = postgres::Client::connect(self.database.url(), postgres::NoTls)?;
@@ -241,7 +241,7 @@ impl Drop for Sandbox {
             let _ = self.broker.delete(&queue);
         }
         for queue in &self.queues {
-            // A server may be gone with a test that failed.
+            // A server may be gone after a failed test.
             let _ = self.broker.discard_retries(queue);
             for suffix in ["", ".retry", ".dead"] {
                 let _ = self.broker.delete(&format!("{queue}{suffix}"));

@@ -1,9 +1,9 @@
 //! The servers that the tests run against.
 //!
-//! Nearly all tests share one RabbitMQ and one PostgreSQL, named by the
-//! environment. Tests that stop or kill a server have a second pair, one test at a
-//! time; the long ones a third, so that the others needn't wait for them; and those
-//! that only need what its administrator may do have a fourth, all at once.
+//! Nearly all tests share one RabbitMQ and one PostgreSQL, which the environment names. Tests that
+//! stop or kill a server use a second pair, one test at a time; the long ones among them use a
+//! third, so that the others needn't wait; and tests that only need an administrator's permissions
+//! share a fourth, all at once.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Where one RabbitMQ and one PostgreSQL are.
+/// The URLs of one RabbitMQ and one PostgreSQL.
 #[derive(Clone, Debug)]
 pub(crate) struct Servers {
     pub(crate) amqp_url: String,
@@ -31,17 +31,17 @@ pub(super) fn required(variable: &str) -> String {
         .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, it starts the servers"))
 }
 
-/// Poisoned by every test that fails while it holds the servers. The next one
-/// may use them all the same: `drop` has brought them back.
+/// Poisoned by every test that fails while it holds the servers. The next test can use them all the
+/// same: `drop` has restarted them.
 static TURN: Mutex<()> = Mutex::new(());
 static LONG_TURN: Mutex<()> = Mutex::new(());
 
-/// The pair whose servers may be stopped and killed. Whoever holds it has it to
-/// himself; both servers run again when it is dropped.
+/// The pair whose servers may be stopped and killed. Its holder has it exclusively; both servers
+/// run again when it is dropped.
 pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
-    /// None: others have them, too, and nobody stops them.
+    /// `None`: others share it, and nobody stops the servers.
     turn: Option<MutexGuard<'static, ()>>,
 }
 
@@ -60,10 +60,10 @@ impl Server {
     }
 }
 
-/// How a server goes away.
+/// How a server is stopped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// In good order: it tells its clients.
+    /// In order: it tells its clients.
     Stop,
     /// SIGKILL, as in a crash.
     Kill,
@@ -83,7 +83,7 @@ impl FaultServers {
         Self::alone("FAULT_SERVICES_DIR", &TURN)
     }
 
-    /// For a test that only has a [virtual host](Vhost) or a user there that nobody else has.
+    /// For a test that only has a [virtual host](Vhost) or a user that nobody else has.
     pub(crate) fn share() -> Self {
         Self::of("SHARED_FAULT_SERVICES_DIR", None)
     }
@@ -105,7 +105,7 @@ impl FaultServers {
         Self { servers: listed(&listing), directory, turn }
     }
 
-    /// How they are reached by TLS, and what checks their certificates.
+    /// Their TLS URLs, and the CA for their certificates.
     pub(crate) fn by_tls(&self) -> (Servers, PathBuf) {
         let listing = services(&self.directory, &["env", "--tls"]);
         (listed(&listing), listed_value(&listing, "TLS_CA_FILE").into())
@@ -120,8 +120,8 @@ impl FaultServers {
         &self.servers
     }
 
-    /// Ends one. A kill of the broker finds every [queue on its disk](Self::write_queue_names).
-    /// Messages and acks are as far as they are.
+    /// Stops a server. Before it kills the broker, the names of all queues are [on its
+    /// disk](Self::write_queue_names); messages and acks are as far as they are.
     pub(crate) fn end(&self, server: Server, end: End) {
         if let (Server::Broker, End::Kill) = (server, end) {
             self.write_queue_names();
@@ -129,14 +129,14 @@ impl FaultServers {
         services(&self.directory, &[end.verb(), server.name()]);
     }
 
-    /// RabbitMQ (3.10 and 4.0 at least) writes the names of quorum queues late, on a busy machine by
-    /// seconds, and after a SIGKILL before that the queue has no leader, for ever
+    /// RabbitMQ (at least 3.10 and 4.0) writes the names of quorum queues late, on a busy machine
+    /// by seconds. After a SIGKILL before that, the queue never has a leader again
     /// (rabbitmq/rabbitmq-server#15725).
     pub(crate) fn write_queue_names(&self) {
         self.eval("[ok = dets:sync(Table) || Table <- dets:all()]");
     }
 
-    /// SIGKILL, at once: where the names of the queues were written before.
+    /// SIGKILL, at once: for when the names of the queues have been written.
     pub(crate) fn kill_broker_now(&self) {
         services(&self.directory, &["kill", Server::Broker.name()]);
     }
@@ -155,7 +155,8 @@ impl FaultServers {
         services(&self.directory, &["eval", &format!("{expressions}.")])
     }
 
-    /// The same when a test ends, perhaps with a panic: another one would abort all tests.
+    /// Evaluates expressions when a test ends, perhaps with a panic: another panic would abort all
+    /// tests.
     pub(super) fn eval_at_last(&self, expressions: &str) {
         let _ = services_command(&self.directory, &["eval", &format!("{expressions}.")]).output();
     }

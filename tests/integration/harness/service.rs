@@ -1,4 +1,4 @@
-//! An installation of the product below a directory, and a supervisor that does with its units what
+//! An installation of the product in a directory, and a supervisor that does with its units what
 //! systemd does, as far as the tests need it.
 
 use std::{
@@ -21,7 +21,7 @@ use super::{
     wait_until,
 };
 
-/// What `make install` has put below a directory of its own.
+/// What `make install` has installed into its own directory.
 pub(crate) struct Installation(TempDir);
 
 /// A unit of an installation.
@@ -30,7 +30,7 @@ pub(crate) struct Unit {
     instance: String,
 }
 
-/// A started unit, and what it tells.
+/// A started unit, and what it tells its supervisor.
 pub(crate) struct Service {
     pub(crate) notifier: Notifier,
     socket: PathBuf,
@@ -50,7 +50,7 @@ impl Installation {
         installation
     }
 
-    /// One of the Makefile's targets, with the binary of these tests.
+    /// Runs one of the Makefile's targets, with the binary of these tests.
     pub(crate) fn make(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new("make");
         command
@@ -59,7 +59,7 @@ impl Installation {
             .arg(format!("BINARY={}", notifier::binary().display()))
             .arg(format!("DESTDIR={}", self.0.path().display()))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            // Nothing of a `make` that runs us.
+            // Nothing from a `make` that runs the tests.
             .env_clear()
             .env("PATH", env::var_os("PATH").expect("a PATH"));
         Process::spawn(command).finish(LATER)
@@ -69,7 +69,7 @@ impl Installation {
         self.0.path()
     }
 
-    /// Where something is that is installed under this name.
+    /// The path of what is installed under this name.
     pub(crate) fn path(&self, installed: &str) -> PathBuf {
         self.root().join(installed.trim_start_matches('/'))
     }
@@ -105,7 +105,7 @@ impl Installation {
         fs::write(self.path("/etc/webhook-notifier.env"), text).expect("it is ours");
     }
 
-    /// A unit by its name; an instance of a template by that with what follows the `@`.
+    /// A unit by its name; for an instance of a template, the name has the instance after the `@`.
     pub(crate) fn unit(&self, name: &str) -> Unit {
         let (file, instance) = match name.split_once('@') {
             Some((template, instance)) => (format!("{template}@"), instance),
@@ -116,7 +116,7 @@ impl Installation {
         Unit { text, instance: instance.to_owned() }
     }
 
-    /// Starts a unit, until it serves its metrics.
+    /// Starts a unit, and waits until it serves its metrics.
     #[track_caller]
     pub(crate) fn start(&self, name: &str, watchdog: Duration) -> Service {
         let socket = self.path(&format!("/notify-{}", Uuid::new_v4()));
@@ -147,7 +147,7 @@ impl Installation {
 }
 
 impl Unit {
-    /// The value of a setting that stands once.
+    /// The value of a setting that occurs once.
     #[track_caller]
     pub(crate) fn value(&self, setting: &str) -> String {
         let values = self.text.lines().filter_map(|line| line.strip_prefix(setting));
@@ -160,7 +160,7 @@ impl Unit {
 }
 
 impl Service {
-    /// All lines that it has told its supervisor so far.
+    /// All lines that it has sent to its supervisor so far.
     pub(crate) fn heard(&self) -> Vec<String> {
         self.heard.lock().expect("no reader panics").clone()
     }
@@ -169,8 +169,8 @@ impl Service {
         self.heard().iter().filter(|heard| *heard == line).count()
     }
 
-    /// Waits for a line with this beginning after so many lines; returns how many are before the
-    /// next.
+    /// Waits for a line with this beginning after the first `after` lines; returns its position
+    /// plus one.
     #[track_caller]
     pub(crate) fn wait_heard(&self, after: usize, beginning: &str) -> usize {
         let find = || {
@@ -182,7 +182,7 @@ impl Service {
         find().expect("it was there")
     }
 
-    /// Waits for so many more signs of life.
+    /// Waits for `more` further signs of life.
     #[track_caller]
     pub(crate) fn wait_alive(&self, more: usize) {
         let before = self.count("WATCHDOG=1");
@@ -192,13 +192,13 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Ends the thread that listens.
+        // Ends the listening thread.
         let end = UnixDatagram::unbound().and_then(|socket| socket.send_to(b"", &self.socket));
         let _ = end;
     }
 }
 
-/// Listens on the socket, until a datagram without content comes.
+/// Listens on the socket until an empty datagram comes.
 fn hear(path: &Path) -> Arc<Mutex<Vec<String>>> {
     let socket = UnixDatagram::bind(path).expect("a short path");
     let heard = Arc::new(Mutex::new(Vec::new()));

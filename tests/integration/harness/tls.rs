@@ -1,5 +1,5 @@
-//! TLS of the tests' own: certificates, good and bad, and a server that shows one and passes on what
-//! comes through to a server that speaks none.
+//! TLS for the tests: certificates, good and bad, and a server that presents one and forwards what
+//! arrives to a server without TLS.
 
 use std::{
     io::{self, Read, Write},
@@ -19,13 +19,13 @@ use rustls::{
 };
 use url::Url;
 
-/// The pause between two bytes of what drips.
+/// The pause between two dripped bytes.
 const DRIP: Duration = Duration::from_millis(100);
 
-/// A CA that a test makes up.
+/// A CA that a test creates.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// What a server shows.
+/// What a server presents.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     chain: CertificateDer<'static>,
@@ -88,20 +88,20 @@ struct Shared {
     config: Arc<ServerConfig>,
     /// Whether a connection begins with PostgreSQL's SSLRequest.
     is_postgres: bool,
-    /// Whether it sends, after the handshake, a byte at a time.
+    /// Whether it sends one byte at a time after the handshake.
     drips: bool,
-    /// What has to be ended at the end.
+    /// The connections to close at the end.
     open: Mutex<Option<Vec<TcpStream>>>,
 }
 
 impl Terminator {
-    /// In front of the server that the URL names, whatever it speaks; the preface of PostgreSQL is
-    /// seen to.
+    /// In front of the server that the URL names, whatever its protocol; PostgreSQL's preface is
+    /// handled.
     pub(crate) fn before(url: &str, certificate: Certificate) -> Self {
         Self::start(url, certificate, false)
     }
 
-    /// One that sends a byte at a time once the handshake is over.
+    /// A terminator that sends one byte at a time after the handshake.
     pub(crate) fn dripping(url: &str, certificate: Certificate) -> Self {
         Self::start(url, certificate, true)
     }
@@ -133,14 +133,14 @@ impl Terminator {
                 if !shared.keep(&client) {
                     return;
                 }
-                // Whoever refuses whom is seen by the one under test.
+                // The code under test sees which side refused.
                 thread::spawn(move || drop(shared.serve(client)));
             }
         });
         Self { address, shared }
     }
 
-    /// The URL with this in place of the server, and a scheme that says TLS where there is one.
+    /// The URL with this in place of the server, and with the scheme for TLS if there is one.
     pub(crate) fn url(&self, url: &str) -> String {
         let mut url = Url::parse(url).expect("an URL");
         url.set_ip_host(self.address.ip()).expect("it has a host");
@@ -161,13 +161,13 @@ impl Drop for Terminator {
         for stream in open.into_iter().flatten() {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that all has ended.
+        // Wakes the accepting thread, which sees that the terminator has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
 
 impl Shared {
-    /// False: all has ended.
+    /// False: the terminator has ended.
     fn keep(&self, stream: &TcpStream) -> bool {
         match &mut *self.open.lock().expect("no holder panics") {
             Some(open) => open.extend(stream.try_clone()),
@@ -230,7 +230,7 @@ fn encrypt(
     }
 }
 
-/// A byte at a time, until the other side has had enough.
+/// Sends one byte at a time, until the other side has had enough.
 pub(crate) fn drip(mut to: &TcpStream, bytes: &[u8]) -> io::Result<()> {
     for byte in bytes {
         to.write_all(std::slice::from_ref(byte))?;
@@ -246,7 +246,7 @@ fn decrypt(
 ) -> io::Result<()> {
     let mut room = [0; 16 << 10];
     loop {
-        // What came along with the handshake is decrypted first.
+        // What arrived together with the handshake is decrypted first.
         let mut plain = Vec::new();
         {
             let mut tls = tls.lock().expect("no holder panics");
@@ -256,7 +256,7 @@ fn decrypt(
             }
         }
         to.write_all(&plain)?;
-        // Not under the lock: the other direction must go on meanwhile.
+        // Without the lock: the other direction must continue meanwhile.
         let read = from.read(&mut room)?;
         if read == 0 {
             return Ok(());

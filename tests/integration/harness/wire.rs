@@ -1,4 +1,4 @@
-//! A receiver whose connections a test has in its own hands, byte by byte.
+//! A receiver whose connections a test controls byte by byte.
 
 use std::{
     collections::HashMap,
@@ -19,14 +19,14 @@ pub(crate) struct Wire {
 #[derive(Default)]
 struct Shared {
     seen: Mutex<Vec<Seen>>,
-    /// Those that are open; none: it has ended.
+    /// The open connections; `None`: the receiver has ended.
     streams: Mutex<Option<HashMap<usize, TcpStream>>>,
 }
 
-/// The head of a request, as it was read.
+/// The head of a request, as read.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// Of which connection, from 0.
+    /// The number of its connection, from 0.
     pub(crate) connection: usize,
     pub(crate) id: String,
     pub(crate) length: usize,
@@ -41,13 +41,14 @@ pub(crate) struct Connection {
 }
 
 impl Wire {
-    /// What is done with each connection, in a thread of its own; it is closed when that returns.
+    /// Calls `behaviour` for each connection, in its own thread, and closes the connection when
+    /// that returns.
     pub(crate) fn serving(behaviour: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
-        // Little of a large body is taken by the kernel in its place.
+        // So that the kernel buffers little of a large body.
         Self::with_room(16 << 10, behaviour)
     }
 
-    /// The kernel takes about so many bytes in its place.
+    /// The kernel buffers about this many bytes.
     pub(crate) fn with_room(
         bytes: usize,
         behaviour: impl Fn(&mut Connection) + Send + Sync + 'static,
@@ -72,7 +73,7 @@ impl Wire {
                     let reader = BufReader::new(stream);
                     let mut connection = Connection { number, reader, shared };
                     behaviour(&mut connection);
-                    // Closes it, or resets it, where something was not read.
+                    // Closes it, or resets it if there is unread input.
                     let mut streams = connection.shared.streams.lock().expect("no holder panics");
                     streams.as_mut().map(|streams| streams.remove(&connection.number));
                 });
@@ -97,13 +98,13 @@ impl Drop for Wire {
         for stream in streams.into_iter().flat_map(HashMap::into_values) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that all has ended.
+        // Wakes the accepting thread, which sees that the receiver has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
 
 impl Connection {
-    /// Reads the next request's head; none at the end of the connection.
+    /// Reads the next request's head; `None` at the end of the connection.
     pub(crate) fn head(&mut self) -> Option<Seen> {
         let mut lines = Vec::new();
         loop {
@@ -136,14 +137,14 @@ impl Connection {
         self.body(&seen).then_some(seen)
     }
 
-    /// Reads the body of that request. False, if it does not come.
+    /// Reads that request's body. False if it doesn't come.
     pub(crate) fn body(&mut self, seen: &Seen) -> bool {
         let body = io::copy(&mut (&mut self.reader).take(seen.length as u64), &mut io::sink());
         body.is_ok_and(|read| read == seen.length as u64)
     }
 
-    /// Waits until there is something to be read, and reads nothing: who then closes sends an RST. False
-    /// at the end of the connection.
+    /// Waits until there is something to read, and reads nothing: if the connection is then closed,
+    /// an RST is sent. False at the end of the connection.
     pub(crate) fn has_more(&mut self) -> bool {
         !self.reader.buffer().is_empty()
             || self.reader.get_ref().peek(&mut [0]).is_ok_and(|count| count > 0)
@@ -154,24 +155,24 @@ impl Connection {
         let _ = self.reader.get_mut().write_all(bytes.as_ref());
     }
 
-    /// A status of 200, and these header lines.
+    /// Answers with status 200 and these header lines.
     pub(crate) fn ok(&mut self, headers: &str) {
         self.say(format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{headers}\r\n"));
     }
 
-    /// Answers all that comes.
+    /// Answers all requests.
     pub(crate) fn answer_all(&mut self) {
         while self.request().is_some() {
             self.ok("");
         }
     }
 
-    /// Reads all that comes, and says nothing.
+    /// Reads everything, and sends nothing.
     pub(crate) fn swallow(&mut self) {
         let _ = io::copy(&mut self.reader, &mut io::sink());
     }
 
-    /// Neither reads nor says anything until the other side has gone.
+    /// Neither reads nor sends anything until the other side has gone.
     pub(crate) fn stand_still(&mut self) {
         let poll = |stream: &TcpStream| {
             let mut fds = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::RDHUP)];

@@ -1,4 +1,4 @@
-//! Events, the headers of parked deliveries, and what receivers answer.
+//! Events, the headers of parked deliveries, and receivers' answers.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -29,12 +29,12 @@ fn read(body: &[u8]) -> Result<Event, Malformed> {
     Event::read(Properties::default(), body, MAX_BYTES, || "new".to_owned())
 }
 
-/// What every accepted event is.
+/// What is true of every accepted event.
 fn is_sound(event: &Event) -> bool {
     let Event { id, event_type, account } = event;
     (1..=MAX_NAME_BYTES).contains(&id.len())
         && !id.chars().any(char::is_control)
-        // It fits into a header, and comes back out of it.
+        // Its id fits into a header, and can be read back from it.
         && header_of_id(id).bytes().all(|byte| byte.is_ascii_graphic() && byte != b'.')
         && id_of_header(&header_of_id(id)).unwrap_or_else(|| id.clone()) == *id
         && (1..=MAX_NAME_BYTES).contains(&event_type.len())
@@ -116,7 +116,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Headers as we write them, with some replaced and some taken away.
+/// Headers as we write them, with some replaced and some removed.
 fn crafted_headers() -> impl Strategy<Value = Headers> {
     let replaced = prop::collection::vec((prop::sample::select(&NAMES[..]), any_value()), 0..4);
     let missing = prop::collection::vec(prop::sample::select(&NAMES[..]), 0..2);
@@ -138,12 +138,12 @@ fn headers_of(json: &[u8]) -> Headers {
     members.iter().map(|(name, of)| (name.clone(), value(of))).collect()
 }
 
-/// What every accepted delivery is.
+/// What is true of every accepted delivery.
 #[track_caller]
 fn check_delivery(delivery: &Delivery) {
     assert!(is_sound(&delivery.event), "{delivery:?}");
     assert!((0..=NOW).contains(&delivery.first_received_at), "{delivery:?}");
-    // It can be counted on.
+    // The count can't overflow.
     assert!(delivery.attempts < u32::MAX / 2, "{delivery:?}");
     let error = &delivery.last_error;
     assert!(error.is_empty() || fault_of(error).is_none(), "{delivery:?}");
@@ -161,7 +161,7 @@ fn each_example_of_headers_is_what_its_name_says() {
     }
 }
 
-/// Of a retry lane that tries for ever, and of one that ends.
+/// A schedule that retries without limit, and one that ends.
 fn schedules() -> [Schedule; 2] {
     ["1s,2s,1m", "5s,1s,repeat"].map(|text| text.parse().expect("a schedule"))
 }
@@ -180,7 +180,8 @@ fn wanted(code: u16, retry_after: &str) -> (Option<Duration>, Outcome) {
     }
 }
 
-/// Whatever a receiver asks for, it gets a delay of the schedule, and none that is shorter.
+/// Whatever a receiver asks for, the delay is one of the schedule's, and not shorter than what it asked
+/// for.
 fn check_retry_after(value: &str) {
     let (_, outcome) = wanted(503, value);
     let (_, plain) = wanted(503, "");
@@ -196,7 +197,7 @@ fn check_retry_after(value: &str) {
             assert!((due..=schedule.longest()).contains(&asked), "{value:?}: {asked} for {due}");
         }
     }
-    // Only those who may ask are heard.
+    // Other statuses' values are ignored.
     assert_eq!(wanted(500, value).0, None);
 }
 
@@ -266,7 +267,7 @@ proptest! {
             Ok(delivery) => check_delivery(delivery),
             Err(malformed) => expect_one_line(malformed),
         }
-        // An operator can look at it, choose it, and send back what is sound only.
+        // An operator can read it and select it, and send it back only if it is sound.
         let properties = Properties::default();
         let letter = DeadLetter::read("q", properties, &headers);
         prop_assert!(Selection::default().includes(&letter));

@@ -1,4 +1,4 @@
-//! The settings: what an operator, or his deployment, writes by mistake.
+//! The settings: mistakes of an operator, or of a deployment.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ fn read(variable: &'static str, value: impl Into<OsString>) -> Result<Config, Co
     Settings::from_arg_matches(&matches).expect("a value is a value").read()
 }
 
-/// The doors that are settings.
+/// The settings with examples.
 const DOORS: [&str; 10] = [
     "AMQP_URL",
     "DATABASE_URL",
@@ -40,14 +40,14 @@ const DOORS: [&str; 10] = [
     "RUST_LOG",
 ];
 
-/// What every accepted configuration is.
+/// What is true of every accepted configuration.
 #[track_caller]
 fn check_config(config: &Config) {
     let day = Duration::from_secs(86_400);
     let mut names = Vec::new();
     for queue in &config.queues {
         assert!((1..=1_024).contains(&queue.capacity), "{queue:?}");
-        // Ours are named after it, in AMQP's 255 bytes.
+        // Our queues are named after it, within AMQP's 255 bytes.
         assert!((1..=200).contains(&queue.name.len()), "{queue:?}");
         assert!(!queue.name.contains(|c: char| c.is_control() || "*#".contains(c)), "{queue:?}");
         names.push(&queue.name);
@@ -77,7 +77,7 @@ fn check_config(config: &Config) {
     assert!(!shown.contains(MARK), "{shown}");
 }
 
-/// A refusal names the variable, once, and then what is wrong.
+/// A refusal names the variable once, and then says what is wrong.
 #[track_caller]
 fn check_refusal(variable: &str, error: &ConfigError) {
     expect_one_line(error);
@@ -147,11 +147,11 @@ proptest! {
     ) {
         match read(variable, value) {
             Ok(config) => check_config(&config),
-            // A time-out can be refused because of another.
+            // A time-out can be refused because of another setting.
             Err(error) if variable == "REQUEST_TIMEOUT" => check_refusal(error.variable, &error),
             Err(error) => {
-                // A changed URL may show a piece of the mark as a file's name or a parameter's: what
-                // stands before the `@` is the secret.
+                // A changed URL may show a piece of the mark as a file's or a parameter's name: only
+                // what precedes the `@` is secret.
                 if !error.to_string().contains(MARK) {
                     check_refusal(variable, &error);
                 }

@@ -1,4 +1,4 @@
-//! What is registered: URLs, patterns, secrets; and the signatures of requests.
+//! What is registered: URLs, patterns, secrets; and signatures of requests.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ use webhook_notifier::domain::{
 
 use super::{cases, changed_text, check_example, expect_one_line, fault_of, texts};
 
-/// What every accepted URL is; and the client reads it as the guard did.
+/// What is true of every accepted URL: above all, the client reads it as the guard did.
 #[track_caller]
 fn check_accepted_url(text: &str) {
     let url = check_url(text).expect("it was accepted");
@@ -113,7 +113,7 @@ proptest! {
                 prop_assert!(text.len() < 12 || !refusal.to_string().contains(&text));
             }
         }
-        // As the secret of a webhook, it is not told either.
+        // As a webhook's secret, it isn't disclosed either.
         let current = Some(Secret::new(text.clone()));
         let secrets = Secrets { current, previous: None };
         let webhook = Webhook::new(Uuid::nil(), "http://h/", &secrets, &Columns::default());
@@ -135,7 +135,7 @@ proptest! {
         if let Err(refusal) = verified {
             expect_one_line(&refusal);
         }
-        // Of another event, or of another time, it is none.
+        // It isn't valid for another event or another time.
         prop_assert!(key.verify(&id, &at_time, &text, BODY, AT).is_err());
         prop_assert!(at == AT || key.verify(ID, &at_another, &text, BODY, at).is_err());
         let keys = Keys { current: Some(key), previous: None };

@@ -1,5 +1,5 @@
-//! Anybody who may publish can put a message with headers of his own into a retry queue. It is
-//! never a crash, and never a POST to an address that he chose.
+//! Anybody who may publish can put a message with arbitrary headers into a retry queue. It never causes
+//! a crash, and never a POST to an address in those headers.
 
 use amiquip::{AmqpValue, FieldTable};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ fn parked(webhook: Uuid) -> FieldTable {
     ])
 }
 
-/// What is of another type than the headers that we write.
+/// Values of other types than in our headers.
 fn foreign() -> Vec<AmqpValue> {
     vec![
         AmqpValue::Boolean(true),
@@ -38,7 +38,7 @@ fn foreign() -> Vec<AmqpValue> {
     ]
 }
 
-/// Integers are of many sizes, and all of them are integers.
+/// Integers of all sizes are accepted.
 fn integers() -> Vec<AmqpValue> {
     vec![
         AmqpValue::ShortShortInt(1),
@@ -93,11 +93,11 @@ impl Stage {
         message
     }
 
-    /// A delivery as it should be still arrives, and nothing else did.
+    /// A correct delivery still arrives, and nothing else did.
     #[track_caller]
     fn expect_only_good(&self, notifier: &mut Notifier) {
         assert_eq!(self.receiver.requests().len(), 0, "a malformed delivery was sent");
-        // What is wrong with the others is only what they say.
+        // Only what the others' headers say is wrong.
         self.publish(self.parked());
         assert_eq!(self.receiver.wait_at("/", 1)[0].id(), "crafted");
         assert!(notifier.is_running());
@@ -187,7 +187,7 @@ fn a_parked_delivery_of_a_webhook_that_nobody_registered_is_dropped_and_counted(
     assert_eq!(stage.sandbox.broker.ready(&stage.sandbox.dead_queue()), Some(0));
 }
 
-/// Makes the text that begins with [`NEST`] arrays or tables within each other, to its end.
+/// Replaces the text that begins with [`NEST`] by nested arrays or tables, up to its end.
 fn nest(bytes: &mut [u8], is_table: bool) -> bool {
     let Some(start) = bytes.windows(NEST.len()).position(|part| part == NEST) else { return true };
     let size = u32::from_be_bytes(bytes[start - 4..start].try_into().expect("four bytes"));
@@ -198,7 +198,7 @@ fn nest(bytes: &mut [u8], is_table: bool) -> bool {
         level[0] = if is_table { b'F' } else { b'A' };
         let size = inner.len() + head - 5;
         level[1..5].copy_from_slice(&u32::try_from(size).expect("small").to_be_bytes());
-        // A name of no length.
+        // An empty name.
         level[5..].fill(0);
         rest = inner;
     }
@@ -216,7 +216,7 @@ fn headers_nested_so_deep_that_reading_them_ends_a_process_are_not_read() {
     let mut notifier = stage.sandbox.notifier().start();
     // Each level takes five or six bytes, and a frame has 128 KiB.
     let deep = |bytes: usize| text(&format!("NEST{}", "x".repeat(bytes)));
-    // Some thirty levels are nothing strange.
+    // About thirty levels are normal.
     for is_table in [false, true] {
         let headers = stage.with("a-deep-one", deep(140));
         let parked = Event::raw("{}").kind("order.paid").headers(headers);
@@ -228,7 +228,7 @@ fn headers_nested_so_deep_that_reading_them_ends_a_process_are_not_read() {
     for (is_table, bytes) in [(false, 1_000), (false, 60_000), (true, 60_000)] {
         let forge = move |bytes: &mut [u8]| nest(bytes, is_table);
         let headers = stage.with("a-deep-one", deep(bytes));
-        // The other headers stay what they are.
+        // The other headers are unchanged.
         let parked = Event::raw("{}").kind("order.paid").headers(headers);
         publish_forged(&stage.sandbox, &stage.sandbox.retry_queue(), parked, forge);
         events += 1;
@@ -248,10 +248,10 @@ fn headers_nested_so_deep_that_reading_them_ends_a_process_are_not_read() {
 fn a_huge_header_table_is_cut_and_costs_no_connection() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
-    // Frames of 128 KiB, nearly full: with what a dead letter adds they would be too large.
+    // Frames of 128 KiB, nearly full: with a dead letter's headers they would be too large.
     let huge = || text(&"x".repeat(130_500));
     let many = || {
-        // To write a table takes amiquip a time that grows with the square of its size.
+        // amiquip's time to write a table grows with the square of its size.
         let entries = (0..1_000).map(|n| (format!("{n:05}"), AmqpValue::Boolean(true)));
         let texts = (0..1_000).map(|n| (format!("{n:05}"), text("abc")));
         [entries.collect::<FieldTable>(), texts.collect()]
@@ -324,7 +324,7 @@ fn times_of_another_age_end_a_delivery_and_drown_no_metric() {
     // 1970 is half a century ago, but none of our delays lasted that long.
     assert!(notifier.metric("webhook_delivery_lag_seconds_sum", &[]) < 60.0);
 
-    // One that came in the far future would never be too old.
+    // One that arrived in the far future would never expire.
     for at in [0, i64::MAX] {
         stage.publish(parked("fails", at));
         let dead = stage.sandbox.take_dead();
@@ -354,7 +354,7 @@ fn the_last_attempt_of_a_schedule_is_the_last_whatever_the_headers_say() {
         let dead = stage.sandbox.take_dead();
         assert_eq!(dead.text("x-dead-reason"), "exhausted", "{dead:?}");
         assert_eq!(dead.number("x-attempt"), Some(attempts + 1), "{dead:?}");
-        // Where it came from is what we know of it, not what it says.
+        // Its origin is what we know, not what its headers say.
         assert_eq!(dead.text("x-origin-queue"), stage.sandbox.queue(), "{dead:?}");
     }
     assert_eq!(receiver.requests().len(), 4, "one attempt each");

@@ -1,4 +1,4 @@
-//! Grafana's dashboard, read as Grafana reads it, as far as that can be told without one.
+//! Grafana's dashboard, read as Grafana reads it, as far as that is possible without Grafana.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::{folder, text};
 
-/// Grafana's grid is so many columns wide.
+/// The width of Grafana's grid, in columns.
 const COLUMNS: u64 = 24;
 
-/// What Grafana puts in the place of variables: the range that a rate needs, and, where all is
-/// chosen, what matches everything.
+/// What Grafana substitutes for variables: the range that a rate needs, and, if all is selected, a
+/// pattern that matches everything.
 const VARIABLES: [(&str, &str); 3] =
     [("$__rate_interval", "10s"), ("$instance", ".+"), ("$queue", ".+")];
 
@@ -47,7 +47,7 @@ pub(super) fn expressions() -> BTreeMap<String, String> {
 fn the_dashboard_can_be_imported_anywhere() {
     let dashboard = dashboard();
     assert!(dashboard["schemaVersion"].as_u64() >= Some(38), "older than Grafana 10");
-    // Grafana gives it these.
+    // Grafana assigns these.
     assert!(dashboard["id"].is_null() && dashboard["uid"].is_null());
     let variables: BTreeSet<_> = list(&dashboard["templating"]["list"])
         .iter()

@@ -1,4 +1,4 @@
-//! As much of PromQL as is needed to see which metrics an expression uses, and how.
+//! Enough of PromQL to see which metrics an expression uses, and how.
 
 use std::collections::BTreeSet;
 
@@ -85,7 +85,7 @@ pub(super) fn uses(expression: &str) -> Vec<Use> {
     uses
 }
 
-/// The labels that an expression groups or matches by. `le` and those that are summed away count.
+/// The labels that an expression groups or matches by. `le` and labels that are summed away count, too.
 pub(super) fn grouping_labels(expression: &str) -> BTreeSet<String> {
     let mut labels = BTreeSet::new();
     walk(&tokens(expression), |step| {
@@ -97,7 +97,7 @@ pub(super) fn grouping_labels(expression: &str) -> BTreeSet<String> {
 }
 
 enum Step<'a> {
-    /// A parenthesis opens, behind a function's name or nothing.
+    /// A parenthesis opens, after a function's name or nothing.
     Enter(&'a str),
     Leave,
     Metric(&'a str),
@@ -122,7 +122,7 @@ fn walk<'a>(tokens: &'a [Token], mut visit: impl FnMut(Step<'a>)) {
             Token::Name(word) if WORDS.contains(&word.as_str()) => {}
             Token::Name(word) => match tokens.peek() {
                 Some(Token::Sign('(')) => function = word,
-                // An aggregation whose labels come first.
+                // An aggregation with its labels first.
                 Some(Token::Name(list)) if ["by", "without"].contains(&list.as_str()) => {
                     function = word;
                 }

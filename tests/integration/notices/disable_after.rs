@@ -1,4 +1,4 @@
-//! DISABLE_AFTER: what has failed for so long is disabled.
+//! DISABLE_AFTER: a webhook that has failed for so long is disabled.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     harness::{Event, Launch, Receiver, Reply, SOON, Sandbox, holds_for, wait_until},
 };
 
-/// One that fails is attempted several times a second.
+/// A failing webhook is attempted several times per second.
 fn launch(sandbox: &Sandbox, after: &str) -> Launch {
     sandbox
         .notifier()
@@ -63,7 +63,7 @@ fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_n
         advice.contains(&dead.to_string()) && advice.contains("no success for 4s")
     });
 
-    // Enabled, it has all that time again.
+    // Once enabled, it has the whole time again.
     succeed(&sandbox, &["webhooks", "enable", &dead.to_string()]);
     told.wait_for(dead, &["webhook.disabled", "webhook.enabled"]);
     sandbox.publish(&Event::new("dead"));
@@ -78,7 +78,7 @@ fn how_long_it_has_failed_is_known_to_all_and_the_next_process() {
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     let start = || launch(&sandbox, "1h").env("RETRY_SCHEDULE", "1s,repeat").start();
     let first = start();
-    // What another has seen.
+    // Seen by another notifier.
     let insert = "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at)
                   VALUES ($1, now() - interval '50 min', now())";
     sandbox.database.execute(insert, &[&webhook]);

@@ -1,4 +1,4 @@
-//! A receiver that fails for long, and recovers.
+//! A receiver that fails for a long time, and recovers.
 
 use std::sync::{
     Arc,
@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Told;
 use crate::harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
 
-/// As if it had gone on since so many minutes before.
+/// As if the outage had begun `minutes` minutes earlier.
 fn age(sandbox: &Sandbox, minutes: i32) {
     let sql = "UPDATE webhook_conditions SET
                    failing_since = failing_since - make_interval(mins => $1),
@@ -39,7 +39,7 @@ fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restart
         Reply::Status(if answers.load(Ordering::SeqCst) { 200 } else { 503 })
     });
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
-    // So that an outage is written down within seconds.
+    // So that an outage is recorded within seconds.
     let start = || {
         let launch = sandbox.notifier().env("DISABLE_AFTER", "2h");
         launch.env("CIRCUIT_BREAKER", "2,200ms,500ms").env("RETRY_SCHEDULE", "1s,repeat").start()
@@ -60,7 +60,7 @@ fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restart
     assert!(notices[0]["data"]["failing_since"].is_string(), "{}", notices[0]);
     assert!(notices[0]["data"]["last_failed_at"].is_string(), "{}", notices[0]);
 
-    // A restart is no news.
+    // A restart causes no notice.
     first.kill();
     let third = start();
     holds_for(Duration::from_secs(6), "it is told once", || {

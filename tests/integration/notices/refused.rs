@@ -1,4 +1,4 @@
-//! Where notices can't be published, deliveries go on, and it is told.
+//! If notices can't be published, deliveries go on, and the log says so.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
     sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
     wait_until(SOON, "they wait", || notifier.metric("webhook_notices_waiting", &[]) >= 1.0);
     assert!(notifier.is_ready());
-    // Nor is it what DISABLE_AFTER waits for.
+    // DISABLE_AFTER doesn't wait for them either.
     let forgotten =
         "SELECT 1 FROM webhook_conditions WHERE webhook_id = $1 AND failing_since IS NULL";
     wait_until(SOON, "what was before the pause counts no more", || {
@@ -144,7 +144,7 @@ fn what_changes_while_rabbitmq_takes_nothing_or_is_away_is_told_once_afterwards(
 
     let alarm = Alarm(&faults);
     faults.set_memory_watermark(0.000_001);
-    // The first may get through.
+    // The first one may get through.
     sandbox.database.execute(pause, &[]);
     wait_until(SOON, "the first is taken", || published(&notifier) + waiting() >= 1.0);
     sandbox.database.execute(resume, &[]);

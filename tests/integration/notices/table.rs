@@ -1,4 +1,4 @@
-//! What the table of conditions makes of what notifiers have seen.
+//! What the table of conditions records of what notifiers have seen.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -28,7 +28,7 @@ const fn seconds(seconds: u64) -> Duration {
 const HOUR: Duration = seconds(3_600);
 const DAY: Duration = seconds(86_400);
 
-/// It fails since so long ago, and has failed so long ago.
+/// Records that it has failed since `since` ago, the last time `failed` ago.
 fn fails(store: &Store, webhook: Uuid, since: Duration, failed: Duration) {
     let failing = [Failing { webhook, since, failed, opened: None }];
     store.note_failures(&failing, seconds(70), HOUR).expect("it answers");
@@ -47,7 +47,7 @@ fn disabled(store: &Store, after: Duration) -> Vec<Uuid> {
     disabled.into_iter().map(|(webhook, _)| webhook).collect()
 }
 
-/// As if all that is known were from so many seconds before.
+/// As if everything recorded were `by` older.
 fn age(sandbox: &Sandbox, by: Duration) {
     let by = by.as_secs_f64();
     let sql = "UPDATE webhook_conditions SET
@@ -62,17 +62,18 @@ fn failures_count_from_the_first_to_the_last_without_a_success_and_without_a_gap
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let webhook = sandbox.webhook("https://example.com/", &["*"]);
-    // What this process has seen for an hour another has seen end, or it would be in the table.
+    // An outage that only this process has seen for an hour must have ended for another process, or it
+    // would be in the table.
     fails(&store, webhook, HOUR, seconds(0));
     assert!(none_disabled(&store, seconds(80)));
     age(&sandbox, HOUR / 2);
     fails(&store, webhook, 2 * HOUR, seconds(0));
     assert!(none_disabled(&store, HOUR));
-    // It has failed for half an hour. That time goes by without an attempt does not count.
+    // It has failed for half an hour; time without an attempt doesn't count.
     age(&sandbox, HOUR / 2);
     assert!(none_disabled(&store, seconds(2_000)));
 
-    // A success in between, which any process has seen.
+    // A success in between, seen by any process.
     fails(&store, webhook, seconds(0), seconds(0));
     let failing = store.failing_webhooks().expect("it answers");
     assert_eq!(failing.len(), 1);
@@ -86,7 +87,7 @@ fn failures_count_from_the_first_to_the_last_without_a_success_and_without_a_gap
     fails(&store, webhook, seconds(1), seconds(0));
     assert!(none_disabled(&store, HOUR), "a week after a success it has failed for a second");
 
-    // Nothing was attempted for a week: it begins anew.
+    // Nothing was attempted for a week: it begins again.
     age(&sandbox, 6 * DAY);
     fails(&store, webhook, 7 * DAY, seconds(0));
     assert!(none_disabled(&store, HOUR));
@@ -148,7 +149,7 @@ fn of_many_who_take_what_is_untold_one_takes_each() {
     });
     assert_eq!(taken.len(), 200);
     assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 200);
-    // Both at once, and only the outcome.
+    // Both at once: only the result is published.
     sandbox.database.run_script(
         "UPDATE webhooks SET paused_at = NULL, disabled_at = now(), disabled_reason = 'no success for 5d';
          DELETE FROM webhooks WHERE post_url <> 'https://example.com/1'",

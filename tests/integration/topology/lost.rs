@@ -1,4 +1,4 @@
-//! Queues that somebody deletes, with what is in them, and queues that can't be had.
+//! Queues that somebody deletes, with their messages, and queues that can't be created or used.
 
 use amiquip::FieldTable;
 
@@ -6,7 +6,7 @@ use crate::harness::{
     Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, wait_for, wait_until,
 };
 
-/// Fails once, but at `/never` always; 410 at `/gone`.
+/// Fails once, and always at `/never`; answers 410 at `/gone`.
 fn receiver() -> Receiver {
     Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/gone", _) => Reply::Status(410),
@@ -71,7 +71,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
     notifier.wait_stderr(SOON, "made again queue=webhooks.wait.1h");
     assert_eq!(unusable(&notifier), 0.0);
 
-    // Those that it consumes, too.
+    // The queues that it consumes, too.
     for (count, queue) in [(3.0, &sandbox.retry_queue()), (4.0, &sandbox.queues[0])] {
         sandbox.broker.delete(queue).expect("it is there");
         notifier.wait_stderr(SOON, &format!("queue lost queue={queue} messages=0:"));
@@ -80,7 +80,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
     }
     notifier.terminate();
 
-    // Nobody makes them again now.
+    // Nobody creates them again now.
     for queue in [wait, &sandbox.dead_queue()] {
         sandbox.broker.delete(queue).expect("it is there");
     }
@@ -112,7 +112,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
 
     let wait = "webhooks.wait.400ms";
     wait_for(SOON, "it is a classic one", || {
-        // The notifier may have been quicker.
+        // The notifier may have been faster.
         let _ = sandbox.broker.delete(wait);
         sandbox.broker.declare(wait, FieldTable::new()).ok()
     });
@@ -122,7 +122,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
     assert_eq!(sandbox.take_dead().text("x-dead-reason"), "malformed");
     assert_eq!(sandbox.broker.ready(wait), Some(0), "nothing is in it");
     notifier.terminate();
-    // A restart makes it no worse.
+    // A restart doesn't make it worse.
     let mut notifier = start();
     let line = notifier.wait_stderr(SOON, &format!("not usable queue={wait}"));
     assert!(line.contains("ERROR"), "{line}");
@@ -134,7 +134,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
     wait_until(SOON, "it is usable again", || unusable(&notifier) == 0.0);
 
     wait_for(SOON, "there is none, and none may be made", || {
-        // The notifier may have been quicker.
+        // The notifier may have been faster.
         vhost.may_configure(".*");
         sandbox.broker.delete(&sandbox.dead_queue()).expect("it is made again");
         vhost.may_configure(r"^(?!.*\.dead$).*");

@@ -1,4 +1,5 @@
-//! What expires for a retry queue that is gone: it holds up nobody, is told of, and comes back.
+//! Deliveries that are due for a retry queue that is gone: they don't hold up others, are reported, and
+//! come back.
 
 use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
@@ -91,7 +92,7 @@ fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_b
     notifier_of_staying.terminate();
 }
 
-/// Makes what an older version has made: `webhooks.retry` without an alternate exchange.
+/// What an older version has created: `webhooks.retry` without an alternate exchange.
 fn make_older_topology(sandbox: &Sandbox) {
     let queue = sandbox.queue();
     sandbox.broker.declare_exchange("webhooks.retry", FieldTable::new()).expect("a fresh name");
@@ -114,8 +115,8 @@ fn make_older_topology(sandbox: &Sandbox) {
     sandbox.broker.bind("webhooks.wait.1s", "webhooks.wait", "1s.#");
 }
 
-/// How long until RabbitMQ tries again what found no way out of a wait queue, in milliseconds. Of
-/// queues that are made afterwards.
+/// How long until RabbitMQ retries what found no way out of a wait queue, in milliseconds. It applies to
+/// queues that are created afterwards.
 fn tries_again_after(faults: &FaultServers, milliseconds: u32) {
     let set = format!(
         "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, {milliseconds})"
@@ -123,7 +124,7 @@ fn tries_again_after(faults: &FaultServers, milliseconds: u32) {
     faults.eval(&set);
 }
 
-/// What RabbitMQ has where nobody says otherwise.
+/// RabbitMQ's default.
 const BY_DEFAULT: u32 = 180_000;
 
 #[test]

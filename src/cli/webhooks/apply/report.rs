@@ -1,4 +1,4 @@
-//! What `webhooks apply` changes, as it tells it.
+//! The report of `webhooks apply` about its changes.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -8,20 +8,20 @@ use crate::domain::declared::{Alteration, Difference, Field, Plan, Values};
 use crate::domain::shown;
 use crate::domain::webhook::without_secrets;
 
-/// How much of a URL is shown, in characters.
+/// How many characters of a URL are printed.
 const MOST_OF_URL: usize = 300;
 
 pub(super) struct ApplyReport<'a> {
     pub(super) plan: &'a Plan,
-    /// The backlogs of those that lose what waits.
+    /// The backlogs of the webhooks that lose their waiting deliveries.
     pub(super) waiting: &'a [Backlog],
     pub(super) dry_run: bool,
-    /// How many new webhooks were given a secret.
+    /// How many new webhooks got a generated secret.
     pub(super) secrets: usize,
 }
 
 impl ApplyReport<'_> {
-    /// A paragraph for each webhook that is not as the file says.
+    /// A paragraph for each webhook that differs from the file.
     pub(super) fn differences(&self) -> impl Iterator<Item = String> {
         let Plan { added, changed, removed, .. } = self.plan;
         let url = |url: &str| shown::line(&without_secrets(url), MOST_OF_URL);
@@ -49,13 +49,13 @@ impl ApplyReport<'_> {
         added.chain(changed).chain(removed)
     }
 
-    /// What is dropped with one, if anything is.
+    /// What is dropped with a webhook, if anything.
     fn loss(&self, id: Uuid) -> Option<String> {
         let will = if self.dry_run { "would" } else { "will" };
         Sum::of(self.waiting.iter().filter(|backlog| backlog.webhook == id))?.loss(will)
     }
 
-    /// The last lines.
+    /// The summary lines.
     pub(super) fn summary(&self) -> impl Iterator<Item = String> {
         let Plan { added, changed, removed, unchanged, unlisted } = self.plan;
         let of = |count: usize| grouped(count as u64);
@@ -139,7 +139,7 @@ impl ApplyReport<'_> {
         })
     }
 
-    /// What is dropped with one.
+    /// The backlogs that are dropped with a webhook.
     fn backlogs(&self, id: Uuid) -> Vec<&Backlog> {
         self.waiting.iter().filter(|backlog| backlog.webhook == id).collect()
     }

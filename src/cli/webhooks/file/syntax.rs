@@ -1,6 +1,6 @@
-//! TOML and JSON, as tables whose parts know their lines.
+//! Parses TOML and JSON into tables whose parts know their lines.
 //!
-//! No error quotes what stands in the file: it may be a secret.
+//! Errors never quote the file's content: it may be a secret.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,20 +15,20 @@ use toml::de::{DeTable, DeValue};
 use crate::domain::declared::FileProblem;
 use crate::domain::shown::quoted;
 
-/// What both have.
+/// The name of the list in both formats.
 const LIST: &str = "webhooks";
 
 /// A table of the list.
 pub(super) struct Table {
     pub(super) line: usize,
-    /// In their order in the file, each with its line.
+    /// In the order of the file, each with its line.
     pub(super) pairs: Pairs,
 }
 
 /// Keys with their lines and values.
 type Pairs = Vec<(String, usize, Value)>;
 
-/// The tables, and what of the file is none.
+/// The tables, and problems with anything else in the file.
 type Tables = (Vec<Table>, Vec<FileProblem>);
 
 /// Where the lines of a text begin.
@@ -39,7 +39,7 @@ impl Lines {
         Self(text.match_indices('\n').map(|(at, _)| at + 1).collect())
     }
 
-    /// The number of the line in which a place is, from 1.
+    /// The number of the line that contains a position, from 1.
     fn at(&self, place: usize) -> usize {
         self.0.partition_point(|begin| *begin <= place) + 1
     }
@@ -49,7 +49,7 @@ fn no_list(what: &str) -> String {
     format!("{what}: a file is a list of webhooks, `[[{LIST}]]` or {{\"{LIST}\": […]}}")
 }
 
-/// All that is wrong with the syntax, if anything is.
+/// All syntax errors, if there are any.
 pub(super) fn toml(text: &str) -> Result<Tables, Vec<FileProblem>> {
     let lines = Lines::of(text);
     let line = |span: Range<usize>| lines.at(span.start);
@@ -88,7 +88,7 @@ pub(super) fn toml(text: &str) -> Result<Tables, Vec<FileProblem>> {
     if !is_there && problems.is_empty() {
         problems.push(FileProblem { line: 0, what: no_list(&format!("no `{LIST}` in it")) });
     }
-    // As they stand in the file.
+    // In the order of the file.
     tables.sort_by_key(|table| table.line);
     Ok((tables, problems))
 }
@@ -123,7 +123,7 @@ fn of_value(value: Spanned<DeValue<'_>>) -> Value {
     }
 }
 
-/// The members of an object, however often each of them is there.
+/// The members of an object, including repeated ones.
 struct Members<'t>(Vec<(String, &'t RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -147,12 +147,12 @@ impl<'de> Deserialize<'de> for Members<'de> {
 }
 
 pub(super) fn json(text: &str) -> Result<Tables, Vec<FileProblem>> {
-    // First this, whose errors are of the syntax only, and quote nothing.
+    // This first, because its errors are only about the syntax and quote nothing.
     if let Err(error) = serde_json::from_str::<&RawValue>(text) {
         return Err(vec![FileProblem { line: error.line(), what: error.to_string() }]);
     }
     let lines = Lines::of(text);
-    // They are parts of the text.
+    // They are slices of the text.
     let line = |raw: &RawValue| {
         lines.at((raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize))
     };

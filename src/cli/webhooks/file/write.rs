@@ -1,4 +1,4 @@
-//! What an export has: the webhooks as a file declares them.
+//! Writes the webhooks as a file declares them.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ const SETTINGS: [Column; 6] = [
     Column::NoRetryStatus,
 ];
 
-/// An entry: its keys in their order. What a webhook doesn't have it doesn't say.
+/// An entry: its keys in order. What a webhook doesn't have is left out.
 fn entry(known: &Existing, reveal: bool) -> Vec<(&'static str, Value)> {
     let Values { post_url, events, headers, settings, paused, disabled, secret } = &known.values;
     let url = if reveal { post_url.clone() } else { without_secrets(post_url) };
@@ -52,12 +52,12 @@ fn entry(known: &Existing, reveal: bool) -> Vec<(&'static str, Value)> {
     entry
 }
 
-/// A number where it is one.
+/// A number if possible.
 fn setting(column: Column, text: &str) -> Value {
     let is_number =
         matches!(column, Column::TimeoutMs | Column::MaxInFlight | Column::RatePerSecond);
     let whole = || text.parse::<i64>().ok().map(Value::from);
-    // Where it can be read as it is written: JSON's reader is not exact in the last of 17 digits.
+    // Only if JSON's reader gets back the same number: it isn't exact in the last of 17 digits.
     let is_exact = |number: &f64| {
         serde_json::from_str::<f64>(&json!(number).to_string()).ok() == Some(*number)
     };
@@ -66,7 +66,7 @@ fn setting(column: Column, text: &str) -> Value {
     number.unwrap_or_else(|| json!(text))
 }
 
-/// As JSON, to be printed.
+/// As JSON, for printing.
 pub(in crate::cli::webhooks) fn as_json(known: &[&Existing], reveal: bool) -> Value {
     let object = |known: &&Existing| {
         let pairs = entry(known, reveal).into_iter();
@@ -107,18 +107,18 @@ fn toml(value: &Value) -> String {
                 pairs.iter().map(|(key, value)| format!("{} = {}", toml_key(key), toml(value)));
             format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
         }
-        // Written alike in both.
+        // Written alike in TOML and JSON.
         other => other.to_string(),
     }
 }
 
-/// As it is where it may be so.
+/// A bare key if that is allowed.
 fn toml_key(key: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     if !key.is_empty() && key.chars().all(is_bare) { key.to_owned() } else { toml_text(key) }
 }
 
-/// A basic string, in which nothing is hidden.
+/// A basic string in which nothing is hidden.
 fn toml_text(text: &str) -> String {
     let mut written = String::from('"');
     for c in text.chars() {

@@ -34,7 +34,7 @@ fn entry(line: usize, id: Option<u128>, url: &str, events: &[&str]) -> FileEntry
     FileEntry { line, id, post_url: url.to_owned(), events: texts(events), ..FileEntry::default() }
 }
 
-/// What `webhooks export` writes of one.
+/// The entry that `webhooks export` writes for a webhook.
 fn exported(line: usize, known: &Existing) -> FileEntry {
     let Values { post_url, events, headers, settings, paused, disabled, .. } = &known.values;
     let hidden = |name: &String| (name.clone(), secret(HIDDEN));
@@ -64,7 +64,7 @@ fn planned(
     })
 }
 
-/// Of the plan: which are added, changed, removed, unchanged and not listed.
+/// The ids of the plan: added, changed, removed, unchanged, not listed.
 fn sorted(plan: &Plan) -> [Vec<u128>; 5] {
     let ids = |ids: &mut dyn Iterator<Item = Uuid>| {
         let mut ids: Vec<_> = ids.map(|id| id.as_u128()).collect();
@@ -112,28 +112,28 @@ fn an_entry_is_the_webhook_of_its_id_or_a_new_one() {
     let fields: Vec<_> = plan.changed[0].differences.iter().map(|it| it.field).collect();
     assert_eq!(fields, [Field::PostUrl, Field::Events]);
     assert_eq!(plan.changed[0].version, "v1");
-    // Not the one with its URL and events.
+    // Not the one with the same URL and events.
     check(&[entry(1, Some(3), "http://a/", &["a"])], &table, true, [&[3], &[], &[1, 2], &[], &[]]);
 }
 
 #[test]
 fn an_entry_without_an_id_is_the_webhook_of_its_url_and_account() {
     let a = || known(1, "http://a/", &["a"]);
-    // However the URL is written, and in which order the events are.
+    // However the URL is written, and whatever the order of the events.
     check(&[entry(1, None, "http://A:80/", &["a"])], &[a()], false, [&[], &[1], &[], &[], &[]]);
     let two = known(1, "http://a/", &["a", "b"]);
     check(&[entry(1, None, "http://a/", &["b", "a"])], &[two], false, [&[], &[], &[], &[1], &[]]);
     check(&[entry(1, None, "http://a/", &["b"])], &[a()], false, [&[], &[1], &[], &[], &[]]);
     check(&[entry(1, None, "http://b/", &["a"])], &[a()], true, [&[1_001], &[], &[1], &[], &[]]);
-    // Another account's is another one.
+    // The same URL in another account is another webhook.
     let acmes = of_account(a(), "acme");
     check(&[entry(1, None, "http://a/", &["a"])], &[acmes], false, [&[1_001], &[], &[], &[], &[1]]);
-    // Of several, that of the same events; if one is left on both sides, that.
+    // Of several, the one with the same events; if one is left on each side, that one.
     let table = [a(), known(2, "http://a/", &["b"]), known(3, "http://a/", &["c"])];
     let of = |line, event| entry(line, None, "http://a/", &[event]);
     check(&[of(1, "b")], &table, false, [&[], &[], &[], &[2], &[1, 3]]);
     check(&[of(1, "b"), of(2, "a"), of(3, "d")], &table, false, [&[], &[3], &[], &[1, 2], &[]]);
-    // Those that others have by their ids are not meant.
+    // A webhook that another entry names by id isn't matched.
     let first = entry(1, Some(1), "http://a/", &["a"]);
     let second = of(2, "b");
     check(&[first, second], &[a()], false, [&[1_001], &[], &[], &[1], &[]]);
@@ -145,7 +145,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
     refuse(
         &[entry(3, None, "http://a/", &["c"])],
         &table,
-        &[(3, "which of these it is can't be told by URL, account and events")],
+        &[(3, "its URL, account and events fit several webhooks")],
     );
     let lines = [("post_url", 11), ("events", 12)].map(|(name, line)| (name.to_owned(), line));
     let broken =
@@ -170,7 +170,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
         (11, "post_url: unusable URL"),
         (12, "\"*.a\" matches nothing"),
         (12, "\"a*\" matches nothing"),
-        (20, "headers: the header \"host\" is not a webhook's"),
+        (20, "headers: a webhook can't set the header \"host\""),
         (20, "timeout_ms: "),
         (20, "rate_per_second: "),
         (20, "no_retry_status: "),
@@ -182,7 +182,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
         (60, "events: none"),
     ];
     refuse(&entries, &table, &expected);
-    // What could not be read is told already.
+    // Unreadable parts have been reported already.
     let unread = BTreeSet::from(["post_url".to_owned(), "events".to_owned()]);
     assert!(planned(&[FileEntry { unread, ..entry(1, None, "", &[]) }], &[], false).is_ok());
 }
@@ -213,7 +213,7 @@ fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
     assert_eq!(changed.to.post_url, "http://a/?s3cret");
     assert!(plan.losing().is_empty());
 
-    // What is said counts.
+    // What the file says takes precedence.
     let other = FileEntry {
         paused: Some(false),
         disabled: Some(false),
@@ -259,7 +259,7 @@ fn three_stars_stand_only_for_what_is_there() {
     check(&[same], &[literal], false, [&[], &[], &[], &[1], &[]]);
     let mut of_header = entry(1, Some(1), "http://a/?s3cret", &["a"]);
     of_header.headers.insert("x-b".to_owned(), secret(HIDDEN));
-    refuse(&[of_header], &[has], &[(1, "none of the header \"x-b\"")]);
+    refuse(&[of_header], &[has], &[(1, "no header \"x-b\"")]);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What the rules say of a receiver and of a queue, in numbers of the simulation's own: counted anew,
-//! and decided by other formulas than those that are tested.
+//! What the rules allow a receiver and a queue, computed independently: counted anew, and decided by
+//! other formulas than those under test.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::domain::time::Moment;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How many failures in a row open a circuit breaker, and its shortest and longest pause.
+/// The failures in a row that open a circuit breaker, and its shortest and longest pause.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) failures: usize,
@@ -32,7 +32,7 @@ pub(super) struct Book {
     pub(super) class: Class,
     prompt_since: Moment,
     relapses: u32,
-    /// When quick answers came since a request last took long.
+    /// When quick answers came since the last slow request.
     quick_answers: Vec<Moment>,
     /// The events that failed since the last success.
     failures: Vec<usize>,
@@ -44,11 +44,11 @@ pub(super) struct Book {
     doubles: bool,
     halved_at: Moment,
     stays_until: Moment,
-    /// How often its breaker opened after it was closed.
+    /// How often its breaker opened after having been closed.
     pub(super) outages: usize,
 }
 
-/// What the circuit breaker does: nothing, it closes, or opens for at least and at most so long.
+/// What the circuit breaker does: nothing, close, or open for a time within these bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
     Nothing,
@@ -77,7 +77,7 @@ impl Default for Book {
 }
 
 impl Book {
-    /// Says whether it is a probe.
+    /// Returns whether it is a probe.
     pub(super) fn begins(&mut self) -> bool {
         let is_probe = matches!(self.gate, Gate::Open(_));
         if is_probe {
@@ -86,7 +86,7 @@ impl Book {
         is_probe
     }
 
-    /// A request of it takes over a second.
+    /// A request takes over a second.
     pub(super) fn is_late(&mut self, now: Moment) {
         if self.class == Class::Prompt {
             let is_long_ago = now >= self.prompt_since + 3_600 * SECOND;
@@ -114,7 +114,7 @@ impl Book {
         }
     }
 
-    /// A request that began then ends, the last of so many.
+    /// A request ends, while this many are under way.
     pub(super) fn ends(
         &mut self,
         (began, is_probe, under_way): (Moment, bool, usize),
@@ -169,12 +169,12 @@ impl Book {
             return Expected::Nothing;
         }
         self.outages += usize::from(self.gate == Gate::Closed);
-        // What the attempt shows is how long the outage had lasted when it began.
+        // An attempt shows how long the outage had lasted when the attempt began.
         let pause = (began.saturating_sub(self.failing_since) / 4).min(bounds.longest);
         Expected::Opens((pause * 79 / 100).max(bounds.shortest), pause.max(bounds.shortest))
     }
 
-    /// The breaker opened for so long, which is as long as expected.
+    /// The breaker opened until then, as expected.
     pub(super) fn opens(&mut self, until: Moment) {
         self.gate = Gate::Open(until);
     }
@@ -186,13 +186,13 @@ impl Book {
     }
 }
 
-/// What is under way of one queue's capacity.
+/// The requests that use one queue's capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) used: usize,
     pub(super) slow: usize,
     pub(super) unproven: usize,
-    /// All, slow and unproven ones of each group.
+    /// Each group's requests: all, slow, and unproven.
     groups: Vec<[usize; 3]>,
     /// Of each webhook.
     pub(super) webhooks: Vec<usize>,
@@ -229,18 +229,18 @@ impl Tally {
     }
 }
 
-/// The slow together begin no request while so many are under way to them: half of the capacity.
+/// The slow begin no request while this many to them are under way: half of the capacity.
 pub(super) fn half(capacity: usize) -> usize {
     capacity - capacity / 2
 }
 
-/// The slow and unproven together begin none while so many are: three quarters. A quarter, if there
-/// are two places at least, is for the prompt.
+/// The slow and unproven together begin none while this many are under way: three quarters. If there are
+/// two places or more, a quarter is for the prompt.
 pub(super) fn three_quarters(capacity: usize) -> usize {
     (capacity * 3 / 4).max(1)
 }
 
-/// Everything that may speak against an attempt.
+/// Every possible reason against an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     class: Class,
@@ -252,12 +252,12 @@ pub(super) struct Verdict {
     group_has_share: bool,
     class_has_share: bool,
     pub(super) is_limited: bool,
-    /// It may be another backlog's turn, for a moment.
+    /// Whether it may be another backlog's turn for a moment.
     pub(super) may_yield: bool,
 }
 
 impl Verdict {
-    /// On an attempt for a webhook of this group, of which so many are under way by all queues.
+    /// Judges an attempt for a webhook of this group.
     pub(super) fn on(
         book: &Book,
         tally: &Tally,
@@ -298,7 +298,7 @@ impl Verdict {
         }
     }
 
-    /// Whether it is only the place that may be missing.
+    /// Whether at most a place is missing.
     fn is_clear(self) -> bool {
         let is_away = self.stays_away || self.is_open || self.fills_window;
         !is_away && !self.has_share && !self.group_has_share && !self.class_has_share
@@ -308,12 +308,12 @@ impl Verdict {
         self.is_clear() && !self.is_full && !self.is_limited
     }
 
-    /// Whether it waits for a place. What its webhook says that it can take is asked only then.
+    /// Whether it waits for a place. Its webhook's limits are checked only afterwards.
     pub(super) fn waits(self) -> bool {
         self.is_clear() && self.is_full && self.class == Class::Prompt
     }
 
-    /// Whether this is a reason to refuse it.
+    /// Whether it may be refused for this reason.
     pub(super) fn is_refused_for(self, hold: Hold) -> bool {
         match hold {
             Hold::StayAway(_) => self.stays_away,

@@ -1,4 +1,4 @@
-//! The receivers of a simulation, as a seed draws them, and what is sent to them.
+//! The receivers of a simulation as drawn from a seed, and the events for them.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -13,22 +13,22 @@ use crate::domain::time::Moment;
 /// How a receiver answers.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    /// With success, within these bounds.
+    /// Successfully, within these bounds.
     Answers(Duration, Duration),
-    /// Quickly, three times in ten with a 500.
+    /// Quickly, but with a 500 three times in ten.
     Flaky,
-    /// Nobody listens.
+    /// Refuses connections.
     Refuses,
-    /// Never.
+    /// Never answers.
     Hangs,
-    /// As slowly as it can without failing, then once quickly, in the rhythm that costs the others
+    /// As slowly as possible without failing, then once quickly, in the rhythm that costs the others
     /// most: whenever it has been slow for as long as one request takes.
     Alternates { until: Moment, is_armed: bool },
-    /// Quickly, but for a time in which it doesn't.
+    /// Quickly, except during an absence.
     Away { from: Moment, until: Moment, how: Absence },
 }
 
-/// What becomes of requests to a receiver that is away.
+/// What happens to requests to a receiver that is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Absence {
     Hangs,
@@ -36,15 +36,15 @@ pub(super) enum Absence {
     Overloaded,
     /// A 500.
     Fails,
-    /// A 429 that asks to stay away for so long.
+    /// A 429 with this `Retry-After`.
     StayAway(Duration),
 }
 
-/// What becomes of one request.
+/// The result of one request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Response {
     pub(super) took: Duration,
-    /// None: the receiver has the event.
+    /// `None` if the receiver has the event.
     pub(super) failure: Option<Failure>,
 }
 
@@ -83,7 +83,7 @@ impl Kind {
         Self::Alternates { until: Moment::ZERO, is_armed: true }
     }
 
-    /// What becomes of a request that begins at `now`.
+    /// Answers a request that begins at `now`.
     pub(super) fn answer(&mut self, rng: &mut Rng, now: Moment) -> Response {
         let quick = between(rng, ms(2), ms(6));
         match self {
@@ -152,7 +152,7 @@ impl Role {
     }
 }
 
-/// An event: when it comes, by which queue, and for which webhooks.
+/// An event: when it comes, in which queue, and for which webhooks.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) at: Moment,
@@ -160,7 +160,7 @@ pub(super) struct Arrival {
     pub(super) webhooks: Vec<usize>,
 }
 
-/// All that a run depends on.
+/// Everything that determines a run.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) seed: u64,
@@ -169,16 +169,16 @@ pub(super) struct Plan {
     pub(super) capacities: Vec<usize>,
     pub(super) roles: Vec<Role>,
     pub(super) arrivals: Vec<Arrival>,
-    /// From when on every receiver is quick.
+    /// From then on every receiver is quick.
     pub(super) heals_at: Moment,
-    /// When the run ends; none: when nothing is left to happen.
+    /// When the run ends; `None` for when nothing is left to happen.
     pub(super) ends_at: Option<Moment>,
     /// Whether some attempts are given back, and some stop waiting for a place.
     pub(super) is_restless: bool,
 }
 
 impl Plan {
-    /// One queue with the usual capacity, whose receivers never heal.
+    /// One queue with the usual capacity, whose receivers never recover.
     pub(super) fn new(roles: Vec<Role>, lasts: Duration) -> Self {
         Self {
             seed: 1,
@@ -192,7 +192,7 @@ impl Plan {
         }
     }
 
-    /// With events for these webhooks in rotation, so many a second, from `from` until `until`.
+    /// Adds events for these webhooks in rotation, at this rate, from `from` until `until`.
     pub(super) fn with_steady(
         mut self,
         webhooks: Range<usize>,
@@ -210,11 +210,11 @@ impl Plan {
         self
     }
 
-    /// As the seed draws it: who is there, who wants what, and when it comes.
+    /// Draws everything from the seed: the receivers, the events, and when they come.
     pub(super) fn drawn(seed: u64, has_usual_capacity: bool) -> Self {
         let rng = &mut Rng::with_seed(seed);
         let lasts = between(rng, ms(2_000), ms(30_000));
-        // What is shared by several queues seldom fills one with the usual capacity.
+        // What several queues share seldom fills one with the usual capacity.
         let choice: &[usize] = if has_usual_capacity { &[1, 1, 1, 2, 3] } else { &[1, 1, 2, 3] };
         let queues = *rng.choice(choice).expect("a number");
         let capacities = (0..queues).map(|_| match rng.usize(..4) {
@@ -224,7 +224,8 @@ impl Plan {
             _ => *rng.choice(&[1, 2, 3, 4, 5, 8, 64, 128]).expect("a capacity"),
         });
         let capacities: Vec<usize> = capacities.collect();
-        // A few kinds in each run: where all are mixed the hanging hide what the others do.
+        // A few kinds in each run: if all were mixed, the hanging ones would hide the effect of the
+        // others.
         let kinds: Vec<usize> = (0..rng.usize(1..=4)).map(|_| rng.usize(..8)).collect();
         let count = match rng.usize(..4) {
             0 | 1 if !has_usual_capacity => rng.usize(1..=8),
@@ -254,7 +255,8 @@ impl Plan {
             let pattern = rng.usize(..4);
             for n in 0..so_many {
                 let since = match pattern {
-                    // Steadily to any of them, a burst, one busy webhook, or few events that many want.
+                    // Steadily to any webhook, a burst, one busy webhook, or few events that many
+                    // webhooks want.
                     0 => {
                         lasts / u32::try_from(so_many).expect("few")
                             * u32::try_from(n).expect("few")

@@ -1,4 +1,4 @@
-//! Webhooks by the thousand, and events of which each is wanted by one of them.
+//! Webhooks by the thousand, and events that are each wanted by one of them.
 
 use std::{
     fmt,
@@ -14,20 +14,19 @@ use crate::{
     report::Report,
 };
 
-/// Shares no factor with any number of types: their events come in an order that is neither that of the
-/// webhooks nor by chance.
+/// Coprime with any number of types: so the events' order is neither that of the webhooks nor random.
 const STRIDE: u64 = 7_919;
 
-/// Of the webhooks of accounts, those that get events.
+/// How many webhooks with accounts get events.
 const ACTIVE: u32 = 10_000;
 
-/// How many webhooks there are, and of how many types events come.
+/// How many webhooks there are, and how many types of events are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) webhooks: u32,
     pub(super) types: u32,
-    /// Each webhook is one of an account, of which each has one for every type. Without, the webhooks beyond
-    /// the types want others, of which no event comes.
+    /// Each webhook belongs to an account, and each account has one for every type. Without accounts,
+    /// the webhooks beyond the types want other types, which no event has.
     pub(super) has_accounts: bool,
 }
 
@@ -55,7 +54,7 @@ impl Size {
         if !self.has_accounts {
             return place;
         }
-        // From as many accounts as there are, of each type in turn.
+        // Events come from this many accounts, of each type in turn.
         let accounts = self.webhooks / self.types;
         place * (accounts / active.min(accounts)) % accounts * self.types + place % self.types
     }
@@ -90,7 +89,7 @@ pub(super) fn thousands(number: u32) -> String {
     }
 }
 
-/// Webhooks of one receiver, in a schema of their own, and queues of their own.
+/// Webhooks of one receiver, with their own schema and queues.
 pub(super) struct Crowd {
     pub(super) size: Size,
     pub(super) sandbox: Sandbox,
@@ -130,7 +129,7 @@ impl Crowd {
         Self { size, sandbox, log, next: 0, _receiver: receiver }
     }
 
-    /// Publishes so many events, to all queues alike. Returns their numbers.
+    /// Publishes so many events, evenly to all queues. Returns their numbers.
     pub(super) fn publish(&mut self, events: u32) -> Range<u32> {
         let numbers = self.next..self.next + events;
         self.next = numbers.end;
@@ -144,7 +143,7 @@ impl Crowd {
         numbers
     }
 
-    /// What is wrong with all that was delivered so far.
+    /// Reports what is wrong with everything that was delivered so far.
     pub(super) fn check(&self, case: &str, report: &mut Report) {
         let expected = (0..self.next).map(|event| (event, self.size.webhook(event)));
         let account = self.log.account_of_deliveries(expected);
@@ -153,7 +152,7 @@ impl Crowd {
         }
     }
 
-    /// Ends a notifier, and looks whether it has left something.
+    /// Ends a notifier, and checks that it has left nothing.
     pub(super) fn end(&self, case: &str, notifier: Notifier, report: &mut Report) {
         notifier.terminate();
         for queue in &self.sandbox.queues {
@@ -167,7 +166,7 @@ impl Crowd {
     }
 }
 
-/// A notifier that has just become ready, and after how many milliseconds.
+/// Starts a notifier. Returns it once it is ready, and the milliseconds until then.
 pub(super) fn start(sandbox: &Sandbox) -> (Notifier, f64) {
     const LIMIT: Duration = Duration::from_secs(120);
     let began = Instant::now();

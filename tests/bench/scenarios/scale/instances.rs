@@ -1,5 +1,5 @@
-//! What an event costs where several instances share a queue: of their processor time together, and of
-//! RabbitMQ's.
+//! The cost of an event if several instances share a queue: CPU time of all instances together, and of
+//! RabbitMQ.
 
 use std::time::{Duration, Instant};
 
@@ -18,20 +18,20 @@ use crate::{
 const INSTANCES: [usize; 3] = [1, 2, 3];
 const EVENTS: u32 = 40_000;
 
-/// What is delivered before it counts, at least: all of them consume by then.
+/// The least that is delivered before the measurement: all of them consume by then.
 const WARMING: u32 = 4_000;
 
-/// Far above what any of it takes.
+/// Far more than any of it takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// One round, per event.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
-    /// Microseconds of processor time, of all instances together and of RabbitMQ.
+    /// Microseconds of CPU time, of all instances together and of RabbitMQ.
     processor: f64,
     broker: f64,
     per_second: f64,
-    /// The part of the events that the busiest had, of what it would have if all had the same.
+    /// The busiest instance's share of the events, relative to an even share.
     evenness: f64,
 }
 
@@ -71,7 +71,7 @@ fn measure(
 ) -> Measured {
     let numbers = crowd.publish(events);
     let (before, end) = (numbers.start as usize, numbers.end as usize);
-    // All at once: each waits until it is ready.
+    // All at once: each call waits until its notifier is ready.
     let notifiers: Vec<Notifier> = std::thread::scope(|scope| {
         let start = || crowd.sandbox.notifier().start();
         let starting: Vec<_> = (0..count).map(|_| scope.spawn(start)).collect();

@@ -1,5 +1,5 @@
-//! What queues cost: processor time per event where the same events come by ever more of them, and at
-//! rest.
+//! The cost of queues: CPU time per event if the same events arrive through ever more queues, and while
+//! idle.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const QUEUES: [usize; 3] = [1, 10, 100];
 const EVENTS: u32 = 20_000;
 const WARMING: u32 = 4_000;
 
-/// Far above what any of it takes.
+/// Far more than any of it takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// One round with events.
@@ -35,7 +35,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     println!("{events} events by one queue and by many; default configuration");
     let broker = broker_pid();
     for count in QUEUES {
-        // Without webhooks: after a start each may have a backlog that is looked for.
+        // Without webhooks: each might have a backlog, which is searched for after a start.
         at_rest(&Crowd::register(Size::new(0, 1), count), count, broker, report);
     }
     let mut crowds: Vec<_> = QUEUES.map(|count| Crowd::register(Size::SMALL, count)).into();
@@ -59,7 +59,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// The first start, which declares what is missing; and what the queues cost while nothing comes.
+/// The first start, which declares what is missing; and the queues' cost while idle.
 fn at_rest(crowd: &Crowd, count: usize, broker: u32, report: &mut Report) {
     let (notifier, start) = crowd::start(&crowd.sandbox);
     let (ours, brokers) = super::rest(&notifier, broker);
@@ -85,8 +85,8 @@ fn at_rest(crowd: &Crowd, count: usize, broker: u32, report: &mut Report) {
     crowd.end("queues", notifier, report);
 }
 
-/// They are published when all lanes consume: a hundred begin one after the other, and where all events are
-/// there before, the first lanes have had theirs by then.
+/// The events are published when all lanes consume: a hundred start one after another, and if all events
+/// were there before, the first lanes would have finished theirs by then.
 fn measure(crowd: &mut Crowd, count: usize, events: u32, report: &mut Report) -> Measured {
     let (notifier, start) = crowd::start(&crowd.sandbox);
     let warmed = crowd.publish(WARMING).end as usize;

@@ -1,7 +1,8 @@
-//! Processor time per event, with few webhooks and with very many.
+//! CPU time per event, with few webhooks and with very many.
 //!
-//! The first event of each type asks PostgreSQL; that is the cold start, and counted apart. Each webhook has
-//! had two events before the clock starts, and the consumers that waited for PostgreSQL have ended.
+//! The queue is full before a notifier starts. The first event of each type asks PostgreSQL; that is the
+//! cold start, which is counted separately. Each webhook has had two events before the clock
+//! starts, and the consumers that waited for PostgreSQL have ended.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -23,18 +24,18 @@ use crate::{
 
 const EVENTS: u32 = 20_000;
 
-/// What is delivered before it counts, at least.
+/// The least that is delivered before the measurement.
 const WARMING: u32 = 2_000;
 
-/// Far above what any of it takes.
+/// Far more than any of it takes.
 const LIMIT: Duration = Duration::from_secs(240);
 
 struct Case {
     size: Size,
-    /// Changes of one webhook per second, which gets no events.
+    /// Changes per second to one webhook, which gets no events.
     changes: u32,
     limit: Limit,
-    /// Whether each round has it.
+    /// Whether it is part of each round.
     always: bool,
 }
 
@@ -65,13 +66,13 @@ impl Case {
 /// One round of one case.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
-    /// Microseconds of the notifier's processor time per event.
+    /// Microseconds of the notifier's CPU time per event.
     processor: f64,
     per_second: f64,
-    /// Per event of which memory has nothing yet: the notifier's time, PostgreSQL's, and until it is
-    /// delivered, all in microseconds.
+    /// Per event that isn't in memory yet: the notifier's CPU time, PostgreSQL's, and the time until it
+    /// is delivered, all in microseconds.
     cold: (f64, f64, f64),
-    /// Look-ups that asked PostgreSQL, of a hundred.
+    /// The percentage of look-ups that asked PostgreSQL.
     asked: f64,
     resident: f64,
 }
@@ -180,7 +181,7 @@ fn measure(case: &Case, crowd: &mut Crowd, events: u32, report: &mut Report) -> 
     measured
 }
 
-/// Waits until a queue that is empty has its one consumer; false if that takes too long.
+/// Waits until an empty queue has only its one consumer; false if that takes too long.
 fn has_ended_consumers(notifier: &Notifier, queue: &str) -> bool {
     let began = Instant::now();
     while notifier.metric("webhook_lane_consumers", &[("queue", queue)]) > 1.0 {
@@ -192,7 +193,7 @@ fn has_ended_consumers(notifier: &Notifier, queue: &str) -> bool {
     true
 }
 
-/// Changes a webhook that gets no events, at the case's rate, while something else goes on.
+/// Changes a webhook that gets no events, at the case's rate, while something else happens.
 fn while_changing(case: &Case, sandbox: &Sandbox, other: impl FnOnce()) {
     if case.changes == 0 {
         return other();
@@ -219,7 +220,7 @@ fn while_changing(case: &Case, sandbox: &Sandbox, other: impl FnOnce()) {
     });
 }
 
-/// Who has answered look-ups so far.
+/// The look-ups so far, by who answered them.
 struct Lookups {
     memory: f64,
     database: f64,
@@ -238,7 +239,7 @@ impl Lookups {
     }
 }
 
-/// The process whose children PostgreSQL's sessions are.
+/// The parent process of PostgreSQL's sessions.
 fn database_server(sandbox: &Sandbox) -> u32 {
     let session: i32 = sandbox.database.query("SELECT pg_backend_pid()", &[])[0].get(0);
     parent(u32::try_from(session).expect("a process"))

@@ -1,4 +1,4 @@
-//! How soon a notifier is ready, what it takes in memory then, and how long a list of all webhooks takes.
+//! How soon a notifier is ready, its memory then, and how long a list of all webhooks takes.
 
 use std::{
     fs, thread,
@@ -18,7 +18,7 @@ use crate::{
 
 const SIZES: [Size; 2] = [Size::new(100_000, 10), Size::SMALL];
 
-/// Far above what it takes.
+/// Far more than it takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -62,14 +62,14 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     report.figure(&format!("scale, {many} webhooks: MiB to list them"), Limit::None, &[peak]);
 }
 
-/// Seconds, MiB at most, and lines.
+/// Seconds, peak MiB, and lines.
 fn list(crowd: &Crowd, report: &mut Report) -> (f64, f64, usize) {
     let began = Instant::now();
     let mut process = crowd.sandbox.launch(&["webhooks", "list"]).spawn();
     let status = format!("/proc/{}/status", process.id());
     let mut peak = 0.0_f64;
     while process.is_running() && began.elapsed() < LIMIT {
-        // Gone when it has ended.
+        // The file is gone once the process has ended.
         let text = fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
