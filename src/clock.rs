@@ -1,16 +1,16 @@
-//! The wall clock: the one place that reads it.
+//! The wall clock: only this module reads it.
 
 use std::time::SystemTime;
 
 use crate::domain::time::{self, UnixMillis};
 
-/// What time it is.
+/// The present time.
 #[must_use]
 pub fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// What time it is, as messages, tables and JSON have it.
+/// The present time as in messages, tables and JSON.
 #[must_use]
 pub fn unix_millis() -> UnixMillis {
     time::to_unix_millis(now())

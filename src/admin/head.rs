@@ -1,6 +1,6 @@
-//! The head of a request, as far as the metrics port cares: the rest is checked and dropped.
+//! The head of a request: method and path are kept, the rest is checked and dropped.
 //!
-//! httparse says what is HTTP. How long a head may be, and who may ask for what, is decided here.
+//! httparse parses it. How long a head may be, and who may ask for what, is decided here.
 
 use httparse::{EMPTY_HEADER, Error, Request};
 
@@ -14,7 +14,7 @@ pub(super) const MOST_BYTES: usize = 8 * 1024;
 /// has room for to look for; and each line may have to wait.
 const MOST_OF_LINE: usize = 1024;
 
-/// The most headers. Browsers behind a proxy send some thirty; other servers allow a hundred, too.
+/// The most headers. A browser behind a proxy sends about thirty; other servers allow a hundred, too.
 pub(super) const MOST_HEADERS: usize = 100;
 
 /// What a client asks for.
@@ -44,11 +44,11 @@ impl PageRequest {
             Error::TooManyHeaders => BadRequest::TooLarge,
             _ => BadRequest::Malformed,
         })?;
-        // A target may be anybody's text to httparse. (Before its end, there is none.)
+        // httparse accepts any UTF-8 as target. It is `None` until its end was read.
         if head.path.is_some_and(|target| !target.is_ascii()) {
             return Err(BadRequest::Malformed);
         }
-        // Empty lines before the first count for nothing (RFC 9112, 2.2).
+        // Empty lines before the request line are ignored (RFC 9112, 2.2).
         let first = seen.trim_ascii_start().split(|byte| *byte == b'\n').next();
         if first.is_some_and(|line| line.len() > MOST_OF_LINE) {
             return Err(BadRequest::TooLarge);

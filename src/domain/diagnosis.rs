@@ -1,7 +1,6 @@
-//! What `why` concludes of a delivery: where it is, and what to do about it.
+//! What `why` concludes about a delivery: where it is, and what to do.
 //!
-//! Evidence goes in, whatever could be found of it; conclusions come out, as types. What they are called in
-//! front of people is the command's.
+//! The input is the evidence that could be found, the result is typed. The command puts it into words.
 
 mod owner;
 
@@ -16,34 +15,34 @@ use super::vocabulary::ReadWord;
 
 pub use owner::Owner;
 
-/// What was found out about one event and one webhook.
+/// What is known about the delivery of one event to one webhook.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// What was logged of the delivery, oldest first.
     pub entries: &'a [LogEntry],
     /// Its dead letter, if one was found.
     pub dead_letter: Option<&'a DeadLetter>,
-    /// Whether all dead letters were seen that could be its own.
+    /// Whether all dead letters were read among which its own may be.
     pub dead_letters: DeadLettersSeen,
-    /// Whether its webhook is there.
+    /// Whether its webhook is registered.
     pub registration: Registration,
     /// Whether its webhook wants such an event.
     pub interest: Interest,
-    /// Whose its webhook is, if it is anybody's.
+    /// The webhook's account, if it has one.
     pub webhook_account: Option<&'a str>,
-    /// Whose the event is.
+    /// The event's account, as far as it is known.
     pub owner: &'a Owner,
     /// Whether no webhook wanted the event when it came.
     pub was_unmatched: bool,
-    /// The queue in which the delivery should wait, and does not.
+    /// The queue in which the delivery should wait but doesn't.
     pub missing_from: Option<&'a str>,
     /// What is known of the backlog in which the delivery waits.
     pub backlog: Option<&'a BacklogSeen>,
-    /// When all this was found out.
+    /// The time of all this.
     pub now: UnixMillis,
 }
 
-/// Whether a webhook is there today.
+/// Whether a webhook is registered, and enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "they say it")]
@@ -60,40 +59,40 @@ pub enum Interest {
     Matches,
     /// None of them does.
     MatchesNot,
-    /// Nobody knows the event's type.
+    /// The event's type is unknown.
     UnknownType,
 }
 
-/// How far the dead letters were seen that a delivery could be among.
+/// Whether the dead letters were read among which a delivery's may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadLettersSeen {
     /// All of them.
     All,
     /// Not all of them.
     NotAll,
-    /// They are lost: their queue is gone.
+    /// Their queue is gone, and they are lost.
     QueueGone,
 }
 
 /// What is known of a backlog in which an event waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogSeen {
-    /// What holds it up now.
+    /// Why it isn't sent now.
     pub cause: ReadWord<Held>,
-    /// Until when it does.
+    /// Until when.
     pub until: Option<UnixMillis>,
-    /// How many wait in it, and how many before the event, about.
+    /// How many deliveries wait in it, and how many of them are ahead of the event; approximate.
     pub count: Option<(u64, u64)>,
 }
 
 /// What follows from the evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
-    /// Where the delivery is, by the log and its dead letter; none if nothing is known of it.
+    /// Where the delivery is according to the log and its dead letter; `None` if neither exists.
     pub state: Option<DeliveryState>,
-    /// Whether the event is of another account than the webhook, or of none: it may not have it.
+    /// Whether the webhook may not have the event, which belongs to another account or to none.
     pub is_others: bool,
-    /// Where it really is, as far as can be told.
+    /// Where it really is, as far as that can be found out.
     pub conclusion: Conclusion,
     /// What to do about it.
     pub remedy: Remedy,
@@ -102,19 +101,19 @@ pub struct Diagnosis {
 /// Where a delivery is, or why there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Conclusion {
-    /// There is no such webhook, and nothing was logged for it.
+    /// The webhook isn't registered, and nothing was logged for it.
     NoSuchWebhook,
     /// None of its patterns matches the event's type.
     NoPatternMatches,
-    /// It may not have the event.
+    /// The webhook may not have the event.
     OthersEvent,
-    /// It is disabled, and got nothing.
+    /// The webhook is disabled, and nothing was logged.
     WasDisabled,
-    /// It wants such an event, and did not when this one came.
+    /// The webhook wants such events now, but didn't when this one came.
     WantedOnlySince,
-    /// Whether it wants the event can't be told without the event's type.
+    /// Without the event's type, nobody knows whether the webhook wants it.
     NeedsType,
-    /// It wants the event, and the log says no more.
+    /// The webhook wants the event, and nothing was logged.
     NothingLogged,
     /// The receiver has it.
     Delivered {
@@ -137,13 +136,13 @@ pub enum Conclusion {
         /// When that was due.
         due: UnixMillis,
     },
-    /// It should wait for its next attempt, and is not where it should be.
+    /// It should wait for its next attempt, but isn't in its wait queue.
     LostWaiting {
         /// Which attempt.
         attempt: u32,
         /// When that would be due.
         due: UnixMillis,
-        /// Where it should be.
+        /// The wait queue.
         queue: String,
     },
     /// It waits in its webhook's backlog.
@@ -152,14 +151,14 @@ pub enum Conclusion {
         since: UnixMillis,
         /// Why.
         cause: ReadWord<Held>,
-        /// About which one it is, and of how many.
+        /// Its number and how many there are; approximate.
         place: Option<(u64, u64)>,
-        /// When its receiver is asked next, if that is known.
+        /// When its receiver gets the next request, if that is known.
         next: Option<UnixMillis>,
     },
     /// It waited in a backlog that is gone.
     LostBacklog {
-        /// What was called so.
+        /// The backlog's name.
         queue: String,
     },
     /// It is dead.
@@ -182,16 +181,16 @@ pub enum Conclusion {
     },
 }
 
-/// Where a dead letter is.
+/// Where a dead letter is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LetterIs {
-    /// Where dead letters lie.
+    /// In its dead-letter queue.
     There,
-    /// Not there any more.
+    /// No longer there.
     Gone,
     /// Gone with its queue.
     GoneWithQueue,
-    /// That could not be found out.
+    /// Its dead-letter queue couldn't be read.
     Unknown,
 }
 
@@ -206,11 +205,11 @@ pub enum Remedy {
     NothingDroppedThen,
     /// Nothing: it is dropped.
     NothingDropped,
-    /// Look for the webhook's id.
+    /// Look up the webhook's id.
     ListWebhooks,
-    /// Have the webhook want such events; then publish the event again.
+    /// Add a pattern to the webhook, then publish the event again.
     ChangePatterns,
-    /// Make the webhook one of this account; then publish the event again.
+    /// Move the webhook to this account, then publish the event again.
     SetAccount(String),
     /// Publish the event again, with an account.
     NameAccount,
@@ -218,52 +217,52 @@ pub enum Remedy {
     Enable,
     /// Publish the event again.
     Publish,
-    /// The same, for what is dropped is not kept.
+    /// The same: dropped deliveries aren't kept.
     PublishDropped,
     /// The same, once the webhook is enabled.
     EnableDropped,
-    /// Publish the event again, unless a replay delivers what is no longer dead.
+    /// Publish the event again unless it was replayed.
     PublishUnlessReplayed,
     /// Publish the event again, if this queue was lost.
     PublishIfLost {
         /// Which queue.
         queue: String,
     },
-    /// Say which type the event has.
+    /// Give the event's type.
     GiveType,
     /// Look into the receiver's own log.
     AskReceiver,
-    /// See whether this event queue's retries are consumed.
+    /// Check that this event queue's retries are consumed.
     CheckRetries {
         /// Which event queue.
         origin: String,
     },
-    /// Enable the webhook before it is due: else it is dropped then.
+    /// Enable the webhook before the attempt is due; otherwise the delivery is dropped.
     EnableBefore,
-    /// Make the webhook one of this account before it is due, if it is to have the event: else it dies then.
+    /// Move the webhook to this account before the attempt is due; otherwise the delivery dies.
     SetAccountBefore(Option<String>),
     /// Resume the webhook.
     Resume,
     /// Nothing, or raise the webhook's limits.
     RaiseLimits,
-    /// Nothing, once the receiver is well.
+    /// Nothing: it is sent once the receiver works again.
     AwaitReceiver,
     /// Register the webhook again, and publish the event again.
     Register,
-    /// Replay it, after that.
+    /// Replay it after this.
     Replay(Before),
     /// Publish it again, with an account, or purge it.
     NameAccountOrPurge,
-    /// Publish the event again: a replay would find it as malformed as it is.
+    /// Publish the event again: a replay would fail for the same reason.
     PublishMalformed,
 }
 
 /// What has to be done before a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// The receiver has to be well.
+    /// The receiver has to work again.
     Recovery,
-    /// The webhook has to be enabled, once its receiver is there again.
+    /// The webhook has to be enabled once its receiver works again.
     Enable,
     /// A notifier has to make the retry queue of this event queue again.
     StartNotifier {
@@ -274,7 +273,7 @@ pub enum Before {
     AskOwner,
     /// What the error says has to be fixed.
     Fix,
-    /// The webhook has to become one of this account, if it is to have the event.
+    /// The webhook has to be moved to this account.
     SetAccount(String),
     /// The broker's limit of deliveries has to be raised.
     RaiseDeliveryLimit,
@@ -312,7 +311,7 @@ impl Diagnosis {
         Self { state, is_others, conclusion, remedy }
     }
 
-    /// In this order operators want to see the deliveries of an event: what needs somebody comes first.
+    /// The order in which operators see the deliveries of an event: those that need action come first.
     #[must_use]
     pub fn rank(&self) -> u8 {
         match self.state {
@@ -332,7 +331,7 @@ impl Evidence<'_> {
         self.entries.last()
     }
 
-    /// Where the delivery is, by the log; and by its dead letter, where the log has nothing of its death.
+    /// Where the delivery is according to the log; or to its dead letter, if it died without an entry.
     fn state(&self) -> Option<DeliveryState> {
         let logged = DeliveryState::of(self.entries, self.now);
         let Some(letter) = self.dead_letter else { return logged };
@@ -351,7 +350,7 @@ impl Evidence<'_> {
         }
     }
 
-    /// Nothing is known of a delivery.
+    /// There is neither an entry nor a dead letter.
     fn unheard_of(&self, is_others: bool) -> (Conclusion, Remedy) {
         match (self.registration, self.interest) {
             (Registration::Deleted, _) => (Conclusion::NoSuchWebhook, Remedy::ListWebhooks),
@@ -405,7 +404,7 @@ impl Evidence<'_> {
         if let Some(queue) = self.missing_from {
             return (Conclusion::LostBacklog { queue: queue.to_owned() }, Remedy::Publish);
         }
-        // What held it up then need not be what does now.
+        // The logged reason may no longer apply.
         let cause = self.backlog.map_or(reason, |backlog| &backlog.cause);
         let count = self.backlog.and_then(|backlog| backlog.count);
         let until = self.backlog.and_then(|backlog| backlog.until);
@@ -427,7 +426,7 @@ impl Evidence<'_> {
         (conclusion, remedy)
     }
 
-    /// It waits, and its webhook may not have it any more.
+    /// It waits, but its webhook may no longer have it.
     fn dies_when_due(&self) -> Remedy {
         Remedy::SetAccountBefore(self.owner.account().map(str::to_owned))
     }
@@ -449,7 +448,7 @@ impl Evidence<'_> {
         (Conclusion::Dead { at, cause: cause.clone(), origin, letter }, remedy)
     }
 
-    /// How a dead letter comes to its receiver.
+    /// How a dead letter can be delivered.
     fn revival(&self, origin: &str, cause: &ReadWord<DeathCause>) -> Remedy {
         match self.registration {
             Registration::Deleted => return Remedy::Register,

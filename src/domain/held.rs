@@ -63,7 +63,7 @@ impl Held {
         Self::Proxy,
     ];
 
-    /// The word, as labels and tables have it.
+    /// The word in labels and tables.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -125,7 +125,7 @@ pub enum Dropped {
 }
 
 impl Dropped {
-    /// The word, as labels and tables have it.
+    /// The word in labels and tables.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
-//! Time, as everybody here counts and writes it. Nothing in this folder reads a clock: times are handed in.
+//! How times are counted, converted and written. Nothing in this folder reads a clock: times are passed in.
 //!
-//! A [`Moment`] orders what happens in this process. A [`UnixMillis`] is a time that others see, too: in
-//! messages, tables and JSON. A [`Span`] is a length of time as people write it.
+//! A [`Moment`] is for events in this process. A [`UnixMillis`] is a time that other programs see: in
+//! messages, tables and JSON. A [`Span`] is a duration as people write it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,31 +31,31 @@ pub fn to_unix_seconds(at: SystemTime) -> u64 {
     since_epoch(at).as_secs()
 }
 
-/// What [`to_unix_millis`] was made of; 1970 if it is before that.
+/// The inverse of [`to_unix_millis`]; 1970 for a time before.
 #[must_use]
 pub fn from_unix_millis(at: UnixMillis) -> SystemTime {
     SystemTime::UNIX_EPOCH + between(0, at)
 }
 
-/// The time that is so much later than `at`.
+/// The time `by` after `at`. Saturates.
 #[must_use]
 pub fn later(at: UnixMillis, by: Duration) -> UnixMillis {
     at.saturating_add(signed_millis(by))
 }
 
-/// The time that is so much earlier than `at`.
+/// The time `by` before `at`. Saturates.
 #[must_use]
 pub fn earlier(at: UnixMillis, by: Duration) -> UnixMillis {
     at.saturating_sub(signed_millis(by))
 }
 
-/// How long it is from one time to another; zero if that one comes first: clocks differ.
+/// The duration between two times; zero if `to` is earlier, as it may be by another machine's clock.
 #[must_use]
 pub fn between(from: UnixMillis, to: UnixMillis) -> Duration {
     Duration::from_millis(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
 }
 
-/// A duration in whole milliseconds. Saturates in half a billion years.
+/// A duration in whole milliseconds. Saturates after half a billion years.
 #[must_use]
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -98,7 +98,7 @@ pub fn serialize_option<S: Serializer>(
     }
 }
 
-/// Date and time of day in UTC. What is beyond the year 9999 is its end.
+/// Date and time of day in UTC. Saturates at the end of the year 9999.
 fn date_time(at: UnixMillis) -> DateTime {
     const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
     EPOCH.saturating_add(SignedDuration::from_millis(at))

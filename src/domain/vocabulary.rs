@@ -1,27 +1,27 @@
-//! Words of bounded sets, as they are written into messages, tables and labels, and read back.
+//! Fixed sets of words that are written into messages, tables and labels, and read back.
 
 use serde::{Serialize, Serializer};
 
-/// A set of words that stand for something.
+/// A type with one word for each of its values.
 pub trait Vocabulary: Copy + 'static {
-    /// All that there is a word for.
+    /// All values.
     const WORDS: &'static [Self];
 
     /// The word.
     fn word(self) -> &'static str;
 }
 
-/// A word that was read: one that is known, or one that another version wrote.
+/// A word that was read: a known one, or one that another version wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadWord<T> {
-    /// What the word means.
+    /// Its value.
     Known(T),
-    /// The word, as it came. Nobody has checked it.
+    /// The word as it was read, unchecked.
     Unknown(String),
 }
 
 impl<T: Vocabulary> ReadWord<T> {
-    /// What the word means, if that is known.
+    /// The value, if the word is known.
     #[must_use]
     pub fn known(&self) -> Option<T> {
         match self {

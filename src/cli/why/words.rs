@@ -1,4 +1,4 @@
-//! What `why` concludes, in words.
+//! The conclusions of `why` in words.
 
 use uuid::Uuid;
 
@@ -15,10 +15,10 @@ use crate::domain::vocabulary::ReadWord;
 
 const OTHER_ACCOUNT: &str = DeadReason::OtherAccount.label();
 
-/// How much is shown of a reason of another version's, in characters.
+/// How many characters of an unknown reason are shown.
 const MOST_OF_REASON: usize = 40;
 
-/// What the words are about.
+/// What the words need to know besides the conclusion.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wording<'a> {
     pub(super) webhook: Uuid,

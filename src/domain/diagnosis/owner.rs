@@ -1,4 +1,4 @@
-//! Whose an event is, by what is known of it.
+//! The account of an event, as far as it is known.
 
 use crate::domain::account;
 use crate::domain::dead_letter::DeadLetter;
@@ -6,19 +6,19 @@ use crate::domain::delivery_log::LogEntry;
 use crate::domain::encoding::header_of_name;
 use crate::domain::time::UnixMillis;
 
-/// Whose an event is.
+/// The account of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// This account's.
+    /// It belongs to this account.
     Account(String),
-    /// Nobody's.
+    /// It belongs to no account.
     Nobody,
-    /// Nothing is known of the event, or nothing since it is logged whose events are.
+    /// Nothing was logged for the event, or nothing since accounts are logged.
     Unknown,
 }
 
 impl Owner {
-    /// Whose an event is by what was logged of it, and by a dead letter. `since` is when it began to be
+    /// The account according to the log and a dead letter. `since` is the time since which accounts are
     /// logged.
     #[must_use]
     pub fn of(
@@ -36,7 +36,7 @@ impl Owner {
         }
     }
 
-    /// The account, if it is one's.
+    /// The account, if it belongs to one.
     #[must_use]
     pub fn account(&self) -> Option<&str> {
         match self {
@@ -45,12 +45,12 @@ impl Owner {
         }
     }
 
-    /// Whether a webhook of that account may not have the event; false where that is not known.
+    /// Whether a webhook of this account may not have the event; false if that is unknown.
     #[must_use]
     pub fn keeps_from(&self, webhook: Option<&str>) -> bool {
         let event = self.account();
         let Some(webhook) = webhook.filter(|_| *self != Self::Unknown) else { return false };
-        // As the log has it where the database's encoding lacks a character.
+        // The log has this form if the database's encoding lacks a character.
         let is_own = event.is_some_and(|event| header_of_name(webhook) == event);
         !is_own && !account::may_have(Some(webhook), event)
     }
