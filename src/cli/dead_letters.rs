@@ -36,7 +36,7 @@ pub(super) enum DeadLetters {
     /// Print them with headers and body; they all stay
     #[command(after_long_help = help::DEAD_LETTERS_SHOW)]
     Show {
-        /// At most so many
+        /// At most this many
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: u64,
         #[command(flatten)]
@@ -108,7 +108,7 @@ pub(super) struct Act {
     /// Only say how many it would be
     #[arg(long)]
     dry_run: bool,
-    /// At most so many
+    /// At most this many
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
 }

@@ -173,6 +173,6 @@ fn a_name_in_a_file_of_settings_that_is_none_is_told_with_the_one_that_is_meant(
         sandbox.launch(&["run", "--env-file", named, "--metrics-addr", "127.0.0.1:0"]);
     notifier = notifier.env("ALLOW_NETWORKS", "127.0.0.0/8");
     let mut notifier = notifier.start();
-    notifier.wait_stderr(SOON, "is PREFETCH_COUNT meant?");
+    notifier.wait_stderr(SOON, "did you mean PREFETCH_COUNT?");
     notifier.terminate();
 }

@@ -320,7 +320,7 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
         (9, &["the same `id` as on line 1"]),
         (11, &["post_url: unusable URL"]),
         (12, &["\"user*\" matches nothing"]),
-        (13, &["headers: the header \"host\""]),
+        (13, &["headers: a webhook can't set the header \"host\""]),
         (14, &["rate_per_second: ", "from 0.001"]),
         (15, &["secret: the secret is not `whsec_`"]),
         (17, &["post_url: `***` stands for", "export --reveal"]),

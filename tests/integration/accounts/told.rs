@@ -289,7 +289,7 @@ fn commands_publish_list_follow_and_choose_by_account() {
     let add = ["webhooks", "add", "https://example.org/", "*", "--account", "a "];
     let added = sandbox.command(&add);
     assert_eq!(added.code, Some(0), "{added:?}");
-    assert!(added.stderr.contains(r#"the spaces around the account "a " count"#), "{added:?}");
+    assert!(added.stderr.contains(r#"the spaces around the account "a " are part"#), "{added:?}");
 }
 
 #[test]
