@@ -16,7 +16,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{Heard, NotListening, Sign};
 
 /// How long a listening connection may be silent before PostgreSQL counts as away: the server is frozen,
-/// or the network is gone. This is less than [`TRUST`], so that no look-up in between waits in vain for
+/// or the network is gone. This is less than [`TRUST`](super::TRUST), so that no look-up in between waits in vain for
 /// an answer.
 const SILENCE: Duration = Duration::from_secs(2);
 

@@ -22,7 +22,7 @@ pub use follower::{Follower, Seen};
 /// How many entries one statement deletes: a hundredth of a second's work.
 pub const PRUNE_CHUNK: u64 = 5_000;
 
-/// The most entries that [`Store::history`] returns, far more than people can read.
+/// The most entries that [`Store::entries_of`] returns, far more than people can read.
 pub const MOST_ENTRIES: usize = 5_000;
 
 /// The columns that [`entry`] reads.
