@@ -15,7 +15,7 @@ use crate::config::{Config, Queue};
 use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
-use crate::domain::history::Extent;
+use crate::domain::delivery_log::Extent;
 use crate::instances::{self, Presence};
 use crate::metrics::{Glance, InUse, Metrics};
 use crate::notices;

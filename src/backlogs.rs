@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::domain::depths::Depths;
-use crate::domain::receiver::Moment;
-use crate::metrics::Held;
+use crate::domain::held::Held;
+use crate::domain::time::Moment;
 use crate::shutdown::Shutdown;
 
 mod keeper;

@@ -98,7 +98,7 @@ pub use calls::QueueCounts;
 pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
 pub use link::{Link, cancel};
-pub use message::{Message, unix_millis};
+pub use message::Message;
 pub use moving::{MoveError, Moved, Progress, QueueStanding, look_at, move_queue};
 pub use notices::{Announced, Announcer, NotAnnounced};
 pub use objects::{Objects, Standing};

@@ -15,12 +15,13 @@ use std::time::Duration;
 use crate::domain::address::AllowedNetworks;
 use crate::domain::answer::MOST_OF_BODY;
 use crate::domain::broker_names;
+use crate::domain::delivery_log::Extent;
 use crate::domain::forwarding::Forwarding;
-use crate::domain::history::Extent;
 use crate::domain::receiver::Breaker;
-use crate::domain::retry::{Schedule, Span};
+use crate::domain::retry::Schedule;
 use crate::domain::shown::{self, quoted};
 use crate::domain::statuses::Statuses;
+use crate::domain::time::Span;
 use crate::tls::{Check, Roots, Tls};
 
 mod arguments;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::broker::{
     self, Batches, BrokerError, Browsed, Manner, Message, ORPHANED, Outgoing, Verdict,
 };
+use crate::clock;
 use crate::config::Config;
 use crate::domain::broker_names::header;
 use crate::domain::dead_letter::{DeadLetter, Replay, Selection, replay};
@@ -32,7 +33,7 @@ const SOME_LOOKS: i64 = 6;
 
 /// The dead letters that a command is about.
 #[derive(Clone, Copy, Debug)]
-pub struct Scope<'a> {
+pub struct DeadLetterScope<'a> {
     /// The broker's address, among others.
     pub config: &'a Config,
     /// The queues that the events were published to.
@@ -130,7 +131,7 @@ impl ToRenew<'_> {
     ///
     /// # Errors
     /// [`DeadLetterError`]. Nothing is lost.
-    pub fn renew(self, scope: Scope<'_>) -> Result<(), DeadLetterError> {
+    pub fn renew(self, scope: DeadLetterScope<'_>) -> Result<(), DeadLetterError> {
         self.0.into_iter().try_for_each(|place| renew(scope, place))
     }
 }
@@ -140,7 +141,7 @@ impl ToRenew<'_> {
 /// # Errors
 /// [`DeadLetterError`].
 pub fn look(
-    scope: Scope<'_>,
+    scope: DeadLetterScope<'_>,
     each: impl FnMut(DeadLetter, &Message),
 ) -> Result<(), DeadLetterError> {
     look_first(scope, each)?.renew(scope)
@@ -151,7 +152,7 @@ pub fn look(
 /// # Errors
 /// [`DeadLetterError`].
 pub fn look_first<'a>(
-    scope: Scope<'a>,
+    scope: DeadLetterScope<'a>,
     mut each: impl FnMut(DeadLetter, &Message),
 ) -> Result<ToRenew<'a>, DeadLetterError> {
     walk(scope, |chosen, most| {
@@ -164,7 +165,7 @@ pub fn look_first<'a>(
 ///
 /// # Errors
 /// [`DeadLetterError`].
-pub fn count(scope: Scope<'_>) -> Result<u64, DeadLetterError> {
+pub fn count(scope: DeadLetterScope<'_>) -> Result<u64, DeadLetterError> {
     let mut count = 0;
     look(scope, |_, _| count += 1)?;
     Ok(count)
@@ -178,7 +179,7 @@ pub fn count(scope: Scope<'_>) -> Result<u64, DeadLetterError> {
 /// # Errors
 /// [`DeadLetterError`]. Nothing is lost; see the module.
 pub fn replay_all(
-    scope: Scope<'_>,
+    scope: DeadLetterScope<'_>,
     store: &Store,
     dry_run: bool,
     mut progress: impl FnMut(&Replayed),
@@ -251,7 +252,10 @@ pub fn replay_all(
 ///
 /// # Errors
 /// [`DeadLetterError`]; what was not yet deleted is still there.
-pub fn purge(scope: Scope<'_>, mut progress: impl FnMut(u64)) -> Result<u64, DeadLetterError> {
+pub fn purge(
+    scope: DeadLetterScope<'_>,
+    mut progress: impl FnMut(u64),
+) -> Result<u64, DeadLetterError> {
     let mut purged = 0;
     walk(scope, |chosen, most| {
         let count = chosen.len().min(most);
@@ -308,7 +312,7 @@ impl Place<'_> {
 /// Shows the selected dead letters of each queue to `act`, some at a time, with the number it may act
 /// on. It returns what it did with each, or with the first of them.
 fn walk<'a>(
-    scope: Scope<'a>,
+    scope: DeadLetterScope<'a>,
     mut act: impl FnMut(Vec<(DeadLetter, &Message)>, usize) -> Result<Vec<Done>, DeadLetterError>,
 ) -> Result<ToRenew<'a>, DeadLetterError> {
     let mut left = scope.limit;
@@ -378,7 +382,7 @@ fn walk<'a>(
 
 /// Returns how often the remaining messages were looked at before, at most.
 fn browse(
-    scope: Scope<'_>,
+    scope: DeadLetterScope<'_>,
     place: Place<'_>,
     renews: bool,
     look: &mut broker::Look<'_, DeadLetterError>,
@@ -400,12 +404,12 @@ fn browse(
 
 /// Replaces dead letters that were looked at often by copies at the end of their queue. The copies are
 /// browsed once more, and stay.
-fn renew(scope: Scope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
+fn renew(scope: DeadLetterScope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
     // Interruptions happen between two batches: a batch cut in two would be in the queue twice.
     let (_never, uninterrupted) = shutdown::channel();
     let mut batches = Batches::open(scope.config, &uninterrupted)?;
     let queue = place.queue();
-    browse(Scope { limit: u64::MAX, ..scope }, place, false, &mut |messages| {
+    browse(DeadLetterScope { limit: u64::MAX, ..scope }, place, false, &mut |messages| {
         let is_old = |message: &Message| message.redeliveries() >= SOME_LOOKS;
         let old = messages.iter().filter(|message| is_old(message));
         let copies = old.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));
@@ -427,7 +431,7 @@ fn returning(
     max_event_bytes: usize,
 ) -> Result<Outgoing, Malformed> {
     let Message { body, headers, .. } = message;
-    Ok(match replay(message.properties(), headers, body, max_event_bytes, broker::unix_millis())? {
+    Ok(match replay(message.properties(), headers, body, max_event_bytes, clock::unix_millis())? {
         Replay::Delivery(delivery) => {
             Outgoing::hand_over(message.carrying(&delivery, queue), queue)
         }

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use prometheus::IntCounter;
 
-use crate::broker::unix_millis;
+use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::domain::causes::Causes;
 use crate::domain::delivery::Delivery;
+use crate::domain::delivery_log::{Extent, Happened, LogEntry};
 use crate::domain::event::Event;
-use crate::domain::history::{Entry, Extent, Happened};
 use crate::domain::retry::Backoff;
 use crate::metrics::LogRows;
 use crate::shutdown::Shutdown;
@@ -54,20 +54,20 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct DeliveryLog {
     extent: Extent,
-    entries: Sender<Box<Entry>>,
+    entries: Sender<Box<LogEntry>>,
     dropped: IntCounter,
 }
 
 /// The thread's part.
 #[derive(Debug)]
 pub struct Writer {
-    entries: Receiver<Box<Entry>>,
+    entries: Receiver<Box<LogEntry>>,
     session: LogSession,
     keep: Duration,
     rows: LogRows,
     jitter: fn() -> f64,
     /// Entries that couldn't be written yet.
-    batch: Vec<Entry>,
+    batch: Vec<LogEntry>,
     gaps: Gaps,
     prune_at: Instant,
     /// Why the last chunk couldn't be deleted.
@@ -107,18 +107,18 @@ impl DeliveryLog {
     /// Records what happened to a delivery of an event from `queue`.
     pub fn record(&self, queue: &str, delivery: &Delivery, happened: Happened) {
         if self.extent.includes(&happened, delivery) {
-            self.leave(Entry::of(&happened, queue, delivery, unix_millis()));
+            self.leave(LogEntry::of(&happened, queue, delivery, unix_millis()));
         }
     }
 
     /// Records that no webhook wants this event from `queue`.
     pub fn record_unmatched(&self, queue: &str, event: &Event) {
         if self.extent == Extent::All {
-            self.leave(Entry::unmatched(queue, event, unix_millis()));
+            self.leave(LogEntry::unmatched(queue, event, unix_millis()));
         }
     }
 
-    fn leave(&self, entry: Entry) {
+    fn leave(&self, entry: LogEntry) {
         if self.entries.try_send(Box::new(entry)).is_err() {
             self.dropped.inc();
         }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::directory::{Change, Directory};
 use crate::domain::causes::Causes;
-use crate::domain::instances::{Entry, Instance, Instances, Roll};
+use crate::domain::instances::{Instance, InstanceRecord, Instances, Roll};
 use crate::domain::shown;
 use crate::health::LaneState;
 use crate::metrics::{InstancesState, Metrics};
@@ -54,11 +54,11 @@ pub struct Presence {
     metrics: Arc<Metrics>,
     state: InstancesState,
     queues: Vec<Queue>,
-    me: Entry,
+    me: InstanceRecord,
     longest_request: Duration,
     roll: Roll,
     /// The instances that share the limits now; empty until that is known.
-    alive: Vec<Entry>,
+    alive: Vec<InstanceRecord>,
     has_written: bool,
     causes: Causes,
 }
@@ -86,7 +86,7 @@ impl Presence {
     ) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = format!("{host}:{port}");
-        let me = Entry { id: Uuid::new_v4(), name, queues: BTreeSet::new(), beats: 0 };
+        let me = InstanceRecord { id: Uuid::new_v4(), name, queues: BTreeSet::new(), beats: 0 };
         Self {
             store,
             directory,
@@ -171,7 +171,7 @@ impl Presence {
         }
     }
 
-    fn learn(&mut self, entries: Result<Vec<Entry>, StoreError>, is_beat: bool) {
+    fn learn(&mut self, entries: Result<Vec<InstanceRecord>, StoreError>, is_beat: bool) {
         match entries {
             Ok(entries) => {
                 if self.causes.end().is_some() {
@@ -209,8 +209,9 @@ impl Presence {
         }
     }
 
-    fn share_among(&mut self, alive: Vec<Entry>) {
-        let of = |entries: &[Entry]| entries.iter().map(Instance::from).collect::<Vec<_>>();
+    fn share_among(&mut self, alive: Vec<InstanceRecord>) {
+        let of =
+            |entries: &[InstanceRecord]| entries.iter().map(Instance::from).collect::<Vec<_>>();
         if of(&alive) == of(&self.alive) {
             return;
         }

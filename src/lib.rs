@@ -97,6 +97,8 @@
 //! | how connections are used again, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the words for none: `sender/failure.rs` |
 //! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`]; how a proxy leads there: `sender/egress.rs` |
 //! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`]; what is forgotten when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
+//! | what `why` concludes of a delivery | [`domain::diagnosis`]; in which words: `cli/why/words.rs`; what the log says: [`domain::delivery_log`] |
+//! | how times are counted and written | [`domain::time`]; the clock is read by [`clock`] |
 //! | what is told by `webhooks.events` | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; which outages are known to all: `notices/watch.rs` |
 //! | the tables | a new file in `sql/`; `store/schema/migrations.rs` lists it, `store/schema/tables.rs` what `migrate` puts back; statements in [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
@@ -142,6 +144,7 @@ pub mod status;
 pub mod metrics;
 pub mod health;
 pub mod shutdown;
+pub mod clock;
 pub mod threads;
 pub mod config;
 pub mod tls;

@@ -40,7 +40,7 @@ pub enum LookUpError {
 }
 
 /// The result of a look-up: at least one address.
-pub type Found = Result<Arc<[IpAddr]>, LookUpError>;
+pub type LookedUp = Result<Arc<[IpAddr]>, LookUpError>;
 
 /// Asks for the addresses of a name, however long that takes.
 type Ask = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
@@ -81,7 +81,7 @@ struct State {
 #[derive(Default)]
 struct Name {
     begun: bool,
-    waiters: Vec<(u64, Sender<Found>)>,
+    waiters: Vec<(u64, Sender<LookedUp>)>,
 }
 
 impl LookUps {
@@ -113,7 +113,7 @@ impl LookUps {
     ///
     /// # Errors
     /// [`LookUpError`]; it says nothing about other names.
-    pub fn find(&self, name: &str, limit: Duration) -> Found {
+    pub fn find(&self, name: &str, limit: Duration) -> LookedUp {
         let (sender, answer) = bounded(1);
         let ticket = {
             let mut state = self.0.lock();
@@ -206,7 +206,7 @@ impl Shared {
 }
 
 impl State {
-    fn enter(&mut self, name: &str, waiter: Sender<Found>) -> u64 {
+    fn enter(&mut self, name: &str, waiter: Sender<LookedUp>) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         if !self.names.contains_key(name) {
@@ -250,7 +250,7 @@ impl State {
     }
 
     /// A name has its answer. Returns its waiters.
-    fn ends(&mut self, name: &str) -> Vec<(u64, Sender<Found>)> {
+    fn ends(&mut self, name: &str) -> Vec<(u64, Sender<LookedUp>)> {
         self.asking -= 1;
         if let Some(of) = self.by_zone.get_mut(zone(name)) {
             *of -= 1;

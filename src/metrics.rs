@@ -12,13 +12,13 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
+use crate::domain::held::Dropped;
 use crate::domain::receiver::Transition;
 use crate::health::{Health, LaneState};
 
 mod egress;
 mod glance;
 mod instances;
-mod labels;
 mod lane;
 mod maker;
 mod notices;
@@ -32,7 +32,6 @@ use maker::Maker;
 pub use egress::EgressState;
 pub use glance::{Glance, InUse, Refusing};
 pub use instances::InstancesState;
-pub use labels::{Dropped, Held};
 pub use lane::{LAG_SECONDS, Lane};
 pub use notices::{AutoDisabled, NoticesState};
 pub use topology::{ObjectKind, TopologyCounts};

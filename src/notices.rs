@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, bounded};
 use uuid::Uuid;
 
-use crate::broker::unix_millis;
+use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::domain::delivery::{Delivery, Headers};

@@ -4,31 +4,34 @@
 //! parked message or dead letter. Otherwise it is handed back.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::backlogs::Backlogs;
-use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, dead_queue, unix_millis};
+use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, dead_queue};
+use crate::clock::{self, unix_millis};
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
-use crate::domain::delivery::{Delivery, UnixMillis};
+use crate::domain::delivery::Delivery;
+use crate::domain::delivery_log::Happened;
 use crate::domain::event::{Event, Malformed};
-use crate::domain::history::Happened;
+use crate::domain::held::Dropped;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
 use crate::domain::notice::GONE;
 use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
 use crate::domain::pace::{Ask, Attempt};
-use crate::domain::receiver::{Ended, Transition};
-use crate::domain::retry::{Schedule, Span};
+use crate::domain::receiver::{AttemptEnd, Transition};
+use crate::domain::retry::Schedule;
 use crate::domain::shown::word;
 use crate::domain::statuses::Statuses;
+use crate::domain::time::{Span, UnixMillis, between, later};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, AutoDisabled, Dropped, Metrics};
+use crate::metrics::{self, AutoDisabled, Metrics};
 use crate::notices::Notices;
-use crate::receivers::{Answer, Receivers};
+use crate::receivers::{Receivers, Turn};
 use crate::sender::{Request, Sender};
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
@@ -318,7 +321,7 @@ impl Pipeline {
     }
 
     /// Asks for an attempt.
-    fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Answer, Refusal> {
+    fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Turn, Refusal> {
         let who = if delivery.attempts == 0 { Who::Fresh } else { Who::Retry };
         self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
     }
@@ -358,7 +361,7 @@ impl Pipeline {
             headers: &message.headers,
             content_type: message.content_type.as_deref(),
             body: &message.body,
-            at: SystemTime::now(),
+            at: clock::now(),
         });
         metrics.in_flight.dec();
         let mut response = match response {
@@ -378,7 +381,7 @@ impl Pipeline {
         if status.is_some() {
             self.metrics.egress().answered();
         }
-        let outcome = Outcome::of(response, SystemTime::now());
+        let outcome = Outcome::of(response, clock::now());
         delivery.attempts += 1;
         let stay = outcome.retry_after();
         delivery.not_before = stay.map(from_now);
@@ -471,8 +474,8 @@ impl Pipeline {
         status: Option<u16>,
     ) {
         let ended = match outcome {
-            Outcome::Delivered => Ended::Delivered,
-            Outcome::Failed { reason, is_overload, .. } => Ended::Failed {
+            Outcome::Delivered => AttemptEnd::Delivered,
+            Outcome::Failed { reason, is_overload, .. } => AttemptEnd::Failed {
                 event: &event.id,
                 reason: *reason,
                 status,
@@ -480,7 +483,7 @@ impl Pipeline {
                 retry_after: outcome.retry_after(),
             },
             Outcome::Hopeless { reason: Reason::Gone, .. } => {
-                self.receivers.end(attempt, Ended::Delivered);
+                self.receivers.end(attempt, AttemptEnd::Delivered);
                 return self.receivers.forget(webhook.id);
             }
             // It wasn't asked.
@@ -531,11 +534,10 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
 
 /// The time when `time` has passed.
 fn from_now(time: Duration) -> UnixMillis {
-    unix_millis().saturating_add(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
+    later(unix_millis(), time)
 }
 
 /// The age of the event. Zero if another instance's clock is ahead of ours.
 fn age(delivery: &Delivery) -> Duration {
-    let millis: UnixMillis = unix_millis().saturating_sub(delivery.first_received_at);
-    Duration::from_millis(millis.max(0).unsigned_abs())
+    between(delivery.first_received_at, unix_millis())
 }

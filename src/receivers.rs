@@ -1,34 +1,30 @@
 //! Decides for the whole process which requests may be under way: the [`Intake`] behind a lock, the
 //! waiting threads, and the clock.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use uuid::Uuid;
 
 use crate::domain::instances::{Instances, SentBy};
-use crate::domain::intake::{Called, Entry, Intake, Intent, Number, Refusal, Who};
+use crate::domain::intake::{Called, EntryTicket, Intake, Intent, Number, Refusal, Who};
 use crate::domain::limits::Limits;
-use crate::domain::pace::{Ask, Attempt, Count, Hold, Pace};
-use crate::domain::receiver::{Ailment, Breaker, Class, Ended, Moment, Outage, Transition};
-use crate::shutdown::Shutdown;
+use crate::domain::pace::{Ask, Attempt, Hold, Pace};
+use crate::domain::receiver::{AttemptEnd, Breaker, Transition};
+use crate::domain::time::Moment;
+
+mod conditions;
+mod line;
+
+pub use line::{InLine, Turn};
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two or three
 /// megabytes. Receivers that are forgotten for others count as unproven again.
 const MOST: usize = 10_000;
-
-/// How long a delivery waits in its consumer for other requests to end before it goes to its receiver's
-/// backlog: longer than most requests take, and short enough for its neighbours.
-const PATIENCE: Duration = Duration::from_millis(100);
-
-/// The most of its patience that one wait uses up. If the whole machine was stopped, no request has
-/// ended meanwhile, and otherwise all waiting deliveries would give up at once.
-const LOOK: Duration = Duration::from_millis(25);
 
 /// Moments count from this long before the start, so that what was known of a receiver earlier has a
 /// time too.
@@ -46,36 +42,6 @@ pub struct Receivers {
     jitter: fn() -> f64,
     /// How often the instances have changed.
     changes: AtomicU64,
-}
-
-/// The answer to a request for an attempt that wasn't refused.
-#[derive(Debug)]
-#[must_use]
-pub enum Answer {
-    /// It begins now.
-    Begins(Attempt),
-    /// It begins when it is called.
-    Waits(InLine),
-}
-
-/// A waiting delivery.
-#[derive(Debug)]
-pub struct InLine {
-    number: Number,
-    since: Instant,
-    /// How much of its patience is used up.
-    spent: Duration,
-    /// Whether it no longer waits for anything except capacity.
-    has_given_up: bool,
-    called: Receiver<Result<Attempt, Refusal>>,
-}
-
-impl InLine {
-    /// Becomes ready when it is called.
-    #[must_use]
-    pub fn called(&self) -> &Receiver<Result<Attempt, Refusal>> {
-        &self.called
-    }
 }
 
 #[derive(Debug)]
@@ -123,7 +89,7 @@ impl Receivers {
     ///
     /// # Errors
     /// Why there is none now.
-    pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Answer, Refusal> {
+    pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Turn, Refusal> {
         let mut state = self.lock();
         let (answer, called) = state.intake.ask(ask, who, is_paused, self.now());
         state.tell(called);
@@ -134,119 +100,14 @@ impl Receivers {
     ///
     /// # Errors
     /// Why there is none now.
-    pub fn ask_head(&self, ask: Ask, is_ours: bool) -> Result<Answer, Hold> {
+    pub fn ask_head(&self, ask: Ask, is_ours: bool) -> Result<Turn, Hold> {
         let mut state = self.lock();
         let intent = state.intake.ask_head(ask, is_ours, self.now())?;
         Ok(state.answer(intent))
     }
 
-    /// Waits to be called, if necessary: for a moment, or if the capacity is used up, until there is
-    /// room, for at most `limit`. Unless many others wait, that is within REQUEST_TIMEOUT.
-    ///
-    /// # Errors
-    /// Why it can't begin; without an entry if the reason is shutdown or `limit`.
-    pub fn wait(
-        &self,
-        answer: Answer,
-        limit: Duration,
-        shutdown: &Shutdown,
-    ) -> Result<Attempt, Refusal> {
-        let in_line = match answer {
-            Answer::Begins(attempt) => return Ok(attempt),
-            Answer::Waits(in_line) => in_line,
-        };
-        let mut lines = vec![((), in_line)];
-        loop {
-            if let Some(((), answer)) = self.wait_for_any(&mut lines, limit, limit, shutdown) {
-                return answer;
-            }
-        }
-    }
-
-    /// Waits until any of several is called, as [`Receivers::wait`] does for one, each for at most
-    /// `patience`. `None` if none is called within `limit`. A thread that waited for them one after the
-    /// other would keep the capacity of those called meanwhile from others, which may do the same.
-    pub fn wait_for_any<T>(
-        &self,
-        lines: &mut Vec<(T, InLine)>,
-        limit: Duration,
-        patience: Duration,
-        shutdown: &Shutdown,
-    ) -> Option<(T, Result<Attempt, Refusal>)> {
-        let interrupted = Refusal { hold: Hold::Full, entry: None };
-        let deadline = Instant::now() + limit;
-        loop {
-            let looked_at = Instant::now();
-            let has_to_give_up = |line: &InLine| !line.has_given_up && line.spent >= PATIENCE;
-            for (_, line) in lines.iter_mut().filter(|(_, line)| has_to_give_up(line)) {
-                line.has_given_up = true;
-                let mut state = self.lock();
-                let called = state.intake.give_up(line.number, self.now());
-                state.tell(called);
-            }
-            let is_over = |(_, line): &(T, InLine)| line.since.elapsed() >= patience;
-            if let Some(at) = lines.iter().position(is_over) {
-                return Some(self.leave_line(lines.swap_remove(at)));
-            }
-            let next = |(_, line): &(T, InLine)| {
-                let over = line.since + patience;
-                if line.has_given_up { over } else { over.min(looked_at + LOOK) }
-            };
-            let until = lines.iter().map(next).chain([deadline]).min();
-            let mut select = Select::new();
-            for (_, line) in lines.iter() {
-                select.recv(&line.called);
-            }
-            let stop = select.recv(shutdown.receiver());
-            let called = match select.select_deadline(until.unwrap_or(deadline)) {
-                Ok(operation) if operation.index() == stop => {
-                    let _ = operation.recv(shutdown.receiver());
-                    Some(None)
-                }
-                Ok(operation) => {
-                    let at = operation.index();
-                    Some(Some((at, operation.recv(&lines[at].1.called))))
-                }
-                Err(_) => None,
-            };
-            let spent = looked_at.elapsed().min(LOOK);
-            lines.iter_mut().for_each(|(_, line)| line.spent += spent);
-            match called {
-                Some(Some((at, answer))) => {
-                    let (who, _) = lines.swap_remove(at);
-                    return Some((who, answer.unwrap_or(Err(interrupted))));
-                }
-                Some(None) => return lines.pop().map(|line| self.leave_line(line)),
-                None if Instant::now() >= deadline => return None,
-                None => {}
-            }
-        }
-    }
-
-    fn leave_line<T>(&self, (who, line): (T, InLine)) -> (T, Result<Attempt, Refusal>) {
-        self.leave(line.number);
-        // It may have been called just now.
-        let interrupted = Refusal { hold: Hold::Full, entry: None };
-        (who, line.called.try_recv().unwrap_or(Err(interrupted)))
-    }
-
-    /// A backlog's first delivery stops waiting because its connection ends. If it was called just now,
-    /// its attempt isn't made.
-    pub fn stop_waiting(&self, in_line: &InLine) {
-        self.leave(in_line.number);
-        if let Ok(Ok(attempt)) = in_line.called.try_recv() {
-            self.give_back(attempt);
-        }
-    }
-
-    fn leave(&self, number: Number) {
-        let mut state = self.lock();
-        state.waiting.remove(&number);
-        state.intake.leave(number);
-    }
-
     /// Waits until all earlier entries of the same backlog are published.
-    pub fn wait_to_enter(&self, entry: Entry) {
+    pub fn wait_to_enter(&self, entry: EntryTicket) {
         let mut state = self.lock();
         while !state.intake.is_next(entry) {
             state.entering.insert(entry.number(), thread::current());
@@ -259,12 +120,12 @@ impl Receivers {
 
     /// Whether no earlier entry of the same backlog is left.
     #[must_use]
-    pub fn is_next_to_enter(&self, entry: Entry) -> bool {
+    pub fn is_next_to_enter(&self, entry: EntryTicket) -> bool {
         self.lock().intake.is_next(entry)
     }
 
     /// A delivery was published to a backlog; or, if not `is_there`, doesn't go there after all.
-    pub fn entered(&self, entry: Entry, is_there: bool) {
+    pub fn entered(&self, entry: EntryTicket, is_there: bool) {
         let mut state = self.lock();
         state.intake.entered(entry, is_there);
         let next = state.intake.next_of_backlog(entry);
@@ -377,10 +238,10 @@ impl Receivers {
     }
 
     /// Records how an attempt ended.
-    pub fn end(&self, attempt: Attempt, ended: Ended<'_>) -> Option<Transition> {
+    pub fn end(&self, attempt: Attempt, ended: AttemptEnd<'_>) -> Option<Transition> {
         let jitter = match ended {
-            Ended::Delivered => 0.0,
-            Ended::Failed { .. } => (self.jitter)(),
+            AttemptEnd::Delivered => 0.0,
+            AttemptEnd::Failed { .. } => (self.jitter)(),
         };
         let mut state = self.lock();
         let now = self.now();
@@ -402,96 +263,6 @@ impl Receivers {
         self.lock().intake.pace.forget(webhook);
     }
 
-    /// Whether an attempt usually ends before another thread could begin it.
-    #[must_use]
-    pub fn is_near(&self, webhook: Uuid) -> bool {
-        self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_near())
-    }
-
-    /// How soon it answers, if that is known.
-    #[must_use]
-    pub fn class(&self, webhook: Uuid) -> Option<Class> {
-        self.lock().intake.pace.receiver(webhook).map(|receiver| receiver.class())
-    }
-
-    /// Whether its circuit breaker is open or half-open.
-    #[must_use]
-    pub fn is_broken(&self, webhook: Uuid) -> bool {
-        self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_broken())
-    }
-
-    /// Counts them.
-    #[must_use]
-    pub fn count(&self) -> Count {
-        self.lock().intake.pace.count(self.now())
-    }
-
-    /// How many requests under way use the capacity of this queue, by class.
-    #[must_use]
-    pub fn in_use(&self, queue: usize) -> [(Class, usize); 3] {
-        self.lock().intake.pace.in_use(queue, self.now())
-    }
-
-    /// The worst `most` ailments, and the number of receivers in each state.
-    #[must_use]
-    pub fn ailing(&self, most: usize) -> (Vec<(Uuid, Ailment)>, Count) {
-        let (mut ailing, count) = {
-            let mut state = self.lock();
-            let now = self.now();
-            (state.intake.pace.ailing(now).collect::<Vec<_>>(), state.intake.pace.count(now))
-        };
-        let badness = |(webhook, ailment): &(Uuid, Ailment)| {
-            (ailment.condition, Reverse(ailment.lasted), *webhook)
-        };
-        ailing.sort_unstable_by_key(badness);
-        ailing.truncate(most);
-        (ailing, count)
-    }
-
-    /// The outage of each receiver that is failing, and the time of this answer.
-    #[must_use]
-    pub fn outages(&self) -> (Vec<(Uuid, Outage)>, Moment) {
-        let state = self.lock();
-        (state.intake.pace.outages().collect(), self.now())
-    }
-
-    /// How long ago the last success of each of these webhooks was, if this process knows of one.
-    #[must_use]
-    pub fn successes(&self, webhooks: impl Iterator<Item = Uuid>) -> Vec<(Uuid, Duration)> {
-        let state = self.lock();
-        let now = self.now();
-        let success = |webhook| {
-            let at = state.intake.pace.receiver(webhook)?.succeeded_at()?;
-            Some((webhook, now.saturating_sub(at)))
-        };
-        webhooks.filter_map(success).collect()
-    }
-
-    /// The receivers that are remembered.
-    #[must_use]
-    pub fn known(&self) -> Vec<Uuid> {
-        self.lock().intake.pace.known().collect()
-    }
-
-    /// How soon each of these answers, and its ailment if it has one, the worst first.
-    #[must_use]
-    pub fn condition_of(&self, webhooks: &[Uuid]) -> Vec<(Uuid, Class, Option<Ailment>)> {
-        let mut found: Vec<_> = {
-            let state = self.lock();
-            let (pace, now) = (&state.intake.pace, self.now());
-            let of = |webhook: &Uuid| {
-                let receiver = pace.receiver(*webhook)?;
-                Some((*webhook, receiver.class(), receiver.ailment(now)))
-            };
-            webhooks.iter().filter_map(of).collect()
-        };
-        found.sort_unstable_by_key(|(webhook, _, ailment)| {
-            let badness = ailment.map(|it| (it.condition, Reverse(it.lasted)));
-            (badness.is_none(), badness, *webhook)
-        });
-        found
-    }
-
     /// Read under the lock, so that time doesn't go back between two holders.
     fn now(&self) -> Moment {
         self.start.elapsed() + BEFORE
@@ -503,14 +274,14 @@ impl Receivers {
 }
 
 impl State {
-    fn answer(&mut self, intent: Intent) -> Answer {
+    fn answer(&mut self, intent: Intent) -> Turn {
         match intent {
-            Intent::Begins(attempt) => Answer::Begins(attempt),
+            Intent::Begins(attempt) => Turn::Begins(attempt),
             Intent::Waits(number) => {
                 let (sender, called) = bounded(1);
                 self.waiting.insert(number, sender);
                 let (since, spent) = (Instant::now(), Duration::ZERO);
-                Answer::Waits(InLine { number, since, spent, has_given_up: false, called })
+                Turn::Waits(InLine { number, since, spent, has_given_up: false, called })
             }
         }
     }
@@ -537,13 +308,15 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::line::PATIENCE;
     use super::*;
     use std::thread;
 
     use crate::domain::outcome::Reason;
-    use crate::domain::receiver::Condition;
+    use crate::domain::pace::Count;
+    use crate::domain::receiver::{Class, Condition};
     use crate::domain::webhook::Group;
-    use crate::shutdown;
+    use crate::shutdown::{self, Shutdown};
 
     fn receivers(capacity: u16) -> Receivers {
         Receivers::new([capacity], "5,1s,5m".parse().expect("a breaker"), || 0.5)
@@ -565,7 +338,7 @@ mod tests {
 
     fn prove(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) {
         let attempt = admit(receivers, shutdown, webhook).expect("an attempt");
-        receivers.end(attempt, Ended::Delivered);
+        receivers.end(attempt, AttemptEnd::Delivered);
     }
 
     /// Two receivers that have answered; the first one has the only place.
@@ -586,7 +359,7 @@ mod tests {
             while receivers.lock().waiting.is_empty() {
                 thread::yield_now();
             }
-            receivers.end(first, Ended::Delivered);
+            receivers.end(first, AttemptEnd::Delivered);
             let second = second.join().expect("no panic").expect("the place");
             assert_eq!(receivers.in_use(0)[0], (Class::Prompt, 1));
             receivers.give_back(second);
@@ -603,7 +376,7 @@ mod tests {
         let entry_of = |refusal: Refusal| refusal.entry.expect("a place in the backlog");
         let second = admit(&receivers, &shutdown, 1).expect_err("it has its share");
         assert_eq!(second.hold, Hold::Share);
-        receivers.end(first, Ended::Delivered);
+        receivers.end(first, AttemptEnd::Delivered);
         let third = admit(&receivers, &shutdown, 1).expect_err("others come first");
         assert_eq!(third.hold, Hold::Share, "what holds up those before it");
         thread::scope(|scope| {
@@ -649,7 +422,7 @@ mod tests {
             let refusal = Refusal { hold: Hold::Full, entry: None };
             assert_eq!(second.join().expect("no panic"), Err(refusal));
         });
-        receivers.end(first, Ended::Delivered);
+        receivers.end(first, AttemptEnd::Delivered);
         assert!(receivers.lock().waiting.is_empty() && !receivers.lock().intake.has_waiting());
     }
 
@@ -662,7 +435,7 @@ mod tests {
         }
         let first = admit(&receivers, &shutdown, 1).expect("the only place");
         let line = |webhook| match receivers.ask(by(webhook), Who::Fresh, false) {
-            Ok(Answer::Waits(in_line)) => (webhook, in_line),
+            Ok(Turn::Waits(in_line)) => (webhook, in_line),
             other => panic!("{other:?}"),
         };
         let mut lines = vec![line(2), line(3)];
@@ -670,7 +443,7 @@ mod tests {
         let mut next = |limit| receivers.wait_for_any(&mut lines, limit, patience, &shutdown);
         let soon = Duration::from_secs(30);
         assert!(next(PATIENCE * 2).is_none(), "every place is taken");
-        receivers.end(first, Ended::Delivered);
+        receivers.end(first, AttemptEnd::Delivered);
         // Capacity released by one goes to the other, whatever their order in the list.
         let (one, attempt) = next(soon).expect("it is called");
         receivers.give_back(attempt.expect("the place"));
@@ -696,7 +469,7 @@ mod tests {
             let retry_after = retry_after.map(Duration::from_secs);
             let (event, reason, is_overload) = ("e", Reason::Dns, false);
             let status = None;
-            let ended = Ended::Failed { event, reason, status, is_overload, retry_after };
+            let ended = AttemptEnd::Failed { event, reason, status, is_overload, retry_after };
             receivers.end(attempt, ended);
         };
         for webhook in 1..5 {

@@ -11,8 +11,8 @@ use ureq::{Agent, Timeout};
 
 use crate::config::Config;
 use crate::domain::address::AllowedNetworks;
+use crate::domain::delivery_log::Extent;
 use crate::domain::forwarding::Forwarding;
-use crate::domain::history::Extent;
 use crate::domain::outcome::Response;
 use crate::lookup::LookUps;
 
@@ -33,13 +33,13 @@ mod trial;
 
 use agents::{Agents, Making};
 use egress::Proxy;
-use failure::{Limits, no_answer};
-use resolver::{GuardedResolver, MOST_THREADS, Names};
+use failure::{TimeLimits, no_answer};
+use resolver::{GuardedResolver, MOST_THREADS, NameCache};
 
 pub use egress::try_proxy;
 pub use reach::rejected;
 pub use request::Request;
-pub use trial::{Answer, Trial};
+pub use trial::{ShownAnswer, Trial};
 
 /// The size of ureq's buffers, of which it keeps four per TLS connection. Its default of 128 KiB is
 /// meant for downloads.
@@ -57,7 +57,7 @@ const ACCEPT: &str = "*/*";
 #[derive(Debug)]
 pub struct Sender {
     agents: Agents,
-    names: Arc<Names>,
+    names: Arc<NameCache>,
     request_timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: u64,
@@ -92,7 +92,7 @@ impl Sender {
             .accept(ACCEPT)
             .accept_encoding("")
             .build();
-        let names = Arc::new(Names::new());
+        let names = Arc::new(NameCache::new());
         let max_answer_bytes = usize::try_from(config.max_response_bytes)
             .unwrap_or(usize::MAX)
             .saturating_add(MAX_RESPONSE_HEADER_BYTES);
@@ -169,7 +169,7 @@ fn answered(response: &http::Response<ureq::Body>) -> Response {
 pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option<String> {
     let resolver = GuardedResolver {
         allowed: allowed.clone(),
-        names: Arc::new(Names::new()),
+        names: Arc::new(NameCache::new()),
         look_ups: Arc::new(LookUps::new(1)),
     };
     let within = NextTimeout {
@@ -178,7 +178,7 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
         ..NextTimeout::default()
     };
     let error = resolver.resolve(url, &ureq::config::Config::default(), within).err()?;
-    match no_answer(error, Limits { request: limit, connect: limit }) {
+    match no_answer(error, TimeLimits { request: limit, connect: limit }) {
         Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
         Response::NoAnswer { detail, .. } => {
             let host = url.host().unwrap_or_default();

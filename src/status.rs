@@ -7,23 +7,25 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{select, tick};
 use uuid::Uuid;
 
 use crate::backlogs::{Backlogs, Listed, Longest};
 use crate::broker::{Lane, LaneKind, ORPHANED, Objects, Standing, Topology, dead_queue};
+use crate::clock;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::domain::account::MAX_ACCOUNT_BYTES;
 use crate::domain::depths::Depths;
+use crate::domain::held::{Dropped, Held};
 use crate::domain::outcome::DeadReason;
 use crate::domain::receiver::{Ailment, Class, Next};
 use crate::domain::shown;
-use crate::domain::trend::{Counts, History, Sample, per_second, quantile};
+use crate::domain::trend::{Counts, Sample, Samples, per_second, quantile};
 use crate::health::{Answers, Interruption, LaneState};
-use crate::metrics::{Dropped, Glance, Held, LAG_SECONDS, Metrics, Refusing};
+use crate::metrics::{Glance, LAG_SECONDS, Metrics, Refusing};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
@@ -31,11 +33,11 @@ mod advice;
 mod names;
 mod snapshot;
 
-use names::{Name, Names, Sought};
+use names::{Name, Names, SoughtWords};
 pub use snapshot::Snapshot;
 use snapshot::{
     Ailing, BacklogNow, BacklogTrend, BacklogsNow, Counted, DisabledNow, EgressNow, LaneNow,
-    NoticesNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Server, Trend, Waiting, rounded,
+    NoticesNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Server, Trend, WaitQueueNow, rounded,
     seconds,
 };
 
@@ -69,7 +71,7 @@ pub struct Status {
     waits: Vec<(String, String)>,
     host: String,
     started: Instant,
-    history: Mutex<History>,
+    history: Mutex<Samples>,
     /// How many messages wait in each lane.
     depths: Mutex<Vec<Depths>>,
     names: Names,
@@ -105,7 +107,7 @@ impl Status {
             waits: waits.collect(),
             host,
             started: Instant::now(),
-            history: Mutex::new(History::new(SPAN, MOST_SAMPLES)),
+            history: Mutex::new(Samples::new(SPAN, MOST_SAMPLES)),
         }
     }
 
@@ -159,7 +161,7 @@ impl Status {
     #[must_use]
     pub fn now(&self, sought: &str) -> Snapshot {
         self.names.are_wanted();
-        let sought = Sought::new(sought);
+        let sought = SoughtWords::new(sought);
         let found = (!sought.is_nothing()).then(|| self.matching(&sought));
         let receivers = self.receivers_now(found.as_ref());
         let history = lock(&self.history);
@@ -173,7 +175,7 @@ impl Status {
             pid: std::process::id(),
             uptime_seconds: seconds(now),
             is_stopping: self.stopping.is_requested(),
-            state: advice::State::Well,
+            state: advice::Overall::Well,
             advice: Vec::new(),
             broker: server(self.metrics.health().broker().now()),
             database: server(self.metrics.health().database().now()),
@@ -207,7 +209,7 @@ impl Status {
         snapshot
     }
 
-    fn lanes_now(&self, glance: Option<&Glance>, history: &History) -> Vec<LaneNow> {
+    fn lanes_now(&self, glance: Option<&Glance>, history: &Samples) -> Vec<LaneNow> {
         let lanes = self.lanes.iter().enumerate();
         lanes.map(|(number, lane)| self.lane_now(number, lane, glance, history)).collect()
     }
@@ -217,7 +219,7 @@ impl Status {
         number: usize,
         lane: &Lane,
         glance: Option<&Glance>,
-        history: &History,
+        history: &Samples,
     ) -> LaneNow {
         let counted_lane = self.metrics.lane(&lane.queue);
         let Counts { received, delivered, failed, .. } = counted_lane.counts();
@@ -307,8 +309,8 @@ impl Status {
         number.filter(|_| self.metrics.health().broker().is_up()).map(rounded)
     }
 
-    fn waiting(&self) -> Vec<Waiting> {
-        let of = |(delay, queue): &(String, String)| Waiting {
+    fn waiting(&self) -> Vec<WaitQueueNow> {
+        let of = |(delay, queue): &(String, String)| WaitQueueNow {
             delay: delay.clone(),
             queue: queue.clone(),
             messages: self.metrics.queue_messages(queue),
@@ -334,7 +336,7 @@ impl Status {
         let also = receivers.listed.iter().map(|one| one.webhook).collect();
         let Longest { filled, webhooks, matching, listed } =
             self.backlogs.longest(MOST_LISTED, are_meant, &also);
-        let now = SystemTime::now();
+        let now = clock::now();
         let of = |one: Listed| {
             let Name { account, place } = self.name(one.webhook);
             BacklogNow {
@@ -360,7 +362,7 @@ impl Status {
     }
 
     /// All receivers that match the search.
-    fn matching(&self, sought: &Sought) -> HashSet<Uuid> {
+    fn matching(&self, sought: &SoughtWords) -> HashSet<Uuid> {
         let mut all = self.backlogs.webhooks();
         all.extend(self.receivers.known());
         self.names.matching(sought, all).into_iter().collect()

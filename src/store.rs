@@ -36,7 +36,7 @@ use connector::Connector;
 use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
-pub use change::{Change, NewSecret};
+pub use change::{ColumnChange, NewSecret};
 pub use conditions::{DisabledLately, Failing, Happening, Untold};
 pub use declared::NotCarriedOut;
 pub use delivery_attempts::{

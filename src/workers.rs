@@ -28,19 +28,19 @@ pub struct Workers(Arc<Mutex<Idle>>);
 /// The idle threads. The last one is used first, so that surplus ones stay idle.
 #[derive(Debug, Default)]
 struct Idle {
-    waiting: Vec<Waiting>,
+    waiting: Vec<IdleWorker>,
     /// The number of the next thread.
     next: u64,
 }
 
-struct Waiting {
+struct IdleWorker {
     thread: u64,
     tasks: Sender<Task>,
 }
 
-impl fmt::Debug for Waiting {
+impl fmt::Debug for IdleWorker {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Waiting").field("thread", &self.thread).finish_non_exhaustive()
+        formatter.debug_struct("IdleWorker").field("thread", &self.thread).finish_non_exhaustive()
     }
 }
 
@@ -86,7 +86,7 @@ impl Workers {
                 // Somebody has just chosen this thread.
                 Err(_) => continue,
             };
-            self.lock().waiting.push(Waiting { thread, tasks: sender.clone() });
+            self.lock().waiting.push(IdleWorker { thread, tasks: sender.clone() });
             if let Some(farewell) = farewell {
                 farewell();
             }

@@ -11,13 +11,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use httparse::{EMPTY_HEADER, Response, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::POLL;
-use super::head::{Refusal, Request};
+use super::head::{BadRequest, MOST_HEADERS, PageRequest};
 use super::hosts::{Hosts, REMEDY};
 use crate::shutdown;
 
@@ -92,7 +93,7 @@ enum Stage {
     /// What there is of its request's head.
     Asking(Vec<u8>),
     /// It waits until those before it are answered.
-    Waiting(Request),
+    Waiting(PageRequest),
     /// Its request is the one that tiny_http answers.
     Asked,
     /// What it has not taken of its answer.
@@ -300,22 +301,23 @@ impl Door {
 impl Exchange {
     /// The answer as the client gets it, once it is complete.
     fn passed_on(&mut self) -> Result<Option<Vec<u8>>> {
-        let Some(end) = self.answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
-            return Ok(None);
-        };
-        let head = std::str::from_utf8(&self.answer[..end]).context("a head that is not text")?;
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(": ")?;
-            let length = value.parse::<usize>().ok()?;
-            name.eq_ignore_ascii_case("content-length").then_some(length)
+        let mut headers = [EMPTY_HEADER; MOST_HEADERS];
+        let mut head = Response::new(&mut headers);
+        let parsed = head.parse(&self.answer);
+        let parsed = parsed.map_err(|error| anyhow!("tiny_http's answer is no HTTP: {error}"))?;
+        let Status::Complete(end) = parsed else { return Ok(None) };
+        let mut lengths = head.headers.iter().filter_map(|header| {
+            let length = str::from_utf8(header.value).ok()?.parse::<usize>().ok()?;
+            header.name.eq_ignore_ascii_case("content-length").then_some(length)
         });
-        let length = length.context("tiny_http gives no length")?;
-        let whole = end + 4 + if self.head_only { 0 } else { length };
+        let length = lengths.next().context("tiny_http gives no length")?;
+        let whole = end + if self.head_only { 0 } else { length };
         if self.answer.len() < whole {
             return Ok(None);
         }
         let mut answer = std::mem::take(&mut self.answer);
-        answer.splice(end..end, *b"\r\nconnection: close");
+        // Before the empty line.
+        answer.splice(end - 2..end - 2, *b"connection: close\r\n");
         Ok(Some(answer))
     }
 }
@@ -330,7 +332,7 @@ impl Client {
     }
 
     /// Its request, if that is what it waits with; from here on it counts as asked.
-    fn take_request(&mut self) -> Option<Request> {
+    fn take_request(&mut self) -> Option<PageRequest> {
         match std::mem::replace(&mut self.stage, Stage::Asked) {
             Stage::Waiting(request) => Some(request),
             other => {
@@ -346,19 +348,19 @@ impl Client {
             Stage::Asking(head) => {
                 let mut chunk = [0; CHUNK];
                 head.extend_from_slice(read(&self.stream, &mut chunk)?);
-                match Request::read(head, &self.hosts) {
+                match PageRequest::read(head, &self.hosts) {
                     Ok(None) => Ok(()),
                     Ok(Some(request)) => {
                         self.stage = Stage::Waiting(request);
                         self.until = now + ANSWER_TIME;
                         Ok(())
                     }
-                    Err(Refusal::Malformed) => self.refuse("400 Bad Request", "", now),
-                    Err(Refusal::TooLarge) => {
+                    Err(BadRequest::Malformed) => self.refuse("400 Bad Request", "", now),
+                    Err(BadRequest::TooLarge) => {
                         self.refuse("431 Request Header Fields Too Large", "", now)
                     }
                     // RFC 9110, 15.5.20.
-                    Err(Refusal::Misdirected) => {
+                    Err(BadRequest::Misdirected) => {
                         self.refuse("421 Misdirected Request", REMEDY, now)
                     }
                 }

@@ -1,4 +1,8 @@
-//! The head of a request, as far as the metrics port cares: the rest is checked and dropped.
+//! The head of a request: method and path are kept, the rest is checked and dropped.
+//!
+//! httparse parses it. How long a head may be, and who may ask for what, is decided here.
+
+use httparse::{EMPTY_HEADER, Error, Request};
 
 use super::hosts::Hosts;
 
@@ -10,76 +14,62 @@ pub(super) const MOST_BYTES: usize = 8 * 1024;
 /// has room for to look for; and each line may have to wait.
 const MOST_OF_LINE: usize = 1024;
 
+/// The most headers. A browser behind a proxy sends about thirty; other servers allow a hundred, too.
+pub(super) const MOST_HEADERS: usize = 100;
+
 /// What a client asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct PageRequest {
     method: String,
     target: String,
 }
 
 /// Why a request is not passed on.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum BadRequest {
     Malformed,
     TooLarge,
     /// By a name that is not ours.
     Misdirected,
 }
 
-impl Request {
+impl PageRequest {
     /// Reads what a client has sent so far; `None` while the head has no end yet. What can't become
     /// a request is refused by its first line, so that nobody waits for the end of what has none.
-    pub(super) fn read(received: &[u8], hosts: &Hosts) -> Result<Option<Self>, Refusal> {
+    pub(super) fn read(received: &[u8], hosts: &Hosts) -> Result<Option<Self>, BadRequest> {
         let seen = &received[..received.len().min(MOST_BYTES)];
-        let mut lines = seen.split_inclusive(|byte| *byte == b'\n');
-        let first = lines.next().unwrap_or_default();
-        let printable = |byte: &u8| matches!(byte, b' '..=b'~' | b'\r' | b'\n');
-        if !first.iter().all(printable) {
-            return Err(Refusal::Malformed);
+        let mut headers = [EMPTY_HEADER; MOST_HEADERS];
+        let mut head = Request::new(&mut headers);
+        let parsed = head.parse(seen).map_err(|error| match error {
+            Error::TooManyHeaders => BadRequest::TooLarge,
+            _ => BadRequest::Malformed,
+        })?;
+        // httparse accepts any UTF-8 as target. It is `None` until its end was read.
+        if head.path.is_some_and(|target| !target.is_ascii()) {
+            return Err(BadRequest::Malformed);
         }
-        if first.len() > MOST_OF_LINE {
-            return Err(Refusal::TooLarge);
+        // Empty lines before the request line are ignored (RFC 9112, 2.2).
+        let first = seen.trim_ascii_start().split(|byte| *byte == b'\n').next();
+        if first.is_some_and(|line| line.len() > MOST_OF_LINE) {
+            return Err(BadRequest::TooLarge);
         }
-        if let Some(first) = whole(first) {
-            let (request, authority) = Self::of(first).ok_or(Refusal::Malformed)?;
-            let mut host = None;
-            for line in lines.map_while(whole) {
-                if line.is_empty() {
-                    // None: no browser, which names one even in a request of HTTP/1.0.
-                    return match authority.as_deref().or(host) {
-                        Some(host) if !hosts.admit(host, &request.target) => {
-                            Err(Refusal::Misdirected)
-                        }
-                        _ => Ok(Some(request)),
-                    };
-                }
-                let (name, value) = header(line).ok_or(Refusal::Malformed)?;
-                if name.eq_ignore_ascii_case("host") {
-                    // More than one is not HTTP (RFC 9112, 3.2).
-                    match host {
-                        None => host = Some(value),
-                        Some(_) => return Err(Refusal::Malformed),
-                    }
-                }
-            }
+        if parsed.is_partial() {
+            return if seen.len() < MOST_BYTES { Ok(None) } else { Err(BadRequest::TooLarge) };
         }
-        if seen.len() < MOST_BYTES { Ok(None) } else { Err(Refusal::TooLarge) }
-    }
-
-    /// What the first line asks for, and of which host, if it says so.
-    fn of(line: &[u8]) -> Option<(Self, Option<String>)> {
-        let mut parts = std::str::from_utf8(line).ok()?.split(' ');
-        let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
-        let fine = is_token(method.as_bytes())
-            && target.bytes().all(|byte| byte.is_ascii_graphic())
-            && !target.is_empty()
-            && matches!(version, "HTTP/1.0" | "HTTP/1.1")
-            && parts.next().is_none();
-        fine.then(|| {
-            let (authority, target) = parts_of(target);
-            let request = Self { method: method.to_owned(), target: target.to_owned() };
-            (request, authority.map(str::to_owned))
-        })
+        let (method, target) = head.method.zip(head.path).ok_or(BadRequest::Malformed)?;
+        let (authority, target) = parts_of(target);
+        let mut named = head.headers.iter().filter(|it| it.name.eq_ignore_ascii_case("host"));
+        // One that is no text is as good as none.
+        let host = named.next().map(|it| str::from_utf8(it.value).unwrap_or_default().trim());
+        // More than one is not HTTP (RFC 9112, 3.2).
+        if named.next().is_some() {
+            return Err(BadRequest::Malformed);
+        }
+        // None: no browser, which names one even in a request of HTTP/1.0.
+        match authority.or(host) {
+            Some(host) if !hosts.admit(host, target) => Err(BadRequest::Misdirected),
+            _ => Ok(Some(Self { method: method.to_owned(), target: target.to_owned() })),
+        }
     }
 
     /// Whether the answer has no body, whatever length it gives.
@@ -91,12 +81,6 @@ impl Request {
     pub(super) fn rewritten(&self) -> String {
         format!("{} {} HTTP/1.1\r\n\r\n", self.method, self.target)
     }
-}
-
-/// The line without its end, if it has one. A bare line feed counts (RFC 9112, 2.2).
-fn whole(line: &[u8]) -> Option<&[u8]> {
-    let line = line.strip_suffix(b"\n")?;
-    Some(line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 /// The host and the path of a target that has both, as a server has to accept it (RFC 9112, 3.2.2);
@@ -111,29 +95,13 @@ fn parts_of(target: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// A header's name and value. A value that is no text is as good as none.
-fn header(line: &[u8]) -> Option<(&str, &str)> {
-    let clean = line.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
-    let colon = line.iter().position(|byte| *byte == b':')?;
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if !clean || !is_token(name) {
-        return None;
-    }
-    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).unwrap_or_default().trim()))
-}
-
-fn is_token(word: &[u8]) -> bool {
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !word.is_empty() && word.iter().all(allowed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(received: &[u8]) -> Result<Option<Request>, Refusal> {
-        Request::read(received, &Hosts::new(&[], "x"))
+    fn read(received: &[u8]) -> Result<Option<PageRequest>, BadRequest> {
+        PageRequest::read(received, &Hosts::new(&[], "x"))
     }
 
     #[track_caller]
@@ -148,7 +116,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(head: &str, refusal: Refusal) {
+    fn refused(head: &str, refusal: BadRequest) {
         assert_eq!(read(head.as_bytes()), Err(refusal), "{head:?}");
     }
 
@@ -157,6 +125,7 @@ mod tests {
         check("GET /metrics HTTP/1.1\r\nhost: x\r\naccept: */*\r\n\r\n", "GET /metrics");
         check("HEAD /healthz?a=b HTTP/1.0\r\n\r\n", "HEAD /healthz?a=b");
         check("GET /readyz HTTP/1.0\n\n", "GET /readyz");
+        check("\r\n\r\nGET / HTTP/1.1\r\n\r\n", "GET /");
         check("OPTIONS * HTTP/1.1\r\nhost:\r\n\r\n", "OPTIONS *");
         check("GET http://x:9090/metrics HTTP/1.1\r\n\r\n", "GET /metrics");
         check("GET http://x HTTP/1.1\r\n\r\n", "GET /");
@@ -172,7 +141,6 @@ mod tests {
     #[test]
     fn what_is_not_http_is_refused_by_its_first_line() {
         let wrong = [
-            "\r\n",
             "GET\r\n",
             "GET /metrics\r\n",
             "GET  /metrics HTTP/1.1\r\n",
@@ -181,12 +149,12 @@ mod tests {
             "PRI * HTTP/2.0\r\n",
             "G<T /metrics HTTP/1.1\r\n",
             "GET /\0 HTTP",
-            "GET /\u{e9}",
+            "GET /\u{e9} HTTP/1.1\r\n",
             "GET /metrics\rX: y HTTP/1.1\r\n",
             "\u{16}\u{3}\u{1}",
         ];
         for line in wrong {
-            refused(line, Refusal::Malformed);
+            refused(line, BadRequest::Malformed);
         }
     }
 
@@ -201,15 +169,15 @@ mod tests {
             "GET http://evil HTTP/1.1\r\nhost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nhost:\r\n\r\n",
         ] {
-            refused(head, Refusal::Misdirected);
+            refused(head, BadRequest::Misdirected);
         }
-        refused("GET / HTTP/1.1\r\nhost: x\r\nhost: evil\r\n\r\n", Refusal::Malformed);
+        refused("GET / HTTP/1.1\r\nhost: x\r\nhost: evil\r\n\r\n", BadRequest::Malformed);
     }
 
     #[test]
     fn a_header_that_is_none_is_refused() {
         for line in ["nothing", ": x", "a b: c", " folded: x", "a: \0", "a: b\rc: d"] {
-            refused(&format!("GET / HTTP/1.1\r\n{line}\r\n"), Refusal::Malformed);
+            refused(&format!("GET / HTTP/1.1\r\n{line}\r\n"), BadRequest::Malformed);
         }
     }
 
@@ -219,8 +187,19 @@ mod tests {
         let header = |length: usize| format!("{line}a:{}\r\n\r\n", "x".repeat(length));
         let most = MOST_BYTES - header(0).len();
         assert!(read(header(most).as_bytes()).is_ok_and(|request| request.is_some()));
-        refused(&header(most + 1), Refusal::TooLarge);
-        refused(&"A".repeat(MOST_OF_LINE + 1), Refusal::TooLarge);
+        refused(&header(most + 1), BadRequest::TooLarge);
+        refused(&"A".repeat(MOST_OF_LINE + 1), BadRequest::TooLarge);
+        refused(&"\r\n".repeat(MOST_BYTES / 2), BadRequest::TooLarge);
+        refused(&format!("\n{}", "A".repeat(MOST_OF_LINE + 1)), BadRequest::TooLarge);
+        let target = "x".repeat(MOST_OF_LINE);
+        refused(&format!("GET /{target} HTTP/1.1\r\n\r\n"), BadRequest::TooLarge);
+    }
+
+    #[test]
+    fn a_head_of_more_headers_than_anybody_sends_is_too_large() {
+        let head = |headers: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(headers));
+        check(&head(MOST_HEADERS), "GET /");
+        refused(&head(MOST_HEADERS + 1), BadRequest::TooLarge);
     }
 
     proptest! {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Backlogs, Key, Known, MOST, News, Request};
 use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
+use crate::clock;
 use crate::config::Config;
 use crate::directory::{Change, Directory};
 use crate::domain::causes::Causes;
@@ -201,7 +202,7 @@ impl Keeper {
             }
             Request::Restart(key) => {
                 if let Some(known) = self.backlogs.known().get_mut(&key) {
-                    known.since = SystemTime::now();
+                    known.since = clock::now();
                 }
                 self.note(key, |store, origin| store.restart_backlog(origin, key.1));
             }
@@ -297,7 +298,7 @@ impl Keeper {
             .ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
             .map_err(|error| error.to_string())?;
         self.closing.remove(&key);
-        self.is_there(key, cause, SystemTime::now(), waiting > 0);
+        self.is_there(key, cause, clock::now(), waiting > 0);
         Ok(())
     }
 

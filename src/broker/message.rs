@@ -1,12 +1,10 @@
 //! A message: what we take over from a delivery of the broker, and what we publish.
 
-use std::time::SystemTime;
-
 use amiquip::AmqpValue;
 
 use crate::domain::account::{MAX_ACCOUNT_BYTES, NO_NAME};
 use crate::domain::broker_names::header::{self, BOUND_FOR, DELIVERY_COUNT, ENTERED_BY};
-use crate::domain::delivery::{Delivery, Headers, UnixMillis, Value, is_producers};
+use crate::domain::delivery::{Delivery, Headers, Value, is_producers};
 use crate::domain::event::Properties;
 use crate::domain::shown::word;
 
@@ -234,11 +232,4 @@ fn read_account(value: &AmqpValue) -> Option<Value> {
         }
         other => Some(read_value(other).unwrap_or_else(|| Value::Text(NO_NAME.to_owned()))),
     }
-}
-
-/// The time now, as headers carry it.
-#[must_use]
-pub fn unix_millis() -> UnixMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
 }

@@ -8,7 +8,7 @@ use crate::domain::broker_names::{
     retry_queue, wait_key,
 };
 use crate::domain::delivery::Value;
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 
 /// A message to publish.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::outgoing::Instead;
 use super::publisher::Request;
 use crate::domain::broker_names::{label_of_queue, wait_queue};
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 use crate::metrics::Refusing;
 
 mod other_way;

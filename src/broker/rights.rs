@@ -22,7 +22,7 @@ use crate::domain::broker_names::{
     BACKLOG_EXCHANGE, EVENTS_EXCHANGE, RETRY_EXCHANGE, WAIT_EXCHANGE, backlog_key, backlog_queue,
     check_queue, dead_queue, wait_key,
 };
-use crate::domain::notice::Kind;
+use crate::domain::notice::NoticeKind;
 use crate::shutdown::Shutdown;
 
 mod lacking;
@@ -110,7 +110,7 @@ pub fn look_for_flaws(
     let needed = std::mem::take(&mut probe.lacking);
     // Without these `run` delivers nevertheless.
     probe.configures_exchange(EVENTS_EXCHANGE)?;
-    for kind in Kind::ALL {
+    for kind in NoticeKind::ALL {
         probe.publishes(EVENTS_EXCHANGE, kind.label())?;
     }
     probe.is_topic(EVENTS_EXCHANGE)?;

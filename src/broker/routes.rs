@@ -9,7 +9,7 @@ use crate::domain::broker_names::{
     BACKLOG_EXCHANGE, ORPHANED, WAIT_EXCHANGE, is_dead_queue, origin_of_retries, queue_of,
     read_backlog_key, wait_key, wait_queue,
 };
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 
 /// Knows which queues are unusable, and the ways around them.
 pub(super) struct Routes {

@@ -10,7 +10,7 @@ use crate::domain::broker_names::{
     ORPHANED, RETRY_EXCHANGE, dead_queue, is_dead_queue, is_wait_queue, origin_of_retries,
     retry_queue, wait_queue,
 };
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 use crate::shutdown::Shutdown;
 
 /// The argument that says of which type a queue is.

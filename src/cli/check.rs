@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{paint, print, print_json};
 use crate::broker::BrokerError;
 use crate::config::Config;
-use crate::domain::history::Extent;
+use crate::domain::delivery_log::Extent;
 use crate::domain::shown;
 use crate::domain::webhook::read_url;
 use crate::sender;

@@ -9,12 +9,11 @@ use uuid::Uuid;
 
 use super::ids::{self, WebhookId};
 use super::{Common, Usage, account, help, read};
-use crate::broker::unix_millis;
+use crate::clock::unix_millis;
 use crate::config::Config;
-use crate::dead_letters::Scope;
+use crate::dead_letters::DeadLetterScope;
 use crate::domain::dead_letter::{Selection, reasons};
-use crate::domain::delivery::UnixMillis;
-use crate::domain::retry::Span;
+use crate::domain::time::{Span, UnixMillis, earlier};
 use crate::domain::webhook::check_pattern;
 use crate::shutdown;
 
@@ -144,7 +143,7 @@ impl Which {
     }
 
     fn selection(&self, webhook_id: Option<Uuid>) -> Selection {
-        let ago = |span: Span| unix_millis() - i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        let ago = |span: Span| earlier(unix_millis(), span.get());
         Selection {
             event_id: self.event.clone(),
             by_beginning: false,
@@ -203,7 +202,7 @@ fn with_scope(
     common: &Common,
     limit: u64,
     how: Use,
-    act: impl FnOnce(Scope<'_>) -> Result<()>,
+    act: impl FnOnce(DeadLetterScope<'_>) -> Result<()>,
 ) -> Result<()> {
     let config = read(&common.settings.0)?;
     let webhook = which.webhook.as_ref();
@@ -212,7 +211,7 @@ fn with_scope(
     let (trigger, shutdown) = shutdown::channel();
     // To report the progress, and to end copying between two batches. Nothing is lost at any point.
     shutdown::watch_signals(trigger)?;
-    let scope = |selection| Scope {
+    let scope = |selection| DeadLetterScope {
         config: &config,
         queues: &queues,
         any_orphaned: which.queue.is_empty(),

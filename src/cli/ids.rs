@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::complain;
 use crate::config::Config;
-use crate::dead_letters::{self, Scope};
+use crate::dead_letters::{self, DeadLetterScope};
 use crate::domain::dead_letter::Selection;
 use crate::domain::encoding::{header_of_id, id_of_header};
 use crate::domain::event::MAX_NAME_BYTES;
@@ -131,9 +131,9 @@ pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
 
 /// The complete id of an event among the dead letters if exactly one begins with the given text;
 /// otherwise the given text. When dead letters are moved, `ord-17` doesn't stand for `ord-171`.
-pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<String> {
+pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -> Result<String> {
     let is_logged = || {
-        let logged = Store::new(scope.config)?.history(given, None);
+        let logged = Store::new(scope.config)?.entries_of(given, None);
         Ok::<_, anyhow::Error>(logged.is_ok_and(|entries| !entries.is_empty()))
     };
     // Otherwise all dead letters would be browsed for nothing.
@@ -143,13 +143,16 @@ pub(super) fn dead_event(scope: Scope<'_>, given: &str, moves: bool) -> Result<S
     let selection =
         Selection { event_id: Some(given.to_owned()), by_beginning: true, ..Selection::default() };
     let (mut is_there, mut found) = (false, BTreeSet::new());
-    dead_letters::look(Scope { selection: &selection, limit: u64::MAX, ..scope }, |letter, _| {
-        let Some(id) = letter.event_id else { return };
-        is_there |= id == given || header_of_id(&id) == given;
-        if found.len() <= MOST_LISTED {
-            found.insert(id);
-        }
-    })?;
+    dead_letters::look(
+        DeadLetterScope { selection: &selection, limit: u64::MAX, ..scope },
+        |letter, _| {
+            let Some(id) = letter.event_id else { return };
+            is_there |= id == given || header_of_id(&id) == given;
+            if found.len() <= MOST_LISTED {
+                found.insert(id);
+            }
+        },
+    )?;
     let found: Vec<String> = found.into_iter().collect();
     match found.as_slice() {
         [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::time::SystemTime;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
@@ -12,11 +11,10 @@ use serde::de::IgnoredAny;
 use tiny_http::{Method, Request, Response, Server};
 
 use super::{Output, Usage, paint, print};
-use crate::broker::unix_millis;
-use crate::domain::calendar;
-use crate::domain::delivery::UnixMillis;
+use crate::clock;
 use crate::domain::shown;
 use crate::domain::signature::Key;
+use crate::domain::time::{self, UnixMillis, to_unix_millis, to_unix_seconds};
 
 /// How many deliveries' attempts are counted. Beyond that, counting starts over, so that memory stays
 /// bounded.
@@ -55,7 +53,7 @@ pub(super) struct Listen {
 
 #[derive(Serialize)]
 struct Line<'a> {
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     at: UnixMillis,
     path: &'a str,
     attempt: u32,
@@ -103,10 +101,10 @@ pub(super) fn run(options: Listen) -> Result<()> {
         }
         let (path, id) = (request.url().to_owned(), header(&request, "webhook-id"));
         let timestamp = header(&request, "webhook-timestamp");
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = clock::now();
         let signature = key.as_ref().map(|key| {
             let signatures = header(&request, "webhook-signature");
-            key.verify(&id, &timestamp, &signatures, &body, now.as_secs())
+            key.verify(&id, &timestamp, &signatures, &body, to_unix_seconds(now))
         });
         if attempts.len() >= MOST_DELIVERIES {
             attempts.clear();
@@ -123,7 +121,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             Err(bad) => format!("invalid: {bad}"),
         });
         let line = Line {
-            at: unix_millis(),
+            at: to_unix_millis(now),
             path: &path,
             attempt: *attempt,
             status,
@@ -150,7 +148,7 @@ fn header(request: &Request, name: &'static str) -> String {
 fn for_people(line: &Line<'_>) -> String {
     let Line { at, path, attempt, status, webhook_id, signature, body, .. } = line;
     let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
-    let time = calendar::rfc3339(*at);
+    let time = time::rfc3339(*at);
     let status = if *status < 300 { paint::good(status) } else { paint::bad(status) };
     // The sender chooses what a request contains.
     let (path, webhook_id) = (shown::line(path, MOST_SHOWN), shown::line(webhook_id, MOST_SHOWN));

@@ -1,7 +1,6 @@
 //! `publish`: puts events into a queue, and waits until the broker has them.
 
 use std::io::{self, Read};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -10,6 +9,7 @@ use uuid::Uuid;
 use super::arguments::{Common, account};
 use super::{print, print_json, read};
 use crate::broker::{ACCOUNT, Batches, Message, Outgoing};
+use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::domain::delivery::{Headers, Value};
 use crate::domain::event::{Event, Properties};
@@ -113,10 +113,9 @@ fn publish_all(config: &Config, all: impl Iterator<Item = Vec<Outgoing>>) -> Res
 
 /// An event that says for itself what it is.
 fn sample(event_type: Option<&str>) -> Vec<u8> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     serde_json::json!({
         "event_type": event_type.unwrap_or("sample.published"),
-        "published_at_ms": u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        "published_at_ms": unix_millis(),
         "note": "made by `webhook-notifier publish`",
     })
     .to_string()

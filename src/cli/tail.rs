@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use super::ids::{self, SHOWN_OF_WEBHOOK, WebhookId, event_to_give};
 use super::{Common, account, complain, print, read};
-use crate::domain::calendar::rfc3339;
+use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::event::MAX_NAME_BYTES;
-use crate::domain::history::{Entry, What};
-use crate::domain::retry::Span;
 use crate::domain::shown;
+use crate::domain::time::{Span, between, rfc3339};
 use crate::shutdown;
 use crate::store::{Follower, Store};
 use anyhow::Result;
@@ -109,8 +108,8 @@ fn heading(shown_of_webhook: usize) -> String {
 }
 
 /// With ids that `why` and other commands accept.
-fn for_people(entry: &Entry, shown_of_webhook: usize) -> String {
-    let Entry { at, attempt, what, ms, webhook_id, .. } = entry;
+fn for_people(entry: &LogEntry, shown_of_webhook: usize) -> String {
+    let LogEntry { at, attempt, what, ms, webhook_id, .. } = entry;
     let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
     // The whole id would fill half a line.
     let webhook = webhook_id
@@ -127,8 +126,8 @@ fn for_people(entry: &Entry, shown_of_webhook: usize) -> String {
 }
 
 /// The answer, and what happens next.
-fn remark(entry: &Entry) -> String {
-    let Entry { what, reason, detail, answer, dead, next_attempt_at, at, .. } = entry;
+fn remark(entry: &LogEntry) -> String {
+    let LogEntry { what, reason, detail, answer, dead, next_attempt_at, at, .. } = entry;
     let mut remarks = Vec::new();
     match what {
         What::Delivered | What::Unmatched => {}
@@ -138,9 +137,9 @@ fn remark(entry: &Entry) -> String {
         }),
         _ => remarks.extend(reason.as_deref().map(|reason| shown::line(reason, MOST_OF_DETAIL))),
     }
-    remarks.extend(next_attempt_at.map(|next| match u64::try_from(next - at) {
-        Ok(wait) => format!("next in {}", Span::from(Duration::from_millis(wait))),
-        Err(_) => "next at once".to_owned(),
+    remarks.extend(next_attempt_at.map(|next| match next < *at {
+        false => format!("next in {}", Span::from(between(*at, next))),
+        true => "next at once".to_owned(),
     }));
     remarks.extend(dead.as_deref().map(|reason| format!("dead: {}", shown::line(reason, 40))));
     if remarks.is_empty() { String::new() } else { format!(": {}", remarks.join(", ")) }

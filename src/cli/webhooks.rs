@@ -27,9 +27,9 @@ use self::shown::{Shown, seen, show, show_id, show_secret, text};
 use super::ids::WebhookId;
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
-use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::signature::Key;
+use crate::domain::time::Span;
 use crate::store::{NewSecret, Store};
 
 /// How long an old secret may be kept: ten years. (PostgreSQL's calendar is finite.)
@@ -110,7 +110,7 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         one: One,
         #[command(flatten)]
-        what: trial::What,
+        what: trial::TrialEvent,
     },
     /// Remove a webhook; its waiting deliveries are dropped
     #[command(after_long_help = help::WEBHOOKS_REMOVE)]

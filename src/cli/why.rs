@@ -5,6 +5,7 @@ mod case;
 mod places;
 mod report;
 mod text;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -16,19 +17,18 @@ use uuid::Uuid;
 
 use super::ids::{self, WebhookId};
 use super::{Common, Usage, account, print, print_json, read};
-use crate::broker::unix_millis;
+use crate::clock::unix_millis;
 use crate::config::Config;
-use crate::domain::calendar;
 use crate::domain::dead_letter::DeadLetter;
-use crate::domain::delivery::UnixMillis;
+use crate::domain::delivery_log::{Extent, LogEntry, What};
+use crate::domain::diagnosis::Owner;
 use crate::domain::encoding::{header_of_id, header_of_name, id_of_header};
 use crate::domain::event::check_event_type;
-use crate::domain::history::{Entry, Extent, What};
-use crate::domain::retry::Span;
+use crate::domain::time::{self, Span, UnixMillis};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 
-use case::{Case, Facts, Owner};
+use case::{Case, Facts};
 use places::{find_backlogs, find_dead, find_not_waiting, find_unlogged};
 
 /// How many webhooks of an event are reported.
@@ -62,7 +62,7 @@ pub(super) struct Why {
 
 /// Everything that is known of an event.
 #[derive(Debug, Serialize)]
-struct Answer {
+struct Story {
     event_id: String,
     event_type: Option<String>,
     /// Its account, if it has one.
@@ -78,7 +78,7 @@ struct Answer {
     /// What the log contains, as in DELIVERY_LOG.
     log: String,
     /// When it was dropped because no webhook wanted it.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     unmatched_at: Option<UnixMillis>,
     webhooks: Vec<Case>,
     /// Dead letters that name no webhook: malformed events.
@@ -88,7 +88,7 @@ struct Answer {
     /// Why the dead-letter queues couldn't be searched; `None` if they were, or needn't be.
     dead_letters_unknown: Option<String>,
     /// The time of the log's oldest entry.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     log_begins_at: Option<UnixMillis>,
     /// Whether the log has more entries than were read.
     truncated: bool,
@@ -104,12 +104,12 @@ struct Near {
 }
 
 /// What the operator says about the event.
-struct Given {
+struct SaidOfEvent {
     event_type: Option<String>,
     account: Option<String>,
 }
 
-impl Given {
+impl SaidOfEvent {
     /// Whether something may concern the event that is meant: it has the given account, or no recorded
     /// account.
     fn may_mean(&self, account: Option<&str>) -> bool {
@@ -138,31 +138,31 @@ pub(super) fn run(command: Why) -> Result<ExitCode> {
         // (clap ensures this.)
         (None, None) => return Err(Usage("give an event, or --webhook".to_owned()).into()),
     };
-    let answer = answer(&config, &store, event, webhook, Given { event_type, account })?;
+    let story = story(&config, &store, event, webhook, SaidOfEvent { event_type, account })?;
     if common.output.json {
-        print_json(&answer)?;
+        print_json(&story)?;
     } else {
-        print(text::for_people(&answer, webhook))?;
+        print(text::for_people(&story, webhook))?;
     }
-    Ok(if answer.known || answer.no_failure { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if story.known || story.no_failure { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn answer(
+fn story(
     config: &Config,
     store: &Store,
     asked: String,
     webhook: Option<Uuid>,
-    given: Given,
-) -> Result<Answer> {
+    given: SaidOfEvent,
+) -> Result<Story> {
     let now = unix_millis();
-    let mut entries = history(store, &asked, webhook)?;
+    let mut entries = logged(store, &asked, webhook)?;
     let (mut meant, mut unlogged) = (asked, None);
     if entries.is_empty() {
         let mut dead = find_unlogged(config, &meant, ids::may_be_beginning(&meant));
         let whole = whole_id(store, &meant, &dead.letters)?;
         dead.letters.retain(|letter| is_of(letter, &whole));
         if whole != meant {
-            entries = history(store, &whole, webhook)?;
+            entries = logged(store, &whole, webhook)?;
         }
         (meant, unlogged) = (whole, entries.is_empty().then_some(dead));
     }
@@ -179,7 +179,7 @@ fn answer(
         entries.iter().filter_map(|entry| entry.account.clone()).collect();
     let logged_id = entries.last().map(|entry| entry.event_id.clone());
 
-    let mut stories: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
+    let mut stories: BTreeMap<Uuid, Vec<LogEntry>> = BTreeMap::new();
     for entry in entries {
         if let Some(id) = entry.webhook_id {
             stories.entry(id).or_default().push(entry);
@@ -253,7 +253,7 @@ fn answer(
             Case::new(id, registered.remove(&id), entries, letter, facts)
         })
         .collect();
-    webhooks.sort_by_key(Case::rank);
+    webhooks.sort_by_key(|case| case.rank);
 
     let near = match &event_type {
         Some(event_type) if webhooks.iter().all(|case| case.patterns.is_empty()) => {
@@ -264,7 +264,7 @@ fn answer(
     let log = config.delivery_log;
     let no_failure = !known && log == Extent::Failures && dead.problem.is_none();
     let may_be = if known { Vec::new() } else { text::may_be(log, log_begins_at) };
-    Ok(Answer {
+    Ok(Story {
         event_id,
         event_type,
         account,
@@ -286,10 +286,10 @@ fn answer(
 
 /// The log's entries for the event with this id, or with this `webhook-id`: receivers' owners know the
 /// event by it, and the log uses it if the database's encoding lacks a character.
-fn history(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<Entry>> {
+fn logged(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<LogEntry>> {
     let written = header_of_id(asked).into_owned();
     for id in [Some(asked.to_owned()), id_of_header(asked), Some(written)].into_iter().flatten() {
-        match store.history(&id, webhook) {
+        match store.entries_of(&id, webhook) {
             Ok(entries) if entries.is_empty() => {}
             Err(StoreError::Refused(_)) if !id.is_ascii() => {}
             entries => return Ok(entries?),

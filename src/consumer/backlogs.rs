@@ -21,7 +21,7 @@ use super::{Context, Ended, connect_again};
 use crate::backlogs::Standing;
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
-use crate::metrics::Held;
+use crate::domain::held::Held;
 
 mod advance;
 mod elsewhere;

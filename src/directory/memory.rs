@@ -28,7 +28,7 @@ pub(super) const MOST_ACCOUNTS: usize = 1_000;
 
 /// The webhooks that want an event.
 #[derive(Clone)]
-pub(super) struct Answer {
+pub(super) struct EventWebhooks {
     /// The webhooks that may have it.
     pub(super) webhooks: Arc<[Webhook]>,
     /// The accounts whose webhooks want such an event; `None` if there are too many, or if nobody has
@@ -162,7 +162,11 @@ impl Known {
     }
 
     /// The webhooks that want an event of this type and account.
-    pub(super) fn wanting(&mut self, event_type: &str, account: Option<&str>) -> Option<Answer> {
+    pub(super) fn wanting(
+        &mut self,
+        event_type: &str,
+        account: Option<&str>,
+    ) -> Option<EventWebhooks> {
         let of_type = self.by_type.get(event_type)?;
         let webhooks = match account {
             Some(account) if of_type.may_have_some(account) => {
@@ -170,7 +174,7 @@ impl Known {
             }
             _ => Arc::clone(&of_type.everybodys),
         };
-        Some(Answer { webhooks, accounts: None })
+        Some(EventWebhooks { webhooks, accounts: None })
     }
 
     /// Whether anything is remembered of this type.
@@ -197,10 +201,10 @@ impl Known {
         &mut self,
         event_type: &str,
         account: Option<&str>,
-        found: Answer,
+        found: EventWebhooks,
     ) {
         let size = |webhooks: &[Webhook]| webhooks.iter().map(Webhook::size).sum::<usize>();
-        let Answer { webhooks, accounts } = found;
+        let EventWebhooks { webhooks, accounts } = found;
         let has_account = |webhook: &&Webhook| webhook.account.is_some();
         let own = webhooks.iter().filter(has_account).count();
         if account.is_none() || !self.knows_type(event_type) {
@@ -342,13 +346,13 @@ mod tests {
     }
 
     fn remember(known: &mut Known, event_type: &str, found: Arc<[Webhook]>) {
-        known.remember_wanting(event_type, None, Answer { webhooks: found, accounts: None });
+        known.remember_wanting(event_type, None, EventWebhooks { webhooks: found, accounts: None });
     }
 
-    fn answer(found: &[Option<&str>], accounts: Option<&[&str]>) -> Answer {
+    fn answer(found: &[Option<&str>], accounts: Option<&[&str]>) -> EventWebhooks {
         let owned = |accounts: &[&str]| accounts.iter().map(ToString::to_string).collect();
         let accounts = accounts.map(owned).map(Accounts::new);
-        Answer { webhooks: of_accounts(found), accounts }
+        EventWebhooks { webhooks: of_accounts(found), accounts }
     }
 
     fn wanting(known: &mut Known, account: Option<&str>) -> Option<Vec<Option<String>>> {
@@ -497,7 +501,7 @@ mod tests {
             remember(&mut known, event_type, numbered(numbers));
         }
         let own = Webhook { account: Some("x".into()), ..numbered(&[4])[0].clone() };
-        let of_account = Answer { webhooks: Arc::new([own]), accounts: None };
+        let of_account = EventWebhooks { webhooks: Arc::new([own]), accounts: None };
         known.remember_wanting("d", Some("x"), of_account);
         let by_id = numbered(&[1, 2]);
         for webhook in by_id.iter().map(|it| Webhook { as_of: AsOf::new(0, 0), ..it.clone() }) {

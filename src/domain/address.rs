@@ -32,12 +32,12 @@ pub struct Forbidden {
     /// The address.
     pub address: IpAddr,
     /// Why.
-    pub why: Why,
+    pub why: ForbiddenBy,
 }
 
 /// Why an address is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum ForbiddenBy {
     /// It is not on the public internet, and nothing allows it.
     Special(Range),
     /// It is in a network of DENY_NETWORKS; or the IPv4 address that it leads to is.
@@ -50,15 +50,15 @@ impl fmt::Display for Forbidden {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = self.address;
         match self.why {
-            Why::Special(range) => write!(
+            ForbiddenBy::Special(range) => write!(
                 formatter,
                 "the address {address} is not on the public internet ({range}): allow it by \
                  ALLOW_NETWORKS={address} or a network around it"
             ),
-            Why::Denied(network, None) => {
+            ForbiddenBy::Denied(network, None) => {
                 write!(formatter, "the address {address} is in DENY_NETWORKS ({network})")
             }
-            Why::Denied(network, Some(inner)) => write!(
+            ForbiddenBy::Denied(network, Some(inner)) => write!(
                 formatter,
                 "the address {address} leads to {inner}, which is in DENY_NETWORKS ({network})"
             ),
@@ -99,13 +99,13 @@ impl AllowedNetworks {
                 if self.allowed.iter().any(|network| network.contains(&address)) {
                     return Ok(());
                 }
-                Why::Special(range)
+                ForbiddenBy::Special(range)
             }
         };
         Err(Forbidden { address, why })
     }
 
-    fn denied(&self, address: IpAddr) -> Option<Why> {
+    fn denied(&self, address: IpAddr) -> Option<ForbiddenBy> {
         if self.denied.is_empty() {
             return None;
         }
@@ -117,11 +117,11 @@ impl AllowedNetworks {
             _ => address,
         };
         if let Some(network) = around(address).or_else(|| around(reached)) {
-            return Some(Why::Denied(network, None));
+            return Some(ForbiddenBy::Denied(network, None));
         }
         let IpAddr::V6(outer) = address else { return None };
         all_embedded_v4(outer)
-            .find_map(|inner| Some(Why::Denied(around(inner.into())?, Some(inner))))
+            .find_map(|inner| Some(ForbiddenBy::Denied(around(inner.into())?, Some(inner))))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use super::retry::Span;
+use super::time::Span;
 
 /// How the names of our exchanges begin, and of the queues that no queue of QUEUES has for itself.
 const OURS: &str = "webhooks.";

@@ -8,11 +8,12 @@ use uuid::Uuid;
 use super::account;
 use super::answer::Excerpt;
 use super::broker_names::header;
-use super::calendar;
-use super::delivery::{self, Delivery, Headers, UnixMillis, Value};
+use super::delivery::{self, Delivery, Headers, Value};
 use super::encoding::header_of_id;
 use super::event::{Event, Malformed, Properties};
 use super::outcome::DeadReason;
+use super::time::{self, UnixMillis};
+use super::vocabulary::Vocabulary;
 use super::webhook::matching_patterns;
 
 /// What is known of a dead letter. Everything may be missing: somebody else, or RabbitMQ itself, may
@@ -34,10 +35,10 @@ pub struct DeadLetter {
     /// Attempts made.
     pub attempts: Option<i64>,
     /// When the event was first received.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     pub first_received_at: Option<UnixMillis>,
     /// When it died.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     pub dead_at: Option<UnixMillis>,
     /// How the last attempt failed, or why the event is malformed.
     pub last_error: Option<String>,
@@ -81,22 +82,55 @@ impl DeadLetter {
 }
 
 /// The reason of a delivery whose retry queue was gone when its delay expired.
-pub const ORPHANED: &str = "orphaned";
+const ORPHANED: &str = "orphaned";
 
 /// The reason of a message that states none.
-pub const UNKNOWN: &str = "unknown";
+const UNKNOWN: &str = "unknown";
 
-/// RabbitMQ's own reasons (<https://www.rabbitmq.com/docs/dlx>) that aren't also ours.
-const OF_RABBITMQ: [&str; 2] = ["delivery_limit", "maxlen"];
+/// Why a dead letter is dead, unless another program made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeathCause {
+    /// By our own decision; or RabbitMQ's `expired`, which is the same word.
+    Decided(DeadReason),
+    /// Its retry queue was gone.
+    Orphaned,
+    /// RabbitMQ's own reason: it was redelivered too often (<https://www.rabbitmq.com/docs/dlx>).
+    DeliveryLimit,
+    /// RabbitMQ's own reason: its queue held more than a policy allows.
+    MaxLength,
+    /// It states none.
+    Unstated,
+}
+
+impl Vocabulary for DeathCause {
+    const WORDS: &'static [Self] = &[
+        Self::Decided(DeadReason::Malformed),
+        Self::Decided(DeadReason::Exhausted),
+        Self::Decided(DeadReason::Gone),
+        Self::Decided(DeadReason::Refused),
+        Self::Decided(DeadReason::Rejected),
+        Self::Decided(DeadReason::Expired),
+        Self::Decided(DeadReason::OtherAccount),
+        Self::Orphaned,
+        Self::DeliveryLimit,
+        Self::MaxLength,
+        Self::Unstated,
+    ];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Decided(reason) => reason.label(),
+            Self::Orphaned => ORPHANED,
+            Self::DeliveryLimit => "delivery_limit",
+            Self::MaxLength => "maxlen",
+            Self::Unstated => UNKNOWN,
+        }
+    }
+}
 
 /// Every reason that a dead letter can have, unless somebody else wrote it.
 pub fn reasons() -> impl Iterator<Item = &'static str> {
-    DeadReason::ALL
-        .into_iter()
-        .map(DeadReason::label)
-        .chain([ORPHANED])
-        .chain(OF_RABBITMQ)
-        .chain([UNKNOWN])
+    DeathCause::WORDS.iter().map(|cause| cause.word())
 }
 
 impl DeadLetter {
@@ -160,7 +194,7 @@ impl Selection {
 
 /// Dead letters of the same queue, reason and webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Group {
+pub struct DeadLetterGroup {
     /// The queue that their events were published to.
     pub queue: String,
     /// Why they are dead.
@@ -170,10 +204,10 @@ pub struct Group {
     /// How many.
     pub count: u64,
     /// When the first died.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     pub oldest: Option<UnixMillis>,
     /// When the last died.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     pub newest: Option<UnixMillis>,
     /// The newest one's error.
     pub last_error: Option<String>,
@@ -181,14 +215,14 @@ pub struct Group {
 
 /// Counts dead letters by queue, reason and webhook.
 #[derive(Clone, Debug, Default)]
-pub struct Groups(BTreeMap<(String, String, Option<Uuid>), Group>);
+pub struct DeadLetterGroups(BTreeMap<(String, String, Option<Uuid>), DeadLetterGroup>);
 
-impl Groups {
+impl DeadLetterGroups {
     /// Adds one.
     pub fn add(&mut self, letter: DeadLetter) {
         let DeadLetter { queue, reason, webhook_id, dead_at, last_error, .. } = letter;
         let key = (queue.clone(), reason.clone(), webhook_id);
-        let group = self.0.entry(key).or_insert(Group {
+        let group = self.0.entry(key).or_insert(DeadLetterGroup {
             queue,
             reason,
             webhook_id,
@@ -206,8 +240,8 @@ impl Groups {
 
     /// The groups, the largest first.
     #[must_use]
-    pub fn largest_first(self) -> Vec<Group> {
-        let mut groups: Vec<Group> = self.0.into_values().collect();
+    pub fn largest_first(self) -> Vec<DeadLetterGroup> {
+        let mut groups: Vec<DeadLetterGroup> = self.0.into_values().collect();
         // The sort is stable: equal counts stay ordered by queue, reason and webhook.
         groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         groups
@@ -297,6 +331,12 @@ mod tests {
     }
 
     #[test]
+    fn there_is_a_word_for_each_of_our_own_reasons() {
+        let decided: Vec<&str> = reasons().take(DeadReason::ALL.len()).collect();
+        assert_eq!(decided, DeadReason::ALL.map(DeadReason::label));
+    }
+
+    #[test]
     fn it_is_found_by_its_id_as_receivers_have_it() {
         let mut letter = dead("a", 7, 2_000);
         letter.event_id = Some("evt.1 ü".to_owned());
@@ -369,7 +409,7 @@ mod tests {
 
     #[test]
     fn groups_count_by_reason_and_webhook_and_show_the_latest_error() {
-        let mut groups = Groups::default();
+        let mut groups = DeadLetterGroups::default();
         groups.add(dead("a", 1, 10));
         groups.add(DeadLetter { last_error: Some("later".to_owned()), ..dead("a", 2, 30) });
         groups.add(dead("b", 2, 20));

@@ -8,7 +8,7 @@
 mod plan;
 mod values;
 
-pub use plan::{Addition, Alteration, Plan, Problem, Removal, plan};
+pub use plan::{Addition, Alteration, FileProblem, Plan, Removal, plan};
 pub use values::{Difference, Field, Values};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,11 @@ use super::secret::Secret;
 use super::settings::Column;
 
 /// Headers by their names, in lower case.
-pub type Headers = BTreeMap<String, Secret>;
+pub type SecretHeaders = BTreeMap<String, Secret>;
 
 /// An entry of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     /// The line where it begins, from 1.
     pub line: usize,
     /// The lines of its parts, by their names in the file.
@@ -37,7 +37,7 @@ pub struct Entry {
     /// The patterns of the event types it wants.
     pub events: Vec<String>,
     /// Its headers. The value `***` keeps the one it has.
-    pub headers: Headers,
+    pub headers: SecretHeaders,
     /// Its other settings, as text.
     pub settings: BTreeMap<Column, String>,
     /// Whether it is paused; `None` keeps it as it is.
@@ -52,7 +52,7 @@ pub struct Entry {
 
 /// A webhook as it is in the table.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct Existing {
     /// Its id.
     pub id: Uuid,
     /// The row's version, which any change of the row changes; `None` if the row can't be read.

@@ -11,6 +11,7 @@ use super::broker_names::header;
 use super::event::{self, Event, Malformed};
 use super::outcome::{DeadReason, LONGEST_STAY};
 use super::shown;
+use super::time::{self, UnixMillis};
 
 /// The longest `x-last-error`, in characters: enough to understand, little to store.
 const MAX_ERROR_CHARS: usize = 300;
@@ -36,9 +37,6 @@ pub fn is_producers(name: &str) -> bool {
     !header::NOT_THE_PRODUCERS.contains(&name)
         && !header::NOT_THE_PRODUCERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
-
-/// A time in milliseconds since the Unix epoch, as headers carry it.
-pub type UnixMillis = i64;
 
 /// One event on its way to one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +90,7 @@ impl Delivery {
     /// ignored: a wrong clock must not delay a delivery.
     #[must_use]
     pub fn stay(&self, now: UnixMillis) -> Option<Duration> {
-        let left = u64::try_from(self.not_before?.saturating_sub(now)).ok()?;
-        let left = Duration::from_millis(left);
+        let left = time::between(now, self.not_before?);
         (!left.is_zero() && left <= LONGEST_STAY + MOST_SKEW).then_some(left)
     }
 

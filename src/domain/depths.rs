@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::Moment;
 
 /// How far back counts are kept.
 const SPAN: Duration = Duration::from_secs(15 * 60);

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::Moment;
 
 /// What is observed of a lane at one time.
 #[derive(Clone, Copy, Debug)]

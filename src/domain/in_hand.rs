@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::Moment;
 
 /// RabbitMQ's `consumer_timeout`, where nobody says otherwise; it must not be less (src/manual/install.md).
 pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);

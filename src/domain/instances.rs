@@ -23,7 +23,7 @@ use super::limits::Limits;
 
 mod roll;
 
-pub use roll::{Entry, Roll};
+pub use roll::{InstanceRecord, Roll};
 
 /// After this time all instances know that a webhook has a backlog: they are notified at once, or check
 /// every second if notifications don't arrive.

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::limits::Limit;
 use super::pace::{Admission, Ask, Attempt, Hold, Pace, Ticket};
-use super::receiver::Moment;
+use super::time::Moment;
 
 /// The most deliveries of one webhook that may wait a moment at a time, for each queue, unless its
 /// receiver is brisk. Each of them holds a consumer that others need.
@@ -46,12 +46,12 @@ pub enum Who {
 
 /// A delivery's place in the line that enters a backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct EntryTicket {
     key: Key,
     number: u64,
 }
 
-impl Entry {
+impl EntryTicket {
     /// Numbers increase over all backlogs. A thread that holds several places takes them in this order;
     /// otherwise two threads could wait for each other forever.
     #[must_use]
@@ -67,7 +67,7 @@ pub struct Refusal {
     pub hold: Hold,
     /// Its place in the line that enters the backlog. `None` if it is there already, or stopped waiting
     /// by itself.
-    pub entry: Option<Entry>,
+    pub entry: Option<EntryTicket>,
 }
 
 /// The answer to a request for an attempt that wasn't refused.
@@ -99,7 +99,7 @@ enum Kind {
 
 /// A waiting delivery.
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
+struct Waiter {
     ask: Ask,
     kind: Kind,
     /// Its place in the line for capacity; `None` if it waits for something else.
@@ -107,7 +107,7 @@ struct Waiting {
     hold: Hold,
 }
 
-impl Waiting {
+impl Waiter {
     fn key(&self) -> Key {
         (self.ask.queue, self.ask.webhook)
     }
@@ -135,7 +135,7 @@ pub struct Intake {
     pub pace: Pace,
     /// By queue.
     capacities: Vec<usize>,
-    line: BTreeMap<Number, Waiting>,
+    line: BTreeMap<Number, Waiter>,
     /// How many of them wait for something other than capacity.
     brief: usize,
     /// The backlogs that may hold something.
@@ -174,7 +174,7 @@ impl Intake {
         }
         if is_fresh && self.is_in_use(key) {
             if self.is_empty_soon(key, now) {
-                let waiting = Waiting { ask, kind: Kind::Fresh, ticket: None, hold: Hold::Share };
+                let waiting = Waiter { ask, kind: Kind::Fresh, ticket: None, hold: Hold::Share };
                 return (Ok(self.wait(waiting)), Vec::new());
             }
             // What holds up the first delivery holds up those behind it.
@@ -193,7 +193,7 @@ impl Intake {
             Err(hold) => return self.refuse(key, is_fresh, hold),
         };
         let kind = if is_fresh { Kind::Fresh } else { Kind::Retry };
-        (Ok(self.wait(Waiting { ask, kind, ticket, hold })), Vec::new())
+        (Ok(self.wait(Waiter { ask, kind, ticket, hold })), Vec::new())
     }
 
     /// Asks for an attempt of a backlog's first delivery, which leaves the backlog when it begins.
@@ -214,12 +214,12 @@ impl Intake {
             }
             Admission::Waits(ticket) => {
                 let kind = Kind::Head(is_ours);
-                Ok(self.wait(Waiting { ask, kind, ticket: Some(ticket), hold: Hold::Full }))
+                Ok(self.wait(Waiter { ask, kind, ticket: Some(ticket), hold: Hold::Full }))
             }
         }
     }
 
-    fn wait(&mut self, waiting: Waiting) -> Intent {
+    fn wait(&mut self, waiting: Waiter) -> Intent {
         self.brief += usize::from(waiting.ticket.is_none());
         let number = self.number();
         self.line.insert(number, waiting);
@@ -256,8 +256,8 @@ impl Intake {
     }
 
     /// The waiting deliveries of that queue and webhook that keep its order.
-    fn fresh(&self, key: Key) -> impl Iterator<Item = (Number, &Waiting)> {
-        let is_one = move |waiting: &&Waiting| waiting.kind == Kind::Fresh && waiting.key() == key;
+    fn fresh(&self, key: Key) -> impl Iterator<Item = (Number, &Waiter)> {
+        let is_one = move |waiting: &&Waiter| waiting.kind == Kind::Fresh && waiting.key() == key;
         let numbered = self.line.iter().map(|(number, waiting)| (*number, waiting));
         numbered.filter(move |(_, waiting)| is_one(waiting))
     }
@@ -284,7 +284,7 @@ impl Intake {
         if contents.ours == 1 && !contents.others {
             contents.hold = Some(hold);
         }
-        Refusal { hold, entry: Some(Entry { key, number }) }
+        Refusal { hold, entry: Some(EntryTicket { key, number }) }
     }
 
     /// Moves the waiting deliveries of that queue's order to the backlog, in this order.
@@ -297,7 +297,7 @@ impl Intake {
         }
     }
 
-    fn take(&mut self, number: Number) -> Option<Waiting> {
+    fn take(&mut self, number: Number) -> Option<Waiter> {
         let waiting = self.line.remove(&number)?;
         match waiting.ticket {
             // False if it has just been called.
@@ -372,12 +372,12 @@ impl Intake {
                         continue;
                     }
                     Ok(Admission::Waits(ticket)) => {
-                        let in_line = Waiting { ticket: Some(ticket), hold: Hold::Full, ..waiting };
+                        let in_line = Waiter { ticket: Some(ticket), hold: Hold::Full, ..waiting };
                         self.line.insert(number, in_line);
                         self.brief -= 1;
                     }
                     Err(hold) if is_over_soon(hold) => {
-                        self.line.insert(number, Waiting { hold, ..waiting });
+                        self.line.insert(number, Waiter { hold, ..waiting });
                     }
                     Err(hold) => self.is_refused(number, hold, called),
                 }
@@ -408,18 +408,18 @@ impl Intake {
 
     /// Whether this delivery is the next to be published to its backlog.
     #[must_use]
-    pub fn is_next(&self, entry: Entry) -> bool {
+    pub fn is_next(&self, entry: EntryTicket) -> bool {
         self.next_of_backlog(entry) == Some(entry.number)
     }
 
     /// The number of the next delivery to be published to the entry's backlog.
     #[must_use]
-    pub fn next_of_backlog(&self, entry: Entry) -> Option<u64> {
+    pub fn next_of_backlog(&self, entry: EntryTicket) -> Option<u64> {
         self.backlogs.get(&entry.key)?.entering.front().copied()
     }
 
     /// The delivery was published to its backlog; or, if not `is_there`, doesn't go there after all.
-    pub fn entered(&mut self, entry: Entry, is_there: bool) {
+    pub fn entered(&mut self, entry: EntryTicket, is_there: bool) {
         if let Some(contents) = self.backlogs.get_mut(&entry.key) {
             contents.entering.retain(|number| *number != entry.number);
         }

@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::receiver::Moment;
 use super::shown::quoted;
+use super::time::Moment;
 
 /// How much of a rate is saved up: after a rest, so many attempts may follow each other at once.
 const BURST: Duration = Duration::from_secs(1);

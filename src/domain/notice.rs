@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::account;
 use super::broker_names::header::NOTICE;
-use super::calendar;
-use super::delivery::{Delivery, Headers, UnixMillis, Value};
+use super::delivery::{Delivery, Headers, Value};
+use super::time::{self, UnixMillis};
 
 use super::outcome::DeadReason;
 use super::webhook::read_url;
@@ -25,7 +25,7 @@ pub const GONE: &str = "410 Gone";
 
 /// What a notice tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum NoticeKind {
     /// The receiver's circuit breaker has been open for ten minutes.
     Failing,
     /// A receiver that was reported as failing has accepted a delivery.
@@ -42,7 +42,7 @@ pub enum Kind {
     Dead,
 }
 
-impl Kind {
+impl NoticeKind {
     /// Every kind.
     pub const ALL: [Self; 7] = [
         Self::Failing,
@@ -73,7 +73,7 @@ impl Kind {
 /// headers. The death of a notice produces no notice, or they would go on forever.
 #[must_use]
 pub fn is_notice(event_type: &str, headers: &Headers) -> bool {
-    headers.contains_key(NOTICE) || Kind::ALL.iter().any(|kind| kind.label() == event_type)
+    headers.contains_key(NOTICE) || NoticeKind::ALL.iter().any(|kind| kind.label() == event_type)
 }
 
 /// A notice, ready to be published.
@@ -82,7 +82,7 @@ pub struct Notice {
     /// The event id.
     pub id: String,
     /// What it tells.
-    pub kind: Kind,
+    pub kind: NoticeKind,
     /// The account of its webhook, if there is one and it may be told.
     pub account: Option<Box<str>>,
     /// The event's body, in JSON.
@@ -107,13 +107,13 @@ pub struct Subject {
 )]
 pub enum About {
     Failing {
-        #[serde(serialize_with = "calendar::serialize")]
+        #[serde(serialize_with = "time::serialize")]
         failing_since: UnixMillis,
-        #[serde(serialize_with = "calendar::serialize")]
+        #[serde(serialize_with = "time::serialize")]
         last_failed_at: UnixMillis,
     },
     Recovered {
-        #[serde(serialize_with = "calendar::serialize_option")]
+        #[serde(serialize_with = "time::serialize_option")]
         recovered_at: Option<UnixMillis>,
     },
     Disabled {
@@ -137,9 +137,9 @@ pub struct Death {
     reason: &'static str,
     attempts: u32,
     last_status: Option<u16>,
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     received_at: UnixMillis,
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     died_at: UnixMillis,
     /// The event's account. Nobody else may learn of it.
     #[serde(skip)]
@@ -186,7 +186,7 @@ struct Body<'a> {
     id: &'a str,
     r#type: &'static str,
     version: u32,
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     timestamp: UnixMillis,
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<&'a str>,
@@ -207,7 +207,7 @@ impl Notice {
     #[must_use]
     pub fn new(
         id: String,
-        kind: Kind,
+        kind: NoticeKind,
         at: UnixMillis,
         webhook_id: Uuid,
         subject: Option<&Subject>,
@@ -286,13 +286,13 @@ mod tests {
         About::Dead(Death::of(&delivery, DeadReason::Exhausted, "low", AT))
     }
 
-    fn notice(kind: Kind, subject: &Subject, about: &About) -> Notice {
+    fn notice(kind: NoticeKind, subject: &Subject, about: &About) -> Notice {
         Notice::new("n1".to_owned(), kind, AT, Uuid::nil(), Some(subject), about)
     }
 
     #[test]
     fn a_notice_is_an_event_without_secrets() {
-        let notice = notice(Kind::Dead, &subject(Some("acme")), &death(Some("acme")));
+        let notice = notice(NoticeKind::Dead, &subject(Some("acme")), &death(Some("acme")));
         let body = String::from_utf8(notice.body.clone()).expect("JSON");
         assert_eq!(
             body,
@@ -307,17 +307,18 @@ mod tests {
     #[test]
     fn only_the_account_whose_webhook_and_event_it_is_may_be_told() {
         let told = |of_webhook, of_event| {
-            notice(Kind::Dead, &subject(of_webhook), &death(of_event)).account
+            notice(NoticeKind::Dead, &subject(of_webhook), &death(of_event)).account
         };
         assert_eq!(told(Some("acme"), Some("acme")).as_deref(), Some("acme"));
         assert_eq!(told(Some("acme"), Some("other")), None);
         assert_eq!(told(Some("acme"), None), None);
         assert_eq!(told(None, Some("acme")), None, "it is the operator's webhook");
         let paused = About::Paused { paused_at: None };
-        let of = |account| notice(Kind::Paused, &subject(account), &paused).account;
+        let of = |account| notice(NoticeKind::Paused, &subject(account), &paused).account;
         assert_eq!(of(Some("acme")).as_deref(), Some("acme"));
         assert_eq!(of(Some("")), None, "no event can belong to it");
-        let gone = Notice::new("n".to_owned(), Kind::Dead, AT, Uuid::nil(), None, &death(None));
+        let gone =
+            Notice::new("n".to_owned(), NoticeKind::Dead, AT, Uuid::nil(), None, &death(None));
         assert!(gone.account.is_none() && gone.body.starts_with(b"{\"id\":\"n\""));
     }
 
@@ -328,7 +329,7 @@ mod tests {
         assert!(is_notice("delivery.dead", &Headers::new()));
         assert!(is_notice("webhook.failing", &Headers::new()));
         assert!(!is_notice("webhook.other", &Headers::new()));
-        for kind in Kind::ALL {
+        for kind in NoticeKind::ALL {
             assert!(event::check_event_type(kind.label()).is_ok());
         }
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::receiver::{Moment, Outage};
+use super::receiver::Outage;
+use super::time::Moment;
 
 /// Shorter outages aren't written. A continuing one is written at most this often.
 const MOST_GRAIN: Duration = Duration::from_secs(60);

@@ -6,8 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use super::answer::Excerpt;
-use super::retry::{Schedule, Span};
+use super::retry::Schedule;
 use super::statuses::Statuses;
+use super::time::Span;
 
 /// The longest `Retry-After` that is honored. A header that says "next year" is a mistake, and its
 /// receiver would get nothing until we restart.

@@ -25,8 +25,9 @@ use uuid::Uuid;
 use super::instances::{Instances, SentBy};
 use super::limits::{Limit, Limits};
 use super::receiver::{
-    Ailment, Breaker, Class, Ended, Moment, Outage, Over, Receiver, SLOW, Transition,
+    Ailment, AttemptEnd, Breaker, Class, Outage, Over, Receiver, SLOW, Transition,
 };
+use super::time::Moment;
 use super::webhook::{Group, Webhook};
 
 mod capacity;
@@ -315,7 +316,7 @@ impl Pace {
     pub fn end(
         &mut self,
         attempt: Attempt,
-        ended: Ended<'_>,
+        ended: AttemptEnd<'_>,
         jitter: f64,
         now: Moment,
     ) -> Option<Transition> {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use super::limits::{Allowance, Limits};
 use super::outcome::{LONGEST_STAY, Reason};
 use super::pace::Hold;
+use super::time::Moment;
 
 mod ailment;
 mod breaker;
@@ -27,16 +28,13 @@ mod class;
 mod outage;
 mod ramp;
 
-use class::Standing;
+use class::ClassHistory;
 use ramp::Ramp;
 
 pub use ailment::{Ailment, Condition, Next};
 pub use breaker::{Breaker, LEAST_OUTAGE};
 pub use class::{Class, SLOW};
 pub use outage::Outage;
-
-/// A time, as the duration since some fixed moment before it.
-pub type Moment = Duration;
 
 /// A receiver that can answer within this time is near: ten such requests in one thread cost less than
 /// each in a thread of its own, and are over soon.
@@ -48,7 +46,7 @@ const LATELY: Duration = Duration::from_millis(500);
 
 /// How an attempt ended, as far as that says something about the receiver.
 #[derive(Clone, Copy, Debug)]
-pub enum Ended<'a> {
+pub enum AttemptEnd<'a> {
     /// The receiver has the event.
     Delivered,
     /// The receiver doesn't have it.
@@ -94,7 +92,7 @@ impl Transition {
 
 /// The circuit breaker's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum Circuit {
     #[default]
     Closed,
     /// Until then.
@@ -133,9 +131,9 @@ pub struct Receiver {
     /// The status that it answered with.
     status: Option<u16>,
     succeeded_at: Moment,
-    standing: Standing,
+    standing: ClassHistory,
     ramp: Ramp,
-    state: State,
+    state: Circuit,
     stay_away_until: Moment,
     /// Attempts under way, by queue number.
     under_way: Vec<u32>,
@@ -153,10 +151,12 @@ impl Receiver {
             return Err(Hold::StayAway(self.stay_away_until - now));
         }
         match self.state {
-            State::Open(until) if now < until => Err(Hold::Breaker(until - now)),
-            State::HalfOpen => Err(Hold::Breaker(Duration::ZERO)),
-            State::Open(_) | State::Closed if !self.ramp.has_room(self.total()) => Err(Hold::Ramp),
-            State::Open(_) | State::Closed => Ok(()),
+            Circuit::Open(until) if now < until => Err(Hold::Breaker(until - now)),
+            Circuit::HalfOpen => Err(Hold::Breaker(Duration::ZERO)),
+            Circuit::Open(_) | Circuit::Closed if !self.ramp.has_room(self.total()) => {
+                Err(Hold::Ramp)
+            }
+            Circuit::Open(_) | Circuit::Closed => Ok(()),
         }
     }
 
@@ -180,9 +180,9 @@ impl Receiver {
             self.under_way.resize(queue + 1, 0);
         }
         self.under_way[queue] += 1;
-        let is_probe = matches!(self.state, State::Open(_));
+        let is_probe = matches!(self.state, Circuit::Open(_));
         if is_probe {
-            self.state = State::HalfOpen;
+            self.state = Circuit::HalfOpen;
         }
         Ok(is_probe)
     }
@@ -196,7 +196,7 @@ impl Receiver {
     pub(super) fn end(
         &mut self,
         over: Over,
-        ended: Ended<'_>,
+        ended: AttemptEnd<'_>,
         breaker: Breaker,
         jitter: f64,
         now: Moment,
@@ -213,19 +213,19 @@ impl Receiver {
             took.min(self.quickest + took.saturating_sub(self.quickest) / 64)
         };
         match ended {
-            Ended::Delivered => {
+            AttemptEnd::Delivered => {
                 self.failures = 0;
                 self.several = false;
                 (self.reason, self.status) = (None, None);
                 self.succeeded_at = now;
-                if std::mem::take(&mut self.state) == State::Closed {
+                if std::mem::take(&mut self.state) == Circuit::Closed {
                     self.ramp.succeeded(under_way);
                     return None;
                 }
                 self.ramp.restart(now);
                 Some(Transition::Closed)
             }
-            Ended::Failed { event, reason, status, is_overload, retry_after } => {
+            AttemptEnd::Failed { event, reason, status, is_overload, retry_after } => {
                 self.failed(event, over.began);
                 self.failed_at = now;
                 (self.reason, self.status) = (Some(reason), status);
@@ -245,9 +245,9 @@ impl Receiver {
     /// An attempt wasn't made after all, which says nothing about the receiver.
     pub(super) fn give_back(&mut self, over: Over) {
         self.let_go(over.queue);
-        if self.state == State::HalfOpen && over.is_probe {
+        if self.state == Circuit::HalfOpen && over.is_probe {
             // As before: the pause is over, and a probe is due.
-            self.state = State::Open(Moment::ZERO);
+            self.state = Circuit::Open(Moment::ZERO);
         }
     }
 
@@ -258,7 +258,7 @@ impl Receiver {
 
     /// If its circuit breaker is open, makes a probe due.
     pub(super) fn probe_now(&mut self) {
-        if let State::Open(until) = &mut self.state {
+        if let Circuit::Open(until) = &mut self.state {
             *until = Moment::ZERO;
         }
     }
@@ -269,14 +269,14 @@ impl Receiver {
             self.standing.took_long(now);
         }
         if let Some(away_for) = away_for
-            && self.state == State::Closed
+            && self.state == Circuit::Closed
             && self.failures == 0
             && self.succeeded_at.is_zero()
         {
             self.failures = 1;
             self.failing_since = now.saturating_sub(away_for);
             (self.failed_at, self.opened_at) = (self.failing_since, self.failing_since);
-            self.state = State::Open(Moment::ZERO);
+            self.state = Circuit::Open(Moment::ZERO);
         }
     }
 
@@ -315,12 +315,12 @@ impl Receiver {
         let thresholds = breaker.0?;
         let outage = now.saturating_sub(self.failing_since);
         let opens = match self.state {
-            State::HalfOpen => over.is_probe,
-            State::Closed => {
+            Circuit::HalfOpen => over.is_probe,
+            Circuit::Closed => {
                 self.several && self.failures >= thresholds.failures && outage >= LEAST_OUTAGE
             }
             // The attempt began before the breaker opened, so it says nothing new.
-            State::Open(_) => false,
+            Circuit::Open(_) => false,
         };
         if !opens {
             return None;
@@ -328,11 +328,11 @@ impl Receiver {
         // A failed attempt says nothing about the time after it began: if it hung, the receiver may have
         // recovered meanwhile, and the pause must not grow by the time that we waited.
         let known = over.began.saturating_sub(self.failing_since);
-        if self.state == State::Closed {
+        if self.state == Circuit::Closed {
             self.opened_at = now;
         }
         let pause = thresholds.pause(known, jitter);
-        self.state = State::Open(now + pause);
+        self.state = Circuit::Open(now + pause);
         Some(Transition::Open(pause))
     }
 
@@ -366,7 +366,7 @@ impl Receiver {
     /// Whether the circuit breaker is open or half-open.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.state != State::Closed
+        self.state != Circuit::Closed
     }
 
     /// Whether its last attempt failed.

@@ -128,7 +128,7 @@ pub struct Columns {
 
 /// The parsed settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct WebhookSettings {
     /// Sent with each request. Their values print as `Sensitive`.
     pub headers: Box<[(HeaderName, HeaderValue)]>,
     /// Shortens REQUEST_TIMEOUT.
@@ -139,7 +139,7 @@ pub struct Settings {
     pub no_retry_status: Option<Statuses>,
 }
 
-impl Settings {
+impl WebhookSettings {
     /// The approximate size of headers and statuses in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -171,7 +171,7 @@ impl Columns {
     ///
     /// # Errors
     /// [`Unusable`] for the first setting that can't be used.
-    pub fn read(&self) -> Result<Option<Box<Settings>>, Unusable> {
+    pub fn read(&self) -> Result<Option<Box<WebhookSettings>>, Unusable> {
         let at = |column| move |problem| Unusable { column, problem };
         if let Some(account) = &self.account {
             account::check(account)
@@ -186,7 +186,7 @@ impl Columns {
         let max_in_flight = self.max_in_flight.as_deref().map(read_max_in_flight).transpose();
         let rate = self.rate_per_second.as_deref().map(str::parse::<Rate>).transpose();
         let no_retry = self.no_retry_status.as_deref().map(str::parse::<Statuses>).transpose();
-        Ok(Some(Box::new(Settings {
+        Ok(Some(Box::new(WebhookSettings {
             headers: headers.map_err(at(Column::Headers))?.unwrap_or_default(),
             timeout: timeout.map_err(at(Column::TimeoutMs))?,
             limits: Limits {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::Moment;
 
 /// The counters of one lane at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,13 +44,13 @@ pub struct Sample {
 
 /// The latest samples, oldest first.
 #[derive(Debug)]
-pub struct History {
+pub struct Samples {
     span: Duration,
     most: usize,
     samples: VecDeque<Sample>,
 }
 
-impl History {
+impl Samples {
     /// Keeps samples that are at most `span` old, and at most `most` of them.
     #[must_use]
     pub fn new(span: Duration, most: usize) -> Self {
@@ -150,8 +150,8 @@ mod tests {
     }
 
     /// One lane: pairs of a second and the number received by then.
-    fn history(samples: &[(u64, u64)]) -> History {
-        let mut history = History::new(at(60), 5);
+    fn history(samples: &[(u64, u64)]) -> Samples {
+        let mut history = Samples::new(at(60), 5);
         for (seconds, received) in samples {
             history.push(Sample { at: at(*seconds), lanes: vec![counts(*received)] });
         }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::receiver::Moment;
+use super::time::{self, Moment};
 
 /// The end of a wait is rounded to at most this fraction of the wait. This needs a slot for each part of
 /// each order of magnitude: some hundreds with a usual schedule.
@@ -54,14 +54,14 @@ impl Waiting {
     }
 }
 
-/// Saturates half a billion years from now, where no wait ends.
+/// Half of what a `u64` holds at most, so that it can be rounded up.
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
+    time::millis(duration).min(u64::MAX / 2)
 }
 
 /// At most half of an `i64`, so that a difference fits.
 fn signed_millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).map_or(i64::MAX / 2, |millis| millis.min(i64::MAX / 2))
+    i64::try_from(time::millis(duration)).map_or(i64::MAX / 2, |millis| millis.min(i64::MAX / 2))
 }
 
 #[cfg(test)]

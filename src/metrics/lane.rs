@@ -8,9 +8,9 @@ use prometheus::{
     GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
-use super::labels::Held;
 use super::maker::Maker;
 use super::waiting::Waiting;
+use crate::domain::held::Held;
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::trend::Counts;
 

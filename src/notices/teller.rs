@@ -9,11 +9,12 @@ use uuid::Uuid;
 
 use super::watch::Watch;
 use super::{MOST_WAITING, Obituary};
-use crate::broker::{Announced, Announcer, NotAnnounced, unix_millis};
+use crate::broker::{Announced, Announcer, NotAnnounced};
+use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::domain::causes::Causes;
-use crate::domain::notice::{About, Kind, Notice, cause};
+use crate::domain::notice::{About, Notice, NoticeKind, cause};
 use crate::domain::retry::Backoff;
 use crate::metrics::NoticesState;
 use crate::shutdown::Shutdown;
@@ -234,7 +235,7 @@ impl Teller {
         let now = unix_millis();
         self.batch.extend(self.taken.drain(..).map(|Obituary { webhook, death }| {
             let (subject, about) = (subjects.get(&webhook), About::Dead(*death));
-            Notice::new(new_id(), Kind::Dead, now, webhook, subject, &about)
+            Notice::new(new_id(), NoticeKind::Dead, now, webhook, subject, &about)
         }));
         Ok(())
     }
@@ -416,16 +417,18 @@ fn notices_of(Untold { webhook, subject, what }: Untold) -> Vec<Notice> {
         let (kind, about) = match happening {
             Happening::Failing { since, failed_at } => {
                 let about = About::Failing { failing_since: since, last_failed_at: failed_at };
-                (Kind::Failing, about)
+                (NoticeKind::Failing, about)
             }
-            Happening::Recovered { at } => (Kind::Recovered, About::Recovered { recovered_at: at }),
+            Happening::Recovered { at } => {
+                (NoticeKind::Recovered, About::Recovered { recovered_at: at })
+            }
             Happening::Disabled { at, reason } => {
                 let cause = cause(reason.as_deref());
-                (Kind::Disabled, About::Disabled { disabled_at: at, cause })
+                (NoticeKind::Disabled, About::Disabled { disabled_at: at, cause })
             }
-            Happening::Enabled => (Kind::Enabled, About::Nothing {}),
-            Happening::Paused { at } => (Kind::Paused, About::Paused { paused_at: at }),
-            Happening::Resumed => (Kind::Resumed, About::Nothing {}),
+            Happening::Enabled => (NoticeKind::Enabled, About::Nothing {}),
+            Happening::Paused { at } => (NoticeKind::Paused, About::Paused { paused_at: at }),
+            Happening::Resumed => (NoticeKind::Resumed, About::Nothing {}),
         };
         Notice::new(new_id(), kind, now, webhook, Some(&subject), &about)
     };

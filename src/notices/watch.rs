@@ -8,12 +8,11 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::domain::calendar::rfc3339;
 use crate::domain::causes::Causes;
 use crate::domain::notice::NO_SUCCESS;
 use crate::domain::outages::{Grain, Outages};
-use crate::domain::receiver::{Moment, Outage};
-use crate::domain::retry::Span;
+use crate::domain::receiver::Outage;
+use crate::domain::time::{Moment, Span, rfc3339};
 use crate::metrics::{AutoDisabled, NoticesState};
 use crate::receivers::Receivers;
 use crate::store::{Failing, Store, StoreError};

@@ -9,12 +9,12 @@ use crate::broker::{NotConfirmed, WITHOUT_BACKLOG};
 use crate::directory::Found;
 use crate::domain::account;
 use crate::domain::delivery::Delivery;
-use crate::domain::history::Happened;
+use crate::domain::delivery_log::Happened;
+use crate::domain::held::Held;
 use crate::domain::outcome::{DeadReason, Decision};
-use crate::domain::retry::Span;
 use crate::domain::shown::word;
+use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
-use crate::metrics::Held;
 
 /// What the account of a delivery's webhook allows now.
 #[expect(clippy::large_enum_variant, reason = "it is looked at once, and never kept")]

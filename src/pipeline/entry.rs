@@ -4,14 +4,14 @@ use super::onward::travelling;
 use super::{Context, Kept, Pipeline, Promise, age, from_now};
 use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
 use crate::domain::delivery::Delivery;
-use crate::domain::history::Happened;
-use crate::domain::intake::{Entry, Refusal};
+use crate::domain::delivery_log::Happened;
+use crate::domain::held::Held;
+use crate::domain::intake::{EntryTicket, Refusal};
 use crate::domain::outcome::{DeadReason, Decision};
 use crate::domain::pace::Hold;
-use crate::domain::retry::Span;
 use crate::domain::shown::word;
+use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
-use crate::metrics::Held;
 use crate::receivers::Receivers;
 
 impl Pipeline {
@@ -114,7 +114,7 @@ impl Pipeline {
 /// however this ends, until it is known not to be.
 struct Place<'a> {
     receivers: &'a Receivers,
-    entry: Entry,
+    entry: EntryTicket,
     is_there: bool,
 }
 

@@ -14,12 +14,12 @@ use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
-use crate::domain::intake::{Entry, Refusal};
+use crate::domain::held::Held;
+use crate::domain::intake::{EntryTicket, Refusal};
 use crate::domain::pace::Attempt;
 use crate::domain::shown::word;
 use crate::domain::webhook::Webhook;
-use crate::metrics::Held;
-use crate::receivers::{Answer, InLine};
+use crate::receivers::{InLine, Turn};
 
 /// How often a thread that waits for capacity checks whether it may enter a backlog.
 const TURN_INTERVAL: Duration = Duration::from_millis(10);
@@ -133,8 +133,8 @@ impl InHand {
         }
         let (webhook, delivery) = self.delivery();
         match self.fan_out.pipeline.ask(&self.fan_out.lane, webhook, &delivery) {
-            Ok(Answer::Waits(in_line)) => pending.waiting.push((self, in_line)),
-            Ok(Answer::Begins(attempt)) => self.begin(attempt),
+            Ok(Turn::Waits(in_line)) => pending.waiting.push((self, in_line)),
+            Ok(Turn::Begins(attempt)) => self.begin(attempt),
             Err(refusal) if self.may_enter(&refusal) => self.hold_back(refusal),
             Err(refusal) => pending.refused.push((self, refusal)),
         }
@@ -227,7 +227,7 @@ impl Pending {
 
     /// Enters the backlogs of those that may.
     fn enter(&mut self, may_enter: impl Fn(&InHand, &Refusal) -> bool) {
-        self.refused.sort_by_key(|(_, refusal)| refusal.entry.map(Entry::number));
+        self.refused.sort_by_key(|(_, refusal)| refusal.entry.map(EntryTicket::number));
         let refused = std::mem::take(&mut self.refused);
         for (in_hand, refusal) in refused {
             if may_enter(&in_hand, &refusal) {

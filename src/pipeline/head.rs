@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Context, Pipeline, Promises, age};
-use crate::broker::{Lane, Message, NotConfirmed, unix_millis};
+use crate::broker::{Lane, Message, NotConfirmed};
+use crate::clock::unix_millis;
 use crate::directory::{Found, StoreError};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Malformed;
+use crate::domain::held::{Dropped, Held};
 use crate::domain::instances::SentBy;
 use crate::domain::pace::{Ask, Attempt, Hold};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{Dropped, Held};
-use crate::receivers::{Answer, InLine};
+use crate::receivers::{InLine, Turn};
 
 /// A delivery that waits in a backlog.
 #[derive(Debug)]
@@ -104,8 +105,8 @@ impl Pipeline {
             false => self.receivers.ask_head(ask, waiting.is_ours),
         };
         match asked {
-            Ok(Answer::Begins(attempt)) => Head::Attempt(Box::new(webhook), attempt),
-            Ok(Answer::Waits(in_line)) => Head::Waits(Box::new(webhook), in_line),
+            Ok(Turn::Begins(attempt)) => Head::Attempt(Box::new(webhook), attempt),
+            Ok(Turn::Waits(in_line)) => Head::Waits(Box::new(webhook), in_line),
             // As with retries: whatever its age, an attempt that is possible now is made.
             Err(_) if self.is_too_old(delivery) => Head::Leaves,
             Err(hold) => Head::Held(hold),

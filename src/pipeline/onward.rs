@@ -4,13 +4,14 @@
 use prometheus::IntCounter;
 
 use super::{Context, Missing, Pipeline, Promise, Promises, age};
-use crate::broker::{Message, NotConfirmed, Outgoing, unix_millis};
+use crate::broker::{Message, NotConfirmed, Outgoing};
+use crate::clock::unix_millis;
 use crate::domain::delivery::{self, Delivery};
+use crate::domain::delivery_log::Happened;
 use crate::domain::event::Malformed;
-use crate::domain::history::Happened;
+use crate::domain::held::Held;
 use crate::domain::outcome::DeadReason;
-use crate::domain::retry::Span;
-use crate::metrics::Held;
+use crate::domain::time::Span;
 
 impl Pipeline {
     pub(super) fn park(

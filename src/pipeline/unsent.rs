@@ -9,11 +9,11 @@ use std::time::Duration;
 use super::{Context, Kept, Pipeline};
 use crate::broker::WITHOUT_BACKLOG;
 use crate::domain::delivery::Delivery;
-use crate::domain::history::Happened;
+use crate::domain::delivery_log::Happened;
+use crate::domain::held::Held;
 use crate::domain::outcome::Decision;
 use crate::domain::pace::Attempt;
 use crate::domain::shown::word;
-use crate::metrics::Held;
 
 impl Pipeline {
     /// Whether the proxy has served others since this delivery was last put off. Then it is only this

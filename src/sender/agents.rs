@@ -15,7 +15,7 @@ use ureq::unversioned::transport::Connector;
 
 use super::egress::{Egress, Proxy};
 use super::exchange::ExchangeConnector;
-use super::resolver::{GuardedResolver, Names};
+use super::resolver::{GuardedResolver, NameCache};
 use super::tls::TlsConnector;
 use super::transport::TcpConnector;
 use crate::domain::address::AllowedNetworks;
@@ -35,7 +35,7 @@ pub(super) struct Making {
     pub(super) max_answer_bytes: usize,
     pub(super) tls: Tls,
     pub(super) allowed: AllowedNetworks,
-    pub(super) names: Arc<Names>,
+    pub(super) names: Arc<NameCache>,
     pub(super) look_ups: Arc<LookUps>,
     pub(super) proxy: Option<Arc<Proxy>>,
 }

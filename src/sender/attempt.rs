@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ureq::{Body, Error};
 
-use super::failure::{Fault, Limits, Phase};
+use super::failure::{Fault, Phase, TimeLimits};
 use super::{Request, Sender};
 use crate::domain::webhook::Target;
 
@@ -33,9 +33,9 @@ impl Sender {
     }
 
     /// The time limits of an attempt at this receiver.
-    pub(super) fn limits(&self, target: &Target) -> Limits {
+    pub(super) fn limits(&self, target: &Target) -> TimeLimits {
         let own = target.settings.as_ref().and_then(|settings| settings.timeout);
         let request = own.map_or(self.request_timeout, |own| own.min(self.request_timeout));
-        Limits { request, connect: self.connect_timeout }
+        TimeLimits { request, connect: self.connect_timeout }
     }
 }

@@ -14,7 +14,7 @@ use ureq::unversioned::resolver::ResolvedSocketAddrs;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, Transport, time};
 use ureq::{Error, Timeout};
 
-use super::resolver::{MOST_ADDRESSES, Names};
+use super::resolver::{MOST_ADDRESSES, NameCache};
 use super::transport::TcpConnector;
 use crate::config::{Config, EgressProxy};
 use crate::domain::outcome::{Reason, Response};
@@ -22,7 +22,7 @@ use crate::lookup::LookUps;
 
 mod answer;
 
-use answer::{Head, Verdict};
+use answer::{ConnectHead, ProxyVerdict};
 
 /// An attempt that had less time than this for connecting doesn't prove that the proxy is away.
 const FAIR: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) struct Egress {
 pub(super) struct Proxy {
     setting: EgressProxy,
     fair: Duration,
-    names: Arc<Names>,
+    names: Arc<NameCache>,
     look_ups: Arc<LookUps>,
 }
 
@@ -113,7 +113,7 @@ impl Proxy {
     /// `None` if no proxy is configured.
     pub(super) fn of(
         config: &Config,
-        names: &Arc<Names>,
+        names: &Arc<NameCache>,
         look_ups: &Arc<LookUps>,
     ) -> Option<Arc<Self>> {
         let setting = config.egress_proxy.clone()?;
@@ -150,7 +150,7 @@ impl Proxy {
         room.copy_from_slice(request.as_bytes());
         transport.transmit_output(request.len(), timeout()?).map_err(lost)?;
         let head = loop {
-            if let Some(head) = Head::read(transport.buffers().input()) {
+            if let Some(head) = ConnectHead::read(transport.buffers().input()) {
                 break head;
             }
             if !transport.await_input(timeout()?).map_err(lost)? {
@@ -160,9 +160,9 @@ impl Proxy {
         };
         transport.buffers().input_consume(head.length);
         match head.verdict() {
-            Verdict::Through => Ok(transport),
-            Verdict::Away(problem) => Err(self.away(problem)),
-            Verdict::Refused(status, hint) => {
+            ProxyVerdict::Through => Ok(transport),
+            ProxyVerdict::Away(problem) => Err(self.away(problem)),
+            ProxyVerdict::Refused(status, hint) => {
                 Err(self.failed(|proxy| Obstacle::Status { proxy, target, status, hint }))
             }
         }
@@ -276,7 +276,7 @@ impl EgressProxy {
 /// What is wrong, with the proxy's name.
 #[must_use]
 pub fn try_proxy(config: &Config) -> Option<Result<String, String>> {
-    let names = Arc::new(Names::new());
+    let names = Arc::new(NameCache::new());
     let look_ups = Arc::new(LookUps::new(1));
     let proxy = Proxy::of(config, &names, &look_ups)?;
     let limit = config.connect_timeout;
@@ -296,7 +296,7 @@ pub fn try_proxy(config: &Config) -> Option<Result<String, String>> {
 
 impl EgressProxy {
     fn try_at(&self, address: SocketAddr, limit: Duration) -> Result<(), String> {
-        let asked = || -> io::Result<Head> {
+        let asked = || -> io::Result<ConnectHead> {
             let mut stream = TcpStream::connect_timeout(&address, limit)?;
             stream.set_read_timeout(Some(limit))?;
             stream.set_write_timeout(Some(limit))?;
@@ -306,7 +306,7 @@ impl EgressProxy {
                 let mut room = [0; 1_024];
                 let read = stream.read(&mut room)?;
                 answer.extend(&room[..read]);
-                if let Some(head) = Head::read(&answer) {
+                if let Some(head) = ConnectHead::read(&answer) {
                     return Ok(head);
                 }
                 if read == 0 || answer.len() > MOST_OF_ANSWER {
@@ -320,8 +320,8 @@ impl EgressProxy {
             _ => format!("cannot be reached: {error}"),
         })?;
         match head.verdict() {
-            Verdict::Away(problem) => Err(problem),
-            Verdict::Through | Verdict::Refused(..) => Ok(()),
+            ProxyVerdict::Away(problem) => Err(problem),
+            ProxyVerdict::Through | ProxyVerdict::Refused(..) => Ok(()),
         }
     }
 }

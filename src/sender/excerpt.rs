@@ -48,7 +48,7 @@ pub(super) fn added(
     most: usize,
 ) -> Response {
     if let Response::Status { excerpt, .. } = &mut response {
-        let secrets = Secrets::of(target);
+        let secrets = QuotedSecrets::of(target);
         let room = BYTES_FOR_ONE * most;
         let (body, _) = secrets.read(body, room, room);
         let status_line = STATUS_LINE.take();
@@ -59,9 +59,9 @@ pub(super) fn added(
 }
 
 /// The secrets of a request that an answer may quote.
-pub(super) struct Secrets(Vec<String>);
+pub(super) struct QuotedSecrets(Vec<String>);
 
-impl Secrets {
+impl QuotedSecrets {
     pub(super) fn of(target: &Target) -> Self {
         let own = target.settings.iter().flat_map(|settings| settings.headers.iter());
         let of_headers = own.filter_map(|(_, value)| value.to_str().ok()).map(str::to_owned);

@@ -5,7 +5,7 @@
 //! - An idle connection may have ended, or its other end may be gone. If it fails before a byte of the
 //!   answer, that is [`Fault::Stale`]: the request wasn't processed, and the [`Sender`](super::Sender)
 //!   sends it on a fresh connection as part of the same attempt. The failure also makes the other idle
-//!   connections to that host suspect: they aren't used any more. See [`Host`].
+//!   connections to that host suspect: they aren't used any more. See [`HostGeneration`].
 //! - A connection isn't used for longer, or more often, than `Keep-Alive` says.
 //! - A receiver may answer and close before it has read everything. Its answer is read when writing
 //!   fails.
@@ -22,8 +22,8 @@ use ureq::unversioned::transport::{
 };
 
 use super::excerpt;
-use super::head::{self, Head, Search};
-use super::hosts::{Host, Hosts};
+use super::head::{self, HeadFacts, Search};
+use super::hosts::{HostGeneration, HostGenerations};
 use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
 
 /// How long before the end named by `Keep-Alive` a connection is last used: as long as a request may be
@@ -38,12 +38,12 @@ const ALREADY_HERE: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(super) struct ExchangeConnector<C> {
     chain: C,
-    hosts: Hosts,
+    hosts: HostGenerations,
 }
 
 impl<C> ExchangeConnector<C> {
     pub(super) fn new(chain: C) -> Self {
-        Self { chain, hosts: Hosts::default() }
+        Self { chain, hosts: HostGenerations::default() }
     }
 }
 
@@ -69,7 +69,7 @@ impl<C: Connector> Connector for ExchangeConnector<C> {
 /// A connection.
 pub(super) struct Exchange<T> {
     inner: T,
-    host: Arc<Host>,
+    host: Arc<HostGeneration>,
     /// The host's generation when this connection last worked.
     generation: u32,
     /// Whether it served a request before the present one.
@@ -95,7 +95,7 @@ impl<T> fmt::Debug for Exchange<T> {
 }
 
 impl<T: Transport> Exchange<T> {
-    fn new(inner: T, host: Arc<Host>) -> Self {
+    fn new(inner: T, host: Arc<HostGeneration>) -> Self {
         let generation = host.generation();
         Self {
             inner,
@@ -172,7 +172,7 @@ impl<T: Transport> Exchange<T> {
             }
             return Ok(false);
         };
-        let read = Head::read(&bytes[..length]);
+        let read = HeadFacts::read(&bytes[..length]);
         if !read.is_interim {
             excerpt::note_status_line(&bytes[..length]);
         }

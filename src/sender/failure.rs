@@ -10,8 +10,8 @@ use ureq::{Error, Timeout};
 use super::egress;
 use crate::domain::address::Forbidden;
 use crate::domain::outcome::{Reason, Response};
-use crate::domain::retry::Span;
 use crate::domain::shown;
+use crate::domain::time::Span;
 use crate::lookup::LookUpError;
 use crate::tls::problem as tls_problem;
 
@@ -46,7 +46,7 @@ pub(super) enum Phase {
 
 /// The time limits of an attempt and of connecting for it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct TimeLimits {
     pub(super) request: Duration,
     pub(super) connect: Duration,
 }
@@ -75,7 +75,7 @@ impl Fault {
         }
     }
 
-    fn words(&self, limits: Limits) -> String {
+    fn words(&self, limits: TimeLimits) -> String {
         let within = format!("within {}", Span::from(limits.request));
         match self {
             Self::TimedOut(Phase::Connecting) => {
@@ -119,7 +119,7 @@ const CLOSED: &str =
     "closed the connection without an answer: does it crash, or take only HTTPS there?";
 
 /// What an error of ureq, or of our parts in it, means for an attempt with these limits.
-pub(super) fn no_answer(error: Error, limits: Limits) -> Response {
+pub(super) fn no_answer(error: Error, limits: TimeLimits) -> Response {
     if let Some(response) = egress::response(&error) {
         return response;
     }
@@ -199,7 +199,7 @@ mod tests {
     #[track_caller]
     fn check(error: impl Into<Error>, reason: Reason, says: &str) {
         let limits =
-            Limits { request: Duration::from_secs(10), connect: Duration::from_millis(1_500) };
+            TimeLimits { request: Duration::from_secs(10), connect: Duration::from_millis(1_500) };
         let Response::NoAnswer { reason: found, detail } = no_answer(error.into(), limits) else {
             panic!("an attempt was made");
         };

@@ -49,7 +49,7 @@ pub(super) fn begins_as_http(bytes: &[u8]) -> bool {
 
 /// What a complete head says about its connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct HeadFacts {
     /// Whether another answer follows: 1xx, except 101.
     pub(super) is_interim: bool,
     /// `Keep-Alive: timeout=`: when the other side will close the connection if it is idle.
@@ -60,7 +60,7 @@ pub(super) struct Head {
     pub(super) has_mistakes: bool,
 }
 
-impl Head {
+impl HeadFacts {
     pub(super) fn read(head: &[u8]) -> Self {
         let mut read = Self::default();
         let mut is_status = true;
@@ -256,10 +256,10 @@ mod tests {
     #[track_caller]
     fn check(headers: &str, right: &str) {
         let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\n");
-        assert!(Head::read(head.as_bytes()).has_mistakes, "{head:?}");
+        assert!(HeadFacts::read(head.as_bytes()).has_mistakes, "{head:?}");
         let right = format!("HTTP/1.1 200 OK\r\n{right}\r\n");
         assert_eq!(String::from_utf8_lossy(&put_right(head.as_bytes())), right);
-        assert!(!Head::read(right.as_bytes()).has_mistakes, "{right:?}");
+        assert!(!HeadFacts::read(right.as_bytes()).has_mistakes, "{right:?}");
     }
 
     #[test]
@@ -279,7 +279,7 @@ mod tests {
     fn keep_alive_is_read_and_what_makes_no_sense_says_nothing() {
         let read = |value: &str| {
             let head = format!("HTTP/1.1 200 OK\r\nX: 1\r\nKEEP-alive:{value}\r\n\r\n");
-            let head = Head::read(head.as_bytes());
+            let head = HeadFacts::read(head.as_bytes());
             assert!(!head.has_mistakes && !head.is_interim);
             (head.idle_limit.map(|limit| limit.as_secs()), head.requests_left)
         };
@@ -301,7 +301,7 @@ mod tests {
             ("HTTP/1.1 1", false),
         ] {
             let head = format!("{line}\r\n\r\n");
-            assert_eq!(Head::read(head.as_bytes()).is_interim, is_interim, "{line}");
+            assert_eq!(HeadFacts::read(head.as_bytes()).is_interim, is_interim, "{line}");
         }
     }
 
@@ -320,7 +320,7 @@ mod tests {
             prop_assert_eq!(found, whole);
             if let Some(end) = whole {
                 let right = put_right(&head.as_bytes()[..end]);
-                prop_assert!(!Head::read(&right).has_mistakes);
+                prop_assert!(!HeadFacts::read(&right).has_mistakes);
                 prop_assert_eq!(Search::default().end(&right), Some(right.len()));
             }
         }

@@ -9,17 +9,17 @@ use http::uri::Authority;
 
 /// The hosts that we have connections to.
 #[derive(Debug, Default)]
-pub(super) struct Hosts(Mutex<HashMap<Authority, Weak<Host>>>);
+pub(super) struct HostGenerations(Mutex<HashMap<Authority, Weak<HostGeneration>>>);
 
 /// A host and port with a generation, to which the connections that are known to work belong. If one
 /// fails unexpectedly, the next generation begins, to which no idle connection belongs. Connections that
 /// work after that belong to the new one.
 #[derive(Debug, Default)]
-pub(super) struct Host(AtomicU32);
+pub(super) struct HostGeneration(AtomicU32);
 
-impl Hosts {
+impl HostGenerations {
     /// The host of this URL. Called for each new connection.
-    pub(super) fn of(&self, uri: &Uri) -> Arc<Host> {
+    pub(super) fn of(&self, uri: &Uri) -> Arc<HostGeneration> {
         let Some(authority) = uri.authority() else { return Arc::default() };
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = hosts.get(authority).and_then(Weak::upgrade) {
@@ -33,7 +33,7 @@ impl Hosts {
     }
 }
 
-impl Host {
+impl HostGeneration {
     pub(super) fn generation(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_failure_ends_the_generation_of_the_connection_that_failed_and_no_later_one() {
-        let hosts = Hosts::default();
+        let hosts = HostGenerations::default();
         let [a, b] = ["http://a:1/x", "http://b:1/"].map(|url| url.parse().expect("a URL"));
         let host = hosts.of(&a);
         let old = host.generation();
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_host_without_a_connection_is_forgotten() {
-        let hosts = Hosts::default();
+        let hosts = HostGenerations::default();
         for n in 0..100 {
             drop(hosts.of(&format!("http://host-{n}/").parse().expect("a URL")));
         }

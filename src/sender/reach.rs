@@ -12,8 +12,8 @@ use ureq::Timeout;
 use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::{NextTimeout, time};
 
-use super::failure::{Limits, no_answer};
-use super::resolver::{GuardedResolver, MOST_THREADS, Names};
+use super::failure::{TimeLimits, no_answer};
+use super::resolver::{GuardedResolver, MOST_THREADS, NameCache};
 use crate::domain::address::AllowedNetworks;
 use crate::domain::outcome::Response;
 use crate::lookup::LookUps;
@@ -28,7 +28,7 @@ pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec
     let deadline = Instant::now() + limit;
     let resolver = GuardedResolver {
         allowed: allowed.clone(),
-        names: Arc::new(Names::new()),
+        names: Arc::new(NameCache::new()),
         look_ups: Arc::new(LookUps::new(MOST_THREADS)),
     };
     let why = |url: &Uri| {
@@ -40,7 +40,7 @@ pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec
         let (after, reason) = (time::Duration::Exact(left), Timeout::Resolve);
         let limit = NextTimeout { after, reason, ..NextTimeout::default() };
         let error = resolver.resolve(url, &ureq::config::Config::default(), limit).err()?;
-        match no_answer(error, Limits { request: left, connect: left }) {
+        match no_answer(error, TimeLimits { request: left, connect: left }) {
             Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
             _ => None,
         }

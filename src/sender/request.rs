@@ -11,6 +11,7 @@ use crate::domain::delivery::Headers;
 use crate::domain::encoding::{header_of_id, header_of_name};
 use crate::domain::event::{Event, without_byte_order_mark};
 use crate::domain::shown;
+use crate::domain::time::to_unix_seconds;
 use crate::domain::webhook::{Target, Webhook};
 
 static WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -53,7 +54,7 @@ impl Sender {
         target: &Target,
         request: Request<'_>,
     ) -> RequestBuilder<WithBody> {
-        let at = request.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let at = to_unix_seconds(request.at);
         let id = header_of_id(&request.event.id);
         // A producer's content type that can't be in a header is ignored.
         let content_type = request

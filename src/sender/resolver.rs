@@ -39,7 +39,7 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 #[derive(Debug)]
 pub(super) struct GuardedResolver {
     pub(super) allowed: AllowedNetworks,
-    pub(super) names: Arc<Names>,
+    pub(super) names: Arc<NameCache>,
     pub(super) look_ups: Arc<LookUps>,
 }
 
@@ -97,7 +97,7 @@ fn port(uri: &Uri) -> u16 {
 
 /// The recent addresses of names.
 #[derive(Debug)]
-pub(super) struct Names(Mutex<LruCache<Box<str>, Name>>);
+pub(super) struct NameCache(Mutex<LruCache<Box<str>, Name>>);
 
 #[derive(Debug)]
 struct Name {
@@ -105,7 +105,7 @@ struct Name {
     since: Instant,
 }
 
-impl Names {
+impl NameCache {
     pub(super) fn new() -> Self {
         let mut names = LruCache::unbounded();
         // It grows as it fills.
@@ -160,7 +160,7 @@ mod tests {
         });
         GuardedResolver {
             allowed: AllowedNetworks::default(),
-            names: Arc::new(Names::new()),
+            names: Arc::new(NameCache::new()),
             look_ups: Arc::new(look_ups),
         }
     }
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_was_resolved_long_ago_is_not_used() {
-        let names = Names::new();
+        let names = NameCache::new();
         names.put("receiver.test", Arc::from([]));
         let long_ago = Instant::now().checked_sub(FRESH).expect("a machine that runs for long");
         names.lock().get_mut("receiver.test").expect("it is there").since = long_ago;

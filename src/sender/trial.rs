@@ -2,7 +2,7 @@
 
 use http::HeaderMap;
 
-use super::excerpt::Secrets;
+use super::excerpt::QuotedSecrets;
 use super::{ACCEPT, Request, Sender, USER_AGENT, answered, no_answer};
 use crate::domain::outcome::Response;
 
@@ -18,12 +18,12 @@ pub struct Trial {
     /// What a delivery would make of it.
     pub response: Response,
     /// The rest of the answer.
-    pub answer: Option<Answer>,
+    pub answer: Option<ShownAnswer>,
 }
 
 /// The rest of an answer.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct ShownAnswer {
     /// All its headers.
     pub headers: Vec<Header>,
     /// The beginning of its body.
@@ -44,7 +44,7 @@ impl Sender {
                 return Trial { headers: Vec::new(), response, answer: None };
             }
         };
-        let secrets = Secrets::of(target);
+        let secrets = QuotedSecrets::of(target);
         let prepared = self.prepare(target, request);
         let mut headers = prepared.headers_ref().map(shown).unwrap_or_default();
         // Those that the client adds.
@@ -68,7 +68,7 @@ impl Sender {
         let received = shown(response.headers());
         let received =
             received.into_iter().map(|(name, value)| (name, secrets.hide(&value))).collect();
-        let answer = Some(Answer { headers: received, body, is_cut });
+        let answer = Some(ShownAnswer { headers: received, body, is_cut });
         Trial { headers, response: answered(&response), answer }
     }
 }

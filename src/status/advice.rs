@@ -39,7 +39,7 @@ const ALARM_REMEDY: &str = "It continues by itself once RabbitMQ takes messages 
 /// The overall state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum State {
+pub(super) enum Overall {
     /// All is well.
     Well,
     /// It works, but somebody should look at something.
@@ -52,7 +52,7 @@ pub(super) enum State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Advice {
     /// How bad it is. If it is only worth knowing, all is well.
-    pub(super) state: State,
+    pub(super) state: Overall,
     /// What is wrong: a sentence.
     pub(super) what: String,
     /// What to do: sentences.
@@ -60,13 +60,13 @@ pub(super) struct Advice {
 }
 
 /// The worst state, and all advice, the worst first.
-pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
+pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
     let mut advice = Vec::new();
     if snapshot.is_stopping {
         let what = "It is stopping.".to_owned();
         let remedy =
             "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
-        advice.push(Advice { state: State::Attention, what, remedy: remedy.to_owned() });
+        advice.push(Advice { state: Overall::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));
         advice.extend(of_alarm(snapshot));
@@ -88,7 +88,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (State, Vec<Advice>) {
     advice.extend(of_backlogs(snapshot));
     // The sort is stable: what is equally bad stays in the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));
-    let worst = advice.first().map_or(State::Well, |advice| advice.state);
+    let worst = advice.first().map_or(Overall::Well, |advice| advice.state);
     (worst, advice)
 }
 
@@ -210,7 +210,7 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
         let effect = not_consumed(snapshot, &lanes);
         let what = format!("{cause} for {}: {effect}.", span(longest));
         let is_early = state == LaneState::Starting;
-        let state = if is_early { State::Attention } else { State::Trouble };
+        let state = if is_early { Overall::Attention } else { Overall::Trouble };
         Some(Advice { state, what, remedy: remedy.to_owned() })
     };
     rows.into_iter().filter_map(of).collect()
@@ -247,7 +247,7 @@ fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
     let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_used_up).collect();
     let waiting: i64 = lanes.iter().filter_map(|lane| lane.ready).sum();
     (!lanes.is_empty()).then(|| Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!(
             "The capacity of {} is used up, and {}.",
             names(lanes.iter().map(|lane| lane.queue.as_str())),
@@ -266,7 +266,7 @@ fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
     };
     let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_late).collect();
     (!lanes.is_empty()).then(|| Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!(
             "Half of the deliveries of {} come over a minute late.",
             names(lanes.iter().map(|lane| lane.queue.as_str()))
@@ -284,7 +284,7 @@ fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
     let backlogs = snapshot.lanes.iter().filter(|lane| lane.kind == "backlogs");
     let waiting: i64 = backlogs.filter_map(|lane| lane.ready).sum();
     (waiting > 0).then(|| Advice {
-        state: State::Well,
+        state: Overall::Well,
         what: format!(
             "{} in {}.",
             counted(waiting.unsigned_abs(), "delivery waits", "deliveries wait"),
@@ -301,7 +301,7 @@ fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
     let age = snapshot.directory_age_seconds;
     let known_cause = snapshot.is_stopping || snapshot.database.answers != Some(true);
     (age >= DEAF_SECONDS && !known_cause).then(|| Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!("Notifications of changes to the webhooks have failed for {}.", span(age)),
         remedy: "Each event asks PostgreSQL instead, which is slower but correct. A line `directory \
                  bypassed` in the log has the cause, and so has `webhook-notifier check`: perhaps \
@@ -314,7 +314,7 @@ fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
 fn of_dead_letters(snapshot: &Snapshot) -> Option<Advice> {
     let dead: i64 = snapshot.lanes.iter().filter_map(|lane| lane.dead).sum();
     (dead > 0).then(|| Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!("{}.", counted(dead.unsigned_abs(), "dead letter", "dead letters")),
         remedy: "`webhook-notifier dead-letters list` counts them by reason and webhook; \
                  `dead-letters replay` sends them again, `dead-letters purge` deletes them."
@@ -329,7 +329,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
     let are_many = ailing >= MANY_RECEIVERS && ailing * 4 >= known;
     if are_many {
         let are = format!("{ailing} of {known} receivers fail, are slow or are down.");
-        let state = if ailing * 2 > known { State::Trouble } else { State::Attention };
+        let state = if ailing * 2 > known { Overall::Trouble } else { Overall::Attention };
         let remedy = "So many receivers rarely fail at once by chance. See the reasons of their failures \
                       in the log: dns, timeout and refused point to the network on our side (firewall, \
                       resolver), tls to an outdated CA or a wrong clock, proxy to `EGRESS_PROXY`, \
@@ -341,7 +341,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         let down = counted(broken as u64, "receiver is down", "receivers are down");
         let wait = if broken == 1 { "its deliveries wait" } else { "their deliveries wait" };
         advice.push(Advice {
-            state: State::Attention,
+            state: Overall::Attention,
             what: format!("{down}: {wait}."),
             remedy: "Nothing to do: each is probed until it answers. If one won't come back, \
                      `webhook-notifier webhooks disable ID` ends that, and drops the deliveries that \
@@ -354,7 +354,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         let fail =
             counted(others as u64, "receiver fails or is slow", "receivers fail or are slow");
         advice.push(Advice {
-            state: State::Well,
+            state: Overall::Well,
             what: format!("{fail}."),
             remedy: "Nothing to do: failed deliveries are tried again, and other receivers don't wait for them."
                 .to_owned(),
@@ -364,7 +364,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
 }
 
 fn trouble(what: String, remedy: &str) -> Advice {
-    Advice { state: State::Trouble, what, remedy: remedy.to_owned() }
+    Advice { state: Overall::Trouble, what, remedy: remedy.to_owned() }
 }
 
 fn is_away(server: Server) -> bool {

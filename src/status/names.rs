@@ -46,9 +46,9 @@ impl From<Label> for Name {
 
 /// A search: words, each of which has to be somewhere in a receiver's name or id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sought(Vec<String>);
+pub(super) struct SoughtWords(Vec<String>);
 
-impl Sought {
+impl SoughtWords {
     /// The words of a text, limited to what people type.
     pub(super) fn new(text: &str) -> Self {
         let text: String = text.chars().take(MOST_SOUGHT).collect();
@@ -153,7 +153,7 @@ impl Names {
     /// Those of these receivers that match the search.
     pub(super) fn matching(
         &self,
-        sought: &Sought,
+        sought: &SoughtWords,
         ids: impl IntoIterator<Item = Uuid>,
     ) -> Vec<Uuid> {
         let known = self.lock();
@@ -189,11 +189,11 @@ mod tests {
             ("acme other", false),
             ("acme.*", false),
         ] {
-            assert_eq!(Sought::new(text).is(id, Some(&name)), is_found, "{text:?}");
+            assert_eq!(SoughtWords::new(text).is(id, Some(&name)), is_found, "{text:?}");
         }
-        assert!(Sought::new("abcd").is(id, None) && !Sought::new("acme").is(id, None));
-        assert!(Sought::new(" \t").is_nothing() && !Sought::new("a").is_nothing());
-        let long = Sought::new(&"é".repeat(9_999));
+        assert!(SoughtWords::new("abcd").is(id, None) && !SoughtWords::new("acme").is(id, None));
+        assert!(SoughtWords::new(" \t").is_nothing() && !SoughtWords::new("a").is_nothing());
+        let long = SoughtWords::new(&"é".repeat(9_999));
         assert_eq!(long.0[0].chars().count(), MOST_SOUGHT);
     }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::advice;
 use crate::domain::depths::Depths;
-use crate::domain::receiver::Moment;
+use crate::domain::time::Moment;
 use crate::domain::trend::Bound;
 
 /// Counts since the start of the process, by their labels in /metrics, without zeros.
@@ -22,7 +22,7 @@ pub struct Snapshot {
     pub(super) pid: u32,
     pub(super) uptime_seconds: f64,
     pub(super) is_stopping: bool,
-    pub(super) state: advice::State,
+    pub(super) state: advice::Overall,
     /// What is wrong and what to do, the worst first.
     pub(super) advice: Vec<advice::Advice>,
     pub(super) broker: Server,
@@ -49,7 +49,7 @@ pub struct Snapshot {
     pub(super) depths_age_seconds: Option<f64>,
     pub(super) lanes: Vec<LaneNow>,
     /// By delay, the shortest first.
-    pub(super) waiting: Vec<Waiting>,
+    pub(super) waiting: Vec<WaitQueueNow>,
     /// Messages that no retry queue took, of all queues and all notifiers.
     pub(super) orphaned: Option<i64>,
     /// Deliveries dropped because their webhook is gone, by reason.
@@ -177,7 +177,7 @@ pub(super) struct Trend {
 
 /// Deliveries that wait for one delay, of all queues, whichever instance parked them.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Waiting {
+pub(super) struct WaitQueueNow {
     pub(super) delay: String,
     pub(super) queue: String,
     pub(super) messages: Option<i64>,

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use postgres::types::Type;
 use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::{Parameter, Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
+use crate::domain::time::{UnixMillis, from_unix_millis, to_unix_millis};
 
 /// How many rows are read: several times as many as notifiers create.
 const MOST_ROWS: i64 = 10_000;
@@ -18,7 +19,7 @@ pub(super) const LOOK: &str = "SELECT webhook_id FROM backlogs LIMIT 0";
 
 /// The latest time that is written, in milliseconds since 1970: the end of the year 9999, which every
 /// calendar can print.
-const LAST_MILLIS: i64 = 253_402_300_799_000;
+const LAST_MILLIS: UnixMillis = 253_402_300_799_000;
 
 /// Begins the removal of a backlog. Other statements hold the lock for some milliseconds, so three
 /// seconds are enough, and less than a statement may take. Whoever holds the row's lock is deleting a
@@ -305,12 +306,10 @@ fn backlog(row: &Row) -> Result<BacklogRow, postgres::Error> {
 }
 
 /// Any time, limited to the calendar.
-fn millis(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(LAST_MILLIS).min(LAST_MILLIS)
+fn millis(time: SystemTime) -> UnixMillis {
+    to_unix_millis(time).min(LAST_MILLIS)
 }
 
-fn time(millis: i64) -> SystemTime {
-    let since = u64::try_from(millis.min(LAST_MILLIS)).unwrap_or(0);
-    SystemTime::UNIX_EPOCH + Duration::from_millis(since)
+fn time(millis: UnixMillis) -> SystemTime {
+    from_unix_millis(millis.min(LAST_MILLIS))
 }

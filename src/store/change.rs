@@ -12,7 +12,7 @@ use crate::domain::settings::Column;
 pub(super) type Owned = (Box<dyn postgres::types::ToSql + Sync + Send>, Type);
 
 /// The new value of one column of a webhook.
-pub struct Change {
+pub struct ColumnChange {
     /// The column.
     pub(super) column: &'static str,
     /// As PostgreSQL reads it; `None` for NULL. It may be a secret, so it isn't printed.
@@ -21,13 +21,13 @@ pub struct Change {
     kind: &'static str,
 }
 
-impl fmt::Debug for Change {
+impl fmt::Debug for ColumnChange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Change").field("column", &self.column).finish_non_exhaustive()
+        formatter.debug_struct("ColumnChange").field("column", &self.column).finish_non_exhaustive()
     }
 }
 
-impl Change {
+impl ColumnChange {
     /// Sets the setting in this column; `None` removes it.
     #[must_use]
     pub fn new(column: Column, value: Option<&Secret>) -> Self {

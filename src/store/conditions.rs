@@ -8,8 +8,8 @@ use postgres::types::Type;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
-use crate::domain::delivery::UnixMillis;
 use crate::domain::notice::NO_SUCCESS;
+use crate::domain::time::UnixMillis;
 
 mod untold;
 

@@ -15,7 +15,7 @@ use super::registered::Registered;
 use super::row;
 use super::session::{Failed, Session};
 use super::{Store, StoreError};
-use crate::domain::declared::{Field, Headers, Known, Plan, Values};
+use crate::domain::declared::{Existing, Field, Plan, SecretHeaders, Values};
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Column, Columns};
 
@@ -63,13 +63,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn declared(&self) -> Result<Vec<Known>, StoreError> {
+    pub fn declared(&self) -> Result<Vec<Existing>, StoreError> {
         let mut session = self.session("webhook-notifier");
         let ids: Vec<Uuid> = session.run(|client| {
             let all = "SELECT id FROM webhooks WHERE id IS NOT NULL ORDER BY created_at, id";
             client.query_typed(all, &[])?.iter().map(|row| row.try_get(0)).collect()
         })?;
-        let mut found: HashMap<Uuid, Known> = HashMap::with_capacity(ids.len());
+        let mut found: HashMap<Uuid, Existing> = HashMap::with_capacity(ids.len());
         for part in ids.chunks(row::CHUNK).map(<[Uuid]>::to_vec) {
             let columns = format!("{}, xmin::text AS version", Registered::columns());
             let read =
@@ -257,7 +257,7 @@ fn put(row: &mut Map<String, Value>, field: Field, values: &Values) {
 }
 
 /// Reads a row.
-fn known(row: &Row) -> Result<Known, postgres::Error> {
+fn known(row: &Row) -> Result<Existing, postgres::Error> {
     let registered = Registered::of(row)?;
     let columns = row::columns(row)?;
     let secret = row::some(row, "secret")?;
@@ -289,11 +289,17 @@ fn known(row: &Row) -> Result<Known, postgres::Error> {
         disabled: is_disabled.then(|| registered.disabled_reason.unwrap_or_default()),
         secret: secret.map(Secret::new),
     };
-    Ok(Known { id: registered.id, version: row.try_get("version")?, values, flaw, has_odd_headers })
+    Ok(Existing {
+        id: registered.id,
+        version: row.try_get("version")?,
+        values,
+        flaw,
+        has_odd_headers,
+    })
 }
 
-fn headers(columns: &Columns) -> (Headers, Option<String>) {
-    let Some(text) = &columns.headers else { return (Headers::new(), None) };
+fn headers(columns: &Columns) -> (SecretHeaders, Option<String>) {
+    let Some(text) = &columns.headers else { return (SecretHeaders::new(), None) };
     let flaw = || {
         let remedy =
             "correct them by `webhooks set ID` with --header, or remove them with --unset header";
@@ -301,10 +307,10 @@ fn headers(columns: &Columns) -> (Headers, Option<String>) {
     };
     // The parser's message could quote a value.
     let Ok(all) = serde_json::from_str::<BTreeMap<String, String>>(text.expose()) else {
-        return (Headers::new(), flaw());
+        return (SecretHeaders::new(), flaw());
     };
     let count = all.len();
-    let headers: Headers = all
+    let headers: SecretHeaders = all
         .into_iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), Secret::new(value)))
         .collect();
@@ -312,7 +318,13 @@ fn headers(columns: &Columns) -> (Headers, Option<String>) {
     (headers, flaw)
 }
 
-fn unreadable(id: Uuid, why: &str, _: row::State) -> Known {
+fn unreadable(id: Uuid, why: &str, _: row::Switches) -> Existing {
     let flaw = format!("its row in the table cannot be read: {why}: correct it by SQL");
-    Known { id, version: None, values: Values::default(), flaw: Some(flaw), has_odd_headers: false }
+    Existing {
+        id,
+        version: None,
+        values: Values::default(),
+        flaw: Some(flaw),
+        has_odd_headers: false,
+    }
 }

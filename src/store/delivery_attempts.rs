@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::session::{Failed, Session};
 use super::{Store, StoreError};
 use crate::domain::answer::Excerpt;
-use crate::domain::delivery::UnixMillis;
+use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::encoding::{header_of_id, header_of_name};
-use crate::domain::history::{Entry, What};
+use crate::domain::time::UnixMillis;
 
 mod asked;
 mod follower;
@@ -22,7 +22,7 @@ pub use follower::{Follower, Seen};
 /// How many entries one statement deletes: a hundredth of a second's work.
 pub const PRUNE_CHUNK: u64 = 5_000;
 
-/// The most entries that [`Store::history`] returns, far more than people can read.
+/// The most entries that [`Store::entries_of`] returns, far more than people can read.
 pub const MOST_ENTRIES: usize = 5_000;
 
 /// The columns that [`entry`] reads.
@@ -52,7 +52,7 @@ pub struct Unwritten {
     pub error: StoreError,
     /// The entries that are worth another attempt; none if that would be useless, or if PostgreSQL may
     /// still be writing them.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
 }
 
 impl LogSession {
@@ -67,7 +67,7 @@ impl LogSession {
     /// # Errors
     /// [`Unwritten`]. If the connection broke at the wrong moment, they may have been written all the
     /// same.
-    pub fn write(&mut self, mut entries: Vec<Entry>) -> Result<(), Unwritten> {
+    pub fn write(&mut self, mut entries: Vec<LogEntry>) -> Result<(), Unwritten> {
         let mut written = self.insert(&entries);
         if let Err(Failed::Error(StoreError::Refused(_))) = written {
             // The database's encoding lacks a character. Queries can only have used other names before.
@@ -94,7 +94,7 @@ impl LogSession {
         })
     }
 
-    fn insert(&mut self, entries: &[Entry]) -> Result<(), Failed> {
+    fn insert(&mut self, entries: &[LogEntry]) -> Result<(), Failed> {
         let columns = Columns::of(entries);
         self.0.run(move |client| columns.insert(client))
     }
@@ -147,7 +147,7 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(entries: &[Entry]) -> Self {
+    fn of(entries: &[LogEntry]) -> Self {
         let mut columns = Self::default();
         let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
         for entry in entries.iter().cloned() {
@@ -215,7 +215,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub fn history(&self, event_id: &str, webhook: Option<Uuid>) -> Result<Vec<Entry>, StoreError> {
+    pub fn entries_of(
+        &self,
+        event_id: &str,
+        webhook: Option<Uuid>,
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let most = i64::try_from(MOST_ENTRIES).unwrap_or(i64::MAX);
         let asked = format!(
             "WITH newest AS (
@@ -305,12 +309,12 @@ impl Store {
 }
 
 /// `None` for a kind of a later version.
-fn entry(row: &Row) -> Result<Option<Entry>, postgres::Error> {
+fn entry(row: &Row) -> Result<Option<LogEntry>, postgres::Error> {
     let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
     let count = |name| Ok(u32::try_from(row.try_get::<_, i32>(name)?).unwrap_or(0));
     let status: Option<i32> = row.try_get("status")?;
     let ms: Option<i64> = row.try_get("ms")?;
-    Ok(Some(Entry {
+    Ok(Some(LogEntry {
         at: row.try_get("at")?,
         event_id: row.try_get("event_id")?,
         event_type: row.try_get("event_type")?,

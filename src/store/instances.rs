@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::listen::INSTANCES_CHANNEL;
 use super::{Parameter, Store, StoreError};
-use crate::domain::instances::Entry;
+use crate::domain::instances::InstanceRecord;
 
 /// How many rows are read: far more than anybody runs.
 const MOST_ROWS: i64 = 1_000;
@@ -31,10 +31,10 @@ impl Store {
     /// [`StoreError`].
     pub fn beat(
         &self,
-        me: &Entry,
+        me: &InstanceRecord,
         is_first: bool,
         is_change: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<InstanceRecord>, StoreError> {
         let me = me.clone();
         self.query(move |client| {
             let queues: Vec<&String> = me.queues.iter().collect();
@@ -71,7 +71,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn instances(&self) -> Result<Vec<Entry>, StoreError> {
+    pub fn instances(&self) -> Result<Vec<InstanceRecord>, StoreError> {
         self.query(|client| read(client, "true"))
     }
 
@@ -97,7 +97,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn instances_alive(&self) -> Result<Vec<Entry>, StoreError> {
+    pub fn instances_alive(&self) -> Result<Vec<InstanceRecord>, StoreError> {
         let seconds = SHOWN_FOR.as_secs();
         self.query(move |client| {
             let may_be_read =
@@ -110,7 +110,7 @@ impl Store {
     }
 }
 
-fn read(client: &mut Client, which: &str) -> Result<Vec<Entry>, postgres::Error> {
+fn read(client: &mut Client, which: &str) -> Result<Vec<InstanceRecord>, postgres::Error> {
     // Anybody may have written them, so texts are cut.
     let entries = format!(
         "SELECT id, coalesce(left(name, 255), '') AS name, coalesce(beats, 0) AS beats,
@@ -123,9 +123,9 @@ fn read(client: &mut Client, which: &str) -> Result<Vec<Entry>, postgres::Error>
     rows.iter().map(entry).collect()
 }
 
-fn entry(row: &Row) -> Result<Entry, postgres::Error> {
+fn entry(row: &Row) -> Result<InstanceRecord, postgres::Error> {
     let queues: Vec<String> = row.try_get("queues")?;
-    Ok(Entry {
+    Ok(InstanceRecord {
         id: row.try_get("id")?,
         name: row.try_get("name")?,
         queues: queues.into_iter().collect(),

@@ -37,7 +37,7 @@ impl Store {
                 Ok(Label { id: row.try_get("id")?, url, account })
             };
             let unreadable =
-                |id, _: &str, _: row::State| Label { id, url: Box::default(), account: None };
+                |id, _: &str, _: row::Switches| Label { id, url: Box::default(), account: None };
             row::each(client, &columns, &ids, read, unreadable)
         })
     }

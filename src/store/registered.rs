@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Number;
 use uuid::Uuid;
 
-use super::change::{Change, NewSecret, Owned};
+use super::change::{ColumnChange, NewSecret, Owned};
 use super::row::{self, some, text};
 use super::{Parameter, Store, StoreError};
 use crate::domain::account;
@@ -168,7 +168,7 @@ impl Registered {
     }
 
     /// A webhook of which only id and state can be read.
-    fn unreadable(id: Uuid, why: &str, state: row::State) -> Self {
+    fn unreadable(id: Uuid, why: &str, state: row::Switches) -> Self {
         let at_some_time = |is_so: bool| is_so.then(|| "?".to_owned());
         Self {
             id,
@@ -291,7 +291,7 @@ impl Store {
         post_url: &str,
         events: &[String],
         secret: &Secret,
-        settings: Vec<Change>,
+        settings: Vec<ColumnChange>,
     ) -> Result<Registered, StoreError> {
         let mut parameters: Vec<Owned> = vec![
             (Box::new(post_url.to_owned()), Type::TEXT),
@@ -321,7 +321,7 @@ impl Store {
     pub fn set(
         &self,
         id: Uuid,
-        settings: Vec<Change>,
+        settings: Vec<ColumnChange>,
         secret: Option<NewSecret>,
     ) -> Result<Option<Registered>, StoreError> {
         let mut parameters: Vec<Owned> = vec![(Box::new(id), Type::UUID)];

@@ -128,7 +128,7 @@ pub(super) fn wanting(
         Err(error) if is_of_a_value(&error) => {
             let rows = client.query_typed(&select("id"), &parameters)?;
             let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<_>, _>>()?;
-            let unreadable = |id, why: &str, state: State| Webhook {
+            let unreadable = |id, why: &str, state: Switches| Webhook {
                 is_paused: state.is_paused,
                 ..Webhook::unreadable(id, why)
             };
@@ -165,7 +165,7 @@ pub(super) fn look_up(
 ) -> Result<Option<(Webhook, bool)>, postgres::Error> {
     let read = |row: &Row| Ok((webhook(row)?, row.try_get("is_disabled")?));
     let unreadable =
-        |id, why: &str, state: State| (Webhook::unreadable(id, why), state.is_disabled);
+        |id, why: &str, state: Switches| (Webhook::unreadable(id, why), state.is_disabled);
     let mut found = each(client, &columns_of_webhook(), &[id], read, unreadable)?;
     Ok(found.pop())
 }
@@ -176,7 +176,7 @@ pub(super) fn each<T>(
     columns: &str,
     ids: &[Uuid],
     read: impl Fn(&Row) -> Result<T, postgres::Error>,
-    unreadable: impl Fn(Uuid, &str, State) -> T,
+    unreadable: impl Fn(Uuid, &str, Switches) -> T,
 ) -> Result<Vec<T>, postgres::Error> {
     let asked = format!("SELECT {columns} FROM webhooks WHERE id = ANY($1)");
     let mut found = Vec::with_capacity(ids.len());
@@ -191,7 +191,7 @@ pub(super) fn each<T>(
             Err(error) if is_of_a_value(&error) => match part {
                 [id] => {
                     let why = error.as_db_error().map_or("", |db| db.message());
-                    if let Some(state) = State::of(client, *id)? {
+                    if let Some(state) = Switches::of(client, *id)? {
                         found.push(unreadable(*id, why, state));
                     }
                 }
@@ -208,12 +208,12 @@ pub(super) fn each<T>(
 
 /// What is known even of an unreadable row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct State {
+pub(super) struct Switches {
     pub(super) is_disabled: bool,
     pub(super) is_paused: bool,
 }
 
-impl State {
+impl Switches {
     fn of(client: &mut Client, id: Uuid) -> Result<Option<Self>, postgres::Error> {
         let rows = client.query_typed(
             "SELECT disabled_at IS NOT NULL AS is_disabled, paused_at IS NOT NULL AS is_paused

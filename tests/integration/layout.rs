@@ -343,6 +343,25 @@ fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
     assert!(count >= 5, "only {count} files in the domain");
 }
 
+/// Except in tests, which make up times.
+#[test]
+fn the_wall_clock_is_read_and_unix_times_are_counted_in_one_place_each() {
+    let owners = [("SystemTime::now", "clock.rs"), ("UNIX_EPOCH", "domain/time.rs")];
+    let mut violations = Vec::new();
+    for source in sources() {
+        let product = source.code.split("#[cfg(test)]").next().unwrap_or_default();
+        if source.path.ends_with("tests.rs") {
+            continue;
+        }
+        for (name, owner) in owners {
+            if product.contains(name) && source.path != Path::new(owner) {
+                violations.push(format!("{} names {name}", source.path.display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
 /// `thread::spawn` and a scope's `spawn` panic if a thread can't be started, and a panic ends the
 /// process.
 #[test]

@@ -210,6 +210,33 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
 }
 
 #[test]
+fn what_a_delivery_died_of_says_what_to_do_before_a_replay() {
+    let sandbox = Sandbox::new();
+    let id = sandbox.webhook("https://example.org/", &["order.paid"]).to_string();
+    // The log alone tells.
+    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
+    for (reason, to_do) in [
+        ("exhausted", "once the receiver is well: `webhook-notifier dead-letters replay"),
+        ("rejected", "fix what the error says, then"),
+        ("orphaned", "start a notifier with"),
+        ("delivery_limit", "raise the delivery limit of the broker's policy, then"),
+        ("maxlen", "raise the length limit of the broker's policy, then"),
+        ("malformed", "publish the event again: a replay would find the same mistake"),
+        ("sulked", "once the receiver is well: `webhook-notifier dead-letters replay"),
+    ] {
+        sandbox.database.run_script(&format!(
+            "INSERT INTO delivery_attempts
+                 (at, event_id, event_type, webhook_id, queue, outcome, attempt, detail, dead)
+             VALUES (now(), 'e-{reason}', 'order.paid', '{id}', 'q', 'failed', 1, 'x', '{reason}')"
+        ));
+        let event = format!("e-{reason}");
+        let told = sandbox.launch(&["why", &event]).env("AMQP_URL", &nobody).spawn().finish(SOON);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        expect_parts(&told.stdout, &["dead since", reason, to_do]);
+    }
+}
+
+#[test]
 fn an_unmatched_event_says_who_nearly_wanted_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();

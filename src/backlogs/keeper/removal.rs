@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Keeper, Key};
 use crate::broker::{BrokerError, backlog_queue};
-use crate::metrics::Held;
+use crate::domain::held::Held;
 use crate::store::RemoveError;
 
 /// How long a backlog is closed before it is unbound, and unbound before its queue is deleted.

@@ -1,15 +1,16 @@
 //! Finds the existing backlogs: in the table, and at the broker if the table may be wrong.
 
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::removal::Closing;
 use super::{Keeper, Key};
 use crate::broker::backlog_queue;
+use crate::clock;
+use crate::domain::held::Held;
 use crate::domain::receiver::Class;
-use crate::metrics::Held;
 use crate::store::BacklogRow;
 
 /// A row without a queue is removed after this time; before, the queue may be about to be created.
@@ -106,7 +107,7 @@ impl Keeper {
         let queue = backlog_queue(&row.queue, row.webhook);
         match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
             Ok(Some(_)) => {
-                let lasted = SystemTime::now().duration_since(row.since).unwrap_or_default();
+                let lasted = clock::now().duration_since(row.since).unwrap_or_default();
                 let away = (row.cause == Held::Breaker.label()).then_some(lasted);
                 // The process that created it may have ended before binding it.
                 let opened = self.ask_broker(|link, shutdown| {
@@ -121,7 +122,7 @@ impl Keeper {
             }
             // It is at another broker, or was never created.
             Ok(None) => {
-                let age = SystemTime::now().duration_since(row.since).unwrap_or_default();
+                let age = clock::now().duration_since(row.since).unwrap_or_default();
                 if age > STALE {
                     self.close(key);
                 }

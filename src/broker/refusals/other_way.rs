@@ -6,7 +6,7 @@ use crate::broker::outgoing::{Instead, Outgoing};
 use crate::broker::topology::WITHOUT_BACKLOG;
 use crate::domain::broker_names::{dead_queue, header, retry_queue};
 use crate::domain::delivery::Value;
-use crate::domain::retry::Span;
+use crate::domain::time::Span;
 
 /// A delivery that no wait queue has taken by then goes to the retry lane, where it is attempted at once:
 /// that is at most one attempt in this time.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::{Common, print, print_json};
 use super::Act;
-use crate::dead_letters::{self, Replayed, Scope};
+use crate::dead_letters::{self, DeadLetterScope, Replayed};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
 use crate::store::Store;
@@ -16,7 +16,7 @@ use crate::store::Store;
 /// How many webhooks a line names.
 const MOST_NAMED: usize = 5;
 
-pub(super) fn replay(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
+pub(super) fn replay(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Result<()> {
     let store = Store::new(scope.config)?;
     let plan = dead_letters::replay_all(scope, &store, true, |_| ())?;
     let is_json = common.output.json;
@@ -32,7 +32,7 @@ pub(super) fn replay(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> 
         let _ = print(would(count, act, "replayed"));
     }
     // No more than announced: later dead letters aren't meant.
-    let scope = Scope { limit: count, ..scope };
+    let scope = DeadLetterScope { limit: count, ..scope };
     let mut so_far = Progress::of(count, "replayed");
     let done = dead_letters::replay_all(scope, &store, false, |done| so_far.is(done.replayed));
     let done = done.with_context(|| so_far.when_ended())?;
@@ -102,7 +102,7 @@ fn would(count: u64, act: Act, verb: &str) -> String {
     format!("{count} {letters} {would} {verb}")
 }
 
-pub(super) fn purge(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
+pub(super) fn purge(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Result<()> {
     let count = dead_letters::count(scope)?;
     let is_json = common.output.json;
     if act.dry_run || count == 0 {
@@ -115,7 +115,7 @@ pub(super) fn purge(scope: Scope<'_>, act: Act, common: &Common) -> Result<()> {
         // As above.
         let _ = print(would(count, act, "purged"));
     }
-    let scope = Scope { limit: count, ..scope };
+    let scope = DeadLetterScope { limit: count, ..scope };
     let mut so_far = Progress::of(count, "purged");
     let purged = dead_letters::purge(scope, |done| so_far.is(done));
     let purged = purged.with_context(|| so_far.when_ended())?;

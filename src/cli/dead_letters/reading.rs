@@ -5,12 +5,14 @@ use serde_json::json;
 
 use super::super::{Common, complain, paint, print, print_json};
 use super::age;
-use crate::broker::{Message, unix_millis};
-use crate::dead_letters::{self, Scope, ToRenew};
-use crate::domain::dead_letter::{DeadLetter, Groups};
-use crate::domain::delivery::{UnixMillis, Value};
+use crate::broker::Message;
+use crate::clock::unix_millis;
+use crate::dead_letters::{self, DeadLetterScope, ToRenew};
+use crate::domain::dead_letter::{DeadLetter, DeadLetterGroups};
+use crate::domain::delivery::Value;
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
+use crate::domain::time::UnixMillis;
 
 /// How many characters of a reason a table shows: ours are single words.
 const MOST_OF_REASON: usize = 40;
@@ -21,8 +23,8 @@ const MOST_OF_TYPE: usize = 40;
 /// How many characters of an error a table shows: ours aren't longer.
 const MOST_OF_ERROR: usize = 300;
 
-pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
-    let mut groups = Groups::default();
+pub(super) fn list(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
+    let mut groups = DeadLetterGroups::default();
     let to_renew = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
     let groups = groups.largest_first();
     if common.output.json {
@@ -57,7 +59,7 @@ pub(super) fn list(scope: Scope<'_>, common: &Common) -> Result<()> {
 }
 
 /// Renews the dead letters that were looked at too often, after the answer has been printed.
-fn renew(to_renew: ToRenew<'_>, scope: Scope<'_>) -> Result<()> {
+fn renew(to_renew: ToRenew<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
     if to_renew.is_empty() {
         return Ok(());
     }
@@ -72,7 +74,7 @@ fn renew(to_renew: ToRenew<'_>, scope: Scope<'_>) -> Result<()> {
     }
 }
 
-pub(super) fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
+pub(super) fn list_each(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let mut letters = Vec::new();
     let to_renew = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
     letters.sort_by_key(|letter| letter.dead_at);
@@ -108,7 +110,7 @@ pub(super) fn list_each(scope: Scope<'_>, common: &Common) -> Result<()> {
     renew(to_renew, scope)
 }
 
-pub(super) fn show(scope: Scope<'_>, common: &Common) -> Result<()> {
+pub(super) fn show(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let (mut shown, mut documents) = (Vec::new(), Vec::new());
     let to_renew = dead_letters::look_first(scope, |letter, message| {
         if common.output.json {

@@ -11,13 +11,13 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use uuid::Uuid;
 
-use self::report::Report;
+use self::report::ApplyReport;
 use super::file::Source;
 use super::{backlogs, new_secret};
 use crate::cli::{Common, complain, print, print_json, read};
 use crate::config::Config;
 use crate::domain::account;
-use crate::domain::declared::{Field, Known, Plan, Problem, Values, plan};
+use crate::domain::declared::{Existing, Field, FileProblem, Plan, Values, plan};
 use crate::domain::settings::Column;
 use crate::domain::webhook::{Candidate, Twins, doubt, read_url, twins, url_key};
 use crate::sender;
@@ -56,7 +56,7 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     let known = store.declared()?;
     if entries.is_empty() && prune && !known.is_empty() {
         let what = format!("it lists no webhook: --prune would remove all {}", known.len());
-        return Ok(refuse(&source, &[Problem { line: 0, what }]));
+        return Ok(refuse(&source, &[FileProblem { line: 0, what }]));
     }
     let mut plan = match plan(&entries, &known, prune, Uuid::new_v4) {
         Ok(plan) if problems.is_empty() => plan,
@@ -76,7 +76,7 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
         true => Vec::new(),
         false => backlogs::find(&config, &store, |id| losing.contains(&id))?,
     };
-    let report = Report { plan: &plan, waiting: &waiting, dry_run, secrets };
+    let report = ApplyReport { plan: &plan, waiting: &waiting, dry_run, secrets };
     // The file is applied even if the output can't be written.
     let shown = if common.output.json { Ok(()) } else { report.differences().try_for_each(print) };
     if !dry_run && !plan.is_empty() {
@@ -112,9 +112,9 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
 }
 
 /// Prints everything that is wrong with a file; exit code 2.
-fn refuse(source: &Source, problems: &[Problem]) -> ExitCode {
+fn refuse(source: &Source, problems: &[FileProblem]) -> ExitCode {
     let name = &source.name;
-    for Problem { line, what } in problems.iter().take(MOST_PROBLEMS) {
+    for FileProblem { line, what } in problems.iter().take(MOST_PROBLEMS) {
         let line = if *line > 0 { format!(":{line}") } else { String::new() };
         complain(&format!("{name}{line}: {what}"));
     }
@@ -161,7 +161,7 @@ fn altered<'p>(plan: &'p Plan, fields: &'p [Field]) -> impl Iterator<Item = (Uui
 }
 
 /// Values that are valid but probably not meant.
-fn warnings(plan: &Plan, known: &[Known]) -> Vec<String> {
+fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     let of_account = Field::Setting(Column::Account);
     let mut warnings = Vec::new();
     for (id, values) in altered(plan, &[Field::Events]) {

@@ -9,10 +9,10 @@ use uuid::Uuid;
 use super::MOST_SHOWN;
 use crate::broker::{BrokerError, Link, backlog_queue};
 use crate::cli::complain;
+use crate::clock;
 use crate::config::Config;
-use crate::domain::calendar::rfc3339;
-use crate::domain::delivery::UnixMillis;
 use crate::domain::shown;
+use crate::domain::time::{rfc3339, to_unix_millis};
 use crate::shutdown;
 use crate::store::{BacklogRow, Store};
 
@@ -89,11 +89,7 @@ fn ask<'a>(
 
 impl Backlog {
     fn of(row: BacklogRow, waiting: Option<u32>) -> Self {
-        let time = |at: SystemTime| {
-            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            let millis = UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX);
-            rfc3339(millis)
-        };
+        let time = |at| rfc3339(to_unix_millis(at));
         Self {
             webhook: row.webhook,
             queue: row.queue,
@@ -121,7 +117,7 @@ impl Backlog {
             Some(waiting) => grouped(waiting.into()),
             None => "?".to_owned(),
         };
-        let is_ahead = self.not_before.is_some_and(|at| at > SystemTime::now());
+        let is_ahead = self.not_before.is_some_and(|at| at > clock::now());
         let next = self.until.as_ref().filter(|_| is_ahead);
         let next = next.map_or_else(String::new, |at| format!(", next attempt at {at}"));
         format!("{queue}: {waiting} waiting since {since}, {cause}{next}")

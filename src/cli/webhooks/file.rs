@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::domain::declared::{Entry, Headers, Problem};
+use crate::domain::declared::{FileEntry, FileProblem, SecretHeaders};
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
 use crate::domain::shown::quoted;
@@ -87,7 +87,7 @@ impl Source {
     }
 
     /// The declared webhooks, and the problems. If the syntax is broken, only that is reported.
-    pub(super) fn entries(&self) -> (Vec<Entry>, Vec<Problem>) {
+    pub(super) fn entries(&self) -> (Vec<FileEntry>, Vec<FileProblem>) {
         let tables = if self.is_json { syntax::json(&self.text) } else { syntax::toml(&self.text) };
         let (tables, mut problems) = match tables {
             Ok(read) => read,
@@ -97,8 +97,8 @@ impl Source {
         (entries, problems)
     }
 
-    fn entry(&self, table: Table, problems: &mut Vec<Problem>) -> Entry {
-        let mut entry = Entry { line: table.line, ..Entry::default() };
+    fn entry(&self, table: Table, problems: &mut Vec<FileProblem>) -> FileEntry {
+        let mut entry = FileEntry { line: table.line, ..FileEntry::default() };
         let mut lines = BTreeMap::new();
         let mut unread = BTreeSet::new();
         for (key, line, value) in table.pairs {
@@ -110,25 +110,25 @@ impl Source {
             let read = read.and_then(|()| self.put(&mut entry, &key, value));
             if let Err(what) = read {
                 let shown = if KEYS.contains(&&*key) { key.clone() } else { quoted(&key) };
-                problems.push(Problem { line, what: format!("{shown}: {what}") });
+                problems.push(FileProblem { line, what: format!("{shown}: {what}") });
                 unread.insert(key);
             }
         }
         if lines.contains_key("secret") && lines.contains_key("secret_from") {
             let what = "give `secret` or `secret_from`, not both".to_owned();
-            problems.push(Problem { line: entry.line, what });
+            problems.push(FileProblem { line: entry.line, what });
         }
         if entry.disabled != Some(true)
             && let Some(line) = lines.get("disabled_reason")
         {
             let what = "disabled_reason: only with `disabled = true`".to_owned();
-            problems.push(Problem { line: *line, what });
+            problems.push(FileProblem { line: *line, what });
         }
-        Entry { lines, unread, ..entry }
+        FileEntry { lines, unread, ..entry }
     }
 
     /// Reads the value of a key.
-    fn put(&self, entry: &mut Entry, key: &str, value: Value) -> Result<(), String> {
+    fn put(&self, entry: &mut FileEntry, key: &str, value: Value) -> Result<(), String> {
         match key {
             "id" => {
                 let id =
@@ -208,13 +208,13 @@ fn texts(value: Value) -> Result<Vec<String>, String> {
 }
 
 /// By lower-case name.
-fn headers(value: Value) -> Result<Headers, String> {
+fn headers(value: Value) -> Result<SecretHeaders, String> {
     let Value::Object(pairs) = value else {
         return Err(
             "they are not a table of strings, such as { authorization = \"Bearer …\" }".to_owned()
         );
     };
-    let mut headers = Headers::new();
+    let mut headers = SecretHeaders::new();
     for (name, value) in pairs {
         let Value::String(value) = value else {
             return Err(format!("the value of {} is not a string", quoted(&name)));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::instances::{Entry, Instance, Instances};
+use crate::domain::instances::{Instance, InstanceRecord, Instances};
 use crate::domain::webhook::Webhook;
 
 /// Longer than it takes until all instances know of any change.
@@ -10,14 +10,18 @@ const SETTLED: Duration = Duration::from_secs(365 * 86_400);
 
 /// The instances that share its limits; `None` if it has none, or at most one instance is alive.
 /// `has_backlog`: it has a backlog.
-pub(super) fn kept_by(alive: &[Entry], webhook: &Webhook, has_backlog: bool) -> Option<String> {
+pub(super) fn kept_by(
+    alive: &[InstanceRecord],
+    webhook: &Webhook,
+    has_backlog: bool,
+) -> Option<String> {
     let limits = webhook.limits();
     if alive.len() < 2 || limits.is_none() {
         return None;
     }
     let instances: Vec<Instance> = alive.iter().map(Instance::from).collect();
     let known = has_backlog.then_some(SETTLED);
-    let has_share = |entry: &&Entry| {
+    let has_share = |entry: &&InstanceRecord| {
         let seen = Instances::new(entry.id, instances.clone(), Duration::ZERO);
         seen.share(webhook.id, limits, known).is_some()
     };
@@ -51,7 +55,12 @@ mod tests {
         };
         let entry = |id: u128| {
             let queues = ["q".to_owned()].into();
-            Entry { id: Uuid::from_u128(id), name: format!("vm{id}:9090"), queues, beats: 0 }
+            InstanceRecord {
+                id: Uuid::from_u128(id),
+                name: format!("vm{id}:9090"),
+                queues,
+                beats: 0,
+            }
         };
         let two = [entry(1), entry(2)];
         assert_eq!(kept_by(&two, &webhook(None), true), None);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::MOST_SHOWN;
 use super::backlogs::{self, Backlog, Sum};
-use super::shown::{Shown, State, seen};
+use super::shown::{Shown, WebhookState, seen};
 use crate::cli::{Common, pager, print_json, read};
 use crate::domain::shown;
 use crate::domain::webhook::matching_patterns;
@@ -33,7 +33,7 @@ const LEAST_OF_TEXT: usize = 10;
 pub(in crate::cli) struct List {
     /// Only those in this state
     #[arg(long)]
-    state: Option<State>,
+    state: Option<WebhookState>,
     /// Only those of this account
     #[arg(long)]
     account: Option<String>,
@@ -140,7 +140,8 @@ fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     columns
         .push(Column::of("EVENTS", of(|it| shown::line(&it.webhook.events.join(" "), MOST_SHOWN))));
     let reason = |it: &Shown<'_>| {
-        let reason = it.webhook.disabled_reason.as_deref().filter(|_| it.state == State::Disabled);
+        let reason =
+            it.webhook.disabled_reason.as_deref().filter(|_| it.state == WebhookState::Disabled);
         reason.map(|reason| shown::line(reason, MOST_OF_REASON))
     };
     if listed.iter().any(|it| reason(it).is_some()) {

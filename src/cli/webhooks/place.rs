@@ -13,7 +13,7 @@ use crate::domain::webhook::{
     Candidate, HIDDEN, Twins, check_pattern, doubt, hides_part, read_url, twins, url_key,
 };
 use crate::sender;
-use crate::store::{Change, Store};
+use crate::store::{ColumnChange, Store};
 
 /// How long the look-up of a new webhook's host may take. Name servers are asked again after five
 /// seconds, but somebody waits for this, and it only leads to a warning.
@@ -62,9 +62,9 @@ impl NewPlace {
             .map_err(anyhow::Error::msg)
     }
 
-    pub(super) fn changes(&self) -> impl Iterator<Item = Change> {
-        let url = self.url.as_deref().map(Change::url);
-        let events = (!self.events.is_empty()).then(|| Change::events(&self.events));
+    pub(super) fn changes(&self) -> impl Iterator<Item = ColumnChange> {
+        let url = self.url.as_deref().map(ColumnChange::url);
+        let events = (!self.events.is_empty()).then(|| ColumnChange::events(&self.events));
         url.into_iter().chain(events)
     }
 

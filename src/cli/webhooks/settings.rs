@@ -9,13 +9,13 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::super::Usage;
-use crate::domain::retry::Span;
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Column, Columns, MAX_COLUMN_CHARS, check_headers};
 use crate::domain::shown::quoted;
 use crate::domain::signature::{self, Key};
+use crate::domain::time::Span;
 use crate::domain::webhook::HIDDEN;
-use crate::store::Change;
+use crate::store::ColumnChange;
 
 /// The settings to change.
 #[derive(Debug, Args)]
@@ -94,7 +94,7 @@ fn column(flag: &str) -> Result<Column, String> {
 }
 
 /// Checks the given settings as a delivery would.
-pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
+pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>> {
     let columns = Columns {
         headers: headers(given)?,
         timeout_ms: given.timeout.map(|time| time.as_millis().to_string()),
@@ -125,7 +125,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<Change>> {
             );
         }
         if dropped || value.is_some() {
-            changes.push(Change::new(column, value.as_ref()));
+            changes.push(ColumnChange::new(column, value.as_ref()));
         }
     }
     Ok(changes)

@@ -15,7 +15,7 @@ use crate::store::Registered;
 /// A webhook's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(in crate::cli) enum State {
+pub(in crate::cli) enum WebhookState {
     /// It gets its events
     Enabled,
     /// Its events wait until it is resumed
@@ -35,7 +35,7 @@ pub(in crate::cli) enum State {
 pub(super) struct Shown<'a> {
     #[serde(flatten)]
     pub(super) webhook: &'a Registered,
-    pub(super) state: State,
+    pub(super) state: WebhookState,
     pub(super) failing_since: Option<&'a str>,
     /// The deliveries in all its backlogs; `None` if the number isn't known.
     pub(super) waiting: Option<u64>,
@@ -46,7 +46,7 @@ pub(super) struct Shown<'a> {
     pub(super) limits: Option<String>,
 }
 
-impl State {
+impl WebhookState {
     pub(super) fn label(self) -> String {
         format!("{self:?}").to_lowercase()
     }
@@ -64,12 +64,12 @@ impl<'a> Shown<'a> {
             backlogs.iter().filter_map(Backlog::failing_since).chain(failing_since).min();
         let Registered { disabled_at, paused_at, unusable, warnings, .. } = webhook;
         let state = match (disabled_at, paused_at, unusable, failing_since) {
-            (Some(_), ..) => State::Disabled,
-            (None, _, Some(_), _) => State::Unusable,
-            (None, Some(_), None, _) => State::Paused,
-            (None, None, None, Some(_)) => State::Failing,
-            (None, None, None, None) if !warnings.is_empty() => State::Warning,
-            (None, None, None, None) => State::Enabled,
+            (Some(_), ..) => WebhookState::Disabled,
+            (None, _, Some(_), _) => WebhookState::Unusable,
+            (None, Some(_), None, _) => WebhookState::Paused,
+            (None, None, None, Some(_)) => WebhookState::Failing,
+            (None, None, None, None) if !warnings.is_empty() => WebhookState::Warning,
+            (None, None, None, None) => WebhookState::Enabled,
         };
         let waiting = Sum::of(backlogs.iter()).map_or(Some(0), Sum::known);
         Self { webhook, state, failing_since, waiting, backlogs, limits: None }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -13,13 +13,14 @@ use uuid::Uuid;
 
 use super::super::{Output, complain, print, print_json};
 use super::one;
+use crate::clock;
 use crate::config::Config;
 use crate::domain::delivery::Headers;
 use crate::domain::event::{Event, Properties};
 use crate::domain::outcome::{Outcome, Reason, Response};
 use crate::domain::shown::{self, quoted};
 use crate::domain::webhook::{Webhook, without_secrets};
-use crate::sender::{Answer, Request, Sender, Trial};
+use crate::sender::{Request, Sender, ShownAnswer, Trial};
 use crate::store::Store;
 
 /// How many characters of a body are printed.
@@ -34,7 +35,7 @@ const TELLING: [&str; 6] =
 
 /// The event to send.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct What {
+pub(in crate::cli) struct TrialEvent {
     /// The event type
     #[arg(long = "type", value_name = "TYPE", default_value = "webhook.test")]
     event_type: String,
@@ -44,7 +45,7 @@ pub(in crate::cli) struct What {
 }
 
 /// Exit code 0 if the receiver accepted it.
-pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Result<ExitCode> {
+pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -> Result<ExitCode> {
     let (webhook, is_disabled) = one(Store::new(config)?.look_up(id)?, id)?;
     let (mut event, body) = event(what, config)?;
     // An event that it may get.
@@ -62,7 +63,7 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
         headers: &Headers::new(),
         content_type: None,
         body: &body,
-        at: SystemTime::now(),
+        at: clock::now(),
     };
     let trial = Sender::new(config).try_out(request, MOST_OF_BODY);
     let seen = Seen {
@@ -74,7 +75,7 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
             _ => None,
         },
         failure: failure(
-            &Outcome::of(trial.response.clone(), SystemTime::now()),
+            &Outcome::of(trial.response.clone(), clock::now()),
             is_refused(&trial.response, &webhook, config),
         ),
         trial,
@@ -88,9 +89,9 @@ pub(super) fn run(id: Uuid, what: What, config: &Config, output: Output) -> Resu
 }
 
 /// An event that nobody can mistake for a real one.
-fn event(what: What, config: &Config) -> Result<(Event, Vec<u8>)> {
+fn event(what: TrialEvent, config: &Config) -> Result<(Event, Vec<u8>)> {
     let id = Uuid::new_v4().to_string();
-    let What { event_type, body } = what;
+    let TrialEvent { event_type, body } = what;
     let body = match body {
         Some(file) => read_bytes(&file, config.max_event_bytes)
             .with_context(|| format!("cannot read {}", quoted(&file.to_string_lossy())))?,
@@ -264,7 +265,7 @@ fn shown_body(body: &str) -> String {
 }
 
 /// The headers of an answer that are shown, without the parts of URLs that may be secret.
-fn telling(answer: &Answer) -> Vec<(String, String)> {
+fn telling(answer: &ShownAnswer) -> Vec<(String, String)> {
     let told = answer.headers.iter().filter(|(name, _)| TELLING.contains(&name.as_str()));
     told.map(|(name, value)| match name.as_str() {
         "location" => (name.clone(), without_secrets(value)),

@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Result;
 use uuid::Uuid;
 
-use super::case::{self, Backlog};
+use super::case;
 use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, wait_queue};
 use crate::config::Config;
-use crate::dead_letters::{self, Scope};
+use crate::dead_letters::{self, DeadLetterScope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
-use crate::domain::delivery::UnixMillis;
-use crate::domain::history::{Entry, State};
+use crate::domain::delivery_log::{DeliveryState, LogEntry};
+use crate::domain::diagnosis::BacklogSeen;
+use crate::domain::time::{UnixMillis, between, to_unix_millis};
 use crate::shutdown;
 use crate::store::Store;
 
@@ -46,7 +47,7 @@ pub(super) struct Dead {
 pub(super) fn find_dead(
     config: &Config,
     event_id: &str,
-    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    stories: &BTreeMap<Uuid, Vec<LogEntry>>,
     is_unmatched: bool,
     now: UnixMillis,
 ) -> Dead {
@@ -56,8 +57,11 @@ pub(super) fn find_dead(
     if stories.is_empty() && !is_unmatched {
         queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
     }
-    let is_overdue = |entries: &Vec<Entry>| {
-        matches!(State::of(entries, now), Some(State::Waiting { overdue: true, .. }))
+    let is_overdue = |entries: &Vec<LogEntry>| {
+        matches!(
+            DeliveryState::of(entries, now),
+            Some(DeliveryState::Waiting { overdue: true, .. })
+        )
     };
     if queues.is_empty() && !stories.values().any(is_overdue) {
         return Dead::default();
@@ -114,7 +118,7 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
         }
         let orphaned = count(ORPHANED)?.unwrap_or(0);
         link.close();
-        let scope = Scope {
+        let scope = DeadLetterScope {
             config,
             queues: &filled,
             any_orphaned: true,
@@ -136,18 +140,17 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
 /// deliveries are.
 pub(super) fn find_not_waiting(
     config: &Config,
-    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    stories: &BTreeMap<Uuid, Vec<LogEntry>>,
     now: UnixMillis,
 ) -> Vec<(Uuid, String)> {
-    let place = |id: Uuid, entries: &[Entry]| {
+    let place = |id: Uuid, entries: &[LogEntry]| {
         let last = entries.last()?;
-        match State::of(entries, now)? {
-            State::Waiting { until, .. } if until > now + ABOUT_TO_EXPIRE => {
-                let delay = Duration::from_millis(u64::try_from(until - last.at).ok()?);
-                Some((wait_queue(delay.into()), true))
+        match DeliveryState::of(entries, now)? {
+            DeliveryState::Waiting { until, .. } if until > last.at.max(now + ABOUT_TO_EXPIRE) => {
+                Some((wait_queue(between(last.at, until).into()), true))
             }
             // Its first delivery may be in hand.
-            State::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
+            DeliveryState::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
             _ => None,
         }
     };
@@ -185,13 +188,14 @@ pub(super) fn find_backlogs(
     config: &Config,
     store: &Store,
     event_id: &str,
-    stories: &BTreeMap<Uuid, Vec<Entry>>,
+    stories: &BTreeMap<Uuid, Vec<LogEntry>>,
     now: UnixMillis,
-) -> Vec<Backlog> {
-    let waits =
-        |entries: &[Entry]| matches!(State::of(entries, now), Some(State::InBacklog { .. }));
+) -> Vec<(Uuid, BacklogSeen)> {
+    let waits = |entries: &[LogEntry]| {
+        matches!(DeliveryState::of(entries, now), Some(DeliveryState::InBacklog { .. }))
+    };
     let stories = stories.iter().filter(|(_, entries)| waits(entries));
-    let waiting: Vec<(Uuid, &Entry)> =
+    let waiting: Vec<(Uuid, &LogEntry)> =
         stories.filter_map(|(id, entries)| Some((*id, entries.last()?))).collect();
     if waiting.is_empty() {
         return Vec::new();
@@ -199,7 +203,7 @@ pub(super) fn find_backlogs(
     let rows = store.backlogs().unwrap_or_default();
     let (_trigger, shutdown) = shutdown::channel();
     let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).ok();
-    let mut count = |id: Uuid, entry: &Entry| {
+    let mut count = |id: Uuid, entry: &LogEntry| {
         let queue = backlog_queue(&entry.queue, id);
         let ready = link.as_mut()?.queue_messages(&queue, &shutdown).ok()??;
         let behind = store.entered_after(event_id, &entry.queue, id).ok()?;
@@ -207,18 +211,14 @@ pub(super) fn find_backlogs(
         let all = u64::from(ready) + 1;
         Some((all, all.saturating_sub(behind + 1)))
     };
-    let backlog = |(id, entry): (Uuid, &Entry)| {
+    let backlog = |(id, entry): (Uuid, &LogEntry)| {
         let row = rows.iter().find(|row| row.queue == entry.queue && row.webhook == id)?;
-        let millis = |at: SystemTime| {
-            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
-        };
-        Some(Backlog {
-            webhook_id: id,
-            cause: row.cause.clone(),
-            until: row.until.map(millis),
+        let seen = BacklogSeen {
+            cause: row.cause.as_str().into(),
+            until: row.until.map(to_unix_millis),
             count: count(id, entry),
-        })
+        };
+        Some((id, seen))
     };
     let backlogs = waiting.into_iter().filter_map(backlog).collect();
     if let Some(link) = link {

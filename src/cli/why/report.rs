@@ -9,17 +9,17 @@ use uuid::Uuid;
 
 use super::super::dead_letters::age;
 use super::super::{Output, print, print_json};
-use super::case::{MOST_SHOWN, Registration};
-use super::text::{Page, broken};
-use crate::broker::unix_millis;
+use super::case::{MOST_SHOWN, registration};
+use super::text::{PlainPage, broken};
+use super::words;
+use crate::clock::unix_millis;
 use crate::config::Config;
-use crate::domain::calendar::{self, rfc3339};
-use crate::domain::delivery::UnixMillis;
+use crate::domain::delivery_log::report::{Failures, WebhookReport};
+use crate::domain::delivery_log::{Extent, LogEntry, What};
+use crate::domain::diagnosis::Registration;
 use crate::domain::event::MAX_NAME_BYTES;
-use crate::domain::history::report::{Failures, Report};
-use crate::domain::history::{Entry, Extent, What};
-use crate::domain::retry::Span;
 use crate::domain::shown;
+use crate::domain::time::{self, Span, UnixMillis, earlier, rfc3339};
 use crate::domain::webhook::without_secrets;
 use crate::store::{MOST_MARKS, Registered, Reported, Store};
 
@@ -34,38 +34,38 @@ const MOST_OF_BODY: usize = 200;
 
 /// Everything to report.
 #[derive(Debug, Serialize)]
-struct Told {
+struct WebhookStory {
     webhook_id: Uuid,
     /// Without parts that may be secret; `None` if it is no longer registered.
     url: Option<String>,
     registration: Registration,
     /// Why it is disabled.
     disabled_reason: Option<String>,
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     since: UnixMillis,
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     until: UnixMillis,
     /// The time of the log's oldest entry, of any webhook.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     log_begins_at: Option<UnixMillis>,
     /// What the log contains, as in DELIVERY_LOG.
     log: String,
     /// Whether older entries of the period weren't read.
     truncated: bool,
     #[serde(flatten)]
-    report: Report,
-    failures: Vec<Kind>,
-    first: Option<Entry>,
-    last: Option<Entry>,
-    slowest: Option<Entry>,
+    report: WebhookReport,
+    failures: Vec<FailureKind>,
+    first: Option<LogEntry>,
+    last: Option<LogEntry>,
+    slowest: Option<LogEntry>,
 }
 
 /// Failures of one kind, and the last of them.
 #[derive(Debug, Serialize)]
-struct Kind {
+struct FailureKind {
     #[serde(flatten)]
     failures: Failures,
-    last: Option<Entry>,
+    last: Option<LogEntry>,
 }
 
 /// Prints the report; exit code 1 if the webhook is neither registered nor in the log.
@@ -78,21 +78,21 @@ pub(super) fn run(
 ) -> Result<ExitCode> {
     let span = span.map_or(USUAL, Span::get);
     let until = unix_millis();
-    let since = until.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)).max(0);
+    let since = earlier(until, span).max(0);
     let Reported { report, entries, truncated } = store.report(id, since)?;
     let registered = store.list(Some(id))?.pop();
     let kinds = report.failures.iter().cloned().map(|failures| {
         let last = entries.get(&failures.last).cloned();
-        Kind { failures, last }
+        FailureKind { failures, last }
     });
-    let failures: Vec<Kind> = kinds.collect();
+    let failures: Vec<FailureKind> = kinds.collect();
     let entry = |id: Option<i64>| entries.get(&id?).cloned();
-    let told = Told {
+    let told = WebhookStory {
         webhook_id: id,
         url: registered
             .as_ref()
             .map(|webhook| shown::line(&without_secrets(&webhook.post_url), MOST_SHOWN)),
-        registration: Registration::of(registered.as_ref()),
+        registration: registration(registered.as_ref()),
         disabled_reason: registered.as_ref().and_then(|webhook| webhook.disabled_reason.clone()),
         since,
         until,
@@ -114,15 +114,15 @@ pub(super) fn run(
     Ok(if is_known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn for_people(told: &Told, registered: Option<&Registered>, log: Extent) -> String {
-    let mut page = Page::default();
+fn for_people(told: &WebhookStory, registered: Option<&Registered>, log: Extent) -> String {
+    let mut page = PlainPage::default();
     let url = told.url.as_deref().unwrap_or_default();
     page.labelled("webhook", &format!("{} {url}", told.webhook_id));
     let wants = registered.map(|webhook| {
         let patterns: Vec<_> = webhook.events.iter().map(|it| format!("`{it}`")).collect();
         format!("; wants {}", shown::line(&patterns.join(" "), MOST_SHOWN))
     });
-    let state = told.registration.words(told.disabled_reason.as_deref());
+    let state = words::registration(told.registration, told.disabled_reason.as_deref());
     page.labelled("", &format!("{state}{}", wants.unwrap_or_default()));
     let span = age(Some(told.since), told.until);
     page.labelled("since", &format!("{}, for {span}", rfc3339(told.since)));
@@ -134,7 +134,7 @@ fn for_people(told: &Told, registered: Option<&Registered>, log: Extent) -> Stri
     page.text()
 }
 
-fn counts(page: &mut Page, told: &Told) {
+fn counts(page: &mut PlainPage, told: &WebhookStory) {
     let report = &told.report;
     let Some((first, last)) = told.first.as_ref().zip(told.last.as_ref()) else {
         return page.labelled("counts", "nothing is logged for it");
@@ -180,8 +180,8 @@ fn counts(page: &mut Page, told: &Told) {
 }
 
 /// An entry in one line.
-fn line(entry: &Entry) -> String {
-    let Entry { at, attempt, what, status, reason, event_id, .. } = entry;
+fn line(entry: &LogEntry) -> String {
+    let LogEntry { at, attempt, what, status, reason, event_id, .. } = entry;
     let why = match (what, status, reason) {
         (What::Failed, Some(status), _) => format!(", status {status}"),
         (_, _, Some(reason)) => format!(", {}", shown::line(reason, 40)),
@@ -195,13 +195,13 @@ fn line(entry: &Entry) -> String {
     format!("{}, {}{why}{attempt}", rfc3339(*at), what.label().replace('_', " "))
 }
 
-fn failures(page: &mut Page, told: &Told) {
+fn failures(page: &mut PlainPage, told: &WebhookStory) {
     if told.failures.is_empty() {
         return;
     }
     page.blank();
     page.line(format!("  {:>7}  {:12}  {:20}  {:20}  LAST EVENT", "FAILED", "BY", "FIRST", "LAST"));
-    for Kind { failures, last } in told.failures.iter().take(MOST_FAILURES) {
+    for FailureKind { failures, last } in told.failures.iter().take(MOST_FAILURES) {
         let by = match failures.status {
             Some(status) => format!("status {status}"),
             None => shown::line(&failures.reason, 40),
@@ -225,7 +225,7 @@ fn failures(page: &mut Page, told: &Told) {
 }
 
 /// What the log can't tell.
-fn log_of(page: &mut Page, told: &Told, log: Extent) {
+fn log_of(page: &mut PlainPage, told: &WebhookStory, log: Extent) {
     let mut limits = Vec::new();
     match log {
         Extent::All => {}
@@ -251,7 +251,7 @@ fn log_of(page: &mut Page, told: &Told, log: Extent) {
     }
 }
 
-fn to_do(told: &Told) -> String {
+fn to_do(told: &WebhookStory) -> String {
     let id = told.webhook_id;
     let mut steps = Vec::new();
     match told.registration {

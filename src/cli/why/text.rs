@@ -3,14 +3,13 @@
 use uuid::Uuid;
 
 use super::super::paint;
-use super::Answer;
 use super::case::{Case, MOST_SHOWN};
+use super::{Story, words};
 use crate::domain::answer::Excerpt;
-use crate::domain::calendar::rfc3339;
-use crate::domain::delivery::UnixMillis;
+use crate::domain::delivery_log::{Extent, LogEntry, What};
 use crate::domain::event::MAX_NAME_BYTES;
-use crate::domain::history::{Entry, Extent, What};
 use crate::domain::shown;
+use crate::domain::time::{UnixMillis, rfc3339};
 
 /// The width at which text is wrapped, in characters.
 const WIDTH: usize = 96;
@@ -26,29 +25,29 @@ const FIRST_ENTRIES: usize = 3;
 const LAST_ENTRIES: usize = 12;
 
 /// The whole answer.
-pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
-    let mut page = Page::default();
+pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
+    let mut page = PlainPage::default();
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
-    page.labelled("event", &name(&answer.event_id));
-    if let Some(event_type) = &answer.event_type {
+    page.labelled("event", &name(&story.event_id));
+    if let Some(event_type) = &story.event_type {
         page.labelled("type", &name(event_type));
     }
-    if let Some(account) = &answer.account {
+    if let Some(account) = &story.account {
         page.labelled("account", &name(account));
     }
-    if !answer.other_accounts.is_empty() {
-        let others: Vec<_> = answer.other_accounts.iter().map(|it| shown::quoted(it)).collect();
+    if !story.other_accounts.is_empty() {
+        let others: Vec<_> = story.other_accounts.iter().map(|it| shown::quoted(it)).collect();
         let others = shown::line(&others.join(", "), MOST_SHOWN);
         page.labelled("", &format!("events of {others} have this id, too: choose by --account"));
     }
-    if !answer.queues.is_empty() {
-        let queues: Vec<_> = answer.queues.iter().map(|queue| name(queue)).collect();
+    if !story.queues.is_empty() {
+        let queues: Vec<_> = story.queues.iter().map(|queue| name(queue)).collect();
         page.labelled("queue", &queues.join(", "));
     }
-    if let Some(at) = answer.unmatched_at {
-        unmatched(&mut page, answer, at);
+    if let Some(at) = story.unmatched_at {
+        unmatched(&mut page, story, at);
     }
-    for letter in &answer.malformed {
+    for letter in &story.malformed {
         let error = letter.last_error.as_deref().unwrap_or("of an unknown reason");
         page.blank();
         page.labelled(
@@ -65,12 +64,12 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
              malformed`; otherwise fix it and publish it again",
         );
     }
-    if !answer.known {
-        unknown(&mut page, answer);
+    if !story.known {
+        unknown(&mut page, story);
     }
     // Webhooks of other accounts, about which there is nothing to report, come last.
     let (others, concerned): (Vec<_>, Vec<_>) =
-        answer.webhooks.iter().partition(|case| case.state.is_none() && case.not_its_own.is_some());
+        story.webhooks.iter().partition(|case| case.state.is_none() && case.not_its_own.is_some());
     for (cases, most, what) in
         [(concerned, MOST_CASES, ""), (others, MOST_OTHERS, " of other accounts")]
     {
@@ -84,26 +83,26 @@ pub(super) fn for_people(answer: &Answer, webhook: Option<Uuid>) -> String {
             page.labelled("", &told);
         }
     }
-    if answer.webhooks.is_empty() && webhook.is_none() && answer.event_type.is_some() {
-        nobody(&mut page, answer);
+    if story.webhooks.is_empty() && webhook.is_none() && story.event_type.is_some() {
+        nobody(&mut page, story);
     }
-    if answer.truncated {
+    if story.truncated {
         page.blank();
         page.labelled("", "the log has more entries of it than were read: choose by --webhook ID");
     }
     page.text()
 }
 
-fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
+fn unmatched(page: &mut PlainPage, story: &Story, at: UnixMillis) {
     page.blank();
     page.labelled("now", &format!("dropped at {}: no webhook wanted it", rfc3339(at)));
     let wants = |case: &&Case| !case.patterns.is_empty();
-    let wanted_now = answer.webhooks.iter().filter(wants).any(|case| case.not_its_own.is_none());
+    let wanted_now = story.webhooks.iter().filter(wants).any(|case| case.not_its_own.is_none());
     page.labelled(
         "to do",
         if wanted_now {
             "publish it again: those below would want it today"
-        } else if answer.webhooks.iter().any(|case| wants(&case)) {
+        } else if story.webhooks.iter().any(|case| wants(&case)) {
             "the webhooks below want this type, but belong to other accounts"
         } else {
             "if somebody should get it: `webhooks add URL TYPE`, or change the `events` of a \
@@ -112,10 +111,10 @@ fn unmatched(page: &mut Page, answer: &Answer, at: UnixMillis) {
     );
 }
 
-fn nobody(page: &mut Page, answer: &Answer) {
+fn nobody(page: &mut PlainPage, story: &Story) {
     page.blank();
     page.labelled("webhooks", "none wants this type today");
-    for near in &answer.near {
+    for near in &story.near {
         let pattern = shown::line(&near.pattern, MOST_SHOWN);
         page.labelled("", &format!("nearly: `{pattern}` of {}", near.webhook_id));
     }
@@ -154,16 +153,16 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
     not_logged.chain(of_any).chain([older]).collect()
 }
 
-fn unknown(page: &mut Page, answer: &Answer) {
+fn unknown(page: &mut PlainPage, story: &Story) {
     page.blank();
-    let dead = match &answer.dead_letters_unknown {
+    let dead = match &story.dead_letters_unknown {
         None => "and it is in no dead-letter queue".to_owned(),
         Some(problem) => format!(
             "and whether it is in a dead-letter queue is not known ({})",
             shown::line(problem, MOST_SHOWN)
         ),
     };
-    match answer.no_failure {
+    match story.no_failure {
         true => page.labelled(
             "now",
             &format!(
@@ -174,15 +173,15 @@ fn unknown(page: &mut Page, answer: &Answer) {
         ),
         false => page.labelled(
             "unknown",
-            &format!("the log (DELIVERY_LOG={}) has nothing of it, {dead}. It may be that", answer.log),
+            &format!("the log (DELIVERY_LOG={}) has nothing of it, {dead}. It may be that", story.log),
         ),
     }
-    for reason in &answer.may_be {
+    for reason in &story.may_be {
         page.item(reason);
     }
 }
 
-fn show(page: &mut Page, case: &Case) {
+fn show(page: &mut PlainPage, case: &Case) {
     let url = case.url.as_deref().unwrap_or_default();
     page.labelled("webhook", &format!("{} {url}", case.webhook_id));
     let list = |patterns: &[String]| {
@@ -200,7 +199,7 @@ fn show(page: &mut Page, case: &Case) {
         }
         _ => String::new(),
     };
-    let state = case.registration.words(case.disabled_reason.as_deref());
+    let state = words::registration(case.registration, case.disabled_reason.as_deref());
     page.labelled("", &format!("{state}{wants}{but}"));
     timeline(page, &case.entries);
     let errors = case.entries.iter().rev().map(|entry| entry.detail.as_str());
@@ -216,7 +215,7 @@ fn show(page: &mut Page, case: &Case) {
 }
 
 /// The receiver's last answer if it didn't accept the event.
-fn answered(page: &mut Page, case: &Case) {
+fn answered(page: &mut PlainPage, case: &Case) {
     let logged = case.entries.iter().rev().find_map(|entry| {
         let answer = entry.answer.as_deref()?;
         Some((answer, format!(" (attempt {})", entry.attempt)))
@@ -233,7 +232,7 @@ fn answered(page: &mut Page, case: &Case) {
     }
 }
 
-fn timeline(page: &mut Page, entries: &[Entry]) {
+fn timeline(page: &mut PlainPage, entries: &[LogEntry]) {
     if entries.is_empty() {
         return;
     }
@@ -252,8 +251,8 @@ fn timeline(page: &mut Page, entries: &[Entry]) {
     }
 }
 
-fn row(entry: &Entry) -> String {
-    let Entry { at, attempt, what, status, reason, ms, next_attempt_at, dead, .. } = entry;
+fn row(entry: &LogEntry) -> String {
+    let LogEntry { at, attempt, what, status, reason, ms, next_attempt_at, dead, .. } = entry;
     let answer = match status {
         Some(status) => format!("status {status}"),
         None => shown::line(reason.as_deref().unwrap_or("-"), 40),
@@ -272,9 +271,9 @@ fn row(entry: &Entry) -> String {
 
 /// Wrapped lines.
 #[derive(Default)]
-pub(super) struct Page(Vec<String>);
+pub(super) struct PlainPage(Vec<String>);
 
-impl Page {
+impl PlainPage {
     pub(super) fn text(&self) -> String {
         self.0.join("\n")
     }

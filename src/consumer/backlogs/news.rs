@@ -10,9 +10,9 @@ use super::queue::Queue;
 use super::{Backlog, Drain, NOTE_INTERVAL, TICK};
 use crate::backlogs::{News, Standing};
 use crate::consumer::Ended;
+use crate::domain::held::Dropped;
 use crate::domain::instances::SentBy;
 use crate::domain::pace::Hold;
-use crate::metrics::Dropped;
 
 pub(super) fn learn(known: &mut BTreeMap<Uuid, Option<Standing>>, news: News) {
     match news {

@@ -10,10 +10,10 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use uuid::Uuid;
 
 use crate::broker::Lane;
+use crate::domain::held::Dropped;
 use crate::domain::intake::Refusal;
 use crate::domain::pace::{Attempt, Hold};
 use crate::domain::webhook::Webhook;
-use crate::metrics::Dropped;
 use crate::pipeline::{Head, Pipeline, Waiting};
 use crate::receivers::InLine;
 use crate::workers;

@@ -11,8 +11,8 @@ use super::unanswered::NO_LEADER;
 use super::{Backlog, Drain, TICK, lost};
 use crate::broker::{Message, backlog_queue, cancel};
 use crate::consumer::Ended;
+use crate::domain::held::Dropped;
 use crate::domain::pace::Hold;
-use crate::metrics::Dropped;
 
 /// The factor by which a consumer's prefetch grows.
 const GROWTH: u16 = 8;

@@ -1,15 +1,16 @@
 //! The check that runs once a second, for what only the clock changes.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::{Drain, NOTE_INTERVAL, TICK};
 use crate::broker::backlog_queue;
+use crate::clock;
 use crate::consumer::Ended;
+use crate::domain::held::Held;
 use crate::domain::in_hand;
 use crate::domain::pace::Hold;
-use crate::metrics::Held;
 
 /// How long a backlog has to be empty before it is removed. Creating one again delays its receiver's
 /// first deliveries by some tens of milliseconds.
@@ -68,7 +69,7 @@ impl Drain<'_, '_> {
         }
         let waits = hold.is_some_and(|hold| !hold.remaining().is_zero());
         let due = backlog.due.or(backlog.resume_at).filter(|_| waits);
-        let until = due.map(|due| SystemTime::now() + due.saturating_duration_since(now));
+        let until = due.map(|due| clock::now() + due.saturating_duration_since(now));
         let why = hold.map_or(Held::Behind, Held::from);
         let is_news = backlog.noted.is_none_or(|(noted, at)| {
             let moved = match (at, until) {

@@ -10,8 +10,8 @@ use super::*;
 fn check(allowed: &str, address: &str, expected: Option<&str>) {
     let networks = AllowedNetworks::parse(allowed).expect("networks");
     let range = networks.check(ip(address)).err().map(|error| match error.why {
-        Why::Special(range) => range.name,
-        Why::Denied(..) => panic!("{error}"),
+        ForbiddenBy::Special(range) => range.name,
+        ForbiddenBy::Denied(..) => panic!("{error}"),
     });
     assert_eq!(range, expected, "{address}");
 }
@@ -311,7 +311,7 @@ proptest! {
         for address in wrapped.chain([inner.into()]) {
             let refused = networks.check(address);
             let is_denied =
-                matches!(&refused, Err(Forbidden { why: Why::Denied(network, _), .. }) if *network == IpNet::V4(denied));
+                matches!(&refused, Err(Forbidden { why: ForbiddenBy::Denied(network, _), .. }) if *network == IpNet::V4(denied));
             // A mapped address is checked as the IPv4 address only.
             prop_assert!(is_denied, "{}: {:?}", address, refused);
         }

@@ -8,7 +8,7 @@ use super::super::secret::Secret;
 use super::super::settings::Column;
 use super::super::shown;
 use super::super::webhook::{HIDDEN, hides_part, url_key, without_secrets};
-use super::{Difference, Entry, Field, Headers, Known, Values};
+use super::{Difference, Existing, Field, FileEntry, SecretHeaders, Values};
 
 /// The reason for disabling a webhook where the file gives none.
 const USUAL_REASON: &str = "by hand";
@@ -19,7 +19,7 @@ const MOST_OF_URL: usize = 200;
 
 /// A problem with an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct FileProblem {
     /// The line, from 1; 0 stands for the whole file.
     pub line: usize,
     /// What is wrong and what to do, in one line, without secrets.
@@ -103,11 +103,11 @@ impl Plan {
 /// # Errors
 /// All problems of all entries.
 pub fn plan(
-    entries: &[Entry],
-    known: &[Known],
+    entries: &[FileEntry],
+    known: &[Existing],
     prune: bool,
     new_id: impl FnMut() -> Uuid,
-) -> Result<Plan, Vec<Problem>> {
+) -> Result<Plan, Vec<FileProblem>> {
     let mut problems = repeated(entries);
     let matched = matched(entries, known, &mut problems);
     let mut plan = Plan::default();
@@ -162,7 +162,7 @@ pub fn plan(
 }
 
 /// Names an entry by its id or URL.
-fn named(entry: &Entry) -> String {
+fn named(entry: &FileEntry) -> String {
     let url = shown::line(&without_secrets(&entry.post_url), MOST_OF_URL);
     match entry.id {
         Some(id) => format!("webhook {id}"),
@@ -172,18 +172,18 @@ fn named(entry: &Entry) -> String {
 }
 
 /// A problem with an entry, or with one of its fields.
-fn problem(entry: &Entry, field: Option<Field>, what: &str) -> Problem {
+fn problem(entry: &FileEntry, field: Option<Field>, what: &str) -> FileProblem {
     let line = field.and_then(|field| entry.lines.get(field.name())).copied();
     let field = field.map_or(String::new(), |field| format!("{}: ", field.name()));
     let what = format!("{}: {field}{what}", named(entry));
-    Problem { line: line.unwrap_or(entry.line), what }
+    FileProblem { line: line.unwrap_or(entry.line), what }
 }
 
 /// Reports entries that mean the same webhook.
-fn repeated(entries: &[Entry]) -> Vec<Problem> {
+fn repeated(entries: &[FileEntry]) -> Vec<FileProblem> {
     let mut problems = Vec::new();
     let mut ids: HashMap<Uuid, usize> = HashMap::new();
-    let mut alike: HashMap<(String, Option<&str>, BTreeSet<&str>), &Entry> = HashMap::new();
+    let mut alike: HashMap<(String, Option<&str>, BTreeSet<&str>), &FileEntry> = HashMap::new();
     for entry in entries {
         let mut push = |what: String| problems.push(problem(entry, None, &what));
         if let Some(id) = entry.id
@@ -207,22 +207,22 @@ fn repeated(entries: &[Entry]) -> Vec<Problem> {
     problems
 }
 
-fn key(entry: &Entry) -> (String, Option<&str>) {
+fn key(entry: &FileEntry) -> (String, Option<&str>) {
     (url_key(&entry.post_url), entry.settings.get(&Column::Account).map(String::as_str))
 }
 
 /// The webhook of each entry; `None` if it is new.
 fn matched<'a>(
-    entries: &[Entry],
-    known: &'a [Known],
-    problems: &mut Vec<Problem>,
-) -> Vec<Option<&'a Known>> {
-    let by_id: HashMap<Uuid, &Known> = known.iter().map(|known| (known.id, known)).collect();
-    let mut matched: Vec<Option<&Known>> =
+    entries: &[FileEntry],
+    known: &'a [Existing],
+    problems: &mut Vec<FileProblem>,
+) -> Vec<Option<&'a Existing>> {
+    let by_id: HashMap<Uuid, &Existing> = known.iter().map(|known| (known.id, known)).collect();
+    let mut matched: Vec<Option<&Existing>> =
         entries.iter().map(|entry| by_id.get(&entry.id?).copied()).collect();
     let claimed: HashSet<Uuid> = matched.iter().flatten().map(|known| known.id).collect();
     // By URL and account: the entries without an id, and the unclaimed webhooks.
-    type Left<'a> = (Vec<usize>, Vec<&'a Known>);
+    type Left<'a> = (Vec<usize>, Vec<&'a Existing>);
     let mut left: HashMap<(String, Option<&str>), Left<'a>> = HashMap::new();
     for (at, entry) in entries.iter().enumerate() {
         if entry.id.is_none() {
@@ -241,7 +241,7 @@ fn matched<'a>(
     let set = |events: &[String]| events.iter().cloned().collect::<BTreeSet<_>>();
     for (mut ours, theirs) in left.into_values() {
         // `pop` takes the oldest first.
-        let mut by_events: HashMap<BTreeSet<String>, Vec<&Known>> = HashMap::new();
+        let mut by_events: HashMap<BTreeSet<String>, Vec<&Existing>> = HashMap::new();
         for known in theirs.iter().rev() {
             by_events.entry(set(&known.values.events)).or_default().push(known);
         }
@@ -266,7 +266,7 @@ fn matched<'a>(
     matched
 }
 
-fn ambiguous(entry: &Entry, ids: &[Uuid]) -> Problem {
+fn ambiguous(entry: &FileEntry, ids: &[Uuid]) -> FileProblem {
     let mut ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
     ids.sort();
     let more = ids.len().saturating_sub(MOST_NAMED);
@@ -281,7 +281,7 @@ fn ambiguous(entry: &Entry, ids: &[Uuid]) -> Problem {
 }
 
 /// What the entry's webhook should be, and what is unclear about that.
-fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>) {
+fn wanted(entry: &FileEntry, known: Option<&Existing>) -> (Values, Vec<(Field, String)>) {
     let mut unclear = Vec::new();
     let had = known.map(|known| &known.values);
     let mut post_url = entry.post_url.clone();
@@ -298,7 +298,7 @@ fn wanted(entry: &Entry, known: Option<&Known>) -> (Values, Vec<(Field, String)>
             )),
         }
     }
-    let mut headers = Headers::new();
+    let mut headers = SecretHeaders::new();
     for (name, value) in &entry.headers {
         let its = had.and_then(|had| had.headers.get(name));
         let value = match (value.expose(), its) {

@@ -6,7 +6,7 @@ use super::super::secret::Secret;
 use super::super::settings::{Column, Columns, check_headers};
 use super::super::shown;
 use super::super::webhook::{check_pattern, read_url, without_secrets};
-use super::Headers;
+use super::SecretHeaders;
 
 /// How many characters of a value are shown.
 const MOST_SHOWN: usize = 300;
@@ -19,7 +19,7 @@ pub struct Values {
     /// The patterns of the event types it wants, in any order.
     pub events: Vec<String>,
     /// Its headers.
-    pub headers: Headers,
+    pub headers: SecretHeaders,
     /// Its other settings, as text.
     pub settings: BTreeMap<Column, String>,
     /// Whether it is paused.
@@ -198,8 +198,8 @@ fn is_same_text(one: Option<&str>, other: Option<&str>, column: Column) -> bool 
 }
 
 /// The headers that differ, by name.
-fn of_headers(from: &Headers, to: &Headers) -> (String, String) {
-    let differing = |of: &Headers, than: &Headers, word: &str| {
+fn of_headers(from: &SecretHeaders, to: &SecretHeaders) -> (String, String) {
+    let differing = |of: &SecretHeaders, than: &SecretHeaders, word: &str| {
         let names = of.iter().filter(|(name, value)| than.get(*name) != Some(value));
         let names: Vec<_> = names.map(|(name, _)| format!("{name}: {word}")).collect();
         shown::line(&names.join(", "), MOST_SHOWN)

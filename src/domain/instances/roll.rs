@@ -15,7 +15,7 @@ const MISSED: u32 = 5;
 
 /// An instance's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct InstanceRecord {
     /// Its id, which is new at each start.
     pub id: Uuid,
     /// Where it runs, for people.
@@ -32,7 +32,7 @@ pub struct Roll(BTreeMap<Uuid, Seen>);
 
 #[derive(Clone, Debug)]
 struct Seen {
-    entry: Entry,
+    entry: InstanceRecord,
     /// How many of our updates in a row found its row unchanged.
     missed: u32,
 }
@@ -40,7 +40,7 @@ struct Seen {
 impl Roll {
     /// Takes in the rows of all instances. An instance without a row has left. `is_beat`: we have just
     /// updated our own row; other looks don't count against silent instances.
-    pub fn read(&mut self, entries: Vec<Entry>, is_beat: bool) {
+    pub fn read(&mut self, entries: Vec<InstanceRecord>, is_beat: bool) {
         let mut before = std::mem::take(&mut self.0);
         for entry in entries {
             let silent = before.remove(&entry.id).filter(|seen| seen.entry.beats == entry.beats);
@@ -51,17 +51,17 @@ impl Roll {
 
     /// Those that are alive and serve a queue; this one counts, whatever is written of it.
     #[must_use]
-    pub fn alive(&self, me: &Entry) -> Vec<Entry> {
+    pub fn alive(&self, me: &InstanceRecord) -> Vec<InstanceRecord> {
         let serves = |seen: &&Seen| seen.missed < MISSED && !seen.entry.queues.is_empty();
         let others = self.0.values().filter(serves).filter(|seen| seen.entry.id != me.id);
-        let mut alive: Vec<Entry> = others.map(|seen| seen.entry.clone()).collect();
+        let mut alive: Vec<InstanceRecord> = others.map(|seen| seen.entry.clone()).collect();
         alive.push(me.clone());
         alive.sort_unstable_by_key(|entry| entry.id);
         alive
     }
 
     /// The dead instances, whose rows may be deleted.
-    pub fn dead(&self, me: Uuid) -> impl Iterator<Item = &Entry> {
+    pub fn dead(&self, me: Uuid) -> impl Iterator<Item = &InstanceRecord> {
         let is_dead = move |seen: &&Seen| seen.missed >= MISSED && seen.entry.id != me;
         self.0.values().filter(is_dead).map(|seen| &seen.entry)
     }
@@ -73,8 +73,8 @@ impl Roll {
     }
 }
 
-impl From<&Entry> for Instance {
-    fn from(entry: &Entry) -> Self {
+impl From<&InstanceRecord> for Instance {
+    fn from(entry: &InstanceRecord) -> Self {
         Self { id: entry.id, queues: entry.queues.clone() }
     }
 }
@@ -83,9 +83,9 @@ impl From<&Entry> for Instance {
 mod tests {
     use super::*;
 
-    fn entry(id: u128, beats: i64) -> Entry {
+    fn entry(id: u128, beats: i64) -> InstanceRecord {
         let id = Uuid::from_u128(id);
-        Entry { id, name: String::new(), queues: ["q".to_owned()].into(), beats }
+        InstanceRecord { id, name: String::new(), queues: ["q".to_owned()].into(), beats }
     }
 
     fn alive(roll: &Roll) -> Vec<u128> {
@@ -113,7 +113,7 @@ mod tests {
     fn who_serves_no_queue_has_no_part_and_is_not_dead() {
         let mut roll = Roll::default();
         for beats in 0..20 {
-            let idle = Entry { queues: BTreeSet::new(), ..entry(2, beats) };
+            let idle = InstanceRecord { queues: BTreeSet::new(), ..entry(2, beats) };
             roll.read(vec![entry(1, beats), idle, entry(3, beats)], true);
             assert_eq!(alive(&roll), [1, 3]);
         }

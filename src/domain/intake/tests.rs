@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::limits::Limits;
-use crate::domain::receiver::Ended;
+use crate::domain::receiver::AttemptEnd;
 use crate::domain::webhook::Group;
 
 fn ms(millis: u64) -> Duration {
@@ -44,7 +44,7 @@ fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Intake {
 }
 
 fn deliver(intake: &mut Intake, attempt: Attempt) -> Called {
-    intake.pace.end(attempt, Ended::Delivered, 0.0, ms(1));
+    intake.pace.end(attempt, AttemptEnd::Delivered, 0.0, ms(1));
     intake.call(ms(1))
 }
 
@@ -65,7 +65,7 @@ fn waits(intake: &mut Intake, ask: Ask, who: Who) -> Number {
 }
 
 #[track_caller]
-fn enters(intake: &mut Intake, ask: Ask, who: Who) -> (Hold, Entry) {
+fn enters(intake: &mut Intake, ask: Ask, who: Who) -> (Hold, EntryTicket) {
     match intake.ask(ask, who, false, ms(1)) {
         (Err(Refusal { hold, entry: Some(entry) }), called) if called.is_empty() => (hold, entry),
         other => panic!("{other:?}"),
@@ -168,7 +168,7 @@ fn new_ones_go_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
 
 /// A backlog of deliveries that had waited long enough for their receiver's share, and one of its
 /// requests that is under way.
-fn with_a_short_backlog(webhook: u128) -> (Intake, Vec<Entry>, Attempt) {
+fn with_a_short_backlog(webhook: u128) -> (Intake, Vec<EntryTicket>, Attempt) {
     let mut intake = proven(2, [webhook]);
     let first = begins(&mut intake, by(webhook), Who::Fresh);
     let waiting = [(); 2].map(|()| waits(&mut intake, by(webhook), Who::Fresh));
@@ -264,7 +264,7 @@ fn what_does_not_get_there_leaves_no_trace() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
     Waits(Number),
-    Enters(Entry),
+    Enters(EntryTicket),
     IsInBacklog,
     WaitsAsHead(Number),
 }

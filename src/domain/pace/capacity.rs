@@ -18,14 +18,14 @@ pub(super) struct Capacity {
     /// The most requests that may be under way.
     most: usize,
     /// All requests under way.
-    total: Counts,
+    total: RequestCounts,
     /// The requests of each group that has any.
-    groups: HashMap<Group, Counts>,
+    groups: HashMap<Group, RequestCounts>,
 }
 
 /// Requests under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct RequestCounts {
     pub(super) all: usize,
     /// Of these, to slow receivers.
     pub(super) slow: usize,
@@ -33,7 +33,7 @@ pub(super) struct Counts {
     pub(super) unproven: usize,
 }
 
-impl Counts {
+impl RequestCounts {
     fn add(&mut self, class: Class) {
         self.all += 1;
         match class {
@@ -55,10 +55,10 @@ impl Counts {
 
 impl Capacity {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, total: Counts::default(), groups: HashMap::new() }
+        Self { most, total: RequestCounts::default(), groups: HashMap::new() }
     }
 
-    pub(super) fn total(&self) -> Counts {
+    pub(super) fn total(&self) -> RequestCounts {
         self.total
     }
 
@@ -71,7 +71,7 @@ impl Capacity {
     pub(super) fn check(&self, class: Class, group: Group, under_way: usize) -> Result<(), Hold> {
         let most = self.most;
         let free = (most - self.total.all.min(most)).max(1);
-        let Counts { slow, unproven, .. } = self.total;
+        let RequestCounts { slow, unproven, .. } = self.total;
         let of_group = self.groups.get(&group).copied().unwrap_or_default();
         if under_way >= free {
             return Err(Hold::Share);
@@ -205,7 +205,7 @@ mod tests {
             capacity.take(class, group);
             capacity.give(class, group);
         }
-        assert_eq!(capacity.total, Counts::default());
+        assert_eq!(capacity.total, RequestCounts::default());
         assert!(capacity.groups.is_empty());
     }
 }

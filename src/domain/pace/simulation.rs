@@ -488,10 +488,14 @@ impl Simulation {
             let expected = self.books[webhook].ends(how, (event, failure), self.bounds, self.now);
             let event = event.to_string();
             let ended = match failure {
-                None => Ended::Delivered,
-                Some(Failure { reason, is_overload, retry_after }) => {
-                    Ended::Failed { event: &event, reason, status: None, is_overload, retry_after }
-                }
+                None => AttemptEnd::Delivered,
+                Some(Failure { reason, is_overload, retry_after }) => AttemptEnd::Failed {
+                    event: &event,
+                    reason,
+                    status: None,
+                    is_overload,
+                    retry_after,
+                },
             };
             let transition = self.pace.end(attempt, ended, self.drawn.f64(), self.now);
             let is_right = match (expected, transition) {

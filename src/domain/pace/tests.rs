@@ -67,7 +67,7 @@ impl Subject {
     }
 
     fn deliver(&mut self, attempt: Attempt) -> Option<Transition> {
-        self.pace.end(attempt, Ended::Delivered, 0.0, self.now)
+        self.pace.end(attempt, AttemptEnd::Delivered, 0.0, self.now)
     }
 
     /// Fails with a new event each time.
@@ -85,7 +85,7 @@ impl Subject {
         let event = &self.events.to_string();
         let retry_after = retry_after.map(Duration::from_secs);
         let reason = Reason::Status5xx;
-        let ended = Ended::Failed { event, reason, status: None, is_overload, retry_after };
+        let ended = AttemptEnd::Failed { event, reason, status: None, is_overload, retry_after };
         self.pace.end(attempt, ended, 0.0, self.now)
     }
 
@@ -301,7 +301,7 @@ fn one_event_alone_opens_no_breaker() {
     let mut fail = |event| {
         let attempt = subject.after(1_000).begin(by(1));
         let (reason, is_overload, retry_after) = (Reason::Status5xx, false, None);
-        let ended = Ended::Failed { event, reason, status: None, is_overload, retry_after };
+        let ended = AttemptEnd::Failed { event, reason, status: None, is_overload, retry_after };
         subject.pace.end(attempt, ended, 0.0, subject.now)
     };
     for _ in 0..50 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Class, Moment, Receiver, State};
+use super::{Circuit, Class, Moment, Receiver};
 use crate::domain::outcome::Reason;
 
 /// What is wrong with a receiver, since when, and when it gets its next attempt.
@@ -70,16 +70,16 @@ impl Receiver {
         let slow_since = (self.class() == Class::Slow).then_some(self.standing.since());
         let since = failing_since.into_iter().chain(slow_since).min()?;
         let opened_until = match self.state {
-            State::Open(until) => until,
-            State::HalfOpen | State::Closed => Moment::ZERO,
+            Circuit::Open(until) => until,
+            Circuit::HalfOpen | Circuit::Closed => Moment::ZERO,
         };
         let away_for = opened_until.max(self.stay_away_until).saturating_sub(now);
         let condition = match self.state {
-            State::Open(..) => Condition::Open,
-            State::HalfOpen => Condition::HalfOpen,
-            State::Closed if now < self.stay_away_until => Condition::StayAway,
-            State::Closed if self.is_failing() => Condition::Failing,
-            State::Closed => Condition::Slow,
+            Circuit::Open(..) => Condition::Open,
+            Circuit::HalfOpen => Condition::HalfOpen,
+            Circuit::Closed if now < self.stay_away_until => Condition::StayAway,
+            Circuit::Closed if self.is_failing() => Condition::Failing,
+            Circuit::Closed => Condition::Slow,
         };
         let next = match condition {
             Condition::HalfOpen => Next::Probing,

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::domain::retry::Span;
 use crate::domain::shown::quoted;
+use crate::domain::time::Span;
 
 /// How long a receiver has to fail before its breaker opens. A receiver that fails occasionally may fail
 /// several times in a row by chance, but not for a whole second if it gets many requests.

@@ -45,7 +45,7 @@ impl Class {
 
 /// A receiver's class, and what determines its changes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct ClassHistory {
     class: Class,
     /// When it got this class.
     since: Moment,
@@ -56,7 +56,7 @@ pub(super) struct Standing {
     relapses: u32,
 }
 
-impl Standing {
+impl ClassHistory {
     pub(super) fn class(&self) -> Class {
         self.class
     }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     /// How many seconds a receiver stays slow that answers once a second from `now` on.
-    fn slow_for(standing: &mut Standing, now: u64) -> u64 {
+    fn slow_for(standing: &mut ClassHistory, now: u64) -> u64 {
         let mut seconds = 0;
         while standing.class() == Class::Slow {
             standing.answered(at(now + seconds));
@@ -124,20 +124,20 @@ mod tests {
 
     #[test]
     fn the_first_answer_proves_a_receiver_and_a_long_wait_makes_it_slow() {
-        let mut standing = Standing::default();
+        let mut standing = ClassHistory::default();
         assert_eq!(standing.class(), Class::Unproven);
         standing.answered(at(1));
         assert_eq!((standing.class(), standing.since()), (Class::Prompt, at(1)));
         standing.took_long(at(9));
         assert_eq!((standing.class(), standing.since()), (Class::Slow, at(9)));
-        let mut silent = Standing::default();
+        let mut silent = ClassHistory::default();
         silent.took_long(at(2));
         assert_eq!(silent.class(), Class::Slow);
     }
 
     #[test]
     fn slowness_ends_with_three_answers_over_half_a_minute() {
-        let mut standing = Standing::default();
+        let mut standing = ClassHistory::default();
         standing.took_long(at(0));
         for now in [1, 2, 3, 30] {
             standing.answered(at(now));
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn each_relapse_doubles_the_probation_until_it_was_prompt_for_an_hour() {
-        let mut standing = Standing::default();
+        let mut standing = ClassHistory::default();
         let mut now = 0;
         let mut probations = Vec::new();
         for _ in 0..10 {

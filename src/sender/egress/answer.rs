@@ -2,7 +2,7 @@
 
 /// The head of an answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct ConnectHead {
     /// `None` if it isn't an HTTP/1 answer.
     status: Option<u16>,
     /// Whether it asks for credentials, or rejects ours.
@@ -13,7 +13,7 @@ pub(super) struct Head {
 
 /// The meaning of an answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ProxyVerdict {
     /// What follows comes from the target.
     Through,
     /// Every request would be answered like this.
@@ -22,7 +22,7 @@ pub(super) enum Verdict {
     Refused(u16, &'static str),
 }
 
-impl Head {
+impl ConnectHead {
     /// `None` while it is incomplete.
     pub(super) fn read(input: &[u8]) -> Option<Self> {
         let ends = [&b"\r\n\r\n"[..], b"\n\n"].into_iter().filter_map(|end| {
@@ -47,26 +47,26 @@ impl Head {
         Some(Self { status, is_challenge, length })
     }
 
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(super) fn verdict(&self) -> ProxyVerdict {
         let Some(status) = self.status else {
-            return Verdict::Away("does not answer in HTTP".to_owned());
+            return ProxyVerdict::Away("does not answer in HTTP".to_owned());
         };
         match status {
-            200..300 => Verdict::Through,
+            200..300 => ProxyVerdict::Through,
             // (A filter such as Smokescreen answers 407 without a challenge to an address that it
             // denies. Tinyproxy answers 401 to a wrong password, and 500 if it can't connect.)
             401 | 407 if self.is_challenge || status == 401 => {
                 let problem = "wants other credentials than those of EGRESS_PROXY";
-                Verdict::Away(format!("{problem} (status {status})"))
+                ProxyVerdict::Away(format!("{problem} (status {status})"))
             }
             0..200 | 300..400 | 400 | 405 | 501 => {
                 let problem =
                     format!("does not accept CONNECT (status {status}): is it an HTTP proxy?");
-                Verdict::Away(problem)
+                ProxyVerdict::Away(problem)
             }
-            403 | 407 => Verdict::Refused(status, ": its rules do not allow it"),
-            500..600 => Verdict::Refused(status, ": it cannot connect there"),
-            _ => Verdict::Refused(status, ""),
+            403 | 407 => ProxyVerdict::Refused(status, ": its rules do not allow it"),
+            500..600 => ProxyVerdict::Refused(status, ": it cannot connect there"),
+            _ => ProxyVerdict::Refused(status, ""),
         }
     }
 }
@@ -76,22 +76,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn verdict(answer: &str) -> Verdict {
-        Head::read(answer.as_bytes()).expect("it has come to its end").verdict()
+    fn verdict(answer: &str) -> ProxyVerdict {
+        ConnectHead::read(answer.as_bytes()).expect("it has come to its end").verdict()
     }
 
     #[test]
     fn an_answer_lets_through_or_refuses_the_target_or_everybody() {
-        let away = |answer: &str| matches!(verdict(answer), Verdict::Away(_));
+        let away = |answer: &str| matches!(verdict(answer), ProxyVerdict::Away(_));
         for through in
             ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.0 200\n\n", "HTTP/1.1  204 x\r\na: b\r\n\r\n"]
         {
-            assert_eq!(verdict(through), Verdict::Through, "{through:?}");
+            assert_eq!(verdict(through), ProxyVerdict::Through, "{through:?}");
         }
         for status in [403, 404, 407, 429, 500, 502, 503, 504] {
             let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 2\r\n\r\nno");
             assert!(
-                matches!(verdict(&answer), Verdict::Refused(it, _) if it == status),
+                matches!(verdict(&answer), ProxyVerdict::Refused(it, _) if it == status),
                 "{status}"
             );
         }
@@ -109,16 +109,16 @@ mod tests {
         let answer = b"HTTP/1.1 200 OK\r\nx: y\r\n\r\nfirst words of the target";
         let length = answer.len() - b"first words of the target".len();
         for cut in 0..length {
-            assert_eq!(Head::read(&answer[..cut]), None, "{cut}");
+            assert_eq!(ConnectHead::read(&answer[..cut]), None, "{cut}");
         }
-        let whole = Head { status: Some(200), is_challenge: false, length };
-        assert_eq!(Head::read(answer), Some(whole));
+        let whole = ConnectHead { status: Some(200), is_challenge: false, length };
+        assert_eq!(ConnectHead::read(answer), Some(whole));
     }
 
     proptest! {
         #[test]
         fn whatever_a_proxy_says_is_a_verdict(answer in prop::collection::vec(any::<u8>(), 0..99)) {
-            if let Some(head) = Head::read(&answer) {
+            if let Some(head) = ConnectHead::read(&answer) {
                 prop_assert!(head.length <= answer.len());
                 let _ = head.verdict();
             }

@@ -1,6 +1,6 @@
 //! Advice if limits aren't shared between instances.
 
-use super::{Advice, State};
+use super::{Advice, Overall};
 use crate::domain::shown;
 use crate::status::snapshot::Snapshot;
 
@@ -11,7 +11,7 @@ const MOST_OF_PROBLEM: usize = 400;
 pub(super) fn of_instances(snapshot: &Snapshot) -> Option<Advice> {
     let problem = snapshot.instances_problem.as_ref()?;
     Some(Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!(
             "The other instances are not known, so each keeps `max_in_flight` and `rate_per_second` by \
              itself: {}.",

@@ -1,6 +1,6 @@
 //! Advice about what the notifier did by itself, and notices that it can't publish.
 
-use super::{Advice, State, counted, is_away, names, span};
+use super::{Advice, Overall, counted, is_away, names, span};
 use crate::domain::shown;
 use crate::status::snapshot::{NoticesNow, Snapshot};
 
@@ -18,7 +18,7 @@ pub(super) fn of_notices(snapshot: &Snapshot) -> Option<Advice> {
     let NoticesNow { problem, lasted_seconds } =
         problem.filter(|problem| problem.lasted_seconds >= WAITING_SECONDS)?;
     Some(Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!(
             "Nothing could be published to `webhooks.events` for {}: {}.",
             span(*lasted_seconds),
@@ -37,7 +37,7 @@ pub(super) fn of_disabled(snapshot: &Snapshot) -> Option<Advice> {
     let ids: Vec<String> = disabled.iter().map(|one| one.webhook.to_string()).collect();
     let many = counted(disabled.len() as u64, "webhook was", "webhooks were");
     Some(Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!(
             "{many} disabled within the last day, {reason}: {}.",
             names(ids.iter().map(String::as_str))

@@ -43,7 +43,7 @@ fn well() -> Snapshot {
         pid: 1,
         uptime_seconds: 100.0,
         is_stopping: false,
-        state: State::Well,
+        state: Overall::Well,
         advice: Vec::new(),
         broker: server,
         database: server,
@@ -87,7 +87,7 @@ fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: Lane
 }
 
 #[track_caller]
-fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
+fn check(change: impl FnOnce(&mut Snapshot), state: Overall, expected: &[&str]) {
     let mut snapshot = well();
     change(&mut snapshot);
     let (worst, advice) = of(&snapshot);
@@ -98,9 +98,9 @@ fn check(change: impl FnOnce(&mut Snapshot), state: State, expected: &[&str]) {
 
 #[test]
 fn without_anything_wrong_all_is_well() {
-    check(|_| {}, State::Well, &[]);
+    check(|_| {}, Overall::Well, &[]);
     // Long queues alone are no problem.
-    check(|snapshot| snapshot.lanes[0].ready = Some(100_000), State::Well, &[]);
+    check(|snapshot| snapshot.lanes[0].ready = Some(100_000), Overall::Well, &[]);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             snapshot.broker = away;
             interrupt(snapshot, 0..4, LaneState::NoBroker);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has not answered for 12 s: nothing is being consumed."],
     );
     check(
@@ -120,12 +120,12 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             interrupt(snapshot, 2..3, LaneState::NoDatabase);
             snapshot.directory_age_seconds = 20.0;
         },
-        State::Trouble,
+        Overall::Trouble,
         &["PostgreSQL has not answered for 12 s: low is not being consumed."],
     );
     check(
         |snapshot| snapshot.database = away,
-        State::Trouble,
+        Overall::Trouble,
         &["PostgreSQL has not answered for 12 s: only events of known types are delivered."],
     );
     check(
@@ -133,7 +133,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             snapshot.database = away;
             snapshot.database_problem = Some("no such table".to_owned());
         },
-        State::Trouble,
+        Overall::Trouble,
         &[
             "PostgreSQL has answered with an error for 12 s: only events of known types are delivered.",
         ],
@@ -143,7 +143,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
             (snapshot.broker, snapshot.database) = (away, away);
             interrupt(snapshot, 0..4, LaneState::NoBroker);
         },
-        State::Trouble,
+        Overall::Trouble,
         &[
             "RabbitMQ has not answered for 12 s: nothing is being consumed.",
             "PostgreSQL has not answered for 12 s.",
@@ -151,7 +151,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     );
     check(
         |snapshot| snapshot.broker = away,
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are from before."],
     );
 }
@@ -162,7 +162,7 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
     let egress = EgressNow { problem, lasted_seconds: 12.7 };
     check(
         |snapshot| snapshot.egress_problem = Some(egress),
-        State::Trouble,
+        Overall::Trouble,
         &["No request has reached a receiver for 12 s: the proxy p:3128 (EGRESS_PROXY) cannot be \
              reached: no answer in time."],
     );
@@ -172,7 +172,7 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
 fn an_alarm_is_trouble_and_said_once() {
     check(
         |snapshot| snapshot.broker_accepts = Some(false),
-        State::Trouble,
+        Overall::Trouble,
         &[
             "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.",
         ],
@@ -182,7 +182,7 @@ fn an_alarm_is_trouble_and_said_once() {
             snapshot.broker_accepts = Some(false);
             interrupt(snapshot, 0..1, LaneState::NoConfirms);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
     );
 }
@@ -196,14 +196,14 @@ fn queues_that_take_nothing_are_trouble_and_named() {
     };
     check(
         |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
-        State::Trouble,
+        Overall::Trouble,
         &["high.dead has taken no messages for 12 s; 3 messages are in hand for it."],
     );
     check(
         |snapshot| {
             snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
         },
-        State::Trouble,
+        Overall::Trouble,
         &["high.dead and a have taken no messages for 2 min."],
     );
 }
@@ -212,13 +212,13 @@ fn queues_that_take_nothing_are_trouble_and_named() {
 fn lanes_that_do_not_consume_are_named_with_the_cause() {
     check(
         |snapshot| interrupt(snapshot, 0..2, LaneState::NoBroker),
-        State::Trouble,
+        Overall::Trouble,
         &["There has been no connection to RabbitMQ for 12 s: high and high.retry are not \
            being consumed."],
     );
     check(
         |snapshot| interrupt(snapshot, 1..4, LaneState::NoConfirms),
-        State::Trouble,
+        Overall::Trouble,
         &["RabbitMQ has confirmed no message for 12 s: high.retry, low and low.retry are not \
            being consumed."],
     );
@@ -227,7 +227,7 @@ fn lanes_that_do_not_consume_are_named_with_the_cause() {
             snapshot.lanes = [well().lanes, well().lanes].concat();
             interrupt(snapshot, 0..5, LaneState::NoDatabase);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["PostgreSQL has not given what is needed for 12 s: high, high.retry, low \
            and 2 more are not being consumed."],
     );
@@ -240,7 +240,7 @@ fn a_start_and_a_stop_are_told_from_trouble() {
             snapshot.broker.answers = None;
             interrupt(snapshot, 0..4, LaneState::Starting);
         },
-        State::Attention,
+        Overall::Attention,
         &["It has been starting for 12 s: nothing is being consumed."],
     );
     check(
@@ -248,7 +248,7 @@ fn a_start_and_a_stop_are_told_from_trouble() {
             snapshot.is_stopping = true;
             interrupt(snapshot, 0..4, LaneState::NoBroker);
         },
-        State::Attention,
+        Overall::Attention,
         &["It is stopping."],
     );
 }
@@ -263,7 +263,7 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
             snapshot.directory_age_seconds = 400.0;
             interrupt(snapshot, 0..4, LaneState::NoConfirms);
         },
-        State::Trouble,
+        Overall::Trouble,
         &[
             "RabbitMQ has confirmed no message for 12 s: nothing is being consumed.",
             "Notifications of changes to the webhooks have failed for 6 min.",
@@ -272,16 +272,16 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
             "2 receivers fail or are slow.",
         ],
     );
-    check(|snapshot| snapshot.lanes[0].dead = Some(1), State::Attention, &["1 dead letter."]);
+    check(|snapshot| snapshot.lanes[0].dead = Some(1), Overall::Attention, &["1 dead letter."]);
     check(
         |snapshot| snapshot.receivers = receivers(1, 1),
-        State::Attention,
+        Overall::Attention,
         &["1 receiver is down: its deliveries wait."],
     );
     // A single failure is no reason to act.
     check(
         |snapshot| snapshot.receivers = receivers(1, 0),
-        State::Well,
+        Overall::Well,
         &["1 receiver fails or is slow."],
     );
 }
@@ -294,7 +294,7 @@ fn what_stands_still_in_spite_of_readiness_is_trouble() {
             snapshot.lanes[0].rates = Some(still);
             snapshot.lanes[1].rates = Some(still);
         },
-        State::Trouble,
+        Overall::Trouble,
         &["10 messages wait in high and high.retry, and none has come for a minute."],
     );
     let quiet = |snapshot: &mut Snapshot| {
@@ -304,7 +304,7 @@ fn what_stands_still_in_spite_of_readiness_is_trouble() {
         (snapshot.lanes[2].rates, snapshot.lanes[2].lasted_seconds) = (Some(still), 10.0);
         (snapshot.lanes[3].rates, snapshot.lanes[3].ready) = (Some(still), None);
     };
-    check(quiet, State::Well, &[]);
+    check(quiet, Overall::Well, &[]);
 }
 
 #[test]
@@ -316,21 +316,21 @@ fn what_is_used_up_late_or_waits_is_told() {
         }
     };
     let expected = "The capacity of low is used up, and 6,000 events wait.";
-    check(used_up(6_000), State::Attention, &[expected]);
-    check(used_up(999), State::Well, &[]);
+    check(used_up(6_000), Overall::Attention, &[expected]);
+    check(used_up(999), Overall::Well, &[]);
     let late = |bound: Bound| {
         move |snapshot: &mut Snapshot| snapshot.lanes[0].lag_p50 = Some(bound.into())
     };
     let expected = "Half of the deliveries of high come over a minute late.";
-    check(late(Bound::AtMost(120.0)), State::Attention, &[expected]);
-    check(late(Bound::Above(60.0)), State::Attention, &[expected]);
-    check(late(Bound::AtMost(60.0)), State::Well, &[]);
+    check(late(Bound::AtMost(120.0)), Overall::Attention, &[expected]);
+    check(late(Bound::Above(60.0)), Overall::Attention, &[expected]);
+    check(late(Bound::AtMost(60.0)), Overall::Well, &[]);
     check(
         |snapshot| {
             (snapshot.lanes[3].kind, snapshot.lanes[3].ready) = ("backlogs", Some(20_001));
             snapshot.backlogs.filled = 2;
         },
-        State::Well,
+        Overall::Well,
         &["20,001 deliveries wait in 2 backlogs."],
     );
 }
@@ -348,14 +348,18 @@ fn what_was_deleted_and_what_can_t_be_used_is_named() {
     let lost = "The queue webhooks.wait.1m was deleted 12 s ago, with 1,200 messages in it when they were \
                     last counted.";
     let objects = |objects| move |snapshot: &mut Snapshot| snapshot.objects = objects;
-    check(objects(vec![object(true, None, Some(12.3))]), State::Attention, &[lost]);
-    check(objects(vec![object(false, None, Some(12.3))]), State::Trouble, &[lost]);
+    check(objects(vec![object(true, None, Some(12.3))]), Overall::Attention, &[lost]);
+    check(objects(vec![object(false, None, Some(12.3))]), Overall::Trouble, &[lost]);
     check(
         objects(vec![object(false, Some("it is classic"), Some(12.3))]),
-        State::Trouble,
+        Overall::Trouble,
         &["The queue webhooks.wait.1m can't be used: it is classic."],
     );
-    check(|snapshot| snapshot.orphaned = Some(33), State::Attention, &["33 orphaned deliveries."]);
+    check(
+        |snapshot| snapshot.orphaned = Some(33),
+        Overall::Attention,
+        &["33 orphaned deliveries."],
+    );
 }
 
 #[test]
@@ -366,10 +370,10 @@ fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
                 ReceiversNow { known, ailing, broken: 0, matching: ailing, listed: Vec::new() };
         }
     };
-    check(of(100, 60), State::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
-    check(of(100, 25), State::Attention, &["25 of 100 receivers fail, are slow or are down."]);
-    check(of(100, 24), State::Well, &["24 receivers fail or are slow."]);
-    check(of(2, 2), State::Well, &["2 receivers fail or are slow."]);
+    check(of(100, 60), Overall::Trouble, &["60 of 100 receivers fail, are slow or are down."]);
+    check(of(100, 25), Overall::Attention, &["25 of 100 receivers fail, are slow or are down."]);
+    check(of(100, 24), Overall::Well, &["24 receivers fail or are slow."]);
+    check(of(2, 2), Overall::Well, &["2 receivers fail or are slow."]);
 }
 
 #[test]
@@ -387,7 +391,7 @@ fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
     };
     snapshot.disabled_lately = vec![disabled(1)];
     let (state, advice) = of(&snapshot);
-    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert_eq!((state, advice.len()), (Overall::Attention, 1));
     let said = &advice[0].what;
     assert!(
         said.starts_with("1 webhook was disabled within the last day, no success for 5d"),
@@ -399,7 +403,7 @@ fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
     let problem = "ACCESS_REFUSED".to_owned();
     snapshot.notices_problem = Some(NoticesNow { problem, lasted_seconds: 60.0 });
     let (state, advice) = of(&snapshot);
-    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert_eq!((state, advice.len()), (Overall::Attention, 1));
     assert!(advice[0].what.contains("60 s: ACCESS_REFUSED"), "{advice:?}");
     snapshot.broker.answers = Some(false);
     assert!(of(&snapshot).1.iter().all(|one| !one.what.contains("webhooks.events")), "that is why");
@@ -411,7 +415,7 @@ fn limits_that_each_instance_keeps_by_itself_are_told_with_the_cause() {
     snapshot.instances.clear();
     snapshot.instances_problem = Some("relation \"notifier_instances\" does not exist".to_owned());
     let (state, advice) = of(&snapshot);
-    assert_eq!((state, advice.len()), (State::Attention, 1));
+    assert_eq!((state, advice.len()), (Overall::Attention, 1));
     let said = &advice[0].what;
     assert!(said.ends_with("by itself: relation \"notifier_instances\" does not exist."), "{said}");
 }

@@ -1,6 +1,6 @@
 //! Advice about queues, exchanges and bindings that somebody deleted, and what was stranded by that.
 
-use super::{Advice, State, counted, is_away, span, trouble};
+use super::{Advice, Overall, counted, is_away, span, trouble};
 use crate::domain::shown;
 use crate::status::snapshot::{ObjectNow, Snapshot};
 
@@ -38,7 +38,7 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
             let remedy = "Who may delete queues and exchanges there, or is there a policy with \
                           `expires`? It is created again. A line ` lost ` in the log says what a queue \
                           held: that is gone, so publish these events again.";
-            let state = if *is_there { State::Attention } else { State::Trouble };
+            let state = if *is_there { Overall::Attention } else { Overall::Trouble };
             advice.push(Advice { state, what, remedy: remedy.to_owned() });
         }
     }
@@ -49,7 +49,7 @@ pub(super) fn of_objects(snapshot: &Snapshot) -> Vec<Advice> {
 pub(super) fn of_orphaned(snapshot: &Snapshot) -> Option<Advice> {
     let orphaned = snapshot.orphaned.filter(|orphaned| *orphaned > 0)?;
     Some(Advice {
-        state: State::Attention,
+        state: Overall::Attention,
         what: format!(
             "{}.",
             counted(orphaned.unsigned_abs(), "orphaned delivery", "orphaned deliveries")

@@ -7,8 +7,8 @@ use postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{FAILS, millis};
-use crate::domain::delivery::UnixMillis;
 use crate::domain::notice::Subject;
+use crate::domain::time::UnixMillis;
 use crate::domain::webhook::MAX_URL_CHARS;
 use crate::store::registered::time;
 use crate::store::row::{self, some, text};

@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::super::{Store, StoreError};
 use super::{ENTRY, entry};
-use crate::domain::delivery::UnixMillis;
-use crate::domain::history::report::{Mark, Report};
-use crate::domain::history::{Entry, What};
+use crate::domain::delivery_log::report::{Mark, WebhookReport};
+use crate::domain::delivery_log::{LogEntry, What};
+use crate::domain::time::UnixMillis;
 
 /// The most entries of a webhook that a report reads, the newest ones: some seconds' work.
 pub const MOST_MARKS: usize = 200_000;
@@ -19,9 +19,9 @@ pub const MOST_MARKS: usize = 200_000;
 #[derive(Debug)]
 pub struct Reported {
     /// The report.
-    pub report: Report,
+    pub report: WebhookReport,
     /// The entries by id.
-    pub entries: BTreeMap<i64, Entry>,
+    pub entries: BTreeMap<i64, LogEntry>,
     /// Whether older entries of that period weren't read.
     pub truncated: bool,
 }
@@ -47,7 +47,7 @@ impl Store {
                 &[(&webhook, Type::UUID), (&since, Type::INT8), (&most, Type::INT8)],
             )?;
             let marks = rows.iter().filter_map(|row| mark(row).transpose());
-            let report = Report::of(marks.collect::<Result<Vec<_>, postgres::Error>>()?);
+            let report = WebhookReport::of(marks.collect::<Result<Vec<_>, postgres::Error>>()?);
             let told: Vec<i64> = report.entries().collect();
             let asked = format!("SELECT {ENTRY} FROM delivery_attempts WHERE id = ANY($1)");
             let told = client.query_typed(&asked, &[(&told, Type::INT8_ARRAY)])?;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::session::Session;
 use super::super::{Store, StoreError};
 use super::{ENTRY, entry};
-use crate::domain::history::Entry;
+use crate::domain::delivery_log::LogEntry;
 
 /// The most entries that [`Follower::next`] returns.
 const PAGE: i64 = 1_000;
@@ -52,7 +52,7 @@ pub struct Follower {
 #[derive(Debug)]
 pub struct Seen {
     /// In the order of their ids.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
     /// Whether there may be more already.
     pub more: bool,
 }
@@ -138,7 +138,7 @@ impl Follower {
         until: &str,
         after: i64,
         most: i64,
-    ) -> Result<Vec<(i64, Option<Entry>)>, StoreError> {
+    ) -> Result<Vec<(i64, Option<LogEntry>)>, StoreError> {
         let (until, webhook, only_failures) = (until.to_owned(), self.webhook, self.only_failures);
         let account = self.account.clone();
         let asked = format!(

@@ -7,12 +7,13 @@ use proptest::prelude::*;
 use serde::de::IgnoredAny;
 use webhook_notifier::domain::{
     account,
-    dead_letter::{DeadLetter, Groups, Replay, Selection, replay},
-    delivery::{Delivery, Headers, UnixMillis, Value, mark_malformed, unmark_dead},
+    dead_letter::{DeadLetter, DeadLetterGroups, Replay, Selection, replay},
+    delivery::{Delivery, Headers, Value, mark_malformed, unmark_dead},
     encoding::{header_of_id, id_of_header},
     event::{Event, MAX_DEPTH, MAX_NAME_BYTES, Malformed, Properties, without_byte_order_mark},
     outcome::{Decision, LONGEST_STAY, Outcome, Response, decide},
     retry::Schedule,
+    time::UnixMillis,
 };
 
 use super::{
@@ -270,7 +271,7 @@ proptest! {
         let properties = Properties::default();
         let letter = DeadLetter::read("q", properties, &headers);
         prop_assert!(Selection::default().includes(&letter));
-        let mut groups = Groups::default();
+        let mut groups = DeadLetterGroups::default();
         groups.add(letter);
         prop_assert_eq!(groups.largest_first().len(), 1);
         let body = b"{\"type\":\"t\"}";

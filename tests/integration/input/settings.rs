@@ -11,9 +11,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use proptest::prelude::*;
 use webhook_notifier::config::{Config, ConfigError, Settings};
 use webhook_notifier::domain::{
-    address::AllowedNetworks,
-    receiver::Breaker,
-    retry::{Schedule, Span},
+    address::AllowedNetworks, receiver::Breaker, retry::Schedule, time::Span,
 };
 
 use super::{MARK, cases, changed, changed_text, check_example, corpus, expect_one_line, texts};

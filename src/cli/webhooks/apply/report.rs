@@ -11,7 +11,7 @@ use crate::domain::webhook::without_secrets;
 /// How many characters of a URL are printed.
 const MOST_OF_URL: usize = 300;
 
-pub(super) struct Report<'a> {
+pub(super) struct ApplyReport<'a> {
     pub(super) plan: &'a Plan,
     /// The backlogs of the webhooks that lose their waiting deliveries.
     pub(super) waiting: &'a [Backlog],
@@ -20,7 +20,7 @@ pub(super) struct Report<'a> {
     pub(super) secrets: usize,
 }
 
-impl Report<'_> {
+impl ApplyReport<'_> {
     /// A paragraph for each webhook that differs from the file.
     pub(super) fn differences(&self) -> impl Iterator<Item = String> {
         let Plan { added, changed, removed, .. } = self.plan;

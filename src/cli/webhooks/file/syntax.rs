@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::domain::declared::Problem;
+use crate::domain::declared::FileProblem;
 use crate::domain::shown::quoted;
 
 /// The name of the list in both formats.
@@ -29,7 +29,7 @@ pub(super) struct Table {
 type Pairs = Vec<(String, usize, Value)>;
 
 /// The tables, and problems with anything else in the file.
-type Tables = (Vec<Table>, Vec<Problem>);
+type Tables = (Vec<Table>, Vec<FileProblem>);
 
 /// Where the lines of a text begin.
 struct Lines(Vec<usize>);
@@ -50,12 +50,12 @@ fn no_list(what: &str) -> String {
 }
 
 /// All syntax errors, if there are any.
-pub(super) fn toml(text: &str) -> Result<Tables, Vec<Problem>> {
+pub(super) fn toml(text: &str) -> Result<Tables, Vec<FileProblem>> {
     let lines = Lines::of(text);
     let line = |span: Range<usize>| lines.at(span.start);
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        let problem = |error: toml::de::Error| Problem {
+        let problem = |error: toml::de::Error| FileProblem {
             line: error.span().map_or(0, line),
             what: error.message().lines().collect::<Vec<_>>().join(" "),
         };
@@ -64,7 +64,7 @@ pub(super) fn toml(text: &str) -> Result<Tables, Vec<Problem>> {
     let (mut tables, mut problems, mut is_there) = (Vec::new(), Vec::new(), false);
     for (key, value) in document.into_inner() {
         let at = line(key.span());
-        let mut problem = |line, what| problems.push(Problem { line, what });
+        let mut problem = |line, what| problems.push(FileProblem { line, what });
         match (&**key.get_ref(), value.into_inner()) {
             (LIST, DeValue::Array(values)) => {
                 is_there = true;
@@ -86,7 +86,7 @@ pub(super) fn toml(text: &str) -> Result<Tables, Vec<Problem>> {
         }
     }
     if !is_there && problems.is_empty() {
-        problems.push(Problem { line: 0, what: no_list(&format!("no `{LIST}` in it")) });
+        problems.push(FileProblem { line: 0, what: no_list(&format!("no `{LIST}` in it")) });
     }
     // In the order of the file.
     tables.sort_by_key(|table| table.line);
@@ -146,28 +146,28 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-pub(super) fn json(text: &str) -> Result<Tables, Vec<Problem>> {
+pub(super) fn json(text: &str) -> Result<Tables, Vec<FileProblem>> {
     // This first, because its errors are only about the syntax and quote nothing.
     if let Err(error) = serde_json::from_str::<&RawValue>(text) {
-        return Err(vec![Problem { line: error.line(), what: error.to_string() }]);
+        return Err(vec![FileProblem { line: error.line(), what: error.to_string() }]);
     }
     let lines = Lines::of(text);
     // They are slices of the text.
     let line = |raw: &RawValue| {
         lines.at((raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize))
     };
-    let whole = |what: &str| vec![Problem { line: 0, what: no_list(what) }];
+    let whole = |what: &str| vec![FileProblem { line: 0, what: no_list(what) }];
     let members: Members<'_> = serde_json::from_str(text).map_err(|_| whole("no object"))?;
     let (mut tables, mut problems, mut is_there) = (Vec::new(), Vec::new(), false);
     for (key, value) in members.0 {
         if key != LIST {
             let what = no_list(&format!("{} belongs to no webhook", quoted(&key)));
-            problems.push(Problem { line: line(value), what });
+            problems.push(FileProblem { line: line(value), what });
             continue;
         }
         is_there = true;
         let Ok(values) = serde_json::from_str::<Vec<&RawValue>>(value.get()) else {
-            problems.push(Problem { line: line(value), what: no_list("no list") });
+            problems.push(FileProblem { line: line(value), what: no_list("no list") });
             continue;
         };
         for value in values {
@@ -181,13 +181,15 @@ pub(super) fn json(text: &str) -> Result<Tables, Vec<Problem>> {
                             Err(_) => {
                                 let what = "a number that is too large, or nested too deeply";
                                 let what = format!("{}: {what}", quoted(&key));
-                                problems.push(Problem { line: at, what });
+                                problems.push(FileProblem { line: at, what });
                             }
                         }
                     }
                     tables.push(Table { line: line(value), pairs });
                 }
-                Err(_) => problems.push(Problem { line: line(value), what: no_list("no object") }),
+                Err(_) => {
+                    problems.push(FileProblem { line: line(value), what: no_list("no object") })
+                }
             }
         }
     }
@@ -263,7 +265,7 @@ mod tests {
 
     #[test]
     fn what_is_no_such_file_is_told_with_its_lines_and_without_its_secrets() {
-        let told = |read: Result<Tables, Vec<Problem>>| {
+        let told = |read: Result<Tables, Vec<FileProblem>>| {
             let problems = read.map_or_else(|problems| problems, |(_, problems)| problems);
             problems.into_iter().map(|it| (it.line, it.what)).collect::<Vec<_>>()
         };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::domain::declared::{Known, Values};
+use crate::domain::declared::{Existing, Values};
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
 use crate::domain::shown;
@@ -21,7 +21,7 @@ const SETTINGS: [Column; 6] = [
 ];
 
 /// An entry: its keys in order. What a webhook doesn't have is left out.
-fn entry(known: &Known, reveal: bool) -> Vec<(&'static str, Value)> {
+fn entry(known: &Existing, reveal: bool) -> Vec<(&'static str, Value)> {
     let Values { post_url, events, headers, settings, paused, disabled, secret } = &known.values;
     let url = if reveal { post_url.clone() } else { without_secrets(post_url) };
     let mut entry =
@@ -67,8 +67,8 @@ fn setting(column: Column, text: &str) -> Value {
 }
 
 /// As JSON, for printing.
-pub(in crate::cli::webhooks) fn as_json(known: &[&Known], reveal: bool) -> Value {
-    let object = |known: &&Known| {
+pub(in crate::cli::webhooks) fn as_json(known: &[&Existing], reveal: bool) -> Value {
+    let object = |known: &&Existing| {
         let pairs = entry(known, reveal).into_iter();
         Value::Object(pairs.map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>())
     };
@@ -76,7 +76,7 @@ pub(in crate::cli::webhooks) fn as_json(known: &[&Known], reveal: bool) -> Value
 }
 
 /// As TOML.
-pub(in crate::cli::webhooks) fn as_toml(known: &[&Known], reveal: bool) -> String {
+pub(in crate::cli::webhooks) fn as_toml(known: &[&Existing], reveal: bool) -> String {
     let what = if reveal {
         "# With secrets: keep this file as you keep passwords."
     } else {
@@ -144,7 +144,7 @@ mod tests {
     use std::collections::BTreeMap;
     use uuid::Uuid;
 
-    fn known(url: &str, text: &str, number: &str) -> Known {
+    fn known(url: &str, text: &str, number: &str) -> Existing {
         let settings = [
             (Column::Description, text.to_owned()),
             (Column::RatePerSecond, number.to_owned()),
@@ -159,7 +159,7 @@ mod tests {
             disabled: Some(text.to_owned()),
             secret: Some(Secret::new("s3cret".to_owned())),
         };
-        Known { id: Uuid::nil(), version: None, values, flaw: None, has_odd_headers: false }
+        Existing { id: Uuid::nil(), version: None, values, flaw: None, has_odd_headers: false }
     }
 
     #[test]

@@ -13,9 +13,9 @@ fn secret(text: &str) -> Secret {
     Secret::new(text.to_owned())
 }
 
-fn known(id: u128, url: &str, events: &[&str]) -> Known {
+fn known(id: u128, url: &str, events: &[&str]) -> Existing {
     let values = Values { post_url: url.to_owned(), events: texts(events), ..Values::default() };
-    Known {
+    Existing {
         id: Uuid::from_u128(id),
         version: Some(format!("v{id}")),
         values,
@@ -24,21 +24,21 @@ fn known(id: u128, url: &str, events: &[&str]) -> Known {
     }
 }
 
-fn of_account(mut known: Known, account: &str) -> Known {
+fn of_account(mut known: Existing, account: &str) -> Existing {
     known.values.settings.insert(Column::Account, account.to_owned());
     known
 }
 
-fn entry(line: usize, id: Option<u128>, url: &str, events: &[&str]) -> Entry {
+fn entry(line: usize, id: Option<u128>, url: &str, events: &[&str]) -> FileEntry {
     let id = id.map(Uuid::from_u128);
-    Entry { line, id, post_url: url.to_owned(), events: texts(events), ..Entry::default() }
+    FileEntry { line, id, post_url: url.to_owned(), events: texts(events), ..FileEntry::default() }
 }
 
 /// The entry that `webhooks export` writes for a webhook.
-fn exported(line: usize, known: &Known) -> Entry {
+fn exported(line: usize, known: &Existing) -> FileEntry {
     let Values { post_url, events, headers, settings, paused, disabled, .. } = &known.values;
     let hidden = |name: &String| (name.clone(), secret(HIDDEN));
-    Entry {
+    FileEntry {
         line,
         id: Some(known.id),
         post_url: without_secrets(post_url),
@@ -48,11 +48,15 @@ fn exported(line: usize, known: &Known) -> Entry {
         paused: paused.then_some(true),
         disabled: disabled.is_some().then_some(true),
         disabled_reason: disabled.clone().filter(|reason| !reason.is_empty()),
-        ..Entry::default()
+        ..FileEntry::default()
     }
 }
 
-fn planned(entries: &[Entry], known: &[Known], prune: bool) -> Result<Plan, Vec<Problem>> {
+fn planned(
+    entries: &[FileEntry],
+    known: &[Existing],
+    prune: bool,
+) -> Result<Plan, Vec<FileProblem>> {
     let mut last = 1_000;
     plan(entries, known, prune, || {
         last += 1;
@@ -77,14 +81,14 @@ fn sorted(plan: &Plan) -> [Vec<u128>; 5] {
 }
 
 #[track_caller]
-fn check(entries: &[Entry], known: &[Known], prune: bool, expected: [&[u128]; 5]) -> Plan {
+fn check(entries: &[FileEntry], known: &[Existing], prune: bool, expected: [&[u128]; 5]) -> Plan {
     let plan = planned(entries, known, prune).unwrap_or_else(|problems| panic!("{problems:?}"));
     assert_eq!(sorted(&plan), expected.map(<[u128]>::to_vec), "{plan:?}");
     plan
 }
 
 #[track_caller]
-fn refuse(entries: &[Entry], known: &[Known], expected: &[(usize, &str)]) {
+fn refuse(entries: &[FileEntry], known: &[Existing], expected: &[(usize, &str)]) {
     let problems = planned(entries, known, false).expect_err("it has problems");
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
     for (problem, (line, says)) in problems.iter().zip(expected) {
@@ -145,7 +149,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
     );
     let lines = [("post_url", 11), ("events", 12)].map(|(name, line)| (name.to_owned(), line));
     let broken =
-        Entry { lines: lines.into(), ..entry(10, None, "ftp://u:s3cret@a/", &["*.a", "a*"]) };
+        FileEntry { lines: lines.into(), ..entry(10, None, "ftp://u:s3cret@a/", &["*.a", "a*"]) };
     let mut bad = entry(20, Some(1), "http://a/", &["a"]);
     for (column, text) in [
         (Column::TimeoutMs, "0"),
@@ -180,7 +184,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
     refuse(&entries, &table, &expected);
     // Unreadable parts have been reported already.
     let unread = BTreeSet::from(["post_url".to_owned(), "events".to_owned()]);
-    assert!(planned(&[Entry { unread, ..entry(1, None, "", &[]) }], &[], false).is_ok());
+    assert!(planned(&[FileEntry { unread, ..entry(1, None, "", &[]) }], &[], false).is_ok());
 }
 
 #[test]
@@ -210,11 +214,11 @@ fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
     assert!(plan.losing().is_empty());
 
     // What the file says takes precedence.
-    let other = Entry {
+    let other = FileEntry {
         paused: Some(false),
         disabled: Some(false),
         secret: Some(Key::secret_of([2; 32])),
-        headers: Headers::from([("x-a".to_owned(), secret("another"))]),
+        headers: SecretHeaders::from([("x-a".to_owned(), secret("another"))]),
         ..says
     };
     let plan = check(&[other], &table, false, [&[], &[1], &[], &[], &[]]);
@@ -228,7 +232,7 @@ fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
             "{text}"
         );
     }
-    let off = Entry { disabled: Some(true), ..entry(1, None, "http://b/", &["a"]) };
+    let off = FileEntry { disabled: Some(true), ..entry(1, None, "http://b/", &["a"]) };
     let plan = check(&[off], &[known(1, "http://b/", &["a"])], false, [&[], &[1], &[], &[], &[]]);
     assert_eq!(plan.changed[0].to.disabled.as_deref(), Some("by hand"));
     assert_eq!(plan.losing(), HashSet::from([ID]));
@@ -260,7 +264,7 @@ fn three_stars_stand_only_for_what_is_there() {
 
 #[test]
 fn what_no_file_can_say_is_neither_removed_nor_changed_by_chance() {
-    let flawed = |version: Option<&str>| Known {
+    let flawed = |version: Option<&str>| Existing {
         flaw: Some("its row is odd".to_owned()),
         version: version.map(str::to_owned),
         ..known(1, "", &[])
@@ -290,7 +294,7 @@ proptest! {
         ),
         prune: bool,
     ) {
-        let table: Vec<Known> = rows.into_iter().zip(1..).map(|((url, events, number, account, (paused, off)), id)| {
+        let table: Vec<Existing> = rows.into_iter().zip(1..).map(|((url, events, number, account, (paused, off)), id)| {
             let mut known = known(id, &url, &[]);
             known.values.events = events;
             known.values.settings.extend(number.map(|number| (Column::TimeoutMs, number)));
@@ -300,7 +304,7 @@ proptest! {
             known.values.headers.insert("X-Odd".to_lowercase(), secret("s3cret"));
             known
         }).collect();
-        let entries: Vec<Entry> = table.iter().enumerate().map(|(at, known)| exported(at + 1, known)).collect();
+        let entries: Vec<FileEntry> = table.iter().enumerate().map(|(at, known)| exported(at + 1, known)).collect();
         let plan = planned(&entries, &table, prune);
         let plan = plan.map_err(|problems| TestCaseError::fail(format!("{problems:?}")))?;
         prop_assert!(plan.is_empty(), "{:?}", plan);

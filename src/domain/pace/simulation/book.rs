@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::cast::Failure;
 use crate::domain::pace::Hold;
-use crate::domain::receiver::{Class, Moment};
+use crate::domain::receiver::Class;
+use crate::domain::time::Moment;
 
 const SECOND: Duration = Duration::from_secs(1);
 

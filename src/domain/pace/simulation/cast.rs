@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use super::TIMEOUT;
 use crate::domain::outcome::Reason;
-use crate::domain::receiver::Moment;
+use crate::domain::time::Moment;
 
 /// How a receiver answers.
 #[derive(Clone, Debug)]

@@ -1,5 +1,5 @@
-//! The delivery log: what is logged, what an entry holds, and where a delivery is now according to its
-//! entries.
+//! The delivery log, the table `delivery_attempts`: what is logged, what an entry holds, and where a delivery
+//! is now according to its entries.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,20 +9,19 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::answer::Excerpt;
-use super::calendar;
-use super::delivery::{Delivery, UnixMillis};
+use super::delivery::Delivery;
 use super::event::Event;
 use super::outcome::{Decision, Reason};
 use super::shown::{self, quoted};
+use super::time::{self, UnixMillis};
 
+mod state;
 pub mod report;
+
+pub use state::DeliveryState;
 
 /// How many characters of an error an entry holds: as many as the header `x-last-error`.
 const MOST_OF_DETAIL: usize = 300;
-
-/// How late a delivery may be before it is overdue: its lane may be busy. In addition, the broker's
-/// clock may be off by some percent.
-const LATE: Duration = Duration::from_secs(60);
 
 /// What the log holds. As a setting: `off`, `failures` or `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,9 +156,9 @@ impl What {
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Entry {
+pub struct LogEntry {
     /// When it happened.
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     pub at: UnixMillis,
     /// The event's id.
     pub event_id: String,
@@ -186,13 +185,13 @@ pub struct Entry {
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
     /// The time of the next attempt.
-    #[serde(serialize_with = "calendar::serialize_option")]
+    #[serde(serialize_with = "time::serialize_option")]
     pub next_attempt_at: Option<UnixMillis>,
     /// Why it is dead.
     pub dead: Option<String>,
 }
 
-impl Entry {
+impl LogEntry {
     /// Describes what happened to a delivery of an event from `queue`.
     #[must_use]
     pub fn of(happened: &Happened, queue: &str, delivery: &Delivery, at: UnixMillis) -> Self {
@@ -220,9 +219,9 @@ impl Entry {
             reason: reason.map(str::to_owned),
             detail: shown::line(error, MOST_OF_DETAIL),
             answer: answer.cloned(),
-            ms: took.map(millis),
+            ms: took.map(time::millis),
             next_attempt_at: match decision {
-                Some(Decision::Park(wait)) => Some(later(at, wait.get())),
+                Some(Decision::Park(wait)) => Some(time::later(at, wait.get())),
                 _ => None,
             },
             dead: match decision {
@@ -260,95 +259,13 @@ impl Entry {
     }
 }
 
-/// Where a delivery is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum State {
-    /// At its receiver.
-    Delivered {
-        /// Since when.
-        #[serde(serialize_with = "calendar::serialize")]
-        at: UnixMillis,
-    },
-    /// In its receiver's backlog.
-    InBacklog {
-        /// Since when.
-        #[serde(serialize_with = "calendar::serialize")]
-        since: UnixMillis,
-        /// Why its receiver could not be asked then.
-        reason: String,
-    },
-    /// At the broker, until its next attempt.
-    Waiting {
-        /// The time of that attempt.
-        #[serde(serialize_with = "calendar::serialize")]
-        until: UnixMillis,
-        /// Whether a newer entry should exist by now.
-        overdue: bool,
-    },
-    /// In the dead-letter queue.
-    Dead {
-        /// Since when.
-        #[serde(serialize_with = "calendar::serialize")]
-        at: UnixMillis,
-        /// Why.
-        reason: String,
-    },
-    /// Nowhere: its webhook was deleted or disabled.
-    Dropped {
-        /// Since when.
-        #[serde(serialize_with = "calendar::serialize")]
-        at: UnixMillis,
-        /// `deleted` or `disabled`.
-        reason: String,
-    },
-}
-
-impl State {
-    /// Where a delivery is at the time `now`, according to its entries, oldest first. `None` if it has
-    /// none.
-    #[must_use]
-    pub fn of(entries: &[Entry], now: UnixMillis) -> Option<Self> {
-        let last = entries.iter().rfind(|entry| entry.what != What::Unmatched)?;
-        let reason = || last.reason.clone().unwrap_or_default();
-        Some(match last.what {
-            What::Delivered => Self::Delivered { at: last.at },
-            What::Dropped => Self::Dropped { at: last.at, reason: reason() },
-            _ if last.dead.is_some() => {
-                Self::Dead { at: last.at, reason: last.dead.clone().unwrap_or_default() }
-            }
-            What::HeldBack if last.next_attempt_at.is_none() => {
-                Self::InBacklog { since: last.at, reason: reason() }
-            }
-            _ => {
-                let until = last.next_attempt_at.unwrap_or(last.at);
-                Self::Waiting { until, overdue: now > due(last, until) }
-            }
-        })
-    }
-}
-
-/// The latest time at which the next entry should exist.
-fn due(last: &Entry, until: UnixMillis) -> UnixMillis {
-    let wait = Duration::from_millis(until.saturating_sub(last.at).max(0).unsigned_abs());
-    later(until, LATE + wait / 20)
-}
-
-fn later(at: UnixMillis, by: Duration) -> UnixMillis {
-    at.saturating_add(UnixMillis::try_from(by.as_millis()).unwrap_or(UnixMillis::MAX))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::outcome::DeadReason;
-    use crate::domain::retry::Span;
+    use crate::domain::time::Span;
 
-    fn delivery(attempts: u32, last_error: &str) -> Delivery {
+    pub(super) fn delivery(attempts: u32, last_error: &str) -> Delivery {
         Delivery {
             event: Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None },
             webhook_id: Uuid::nil(),
@@ -360,7 +277,7 @@ mod tests {
         }
     }
 
-    fn park(seconds: u64) -> Decision {
+    pub(super) fn park(seconds: u64) -> Decision {
         Decision::Park(Span::from(Duration::from_secs(seconds)))
     }
 
@@ -368,15 +285,15 @@ mod tests {
         Happened::Attempted { failure, status: None, took: Duration::from_millis(7), decision }
     }
 
-    fn delivered() -> Happened {
+    pub(super) fn delivered() -> Happened {
         attempted(None, Decision::Delivered)
     }
 
-    fn failed(decision: Decision) -> Happened {
+    pub(super) fn failed(decision: Decision) -> Happened {
         attempted(Some(Reason::Timeout), decision)
     }
 
-    fn held_back(decision: Option<Decision>) -> Happened {
+    pub(super) fn held_back(decision: Option<Decision>) -> Happened {
         Happened::HeldBack { why: "breaker", decision }
     }
 
@@ -408,60 +325,25 @@ mod tests {
 
     #[test]
     fn an_entry_says_what_happened_and_what_follows() {
-        let entry = Entry::of(&failed(park(2)), "q", &delivery(3, "no answer\n"), 1_000);
+        let entry = LogEntry::of(&failed(park(2)), "q", &delivery(3, "no answer\n"), 1_000);
         assert_eq!((entry.what, entry.attempt, entry.ms), (What::Failed, 3, Some(7)));
         assert_eq!(entry.reason.as_deref(), Some("timeout"));
         assert_eq!((entry.next_attempt_at, entry.dead), (Some(3_000), None));
         assert_eq!(entry.detail, "no answer\\n");
         let answer = Some(Box::new(Excerpt::new("HTTP/1.1 500 Oh", "no", 9)));
         let answered = Delivery { last_answer: answer.clone(), ..delivery(1, "status 500") };
-        assert_eq!(Entry::of(&failed(park(2)), "q", &answered, 0).answer, answer);
+        assert_eq!(LogEntry::of(&failed(park(2)), "q", &answered, 0).answer, answer);
         for later in [delivered(), held_back(None)] {
-            assert_eq!(Entry::of(&later, "q", &answered, 0).answer, None);
+            assert_eq!(LogEntry::of(&later, "q", &answered, 0).answer, None);
         }
         let dead = Decision::Dead(DeadReason::Exhausted);
-        let entry = Entry::of(&failed(dead), "q", &delivery(3, "x"), 1_000);
+        let entry = LogEntry::of(&failed(dead), "q", &delivery(3, "x"), 1_000);
         assert_eq!((entry.next_attempt_at, entry.dead.as_deref()), (None, Some("exhausted")));
-        let entry = Entry::of(&delivered(), "q", &delivery(2, "status 500"), 1_000);
+        let entry = LogEntry::of(&delivered(), "q", &delivery(2, "status 500"), 1_000);
         assert_eq!((entry.what, entry.detail.as_str(), entry.reason), (What::Delivered, "", None));
         for what in What::ALL {
             assert_eq!(What::of_label(what.label()), Some(what));
         }
-    }
-
-    #[test]
-    fn the_last_entry_says_where_a_delivery_is() {
-        let at = 1_000_000;
-        let entry = |happened| Entry::of(&happened, "q", &delivery(1, "x"), at);
-        let state = |entries: &[Entry], after: i64| State::of(entries, at + after * 1_000);
-        let waiting =
-            |seconds: i64, overdue| Some(State::Waiting { until: at + seconds * 1_000, overdue });
-        let failed_once = entry(failed(park(10)));
-        assert_eq!(state(&[], 0), None);
-        assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false));
-        assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false));
-        assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, true));
-        // This may last as long as the receiver takes.
-        let held = [failed_once.clone(), entry(held_back(None))];
-        let in_backlog = State::InBacklog { since: at, reason: "breaker".to_owned() };
-        assert_eq!(state(&held, 100_000), Some(in_backlog));
-        let parked = [entry(held_back(Some(park(60))))];
-        assert_eq!(state(&parked, 100), waiting(60, false));
-        assert_eq!(state(&parked, 124), waiting(60, true));
-        let handed_over = entry(Happened::HandedOver { why: "split" });
-        assert_eq!(state(&[handed_over], 61), waiting(0, true));
-        let ended = |happened| state(&[failed_once.clone(), entry(happened)], 0);
-        assert_eq!(ended(delivered()), Some(State::Delivered { at }));
-        assert_eq!(
-            ended(failed(Decision::Dead(DeadReason::Gone))),
-            Some(State::Dead { at, reason: "gone".to_owned() })
-        );
-        assert_eq!(
-            ended(Happened::Dropped { why: "disabled" }),
-            Some(State::Dropped { at, reason: "disabled".to_owned() })
-        );
-        let event = Event { id: "e".to_owned(), event_type: "t".to_owned(), account: None };
-        assert_eq!(state(&[Entry::unmatched("q", &event, at)], 0), None);
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use super::What;
-use crate::domain::calendar;
-use crate::domain::delivery::UnixMillis;
+use crate::domain::time::{self, UnixMillis};
 
 /// The part of an entry that a report counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub struct Mark {
 
 /// How a webhook's deliveries went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct WebhookReport {
     /// How many events have entries.
     pub events: u64,
     /// How many attempts succeeded.
@@ -70,10 +69,10 @@ pub struct Failures {
     /// How many.
     pub count: u64,
     /// The time of the first.
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     pub first_at: UnixMillis,
     /// The time of the last.
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     pub last_at: UnixMillis,
     /// The id of the last one's entry.
     #[serde(skip)]
@@ -84,10 +83,10 @@ pub struct Failures {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Gap {
     /// The attempt before.
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     pub from: UnixMillis,
     /// The attempt after.
-    #[serde(serialize_with = "calendar::serialize")]
+    #[serde(serialize_with = "time::serialize")]
     pub to: UnixMillis,
 }
 
@@ -99,7 +98,7 @@ impl Gap {
     }
 }
 
-impl Report {
+impl WebhookReport {
     /// Makes the report of these entries, oldest first.
     #[must_use]
     pub fn of(marks: impl IntoIterator<Item = Mark>) -> Self {
@@ -179,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_report_counts_and_names_the_worst() {
-        let report = Report::of([
+        let report = WebhookReport::of([
             mark(1, 1_000, "a", What::HeldBack),
             failed(2, 2_000, "a", "status_5xx", Some(503), 7),
             failed(3, 3_000, "b", "timeout", None, 10_000),
@@ -213,8 +212,8 @@ mod tests {
 
     #[test]
     fn of_nothing_there_is_nothing_to_tell() {
-        assert_eq!(Report::of([]), Report::default());
-        let once = Report::of([mark(1, 5, "a", What::Delivered)]);
+        assert_eq!(WebhookReport::of([]), WebhookReport::default());
+        let once = WebhookReport::of([mark(1, 5, "a", What::Delivered)]);
         assert_eq!((once.longest_gap, once.slowest), (None, None));
     }
 }

@@ -1,7 +1,8 @@
-//! What happened to a delivery that got no attempt, as a label.
+//! Why a delivery got no attempt.
 
-use crate::domain::limits::Limit;
-use crate::domain::pace::Hold;
+use super::limits::Limit;
+use super::pace::Hold;
+use super::vocabulary::Vocabulary;
 
 /// Why a delivery got no attempt when it came, but goes to its receiver's backlog; or to the retry
 /// lane, where it was its event's fault.
@@ -62,7 +63,7 @@ impl Held {
         Self::Proxy,
     ];
 
-    /// The metrics label.
+    /// The word in labels and tables.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -83,6 +84,14 @@ impl Held {
             Self::Interrupted => "interrupted",
             Self::Proxy => "proxy",
         }
+    }
+}
+
+impl Vocabulary for Held {
+    const WORDS: &'static [Self] = &Self::ALL;
+
+    fn word(self) -> &'static str {
+        self.label()
     }
 }
 
@@ -116,12 +125,20 @@ pub enum Dropped {
 }
 
 impl Dropped {
-    /// The metrics label.
+    /// The word in labels and tables.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Deleted => "deleted",
             Self::Disabled => "disabled",
         }
+    }
+}
+
+impl Vocabulary for Dropped {
+    const WORDS: &'static [Self] = &[Self::Deleted, Self::Disabled];
+
+    fn word(self) -> &'static str {
+        self.label()
     }
 }

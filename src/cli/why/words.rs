@@ -1,0 +1,413 @@
+//! The conclusions of `why` in words.
+
+use uuid::Uuid;
+
+use super::super::dead_letters::age;
+use super::case::MOST_SHOWN;
+use crate::broker::{ORPHANED, dead_queue, retry_queue};
+use crate::domain::dead_letter::DeathCause;
+use crate::domain::diagnosis::{Before, Conclusion, LetterIs, Registration, Remedy};
+use crate::domain::held::Held;
+use crate::domain::outcome::DeadReason;
+use crate::domain::shown;
+use crate::domain::time::{UnixMillis, rfc3339};
+use crate::domain::vocabulary::ReadWord;
+
+const OTHER_ACCOUNT: &str = DeadReason::OtherAccount.label();
+
+/// How many characters of an unknown reason are shown.
+const MOST_OF_REASON: usize = 40;
+
+/// What the words need to know besides the conclusion.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wording<'a> {
+    pub(super) webhook: Uuid,
+    /// The event's type; empty if it is not known.
+    pub(super) event_type: &'a str,
+    /// Why the webhook may not have the event; empty if it may.
+    pub(super) not_its_own: &'a str,
+    /// Why not all dead letters were seen; empty if they were.
+    pub(super) dead_letters_unknown: &'a str,
+    pub(super) now: UnixMillis,
+}
+
+/// A registration, for people.
+pub(super) fn registration(registration: Registration, disabled_reason: Option<&str>) -> String {
+    match registration {
+        Registration::Enabled => "enabled".to_owned(),
+        Registration::Disabled => {
+            let reason = disabled_reason.unwrap_or("no reason given");
+            format!("disabled ({})", shown::line(reason, MOST_SHOWN))
+        }
+        Registration::Deleted => "not registered (any more)".to_owned(),
+    }
+}
+
+impl Wording<'_> {
+    /// Where the delivery is.
+    pub(super) fn conclusion(&self, conclusion: &Conclusion) -> String {
+        match conclusion {
+            Conclusion::NoSuchWebhook => {
+                "no webhook has this id, and nothing is logged for it".to_owned()
+            }
+            Conclusion::NoPatternMatches => {
+                let event_type = shown::line(self.event_type, MOST_SHOWN);
+                format!("not for it: none of its patterns matches {event_type}")
+            }
+            Conclusion::OthersEvent => format!("not for it: {}", self.not_its_own),
+            Conclusion::WasDisabled => {
+                "nothing is logged for it: disabled, it gets no events".to_owned()
+            }
+            Conclusion::WantedOnlySince => {
+                "wants such an event today, and did not when this one came".to_owned()
+            }
+            Conclusion::NeedsType => {
+                "nothing is logged for it, and the event's type is not known".to_owned()
+            }
+            Conclusion::NothingLogged => {
+                "nothing is logged for it: delivered at its first attempt (DELIVERY_LOG=failures \
+                 logs no such one), or not yet wanted when it came, or not yet attempted"
+                    .to_owned()
+            }
+            Conclusion::Delivered { at, attempt } => {
+                format!("delivered at {}, by attempt {attempt}", rfc3339(*at))
+            }
+            Conclusion::Waits { attempt, due } => {
+                let left = self.until(*due);
+                format!("waits for attempt {attempt} at {} (in {left})", rfc3339(*due))
+            }
+            Conclusion::Overdue { attempt, due } => format!(
+                "overdue: attempt {attempt} was due at {}, {} ago, and nothing was logged of it",
+                rfc3339(*due),
+                self.ago(*due)
+            ),
+            Conclusion::LostWaiting { attempt, due, queue } => format!(
+                "lost, most likely: it should wait for attempt {attempt} at {} in {queue}, which is \
+                 not there or empty: somebody has deleted or purged it",
+                rfc3339(*due)
+            ),
+            Conclusion::InBacklog { since, cause, place, next } => {
+                self.in_backlog(*since, cause, *place, *next)
+            }
+            Conclusion::LostBacklog { queue } => {
+                format!("lost: it waited in {queue}, which is gone: somebody has deleted it")
+            }
+            Conclusion::Dead { at, cause, origin, letter } => {
+                self.dead(*at, cause, origin, *letter)
+            }
+            Conclusion::Dropped { at, why } => {
+                let why = shown::line(why.word(), MOST_OF_REASON);
+                format!("dropped at {}: its webhook was {why} then", rfc3339(*at))
+            }
+        }
+    }
+
+    /// How long ago that was.
+    fn ago(&self, at: UnixMillis) -> String {
+        age(Some(at), self.now)
+    }
+
+    /// How long it is until then.
+    fn until(&self, at: UnixMillis) -> String {
+        age(Some(self.now), at)
+    }
+
+    fn in_backlog(
+        &self,
+        since: UnixMillis,
+        cause: &ReadWord<Held>,
+        place: Option<(u64, u64)>,
+        next: Option<UnixMillis>,
+    ) -> String {
+        let place = match place {
+            Some((number, all)) => format!("about number {number} of {all} in"),
+            None => "in".to_owned(),
+        };
+        let next = next.map_or_else(String::new, |next| {
+            let is_probed = cause.known() == Some(Held::Breaker);
+            let verb = if is_probed { "probed" } else { "asked again" };
+            format!("; its receiver is {verb} at {} (in {})", rfc3339(next), self.until(next))
+        });
+        format!(
+            "{place} the backlog of its webhook, since {}, {} ago: {}{next}",
+            rfc3339(since),
+            self.ago(since),
+            shown::line(cause.word(), MOST_OF_REASON),
+        )
+    }
+
+    fn dead(
+        &self,
+        at: UnixMillis,
+        cause: &ReadWord<DeathCause>,
+        origin: &str,
+        letter: LetterIs,
+    ) -> String {
+        let queue = match cause.known() {
+            Some(DeathCause::Orphaned) => ORPHANED.to_owned(),
+            _ => shown::line(&dead_queue(origin), MOST_SHOWN),
+        };
+        let place = match letter {
+            LetterIs::There => format!("it lies in {queue}"),
+            LetterIs::Gone => format!(
+                "it is no longer in {queue}: replayed, purged, or deleted with that queue (`queue lost` in \
+                 the notifier's log)"
+            ),
+            LetterIs::GoneWithQueue => format!(
+                "it lay in {queue}, which is gone: somebody has deleted that, with what was in it"
+            ),
+            LetterIs::Unknown => {
+                let problem = shown::line(self.dead_letters_unknown, MOST_SHOWN);
+                format!("whether it still lies in {queue} is not known ({problem})")
+            }
+        };
+        format!(
+            "dead since {}, {} ago, {}{}; {place}",
+            rfc3339(at),
+            self.ago(at),
+            shown::line(cause.word(), MOST_OF_REASON),
+            meaning(cause),
+        )
+    }
+
+    /// What to do about it.
+    pub(super) fn remedy(&self, remedy: &Remedy) -> String {
+        let id = self.webhook;
+        match remedy {
+            Remedy::Nothing => "nothing: the receiver has answered 2xx".to_owned(),
+            Remedy::NothingUntil(due) => format!("nothing: next attempt at {}", rfc3339(*due)),
+            Remedy::NothingDroppedThen => "nothing: it is dropped then".to_owned(),
+            Remedy::NothingDropped => {
+                "nothing: what waits for a disabled or deleted webhook is dropped".to_owned()
+            }
+            Remedy::ListWebhooks => "see `webhooks list`".to_owned(),
+            Remedy::ChangePatterns => {
+                "if it should: change its `events`, and publish the event again".to_owned()
+            }
+            Remedy::SetAccount(account) => format!(
+                "if it should: {}, and publish the event again",
+                self.set_account(account)
+            ),
+            Remedy::NameAccount => {
+                "if it should: the producer says whose event it is by the AMQP header `account`, or \
+                 `account` or `account_id` in the body; publish it again so"
+                    .to_owned()
+            }
+            Remedy::Enable => format!("`webhooks enable {id}`, then publish the event again"),
+            Remedy::Publish => "publish the event again".to_owned(),
+            Remedy::PublishDropped => {
+                "publish the event again: what was dropped is not kept".to_owned()
+            }
+            Remedy::EnableDropped => format!(
+                "`webhooks enable {id}`, then publish the event again: what was dropped is not kept"
+            ),
+            Remedy::PublishUnlessReplayed => {
+                "if it was replayed, its end will stand here; else publish the event again"
+                    .to_owned()
+            }
+            Remedy::PublishIfLost { queue } => format!(
+                "if a notifier's log says `queue lost queue={queue}`, publish the event again; if it \
+                 says `not usable queue={queue}`, it waits in another one"
+            ),
+            Remedy::GiveType => "give the type: `--type TYPE`".to_owned(),
+            Remedy::AskReceiver => {
+                "see the receiver's own log: the header `webhook-id` is the event's id, \
+                 percent-encoded"
+                    .to_owned()
+            }
+            Remedy::CheckRetries { origin } => {
+                let retry = shown::line(&retry_queue(origin), MOST_SHOWN);
+                format!(
+                    "is a notifier running, and does it consume {retry}? See its /readyz, and \
+                     `webhook-notifier check`. If it is well, that lane has a backlog, or the log \
+                     has a gap; or its log says `queue lost` of a wait queue or of {retry}: then \
+                     publish the event again"
+                )
+            }
+            Remedy::EnableBefore => {
+                format!("`webhooks enable {id}` before that, or it is dropped then")
+            }
+            Remedy::SetAccountBefore(account) => {
+                let end = format!("it will be dead then, {OTHER_ACCOUNT}: {}", self.not_its_own);
+                match account {
+                    Some(account) => format!(
+                        "{end}. If that is a mistake, before then: {}",
+                        self.set_account(account)
+                    ),
+                    None => end,
+                }
+            }
+            Remedy::Resume => format!("`webhooks resume {id}`: all comes then, in order"),
+            Remedy::RaiseLimits => format!(
+                "nothing, or raise the limit: `webhooks show {id}`, `webhooks set {id} --rate N` or \
+                 `--max-in-flight N`"
+            ),
+            Remedy::AwaitReceiver => format!(
+                "nothing, once the receiver is well: it is asked again by itself, and then all comes in \
+                 order. What it got last is in `webhook-notifier tail --webhook {id}`"
+            ),
+            Remedy::Register => {
+                "its webhook is no longer registered: a replay would be dropped. Register it again \
+                 and publish the event again"
+                    .to_owned()
+            }
+            Remedy::Replay(before) => self.replay(before),
+            Remedy::NameAccountOrPurge => format!(
+                "nobody has said whose it is (an older version did not keep the AMQP header \
+                 `account` of what it parked): if it is its webhook's, publish it again with that \
+                 header; {}",
+                self.else_purge()
+            ),
+            Remedy::PublishMalformed => {
+                "publish the event again: a replay would find the same mistake".to_owned()
+            }
+        }
+    }
+
+    fn replay(&self, before: &Before) -> String {
+        let id = self.webhook;
+        let replay = format!("`webhook-notifier dead-letters replay --webhook {id}`");
+        match before {
+            Before::Recovery => format!("once the receiver is well: {replay}"),
+            Before::Enable => {
+                format!("if the receiver is there again: `webhooks enable {id}`, then {replay}")
+            }
+            Before::StartNotifier { origin } => {
+                let [origin, retry] =
+                    [origin.clone(), retry_queue(origin)].map(|it| shown::line(&it, MOST_SHOWN));
+                format!(
+                    "start a notifier with {origin} in QUEUES, which makes {retry} again, then {replay}"
+                )
+            }
+            Before::AskOwner => format!(
+                "ask the receiver's owner why it refuses the event (`webhooks show {id}` has what is not \
+                 tried again); then {replay}"
+            ),
+            Before::Fix => format!("fix what the error says, then {replay}"),
+            Before::SetAccount(account) => format!(
+                "if it is its webhook's all the same: {}, then {replay}; {}",
+                self.set_account(account),
+                self.else_purge()
+            ),
+            Before::RaiseDeliveryLimit => {
+                format!("raise the delivery limit of the broker's policy, then {replay}")
+            }
+            Before::RaiseMaxLength => {
+                format!("raise the length limit of the broker's policy, then {replay}")
+            }
+        }
+    }
+
+    fn set_account(&self, account: &str) -> String {
+        format!("`webhooks set {} {}`", self.webhook, flag_of_account(account))
+    }
+
+    fn else_purge(&self) -> String {
+        format!(
+            "else `webhook-notifier dead-letters purge --webhook {} --reason {OTHER_ACCOUNT}`",
+            self.webhook
+        )
+    }
+}
+
+/// What a cause means, after its word.
+fn meaning(cause: &ReadWord<DeathCause>) -> &'static str {
+    match cause.known() {
+        Some(DeathCause::Decided(reason)) => match reason {
+            DeadReason::Exhausted => ": every attempt of the schedule failed",
+            DeadReason::Gone => ": the receiver answered 410",
+            DeadReason::Refused => {
+                ": its answer is one of NO_RETRY_STATUS, or of its webhook's own"
+            }
+            DeadReason::Rejected => ": its URL can't be used, or leads where it may not",
+            DeadReason::Expired => ": older than DELIVERY_MAX_AGE",
+            DeadReason::OtherAccount => ": when it was due, its webhook was one of another account",
+            DeadReason::Malformed => ": what was parked is not what the notifier wrote",
+        },
+        Some(DeathCause::Orphaned) => ": its retry queue was gone when it was due",
+        Some(DeathCause::DeliveryLimit) => ": it came back to its queue too often",
+        Some(DeathCause::MaxLength) => ": its queue held more than a policy allows",
+        Some(DeathCause::Unstated) | None => "",
+    }
+}
+
+/// A producer's text as an argument, to be pasted into a shell.
+fn flag_of_account(account: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
+    let shown = shown::line(account, MOST_SHOWN);
+    match account.bytes().all(is_plain) && !account.starts_with('-') {
+        true => format!("--account {shown}"),
+        false => format!("--account='{}'", shown.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORDING: Wording<'_> = Wording {
+        webhook: Uuid::nil(),
+        event_type: "order.paid",
+        not_its_own: "it is of account \"b\"",
+        dead_letters_unknown: "no route",
+        now: 1_000_000,
+    };
+
+    #[test]
+    fn an_account_to_be_pasted_into_a_shell_is_one_argument_whatever_is_in_it() {
+        for (account, shown) in [
+            ("acme", "--account acme"),
+            ("Acme Inc; touch x", "--account='Acme Inc; touch x'"),
+            ("$(id)`id`", "--account='$(id)`id`'"),
+            ("it's", r"--account='it'\''s'"),
+            ("-x", "--account='-x'"),
+            ("größe", "--account='größe'"),
+        ] {
+            assert_eq!(flag_of_account(account), shown);
+        }
+    }
+
+    #[test]
+    fn what_another_version_wrote_is_told_in_its_word_which_does_no_harm() {
+        let odd = "sulked\u{1b}[2J\n";
+        let dead = Conclusion::Dead {
+            at: 0,
+            cause: odd.into(),
+            origin: "q".to_owned(),
+            letter: LetterIs::There,
+        };
+        assert_eq!(
+            WORDING.conclusion(&dead),
+            "dead since 1970-01-01T00:00:00Z, 16m ago, sulked\\u{1b}[2J\\n; it lies in q.dead"
+        );
+        let held = Conclusion::InBacklog { since: 0, cause: odd.into(), place: None, next: None };
+        let dropped = Conclusion::Dropped { at: 0, why: odd.into() };
+        for conclusion in [held, dropped] {
+            let told = WORDING.conclusion(&conclusion);
+            assert!(told.contains("sulked") && !told.contains(char::is_control), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn where_an_event_waits_is_told_as_far_as_it_is_known() {
+        let told = |cause: Held, place, next| {
+            WORDING.conclusion(&Conclusion::InBacklog {
+                since: 940_000,
+                cause: ReadWord::Known(cause),
+                place,
+                next,
+            })
+        };
+        let rest = "the backlog of its webhook, since 1970-01-01T00:15:40Z, 1m ago";
+        assert_eq!(told(Held::Paused, None, None), format!("in {rest}: paused"));
+        assert_eq!(
+            told(Held::Breaker, Some((2, 7)), Some(1_005_000)),
+            format!(
+                "about number 2 of 7 in {rest}: breaker; its receiver is probed at \
+                 1970-01-01T00:16:45Z (in 5s)"
+            )
+        );
+        let asked = told(Held::RetryAfter, None, Some(1_005_000));
+        assert!(asked.contains("; its receiver is asked again at"), "{asked}");
+    }
+}
