@@ -35,7 +35,7 @@ mod topology;
 mod watch;
 
 use calls::is_absent;
-use refusal::failed;
+use refusal::{failed, is_away};
 
 pub use batch::Batches;
 pub use browse::{BATCH, Browsed, Look, Manner, Verdict, Verdicts, browse};
@@ -166,7 +166,10 @@ impl Link {
     ) -> Result<Option<u32>, BrokerError> {
         let kill = self.kill_switch();
         let found = kill.guard(SETUP_TIMEOUT, Some(shutdown), || self.passive_declare(queue));
-        found.map_err(|error| self.unavailable(&error))
+        found.map_err(|error| match is_away(&error) {
+            true => failed(&self.address, queue, &error),
+            false => self.unavailable(&error),
+        })
     }
 
     /// Looks for a queue, on a channel of its own: a missing queue costs the channel.
