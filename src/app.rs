@@ -219,7 +219,7 @@ impl Parts {
                 Ok(name) => return Ok(Some(name)),
                 Err(error @ BrokerError::Misconfigured { .. }) => return Err(error.into()),
                 Err(error) if attempt == most => {
-                    return Err(error).context(format!("no connection after {most} attempts"));
+                    return Err(error).context(format!("gave up after {most} attempts"));
                 }
                 Err(error) => log::warn!("{error} (attempt {attempt} of {most})"),
             }

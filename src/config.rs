@@ -26,6 +26,7 @@ use crate::tls::{Check, Roots, Tls};
 
 mod arguments;
 mod env_file;
+mod hosts;
 mod proxy;
 mod queue_type;
 mod servers;
@@ -33,7 +34,7 @@ mod servers;
 pub use arguments::ServerSettings;
 pub use proxy::EgressProxy;
 pub use queue_type::QueueType;
-pub use servers::{Amqp, Database, Encryption, Host};
+pub use servers::{Amqp, Database, Encryption, Host, session_attrs};
 
 /// One setting: an environment variable and the flag of the same name.
 struct Setting {

@@ -4,6 +4,7 @@
 //! is frozen, and the client has no time-out of its own. So each query runs in a thread that its caller
 //! may abandon.
 
+use std::error::Error as _;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use postgres::{Client, config::SslMode};
 use r2d2::ManageConnection;
 use uuid::Uuid;
 
-use crate::config::{Config, ConfigError, Encryption};
+use crate::config::{Config, ConfigError, Encryption, session_attrs};
 use crate::domain::webhook::{Webhook, matching_patterns};
 
 mod backlogs;
@@ -75,6 +76,20 @@ fn options() -> String {
     format!("-c statement_timeout={timeout} -c enable_seqscan=off -c jit=off -c timezone=UTC")
 }
 
+/// Why DATABASE_URL can't be read. The parser's own words may quote what it could not read, perhaps the password;
+/// but not where they name a parameter that it knows.
+fn unreadable(fault: &postgres::Error) -> String {
+    let cause = fault.source().map(ToString::to_string).unwrap_or_default();
+    let named = cause.strip_prefix("invalid value for option `");
+    match named.and_then(|named| named.strip_suffix('`')) {
+        Some("target_session_attrs") => session_attrs(),
+        Some(parameter) => format!("has a value of {parameter} that can't be read"),
+        None => "is not a URL such as postgres://user:password@host:5432/database, or has a parameter that is \
+                 not known"
+            .to_owned(),
+    }
+}
+
 type Pool = r2d2::Pool<Connector>;
 
 /// A statement's parameter and its type.
@@ -116,11 +131,8 @@ impl Store {
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let error =
             |problem: &str| ConfigError { variable: "DATABASE_URL", problem: problem.to_owned() };
-        // The parser's message may quote what it couldn't read: perhaps the password.
-        let mut settings: postgres::Config =
-            config.database.url.expose().parse().map_err(|_| {
-                error("is not a URL such as postgres://user:password@host:5432/database")
-            })?;
+        let parsed = config.database.url.expose().parse();
+        let mut settings: postgres::Config = parsed.map_err(|fault| error(&unreadable(&fault)))?;
         let mode = settings.get_ssl_mode();
         settings
             .application_name("webhook-notifier")

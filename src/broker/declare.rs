@@ -9,6 +9,7 @@ use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
 
 use super::calls::{Calls, QueueCounts, is_absent, is_forbidden, is_refusal};
 use super::objects::Objects;
+use super::refusal::is_away;
 use super::topology::{
     Lane, LaneKind, Topology, event_options, exchange_options, plain_options, retry_options,
     wait_options,
@@ -286,9 +287,11 @@ impl Maker<'_> {
         if !is_refusal(&error) {
             return Err(error);
         }
+        // Its lane waits for it, and tries it again and again.
+        let is_vital = !is_away(&error);
         let error = failed(self.calls.address(), name, &error);
         self.objects.refused(kind, name, error.problem());
-        self.problems.push(Problem { error, is_vital: true });
+        self.problems.push(Problem { error, is_vital });
         Ok(())
     }
 }

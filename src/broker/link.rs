@@ -5,6 +5,7 @@ use std::fmt;
 use amiquip::{AmqpValue, Channel, ConnectionBlockedNotification, Consumer, ConsumerMessage};
 
 use super::calls::is_absent;
+use super::refusal::{failed, is_away};
 use super::{BrokerError, CLOSE_TIMEOUT, KillSwitch, SETUP_TIMEOUT};
 use crate::shutdown::Shutdown;
 
@@ -85,7 +86,10 @@ impl Link {
     ) -> Result<Option<u32>, BrokerError> {
         let kill = self.kill_switch();
         let found = kill.guard(SETUP_TIMEOUT, Some(shutdown), || self.passive_declare(queue));
-        found.map_err(|error| self.unavailable(&error))
+        found.map_err(|error| match is_away(&error) {
+            true => failed(&self.address, queue, &error),
+            false => self.unavailable(&error),
+        })
     }
 
     /// Looks for a queue on a channel of its own: if the queue is missing, RabbitMQ closes the channel.

@@ -44,7 +44,10 @@ const REST: Duration = Duration::from_millis(50);
 /// given later messages first.
 const PUT_BACK: Duration = Duration::from_secs(2);
 
-/// How often a queue may get new messages just when it is to be deleted.
+/// How long RabbitMQ may take to delete a queue: 3.10 waits 5 s for a member on a node that is away.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a queue may have got something new just when it was to be deleted.
 const MOST_ROUNDS: usize = 5;
 
 /// Why a queue can't be moved, or a move ended early.
@@ -319,7 +322,7 @@ impl Mover<'_> {
         let only_if = kind == QueueType::Classic;
         let options = QueueDeleteOptions { if_empty: only_if, if_unused: only_if };
         let kill = self.link.kill_switch();
-        let deleted = kill.guard(SETUP_TIMEOUT, None, || {
+        let deleted = kill.guard(DELETE_TIMEOUT, None, || {
             self.link.channel()?.queue_delete(queue, options).map(drop)
         });
         match deleted {

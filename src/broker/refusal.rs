@@ -26,7 +26,13 @@ pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> Broke
             "no right to {name:?} ({message}): grant the user configure, write and read rights"
         ),
         404 => {
-            let problem = format!("{name:?} is not available ({message})");
+            let remedy = if is_away(error) {
+                ": nothing in it is lost; start that node. Once it is back, `queues move` makes it a quorum \
+                 queue, which needs no single node"
+            } else {
+                ""
+            };
+            let problem = format!("{name:?} is not available ({message}){remedy}");
             return BrokerError::Unavailable { address, problem };
         }
         _ => format!("{name:?} can't be made ({message}): RabbitMQ's log may say more"),
@@ -34,9 +40,16 @@ pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> Broke
     BrokerError::Misconfigured { address, problem }
 }
 
+/// Whether the one node is away that has this queue: whoever needs it has to wait, and nobody else.
+pub(super) fn is_away(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { code: 404, message, .. }
+        if message.contains("is down or inaccessible"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::calls::is_absent;
 
     #[test]
     fn the_advice_is_that_of_what_the_broker_says() {
@@ -64,6 +77,11 @@ mod tests {
                 "NOT_FOUND - queue 'q' process is stopped by supervisor",
                 "stopped by supervisor",
             ),
+            (
+                404,
+                "NOT_FOUND - home node 'b@host' of durable queue 'q' in vhost '/' is down or inaccessible",
+                "start that node",
+            ),
         ] {
             let error = amiquip::Error::ServerClosedChannel {
                 channel_id: 1,
@@ -74,5 +92,21 @@ mod tests {
             assert!(said.contains(expected) && said.contains(message), "{said}");
             assert_eq!(said.contains("delete it"), message.contains("inequivalent"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_queue_whose_node_is_away_is_there_and_keeps_nobody_from_the_others() {
+        let error = |message: &str| amiquip::Error::ServerClosedChannel {
+            channel_id: 1,
+            code: 404,
+            message: message.to_owned(),
+        };
+        let away = error(
+            "NOT_FOUND - home node 'b@host' of durable queue 'q' in vhost '/' is down or inaccessible",
+        );
+        assert!(is_away(&away) && !is_absent(&away));
+        assert!(matches!(failed("host", "q", &away), BrokerError::Unavailable { .. }));
+        let absent = error("NOT_FOUND - no queue 'q' in vhost '/'");
+        assert!(!is_away(&absent) && is_absent(&absent));
     }
 }

@@ -226,8 +226,9 @@ impl Probe<'_> {
         let is_missing =
             match self.refusal(|channel| channel.queue_declare_passive(queue).map(drop))? {
                 None => false,
-                Some((404, _)) => true,
-                // It is exclusive to another connection.
+                // Or it is there, and its node away.
+                Some((404, message)) => message.contains("no queue "),
+                // In use by another connection alone.
                 Some((_, message)) => {
                     let problem = format!("can't be used: {message}");
                     self.flaws.push(Flaw::fatal(format!("queue {queue}"), problem));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use amiquip::{AmqpValue, ExchangeDeclareOptions, QueueDeclareOptions};
+use amiquip::{AmqpValue, Channel, ExchangeDeclareOptions, QueueDeclareOptions};
 
+use super::calls::{Calls, is_forbidden, is_refusal};
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
 use crate::config::{Config, Queue, QueueType};
 use crate::domain::broker_names::{
@@ -89,8 +90,8 @@ pub struct Topology {
 pub struct Presence {
     /// The queue's name.
     pub queue: String,
-    /// How many messages are ready in it; `None` if it doesn't exist.
-    pub messages: Option<u32>,
+    /// Messages ready in it, `None` if it doesn't exist yet; or why it can't be had.
+    pub messages: Result<Option<u32>, BrokerError>,
 }
 
 impl Topology {
@@ -125,7 +126,7 @@ impl Topology {
     /// Looks for every queue without making any, and checks the arguments of those that are ours.
     ///
     /// # Errors
-    /// [`BrokerError::Misconfigured`] if one of our own queues exists with other arguments.
+    /// If the connection is lost or the broker doesn't answer.
     pub fn look(&self, link: &mut Link, shutdown: &Shutdown) -> Result<Vec<Presence>, BrokerError> {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
@@ -134,22 +135,33 @@ impl Topology {
         own.extend(self.delays.iter().map(|delay| (wait_queue(*delay), wait_options(*delay))));
         own.push((ORPHANED.to_owned(), plain_options()));
 
-        let mut found = Vec::new();
-        // These may have any arguments.
+        // Of these any will do, whatever their arguments.
         let dead = self.origins.iter().map(|origin| dead_queue(origin));
-        for queue in self.origins.iter().cloned().chain(dead) {
-            found.push(Presence { messages: link.queue_messages(&queue, shutdown)?, queue });
-        }
-        let kill = link.kill_switch();
-        for (queue, options) in own {
-            let messages = link.queue_messages(&queue, shutdown)?;
-            if messages.is_some() {
-                // To declare an existing queue changes nothing, and fails if it has other arguments.
-                kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-                    link.channel()?.queue_declare(queue.as_str(), options).map(drop)
-                })
-                .map_err(|error| failed(&link.address, &queue, &error))?;
-            }
+        let others = self.origins.iter().cloned().chain(dead).map(|queue| (queue, None));
+        let own = own.into_iter().map(|(queue, options)| (queue, Some(options)));
+        let (kill, address) = (link.kill_switch(), link.address.clone());
+        let mut found = Vec::new();
+        for (queue, options) in others.chain(own) {
+            let looked = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
+                let mut calls = Calls::new(link);
+                let counts = calls.queue(&queue)?;
+                if let Some(options) = options.filter(|_| counts.is_some()) {
+                    // Declaring what is there already changes nothing; with other arguments it fails.
+                    let declare = |channel: &Channel| {
+                        channel.queue_declare(queue.as_str(), options).map(drop)
+                    };
+                    match calls.call(declare) {
+                        // Who may not make it can't compare its arguments either.
+                        Err(error) if !is_forbidden(&error) => return Err(error),
+                        _ => {}
+                    }
+                }
+                Ok(counts.map(|counts| counts.ready))
+            });
+            let messages = match looked {
+                Err(error) if !is_refusal(&error) => return Err(link.unavailable(&error)),
+                looked => looked.map_err(|error| failed(&address, &queue, &error)),
+            };
             found.push(Presence { queue, messages });
         }
         Ok(found)

@@ -2,18 +2,18 @@
 
 use std::io::{self, Read};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use uuid::Uuid;
 
 use super::arguments::{Common, account};
 use super::{print, print_json, read};
-use crate::broker::{ACCOUNT, Batches, Message, Outgoing};
+use crate::broker::{ACCOUNT, Batches, BrokerError, Message, Outgoing};
 use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::domain::delivery::{Headers, Value};
 use crate::domain::event::{Event, Properties};
-use crate::shutdown;
+use crate::shutdown::{self, Shutdown};
 
 /// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
 /// bodies together, unless one has more.
@@ -89,26 +89,45 @@ pub(super) fn run(command: Publish) -> Result<()> {
         Outgoing::to_queue(message, &queue)
     };
     let batches = ids.chunks(most).map(|ids| ids.iter().map(message).collect());
-    let published = publish_all(&config, batches);
-    published.with_context(|| {
-        format!("not published to {queue:?} (the notifier makes its queues when it first runs)")
-    })?;
+    publish_all(&config, &queue, batches)?;
     if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
 }
 
 /// Publishes one batch after the other: only one of them is in memory.
-fn publish_all(config: &Config, all: impl Iterator<Item = Vec<Outgoing>>) -> Result<()> {
+fn publish_all(
+    config: &Config,
+    queue: &str,
+    all: impl Iterator<Item = Vec<Outgoing>>,
+) -> Result<()> {
     // Ctrl-C just ends this command: nothing here needs a drain.
     let (_trigger, shutdown) = shutdown::channel();
-    let mut batches = Batches::open(config, &shutdown)?;
+    let not_published = || format!("not published to {queue:?}");
+    let mut batches = Batches::open(config, &shutdown).with_context(not_published)?;
     let mut before = 0;
     for batch in all {
         let count = batch.len();
-        batches.publish(batch).with_context(|| format!("{before} were published before"))?;
+        if let Err(error) = batches.publish(batch) {
+            let error = why_not(config, queue, &shutdown, error);
+            return Err(error.context(format!("{before} were published before")))
+                .with_context(not_published);
+        }
         before += count;
     }
     batches.close();
     Ok(())
+}
+
+/// What the queue itself says of why nothing was published to it. A message comes back in the same way from one
+/// that was never made and from one whose node is away.
+fn why_not(config: &Config, queue: &str, shutdown: &Shutdown, error: BrokerError) -> Error {
+    let Ok(mut again) = Batches::open(config, shutdown) else { return error.into() };
+    match again.has_queue(queue) {
+        Ok(false) => Error::new(error).context(
+            "there is no such queue: is its name right? (The notifier makes its queues when it first runs)",
+        ),
+        Ok(true) => error.into(),
+        Err(of_queue) => Error::new(error).context(of_queue),
+    }
 }
 
 /// An event that says for itself what it is.

@@ -6,10 +6,24 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use super::hosts::Form;
 use crate::domain::secret::Secret;
 use crate::tls::{Check, Identity, Roots, Tls};
 
-/// The address of RabbitMQ, and our login.
+const AMQP: Form = Form {
+    starts: ["amqp://", "amqps://"],
+    example: "amqp://user:password@host:5672,other:5672/%2f",
+};
+
+const POSTGRES: Form = Form {
+    starts: ["postgres://", "postgresql://"],
+    example: "postgres://user:password@host:5432,other:5432/database",
+};
+
+/// What `target_session_attrs` may be, where libpq has more.
+const SESSION_ATTRS: [&str; 3] = ["any", "read-write", "read-only"];
+
+/// Where RabbitMQ is and who we are there.
 #[derive(Clone, Debug)]
 pub struct Amqp {
     /// The nodes of a cluster, or the only one.
@@ -57,15 +71,21 @@ impl Amqp {
     /// as in libpq's URLs. Errors never quote the value: it may contain a password.
     pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
         let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
+        let text = text.trim();
+        AMQP.is_one(text)?;
         let (before, hosts, after) = around_hosts(text).ok_or_else(usage)?;
-        let with = |host: &str| Url::parse(&format!("{before}{host}{after}")).map_err(|_| usage());
-        let urls: Vec<Url> = hosts.split(',').map(with).collect::<Result<_, _>>()?;
-        let url = urls.first().ok_or_else(usage)?;
+        if before.split_once('@').is_some_and(|(_, more)| more.contains(',')) {
+            // A host that would be a part of the password.
+            return Err(AMQP.bare());
+        }
+        // `Url` knows no list of hosts.
+        let url = Url::parse(&format!("{before}host{after}")).map_err(|_| usage())?;
         let (encrypted, port) = match url.scheme() {
             "amqp" => (false, 5672),
             "amqps" => (true, 5671),
             _ => return Err(usage()),
         };
+        let hosts = AMQP.hosts(hosts, after, port)?;
         let or =
             |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
         let path = url.path().strip_prefix('/').unwrap_or_default();
@@ -96,13 +116,6 @@ impl Amqp {
             }
             *file = Some(PathBuf::from(&*value));
         }
-        let host = |url: &Url| {
-            // URLs write IPv6 addresses in brackets; sockets need them without.
-            let name = url.host_str().map(|host| host.trim_matches(['[', ']'])).unwrap_or_default();
-            let host = Host { name: name.to_owned(), port: url.port().unwrap_or(port) };
-            (!name.is_empty()).then_some(host).ok_or_else(usage)
-        };
-        let hosts = urls.iter().map(host).collect::<Result<_, _>>()?;
         let tls = match encrypted {
             true => Some(files.tls(roots, Check::Name, "certfile", "keyfile")?),
             false => None,
@@ -127,7 +140,24 @@ fn around_hosts(text: &str) -> Option<(&str, &str, &str)> {
     Some((&text[..start], &text[start..end], &text[end..]))
 }
 
-/// The address of PostgreSQL.
+/// The hosts, and what stands behind them, as PostgreSQL's client takes its URLs apart: there a password may hold
+/// a slash.
+fn hosts_of_postgres(text: &str) -> (&str, &str) {
+    let start = text.find('@').map(|at| at + 1).or(text.find("://").map(|start| start + 3));
+    let rest = &text[start.unwrap_or_default()..];
+    rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()))
+}
+
+/// What to say of a `target_session_attrs` that is not taken.
+#[must_use]
+pub fn session_attrs() -> String {
+    format!(
+        "target_session_attrs is not one of {} (of several hosts the primary is used, whatever it says)",
+        SESSION_ATTRS.join(", ")
+    )
+}
+
+/// Where PostgreSQL is.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// Without the parameters that PostgreSQL's client doesn't understand.
@@ -160,6 +190,14 @@ impl Database {
         let is_url = ["postgres://", "postgresql://"].iter().any(|start| text.starts_with(start));
         let parts = text.split_once('?').filter(|_| is_url);
         let (place, query) = parts.unwrap_or((text, ""));
+        if is_url {
+            POSTGRES.is_one(text)?;
+            let (hosts, after) = hosts_of_postgres(text);
+            // They may also be parameters.
+            if !hosts.is_empty() {
+                POSTGRES.hosts(hosts, after, 5432)?;
+            }
+        }
         let mut others = Vec::new();
         let mut files = Files::default();
         let (mut encryption, mut check) = (Encryption::IfOffered, Check::Nothing);
@@ -167,6 +205,9 @@ impl Database {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = || decode(value).ok_or_else(|| format!("{name} is not UTF-8"));
             match name {
+                "target_session_attrs" if !SESSION_ATTRS.contains(&value()?.as_str()) => {
+                    return Err(session_attrs());
+                }
                 "sslmode" => (encryption, check) = read_mode(&value()?)?,
                 "sslrootcert" => files.roots = Some(PathBuf::from(value()?)),
                 "sslcert" => files.certificate = Some(PathBuf::from(value()?)),
@@ -293,8 +334,16 @@ mod tests {
             ("amqps://u:s3cret@x/?cacertfile=/nowhere", "/nowhere"),
             ("amqps://u:s3cret@x/?certfile=/nowhere", "keyfile"),
             ("s3cret", "amqp://"),
-            ("amqp://u:s3cret@a,,b/", "amqp://"),
-            ("amqp://u:s3cret@a,b:99999/", "amqp://"),
+            ("amqp://u:s3cret@a,,b/", "host 2 of its 3 is empty"),
+            ("amqp://u:s3cret@a,b:99999/", "\"b\", has a port"),
+            ("amqp://u:s3cret@a, b/", "\"b\", has a space"),
+            ("amqp://u:s3cret@a;b/", "semicolon"),
+            ("amqp://u:s3cret@[::1:5/", "no `]`"),
+            ("amqp://u:s3cret@a:1,u2:s3cret@b:2/%2f", "once, before the first"),
+            ("amqp://u:s3cret@a/%2f,amqp://u:s3cret@b/%2f", "several URLs"),
+            ("amqp://u:s3cret@a, amqps://u:s3cret@b", "several URLs"),
+            ("amqp://u:s3cret/s3cret@a/%2f", "%2f"),
+            ("amqp://u:s3cret", "\"u\" has a port"),
         ] {
             let error = amqp(bad).expect_err(bad);
             assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
@@ -305,6 +354,15 @@ mod tests {
             ("postgres://u:s3cret@x/?sslrootcert=/nowhere", "/nowhere"),
             ("postgres://u:s3cret@x/?sslcert=/nowhere", "sslkey"),
             ("postgres://u:s3cret@x/?sslrootcert=system", "verify-full"),
+            ("postgres://u:s3cret@a,,b/db", "host 2 of its 3 is empty"),
+            ("postgres://u:s3cret@127.0.0.1:27399,,/db", "host 2 of its 3 is empty"),
+            ("postgresql://u:s3cret@a:99999/db", "\"a\" has a port"),
+            ("postgres://u:s3cret@a,[::1:5/db", "no `]`"),
+            ("postgres://u:s3cret@a:1, b:2/db", "\"b\", has a space"),
+            ("postgres://u:s3cret@a:1,u2:s3cret@b:2/db", "once, before the first"),
+            ("postgres://u:p@s3cret@b:x/db", "%40"),
+            ("postgres://u:s3cret@a/db,postgres://u:s3cret@b/db", "several URLs"),
+            ("postgres://u:s3cret@a/db?target_session_attrs=primary", "any, read-write, read-only"),
         ] {
             let error = database(bad).expect_err(bad);
             assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
@@ -323,5 +381,13 @@ mod tests {
         let other = "host=a user=u password='x?sslmode=y' sslmode=require";
         let read = database(other).expect("the other form");
         assert_eq!(read.url.expose(), other);
+        for url in [
+            "postgres://u:p/w@a/db",
+            "postgres://%2Frun%2Fpostgresql/db",
+            "postgres:///db?host=/run",
+            "postgres://a:,[::1]:2?target_session_attrs=read-write",
+        ] {
+            assert_eq!(database(url).expect("a URL").url.expose(), url);
+        }
     }
 }

@@ -94,6 +94,9 @@ pub(super) enum ConnectError {
     NoOptions { address: String },
     #[error("no thread to connect: {0}")]
     NoThread(io::Error),
+    /// What each of several hosts came to, the most telling first; two at least.
+    #[error("{}", .0.iter().map(|(host, error)| format!("{host}: {error}")).collect::<Vec<_>>().join("; "))]
+    Each(Vec<(String, ConnectError)>),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
 }
@@ -108,12 +111,21 @@ impl ConnectError {
             Self::Postgres(_) => 2,
             Self::Silent { .. } => 1,
             Self::Unreachable { .. } | Self::NoThread(_) => 0,
+            Self::Each(_) => self.most_telling().weight(),
+        }
+    }
+
+    /// Of several hosts', the one that says most.
+    pub(super) fn most_telling(&self) -> &Self {
+        match self {
+            Self::Each(errors) => errors.first().map_or(self, |(_, error)| error),
+            error => error,
         }
     }
 
     /// Whether the connection stands, but nothing arrives.
     pub(super) fn is_silence(&self) -> bool {
-        matches!(self, Self::Silent { .. })
+        matches!(self.most_telling(), Self::Silent { .. })
     }
 }
 
@@ -203,18 +215,17 @@ impl Connector {
     fn try_hosts(&self) -> Result<Client, ConnectError> {
         let count = self.ours.hosts.len();
         let first = self.ours.last.load(Ordering::Relaxed);
-        let mut told: Option<ConnectError> = None;
+        let mut errors: Vec<(String, ConnectError)> = Vec::new();
         for n in (0..count).map(|n| (first + n) % count) {
             match self.try_host(n) {
                 Ok(client) => {
                     self.ours.last.store(n, Ordering::Relaxed);
                     return Ok(client);
                 }
-                Err(error) => told = Some(more_telling(told, error)),
+                Err(error) => errors.push((place_of(&self.ours.hosts[n]), error)),
             }
         }
-        // There is at least one host.
-        Err(told.unwrap_or_else(|| unreachable(self.ours.place.to_string(), "no host")))
+        Err(of_each(errors))
     }
 
     fn try_host(&self, n: usize) -> Result<Client, ConnectError> {
@@ -369,15 +380,31 @@ fn without_hosts(config: &Config) -> Config {
 
 /// `host:5432,other:5432/database`
 fn place(hosts: &[(Host, u16)], config: &Config) -> String {
-    let hosts = hosts.iter().map(|(host, port)| match host {
-        Host::Tcp(name) => format!("{name}:{port}"),
-        Host::Unix(path) => format!("{}:{port}", path.display()),
-    });
-    let hosts = hosts.collect::<Vec<_>>().join(",");
-    // The default database is that of the user's name.
+    let hosts = hosts.iter().map(place_of).collect::<Vec<_>>().join(",");
+    // Without one, it is that of the user's name.
     match config.get_dbname().or(config.get_user()) {
         Some(database) => format!("{hosts}/{database}"),
         None => hosts,
+    }
+}
+
+fn place_of((host, port): &(Host, u16)) -> String {
+    match host {
+        Host::Tcp(name) => format!("{name}:{port}"),
+        Host::Unix(path) => format!("{}:{port}", path.display()),
+    }
+}
+
+/// One error of what each host came to; there is one host at least.
+fn of_each(mut errors: Vec<(String, ConnectError)>) -> ConnectError {
+    // In the order of the hosts where they say as much.
+    errors.sort_by_key(|(_, error)| std::cmp::Reverse(error.weight()));
+    match errors.pop() {
+        Some((_, only)) if errors.is_empty() => only,
+        last => {
+            errors.extend(last);
+            ConnectError::Each(errors)
+        }
     }
 }
 
@@ -469,5 +496,25 @@ mod tests {
         assert!(told(silent(), nobody()).starts_with('a'));
         assert!(told(silent(), no_tls()).starts_with('c'));
         assert!(told(no_tls(), silent()).starts_with('c'));
+    }
+
+    #[test]
+    fn of_several_hosts_each_is_told_the_most_telling_first() {
+        let place: Arc<str> = "a,b,c/db".into();
+        let silent = || ConnectError::Silent { address: "a".to_owned(), limit: ANSWER_TIMEOUT };
+        let nobody = || unreachable("b".to_owned(), "nobody");
+        let no_tls = || ConnectError::NoTls { address: "c".to_owned() };
+        let named = |name: &str, error| (name.to_owned(), error);
+        let each = of_each(vec![named("b", nobody()), named("a", silent()), named("c", no_tls())]);
+        let told = StoreError::of_connecting(&place, &each);
+        assert!(matches!(told, StoreError::Misconfigured(_)));
+        let text = told.to_string();
+        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in {text}"));
+        assert!(at("c speaks no TLS") < at("a accepts connections"), "{text}");
+        assert!(at("a accepts connections") < at("b: nobody"), "{text}");
+        let each = of_each(vec![named("b", nobody()), named("a", silent())]);
+        assert!(each.is_silence());
+        assert!(StoreError::of_connecting(&place, &each).answer().is_none());
+        assert!(matches!(of_each(vec![named("b", nobody())]), ConnectError::Unreachable { .. }));
     }
 }

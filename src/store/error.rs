@@ -79,8 +79,44 @@ impl StoreError {
             ConnectError::NoTls { .. } | ConnectError::NoOptions { .. } => {
                 Self::misconfigured(place, error.to_string())
             }
+            ConnectError::Each(errors) => {
+                let told = errors.iter().map(|(host, error)| {
+                    let mut said = Self::of_connecting(place, error);
+                    (host.as_str(), std::mem::take(&mut said.said_mut().what))
+                });
+                let what = each(told);
+                let mut told = Self::of_connecting(place, error.most_telling());
+                told.said_mut().what = what;
+                told
+            }
         }
     }
+
+    fn said_mut(&mut self) -> &mut Said {
+        match self {
+            Self::Unavailable(said)
+            | Self::Failing(said)
+            | Self::Misconfigured(said)
+            | Self::Refused(said) => said,
+        }
+    }
+}
+
+/// What each host came to; those that say the same together.
+fn each<'a>(told: impl Iterator<Item = (&'a str, String)>) -> String {
+    let mut groups: Vec<(Vec<&str>, String)> = Vec::new();
+    for (host, what) in told {
+        match groups.iter_mut().find(|(_, said)| *said == what) {
+            Some((hosts, _)) => hosts.push(host),
+            None => groups.push((vec![host], what)),
+        }
+    }
+    let told = groups.into_iter().map(|(hosts, what)| match what.starts_with(&hosts.concat()) {
+        // It names its host already.
+        true => what,
+        false => format!("{}: {what}", hosts.join(", ")),
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Whether the server ended the session: its last message comes before the connection is closed.
@@ -195,7 +231,7 @@ fn without_answer(place: &Arc<str>, error: &postgres::Error) -> StoreError {
         // From `target_session_attrs`.
         Some(io::ErrorKind::PermissionDenied) if what.contains("database") => StoreError::failing(
             place,
-            format!("{what}: none of these hosts is a primary: should a standby be promoted?"),
+            format!("{what}: no host that answers is a primary: is a standby to be promoted?"),
         ),
         Some(_) => StoreError::unavailable(place, what),
         None if error.is_closed() => StoreError::unavailable(place, what),

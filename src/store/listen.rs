@@ -89,13 +89,12 @@ impl NotListening {
     }
 
     fn of_connecting(place: &Arc<str>, error: &ConnectError) -> Self {
-        match error {
-            ConnectError::Postgres(error) => Self::of(place, error),
-            other => Self {
-                error: StoreError::of_connecting(place, other),
-                sign: if other.is_silence() { Sign::Silence } else { Sign::Break },
-            },
-        }
+        let sign = match error.most_telling() {
+            ConnectError::Postgres(error) => Self::of(place, error).sign,
+            other if other.is_silence() => Sign::Silence,
+            _ => Sign::Break,
+        };
+        Self { error: StoreError::of_connecting(place, error), sign }
     }
 
     /// PostgreSQL answers, but something makes listening impossible.

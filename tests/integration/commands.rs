@@ -1,5 +1,6 @@
 //! The operators' commands: tables for people and JSON for programs.
 
+use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
 use url::Url;
 use uuid::Uuid;
@@ -160,6 +161,20 @@ fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
     let finished = sandbox.command(&["publish", &nowhere, "{}", "--type", "t"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains(&nowhere), "{finished:?}");
+    assert!(finished.stderr.contains("there is no such queue"), "{finished:?}");
+
+    // One that is there is not said to be missing.
+    let full = format!("{}_full", sandbox.queue());
+    let arguments = FieldTable::from([
+        ("x-max-length".to_owned(), AmqpValue::LongInt(0)),
+        ("x-overflow".to_owned(), AmqpValue::LongString("reject-publish".to_owned())),
+    ]);
+    sandbox.broker.declare(&full, arguments).expect("a new queue");
+    let finished = sandbox.command(&["publish", &full, "{}", "--type", "t"]);
+    sandbox.broker.delete(&full).expect("it is there");
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("takes no messages"), "{finished:?}");
+    assert!(!finished.stderr.contains("first runs"), "{finished:?}");
 }
 
 #[track_caller]
@@ -175,6 +190,29 @@ fn check_finds_nothing_wrong_where_nothing_is() {
     let text = succeed(&sandbox, &["check"]);
     assert!(!text.is_empty());
     json(&succeed(&sandbox, &["check", "--json"]));
+}
+
+#[test]
+fn check_says_of_a_queue_that_cannot_be_had_what_is_wrong_and_goes_on_with_the_others() {
+    let sandbox = Sandbox::new();
+    let bad = format!("{}.retry", sandbox.queue());
+    sandbox.broker.declare(&bad, FieldTable::new()).expect("a new queue");
+    let finished = sandbox.command(&["check", "--json"]);
+    sandbox.broker.delete(&bad).expect("it is there");
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let told = json(&finished.stdout);
+    let checks = told["checks"].as_array().expect("a list");
+    let of = |queue: &str| {
+        let name = format!("queue {queue}");
+        let mut found = checks.iter().filter(|check| check["name"] == name.as_str());
+        found.next().unwrap_or_else(|| panic!("no {name} in {told}"))
+    };
+    assert_eq!(of(&bad)["ok"], false, "{told}");
+    let detail = of(&bad)["detail"].as_str().expect("text");
+    assert!(detail.contains("exists with other arguments"), "{told}");
+    for other in [sandbox.queue(), "webhooks.orphaned"] {
+        assert_eq!(of(other)["ok"], true, "{told}");
+    }
 }
 
 #[test]

@@ -135,8 +135,26 @@ fn where_no_host_answers_the_most_telling_error_is_told() {
     let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
     let finished = launch.spawn().finish(SOON);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    for part in ["does not answer", "accepts connections", "/db"] {
+    for part in
+        ["does not answer", "accepts connections", "/db", &format!("{nobody}: Connection refused")]
+    {
         assert!(finished.stderr.contains(part), "no {part:?} in {finished:?}");
+    }
+}
+
+#[test]
+fn a_parameter_that_cannot_be_read_is_named() {
+    let sandbox = Sandbox::new();
+    for (url, says) in [
+        ("host=a password=s3cret target_session_attrs=primary", "any, read-write, read-only"),
+        ("host=a password=s3cret port=99999", "a value of port"),
+        ("host=a password=s3cret other=s3cret", "a parameter that is not known"),
+    ] {
+        let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
+        let finished = launch.spawn().finish(SOON);
+        assert_ne!(finished.code, Some(0), "{finished:?}");
+        let said = &finished.stderr;
+        assert!(said.contains(says) && !said.contains("s3cret"), "{finished:?}");
     }
 }
 
@@ -156,9 +174,15 @@ fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
     let own_address = own.socket_addrs(|| None).expect("an address")[0];
     let check =
         |url: &str| sandbox.launch(&["check"]).env("DATABASE_URL", url).spawn().finish(SOON);
-    let finished = check(&with_first(own.as_str(), own_address));
+    let nobody = Receiver::new().refusing_url().replace("http://", "");
+    let nobody = nobody.trim_end_matches('/');
+    let finished = check(&with_first(own.as_str(), nobody.parse().expect("an address")));
     sandbox.database.execute(&format!("DROP ROLE {reader}"), &[]);
 
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stdout.contains("should a standby be promoted?"), "{finished:?}");
+    let says = format!("{own_address}: ");
+    let standby = "no host that answers is a primary: is a standby to be promoted?";
+    for part in [&says, standby, &format!("{nobody}: Connection refused")] {
+        assert!(finished.stdout.contains(part), "no {part:?} in {finished:?}");
+    }
 }

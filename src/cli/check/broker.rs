@@ -35,13 +35,11 @@ pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
                 if findings.iter().any(|finding| finding.name == name) {
                     continue;
                 }
-                findings.push(fine(
-                    &name,
-                    match messages {
-                        Some(messages) => format!("{messages} messages ready"),
-                        None => "not there yet: `run` makes it".to_owned(),
-                    },
-                ));
+                let told = messages.map(|messages| match messages {
+                    Some(messages) => format!("{messages} messages ready"),
+                    None => "not there yet: `run` makes it".to_owned(),
+                });
+                findings.push(finding(&name, told));
             }
         }
     }

@@ -1,0 +1,149 @@
+//! The hosts of a URL: one, or a list of them as in libpq's.
+
+use std::net::Ipv6Addr;
+
+use super::servers::Host;
+
+/// How much of a name is told that can't be one, in characters.
+const MOST_OF_NAME: usize = 60;
+
+/// A URL in which hosts have a place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// How its URLs begin.
+    pub(super) starts: [&'static str; 2],
+    /// Two hosts in one of them, for people.
+    pub(super) example: &'static str,
+}
+
+impl Form {
+    /// Whether there is a second URL in what should be one.
+    ///
+    /// # Errors
+    /// If there is, what to do instead.
+    pub(super) fn is_one(self, text: &str) -> Result<(), String> {
+        let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+        match self.starts.iter().any(|start| rest.contains(start)) {
+            true => Err(format!("holds several URLs: one names all hosts, as in {}", self.example)),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads a list of hosts, behind which `after` stands in the URL.
+    ///
+    /// # Errors
+    /// Which of them is wrong, and how; without anything that may be of a password.
+    pub(super) fn hosts(self, list: &str, after: &str, port: u16) -> Result<Vec<Host>, String> {
+        let count = list.split(',').count();
+        let read = |(text, number): (&str, usize)| {
+            read(text, port).map_err(|problem| {
+                if list.contains('@') || after.contains('@') {
+                    // Then it may be the password that was taken apart.
+                    return self.bare();
+                }
+                let name = text.trim().split([':', ';', ' ']).next().unwrap_or_default();
+                let name = if text.starts_with('[') { text } else { name };
+                let name: String = name.chars().take(MOST_OF_NAME).collect();
+                let which = match (count, name.as_str()) {
+                    (1, "") => "its host".to_owned(),
+                    (1, name) => format!("its host {name:?}"),
+                    (_, "") => format!("host {number} of its {count}"),
+                    (_, name) => format!("host {number} of its {count}, {name:?},"),
+                };
+                format!("{which} {problem}; several are written as in {}", self.example)
+            })
+        };
+        list.split(',').zip(1..).map(read).collect()
+    }
+
+    /// What to say of a URL with an `@` where none can be.
+    pub(super) fn bare(self) -> String {
+        format!(
+            "can't be taken apart: in a user or password, @ is written %40, / %2f, ? %3f and # %23; a list \
+             of hosts has them once, before the first, as in {}",
+            self.example
+        )
+    }
+}
+
+fn read(text: &str, usual_port: u16) -> Result<Host, &'static str> {
+    if text.is_empty() {
+        return Err("is empty");
+    }
+    if text.contains(|sign: char| sign.is_whitespace() || sign == ';') {
+        return Err("has a space or a semicolon: between hosts there is a comma and nothing else");
+    }
+    let (name, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (name, rest) = rest.split_once(']').ok_or("has no `]` behind its address")?;
+            let address = name.split_once('%').map_or(name, |(address, _)| address);
+            if address.parse::<Ipv6Addr>().is_err() {
+                return Err("has no IPv6 address in its brackets");
+            }
+            let port = if rest.is_empty() { Some("") } else { rest.strip_prefix(':') };
+            (name, port.ok_or("has something else than a port behind its `]`")?)
+        }
+        None => text.split_once(':').unwrap_or((text, "")),
+    };
+    if port.contains(':') {
+        return Err(
+            "has several colons: an IPv6 address is written in brackets, such as [::1]:1234",
+        );
+    }
+    if name.is_empty() {
+        return Err("has no name");
+    }
+    let is_odd = |sign: char| sign.is_control() || r#"<>\^|"[]@"#.contains(sign);
+    if name.contains(is_odd) {
+        return Err("is neither a name nor an address");
+    }
+    let port = match port {
+        "" => usual_port,
+        port => {
+            let port = port.parse().ok().filter(|port| *port > 0);
+            port.ok_or("has a port that is not a number from 1 to 65535")?
+        }
+    };
+    Ok(Host { name: name.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_that_is_wrong_is_named_and_what_is_wrong_with_it() {
+        let form = Form { starts: ["x://", "y://"], example: "x://a,b" };
+        let says = |list: &str| form.hosts(list, "/v", 1).expect_err(list);
+        for (list, expected) in [
+            ("a:1,b,,c", "host 3 of its 4 is empty"),
+            ("127.0.0.1:27399,,", "host 2 of its 3 is empty"),
+            ("", "its host is empty"),
+            ("a,bb:99999", "host 2 of its 2, \"bb\", has a port"),
+            ("a:0", "its host \"a\" has a port"),
+            ("a:s3cret", "its host \"a\" has a port"),
+            ("a,[::1:5", "host 2 of its 2, \"[::1:5\", has no `]`"),
+            ("[a]:5", "its host \"[a]:5\" has no IPv6 address"),
+            ("[::1]5", "something else than a port"),
+            ("::1:5", "brackets"),
+            ("a:1, b:2", "host 2 of its 2, \"b\", has a space"),
+            ("a:1;b:2", "its host \"a\" has a space or a semicolon"),
+            (":5", "its host has no name"),
+            ("a|b", "neither a name nor an address"),
+        ] {
+            let said = says(list);
+            assert!(said.contains(expected) && said.contains("x://a,b"), "{list}: {said}");
+            assert!(!said.contains("s3cret"), "{said}");
+        }
+        let said = form.hosts("u:s3cret", "/x@host", 1).expect_err("of a password");
+        assert!(said.contains("%2f") && !said.contains("s3cret"), "{said}");
+    }
+
+    #[test]
+    fn names_and_addresses_have_a_port_or_the_usual_one() {
+        let form = Form { starts: ["x://", "y://"], example: "" };
+        let hosts = form.hosts("a:5,b,c:,[::1]:6,[fe80::1%eth0],my_host.", "", 1).expect("a list");
+        let told: Vec<String> = hosts.iter().map(Host::to_string).collect();
+        assert_eq!(told, ["a:5", "b:1", "c:1", "[::1]:6", "[fe80::1%eth0]:1", "my_host.:1"]);
+    }
+}
