@@ -42,7 +42,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// again, and shorter than until an instance counts as dead.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How much of the instances' names is logged, in characters.
+/// How many characters of the instances' names are logged.
 const MOST_SHOWN: usize = 400;
 
 /// This instance among the others.

@@ -23,7 +23,7 @@ const POSTGRES: Form = Form {
 /// What `target_session_attrs` may be, where libpq has more.
 const SESSION_ATTRS: [&str; 3] = ["any", "read-write", "read-only"];
 
-/// Where RabbitMQ is and who we are there.
+/// The address of RabbitMQ, and our login.
 #[derive(Clone, Debug)]
 pub struct Amqp {
     /// The nodes of a cluster, or the only one.
@@ -157,7 +157,7 @@ pub fn session_attrs() -> String {
     )
 }
 
-/// Where PostgreSQL is.
+/// The address of PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// Without the parameters that PostgreSQL's client doesn't understand.

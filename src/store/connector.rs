@@ -381,7 +381,7 @@ fn without_hosts(config: &Config) -> Config {
 /// `host:5432,other:5432/database`
 fn place(hosts: &[(Host, u16)], config: &Config) -> String {
     let hosts = hosts.iter().map(place_of).collect::<Vec<_>>().join(",");
-    // Without one, it is that of the user's name.
+    // The default database is that of the user's name.
     match config.get_dbname().or(config.get_user()) {
         Some(database) => format!("{hosts}/{database}"),
         None => hosts,

@@ -16,7 +16,7 @@ const MOST_ROWS: i64 = 1_000;
 /// The number after that of the row, whatever somebody else has written there.
 const NEXT_BEAT: &str = "CASE WHEN beats < 9223372036854775807 THEN beats + 1 ELSE 0 END";
 
-/// How the table calls itself, for who hears of it.
+/// The table's identity, in notifications.
 pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text";
 
 /// After how long without an update commands no longer show an instance.

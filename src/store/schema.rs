@@ -24,11 +24,11 @@ pub use migrations::Differences;
 /// How many of the affected webhooks are named.
 const MOST_NAMED: i64 = 5;
 
-/// Any number that no other program locks by: held during each step of `migrate`, so that two don't
-/// collide.
+/// An arbitrary number that no other program uses for locks. Held during each step of `migrate`, so that
+/// two don't collide.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
-/// What `migrate` has done.
+/// What `migrate` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Migrated {
     /// The migrations that were applied for the first time.
@@ -136,7 +136,7 @@ fn begin(client: &mut Client) -> Result<Differences, postgres::Error> {
 
 fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
     let mut migrated = Migrated::default();
-    // A table that was there is what later files rely on.
+    // Later files rely on tables that existed before.
     for table in &TABLES {
         let restored = alone(client, |transaction| {
             let known = transaction.query_typed(
@@ -202,8 +202,8 @@ fn labelled(client: &mut Client) -> Result<Option<Labelled>, postgres::Error> {
     Ok((count > 0).then_some(Labelled { count, named: row.try_get("named")? }))
 }
 
-/// A step that no other `migrate` is in, and that is done as a whole or not at all. The lock ends with
-/// it: a pooler may give the next step another session.
+/// Runs a step that no other `migrate` runs at the same time, completely or not at all. The lock ends
+/// with the step: a pooler may give the next step another session.
 fn alone<T>(
     client: &mut Client,
     step: impl FnOnce(&mut Transaction<'_>) -> Result<T, postgres::Error>,

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What each module of the shell may use of the crate, beside [`ANYWHERE`].
+/// What each module of the shell may use of the crate, besides [`ANYWHERE`].
 const ARROWS: [(&str, &[&str]); 28] = [
     ("lib", &[]),
     ("main", &["cli"]),

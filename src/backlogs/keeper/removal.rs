@@ -21,7 +21,7 @@ const LONG: Duration = Duration::from_millis(500);
 /// For how many times as long they wait then.
 const REST: u32 = 10;
 
-/// Why a queue was not deleted.
+/// Why a queue wasn't deleted.
 #[derive(Debug, thiserror::Error)]
 enum NotRemoved {
     #[error("it is not empty")]

@@ -22,7 +22,7 @@ pub(super) const MOST_SHOWN: usize = 300;
 #[derive(Debug, Serialize)]
 pub(super) struct Case {
     pub(super) webhook_id: Uuid,
-    /// Without what may be secret; none if it is no longer registered.
+    /// Without parts that may be secret; `None` if it is no longer registered.
     pub(super) url: Option<String>,
     pub(super) registration: Registration,
     /// Why it is disabled.

@@ -16,7 +16,7 @@ const CONDITIONS: &str = include_str!("../../../sql/013_webhook_conditions.sql")
 const INSTANCES: &str = include_str!("../../../sql/014_instances.sql");
 pub(super) const CHANGES: &str = include_str!("../../../sql/015_changes.sql");
 
-/// The migration with which `webhooks.account` began to decide who gets what.
+/// The migration since which `webhooks.account` decides which events a webhook gets.
 pub(super) const ACCOUNTS: &str = "accounts";
 
 pub(super) struct Migration {

@@ -7,20 +7,20 @@ use super::migrations;
 use super::tables::{Column, Rest, Table};
 use crate::store::listen::TRIGGERS;
 
-/// Something that is not there, and how it comes back.
+/// Something that is missing, and how to restore it.
 pub(super) struct Missing {
     /// `column webhooks.secret`
     pub(super) what: String,
     pub(super) sql: String,
 }
 
-/// Puts back what is missing of a table that is there.
+/// Restores what is missing in an existing table.
 pub(super) fn restore(
     transaction: &mut Transaction<'_>,
     table: &Table,
 ) -> Result<Vec<String>, postgres::Error> {
     let mut restored = Vec::new();
-    // First the columns, which the rest needs.
+    // Columns come first, because the rest needs them.
     while let missing @ [_, ..] = look(transaction, table)?.as_slice() {
         let known = restored.len();
         for Missing { what, sql } in missing {
@@ -46,7 +46,7 @@ pub(super) fn is_there(
     rows.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-/// What of a table is missing: the table, or columns, or what hangs on these.
+/// What is missing of a table: the table itself, or columns, or what depends on these.
 pub(super) fn look(
     transaction: &mut Transaction<'_>,
     table: &Table,
@@ -111,7 +111,7 @@ pub(super) fn missing_columns(
     Ok(missing.map(add).collect())
 }
 
-/// Where no unique index has exactly the columns of the key.
+/// The key is missing if no unique index has exactly its columns.
 fn missing_key(
     transaction: &mut Transaction<'_>,
     table: &Table,
@@ -129,7 +129,7 @@ fn missing_key(
     let mut has_primary = false;
     for row in &rows {
         let columns: Vec<String> = row.try_get("columns")?;
-        // The key's columns stand in alphabetical order.
+        // The key's columns are listed in alphabetical order.
         if columns == table.key {
             return Ok(Vec::new());
         }

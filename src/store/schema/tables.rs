@@ -2,19 +2,19 @@
 
 use super::migrations;
 
-/// A table as all files together make it, for what may be missing of it.
+/// A table as all files together create it, to find what is missing.
 pub(super) struct Table {
     pub(super) name: &'static str,
-    /// The migration that makes it.
+    /// The migration that creates it.
     pub(super) version: i32,
     pub(super) columns: &'static [Column],
     pub(super) key: &'static [&'static str],
     pub(super) indexes: &'static [(&'static str, &'static str)],
-    /// What tells of its changes, and what makes that.
+    /// The triggers that report its changes, and the file that creates them.
     pub(super) triggers: Option<(&'static str, &'static str)>,
 }
 
-/// A column, and what its rows get where it has to be made again.
+/// A column, and the value of its existing rows if it has to be restored.
 pub(super) struct Column {
     pub(super) name: &'static str,
     pub(super) kind: &'static str,
@@ -23,9 +23,9 @@ pub(super) struct Column {
 
 pub(super) enum Rest {
     Nullable,
-    /// NOT NULL, and this for the rows that are there.
+    /// NOT NULL, with this value for existing rows.
     Filled(&'static str),
-    /// This default is the column's own.
+    /// The column has this default.
     Default(&'static str),
     Identity,
 }

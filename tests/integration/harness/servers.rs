@@ -31,8 +31,8 @@ pub(super) fn required(variable: &str) -> String {
         .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, it starts the servers"))
 }
 
-/// The pair whose servers may be stopped and killed. Whoever holds it has it to
-/// himself; both servers run again when it is dropped.
+/// The pair whose servers may be stopped and killed. Its holder has it exclusively; both servers
+/// run again when it is dropped.
 pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
