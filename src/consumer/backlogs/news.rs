@@ -114,8 +114,9 @@ impl Drain<'_, '_> {
                     (backlog.resume_at, backlog.due) = (None, None);
                     if backlog.consumer.is_none() {
                         self.consume(webhook, 1)?;
+                    } else {
+                        self.advance(webhook);
                     }
-                    self.advance(webhook);
                 }
                 Ok(())
             }
@@ -145,8 +146,9 @@ impl Drain<'_, '_> {
             }
             if backlog.consumer.is_none() {
                 self.consume(webhook, 1)?;
+            } else {
+                self.advance(webhook);
             }
-            self.advance(webhook);
         }
         Ok(())
     }

@@ -89,6 +89,7 @@ impl Drain<'_, '_> {
             if let Some(backlog) = self.backlogs.get_mut(&webhook) {
                 backlog.resume_at = Some(until);
             }
+            self.advance(webhook);
             return Ok(());
         }
         self.cancel(webhook)?;
@@ -109,6 +110,9 @@ impl Drain<'_, '_> {
                 self.ahead += usize::from(prefetch - 1);
                 self.touched.insert(webhook);
                 backlog.resume_at = None;
+                // The consumer before may have been given something just when it was cancelled, of which
+                // nothing else tells.
+                self.advance(webhook);
                 Ok(())
             }
             Err(error) => {
@@ -234,7 +238,6 @@ impl Drain<'_, '_> {
             && !self.context.receivers.is_broken(webhook)
         {
             self.consume(webhook, more)?;
-            self.advance(webhook);
         }
         Ok(())
     }

@@ -360,8 +360,8 @@ fn once_nothing_has_to_wait_for_a_limit_each_instance_sends_its_part_again() {
         }
         (senders(&before), elsewhere() - held_before)
     };
-    let (_, held) = next_ten();
-    assert!(held >= 1.0, "what the other gets goes through the backlog");
+    // Which of them gets an event is chance.
+    wait_until(SOON, "what the other gets goes through the backlog", || next_ten().1 >= 1.0);
     // A minute, and the time until all instances know.
     wait_until(2 * LATER, "each sends its own", || next_ten() == (2, 0.0));
     customer.wait_accepted(SOON, &events);
