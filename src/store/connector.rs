@@ -510,7 +510,7 @@ mod tests {
         assert!(matches!(told, StoreError::Misconfigured(_)));
         let text = told.to_string();
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in {text}"));
-        assert!(at("c speaks no TLS") < at("a accepts connections"), "{text}");
+        assert!(at("c does not offer TLS") < at("a accepts connections"), "{text}");
         assert!(at("a accepts connections") < at("b: nobody"), "{text}");
         let each = of_each(vec![named("b", nobody()), named("a", silent())]);
         assert!(each.is_silence());

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module of the shell may use of the crate, besides [`ANYWHERE`].
-const ARROWS: [(&str, &[&str]); 28] = [
+const ARROWS: [(&str, &[&str]); 29] = [
     ("lib", &[]),
     ("main", &["cli"]),
     ("cli", &["app", "broker", "dead_letters", "sender", "store", "threads"]),
@@ -49,7 +49,7 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("backlogs", &["broker", "directory", "receivers", "store"]),
     ("instances", &["directory", "health", "receivers", "store"]),
     ("dead_letters", &["broker", "store"]),
-    ("delivery_log", &["broker", "store"]),
+    ("delivery_log", &["store"]),
     ("directory", &["store"]),
     ("admin", &["status"]),
     ("status", &["backlogs", "broker", "directory", "health", "receivers"]),
@@ -66,11 +66,12 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("metrics", &["health"]),
     ("health", &[]),
     ("shutdown", &[]),
+    ("clock", &[]),
     ("domain", &[]),
 ];
 
 /// What the whole shell may use; the domain uses nothing but itself.
-const ANYWHERE: [&str; 4] = ["config", "domain", "metrics", "shutdown"];
+const ANYWHERE: [&str; 5] = ["clock", "config", "domain", "metrics", "shutdown"];
 
 /// A crate that only these modules may name.
 const OWNERS: [(&str, &[&str]); 8] = [
