@@ -1,7 +1,7 @@
-//! What Prometheus sees.
+//! The Prometheus metrics.
 //!
-//! Every child of a labelled metric is resolved once, when the lanes are known: a look-up by label
-//! takes a lock and a hash, and a series that exists from the start can be alerted on.
+//! The children of labelled metrics are resolved once, at the start. A look-up by label takes a lock and a
+//! hash, and alerts need series that exist from the start.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -42,7 +42,7 @@ pub struct Metrics {
     registry: Registry,
     lanes: BTreeMap<String, Lane>,
     queue_messages: IntGaugeVec,
-    /// The same, for who reads one of them.
+    /// The values of `queue_messages`, for [`Metrics::queue_messages`].
     depths: Mutex<BTreeMap<String, u32>>,
     backlogs: IntGaugeVec,
     backlog_deliveries: IntGaugeVec,
@@ -54,7 +54,7 @@ pub struct Metrics {
     lookups: Lookups,
     log_rows: LogRows,
     glances: Glances,
-    /// Asked for what changes by the clock, when the metrics are read.
+    /// Returns the values that change with time; called when the metrics are read.
     look: OnceLock<Look>,
     database_up: IntGauge,
     egress: EgressState,
@@ -64,26 +64,26 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything; `queues` are the queues that the lanes consume.
+    /// Registers all metrics. `queues` are the queues that the lanes consume.
     ///
     /// # Errors
-    /// Only if two metrics had the same name.
+    /// Only if two metrics have the same name.
     pub fn new(queues: impl IntoIterator<Item = String>) -> Result<Self> {
         let registry = Registry::new();
         let make = Maker(&registry);
         let backlogs = make.gauge(
             "webhook_backlogs",
-            "Backlogs that hold something, of one webhook each",
+            "Backlogs that are not empty; each belongs to one webhook",
             &["queue"],
         )?;
         let backlog_deliveries = make.gauge(
             "webhook_backlog_deliveries",
-            "Deliveries that wait in backlogs, asked every five seconds, twenty backlogs at a time",
+            "Deliveries that wait in backlogs; refreshed every five seconds, twenty backlogs at a time",
             &["queue"],
         )?;
         let backlogs_lost = make.counter(
             "webhook_backlogs_lost_total",
-            "Backlogs that somebody else deleted, with what waited in them",
+            "Backlogs that somebody else deleted, with the deliveries in them",
             &[],
         )?;
         let topology = TopologyCounts::new(&make)?;
@@ -91,7 +91,7 @@ impl Metrics {
         let instances = InstancesState::new(&make)?;
         let transitions = make.counter(
             "webhook_circuit_breaker_transitions_total",
-            "Changes of a receiver's circuit breaker, by the state that follows",
+            "State changes of circuit breakers, by the new state",
             &["state"],
         )?;
         for transition in Transition::ALL {
@@ -104,12 +104,12 @@ impl Metrics {
         )?;
         let queue_messages = make.gauge(
             "webhook_queue_messages",
-            "Messages ready in the queue, asked every five seconds",
+            "Messages ready in the queue; refreshed every five seconds",
             &["queue"],
         )?;
         let lookups = make.counter(
             "webhook_directory_lookups_total",
-            "Answers to who wants an event, by where they came from",
+            "Look-ups of the webhooks that want an event, by the source of the answer",
             &["answer"],
         )?;
         let lookups = Lookups {
@@ -119,7 +119,7 @@ impl Metrics {
         };
         let log_rows = make.counter(
             "webhook_delivery_log_rows_total",
-            "Entries of the delivery log, by what became of them",
+            "Entries of the delivery log, by result",
             &["result"],
         )?;
         let log_rows = LogRows {
@@ -128,7 +128,7 @@ impl Metrics {
         };
         let egress_proxy_up = make.gauge(
             "webhook_egress_proxy_up",
-            "0 while EGRESS_PROXY lets no request through; 1 also where there is none",
+            "0 while EGRESS_PROXY lets no request through; 1 otherwise, also without a proxy",
             &[],
         )?;
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
@@ -174,7 +174,7 @@ impl Metrics {
         &self.lanes[queue]
     }
 
-    /// Parked deliveries dropped for this reason.
+    /// Counts the waiting deliveries dropped for this reason.
     #[must_use]
     pub fn dropped(&self, why: Dropped) -> &IntCounter {
         match why {
@@ -183,37 +183,37 @@ impl Metrics {
         }
     }
 
-    /// Changes of a circuit breaker to this state. Rare, so it is looked up each time.
+    /// Counts the changes of circuit breakers to this state. They are rare, so it is looked up each time.
     #[must_use]
     pub fn transition(&self, transition: Transition) -> IntCounter {
         self.transitions.with_label_values(&[transition.label()])
     }
 
-    /// Where the directory counts its answers.
+    /// The counters of the directory's answers.
     #[must_use]
     pub fn lookups(&self) -> Lookups {
         self.lookups.clone()
     }
 
-    /// Where the delivery log counts its entries.
+    /// The counters of the delivery log's entries.
     #[must_use]
     pub fn log_rows(&self) -> LogRows {
         self.log_rows.clone()
     }
 
-    /// Says who knows what changes by the clock too: it is asked when somebody reads the metrics.
+    /// Sets the function that returns the values that change with time. Each read of the metrics calls it.
     pub fn look_by(&self, look: impl Fn() -> Glance + Send + Sync + 'static) {
-        // A second one would be a mistake of the wiring, without consequence.
+        // Fails only if one is set already. That would be a mistake in `app`, and harmless.
         let _ = self.look.set(Look(Box::new(look)));
     }
 
-    /// Where it is counted what of the topology is lost.
+    /// The counters of lost and unusable topology objects.
     #[must_use]
     pub fn topology(&self) -> TopologyCounts {
         self.topology.clone()
     }
 
-    /// Sets how many messages are ready in a queue; `None`, if it is not there to be asked.
+    /// Sets how many messages are ready in a queue; `None` if the queue does not exist.
     pub fn set_queue_messages(&self, queue: &str, messages: Option<u32>) {
         match messages {
             Some(messages) => {
@@ -221,33 +221,33 @@ impl Metrics {
                 self.depths().insert(queue.to_owned(), messages);
             }
             None => {
-                // Fails if it has no value already.
+                // Fails only if the queue has no value.
                 let _ = self.queue_messages.remove_label_values(&[queue]);
                 self.depths().remove(queue);
             }
         }
     }
 
-    /// Sets how many backlogs of a queue hold something, and how many deliveries all of them.
+    /// Sets how many backlogs of a queue are not empty, and how many deliveries they hold in total.
     pub fn set_backlogs(&self, queue: &str, backlogs: i64, deliveries: i64) {
         self.backlogs.with_label_values(&[queue]).set(backlogs);
         self.backlog_deliveries.with_label_values(&[queue]).set(deliveries);
     }
 
-    /// How many deliveries waited in the backlogs of a queue when they were last counted.
+    /// The number of deliveries in the backlogs of a queue, as last counted.
     #[must_use]
     pub fn backlog_deliveries(&self, queue: &str) -> i64 {
         self.backlog_deliveries.with_label_values(&[queue]).get()
     }
 
-    /// Backlogs that somebody else deleted.
+    /// Counts the backlogs that somebody else deleted.
     #[must_use]
     pub fn backlogs_lost(&self) -> &IntCounter {
         &self.backlogs_lost
     }
 
-    /// How many messages were ready in one of the watched queues when RabbitMQ last answered;
-    /// `None` before it has, and while there is no such queue.
+    /// How many messages were ready in a watched queue when RabbitMQ last answered; `None` before its first
+    /// answer, and while the queue does not exist.
     #[must_use]
     pub fn queue_messages(&self, queue: &str) -> Option<i64> {
         self.depths().get(queue).map(|messages| i64::from(*messages))
@@ -257,7 +257,7 @@ impl Metrics {
         self.depths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it works at all.
+    /// Whether the notifier works.
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
@@ -269,28 +269,28 @@ impl Metrics {
         &self.egress
     }
 
-    /// What becomes of notices.
+    /// What happens to notices.
     #[must_use]
     pub fn notices(&self) -> &NoticesState {
         &self.notices
     }
 
-    /// Which instances share the limits of webhooks.
+    /// The instances that share the limits of webhooks.
     #[must_use]
     pub fn instances(&self) -> &InstancesState {
         &self.instances
     }
 
-    /// What changes by the clock too, right now; `None` while the process starts.
+    /// The current values that change with time; `None` while the process starts.
     #[must_use]
     pub fn glance(&self) -> Option<Glance> {
         self.look.get().map(|Look(look)| look())
     }
 
-    /// Everything in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     ///
     /// # Errors
-    /// If the encoder fails, which it does only on a metric without a value.
+    /// If the encoder fails, which it does only for a metric without a value.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.database_up.set(self.health.database().is_up().into());
         for (queue, lane) in &self.lanes {
@@ -307,23 +307,23 @@ impl Metrics {
     }
 }
 
-/// The directory's answers, by where they came from.
+/// The counters of the directory's answers, by their source.
 #[derive(Clone, Debug)]
 pub struct Lookups {
-    /// From memory, which is certain.
+    /// From memory, known to be current.
     pub memory: IntCounter,
     /// From PostgreSQL.
     pub database: IntCounter,
-    /// From memory, while PostgreSQL is away.
+    /// From memory while PostgreSQL is away, so perhaps outdated.
     pub last_known: IntCounter,
 }
 
-/// The entries of the delivery log.
+/// The counters of the delivery log's entries.
 #[derive(Clone, Debug)]
 pub struct LogRows {
-    /// They are in the table.
+    /// Written to the table.
     pub written: IntCounter,
-    /// They are not, because PostgreSQL was away or slow, or has no table for them.
+    /// Not written: PostgreSQL was away or slow, or the table is missing.
     pub dropped: IntCounter,
 }
 

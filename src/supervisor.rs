@@ -1,10 +1,10 @@
-//! What systemd, or another supervisor that understands sd_notify, is told: when we are ready, what
-//! we wait for, that we live, and that we stop.
+//! Tells systemd, or another supervisor that understands sd_notify, when we are ready, what we wait for, that
+//! we are alive, and that we stop.
 //!
-//! Told is by datagrams of `NAME=value` lines to the socket that NOTIFY_SOCKET names; without that
-//! variable nothing is. The watchdog is for a process that stands still: stopped, starved, or with a
-//! lock that nobody gives back. Whatever waits for RabbitMQ, PostgreSQL or a receiver is no sign of
-//! that, however long it waits: nobody would be helped by a restart in the middle of an outage.
+//! It sends datagrams of `NAME=value` lines to the socket that NOTIFY_SOCKET names; without that variable it
+//! sends nothing. The watchdog is for a process that hangs: stopped, starved, or with a lock that is never
+//! released. Waiting for RabbitMQ, PostgreSQL or a receiver, however long, is not hanging: a restart in the
+//! middle of an outage would help nobody.
 
 use std::env;
 use std::fmt::Write as _;
@@ -18,36 +18,36 @@ use crate::domain::shown;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-/// How often we look for news. `systemctl start` returns this much later at most than it could.
+/// How often we look for news. It delays the return of `systemctl start` by this much at most.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a message to the supervisor may take. Its socket is full only while it hangs itself, and
-/// then there is nobody to tell.
+/// The time limit for sending a message. The socket is full only while the supervisor itself hangs, and then
+/// nobody would read the message.
 const SEND_TIME: Duration = Duration::from_secs(1);
 
-/// The time that we ask for, again and again, while we start: a database that is away is waited for
-/// as long as it takes, and not by being killed and started every minute and a half.
+/// The start time that we ask for, repeatedly, while we start. We wait for a database that is away as long as
+/// it takes. Without an extension systemd would kill and restart us every 90 seconds.
 const START_EXTENSION: Duration = Duration::from_secs(60);
 
-/// What a shutdown may take beyond SHUTDOWN_TIMEOUT until the process is gone, on a slow machine.
+/// How long the process may take to exit after SHUTDOWN_TIMEOUT, on a slow machine.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// The longest status, in characters: it is one line for people.
+/// The longest status, in characters: people read it as one line.
 const MOST_OF_STATUS: usize = 500;
 
 /// What `systemctl status` says while all is well.
 const ALL_WELL: &str = "ready: every lane consumes, and PostgreSQL answers";
 
-/// The supervisor that started us and wants to be told.
+/// The supervisor that started us.
 #[derive(Debug)]
 pub struct Supervisor {
     socket: UnixDatagram,
     address: SocketAddr,
-    /// It ends us if it hears no sign of life for this long.
+    /// The supervisor kills us if it gets no sign of life for this long.
     watchdog: Option<Duration>,
 }
 
-/// What the supervisor has been told already.
+/// What the supervisor was told already.
 #[derive(Clone, Debug, Default)]
 struct Told {
     ready: bool,
@@ -57,8 +57,8 @@ struct Told {
 }
 
 impl Supervisor {
-    /// The one that the environment names, if any. One that can't be reached is a warning: it will
-    /// say for itself that it heard nothing.
+    /// The supervisor that the environment names, if any. If its socket can't be used, that is only a
+    /// warning: the supervisor reports for itself that it heard nothing.
     #[must_use]
     pub fn of_environment() -> Option<Self> {
         let name = env::var("NOTIFY_SOCKET").ok().filter(|name| !name.is_empty())?;
@@ -86,8 +86,7 @@ impl Supervisor {
         Ok(Self { socket, address, watchdog })
     }
 
-    /// Tells it all there is to tell, from the start of the process until `over`, which is after its
-    /// `shutdown`.
+    /// Keeps the supervisor informed from the start of the process until `over`, which follows `shutdown`.
     pub fn keep_informed(
         &self,
         metrics: &Metrics,
@@ -112,13 +111,13 @@ impl Supervisor {
         self.tell(&mut told, |_| {
             format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={time}\n")
         });
-        // The shutdown has a limit of its own, and nothing is gained by less.
+        // The shutdown has its own time limit, so the watchdog need not end it earlier.
         while !over.wait(tick) {
             self.tell(&mut told, |told| self.sign_of_life(told));
         }
     }
 
-    /// Sends what there is to send; what didn't arrive is news the next time, too.
+    /// Sends the news, if there is any. If sending fails, it is sent again next time.
     fn tell(&self, told: &mut Told, news: impl FnOnce(&mut Told) -> String) {
         let mut after = told.clone();
         let message = news(&mut after);
@@ -131,7 +130,7 @@ impl Supervisor {
         }
     }
 
-    /// What it doesn't know yet of a process that nobody has asked to stop.
+    /// What the supervisor does not know yet, before a shutdown.
     fn news(&self, told: &mut Told, metrics: &Metrics) -> String {
         let mut message = String::new();
         let missing = metrics.health().not_ready();
@@ -148,7 +147,7 @@ impl Supervisor {
             told.status = status;
         }
         if !metrics.health().ended_threads().is_empty() {
-            // Whoever noted it is about to stop us; if not, the watchdog does.
+            // The main thread is about to stop us. If it fails to, the watchdog does.
             return message;
         }
         if !told.ready && is_due(told.extended, START_EXTENSION / 3) {
@@ -156,7 +155,7 @@ impl Supervisor {
             told.extended = Some(Instant::now());
         }
         if self.owes_sign_of_life(told) {
-            // Takes each lock that a delivery takes: one that is never given back holds us up, too.
+            // Takes each lock that a delivery takes. If one is never released, this blocks too.
             let _ = metrics.encode();
             message.push_str(&self.sign_of_life(told));
         }
@@ -171,7 +170,7 @@ impl Supervisor {
         "WATCHDOG=1\n".to_owned()
     }
 
-    /// At half of the time that it waits, as sd_watchdog_enabled(3) advises.
+    /// A sign of life is due after half of the watchdog's time, as sd_watchdog_enabled(3) advises.
     fn owes_sign_of_life(&self, told: &Told) -> bool {
         self.watchdog.is_some_and(|watchdog| is_due(told.alive, watchdog / 2))
     }
@@ -188,7 +187,7 @@ mod tests {
     use crate::shutdown;
     use uuid::Uuid;
 
-    /// A supervisor's end of the socket, which waits for nothing.
+    /// The supervisor's end of the socket, non-blocking.
     struct Listener(UnixDatagram);
 
     impl Listener {
@@ -201,7 +200,7 @@ mod tests {
             (Self(socket), supervisor)
         }
 
-        /// The lines of the next datagram; none if there is none.
+        /// The lines of the next datagram; empty if there is none.
         fn hear(&self) -> Vec<String> {
             let mut bytes = [0; 4_096];
             let length = self.0.recv(&mut bytes).unwrap_or(0);
@@ -253,7 +252,7 @@ mod tests {
         let metrics = metrics();
         make_ready(&metrics);
         let mut told = Told::default();
-        // So long after the last one.
+        // The time since the last sign of life.
         let mut hears_life = |after: Duration| {
             let last = Instant::now().checked_sub(after);
             told.alive = Some(last.expect("the machine is up for longer"));
@@ -271,7 +270,7 @@ mod tests {
         let (listener, supervisor) = Listener::with(Some(Duration::from_millis(20)));
         let metrics = metrics();
         make_ready(&metrics);
-        // As a thread holds it that waits for itself.
+        // As if a deadlocked thread held it.
         let (release, held) = shutdown::channel();
         let (waits, waiting) = crossbeam_channel::bounded(1);
         metrics.look_by(move || {

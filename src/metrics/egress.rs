@@ -1,4 +1,4 @@
-//! Whether requests get out to receivers: what EGRESS_PROXY says of that.
+//! Whether requests get through EGRESS_PROXY to receivers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 
-/// The proxy, as requests find it. Without one it is never away. Shared by all who send.
+/// Whether the proxy lets requests through, by the results of the requests themselves. Without a proxy it is
+/// never away. All senders share it.
 #[derive(Debug)]
 pub struct EgressState {
     up: IntGauge,
-    /// The same as whether there is something below, for who only wants to know that.
+    /// True while `away` has a value, so that an answer usually takes no lock.
     is_away: AtomicBool,
     away: Mutex<Option<(Instant, String)>>,
 }
@@ -21,7 +22,7 @@ impl EgressState {
         Self { up, is_away: AtomicBool::new(false), away: Mutex::default() }
     }
 
-    /// A receiver has answered.
+    /// Records that a receiver answered.
     pub fn answered(&self) {
         if self.is_away.load(Ordering::Relaxed) {
             let mut away = self.lock();
@@ -31,7 +32,7 @@ impl EgressState {
         }
     }
 
-    /// A request did not get past the proxy. Says for how long that has been so.
+    /// Records that a request did not get past the proxy. Returns how long that has been the case.
     pub fn failed(&self, problem: &str) -> Duration {
         let mut away = self.lock();
         let since = away.as_ref().map_or_else(Instant::now, |(since, _)| *since);
@@ -41,7 +42,7 @@ impl EgressState {
         since.elapsed()
     }
 
-    /// For how long the proxy has let nothing through, and why; none if it does.
+    /// For how long the proxy has let nothing through, and why; `None` while it works.
     #[must_use]
     pub fn problem(&self) -> Option<(Duration, String)> {
         self.lock().as_ref().map(|(since, problem)| (since.elapsed(), problem.clone()))

@@ -1,4 +1,4 @@
-//! What the metrics show that changes by the clock too: it is asked for when they are read.
+//! The metrics whose values also change with time. They are set whenever somebody reads the metrics.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,46 +9,46 @@ use prometheus::{Gauge, IntCounterVec, IntGauge, IntGaugeVec};
 use super::maker::Maker;
 use crate::domain::receiver::Class;
 
-/// What changes by the clock too.
+/// The values that also change with time.
 #[derive(Clone, Debug)]
 pub struct Glance {
     /// Receivers whose last attempt failed, or that are slow.
     pub receivers_ailing: usize,
     /// Receivers that are slow.
     pub receivers_slow: usize,
-    /// Of the capacity of each queue.
+    /// How much of each queue's capacity is in use.
     pub in_use: Vec<InUse>,
     /// Receivers whose circuit breaker is open or half-open.
     pub breakers_open: usize,
-    /// For how long what the directory knows may have been untrue.
+    /// For how long the directory's memory may have been outdated.
     pub directory_age: Duration,
-    /// Whether RabbitMQ takes messages of ours: it is connected to, and has no alarm.
+    /// Whether RabbitMQ takes our messages: we are connected, and it has no alarm.
     pub broker_accepts: bool,
-    /// The queues that take none of ours now, or took none before.
+    /// The queues that refuse our messages, or have refused some before.
     pub refusing: Vec<Refusing>,
 }
 
-/// A queue that takes no messages of ours, or took none before.
+/// A queue that refuses our messages, or has refused some before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusing {
-    /// Its name; of backlogs, a name for all of one event queue.
+    /// Its name. All backlogs of one event queue share a name.
     pub queue: String,
-    /// Since when it takes none; none, if it does.
+    /// Since when it has refused them; `None` if it takes them.
     pub since: Option<Instant>,
-    /// How many of our messages wait for it.
+    /// How many of our messages wait until it takes them.
     pub messages: usize,
-    /// How often it has refused one since the process began.
+    /// How many it has refused since the process began.
     pub refused: u64,
 }
 
-/// What of a queue's capacity is in use.
+/// How much of a queue's capacity is in use.
 #[derive(Clone, Debug)]
 pub struct InUse {
     /// The queue that producers publish to.
     pub queue: String,
     /// The most requests that may be under way.
     pub capacity: usize,
-    /// Those that are.
+    /// The requests under way, by the class of their receivers.
     pub by_class: [(Class, usize); 3],
 }
 
@@ -60,7 +60,7 @@ impl fmt::Debug for Look {
     }
 }
 
-/// The gauges of it.
+/// The metrics that show a [`Glance`].
 #[derive(Debug)]
 pub(super) struct Glances {
     receivers_ailing: IntGauge,
@@ -83,17 +83,17 @@ impl Glances {
         )?;
         let receivers_slow = make.gauge(
             "webhook_receivers_slow",
-            "Receivers of which a request took over a second, now or lately",
+            "Receivers with a request that took over a second, now or recently",
             &[],
         )?;
         let capacity = make.gauge(
             "webhook_capacity",
-            "The most requests that may be under way at a time for a queue and its retries",
+            "The most requests that may be under way at once for a queue, its retries and its backlogs",
             &["queue"],
         )?;
         let in_use = make.gauge(
             "webhook_capacity_in_use",
-            "Of these those that are, by how soon their receivers answer",
+            "Requests under way within the capacity, by how fast their receivers answer",
             &["queue", "class"],
         )?;
         let breakers_open = make.gauge(
@@ -103,21 +103,21 @@ impl Glances {
         )?;
         let directory_age = make.register(Gauge::new(
             "webhook_directory_age_seconds",
-            "For how long what is remembered of the webhooks may have been untrue; 0 in normal operation",
+            "For how long the cached webhooks may have been out of date; 0 in normal operation",
         )?)?;
         let broker_accepting = make.gauge(
             "webhook_broker_accepting",
-            "1 while RabbitMQ takes what has to wait or is dead",
+            "1 while RabbitMQ takes deliveries that have to wait or are dead",
             &[],
         )?;
         let messages_refused = make.gauge(
             "webhook_messages_refused",
-            "Messages of ours that RabbitMQ does not take into the queue now",
+            "Our messages that wait because the queue refuses them",
             &["queue"],
         )?;
         let refusals = make.counter(
             "webhook_refusals_total",
-            "How often RabbitMQ did not take a message of ours into the queue",
+            "Our messages that the queue refused",
             &["queue"],
         )?;
         Ok(Self {

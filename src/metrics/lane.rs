@@ -14,11 +14,11 @@ use crate::domain::held::Held;
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::trend::Counts;
 
-/// Processing and requests: from a local receiver's millisecond to the longest time-outs.
+/// Buckets for processing and requests: from a local receiver's millisecond to the longest time-outs.
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Lag: from milliseconds to beyond the default schedule's last attempt (31 h).
+/// Buckets for the lag: from milliseconds to beyond the default schedule's last attempt (31 h).
 pub const LAG_SECONDS: [f64; 14] = [
     0.005, 0.025, 0.1, 0.5, 1.0, 4.0, 16.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0,
     172_800.0,
@@ -32,7 +32,7 @@ pub struct Lane {
     /// Attempts answered with 2xx.
     pub success: IntCounter,
     failure: Vec<IntCounter>,
-    /// One POST.
+    /// The duration of one POST.
     pub request_duration: Histogram,
     /// From first receiving the event to its delivery.
     pub lag: Histogram,
@@ -64,7 +64,7 @@ impl Lane {
         &self.dead_letters[reason as usize]
     }
 
-    /// Deliveries that got no attempt when they came, for this reason.
+    /// Deliveries that got no attempt when they arrived, for this reason.
     #[must_use]
     pub fn held(&self, why: Held) -> &IntCounter {
         &self.held[why as usize]
@@ -81,7 +81,7 @@ impl Lane {
         self.consumers.get()
     }
 
-    /// What is counted so far, of what the status page compares over time.
+    /// The current counts that the status page compares over time.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let lag = self.lag.metric();
@@ -97,18 +97,18 @@ impl Lane {
         }
     }
 
-    /// A delivery whose event came so long ago begins to wait for so long.
+    /// Records that a delivery begins to wait for `delay`. Its event arrived `age` ago.
     pub fn parked(&self, age: Duration, delay: Duration) {
         self.waiting.add(age, delay);
     }
 
-    /// The oldest delivery of its backlogs has waited since then; none, if they hold none.
+    /// Sets since when the oldest delivery of the lane's backlogs has waited; `None` if they hold none.
     pub fn oldest_in_backlog(&self, since: Option<Instant>) {
         self.waiting.has_in_hand(since);
     }
 }
 
-/// The metrics of all lanes, by the queue that they consume.
+/// The metrics of all lanes, labelled with the queue that each consumes.
 pub(super) struct Families {
     processing: HistogramVec,
     success: IntCounterVec,
@@ -187,12 +187,12 @@ impl Families {
         )?;
         let held = make.counter(
             "webhook_deliveries_held_total",
-            "Deliveries that got no attempt when they came, but go to a backlog or the retry lane, by reason",
+            "Deliveries that got no attempt when they arrived, but went to a backlog or the retry lane, by reason",
             &["queue", "reason"],
         )?;
         let consumers = make.gauge(
             "webhook_lane_consumers",
-            "Consumers of the queue: more while messages wait for slow receivers",
+            "Consumers of the queue; there are more while messages wait for slow receivers",
             &["queue"],
         )?;
         Ok(Self {
@@ -213,7 +213,7 @@ impl Families {
         })
     }
 
-    /// Those of the lane that consumes a queue.
+    /// The metrics of the lane that consumes `queue`.
     pub(super) fn lane(&self, queue: &str) -> Lane {
         Lane {
             processing: self.processing.with_label_values(&[queue]),

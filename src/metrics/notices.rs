@@ -1,4 +1,4 @@
-//! What becomes of notices, and which webhooks the notifier has disabled by itself.
+//! What happens to notices, and which webhooks the notifier disabled by itself.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::maker::Maker;
 
-/// Why the notifier has disabled a webhook by itself.
+/// Why the notifier disabled a webhook by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AutoDisabled {
     /// Its receiver answered 410.
@@ -21,7 +21,7 @@ pub enum AutoDisabled {
 impl AutoDisabled {
     const ALL: [Self; 2] = [Self::Gone, Self::Failing];
 
-    /// The metrics label, and what notices say.
+    /// The word for it in metrics and notices.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -31,12 +31,12 @@ impl AutoDisabled {
     }
 }
 
-/// Shared by who makes notices, who publishes them and who tells how that goes.
+/// The state of notices. Those who make notices, publish them and report on them share it.
 #[derive(Clone, Debug)]
 pub struct NoticesState {
-    /// The broker has them.
+    /// Notices that the broker has confirmed.
     pub published: IntCounter,
-    /// It has not: there were too many, or a queue refused them.
+    /// Notices given up: there were too many, or a queue refused them.
     pub dropped: IntCounter,
     waiting: IntGauge,
     disabled: IntCounterVec,
@@ -53,17 +53,17 @@ impl NoticesState {
     pub(super) fn new(make: &Maker<'_>) -> Result<Self> {
         let notices = make.counter(
             "webhook_notices_total",
-            "Events of the notifier's own for webhooks.events, by what became of them",
+            "The notifier's own events for webhooks.events, by result",
             &["result"],
         )?;
         let waiting = make.gauge(
             "webhook_notices_waiting",
-            "Events of the notifier's own that could not be published yet",
+            "The notifier's own events that could not be published yet",
             &[],
         )?;
         let disabled = make.counter(
             "webhook_auto_disabled_total",
-            "Webhooks that this process has disabled by itself, by reason",
+            "Webhooks that this process disabled by itself, by reason",
             &["reason"],
         )?;
         for reason in AutoDisabled::ALL {
@@ -78,40 +78,40 @@ impl NoticesState {
         })
     }
 
-    /// A webhook was disabled, by this process.
+    /// Counts a webhook that this process disabled.
     pub fn disabled(&self, reason: AutoDisabled) {
         self.disabled.with_label_values(&[reason.label()]).inc();
     }
 
-    /// So many wait to be published.
+    /// Sets how many notices wait to be published.
     pub fn wait(&self, count: usize) {
         self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// They can't be published.
+    /// Records that notices can't be published, and why.
     pub fn failed(&self, problem: &str) {
         let mut now = self.lock();
         let since = now.problem.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         now.problem = Some((since, problem.to_owned()));
     }
 
-    /// They can.
+    /// Records that notices can be published again.
     pub fn works(&self) {
         self.lock().problem = None;
     }
 
-    /// For how long they can't be published, and why.
+    /// For how long notices could not be published, and why; `None` if they can.
     #[must_use]
     pub fn problem(&self) -> Option<(Duration, String)> {
         self.lock().problem.as_ref().map(|(since, problem)| (since.elapsed(), problem.clone()))
     }
 
-    /// Which webhooks were disabled within the last day because they had failed for so long, and why.
+    /// Sets which webhooks were disabled within the last day because they failed for DISABLE_AFTER, and why.
     pub fn set_disabled_lately(&self, webhooks: Vec<(Uuid, String)>) {
         self.lock().disabled_lately = webhooks;
     }
 
-    /// The same, as they were when somebody last looked.
+    /// The webhooks last given to [`NoticesState::set_disabled_lately`].
     #[must_use]
     pub fn disabled_lately(&self) -> Vec<(Uuid, String)> {
         self.lock().disabled_lately.clone()

@@ -1,16 +1,16 @@
-//! What of the queues, exchanges and bindings is lost or can't be had.
+//! Counts of the queues, exchanges and bindings that are lost or unusable.
 
 use anyhow::Result;
 use prometheus::{IntCounter, IntGauge};
 
 use super::maker::Maker;
 
-/// What an object of the topology is.
+/// The kind of an object of the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ObjectKind {
-    /// A queue; with it goes what it holds.
+    /// A queue. Losing it loses its messages.
     Queue,
-    /// An exchange; with it go its bindings.
+    /// An exchange. Losing it loses its bindings.
     Exchange,
     /// The binding of a queue.
     Binding,
@@ -19,7 +19,7 @@ pub enum ObjectKind {
 impl ObjectKind {
     const ALL: [Self; 3] = [Self::Queue, Self::Exchange, Self::Binding];
 
-    /// The word for it, in metrics and in the log.
+    /// The word for it in metrics and in the log.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -30,11 +30,11 @@ impl ObjectKind {
     }
 }
 
-/// Where that is counted.
+/// The counts of lost and unusable objects.
 #[derive(Clone, Debug)]
 pub struct TopologyCounts {
     lost: [IntCounter; 3],
-    /// How many of our objects are not there now, or are not what we need.
+    /// How many of our objects are missing now, or differ from what we need.
     pub unusable: IntGauge,
 }
 
@@ -42,12 +42,12 @@ impl TopologyCounts {
     pub(super) fn new(make: &Maker<'_>) -> Result<Self> {
         let lost = make.counter(
             "webhook_topology_lost_total",
-            "Queues (with what they held), exchanges and bindings of ours that somebody else deleted",
+            "Our queues (with their messages), exchanges and bindings that somebody else deleted",
             &["object"],
         )?;
         let unusable = make.gauge(
             "webhook_topology_unusable",
-            "Queues, exchanges and bindings that are needed, and missing or not what is needed",
+            "Queues, exchanges and bindings that we need, but that are missing or differ from what we need",
             &[],
         )?;
         Ok(Self {
@@ -56,7 +56,7 @@ impl TopologyCounts {
         })
     }
 
-    /// How many of these were lost.
+    /// Counts the lost objects of this kind.
     #[must_use]
     pub fn lost(&self, object: ObjectKind) -> &IntCounter {
         &self.lost[object as usize]

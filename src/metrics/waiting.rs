@@ -1,4 +1,4 @@
-//! The age of the oldest delivery that waits, read when the metrics are.
+//! The age of the oldest waiting delivery, computed when the metrics are read.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,19 +7,18 @@ use prometheus::Gauge;
 
 use crate::domain::waiting;
 
-/// The deliveries that this process has parked from one queue, or has in hand of its backlogs, and that
-/// still wait.
+/// The waiting deliveries that this process has parked from one queue, or has in hand from its backlogs.
 ///
-/// What it doesn't know: deliveries that another process parked, or this one before it was
-/// restarted, until it parks them again; and that a wait ends early or late, or is purged, since the
-/// broker tells nobody.
+/// It does not know deliveries that another process parked, or this one before its restart, until this
+/// process parks them again. Nor does it know that a wait ended early or late, or was purged: the broker
+/// tells nobody.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// Only locked to park, which takes the broker a thousand times as long, and to read.
+    /// Locked only to park, for which the broker takes a thousand times as long, and to read the metrics.
     known: Mutex<waiting::Waiting>,
-    /// Moments count from here.
+    /// The origin of the times in `known`.
     start: Instant,
-    /// Since when the oldest has waited that somebody has in hand.
+    /// Since when the oldest delivery in hand has waited.
     in_hand: Mutex<Option<Instant>>,
     oldest: Gauge,
 }
@@ -34,12 +33,12 @@ impl Waiting {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).add(age, delay, now);
     }
 
-    /// The oldest that somebody has in hand has waited since then.
+    /// Sets since when the oldest delivery in hand has waited.
     pub(super) fn has_in_hand(&self, since: Option<Instant>) {
         *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Sets the gauge to the age as it is now; to zero, where nothing waits.
+    /// Sets the gauge to the current age, or to zero if nothing waits.
     pub(super) fn look(&self) {
         let now = self.start.elapsed();
         let oldest = self.known.lock().unwrap_or_else(PoisonError::into_inner).oldest(now);
