@@ -27,23 +27,23 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 
-/// How often the threads look whether they should stop.
+/// How often the threads check whether they should stop.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Connections that the kernel keeps while the door is at others. The library's 128 are full within
-/// a millisecond of a rush, and who finds them full tries again after a whole second. The kernel
-/// lowers this to its own limit (`net.core.somaxconn`).
+/// Connections that the kernel queues until the door accepts them. The standard library's 128 are full within
+/// a millisecond of a rush, and a client that finds the queue full tries again only after a whole second. The
+/// kernel lowers this to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4_096;
 
 /// The server behind the [`Door`], which is its only client.
-// Never dropped: tiny_http would connect to itself then, by a path that an abstract name is not.
+// Never dropped: to stop, tiny_http would connect to itself by a path, but our socket's name is abstract.
 pub struct Admin(ManuallyDrop<Server>);
 
-/// Binds METRICS_ADDR. Clients are let in, and answered, once both have their threads. `names` are those of
-/// METRICS_HOSTS.
+/// Binds METRICS_ADDR. Clients are accepted and answered once both results run in their threads. `names` are
+/// those of METRICS_HOSTS.
 ///
 /// # Errors
-/// If the address is taken or not ours.
+/// If the address is in use, or not one of this machine.
 pub fn open(address: SocketAddr, names: &[String]) -> Result<(Door, Admin)> {
     let listener = TcpListener::bind(address).map_err(|error| {
         anyhow!("cannot listen on {address}: {error}: set METRICS_ADDR to a free address")
@@ -60,9 +60,8 @@ pub fn open(address: SocketAddr, names: &[String]) -> Result<(Door, Admin)> {
     Ok((door, Admin(ManuallyDrop::new(server))))
 }
 
-/// A listener at which one connection waits, the one that is returned, and to which nobody else can
-/// connect any more. So tiny_http accepts once: it can't run out of files later, nor be kept busy
-/// by other processes of this machine.
+/// Makes a listener and the only connection to it: nobody else can connect any more. So tiny_http accepts
+/// once. It can't run out of file descriptors later, and other processes of this machine can't keep it busy.
 fn private_listener() -> std::io::Result<(UnixListener, UnixStream)> {
     let name = format!("webhook-notifier-{}", Uuid::new_v4());
     let name = unix::SocketAddr::from_abstract_name(name)?;
@@ -76,31 +75,32 @@ impl Admin {
     /// Answers requests until `stop`.
     pub fn serve(&self, metrics: &Metrics, status: &Status, stop: &Shutdown) {
         while !stop.is_requested() {
-            // An error comes once: the end of accepting, which `private_listener` has made sure of.
+            // There is one error: tiny_http stops accepting, because `private_listener` shut the listener
+            // down.
             if let Ok(Some(request)) = self.0.recv_timeout(POLL) {
                 let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
                 let answer = match request.method() {
                     Method::Get | Method::Head => answer(path, query, metrics, status),
                     _ => Answer::text(405, "only GET and HEAD\n"),
                 };
-                // The one client is the door, which notices.
+                // Fails only if the door closed the connection. It notices that itself.
                 let _ = request.respond(answer.into());
             }
         }
     }
 }
 
-/// What a path answers.
+/// The answer to a request.
 struct Answer {
     status: u16,
     content_type: &'static str,
-    /// What a browser may do with it.
+    /// The Content-Security-Policy: what a browser may do with it.
     policy: &'static str,
     body: Vec<u8>,
 }
 
 impl Answer {
-    /// The version is of Prometheus' text format; a browser shows it as text all the same.
+    /// The version of Prometheus' text format. A browser shows this type as text all the same.
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
     fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
@@ -112,7 +112,7 @@ impl Answer {
         Self::new(status, Self::TEXT, body)
     }
 
-    /// 200 if there are no problems, else 503 and a line for each.
+    /// 200 without problems, otherwise 503 and a line for each problem.
     fn of_problems(problems: &[String], fine: &str) -> Self {
         match problems {
             [] => Self::text(200, format!("{fine}\n")),
@@ -145,7 +145,7 @@ fn answer(path: &str, query: &str, metrics: &Metrics, status: &Status) -> Answer
     }
 }
 
-/// Which receivers are asked for: `receivers=WORDS`.
+/// The search words for receivers, from `receivers=WORDS`.
 fn sought(query: &str) -> Cow<'_, str> {
     let mut pairs = form_urlencoded::parse(query.as_bytes());
     pairs.find(|(name, _)| name == "receivers").map(|(_, words)| words).unwrap_or_default()
@@ -153,7 +153,7 @@ fn sought(query: &str) -> Cow<'_, str> {
 
 impl From<Answer> for Response<Cursor<Vec<u8>>> {
     fn from(answer: Answer) -> Self {
-        // The door reads lengths, not chunks.
+        // The door needs a content-length: it does not parse chunks.
         let response = Self::from_data(answer.body).with_status_code(answer.status);
         let headers = [
             ("content-type", answer.content_type),
@@ -164,7 +164,7 @@ impl From<Answer> for Response<Cursor<Vec<u8>>> {
             ("cache-control", "no-store"),
         ];
         let headers = headers.into_iter().filter_map(|(name, value)| {
-            // Fails only for what is not ASCII.
+            // Fails only for text that is not ASCII.
             Header::from_bytes(name, value).ok()
         });
         headers.fold(response.with_chunked_threshold(usize::MAX), Self::with_header)

@@ -31,25 +31,26 @@ use crate::workers::Workers;
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the last threads (publisher, delivery log, notices, instances, admin) may take once nobody needs them any
-/// more, within SHUTDOWN_TIMEOUT.
+/// How long the last threads (publisher, delivery log, notices, instances, admin) may take to end once the
+/// lanes have ended, within SHUTDOWN_TIMEOUT.
 const FAREWELL: Duration = Duration::from_millis(2_500);
 
-/// Open files that we ask for, within the hard limit. More than we ever use; the kernel sizes
-/// nothing by it.
+/// The limit of open files that we ask for, up to the hard limit. It is more than we ever use, and costs
+/// nothing: the kernel allocates nothing by it.
 const MOST_FILES: u64 = 65_536;
 
-/// The threads of a lane: its own, its consumer's and its connection's two.
+/// The threads of an idle lane: its own, its consumer's and its connection's two.
 const THREADS_OF_LANE: usize = 4;
 
-/// The other threads at rest: those below, some of the libraries', and a few that come and go.
+/// The other threads of an idle notifier: those started below, those of libraries, and a few short-lived
+/// ones.
 const OTHER_THREADS: usize = 32;
 
-/// Whether there can be the threads that the notifier has at rest. It needs more for requests, but can wait
-/// for these; libraries that start theirs in the beginning can't.
+/// Checks that the threads of an idle notifier can be started. Requests need more, but can wait for theirs;
+/// libraries start theirs at once, and can't wait.
 ///
 /// # Errors
-/// If there can't.
+/// If they can't be started.
 pub fn check_threads(config: &Config) -> Result<()> {
     let needed = Lane::all(config).len() * THREADS_OF_LANE + OTHER_THREADS;
     threads::check(needed).context(
@@ -61,19 +62,19 @@ pub fn check_threads(config: &Config) -> Result<()> {
 /// Runs the notifier until a signal stops it.
 ///
 /// # Errors
-/// If it can't start (the database or the broker refuses, a port is taken), or a thread ended that
-/// should not have.
+/// If it can't start (the database or the broker refuses us, a port is in use), or if a thread ended
+/// unexpectedly.
 pub fn run(config: Config, store: Store) -> Result<()> {
     let (trigger, shutdown) = shutdown::channel();
     shutdown::watch_signals(trigger.clone())?;
     log::info!("webhook-notifier {} starts", env!("CARGO_PKG_VERSION"));
     raise_file_limit();
 
-    // Fired when the lanes have ended: until then they need the publisher, and operators /metrics.
+    // Fired when the lanes have ended. Until then they need the publisher, and operators need /metrics.
     let (drained, lanes_over) = shutdown::channel();
     let mut threads = Threads::default();
     let (parts, inbox) = Parts::new(config, store, shutdown)?;
-    // Before the checks, which may take a while: a probe should hear "not ready", not nothing.
+    // Before the checks, which may take a while: a probe should get "not ready" rather than no answer.
     let port = parts.start_watching(&mut threads, &lanes_over)?;
     parts.check_database()?;
     let Some(broker) = parts.first_connection()? else {
@@ -82,7 +83,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     };
     let (pipeline, keeper) =
         parts.start_support(&mut threads, inbox, port, &broker, &lanes_over)?;
-    // These go on until the lanes have ended.
+    // These threads run until the lanes have ended.
     let late = threads.names();
     parts.start_lanes(&mut threads, keeper, &pipeline)?;
 
@@ -145,7 +146,7 @@ impl Parts {
         Ok((parts, inbox))
     }
 
-    /// Starts what operators and the supervisor watch us by. Returns the port that operators use.
+    /// Starts the metrics port, the status page and the messages to the supervisor. Returns the port.
     fn start_watching(&self, threads: &mut Threads, lanes_over: &Shutdown) -> Result<u16> {
         let status = Arc::new(Status::new(
             &self.config,
@@ -175,8 +176,9 @@ impl Parts {
         Ok(port)
     }
 
-    /// A database that is away is waited for, as later on; one that refuses us won't change its mind. What
-    /// we may not do there is told, and done without.
+    /// Checks the database. If it is away, consuming waits for it, as it would later. If it refuses us, that
+    /// is an error, since waiting would not help. Missing rights are logged, and we do without what needs
+    /// them.
     fn check_database(&self) -> Result<()> {
         match self.store.check() {
             Ok(()) => self.metrics.health().database().answered(),
@@ -188,7 +190,7 @@ impl Parts {
         }
         let with_log = self.config.delivery_log != Extent::Off;
         for (follows, error) in self.store.unable(with_log).unwrap_or_default() {
-            // Of the instances whoever needs them tells.
+            // The `instances` thread logs this itself.
             if follows != EACH_BY_ITSELF {
                 log::warn!("{error}; until then {follows}");
             }
@@ -196,8 +198,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Reaches the broker and declares the topology, at least what is vital, within the configured number of
-    /// attempts. Returns the name of the broker; `None` if shutdown came first.
+    /// Connects to the broker and declares the topology, at least its vital part, within the configured
+    /// number of attempts. Returns the broker's cluster and vhost as one name; `None` if shutdown came first.
     fn first_connection(&self) -> Result<Option<String>> {
         let (config, objects, shutdown) = (&self.config, &self.objects, &self.shutdown);
         let topology = Topology::of(config);
@@ -209,7 +211,7 @@ impl Parts {
                 let name = format!("{} {}", link.cluster(), config.amqp.vhost);
                 let problems = topology.declare(&mut link, objects, shutdown, |_, _| {})?;
                 link.close();
-                // What something else can stand in for is told, and costs only what needs it.
+                // Other problems are logged, and affect only what needs those objects.
                 let vital = problems.into_iter().find(|problem| problem.is_vital);
                 vital.map_or(Ok(name), |problem| Err(problem.error))
             };
@@ -230,7 +232,7 @@ impl Parts {
         }
     }
 
-    /// Starts what the lanes need until they have ended. Returns what is to be started with them.
+    /// Starts the threads that the lanes need until they have ended. Returns what starts with the lanes.
     fn start_support(
         &self,
         threads: &mut Threads,
@@ -260,7 +262,7 @@ impl Parts {
             port,
         );
         if metrics.health().database().is_up() {
-            // First this: the others have heard of it before anything is sent.
+            // The other instances must know of this one before it sends anything.
             presence.beat();
         }
         if let Some(writer) = log_writer {
@@ -299,7 +301,7 @@ impl Parts {
         Ok((Arc::new(pipeline), keeper))
     }
 
-    /// Says what the metrics show that changes by the clock too.
+    /// Sets the function that returns the metrics that change with time.
     fn look_by(&self, publisher: Publisher) {
         let (receivers, directory) = (Arc::clone(&self.receivers), Arc::clone(&self.directory));
         let queues = self.config.queues.clone();
@@ -323,7 +325,7 @@ impl Parts {
         });
     }
 
-    /// Starts the lanes, and what ends with them.
+    /// Starts the lanes, and the threads that end with them.
     fn start_lanes(
         &self,
         threads: &mut Threads,
@@ -352,8 +354,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Keeps current what no event moves: queue depths, that the queues are there, and whether RabbitMQ and
-    /// PostgreSQL answer; and closes what has been idle.
+    /// Starts the monitor. It checks the queues and their depths, and whether RabbitMQ and PostgreSQL answer.
+    /// It also closes idle connections.
     fn start_monitor(&self, threads: &mut Threads, pipeline: Arc<Pipeline>) -> Result<()> {
         let (config, store) = (Arc::clone(&self.config), Arc::clone(&self.store));
         let (metrics, objects) = (Arc::clone(&self.metrics), Arc::clone(&self.objects));
@@ -376,8 +378,8 @@ impl Parts {
     }
 }
 
-/// Each connection is a file, and 1,024, the usual soft limit, are too few where a fan-out and many
-/// clients of the metrics port meet.
+/// Raises the limit of open files. Each connection is one, and the usual soft limit of 1,024 is too low for a
+/// fan-out together with many clients of the metrics port.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(MOST_FILES, |most| most.min(MOST_FILES));
@@ -389,7 +391,7 @@ fn raise_file_limit() {
     }
 }
 
-/// A random number from 0 to 1.
+/// A random number from 0 (inclusive) to 1 (exclusive).
 #[expect(clippy::cast_precision_loss, reason = "53 bits are what a double has")]
 fn jitter() -> f64 {
     (Uuid::new_v4().as_u128() >> 75) as f64 / (1_u64 << 53) as f64

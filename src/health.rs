@@ -1,5 +1,5 @@
 //! Whether the notifier works: which lanes consume, which servers answer, which threads have ended.
-//! `/readyz`, `/healthz`, the supervisor and the status page tell this.
+//! `/readyz`, `/healthz`, the messages to the supervisor and the status page report it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,21 +14,21 @@ pub use standing::{Interruption, LaneState};
 
 use standing::Standing;
 
-/// What is known of the process and of the servers that it needs.
+/// The state of the process and of the servers that it needs.
 #[derive(Debug)]
 pub struct Health {
     /// By the queue that the lane consumes.
     lanes: BTreeMap<String, Standing>,
     broker: Contact,
     database: Contact,
-    /// The threads that ended although nobody asked them to.
+    /// The threads that ended unexpectedly.
     ended: Mutex<Vec<String>>,
-    /// The log has said that all lanes consume.
+    /// The log already says that all lanes consume.
     is_announced: AtomicBool,
 }
 
 impl Health {
-    /// `queues` are those that the lanes consume.
+    /// `queues` are the queues that the lanes consume.
     #[must_use]
     pub fn new(queues: impl IntoIterator<Item = String>) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Health {
         }
     }
 
-    /// Says whether a lane consumes its queue. The first time that all of them do is worth a line.
+    /// Sets whether a lane consumes its queue. Logs when all of them do for the first time.
     pub fn set_consuming(&self, queue: &str, consumes: bool) {
         match consumes {
             true => self.standing(queue).begin(),
@@ -53,12 +53,12 @@ impl Health {
         }
     }
 
-    /// Says why a lane does not consume its queue.
+    /// Sets why a lane does not consume its queue.
     pub fn set_interruption(&self, queue: &str, why: Interruption) {
         self.standing(queue).explain(why);
     }
 
-    /// Whether the lane of that queue consumes, and for how long that has been so.
+    /// Whether the lane of that queue consumes, and for how long it has been in this state.
     #[must_use]
     pub fn lane(&self, queue: &str) -> (LaneState, Duration) {
         self.standing(queue).now()
@@ -76,18 +76,18 @@ impl Health {
         &self.database
     }
 
-    /// Notes that a thread has ended although nobody asked it to.
+    /// Records that a thread ended unexpectedly.
     pub fn thread_ended(&self, name: &str) {
         self.ended().push(name.to_owned());
     }
 
-    /// The names of the threads that ended so.
+    /// The names of the threads that ended unexpectedly.
     #[must_use]
     pub fn ended_threads(&self) -> Vec<String> {
         self.ended().clone()
     }
 
-    /// What is not ready, a line each; empty when everything is.
+    /// What is not ready, one line each; empty if everything is ready.
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
         let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_consuming());

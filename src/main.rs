@@ -1,4 +1,4 @@
-//! The binary; everything is in the library, from [`webhook_notifier::cli`] on.
+//! The binary. All code is in the library; it starts at [`webhook_notifier::cli`].
 
 use std::process::ExitCode;
 

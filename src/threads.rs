@@ -1,7 +1,7 @@
-//! The threads of the process, whose ends are noticed; and whether there can be more of them.
+//! The threads of the process. The end of each is noticed. Also checks whether more can be started.
 //!
-//! What we start ourselves copes with a thread that can't be had. Some of the libraries panic then: so
-//! they are only asked to start theirs where it has just been seen that it works.
+//! Our own code copes if a thread can't be started. Some libraries panic instead, so we let them start theirs
+//! only after [`check`] has just succeeded.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,11 +13,11 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::shutdown::{Never, Shutdown};
 
-/// The threads of the process. Each has a name, and each end is noticed.
+/// The threads of the process. Each has a name, and its end is noticed.
 #[derive(Debug)]
 pub struct Threads {
     running: HashSet<String>,
-    /// Those that failed while they were waited for.
+    /// The threads that failed while we waited for their end.
     failed: Vec<End>,
     sender: Sender<End>,
     ends: Receiver<End>,
@@ -28,18 +28,18 @@ pub struct Threads {
 pub struct End {
     /// Its name.
     pub thread: String,
-    /// In words.
+    /// How it ended, in words.
     pub how: String,
 }
 
 impl End {
-    /// How a thread ends that has done what it was there for.
+    /// A thread ended without an error.
     const RETURNED: &str = "returned";
 }
 
 /// What the body of a thread may return.
 pub trait Returned {
-    /// Why it failed, if it did.
+    /// The error, if it failed.
     fn error(self) -> Option<anyhow::Error>;
 }
 
@@ -64,7 +64,7 @@ struct Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         let how = if thread::panicking() { "panicked".to_owned() } else { self.end.how.clone() };
-        // Fails only when the process is past caring.
+        // Fails only if `Threads` is gone, when the process ends anyway.
         let _ = self.sender.send(End { thread: self.end.thread.clone(), how });
     }
 }
@@ -77,7 +77,7 @@ impl Default for Threads {
 }
 
 impl Threads {
-    /// Those that run.
+    /// The names of the running threads.
     #[must_use]
     pub fn names(&self) -> HashSet<String> {
         self.running.clone()
@@ -86,7 +86,7 @@ impl Threads {
     /// Starts a thread.
     ///
     /// # Errors
-    /// If there can't be another one.
+    /// If the system can't start another one.
     pub fn spawn<R: Returned>(
         &mut self,
         name: impl Into<String>,
@@ -109,25 +109,25 @@ impl Threads {
         Ok(())
     }
 
-    /// The first that failed while it was waited for.
+    /// The first thread that failed while we waited for its end.
     #[must_use]
     pub fn into_failed(self) -> Option<End> {
         self.failed.into_iter().next()
     }
 
-    /// Waits for shutdown, or for the end of a thread before it.
+    /// Waits for shutdown, or for a thread to end before it. Returns that thread's end.
     pub fn wait_for_end(&mut self, shutdown: &Shutdown) -> Option<End> {
         select! {
             recv(shutdown.receiver()) -> _ => None,
             recv(self.ends) -> end => end.ok().filter(|end| {
                 self.running.remove(&end.thread);
-                // Both at once: the thread did what shutdown asked of it.
+                // If shutdown came too, the thread returned because of it.
                 !shutdown.is_requested() || end.how != End::RETURNED
             }),
         }
     }
 
-    /// Waits until all threads but those in `spared` have ended; returns those that have not.
+    /// Waits until all threads but those in `spared` have ended. Returns those still running at the deadline.
     pub fn join_until(&mut self, deadline: Instant, spared: &HashSet<String>) -> Vec<String> {
         while self.running.iter().any(|name| !spared.contains(name)) {
             match self.ends.recv_deadline(deadline) {
@@ -146,11 +146,11 @@ impl Threads {
     }
 }
 
-/// Starts so many threads beside each other, which end at once.
+/// Checks that `count` threads can run at once: starts them, and ends them again.
 ///
 /// # Errors
-/// If there can't be so many: the limit of the user's processes (`ulimit -u`), of the unit's tasks
-/// (`TasksMax`) or of the container's (`pids.max`), or no memory.
+/// If they can't: because of the limit of the user's processes (`ulimit -u`), of the unit's tasks
+/// (`TasksMax`) or of the container's (`pids.max`), or for lack of memory.
 pub fn check(count: usize) -> io::Result<()> {
     let (all_started, end) = bounded::<Never>(0);
     let mut threads = Vec::with_capacity(count);
@@ -158,7 +158,7 @@ pub fn check(count: usize) -> io::Result<()> {
     for started in 0..count {
         let end = end.clone();
         let thread = thread::Builder::new().name("check".to_owned()).spawn(move || {
-            // Ends when the sender is dropped.
+            // Returns when the sender is dropped.
             let _ = end.recv();
         });
         match thread {
@@ -172,7 +172,7 @@ pub fn check(count: usize) -> io::Result<()> {
     }
     drop(all_started);
     for thread in threads {
-        // It does nothing that could panic.
+        // The thread does nothing that could panic.
         let _ = thread.join();
     }
     outcome

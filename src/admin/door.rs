@@ -1,9 +1,9 @@
 //! The front door of the metrics port: one thread that holds every client's connection.
 //!
-//! tiny_http gives each connection a thread, and knows neither limits nor time-outs. So it has one
-//! connection only, from here, which lasts as long as the process. A request is read here, within
-//! bounds; its method and path go to tiny_http, one request at a time; the answer is passed on as
-//! fast as the client takes it. Nothing in the loop waits for any one of them.
+//! tiny_http gives each connection a thread, and has neither limits nor time-outs. So it gets only one
+//! connection, from here, which lasts as long as the process. The door reads each request, within bounds. It
+//! sends the method and path to tiny_http, one request at a time, and sends the answer as fast as the client
+//! takes it. The loop never waits for a single client.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -22,57 +22,56 @@ use super::head::{BadRequest, MOST_HEADERS, PageRequest};
 use super::hosts::{Hosts, REMEDY};
 use crate::shutdown;
 
-/// Connections that have not said anything yet: the oldest give way to newer ones. They cost a file
-/// each and next to no memory. A scraper says all in the moment after it has connected, so what
-/// counts is how many others can come in that moment; a rush from this very machine was 50 in a
-/// millisecond. Of the files that we may have open they get [`SHARE_OF_FILES`] at most.
+/// The most connections that have sent nothing yet. Beyond it, the oldest are closed. Each costs a file
+/// descriptor and almost no memory. A scraper sends its request right after it has connected, so this limits
+/// how many others may connect in that moment; a rush from the same machine was 50 in a millisecond. They get
+/// at most one in [`SHARE_OF_FILES`] of the file descriptors that we may have.
 const MOST_SILENT: usize = 1_024;
 const SHARE_OF_FILES: u64 = 4;
 
-/// Connections that are amid a request or an answer, where no good client stays for long: the
-/// oldest give way here, too. Their heads are 1 MiB together, their answers perhaps 4.
+/// The most connections in the middle of a request or an answer. Beyond it, the oldest are closed: a
+/// well-behaved client does not stay there for long. Their heads take 1 MiB in total, their answers about 4.
 const MOST_MIDWAY: usize = 128;
 
-/// Requests that wait for an answer, before we accept more. None of these gives way: they wait for
-/// us, and for the same answer together.
+/// The most requests that may wait for an answer. Beyond it, we accept no more connections. None of these is
+/// closed: they wait for us, and equal requests share an answer.
 const MOST_WAITING: usize = 128;
 
-/// The time for a request's head. A scraper sends it at once; a lost packet or two on the way cost
-/// it one second and two.
+/// The time limit for a request's head. A scraper sends it at once; a lost packet costs it one second, a
+/// second loss two more.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 
-/// The time from there until the client has the answer. Prometheus gives up after ten seconds, too.
+/// The time limit from there until the client has the answer. Prometheus gives up after ten seconds, too.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// How long, and for how many bytes, we still listen to a client that has been answered. A socket
-/// that is closed with something unread resets its connection, which can take the answer away from
-/// a client that is still sending.
+/// How long, and for how many bytes, we still read from a client after its answer. Closing a socket with
+/// unread bytes resets the connection, and a client that is still sending can lose the answer.
 const FAREWELL_TIME: Duration = Duration::from_secs(2);
 const FAREWELL_BYTES: usize = 4 << 20;
 
-/// The wait before we accept again after it failed, as it does while there are too many open files.
+/// The wait after a failed accept, for example while too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// What is read at once.
+/// The bytes of one read.
 const CHUNK: usize = 16 * 1024;
 
 /// All connections of the metrics port.
 #[derive(Debug)]
 pub struct Door {
     listener: TcpListener,
-    /// To tiny_http.
+    /// The connection to tiny_http.
     server: UnixStream,
-    /// What we have asked tiny_http and not yet heard the end of.
+    /// The request that tiny_http is answering.
     exchange: Option<Exchange>,
-    /// In the order in which they came.
+    /// The oldest first.
     clients: Vec<Client>,
     most_silent: usize,
-    /// Set while accepting fails.
+    /// When to accept again; set while accepting fails.
     paused_until: Option<Instant>,
     hosts: Arc<Hosts>,
 }
 
-/// A request at tiny_http. The clients whose it is may have gone meanwhile.
+/// A request at tiny_http. Its clients may have left meanwhile.
 #[derive(Debug)]
 struct Exchange {
     head_only: bool,
@@ -83,26 +82,26 @@ struct Exchange {
 struct Client {
     stream: TcpStream,
     stage: Stage,
-    /// When the stage must be over.
+    /// The deadline of the stage.
     until: Instant,
     hosts: Arc<Hosts>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// What there is of its request's head.
+    /// It sends its request's head. Holds the part received so far.
     Asking(Vec<u8>),
-    /// It waits until those before it are answered.
+    /// Its request waits for its turn.
     Waiting(PageRequest),
-    /// Its request is the one that tiny_http answers.
+    /// tiny_http is answering its request.
     Asked,
-    /// What it has not taken of its answer.
+    /// It receives its answer. Holds the part not yet sent.
     Answered(Vec<u8>),
-    /// How many bytes it has sent since it was answered.
+    /// It has its answer. Holds the number of bytes that it has sent since.
     Leaving(usize),
 }
 
-/// What a client's connection costs, and whom it waits for.
+/// The kinds of connections, each with its own limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Silent,
@@ -110,7 +109,7 @@ enum Kind {
     Waiting,
 }
 
-/// The client's connection is of no more use.
+/// The client's connection is to be closed.
 struct Gone;
 
 impl From<io::Error> for Gone {
@@ -120,7 +119,7 @@ impl From<io::Error> for Gone {
 }
 
 impl Door {
-    /// For clients of `listener`, which are answered at the other end of `server`.
+    /// A door for the clients of `listener`. tiny_http is at the other end of `server`.
     pub(super) fn new(listener: TcpListener, server: UnixStream, hosts: Hosts) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         server.set_nonblocking(true)?;
@@ -137,16 +136,16 @@ impl Door {
         })
     }
 
-    /// Where clients come to: no other process of this machine has it.
+    /// The port of the listener. No other process of this machine has it.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.listener.local_addr().map_or(0, |address| address.port())
     }
 
-    /// Lets clients in until `stop`.
+    /// Serves clients until `stop`.
     ///
     /// # Errors
-    /// If the connection to tiny_http breaks, which only a defect can do.
+    /// If the connection to tiny_http breaks, which only a bug can cause.
     pub fn keep(mut self, stop: &shutdown::Shutdown) -> Result<()> {
         while !stop.is_requested() {
             let mut ready = self.wait()?.into_iter();
@@ -169,8 +168,8 @@ impl Door {
         Ok(())
     }
 
-    /// Which are ready: tiny_http, the listener, and the clients in their order. Waits not longer
-    /// than [`POLL`], since `stop` and time-outs wake nobody.
+    /// Waits for sockets, and returns which are ready: tiny_http, the listener, and the clients in order.
+    /// Waits at most [`POLL`], since neither `stop` nor a deadline wakes it.
     fn wait(&self) -> Result<Vec<bool>> {
         let accepting = match self.paused_until {
             Some(until) if Instant::now() < until => PollFlags::empty(),
@@ -184,7 +183,7 @@ impl Door {
         files.extend(clients.map(|client| PollFd::new(&client.stream, client.stage.awaits())));
         let limit = Timespec::try_from(POLL).context("a short time")?;
         match poll(&mut files, Some(&limit)) {
-            // A signal's: nothing has been filled in.
+            // Interrupted by a signal: `files` has no results.
             Err(Errno::INTR) => Ok(vec![false; files.len()]),
             ready => {
                 ready.context("cannot wait for the clients of the metrics port")?;
@@ -197,7 +196,8 @@ impl Door {
         self.clients.iter().filter(|client| client.kind() == kind).count()
     }
 
-    /// Accepts who waits; not more at once than may ask, so that those get their turn.
+    /// Accepts new connections, at most as many as requests may still wait, so that the others get their
+    /// turn.
     fn accept(&mut self, now: Instant) {
         for _ in self.count(Kind::Waiting)..MOST_WAITING {
             match self.listener.accept() {
@@ -209,12 +209,12 @@ impl Door {
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => break,
-                    // It hung up while it waited.
+                    // The client hung up before we accepted it.
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
-                    // Files may be what is missing, and some have one to spare.
+                    // Perhaps out of file descriptors: close the oldest connection and accept again.
                     _ if self.oldest_gives_way() => {}
                     _ => {
-                        // One line for the change of state, not one for each attempt.
+                        // Logs the change of state, not each attempt.
                         if self.paused_until.replace(now + ACCEPT_PAUSE).is_none() {
                             log::warn!("metrics port interrupted: cannot accept: {error}");
                         }
@@ -229,19 +229,19 @@ impl Door {
         let stage = Stage::Asking(Vec::new());
         let hosts = Arc::clone(&self.hosts);
         let mut client = Client { stream, stage, until: now + HEAD_TIME, hosts };
-        // Its request is often here already, and then it never counts as silent.
+        // Its request has often arrived already. Then it never counts as silent.
         if client.stream.set_nonblocking(true).is_ok() && client.go_on(now).is_ok() {
             self.clients.push(client);
         }
     }
 
-    /// Closes the oldest connection that nobody waits for; false if there is none.
+    /// Closes the oldest connection that does not wait for an answer; false if there is none.
     fn oldest_gives_way(&mut self) -> bool {
         let oldest = self.clients.iter().position(|client| client.kind() != Kind::Waiting);
         oldest.map(|at| self.clients.remove(at)).is_some()
     }
 
-    /// Closes the oldest connections of each kind that are too many.
+    /// Closes the oldest connections of each kind beyond its limit.
     fn make_room(&mut self) {
         for (kind, most) in [(Kind::Silent, self.most_silent), (Kind::Midway, MOST_MIDWAY)] {
             let mut excess = self.count(kind).saturating_sub(most);
@@ -253,7 +253,7 @@ impl Door {
         }
     }
 
-    /// Passes a request on to tiny_http, if it is free and there is one.
+    /// Sends the next request to tiny_http, if it is idle.
     fn ask_next(&mut self) -> Result<()> {
         if self.exchange.is_some() {
             return Ok(());
@@ -261,11 +261,11 @@ impl Door {
         let Some(request) = self.clients.iter_mut().find_map(Client::take_request) else {
             return Ok(());
         };
-        // It fits: nothing else is on its way there.
+        // Never blocks: the request fits into the socket's buffer, which is empty.
         let sent = self.server.write_all(request.rewritten().as_bytes());
         sent.context("cannot pass a request on to tiny_http")?;
         self.exchange = Some(Exchange { head_only: request.wants_head_only(), answer: Vec::new() });
-        // So a rush of scrapers is answered as fast as one.
+        // Equal requests share the answer, so a rush of scrapers is answered as fast as one.
         for client in &mut self.clients {
             if matches!(&client.stage, Stage::Waiting(other) if *other == request) {
                 client.stage = Stage::Asked;
@@ -274,7 +274,7 @@ impl Door {
         Ok(())
     }
 
-    /// Reads what tiny_http answers, and passes it on once it is complete.
+    /// Reads tiny_http's answer, and sends it to its clients once it is complete.
     fn hear(&mut self, now: Instant) -> Result<()> {
         let mut chunk = [0; CHUNK];
         loop {
@@ -299,7 +299,7 @@ impl Door {
 }
 
 impl Exchange {
-    /// The answer as the client gets it, once it is complete.
+    /// The answer for the client; `None` while it is incomplete.
     fn passed_on(&mut self) -> Result<Option<Vec<u8>>> {
         let mut headers = [EMPTY_HEADER; MOST_HEADERS];
         let mut head = Response::new(&mut headers);
@@ -316,7 +316,7 @@ impl Exchange {
             return Ok(None);
         }
         let mut answer = std::mem::take(&mut self.answer);
-        // Before the empty line.
+        // Inserted before the empty line that ends the head.
         answer.splice(end - 2..end - 2, *b"connection: close\r\n");
         Ok(Some(answer))
     }
@@ -331,7 +331,7 @@ impl Client {
         }
     }
 
-    /// Its request, if that is what it waits with; from here on it counts as asked.
+    /// Takes its request if it waits for its turn. Its stage is `Asked` then.
     fn take_request(&mut self) -> Option<PageRequest> {
         match std::mem::replace(&mut self.stage, Stage::Asked) {
             Stage::Waiting(request) => Some(request),
@@ -365,7 +365,7 @@ impl Client {
                     }
                 }
             }
-            // All that poll reports of these: it has hung up.
+            // For these, poll reports only that the client hung up.
             Stage::Waiting(_) | Stage::Asked => Err(Gone),
             Stage::Answered(rest) => {
                 match (&self.stream).write(rest) {
@@ -386,7 +386,7 @@ impl Client {
         }
     }
 
-    /// Sees to it that its time is kept.
+    /// Enforces the deadline of its stage.
     fn look_at(&mut self, now: Instant) -> Result<(), Gone> {
         match &self.stage {
             _ if now < self.until => Ok(()),
@@ -400,7 +400,7 @@ impl Client {
         self.go_on(now)
     }
 
-    /// Answers what tiny_http does not get to see.
+    /// Answers a request that does not go to tiny_http.
     fn refuse(&mut self, status: &str, why: &str, now: Instant) -> Result<(), Gone> {
         self.until = now + ANSWER_TIME;
         let body =
@@ -424,7 +424,7 @@ impl Stage {
     }
 }
 
-/// What the client has sent, if anything is there; the end of it is an error.
+/// Reads what has arrived; empty if nothing has. The end of the stream is an error.
 fn read<'a>(mut stream: &TcpStream, chunk: &'a mut [u8]) -> Result<&'a [u8], Gone> {
     match stream.read(chunk) {
         Ok(0) => Err(Gone),
@@ -449,7 +449,7 @@ mod tests {
         let hosts = Arc::new(Hosts::new(&[], ""));
         let mut client = Client { stream, stage: Stage::Asked, until: now + ANSWER_TIME, hosts };
 
-        // More than the kernel takes for a client that does not read.
+        // More than the kernel buffers for a client that does not read.
         let answer: Vec<u8> = (0..50_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
         assert!(client.answer(answer.clone(), now).is_ok());
         assert!(matches!(&client.stage, Stage::Answered(rest) if !rest.is_empty()));

@@ -1,41 +1,40 @@
-//! The head of a request: method and path are kept, the rest is checked and dropped.
+//! The head of a request. Its method and path are kept, the rest is checked and dropped.
 //!
-//! httparse parses it. How long a head may be, and who may ask for what, is decided here.
+//! httparse parses it. This module limits its size, and decides which names may ask for which paths.
 
 use httparse::{EMPTY_HEADER, Error, Request};
 
 use super::hosts::Hosts;
 
-/// The longest head that is read. What a browser or a proxy adds comes to 2 or 3 KiB; other
-/// servers allow 8 KiB, too.
+/// The longest head, in bytes. Browsers and proxies send 2 or 3 KiB; other servers allow 8 KiB, too.
 pub(super) const MOST_BYTES: usize = 8 * 1024;
 
-/// The longest first line. What is asked for here takes 30 bytes, or 750 with the sixty characters that the page
-/// has room for to look for; and each line may have to wait.
+/// The longest first line, in bytes. Usual requests take 30, and 750 with the sixty characters that the page
+/// lets people search for. Each line may have to wait in memory, so more is refused.
 const MOST_OF_LINE: usize = 1024;
 
-/// The most headers. A browser behind a proxy sends about thirty; other servers allow a hundred, too.
+/// The most headers. A browser behind a proxy sends about 30; other servers allow 100, too.
 pub(super) const MOST_HEADERS: usize = 100;
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PageRequest {
     method: String,
     target: String,
 }
 
-/// Why a request is not passed on.
+/// Why a request does not go to tiny_http.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BadRequest {
     Malformed,
     TooLarge,
-    /// By a name that is not ours.
+    /// Its host is not one of our names.
     Misdirected,
 }
 
 impl PageRequest {
-    /// Reads what a client has sent so far; `None` while the head has no end yet. What can't become
-    /// a request is refused by its first line, so that nobody waits for the end of what has none.
+    /// Reads what a client has sent so far; `None` while the head is incomplete. What can't become a request
+    /// is refused by its first line, since its end might never come.
     pub(super) fn read(received: &[u8], hosts: &Hosts) -> Result<Option<Self>, BadRequest> {
         let seen = &received[..received.len().min(MOST_BYTES)];
         let mut headers = [EMPTY_HEADER; MOST_HEADERS];
@@ -44,7 +43,7 @@ impl PageRequest {
             Error::TooManyHeaders => BadRequest::TooLarge,
             _ => BadRequest::Malformed,
         })?;
-        // httparse accepts any UTF-8 as target. It is `None` until its end was read.
+        // httparse accepts any UTF-8 as the target. The target is `None` until it is complete.
         if head.path.is_some_and(|target| !target.is_ascii()) {
             return Err(BadRequest::Malformed);
         }
@@ -59,32 +58,32 @@ impl PageRequest {
         let (method, target) = head.method.zip(head.path).ok_or(BadRequest::Malformed)?;
         let (authority, target) = parts_of(target);
         let mut named = head.headers.iter().filter(|it| it.name.eq_ignore_ascii_case("host"));
-        // One that is no text is as good as none.
+        // A host that is not text counts as an empty one.
         let host = named.next().map(|it| str::from_utf8(it.value).unwrap_or_default().trim());
-        // More than one is not HTTP (RFC 9112, 3.2).
+        // A request has at most one (RFC 9112, 3.2).
         if named.next().is_some() {
             return Err(BadRequest::Malformed);
         }
-        // None: no browser, which names one even in a request of HTTP/1.0.
+        // Without a host it is not from a browser: they send one even with HTTP/1.0.
         match authority.or(host) {
             Some(host) if !hosts.admit(host, target) => Err(BadRequest::Misdirected),
             _ => Ok(Some(Self { method: method.to_owned(), target: target.to_owned() })),
         }
     }
 
-    /// Whether the answer has no body, whatever length it gives.
+    /// Whether the answer has no body, whatever its content-length.
     pub(super) fn wants_head_only(&self) -> bool {
         self.method == "HEAD"
     }
 
-    /// What tiny_http gets to see: no header of the client's, and no body.
+    /// The request for tiny_http, without the client's headers and body.
     pub(super) fn rewritten(&self) -> String {
         format!("{} {} HTTP/1.1\r\n\r\n", self.method, self.target)
     }
 }
 
-/// The host and the path of a target that has both, as a server has to accept it (RFC 9112, 3.2.2);
-/// any other target as it is.
+/// The host and the path of an absolute target, which a server must accept (RFC 9112, 3.2.2). Any other
+/// target is returned unchanged, without a host.
 fn parts_of(target: &str) -> (Option<&str>, &str) {
     match target.strip_prefix("http://") {
         Some(rest) => match rest.find('/') {
@@ -108,7 +107,7 @@ mod tests {
     fn check(head: &str, expected: &str) {
         let request = read(head.as_bytes()).expect("not refused").expect("a whole head");
         assert_eq!(request.rewritten(), format!("{expected} HTTP/1.1\r\n\r\n"));
-        // One byte at a time, it is neither refused nor complete before its end.
+        // However little of it has arrived, it is neither refused nor complete before its end.
         let end = head.find("\r\n\r\n").map_or(head.len(), |at| at + 4);
         for length in 0..end {
             assert_eq!(read(&head.as_bytes()[..length]), Ok(None), "{length} bytes");

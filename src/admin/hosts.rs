@@ -1,25 +1,25 @@
-//! By which names the status page may be asked for.
+//! The host names that the status page answers to.
 //!
-//! A page of somebody else's that a browser has open may have its own name point to our address, and read
-//! then what we answer to it, as its own ("DNS rebinding"). The browser says by which name it asks. So the
-//! page is for those who ask by a name that nobody else can have: an address, `localhost`, the machine's own
-//! name, or one of METRICS_HOSTS.
+//! An attacker's page, open in an operator's browser, can point its own host name at our address and then
+//! read our answers as its own ("DNS rebinding"). The browser sends that name as `Host`. So the page answers
+//! only to names that an attacker can't own: an address, `localhost`, the machine's own name, or one of
+//! METRICS_HOSTS.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// What is said to who asks by another name.
+/// The answer to a request by another name.
 pub(super) const REMEDY: &str = "the status page answers to an address, localhost, the name of its machine, \
      and the names in METRICS_HOSTS";
 
-/// The paths that only those get: what a browser shows, or what has its figures.
+/// The paths that answer only to our names: the page and its figures.
 const FOR_BROWSERS: [&str; 2] = ["/", "/status.json"];
 
-/// The names, in lower case.
+/// Our names, in lower case.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts(Vec<String>);
 
 impl Hosts {
-    /// Those of METRICS_HOSTS, and the machine's own, with its domain and without.
+    /// The names of METRICS_HOSTS, `localhost`, and the machine's own name, with its domain and without.
     pub(super) fn new(given: &[String], machine: &str) -> Self {
         let first = machine.split('.').next().unwrap_or_default();
         let own = ["localhost", machine, first].map(str::to_owned);
@@ -27,7 +27,7 @@ impl Hosts {
         Self(all.filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase()).collect())
     }
 
-    /// Whether who asks by this `Host` (RFC 9110, 7.2) gets what is at that target.
+    /// Whether a request with this `Host` (RFC 9110, 7.2) may have that target.
     pub(super) fn admit(&self, host: &str, target: &str) -> bool {
         let path = target.split('?').next().unwrap_or_default();
         !FOR_BROWSERS.contains(&path) || self.includes(host)

@@ -1,8 +1,8 @@
-//! The status page: one document that asks for /status.json and shows it.
+//! The status page: one document that loads /status.json and shows it.
 //!
-//! It needs nothing from anywhere else, and its Content-Security-Policy allows nothing else: its
-//! own style and script by their hashes, and questions to where it came from. No other site can
-//! show it in a frame, and none can read what it reads, as no answer here allows that (CORS).
+//! It loads nothing from other servers. Its Content-Security-Policy allows only its own style and script, by
+//! their hashes, and requests to its own origin. No other site can show it in a frame. None can read its data
+//! either, since no answer here allows that (CORS).
 
 use std::sync::LazyLock;
 
@@ -10,14 +10,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-/// The page, and the policy that it is served with.
+/// The page, and its Content-Security-Policy.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) html: String,
     pub(super) policy: String,
 }
 
-/// Put together once, when somebody wants it.
+/// Assembled once, at the first request.
 pub(super) static PAGE: LazyLock<Page> = LazyLock::new(|| {
     let (style, script) = (include_str!("page/style.css"), include_str!("page/script.js"));
     let html = include_str!("page/page.html");
@@ -32,7 +32,7 @@ pub(super) static PAGE: LazyLock<Page> = LazyLock::new(|| {
     }
 });
 
-/// How a policy names what it allows by its content.
+/// The policy's source expression that allows this content by its hash.
 fn allowed(content: &str) -> String {
     format!("'sha256-{}'", STANDARD.encode(Sha256::digest(content)))
 }
@@ -46,7 +46,7 @@ mod tests {
         let html = &PAGE.html;
         assert!(!html.contains("{style}") && !html.contains("{script}"));
         assert!(html.len() < 60_000, "{} bytes", html.len());
-        // The name of a namespace is no address that anybody asks.
+        // A namespace's name is not an address that a browser loads.
         let html = html.replace("http://www.w3.org/2000/svg", "");
         for elsewhere in ["http:", "https:", "//cdn", "@import", "url("] {
             assert!(!html.contains(elsewhere), "{elsewhere}");

@@ -1,42 +1,42 @@
-//! Whether a server answers, and since when: what the gauges of it are set by.
+//! Whether a server answers, and since when.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::domain::shown;
 
-/// How old a server's last answer may be before it counts as away.
+/// How old a server's last answer may be before the server counts as away.
 ///
-/// A failed answer counts at once. This is for the case that nobody got to ask: the monitor does
-/// every five seconds, but may have to wait for a hanging broker in between, up to twenty.
+/// A failure counts at once. This is for the case that nobody could ask: the monitor asks every five seconds,
+/// but a hanging broker may delay it by up to twenty.
 const ANSWER_AGE: Duration = Duration::from_secs(30);
 
-/// How much of a server's words is kept, in characters.
+/// How much of a server's error is kept, in characters.
 const MOST_OF_PROBLEM: usize = 500;
 
-/// What was heard of a server. Shared by all who ask it.
+/// The last answers of a server. All threads that ask it share this.
 #[derive(Debug)]
 pub struct Contact(Mutex<Heard>);
 
 #[derive(Debug)]
 struct Heard {
-    /// Whether the last question was answered; `None` before there was one.
+    /// Whether the last question was answered; `None` before the first.
     last: Option<bool>,
-    /// Since when the answer has been the same.
+    /// Since when `last` has been the same.
     since: Instant,
     answered: Option<Instant>,
-    /// The error that it answered with, if that is what was wrong last.
+    /// The error that it answered with, if that was the last failure.
     problem: Option<String>,
 }
 
 /// Whether a server answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answers {
-    /// Nobody has asked it yet.
+    /// Nobody has asked yet.
     Unasked,
-    /// It does.
+    /// It answers.
     Yes,
-    /// It does not, or nobody got to ask it for long.
+    /// It does not answer, or nobody could ask for 30 seconds.
     No,
 }
 
@@ -45,7 +45,7 @@ impl Contact {
         Self(Mutex::new(Heard { last: None, since: Instant::now(), answered: None, problem: None }))
     }
 
-    /// It has just answered.
+    /// Records that it has just answered.
     pub fn answered(&self) {
         let now = Instant::now();
         let mut heard = self.lock();
@@ -54,20 +54,20 @@ impl Contact {
         heard.problem = None;
     }
 
-    /// It has just failed to answer, or answered with an error.
+    /// Records that it did not answer, or answered with `error`.
     pub fn failed(&self, error: Option<&str>) {
         let mut heard = self.lock();
         heard.set(false, Instant::now());
         heard.problem = error.map(|error| shown::line(error, MOST_OF_PROBLEM));
     }
 
-    /// The error that it answered with, if that is what is wrong.
+    /// The error that it answered with, if it answered the last question with one.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.lock().problem.clone()
     }
 
-    /// Whether it answers, and for how long that has been so.
+    /// Whether it answers, and for how long it has been in this state.
     #[must_use]
     pub fn now(&self) -> (Answers, Duration) {
         let heard = self.lock();

@@ -1,4 +1,4 @@
-//! Whether a lane consumes, and if not, why: more than its gauge says.
+//! Whether a lane consumes, and if not, why.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 /// Whether a lane consumes its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneState {
-    /// Not yet.
+    /// It has not consumed yet.
     Starting,
-    /// It does.
+    /// It consumes.
     Consuming,
-    /// Not now.
+    /// It has consumed before, but does not now.
     Interrupted(Interruption),
 }
 
 /// Why a lane does not consume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interruption {
-    /// Its connection to RabbitMQ was lost, or it gets none.
+    /// It lost its connection to RabbitMQ, or can't connect.
     Broker,
     /// RabbitMQ confirms no message.
     Confirms,
-    /// What it needs of PostgreSQL can't be had.
+    /// PostgreSQL does not give it what it needs.
     Database,
 }
 
-/// The state of one lane, and since when.
+/// The state of one lane, and since when it has been in it.
 #[derive(Debug)]
 pub(super) struct Standing(Mutex<(LaneState, Instant)>);
 
@@ -41,7 +41,8 @@ impl Standing {
         }
     }
 
-    /// It has ended, for a reason that is told later; most likely it is this one.
+    /// Records that consuming ended. [`Self::explain`] sets the reason later; until then, the likeliest is
+    /// assumed.
     pub(super) fn end(&self) {
         let mut standing = self.lock();
         if standing.0 == LaneState::Consuming {
@@ -49,7 +50,7 @@ impl Standing {
         }
     }
 
-    /// Why it does not consume. Since when is known already.
+    /// Sets why it does not consume. The time since when stays.
     pub(super) fn explain(&self, why: Interruption) {
         self.lock().0 = LaneState::Interrupted(why);
     }
