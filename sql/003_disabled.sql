@@ -1,4 +1,4 @@
--- A disabled webhook gets nothing and keeps its place; NULL means enabled. Without a default, so
--- that adding the columns to a full table rewrites nothing.
+-- A disabled webhook stays registered, but gets nothing; NULL: it is enabled. There is no default, so that
+-- adding the columns does not rewrite a full table.
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS disabled_at TIMESTAMPTZ;
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS disabled_reason TEXT;

@@ -1,5 +1,5 @@
--- Tells every notifier that what it remembers of this table is no longer true, at the commit of
--- whatever statement changed it. The payload tells tables of that name in other schemas apart.
+-- Notifies every instance that this table has changed, so that it drops its cached webhooks. PostgreSQL sends
+-- the notification when the change commits. The payload distinguishes tables of this name in other schemas.
 CREATE OR REPLACE FUNCTION webhooks_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('webhooks_changed', TG_RELID::text);

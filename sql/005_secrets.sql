@@ -1,6 +1,6 @@
--- What the requests to a webhook are signed with; NULL: they are not signed. The previous secret
--- signs too until it expires, so that a receiver can change over. Without defaults, so that adding
--- the columns to a full table rewrites nothing.
+-- The secret that signs the requests to a webhook; NULL: they are not signed. Until it expires, the previous
+-- secret signs them too, so that a receiver has time to switch. There are no defaults, so that adding the
+-- columns does not rewrite a full table.
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS secret TEXT;
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS previous_secret TEXT;
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS previous_secret_expires_at TIMESTAMPTZ;

@@ -1,6 +1,6 @@
--- Settings of a webhook; NULL: as if there were none. src/manual/webhook-settings.md says what each may
--- hold. Without defaults and checks, so that adding the columns to a full table rewrites and reads
--- nothing; a value that can't be used costs the deliveries of its webhook only.
+-- Settings of a webhook; NULL: not set. src/manual/webhook-settings.md describes their values. There are no
+-- defaults or checks, so that adding the columns neither rewrites nor reads a full table. An invalid value
+-- affects only the deliveries of its webhook.
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS headers JSONB;
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS timeout_ms INTEGER;
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS max_in_flight INTEGER;

@@ -1,7 +1,7 @@
--- The delivery log: what happened to which delivery, when. `id` is the order in which entries are
--- written, and not quite the one in which other sessions see them: `tx` tells them which they have
--- not seen yet. `webhook_id` is NULL where no webhook wanted the event. No foreign key: what was
--- sent to a webhook outlives it.
+-- The delivery log: what happened to each delivery, and when. `id` is the order in which entries are written.
+-- Other sessions may see them in a different order; by `tx` they know which they have not seen yet.
+-- `webhook_id` is NULL if no webhook wanted the event. There is no foreign key: entries outlive their
+-- webhook.
 CREATE TABLE IF NOT EXISTS delivery_attempts (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tx XID8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -19,5 +19,5 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
     next_attempt_at TIMESTAMPTZ,
     dead TEXT
 );
--- For what is older than DELIVERY_LOG_KEEP.
+-- Finds the entries older than DELIVERY_LOG_KEEP.
 CREATE INDEX IF NOT EXISTS delivery_attempts_at_idx ON delivery_attempts (at);

@@ -1,12 +1,12 @@
--- A paused webhook gets nothing for now and loses nothing; NULL: it isn't paused. Without a default,
--- so that adding the column to a full table rewrites nothing.
+-- A paused webhook gets nothing for now, and loses nothing; NULL: it is not paused. There is no default, so
+-- that adding the column does not rewrite a full table.
 ALTER TABLE webhooks ADD COLUMN IF NOT EXISTS paused_at TIMESTAMPTZ;
 
--- Where deliveries wait that their receiver can't take now: a queue at the broker for each row, of
--- what came from `queue` for one webhook. Its row is written before the queue is made, and deleted
--- with it. `since`, `cause`, `class` and `until` say why they wait, and until when at least.
--- `closing_at`: somebody is about to delete the queue, unless it is opened again. No foreign key:
--- the queue outlives its webhook, and only its row tells that it is there.
+-- The backlogs. Deliveries wait in one while their receiver can't take them. Each row stands for a queue at
+-- the broker, which holds the deliveries from `queue` for one webhook. The row is written before the queue is
+-- created, and deleted with it. `since`, `cause` and `class` say since when and why the deliveries wait; they
+-- wait until `until` at least. `closing_at`: an instance is about to delete the queue, unless it is opened
+-- again. There is no foreign key: the queue outlives its webhook, and only this row records that it exists.
 CREATE TABLE IF NOT EXISTS backlogs (
     queue TEXT NOT NULL,
     webhook_id UUID NOT NULL,
@@ -18,8 +18,9 @@ CREATE TABLE IF NOT EXISTS backlogs (
     PRIMARY KEY (queue, webhook_id)
 );
 
--- Tells every notifier which backlogs there are. Not on the channel `webhooks_changed`, which makes
--- each of them forget its directory. Why a backlog waits changes often, and is told to nobody.
+-- Notifies every instance when a backlog is added, closed or removed. It uses its own channel, since
+-- `webhooks_changed` makes instances drop their cached webhooks. The reason why a backlog waits changes
+-- often, so that change notifies nobody.
 CREATE OR REPLACE FUNCTION backlogs_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('backlogs_changed', TG_RELID::text);

@@ -1,7 +1,7 @@
--- The instances that are alive, among which the limits of webhooks are shared. Each writes its row every
--- few seconds, so that `beats` changes, and deletes it when it ends; the others delete those of which it
--- does not change any more. `name` is for people; `queues` are those that it serves now. Who comes or goes
--- notifies the others itself: no row is of any use without its instance.
+-- The instances that are alive. They share the limits of webhooks. Each updates `beats` in its row every few
+-- seconds, and deletes the row when it stops. The others delete a row whose `beats` no longer changes. `name`
+-- is for people. `queues` are those that the instance serves now. An instance that starts or stops notifies
+-- the others itself, so this table needs no trigger.
 CREATE TABLE IF NOT EXISTS notifier_instances (
     id UUID PRIMARY KEY,
     name TEXT NOT NULL,

@@ -1,12 +1,12 @@
--- A change tells which webhooks it is about, and what of whose events these get now, so that notifiers forget
--- the answers that it may have made untrue, and keep all others: of a hundred thousand webhooks one changes all
--- the time.
+-- The notification of a change names the webhooks that changed, and the patterns and accounts that they have
+-- now. So instances drop only the cached answers that may be outdated, and keep all others: of a hundred
+-- thousand webhooks, one changes all the time.
 --
--- The payload is the table as a number, which means "anything may have changed", or that, a space and
--- {"ids": [...], "patterns": [...], "accounts": [...], "everybody": ...}. The long form is only for few rows, and only
--- where the notifiers' comparison of texts is PostgreSQL's: with ASCII, and no collation by which different
--- texts are equal. Whatever goes wrong here must not fail the statement that has changed something: it is told
--- in the short form.
+-- The payload's short form is the table's number, which means "anything may have changed". The long form adds
+-- a space and {"ids": [...], "patterns": [...], "accounts": [...], "everybody": ...}. The long form is only
+-- for few rows, and only if instances compare texts as PostgreSQL does: only ASCII, and no collation by which
+-- different texts are equal. No error here may fail the statement that made the change; on an error, the
+-- short form is sent.
 CREATE OR REPLACE FUNCTION webhooks_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT INTEGER := 50;
@@ -31,11 +31,11 @@ BEGIN
                 AND NOT coalesce(c.collisdeterministic, true)
         ) THEN
             IF TG_OP = 'UPDATE' THEN
-                -- The id may be what has changed.
+                -- The update may have changed the id.
                 ids := ids || ARRAY(SELECT id FROM new_rows);
             END IF;
             IF TG_OP IN ('INSERT', 'UPDATE') THEN
-                -- Before it is unpacked: it may be as large as somebody likes.
+                -- Checked before it is unpacked: its size has no limit.
                 IF EXISTS (
                     SELECT FROM new_rows WHERE pg_column_size(events) > 4000 OR pg_column_size(account) > 4000
                 ) THEN
@@ -45,7 +45,7 @@ BEGIN
                     SELECT DISTINCT pattern FROM new_rows, unnest(events) AS pattern
                     WHERE pattern IS NOT NULL
                 );
-                -- As `webhooks_account_idx` has them.
+                -- Cut as in `webhooks_account_idx`.
                 accounts := ARRAY(
                     SELECT DISTINCT left(account::text, 256) FROM new_rows WHERE account IS NOT NULL
                 );
@@ -60,7 +60,7 @@ BEGIN
     EXCEPTION WHEN OTHERS THEN
         what := NULL;
     END;
-    -- PostgreSQL takes 7,999 bytes.
+    -- PostgreSQL's limit is 7,999 bytes.
     IF octet_length(what) <= 7900 AND what !~ '[^\x20-\x7e]' THEN
         PERFORM pg_notify('webhooks_changed', TG_RELID::text || ' ' || what);
     ELSE
@@ -69,8 +69,9 @@ BEGIN
     RETURN NULL;
 END
 $$;
--- One for each kind of statement: only so can it be asked which rows that has changed. Under new names: older
--- notifiers, which don't understand the long form, miss the trigger that they know and remember nothing.
+-- One trigger for each kind of statement: otherwise PostgreSQL does not provide the changed rows. They have
+-- new names: older instances, which don't understand the long form, miss the trigger that they know and cache
+-- nothing.
 DROP TRIGGER IF EXISTS webhooks_changed ON webhooks;
 DROP TRIGGER IF EXISTS webhooks_inserted ON webhooks;
 CREATE TRIGGER webhooks_inserted AFTER INSERT ON webhooks REFERENCING NEW TABLE AS new_rows
@@ -85,8 +86,8 @@ CREATE TRIGGER webhooks_deleted AFTER DELETE ON webhooks REFERENCING OLD TABLE A
 DROP TRIGGER IF EXISTS webhooks_truncated ON webhooks;
 CREATE TRIGGER webhooks_truncated AFTER TRUNCATE ON webhooks
     FOR EACH STATEMENT EXECUTE FUNCTION webhooks_changed();
--- What is new in a GIN index waits in a list until a vacuum, and each search reads all of it: up to 4 MB, for
--- every type of event that is not remembered.
+-- By default, new entries of a GIN index wait in a list until a vacuum. Each search reads the whole list, up
+-- to 4 MB, for every event type that is not cached.
 ALTER INDEX IF EXISTS webhooks_events_idx SET (fastupdate = off);
 ALTER INDEX IF EXISTS webhooks_everybodys_idx SET (fastupdate = off);
 SELECT gin_clean_pending_list(to_regclass('webhooks_events_idx'))

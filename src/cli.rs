@@ -32,22 +32,22 @@ use crate::config::{Config, ConfigError, Settings};
 use crate::domain::shown;
 use crate::store::Store;
 
-/// The program's.
+/// The program's name.
 const NAME: &str = "webhook-notifier";
 
-/// The most threads that a command needs, those of its connections included.
+/// The most threads that a command needs, including those of its connections.
 const THREADS: usize = 10;
 
-/// How long a line of the log or of standard error may be, in characters. Ours have some hundred; what
-/// they quote is other programs' affair.
+/// The longest line of the log or of standard error, in characters. Our own text takes a few hundred. The
+/// rest is quoted from other programs, and may be of any length.
 const MOST_OF_LINE: usize = 8_192;
 
-/// A command that makes no sense as it was given; exit code 2.
+/// The command line makes no sense; exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
 
-/// Reads the arguments, runs the command, and says how it ended.
+/// Reads the arguments, runs the command, and prints or logs its error.
 #[must_use]
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
             complain(&format!("{error}"));
             ExitCode::from(2)
         }
-        // `webhooks list | head` is no failure.
+        // `webhooks list | head` closes the pipe early: that is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             if logged {
@@ -103,7 +103,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the settings of a command and starts the logger that they describe.
+/// Reads the settings of a command, starts the logger, and prints the warnings about settings.
 fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     logger(&config.rust_log).init();
@@ -113,7 +113,7 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// A line on standard output. Unlike `println!`, a closed pipe is an error and not a panic.
+/// Prints a line on standard output. Unlike with `println!`, a closed pipe is an error rather than a panic.
 fn print(line: impl std::fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
@@ -125,7 +125,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
     print(shown::json(&serde_json::to_string_pretty(value)?))
 }
 
-/// A line on standard error.
+/// Prints a line on standard error.
 fn complain(problem: &str) {
     let problem = shown::line(problem, MOST_OF_LINE);
     let _ = writeln!(io::stderr(), "{}", paint::complaint("webhook-notifier:", &problem));

@@ -82,42 +82,43 @@
 //!
 //! # Where to change what
 //!
-//! | to change | begin at |
+//! | to change | start at |
 //! |---|---|
-//! | what an answer means, and what follows | [`domain::outcome`] |
-//! | who may have a request under way | [`domain::pace`]; what a receiver shows: [`domain::receiver`]; what its webhook allows: [`domain::limits`]; how much of that is this instance's: [`domain::instances`] |
-//! | what waits, what goes to a backlog, and in which order | [`domain::intake`] |
-//! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; where RabbitMQ does not answer for one: `consumer/backlogs/unanswered.rs`; which instance consumes it: `consumer/backlogs/elsewhere.rs`; how it is made: `backlogs/keeper.rs`, found and removed: its folder |
-//! | how many consumers a lane has | [`domain::growth`]; how they are started and ended: `consumer/crew.rs` |
-//! | how instances know of each other | [`instances`], `store/instances.rs`; who is taken for dead: `domain/instances/roll.rs` |
-//! | which deliveries of an event run beside each other | `pipeline/fan_out.rs` |
+//! | what an answer means, and what happens next | [`domain::outcome`] |
+//! | which receivers get a request now | [`domain::pace`]; the receiver's condition: [`domain::receiver`]; its webhook's limits: [`domain::limits`]; this instance's share of them: [`domain::instances`] |
+//! | which deliveries wait, which go to a backlog, and in which order | [`domain::intake`] |
+//! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; if RabbitMQ does not answer about it: `consumer/backlogs/unanswered.rs`; which instance consumes it: `consumer/backlogs/elsewhere.rs` |
+//! | how a backlog is created | `backlogs/keeper.rs`; how it is found: `backlogs/keeper/search.rs`; how it is removed: `backlogs/keeper/removal.rs` |
+//! | how many consumers a lane has | [`domain::growth`]; how they start and stop: `consumer/crew.rs` |
+//! | how instances know of each other | [`instances`], `store/instances.rs`; which of them are alive: `domain/instances/roll.rs` |
+//! | which deliveries of an event run concurrently | `pipeline/fan_out.rs` |
 //! | how long a delivery waits | [`domain::retry`] |
-//! | what is sent | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how ids and types stand in headers: [`domain::encoding`]; what of the producer's headers goes on: [`domain::forwarding`] |
-//! | what of a failed answer is kept, and what is hidden in it | `sender/excerpt.rs`, [`domain::answer`] |
-//! | how connections are used again, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the words for none: `sender/failure.rs` |
-//! | where a webhook may lead | [`domain::address`]; how its name is looked up: [`lookup`]; how a proxy leads there: `sender/egress.rs` |
-//! | who wants an event | [`domain::webhook`], [`directory`]; whose it is: [`domain::account`]; what is forgotten when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
-//! | what `why` concludes of a delivery | [`domain::diagnosis`]; in which words: `cli/why/words.rs`; what the log says: [`domain::delivery_log`] |
-//! | how times are counted and written | [`domain::time`]; the clock is read by [`clock`] |
-//! | what is told by `webhooks.events` | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; which outages are known to all: `notices/watch.rs` |
-//! | the tables | a new file in `sql/`; `store/schema/migrations.rs` lists it, `store/schema/tables.rs` what `migrate` puts back; statements in [`store`] |
-//! | exchanges and queues | `broker/topology.rs`; how they are made and looked for: `broker/declare.rs`; what is known of them: `broker/objects.rs`; the rights that they need: `broker/rights.rs` |
-//! | how the broker is reached | `broker/connecting.rs` |
-//! | what becomes of a message that its queue refuses | `broker/refusals.rs`; whose queue can't be had: `broker/routes.rs` |
-//! | a setting | `config::SETTINGS`; tests then ask for its rows in `src/manual/configuration.md` and the template |
+//! | what a request contains | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how headers encode ids and types: [`domain::encoding`]; which of the producer's headers are forwarded: [`domain::forwarding`] |
+//! | how much of a failed answer is kept, and what is redacted | `sender/excerpt.rs`, [`domain::answer`] |
+//! | how connections are reused, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the messages if there is none: `sender/failure.rs` |
+//! | which addresses a webhook may have | [`domain::address`]; how its host is looked up: [`lookup`]; how a proxy reaches it: `sender/egress.rs` |
+//! | which webhooks want an event | [`domain::webhook`], [`directory`]; the event's account: [`domain::account`]; what the directory forgets when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
+//! | what `why` concludes about a delivery | [`domain::diagnosis`]; its wording: `cli/why/words.rs`; the entries of the log: [`domain::delivery_log`] |
+//! | how times are represented and printed | [`domain::time`]; the only reader of the clock: [`clock`] |
+//! | what `webhooks.events` publishes | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; how all instances record since when a receiver fails: `notices/watch.rs` |
+//! | the tables | a new file in `sql/`, listed in `store/schema/migrations.rs`; what `migrate` restores: `store/schema/tables.rs`; statements: [`store`] |
+//! | exchanges and queues | `broker/topology.rs`; how they are declared and checked: `broker/declare.rs`; their known state: `broker/objects.rs`; the permissions that they need: `broker/rights.rs` |
+//! | how we connect to the broker | `broker/connecting.rs` |
+//! | what happens to a message if its queue refuses it | `broker/refusals.rs`; if its queue is unusable: `broker/routes.rs` |
+//! | a setting | `config::SETTINGS`; tests then require its rows in `src/manual/configuration.md` and the template |
 //! | a metric | [`metrics`], and its row in `src/manual/metrics.md` |
-//! | what `/readyz` and `/healthz` answer | [`health`] |
-//! | what the status page says | `status/advice.rs`; what receivers are called there, and how they are searched: `status/names.rs`; how it looks: `admin/page/` |
-//! | how much of a URL is shown there | `domain/webhook/place.rs` |
-//! | what a file of webhooks means, and what follows | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all of it is done or nothing: `store/declared.rs` |
-//! | a command | its file in `cli/`; the arguments that commands share: `cli/arguments.rs`; which ids they take: `cli/ids.rs` |
-//! | what operators read | a topic in `src/manual`; `cli/topics.rs` lists it, for `help` and the manual page |
-//! | manual pages and completions, which are made of the arguments and the manual | `cli/manual.rs` |
-//! | how dead letters are read, and outlive it | `broker/browse.rs`, `broker/renewal.rs` |
-//! | how a queue becomes one of another kind | `broker/moving.rs` |
+//! | what `/readyz` and `/healthz` report | [`health`] |
+//! | what the status page says | `status/advice.rs`; how it names and finds receivers: `status/names.rs`; how it looks: `admin/page/` |
+//! | how much of a URL the status page shows | `domain/webhook/place.rs` |
+//! | what a file of webhooks means, and which changes it requires | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all changes are made in one transaction: `store/declared.rs` |
+//! | a command | its file in `cli/`; the arguments that commands share: `cli/arguments.rs`; the ids that they accept: `cli/ids.rs` |
+//! | the operators' manual | a topic in `src/manual`, listed in `cli/topics.rs` for `help` and the manual page |
+//! | manual pages and completions, generated from the arguments and the manual | `cli/manual.rs` |
+//! | how dead letters are read without losing them | `broker/browse.rs`, `broker/renewal.rs` |
+//! | how a queue changes its kind | `broker/moving.rs` |
 //!
-//! `tests/integration` has a file for each of these from the outside, against real servers, and
-//! `layout.rs` there holds which module may use which.
+//! `tests/integration` tests each of these from the outside, against real servers. Its `layout.rs` checks
+//! which module may use which.
 //!
 //! # The modules, in reading order
 

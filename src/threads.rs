@@ -33,7 +33,7 @@ pub struct End {
 }
 
 impl End {
-    /// A thread ended without an error.
+    /// The `how` of a thread that ended without an error.
     const RETURNED: &str = "returned";
 }
 

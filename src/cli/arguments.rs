@@ -1,4 +1,4 @@
-//! What the program takes on its command line.
+//! The arguments of the program.
 
 use clap::{Args, Parser, Subcommand};
 
@@ -8,9 +8,9 @@ use crate::domain;
 
 /// Delivers JSON events from RabbitMQ queues to the webhooks that want them, and loses none.
 ///
-/// `run` consumes the queues, finds in PostgreSQL the webhooks that want each event, and POSTs it to
-/// each of them. What fails is tried again, by the broker's clock; what can't be delivered ends in a
-/// dead-letter queue. The other commands are for those who operate it.
+/// `run` consumes the queues. It finds the webhooks that want each event in PostgreSQL, and POSTs the event
+/// to each of them. If a delivery fails, it waits at the broker and is tried again. If it can't be delivered,
+/// it goes to a dead-letter queue. The other commands are for operators.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, disable_help_subcommand = true)]
 #[command(after_help = FIRST_STEPS)]
@@ -33,10 +33,10 @@ pub(super) enum Command {
     /// Consume the queues and deliver, until SIGTERM or SIGINT
     #[command(after_long_help = help::RUN)]
     Run(Settings),
-    /// Make the tables, or add to them what is missing; keeps every row
+    /// Create the tables, or add what they lack; keeps every row
     #[command(after_long_help = help::MIGRATE)]
     Migrate(ServerSettings),
-    /// Check configuration, broker, topology and database, and say the remedies; changes nothing
+    /// Check configuration, broker, topology and database, and suggest remedies; changes nothing
     #[command(after_long_help = help::CHECK)]
     Check {
         #[command(flatten)]
@@ -50,26 +50,26 @@ pub(super) enum Command {
     /// List, show, replay and purge what could not be delivered
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Have a queue be of another kind, with all that is in it
+    /// Change the kind of a queue, and keep its messages
     #[command(subcommand)]
     Queues(queues::Queues),
-    /// Say what became of an event: who wanted it, what was tried, where it is, what to do; or how a webhook
-    /// has been
+    /// Explain what happened to an event: who wanted it, the attempts, where it is, what to do; or how a
+    /// webhook is doing
     ///
-    /// Reads the delivery log (DELIVERY_LOG) and, where the broker answers, the dead-letter queues.
-    /// Exit code 1 if nothing is known of the event, and the log would know.
+    /// Reads the delivery log (DELIVERY_LOG) and, if the broker answers, the dead-letter queues. The exit
+    /// code is 1 if the log should know the event but does not.
     #[command(after_long_help = help::WHY)]
     Why(why::Why),
-    /// Show attempts as they are logged, by all instances, until Ctrl-C
+    /// Show attempts of all instances as they are logged, until Ctrl-C
     #[command(after_long_help = help::TAIL)]
     Tail(tail::Tail),
-    /// Publish an event to a queue, and wait until the broker has it
+    /// Publish an event to a queue, and wait until the broker confirms it
     #[command(after_long_help = help::PUBLISH)]
     Publish(publish::Publish),
-    /// Be a receiver: answer POSTs and print them
+    /// Run a receiver that prints the POSTs it gets and answers them
     #[command(after_long_help = help::LISTEN)]
     Listen(listen::Listen),
-    /// Print what a shell needs to complete commands and options
+    /// Print a script that lets a shell complete commands and options
     #[command(after_long_help = help::COMPLETIONS)]
     Completions {
         /// Which shell
@@ -78,7 +78,7 @@ pub(super) enum Command {
     /// Print a manual page, or write all of them
     #[command(after_long_help = help::MAN)]
     Man(manual::Man),
-    /// Explain a command or a topic of the manual, such as `runbook`; or list them
+    /// Explain a command or a topic of the manual, such as `runbook`; or list all of them
     #[command(after_long_help = help::HELP)]
     Help(topics::Help),
 }
@@ -98,7 +98,7 @@ pub(super) struct Common {
     pub(super) output: Output,
 }
 
-/// The name of an account, as an argument.
+/// Parses the name of an account.
 pub(super) fn account(text: &str) -> Result<String, String> {
     domain::account::check(text).map_err(|problem| format!("the account {problem}"))?;
     Ok(text.to_owned())

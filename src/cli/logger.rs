@@ -1,4 +1,4 @@
-//! What is logged, and how a line looks.
+//! The logger: what it logs, and the format of its lines.
 
 use std::io::Write;
 
@@ -10,8 +10,8 @@ use super::MOST_OF_LINE;
 pub(super) fn logger(filter: &str) -> env_logger::Builder {
     let mut builder = env_logger::Builder::new();
     builder
-        // We report ourselves what matters of these, once and in our words; amiquip calls every
-        // clean close an internal error. RUST_LOG=amiquip=warn brings them back.
+        // We log what matters of these ourselves, once and in our words; amiquip logs every clean
+        // close as an internal error. RUST_LOG=amiquip=warn turns its lines on again.
         .filter_module("amiquip", log::LevelFilter::Off)
         .filter_module("mio", log::LevelFilter::Off)
         .filter_module("tiny_http", log::LevelFilter::Off)
@@ -21,7 +21,7 @@ pub(super) fn logger(filter: &str) -> env_logger::Builder {
         .filter_module("postgres", log::LevelFilter::Warn)
         .filter_module("tokio_postgres", log::LevelFilter::Warn)
         .parse_filters(filter)
-        // env_logger's own format, but for this: whatever a line quotes, it is one line.
+        // env_logger's own format, except that each entry is one line, whatever it quotes.
         .format(|out, record| {
             let (time, level, target) = (out.timestamp_millis(), record.level(), record.target());
             let text = shown::line(&record.args().to_string(), MOST_OF_LINE);
@@ -38,8 +38,8 @@ mod tests {
     use log::Log as _;
     use proptest::prelude::*;
 
-    /// Whether this filter, if it is accepted, lets one of the libraries say more than warnings that
-    /// print passwords then.
+    /// Whether this filter is accepted and lets one of the libraries that print passwords below the level
+    /// `warn` log more than warnings.
     fn tells_secrets(filter: &str) -> bool {
         let parsed = Cli::try_parse_from(["x", "run", &format!("--rust-log={filter}")]);
         let Ok(Cli { command: Command::Run(settings) }) = parsed else { panic!("{filter:?}") };

@@ -1,5 +1,5 @@
-//! `completions` and `man`: what a shell and a reader want to know of the program, made from its own arguments
-//! and from the topics of the manual.
+//! `completions` and `man`: generate shell completions and manual pages from the program's own arguments and
+//! the topics of the manual.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ pub(super) mod markdown;
 mod page;
 pub(super) mod plain;
 
-/// The page that is about no command.
+/// The page with all topics of the manual; it describes no command.
 const GUIDE: &str = "guide";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -30,8 +30,8 @@ pub(super) enum Shell {
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// Of this command, such as `dead-letters list`; or `guide`, all topics of the manual [default: of the
-    /// program]
+    /// The command, such as `dead-letters list`; or `guide`, for all topics of the manual [default: the
+    /// program itself]
     #[arg(value_name = "COMMAND")]
     of: Vec<String>,
     /// Write all pages below this directory instead, in man1 and man7
@@ -39,7 +39,7 @@ pub(super) struct Man {
     into: Option<PathBuf>,
 }
 
-/// Prints what a shell reads to complete our arguments.
+/// Prints the script that a shell needs to complete our arguments.
 pub(super) fn completions(shell: Shell) -> Result<()> {
     let shell = match shell {
         Shell::Bash => clap_complete::Shell::Bash,
@@ -48,13 +48,13 @@ pub(super) fn completions(shell: Shell) -> Result<()> {
     };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut topics::completed(Cli::command()), NAME, &mut script);
-    // clap_complete 4.6 gives a program with a hyphen two names in what it writes for bash.
+    // In its script for bash, clap_complete 4.6 gives a program with a hyphen two different names.
     let script =
         String::from_utf8(script)?.replace("webhook__subcmd__notifier", "webhook__notifier");
     write(script.as_bytes())
 }
 
-/// Prints a page, or writes all.
+/// Prints one page, or writes all of them.
 pub(super) fn man(Man { of, into }: Man) -> Result<()> {
     let program = program();
     if let Some(directory) = into {
@@ -75,7 +75,7 @@ pub(super) fn man(Man { of, into }: Man) -> Result<()> {
     write(&page::of(command)?)
 }
 
-/// With the names that its commands' pages have.
+/// The program, built so that its commands have the names of their pages.
 fn program() -> Command {
     let mut program = Cli::command();
     program.build();

@@ -1,4 +1,4 @@
-//! `migrate`: makes the tables, and says what it has done.
+//! `migrate`: creates the tables, and prints what it did.
 
 use anyhow::Result;
 use uuid::Uuid;
@@ -30,7 +30,7 @@ pub(super) fn run(settings: ServerSettings) -> Result<()> {
     Ok(())
 }
 
-/// What becomes of webhooks whose account was a label before this version.
+/// What changes for webhooks whose account was only a label before this version.
 fn of_labelled(Labelled { count, named }: &Labelled) -> String {
     let (webhooks, has, gets) = match count {
         1 => ("webhook", "has", "it gets"),

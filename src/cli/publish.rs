@@ -1,4 +1,4 @@
-//! `publish`: puts events into a queue, and waits until the broker has them.
+//! `publish`: publishes events to a queue, and waits until the broker confirms them.
 
 use std::io::{self, Read};
 
@@ -15,8 +15,8 @@ use crate::domain::delivery::{Headers, Value};
 use crate::domain::event::{Event, Properties};
 use crate::shutdown::{self, Shutdown};
 
-/// Messages that `publish` publishes before it waits for their confirms, and the most bytes of their
-/// bodies together, unless one has more.
+/// The most messages that `publish` sends before it waits for their confirms, and the most bytes of their
+/// bodies together. A single message may be larger.
 const PUBLISH_BATCH: usize = 1_000;
 const PUBLISH_BYTES: usize = 8 << 20;
 
@@ -24,21 +24,21 @@ const PUBLISH_BYTES: usize = 8 << 20;
 pub(super) struct Publish {
     /// The queue, such as high_priority
     queue: String,
-    /// The event, a JSON object; `-` reads it from standard input; without it, a sample is made
+    /// The event, a JSON object; `-` reads it from standard input [default: a sample]
     body: Option<String>,
     /// The event type, as the AMQP property `type`
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
-    /// Whose event it is, as the AMQP header `account` [default: what the body says]
+    /// The event's account, as the AMQP header `account` [default: what the body says]
     #[arg(long, value_name = "TEXT", value_parser = account)]
     account: Option<String>,
     /// The event id, as the AMQP property `message-id` [default: a new UUID]
     #[arg(long)]
     id: Option<String>,
-    /// How many times, each with an id of its own
+    /// How often to publish it, each time with an id of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
-    /// Publish even what the notifier can only dead-letter
+    /// Publish it even if the notifier can only dead-letter it
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -65,8 +65,8 @@ pub(super) fn run(command: Publish) -> Result<()> {
     let event_type = event_type.as_deref();
     let headers: Headers =
         account.map(|account| (ACCOUNT.to_owned(), Value::Text(account))).into_iter().collect();
-    // They differ in their ids only, and the last one's is the longest: nothing is published if one
-    // is malformed.
+    // The events differ only in their ids, and the last id is the longest. So checking the last one
+    // is enough: if any is malformed, nothing is published.
     let (last, body) = (id_of(count), given.clone().unwrap_or_else(|| sample(event_type)));
     let properties =
         Properties { message_id: Some(&last), event_type, account: headers.get(ACCOUNT) };
@@ -93,13 +93,13 @@ pub(super) fn run(command: Publish) -> Result<()> {
     if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
 }
 
-/// Publishes one batch after the other: only one of them is in memory.
+/// Publishes one batch after the other, so that only one is in memory.
 fn publish_all(
     config: &Config,
     queue: &str,
     all: impl Iterator<Item = Vec<Outgoing>>,
 ) -> Result<()> {
-    // Ctrl-C just ends this command: nothing here needs a drain.
+    // Ctrl-C just ends this command: there is nothing to drain.
     let (_trigger, shutdown) = shutdown::channel();
     let not_published = || format!("not published to {queue:?}");
     let mut batches = Batches::open(config, &shutdown).with_context(not_published)?;
@@ -117,8 +117,8 @@ fn publish_all(
     Ok(())
 }
 
-/// What the queue itself says of why nothing was published to it. A message comes back in the same way from one
-/// that was never made and from one whose node is away.
+/// Adds to the error why the queue took nothing, if asking for the queue tells. The broker returns a message
+/// in the same way if the queue does not exist and if its node is away.
 fn why_not(config: &Config, queue: &str, shutdown: &Shutdown, error: BrokerError) -> Error {
     let Ok(mut again) = Batches::open(config, shutdown) else { return error.into() };
     match again.has_queue(queue) {
@@ -130,7 +130,7 @@ fn why_not(config: &Config, queue: &str, shutdown: &Shutdown, error: BrokerError
     }
 }
 
-/// An event that says for itself what it is.
+/// A sample event, which says that it is one.
 fn sample(event_type: Option<&str>) -> Vec<u8> {
     serde_json::json!({
         "event_type": event_type.unwrap_or("sample.published"),

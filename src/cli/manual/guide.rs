@@ -72,7 +72,7 @@ fn write_item(roff: &mut Roff, blocks: &[Block]) {
     }
 }
 
-/// The first cell as a term, and the others below. Few tables would fit between a terminal's margins.
+/// Writes the first cell as a term, and the others below it: few tables would fit into a terminal's width.
 fn write_row(roff: &mut Roff, heads: &[Line], row: &[Line]) {
     let Some((term, cells)) = row.split_first() else { return };
     roff.control("TP", []);
@@ -98,7 +98,7 @@ fn inlines(line: &[Span]) -> Vec<Inline> {
         Span::Strong(text) | Span::Code(text) => Some(bold(text)),
         Span::Emphasis(text) => Some(italic(text)),
         Span::Link(target) if target.starts_with("http") => Some(roman(format!(" <{target}>"))),
-        // It leads to another section of this page, or to a file of the sources.
+        // A link to another section of this page, or to a file of the sources.
         Span::Link(_) => None,
     });
     inlines.collect()

@@ -1,15 +1,15 @@
-//! Markdown as blocks: what `help TOPIC` and the manual page webhook-notifier(7) are both written from.
+//! Parses Markdown into blocks. `help TOPIC` and the manual page webhook-notifier(7) are written from them.
 
 use std::mem;
 
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
-/// A part of a text, with nothing but lines or other blocks in it.
+/// A part of a text. It contains lines or other blocks.
 #[derive(Debug, PartialEq)]
 pub(in crate::cli) enum Block {
     Heading(HeadingLevel, Line),
     Paragraph(Line),
-    /// Stays as it is.
+    /// Text that is not wrapped.
     Code(String),
     List(Vec<Vec<Block>>),
     Table {
@@ -18,7 +18,7 @@ pub(in crate::cli) enum Block {
     },
 }
 
-/// What is wrapped together.
+/// Text that is wrapped as a whole.
 pub(in crate::cli) type Line = Vec<Span>;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -27,12 +27,12 @@ pub(in crate::cli) enum Span {
     Strong(String),
     Emphasis(String),
     Code(String),
-    /// Where the text before it leads.
+    /// The target of a link; its text precedes it.
     Link(String),
 }
 
 impl Span {
-    /// What it looks like without any marks.
+    /// Its text without markup.
     pub(in crate::cli) fn text(&self) -> &str {
         match self {
             Self::Text(text) | Self::Strong(text) | Self::Emphasis(text) | Self::Code(text) => text,
@@ -41,7 +41,7 @@ impl Span {
     }
 }
 
-/// A line without any marks.
+/// A line's text without markup.
 pub(in crate::cli) fn text(line: &[Span]) -> String {
     line.iter().map(Span::text).collect()
 }
@@ -58,7 +58,7 @@ pub(in crate::cli) fn blocks(markdown: &str) -> Vec<Block> {
     .blocks()
 }
 
-/// Where its links lead, in their order.
+/// The targets of the text's links, in order.
 pub(in crate::cli) fn links(markdown: &str) -> impl Iterator<Item = String> {
     parse(markdown).filter_map(|event| match event {
         Event::Start(Tag::Link { dest_url, .. }) => Some(dest_url.into_string()),
@@ -72,11 +72,11 @@ fn parse(markdown: &str) -> Parser<'_> {
 
 struct Reader<'a> {
     events: Parser<'a>,
-    /// What has been read of the current line.
+    /// The current line, as far as it has been read.
     line: Line,
     is_strong: bool,
     is_emphasis: bool,
-    /// Where the current links lead.
+    /// The targets of the links that are open.
     links: Vec<String>,
 }
 
@@ -85,7 +85,7 @@ impl Reader<'_> {
     fn blocks(&mut self) -> Vec<Block> {
         let mut blocks = Vec::new();
         while let Some(event) = self.events.next() {
-            // The text of an item has no paragraph of its own if the list is tight.
+            // In a tight list, the text of an item is not in a paragraph.
             if matches!(event, Event::Start(Tag::CodeBlock(_) | Tag::List(_) | Tag::Table(_))) {
                 self.end_paragraph(&mut blocks);
             }
@@ -162,7 +162,7 @@ impl Reader<'_> {
             }
             Event::Code(code) => self.line.push(Span::Code(code.into_string())),
             Event::SoftBreak | Event::HardBreak => self.line.push(Span::Text(" ".to_owned())),
-            // The manual has none of the others.
+            // The manual uses no other markup.
             _ => {}
         }
     }

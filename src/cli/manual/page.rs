@@ -1,4 +1,4 @@
-//! The manual page of a command: clap's own sections, and after these what `--help` says below the options.
+//! The manual page of a command: clap's own sections, then the text that `--help` prints below the options.
 
 use std::io;
 
@@ -11,9 +11,9 @@ use super::super::NAME;
 /// The page, as roff.
 pub(super) fn of(command: &Command) -> io::Result<Vec<u8>> {
     let source = format!("{NAME} {}", env!("CARGO_PKG_VERSION"));
-    // No date: what is made of the same sources is the same.
+    // No date, so that equal sources give equal pages.
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-    // With the whole name on both sides of the first line there would be no room between.
+    // The first line has no room for the whole name on both sides.
     let about = name.strip_prefix(NAME).unwrap_or(name).trim_start_matches('-');
     let about = if about.is_empty() { "commands" } else { about };
     let man = Man::new(command.clone()).title(NAME).date(" ").source(source).manual(about);
@@ -31,7 +31,7 @@ pub(super) fn of(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Of a text with a line `Title:` before each section, which is indented.
+/// Converts a text whose sections are indented, each after a line `Title:`.
 fn sections(text: &str) -> Roff {
     let mut roff = Roff::new();
     let mut lines = text.lines().peekable();
@@ -57,7 +57,7 @@ fn sections(text: &str) -> Roff {
     roff
 }
 
-/// Commands.
+/// Writes lines unchanged: commands.
 fn as_it_is(roff: &mut Roff, lines: &[&str]) {
     roff.control("nf", []);
     for line in lines.iter().filter(|line| !line.is_empty()) {
@@ -66,7 +66,7 @@ fn as_it_is(roff: &mut Roff, lines: &[&str]) {
     roff.control("fi", []);
 }
 
-/// Sentences, and terms with what they mean: below them, or after two spaces.
+/// Writes sentences, and terms with their meanings. A meaning stands below its term, or after two spaces.
 fn filled(roff: &mut Roff, lines: &[&str]) {
     let is_below = |line: &str| line.starts_with(' ');
     for (at, line) in lines.iter().enumerate() {

@@ -1,29 +1,29 @@
-//! Blocks of Markdown as plain text, wrapped for a terminal.
+//! Writes blocks of Markdown as plain text, wrapped for a terminal.
 
 use std::iter;
 
 use super::super::paint;
 use super::markdown::{self, Block, Line, Span};
 
-/// How far text is indented below its heading, and blocks of an item below its mark.
+/// The indentation of text below its heading, and of an item's blocks below its dash.
 const INDENT: usize = 2;
 
-/// How far the cells of a row are indented below its first one, where they don't fit beside it.
+/// The indentation of a row's cells below its first one, if they don't fit beside it.
 const BELOW: usize = 4;
 
-/// The space between two columns.
+/// The spaces between two columns.
 const GAP: usize = 2;
 
-/// The last column of a table is wrapped if it has at least this width.
+/// The least width to which the last column of a table is wrapped. Below it, the table becomes terms.
 const LEAST_COLUMN: usize = 36;
 
-/// Longer code is wrapped between its words.
+/// The longest code that is kept on one line. Longer code is wrapped between its words.
 const MOST_UNBROKEN: usize = 40;
 
-/// Keeps two words in one line.
+/// A space at which no line is wrapped.
 const NO_BREAK: char = '\u{a0}';
 
-/// The text, in lines of at most `width` characters, except for code and words that are longer.
+/// The text in lines of at most `width` characters. Code blocks and longer words may exceed it.
 pub(in crate::cli) fn text(blocks: &[Block], width: usize) -> String {
     let mut lines = Vec::new();
     for block in blocks {
@@ -68,7 +68,7 @@ fn write(lines: &mut Vec<String>, block: &Block, indent: usize, width: usize) {
     }
 }
 
-/// A table in columns, the last one wrapped; None if they don't fit.
+/// A table in columns, the last one wrapped; `None` if it does not fit.
 fn beside(heads: &[Line], rows: &[Vec<Line>], width: usize) -> Option<Vec<String>> {
     let heads: Vec<String> = heads.iter().map(|head| markdown::text(head)).collect();
     let rows: Vec<_> = rows.iter().map(|row| cells(row)).collect();
@@ -103,7 +103,7 @@ fn columned(row: &[String], widths: &[usize], room: usize) -> Vec<String> {
     lines.collect()
 }
 
-/// A table as terms, the first cells, with the other ones below.
+/// A table as terms: each row's first cell, with its other cells below.
 fn below(heads: &[Line], rows: &[Vec<Line>], width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for row in rows {
@@ -122,7 +122,7 @@ fn below(heads: &[Line], rows: &[Vec<Line>], width: usize) -> Vec<String> {
     lines
 }
 
-/// The cells of a row. The first one names it, and needs no marks.
+/// The texts of a row's cells. The first one names the row, and gets no backticks.
 fn cells(row: &[Line]) -> Vec<String> {
     let text = |(at, cell): (usize, &Line)| match at {
         0 => markdown::text(cell),
@@ -131,7 +131,7 @@ fn cells(row: &[Line]) -> Vec<String> {
     row.iter().enumerate().map(text).collect()
 }
 
-/// A line with backticks around its code.
+/// A line's text, with backticks around code.
 fn marked(line: &[Span]) -> String {
     let spans = line.iter().map(|span| match span {
         Span::Text(text) | Span::Strong(text) | Span::Emphasis(text) => text.clone(),
@@ -145,7 +145,7 @@ fn marked(line: &[Span]) -> String {
     spans.collect()
 }
 
-/// Lines of at most `width` characters, except for longer words.
+/// The text in lines of at most `width` characters, except for longer words.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
@@ -163,7 +163,7 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines.iter().map(|line| line.replace(NO_BREAK, " ")).collect()
 }
 
-/// In characters; the manual has no wide ones.
+/// The width in characters. The manual has no wide ones.
 fn length(text: &str) -> usize {
     text.chars().count()
 }
