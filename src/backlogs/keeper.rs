@@ -66,6 +66,8 @@ pub struct Keeper {
     closing: HashMap<Key, Closing>,
     /// The next steps of removals wait until then.
     removals_rest_until: Instant,
+    /// A row was read whose queue another instance has yet to create.
+    is_one_being_made: bool,
     standings: HashMap<Uuid, Option<Standing>>,
     /// Whether a webhook may have changed without a report.
     has_to_look: bool,
@@ -109,6 +111,7 @@ impl Keeper {
             to_count: VecDeque::new(),
             closing: HashMap::new(),
             removals_rest_until: Instant::now(),
+            is_one_being_made: false,
             standings: HashMap::new(),
             has_to_look: false,
             distrusted_until: None,
@@ -157,7 +160,8 @@ impl Keeper {
             let now = Instant::now();
             if now >= read_at {
                 let is_read = self.read();
-                let is_sure = is_read && self.directory.is_listening();
+                let is_complete = is_read && !std::mem::take(&mut self.is_one_being_made);
+                let is_sure = is_complete && self.directory.is_listening();
                 read_at = Instant::now() + if is_sure { READ_INTERVAL } else { TICK };
             }
             if now < ticks {

@@ -221,6 +221,6 @@ fn a_queue_that_is_used_or_that_would_lose_something_is_left_alone() {
     assert_eq!(sandbox.broker.ready(prioritized), Some(1));
 
     refused(&format!("{consumed}_nowhere"), 1, "there is no queue");
-    refused(&sandbox.retry_queue(), 2, "notifier's own");
-    refused("webhooks.orphaned", 2, "notifier's own");
+    refused(&sandbox.retry_queue(), 2, "belongs to the notifier");
+    refused("webhooks.orphaned", 2, "belongs to the notifier");
 }

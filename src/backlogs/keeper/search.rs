@@ -16,6 +16,9 @@ use crate::store::BacklogRow;
 /// A row without a queue is removed after this time; before, the queue may be about to be created.
 const STALE: Duration = Duration::from_secs(3_600);
 
+/// How long after its row the queue of a backlog may be created. The row comes first, and tells the others.
+const NEW: Duration = Duration::from_secs(30);
+
 /// How many queues without a row are searched for per tick. Each that is missing costs a channel.
 const SOUGHT: usize = 20;
 
@@ -123,6 +126,7 @@ impl Keeper {
             // It is at another broker, or was never created.
             Ok(None) => {
                 let age = clock::now().duration_since(row.since).unwrap_or_default();
+                self.is_one_being_made |= age < NEW;
                 if age > STALE {
                     self.close(key);
                 }

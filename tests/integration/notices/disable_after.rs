@@ -48,7 +48,7 @@ fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_n
         is_disabled(&sandbox, dead)
     });
     let line = notifier.wait_stderr(SOON, "webhook disabled");
-    for part in [&dead.to_string(), "no success for 4s", "is dropped", "webhooks enable"] {
+    for part in [&dead.to_string(), "no success for 4s", "are dropped", "webhooks enable"] {
         assert!(line.contains(part), "no {part} in {line}");
     }
     assert!(!is_disabled(&sandbox, flaky) && !is_disabled(&sandbox, once));

@@ -5,8 +5,9 @@ use std::{fs, path::Path};
 use super::documents;
 
 /// How a quotation begins that is no line of the log: what is typed, in a shell or to PostgreSQL.
-const TYPED: [&str; 14] = [
+const TYPED: [&str; 15] = [
     "GRANT",
+    "UPDATE",
     "completions",
     "dead",
     "help",

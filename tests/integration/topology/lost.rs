@@ -88,7 +88,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
     expect_why(&sandbox, &dead, &["which is gone", "publish the event again"]);
     let listed = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(listed.code, Some(1), "{listed:?}");
-    assert!(listed.stderr.contains("somebody has deleted that"), "{listed:?}");
+    assert!(listed.stderr.contains("somebody has deleted it"), "{listed:?}");
 }
 
 #[test]
