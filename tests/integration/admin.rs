@@ -24,9 +24,9 @@ const SCRAPE_LIMIT: Duration = Duration::from_secs(1);
 /// most 4 MiB, and far less here.
 const MOST_GROWTH_KIB: usize = 4 * 1024;
 
-/// Attempts and queries run in threads that live for milliseconds; a thread for each client would be
-/// hundreds.
-const MORE_THREADS: usize = 4;
+/// Attempts and queries run in threads that live for milliseconds, and on a busy machine a lane starts a few
+/// consumers more. A thread for each client would be hundreds.
+const MORE_THREADS: usize = 16;
 
 /// A notifier, its receiver, and a scraper that requests /metrics all the time.
 struct Besieged {

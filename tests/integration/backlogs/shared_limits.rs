@@ -216,8 +216,10 @@ fn while_postgresql_is_away_the_number_known_last_is_kept() {
     for notifier in &instances {
         notifier.wait_listening();
     }
+    // One after the other: in a backlog they would wait for PostgreSQL.
     wait_until(SOON, "both know the type of event", || {
-        publish(&sandbox, 1);
+        let event = publish(&sandbox, 1);
+        customer.wait_accepted(SOON, &event);
         instances.iter().all(|one| delivered(one) >= 1.0)
     });
     proxy.refuse();
