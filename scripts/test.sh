@@ -20,7 +20,7 @@
 set -euo pipefail
 
 # What `make test-fast` runs beside the unit tests: modules whose tests wait for nothing long, break no server
-# and need none of the TOOLS. They take the place of the others within a minute, their servers' start included.
+# and need none of the TOOLS. They take about a minute with the unit tests, their servers' start included.
 readonly FAST_MODULES=(
     configuration database dependencies given_secrets headers input layout malformed migrations no_retry outcomes
     settings signatures terminal webhook_list
