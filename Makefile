@@ -36,7 +36,7 @@ test: ## All tests, against private servers; T=backlogs::pauses: those with that
 	@SERVICES_SYNC=no ONLY='$(T)' $(WITH) scripts/test.sh
 
 .PHONY: test-fast
-test-fast: ## The unit tests and the quickest others: less than a minute, once compiled
+test-fast: ## The unit tests and the quickest others: about a minute, once compiled
 	@SERVICES_SYNC=no FAST=yes $(WITH) scripts/test.sh
 
 ##@ Run it
