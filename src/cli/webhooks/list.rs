@@ -187,8 +187,8 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
     if is_too_wide(columns) {
         named(columns, "FAILING SINCE", &|column| {
             column.head = "FAILING";
-            // Month, day, hour and minute: `11-25 02:54`.
-            let short = |time: &String| Some(format!("{} {}", time.get(5..10)?, time.get(11..16)?));
+            // Without the year and the seconds: `11-25T02:54Z`.
+            let short = |time: &String| Some(format!("{}Z", time.get(5..16)?));
             column
                 .cells
                 .iter_mut()
@@ -258,6 +258,8 @@ mod tests {
             for part in ["12345678 ", "12345679 ", "12,345", "failing", "enabled", "…"] {
                 assert!(table.contains(part), "no {part:?} in\n{table}");
             }
+            let since = if terminal < 160 { "11-25T02:54Z" } else { "2026-11-25T02:54:28Z" };
+            assert!(table.contains(since), "no {since:?} in\n{table}");
         }
         assert_eq!(table(&listed[1..], Some(120)), table(&listed[1..], None));
         assert_eq!(table(&[], Some(80)), "ID  STATE  URL  EVENTS");
