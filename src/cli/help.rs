@@ -96,14 +96,17 @@ Tries what `run` does with RabbitMQ by requests that RabbitMQ has to refuse, so
 that nothing is created or taken. RabbitMQ logs each as a channel error.
 
 Prints:
-  A line for each thing that `run` needs or does, without touching a row or a
-  message: `ok` or `FAIL`, and what was found or what to do. An enabled webhook
-  that can't get any event is a FAIL, too. With --json an object with `ok`, and
-  in `checks` the `name`, `ok` and `detail` of each.
+  A line for each thing that `run` needs or does: `ok`, `warn` or `FAIL`, and
+  what was found or what to do. It touches no row and no message.
+  `warn`: `run` works, but probably not as you mean it: no webhook is enabled,
+  the address of one is not allowed, an optional right or table is missing.
+  `FAIL`: `run` would not work, or an enabled webhook can't get any event.
+  With --json an object with `ok`, and in `checks` the `name`, `ok`, `level` (ok,
+  warn, fail) and `detail` of each.
 
 Exit codes:
-  0  `run` would work
-  1  it would not: see the lines with FAIL
+  0  `run` would work, also if there are warnings
+  1  it would not, or a webhook gets nothing: see the lines with FAIL
   2  usage or configuration
 
 Example:

@@ -29,6 +29,11 @@ pub(super) fn good(text: impl Display) -> String {
     painted(*OUT, AnsiColor::Green.on_default(), text)
 }
 
+/// A warning, on standard output.
+pub(super) fn doubtful(text: impl Display) -> String {
+    painted(*OUT, AnsiColor::Yellow.on_default().bold(), text)
+}
+
 /// Something bad, on standard output.
 pub(super) fn bad(text: impl Display) -> String {
     painted(*OUT, AnsiColor::Red.on_default().bold(), text)
