@@ -74,9 +74,20 @@ impl WebhookId {
         self.whole(store, true)
     }
 
+    /// Whether it is a complete id.
+    pub(super) fn is_whole(&self) -> bool {
+        self.first == self.last
+    }
+
+    /// The webhooks with this id, or whose ids begin like this, that are registered or in the log; at
+    /// most some.
+    pub(super) fn matching(&self, store: &Store) -> Result<Vec<Uuid>> {
+        between(store, self.first, self.last, true)
+    }
+
     fn whole(&self, store: impl FnOnce() -> Result<Store>, logged: bool) -> Result<Uuid> {
         let Self { given, first, last } = self;
-        if first == last {
+        if self.is_whole() {
             return Ok(*first);
         }
         match between(&store()?, *first, *last, logged)?.as_slice() {

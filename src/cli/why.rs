@@ -21,14 +21,14 @@ use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::delivery_log::{Extent, LogEntry, What};
-use crate::domain::diagnosis::Owner;
+use crate::domain::diagnosis::{Owner, Registration};
 use crate::domain::encoding::{header_of_id, header_of_name, id_of_header};
 use crate::domain::event::check_event_type;
 use crate::domain::time::{self, Span, UnixMillis};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 
-use case::{Case, Facts};
+use case::{Case, Facts, registration};
 use places::{find_backlogs, find_dead, find_not_waiting, find_unlogged};
 
 /// How many webhooks of an event are reported.
@@ -92,6 +92,8 @@ struct Story {
     log_begins_at: Option<UnixMillis>,
     /// Whether the log has more entries than were read.
     truncated: bool,
+    /// The webhooks that have the given id, or whose ids begin with it, if no event is known by it.
+    webhooks_with_this_id: Vec<Uuid>,
     /// The possible reasons if nothing is known.
     may_be: Vec<String>,
 }
@@ -156,7 +158,7 @@ fn story(
 ) -> Result<Story> {
     let now = unix_millis();
     let mut entries = logged(store, &asked, webhook)?;
-    let (mut meant, mut unlogged) = (asked, None);
+    let (mut meant, mut unlogged) = (asked.clone(), None);
     if entries.is_empty() {
         let mut dead = find_unlogged(config, &meant, ids::may_be_beginning(&meant));
         let whole = whole_id(store, &meant, &dead.letters)?;
@@ -228,7 +230,8 @@ fn story(
     let mut registered: BTreeMap<Uuid, Registered> =
         registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
     let backlogs = find_backlogs(config, store, &event_id, &stories, now);
-    let not_waiting = find_not_waiting(config, &stories, now);
+    let is_enabled = |id: Uuid| registration(registered.get(&id)) == Registration::Enabled;
+    let not_waiting = find_not_waiting(config, &stories, is_enabled, now);
     let facts = Facts {
         event_type: event_type.as_deref(),
         owner: &owner,
@@ -262,8 +265,16 @@ fn story(
         _ => Vec::new(),
     };
     let log = config.delivery_log;
-    let no_failure = !known && log == Extent::Failures && dead.problem.is_none();
-    let may_be = if known { Vec::new() } else { text::may_be(log, log_begins_at) };
+    // The beginning of a webhook's id may also be the id of an event, such as a number.
+    let given = asked.parse::<WebhookId>().ok().filter(|_| !known);
+    let webhooks_with_this_id =
+        given.as_ref().map_or(Ok(Vec::new()), |given| given.matching(store))?;
+    let is_webhook = !webhooks_with_this_id.is_empty() && given.is_some_and(|it| it.is_whole());
+    let no_failure = !known && !is_webhook && log == Extent::Failures && dead.problem.is_none();
+    let may_be = match webhooks_with_this_id.as_slice() {
+        _ if known || is_webhook => Vec::new(),
+        webhooks => text::may_be(log, log_begins_at, webhooks),
+    };
     Ok(Story {
         event_id,
         event_type,
@@ -280,6 +291,7 @@ fn story(
         dead_letters_unknown: dead.problem,
         log_begins_at,
         truncated,
+        webhooks_with_this_id,
         may_be,
     })
 }

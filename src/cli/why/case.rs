@@ -130,6 +130,7 @@ impl Case {
             event_type: facts.event_type.unwrap_or_default(),
             not_its_own: not_its_own.as_deref().unwrap_or_default(),
             dead_letters_unknown: facts.dead_letters_unknown.unwrap_or_default(),
+            disabled_at: registered.as_ref().and_then(|webhook| webhook.disabled_at.as_deref()),
             now: facts.now,
         };
         let (now, to_do) =

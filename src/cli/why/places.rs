@@ -135,12 +135,12 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
     Dead { letters, problem, lost }
 }
 
-/// The webhooks whose delivery should wait in a queue that doesn't exist, or in a wait queue that is
-/// empty, with that queue. If RabbitMQ can't be asked, there are none, and the log alone says where
-/// deliveries are.
+/// The webhooks whose delivery should wait in a queue that doesn't exist, or in one that is empty, with
+/// that queue. If RabbitMQ can't be asked, there are none, and the log alone says where deliveries are.
 pub(super) fn find_not_waiting(
     config: &Config,
     stories: &BTreeMap<Uuid, Vec<LogEntry>>,
+    is_enabled: impl Fn(Uuid) -> bool,
     now: UnixMillis,
 ) -> Vec<(Uuid, String)> {
     let place = |id: Uuid, entries: &[LogEntry]| {
@@ -149,8 +149,11 @@ pub(super) fn find_not_waiting(
             DeliveryState::Waiting { until, .. } if until > last.at.max(now + ABOUT_TO_EXPIRE) => {
                 Some((wait_queue(between(last.at, until).into()), true))
             }
-            // Its first delivery may be in hand.
-            DeliveryState::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
+            // If a backlog is empty, its first delivery may be in hand. That of a webhook that is not
+            // enabled is emptied for good.
+            DeliveryState::InBacklog { .. } => {
+                Some((backlog_queue(&last.queue, id), !is_enabled(id)))
+            }
             _ => None,
         }
     };

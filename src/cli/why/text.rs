@@ -120,8 +120,16 @@ fn nobody(page: &mut PlainPage, story: &Story) {
     }
 }
 
-/// The possible reasons if nothing is known of an event.
-pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<String> {
+/// The possible reasons if nothing is known of an event. `webhooks`: those whose ids begin like the given
+/// id.
+pub(super) fn may_be(
+    log: Extent,
+    log_begins_at: Option<UnixMillis>,
+    webhooks: &[Uuid],
+) -> Vec<String> {
+    let of_webhook = webhooks
+        .iter()
+        .map(|id| format!("it is the beginning of a webhook's id: {}", ask_for(*id)));
     let begins = match log_begins_at {
         None => "the log is empty".to_owned(),
         Some(at) => format!("the log begins at {}", rfc3339(at)),
@@ -150,11 +158,22 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
         }
     };
     let not_logged = not_logged.into_iter().filter(|_| log != Extent::All);
-    not_logged.chain(of_any).chain([older]).collect()
+    of_webhook.chain(not_logged).chain(of_any).chain([older]).collect()
+}
+
+/// How to ask for a webhook instead of an event.
+fn ask_for(webhook: Uuid) -> String {
+    format!("`webhook-notifier why --webhook {webhook}` says how its deliveries went")
 }
 
 fn unknown(page: &mut PlainPage, story: &Story) {
     page.blank();
+    if let [webhook] = story.webhooks_with_this_id.as_slice()
+        && story.may_be.is_empty()
+    {
+        let told = "no event has this id, but a webhook has";
+        return page.labelled("unknown", &format!("{told}: {}", ask_for(*webhook)));
+    }
     let dead = match &story.dead_letters_unknown {
         None => "and it is in no dead-letter queue".to_owned(),
         Some(problem) => format!(

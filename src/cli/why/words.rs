@@ -7,7 +7,7 @@ use super::case::MOST_SHOWN;
 use crate::broker::{ORPHANED, dead_queue, retry_queue};
 use crate::domain::dead_letter::DeathCause;
 use crate::domain::diagnosis::{Before, Conclusion, LetterIs, Registration, Remedy};
-use crate::domain::held::Held;
+use crate::domain::held::{Dropped, Held};
 use crate::domain::outcome::DeadReason;
 use crate::domain::shown;
 use crate::domain::time::{UnixMillis, rfc3339};
@@ -28,6 +28,8 @@ pub(super) struct Wording<'a> {
     pub(super) not_its_own: &'a str,
     /// Why not all dead letters were seen; empty if they were.
     pub(super) dead_letters_unknown: &'a str,
+    /// When its webhook was disabled, if it is.
+    pub(super) disabled_at: Option<&'a str>,
     pub(super) now: UnixMillis,
 }
 
@@ -89,8 +91,31 @@ impl Wording<'_> {
             Conclusion::InBacklog { since, cause, place, next } => {
                 self.in_backlog(*since, cause, *place, *next)
             }
-            Conclusion::LostBacklog { queue } => {
-                format!("lost: it waited in {queue}, which is gone: somebody has deleted it")
+            Conclusion::LostBacklog { queue } => format!(
+                "lost: it waited in {queue}, which no longer exists: somebody has deleted that queue \
+                 (`backlog lost` in a notifier's log), or its webhook was disabled for a while, \
+                 which drops its backlog"
+            ),
+            Conclusion::DroppedWithBacklog { since, why } => {
+                let (since, was) = (rfc3339(*since), self.unwanted(*why));
+                format!(
+                    "dropped: it waited in the backlog of its webhook since {since}, and was dropped \
+                     with that backlog because its webhook was {was}"
+                )
+            }
+            Conclusion::DropsWithBacklog { since, why, is_there } => {
+                let (since, was) = (rfc3339(*since), self.unwanted(*why));
+                match is_there {
+                    true => format!(
+                        "still in the backlog of its webhook, since {since}; a running notifier drops \
+                         that backlog, because the webhook was {was}"
+                    ),
+                    false => format!(
+                        "it entered the backlog of its webhook at {since}. The webhook was {was}, and \
+                         its backlog is dropped with it; RabbitMQ does not say whether this has \
+                         happened yet"
+                    ),
+                }
             }
             Conclusion::Dead { at, cause, origin, letter } => {
                 self.dead(*at, cause, origin, *letter)
@@ -100,6 +125,12 @@ impl Wording<'_> {
                 format!("dropped at {}: its webhook was {why} then", rfc3339(*at))
             }
         }
+    }
+
+    /// What has become of the webhook, and when, as far as that is known.
+    fn unwanted(&self, why: Dropped) -> String {
+        let at = self.disabled_at.map(|at| format!(" at {}", shown::line(at, MOST_OF_REASON)));
+        format!("{}{}", why.label(), at.unwrap_or_default())
     }
 
     /// How long ago that was.
@@ -197,6 +228,11 @@ impl Wording<'_> {
             Remedy::Publish => "publish the event again".to_owned(),
             Remedy::PublishDropped => {
                 "publish the event again: what was dropped is not kept".to_owned()
+            }
+            Remedy::RegisterDropped => {
+                "if somebody should still get it: register the webhook again (`webhooks add`), then \
+                 publish the event again. What was dropped is not kept"
+                    .to_owned()
             }
             Remedy::EnableDropped => format!(
                 "`webhooks enable {id}`, then publish the event again: what was dropped is not kept"
@@ -350,6 +386,7 @@ mod tests {
         event_type: "order.paid",
         not_its_own: "it is of account \"b\"",
         dead_letters_unknown: "no route",
+        disabled_at: Some("1970-01-01T00:16:00Z"),
         now: 1_000_000,
     };
 
@@ -386,6 +423,25 @@ mod tests {
             let told = WORDING.conclusion(&conclusion);
             assert!(told.contains("sulked") && !told.contains(char::is_control), "{told:?}");
         }
+    }
+
+    #[test]
+    fn what_was_dropped_with_a_backlog_is_told_with_the_time_as_far_as_it_is_known() {
+        let dropped = |why| Conclusion::DroppedWithBacklog { since: 940_000, why };
+        let rest = "dropped: it waited in the backlog of its webhook since 1970-01-01T00:15:40Z, and was \
+                    dropped with that backlog because its webhook was";
+        assert_eq!(
+            WORDING.conclusion(&dropped(Dropped::Disabled)),
+            format!("{rest} disabled at 1970-01-01T00:16:00Z")
+        );
+        let deleted = Wording { disabled_at: None, ..WORDING };
+        assert_eq!(deleted.conclusion(&dropped(Dropped::Deleted)), format!("{rest} deleted"));
+        let drops = |is_there| {
+            let why = Dropped::Disabled;
+            WORDING.conclusion(&Conclusion::DropsWithBacklog { since: 940_000, why, is_there })
+        };
+        assert!(drops(true).starts_with("still in the backlog"), "{}", drops(true));
+        assert!(drops(false).contains("RabbitMQ does not say"), "{}", drops(false));
     }
 
     #[test]
