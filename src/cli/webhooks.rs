@@ -27,6 +27,7 @@ use self::shown::{Shown, seen, show, show_id, show_secret, text};
 use super::ids::WebhookId;
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
+use crate::domain::delivery_log::Extent;
 use crate::domain::secret::Secret;
 use crate::domain::signature::Key;
 use crate::domain::time::Span;
@@ -188,7 +189,7 @@ impl Webhooks {
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct DryRun {
-    /// Only print how many deliveries wait in its backlogs, and change nothing
+    /// Only print how many deliveries would be dropped, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -271,7 +272,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
         Webhooks::Remove { one: One { id, common, reveal, .. }, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            if announce_loss(&config, &store, id, dry_run, common.output)? {
+            if announce_loss(&config, &store, id, true, dry_run, common.output)? {
                 return Ok(ExitCode::SUCCESS);
             }
             show(one(store.remove(id)?, id)?, reveal, common.output)
@@ -288,7 +289,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
         Webhooks::Disable { one: One { id, common, reveal, .. }, reason, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            if announce_loss(&config, &store, id, dry_run, common.output)? {
+            if announce_loss(&config, &store, id, false, dry_run, common.output)? {
                 return Ok(ExitCode::SUCCESS);
             }
             show(one(store.set_disabled(id, Some(&reason))?, id)?, reveal, common.output)
@@ -307,27 +308,35 @@ fn one<T>(found: Option<T>, id: Uuid) -> Result<T> {
     found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
 }
 
-/// Prints what is dropped with a webhook, on standard error before it happens; or, in a dry run, as the
-/// command's answer. Returns whether that was all.
+/// Prints how many deliveries are dropped with a webhook, on standard error before it happens; or, in a
+/// dry run, as the command's answer. Returns whether it is a dry run.
 fn announce_loss(
     config: &Config,
     store: &Store,
     id: Uuid,
+    is_removed: bool,
     DryRun { dry_run }: DryRun,
     output: Output,
 ) -> Result<bool> {
     one(store.list(Some(id))?.pop(), id)?;
     let backlogs = backlogs::find(config, store, |other| other == id)?;
     let sum = Sum::of(backlogs.iter());
+    // The wait queues are shared by all webhooks, so only the log can tell, if it is there.
+    let retries = store.waiting_for_attempt(id).ok().filter(|_| config.delivery_log != Extent::Off);
+    let loss_of_retries = backlogs::loss_of_retries(retries, is_removed);
     if !dry_run {
         if let Some(loss) = sum.and_then(|sum| sum.loss("will")) {
             complain(&loss);
         }
+        if retries.is_some_and(|count| count > 0) {
+            complain(&loss_of_retries);
+        }
     } else if output.json {
-        print_json(&serde_json::json!({ "id": id, "backlogs": backlogs }))?;
+        print_json(&serde_json::json!({ "id": id, "backlogs": backlogs, "retries": retries }))?;
     } else {
         let loss = sum.and_then(|sum| sum.loss("would"));
         print(loss.unwrap_or_else(|| "nothing waits in its backlogs".to_owned()))?;
+        print(loss_of_retries)?;
     }
     Ok(dry_run)
 }

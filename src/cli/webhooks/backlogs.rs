@@ -174,6 +174,25 @@ impl Sum {
     }
 }
 
+/// A sentence about the deliveries that wait for their next attempt when their webhook is disabled or
+/// removed. `count` is how many the delivery log knows.
+pub(super) fn loss_of_retries(count: Option<u64>, is_removed: bool) -> String {
+    let end = if is_removed { "" } else { ", unless the webhook is enabled by then" };
+    let (known, each) = match count {
+        None => ("deliveries that wait for their next attempt are not counted".to_owned(), "each"),
+        Some(0) => (
+            "the delivery log knows none that waits for its next attempt".to_owned(),
+            "such a delivery",
+        ),
+        Some(1) => ("1 delivery waits for its next attempt, by the delivery log".to_owned(), "it"),
+        Some(count) => {
+            let count = grouped(count);
+            (format!("{count} deliveries wait for their next attempt, by the delivery log"), "each")
+        }
+    };
+    format!("{known}: {each} is dropped when it is due{end}")
+}
+
 /// `12,345`
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -252,6 +271,25 @@ mod tests {
         let next = format!("1 {since}, next attempt at 9999-12-31T23:59:59Z");
         check(line(Some(1), Some(later)), &next);
         assert!(!line(None, None).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn deliveries_that_wait_for_their_next_attempt_are_dropped_later() {
+        let end = "is dropped when it is due, unless the webhook is enabled by then";
+        let check = |count, begin: &str| {
+            assert_eq!(loss_of_retries(count, false), format!("{begin} {end}"));
+        };
+        check(Some(1), "1 delivery waits for its next attempt, by the delivery log: it");
+        check(
+            Some(1_234),
+            "1,234 deliveries wait for their next attempt, by the delivery log: each",
+        );
+        check(
+            Some(0),
+            "the delivery log knows none that waits for its next attempt: such a delivery",
+        );
+        check(None, "deliveries that wait for their next attempt are not counted: each");
+        assert!(loss_of_retries(None, true).ends_with(": each is dropped when it is due"));
     }
 
     #[test]
