@@ -204,5 +204,8 @@ fn unreachable(plan: &Plan, config: &Config) -> Vec<String> {
     let (ids, urls): (Vec<_>, Vec<_>) =
         new.filter_map(|(id, values)| Some((id, read_url(&values.post_url).ok()?))).unzip();
     let found = sender::rejected(&urls, &config.allow_networks, LOOK_UPS);
-    ids.into_iter().zip(found).filter_map(|(id, why)| Some(format!("{id}: {}", why?))).collect()
+    let warning = |(id, why): (Uuid, Option<String>)| {
+        Some(format!("{id}: {}. {}", why?, sender::SETTING_OF_RUN))
+    };
+    ids.into_iter().zip(found).filter_map(warning).collect()
 }
