@@ -1,9 +1,8 @@
 //! Reads a file of variables like systemd's `EnvironmentFile=` (systemd.exec(5)), so that a command run
 //! by hand gets the settings of the service.
 //!
-//! The syntax resembles shell but isn't: nothing is expanded, `$` and `%` are literal, `#` begins a
-//! comment only at the start of a line, and quotes count only where a value or another part of it
-//! begins.
+//! The syntax resembles a shell's, but nothing is expanded: `$` and `%` are literal. `#` begins a comment only
+//! at the start of a line, and a quote counts only at the beginning of a value, or after a quoted part.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +10,7 @@ use std::mem;
 
 use crate::domain::shown;
 
-/// How long a problem may be, in characters.
+/// The longest problem, in characters.
 const MOST_PROBLEM: usize = 200;
 
 /// The variables of a file. If a name is repeated, the last one counts.
@@ -42,7 +41,7 @@ enum At {
 fn parse(text: &str) -> Variables {
     let mut variables = Variables::new();
     let (mut name, mut value) = (String::new(), String::new());
-    // Trailing white space that isn't quoted is dropped; the value to keep ends here.
+    // The length of the value without trailing white space, unless that is quoted.
     let mut kept = 0;
     let mut at = At::LineStart;
     let mut chars = text.chars();
@@ -155,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_quoted_comes_back_whatever_it_is(value in any::<String>()) {
+        fn any_value_can_be_quoted(value in any::<String>()) {
             prop_assume!(!value.contains('\r'));
             let escaped: String = value.chars().flat_map(|c| match c {
                 '"' | '\\' | '$' | '`' => vec!['\\', c],
@@ -168,7 +167,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_too_strange(text in any::<String>()) {
+        fn any_text_can_be_parsed(text in any::<String>()) {
             parse(&text);
         }
     }
