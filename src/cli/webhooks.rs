@@ -4,6 +4,7 @@ mod apply;
 mod backlogs;
 mod export;
 mod file;
+mod help;
 mod limits;
 mod list;
 mod place;
@@ -25,7 +26,7 @@ use self::place::NewPlace;
 use self::settings::{Given, GivenSecret, Unset, changes, secret};
 use self::shown::{Shown, seen, show, show_id, show_secret, text};
 use super::ids::WebhookId;
-use super::{Common, Output, Usage, complain, help, print, print_json, read};
+use super::{Common, Output, Usage, complain, print, print_json, read};
 use crate::config::Config;
 use crate::domain::delivery_log::Extent;
 use crate::domain::secret::Secret;
@@ -33,21 +34,21 @@ use crate::domain::signature::Key;
 use crate::domain::time::Span;
 use crate::store::{NewSecret, Store};
 
-/// How long an old secret may be kept: ten years. (PostgreSQL's calendar is finite.)
+/// How long an old secret may stay valid: ten years, because PostgreSQL's times are limited.
 const LONGEST_KEEP: Duration = Duration::from_secs(87_600 * 3_600);
 
-/// How long it is kept by default: a day to install the new one at the receiver.
-const USUAL_KEEP: Duration = Duration::from_secs(24 * 3_600);
+/// How long it stays valid by default: a day, to install the new one at the receiver.
+const DEFAULT_KEEP: Duration = Duration::from_secs(24 * 3_600);
 
-/// How many characters of registered values are printed, whoever registered them: of the URL, of all
-/// patterns, of a reason.
+/// How many characters of a registered value are printed (a URL, all patterns, a reason): anybody may have
+/// registered it.
 const MOST_SHOWN: usize = 2_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Webhooks {
-    /// Register a URL for events; prints the new webhook's id, and once the secret that it makes; warns
-    /// if deliveries would be rejected or fail
-    #[command(after_long_help = help::WEBHOOKS_ADD)]
+    /// Register a URL for events; prints the new webhook's id and its generated secret, which is never
+    /// shown again; warns if deliveries would be rejected or fail
+    #[command(after_long_help = help::ADD)]
     Add {
         /// Where to POST the events: http:// or https://
         url: String,
@@ -62,7 +63,7 @@ pub(super) enum Webhooks {
         common: Common,
     },
     /// Change the URL, events, settings or secret of a webhook; what is not given stays as it is
-    #[command(after_long_help = help::WEBHOOKS_SET)]
+    #[command(after_long_help = help::SET)]
     Set {
         #[command(flatten)]
         one: One,
@@ -81,13 +82,13 @@ pub(super) enum Webhooks {
     },
     /// List webhooks, oldest first: state, account, waiting deliveries, since when failing, URL and
     /// events
-    #[command(after_long_help = help::WEBHOOKS_LIST)]
+    #[command(after_long_help = help::LIST)]
     List(List),
     /// Print all webhooks as a file for `apply`, in TOML; with --json in JSON
     ///
-    /// Without secrets: parts of URLs that may be secret and values of headers are `***`, and the
-    /// secrets that sign requests are left out. `apply` leaves all these as they are.
-    #[command(after_long_help = help::WEBHOOKS_EXPORT)]
+    /// The file contains no secrets: parts of URLs that may be secret and values of headers are `***`, and
+    /// the secrets that sign requests are left out. `apply` leaves all these unchanged.
+    #[command(after_long_help = help::EXPORT)]
     Export {
         /// Write secrets too: whole URLs, values of headers, and the secrets that sign requests
         #[arg(long)]
@@ -95,44 +96,44 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         common: Common,
     },
-    /// Make the webhooks match a file, completely or not at all, and print the changes
-    #[command(after_long_help = help::WEBHOOKS_APPLY)]
+    /// Change the webhooks to match a file, in one transaction, and print the changes
+    #[command(after_long_help = help::APPLY)]
     Apply(Apply),
     /// Show one webhook, with its settings and backlogs; only the names of its headers
-    #[command(after_long_help = help::WEBHOOKS_SHOW)]
+    #[command(after_long_help = help::SHOW)]
     Show(One),
     /// Send a test event to a webhook, and print the request and the answer
     ///
-    /// The request is that of a delivery, with the same headers, signature, deadline and checks. It does
-    /// not go through RabbitMQ, is not counted, and changes nothing, whatever the answer. Exit code 0
-    /// only if the answer is 2xx.
-    #[command(after_long_help = help::WEBHOOKS_TEST)]
+    /// The request is like that of a delivery, with the same headers, signature, deadline and checks. It
+    /// does not go through RabbitMQ, is not counted, and changes nothing, whatever the answer. The exit
+    /// code is 0 only if the answer is 2xx.
+    #[command(after_long_help = help::TEST)]
     Test {
         #[command(flatten)]
         one: One,
         #[command(flatten)]
         what: trial::TrialEvent,
     },
-    /// Remove a webhook; its waiting deliveries are dropped
-    #[command(after_long_help = help::WEBHOOKS_REMOVE)]
+    /// Remove a webhook; the deliveries that wait for it are dropped
+    #[command(after_long_help = help::REMOVE)]
     Remove {
         #[command(flatten)]
         one: One,
         #[command(flatten)]
         dry_run: DryRun,
     },
-    /// Enable a disabled webhook: it gets its events again, from now on
-    #[command(after_long_help = help::WEBHOOKS_ENABLE)]
+    /// Enable a disabled webhook: it gets the events that arrive from now on
+    #[command(after_long_help = help::ENABLE)]
     Enable(One),
     /// Send nothing to a webhook until it is resumed; its events wait, and none is lost
-    #[command(after_long_help = help::WEBHOOKS_PAUSE)]
+    #[command(after_long_help = help::PAUSE)]
     Pause(One),
-    /// Resume a paused webhook: first the waiting events are sent, in order
-    #[command(after_long_help = help::WEBHOOKS_RESUME)]
+    /// Resume a paused webhook: the events that wait are sent first, in order
+    #[command(after_long_help = help::RESUME)]
     Resume(One),
-    /// Disable a webhook: it gets no more events but stays registered; its waiting deliveries are
+    /// Disable a webhook: it gets no more events but stays registered; the deliveries that wait for it are
     /// dropped
-    #[command(after_long_help = help::WEBHOOKS_DISABLE)]
+    #[command(after_long_help = help::DISABLE)]
     Disable {
         #[command(flatten)]
         one: One,
@@ -142,8 +143,8 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         dry_run: DryRun,
     },
-    /// Make a new secret for a webhook, and print it once
-    #[command(after_long_help = help::WEBHOOKS_ROTATE_SECRET)]
+    /// Generate a new secret for a webhook, and print it; it is never shown again
+    #[command(after_long_help = help::ROTATE_SECRET)]
     RotateSecret {
         #[command(flatten)]
         one: One,
@@ -155,10 +156,10 @@ pub(super) enum Webhooks {
 
 #[derive(Debug, Args)]
 pub(super) struct One {
-    /// The webhook's id, or a beginning of it that no other id has
+    /// The webhook's id, or the beginning of it, if it is unique
     #[arg(value_name = "ID")]
     given: WebhookId,
-    /// As [`Webhooks::resolve`] found it.
+    /// Set by [`Webhooks::resolve`].
     #[arg(skip)]
     id: Uuid,
     #[command(flatten)]
@@ -245,7 +246,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             if changes.is_empty() && secret.is_none() {
                 return Err(Usage("nothing to change: see `webhooks set --help`".to_owned()).into());
             }
-            let keep = keep.unwrap_or(USUAL_KEEP);
+            let keep = keep.unwrap_or(DEFAULT_KEEP);
             let secret = secret.map(|secret| NewSecret { secret, keep });
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
@@ -261,7 +262,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             let failing = store.failing_since()?.remove(&id);
             let mut shown = Shown::of(&webhook, &backlogs, failing.as_deref());
             if let Some((found, _)) = store.look_up(id)? {
-                // Without their table, each keeps them by itself.
+                // Without the table of instances, each instance keeps the limits by itself.
                 let alive = store.instances_alive().or_else(|error| {
                     if error.is_passing() { Err(error) } else { Ok(Vec::new()) }
                 })?;

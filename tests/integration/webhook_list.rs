@@ -253,7 +253,7 @@ fn url_and_events_are_changed_by_set_and_checked_as_by_add() {
         (&["--url", "https://u:s3cret-T0ken@example.org/"], "user name and password"),
         (&["--event", "*.created"], "matches nothing"),
         (&["--event", "user.*", "--url", ""], "unusable URL"),
-        (&["--url", "https://example.org/?***"], "give the whole URL"),
+        (&["--url", "https://example.org/?***"], "give the complete URL"),
     ] {
         let finished = set(arguments);
         assert_eq!(finished.code, Some(1), "{finished:?}");

@@ -28,15 +28,15 @@ pub(super) fn replay(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> R
         };
     }
     if !is_json {
-        // If the output can't be written, the command continues all the same.
+        // The command continues even if its output can't be written.
         let _ = print(would(count, act, "replayed"));
     }
-    // No more than announced: later dead letters aren't meant.
+    // At most as many as announced: dead letters that arrive later aren't meant.
     let scope = DeadLetterScope { limit: count, ..scope };
     let mut so_far = Progress::of(count, "replayed");
     let done = dead_letters::replay_all(scope, &store, false, |done| so_far.is(done.replayed));
     let done = done.with_context(|| so_far.when_ended())?;
-    // If as many were found as announced, it stopped there, and the plan's counts of the others apply.
+    // If it stopped because it had found as many as announced, the plan's counts of the others apply.
     let done =
         Replayed { replayed: done.replayed, ..if done.all() < plan.all() { plan } else { done } };
     match is_json {
@@ -55,12 +55,16 @@ fn replayed_json(done: &Replayed, replayed: u64) -> serde_json::Value {
 }
 
 /// Which dead letters stay, why, and what to do.
-fn stay(done: &Replayed) -> impl Iterator<Item = String> {
+fn remaining(done: &Replayed) -> impl Iterator<Item = String> {
+    let stay = |count: u64| match count {
+        1 => "1 stays dead".to_owned(),
+        count => format!("{count} stay dead"),
+    };
     let malformed = (done.malformed > 0).then(|| {
         format!(
-            "{} are malformed and stay: see `dead-letters show --reason malformed`, \
-             publish corrected ones, and purge these",
-            done.malformed
+            "{}, malformed: see `dead-letters show --reason malformed`, publish corrected events, and \
+             purge these",
+            stay(done.malformed)
         )
     });
     let disabled = (done.disabled > 0).then(|| {
@@ -71,21 +75,21 @@ fn stay(done: &Replayed) -> impl Iterator<Item = String> {
             more => format!(" and {more} more"),
         };
         format!(
-            "{} stay: their webhook is disabled. `webhook-notifier webhooks enable {}`{more}, and replay \
-             again; or purge them",
-            done.disabled,
+            "{}, webhook disabled: `webhook-notifier webhooks enable {}`{more}, then replay again; or \
+             purge them",
+            stay(done.disabled),
             named.join(" ")
         )
     });
-    let deleted = (done.deleted > 0)
-        .then(|| format!("{} stay: their webhook is deleted. Purge them", done.deleted));
+    let deleted =
+        (done.deleted > 0).then(|| format!("{}, webhook deleted: purge them", stay(done.deleted)));
     let stranded = (done.stranded > 0).then(|| {
         let missing: Vec<_> =
             done.missing.iter().map(|queue| shown::line(queue, MAX_NAME_BYTES)).collect();
         format!(
-            "{} stay: there is no queue {}. Start a notifier with its queue in QUEUES, which makes it, and \
-             replay again",
-            done.stranded,
+            "{}, no queue {}: start a notifier with its event queue in QUEUES, which creates it, then replay \
+             again",
+            stay(done.stranded),
             missing.join(", ")
         )
     });
@@ -93,7 +97,7 @@ fn stay(done: &Replayed) -> impl Iterator<Item = String> {
 }
 
 fn lines(first: String, done: &Replayed) -> String {
-    std::iter::once(first).chain(stay(done)).collect::<Vec<_>>().join("\n")
+    std::iter::once(first).chain(remaining(done)).collect::<Vec<_>>().join("\n")
 }
 
 fn would(count: u64, act: Act, verb: &str) -> String {
@@ -112,7 +116,7 @@ pub(super) fn purge(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Re
         };
     }
     if !is_json {
-        // As above.
+        // As in `replay`.
         let _ = print(would(count, act, "purged"));
     }
     let scope = DeadLetterScope { limit: count, ..scope };

@@ -1,4 +1,4 @@
-//! `webhooks apply`: makes the webhooks match a file, completely or not at all.
+//! `webhooks apply`: changes the webhooks to match a file, in one transaction.
 
 mod report;
 
@@ -83,10 +83,10 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
         let there = known.iter().map(|it| it.id).collect();
         store.carry_out(&plan, there).map_err(|error| not_carried_out(error, &file))?;
     }
-    // Names are looked up afterwards: the sooner the changes follow the reading, the less can happen in
-    // between.
+    // Host names are looked up afterwards, so that the changes follow soon after the reading: the less time
+    // between, the fewer conflicts with other changes.
     let mut warnings = warnings(&plan, &known);
-    warnings.extend(unreachable(&plan, &config));
+    warnings.extend(rejections(&plan, &config));
     if prune {
         let flawed = known.iter().filter(|it| it.flaw.is_some() && plan.unlisted.contains(&it.id));
         warnings
@@ -105,8 +105,8 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
         false => report.summary().try_for_each(print),
     });
     shown.context(match dry_run {
-        true => "what would change can't be printed",
-        false => "everything is as the file says, but what was changed can't be printed",
+        true => "cannot print what would change",
+        false => "the file is applied, but the changes can't be printed",
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -141,7 +141,7 @@ fn not_carried_out(error: NotCarriedOut, file: &Path) -> anyhow::Error {
             let more = ids.len() - named.len();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             anyhow!(
-                "nothing was changed: somebody else has changed {}{more} meanwhile; run it again",
+                "nothing was changed: somebody else has changed {}{more} meanwhile; run the command again",
                 named.join(", ")
             )
         }
@@ -160,7 +160,7 @@ fn altered<'p>(plan: &'p Plan, fields: &'p [Field]) -> impl Iterator<Item = (Uui
     added.chain(changed)
 }
 
-/// Values that are valid but probably not meant.
+/// Warnings about values that are valid but probably not meant.
 fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     let of_account = Field::Setting(Column::Account);
     let mut warnings = Vec::new();
@@ -174,7 +174,7 @@ fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
             values.account().and_then(account::doubt).map(|doubt| format!("{id}: {doubt}")),
         );
     }
-    // As all of them are afterwards.
+    // All webhooks, as they are after the changes.
     let fields = [Field::PostUrl, Field::Events, of_account];
     let altered: HashMap<_, _> = altered(plan, &fields).collect();
     let is_removed: HashSet<_> = plan.removed.iter().map(|it| it.id).collect();
@@ -198,8 +198,8 @@ fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     warnings
 }
 
-/// New URLs whose addresses aren't allowed.
-fn unreachable(plan: &Plan, config: &Config) -> Vec<String> {
+/// Warnings about new URLs whose addresses aren't allowed.
+fn rejections(plan: &Plan, config: &Config) -> Vec<String> {
     let new = altered(plan, &[Field::PostUrl]);
     let (ids, urls): (Vec<_>, Vec<_>) =
         new.filter_map(|(id, values)| Some((id, read_url(&values.post_url).ok()?))).unzip();

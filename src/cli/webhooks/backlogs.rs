@@ -16,9 +16,9 @@ use crate::domain::time::{rfc3339, to_unix_millis};
 use crate::shutdown;
 use crate::store::{BacklogRow, Store};
 
-/// How long the broker may take to report all depths: a thousand queues take a second or two. Somebody
+/// How long the broker may take to report all depths: a thousand queues take a second or two. An operator
 /// waits for this, so depths that aren't known by then stay unknown.
-const LOOK: Duration = Duration::from_secs(5);
+const DEPTHS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The cause of a backlog whose receiver is failing: its circuit breaker is open.
 const FAILING: &str = "breaker";
@@ -35,13 +35,13 @@ pub(super) struct Backlog {
     cause: String,
     class: String,
     until: Option<String>,
-    /// The same, for comparisons.
+    /// The same time, to compare it with now.
     #[serde(skip)]
     not_before: Option<SystemTime>,
 }
 
-/// The backlogs of the webhooks that `is_meant`. The broker is asked only if there are any. If it
-/// doesn't answer, there is a warning and the numbers are missing.
+/// The backlogs of the webhooks for which `is_meant` is true. If there are any, the broker is asked for their
+/// depths. If it doesn't answer, a warning is printed, and the depths are missing.
 pub(super) fn find(
     config: &Config,
     store: &Store,
@@ -76,9 +76,9 @@ fn ask<'a>(
     let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).map_err(text)?;
     let began = Instant::now();
     for (row, depth) in rows {
-        if began.elapsed() > LOOK {
+        if began.elapsed() > DEPTHS_TIMEOUT {
             link.close();
-            return Err(format!("RabbitMQ has not answered everything within {LOOK:?}"));
+            return Err(format!("RabbitMQ has not answered everything within {DEPTHS_TIMEOUT:?}"));
         }
         let queue = backlog_queue(&row.queue, row.webhook);
         *depth = link.queue_messages(&queue, &shutdown).map_err(text)?;
@@ -112,7 +112,7 @@ impl Backlog {
         let name = |text: &str| shown::line(text, MOST_SHOWN);
         let (queue, since, cause) = (name(&self.queue), &self.since, name(&self.cause));
         let waiting = match self.waiting {
-            // The time and the cause are those of earlier deliveries.
+            // Time and cause are those of deliveries that have left.
             Some(0) => return format!("{queue}: nothing waits"),
             Some(waiting) => grouped(waiting.into()),
             None => "?".to_owned(),

@@ -29,6 +29,9 @@ const LEAST_OF_ACCOUNT: usize = 10;
 /// The fewest characters of URL and events, however narrow the terminal is.
 const LEAST_OF_TEXT: usize = 10;
 
+/// The characters of URL and events together for which times and accounts are shortened.
+const ROOM_FOR_TEXT: usize = 60;
+
 #[derive(Debug, Args)]
 pub(in crate::cli) struct List {
     /// Only those in this state
@@ -113,8 +116,8 @@ impl Column {
     }
 }
 
-/// With columns for accounts and waiting deliveries if there are any. If the table is too wide for the
-/// terminal, ids and other texts are cut, so that each webhook has one line.
+/// The table. It has columns for accounts and for deliveries that wait, if there are any. If it is too wide
+/// for the terminal, ids and other texts are cut, so that each webhook has one line.
 fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     let of = |text: fn(&Shown<'_>) -> String| listed.iter().map(text);
     let or = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -168,10 +171,16 @@ fn total(columns: &[Column]) -> usize {
     columns.iter().map(|column| column.width() + 2).sum::<usize>().saturating_sub(2)
 }
 
-/// Cuts a table that is too wide: first the ids, then reasons, times and accounts, finally URLs and
-/// events.
+/// Narrows a table that is too wide: cuts the ids first, then drops reasons. If that leaves little room for
+/// URLs and events, it shortens times and cuts accounts. Finally it cuts URLs and events.
 fn fit(columns: &mut Vec<Column>, terminal: usize) {
     let is_too_wide = |columns: &[Column]| total(columns) > terminal;
+    let lacks_room = |columns: &[Column]| {
+        let [.., url, events] = columns else { return false };
+        let wanted = url.width() + events.width();
+        let room = (terminal + wanted).saturating_sub(total(columns));
+        room < wanted.min(ROOM_FOR_TEXT)
+    };
     let named = |columns: &mut [Column], head: &str, cut: &dyn Fn(&mut Column)| {
         columns.iter_mut().filter(|column| column.head == head).for_each(cut);
     };
@@ -184,7 +193,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
     if is_too_wide(columns) {
         columns.retain(|column| column.head != "REASON");
     }
-    if is_too_wide(columns) {
+    if lacks_room(columns) {
         named(columns, "FAILING SINCE", &|column| {
             column.head = "FAILING";
             // Without the year and the seconds: `11-25T02:54Z`.
@@ -195,7 +204,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
                 .for_each(|time| *time = short(time).unwrap_or_else(|| time.clone()));
         });
     }
-    if is_too_wide(columns) {
+    if lacks_room(columns) {
         named(columns, "ACCOUNT", &|column| column.cut(LEAST_OF_ACCOUNT));
     }
     let excess = total(columns).saturating_sub(terminal);
@@ -203,7 +212,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
         && let [.., url, events] = columns.as_mut_slice()
     {
         let room = (url.width() + events.width()).saturating_sub(excess);
-        // A third for the events, but what one column doesn't need goes to the other.
+        // Events get a third of the room. If one column doesn't need its part, the other gets it.
         let of_events = (room / 3).max(room.saturating_sub(url.width())).max(LEAST_OF_TEXT);
         let of_events = of_events.min(events.width());
         events.cut(of_events);

@@ -22,9 +22,9 @@ pub(in crate::cli) enum WebhookState {
     Paused,
     /// It gets no events
     Disabled,
-    /// All its deliveries are rejected
+    /// All its deliveries are rejected, because a setting can't be used
     Unusable,
-    /// It is failing, and its events wait
+    /// Its receiver is failing, and its events wait
     Failing,
     /// It gets events, but probably not those that were meant
     Warning,
@@ -92,14 +92,16 @@ pub(super) fn seen(mut webhook: Registered, reveal: bool) -> Registered {
     webhook
 }
 
-/// Shows a secret, the only time.
+/// Shows a new secret. No command shows it again.
 pub(super) fn show_secret(webhook: Registered, secret: &Secret, output: Output) -> Result<()> {
     let (webhook, secret) = (seen(webhook, false), secret.expose());
     if output.json {
         return print_json(&WithSecret { webhook: &webhook, secret });
     }
     print(format_args!("id      {}\nsecret  {secret}", webhook.id))?;
-    complain("the secret is shown only now: the receiver checks signatures with it");
+    complain(
+        "the secret is not shown again: give it to the receiver, which checks signatures with it",
+    );
     Ok(())
 }
 
@@ -132,7 +134,7 @@ pub(super) fn text(Shown { webhook, failing_since, backlogs, limits, .. }: &Show
         ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
         ("paused", webhook.paused_at.as_ref().map(|at| format!("since {at}"))),
         ("failing", failing_since.map(|since| format!("since {since}"))),
-        // The rest only if there is something to show.
+        // The others are shown only if they are set.
         ("description", webhook.description.clone()),
         ("account", webhook.account.clone()),
         ("headers", headers),

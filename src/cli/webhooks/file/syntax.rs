@@ -1,4 +1,4 @@
-//! Parses TOML and JSON into tables whose parts know their lines.
+//! Parses TOML and JSON into tables, with the line of each part.
 //!
 //! Errors never quote the file's content: it may be a secret.
 
@@ -147,12 +147,12 @@ impl<'de> Deserialize<'de> for Members<'de> {
 }
 
 pub(super) fn json(text: &str) -> Result<Tables, Vec<FileProblem>> {
-    // This first, because its errors are only about the syntax and quote nothing.
+    // First a check of the syntax alone: its errors quote nothing.
     if let Err(error) = serde_json::from_str::<&RawValue>(text) {
         return Err(vec![FileProblem { line: error.line(), what: error.to_string() }]);
     }
     let lines = Lines::of(text);
-    // They are slices of the text.
+    // The values are slices of the text, so their addresses give their positions.
     let line = |raw: &RawValue| {
         lines.at((raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize))
     };
