@@ -26,7 +26,7 @@ const MOST_DETAIL: usize = 1_500;
 /// How long all look-ups of webhooks' hosts together may take.
 const LOOK_UPS: Duration = Duration::from_secs(3);
 
-/// How many webhooks that get nothing are named.
+/// The most webhooks that a line names.
 const MOST_WEBHOOKS: usize = 5;
 
 /// What a finding means for `run`.
@@ -67,7 +67,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
             let detail = shown::line(detail, MOST_DETAIL);
             let mark = match level {
                 Level::Ok => paint::good("ok  "),
-                Level::Warn => paint::doubtful("warn"),
+                Level::Warn => paint::warning("warn"),
                 Level::Fail => paint::bad("FAIL"),
             };
             print(format_args!("{mark}  {name:width$}  {detail}"))?;
@@ -76,7 +76,7 @@ pub(super) fn run(config: &Config, json: bool) -> Result<ExitCode> {
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Tries what `run` does with PostgreSQL.
+/// Checks what `run` does with PostgreSQL.
 fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
     let place = store.place();
     if let Err(error) = store.check() {
@@ -166,7 +166,7 @@ fn of_webhooks(webhooks: &[Registered], rejected: &HashMap<Uuid, String>) -> Fin
         let wants_nothing = || webhook.warnings.first().filter(|_| webhook.wants_nothing);
         webhook.unusable.as_ref().or_else(wants_nothing).cloned()
     };
-    let told = |problems: &[(Uuid, String)]| {
+    let listed = |problems: &[(Uuid, String)]| {
         let named = problems.iter().take(MOST_WEBHOOKS);
         let named: Vec<_> = named.map(|(id, problem)| format!("{id}: {problem}")).collect();
         let more = problems.len().saturating_sub(MOST_WEBHOOKS);
@@ -186,12 +186,12 @@ fn of_webhooks(webhooks: &[Registered], rejected: &HashMap<Uuid, String>) -> Fin
         }
         (_, [], []) => Finding::ok("webhooks", format!("{count} enabled of {all}")),
         (_, [], doubtful) => {
-            let (number, told) = (doubtful.len(), told(doubtful));
+            let (number, told) = (doubtful.len(), listed(doubtful));
             let detail = format!("{count} enabled of {all}, {number} with a warning: {told}");
             Finding::warn("webhooks", detail)
         }
         (_, bad, _) => {
-            let (number, told) = (bad.len(), told(bad));
+            let (number, told) = (bad.len(), listed(bad));
             let detail = format!("{count} enabled of {all}, {number} of them get nothing: {told}");
             Finding::fail("webhooks", detail)
         }

@@ -16,8 +16,8 @@ use crate::domain::shown;
 use crate::domain::signature::Key;
 use crate::domain::time::{self, UnixMillis, to_unix_millis, to_unix_seconds};
 
-/// How many deliveries' attempts are counted. Beyond that, counting starts over, so that memory stays
-/// bounded.
+/// The most deliveries whose attempts are counted. Beyond that, counting starts again from none, so that
+/// memory stays bounded.
 const MOST_DELIVERIES: usize = 100_000;
 
 /// The largest body that is read: the maximum of MAX_EVENT_BYTES.
@@ -43,7 +43,7 @@ pub(super) struct Listen {
     /// The status of the attempts that --fail-first fails
     #[arg(long, default_value_t = 503)]
     status: u16,
-    /// Check signatures, and answer 401 to what this secret did not sign; prefer the variable to
+    /// Check signatures, and answer 401 to requests that this secret did not sign; prefer the variable to
     /// the flag, which `ps` shows
     #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, value_name = "WHSEC")]
     secret: Option<String>,
@@ -59,7 +59,7 @@ struct Line<'a> {
     attempt: u32,
     status: u16,
     webhook_id: &'a str,
-    /// Absent if there is no secret to check it with.
+    /// Absent if no secret is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     signature: Option<&'a str>,
     timestamp: &'a str,
@@ -170,7 +170,7 @@ fn body_for_people(body: &str) -> String {
 }
 
 /// A JSON document with one member per line, up to `most` bytes. Names, numbers, texts and their order
-/// stay as they were sent; a parser would change some.
+/// stay as they were sent, which a parser would not guarantee.
 fn indented(document: &str, most: usize) -> String {
     let mut out = String::with_capacity(document.len().min(most));
     let mut depth = 0;

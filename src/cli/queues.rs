@@ -18,9 +18,9 @@ use crate::shutdown;
 pub(super) enum Queues {
     /// Change a queue's type, keeping all its messages
     ///
-    /// RabbitMQ can't change the type of a queue. So its messages are put aside in
-    /// webhooks.moving.QUEUE, the queue is deleted and created anew, and the messages are moved back in
-    /// order. First stop everything that publishes to the queue or consumes it. If this is interrupted,
+    /// RabbitMQ can't change the type of a queue. So this command moves the messages to
+    /// webhooks.moving.QUEUE, deletes the queue, creates it again, and moves the messages back in order.
+    /// First stop everything that publishes to the queue or consumes it. If the command is interrupted,
     /// run it again: it continues.
     #[command(after_long_help = help::QUEUES_MOVE)]
     Move {
@@ -50,7 +50,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     }
     let config = read(&common.settings.0)?;
     let (trigger, shutdown) = shutdown::channel();
-    // To report how far it came.
+    // Ctrl-C ends the command between two steps, so that it can report its progress.
     shutdown::watch_signals(trigger)?;
     let is_json = common.output.json;
     let before = broker::look_at(&config, &shutdown, &queue)?;
@@ -67,26 +67,29 @@ pub(super) fn run(command: Queues) -> Result<()> {
                     "{queue} is a {kind} queue; messages: {}, consumers: {}{}",
                     counts.ready,
                     counts.consumers,
-                    put_aside(before.put_aside, &queue)
+                    moved_away(before.put_aside, &queue)
                 ),
-                None => format!("{queue} is not there{}", put_aside(before.put_aside, &queue)),
+                None => format!("{queue} does not exist{}", moved_away(before.put_aside, &queue)),
             }),
         };
     }
-    let mut so_far = SoFar { is_json, is_seen: io::stderr().is_terminal(), last: String::new() };
+    let mut progress_line =
+        ProgressLine { is_json, is_seen: io::stderr().is_terminal(), last: String::new() };
     let moved = broker::move_queue(&config, &shutdown, &queue, to, |progress| {
-        so_far.hear(&queue, to, progress);
+        progress_line.hear(&queue, to, progress);
     });
-    if moved.is_ok() || so_far.is_seen {
-        so_far.end();
+    if moved.is_ok() || progress_line.is_seen {
+        progress_line.end();
     }
     if let Err(MoveError::Unfit(problem)) = moved {
-        let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
+        let far =
+            if progress_line.last.is_empty() { "nothing was moved" } else { &progress_line.last };
         bail!("{far}: {problem}");
     }
     let Moved { was_there, messages, without_user, without_copies } = moved.with_context(|| {
-        let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
-        format!("{far}; nothing is lost: run it again to continue")
+        let far =
+            if progress_line.last.is_empty() { "nothing was moved" } else { &progress_line.last };
+        format!("{far}; nothing is lost: run the command again to continue")
     })?;
     for (count, what) in [
         (without_user, "have lost their `user-id`, which only that user may write"),
@@ -114,19 +117,19 @@ pub(super) fn run(command: Queues) -> Result<()> {
     Ok(())
 }
 
-fn put_aside(count: Option<u32>, queue: &str) -> String {
+fn moved_away(count: Option<u32>, queue: &str) -> String {
     let aside = moving_queue(queue);
-    count.map(|count| format!("; put aside in {aside}: {count}")).unwrap_or_default()
+    count.map(|count| format!("; messages in {aside}: {count}")).unwrap_or_default()
 }
 
-/// The progress: a status line on a terminal, and a line for each completed step.
-struct SoFar {
+/// Prints the progress: a status line on a terminal, and a line for each completed step.
+struct ProgressLine {
     is_json: bool,
     is_seen: bool,
     last: String,
 }
 
-impl SoFar {
+impl ProgressLine {
     fn hear(&mut self, queue: &str, to: QueueType, progress: Progress) {
         match progress {
             Progress::Carried { to, done, of } => {

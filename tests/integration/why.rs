@@ -255,13 +255,13 @@ fn what_a_delivery_died_of_says_what_to_do_before_a_replay() {
     // The log alone tells.
     let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
     for (reason, to_do) in [
-        ("exhausted", "once the receiver is well: `webhook-notifier dead-letters replay"),
+        ("exhausted", "once the receiver works again: `webhook-notifier dead-letters replay"),
         ("rejected", "fix what the error says, then"),
         ("orphaned", "start a notifier with"),
         ("delivery_limit", "raise the delivery limit of the broker's policy, then"),
         ("maxlen", "raise the length limit of the broker's policy, then"),
-        ("malformed", "publish the event again: a replay would find the same mistake"),
-        ("sulked", "once the receiver is well: `webhook-notifier dead-letters replay"),
+        ("malformed", "publish the event again: a replay would fail for the same reason"),
+        ("sulked", "once the receiver works again: `webhook-notifier dead-letters replay"),
     ] {
         sandbox.database.run_script(&format!(
             "INSERT INTO delivery_attempts
