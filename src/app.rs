@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::admin;
 use crate::backlogs::{Backlogs, Inbox, Keeper};
 use crate::broker::{self, BrokerError, Lane, LaneKind, Link, Objects, Publisher, Topology};
-use crate::config::{Config, Queue};
+use crate::config::{Config, EventQueue};
 use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
@@ -305,7 +305,7 @@ impl Parts {
     fn provide_gauges(&self, publisher: Publisher) {
         let (receivers, directory) = (Arc::clone(&self.receivers), Arc::clone(&self.directory));
         let queues = self.config.queues.clone();
-        let in_use = move |number: usize, queue: &Queue| InUse {
+        let in_use = move |number: usize, queue: &EventQueue| InUse {
             queue: queue.name.clone(),
             capacity: queue.capacity.into(),
             by_class: receivers.in_use(number),

@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
     match dispatch(command) {
         Ok(code) => code,
         Err(error) if error.is::<ConfigError>() || error.is::<Usage>() => {
-            complain(&format!("{error}"));
+            print_stderr(&format!("{error}"));
             ExitCode::from(2)
         }
         // `webhooks list | head` closes the pipe early, which is not a failure.
@@ -64,7 +64,7 @@ pub fn main() -> ExitCode {
             if logged {
                 log::error!("{error:#}");
             } else {
-                complain(&format!("{error:#}"));
+                print_stderr(&format!("{error:#}"));
             }
             ExitCode::FAILURE
         }
@@ -108,7 +108,7 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     logger(&config.rust_log).init();
     for warning in settings.warnings() {
-        complain(&format!("warning: {warning}"));
+        print_stderr(&format!("warning: {warning}"));
     }
     Ok(config)
 }
@@ -126,7 +126,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Prints a line on standard error.
-fn complain(problem: &str) {
+fn print_stderr(problem: &str) {
     let problem = shown::line(problem, MOST_OF_LINE);
     let _ = writeln!(io::stderr(), "{}", paint::error_line("webhook-notifier:", &problem));
 }

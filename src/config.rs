@@ -117,7 +117,7 @@ const MOST_CAPACITY: u16 = 1_024;
 
 /// A queue to consume, and its capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queue {
+pub struct EventQueue {
     /// The queue's name.
     pub name: String,
     /// The most requests under way at a time for its events and their retries.
@@ -133,7 +133,7 @@ pub struct Queue {
 pub struct Config {
     pub amqp: Amqp,
     pub database: Database,
-    pub queues: Vec<Queue>,
+    pub queues: Vec<EventQueue>,
     pub queue_type: Option<QueueType>,
     pub prefetch_count: u16,
     pub metrics_addr: SocketAddr,
@@ -356,7 +356,7 @@ fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
     names.map(check).collect()
 }
 
-fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
+fn parse_queues(text: &str) -> Result<Vec<EventQueue>, String> {
     let mut seen = HashSet::new();
     text.split(',')
         .map(|item| {
@@ -380,7 +380,7 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
                     "{shown} is listed twice: use `name=128` for a larger capacity"
                 ));
             }
-            Ok(Queue { name, capacity })
+            Ok(EventQueue { name, capacity })
         })
         .collect()
 }

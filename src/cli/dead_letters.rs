@@ -30,7 +30,7 @@ pub(super) enum DeadLetters {
         #[arg(long)]
         each: bool,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
@@ -41,7 +41,7 @@ pub(super) enum DeadLetters {
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: u64,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
@@ -52,9 +52,9 @@ pub(super) enum DeadLetters {
     #[command(after_long_help = help::REPLAY)]
     Replay {
         #[command(flatten)]
-        act: Act,
+        options: MoveOptions,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
@@ -65,9 +65,9 @@ pub(super) enum DeadLetters {
         #[arg(long)]
         all: bool,
         #[command(flatten)]
-        act: Act,
+        options: MoveOptions,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
@@ -75,7 +75,7 @@ pub(super) enum DeadLetters {
 
 /// Selects dead letters: those that match all conditions.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct Conditions {
     /// Of this event: its id, or the header `webhook-id` that receivers got; or the beginning of either, if it
     /// is unique
     #[arg(long, value_name = "ID")]
@@ -105,7 +105,7 @@ pub(super) struct Which {
 }
 
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Act {
+pub(super) struct MoveOptions {
     /// Only print how many it would be
     #[arg(long)]
     dry_run: bool,
@@ -118,7 +118,7 @@ fn pattern(text: &str) -> Result<String, String> {
     check_pattern(text).map(|()| text.to_owned())
 }
 
-impl Which {
+impl Conditions {
     fn is_unconditional(&self) -> bool {
         let Self { event, queue, webhook, event_type, account, reason, older_than, newer_than } =
             self;
@@ -160,25 +160,27 @@ impl Which {
 
 pub(super) fn run(command: DeadLetters) -> Result<()> {
     match command {
-        DeadLetters::List { each, which, common } => {
+        DeadLetters::List { each, conditions, common } => {
             let act = if each { reading::list_each } else { reading::list };
-            with_scope(&which, &common, u64::MAX, Use::Read, |scope| act(scope, &common))
+            with_scope(&conditions, &common, u64::MAX, Use::Read, |scope| act(scope, &common))
         }
-        DeadLetters::Show { limit, which, common } => {
-            with_scope(&which, &common, limit, Use::Read, |scope| reading::show(scope, &common))
-        }
-        DeadLetters::Replay { act, which, common } => {
-            with_scope(&which, &common, act.most(), Use::Move, |scope| {
-                moving::replay(scope, act, &common)
+        DeadLetters::Show { limit, conditions, common } => {
+            with_scope(&conditions, &common, limit, Use::Read, |scope| {
+                reading::show(scope, &common)
             })
         }
-        DeadLetters::Purge { all, act, which, common } => {
-            if which.is_unconditional() && !all {
+        DeadLetters::Replay { options, conditions, common } => {
+            with_scope(&conditions, &common, options.most(), Use::Move, |scope| {
+                moving::replay(scope, options, &common)
+            })
+        }
+        DeadLetters::Purge { all, options, conditions, common } => {
+            if conditions.is_unconditional() && !all {
                 let problem = "this would delete every dead letter: give a condition, or --all";
                 return Err(Usage(problem.to_owned()).into());
             }
-            with_scope(&which, &common, act.most(), Use::Move, |scope| {
-                moving::purge(scope, act, &common)
+            with_scope(&conditions, &common, options.most(), Use::Move, |scope| {
+                moving::purge(scope, options, &common)
             })
         }
     }
@@ -192,36 +194,36 @@ enum Use {
     Move,
 }
 
-impl Act {
+impl MoveOptions {
     fn most(self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
     }
 }
 
 fn with_scope(
-    which: &Which,
+    conditions: &Conditions,
     common: &Common,
     limit: u64,
     how: Use,
     act: impl FnOnce(DeadLetterScope<'_>) -> Result<()>,
 ) -> Result<()> {
     let config = read(&common.settings.0)?;
-    let webhook = which.webhook.as_ref();
+    let webhook = conditions.webhook.as_ref();
     let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
-    let (queues, mut selection) = (which.queues(&config), which.selection(webhook));
+    let (queues, mut selection) = (conditions.queues(&config), conditions.selection(webhook));
     let (trigger, shutdown) = shutdown::channel();
     // Ctrl-C ends the command between two batches, so that it can report its progress.
     shutdown::watch_signals(trigger)?;
     let scope = |selection| DeadLetterScope {
         config: &config,
         queues: &queues,
-        any_orphaned: which.queue.is_empty(),
+        any_orphaned: conditions.queue.is_empty(),
         selection,
         limit,
         shutdown: &shutdown,
     };
     let all = Selection::default();
-    if let Some(given) = &which.event {
+    if let Some(given) = &conditions.event {
         selection.event_id = Some(ids::dead_event(scope(&all), given, how != Use::Read)?);
     }
     act(scope(&selection))

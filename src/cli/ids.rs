@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use uuid::Uuid;
 
-use super::complain;
+use super::print_stderr;
 use crate::config::Config;
 use crate::dead_letters::{self, DeadLetterScope};
 use crate::domain::dead_letter::Selection;
@@ -173,7 +173,7 @@ pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -
             listed(&found)
         ),
         [one] if !is_there => {
-            complain(&format!("using the event {}", shown::line(one, MAX_NAME_BYTES)));
+            print_stderr(&format!("using the event {}", shown::line(one, MAX_NAME_BYTES)));
             Ok(one.clone())
         }
         several @ [_, _, ..] if !is_there => bail!(several_events(given, several)),

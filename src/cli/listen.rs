@@ -52,7 +52,7 @@ pub(super) struct Listen {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct ReceivedRequest<'a> {
     #[serde(serialize_with = "time::serialize")]
     at: UnixMillis,
     path: &'a str,
@@ -120,7 +120,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             Ok(()) => "valid".to_owned(),
             Err(bad) => format!("invalid: {bad}"),
         });
-        let line = Line {
+        let line = ReceivedRequest {
             at: to_unix_millis(now),
             path: &path,
             attempt: *attempt,
@@ -131,8 +131,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             content_type: &header(&request, "content-type"),
             body: &String::from_utf8_lossy(&body),
         };
-        let text =
-            if json { shown::json(&serde_json::to_string(&line)?) } else { for_people(&line) };
+        let text = if json { shown::json(&serde_json::to_string(&line)?) } else { as_text(&line) };
         // Print first, then answer: every accepted event has been shown.
         print(text)?;
         let _ = request.respond(Response::empty(status));
@@ -145,19 +144,19 @@ fn header(request: &Request, name: &'static str) -> String {
     found.map(|header| header.value.as_str().to_owned()).unwrap_or_default()
 }
 
-fn for_people(line: &Line<'_>) -> String {
-    let Line { at, path, attempt, status, webhook_id, signature, body, .. } = line;
+fn as_text(line: &ReceivedRequest<'_>) -> String {
+    let ReceivedRequest { at, path, attempt, status, webhook_id, signature, body, .. } = line;
     let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
     let time = time::rfc3339(*at);
     let status = if *status < 300 { paint::good(status) } else { paint::bad(status) };
     // The sender chooses what a request contains.
     let (path, webhook_id) = (shown::line(path, MOST_SHOWN), shown::line(webhook_id, MOST_SHOWN));
-    let body = body_for_people(body);
+    let body = body_as_text(body);
     format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}\n{body}")
 }
 
 /// The body, indented below its request.
-fn body_for_people(body: &str) -> String {
+fn body_as_text(body: &str) -> String {
     let shown = match serde_json::from_str::<IgnoredAny>(body) {
         Ok(_) => shown::json(&indented(body, MOST_OF_BODY)),
         Err(_) if body.is_empty() => "(no body)".to_owned(),
@@ -239,7 +238,7 @@ mod tests {
         let long = format!("[{}1]", "1,".repeat(1_000));
         let cut = indented(&long, 100);
         assert!(cut.len() < 200 && cut.ends_with("… (2003 bytes: --json prints all)"), "{cut}");
-        assert_eq!(body_for_people("a\r\nb"), "  \"a\\r\\nb\"");
+        assert_eq!(body_as_text("a\r\nb"), "  \"a\\r\\nb\"");
     }
 
     proptest! {

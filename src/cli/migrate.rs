@@ -3,7 +3,7 @@
 use anyhow::Result;
 use uuid::Uuid;
 
-use super::{complain, print, read};
+use super::{print, print_stderr, read};
 use crate::config::ServerSettings;
 use crate::store::{Labelled, Migrated, Store};
 
@@ -25,7 +25,7 @@ pub(super) fn run(settings: ServerSettings) -> Result<()> {
     if restored.iter().any(|what| what == "column webhooks.account") {
         let lost = "the accounts were lost with that column: until you set them again, each \
                     webhook gets the events of all accounts";
-        complain(&format!("warning: {lost}"));
+        print_stderr(&format!("warning: {lost}"));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
-use super::{Common, Usage, complain, help, print, print_json, read};
+use super::{Common, Usage, help, print, print_json, print_stderr, read};
 use crate::broker::{self, MoveError, Moved, Progress, moving_queue};
 use crate::config::QueueType;
 use crate::domain::broker_names;
@@ -73,22 +73,23 @@ pub(super) fn run(command: Queues) -> Result<()> {
             }),
         };
     }
-    let mut progress_line =
-        ProgressLine { is_json, is_seen: io::stderr().is_terminal(), last: String::new() };
+    let mut shown = TypeChangeProgress {
+        is_json,
+        on_terminal: io::stderr().is_terminal(),
+        last: String::new(),
+    };
     let moved = broker::move_queue(&config, &shutdown, &queue, to, |progress| {
-        progress_line.hear(&queue, to, progress);
+        shown.update(&queue, to, progress);
     });
-    if moved.is_ok() || progress_line.is_seen {
-        progress_line.end();
+    if moved.is_ok() || shown.on_terminal {
+        shown.end();
     }
     if let Err(MoveError::Unfit(problem)) = moved {
-        let far =
-            if progress_line.last.is_empty() { "nothing was moved" } else { &progress_line.last };
+        let far = if shown.last.is_empty() { "nothing was moved" } else { &shown.last };
         bail!("{far}: {problem}");
     }
     let Moved { was_there, messages, without_user, without_copies } = moved.with_context(|| {
-        let far =
-            if progress_line.last.is_empty() { "nothing was moved" } else { &progress_line.last };
+        let far = if shown.last.is_empty() { "nothing was moved" } else { &shown.last };
         format!("{far}; nothing is lost: run the command again to continue")
     })?;
     for (count, what) in [
@@ -99,7 +100,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
         ),
     ] {
         if count > 0 {
-            complain(&format!("warning: {count} messages {what}"));
+            print_stderr(&format!("warning: {count} messages {what}"));
         }
     }
     if is_json {
@@ -111,7 +112,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
         return print(format_args!("nothing to do: {queue} is a {to} queue"));
     }
     print(format_args!("{queue} is a {to} queue now, with its messages: {messages}"))?;
-    complain(
+    print_stderr(
         "warning: bindings of it to exchanges other than the default one are gone: create them again",
     );
     Ok(())
@@ -123,18 +124,18 @@ fn moved_away(count: Option<u32>, queue: &str) -> String {
 }
 
 /// Prints the progress: a status line on a terminal, and a line for each completed step.
-struct ProgressLine {
+struct TypeChangeProgress {
     is_json: bool,
-    is_seen: bool,
+    on_terminal: bool,
     last: String,
 }
 
-impl ProgressLine {
-    fn hear(&mut self, queue: &str, to: QueueType, progress: Progress) {
+impl TypeChangeProgress {
+    fn update(&mut self, queue: &str, to: QueueType, progress: Progress) {
         match progress {
             Progress::Carried { to, done, of } => {
                 self.last = format!("{done} of {of} messages moved to {to}");
-                if self.is_seen {
+                if self.on_terminal {
                     let _ = write!(io::stderr(), "\r{} ", self.last);
                 }
             }
@@ -150,7 +151,7 @@ impl ProgressLine {
 
     /// Ends the status line.
     fn end(&self) {
-        if self.is_seen && self.last.contains(" moved to ") {
+        if self.on_terminal && self.last.contains(" moved to ") {
             let _ = writeln!(io::stderr());
         } else if !self.is_json && self.last.contains(" moved to ") {
             let _ = print(&self.last);

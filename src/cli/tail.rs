@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::ids::{self, SHOWN_OF_WEBHOOK, WebhookId, event_to_give};
-use super::{Common, account, complain, print, read};
+use super::{Common, account, print, print_stderr, read};
 use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
@@ -63,13 +63,13 @@ pub(super) fn run(command: Tail) -> Result<()> {
         match follower.next(lines) {
             Ok(seen) => {
                 if is_away {
-                    complain("PostgreSQL answers again");
+                    print_stderr("PostgreSQL answers again");
                     is_away = false;
                 }
                 for entry in &seen.entries {
                     print(match is_json {
                         true => shown::json(&serde_json::to_string(entry)?),
-                        false => for_people(entry, shown),
+                        false => as_text(entry, shown),
                     })?;
                 }
                 if seen.more {
@@ -78,7 +78,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
             }
             Err(error) if error.is_passing() => {
                 if !is_away {
-                    complain(&format!("{error}; this command continues once it answers"));
+                    print_stderr(&format!("{error}; this command continues once it answers"));
                 }
                 is_away = true;
             }
@@ -108,7 +108,7 @@ fn heading(shown_of_webhook: usize) -> String {
 }
 
 /// With ids that `why` and other commands accept.
-fn for_people(entry: &LogEntry, shown_of_webhook: usize) -> String {
+fn as_text(entry: &LogEntry, shown_of_webhook: usize) -> String {
     let LogEntry { at, attempt, what, ms, webhook_id, .. } = entry;
     let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
     // The whole id would fill half a line.

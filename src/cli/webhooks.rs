@@ -23,10 +23,10 @@ use self::apply::Apply;
 use self::backlogs::Sum;
 use self::list::List;
 use self::place::NewPlace;
-use self::settings::{Given, GivenSecret, Unset, changes, secret};
-use self::shown::{Shown, seen, show, show_id, show_secret, text};
+use self::settings::{GivenSecret, GivenSettings, Unset, changes, secret};
+use self::shown::{Shown, redacted, show, show_id, show_secret, text};
 use super::ids::WebhookId;
-use super::{Common, Output, Usage, complain, print, print_json, read};
+use super::{Common, Output, Usage, print, print_json, print_stderr, read};
 use crate::config::Config;
 use crate::domain::delivery_log::Extent;
 use crate::domain::secret::Secret;
@@ -58,7 +58,7 @@ pub(super) enum Webhooks {
         #[command(flatten)]
         secret: GivenSecret,
         #[command(flatten)]
-        settings: Given,
+        settings: GivenSettings,
         #[command(flatten)]
         common: Common,
     },
@@ -66,7 +66,7 @@ pub(super) enum Webhooks {
     #[command(after_long_help = help::SET)]
     Set {
         #[command(flatten)]
-        one: One,
+        one: OneWebhook,
         #[command(flatten)]
         place: NewPlace,
         #[command(flatten)]
@@ -76,7 +76,7 @@ pub(super) enum Webhooks {
         #[arg(long, value_name = "TIME", value_parser = keep, requires = "secret_from")]
         keep: Option<Duration>,
         #[command(flatten)]
-        settings: Given,
+        settings: GivenSettings,
         #[command(flatten)]
         unset: Unset,
     },
@@ -101,7 +101,7 @@ pub(super) enum Webhooks {
     Apply(Apply),
     /// Show one webhook, with its settings and backlogs; only the names of its headers
     #[command(after_long_help = help::SHOW)]
-    Show(One),
+    Show(OneWebhook),
     /// Send a test event to a webhook, and print the request and the answer
     ///
     /// The request is like that of a delivery, with the same headers, signature, deadline and checks. It
@@ -110,7 +110,7 @@ pub(super) enum Webhooks {
     #[command(after_long_help = help::TEST)]
     Test {
         #[command(flatten)]
-        one: One,
+        one: OneWebhook,
         #[command(flatten)]
         what: trial::TrialEvent,
     },
@@ -118,25 +118,25 @@ pub(super) enum Webhooks {
     #[command(after_long_help = help::REMOVE)]
     Remove {
         #[command(flatten)]
-        one: One,
+        one: OneWebhook,
         #[command(flatten)]
         dry_run: DryRun,
     },
     /// Enable a disabled webhook: it gets the events that arrive from now on
     #[command(after_long_help = help::ENABLE)]
-    Enable(One),
+    Enable(OneWebhook),
     /// Send nothing to a webhook until it is resumed; its events wait, and none is lost
     #[command(after_long_help = help::PAUSE)]
-    Pause(One),
+    Pause(OneWebhook),
     /// Resume a paused webhook: the events that wait are sent first, in order
     #[command(after_long_help = help::RESUME)]
-    Resume(One),
+    Resume(OneWebhook),
     /// Disable a webhook: it gets no more events but stays registered; the deliveries that wait for it are
     /// dropped
     #[command(after_long_help = help::DISABLE)]
     Disable {
         #[command(flatten)]
-        one: One,
+        one: OneWebhook,
         /// The reason, for later readers
         #[arg(long, default_value = "by hand")]
         reason: String,
@@ -147,7 +147,7 @@ pub(super) enum Webhooks {
     #[command(after_long_help = help::ROTATE_SECRET)]
     RotateSecret {
         #[command(flatten)]
-        one: One,
+        one: OneWebhook,
         /// How long requests are also signed with the old secret; 0s ends it at once
         #[arg(long, default_value = "24h", value_name = "TIME", value_parser = keep)]
         keep: Duration,
@@ -155,7 +155,7 @@ pub(super) enum Webhooks {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct One {
+pub(super) struct OneWebhook {
     /// The webhook's id, or the beginning of it, if it is unique
     #[arg(value_name = "ID")]
     given: WebhookId,
@@ -207,7 +207,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
     command.resolve()?;
     let store = |common: &Common| -> Result<Store> { Ok(Store::new(&read(&common.settings.0)?)?) };
     let done = match command {
-        Webhooks::Test { one: One { id, common, .. }, what } => {
+        Webhooks::Test { one: OneWebhook { id, common, .. }, what } => {
             return trial::run(id, what, &read(&common.settings.0)?, common.output);
         }
         Webhooks::Export { reveal, common } => return export::run(reveal, &common),
@@ -231,7 +231,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             place.warn(id, account.as_deref(), true, &config, &store)
         }
         Webhooks::Set {
-            one: One { id, common, reveal, .. },
+            one: OneWebhook { id, common, reveal, .. },
             place,
             secret: given,
             keep,
@@ -250,14 +250,14 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             let secret = secret.map(|secret| NewSecret { secret, keep });
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            show(one(store.set(id, changes, secret)?, id)?, reveal, common.output)?;
+            show(require(store.set(id, changes, secret)?, id)?, reveal, common.output)?;
             let is_other = is_other || account.is_some();
             place.warn(id, account.as_deref(), is_other, &config, &store)
         }
-        Webhooks::Show(One { id, common, reveal, .. }) => {
+        Webhooks::Show(OneWebhook { id, common, reveal, .. }) => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
-            let webhook = seen(one(store.list(Some(id))?.pop(), id)?, reveal);
+            let webhook = redacted(require(store.list(Some(id))?.pop(), id)?, reveal);
             let backlogs = backlogs::find(&config, &store, |other| other == id)?;
             let failing = store.failing_since()?.remove(&id);
             let mut shown = Shown::of(&webhook, &backlogs, failing.as_deref());
@@ -270,42 +270,42 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             }
             if common.output.json { print_json(&shown) } else { print(text(&shown)) }
         }
-        Webhooks::Remove { one: One { id, common, reveal, .. }, dry_run } => {
+        Webhooks::Remove { one: OneWebhook { id, common, reveal, .. }, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, true, dry_run, common.output)? {
                 return Ok(ExitCode::SUCCESS);
             }
-            show(one(store.remove(id)?, id)?, reveal, common.output)
+            show(require(store.remove(id)?, id)?, reveal, common.output)
         }
-        Webhooks::Pause(One { id, common, reveal, .. }) => {
-            show(one(store(&common)?.set_paused(id, true)?, id)?, reveal, common.output)
+        Webhooks::Pause(OneWebhook { id, common, reveal, .. }) => {
+            show(require(store(&common)?.set_paused(id, true)?, id)?, reveal, common.output)
         }
-        Webhooks::Resume(One { id, common, reveal, .. }) => {
-            show(one(store(&common)?.set_paused(id, false)?, id)?, reveal, common.output)
+        Webhooks::Resume(OneWebhook { id, common, reveal, .. }) => {
+            show(require(store(&common)?.set_paused(id, false)?, id)?, reveal, common.output)
         }
-        Webhooks::Enable(One { id, common, reveal, .. }) => {
-            show(one(store(&common)?.set_disabled(id, None)?, id)?, reveal, common.output)
+        Webhooks::Enable(OneWebhook { id, common, reveal, .. }) => {
+            show(require(store(&common)?.set_disabled(id, None)?, id)?, reveal, common.output)
         }
-        Webhooks::Disable { one: One { id, common, reveal, .. }, reason, dry_run } => {
+        Webhooks::Disable { one: OneWebhook { id, common, reveal, .. }, reason, dry_run } => {
             let config = read(&common.settings.0)?;
             let store = Store::new(&config)?;
             if announce_loss(&config, &store, id, false, dry_run, common.output)? {
                 return Ok(ExitCode::SUCCESS);
             }
-            show(one(store.set_disabled(id, Some(&reason))?, id)?, reveal, common.output)
+            show(require(store.set_disabled(id, Some(&reason))?, id)?, reveal, common.output)
         }
-        Webhooks::RotateSecret { one: One { id, common, .. }, keep } => {
+        Webhooks::RotateSecret { one: OneWebhook { id, common, .. }, keep } => {
             let secret = new_secret()?;
             let new = NewSecret { secret: secret.clone(), keep };
-            let rotated = one(store(&common)?.set(id, Vec::new(), Some(new))?, id)?;
+            let rotated = require(store(&common)?.set(id, Vec::new(), Some(new))?, id)?;
             show_secret(rotated, &secret, common.output)
         }
     };
     done.map(|()| ExitCode::SUCCESS)
 }
 
-fn one<T>(found: Option<T>, id: Uuid) -> Result<T> {
+fn require<T>(found: Option<T>, id: Uuid) -> Result<T> {
     found.with_context(|| format!("no webhook has the id {id}: see `webhooks list`"))
 }
 
@@ -319,7 +319,7 @@ fn announce_loss(
     DryRun { dry_run }: DryRun,
     output: Output,
 ) -> Result<bool> {
-    one(store.list(Some(id))?.pop(), id)?;
+    require(store.list(Some(id))?.pop(), id)?;
     let backlogs = backlogs::find(config, store, |other| other == id)?;
     let sum = Sum::of(backlogs.iter());
     // The wait queues are shared by all webhooks, so only the log can tell, if it is there.
@@ -327,10 +327,10 @@ fn announce_loss(
     let loss_of_retries = backlogs::loss_of_retries(retries, is_removed);
     if !dry_run {
         if let Some(loss) = sum.and_then(|sum| sum.loss("will")) {
-            complain(&loss);
+            print_stderr(&loss);
         }
         if retries.is_some_and(|count| count > 0) {
-            complain(&loss_of_retries);
+            print_stderr(&loss_of_retries);
         }
     } else if output.json {
         print_json(&serde_json::json!({ "id": id, "backlogs": backlogs, "retries": retries }))?;

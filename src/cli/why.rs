@@ -143,7 +143,7 @@ pub(super) fn run(command: Why) -> Result<ExitCode> {
     if common.output.json {
         print_json(&story)?;
     } else {
-        print(text::for_people(&story, webhook))?;
+        print(text::as_text(&story, webhook))?;
     }
     Ok(if story.known || story.no_failure { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

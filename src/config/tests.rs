@@ -27,7 +27,10 @@ fn queues_may_say_how_much_capacity_they_have() {
     let config = read(&[("QUEUES", "a=8, b")]).expect("two queues");
     assert_eq!(
         config.queues,
-        [Queue { name: "a".to_owned(), capacity: 8 }, Queue { name: "b".to_owned(), capacity: 64 }]
+        [
+            EventQueue { name: "a".to_owned(), capacity: 8 },
+            EventQueue { name: "b".to_owned(), capacity: 64 }
+        ]
     );
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::super::{Common, complain, paint, print, print_json};
+use super::super::{Common, paint, print, print_json, print_stderr};
 use super::age;
 use crate::broker::Message;
 use crate::clock::unix_millis;
@@ -63,7 +63,7 @@ fn renew(to_renew: ToRenew<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
     if to_renew.is_empty() {
         return Ok(());
     }
-    complain(
+    print_stderr(
         "this is the complete answer. Some dead letters were read so often that RabbitMQ might drop them, so \
          they are now replaced by copies. This may take some seconds, and can be interrupted",
     );
@@ -116,7 +116,7 @@ pub(super) fn show(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
         if common.output.json {
             documents.push(as_json(&letter, message));
         } else {
-            shown.push(for_people(&letter, message));
+            shown.push(as_text(&letter, message));
         }
     })?;
     match shown.as_slice() {
@@ -146,7 +146,7 @@ fn as_json(letter: &DeadLetter, message: &Message) -> serde_json::Value {
     })
 }
 
-fn for_people(letter: &DeadLetter, message: &Message) -> String {
+fn as_text(letter: &DeadLetter, message: &Message) -> String {
     let queue = queue_of(&letter.queue);
     let reason = cell(Some(&letter.reason), MOST_OF_REASON);
     let ago = |at: UnixMillis| format!(", {} ago", age(Some(at), unix_millis()));

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use self::report::ApplyReport;
 use super::file::Source;
 use super::{backlogs, new_secret};
-use crate::cli::{Common, complain, print, print_json, read};
+use crate::cli::{Common, print, print_json, print_stderr, read};
 use crate::config::Config;
 use crate::domain::account;
 use crate::domain::declared::{Existing, Field, FileProblem, Plan, Values, plan};
@@ -96,9 +96,9 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     warnings
         .iter()
         .take(MOST_WARNINGS)
-        .for_each(|warning| complain(&format!("warning: {warning}")));
+        .for_each(|warning| print_stderr(&format!("warning: {warning}")));
     if more > 0 {
-        complain(&format!("warning: and {more} more"));
+        print_stderr(&format!("warning: and {more} more"));
     }
     let shown = shown.and_then(|()| match common.output.json {
         true => print_json(&report.json(&warnings)),
@@ -116,13 +116,13 @@ fn refuse(source: &Source, problems: &[FileProblem]) -> ExitCode {
     let name = &source.name;
     for FileProblem { line, what } in problems.iter().take(MOST_PROBLEMS) {
         let line = if *line > 0 { format!(":{line}") } else { String::new() };
-        complain(&format!("{name}{line}: {what}"));
+        print_stderr(&format!("{name}{line}: {what}"));
     }
     let more = problems.len().saturating_sub(MOST_PROBLEMS);
     if more > 0 {
-        complain(&format!("{name}: and {more} more problems"));
+        print_stderr(&format!("{name}: and {more} more problems"));
     }
-    complain("nothing was changed");
+    print_stderr("nothing was changed");
     ExitCode::from(2)
 }
 

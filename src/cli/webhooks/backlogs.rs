@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::MOST_SHOWN;
 use crate::broker::{BrokerError, Link, backlog_queue};
-use crate::cli::complain;
+use crate::cli::print_stderr;
 use crate::clock;
 use crate::config::Config;
 use crate::domain::shown;
@@ -25,7 +25,7 @@ const FAILING: &str = "breaker";
 
 /// The deliveries of one queue that wait for one webhook.
 #[derive(Debug, Serialize)]
-pub(super) struct Backlog {
+pub(super) struct ShownBacklog {
     #[serde(skip)]
     pub(super) webhook: Uuid,
     queue: String,
@@ -46,12 +46,12 @@ pub(super) fn find(
     config: &Config,
     store: &Store,
     is_meant: impl Fn(Uuid) -> bool,
-) -> Result<Vec<Backlog>> {
+) -> Result<Vec<ShownBacklog>> {
     let mut rows = store.backlogs()?;
     rows.retain(|row| is_meant(row.webhook));
     let depths = depths(config, &rows);
     let found = rows.into_iter().zip(depths);
-    Ok(found.map(|(row, waiting)| Backlog::of(row, waiting)).collect())
+    Ok(found.map(|(row, waiting)| ShownBacklog::of(row, waiting)).collect())
 }
 
 /// How many messages are ready in the queue of each row.
@@ -62,7 +62,7 @@ fn depths(config: &Config, rows: &[BacklogRow]) -> Vec<Option<u32>> {
     }
     let asked = ask(config, rows.iter().zip(&mut depths));
     if let Err(problem) = asked {
-        complain(&format!("warning: how many deliveries wait is not known: {problem}"));
+        print_stderr(&format!("warning: how many deliveries wait is not known: {problem}"));
     }
     depths
 }
@@ -87,7 +87,7 @@ fn ask<'a>(
     Ok(())
 }
 
-impl Backlog {
+impl ShownBacklog {
     fn of(row: BacklogRow, waiting: Option<u32>) -> Self {
         let time = |at| rfc3339(to_unix_millis(at));
         Self {
@@ -133,7 +133,7 @@ pub(super) struct Sum {
 
 impl Sum {
     /// `None` if there is no backlog.
-    pub(super) fn of<'a>(backlogs: impl Iterator<Item = &'a Backlog>) -> Option<Self> {
+    pub(super) fn of<'a>(backlogs: impl Iterator<Item = &'a ShownBacklog>) -> Option<Self> {
         backlogs.fold(None, |sum: Option<Self>, backlog| {
             let sum = sum.unwrap_or(Self { known: 0, is_all: true });
             Some(Self {
@@ -207,7 +207,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 #[cfg(test)]
-impl Backlog {
+impl ShownBacklog {
     /// For a failing receiver.
     pub(super) fn example(since: &str, waiting: Option<u32>) -> Self {
         Self {
@@ -227,7 +227,7 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn backlog(waiting: Option<u32>, until: Option<SystemTime>) -> Backlog {
+    fn backlog(waiting: Option<u32>, until: Option<SystemTime>) -> ShownBacklog {
         let row = BacklogRow {
             queue: "low\u{1b}".to_owned(),
             webhook: Uuid::nil(),
@@ -237,7 +237,7 @@ mod tests {
             until,
             is_closing: false,
         };
-        Backlog::of(row, waiting)
+        ShownBacklog::of(row, waiting)
     }
 
     fn sum(waiting: &[Option<u32>]) -> Option<Sum> {

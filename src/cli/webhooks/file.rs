@@ -21,7 +21,7 @@ use crate::domain::settings::Column;
 use crate::domain::shown::quoted;
 use crate::domain::signature::Key;
 use crate::domain::webhook::HIDDEN;
-use syntax::Table;
+use syntax::FileTable;
 
 pub(super) use write::{as_json, as_toml};
 
@@ -97,7 +97,7 @@ impl Source {
         (entries, problems)
     }
 
-    fn entry(&self, table: Table, problems: &mut Vec<FileProblem>) -> FileEntry {
+    fn entry(&self, table: FileTable, problems: &mut Vec<FileProblem>) -> FileEntry {
         let mut entry = FileEntry { line: table.line, ..FileEntry::default() };
         let mut lines = BTreeMap::new();
         let mut unread = BTreeSet::new();

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use uuid::Uuid;
 
-use crate::cli::complain;
+use crate::cli::print_stderr;
 use crate::config::Config;
 use crate::domain::account;
 use crate::domain::webhook::{
@@ -87,7 +87,7 @@ impl NewPlace {
         let is_other = self.url.is_some() || !self.events.is_empty() || is_other_account;
         let twins = if is_other { self.twins(id, store)? } else { Vec::new() };
         for warning in doubts.chain(obstacle).chain(twins) {
-            complain(&format!("warning: {warning}"));
+            print_stderr(&format!("warning: {warning}"));
         }
         Ok(())
     }

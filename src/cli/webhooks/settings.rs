@@ -19,7 +19,7 @@ use crate::store::ColumnChange;
 
 /// The settings to change.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct Given {
+pub(in crate::cli) struct GivenSettings {
     /// A header for each request, `Name: value` (can be repeated); together these replace all its
     /// headers. Other users of this machine can see arguments: use --headers-from for secrets
     #[arg(long = "header", value_name = "HEADER", value_parser = hide)]
@@ -49,7 +49,7 @@ pub(in crate::cli) struct Given {
     account: Option<String>,
 }
 
-impl Given {
+impl GivenSettings {
     /// The account, if one is given.
     pub(super) fn account(&self) -> Option<&str> {
         self.account.as_deref()
@@ -94,7 +94,7 @@ fn column(flag: &str) -> Result<Column, String> {
 }
 
 /// The changes of settings, after the checks that a delivery makes.
-pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>> {
+pub(super) fn changes(given: &GivenSettings, unset: &Unset) -> Result<Vec<ColumnChange>> {
     let columns = Columns {
         headers: headers(given)?,
         timeout_ms: given.timeout.map(|time| time.as_millis().to_string()),
@@ -132,7 +132,7 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>>
 }
 
 /// Reads the given secret, if there is one. `settings` may use standard input too.
-pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Secret>> {
+pub(super) fn secret(given: &GivenSecret, settings: &GivenSettings) -> Result<Option<Secret>> {
     let Some(file) = &given.secret_from else { return Ok(None) };
     if file.to_str().is_some_and(|text| text.starts_with(signature::PREFIX)) {
         // The error must not show the secret.
@@ -156,7 +156,7 @@ pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Sec
 }
 
 /// The headers as JSON for the table; `None` if there are none.
-fn headers(given: &Given) -> Result<Option<Secret>> {
+fn headers(given: &GivenSettings) -> Result<Option<Secret>> {
     let mut lines: Vec<String> =
         given.headers.iter().map(|header| header.expose().to_owned()).collect();
     if let Some(file) = &given.headers_from {

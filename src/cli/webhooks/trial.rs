@@ -11,8 +11,8 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::super::{Output, complain, print, print_json};
-use super::one;
+use super::super::{Output, print, print_json, print_stderr};
+use super::require;
 use crate::clock;
 use crate::config::Config;
 use crate::domain::delivery::Headers;
@@ -46,14 +46,14 @@ pub(in crate::cli) struct TrialEvent {
 
 /// Exit code 0 if the receiver accepted it.
 pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -> Result<ExitCode> {
-    let (webhook, is_disabled) = one(Store::new(config)?.look_up(id)?, id)?;
+    let (webhook, is_disabled) = require(Store::new(config)?.look_up(id)?, id)?;
     let (mut event, body) = event(what, config)?;
     // Otherwise the webhook might not get the event.
     event.account = webhook.account.clone().or(event.account);
     if is_disabled {
-        complain(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
+        print_stderr(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
     } else if webhook.is_paused {
-        complain(&format!("{id} is paused, and its events wait: see `webhooks resume`"));
+        print_stderr(&format!("{id} is paused, and its events wait: see `webhooks resume`"));
     }
     let began = Instant::now();
     let request = Request {
@@ -66,7 +66,7 @@ pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -
         at: clock::now(),
     };
     let trial = Sender::new(config).try_out(request, MOST_OF_BODY);
-    let seen = Seen {
+    let report = TrialReport {
         ms: began.elapsed().as_millis(),
         url: url(&webhook),
         body: String::from_utf8_lossy(&body).into_owned(),
@@ -81,11 +81,11 @@ pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -
         trial,
     };
     if output.json {
-        print_json(&seen.json(is_disabled))?;
+        print_json(&report.json(is_disabled))?;
     } else {
-        seen.print()?;
+        report.print()?;
     }
-    Ok(if seen.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The event to send: the given one, or a sample that says that it is a test.
@@ -133,7 +133,7 @@ fn url(webhook: &Webhook) -> Option<String> {
 }
 
 /// Why the request didn't succeed.
-struct Failure {
+struct TrialFailure {
     reason: Reason,
     detail: String,
     /// What would happen to a delivery after this answer.
@@ -147,7 +147,7 @@ fn is_refused(response: &Response, webhook: &Webhook, config: &Config) -> bool {
     response.status().is_some_and(|status| statuses.contains(status))
 }
 
-fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
+fn failure(outcome: &Outcome, is_refused: bool) -> Option<TrialFailure> {
     let (reason, detail, then) = match outcome {
         Outcome::Delivered => return None,
         Outcome::Failed { reason, detail, .. } if is_refused => {
@@ -159,7 +159,7 @@ fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
         }
         Outcome::Hopeless { reason, detail, .. } => (reason, detail, "would be dead at once"),
     };
-    Some(Failure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
+    Some(TrialFailure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
 }
 
 /// What to do; empty if the detail already says it.
@@ -187,17 +187,17 @@ fn remedy(reason: Reason) -> &'static str {
 }
 
 /// Everything to show.
-struct Seen {
+struct TrialReport {
     trial: Trial,
     /// From the look-up of the name to the end of the answer.
     ms: u128,
     url: Option<String>,
     body: String,
     code: Option<u16>,
-    failure: Option<Failure>,
+    failure: Option<TrialFailure>,
 }
 
-impl Seen {
+impl TrialReport {
     /// Whether a request was made: the webhook could be used, its address is allowed, and the proxy let
     /// it through.
     fn was_made(&self) -> bool {
@@ -223,9 +223,9 @@ impl Seen {
                 print(format_args!("\n{}{more}", shown::lines(&answer.body)))?;
             }
         }
-        if let Some(Failure { reason, detail, then, remedy }) = &self.failure {
+        if let Some(TrialFailure { reason, detail, then, remedy }) = &self.failure {
             let (reason, colon) = (reason.label(), if remedy.is_empty() { "" } else { ": " });
-            complain(&format!(
+            print_stderr(&format!(
                 "failed after {} ms, {reason}: {}{colon}{remedy} (a delivery {then})",
                 self.ms,
                 line(detail)

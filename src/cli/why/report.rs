@@ -109,12 +109,12 @@ pub(super) fn run(
     if output.json {
         print_json(&told)?;
     } else {
-        print(for_people(&told, registered.as_ref(), config.delivery_log))?;
+        print(as_text(&told, registered.as_ref(), config.delivery_log))?;
     }
     Ok(if is_known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn for_people(told: &WebhookStory, registered: Option<&Registered>, log: Extent) -> String {
+fn as_text(told: &WebhookStory, registered: Option<&Registered>, log: Extent) -> String {
     let mut page = PlainPage::default();
     let url = told.url.as_deref().unwrap_or_default();
     page.labelled("webhook", &format!("{} {url}", told.webhook_id));

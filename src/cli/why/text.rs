@@ -25,7 +25,7 @@ const FIRST_ENTRIES: usize = 3;
 const LAST_ENTRIES: usize = 12;
 
 /// The whole answer.
-pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
+pub(super) fn as_text(story: &Story, webhook: Option<Uuid>) -> String {
     let mut page = PlainPage::default();
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
     page.labelled("event", &name(&story.event_id));

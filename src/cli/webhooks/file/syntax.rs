@@ -19,7 +19,7 @@ use crate::domain::shown::quoted;
 const LIST: &str = "webhooks";
 
 /// A table of the list.
-pub(super) struct Table {
+pub(super) struct FileTable {
     pub(super) line: usize,
     /// In the order of the file, each with its line.
     pub(super) pairs: Pairs,
@@ -29,7 +29,7 @@ pub(super) struct Table {
 type Pairs = Vec<(String, usize, Value)>;
 
 /// The tables, and problems with anything else in the file.
-type Tables = (Vec<Table>, Vec<FileProblem>);
+type Tables = (Vec<FileTable>, Vec<FileProblem>);
 
 /// Where the lines of a text begin.
 struct Lines(Vec<usize>);
@@ -72,7 +72,7 @@ pub(super) fn toml(text: &str) -> Result<Tables, Vec<FileProblem>> {
                     let at = line(value.span());
                     match value.into_inner() {
                         DeValue::Table(pairs) => {
-                            tables.push(Table { line: at, pairs: of_toml(pairs, &line) })
+                            tables.push(FileTable { line: at, pairs: of_toml(pairs, &line) })
                         }
                         _ => problem(at, no_list("no table")),
                     }
@@ -185,7 +185,7 @@ pub(super) fn json(text: &str) -> Result<Tables, Vec<FileProblem>> {
                             }
                         }
                     }
-                    tables.push(Table { line: line(value), pairs });
+                    tables.push(FileTable { line: line(value), pairs });
                 }
                 Err(_) => {
                     problems.push(FileProblem { line: line(value), what: no_list("no object") })

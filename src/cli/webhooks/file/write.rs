@@ -183,7 +183,7 @@ mod tests {
             let no_hidden = !written.contains(|c| c != '\n' && shown::is_hidden(c));
             prop_assert!(no_hidden, "{}", written);
             let json = as_json(&[&known], true).to_string();
-            let read = |tables: Result<(Vec<syntax::Table>, _), Vec<_>>| {
+            let read = |tables: Result<(Vec<syntax::FileTable>, _), Vec<_>>| {
                 let (mut tables, _) = tables.expect("it was written so");
                 tables.remove(0).pairs.into_iter().map(|(key, _, value)| (key, value)).collect::<BTreeMap<_, _>>()
             };
