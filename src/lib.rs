@@ -98,7 +98,7 @@
 //! | how connections are reused, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the messages if there is none: `sender/failure.rs` |
 //! | which addresses a webhook may have | [`domain::address`]; how its host is looked up: [`lookup`]; how a proxy reaches it: `sender/egress.rs` |
 //! | which webhooks want an event | [`domain::webhook`], [`directory`]; the event's account: [`domain::account`]; what the directory forgets when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
-//! | what `why` concludes about a delivery | [`domain::diagnosis`]; its wording: `cli/why/words.rs`; the entries of the log: [`domain::delivery_log`] |
+//! | what `why` concludes about a delivery | [`domain::diagnosis`]; its wording: `cli/why/words.rs`, and that of the remedies: `cli/why/words/remedy.rs`; the entries of the log: [`domain::delivery_log`] |
 //! | how times are represented and printed | [`domain::time`]; the only reader of the clock: [`clock`] |
 //! | what `webhooks.events` publishes | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; how all instances record since when a receiver fails: `notices/watch.rs` |
 //! | the tables | a new file in `sql/`, listed in `store/schema/migrations.rs`; what `migrate` restores: `store/schema/tables.rs`; statements: [`store`] |
@@ -111,7 +111,7 @@
 //! | what the status page says | `status/advice.rs`; how it names and finds receivers: `status/names.rs`; how it looks: `admin/page/` |
 //! | how much of a URL the status page shows | `domain/webhook/place.rs` |
 //! | what a file of webhooks means, and which changes it requires | [`domain::declared`]; how it is read and written: `cli/webhooks/file.rs`; how all changes are made in one transaction: `store/declared.rs` |
-//! | a command | its file in `cli/`; the arguments that commands share: `cli/arguments.rs`; the ids that they accept: `cli/ids.rs` |
+//! | a command | its file in `cli/`; what its `--help` says below the options: `cli/help.rs`, `cli/webhooks/help.rs`, `cli/dead_letters/help.rs`; the arguments that commands share: `cli/arguments.rs`; the ids that they accept: `cli/ids.rs` |
 //! | the operators' manual | a topic in `src/manual`, listed in `cli/topics.rs` for `help` and the manual page |
 //! | manual pages and completions, generated from the arguments and the manual | `cli/manual.rs` |
 //! | how dead letters are read without losing them | `broker/browse.rs`, `broker/renewal.rs` |

@@ -421,7 +421,7 @@ fn tail_shows_attempts_of_all_instances_as_they_are_made_or_some_of_them() {
     }
 
     proxy.refuse();
-    everything.wait_stderr(LATER, "continuing once it answers");
+    everything.wait_stderr(LATER, "this command continues once it answers");
     let meanwhile = Event::new("good");
     sandbox.publish(&meanwhile);
     proxy.thaw();

@@ -179,7 +179,10 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
     let interrupted = interrupted.finish(SOON);
     if interrupted.code != Some(0) {
         assert_eq!(interrupted.code, Some(1), "{interrupted:?}");
-        assert!(interrupted.stderr.contains("nothing is lost: run it again"), "{interrupted:?}");
+        assert!(
+            interrupted.stderr.contains("nothing is lost: run the command again"),
+            "{interrupted:?}"
+        );
     }
     let last = sandbox.launch(&["queues", "move", sandbox.queue()]).spawn().finish(LATER);
     assert_eq!(last.code, Some(0), "{last:?}");

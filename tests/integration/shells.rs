@@ -103,7 +103,7 @@ fn the_manual_has_a_page_for_each_command_and_the_guide_and_groff_has_nothing_to
         let finished = Process::spawn(groff).finish(SOON);
         assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{file}");
         if file.ends_with("dead-letters-replay.1") {
-            for part in ["SYNOPSIS", "--older-than", "EXIT CODES", "EXAMPLE", "are still dead"] {
+            for part in ["SYNOPSIS", "--older-than", "EXIT CODES", "EXAMPLE", "interrupted"] {
                 assert!(finished.stdout.contains(part), "no {part} in {}", finished.stdout);
             }
         }

@@ -429,7 +429,7 @@ fn of_two_that_apply_the_same_file_at_once_one_registers_what_is_new() {
     assert_eq!(added, 1, "{finished:?}");
     // Those that read the table before the webhook was added say so.
     for one in finished.iter().filter(|one| one.code != Some(0)) {
-        assert!(one.stderr.contains("run it again"), "{one:?}");
+        assert!(one.stderr.contains("run the command again"), "{one:?}");
     }
     assert_eq!(sandbox.database.query("SELECT 1 FROM webhooks", &[]).len(), 1);
     assert!(file.apply(&sandbox, &[]).contains("nothing to change"));

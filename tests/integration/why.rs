@@ -199,6 +199,8 @@ fn an_event_in_the_backlog_of_a_webhook_that_is_disabled_or_deleted_is_dropped_w
         &["was dropped with that backlog", "deleted", "register the webhook again"],
     );
     assert!(!text.contains("waits for"), "{text}");
+    let text = why(&sandbox, 0, &["--webhook", &id]);
+    expect_parts(&text, &["1 held back", "dropped with its backlog have no entry of their own"]);
 }
 
 #[test]

@@ -236,6 +236,11 @@ fn limits_of_log(page: &mut PlainPage, told: &WebhookStory, log: Extent) {
         ),
         Extent::Off => limits.push("nothing is logged now: DELIVERY_LOG=off".to_owned()),
     }
+    if told.registration != Registration::Enabled && told.report.held_back > 0 {
+        limits.push(
+            "deliveries that were dropped with its backlog have no entry of their own".to_owned(),
+        );
+    }
     match told.log_begins_at {
         None => limits.push("it is empty".to_owned()),
         Some(at) if at > told.since => limits.push(format!("it begins at {}", rfc3339(at))),
