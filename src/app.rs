@@ -336,6 +336,7 @@ impl Parts {
         let (directory, shutdown) = (Arc::clone(&self.directory), self.shutdown.clone());
         threads.spawn("directory", move || directory.listen(&shutdown, jitter))?;
         threads.spawn("backlogs", move || keeper.run())?;
+        let interruptions = Arc::default();
         for lane in Lane::all(&self.config) {
             let context = consumer::Context {
                 config: Arc::clone(&self.config),
@@ -345,6 +346,7 @@ impl Parts {
                 receivers: Arc::clone(&self.receivers),
                 backlogs: Arc::clone(&self.backlogs),
                 objects: Arc::clone(&self.objects),
+                interruptions: Arc::clone(&interruptions),
                 shutdown: self.shutdown.clone(),
                 jitter,
             };

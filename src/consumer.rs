@@ -29,12 +29,16 @@ use crate::workers::Workers;
 
 mod backlogs;
 mod crew;
+mod interruptions;
 mod relief;
 mod window;
 
 use crew::{Crew, Post};
+use interruptions::GATHERING;
 use relief::Returned;
 use window::Window;
+
+pub use interruptions::Interruptions;
 
 /// A connection that lasted this long was good: the next failure starts a new backoff.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
@@ -56,6 +60,8 @@ pub struct Context {
     pub backlogs: Arc<Backlogs>,
     /// The state of the queues.
     pub objects: Arc<Objects>,
+    /// Logs why lanes are interrupted.
+    pub interruptions: Arc<Interruptions>,
     /// Ends the lane.
     pub shutdown: Shutdown,
     /// Random numbers from 0 to 1, for the backoff.
@@ -127,10 +133,13 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
         if context.shutdown.is_requested() {
             return;
         }
-        if causes.is_news(&problem) {
-            log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
+        let mut wait = backoff.wait_after(lasted, GOOD_SESSION, (context.jitter)());
+        if causes.is_news(&problem) && context.interruptions.add(&lane.queue, &problem) {
+            let gathering = GATHERING.min(wait);
+            let _ = context.shutdown.wait(gathering);
+            context.interruptions.log(&problem);
+            wait -= gathering;
         }
-        let wait = backoff.wait_after(lasted, GOOD_SESSION, (context.jitter)());
         let _ = context.shutdown.wait(wait);
     }
 }
