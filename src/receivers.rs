@@ -14,7 +14,7 @@ use crate::domain::instances::{Instances, SentBy};
 use crate::domain::intake::{Called, EntryTicket, Intake, Intent, Number, Refusal, Who};
 use crate::domain::limits::Limits;
 use crate::domain::pace::{Ask, Attempt, Hold, Pace};
-use crate::domain::receiver::{AttemptEnd, Breaker, Transition};
+use crate::domain::receiver::{AttemptEnd, Breaker, Class, Condition, Transition};
 use crate::domain::time::Moment;
 
 mod conditions;
@@ -153,7 +153,12 @@ impl Receivers {
     /// The broker says that a backlog is empty. `last` is [`Receivers::last_in_backlog`] when the broker
     /// was asked. Returns false if another delivery has entered since, or is about to.
     pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
-        self.lock().intake.is_emptied((queue, webhook), last)
+        let mut state = self.lock();
+        let is_emptied = state.intake.is_emptied((queue, webhook), last);
+        if is_emptied {
+            state.forget_restored(webhook, self.now());
+        }
+        is_emptied
     }
 
     /// Whether a backlog may hold something.
@@ -286,6 +291,23 @@ impl State {
         }
     }
 
+    /// Forgets that a receiver is away if only the table of backlogs says so, and its backlogs are empty now:
+    /// another instance has delivered what they held, or it has expired. Otherwise the receiver would count
+    /// as away until its next event, which may take days.
+    fn forget_restored(&mut self, webhook: Uuid, now: Moment) {
+        let Some(receiver) = self.intake.pace.receiver(webhook) else { return };
+        let is_slow = receiver.class() == Class::Slow;
+        let is_restored = receiver.ailment(now).is_some_and(|ailment| {
+            ailment.condition == Condition::Open && ailment.reason.is_none()
+        });
+        let has_more =
+            || (0..self.bells.len()).any(|queue| self.intake.is_in_use((queue, webhook)));
+        if is_restored && !has_more() {
+            self.intake.pace.forget(webhook);
+            self.intake.pace.restore(webhook, is_slow, None, now);
+        }
+    }
+
     /// A request has ended: calls the waiting deliveries, and rings for the backlogs.
     fn call(&mut self, now: Moment) {
         if self.intake.has_waiting() {
@@ -314,7 +336,6 @@ mod tests {
 
     use crate::domain::outcome::Reason;
     use crate::domain::pace::Count;
-    use crate::domain::receiver::{Class, Condition};
     use crate::domain::webhook::Group;
     use crate::shutdown::{self, Shutdown};
 
@@ -394,6 +415,39 @@ mod tests {
         assert!(receivers.is_backlog_emptied(0, Uuid::from_u128(1), last));
         let again = admit(&receivers, &shutdown, 1).expect("nothing is before it");
         receivers.give_back(again);
+    }
+
+    #[test]
+    fn a_receiver_that_is_away_by_the_table_only_no_longer_is_once_all_its_backlogs_are_empty() {
+        let receivers = Receivers::new([1, 1], "5,1s,5m".parse().expect("a breaker"), || 0.5);
+        let webhook = Uuid::from_u128(1);
+        let is_emptied = |queue| {
+            let last = receivers.last_in_backlog(queue, webhook);
+            receivers.is_backlog_emptied(queue, webhook, last)
+        };
+        let restore = || {
+            for queue in [0, 1] {
+                receivers.found_backlog(queue, webhook);
+                receivers.restore(webhook, true, Some(Duration::from_secs(3_600)));
+            }
+        };
+        restore();
+        assert!(is_emptied(0) && receivers.is_broken(webhook), "the other one holds some");
+        assert!(is_emptied(1) && !receivers.is_broken(webhook));
+        assert_eq!(receivers.count(), Count { known: 1, ailing: 1, slow: 1, broken: 0 });
+        assert_eq!(receivers.outages().0, []);
+
+        // What this process has observed stays.
+        restore();
+        let Ok(Turn::Begins(probe)) = receivers.ask_head(Ask { is_head: true, ..by(1) }, false)
+        else {
+            panic!("a probe is due")
+        };
+        let (event, reason, is_overload) = ("e", Reason::Dns, false);
+        let (status, retry_after) = (None, None);
+        let ended = AttemptEnd::Failed { event, reason, status, is_overload, retry_after };
+        receivers.end(probe, ended);
+        assert!(is_emptied(0) && is_emptied(1) && receivers.is_broken(webhook));
     }
 
     #[test]

@@ -134,6 +134,9 @@ struct Backlog<'a> {
     consumer: Option<Consumer<'a>>,
     /// Another instance consumes it.
     is_elsewhere: bool,
+    /// Whether this instance was the last to get deliveries from it, as far as it knows. Then what the table
+    /// says of it is for this instance to write.
+    is_ours: bool,
     /// When its first delivery was last refused because of its webhook's limits.
     limited_at: Instant,
     /// The consumer's prefetch count.

@@ -109,9 +109,12 @@ impl Keeper {
     fn find(&mut self, key: Key, row: &BacklogRow) -> bool {
         let queue = backlog_queue(&row.queue, row.webhook);
         match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
-            Ok(Some(_)) => {
+            Ok(Some(waiting)) => {
                 let lasted = clock::now().duration_since(row.since).unwrap_or_default();
-                let away = (row.cause == Held::Breaker.label()).then_some(lasted);
+                // The cause in the row is that of the deliveries that waited last. If none waits any more,
+                // it says nothing about the receiver.
+                let is_away = row.cause == Held::Breaker.label() && waiting > 0;
+                let away = is_away.then_some(lasted);
                 // The process that created it may have ended before binding it.
                 let opened = self.ask_broker(|link, shutdown| {
                     link.open_backlog(&row.queue, row.webhook, shutdown)

@@ -49,7 +49,7 @@ impl Drain<'_, '_> {
         if let Some(backlog) = self.backlogs.get_mut(&webhook) {
             log::debug!("backlog left to another instance webhook={webhook}");
             backlog.queue.state().hold = None;
-            backlog.is_elsewhere = true;
+            (backlog.is_elsewhere, backlog.is_ours) = (true, false);
             (backlog.due, backlog.resume_at, backlog.oldest) = (None, None, None);
             self.context.receivers.set_elsewhere(self.lane.number, webhook, true);
         }

@@ -51,6 +51,7 @@ impl Drain<'_, '_> {
             queue: Arc::new(Queue::new(webhook)),
             consumer: None,
             is_elsewhere: false,
+            is_ours: false,
             limited_at: now,
             prefetch: 0,
             in_hand: 0,

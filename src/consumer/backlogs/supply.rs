@@ -168,6 +168,7 @@ impl Drain<'_, '_> {
         if std::mem::take(&mut backlog.is_empty) {
             self.context.backlogs.restart(number, webhook);
         }
+        backlog.is_ours = true;
         backlog.in_hand += deliveries.len();
         let since = Instant::now();
         let items: Vec<Item> = deliveries

@@ -60,7 +60,10 @@ impl Drain<'_, '_> {
     fn note(&mut self, webhook: Uuid, now: Instant) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         let hold = backlog.queue.state().hold;
-        if hold.is_none() && (backlog.in_hand == 0 || backlog.noted.is_none()) {
+        // The recorded cause must not outlast the deliveries that waited for it: whoever reads the table would
+        // take a receiver that is well for one that is away.
+        let is_drained = backlog.is_empty && backlog.is_ours;
+        if hold.is_none() && !is_drained && (backlog.in_hand == 0 || backlog.noted.is_none()) {
             return;
         }
         if hold == Some(Hold::Elsewhere) {
