@@ -385,14 +385,14 @@ fn browse(
     scope: DeadLetterScope<'_>,
     place: Place<'_>,
     renews: bool,
-    look: &mut broker::Look<'_, DeadLetterError>,
+    judge: &mut broker::Judge<'_, DeadLetterError>,
 ) -> Result<i64, DeadLetterError> {
     let name = |place: Place<'_>| match place {
         Place::Dead(origin) => origin.to_owned(),
         Place::Orphaned => ORPHANED.to_owned(),
     };
     let manner = Manner { all: scope.limit == u64::MAX, renews };
-    let browsed = broker::browse(scope.config, scope.shutdown, &place.queue(), manner, look)?;
+    let browsed = broker::browse(scope.config, scope.shutdown, &place.queue(), manner, judge)?;
     match browsed {
         (Browsed::Seen, looks) => Ok(looks),
         (Browsed::NoQueue, _) => Err(DeadLetterError::NoQueue(name(place))),
