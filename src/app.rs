@@ -215,7 +215,7 @@ impl Parts {
                 let vital = problems.into_iter().find(|problem| problem.is_vital);
                 vital.map_or(Ok(name), |problem| Err(problem.error))
             };
-            let connected = connect().inspect(|_| objects.tell());
+            let connected = connect().inspect(|_| objects.start_logging());
             match connected {
                 _ if shutdown.is_requested() => return Ok(None),
                 Ok(name) => return Ok(Some(name)),

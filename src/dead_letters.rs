@@ -412,7 +412,8 @@ fn renew(scope: DeadLetterScope<'_>, place: Place<'_>) -> Result<(), DeadLetterE
     browse(DeadLetterScope { limit: u64::MAX, ..scope }, place, false, &mut |messages| {
         let is_old = |message: &Message| message.redeliveries() >= SOME_LOOKS;
         let old = messages.iter().filter(|message| is_old(message));
-        let copies = old.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));
+        let copies =
+            old.map(|message| Outgoing::to_queue(message.clone().without_redeliveries(), &queue));
         batches.publish(copies.collect())?;
         let verdict = |message: &Message| match is_old(message) {
             true => Verdict::Remove,
@@ -436,7 +437,7 @@ fn returning(
             Outgoing::hand_over(message.carrying(&delivery, queue), queue)
         }
         Replay::Event(headers) => {
-            Outgoing::to_queue(Message { headers, ..message.clone() }.rested(), queue)
+            Outgoing::to_queue(Message { headers, ..message.clone() }.without_redeliveries(), queue)
         }
     })
 }

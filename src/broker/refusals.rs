@@ -1,14 +1,14 @@
-//! Queues that refuse our messages, and what becomes of these messages.
+//! Queues that refuse our messages, and what happens to these messages.
 //!
-//! The broker refuses a message (nack) if its queue is full, by a `max-length` that rejects, or doesn't
-//! work. Other queues must not suffer from that. The messages of the queue stay here, in their order, and
-//! one of them at a time is tried again on a fresh channel: RabbitMQ remembers that it has refused a
-//! channel, and goes on refusing it long after the queue has recovered.
+//! The broker refuses a message (nack) if its queue doesn't work, or has reached a `max-length` with
+//! `reject-publish`. Other queues must not suffer from that. The messages of the queue stay here, in order,
+//! and one at a time is retried on a fresh channel: once RabbitMQ has refused a channel, it keeps refusing
+//! that channel long after the queue has recovered.
 //!
-//! Whoever waits for a confirm occupies a consumer. So only some messages of each queue are kept here, and
-//! only for seconds. Then a message takes another way, by a healthy queue: a delivery waits a little
-//! longer, and a dead letter goes to the dead-letter queue later, without another attempt. If all queues
-//! refuse, it stays.
+//! A thread that waits for a confirm occupies a consumer. So only some messages of each queue are kept here,
+//! and only for seconds. Then they are rerouted through a healthy queue: a delivery waits a little longer, and
+//! a dead letter goes to the dead-letter queue later, without another attempt. If all queues refuse, messages
+//! stay here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -25,8 +25,7 @@ mod other_way;
 
 use other_way::other_way;
 
-/// How long a message waits for its queue before it takes another way: long enough for the queue to elect
-/// a leader.
+/// How long a message waits for its queue before it is rerouted: long enough for the queue to elect a leader.
 const IN_HAND: Duration = Duration::from_secs(5);
 
 /// The same for a backlog: a delivery that enters one holds up those behind it.
@@ -35,7 +34,7 @@ const IN_HAND_FOR_BACKLOG: Duration = Duration::from_secs(2);
 /// How many messages of a queue may wait that long. More would occupy all consumers of a lane.
 const MOST_IN_HAND: usize = 16;
 
-/// How often a refused message is tried again: at first, and once the queue has refused for [`LASTS`].
+/// How often a refused message is retried: at first, and once the queue has been refusing for [`LASTS`].
 const SOON: Duration = Duration::from_millis(400);
 const LATER: Duration = Duration::from_millis(1_900);
 const LASTS: Duration = Duration::from_secs(30);
@@ -43,11 +42,11 @@ const LASTS: Duration = Duration::from_secs(30);
 /// How long to wait for the answer to a probe. It takes milliseconds.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// How long a queue that confirms nothing is left alone: its messages take another way at once. Then one
-/// message tries it again, and whoever sent that one waits some seconds.
+/// How long a queue that confirms nothing is left alone: its messages are rerouted at once. Then one message
+/// probes it, and the thread that published that message waits for some seconds.
 const LEFT_ALONE: Duration = Duration::from_secs(30);
 
-/// A silent queue that nobody has sent anything to for this long counts as healthy again.
+/// A silent queue that got no message for this long counts as healthy again.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
 /// A queue that has refused nothing for this long counts as healthy again.
@@ -69,18 +68,18 @@ pub(super) struct Refusals {
 /// A queue that refuses messages, or confirms none.
 struct Refused {
     since: Instant,
-    /// If it confirms none: until when its messages take another way at once.
+    /// If it confirms none: until when its messages are rerouted at once.
     left_alone_until: Option<Instant>,
     /// When it last refused a message, or was found silent.
     last: Instant,
-    /// In the order in which they were to be published.
+    /// In the order in which the publisher got them.
     waiting: VecDeque<Request>,
     /// Since when one of them has been tried on a fresh channel.
     probed_at: Option<Instant>,
 }
 
 impl Refusals {
-    /// There are wait queues for these delays. `queues` are shown from the start.
+    /// `delays` are those of the wait queues. `queues` are shown from the start.
     pub(super) fn new(delays: Vec<Span>, queues: Vec<String>) -> Self {
         let refusals = Self {
             queues: BTreeMap::new(),
@@ -94,12 +93,12 @@ impl Refusals {
         refusals
     }
 
-    /// The list of these queues, for others to read.
+    /// The list of these queues, for other threads.
     pub(super) fn board(&self) -> Arc<Mutex<Vec<Refusing>>> {
         Arc::clone(&self.board)
     }
 
-    /// Keeps a message whose queue refuses now; returns any other.
+    /// Keeps a message if its queue refuses messages now; otherwise returns it.
     pub(super) fn put_aside(&mut self, request: Request) -> Option<Request> {
         if self.queues.is_empty() {
             return Some(request);
@@ -115,7 +114,7 @@ impl Refusals {
             }
             Some(refused) if refused.left_alone_until.is_some() => {
                 refused.probed_at = Some(Instant::now());
-                // So that its confirm is noticed: the queue works again then.
+                // So that its confirm is noticed, which means that the queue works again.
                 request.slip.is_refused.store(true, Ordering::Relaxed);
                 Some(request)
             }
@@ -123,15 +122,15 @@ impl Refusals {
         }
     }
 
-    /// The queues of these messages confirm nothing, and are left alone for a while.
+    /// Leaves the queues of these messages alone for a while, because they confirm nothing.
     pub(super) fn silence(&mut self, requests: Vec<Request>, now: Instant) {
         for request in requests {
             let queue = request.message.queue();
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
                 *self.counts.entry(label_of_queue(queue)).or_default() += 1;
                 log::warn!(
-                    "queue confirms no messages queue={queue}: has it a leader (`rabbitmq-queues \
-                     quorum_status`)? What is for it waits elsewhere, and is not lost"
+                    "queue confirms no messages queue={queue}: does it have a leader (`rabbitmq-queues \
+                     quorum_status`)? Its messages wait in other queues, and are not lost"
                 );
                 Refused::new(now)
             });
@@ -142,7 +141,7 @@ impl Refusals {
         }
     }
 
-    /// These messages were refused.
+    /// Keeps messages that were refused.
     pub(super) fn refuse(&mut self, requests: Vec<Request>) {
         for request in requests {
             let queue = request.message.queue();
@@ -150,9 +149,9 @@ impl Refusals {
             *self.counts.entry(label_of_queue(&queue)).or_default() += 1;
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
                 log::warn!(
-                    "queue takes no messages queue={queue}: has it a `max-length` by a policy \
-                     (`rabbitmqctl list_policies`), or no leader (`rabbitmq-queues quorum_status`)? \
-                     What is for it waits, and is not lost"
+                    "queue takes no messages queue={queue}: does a policy set a `max-length` (`rabbitmqctl \
+                     list_policies`), or does it have no leader (`rabbitmq-queues quorum_status`)? Its \
+                     messages wait, and are not lost"
                 );
                 Refused::new(now)
             });
@@ -162,7 +161,8 @@ impl Refusals {
         }
     }
 
-    /// A queue has taken a message that it refused before. Returns the others that wait for it.
+    /// Records that a queue accepted a message that it had refused. Returns the other messages that wait for
+    /// it.
     pub(super) fn accept(&mut self, queue: &str) -> VecDeque<Request> {
         let Some(refused) = self.queues.get_mut(queue) else { return VecDeque::new() };
         refused.probed_at = None;
@@ -172,7 +172,8 @@ impl Refusals {
         std::mem::take(&mut refused.waiting)
     }
 
-    /// A message for a queue was returned: the queue is gone, or not bound, so it doesn't refuse any more.
+    /// Records that a message for a queue was returned: the queue is gone, or not bound, so it no longer
+    /// refuses messages.
     pub(super) fn returned(&mut self, queue: &str) {
         if let Some(refused) = self.queues.get_mut(queue) {
             refused.probed_at = None;
@@ -191,8 +192,8 @@ impl Refusals {
         }
     }
 
-    /// Takes one message of each queue, to be tried.
-    pub(super) fn probes(&mut self) -> Vec<Request> {
+    /// Takes one message of each queue, to probe the queue.
+    pub(super) fn take_probes(&mut self) -> Vec<Request> {
         self.tried_at = Instant::now();
         let of = |refused: &mut Refused| {
             if refused.is_probed() || refused.is_left_alone(self.tried_at) {
@@ -205,8 +206,8 @@ impl Refusals {
         self.queues.values_mut().filter_map(of).collect()
     }
 
-    /// Takes the messages that have waited for long enough, readdressed to other queues.
-    pub(super) fn send_elsewhere(&mut self, now: Instant) -> Vec<Request> {
+    /// Takes the messages that have waited long enough, and reroutes them.
+    pub(super) fn take_rerouted(&mut self, now: Instant) -> Vec<Request> {
         let takes: Vec<Span> = self.delays.iter().copied().filter(|d| self.takes(*d)).collect();
         let refusing: Vec<String> = self.queues.keys().cloned().collect();
         let mut elsewhere = Vec::new();
@@ -233,12 +234,13 @@ impl Refusals {
         elsewhere
     }
 
+    /// Whether the wait queue of this delay accepts messages, as far as is known.
     fn takes(&self, delay: Span) -> bool {
         let queue = wait_queue(delay);
         !self.queues.contains_key(&queue) && !self.late.contains_key(&queue)
     }
 
-    /// The confirms of these messages are overdue.
+    /// Records which messages have overdue confirms.
     pub(super) fn note_late<'a>(&mut self, requests: impl Iterator<Item = &'a Request>) {
         let mut late: BTreeMap<String, (Instant, usize)> = BTreeMap::new();
         for request in requests {
@@ -248,8 +250,8 @@ impl Refusals {
         for queue in late.keys().filter(|queue| !self.late.contains_key(*queue)) {
             *self.counts.entry(label_of_queue(queue)).or_default() += 1;
             log::warn!(
-                "queue confirms no messages queue={queue}: has it a leader (`rabbitmq-queues \
-                 quorum_status`)? What is for it waits, and is not lost"
+                "queue confirms no messages queue={queue}: does it have a leader (`rabbitmq-queues \
+                 quorum_status`)? Its messages wait, and are not lost"
             );
         }
         for queue in self.late.keys().filter(|queue| !late.contains_key(*queue)) {
@@ -321,8 +323,8 @@ impl Refused {
         self.left_alone_until.is_some_and(|until| now < until)
     }
 
-    /// Whether a probe is under way. One that has had no answer for [`PROBE`] may have been given up, or have
-    /// gone another way.
+    /// Whether a probe is under way. One that got no answer within [`PROBE`] may have been given up or
+    /// rerouted.
     fn is_probed(&self) -> bool {
         self.probed_at.is_some_and(|at| at.elapsed() < PROBE)
     }

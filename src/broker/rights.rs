@@ -1,9 +1,9 @@
-//! What would keep `run` from working at a broker that answers: rights, room, and queues of a type that
-//! can't be used.
+//! Checks what would keep `run` from working at a broker that answers: missing permissions, queue limits, and
+//! queues of an unusable type.
 //!
-//! Each thing that `run` does is tried with a wrong argument, so that the broker has to refuse it. The broker
-//! checks the right before the arguments, and says which of them is wrong. So nothing is made, taken or
-//! published. (RabbitMQ logs each attempt as a channel error.)
+//! Each operation of `run` is tried with an invalid argument, so that the broker has to refuse it. The broker
+//! checks the permission before the arguments, and says which of them is wrong. So nothing is created, consumed
+//! or published. (RabbitMQ logs each attempt as a channel error.)
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ use crate::shutdown::Shutdown;
 
 mod lacking;
 
-/// The name of no user of RabbitMQ.
+/// A name that no user of RabbitMQ has.
 const NOBODY: &str = "nobody, says webhook-notifier check";
 
 /// Something that keeps events from being delivered.
@@ -47,11 +47,12 @@ impl Flaw {
     }
 }
 
-/// What the broker would refuse to `run` with this configuration. Each step takes [`SETUP_TIMEOUT`] at most.
+/// Finds what the broker would refuse to `run` with this configuration. Each step takes [`SETUP_TIMEOUT`] at
+/// most.
 ///
 /// # Errors
 /// If the connection is lost or the broker doesn't answer.
-pub fn look_for_flaws(
+pub fn find_flaws(
     link: &mut Link,
     config: &Config,
     shutdown: &Shutdown,
@@ -62,58 +63,58 @@ pub fn look_for_flaws(
         lacking: BTreeSet::new(),
         flaws: Vec::new(),
         missing: 0,
-        speaks_for_others: None,
+        may_impersonate: None,
     };
     let topology = Topology::of(config);
     let lanes = Lane::all(config);
     let nobody = Uuid::nil();
     for exchange in [WAIT_EXCHANGE, RETRY_EXCHANGE, BACKLOG_EXCHANGE] {
-        probe.configures_exchange(exchange)?;
+        probe.check_configure_exchange(exchange)?;
     }
     for lane in lanes.iter().filter(|lane| lane.kind == LaneKind::Events) {
         let origin = &lane.origin;
-        probe.consumes(origin)?;
-        let _ = probe.makes_if_missing(origin)?;
+        probe.check_consume(origin)?;
+        let _ = probe.check_configure_if_missing(origin)?;
         let dead = dead_queue(origin);
-        probe.consumes(&dead)?;
-        if !probe.makes_if_missing(&dead)? {
-            probe.keeps(&dead)?;
+        probe.check_consume(&dead)?;
+        if !probe.check_configure_if_missing(&dead)? {
+            probe.check_expiry(&dead)?;
         }
-        probe.publishes("", &dead)?;
-        // The backlog of a webhook that doesn't exist stands for all of them.
+        probe.check_publish("", &dead)?;
+        // The backlog of a webhook that doesn't exist represents all backlogs.
         let backlog = backlog_queue(origin, nobody);
         let key = backlog_key(origin, nobody);
-        probe.makes(&backlog)?;
-        probe.binds(&backlog, BACKLOG_EXCHANGE, &key)?;
-        probe.consumes(&backlog)?;
-        probe.publishes(BACKLOG_EXCHANGE, &key)?;
+        probe.check_configure_queue(&backlog)?;
+        probe.check_bind(&backlog, BACKLOG_EXCHANGE, &key)?;
+        probe.check_consume(&backlog)?;
+        probe.check_publish(BACKLOG_EXCHANGE, &key)?;
         for (delay, _) in topology.wait_queues() {
-            probe.publishes(WAIT_EXCHANGE, &wait_key(delay, origin))?;
+            probe.check_publish(WAIT_EXCHANGE, &wait_key(delay, origin))?;
         }
     }
     for lane in lanes.iter().filter(|lane| lane.kind == LaneKind::Retries) {
-        probe.consumes(&lane.queue)?;
-        probe.makes(&lane.queue)?;
-        probe.counts(&lane.queue)?;
-        probe.binds(&lane.queue, RETRY_EXCHANGE, &format!("*.{}", lane.origin))?;
-        probe.publishes("", &lane.queue)?;
-        probe.publishes(RETRY_EXCHANGE, &format!("0s.{}", lane.origin))?;
+        probe.check_consume(&lane.queue)?;
+        probe.check_configure_queue(&lane.queue)?;
+        probe.count_if_missing(&lane.queue)?;
+        probe.check_bind(&lane.queue, RETRY_EXCHANGE, &format!("*.{}", lane.origin))?;
+        probe.check_publish("", &lane.queue)?;
+        probe.check_publish(RETRY_EXCHANGE, &format!("0s.{}", lane.origin))?;
     }
     for (delay, queue) in topology.wait_queues() {
-        probe.makes(&queue)?;
-        probe.counts(&queue)?;
-        // To make a queue with a dead-letter exchange, the user needs the right to read the queue.
-        probe.consumes(&queue)?;
-        probe.binds(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
+        probe.check_configure_queue(&queue)?;
+        probe.count_if_missing(&queue)?;
+        // To create a queue with a dead-letter exchange, the user needs the permission to read the queue.
+        probe.check_consume(&queue)?;
+        probe.check_bind(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
     }
-    probe.has_room()?;
+    probe.check_queue_limit()?;
     let needed = std::mem::take(&mut probe.lacking);
-    // Without these `run` delivers nevertheless.
-    probe.configures_exchange(EVENTS_EXCHANGE)?;
+    // Without the following permissions `run` delivers nevertheless.
+    probe.check_configure_exchange(EVENTS_EXCHANGE)?;
     for kind in NoticeKind::ALL {
-        probe.publishes(EVENTS_EXCHANGE, kind.label())?;
+        probe.check_publish(EVENTS_EXCHANGE, kind.label())?;
     }
-    probe.is_topic(EVENTS_EXCHANGE)?;
+    probe.check_topic_exchange(EVENTS_EXCHANGE)?;
     let Probe { lacking: of_notices, mut flaws, .. } = probe;
     flaws.extend(lack_of_rights(&needed, config));
     flaws.extend(lack_of_rights(&of_notices, config).map(|flaw| Flaw {
@@ -129,14 +130,14 @@ struct Probe<'a> {
     shutdown: &'a Shutdown,
     lacking: BTreeSet<Lacking>,
     flaws: Vec<Flaw>,
-    /// How many queues `run` has to make.
+    /// How many queues `run` has to create.
     missing: usize,
     /// Whether this user may publish in the name of another one, once that is known.
-    speaks_for_others: Option<bool>,
+    may_impersonate: Option<bool>,
 }
 
 impl Probe<'_> {
-    /// Runs a call on a channel of its own. Returns the broker's refusal, if it refuses.
+    /// Runs a call on a separate channel. Returns the code and text if the broker refuses it.
     fn refusal(
         &mut self,
         call: impl FnOnce(&Channel) -> amiquip::Result<()>,
@@ -153,11 +154,11 @@ impl Probe<'_> {
         }
     }
 
-    /// Checks the right to configure an exchange.
-    fn configures_exchange(&mut self, exchange: &str) -> Result<(), BrokerError> {
+    /// Checks the permission to configure an exchange.
+    fn check_configure_exchange(&mut self, exchange: &str) -> Result<(), BrokerError> {
         let options = ExchangeDeclareOptions {
             durable: true,
-            // A number is no name: this is refused, whether the exchange exists or not.
+            // A number isn't a name: this is refused, whether the exchange exists or not.
             arguments: table([("alternate-exchange", AmqpValue::LongInt(0))]),
             ..Default::default()
         };
@@ -170,8 +171,8 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Checks whether an exchange that exists is as `run` makes it.
-    fn is_topic(&mut self, exchange: &str) -> Result<(), BrokerError> {
+    /// Checks whether an existing exchange is as `run` creates it.
+    fn check_topic_exchange(&mut self, exchange: &str) -> Result<(), BrokerError> {
         let is_there =
             self.refusal(|channel| channel.exchange_declare_passive(exchange).map(drop))?;
         if is_there.is_some() {
@@ -186,7 +187,7 @@ impl Probe<'_> {
             self.flaws.push(Flaw {
                 subject: format!("exchange {exchange}"),
                 problem: format!(
-                    "no notices are published: it is not as `run` makes it ({message}); delete it"
+                    "no notices are published: it is not as `run` creates it ({message}); delete it"
                 ),
                 is_fatal: false,
             });
@@ -194,17 +195,17 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Checks the right to make an operator's queue, if it is missing. Returns whether it is.
-    fn makes_if_missing(&mut self, queue: &str) -> Result<bool, BrokerError> {
-        let is_missing = self.counts(queue)?;
+    /// Checks the permission to create an operator's queue, if it is missing. Returns whether it is.
+    fn check_configure_if_missing(&mut self, queue: &str) -> Result<bool, BrokerError> {
+        let is_missing = self.count_if_missing(queue)?;
         if is_missing {
-            self.makes(queue)?;
+            self.check_configure_queue(queue)?;
         }
         Ok(is_missing)
     }
 
-    /// Checks whether a queue has an argument by which RabbitMQ deletes what the queue should keep.
-    fn keeps(&mut self, queue: &str) -> Result<(), BrokerError> {
+    /// Checks whether RabbitMQ deletes messages of a queue because of the queue's arguments.
+    fn check_expiry(&mut self, queue: &str) -> Result<(), BrokerError> {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         let refusal = self.refusal(|channel| channel.queue_declare(queue, options).map(drop))?;
         let Some((406, message)) = refusal else { return Ok(()) };
@@ -213,7 +214,7 @@ impl Probe<'_> {
             if message.contains(&format!("inequivalent arg '{argument}'")) {
                 self.flaws.push(Flaw {
                     subject: format!("queue {queue}"),
-                    problem: format!("RabbitMQ deletes what lies there: it has {argument}"),
+                    problem: format!("RabbitMQ deletes its messages: it has {argument}"),
                     is_fatal: false,
                 });
             }
@@ -222,13 +223,13 @@ impl Probe<'_> {
     }
 
     /// Counts a queue if it is missing. Returns whether it is.
-    fn counts(&mut self, queue: &str) -> Result<bool, BrokerError> {
+    fn count_if_missing(&mut self, queue: &str) -> Result<bool, BrokerError> {
         let is_missing =
             match self.refusal(|channel| channel.queue_declare_passive(queue).map(drop))? {
                 None => false,
-                // Or it is there, and its node away.
+                // Otherwise it exists, but its node is down.
                 Some((404, message)) => message.contains("no queue "),
-                // In use by another connection alone.
+                // It is exclusive to another connection.
                 Some((_, message)) => {
                     let problem = format!("can't be used: {message}");
                     self.flaws.push(Flaw::fatal(format!("queue {queue}"), problem));
@@ -239,11 +240,11 @@ impl Probe<'_> {
         Ok(is_missing)
     }
 
-    /// Checks the right to configure a queue.
-    fn makes(&mut self, queue: &str) -> Result<(), BrokerError> {
+    /// Checks the permission to configure a queue.
+    fn check_configure_queue(&mut self, queue: &str) -> Result<(), BrokerError> {
         let options = QueueDeclareOptions {
             durable: true,
-            // A number is no name: this is refused, whether the queue exists or not.
+            // A number isn't a name: this is refused, whether the queue exists or not.
             arguments: table([("x-dead-letter-exchange", AmqpValue::LongInt(0))]),
             ..Default::default()
         };
@@ -254,9 +255,9 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Checks whether there is room for the missing queues and for a backlog, by making queues that end with
-    /// this connection: RabbitMQ doesn't tell how many there may be.
-    fn has_room(&mut self) -> Result<(), BrokerError> {
+    /// Checks whether a limit prevents the missing queues or a backlog, by creating queues that end with this
+    /// connection: RabbitMQ doesn't report its limits.
+    fn check_queue_limit(&mut self) -> Result<(), BrokerError> {
         let (missing, mut made) = (self.missing, 0);
         let check = Uuid::new_v4();
         let refusal = self.refusal(|channel| {
@@ -272,10 +273,10 @@ impl Probe<'_> {
         {
             let is_fatal = made < missing;
             let what = match is_fatal {
-                true => format!("{missing} queues are missing, {made} can be made"),
+                true => format!("{missing} queues are missing, {made} can be created"),
                 false => {
-                    "no queue can be made for a backlog: what a receiver can't take now is tried \
-                          again every minute, in no order"
+                    "no queue can be created for a backlog: deliveries that a receiver can't take now are \
+                     retried every minute, in no order"
                         .to_owned()
                 }
             };
@@ -285,20 +286,20 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Checks the right to read a queue, and whether it is a stream.
-    fn consumes(&mut self, queue: &str) -> Result<(), BrokerError> {
+    /// Checks the permission to read a queue, and whether the queue is a stream.
+    fn check_consume(&mut self, queue: &str) -> Result<(), BrokerError> {
         let options = ConsumerOptions {
             arguments: table([
-                // Streams know this argument, other queues don't.
+                // Only streams support this argument.
                 ("x-stream-offset", AmqpValue::LongString("next".to_owned())),
-                // Other queues take a number here, and streams don't know it.
+                // Streams don't support this argument, and other queues accept only a number.
                 ("x-priority", AmqpValue::LongString("none".to_owned())),
             ]),
             ..ConsumerOptions::default()
         };
         let refusal = self.refusal(|channel| {
             let consumer = channel.basic_consume(queue, options)?;
-            // No version gets here. If one did, its messages would go back with the channel.
+            // No version gets here. If one did, its messages would be requeued with the channel.
             consumer.cancel()
         })?;
         match refusal {
@@ -313,8 +314,13 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Checks the rights that a binding needs, by removing a binding that doesn't exist.
-    fn binds(&mut self, queue: &str, exchange: &'static str, key: &str) -> Result<(), BrokerError> {
+    /// Checks the permissions that a binding needs, by removing a binding that doesn't exist.
+    fn check_bind(
+        &mut self,
+        queue: &str,
+        exchange: &'static str,
+        key: &str,
+    ) -> Result<(), BrokerError> {
         let other = table([("made-by", AmqpValue::LongString("nobody".to_owned()))]);
         let refusal = self.refusal(|channel| channel.queue_unbind(queue, exchange, key, other))?;
         if let Some((403, message)) = refusal {
@@ -327,12 +333,12 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Checks the right to publish by an exchange with this routing key.
-    fn publishes(&mut self, exchange: &'static str, key: &str) -> Result<(), BrokerError> {
+    /// Checks the permission to publish to an exchange with this routing key.
+    fn check_publish(&mut self, exchange: &'static str, key: &str) -> Result<(), BrokerError> {
         let properties = AmqpProperties::default();
         // An expiration has to be a number of milliseconds. RabbitMQ 4 checks it before topic permissions, so it
         // is used only for the few users that may publish in another's name.
-        let properties = match self.speaks_for_others()? {
+        let properties = match self.may_impersonate()? {
             true => properties.with_expiration("never".to_owned()),
             false => properties.with_user_id(NOBODY.to_owned()),
         };
@@ -348,18 +354,18 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Whether this user may publish in the name of another one, as those with the tag `impersonator` may. It
+    /// Whether this user may publish in the name of another one, as users with the tag `impersonator` may. It
     /// is tried with a message for a queue that doesn't exist.
-    fn speaks_for_others(&mut self) -> Result<bool, BrokerError> {
-        if let Some(known) = self.speaks_for_others {
+    fn may_impersonate(&mut self) -> Result<bool, BrokerError> {
+        if let Some(known) = self.may_impersonate {
             return Ok(known);
         }
         let properties = AmqpProperties::default().with_user_id(NOBODY.to_owned());
         let key = Uuid::new_v4().to_string();
         let refusal = self.refusal(|channel| publish_empty(channel, "", &key, properties))?;
-        let speaks = !matches!(refusal, Some((406, _)));
-        self.speaks_for_others = Some(speaks);
-        Ok(speaks)
+        let may_impersonate = !matches!(refusal, Some((406, _)));
+        self.may_impersonate = Some(may_impersonate);
+        Ok(may_impersonate)
     }
 }
 
@@ -377,11 +383,11 @@ fn publish_empty(
         properties,
     };
     channel.basic_publish(exchange, publish)?;
-    // The refusal comes as the answer to the next call.
+    // A refusal arrives as the answer to the next call.
     channel.qos(0, 1, false)
 }
 
-/// What RabbitMQ refuses access to.
+/// The kind of object that RabbitMQ refuses access to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Object {
     Queue,
@@ -411,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_broker_refuses_is_read_as_old_and_new_versions_say_it() {
+    fn the_refused_object_is_read_from_the_text_of_old_and_new_versions() {
         for (message, expected) in [
             (
                 "ACCESS_REFUSED - access to queue 'topic' in vhost '/' refused for user 'u'",

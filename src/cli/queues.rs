@@ -53,7 +53,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     // To report how far it came.
     shutdown::watch_signals(trigger)?;
     let is_json = common.output.json;
-    let before = broker::look_at(&config, &shutdown, &queue)?;
+    let before = broker::inspect_queue(&config, &shutdown, &queue)?;
     if dry_run {
         let (kind, counts) = before.queue.unzip();
         let (messages, consumers) = counts.map(|it| (it.ready, it.consumers)).unzip();
@@ -135,7 +135,7 @@ impl SoFar {
                     let _ = write!(io::stderr(), "\r{} ", self.last);
                 }
             }
-            Progress::Made => {
+            Progress::Recreated => {
                 self.end();
                 self.last = format!("{queue} created again, as a {to} queue");
                 if !self.is_json {

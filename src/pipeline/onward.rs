@@ -85,7 +85,7 @@ impl Pipeline {
     /// waits for the confirm.
     pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
-        let copy = message.clone().rested();
+        let copy = message.clone().without_redeliveries();
         self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait_unless_refused()?;
         log::info!("renewed queue={}", lane.queue);
         Ok(())

@@ -268,7 +268,7 @@ fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
         refusals() >= 2.0
     });
     sandbox.broker.delete(&dead_queue).expect("it was made");
-    notifier.wait_stderr(SOON, &format!("made again queue={dead_queue}"));
+    notifier.wait_stderr(SOON, &format!("recreated queue={dead_queue}"));
     drop(policy);
     let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
     assert!(line.contains(&dead_queue), "{line}");

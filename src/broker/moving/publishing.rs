@@ -1,4 +1,4 @@
-//! How messages are published to their new place.
+//! Publishes moved messages.
 
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use crate::config::Config;
 use crate::domain::unconfirmed::Unconfirmed;
 use crate::shutdown::Shutdown;
 
-/// A channel that publishes messages as they are, on a connection of its own: during an alarm the broker stops
-/// reading from connections that publish.
+/// A channel that publishes messages unchanged, on a separate connection: during an alarm the broker stops
+/// reading from connections that publish, and acks have to get through.
 pub(super) struct Publishing {
     link: Link,
     queue: String,
@@ -34,7 +34,7 @@ impl Publishing {
         let opened = kill.guard(SETUP_TIMEOUT, None, || {
             let channel = link.channel()?;
             let returns = channel.listen_for_returns()?;
-            // In this order, or early confirms would be dropped.
+            // In this order, or early confirms would be lost.
             let confirms = channel.listen_for_publisher_confirms()?;
             channel.enable_publisher_confirms()?;
             Ok((channel, confirms, returns))
@@ -44,17 +44,17 @@ impl Publishing {
         Ok(Self { link, queue, channel, confirms, returns, unconfirmed, kill })
     }
 
-    /// Publishes these, and waits until the broker has all of them.
+    /// Publishes messages, and waits until the broker has confirmed all of them.
     pub(super) fn publish(
         &mut self,
         messages: Vec<(Vec<u8>, AmqpProperties)>,
     ) -> Result<(), BrokerError> {
         let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
         let kill = self.kill.clone();
-        // Shutdown doesn't end it: a batch that is cut off would be in both places.
+        // Shutdown doesn't end this: the messages of an interrupted batch would be in both queues.
         let published = kill.guard(limit, None, || self.publish_all(messages));
         published.map_err(|problem| {
-            // Otherwise the drop of the channel would wait for an answer.
+            // Otherwise dropping the channel would wait for an answer.
             self.kill.cut();
             BrokerError::Unavailable { address: self.link.address.clone(), problem }
         })

@@ -12,7 +12,7 @@ fn delays() -> Vec<Span> {
     ["1s", "4s", "1m", "5m"].map(span).into()
 }
 
-/// A request that was made so long ago, and whoever waits for it.
+/// A request of that age, and the slip that keeps it wanted.
 fn request(message: Outgoing, ago: Duration) -> (Request, Arc<Slip>) {
     let slip: Arc<Slip> = Arc::default();
     let now = Instant::now();
@@ -69,7 +69,7 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
     assert_eq!((queue.as_str(), messages, refused), ("q.dead", 2, 1));
     assert!(since.is_some());
 
-    let probes = refusals.probes();
+    let probes = refusals.take_probes();
     assert_eq!(probes.len(), 1);
     assert!(now.saturating_duration_since(probes[0].since) >= Duration::from_secs(4));
     assert!(!refusals.is_trial_due(now + LATER), "its answer is to come");
@@ -83,7 +83,7 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
 }
 
 #[test]
-fn what_nobody_waits_for_is_dropped() {
+fn messages_that_nobody_waits_for_are_dropped() {
     let mut refusals = Refusals::new(delays(), vec!["q".to_owned()]);
     let (kept, _slip) = request(dead(), Duration::ZERO);
     refusals.refuse(vec![kept, request(dead(), Duration::ZERO).0]);
@@ -92,13 +92,13 @@ fn what_nobody_waits_for_is_dropped() {
 }
 
 #[test]
-fn some_are_kept_for_seconds_and_the_others_go_another_way_at_once() {
+fn some_are_kept_for_seconds_and_the_others_are_rerouted_at_once() {
     let mut refusals = Refusals::new(delays(), Vec::new());
     let (requests, _slips): (Vec<_>, Vec<_>) =
         (0..20).map(|_| request(dead(), Duration::ZERO)).unzip();
     refusals.refuse(requests);
     let now = Instant::now();
-    assert_eq!(refusals.send_elsewhere(now).len(), 20 - MOST_IN_HAND);
-    assert!(refusals.send_elsewhere(now).is_empty());
-    assert_eq!(refusals.send_elsewhere(now + IN_HAND).len(), MOST_IN_HAND);
+    assert_eq!(refusals.take_rerouted(now).len(), 20 - MOST_IN_HAND);
+    assert!(refusals.take_rerouted(now).is_empty());
+    assert_eq!(refusals.take_rerouted(now + IN_HAND).len(), MOST_IN_HAND);
 }
