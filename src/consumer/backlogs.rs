@@ -17,7 +17,7 @@ use amiquip::{Channel, ConnectionBlockedNotification, Consumer};
 use crossbeam_channel::{Receiver, Select, TryRecvError, unbounded};
 use uuid::Uuid;
 
-use super::{Context, Ended, connect_again};
+use super::{Context, Ended, run_sessions};
 use crate::backlogs::Standing;
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
@@ -49,7 +49,7 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
     let mut known: BTreeMap<Uuid, Option<Standing>> = BTreeMap::new();
     let mut unanswered = Unanswered::default();
-    connect_again(context, lane, |causes| {
+    run_sessions(context, lane, |causes| {
         while let Ok(news) = context.backlogs.news(lane.number).try_recv() {
             learn(&mut known, news);
         }

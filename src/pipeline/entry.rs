@@ -41,7 +41,7 @@ impl Pipeline {
             delivery.not_before = Some(from_now(remaining));
         }
         let Lane { number, .. } = *context.lane;
-        if self.backlogs.make_sure(number, webhook.id, hold.into(), &self.shutdown) {
+        if self.backlogs.ensure_open(number, webhook.id, hold.into(), &self.shutdown) {
             self.receivers.wait_to_enter(entry);
             let promise = self.enter(context, &delivery, hold.into())?;
             place.take();

@@ -111,7 +111,7 @@ impl Progress {
 
     /// Whether it has made no progress for [`STUCK`] and isn't known to be stuck.
     #[must_use]
-    pub fn is_in_question(&self, now: Instant) -> bool {
+    pub fn may_be_stuck(&self, now: Instant) -> bool {
         let moved_at = self.moved_at.load(Ordering::Relaxed);
         self.stood(moved_at, now) >= STUCK
             && self.stuck_at.load(Ordering::Relaxed) != moved_at
@@ -128,8 +128,8 @@ impl Progress {
     /// A thread that waits for a processor isn't stuck: more threads would only make all of them wait
     /// longer. Nor is one that sleeps while others wait for a processor: its receiver may be one of
     /// them.
-    pub fn look(&self, is_contended: bool, now: Instant) {
-        if !self.is_in_question(now) {
+    pub fn check_stuck(&self, is_contended: bool, now: Instant) {
+        if !self.may_be_stuck(now) {
             return;
         }
         let moved_at = self.moved_at.load(Ordering::Relaxed);
@@ -219,7 +219,11 @@ pub struct Contention {
 impl Contention {
     /// Whether, since the last check, at least one of these threads was waiting for a processor at any
     /// time, on average. Also true if there was no last check.
-    pub fn look<'a>(&mut self, threads: impl Iterator<Item = &'a Progress>, now: Instant) -> bool {
+    pub fn update<'a>(
+        &mut self,
+        threads: impl Iterator<Item = &'a Progress>,
+        now: Instant,
+    ) -> bool {
         let waited: HashMap<i32, Duration> = threads
             .filter_map(|one| Some((one.thread.load(Ordering::Relaxed), Times::of(one)?.waited)))
             .collect();
@@ -271,7 +275,7 @@ mod tests {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let is_stuck = |millis| {
-            progress.look(false, at(millis));
+            progress.check_stuck(false, at(millis));
             progress.is_stuck()
         };
         assert!(!is_stuck(5));
@@ -299,7 +303,7 @@ mod tests {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let is_stuck = |millis| {
-            progress.look(false, at(millis));
+            progress.check_stuck(false, at(millis));
             progress.is_stuck()
         };
         let is_awake_for = |millis| {
@@ -322,15 +326,15 @@ mod tests {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let look = |is_contended, millis| {
-            progress.look(is_contended, at(millis));
+            progress.check_stuck(is_contended, at(millis));
             progress.is_stuck()
         };
         progress.begins(at(1));
-        assert!(!progress.is_in_question(at(10)) && progress.is_in_question(at(11)));
+        assert!(!progress.may_be_stuck(at(10)) && progress.may_be_stuck(at(11)));
         // Far longer than this thread can have been awake in between.
         assert!(!look(true, 11) && !look(true, 100));
         assert!(look(true, 101));
-        assert!(!progress.is_in_question(at(102)), "it is known");
+        assert!(!progress.may_be_stuck(at(102)), "it is known");
         progress.begins(at(1_000));
         assert!(!look(true, 1_011) && look(false, 1_090));
     }
@@ -354,7 +358,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let begun = Instant::now();
-            assert!(contention.look(threads.iter(), begun), "nothing is known");
+            assert!(contention.update(threads.iter(), begun), "nothing is known");
             // A thread's waiting time is counted when it gets a processor: each has by then.
             while threads
                 .iter()
@@ -363,13 +367,13 @@ mod tests {
             {
                 std::thread::yield_now();
             }
-            assert!(contention.look(threads.iter(), Instant::now()));
+            assert!(contention.update(threads.iter(), Instant::now()));
             done.store(true, Ordering::Relaxed);
         });
         let idle = Progress::new();
         idle.begins(Instant::now());
-        assert!(!contention.look([&idle].into_iter(), Instant::now() + Duration::from_secs(9)));
+        assert!(!contention.update([&idle].into_iter(), Instant::now() + Duration::from_secs(9)));
         contention.forget();
-        assert!(contention.look([&idle].into_iter(), Instant::now()));
+        assert!(contention.update([&idle].into_iter(), Instant::now()));
     }
 }

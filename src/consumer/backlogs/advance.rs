@@ -61,7 +61,7 @@ impl Drain<'_, '_> {
     pub(super) fn is_gone(&mut self, webhook: Uuid) {
         self.forget(webhook);
         self.known.remove(&webhook);
-        self.context.backlogs.lost(self.lane.number, webhook);
+        self.context.backlogs.report_lost(self.lane.number, webhook);
     }
 
     pub(super) fn take_events(&mut self) -> Result<(), Ended> {

@@ -119,7 +119,7 @@ impl Drain<'_, '_> {
                 if let amiquip::Error::ServerClosedChannel { code: 404, .. } = error {
                     // Not again, or it would cost the next connection as well.
                     self.known.remove(&webhook);
-                    self.context.backlogs.lost(self.lane.number, webhook);
+                    self.context.backlogs.report_lost(self.lane.number, webhook);
                     return Err(lost(&error));
                 }
                 Err(self.suspect(webhook, &error))
@@ -166,7 +166,7 @@ impl Drain<'_, '_> {
             receivers.probe_now(webhook);
         }
         if std::mem::take(&mut backlog.is_empty) {
-            self.context.backlogs.restart(number, webhook);
+            self.context.backlogs.report_refilled(number, webhook);
         }
         backlog.is_ours = true;
         backlog.in_hand += deliveries.len();
@@ -206,7 +206,7 @@ impl Drain<'_, '_> {
             // Until then it is asked for repeatedly, and so notices a resume by itself.
             if backlog.paused_since.get_or_insert_with(Instant::now).elapsed() >= PAUSED {
                 self.suspend(webhook, Duration::ZERO)?;
-                self.context.backlogs.is_paused(webhook);
+                self.context.backlogs.report_paused(webhook);
             }
             return Ok(());
         }
