@@ -34,20 +34,21 @@ pub(super) struct Shared {
 /// What the working threads report to the consuming thread.
 #[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
 pub(super) enum Event {
-    /// A message has to be acked; or the session is over, if what follows from it wasn't confirmed.
+    /// A message was handled. It has to be acked; or if its follow-up wasn't confirmed, the session is over.
     Done(Done),
-    /// Something holds up a backlog.
-    Look(Uuid),
-    /// A webhook turned out to be deleted or disabled before any notification of it.
+    /// Whether more of this webhook's deliveries may begin has to be checked.
+    Check(Uuid),
+    /// A webhook turned out to be deleted or disabled before any notification of that.
     Unwanted(Uuid, Dropped),
     /// A thread panicked. This ends the process, as a panic of the consuming thread would.
     Panicked,
 }
 
 pub(super) struct Done {
-    /// The backlog it came from.
+    /// The backlog that it came from.
     pub(super) queue: Arc<Queue>,
     pub(super) delivery: amiquip::Delivery,
+    /// Whether the broker has confirmed its follow-up, if there is one.
     pub(super) is_kept: bool,
 }
 
@@ -78,7 +79,7 @@ pub(super) struct State {
     pub(super) ready: VecDeque<Item>,
     /// How many are being worked on.
     pub(super) under_way: usize,
-    /// Why the first one was last refused.
+    /// Why the first one was last refused an attempt.
     pub(super) hold: Option<Hold>,
     /// Whether PostgreSQL has to be asked first.
     pub(super) is_missing: bool,
@@ -91,7 +92,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// How long until the first one can be asked for again; zero if that depends on other requests.
+    /// How long until the first one can be asked for again; zero if that depends on the end of other requests.
     pub(super) fn wait(&self) -> Duration {
         if self.is_missing {
             return MISSING;
@@ -130,7 +131,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Receives the call of the first delivery while that waits for capacity.
+    /// The receiver on which the first delivery is called, while it waits for capacity.
     pub(super) fn in_line(&self) -> Option<Receiver<Result<Attempt, Refusal>>> {
         self.state().in_line.as_ref().map(|(_, in_line)| in_line.called().clone())
     }
@@ -189,16 +190,16 @@ impl Queue {
             }
             Err(hold) => {
                 state.hold = Some(hold);
-                // As if it had just been asked for.
-                let _ = shared.events.send(Event::Look(self.webhook));
+                // As if the attempt had just been refused.
+                let _ = shared.events.send(Event::Check(self.webhook));
                 None
             }
         }
     }
 
-    fn is_done(self: &Arc<Self>, shared: &Shared, delivery: amiquip::Delivery, is_kept: bool) {
+    fn report_done(self: &Arc<Self>, shared: &Shared, delivery: amiquip::Delivery, is_kept: bool) {
         let queue = Arc::clone(self);
-        // Fails if the session is over; then the broker has taken it back.
+        // Fails if the session is over. Then the broker requeues the message.
         let _ = shared.events.send(Event::Done(Done { queue, delivery, is_kept }));
     }
 }
@@ -218,7 +219,7 @@ pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> worke
                 None => shared.pipeline.let_go(&shared.lane, waiting),
             };
             // In this order: `finish` relies on the event being sent before the count drops.
-            queue.is_done(shared, delivery, kept.is_ok());
+            queue.report_done(shared, delivery, kept.is_ok());
             queue.state().under_way -= 1;
             next = queue.next(shared);
             if next.is_some() {
@@ -242,6 +243,6 @@ impl Drop for AtWork {
             let _ = self.shared.events.send(Event::Panicked);
         }
         // Fails if the session is over.
-        let _ = self.shared.events.send(Event::Look(self.webhook));
+        let _ = self.shared.events.send(Event::Check(self.webhook));
     }
 }
