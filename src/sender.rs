@@ -1,4 +1,4 @@
-//! The POST: one attempt at one receiver, with the shared ureq client. (Only this module uses ureq.)
+//! Sends the POST of an attempt, with the shared ureq client. (Only this module uses ureq.)
 
 use std::io::Read;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ mod tls;
 mod transport;
 mod trial;
 
-use agents::{Agents, Making};
+use agents::{AgentFactory, Agents};
 use egress::Proxy;
 use failure::{TimeLimits, no_answer};
 use resolver::{GuardedResolver, MOST_THREADS, NameCache};
@@ -41,15 +41,15 @@ pub use reach::rejected;
 pub use request::Request;
 pub use trial::{ShownAnswer, Trial};
 
-/// The size of ureq's buffers, of which it keeps four per TLS connection. Its default of 128 KiB is
-/// meant for downloads.
+/// The size of ureq's buffers, of which it keeps four per TLS connection. Its default of 128 KiB is meant for
+/// downloads.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// The most a receiver may send before the body, far above what a status and its headers need. It has to
-/// fit in the buffer.
+/// The most that a receiver may send before the body, far more than a status and its headers need. It has to fit
+/// in the buffer.
 const MAX_RESPONSE_HEADER_BYTES: usize = BUFFER_BYTES;
 
-/// Our name, and the answers we accept.
+/// Our name, and the content types that we accept.
 const USER_AGENT: &str = concat!("webhook-notifier/", env!("CARGO_PKG_VERSION"));
 const ACCEPT: &str = "*/*";
 
@@ -70,13 +70,13 @@ impl Sender {
     /// Creates the client. Opens no connection.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        // A webhook has at most half of a queue's capacity. Idle connections beyond that could never be
-        // reused and would only hold sockets open.
+        // A webhook has at most half of a queue's capacity. Idle connections beyond that could never be reused,
+        // and would only hold sockets open.
         let capacities = config.queues.iter().map(|queue| usize::from(queue.capacity));
         let most_of_one = capacities.max().unwrap_or(1).div_ceil(2).max(8);
         let settings = Agent::config_builder()
             .http_status_as_error(false)
-            // A redirect would evade every check of the registered URL.
+            // A redirect would bypass all checks of the registered URL.
             .max_redirects(0)
             // A proxy from the environment would bypass the resolver, and with it the address guard.
             .proxy(None)
@@ -98,7 +98,7 @@ impl Sender {
             .saturating_add(MAX_RESPONSE_HEADER_BYTES);
         let look_ups = Arc::new(LookUps::new(MOST_THREADS));
         let proxy = Proxy::of(config, &names, &look_ups);
-        let making = Making {
+        let factory = AgentFactory {
             settings,
             max_answer_bytes,
             tls: config.tls.clone(),
@@ -108,7 +108,7 @@ impl Sender {
             proxy,
         };
         Self {
-            agents: Agents::new(making),
+            agents: Agents::new(factory),
             names,
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
@@ -133,11 +133,12 @@ impl Sender {
             Ok(mut response) => {
                 let is_success = response.status().is_success();
                 let mut answered = answered(&response);
-                // The status has decided. Reading on, within the deadline, only serves the next request:
-                // a connection can be reused once its response was read completely.
+                // The status has decided. The rest is read, within the deadline, only so that the connection
+                // can be reused.
                 let mut body = response.body_mut().as_reader().take(self.max_response_bytes);
                 if !is_success && self.excerpt_bytes > 0 {
-                    answered = excerpt::added(answered, target, &mut body, self.excerpt_bytes);
+                    answered =
+                        excerpt::with_excerpt(answered, target, &mut body, self.excerpt_bytes);
                 }
                 read_to_end(body);
                 answered
@@ -163,8 +164,8 @@ fn answered(response: &http::Response<ureq::Body>) -> Response {
     Response::Status { code: response.status().as_u16(), retry_after, excerpt: None }
 }
 
-/// Looks up a URL's host as a delivery would, and says what would prevent one at present: none of its
-/// addresses is allowed, or it has none.
+/// Looks up a URL's host as a delivery would. Returns what would prevent a delivery now: the host has no
+/// address, or no allowed one.
 #[must_use]
 pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option<String> {
     let resolver = GuardedResolver {
@@ -188,9 +189,9 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
     }
 }
 
-/// Reads the rest and ignores it. ureq handles the effects of a failure.
+/// Reads the rest and ignores it. If that fails, ureq closes the connection.
 fn read_to_end(mut body: impl Read) {
-    // Most answers have no body: clearing a large buffer each time would cost more than they do.
+    // Small, because most answers have no body: clearing a large buffer each time would cost more.
     let mut room = [0; 1 << 10];
     while matches!(body.read(&mut room), Ok(read) if read > 0) {}
 }
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_nobody_uses_are_closed_and_those_in_use_kept() {
+    fn unused_connections_are_closed_and_others_are_kept() {
         let mut config = Settings::default().read().expect("the defaults");
         config.allow_networks = AllowedNetworks::parse("127.0.0.1").expect("a network");
         let sender = Sender::new(&config);
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_end_is_left_long_before_the_deadline() {
+    fn an_endless_answer_ends_the_attempt_long_before_the_deadline() {
         let bench = Bench::new();
         let head = "HTTP/1.1 200 OK\r\n";
         for interim in ["100 Continue", "103 Early Hints"] {
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_up_to_the_bound_is_read_and_one_above_it_is_an_error_that_says_so() {
+    fn a_head_up_to_the_limit_is_read_and_a_longer_one_is_an_error_that_names_the_limit() {
         let bench = Bench::new();
         let head = |filler: usize| {
             let filler = "a".repeat(filler);
