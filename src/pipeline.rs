@@ -1,7 +1,7 @@
-//! Turns a message into its deliveries, and decides how it is settled.
+//! Makes the deliveries of a message, and decides how the message is settled.
 //!
-//! A message may be acked once each of its deliveries is delivered, or the broker has confirmed its
-//! parked message or dead letter. Otherwise it is handed back.
+//! A message may be acked once each of its deliveries is delivered, or the broker has confirmed the parked
+//! message or dead letter that replaces it. Otherwise the message is handed back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,17 +59,16 @@ pub use tally::Tally;
 #[derive(Debug)]
 #[must_use]
 pub enum Settlement {
-    /// Handled once these promises are kept: ack it then.
+    /// Ack it once these promises are kept.
     Done(Promises),
-    /// Not handled, through no receiver's fault: hand it back, and consume nothing until what is missing
-    /// is available again.
+    /// Hand it back, and consume nothing until the missing thing is available again. No receiver caused this.
     HandBack(Missing),
 }
 
 /// What was missing to settle a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// PostgreSQL's answer: its error.
+    /// An answer of PostgreSQL; its error.
     Database(String),
     /// A publisher confirm.
     Confirm,
@@ -107,7 +106,8 @@ struct Context<'a> {
     message: &'a Message,
 }
 
-/// The result of a delivery: nothing more to do, or a message that the broker has yet to confirm.
+/// The result of a delivery: `None` if nothing more has to be done, or a message that the broker has yet to
+/// confirm.
 type Kept = Result<Option<Promise>, NotConfirmed>;
 
 impl Pipeline {
@@ -147,8 +147,8 @@ impl Pipeline {
         }
     }
 
-    /// Makes all deliveries of a message that was received at `received`. Blocks until each attempt has
-    /// ended; confirms are left to be awaited. `progress` shows other threads how this one gets on.
+    /// Makes all deliveries of a message that was received at `received`. Blocks until each attempt has ended;
+    /// the caller waits for the confirms. `progress` shows this thread's progress to other threads.
     pub fn settle(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
@@ -173,13 +173,13 @@ impl Pipeline {
         }
     }
 
-    /// All promises of a message are kept.
+    /// Records that all promises of a message are kept.
     pub fn settled(&self, lane: &Lane, promises: &Promises) {
         let took = promises.received.elapsed();
         self.metrics.lane(&lane.queue).processing.observe(took.as_secs_f64());
     }
 
-    /// What was done since the beginning of shutdown.
+    /// Counts of messages since the beginning of shutdown.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
@@ -197,9 +197,8 @@ impl Pipeline {
         self.publisher.is_able()
     }
 
-    /// What is missing to settle messages at present, as far as that is known without one. While
-    /// PostgreSQL is away, remembered webhooks are used, unless an event just needed others
-    /// (`before`).
+    /// What is missing now to settle messages, as far as that can be checked without one. While PostgreSQL is
+    /// away, remembered webhooks are used, unless an event has just needed others (`before`).
     #[must_use]
     pub fn missing(&self, before: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
@@ -271,7 +270,7 @@ impl Pipeline {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        // A delivery that hasn't been attempted, such as one of a split event, isn't a retry.
+        // A delivery that was never attempted, such as one of a split event, isn't a retry.
         let metrics = match delivery.attempts {
             0 => self.metrics.lane(&context.lane.origin),
             _ => context.metrics,
@@ -280,11 +279,11 @@ impl Pipeline {
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
             Found::Enabled(webhook) if !webhook.may_have(&delivery.event) => {
-                promises.extend([self.keep_from(context, &webhook, delivery)?]);
+                promises.extend([self.bury_for_account(context, &webhook, delivery)?]);
                 return Ok(());
             }
             Found::Enabled(webhook) => {
-                self.heed(&delivery);
+                self.apply_retry_after(&delivery);
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());
             }
@@ -313,8 +312,8 @@ impl Pipeline {
         }
     }
 
-    /// Its receiver may have sent `Retry-After` to another process, or to this one before a restart.
-    fn heed(&self, delivery: &Delivery) {
+    /// Applies the receiver's `Retry-After`, which another process may have got, or this one before a restart.
+    fn apply_retry_after(&self, delivery: &Delivery) {
         if let Some(wanted) = delivery.stay(unix_millis()) {
             self.receivers.stay_away(delivery.webhook_id, wanted);
         }
@@ -326,7 +325,7 @@ impl Pipeline {
         self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
     }
 
-    /// Makes one attempt and handles its result.
+    /// Makes one attempt, and does what follows from its result.
     fn attempt(
         &self,
         context: Context<'_>,
@@ -341,11 +340,11 @@ impl Pipeline {
                 AccountNow::Own => {}
                 AccountNow::Other(webhook) => {
                     self.receivers.give_back(attempt);
-                    return self.keep_from(context, &webhook, delivery).map(Some);
+                    return self.bury_for_account(context, &webhook, delivery).map(Some);
                 }
                 AccountNow::Unknown => {
                     self.receivers.give_back(attempt);
-                    return self.put_aside(context, &delivery).map(Some);
+                    return self.park_unchecked(context, &delivery).map(Some);
                 }
             }
         }
@@ -385,12 +384,12 @@ impl Pipeline {
         delivery.attempts += 1;
         let stay = outcome.retry_after();
         delivery.not_before = stay.map(from_now);
-        self.note(webhook, &delivery.event, attempt, &outcome, status);
+        self.record_outcome(webhook, &delivery.event, attempt, &outcome, status);
         let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .unless_refused(status, no_retry)
             .at_age(age(&delivery), self.delivery_max_age);
-        // What logs and people are told.
+        // For logs and people.
         let next = decision.not_before(stay);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
             outcome
@@ -439,8 +438,8 @@ impl Pipeline {
         }
     }
 
-    /// The lag of a delivery, limited to what our delays can add up to: a foreign header or a wrong
-    /// clock would otherwise drown all others in the sum.
+    /// The lag of a delivery, limited to the longest that our delays can cause. Otherwise one foreign header or
+    /// wrong clock would dominate the sum.
     fn lag(&self, delivery: &Delivery) -> Duration {
         age(delivery).min(self.delivery_max_age + self.schedule.longest().get())
     }
@@ -456,7 +455,7 @@ impl Pipeline {
                     "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
                 );
             }
-            // Somebody else was first.
+            // It was already disabled.
             Ok(false) => {}
             Err(error) => {
                 log::warn!("webhook not disabled webhook={id} cause={:?}", error.to_string())
@@ -465,7 +464,7 @@ impl Pipeline {
     }
 
     /// Records what an attempt says about its receiver.
-    fn note(
+    fn record_outcome(
         &self,
         webhook: &Webhook,
         event: &Event,
@@ -486,7 +485,7 @@ impl Pipeline {
                 self.receivers.end(attempt, AttemptEnd::Delivered);
                 return self.receivers.forget(webhook.id);
             }
-            // It wasn't asked.
+            // No request was made.
             Outcome::Hopeless { .. } => return self.receivers.give_back(attempt),
         };
         self.report(webhook, self.receivers.end(attempt, ended));
@@ -519,7 +518,7 @@ impl From<NotConfirmed> for Missing {
     }
 }
 
-/// A delivery that hasn't been attempted.
+/// A delivery before its first attempt.
 fn fresh(event: Event, webhook: &Webhook) -> Delivery {
     Delivery {
         event,
@@ -532,7 +531,7 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
     }
 }
 
-/// The time when `time` has passed.
+/// The present plus `time`.
 fn from_now(time: Duration) -> UnixMillis {
     later(unix_millis(), time)
 }

@@ -1,5 +1,5 @@
-//! Decides for the whole process which requests may be under way: the [`Intake`] behind a lock, the
-//! waiting threads, and the clock.
+//! Decides for the whole process which requests may be under way. Adds a lock, waiting threads and the clock to
+//! [`Intake`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,20 +23,19 @@ mod line;
 pub use line::{InLine, Turn};
 
 /// The most receivers that are remembered, so that a flood of webhooks can't fill memory: two or three
-/// megabytes. Receivers that are forgotten for others count as unproven again.
+/// megabytes. Receivers that were forgotten because of this limit count as unproven again.
 const MOST: usize = 10_000;
 
-/// Moments count from this long before the start, so that what was known of a receiver earlier has a
-/// time too.
+/// The zero of moments is this long before the start, so that moments before the start can be expressed.
 const BEFORE: Duration = Duration::from_secs(365 * 86_400);
 
 /// The receivers, the capacity of each queue, and the contents of the backlogs. Shared by all threads.
 #[derive(Debug)]
 pub struct Receivers {
-    /// One lock for everything: it is held for less than a microsecond, twice for a POST that takes a
-    /// hundred times as long.
+    /// One lock for everything: it is held for less than a microsecond, twice for a POST that takes a hundred
+    /// times as long.
     state: Mutex<State>,
-    /// Moments count from [`BEFORE`] this.
+    /// The zero of moments is [`BEFORE`] this.
     start: Instant,
     /// Random numbers from 0 to 1, for the pauses of circuit breakers.
     jitter: fn() -> f64,
@@ -49,10 +48,10 @@ struct State {
     intake: Intake,
     /// The channels by which waiting deliveries are called.
     waiting: HashMap<Number, Sender<Result<Attempt, Refusal>>>,
-    /// The threads that wait to publish to a backlog, by the number of the entry. Each is woken for its
-    /// own turn: hundreds may wait, and waking all of them at each turn would cost more than the turns.
+    /// The threads that wait to publish to a backlog, by the number of the entry. Each is woken for its own
+    /// turn: hundreds may wait, and waking all of them at each turn would cost more than the turns.
     entering: HashMap<u64, Thread>,
-    /// By queue: rings when a request has ended, while somebody listens.
+    /// By queue: each rings when a request has ended, while [`Receivers::listen`] says so.
     bells: Vec<Bell>,
 }
 
@@ -84,11 +83,11 @@ impl Receivers {
         Self { state, start: Instant::now(), jitter, changes: AtomicU64::new(0) }
     }
 
-    /// Asks for an attempt of a delivery that isn't in a backlog. It begins now, or waits if only the
-    /// end of another request is missing. `is_paused`: its webhook gets nothing.
+    /// Asks for an attempt of a delivery that isn't in a backlog. The attempt begins now, or waits if it needs
+    /// only the end of another request. `is_paused`: its webhook is paused.
     ///
     /// # Errors
-    /// Why there is none now.
+    /// Why there is no attempt now.
     pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Turn, Refusal> {
         let mut state = self.lock();
         let (answer, called) = state.intake.ask(ask, who, is_paused, self.now());
@@ -99,7 +98,7 @@ impl Receivers {
     /// Asks for an attempt of a backlog's first delivery. `is_ours`: this process put it there.
     ///
     /// # Errors
-    /// Why there is none now.
+    /// Why there is no attempt now.
     pub fn ask_head(&self, ask: Ask, is_ours: bool) -> Result<Turn, Hold> {
         let mut state = self.lock();
         let intent = state.intake.ask_head(ask, is_ours, self.now())?;
@@ -118,13 +117,13 @@ impl Receivers {
         state.entering.remove(&entry.number());
     }
 
-    /// Whether no earlier entry of the same backlog is left.
+    /// Whether all earlier entries of the same backlog are published.
     #[must_use]
     pub fn is_next_to_enter(&self, entry: EntryTicket) -> bool {
         self.lock().intake.is_next(entry)
     }
 
-    /// A delivery was published to a backlog; or, if not `is_there`, doesn't go there after all.
+    /// Records that a delivery was published to a backlog or, if not `is_there`, that it won't be.
     pub fn entered(&self, entry: EntryTicket, is_there: bool) {
         let mut state = self.lock();
         state.intake.entered(entry, is_there);
@@ -134,12 +133,12 @@ impl Receivers {
         }
     }
 
-    /// A delivery left a backlog without an attempt.
+    /// Records that a delivery left a backlog without an attempt.
     pub fn left_backlog(&self, queue: usize, webhook: Uuid, is_ours: bool) {
         self.lock().intake.left((queue, webhook), is_ours);
     }
 
-    /// A backlog exists, and its contents are unknown.
+    /// Records that a backlog exists, with unknown contents.
     pub fn found_backlog(&self, queue: usize, webhook: Uuid) {
         self.lock().intake.found((queue, webhook));
     }
@@ -150,8 +149,8 @@ impl Receivers {
         self.lock().intake.last((queue, webhook))
     }
 
-    /// The broker says that a backlog is empty. `last` is [`Receivers::last_in_backlog`] when the broker
-    /// was asked. Returns false if another delivery has entered since, or is about to.
+    /// Records that a backlog is empty, according to the broker. `last` is [`Receivers::last_in_backlog`] when
+    /// the broker was asked. Returns false if another delivery has entered since then, or is about to.
     pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
         let mut state = self.lock();
         let is_emptied = state.intake.is_emptied((queue, webhook), last);
@@ -161,13 +160,14 @@ impl Receivers {
         is_emptied
     }
 
-    /// Whether a backlog may hold something.
+    /// Whether a backlog may hold deliveries.
     #[must_use]
     pub fn is_backlog_in_use(&self, queue: usize, webhook: Uuid) -> bool {
         self.lock().intake.is_in_use((queue, webhook))
     }
 
-    /// The bell that rings when a request of any queue has ended, while [`Receivers::listen`] says so.
+    /// The bell of a queue, which rings when a request of any queue has ended, while [`Receivers::listen`] says
+    /// so.
     #[must_use]
     pub fn bell(&self, queue: usize) -> Receiver<()> {
         self.lock().bells[queue].receiver.clone()
@@ -255,7 +255,7 @@ impl Receivers {
         transition
     }
 
-    /// An attempt wasn't made after all.
+    /// Gives back an attempt that wasn't made.
     pub fn give_back(&self, attempt: Attempt) {
         let mut state = self.lock();
         state.intake.pace.give_back(attempt);
@@ -268,7 +268,7 @@ impl Receivers {
         self.lock().intake.pace.forget(webhook);
     }
 
-    /// Read under the lock, so that time doesn't go back between two holders.
+    /// The present; read it under the lock, so that time doesn't go back between two holders.
     fn now(&self) -> Moment {
         self.start.elapsed() + BEFORE
     }
@@ -291,9 +291,9 @@ impl State {
         }
     }
 
-    /// Forgets that a receiver is away if only the table of backlogs says so, and its backlogs are empty now:
-    /// another instance has delivered what they held, or it has expired. Otherwise the receiver would count
-    /// as away until its next event, which may take days.
+    /// Closes a receiver's circuit breaker if it was opened only because of the table of backlogs, and all its
+    /// backlogs are empty now: another instance has delivered their contents, or they have expired. Otherwise
+    /// the receiver would count as down until its next event, which may take days.
     fn forget_restored(&mut self, webhook: Uuid, now: Moment) {
         let Some(receiver) = self.intake.pace.receiver(webhook) else { return };
         let is_slow = receiver.class() == Class::Slow;
@@ -308,7 +308,7 @@ impl State {
         }
     }
 
-    /// A request has ended: calls the waiting deliveries, and rings for the backlogs.
+    /// After the end of a request: calls the waiting deliveries that may begin now, and rings the bells.
     fn call(&mut self, now: Moment) {
         if self.intake.has_waiting() {
             let called = self.intake.call(now);
@@ -322,7 +322,7 @@ impl State {
 
     fn tell(&mut self, called: Called) {
         for (number, answer) in called {
-            // The channel has room for the one answer, and whoever left has removed its sender before.
+            // The channel has room for the one answer. A delivery that stopped waiting has no sender any more.
             let _ = self.waiting.remove(&number).map(|waiting| waiting.try_send(answer));
         }
     }
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_a_place_begins_when_there_is_one() {
+    fn a_delivery_that_waits_for_a_place_begins_when_there_is_one() {
         let (_trigger, shutdown) = shutdown::channel();
         let (receivers, first) = with_one_place(&shutdown);
         thread::scope(|scope| {
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_too_long_for_another_request_goes_to_the_backlog_and_the_next_behind_it() {
+    fn a_delivery_that_waits_too_long_goes_to_the_backlog_and_the_next_one_queues_behind_it() {
         let (_trigger, shutdown) = shutdown::channel();
         let receivers = receivers(2);
         prove(&receivers, &shutdown, 1);
@@ -418,7 +418,8 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_that_is_away_by_the_table_only_no_longer_is_once_all_its_backlogs_are_empty() {
+    fn a_breaker_that_is_open_only_by_the_table_closes_once_all_backlogs_of_its_webhook_are_empty()
+    {
         let receivers = Receivers::new([1, 1], "5,1s,5m".parse().expect("a breaker"), || 0.5);
         let webhook = Uuid::from_u128(1);
         let is_emptied = |queue| {
@@ -451,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bell_rings_when_a_request_has_ended_while_somebody_listens() {
+    fn the_bell_rings_after_a_request_while_it_is_on() {
         let (_trigger, shutdown) = shutdown::channel();
         let receivers = receivers(2);
         let bell = receivers.bell(0);
@@ -481,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_that_wait_whichever_is_called_first_is_told_and_none_lies_about() {
+    fn of_several_waiting_deliveries_the_one_that_is_called_first_is_returned() {
         let (trigger, shutdown) = shutdown::channel();
         let receivers = receivers(1);
         for webhook in 1..=3 {
@@ -515,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn of_those_that_ail_the_worst_are_shown_and_all_are_counted() {
+    fn of_ailing_receivers_the_worst_are_shown_and_all_are_counted() {
         let (_trigger, shutdown) = shutdown::channel();
         let receivers = receivers(64);
         let fail = |webhook: u128, retry_after: Option<u64>| {

@@ -15,7 +15,7 @@ use crate::domain::webhook::Webhook;
 use crate::receivers::Receivers;
 
 impl Pipeline {
-    /// Arranges a later attempt for a delivery that has none now: through its receiver's backlog.
+    /// Arranges a later attempt for a delivery that gets none now, through its receiver's backlog.
     pub(super) fn hold_back(
         &self,
         context: Context<'_>,
@@ -27,7 +27,7 @@ impl Pipeline {
         let event = word(&delivery.event.id);
         log::debug!("held back event={event} webhook={} because={hold}", webhook.id);
         let Some(entry) = entry else {
-            // At shutdown: it comes first at the next start.
+            // At shutdown: it will be attempted soon after the next start.
             return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
         };
         let place = Place { receivers: &self.receivers, entry, is_there: false };
@@ -62,7 +62,7 @@ impl Pipeline {
         age(delivery) > self.delivery_max_age
     }
 
-    /// A delivery became too old without an attempt.
+    /// Turns a delivery into a dead letter because it became too old without an attempt.
     pub(super) fn expire(
         &self,
         context: Context<'_>,
@@ -72,7 +72,7 @@ impl Pipeline {
         self.bury_unattempted(context, delivery, DeadReason::Expired, why.label())
     }
 
-    /// A delivery died for a reason other than the result of an attempt.
+    /// Turns a delivery into a dead letter for a reason other than the result of an attempt.
     pub(super) fn bury_unattempted(
         &self,
         context: Context<'_>,
@@ -110,8 +110,8 @@ impl Pipeline {
     }
 }
 
-/// A delivery's place in the line that enters a backlog. Those behind it wait until it is published, or,
-/// however this ends, until it is known not to be.
+/// A delivery's place in the line of those that enter a backlog. Those behind it wait until it has been
+/// published, or has been dropped.
 struct Place<'a> {
     receivers: &'a Receivers,
     entry: EntryTicket,

@@ -1,5 +1,5 @@
-//! Where a message or delivery goes that hasn't reached its receiver: to a wait queue, the retry lane,
-//! the dead-letter queue, or the end of its own queue. Each is a promise until it is confirmed.
+//! Publishes messages and deliveries that haven't reached their receiver: to a wait queue, the retry lane, the
+//! dead-letter queue, or the end of their own queue. Each is a promise until it is confirmed.
 
 use prometheus::IntCounter;
 
@@ -28,7 +28,7 @@ impl Pipeline {
         Ok(promise)
     }
 
-    /// To the retry lane, for an immediate attempt.
+    /// Sends a delivery to the retry lane, for an immediate attempt.
     pub(super) fn hand_over(
         &self,
         context: Context<'_>,
@@ -68,7 +68,7 @@ impl Pipeline {
         Ok(Promise { confirmation, counter, is_parked, death: None })
     }
 
-    /// Moves on a dead letter whose queue didn't accept it when it died. It was counted then.
+    /// Publishes a dead letter whose queue didn't accept it when it died. It was counted then.
     pub(super) fn bury_at_last(
         &self,
         context: Context<'_>,
@@ -76,13 +76,13 @@ impl Pipeline {
     ) -> Result<(), Missing> {
         let outgoing = Outgoing::dead(context.message.clone().arrived(), &context.lane.origin);
         let confirmation = self.publisher.publish(outgoing)?;
-        // So was its notice.
+        // Its notice was published then too.
         promises.extend([Promise { confirmation, counter: None, is_parked: false, death: None }]);
         Ok(())
     }
 
-    /// Puts a copy of a message that is near its delivery limit at the end of its queue. This is rare, so it
-    /// waits for the confirm.
+    /// Puts a copy of a message that is near its delivery limit at the end of its queue. This is rare, so the
+    /// thread waits for the confirm.
     pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
         let Context { lane, message, .. } = context;
         let copy = message.clone().without_redeliveries();

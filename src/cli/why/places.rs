@@ -127,7 +127,7 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
             shutdown: &shutdown,
         };
         if orphaned > 0 || !filled.is_empty() {
-            dead_letters::look(scope, |letter, _| letters.push(letter))?;
+            dead_letters::read(scope, |letter, _| letters.push(letter))?;
         }
         Ok(())
     };

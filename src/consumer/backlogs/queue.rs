@@ -216,7 +216,7 @@ pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> worke
                 Some((webhook, attempt)) => {
                     shared.pipeline.attempt_head(&shared.lane, waiting, &webhook, attempt)
                 }
-                None => shared.pipeline.let_go(&shared.lane, waiting),
+                None => shared.pipeline.settle_unattempted(&shared.lane, waiting),
             };
             // In this order: `finish` relies on the event being sent before the count drops.
             queue.report_done(shared, delivery, kept.is_ok());
