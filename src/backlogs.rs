@@ -48,7 +48,7 @@ pub struct Backlogs {
     known: Mutex<HashMap<Key, Known>>,
     /// The zero of all moments.
     start: Instant,
-    requests: Sender<Request>,
+    requests: Sender<KeeperRequest>,
     /// For the consuming threads, by queue.
     news: Vec<Receiver<News>>,
 }
@@ -111,7 +111,7 @@ pub enum News {
 
 /// A request to the keeper.
 #[derive(Debug)]
-enum Request {
+enum KeeperRequest {
     Open { key: Key, cause: &'static str, opened: Sender<bool> },
     Note { key: Key, cause: &'static str, class: &'static str, until: Option<SystemTime> },
     Refilled(Key),
@@ -160,7 +160,7 @@ impl Backlogs {
             return true;
         }
         let (opened, answer) = bounded(1);
-        if self.requests.send(Request::Open { key, cause: why.label(), opened }).is_err() {
+        if self.requests.send(KeeperRequest::Open { key, cause: why.label(), opened }).is_err() {
             return false;
         }
         select! {
@@ -180,27 +180,27 @@ impl Backlogs {
         until: Option<SystemTime>,
     ) {
         let cause = why.label();
-        self.ask(Request::Note { key: (queue, webhook), cause, class, until });
+        self.ask(KeeperRequest::Note { key: (queue, webhook), cause, class, until });
     }
 
     /// Reports that a backlog isn't consumed until its webhook is resumed, which may already have happened.
     pub fn report_paused(&self, webhook: Uuid) {
-        self.ask(Request::Paused(webhook));
+        self.ask(KeeperRequest::Paused(webhook));
     }
 
     /// Reports that a backlog was empty and no longer is.
     pub fn report_refilled(&self, queue: usize, webhook: Uuid) {
-        self.ask(Request::Refilled((queue, webhook)));
+        self.ask(KeeperRequest::Refilled((queue, webhook)));
     }
 
     /// Asks for the removal of a backlog: it has been empty for long, or its webhook is deleted.
     pub fn remove(&self, queue: usize, webhook: Uuid) {
-        self.ask(Request::Remove((queue, webhook)));
+        self.ask(KeeperRequest::Remove((queue, webhook)));
     }
 
     /// Reports that a backlog's queue no longer exists.
     pub fn report_lost(&self, queue: usize, webhook: Uuid) {
-        self.ask(Request::Lost((queue, webhook)));
+        self.ask(KeeperRequest::Lost((queue, webhook)));
     }
 
     /// The backlogs that aren't empty, of the webhooks that `are_meant`: of the `most` webhooks with the most
@@ -265,7 +265,7 @@ impl Backlogs {
         filled.map(|((_, webhook), _)| *webhook).collect()
     }
 
-    fn ask(&self, request: Request) {
+    fn ask(&self, request: KeeperRequest) {
         // At shutdown nobody receives it. Then the next start finds out.
         let _ = self.requests.send(request);
     }

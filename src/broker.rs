@@ -100,14 +100,14 @@ pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
 pub use link::{Link, cancel};
 pub use message::Message;
-pub use moving::{MoveError, Moved, Progress, QueueStanding, inspect_queue, move_queue};
+pub use moving::{MoveError, MoveProgress, Moved, QueueStanding, inspect_queue, move_queue};
 pub use notices::{Announced, Announcer, NotAnnounced};
-pub use objects::{Objects, Standing};
+pub use objects::{ObjectStanding, Objects};
 pub use outgoing::Outgoing;
 pub use publisher::{Confirmation, NotConfirmed, Publisher, PublisherThread};
 pub use rights::{Flaw, find_flaws};
 pub use streams::{consume_no_stream, why_not_consumed};
-pub use topology::{Lane, LaneKind, Presence, Topology, WITHOUT_BACKLOG};
+pub use topology::{Lane, LaneKind, QueuePresence, Topology, WITHOUT_BACKLOG};
 pub use watch::watch_queues;
 
 pub use crate::domain::broker_names::header::PRODUCERS_ACCOUNT as ACCOUNT;

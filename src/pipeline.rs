@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::backlogs::Backlogs;
 use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, dead_queue};
-use crate::clock::{self, unix_millis};
+use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
@@ -20,23 +20,21 @@ use crate::domain::event::{Event, Malformed};
 use crate::domain::held::Dropped;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
-use crate::domain::notice::GONE;
-use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
-use crate::domain::pace::{Ask, Attempt};
-use crate::domain::receiver::{AttemptEnd, Transition};
+use crate::domain::pace::Ask;
 use crate::domain::retry::Schedule;
 use crate::domain::shown::word;
 use crate::domain::statuses::Statuses;
-use crate::domain::time::{Span, UnixMillis, between, later};
+use crate::domain::time::{UnixMillis, between, later};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, AutoDisabled, Metrics};
+use crate::metrics::{self, Metrics};
 use crate::notices::Notices;
 use crate::receivers::{Receivers, Turn};
-use crate::sender::{Request, Sender};
+use crate::sender::Sender;
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
 mod accounts;
+mod attempt;
 mod entry;
 mod fan_out;
 mod head;
@@ -46,7 +44,6 @@ mod promises;
 mod tally;
 mod unsent;
 
-use accounts::AccountNow;
 use promises::Promise;
 
 pub use fan_out::FanOut;
@@ -100,7 +97,7 @@ pub struct Pipeline {
 
 /// Shared by the deliveries of one message.
 #[derive(Clone, Copy)]
-struct Context<'a> {
+struct MessageContext<'a> {
     lane: &'a Lane,
     metrics: &'a metrics::Lane,
     message: &'a Message,
@@ -159,7 +156,7 @@ impl Pipeline {
         let metrics = self.metrics.lane(&lane.queue);
         let mut promises = Promises::new(received);
         metrics.received.inc();
-        let context = Context { lane, metrics, message: &message };
+        let context = MessageContext { lane, metrics, message: &message };
         let settled = if message.is_near_delivery_limit() && self.renew(context).is_ok() {
             Ok(())
         } else if lane.kind == LaneKind::Retries {
@@ -222,7 +219,7 @@ impl Pipeline {
         promises: &mut Promises,
     ) -> Result<(), Missing> {
         let metrics = self.metrics.lane(&lane.queue);
-        let context = Context { lane, metrics, message: &message };
+        let context = MessageContext { lane, metrics, message: &message };
         let new_id = || Uuid::new_v4().to_string();
         let limit = self.max_event_bytes;
         let event = match Event::read(message.properties(), &message.body, limit, new_id) {
@@ -258,7 +255,7 @@ impl Pipeline {
 
     fn retry(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         progress: &Progress,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
@@ -275,7 +272,7 @@ impl Pipeline {
             0 => self.metrics.lane(&context.lane.origin),
             _ => context.metrics,
         };
-        let context = Context { metrics, ..context };
+        let context = MessageContext { metrics, ..context };
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
             Found::Enabled(webhook) if !webhook.may_have(&delivery.event) => {
@@ -303,7 +300,7 @@ impl Pipeline {
     }
 
     /// Makes an attempt if the receiver may have one now; otherwise arranges a later one.
-    fn deliver(&self, context: Context<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
+    fn deliver(&self, context: MessageContext<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
         let answer = self.ask(context.lane, webhook, &delivery);
         let wait = |answer| self.receivers.wait(answer, self.patience, &self.shutdown);
         match answer.and_then(wait) {
@@ -323,185 +320,6 @@ impl Pipeline {
     fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Turn, Refusal> {
         let who = if delivery.attempts == 0 { Who::Fresh } else { Who::Retry };
         self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
-    }
-
-    /// Makes one attempt, and does what follows from its result.
-    fn attempt(
-        &self,
-        context: Context<'_>,
-        webhook: &Webhook,
-        mut delivery: Delivery,
-        attempt: Attempt,
-    ) -> Kept {
-        let Context { metrics, message, .. } = context;
-        // It may have waited for capacity for a while.
-        if self.directory.may_have_changed_since(webhook) {
-            match self.account_now(webhook, &delivery) {
-                AccountNow::Own => {}
-                AccountNow::Other(webhook) => {
-                    self.receivers.give_back(attempt);
-                    return self.bury_for_account(context, &webhook, delivery).map(Some);
-                }
-                AccountNow::Unknown => {
-                    self.receivers.give_back(attempt);
-                    return self.park_unchecked(context, &delivery).map(Some);
-                }
-            }
-        }
-        if attempt.is_probe {
-            self.report(webhook, Some(Transition::HalfOpen));
-        }
-        let started = Instant::now();
-        metrics.in_flight.inc();
-        let response = self.sender.post(Request {
-            webhook,
-            event: &delivery.event,
-            attempt: delivery.attempts.saturating_add(1),
-            headers: &message.headers,
-            content_type: message.content_type.as_deref(),
-            body: &message.body,
-            at: clock::now(),
-        });
-        metrics.in_flight.dec();
-        let mut response = match response {
-            Response::NotSent { detail } => {
-                let lasted = self.metrics.egress().failed(&detail);
-                if !self.is_refused_alone(&delivery, &detail, lasted) {
-                    return self.put_off(context, delivery, attempt, detail, lasted);
-                }
-                Response::NoAnswer { reason: Reason::Proxy, detail }
-            }
-            response => response,
-        };
-        let answer = response.take_excerpt();
-        let took = started.elapsed();
-        metrics.request_duration.observe(took.as_secs_f64());
-        let status = response.status();
-        if status.is_some() {
-            self.metrics.egress().answered();
-        }
-        let outcome = Outcome::of(response, clock::now());
-        delivery.attempts += 1;
-        let stay = outcome.retry_after();
-        delivery.not_before = stay.map(from_now);
-        self.record_outcome(webhook, &delivery.event, attempt, &outcome, status);
-        let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
-        let decision = decide(&outcome, delivery.attempts, &self.schedule)
-            .unless_refused(status, no_retry)
-            .at_age(age(&delivery), self.delivery_max_age);
-        // For logs and people.
-        let next = decision.not_before(stay);
-        if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
-            outcome
-        {
-            metrics.failure(reason).inc();
-            log::warn!(
-                "attempt failed event={} webhook={} attempt={} reason={} ms={} next={} detail={detail:?}",
-                word(&delivery.event.id),
-                webhook.id,
-                delivery.attempts,
-                reason.label(),
-                took.as_millis(),
-                match next {
-                    Decision::Park(delay) => delay.to_string(),
-                    Decision::Dead(reason) => format!("dead:{}", reason.label()),
-                    Decision::Delivered => "none".to_owned(),
-                },
-            );
-            (delivery.last_error, delivery.last_answer) = (detail, answer);
-            if reason == Reason::Gone {
-                self.disable(webhook);
-            }
-            let happened =
-                Happened::Attempted { failure: Some(reason), status, took, decision: next };
-            self.log.record(&context.lane.origin, &delivery, happened);
-        }
-        match decision {
-            Decision::Delivered => {
-                metrics.success.inc();
-                metrics.lag.observe(self.lag(&delivery).as_secs_f64());
-                let happened = Happened::Attempted { failure: None, status, took, decision };
-                self.log.record(&context.lane.origin, &delivery, happened);
-                log::debug!(
-                    "delivered event={} webhook={} attempt={} ms={}",
-                    word(&delivery.event.id),
-                    webhook.id,
-                    delivery.attempts,
-                    took.as_millis()
-                );
-                Ok(None)
-            }
-            Decision::Park(delay) => {
-                self.park(context, &delivery, delay, &metrics.retries_scheduled).map(Some)
-            }
-            Decision::Dead(reason) => self.bury(context, &delivery, reason).map(Some),
-        }
-    }
-
-    /// The lag of a delivery, limited to the longest that our delays can cause. Otherwise one foreign header or
-    /// wrong clock would dominate the sum.
-    fn lag(&self, delivery: &Delivery) -> Duration {
-        age(delivery).min(self.delivery_max_age + self.schedule.longest().get())
-    }
-
-    /// Disables a webhook whose receiver says that it is gone for good. If PostgreSQL can't record that
-    /// now, the receiver will say so again.
-    fn disable(&self, webhook: &Webhook) {
-        let id = webhook.id;
-        match self.directory.disable(webhook, GONE) {
-            Ok(true) => {
-                self.metrics.notices().disabled(AutoDisabled::Gone);
-                log::warn!(
-                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
-                );
-            }
-            // It was already disabled.
-            Ok(false) => {}
-            Err(error) => {
-                log::warn!("webhook not disabled webhook={id} cause={:?}", error.to_string())
-            }
-        }
-    }
-
-    /// Records what an attempt says about its receiver.
-    fn record_outcome(
-        &self,
-        webhook: &Webhook,
-        event: &Event,
-        attempt: Attempt,
-        outcome: &Outcome,
-        status: Option<u16>,
-    ) {
-        let ended = match outcome {
-            Outcome::Delivered => AttemptEnd::Delivered,
-            Outcome::Failed { reason, is_overload, .. } => AttemptEnd::Failed {
-                event: &event.id,
-                reason: *reason,
-                status,
-                is_overload: *is_overload,
-                retry_after: outcome.retry_after(),
-            },
-            Outcome::Hopeless { reason: Reason::Gone, .. } => {
-                self.receivers.end(attempt, AttemptEnd::Delivered);
-                return self.receivers.forget(webhook.id);
-            }
-            // No request was made.
-            Outcome::Hopeless { .. } => return self.receivers.give_back(attempt),
-        };
-        self.report(webhook, self.receivers.end(attempt, ended));
-    }
-
-    fn report(&self, webhook: &Webhook, transition: Option<Transition>) {
-        let Some(transition) = transition else { return };
-        self.metrics.transition(transition).inc();
-        let id = webhook.id;
-        match transition {
-            Transition::Open(pause) => {
-                log::warn!("circuit breaker open webhook={id} for={}", Span::from(pause));
-            }
-            Transition::HalfOpen => log::info!("circuit breaker half-open webhook={id}"),
-            Transition::Closed => log::info!("circuit breaker closed webhook={id}"),
-        }
     }
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {

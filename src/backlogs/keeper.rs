@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, select};
 use uuid::Uuid;
 
-use super::{Backlogs, Key, Known, MOST, News, Request};
+use super::{Backlogs, KeeperRequest, Key, Known, News};
 use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
 use crate::clock;
 use crate::config::Config;
@@ -20,6 +20,7 @@ use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 use crate::store::{BacklogRow, Standing, Store, StoreError};
 
+mod creation;
 mod removal;
 mod search;
 
@@ -37,13 +38,10 @@ const READ_INTERVAL: Duration = Duration::from_secs(60);
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 const COUNTED: usize = 20;
 
-/// The pause after a backlog couldn't be created: each attempt may take seconds, while a lane waits.
-const CREATION_PAUSE: Duration = Duration::from_secs(3);
-
 /// The keeper's ends of the channels.
 #[derive(Debug)]
 pub struct Inbox {
-    pub(super) requests: Receiver<Request>,
+    pub(super) requests: Receiver<KeeperRequest>,
     pub(super) news: Vec<Sender<News>>,
 }
 
@@ -187,13 +185,13 @@ impl Keeper {
         }
     }
 
-    fn take(&mut self, request: Request) {
+    fn take(&mut self, request: KeeperRequest) {
         match request {
-            Request::Open { key, cause, opened } => {
+            KeeperRequest::Open { key, cause, opened } => {
                 // Fails if nobody waits for it any more.
                 let _ = opened.try_send(self.ensure_open(key, cause));
             }
-            Request::Note { key, cause, class, until } => {
+            KeeperRequest::Note { key, cause, class, until } => {
                 if let Some(known) = self.backlogs.known().get_mut(&key) {
                     cause.clone_into(&mut known.cause);
                     known.until = until;
@@ -203,20 +201,20 @@ impl Keeper {
                 };
                 self.note(key, note);
             }
-            Request::Refilled(key) => {
+            KeeperRequest::Refilled(key) => {
                 if let Some(known) = self.backlogs.known().get_mut(&key) {
                     known.since = clock::now();
                 }
                 self.note(key, |store, origin| store.restart_backlog(origin, key.1));
             }
-            Request::Paused(webhook) => {
+            KeeperRequest::Paused(webhook) => {
                 // So that its resumption is noticed even if both happened between two checks. The check is at
                 // the next tick, because the directory may not know of the change yet.
                 self.standings.insert(webhook, Some(Standing::Paused));
                 self.standings_are_due = true;
             }
-            Request::Remove(key) => self.close(key),
-            Request::Lost(key) => self.check_lost(key),
+            KeeperRequest::Remove(key) => self.close(key),
+            KeeperRequest::Lost(key) => self.check_lost(key),
         }
     }
 
@@ -239,12 +237,8 @@ impl Keeper {
         }
         if let Err(error) = note(&self.store, self.origin(key)) {
             log::debug!("backlog not noted webhook={}: {error}", key.1);
-            self.no_creation_before = Some(Instant::now() + CREATION_PAUSE);
+            self.pause_creation();
         }
-    }
-
-    fn pauses_creation(&self) -> bool {
-        self.no_creation_before.is_some_and(|until| Instant::now() < until)
     }
 
     fn origin(&self, (queue, _): Key) -> &str {
@@ -253,58 +247,6 @@ impl Keeper {
 
     fn number(&self, origin: &str) -> Option<usize> {
         self.backlogs.origins.iter().position(|name| name == origin)
-    }
-
-    /// Makes sure that a backlog exists. Returns false if it can't be created, or another one has just failed.
-    fn ensure_open(&mut self, key: Key, cause: &'static str) -> bool {
-        if self.backlogs.open().contains(&key) {
-            return true;
-        }
-        if self.pauses_creation() {
-            return false;
-        }
-        match self.open(key, cause) {
-            Ok(()) => {
-                if self.not_created.end().is_some() {
-                    log::info!("backlogs can be created again");
-                }
-                true
-            }
-            // Shutdown ended the call.
-            Err(_) if self.shutdown.is_requested() => false,
-            Err(problem) => {
-                self.no_creation_before = Some(Instant::now() + CREATION_PAUSE);
-                if self.not_created.is_news(&problem) {
-                    let queue = backlog_queue(self.origin(key), key.1);
-                    log::warn!(
-                        "backlog not created queue={queue} cause={problem:?}: deliveries that its receiver \
-                         can't take are retried every minute, in no order"
-                    );
-                }
-                false
-            }
-        }
-    }
-
-    fn open(&mut self, key: Key, cause: &'static str) -> Result<(), String> {
-        {
-            let known = self.backlogs.known();
-            if known.len() >= MOST && !known.contains_key(&key) {
-                return Err(format!(
-                    "there are {MOST} backlogs already, the most that are allowed"
-                ));
-            }
-        }
-        let origin = self.origin(key).to_owned();
-        let class = self.receivers.class(key.1).unwrap_or_default().label();
-        self.store.open_backlog(&origin, key.1, cause, class).map_err(|error| error.to_string())?;
-        self.receivers.has_backlog(key.1);
-        let waiting = self
-            .ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
-            .map_err(|error| error.to_string())?;
-        self.closing.remove(&key);
-        self.add_known(key, cause, clock::now(), waiting > 0);
-        Ok(())
     }
 
     /// Runs a call on the keeper's connection, which is opened on demand and dropped after a failure. If an

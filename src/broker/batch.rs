@@ -7,7 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::outgoing::Outgoing;
-use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Publication, Slip};
 use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
@@ -82,7 +82,7 @@ impl Confirming {
         let slip: Arc<Slip> = Arc::default();
         for message in batch {
             let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
-            self.publish(Request {
+            self.publish(Publication {
                 message,
                 since,
                 published_at: since,
@@ -107,10 +107,10 @@ impl Confirming {
             None if confirms.len() == count => Ok(()),
             None => Err(match self.unconfirmed.refused().first() {
                 None => "no confirm in time".to_owned(),
-                Some(request) => format!(
+                Some(publication) => format!(
                     "the queue {} takes no messages (nack): does a policy set a `max-length` \
                      (`rabbitmqctl list_policies`), or does it have no leader?",
-                    request.message.queue()
+                    publication.message.queue()
                 ),
             }),
         }

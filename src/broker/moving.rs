@@ -66,7 +66,7 @@ pub enum MoveError {
 
 /// How far a move has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum MoveProgress {
     /// Some messages were moved.
     Carried {
         /// The queue that they go to.
@@ -102,7 +102,7 @@ pub fn move_queue(
     shutdown: &Shutdown,
     queue: &str,
     to: QueueType,
-    mut progress: impl FnMut(Progress),
+    mut progress: impl FnMut(MoveProgress),
 ) -> Result<Moved, MoveError> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
     // First, because it checks the length of the queue's name, which is a part of the turn's name.
@@ -133,7 +133,7 @@ pub fn move_queue(
         };
     }
     mover.declare(queue, event_options(Some(to)))?;
-    progress(Progress::Recreated);
+    progress(MoveProgress::Recreated);
     mover.moved.messages = mover.empty_into(&aside, QueueType::Quorum, queue, &mut progress)?;
     mover.link.close();
     Ok(mover.moved)
@@ -176,7 +176,7 @@ impl Mover<'_> {
         from: &str,
         kind: QueueType,
         to: &str,
-        progress: &mut impl FnMut(Progress),
+        progress: &mut impl FnMut(MoveProgress),
     ) -> Result<u64, MoveError> {
         let mut carried = 0;
         for _ in 0..MOST_ROUNDS {
@@ -195,7 +195,7 @@ impl Mover<'_> {
         from: &str,
         to: &str,
         before: u64,
-        progress: &mut impl FnMut(Progress),
+        progress: &mut impl FnMut(MoveProgress),
     ) -> Result<u64, MoveError> {
         let ready = self.link.queue_messages(from, self.shutdown)?.unwrap_or(0);
         let of = before + u64::from(ready);
@@ -230,7 +230,7 @@ impl Mover<'_> {
             }
             carried += count;
             let done = before + carried;
-            progress(Progress::Carried { to: to.to_owned(), done, of: of.max(done) });
+            progress(MoveProgress::Carried { to: to.to_owned(), done, of: of.max(done) });
         };
         // Messages delivered meanwhile go back to their places in the queue.
         kill.guard(CLOSE_TIMEOUT, None, || drop((cancel(&consumer), consumer)));

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 use super::calls::{Calls, is_forbidden};
 use super::outgoing::Outgoing;
-use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Publication, Slip};
 use super::topology::exchange_options;
 use super::{BrokerError, CLOSE_TIMEOUT, Link, Message, SETUP_TIMEOUT, failed};
 use crate::config::Config;
@@ -167,7 +167,7 @@ impl Confirming {
         let slip: Arc<Slip> = Arc::default();
         for notice in notices {
             let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
-            self.publish(Request {
+            self.publish(Publication {
                 message: Outgoing::notice(message(notice), notice.kind.label()),
                 since,
                 published_at: since,

@@ -60,7 +60,7 @@ struct Loss {
 
 /// An object that is not as it should be, or was lost within the last hour.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct ObjectStanding {
     /// What it is.
     pub kind: Kind,
     /// Its name; for a binding, that of its queue.
@@ -233,7 +233,7 @@ impl Objects {
 
     /// The objects that are missing or unusable, or were lost within the last hour.
     #[must_use]
-    pub fn standings(&self) -> Vec<Standing> {
+    pub fn standings(&self) -> Vec<ObjectStanding> {
         let standing = |((kind, name), object): (&(Kind, String), &Object)| {
             let lost = object.lost.filter(|loss| loss.at.elapsed() < SHOWN_FOR);
             let problem = match &object.state {
@@ -241,7 +241,7 @@ impl Objects {
                 State::There | State::Missing => None,
             };
             let is_there = object.state == State::There;
-            (!is_there || lost.is_some()).then(|| Standing {
+            (!is_there || lost.is_some()).then(|| ObjectStanding {
                 kind: *kind,
                 name: name.clone(),
                 is_there,

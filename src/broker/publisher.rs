@@ -58,14 +58,14 @@ const LAST_CONFIRMS: Duration = Duration::from_secs(1);
 /// Publishes with confirms, over one connection for the whole process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    requests: Sender<Request>,
+    publications: Sender<Publication>,
     able: Arc<AtomicBool>,
     refusing: Arc<Mutex<Vec<Refusing>>>,
     /// The queues and webhooks of backlogs that are gone.
     gone: Receiver<(String, Uuid)>,
 }
 
-pub(super) struct Request {
+pub(super) struct Publication {
     pub(super) message: Outgoing,
     /// When it was passed to the publisher.
     pub(super) since: Instant,
@@ -83,7 +83,7 @@ pub(super) struct Slip {
     pub(super) is_refused: AtomicBool,
 }
 
-impl Request {
+impl Publication {
     /// Whether a thread still waits for the confirm. If not, the message's delivery will be settled again.
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         self.deadline > now && Arc::strong_count(&self.slip) > 1
@@ -111,7 +111,7 @@ impl Publisher {
     /// Creates the publisher, and the body of its thread.
     #[must_use]
     pub fn new(config: &Config, objects: Arc<Objects>) -> (Self, PublisherThread) {
-        let (sender, requests) = bounded(PUBLISH_QUEUE);
+        let (sender, publications) = bounded(PUBLISH_QUEUE);
         let able = Arc::new(AtomicBool::new(false));
         let (goes, gone) = unbounded();
         let topology = Topology::of(config);
@@ -119,7 +119,7 @@ impl Publisher {
         let refusals = Refusals::new(delays, topology.watched_queues());
         let refusing = refusals.board();
         let thread = PublisherThread {
-            requests,
+            publications,
             able: Arc::clone(&able),
             amqp: config.amqp.clone(),
             connect_timeout: config.connect_timeout,
@@ -130,7 +130,7 @@ impl Publisher {
             causes: Causes::default(),
             gone: goes,
         };
-        (Self { requests: sender, able, refusing, gone }, thread)
+        (Self { publications: sender, able, refusing, gone }, thread)
     }
 
     /// Publishes a message. If the connection is lost before the broker has confirmed it, it is published
@@ -143,7 +143,7 @@ impl Publisher {
         let since = Instant::now();
         let deadline = since + in_hand::CONFIRM;
         let slip = Arc::default();
-        let request = Request {
+        let publication = Publication {
             message,
             since,
             published_at: since,
@@ -151,7 +151,7 @@ impl Publisher {
             confirmed,
             slip: Arc::clone(&slip),
         };
-        self.requests.send_timeout(request, CONFIRM_TIMEOUT).map_err(|_| NotConfirmed)?;
+        self.publications.send_timeout(publication, CONFIRM_TIMEOUT).map_err(|_| NotConfirmed)?;
         Ok(Confirmation { outcome, deadline, slip })
     }
 
@@ -177,14 +177,14 @@ impl Publisher {
 
 /// The thread behind [`Publisher`]. It owns the connection, and reconnects forever.
 pub struct PublisherThread {
-    requests: Receiver<Request>,
+    publications: Receiver<Publication>,
     able: Arc<AtomicBool>,
     amqp: Amqp,
     connect_timeout: Duration,
     topology: Topology,
     objects: Arc<Objects>,
     /// Published on a connection that was lost before they were confirmed.
-    unconfirmed: Vec<Request>,
+    unconfirmed: Vec<Publication>,
     refusals: Refusals,
     /// The logged causes for not being able to publish.
     causes: Causes,
@@ -249,7 +249,7 @@ impl PublisherThread {
                 log::warn!("publishing interrupted: {problem}; reconnecting until it works");
             }
             let now = Instant::now();
-            self.unconfirmed.retain(|request| request.is_wanted(now));
+            self.unconfirmed.retain(|publication| publication.is_wanted(now));
             let _ = stop.wait(backoff.next_wait(jitter()));
         }
     }
@@ -281,8 +281,8 @@ impl PublisherThread {
     /// ended.
     fn serve(&mut self, mut session: Session, stop: &Shutdown) -> Option<String> {
         self.able.store(true, Ordering::Relaxed);
-        for request in std::mem::take(&mut self.unconfirmed) {
-            self.publish(&mut session.main, request);
+        for publication in std::mem::take(&mut self.unconfirmed) {
+            self.publish(&mut session.main, publication);
         }
         let ended = self.take_turns(&mut session, stop);
         let Session { link, main, replaced, .. } = session;
@@ -315,15 +315,15 @@ impl PublisherThread {
             }
             let main = &mut session.main;
             select! {
-                recv(self.requests) -> request => match request {
-                    Ok(request) => self.publish(main, request),
+                recv(self.publications) -> publication => match publication {
+                    Ok(publication) => self.publish(main, publication),
                     Err(_) => return Ended::NobodyLeft,
                 },
                 recv(main.confirms) -> confirm => match confirm {
                     Ok(confirm) => {
                         main.confirmed(confirm);
-                        for request in self.evaluate(main) {
-                            main.publish(request);
+                        for publication in self.evaluate(main) {
+                            main.publish(publication);
                         }
                         self.note_confirm(session);
                     }
@@ -364,10 +364,10 @@ impl PublisherThread {
         Routes::new(&self.topology, Arc::clone(&self.objects))
     }
 
-    fn publish(&mut self, channel: &mut Confirming, request: Request) {
+    fn publish(&mut self, channel: &mut Confirming, publication: Publication) {
         // If its queue refuses messages, it waits behind those that were refused before.
-        if let Some(request) = self.refusals.put_aside(request) {
-            channel.publish(request);
+        if let Some(publication) = self.refusals.put_aside(publication) {
+            channel.publish(publication);
         }
     }
 }

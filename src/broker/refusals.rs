@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::outgoing::Instead;
-use super::publisher::Request;
+use super::publisher::Publication;
 use crate::domain::broker_names::{label_of_queue, wait_queue};
 use crate::domain::time::Span;
 use crate::metrics::Refusing;
@@ -73,7 +73,7 @@ struct Refused {
     /// When it last refused a message, or was found silent.
     last: Instant,
     /// In the order in which the publisher got them.
-    waiting: VecDeque<Request>,
+    waiting: VecDeque<Publication>,
     /// Since when one of them has been tried on a fresh channel.
     probed_at: Option<Instant>,
 }
@@ -99,33 +99,33 @@ impl Refusals {
     }
 
     /// Keeps a message if its queue refuses messages now; otherwise returns it.
-    pub(super) fn put_aside(&mut self, request: Request) -> Option<Request> {
+    pub(super) fn put_aside(&mut self, publication: Publication) -> Option<Publication> {
         if self.queues.is_empty() {
-            return Some(request);
+            return Some(publication);
         }
-        match self.queues.get_mut(&request.message.queue()) {
+        match self.queues.get_mut(&publication.message.queue()) {
             Some(refused)
                 if !refused.waiting.is_empty()
                     || refused.is_probed()
                     || refused.is_left_alone(Instant::now()) =>
             {
-                refused.put(request);
+                refused.put(publication);
                 None
             }
             Some(refused) if refused.left_alone_until.is_some() => {
                 refused.probed_at = Some(Instant::now());
                 // So that its confirm is noticed, which means that the queue works again.
-                request.slip.is_refused.store(true, Ordering::Relaxed);
-                Some(request)
+                publication.slip.is_refused.store(true, Ordering::Relaxed);
+                Some(publication)
             }
-            _ => Some(request),
+            _ => Some(publication),
         }
     }
 
     /// Leaves the queues of these messages alone for a while, because they confirm nothing.
-    pub(super) fn silence(&mut self, requests: Vec<Request>, now: Instant) {
-        for request in requests {
-            let queue = request.message.queue();
+    pub(super) fn silence(&mut self, publications: Vec<Publication>, now: Instant) {
+        for publication in publications {
+            let queue = publication.message.queue();
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
                 *self.counts.entry(label_of_queue(queue)).or_default() += 1;
                 log::warn!(
@@ -137,14 +137,14 @@ impl Refusals {
             refused.last = now;
             refused.probed_at = None;
             refused.left_alone_until = Some(now + LEFT_ALONE);
-            refused.put(request);
+            refused.put(publication);
         }
     }
 
     /// Keeps messages that were refused.
-    pub(super) fn refuse(&mut self, requests: Vec<Request>) {
-        for request in requests {
-            let queue = request.message.queue();
+    pub(super) fn refuse(&mut self, publications: Vec<Publication>) {
+        for publication in publications {
+            let queue = publication.message.queue();
             let now = Instant::now();
             *self.counts.entry(label_of_queue(&queue)).or_default() += 1;
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
@@ -157,13 +157,13 @@ impl Refusals {
             });
             refused.last = now;
             refused.probed_at = None;
-            refused.put(request);
+            refused.put(publication);
         }
     }
 
     /// Records that a queue accepted a message that it had refused. Returns the other messages that wait for
     /// it.
-    pub(super) fn accept(&mut self, queue: &str) -> VecDeque<Request> {
+    pub(super) fn accept(&mut self, queue: &str) -> VecDeque<Publication> {
         let Some(refused) = self.queues.get_mut(queue) else { return VecDeque::new() };
         refused.probed_at = None;
         if refused.left_alone_until.take().is_some() {
@@ -193,7 +193,7 @@ impl Refusals {
     }
 
     /// Takes one message of each queue, to probe the queue.
-    pub(super) fn take_probes(&mut self) -> Vec<Request> {
+    pub(super) fn take_probes(&mut self) -> Vec<Publication> {
         self.tried_at = Instant::now();
         let of = |refused: &mut Refused| {
             if refused.is_probed() || refused.is_left_alone(self.tried_at) {
@@ -207,26 +207,27 @@ impl Refusals {
     }
 
     /// Takes the messages that have waited long enough, and reroutes them.
-    pub(super) fn take_rerouted(&mut self, now: Instant) -> Vec<Request> {
+    pub(super) fn take_rerouted(&mut self, now: Instant) -> Vec<Publication> {
         let takes: Vec<Span> = self.delays.iter().copied().filter(|d| self.takes(*d)).collect();
         let refusing: Vec<String> = self.queues.keys().cloned().collect();
         let mut elsewhere = Vec::new();
         for refused in self.queues.values_mut() {
             let mut kept = VecDeque::new();
             let is_left_alone = refused.is_left_alone(now);
-            for request in refused.waiting.drain(..) {
-                let waited = now.saturating_duration_since(request.since);
+            for publication in refused.waiting.drain(..) {
+                let waited = now.saturating_duration_since(publication.since);
                 let is_crowded = kept.len() >= MOST_IN_HAND;
-                let patience = match request.message.instead {
+                let patience = match publication.message.instead {
                     _ if is_left_alone => Duration::ZERO,
                     Instead::NoBacklog(_) => IN_HAND_FOR_BACKLOG,
                     _ => IN_HAND,
                 };
-                let other = (is_crowded || waited >= patience)
-                    .then(|| other_way(&request.message, &takes, &refusing, waited, is_crowded));
+                let other = (is_crowded || waited >= patience).then(|| {
+                    other_way(&publication.message, &takes, &refusing, waited, is_crowded)
+                });
                 match other.flatten() {
-                    Some(message) => elsewhere.push(Request { message, ..request }),
-                    None => kept.push_back(request),
+                    Some(message) => elsewhere.push(Publication { message, ..publication }),
+                    None => kept.push_back(publication),
                 }
             }
             refused.waiting = kept;
@@ -241,11 +242,11 @@ impl Refusals {
     }
 
     /// Records which messages have overdue confirms.
-    pub(super) fn note_late<'a>(&mut self, requests: impl Iterator<Item = &'a Request>) {
+    pub(super) fn note_late<'a>(&mut self, publications: impl Iterator<Item = &'a Publication>) {
         let mut late: BTreeMap<String, (Instant, usize)> = BTreeMap::new();
-        for request in requests {
-            let found = late.entry(request.message.queue()).or_insert((request.since, 0));
-            *found = (found.0.min(request.since), found.1 + 1);
+        for publication in publications {
+            let found = late.entry(publication.message.queue()).or_insert((publication.since, 0));
+            *found = (found.0.min(publication.since), found.1 + 1);
         }
         for queue in late.keys().filter(|queue| !self.late.contains_key(*queue)) {
             *self.counts.entry(label_of_queue(queue)).or_default() += 1;
@@ -263,7 +264,7 @@ impl Refusals {
     /// Drops messages that nobody waits for, forgets queues that have recovered, and shows the rest.
     pub(super) fn forget_recovered(&mut self, now: Instant) {
         self.queues.retain(|queue, refused| {
-            refused.waiting.retain(|request| request.is_wanted(now));
+            refused.waiting.retain(|publication| publication.is_wanted(now));
             let calm = now.saturating_duration_since(refused.last);
             let is_silent = refused.left_alone_until.is_some();
             let is_over = refused.waiting.is_empty()
@@ -299,7 +300,7 @@ impl Refusals {
     }
 
     /// Takes all messages that wait, for another connection.
-    pub(super) fn take_all(&mut self) -> Vec<Request> {
+    pub(super) fn take_all(&mut self) -> Vec<Publication> {
         let of = |refused: &mut Refused| {
             refused.probed_at = None;
             std::mem::take(&mut refused.waiting)
@@ -329,10 +330,10 @@ impl Refused {
         self.probed_at.is_some_and(|at| at.elapsed() < PROBE)
     }
 
-    fn put(&mut self, request: Request) {
-        request.slip.is_refused.store(true, Ordering::Relaxed);
-        let at = self.waiting.partition_point(|other| other.since <= request.since);
-        self.waiting.insert(at, request);
+    fn put(&mut self, publication: Publication) {
+        publication.slip.is_refused.store(true, Ordering::Relaxed);
+        let at = self.waiting.partition_point(|other| other.since <= publication.since);
+        self.waiting.insert(at, publication);
     }
 }
 

@@ -86,7 +86,7 @@ pub struct Topology {
 
 /// The result of checking a queue without creating it.
 #[derive(Clone, Debug)]
-pub struct Presence {
+pub struct QueuePresence {
     /// The queue's name.
     pub queue: String,
     /// The number of messages ready in it, `None` if it doesn't exist yet; or why it is unusable.
@@ -130,7 +130,7 @@ impl Topology {
         &self,
         link: &mut Link,
         shutdown: &Shutdown,
-    ) -> Result<Vec<Presence>, BrokerError> {
+    ) -> Result<Vec<QueuePresence>, BrokerError> {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
             own.push((retry_queue(origin), retry_options(origin)));
@@ -165,7 +165,7 @@ impl Topology {
                 Err(error) if !is_refusal(&error) => return Err(link.unavailable(&error)),
                 looked => looked.map_err(|error| failed(&address, &queue, &error)),
             };
-            found.push(Presence { queue, messages });
+            found.push(QueuePresence { queue, messages });
         }
         Ok(found)
     }

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
 use super::{Common, Usage, complain, help, print, print_json, read};
-use crate::broker::{self, MoveError, Moved, Progress, moving_queue};
+use crate::broker::{self, MoveError, MoveProgress, Moved, moving_queue};
 use crate::config::QueueType;
 use crate::domain::broker_names;
 use crate::domain::shown::quoted;
@@ -127,15 +127,15 @@ struct SoFar {
 }
 
 impl SoFar {
-    fn hear(&mut self, queue: &str, to: QueueType, progress: Progress) {
+    fn hear(&mut self, queue: &str, to: QueueType, progress: MoveProgress) {
         match progress {
-            Progress::Carried { to, done, of } => {
+            MoveProgress::Carried { to, done, of } => {
                 self.last = format!("{done} of {of} messages moved to {to}");
                 if self.is_seen {
                     let _ = write!(io::stderr(), "\r{} ", self.last);
                 }
             }
-            Progress::Recreated => {
+            MoveProgress::Recreated => {
                 self.end();
                 self.last = format!("{queue} created again, as a {to} queue");
                 if !self.is_json {

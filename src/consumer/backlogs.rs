@@ -32,7 +32,7 @@ mod unanswered;
 mod upkeep;
 
 use news::learn;
-use queue::{Event, Item, Queue, Shared};
+use queue::{Item, Queue, Shared, WorkerReport};
 use unanswered::Unanswered;
 
 /// How often to check what only the clock changes.
@@ -185,7 +185,7 @@ struct Drain<'a, 'c> {
     /// A channel for calls that may close it.
     spare: Option<Channel>,
     shared: Arc<Shared>,
-    events: Receiver<Event>,
+    events: Receiver<WorkerReport>,
     bell: Receiver<()>,
     backlogs: BTreeMap<Uuid, Backlog<'c>>,
     /// Backlogs whose state has just changed.

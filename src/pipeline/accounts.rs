@@ -4,7 +4,7 @@
 //! change while deliveries wait for it; those of other accounts must not reach it. They become dead letters,
 //! so that they still exist if the change was a mistake.
 
-use super::{Context, Pipeline, Promise};
+use super::{MessageContext, Pipeline, Promise};
 use crate::broker::{NotConfirmed, WITHOUT_BACKLOG};
 use crate::directory::Found;
 use crate::domain::account;
@@ -58,7 +58,7 @@ impl Pipeline {
     /// Parks a delivery that its webhook may no longer be allowed to have. That is checked when it comes back.
     pub(super) fn park_unchecked(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
     ) -> Result<Promise, NotConfirmed> {
         log::debug!(
@@ -76,7 +76,7 @@ impl Pipeline {
     /// Turns a delivery into a dead letter because its webhook belongs to another account.
     pub(super) fn bury_for_account(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         webhook: &Webhook,
         mut delivery: Delivery,
     ) -> Result<Promise, NotConfirmed> {

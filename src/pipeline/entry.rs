@@ -1,7 +1,7 @@
 //! Moves deliveries that can't begin now to their receiver's backlog, in order.
 
 use super::onward::travelling;
-use super::{Context, Kept, Pipeline, Promise, age, from_now};
+use super::{Kept, MessageContext, Pipeline, Promise, age, from_now};
 use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
@@ -18,7 +18,7 @@ impl Pipeline {
     /// Arranges a later attempt for a delivery that gets none now, through its receiver's backlog.
     pub(super) fn hold_back(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         webhook: &Webhook,
         mut delivery: Delivery,
         refusal: Refusal,
@@ -65,7 +65,7 @@ impl Pipeline {
     /// Turns a delivery into a dead letter because it became too old without an attempt.
     pub(super) fn expire(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
@@ -75,7 +75,7 @@ impl Pipeline {
     /// Turns a delivery into a dead letter for a reason other than the result of an attempt.
     pub(super) fn bury_unattempted(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         reason: DeadReason,
         why: &'static str,
@@ -97,7 +97,7 @@ impl Pipeline {
     /// Publishes a delivery to its receiver's backlog.
     fn enter(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh};
+use super::{Kept, MessageContext, Missing, Pipeline, Progress, Promise, Promises, fresh};
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
@@ -179,9 +179,9 @@ impl InHand {
         (webhook, fresh(self.fan_out.event.clone(), webhook))
     }
 
-    fn context(&self) -> Context<'_> {
+    fn context(&self) -> MessageContext<'_> {
         let FanOut { pipeline, lane, message, .. } = &*self.fan_out;
-        Context { lane, metrics: pipeline.metrics.lane(&lane.queue), message }
+        MessageContext { lane, metrics: pipeline.metrics.lane(&lane.queue), message }
     }
 
     fn ends(self, kept: Kept) {
@@ -291,7 +291,7 @@ impl Pipeline {
     /// from the start if this process ended meanwhile.
     pub(super) fn split(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         event: &Event,
         webhooks: &[Webhook],
         promises: &mut Promises,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Context, Pipeline, Promises, age};
+use super::{MessageContext, Pipeline, Promises, age};
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::clock::unix_millis;
 use crate::directory::{Found, StoreError};
@@ -164,14 +164,14 @@ impl Pipeline {
         lane: &Lane,
         waiting: Waiting,
         act: impl FnOnce(
-            Context<'_>,
+            MessageContext<'_>,
             Result<Delivery, Malformed>,
             &mut Promises,
         ) -> Result<(), NotConfirmed>,
     ) -> Result<(), NotConfirmed> {
         let Waiting { message, delivery, .. } = waiting;
         let metrics = self.metrics.lane(&lane.queue);
-        let context = Context { lane, metrics, message: &message };
+        let context = MessageContext { lane, metrics, message: &message };
         let mut promises = Promises::new(Instant::now());
         metrics.received.inc();
         act(context, delivery, &mut promises)?;

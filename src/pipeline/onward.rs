@@ -3,7 +3,7 @@
 
 use prometheus::IntCounter;
 
-use super::{Context, Missing, Pipeline, Promise, Promises, age};
+use super::{MessageContext, Missing, Pipeline, Promise, Promises, age};
 use crate::broker::{Message, NotConfirmed, Outgoing};
 use crate::clock::unix_millis;
 use crate::domain::delivery::{self, Delivery};
@@ -16,7 +16,7 @@ use crate::domain::time::Span;
 impl Pipeline {
     pub(super) fn park(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         delay: Span,
         counter: &IntCounter,
@@ -31,7 +31,7 @@ impl Pipeline {
     /// Sends a delivery to the retry lane, for an immediate attempt.
     pub(super) fn hand_over(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
@@ -44,7 +44,7 @@ impl Pipeline {
 
     pub(super) fn bury(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         reason: DeadReason,
     ) -> Result<Promise, NotConfirmed> {
@@ -71,7 +71,7 @@ impl Pipeline {
     /// Publishes a dead letter whose queue didn't accept it when it died. It was counted then.
     pub(super) fn bury_at_last(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
         let outgoing = Outgoing::dead(context.message.clone().arrived(), &context.lane.origin);
@@ -83,8 +83,8 @@ impl Pipeline {
 
     /// Puts a copy of a message that is near its delivery limit at the end of its queue. This is rare, so the
     /// thread waits for the confirm.
-    pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
-        let Context { lane, message, .. } = context;
+    pub(super) fn renew(&self, context: MessageContext<'_>) -> Result<(), NotConfirmed> {
+        let MessageContext { lane, message, .. } = context;
         let copy = message.clone().without_redeliveries();
         self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait_unless_refused()?;
         log::info!("renewed queue={}", lane.queue);
@@ -93,11 +93,11 @@ impl Pipeline {
 
     pub(super) fn bury_malformed(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         error: &Malformed,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
-        let Context { lane, metrics, message } = context;
+        let MessageContext { lane, metrics, message } = context;
         let (bytes, detail) = (message.body.len(), error.to_string());
         log::warn!("malformed queue={} bytes={bytes} detail={detail:?}", lane.queue);
         let mut message = message.clone();
@@ -108,6 +108,6 @@ impl Pipeline {
     }
 }
 
-pub(super) fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
+pub(super) fn travelling(context: MessageContext<'_>, delivery: &Delivery) -> Message {
     context.message.carrying(delivery, &context.lane.origin)
 }

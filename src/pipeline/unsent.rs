@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Context, Kept, Pipeline};
+use super::{Kept, MessageContext, Pipeline};
 use crate::broker::WITHOUT_BACKLOG;
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
@@ -31,7 +31,7 @@ impl Pipeline {
 
     pub(super) fn put_off(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         mut delivery: Delivery,
         attempt: Attempt,
         problem: String,

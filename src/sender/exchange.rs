@@ -26,6 +26,10 @@ use super::head::{self, HeadFacts, Search};
 use super::hosts::{HostGeneration, HostGenerations};
 use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
 
+mod input;
+
+use input::Input;
+
 /// A connection is last used this long before the end that `Keep-Alive` announces: as long as a request may take
 /// to arrive. If half of the announced time is less, that is used instead.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -325,64 +329,6 @@ impl<T: Transport> Buffers for Exchange<T> {
 
     fn can_use_input(&self) -> bool {
         self.input.made_progress && !self.input.released().is_empty()
-    }
-}
-
-/// The bytes that were read, and how many of them ureq may see.
-#[derive(Debug, Default)]
-struct Input {
-    bytes: Vec<u8>,
-    consumed: usize,
-    released: usize,
-    /// Whether ureq consumed bytes last time; otherwise it waits for more.
-    made_progress: bool,
-}
-
-impl Input {
-    fn is_empty(&self) -> bool {
-        self.consumed == self.bytes.len()
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        if self.consumed > 0 {
-            self.bytes.drain(..self.consumed);
-            self.released -= self.consumed;
-            self.consumed = 0;
-        }
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    fn released(&self) -> &[u8] {
-        &self.bytes[self.consumed..self.released]
-    }
-
-    fn waiting(&self) -> &[u8] {
-        &self.bytes[self.released..]
-    }
-
-    /// Releases the next bytes, or their replacement.
-    fn release(&mut self, length: usize, replacement: Option<Vec<u8>>) {
-        let end = self.released + length;
-        match replacement {
-            None => self.released = end,
-            Some(replacement) => {
-                let length = replacement.len();
-                self.bytes.splice(self.released..end, replacement);
-                self.released += length;
-            }
-        }
-    }
-
-    /// False if there was nothing to release.
-    fn release_all(&mut self) -> bool {
-        let is_more = self.released < self.bytes.len();
-        self.released = self.bytes.len();
-        is_more
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.made_progress = amount > 0;
-        self.consumed += amount;
     }
 }
 

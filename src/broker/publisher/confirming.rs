@@ -9,7 +9,7 @@ use amiquip::{
 use crossbeam_channel::{Receiver, TryRecvError};
 use uuid::Uuid;
 
-use super::{LAST_CONFIRMS, Request, UNROUTED_FOR};
+use super::{LAST_CONFIRMS, Publication, UNROUTED_FOR};
 use crate::broker::outgoing::Outgoing;
 use crate::broker::routes::Routes;
 use crate::broker::topology::WITHOUT_BACKLOG;
@@ -23,7 +23,7 @@ pub(in crate::broker) struct Confirming {
     pub(super) channel: Channel,
     pub(in crate::broker) confirms: Receiver<Confirm>,
     pub(super) returns: Receiver<Return>,
-    pub(in crate::broker) unconfirmed: Unconfirmed<Request>,
+    pub(in crate::broker) unconfirmed: Unconfirmed<Publication>,
     /// The queues that have accepted a message that was refused before.
     pub(super) accepted: Vec<String>,
     /// Reroutes messages that can't be routed; if `None`, such a message ends the connection.
@@ -56,20 +56,20 @@ impl Confirming {
         })
     }
 
-    pub(in crate::broker) fn publish(&mut self, mut request: Request) {
-        if !request.is_wanted(Instant::now()) {
+    pub(in crate::broker) fn publish(&mut self, mut publication: Publication) {
+        if !publication.is_wanted(Instant::now()) {
             return;
         }
         if let Some(routes) = &self.routes {
-            routes.avoid_refused(&mut request.message);
+            routes.avoid_refused(&mut publication.message);
         }
-        request.published_at = Instant::now();
-        let (tag, request) = self.unconfirmed.publish(request);
-        let Outgoing { exchange, routing_key, message, .. } = &request.message;
+        publication.published_at = Instant::now();
+        let (tag, publication) = self.unconfirmed.publish(publication);
+        let Outgoing { exchange, routing_key, message, .. } = &publication.message;
         let publish = Publish {
             body: &message.body,
             routing_key: routing_key.clone(),
-            mandatory: request.message.is_mandatory(),
+            mandatory: publication.message.is_mandatory(),
             immediate: false,
             properties: properties(message, tag),
         };
@@ -86,12 +86,12 @@ impl Confirming {
         }
         match confirm {
             Confirm::Ack(ConfirmPayload { delivery_tag, multiple }) => {
-                for request in self.unconfirmed.ack(delivery_tag, multiple) {
-                    if request.slip.is_refused.load(Ordering::Relaxed) {
-                        self.accepted.push(request.message.queue());
+                for publication in self.unconfirmed.ack(delivery_tag, multiple) {
+                    if publication.slip.is_refused.load(Ordering::Relaxed) {
+                        self.accepted.push(publication.message.queue());
                     }
                     // This fails if nobody waits any more. Then the delivery counts as not parked.
-                    let _ = request.confirmed.try_send(());
+                    let _ = publication.confirmed.try_send(());
                 }
             }
             // The queue is full or has no leader. It may accept the message later.
@@ -114,13 +114,13 @@ impl Confirming {
 
     /// Takes the returned messages, to be published again: a missing queue is created soon after it was
     /// noticed. Messages that have waited for [`UNROUTED_FOR`] are rerouted.
-    pub(super) fn take_unrouted(&mut self, now: Instant) -> Vec<Request> {
+    pub(super) fn take_unrouted(&mut self, now: Instant) -> Vec<Publication> {
         let mut unrouted = self.unconfirmed.take_unrouted();
         if let Some(routes) = &self.routes {
             let is_late =
-                |one: &&mut Request| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
-            for request in unrouted.iter_mut().filter(is_late) {
-                routes.reroute(&mut request.message);
+                |one: &&mut Publication| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
+            for publication in unrouted.iter_mut().filter(is_late) {
+                routes.reroute(&mut publication.message);
             }
         }
         unrouted
@@ -128,34 +128,38 @@ impl Confirming {
 
     /// Takes the messages for queues that don't answer. Then the channel has to be replaced, and closed soon:
     /// at the broker it may still hold these messages for the queues.
-    pub(super) fn take_unanswered(&mut self, confirmed_at: Instant, now: Instant) -> Vec<Request> {
-        self.unconfirmed.take_if(|request| request.is_unanswered(confirmed_at, now))
+    pub(super) fn take_unanswered(
+        &mut self,
+        confirmed_at: Instant,
+        now: Instant,
+    ) -> Vec<Publication> {
+        self.unconfirmed.take_if(|publication| publication.is_unanswered(confirmed_at, now))
     }
 
     /// Drops the messages that nobody waits for any more.
     pub(super) fn forget_unwanted(&mut self, now: Instant) {
-        self.unconfirmed.expire(|request| request.is_wanted(now));
+        self.unconfirmed.expire(|publication| publication.is_wanted(now));
     }
 
     /// Reads the return of a message: its queue is gone, or not bound. The ack that follows means nothing, so
     /// the message is removed before it, and published again.
     pub(super) fn returned(&mut self, returned: &Return) {
         let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
-        let request = tag.and_then(|tag| self.unconfirmed.take_returned(tag));
+        let publication = tag.and_then(|tag| self.unconfirmed.take_returned(tag));
         if returned.exchange == BACKLOG_EXCHANGE
             && let Some((origin, webhook)) = read_backlog_key(&returned.routing_key)
         {
             // The backlog was empty and has just been removed, or somebody has deleted it. A parked delivery
             // comes back later, and finds or creates another backlog.
-            if let Some(request) = request {
-                let message = request.message.message;
+            if let Some(publication) = publication {
+                let message = publication.message.message;
                 let message = Outgoing::park(message, WITHOUT_BACKLOG.into(), origin);
-                self.publish(Request { message, ..request });
+                self.publish(Publication { message, ..publication });
             }
             self.gone.push((origin.to_owned(), webhook));
             return;
         }
-        self.unconfirmed.keep_unrouted(request);
+        self.unconfirmed.keep_unrouted(publication);
         match &self.routes {
             Some(routes) => routes.returned(&returned.exchange, &returned.routing_key),
             None => {
@@ -172,7 +176,7 @@ impl Confirming {
     pub(in crate::broker) fn into_unconfirmed(
         mut self,
         kill: &KillSwitch,
-    ) -> (Vec<Request>, Option<String>) {
+    ) -> (Vec<Publication>, Option<String>) {
         // Messages that are confirmed by then need not be published twice.
         let deadline = Instant::now() + LAST_CONFIRMS;
         while !self.unconfirmed.is_empty() {

@@ -3,18 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{CONFIRM_TIMEOUT, Confirming, PublisherThread, Request, Session, TRIAL};
+use super::{CONFIRM_TIMEOUT, Confirming, Publication, PublisherThread, Session, TRIAL};
 use crate::broker::SETUP_TIMEOUT;
 
 impl PublisherThread {
     /// Evaluates the answers that a channel has received. Returns the messages that can be published again.
-    pub(super) fn evaluate(&mut self, channel: &mut Confirming) -> Vec<Request> {
+    pub(super) fn evaluate(&mut self, channel: &mut Confirming) -> Vec<Publication> {
         for backlog in channel.gone.drain(..) {
             // Its receiver outlives this thread.
             let _ = self.gone.send(backlog);
         }
-        for request in channel.unconfirmed.unrouted() {
-            self.refusals.returned(&request.message.queue());
+        for publication in channel.unconfirmed.unrouted() {
+            self.refusals.returned(&publication.message.queue());
         }
         self.refusals.refuse(channel.unconfirmed.take_refused());
         channel.accepted.drain(..).flat_map(|queue| self.refusals.accept(&queue)).collect()
@@ -44,11 +44,11 @@ impl PublisherThread {
         }
         self.read_replaced(session)?;
         self.reroute_unanswered(session, now)?;
-        for request in session.main.take_unrouted(now) {
-            self.publish(&mut session.main, request);
+        for publication in session.main.take_unrouted(now) {
+            self.publish(&mut session.main, publication);
         }
-        for request in self.refusals.take_rerouted(now) {
-            self.publish(&mut session.main, request);
+        for publication in self.refusals.take_rerouted(now) {
+            self.publish(&mut session.main, publication);
         }
         if !session.is_blocked && self.refusals.is_trial_due(now) {
             self.retry_refused(session)?;
@@ -57,9 +57,9 @@ impl PublisherThread {
         let unconfirmed = || channels().flat_map(|channel| channel.unconfirmed.iter());
         // During an alarm nothing is confirmed, whichever queue it is for.
         let is_blocked = session.is_blocked;
-        let is_late = |request: &&Request| !is_blocked && request.is_late(now);
+        let is_late = |publication: &&Publication| !is_blocked && publication.is_late(now);
         self.refusals.note_late(unconfirmed().filter(is_late));
-        let is_any_late = unconfirmed().any(|request| request.is_late(now));
+        let is_any_late = unconfirmed().any(|publication| publication.is_late(now));
         let nothing_comes = session.confirmed_at.elapsed() >= CONFIRM_TIMEOUT;
         if is_any_late && nothing_comes && !std::mem::replace(&mut session.is_overdue, true) {
             self.able.store(false, Ordering::Relaxed);
@@ -113,8 +113,8 @@ impl PublisherThread {
             if channel.unconfirmed.len() < before {
                 self.note_confirm(session);
             }
-            for request in self.evaluate(&mut channel) {
-                session.main.publish(request);
+            for publication in self.evaluate(&mut channel) {
+                session.main.publish(publication);
             }
             session.main.unconfirmed.keep_unrouted(channel.unconfirmed.take_unrouted());
             let problem = channel.broken.take();
@@ -134,8 +134,8 @@ impl PublisherThread {
     /// channel that it has refused once. If it accepts one of them, the fresh channel replaces the main one.
     fn retry_refused(&mut self, session: &mut Session) -> Result<(), Option<String>> {
         let mut fresh = self.open_channel(session)?;
-        for request in self.refusals.take_probes() {
-            fresh.publish(request);
+        for publication in self.refusals.take_probes() {
+            fresh.publish(publication);
         }
         let deadline = Instant::now() + TRIAL;
         while !fresh.unconfirmed.is_empty() && fresh.broken.is_none() {
@@ -151,8 +151,8 @@ impl PublisherThread {
             let again = self.evaluate(&mut fresh);
             session.replaced.push(std::mem::replace(&mut session.main, fresh));
             self.note_confirm(session);
-            for request in again {
-                session.main.publish(request);
+            for publication in again {
+                session.main.publish(publication);
             }
         }
         self.read_replaced(session)

@@ -1,7 +1,7 @@
 //! The checks at the broker: whether it answers, and whether `run` would be allowed to do what it does.
 
 use super::{Finding, finding};
-use crate::broker::{BrokerError, Flaw, Link, Presence, Topology, find_flaws};
+use crate::broker::{BrokerError, Flaw, Link, QueuePresence, Topology, find_flaws};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
 
@@ -29,7 +29,7 @@ pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
     match Topology::of(config).check(&mut link, shutdown) {
         Err(error) => findings.push(finding("topology", Err(error))),
         Ok(queues) => {
-            for Presence { queue, messages } in queues {
+            for QueuePresence { queue, messages } in queues {
                 let name = format!("queue {queue}");
                 // Its problem has been reported.
                 if findings.iter().any(|finding| finding.name == name) {

@@ -9,7 +9,7 @@ use amiquip::ConsumerMessage;
 use crossbeam_channel::TryRecvError;
 use uuid::Uuid;
 
-use super::queue::{self, Done, Event, Queue, Task};
+use super::queue::{self, Assignment, Done, Queue, WorkerReport};
 use super::{Backlog, Drain, SOON, lost};
 use crate::consumer::{Ended, closed};
 use crate::domain::pace::Hold;
@@ -71,9 +71,9 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn take_event(&mut self, event: Event) -> Result<(), Ended> {
+    pub(super) fn take_event(&mut self, event: WorkerReport) -> Result<(), Ended> {
         match event {
-            Event::Done(Done { queue, delivery, is_kept }) => {
+            WorkerReport::Done(Done { queue, delivery, is_kept }) => {
                 if !is_kept {
                     return Err(Ended::Missing(Missing::Confirm));
                 }
@@ -90,12 +90,12 @@ impl Drain<'_, '_> {
                 }
                 Ok(())
             }
-            Event::Check(webhook) => {
+            WorkerReport::Check(webhook) => {
                 self.advance(webhook);
                 Ok(())
             }
-            Event::Unwanted(webhook, why) => self.drop_all(webhook, why),
-            Event::Panicked => panic!("a delivery of a backlog panicked"),
+            WorkerReport::Unwanted(webhook, why) => self.drop_all(webhook, why),
+            WorkerReport::Panicked => panic!("a delivery of a backlog panicked"),
         }
     }
 
@@ -111,7 +111,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    fn start(&self, queue: &Arc<Queue>, task: Task) {
+    fn start(&self, queue: &Arc<Queue>, task: Assignment) {
         self.context.pipeline.tally().taken();
         let work = queue::work(Arc::clone(&self.shared), Arc::clone(queue), task);
         // If no thread can be started, this one does the work, and all other backlogs wait.

@@ -26,14 +26,14 @@ pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) lane: Arc<Lane>,
     /// To the consuming thread.
-    pub(super) events: Sender<Event>,
+    pub(super) events: Sender<WorkerReport>,
     /// The number of threads that work on messages.
     pub(super) at_work: AtomicUsize,
 }
 
 /// What the working threads report to the consuming thread.
 #[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
-pub(super) enum Event {
+pub(super) enum WorkerReport {
     /// A message was handled. It has to be acked; or if its follow-up wasn't confirmed, the session is over.
     Done(Done),
     /// Whether more of this webhook's deliveries may begin has to be checked.
@@ -61,7 +61,7 @@ pub(super) struct Item {
 }
 
 /// A message to work on.
-pub(super) struct Task {
+pub(super) struct Assignment {
     item: Item,
     /// The attempt to make; `None` if it leaves the backlog without one.
     attempt: Option<(Box<Webhook>, Attempt)>,
@@ -137,7 +137,7 @@ impl Queue {
     }
 
     /// Takes the first one if it may begin now.
-    pub(super) fn next(self: &Arc<Self>, shared: &Shared) -> Option<Task> {
+    pub(super) fn next(self: &Arc<Self>, shared: &Shared) -> Option<Assignment> {
         let mut state = self.state();
         if state.is_over || state.in_line.is_some() {
             return None;
@@ -158,7 +158,7 @@ impl Queue {
             Head::Missing => return None,
             Head::Unwanted(why) => {
                 if !std::mem::replace(&mut state.is_unwanted, true) {
-                    let _ = shared.events.send(Event::Unwanted(self.webhook, why));
+                    let _ = shared.events.send(WorkerReport::Unwanted(self.webhook, why));
                 }
                 return None;
             }
@@ -167,7 +167,7 @@ impl Queue {
         if attempt.is_none() {
             self.leaves(shared, &item);
         }
-        Some(Task { item, attempt })
+        Some(Assignment { item, attempt })
     }
 
     fn leaves(&self, shared: &Shared, item: &Item) {
@@ -175,7 +175,7 @@ impl Queue {
     }
 
     /// Takes the first one if it waited for capacity and got it.
-    pub(super) fn called(&self, shared: &Shared) -> Option<Task> {
+    pub(super) fn called(&self, shared: &Shared) -> Option<Assignment> {
         let mut state = self.state();
         let called = match state.in_line.as_ref()?.1.called().try_recv() {
             Err(TryRecvError::Empty) => return None,
@@ -186,12 +186,12 @@ impl Queue {
         match called {
             Ok(attempt) => {
                 let item = state.take_first()?;
-                Some(Task { item, attempt: Some((webhook, attempt)) })
+                Some(Assignment { item, attempt: Some((webhook, attempt)) })
             }
             Err(hold) => {
                 state.hold = Some(hold);
                 // As if the attempt had just been refused.
-                let _ = shared.events.send(Event::Check(self.webhook));
+                let _ = shared.events.send(WorkerReport::Check(self.webhook));
                 None
             }
         }
@@ -200,18 +200,18 @@ impl Queue {
     fn report_done(self: &Arc<Self>, shared: &Shared, delivery: amiquip::Delivery, is_kept: bool) {
         let queue = Arc::clone(self);
         // Fails if the session is over. Then the broker requeues the message.
-        let _ = shared.events.send(Event::Done(Done { queue, delivery, is_kept }));
+        let _ = shared.events.send(WorkerReport::Done(Done { queue, delivery, is_kept }));
     }
 }
 
 /// Works on a message, and on those behind it as long as they may begin.
-pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> workers::Task {
+pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Assignment) -> workers::Task {
     shared.at_work.fetch_add(1, Ordering::Relaxed);
     Box::new(move || {
         let at_work = AtWork { shared, webhook: queue.webhook };
         let shared = &at_work.shared;
         let mut next = Some(first);
-        while let Some(Task { item: Item { delivery, waiting, .. }, attempt }) = next {
+        while let Some(Assignment { item: Item { delivery, waiting, .. }, attempt }) = next {
             let kept = match attempt {
                 Some((webhook, attempt)) => {
                     shared.pipeline.attempt_head(&shared.lane, waiting, &webhook, attempt)
@@ -240,9 +240,9 @@ impl Drop for AtWork {
     fn drop(&mut self) {
         self.shared.at_work.fetch_sub(1, Ordering::Relaxed);
         if thread::panicking() {
-            let _ = self.shared.events.send(Event::Panicked);
+            let _ = self.shared.events.send(WorkerReport::Panicked);
         }
         // Fails if the session is over.
-        let _ = self.shared.events.send(Event::Check(self.webhook));
+        let _ = self.shared.events.send(WorkerReport::Check(self.webhook));
     }
 }
