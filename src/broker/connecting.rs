@@ -268,7 +268,7 @@ fn open<S: Read + Write + Evented + Send + 'static>(
     panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(amiquip::Error::IoThreadPanic))
 }
 
-/// Like `TcpStream::connect_timeout`, but shutdown ends it, too.
+/// Like `TcpStream::connect_timeout`, but shutdown ends it too.
 fn connect_to(address: SocketAddr, limit: Duration, shutdown: &Shutdown) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

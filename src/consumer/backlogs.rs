@@ -173,7 +173,6 @@ struct Backlog<'a> {
 }
 
 /// Manages the backlogs of a queue, for the life of one connection.
-
 struct Drain<'a, 'c> {
     context: &'a Context,
     lane: &'a Arc<Lane>,

@@ -224,7 +224,7 @@ impl Pending {
         self.enter(|_, _| true);
     }
 
-    /// Enters the backlogs of those that may.
+    /// Holds back the deliveries that may enter their backlogs.
     fn enter(&mut self, may_enter: impl Fn(&InHand, &Refusal) -> bool) {
         self.refused.sort_by_key(|(_, refusal)| refusal.entry.map(EntryTicket::number));
         let refused = std::mem::take(&mut self.refused);

@@ -200,7 +200,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Enters a backlog in the lists of what it waits for.
+    /// Updates the lists of backlogs that expect messages, wait for capacity, or are due.
     pub(super) fn list(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));

@@ -91,7 +91,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Checks whether the queue of a backlog is empty, of which no message is in hand.
+    /// Checks whether the queue of a backlog is empty. No message of the backlog is in hand.
     fn check_empty(
         &mut self,
         webhook: Uuid,
