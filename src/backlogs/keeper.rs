@@ -232,7 +232,7 @@ impl Keeper {
     /// Records something that nobody waits for. Skipped if PostgreSQL has just failed to answer: it would take
     /// seconds, while a lane may wait for its own request.
     fn note(&mut self, key: Key, note: impl FnOnce(&Store, &str) -> Result<(), StoreError>) {
-        if self.pauses_creation() {
+        if self.is_creation_paused() {
             return;
         }
         if let Err(error) = note(&self.store, self.origin(key)) {

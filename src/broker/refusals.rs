@@ -272,7 +272,7 @@ impl Refusals {
                 && calm >= if is_silent { FORGOTTEN } else { CALM };
             if is_over && !is_silent {
                 let lasted = refused.last.saturating_duration_since(refused.since).as_secs();
-                log::info!("queue refuses no messages any more queue={queue} after={lasted}s");
+                log::info!("queue takes messages again queue={queue} after={lasted}s");
             }
             !is_over
         });

@@ -152,7 +152,11 @@ impl Pipeline {
             // It was already disabled.
             Ok(false) => {}
             Err(error) => {
-                log::warn!("webhook not disabled webhook={id} cause={:?}", error.to_string())
+                log::warn!(
+                    "webhook not disabled webhook={id} cause={:?}: its receiver answered 410, and the next \
+                     such answer disables it",
+                    error.to_string()
+                );
             }
         }
     }

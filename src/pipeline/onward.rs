@@ -87,7 +87,7 @@ impl Pipeline {
         let MessageContext { lane, message, .. } = context;
         let copy = message.clone().without_redeliveries();
         self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait_unless_refused()?;
-        log::info!("renewed queue={}", lane.queue);
+        log::info!("message replaced by a copy queue={}: it was redelivered too often", lane.queue);
         Ok(())
     }
 

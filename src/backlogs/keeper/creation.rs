@@ -16,7 +16,7 @@ impl Keeper {
         if self.backlogs.open().contains(&key) {
             return true;
         }
-        if self.pauses_creation() {
+        if self.is_creation_paused() {
             return false;
         }
         match self.open(key, cause) {
@@ -63,8 +63,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether backlogs aren't created now, because one has just failed.
-    pub(super) fn pauses_creation(&self) -> bool {
+    /// Whether no backlog is created now, because PostgreSQL or RabbitMQ has just failed.
+    pub(super) fn is_creation_paused(&self) -> bool {
         self.no_creation_before.is_some_and(|until| Instant::now() < until)
     }
 

@@ -121,7 +121,10 @@ impl Keeper {
                     link.open_backlog(&row.queue, row.webhook, shutdown)
                 });
                 if let Err(error) = opened {
-                    log::warn!("backlog not bound queue={queue}: {error}");
+                    log::warn!(
+                        "backlog not bound queue={queue}: {error}; until it is bound, its deliveries wait a \
+                         minute each time"
+                    );
                 }
                 self.receivers.restore(key.1, row.class == Class::Slow.label(), away);
                 self.add_known(key, &row.cause, row.since, true);

@@ -91,7 +91,7 @@ pub(super) fn lack_of_rights(lacking: &BTreeSet<Lacking>, config: &Config) -> Op
         }));
     }
     let problem =
-        format!("{}. User {user:?} has no right {}", remedies.join("; "), parts.join("; "));
+        format!("{}. User {user:?} lacks the permission {}", remedies.join("; "), parts.join("; "));
     Some(Flaw::fatal("rights".to_owned(), format!("run: {problem}")))
 }
 

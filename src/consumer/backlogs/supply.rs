@@ -147,7 +147,7 @@ impl Drain<'_, '_> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         backlog.in_hand -= ready.len();
         for item in ready {
-            // In order: the queue keeps that.
+            // In order, so that they keep their places in the queue.
             item.delivery.nack(self.channel, true).map_err(|error| lost(&error))?;
         }
         Ok(())
