@@ -215,7 +215,7 @@ impl Parts {
                 let vital = problems.into_iter().find(|problem| problem.is_vital);
                 vital.map_or(Ok(name), |problem| Err(problem.error))
             };
-            let connected = connect().inspect(|_| objects.tell());
+            let connected = connect().inspect(|_| objects.start_logging());
             match connected {
                 _ if shutdown.is_requested() => return Ok(None),
                 Ok(name) => return Ok(Some(name)),
@@ -336,6 +336,7 @@ impl Parts {
         let (directory, shutdown) = (Arc::clone(&self.directory), self.shutdown.clone());
         threads.spawn("directory", move || directory.listen(&shutdown, jitter))?;
         threads.spawn("backlogs", move || keeper.run())?;
+        let interruptions = Arc::default();
         for lane in Lane::all(&self.config) {
             let context = consumer::Context {
                 config: Arc::clone(&self.config),
@@ -345,6 +346,7 @@ impl Parts {
                 receivers: Arc::clone(&self.receivers),
                 backlogs: Arc::clone(&self.backlogs),
                 objects: Arc::clone(&self.objects),
+                interruptions: Arc::clone(&interruptions),
                 shutdown: self.shutdown.clone(),
                 jitter,
             };

@@ -1,8 +1,8 @@
-//! The existing backlogs: each is a queue at the broker for what one receiver can't take now.
+//! The existing backlogs: each is a queue at the broker for deliveries that one receiver can't take now.
 //!
-//! Before a delivery enters a backlog, this module makes sure that it exists. The keeper's thread
-//! creates backlogs, tells the threads that consume them ([`crate::consumer`]), and removes those that
-//! have been empty for long. The set of backlogs is in PostgreSQL, so that a restarted process and other
+//! Before a delivery enters a backlog, this module makes sure that the backlog exists. The keeper's thread
+//! creates backlogs, notifies the threads that consume them ([`crate::consumer`]), and removes those that
+//! have been empty for long. PostgreSQL stores the list of backlogs, so that a restarted process and other
 //! instances find them.
 
 use std::cmp::Reverse;
@@ -24,12 +24,12 @@ mod keeper;
 pub use crate::store::Standing;
 pub use keeper::{Inbox, Keeper};
 
-/// How long a delivery waits for the creation of its backlog: as long as PostgreSQL and RabbitMQ may
-/// take together. If several receivers fail at the same time, they wait for one another.
+/// How long a delivery waits for the creation of its backlog: as long as PostgreSQL and RabbitMQ together may
+/// take. If several receivers fail at the same time, their backlogs are created one after another.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The most backlogs. Each costs the broker some hundred kilobytes, and a thousand of them a twentieth
-/// of a core when idle.
+/// The most backlogs. Each costs the broker some hundred kilobytes; a thousand idle ones cost a twentieth of a
+/// core.
 const MOST: usize = 1_000;
 
 /// The number of an event queue, and a webhook.
@@ -46,64 +46,64 @@ pub struct Backlogs {
     open: Mutex<HashSet<Key>>,
     /// The backlogs that exist.
     known: Mutex<HashMap<Key, Known>>,
-    /// Moments count from here.
+    /// The zero of all moments.
     start: Instant,
-    requests: Sender<Request>,
+    requests: Sender<KeeperRequest>,
     /// For the consuming threads, by queue.
     news: Vec<Receiver<News>>,
 }
 
-/// What is known of a backlog.
+/// What this process knows about a backlog.
 #[derive(Clone, Debug)]
 struct Known {
-    /// How many deliveries waited at each count.
+    /// The recent numbers of waiting deliveries.
     depths: Depths,
     since: SystemTime,
     cause: String,
     until: Option<SystemTime>,
 }
 
-/// The backlogs that hold something, for people.
+/// The backlogs that aren't empty, for people.
 #[derive(Clone, Debug)]
 pub struct Longest {
-    /// How many backlogs hold something.
+    /// How many backlogs aren't empty.
     pub filled: usize,
     /// How many webhooks these belong to.
     pub webhooks: usize,
     /// How many of these webhooks match the search.
     pub matching: usize,
-    /// The selected backlogs. The webhooks with most deliveries waiting come first; those of a webhook
-    /// are in the order of the queues.
+    /// The selected backlogs. The webhooks with the most waiting deliveries come first; the backlogs of a
+    /// webhook are in the order of the queues.
     pub listed: Vec<Listed>,
 }
 
-/// A backlog that holds something.
+/// A backlog that isn't empty.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// The queue that its events were published to.
     pub queue: String,
     /// The webhook whose deliveries wait.
     pub webhook: Uuid,
-    /// How many waited at each count.
+    /// The recent numbers of waiting deliveries.
     pub depths: Depths,
     /// The present, on the time scale of `depths`.
     pub at: Moment,
-    /// Since when it holds something.
+    /// Since when it isn't empty.
     pub since: SystemTime,
-    /// Why, as in the metrics.
+    /// Why it waits, as in the metrics.
     pub cause: String,
-    /// How long it waits at least, if that is known.
+    /// Until when it waits at least, if that is known.
     pub until: Option<SystemTime>,
 }
 
 /// News for the threads that consume backlogs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A backlog exists.
+    /// The webhook has a backlog.
     Opened(Uuid),
-    /// It is gone.
+    /// Its backlog is gone.
     Removed(Uuid),
-    /// Whether its webhook gets its events; `None` if it is deleted.
+    /// Whether the webhook gets its events; `None` if it is deleted.
     Standing(Uuid, Option<Standing>),
     /// Some webhook has changed, perhaps its limits.
     Changed,
@@ -111,17 +111,17 @@ pub enum News {
 
 /// A request to the keeper.
 #[derive(Debug)]
-enum Request {
+enum KeeperRequest {
     Open { key: Key, cause: &'static str, opened: Sender<bool> },
     Note { key: Key, cause: &'static str, class: &'static str, until: Option<SystemTime> },
-    Restart(Key),
+    Refilled(Key),
     Paused(Uuid),
     Remove(Key),
     Lost(Key),
 }
 
 impl Backlogs {
-    /// No backlogs yet, and the keeper's part of the channels.
+    /// Returns an empty list, and the keeper's ends of the channels.
     #[must_use]
     pub fn new(config: &Config) -> (Self, keeper::Inbox) {
         let origins: Vec<String> = config.queues.iter().map(|queue| queue.name.clone()).collect();
@@ -139,7 +139,7 @@ impl Backlogs {
         (backlogs, keeper::Inbox { requests: inbox, news: tell })
     }
 
-    /// The id by which this process marks what it puts into backlogs.
+    /// The id with which this process marks the deliveries that it puts into backlogs.
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.instance
@@ -151,16 +151,16 @@ impl Backlogs {
         &self.news[queue]
     }
 
-    /// Makes sure that a webhook has a backlog which deliveries held back for this reason may enter, and
-    /// waits for that. False if there can be none now; the cause is in the log.
+    /// Makes sure that a webhook has a backlog for deliveries held back for this reason, and waits for that.
+    /// False if none can be created now; the cause is in the log.
     #[must_use]
-    pub fn make_sure(&self, queue: usize, webhook: Uuid, why: Held, shutdown: &Shutdown) -> bool {
+    pub fn ensure_open(&self, queue: usize, webhook: Uuid, why: Held, shutdown: &Shutdown) -> bool {
         let key = (queue, webhook);
         if self.open().contains(&key) {
             return true;
         }
         let (opened, answer) = bounded(1);
-        if self.requests.send(Request::Open { key, cause: why.label(), opened }).is_err() {
+        if self.requests.send(KeeperRequest::Open { key, cause: why.label(), opened }).is_err() {
             return false;
         }
         select! {
@@ -180,31 +180,31 @@ impl Backlogs {
         until: Option<SystemTime>,
     ) {
         let cause = why.label();
-        self.ask(Request::Note { key: (queue, webhook), cause, class, until });
+        self.ask(KeeperRequest::Note { key: (queue, webhook), cause, class, until });
     }
 
-    /// A backlog isn't consumed until its webhook is resumed, which may already have happened.
-    pub fn is_paused(&self, webhook: Uuid) {
-        self.ask(Request::Paused(webhook));
+    /// Reports that a backlog isn't consumed until its webhook is resumed, which may already have happened.
+    pub fn report_paused(&self, webhook: Uuid) {
+        self.ask(KeeperRequest::Paused(webhook));
     }
 
-    /// A backlog was empty and no longer is.
-    pub fn restart(&self, queue: usize, webhook: Uuid) {
-        self.ask(Request::Restart((queue, webhook)));
+    /// Reports that a backlog was empty and no longer is.
+    pub fn report_refilled(&self, queue: usize, webhook: Uuid) {
+        self.ask(KeeperRequest::Refilled((queue, webhook)));
     }
 
     /// Asks for the removal of a backlog: it has been empty for long, or its webhook is deleted.
     pub fn remove(&self, queue: usize, webhook: Uuid) {
-        self.ask(Request::Remove((queue, webhook)));
+        self.ask(KeeperRequest::Remove((queue, webhook)));
     }
 
-    /// A backlog's queue no longer exists.
-    pub fn lost(&self, queue: usize, webhook: Uuid) {
-        self.ask(Request::Lost((queue, webhook)));
+    /// Reports that a backlog's queue no longer exists.
+    pub fn report_lost(&self, queue: usize, webhook: Uuid) {
+        self.ask(KeeperRequest::Lost((queue, webhook)));
     }
 
-    /// The backlogs that hold something, of the webhooks that `are_meant`: of the `most` webhooks with
-    /// most deliveries waiting, and of those in `also`.
+    /// The backlogs that aren't empty, of the webhooks that `are_meant`: of the `most` webhooks with the most
+    /// waiting deliveries, and of those in `also`.
     #[must_use]
     pub fn longest(
         &self,
@@ -245,8 +245,8 @@ impl Backlogs {
         Longest { filled, webhooks, matching, listed }
     }
 
-    /// The growth of all backlogs of a queue together per second (negative if they shrink), and the
-    /// seconds until the last of them is empty, each at its own pace. `None` while one doesn't shrink.
+    /// The growth of all backlogs of a queue together, per second (negative if they shrink), and the seconds
+    /// until the last of them is empty; `None` if one doesn't shrink.
     #[must_use]
     pub fn pace(&self, queue: usize) -> (f64, Option<f64>) {
         let known = self.known();
@@ -265,8 +265,8 @@ impl Backlogs {
         filled.map(|((_, webhook), _)| *webhook).collect()
     }
 
-    fn ask(&self, request: Request) {
-        // At shutdown nobody receives it; then the next start finds out.
+    fn ask(&self, request: KeeperRequest) {
+        // At shutdown nobody receives it. Then the next start finds out.
         let _ = self.requests.send(request);
     }
 

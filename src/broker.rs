@@ -1,66 +1,67 @@
 //! RabbitMQ: connections that can't hang, the topology, and confirmed publishing.
 //!
-//! [`Link`] is a connection (`broker/link.rs`), and `broker/connecting.rs` opens it. What we need at the
-//! broker stands in `broker/topology.rs`; `broker/declare.rs` makes it and finds out what is lost.
-//! [`Publisher`] publishes for the whole process, [`Batches`] for commands, [`Announcer`] notices. Here
-//! are the errors and the time limits that all of them share.
+//! [`Link`] is a connection (`broker/link.rs`), and `broker/connecting.rs` opens it.
+//! `broker/topology.rs` lists the queues and exchanges that we need; `broker/declare.rs` creates them and
+//! detects which were lost. [`Publisher`] publishes for the whole process, [`Batches`] for commands, and
+//! [`Announcer`] publishes notices. This file has the errors and time limits that all of them share.
 //!
 //! # amiquip
 //!
-//! AMQP is spoken by amiquip 0.4.2, which nobody has maintained since 2022. It is named here and in
-//! [`crate::consumer`] only, so that these two modules are all that a successor would have to replace.
+//! Our AMQP client is amiquip 0.4.2, unmaintained since 2022. Only this module and [`crate::consumer`] use
+//! it, so only these two would change if another client replaced it.
 //!
 //! What we rely on:
 //!
-//! - **Calls block, and have no time limit.** A broker that sends heartbeats and answers nothing holds
-//!   a call for ever; so do the drops of a channel, a consumer and a connection, each of which waits for
-//!   an answer. So we open each socket ourselves and keep a second handle of it: [`KillSwitch`] shuts
-//!   the socket down, and every pending call fails within a millisecond. Calls and drops happen inside
-//!   [`KillSwitch::guard`] or after [`KillSwitch::cut`]; consumers go before their channel, channels
-//!   before their connection.
-//! - **`Connection::insecure_open_stream` takes any stream of mio 0.6.** We hand it ours
-//!   (`broker/connecting.rs`), with TLS below it (`broker/tls.rs`) and, on what is read, the
-//!   corrections of `broker/repair.rs`. We never give it a URL, since its errors would print it.
+//! - **Calls block, and have no time limit.** If a broker sends heartbeats but answers nothing, a call
+//!   blocks forever. So does the drop of a channel, a consumer or a connection, since each waits for an
+//!   answer. So we open each socket ourselves and keep a second handle of it: [`KillSwitch`] shuts the
+//!   socket down, and every pending call fails within a millisecond. Calls and drops happen inside
+//!   [`KillSwitch::guard`] or after [`KillSwitch::cut`]; consumers are dropped before their channel, and
+//!   channels before their connection.
+//! - **`Connection::insecure_open_stream` takes any stream of mio 0.6.** We pass our own stream
+//!   (`broker/connecting.rs`), with TLS below it (`broker/tls.rs`). `broker/repair.rs` corrects what is
+//!   read from it. We never pass a URL, because errors would print it.
 //! - **A connection has two threads of its own.** They also send heartbeats, and give the connection up
-//!   when two of the broker's are missing. One sign of a lost connection is always there: all its
-//!   receivers are disconnected. [`Link::listen_for_loss`] makes one for those that have no other.
+//!   when two of the broker's are missing. A lost connection always disconnects all its receivers.
+//!   [`Link::listen_for_loss`] creates such a receiver for code that has no other.
 //! - **A consumer's receiver is an unbounded crossbeam channel**, filled no further than the prefetch
-//!   count. Its last message says why it ended; after a loss there may be none, only the
-//!   disconnection. [`cancel`] hears a consumer out: one that is dropped earlier costs the connection.
-//! - **An ack names a channel and a number, both of which another connection has, too.** So a delivery
-//!   must not outlive its connection: consumers run in scoped threads.
-//! - **Confirms and returns come by two receivers**, which have to be asked for before the channel is
-//!   put into confirm mode. A return comes before its ack, but may be read after it, so returns are
-//!   taken first (`broker/publisher/confirming.rs`). A return has no tag: our correlation id is the tag.
-//! - **A refusal closes the channel**, not the connection: `ServerClosedChannel`, whose code and words
-//!   we match (`broker/calls.rs`, `broker/refusal.rs`, `broker/rights.rs`). The other errors that we tell
-//!   apart are `ServerClosedConnection` and, while connecting, `InvalidCredentials`.
+//!   count. Its last message says why the consumer ended; after a lost connection there may be no such
+//!   message, only the disconnection. A consumer that is dropped before its last message arrives costs the
+//!   connection, so [`cancel`] reads all of them.
+//! - **An ack consists of a channel's number and a delivery tag, which are unique per connection only.** So
+//!   a delivery must not outlive its connection: consumers run in scoped threads.
+//! - **Confirms and returns arrive on two receivers**, which have to be requested before the channel is put
+//!   into confirm mode. A return arrives before its ack, but may be read after it, so returns are read
+//!   first (`broker/publisher/confirming.rs`). A return has no tag, so we send the tag as correlation id.
+//! - **A refusal closes the channel**, not the connection: `ServerClosedChannel`, whose code and text we
+//!   match (`broker/calls.rs`, `broker/refusal.rs`, `broker/rights.rs`). We distinguish two other errors:
+//!   `ServerClosedConnection` and, while connecting, `InvalidCredentials`.
 //!
 //! What we work around, and where:
 //!
-//! - A property that is not UTF-8 ends the connection, a header that is not hides those after it, and
-//!   deeply nested ones overflow the stack: `broker/repair.rs`.
-//! - Headers go out in one frame, whatever their size, and in quadratic time: `broker/message.rs`.
-//! - A broker with a memory or disk alarm stops reading, and a publish blocks once 16 MiB are buffered:
-//!   deliveries are never published by a connection that consumes.
-//! - It panics where it can't have its threads: `broker/connecting.rs` looks first and catches the rest.
-//!   The release profile keeps unwinding.
-//! - It reports a clean close as an error, and logs it: [`Link::close`] and the logger of `cli` leave
-//!   it out.
+//! - A property that isn't UTF-8 ends the connection, a header that isn't UTF-8 hides all headers after it,
+//!   and deeply nested headers overflow the stack: `broker/repair.rs`.
+//! - All headers of a message are sent in one frame, whatever their size, and in quadratic time:
+//!   `broker/message.rs`.
+//! - A broker with a memory or disk alarm stops reading, and a publish blocks once 16 MiB are buffered. So
+//!   a connection that consumes never publishes deliveries.
+//! - It panics if it can't start its threads: `broker/connecting.rs` checks for room first and catches the
+//!   panic otherwise. So the release profile keeps unwinding.
+//! - It reports and logs a clean close as an error: [`Link::close`] and the logger of `cli` ignore it.
 //!
-//! If a toolchain no longer compiles it, this is what has to be vendored by `[patch.crates-io]` in
-//! Cargo.toml, one copied crate each (`cargo tree -i CRATE` shows what needs it):
+//! If a toolchain no longer compiles amiquip, these crates have to be vendored by `[patch.crates-io]` in
+//! Cargo.toml (`cargo tree -i CRATE` shows what needs a crate):
 //!
 //! - **nom 4.2.3**, first of all: rustc announces that "trailing semicolon in macro used in expression
 //!   position" becomes an error (rust-lang/rust#79813; `cargo report future-incompatibilities`). Remove
 //!   the semicolons that it names; they are at the end of nom's own macros, in `macros.rs`, `sequence.rs`
-//!   and `simple_errors.rs`. The parsers of amq-protocol 1.4 and amq-protocol-types 1.2 are made of these
-//!   macros, so nothing else has to change.
+//!   and `simple_errors.rs`. The parsers of amq-protocol 1.4 and amq-protocol-types 1.2 are built from
+//!   these macros, so nothing else has to change.
 //! - **mio 0.6.23**, with **mio-extras 2.0** and **net2 0.2.39**, if the standard library's sockets change
 //!   below them.
-//! - **amq-protocol 1.4**: a build script writes its source by handlebars 1.1. A copy can hold the
-//!   written source and do without the script. It also pulls in url 1.7, for a parser of URLs that we
-//!   don't use.
+//! - **amq-protocol 1.4**: its build script generates source code with handlebars 1.1. A copy can contain
+//!   the generated code and omit the script. The crate also depends on url 1.7, whose URL parser we don't
+//!   use.
 //! - **amiquip** itself, if any of these has to be replaced by a newer major version.
 
 use std::time::Duration;
@@ -93,20 +94,20 @@ mod watch;
 use refusal::failed;
 
 pub use batch::Batches;
-pub use browse::{BATCH, Browsed, Look, Manner, Verdict, Verdicts, browse};
+pub use browse::{BATCH, Browsed, Judge, Manner, Verdict, Verdicts, browse};
 pub use calls::QueueCounts;
 pub use declare::{Problem, declare_lane};
 pub use guard::KillSwitch;
 pub use link::{Link, cancel};
 pub use message::Message;
-pub use moving::{MoveError, Moved, Progress, QueueStanding, look_at, move_queue};
+pub use moving::{MoveError, MoveProgress, Moved, QueueStanding, inspect_queue, move_queue};
 pub use notices::{Announced, Announcer, NotAnnounced};
-pub use objects::{Objects, Standing};
+pub use objects::{ObjectStanding, Objects};
 pub use outgoing::Outgoing;
 pub use publisher::{Confirmation, NotConfirmed, Publisher, PublisherThread};
-pub use rights::{Flaw, look_for_flaws};
+pub use rights::{Flaw, find_flaws};
 pub use streams::{consume_no_stream, why_not_consumed};
-pub use topology::{Lane, LaneKind, Presence, Topology, WITHOUT_BACKLOG};
+pub use topology::{Lane, LaneKind, QueuePresence, Topology, WITHOUT_BACKLOG};
 pub use watch::watch_queues;
 
 pub use crate::domain::broker_names::header::PRODUCERS_ACCOUNT as ACCOUNT;
@@ -114,18 +115,18 @@ pub use crate::domain::broker_names::{
     ORPHANED, backlog_queue, dead_queue, moving_queue, retry_queue, wait_queue,
 };
 
-/// How long setting up a connection or a lane may take, at each address of the broker. A loaded broker
-/// takes tens of milliseconds, one that is just starting a second. A set-up that begins while the
-/// network is frozen never ends, and delays the next attempt by this.
+/// How long setting up a connection or a lane may take, for each address of the broker. A loaded broker
+/// takes tens of milliseconds, and one that is just starting a second. If the network is frozen, the set-up
+/// never ends, and the next attempt begins this much later.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call may take on a connection that other threads use: cutting it makes RabbitMQ redeliver
-/// all that they have in hand. A broker on a loaded machine can need seconds; one that is gone is
-/// detected by its missing heartbeats.
+/// How long a call may take on a connection that other threads use: if it is cut, RabbitMQ redelivers all
+/// messages that they have in hand. A broker on a loaded machine can need seconds; missing heartbeats
+/// reveal one that is gone.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a clean close may take before the socket is cut instead. The broker requeues what was
-/// not acked either way.
+/// How long a clean close may take before the socket is cut instead. Either way the broker requeues all
+/// unacked messages.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the broker can't be used.
@@ -139,7 +140,7 @@ pub enum BrokerError {
         /// What happened.
         problem: String,
     },
-    /// Another attempt would fail, too.
+    /// Another attempt would fail too.
     #[error("RabbitMQ at {address}: {problem}")]
     Misconfigured {
         /// Host and port.

@@ -1,10 +1,10 @@
-//! One lane: connect, consume, settle, reconnect, until shutdown.
+//! One lane: connects, consumes, settles messages and reconnects, until shutdown.
 //!
-//! (Only this module and [`crate::broker`] use amiquip.) A lane owns its connection; each of its
-//! consumers has a channel of it and a thread. There is one consumer while that is enough, and more
-//! while messages wait for slow receivers: the lane's own thread sees to that
-//! ([`crate::domain::growth`]). The consumers run in scoped threads that end before the connection does.
-//! So an ack can't reach a later connection, where the same tag means another message.
+//! (Only this module and [`crate::broker`] use amiquip.) A lane owns its connection; each of its consumers
+//! has a channel of the connection and a thread. A lane has one consumer as long as that is enough, and more
+//! while messages wait for slow receivers: the lane's own thread starts and ends them
+//! ([`crate::domain::growth`]). The consumers run in scoped threads that end before the connection does. So
+//! an ack can't reach a later connection, where the same tag means another message.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,33 +29,39 @@ use crate::workers::Workers;
 
 mod backlogs;
 mod crew;
+mod interruptions;
 mod relief;
 mod window;
 
 use crew::{Crew, Post};
+use interruptions::GATHERING;
 use relief::Returned;
 use window::Window;
 
-/// A connection that lasted this long was good: the next failure starts a new backoff.
+pub use interruptions::Interruptions;
+
+/// After a connection that lasted this long, the backoff starts anew.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 
 /// What a lane needs.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Addresses, prefetch and time-outs.
+    /// Addresses, prefetch count and time limits.
     pub config: Arc<Config>,
-    /// Settles the messages.
+    /// Settles messages.
     pub pipeline: Arc<Pipeline>,
     /// Shows whether the lane consumes.
     pub metrics: Arc<Metrics>,
-    /// Take over from stuck consumers, and make the requests of backlogs.
+    /// Take over messages of stuck consumers, and make the requests of backlogs.
     pub workers: Workers,
-    /// Decide when a backlog's first message may begin.
+    /// Decides when a backlog's first message may begin.
     pub receivers: Arc<Receivers>,
     /// The backlogs that exist.
     pub backlogs: Arc<Backlogs>,
     /// The state of the queues.
     pub objects: Arc<Objects>,
+    /// Logs why lanes are interrupted.
+    pub interruptions: Arc<Interruptions>,
     /// Ends the lane.
     pub shutdown: Shutdown,
     /// Random numbers from 0 to 1, for the backoff.
@@ -69,11 +75,11 @@ enum Ended {
     Asked,
     /// The lane has more consumers than it needs.
     Surplus,
-    /// A message had to be handed back.
+    /// A message had to be handed back, because this was missing.
     Missing(Missing),
-    /// RabbitMQ ended the consumer. The connection and the channel are still there.
+    /// RabbitMQ ended the consumer. The connection and the channel still work.
     Cancelled,
-    /// The connection, the channel or the consumer was lost: the error.
+    /// The connection, the channel or the consumer was lost, with this error.
     Lost(String),
 }
 
@@ -81,23 +87,23 @@ enum Ended {
 pub fn run(context: &Context, lane: &Arc<Lane>) {
     match lane.kind {
         LaneKind::Events | LaneKind::Retries => {
-            connect_again(context, lane, |causes| session(context, lane, causes));
+            run_sessions(context, lane, |causes| session(context, lane, causes));
         }
         LaneKind::Backlogs => backlogs::run(context, lane),
     }
 }
 
-/// Runs one session after another until shutdown. Each gets the causes that were logged while there was
-/// none, and ends them when it consumes.
-fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Causes) -> Ended) {
+/// Runs one session after another until shutdown. Each gets the causes that were logged since the lane last
+/// consumed, and ends them when it consumes.
+fn run_sessions(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Causes) -> Ended) {
     let mut backoff = Backoff::default();
     let mut missing = None;
     // Each cause is logged once, not once per attempt.
     let mut causes = Causes::default();
     while !context.shutdown.is_requested() {
         let started = Instant::now();
-        // While messages can't be settled none is consumed: they would only go back and forth. (Whether
-        // confirms arrive is known only by publishing, so that is checked only after a failure.)
+        // While messages can't be settled, none is consumed: they would only go back and forth. (Whether
+        // confirms arrive can be tested only by publishing, so that is checked only after a failure.)
         missing = context.pipeline.missing(missing.as_ref());
         let (ended, lasted) = match &missing {
             Some(missing) => (Ended::Missing(missing.clone()), Duration::ZERO),
@@ -117,8 +123,8 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
             Ended::Cancelled => (
                 Interruption::Broker,
                 format!(
-                    "RabbitMQ cancelled the consumer. If nobody has deleted its queue and created it \
-                     again, a message was not acked in time: {RAISE_IT}"
+                    "RabbitMQ cancelled the consumer. If its queue was not deleted and recreated, a message \
+                     was not acked in time: {RAISE_IT}"
                 ),
             ),
             Ended::Lost(problem) => (Interruption::Broker, problem),
@@ -127,10 +133,13 @@ fn connect_again(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Ca
         if context.shutdown.is_requested() {
             return;
         }
-        if causes.is_news(&problem) {
-            log::warn!("lane interrupted queue={} cause={problem:?}", lane.queue);
+        let mut wait = backoff.wait_after(lasted, GOOD_SESSION, (context.jitter)());
+        if causes.is_news(&problem) && context.interruptions.add(&lane.queue, &problem) {
+            let gathering = GATHERING.min(wait);
+            let _ = context.shutdown.wait(gathering);
+            context.interruptions.log(&problem);
+            wait -= gathering;
         }
-        let wait = backoff.wait_after(lasted, GOOD_SESSION, (context.jitter)());
         let _ = context.shutdown.wait(wait);
     }
 }
@@ -147,7 +156,7 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
         return Ended::Lost(error.to_string());
     }
     match crew::run(context, lane, &mut link, causes) {
-        // Because the queue was deleted, or with RabbitMQ 4.3 or newer also with the queue in place.
+        // The queue was deleted; or it exists, and RabbitMQ 4.3 or newer cancelled the consumer.
         Ended::Cancelled => match link.queue_messages(&lane.queue, shutdown) {
             Ok(Some(_)) => {
                 link.close();
@@ -167,7 +176,7 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
     }
 }
 
-/// One consumer: takes messages one by one until it is asked to end or loses its channel.
+/// One consumer: settles messages one by one until it is asked to end or loses its channel.
 fn consume(
     crew: &Crew<'_>,
     channel: &Channel,
@@ -186,13 +195,13 @@ fn consume(
         Ok(consumer) => consumer,
         Err(error) => return Ended::Lost(why_not_consumed(&error)),
     };
-    post.opens(consumer.receiver());
-    crew.consumes();
+    post.set_messages(consumer.receiver());
+    crew.report_consuming();
     let window = Window::new(&consumer, lane, &context.pipeline, prefetch_count);
     let (ended, back) =
         Consuming { crew, post, consumer: &consumer, window, returned, surplus, back: Vec::new() }
             .run();
-    // Cancel first: messages handed back while we consume would be delivered to us again.
+    // Cancel first: otherwise messages that are handed back would be delivered to us again.
     kill.guard_shared(ending, || {
         let waiting = cancel(&consumer);
         for delivery in back.into_iter().chain(waiting) {
@@ -211,16 +220,16 @@ struct Consuming<'a> {
     post: &'a Post,
     consumer: &'a Consumer<'a>,
     window: Window<'a>,
-    /// Messages of this consumer that others have settled.
+    /// Messages of this consumer that other threads have settled.
     returned: &'a Receiver<Returned>,
-    /// Fires if this consumer is surplus.
+    /// Requested if this consumer is surplus.
     surplus: &'a Shutdown,
-    /// Messages that couldn't be settled.
+    /// Messages to hand back, because they couldn't be settled.
     back: Vec<amiquip::Delivery>,
 }
 
 impl Consuming<'_> {
-    /// Consumes. Returns why that ended, and the messages that have to go back to the broker.
+    /// Consumes until the end. Returns why it ended, and the messages to hand back.
     fn run(mut self) -> (Ended, Vec<amiquip::Delivery>) {
         let mut cancelled = false;
         let mut ended = self.take_messages();
@@ -228,11 +237,11 @@ impl Consuming<'_> {
             cancelled = true;
             ended = self.leave();
         }
-        // Threads that took over messages finish too: a message must not outlive its connection.
+        // Threads that took over messages finish first: a message must not outlive its connection.
         self.wait_for_reliefs();
         let Self { window, mut back, .. } = self;
         match ended {
-            // The broker has taken everything back already, or does so with the channel.
+            // The broker has requeued everything already, or does so when the channel closes.
             Ended::Lost(_) | Ended::Cancelled => back.clear(),
             Ended::Asked | Ended::Surplus | Ended::Missing(_) => {
                 back.extend(window.finish(cancelled));
@@ -253,15 +262,19 @@ impl Consuming<'_> {
 
     fn settle(&mut self, message: ConsumerMessage) -> Result<(), Ended> {
         let mut delivery = delivery(message)?;
-        if self.post.takes(delivery.delivery_tag()) {
+        if self.post.take(delivery.delivery_tag()) {
             return self.window.hand_back(delivery);
         }
-        self.window.taken();
+        self.window.count_taken();
         let settlement = self.crew.settle(&mut delivery, self.post.progress());
-        self.note(delivery, settlement)
+        self.keep_settled(delivery, settlement)
     }
 
-    fn note(&mut self, delivery: amiquip::Delivery, settlement: Settlement) -> Result<(), Ended> {
+    fn keep_settled(
+        &mut self,
+        delivery: amiquip::Delivery,
+        settlement: Settlement,
+    ) -> Result<(), Ended> {
         match settlement {
             Settlement::Done(promises) => {
                 self.window.push(delivery, promises);
@@ -274,7 +287,7 @@ impl Consuming<'_> {
         }
     }
 
-    /// Acks what can be acked, and returns the next message.
+    /// Acks all messages that can be acked, and returns the next message.
     fn next_message(&mut self) -> Result<ConsumerMessage, Ended> {
         let Crew { context: Context { shutdown, .. }, ending, .. } = self.crew;
         loop {
@@ -286,14 +299,14 @@ impl Consuming<'_> {
             if let Ok(message) = self.consumer.receiver().try_recv() {
                 return Ok(message);
             }
-            // There is nothing to do but wait, so nothing to delay the acks for.
+            // No message is there to be acked together with these, so nothing is gained by a delay.
             self.window.ack()?;
             if !self.window.is_full() {
                 self.post.progress().ends();
             }
-            // From a queue that holds more, the next message arrives within microseconds after the ack.
-            // `recv_timeout` spins that long before the thread sleeps, but `select!` doesn't; and waking
-            // a thread costs as much as receiving a message.
+            // If the queue holds more, the next message arrives within microseconds after the ack.
+            // `recv_timeout` spins that long before the thread sleeps, but `select!` doesn't, and waking a
+            // thread costs as much as receiving a message.
             if let Ok(message) = self.consumer.receiver().recv_timeout(Duration::ZERO) {
                 return Ok(message);
             }
@@ -322,7 +335,7 @@ impl Consuming<'_> {
         }
     }
 
-    /// Takes back messages that others have settled.
+    /// Takes back messages that other threads have settled.
     fn take_returned(&mut self) -> Result<(), Ended> {
         while let Ok(returned) = self.returned.try_recv() {
             self.take(Some(returned))?;
@@ -333,8 +346,8 @@ impl Consuming<'_> {
     fn take(&mut self, returned: Option<Returned>) -> Result<(), Ended> {
         match returned {
             Some(Returned::Settled(delivery, settlement)) => {
-                self.window.taken_over();
-                self.note(delivery, settlement)
+                self.window.count_returned();
+                self.keep_settled(delivery, settlement)
             }
             Some(Returned::Old(delivery)) => self.window.hand_back(delivery),
             Some(Returned::Other(message)) => {
@@ -342,15 +355,15 @@ impl Consuming<'_> {
                 Ok(())
             }
             Some(Returned::Over) => {
-                self.post.relief_is_over();
+                self.post.remove_relief();
                 Ok(())
             }
             None => Ok(()),
         }
     }
 
-    /// Accepts no more messages and settles those it has: handing them back would count as redeliveries.
-    /// At shutdown, and after a message couldn't be settled, the rest goes back.
+    /// Ends a surplus consumer: it accepts no more messages and settles those it has, because handing them back
+    /// would count as redeliveries. At shutdown, or if a message can't be settled, the rest is handed back.
     fn leave(&mut self) -> Ended {
         let mut ended = Ended::Surplus;
         let Crew { kill, ending, .. } = self.crew;
@@ -368,17 +381,17 @@ impl Consuming<'_> {
     }
 
     fn wait_for_reliefs(&mut self) {
-        self.post.closes();
-        // Each ends once it has settled its current message.
+        self.post.close();
+        // Each relief ends once it has settled its current message.
         while self.post.has_reliefs() {
-            // Anything else it may report doesn't matter to a consumer that is ending.
+            // The consumer ends anyway, so an error doesn't matter.
             let _ = self.take(self.returned.recv().ok());
         }
     }
 }
 
-/// RabbitMQ closed a channel or connection. Up to version 4.2 it closes the channel if a message isn't
-/// acked in time; newer versions cancel the consumer.
+/// RabbitMQ closed a channel or connection. Up to version 4.2 it closes the channel if a message isn't acked
+/// in time; newer versions cancel the consumer.
 fn closed(error: &amiquip::Error) -> Ended {
     let error = error.to_string();
     match error.contains("delivery acknowledgement") {

@@ -1,8 +1,8 @@
 //! Reads, replays and purges the dead-letter queues and `webhooks.orphaned`.
 //!
-//! A dead letter leaves its queue by an ack, and never before the broker has confirmed the message that
-//! replaces it. So an interrupted replay loses nothing, whatever interrupts it: dead letters that it
-//! hadn't reached are still dead, and at most one batch of [`broker::BATCH`] is both dead and replayed.
+//! A dead letter leaves its queue by an ack, and never before the broker has confirmed the message that replaces
+//! it. So an interrupted replay loses nothing: dead letters that it hadn't reached are still dead, and at most
+//! one batch of [`broker::BATCH`] is both dead and replayed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -21,15 +21,15 @@ use crate::domain::event::{Event, Malformed, account_of};
 use crate::shutdown::{self, Shutdown};
 use crate::store::{Standing, Store, StoreError};
 
-/// The number of looks at which dead letters are replaced by copies.
+/// A dead letter that was read this often is replaced by a copy, with others of its queue.
 ///
-/// RabbitMQ counts each look at a dead letter as a failed delivery, and may drop it after some: after 20
-/// on RabbitMQ 4, unless somebody set another limit. Each look replaces some by copies, so that they
-/// rarely reach this number; large ones may, or after interrupted looks.
-const MANY_LOOKS: i64 = 12;
+/// RabbitMQ counts each read of a dead letter as a failed delivery, and may drop it after some: after 20 on
+/// RabbitMQ 4, unless somebody has set another limit. Each command replaces some by copies, so that few reach
+/// this number: large ones, or those of interrupted commands.
+const MANY_READS: i64 = 12;
 
-/// If one in a queue has reached [`MANY_LOOKS`], all that were looked at at least this often are replaced.
-const SOME_LOOKS: i64 = 6;
+/// If a dead letter in a queue has reached [`MANY_READS`], all that were read at least this often are replaced.
+const SOME_READS: i64 = 6;
 
 /// The dead letters that a command is about.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ pub struct DeadLetterScope<'a> {
     pub config: &'a Config,
     /// The queues that the events were published to.
     pub queues: &'a [String],
-    /// Whether to include what is orphaned of other queues.
+    /// Whether to include orphaned deliveries of other queues.
     pub any_orphaned: bool,
     /// Selects among their dead letters.
     pub selection: &'a Selection,
@@ -51,32 +51,32 @@ pub struct DeadLetterScope<'a> {
 /// Why a command couldn't be completed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
-    /// The broker failed; what wasn't replayed or purged yet is still there.
+    /// The broker failed; all dead letters that weren't replayed or purged yet are still there.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// PostgreSQL failed; what wasn't replayed yet is still there.
-    #[error("it is not known which webhooks are disabled or deleted: {0}")]
+    /// PostgreSQL failed; all dead letters that weren't replayed yet are still there.
+    #[error("cannot find out which webhooks are disabled or deleted: {0}")]
     Store(#[from] StoreError),
     /// There is no such dead-letter queue.
     #[error(
-        "{0:?} has no dead-letter queue: check --queue and QUEUES (`run` makes the queues). If it had one, \
-         somebody has deleted it with the dead letters in it"
+        "{0:?} has no dead-letter queue: check --queue and QUEUES (`run` creates the queues). If it had one, \
+         somebody has deleted it with its dead letters"
     )]
     NoQueue(String),
-    /// Not everything was seen.
+    /// Some dead letters could not be read.
     #[error(
-        "{queue:?} has {count} more dead letters that could not be seen: does another command look \
-         at them? If not, try again"
+        "{queue:?} has {count} more dead letters that could not be read: does another command read them? If \
+         not, try again"
     )]
     Withheld {
         /// The queue that the events were published to.
         queue: String,
-        /// How many weren't seen, by the broker's count.
+        /// How many weren't read, by the broker's count.
         count: u64,
     },
 }
 
-/// What a replay did, or would do.
+/// The counts of a replay, or of what it would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// Replayed.
@@ -107,16 +107,16 @@ impl Replayed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
     /// It was shown and stays.
-    Looked,
+    Shown,
     /// Nothing could be done, so it stays.
     Nothing,
     /// It was replayed or is unwanted, so it is removed.
     Removed,
 }
 
-/// Queues whose dead letters were looked at so often that RabbitMQ might soon drop them.
+/// Queues with dead letters that were read so often that RabbitMQ might soon drop them.
 #[derive(Debug)]
-#[must_use = "they have to be copied"]
+#[must_use = "they have to be replaced by copies"]
 pub struct ToRenew<'a>(Vec<Place<'a>>);
 
 impl ToRenew<'_> {
@@ -126,8 +126,8 @@ impl ToRenew<'_> {
         self.0.is_empty()
     }
 
-    /// Replaces dead letters that were looked at often by copies at the end of their queue. That takes
-    /// seconds for some ten thousand. It may be interrupted at any point; the next look continues.
+    /// Replaces dead letters that were read often by copies at the end of their queue. That takes seconds for
+    /// some ten thousand. It may be interrupted at any point; the next command continues.
     ///
     /// # Errors
     /// [`DeadLetterError`]. Nothing is lost.
@@ -136,45 +136,44 @@ impl ToRenew<'_> {
     }
 }
 
-/// Shows each dead letter and its message to `each`.
+/// Calls `each` with each dead letter and its message.
 ///
 /// # Errors
 /// [`DeadLetterError`].
-pub fn look(
+pub fn read(
     scope: DeadLetterScope<'_>,
     each: impl FnMut(DeadLetter, &Message),
 ) -> Result<(), DeadLetterError> {
-    look_first(scope, each)?.renew(scope)
+    read_first(scope, each)?.renew(scope)
 }
 
 /// The same, for callers that print something before copies are made.
 ///
 /// # Errors
 /// [`DeadLetterError`].
-pub fn look_first<'a>(
+pub fn read_first<'a>(
     scope: DeadLetterScope<'a>,
     mut each: impl FnMut(DeadLetter, &Message),
 ) -> Result<ToRenew<'a>, DeadLetterError> {
     walk(scope, |chosen, most| {
         let chosen = chosen.into_iter().take(most);
-        Ok(chosen.map(|(letter, message)| each(letter, message)).map(|()| Done::Looked).collect())
+        Ok(chosen.map(|(letter, message)| each(letter, message)).map(|()| Done::Shown).collect())
     })
 }
 
-/// How many dead letters there are.
+/// Counts the dead letters.
 ///
 /// # Errors
 /// [`DeadLetterError`].
 pub fn count(scope: DeadLetterScope<'_>) -> Result<u64, DeadLetterError> {
     let mut count = 0;
-    look(scope, |_, _| count += 1)?;
+    read(scope, |_, _| count += 1)?;
     Ok(count)
 }
 
-/// Replays dead letters: deliveries to their webhook, with the retry schedule from its start; events
-/// that were malformed and no longer are (MAX_EVENT_BYTES may have been raised), to their queue. Dead
-/// letters that nobody would get, because the webhook is disabled or deleted, stay. With `dry_run` all
-/// of them stay. `progress` gets the counts so far.
+/// Replays dead letters: deliveries go to their webhook, with the retry schedule from its start; events that
+/// were malformed and no longer are (MAX_EVENT_BYTES may have been raised) go to their queue. Dead letters whose
+/// webhook is disabled or deleted stay. With `dry_run` all of them stay. `progress` gets the counts so far.
 ///
 /// # Errors
 /// [`DeadLetterError`]. Nothing is lost; see the module.
@@ -184,8 +183,8 @@ pub fn replay_all(
     dry_run: bool,
     mut progress: impl FnMut(&Replayed),
 ) -> Result<Replayed, DeadLetterError> {
-    // A separate connection: a broker with an alarm stops reading from connections that publish, and
-    // acks have to get through.
+    // A separate connection: during an alarm the broker stops reading from connections that publish, and acks
+    // have to get through.
     let mut batches = Batches::open(scope.config, scope.shutdown)?;
     let mut done = Replayed::default();
     let mut queues: HashMap<String, bool> = HashMap::new();
@@ -201,7 +200,7 @@ pub fn replay_all(
             if outgoing.len() == most {
                 break;
             }
-            let Ok(returning) = returning(message, &letter.queue, scope.config.max_event_bytes)
+            let Ok(replaying) = replaying(message, &letter.queue, scope.config.max_event_bytes)
             else {
                 done.malformed += 1;
                 ends.push(Done::Nothing);
@@ -221,14 +220,14 @@ pub fn replay_all(
                     continue;
                 }
             }
-            let queue = returning.routing_key().to_owned();
+            let queue = replaying.routing_key().to_owned();
             let is_there = match queues.get(&queue) {
                 Some(is_there) => *is_there,
                 None => batches.has_queue(&queue)?,
             };
             if is_there {
-                ends.push(if dry_run { Done::Looked } else { Done::Removed });
-                outgoing.push(returning);
+                ends.push(if dry_run { Done::Shown } else { Done::Removed });
+                outgoing.push(replaying);
             } else {
                 done.stranded += 1;
                 done.missing.insert(queue.clone());
@@ -251,7 +250,7 @@ pub fn replay_all(
 /// Deletes dead letters for good. `progress` gets the count so far.
 ///
 /// # Errors
-/// [`DeadLetterError`]; what was not yet deleted is still there.
+/// [`DeadLetterError`]; all dead letters that weren't deleted yet are still there.
 pub fn purge(
     scope: DeadLetterScope<'_>,
     mut progress: impl FnMut(u64),
@@ -291,7 +290,7 @@ impl Place<'_> {
             Self::Orphaned => DeadLetter::read_orphaned(properties, headers),
         };
         if letter.last_error.is_none() {
-            // Somebody else put it there, perhaps RabbitMQ.
+            // It comes from somebody else, perhaps RabbitMQ.
             let read = Event::read(properties, &message.body, max_event_bytes, || "any".to_owned());
             letter.last_error = read.err().map(|malformed| malformed.to_string());
         }
@@ -309,8 +308,8 @@ impl Place<'_> {
     }
 }
 
-/// Shows the selected dead letters of each queue to `act`, some at a time, with the number it may act
-/// on. It returns what it did with each, or with the first of them.
+/// Calls `act` with the selected dead letters of each queue, some at a time, and the number that it may act on.
+/// `act` returns what it did with each, or with the first of them.
 fn walk<'a>(
     scope: DeadLetterScope<'a>,
     mut act: impl FnMut(Vec<(DeadLetter, &Message)>, usize) -> Result<Vec<Done>, DeadLetterError>,
@@ -318,16 +317,16 @@ fn walk<'a>(
     let mut left = scope.limit;
     let mut to_renew = Vec::new();
     let mut missing = Vec::new();
-    // The queues that have something in `webhooks.orphaned`.
+    // The queues that have orphaned deliveries.
     let mut stranded = HashSet::new();
     let places = scope.queues.iter().map(|queue| Place::Dead(queue)).chain([Place::Orphaned]);
     for place in places {
-        let mut looks = 0;
+        let mut most_reads = 0;
         let browsed = browse(scope, place, true, &mut |messages| {
             let mut verdicts = vec![Verdict::Keep; messages.len()];
             let (mut numbers, mut chosen) = (Vec::new(), Vec::new());
             for (number, message) in messages.iter().enumerate() {
-                looks = looks.max(message.redeliveries());
+                most_reads = most_reads.max(message.redeliveries());
                 let letter = place.read(message, scope.config.max_event_bytes);
                 if matches!(place, Place::Orphaned) {
                     let is_meant = scope.any_orphaned || scope.queues.contains(&letter.queue);
@@ -356,14 +355,14 @@ fn walk<'a>(
             })
         });
         match (browsed, place) {
-            (Ok(looks), _) if looks >= MANY_LOOKS => to_renew.push(place),
+            (Ok(reads), _) if reads >= MANY_READS => to_renew.push(place),
             (Ok(_), _) => {}
             (Err(DeadLetterError::NoQueue(queue)), Place::Dead(_)) => missing.push(queue),
             // The first notifier of this version creates it.
             (Err(DeadLetterError::NoQueue(_)), Place::Orphaned) => {}
             (Err(error), _) => {
                 // Otherwise a queue that is never browsed completely would never be renewed.
-                if looks >= MANY_LOOKS && !scope.shutdown.is_requested() {
+                if most_reads >= MANY_READS && !scope.shutdown.is_requested() {
                     renew(scope, place)?;
                 }
                 return Err(error);
@@ -373,28 +372,28 @@ fn walk<'a>(
             break;
         }
     }
-    // Something may remain of a queue that is no longer consumed.
+    // A queue that was removed from QUEUES may still have orphaned deliveries.
     match missing.into_iter().find(|queue| left > 0 && !stranded.contains(queue)) {
         Some(queue) => Err(DeadLetterError::NoQueue(queue)),
         None => Ok(ToRenew(to_renew)),
     }
 }
 
-/// Returns how often the remaining messages were looked at before, at most.
+/// Browses a queue. Returns how often the remaining messages were read before, at most.
 fn browse(
     scope: DeadLetterScope<'_>,
     place: Place<'_>,
     renews: bool,
-    look: &mut broker::Look<'_, DeadLetterError>,
+    judge: &mut broker::Judge<'_, DeadLetterError>,
 ) -> Result<i64, DeadLetterError> {
     let name = |place: Place<'_>| match place {
         Place::Dead(origin) => origin.to_owned(),
         Place::Orphaned => ORPHANED.to_owned(),
     };
     let manner = Manner { all: scope.limit == u64::MAX, renews };
-    let browsed = broker::browse(scope.config, scope.shutdown, &place.queue(), manner, look)?;
+    let browsed = broker::browse(scope.config, scope.shutdown, &place.queue(), manner, judge)?;
     match browsed {
-        (Browsed::Seen, looks) => Ok(looks),
+        (Browsed::Seen, reads) => Ok(reads),
         (Browsed::NoQueue, _) => Err(DeadLetterError::NoQueue(name(place))),
         (Browsed::Withheld(count), _) => {
             Err(DeadLetterError::Withheld { queue: name(place), count })
@@ -402,17 +401,18 @@ fn browse(
     }
 }
 
-/// Replaces dead letters that were looked at often by copies at the end of their queue. The copies are
-/// browsed once more, and stay.
+/// Replaces dead letters that were read often by copies at the end of their queue. The copies are browsed once
+/// more, and stay.
 fn renew(scope: DeadLetterScope<'_>, place: Place<'_>) -> Result<(), DeadLetterError> {
-    // Interruptions happen between two batches: a batch cut in two would be in the queue twice.
+    // A batch isn't interrupted, or a part of it would be in the queue twice.
     let (_never, uninterrupted) = shutdown::channel();
     let mut batches = Batches::open(scope.config, &uninterrupted)?;
     let queue = place.queue();
     browse(DeadLetterScope { limit: u64::MAX, ..scope }, place, false, &mut |messages| {
-        let is_old = |message: &Message| message.redeliveries() >= SOME_LOOKS;
+        let is_old = |message: &Message| message.redeliveries() >= SOME_READS;
         let old = messages.iter().filter(|message| is_old(message));
-        let copies = old.map(|message| Outgoing::to_queue(message.clone().rested(), &queue));
+        let copies =
+            old.map(|message| Outgoing::to_queue(message.clone().without_redeliveries(), &queue));
         batches.publish(copies.collect())?;
         let verdict = |message: &Message| match is_old(message) {
             true => Verdict::Remove,
@@ -425,7 +425,7 @@ fn renew(scope: DeadLetterScope<'_>, place: Place<'_>) -> Result<(), DeadLetterE
 }
 
 /// The message that replays a dead letter.
-fn returning(
+fn replaying(
     message: &Message,
     queue: &str,
     max_event_bytes: usize,
@@ -436,7 +436,7 @@ fn returning(
             Outgoing::hand_over(message.carrying(&delivery, queue), queue)
         }
         Replay::Event(headers) => {
-            Outgoing::to_queue(Message { headers, ..message.clone() }.rested(), queue)
+            Outgoing::to_queue(Message { headers, ..message.clone() }.without_redeliveries(), queue)
         }
     })
 }

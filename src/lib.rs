@@ -88,7 +88,7 @@
 //! | which receivers get a request now | [`domain::pace`]; the receiver's condition: [`domain::receiver`]; its webhook's limits: [`domain::limits`]; this instance's share of them: [`domain::instances`] |
 //! | which deliveries wait, which go to a backlog, and in which order | [`domain::intake`] |
 //! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; if RabbitMQ does not answer about it: `consumer/backlogs/unanswered.rs`; which instance consumes it: `consumer/backlogs/elsewhere.rs` |
-//! | how a backlog is created | `backlogs/keeper.rs`; how it is found: `backlogs/keeper/search.rs`; how it is removed: `backlogs/keeper/removal.rs` |
+//! | how a backlog is created | `backlogs/keeper/creation.rs`; how it is found: `backlogs/keeper/search.rs`; how it is removed: `backlogs/keeper/removal.rs` |
 //! | how many consumers a lane has | [`domain::growth`]; how they start and stop: `consumer/crew.rs` |
 //! | how instances know of each other | [`instances`], `store/instances.rs`; which of them are alive: `domain/instances/roll.rs` |
 //! | which deliveries of an event run concurrently | `pipeline/fan_out.rs` |

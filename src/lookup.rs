@@ -1,11 +1,11 @@
-//! Looks up the addresses of names with the system's resolver, in a bounded number of threads.
+//! Looks up the addresses of names with the system's resolver, in a limited number of threads.
 //!
-//! The system's resolver can't be interrupted: if a name server doesn't answer, it blocks its caller for
-//! half a minute. So a separate thread asks, each caller waits only as long as it wants, and however
-//! strangers' name servers behave, the number of these threads is limited. A name is asked for only once
-//! at a time, for all who wait for it. The names of one zone (`a.example.com` and `b.example.com`) get
-//! only a share of the threads, so that others always find one: the same dynamic threshold with which
-//! [`crate::domain::pace`] shares a queue's capacity.
+//! The system's resolver can't be interrupted: if a name server doesn't answer, it blocks its caller for half a
+//! minute. So separate threads call it, and each caller waits only as long as it wants. However strangers' name
+//! servers behave, the number of threads is limited. Each name is looked up once at a time, for all its callers.
+//! The names of one zone (`a.example.com` and `b.example.com`) get only a share of the threads, so that other
+//! names always find one. The share is the same dynamic threshold with which [`crate::domain::pace`] shares a
+//! queue's capacity.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -17,35 +17,34 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
-/// How long a thread waits for its next name before it ends. The last thread stays, so that look-ups
-/// work even if no other can be started.
+/// How long a thread waits for its next name before it ends. The last thread stays, so that look-ups work even
+/// if no other thread can be started.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// Why a name has no addresses for us.
+/// Why a look-up failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookUpError {
-    /// The error of the system's resolver, such as that the name doesn't exist.
+    /// The system's resolver reported an error, such as that the name doesn't exist.
     #[error("{0}")]
     Refused(String),
-    /// The name server hadn't answered when the time was up.
+    /// The name server did not answer in time.
     #[error("no answer from the name server in time")]
     Silent,
-    /// No thread was free in time: other names without an answer occupy all threads, or their zone's
-    /// share.
+    /// No thread was free in time: other names without an answer occupy all threads, or their zone's share.
     #[error("not looked up in time: too many other look-ups still wait for their name servers")]
     Busy,
-    /// There is no thread to ask, and none can be started.
+    /// There is no thread for the look-up, and none can be started.
     #[error("cannot start a thread for the look-up: {0}")]
     NoThread(String),
 }
 
-/// The result of a look-up: at least one address.
+/// The result of a look-up: at least one address, or an error.
 pub type LookedUp = Result<Arc<[IpAddr]>, LookUpError>;
 
-/// Asks for the addresses of a name, however long that takes.
-type Ask = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+/// Resolves a name, however long that takes.
+type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
-/// Looks names up. Its threads end with it, or once they have an answer.
+/// Looks up names. When it is dropped, its threads end, after the answer to their current look-up.
 pub struct LookUps(Arc<Shared>);
 
 impl fmt::Debug for LookUps {
@@ -55,7 +54,7 @@ impl fmt::Debug for LookUps {
 }
 
 struct Shared {
-    ask: Box<Ask>,
+    resolve: Box<Resolve>,
     /// The most threads.
     most: usize,
     state: Mutex<State>,
@@ -66,18 +65,18 @@ struct Shared {
 #[derive(Default)]
 struct State {
     names: HashMap<Box<str>, Name>,
-    /// Names that nobody has begun to ask for, in order.
+    /// Names that no thread has begun to look up, in order.
     waiting: VecDeque<Box<str>>,
     threads: usize,
     idle: usize,
-    /// How many names threads are asking for, in total and by zone.
+    /// How many names are being looked up, in total and by zone.
     asking: usize,
     by_zone: HashMap<Box<str>, usize>,
     next_ticket: u64,
     over: bool,
 }
 
-/// A name that is asked for.
+/// A name that is looked up.
 #[derive(Default)]
 struct Name {
     begun: bool,
@@ -88,23 +87,23 @@ impl LookUps {
     /// Look-ups with the system's resolver, in at most `most` threads.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self::asking(most, |name| {
+        Self::with_resolver(most, |name| {
             Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
         })
     }
 
     /// The same with another resolver.
-    pub fn asking(
+    pub fn with_resolver(
         most: usize,
-        ask: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+        resolve: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
     ) -> Self {
         let shared = Arc::new(Shared {
-            ask: Box::new(ask),
+            resolve: Box::new(resolve),
             most: most.max(1),
             state: Mutex::default(),
             work: Condvar::new(),
         });
-        // The thread that stays, if it can be started. Otherwise the first look-up tries again.
+        // The thread that stays. If it can't be started, the first look-up tries again.
         let _ = Shared::start(&shared, &mut shared.lock());
         Self(shared)
     }
@@ -118,7 +117,7 @@ impl LookUps {
         let ticket = {
             let mut state = self.0.lock();
             let ticket = state.enter(name, sender);
-            // A thread takes the first name that may be asked for, which needn't be this one.
+            // A thread takes the first name that may be looked up, which needn't be this one.
             let free = state.threads.saturating_sub(state.asking);
             let needed = state.waiting.len() > free
                 && state.threads < self.0.most
@@ -162,16 +161,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Asks for one name after the other.
+    /// Looks up one name after another.
     fn work(&self) {
         let mut state = self.lock();
         loop {
             if let Some(name) = state.take_next(self.most) {
                 drop(state);
-                // After a panic the name would stay marked as asked for, forever.
-                let asked =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.ask)(&name)));
-                let found = match asked {
+                // Otherwise, after a panic, the name would stay marked as being looked up forever.
+                let resolve = std::panic::AssertUnwindSafe(|| (self.resolve)(&name));
+                let found = match std::panic::catch_unwind(resolve) {
                     Ok(Ok(addresses)) if addresses.is_empty() => {
                         Err(LookUpError::Refused("the name has no address".to_owned()))
                     }
@@ -184,7 +182,7 @@ impl Shared {
                     // Fails if the caller has just given up.
                     let _ = waiter.send(found.clone());
                 }
-                // Other names of its zone may have waited for its end.
+                // Other names of its zone may have waited for the end of this look-up.
                 if state.idle > 0 && state.has_next(self.most) {
                     self.work.notify_all();
                 }
@@ -216,7 +214,7 @@ impl State {
         ticket
     }
 
-    /// A caller stops waiting. Returns whether its name was being asked for.
+    /// Removes a caller that stops waiting. Returns whether its name was being looked up.
     fn leave(&mut self, name: &str, ticket: u64) -> bool {
         let Some(found) = self.names.get_mut(name) else { return true };
         found.waiters.retain(|(other, _)| *other != ticket);
@@ -249,7 +247,7 @@ impl State {
         Some(name)
     }
 
-    /// A name has its answer. Returns its waiters.
+    /// Removes a name that has its answer. Returns its waiters.
     fn ends(&mut self, name: &str) -> Vec<(u64, Sender<LookedUp>)> {
         self.asking -= 1;
         if let Some(of) = self.by_zone.get_mut(zone(name)) {
@@ -262,8 +260,8 @@ impl State {
     }
 }
 
-/// What counts as one customer's: the last two labels. For `a.co.uk` and `b.co.uk` that is too broad,
-/// which costs them time only while one of them gets no answer.
+/// The zone of a name, which counts as one customer's: its last two labels. For `a.co.uk` and `b.co.uk` that is
+/// too broad, which delays them only while one of them gets no answer.
 fn zone(name: &str) -> &str {
     let name = name.trim_end_matches('.');
     let dots = name.rmatch_indices('.').nth(1);
@@ -290,7 +288,7 @@ mod tests {
         let (release, held): (_, Shutdown) = shutdown::channel();
         let asked = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&asked);
-        let look_ups = LookUps::asking(most, move |name| {
+        let look_ups = LookUps::with_resolver(most, move |name| {
             counted.fetch_add(1, Ordering::SeqCst);
             if !name.contains("quick") {
                 let _ = held.wait(LONG);
@@ -310,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_name_servers_take_a_bounded_number_of_threads_and_no_thread_of_others() {
+    fn silent_name_servers_occupy_a_limited_number_of_threads() {
         let servers = servers(8);
         for number in 0..200 {
             // Every second name has its own customer.
@@ -344,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_asked_for_once_however_many_wait_for_it() {
+    fn a_name_is_looked_up_once_however_many_wait_for_it() {
         let servers = servers(8);
         thread::scope(|scope| {
             for _ in 0..20 {
@@ -365,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_resolver_says_is_told() {
+    fn the_error_of_the_resolver_is_returned() {
         let servers = servers(2);
         let failed = servers.look_ups.find("quick.nobody.example", LONG);
         assert_eq!(failed, Err(LookUpError::Refused("no such name".to_owned())));

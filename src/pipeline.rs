@@ -1,7 +1,7 @@
-//! Turns a message into its deliveries, and decides how it is settled.
+//! Makes the deliveries of a message, and decides how the message is settled.
 //!
-//! A message may be acked once each of its deliveries is delivered, or the broker has confirmed its
-//! parked message or dead letter. Otherwise it is handed back.
+//! A message may be acked once each of its deliveries is delivered, or the broker has confirmed the parked
+//! message or dead letter that replaces it. Otherwise the message is handed back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::backlogs::Backlogs;
 use crate::broker::{Lane, LaneKind, Message, NotConfirmed, Publisher, dead_queue};
-use crate::clock::{self, unix_millis};
+use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::delivery_log::DeliveryLog;
 use crate::directory::{Directory, Found, StoreError};
@@ -20,23 +20,21 @@ use crate::domain::event::{Event, Malformed};
 use crate::domain::held::Dropped;
 use crate::domain::in_hand;
 use crate::domain::intake::{Refusal, Who};
-use crate::domain::notice::GONE;
-use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
-use crate::domain::pace::{Ask, Attempt};
-use crate::domain::receiver::{AttemptEnd, Transition};
+use crate::domain::pace::Ask;
 use crate::domain::retry::Schedule;
 use crate::domain::shown::word;
 use crate::domain::statuses::Statuses;
-use crate::domain::time::{Span, UnixMillis, between, later};
+use crate::domain::time::{UnixMillis, between, later};
 use crate::domain::webhook::Webhook;
-use crate::metrics::{self, AutoDisabled, Metrics};
+use crate::metrics::{self, Metrics};
 use crate::notices::Notices;
 use crate::receivers::{Receivers, Turn};
-use crate::sender::{Request, Sender};
+use crate::sender::Sender;
 use crate::shutdown::Shutdown;
 use crate::workers::Workers;
 
 mod accounts;
+mod attempt;
 mod entry;
 mod fan_out;
 mod head;
@@ -46,7 +44,6 @@ mod promises;
 mod tally;
 mod unsent;
 
-use accounts::AccountNow;
 use promises::Promise;
 
 pub use fan_out::FanOut;
@@ -59,17 +56,16 @@ pub use tally::Tally;
 #[derive(Debug)]
 #[must_use]
 pub enum Settlement {
-    /// Handled once these promises are kept: ack it then.
+    /// Ack it once these promises are kept.
     Done(Promises),
-    /// Not handled, through no receiver's fault: hand it back, and consume nothing until what is missing
-    /// is available again.
+    /// Hand it back, and consume nothing until the missing thing is available again. No receiver caused this.
     HandBack(Missing),
 }
 
 /// What was missing to settle a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// PostgreSQL's answer: its error.
+    /// An answer of PostgreSQL; its error.
     Database(String),
     /// A publisher confirm.
     Confirm,
@@ -101,13 +97,14 @@ pub struct Pipeline {
 
 /// Shared by the deliveries of one message.
 #[derive(Clone, Copy)]
-struct Context<'a> {
+struct MessageContext<'a> {
     lane: &'a Lane,
     metrics: &'a metrics::Lane,
     message: &'a Message,
 }
 
-/// The result of a delivery: nothing more to do, or a message that the broker has yet to confirm.
+/// The result of a delivery: `None` if nothing more has to be done, or a message that the broker has yet to
+/// confirm.
 type Kept = Result<Option<Promise>, NotConfirmed>;
 
 impl Pipeline {
@@ -147,8 +144,8 @@ impl Pipeline {
         }
     }
 
-    /// Makes all deliveries of a message that was received at `received`. Blocks until each attempt has
-    /// ended; confirms are left to be awaited. `progress` shows other threads how this one gets on.
+    /// Makes all deliveries of a message that was received at `received`. Blocks until each attempt has ended;
+    /// the caller waits for the confirms. `progress` shows this thread's progress to other threads.
     pub fn settle(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
@@ -159,7 +156,7 @@ impl Pipeline {
         let metrics = self.metrics.lane(&lane.queue);
         let mut promises = Promises::new(received);
         metrics.received.inc();
-        let context = Context { lane, metrics, message: &message };
+        let context = MessageContext { lane, metrics, message: &message };
         let settled = if message.is_near_delivery_limit() && self.renew(context).is_ok() {
             Ok(())
         } else if lane.kind == LaneKind::Retries {
@@ -173,13 +170,13 @@ impl Pipeline {
         }
     }
 
-    /// All promises of a message are kept.
+    /// Records that all promises of a message are kept.
     pub fn settled(&self, lane: &Lane, promises: &Promises) {
         let took = promises.received.elapsed();
         self.metrics.lane(&lane.queue).processing.observe(took.as_secs_f64());
     }
 
-    /// What was done since the beginning of shutdown.
+    /// Counts of messages since the beginning of shutdown.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
@@ -197,9 +194,8 @@ impl Pipeline {
         self.publisher.is_able()
     }
 
-    /// What is missing to settle messages at present, as far as that is known without one. While
-    /// PostgreSQL is away, remembered webhooks are used, unless an event just needed others
-    /// (`before`).
+    /// What is missing now to settle messages, as far as that can be checked without one. While PostgreSQL is
+    /// away, remembered webhooks are used, unless an event has just needed others (`before`).
     #[must_use]
     pub fn missing(&self, before: Option<&Missing>) -> Option<Missing> {
         match self.directory.ping() {
@@ -223,7 +219,7 @@ impl Pipeline {
         promises: &mut Promises,
     ) -> Result<(), Missing> {
         let metrics = self.metrics.lane(&lane.queue);
-        let context = Context { lane, metrics, message: &message };
+        let context = MessageContext { lane, metrics, message: &message };
         let new_id = || Uuid::new_v4().to_string();
         let limit = self.max_event_bytes;
         let event = match Event::read(message.properties(), &message.body, limit, new_id) {
@@ -259,7 +255,7 @@ impl Pipeline {
 
     fn retry(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         progress: &Progress,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
@@ -271,20 +267,20 @@ impl Pipeline {
             Ok(delivery) => delivery,
             Err(malformed) => return self.bury_malformed(context, &malformed, promises),
         };
-        // A delivery that hasn't been attempted, such as one of a split event, isn't a retry.
+        // A delivery that was never attempted, such as one of a split event, isn't a retry.
         let metrics = match delivery.attempts {
             0 => self.metrics.lane(&context.lane.origin),
             _ => context.metrics,
         };
-        let context = Context { metrics, ..context };
+        let context = MessageContext { metrics, ..context };
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
             Found::Enabled(webhook) if !webhook.may_have(&delivery.event) => {
-                promises.extend([self.keep_from(context, &webhook, delivery)?]);
+                promises.extend([self.bury_for_account(context, &webhook, delivery)?]);
                 return Ok(());
             }
             Found::Enabled(webhook) => {
-                self.heed(&delivery);
+                self.apply_retry_after(&delivery);
                 promises.extend(self.deliver(context, &webhook, delivery)?);
                 return Ok(());
             }
@@ -305,7 +301,7 @@ impl Pipeline {
     }
 
     /// Makes an attempt if the receiver may have one now; otherwise arranges a later one.
-    fn deliver(&self, context: Context<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
+    fn deliver(&self, context: MessageContext<'_>, webhook: &Webhook, delivery: Delivery) -> Kept {
         let answer = self.ask(context.lane, webhook, &delivery);
         let wait = |answer| self.receivers.wait(answer, self.patience, &self.shutdown);
         match answer.and_then(wait) {
@@ -314,8 +310,8 @@ impl Pipeline {
         }
     }
 
-    /// Its receiver may have sent `Retry-After` to another process, or to this one before a restart.
-    fn heed(&self, delivery: &Delivery) {
+    /// Applies the receiver's `Retry-After`, which another process may have got, or this one before a restart.
+    fn apply_retry_after(&self, delivery: &Delivery) {
         if let Some(wanted) = delivery.stay(unix_millis()) {
             self.receivers.stay_away(delivery.webhook_id, wanted);
         }
@@ -325,185 +321,6 @@ impl Pipeline {
     fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Turn, Refusal> {
         let who = if delivery.attempts == 0 { Who::Fresh } else { Who::Retry };
         self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
-    }
-
-    /// Makes one attempt and handles its result.
-    fn attempt(
-        &self,
-        context: Context<'_>,
-        webhook: &Webhook,
-        mut delivery: Delivery,
-        attempt: Attempt,
-    ) -> Kept {
-        let Context { metrics, message, .. } = context;
-        // It may have waited for capacity for a while.
-        if self.directory.may_have_changed_since(webhook) {
-            match self.account_now(webhook, &delivery) {
-                AccountNow::Own => {}
-                AccountNow::Other(webhook) => {
-                    self.receivers.give_back(attempt);
-                    return self.keep_from(context, &webhook, delivery).map(Some);
-                }
-                AccountNow::Unknown => {
-                    self.receivers.give_back(attempt);
-                    return self.put_aside(context, &delivery).map(Some);
-                }
-            }
-        }
-        if attempt.is_probe {
-            self.report(webhook, Some(Transition::HalfOpen));
-        }
-        let started = Instant::now();
-        metrics.in_flight.inc();
-        let response = self.sender.post(Request {
-            webhook,
-            event: &delivery.event,
-            attempt: delivery.attempts.saturating_add(1),
-            headers: &message.headers,
-            content_type: message.content_type.as_deref(),
-            body: &message.body,
-            at: clock::now(),
-        });
-        metrics.in_flight.dec();
-        let mut response = match response {
-            Response::NotSent { detail } => {
-                let lasted = self.metrics.egress().failed(&detail);
-                if !self.is_refused_alone(&delivery, &detail, lasted) {
-                    return self.put_off(context, delivery, attempt, detail, lasted);
-                }
-                Response::NoAnswer { reason: Reason::Proxy, detail }
-            }
-            response => response,
-        };
-        let answer = response.take_excerpt();
-        let took = started.elapsed();
-        metrics.request_duration.observe(took.as_secs_f64());
-        let status = response.status();
-        if status.is_some() {
-            self.metrics.egress().answered();
-        }
-        let outcome = Outcome::of(response, clock::now());
-        delivery.attempts += 1;
-        let stay = outcome.retry_after();
-        delivery.not_before = stay.map(from_now);
-        self.note(webhook, &delivery.event, attempt, &outcome, status);
-        let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
-        let decision = decide(&outcome, delivery.attempts, &self.schedule)
-            .unless_refused(status, no_retry)
-            .at_age(age(&delivery), self.delivery_max_age);
-        // What logs and people are told.
-        let next = decision.not_before(stay);
-        if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
-            outcome
-        {
-            metrics.failure(reason).inc();
-            log::warn!(
-                "attempt failed event={} webhook={} attempt={} reason={} ms={} next={} detail={detail:?}",
-                word(&delivery.event.id),
-                webhook.id,
-                delivery.attempts,
-                reason.label(),
-                took.as_millis(),
-                match next {
-                    Decision::Park(delay) => delay.to_string(),
-                    Decision::Dead(reason) => format!("dead:{}", reason.label()),
-                    Decision::Delivered => "none".to_owned(),
-                },
-            );
-            (delivery.last_error, delivery.last_answer) = (detail, answer);
-            if reason == Reason::Gone {
-                self.disable(webhook);
-            }
-            let happened =
-                Happened::Attempted { failure: Some(reason), status, took, decision: next };
-            self.log.record(&context.lane.origin, &delivery, happened);
-        }
-        match decision {
-            Decision::Delivered => {
-                metrics.success.inc();
-                metrics.lag.observe(self.lag(&delivery).as_secs_f64());
-                let happened = Happened::Attempted { failure: None, status, took, decision };
-                self.log.record(&context.lane.origin, &delivery, happened);
-                log::debug!(
-                    "delivered event={} webhook={} attempt={} ms={}",
-                    word(&delivery.event.id),
-                    webhook.id,
-                    delivery.attempts,
-                    took.as_millis()
-                );
-                Ok(None)
-            }
-            Decision::Park(delay) => {
-                self.park(context, &delivery, delay, &metrics.retries_scheduled).map(Some)
-            }
-            Decision::Dead(reason) => self.bury(context, &delivery, reason).map(Some),
-        }
-    }
-
-    /// The lag of a delivery, limited to what our delays can add up to: a foreign header or a wrong
-    /// clock would otherwise drown all others in the sum.
-    fn lag(&self, delivery: &Delivery) -> Duration {
-        age(delivery).min(self.delivery_max_age + self.schedule.longest().get())
-    }
-
-    /// Disables a webhook whose receiver says that it is gone for good. If PostgreSQL can't record that
-    /// now, the receiver will say so again.
-    fn disable(&self, webhook: &Webhook) {
-        let id = webhook.id;
-        match self.directory.disable(webhook, GONE) {
-            Ok(true) => {
-                self.metrics.notices().disabled(AutoDisabled::Gone);
-                log::warn!(
-                    "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
-                );
-            }
-            // Somebody else was first.
-            Ok(false) => {}
-            Err(error) => {
-                log::warn!("webhook not disabled webhook={id} cause={:?}", error.to_string())
-            }
-        }
-    }
-
-    /// Records what an attempt says about its receiver.
-    fn note(
-        &self,
-        webhook: &Webhook,
-        event: &Event,
-        attempt: Attempt,
-        outcome: &Outcome,
-        status: Option<u16>,
-    ) {
-        let ended = match outcome {
-            Outcome::Delivered => AttemptEnd::Delivered,
-            Outcome::Failed { reason, is_overload, .. } => AttemptEnd::Failed {
-                event: &event.id,
-                reason: *reason,
-                status,
-                is_overload: *is_overload,
-                retry_after: outcome.retry_after(),
-            },
-            Outcome::Hopeless { reason: Reason::Gone, .. } => {
-                self.receivers.end(attempt, AttemptEnd::Delivered);
-                return self.receivers.forget(webhook.id);
-            }
-            // It wasn't asked.
-            Outcome::Hopeless { .. } => return self.receivers.give_back(attempt),
-        };
-        self.report(webhook, self.receivers.end(attempt, ended));
-    }
-
-    fn report(&self, webhook: &Webhook, transition: Option<Transition>) {
-        let Some(transition) = transition else { return };
-        self.metrics.transition(transition).inc();
-        let id = webhook.id;
-        match transition {
-            Transition::Open(pause) => {
-                log::warn!("circuit breaker open webhook={id} for={}", Span::from(pause));
-            }
-            Transition::HalfOpen => log::info!("circuit breaker half-open webhook={id}"),
-            Transition::Closed => log::info!("circuit breaker closed webhook={id}"),
-        }
     }
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {
@@ -520,7 +337,7 @@ impl From<NotConfirmed> for Missing {
     }
 }
 
-/// A delivery that hasn't been attempted.
+/// A delivery before its first attempt.
 fn fresh(event: Event, webhook: &Webhook) -> Delivery {
     Delivery {
         event,
@@ -533,7 +350,7 @@ fn fresh(event: Event, webhook: &Webhook) -> Delivery {
     }
 }
 
-/// The time when `time` has passed.
+/// The present plus `time`.
 fn from_now(time: Duration) -> UnixMillis {
     later(unix_millis(), time)
 }

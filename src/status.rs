@@ -13,7 +13,7 @@ use crossbeam_channel::{select, tick};
 use uuid::Uuid;
 
 use crate::backlogs::{Backlogs, Listed, Longest};
-use crate::broker::{Lane, LaneKind, ORPHANED, Objects, Standing, Topology, dead_queue};
+use crate::broker::{Lane, LaneKind, ORPHANED, ObjectStanding, Objects, Topology, dead_queue};
 use crate::clock;
 use crate::config::Config;
 use crate::directory::Directory;
@@ -319,7 +319,7 @@ impl Status {
     }
 
     fn objects_now(&self) -> Vec<ObjectNow> {
-        let of = |one: Standing| ObjectNow {
+        let of = |one: ObjectStanding| ObjectNow {
             kind: one.kind.label(),
             name: one.name,
             is_there: one.is_there,

@@ -1,6 +1,6 @@
-//! TLS for receivers, RabbitMQ and PostgreSQL: which CAs we trust, and our own certificate.
+//! TLS for receivers, RabbitMQ and PostgreSQL: the CAs that we trust, and our own certificate.
 //!
-//! All of them use rustls, which needs nothing installed to build or to run.
+//! All connections use rustls, which needs no installed library to build or to run.
 
 use std::error::Error;
 use std::fmt;
@@ -29,7 +29,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What is checked of a server's certificate.
+/// What to check about a server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     /// That a trusted CA signed it, and that it is for the name we connect to.
@@ -157,7 +157,7 @@ fn chain_verifier(
         .map_err(|error| error.to_string())
 }
 
-/// Checks less than rustls would, as libpq does for some values of `sslmode`.
+/// Checks less than rustls does by default, as libpq does for some values of `sslmode`.
 #[derive(Debug)]
 struct Lenient {
     /// `None` if the certificate isn't checked.
@@ -210,7 +210,7 @@ impl ServerCertVerifier for Lenient {
     }
 }
 
-/// What an error says about TLS, and what to do; `None` if it isn't about TLS.
+/// Explains an error of TLS, with the remedy; `None` if the error isn't about TLS.
 #[must_use]
 pub fn problem(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
@@ -232,7 +232,7 @@ fn explain(error: &rustls::Error) -> String {
         UnknownIssuer,
     };
     let remedy = match error {
-        // A bad signature is the effect of another CA with the same name.
+        // The signature is bad if we trust another CA of the same name.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
             ": signed by an unknown CA: put that CA's certificate into TLS_CA_FILE"
         }
@@ -242,7 +242,7 @@ fn explain(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             ": it needs a new certificate"
         }
-        // An error without a name in rustls comes from the verifier, and prints as nested brackets.
+        // The verifier's error, for which rustls has no name. It would be printed as nested brackets.
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
             return other_certificate(&other.0.to_string());
         }
@@ -275,19 +275,19 @@ fn other_certificate(name: &str) -> String {
     format!("TLS: its certificate can't be used ({name}){remedy}")
 }
 
-/// What the other side objected to, as far as its alert says so.
+/// Explains an alert of the other side.
 fn refused(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::ProtocolVersion => TOO_OLD,
         AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
-            ": refused by the other side: it has to offer TLS 1.2 or 1.3 with a modern cipher, or wants \
-             a client certificate"
+            ": refused by the other side: it has to offer TLS 1.2 or 1.3 with a modern cipher, or it \
+             requires a client certificate"
         }
         AlertDescription::UnrecognisedName => {
             ": refused by the other side: it has no certificate for this name"
         }
         AlertDescription::InternalError => ": its own log should say why",
-        _ => ": refused by the other side; does it want a client certificate?",
+        _ => ": refused by the other side: does it require a client certificate?",
     }
 }
 
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tls_error_is_found_wherever_it_is_wrapped() {
+    fn a_tls_error_is_found_inside_other_errors() {
         let inner = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, inner));
         let problem = problem(&wrapped).expect("it is about TLS");
@@ -337,7 +337,7 @@ mod tests {
             (rustls::Error::AlertReceived(AlertDescription::UnrecognisedName), "for this name"),
             (
                 rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
-                "does it want a client certificate?",
+                "does it require a client certificate?",
             ),
             (
                 rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13),

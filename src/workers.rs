@@ -1,8 +1,8 @@
-//! Threads that are reused: for requests that nobody should wait behind, and for the messages of stuck
-//! consumers.
+//! Reused threads: for requests behind which nothing should wait, and for the messages of stuck consumers.
 //!
-//! Each task was admitted to a queue's capacity before, or stands for a consumer's messages, so the
-//! number of threads is limited by what may be under way. A thread that has been idle for a while ends.
+//! Each task was admitted to a queue's capacity before, or settles messages of a consumer. So the number of
+//! threads is limited by the number of requests that may be under way. A thread that has been idle for a while
+//! ends.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 /// How long a thread waits for its next task. Starting one takes some tens of microseconds.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// A task for a thread. It may return a farewell, which runs when the thread is free again: whoever
-/// reacts to that doesn't cause an additional thread.
+/// A task for a thread. It may return a farewell, which runs when the thread is free again, so that a task
+/// which follows from it needs no additional thread.
 pub type Task = Box<dyn FnOnce() -> Option<Farewell> + Send>;
 
-/// Notifies somebody that a task is done.
+/// Notifies another thread that a task is done.
 pub type Farewell = Box<dyn FnOnce() + Send>;
 
 /// The threads. Cheap to clone.
@@ -53,7 +53,7 @@ impl Workers {
         let (mut task, number) = {
             let mut idle = self.lock();
             match idle.waiting.pop() {
-                // It has room for one: only whoever takes it off the list sends to it.
+                // Its channel has room for one task, and only the thread that took it off the list sends to it.
                 Some(waiting) => match waiting.tasks.try_send(task) {
                     Ok(()) => return Ok(()),
                     Err(error) => (error.into_inner(), idle.number()),
@@ -82,8 +82,8 @@ impl Workers {
         loop {
             let farewell = match tasks.recv_timeout(IDLE) {
                 Ok(task) => task(),
-                Err(_) if self.is_over(thread) => return,
-                // Somebody has just chosen this thread.
+                Err(_) if self.remove_idle(thread) => return,
+                // Another thread has just chosen this one.
                 Err(_) => continue,
             };
             self.lock().waiting.push(IdleWorker { thread, tasks: sender.clone() });
@@ -93,8 +93,8 @@ impl Workers {
         }
     }
 
-    /// Whether nobody can send it a task any more.
-    fn is_over(&self, thread: u64) -> bool {
+    /// Removes an idle thread from the list, so that it gets no more tasks. False if it isn't on the list.
+    fn remove_idle(&self, thread: u64) -> bool {
         let mut idle = self.lock();
         let at = idle.waiting.iter().position(|waiting| waiting.thread == thread);
         at.map(|at| idle.waiting.remove(at)).is_some()
@@ -119,7 +119,7 @@ mod tests {
     use std::sync::Barrier;
 
     #[test]
-    fn tasks_run_beside_each_other_and_threads_are_used_again() {
+    fn tasks_run_concurrently_and_threads_are_reused() {
         let workers = Workers::default();
         let (sender, done) = bounded(100);
         for _ in 0..3 {

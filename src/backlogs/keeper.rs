@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, select};
 use uuid::Uuid;
 
-use super::{Backlogs, Key, Known, MOST, News, Request};
+use super::{Backlogs, KeeperRequest, Key, Known, News};
 use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
 use crate::clock;
 use crate::config::Config;
@@ -20,11 +20,12 @@ use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 use crate::store::{BacklogRow, Standing, Store, StoreError};
 
+mod creation;
 mod removal;
 mod search;
 
 use removal::Closing;
-use search::Sought;
+use search::Unsearched;
 
 /// How often the keeper checks what is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -37,13 +38,10 @@ const READ_INTERVAL: Duration = Duration::from_secs(60);
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 const COUNTED: usize = 20;
 
-/// The pause after a backlog couldn't be created: each attempt may take seconds, in which a lane waits.
-const DISTRUST: Duration = Duration::from_secs(3);
-
 /// The keeper's ends of the channels.
 #[derive(Debug)]
 pub struct Inbox {
-    pub(super) requests: Receiver<Request>,
+    pub(super) requests: Receiver<KeeperRequest>,
     pub(super) news: Vec<Sender<News>>,
 }
 
@@ -64,26 +62,26 @@ pub struct Keeper {
     to_count: VecDeque<Key>,
     /// The backlogs that are being removed.
     closing: HashMap<Key, Closing>,
-    /// The next steps of removals wait until then.
-    removals_rest_until: Instant,
-    /// A row was read whose queue another instance has yet to create.
-    is_one_being_made: bool,
+    /// When the next steps of removals may be taken.
+    next_removal_at: Instant,
+    /// Whether a row was read whose queue another instance may still be creating.
+    is_one_being_created: bool,
     standings: HashMap<Uuid, Option<Standing>>,
     /// Whether a webhook may have changed without a report.
-    has_to_look: bool,
+    standings_are_due: bool,
     /// No backlog is created before this time.
-    distrusted_until: Option<Instant>,
+    no_creation_before: Option<Instant>,
     /// The logged causes for failing to create backlogs, and to read the table.
-    not_made: Causes,
+    not_created: Causes,
     not_read: Causes,
-    /// Backlogs whose queue is said to be gone, while the broker couldn't be asked.
+    /// Backlogs whose queue seems to be gone, to be checked once the broker answers.
     lost: Vec<Key>,
     /// Backlogs that may exist without a row; `None` until the webhooks are known.
-    sought: Option<Sought>,
+    unsearched: Option<Unsearched>,
 }
 
 impl Keeper {
-    /// Knows of no backlogs yet.
+    /// Creates the keeper, which knows no backlogs yet.
     #[must_use]
     #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub fn new(
@@ -110,15 +108,15 @@ impl Keeper {
             link: None,
             to_count: VecDeque::new(),
             closing: HashMap::new(),
-            removals_rest_until: Instant::now(),
-            is_one_being_made: false,
+            next_removal_at: Instant::now(),
+            is_one_being_created: false,
             standings: HashMap::new(),
-            has_to_look: false,
-            distrusted_until: None,
-            not_made: Causes::default(),
+            standings_are_due: false,
+            no_creation_before: None,
+            not_created: Causes::default(),
             not_read: Causes::default(),
             lost: Vec::new(),
-            sought: None,
+            unsearched: None,
         }
     }
 
@@ -141,9 +139,9 @@ impl Keeper {
                     Ok(Change::Backlogs) => read_at = Instant::now(),
                     Ok(Change::Instances) => {}
                     Ok(Change::Webhooks) => {
-                        self.look_at_webhooks();
+                        self.report_standings();
                         for news in &self.inbox.news {
-                            // The receiver lives as long as this.
+                            // Its receiver lives as long as this thread.
                             let _ = news.send(News::Changed);
                         }
                     }
@@ -151,7 +149,7 @@ impl Keeper {
                 },
                 recv(self.gone) -> gone => {
                     if let Ok((origin, webhook)) = gone {
-                        self.is_gone(&origin, webhook);
+                        self.remove_from_open(&origin, webhook);
                     }
                 }
                 recv(self.shutdown.receiver()) -> _ => break,
@@ -160,23 +158,22 @@ impl Keeper {
             let now = Instant::now();
             if now >= read_at {
                 let is_read = self.read();
-                let is_complete = is_read && !std::mem::take(&mut self.is_one_being_made);
+                let is_complete = is_read && !std::mem::take(&mut self.is_one_being_created);
                 let is_sure = is_complete && self.directory.is_listening();
                 read_at = Instant::now() + if is_sure { READ_INTERVAL } else { TICK };
             }
             if now < ticks {
                 continue;
             }
-            let has_to_look = std::mem::take(&mut self.has_to_look);
-            let is_deaf = !self.directory.is_listening() && !self.backlogs.known().is_empty();
-            if has_to_look || is_deaf {
-                self.look_at_webhooks();
+            let is_due = std::mem::take(&mut self.standings_are_due);
+            if is_due || !self.directory.is_listening() {
+                self.report_standings();
             }
             for key in std::mem::take(&mut self.lost) {
-                self.is_lost(key);
+                self.check_lost(key);
             }
             self.remove_closed(now);
-            self.seek();
+            self.search();
             if now >= counted_at {
                 self.count();
                 counted_at = now + COUNT_INTERVAL;
@@ -188,13 +185,13 @@ impl Keeper {
         }
     }
 
-    fn take(&mut self, request: Request) {
+    fn take(&mut self, request: KeeperRequest) {
         match request {
-            Request::Open { key, cause, opened } => {
+            KeeperRequest::Open { key, cause, opened } => {
                 // Fails if nobody waits for it any more.
-                let _ = opened.try_send(self.make_sure(key, cause));
+                let _ = opened.try_send(self.ensure_open(key, cause));
             }
-            Request::Note { key, cause, class, until } => {
+            KeeperRequest::Note { key, cause, class, until } => {
                 if let Some(known) = self.backlogs.known().get_mut(&key) {
                     cause.clone_into(&mut known.cause);
                     known.until = until;
@@ -204,20 +201,20 @@ impl Keeper {
                 };
                 self.note(key, note);
             }
-            Request::Restart(key) => {
+            KeeperRequest::Refilled(key) => {
                 if let Some(known) = self.backlogs.known().get_mut(&key) {
                     known.since = clock::now();
                 }
                 self.note(key, |store, origin| store.restart_backlog(origin, key.1));
             }
-            Request::Paused(webhook) => {
-                // So that its resumption is noticed even if both happened between two checks. The check
-                // is later, since the directory may not know of the change yet.
+            KeeperRequest::Paused(webhook) => {
+                // So that its resumption is noticed even if both happened between two checks. The check is at
+                // the next tick, because the directory may not know of the change yet.
                 self.standings.insert(webhook, Some(Standing::Paused));
-                self.has_to_look = true;
+                self.standings_are_due = true;
             }
-            Request::Remove(key) => self.close(key),
-            Request::Lost(key) => self.is_lost(key),
+            KeeperRequest::Remove(key) => self.close(key),
+            KeeperRequest::Lost(key) => self.check_lost(key),
         }
     }
 
@@ -225,27 +222,23 @@ impl Keeper {
         self.backlogs.known().contains_key(&key)
     }
 
-    fn is_counted(&self, key: Key, count: u32) {
+    fn add_count(&self, key: Key, count: u32) {
         let now = self.backlogs.start.elapsed();
         if let Some(known) = self.backlogs.known().get_mut(&key) {
             known.depths.push(now, count);
         }
     }
 
-    /// Records something that nobody waits for. If PostgreSQL has just failed to answer, this would take
-    /// seconds, while a lane may wait for its own request; then it is skipped.
+    /// Records something that nobody waits for. Skipped if PostgreSQL has just failed to answer: it would take
+    /// seconds, while a lane may wait for its own request.
     fn note(&mut self, key: Key, note: impl FnOnce(&Store, &str) -> Result<(), StoreError>) {
-        if self.is_distrusted() {
+        if self.is_creation_paused() {
             return;
         }
         if let Err(error) = note(&self.store, self.origin(key)) {
             log::debug!("backlog not noted webhook={}: {error}", key.1);
-            self.distrusted_until = Some(Instant::now() + DISTRUST);
+            self.pause_creation();
         }
-    }
-
-    fn is_distrusted(&self) -> bool {
-        self.distrusted_until.is_some_and(|until| Instant::now() < until)
     }
 
     fn origin(&self, (queue, _): Key) -> &str {
@@ -256,57 +249,7 @@ impl Keeper {
         self.backlogs.origins.iter().position(|name| name == origin)
     }
 
-    /// Makes sure that a backlog exists, unless one couldn't be created just now.
-    fn make_sure(&mut self, key: Key, cause: &'static str) -> bool {
-        if self.backlogs.open().contains(&key) {
-            return true;
-        }
-        if self.is_distrusted() {
-            return false;
-        }
-        match self.open(key, cause) {
-            Ok(()) => {
-                if self.not_made.end().is_some() {
-                    log::info!("backlogs can be made again");
-                }
-                true
-            }
-            // Shutdown ended the call.
-            Err(_) if self.shutdown.is_requested() => false,
-            Err(problem) => {
-                self.distrusted_until = Some(Instant::now() + DISTRUST);
-                if self.not_made.is_news(&problem) {
-                    let queue = backlog_queue(self.origin(key), key.1);
-                    log::warn!(
-                        "backlog not made queue={queue} cause={problem:?}: what its receiver can't take \
-                         is retried every minute, in no order"
-                    );
-                }
-                false
-            }
-        }
-    }
-
-    fn open(&mut self, key: Key, cause: &'static str) -> Result<(), String> {
-        {
-            let known = self.backlogs.known();
-            if known.len() >= MOST && !known.contains_key(&key) {
-                return Err(format!("there are {MOST} already"));
-            }
-        }
-        let origin = self.origin(key).to_owned();
-        let class = self.receivers.class(key.1).unwrap_or_default().label();
-        self.store.open_backlog(&origin, key.1, cause, class).map_err(|error| error.to_string())?;
-        self.receivers.has_backlog(key.1);
-        let waiting = self
-            .ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
-            .map_err(|error| error.to_string())?;
-        self.closing.remove(&key);
-        self.is_there(key, cause, clock::now(), waiting > 0);
-        Ok(())
-    }
-
-    /// Runs a call on our connection, which is opened on demand and dropped after a failure. If an
+    /// Runs a call on the keeper's connection, which is opened on demand and dropped after a failure. If an
     /// existing connection fails, the call is repeated on a new one.
     fn ask_broker<T>(
         &mut self,
@@ -326,9 +269,9 @@ impl Keeper {
         Ok(answer)
     }
 
-    /// A backlog exists, and deliveries may enter it. `may_hold_some`: it may contain deliveries
-    /// already.
-    fn is_there(&mut self, key: Key, cause: &str, since: SystemTime, may_hold_some: bool) {
+    /// Adds an existing backlog, which deliveries may enter from now on. `may_hold_some`: it may contain
+    /// deliveries already.
+    fn add_known(&mut self, key: Key, cause: &str, since: SystemTime, may_hold_some: bool) {
         if !self.is_known(key) {
             let known =
                 Known { depths: Depths::default(), since, cause: cause.to_owned(), until: None };
@@ -340,16 +283,17 @@ impl Keeper {
             self.to_count.push_back(key);
             log::info!("backlog opened queue={}", backlog_queue(self.origin(key), key.1));
         }
-        self.tell(key, News::Opened(key.1));
+        self.send_news(key, News::Opened(key.1));
         self.backlogs.open().insert(key);
     }
 
-    fn is_no_longer_there(&mut self, key: Key) {
+    /// Removes a backlog that no longer exists.
+    fn remove_known(&mut self, key: Key) {
         self.backlogs.open().remove(&key);
         self.backlogs.known().remove(&key);
         self.to_count.retain(|other| *other != key);
         self.closing.remove(&key);
-        self.tell(key, News::Removed(key.1));
+        self.send_news(key, News::Removed(key.1));
         let last = self.receivers.last_in_backlog(key.0, key.1);
         let _ = self.receivers.is_backlog_emptied(key.0, key.1, last);
         if !self.backlogs.known().keys().any(|(_, webhook)| *webhook == key.1) {
@@ -357,21 +301,21 @@ impl Keeper {
         }
     }
 
-    fn tell(&self, key: Key, news: News) {
-        // The consumers live as long as this.
+    fn send_news(&self, key: Key, news: News) {
+        // The consumers live as long as this thread.
         let _ = self.inbox.news[key.0].send(news);
     }
 
-    /// The publisher found that a backlog can no longer be reached.
-    fn is_gone(&mut self, origin: &str, webhook: Uuid) {
+    /// The publisher couldn't reach a backlog: it has to be opened again before deliveries may enter it.
+    fn remove_from_open(&mut self, origin: &str, webhook: Uuid) {
         if let Some(queue) = self.number(origin) {
             self.backlogs.open().remove(&(queue, webhook));
         }
     }
 
-    /// The consumer of a backlog found that its queue is gone. From 4.3 on, RabbitMQ also ends a
+    /// Checks whether a backlog's queue is gone, because its consumer ended. From 4.3 on, RabbitMQ also ends a
     /// consumer if a message wasn't acked in time, and when it is about to delete the queue.
-    fn is_lost(&mut self, key: Key) {
+    fn check_lost(&mut self, key: Key) {
         if !self.is_known(key) {
             return;
         }
@@ -383,29 +327,28 @@ impl Keeper {
             Ok(Some(_)) => {
                 log::warn!(
                     "backlog interrupted queue={queue}: RabbitMQ cancelled its consumer; consuming it \
-                     again. If somebody has deleted the queue, the deliveries in it are lost; otherwise \
-                     {RAISE_IT}"
+                     again. If somebody has deleted the queue, its deliveries are lost; otherwise {RAISE_IT}"
                 );
-                return self.tell(key, News::Opened(key.1));
+                return self.send_news(key, News::Opened(key.1));
             }
-            // Until that is known, nobody consumes it here.
+            // Until the broker answers, this process doesn't consume it.
             Err(_) => return self.lost.push(key),
         }
-        // Another instance deletes the row first.
+        // An instance that removes a backlog deletes the row first.
         let Ok(rows) = self.store.backlogs() else { return self.lost.push(key) };
         let is_ours = |row: &BacklogRow| row.queue == origin && row.webhook == key.1;
         if rows.iter().any(|row| is_ours(row) && !row.is_closing) {
             log::error!(
-                "backlog lost queue={queue}: somebody has deleted it with the deliveries in it; new \
-                 deliveries create another"
+                "backlog lost queue={queue}: somebody has deleted it with its deliveries; new deliveries \
+                 create another"
             );
             self.metrics.backlogs_lost().inc();
         }
-        self.is_no_longer_there(key);
+        self.remove_known(key);
     }
 
-    /// Tells the consumers of changes of their webhooks.
-    fn look_at_webhooks(&mut self) {
+    /// Notifies the consumers if webhooks with a backlog were paused, resumed, disabled or deleted.
+    fn report_standings(&mut self) {
         let ids: HashSet<Uuid> =
             self.backlogs.known().keys().map(|(_, webhook)| *webhook).collect();
         if ids.is_empty() {
@@ -421,13 +364,13 @@ impl Keeper {
             }
             for queue in 0..self.backlogs.origins.len() {
                 if self.is_known((queue, webhook)) {
-                    self.tell((queue, webhook), News::Standing(webhook, standing));
+                    self.send_news((queue, webhook), News::Standing(webhook, standing));
                 }
             }
         }
     }
 
-    /// Asks how many deliveries wait in some of the backlogs.
+    /// Counts the waiting deliveries of some backlogs.
     fn count(&mut self) {
         let some: Vec<Key> = (0..self.to_count.len().min(COUNTED))
             .filter_map(|_| self.to_count.pop_front())
@@ -436,8 +379,8 @@ impl Keeper {
         for key in some {
             let queue = backlog_queue(self.origin(key), key.1);
             match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
-                Ok(Some(count)) => self.is_counted(key, count),
-                Ok(None) => self.is_lost(key),
+                Ok(Some(count)) => self.add_count(key, count),
+                Ok(None) => self.check_lost(key),
                 Err(_) => return,
             }
         }

@@ -9,8 +9,8 @@ use crate::domain::broker_names::{BACKLOG_EXCHANGE, backlog_key, backlog_queue};
 use crate::shutdown::Shutdown;
 
 impl Link {
-    /// Makes the backlog of a webhook for the queue `origin`, unless it exists. Returns how many messages wait
-    /// in it. Takes [`SETUP_TIMEOUT`] at most.
+    /// Creates the backlog of a webhook for the queue `origin`, unless it exists. Returns how many messages
+    /// wait in it. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the broker refuses it, or the connection is lost.
@@ -28,8 +28,8 @@ impl Link {
         })
     }
 
-    /// Tries whether a queue can be consumed: for a quorum queue without a leader the broker doesn't answer,
-    /// and closes the connection in the end. Takes [`SETUP_TIMEOUT`] at most.
+    /// Tests whether a queue can be consumed: if a quorum queue has no leader, the broker doesn't answer,
+    /// and finally closes the connection. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the queue can't be consumed, or the connection is lost.
@@ -37,13 +37,13 @@ impl Link {
         self.on_backlog(queue, shutdown, |channel| {
             channel.qos(0, 1, false)?;
             let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
-            // The messages that it was given go back when the channel is closed.
+            // Messages that were delivered to it are requeued when the channel is closed.
             drop(cancel(&consumer));
             Ok(())
         })
     }
 
-    /// Unbinds a backlog, so that nothing comes into it any more. Takes [`SETUP_TIMEOUT`] at most.
+    /// Unbinds a backlog, so that nothing enters it any more. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker refuses.
@@ -59,7 +59,7 @@ impl Link {
         })
     }
 
-    /// Runs calls on a channel of their own: if the broker refuses one, it closes the channel.
+    /// Runs calls on a separate channel: if the broker refuses one, it closes the channel.
     fn on_backlog<T>(
         &mut self,
         queue: &str,
@@ -71,8 +71,8 @@ impl Link {
             .map_err(|error| failed(&self.address, queue, &error))
     }
 
-    /// Deletes a backlog if it is empty, and returns whether it was. The backlog must be closed before, since
-    /// quorum queues don't know `if-empty`. Each step takes [`SETUP_TIMEOUT`] at most.
+    /// Deletes a backlog if it is empty, and returns whether it was. The backlog must have been closed before,
+    /// since quorum queues don't support `if-empty`. Takes [`SETUP_TIMEOUT`] and [`CALL_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker refuses.
@@ -89,7 +89,7 @@ impl Link {
             Some(_) => return Ok(false),
         }
         let kill = self.kill_switch();
-        // RabbitMQ takes five seconds if one of the queue's nodes is away.
+        // RabbitMQ takes five seconds if one of the queue's nodes is down.
         let deleted = kill.guard(CALL_TIMEOUT, Some(shutdown), || {
             self.channel()?.queue_delete(queue.as_str(), QueueDeleteOptions::default())
         });

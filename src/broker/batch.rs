@@ -1,4 +1,4 @@
-//! Publishing for commands: many messages at a time, and the first failure ends it.
+//! Publishing for commands: a batch of messages at a time, which fails as a whole.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::outgoing::Outgoing;
-use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Publication, Slip};
 use super::{BrokerError, CLOSE_TIMEOUT, Link, SETUP_TIMEOUT};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
@@ -39,25 +39,25 @@ impl Batches {
         Ok(Self { link, channel, shutdown: shutdown.clone() })
     }
 
-    /// Publishes a batch, and waits until the broker has all of it safely, for 30 s at most.
+    /// Publishes a batch, and waits until the broker has confirmed all of it, for 30 s at most.
     ///
     /// # Errors
     /// If the connection is lost, or the broker returns a message (there is no such queue), refuses one, or
-    /// doesn't confirm all in time. Any message of the batch may have been published then.
+    /// doesn't confirm all in time. Then any message of the batch may have been published.
     pub fn publish(&mut self, batch: Vec<Outgoing>) -> Result<(), BrokerError> {
         let kill = self.link.kill_switch();
-        // This limit is for a publish that blocks; the batch's own limit is shorter.
+        // In case a publish blocks; waiting for the confirms has a shorter limit.
         let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
         kill.guard(limit, Some(&self.shutdown), || self.channel.publish_batch(batch)).map_err(
             |problem| {
-                // Otherwise the drop of the channel would wait for an answer.
+                // Otherwise dropping the channel would wait for an answer.
                 kill.cut();
                 BrokerError::Unavailable { address: self.link.address.clone(), problem }
             },
         )
     }
 
-    /// Whether there is a queue of that name. Takes [`SETUP_TIMEOUT`] at most.
+    /// Whether this queue exists. Takes [`SETUP_TIMEOUT`] at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker doesn't answer.
@@ -78,11 +78,11 @@ impl Confirming {
         let deadline = since + CONFIRM_TIMEOUT;
         let count = batch.len();
         let (confirmed, confirms) = bounded(count);
-        // Kept to the end: it says that somebody waits for the batch.
+        // Kept until the end: as long as it exists, the messages are wanted.
         let slip: Arc<Slip> = Arc::default();
         for message in batch {
             let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
-            self.publish(Request {
+            self.publish(Publication {
                 message,
                 since,
                 published_at: since,
@@ -107,10 +107,10 @@ impl Confirming {
             None if confirms.len() == count => Ok(()),
             None => Err(match self.unconfirmed.refused().first() {
                 None => "no confirm in time".to_owned(),
-                Some(request) => format!(
-                    "the queue {} takes no messages (nack): has it a `max-length`, by a policy \
-                     (`rabbitmqctl list_policies`), or no leader?",
-                    request.message.queue()
+                Some(publication) => format!(
+                    "the queue {} takes no messages (nack): does a policy set a `max-length` \
+                     (`rabbitmqctl list_policies`), or does it have no leader?",
+                    publication.message.queue()
                 ),
             }),
         }

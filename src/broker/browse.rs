@@ -1,4 +1,4 @@
-//! Browsing a queue: its messages are read, and some of them are removed.
+//! Browsing a queue: reads its messages and removes some of them.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::domain::broker_names::turn_queue;
 use crate::shutdown::Shutdown;
 
-/// How much may be unsettled on one channel, after the first [`BATCH`]: it is in our memory. How large the
-/// messages are is known only once some have come.
+/// How much memory the unsettled messages of one channel may take, after the first [`BATCH`]. Their size is
+/// known only once some have arrived.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 const WINDOWS: RangeInclusive<usize> = 50..=10_000;
 
@@ -21,39 +21,39 @@ const WINDOWS: RangeInclusive<usize> = 50..=10_000;
 /// both places.
 pub const BATCH: usize = 250;
 
-/// After this many messages that were kept, windows grow: what is looked for seems to be far behind. Each
-/// window is a channel and a consumer, and hundreds of them are slow.
+/// After this many kept messages, windows grow: the wanted messages seem to be far from the head. Each window
+/// is a channel and a consumer, and hundreds of them are slow.
 const MANY: u64 = 5_000;
 
 /// How long to wait for messages that the broker should have: a busy broker takes seconds. After that,
 /// another reader probably holds them.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the broker may take to put back what was kept: it takes seconds for some ten thousand.
-const GIVE_BACK: Duration = Duration::from_secs(60);
+/// How long the broker may take to requeue the kept messages: it takes seconds for some ten thousand.
+const REQUEUE: Duration = Duration::from_secs(60);
 
-/// How long to wait for messages that were not counted: a broker that has just started may count none. That
-/// is for all of them, or a queue that fills as fast as we read would have no end.
+/// How long to wait for messages that weren't counted: a broker that has just started may count none. This
+/// is for all of them together; otherwise reading a queue that fills as fast as we read would never end.
 const LATECOMERS: Duration = Duration::from_millis(250);
 
 /// How often to ask whether it is our turn.
 const TURN_POLL: Duration = Duration::from_millis(200);
 
-/// How often to check whether what was kept is back.
+/// How often to check whether the kept messages are back in the queue.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What becomes of a message that was read.
+/// What to do with a message that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays in the queue.
+    /// Leave it in the queue.
     Keep,
-    /// It is taken out.
+    /// Remove it from the queue.
     Remove,
 }
 
-/// Called with the messages of a queue, some at a time. It decides what becomes of each; a `Break` ends the
+/// Called with some messages of a queue at a time. It decides what to do with each; a `Break` ends the
 /// browsing.
-pub type Look<'l, E> = dyn FnMut(&[Message]) -> Result<Verdicts, E> + 'l;
+pub type Judge<'j, E> = dyn FnMut(&[Message]) -> Result<Verdicts, E> + 'j;
 
 /// One verdict for each message.
 pub type Verdicts = ControlFlow<Vec<Verdict>, Vec<Verdict>>;
@@ -63,7 +63,7 @@ pub type Verdicts = ControlFlow<Vec<Verdict>, Vec<Verdict>>;
 pub enum Browsed {
     /// There is no such queue.
     NoQueue,
-    /// To its end, or until the caller had enough.
+    /// To its end, or until the caller stopped it.
     Seen,
     /// The broker counted this many more messages, and did not deliver them.
     Withheld(u64),
@@ -72,33 +72,33 @@ pub enum Browsed {
 /// How to browse.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// All messages are to be read. Otherwise none is taken ahead, until many were read: RabbitMQ counts how
-    /// often a message is redelivered, whether or not it was shown.
+    /// Whether all messages will be read. If not, none is prefetched until many were read: RabbitMQ counts
+    /// each redelivery of a message, whether or not the message was shown.
     pub all: bool,
-    /// Some messages that were redelivered often are replaced by copies at the end of their queue. The copies
-    /// are not shown.
+    /// Whether to replace some messages that were redelivered often by copies at the end of their queue. The
+    /// copies are not shown.
     pub renews: bool,
 }
 
-/// Calls `look` with the messages of a queue until there are no more. What is kept is in the queue again
-/// afterwards; until then nobody else can get it. Also returns the most redeliveries of any message that
-/// is kept.
+/// Calls `judge` with the messages of a queue until there are no more. The kept messages are back in the
+/// queue afterwards; until then nobody else can get them. Also returns the highest number of redeliveries
+/// of a kept message.
 ///
 /// # Errors
-/// If the broker can't be reached or is lost, and those of `look`. Everything that was not yet
-/// removed then stays in the queue.
+/// If the broker can't be reached or the connection is lost, and the errors of `judge`. All messages that
+/// were not removed by then stay in the queue.
 pub fn browse<E: From<BrokerError>>(
     config: &Config,
     shutdown: &Shutdown,
     queue: &str,
     Manner { all, renews }: Manner,
-    look: &mut Look<'_, E>,
+    judge: &mut Judge<'_, E>,
 ) -> Result<(Browsed, i64), E> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
     if link.queue_messages(queue, shutdown)?.is_none() {
         return Ok((Browsed::NoQueue, 0));
     }
-    // We have it until the connection ends.
+    // The turn is ours until the connection ends.
     take_turn(&mut link, queue, shutdown)?;
     let expected = link.queue_messages(queue, shutdown)?.unwrap_or(0);
     let mut reader = Reader {
@@ -112,25 +112,25 @@ pub fn browse<E: From<BrokerError>>(
         all,
         window: BATCH,
         renewal: Renewal::new(config, queue, expected, renews),
-        look,
+        judge,
     };
     reader.read_on(&mut link, None)?;
     let Reader { kept, expected, enough, renewal, .. } = reader;
-    let looks = renewal.left();
-    // The broker puts back what was kept a moment after the channels are closed, and a command that follows
-    // should find it. (If somebody else takes it first, the wait is in vain, and limited.)
-    let deadline = Instant::now() + GIVE_BACK;
+    let redeliveries = renewal.left();
+    // The broker requeues the kept messages a moment after the channels are closed, and a command that follows
+    // should find them. (If somebody else takes them first, this waits until its deadline.)
+    let deadline = Instant::now() + REQUEUE;
     while u64::from(link.queue_messages(queue, shutdown)?.unwrap_or(0)) < kept
         && Instant::now() < deadline
         && !shutdown.wait(POLL)
     {}
     link.close();
     let is_seen = enough || expected == 0;
-    Ok((if is_seen { Browsed::Seen } else { Browsed::Withheld(expected) }, looks))
+    Ok((if is_seen { Browsed::Seen } else { Browsed::Withheld(expected) }, redeliveries))
 }
 
-/// Waits until no other command reads a queue: we would find little there, and not know why. The turn is an
-/// exclusive queue, which RabbitMQ deletes with its connection.
+/// Waits until no other command reads a queue: that command holds the messages, so we would find few. The
+/// turn is an exclusive queue, which RabbitMQ deletes with its connection.
 pub(super) fn take_turn(
     link: &mut Link,
     queue: &str,
@@ -156,8 +156,7 @@ pub(super) fn take_turn(
                     return Err(BrokerError::Unavailable { address, problem });
                 }
             }
-            // Without the right to make that queue, or where a limit leaves no room for it, we go on
-            // without a turn.
+            // If we lack the permission to create that queue, or a limit is reached, we go on without a turn.
             Ok(()) | Err(amiquip::Error::ServerClosedChannel { .. }) => return Ok(()),
             Err(error) => return Err(link.unavailable(&error)),
         }
@@ -175,30 +174,30 @@ struct At {
     window: usize,
 }
 
-struct Reader<'a, 'l, E> {
+struct Reader<'a, 'j, E> {
     queue: &'a str,
     shutdown: &'a Shutdown,
     kill: KillSwitch,
-    /// How many messages should still come.
+    /// How many messages should still arrive.
     expected: u64,
-    /// Once none is expected any more: how long to wait for others.
+    /// Until when to wait for more, once no more are expected.
     until: Option<Instant>,
-    /// `look` wants no more.
+    /// Whether `judge` has ended the browsing.
     enough: bool,
-    /// All are to be read.
+    /// Whether all messages will be read.
     all: bool,
     /// How many messages are kept.
     kept: u64,
     /// How many messages the next channel may hold.
     window: usize,
     renewal: Renewal<'a>,
-    look: &'a mut Look<'l, E>,
+    judge: &'a mut Judge<'j, E>,
 }
 
 impl<E: From<BrokerError>> Reader<'_, '_, E> {
-    /// Reads on a channel of its own until the queue is empty or the channel's window is full of messages
-    /// that are kept; then it calls itself for the rest. The outer channels are closed only when the
-    /// innermost one has read to the end: closing them puts what they hold back into the queue.
+    /// Reads on a separate channel until the queue is empty or the channel's window is full of kept messages;
+    /// then it calls itself for the rest. The outer channels are closed only when the innermost one has read
+    /// to the end, because closing a channel requeues the messages that it holds.
     fn read_on(&mut self, link: &mut Link, outer: Option<&Frame<'_>>) -> Result<(), E> {
         let unavailable = |link: &Link, error: &amiquip::Error| E::from(link.unavailable(error));
         let kill = self.kill.clone();
@@ -210,8 +209,8 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         });
         let channel = opened.map_err(|error| unavailable(link, &error))?;
         let read = self.read_window(&channel, window, link, outer);
-        // Its answer shows that all acks before it have arrived.
-        let closed = kill.guard(GIVE_BACK, None, || channel.close());
+        // The broker answers only after it has processed all earlier acks.
+        let closed = kill.guard(REQUEUE, None, || channel.close());
         read.and_then(|()| closed.map_err(|error| unavailable(link, &error)))
     }
 
@@ -242,13 +241,13 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
                 Err(error) => break Err(error),
             }
         };
-        // The innermost channel replaces the messages of all channels, so nothing is left to the others.
+        // The innermost channel replaces the messages of all channels.
         let replaced = match read {
             Ok(()) => self.renewal.replace(&frame, &self.kill, self.shutdown),
             Err(_) => Ok(()),
         };
-        // What the consumer was given meanwhile goes back into the queue with the channel.
-        self.kill.guard(GIVE_BACK, None, || drop((cancel(&consumer), consumer)));
+        // Messages delivered meanwhile are requeued when the channel is closed.
+        self.kill.guard(REQUEUE, None, || drop((cancel(&consumer), consumer)));
         read?;
         replaced.map_err(|error| link.unavailable(&error).into())
     }
@@ -275,7 +274,7 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             let most = WINDOW_BYTES / largest.max(1);
             self.window = most.clamp(*WINDOWS.start(), *WINDOWS.end());
         }
-        let verdicts = match (self.look)(&messages)? {
+        let verdicts = match (self.judge)(&messages)? {
             ControlFlow::Continue(verdicts) => verdicts,
             ControlFlow::Break(verdicts) => {
                 self.enough = true;
@@ -284,8 +283,8 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
         };
         let (seen, mut kept) = (deliveries.len(), 0);
         if kept_before == 0 && verdicts.iter().all(|verdict| *verdict == Verdict::Remove) {
-            // A single ack. Of more than 32 acks for a quorum queue, RabbitMQ holds some back, and forgets them
-            // if the channel is closed before it has sent them.
+            // One ack for all of them: if there are more than 32 acks for a quorum queue, RabbitMQ delays some,
+            // and loses them if the channel is closed first.
             if let Some(last) = deliveries.pop() {
                 consumer.ack_multiple(last).map_err(|error| link.unavailable(&error))?;
             }
@@ -304,9 +303,9 @@ impl<E: From<BrokerError>> Reader<'_, '_, E> {
             }
         }
         if kept < seen {
-            // Its answer shows that the acks before it have arrived: otherwise several batches could be on
-            // their way before we notice that this connection is dead. (The window itself is only for
-            // consumers that start later.)
+            // The broker answers only after it has processed the earlier acks. Otherwise several batches could
+            // be sent before we notice that this connection is dead. (The new window applies only to consumers
+            // that start later.)
             let window = self.window;
             self.kill
                 .guard(SETUP_TIMEOUT, None, || set_window(channel, window))

@@ -1,10 +1,10 @@
-//! A series of calls that the broker may refuse.
+//! Calls that the broker may refuse, one after another on the same connection.
 
 use amiquip::Channel;
 
 use super::Link;
 
-/// What RabbitMQ counts of a queue.
+/// RabbitMQ's counts for a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
     /// Messages that no consumer has in hand.
@@ -13,8 +13,8 @@ pub struct QueueCounts {
     pub consumers: u32,
 }
 
-/// Makes calls on one channel of a connection, and on another one after a refusal, which closes the
-/// channel. A call may hang, and so may the drop: use it, and drop it, in [`super::KillSwitch::guard`].
+/// Makes calls on one channel of a connection. A refusal closes the channel, so the next call opens another.
+/// Calls and drop may hang: use and drop it inside [`super::KillSwitch::guard`].
 pub(super) struct Calls<'a> {
     link: &'a mut Link,
     channel: Option<Channel>,
@@ -39,7 +39,7 @@ impl<'a> Calls<'a> {
         Ok(answer)
     }
 
-    /// What RabbitMQ counts of a queue; `None` if there is no such queue.
+    /// RabbitMQ's counts for a queue; `None` if there is no such queue.
     pub(super) fn queue(&mut self, name: &str) -> amiquip::Result<Option<QueueCounts>> {
         let count = |channel: &Channel| {
             let found = channel.queue_declare_passive(name)?;
@@ -54,7 +54,7 @@ impl<'a> Calls<'a> {
         }
     }
 
-    /// Whether there is such an exchange.
+    /// Whether this exchange exists.
     pub(super) fn has_exchange(&mut self, name: &str) -> amiquip::Result<bool> {
         match self.call(|channel| channel.exchange_declare_passive(name).map(drop)) {
             Err(error) if is_absent(&error) => Ok(false),
@@ -63,8 +63,8 @@ impl<'a> Calls<'a> {
     }
 }
 
-/// Whether the broker says that there is no such queue or exchange. The same code also says that a queue or
-/// its node is down: such a queue exists, and so does what it holds.
+/// Whether the broker says that there is no such queue or exchange. It uses the same code for a queue that is
+/// down, or whose node is: such a queue exists, with its messages.
 pub(super) fn is_absent(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { code: 404, message, .. }
         if message.contains("no queue ") || message.contains("no exchange "))
@@ -75,7 +75,7 @@ pub(super) fn is_refusal(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { .. })
 }
 
-/// Whether the user lacks the right to what was asked for.
+/// Whether the user lacks the permission for the call.
 pub(super) fn is_forbidden(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { code: 403, .. })
 }

@@ -1,7 +1,7 @@
-//! From the broker's names to an open connection: each address is tried with its whole handshake.
+//! Opens connections: tries each address of each of the broker's hosts, including the handshake.
 //!
-//! An address that accepts connections proves nothing: a load balancer does so, or a node that is frozen.
-//! What counts is an open AMQP connection, and an address that doesn't answer costs its time limit at most.
+//! That an address accepts connections proves nothing: a load balancer or a frozen node does so too. Only an
+//! open AMQP connection counts, and each address has a time limit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -26,30 +26,30 @@ use crate::lookup::{LookUpError, LookUps};
 use crate::shutdown::Shutdown;
 use crate::threads;
 
-/// The first version whose quorum queues have a TTL and at-least-once dead-lettering, which waiting retries
-/// rely on.
+/// The first version whose quorum queues support TTL and at-least-once dead-lettering, on which waiting
+/// retries rely.
 const OLDEST_VERSION: (u32, u32) = (3, 10);
 
-/// How often to check, while connecting, whether shutdown was requested.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often to check for shutdown while connecting.
+const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 
-/// All connections look up the same few names, so one thread is enough, and another one for a name that was
-/// changed meanwhile. The receivers' look-ups have other threads: their name servers are not our broker's.
+/// All connections look up the same few names, so one thread is enough, with a second one in case a look-up
+/// hangs. The look-ups of receivers have other threads, because strangers run their name servers.
 static LOOK_UPS: LazyLock<LookUps> = LazyLock::new(|| LookUps::new(2));
 
 /// The addresses that failed when they were last tried, while another one worked, and why. They are tried
 /// last, so that not every connection waits for them, and logged once.
 static FAILED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
-/// Which of several hosts this process tries first, so that the instances spread over the nodes of a
-/// cluster.
+/// Which of several hosts this process tries first. It is random, so that the instances spread over the nodes
+/// of a cluster.
 static FIRST: LazyLock<usize> = LazyLock::new(|| usize::from(Uuid::new_v4().as_bytes()[0]));
 
 /// Why an address can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Failure {
     problem: String,
-    /// Another attempt would fail, too.
+    /// Whether another attempt would fail too.
     is_final: bool,
 }
 
@@ -66,13 +66,13 @@ impl From<io::Error> for Failure {
 }
 
 impl Link {
-    /// Connects and logs in, at the first address of the broker's hosts that works. Each address may take
-    /// `connect_timeout` for the connection and [`SETUP_TIMEOUT`] for the handshakes; the look-up of each name
-    /// may take [`SETUP_TIMEOUT`], too. Shutdown ends it at once.
+    /// Connects and logs in at the first address that works. Each address may take `connect_timeout` for the
+    /// connection and [`SETUP_TIMEOUT`] for the handshakes; the look-up of each name may take
+    /// [`SETUP_TIMEOUT`] too. Shutdown ends it at once.
     ///
     /// # Errors
-    /// With the problem of each address. A network loss during the handshake can look like a refused login,
-    /// so even that is worth another attempt.
+    /// [`BrokerError`], with the problem of each address. Even after a refused login another attempt is
+    /// worthwhile: a connection that is lost during the handshake can look like one.
     pub fn open(
         amqp: &Amqp,
         connect_timeout: Duration,
@@ -96,7 +96,7 @@ impl Link {
                 Step::Address(host, address) => {
                     match open_one(host, address, amqp, connect_timeout, shutdown) {
                         Ok(link) => {
-                            tell(&place, &failures);
+                            log_failures(&place, &failures);
                             return Ok(link);
                         }
                         Err(failure) => failure,
@@ -128,7 +128,7 @@ impl Link {
 enum Step<'a> {
     /// Look up the addresses of a name.
     Name(&'a Host),
-    /// Connect to one of them.
+    /// Connect to one of its addresses.
     Address(&'a Host, SocketAddr),
 }
 
@@ -149,7 +149,7 @@ impl Step<'_> {
     }
 }
 
-/// The names in the order in which this process tries them; those that have failed come last.
+/// The names in the order in which this process tries them; those that failed last time come last.
 fn steps(hosts: &[Host]) -> VecDeque<Step<'_>> {
     let mut hosts: Vec<&Host> = hosts.iter().collect();
     let count = hosts.len().max(1);
@@ -159,8 +159,8 @@ fn steps(hosts: &[Host]) -> VecDeque<Step<'_>> {
     steps.into()
 }
 
-/// Adds the addresses of a name as the next steps, in the resolver's order, and those that have failed as
-/// the last ones.
+/// Adds the addresses of a name as the next steps, in the resolver's order; those that failed last time are
+/// added at the end.
 fn add_addresses<'a>(steps: &mut VecDeque<Step<'a>>, host: &'a Host, addresses: Vec<SocketAddr>) {
     for address in addresses.into_iter().rev() {
         let step = Step::Address(host, address);
@@ -172,8 +172,8 @@ fn add_addresses<'a>(steps: &mut VecDeque<Step<'a>>, host: &'a Host, addresses: 
     }
 }
 
-/// Logs which places don't work while another one does, once for each new cause.
-fn tell(works: &str, failures: &[(String, Failure)]) {
+/// Logs which addresses fail while another one works, once for each new cause.
+fn log_failures(works: &str, failures: &[(String, Failure)]) {
     let mut failed = failed();
     if failed.remove(works).is_some() {
         log::info!("RabbitMQ at {works} works again");
@@ -201,7 +201,7 @@ fn open_one(
 ) -> Result<Link, Failure> {
     let no_thread = |error: io::Error| format!("not tried: {error}");
     guard::start().map_err(no_thread)?;
-    // amiquip starts two threads, and panics if it can't have the second.
+    // amiquip starts two threads, and panics if it can't start the second.
     threads::check(2).map_err(no_thread)?;
     let mut stream = connect_to(address, connect_timeout, shutdown)
         .map_err(|error| format!("cannot connect: {error}: is it running, is AMQP_URL right?"))?;
@@ -263,12 +263,12 @@ fn open<S: Read + Write + Evented + Send + 'static>(
     let stream = RepairedStream::new(stream);
     let open =
         || amiquip::Connection::insecure_open_stream(stream, options, ConnectionTuning::default());
-    // Somebody else may have taken the last thread since the check. Nothing of this connection is used
-    // after a panic.
+    // Another process may have taken the last thread since the check. After a panic, nothing of this
+    // connection is used.
     panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(amiquip::Error::IoThreadPanic))
 }
 
-/// Like `TcpStream::connect_timeout`, but shutdown ends it, too.
+/// Like `TcpStream::connect_timeout`, but shutdown ends it too.
 fn connect_to(address: SocketAddr, limit: Duration, shutdown: &Shutdown) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -284,7 +284,7 @@ fn connect_to(address: SocketAddr, limit: Duration, shutdown: &Shutdown) -> io::
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let wait = Timespec::try_from(left.min(LOOK)).map_err(io::Error::other)?;
+            let wait = Timespec::try_from(left.min(SHUTDOWN_POLL)).map_err(io::Error::other)?;
             match poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&wait)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => break,
@@ -310,8 +310,8 @@ fn resolve(host: &Host, shutdown: &Shutdown) -> Result<Vec<SocketAddr>, String> 
     }
     let deadline = Instant::now() + SETUP_TIMEOUT;
     let found = loop {
-        // A name that is being looked up already is not looked up twice: this goes on waiting for it.
-        match LOOK_UPS.find(&host.name, LOOK) {
+        // Each call joins the look-up that is already under way.
+        match LOOK_UPS.find(&host.name, SHUTDOWN_POLL) {
             _ if shutdown.is_requested() => return Err("shutting down".to_owned()),
             Err(LookUpError::Silent | LookUpError::Busy) if Instant::now() < deadline => {}
             found => break found.map_err(|error| error.to_string())?,
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_each_address_said_is_told_if_none_works() {
+    fn the_error_has_the_problem_of_each_address_if_none_works() {
         // The first never answers, the second hangs up, and nobody listens at the third.
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (silent, leaving, nobody) = (listen(), listen(), listen());

@@ -1,7 +1,7 @@
-//! Makes what is missing of the topology, and finds out what is lost.
+//! Creates missing queues, exchanges and bindings, and detects which were lost.
 //!
-//! Objects are independent of each other: if one can't be had, that is noted in [`Objects`], and the others
-//! are made nevertheless.
+//! Objects are independent of each other: if one is unusable, [`Objects`] records that, and the others are
+//! created nevertheless.
 
 use std::time::{Duration, Instant};
 
@@ -21,28 +21,28 @@ use crate::domain::broker_names::{
 use crate::metrics::ObjectKind as Kind;
 use crate::shutdown::Shutdown;
 
-/// One object that can't be had.
+/// An unusable object.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// Which, why, and the remedy.
+    /// Which object, why it is unusable, and the remedy.
     pub error: BrokerError,
-    /// Whether nothing works without it, because nothing can stand in for it.
+    /// Whether nothing works without it, because nothing can replace it.
     pub is_vital: bool,
 }
 
 /// How long it may take to declare everything. It takes tens of milliseconds if everything exists, and
-/// several seconds for the quorum queues of a long schedule on a busy broker.
+/// several seconds if a busy broker has to create the quorum queues of a long schedule.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What each queue of QUEUES adds to that: it has two quorum queues beside it, and a cluster takes tens of
+/// What each queue of QUEUES adds to that: two quorum queues belong to it, and a cluster takes tens of
 /// milliseconds for each.
 const DECLARE_EACH: Duration = Duration::from_millis(200);
 
 impl Topology {
-    /// Makes what is missing, and calls `depth` with each watched queue and how many messages are ready in
-    /// it. Returns what could not be had, each with its remedy. Producers' queues are looked for first, and
-    /// never redeclared: they belong to the operator, and may have any arguments, as may the dead-letter
-    /// queues. It has a time limit, and shutdown ends it.
+    /// Creates missing objects, and calls `depth` with each watched queue and how many messages are ready in
+    /// it. Returns the problem of each unusable object. An existing queue of QUEUES is never redeclared: it
+    /// belongs to the operator and may have any arguments. The same holds for dead-letter queues. This has a
+    /// time limit, and shutdown ends it.
     ///
     /// # Errors
     /// If the connection is lost.
@@ -58,54 +58,54 @@ impl Topology {
         let limit = DECLARE_TIMEOUT + DECLARE_EACH.saturating_mul(queues);
         let declared = kill.guard(limit, Some(shutdown), || {
             let calls = Calls::new(link);
-            let mut maker = Maker { calls, objects, depth: &mut depth, problems: Vec::new() };
-            self.declare_all(&mut maker).map(|()| maker.problems)
+            let mut declarer = Declarer { calls, objects, depth: &mut depth, problems: Vec::new() };
+            self.declare_all(&mut declarer).map(|()| declarer.problems)
         });
         declared.map_err(|error| failed(&address, "the topology", &error))
     }
 
-    fn declare_all(&self, maker: &mut Maker<'_>) -> amiquip::Result<()> {
+    fn declare_all(&self, declarer: &mut Declarer<'_>) -> amiquip::Result<()> {
         for origin in &self.origins {
-            maker.queue(origin, event_options(self.queue_type), Arguments::Any)?;
+            declarer.queue(origin, event_options(self.queue_type), Arguments::Any)?;
         }
-        maker.exchange(ExchangeType::Fanout, ORPHANED)?;
-        maker.exchange(ExchangeType::Direct, BACKLOG_EXCHANGE)?;
+        declarer.exchange(ExchangeType::Fanout, ORPHANED)?;
+        declarer.exchange(ExchangeType::Direct, BACKLOG_EXCHANGE)?;
         let mut bindings = Vec::new();
         for origin in &self.origins {
             let queue = retry_queue(origin);
-            if maker.queue(&queue, retry_options(origin), Arguments::Ours)? {
+            if declarer.queue(&queue, retry_options(origin), Arguments::Ours)? {
                 bindings.push((queue, format!("*.{origin}")));
             }
         }
-        maker.retry_exchange(&bindings)?;
-        maker.exchange(ExchangeType::Topic, WAIT_EXCHANGE)?;
-        let vital = maker.problems.len();
+        declarer.retry_exchange(&bindings)?;
+        declarer.exchange(ExchangeType::Topic, WAIT_EXCHANGE)?;
+        let vital = declarer.problems.len();
         for origin in &self.origins {
-            maker.queue(&dead_queue(origin), plain_options(), Arguments::Any)?;
+            declarer.queue(&dead_queue(origin), plain_options(), Arguments::Any)?;
         }
-        if maker.queue(ORPHANED, plain_options(), Arguments::Ours)? {
-            maker.bind(ORPHANED, ORPHANED, "")?;
+        if declarer.queue(ORPHANED, plain_options(), Arguments::Ours)? {
+            declarer.bind(ORPHANED, ORPHANED, "")?;
         }
         let mut can_wait = false;
         for delay in &self.delays {
             let queue = wait_queue(*delay);
-            if maker.queue(&queue, wait_options(*delay), Arguments::Ours)? {
-                maker.bind(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
+            if declarer.queue(&queue, wait_options(*delay), Arguments::Ours)? {
+                declarer.bind(&queue, WAIT_EXCHANGE, &format!("{delay}.#"))?;
                 can_wait = true;
             }
         }
-        // Any wait queue can stand in for another.
-        for problem in maker.problems.iter_mut().skip(vital) {
+        // Any wait queue can replace another.
+        for problem in declarer.problems.iter_mut().skip(vital) {
             problem.is_vital = !can_wait;
         }
         Ok(())
     }
 }
 
-/// Makes the queue that a lane consumes, unless it exists. Takes [`SETUP_TIMEOUT`] at most.
+/// Creates the queue that a lane consumes, unless it exists. Takes [`SETUP_TIMEOUT`] at most.
 ///
 /// # Errors
-/// If the queue can't be had, or the connection is lost.
+/// If the queue is unusable, or the connection is lost.
 pub fn declare_lane(
     link: &mut Link,
     lane: &Lane,
@@ -115,18 +115,18 @@ pub fn declare_lane(
     let (kill, address) = (link.kill_switch(), link.address.clone());
     let declared = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
         let calls = Calls::new(link);
-        let mut maker = Maker { calls, objects, depth: &mut |_, _| {}, problems: Vec::new() };
+        let mut declarer = Declarer { calls, objects, depth: &mut |_, _| {}, problems: Vec::new() };
         match lane.kind {
             LaneKind::Events => {
-                maker.queue(&lane.origin, event_options(lane.queue_type), Arguments::Any)?;
+                declarer.queue(&lane.origin, event_options(lane.queue_type), Arguments::Any)?;
             }
             LaneKind::Retries => {
                 let options = retry_options(&lane.origin);
-                // Without its exchange it can be consumed all the same, but the topology has to be checked.
-                if maker.queue(&lane.queue, options, Arguments::Ours)?
-                    && maker.calls.has_exchange(RETRY_EXCHANGE)?
+                // It can be consumed even without its exchange, but then the topology has to be checked.
+                if declarer.queue(&lane.queue, options, Arguments::Ours)?
+                    && declarer.calls.has_exchange(RETRY_EXCHANGE)?
                 {
-                    maker.bind(&lane.queue, RETRY_EXCHANGE, &format!("*.{}", lane.origin))?;
+                    declarer.bind(&lane.queue, RETRY_EXCHANGE, &format!("*.{}", lane.origin))?;
                 } else {
                     objects.check_soon();
                 }
@@ -134,7 +134,7 @@ pub fn declare_lane(
             // Each backlog is declared when it is opened.
             LaneKind::Backlogs => {}
         }
-        Ok(maker.problems)
+        Ok(declarer.problems)
     });
     let problems = declared.map_err(|error| failed(&address, &lane.queue, &error))?;
     problems.into_iter().next().map_or(Ok(()), |problem| Err(problem.error))
@@ -149,15 +149,15 @@ enum Arguments {
     Any,
 }
 
-struct Maker<'a> {
+struct Declarer<'a> {
     calls: Calls<'a>,
     objects: &'a Objects,
     depth: &'a mut dyn FnMut(&str, Option<QueueCounts>),
     problems: Vec<Problem>,
 }
 
-impl Maker<'_> {
-    /// Makes a queue, unless it exists. Returns whether we can use it.
+impl Declarer<'_> {
+    /// Creates a queue, unless it exists. Returns whether we can use it.
     fn queue(
         &mut self,
         name: &str,
@@ -185,7 +185,7 @@ impl Maker<'_> {
         // This changes nothing if the queue exists, and fails if it has other arguments.
         match self.calls.call(|channel| channel.queue_declare(name, options).map(drop)) {
             Ok(()) => {}
-            // Without the right to make a queue, its arguments can't be compared either.
+            // Without the permission to create a queue, its arguments can't be compared either.
             Err(error) if messages.is_some() && is_forbidden(&error) => {}
             Err(error) => return self.refused(Kind::Queue, name, error).map(|()| false),
         }
@@ -193,7 +193,7 @@ impl Maker<'_> {
         Ok(true)
     }
 
-    /// Makes an exchange, unless it exists.
+    /// Creates an exchange, unless it exists.
     fn exchange(&mut self, kind: ExchangeType, name: &str) -> amiquip::Result<()> {
         let asked = Instant::now();
         let is_there = match self.calls.has_exchange(name) {
@@ -203,7 +203,7 @@ impl Maker<'_> {
         if !is_there {
             self.objects.missing(Kind::Exchange, name, asked);
         }
-        match self.make_exchange(kind, name) {
+        match self.create_exchange(kind, name) {
             Ok(()) => {}
             Err(error) if is_there && is_forbidden(&error) => {}
             Err(error) => return self.refused(Kind::Exchange, name, error),
@@ -212,16 +212,17 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn make_exchange(&mut self, kind: ExchangeType, name: &str) -> amiquip::Result<()> {
+    fn create_exchange(&mut self, kind: ExchangeType, name: &str) -> amiquip::Result<()> {
         let options = exchange_options(name);
         self.calls.call(|channel| channel.exchange_declare(kind, name, options).map(drop))
     }
 
-    /// Makes the exchange that expired messages are published to, and binds our queues to it. An exchange of
-    /// an older version, without an alternate exchange, is made anew: its arguments can't be changed.
+    /// Creates the exchange that expired messages are published to, and binds our queues to it. An exchange
+    /// that an older version created without an alternate exchange is recreated, because arguments can't be
+    /// changed.
     ///
-    /// What expires before the bindings are made would be orphaned. So `webhooks.orphaned` is unbound
-    /// meanwhile: what finds no route stays in its wait queue, and RabbitMQ tries it again within three
+    /// Messages that expire before the bindings exist would be orphaned. So `webhooks.orphaned` is unbound
+    /// meanwhile: a message without a route stays in its wait queue, and RabbitMQ tries again within three
     /// minutes.
     fn retry_exchange(&mut self, bindings: &[(String, String)]) -> amiquip::Result<()> {
         let asked = Instant::now();
@@ -232,14 +233,14 @@ impl Maker<'_> {
         let mut is_older = false;
         if !is_there {
             self.objects.missing(Kind::Exchange, RETRY_EXCHANGE, asked);
-        } else if let Err(error) = self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE) {
+        } else if let Err(error) = self.create_exchange(ExchangeType::Topic, RETRY_EXCHANGE) {
             is_older = has_no_alternate(&error);
             if !is_older && !is_forbidden(&error) {
                 return self.refused(Kind::Exchange, RETRY_EXCHANGE, error);
             }
         }
         if (!is_there || is_older)
-            && let Err(error) = self.make_retry_exchange(is_older)
+            && let Err(error) = self.create_retry_exchange(is_older)
         {
             return self.refused(Kind::Exchange, RETRY_EXCHANGE, error);
         }
@@ -249,25 +250,25 @@ impl Maker<'_> {
         self.objects.found(Kind::Exchange, RETRY_EXCHANGE, 0);
         if is_older {
             log::info!(
-                "exchange {RETRY_EXCHANGE} made anew: what no retry queue takes goes to {ORPHANED} now. \
-                 Older versions can't connect beside this one"
+                "exchange {RETRY_EXCHANGE} recreated: deliveries without a retry queue go to {ORPHANED} now. \
+                 Older versions can't connect while it exists"
             );
         }
         Ok(())
     }
 
-    fn make_retry_exchange(&mut self, is_older: bool) -> amiquip::Result<()> {
+    fn create_retry_exchange(&mut self, is_older: bool) -> amiquip::Result<()> {
         let unbind =
             |channel: &Channel| channel.queue_unbind(ORPHANED, ORPHANED, "", FieldTable::new());
         match self.calls.call(unbind) {
             Err(error) if !is_absent(&error) => return Err(error),
             _ => {}
         }
-        // Unless another instance has just made it anew, and has bound its queues.
-        if is_older && self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE).is_err() {
+        // Unless another instance has just recreated it and bound its queues.
+        if is_older && self.create_exchange(ExchangeType::Topic, RETRY_EXCHANGE).is_err() {
             self.calls.call(|channel| channel.exchange_delete(RETRY_EXCHANGE, false))?;
         }
-        self.make_exchange(ExchangeType::Topic, RETRY_EXCHANGE)
+        self.create_exchange(ExchangeType::Topic, RETRY_EXCHANGE)
     }
 
     fn bind(&mut self, queue: &str, exchange: &str, key: &str) -> amiquip::Result<()> {
@@ -275,19 +276,19 @@ impl Maker<'_> {
         let arguments = FieldTable::new;
         match self.calls.call(|channel| channel.queue_bind(queue, exchange, key, arguments())) {
             Ok(()) => self.objects.bound(queue, asked),
-            // Somebody has just deleted the queue or the exchange: it is made again the next time.
+            // Somebody has just deleted the queue or the exchange: the next check creates it.
             Err(error) if is_absent(&error) => {}
             Err(error) => return self.refused(Kind::Binding, queue, error),
         }
         Ok(())
     }
 
-    /// Notes that the broker has refused an object. Any other error is returned, and ends the whole.
+    /// Records that the broker refused an object. Any other error is returned, and ends the declaration of all.
     fn refused(&mut self, kind: Kind, name: &str, error: amiquip::Error) -> amiquip::Result<()> {
         if !is_refusal(&error) {
             return Err(error);
         }
-        // Its lane waits for it, and tries it again and again.
+        // If only its node is away, its lane waits and keeps trying.
         let is_vital = !is_away(&error);
         let error = failed(self.calls.address(), name, &error);
         self.objects.refused(kind, name, error.problem());

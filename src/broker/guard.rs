@@ -1,8 +1,8 @@
-//! Ends calls that take too long, by one thread for the whole process.
+//! Limits the time of calls. One thread does this for the whole process.
 //!
-//! The thread is started once, before the first connection. A thread for each call might fail to start
-//! just when the machine is in trouble; the call would then have no time limit, or the connection would
-//! have to be given up with everything in hand.
+//! The thread is started once, before the first connection. If each call started its own, that could fail
+//! just when the machine is overloaded; then the call would have no time limit, or we would have to give up
+//! the connection with all messages in hand.
 
 use std::io;
 use std::net::{Shutdown as Half, TcpStream};
@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Select, Sender, unbounded};
 use super::{CALL_TIMEOUT, CLOSE_TIMEOUT};
 use crate::shutdown::Shutdown;
 
-/// Ends a connection from another thread, whatever its owner is waiting for.
+/// Cuts a connection from another thread, whatever its owner is waiting for.
 #[derive(Clone, Debug)]
 pub struct KillSwitch(Arc<TcpStream>);
 
@@ -30,9 +30,9 @@ impl KillSwitch {
         let _ = self.0.shutdown(Half::Both);
     }
 
-    /// Runs a call that may hang, and cuts the connection if it takes longer than `limit`, or at shutdown.
+    /// Runs a call that may hang. Cuts the connection if the call takes longer than `limit`, or at shutdown.
     ///
-    /// It wakes another thread, so it is for rare calls: opening, setting up, closing.
+    /// This wakes another thread, so it is for rare calls: opening, setting up, closing.
     pub fn guard<T>(
         &self,
         limit: Duration,
@@ -43,7 +43,7 @@ impl KillSwitch {
     }
 
     /// The same on a connection that other threads use: cuts it after `CALL_TIMEOUT`, or `CLOSE_TIMEOUT`
-    /// after they have been told to end (`ending`).
+    /// after they were asked to end (`ending`).
     pub fn guard_shared<T>(&self, ending: &Shutdown, call: impl FnOnce() -> T) -> T {
         self.watch(CALL_TIMEOUT, Some(ending.clone()), CLOSE_TIMEOUT, call)
     }
@@ -59,11 +59,11 @@ impl KillSwitch {
         let deadline = Instant::now() + limit;
         let watched = Watched { end: Arc::clone(&end), deadline, shutdown, grace };
         if let Err(error) = WATCH.add(watched) {
-            log::warn!("connection cut: nothing can end a call that hangs: {error}");
+            log::warn!("connection cut: no thread can limit the time of a call: {error}");
             self.cut();
         }
         let result = call();
-        // From here on the connection is not cut any more.
+        // From here on the connection is no longer cut.
         take(&end);
         result
     }
@@ -81,16 +81,16 @@ static WATCH: LazyLock<Watch> = LazyLock::new(Watch::new);
 
 struct Watch {
     calls: Sender<Watched>,
-    /// Taken when the thread is started.
+    /// Set until the thread is started.
     receiver: Mutex<Option<Receiver<Watched>>>,
 }
 
 /// A call under way.
 struct Watched {
-    /// Taken by whichever comes first: the end of the call, or its limit.
+    /// Taken at the end of the call or at its limit, whichever comes first.
     end: Arc<Mutex<Option<KillSwitch>>>,
     deadline: Instant,
-    /// Once this is requested, the call may take `grace` longer at most.
+    /// Once shutdown is requested, the call may take at most `grace` longer.
     shutdown: Option<Shutdown>,
     grace: Duration,
 }
@@ -122,13 +122,13 @@ fn watch(calls: &Receiver<Watched>) {
     let mut watched: Vec<Watched> = Vec::new();
     loop {
         let now = Instant::now();
-        watched.retain_mut(|call| call.goes_on(now));
+        watched.retain_mut(|call| call.is_running(now));
         let mut select = Select::new();
         select.recv(calls);
         for shutdown in watched.iter().filter_map(|call| call.shutdown.as_ref()) {
             select.recv(shutdown.receiver());
         }
-        // Whatever has happened, all calls are checked.
+        // Whatever happened, all calls are checked.
         let _ = match watched.iter().map(|call| call.deadline).min() {
             Some(deadline) => select.ready_deadline(deadline).ok(),
             None => Some(select.ready()),
@@ -139,8 +139,8 @@ fn watch(calls: &Receiver<Watched>) {
 }
 
 impl Watched {
-    /// Whether the call still has to be watched. Ends it if it has taken too long.
-    fn goes_on(&mut self, now: Instant) -> bool {
+    /// Whether the call is still running. Ends it if it has taken too long.
+    fn is_running(&mut self, now: Instant) -> bool {
         if self.shutdown.take_if(|shutdown| shutdown.is_requested()).is_some() {
             self.deadline = self.deadline.min(now + self.grace);
         }
@@ -148,7 +148,7 @@ impl Watched {
         if self.deadline <= now
             && let Some(kill) = end.take()
         {
-            // Under the lock: there must be no cut after the end of the call.
+            // Under the lock, because there must be no cut after the end of the call.
             kill.cut();
         }
         end.is_some()

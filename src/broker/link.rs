@@ -29,7 +29,7 @@ impl Link {
         self.property("version").unwrap_or_else(|| "unknown".to_owned())
     }
 
-    /// The name of the broker's cluster, which is the same at all its nodes. A single node has one, too.
+    /// The name of the broker's cluster, which is the same at all its nodes. A single node has one too.
     #[must_use]
     pub fn cluster(&self) -> String {
         self.property("cluster_name").unwrap_or_default()
@@ -56,11 +56,11 @@ impl Link {
         self.connection.as_mut().ok_or(amiquip::Error::ClientClosedConnection)?.open_channel(None)
     }
 
-    /// A receiver that is disconnected when the connection is lost, for those that have no consumer to
-    /// tell them.
+    /// A receiver that is disconnected when the connection is lost, for threads that have no consumer, which
+    /// would be disconnected too.
     ///
     /// # Errors
-    /// If the connection is lost already.
+    /// If the connection is already lost.
     pub fn listen_for_loss(
         &mut self,
     ) -> amiquip::Result<crossbeam_channel::Receiver<ConnectionBlockedNotification>> {
@@ -68,7 +68,7 @@ impl Link {
         connection.listen_for_connection_blocked()
     }
 
-    /// An error of a call on this connection, in our words.
+    /// The error for a call that failed on this connection.
     #[must_use]
     pub fn unavailable(&self, error: &amiquip::Error) -> BrokerError {
         BrokerError::Unavailable { address: self.address.clone(), problem: error.to_string() }
@@ -92,7 +92,7 @@ impl Link {
         })
     }
 
-    /// Looks for a queue on a channel of its own: if the queue is missing, RabbitMQ closes the channel.
+    /// Looks for a queue on a separate channel: if the queue is missing, RabbitMQ closes the channel.
     fn passive_declare(&mut self, queue: &str) -> amiquip::Result<Option<u32>> {
         match self.channel()?.queue_declare_passive(queue) {
             Ok(found) => Ok(Some(found.declared_message_count().unwrap_or(0))),
@@ -125,14 +125,14 @@ impl Drop for Link {
     }
 }
 
-/// Cancels a consumer. Returns the messages that it was given and had not taken. It may hang: call it in
-/// [`KillSwitch::guard`].
+/// Cancels a consumer. Returns the messages that were delivered to it and not yet read. It may hang: call it
+/// in [`KillSwitch::guard`].
 ///
 /// The last message that amiquip sends to a consumer says that it was cancelled. If the consumer is
 /// dropped before that, amiquip gives up the whole connection.
 #[must_use]
 pub fn cancel(consumer: &Consumer<'_>) -> Vec<amiquip::Delivery> {
-    // This fails on a lost connection, which ends the loop, too.
+    // This fails if the connection is lost, which ends the loop too.
     let _ = consumer.cancel();
     let mut left = Vec::new();
     while let Ok(ConsumerMessage::Delivery(delivery)) = consumer.receiver().recv() {

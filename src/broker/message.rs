@@ -1,4 +1,4 @@
-//! A message: what we take over from a delivery of the broker, and what we publish.
+//! A message: what we keep of the broker's delivery, and what we publish.
 
 use amiquip::AmqpValue;
 
@@ -9,26 +9,26 @@ use crate::domain::event::Properties;
 use crate::domain::shown::word;
 
 /// A message that was redelivered this often is replaced by a copy at the end of its queue. A quorum queue
-/// drops or dead-letters a message that comes back more often than its delivery limit allows: 20 times on
-/// RabbitMQ 4, if nobody has set a limit. The cause is never the message itself, but us, the servers, or
-/// somebody who has looked at it.
+/// drops or dead-letters a message that is redelivered more often than its delivery limit allows: 20 times on
+/// RabbitMQ 4, if nobody has set a limit. The cause is never the message itself, but this process, the
+/// servers, or somebody who has read the message.
 const MOST_REDELIVERIES: i64 = 4;
 
 /// The same for the head of a backlog, which is handed back with each outage while the backlog drains, and
-/// whenever it is held for minutes. It is more, because a copy loses its place in the order.
+/// whenever it was held for minutes. It is more, because a copy loses its place in the order.
 const MOST_BACKLOG_REDELIVERIES: i64 = 15;
 
-/// How much of the producer's headers is taken over. amiquip sends all headers in one frame, and the
-/// broker closes the connection if a frame is too large: over 128 KiB, if nobody has set less. A producer
-/// can fill such a frame. And amiquip takes a time to write headers that grows with the square of their
-/// number: seconds for as many as fit into a frame.
+/// How much of the producer's headers is kept. amiquip sends all headers in one frame, and the broker closes
+/// the connection if a frame is too large: over 128 KiB, if nobody has set less. A producer can fill such a
+/// frame. Besides, the time that amiquip takes to write headers grows with the square of their number:
+/// seconds for as many as fit into a frame.
 const ROOM_OF_PRODUCER: Room = Room { headers: 128, bytes: 48 << 10 };
 
-/// How much of the other headers, ours and RabbitMQ's, is taken over: far more than they need. They have
-/// room of their own, or a retry would lose headers that its first attempt had.
+/// How much of the other headers, ours and RabbitMQ's, is kept: far more than they need. Their limit is
+/// separate, or a retry would lose headers that its first attempt had.
 const ROOM_OF_OURS: Room = Room { headers: 32, bytes: 16 << 10 };
 
-/// A message as we have consumed it.
+/// A message as we consumed it.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
     /// The producer's bytes.
@@ -39,14 +39,14 @@ pub struct Message {
     pub message_id: Option<String>,
     /// AMQP `type`.
     pub event_type: Option<String>,
-    /// The headers whose types we write; others are left out, and so is what exceeds 128 headers or 48 KiB
-    /// of the producer's.
+    /// The headers of the types that we write. Other headers are left out, and so are the producer's beyond
+    /// 128 headers or 48 KiB.
     pub headers: Headers,
 }
 
 impl Message {
-    /// The message that carries a delivery of this message's event, which came from the queue `origin`: with
-    /// the producer's body, content type and headers, and headers of ours.
+    /// The message that carries a delivery of this message's event, which came from the queue `origin`. It has
+    /// the producer's body, content type and headers, and our headers.
     #[must_use]
     pub fn carrying(&self, delivery: &Delivery, origin: &str) -> Self {
         let mut headers = delivery.headers(origin);
@@ -63,14 +63,14 @@ impl Message {
         }
     }
 
-    /// About how many bytes it takes in memory.
+    /// Its approximate memory in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| header_bytes(name, value));
         self.body.len() + headers.sum::<usize>()
     }
 
-    /// The properties that tell about the event what its body may not.
+    /// The properties that describe the event.
     #[must_use]
     pub fn properties(&self) -> Properties<'_> {
         Properties {
@@ -80,11 +80,11 @@ impl Message {
         }
     }
 
-    /// Takes over what the broker has delivered; the body is moved out of the delivery.
+    /// Reads a delivery of the broker, and moves the body out of it.
     #[must_use]
     pub fn take(delivery: &mut amiquip::Delivery) -> Self {
         let properties = &delivery.properties;
-        // The headers of a trace come first, so that there is room for them.
+        // Trace headers come first, so that there is room for them.
         let of_trace = |is_wanted: bool| {
             let headers = properties.headers().iter().flat_map(|table| table.iter());
             headers.filter(move |(name, _)| is_of_trace(name) == is_wanted)
@@ -102,14 +102,15 @@ impl Message {
         if left_out > 0 {
             let id = properties.message_id().as_deref().unwrap_or_default();
             log::debug!(
-                "headers left out event={} count={left_out}: of a producer's, {} and {} bytes are taken over",
+                "headers left out event={} count={left_out}: at most {} headers and {} bytes of a producer's \
+                 are kept",
                 word(id),
                 ROOM_OF_PRODUCER.headers,
                 ROOM_OF_PRODUCER.bytes,
             );
         }
-        // Whatever the room and the type: an event must not seem to belong to another account, or to none,
-        // because this header was left out.
+        // This header is kept whatever its type and size: without it, an event would seem to belong to another
+        // account, or to none.
         let account =
             properties.headers().as_ref().and_then(|table| table.get(header::PRODUCERS_ACCOUNT));
         if let Some(account) = account.and_then(read_account) {
@@ -124,13 +125,13 @@ impl Message {
         }
     }
 
-    /// Whether the process with this name has put it into a backlog.
+    /// Whether the process with this id put it into a backlog.
     #[must_use]
     pub fn was_entered_by(&self, instance: &str) -> bool {
         matches!(self.headers.get(ENTERED_BY), Some(Value::Text(by)) if by == instance)
     }
 
-    /// How often the broker has taken the message back, as quorum queues count it.
+    /// How often the broker has redelivered the message, as quorum queues count it.
     #[must_use]
     pub fn redeliveries(&self) -> i64 {
         match self.headers.get(DELIVERY_COUNT) {
@@ -145,41 +146,41 @@ impl Message {
         self.redeliveries() >= MOST_REDELIVERIES
     }
 
-    /// The same for a message of a backlog, which is made with a high limit. An operator's policy may set a
-    /// lower one.
+    /// The same for a message of a backlog, which is created with a high limit. An operator's policy may set
+    /// a lower one.
     #[must_use]
     pub fn is_near_backlogs_delivery_limit(&self) -> bool {
         self.redeliveries() >= MOST_BACKLOG_REDELIVERIES
     }
 
-    /// Whether it has only waited until this queue takes it. (Whatever others write into that header, it
-    /// leads to no other queue.)
+    /// Whether it only waits until this queue accepts it. (Whatever others write into that header, the message
+    /// goes to no other queue.)
     #[must_use]
     pub fn is_bound_for(&self, queue: &str) -> bool {
         matches!(self.headers.get(BOUND_FOR), Some(Value::Text(name)) if name == queue)
     }
 
-    /// The message as it would have come to the queue that it is bound for.
+    /// The message for the queue that it is bound for, as if it had gone there at once.
     #[must_use]
     pub fn arrived(mut self) -> Self {
         self.headers.remove(BOUND_FOR);
-        self.rested()
+        self.without_redeliveries()
     }
 
     /// The message as if it had never been redelivered.
     #[must_use]
-    pub fn rested(mut self) -> Self {
+    pub fn without_redeliveries(mut self) -> Self {
         self.headers.remove(DELIVERY_COUNT);
         self
     }
 }
 
-/// Whether a header belongs to a trace, and is forwarded to receivers (`domain::forwarding`).
+/// Whether a header belongs to a trace, which is forwarded to receivers (`domain::forwarding`).
 fn is_of_trace(name: &str) -> bool {
     ["traceparent", "tracestate", "baggage"].iter().any(|of| of.eq_ignore_ascii_case(name))
 }
 
-/// How much may still be taken over.
+/// How much may still be kept.
 struct Room {
     headers: usize,
     bytes: usize,
@@ -195,7 +196,7 @@ impl Room {
     }
 }
 
-/// How many bytes a header takes in a frame (AMQP 0-9-1, section 4.2.5.5).
+/// The size of a header in a frame, in bytes (AMQP 0-9-1, section 4.2.5.5).
 fn header_bytes(name: &str, value: &Value) -> usize {
     let (length, kind) = (1, 1);
     length
@@ -221,13 +222,13 @@ fn read_value(value: &AmqpValue) -> Option<Value> {
     })
 }
 
-/// The header [`header::PRODUCERS_ACCOUNT`]: without a value it counts as missing; what can't be a name is
-/// read as one that is refused later.
+/// The header [`header::PRODUCERS_ACCOUNT`]. Without a value it counts as missing. A value that can't be a
+/// name is replaced by one that is refused later.
 fn read_account(value: &AmqpValue) -> Option<Value> {
     match value {
         AmqpValue::Void => None,
         AmqpValue::LongString(long) if long.len() > MAX_ACCOUNT_BYTES => {
-            // What is left of it is still too long to be accepted.
+            // Cut, but still too long to be accepted.
             Some(Value::Text(long.chars().take(MAX_ACCOUNT_BYTES + 1).collect()))
         }
         other => Some(read_value(other).unwrap_or_else(|| Value::Text(NO_NAME.to_owned()))),

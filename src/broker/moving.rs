@@ -1,9 +1,9 @@
-//! A queue becomes one of another type, and keeps its messages.
+//! Changes the type of a queue, and keeps its messages.
 //!
 //! RabbitMQ can't change the type of a queue. So its messages move to `webhooks.moving.<queue>`, the queue is
-//! deleted and made anew, and the messages come back, in their order. A message is acked when the broker has
-//! confirmed it in its new place, so an interruption loses nothing, and repeats one [`BATCH`] at most. The
-//! queues that exist tell how far a move has come, so a second one continues it.
+//! deleted and recreated, and the messages move back, in their order. A message is acked when the broker has
+//! confirmed its copy, so an interruption loses nothing, and repeats one [`BATCH`] at most. Which of the two
+//! queues exist shows how far a move has come, so another one continues it.
 
 use std::time::{Duration, Instant};
 
@@ -28,10 +28,10 @@ use properties::carried;
 use publishing::Publishing;
 use standing::standing;
 
-pub use standing::{QueueStanding, look_at};
+pub use standing::{QueueStanding, inspect_queue};
 
-/// How many messages are in hand together: at most this many are in both places if we are killed. If a quorum
-/// queue takes back more than 32, it forgets their order (RabbitMQ 3.10 at least).
+/// How many messages are in hand together: at most this many are in both queues if we are killed. If more
+/// than 32 messages of a quorum queue are handed back, it loses their order (RabbitMQ 3.10 at least).
 const BATCH: u16 = 32;
 
 /// How long to wait for the next message of a queue that should have more.
@@ -40,14 +40,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the rest of a batch.
 const REST: Duration = Duration::from_millis(50);
 
-/// How long the broker may take to put back what an interrupted move had in hand. Whoever consumes earlier is
-/// given later messages first.
-const PUT_BACK: Duration = Duration::from_secs(2);
+/// How long the broker may take to requeue the messages that an interrupted move had in hand. A consumer that
+/// starts earlier gets later messages first.
+const REQUEUE: Duration = Duration::from_secs(2);
 
-/// How long RabbitMQ may take to delete a queue: 3.10 waits 5 s for a member on a node that is away.
+/// How long RabbitMQ may take to delete a queue: 3.10 waits 5 s for a member on a node that is down.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a queue may have got something new just when it was to be deleted.
+/// How often a new message may arrive just before a queue is deleted.
 const MOST_ROUNDS: usize = 5;
 
 /// Why a queue can't be moved, or a move ended early.
@@ -56,7 +56,7 @@ pub enum MoveError {
     /// The broker failed. Nothing is lost.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// Something has to be changed first: what, and how.
+    /// The queue can't be moved now: why, and what to do.
     #[error("{0}")]
     Unfit(String),
     /// Shutdown was requested. Nothing is lost.
@@ -66,53 +66,53 @@ pub enum MoveError {
 
 /// How far a move has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// Some messages are in their new place.
+pub enum MoveProgress {
+    /// Some messages were moved.
     Carried {
         /// The queue that they go to.
         to: String,
-        /// How many are there.
+        /// How many were moved.
         done: u64,
-        /// How many there are to be.
+        /// How many have to be moved in total.
         of: u64,
     },
-    /// The queue was made anew.
-    Made,
+    /// The queue was recreated.
+    Recreated,
 }
 
 /// The result of a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// The queue was of this type already.
+    /// Whether the queue had this type already.
     pub was_there: bool,
     /// How many messages were moved into the new queue.
     pub messages: u64,
-    /// Of these, how many have lost their `user-id`: RabbitMQ takes it only from the user of that name.
+    /// How many of them have lost their `user-id`: RabbitMQ accepts it only from the user of that name.
     pub without_user: u64,
-    /// How many have lost their header `CC` or `BCC`: it would have sent copies to other queues again.
+    /// How many of them have lost their header `CC` or `BCC`: it would have sent copies to other queues again.
     pub without_copies: u64,
 }
 
-/// Makes a queue one of the type `to`, with all its messages. `progress` is told how far it has come.
+/// Changes the type of a queue to `to`, and keeps its messages. Calls `progress` after each step.
 ///
 /// # Errors
-/// [`MoveError`]. Nothing is lost then, and the next move continues this one.
+/// [`MoveError`]. Then nothing is lost, and the next move continues this one.
 pub fn move_queue(
     config: &Config,
     shutdown: &Shutdown,
     queue: &str,
     to: QueueType,
-    mut progress: impl FnMut(Progress),
+    mut progress: impl FnMut(MoveProgress),
 ) -> Result<Moved, MoveError> {
     let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
-    // First, because it checks the queue's name, of which the name of the turn is made.
+    // First, because it checks the length of the queue's name, which is a part of the turn's name.
     let _ = standing(&mut link, queue)?;
     // Until the connection ends, nobody else moves the queue.
     take_turn(&mut link, queue, shutdown)?;
     let mut mover = Mover { config, link, shutdown, moved: Moved::default() };
     let aside = moving_queue(queue);
     let is_repeated = mover.link.queue_messages(&aside, shutdown)?.is_some();
-    if is_repeated && shutdown.wait(PUT_BACK) {
+    if is_repeated && shutdown.wait(REQUEUE) {
         return Err(MoveError::Interrupted);
     }
     let before = standing(&mut mover.link, queue)?;
@@ -128,12 +128,12 @@ pub fn move_queue(
         return match before.queue {
             Some(_) => Ok(moved),
             None => Err(MoveError::Unfit(format!(
-                "there is no queue {queue:?}: the notifier makes it, or whoever publishes to it"
+                "there is no queue {queue:?}: start the notifier, which creates the queues of QUEUES"
             ))),
         };
     }
     mover.declare(queue, event_options(Some(to)))?;
-    progress(Progress::Made);
+    progress(MoveProgress::Recreated);
     mover.moved.messages = mover.empty_into(&aside, QueueType::Quorum, queue, &mut progress)?;
     mover.link.close();
     Ok(mover.moved)
@@ -143,7 +143,7 @@ fn not_consumed(queue: &str, QueueCounts { consumers, .. }: QueueCounts) -> Resu
     match consumers {
         0 => Ok(()),
         _ => Err(MoveError::Unfit(format!(
-            "{queue:?} is consumed (consumers: {consumers}): stop the notifiers, and whatever else consumes it"
+            "{queue:?} is consumed (consumers: {consumers}): stop the notifiers and all other consumers"
         ))),
     }
 }
@@ -170,13 +170,13 @@ impl Mover<'_> {
         self.guard(queue, |link| link.channel()?.queue_declare(queue, options).map(drop))
     }
 
-    /// Moves all messages of a queue into another one, and deletes the queue. Returns how many they were.
+    /// Moves all messages of a queue into another one, and deletes the queue. Returns how many were moved.
     fn empty_into(
         &mut self,
         from: &str,
         kind: QueueType,
         to: &str,
-        progress: &mut impl FnMut(Progress),
+        progress: &mut impl FnMut(MoveProgress),
     ) -> Result<u64, MoveError> {
         let mut carried = 0;
         for _ in 0..MOST_ROUNDS {
@@ -186,7 +186,7 @@ impl Mover<'_> {
             }
         }
         Err(MoveError::Unfit(format!(
-            "{from:?} gets new messages all the time: stop its producers; what was in it is in {to:?}"
+            "{from:?} gets new messages all the time: stop its producers; its earlier messages are in {to:?}"
         )))
     }
 
@@ -195,7 +195,7 @@ impl Mover<'_> {
         from: &str,
         to: &str,
         before: u64,
-        progress: &mut impl FnMut(Progress),
+        progress: &mut impl FnMut(MoveProgress),
     ) -> Result<u64, MoveError> {
         let ready = self.link.queue_messages(from, self.shutdown)?.unwrap_or(0);
         let of = before + u64::from(ready);
@@ -209,7 +209,7 @@ impl Mover<'_> {
         let address = self.link.address.clone();
         let lost = |error: &amiquip::Error| MoveError::from(failed(&address, from, error));
         let channel = opened.map_err(|error| lost(&error))?;
-        // As the only consumer, so that all messages keep their order.
+        // Exclusive, so that all messages keep their order.
         let options = ConsumerOptions { exclusive: true, ..Default::default() };
         let begun = kill.guard(SETUP_TIMEOUT, None, || channel.basic_consume(from, options));
         let consumer = begun.map_err(|error| lost(&error))?;
@@ -230,13 +230,13 @@ impl Mover<'_> {
             }
             carried += count;
             let done = before + carried;
-            progress(Progress::Carried { to: to.to_owned(), done, of: of.max(done) });
+            progress(MoveProgress::Carried { to: to.to_owned(), done, of: of.max(done) });
         };
-        // What the consumer was given meanwhile goes back to its place in the queue.
+        // Messages delivered meanwhile go back to their places in the queue.
         kill.guard(CLOSE_TIMEOUT, None, || drop((cancel(&consumer), consumer)));
         let closed = kill.guard(CLOSE_TIMEOUT, None, || channel.close());
         taker.close();
-        // Shutdown may have cut off a call, which then has an error of its own.
+        // If shutdown cut off a call, its error isn't the cause.
         let carried = carried.map_err(|error| match self.shutdown.is_requested() {
             true => MoveError::Interrupted,
             false => error,
@@ -304,7 +304,7 @@ impl Mover<'_> {
                 Some(last) => last.ack_multiple(channel)?,
                 None => return Ok(()),
             }
-            // Its answer shows that the ack has arrived.
+            // The broker answers only after it has processed the ack.
             channel.qos(0, BATCH, false)
         });
         acked.map_err(|error| self.link.unavailable(&error).into())
@@ -318,7 +318,7 @@ impl Mover<'_> {
         if counts.ready > 0 {
             return Ok(false);
         }
-        // Quorum queues don't know these conditions.
+        // Quorum queues don't support these conditions.
         let only_if = kind == QueueType::Classic;
         let options = QueueDeleteOptions { if_empty: only_if, if_unused: only_if };
         let kill = self.link.kill_switch();
@@ -327,7 +327,7 @@ impl Mover<'_> {
         });
         match deleted {
             Ok(()) => Ok(true),
-            // A message has just come.
+            // A message has just arrived.
             Err(amiquip::Error::ServerClosedChannel { code: 406, .. }) => Ok(false),
             Err(error) => Err(failed(&self.link.address, queue, &error).into()),
         }

@@ -1,4 +1,4 @@
-//! Publishing notices, on a connection of its own: no failure of it, nor of the queues that somebody has
+//! Publishing notices, on a separate connection: neither its failure, nor that of a queue that somebody has
 //! bound to the exchange, may hold up a delivery.
 
 use std::fmt;
@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 use super::calls::{Calls, is_forbidden};
 use super::outgoing::Outgoing;
-use super::publisher::{CONFIRM_TIMEOUT, Confirming, Request, Slip};
+use super::publisher::{CONFIRM_TIMEOUT, Confirming, Publication, Slip};
 use super::topology::exchange_options;
 use super::{BrokerError, CLOSE_TIMEOUT, Link, Message, SETUP_TIMEOUT, failed};
 use crate::config::Config;
@@ -23,16 +23,16 @@ pub struct Announcer {
     channel: Confirming,
     /// Disconnected when the connection is lost.
     blocked: Receiver<ConnectionBlockedNotification>,
-    /// The broker's alarm, while it has one: it takes no messages then.
+    /// The reason of the broker's alarm, while there is one: meanwhile the broker accepts no messages.
     alarm: Option<String>,
     link: Link,
 }
 
-/// What became of notices that were published.
+/// The result of publishing notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Announced {
-    /// The broker has all of them, except those that it has refused because one of the queues bound to the
-    /// exchange takes none.
+    /// The broker has confirmed all of them, except those that it refused because one of the queues bound to
+    /// the exchange accepts no messages.
     All {
         /// How many were refused.
         refused: usize,
@@ -46,7 +46,7 @@ pub enum Announced {
 pub struct NotAnnounced {
     /// What happened.
     pub error: BrokerError,
-    /// Whether some may have been published nevertheless: the broker has not refused them.
+    /// Whether some may have been published nevertheless, because the broker has not refused them.
     pub may_have_arrived: bool,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Debug for Announcer {
 }
 
 impl Announcer {
-    /// Connects, and makes the exchange if it is missing.
+    /// Connects, and creates the exchange if it is missing.
     ///
     /// # Errors
     /// If the broker can't be reached, or refuses the exchange.
@@ -65,19 +65,19 @@ impl Announcer {
         let mut link = Link::open(&config.amqp, config.connect_timeout, shutdown)?;
         let (kill, address) = (link.kill_switch(), link.address.clone());
         let opened = kill.guard(SETUP_TIMEOUT, Some(shutdown), || {
-            make_exchange(&mut Calls::new(&mut link))?;
+            create_exchange(&mut Calls::new(&mut link))?;
             Ok((link.listen_for_loss()?, Confirming::open(&mut link, None)?))
         });
         let (blocked, channel) = opened.map_err(|error| {
-            // Otherwise the drop of a channel would wait for an answer.
+            // Otherwise dropping a channel would wait for an answer.
             kill.cut();
             failed(&address, EVENTS_EXCHANGE, &error)
         })?;
         Ok(Self { channel, blocked, alarm: None, link })
     }
 
-    /// Publishes notices, and waits until the broker has all of them, for `limit` at most. What was published
-    /// before has to be confirmed by then.
+    /// Publishes notices, and waits for `limit` at most until the broker has confirmed them and all earlier
+    /// ones.
     ///
     /// # Errors
     /// Why they can't be confirmed any more.
@@ -88,18 +88,18 @@ impl Announcer {
     ) -> Result<(Self, Announced), NotAnnounced> {
         let kill = self.link.kill_switch();
         let all = || self.channel.publish_notices(notices);
-        // This limit is for a publish that blocks.
+        // In case a publish blocks.
         kill.guard(CLOSE_TIMEOUT, None, all);
         self.wait(limit)
     }
 
-    /// Waits for the confirms of what was published before, for `limit` at most.
+    /// Waits for the confirms of earlier notices, for `limit` at most.
     ///
     /// # Errors
-    /// Why they can't come any more.
+    /// Why they can't be confirmed any more.
     pub fn wait(mut self, limit: Duration) -> Result<(Self, Announced), NotAnnounced> {
         let waited = self.channel.wait_for_confirms(Instant::now() + limit);
-        self.hear();
+        self.update_alarm();
         match waited {
             Ok(announced) => Ok((self, announced)),
             Err(problem) => {
@@ -115,25 +115,26 @@ impl Announcer {
         }
     }
 
-    /// Why the broker takes no messages on this connection, if it has an alarm.
+    /// The reason of the broker's alarm, if there is one: meanwhile the broker accepts no messages on this
+    /// connection.
     #[must_use]
     pub fn alarm(&self) -> Option<&str> {
         self.alarm.as_deref()
     }
 
-    fn hear(&mut self) {
-        while let Ok(heard) = self.blocked.try_recv() {
-            self.alarm = match heard {
+    fn update_alarm(&mut self) {
+        while let Ok(notification) = self.blocked.try_recv() {
+            self.alarm = match notification {
                 ConnectionBlockedNotification::Blocked(reason) => Some(reason),
                 ConnectionBlockedNotification::Unblocked => None,
             };
         }
     }
 
-    /// Whether the connection still stands.
+    /// Whether the connection is still open.
     #[must_use]
     pub fn is_open(&mut self) -> bool {
-        self.hear();
+        self.update_alarm();
         !matches!(self.blocked.try_recv(), Err(TryRecvError::Disconnected))
             && !matches!(self.channel.confirms.try_recv(), Err(TryRecvError::Disconnected))
     }
@@ -146,9 +147,8 @@ impl Announcer {
     }
 }
 
-/// Makes the exchange. A user without the right to make it may still publish to it, if somebody else has
-/// made it.
-fn make_exchange(calls: &mut Calls<'_>) -> amiquip::Result<()> {
+/// Creates the exchange. A user without the permission to create it may still publish to it if it exists.
+fn create_exchange(calls: &mut Calls<'_>) -> amiquip::Result<()> {
     let declare = |channel: &amiquip::Channel| {
         let options = exchange_options(EVENTS_EXCHANGE);
         channel.exchange_declare(ExchangeType::Topic, EVENTS_EXCHANGE, options).map(drop)
@@ -162,12 +162,12 @@ fn make_exchange(calls: &mut Calls<'_>) -> amiquip::Result<()> {
 impl Confirming {
     fn publish_notices(&mut self, notices: &[Notice]) {
         let since = Instant::now();
-        // Nobody receives these: the caller sees by the channel's lists what became of the notices.
+        // Nobody receives these confirms: the caller reads the channel's lists instead.
         let (confirmed, _confirms) = bounded(notices.len());
         let slip: Arc<Slip> = Arc::default();
         for notice in notices {
             let (confirmed, slip) = (confirmed.clone(), Arc::clone(&slip));
-            self.publish(Request {
+            self.publish(Publication {
                 message: Outgoing::notice(message(notice), notice.kind.label()),
                 since,
                 published_at: since,

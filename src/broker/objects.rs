@@ -1,8 +1,8 @@
-//! Which of the queues, exchanges and bindings that we need exist, as far as anybody has looked.
+//! Which of the queues, exchanges and bindings that we need exist, as of the last check.
 //!
-//! If a queue existed and is gone, what it held is gone, too. To make it again without a word would hide
-//! that. So everybody who looks for our objects reports here, and each loss is logged and counted once for
-//! the process. (What is missing when the process starts was perhaps never made.)
+//! If a queue existed and is gone, its messages are gone too. To recreate it silently would hide that. So every
+//! thread that checks our objects reports here, and each loss is logged and counted once per process. (An
+//! object that is missing when the process starts may never have existed.)
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,16 +15,16 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::topology::contents;
 use crate::metrics::{ObjectKind as Kind, TopologyCounts};
 
-/// How long a loss is shown after the object was made again.
-const TOLD_FOR: Duration = Duration::from_secs(3_600);
+/// How long a loss is shown after it was detected.
+const SHOWN_FOR: Duration = Duration::from_secs(3_600);
 
-/// The objects, shared by all that need them.
+/// The objects, shared by all threads that need them.
 pub struct Objects {
     known: Mutex<BTreeMap<(Kind, String), Object>>,
-    /// How many queues can't be had: a quick check for each message that is published.
+    /// How many queues are unusable: a cheap check for each message that is published.
     refused: AtomicUsize,
-    /// Whether to log what can't be had. While the process starts, that is its error.
-    is_told: AtomicBool,
+    /// Whether to log unusable objects. While the process starts, they are its error instead.
+    is_logging: AtomicBool,
     counts: TopologyCounts,
     asks: Sender<()>,
     asked: Receiver<()>,
@@ -33,13 +33,13 @@ pub struct Objects {
 #[derive(Debug)]
 struct Object {
     state: State,
-    /// When it was last seen, made or bound.
+    /// When it was last seen, created or bound.
     seen: Instant,
     /// How many messages it held then.
     messages: u32,
     lost: Option<Loss>,
-    /// When it was made, if it was missing before.
-    made: Option<Instant>,
+    /// When it was created, if it was missing before.
+    created: Option<Instant>,
     /// When its exchange last returned a message for it.
     returned: Option<Instant>,
 }
@@ -48,7 +48,7 @@ struct Object {
 enum State {
     There,
     Missing,
-    /// It can't be had, for this reason.
+    /// It is unusable, for this reason.
     Refused(String),
 }
 
@@ -60,14 +60,14 @@ struct Loss {
 
 /// An object that is not as it should be, or was lost within the last hour.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct ObjectStanding {
     /// What it is.
     pub kind: Kind,
     /// Its name; for a binding, that of its queue.
     pub name: String,
-    /// Whether it exists, and is what we need.
+    /// Whether it exists and is usable.
     pub is_there: bool,
-    /// Why it can't be had.
+    /// Why it is unusable.
     pub problem: Option<String>,
     /// How long ago it was lost.
     pub lost: Option<Duration>,
@@ -89,16 +89,16 @@ impl Objects {
         Self {
             known: Mutex::default(),
             refused: AtomicUsize::new(0),
-            is_told: AtomicBool::new(false),
+            is_logging: AtomicBool::new(false),
             counts,
             asks,
             asked,
         }
     }
 
-    /// Logs what can't be had, now and from now on.
-    pub fn tell(&self) {
-        self.is_told.store(true, Ordering::Relaxed);
+    /// Logs unusable objects from now on, including those that are known already.
+    pub fn start_logging(&self) {
+        self.is_logging.store(true, Ordering::Relaxed);
         for ((kind, name), object) in self.lock().iter() {
             if let State::Refused(problem) = &object.state {
                 log::error!("not usable {}={name}: {problem}", kind.label());
@@ -106,28 +106,28 @@ impl Objects {
         }
     }
 
-    /// It exists, and is what we need. If it is a queue, it holds that many messages.
+    /// Records that an object exists and is usable. If it is a queue, it holds that many messages.
     pub(super) fn found(&self, kind: Kind, name: &str, messages: u32) {
         self.set(kind, name, State::There, |object, before| {
             object.messages = messages;
             object.seen = Instant::now();
             if before == Some(State::Missing) {
-                object.made = Some(object.seen);
+                object.created = Some(object.seen);
             }
             match before {
                 Some(State::Refused(_)) => log::info!("usable again {}={name}", kind.label()),
                 Some(State::Missing) if object.lost.is_some() => {
-                    log::info!("made again {}={name}", kind.label());
+                    log::info!("recreated {}={name}", kind.label());
                 }
                 _ => {}
             }
         });
     }
 
-    /// It doesn't exist, as somebody learned who asked at that time. If it existed before, it is lost.
+    /// Records that an object didn't exist at the time `asked`. If it existed before, it was lost.
     pub(super) fn missing(&self, kind: Kind, name: &str, asked: Instant) {
         let known = self.lock();
-        // Somebody else has made it meanwhile.
+        // Another thread has seen or created it meanwhile.
         if known.get(&(kind, name.to_owned())).is_some_and(|object| object.seen > asked) {
             return;
         }
@@ -142,40 +142,39 @@ impl Objects {
             self.counts.lost(kind).inc();
             match kind {
                 Kind::Queue => log::error!(
-                    "queue lost queue={name} messages={messages}: it is gone, deleted or expired by a \
-                     policy, with the {} (messages: when last counted, {} s ago; what was being moved out \
-                     of it does not count); publish their events again",
+                    "queue lost queue={name} messages={messages}: it was deleted, or expired by a policy, \
+                     with the {} (counted {} s ago, without messages in hand); publish their events again",
                     contents(name),
                     object.seen.elapsed().as_secs()
                 ),
                 Kind::Exchange | Kind::Binding => log::error!(
-                    "{kind} lost {kind}={name}: somebody has deleted it; it is made again",
+                    "{kind} lost {kind}={name}: somebody has deleted it; it will be recreated",
                     kind = kind.label()
                 ),
             }
         });
     }
 
-    /// It could not be had, for this reason, which is logged if it is a new one.
+    /// Records that an object is unusable, and logs the reason if it is new.
     pub(super) fn refused(&self, kind: Kind, name: &str, problem: &str) {
         let state = State::Refused(problem.to_owned());
         self.set(kind, name, state, |_, before| {
             let is_new = before != Some(State::Refused(problem.to_owned()));
-            if is_new && self.is_told.load(Ordering::Relaxed) {
+            if is_new && self.is_logging.load(Ordering::Relaxed) {
                 log::error!("not usable {}={name}: {problem}", kind.label());
             }
         });
     }
 
-    /// RabbitMQ does not answer for this queue, though it answers for others.
+    /// Records that RabbitMQ doesn't answer for this queue, although it answers for others.
     pub fn unanswered(&self, queue: &str) {
-        let problem = "RabbitMQ does not answer for it: has it a leader (`rabbitmq-queues \
+        let problem = "RabbitMQ does not answer for it: does it have a leader (`rabbitmq-queues \
                        quorum_status`)? A restart of RabbitMQ may help; it is tried again every few \
                        minutes";
         self.refused(Kind::Queue, queue, problem);
     }
 
-    /// RabbitMQ answers for this queue again, or nobody needs the queue any more.
+    /// Records that RabbitMQ answers for this queue again, or that the queue is no longer needed.
     pub fn forget_unanswered(&self, queue: &str) {
         if self.is_refused(queue) {
             self.found(Kind::Queue, queue, 0);
@@ -183,23 +182,22 @@ impl Objects {
         }
     }
 
-    /// The exchange that this queue is bound to has returned a message: the queue is gone, or no longer
-    /// bound.
+    /// Records that the exchange returned a message for this queue: the queue is gone, or no longer bound.
     pub(super) fn returned(&self, queue: &str) {
         if let Some(object) = self.lock().get_mut(&(Kind::Queue, queue.to_owned())) {
             object.returned = Some(Instant::now());
         }
     }
 
-    /// The queue is bound now, by somebody who asked for that at that time. If a message was returned after
-    /// it was last known to be bound, the binding was lost in between.
+    /// Records that the queue is bound, by a call that began at the time `asked`. If a message was returned
+    /// since the queue was last known to be bound, its binding was lost in between.
     pub(super) fn bound(&self, queue: &str, asked: Instant) {
         let mut known = self.lock();
         let last = known.get(&(Kind::Binding, queue.to_owned())).map(|binding| binding.seen);
         let was_lost = known.get_mut(&(Kind::Queue, queue.to_owned())).is_some_and(|object| {
             let returned = object.returned.take();
-            let since_made = |last: &Instant| object.made.is_none_or(|made| *last > made);
-            returned.zip(last.filter(since_made)).is_some_and(|(returned, last)| returned > last)
+            let since_created = |last: &Instant| object.created.is_none_or(|at| *last > at);
+            returned.zip(last.filter(since_created)).is_some_and(|(returned, last)| returned > last)
         });
         drop(known);
         if was_lost {
@@ -222,28 +220,28 @@ impl Objects {
         self.refused.load(Ordering::Relaxed) > 0
     }
 
-    /// Asks for a check of all objects now, not when the next is due.
+    /// Asks for a check of all objects now, before the next one is due.
     pub(super) fn check_soon(&self) {
-        // This fails if somebody has asked already.
+        // This fails if a check was asked for already.
         let _ = self.asks.try_send(());
     }
 
-    /// Becomes ready when somebody has called [`Objects::check_soon`].
+    /// Becomes ready after [`Objects::check_soon`].
     pub(super) fn asked(&self) -> &Receiver<()> {
         &self.asked
     }
 
-    /// The objects that are not as they should be, or were lost within the last hour.
+    /// The objects that are missing or unusable, or were lost within the last hour.
     #[must_use]
-    pub fn standings(&self) -> Vec<Standing> {
+    pub fn standings(&self) -> Vec<ObjectStanding> {
         let standing = |((kind, name), object): (&(Kind, String), &Object)| {
-            let lost = object.lost.filter(|loss| loss.at.elapsed() < TOLD_FOR);
+            let lost = object.lost.filter(|loss| loss.at.elapsed() < SHOWN_FOR);
             let problem = match &object.state {
                 State::Refused(problem) => Some(problem.clone()),
                 State::There | State::Missing => None,
             };
             let is_there = object.state == State::There;
-            (!is_there || lost.is_some()).then(|| Standing {
+            (!is_there || lost.is_some()).then(|| ObjectStanding {
                 kind: *kind,
                 name: name.clone(),
                 is_there,
@@ -270,7 +268,7 @@ impl Objects {
             seen: Instant::now(),
             messages: 0,
             lost: None,
-            made: None,
+            created: None,
             returned: None,
         });
         let before = std::mem::replace(&mut object.state, state);
@@ -298,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_is_what_was_there_and_once() {
+    fn an_object_that_existed_is_lost_once() {
         let objects = objects();
         let lost = || objects.counts.lost(Kind::Queue).get();
         objects.missing(Kind::Queue, "q", Instant::now());
@@ -311,14 +309,14 @@ mod tests {
         assert!(!objects.standings()[0].is_there);
         objects.found(Kind::Queue, "q", 0);
         objects.missing(Kind::Queue, "q", asked);
-        assert_eq!(lost(), 1, "somebody has made it since");
+        assert_eq!(lost(), 1, "it was created since");
         let standing = &objects.standings()[0];
         assert!(standing.is_there && standing.lost.is_some());
         assert_eq!(standing.messages, 7);
     }
 
     #[test]
-    fn a_queue_that_is_refused_is_told_until_it_is_usable() {
+    fn a_queue_that_is_refused_is_shown_until_it_is_usable() {
         let objects = objects();
         objects.refused(Kind::Queue, "q", "classic");
         assert!(objects.is_refused("q") && !objects.is_refused("p"));
@@ -328,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_is_lost_when_a_message_came_back_from_a_queue_that_is_there() {
+    fn a_binding_is_lost_if_a_message_for_an_existing_queue_is_returned() {
         let objects = objects();
         let lost = || objects.counts.lost(Kind::Binding).get();
         objects.found(Kind::Queue, "q", 0);
@@ -339,7 +337,7 @@ mod tests {
         objects.bound("q", Instant::now());
         objects.bound("q", Instant::now());
         assert_eq!(lost(), 1);
-        // Where the queue itself was lost, its binding doesn't count.
+        // If the queue itself was lost, its binding doesn't count.
         objects.missing(Kind::Queue, "q", Instant::now());
         objects.found(Kind::Queue, "q", 0);
         objects.returned("q");

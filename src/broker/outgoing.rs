@@ -1,4 +1,4 @@
-//! A message to publish: where it goes, and where it may go instead.
+//! A message to publish: its destination, and the alternative if that refuses it.
 
 use uuid::Uuid;
 
@@ -16,18 +16,18 @@ pub struct Outgoing {
     pub(super) exchange: &'static str,
     pub(super) routing_key: String,
     pub(super) message: Message,
-    /// Where it may go instead if its queue refuses.
+    /// Where it may go if its queue refuses it.
     pub(super) instead: Instead,
 }
 
-/// Where a message may go whose queue refuses.
+/// Where a message may go if its queue refuses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Instead {
     /// Into the wait queue of another delay than this one, for the retries of this queue.
     OtherWait(Span, String),
     /// Into the wait queue of a minute, as if there were no backlog.
     NoBacklog(String),
-    /// Into a wait queue; the retry lane of this queue then moves it to the dead-letter queue, without an
+    /// Into a wait queue. Then the retry lane of this queue moves it to the dead-letter queue, without an
     /// attempt.
     DeadLater(String),
     /// Nowhere.
@@ -43,8 +43,8 @@ impl Outgoing {
         Self { exchange: WAIT_EXCHANGE, routing_key, message, instead }
     }
 
-    /// Goes into the retry queue of `origin` at once, by the queue's name: the exchange has an alternate
-    /// exchange, and would confirm what no retry queue has taken.
+    /// Goes into the retry queue of `origin` at once. It is addressed to the queue itself, because the exchange
+    /// has an alternate exchange, and so would confirm a message that reaches no retry queue.
     #[must_use]
     pub fn hand_over(message: Message, origin: &str) -> Self {
         Self::to_queue(message, &retry_queue(origin))
@@ -74,23 +74,23 @@ impl Outgoing {
         Self { exchange: "", routing_key, message, instead: Instead::Nowhere }
     }
 
-    /// Goes to whoever wants notices of this type, which may be nobody.
+    /// Goes to all queues that are bound for notices of this type; there may be none.
     pub(super) fn notice(message: Message, event_type: &str) -> Self {
         let routing_key = event_type.to_owned();
         Self { exchange: EVENTS_EXCHANGE, routing_key, message, instead: Instead::Nowhere }
     }
 
-    /// Whether the broker has to return it if it reaches no queue.
+    /// Whether the broker has to return the message if it reaches no queue.
     pub(super) fn is_mandatory(&self) -> bool {
         self.exchange != EVENTS_EXCHANGE
     }
 
-    /// The queue that it is for.
+    /// Its queue.
     pub(super) fn queue(&self) -> String {
         queue_of(self.exchange, &self.routing_key)
     }
 
-    /// Its routing key; without an exchange, that is the name of its queue.
+    /// Its routing key, which is the name of its queue if there is no exchange.
     #[must_use]
     pub fn routing_key(&self) -> &str {
         &self.routing_key

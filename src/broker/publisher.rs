@@ -28,46 +28,46 @@ use crate::domain::retry::Backoff;
 use crate::metrics::Refusing;
 use crate::shutdown::Shutdown;
 
-/// A confirm that has not come by then is late, and that is logged: RabbitMQ confirms within
-/// milliseconds. It may still come until [`in_hand::CONFIRM`].
+/// After this time a missing confirm is late, and that is logged: RabbitMQ confirms within milliseconds. It
+/// may still arrive until [`in_hand::CONFIRM`].
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a queue may leave a message unconfirmed, while other queues confirm theirs, before its
-/// messages take another way: long enough for the queue to elect a leader. RabbitMQ neither confirms nor
-/// refuses messages for a quorum queue without one.
+/// How long a queue may leave a message unconfirmed, while other queues confirm theirs, before its messages
+/// are rerouted: long enough for the queue to elect a leader. RabbitMQ neither confirms nor refuses messages
+/// for a quorum queue without a leader.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How many messages may wait for the publisher's thread. Whoever publishes more has to wait, so that the
-/// broker is sent no more than it takes.
+/// How many messages may wait for the publisher's thread. If there are more, their threads have to wait: this
+/// limits the rate to what the broker accepts.
 const PUBLISH_QUEUE: usize = 256;
 
-/// How long a message whose queue is missing or not bound waits for the queue before it takes another way.
+/// How long a message whose queue is missing or not bound waits for the queue before it is rerouted.
 const UNROUTED_FOR: Duration = Duration::from_secs(2);
 
-/// How often refused messages are tried again and expired ones dropped.
+/// How often refused messages are retried and expired ones dropped.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How long to wait for a fresh channel to show whether refused messages are taken now. The answer takes
-/// milliseconds, and the publisher does nothing else meanwhile.
+/// How long to wait for the answer whether a fresh channel accepts refused messages. It takes milliseconds,
+/// and the publisher does nothing else meanwhile.
 const TRIAL: Duration = Duration::from_millis(250);
 
-/// How long a connection that is given up may still confirm what was published on it. A healthy broker
-/// confirms within milliseconds.
+/// How long a connection that is given up may still confirm messages. A healthy broker confirms within
+/// milliseconds.
 const LAST_CONFIRMS: Duration = Duration::from_secs(1);
 
 /// Publishes with confirms, over one connection for the whole process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    requests: Sender<Request>,
+    publications: Sender<Publication>,
     able: Arc<AtomicBool>,
     refusing: Arc<Mutex<Vec<Refusing>>>,
     /// The queues and webhooks of backlogs that are gone.
     gone: Receiver<(String, Uuid)>,
 }
 
-pub(super) struct Request {
+pub(super) struct Publication {
     pub(super) message: Outgoing,
-    /// When somebody asked to publish it.
+    /// When it was passed to the publisher.
     pub(super) since: Instant,
     /// When it was last published.
     pub(super) published_at: Instant,
@@ -76,15 +76,15 @@ pub(super) struct Request {
     pub(super) slip: Arc<Slip>,
 }
 
-/// What the publisher's thread shares with the one that waits for the confirm.
+/// Shared by the publisher's thread and the one that waits for the confirm.
 #[derive(Debug, Default)]
 pub(super) struct Slip {
-    /// The broker has refused the message (nack).
+    /// Whether the broker has refused the message (nack).
     pub(super) is_refused: AtomicBool,
 }
 
-impl Request {
-    /// Whether somebody still waits for it. If not, the delivery it was made of is settled again later.
+impl Publication {
+    /// Whether a thread still waits for the confirm. If not, the message's delivery will be settled again.
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         self.deadline > now && Arc::strong_count(&self.slip) > 1
     }
@@ -95,8 +95,8 @@ impl Request {
     }
 
     /// Whether its queue seems to have no leader: other queues have confirmed later messages, or it is for a
-    /// backlog and has waited for twice as long. Never if it has no other way to go.
-    fn is_unheard(&self, confirmed_at: Instant, now: Instant) -> bool {
+    /// backlog and has waited for twice as long. Never if it can't be rerouted.
+    fn is_unanswered(&self, confirmed_at: Instant, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.published_at);
         let others_confirm = confirmed_at > self.published_at + SILENCE / 5;
         match self.message.instead {
@@ -108,10 +108,10 @@ impl Request {
 }
 
 impl Publisher {
-    /// Makes the publisher, and what its thread runs.
+    /// Creates the publisher, and the body of its thread.
     #[must_use]
     pub fn new(config: &Config, objects: Arc<Objects>) -> (Self, PublisherThread) {
-        let (sender, requests) = bounded(PUBLISH_QUEUE);
+        let (sender, publications) = bounded(PUBLISH_QUEUE);
         let able = Arc::new(AtomicBool::new(false));
         let (goes, gone) = unbounded();
         let topology = Topology::of(config);
@@ -119,7 +119,7 @@ impl Publisher {
         let refusals = Refusals::new(delays, topology.watched_queues());
         let refusing = refusals.board();
         let thread = PublisherThread {
-            requests,
+            publications,
             able: Arc::clone(&able),
             amqp: config.amqp.clone(),
             connect_timeout: config.connect_timeout,
@@ -130,20 +130,20 @@ impl Publisher {
             causes: Causes::default(),
             gone: goes,
         };
-        (Self { requests: sender, able, refusing, gone }, thread)
+        (Self { publications: sender, able, refusing, gone }, thread)
     }
 
     /// Publishes a message. If the connection is lost before the broker has confirmed it, it is published
     /// again, and so perhaps twice.
     ///
     /// # Errors
-    /// [`NotConfirmed`], if so many others wait that it could not be accepted within 30 s.
+    /// [`NotConfirmed`] if so many others wait that it could not be accepted within 30 s.
     pub fn publish(&self, message: Outgoing) -> Result<Confirmation, NotConfirmed> {
         let (confirmed, outcome) = bounded(1);
         let since = Instant::now();
         let deadline = since + in_hand::CONFIRM;
         let slip = Arc::default();
-        let request = Request {
+        let publication = Publication {
             message,
             since,
             published_at: since,
@@ -151,19 +151,18 @@ impl Publisher {
             confirmed,
             slip: Arc::clone(&slip),
         };
-        self.requests.send_timeout(request, CONFIRM_TIMEOUT).map_err(|_| NotConfirmed)?;
+        self.publications.send_timeout(publication, CONFIRM_TIMEOUT).map_err(|_| NotConfirmed)?;
         Ok(Confirmation { outcome, deadline, slip })
     }
 
-    /// Receives the queue and webhook of each backlog that was found to be gone. What was published to it
-    /// waits for a minute instead.
+    /// Receives the queue and webhook of each backlog that turned out to be gone. Messages published to it
+    /// wait for a minute instead.
     #[must_use]
     pub fn gone_backlogs(&self) -> &Receiver<(String, Uuid)> {
         &self.gone
     }
 
-    /// Whether publishing works right now, as far as is known: we are connected, and not blocked by a
-    /// memory or disk alarm.
+    /// Whether publishing seems to work now: we are connected, and not blocked by a memory or disk alarm.
     #[must_use]
     pub fn is_able(&self) -> bool {
         self.able.load(Ordering::Relaxed)
@@ -176,18 +175,18 @@ impl Publisher {
     }
 }
 
-/// The thread behind [`Publisher`]. It owns the connection, and reconnects for ever.
+/// The thread behind [`Publisher`]. It owns the connection, and reconnects forever.
 pub struct PublisherThread {
-    requests: Receiver<Request>,
+    publications: Receiver<Publication>,
     able: Arc<AtomicBool>,
     amqp: Amqp,
     connect_timeout: Duration,
     topology: Topology,
     objects: Arc<Objects>,
     /// Published on a connection that was lost before they were confirmed.
-    unconfirmed: Vec<Request>,
+    unconfirmed: Vec<Publication>,
     refusals: Refusals,
-    /// Why nothing can be published, as far as that was logged.
+    /// The logged causes for not being able to publish.
     causes: Causes,
     gone: Sender<(String, Uuid)>,
 }
@@ -200,9 +199,9 @@ impl fmt::Debug for PublisherThread {
 
 /// Why a publishing connection is no longer used.
 enum Ended {
-    /// Everybody who could publish is gone.
+    /// All users of the [`Publisher`] have ended.
     NobodyLeft,
-    /// It was lost, or the broker returned a message: why, if that is known by then.
+    /// It was lost, or the broker returned a message: the cause, if it is known.
     Lost(Option<String>),
 }
 
@@ -212,19 +211,18 @@ struct Session {
     /// Disconnected when the connection is lost.
     blocked: Receiver<ConnectionBlockedNotification>,
     main: Confirming,
-    /// Channels that were replaced, kept for the confirms that they still owe.
+    /// Channels that were replaced, kept for their outstanding confirms.
     replaced: Vec<Confirming>,
     since: Instant,
     confirmed_at: Instant,
-    /// Confirms are overdue, and none has come for [`CONFIRM_TIMEOUT`].
+    /// Whether confirms are overdue, and none has arrived for [`CONFIRM_TIMEOUT`].
     is_overdue: bool,
-    /// The broker has an alarm, and reads nothing from us.
+    /// Whether the broker has an alarm, and reads nothing from us.
     is_blocked: bool,
 }
 
 impl PublisherThread {
-    /// Publishes until `stop`, which must not be requested before the last user of the [`Publisher`] has
-    /// ended.
+    /// Publishes until `stop`, which must not be requested before all users of the [`Publisher`] have ended.
     pub fn run(mut self, stop: &Shutdown, jitter: fn() -> f64) {
         let mut backoff = Backoff::default();
         while !stop.is_requested() {
@@ -251,15 +249,15 @@ impl PublisherThread {
                 log::warn!("publishing interrupted: {problem}; reconnecting until it works");
             }
             let now = Instant::now();
-            self.unconfirmed.retain(|request| request.is_wanted(now));
+            self.unconfirmed.retain(|publication| publication.is_wanted(now));
             let _ = stop.wait(backoff.next_wait(jitter()));
         }
     }
 
     fn open(&self, stop: &Shutdown) -> Result<Session, BrokerError> {
         let mut link = Link::open(&self.amqp, self.connect_timeout, stop)?;
-        // On each connection: somebody may have deleted a queue, and a restarted broker may be a new one.
-        // Queues that can't be had are logged, and their messages take another way.
+        // On each connection: somebody may have deleted a queue, or replaced the broker by an empty one.
+        // Unusable queues are logged, and their messages are rerouted.
         self.topology.declare(&mut link, &self.objects, stop, |_, _| {})?;
         let kill = link.kill_switch();
         let opened = kill.guard(SETUP_TIMEOUT, Some(stop), || {
@@ -279,12 +277,12 @@ impl PublisherThread {
         })
     }
 
-    /// Publishes and takes confirms until the connection ends. Returns why it ended; `None` if nobody is
-    /// left who publishes.
+    /// Publishes and reads confirms until the connection ends. Returns why it ended; `None` if all users have
+    /// ended.
     fn serve(&mut self, mut session: Session, stop: &Shutdown) -> Option<String> {
         self.able.store(true, Ordering::Relaxed);
-        for request in std::mem::take(&mut self.unconfirmed) {
-            self.publish(&mut session.main, request);
+        for publication in std::mem::take(&mut self.unconfirmed) {
+            self.publish(&mut session.main, publication);
         }
         let ended = self.take_turns(&mut session, stop);
         let Session { link, main, replaced, .. } = session;
@@ -302,7 +300,7 @@ impl PublisherThread {
                 None
             }
             Ended::Lost(problem) => {
-                // If the broker has closed a channel, that tells the cause; else the connection does.
+                // If the broker closed a channel, it said why; otherwise the connection has the cause.
                 Some(problem.or(cause).unwrap_or_else(|| link.cause_of_loss()))
             }
         }
@@ -317,24 +315,24 @@ impl PublisherThread {
             }
             let main = &mut session.main;
             select! {
-                recv(self.requests) -> request => match request {
-                    Ok(request) => self.publish(main, request),
+                recv(self.publications) -> publication => match publication {
+                    Ok(publication) => self.publish(main, publication),
                     Err(_) => return Ended::NobodyLeft,
                 },
                 recv(main.confirms) -> confirm => match confirm {
                     Ok(confirm) => {
                         main.confirmed(confirm);
-                        for request in self.heard(main) {
-                            main.publish(request);
+                        for publication in self.evaluate(main) {
+                            main.publish(publication);
                         }
-                        self.has_confirmed(session);
+                        self.note_confirm(session);
                     }
                     Err(_) => return lost(),
                 },
                 recv(main.returns) -> returned => match returned {
                     Ok(returned) => {
                         main.returned(&returned);
-                        let _ = self.heard(main);
+                        let _ = self.evaluate(main);
                     }
                     Err(_) => return lost(),
                 },
@@ -361,15 +359,15 @@ impl PublisherThread {
         }
     }
 
-    /// Other ways for messages that can't be routed.
+    /// Reroutes messages that can't be routed.
     fn routes(&self) -> Routes {
         Routes::new(&self.topology, Arc::clone(&self.objects))
     }
 
-    fn publish(&mut self, channel: &mut Confirming, request: Request) {
-        // A message for a queue that refuses queues up behind those that were refused before.
-        if let Some(request) = self.refusals.put_aside(request) {
-            channel.publish(request);
+    fn publish(&mut self, channel: &mut Confirming, publication: Publication) {
+        // If its queue refuses messages, it waits behind those that were refused before.
+        if let Some(publication) = self.refusals.put_aside(publication) {
+            channel.publish(publication);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! How the broker refuses a declaration, and the remedy.
+//! Translates the broker's refusals of declarations into errors that name the remedy.
 
 use super::BrokerError;
 
-/// The error for a queue, an exchange or a binding that can't be had. It depends on the broker's words: the
-/// same code stands for different arguments and for a limit that is reached.
+/// The error for an unusable queue, exchange or binding. It depends on the broker's text, because the broker
+/// uses one code for different arguments and for a reached limit.
 pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> BrokerError {
     let address = address.to_owned();
     let amiquip::Error::ServerClosedChannel { code, message, .. } = error else {
@@ -17,30 +17,30 @@ pub(super) fn failed(address: &str, name: &str, error: &amiquip::Error) -> Broke
              it names"
         ),
         406 if message.contains("inequivalent arg") => format!(
-            "{name:?} exists with other arguments ({message}): empty it and delete it; it is made anew"
+            "{name:?} exists with other arguments ({message}): empty it and delete it; then it is recreated"
         ),
         405 => {
             format!("{name:?} is exclusive to another connection ({message}): end that connection")
         }
         403 => format!(
-            "no right to {name:?} ({message}): grant the user configure, write and read rights"
+            "no permission for {name:?} ({message}): grant the user configure, write and read permissions"
         ),
         404 => {
             let remedy = if is_away(error) {
-                ": nothing in it is lost; start that node. Once it is back, `queues move` makes it a quorum \
-                 queue, which needs no single node"
+                ": its messages are not lost; start that node. Then `queues move` makes it a quorum queue, \
+                 which does not depend on one node"
             } else {
                 ""
             };
             let problem = format!("{name:?} is not available ({message}){remedy}");
             return BrokerError::Unavailable { address, problem };
         }
-        _ => format!("{name:?} can't be made ({message}): RabbitMQ's log may say more"),
+        _ => format!("{name:?} can't be created ({message}): RabbitMQ's log may say more"),
     };
     BrokerError::Misconfigured { address, problem }
 }
 
-/// Whether the one node is away that has this queue: whoever needs it has to wait, and nobody else.
+/// Whether the queue's only node is down. Then only the lane of this queue has to wait.
 pub(super) fn is_away(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { code: 404, message, .. }
         if message.contains("is down or inaccessible"))
@@ -52,7 +52,7 @@ mod tests {
     use crate::broker::calls::is_absent;
 
     #[test]
-    fn the_advice_is_that_of_what_the_broker_says() {
+    fn the_remedy_depends_on_the_brokers_text() {
         for (code, message, expected) in [
             (
                 406,
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_whose_node_is_away_is_there_and_keeps_nobody_from_the_others() {
+    fn a_queue_whose_node_is_down_exists_and_is_only_unavailable() {
         let error = |message: &str| amiquip::Error::ServerClosedChannel {
             channel_id: 1,
             code: 404,

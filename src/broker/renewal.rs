@@ -1,9 +1,9 @@
-//! Replacing messages that were read often by copies.
+//! Replaces messages that were read often by copies.
 //!
-//! RabbitMQ counts each look at a message as a failed delivery, and a queue drops a message at its delivery
-//! limit: after 20 on RabbitMQ 4, if nobody has set another one. A copy at the end of the queue begins at
-//! zero. If each message were copied just before its limit, a single look would have to copy all of them. So
-//! each look copies some: those that were read most often, while it has all of them in hand anyway.
+//! RabbitMQ counts each read of a message as a failed delivery, and a queue drops a message at its delivery
+//! limit: after 20 on RabbitMQ 4, if nobody has set another limit. A copy at the end of the queue starts at
+//! zero. If each message were copied just before its limit, one command would have to copy all of them. So
+//! each command that reads a queue copies some: those that were read most often.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,21 +17,21 @@ use crate::config::Config;
 use crate::shutdown::{self, Shutdown, Trigger};
 
 /// A message that was read less often is not copied.
-const SOME_LOOKS: i64 = 3;
+const LEAST_READS: i64 = 3;
 
-/// The part of a queue that one look replaces at most: an eighth, so that eight looks replace all of it.
+/// At most 1/n of a queue is replaced at a time, so that n commands replace all of it.
 const SHARE: usize = 8;
 
 /// The memory for messages that wait to be copied.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
-/// How many copies are made together. Of more than 32 acks for a quorum queue, RabbitMQ holds some back, and
-/// forgets them if the channel is closed before it has sent them. Once the next copies are confirmed, the acks
-/// of these have been carried out.
+/// How many copies are published together. If there are more than 32 acks for a quorum queue, RabbitMQ delays
+/// some, and loses them if the channel is closed first. By the time the next copies are confirmed, it has
+/// processed the acks of these.
 const TOGETHER: usize = 30;
 
-/// How long the copies may delay the end of a look; on a slow broker, half of the time that the look has taken
-/// until then, if that is longer. What is left over comes first at the next look.
+/// How long copying may delay a command; on a slow broker, half of the time that reading has taken, if that is
+/// longer. The remaining messages come first next time.
 const TIME: Duration = Duration::from_secs(1);
 
 /// One of the nested channels that hold the messages that were read.
@@ -73,7 +73,7 @@ impl PartialEq for Candidate {
 
 impl Eq for Candidate {}
 
-/// The copies that one look makes of what it has read.
+/// The copies that a command makes of the messages that it has read.
 pub(super) struct Renewal<'a> {
     config: &'a Config,
     queue: &'a str,
@@ -82,16 +82,17 @@ pub(super) struct Renewal<'a> {
     bytes: usize,
     /// The one with the fewest redeliveries on top.
     candidates: BinaryHeap<Reverse<Candidate>>,
-    /// The most redeliveries of any message that is not replaced.
+    /// The highest number of redeliveries of a message that is not replaced.
     left: i64,
-    /// When the look began.
+    /// When reading began.
     since: Instant,
 }
 
 /// Publishes the copies.
 struct Maker {
     batches: Batches,
-    /// Never fired, so that shutdown doesn't cut copies that are under way: they would be in the queue twice.
+    /// Never fired, so that shutdown doesn't interrupt a batch of copies: their messages would be in the queue
+    /// twice.
     _never: Trigger,
 }
 
@@ -103,7 +104,7 @@ impl Maker {
 }
 
 impl<'a> Renewal<'a> {
-    /// For a look at a queue that has `messages` of them; without `is_wanted`, nothing is copied.
+    /// For reading a queue with that many messages. Unless `is_wanted`, nothing is copied.
     pub(super) fn new(config: &'a Config, queue: &'a str, messages: u32, is_wanted: bool) -> Self {
         let share = usize::try_from(messages).unwrap_or(usize::MAX) / SHARE;
         let most = if is_wanted { share.max(BATCH) } else { 0 };
@@ -111,10 +112,10 @@ impl<'a> Renewal<'a> {
         Self { config, queue, most, bytes: 0, candidates: BinaryHeap::new(), left: 0, since }
     }
 
-    /// Notes a message that is kept, on the channel of this level.
+    /// Adds a kept message, which the channel of this level holds.
     pub(super) fn offer(&mut self, level: usize, message: Message, delivery: amiquip::Delivery) {
         let looks = message.redeliveries();
-        if self.most == 0 || looks < SOME_LOOKS {
+        if self.most == 0 || looks < LEAST_READS {
             self.left = self.left.max(looks);
             return;
         }
@@ -127,14 +128,14 @@ impl<'a> Renewal<'a> {
         }
     }
 
-    /// The most redeliveries of any message that was not replaced.
+    /// The highest number of redeliveries of a message that was not replaced.
     pub(super) fn left(&self) -> i64 {
         let waiting = self.candidates.iter().map(|Reverse(one)| one.looks);
         waiting.max().unwrap_or(0).max(self.left)
     }
 
     /// Replaces messages that these channels hold, those with the most redeliveries first. A message is acked
-    /// when the broker has confirmed its copy. If copies can't be made, their messages stay.
+    /// when the broker has confirmed its copy. If copying fails, the messages stay.
     pub(super) fn replace(
         &mut self,
         innermost: &Frame<'_>,
@@ -149,7 +150,7 @@ impl<'a> Renewal<'a> {
         if candidates.peek().is_none() {
             return Ok(());
         }
-        // Otherwise the consumers would be given the copies.
+        // Otherwise the consumers would receive the copies.
         kill.guard(SETUP_TIMEOUT, None, || {
             frames.iter().try_for_each(|frame| frame.consumer.cancel())
         })?;
@@ -159,8 +160,9 @@ impl<'a> Renewal<'a> {
         let mut failed = None;
         while candidates.peek().is_some() && began.elapsed() < time && !shutdown.is_requested() {
             let some: Vec<_> = candidates.by_ref().take(TOGETHER).map(|Reverse(one)| one).collect();
-            let copies =
-                some.iter().map(|one| Outgoing::to_queue(one.message.clone().rested(), self.queue));
+            let copies = some.iter().map(|one| {
+                Outgoing::to_queue(one.message.clone().without_redeliveries(), self.queue)
+            });
             if let Err(error) = self.publish(&mut maker, copies.collect()) {
                 self.left = some.iter().map(|one| one.looks).max().unwrap_or(0).max(self.left);
                 failed = Some(error);
@@ -173,7 +175,7 @@ impl<'a> Renewal<'a> {
                 delivery.ack(frame.channel)?;
                 last = Some(frame);
             }
-            // Its answer shows that the acks have arrived.
+            // The broker answers only after it has processed the acks.
             kill.guard(SETUP_TIMEOUT, None, || {
                 last.map_or(Ok(()), |frame| frame.channel.qos(0, 1, false))
             })?;
@@ -185,7 +187,7 @@ impl<'a> Renewal<'a> {
         match (maker, failed) {
             (_, Some(error)) => {
                 log::warn!(
-                    "messages of {:?} that were read often are not replaced by copies: {error}",
+                    "cannot replace messages of {:?} that were read often by copies: {error}",
                     self.queue
                 );
             }

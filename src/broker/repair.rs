@@ -1,17 +1,16 @@
 //! A stream that repairs the broker's frames, so that amiquip can read them.
 //!
-//! AMQP's short strings are bytes, and any producer may put bytes that are not UTF-8 into a property such
-//! as `type`. amiquip then gives up the whole connection, and does so again at each redelivery: one such
-//! message would hold up its queue for ever. So each byte that is not UTF-8 is replaced by another one, and
-//! the message becomes readable. An event type or id that was not UTF-8 now has a control character, which
-//! makes the event malformed. Other properties don't matter to a delivery.
+//! AMQP's short strings are bytes, and a producer may put bytes that aren't UTF-8 into a property such as
+//! `type`. Then amiquip gives up the whole connection, and does so again at each redelivery: one such message
+//! would block its queue forever. So each byte that isn't UTF-8 is replaced by a control character. An event
+//! type or id with a control character makes the event malformed. Other properties don't matter to a delivery.
 //!
-//! Header tables may have such bytes, too; amiquip would leave out that header and all that follow. They are
-//! replaced if they are in a header's name or text. Also, amiquip reads nested arrays and tables by
-//! recursion, and a frame has room for more of them than its thread has stack: one message would end the
-//! process, and then the next process that is given the message. So a header that nests deeper than anybody
-//! intends becomes one of bytes, which nobody reads; the others stay as they are. Of several headers
-//! `account`, the first that has a value counts.
+//! Headers may contain such bytes too; amiquip would leave out that header and all that follow. They are
+//! replaced if they are in a header's name or text. Also, amiquip reads nested arrays and tables by recursion,
+//! and a frame has room for more levels than its thread has stack: one message would crash the process, and
+//! then the next process that receives the message. So a header that nests too deep becomes a header of
+//! bytes, which nobody reads; the others stay unchanged. If there are several headers `account`, the first one
+//! with a value counts.
 
 use std::io::{self, Read, Write};
 
@@ -25,7 +24,7 @@ const SUBSTITUTE: u8 = 0x1a;
 /// How many bytes are read at once.
 const CHUNK: usize = 16 * 1024;
 
-/// Frames as AMQP 0-9-1, section 4.2.3, has them: type, channel, size, payload, end.
+/// The layout of frames (AMQP 0-9-1, section 4.2.3): type, channel, size, payload, end.
 const HEAD: usize = 7;
 const END: usize = 1;
 const METHOD: u8 = 1;
@@ -39,8 +38,8 @@ const MAX_DEPTH: usize = 32;
 /// A stream from the broker whose frames are repaired.
 pub(super) struct RepairedStream<S> {
     stream: S,
-    /// What was read, up to `filled`: frames that are handed on, then frames that are repaired, then a part
-    /// of a frame. The rest is free, and not cleared: that would cost more than the read.
+    /// The bytes read so far, up to `filled`: first frames that were handed on, then repaired frames, then a
+    /// part of a frame. The rest is free. It is not cleared, which would cost more than the read.
     buffer: Vec<u8>,
     handed_on: usize,
     repaired: usize,
@@ -52,7 +51,7 @@ impl<S: Read> RepairedStream<S> {
         Self { stream, buffer: Vec::new(), handed_on: 0, repaired: 0, filled: 0 }
     }
 
-    /// Reads on, and repairs the frames that are complete now. Returns false if the stream has ended.
+    /// Reads more, and repairs the frames that are complete now. Returns false if the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
         self.buffer.copy_within(self.handed_on..self.filled, 0);
         self.repaired -= self.handed_on;
@@ -61,7 +60,7 @@ impl<S: Read> RepairedStream<S> {
         if self.buffer.len() - self.filled < CHUNK / 2 {
             self.buffer.resize(self.filled + CHUNK, 0);
         } else if self.filled == 0 && self.buffer.len() > CHUNK {
-            // It has grown for a large frame, which is done.
+            // It had grown for a large frame, which was handed on.
             self.buffer = vec![0; CHUNK];
         }
         let read = self.stream.read(&mut self.buffer[self.filled..])?;
@@ -117,8 +116,8 @@ impl<S: Evented> Evented for RepairedStream<S> {
 
 impl<S: Read + Write + Evented + Send + 'static> amiquip::IoStream for RepairedStream<S> {}
 
-/// The size of the frame that the bytes begin with, as soon as it is known. Bytes that are no frame, such as
-/// the answer of another server, count as one, so that amiquip refuses them.
+/// The size of the first frame in these bytes, as soon as it is known. Bytes that aren't a frame, such as the
+/// answer of another server, count as one frame, so that amiquip refuses them.
 fn frame_size(bytes: &[u8]) -> Option<usize> {
     let kind = bytes.first()?;
     if !KINDS.contains(kind) {
@@ -128,12 +127,12 @@ fn frame_size(bytes: &[u8]) -> Option<usize> {
     Some(HEAD + u32::from_be_bytes(size) as usize + END)
 }
 
-/// Replaces bytes that are not UTF-8 in the short strings of a message's delivery and properties, and
-/// headers that nest too deep.
+/// Replaces bytes that aren't UTF-8 in the short strings of a message's delivery and properties, and headers
+/// that nest too deep.
 fn repair(frame: &mut [u8]) {
     let Some(([kind, ..], payload)) = frame.split_at_mut_checked(HEAD) else { return };
     let mut fields = Fields(payload);
-    // After a field that ends early the rest stays as it is, so that amiquip refuses it.
+    // If a field is cut off, the rest stays unchanged, so that amiquip refuses it.
     let _ = match *kind {
         METHOD => repair_method(&mut fields),
         CONTENT_HEADER => repair_properties(&mut fields),
@@ -168,7 +167,7 @@ fn repair_properties(fields: &mut Fields<'_>) -> Option<()> {
             // headers
             2 => {
                 let size = u32::from_be_bytes(fields.take(4)?.try_into().ok()?);
-                // At a value that can't be read, the table ends.
+                // The table ends at a value that can't be read.
                 let _ = repair_headers(&mut Fields(fields.take(size as usize)?));
             }
             // delivery mode, priority
@@ -181,9 +180,9 @@ fn repair_properties(fields: &mut Fields<'_>) -> Option<()> {
     Some(())
 }
 
-/// Replaces bytes that are not UTF-8 in the names of headers and in texts. amiquip would end the table there,
-/// and all later headers would be lost. Turns headers that nest too deep into bytes. And of several headers
-/// [`PRODUCERS_ACCOUNT`], of which amiquip would take the last, renames all but the first that has a value.
+/// Replaces bytes that aren't UTF-8 in the names of headers and in texts; amiquip would end the table there,
+/// and lose all later headers. Turns headers that nest too deep into bytes. If there are several headers
+/// [`PRODUCERS_ACCOUNT`], of which amiquip would keep the last, renames all but the first one with a value.
 fn repair_headers(table: &mut Fields<'_>) -> Option<()> {
     let mut has_account = false;
     loop {
@@ -228,7 +227,7 @@ fn fixed_size(kind: u8) -> Option<usize> {
     })
 }
 
-/// Replaces each byte that is not UTF-8.
+/// Replaces each byte that isn't UTF-8.
 fn repair_text(mut text: &mut [u8]) {
     while let Err(error) = std::str::from_utf8(text) {
         text = &mut text[error.valid_up_to()..];
@@ -238,10 +237,10 @@ fn repair_text(mut text: &mut [u8]) {
     }
 }
 
-/// Walks through a header (section 4.2.5.5) as amiquip does: a value that it can't read ends the table or
-/// array around it.
+/// Whether a header (section 4.2.5.5) nests too deep. Reads it as amiquip does: a value that can't be read
+/// ends the table or array around it.
 fn nests_too_deep(header: &[u8], within: Within) -> bool {
-    // What is left to read of each table and array, the innermost last.
+    // The unread rest of each open table and array, the innermost last.
     let mut open = vec![(header, within)];
     while let Some((rest, within)) = open.last_mut() {
         match next_value(rest, *within) {
@@ -260,8 +259,8 @@ enum Within {
     Array,
 }
 
-/// Takes the next value, and the name before it, from what is left to read; `None` if there is none that can
-/// be read. If the value is a table or an array, that is returned.
+/// Takes the next value, with its name, from the unread rest; `None` if there is no readable value. Returns
+/// the value if it is a table or an array.
 fn next_value<'a>(rest: &mut &'a [u8], within: Within) -> Option<Option<(&'a [u8], Within)>> {
     let mut take = |size: usize| -> Option<&'a [u8]> {
         let (taken, left) = rest.split_at_checked(size)?;

@@ -1,4 +1,4 @@
-//! Another way for a message whose queue is unusable, so that one bad queue holds up nothing else.
+//! Reroutes messages whose queue is unusable, so that one bad queue holds up nothing else.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::domain::broker_names::{
 };
 use crate::domain::time::Span;
 
-/// Knows which queues are unusable, and the ways around them.
+/// Reroutes messages around the queues that are known to be unusable.
 pub(super) struct Routes {
     /// The delays of the wait queues, shortest first.
     delays: Vec<Span>,
@@ -23,17 +23,17 @@ impl Routes {
         Self { delays: topology.delays.clone(), objects }
     }
 
-    /// Sends a message another way if its queue is known to be unusable.
+    /// Reroutes a message if its queue is known to be unusable.
     pub(super) fn avoid_refused(&self, outgoing: &mut Outgoing) {
         if self.objects.refuses_any() && self.objects.is_refused(&outgoing.queue()) {
-            self.go_around(outgoing);
+            self.reroute(outgoing);
         }
     }
 
-    /// Sends a message another way, if there is one. A delivery that has to wait waits a little longer or, if
-    /// there is no longer delay, a little shorter. One that was to be attempted at once waits for a minute. A
-    /// dead letter becomes an orphaned delivery, which operators see, too.
-    pub(super) fn go_around(&self, outgoing: &mut Outgoing) {
+    /// Reroutes a message if another route exists. A waiting delivery waits a little longer or, if there is no
+    /// longer delay, a little shorter. A delivery for immediate retry waits for a minute. A dead letter becomes
+    /// an orphaned delivery, which operators see too.
+    pub(super) fn reroute(&self, outgoing: &mut Outgoing) {
         let refused = outgoing.queue();
         let way = match outgoing.exchange {
             WAIT_EXCHANGE => self.another_wait(&outgoing.routing_key),
@@ -64,7 +64,7 @@ impl Routes {
         Some((WAIT_EXCHANGE, wait_key(*other, origin)))
     }
 
-    /// A message was returned: its queue is missing, or not bound.
+    /// Records that a message was returned: its queue is missing, or not bound.
     pub(super) fn returned(&self, exchange: &str, routing_key: &str) {
         if exchange == WAIT_EXCHANGE {
             self.objects.returned(&queue_of(exchange, routing_key));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn each_message_goes_the_nearest_safe_way() {
+    fn each_message_takes_the_nearest_safe_route() {
         let message = Message::default;
         let park = |delay: &str| Outgoing::park(message(), delay.parse().expect("a span"), "a.q");
         let wait = |delay: &str| format!("webhooks.wait/{delay}.a.q");

@@ -1,17 +1,17 @@
-//! Queues that are streams: a notifier can take nothing out of them.
+//! Detects queues that are streams, which a notifier can't consume: nothing can be removed from a stream.
 
 use amiquip::{AmqpValue, Channel, Consumer, ConsumerOptions};
 
-/// How RabbitMQ ends its error about an argument that streams don't know.
+/// The end of RabbitMQ's error about an argument that streams don't support.
 const OF_A_STREAM: &str = "of queue type rabbit_stream_queue";
 
-/// Consumes a queue, unless it is a stream: a stream's consumer is given what comes from now on, and takes
-/// nothing out. It may hang: call it in [`super::KillSwitch::guard`].
+/// Consumes a queue, unless it is a stream: a stream delivers only later messages, and keeps them. It may
+/// hang: call it in [`super::KillSwitch::guard`].
 ///
 /// # Errors
 /// amiquip's; [`why_not_consumed`] says what a refusal means.
 pub fn consume_no_stream<'c>(channel: &'c Channel, queue: &str) -> amiquip::Result<Consumer<'c>> {
-    // The default of other queues, which streams refuse.
+    // Other queues' default, which streams refuse.
     let arguments = [("x-priority".to_owned(), AmqpValue::LongInt(0))].into_iter().collect();
     channel.basic_consume(queue, ConsumerOptions { arguments, ..ConsumerOptions::default() })
 }
@@ -30,10 +30,10 @@ pub fn why_not_consumed(error: &amiquip::Error) -> String {
 }
 
 /// What is wrong with a queue that is a stream, and the remedy.
-pub(super) const STREAM: &str = "is a stream, from which nothing can be taken: delete it, and make a \
+pub(super) const STREAM: &str = "is a stream, from which nothing can be removed: delete it, and create a \
                                  classic or a quorum queue of that name (`run` does)";
 
-/// Whether this is how RabbitMQ refuses a consumer that a stream can't have.
+/// Whether RabbitMQ refused a consumer because the queue is a stream.
 pub(super) fn is_of_a_stream(message: &str) -> bool {
     message.ends_with(OF_A_STREAM) || message.contains("prefetch count is not set for")
 }

@@ -1,7 +1,7 @@
 //! TLS below AMQP, for amiquip's event loop.
 //!
-//! amiquip could do TLS itself, by OpenSSL. This way all connections of the notifier have the same TLS, CAs
-//! and errors, and nothing has to be installed to build.
+//! amiquip supports TLS with OpenSSL. With ours, all connections of the notifier have the same TLS, CAs and
+//! errors, and the build needs no installed library.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,8 @@ use rustls::pki_types::ServerName;
 
 use crate::tls::Tls;
 
-/// Shakes hands on a socket that still blocks. It has no time limit: guard it.
+/// Performs the TLS handshake on a socket that still blocks. It has no time limit: call it in
+/// [`KillSwitch::guard`](super::KillSwitch::guard).
 ///
 /// # Errors
 /// If the socket fails, or one side refuses the other.
@@ -27,11 +28,11 @@ pub(super) fn handshake(
     Ok(connection)
 }
 
-/// A stream that encrypts, over a socket that doesn't block.
+/// An encrypted stream over a non-blocking socket.
 pub(super) struct TlsStream<S> {
     socket: S,
     tls: ClientConnection,
-    /// How many bytes of the last `write` were encrypted, but could not all be sent.
+    /// How many bytes the last `write` encrypted, if they could not all be sent.
     taken: usize,
 }
 
@@ -40,7 +41,7 @@ impl<S: Read + Write> TlsStream<S> {
         Self { socket, tls, taken: 0 }
     }
 
-    /// Sends what was encrypted.
+    /// Sends the encrypted bytes.
     fn send(&mut self) -> io::Result<()> {
         while self.tls.wants_write() {
             if self.tls.write_tls(&mut self.socket)? == 0 {
@@ -61,7 +62,7 @@ impl<S: Read + Write> Read for TlsStream<S> {
             }
             self.tls.read_tls(&mut self.socket)?;
             let processed = self.tls.process_new_packets();
-            // Messages of TLS itself, such as an alert; what can't be sent now, the next `write` sends.
+            // TLS's own messages, such as an alert. Those that can't be sent now are sent by the next `write`.
             let sent = self.send();
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             match sent {
@@ -73,9 +74,9 @@ impl<S: Read + Write> Read for TlsStream<S> {
 }
 
 impl<S: Read + Write> Write for TlsStream<S> {
-    /// Reports bytes as written only when they have been sent: amiquip waits for the socket to take more only
-    /// while it has something left to write. Until then it has to pass the same bytes again, as with
-    /// OpenSSL, and it does, with new ones behind them.
+    /// Reports bytes as written only when they have been sent, because amiquip waits for the socket only while
+    /// it has something left to write. Until then it has to pass the same bytes again, as with OpenSSL. It
+    /// does, with new bytes appended.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send()?;
         if self.taken == 0 {

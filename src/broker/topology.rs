@@ -1,4 +1,4 @@
-//! What we need at the broker: queues and exchanges with their arguments, and the lanes that consume them.
+//! The queues and exchanges that we need at the broker, with their arguments, and the lanes that consume them.
 
 use std::time::Duration;
 
@@ -14,33 +14,32 @@ use crate::domain::broker_names::{
 use crate::domain::time::Span;
 use crate::shutdown::Shutdown;
 
-/// The argument that says of which type a queue is.
+/// The argument for a queue's type.
 pub(super) const QUEUE_TYPE: &str = "x-queue-type";
 
-/// How long a delivery waits if its backlog can't be made. There is a wait queue for this delay, whatever
+/// How long a delivery waits if its backlog can't be created. There is a wait queue for this delay, whatever
 /// the schedule.
 pub const WITHOUT_BACKLOG: Duration = Duration::from_secs(60);
 
 /// How often a message of a backlog, or one that a move has put aside, may be redelivered: practically
-/// without limit. But there has to be one: in a queue without a limit, RabbitMQ 3 puts what is handed back
-/// at the end.
+/// without limit. But there has to be a limit: if a queue has none, RabbitMQ 3 requeues messages at the end.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// One lane: a queue to consume, and what it is for.
+/// One lane: a queue to consume, and its purpose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
     /// The number of the queue that producers publish to, in the order of QUEUES.
     pub number: usize,
     /// Its name.
     pub origin: String,
-    /// The queue that this lane consumes; for backlogs, a name that stands for all of the queue's backlogs.
+    /// The queue that this lane consumes; for backlogs, a name that represents all of the queue's backlogs.
     pub queue: String,
     /// What it consumes.
     pub kind: LaneKind,
-    /// The type that the queue for events is made with.
+    /// The type with which the queue for events is created.
     pub queue_type: Option<QueueType>,
-    /// How many requests may be under way for the queue, its retries and backlogs; and how many consumers
-    /// this lane may have.
+    /// The most requests under way for the queue with its retries and backlogs, and the most consumers of this
+    /// lane.
     pub capacity: u16,
 }
 
@@ -85,17 +84,17 @@ pub struct Topology {
     pub(super) delays: Vec<Span>,
 }
 
-/// The result of looking for a queue without making it.
+/// The result of checking a queue without creating it.
 #[derive(Clone, Debug)]
-pub struct Presence {
+pub struct QueuePresence {
     /// The queue's name.
     pub queue: String,
-    /// Messages ready in it, `None` if it doesn't exist yet; or why it can't be had.
+    /// The number of messages ready in it, `None` if it doesn't exist yet; or why it is unusable.
     pub messages: Result<Option<u32>, BrokerError>,
 }
 
 impl Topology {
-    /// What a configuration needs.
+    /// The queues and exchanges that a configuration needs.
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let mut delays = config.retry_schedule.distinct_delays();
@@ -109,7 +108,7 @@ impl Topology {
         }
     }
 
-    /// The queues whose depth /metrics shows.
+    /// The queues whose depths are metrics.
     #[must_use]
     pub fn watched_queues(&self) -> Vec<String> {
         let of = |origin: &String| [origin.clone(), retry_queue(origin), dead_queue(origin)];
@@ -123,11 +122,15 @@ impl Topology {
         self.delays.iter().map(|delay| (*delay, wait_queue(*delay)))
     }
 
-    /// Looks for every queue without making any, and checks the arguments of those that are ours.
+    /// Checks every queue without creating any, including the arguments of our own queues.
     ///
     /// # Errors
     /// If the connection is lost or the broker doesn't answer.
-    pub fn look(&self, link: &mut Link, shutdown: &Shutdown) -> Result<Vec<Presence>, BrokerError> {
+    pub fn check(
+        &self,
+        link: &mut Link,
+        shutdown: &Shutdown,
+    ) -> Result<Vec<QueuePresence>, BrokerError> {
         let mut own: Vec<(String, QueueDeclareOptions)> = Vec::new();
         for origin in &self.origins {
             own.push((retry_queue(origin), retry_options(origin)));
@@ -135,7 +138,7 @@ impl Topology {
         own.extend(self.delays.iter().map(|delay| (wait_queue(*delay), wait_options(*delay))));
         own.push((ORPHANED.to_owned(), plain_options()));
 
-        // Of these any will do, whatever their arguments.
+        // These may have any arguments.
         let dead = self.origins.iter().map(|origin| dead_queue(origin));
         let others = self.origins.iter().cloned().chain(dead).map(|queue| (queue, None));
         let own = own.into_iter().map(|(queue, options)| (queue, Some(options)));
@@ -146,12 +149,12 @@ impl Topology {
                 let mut calls = Calls::new(link);
                 let counts = calls.queue(&queue)?;
                 if let Some(options) = options.filter(|_| counts.is_some()) {
-                    // Declaring what is there already changes nothing; with other arguments it fails.
+                    // Declaring an existing queue changes nothing, and fails if it has other arguments.
                     let declare = |channel: &Channel| {
                         channel.queue_declare(queue.as_str(), options).map(drop)
                     };
                     match calls.call(declare) {
-                        // Who may not make it can't compare its arguments either.
+                        // Without the permission to create it, its arguments can't be compared either.
                         Err(error) if !is_forbidden(&error) => return Err(error),
                         _ => {}
                     }
@@ -162,13 +165,13 @@ impl Topology {
                 Err(error) if !is_refusal(&error) => return Err(link.unavailable(&error)),
                 looked => looked.map_err(|error| failed(&address, &queue, &error)),
             };
-            found.push(Presence { queue, messages });
+            found.push(QueuePresence { queue, messages });
         }
         Ok(found)
     }
 }
 
-/// What a queue holds, in the words of the log line that says it is lost.
+/// What a queue contains, for the log line about its loss.
 pub(super) fn contents(queue: &str) -> &'static str {
     match queue {
         ORPHANED => "orphaned deliveries",
@@ -179,8 +182,8 @@ pub(super) fn contents(queue: &str) -> &'static str {
     }
 }
 
-/// How our exchanges are made. `webhooks.retry` has an alternate exchange: a message that it can't route
-/// would stay in its wait queue, and hold up all that is behind it.
+/// The options of our exchanges. `webhooks.retry` has an alternate exchange: without it, a message that can't
+/// be routed would stay in its wait queue, and block all messages behind it.
 pub(super) fn exchange_options(exchange: &str) -> ExchangeDeclareOptions {
     let mut options = ExchangeDeclareOptions { durable: true, ..Default::default() };
     if exchange == RETRY_EXCHANGE {
@@ -190,21 +193,21 @@ pub(super) fn exchange_options(exchange: &str) -> ExchangeDeclareOptions {
     options
 }
 
-/// How a queue for events is made if nobody else has made it: of this type, or of the virtual host's default.
-/// All other queues of ours are quorum queues: these count how often a message was redelivered, and
-/// dead-letter what expires without losing any.
+/// The options of a queue for events, if the operator hasn't created it: of this type, or of the virtual host's
+/// default type. All our other queues are quorum queues, which count redeliveries, and dead-letter expired
+/// messages without losing any.
 pub(super) fn event_options(kind: Option<QueueType>) -> QueueDeclareOptions {
     let kind = kind.map(|kind| AmqpValue::LongString(kind.label().to_owned()));
     let arguments = kind.map(|kind| (QUEUE_TYPE.to_owned(), kind)).into_iter().collect();
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }
 }
 
-/// A queue that holds messages while their own queue is made anew.
+/// A queue that holds messages while their own queue is recreated.
 pub(super) fn moving_options() -> QueueDeclareOptions {
     quorum([("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT))])
 }
 
-/// A queue whose messages stay until an operator takes them.
+/// A queue whose messages stay until an operator removes them.
 pub(super) fn plain_options() -> QueueDeclareOptions {
     quorum([])
 }
@@ -218,14 +221,14 @@ pub(super) fn backlog_options(origin: &str) -> QueueDeclareOptions {
     quorum([
         exchange,
         key,
-        // One instance at a time, so that deliveries keep their order, and only one probes the receiver.
+        // One instance at a time, so that deliveries keep their order and only one instance probes the receiver.
         ("x-single-active-consumer", AmqpValue::Boolean(true)),
         ("x-delivery-limit", AmqpValue::LongLongInt(DELIVERY_LIMIT)),
     ])
 }
 
-/// If the broker's own delivery limit is exceeded, the message moves to where an operator sees it, and isn't
-/// dropped.
+/// If a message exceeds the broker's delivery limit, it isn't dropped, but moves to the dead-letter queue,
+/// where an operator sees it.
 fn dead_lettering(origin: &str) -> [(&'static str, AmqpValue); 2] {
     [
         ("x-dead-letter-exchange", AmqpValue::LongString(String::new())),
@@ -239,7 +242,7 @@ pub(super) fn wait_options(delay: Span) -> QueueDeclareOptions {
     quorum([
         ("x-message-ttl", AmqpValue::LongLongInt(ttl)),
         ("x-dead-letter-exchange", text(RETRY_EXCHANGE)),
-        // Without these two arguments a message could be lost between the wait queue and the retry queue.
+        // Without these two arguments, messages could be lost between the wait queue and the retry queue.
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
     ])

@@ -1,4 +1,4 @@
-//! Watches our queues, exchanges and bindings: whether they are there, and how much the queues hold.
+//! Watches our queues, exchanges and bindings: whether they exist, and how many messages the queues hold.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::config::Config;
 use crate::domain::broker_names::{ORPHANED, is_dead_queue};
 use crate::shutdown::Shutdown;
 
-/// While a command reads dead letters it has them in hand, and RabbitMQ doesn't count them: the last count
-/// is still right. After this time it isn't used any more: somebody may consume them for good.
+/// While a command reads dead letters, it has them in hand and RabbitMQ doesn't count them: the last count is
+/// still right. After this time it isn't used any more, because the consumer may be removing them.
 const READ: Duration = Duration::from_secs(60);
 
 /// Whether a queue is for operators: no notifier consumes it.
@@ -20,12 +20,12 @@ fn is_for_people(queue: &str) -> bool {
     queue == ORPHANED || is_dead_queue(queue)
 }
 
-/// Watches the topology until shutdown, and makes again what somebody deletes. Each round calls `tick`,
-/// then `depth` with each queue and how many messages are ready in it (`None` if there is no such queue, or
-/// it doesn't answer), and at last `heard` with whether the broker has answered.
+/// Watches the topology until shutdown, and recreates deleted objects. Each round calls `tick`, then `depth`
+/// with each queue and how many messages are ready in it (`None` if there is no such queue, or it doesn't
+/// answer), and finally `heard` with whether the broker has answered.
 ///
-/// It has a connection of its own: a lane's is busy with events, and the publisher's may be blocked by
-/// an alarm, so that a declaration on it would hang.
+/// It has its own connection: a lane's is busy with events, and the publisher's may be blocked by an alarm,
+/// so that a declaration on it would hang.
 pub fn watch_queues(
     config: &Config,
     objects: &Objects,
@@ -51,17 +51,17 @@ pub fn watch_queues(
     };
     loop {
         tick();
-        let mut look = || -> Result<(), BrokerError> {
+        let mut check = || -> Result<(), BrokerError> {
             let link = match &mut link {
                 Some(link) => link,
                 none => none.insert(Link::open(&config.amqp, config.connect_timeout, shutdown)?),
             };
             topology.declare(link, objects, shutdown, &mut count).map(drop)
         };
-        let looked = look();
-        heard(looked.is_ok());
-        if let Err(error) = looked {
-            // The lanes log that the broker is away; here only some metrics are missing.
+        let checked = check();
+        heard(checked.is_ok());
+        if let Err(error) = checked {
+            // The lanes log that the broker is away. Here only some metrics are missing.
             log::debug!("queue depths unknown: {error}");
             link = None;
         }

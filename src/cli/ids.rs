@@ -154,7 +154,7 @@ pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -
     let selection =
         Selection { event_id: Some(given.to_owned()), by_beginning: true, ..Selection::default() };
     let (mut is_there, mut found) = (false, BTreeSet::new());
-    dead_letters::look(
+    dead_letters::read(
         DeadLetterScope { selection: &selection, limit: u64::MAX, ..scope },
         |letter, _| {
             let Some(id) = letter.event_id else { return };

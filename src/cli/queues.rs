@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
 use super::{Common, Usage, help, print, print_json, print_stderr, read};
-use crate::broker::{self, MoveError, Moved, Progress, moving_queue};
+use crate::broker::{self, MoveError, MoveProgress, Moved, moving_queue};
 use crate::config::QueueType;
 use crate::domain::broker_names;
 use crate::domain::shown::quoted;
@@ -53,7 +53,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     // Ctrl-C ends the command between two steps, so that it can report its progress.
     shutdown::watch_signals(trigger)?;
     let is_json = common.output.json;
-    let before = broker::look_at(&config, &shutdown, &queue)?;
+    let before = broker::inspect_queue(&config, &shutdown, &queue)?;
     if dry_run {
         let (kind, counts) = before.queue.unzip();
         let (messages, consumers) = counts.map(|it| (it.ready, it.consumers)).unzip();
@@ -131,15 +131,15 @@ struct TypeChangeProgress {
 }
 
 impl TypeChangeProgress {
-    fn update(&mut self, queue: &str, to: QueueType, progress: Progress) {
+    fn update(&mut self, queue: &str, to: QueueType, progress: MoveProgress) {
         match progress {
-            Progress::Carried { to, done, of } => {
+            MoveProgress::Carried { to, done, of } => {
                 self.last = format!("{done} of {of} messages moved to {to}");
                 if self.on_terminal {
                     let _ = write!(io::stderr(), "\r{} ", self.last);
                 }
             }
-            Progress::Made => {
+            MoveProgress::Recreated => {
                 self.end();
                 self.last = format!("{queue} created again, as a {to} queue");
                 if !self.is_json {

@@ -1,12 +1,12 @@
-//! The backlogs of one event queue: each is consumed in order, at the pace of its receiver.
+//! The backlogs of one event queue: each is consumed in order, as fast as its receiver may get requests.
 //!
-//! One thread looks after all of them, with one connection, one channel and a consumer for each backlog;
-//! [`crate::workers`] make the requests. While a receiver can't be asked, its consumer holds one
-//! message, the *head*, and nothing moves. When it can, the worker that has finished a message takes the
-//! next by itself, and the consumer gets a larger prefetch as long as it uses all of it.
+//! One thread manages all of them, with one connection, one channel and a consumer for each backlog;
+//! [`crate::workers`] make the requests. While a receiver may not get a request, its consumer holds one
+//! message, the *head*, and nothing moves. Otherwise, a worker that has finished a message takes the next one
+//! by itself, and the prefetch count of the consumer grows as long as it uses all of it.
 //!
-//! Of several instances, the broker lets one consume (`x-single-active-consumer`). If that one goes,
-//! another gets the messages it had in hand.
+//! If there are several instances, the broker delivers a backlog to one of them (`x-single-active-consumer`).
+//! If that instance ends, another one gets the messages that it had in hand.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use amiquip::{Channel, ConnectionBlockedNotification, Consumer};
 use crossbeam_channel::{Receiver, Select, TryRecvError, unbounded};
 use uuid::Uuid;
 
-use super::{Context, Ended, connect_again};
+use super::{Context, Ended, run_sessions};
 use crate::backlogs::Standing;
 use crate::broker::{CLOSE_TIMEOUT, KillSwitch, Lane, Link, SETUP_TIMEOUT, cancel};
 use crate::domain::causes::Causes;
@@ -32,24 +32,24 @@ mod unanswered;
 mod upkeep;
 
 use news::learn;
-use queue::{Event, Item, Queue, Shared};
+use queue::{Item, Queue, Shared, WorkerReport};
 use unanswered::Unanswered;
 
 /// How often to check what only the clock changes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often to ask again for backlogs that wait for another request, besides whenever one ends: changes
-/// over time, such as a request that becomes slow, trigger no event.
+/// How often to ask again for backlogs that wait for another request, besides whenever a request ends: some
+/// changes trigger no event, such as a request that becomes slow.
 const SOON: Duration = Duration::from_millis(100);
 
 /// The shortest time between two records of what holds up a backlog.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Looks after the backlogs of a queue until shutdown.
+/// Consumes the backlogs of a queue until shutdown.
 pub(super) fn run(context: &Context, lane: &Arc<Lane>) {
     let mut known: BTreeMap<Uuid, Option<Standing>> = BTreeMap::new();
     let mut unanswered = Unanswered::default();
-    connect_again(context, lane, |causes| {
+    run_sessions(context, lane, |causes| {
         while let Ok(news) = context.backlogs.news(lane.number).try_recv() {
             learn(&mut known, news);
         }
@@ -110,7 +110,7 @@ fn session(
         missing_until: now,
         ticked_at: now,
         instances_seen: 0,
-        looked_at: None,
+        last_checked: None,
         known,
         unanswered,
     };
@@ -127,27 +127,30 @@ fn session(
     ended
 }
 
-/// A backlog as the thread that looks after all of them knows it.
+/// A backlog as the managing thread knows it.
 struct Backlog<'a> {
     queue: Arc<Queue>,
     /// `None` while nobody has to hold its head.
     consumer: Option<Consumer<'a>>,
-    /// Another instance consumes it.
+    /// Whether another instance consumes it.
     is_elsewhere: bool,
+    /// Whether this instance, as far as it knows, was the last to get deliveries from it. Then this instance
+    /// keeps its row in the table up to date.
+    is_ours: bool,
     /// When its first delivery was last refused because of its webhook's limits.
     limited_at: Instant,
     /// The consumer's prefetch count.
     prefetch: u16,
-    /// Messages that are not acked yet.
+    /// The number of unacked messages.
     in_hand: usize,
-    /// Whether it had a larger prefetch than it could use.
+    /// Whether its prefetch count was larger than it could use.
     had_too_many: bool,
     /// The number of messages settled since it was last held up for long.
     done: usize,
     /// When to ask for an attempt again, if that is known; below, as listed in `Drain::due`.
     due: Option<Instant>,
     listed_due: Option<Instant>,
-    /// Since when its head is held because its webhook is paused.
+    /// Since when its head has been held because its webhook is paused.
     paused_since: Option<Instant>,
     /// When to start the consumer again.
     resume_at: Option<Instant>,
@@ -158,17 +161,18 @@ struct Backlog<'a> {
     /// Whether it is known to be empty.
     is_empty: bool,
     /// When to check again whether it is empty, and the time between checks.
-    look_at: Instant,
-    look_again: Duration,
+    check_at: Instant,
+    check_interval: Duration,
     /// When its first delivery was received.
     oldest: Option<Instant>,
-    /// How many checks in a row found messages without any being delivered to this instance.
-    looks_in_vain: u32,
+    /// How many checks in a row found messages, while none was delivered to this instance.
+    futile_checks: u32,
     /// The last record of what holds it up.
     noted: Option<(Held, Option<SystemTime>)>,
     noted_at: Instant,
 }
 
+/// Manages the backlogs of a queue, for the life of one connection.
 struct Drain<'a, 'c> {
     context: &'a Context,
     lane: &'a Arc<Lane>,
@@ -180,18 +184,18 @@ struct Drain<'a, 'c> {
     /// A channel for calls that may close it.
     spare: Option<Channel>,
     shared: Arc<Shared>,
-    events: Receiver<Event>,
+    events: Receiver<WorkerReport>,
     bell: Receiver<()>,
     backlogs: BTreeMap<Uuid, Backlog<'c>>,
-    /// Backlogs that something has just happened to.
+    /// Backlogs whose state has just changed.
     touched: BTreeSet<Uuid>,
-    /// Backlogs that may get messages. The others can only get bad news, which can wait.
+    /// Backlogs whose consumers may get messages. The others can only learn that they ended, which can wait.
     expecting: BTreeSet<Uuid>,
     /// Backlogs whose first delivery waits for capacity.
     in_line: BTreeSet<Uuid>,
-    /// When to ask for which backlog again.
+    /// The backlogs to ask for again, and when.
     due: BTreeSet<(Instant, Uuid)>,
-    /// The prefetch of all consumers beyond one each.
+    /// The prefetch counts of all consumers together, beyond one each.
     ahead: usize,
     /// Backlogs that wait for another request, in rotation.
     soon: VecDeque<Uuid>,
@@ -201,10 +205,10 @@ struct Drain<'a, 'c> {
     /// PostgreSQL isn't asked before this time, because it didn't answer.
     missing_until: Instant,
     ticked_at: Instant,
-    /// The number of changes of the instances when ownership was last checked, and the last backlog that
-    /// was checked.
+    /// The number of changes of the instances when ownership was last checked, and the last backlog that was
+    /// checked.
     instances_seen: u64,
-    looked_at: Option<Uuid>,
+    last_checked: Option<Uuid>,
     known: &'a mut BTreeMap<Uuid, Option<Standing>>,
     unanswered: &'a mut Unanswered,
 }
@@ -223,7 +227,7 @@ impl Drain<'_, '_> {
         for webhook in webhooks {
             let (number, receivers) = (self.lane.number, &self.context.receivers);
             if receivers.is_backlog_in_use(number, webhook) {
-                // Deliveries begun by the last session come again and would be counted twice.
+                // Deliveries that the last session began are redelivered, and would be counted twice.
                 receivers.found_backlog(number, webhook);
             }
             self.add(webhook)?;
@@ -257,8 +261,8 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Finishes and acks what is under way. Everything else in hand is handed back in order; closing the
-    /// connection would return it in any order.
+    /// Finishes and acks the messages under way. All others in hand are handed back in order; closing the
+    /// connection would requeue them in any order.
     fn finish(&mut self) -> Result<(), Ended> {
         for backlog in self.backlogs.values() {
             backlog.queue.state().is_over = true;
@@ -267,10 +271,10 @@ impl Drain<'_, '_> {
             let Ok(event) = self.events.recv() else { break };
             self.take_event(event)?;
         }
-        // Finished workers have sent their event before that.
+        // Workers send their last event before they end.
         self.take_events()?;
-        // This comes last: if the broker answers too slowly, the connection is lost, and what isn't
-        // acked by then would be repeated.
+        // This comes last: if the broker answers too slowly, the connection is lost, and unacked messages are
+        // repeated.
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         for webhook in webhooks {
             self.release(webhook)?;
@@ -278,21 +282,21 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Nothing new begins.
+    /// From now on no delivery begins.
     fn stop(&self) {
         for backlog in self.backlogs.values() {
             self.stop_queue(&backlog.queue);
         }
     }
 
-    /// Nothing new begins from that backlog. What is under way ends by itself.
+    /// From now on no delivery of that backlog begins. Those under way end by themselves.
     fn stop_queue(&self, queue: &Queue) {
         queue.state().is_over = true;
         drop(self.take_ready(queue));
     }
 
-    /// Takes all deliveries that haven't begun. The first one stops waiting for capacity: an attempt
-    /// granted to it, now or a moment ago, would belong to nobody and be held forever.
+    /// Takes all deliveries that haven't begun. The first one stops waiting for capacity: otherwise an attempt
+    /// that it is granted, now or a moment ago, would hold its capacity forever.
     fn take_ready(&self, queue: &Queue) -> VecDeque<Item> {
         let (ready, in_line) = {
             // Both under one lock: a worker may ask for the first one in between.
@@ -314,7 +318,7 @@ impl Drain<'_, '_> {
         let consumers: Vec<_> = consumers.collect();
         self.kill.guard(CLOSE_TIMEOUT, None, || {
             for consumer in consumers {
-                // A consumer dropped before its end is confirmed would cost the connection.
+                // Dropping a consumer before it was cancelled would cost the connection.
                 drop(cancel(&consumer));
             }
         });

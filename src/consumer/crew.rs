@@ -28,21 +28,21 @@ pub(super) struct Crew<'a> {
     pub(super) ending: Shutdown,
     end: Trigger,
     shared: Arc<Shared>,
-    /// The logged causes for having no session before this one. Ended when this one consumes.
+    /// The causes that were logged since the lane last consumed. Ended when this session consumes.
     before: Mutex<Causes>,
 }
 
-/// The part that reliefs need. They may live a moment longer.
+/// The part that reliefs need, which may end a moment after the crew.
 pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     lane: Arc<Lane>,
-    /// The number of messages finished here.
+    /// The number of messages finished in this session.
     done: AtomicU64,
-    /// Whether nobody watches the lane.
+    /// Whether the watching thread waits for the alarm.
     unwatched: AtomicBool,
     /// Wakes the watching thread.
     alarm: Sender<()>,
-    /// End the session.
+    /// Each of these ends the session.
     shutdown: Shutdown,
     ending: Shutdown,
 }
@@ -62,7 +62,7 @@ impl Shared {
         let received = Instant::now();
         progress.begins(received);
         if self.unwatched.load(Ordering::SeqCst) {
-            // If the channel is full, somebody else has just rung.
+            // If the channel is full, another thread has just done so.
             let _ = self.alarm.try_send(());
         }
         let message = Message::take(delivery);
@@ -79,8 +79,8 @@ impl Crew<'_> {
         self.shared.is_ending()
     }
 
-    /// Runs a call that starts a consumer. At shutdown the first consumer's connection is cut; later
-    /// ones' must not be, since others may have messages in hand.
+    /// Runs a call that starts a consumer. At shutdown, the connection is cut if this is the first consumer.
+    /// With a later one it must not be cut, because the others may have messages in hand.
     pub(super) fn guard_start<T>(&self, is_first: bool, call: impl FnOnce() -> T) -> T {
         if is_first {
             self.kill.guard(SETUP_TIMEOUT, Some(&self.context.shutdown), call)
@@ -97,8 +97,8 @@ impl Crew<'_> {
         self.shared.settle(delivery, progress)
     }
 
-    /// A consumer has started.
-    pub(super) fn consumes(&self) {
+    /// Reports that a consumer has started.
+    pub(super) fn report_consuming(&self) {
         let queue = &self.lane.queue;
         self.context.metrics.health().set_consuming(queue, true);
         if let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).end() {
@@ -130,7 +130,7 @@ pub(super) fn run(
     let crew = Crew { context, lane, kill, ending, end, shared, before };
     let ended = thread::scope(|scope| Watch::new(&crew, scope, link).run(&alarmed));
     context.metrics.lane(&lane.queue).set_consumers(0);
-    // They are still there if the lane never consumed.
+    // If the lane hasn't consumed, the causes are still there.
     *causes = crew.before.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended
 }

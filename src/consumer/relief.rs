@@ -1,7 +1,7 @@
-//! The prefetched messages of a stuck consumer, which another thread settles meanwhile.
+//! Settles the prefetched messages of a stuck consumer in another thread.
 //!
-//! Needed only if PREFETCH_COUNT is above 1. The messages don't go back to the broker, which would count
-//! as redeliveries. The consumer acks them once it is free again: an ack needs its channel.
+//! This is needed only if PREFETCH_COUNT is above 1. The messages aren't handed back to the broker, which would
+//! count as redeliveries. The consumer acks them once it is free again, because an ack needs its channel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use super::crew::{Post, Shared};
 use crate::pipeline::{Progress, Settlement};
 use crate::workers::Task;
 
-/// How long a relief waits for another message before it checks whether its consumer is free again.
-/// Until then both take messages.
+/// How long a relief waits for another message before it checks whether its consumer is free again. Until then
+/// both take messages.
 const LINGERING: Duration = Duration::from_millis(100);
 
 /// What a relief returns to the consumer.
@@ -31,7 +31,7 @@ pub(super) enum Returned {
     Over,
 }
 
-/// A thread that takes over from a consumer, as its lane sees it.
+/// A thread that takes over messages of a consumer, as its lane sees it.
 #[derive(Debug, Default)]
 pub(super) struct Relief {
     pub(super) progress: Progress,
@@ -43,8 +43,8 @@ impl Relief {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Settles the messages that wait for the consumer at that post, as long as it is stuck at this
-    /// message. Messages not begun when the session ends go back to the broker.
+    /// Settles the messages that wait for this consumer, as long as it is stuck at this message. Messages that
+    /// haven't begun when the session ends are handed back.
     pub(super) fn work(&self, shared: &Shared, post: &Post, stuck_at: u64) {
         let _over = Over { relief: self, post };
         while !shared.is_ending() && post.progress().message() == Some(stuck_at) {
@@ -54,7 +54,7 @@ impl Relief {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let returned = match message {
-                ConsumerMessage::Delivery(delivery) if post.takes(delivery.delivery_tag()) => {
+                ConsumerMessage::Delivery(delivery) if post.take(delivery.delivery_tag()) => {
                     Returned::Old(delivery)
                 }
                 ConsumerMessage::Delivery(mut delivery) if !shared.is_ending() => {
@@ -88,14 +88,14 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.relief.over.store(true, Ordering::Relaxed);
         if thread::panicking() {
-            // As if the consumer had panicked itself, which ends the process.
-            self.post.fails();
+            // As if the consumer had panicked, which ends the process.
+            self.post.set_failed();
         }
         self.post.give_back(Returned::Over);
     }
 }
 
-/// The same for a thread of [`crate::workers`].
+/// [`Relief::work`] as a task for [`crate::workers`].
 pub(super) fn task(
     relief: Arc<Relief>,
     shared: Arc<Shared>,

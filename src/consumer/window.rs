@@ -1,10 +1,10 @@
 //! The unacked messages of one consumer.
 //!
-//! With a PREFETCH_COUNT of 1 there is one, acked as soon as it is settled. With more, the confirms of
-//! several messages are awaited together, and one ack covers a whole run of settled messages, because
-//! each ack is a packet and work for the broker. Messages are settled in the order of arrival, except
-//! those that another thread took over and those whose confirm takes long: the messages before and
-//! behind them are acked separately.
+//! With a PREFETCH_COUNT of 1 there is one message, which is acked as soon as it is settled. With a higher
+//! count, the confirms of several messages are awaited together, and one ack covers a run of settled messages,
+//! because each ack costs a packet and work for the broker. Messages are settled in the order of arrival,
+//! except those that another thread took over and those whose confirm takes long. The messages before and
+//! behind these are acked separately.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,14 +16,14 @@ use super::Ended;
 use crate::broker::{Confirmation, Lane};
 use crate::pipeline::{Missing, Pipeline, Promises};
 
-/// How long a settled message may wait for others to be acked with, while more keep arriving; if none
-/// does, everything is acked at once. What isn't acked when the process is killed is delivered again, so
-/// this is short. But each run that it cuts short costs us and the broker another packet.
+/// How long a settled message may wait to be acked together with others, while more arrive; if none does,
+/// everything is acked at once. Unacked messages are redelivered if the process is killed, so this is short.
+/// But each run that it cuts short costs us and the broker another packet.
 const ACK_DELAY: Duration = Duration::from_millis(100);
 
-/// How often the messages behind an unconfirmed one are checked: settled ones must neither wait for it
-/// nor be handed back because of it.
-const LOOK_BEHIND: Duration = Duration::from_millis(100);
+/// How often the messages behind an unconfirmed one are checked: settled ones must neither wait for it nor be
+/// handed back because of it.
+const CHECK_BEHIND: Duration = Duration::from_millis(100);
 
 /// The unacked messages of a consumer.
 pub(super) struct Window<'a> {
@@ -34,10 +34,10 @@ pub(super) struct Window<'a> {
     settled: VecDeque<amiquip::Delivery>,
     /// When the first of them was settled.
     since: Instant,
-    /// Messages whose follow-ups have to be confirmed, and those behind them.
+    /// Messages that wait for confirms, and those behind them.
     waiting: VecDeque<(amiquip::Delivery, Promises)>,
     /// When the messages behind the first of them were last checked.
-    looked_at: Instant,
+    checked_at: Instant,
     /// All tags up to `acked` are acked, and beyond it those in `acked_beyond`.
     acked: u64,
     acked_beyond: BTreeSet<u64>,
@@ -61,7 +61,7 @@ impl<'a> Window<'a> {
             settled: VecDeque::new(),
             since: Instant::now(),
             waiting: VecDeque::new(),
-            looked_at: Instant::now(),
+            checked_at: Instant::now(),
             acked: 0,
             acked_beyond: BTreeSet::new(),
             prefetch_count: prefetch_count.into(),
@@ -71,14 +71,14 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// A message was taken from the consumer.
-    pub(super) fn taken(&mut self) {
+    /// Counts a message that was taken from the consumer.
+    pub(super) fn count_taken(&mut self) {
         self.in_hand += 1;
         self.pipeline.tally().taken();
     }
 
-    /// A message that another thread took, and counted, has come back.
-    pub(super) fn taken_over(&mut self) {
+    /// Counts a message that another thread took, counted there, and returned.
+    pub(super) fn count_returned(&mut self) {
         self.in_hand += 1;
     }
 
@@ -93,12 +93,12 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// A message will be settled once these promises are kept.
+    /// Adds a message, which is settled once these promises are kept.
     pub(super) fn push(&mut self, delivery: amiquip::Delivery, promises: Promises) {
         self.waiting.push_back((delivery, promises));
     }
 
-    /// Acks what is settled by now, if it is a run worth an ack.
+    /// Acks the settled messages, if they are a run that is worth an ack.
     pub(super) fn advance(&mut self) -> Result<(), Ended> {
         while let Some((_, promises)) = self.waiting.front_mut() {
             match promises.poll(self.pipeline.tally()) {
@@ -107,8 +107,8 @@ impl<'a> Window<'a> {
                 Err(_) => return Err(Ended::Missing(Missing::Confirm)),
             }
         }
-        if self.has_some_behind() && self.looked_at.elapsed() >= LOOK_BEHIND {
-            self.look_behind();
+        if self.has_some_behind() && self.checked_at.elapsed() >= CHECK_BEHIND {
+            self.settle_behind();
         }
         let is_due = || self.since.elapsed() >= ACK_DELAY;
         if self.settled.len() >= self.longest_run || !self.settled.is_empty() && is_due() {
@@ -122,9 +122,9 @@ impl<'a> Window<'a> {
         self.waiting.len() > 1
     }
 
-    /// Settles all waiting messages that can be. Failures are noticed when they reach the front.
-    fn look_behind(&mut self) {
-        self.looked_at = Instant::now();
+    /// Settles all waiting messages that can be settled. Failures are noticed when they reach the front.
+    fn settle_behind(&mut self) {
+        self.checked_at = Instant::now();
         for (delivery, mut promises) in std::mem::take(&mut self.waiting) {
             match promises.poll(self.pipeline.tally()) {
                 Ok(true) => self.settle(delivery, &promises),
@@ -144,7 +144,7 @@ impl<'a> Window<'a> {
         if self.settled.is_empty() {
             self.since = Instant::now();
         }
-        // Nearly always behind all others.
+        // It nearly always goes to the end.
         let later = self.settled.iter().rev();
         let later = later.take_while(|other| other.delivery_tag() > delivery.delivery_tag());
         let at = self.settled.len() - later.count();
@@ -155,7 +155,7 @@ impl<'a> Window<'a> {
     pub(super) fn ack(&mut self) -> Result<(), Ended> {
         while let Some(first) = self.settled.front() {
             let tag = first.delivery_tag();
-            // If every tag before is acked, one ack covers all consecutive ones.
+            // If all earlier tags are acked, one ack covers all consecutive ones.
             let run = if tag == self.acked + 1 {
                 let follows =
                     |(n, other): &(u64, &amiquip::Delivery)| other.delivery_tag() == tag + n;
@@ -190,7 +190,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Whether the broker delivers no more before a confirm arrives. Then this consumer is still busy.
+    /// Whether the broker delivers no more messages before a confirm arrives. Then this consumer is still busy.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= self.prefetch_count
     }
@@ -203,10 +203,10 @@ impl<'a> Window<'a> {
     /// How long to wait for it before checking all of them.
     pub(super) fn patience(&self) -> Duration {
         let patience = self.first_open().map_or(Duration::ZERO, Confirmation::patience);
-        if self.has_some_behind() { patience.min(LOOK_BEHIND) } else { patience }
+        if self.has_some_behind() { patience.min(CHECK_BEHIND) } else { patience }
     }
 
-    /// Takes the answer to the confirm of [`Window::first_open`].
+    /// Evaluates the answer to the confirm of [`Window::first_open`].
     pub(super) fn confirmed(&mut self, answer: Result<(), RecvError>) -> Result<(), Ended> {
         let Some((_, promises)) = self.waiting.front_mut() else { return Ok(()) };
         if answer.is_err() {
@@ -216,9 +216,9 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Waits for all promises, but for less time than usual, and acks what was confirmed. Returns the
-    /// messages that have to go back, including those that arrived meanwhile unless it is `cancelled`
-    /// already.
+    /// Waits for all promises, but for less time than usual, and acks the confirmed messages. Returns the
+    /// messages to hand back, including those that arrive meanwhile unless the consumer is already
+    /// `cancelled`.
     pub(super) fn finish(mut self, cancelled: bool) -> Vec<amiquip::Delivery> {
         let nothing = crossbeam_channel::never();
         let more = if cancelled { &nothing } else { self.consumer.receiver() };
@@ -238,7 +238,7 @@ impl<'a> Window<'a> {
                         // No ack would arrive any more.
                         _ => Err(Ended::Asked),
                     },
-                    default(patience.min(LOOK_BEHIND)) => match patience.is_zero() {
+                    default(patience.min(CHECK_BEHIND)) => match patience.is_zero() {
                         true => Err(Ended::Missing(Missing::Confirm)),
                         // It may have been refused meanwhile.
                         false => Ok(()),
@@ -247,7 +247,7 @@ impl<'a> Window<'a> {
             });
             match step {
                 Ok(()) => {}
-                // This one goes back; those behind it get the same time.
+                // This one is handed back; those behind it get the same time.
                 Err(Ended::Missing(_)) => {
                     back.extend(self.waiting.pop_front().map(|(delivery, _)| delivery));
                 }

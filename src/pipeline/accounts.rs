@@ -1,10 +1,10 @@
 //! Deliveries whose webhook has moved to another account.
 //!
-//! A delivery carries its event's account, which was decided when the event's webhooks were looked up. A
-//! webhook's account may change while deliveries wait for it; those of other accounts must not reach it.
-//! They become dead letters, so that they still exist if the change was a mistake.
+//! A delivery carries its event's account, as of the look-up of the event's webhooks. A webhook's account may
+//! change while deliveries wait for it; those of other accounts must not reach it. They become dead letters,
+//! so that they still exist if the change was a mistake.
 
-use super::{Context, Pipeline, Promise};
+use super::{MessageContext, Pipeline, Promise};
 use crate::broker::{NotConfirmed, WITHOUT_BACKLOG};
 use crate::directory::Found;
 use crate::domain::account;
@@ -16,14 +16,14 @@ use crate::domain::shown::word;
 use crate::domain::time::Span;
 use crate::domain::webhook::Webhook;
 
-/// What the account of a delivery's webhook allows now.
-#[expect(clippy::large_enum_variant, reason = "it is looked at once, and never kept")]
+/// Whether a webhook's present account allows a delivery.
+#[expect(clippy::large_enum_variant, reason = "it is evaluated at once, and never kept")]
 pub(super) enum AccountNow {
-    /// It may have the delivery; or it is gone or disabled, which its next delivery will find out.
+    /// The webhook may have the delivery; or it is gone or disabled, which its next delivery will find out.
     Own,
-    /// It may not have it.
+    /// The webhook may not have the delivery.
     Other(Webhook),
-    /// It was changed, and PostgreSQL doesn't say how.
+    /// The webhook was changed, and PostgreSQL doesn't answer how.
     Unknown,
 }
 
@@ -39,7 +39,7 @@ impl Pipeline {
                 self.metrics.health().database().failed(error.answer());
                 match self.directory.has_changed_since(webhook) {
                     true => AccountNow::Unknown,
-                    // Then the last known state is used.
+                    // The last known state is used.
                     false => AccountNow::Own,
                 }
             }
@@ -50,19 +50,19 @@ impl Pipeline {
     pub(super) fn other_account(&self, delivery: &Delivery) -> Option<Webhook> {
         match self.directory.find(delivery.webhook_id) {
             Ok(Found::Enabled(webhook)) if !webhook.may_have(&delivery.event) => Some(webhook),
-            // If PostgreSQL doesn't say, it is looked up again before an attempt.
+            // If PostgreSQL doesn't answer, the webhook is looked up again before an attempt.
             _ => None,
         }
     }
 
-    /// Parks a delivery whose webhook perhaps may not have it. That is checked again when it comes back.
-    pub(super) fn put_aside(
+    /// Parks a delivery that its webhook may no longer be allowed to have. That is checked when it comes back.
+    pub(super) fn park_unchecked(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
     ) -> Result<Promise, NotConfirmed> {
         log::debug!(
-            "held back event={} webhook={} because=its webhook was changed, and PostgreSQL can't be asked how",
+            "held back event={} webhook={} because=its webhook was changed, and PostgreSQL doesn't answer how",
             word(&delivery.event.id),
             delivery.webhook_id,
         );
@@ -73,10 +73,10 @@ impl Pipeline {
         self.park(context, delivery, wait, context.metrics.held(Held::Interrupted))
     }
 
-    /// Makes a delivery that its webhook may not have a dead letter.
-    pub(super) fn keep_from(
+    /// Turns a delivery into a dead letter because its webhook belongs to another account.
+    pub(super) fn bury_for_account(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         webhook: &Webhook,
         mut delivery: Delivery,
     ) -> Result<Promise, NotConfirmed> {

@@ -1,7 +1,7 @@
 //! Moves deliveries that can't begin now to their receiver's backlog, in order.
 
 use super::onward::travelling;
-use super::{Context, Kept, Pipeline, Promise, age, from_now};
+use super::{Kept, MessageContext, Pipeline, Promise, age, from_now};
 use crate::broker::{Lane, NotConfirmed, Outgoing, WITHOUT_BACKLOG};
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
@@ -15,10 +15,10 @@ use crate::domain::webhook::Webhook;
 use crate::receivers::Receivers;
 
 impl Pipeline {
-    /// Arranges a later attempt for a delivery that has none now: through its receiver's backlog.
+    /// Arranges a later attempt for a delivery that gets none now, through its receiver's backlog.
     pub(super) fn hold_back(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         webhook: &Webhook,
         mut delivery: Delivery,
         refusal: Refusal,
@@ -27,7 +27,7 @@ impl Pipeline {
         let event = word(&delivery.event.id);
         log::debug!("held back event={event} webhook={} because={hold}", webhook.id);
         let Some(entry) = entry else {
-            // At shutdown: it comes first at the next start.
+            // At shutdown: it will be attempted soon after the next start.
             return self.hand_over(context, &delivery, Held::Interrupted).map(Some);
         };
         let place = Place { receivers: &self.receivers, entry, is_there: false };
@@ -41,7 +41,7 @@ impl Pipeline {
             delivery.not_before = Some(from_now(remaining));
         }
         let Lane { number, .. } = *context.lane;
-        if self.backlogs.make_sure(number, webhook.id, hold.into(), &self.shutdown) {
+        if self.backlogs.ensure_open(number, webhook.id, hold.into(), &self.shutdown) {
             self.receivers.wait_to_enter(entry);
             let promise = self.enter(context, &delivery, hold.into())?;
             place.take();
@@ -62,20 +62,20 @@ impl Pipeline {
         age(delivery) > self.delivery_max_age
     }
 
-    /// A delivery became too old without an attempt.
+    /// Turns a delivery into a dead letter because it became too old without an attempt.
     pub(super) fn expire(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
         self.bury_unattempted(context, delivery, DeadReason::Expired, why.label())
     }
 
-    /// A delivery died for a reason other than the result of an attempt.
+    /// Turns a delivery into a dead letter for a reason other than the result of an attempt.
     pub(super) fn bury_unattempted(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         reason: DeadReason,
         why: &'static str,
@@ -97,7 +97,7 @@ impl Pipeline {
     /// Publishes a delivery to its receiver's backlog.
     fn enter(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
@@ -110,8 +110,8 @@ impl Pipeline {
     }
 }
 
-/// A delivery's place in the line that enters a backlog. Those behind it wait until it is published, or,
-/// however this ends, until it is known not to be.
+/// A delivery's place in the line of those that enter a backlog. Those behind it wait until it has been
+/// published, or has been dropped.
 struct Place<'a> {
     receivers: &'a Receivers,
     entry: EntryTicket,

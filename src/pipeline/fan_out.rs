@@ -1,16 +1,16 @@
-//! An event that several webhooks want: its deliveries run in parallel. If very many want it, they
-//! become separate messages.
+//! Delivers an event to several webhooks in parallel. If very many webhooks want it, their deliveries become
+//! separate messages.
 //!
-//! Deliveries that end before another thread could begin them are made one after the other in the
-//! event's own thread. Each other delivery gets a thread of [`crate::workers`] at once. If a near
-//! receiver happens to block its thread, another thread continues with the rest ([`FanOut::help`]).
+//! Deliveries to near receivers end before another thread could begin them. They are made one after another in
+//! the event's own thread. Each other delivery gets a thread of [`crate::workers`] at once. If a near receiver
+//! unexpectedly blocks its thread, another thread continues with the rest ([`FanOut::help`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Context, Kept, Missing, Pipeline, Progress, Promise, Promises, fresh};
+use super::{Kept, MessageContext, Missing, Pipeline, Progress, Promise, Promises, fresh};
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
@@ -24,12 +24,12 @@ use crate::receivers::{InLine, Turn};
 /// How often a thread that waits for capacity checks whether it may enter a backlog.
 const TURN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How many bytes of a split event may be on their way to the broker at a time: enough to keep it busy
-/// with small events, and few enough to hold in memory.
+/// How many bytes of a split event may be unconfirmed at a time: enough to keep the broker busy with small
+/// events, and few enough to hold in memory.
 const SPLIT_BYTES: usize = 16 << 20;
 
-/// How many messages of a split event may be on their way at a time, however small. The broker confirms
-/// some thousands per second, hundreds at once.
+/// How many messages of a split event may be unconfirmed at a time, however small. The broker confirms some
+/// thousands per second, hundreds at once.
 const SPLIT_MESSAGES: usize = 1_024;
 
 /// The deliveries of an event, shared by the threads that make them.
@@ -48,7 +48,7 @@ pub struct FanOut {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The webhooks whose deliveries nobody has begun.
+    /// The webhooks whose deliveries no thread has begun.
     left: VecDeque<usize>,
     /// How many deliveries threads have in hand.
     in_hand: usize,
@@ -58,13 +58,13 @@ struct State {
 }
 
 impl FanOut {
-    /// Whether there are deliveries that nobody has begun.
+    /// Whether there are deliveries that no thread has begun.
     #[must_use]
     pub(super) fn has_more(&self) -> bool {
         !self.lock().left.is_empty()
     }
 
-    /// Makes the remaining deliveries, unless other threads do.
+    /// Makes the remaining deliveries, together with other threads.
     pub fn help(self: &Arc<Self>) {
         self.make_rest(|| {});
     }
@@ -79,8 +79,8 @@ impl FanOut {
     fn take(self: &Arc<Self>) -> Option<InHand> {
         let mut state = self.lock();
         let webhook = state.left.pop_front()?;
-        // Under the same lock: otherwise it would for a moment be neither left nor in hand, and nobody
-        // would wait for it.
+        // Under the same lock: otherwise it would for a moment be neither left nor in hand, and the event's
+        // thread wouldn't wait for it.
         state.in_hand += 1;
         Some(InHand { fan_out: Arc::clone(self), webhook })
     }
@@ -91,7 +91,7 @@ impl FanOut {
         while state.in_hand > 0 {
             state = self.over.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        // As if it had happened in this thread.
+        // As if the panic had happened in this thread.
         assert!(!state.panicked, "a delivery of event {:?} panicked", self.event.id);
         state
     }
@@ -101,7 +101,7 @@ impl FanOut {
     }
 }
 
-/// A delivery that a thread has in hand. However that ends, nobody waits for it forever.
+/// A delivery that a thread has in hand. Dropping it ends the wait for it, even after a panic.
 struct InHand {
     fan_out: Arc<FanOut>,
     webhook: usize,
@@ -125,8 +125,8 @@ impl InHand {
         self.ends(kept);
     }
 
-    /// Makes it in another thread if it may begin now. Otherwise it joins those that wait for capacity
-    /// or enter a backlog.
+    /// Makes the delivery in another thread if it may begin now. Otherwise it joins those that wait for capacity
+    /// or to enter a backlog.
     fn send_out(self, pending: &mut Pending) {
         if self.is_too_late() {
             return self.make();
@@ -149,7 +149,7 @@ impl InHand {
             self.ends(kept);
             None
         };
-        // If no thread can be started, this one does all the work, later.
+        // If no thread can be started, this one makes the delivery.
         if let Err(task) = workers.run(Box::new(task)) {
             task();
         }
@@ -167,8 +167,8 @@ impl InHand {
         self.ends(kept);
     }
 
-    /// At shutdown, or if the event takes too long, deliveries that haven't begun go to the retry queue:
-    /// handing back the whole event would repeat the others.
+    /// Whether to send the delivery to the retry queue because of shutdown, or because the event takes too long.
+    /// Handing back the whole event would repeat its other deliveries.
     fn is_too_late(&self) -> bool {
         let FanOut { pipeline, begun, .. } = &*self.fan_out;
         pipeline.shutdown.is_requested() || begun.elapsed() > pipeline.patience
@@ -179,9 +179,9 @@ impl InHand {
         (webhook, fresh(self.fan_out.event.clone(), webhook))
     }
 
-    fn context(&self) -> Context<'_> {
+    fn context(&self) -> MessageContext<'_> {
         let FanOut { pipeline, lane, message, .. } = &*self.fan_out;
-        Context { lane, metrics: pipeline.metrics.lane(&lane.queue), message }
+        MessageContext { lane, metrics: pipeline.metrics.lane(&lane.queue), message }
     }
 
     fn ends(self, kept: Kept) {
@@ -199,10 +199,9 @@ impl InHand {
 
 /// The deliveries of an event that haven't begun.
 ///
-/// Each may hold something that others wait for: capacity once it is called, or a turn to enter a
-/// backlog. A thread that waited for one of them while holding another could wait forever for a thread
-/// that does the same. So it waits for all of them at once, and enters backlogs in the order of the
-/// turns.
+/// Each may hold something that other threads wait for: capacity once it is called, or a turn to enter a
+/// backlog. If a thread waited for one while holding another, two such threads could wait for each other
+/// forever. So a thread waits for all of them at once, and enters backlogs in the order of the turns.
 #[derive(Default)]
 struct Pending {
     waiting: Vec<(InHand, InLine)>,
@@ -225,7 +224,7 @@ impl Pending {
         self.enter(|_, _| true);
     }
 
-    /// Enters the backlogs of those that may.
+    /// Holds back the deliveries that may enter their backlogs.
     fn enter(&mut self, may_enter: impl Fn(&InHand, &Refusal) -> bool) {
         self.refused.sort_by_key(|(_, refusal)| refusal.entry.map(EntryTicket::number));
         let refused = std::mem::take(&mut self.refused);
@@ -251,8 +250,7 @@ impl Drop for InHand {
 }
 
 impl Pipeline {
-    /// Delivers an event to each of its webhooks. The result of each delivery is independent of the
-    /// others.
+    /// Delivers an event to each of its webhooks, independently of each other.
     pub(super) fn fan_out(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
@@ -274,7 +272,7 @@ impl Pipeline {
             state: Mutex::new(State { left: near.into(), ..State::default() }),
             over: Condvar::new(),
         });
-        // Before anything waits: from here on others can help.
+        // Before anything waits: from here on other threads can help.
         progress.set_event(Some(Arc::clone(&fan_out)));
         let mut pending = Pending::default();
         for webhook in far {
@@ -288,12 +286,12 @@ impl Pipeline {
         if state.unconfirmed { Err(Missing::Confirm) } else { Ok(()) }
     }
 
-    /// Makes each delivery of an event a separate message, shared by all instances. An event that
-    /// thousands want would occupy its consumer for minutes, and be repeated from the start if this
-    /// process ended meanwhile.
+    /// Publishes each delivery of an event as a separate message, so that all instances share the work. If
+    /// thousands of webhooks want an event, it would otherwise occupy its consumer for minutes, and be repeated
+    /// from the start if this process ended meanwhile.
     pub(super) fn split(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         event: &Event,
         webhooks: &[Webhook],
         promises: &mut Promises,

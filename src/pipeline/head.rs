@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Context, Pipeline, Promises, age};
+use super::{MessageContext, Pipeline, Promises, age};
 use crate::broker::{Lane, Message, NotConfirmed};
 use crate::clock::unix_millis;
 use crate::directory::{Found, StoreError};
@@ -32,13 +32,13 @@ pub enum Head {
     Attempt(Box<Webhook>, Attempt),
     /// Make an attempt when it is called.
     Waits(Box<Webhook>, InLine),
-    /// Nothing, for this reason.
+    /// Wait, for this reason.
     Held(Hold),
-    /// Remove it from the backlog without an attempt, with [`Pipeline::let_go`].
+    /// Remove it from the backlog without an attempt, with [`Pipeline::settle_unattempted`].
     Leaves,
-    /// Nothing: neither it nor anything behind it is wanted any more.
+    /// Drop all deliveries of the backlog, because their webhook is gone or disabled.
     Unwanted(Dropped),
-    /// PostgreSQL has to be asked, and doesn't answer.
+    /// Wait, because PostgreSQL has to be asked and doesn't answer.
     Missing,
 }
 
@@ -59,7 +59,7 @@ impl Pipeline {
         Waiting { message, delivery, is_ours }
     }
 
-    /// The time until a delivery is too old to wait; zero if it can't be read.
+    /// The time until a delivery is too old; zero if it can't be read.
     #[must_use]
     pub fn expires_in(&self, waiting: &Waiting) -> Duration {
         self.delivery_max_age.saturating_sub(self.age(waiting).unwrap_or(Duration::MAX))
@@ -98,7 +98,7 @@ impl Pipeline {
         if waiting.message.is_near_backlogs_delivery_limit() || !webhook.may_have(&delivery.event) {
             return Head::Leaves;
         }
-        self.heed(delivery);
+        self.apply_retry_after(delivery);
         let ask = Ask { is_head: true, ..Ask::of(&webhook, lane.number) };
         let asked = match webhook.is_paused {
             true => Err(Hold::Paused),
@@ -107,14 +107,14 @@ impl Pipeline {
         match asked {
             Ok(Turn::Begins(attempt)) => Head::Attempt(Box::new(webhook), attempt),
             Ok(Turn::Waits(in_line)) => Head::Waits(Box::new(webhook), in_line),
-            // As with retries: whatever its age, an attempt that is possible now is made.
+            // As with retries, an attempt that is possible now is made, whatever the delivery's age.
             Err(_) if self.is_too_old(delivery) => Head::Leaves,
             Err(hold) => Head::Held(hold),
         }
     }
 
-    /// Makes an attempt of the delivery that was the first of a backlog, and waits until the broker has
-    /// confirmed what follows.
+    /// Makes an attempt of a delivery that was the first of a backlog, and waits until the broker has confirmed
+    /// its follow-up.
     ///
     /// # Errors
     /// [`NotConfirmed`]
@@ -134,44 +134,44 @@ impl Pipeline {
         })
     }
 
-    /// Handles a delivery that leaves a backlog without an attempt, and waits for the confirm: it is
-    /// malformed, no longer for its webhook, too old, or was redelivered so often that the broker might
-    /// drop it.
+    /// Settles a delivery that leaves a backlog without an attempt: it is malformed, its webhook has another
+    /// account, it is too old, or it was redelivered so often that the broker might drop it. Waits for the
+    /// confirm of its follow-up.
     ///
     /// # Errors
     /// [`NotConfirmed`]
-    pub fn let_go(&self, lane: &Lane, waiting: Waiting) -> Result<(), NotConfirmed> {
+    pub fn settle_unattempted(&self, lane: &Lane, waiting: Waiting) -> Result<(), NotConfirmed> {
         self.settle_waiting(lane, waiting, |context, delivery, promises| {
             match delivery {
                 Err(malformed) => {
                     self.bury_malformed(context, &malformed, promises).map_err(|_| NotConfirmed)?;
                 }
                 Ok(delivery) if let Some(webhook) = self.other_account(&delivery) => {
-                    promises.extend([self.keep_from(context, &webhook, delivery)?]);
+                    promises.extend([self.bury_for_account(context, &webhook, delivery)?]);
                 }
                 Ok(delivery) if self.is_too_old(&delivery) => {
                     promises.extend([self.expire(context, &delivery, Held::Behind)?]);
                 }
-                Ok(delivery) => promises.extend([self.put_aside(context, &delivery)?]),
+                Ok(delivery) => promises.extend([self.park_unchecked(context, &delivery)?]),
             }
             Ok(())
         })
     }
 
-    /// Handles a delivery, and waits for the confirms of what follows.
+    /// Settles a delivery by `act`, and waits for the confirms of its follow-ups.
     fn settle_waiting(
         &self,
         lane: &Lane,
         waiting: Waiting,
         act: impl FnOnce(
-            Context<'_>,
+            MessageContext<'_>,
             Result<Delivery, Malformed>,
             &mut Promises,
         ) -> Result<(), NotConfirmed>,
     ) -> Result<(), NotConfirmed> {
         let Waiting { message, delivery, .. } = waiting;
         let metrics = self.metrics.lane(&lane.queue);
-        let context = Context { lane, metrics, message: &message };
+        let context = MessageContext { lane, metrics, message: &message };
         let mut promises = Promises::new(Instant::now());
         metrics.received.inc();
         act(context, delivery, &mut promises)?;
@@ -180,12 +180,12 @@ impl Pipeline {
         Ok(())
     }
 
-    /// A delivery left its backlog without an attempt.
+    /// Records that a delivery left its backlog without an attempt.
     pub fn left_backlog(&self, lane: &Lane, webhook: Uuid, is_ours: bool) {
         self.receivers.left_backlog(lane.number, webhook, is_ours);
     }
 
-    /// `count` deliveries of a backlog were dropped at once.
+    /// Counts `count` deliveries of a backlog that were dropped at once.
     pub fn dropped_from_backlog(&self, why: Dropped, count: u64) {
         self.metrics.dropped(why).inc_by(count);
     }

@@ -1,9 +1,9 @@
-//! Where a message or delivery goes that hasn't reached its receiver: to a wait queue, the retry lane,
-//! the dead-letter queue, or the end of its own queue. Each is a promise until it is confirmed.
+//! Publishes messages and deliveries that haven't reached their receiver: to a wait queue, the retry lane, the
+//! dead-letter queue, or the end of their own queue. Each is a promise until it is confirmed.
 
 use prometheus::IntCounter;
 
-use super::{Context, Missing, Pipeline, Promise, Promises, age};
+use super::{MessageContext, Missing, Pipeline, Promise, Promises, age};
 use crate::broker::{Message, NotConfirmed, Outgoing};
 use crate::clock::unix_millis;
 use crate::domain::delivery::{self, Delivery};
@@ -16,7 +16,7 @@ use crate::domain::time::Span;
 impl Pipeline {
     pub(super) fn park(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         delay: Span,
         counter: &IntCounter,
@@ -28,10 +28,10 @@ impl Pipeline {
         Ok(promise)
     }
 
-    /// To the retry lane, for an immediate attempt.
+    /// Sends a delivery to the retry lane, for an immediate attempt.
     pub(super) fn hand_over(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
@@ -44,7 +44,7 @@ impl Pipeline {
 
     pub(super) fn bury(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         delivery: &Delivery,
         reason: DeadReason,
     ) -> Result<Promise, NotConfirmed> {
@@ -68,36 +68,36 @@ impl Pipeline {
         Ok(Promise { confirmation, counter, is_parked, death: None })
     }
 
-    /// Moves on a dead letter whose queue didn't accept it when it died. It was counted then.
+    /// Publishes a dead letter whose queue didn't accept it when it died. It was counted then.
     pub(super) fn bury_at_last(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
         let outgoing = Outgoing::dead(context.message.clone().arrived(), &context.lane.origin);
         let confirmation = self.publisher.publish(outgoing)?;
-        // So was its notice.
+        // Its notice was published then too.
         promises.extend([Promise { confirmation, counter: None, is_parked: false, death: None }]);
         Ok(())
     }
 
-    /// Puts a copy of a message that is near its delivery limit at the end of its queue. This is rare, so it
-    /// waits for the confirm.
-    pub(super) fn renew(&self, context: Context<'_>) -> Result<(), NotConfirmed> {
-        let Context { lane, message, .. } = context;
-        let copy = message.clone().rested();
+    /// Puts a copy of a message that is near its delivery limit at the end of its queue. This is rare, so the
+    /// thread waits for the confirm.
+    pub(super) fn renew(&self, context: MessageContext<'_>) -> Result<(), NotConfirmed> {
+        let MessageContext { lane, message, .. } = context;
+        let copy = message.clone().without_redeliveries();
         self.publisher.publish(Outgoing::to_queue(copy, &lane.queue))?.wait_unless_refused()?;
-        log::info!("renewed queue={}", lane.queue);
+        log::info!("message replaced by a copy queue={}: it was redelivered too often", lane.queue);
         Ok(())
     }
 
     pub(super) fn bury_malformed(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         error: &Malformed,
         promises: &mut Promises,
     ) -> Result<(), Missing> {
-        let Context { lane, metrics, message } = context;
+        let MessageContext { lane, metrics, message } = context;
         let (bytes, detail) = (message.body.len(), error.to_string());
         log::warn!("malformed queue={} bytes={bytes} detail={detail:?}", lane.queue);
         let mut message = message.clone();
@@ -108,6 +108,6 @@ impl Pipeline {
     }
 }
 
-pub(super) fn travelling(context: Context<'_>, delivery: &Delivery) -> Message {
+pub(super) fn travelling(context: MessageContext<'_>, delivery: &Delivery) -> Message {
     context.message.carrying(delivery, &context.lane.origin)
 }

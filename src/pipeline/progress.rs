@@ -1,5 +1,5 @@
-//! The state of a thread that settles messages, for other threads: whether it has a message, since when,
-//! and what remains that others could do.
+//! The progress of a thread that settles messages, for other threads: whether it has a message, since when, and
+//! which part of its work other threads could do.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,17 +12,17 @@ use rustix::thread::gettid;
 use super::fan_out::FanOut;
 use crate::domain::growth::{RESTED, STUCK};
 
-/// After this long a thread counts as stuck even if it doesn't always sleep, or the processors are
+/// After this long a thread counts as stuck even if it doesn't sleep all the time, or the processors are
 /// contended: a receiver on the same busy machine is slow too.
 const STUCK_AWAKE: Duration = Duration::from_millis(100);
 
-/// A thread counts as asleep if it spent less than 1/n of the time on a processor or waiting for one.
+/// A thread counts as asleep if it spent less than 1/n of the time on a processor or waiting for a processor.
 const AWAKE: u32 = 4;
 
 /// One thread's progress.
 #[derive(Debug)]
 pub struct Progress {
-    /// The beginning of all times, which are in nanoseconds.
+    /// The zero of all times, which are in nanoseconds.
     start: Instant,
     /// When it took its message; 0 while it waits for one.
     busy_since: AtomicU64,
@@ -36,11 +36,11 @@ pub struct Progress {
     asks: AtomicBool,
     /// The kernel's id of the thread; 0 before its first message.
     thread: AtomicI32,
-    /// What was observed after it had made no progress for [`STUCK`].
+    /// The last observation after it had made no progress for [`STUCK`].
     seen: Mutex<Option<Seen>>,
-    /// When it had last made progress as of when it was found to be stuck.
+    /// `moved_at` when it was found to be stuck.
     stuck_at: AtomicU64,
-    /// Its event, if several webhooks want that.
+    /// Its event, if several webhooks want it.
     event: Mutex<Option<Arc<FanOut>>>,
 }
 
@@ -71,7 +71,7 @@ impl Progress {
         }
     }
 
-    /// It has a message, perhaps immediately after the previous one.
+    /// Records that it has a message, perhaps immediately after the previous one.
     pub fn begins(&self, now: Instant) {
         if self.thread.load(Ordering::Relaxed) == 0 {
             self.thread.store(gettid().as_raw_pid(), Ordering::Relaxed);
@@ -86,12 +86,12 @@ impl Progress {
         self.busy_since.store(now, Ordering::SeqCst);
     }
 
-    /// It has finished one of the deliveries of its message.
+    /// Records that it has finished one of the deliveries of its message.
     pub(super) fn moves(&self) {
         self.moved_at.store(self.nanoseconds(Instant::now()), Ordering::Relaxed);
     }
 
-    /// It waits for the next message.
+    /// Records that it waits for the next message.
     pub fn ends(&self) {
         self.ends_at(Instant::now());
     }
@@ -109,9 +109,9 @@ impl Progress {
         Some(self.busy_since.load(Ordering::SeqCst)).filter(|since| *since > 0)
     }
 
-    /// Whether it has made no progress for [`STUCK`] and isn't known to be stuck.
+    /// Whether it has made no progress for [`STUCK`], but isn't known to be stuck.
     #[must_use]
-    pub fn is_in_question(&self, now: Instant) -> bool {
+    pub fn may_be_stuck(&self, now: Instant) -> bool {
         let moved_at = self.moved_at.load(Ordering::Relaxed);
         self.stood(moved_at, now) >= STUCK
             && self.stuck_at.load(Ordering::Relaxed) != moved_at
@@ -122,22 +122,21 @@ impl Progress {
         Duration::from_nanos(self.nanoseconds(now).saturating_sub(moved_at))
     }
 
-    /// Checks whether it is stuck; called every few milliseconds. It is if it has made no progress for
+    /// Checks whether it is stuck; called every few milliseconds. It is stuck if it has made no progress for
     /// [`STUCK`] and sleeps until the next check.
     ///
-    /// A thread that waits for a processor isn't stuck: more threads would only make all of them wait
-    /// longer. Nor is one that sleeps while others wait for a processor: its receiver may be one of
-    /// them.
-    pub fn look(&self, is_contended: bool, now: Instant) {
-        if !self.is_in_question(now) {
+    /// A thread that waits for a processor isn't stuck: more threads would only make all of them wait longer.
+    /// Nor is a thread that sleeps while others wait for a processor: its receiver may be one of them.
+    pub fn check_stuck(&self, is_contended: bool, now: Instant) {
+        if !self.may_be_stuck(now) {
             return;
         }
         let moved_at = self.moved_at.load(Ordering::Relaxed);
         let stood = self.stood(moved_at, now);
-        // If the kernel doesn't say, it is taken to sleep.
+        // If the kernel doesn't report the times, it is taken to sleep.
         let awake = Times::of(self).map_or(Duration::ZERO, Times::awake);
         let mut seen = lock(&self.seen);
-        // One observation isn't enough: this thread itself may have been stopped.
+        // One observation isn't enough: the observing thread itself may have been stopped.
         let is_stuck = seen.filter(|seen| seen.moved_at == moved_at).is_some_and(|seen| {
             let was_awake = awake.saturating_sub(seen.awake);
             let slept = was_awake * AWAKE < now.saturating_duration_since(seen.at);
@@ -156,8 +155,8 @@ impl Progress {
         self.stands() && self.stuck_at.load(Ordering::Relaxed) == moved_at
     }
 
-    /// Whether it has a message and doesn't wait for PostgreSQL. More threads wouldn't help then: they
-    /// would only hand back more messages.
+    /// Whether it has a message and doesn't wait for PostgreSQL. If it waits for PostgreSQL, more threads
+    /// wouldn't help: they would only hand back more messages.
     fn stands(&self) -> bool {
         !self.asks.load(Ordering::Relaxed) && self.message().is_some()
     }
@@ -184,7 +183,7 @@ impl Progress {
     /// The rest of its event, which another thread could do.
     #[must_use]
     pub fn rest_of_event(&self) -> Option<Arc<FanOut>> {
-        // Each lock is released before the next is taken, so there can't be a deadlock.
+        // Each lock is released before the next one is taken, so there can't be a deadlock.
         let event = lock(&self.event).clone();
         event.filter(|event| event.has_more())
     }
@@ -193,7 +192,7 @@ impl Progress {
         *lock(&self.event) = event;
     }
 
-    /// Never 0, which stands for no time.
+    /// Never 0, which means no time.
     fn nanoseconds(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.start);
         u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).max(1)
@@ -217,9 +216,13 @@ pub struct Contention {
 }
 
 impl Contention {
-    /// Whether, since the last check, at least one of these threads was waiting for a processor at any
-    /// time, on average. Also true if there was no last check.
-    pub fn look<'a>(&mut self, threads: impl Iterator<Item = &'a Progress>, now: Instant) -> bool {
+    /// Whether, since the last check, on average at least one of these threads was waiting for a processor. Also
+    /// true if there was no last check.
+    pub fn update<'a>(
+        &mut self,
+        threads: impl Iterator<Item = &'a Progress>,
+        now: Instant,
+    ) -> bool {
         let waited: HashMap<i32, Duration> = threads
             .filter_map(|one| Some((one.thread.load(Ordering::Relaxed), Times::of(one)?.waited)))
             .collect();
@@ -233,7 +236,7 @@ impl Contention {
         is_contended
     }
 
-    /// The last check is too long ago.
+    /// Forgets the last check, which is too long ago.
     pub fn forget(&mut self) {
         self.last = None;
     }
@@ -248,7 +251,7 @@ struct Times {
 }
 
 impl Times {
-    /// `None` if the kernel doesn't say.
+    /// `None` if the kernel doesn't report them.
     fn of(progress: &Progress) -> Option<Self> {
         let thread = progress.thread.load(Ordering::Relaxed);
         let times = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
@@ -267,11 +270,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_tells_work_from_rest() {
+    fn a_thread_is_stuck_or_rested_depending_on_its_last_progress() {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let is_stuck = |millis| {
-            progress.look(false, at(millis));
+            progress.check_stuck(false, at(millis));
             progress.is_stuck()
         };
         assert!(!is_stuck(5));
@@ -299,7 +302,7 @@ mod tests {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let is_stuck = |millis| {
-            progress.look(false, at(millis));
+            progress.check_stuck(false, at(millis));
             progress.is_stuck()
         };
         let is_awake_for = |millis| {
@@ -318,25 +321,25 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_sleeps_is_not_stuck_at_once_where_others_wait_for_a_processor() {
+    fn a_thread_that_sleeps_is_not_stuck_at_once_while_others_wait_for_a_processor() {
         let progress = Progress::new();
         let at = |millis| progress.start + Duration::from_millis(millis);
         let look = |is_contended, millis| {
-            progress.look(is_contended, at(millis));
+            progress.check_stuck(is_contended, at(millis));
             progress.is_stuck()
         };
         progress.begins(at(1));
-        assert!(!progress.is_in_question(at(10)) && progress.is_in_question(at(11)));
+        assert!(!progress.may_be_stuck(at(10)) && progress.may_be_stuck(at(11)));
         // Far longer than this thread can have been awake in between.
         assert!(!look(true, 11) && !look(true, 100));
         assert!(look(true, 101));
-        assert!(!progress.is_in_question(at(102)), "it is known");
+        assert!(!progress.may_be_stuck(at(102)), "it is known");
         progress.begins(at(1_000));
         assert!(!look(true, 1_011) && look(false, 1_090));
     }
 
     #[test]
-    fn the_processors_are_contended_where_more_threads_want_them_than_there_are() {
+    fn the_processors_are_contended_if_more_threads_want_them_than_there_are() {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let (done, contention) = (AtomicBool::new(false), &mut Contention::default());
         let threads: Vec<Progress> = (0..processors + 2).map(|_| Progress::new()).collect();
@@ -354,7 +357,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let begun = Instant::now();
-            assert!(contention.look(threads.iter(), begun), "nothing is known");
+            assert!(contention.update(threads.iter(), begun), "nothing is known");
             // A thread's waiting time is counted when it gets a processor: each has by then.
             while threads
                 .iter()
@@ -363,13 +366,13 @@ mod tests {
             {
                 std::thread::yield_now();
             }
-            assert!(contention.look(threads.iter(), Instant::now()));
+            assert!(contention.update(threads.iter(), Instant::now()));
             done.store(true, Ordering::Relaxed);
         });
         let idle = Progress::new();
         idle.begins(Instant::now());
-        assert!(!contention.look([&idle].into_iter(), Instant::now() + Duration::from_secs(9)));
+        assert!(!contention.update([&idle].into_iter(), Instant::now() + Duration::from_secs(9)));
         contention.forget();
-        assert!(contention.look([&idle].into_iter(), Instant::now()));
+        assert!(contention.update([&idle].into_iter(), Instant::now()));
     }
 }

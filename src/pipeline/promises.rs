@@ -13,11 +13,11 @@ use crate::broker::{Confirmation, NotConfirmed};
 use crate::notices::UntoldDeath;
 use crate::shutdown::Shutdown;
 
-/// A message on its way to the broker, and what to count once it is confirmed.
+/// A published message, and what to count once it is confirmed.
 #[derive(Debug)]
 pub(super) struct Promise {
     pub(super) confirmation: Confirmation,
-    /// `None` if it has been counted already.
+    /// `None` if it was counted already.
     pub(super) counter: Option<IntCounter>,
     /// Whether it is a delivery that waits for its next attempt.
     pub(super) is_parked: bool,
@@ -25,7 +25,7 @@ pub(super) struct Promise {
     pub(super) death: Option<Box<UntoldDeath>>,
 }
 
-/// The broker's confirms that a message waits for before it may be acked.
+/// The confirms that a message waits for before it may be acked.
 #[derive(Debug)]
 pub struct Promises {
     open: VecDeque<Promise>,
@@ -42,7 +42,7 @@ impl Promises {
         self.open.extend(promises);
     }
 
-    /// Takes in the confirms that have arrived. Returns true once all have.
+    /// Reads the confirms that have arrived. Returns true once all have.
     ///
     /// # Errors
     /// [`NotConfirmed`] if one didn't arrive in time.
@@ -57,8 +57,7 @@ impl Promises {
         Ok(true)
     }
 
-    /// Waits for the first ones until at most `most` are open; not for long once `shutdown` is
-    /// requested.
+    /// Waits for the first ones until at most `most` are open; only briefly once `shutdown` is requested.
     pub(super) fn wait_until_open(
         &mut self,
         most: usize,
@@ -86,7 +85,7 @@ impl Promises {
         self.open.front().map(|promise| &promise.confirmation)
     }
 
-    /// The first one is confirmed.
+    /// Removes and counts the first one, which is confirmed.
     pub fn keep_first(&mut self, tally: &Tally) {
         let Some(promise) = self.open.pop_front() else { return };
         if let Some(counter) = promise.counter {

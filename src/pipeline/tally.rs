@@ -1,12 +1,12 @@
-//! What was done after shutdown was requested: the process' last log line.
+//! Counts the messages that are finished after shutdown was requested, for the last log line of the process.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::shutdown::Shutdown;
 
-/// Counts from shutdown on. Displays as the process' last log line. Before shutdown it only counts what
-/// is in hand.
+/// Counts messages from shutdown on; before that only those in hand. Displays as the last log line of the
+/// process.
 #[derive(Debug)]
 pub struct Tally {
     shutdown: Shutdown,
@@ -17,34 +17,34 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts from the beginning of that shutdown.
+    /// Counts from this shutdown on.
     #[must_use]
     pub fn new(shutdown: Shutdown) -> Self {
         let [finished, parked, handed_back, in_hand] = Default::default();
         Self { shutdown, finished, parked, handed_back, in_hand }
     }
 
-    /// A lane has taken a message.
+    /// Counts a message that a lane has taken.
     pub fn taken(&self) {
         self.in_hand.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// This many messages are no longer in a lane's hands: settled, or lost with its connection.
+    /// Counts messages that a lane no longer has in hand: settled, or lost with its connection.
     pub fn let_go(&self, messages: usize) {
         self.in_hand.fetch_sub(messages as u64, Ordering::Relaxed);
     }
 
-    /// This many messages were acked.
+    /// Counts messages that were acked.
     pub fn finished(&self, messages: usize) {
         self.count(&self.finished, messages);
     }
 
-    /// A message went back to the broker.
+    /// Counts a message that was handed back to the broker.
     pub fn handed_back(&self) {
         self.count(&self.handed_back, 1);
     }
 
-    /// A delivery waits for its next attempt.
+    /// Counts a delivery that waits for its next attempt.
     pub(super) fn parked(&self) {
         self.count(&self.parked, 1);
     }
@@ -61,7 +61,7 @@ impl fmt::Display for Tally {
         let [finished, parked, handed_back, in_hand] =
             [&self.finished, &self.parked, &self.handed_back, &self.in_hand]
                 .map(|counter| counter.load(Ordering::Relaxed));
-        // What lanes still hold when the process ends goes back to the broker by itself.
+        // The broker requeues the messages that lanes still hold when the process ends.
         let handed_back = handed_back + in_hand;
         write!(formatter, "{finished} finished, {parked} parked, {handed_back} handed back")
     }

@@ -1,12 +1,12 @@
-//! Deliveries that couldn't be sent because our own way out failed: EGRESS_PROXY is down, or refuses.
+//! Deliveries that couldn't be sent because EGRESS_PROXY is down or refuses us.
 //!
-//! This says nothing about any receiver. So no attempt is counted, no circuit breaker opens, and no
-//! delivery dies of it before DELIVERY_MAX_AGE: it waits, for longer the longer the failure lasts, up to
+//! This says nothing about any receiver. So no attempt is counted, no circuit breaker opens, and no delivery
+//! dies because of it before DELIVERY_MAX_AGE. Deliveries wait: the longer the failure lasts, the longer, up to
 //! a minute.
 
 use std::time::Duration;
 
-use super::{Context, Kept, Pipeline};
+use super::{Kept, MessageContext, Pipeline};
 use crate::broker::WITHOUT_BACKLOG;
 use crate::domain::delivery::Delivery;
 use crate::domain::delivery_log::Happened;
@@ -16,9 +16,9 @@ use crate::domain::pace::Attempt;
 use crate::domain::shown::word;
 
 impl Pipeline {
-    /// Whether the proxy has served others since this delivery was last put off. Then it is only this
-    /// receiver that can't be reached through the proxy, whatever the proxy says, and the attempt counts
-    /// as failed.
+    /// Whether the proxy has served other receivers since this delivery was last put off. Then only this
+    /// receiver can't be reached through the proxy, whatever the proxy answers, and the attempt counts as
+    /// failed.
     pub(super) fn is_refused_alone(
         &self,
         delivery: &Delivery,
@@ -31,7 +31,7 @@ impl Pipeline {
 
     pub(super) fn put_off(
         &self,
-        context: Context<'_>,
+        context: MessageContext<'_>,
         mut delivery: Delivery,
         attempt: Attempt,
         problem: String,

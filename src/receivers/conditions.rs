@@ -1,4 +1,4 @@
-//! How receivers are, for metrics, the status page and notices.
+//! The conditions of receivers, for metrics, the status page and notices.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -17,7 +17,7 @@ impl Receivers {
         self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_near())
     }
 
-    /// How soon it answers, if that is known.
+    /// Its class, if it is known.
     #[must_use]
     pub fn class(&self, webhook: Uuid) -> Option<Class> {
         self.lock().intake.pace.receiver(webhook).map(|receiver| receiver.class())
@@ -29,13 +29,13 @@ impl Receivers {
         self.lock().intake.pace.receiver(webhook).is_some_and(|receiver| receiver.is_broken())
     }
 
-    /// Counts them.
+    /// The number of receivers in each state.
     #[must_use]
     pub fn count(&self) -> Count {
         self.lock().intake.pace.count(self.now())
     }
 
-    /// How many requests under way use the capacity of this queue, by class.
+    /// How many requests under way use the capacity of this queue, by class of their receivers.
     #[must_use]
     pub fn in_use(&self, queue: usize) -> [(Class, usize); 3] {
         self.lock().intake.pace.in_use(queue, self.now())
@@ -82,7 +82,7 @@ impl Receivers {
         self.lock().intake.pace.known().collect()
     }
 
-    /// How soon each of these answers, and its ailment if it has one, the worst first.
+    /// The class of each of these receivers, and its ailment if it has one; the worst come first.
     #[must_use]
     pub fn condition_of(&self, webhooks: &[Uuid]) -> Vec<(Uuid, Class, Option<Ailment>)> {
         let mut found: Vec<_> = {

@@ -13,9 +13,9 @@ use crate::shutdown::Shutdown;
 /// backlog: longer than most requests take, and short enough for its neighbours.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 
-/// The most of its patience that one wait uses up. If the whole machine was stopped, no request has
-/// ended meanwhile, and otherwise all waiting deliveries would give up at once.
-const LOOK: Duration = Duration::from_millis(25);
+/// The most of its patience that one wait uses up. If the whole machine was stopped, no request can have ended
+/// meanwhile. Without this limit all waiting deliveries would then give up at once.
+const LONGEST_STEP: Duration = Duration::from_millis(25);
 
 /// The answer to a request for an attempt that wasn't refused.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct InLine {
     pub(super) since: Instant,
     /// How much of its patience is used up.
     pub(super) spent: Duration,
-    /// Whether it no longer waits for anything except capacity.
+    /// Whether its patience is over. Then it waits only if it needs nothing but capacity.
     pub(super) has_given_up: bool,
     pub(super) called: Receiver<Result<Attempt, Refusal>>,
 }
@@ -48,8 +48,8 @@ impl InLine {
 }
 
 impl Receivers {
-    /// Waits to be called, if necessary: for a moment, or if the capacity is used up, until there is
-    /// room, for at most `limit`. Unless many others wait, that is within REQUEST_TIMEOUT.
+    /// Waits to be called, if necessary: for a moment or, if the capacity is used up, until there is room, for
+    /// at most `limit`. Unless many others wait, that takes at most REQUEST_TIMEOUT.
     ///
     /// # Errors
     /// Why it can't begin; without an entry if the reason is shutdown or `limit`.
@@ -71,9 +71,9 @@ impl Receivers {
         }
     }
 
-    /// Waits until any of several is called, as [`Receivers::wait`] does for one, each for at most
-    /// `patience`. `None` if none is called within `limit`. A thread that waited for them one after the
-    /// other would keep the capacity of those called meanwhile from others, which may do the same.
+    /// Waits until one of several is called, as [`Receivers::wait`] does for one, each for at most `patience`.
+    /// `None` if none is called within `limit`. If a thread waited for one after another, those that are called
+    /// meanwhile would hold capacity that others need.
     pub fn wait_for_any<T>(
         &self,
         lines: &mut Vec<(T, InLine)>,
@@ -84,7 +84,7 @@ impl Receivers {
         let interrupted = Refusal { hold: Hold::Full, entry: None };
         let deadline = Instant::now() + limit;
         loop {
-            let looked_at = Instant::now();
+            let began = Instant::now();
             let has_to_give_up = |line: &InLine| !line.has_given_up && line.spent >= PATIENCE;
             for (_, line) in lines.iter_mut().filter(|(_, line)| has_to_give_up(line)) {
                 line.has_given_up = true;
@@ -98,7 +98,7 @@ impl Receivers {
             }
             let next = |(_, line): &(T, InLine)| {
                 let over = line.since + patience;
-                if line.has_given_up { over } else { over.min(looked_at + LOOK) }
+                if line.has_given_up { over } else { over.min(began + LONGEST_STEP) }
             };
             let until = lines.iter().map(next).chain([deadline]).min();
             let mut select = Select::new();
@@ -117,7 +117,7 @@ impl Receivers {
                 }
                 Err(_) => None,
             };
-            let spent = looked_at.elapsed().min(LOOK);
+            let spent = began.elapsed().min(LONGEST_STEP);
             lines.iter_mut().for_each(|(_, line)| line.spent += spent);
             match called {
                 Some(Some((at, answer))) => {
@@ -138,8 +138,7 @@ impl Receivers {
         (who, line.called.try_recv().unwrap_or(Err(interrupted)))
     }
 
-    /// A backlog's first delivery stops waiting because its connection ends. If it was called just now,
-    /// its attempt isn't made.
+    /// Stops the wait of a backlog's first delivery. If it was called just now, gives back its attempt.
     pub fn stop_waiting(&self, in_line: &InLine) {
         self.leave(in_line.number);
         if let Ok(Ok(attempt)) = in_line.called.try_recv() {

@@ -1,9 +1,8 @@
 //! The client, divided into parts that each keep the connections of some hosts.
 //!
-//! In ureq's pool all threads share a lock, and each request compares every idle connection with the
-//! hosts of all others, twice. With ten hosts that takes a quarter of a request's processor time, and it
-//! grows with their number. Old connections are closed only when the pool is next used, so a part that
-//! is no longer used is replaced.
+//! In ureq's pool all threads share a lock, and each request compares every idle connection with the hosts of
+//! all others, twice. With ten hosts that takes a quarter of a request's processor time, and it grows with their
+//! number. ureq closes old connections only when the pool is next used, so an unused part is replaced.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -25,12 +24,12 @@ use crate::tls::Tls;
 /// The number of parts. Two hosts in the same part still cost each other little.
 const PARTS: usize = 32;
 
-/// A part that wasn't used between this many checks has no connection worth keeping.
+/// A part that wasn't used during this many checks has no connection worth keeping.
 const QUIET: u8 = 3;
 
-/// What each part is made of.
+/// What is needed to create a part.
 #[derive(Clone, Debug)]
-pub(super) struct Making {
+pub(super) struct AgentFactory {
     pub(super) settings: ureq::config::Config,
     pub(super) max_answer_bytes: usize,
     pub(super) tls: Tls,
@@ -40,8 +39,8 @@ pub(super) struct Making {
     pub(super) proxy: Option<Arc<Proxy>>,
 }
 
-impl Making {
-    fn agent(&self) -> Agent {
+impl AgentFactory {
+    fn create(&self) -> Agent {
         let tcp = TcpConnector { max_answer_bytes: self.max_answer_bytes };
         let egress = Egress { tcp, proxy: self.proxy.clone() };
         let chain = ().chain(egress).chain(TlsConnector(self.tls.clone()));
@@ -58,20 +57,20 @@ impl Making {
 #[derive(Debug)]
 pub(super) struct Agents {
     parts: [Part; PARTS],
-    making: Making,
+    factory: AgentFactory,
 }
 
 #[derive(Debug)]
 struct Part {
     agent: RwLock<Agent>,
-    /// Checks since it was last used. [`QUIET`]: it has no open connection.
+    /// The number of checks since it was last used. [`QUIET`]: it has no open connection.
     quiet: AtomicU8,
 }
 
 impl Agents {
-    pub(super) fn new(making: Making) -> Self {
-        let part = |_| Part { agent: RwLock::new(making.agent()), quiet: AtomicU8::new(QUIET) };
-        Self { parts: std::array::from_fn(part), making }
+    pub(super) fn new(factory: AgentFactory) -> Self {
+        let part = |_| Part { agent: RwLock::new(factory.create()), quiet: AtomicU8::new(QUIET) };
+        Self { parts: std::array::from_fn(part), factory }
     }
 
     /// The part that keeps the connections of this host.
@@ -92,7 +91,7 @@ impl Agents {
             }
             if quiet + 1 == QUIET {
                 // Requests under way share the old agent until they end.
-                *part.agent.write().unwrap_or_else(PoisonError::into_inner) = self.making.agent();
+                *part.agent.write().unwrap_or_else(PoisonError::into_inner) = self.factory.create();
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One attempt: one request, or two if the reused connection of the first was dead.
+//! One attempt: one request, or two if the first one's reused connection was dead.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,9 @@ use super::{Request, Sender};
 use crate::domain::webhook::Target;
 
 impl Sender {
-    /// Sends a request. If a reused connection ends before a byte of the answer, sends it again on a
-    /// fresh connection, within the same time. The receiver hasn't processed it then, so it is the same
-    /// attempt. (A receiver that has, and closes the connection instead of answering, gets it at most
-    /// twice.)
+    /// Sends a request. If a reused connection ends before a byte of the answer, sends the request again on a
+    /// fresh connection, within the same time. This is the same attempt, because the receiver hasn't processed
+    /// the request. (If it has, and closed the connection instead of answering, it gets the request twice.)
     pub(super) fn send(
         &self,
         target: &Target,
@@ -28,7 +27,7 @@ impl Sender {
             return Err(Fault::TimedOut(Phase::Answer).into());
         }
         let again = self.prepare(target, request).config().timeout_global(Some(left));
-        // No idle connection is young enough.
+        // So that no idle connection is young enough.
         again.max_idle_age(Duration::ZERO).build().send(request.body)
     }
 

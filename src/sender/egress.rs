@@ -1,9 +1,9 @@
-//! The way to receivers through a proxy (EGRESS_PROXY), by CONNECT, for http and https alike.
+//! Connects to receivers through a proxy (EGRESS_PROXY), by CONNECT, for http and https alike.
 //!
-//! ureq's own proxy support would neither look up the target's name with our resolver nor exempt the
-//! proxy's address: the address guard would be bypassed, and the proxy refused. So ureq knows of no
-//! proxy. It resolves and checks the target's name as always, and when it asks for a connection to one
-//! of the addresses, it gets a tunnel. Everything after that (TLS, `Host`, reuse) is as without a proxy.
+//! ureq's proxy support would neither look up the target's name with our resolver nor exempt the proxy's address:
+//! the address guard would be bypassed, and would refuse the proxy. So ureq doesn't know about the proxy. It
+//! resolves and checks the target's name as always, and when it asks for a connection to one of the addresses,
+//! it gets a tunnel. Everything after that (TLS, `Host`, reuse) is the same as without a proxy.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -24,10 +24,10 @@ mod answer;
 
 use answer::{ConnectHead, ProxyVerdict};
 
-/// An attempt that had less time than this for connecting doesn't prove that the proxy is away.
+/// An attempt with less time for connecting than this doesn't prove that the proxy is away.
 const FAIR: Duration = Duration::from_secs(1);
 
-/// The most that is read of the proxy's answer when it is tested.
+/// The most bytes to read of the proxy's answer when it is tested.
 const MOST_OF_ANSWER: usize = 16 << 10;
 
 /// Connects to receivers: directly, or through the proxy.
@@ -49,16 +49,16 @@ pub(super) struct Proxy {
 /// What failed at the proxy on the way to a receiver.
 #[derive(Debug, thiserror::Error)]
 enum Obstacle {
-    /// It can't be used at all, so this says nothing about the receiver.
+    /// The proxy can't be used at all, so this says nothing about the receiver.
     #[error("the proxy {proxy} (EGRESS_PROXY) {problem}")]
     Away { proxy: String, problem: String },
-    /// It answers, but can't or mustn't connect to that receiver.
+    /// The proxy answers, but can't or mustn't connect to that receiver.
     #[error(
         "the proxy {proxy} (EGRESS_PROXY) answered CONNECT to {target} with status {status}{hint}"
     )]
     Status { proxy: String, target: SocketAddr, status: u16, hint: &'static str },
-    /// It hasn't answered yet, perhaps because the receiver doesn't.
-    #[error("the proxy {proxy} (EGRESS_PROXY) had not connected to {target} in time")]
+    /// The proxy didn't answer in time, perhaps because the receiver doesn't.
+    #[error("the proxy {proxy} (EGRESS_PROXY) did not connect to {target} in time")]
     Silent { proxy: String, target: SocketAddr },
 }
 
@@ -89,7 +89,7 @@ impl<In: Transport> Connector<In> for Egress {
         let deadline = Instant::now().checked_add(*details.timeout.after);
         let mut last = Error::ConnectionFailed;
         for (n, target) in details.addrs.iter().enumerate() {
-            // As without a proxy: a dead address must not use up the time of another.
+            // As without a proxy, a dead address must not use up the time of another.
             let left = left(deadline)?;
             let is_last = n + 1 == details.addrs.len();
             let limit = if is_last { left } else { left / 2 };
@@ -133,7 +133,7 @@ impl Proxy {
         let deadline = Instant::now().checked_add(limit);
         let mut transport = self.reach(tcp, details, limit)?;
         let silent = || self.failed(|proxy| Obstacle::Silent { proxy, target });
-        // Its message says nothing that the status doesn't: it is meant for browsers.
+        // A lost connection is the proxy's fault, a timeout perhaps the receiver's.
         let lost = |error: Error| match error {
             Error::Timeout(_) => silent(),
             error => self.away(format!("ended the connection: {error}")),
@@ -168,8 +168,7 @@ impl Proxy {
         }
     }
 
-    /// Opens a connection to the proxy itself. The operator chose its address, so the guard doesn't
-    /// apply.
+    /// Opens a connection to the proxy itself. The operator chose its address, so the guard doesn't apply.
     fn reach<In: Transport, C: Connector<In>>(
         &self,
         tcp: &C,
@@ -269,8 +268,8 @@ impl EgressProxy {
     }
 }
 
-/// Tests whether the proxy of EGRESS_PROXY answers; `None` if none is configured. It is asked for a
-/// tunnel to itself, which it may refuse.
+/// Tests whether the proxy of EGRESS_PROXY answers; `None` if none is configured. The proxy is asked for a tunnel
+/// to itself, which it may refuse.
 ///
 /// # Errors
 /// What is wrong, with the proxy's name.

@@ -1,7 +1,6 @@
-//! The beginning of a failed answer, for people. Nothing more of a successful answer is read or kept.
+//! The beginning of a failed answer, for people. No part of a successful answer is kept.
 //!
-//! Receivers often quote the request: a header or URL parameter that may be secret becomes `***` in the
-//! excerpt.
+//! Receivers often quote the request. Headers and URL parameters that may be secret become `***` in the excerpt.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -14,21 +13,20 @@ use crate::domain::answer::Excerpt;
 use crate::domain::outcome::Response;
 use crate::domain::webhook::Target;
 
-/// How many bytes are read per kept one: much of a page is white space.
+/// How many bytes are read per byte kept: much of a page is white space.
 const BYTES_FOR_ONE: usize = 4;
 
-/// A value that is common in texts isn't a secret, and hiding it would leave nothing of an answer. So a
-/// secret header value is longer than this, in bytes, and so is a secret parameter; many parameters are
-/// numbers or years.
+/// Values up to this length, in bytes, aren't hidden: they are common in texts, so hiding them would leave nothing
+/// of an answer. The limit for parameters is higher, because many are numbers or years.
 const MOST_PLAIN_OF_HEADER: usize = 3;
 const MOST_PLAIN_OF_QUERY: usize = 5;
 
-/// How many bytes of a status line are examined: more than what is shown plus the longest header value,
-/// which may be at its end.
+/// How many bytes of a status line are examined: more than the shown part plus the longest header value, which
+/// may be at its end.
 const MOST_OF_STATUS_LINE: usize = 8_192;
 
 thread_local! {
-    /// ureq doesn't provide the text after the status. It reads an answer in the requesting thread.
+    /// ureq doesn't provide the text after the status. It reads an answer in the thread that made the request.
     static STATUS_LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -40,8 +38,8 @@ pub(super) fn note_status_line(head: &[u8]) {
     }
 }
 
-/// Adds to the response the beginning of what the receiver said: `most` bytes of its body.
-pub(super) fn added(
+/// Adds the beginning of the answer to the response: its status line, and `most` bytes of its body.
+pub(super) fn with_excerpt(
     mut response: Response,
     target: &Target,
     body: &mut impl Read,
@@ -90,17 +88,17 @@ impl QuotedSecrets {
         self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
     }
 
-    /// The beginning of a body: reads at most `room` bytes, returns at most `most` characters and
-    /// whether there was more. If reading fails, what came before counts.
+    /// The beginning of a body: reads at most `room` bytes, and returns at most `most` characters and whether
+    /// there were more. If reading fails, returns the part before that.
     pub(super) fn read(&self, body: impl Read, room: usize, most: usize) -> (String, bool) {
-        // With room for a secret that begins within the shown part.
+        // Plus the rest of a secret that begins within the shown part.
         let longest = self.0.first().map_or(0, String::len);
         let room = room + longest;
         let mut bytes = Vec::new();
         let _ = body.take(room as u64).read_to_end(&mut bytes);
         let text = self.hide(&String::from_utf8_lossy(&bytes));
         let count = text.chars().count();
-        // The end of what was read may be half a secret.
+        // The end of the part that was read may be half a secret.
         let whole = if bytes.len() < room { count } else { count.saturating_sub(longest) };
         let is_cut = bytes.len() == room || count > most;
         (text.chars().take(whole.min(most)).collect(), is_cut)
@@ -143,12 +141,12 @@ mod tests {
     fn said(target: &Target, head: &str, body: &str, most: usize) -> Excerpt {
         note_status_line(head.as_bytes());
         let response = Response::Status { code: 500, retry_after: None, excerpt: None };
-        let mut response = added(response, target, &mut body.as_bytes(), most);
+        let mut response = with_excerpt(response, target, &mut body.as_bytes(), most);
         *response.take_excerpt().expect("there is one")
     }
 
     #[test]
-    fn what_is_secret_of_a_request_is_not_kept_when_it_is_quoted() {
+    fn secrets_of_a_request_are_hidden_if_the_answer_quotes_them() {
         let target =
             target("https://example.com/in?token=s3%2Fcret&v=1", r#"{"x-key":"Bearer abc"}"#);
         let body = "no POST /in?token=s3%2Fcret&v=1 (s3/cret) with x-key: Bearer abc, v=1";
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_hidden_without_its_scheme_and_however_json_and_html_write_it() {
+    fn a_token_is_hidden_without_its_scheme_and_as_json_and_html_write_it() {
         let target = target("https://example.com/in", r#"{"authorization":"Bearer dG/9\"<x>=="}"#);
         let said_so = |body: &str| said(&target, "HTTP/1.1 401 No\r\n\r\n", body, 512).body;
         for quoted in [
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_success_nothing_is_noted() {
+    fn no_status_line_of_a_success_is_kept() {
         note_status_line(b"HTTP/1.1 503 Away\r\na: b\r\n\r\n");
         note_status_line(b"HTTP/1.1 204 Done\r\n\r\n");
         assert_eq!(STATUS_LINE.take(), b"HTTP/1.1 503 Away");

@@ -1,15 +1,15 @@
-//! The use of a connection: requests and their answers, one after the other.
+//! Requests and answers on a connection, one after another.
 //!
-//! This is between ureq and the bytes (TCP, or TLS above it), and handles what ureq doesn't:
+//! This is a layer between ureq and the connection (TCP, or TLS above it). It handles what ureq doesn't:
 //!
-//! - An idle connection may have ended, or its other end may be gone. If it fails before a byte of the
-//!   answer, that is [`Fault::Stale`]: the request wasn't processed, and the [`Sender`](super::Sender)
-//!   sends it on a fresh connection as part of the same attempt. The failure also makes the other idle
-//!   connections to that host suspect: they aren't used any more. See [`HostGeneration`].
+//! - An idle connection may have ended, or its other end may be gone. If it fails before a byte of the answer,
+//!   that is [`Fault::Stale`]: the request wasn't processed, and the [`Sender`](super::Sender) sends it on a
+//!   fresh connection as part of the same attempt. Then the other idle connections to that host are no longer
+//!   used either. See [`HostGeneration`].
 //! - A connection isn't used for longer, or more often, than `Keep-Alive` says.
-//! - A receiver may answer and close before it has read everything. Its answer is read when writing
+//! - A receiver may answer and close before it has read the whole request. Its answer is read when writing
 //!   fails.
-//! - Heads that other clients accept are repaired so that ureq accepts them too, see [`head`].
+//! - Faulty heads that other clients accept are repaired, so that ureq accepts them too. See [`head`].
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -26,12 +26,16 @@ use super::head::{self, HeadFacts, Search};
 use super::hosts::{HostGeneration, HostGenerations};
 use super::{MAX_RESPONSE_HEADER_BYTES, failure::Fault, failure::Phase};
 
-/// How long before the end named by `Keep-Alive` a connection is last used: as long as a request may be
-/// on its way. Half of the time if that is less.
+mod input;
+
+use input::Input;
+
+/// A connection is last used this long before the end that `Keep-Alive` announces: as long as a request may take
+/// to arrive. If half of the announced time is less, that is used instead.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long to wait, after a write that timed out, for an answer that has arrived already: no longer
-/// than a busy machine takes to see it.
+/// How long to wait, after a write that timed out, for an answer that has arrived already: as long as a busy
+/// machine may take to read it.
 const ALREADY_HERE: Duration = Duration::from_millis(400);
 
 /// Opens connections with a chain of connectors.
@@ -76,15 +80,15 @@ pub(super) struct Exchange<T> {
     is_reused: bool,
     /// Whether a byte of the answer to the present request has arrived.
     is_answered: bool,
-    /// Whether the other side accepts nothing more, but has answered.
+    /// Whether the other side has answered and accepts nothing more.
     is_closed: bool,
     input: Input,
-    /// Set in the head of an answer; `None` in its body.
+    /// Searches for the end of an answer's head; `None` while the body is read.
     search: Option<Search>,
     /// From `Keep-Alive`.
     idle_limit: Option<Duration>,
     requests_left: Option<u64>,
-    /// Since when it is idle; only tracked if there is an idle limit.
+    /// Since when it has been idle; set only if there is an idle limit.
     idle_since: Option<Instant>,
 }
 
@@ -112,8 +116,8 @@ impl<T: Transport> Exchange<T> {
         }
     }
 
-    /// Reads until ureq can process something: a whole head, or any part of a body. False at the end of
-    /// the connection.
+    /// Reads until ureq can process something: a whole head, or any part of a body. False at the end of the
+    /// connection.
     fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let began = Instant::now();
         loop {
@@ -128,28 +132,30 @@ impl<T: Transport> Exchange<T> {
     }
 
     fn read_more(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let came = if self.is_reused && !self.is_answered && !self.host.is_after(self.generation) {
-            self.read_in_doubt(timeout)?
-        } else {
-            self.inner.await_input(timeout)?
-        };
+        let has_arrived =
+            if self.is_reused && !self.is_answered && !self.host.is_after(self.generation) {
+                self.await_first_byte(timeout)?
+            } else {
+                self.inner.await_input(timeout)?
+            };
         let buffers = self.inner.buffers();
         let bytes = buffers.input();
         let count = bytes.len();
         self.input.append(bytes);
         buffers.input_consume(count);
         self.is_answered |= count > 0;
-        Ok(came)
+        Ok(has_arrived)
     }
 
-    /// If half of the time passes without an answer, the receiver may be slow, or the other end may be
-    /// gone. This connection is still waited for, but idle ones aren't reused.
-    fn read_in_doubt(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+    /// Waits for the first byte of an answer on a reused connection. If half of the time passes without one, the
+    /// receiver may be slow, or the other end may be gone. Then this keeps waiting, but idle connections are no
+    /// longer reused.
+    fn await_first_byte(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let began = Instant::now();
         let half = NextTimeout { after: time::Duration::Exact(*timeout.after / 2), ..timeout };
         match self.inner.await_input(half) {
             Err(Error::Timeout(_)) => {
-                self.host.doubt(self.generation);
+                self.host.end(self.generation);
                 let rest = NextTimeout { after: left(timeout.after, began), ..timeout };
                 self.inner.await_input(rest)
             }
@@ -157,12 +163,12 @@ impl<T: Transport> Exchange<T> {
         }
     }
 
-    /// Releases what ureq can process. False if there is none.
+    /// Releases the bytes that ureq can process. False if there are none.
     fn release(&mut self) -> Result<bool, Error> {
         let Some(search) = &mut self.search else { return Ok(self.input.release_all()) };
         let bytes = self.input.waiting();
         if !head::begins_as_http(bytes) {
-            // Enough to recognize it.
+            // Enough bytes to recognize the protocol.
             return Err(Fault::NotHttp(bytes[..bytes.len().min(100)].to_vec()).into());
         }
         let Some(length) = search.end(bytes) else {
@@ -176,8 +182,8 @@ impl<T: Transport> Exchange<T> {
         if !read.is_interim {
             excerpt::note_status_line(&bytes[..length]);
         }
-        let right = read.has_mistakes.then(|| head::put_right(&bytes[..length]));
-        self.input.release(length, right);
+        let repaired = read.has_mistakes.then(|| head::repair(&bytes[..length]));
+        self.input.release(length, repaired);
         if read.is_interim {
             self.search = Some(Search::default());
         } else {
@@ -189,7 +195,7 @@ impl<T: Transport> Exchange<T> {
         Ok(true)
     }
 
-    /// Whether the other side announced that it closes the connection about now.
+    /// Whether the other side announced that it would close the connection about now.
     fn is_used_up(&self) -> bool {
         let is_over = |limit: Duration| {
             let idle = self.idle_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -198,10 +204,10 @@ impl<T: Transport> Exchange<T> {
         self.requests_left == Some(0) || self.idle_limit.is_some_and(is_over)
     }
 
-    /// The other side accepts no more of the request. It may have answered all the same.
+    /// Reads the answer after a failed write: the other side accepts no more of the request, but may have
+    /// answered it.
     fn after_failed_write(&mut self, error: Error, timeout: NextTimeout) -> Result<(), Error> {
-        // If the connection has ended, the rest of the data and the end are already here, so reading
-        // takes no time.
+        // If the connection has ended, all data has already arrived, so reading takes no time.
         let limit = match error {
             Error::Timeout(_) => ALREADY_HERE,
             _ => *timeout.after,
@@ -211,29 +217,29 @@ impl<T: Transport> Exchange<T> {
         while self.search.is_some() {
             match self.read(NextTimeout { after: left(limit, began), ..timeout }) {
                 Ok(true) => {}
-                // The first failure is the cause.
+                // The failed write is the cause.
                 Ok(false) | Err(_) => return Err(self.failed(error, Phase::Sending)),
             }
         }
         self.is_closed = true;
-        // There is something to process before waiting for more.
+        // So that ureq processes the answer before it waits for more.
         self.input.made_progress = true;
         Ok(())
     }
 
-    /// Classifies a failure, and what it says about idle connections.
+    /// Classifies a failure, and excludes idle connections from reuse if they may be dead too.
     fn failed(&self, error: Error, phase: Phase) -> Error {
         let is_early = self.is_reused && !self.is_answered;
         match error {
             Error::Timeout(_) => {
                 if is_early {
-                    self.host.doubt(self.generation);
+                    self.host.end(self.generation);
                 }
                 let is_begun = self.is_answered && phase == Phase::Answer;
                 Fault::TimedOut(if is_begun { Phase::Rest } else { phase }).into()
             }
             Error::Io(error) if is_early && is_end(&error) => {
-                self.host.doubt(self.generation);
+                self.host.end(self.generation);
                 Fault::Stale.into()
             }
             Error::Io(error) if self.is_answered && is_end(&error) => Fault::CutOff.into(),
@@ -251,7 +257,7 @@ impl<T: Transport> Transport for Exchange<T> {
         if self.is_closed {
             return Ok(());
         }
-        // Leaves time to read what has already arrived.
+        // Leaves time to read an answer that has already arrived.
         let after = timeout.after.saturating_sub(ALREADY_HERE.min(*timeout.after / 4));
         let within = NextTimeout { after: time::Duration::Exact(after), ..timeout };
         match self.inner.transmit_output(amount, within) {
@@ -271,7 +277,7 @@ impl<T: Transport> Transport for Exchange<T> {
         }
     }
 
-    /// Called when an answer was read, and when the next request wants to use the connection.
+    /// Called when an answer was read completely, and before the next request uses the connection.
     fn is_open(&mut self) -> bool {
         if self.is_closed || !self.input.is_empty() {
             return false;
@@ -326,65 +332,7 @@ impl<T: Transport> Buffers for Exchange<T> {
     }
 }
 
-/// What was read, and how much of it ureq may see.
-#[derive(Debug, Default)]
-struct Input {
-    bytes: Vec<u8>,
-    consumed: usize,
-    released: usize,
-    /// Whether ureq used what it last saw; otherwise it waits for more.
-    made_progress: bool,
-}
-
-impl Input {
-    fn is_empty(&self) -> bool {
-        self.consumed == self.bytes.len()
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        if self.consumed > 0 {
-            self.bytes.drain(..self.consumed);
-            self.released -= self.consumed;
-            self.consumed = 0;
-        }
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    fn released(&self) -> &[u8] {
-        &self.bytes[self.consumed..self.released]
-    }
-
-    fn waiting(&self) -> &[u8] {
-        &self.bytes[self.released..]
-    }
-
-    /// Releases the next bytes, or others instead.
-    fn release(&mut self, length: usize, instead: Option<Vec<u8>>) {
-        let end = self.released + length;
-        match instead {
-            None => self.released = end,
-            Some(instead) => {
-                let length = instead.len();
-                self.bytes.splice(self.released..end, instead);
-                self.released += length;
-            }
-        }
-    }
-
-    /// False if there was nothing to release.
-    fn release_all(&mut self) -> bool {
-        let is_more = self.released < self.bytes.len();
-        self.released = self.bytes.len();
-        is_more
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.made_progress = amount > 0;
-        self.consumed += amount;
-    }
-}
-
-/// What is left of a time that began at `began`.
+/// The rest of a time limit that began at `began`.
 fn left(after: time::Duration, began: Instant) -> time::Duration {
     match after {
         time::Duration::Exact(after) => {

@@ -1,4 +1,4 @@
-//! Why there was no answer, in words that say what to change.
+//! Explains why there was no answer, and what to change.
 
 use std::error;
 use std::fmt;
@@ -15,15 +15,15 @@ use crate::domain::time::Span;
 use crate::lookup::LookUpError;
 use crate::tls::problem as tls_problem;
 
-/// What failed on a connection, if ureq has no error for it.
+/// A failure of a connection for which ureq has no error.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A reused connection ended, or turned out to be dead, before a byte of this answer. The request
-    /// belongs on a fresh one.
+    /// A reused connection ended, or turned out to be dead, before a byte of this answer. The request is sent
+    /// again on a fresh connection.
     Stale,
     /// The time was up.
     TimedOut(Phase),
-    /// What arrived isn't an HTTP answer: its beginning.
+    /// The answer isn't HTTP: its beginning.
     NotHttp(Vec<u8>),
     /// The connection ended within the head of an answer.
     CutOff,
@@ -31,14 +31,14 @@ pub(super) enum Fault {
     NoHandshake,
 }
 
-/// What an attempt was doing.
+/// The phase of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// TCP and TLS.
+    /// The connection was being opened, with TLS.
     Connecting,
     /// The request was being sent.
     Sending,
-    /// It was sent, and no byte of the answer had arrived.
+    /// The request was sent, and no byte of the answer had arrived.
     Answer,
     /// The head of the answer had begun to arrive.
     Rest,
@@ -96,7 +96,7 @@ impl Fault {
             Self::TimedOut(Phase::Rest) => {
                 format!("its answer began, but its headers were not complete {within}")
             }
-            // An alert, or a record of the handshake.
+            // A TLS alert, or a record of the TLS handshake.
             Self::NotHttp(bytes) if matches!(bytes[..], [0x15 | 0x16, 3, ..]) => {
                 "answers in TLS: its URL must begin with https://".to_owned()
             }
@@ -118,7 +118,7 @@ impl Fault {
 const CLOSED: &str =
     "closed the connection without an answer: does it crash, or take only HTTPS there?";
 
-/// What an error of ureq, or of our parts in it, means for an attempt with these limits.
+/// The response for an error of ureq, or of our parts in it, in an attempt with these limits.
 pub(super) fn no_answer(error: Error, limits: TimeLimits) -> Response {
     if let Some(response) = egress::response(&error) {
         return response;
@@ -177,8 +177,7 @@ fn of_io(error: &io::Error) -> (Reason, String) {
             Reason::Refused,
             format!("no route to its address ({error}): can this machine reach it?"),
         ),
-        // Which of them it is depends on what was on its way. (One of their messages links to a
-        // library's manual.)
+        // Which of these it is depends on chance. (The message of one of them links to a library's manual.)
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
         | ErrorKind::BrokenPipe

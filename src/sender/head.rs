@@ -1,18 +1,18 @@
-//! The head of an answer: where it ends, how long its connection lives, and how to repair three mistakes
-//! that other clients tolerate.
+//! The head of an answer: finds its end, reads how long its connection lives, and repairs three mistakes that
+//! other clients tolerate.
 //!
-//! Each mistake is made by software in use: a folded header line (old mail and CGI code), white space
-//! before a colon, and a line that isn't a header (a PHP warning printed too early). The status above
-//! them is still valid. ureq refuses such an answer as a whole, so it gets a repaired head. No other
-//! mistakes are repaired.
+//! Software in use makes each of these mistakes: a folded header line (old mail and CGI code), white space
+//! before a colon, and a line that isn't a header (a PHP warning printed too early). The status above them is
+//! still valid. ureq refuses such an answer as a whole, so it gets a repaired head. No other mistakes are
+//! repaired.
 
 use std::ops::Range;
 use std::time::Duration;
 
-/// Finds the end of a head that arrives in pieces, without reading any byte twice.
+/// Searches for the end of a head that arrives in pieces, without reading any byte twice.
 #[derive(Debug, Default)]
 pub(super) struct Search {
-    /// No head ends before this.
+    /// How many bytes were searched.
     searched: usize,
     /// Where the incomplete line begins.
     line: usize,
@@ -21,8 +21,8 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// The length of the head at the beginning of these bytes, once it is complete. Each call must pass
-    /// the bytes of the last one, or more.
+    /// The length of the head at the beginning of these bytes, once it is complete. Each call must pass the bytes
+    /// of the last call, and may pass more.
     pub(super) fn end(&mut self, bytes: &[u8]) -> Option<usize> {
         while let Some(found) = bytes[self.searched..].iter().position(|byte| *byte == b'\n') {
             let end = self.searched + found + 1;
@@ -38,7 +38,7 @@ impl Search {
     }
 }
 
-/// Whether this is the beginning of an answer, or may become one with more bytes.
+/// Whether these bytes are the beginning of an answer, or may become one with more bytes.
 pub(super) fn begins_as_http(bytes: &[u8]) -> bool {
     let skipped = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let start = &bytes[skipped..];
@@ -47,16 +47,16 @@ pub(super) fn begins_as_http(bytes: &[u8]) -> bool {
     start[..compared] == known[..compared]
 }
 
-/// What a complete head says about its connection.
+/// The facts in a complete head that concern its connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct HeadFacts {
     /// Whether another answer follows: 1xx, except 101.
     pub(super) is_interim: bool,
-    /// `Keep-Alive: timeout=`: when the other side will close the connection if it is idle.
+    /// `Keep-Alive: timeout=`: how long the connection may be idle before the other side closes it.
     pub(super) idle_limit: Option<Duration>,
     /// `Keep-Alive: max=`: how many more requests the other side will answer.
     pub(super) requests_left: Option<u64>,
-    /// Whether [`put_right`] has something to repair.
+    /// Whether [`repair`] has something to repair.
     pub(super) has_mistakes: bool,
 }
 
@@ -104,10 +104,10 @@ impl HeadFacts {
     }
 }
 
-/// Repairs a head: a folded line continues the one above, white space before a colon is removed, and a
-/// line that isn't a header is left out.
-pub(super) fn put_right(head: &[u8]) -> Vec<u8> {
-    let mut right = Vec::with_capacity(head.len());
+/// Repairs a head: joins a folded line with the one above, removes white space before a colon, and omits lines
+/// that aren't headers.
+pub(super) fn repair(head: &[u8]) -> Vec<u8> {
+    let mut repaired = Vec::with_capacity(head.len());
     let mut is_status = true;
     // The continuation of an omitted line is omitted too.
     let mut is_left_out = false;
@@ -115,17 +115,17 @@ pub(super) fn put_right(head: &[u8]) -> Vec<u8> {
         let text = &head[line];
         if is_status {
             is_status = text.is_empty();
-            right.extend_from_slice(text);
-            right.extend_from_slice(b"\r\n");
+            repaired.extend_from_slice(text);
+            repaired.extend_from_slice(b"\r\n");
             continue;
         }
         match header(text) {
             Line::Folded => {
                 if !is_left_out {
-                    right.truncate(right.len() - b"\r\n".len());
-                    right.push(b' ');
-                    right.extend_from_slice(text.trim_ascii());
-                    right.extend_from_slice(b"\r\n");
+                    repaired.truncate(repaired.len() - b"\r\n".len());
+                    repaired.push(b' ');
+                    repaired.extend_from_slice(text.trim_ascii());
+                    repaired.extend_from_slice(b"\r\n");
                 }
                 continue;
             }
@@ -134,16 +134,16 @@ pub(super) fn put_right(head: &[u8]) -> Vec<u8> {
                 continue;
             }
             Line::Spaced { name, value } => {
-                right.extend_from_slice(name);
-                right.push(b':');
-                right.extend_from_slice(value);
+                repaired.extend_from_slice(name);
+                repaired.push(b':');
+                repaired.extend_from_slice(value);
             }
-            Line::Good { .. } | Line::End => right.extend_from_slice(text),
+            Line::Good { .. } | Line::End => repaired.extend_from_slice(text),
         }
         is_left_out = false;
-        right.extend_from_slice(b"\r\n");
+        repaired.extend_from_slice(b"\r\n");
     }
-    right
+    repaired
 }
 
 /// A line after the first.
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_known_by_its_first_bytes() {
+    fn bytes_that_are_no_answer_are_recognized_by_the_first_of_them() {
         for good in ["", "H", "\r\nHTTP/", "HTTP/1.1 200", "HTTP/1.0 200 OK\r\n\r\n"] {
             assert!(begins_as_http(good.as_bytes()), "{good:?}");
         }
@@ -254,16 +254,16 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(headers: &str, right: &str) {
+    fn check(headers: &str, repaired: &str) {
         let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\n");
         assert!(HeadFacts::read(head.as_bytes()).has_mistakes, "{head:?}");
-        let right = format!("HTTP/1.1 200 OK\r\n{right}\r\n");
-        assert_eq!(String::from_utf8_lossy(&put_right(head.as_bytes())), right);
-        assert!(!HeadFacts::read(right.as_bytes()).has_mistakes, "{right:?}");
+        let repaired = format!("HTTP/1.1 200 OK\r\n{repaired}\r\n");
+        assert_eq!(String::from_utf8_lossy(&repair(head.as_bytes())), repaired);
+        assert!(!HeadFacts::read(repaired.as_bytes()).has_mistakes, "{repaired:?}");
     }
 
     #[test]
-    fn three_mistakes_are_put_right_and_the_rest_stays() {
+    fn three_mistakes_are_repaired_and_the_rest_stays() {
         check("a: b\r\n\t c\r\n d\r\ne: f\r\n", "a: b c d\r\ne: f\r\n");
         check("a: b\r\n \r\nc: d\r\n", "a: b \r\nc: d\r\n");
         check("a : b\r\nc \t:d\r\n", "a: b\r\nc:d\r\n");
@@ -272,11 +272,11 @@ mod tests {
         check("<b>Notice</b>: x\n  of two lines\na: b\n", "a: b\r\n");
         check(": b\r\n", "");
         let head = "HTTP/1.1 200 OK\r\n folded\r\na: b\r\n\r\n";
-        assert_eq!(put_right(head.as_bytes()), b"HTTP/1.1 200 OK folded\r\na: b\r\n\r\n");
+        assert_eq!(repair(head.as_bytes()), b"HTTP/1.1 200 OK folded\r\na: b\r\n\r\n");
     }
 
     #[test]
-    fn keep_alive_is_read_and_what_makes_no_sense_says_nothing() {
+    fn keep_alive_is_read_and_nonsense_in_it_is_ignored() {
         let read = |value: &str| {
             let head = format!("HTTP/1.1 200 OK\r\nX: 1\r\nKEEP-alive:{value}\r\n\r\n");
             let head = HeadFacts::read(head.as_bytes());
@@ -319,9 +319,9 @@ mod tests {
             let found = cuts.into_iter().find_map(|cut| search.end(&head.as_bytes()[..cut]));
             prop_assert_eq!(found, whole);
             if let Some(end) = whole {
-                let right = put_right(&head.as_bytes()[..end]);
-                prop_assert!(!HeadFacts::read(&right).has_mistakes);
-                prop_assert_eq!(Search::default().end(&right), Some(right.len()));
+                let repaired = repair(&head.as_bytes()[..end]);
+                prop_assert!(!HeadFacts::read(&repaired).has_mistakes);
+                prop_assert_eq!(Search::default().end(&repaired), Some(repaired.len()));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Shared state of the connections to a host: whether the idle ones may still be used.
+//! State that is shared by the connections to a host: whether idle ones may still be used.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,14 +11,14 @@ use http::uri::Authority;
 #[derive(Debug, Default)]
 pub(super) struct HostGenerations(Mutex<HashMap<Authority, Weak<HostGeneration>>>);
 
-/// A host and port with a generation, to which the connections that are known to work belong. If one
-/// fails unexpectedly, the next generation begins, to which no idle connection belongs. Connections that
-/// work after that belong to the new one.
+/// The generation of a host and port. Connections that are known to work belong to it. If one fails
+/// unexpectedly, the next generation begins, to which no idle connection belongs. Connections that work after
+/// that belong to the new generation.
 #[derive(Debug, Default)]
 pub(super) struct HostGeneration(AtomicU32);
 
 impl HostGenerations {
-    /// The host of this URL. Called for each new connection.
+    /// The generation of this URL's host. Called for each new connection.
     pub(super) fn of(&self, uri: &Uri) -> Arc<HostGeneration> {
         let Some(authority) = uri.authority() else { return Arc::default() };
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,9 +43,9 @@ impl HostGeneration {
         self.generation() != generation
     }
 
-    /// A connection that last worked in this generation failed. If several of the same generation fail,
-    /// that says nothing about the next generation.
-    pub(super) fn doubt(&self, generation: u32) {
+    /// Ends this generation, in which a failed connection last worked. If several connections of one generation
+    /// fail, only one new generation begins.
+    pub(super) fn end(&self, generation: u32) {
         let (next, order) = (generation.wrapping_add(1), Ordering::Relaxed);
         let _ = self.0.compare_exchange(generation, next, order, order);
     }
@@ -62,11 +62,11 @@ mod tests {
         let host = hosts.of(&a);
         let old = host.generation();
         assert!(!host.is_after(old));
-        hosts.of(&"http://a:1/y".parse().expect("a URL")).doubt(old);
+        hosts.of(&"http://a:1/y".parse().expect("a URL")).end(old);
         assert!(host.is_after(old));
         let new = host.generation();
-        // It was under way when the first one failed.
-        host.doubt(old);
+        // Another connection was under way when the first one failed.
+        host.end(old);
         assert!(!host.is_after(new));
         assert!(!hosts.of(&b).is_after(old), "another host");
     }

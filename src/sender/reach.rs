@@ -1,4 +1,4 @@
-//! Which of many URLs lead to addresses that no webhook may reach.
+//! Finds which of many URLs lead to addresses that no webhook may reach.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::lookup::LookUps;
 /// How many names are looked up at the same time.
 const AT_A_TIME: usize = 16;
 
-/// Looks up each URL's host as a delivery would, all within the limit. For those without an allowed
-/// address, says why deliveries will be rejected. Names without an answer by then are ignored.
+/// Looks up each URL's host as a delivery would, all within the limit. Returns why deliveries will be rejected,
+/// for each URL without an allowed address. Names without an answer by then are ignored.
 #[must_use]
 pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec<Option<String>> {
     let deadline = Instant::now() + limit;
@@ -58,7 +58,7 @@ pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec
     };
     thread::scope(|scope| {
         for _ in 1..AT_A_TIME.min(urls.len()) {
-            // If no more threads can be started, fewer do the work.
+            // If it can't be started, fewer threads do the work.
             let _ = thread::Builder::new().name("reach".to_owned()).spawn_scoped(scope, work);
         }
         work();

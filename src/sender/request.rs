@@ -56,7 +56,7 @@ impl Sender {
     ) -> RequestBuilder<WithBody> {
         let at = to_unix_seconds(request.at);
         let id = header_of_id(&request.event.id);
-        // A producer's content type that can't be in a header is ignored.
+        // A producer's content type is ignored if it can't be a header's value.
         let content_type = request
             .content_type
             .filter(|text| !text.is_empty() && text.bytes().all(|b| matches!(b, b' '..=b'~')))
@@ -109,7 +109,7 @@ impl Sender {
     }
 }
 
-/// Nearly every attempt is a first one, for which nothing is allocated.
+/// The number of an attempt as a header. Nearly all are 1, for which nothing is allocated.
 fn number(attempt: u32) -> HeaderValue {
     match attempt {
         1 => HeaderValue::from_static("1"),

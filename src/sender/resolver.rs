@@ -14,13 +14,12 @@ use ureq::unversioned::transport::NextTimeout;
 use crate::domain::address::AllowedNetworks;
 use crate::lookup::LookUps;
 
-/// How long an answer of the system's resolver is used. It is long enough that a busy receiver's name
-/// isn't looked up for each request, and short enough that a receiver that moves is followed as soon as
-/// by any other client.
+/// How long an answer of the system's resolver is used. It is long enough that a busy receiver's name isn't looked
+/// up for each request, and short enough to follow a receiver that moves as soon as any other client does.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// How many threads may look up names at the same time. An answer takes some milliseconds: most of these
-/// are for names that get none.
+/// How many threads may look up names at the same time. An answer takes some milliseconds, so nearly all of them
+/// are for names that get no answer.
 pub(super) const MOST_THREADS: usize = 32;
 
 /// How many addresses of a name are tried: as many as ureq has room for.
@@ -31,11 +30,11 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 
 /// Resolves names, and refuses addresses that a webhook may not reach.
 ///
-/// ureq connects to exactly what this returns, so a name can't change its address between the check and
+/// ureq connects only to addresses that this returns, so a name can't change its address between the check and
 /// the connection (DNS rebinding).
 ///
-/// An idle connection was checked when it was opened, and what is allowed doesn't change while the
-/// process runs. So it may be reused as long as its name has any allowed address.
+/// The address of an idle connection was checked when it was opened, and the allowed networks don't change while
+/// the process runs. So it may be reused as long as its name has any allowed address.
 #[derive(Debug)]
 pub(super) struct GuardedResolver {
     pub(super) allowed: AllowedNetworks,
@@ -123,7 +122,7 @@ impl NameCache {
         self.lock().put(host.into(), Name { addresses, since: Instant::now() });
     }
 
-    /// Nobody answered there: it may have moved.
+    /// Forgets a name whose receiver didn't answer, because it may have moved.
     pub(super) fn forget(&self, host: &str) {
         self.lock().pop(host);
     }
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_needs_no_look_up() {
+    fn an_ip_address_is_not_looked_up() {
         let literal = |text: &str| literal_address(&uri(text)).map(|a| a.to_string());
         assert_eq!(literal("http://127.0.0.1/x").as_deref(), Some("127.0.0.1:80"));
         assert_eq!(literal("https://[::1]/").as_deref(), Some("[::1]:443"));
@@ -153,7 +152,7 @@ mod tests {
     /// A name server for the test: it gives its answers one after the other, and repeats the last one.
     fn resolver(answers: &[&'static [&'static str]]) -> GuardedResolver {
         let answers = Mutex::new(answers.to_vec());
-        let look_ups = LookUps::asking(1, move |_| {
+        let look_ups = LookUps::with_resolver(1, move |_| {
             let mut answers = answers.lock().expect("no holder panics");
             let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
             Ok(answer.iter().map(|address| address.parse().expect("an address")).collect())
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_moves_to_a_forbidden_address_is_refused_as_soon_as_it_is_asked_for_again() {
+    fn a_name_that_moves_to_a_forbidden_address_is_refused_at_its_next_look_up() {
         let resolver = resolver(&[&["93.184.215.14"], &["127.0.0.1"], &["93.184.215.15"]]);
         let url = "http://rebinding.test/";
         // The connection uses what was checked: nothing is looked up in between.

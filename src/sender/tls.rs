@@ -15,7 +15,7 @@ use ureq::{Error, Timeout};
 use super::transport::room;
 use crate::tls::Tls;
 
-/// Wraps the connections to https receivers. (ureq's own can't trust an additional CA.)
+/// Wraps the connections to https receivers. (ureq's connector can't trust an additional CA.)
 #[derive(Debug)]
 pub(super) struct TlsConnector(pub(super) Tls);
 
@@ -45,7 +45,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
     }
 }
 
-/// What TCP has left of the time for connecting.
+/// The rest of the time for connecting, after TCP.
 fn left_of(details: &ConnectionDetails<'_>) -> Result<NextTimeout, Error> {
     let (time::Duration::Exact(limit), time::Instant::Exact(began)) =
         (details.timeout.after, details.now)
@@ -64,7 +64,7 @@ fn left_of(details: &ConnectionDetails<'_>) -> Result<NextTimeout, Error> {
 pub(super) struct TlsTransport {
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     buffers: LazyBuffers,
-    /// Set after a failed write: before reading, rustls' stream would first write what is left over.
+    /// Set after a failed write, because before reading, rustls' stream would try to write the rest.
     only_reads: bool,
 }
 
@@ -73,8 +73,8 @@ impl TlsTransport {
         let room = room(&mut self.buffers).map_err(Error::into_io)?;
         if !self.only_reads {
             match self.stream.read(room) {
-                // This may be about the end of the request, which rustls still had: it reports a failed
-                // write at its next call.
+                // This may be about the request's last bytes, which rustls had buffered: it reports a failed write
+                // at its next call.
                 Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
                     self.only_reads = true;
                 }
@@ -120,7 +120,7 @@ impl Transport for TlsTransport {
         Ok(read > 0)
     }
 
-    /// Data sent out of turn may also have been received already, in either form.
+    /// The other side may also have sent data out of turn that was received already, encrypted or decrypted.
     fn is_open(&mut self) -> bool {
         let silent =
             self.stream.conn.process_new_packets().is_ok_and(|state| {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_on_which_more_was_said_than_was_asked_is_not_used_again() {
+    fn a_connection_with_an_answer_that_was_not_asked_for_is_not_reused() {
         let named = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a key");
         let ca = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(ca.path(), named.cert.pem()).expect("it is writable");

@@ -1,9 +1,9 @@
-//! TCP to a receiver, with a deadline that costs no extra system calls.
+//! TCP to a receiver, with a deadline that costs few system calls.
 //!
-//! Before each read and write, ureq's transport tells the kernel the remaining time, and it makes three
-//! calls to find out whether an idle connection is still open. For a small request to a nearby receiver
-//! that is half of all system calls. Here an existing time-out is kept as long as it ends with the
-//! deadline, within [`TOLERANCE`], and one call checks the connection.
+//! Before each read and write, ureq's transport sets the remaining time in the kernel, and it makes three calls to
+//! find out whether an idle connection is still open. For a small request to a nearby receiver that is half of
+//! all system calls. This transport keeps a time-out as long as it fits the deadline, within [`TOLERANCE`], and
+//! checks a connection with one call.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -20,22 +20,22 @@ use ureq::{Error, Timeout};
 /// How much later than the deadline a read or write may end.
 const TOLERANCE: Duration = Duration::from_millis(50);
 
-/// The initial value, before the kernel is told anything.
+/// The initial value, before any time-out is set in the kernel.
 const NEVER: Duration = Duration::MAX;
 
-/// The least time in which the other side's kernel has to confirm data: some round trips to the other
-/// end of the world, with two lost packets.
+/// The least time that the other side's kernel has to confirm data: some round trips to the other end of the
+/// world, with two lost packets.
 const LEAST_UNCONFIRMED: Duration = Duration::from_secs(1);
 
-/// The largest part of a request, in bytes, that is sent at once and for which receivers have room,
-/// whether they read or not.
+/// A part of a request up to this many bytes is sent at once: receivers have room for it, whether they read or
+/// not.
 const SMALL: usize = 4 << 10;
 
 /// Opens the connections.
 #[derive(Debug)]
 pub(super) struct TcpConnector {
-    /// The most that is read of the answer to one request: head, body, or endless interim responses
-    /// (1xx), which ureq would read and ignore.
+    /// The most bytes to read of the answer to one request: head, body, and interim responses (1xx), which ureq
+    /// would read and ignore without end.
     pub(super) max_answer_bytes: usize,
 }
 
@@ -67,8 +67,8 @@ impl<In: Transport> Connector<In> for TcpConnector {
     }
 }
 
-/// Tries the addresses in turn. Each gets half of the remaining time, the last one all of it: a dead
-/// address must not use up the time of another.
+/// Tries the addresses in turn. Each gets half of the remaining time, and the last one all of it: a dead address
+/// must not use up the time of another.
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let deadline = Deadline::of(details.timeout)?;
     let mut last = Error::ConnectionFailed;
@@ -96,9 +96,9 @@ pub(super) struct Tcp {
     unconfirmed: Duration,
     /// Whether it was idle and nothing has been sent since.
     was_idle: bool,
-    /// Whether something was sent in part: what follows would be taken for the rest.
+    /// Whether a request was sent in part: the next one would be taken for its rest.
     is_cut: bool,
-    /// Bytes read since something was sent.
+    /// The number of bytes read since the last write.
     answered: usize,
     max_answer_bytes: usize,
 }
@@ -141,19 +141,19 @@ impl Transport for Tcp {
                     }
                     return Ok(read > 0);
                 }
-                Err(error) => deadline.goes_on_after(error)?,
+                Err(error) => deadline.may_repeat_after(error)?,
             }
         }
     }
 
-    /// Whether the other side has neither closed it nor sent anything out of turn.
+    /// Whether the other side has neither closed the connection nor sent data out of turn.
     fn is_open(&mut self) -> bool {
         self.was_idle = true;
         !has_input(&self.stream)
     }
 }
 
-/// Whether there is something to read, even if only the end.
+/// Whether there is something to read, even if it is only the end.
 fn has_input(stream: &TcpStream) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     !matches!(recv(stream, &mut [0_u8; 1], flags), Err(Errno::WOULDBLOCK))
@@ -168,24 +168,24 @@ impl Tcp {
             match (&self.stream).write(output) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(written) => output = &output[written..],
-                Err(error) => deadline.goes_on_after(error)?,
+                Err(error) => deadline.may_repeat_after(error)?,
             }
         }
         Ok(())
     }
 
-    /// Disables the limit for unconfirmed data if the request may fill the window: a receiver that reads
-    /// slowly closes its window, which TCP_USER_TIMEOUT treats as if the receiver were gone.
+    /// Disables the limit for unconfirmed data, because the request may fill the window: if a receiver reads
+    /// slowly, its window closes, which TCP_USER_TIMEOUT treats as if the receiver were gone.
     fn wait_while_it_reads(&mut self) {
         if self.unconfirmed != NEVER && set_tcp_user_timeout(&self.stream, 0).is_ok() {
             self.unconfirmed = NEVER;
         }
     }
 
-    /// While a connection is idle, a router may forget it, or its other end may disappear silently. The
-    /// kernel then reports that (ETIMEDOUT) after a third of the request's time, and the rest is for a
-    /// fresh connection. A receiver that only answers slowly still confirms the data. On a fresh
-    /// connection nothing is to be gained: it has the whole time.
+    /// Limits the time for unconfirmed data. While a connection is idle, a router may forget it, or its other end
+    /// may disappear silently. Then the kernel reports that (ETIMEDOUT) after a third of the request's time, and
+    /// the rest is left for a fresh connection. A receiver that only answers slowly still confirms the data. A
+    /// fresh connection needs no such limit: it has the whole time.
     fn limit_unconfirmed(&mut self, after: Duration) {
         let limit = (after / 3).max(LEAST_UNCONFIRMED);
         // Set once if all requests have about the same time.
@@ -199,8 +199,8 @@ impl Tcp {
     }
 }
 
-/// Where the next piece of an answer goes. No room is an error: reading nothing would look like the end
-/// of the connection.
+/// The buffer for the next piece of an answer. No room is an error: reading 0 bytes would look like the end of
+/// the connection.
 pub(super) fn room(buffers: &mut LazyBuffers) -> Result<&mut [u8], Error> {
     if buffers.input_append_buf().is_empty() {
         let most = buffers.input().len();
@@ -232,8 +232,8 @@ impl Deadline {
         }
     }
 
-    /// Makes sure that an operation ends with the deadline. A time-out set earlier may end it sooner,
-    /// see [`Deadline::goes_on_after`].
+    /// Makes sure that an operation ends with the deadline. A time-out that was set earlier may end it sooner; see
+    /// [`Deadline::may_repeat_after`].
     fn set(
         self,
         current: &mut Duration,
@@ -250,9 +250,9 @@ impl Deadline {
         Ok(())
     }
 
-    /// An operation failed: may it be repeated? (`TimedOut` is the end of the connection; a time-out
-    /// that we set ends as `WouldBlock`.)
-    fn goes_on_after(self, error: io::Error) -> Result<(), Error> {
+    /// Ok if an operation that failed may be repeated. (`TimedOut` is the end of the connection; a time-out that we
+    /// set ends as `WouldBlock`.)
+    fn may_repeat_after(self, error: io::Error) -> Result<(), Error> {
         if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) {
             return self.left().map(drop);
         }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_is_only_set_where_the_one_that_stands_would_not_do() {
+    fn a_timeout_is_set_only_if_the_present_one_does_not_fit() {
         let calls = Cell::new(0);
         let mut current = NEVER;
         let mut check = |millis: u64, expected: u32| {
@@ -297,14 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_goes_on_until_its_deadline_only() {
+    fn an_operation_is_repeated_only_until_its_deadline() {
         let timeout = || io::Error::from(ErrorKind::WouldBlock);
-        assert!(deadline(1_000).goes_on_after(timeout()).is_ok());
-        assert!(deadline(1_000).goes_on_after(ErrorKind::Interrupted.into()).is_ok());
+        assert!(deadline(1_000).may_repeat_after(timeout()).is_ok());
+        assert!(deadline(1_000).may_repeat_after(ErrorKind::Interrupted.into()).is_ok());
         for end in [ErrorKind::ConnectionReset, ErrorKind::TimedOut] {
-            assert!(deadline(1_000).goes_on_after(end.into()).is_err());
+            assert!(deadline(1_000).may_repeat_after(end.into()).is_err());
         }
-        let over = deadline(0).goes_on_after(timeout());
+        let over = deadline(0).may_repeat_after(timeout());
         assert!(matches!(over, Err(Error::Timeout(Timeout::Global))));
     }
 }

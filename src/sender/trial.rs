@@ -9,19 +9,19 @@ use crate::domain::outcome::Response;
 /// A header as text.
 type Header = (String, String);
 
-/// What was sent and what came back. The values of the webhook's own headers are shown as `***`, and so
-/// are they and the URL's parameters where the receiver quotes them.
+/// The request and its result. The values of the webhook's own headers are shown as `***`. In the answer, these
+/// and the URL's parameters are hidden too.
 #[derive(Clone, Debug)]
 pub struct Trial {
     /// The request's headers; none if the webhook can't be used.
     pub headers: Vec<Header>,
-    /// What a delivery would make of it.
+    /// The response as a delivery would evaluate it.
     pub response: Response,
-    /// The rest of the answer.
+    /// The headers and body of the answer.
     pub answer: Option<ShownAnswer>,
 }
 
-/// The rest of an answer.
+/// The headers and body of an answer.
 #[derive(Clone, Debug)]
 pub struct ShownAnswer {
     /// All its headers.
@@ -73,7 +73,7 @@ impl Sender {
     }
 }
 
-/// Sensitive values are hidden.
+/// Headers as text, with sensitive values hidden.
 fn shown(headers: &HeaderMap) -> Vec<Header> {
     let shown = |value: &http::HeaderValue| match value.is_sensitive() {
         true => "***".to_owned(),

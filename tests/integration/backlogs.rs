@@ -6,6 +6,7 @@ mod instances;
 mod limits;
 mod lost;
 mod pauses;
+mod restarts;
 mod shared_limits;
 mod unanswered;
 mod webhooks;

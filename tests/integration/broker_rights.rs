@@ -165,7 +165,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     assert_fails(
         &check(&sandbox, &vhost),
         "room",
-        &["max-queues", "queues are missing, 3 can be made"],
+        &["max-queues", "queues are missing, 3 can be created"],
     );
     vhost.limit_queues(-1);
     let finished = check(&sandbox, &vhost);
@@ -177,7 +177,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     vhost.limit_queues(1);
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(finished.stdout.contains("no queue can be made for a backlog"), "{finished:?}");
+    assert!(finished.stdout.contains("no queue can be created for a backlog"), "{finished:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use amiquip::{AmqpValue, FieldTable};
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, wait_until,
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until,
 };
 
 /// A RabbitMQ user, deleted when this is dropped.
@@ -58,6 +58,41 @@ fn count(notifier: &Notifier, parts: &[&str]) -> usize {
     notifier.stderr().iter().filter(has_all).count()
 }
 
+/// The queues of the lanes that a line `lane interrupted` names; none for other lines.
+fn interrupted(line: &str) -> Vec<&str> {
+    let Some((_, rest)) = line.split_once("lane interrupted queue=") else { return Vec::new() };
+    let queues = rest.split_once(' ').map_or(rest, |(queues, _)| queues);
+    queues.split(',').collect()
+}
+
+/// How many lines say that the lane of this queue was interrupted, for a cause with these words.
+fn count_interruptions(notifier: &Notifier, queue: &str, words: &str) -> usize {
+    let is_one = |line: &&String| interrupted(line).contains(&queue) && line.contains(words);
+    notifier.stderr().iter().filter(is_one).count()
+}
+
+#[test]
+fn a_start_while_postgresql_is_away_logs_the_cause_once_with_all_lanes() {
+    let sandbox = Sandbox::with_queues(3);
+    let mut nowhere = url::Url::parse(sandbox.database.url()).expect("it is an URL");
+    nowhere.set_port(Some(1)).expect("it has a host");
+    let mut notifier = sandbox.notifier().env("DATABASE_URL", nowhere.as_str()).start_unready();
+    let line = notifier.wait_stderr(SOON, "lane interrupted");
+    let mut expected: Vec<String> = sandbox
+        .queues
+        .iter()
+        .flat_map(|queue| ["", ".retry", ".backlog"].map(|kind| format!("{queue}{kind}")))
+        .collect();
+    expected.sort();
+    assert_eq!(interrupted(&line), expected, "{line}");
+    assert!(line.contains("WARN") && line.contains("PostgreSQL"), "{line}");
+    holds_for(Duration::from_secs(3), "that is all", || {
+        count(&notifier, &["lane interrupted"]) == 1
+    });
+    assert!(notifier.is_running());
+    notifier.terminate();
+}
+
 #[test]
 fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connects() {
     let faults = FaultServers::share();
@@ -69,14 +104,12 @@ fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connec
 
     user.has_password("second");
     user.disconnect();
-    let queue = format!("queue={} ", sandbox.queue());
-    let lane = ["WARN", "lane interrupted", &queue];
-    let publisher = ["WARN", "publishing interrupted"];
-    let told = |who: &[&str], what: &str| count(&notifier, &[who, &[what]].concat());
+    let by_lane = |what: &str| count_interruptions(&notifier, sandbox.queue(), what);
+    let by_publisher = |what: &str| count(&notifier, &["WARN", "publishing interrupted", what]);
     wait_until(SOON, "each says what ended it, and what keeps it from coming back", || {
-        [&lane[..], &publisher[..]]
+        ["maintenance", "refuses the login of user"]
             .iter()
-            .all(|who| told(who, "maintenance") == 1 && told(who, "refuses the login of user") == 1)
+            .all(|what| by_lane(what) == 1 && by_publisher(what) == 1)
     });
     // Some more attempts, all with the same result.
     let attempts = || {
@@ -85,14 +118,15 @@ fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connec
     };
     let until = attempts() + 5;
     wait_until(SOON, "it tries again", || attempts() >= until);
-    assert_eq!(told(&lane, "refuses the login of user"), 1);
-    assert_eq!(told(&publisher, "refuses the login of user"), 1);
+    assert_eq!(by_lane("refuses the login of user"), 1);
+    assert_eq!(by_publisher("refuses the login of user"), 1);
 
     user.has_password(User::PASSWORD);
     wait_until(LATER, "it is ready again", || notifier.is_ready());
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    assert_eq!(count(&notifier, &["lane connected again", &queue]), 1);
+    let again = format!("lane connected again queue={} ", sandbox.queue());
+    assert_eq!(count(&notifier, &[&again]), 1);
     assert!(notifier.is_running());
     notifier.terminate();
 }

@@ -149,7 +149,7 @@ fn a_proxy_that_hangs_up_costs_nobody_an_attempt() {
 #[test]
 fn a_proxy_that_wants_other_credentials_costs_nobody_an_attempt() {
     let challenge = Way::Status(407, "Proxy-Authenticate: Basic realm=\"x\"");
-    check_away(challenge, "wants other credentials");
+    check_away(challenge, "requires other credentials");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
         (Way::Status(500, ""), "proxy", "with status 500: it cannot connect there"),
         (Way::Status(502, ""), "proxy", "with status 502: it cannot connect there"),
         (Way::Status(503, ""), "proxy", "with status 503: it cannot connect there"),
-        (Way::Hang, "timeout", "had not connected to 192.0.2.14:80 in time"),
+        (Way::Hang, "timeout", "did not connect to 192.0.2.14:80 in time"),
     ] {
         let sandbox = Sandbox::new();
         let proxy = ConnectProxy::new();
@@ -292,8 +292,8 @@ fn check_says_whether_the_proxy_answers() {
         (Way::Open, 0, "answers"),
         (Way::Status(403, ""), 0, "answers"),
         (Way::Status(407, ""), 0, "answers"),
-        (Way::Status(407, "proxy-authenticate: Basic"), 1, "wants other credentials"),
-        (Way::Status(401, ""), 1, "wants other credentials"),
+        (Way::Status(407, "proxy-authenticate: Basic"), 1, "requires other credentials"),
+        (Way::Status(401, ""), 1, "requires other credentials"),
         (Way::Status(501, ""), 1, "does not accept CONNECT"),
         (Way::Close, 1, "ends the connection without an answer"),
         (Way::Garbage, 1, "does not answer in HTTP"),

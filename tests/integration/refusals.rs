@@ -47,7 +47,7 @@ fn assert_told(notifier: &mut Notifier, queue: &str) {
 /// Checks that it is over, and that the log says so once.
 #[track_caller]
 fn assert_over(notifier: &mut Notifier, queue: &str) {
-    let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
+    let line = notifier.wait_stderr(SOON, "queue takes messages again");
     assert!(line.contains(queue), "{line}");
     wait_until(SOON, "the metrics say so", || refused(notifier, queue) == 0.0);
     let told = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
@@ -268,9 +268,9 @@ fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
         refusals() >= 2.0
     });
     sandbox.broker.delete(&dead_queue).expect("it was made");
-    notifier.wait_stderr(SOON, &format!("made again queue={dead_queue}"));
+    notifier.wait_stderr(SOON, &format!("recreated queue={dead_queue}"));
     drop(policy);
-    let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
+    let line = notifier.wait_stderr(SOON, "queue takes messages again");
     assert!(line.contains(&dead_queue), "{line}");
     wait_until(SOON, "the metrics say so", || refused(&notifier, &dead_queue) == 0.0);
     sandbox.wait_drained();

@@ -171,7 +171,7 @@ fn a_message_that_came_back_often_gets_a_new_life_before_a_delivery_limit_can_dr
     sandbox.broker.bounce(sandbox.queue(), 4);
 
     let mut notifier = sandbox.notifier().start();
-    notifier.wait_stderr(SOON, "renewed queue=");
+    notifier.wait_stderr(SOON, "message replaced by a copy queue=");
     receiver.wait_at("/", 1);
     notifier.terminate();
 

@@ -11,15 +11,15 @@ use crate::domain::held::Held;
 use crate::store::RemoveError;
 
 /// How long a backlog is closed before it is unbound, and unbound before its queue is deleted.
-/// Publishers give up after 30 s, so messages on their way from other instances have arrived by then.
+/// Publishers give up after 30 s, so all messages of other instances have arrived by then.
 const CLOSING: Duration = Duration::from_secs(35);
 
-/// How long a step may take before the others wait: RabbitMQ needs five seconds to delete a queue of which a
-/// node is away, and whoever needs a new backlog would wait for all of them.
+/// If a step takes longer than this, the next one has to wait: RabbitMQ needs five seconds to delete a queue
+/// if one of its nodes is down, and a delivery that needs a new backlog would wait for all of them.
 const LONG: Duration = Duration::from_millis(500);
 
-/// For how many times as long they wait then.
-const REST: u32 = 10;
+/// How long the next step waits then, as a multiple of the time that the step took.
+const PAUSE_FACTOR: u32 = 10;
 
 /// Why a queue wasn't deleted.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ impl Keeper {
         if self.closing.contains_key(&key) {
             return;
         }
-        // From here on entering it requires a request to us, and we are busy.
+        // From here on, deliveries can enter it only after a request to this thread, which is busy.
         self.backlogs.open().remove(&key);
         let origin = self.origin(key).to_owned();
         if let Err(error) = self.store.close_backlog(&origin, key.1) {
@@ -69,7 +69,7 @@ impl Keeper {
         let is_due = |(_, closing): &(&Key, &Closing)| now >= closing.due;
         let due: Vec<(Key, Closing)> =
             self.closing.iter().filter(is_due).map(|(key, closing)| (*key, *closing)).collect();
-        if now < self.removals_rest_until {
+        if now < self.next_removal_at {
             return;
         }
         for (key, Closing { is_unbound, .. }) in due {
@@ -81,7 +81,7 @@ impl Keeper {
             }
             let took = began.elapsed();
             if took > LONG {
-                self.removals_rest_until = began + took + took * REST;
+                self.next_removal_at = began + took + took * PAUSE_FACTOR;
                 break;
             }
         }
@@ -117,12 +117,12 @@ impl Keeper {
         match removed {
             Ok(true) => {
                 log::info!("backlog removed queue={}", backlog_queue(&origin, webhook));
-                self.is_no_longer_there(key);
+                self.remove_known(key);
             }
-            // Somebody opened it again, or removed it.
+            // Another instance has opened it again, or removed it.
             Ok(false) => {}
             Err(RemoveError::Queue(NotRemoved::NotEmpty)) => {
-                let _ = self.make_sure(key, Held::Behind.label());
+                let _ = self.ensure_open(key, Held::Behind.label());
             }
             Err(error) => {
                 log::debug!("backlog not removed webhook={webhook}: {error}");

@@ -1,4 +1,4 @@
-//! Finds the existing backlogs: in the table, and at the broker if the table may be wrong.
+//! Finds the existing backlogs: in the table, and at the broker in case the table is wrong.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,26 +13,27 @@ use crate::domain::held::Held;
 use crate::domain::receiver::Class;
 use crate::store::BacklogRow;
 
-/// A row without a queue is removed after this time; before, the queue may be about to be created.
+/// A row without a queue is removed after this time. Before that, another instance may still create the queue.
 const STALE: Duration = Duration::from_secs(3_600);
 
-/// How long after its row the queue of a backlog may be created. The row comes first, and tells the others.
+/// How long after its row a backlog's queue may be created. The row is written first, so that other instances
+/// learn of the backlog.
 const NEW: Duration = Duration::from_secs(30);
 
-/// How many queues without a row are searched for per tick. Each that is missing costs a channel.
-const SOUGHT: usize = 20;
+/// How many queues without a row are searched for per tick. Each missing one costs a channel.
+const SEARCHED: usize = 20;
 
-/// Backlogs that may exist: of these webhooks, in each queue.
+/// Backlogs that may exist without a row: one of each webhook for each queue.
 #[derive(Debug)]
-pub(super) struct Sought {
+pub(super) struct Unsearched {
     webhooks: Vec<Uuid>,
-    /// The next queue for the last of them.
+    /// The next queue for the last webhook.
     queue: usize,
     /// Backlogs whose search failed.
     again: Vec<Key>,
 }
 
-impl Sought {
+impl Unsearched {
     fn new(webhooks: Vec<Uuid>) -> Self {
         Self { webhooks, queue: 0, again: Vec::new() }
     }
@@ -68,8 +69,8 @@ impl Keeper {
                 let cause = error.to_string();
                 if self.not_read.is_news(&cause) {
                     log::warn!(
-                        "backlogs not read cause={cause:?}: backlogs that other instances created are not \
-                         known"
+                        "backlogs not read cause={cause:?}: new backlogs of other instances are unknown \
+                         until then"
                     );
                 }
                 return false;
@@ -92,41 +93,47 @@ impl Keeper {
                     // The instance that closed it may be gone.
                     self.closing.insert(key, Closing::step(false));
                 } else if self.receivers.is_backlog_in_use(queue, row.webhook) {
-                    // To the instance that closed it, it looks empty while this process has all of it in
-                    // hand; with the queue, that would be gone too.
-                    let _ = self.make_sure(key, Held::Behind.label());
+                    // It looks empty to the instance that closed it while this process has all its deliveries
+                    // in hand. They would be lost with the queue.
+                    let _ = self.ensure_open(key, Held::Behind.label());
                 }
-            } else if !self.backlogs.open().contains(&key) && !self.find(key, &row) {
+            } else if !self.backlogs.open().contains(&key) && !self.adopt(key, &row) {
                 return false;
             }
         }
-        self.look_at_webhooks();
+        self.report_standings();
         self.write_missing(&in_table)
     }
 
-    /// Another instance created it, or this one before a restart. Returns false if that can't be
-    /// determined.
-    fn find(&mut self, key: Key, row: &BacklogRow) -> bool {
+    /// Adopts a backlog that another instance created, or this one before a restart, if its queue exists.
+    /// Returns false if the broker didn't answer.
+    fn adopt(&mut self, key: Key, row: &BacklogRow) -> bool {
         let queue = backlog_queue(&row.queue, row.webhook);
         match self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown)) {
-            Ok(Some(_)) => {
+            Ok(Some(waiting)) => {
                 let lasted = clock::now().duration_since(row.since).unwrap_or_default();
-                let away = (row.cause == Held::Breaker.label()).then_some(lasted);
-                // The process that created it may have ended before binding it.
+                // The cause in the row is that of the deliveries that waited last. If none waits any more,
+                // it says nothing about the receiver.
+                let is_away = row.cause == Held::Breaker.label() && waiting > 0;
+                let away = is_away.then_some(lasted);
+                // The process that created the queue may have ended before binding it.
                 let opened = self.ask_broker(|link, shutdown| {
                     link.open_backlog(&row.queue, row.webhook, shutdown)
                 });
                 if let Err(error) = opened {
-                    log::warn!("backlog not bound queue={queue}: {error}");
+                    log::warn!(
+                        "backlog not bound queue={queue}: {error}; until it is bound, its deliveries wait a \
+                         minute each time"
+                    );
                 }
                 self.receivers.restore(key.1, row.class == Class::Slow.label(), away);
-                self.is_there(key, &row.cause, row.since, true);
+                self.add_known(key, &row.cause, row.since, true);
                 true
             }
-            // It is at another broker, or was never created.
+            // The queue is at another broker, or was never created.
             Ok(None) => {
                 let age = clock::now().duration_since(row.since).unwrap_or_default();
-                self.is_one_being_made |= age < NEW;
+                self.is_one_being_created |= age < NEW;
                 if age > STALE {
                     self.close(key);
                 }
@@ -136,7 +143,7 @@ impl Keeper {
         }
     }
 
-    /// Writes missing rows: the table may be an older copy, or was emptied.
+    /// Writes missing rows: the table may have been emptied, or restored from an older copy.
     fn write_missing(&mut self, in_table: &HashSet<Key>) -> bool {
         let known: Vec<Key> = self.backlogs.known().keys().copied().collect();
         for key in known {
@@ -154,21 +161,21 @@ impl Keeper {
                     }
                 }
                 // Another instance removed it.
-                Ok(None) => self.is_no_longer_there(key),
+                Ok(None) => self.remove_known(key),
                 Err(_) => return false,
             }
         }
         true
     }
 
-    /// Searches for queues without a row, a few at a time: the table may be an older copy.
-    pub(super) fn seek(&mut self) {
-        let Some(sought) = &mut self.sought else {
-            self.sought = self.store.webhook_ids().ok().map(Sought::new);
+    /// Searches for queues without a row, a few at a time: the table may have been restored from an older copy.
+    pub(super) fn search(&mut self) {
+        let Some(unsearched) = &mut self.unsearched else {
+            self.unsearched = self.store.webhook_ids().ok().map(Unsearched::new);
             return;
         };
-        let mut keys = sought.take(SOUGHT, self.backlogs.origins.len());
-        // One that is closing has a row.
+        let mut keys = unsearched.take(SEARCHED, self.backlogs.origins.len());
+        // A closing backlog has a row.
         keys.retain(|key| !self.is_known(*key) && !self.closing.contains_key(key));
         if keys.is_empty() {
             return;
@@ -176,7 +183,7 @@ impl Keeper {
         let names: Vec<String> =
             keys.iter().map(|key| backlog_queue(self.origin(*key), key.1)).collect();
         let mut found = Vec::new();
-        let looked = self.ask_broker(|link, shutdown| {
+        let searched = self.ask_broker(|link, shutdown| {
             for (key, queue) in keys.iter().zip(&names) {
                 if link.queue_messages(queue, shutdown)?.is_some() {
                     found.push(*key);
@@ -184,15 +191,15 @@ impl Keeper {
             }
             Ok(())
         });
-        if looked.is_err()
-            && let Some(sought) = &mut self.sought
+        if searched.is_err()
+            && let Some(unsearched) = &mut self.unsearched
         {
-            sought.again = keys;
+            unsearched.again = keys;
         }
         for key in found {
             let queue = backlog_queue(self.origin(key), key.1);
             log::warn!("backlog found queue={queue}: the table `backlogs` had no row for it");
-            let _ = self.make_sure(key, Held::Behind.label());
+            let _ = self.ensure_open(key, Held::Behind.label());
         }
     }
 }
@@ -202,23 +209,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn however_many_queues_there_are_a_few_backlogs_are_sought_at_a_time_and_each_once() {
+    fn a_few_backlogs_at_a_time_are_searched_for_and_each_once() {
         for (webhooks, queues) in [(0, 3), (1, 1), (7, 3), (3, 50)] {
             let ids: Vec<_> = (0..webhooks).map(Uuid::from_u128).collect();
-            let mut sought = Sought::new(ids.clone());
+            let mut unsearched = Unsearched::new(ids.clone());
             let mut all = HashSet::new();
             let mut count = 0;
             loop {
-                let some = sought.take(SOUGHT, queues);
-                assert!(some.len() <= SOUGHT);
+                let some = unsearched.take(SEARCHED, queues);
+                assert!(some.len() <= SEARCHED);
                 if some.is_empty() {
                     break;
                 }
                 // The broker is away once.
                 if count == 0 {
-                    sought.again = some;
-                    assert!(sought.again.len() <= SOUGHT);
-                    let again = sought.take(SOUGHT, queues);
+                    unsearched.again = some;
+                    assert!(unsearched.again.len() <= SEARCHED);
+                    let again = unsearched.take(SEARCHED, queues);
                     count += again.len();
                     all.extend(again);
                     continue;

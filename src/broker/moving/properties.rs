@@ -1,19 +1,19 @@
-//! The properties of a message in its new place: what stays, and what has to be left out.
+//! The properties of a moved message: which are kept, and which have to be left out.
 
 use amiquip::AmqpProperties;
 
 use crate::domain::broker_names::header::{BCC, CC, DELIVERY_COUNT};
 
-/// What was left out that a producer has written.
+/// Which of the producer's properties were left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftOut {
-    /// `user-id`: RabbitMQ takes it only from the user of that name.
+    /// `user-id`: RabbitMQ accepts it only from the user of that name.
     pub(super) user: bool,
-    /// The headers `CC` and `BCC`: they would lead copies to other queues once more.
+    /// The headers `CC` and `BCC`: they would send copies to other queues once more.
     pub(super) copies: bool,
 }
 
-/// What a message is published with by the user `own_user`.
+/// The properties with which the user `own_user` publishes a message again.
 pub(super) fn carried(properties: &AmqpProperties, own_user: &str) -> (AmqpProperties, LeftOut) {
     let mut carried = AmqpProperties::default();
     let mut left_out = LeftOut::default();
@@ -40,7 +40,7 @@ pub(super) fn carried(properties: &AmqpProperties, own_user: &str) -> (AmqpPrope
     );
     if let Some(headers) = properties.headers() {
         let mut headers = headers.clone();
-        // RabbitMQ's own count, of the queue that the message leaves.
+        // RabbitMQ's count of redeliveries by the queue that the message leaves.
         headers.remove(DELIVERY_COUNT);
         let copies = [CC, BCC].map(|name| headers.remove(name));
         left_out.copies = copies.iter().any(Option::is_some);
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_carried_but_what_the_broker_counts_and_what_would_lead_elsewhere() {
+    fn all_properties_are_kept_but_the_brokers_count_and_those_that_would_send_copies() {
         let plain = AmqpProperties::default()
             .with_content_type("application/json".to_owned())
             .with_delivery_mode(2)
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_only_spoken_for_by_himself() {
+    fn a_user_id_is_kept_only_if_it_is_our_own() {
         let own = AmqpProperties::default().with_user_id("me".to_owned());
         assert_eq!(carried(&own, "me"), (own.clone(), LeftOut::default()));
         let left_out = LeftOut { user: true, copies: false };

@@ -1,24 +1,25 @@
-//! How messages are published to their new place.
+//! Publishes moved messages.
 
 use std::time::Instant;
 
-use amiquip::{AmqpProperties, Channel, Confirm, ConfirmSmoother, Publish, Return};
+use amiquip::{AmqpProperties, Channel, Confirm, ConfirmPayload, Publish, Return};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::broker::publisher::CONFIRM_TIMEOUT;
 use crate::broker::{BrokerError, CLOSE_TIMEOUT, KillSwitch, Link, SETUP_TIMEOUT};
 use crate::config::Config;
+use crate::domain::unconfirmed::Unconfirmed;
 use crate::shutdown::Shutdown;
 
-/// A channel that publishes messages as they are, on a connection of its own: during an alarm the broker stops
-/// reading from connections that publish.
+/// A channel that publishes messages unchanged, on a separate connection: during an alarm the broker stops
+/// reading from connections that publish, and acks have to get through.
 pub(super) struct Publishing {
     link: Link,
     queue: String,
     channel: Channel,
     confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
-    smoother: ConfirmSmoother,
+    unconfirmed: Unconfirmed<()>,
     kill: KillSwitch,
 }
 
@@ -33,27 +34,27 @@ impl Publishing {
         let opened = kill.guard(SETUP_TIMEOUT, None, || {
             let channel = link.channel()?;
             let returns = channel.listen_for_returns()?;
-            // In this order, or early confirms would be dropped.
+            // In this order, or early confirms would be lost.
             let confirms = channel.listen_for_publisher_confirms()?;
             channel.enable_publisher_confirms()?;
             Ok((channel, confirms, returns))
         });
         let (channel, confirms, returns) = opened.map_err(|error| link.unavailable(&error))?;
-        let smoother = ConfirmSmoother::new();
-        Ok(Self { link, queue: queue.to_owned(), channel, confirms, returns, smoother, kill })
+        let (queue, unconfirmed) = (queue.to_owned(), Unconfirmed::default());
+        Ok(Self { link, queue, channel, confirms, returns, unconfirmed, kill })
     }
 
-    /// Publishes these, and waits until the broker has all of them.
+    /// Publishes messages, and waits until the broker has confirmed all of them.
     pub(super) fn publish(
         &mut self,
         messages: Vec<(Vec<u8>, AmqpProperties)>,
     ) -> Result<(), BrokerError> {
         let limit = CONFIRM_TIMEOUT + CLOSE_TIMEOUT;
         let kill = self.kill.clone();
-        // Shutdown doesn't end it: a batch that is cut off would be in both places.
+        // Shutdown doesn't end this: the messages of an interrupted batch would be in both queues.
         let published = kill.guard(limit, None, || self.publish_all(messages));
         published.map_err(|problem| {
-            // Otherwise the drop of the channel would wait for an answer.
+            // Otherwise dropping the channel would wait for an answer.
             self.kill.cut();
             BrokerError::Unavailable { address: self.link.address.clone(), problem }
         })
@@ -61,7 +62,6 @@ impl Publishing {
 
     fn publish_all(&mut self, messages: Vec<(Vec<u8>, AmqpProperties)>) -> Result<(), String> {
         let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        let mut unconfirmed = messages.len();
         for (body, properties) in messages {
             let publish = Publish {
                 body: &body,
@@ -70,23 +70,24 @@ impl Publishing {
                 immediate: false,
                 properties,
             };
+            let _ = self.unconfirmed.publish(());
             self.channel.basic_publish("", publish).map_err(|error| error.to_string())?;
         }
-        while unconfirmed > 0 {
-            let confirm = match self.confirms.recv_deadline(deadline) {
-                Ok(confirm) => confirm,
+        while !self.unconfirmed.is_empty() {
+            match self.confirms.recv_deadline(deadline) {
+                Ok(Confirm::Ack(ConfirmPayload { delivery_tag, multiple })) => {
+                    self.unconfirmed.ack(delivery_tag, multiple).for_each(drop);
+                }
+                Ok(Confirm::Nack(_)) => {
+                    return Err(format!(
+                        "the queue {} takes no messages (nack): does a policy set a `max-length`?",
+                        self.queue
+                    ));
+                }
                 Err(RecvTimeoutError::Timeout) => return Err("no confirm in time".to_owned()),
                 Err(RecvTimeoutError::Disconnected) => return Err("connection lost".to_owned()),
-            };
-            // Before the smoother has it: that makes an ack of a nack which a later ack of several covers.
-            if matches!(confirm, Confirm::Nack(_)) {
-                return Err(format!(
-                    "the queue {} takes no messages (nack): has it a `max-length`, by a policy?",
-                    self.queue
-                ));
             }
-            unconfirmed -= self.smoother.process(confirm).count();
-            // A message that was returned is acked, too, after its return.
+            // A returned message is acked too, after its return.
             if let Ok(returned) = self.returns.try_recv() {
                 return Err(format!("the queue {} is gone: {}", self.queue, returned.reply_text));
             }

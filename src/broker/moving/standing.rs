@@ -1,4 +1,4 @@
-//! What a queue is before it is moved, and how far an earlier move has come.
+//! The state of a queue before a move, and how far an earlier move has come.
 
 use super::MoveError;
 use crate::broker::calls::{Calls, QueueCounts, is_refusal};
@@ -9,20 +9,20 @@ use crate::domain::broker_names::{moving_queue, turn_queue};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::shutdown::Shutdown;
 
-/// What a queue is, before it is moved.
+/// The state of a queue before it is moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueStanding {
-    /// Its type, and what it holds; `None` if there is no such queue.
+    /// Its type and counts; `None` if there is no such queue.
     pub queue: Option<(QueueType, QueueCounts)>,
-    /// How many messages an interrupted move has put aside; `None` if there was none.
+    /// How many messages an interrupted move has put aside; `None` if there was no such move.
     pub put_aside: Option<u32>,
 }
 
-/// What a queue is, and what was put aside of it. Changes nothing.
+/// Returns the state of a queue, and how many of its messages were put aside. Changes nothing.
 ///
 /// # Errors
 /// [`MoveError`].
-pub fn look_at(
+pub fn inspect_queue(
     config: &Config,
     shutdown: &Shutdown,
     queue: &str,
@@ -34,7 +34,7 @@ pub fn look_at(
 }
 
 pub(super) fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, MoveError> {
-    // The names of two other queues are made of its name.
+    // Its name is a part of two other queues' names.
     let most = MAX_NAME_BYTES - moving_queue("").len().max(turn_queue("").len());
     if !(1..=most).contains(&queue.len()) {
         return Err(MoveError::Unfit(format!(
@@ -49,7 +49,7 @@ pub(super) fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, Mo
             return Ok(Ok(QueueStanding { queue: None, put_aside }));
         };
         let mut others = Vec::new();
-        // A queue without a type has the virtual host's default, which is classic if it is unset.
+        // A queue without a type has the virtual host's default type: classic, if none is set.
         let kinds = [(Some(QueueType::Quorum), QueueType::Quorum)];
         let classic = [None, Some(QueueType::Classic)].map(|kind| (kind, QueueType::Classic));
         for (declared, kind) in kinds.into_iter().chain(classic) {
@@ -69,14 +69,14 @@ pub(super) fn standing(link: &mut Link, queue: &str) -> Result<QueueStanding, Mo
         Ok(standing) => return Ok(standing),
         Err(problems) => problems,
     };
-    // Rather one that says more than that the queue is of another type.
+    // Prefer an error that says more than that the queue has another type.
     let of_kind = |error: &amiquip::Error| error.to_string().contains(QUEUE_TYPE);
     let telling = problems.iter().find(|error| !of_kind(error)).or(problems.first());
     match telling {
         Some(amiquip::Error::ServerClosedChannel { code: 406, message, .. }) => {
             Err(MoveError::Unfit(format!(
-                "{queue:?} has arguments of its own, which it would lose when it is made anew \
-                 ({message}): set them by a policy, and make the queue by hand"
+                "{queue:?} has other arguments, which it would lose when it is recreated ({message}): set \
+                 them by a policy, and recreate the queue by hand"
             )))
         }
         Some(error) => Err(failed(&address, queue, error).into()),

@@ -1,4 +1,4 @@
-//! The broker's confirm of one message, for the one that published it and waits.
+//! The broker's confirm of one message, for the thread that published it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,18 +9,17 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, select};
 use super::{CONFIRM_TIMEOUT, Slip, TICK};
 use crate::shutdown::Shutdown;
 
-/// How long to wait at shutdown for the confirm of a message that was refused: long enough for it to be
-/// sent to another queue.
+/// How long to wait at shutdown for the confirm of a message that was refused: long enough to reroute it.
 const LAST_CHANCE: Duration = Duration::from_secs(7);
 
-/// A message was not confirmed in time. Nobody knows whether the broker has it, so the message that it
-/// was made of must not be acked.
+/// A message was not confirmed in time. Whether the broker has it is unknown, so the message that it came
+/// from must not be acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("RabbitMQ did not confirm the message")]
 pub struct NotConfirmed;
 
-/// A message on its way; wait for it before anything relies on it. To drop this is to give up: if the
-/// message is not published by then, it won't be.
+/// The outstanding confirm of a message. Wait for it before anything relies on the message. Dropping this
+/// gives up: if the message is not published by then, it won't be.
 #[derive(Debug)]
 #[must_use]
 pub struct Confirmation {
@@ -30,7 +29,7 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// Waits until the broker has the message safely: for minutes, if necessary; from `shutdown` on, as
+    /// Waits until the broker has confirmed the message: for minutes, if necessary; from `shutdown` on, as
     /// long as [`Confirmation::wait_at_end`].
     ///
     /// # Errors
@@ -43,7 +42,7 @@ impl Confirmation {
         }
     }
 
-    /// Waits for a message of little value: it is given up when it is refused once.
+    /// Waits for the confirm of a message of little value: gives up when it is refused once.
     ///
     /// # Errors
     /// [`NotConfirmed`].
@@ -59,7 +58,7 @@ impl Confirmation {
         self.outcome.try_recv().map_err(|_| NotConfirmed)
     }
 
-    /// Waits as long as there is time at shutdown, for one last message.
+    /// Waits for the confirm of one last message, as long as there is time at shutdown.
     ///
     /// # Errors
     /// [`NotConfirmed`].
@@ -84,7 +83,7 @@ impl Confirmation {
         }
     }
 
-    /// For `select!`: it becomes ready when the message is confirmed or given up, but not when
+    /// For `select!`: becomes ready when the message is confirmed or given up, but not when
     /// [`Confirmation::patience`] is over.
     #[must_use]
     pub fn receiver(&self) -> &Receiver<()> {

@@ -1,4 +1,4 @@
-//! A channel in confirm mode: it publishes, and learns what became of each message.
+//! A channel in confirm mode: publishes messages, and reads the broker's answer to each.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use amiquip::{
 use crossbeam_channel::{Receiver, TryRecvError};
 use uuid::Uuid;
 
-use super::{LAST_CONFIRMS, Request, UNROUTED_FOR};
+use super::{LAST_CONFIRMS, Publication, UNROUTED_FOR};
 use crate::broker::outgoing::Outgoing;
 use crate::broker::routes::Routes;
 use crate::broker::topology::WITHOUT_BACKLOG;
@@ -18,15 +18,15 @@ use crate::domain::broker_names::{BACKLOG_EXCHANGE, read_backlog_key};
 use crate::domain::delivery::Value;
 use crate::domain::unconfirmed::Unconfirmed;
 
-/// A channel in confirm mode, with what was published on it and is not confirmed yet.
+/// A channel in confirm mode, with the messages that are not confirmed yet.
 pub(in crate::broker) struct Confirming {
     pub(super) channel: Channel,
     pub(in crate::broker) confirms: Receiver<Confirm>,
     pub(super) returns: Receiver<Return>,
-    pub(in crate::broker) unconfirmed: Unconfirmed<Request>,
-    /// The queues that have taken a message that was refused before.
+    pub(in crate::broker) unconfirmed: Unconfirmed<Publication>,
+    /// The queues that have accepted a message that was refused before.
     pub(super) accepted: Vec<String>,
-    /// Other ways for messages that can't be routed; if `None`, such a message ends the connection.
+    /// Reroutes messages that can't be routed; if `None`, such a message ends the connection.
     pub(super) routes: Option<Routes>,
     /// The queues and webhooks of backlogs that are gone.
     pub(super) gone: Vec<(String, Uuid)>,
@@ -41,7 +41,7 @@ impl Confirming {
     ) -> amiquip::Result<Self> {
         let channel = link.channel()?;
         let returns = channel.listen_for_returns()?;
-        // In this order, or early confirms would be dropped.
+        // In this order, or early confirms would be lost.
         let confirms = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
         Ok(Self {
@@ -56,20 +56,20 @@ impl Confirming {
         })
     }
 
-    pub(in crate::broker) fn publish(&mut self, mut request: Request) {
-        if !request.is_wanted(Instant::now()) {
+    pub(in crate::broker) fn publish(&mut self, mut publication: Publication) {
+        if !publication.is_wanted(Instant::now()) {
             return;
         }
         if let Some(routes) = &self.routes {
-            routes.avoid_refused(&mut request.message);
+            routes.avoid_refused(&mut publication.message);
         }
-        request.published_at = Instant::now();
-        let (tag, request) = self.unconfirmed.publish(request);
-        let Outgoing { exchange, routing_key, message, .. } = &request.message;
+        publication.published_at = Instant::now();
+        let (tag, publication) = self.unconfirmed.publish(publication);
+        let Outgoing { exchange, routing_key, message, .. } = &publication.message;
         let publish = Publish {
             body: &message.body,
             routing_key: routing_key.clone(),
-            mandatory: request.message.is_mandatory(),
+            mandatory: publication.message.is_mandatory(),
             immediate: false,
             properties: properties(message, tag),
         };
@@ -79,29 +79,29 @@ impl Confirming {
     }
 
     pub(in crate::broker) fn confirmed(&mut self, confirm: Confirm) {
-        // A returned message is acked, too, after its return. The two come by different receivers, so
-        // the return may still be waiting.
+        // A returned message is acked too, after its return. The two arrive on different receivers, so the
+        // return may still be waiting.
         while let Ok(returned) = self.returns.try_recv() {
             self.returned(&returned);
         }
         match confirm {
             Confirm::Ack(ConfirmPayload { delivery_tag, multiple }) => {
-                for request in self.unconfirmed.ack(delivery_tag, multiple) {
-                    if request.slip.is_refused.load(Ordering::Relaxed) {
-                        self.accepted.push(request.message.queue());
+                for publication in self.unconfirmed.ack(delivery_tag, multiple) {
+                    if publication.slip.is_refused.load(Ordering::Relaxed) {
+                        self.accepted.push(publication.message.queue());
                     }
-                    // This fails if nobody waits any more; the delivery then counts as not parked.
-                    let _ = request.confirmed.try_send(());
+                    // This fails if nobody waits any more. Then the delivery counts as not parked.
+                    let _ = publication.confirmed.try_send(());
                 }
             }
-            // The queue is full or has no leader; it may take the message later.
+            // The queue is full or has no leader. It may accept the message later.
             Confirm::Nack(ConfirmPayload { delivery_tag, multiple }) => {
                 self.unconfirmed.nack(delivery_tag, multiple);
             }
         }
     }
 
-    /// Takes the confirms that have come. Returns false if no more can come.
+    /// Reads the confirms that have arrived. Returns false if no more can arrive.
     pub(super) fn take_confirms(&mut self) -> bool {
         loop {
             match self.confirms.try_recv() {
@@ -112,50 +112,54 @@ impl Confirming {
         }
     }
 
-    /// Takes what was returned, to be published again: a missing queue is made as soon as somebody learns
-    /// of it. What has waited for [`UNROUTED_FOR`] takes another way.
-    pub(super) fn take_unrouted(&mut self, now: Instant) -> Vec<Request> {
+    /// Takes the returned messages, to be published again: a missing queue is created soon after it was
+    /// noticed. Messages that have waited for [`UNROUTED_FOR`] are rerouted.
+    pub(super) fn take_unrouted(&mut self, now: Instant) -> Vec<Publication> {
         let mut unrouted = self.unconfirmed.take_unrouted();
         if let Some(routes) = &self.routes {
             let is_late =
-                |one: &&mut Request| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
-            for request in unrouted.iter_mut().filter(is_late) {
-                routes.go_around(&mut request.message);
+                |one: &&mut Publication| now.saturating_duration_since(one.since) >= UNROUTED_FOR;
+            for publication in unrouted.iter_mut().filter(is_late) {
+                routes.reroute(&mut publication.message);
             }
         }
         unrouted
     }
 
-    /// Takes the messages for queues that don't answer. The channel then has to be replaced, and closed
-    /// soon: at the broker it may still hold these messages for the queues.
-    pub(super) fn take_unheard(&mut self, confirmed_at: Instant, now: Instant) -> Vec<Request> {
-        self.unconfirmed.take_if(|request| request.is_unheard(confirmed_at, now))
+    /// Takes the messages for queues that don't answer. Then the channel has to be replaced, and closed soon:
+    /// at the broker it may still hold these messages for the queues.
+    pub(super) fn take_unanswered(
+        &mut self,
+        confirmed_at: Instant,
+        now: Instant,
+    ) -> Vec<Publication> {
+        self.unconfirmed.take_if(|publication| publication.is_unanswered(confirmed_at, now))
     }
 
-    /// Drops what nobody waits for any more.
+    /// Drops the messages that nobody waits for any more.
     pub(super) fn forget_unwanted(&mut self, now: Instant) {
-        self.unconfirmed.expire(|request| request.is_wanted(now));
+        self.unconfirmed.expire(|publication| publication.is_wanted(now));
     }
 
-    /// A message was returned: its queue is gone, or not bound. The ack that follows means nothing, so the
-    /// message is taken out before it, and published again.
+    /// Reads the return of a message: its queue is gone, or not bound. The ack that follows means nothing, so
+    /// the message is removed before it, and published again.
     pub(super) fn returned(&mut self, returned: &Return) {
         let tag = returned.properties.correlation_id().as_ref().and_then(|tag| tag.parse().ok());
-        let request = tag.and_then(|tag| self.unconfirmed.take_returned(tag));
+        let publication = tag.and_then(|tag| self.unconfirmed.take_returned(tag));
         if returned.exchange == BACKLOG_EXCHANGE
             && let Some((origin, webhook)) = read_backlog_key(&returned.routing_key)
         {
-            // The backlog was just removed, because it was empty, or somebody has deleted it. A parked
-            // delivery comes back later, and finds or makes another backlog.
-            if let Some(request) = request {
-                let message = request.message.message;
+            // The backlog was empty and has just been removed, or somebody has deleted it. A parked delivery
+            // comes back later, and finds or creates another backlog.
+            if let Some(publication) = publication {
+                let message = publication.message.message;
                 let message = Outgoing::park(message, WITHOUT_BACKLOG.into(), origin);
-                self.publish(Request { message, ..request });
+                self.publish(Publication { message, ..publication });
             }
             self.gone.push((origin.to_owned(), webhook));
             return;
         }
-        self.unconfirmed.keep_unrouted(request);
+        self.unconfirmed.keep_unrouted(publication);
         match &self.routes {
             Some(routes) => routes.returned(&returned.exchange, &returned.routing_key),
             None => {
@@ -167,13 +171,13 @@ impl Confirming {
         }
     }
 
-    /// Closes the channel. Returns what has to be published again on another one, and if the broker has
-    /// closed this one, why.
+    /// Closes the channel. Returns the messages that have to be published again on another one and, if the
+    /// broker closed this one, the reason.
     pub(in crate::broker) fn into_unconfirmed(
         mut self,
         kill: &KillSwitch,
-    ) -> (Vec<Request>, Option<String>) {
-        // What is confirmed by now need not be published twice.
+    ) -> (Vec<Publication>, Option<String>) {
+        // Messages that are confirmed by then need not be published twice.
         let deadline = Instant::now() + LAST_CONFIRMS;
         while !self.unconfirmed.is_empty() {
             match self.confirms.recv_deadline(deadline) {
@@ -181,9 +185,9 @@ impl Confirming {
                 Err(_) => break,
             }
         }
-        // It waits for an answer, and the connection may hang.
+        // Closing waits for an answer, and the connection may hang.
         let closed_by = match kill.guard(CLOSE_TIMEOUT, None, || self.channel.close()) {
-            // Without the channel's number: another number is no other cause.
+            // Without the channel's number: another number would count as another cause.
             Err(amiquip::Error::ServerClosedChannel { message, .. }) => Some(message),
             _ => None,
         };
@@ -204,7 +208,7 @@ fn properties(message: &Message, tag: u64) -> AmqpProperties {
     let mut properties = AmqpProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers)
-        // A returned message has no tag; this tells which one it was.
+        // A returned message has no tag. This identifies it.
         .with_correlation_id(tag.to_string());
     if let Some(content_type) = &message.content_type {
         properties = properties.with_content_type(content_type.clone());

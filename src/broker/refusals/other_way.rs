@@ -1,4 +1,4 @@
-//! The decision which other way a message takes whose queue refuses.
+//! Decides how a message is rerouted if its queue refuses it.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use crate::domain::broker_names::{dead_queue, header, retry_queue};
 use crate::domain::delivery::Value;
 use crate::domain::time::Span;
 
-/// A delivery that no wait queue has taken by then goes to the retry lane, where it is attempted at once:
-/// that is at most one attempt in this time.
+/// If no wait queue has accepted a delivery for this long, it goes to the retry lane, where it is attempted at
+/// once: at most one attempt in this time.
 const LAST_RESORT: Duration = Duration::from_secs(60);
 
-/// Another way for a message whose queue refuses, by one of the wait queues that work (of the delays
-/// `takes`, shortest first); `None` if there is no way, or not yet. `waited` is for how long it has waited
-/// for its queue, and `is_crowded` says that many others do.
+/// Reroutes a message whose queue refuses it, through one of the working wait queues (of the delays `takes`,
+/// shortest first); `None` if it has to stay, at least for now. `waited` is how long it has waited for its
+/// queue, and `is_crowded` is whether many others do.
 pub(super) fn other_way(
     message: &Outgoing,
     takes: &[Span],
@@ -27,8 +27,8 @@ pub(super) fn other_way(
         Instead::Nowhere => return None,
         Instead::OtherWait(delay, origin) => (origin, *delay),
         Instead::NoBacklog(origin) => (origin, a_minute),
-        // Soon, so that it arrives shortly after its queue has recovered. Many would only go round in
-        // circles.
+        // The shortest delay, so that it arrives soon after its queue has recovered. If there are many, they
+        // would only go round in circles.
         Instead::DeadLater(origin) if is_crowded => (origin, a_minute),
         Instead::DeadLater(origin) => (origin, Duration::ZERO.into()),
     };
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_to_wait_waits_longer_or_else_shorter_and_in_the_end_is_tried_at_once() {
+    fn a_waiting_delivery_waits_longer_or_else_shorter_and_finally_is_attempted_at_once() {
         check_other_way(&park("4s"), &["1s", "1m", "5m"], 5, Some("webhooks.wait.1m"));
         check_other_way(&park("5m"), &["1s", "4s"], 5, Some("webhooks.wait.4s"));
         check_other_way(&park("4s"), &[], 59, None);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn where_it_came_from_is_the_only_place_for_anything_else() {
+    fn any_other_message_is_not_rerouted() {
         check_other_way(&Outgoing::to_queue(Message::default(), "q"), &["1s"], 99, None);
         check_other_way(&Outgoing::hand_over(Message::default(), "q"), &["1s"], 99, None);
     }

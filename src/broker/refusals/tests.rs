@@ -12,17 +12,17 @@ fn delays() -> Vec<Span> {
     ["1s", "4s", "1m", "5m"].map(span).into()
 }
 
-/// A request that was made so long ago, and whoever waits for it.
-fn request(message: Outgoing, ago: Duration) -> (Request, Arc<Slip>) {
+/// A publication of that age, and the slip that keeps it wanted.
+fn publication(message: Outgoing, ago: Duration) -> (Publication, Arc<Slip>) {
     let slip: Arc<Slip> = Arc::default();
     let now = Instant::now();
     let since = now.checked_sub(ago).expect("the machine is up for longer");
     let deadline = now + Duration::from_secs(60);
     let (confirmed, _) = bounded(1);
     let published_at = since;
-    let request =
-        Request { message, since, published_at, deadline, confirmed, slip: Arc::clone(&slip) };
-    (request, slip)
+    let publication =
+        Publication { message, since, published_at, deadline, confirmed, slip: Arc::clone(&slip) };
+    (publication, slip)
 }
 
 fn dead() -> Outgoing {
@@ -54,11 +54,11 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
     let mut refusals = Refusals::new(delays(), Vec::new());
     let board = refusals.board();
     let shown = || board.lock().expect("nobody panicked").clone();
-    let (old, _old) = request(dead(), Duration::from_secs(4));
-    let (new, slip) = request(dead(), Duration::from_secs(2));
-    let (other, _other) = request(park("1s"), Duration::ZERO);
+    let (old, _old) = publication(dead(), Duration::from_secs(4));
+    let (new, slip) = publication(dead(), Duration::from_secs(2));
+    let (other, _other) = publication(park("1s"), Duration::ZERO);
     assert!(refusals.put_aside(old).is_some(), "nothing is known yet");
-    let (old, _old) = request(dead(), Duration::from_secs(4));
+    let (old, _old) = publication(dead(), Duration::from_secs(4));
     refusals.refuse(vec![new]);
     assert!(slip.is_refused.load(Ordering::Relaxed));
     assert!(refusals.put_aside(other).is_some(), "another queue");
@@ -69,7 +69,7 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
     assert_eq!((queue.as_str(), messages, refused), ("q.dead", 2, 1));
     assert!(since.is_some());
 
-    let probes = refusals.probes();
+    let probes = refusals.take_probes();
     assert_eq!(probes.len(), 1);
     assert!(now.saturating_duration_since(probes[0].since) >= Duration::from_secs(4));
     assert!(!refusals.is_trial_due(now + LATER), "its answer is to come");
@@ -83,22 +83,22 @@ fn a_queue_that_refuses_is_shown_until_it_has_been_calm_and_its_messages_are_kep
 }
 
 #[test]
-fn what_nobody_waits_for_is_dropped() {
+fn messages_that_nobody_waits_for_are_dropped() {
     let mut refusals = Refusals::new(delays(), vec!["q".to_owned()]);
-    let (kept, _slip) = request(dead(), Duration::ZERO);
-    refusals.refuse(vec![kept, request(dead(), Duration::ZERO).0]);
+    let (kept, _slip) = publication(dead(), Duration::ZERO);
+    refusals.refuse(vec![kept, publication(dead(), Duration::ZERO).0]);
     refusals.forget_recovered(Instant::now());
     assert_eq!(refusals.take_all().len(), 1);
 }
 
 #[test]
-fn some_are_kept_for_seconds_and_the_others_go_another_way_at_once() {
+fn some_are_kept_for_seconds_and_the_others_are_rerouted_at_once() {
     let mut refusals = Refusals::new(delays(), Vec::new());
-    let (requests, _slips): (Vec<_>, Vec<_>) =
-        (0..20).map(|_| request(dead(), Duration::ZERO)).unzip();
-    refusals.refuse(requests);
+    let (publications, _slips): (Vec<_>, Vec<_>) =
+        (0..20).map(|_| publication(dead(), Duration::ZERO)).unzip();
+    refusals.refuse(publications);
     let now = Instant::now();
-    assert_eq!(refusals.send_elsewhere(now).len(), 20 - MOST_IN_HAND);
-    assert!(refusals.send_elsewhere(now).is_empty());
-    assert_eq!(refusals.send_elsewhere(now + IN_HAND).len(), MOST_IN_HAND);
+    assert_eq!(refusals.take_rerouted(now).len(), 20 - MOST_IN_HAND);
+    assert!(refusals.take_rerouted(now).is_empty());
+    assert_eq!(refusals.take_rerouted(now + IN_HAND).len(), MOST_IN_HAND);
 }

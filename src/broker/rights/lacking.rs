@@ -1,23 +1,23 @@
-//! Missing rights, in words: what the user may not do, and the command that grants it.
+//! Describes missing permissions, with the commands that grant them.
 
 use std::collections::BTreeSet;
 
 use super::Flaw;
 use crate::config::Config;
 
-/// How many missing rights of each kind are listed.
+/// How many missing permissions of each kind are listed.
 const MOST_TOLD: usize = 5;
 
-/// A right that the user doesn't have.
+/// A permission that the user doesn't have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lacking {
-    /// Which right, and to what.
+    /// Which permission, and for which object.
     Right(&'static str, String),
-    /// A topic permission of an exchange: the exchange, and which right for which routing key.
+    /// A topic permission: the exchange, and which permission for which routing key.
     Topic(&'static str, String),
 }
 
-/// A queue in a sentence.
+/// A queue, for a sentence.
 pub(super) fn queue_named(name: &str) -> String {
     format!("queue {name:?}")
 }
@@ -29,8 +29,9 @@ pub(super) fn exchange_named(name: &str) -> String {
     }
 }
 
-/// The arguments of RabbitMQ's `set_permissions`: three patterns, for the rights to configure, to write and to
-/// read. They are the least that `run` and the commands need, including the right to make the event queues.
+/// The arguments of RabbitMQ's `set_permissions`: three patterns, for the permissions to configure, to write
+/// and to read. They are the least that `run` and the commands need, including the permission to create the
+/// event queues.
 #[must_use]
 fn least_rights(config: &Config) -> [String; 3] {
     let names: Vec<String> = config.queues.iter().map(|queue| escaped(&queue.name)).collect();
@@ -42,7 +43,7 @@ fn least_rights(config: &Config) -> [String; 3] {
     ]
 }
 
-/// The rights that the user doesn't have, in one sentence, and the commands that grant them.
+/// A sentence with the permissions that the user doesn't have, and the commands that grant them.
 pub(super) fn lack_of_rights(lacking: &BTreeSet<Lacking>, config: &Config) -> Option<Flaw> {
     if lacking.is_empty() {
         return None;
@@ -90,7 +91,7 @@ pub(super) fn lack_of_rights(lacking: &BTreeSet<Lacking>, config: &Config) -> Op
         }));
     }
     let problem =
-        format!("{}. User {user:?} has no right {}", remedies.join("; "), parts.join("; "));
+        format!("{}. User {user:?} lacks the permission {}", remedies.join("; "), parts.join("; "));
     Some(Flaw::fatal("rights".to_owned(), format!("run: {problem}")))
 }
 
@@ -108,7 +109,7 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The pattern that matches a name and nothing else.
+/// The pattern that matches only this name.
 fn escaped(name: &str) -> String {
     let mut pattern = String::with_capacity(name.len());
     for c in name.chars() {
@@ -127,7 +128,7 @@ mod tests {
     use crate::domain::broker_names::WAIT_EXCHANGE;
 
     #[test]
-    fn lacking_rights_are_told_with_the_command_that_grants_them() {
+    fn missing_permissions_are_listed_with_the_command_that_grants_them() {
         let config = Settings::default().read().expect("the defaults");
         assert_eq!(lack_of_rights(&BTreeSet::new(), &config), None);
         let names = ["a", "b", "c", "d", "e", "f", "g"];

@@ -1,7 +1,7 @@
 //! The checks at the broker: whether it answers, and whether `run` would be allowed to do what it does.
 
 use super::{Finding, Level};
-use crate::broker::{Flaw, Link, Presence, Topology, look_for_flaws};
+use crate::broker::{Flaw, Link, QueuePresence, Topology, find_flaws};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
 
@@ -15,7 +15,7 @@ pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
     let tls = if config.amqp.tls.is_some() { ", by TLS" } else { "" };
     let detail = format!("RabbitMQ {} at {}{tls}", link.version(), config.amqp);
     findings.push(Finding::ok("broker", detail));
-    match look_for_flaws(&mut link, config, shutdown) {
+    match find_flaws(&mut link, config, shutdown) {
         Err(error) => findings.push(Finding::fail("rights", error)),
         Ok(flaws) => {
             if flaws.iter().all(|flaw| flaw.subject != "rights") {
@@ -26,10 +26,10 @@ pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
             }));
         }
     }
-    match Topology::of(config).look(&mut link, shutdown) {
+    match Topology::of(config).check(&mut link, shutdown) {
         Err(error) => findings.push(Finding::fail("topology", error)),
         Ok(queues) => {
-            for Presence { queue, messages } in queues {
+            for QueuePresence { queue, messages } in queues {
                 let name = format!("queue {queue}");
                 // Its problem has been reported.
                 if findings.iter().any(|finding| finding.name == name) {

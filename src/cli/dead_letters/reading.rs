@@ -25,7 +25,7 @@ const MOST_OF_ERROR: usize = 300;
 
 pub(super) fn list(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let mut groups = DeadLetterGroups::default();
-    let to_renew = dead_letters::look_first(scope, |letter, _| groups.add(letter))?;
+    let to_renew = dead_letters::read_first(scope, |letter, _| groups.add(letter))?;
     let groups = groups.largest_first();
     if common.output.json {
         print_json(&groups)?;
@@ -76,7 +76,7 @@ fn renew(to_renew: ToRenew<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
 
 pub(super) fn list_each(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let mut letters = Vec::new();
-    let to_renew = dead_letters::look_first(scope, |letter, _| letters.push(letter))?;
+    let to_renew = dead_letters::read_first(scope, |letter, _| letters.push(letter))?;
     letters.sort_by_key(|letter| letter.dead_at);
     if common.output.json {
         print_json(&letters)?;
@@ -112,7 +112,7 @@ pub(super) fn list_each(scope: DeadLetterScope<'_>, common: &Common) -> Result<(
 
 pub(super) fn show(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     let (mut shown, mut documents) = (Vec::new(), Vec::new());
-    let to_renew = dead_letters::look_first(scope, |letter, message| {
+    let to_renew = dead_letters::read_first(scope, |letter, message| {
         if common.output.json {
             documents.push(as_json(&letter, message));
         } else {

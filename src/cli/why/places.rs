@@ -130,7 +130,7 @@ fn search_queues(config: &Config, queues: &[String], selection: &Selection) -> D
             shutdown: &shutdown,
         };
         if orphaned > 0 || !filled.is_empty() {
-            dead_letters::look(scope, |letter, _| letters.push(letter))?;
+            dead_letters::read(scope, |letter, _| letters.push(letter))?;
         }
         Ok(())
     };

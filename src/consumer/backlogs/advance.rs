@@ -1,4 +1,4 @@
-//! How backlogs move on: by what is given, by what workers have done, and by what may begin now.
+//! What moves backlogs on: messages from the broker, events from workers, and deliveries that may begin now.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use amiquip::ConsumerMessage;
 use crossbeam_channel::TryRecvError;
 use uuid::Uuid;
 
-use super::queue::{self, Done, Event, Queue, Task};
+use super::queue::{self, Assignment, Done, Queue, WorkerReport};
 use super::{Backlog, Drain, SOON, lost};
 use crate::consumer::{Ended, closed};
 use crate::domain::pace::Hold;
 use crate::pipeline::Missing;
 
-/// How many of these are asked for when a request has ended. It makes room for one; others may be
-/// refused for reasons of their own.
+/// How many waiting backlogs are asked for when a request has ended. That makes room for one delivery, but some
+/// may be refused for other reasons.
 const ASKED: usize = 8;
 
 impl Drain<'_, '_> {
@@ -26,12 +26,12 @@ impl Drain<'_, '_> {
             false => self.expecting.iter().copied().collect(),
         };
         for webhook in webhooks {
-            let mut given = Vec::new();
+            let mut deliveries = Vec::new();
             let mut is_gone = false;
             if let Some(Backlog { consumer: Some(consumer), .. }) = self.backlogs.get(&webhook) {
                 loop {
                     match consumer.receiver().try_recv() {
-                        Ok(ConsumerMessage::Delivery(delivery)) => given.push(delivery),
+                        Ok(ConsumerMessage::Delivery(delivery)) => deliveries.push(delivery),
                         Ok(ConsumerMessage::ServerCancelled) => {
                             is_gone = true;
                             break;
@@ -48,20 +48,20 @@ impl Drain<'_, '_> {
                 }
             }
             if is_gone {
-                self.is_gone(webhook);
-            } else if !given.is_empty() {
-                self.are_given(webhook, given);
+                self.remove_gone(webhook);
+            } else if !deliveries.is_empty() {
+                self.add_deliveries(webhook, deliveries);
                 self.advance(webhook);
             }
         }
         Ok(())
     }
 
-    /// The queue was deleted, or RabbitMQ ended its consumer.
-    pub(super) fn is_gone(&mut self, webhook: Uuid) {
+    /// Removes a backlog whose queue was deleted, or whose consumer RabbitMQ ended.
+    pub(super) fn remove_gone(&mut self, webhook: Uuid) {
         self.forget(webhook);
         self.known.remove(&webhook);
-        self.context.backlogs.lost(self.lane.number, webhook);
+        self.context.backlogs.report_lost(self.lane.number, webhook);
     }
 
     pub(super) fn take_events(&mut self) -> Result<(), Ended> {
@@ -71,9 +71,9 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn take_event(&mut self, event: Event) -> Result<(), Ended> {
+    pub(super) fn take_event(&mut self, event: WorkerReport) -> Result<(), Ended> {
         match event {
-            Event::Done(Done { queue, delivery, is_kept }) => {
+            WorkerReport::Done(Done { queue, delivery, is_kept }) => {
                 if !is_kept {
                     return Err(Ended::Missing(Missing::Confirm));
                 }
@@ -81,8 +81,7 @@ impl Drain<'_, '_> {
                 let tally = self.context.pipeline.tally();
                 tally.finished(1);
                 tally.let_go(1);
-                // Its queue may have been deleted and replaced by another, which doesn't know this
-                // message.
+                // Its queue may have been deleted and recreated, and then doesn't contain this message.
                 let is_its = |backlog: &&mut Backlog<'_>| Arc::ptr_eq(&backlog.queue, &queue);
                 if let Some(backlog) = self.backlogs.get_mut(&queue.webhook()).filter(is_its) {
                     backlog.in_hand -= 1;
@@ -91,12 +90,12 @@ impl Drain<'_, '_> {
                 }
                 Ok(())
             }
-            Event::Look(webhook) => {
+            WorkerReport::Check(webhook) => {
                 self.advance(webhook);
                 Ok(())
             }
-            Event::Unwanted(webhook, why) => self.drop_all(webhook, why),
-            Event::Panicked => panic!("a delivery of a backlog panicked"),
+            WorkerReport::Unwanted(webhook, why) => self.drop_all(webhook, why),
+            WorkerReport::Panicked => panic!("a delivery of a backlog panicked"),
         }
     }
 
@@ -112,7 +111,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    fn start(&self, queue: &Arc<Queue>, task: Task) {
+    fn start(&self, queue: &Arc<Queue>, task: Assignment) {
         self.context.pipeline.tally().taken();
         let work = queue::work(Arc::clone(&self.shared), Arc::clone(queue), task);
         // If no thread can be started, this one does the work, and all other backlogs wait.
@@ -130,7 +129,7 @@ impl Drain<'_, '_> {
         else {
             return;
         };
-        // A request releases its capacity before its thread is done. On a busy machine, or while the
+        // A request releases its capacity before its thread has finished. On a busy machine, or while the
         // broker confirms slowly, threads would pile up.
         let has_thread =
             || self.shared.at_work.load(Ordering::Relaxed) < usize::from(self.lane.capacity);
@@ -156,8 +155,8 @@ impl Drain<'_, '_> {
             return;
         }
         let wait = state.wait();
-        // If it hasn't begun before it is too old, it leaves the backlog then, unless PostgreSQL has to
-        // be asked first.
+        // If it hasn't begun by the time that it is too old, it leaves the backlog then, unless PostgreSQL has
+        // to be asked first.
         let head = state.ready.front().filter(|_| !state.is_missing);
         let expires_in = head.map(|head| self.context.pipeline.expires_in(&head.waiting));
         backlog.due = expires_in.and_then(|left| now.checked_add(left));
@@ -180,7 +179,7 @@ impl Drain<'_, '_> {
         let has_rung = self.bell.try_recv().is_ok();
         let most = if now >= self.asked_soon_at + SOON {
             self.asked_soon_at = now;
-            // Limited to this rate, however often the table changes.
+            // At most once per SOON, however often the table changes.
             if std::mem::take(&mut self.have_changed) {
                 self.ask_for_all()?;
             }
@@ -201,7 +200,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Enters a backlog in the lists of what it waits for.
+    /// Updates the lists of backlogs that expect messages, wait for capacity, or are due.
     pub(super) fn list(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         put(&mut self.expecting, webhook, backlog.in_hand < usize::from(backlog.prefetch));

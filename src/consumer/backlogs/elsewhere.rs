@@ -1,7 +1,8 @@
-//! Backlogs that another instance consumes, because it has all that their webhooks' limits allow.
+//! Backlogs that another instance consumes, because that instance sends all requests that their webhooks'
+//! limits allow.
 //!
-//! RabbitMQ delivers a backlog to any one of its consumers. So an instance that may not send from it
-//! doesn't consume it, and hands back in order what it got.
+//! RabbitMQ delivers a backlog to any one of its consumers. So an instance that may not send from it doesn't
+//! consume it, and hands back in order the messages that it got.
 
 use std::ops::Bound;
 use std::time::{Duration, Instant};
@@ -13,18 +14,17 @@ use crate::consumer::Ended;
 use crate::domain::instances::SentBy;
 use crate::domain::pace::Hold;
 
-/// How many backlogs are checked per tick for a change of ownership. Each may need a query to
-/// PostgreSQL.
-const LOOKED_AT: usize = 20;
+/// How many backlogs are checked per tick for a change of ownership. Each may need a query to PostgreSQL.
+const CHECKED: usize = 20;
 
-/// A backlog whose existence alone makes one instance the sender is removed after it has been empty,
-/// without a reached limit, for this long. Meanwhile all deliveries to its webhook go through it, at
-/// twice the work.
+/// Sometimes one instance is the only sender just because the backlog exists. Such a backlog is removed when it
+/// has been empty, and no limit was reached, for this long. Until then all deliveries to its webhook go through
+/// it, at twice the work.
 const CALM: Duration = Duration::from_secs(60);
 
 impl Drain<'_, '_> {
-    /// Whether another instance should send the first delivery of a backlog. If so, and nothing of it is
-    /// under way any more, this instance stops consuming it; both together would exceed the limit.
+    /// Whether another instance should send the first delivery of a backlog. If so, this instance stops
+    /// consuming it once none of its deliveries is under way; both together would exceed the limit.
     pub(super) fn leave_to_its_sender(&mut self, webhook: Uuid) -> Result<bool, Ended> {
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(false) };
         let (is_elsewhere, is_busy) = {
@@ -40,24 +40,24 @@ impl Drain<'_, '_> {
 
     fn leave(&mut self, webhook: Uuid) -> Result<(), Ended> {
         self.release(webhook)?;
-        self.is_left(webhook);
+        self.mark_elsewhere(webhook);
         Ok(())
     }
 
-    /// Marks it as consumed by another instance.
-    pub(super) fn is_left(&mut self, webhook: Uuid) {
+    /// Marks a backlog as consumed by another instance.
+    pub(super) fn mark_elsewhere(&mut self, webhook: Uuid) {
         if let Some(backlog) = self.backlogs.get_mut(&webhook) {
             log::debug!("backlog left to another instance webhook={webhook}");
             backlog.queue.state().hold = None;
-            backlog.is_elsewhere = true;
+            (backlog.is_elsewhere, backlog.is_ours) = (true, false);
             (backlog.due, backlog.resume_at, backlog.oldest) = (None, None, None);
             self.context.receivers.set_elsewhere(self.lane.number, webhook, true);
         }
     }
 
-    /// Starts to consume backlogs that became ours, and stops with those that no longer are: all of them
-    /// if the instances have changed, otherwise some of them, because webhooks change too.
-    pub(super) fn look_whose_they_are(&mut self, now: Instant) -> Result<(), Ended> {
+    /// Starts to consume backlogs that became ours, and stops consuming those that no longer are. Checks all of
+    /// them if the instances have changed, otherwise some of them, because webhooks change too.
+    pub(super) fn check_owners(&mut self, now: Instant) -> Result<(), Ended> {
         let changes = self.context.receivers.changes_of_instances();
         let have_changed = changes != self.instances_seen;
         if have_changed {
@@ -65,25 +65,20 @@ impl Drain<'_, '_> {
             self.have_changed = true;
         }
         let is_sharing = self.context.receivers.is_sharing();
-        let most = if have_changed { self.backlogs.len() } else { LOOKED_AT };
-        for webhook in self.next_to_look_at(most) {
+        let most = if have_changed { self.backlogs.len() } else { CHECKED };
+        for webhook in self.next_to_check(most) {
             let was_elsewhere = self.backlogs.get(&webhook).is_some_and(|one| one.is_elsewhere);
             if !is_sharing && !was_elsewhere {
                 continue;
             }
             let Some(sent_by) = self.sent_by(webhook) else { return Ok(()) };
-            self.look_whose_it_is(webhook, sent_by, now)?;
+            self.check_owner(webhook, sent_by, now)?;
         }
         self.instances_seen = changes;
         Ok(())
     }
 
-    fn look_whose_it_is(
-        &mut self,
-        webhook: Uuid,
-        sent_by: SentBy,
-        now: Instant,
-    ) -> Result<(), Ended> {
+    fn check_owner(&mut self, webhook: Uuid, sent_by: SentBy, now: Instant) -> Result<(), Ended> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let is_idle = backlog.in_hand == 0 && backlog.consumer.is_some();
         match sent_by {
@@ -113,7 +108,7 @@ impl Drain<'_, '_> {
         }
         let database = self.context.metrics.health().database();
         if !database.is_up() {
-            // Each query would time out in turn, and all other backlogs would wait for that.
+            // Each query would time out in turn, while all other backlogs wait.
             return None;
         }
         let asked = self.context.pipeline.sent_by(webhook);
@@ -121,15 +116,15 @@ impl Drain<'_, '_> {
     }
 
     /// The next `most` backlogs, in rotation.
-    fn next_to_look_at(&mut self, most: usize) -> Vec<Uuid> {
-        let after = self.looked_at.map_or(Bound::Unbounded, Bound::Excluded);
+    fn next_to_check(&mut self, most: usize) -> Vec<Uuid> {
+        let after = self.last_checked.map_or(Bound::Unbounded, Bound::Excluded);
         let some = self.backlogs.range((after, Bound::Unbounded)).map(|(webhook, _)| *webhook);
         let mut some: Vec<Uuid> = some.take(most).collect();
         let more = self.backlogs.keys().take(most - some.len()).copied();
         some.extend(more);
         // The wrapped-around part may repeat some of the first.
         some.truncate(self.backlogs.len());
-        self.looked_at = some.last().copied();
+        self.last_checked = some.last().copied();
         some
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of backlogs and of their webhooks.
+//! Changes of backlogs and of their webhooks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Drain<'_, '_> {
             match news {
                 News::Opened(webhook) => self.add(webhook)?,
                 News::Removed(webhook) => self.remove(webhook)?,
-                News::Standing(webhook, standing) => self.has_changed(webhook, standing)?,
+                News::Standing(webhook, standing) => self.apply_standing(webhook, standing)?,
                 News::Changed => self.have_changed = true,
             }
         }
@@ -51,6 +51,7 @@ impl Drain<'_, '_> {
             queue: Arc::new(Queue::new(webhook)),
             consumer: None,
             is_elsewhere: false,
+            is_ours: false,
             limited_at: now,
             prefetch: 0,
             in_hand: 0,
@@ -63,21 +64,21 @@ impl Drain<'_, '_> {
             is_soon: false,
             quiet_since: now,
             is_empty: false,
-            look_at: now,
-            look_again: TICK,
+            check_at: now,
+            check_interval: TICK,
             oldest: None,
-            looks_in_vain: 0,
+            futile_checks: 0,
             noted: None,
             noted_at: now.checked_sub(NOTE_INTERVAL).unwrap_or(now),
         };
         self.backlogs.insert(webhook, backlog);
         if self.sent_by(webhook) == Some(SentBy::Other) {
-            self.is_left(webhook);
+            self.mark_elsewhere(webhook);
         } else {
             self.consume(webhook, 1)?;
         }
         match self.known.get(&webhook) {
-            Some(standing) => self.has_changed(webhook, *standing),
+            Some(standing) => self.apply_standing(webhook, *standing),
             None => Ok(()),
         }
     }
@@ -88,8 +89,8 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Forgets a backlog except for what is under way, whose acks will find no queue. It leaves all
-    /// lists at once, because another backlog may be created before they are read again.
+    /// Forgets a backlog. Deliveries under way are still acked. It leaves all lists at once, because another
+    /// backlog may be created before they are read again.
     pub(super) fn forget(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.remove(&webhook) else { return };
         self.forget_unanswered(webhook);
@@ -103,8 +104,8 @@ impl Drain<'_, '_> {
         self.stop_queue(&backlog.queue);
     }
 
-    /// Its webhook was paused, resumed, disabled or deleted.
-    fn has_changed(&mut self, webhook: Uuid, standing: Option<Standing>) -> Result<(), Ended> {
+    /// Reacts to a webhook that was paused, resumed, disabled or deleted.
+    fn apply_standing(&mut self, webhook: Uuid, standing: Option<Standing>) -> Result<(), Ended> {
         match standing {
             Some(Standing::Enabled) => {
                 let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
@@ -120,7 +121,7 @@ impl Drain<'_, '_> {
                 }
                 Ok(())
             }
-            // The next request for an attempt notices it.
+            // The next request for an attempt is refused.
             Some(Standing::Paused) => Ok(()),
             Some(Standing::Disabled) => self.drop_all(webhook, Dropped::Disabled),
             None => self.drop_all(webhook, Dropped::Deleted),
@@ -135,12 +136,12 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Deliveries that were refused because of their webhook's former settings may begin now.
+    /// Asks again for deliveries that were refused because of their webhook's former settings.
     pub(super) fn ask_for_all(&mut self) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
         for webhook in webhooks {
             let Some(backlog) = self.backlogs.get(&webhook) else { continue };
-            // A limit is the only reason that is a setting.
+            // Limits are the only settings that hold up a delivery.
             if !matches!(backlog.queue.state().hold, Some(Hold::Limit(..))) {
                 continue;
             }

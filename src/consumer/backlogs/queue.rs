@@ -26,28 +26,29 @@ pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) lane: Arc<Lane>,
     /// To the consuming thread.
-    pub(super) events: Sender<Event>,
+    pub(super) events: Sender<WorkerReport>,
     /// The number of threads that work on messages.
     pub(super) at_work: AtomicUsize,
 }
 
 /// What the working threads report to the consuming thread.
 #[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
-pub(super) enum Event {
-    /// A message has to be acked; or the session is over, if what follows from it wasn't confirmed.
+pub(super) enum WorkerReport {
+    /// A message was handled. It has to be acked; or if its follow-up wasn't confirmed, the session is over.
     Done(Done),
-    /// Something holds up a backlog.
-    Look(Uuid),
-    /// A webhook turned out to be deleted or disabled before any notification of it.
+    /// Whether more of this webhook's deliveries may begin has to be checked.
+    Check(Uuid),
+    /// A webhook turned out to be deleted or disabled before any notification of that.
     Unwanted(Uuid, Dropped),
     /// A thread panicked. This ends the process, as a panic of the consuming thread would.
     Panicked,
 }
 
 pub(super) struct Done {
-    /// The backlog it came from.
+    /// The backlog that it came from.
     pub(super) queue: Arc<Queue>,
     pub(super) delivery: amiquip::Delivery,
+    /// Whether the broker has confirmed its follow-up, if there is one.
     pub(super) is_kept: bool,
 }
 
@@ -60,7 +61,7 @@ pub(super) struct Item {
 }
 
 /// A message to work on.
-pub(super) struct Task {
+pub(super) struct Assignment {
     item: Item,
     /// The attempt to make; `None` if it leaves the backlog without one.
     attempt: Option<(Box<Webhook>, Attempt)>,
@@ -78,7 +79,7 @@ pub(super) struct State {
     pub(super) ready: VecDeque<Item>,
     /// How many are being worked on.
     pub(super) under_way: usize,
-    /// Why the first one was last refused.
+    /// Why the first one was last refused an attempt.
     pub(super) hold: Option<Hold>,
     /// Whether PostgreSQL has to be asked first.
     pub(super) is_missing: bool,
@@ -91,7 +92,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// How long until the first one can be asked for again; zero if that depends on other requests.
+    /// How long until the first one can be asked for again; zero if that depends on the end of other requests.
     pub(super) fn wait(&self) -> Duration {
         if self.is_missing {
             return MISSING;
@@ -130,13 +131,13 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Receives the call of the first delivery while that waits for capacity.
+    /// The receiver on which the first delivery is called, while it waits for capacity.
     pub(super) fn in_line(&self) -> Option<Receiver<Result<Attempt, Refusal>>> {
         self.state().in_line.as_ref().map(|(_, in_line)| in_line.called().clone())
     }
 
     /// Takes the first one if it may begin now.
-    pub(super) fn next(self: &Arc<Self>, shared: &Shared) -> Option<Task> {
+    pub(super) fn next(self: &Arc<Self>, shared: &Shared) -> Option<Assignment> {
         let mut state = self.state();
         if state.is_over || state.in_line.is_some() {
             return None;
@@ -157,7 +158,7 @@ impl Queue {
             Head::Missing => return None,
             Head::Unwanted(why) => {
                 if !std::mem::replace(&mut state.is_unwanted, true) {
-                    let _ = shared.events.send(Event::Unwanted(self.webhook, why));
+                    let _ = shared.events.send(WorkerReport::Unwanted(self.webhook, why));
                 }
                 return None;
             }
@@ -166,7 +167,7 @@ impl Queue {
         if attempt.is_none() {
             self.leaves(shared, &item);
         }
-        Some(Task { item, attempt })
+        Some(Assignment { item, attempt })
     }
 
     fn leaves(&self, shared: &Shared, item: &Item) {
@@ -174,7 +175,7 @@ impl Queue {
     }
 
     /// Takes the first one if it waited for capacity and got it.
-    pub(super) fn called(&self, shared: &Shared) -> Option<Task> {
+    pub(super) fn called(&self, shared: &Shared) -> Option<Assignment> {
         let mut state = self.state();
         let called = match state.in_line.as_ref()?.1.called().try_recv() {
             Err(TryRecvError::Empty) => return None,
@@ -185,40 +186,40 @@ impl Queue {
         match called {
             Ok(attempt) => {
                 let item = state.take_first()?;
-                Some(Task { item, attempt: Some((webhook, attempt)) })
+                Some(Assignment { item, attempt: Some((webhook, attempt)) })
             }
             Err(hold) => {
                 state.hold = Some(hold);
-                // As if it had just been asked for.
-                let _ = shared.events.send(Event::Look(self.webhook));
+                // As if the attempt had just been refused.
+                let _ = shared.events.send(WorkerReport::Check(self.webhook));
                 None
             }
         }
     }
 
-    fn is_done(self: &Arc<Self>, shared: &Shared, delivery: amiquip::Delivery, is_kept: bool) {
+    fn report_done(self: &Arc<Self>, shared: &Shared, delivery: amiquip::Delivery, is_kept: bool) {
         let queue = Arc::clone(self);
-        // Fails if the session is over; then the broker has taken it back.
-        let _ = shared.events.send(Event::Done(Done { queue, delivery, is_kept }));
+        // Fails if the session is over. Then the broker requeues the message.
+        let _ = shared.events.send(WorkerReport::Done(Done { queue, delivery, is_kept }));
     }
 }
 
 /// Works on a message, and on those behind it as long as they may begin.
-pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Task) -> workers::Task {
+pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Assignment) -> workers::Task {
     shared.at_work.fetch_add(1, Ordering::Relaxed);
     Box::new(move || {
         let at_work = AtWork { shared, webhook: queue.webhook };
         let shared = &at_work.shared;
         let mut next = Some(first);
-        while let Some(Task { item: Item { delivery, waiting, .. }, attempt }) = next {
+        while let Some(Assignment { item: Item { delivery, waiting, .. }, attempt }) = next {
             let kept = match attempt {
                 Some((webhook, attempt)) => {
                     shared.pipeline.attempt_head(&shared.lane, waiting, &webhook, attempt)
                 }
-                None => shared.pipeline.let_go(&shared.lane, waiting),
+                None => shared.pipeline.settle_unattempted(&shared.lane, waiting),
             };
             // In this order: `finish` relies on the event being sent before the count drops.
-            queue.is_done(shared, delivery, kept.is_ok());
+            queue.report_done(shared, delivery, kept.is_ok());
             queue.state().under_way -= 1;
             next = queue.next(shared);
             if next.is_some() {
@@ -239,9 +240,9 @@ impl Drop for AtWork {
     fn drop(&mut self) {
         self.shared.at_work.fetch_sub(1, Ordering::Relaxed);
         if thread::panicking() {
-            let _ = self.shared.events.send(Event::Panicked);
+            let _ = self.shared.events.send(WorkerReport::Panicked);
         }
         // Fails if the session is over.
-        let _ = self.shared.events.send(Event::Look(self.webhook));
+        let _ = self.shared.events.send(WorkerReport::Check(self.webhook));
     }
 }

@@ -1,4 +1,4 @@
-//! The prefetch of the consumers of backlogs: as much as their receivers use.
+//! The consumers of backlogs, and their prefetch counts: as many messages as their receivers take.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,32 +14,32 @@ use crate::consumer::Ended;
 use crate::domain::held::Dropped;
 use crate::domain::pace::Hold;
 
-/// The factor by which a consumer's prefetch grows.
+/// The factor by which a consumer's prefetch count grows.
 const GROWTH: u16 = 8;
 
-/// The most that all consumers together may prefetch, as a multiple of the queue's capacity: twice what
-/// can be under way.
+/// The most that all consumers together may prefetch, as a multiple of the queue's capacity: twice the number
+/// of requests that may be under way.
 const AHEAD: usize = 2;
 
-/// If a receiver can't be asked for longer than this, nobody needs to hold its backlog's head.
+/// If a receiver may not get a request for longer than this, nobody needs to hold its backlog's head.
 const LONG: Duration = Duration::from_secs(330);
 
-/// How long the head of a paused webhook's backlog is held in case the webhook is resumed soon: handing
-/// it back counts as a redelivery, and too many of those cost it its place in the order.
+/// How long the head of a paused webhook's backlog is held in case the webhook is resumed soon: handing it back
+/// counts as a redelivery, and after too many redeliveries it loses its place in the order.
 const PAUSED: Duration = Duration::from_secs(5);
 
-/// How often an unheld head is checked for its age. Each check counts as a redelivery.
+/// How often a head that nobody holds is checked for its age. Each check counts as a redelivery.
 const AGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How many bytes of events may be in hand whose receivers can't be asked. Heads are usually small, but
-/// a thousand of a megabyte each are not.
+/// How many bytes of messages may be held whose receivers may not get a request now. Heads are usually small,
+/// but a thousand of a megabyte each are not.
 const MOST_HELD_BYTES: usize = 64 << 20;
 
-/// Beyond that, messages are handed back if their receivers can't be asked for at least this long.
+/// Beyond that, messages are handed back if their receivers may not get a request for at least this long.
 const WORTH_HANDING_BACK: Duration = Duration::from_secs(5);
 
 impl Drain<'_, '_> {
-    /// Drops everything that waits in a backlog, because nobody may get it.
+    /// Drops all deliveries that wait in a backlog, because its webhook is deleted or disabled.
     pub(super) fn purge(&mut self, webhook: Uuid, why: Dropped) -> Result<(), Ended> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
@@ -63,12 +63,12 @@ impl Drain<'_, '_> {
             log::info!("deliveries dropped webhook={webhook} reason={reason} count={dropped}");
             self.context.pipeline.dropped_from_backlog(why, dropped);
         }
-        // If more has entered meanwhile, the next check finds out whether that was purged too.
+        // If more deliveries have entered meanwhile, the next check finds out whether they were purged too.
         let _ = self.context.receivers.is_backlog_emptied(number, webhook, last);
         self.consume(webhook, 1)
     }
 
-    /// Starts the consumer of a backlog anew, with this prefetch count.
+    /// Starts the consumer of a backlog, or restarts it, with this prefetch count.
     pub(super) fn consume(&mut self, webhook: Uuid, prefetch: u16) -> Result<(), Ended> {
         let name = backlog_queue(&self.lane.origin, webhook);
         let mut unanswered = self.is_unanswered_until(webhook)?;
@@ -76,12 +76,12 @@ impl Drain<'_, '_> {
         if unanswered.is_none() && !self.backlogs.get(&webhook).is_some_and(is_consumed) {
             let asked_at = Instant::now();
             if self.count(&name)?.is_none() {
-                // Consuming it would cost the channel, and everything under way would be repeated.
-                self.is_gone(webhook);
+                // Consuming it would cost the channel, and all messages under way would be repeated.
+                self.remove_gone(webhook);
                 return Ok(());
             }
             if asked_at.elapsed() >= NO_LEADER {
-                self.may_be_unanswered(webhook);
+                self.add_suspect(webhook);
                 unanswered = self.is_unanswered_until(webhook)?;
             }
         }
@@ -96,7 +96,7 @@ impl Drain<'_, '_> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let channel = self.channel;
-        // Shutdown must not cut the connection: what is under way has to be acked.
+        // Shutdown must not cut the connection, because messages under way have to be acked.
         let begun = self.kill.guard_shared(&self.context.shutdown, || {
             channel.qos(0, prefetch, false)?;
             channel.basic_consume(name.as_str(), ConsumerOptions::default())
@@ -111,16 +111,15 @@ impl Drain<'_, '_> {
                 self.ahead += usize::from(prefetch - 1);
                 self.touched.insert(webhook);
                 backlog.resume_at = None;
-                // The consumer before may have been given something just when it was cancelled, of which
-                // nothing else tells.
+                // The previous consumer may have got messages just when it was cancelled.
                 self.advance(webhook);
                 Ok(())
             }
             Err(error) => {
                 if let amiquip::Error::ServerClosedChannel { code: 404, .. } = error {
-                    // Not again, or it would cost the next connection as well.
+                    // Forget it, or it would cost the next connection as well.
                     self.known.remove(&webhook);
-                    self.context.backlogs.lost(self.lane.number, webhook);
+                    self.context.backlogs.report_lost(self.lane.number, webhook);
                     return Err(lost(&error));
                 }
                 Err(self.suspect(webhook, &error))
@@ -128,7 +127,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// Ends a consumer. The messages it got stay in hand.
+    /// Ends a consumer. The messages that it got stay in hand.
     pub(super) fn cancel(&mut self, webhook: Uuid) -> Result<(), Ended> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let Some(consumer) = backlog.consumer.take() else { return Ok(()) };
@@ -137,11 +136,11 @@ impl Drain<'_, '_> {
         self.touched.insert(webhook);
         let left = self.kill.guard_shared(&self.context.shutdown, || cancel(&consumer));
         drop(consumer);
-        self.are_given(webhook, left);
+        self.add_deliveries(webhook, left);
         Ok(())
     }
 
-    /// Ends a consumer and hands back what hasn't begun, because nobody needs to hold it.
+    /// Ends a consumer and hands back the messages that haven't begun, because nobody needs to hold them.
     pub(super) fn release(&mut self, webhook: Uuid) -> Result<(), Ended> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(()) };
@@ -149,26 +148,28 @@ impl Drain<'_, '_> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         backlog.in_hand -= ready.len();
         for item in ready {
-            // In order, which the queue keeps.
+            // In order, so that they keep their places in the queue.
             item.delivery.nack(self.channel, true).map_err(|error| lost(&error))?;
         }
         Ok(())
     }
 
-    pub(super) fn are_given(&mut self, webhook: Uuid, deliveries: Vec<amiquip::Delivery>) {
+    /// Adds deliveries that this instance got from a backlog.
+    pub(super) fn add_deliveries(&mut self, webhook: Uuid, deliveries: Vec<amiquip::Delivery>) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         if deliveries.is_empty() {
             return;
         }
         let (number, receivers) = (self.lane.number, &self.context.receivers);
-        // After a single such check the messages may just have been on their way.
-        if std::mem::take(&mut backlog.looks_in_vain) > 1 {
-            // Another instance consumed the backlog until now, and knew more of its receiver.
+        // After only one futile check, the messages may just have been on their way.
+        if std::mem::take(&mut backlog.futile_checks) > 1 {
+            // Until now another instance consumed the backlog, and knew more about the receiver.
             receivers.probe_now(webhook);
         }
         if std::mem::take(&mut backlog.is_empty) {
-            self.context.backlogs.restart(number, webhook);
+            self.context.backlogs.report_refilled(number, webhook);
         }
+        backlog.is_ours = true;
         backlog.in_hand += deliveries.len();
         let since = Instant::now();
         let items: Vec<Item> = deliveries
@@ -179,7 +180,7 @@ impl Drain<'_, '_> {
                 Item { delivery, waiting, since }
             })
             .collect();
-        // Some are another instance's, or the backlog was wrongly thought to be empty.
+        // Another instance put some of them there, or the backlog was wrongly taken to be empty.
         if items.iter().any(|item| !item.waiting.is_ours)
             || !receivers.is_backlog_in_use(number, webhook)
         {
@@ -188,7 +189,7 @@ impl Drain<'_, '_> {
         backlog.queue.state().ready.extend(items);
     }
 
-    /// Increases the prefetch of a consumer that uses all of it, and reduces it if it can't be used.
+    /// Increases the prefetch count of a consumer that uses all of it, and reduces one that can't be used.
     pub(super) fn adjust(&mut self, webhook: Uuid) -> Result<(), Ended> {
         let capacity = self.lane.capacity;
         if self.leave_to_its_sender(webhook)? {
@@ -203,10 +204,10 @@ impl Drain<'_, '_> {
         let is_paused = hold == Some(Hold::Paused) && !is_idle;
         backlog.paused_since = backlog.paused_since.filter(|_| is_paused);
         if is_paused {
-            // Until then it is asked for repeatedly, and so notices a resume by itself.
+            // Until then attempts are asked for repeatedly, so a resume is noticed without further effort.
             if backlog.paused_since.get_or_insert_with(Instant::now).elapsed() >= PAUSED {
                 self.suspend(webhook, Duration::ZERO)?;
-                self.context.backlogs.is_paused(webhook);
+                self.context.backlogs.report_paused(webhook);
             }
             return Ok(());
         }
@@ -228,8 +229,8 @@ impl Drain<'_, '_> {
             && (1..capacity).contains(&prefetch)
             && backlog.in_hand >= usize::from(prefetch);
         let more = prefetch.saturating_mul(GROWTH).min(capacity);
-        // Messages handed back count as redelivered. So a backlog that is held up repeatedly gets at
-        // most twice as many as were settled in between.
+        // Messages that are handed back count as redelivered. So a backlog that is held up repeatedly gets at
+        // most twice as many messages as were settled in between.
         if backlog.had_too_many && backlog.done < usize::from(more / 2) {
             return Ok(());
         }
@@ -243,7 +244,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Stops holding the head until it can be asked for, or has become too old.
+    /// Stops holding the head until it may begin, or becomes too old.
     pub(super) fn suspend(&mut self, webhook: Uuid, wait: Duration) -> Result<(), Ended> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let expires_in = {
@@ -261,7 +262,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Hands back the messages that will be held longest, if too much is held.
+    /// If too many bytes are held, hands back the messages that would be held longest.
     pub(super) fn bound_held(&mut self) -> Result<(), Ended> {
         let size = |backlog: &Backlog<'_>| -> usize {
             backlog.queue.state().ready.iter().map(|item| item.waiting.size()).sum()
@@ -284,7 +285,7 @@ impl Drain<'_, '_> {
     /// How many messages of a queue are ready; `None` if the queue is gone.
     pub(super) fn count(&mut self, queue: &str) -> Result<Option<u32>, Ended> {
         let Self { spare, link, kill, context, .. } = self;
-        let look = || {
+        let count = || {
             let channel = spare.take().map_or_else(|| link.channel(), Ok)?;
             let count = match channel.queue_declare_passive(queue) {
                 Ok(found) => found.declared_message_count().unwrap_or(0),
@@ -294,6 +295,6 @@ impl Drain<'_, '_> {
             *spare = Some(channel);
             Ok(Some(count))
         };
-        kill.guard_shared(&context.shutdown, look).map_err(|error| lost(&error))
+        kill.guard_shared(&context.shutdown, count).map_err(|error| lost(&error))
     }
 }

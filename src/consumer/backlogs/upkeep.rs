@@ -1,4 +1,4 @@
-//! The check that runs once a second, for what only the clock changes.
+//! The check that runs once a second, for changes that trigger no event.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,20 @@ use crate::domain::held::Held;
 use crate::domain::in_hand;
 use crate::domain::pace::Hold;
 
-/// How long a backlog has to be empty before it is removed. Creating one again delays its receiver's
-/// first deliveries by some tens of milliseconds.
+/// How long a backlog has to be empty before it is removed. Recreating it would delay its receiver's first
+/// deliveries by some tens of milliseconds.
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// The longest time between two checks whether a backlog that another instance consumes is empty.
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How many backlogs are checked per tick for being empty.
-const LOOKED_AT: usize = 20;
+const CHECKED: usize = 20;
 
 impl Drain<'_, '_> {
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Ended> {
         let webhooks: Vec<Uuid> = self.backlogs.keys().copied().collect();
-        let mut looks = LOOKED_AT;
+        let mut checks = CHECKED;
         let patience = in_hand::patience(self.context.config.request_timeout);
         for webhook in webhooks {
             self.note(webhook, now);
@@ -46,10 +46,10 @@ impl Drain<'_, '_> {
                 self.release(webhook)?;
                 self.consume(webhook, 1)?;
             } else if backlog.in_hand == 0 && backlog.consumer.is_some() {
-                self.look_whether_empty(webhook, now, &mut looks)?;
+                self.check_empty(webhook, now, &mut checks)?;
             }
         }
-        self.look_whose_they_are(now)?;
+        self.check_owners(now)?;
         self.bound_held()?;
         let oldest = self.backlogs.values().filter_map(|backlog| backlog.oldest).min();
         self.context.metrics.lane(&self.lane.queue).oldest_in_backlog(oldest);
@@ -60,7 +60,10 @@ impl Drain<'_, '_> {
     fn note(&mut self, webhook: Uuid, now: Instant) {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return };
         let hold = backlog.queue.state().hold;
-        if hold.is_none() && (backlog.in_hand == 0 || backlog.noted.is_none()) {
+        // The recorded cause must not outlast the deliveries that waited because of it: readers of the table
+        // would take a healthy receiver to be away.
+        let is_drained = backlog.is_empty && backlog.is_ours;
+        if hold.is_none() && !is_drained && (backlog.in_hand == 0 || backlog.noted.is_none()) {
             return;
         }
         if hold == Some(Hold::Elsewhere) {
@@ -88,12 +91,12 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// With nothing in hand, checks whether anything waits in the queue.
-    fn look_whether_empty(
+    /// Checks whether the queue of a backlog is empty. No message of the backlog is in hand.
+    fn check_empty(
         &mut self,
         webhook: Uuid,
         now: Instant,
-        looks: &mut usize,
+        checks: &mut usize,
     ) -> Result<(), Ended> {
         let number = self.lane.number;
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
@@ -103,22 +106,22 @@ impl Drain<'_, '_> {
             }
             return Ok(());
         }
-        if now < backlog.look_at || *looks == 0 {
+        if now < backlog.check_at || *checks == 0 {
             return Ok(());
         }
-        *looks -= 1;
+        *checks -= 1;
         let name = backlog_queue(&self.lane.origin, webhook);
         let last = self.context.receivers.last_in_backlog(number, webhook);
         let count = self.count(&name)?.unwrap_or(0);
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let has_more = backlog.consumer.as_ref().is_some_and(|one| !one.receiver().is_empty());
         if count > 0 || has_more {
-            backlog.looks_in_vain = if has_more { 0 } else { backlog.looks_in_vain + 1 };
-            backlog.look_again = (backlog.look_again * 2).min(LONGEST_LOOK);
+            backlog.futile_checks = if has_more { 0 } else { backlog.futile_checks + 1 };
+            backlog.check_interval = (backlog.check_interval * 2).min(LONGEST_INTERVAL);
         } else if self.context.receivers.is_backlog_emptied(number, webhook, last) {
             backlog.is_empty = true;
-            backlog.looks_in_vain = 0;
-            backlog.look_again = TICK;
+            backlog.futile_checks = 0;
+            backlog.check_interval = TICK;
             backlog.quiet_since = now;
             backlog.queue.state().hold = None;
             if backlog.prefetch > 1 {
@@ -126,7 +129,7 @@ impl Drain<'_, '_> {
             }
         }
         if let Some(backlog) = self.backlogs.get_mut(&webhook) {
-            backlog.look_at = now + backlog.look_again;
+            backlog.check_at = now + backlog.check_interval;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where a consumer works, and who else may take its messages.
+//! The part of a consumer that other threads see: its progress, and its messages, which they may take over.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,7 +14,7 @@ use crate::pipeline::Progress;
 /// A consumer as other threads see it.
 pub(in crate::consumer) struct Post {
     progress: Progress,
-    /// Its messages, once it consumes.
+    /// Set once it consumes.
     messages: OnceLock<Receiver<ConsumerMessage>>,
     returned: Sender<Returned>,
     /// The last tag that was taken, and the last tag that has waited too long to be begun.
@@ -23,7 +23,7 @@ pub(in crate::consumer) struct Post {
     gate: Mutex<Gate>,
 }
 
-/// Whether others may take over from a consumer.
+/// Whether other threads may take over messages of a consumer.
 #[derive(Debug, Default)]
 struct Gate {
     closed: bool,
@@ -42,25 +42,25 @@ impl Post {
         &self.progress
     }
 
-    /// Sets where the consumer gets its messages from.
-    pub(in crate::consumer) fn opens(&self, messages: &Receiver<ConsumerMessage>) {
+    /// Sets the receiver of the consumer's messages.
+    pub(in crate::consumer) fn set_messages(&self, messages: &Receiver<ConsumerMessage>) {
         // It is set only once.
         let _ = self.messages.set(messages.clone());
     }
 
-    /// From now on nobody may take over.
-    pub(in crate::consumer) fn closes(&self) {
+    /// From now on no thread may take over messages.
+    pub(in crate::consumer) fn close(&self) {
         self.gate().closed = true;
     }
 
     /// Takes the message with this tag. Returns whether it has waited too long to be begun.
-    pub(in crate::consumer) fn takes(&self, tag: u64) -> bool {
+    pub(in crate::consumer) fn take(&self, tag: u64) -> bool {
         self.taken.fetch_max(tag, Ordering::Relaxed);
         tag <= self.old.load(Ordering::Relaxed)
     }
 
     /// Records how long messages have waited.
-    pub(super) fn look_at_ages(&self, ages: &mut Ages, patience: Duration, now: Duration) {
+    pub(super) fn update_ages(&self, ages: &mut Ages, patience: Duration, now: Duration) {
         let waiting = self.messages.get().map_or(0, |messages| messages.len() as u64);
         ages.note(self.taken.load(Ordering::Relaxed) + waiting, now);
         self.old.store(ages.old(patience, now), Ordering::Relaxed);
@@ -81,32 +81,32 @@ impl Post {
         }
     }
 
-    /// From a relief to the consumer.
+    /// Called by a relief: returns something to the consumer.
     pub(in crate::consumer) fn give_back(&self, returned: Returned) {
-        // The consumer waits for each.
+        // The consumer waits until all reliefs have ended.
         let _ = self.returned.send(returned);
     }
 
     pub(in crate::consumer) fn has_reliefs(&self) -> bool {
         let gate = self.gate();
-        // As if it had happened in this thread.
-        assert!(!gate.failed, "a message that was taken over panicked");
+        // As if the panic had happened in this thread.
+        assert!(!gate.failed, "a relief panicked");
         gate.reliefs > 0
     }
 
-    /// Registers one more relief, if that is allowed.
-    pub(super) fn relief_begins(&self) -> bool {
+    /// Registers one more relief. Returns false if that is no longer allowed.
+    pub(super) fn add_relief(&self) -> bool {
         let mut gate = self.gate();
         gate.reliefs += usize::from(!gate.closed);
         !gate.closed
     }
 
-    pub(in crate::consumer) fn relief_is_over(&self) {
+    pub(in crate::consumer) fn remove_relief(&self) {
         self.gate().reliefs -= 1;
         let _ = self.has_reliefs();
     }
 
-    pub(in crate::consumer) fn fails(&self) {
+    pub(in crate::consumer) fn set_failed(&self) {
         self.gate().failed = true;
     }
 

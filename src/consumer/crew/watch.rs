@@ -1,4 +1,4 @@
-//! The lane's own thread: it looks at the lane's consumers, starts more, and ends some.
+//! The lane's own thread: it watches the lane's consumers, starts more, and ends some.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,12 +39,12 @@ pub(super) struct Watch<'scope, 'env> {
     link: &'env mut Link,
     growth: Growth,
     contention: Contention,
-    /// The logged reason why there are no more consumers.
+    /// The logged reason why no more consumers can be started.
     limited_by: Option<String>,
     hands: Vec<Hand<'scope>>,
     /// Consumers that are about to end.
     leaving: Vec<Hand<'scope>>,
-    /// Why the first consumer ended that wasn't asked to.
+    /// Why the first consumer ended that wasn't asked to end.
     ended: Ended,
     begun: Instant,
     /// How long a message may wait to be begun.
@@ -83,7 +83,7 @@ impl Watch<'_, '_> {
         let mut active = self.begun;
         while !self.crew.shared.is_ending() {
             let now = Instant::now();
-            let look = self.look(last, now);
+            let look = self.observe(last, now);
             if look.busy > 0 {
                 active = now;
             }
@@ -109,7 +109,7 @@ impl Watch<'_, '_> {
             return;
         }
         shared.unwatched.store(true, Ordering::SeqCst);
-        // A thread that took a message just before that didn't ring.
+        // A thread that took a message just before that didn't send an alarm.
         if self.hands.iter().any(|hand| hand.post.progress().message().is_some()) {
             shared.unwatched.store(false, Ordering::Relaxed);
             let _ = ending.wait(INTERVAL);
@@ -126,11 +126,12 @@ impl Watch<'_, '_> {
         shared.unwatched.store(false, Ordering::Relaxed);
     }
 
-    fn look(&mut self, last: Instant, now: Instant) -> Look {
+    /// Observes the consumers, for [`Growth`] to decide how many there should be.
+    fn observe(&mut self, last: Instant, now: Instant) -> Look {
         let age = now.saturating_duration_since(self.begun);
         for hand in &mut self.hands {
             hand.reliefs.retain(|relief| !relief.is_over());
-            hand.post.look_at_ages(&mut hand.ages, self.patience, age);
+            hand.post.update_ages(&mut hand.ages, self.patience, age);
         }
         while let Some(at) = self.leaving.iter().position(|hand| hand.thread.is_finished()) {
             let hand = self.leaving.swap_remove(at);
@@ -139,9 +140,9 @@ impl Watch<'_, '_> {
         let posts = || self.hands.iter().map(|hand| hand.post.progress());
         let reliefs = || self.hands.iter().flat_map(|hand| &hand.reliefs);
         let all = || posts().chain(reliefs().map(|relief| &relief.progress));
-        if all().any(|one| one.is_in_question(now)) {
-            let is_contended = self.contention.look(all(), now);
-            all().for_each(|one| one.look(is_contended, now));
+        if all().any(|one| one.may_be_stuck(now)) {
+            let is_contended = self.contention.update(all(), now);
+            all().for_each(|one| one.check_stuck(is_contended, now));
         } else {
             self.contention.forget();
         }
@@ -155,8 +156,8 @@ impl Watch<'_, '_> {
         }
     }
 
-    /// Makes sure that nothing waits for a stuck consumer: neither the rest of its event nor its
-    /// prefetched messages.
+    /// Makes sure that nothing waits for a stuck consumer: neither the rest of its event nor its prefetched
+    /// messages.
     fn take_over(&mut self) {
         let workers = &self.crew.context.workers;
         let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
@@ -168,7 +169,7 @@ impl Watch<'_, '_> {
                 if let Some(event) = progress.rest_of_event()
                     && progress.is_stuck()
                 {
-                    // If no thread can be started, it goes on when the consumer does.
+                    // If no thread can be started, the rest waits until the consumer continues.
                     let _ = workers.run(Box::new(move || {
                         event.help();
                         None
@@ -177,7 +178,7 @@ impl Watch<'_, '_> {
             }
             let all_stuck =
                 hand.post.progress().is_stuck() && reliefs.clone().all(Progress::is_stuck);
-            if all_stuck && places > 0 && hand.post.has_messages() && hand.post.relief_begins() {
+            if all_stuck && places > 0 && hand.post.has_messages() && hand.post.add_relief() {
                 let relief = Arc::new(Relief::default());
                 hand.reliefs.push(Arc::clone(&relief));
                 places -= 1;
@@ -195,8 +196,7 @@ impl Watch<'_, '_> {
     fn start_more(&mut self, more: usize) {
         for _ in 0..more {
             if let Err(problem) = self.start() {
-                // If the connection is lost, the consumers notice. Otherwise there can't be more of them
-                // for now.
+                // If the connection is lost, the consumers notice. Otherwise no more can be started for now.
                 let count = self.hands.len();
                 let queue = &self.crew.lane.queue;
                 if self.limited_by.as_ref() != Some(&problem) {
@@ -223,7 +223,7 @@ impl Watch<'_, '_> {
         let body = {
             let post = Arc::clone(&post);
             move || {
-                // Even if it panics: the lane can only end with all of its consumers.
+                // Even if it panics: the lane ends only after all of its consumers.
                 let mut end_all = EndAll(Some(&crew.end));
                 let ended = consume(crew, &channel, &post, &returns, &surplus, is_first);
                 // Dropping it waits for the broker's answer.

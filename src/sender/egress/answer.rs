@@ -1,4 +1,4 @@
-//! What a proxy answers to CONNECT, and what that means.
+//! The answer of a proxy to CONNECT, and its meaning.
 
 /// The head of an answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,11 +14,11 @@ pub(super) struct ConnectHead {
 /// The meaning of an answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ProxyVerdict {
-    /// What follows comes from the target.
+    /// The tunnel is open: all following bytes come from the target.
     Through,
-    /// Every request would be answered like this.
+    /// The proxy would answer every request like this: why.
     Away(String),
-    /// Not to this target: the status, and a hint.
+    /// The proxy doesn't connect to this target: the status, and a hint.
     Refused(u16, &'static str),
 }
 
@@ -31,7 +31,7 @@ impl ConnectHead {
         });
         let length = match ends.min() {
             Some(length) => length,
-            // Enough has arrived to see that.
+            // Incomplete, but not HTTP/1 either.
             None if input.iter().zip(b"HTTP/1.").any(|(is, has)| is != has) => input.len(),
             None => return None,
         };
@@ -53,10 +53,10 @@ impl ConnectHead {
         };
         match status {
             200..300 => ProxyVerdict::Through,
-            // (A filter such as Smokescreen answers 407 without a challenge to an address that it
-            // denies. Tinyproxy answers 401 to a wrong password, and 500 if it can't connect.)
+            // (Filters such as Smokescreen answer 407 without a challenge if they deny an address. Tinyproxy
+            // answers 401 to a wrong password, and 500 if it can't connect.)
             401 | 407 if self.is_challenge || status == 401 => {
-                let problem = "wants other credentials than those of EGRESS_PROXY";
+                let problem = "requires other credentials than those of EGRESS_PROXY";
                 ProxyVerdict::Away(format!("{problem} (status {status})"))
             }
             0..200 | 300..400 | 400 | 405 | 501 => {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_lets_through_or_refuses_the_target_or_everybody() {
+    fn an_answer_opens_the_tunnel_or_refuses_this_target_or_all() {
         let away = |answer: &str| matches!(verdict(answer), ProxyVerdict::Away(_));
         for through in
             ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.0 200\n\n", "HTTP/1.1  204 x\r\na: b\r\n\r\n"]
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_ends_where_it_ends_and_not_before() {
+    fn a_head_is_read_once_it_is_complete_and_without_the_bytes_behind_it() {
         let answer = b"HTTP/1.1 200 OK\r\nx: y\r\n\r\nfirst words of the target";
         let length = answer.len() - b"first words of the target".len();
         for cut in 0..length {
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_proxy_says_is_a_verdict(answer in prop::collection::vec(any::<u8>(), 0..99)) {
+        fn any_answer_of_a_proxy_has_a_verdict(answer in prop::collection::vec(any::<u8>(), 0..99)) {
             if let Some(head) = ConnectHead::read(&answer) {
                 prop_assert!(head.length <= answer.len());
                 let _ = head.verdict();

@@ -14,7 +14,7 @@ fn assert_told(notifier: &Notifier, webhook: Uuid) {
     let stderr = notifier.stderr();
     let is_one = |line: &&String| {
         line.contains("WARN")
-            && line.contains("backlog not made")
+            && line.contains("backlog not created")
             && line.contains(&webhook.to_string())
     };
     let cause = |line: &String| line.split_once("cause=").map(|(_, cause)| cause.to_owned());

@@ -68,7 +68,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
     }
     expect_why(&sandbox, &waiting, &["lost, most likely", wait, "publish the event again"]);
     expect_why(&sandbox, &dead, &["deleted with that queue", "else publish the event again"]);
-    notifier.wait_stderr(SOON, "made again queue=webhooks.wait.1h");
+    notifier.wait_stderr(SOON, "recreated queue=webhooks.wait.1h");
     assert_eq!(unusable(&notifier), 0.0);
 
     // The queues that it consumes, too.
@@ -141,7 +141,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
         sandbox.broker.ready(&sandbox.dead_queue()).is_none().then_some(())
     });
     let line = notifier.wait_stderr(SOON, &format!("not usable queue={}", sandbox.dead_queue()));
-    assert!(line.contains("no right to"), "{line}");
+    assert!(line.contains("no permission for"), "{line}");
     check(&notifier);
     wait_until(SOON, "the dead letter is where an operator finds it", || {
         sandbox.broker.ready("webhooks.orphaned") == Some(1)

@@ -152,7 +152,7 @@ fn a_virtual_host_of_an_older_version_is_brought_to_the_new_topology_and_nothing
     let alternate = || arguments([("alternate-exchange", text("webhooks.orphaned"))]);
     let same = sandbox.broker.declare_exchange("webhooks.retry", alternate());
     assert!(same.is_ok(), "{same:?}");
-    notifier.wait_stderr(SOON, "exchange webhooks.retry made anew");
+    notifier.wait_stderr(SOON, "exchange webhooks.retry recreated");
     assert_eq!(notifier.metric("webhook_topology_lost_total", &[]), 0.0);
     notifier.terminate();
     tries_again_after(&faults, BY_DEFAULT);
