@@ -19,7 +19,7 @@ use crate::domain::delivery_log::Happened;
 use crate::domain::event::{Event, Malformed};
 use crate::domain::held::Dropped;
 use crate::domain::in_hand;
-use crate::domain::intake::{Refusal, Who};
+use crate::domain::intake::{DeliveryKind, Refusal};
 use crate::domain::notice::GONE;
 use crate::domain::outcome::{Decision, Outcome, Reason, Response, decide};
 use crate::domain::pace::{Ask, Attempt};
@@ -322,8 +322,8 @@ impl Pipeline {
 
     /// Asks for an attempt.
     fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Turn, Refusal> {
-        let who = if delivery.attempts == 0 { Who::Fresh } else { Who::Retry };
-        self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
+        let kind = if delivery.attempts == 0 { DeliveryKind::Fresh } else { DeliveryKind::Retry };
+        self.receivers.ask(Ask::of(webhook, lane.number), kind, webhook.is_paused)
     }
 
     /// Makes one attempt and handles its result.
