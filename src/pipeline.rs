@@ -315,7 +315,7 @@ impl Pipeline {
 
     /// Its receiver may have sent `Retry-After` to another process, or to this one before a restart.
     fn heed(&self, delivery: &Delivery) {
-        if let Some(wanted) = delivery.stay(unix_millis()) {
+        if let Some(wanted) = delivery.stay_away_for(unix_millis()) {
             self.receivers.stay_away(delivery.webhook_id, wanted);
         }
     }
@@ -389,7 +389,7 @@ impl Pipeline {
         let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .unless_refused(status, no_retry)
-            .at_age(age(&delivery), self.delivery_max_age);
+            .unless_expired(age(&delivery), self.delivery_max_age);
         // What logs and people are told.
         let next = decision.not_before(stay);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =

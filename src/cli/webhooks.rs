@@ -28,7 +28,7 @@ use super::ids::WebhookId;
 use super::{Common, Output, Usage, complain, help, print, print_json, read};
 use crate::config::Config;
 use crate::domain::secret::Secret;
-use crate::domain::signature::Key;
+use crate::domain::signature::SigningKey;
 use crate::domain::time::Span;
 use crate::store::{NewSecret, Store};
 
@@ -335,5 +335,5 @@ fn announce_loss(
 fn new_secret() -> Result<Secret> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).context("the system has no random numbers")?;
-    Ok(Key::secret_of(random))
+    Ok(SigningKey::secret_of(random))
 }

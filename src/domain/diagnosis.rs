@@ -1,6 +1,7 @@
 //! What `why` concludes about a delivery: where it is, and what to do.
 //!
-//! The input is the evidence that could be found, the result is typed. The command puts it into words.
+//! The input is the evidence that `why` could find. The result is typed, and the command puts it into
+//! words.
 
 mod owner;
 
@@ -15,18 +16,18 @@ use super::vocabulary::ReadWord;
 
 pub use owner::Owner;
 
-/// What is known about the delivery of one event to one webhook.
+/// The evidence about the delivery of one event to one webhook.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// What was logged of the delivery, oldest first.
+    /// The log entries of the delivery, oldest first.
     pub entries: &'a [LogEntry],
     /// Its dead letter, if one was found.
     pub dead_letter: Option<&'a DeadLetter>,
-    /// Whether all dead letters were read among which its own may be.
+    /// Whether all dead letters were read that may include its own.
     pub dead_letters: DeadLettersSeen,
     /// Whether its webhook is registered.
     pub registration: Registration,
-    /// Whether its webhook wants such an event.
+    /// Whether its webhook wants events of this type.
     pub interest: Interest,
     /// The webhook's account, if it has one.
     pub webhook_account: Option<&'a str>,
@@ -36,16 +37,16 @@ pub struct Evidence<'a> {
     pub was_unmatched: bool,
     /// The queue in which the delivery should wait but doesn't.
     pub missing_from: Option<&'a str>,
-    /// What is known of the backlog in which the delivery waits.
+    /// The state of the backlog in which the delivery waits, if it is known.
     pub backlog: Option<&'a BacklogSeen>,
-    /// The time of all this.
+    /// When the evidence was found.
     pub now: UnixMillis,
 }
 
 /// Whether a webhook is registered, and enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "they say it")]
+#[expect(missing_docs, reason = "their names say it")]
 pub enum Registration {
     Enabled,
     Disabled,
@@ -55,33 +56,33 @@ pub enum Registration {
 /// Whether a webhook's patterns match an event's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// One of them does.
+    /// One of them matches.
     Matches,
-    /// None of them does.
+    /// None of them matches.
     MatchesNot,
     /// The event's type is unknown.
     UnknownType,
 }
 
-/// Whether the dead letters were read among which a delivery's may be.
+/// Whether the dead letters were read that may include a delivery's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadLettersSeen {
-    /// All of them.
+    /// All of them were read.
     All,
-    /// Not all of them.
+    /// Not all of them could be read.
     NotAll,
     /// Their queue is gone, and they are lost.
     QueueGone,
 }
 
-/// What is known of a backlog in which an event waits.
+/// The state of a backlog in which an event waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogSeen {
-    /// Why it isn't sent now.
+    /// Why its deliveries wait.
     pub cause: ReadWord<Held>,
-    /// Until when.
+    /// Until when they wait, if that is known.
     pub until: Option<UnixMillis>,
-    /// How many deliveries wait in it, and how many of them are ahead of the event; approximate.
+    /// How many deliveries wait in it, and how many of these are ahead of the event. Approximate.
     pub count: Option<(u64, u64)>,
 }
 
@@ -90,9 +91,9 @@ pub struct BacklogSeen {
 pub struct Diagnosis {
     /// Where the delivery is according to the log and its dead letter; `None` if neither exists.
     pub state: Option<DeliveryState>,
-    /// Whether the webhook may not have the event, which belongs to another account or to none.
+    /// Whether the webhook may not get the event, which belongs to another account or to none.
     pub is_others: bool,
-    /// Where it really is, as far as that can be found out.
+    /// Where the delivery really is, as far as the evidence shows.
     pub conclusion: Conclusion,
     /// What to do about it.
     pub remedy: Remedy,
@@ -103,80 +104,80 @@ pub struct Diagnosis {
 pub enum Conclusion {
     /// The webhook isn't registered, and nothing was logged for it.
     NoSuchWebhook,
-    /// None of its patterns matches the event's type.
+    /// None of the webhook's patterns matches the event's type.
     NoPatternMatches,
-    /// The webhook may not have the event.
+    /// The webhook may not get the event, which belongs to another account or to none.
     OthersEvent,
     /// The webhook is disabled, and nothing was logged.
     WasDisabled,
-    /// The webhook wants such events now, but didn't when this one came.
+    /// The webhook wants events of this type now, but didn't when this one came.
     WantedOnlySince,
-    /// Without the event's type, nobody knows whether the webhook wants it.
+    /// The event's type is unknown, so it can't be told whether the webhook wants the event.
     NeedsType,
     /// The webhook wants the event, and nothing was logged.
     NothingLogged,
-    /// The receiver has it.
+    /// The receiver has the event.
     Delivered {
-        /// Since when.
+        /// When the receiver got it.
         at: UnixMillis,
-        /// By which attempt.
+        /// The number of the attempt that succeeded.
         attempt: u32,
     },
-    /// It waits for its next attempt.
+    /// The delivery waits for its next attempt.
     Waits {
-        /// Which one that is.
+        /// The number of that attempt.
         attempt: u32,
-        /// When that is due.
+        /// When that attempt is due.
         due: UnixMillis,
     },
-    /// It should have had its next attempt.
+    /// The delivery should have had its next attempt by now.
     Overdue {
-        /// Which one that is.
+        /// The number of that attempt.
         attempt: u32,
-        /// When that was due.
+        /// When that attempt was due.
         due: UnixMillis,
     },
-    /// It should wait for its next attempt, but isn't in its wait queue.
+    /// The delivery should wait for its next attempt, but isn't in its wait queue.
     LostWaiting {
-        /// Which attempt.
+        /// The number of that attempt.
         attempt: u32,
-        /// When that would be due.
+        /// When that attempt would be due.
         due: UnixMillis,
-        /// The wait queue.
+        /// The name of the wait queue.
         queue: String,
     },
-    /// It waits in its webhook's backlog.
+    /// The delivery waits in its webhook's backlog.
     InBacklog {
-        /// Since when.
+        /// Since when it has waited there.
         since: UnixMillis,
-        /// Why.
+        /// Why it waits.
         cause: ReadWord<Held>,
-        /// Its number and how many there are; approximate.
+        /// Its position (from 1), and how many deliveries there are. Approximate.
         place: Option<(u64, u64)>,
         /// When its receiver gets the next request, if that is known.
         next: Option<UnixMillis>,
     },
-    /// It waited in a backlog that is gone.
+    /// The delivery waited in a backlog that is gone.
     LostBacklog {
-        /// The backlog's name.
+        /// The name of the backlog's queue.
         queue: String,
     },
-    /// It is dead.
+    /// The delivery is dead.
     Dead {
-        /// Since when.
+        /// When it died.
         at: UnixMillis,
-        /// Why.
+        /// Why it died.
         cause: ReadWord<DeathCause>,
         /// The queue that its event was published to.
         origin: String,
         /// Where its dead letter is.
         letter: LetterIs,
     },
-    /// It was dropped with its webhook.
+    /// The delivery was dropped because of its webhook.
     Dropped {
-        /// When.
+        /// When it was dropped.
         at: UnixMillis,
-        /// What had become of the webhook.
+        /// Whether the webhook was deleted or disabled.
         why: ReadWord<Dropped>,
     },
 }
@@ -184,26 +185,26 @@ pub enum Conclusion {
 /// Where a dead letter is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LetterIs {
-    /// In its dead-letter queue.
+    /// It is in its dead-letter queue.
     There,
-    /// No longer there.
+    /// It is no longer in its dead-letter queue.
     Gone,
-    /// Gone with its queue.
+    /// Its dead-letter queue is gone, and so is the dead letter.
     GoneWithQueue,
     /// Its dead-letter queue couldn't be read.
     Unknown,
 }
 
-/// What to do about it.
+/// What operators should do about a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
     /// Nothing: all is well.
     Nothing,
-    /// Nothing: it is attempted then.
+    /// Nothing: the next attempt is made at this time.
     NothingUntil(UnixMillis),
-    /// Nothing: it is dropped when it is due.
+    /// Nothing: the delivery is dropped when its next attempt is due.
     NothingDroppedThen,
-    /// Nothing: it is dropped.
+    /// Nothing: the delivery is dropped.
     NothingDropped,
     /// Look up the webhook's id.
     ListWebhooks,
@@ -217,15 +218,15 @@ pub enum Remedy {
     Enable,
     /// Publish the event again.
     Publish,
-    /// The same: dropped deliveries aren't kept.
+    /// Publish the event again, because dropped deliveries aren't kept.
     PublishDropped,
-    /// The same, once the webhook is enabled.
+    /// Enable the webhook, then publish the event again, because dropped deliveries aren't kept.
     EnableDropped,
-    /// Publish the event again unless it was replayed.
+    /// Publish the event again, unless its dead letter was replayed.
     PublishUnlessReplayed,
-    /// Publish the event again, if this queue was lost.
+    /// Publish the event again if this queue was lost.
     PublishIfLost {
-        /// Which queue.
+        /// The name of the queue.
         queue: String,
     },
     /// Give the event's type.
@@ -234,7 +235,7 @@ pub enum Remedy {
     AskReceiver,
     /// Check that this event queue's retries are consumed.
     CheckRetries {
-        /// Which event queue.
+        /// The name of the event queue.
         origin: String,
     },
     /// Enable the webhook before the attempt is due; otherwise the delivery is dropped.
@@ -245,13 +246,13 @@ pub enum Remedy {
     Resume,
     /// Nothing, or raise the webhook's limits.
     RaiseLimits,
-    /// Nothing: it is sent once the receiver works again.
+    /// Nothing: the delivery is sent once the receiver works again.
     AwaitReceiver,
     /// Register the webhook again, and publish the event again.
     Register,
-    /// Replay it after this.
+    /// Replay the dead letter, after this step.
     Replay(Before),
-    /// Publish it again, with an account, or purge it.
+    /// Publish the event again, with an account, or purge the dead letter.
     NameAccountOrPurge,
     /// Publish the event again: a replay would fail for the same reason.
     PublishMalformed,
@@ -260,35 +261,35 @@ pub enum Remedy {
 /// What has to be done before a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// The receiver has to work again.
+    /// Wait until the receiver works again.
     Recovery,
-    /// The webhook has to be enabled once its receiver works again.
+    /// Enable the webhook, once its receiver works again.
     Enable,
-    /// A notifier has to make the retry queue of this event queue again.
+    /// Start a notifier that serves this event queue: it creates the missing retry queue.
     StartNotifier {
-        /// Which event queue.
+        /// The name of the event queue.
         origin: String,
     },
-    /// The receiver's owner has to say why it refuses the event.
+    /// Ask the receiver's owner why the receiver refuses the event.
     AskOwner,
-    /// What the error says has to be fixed.
+    /// Fix the cause that the error names.
     Fix,
-    /// The webhook has to be moved to this account.
+    /// Move the webhook to this account.
     SetAccount(String),
-    /// The broker's limit of deliveries has to be raised.
+    /// Raise the broker's delivery limit.
     RaiseDeliveryLimit,
-    /// The broker's limit of a queue's length has to be raised.
+    /// Raise the broker's limit of a queue's length.
     RaiseMaxLength,
 }
 
 impl Diagnosis {
-    /// What follows from the evidence.
+    /// Draws the conclusion from the evidence.
     #[must_use]
     pub fn of(evidence: Evidence<'_>) -> Self {
         let state = evidence.state();
         let is_others = evidence.owner.keeps_from(evidence.webhook_account);
         let (conclusion, remedy) = match &state {
-            None => evidence.unheard_of(is_others),
+            None => evidence.without_trace(is_others),
             Some(DeliveryState::Delivered { at }) => {
                 let attempt = evidence.last().map_or(1, |entry| entry.attempt);
                 (Conclusion::Delivered { at: *at, attempt }, Remedy::Nothing)
@@ -331,7 +332,8 @@ impl Evidence<'_> {
         self.entries.last()
     }
 
-    /// Where the delivery is according to the log; or to its dead letter, if it died without an entry.
+    /// Where the delivery is according to the log, or according to its dead letter if it died without a
+    /// log entry.
     fn state(&self) -> Option<DeliveryState> {
         let logged = DeliveryState::of(self.entries, self.now);
         let Some(letter) = self.dead_letter else { return logged };
@@ -340,7 +342,7 @@ impl Evidence<'_> {
             |at| DeliveryState::Dead { at: letter.dead_at.unwrap_or(at), reason: reason.clone() };
         match logged {
             None => Some(dead(self.now)),
-            // It died at the broker.
+            // It died at the broker, which writes no log entry.
             Some(DeliveryState::Waiting { until, .. })
                 if reason.known() == Some(DeathCause::Orphaned) =>
             {
@@ -350,8 +352,8 @@ impl Evidence<'_> {
         }
     }
 
-    /// There is neither an entry nor a dead letter.
-    fn unheard_of(&self, is_others: bool) -> (Conclusion, Remedy) {
+    /// Concludes about a delivery that has neither a log entry nor a dead letter.
+    fn without_trace(&self, is_others: bool) -> (Conclusion, Remedy) {
         match (self.registration, self.interest) {
             (Registration::Deleted, _) => (Conclusion::NoSuchWebhook, Remedy::ListWebhooks),
             (_, Interest::MatchesNot) => (Conclusion::NoPatternMatches, Remedy::ChangePatterns),
@@ -426,7 +428,7 @@ impl Evidence<'_> {
         (conclusion, remedy)
     }
 
-    /// It waits, but its webhook may no longer have it.
+    /// The remedy for a waiting delivery whose webhook may not get the event any more.
     fn dies_when_due(&self) -> Remedy {
         Remedy::SetAccountBefore(self.owner.account().map(str::to_owned))
     }
@@ -448,7 +450,7 @@ impl Evidence<'_> {
         (Conclusion::Dead { at, cause: cause.clone(), origin, letter }, remedy)
     }
 
-    /// How a dead letter can be delivered.
+    /// How a dead letter can still be delivered.
     fn revival(&self, origin: &str, cause: &ReadWord<DeathCause>) -> Remedy {
         match self.registration {
             Registration::Deleted => return Remedy::Register,

@@ -1,4 +1,4 @@
-//! An event: what a producer published, read only as far as delivery needs.
+//! An event as a producer published it. Only what delivery needs is read.
 
 use serde_json::error::Category;
 
@@ -11,28 +11,29 @@ use body::{Named, deeper_than};
 
 /// The longest event type and event id, in bytes.
 ///
-/// Both travel in AMQP properties that are short strings, which have at most this length (0-9-1, section
-/// 4.2.5.3).
+/// Both travel in AMQP properties, which are short strings and have at most this length (AMQP 0-9-1,
+/// section 4.2.5.3).
 pub const MAX_NAME_BYTES: usize = 255;
 
 /// The deepest nesting of arrays and objects that is delivered.
 ///
-/// RFC 8259 (section 9) lets a parser set a limit. Most receivers' parsers have a similar one, and a
-/// body that only we can read helps nobody.
+/// RFC 8259 (section 9) lets a parser set a limit. Most receivers' parsers have a similar limit, and
+/// couldn't read a deeper body.
 pub const MAX_DEPTH: usize = 128;
 
-/// Some producers begin UTF-8 with it.
+/// Some producers prepend it to UTF-8.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// What is needed to route an event and to recognize its repeats. The body stays as it came.
+/// The parts of an event that are needed to route it and to recognize its repeats. The body is passed on
+/// unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Identifies this event in every attempt to every webhook: `webhook-id`, as
+    /// Identifies this event in every attempt to every webhook. The header `webhook-id` has it as
     /// [`header_of_id`](super::encoding::header_of_id) encodes it.
     pub id: String,
-    /// What happened, such as `user.created`; decides which webhooks want the event.
+    /// What happened, such as `user.created`. It decides which webhooks want the event.
     pub event_type: String,
-    /// Its account, if it names one. Webhooks of other accounts don't get it ([`account`]).
+    /// The account to which it belongs, if any. Webhooks of other accounts don't get it ([`account`]).
     pub account: Option<Box<str>>,
 }
 
@@ -47,7 +48,7 @@ pub struct Properties<'a> {
     pub account: Option<&'a Value>,
 }
 
-/// Why a message can never be delivered, whatever anybody tries.
+/// Why a message can never be delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// More bytes than MAX_EVENT_BYTES.
@@ -83,8 +84,8 @@ pub enum Malformed {
     /// PostgreSQL can't look up the event type, for any webhook: its message.
     #[error("no webhook can want this event type: PostgreSQL says: {0}")]
     NotSearchable(String),
-    /// A header of a parked delivery that we can't have written.
-    #[error("the header {0} is missing or not what a parked delivery has")]
+    /// A header of a parked delivery that the notifier can't have written.
+    #[error("the header {0} is missing, or isn't what the notifier writes for a parked delivery")]
     BadHeader(&'static str),
 }
 
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_account_is_the_header_else_the_first_text_or_integer_that_the_body_has_of_it() {
+    fn the_account_comes_from_the_header_or_else_from_the_bodys_members() {
         let text = |text: &str| Some(Value::Text(text.to_owned()));
         let seven = || Some(Value::Integer(7));
         let longest = "x".repeat(MAX_NAME_BYTES);
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_that_cannot_be_read_makes_an_event_malformed() {
+    fn an_invalid_account_makes_an_event_malformed() {
         let long = "x".repeat(MAX_NAME_BYTES + 1);
         let digits = "9".repeat(MAX_NAME_BYTES + 1);
         for (bad, says) in [
@@ -314,7 +315,7 @@ mod tests {
         ] {
             let header = Value::Text(bad.to_owned());
             let properties = Properties { account: Some(&header), ..Properties::default() };
-            // Then the body's account doesn't count.
+            // The header decides, even though the body's account is valid.
             let error = read(properties, r#"{"type":"t","account":"a"}"#).expect_err(bad);
             assert!(error.to_string().starts_with("the account "), "{error}");
             assert!(error.to_string().contains(says), "{error}");
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_says_why() {
+    fn the_error_says_why_an_event_is_malformed() {
         check_malformed(b"", "not a JSON object");
         check_malformed(b"{\"type\":\"t\"", "not a JSON object");
         check_malformed(b"{\"type\":\"t\"} x", "not a JSON object");
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_depth_limit_counts_brackets_outside_strings_only() {
+    fn only_brackets_outside_strings_count_for_the_depth() {
         let nested = |n: usize| {
             format!("{{\"type\":\"t\",\"a\":{}\"\\\"[[[\"{}}}", "[".repeat(n), "]".repeat(n))
         };
@@ -397,12 +398,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn reading_never_panics(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Event::read(Properties::default(), &body, LIMIT, String::new);
         }
 
         #[test]
-        fn near_json_does_not_make_it_panic(body in "[\\[\\]{}\":,\\\\a-c0-9. -]{0,80}") {
+        fn reading_something_like_json_never_panics(body in "[\\[\\]{}\":,\\\\a-c0-9. -]{0,80}") {
             let _ = Event::read(Properties::default(), body.as_bytes(), LIMIT, String::new);
         }
 

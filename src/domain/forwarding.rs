@@ -1,8 +1,8 @@
-//! Which headers of a message are forwarded to receivers, and whether their values can be.
+//! Decides which headers of a message are forwarded to receivers.
 //!
-//! Trace headers always are (<https://www.w3.org/TR/trace-context/>, <https://www.w3.org/TR/baggage/>),
-//! so that a trace shows where the event went. Others are forwarded only if the operator names them:
-//! what a producer writes into a message isn't meant for strangers.
+//! Trace headers are always forwarded (<https://www.w3.org/TR/trace-context/>,
+//! <https://www.w3.org/TR/baggage/>), so that a trace shows where the event went. Other headers are
+//! forwarded only if the operator names them, since producers don't write them for strangers.
 
 use std::borrow::Cow;
 
@@ -16,10 +16,11 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 
-/// Credentials for one server. A message goes to many receivers that must not share them.
+/// Headers with credentials for one server. A message goes to many receivers, and these must not share
+/// credentials.
 const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "set-cookie"];
 
-/// The most members `tracestate` may have.
+/// The maximum number of members of `tracestate`.
 const MAX_TRACESTATE_MEMBERS: usize = 32;
 
 /// The headers to forward in addition to those of a trace. As a setting: their names, separated by
@@ -32,7 +33,7 @@ pub struct Forwarding(Box<[HeaderName]>);
 pub struct Forwarded {
     /// Each name at most once.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Headers that should be forwarded but can't be, and why.
+    /// Headers that should be forwarded but can't be, each with the reason.
     pub left_out: Vec<(HeaderName, &'static str)>,
 }
 
@@ -121,7 +122,7 @@ impl Forwarding {
     }
 }
 
-/// White space around a value isn't part of it (RFC 9110, section 5.5).
+/// The text of a value. White space around it isn't part of it (RFC 9110, section 5.5).
 fn text_of(value: &Value) -> Cow<'_, str> {
     match value {
         Value::Text(text) => text.trim_matches([' ', '\t']).into(),
@@ -138,8 +139,8 @@ fn value_of(name: &HeaderName, text: &str, room: &mut usize) -> Result<HeaderVal
     HeaderValue::from_str(text).map_err(|_| "its value is not valid in a header")
 }
 
-/// Whether a text has the form of a `traceparent`. A later version may append to what this version has
-/// (Trace Context, section 3.2).
+/// Whether a text has the form of a `traceparent`. A later version of the format may append fields (Trace
+/// Context, section 3.2).
 fn is_traceparent(text: &str) -> bool {
     let hex = |part: &str, digits: usize| {
         part.len() == digits && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_goes_on_and_of_the_rest_what_is_named() {
+    fn trace_headers_and_named_headers_are_forwarded() {
         let trace =
             [("traceparent", PARENT), ("tracestate", "a=1, b@c=2"), ("baggage", "k=v;p,l=%20")];
         let more = [("x-tenant", "7"), ("x-other", "8"), ("x-attempt", "3")];
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_traceparent_has_its_form_and_a_tracestate_a_parent() {
+    fn a_malformed_traceparent_is_left_out_with_its_tracestate() {
         let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
         for good in [PARENT.to_owned(), format!("cc-{trace}-{span}-09-what-comes")] {
             check("", &[("traceparent", &good)], &[("traceparent", &good)]);
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_header_can_hold_is_left_out_with_a_reason() {
+    fn values_that_a_header_cannot_hold_are_left_out_with_a_reason() {
         let long = "x".repeat(MAX_HEADER_BYTES);
         let given = headers(&[
             ("x-a", "1\r\nx-evil: 1"),
@@ -308,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_producer_writes_becomes_headers_or_none(
+        fn any_message_headers_become_valid_headers_or_none(
             given in prop::collection::btree_map(
                 "traceparent|tracestate|baggage|x-a|X-A|.{0,8}",
                 prop_oneof![

@@ -7,36 +7,25 @@ use super::vocabulary::Vocabulary;
 /// Why a delivery got no attempt when it came, and went to its receiver's backlog instead; or, if the
 /// reason lies in its event or in ourselves, to the retry lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "most are those of Hold")]
 pub enum Held {
-    /// Its webhook has used up its share of the capacity.
     Share,
-    /// The account or host of its webhook has used up its share of the capacity.
     Group,
-    /// Its receiver is slow, and slow receivers have used up their share of the capacity.
     Slow,
-    /// Its receiver has not answered yet.
     Unproven,
-    /// Its receiver was overloaded, and gets fewer requests for a while.
     Ramp,
-    /// The capacity is used up, and its receiver is not prompt.
     Full,
-    /// Its receiver's circuit breaker is open.
     Breaker,
-    /// Its receiver asked us to wait (`Retry-After`).
     RetryAfter,
-    /// Its webhook's `max_in_flight` is reached.
     MaxInFlight,
-    /// Its webhook's `rate_per_second` is reached.
     Rate,
-    /// Another instance sends all requests that its webhook's limits allow.
     Elsewhere,
-    /// Earlier deliveries wait in its receiver's backlog and come first; nothing else holds it up.
     Behind,
-    /// Its webhook is paused.
     Paused,
     /// Its event was split: so many webhooks want the event that each delivery is a message of its own.
     Split,
-    /// The process was shutting down, or the deliveries of its event took too long.
+    /// The process was shutting down, the deliveries of its event took too long, or PostgreSQL couldn't
+    /// say whether its webhook may still get it.
     Interrupted,
     /// The proxy of EGRESS_PROXY let no request through.
     Proxy,
