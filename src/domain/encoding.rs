@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// The ASCII characters that are encoded, in addition to all others: a header holds visible characters
-/// (RFC 9110, section 5.5), and loses spaces at its ends.
+/// The ASCII characters that are encoded; all other characters are encoded anyway. A header can only hold
+/// visible characters (RFC 9110, section 5.5), and loses spaces at its ends.
 const NOT_IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
 /// In an id the dot is encoded, too. The signature covers `id.timestamp.body`, so an id with a dot could

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-/// The messages that were published on one channel. Nothing is known of a message but its tag.
+/// The messages that were published on one channel. Only the tag of a message matters here.
 #[derive(Debug)]
 pub struct Unconfirmed<T> {
     /// The tag of the last message that was published.

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::delivery_log::What;
+use crate::domain::held::Dropped;
 
 const NOW: UnixMillis = 1_000_000_000;
 const MINUTE: i64 = 60_000;
