@@ -125,7 +125,7 @@ impl Growth {
         self.consumers
     }
 
-    /// Limits the lane to `consumers` for [`LIMITED_FOR`], because no more could be started.
+    /// Limits the lane to `consumers` for a while, because no more could be started.
     pub fn limit_to(&mut self, consumers: usize, now: Moment) {
         self.consumers = consumers;
         self.trial = None;
