@@ -398,7 +398,7 @@ fn check_queue_name(name: &str) -> Result<(), String> {
     if name.contains(['*', '#']) {
         return Err(format!("{shown} has a `*` or `#`, which is a wildcard in a topic binding"));
     }
-    if broker_names::is_taken(name) {
+    if broker_names::is_reserved(name) {
         return Err(format!("{shown} is reserved for the notifier or the broker"));
     }
     Ok(())

@@ -86,7 +86,7 @@
 //! |---|---|
 //! | what an answer means, and what happens next | [`domain::outcome`] |
 //! | which receivers get a request now | [`domain::pace`]; the receiver's condition: [`domain::receiver`]; its webhook's limits: [`domain::limits`]; this instance's share of them: [`domain::instances`] |
-//! | which deliveries wait, which go to a backlog, and in which order | [`domain::intake`] |
+//! | which deliveries wait, which go to a backlog, and in which order | [`domain::intake`]; what the backlogs hold: `domain/intake/contents.rs` |
 //! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; if RabbitMQ does not answer about it: `consumer/backlogs/unanswered.rs`; which instance consumes it: `consumer/backlogs/elsewhere.rs` |
 //! | how a backlog is created | `backlogs/keeper/creation.rs`; how it is found: `backlogs/keeper/search.rs`; how it is removed: `backlogs/keeper/removal.rs` |
 //! | how many consumers a lane has | [`domain::growth`]; how they start and stop: `consumer/crew.rs` |

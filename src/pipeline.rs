@@ -19,7 +19,7 @@ use crate::domain::delivery_log::Happened;
 use crate::domain::event::{Event, Malformed};
 use crate::domain::held::Dropped;
 use crate::domain::in_hand;
-use crate::domain::intake::{Refusal, Who};
+use crate::domain::intake::{DeliveryKind, Refusal};
 use crate::domain::pace::Ask;
 use crate::domain::retry::Schedule;
 use crate::domain::shown::word;
@@ -312,15 +312,15 @@ impl Pipeline {
 
     /// Applies the receiver's `Retry-After`, which another process may have got, or this one before a restart.
     fn apply_retry_after(&self, delivery: &Delivery) {
-        if let Some(wanted) = delivery.stay(unix_millis()) {
+        if let Some(wanted) = delivery.stay_away_for(unix_millis()) {
             self.receivers.stay_away(delivery.webhook_id, wanted);
         }
     }
 
     /// Asks for an attempt.
     fn ask(&self, lane: &Lane, webhook: &Webhook, delivery: &Delivery) -> Result<Turn, Refusal> {
-        let who = if delivery.attempts == 0 { Who::Fresh } else { Who::Retry };
-        self.receivers.ask(Ask::of(webhook, lane.number), who, webhook.is_paused)
+        let kind = if delivery.attempts == 0 { DeliveryKind::Fresh } else { DeliveryKind::Retry };
+        self.receivers.ask(Ask::of(webhook, lane.number), kind, webhook.is_paused)
     }
 
     fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, Missing> {

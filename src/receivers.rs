@@ -11,7 +11,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use uuid::Uuid;
 
 use crate::domain::instances::{Instances, SentBy};
-use crate::domain::intake::{Called, EntryTicket, Intake, Intent, Number, Refusal, Who};
+use crate::domain::intake::{
+    Called, DeliveryKind, EntryTicket, Intake, Intent, Refusal, WaiterNumber,
+};
 use crate::domain::limits::Limits;
 use crate::domain::pace::{Ask, Attempt, Hold, Pace};
 use crate::domain::receiver::{AttemptEnd, Breaker, Class, Condition, Transition};
@@ -47,7 +49,7 @@ pub struct Receivers {
 struct State {
     intake: Intake,
     /// The channels by which waiting deliveries are called.
-    waiting: HashMap<Number, Sender<Result<Attempt, Refusal>>>,
+    waiting: HashMap<WaiterNumber, Sender<Result<Attempt, Refusal>>>,
     /// The threads that wait to publish to a backlog, by the number of the entry. Each is woken for its own
     /// turn: hundreds may wait, and waking all of them at each turn would cost more than the turns.
     entering: HashMap<u64, Thread>,
@@ -88,9 +90,9 @@ impl Receivers {
     ///
     /// # Errors
     /// Why there is no attempt now.
-    pub fn ask(&self, ask: Ask, who: Who, is_paused: bool) -> Result<Turn, Refusal> {
+    pub fn ask(&self, ask: Ask, kind: DeliveryKind, is_paused: bool) -> Result<Turn, Refusal> {
         let mut state = self.lock();
-        let (answer, called) = state.intake.ask(ask, who, is_paused, self.now());
+        let (answer, called) = state.intake.ask(ask, kind, is_paused, self.now());
         state.tell(called);
         answer.map(|intent| state.answer(intent))
     }
@@ -108,7 +110,7 @@ impl Receivers {
     /// Waits until all earlier entries of the same backlog are published.
     pub fn wait_to_enter(&self, entry: EntryTicket) {
         let mut state = self.lock();
-        while !state.intake.is_next(entry) {
+        while !state.intake.contents.is_next(entry) {
             state.entering.insert(entry.number(), thread::current());
             drop(state);
             thread::park();
@@ -120,14 +122,14 @@ impl Receivers {
     /// Whether all earlier entries of the same backlog are published.
     #[must_use]
     pub fn is_next_to_enter(&self, entry: EntryTicket) -> bool {
-        self.lock().intake.is_next(entry)
+        self.lock().intake.contents.is_next(entry)
     }
 
     /// Records that a delivery was published to a backlog or, if not `is_there`, that it won't be.
     pub fn entered(&self, entry: EntryTicket, is_there: bool) {
         let mut state = self.lock();
-        state.intake.entered(entry, is_there);
-        let next = state.intake.next_of_backlog(entry);
+        state.intake.contents.note_entered(entry, is_there);
+        let next = state.intake.contents.next_entry(entry);
         if let Some(waits) = next.and_then(|number| state.entering.get(&number)) {
             waits.unpark();
         }
@@ -135,25 +137,25 @@ impl Receivers {
 
     /// Records that a delivery left a backlog without an attempt.
     pub fn left_backlog(&self, queue: usize, webhook: Uuid, is_ours: bool) {
-        self.lock().intake.left((queue, webhook), is_ours);
+        self.lock().intake.contents.note_left((queue, webhook), is_ours);
     }
 
     /// Records that a backlog exists, with unknown contents.
     pub fn found_backlog(&self, queue: usize, webhook: Uuid) {
-        self.lock().intake.found((queue, webhook));
+        self.lock().intake.contents.note_found((queue, webhook));
     }
 
     /// The number of the last entry of a backlog, for [`Receivers::is_backlog_emptied`].
     #[must_use]
     pub fn last_in_backlog(&self, queue: usize, webhook: Uuid) -> u64 {
-        self.lock().intake.last((queue, webhook))
+        self.lock().intake.contents.last_entry((queue, webhook))
     }
 
     /// Records that a backlog is empty, according to the broker. `last` is [`Receivers::last_in_backlog`] when
     /// the broker was asked. Returns false if another delivery has entered since then, or is about to.
     pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
         let mut state = self.lock();
-        let is_emptied = state.intake.is_emptied((queue, webhook), last);
+        let is_emptied = state.intake.contents.note_empty((queue, webhook), last);
         if is_emptied {
             state.forget_restored(webhook, self.now());
         }
@@ -163,7 +165,7 @@ impl Receivers {
     /// Whether a backlog may hold deliveries.
     #[must_use]
     pub fn is_backlog_in_use(&self, queue: usize, webhook: Uuid) -> bool {
-        self.lock().intake.is_in_use((queue, webhook))
+        self.lock().intake.contents.is_in_use((queue, webhook))
     }
 
     /// The bell of a queue, which rings when a request of any queue has ended, while [`Receivers::listen`] says
@@ -225,21 +227,21 @@ impl Receivers {
 
     /// Sets whether another instance consumes a backlog.
     pub fn set_elsewhere(&self, queue: usize, webhook: Uuid, is_elsewhere: bool) {
-        self.lock().intake.set_elsewhere((queue, webhook), is_elsewhere);
+        self.lock().intake.contents.set_elsewhere((queue, webhook), is_elsewhere);
     }
 
-    /// See [`Pace::has_backlog`].
+    /// See [`Pace::add_backlog`].
     pub fn has_backlog(&self, webhook: Uuid) {
         let mut state = self.lock();
         let now = self.now();
-        state.intake.pace.has_backlog(webhook, now);
+        state.intake.pace.add_backlog(webhook, now);
     }
 
-    /// See [`Pace::have_backlogs`].
+    /// See [`Pace::set_backlogs`].
     pub fn have_backlogs(&self, webhooks: impl Iterator<Item = Uuid>) {
         let mut state = self.lock();
         let now = self.now();
-        state.intake.pace.have_backlogs(webhooks, now);
+        state.intake.pace.set_backlogs(webhooks, now);
     }
 
     /// Records how an attempt ended.
@@ -301,7 +303,7 @@ impl State {
             ailment.condition == Condition::Open && ailment.reason.is_none()
         });
         let has_more =
-            || (0..self.bells.len()).any(|queue| self.intake.is_in_use((queue, webhook)));
+            || (0..self.bells.len()).any(|queue| self.intake.contents.is_in_use((queue, webhook)));
         if is_restored && !has_more() {
             self.intake.pace.forget(webhook);
             self.intake.pace.restore(webhook, is_slow, None, now);

@@ -13,7 +13,7 @@ use tiny_http::{Method, Request, Response, Server};
 use super::{Output, Usage, paint, print};
 use crate::clock;
 use crate::domain::shown;
-use crate::domain::signature::Key;
+use crate::domain::signature::SigningKey;
 use crate::domain::time::{self, UnixMillis, to_unix_millis, to_unix_seconds};
 
 /// The most deliveries whose attempts are counted. Beyond that, counting starts again from none, so that
@@ -70,7 +70,7 @@ struct ReceivedRequest<'a> {
 /// Answers and prints every POST until it is killed.
 pub(super) fn run(options: Listen) -> Result<()> {
     let Listen { addr, fail_first, status, secret, output: Output { json } } = options;
-    let key = secret.as_deref().map(Key::parse).transpose();
+    let key = secret.as_deref().map(SigningKey::parse).transpose();
     let key = key.map_err(|error| Usage(format!("--secret: {error}")))?;
     let server = Server::http(addr)
         .map_err(|error| anyhow!("cannot listen on {addr}: {error}: choose another --addr"))?;

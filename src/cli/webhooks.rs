@@ -30,7 +30,7 @@ use super::{Common, Output, Usage, print, print_json, print_stderr, read};
 use crate::config::Config;
 use crate::domain::delivery_log::Extent;
 use crate::domain::secret::Secret;
-use crate::domain::signature::Key;
+use crate::domain::signature::SigningKey;
 use crate::domain::time::Span;
 use crate::store::{NewSecret, Store};
 
@@ -345,5 +345,5 @@ fn announce_loss(
 fn new_secret() -> Result<Secret> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).context("the system has no random numbers")?;
-    Ok(Key::secret_of(random))
+    Ok(SigningKey::secret_of(random))
 }

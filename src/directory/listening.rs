@@ -9,8 +9,8 @@ use crossbeam_channel::{select, unbounded};
 
 use super::{Change, Directory, StoreError};
 use crate::domain::causes::Causes;
-use crate::domain::effort::Effort;
 use crate::domain::retry::Backoff;
+use crate::domain::time_budget::TimeBudget;
 use crate::domain::webhook::Scope;
 use crate::shutdown::Shutdown;
 use crate::store::{Heard, NotListening, Sign};
@@ -32,7 +32,7 @@ const LONGEST_ABSENCE: Duration = Duration::from_millis(250);
 /// The share of time for finding out what a change affects. If very much is remembered, this takes
 /// milliseconds during which nobody can look anything up. Beyond this share, however many changes there
 /// are, everything is forgotten, which takes no time.
-const FORGETTING: Effort = Effort::new(Duration::from_millis(100), 10);
+const FORGETTING: TimeBudget = TimeBudget::new(Duration::from_millis(100), 10);
 
 /// A connection that listened for this long was good: after its end, the next one is opened at once.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
@@ -112,7 +112,7 @@ impl Directory {
             return Some(Lost { why: NotListening { error, sign: Sign::Answer }, since });
         }
         let mut patience = BEGIN_LISTENING;
-        let mut effort = FORGETTING;
+        let mut budget = FORGETTING;
         loop {
             let report = select! {
                 recv(reports) -> report => report,
@@ -135,9 +135,9 @@ impl Directory {
                 }
                 Ok(Ok(Heard::Changed(scope))) => {
                     let began = self.start.elapsed();
-                    let may_look = effort.is_affordable(began);
+                    let may_look = budget.is_affordable(began);
                     self.forget(if may_look { &scope } else { &everything });
-                    effort.spend(self.start.elapsed() - began);
+                    budget.spend(self.start.elapsed() - began);
                 }
                 Ok(Ok(Heard::Backlogs)) => self.tell(Change::Backlogs),
                 Ok(Ok(Heard::Instances)) => self.tell(Change::Instances),

@@ -2,14 +2,14 @@
 //!
 //! An event belongs to one account or to none, and so does a webhook. A webhook with an account gets
 //! only the events of that account; a webhook without one gets every event. So an event without an
-//! account never reaches a webhook that has one. Names are compared byte by byte: case and spaces count.
+//! account never reaches a webhook that has one. Names are compared byte by byte: case and spaces matter.
 
 use super::shown::quoted;
 
-/// The longest account name, in bytes. It is the limit of event ids and types too.
+/// The longest account name, in bytes: the same limit as for event ids and types.
 pub const MAX_ACCOUNT_BYTES: usize = 255;
 
-/// Stands for a name whose type no name can have. [`check`] refuses it.
+/// Stands for an account that is neither a string nor an integer. [`check`] refuses it.
 pub const NO_NAME: &str = "\u{1a}";
 
 /// Checks that a text can name an account: not empty, at most [`MAX_ACCOUNT_BYTES`], no control
@@ -29,7 +29,7 @@ pub fn check(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Why a valid name is probably a mistake; `None` if it looks right.
+/// Why a valid name is probably a mistake; `None` if it looks fine.
 #[must_use]
 pub fn doubt(name: &str) -> Option<String> {
     let is_padded = name.trim() != name && check(name).is_ok();
@@ -37,8 +37,8 @@ pub fn doubt(name: &str) -> Option<String> {
         .then(|| format!("the spaces around the account {} are part of its name", quoted(name)))
 }
 
-/// Says in one line why a webhook of this account may not have that event. `event` is the event's
-/// account, if it has one.
+/// Says in one line why a webhook of this account may not get an event. `event` is the event's account,
+/// if it has one.
 #[must_use]
 pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
     let webhook = quoted(webhook);
@@ -50,7 +50,7 @@ pub fn mismatch(webhook: &str, event: Option<&str>) -> String {
     }
 }
 
-/// Whether a webhook may have an event, by their accounts; `None` is no account.
+/// Whether a webhook may get an event, given the accounts of both; `None` is no account.
 #[must_use]
 pub fn may_have(webhook: Option<&str>, event: Option<&str>) -> bool {
     webhook.is_none() || webhook == event
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_without_an_account_may_have_all_and_others_only_their_own() {
+    fn a_webhook_without_an_account_gets_all_events_and_others_only_their_own() {
         for (webhook, event, may) in [
             (None, None, true),
             (None, Some("a"), true),

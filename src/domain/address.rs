@@ -1,7 +1,7 @@
-//! Which addresses a webhook may reach: the public internet and what the operator allows, except what
-//! the operator denies.
+//! Decides which addresses webhooks may reach: the public internet and the networks that the operator
+//! allows, except those that the operator denies.
 //!
-//! A webhook's URL is a stranger's input. Without this guard it could name the cloud's metadata
+//! A webhook's URL comes from strangers. Without this guard it could lead to the cloud's metadata
 //! service (169.254.169.254), the database, or this process's own ports.
 
 use std::fmt;
@@ -20,9 +20,9 @@ pub use special::Range;
 /// The networks that webhooks may reach: the public internet and ALLOW_NETWORKS, except DENY_NETWORKS.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedNetworks {
-    /// In addition to the public internet.
+    /// The networks that are allowed in addition to the public internet.
     allowed: Vec<IpNet>,
-    /// Denied even if something else allows them.
+    /// The networks that are denied, even if they are public or allowed.
     denied: Vec<IpNet>,
 }
 
@@ -31,16 +31,16 @@ pub struct AllowedNetworks {
 pub struct Forbidden {
     /// The address.
     pub address: IpAddr,
-    /// Why.
+    /// Why it isn't allowed.
     pub why: ForbiddenBy,
 }
 
 /// Why an address is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForbiddenBy {
-    /// It is not on the public internet, and nothing allows it.
+    /// It is not on the public internet, and ALLOW_NETWORKS doesn't allow it.
     Special(Range),
-    /// It is in a network of DENY_NETWORKS; or the IPv4 address that it leads to is.
+    /// It is in this network of DENY_NETWORKS, or it leads to this IPv4 address that is.
     Denied(IpNet, Option<Ipv4Addr>),
 }
 
@@ -76,7 +76,7 @@ impl AllowedNetworks {
         Ok(Self { allowed: read_networks(text)?, denied: Vec::new() })
     }
 
-    /// Denies these networks, even where something else allows them.
+    /// Denies these networks, even if they are public or allowed.
     ///
     /// # Errors
     /// One line that names what can't be read.
@@ -84,13 +84,13 @@ impl AllowedNetworks {
         Ok(Self { denied: read_networks(text)?, ..self })
     }
 
-    /// Says whether a webhook may reach an address.
+    /// Checks whether webhooks may reach an address.
     ///
     /// # Errors
     /// [`Forbidden`], which names the range or the network.
     pub fn check(&self, address: IpAddr) -> Result<(), Forbidden> {
-        // To the kernel an IPv4-mapped address is the IPv4 address, so it is here too: `::/0` neither
-        // allows nor denies it.
+        // The kernel treats an IPv4-mapped address as the IPv4 address, and so does this check: `::/0`
+        // neither allows nor denies it.
         let address = address.to_canonical();
         let why = match self.denied(address) {
             Some(denied) => denied,
@@ -129,7 +129,7 @@ fn read_networks(text: &str) -> Result<Vec<IpNet>, String> {
     let networks = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     networks
         .map(|part| {
-            // `IpNet` reads 010 as ten; other parsers read it as octal, eight. So the address is parsed
+            // `IpNet` reads 010 as ten, other parsers read it as octal eight. So the address is parsed
             // strictly.
             let address = part.split('/').next().and_then(|it| it.parse::<IpAddr>().ok());
             let network = match part.contains('/') {

@@ -1,4 +1,4 @@
-//! What a receiver answers when it doesn't accept an event: the beginning of it, made readable.
+//! The beginning of a receiver's answer when it doesn't accept an event, made readable.
 
 use serde::Serialize;
 
@@ -38,7 +38,7 @@ impl Excerpt {
         }
     }
 
-    /// Both in one line, without the HTTP version; at most `most` characters of the body.
+    /// The status line without the HTTP version, and at most `most` characters of the body, in one line.
     #[must_use]
     pub fn line(&self, most: usize) -> String {
         let status = match self.status_line.split_once(' ') {
@@ -76,7 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_page_becomes_a_line() {
+    fn a_page_becomes_one_line() {
         let page = "<html>\r\n  <body>\n\t<h1>Bad   Gateway</h1>\r\n</body></html>\n";
         let excerpt = Excerpt::new("HTTP/1.1 502 Bad Gateway", page, 512);
         assert_eq!(excerpt.body, "<html> <body> <h1>Bad Gateway</h1> </body></html>");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_is_cut_and_what_could_deceive_is_escaped() {
+    fn a_long_answer_is_cut_and_deceptive_characters_are_escaped() {
         let cut = |body: &str, most| Excerpt::new("HTTP/1.1 500", body, most).body;
         assert_eq!(cut("abcdef", 4), "abcd…");
         assert_eq!(cut("abcd", 4), "abcd");
@@ -98,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_is_bounded_and_is_read_as_it_was_written(
+        fn any_answer_is_bounded_and_read_back_as_it_was_written(
             line in any::<String>(), body in any::<String>(), most in 1_usize..600,
         ) {
             let excerpt = Excerpt::new(&line, &body, most);

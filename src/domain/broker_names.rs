@@ -1,96 +1,97 @@
-//! The names of what is ours at the broker: exchanges, queues, and headers of messages.
+//! The names of our exchanges and queues at the broker, and of message headers.
 //!
-//! Operators see them, and what lies at the broker is found by them: a name that changes would lose
-//! what waits under the old one.
+//! Operators see these names, and messages wait in queues that are found by them. So a name must never
+//! change: messages under the old name would be lost.
 
 use uuid::Uuid;
 
 use super::time::Span;
 
-/// How the names of our exchanges begin, and of the queues that no queue of QUEUES has for itself.
+/// The prefix of our exchanges, and of all our queues except the retry and dead-letter queues.
 const OURS: &str = "webhooks.";
 
-/// Where a delivery is published that has to wait, with its delay and its queue as the routing key.
+/// The exchange for deliveries that have to wait. The routing key has the delay and the event queue.
 pub const WAIT_EXCHANGE: &str = "webhooks.wait";
 
-/// Where RabbitMQ publishes what has waited for long enough.
+/// The exchange to which RabbitMQ publishes deliveries whose delay has expired.
 pub const RETRY_EXCHANGE: &str = "webhooks.retry";
 
-/// Where a delivery is published that enters a backlog.
+/// The exchange for deliveries that enter a backlog.
 pub const BACKLOG_EXCHANGE: &str = "webhooks.backlog";
 
-/// Where notices are published, for whoever binds a queue to it.
+/// The exchange for notices, to which operators bind their own queues.
 pub const EVENTS_EXCHANGE: &str = "webhooks.events";
 
-/// Where what no retry queue takes lies, of all queues and all notifiers of this broker: a queue, and
-/// the exchange that leads to it.
+/// The queue for messages that no retry queue takes, and the exchange that leads to it. All notifiers of
+/// a broker share it.
 pub const ORPHANED: &str = "webhooks.orphaned";
 
 const RETRY_SUFFIX: &str = ".retry";
 const DEAD_SUFFIX: &str = ".dead";
 
-/// Where the retries of a queue come back.
+/// The queue to which the retries of an event queue return.
 #[must_use]
 pub fn retry_queue(origin: &str) -> String {
     format!("{origin}{RETRY_SUFFIX}")
 }
 
-/// Where the dead letters of a queue lie.
+/// The queue for the dead letters of an event queue.
 #[must_use]
 pub fn dead_queue(origin: &str) -> String {
     format!("{origin}{DEAD_SUFFIX}")
 }
 
-/// Where deliveries of all queues wait for that long.
+/// The queue in which deliveries from all event queues wait for this delay.
 #[must_use]
 pub fn wait_queue(delay: Span) -> String {
     format!("{WAIT_EXCHANGE}.{delay}")
 }
 
-/// Where deliveries wait that a receiver can't take now: for one webhook, those from the queue `origin`.
+/// The queue for deliveries from the event queue `origin` that a webhook's receiver can't take now.
 #[must_use]
 pub fn backlog_queue(origin: &str, webhook: Uuid) -> String {
     format!("{BACKLOG_EXCHANGE}.{origin}.{webhook}")
 }
 
-/// Where the messages of a queue are while the queue is made anew.
+/// The queue that holds the messages of another queue while that is deleted and created again.
 #[must_use]
 pub fn moving_queue(queue: &str) -> String {
     format!("{OURS}moving.{queue}")
 }
 
-/// An exclusive queue: the connection that has declared it is the one that may read `queue`.
+/// An exclusive queue that serves as a lock: only the connection that has declared it may read `queue`.
 #[must_use]
 pub fn turn_queue(queue: &str) -> String {
     format!("{OURS}reading.{queue}")
 }
 
-/// Queues that show whether there is room for more; `number` tells those of a `check` apart.
+/// A queue by which `check` tests whether the broker allows more queues. `number` distinguishes the queues
+/// of one check.
 #[must_use]
 pub fn check_queue(check: Uuid, number: usize) -> String {
     format!("{OURS}check.{check}.{number}")
 }
 
-/// The routing key of a delivery that waits for that long, then comes back for the queue `origin`.
+/// The routing key of a delivery from the event queue `origin` that waits for this delay.
 #[must_use]
 pub fn wait_key(delay: Span, origin: &str) -> String {
     format!("{delay}.{origin}")
 }
 
-/// The routing key of what enters a backlog.
+/// The routing key of a delivery that enters a backlog.
 #[must_use]
 pub fn backlog_key(origin: &str, webhook: Uuid) -> String {
     format!("{origin}.{webhook}")
 }
 
-/// Whose backlog a routing key leads to: the queue and the webhook.
+/// The event queue and the webhook of the backlog to which a routing key leads.
 #[must_use]
 pub fn read_backlog_key(key: &str) -> Option<(&str, Uuid)> {
     let (origin, webhook) = key.rsplit_once('.')?;
     Some((origin, Uuid::try_parse(webhook).ok()?))
 }
 
-/// The queue to which an exchange of ours leads a message with this routing key.
+/// The queue to which one of our exchanges routes a message with this routing key.
 #[must_use]
 pub fn queue_of(exchange: &str, routing_key: &str) -> String {
     match routing_key.split_once('.') {
@@ -100,33 +101,34 @@ pub fn queue_of(exchange: &str, routing_key: &str) -> String {
     }
 }
 
-/// Whose retries a queue holds; `None` if it is no retry queue.
+/// The event queue whose retries a queue contains; `None` if it is no retry queue.
 #[must_use]
 pub fn origin_of_retries(queue: &str) -> Option<&str> {
     queue.strip_suffix(RETRY_SUFFIX)
 }
 
-/// Whether a queue is for the dead letters of another one.
+/// Whether a queue is a dead-letter queue.
 #[must_use]
 pub fn is_dead_queue(queue: &str) -> bool {
     queue.ends_with(DEAD_SUFFIX)
 }
 
-/// Whether deliveries wait in a queue for their next attempt.
+/// Whether a queue is a wait queue, in which deliveries wait for their next attempt.
 #[must_use]
 pub fn is_wait_queue(queue: &str) -> bool {
     queue.starts_with(WAIT_EXCHANGE)
 }
 
-/// Whether we make a queue of this name, with arguments that we need. Dead-letter queues may have any.
+/// Whether a queue is one that we create and whose arguments matter to us. Those of dead-letter queues
+/// don't matter.
 #[must_use]
 pub fn is_ours(queue: &str) -> bool {
     queue.starts_with(OURS) || origin_of_retries(queue).is_some()
 }
 
-/// Whether a queue of events can't have this name: the notifier or the broker needs it.
+/// Whether the notifier or the broker needs this name, so that no event queue can have it.
 #[must_use]
-pub fn is_taken(queue: &str) -> bool {
+pub fn is_reserved(queue: &str) -> bool {
     let of_wait = queue.strip_prefix(WAIT_EXCHANGE).is_some_and(|rest| rest.starts_with('.'));
     origin_of_retries(queue).is_some()
         || is_dead_queue(queue)
@@ -134,69 +136,69 @@ pub fn is_taken(queue: &str) -> bool {
         || queue.starts_with("amq.")
 }
 
-/// What a queue is called in metrics and advice, where there may be a thousand backlogs: all that are
-/// of one queue have one name.
+/// The name of a queue in metrics and advice. There may be a thousand backlogs, so all backlogs of one
+/// event queue share a name.
 #[must_use]
 pub fn label_of_queue(queue: &str) -> String {
     let of_backlog = queue.strip_prefix(BACKLOG_EXCHANGE).and_then(|key| key.rsplit_once('.'));
     of_backlog.map_or_else(|| queue.to_owned(), |(origin, _)| format!("{BACKLOG_EXCHANGE}{origin}"))
 }
 
-/// The names of headers: those that we write, and of RabbitMQ's and producers' those that we read.
+/// The names of message headers: those that we write, and those of RabbitMQ and of producers that we read.
 pub mod header {
     /// The event's id.
     pub const EVENT_ID: &str = "x-event-id";
     /// The event's type.
     pub const EVENT_TYPE: &str = "x-event-type";
-    /// The event's account; empty where it is of none. What an older version parked has no such header.
+    /// The event's account; empty if it has none. Deliveries parked by an older version lack this header.
     pub const ACCOUNT: &str = "x-account";
-    /// The webhook that a delivery is for.
+    /// The webhook of a delivery.
     pub const WEBHOOK_ID: &str = "x-webhook-id";
-    /// Attempts made.
+    /// The number of attempts made.
     pub const ATTEMPT: &str = "x-attempt";
-    /// Until when the receiver has asked us to stay away (`Retry-After`).
+    /// The time before which the receiver wants no requests (`Retry-After`).
     pub const NOT_BEFORE: &str = "x-not-before";
-    /// When the event first came.
+    /// When the event was first received.
     pub const FIRST_RECEIVED_AT: &str = "x-first-received-at";
-    /// Why the last attempt failed, or what is malformed.
+    /// Why the last attempt failed, or why the message is malformed.
     pub const LAST_ERROR: &str = "x-last-error";
-    /// The status line of the receiver's last answer, where answers are kept.
+    /// The status line of the receiver's last answer, if answers are kept.
     pub const LAST_STATUS_LINE: &str = "x-last-status-line";
-    /// How the body of that answer began.
+    /// The beginning of the body of that answer.
     pub const LAST_BODY: &str = "x-last-body";
     /// The queue that the event was published to.
     pub const ORIGIN_QUEUE: &str = "x-origin-queue";
     /// Why a delivery is dead.
     pub const DEAD_REASON: &str = "x-dead-reason";
-    /// When it died.
+    /// When the delivery died.
     pub const DEAD_AT: &str = "x-dead-at";
-    /// The queue that a message goes to as soon as that takes it.
+    /// The queue to which a message goes as soon as that queue takes it.
     pub const BOUND_FOR: &str = "x-bound-for";
-    /// Which process put a delivery into its backlog.
+    /// The process that put a delivery into its backlog.
     pub const ENTERED_BY: &str = "x-entered-by";
-    /// That a message is a notice, and of which kind. It stays with each delivery of it.
+    /// Marks a notice, and says which kind. All deliveries of the notice keep it.
     pub const NOTICE: &str = "x-notice";
 
-    /// A producer's: whose the event is.
+    /// Written by producers: the event's account.
     pub const PRODUCERS_ACCOUNT: &str = "account";
-    /// A producer's: other queues that get a copy.
+    /// Written by producers: other queues that get a copy.
     pub const CC: &str = "CC";
-    /// The same, without telling the receivers of the first.
+    /// Written by producers: other queues that get a copy, not visible to consumers.
     pub const BCC: &str = "BCC";
 
-    /// RabbitMQ's: how often a quorum queue has taken the message back.
+    /// Written by RabbitMQ: how often a message was returned to its quorum queue.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
-    /// RabbitMQ's: how often a message was handed out (4.0 or newer).
+    /// Written by RabbitMQ 4.0 or newer: how often a message was handed out.
     pub const ACQUIRED_COUNT: &str = "x-acquired-count";
-    /// RabbitMQ's: where a message was dead-lettered.
+    /// Written by RabbitMQ: where a message was dead-lettered.
     pub const DEATH: &str = "x-death";
-    /// RabbitMQ's: why it was dead-lettered first.
+    /// Written by RabbitMQ: why a message was dead-lettered for the first time.
     pub const FIRST_DEATH_REASON: &str = "x-first-death-reason";
-    /// RabbitMQ's: why it was dead-lettered last.
+    /// Written by RabbitMQ: why a message was dead-lettered for the last time.
     pub const LAST_DEATH_REASON: &str = "x-last-death-reason";
 
-    /// All of these that are neither the producer's nor of what he publishes: a delivery has its own. `CC`
-    /// and `BCC` are among them, since a copy would go to their queues once more.
+    /// The headers that a delivery doesn't take over from the event's message, because it has its own. `CC`
+    /// and `BCC` are among them, since a copy of the delivery would go to their queues, too.
     pub const NOT_THE_PRODUCERS: [&str; 20] = [
         EVENT_ID,
         EVENT_TYPE,
@@ -220,7 +222,7 @@ pub mod header {
         BCC,
     ];
 
-    /// Families of such headers.
+    /// Prefixes of other such headers.
     pub const NOT_THE_PRODUCERS_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 }
 
@@ -229,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_stay_what_they_are_since_messages_wait_under_them() {
+    fn names_never_change() {
         let (webhook, delay) = (Uuid::nil(), "90s".parse().expect("a span"));
         let id = "00000000-0000-0000-0000-000000000000";
         for (name, expected) in [
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_routing_key_leads_to_the_queue_that_is_named_alike() {
+    fn a_routing_key_leads_to_its_queue() {
         let delay: Span = "1500ms".parse().expect("a span");
         let webhook = Uuid::from_u128(7);
         assert_eq!(queue_of(WAIT_EXCHANGE, &wait_key(delay, "a.b")), wait_queue(delay));
@@ -266,8 +268,8 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_tells_by_its_name_what_it_is_for() {
-        for (queue, is_retry, is_dead, ours, taken) in [
+    fn the_name_of_a_queue_shows_its_purpose() {
+        for (queue, is_retry, is_dead, ours, reserved) in [
             ("a", false, false, false, false),
             ("a.retry", true, false, true, true),
             ("a.dead", false, true, false, true),
@@ -280,7 +282,7 @@ mod tests {
             assert_eq!(origin_of_retries(queue).is_some(), is_retry, "{queue}");
             assert_eq!(is_dead_queue(queue), is_dead, "{queue}");
             assert_eq!(is_ours(queue), ours, "{queue}");
-            assert_eq!(is_taken(queue), taken, "{queue}");
+            assert_eq!(is_reserved(queue), reserved, "{queue}");
         }
         assert_eq!(origin_of_retries("a.b.retry"), Some("a.b"));
     }

@@ -1,14 +1,14 @@
-//! Logs each cause of a lasting failure once.
+//! Decides which causes of a lasting failure are logged: each one once.
 //!
-//! A server that is down answers every attempt with the same error, so one line is enough. But the cause
-//! may change meanwhile (the server is up again, and now the password is wrong), and whoever reads only
-//! the first cause looks in the wrong place.
+//! While a server is down every attempt fails with the same error, so one line is enough. But the cause
+//! may change: the server is up again, and now the password is wrong. With only the first cause in the
+//! log, operators would look in the wrong place.
 
-/// How many causes of one failure are logged. Some contain a number that differs each time.
+/// How many causes of one failure are logged at most. Some contain a number that differs each time.
 const MOST: usize = 8;
 
-/// Parts of messages that say only that a connection ended. Which of them appears is a race, so they
-/// count as one cause.
+/// Parts of messages that say only that a connection ended. Which of them appears is a matter of chance,
+/// so they count as one cause.
 const ENDED: [&str; 5] = [
     "socket closed unexpectedly",
     "Connection reset by peer",
@@ -22,8 +22,8 @@ const ENDED: [&str; 5] = [
 pub struct Causes(Vec<String>);
 
 impl Causes {
-    /// Records a cause while the failure lasts, and says whether to log it: only if neither it nor a
-    /// similar one has been.
+    /// Records a cause while the failure lasts. Returns whether to log it: whether neither this cause nor
+    /// a similar one has been logged.
     pub fn is_news(&mut self, cause: &str) -> bool {
         let only_ends = |cause: &str| ENDED.iter().any(|end| cause.contains(end));
         let is_like = |told: &String| told == cause || only_ends(told) && only_ends(cause);
@@ -34,13 +34,13 @@ impl Causes {
         is_news
     }
 
-    /// Whether a failure has been logged and not ended.
+    /// Whether a failure has been logged and lasts.
     #[must_use]
     pub fn are_told(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// Ends the failure. Returns its first cause, if it was logged.
+    /// Records the end of the failure. Returns its first cause, if one was logged.
     pub fn end(&mut self) -> Option<String> {
         std::mem::take(&mut self.0).into_iter().next()
     }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_new_cause_is_told_once_and_again_after_the_trouble_was_over() {
+    fn each_cause_is_logged_once_and_again_after_the_failure_has_ended() {
         let mut causes = Causes::default();
         let told = ["away", "away", "wrong password", "away", "wrong password"]
             .map(|cause| causes.is_news(cause));
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ways_in_which_a_connection_ends_are_one_cause() {
+    fn all_messages_that_a_connection_ended_count_as_one_cause() {
         let mut causes = Causes::default();
         let told = [
             "connection lost: underlying socket closed unexpectedly",
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_with_a_number_that_never_repeats_does_not_fill_the_log() {
+    fn causes_that_differ_each_time_do_not_fill_the_log() {
         let mut causes = Causes::default();
         let told = (0..100).filter(|n| causes.is_news(&format!("channel {n} closed"))).count();
         assert_eq!(told, MOST);

@@ -1,4 +1,4 @@
-//! A dead letter: what operators see of it, how they select it, and how it is replayed.
+//! Dead letters: what operators see of them, how they select them, and how they are replayed.
 
 use std::collections::BTreeMap;
 
@@ -16,21 +16,21 @@ use super::time::{self, UnixMillis};
 use super::vocabulary::Vocabulary;
 use super::webhook::matching_patterns;
 
-/// What is known of a dead letter. Everything may be missing: somebody else, or RabbitMQ itself, may
-/// have put the message into the queue.
+/// A dead letter. Most fields may be missing, because somebody else, or RabbitMQ itself, may have put the
+/// message into the queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeadLetter {
     /// The queue that the event was published to.
     pub queue: String,
-    /// Why it is dead: `x-dead-reason`, or RabbitMQ's word for it, such as `delivery_limit`.
+    /// Why it is dead: `x-dead-reason`, or RabbitMQ's own reason, such as `delivery_limit`.
     pub reason: String,
     /// The event's id.
     pub event_id: Option<String>,
     /// The event's type.
     pub event_type: Option<String>,
-    /// The event's account, if it is of one.
+    /// The event's account, if it belongs to one.
     pub account: Option<String>,
-    /// The webhook it was for; `None` if the event itself was malformed.
+    /// The webhook of the delivery; `None` if the event itself was malformed.
     pub webhook_id: Option<Uuid>,
     /// Attempts made.
     pub attempts: Option<i64>,
@@ -42,7 +42,7 @@ pub struct DeadLetter {
     pub dead_at: Option<UnixMillis>,
     /// How the last attempt failed, or why the event is malformed.
     pub last_error: Option<String>,
-    /// The receiver's answer to the last attempt, if it was kept.
+    /// The receiver's answer to the last attempt, if answers are kept.
     pub last_answer: Option<Excerpt>,
 }
 
@@ -69,7 +69,7 @@ impl DeadLetter {
             reason: reason.into_iter().find_map(text).unwrap_or_else(|| UNKNOWN.to_owned()),
             event_id: text(header::EVENT_ID).or(properties.message_id.map(str::to_owned)),
             event_type: text(header::EVENT_TYPE).or(properties.event_type.map(str::to_owned)),
-            // The value of a malformed event may not be a valid account name.
+            // A malformed event may have an invalid account.
             account: text(header::ACCOUNT).or(given).filter(|it| account::check(it).is_ok()),
             webhook_id: text(header::WEBHOOK_ID).and_then(|id| Uuid::try_parse(&id).ok()),
             attempts: integer(header::ATTEMPT),
@@ -87,10 +87,10 @@ const ORPHANED: &str = "orphaned";
 /// The reason of a message that states none.
 const UNKNOWN: &str = "unknown";
 
-/// Why a dead letter is dead, unless another program made it.
+/// The known reasons why a dead letter is dead. Other programs may write others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeathCause {
-    /// By our own decision; or RabbitMQ's `expired`, which is the same word.
+    /// The notifier decided it. RabbitMQ's own reason `expired` is the same word.
     Decided(DeadReason),
     /// Its retry queue was gone.
     Orphaned,
@@ -98,7 +98,7 @@ pub enum DeathCause {
     DeliveryLimit,
     /// RabbitMQ's own reason: its queue held more than a policy allows.
     MaxLength,
-    /// It states none.
+    /// The message states no reason.
     Unstated,
 }
 
@@ -128,14 +128,14 @@ impl Vocabulary for DeathCause {
     }
 }
 
-/// Every reason that a dead letter can have, unless somebody else wrote it.
+/// The words for all known reasons.
 pub fn reasons() -> impl Iterator<Item = &'static str> {
     DeathCause::WORDS.iter().map(|cause| cause.word())
 }
 
 impl DeadLetter {
-    /// Reads a message that no retry queue or dead-letter queue took. Its headers say which queue it is
-    /// from; RabbitMQ only says that it expired.
+    /// Reads a message of the queue for orphaned messages, which had no retry queue or dead-letter queue to
+    /// go to. Its headers say from which queue it came; RabbitMQ's only say that its delay has expired.
     #[must_use]
     pub fn read_orphaned(properties: Properties<'_>, headers: &Headers) -> Self {
         let text = |name: &str| match headers.get(name) {
@@ -148,10 +148,10 @@ impl DeadLetter {
     }
 }
 
-/// Selects the dead letters that match everything given.
+/// Selects dead letters that meet all the given conditions.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// The event's id, or the `webhook-id` that receivers get for it.
+    /// The event's id, or the `webhook-id` by which receivers know it.
     pub event_id: Option<String>,
     /// Whether `event_id` is only the beginning of the id.
     pub by_beginning: bool,
@@ -163,14 +163,14 @@ pub struct Selection {
     pub webhook_id: Option<Uuid>,
     /// The reason.
     pub reason: Option<String>,
-    /// Dead at this time or before.
+    /// The latest time of death.
     pub dead_until: Option<UnixMillis>,
-    /// Dead at this time or later.
+    /// The earliest time of death.
     pub dead_since: Option<UnixMillis>,
 }
 
 impl Selection {
-    /// Whether a dead letter is selected. An unknown value matches no condition.
+    /// Whether a dead letter is selected. A value that the letter lacks meets no condition.
     #[must_use]
     pub fn includes(&self, letter: &DeadLetter) -> bool {
         let pattern_fits = |pattern: &String| {
@@ -199,9 +199,9 @@ pub struct DeadLetterGroup {
     pub queue: String,
     /// Why they are dead.
     pub reason: String,
-    /// The webhook they were for.
+    /// The webhook of their deliveries.
     pub webhook_id: Option<Uuid>,
-    /// How many.
+    /// How many there are.
     pub count: u64,
     /// When the first died.
     #[serde(serialize_with = "time::serialize_option")]
@@ -209,7 +209,7 @@ pub struct DeadLetterGroup {
     /// When the last died.
     #[serde(serialize_with = "time::serialize_option")]
     pub newest: Option<UnixMillis>,
-    /// The newest one's error.
+    /// The error of the newest.
     pub last_error: Option<String>,
 }
 
@@ -218,7 +218,7 @@ pub struct DeadLetterGroup {
 pub struct DeadLetterGroups(BTreeMap<(String, String, Option<Uuid>), DeadLetterGroup>);
 
 impl DeadLetterGroups {
-    /// Adds one.
+    /// Adds a dead letter to its group.
     pub fn add(&mut self, letter: DeadLetter) {
         let DeadLetter { queue, reason, webhook_id, dead_at, last_error, .. } = letter;
         let key = (queue.clone(), reason.clone(), webhook_id);
@@ -251,18 +251,18 @@ impl DeadLetterGroups {
 /// How a dead letter is replayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Replay {
-    /// To its webhook, with its retry schedule from the start.
+    /// It goes to its webhook, with its retry schedule from the start.
     Delivery(Delivery),
-    /// As the original event with these headers, because it was malformed.
+    /// It was malformed, and is published as the original event with these headers.
     Event(Headers),
 }
 
-/// Says how to replay a dead letter at the time `now`.
+/// Decides how to replay a dead letter at the time `now`.
 ///
-/// A delivery's age starts anew, so that age limits do too.
+/// The age of a delivery counts from now on, so that it isn't too old at once.
 ///
 /// # Errors
-/// The message is malformed and would only die again: what is wrong with it.
+/// What is wrong with the message, if it is malformed and would only die again.
 pub fn replay(
     properties: Properties<'_>,
     headers: &Headers,
@@ -272,11 +272,10 @@ pub fn replay(
 ) -> Result<Replay, Malformed> {
     if headers.contains_key(header::WEBHOOK_ID) {
         let delivery = Delivery::from_headers(headers, body, now)?;
-        let fresh = Delivery { attempts: 0, ..delivery };
-        let anew = Delivery { first_received_at: now, ..fresh };
+        let anew = Delivery { attempts: 0, first_received_at: now, ..delivery };
         return Ok(Replay::Delivery(anew));
     }
-    // MAX_EVENT_BYTES may have been raised since. (An event without an id gets one later.)
+    // What was wrong may be right now: MAX_EVENT_BYTES may have been raised. The id doesn't matter here.
     Event::read(properties, body, max_event_bytes, || "any".to_owned())?;
     let mut headers = headers.clone();
     delivery::unmark_dead(&mut headers);
@@ -284,174 +283,4 @@ pub fn replay(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const NO_PROPERTIES: Properties<'_> =
-        Properties { message_id: None, event_type: None, account: None };
-
-    fn delivery(event_type: &str, webhook: u128) -> Delivery {
-        Delivery {
-            event: Event {
-                id: "e".to_owned(),
-                event_type: event_type.to_owned(),
-                account: Some("acme".into()),
-            },
-            webhook_id: Uuid::from_u128(webhook),
-            attempts: 12,
-            first_received_at: 1_000,
-            last_error: "status 500".to_owned(),
-            last_answer: None,
-            not_before: None,
-        }
-    }
-
-    fn dead(event_type: &str, webhook: u128, at: UnixMillis) -> DeadLetter {
-        let mut headers = delivery(event_type, webhook).headers("q");
-        delivery::mark_dead(&mut headers, DeadReason::Exhausted, at);
-        DeadLetter::read("q", NO_PROPERTIES, &headers)
-    }
-
-    #[test]
-    fn a_dead_letter_shows_what_its_headers_say() {
-        let letter = dead("user.created", 7, 2_000);
-        assert_eq!(letter.reason, "exhausted");
-        assert_eq!(letter.event_id.as_deref(), Some("e"));
-        assert_eq!(letter.event_type.as_deref(), Some("user.created"));
-        assert_eq!(letter.account.as_deref(), Some("acme"));
-        let seven = Value::Integer(7);
-        let given = Properties { account: Some(&seven), ..NO_PROPERTIES };
-        let malformed = DeadLetter::read("q", given, &Headers::new());
-        assert_eq!(malformed.account.as_deref(), Some("7"));
-        assert_eq!(letter.webhook_id, Some(Uuid::from_u128(7)));
-        assert_eq!(letter.attempts, Some(12));
-        assert_eq!((letter.first_received_at, letter.dead_at), (Some(1_000), Some(2_000)));
-        assert_eq!(letter.last_error.as_deref(), Some("status 500"));
-    }
-
-    #[test]
-    fn there_is_a_word_for_each_of_our_own_reasons() {
-        let decided: Vec<&str> = reasons().take(DeadReason::ALL.len()).collect();
-        assert_eq!(decided, DeadReason::ALL.map(DeadReason::label));
-    }
-
-    #[test]
-    fn it_is_found_by_its_id_as_receivers_have_it() {
-        let mut letter = dead("a", 7, 2_000);
-        letter.event_id = Some("evt.1 ü".to_owned());
-        let is_found = |id: &str| {
-            let event_id = Some(id.to_owned());
-            Selection { event_id, ..Selection::default() }.includes(&letter)
-        };
-        assert!(is_found("evt.1 ü") && is_found("evt%2E1%20%C3%BC"));
-        assert!(!is_found("evt.1") && !is_found("evt%2e1%20%c3%bc"));
-        let begins = |id: &str| {
-            let event_id = Some(id.to_owned());
-            Selection { event_id, by_beginning: true, ..Selection::default() }.includes(&letter)
-        };
-        assert!(begins("evt.1") && begins("evt%2E1") && begins("evt.1 ü"));
-        assert!(!begins("evt.2") && !begins("vt.1"));
-    }
-
-    #[test]
-    fn what_the_broker_dead_lettered_has_the_brokers_reason() {
-        let headers =
-            [("x-first-death-reason".to_owned(), Value::Text("delivery_limit".to_owned()))];
-        let letter = DeadLetter::read("q", NO_PROPERTIES, &headers.into());
-        assert_eq!(letter.reason, "delivery_limit");
-        assert_eq!(DeadLetter::read("q", NO_PROPERTIES, &Headers::new()).reason, "unknown");
-    }
-
-    #[test]
-    fn what_is_orphaned_says_where_it_is_from() {
-        let mut headers = delivery("a", 1).headers("q");
-        headers.insert("x-last-death-reason".to_owned(), Value::Text("expired".to_owned()));
-        let letter = DeadLetter::read_orphaned(NO_PROPERTIES, &headers);
-        assert_eq!((letter.queue.as_str(), letter.reason.as_str()), ("q", "orphaned"));
-        delivery::mark_dead(&mut headers, DeadReason::Gone, 7);
-        assert_eq!(DeadLetter::read_orphaned(NO_PROPERTIES, &headers).reason, "gone");
-        let strange = DeadLetter::read_orphaned(NO_PROPERTIES, &Headers::new());
-        assert_eq!((strange.queue.as_str(), strange.reason.as_str()), ("unknown", "orphaned"));
-    }
-
-    #[test]
-    fn a_selection_includes_what_fits_everything_given() {
-        let letter = dead("user.created", 7, 2_000);
-        let text = |text: &str| Some(text.to_owned());
-        let all = Selection::default;
-        let fitting = [
-            all(),
-            Selection { event_id: text("e"), ..all() },
-            Selection { event_type: text("user.created"), ..all() },
-            Selection { event_type: text("user.*"), reason: text("exhausted"), ..all() },
-            Selection { webhook_id: Some(Uuid::from_u128(7)), event_type: text("*"), ..all() },
-            Selection { account: text("acme"), ..all() },
-            Selection { dead_until: Some(2_000), dead_since: Some(2_000), ..all() },
-        ];
-        for selection in fitting {
-            assert!(selection.includes(&letter), "{selection:?}");
-        }
-        let other = [
-            Selection { event_id: text("f"), ..all() },
-            Selection { account: text("Acme"), ..all() },
-            Selection { event_type: text("user"), ..all() },
-            Selection { event_type: text("order.*"), reason: text("exhausted"), ..all() },
-            Selection { webhook_id: Some(Uuid::nil()), ..all() },
-            Selection { reason: text("gone"), ..all() },
-            Selection { dead_until: Some(1_999), ..all() },
-            Selection { dead_since: Some(2_001), ..all() },
-        ];
-        for selection in other {
-            assert!(!selection.includes(&letter), "{selection:?}");
-        }
-    }
-
-    #[test]
-    fn groups_count_by_reason_and_webhook_and_show_the_latest_error() {
-        let mut groups = DeadLetterGroups::default();
-        groups.add(dead("a", 1, 10));
-        groups.add(DeadLetter { last_error: Some("later".to_owned()), ..dead("a", 2, 30) });
-        groups.add(dead("b", 2, 20));
-        let groups = groups.largest_first();
-        assert_eq!(groups.len(), 2);
-        assert_eq!((groups[0].webhook_id, groups[0].count), (Some(Uuid::from_u128(2)), 2));
-        assert_eq!((groups[0].oldest, groups[0].newest), (Some(20), Some(30)));
-        assert_eq!(groups[0].last_error.as_deref(), Some("later"));
-        assert_eq!(groups[1].count, 1);
-    }
-
-    #[test]
-    fn an_event_comes_back_once_it_is_no_longer_malformed() {
-        let body = br#"{"type":"a"}"#;
-        let mut headers = Headers::from([("own".to_owned(), Value::Integer(1))]);
-        let too_large = Malformed::TooLarge { bytes: body.len(), limit: 5 };
-        delivery::mark_malformed(&mut headers, &too_large, "q", 5);
-        assert_eq!(replay(NO_PROPERTIES, &headers, body, 5, 9), Err(too_large));
-        let back = Headers::from([("own".to_owned(), Value::Integer(1))]);
-        assert_eq!(replay(NO_PROPERTIES, &headers, body, 100, 9), Ok(Replay::Event(back)));
-    }
-
-    #[test]
-    fn a_delivery_with_headers_that_we_did_not_write_stays() {
-        let mut headers = delivery("a", 1).headers("q");
-        headers.insert("x-attempt".to_owned(), Value::Integer(-1));
-        let stays = replay(NO_PROPERTIES, &headers, br#"{"type":"a"}"#, 100, 9);
-        assert_eq!(stays, Err(Malformed::BadHeader("x-attempt")));
-    }
-
-    proptest! {
-        #[test]
-        fn a_delivery_comes_back_as_it_was_but_new(
-            event_type in "[a-z.]{1,30}", webhook: u128, died: i64, now in 0..i64::MAX,
-        ) {
-            let delivery = delivery(&event_type, webhook);
-            let mut headers = delivery.headers("q");
-            delivery::mark_dead(&mut headers, DeadReason::Exhausted, died);
-            let expected =
-                Delivery { attempts: 0, first_received_at: now, ..delivery };
-            let back = replay(NO_PROPERTIES, &headers, b"", 100, now);
-            prop_assert_eq!(back, Ok(Replay::Delivery(expected)));
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,9 @@
-//! Webhooks as a file declares them: which row each entry means, and what has to change.
+//! Webhooks declared in a file: which row each entry means, and which changes it requires.
 //!
-//! A file states what a webhook should be, not what to do. What an entry omits, its webhook doesn't
-//! have. Exceptions are what changes at run time (paused, disabled) and secrets: omitted, they stay as
-//! they are. `***` stands for the secret that the webhook already has, so a file without secrets can be
-//! shown to anybody and changes none of them.
+//! A file states what a webhook should be, not what to do. A webhook doesn't have the settings that its
+//! entry omits. Exceptions are the secret, and whether it is paused or disabled, which changes at run
+//! time: if omitted, they stay as they are. `***` stands for a secret value that the webhook already has.
+//! So a file without secrets can be shown to anybody, and changes none of them.
 
 mod plan;
 mod values;
@@ -26,27 +26,27 @@ pub type SecretHeaders = BTreeMap<String, Secret>;
 pub struct FileEntry {
     /// The line where it begins, from 1.
     pub line: usize,
-    /// The lines of its parts, by their names in the file.
+    /// The lines of its fields, by their names in the file.
     pub lines: BTreeMap<String, usize>,
-    /// The parts that couldn't be read. They have been reported already.
+    /// The fields that couldn't be read. They have been reported already.
     pub unread: BTreeSet<String>,
     /// The webhook's id, if the entry gives one.
     pub id: Option<Uuid>,
-    /// Where its events go.
+    /// The URL that gets its events.
     pub post_url: String,
     /// The patterns of the event types it wants.
     pub events: Vec<String>,
-    /// Its headers. The value `***` keeps the one it has.
+    /// Its headers. The value `***` keeps the present value.
     pub headers: SecretHeaders,
     /// Its other settings, as text.
     pub settings: BTreeMap<Column, String>,
-    /// Whether it is paused; `None` keeps it as it is.
+    /// Whether it is paused; `None` keeps its state.
     pub paused: Option<bool>,
-    /// Whether it is disabled; `None` keeps it as it is.
+    /// Whether it is disabled; `None` keeps its state.
     pub disabled: Option<bool>,
     /// Why it is disabled.
     pub disabled_reason: Option<String>,
-    /// The secret that signs its requests; `None` keeps the one it has.
+    /// The secret that signs its requests; `None` keeps the present one.
     pub secret: Option<Secret>,
 }
 
@@ -55,11 +55,11 @@ pub struct FileEntry {
 pub struct Existing {
     /// Its id.
     pub id: Uuid,
-    /// The row's version, which any change of the row changes; `None` if the row can't be read.
+    /// The version of its row, which any change of the row changes; `None` if the row can't be read.
     pub version: Option<String>,
     /// Its values.
     pub values: Values,
-    /// Why a file can't express all of it, if so.
+    /// Why a file can't express all of it; `None` if it can.
     pub flaw: Option<String>,
     /// Whether its headers can't be used or written to a file.
     pub has_odd_headers: bool,

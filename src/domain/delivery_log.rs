@@ -1,5 +1,5 @@
-//! The delivery log, the table `delivery_attempts`: what is logged, what an entry holds, and where a delivery
-//! is now according to its entries.
+//! The delivery log (the table `delivery_attempts`): what is logged, what an entry contains, and where a
+//! delivery is according to its entries.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,18 +20,18 @@ pub mod report;
 
 pub use state::DeliveryState;
 
-/// How many characters of an error an entry holds: as many as the header `x-last-error`.
+/// How many characters of an error an entry contains: as many as the header `x-last-error`.
 const MOST_OF_DETAIL: usize = 300;
 
-/// What the log holds. As a setting: `off`, `failures` or `all`.
+/// What is logged. As a setting: `off`, `failures` or `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Nothing.
+    /// Nothing is logged.
     Off,
-    /// Failures from beginning to end: failed attempts, waiting, dead or dropped deliveries, and
-    /// deliveries that succeed in the end.
+    /// Deliveries that don't succeed at once are logged: failed attempts, waits, deaths, drops, and
+    /// the success if there is one in the end.
     Failures,
-    /// Also immediate successes, and events that no webhook wants.
+    /// Everything is logged, also immediate successes and events that no webhook wants.
     All,
 }
 
@@ -48,7 +48,7 @@ impl FromStr for Extent {
     }
 }
 
-/// As the setting.
+/// Writes the value of the setting.
 impl fmt::Display for Extent {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -75,17 +75,17 @@ pub enum Happened {
     },
     /// No attempt was made.
     HeldBack {
-        /// Why, as in the metrics.
+        /// The reason, as in the metrics.
         why: &'static str,
-        /// What happens next; `None` if it waits in its receiver's backlog.
+        /// What happens next; `None` if the delivery waits in its receiver's backlog.
         decision: Option<Decision>,
     },
     /// No attempt was made here, but the retry lane makes one as soon as it can.
     HandedOver {
-        /// Why, as in the metrics.
+        /// The reason, as in the metrics.
         why: &'static str,
     },
-    /// Its webhook is gone.
+    /// The delivery was dropped because its webhook is deleted or disabled.
     Dropped {
         /// `deleted` or `disabled`.
         why: &'static str,
@@ -93,14 +93,14 @@ pub enum Happened {
 }
 
 impl Extent {
-    /// Whether it is logged.
+    /// Whether the log includes what happened to a delivery.
     #[must_use]
     pub fn includes(self, happened: &Happened, delivery: &Delivery) -> bool {
         match (self, happened) {
             (Self::Off, _) => false,
             (Self::All, _) => true,
-            // The end of a story that is in the log: the delivery failed or waited before, or even died
-            // and was replayed.
+            // The log has earlier entries of this delivery: it failed, waited, or even died and was
+            // replayed.
             (Self::Failures, Happened::Attempted { failure: None, .. }) => {
                 !delivery.last_error.is_empty()
             }
@@ -113,7 +113,7 @@ impl Extent {
 /// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "they are those of Happened")]
+#[expect(missing_docs, reason = "most are those of Happened")]
 pub enum What {
     Delivered,
     Failed,
@@ -176,18 +176,18 @@ pub struct LogEntry {
     pub attempt: u32,
     /// The status of the answer.
     pub status: Option<u16>,
-    /// Why, as a label from a bounded set.
+    /// The reason, as a label from a fixed set.
     pub reason: Option<String>,
-    /// Why, in words; may be empty. Contains no secret.
+    /// The reason in words; may be empty. Contains no secret.
     pub detail: String,
-    /// The receiver's answer, if it was no success and is kept.
+    /// The receiver's answer, if it was no success and answers are kept.
     pub answer: Option<Box<Excerpt>>,
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
     /// The time of the next attempt.
     #[serde(serialize_with = "time::serialize_option")]
     pub next_attempt_at: Option<UnixMillis>,
-    /// Why it is dead.
+    /// The reason of the dead letter, if the delivery died.
     pub dead: Option<String>,
 }
 
@@ -208,9 +208,9 @@ impl LogEntry {
             Happened::HandedOver { why } => (What::HandedOver, Some(why), None, None, None),
             Happened::Dropped { why } => (What::Dropped, Some(why), None, None, None),
         };
-        // After a success the last error is that of an earlier attempt.
+        // After a success, the delivery's last error is from an earlier attempt.
         let error = if what == What::Delivered { "" } else { &delivery.last_error };
-        // Without an attempt the last answer is that of an earlier one.
+        // Without an attempt, the delivery's last answer is from an earlier one.
         let answer = delivery.last_answer.as_ref().filter(|_| what == What::Failed);
         Self {
             webhook_id: Some(delivery.webhook_id),
@@ -232,7 +232,7 @@ impl LogEntry {
         }
     }
 
-    /// No webhook wants this event from `queue`.
+    /// Describes that no webhook wants this event from `queue`.
     #[must_use]
     pub fn unmatched(queue: &str, event: &Event, at: UnixMillis) -> Self {
         Self::bare(What::Unmatched, queue, event, at)
@@ -298,11 +298,11 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_logged_from_their_beginning_to_their_end() {
+    fn the_extent_decides_what_is_logged() {
         let dead = Decision::Dead(DeadReason::Expired);
         let handed_over = Happened::HandedOver { why: "split" };
         let cases = [
-            // Happened; the delivery; in `failures`; in `all`
+            // What happened; the delivery; whether `failures` includes it; whether `all` does.
             (delivered(), delivery(1, ""), false, true),
             (delivered(), delivery(2, "status 500"), true, true),
             // Replayed.
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_says_what_happened_and_what_follows() {
+    fn an_entry_says_what_happened_and_what_happens_next() {
         let entry = LogEntry::of(&failed(park(2)), "q", &delivery(3, "no answer\n"), 1_000);
         assert_eq!((entry.what, entry.attempt, entry.ms), (What::Failed, 3, Some(7)));
         assert_eq!(entry.reason.as_deref(), Some("timeout"));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_extent_is_refused() {
+    fn an_extent_is_read_and_printed_and_anything_else_is_refused() {
         for (text, extent) in [("off", Extent::Off), ("failures", Extent::Failures)] {
             assert_eq!(text.parse(), Ok(extent));
             assert_eq!(extent.to_string(), text);

@@ -1,19 +1,19 @@
-//! How many items wait over time: whether they become more, and when none will be left.
+//! How many items wait, over time: whether their number grows, and when none will be left.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::time::Moment;
 
-/// How far back counts are kept.
+/// How long counts are kept.
 const SPAN: Duration = Duration::from_secs(15 * 60);
 
-/// The latest count is always kept. Older ones are kept at this distance: sixty of them, as many as a
-/// plot shows.
+/// The minimum distance between counts that are kept, except for the latest one. So there are sixty of
+/// them, as many as a plot shows.
 const STEP: Duration = Duration::from_secs(15);
 
-/// The shortest time over which growth is measured, once there are counts that old. It covers more than
-/// one batch of deliveries, but not the outage before a recovery.
+/// The minimum time over which growth is measured, once there are counts that old. It is longer than one
+/// batch of deliveries takes, and short enough to leave out the outage before a recovery.
 const PACE_SPAN: Duration = Duration::from_secs(10);
 
 /// The latest counts, oldest first.
@@ -34,13 +34,13 @@ impl Depths {
         }
     }
 
-    /// The latest count; zero before the first.
+    /// The latest count; zero if there is none.
     #[must_use]
     pub fn now(&self) -> u32 {
         self.0.back().map_or(0, |(_, count)| *count)
     }
 
-    /// The recent growth per second, negative when fewer wait. `None` before there are two counts.
+    /// The recent growth per second, negative if the number shrinks. `None` if there are no two counts.
     #[must_use]
     pub fn growth(&self) -> Option<f64> {
         let (latest, now) = *self.0.back()?;
@@ -50,7 +50,7 @@ impl Depths {
         Some((f64::from(now) - f64::from(before)) / (latest - then).as_secs_f64())
     }
 
-    /// The seconds until none are left at this pace; `None` unless they become fewer.
+    /// The seconds until none will be left at the present rate; `None` unless the number shrinks.
     #[must_use]
     pub fn empty_in(&self) -> Option<f64> {
         let growth = self.growth()?;
@@ -81,16 +81,16 @@ mod tests {
     }
 
     #[test]
-    fn without_two_counts_nobody_knows_whether_they_become_more() {
+    fn growth_needs_two_counts_at_different_times() {
         assert_eq!((depths(&[]).growth(), depths(&[]).now()), (None, 0));
         let once = depths(&[(5, 100)]);
         assert_eq!((once.growth(), once.empty_in(), once.now()), (None, None, 100));
-        // Counted twice at the same time.
+        // These two are of the same time.
         assert_eq!(depths(&[(5, 100), (5, 90)]).growth(), None);
     }
 
     #[test]
-    fn what_becomes_less_is_empty_some_time_and_what_does_not_is_not() {
+    fn only_a_shrinking_number_will_be_empty_some_time() {
         let falls = depths(&[(0, 1_000), (5, 950), (10, 900)]);
         assert_eq!((falls.growth(), falls.empty_in()), (Some(-10.0), Some(90.0)));
         let stays = depths(&[(0, 7), (5, 7)]);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recovery_is_not_measured_by_the_outage_before_it() {
+    fn the_growth_during_a_recovery_does_not_include_the_outage_before() {
         let counts: Vec<_> = (0..40).map(|step| (step * 5, 1_000)).collect();
         let mut depths = depths(&counts);
         for step in 0..4_u32 {
@@ -113,15 +113,15 @@ mod tests {
     }
 
     #[test]
-    fn seldom_counts_count_as_well() {
-        // As rarely as with a thousand backlogs.
+    fn growth_is_measured_even_if_counts_are_rare() {
+        // With a thousand backlogs, each is counted as rarely as this.
         let seldom = depths(&[(0, 1_000), (250, 500)]);
         assert_eq!(seldom.growth(), Some(-2.0));
     }
 
     proptest! {
         #[test]
-        fn they_are_bounded_and_in_order_and_the_latest_is_there(
+        fn counts_are_few_and_in_order_and_include_the_latest(
             steps in prop::collection::vec((0_u64..40, any::<u32>()), 1..300),
         ) {
             let mut depths = Depths::default();

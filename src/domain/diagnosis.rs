@@ -1,7 +1,9 @@
 //! What `why` concludes about a delivery: where it is, and what to do.
 //!
-//! The input is the evidence that could be found, the result is typed. The command puts it into words.
+//! The input is the evidence that `why` could find. The result is typed, and the command puts it into
+//! words.
 
+mod conclusion;
 mod owner;
 
 use serde::Serialize;
@@ -13,20 +15,21 @@ use super::outcome::DeadReason;
 use super::time::UnixMillis;
 use super::vocabulary::ReadWord;
 
+pub use conclusion::{Before, Conclusion, LetterIs, Remedy};
 pub use owner::Owner;
 
-/// What is known about the delivery of one event to one webhook.
+/// The evidence about the delivery of one event to one webhook.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// What was logged of the delivery, oldest first.
+    /// The log entries of the delivery, oldest first.
     pub entries: &'a [LogEntry],
     /// Its dead letter, if one was found.
     pub dead_letter: Option<&'a DeadLetter>,
-    /// Whether all dead letters were read among which its own may be.
+    /// Whether all dead letters were read that may include its own.
     pub dead_letters: DeadLettersSeen,
     /// Whether its webhook is registered.
     pub registration: Registration,
-    /// Whether its webhook wants such an event.
+    /// Whether its webhook wants events of this type.
     pub interest: Interest,
     /// The webhook's account, if it has one.
     pub webhook_account: Option<&'a str>,
@@ -37,16 +40,16 @@ pub struct Evidence<'a> {
     /// The queue in which the delivery should wait but doesn't. If its webhook is enabled, a backlog is
     /// such a queue only if it doesn't exist: of an empty one, the first delivery may be in hand.
     pub missing_from: Option<&'a str>,
-    /// What is known of the backlog in which the delivery waits.
+    /// The state of the backlog in which the delivery waits, if it is known.
     pub backlog: Option<&'a BacklogSeen>,
-    /// The time of all this.
+    /// When the evidence was found.
     pub now: UnixMillis,
 }
 
 /// Whether a webhook is registered, and enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "they say it")]
+#[expect(missing_docs, reason = "their names say it")]
 pub enum Registration {
     Enabled,
     Disabled,
@@ -56,33 +59,33 @@ pub enum Registration {
 /// Whether a webhook's patterns match an event's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// One of them does.
+    /// One of them matches.
     Matches,
-    /// None of them does.
+    /// None of them matches.
     MatchesNot,
     /// The event's type is unknown.
     UnknownType,
 }
 
-/// Whether the dead letters were read among which a delivery's may be.
+/// Whether the dead letters were read that may include a delivery's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadLettersSeen {
-    /// All of them.
+    /// All of them were read.
     All,
-    /// Not all of them.
+    /// Not all of them could be read.
     NotAll,
     /// Their queue is gone, and they are lost.
     QueueGone,
 }
 
-/// What is known of a backlog in which an event waits.
+/// The state of a backlog in which an event waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogSeen {
-    /// Why it isn't sent now.
+    /// Why its deliveries wait.
     pub cause: ReadWord<Held>,
-    /// Until when.
+    /// Until when they wait, if that is known.
     pub until: Option<UnixMillis>,
-    /// How many deliveries wait in it, and how many of them are ahead of the event; approximate.
+    /// How many deliveries wait in it, and how many of these are ahead of the event. Approximate.
     pub count: Option<(u64, u64)>,
 }
 
@@ -91,223 +94,22 @@ pub struct BacklogSeen {
 pub struct Diagnosis {
     /// Where the delivery is according to the log and its dead letter; `None` if neither exists.
     pub state: Option<DeliveryState>,
-    /// Whether the webhook may not have the event, which belongs to another account or to none.
+    /// Whether the webhook may not get the event, which belongs to another account or to none.
     pub is_others: bool,
-    /// Where it really is, as far as that can be found out.
+    /// Where the delivery really is, as far as the evidence shows.
     pub conclusion: Conclusion,
     /// What to do about it.
     pub remedy: Remedy,
 }
 
-/// Where a delivery is, or why there is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Conclusion {
-    /// The webhook isn't registered, and nothing was logged for it.
-    NoSuchWebhook,
-    /// None of its patterns matches the event's type.
-    NoPatternMatches,
-    /// The webhook may not have the event.
-    OthersEvent,
-    /// The webhook is disabled, and nothing was logged.
-    WasDisabled,
-    /// The webhook wants such events now, but didn't when this one came.
-    WantedOnlySince,
-    /// Without the event's type, nobody knows whether the webhook wants it.
-    NeedsType,
-    /// The webhook wants the event, and nothing was logged.
-    NothingLogged,
-    /// The receiver has it.
-    Delivered {
-        /// Since when.
-        at: UnixMillis,
-        /// By which attempt.
-        attempt: u32,
-    },
-    /// It waits for its next attempt.
-    Waits {
-        /// Which one that is.
-        attempt: u32,
-        /// When that is due.
-        due: UnixMillis,
-    },
-    /// It should have had its next attempt.
-    Overdue {
-        /// Which one that is.
-        attempt: u32,
-        /// When that was due.
-        due: UnixMillis,
-    },
-    /// It should wait for its next attempt, but isn't in its wait queue.
-    LostWaiting {
-        /// Which attempt.
-        attempt: u32,
-        /// When that would be due.
-        due: UnixMillis,
-        /// The wait queue.
-        queue: String,
-    },
-    /// It waits in its webhook's backlog.
-    InBacklog {
-        /// Since when.
-        since: UnixMillis,
-        /// Why.
-        cause: ReadWord<Held>,
-        /// Its number and how many there are; approximate.
-        place: Option<(u64, u64)>,
-        /// When its receiver gets the next request, if that is known.
-        next: Option<UnixMillis>,
-    },
-    /// It waited in a backlog that is gone.
-    LostBacklog {
-        /// The backlog's name.
-        queue: String,
-    },
-    /// It is dead.
-    Dead {
-        /// Since when.
-        at: UnixMillis,
-        /// Why.
-        cause: ReadWord<DeathCause>,
-        /// The queue that its event was published to.
-        origin: String,
-        /// Where its dead letter is.
-        letter: LetterIs,
-    },
-    /// It was dropped with its webhook's backlog, of which nothing records the single deliveries.
-    DroppedWithBacklog {
-        /// When it entered the backlog.
-        since: UnixMillis,
-        /// What had become of the webhook.
-        why: Dropped,
-    },
-    /// It is dropped with its webhook's backlog, unless that has already happened.
-    DropsWithBacklog {
-        /// When it entered the backlog.
-        since: UnixMillis,
-        /// What has become of the webhook.
-        why: Dropped,
-        /// Whether the backlog still holds deliveries; otherwise RabbitMQ didn't say.
-        is_there: bool,
-    },
-    /// It was dropped with its webhook.
-    Dropped {
-        /// When.
-        at: UnixMillis,
-        /// What had become of the webhook.
-        why: ReadWord<Dropped>,
-    },
-}
-
-/// Where a dead letter is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LetterIs {
-    /// In its dead-letter queue.
-    There,
-    /// No longer there.
-    Gone,
-    /// Gone with its queue.
-    GoneWithQueue,
-    /// Its dead-letter queue couldn't be read.
-    Unknown,
-}
-
-/// What to do about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Remedy {
-    /// Nothing: all is well.
-    Nothing,
-    /// Nothing: it is attempted then.
-    NothingUntil(UnixMillis),
-    /// Nothing: it is dropped when it is due.
-    NothingDroppedThen,
-    /// Nothing: it is dropped.
-    NothingDropped,
-    /// Look up the webhook's id.
-    ListWebhooks,
-    /// Add a pattern to the webhook, then publish the event again.
-    ChangePatterns,
-    /// Move the webhook to this account, then publish the event again.
-    SetAccount(String),
-    /// Publish the event again, with an account.
-    NameAccount,
-    /// Enable the webhook, then publish the event again.
-    Enable,
-    /// Publish the event again.
-    Publish,
-    /// The same: dropped deliveries aren't kept.
-    PublishDropped,
-    /// The same, once the webhook is enabled.
-    EnableDropped,
-    /// The same, once the webhook is registered again.
-    RegisterDropped,
-    /// Publish the event again unless it was replayed.
-    PublishUnlessReplayed,
-    /// Publish the event again, if this queue was lost.
-    PublishIfLost {
-        /// Which queue.
-        queue: String,
-    },
-    /// Give the event's type.
-    GiveType,
-    /// Look into the receiver's own log.
-    AskReceiver,
-    /// Check that this event queue's retries are consumed.
-    CheckRetries {
-        /// Which event queue.
-        origin: String,
-    },
-    /// Enable the webhook before the attempt is due; otherwise the delivery is dropped.
-    EnableBefore,
-    /// Move the webhook to this account before the attempt is due; otherwise the delivery dies.
-    SetAccountBefore(Option<String>),
-    /// Resume the webhook.
-    Resume,
-    /// Nothing, or raise the webhook's limits.
-    RaiseLimits,
-    /// Nothing: it is sent once the receiver works again.
-    AwaitReceiver,
-    /// Register the webhook again, and publish the event again.
-    Register,
-    /// Replay it after this.
-    Replay(Before),
-    /// Publish it again, with an account, or purge it.
-    NameAccountOrPurge,
-    /// Publish the event again: a replay would fail for the same reason.
-    PublishMalformed,
-}
-
-/// What has to be done before a replay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Before {
-    /// The receiver has to work again.
-    Recovery,
-    /// The webhook has to be enabled once its receiver works again.
-    Enable,
-    /// A notifier has to make the retry queue of this event queue again.
-    StartNotifier {
-        /// Which event queue.
-        origin: String,
-    },
-    /// The receiver's owner has to say why it refuses the event.
-    AskOwner,
-    /// What the error says has to be fixed.
-    Fix,
-    /// The webhook has to be moved to this account.
-    SetAccount(String),
-    /// The broker's limit of deliveries has to be raised.
-    RaiseDeliveryLimit,
-    /// The broker's limit of a queue's length has to be raised.
-    RaiseMaxLength,
-}
-
 impl Diagnosis {
-    /// What follows from the evidence.
+    /// Draws the conclusion from the evidence.
     #[must_use]
     pub fn of(evidence: Evidence<'_>) -> Self {
         let state = evidence.state();
         let is_others = evidence.owner.keeps_from(evidence.webhook_account);
         let (conclusion, remedy) = match &state {
-            None => evidence.unheard_of(is_others),
+            None => evidence.without_trace(is_others),
             Some(DeliveryState::Delivered { at }) => {
                 let attempt = evidence.last().map_or(1, |entry| entry.attempt);
                 (Conclusion::Delivered { at: *at, attempt }, Remedy::Nothing)
@@ -347,7 +149,8 @@ impl Evidence<'_> {
         self.entries.last()
     }
 
-    /// Where the delivery is according to the log; or to its dead letter, if it died without an entry.
+    /// Where the delivery is according to the log, or according to its dead letter if it died without a
+    /// log entry.
     fn state(&self) -> Option<DeliveryState> {
         let logged = DeliveryState::of(self.entries, self.now);
         let Some(letter) = self.dead_letter else { return logged };
@@ -356,7 +159,7 @@ impl Evidence<'_> {
             |at| DeliveryState::Dead { at: letter.dead_at.unwrap_or(at), reason: reason.clone() };
         match logged {
             None => Some(dead(self.now)),
-            // It died at the broker.
+            // It died at the broker, which writes no log entry.
             Some(DeliveryState::Waiting { until, .. })
                 if reason.known() == Some(DeathCause::Orphaned) =>
             {
@@ -366,8 +169,8 @@ impl Evidence<'_> {
         }
     }
 
-    /// There is neither an entry nor a dead letter.
-    fn unheard_of(&self, is_others: bool) -> (Conclusion, Remedy) {
+    /// Concludes about a delivery that has neither a log entry nor a dead letter.
+    fn without_trace(&self, is_others: bool) -> (Conclusion, Remedy) {
         match (self.registration, self.interest) {
             (Registration::Deleted, _) => (Conclusion::NoSuchWebhook, Remedy::ListWebhooks),
             (_, Interest::MatchesNot) => (Conclusion::NoPatternMatches, Remedy::ChangePatterns),
@@ -464,7 +267,7 @@ impl Evidence<'_> {
         }
     }
 
-    /// It waits, but its webhook may no longer have it.
+    /// The remedy for a waiting delivery whose webhook may not get the event any more.
     fn dies_when_due(&self) -> Remedy {
         Remedy::SetAccountBefore(self.owner.account().map(str::to_owned))
     }
@@ -486,7 +289,7 @@ impl Evidence<'_> {
         (Conclusion::Dead { at, cause: cause.clone(), origin, letter }, remedy)
     }
 
-    /// How a dead letter can be delivered.
+    /// How a dead letter can still be delivered.
     fn revival(&self, origin: &str, cause: &ReadWord<DeathCause>) -> Remedy {
         match self.registration {
             Registration::Deleted => return Remedy::Register,

@@ -1,16 +1,16 @@
-//! How names travel in request headers: what a header can't hold is percent-encoded, and so is the
-//! percent sign. Decoding gives back exactly what the producer wrote.
+//! The encoding of names in request headers: characters that a header can't hold, and the percent sign,
+//! are percent-encoded. Decoding yields exactly what the producer wrote.
 
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// In addition to non-ASCII: a header holds visible characters (RFC 9110, section 5.5) and loses spaces
-/// at its ends.
+/// The ASCII characters that are encoded; all other characters are encoded anyway. A header can only hold
+/// visible characters (RFC 9110, section 5.5), and loses spaces at its ends.
 const NOT_IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
-/// The signature covers `id.timestamp.body`: an id with a dot could be read as a shorter id with another
-/// timestamp. Standard Webhooks forbids dots in ids.
+/// In an id the dot is encoded, too. The signature covers `id.timestamp.body`, so an id with a dot could
+/// be read as a shorter id with another timestamp. Standard Webhooks forbids dots in ids.
 const NOT_IN_AN_ID: &AsciiSet = &NOT_IN_A_HEADER.add(b'.');
 
 /// An event id as it is sent in `webhook-id` and signed.
@@ -38,7 +38,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_a_header_cannot_hold_and_a_dot_in_an_id_are_encoded() {
+    fn characters_that_a_header_cannot_hold_and_dots_in_ids_are_encoded() {
         for (id, header) in [
             ("order-17_a:b~c", "order-17_a:b~c"),
             ("order 17", "order%2017"),
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_leads_back_to_its_id() {
+    fn a_header_is_decoded_to_its_id() {
         assert_eq!(id_of_header("evt%2E123").as_deref(), Some("evt.123"));
         for same_or_none in ["order-17", "evt.123", "50%", "%ff", "%41", "%2e", ""] {
             assert_eq!(id_of_header(same_or_none), None, "{same_or_none}");
@@ -65,7 +65,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_id_becomes_one_header_value_without_a_dot_and_comes_back(
+        fn any_id_is_encoded_without_a_dot_and_decoded_again(
             id in "\\PC{1,60}|[!-~]{1,60}",
         ) {
             let header = header_of_id(&id);

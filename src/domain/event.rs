@@ -1,4 +1,4 @@
-//! An event: what a producer published, read only as far as delivery needs.
+//! An event as a producer published it. Only what delivery needs is read.
 
 use serde_json::error::Category;
 
@@ -11,28 +11,29 @@ use body::{Named, deeper_than};
 
 /// The longest event type and event id, in bytes.
 ///
-/// Both travel in AMQP properties that are short strings, which have at most this length (0-9-1, section
-/// 4.2.5.3).
+/// Both travel in AMQP properties, which are short strings and have at most this length (AMQP 0-9-1,
+/// section 4.2.5.3).
 pub const MAX_NAME_BYTES: usize = 255;
 
 /// The deepest nesting of arrays and objects that is delivered.
 ///
-/// RFC 8259 (section 9) lets a parser set a limit. Most receivers' parsers have a similar one, and a
-/// body that only we can read helps nobody.
+/// RFC 8259 (section 9) lets a parser set a limit. Most receivers' parsers have a similar limit, and
+/// couldn't read a deeper body.
 pub const MAX_DEPTH: usize = 128;
 
-/// Some producers begin UTF-8 with it.
+/// Some producers prepend it to UTF-8.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// What is needed to route an event and to recognize its repeats. The body stays as it came.
+/// The parts of an event that are needed to route it and to recognize its repeats. The body is passed on
+/// unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Identifies this event in every attempt to every webhook: `webhook-id`, as
+    /// Identifies this event in every attempt to every webhook. The header `webhook-id` has it as
     /// [`header_of_id`](super::encoding::header_of_id) encodes it.
     pub id: String,
-    /// What happened, such as `user.created`; decides which webhooks want the event.
+    /// What happened, such as `user.created`. It decides which webhooks want the event.
     pub event_type: String,
-    /// Its account, if it names one. Webhooks of other accounts don't get it ([`account`]).
+    /// The account to which it belongs, if any. Webhooks of other accounts don't get it ([`account`]).
     pub account: Option<Box<str>>,
 }
 
@@ -47,7 +48,7 @@ pub struct Properties<'a> {
     pub account: Option<&'a Value>,
 }
 
-/// Why a message can never be delivered, whatever anybody tries.
+/// Why a message can never be delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// More bytes than MAX_EVENT_BYTES.
@@ -83,8 +84,8 @@ pub enum Malformed {
     /// PostgreSQL can't look up the event type, for any webhook: its message.
     #[error("no webhook can want this event type: PostgreSQL says: {0}")]
     NotSearchable(String),
-    /// A header of a parked delivery that we can't have written.
-    #[error("the header {0} is missing or not what a parked delivery has")]
+    /// A header of a parked delivery that the notifier can't have written.
+    #[error("the header {0} is missing, or isn't what the notifier writes for a parked delivery")]
     BadHeader(&'static str),
 }
 
@@ -186,231 +187,4 @@ fn check_name(field: &'static str, text: &str) -> Result<(), Malformed> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMIT: usize = 1 << 20;
-
-    fn read(properties: Properties<'_>, body: &str) -> Result<Event, Malformed> {
-        Event::read(properties, body.as_bytes(), LIMIT, || "new".to_owned())
-    }
-
-    #[track_caller]
-    fn check(body: &str, id: &str, event_type: &str) {
-        let event = read(Properties::default(), body).expect("well-formed");
-        assert_eq!((event.id.as_str(), event.event_type.as_str()), (id, event_type));
-    }
-
-    #[track_caller]
-    fn check_malformed(body: &[u8], expected: &str) {
-        let error = Event::read(Properties::default(), body, LIMIT, || "new".to_owned())
-            .expect_err("malformed");
-        assert!(error.to_string().contains(expected), "{error}");
-    }
-
-    #[test]
-    fn the_first_name_found_is_the_event_type() {
-        check(r#"{"event_type":"a","event":"b","type":"c"}"#, "new", "a");
-        check(r#"{"type":"c","event":"b"}"#, "new", "b");
-        check(r#"{"type":"c"}"#, "new", "c");
-        check(r#"{"event":{"nested":1},"type":"c"}"#, "new", "c");
-        check(r#"{"type":"a","type":"b"}"#, "new", "b");
-        check("{\"\\u0074ype\":\"\\u00e9\"}", "new", "é");
-    }
-
-    #[test]
-    fn properties_take_precedence_unless_they_are_empty() {
-        let body = r#"{"id":"body","type":"body"}"#;
-        let event = |id: &str, event_type: &str| Event {
-            id: id.to_owned(),
-            event_type: event_type.to_owned(),
-            account: None,
-        };
-        let given =
-            Properties { message_id: Some("m"), event_type: Some("t"), ..Properties::default() };
-        assert_eq!(read(given, body), Ok(event("m", "t")));
-        let empty =
-            Properties { message_id: Some(""), event_type: Some(""), ..Properties::default() };
-        assert_eq!(read(empty, body), Ok(event("body", "body")));
-    }
-
-    #[test]
-    fn an_id_may_be_a_string_or_an_integer_of_any_size() {
-        check(r#"{"id":"x-1","type":"t"}"#, "x-1", "t");
-        check(r#"{"id":-7,"type":"t"}"#, "-7", "t");
-        check(
-            r#"{"id":123456789012345678901234567890,"type":"t"}"#,
-            "123456789012345678901234567890",
-            "t",
-        );
-        check(r#"{"id":"order 17.\u00fc","type":"t"}"#, "order 17.ü", "t");
-        for other in ["1.5", "1e3", "null", "true", "[1]", "{}", "\"\""] {
-            check(&format!(r#"{{"id":{other},"type":"t"}}"#), "new", "t");
-        }
-    }
-
-    #[test]
-    fn the_account_is_the_header_else_the_first_text_or_integer_that_the_body_has_of_it() {
-        let text = |text: &str| Some(Value::Text(text.to_owned()));
-        let seven = || Some(Value::Integer(7));
-        let longest = "x".repeat(MAX_NAME_BYTES);
-        let quoted = format!("\"account\":\"{longest}\"");
-        for (header, members, account) in [
-            (None, "", None),
-            (None, r#""account":"acme""#, Some("acme")),
-            (None, r#""account":7"#, Some("7")),
-            (None, r#""account":"7""#, Some("7")),
-            (None, r#""account":"007""#, Some("007")),
-            (None, r#""account":-7"#, Some("-7")),
-            (None, r#""account":12345678901234567890123"#, Some("12345678901234567890123")),
-            (None, r#""account":"Acme ""#, Some("Acme ")),
-            (None, r#""\u0061ccount":"\u00e9""#, Some("é")),
-            (None, &quoted, Some(&*longest)),
-            (None, r#""account_id":"x""#, Some("x")),
-            (None, r#""account_id":"x","account":"y""#, Some("y")),
-            // As with types, a value that is neither a string nor an integer names no account.
-            (None, r#""account":{"id":7}"#, None),
-            (None, r#""account":["7"]"#, None),
-            (None, r#""account":7.0"#, None),
-            (None, r#""account":7e0"#, None),
-            (None, r#""account":true"#, None),
-            (None, r#""account":null"#, None),
-            (None, r#""account":"""#, None),
-            (None, r#""account":{"account":"a"},"account_id":7"#, Some("7")),
-            (None, r#""account":"","account_id":7"#, Some("7")),
-            (None, r#""account":null,"account_id":{}"#, None),
-            (None, r#""data":{"account":"a"}"#, None),
-            (None, r#""Account":"a""#, None),
-            (None, r#""account":"a","account":"b""#, Some("b")),
-            (None, r#""account":"a","account":{}"#, None),
-            (text("acme"), r#""account":"other""#, Some("acme")),
-            (seven(), r#""account":"other""#, Some("7")),
-            (text("7"), r#""account":"other","account_id":8"#, Some("7")),
-            (text("acme"), "", Some("acme")),
-            // Client libraries send an unset header as an empty one too.
-            (text(""), r#""account":"other""#, Some("other")),
-            (text(""), "", None),
-        ] {
-            let comma = if members.is_empty() { "" } else { "," };
-            let body = format!("{{\"type\":\"t\"{comma}{members}}}");
-            let properties = Properties { account: header.as_ref(), ..Properties::default() };
-            let event = read(properties, &body).unwrap_or_else(|error| panic!("{body}: {error}"));
-            assert_eq!(event.account.as_deref(), account, "{header:?} {body}");
-            if header.is_none() {
-                assert_eq!(account_of(body.as_bytes()).as_deref(), account, "{body}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_account_that_cannot_be_read_makes_an_event_malformed() {
-        let long = "x".repeat(MAX_NAME_BYTES + 1);
-        let digits = "9".repeat(MAX_NAME_BYTES + 1);
-        for (bad, says) in [
-            (&*long, "longer than 255"),
-            ("a\nb", "control character"),
-            (account::NO_NAME, "neither a string nor an integer"),
-        ] {
-            let header = Value::Text(bad.to_owned());
-            let properties = Properties { account: Some(&header), ..Properties::default() };
-            // Then the body's account doesn't count.
-            let error = read(properties, r#"{"type":"t","account":"a"}"#).expect_err(bad);
-            assert!(error.to_string().starts_with("the account "), "{error}");
-            assert!(error.to_string().contains(says), "{error}");
-        }
-        for member in [
-            format!("\"account\":\"{long}\""),
-            format!("\"account_id\":{digits}"),
-            r#""account":"a\u0000""#.to_owned(),
-            r#""account":"\ud800""#.to_owned(),
-            format!("\"account\":\"{long}\",\"account_id\":7"),
-        ] {
-            let body = format!("{{\"type\":\"t\",{member}}}");
-            check_malformed(body.as_bytes(), "the account ");
-            assert_eq!(account_of(body.as_bytes()), None, "{body}");
-        }
-        assert_eq!(account_of(b"{"), None);
-    }
-
-    #[test]
-    fn a_byte_order_mark_is_skipped() {
-        check("\u{feff} {\"id\":\"1\",\"type\":\"t\"}", "1", "t");
-        assert_eq!(without_byte_order_mark(b"\xef\xbb\xbf{}"), b"{}");
-        assert_eq!(without_byte_order_mark(b"{}"), b"{}");
-    }
-
-    #[test]
-    fn what_is_malformed_says_why() {
-        check_malformed(b"", "not a JSON object");
-        check_malformed(b"{\"type\":\"t\"", "not a JSON object");
-        check_malformed(b"{\"type\":\"t\"} x", "not a JSON object");
-        check_malformed(b"[1]", "not a JSON object");
-        check_malformed(b"null", "not a JSON object");
-        check_malformed(b"7", "not a JSON object");
-        check_malformed(b"{\"type\":\"t\",\"a\":\"\xff\"}", "not UTF-8: bad byte at offset 17");
-        check_malformed(b"{}", "no event type");
-        check_malformed(b"{\"type\":7}", "no event type");
-        check_malformed(b"{\"type\":\"\"}", "event type is empty");
-        check_malformed(b"{\"type\":\"a\\u0000b\"}", "control character");
-        check_malformed(b"{\"type\":\"t\",\"id\":\"a\\nb\"}", "event id has a control character");
-        check_malformed(b"\xef\xbb\xbf\xef\xbb\xbf{\"type\":\"t\"}", "not a JSON object");
-        let quoted = format!("\"{}\"", "x".repeat(200_000));
-        check_malformed(quoted.as_bytes(), "not a JSON object");
-        let error = read(Properties::default(), &quoted).expect_err("malformed").to_string();
-        assert!(error.len() < 300, "{} bytes of error", error.len());
-        let long = "x".repeat(256);
-        check_malformed(format!("{{\"type\":\"{long}\"}}").as_bytes(), "longer than 255");
-        check_malformed(format!("{{\"type\":\"t\",\"id\":\"{long}\"}}").as_bytes(), "longer than");
-        let deep =
-            format!("{{\"type\":\"t\",\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-        check_malformed(deep.as_bytes(), "deeper than 128");
-        let error = Event::read(Properties::default(), b"{\"type\":\"t\"}", 4, String::new);
-        assert_eq!(error, Err(Malformed::TooLarge { bytes: 12, limit: 4 }));
-    }
-
-    #[test]
-    fn the_depth_limit_counts_brackets_outside_strings_only() {
-        let nested = |n: usize| {
-            format!("{{\"type\":\"t\",\"a\":{}\"\\\"[[[\"{}}}", "[".repeat(n), "]".repeat(n))
-        };
-        check(&nested(MAX_DEPTH - 1), "new", "t");
-        assert_eq!(read(Properties::default(), &nested(MAX_DEPTH)), Err(Malformed::TooDeep));
-    }
-
-    fn json() -> impl Strategy<Value = serde_json::Value> {
-        let leaf = prop_oneof![
-            Just(serde_json::Value::Null),
-            any::<bool>().prop_map(Into::into),
-            any::<i64>().prop_map(Into::into),
-            any::<f64>().prop_map(Into::into),
-            any::<String>().prop_map(Into::into),
-        ];
-        leaf.prop_recursive(4, 32, 6, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
-                prop::collection::hash_map(any::<String>(), inner, 0..6)
-                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
-            ]
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Event::read(Properties::default(), &body, LIMIT, String::new);
-        }
-
-        #[test]
-        fn near_json_does_not_make_it_panic(body in "[\\[\\]{}\":,\\\\a-c0-9. -]{0,80}") {
-            let _ = Event::read(Properties::default(), body.as_bytes(), LIMIT, String::new);
-        }
-
-        #[test]
-        fn any_object_with_a_type_is_an_event(extra in json(), event_type in "[a-z.]{1,20}") {
-            let body = serde_json::json!({ "payload": extra, "event_type": event_type });
-            let event = read(Properties::default(), &body.to_string()).expect("well-formed");
-            prop_assert_eq!(event.event_type, event_type);
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
-//! Which headers of a message are forwarded to receivers, and whether their values can be.
+//! Decides which headers of a message are forwarded to receivers.
 //!
-//! Trace headers always are (<https://www.w3.org/TR/trace-context/>, <https://www.w3.org/TR/baggage/>),
-//! so that a trace shows where the event went. Others are forwarded only if the operator names them:
-//! what a producer writes into a message isn't meant for strangers.
+//! Trace headers are always forwarded (<https://www.w3.org/TR/trace-context/>,
+//! <https://www.w3.org/TR/baggage/>), so that a trace shows where the event went. Other headers are
+//! forwarded only if the operator names them, since producers don't write them for strangers.
 
 use std::borrow::Cow;
 
@@ -16,10 +16,11 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 
-/// Credentials for one server. A message goes to many receivers that must not share them.
+/// Headers with credentials for one server. A message goes to many receivers, and these must not share
+/// credentials.
 const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "set-cookie"];
 
-/// The most members `tracestate` may have.
+/// The maximum number of members of `tracestate`.
 const MAX_TRACESTATE_MEMBERS: usize = 32;
 
 /// The headers to forward in addition to those of a trace. As a setting: their names, separated by
@@ -32,7 +33,7 @@ pub struct Forwarding(Box<[HeaderName]>);
 pub struct Forwarded {
     /// Each name at most once.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Headers that should be forwarded but can't be, and why.
+    /// Headers that should be forwarded but can't be, each with the reason.
     pub left_out: Vec<(HeaderName, &'static str)>,
 }
 
@@ -121,7 +122,7 @@ impl Forwarding {
     }
 }
 
-/// White space around a value isn't part of it (RFC 9110, section 5.5).
+/// The text of a value. White space around it isn't part of it (RFC 9110, section 5.5).
 fn text_of(value: &Value) -> Cow<'_, str> {
     match value {
         Value::Text(text) => text.trim_matches([' ', '\t']).into(),
@@ -138,8 +139,8 @@ fn value_of(name: &HeaderName, text: &str, room: &mut usize) -> Result<HeaderVal
     HeaderValue::from_str(text).map_err(|_| "its value is not valid in a header")
 }
 
-/// Whether a text has the form of a `traceparent`. A later version may append to what this version has
-/// (Trace Context, section 3.2).
+/// Whether a text has the form of a `traceparent`. A later version of the format may append fields (Trace
+/// Context, section 3.2).
 fn is_traceparent(text: &str) -> bool {
     let hex = |part: &str, digits: usize| {
         part.len() == digits && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -171,164 +172,4 @@ fn is_tracestate(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-
-    fn headers(pairs: &[(&str, &str)]) -> Headers {
-        let text = |text: &str| Value::Text(text.to_owned());
-        pairs.iter().map(|(name, value)| (String::from(*name), text(value))).collect()
-    }
-
-    fn forwarded(names: &str, given: &Headers) -> Vec<(String, String)> {
-        let forwarding = Forwarding::parse(names).expect("names");
-        let headers = forwarding.of(given).headers.into_iter();
-        let text = |value: HeaderValue| value.to_str().expect("visible").to_owned();
-        headers.map(|(name, value)| (name.to_string(), text(value))).collect()
-    }
-
-    #[track_caller]
-    fn check(names: &str, given: &[(&str, &str)], expected: &[(&str, &str)]) {
-        let owned = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
-        let expected: Vec<_> = expected.iter().map(owned).collect();
-        assert_eq!(forwarded(names, &headers(given)), expected, "{given:?}");
-    }
-
-    #[test]
-    fn a_trace_goes_on_and_of_the_rest_what_is_named() {
-        let trace =
-            [("traceparent", PARENT), ("tracestate", "a=1, b@c=2"), ("baggage", "k=v;p,l=%20")];
-        let more = [("x-tenant", "7"), ("x-other", "8"), ("x-attempt", "3")];
-        check("", &[&trace[..], &more].concat(), &trace);
-        check("X-Tenant, x-absent", &more, &[("x-tenant", "7")]);
-        check(
-            "x-tenant",
-            &[("X-TENANT", " a b\t"), ("TraceParent", PARENT)],
-            &[("traceparent", PARENT), ("x-tenant", "a b")],
-        );
-        let number = Headers::from([("n".to_owned(), Value::Integer(-7))]);
-        assert_eq!(forwarded("n", &number), [("n".to_owned(), "-7".to_owned())]);
-    }
-
-    #[test]
-    fn a_traceparent_has_its_form_and_a_tracestate_a_parent() {
-        let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
-        for good in [PARENT.to_owned(), format!("cc-{trace}-{span}-09-what-comes")] {
-            check("", &[("traceparent", &good)], &[("traceparent", &good)]);
-        }
-        let upper = PARENT.to_uppercase();
-        for bad in [
-            "",
-            "00",
-            &PARENT[..54],
-            &upper,
-            &format!("{PARENT}-more"),
-            &format!("{PARENT}0"),
-            &format!("ff-{trace}-{span}-01"),
-            &format!("00-{}-{span}-01", "0".repeat(32)),
-            &format!("00-{trace}-{}-01", "0".repeat(16)),
-            &format!("00-{trace}-{span}-0g"),
-            &format!("{PARENT}\r\nx-evil: 1"),
-        ] {
-            check(
-                "",
-                &[("traceparent", bad), ("tracestate", "a=1"), ("baggage", "k=v")],
-                &[("baggage", "k=v")],
-            );
-        }
-        check("", &[("tracestate", "a=1")], &[]);
-        let many = vec!["a=1"; 33].join(",");
-        for bad in ["a", "=1", "a=", "a b=1", "a=1=2", "a=é", &many] {
-            let given = [("traceparent", PARENT), ("tracestate", bad)];
-            check("", &given, &[("traceparent", PARENT)]);
-        }
-    }
-
-    #[test]
-    fn what_no_header_can_hold_is_left_out_with_a_reason() {
-        let long = "x".repeat(MAX_HEADER_BYTES);
-        let given = headers(&[
-            ("x-a", "1\r\nx-evil: 1"),
-            ("x-b", "Müller"),
-            ("x-c", &long),
-            ("x-d", ""),
-            ("x-e", "2"),
-            ("traceparent", "00-0"),
-        ]);
-        let forwarding = Forwarding::parse("x-a,x-b,x-c,x-d,x-e").expect("names");
-        let Forwarded { headers, left_out } = forwarding.of(&given);
-        let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["x-e"]);
-        let left_out: Vec<_> = left_out.iter().map(|(name, why)| (name.as_str(), *why)).collect();
-        let ascii = "its value has characters other than visible ASCII and spaces";
-        assert_eq!(
-            left_out,
-            [
-                ("traceparent", "it is malformed"),
-                ("x-a", ascii),
-                ("x-b", ascii),
-                ("x-c", "the forwarded headers would be too large"),
-            ]
-        );
-    }
-
-    #[test]
-    fn names_that_cannot_be_forwarded_are_refused() {
-        let many = (0..33).map(|n| format!("x-{n}")).collect::<Vec<_>>().join(",");
-        for (names, says) in [
-            ("a b", "\"a b\" is not the name of a header"),
-            ("a,,b", "\"\" is not the name"),
-            (",", "\"\" is not the name"),
-            ("a:", "is not the name"),
-            ("é", "is not the name"),
-            ("a,A", "\"A\" is listed twice"),
-            ("traceparent", "always forwarded"),
-            ("Webhook-Id", "can't be forwarded"),
-            ("webhook-anything", "can't be forwarded"),
-            ("Host", "can't be forwarded"),
-            ("content-type", "can't be forwarded"),
-            ("Content-Length", "can't be forwarded"),
-            ("transfer-encoding", "can't be forwarded"),
-            ("connection", "can't be forwarded"),
-            ("proxy-authorization", "can't be forwarded"),
-            ("Authorization", "--headers-from"),
-            ("cookie", "--headers-from"),
-            ("X-Attempt", "RabbitMQ writes it"),
-            ("x-first-death-queue", "RabbitMQ writes it"),
-            (&many, "more than 32"),
-        ] {
-            let error = Forwarding::parse(names).expect_err(names);
-            assert!(error.contains(says), "{names}: {error}");
-        }
-        assert_eq!(Forwarding::parse(""), Ok(Forwarding::default()));
-        assert!(Forwarding::parse("x-a, B3,account").is_ok());
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_a_producer_writes_becomes_headers_or_none(
-            given in prop::collection::btree_map(
-                "traceparent|tracestate|baggage|x-a|X-A|.{0,8}",
-                prop_oneof![
-                    "00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]",
-                    ".{0,40}",
-                    "[ -~]{0,3000}",
-                ].prop_map(Value::Text),
-                0..6,
-            ),
-        ) {
-            let forwarding = Forwarding::parse("x-a").expect("a name");
-            let Forwarded { headers, .. } = forwarding.of(&given);
-            let size: usize = headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum();
-            prop_assert!(size <= MAX_HEADER_BYTES);
-            let known = ["traceparent", "tracestate", "baggage", "x-a"];
-            for (name, value) in &headers {
-                prop_assert!(known.contains(&name.as_str()));
-                prop_assert!(value.to_str().is_ok_and(|text| !text.is_empty()));
-                prop_assert_eq!(headers.iter().filter(|(other, _)| other == name).count(), 1);
-            }
-        }
-    }
-}
+mod tests;

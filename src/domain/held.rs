@@ -1,49 +1,38 @@
-//! Why a delivery got no attempt.
+//! Why a delivery got no attempt, as words of metrics, tables and the delivery log.
 
 use super::limits::Limit;
 use super::pace::Hold;
 use super::vocabulary::Vocabulary;
 
-/// Why a delivery got no attempt when it came, but goes to its receiver's backlog; or to the retry
-/// lane, where it was its event's fault.
+/// Why a delivery got no attempt when it came, and went to its receiver's backlog instead; or, if the
+/// reason lies in its event or in ourselves, to the retry lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "most are those of Hold")]
 pub enum Held {
-    /// Its webhook has its share of the requests under way.
     Share,
-    /// Its webhook's account or host has.
     Group,
-    /// Its receiver is slow, and the slow have their share.
     Slow,
-    /// Its receiver has not answered yet.
     Unproven,
-    /// Its receiver had too many requests, and gets fewer now.
     Ramp,
-    /// As many requests are under way as may be, and its receiver is not prompt.
     Full,
-    /// Its receiver's circuit breaker is open.
     Breaker,
-    /// Its receiver asked us to stay away.
     RetryAfter,
-    /// Its webhook's `max_in_flight` is reached.
     MaxInFlight,
-    /// Its webhook's `rate_per_second` is reached.
     Rate,
-    /// Another instance sends all that its webhook's limits allow.
     Elsewhere,
-    /// Others wait in its receiver's backlog and come first, and nothing holds those up.
     Behind,
-    /// Its webhook is paused.
     Paused,
-    /// Its event was split.
+    /// Its event was split: so many webhooks want the event that each delivery is a message of its own.
     Split,
-    /// Shutdown, or its event took too long.
+    /// The process was shutting down, the deliveries of its event took too long, or PostgreSQL couldn't
+    /// say whether its webhook may still get it.
     Interrupted,
-    /// EGRESS_PROXY lets nobody through.
+    /// The proxy of EGRESS_PROXY let no request through.
     Proxy,
 }
 
 impl Held {
-    /// Every reason, so that each series exists from the start.
+    /// Every reason, so that each metric series exists from the start.
     pub const ALL: [Self; 16] = [
         Self::Share,
         Self::Group,
@@ -118,7 +107,7 @@ impl From<Hold> for Held {
 /// Why a parked delivery was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// The webhook is no longer there.
+    /// The webhook was deleted.
     Deleted,
     /// The webhook was disabled.
     Disabled,

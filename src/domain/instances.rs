@@ -1,18 +1,20 @@
-//! Several instances: how they share what a webhook can take.
+//! How several instances share the limits of a webhook.
 //!
-//! A webhook's limits are its owner's wish, and hold for all instances together:
+//! The limits are set by the webhook's owner, and hold for all instances together:
 //!
-//! - If the limits suffice, each instance has an equal part and sends its own events, in any order.
-//! - Otherwise one instance, the webhook's *sender*, has all of it. That is so if a limit is too small
-//!   to be shared, and while the webhook has a backlog: one instance consumes the backlog, and with a
-//!   part only it would be too slow. The others put their events for this webhook into its backlog.
+//! - If the limits are large enough, each instance has an equal part and sends its own events, in any
+//!   order.
+//! - Otherwise one instance, the webhook's *sender*, has all of the limits. This applies if a limit is
+//!   too small to be shared, and while the webhook has a backlog: only one instance consumes a backlog,
+//!   and with part of the limits it would be too slow. The other instances put their events for this
+//!   webhook into its backlog.
 //!
-//! Each instance works out the sender by itself from the instances that are alive. Each webhook has its
-//! own order of the instances, so that each instance is the sender of about as many webhooks, and few
-//! webhooks get another sender when the instances change (rendezvous hashing, Thaler & Ravishankar
-//! 1998). If instances serve different queues, a webhook has several senders: those that come first in
-//! its order and serve a queue that no earlier one serves. So no queue waits for an instance that
-//! doesn't consume it.
+//! Each instance computes the sender by itself from the instances that are alive. Each webhook has its
+//! own order of the instances. So each instance is the sender of about equally many webhooks, and when
+//! the instances change, few webhooks get another sender (rendezvous hashing, Thaler & Ravishankar
+//! 1998). If instances serve different queues, a webhook has several senders: each instance in its order
+//! that serves a queue which no earlier one serves. So no queue waits for an instance that doesn't
+//! consume it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,41 +27,41 @@ mod roll;
 
 pub use roll::{InstanceRecord, Roll};
 
-/// After this time all instances know that a webhook has a backlog: they are notified at once, or check
-/// every second if notifications don't arrive.
+/// After this time all instances know that a webhook has a backlog: PostgreSQL notifies them at once, and
+/// they check every second if notifications don't arrive.
 const HEARD: Duration = Duration::from_secs(3);
 
 /// The instances that are alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instances {
-    /// This one.
+    /// The id of this instance.
     me: Uuid,
-    /// All of them, including this one.
+    /// All instances, including this one.
     alive: Vec<Instance>,
-    /// Whether all of them serve the same queues.
+    /// Whether all instances serve the same queues.
     are_alike: bool,
-    /// The longest time that a request may be under way.
+    /// How long a request may be under way.
     longest_request: Duration,
 }
 
 /// Who sends to a webhook that has limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SentBy {
-    /// Each instance sends its part, or without restriction if there are no limits.
+    /// Each instance sends, within its part of the limits if there are any.
     Each,
-    /// This instance, perhaps with others that serve other queues.
+    /// This instance sends, perhaps with others that serve other queues.
     This {
-        /// Whether that is so only while it has a backlog.
+        /// Whether it is the sender only while the webhook has a backlog.
         for_now: bool,
     },
-    /// Other instances.
+    /// Only other instances send.
     Other,
 }
 
 /// An instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// Its id, which is new at each start.
+    /// The id of the instance, which is new at each start.
     pub id: Uuid,
     /// The queues that it serves, each with its broker.
     pub queues: BTreeSet<String>,
@@ -85,14 +87,14 @@ impl Instances {
         Self { me, alive, are_alike, longest_request }
     }
 
-    /// Whether there are others.
+    /// Whether there are other instances.
     #[must_use]
     pub fn are_several(&self) -> bool {
         self.alive.len() > 1
     }
 
-    /// The part of a webhook's limits that this instance has; `None` if only others send.
-    /// `in_backlog_for` is how long the webhook is known to have a backlog.
+    /// This instance's part of a webhook's limits; `None` if only other instances send to the webhook.
+    /// `in_backlog_for` is for how long this instance has known that the webhook has a backlog.
     #[must_use]
     pub fn share(
         &self,
@@ -111,7 +113,7 @@ impl Instances {
             return equal.or_else(|| self.share_of_sender(webhook, limits));
         };
         let all = self.share_of_sender(webhook, limits)?;
-        // The others may not know of the backlog yet, or still have requests under way.
+        // Other instances may not know of the backlog yet, or still have requests under way.
         let Some(equal) = equal else { return Some(all) };
         let of = |since: Duration| if known_for >= since { all } else { equal };
         Some(Limits {
@@ -120,7 +122,7 @@ impl Instances {
         })
     }
 
-    /// Who sends what a webhook can take.
+    /// Which instances send to a webhook with these limits.
     #[must_use]
     pub fn sent_by(&self, webhook: Uuid, limits: Limits, has_backlog: bool) -> SentBy {
         let is_alone = !self.are_several() || limits.is_none();
@@ -143,7 +145,7 @@ impl Instances {
         Some(limits.part(number, senders.len()))
     }
 
-    /// The first instances of a webhook's order that serve a queue which no earlier one serves.
+    /// The instances that serve a queue which no earlier instance in the webhook's order serves.
     fn senders(&self, webhook: Uuid) -> Vec<Uuid> {
         let mut ordered: Vec<&Instance> = self.alive.iter().collect();
         ordered.sort_unstable_by_key(|one| place(webhook, one.id));
@@ -166,14 +168,14 @@ impl Instances {
     }
 }
 
-/// An instance's place in a webhook's order, the same in all versions and on all machines.
+/// An instance's place in a webhook's order. It is the same in all versions and on all machines.
 fn place(webhook: Uuid, instance: Uuid) -> (u64, Uuid) {
     let ((a, b), (c, d)) = (webhook.as_u64_pair(), instance.as_u64_pair());
     let mixed = [b, c, d].into_iter().fold(mix(a), |mixed, part| mix(mixed ^ part));
     (mixed, instance)
 }
 
-/// Mixes the bits: each bit of the result depends on each bit of the input (the finalizer of
+/// Mixes the bits, so that each bit of the result depends on each bit of the input (the finalizer of
 /// MurmurHash3).
 fn mix(mut bits: u64) -> u64 {
     bits ^= bits >> 33;

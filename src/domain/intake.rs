@@ -1,10 +1,11 @@
 //! Decides which deliveries begin, which wait a moment, and which go to their receiver's backlog, in
 //! order.
 //!
-//! [`super::pace`] says whether an attempt may begin. This module decides about a delivery that may not:
+//! [`super::pace`] says whether an attempt may begin. If it may not, this module decides what happens to
+//! the delivery:
 //!
-//! - If only the end of another request is missing, so that it may begin at any moment, it waits where
-//!   it is for a moment. Few deliveries do, unless requests of that receiver end one after the other.
+//! - If it may begin as soon as another request ends, it waits where it is for a moment. Only a few
+//!   deliveries wait like this, unless requests of that receiver end one after the other.
 //! - Otherwise it *enters* its receiver's backlog: a queue at the broker, one for each event queue and
 //!   webhook.
 //!
@@ -12,52 +13,40 @@
 //! something, or another delivery waits for the same receiver, it queues behind. Retries don't.
 //!
 //! A delivery through a backlog costs twice the work, and while a backlog holds something, all new
-//! deliveries have to go through it. After a short stall of a receiver or the machine, a busy backlog
-//! might therefore never empty. So a delivery that would queue behind a short backlog of a brisk
-//! receiver waits until that is empty, and only few enter meanwhile.
+//! deliveries have to go through it. So after a short stall of a receiver or the machine, a busy backlog
+//! might never become empty. Therefore a delivery that would queue behind a short backlog of a *brisk*
+//! receiver ([`Receiver::is_brisk`](super::receiver::Receiver::is_brisk)) waits until that backlog is
+//! empty, and only few deliveries enter it meanwhile.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-
-use uuid::Uuid;
+use std::collections::BTreeMap;
 
 use super::limits::Limit;
 use super::pace::{Admission, Ask, Attempt, Hold, Pace, Ticket};
 use super::time::Moment;
 
-/// The most deliveries of one webhook that may wait a moment at a time, for each queue, unless its
-/// receiver is brisk. Each of them holds a consumer that others need.
+mod contents;
+
+pub use contents::{BacklogKey, Contents, EntryTicket};
+
+/// How many deliveries of one webhook and one queue may wait a moment at a time, unless the receiver is
+/// brisk. Each of them occupies a consumer that other deliveries need.
 const MOST_EACH: usize = 4;
 
-/// At most 1/n of a queue's capacity may wait a moment for receivers that aren't brisk.
+/// At most one delivery per this many places of a queue's capacity may wait a moment for receivers that
+/// aren't brisk.
 const MOST_PART: usize = 4;
 
-/// A brisk receiver's backlog is short up to this multiple of the queue's capacity. The receiver takes
-/// that much in less than half a second.
+/// The backlog of a brisk receiver is short up to this multiple of the queue's capacity. The receiver
+/// takes as many deliveries in less than half a second.
 const SHORT: usize = 64;
 
 /// The kind of delivery that asks for an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// Never attempted: it keeps its place in the order of its queue.
+pub enum DeliveryKind {
+    /// It was never attempted, so it keeps its place in the order of its queue.
     Fresh,
-    /// Attempted before.
+    /// It was attempted before.
     Retry,
-}
-
-/// A delivery's place in the line that enters a backlog.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryTicket {
-    key: Key,
-    number: u64,
-}
-
-impl EntryTicket {
-    /// Numbers increase over all backlogs. A thread that holds several places takes them in this order;
-    /// otherwise two threads could wait for each other forever.
-    #[must_use]
-    pub fn number(self) -> u64 {
-        self.number
-    }
 }
 
 /// Why there is no attempt now.
@@ -65,8 +54,8 @@ impl EntryTicket {
 pub struct Refusal {
     /// The reason.
     pub hold: Hold,
-    /// Its place in the line that enters the backlog. `None` if it is there already, or stopped waiting
-    /// by itself.
+    /// The delivery's place in the line of those that enter the backlog. `None` if it is in the backlog
+    /// already, or stopped waiting by itself.
     pub entry: Option<EntryTicket>,
 }
 
@@ -74,26 +63,23 @@ pub struct Refusal {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Intent {
-    /// It begins now.
+    /// The attempt begins now.
     Begins(Attempt),
-    /// It begins when it is called, within a moment unless the capacity is used up.
-    Waits(Number),
+    /// The attempt begins when the delivery is called, within a moment unless the capacity is used up.
+    Waits(WaiterNumber),
 }
 
-/// Identifies a waiting delivery; in the order of arrival.
-pub type Number = u64;
+/// Identifies a waiting delivery. Numbers increase in the order of arrival.
+pub type WaiterNumber = u64;
 
-/// The deliveries that are called, and how each request was decided.
-pub type Called = Vec<(Number, Result<Attempt, Refusal>)>;
-
-/// The number of an event queue, and a webhook.
-type Key = (usize, Uuid);
+/// The deliveries that stop waiting, and what was decided about each: it begins, or is refused.
+pub type Called = Vec<(WaiterNumber, Result<Attempt, Refusal>)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum WaiterKind {
     Fresh,
     Retry,
-    /// The first of a backlog, and whether this process put it there.
+    /// It is the first of a backlog. The value says whether this process put it there.
     Head(bool),
 }
 
@@ -101,87 +87,74 @@ enum Kind {
 #[derive(Clone, Copy, Debug)]
 struct Waiter {
     ask: Ask,
-    kind: Kind,
+    kind: WaiterKind,
     /// Its place in the line for capacity; `None` if it waits for something else.
     ticket: Option<Ticket>,
+    /// Why it couldn't begin when it last asked.
     hold: Hold,
 }
 
 impl Waiter {
-    fn key(&self) -> Key {
+    fn key(&self) -> BacklogKey {
         (self.ask.queue, self.ask.webhook)
     }
-}
-
-/// What a backlog holds, as far as this process knows.
-#[derive(Clone, Debug, Default)]
-struct Contents {
-    /// Deliveries that this process sent there and that haven't left it.
-    ours: u64,
-    /// Whether it may hold others.
-    others: bool,
-    /// Those that are about to enter.
-    entering: VecDeque<u64>,
-    /// The number of the last one that entered.
-    last: u64,
-    /// Why its first delivery was refused last; `None` while it is consumed.
-    hold: Option<Hold>,
 }
 
 /// The [`Pace`], the waiting deliveries, and what the backlogs hold.
 #[derive(Clone, Debug)]
 pub struct Intake {
-    /// Decides who may begin.
+    /// Decides which attempts may begin.
     pub pace: Pace,
-    /// By queue.
+    /// What the backlogs hold.
+    pub contents: Contents,
+    /// The capacity of each queue.
     capacities: Vec<usize>,
-    line: BTreeMap<Number, Waiter>,
-    /// How many of them wait for something other than capacity.
-    brief: usize,
-    /// The backlogs that may hold something.
-    backlogs: HashMap<Key, Contents>,
-    /// The backlogs that another instance consumes. This one doesn't know what they hold, and needn't.
-    elsewhere: HashSet<Key>,
-    /// The next number.
-    next: u64,
+    /// The waiting deliveries, in the order of arrival.
+    line: BTreeMap<WaiterNumber, Waiter>,
+    /// How many of them wait a moment: for something other than capacity.
+    brief_waits: usize,
+    /// The last number of a waiting delivery or an entry.
+    last_number: u64,
 }
 
 impl Intake {
-    /// With the capacity of each queue.
+    /// Without any waiting delivery. `capacities` has the capacity of each queue.
     #[must_use]
     pub fn new(pace: Pace, capacities: impl IntoIterator<Item = usize>) -> Self {
         let capacities = capacities.into_iter().collect();
-        let (line, backlogs, elsewhere) = (BTreeMap::new(), HashMap::new(), HashSet::new());
-        Self { pace, capacities, line, brief: 0, backlogs, elsewhere, next: 0 }
+        let (line, contents) = (BTreeMap::new(), Contents::default());
+        Self { pace, contents, capacities, line, brief_waits: 0, last_number: 0 }
     }
 
-    /// Asks for an attempt of a delivery that isn't in a backlog. `is_paused`: its webhook gets nothing.
+    /// Asks for an attempt for a delivery that isn't in a backlog. `is_paused` says whether its webhook is
+    /// paused.
     ///
     /// # Errors
-    /// Why there is no attempt, and the delivery's place in the backlog. The called deliveries have
-    /// entered before it.
+    /// Why there is no attempt, and the delivery's place in the backlog. The [`Called`] deliveries enter
+    /// the backlog before it.
     pub fn ask(
         &mut self,
         ask: Ask,
-        who: Who,
+        kind: DeliveryKind,
         is_paused: bool,
         now: Moment,
     ) -> (Result<Intent, Refusal>, Called) {
         let key = (ask.queue, ask.webhook);
-        let is_fresh = who == Who::Fresh;
+        let is_fresh = kind == DeliveryKind::Fresh;
         if is_paused {
             return self.refuse(key, is_fresh, Hold::Paused);
         }
-        if is_fresh && self.is_in_use(key) {
+        if is_fresh && self.contents.is_in_use(key) {
             if self.is_empty_soon(key, now) {
-                let waiting = Waiter { ask, kind: Kind::Fresh, ticket: None, hold: Hold::Share };
+                let waiting =
+                    Waiter { ask, kind: WaiterKind::Fresh, ticket: None, hold: Hold::Share };
                 return (Ok(self.wait(waiting)), Vec::new());
             }
-            // What holds up the first delivery holds up those behind it.
-            let hold = self.backlogs.get(&key).and_then(|contents| contents.hold);
+            // The reason that delays the first delivery delays those behind it, too.
+            let hold = self.contents.hold(key);
             return self.refuse(key, is_fresh, hold.unwrap_or(Hold::Behind));
         }
-        let before = self.fresh(key).next().map(|(_, waiting)| waiting.hold);
+        let before = self.fresh_waiters(key).next().map(|(_, waiting)| waiting.hold);
         let asked = match before {
             Some(hold) if is_fresh => Err(hold),
             _ => self.pace.ask(ask, now),
@@ -192,48 +165,46 @@ impl Intake {
             Err(hold) if is_over_soon(hold) && self.has_room(key, hold, now) => (None, hold),
             Err(hold) => return self.refuse(key, is_fresh, hold),
         };
-        let kind = if is_fresh { Kind::Fresh } else { Kind::Retry };
+        let kind = if is_fresh { WaiterKind::Fresh } else { WaiterKind::Retry };
         (Ok(self.wait(Waiter { ask, kind, ticket, hold })), Vec::new())
     }
 
-    /// Asks for an attempt of a backlog's first delivery, which leaves the backlog when it begins.
-    /// `is_ours`: this process put it there. It waits for capacity only.
+    /// Asks for an attempt for the first delivery of a backlog, which leaves the backlog when it begins.
+    /// It waits for capacity only. `is_ours` says whether this process put it there.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no attempt.
     pub fn ask_head(&mut self, ask: Ask, is_ours: bool, now: Moment) -> Result<Intent, Hold> {
         let key = (ask.queue, ask.webhook);
         let asked = self.pace.ask(ask, now);
-        if let Some(contents) = self.backlogs.get_mut(&key) {
-            contents.hold = asked.as_ref().err().copied();
-        }
+        self.contents.set_hold(key, asked.as_ref().err().copied());
         match asked? {
             Admission::Begins(attempt) => {
-                self.left(key, is_ours);
+                self.contents.note_left(key, is_ours);
                 Ok(Intent::Begins(attempt))
             }
             Admission::Waits(ticket) => {
-                let kind = Kind::Head(is_ours);
+                let kind = WaiterKind::Head(is_ours);
                 Ok(self.wait(Waiter { ask, kind, ticket: Some(ticket), hold: Hold::Full }))
             }
         }
     }
 
     fn wait(&mut self, waiting: Waiter) -> Intent {
-        self.brief += usize::from(waiting.ticket.is_none());
-        let number = self.number();
+        self.brief_waits += usize::from(waiting.ticket.is_none());
+        let number = self.next_number();
         self.line.insert(number, waiting);
         Intent::Waits(number)
     }
 
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
     }
 
-    /// Whether one more delivery may wait a moment.
-    fn has_room(&self, key: Key, hold: Hold, now: Moment) -> bool {
-        if self.brief == 0 || is_shared(hold) && self.is_brisk(key, now) {
+    /// Whether one more delivery may wait a moment for this reason.
+    fn has_room(&self, key: BacklogKey, hold: Hold, now: Moment) -> bool {
+        if self.brief_waits == 0 || is_share(hold) && self.is_brisk(key, now) {
             return true;
         }
         let brief = || self.line.values().filter(|waiting| waiting.ticket.is_none());
@@ -242,29 +213,29 @@ impl Intake {
                 < (self.capacities[key.0] / MOST_PART).max(1)
     }
 
-    fn is_brisk(&self, (_, webhook): Key, now: Moment) -> bool {
+    fn is_brisk(&self, (_, webhook): BacklogKey, now: Moment) -> bool {
         self.pace.receiver(webhook).is_some_and(|receiver| receiver.is_brisk(now))
     }
 
     /// Whether a backlog will soon be empty.
-    fn is_empty_soon(&self, key: Key, now: Moment) -> bool {
-        let is_short = |contents: &Contents| {
-            let most = (SHORT * self.capacities[key.0]) as u64;
-            !contents.others && contents.ours <= most && contents.hold.is_none_or(is_shared)
-        };
-        self.backlogs.get(&key).is_some_and(is_short) && self.is_brisk(key, now)
+    fn is_empty_soon(&self, key: BacklogKey, now: Moment) -> bool {
+        let most = (SHORT * self.capacities[key.0]) as u64;
+        self.contents.are_few(key, most)
+            && self.contents.hold(key).is_none_or(is_share)
+            && self.is_brisk(key, now)
     }
 
-    /// The waiting deliveries of that queue and webhook that keep its order.
-    fn fresh(&self, key: Key) -> impl Iterator<Item = (Number, &Waiter)> {
-        let is_one = move |waiting: &&Waiter| waiting.kind == Kind::Fresh && waiting.key() == key;
+    /// The waiting deliveries of this queue and webhook that keep the order of the queue.
+    fn fresh_waiters(&self, key: BacklogKey) -> impl Iterator<Item = (WaiterNumber, &Waiter)> {
+        let is_one =
+            move |waiting: &&Waiter| waiting.kind == WaiterKind::Fresh && waiting.key() == key;
         let numbered = self.line.iter().map(|(number, waiting)| (*number, waiting));
         numbered.filter(move |(_, waiting)| is_one(waiting))
     }
 
     fn refuse(
         &mut self,
-        key: Key,
+        key: BacklogKey,
         is_fresh: bool,
         hold: Hold,
     ) -> (Result<Intent, Refusal>, Called) {
@@ -275,34 +246,28 @@ impl Intake {
         (Err(self.enter(key, hold)), called)
     }
 
-    fn enter(&mut self, key: Key, hold: Hold) -> Refusal {
-        let number = self.number();
-        let contents = self.backlogs.entry(key).or_default();
-        contents.ours += 1;
-        contents.entering.push_back(number);
-        contents.last = number;
-        if contents.ours == 1 && !contents.others {
-            contents.hold = Some(hold);
-        }
-        Refusal { hold, entry: Some(EntryTicket { key, number }) }
+    fn enter(&mut self, key: BacklogKey, hold: Hold) -> Refusal {
+        let number = self.next_number();
+        Refusal { hold, entry: Some(self.contents.enter(key, hold, number)) }
     }
 
-    /// Moves the waiting deliveries of that queue's order to the backlog, in this order.
-    fn enter_all(&mut self, key: Key, called: &mut Called) {
-        let numbers: Vec<Number> = self.fresh(key).map(|(number, _)| number).collect();
+    /// Moves the waiting deliveries that keep the order of their queue to the backlog, in this order.
+    fn enter_all(&mut self, key: BacklogKey, called: &mut Called) {
+        let numbers: Vec<WaiterNumber> =
+            self.fresh_waiters(key).map(|(number, _)| number).collect();
         for number in numbers {
-            if let Some(waiting) = self.take(number) {
+            if let Some(waiting) = self.remove(number) {
                 called.push((number, Err(self.enter(key, waiting.hold))));
             }
         }
     }
 
-    fn take(&mut self, number: Number) -> Option<Waiter> {
+    fn remove(&mut self, number: WaiterNumber) -> Option<Waiter> {
         let waiting = self.line.remove(&number)?;
         match waiting.ticket {
-            // False if it has just been called.
-            Some(ticket) => drop(self.pace.leave(ticket)),
-            None => self.brief -= 1,
+            // Returns false if the delivery has just been called.
+            Some(ticket) => drop(self.pace.stop_waiting(ticket)),
+            None => self.brief_waits -= 1,
         }
         Some(waiting)
     }
@@ -313,8 +278,8 @@ impl Intake {
         !self.line.is_empty()
     }
 
-    /// Calls the waiting deliveries that may begin now or have to enter their backlogs. Must be called
-    /// whenever a request has ended.
+    /// Calls the waiting deliveries that may begin now or have to enter their backlogs. This has to be
+    /// done whenever a request has ended.
     #[must_use]
     pub fn call(&mut self, now: Moment) -> Called {
         let mut called = Vec::new();
@@ -322,174 +287,97 @@ impl Intake {
             let at = self.line.iter().find(|(_, waiting)| waiting.ticket == Some(ticket));
             let Some(number) = at.map(|(number, _)| *number) else { continue };
             match answer {
-                Ok(attempt) => self.begins(number, attempt, &mut called),
-                Err(hold) => self.is_refused(number, hold, &mut called),
+                Ok(attempt) => self.begin(number, attempt, &mut called),
+                Err(hold) => self.refuse_waiter(number, hold, &mut called),
             }
         }
-        if self.brief > 0 {
-            self.call_brief(now, &mut called);
+        if self.brief_waits > 0 {
+            self.call_brief_waits(now, &mut called);
         }
         called
     }
 
-    fn begins(&mut self, number: Number, attempt: Attempt, called: &mut Called) {
-        let Some(waiting) = self.take(number) else { return };
-        if let Kind::Head(is_ours) = waiting.kind {
-            self.left(waiting.key(), is_ours);
+    fn begin(&mut self, number: WaiterNumber, attempt: Attempt, called: &mut Called) {
+        let Some(waiting) = self.remove(number) else { return };
+        if let WaiterKind::Head(is_ours) = waiting.kind {
+            self.contents.note_left(waiting.key(), is_ours);
         }
         called.push((number, Ok(attempt)));
     }
 
-    fn is_refused(&mut self, number: Number, hold: Hold, called: &mut Called) {
+    fn refuse_waiter(&mut self, number: WaiterNumber, hold: Hold, called: &mut Called) {
         let Some(waiting) = self.line.get_mut(&number) else { return };
         waiting.hold = hold;
         let key = waiting.key();
         match waiting.kind {
-            Kind::Fresh => self.enter_all(key, called),
-            Kind::Retry => {
-                self.take(number);
+            WaiterKind::Fresh => self.enter_all(key, called),
+            WaiterKind::Retry => {
+                self.remove(number);
                 called.push((number, Err(self.enter(key, hold))));
             }
-            Kind::Head(_) => {
-                self.take(number);
+            WaiterKind::Head(_) => {
+                self.remove(number);
                 called.push((number, Err(Refusal { hold, entry: None })));
             }
         }
     }
 
-    fn call_brief(&mut self, now: Moment, called: &mut Called) {
-        let numbers: Vec<Number> = self.line.keys().copied().collect();
-        // Deliveries behind these may not begin.
-        let mut standing: Vec<Key> = Vec::new();
+    fn call_brief_waits(&mut self, now: Moment, called: &mut Called) {
+        let numbers: Vec<WaiterNumber> = self.line.keys().copied().collect();
+        // A delivery behind one of these may not begin.
+        let mut blocked: Vec<BacklogKey> = Vec::new();
         for number in numbers {
             let Some(waiting) = self.line.get(&number).copied() else { continue };
-            let (key, is_fresh) = (waiting.key(), waiting.kind == Kind::Fresh);
-            let is_behind = is_fresh && (standing.contains(&key) || self.is_in_use(key));
+            let (key, is_fresh) = (waiting.key(), waiting.kind == WaiterKind::Fresh);
+            let is_behind = is_fresh && (blocked.contains(&key) || self.contents.is_in_use(key));
             if waiting.ticket.is_none() && !is_behind {
                 match self.pace.ask(waiting.ask, now) {
                     Ok(Admission::Begins(attempt)) => {
-                        self.begins(number, attempt, called);
+                        self.begin(number, attempt, called);
                         continue;
                     }
                     Ok(Admission::Waits(ticket)) => {
                         let in_line = Waiter { ticket: Some(ticket), hold: Hold::Full, ..waiting };
                         self.line.insert(number, in_line);
-                        self.brief -= 1;
+                        self.brief_waits -= 1;
                     }
                     Err(hold) if is_over_soon(hold) => {
                         self.line.insert(number, Waiter { hold, ..waiting });
                     }
-                    Err(hold) => self.is_refused(number, hold, called),
+                    Err(hold) => self.refuse_waiter(number, hold, called),
                 }
             }
             if is_fresh {
-                standing.push(key);
+                blocked.push(key);
             }
         }
     }
 
-    /// This delivery has waited long enough. Unless it waits for capacity, it enters the backlog, and so
-    /// do those behind it.
+    /// Ends the waiting of a delivery that has waited long enough. Unless it waits for capacity, it enters
+    /// its backlog, together with all waiting deliveries that must not overtake it.
     #[must_use]
-    pub fn give_up(&mut self, number: Number, now: Moment) -> Called {
+    pub fn give_up(&mut self, number: WaiterNumber, now: Moment) -> Called {
         let mut called = self.call(now);
         if let Some(waiting) = self.line.get(&number)
             && waiting.ticket.is_none()
         {
-            self.is_refused(number, waiting.hold, &mut called);
+            self.refuse_waiter(number, waiting.hold, &mut called);
         }
         called
     }
 
-    /// This delivery no longer waits.
-    pub fn leave(&mut self, number: Number) {
-        self.take(number);
-    }
-
-    /// Whether this delivery is the next to be published to its backlog.
-    #[must_use]
-    pub fn is_next(&self, entry: EntryTicket) -> bool {
-        self.next_of_backlog(entry) == Some(entry.number)
-    }
-
-    /// The number of the next delivery to be published to the entry's backlog.
-    #[must_use]
-    pub fn next_of_backlog(&self, entry: EntryTicket) -> Option<u64> {
-        self.backlogs.get(&entry.key)?.entering.front().copied()
-    }
-
-    /// The delivery was published to its backlog; or, if not `is_there`, doesn't go there after all.
-    pub fn entered(&mut self, entry: EntryTicket, is_there: bool) {
-        if let Some(contents) = self.backlogs.get_mut(&entry.key) {
-            contents.entering.retain(|number| *number != entry.number);
-        }
-        if !is_there || self.elsewhere.contains(&entry.key) {
-            self.left(entry.key, true);
-        }
-    }
-
-    /// Sets whether another instance consumes a backlog.
-    pub fn set_elsewhere(&mut self, key: Key, is_elsewhere: bool) {
-        if !is_elsewhere {
-            self.elsewhere.remove(&key);
-            return;
-        }
-        self.elsewhere.insert(key);
-        if let Some(contents) = self.backlogs.get_mut(&key) {
-            (contents.others, contents.hold) = (false, None);
-            contents.ours = contents.entering.len() as u64;
-            if contents.entering.is_empty() {
-                self.backlogs.remove(&key);
-            }
-        }
-    }
-
-    /// A delivery left its backlog without an attempt: it was dropped, or is dead. For those that begin,
-    /// [`Self::ask_head`] does this.
-    pub fn left(&mut self, key: Key, is_ours: bool) {
-        if let Some(contents) = self.backlogs.get_mut(&key) {
-            contents.ours = contents.ours.saturating_sub(u64::from(is_ours));
-            if contents.ours == 0 && !contents.others && contents.entering.is_empty() {
-                self.backlogs.remove(&key);
-            }
-        }
-    }
-
-    /// A backlog exists, and its contents are unknown.
-    pub fn found(&mut self, key: Key) {
-        self.backlogs.entry(key).or_default().others = true;
-    }
-
-    /// The number of the last delivery that entered a backlog, while the backlog may hold something.
-    #[must_use]
-    pub fn last(&self, key: Key) -> u64 {
-        self.backlogs.get(&key).map_or(0, |contents| contents.last)
-    }
-
-    /// The broker says that a backlog is empty. `last` is what [`Self::last`] was when the broker was
-    /// asked. Returns false if another delivery has entered since, or is about to.
-    pub fn is_emptied(&mut self, key: Key, last: u64) -> bool {
-        let has_more = |contents: &Contents| contents.last != last || !contents.entering.is_empty();
-        if self.backlogs.get(&key).is_some_and(has_more) {
-            return false;
-        }
-        self.backlogs.remove(&key);
-        true
-    }
-
-    /// Whether a backlog may hold something.
-    #[must_use]
-    pub fn is_in_use(&self, key: Key) -> bool {
-        !self.backlogs.is_empty() && self.backlogs.contains_key(&key)
+    /// Removes a delivery that no longer waits.
+    pub fn stop_waiting(&mut self, number: WaiterNumber) {
+        self.remove(number);
     }
 }
 
-/// Whether it has its full share of something.
-fn is_shared(hold: Hold) -> bool {
+/// Whether the reason is a share that is used up.
+fn is_share(hold: Hold) -> bool {
     matches!(hold, Hold::Share | Hold::Group)
 }
 
-/// Whether it may end as soon as another request does.
+/// Whether the reason may be gone as soon as another request ends.
 fn is_over_soon(hold: Hold) -> bool {
     match hold {
         Hold::Share | Hold::Group | Hold::Unproven | Hold::Ramp | Hold::Full => true,

@@ -1,8 +1,8 @@
 //! A webhook's own limits: how many requests may be under way at a time, and how many per second.
 //!
-//! A rate is kept as ATM networks keep a cell rate (GCRA, ITU-T I.371): an attempt may begin while the
-//! receiver is at most one second's worth ahead of its rate. Deliveries beyond a limit wait in the
-//! receiver's backlog, whose first message asks again as soon as it may.
+//! A rate is limited as in ATM networks (GCRA, ITU-T I.371): an attempt may begin while the attempts so
+//! far are at most one second ahead of the rate. Deliveries beyond a limit wait in the receiver's
+//! backlog, whose first delivery asks again as soon as the limit allows.
 //!
 //! A webhook may have backlogs of several event queues. They take turns: a backlog that was refused
 //! comes before one that was served.
@@ -18,26 +18,26 @@ use std::time::Duration;
 use super::shown::quoted;
 use super::time::Moment;
 
-/// How much of a rate is saved up: after a rest, so many attempts may follow each other at once.
+/// How much of a rate can be saved up: after an idle time, the attempts of one second may begin at once.
 const BURST: Duration = Duration::from_secs(1);
 
-/// How long the others wait for a backlog that was refused before them. It wakes at the same time and
-/// asks within a millisecond or two, if at all.
+/// How long the other backlogs wait for one that was refused before them. That backlog wakes at the same
+/// time and, unless it is gone, asks within a millisecond or two.
 const COURTESY: Duration = Duration::from_millis(50);
 
-/// The allowed rates: from one attempt in about a quarter of an hour to more than a process can make.
+/// The allowed rates: from one attempt in a quarter of an hour to more than a process can make.
 const RATES: RangeInclusive<f64> = 0.001..=100_000.0;
 
 /// A receiver's limits in this process; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// The most attempts under way at a time.
+    /// How many attempts may be under way at a time.
     pub max_in_flight: Option<NonZeroU32>,
-    /// The most attempts per second.
+    /// How many attempts per second may begin.
     pub rate: Option<Rate>,
 }
 
-/// The limit that is reached.
+/// One of the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// [`Limits::max_in_flight`]
@@ -47,7 +47,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// All of them.
+    /// All limits.
     pub const ALL: [Self; 2] = [Self::InFlight, Self::Rate];
 
     /// The label in metrics and the delivery log.
@@ -75,7 +75,7 @@ impl Rate {
         self.interval.saturating_mul(self.sharers)
     }
 
-    /// How far ahead of the rate attempts may be.
+    /// How far the attempts of this instance may be ahead of their rate.
     fn allowance(self) -> Duration {
         BURST.saturating_sub(self.interval())
     }
@@ -95,14 +95,14 @@ impl FromStr for Rate {
 }
 
 impl Limits {
-    /// Whether there are none.
+    /// Whether no limit is set.
     #[must_use]
     pub fn is_none(self) -> bool {
         self.max_in_flight.is_none() && self.rate.is_none()
     }
 
-    /// Whether `count` instances can share the limits: each may have a request under way, and a second's
-    /// burst has an attempt for each.
+    /// Whether `count` instances can share the limits: each of them may have a request under way, and
+    /// begin at least one attempt per second.
     pub(super) fn suffice_for(self, count: usize) -> bool {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         // Each interval is rounded to whole nanoseconds.
@@ -111,8 +111,8 @@ impl Limits {
             && self.rate.is_none_or(|rate| rate.interval.saturating_mul(count) <= burst)
     }
 
-    /// The part of instance `number` of `count`. If requests under way can't be divided evenly, the
-    /// first instances have one more; each has at least one.
+    /// The part of instance `number` (from 0) of `count`. If `max_in_flight` can't be divided evenly, the
+    /// first instances get one more; each gets at least one.
     pub(super) fn part(self, number: usize, count: usize) -> Self {
         let [number, count] = [number, count].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
         let count = count.max(1);
@@ -127,11 +127,11 @@ impl Limits {
     }
 }
 
-/// How much of its limits a receiver has used, and which backlogs wait.
+/// How much of its webhook's limits a receiver has used, and which backlogs wait their turn.
 #[derive(Clone, Debug, Default)]
 pub struct Allowance {
     rate: Option<Rate>,
-    /// The time when the whole burst is saved up again.
+    /// When the whole burst is saved up again.
     full_at: Moment,
     /// The queues whose backlogs were refused, the earliest first.
     line: VecDeque<usize>,
@@ -140,11 +140,11 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Asks for an attempt that begins now, while `under_way` are. `queue` is the queue whose backlog
-    /// asks; `None` for a delivery that enters a backlog if it is refused.
+    /// Asks for an attempt that begins now, while `under_way` others are under way. `queue` is the queue
+    /// whose backlog asks; `None` for a delivery that isn't in a backlog.
     ///
     /// # Errors
-    /// The limit that is reached, and the shortest wait; zero if it lasts until a request ends.
+    /// The limit that is reached, and the minimum wait; zero means until a request ends.
     pub fn ask(
         &mut self,
         limits: Limits,
@@ -172,8 +172,9 @@ impl Allowance {
         Ok(())
     }
 
-    /// The time when the whole burst is saved up again at another rate. If only the number of instances
-    /// has changed, what was used stays used; otherwise each change would grant all of them a burst.
+    /// When the whole burst is saved up again at another rate. If only the number of instances has
+    /// changed, the used part of the burst stays used; otherwise each such change would grant all
+    /// instances a new burst.
     fn full_at_then(&self, rate: Option<Rate>, now: Moment) -> Moment {
         match (self.rate, rate) {
             (Some(before), Some(rate)) if before.interval == rate.interval => {
@@ -192,7 +193,7 @@ impl Allowance {
         (!early.is_zero()).then_some((Limit::Rate, early))
     }
 
-    /// Whether a backlog that was refused earlier comes first.
+    /// Whether a backlog that was refused earlier comes first; if so, for how long this one has to wait.
     fn is_others_turn(&mut self, queue: Option<usize>, now: Moment) -> Option<(Limit, Duration)> {
         let first = self.line.front().copied()?;
         if queue == Some(first) {
@@ -200,7 +201,7 @@ impl Allowance {
         }
         let since = *self.yielding_since.get_or_insert(now);
         if now >= since + COURTESY {
-            // It doesn't ask any more.
+            // The first one no longer asks.
             self.line.pop_front();
             self.yielding_since = None;
             return self.is_others_turn(queue, now);
@@ -209,141 +210,12 @@ impl Allowance {
         Some((limit, since + COURTESY - now))
     }
 
-    /// Whether nothing has to be remembered.
+    /// Whether the whole burst is available and no backlog waits, so that nothing has to be remembered.
     #[must_use]
-    pub fn is_over(&self, now: Moment) -> bool {
+    pub fn is_unused(&self, now: Moment) -> bool {
         now >= self.full_at && self.line.is_empty()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn ms(millis: u64) -> Duration {
-        Duration::from_millis(millis)
-    }
-
-    fn rate(text: &str) -> Limits {
-        Limits { rate: Some(text.parse().expect("a rate")), max_in_flight: None }
-    }
-
-    fn in_flight(most: u32) -> Limits {
-        Limits { max_in_flight: NonZeroU32::new(most), rate: None }
-    }
-
-    #[test]
-    fn a_rate_is_a_number_that_means_something() {
-        for good in ["0.001", "1", "1e1", "2.5", "100000"] {
-            assert!(good.parse::<Rate>().is_ok(), "{good}");
-        }
-        for bad in ["", "0", "-0", "-1", "NaN", "nan", "inf", "Infinity", "1e9", "1e-9", "x", " 1"]
-        {
-            assert!(bad.parse::<Rate>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn after_a_rest_as_many_as_a_second_has_may_follow_on_each_other_and_then_one_at_a_time() {
-        let mut allowance = Allowance::default();
-        let mut ask = |limits, millis| allowance.ask(limits, 0, None, ms(millis));
-        for _ in 0..4 {
-            assert_eq!(ask(rate("4"), 0), Ok(()));
-        }
-        assert_eq!(ask(rate("4"), 0), Err((Limit::Rate, ms(250))));
-        assert_eq!(ask(rate("4"), 249), Err((Limit::Rate, ms(1))));
-        assert_eq!(ask(rate("4"), 250), Ok(()));
-        assert_eq!(ask(rate("4"), 250), Err((Limit::Rate, ms(250))));
-        // Less than one per second: the burst is one. A change applies at once.
-        assert_eq!(ask(rate("0.5"), 300), Ok(()));
-        assert_eq!(ask(rate("0.5"), 2_299), Err((Limit::Rate, ms(1))));
-        assert_eq!(ask(rate("0.5"), 2_300), Ok(()));
-    }
-
-    #[test]
-    fn a_part_is_a_whole_number_of_requests_and_an_exact_fraction_of_a_rate() {
-        let most = |limit: u32, count: usize| -> Vec<u32> {
-            let part = |number| in_flight(limit).part(number, count).max_in_flight;
-            (0..count).filter_map(part).map(NonZeroU32::get).collect()
-        };
-        assert_eq!(most(4, 3), [2, 1, 1]);
-        assert_eq!(most(5, 2), [3, 2]);
-        assert_eq!(most(3, 3), [1, 1, 1]);
-        assert_eq!(most(1, 2), [1, 1], "one at least, where there is no other way");
-        assert!(in_flight(3).suffice_for(3) && !in_flight(3).suffice_for(4));
-        assert!(
-            rate("3").suffice_for(2) && !rate("3").suffice_for(4) && !rate("0.5").suffice_for(1)
-        );
-        assert!(Limits::default().suffice_for(1_000));
-        // Half of four per second is two per second, half a second apart.
-        let mut allowance = Allowance::default();
-        let mut ask = |millis| allowance.ask(rate("4").part(0, 2), 0, None, ms(millis));
-        assert_eq!((ask(0), ask(0), ask(0)), (Ok(()), Ok(()), Err((Limit::Rate, ms(500)))));
-        assert_eq!(ask(499), Err((Limit::Rate, ms(1))));
-        assert_eq!(ask(500), Ok(()));
-    }
-
-    #[test]
-    fn another_number_of_instances_gives_nobody_a_burst() {
-        let mut allowance = Allowance::default();
-        let mut ask = |count, millis| allowance.ask(rate("4").part(0, count), 0, None, ms(millis));
-        for _ in 0..4 {
-            assert_eq!(ask(1, 0), Ok(()));
-        }
-        // The four attempts that each stood for a quarter of a second now stand for half a second each.
-        assert_eq!(ask(2, 0), Err((Limit::Rate, ms(1_500))));
-        assert_eq!(ask(1, 0), Err((Limit::Rate, ms(250))));
-        assert_eq!(ask(2, 250), Err((Limit::Rate, ms(1_000))));
-        assert_eq!(ask(1, 250), Ok(()));
-    }
-
-    #[test]
-    fn no_more_are_under_way_than_may_be() {
-        let mut allowance = Allowance::default();
-        let mut ask = |under_way| allowance.ask(in_flight(2), under_way, Some(0), ms(0));
-        assert_eq!((ask(0), ask(1)), (Ok(()), Ok(())));
-        assert_eq!(ask(2), Err((Limit::InFlight, ms(0))));
-        assert_eq!(ask(1), Ok(()));
-    }
-
-    #[test]
-    fn backlogs_take_turns_and_nobody_waits_for_one_that_does_not_come() {
-        let mut allowance = Allowance::default();
-        let mut ask = |queue, millis| allowance.ask(rate("1"), 0, queue, ms(millis)).is_ok();
-        assert!(ask(Some(0), 0));
-        assert!(!ask(Some(0), 10) && !ask(Some(1), 10) && !ask(Some(2), 10));
-        assert!(!ask(Some(1), 1_000), "the first comes first");
-        assert!(ask(Some(0), 1_001));
-        assert!(!ask(Some(0), 1_002));
-        assert!(!ask(None, 2_001) && !ask(Some(0), 2_001) && !ask(Some(2), 2_001));
-        assert!(!ask(Some(2), 2_050), "it waits for 1");
-        assert!(ask(Some(2), 2_051), "1 does not come");
-        assert!(ask(Some(0), 3_051));
-        assert!(ask(None, 4_051), "nobody waits");
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_comes_the_rate_holds_and_is_used(
-            per_second in 1_u32..50, gaps in prop::collection::vec((0_u64..400, 0_usize..3), 1..200),
-        ) {
-            let limits = rate(&per_second.to_string());
-            let (mut allowance, mut now) = (Allowance::default(), Moment::ZERO);
-            let mut made: Vec<Moment> = Vec::new();
-            for (gap, queue) in gaps {
-                now += ms(gap);
-                // A backlog's first message does the same: it asks again when it may.
-                while let Err((_, wait)) = allowance.ask(limits, 0, Some(queue), now) {
-                    prop_assert!(!wait.is_zero() && wait <= ms(1_000) + COURTESY);
-                    now += wait;
-                }
-                made.push(now);
-            }
-            for (n, begin) in made.iter().enumerate() {
-                let within = made[n..].iter().take_while(|at| **at < *begin + ms(1_000)).count();
-                prop_assert!(within <= 2 * per_second as usize, "{} within a second", within);
-            }
-        }
-    }
-}
+mod tests;

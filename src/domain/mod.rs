@@ -1,7 +1,7 @@
 //! The rules: pure functions and data, without I/O, clock or randomness.
 //!
-//! Every decision about an event is made here, tested by table and by property, and carried out by the
-//! modules around this one.
+//! All decisions about events are made here, where tables and properties test them. The other modules
+//! carry them out.
 
 pub mod account;
 pub mod address;
@@ -14,7 +14,6 @@ pub mod delivery;
 pub mod delivery_log;
 pub mod depths;
 pub mod diagnosis;
-pub mod effort;
 pub mod encoding;
 pub mod event;
 pub mod forwarding;
@@ -36,6 +35,7 @@ pub mod shown;
 pub mod signature;
 pub mod statuses;
 pub mod time;
+pub mod time_budget;
 pub mod trend;
 pub mod unconfirmed;
 pub mod vocabulary;

@@ -1,7 +1,7 @@
 //! Notices: the notifier's own events, which tell operators and owners what happened to a webhook.
 //!
-//! A notice has the shape of an event, so that webhooks can deliver it too. It contains nothing that may
-//! be a secret: only the host of a URL, only the status of a failure.
+//! A notice has the form of an event, so that webhooks can deliver it too. It contains nothing that may
+//! be a secret: of a URL only the host, of a failure only the status.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -14,23 +14,24 @@ use super::time::{self, UnixMillis};
 use super::outcome::DeadReason;
 use super::webhook::read_url;
 
-/// The version of `data`: raised when a field is removed or changes its meaning, not when one is added.
+/// The version of `data`. It is raised when a field is removed or changes its meaning, not when one is
+/// added.
 const VERSION: u32 = 1;
 
-/// How the reason begins if a webhook was disabled because it failed for too long.
+/// The beginning of the reason for disabling a webhook that failed for too long.
 pub const NO_SUCCESS: &str = "no success for ";
 
-/// The reason if a webhook was disabled because its receiver is gone.
+/// The reason for disabling a webhook whose receiver is gone.
 pub const GONE: &str = "410 Gone";
 
-/// What a notice tells.
+/// What a notice is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoticeKind {
     /// The receiver's circuit breaker has been open for ten minutes.
     Failing,
     /// A receiver that was reported as failing has accepted a delivery.
     Recovered,
-    /// The webhook gets nothing any more.
+    /// The webhook gets no events any more.
     Disabled,
     /// The webhook gets its events again.
     Enabled,
@@ -54,7 +55,7 @@ impl NoticeKind {
         Self::Dead,
     ];
 
-    /// The event type, and the routing key.
+    /// The event type, which is also the routing key.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -70,7 +71,7 @@ impl NoticeKind {
 }
 
 /// Whether an event is a notice: by its header, or by its type in case somebody moved it without its
-/// headers. The death of a notice produces no notice, or they would go on forever.
+/// headers. The death of a notice produces no notice, because the chain might never end.
 #[must_use]
 pub fn is_notice(event_type: &str, headers: &Headers) -> bool {
     headers.contains_key(NOTICE) || NoticeKind::ALL.iter().any(|kind| kind.label() == event_type)
@@ -81,9 +82,9 @@ pub fn is_notice(event_type: &str, headers: &Headers) -> bool {
 pub struct Notice {
     /// The event id.
     pub id: String,
-    /// What it tells.
+    /// What it is about.
     pub kind: NoticeKind,
-    /// The account of its webhook, if there is one and it may be told.
+    /// The account of its webhook, if there is one and the notice may name it.
     pub account: Option<Box<str>>,
     /// The event's body, in JSON.
     pub body: Vec<u8>,
@@ -105,7 +106,7 @@ pub struct Subject {
     missing_docs,
     reason = "they are the fields of the body, which src/manual/notices.md explains"
 )]
-pub enum About {
+pub enum NoticeDetails {
     Failing {
         #[serde(serialize_with = "time::serialize")]
         failing_since: UnixMillis,
@@ -124,7 +125,7 @@ pub enum About {
         paused_at: Option<String>,
     },
     Dead(Death),
-    /// Enabled or resumed: there are no details.
+    /// The webhook was enabled or resumed, which has no details.
     Nothing {},
 }
 
@@ -141,13 +142,13 @@ pub struct Death {
     received_at: UnixMillis,
     #[serde(serialize_with = "time::serialize")]
     died_at: UnixMillis,
-    /// The event's account. Nobody else may learn of it.
+    /// The event's account. Other accounts must not learn of the event.
     #[serde(skip)]
     account: Option<Box<str>>,
 }
 
 impl Death {
-    /// A delivery of an event from the queue `origin` died for this reason.
+    /// Describes the death of a delivery of an event from the queue `origin`.
     #[must_use]
     pub fn of(delivery: &Delivery, reason: DeadReason, origin: &str, at: UnixMillis) -> Self {
         Self {
@@ -171,7 +172,7 @@ fn status_in(error: &str) -> Option<u16> {
     rest[..end].parse().ok()
 }
 
-/// Why a webhook is disabled, as a label. An operator's own words stay private.
+/// Why a webhook is disabled, as a label. The operator's own words aren't disclosed.
 #[must_use]
 pub fn cause(reason: Option<&str>) -> &'static str {
     match reason {
@@ -199,7 +200,7 @@ struct Data<'a> {
     /// `None` if the URL can't be used.
     host: Option<String>,
     #[serde(flatten)]
-    about: &'a About,
+    about: &'a NoticeDetails,
 }
 
 impl Notice {
@@ -211,9 +212,9 @@ impl Notice {
         at: UnixMillis,
         webhook_id: Uuid,
         subject: Option<&Subject>,
-        about: &About,
+        about: &NoticeDetails,
     ) -> Self {
-        let account = subject.and_then(|subject| may_be_told(subject, about));
+        let account = subject.and_then(|subject| disclosed_account(subject, about));
         let host = subject.and_then(|subject| host_of(&subject.post_url));
         let body = Body {
             id: &id,
@@ -240,12 +241,12 @@ impl Notice {
     }
 }
 
-/// The webhook's account, unless the notice is about an event of another account: then the webhook had
-/// another account before.
-fn may_be_told(Subject { account, .. }: &Subject, about: &About) -> Option<Box<str>> {
+/// The webhook's account, unless the notice is about an event of another account. In that case the
+/// webhook belonged to the other account before.
+fn disclosed_account(Subject { account, .. }: &Subject, about: &NoticeDetails) -> Option<Box<str>> {
     let account = account.as_deref().filter(|account| account::check(account).is_ok())?;
     match about {
-        About::Dead(death) if death.account.as_deref() != Some(account) => None,
+        NoticeDetails::Dead(death) if death.account.as_deref() != Some(account) => None,
         _ => Some(account.into()),
     }
 }
@@ -269,7 +270,7 @@ mod tests {
         Subject { account: account.map(str::to_owned), post_url }
     }
 
-    fn death(account: Option<&str>) -> About {
+    fn death(account: Option<&str>) -> NoticeDetails {
         let delivery = Delivery {
             event: Event {
                 id: "e1".to_owned(),
@@ -283,10 +284,10 @@ mod tests {
             last_answer: None,
             not_before: None,
         };
-        About::Dead(Death::of(&delivery, DeadReason::Exhausted, "low", AT))
+        NoticeDetails::Dead(Death::of(&delivery, DeadReason::Exhausted, "low", AT))
     }
 
-    fn notice(kind: NoticeKind, subject: &Subject, about: &About) -> Notice {
+    fn notice(kind: NoticeKind, subject: &Subject, about: &NoticeDetails) -> Notice {
         Notice::new("n1".to_owned(), kind, AT, Uuid::nil(), Some(subject), about)
     }
 
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_account_whose_webhook_and_event_it_is_may_be_told() {
+    fn a_notice_names_an_account_only_if_webhook_and_event_belong_to_it() {
         let told = |of_webhook, of_event| {
             notice(NoticeKind::Dead, &subject(of_webhook), &death(of_event)).account
         };
@@ -313,7 +314,7 @@ mod tests {
         assert_eq!(told(Some("acme"), Some("other")), None);
         assert_eq!(told(Some("acme"), None), None);
         assert_eq!(told(None, Some("acme")), None, "it is the operator's webhook");
-        let paused = About::Paused { paused_at: None };
+        let paused = NoticeDetails::Paused { paused_at: None };
         let of = |account| notice(NoticeKind::Paused, &subject(account), &paused).account;
         assert_eq!(of(Some("acme")).as_deref(), Some("acme"));
         assert_eq!(of(Some("")), None, "no event can belong to it");
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_is_known_by_its_header_or_its_type() {
+    fn a_notice_is_recognized_by_its_header_or_its_type() {
         let header = Headers::from([(NOTICE.to_owned(), Value::Text(String::new()))]);
         assert!(is_notice("order.paid", &header));
         assert!(is_notice("delivery.dead", &Headers::new()));
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_words_of_ours() {
+    fn a_cause_is_a_label_and_never_the_operators_words() {
         assert_eq!(cause(Some("410 Gone")), "gone");
         assert_eq!(cause(Some("no success for 5d (DISABLE_AFTER)")), "failing");
         assert_eq!(cause(Some("they don't pay")), "operator");

@@ -1,5 +1,5 @@
-//! Which outages of receivers are written to the table, and how often. They survive this process and are
-//! known to the others, at little cost.
+//! Decides which outages of receivers are written to the table, and how often. So they survive this
+//! process and are known to other instances, at little cost.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,13 +9,14 @@ use uuid::Uuid;
 use super::receiver::Outage;
 use super::time::Moment;
 
-/// Shorter outages aren't written. A continuing one is written at most this often.
+/// The coarsest grain: an outage that is shorter isn't written, and one that continues is written at most
+/// this often.
 const MOST_GRAIN: Duration = Duration::from_secs(60);
 
 /// The longest time between two checks for changes.
 const MOST_TICK: Duration = Duration::from_secs(5);
 
-/// For a DISABLE_AFTER of about a second or less.
+/// The finest grain, for a DISABLE_AFTER of less than half a second.
 const LEAST_GRAIN: Duration = Duration::from_millis(100);
 
 /// How precisely outages are written.
@@ -25,8 +26,8 @@ pub struct Grain {
     pub grain: Duration,
     /// The time between two checks.
     pub tick: Duration,
-    /// How much longer an outage may have lasted when it is first written. A row with an older one means
-    /// that another process saw that outage end.
+    /// How long before its first write an outage may have begun. If an outage in a row began earlier,
+    /// another process has seen that outage end.
     pub most_before: Duration,
 }
 
@@ -41,49 +42,53 @@ impl Grain {
     }
 }
 
-/// What has been written of the outages that continue.
+/// The outages that continue, as they were last written.
 #[derive(Debug)]
 pub struct Outages {
     grain: Duration,
-    noted: HashMap<Uuid, Noted>,
+    written: HashMap<Uuid, Written>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Noted {
+struct Written {
     failed_at: Moment,
+    /// When it was written.
     at: Moment,
+    /// Whether the circuit breaker was open.
     is_open: bool,
 }
 
 impl Outages {
-    /// Without any outage yet.
+    /// Without any outage.
     #[must_use]
     pub fn new(grain: Duration) -> Self {
-        Self { grain, noted: HashMap::new() }
+        Self { grain, written: HashMap::new() }
     }
 
-    /// Which of all current outages have to be written at `now`: new ones that lasted long enough, and
-    /// those that failed again since they were written.
+    /// Which of all current outages have to be written at `now`: new ones that have lasted long enough,
+    /// and those whose receiver has failed again since they were written.
     pub fn due(&mut self, all: Vec<(Uuid, Outage)>, now: Moment) -> Vec<(Uuid, Outage)> {
-        let going_on: HashSet<Uuid> = all.iter().map(|(webhook, _)| *webhook).collect();
-        self.noted.retain(|webhook, _| going_on.contains(webhook));
-        let is_due = |(webhook, outage): &(Uuid, Outage)| match self.noted.get(webhook) {
+        let continuing: HashSet<Uuid> = all.iter().map(|(webhook, _)| *webhook).collect();
+        self.written.retain(|webhook, _| continuing.contains(webhook));
+        let is_due = |(webhook, outage): &(Uuid, Outage)| match self.written.get(webhook) {
             None => now.saturating_sub(outage.since) >= self.grain,
-            Some(noted) => {
-                let has_failed = outage.failed_at > noted.failed_at;
-                let has_opened = outage.opened_at.is_some() && !noted.is_open;
-                has_opened || has_failed && now.saturating_sub(noted.at) >= self.grain
+            Some(written) => {
+                let has_failed = outage.failed_at > written.failed_at;
+                let has_opened = outage.opened_at.is_some() && !written.is_open;
+                has_opened || has_failed && now.saturating_sub(written.at) >= self.grain
             }
         };
         all.into_iter().filter(is_due).collect()
     }
 
-    /// Records that these were written at `now`.
-    pub fn noted(&mut self, outages: &[(Uuid, Outage)], now: Moment) {
-        self.noted.extend(outages.iter().map(|(webhook, Outage { failed_at, opened_at, .. })| {
-            let is_open = opened_at.is_some();
-            (*webhook, Noted { failed_at: *failed_at, at: now, is_open })
-        }));
+    /// Records that these outages were written at `now`.
+    pub fn note_written(&mut self, outages: &[(Uuid, Outage)], now: Moment) {
+        self.written.extend(outages.iter().map(
+            |(webhook, Outage { failed_at, opened_at, .. })| {
+                let is_open = opened_at.is_some();
+                (*webhook, Written { failed_at: *failed_at, at: now, is_open })
+            },
+        ));
     }
 }
 
@@ -100,38 +105,38 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_written_down_when_it_lasts_and_then_once_in_a_while() {
+    fn an_outage_is_written_once_it_has_lasted_and_then_at_most_once_per_grain() {
         let webhook = Uuid::from_u128(1);
         let mut outages = Outages::new(Duration::from_secs(60));
         let mut look = |outage: Option<Outage>, now: u64| {
             let all = outage.map(|outage| (webhook, outage)).into_iter().collect();
             let due = outages.due(all, at(now));
-            outages.noted(&due, at(now));
+            outages.note_written(&due, at(now));
             due.len()
         };
-        assert_eq!(look(Some(outage(0, 30, None)), 59), 0, "it is short");
+        assert_eq!(look(Some(outage(0, 30, None)), 59), 0, "it is too short");
         assert_eq!(look(Some(outage(0, 30, None)), 60), 1);
         assert_eq!(look(Some(outage(0, 30, None)), 200), 0, "nothing has happened since");
         assert_eq!(look(Some(outage(0, 201, None)), 201), 1);
-        assert_eq!(look(Some(outage(0, 202, None)), 202), 0, "that was just now");
+        assert_eq!(look(Some(outage(0, 202, None)), 202), 0, "it was written just now");
         assert_eq!(look(Some(outage(0, 203, Some(203))), 203), 1, "its breaker has opened");
         assert_eq!(look(None, 204), 0);
-        assert_eq!(look(Some(outage(205, 206, None)), 206), 0, "that is another one");
+        assert_eq!(look(Some(outage(205, 206, None)), 206), 0, "this is another outage");
     }
 
     #[test]
-    fn what_could_not_be_written_is_due_again() {
+    fn an_outage_that_could_not_be_written_is_due_again() {
         let mut outages = Outages::new(Duration::from_secs(1));
         let all = || vec![(Uuid::nil(), outage(0, 5, None))];
         assert_eq!(outages.due(all(), at(5)).len(), 1);
         let due = outages.due(all(), at(6));
         assert_eq!(due.len(), 1);
-        outages.noted(&due, at(6));
+        outages.note_written(&due, at(6));
         assert_eq!(outages.due(all(), at(7)).len(), 0);
     }
 
     #[test]
-    fn what_is_written_is_fine_enough_for_the_shortest_time() {
+    fn the_grain_is_fine_enough_for_disable_after() {
         let seconds = Duration::from_secs;
         let Grain { grain, tick, most_before } = Grain::of(None);
         assert_eq!((grain, tick, most_before), (seconds(60), seconds(5), seconds(70)));

@@ -10,11 +10,11 @@ use super::retry::Schedule;
 use super::statuses::Statuses;
 use super::time::Span;
 
-/// The longest `Retry-After` that is honored. A header that says "next year" is a mistake, and its
-/// receiver would get nothing until we restart.
+/// The longest `Retry-After` that is honored. Without it, a receiver whose header mistakenly says "next
+/// year" would get nothing until we restart.
 pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
 
-/// The result of one attempt.
+/// The result of one attempt, before it is interpreted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// The receiver answered.
@@ -23,17 +23,17 @@ pub enum Response {
         code: u16,
         /// The header `Retry-After`, verbatim.
         retry_after: Option<String>,
-        /// The answer's beginning, if it was no success and is kept.
+        /// The beginning of the answer, if it was no success and answers are kept.
         excerpt: Option<Box<Excerpt>>,
     },
-    /// No answer, or none that is HTTP.
+    /// The receiver didn't answer, or not in HTTP.
     NoAnswer {
         /// The kind of failure.
         reason: Reason,
         /// The error in words. Contains no secret.
         detail: String,
     },
-    /// Nothing was sent because our own way out failed. This says nothing about the receiver.
+    /// Nothing was sent because our own proxy failed. This says nothing about the receiver.
     NotSent {
         /// What failed, and where.
         detail: String,
@@ -55,7 +55,7 @@ impl Response {
         }
     }
 
-    /// Takes the excerpt out, since it doesn't affect decisions.
+    /// Takes the excerpt out of the response. It doesn't affect decisions.
     pub fn take_excerpt(&mut self) -> Option<Box<Excerpt>> {
         match self {
             Self::Status { excerpt, .. } => excerpt.take(),
@@ -64,9 +64,9 @@ impl Response {
     }
 }
 
-/// Why an attempt failed: the bounded set behind the metrics label `reason`.
+/// Why an attempt failed: the fixed set of values of the metrics label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the labels below say it")]
+#[expect(missing_docs, reason = "their labels, below, say it")]
 pub enum Reason {
     Status1xx,
     Status3xx,
@@ -85,7 +85,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason, so that each series exists from the start.
+    /// Every reason, so that each metric series exists from the start.
     pub const ALL: [Self; 14] = [
         Self::Status1xx,
         Self::Status3xx,
@@ -130,7 +130,7 @@ impl Reason {
             300..400 => Self::Status3xx,
             410 => Self::Gone,
             400..500 => Self::Status4xx,
-            // 2xx never gets here. From 600 on it isn't HTTP, which is the receiver's fault.
+            // 2xx is no failure. Codes from 600 on aren't HTTP, which is a fault of the receiver.
             _ => Self::Status5xx,
         }
     }
@@ -145,18 +145,19 @@ pub enum Outcome {
     Failed {
         /// The kind of failure.
         reason: Reason,
-        /// In words, for the log and the header `x-last-error`.
+        /// The failure in words, for the log and the header `x-last-error`.
         detail: String,
-        /// Whether the receiver seems overloaded: 429, 503, no answer in time, or a lost connection.
+        /// Whether the receiver seems overloaded: it answered 429 or 503 or not in time, or the connection
+        /// was lost.
         is_overload: bool,
-        /// The receiver's `Retry-After` (429, 502, 503 and 504 only), at most [`LONGEST_STAY`].
+        /// The receiver's `Retry-After` (with 429, 502, 503 and 504 only), at most [`LONGEST_STAY`].
         retry_after: Option<Duration>,
     },
     /// No attempt will ever succeed.
     Hopeless {
         /// The kind of failure.
         reason: Reason,
-        /// In words.
+        /// The failure in words.
         detail: String,
         /// The reason of the dead letter.
         dead: DeadReason,
@@ -212,7 +213,7 @@ impl Outcome {
 fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // A number that doesn't fit means "very long".
+        // A number that doesn't fit into 64 bits means a very long time.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
@@ -221,25 +222,25 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 /// Why a message ends in the dead-letter queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeadReason {
-    /// Not a valid event; see [`super::event::Malformed`].
+    /// The message isn't a valid event; see [`super::event::Malformed`].
     Malformed,
     /// Every attempt of the retry schedule failed.
     Exhausted,
-    /// The receiver said 410 Gone.
+    /// The receiver answered 410 Gone.
     Gone,
-    /// The receiver answered with a status of NO_RETRY_STATUS, or of its webhook's own setting.
+    /// The receiver answered with a status of NO_RETRY_STATUS or of its webhook's `no_retry_status`.
     Refused,
     /// The URL, the secret or a setting can't be used, or the address isn't allowed (ALLOW_NETWORKS,
     /// DENY_NETWORKS).
     Rejected,
-    /// It would have to wait again, but is older than DELIVERY_MAX_AGE.
+    /// The delivery would have to wait again, but is older than DELIVERY_MAX_AGE.
     Expired,
     /// The webhook's account changed while the delivery waited.
     OtherAccount,
 }
 
 impl DeadReason {
-    /// Every reason, so that each series exists from the start.
+    /// Every reason, so that each metric series exists from the start.
     pub const ALL: [Self; 7] = [
         Self::Malformed,
         Self::Exhausted,
@@ -268,11 +269,11 @@ impl DeadReason {
 /// What happens to a delivery after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing more to do.
+    /// The delivery is done.
     Delivered,
-    /// Wait at the broker for this long, then try again.
+    /// The delivery waits at the broker for this long, then gets another attempt.
     Park(Span),
-    /// Move to the dead-letter queue.
+    /// The delivery moves to the dead-letter queue.
     Dead(DeadReason),
 }
 
@@ -289,7 +290,7 @@ pub fn decide(outcome: &Outcome, attempt: u32, schedule: &Schedule) -> Decision 
 }
 
 impl Decision {
-    /// Extends the delay to the time for which the receiver asked for no requests, if it did.
+    /// Extends the delay of a parked delivery to the time for which the receiver wants no requests.
     #[must_use]
     pub fn not_before(self, stay: Option<Duration>) -> Self {
         match (self, stay) {
@@ -298,13 +299,12 @@ impl Decision {
         }
     }
 
-    /// Makes a status that the receiver means for good final. `status` is the answer's; `none` are the
-    /// statuses without a retry.
+    /// Makes the delivery dead instead of retrying it if the status of the answer is one of `no_retry`.
     #[must_use]
-    pub fn unless_refused(self, status: Option<u16>, none: &Statuses) -> Self {
+    pub fn unless_refused(self, status: Option<u16>, no_retry: &Statuses) -> Self {
         match self {
             Self::Park(_) | Self::Dead(DeadReason::Exhausted)
-                if status.is_some_and(|status| none.contains(status)) =>
+                if status.is_some_and(|status| no_retry.contains(status)) =>
             {
                 Self::Dead(DeadReason::Refused)
             }
@@ -312,11 +312,11 @@ impl Decision {
         }
     }
 
-    /// Lets nothing older than `most` wait again: retries have to end.
+    /// Makes a delivery that is older than `max_age` dead instead of parking it: retries have to end.
     #[must_use]
-    pub fn at_age(self, age: Duration, most: Duration) -> Self {
+    pub fn unless_expired(self, age: Duration, max_age: Duration) -> Self {
         match self {
-            Self::Park(_) if age > most => Self::Dead(DeadReason::Expired),
+            Self::Park(_) if age > max_age => Self::Dead(DeadReason::Expired),
             other => other,
         }
     }
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110.
+    /// Sun, 06 Nov 1994 08:49:37 GMT, the example in RFC 9110.
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)
     }
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn only_429_502_503_and_504_can_ask_for_time() {
+    fn retry_after_counts_only_with_429_502_503_and_504() {
         for code in [429, 502, 503, 504] {
             check(&status(code, Some("12")), 1, park("10s"));
             check(&status(code, Some("Sun, 06 Nov 1994 08:50:37 GMT")), 1, park("1m"));
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_answer_it_is_retried_and_without_an_address_it_is_dead() {
+    fn an_attempt_without_an_answer_is_retried_and_one_that_is_not_allowed_is_dead() {
         let detail = "x".to_owned();
         let silent = Response::NoAnswer { reason: Reason::Timeout, detail: detail.clone() };
         check(&Outcome::of(silent, now()), 2, park("10s"));
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_for_good_is_dead_at_once_and_nothing_else_is() {
+    fn only_a_status_without_retry_makes_a_delivery_dead_at_once() {
         let none: Statuses = "4xx,503".parse().expect("statuses");
         let schedule = "1s,10s".parse().expect("a schedule");
         for (code, attempt, expected) in [
@@ -408,18 +408,18 @@ mod tests {
     }
 
     #[test]
-    fn only_what_would_wait_once_more_expires() {
+    fn only_a_delivery_that_would_wait_again_expires() {
         let (day, hour) = (Duration::from_secs(86_400), Duration::from_secs(3_600));
-        assert_eq!(park("1s").at_age(day, hour), Decision::Dead(DeadReason::Expired));
-        assert_eq!(park("1s").at_age(hour, hour), park("1s"));
-        assert_eq!(Decision::Delivered.at_age(day, hour), Decision::Delivered);
+        assert_eq!(park("1s").unless_expired(day, hour), Decision::Dead(DeadReason::Expired));
+        assert_eq!(park("1s").unless_expired(hour, hour), park("1s"));
+        assert_eq!(Decision::Delivered.unless_expired(day, hour), Decision::Delivered);
         let exhausted = Decision::Dead(DeadReason::Exhausted);
-        assert_eq!(exhausted.at_age(day, hour), exhausted);
+        assert_eq!(exhausted.unless_expired(day, hour), exhausted);
     }
 
     proptest! {
         #[test]
-        fn only_2xx_is_delivered_and_the_rest_is_kept(
+        fn only_2xx_is_delivered_and_everything_else_is_parked_or_dead(
             code: u16, attempt in 1_u32..9, retry_after in prop::option::of(".{0,20}"),
         ) {
             let schedule: Schedule = "1s,2s,4s".parse().expect("a schedule");

@@ -1,17 +1,18 @@
-//! What is known of one receiver from its attempts: may it have another one now?
+//! One receiver's state, derived from its attempts. It decides whether the receiver may have another
+//! attempt now.
 //!
-//! There are four independent parts:
+//! The state has four independent parts:
 //!
-//! - **Class**: prompt, unproven or slow. The slow and the unproven may use only part of a queue's
+//! - **Class**: prompt, unproven or slow. Slow and unproven receivers may use only part of a queue's
 //!   capacity ([`super::pace`]).
 //! - **Circuit breaker** (Nygard, *Release It!*): after several failures in a row, over at least a
-//!   second, the receiver gets nothing for a quarter of the time that its outage has lasted. Then one
+//!   second, the receiver gets no requests for a quarter of the time that its outage has lasted. Then one
 //!   attempt probes it.
-//! - **Ramp**: an overloaded receiver gets half as many requests at a time.
-//! - **`Retry-After`**: it gets nothing before that time.
+//! - **Ramp**: an overloaded receiver gets half as many requests at a time, then gradually more.
+//! - **`Retry-After`**: the receiver gets no requests before the time that it named.
 //!
-//! In addition there are its webhook's limits ([`super::limits`]), which aren't a fault. A failure that
-//! comes quickly costs nobody anything: by itself it prevents no further attempt.
+//! In addition, its webhook may have limits ([`super::limits`]); reaching them is no fault. A quick
+//! failure costs other receivers nothing, so by itself it prevents no further attempt.
 //!
 //! Times are [`Moment`]s passed as arguments: nothing here reads a clock.
 
@@ -36,22 +37,22 @@ pub use breaker::{Breaker, LEAST_OUTAGE};
 pub use class::{Class, SLOW};
 pub use outage::Outage;
 
-/// A receiver that can answer within this time is near: ten such requests in one thread cost less than
-/// each in a thread of its own, and are over soon.
+/// A receiver that can answer within this time is near. Ten such requests, one after the other in one
+/// thread, take little time and cost less than ten threads.
 const NEAR: Duration = Duration::from_millis(1);
 
-/// A receiver that accepted something within this time is active. It is long enough that a short stall
-/// of our machine doesn't count as one of the receiver.
-const LATELY: Duration = Duration::from_millis(500);
+/// A receiver is active if it accepted an event within this time. It is long enough that a short stall
+/// of our machine doesn't look like a stall of the receiver.
+const ACTIVE: Duration = Duration::from_millis(500);
 
 /// How an attempt ended, as far as that says something about the receiver.
 #[derive(Clone, Copy, Debug)]
 pub enum AttemptEnd<'a> {
     /// The receiver has the event.
     Delivered,
-    /// The receiver doesn't have it.
+    /// The receiver doesn't have the event.
     Failed {
-        /// The event.
+        /// The event's id.
         event: &'a str,
         /// The kind of failure.
         reason: Reason,
@@ -67,11 +68,11 @@ pub enum AttemptEnd<'a> {
 /// A change of the circuit breaker's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// No attempts for this long.
+    /// The receiver gets no attempts for this long.
     Open(Duration),
-    /// One attempt as a probe.
+    /// The receiver gets one attempt as a probe.
     HalfOpen,
-    /// No restriction.
+    /// The receiver gets attempts without restriction.
     Closed,
 }
 
@@ -103,54 +104,53 @@ enum Circuit {
 
 /// An attempt that has ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Over {
+pub(super) struct EndedAttempt {
     /// The number of the queue whose capacity it used.
     pub(super) queue: usize,
     pub(super) began: Moment,
     pub(super) is_probe: bool,
 }
 
-/// One receiver as its attempts show it. By default nothing is known: it is unproven and has no
-/// failures.
+/// One receiver's state. By default the receiver is unproven and has no failures.
 #[derive(Clone, Debug, Default)]
 pub struct Receiver {
-    /// Failures since the last success.
+    /// The number of failed attempts since the last success.
     failures: u32,
-    /// When the first of them began, or when the last success came, whichever was later.
+    /// When the first of these attempts began, or when the last success came, whichever was later.
     failing_since: Moment,
     /// When the last of them ended.
     failed_at: Moment,
     /// When the circuit breaker opened, if it is open or half-open.
     opened_at: Moment,
-    /// The event of the first of them.
+    /// The id of the event whose attempt failed first.
     event: Box<str>,
-    /// Whether another event has failed since.
-    several: bool,
-    /// Why the last of them failed.
+    /// Whether an attempt for another event has failed since.
+    several_events: bool,
+    /// Why the last attempt failed.
     reason: Option<Reason>,
-    /// The status that it answered with.
+    /// The status of the last failed answer.
     status: Option<u16>,
     succeeded_at: Moment,
-    standing: ClassHistory,
+    class_history: ClassHistory,
     ramp: Ramp,
-    state: Circuit,
+    circuit: Circuit,
     stay_away_until: Moment,
     /// Attempts under way, by queue number.
     under_way: Vec<u32>,
-    /// How long its quickest requests take: follows quickly down and slowly up. Anything beyond it says
-    /// more about our load than about the distance.
+    /// How long its quickest requests take. It decreases at once and increases slowly: a longer time says
+    /// more about the load of this machine than about the distance.
     quickest: Duration,
-    /// `None` if it never had limits.
+    /// `None` if its webhook never had limits.
     allowance: Option<Box<Allowance>>,
 }
 
 impl Receiver {
-    /// Whether it may have an attempt at `now`, apart from capacity and limits.
+    /// Checks whether the receiver may have an attempt at `now`, regardless of capacity and limits.
     pub(super) fn check(&self, now: Moment) -> Result<(), Hold> {
         if now < self.stay_away_until {
             return Err(Hold::StayAway(self.stay_away_until - now));
         }
-        match self.state {
+        match self.circuit {
             Circuit::Open(until) if now < until => Err(Hold::Breaker(until - now)),
             Circuit::HalfOpen => Err(Hold::Breaker(Duration::ZERO)),
             Circuit::Open(_) | Circuit::Closed if !self.ramp.has_room(self.total()) => {
@@ -160,8 +160,8 @@ impl Receiver {
         }
     }
 
-    /// Begins an attempt at `now` if its webhook's limits allow it; [`Receiver::check`] has passed
-    /// before. Returns whether it is a probe.
+    /// Begins an attempt at `now` if its webhook's limits allow it. The caller has called
+    /// [`Receiver::check`] before. Returns whether the attempt is a probe.
     pub(super) fn begin(
         &mut self,
         queue: usize,
@@ -180,33 +180,33 @@ impl Receiver {
             self.under_way.resize(queue + 1, 0);
         }
         self.under_way[queue] += 1;
-        let is_probe = matches!(self.state, Circuit::Open(_));
+        let is_probe = matches!(self.circuit, Circuit::Open(_));
         if is_probe {
-            self.state = Circuit::HalfOpen;
+            self.circuit = Circuit::HalfOpen;
         }
         Ok(is_probe)
     }
 
-    /// At `now`, one of its requests has been under way for longer than [`SLOW`].
+    /// Records that at `now` one of its requests has been under way for longer than [`SLOW`].
     pub(super) fn took_long(&mut self, now: Moment) {
-        self.standing.took_long(now);
+        self.class_history.took_long(now);
     }
 
-    /// An attempt ended at `now`. `jitter` is a random number from 0 to 1.
+    /// Records that an attempt ended at `now`. `jitter` is a random number from 0 to 1.
     pub(super) fn end(
         &mut self,
-        over: Over,
+        attempt: EndedAttempt,
         ended: AttemptEnd<'_>,
         breaker: Breaker,
         jitter: f64,
         now: Moment,
     ) -> Option<Transition> {
         let under_way = self.total();
-        self.let_go(over.queue);
-        if now <= over.began + SLOW {
-            self.standing.answered(now);
+        self.release(attempt.queue);
+        if now <= attempt.began + SLOW {
+            self.class_history.answered(now);
         }
-        let took = now.saturating_sub(over.began);
+        let took = now.saturating_sub(attempt.began);
         self.quickest = if self.quickest.is_zero() {
             took
         } else {
@@ -215,10 +215,10 @@ impl Receiver {
         match ended {
             AttemptEnd::Delivered => {
                 self.failures = 0;
-                self.several = false;
+                self.several_events = false;
                 (self.reason, self.status) = (None, None);
                 self.succeeded_at = now;
-                if std::mem::take(&mut self.state) == Circuit::Closed {
+                if std::mem::take(&mut self.circuit) == Circuit::Closed {
                     self.ramp.succeeded(under_way);
                     return None;
                 }
@@ -226,66 +226,66 @@ impl Receiver {
                 Some(Transition::Closed)
             }
             AttemptEnd::Failed { event, reason, status, is_overload, retry_after } => {
-                self.failed(event, over.began);
+                self.failed(event, attempt.began);
                 self.failed_at = now;
                 (self.reason, self.status) = (Some(reason), status);
                 if is_overload {
-                    self.ramp.overloaded(over.began, under_way, now);
+                    self.ramp.overloaded(attempt.began, under_way, now);
                 } else {
                     self.ramp.failed();
                 }
                 if let Some(wanted) = retry_after {
                     self.stay_away(wanted, now);
                 }
-                self.after_failure(over, breaker, jitter, now)
+                self.open_after_failure(attempt, breaker, jitter, now)
             }
         }
     }
 
-    /// An attempt wasn't made after all, which says nothing about the receiver.
-    pub(super) fn give_back(&mut self, over: Over) {
-        self.let_go(over.queue);
-        if self.state == Circuit::HalfOpen && over.is_probe {
-            // As before: the pause is over, and a probe is due.
-            self.state = Circuit::Open(Moment::ZERO);
+    /// Cancels an attempt that wasn't made, which says nothing about the receiver.
+    pub(super) fn give_back(&mut self, attempt: EndedAttempt) {
+        self.release(attempt.queue);
+        if self.circuit == Circuit::HalfOpen && attempt.is_probe {
+            // As before the attempt: the pause is over, and a probe is due.
+            self.circuit = Circuit::Open(Moment::ZERO);
         }
     }
 
-    /// It asked for no requests for this long; at most [`LONGEST_STAY`] counts.
+    /// Records that the receiver asked for no requests for this long, [`LONGEST_STAY`] at most.
     pub(super) fn stay_away(&mut self, wanted: Duration, now: Moment) {
         self.stay_away_until = self.stay_away_until.max(now + wanted.min(LONGEST_STAY));
     }
 
     /// If its circuit breaker is open, makes a probe due.
     pub(super) fn probe_now(&mut self) {
-        if let Circuit::Open(until) = &mut self.state {
+        if let Circuit::Open(until) = &mut self.circuit {
             *until = Moment::ZERO;
         }
     }
 
-    /// Takes over what another process knew, unless this one knows more.
+    /// Takes over the state that another process recorded, unless this process knows more.
     pub(super) fn restore(&mut self, is_slow: bool, away_for: Option<Duration>, now: Moment) {
         if is_slow && self.class() == Class::Unproven {
-            self.standing.took_long(now);
+            self.class_history.took_long(now);
         }
         if let Some(away_for) = away_for
-            && self.state == Circuit::Closed
+            && self.circuit == Circuit::Closed
             && self.failures == 0
             && self.succeeded_at.is_zero()
         {
             self.failures = 1;
             self.failing_since = now.saturating_sub(away_for);
             (self.failed_at, self.opened_at) = (self.failing_since, self.failing_since);
-            self.state = Circuit::Open(Moment::ZERO);
+            self.circuit = Circuit::Open(Moment::ZERO);
         }
     }
 
-    /// Forgets everything except what is under way.
+    /// Forgets everything except the attempts under way.
     pub(super) fn forget(&mut self) {
         *self = Self { under_way: std::mem::take(&mut self.under_way), ..Self::default() };
     }
 
-    fn let_go(&mut self, queue: usize) {
+    fn release(&mut self, queue: usize) {
         if let Some(count) = self.under_way.get_mut(queue) {
             *count = count.saturating_sub(1);
         }
@@ -296,50 +296,52 @@ impl Receiver {
             self.event = event.into();
             self.failing_since = began.max(self.succeeded_at);
         } else {
-            self.several |= *self.event != *event;
+            self.several_events |= *self.event != *event;
         }
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Opens the breaker if this failure is the one to do it.
+    /// Opens the circuit breaker if this failure is reason enough.
     ///
-    /// The failures of a single event don't: they are as rare as the retry schedule says, and the
-    /// operator's schedule is to be followed. Many failures count only if a second event fails too.
-    fn after_failure(
+    /// Failures of a single event never open it, however many there are. They are as rare as the retry
+    /// schedule says, and an open breaker would delay that event's retries beyond the operator's schedule.
+    fn open_after_failure(
         &mut self,
-        over: Over,
+        attempt: EndedAttempt,
         breaker: Breaker,
         jitter: f64,
         now: Moment,
     ) -> Option<Transition> {
         let thresholds = breaker.0?;
         let outage = now.saturating_sub(self.failing_since);
-        let opens = match self.state {
-            Circuit::HalfOpen => over.is_probe,
+        let opens = match self.circuit {
+            Circuit::HalfOpen => attempt.is_probe,
             Circuit::Closed => {
-                self.several && self.failures >= thresholds.failures && outage >= LEAST_OUTAGE
+                self.several_events
+                    && self.failures >= thresholds.failures
+                    && outage >= LEAST_OUTAGE
             }
-            // The attempt began before the breaker opened, so it says nothing new.
+            // The attempt began before the breaker opened, so its failure is no news.
             Circuit::Open(_) => false,
         };
         if !opens {
             return None;
         }
-        // A failed attempt says nothing about the time after it began: if it hung, the receiver may have
-        // recovered meanwhile, and the pause must not grow by the time that we waited.
-        let known = over.began.saturating_sub(self.failing_since);
-        if self.state == Circuit::Closed {
+        // A failed attempt says nothing about the time after its begin. If it hung, the receiver may have
+        // recovered meanwhile, so the time that we waited must not lengthen the pause.
+        let known = attempt.began.saturating_sub(self.failing_since);
+        if self.circuit == Circuit::Closed {
             self.opened_at = now;
         }
         let pause = thresholds.pause(known, jitter);
-        self.state = Circuit::Open(now + pause);
+        self.circuit = Circuit::Open(now + pause);
         Some(Transition::Open(pause))
     }
 
-    /// How soon it answers.
+    /// The class of the receiver: how soon it answers.
     #[must_use]
     pub fn class(&self) -> Class {
-        self.standing.class()
+        self.class_history.class()
     }
 
     /// How many attempts under way use this queue's capacity.
@@ -351,22 +353,23 @@ impl Receiver {
         self.under_way.iter().sum()
     }
 
-    /// Whether an attempt usually ends before another thread could begin it.
+    /// Whether the receiver is near: an attempt usually ends sooner than another thread could begin it.
     #[must_use]
     pub fn is_near(&self) -> bool {
         self.class() == Class::Prompt && self.failures == 0 && self.quickest <= NEAR
     }
 
-    /// Whether one of its requests will probably end within a moment, with a delivered event.
+    /// Whether the receiver is brisk: near and active, so that the next of its requests will probably
+    /// deliver an event within a moment.
     #[must_use]
     pub fn is_brisk(&self, now: Moment) -> bool {
-        self.is_near() && now <= self.succeeded_at + LATELY
+        self.is_near() && now <= self.succeeded_at + ACTIVE
     }
 
     /// Whether the circuit breaker is open or half-open.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.state != Circuit::Closed
+        self.circuit != Circuit::Closed
     }
 
     /// Whether its last attempt failed.
@@ -375,7 +378,7 @@ impl Receiver {
         self.failures > 0
     }
 
-    /// Whether nothing has to be remembered except how fast it is.
+    /// Whether the receiver can be forgotten: nothing is known of it except how fast it is.
     #[must_use]
     pub fn is_unremarkable(&self, now: Moment) -> bool {
         !self.is_busy()
@@ -383,7 +386,7 @@ impl Receiver {
             && self.class() != Class::Slow
             && !self.is_broken()
             && now >= self.stay_away_until
-            && self.allowance.as_ref().is_none_or(|allowance| allowance.is_over(now))
+            && self.allowance.as_ref().is_none_or(|allowance| allowance.is_unused(now))
     }
 
     /// Whether an attempt is under way.

@@ -1,4 +1,4 @@
-//! When to try again: the retry schedule of deliveries, and the backoff of our own reconnects.
+//! The retry schedule of deliveries, and the backoff of our own reconnects.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use super::time::Span;
 
-/// The longest delay of a schedule. RabbitMQ's TTL is limited to 2³² ms (49 days).
+/// The longest delay of a schedule. RabbitMQ limits a TTL to 2³² ms (49 days).
 const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Each distinct delay is a queue at the broker, so a schedule with more steps is a mistake.
+/// The maximum number of delays. Each distinct delay needs a queue at the broker, so more are a mistake.
 const MAX_STEPS: usize = 64;
 
 /// The delays between the attempts of one delivery.
 ///
-/// `1s,2s,4s` means up to four attempts: at once, and after each of the delays. A final `repeat` starts
-/// the delays over forever.
+/// `1s,2s,4s` means up to four attempts: one at once, and one after each of the delays. A final `repeat`
+/// repeats the delays forever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     delays: Vec<Span>,
@@ -26,9 +26,9 @@ impl Schedule {
     /// The delay before the next attempt, after `attempts` (at least one) have failed; `None` if the
     /// schedule is used up.
     ///
-    /// If the receiver sent `retry_after` and it is longer than the delay that is due, the result is the
-    /// longest delay of the schedule that isn't longer: the delivery waits for the rest of the time in
-    /// its receiver's backlog. So a receiver can slow its retries down but not speed them up.
+    /// If the receiver sent a `retry_after` that is longer than the next delay of the schedule, the result
+    /// is the longest delay that isn't longer than `retry_after`. The delivery waits for the rest of that
+    /// time in its receiver's backlog. So a receiver can delay its retries, but not hasten them.
     #[must_use]
     pub fn delay_after(&self, attempts: u32, retry_after: Option<Duration>) -> Option<Span> {
         let step = attempts.saturating_sub(1) as usize;
@@ -46,7 +46,7 @@ impl Schedule {
         self.delays.iter().copied().max().unwrap_or_else(|| Duration::ZERO.into())
     }
 
-    /// Each delay once, the shortest first: the schedule needs a wait queue for each.
+    /// Each distinct delay, the shortest first. The schedule needs a wait queue for each.
     #[must_use]
     pub fn distinct_delays(&self) -> Vec<Span> {
         let mut delays = self.delays.clone();
@@ -74,7 +74,7 @@ impl FromStr for Schedule {
             steps.pop();
         }
         if steps.is_empty() || steps.len() > MAX_STEPS {
-            return Err(format!("needs 1 to {MAX_STEPS} delays, such as 1s,2s,4s"));
+            return Err(format!("a schedule needs 1 to {MAX_STEPS} delays, such as 1s,2s,4s"));
         }
         let delays =
             steps.into_iter().map(|step| step.parse()).collect::<Result<Vec<Span>, String>>()?;
@@ -85,10 +85,10 @@ impl FromStr for Schedule {
     }
 }
 
-/// How long to wait before we reconnect: half a second, doubling up to 5 s.
+/// The backoff before we reconnect: half a second at first, doubled after each failure, up to 5 s.
 ///
-/// The upper half of each wait is random, so that many instances don't reconnect to a restarted broker
-/// at the same time.
+/// Half of each wait is random, so that many instances don't reconnect to a restarted broker at the same
+/// time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Backoff {
     failures: u32,
@@ -105,8 +105,8 @@ impl Backoff {
         full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 
-    /// The wait after something that worked for `lasted` ended, for whatever reason. If that was longer
-    /// than `good`, the backoff starts over.
+    /// The next wait after a connection has ended that worked for `lasted`. If it worked for longer than
+    /// `good`, the backoff starts over.
     pub fn wait_after(&mut self, lasted: Duration, good: Duration, jitter: f64) -> Duration {
         if lasted > good {
             self.reset();
@@ -114,7 +114,7 @@ impl Backoff {
         self.next_wait(jitter)
     }
 
-    /// Starts over, because it works again.
+    /// Starts over, because the connection works again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -144,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn a_repeating_schedule_starts_over_for_ever() {
+    fn a_repeating_schedule_never_ends() {
         check("1s,2s,repeat", 2, None, Some("2s"));
         check("1s,2s,repeat", 3, None, Some("1s"));
         check("1s,2s,repeat", u32::MAX, None, Some("1s"));
     }
 
     #[test]
-    fn retry_after_takes_the_longest_delay_that_ends_before_it() {
+    fn retry_after_chooses_the_longest_delay_that_does_not_exceed_it() {
         check("1s,2s,4s,1m", 1, Some(0), Some("1s"));
         check("1s,2s,4s,1m", 1, Some(3), Some("2s"));
         check("1s,2s,4s,1m", 1, Some(4), Some("4s"));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_schedule_is_refused_with_the_reason() {
+    fn a_malformed_schedule_is_refused_with_the_reason() {
         for (text, expected) in [
             ("", "is not a time"),
             ("repeat", "needs 1 to 64"),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_queues_are_the_distinct_delays() {
+    fn equal_delays_share_a_wait_queue() {
         let delays = schedule("60s,1s,1m,1000ms,repeat").distinct_delays();
         assert_eq!(delays.iter().map(Span::to_string).collect::<Vec<_>>(), ["1s", "1m"]);
     }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn backoff_starts_over_after_what_had_worked_for_long_whatever_ended_it() {
+    fn backoff_starts_over_after_a_connection_that_worked_for_long() {
         let (mut backoff, good) = (Backoff::default(), Duration::from_secs(10));
         let mut wait =
             |lasted| backoff.wait_after(Duration::from_secs(lasted), good, 1.0).as_millis();
@@ -211,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_parsing_panic(text in ".{0,40}") {
+        fn parsing_never_panics(text in ".{0,40}") {
             let _ = text.parse::<Schedule>();
         }
 
@@ -226,7 +226,7 @@ mod tests {
             let asked = schedule.delay_after(attempts, Some(Duration::from_millis(wanted)));
             prop_assert_eq!(plain.is_some(), asked.is_some());
             prop_assert!(plain <= asked);
-            // If the step that is due isn't longer anyway, the delay ends by the requested time.
+            // The delay exceeds the requested time only if the scheduled delay does.
             let wanted = Duration::from_millis(wanted);
             prop_assert!(asked.is_none_or(|asked| asked.get() <= wanted) || asked == plain);
         }

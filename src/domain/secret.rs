@@ -1,4 +1,4 @@
-//! A text that must not be shown.
+//! A text that must not be printed.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ impl Secret {
         Self(text)
     }
 
-    /// The text itself. Never for anything that people read.
+    /// The text itself. It must not get into anything that people read.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,8 +1,8 @@
-//! The settings of a webhook: its own headers and deadline, and limits.
+//! The settings of a webhook: its own headers, timeout and limits.
 //!
-//! They are columns that anybody with SQL access can write. If a setting can't be used, neither can the
-//! webhook, as with a bad URL: nobody wants requests without their `authorization`, or more of them than
-//! a receiver can take.
+//! They are columns that anybody with SQL access can write. If a setting can't be used, the webhook
+//! can't be used, as with a bad URL: requests without their `authorization`, or more of them than the
+//! receiver can take, would be worse than none.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -18,14 +18,15 @@ use super::secret::Secret;
 use super::shown::quoted;
 use super::statuses::Statuses;
 
-/// The most headers of a webhook.
+/// The maximum number of headers of a webhook.
 pub const MAX_HEADERS: usize = 32;
 
-/// The most bytes of their names and values together. Receivers accept at least 8 KiB of headers, and
-/// our own take some hundred bytes; a token of a kilobyte or two fits.
+/// The maximum size of their names and values together, in bytes. Most servers accept 8 KiB of headers,
+/// and our own headers take some hundred bytes. A token of a kilobyte or two fits.
 pub const MAX_HEADER_BYTES: usize = 4 << 10;
 
-/// The longest text of the column `headers` that is read: [`MAX_HEADER_BYTES`], even if fully escaped.
+/// The longest text of the column `headers` that is read. [`MAX_HEADER_BYTES`] fit even if most
+/// characters are escaped.
 pub const MAX_COLUMN_CHARS: usize = 16 << 10;
 
 /// The allowed `timeout_ms`. The maximum is that of REQUEST_TIMEOUT, which no webhook can exceed.
@@ -34,8 +35,8 @@ const TIMEOUT_MS: RangeInclusive<u64> = 1..=600_000;
 /// The largest `max_in_flight`: more than all capacity together.
 const MAX_IN_FLIGHT: u32 = 1_000_000;
 
-/// Headers that only we may set: those of the connection and the message's framing (RFC 9110, sections 7
-/// and 10.1; RFC 9112), the encoding of answers that aren't read, and our name.
+/// Headers that only the notifier may set: those of the connection and of the message's framing (RFC
+/// 9110, sections 7 and 10.1; RFC 9112), the accepted encoding of answers, and its own name.
 const RESERVED: [&str; 11] = [
     "accept-encoding",
     "connection",
@@ -50,13 +51,13 @@ const RESERVED: [&str; 11] = [
     "user-agent",
 ];
 
-/// Prefixes of such headers: those that describe the body, which is the producer's, including its type;
-/// those that Standard Webhooks uses or reserves; and those between a client and its proxy.
+/// Prefixes of such headers: those that describe the body, which comes from the producer; those that
+/// Standard Webhooks uses or reserves; and those between a client and its proxy.
 const RESERVED_PREFIXES: [&str; 3] = ["content-", "webhook-", "proxy-"];
 
 /// A column of the table `webhooks` that holds a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "their names below say it")]
+#[expect(missing_docs, reason = "their names, below, say it")]
 pub enum Column {
     Headers,
     TimeoutMs,
@@ -109,10 +110,10 @@ impl Column {
     }
 }
 
-/// The settings of a row that a delivery needs, as text, whatever types the columns have.
+/// The settings of a row that a delivery needs. They are text, whatever the types of the columns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// A JSON object: at most its first [`MAX_COLUMN_CHARS`] characters and one more.
+    /// A JSON object, cut after one character more than [`MAX_COLUMN_CHARS`].
     pub headers: Option<Secret>,
     /// A whole number.
     pub timeout_ms: Option<String>,
@@ -122,20 +123,20 @@ pub struct Columns {
     pub rate_per_second: Option<String>,
     /// In the syntax of NO_RETRY_STATUS.
     pub no_retry_status: Option<String>,
-    /// The account: it decides which events the webhook gets and with which webhooks it shares capacity.
+    /// The account. It decides which events the webhook gets, and with which webhooks it shares capacity.
     pub account: Option<String>,
 }
 
 /// The parsed settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WebhookSettings {
-    /// Sent with each request. Their values print as `Sensitive`.
+    /// The headers that are sent with each request. Their values print as `Sensitive`.
     pub headers: Box<[(HeaderName, HeaderValue)]>,
-    /// Shortens REQUEST_TIMEOUT.
+    /// The timeout of a request, if it is shorter than REQUEST_TIMEOUT.
     pub timeout: Option<Duration>,
     /// The webhook's own limits.
     pub limits: Limits,
-    /// Replaces NO_RETRY_STATUS, even if it is empty.
+    /// The statuses without a retry, which replace NO_RETRY_STATUS even if they are empty.
     pub no_retry_status: Option<Statuses>,
 }
 
@@ -151,7 +152,7 @@ impl WebhookSettings {
     }
 }
 
-/// A setting that can't be used. The text contains no header's value.
+/// A setting that can't be used. The text contains no value of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable {
     /// The column.
@@ -167,7 +168,7 @@ impl fmt::Display for Unusable {
 }
 
 impl Columns {
-    /// Parses the settings; `None` if there are none.
+    /// Parses the settings; `None` if none of them is set.
     ///
     /// # Errors
     /// [`Unusable`] for the first setting that can't be used.
@@ -197,7 +198,7 @@ impl Columns {
         })))
     }
 
-    /// The names in `headers`, as written; `None` if they can't be read.
+    /// The names in `headers` as they are written there; `None` if they can't be read.
     #[must_use]
     pub fn header_names(&self) -> Option<Vec<String>> {
         let headers: Map<String, Value> =
@@ -220,7 +221,7 @@ fn read_headers(text: &str) -> Result<Box<[(HeaderName, HeaderValue)]>, String> 
     check_headers(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
-/// Checks names and values. `None` is a value that isn't a text.
+/// Checks names and values of headers. `None` stands for a value that isn't a string.
 ///
 /// # Errors
 /// What is wrong, in one line without any value.
@@ -262,7 +263,7 @@ fn check_name(name: &str) -> Result<HeaderName, String> {
     Ok(name)
 }
 
-/// Whether only we may set a header of this name (in lower case).
+/// Whether only the notifier may set a header of this name, which is in lower case.
 pub(super) fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -277,7 +278,7 @@ fn not_an_object() -> String {
 }
 
 fn too_large() -> String {
-    format!("more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes")
+    format!("more than {MAX_HEADERS} headers, or more than {MAX_HEADER_BYTES} bytes of them")
 }
 
 fn read_timeout_ms(text: &str) -> Result<Duration, String> {
@@ -295,185 +296,4 @@ fn read_max_in_flight(text: &str) -> Result<NonZeroU32, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn columns(headers: &str) -> Columns {
-        Columns { headers: Some(Secret::new(headers.to_owned())), ..Columns::default() }
-    }
-
-    fn pairs(headers: &str) -> Result<Vec<(String, String)>, String> {
-        let settings = columns(headers).read().map_err(|unusable| unusable.to_string())?;
-        let headers = settings.expect("they are given").headers.into_iter();
-        let text = |value: HeaderValue| value.to_str().expect("visible").to_owned();
-        Ok(headers.map(|(name, value)| (name.to_string(), text(value))).collect())
-    }
-
-    #[test]
-    fn headers_are_a_json_object_of_texts() {
-        let check = |headers, expected: &[(&str, &str)]| {
-            let owned = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
-            assert_eq!(pairs(headers), Ok(expected.iter().map(owned).collect()));
-        };
-        check(r#"{"Authorization": "Bearer x"}"#, &[("authorization", "Bearer x")]);
-        check(
-            r#"{"x-a": "1", "Accept": "", "cookie": "a=b\tc"}"#,
-            &[("accept", ""), ("cookie", "a=b\tc"), ("x-a", "1")],
-        );
-        check("{}", &[]);
-        check("null", &[]);
-        let many = (0..32).map(|n| format!("\"x-{n}\":\"\""));
-        assert!(pairs(&format!("{{{}}}", many.collect::<Vec<_>>().join(","))).is_ok());
-    }
-
-    #[test]
-    fn headers_that_cannot_be_sent_are_refused_without_their_values() {
-        let many = (0..33).map(|n| format!("\"x-{n}\":\"s3cret\"")).collect::<Vec<_>>().join(",");
-        let (many, long) = (format!("{{{many}}}"), "s3cret".repeat(700));
-        let escaped = format!("{{\"a\":\"{}\"}}", "\\u0061".repeat(3_000));
-        for (headers, said) in [
-            ("[]", "JSON object"),
-            ("\"s3cret\"", "JSON object"),
-            ("s3cret", "JSON object"),
-            ("{\"a\":\"s3cret", "JSON object"),
-            ("", "JSON object"),
-            (r#"{"a": 1}"#, "value of a is not a string"),
-            (r#"{"a": null}"#, "value of a is not a string"),
-            (r#"{"a": ["s3cret"]}"#, "value of a is not a string"),
-            (r#"{"a": "s3cret\r\nx: y"}"#, "value of a has characters"),
-            (r#"{"a": "s3cret\u0000"}"#, "value of a has characters"),
-            (r#"{"a": "s3cret é"}"#, "value of a has characters"),
-            (r#"{"": "s3cret"}"#, "\"\" is not the name"),
-            (r#"{"a b": "s3cret"}"#, "\"a b\" is not the name"),
-            (r#"{"a:": "s3cret"}"#, "is not the name"),
-            (r#"{"a\nb": "s3cret"}"#, r#""a\nb" is not the name"#),
-            (r#"{"é": "s3cret"}"#, "is not the name"),
-            (r#"{"X-A": "s3cret", "x-a": "s3cret"}"#, "x-a is listed twice"),
-            (&many, "more than 32"),
-            (&format!("{{\"a\":\"{long}\"}}"), "4096 bytes"),
-            (&escaped, "4096 bytes"),
-        ] {
-            let error = pairs(headers).expect_err(headers);
-            assert!(error.starts_with("unusable headers: ") && error.contains(said), "{error}");
-            assert!(!error.contains("s3cret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn headers_that_are_ours_the_producers_or_the_connections_are_refused() {
-        for name in [
-            "webhook-id",
-            "Webhook-Signature",
-            "webhook-anything",
-            "Content-Type",
-            "content-length",
-            "content-encoding",
-            "Host",
-            "connection",
-            "Transfer-Encoding",
-            "TE",
-            "upgrade",
-            "trailer",
-            "expect",
-            "keep-alive",
-            "proxy-authorization",
-            "Proxy-Connection",
-            "User-Agent",
-            "accept-encoding",
-            "http2-settings",
-        ] {
-            let error = pairs(&format!("{{\"{name}\": \"x\"}}")).expect_err(name);
-            assert!(error.contains("a webhook can't set"), "{error}");
-        }
-        for name in ["authorization", "cookie", "accept", "x-host", "date", "content", "webhook"] {
-            assert!(pairs(&format!("{{\"{name}\": \"x\"}}")).is_ok(), "{name}");
-        }
-    }
-
-    #[test]
-    fn numbers_are_read_whatever_type_their_column_has() {
-        let read = |timeout_ms: &str, max_in_flight: &str, rate: &str| {
-            let given = |text: &str| (text != "-").then(|| text.to_owned());
-            let columns = Columns {
-                timeout_ms: given(timeout_ms),
-                max_in_flight: given(max_in_flight),
-                rate_per_second: given(rate),
-                ..Columns::default()
-            };
-            columns.read().map_err(|unusable| unusable.column)
-        };
-        assert_eq!(read("-", "-", "-"), Ok(None));
-        let all = read("1500", "3", "0.5").expect("numbers").expect("settings");
-        assert_eq!(all.timeout, Some(Duration::from_millis(1_500)));
-        assert_eq!(all.limits.max_in_flight, NonZeroU32::new(3));
-        assert_eq!(all.limits.rate, "0.50".parse().ok());
-        for bad in ["0", "-1", "600001", "1.5", "5s", "", "99999999999999999999"] {
-            assert_eq!(read(bad, "-", "-"), Err(Column::TimeoutMs), "{bad}");
-        }
-        for bad in ["0", "-1", "1000001", "1.5", "x", ""] {
-            assert_eq!(read("-", bad, "-"), Err(Column::MaxInFlight), "{bad}");
-        }
-        for bad in ["0", "-1", "NaN", "Infinity", "1e300", "x", ""] {
-            assert_eq!(read("-", "-", bad), Err(Column::RatePerSecond), "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_account_that_no_event_can_be_of_is_unusable() {
-        let read = |account: &str| {
-            Columns { account: Some(account.to_owned()), ..Columns::default() }.read()
-        };
-        for good in ["acme", "7", "a b ", "ü"] {
-            assert_eq!(read(good), Ok(None), "{good:?}");
-        }
-        for bad in ["", "a\nb", &"x".repeat(256), &"?".repeat(1_024)] {
-            let error = read(bad).expect_err(bad).to_string();
-            assert!(error.starts_with("unusable account: it "), "{error}");
-            assert!(error.ends_with("no event can belong to it"), "{error}");
-        }
-    }
-
-    #[test]
-    fn no_value_prints_itself() {
-        let columns = columns(r#"{"Authorization": "s3cret"}"#);
-        let settings = columns.read().expect("a header");
-        let printed = format!("{columns:?} {settings:?}");
-        assert!(printed.contains("authorization") && !printed.contains("s3cret"), "{printed}");
-        assert_eq!(columns.header_names(), Some(vec!["Authorization".to_owned()]));
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_stands_in_the_columns_is_bounded_or_refused_in_one_line(
-            headers in prop_oneof![
-                any::<String>(),
-                prop::collection::btree_map(".{0,8}|[a-z-]{1,20}", ".{0,20}|[ -~]{0,600}", 0..40)
-                    .prop_map(|map| serde_json::to_string(&map).expect("texts")),
-            ],
-            numbers in prop::collection::vec("-?[0-9.eE]{0,12}|.{0,6}", 3),
-        ) {
-            let columns =
-                Columns { headers: Some(Secret::new(headers)), ..Columns::default() };
-            match columns.read() {
-                Ok(settings) => {
-                    let headers = settings.expect("there are some").headers;
-                    prop_assert!(headers.len() <= MAX_HEADERS);
-                    for (name, value) in &headers {
-                        prop_assert!(value.is_sensitive());
-                        let plain = |byte: &u8| matches!(*byte, b' '..=b'~' | b'\t');
-                        prop_assert!(value.as_bytes().iter().all(plain));
-                        prop_assert!(check_name(name.as_str()).is_ok());
-                    }
-                }
-                Err(unusable) => prop_assert!(!unusable.to_string().contains(char::is_control)),
-            }
-            let [timeout_ms, max_in_flight, rate_per_second] =
-                [0, 1, 2].map(|n| Some(numbers[n].clone()));
-            let columns = Columns { timeout_ms, max_in_flight, rate_per_second, ..Columns::default() };
-            if let Err(unusable) = columns.read() {
-                prop_assert!(!unusable.to_string().contains(char::is_control));
-            }
-        }
-    }
-}
+mod tests;

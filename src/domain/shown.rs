@@ -1,12 +1,12 @@
-//! Makes text from elsewhere safe for lines that people read: a log, a table, an error.
+//! Makes untrusted text safe for people to read in a log, a table or an error.
 //!
-//! A line break would start a forged line, an escape sequence would move the reader's cursor, and a
-//! change of direction would make text read backwards. Each of these is escaped as in a Rust string, and
+//! A line break could begin a forged line, an escape sequence could move the cursor, and a change of the
+//! writing direction could make text read backwards. Such characters are escaped as in a Rust string, and
 //! long text is cut.
 
 use std::fmt;
 
-/// How many characters a quoted text shows: enough to be recognized.
+/// How many characters of a quoted text are shown: enough to recognize it.
 const MOST_QUOTED: usize = 80;
 
 /// The text in quotation marks, escaped, and cut if it is long.
@@ -18,7 +18,7 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// The text as one line, cut after `most` characters. Applying it again changes nothing.
+/// The text as one line, cut after `most` characters. Applying this again changes nothing.
 #[must_use]
 pub fn line(text: &str, most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
@@ -35,7 +35,7 @@ pub fn line(text: &str, most: usize) -> String {
     shown
 }
 
-/// The whole text as one word of a line: unchanged if it is visible ASCII, otherwise escaped in
+/// The whole text as one word of a line: unchanged if it is visible ASCII, otherwise escaped and in
 /// quotation marks.
 #[must_use]
 pub fn word(text: &str) -> impl fmt::Display {
@@ -45,7 +45,7 @@ pub fn word(text: &str) -> impl fmt::Display {
     })
 }
 
-/// The whole text with its line breaks and tabs.
+/// The whole text, escaped except for line breaks and tabs.
 #[must_use]
 pub fn lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -55,8 +55,9 @@ pub fn lines(text: &str) -> String {
     shown
 }
 
-/// A JSON document with text from elsewhere in its strings: deceptive and invisible characters are
-/// escaped (RFC 8259, 7), so the document means the same. Its line breaks and spaces stay.
+/// A JSON document that contains untrusted text. Deceptive and invisible characters in its strings are
+/// escaped as JSON escapes them (RFC 8259, section 7), so its meaning stays the same. Its line breaks and
+/// spaces stay.
 #[must_use]
 pub fn json(document: &str) -> String {
     let mut shown = String::with_capacity(document.len());
@@ -80,13 +81,13 @@ fn push(shown: &mut String, c: char, escaped: bool) {
     }
 }
 
-/// Whether a character is deceptive or invisible, so that files for people have to escape it.
+/// Whether a character is deceptive or invisible, so that it has to be escaped in files for people.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
     is_deceptive(c) || is_invisible(c)
 }
 
-/// Control characters, other line separators, and characters that change the writing direction (Unicode
+/// Whether it is a control character, another line separator, or changes the writing direction (Unicode
 /// Standard Annex 9, section 2).
 fn is_deceptive(c: char) -> bool {
     c.is_control()
@@ -95,8 +96,8 @@ fn is_deceptive(c: char) -> bool {
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Characters without width, and those that only look like a space: texts that differ in them look the
-/// same. (Most of Unicode's Default_Ignorable_Code_Point, and the spaces other than U+0020.)
+/// Whether a character has no width or only looks like a space: texts that differ in such characters look
+/// the same. (These are most of Unicode's Default_Ignorable_Code_Point, and the spaces other than U+0020.)
 fn is_invisible(c: char) -> bool {
     (c.is_whitespace() && c != ' ')
         || matches!(c,
@@ -112,7 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn in_json_nothing_is_hidden_and_nothing_is_lost() {
+    fn json_escapes_hidden_characters_and_loses_none() {
         for (text, shown) in [
             ("Bücher 漢字 😀", "Bücher 漢字 😀"),
             ("a\u{202e}b\u{200b}c", "a\\u202eb\\u200bc"),
@@ -128,9 +129,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn json_means_what_it_meant(text: String) {
+        fn json_keeps_its_meaning(text: String) {
             let document = serde_json::to_string(&text).expect("JSON");
-            let read: String = serde_json::from_str(&json(&document)).expect("JSON still");
+            let read: String = serde_json::from_str(&json(&document)).expect("still JSON");
             prop_assert_eq!(read, text);
         }
     }
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_deceive_is_escaped_and_the_rest_is_not() {
+    fn only_deceptive_characters_are_escaped() {
         for (text, shown) in [
             ("plain \"é\" 日本 \\n", "plain \"é\" 日本 \\n"),
             ("a\r\n2026 ERROR forged", "a\\r\\n2026 ERROR forged"),
@@ -168,7 +169,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_shown_is_one_bounded_line(text in any::<String>(), most in 0_usize..50) {
+        fn a_shown_text_is_one_line_of_limited_length(text in any::<String>(), most in 0_usize..50) {
             let shown = line(&text, most);
             prop_assert!(shown.chars().count() <= most + 1);
             prop_assert_eq!(line(&shown, most), shown.clone());

@@ -1,4 +1,4 @@
-//! A set of HTTP statuses as written in settings: those after which a delivery isn't retried.
+//! A set of HTTP statuses, as written in settings: a delivery isn't retried after these.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,22 +9,22 @@ use super::shown::quoted;
 /// The valid HTTP statuses.
 const ALL: RangeInclusive<u16> = 100..=599;
 
-/// The most statuses and ranges; more are a mistake.
+/// The maximum number of statuses and ranges; more are probably a mistake.
 const MOST: usize = 100;
 
-/// Statuses and ranges, such as `400,404,410-417` or `4xx`; `none` or an empty text for none. 2xx isn't
-/// allowed: a delivered event isn't retried anyway.
+/// Statuses and ranges, such as `400,404,410-417` or `4xx`. `none` or an empty text means none. 2xx isn't
+/// allowed, because a delivered event isn't retried anyway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statuses(Box<[(u16, u16)]>);
 
 impl Statuses {
-    /// Whether it contains a status.
+    /// Whether the set contains a status.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
         self.0.iter().any(|(first, last)| (*first..=*last).contains(&status))
     }
 
-    /// Its memory in bytes, in addition to its own size.
+    /// How much memory it takes on the heap, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         size_of_val(&*self.0)
@@ -85,7 +85,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn statuses_are_single_ranges_or_a_class() {
+    fn statuses_ranges_and_classes_are_read() {
         for (text, shown) in [
             ("", "none"),
             ("none", "none"),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_status_is_refused_by_name() {
+    fn a_malformed_part_is_refused_and_named() {
         for (text, says) in [
             ("x", "\"x\" is not a status"),
             ("99", "\"99\" is not a status"),
@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn statuses_survive_printing_and_hold_no_2xx(text in "([1-6][0-9x]{2}(-[1-6][0-9]{2})?,?){0,4}|.{0,20}") {
+        fn printed_statuses_are_read_back_and_never_contain_2xx(text in "([1-6][0-9x]{2}(-[1-6][0-9]{2})?,?){0,4}|.{0,20}") {
             if let Ok(statuses) = text.parse::<Statuses>() {
                 prop_assert_eq!(statuses.to_string().parse(), Ok(statuses.clone()));
                 prop_assert!((200..300).all(|status| !statuses.contains(status)));

@@ -1,6 +1,7 @@
-//! How times are counted, converted and written. Nothing in this folder reads a clock: times are passed in.
+//! The representations of time, and conversions between them. Nothing in this folder reads a clock: times
+//! are passed as arguments.
 //!
-//! A [`Moment`] is for events in this process. A [`UnixMillis`] is a time that other programs see: in
+//! A [`Moment`] is a time within this process. A [`UnixMillis`] is a time that other programs see: in
 //! messages, tables and JSON. A [`Span`] is a duration as people write it.
 
 use std::fmt;
@@ -13,10 +14,10 @@ use serde::Serializer;
 
 use super::shown::quoted;
 
-/// A time, as the duration since some fixed moment before it.
+/// A time as the duration since some fixed earlier time.
 pub type Moment = Duration;
 
-/// A time in milliseconds since the Unix epoch, as headers carry it.
+/// A time in milliseconds since the Unix epoch, as in headers.
 pub type UnixMillis = i64;
 
 /// The Unix time of `at`; 0 if it is before 1970.
@@ -31,7 +32,7 @@ pub fn to_unix_seconds(at: SystemTime) -> u64 {
     since_epoch(at).as_secs()
 }
 
-/// The inverse of [`to_unix_millis`]; 1970 for a time before.
+/// The inverse of [`to_unix_millis`]. A time before 1970 becomes 1970.
 #[must_use]
 pub fn from_unix_millis(at: UnixMillis) -> SystemTime {
     SystemTime::UNIX_EPOCH + between(0, at)
@@ -49,7 +50,7 @@ pub fn earlier(at: UnixMillis, by: Duration) -> UnixMillis {
     at.saturating_sub(signed_millis(by))
 }
 
-/// The duration between two times; zero if `to` is earlier, as it may be by another machine's clock.
+/// The duration between two times; zero if `to` is earlier, as another machine's clock may say.
 #[must_use]
 pub fn between(from: UnixMillis, to: UnixMillis) -> Duration {
     Duration::from_millis(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
@@ -69,13 +70,13 @@ fn since_epoch(at: SystemTime) -> Duration {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The time in UTC, to the second, as RFC 3339 has it: `2026-11-25T02:54:28Z`. For people.
+/// The time in UTC, to the second, in the format of RFC 3339: `2026-11-25T02:54:28Z`. For people.
 #[must_use]
 pub fn rfc3339(at: UnixMillis) -> String {
     format!("{:.0}Z", date_time(at))
 }
 
-/// The same to the millisecond, `2026-11-25T02:54:28.123Z`, for a field of a JSON document
+/// Serializes the time to the millisecond, `2026-11-25T02:54:28.123Z`. For fields of JSON documents
 /// (`serialize_with`).
 ///
 /// # Errors
@@ -84,7 +85,7 @@ pub fn serialize<S: Serializer>(at: &UnixMillis, serializer: S) -> Result<S::Ok,
     serializer.collect_str(&format_args!("{:.3}Z", date_time(*at)))
 }
 
-/// The same for an optional time; `None` is null.
+/// Serializes an optional time like [`serialize`]; `None` becomes null.
 ///
 /// # Errors
 /// Those of the serializer.
@@ -106,11 +107,12 @@ fn date_time(at: UnixMillis) -> DateTime {
 
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
-/// Accepted but never printed: the printed form names wait queues, and queues for `24h` exist already.
+/// The unit that is read but never printed: the names of wait queues contain the printed form, and queues
+/// for `24h` already exist.
 const DAY: (&str, u64) = ("d", 86_400_000);
 
-/// A time span: `500ms`, `5s`, `1m`, `24h`, `7d`. Whole milliseconds. It prints in the largest exact
-/// unit up to hours, so that equal spans print alike.
+/// A time span in whole milliseconds, such as `500ms`, `5s`, `1m`, `24h` or `7d`. It prints in the
+/// largest unit up to hours in which it is a whole number, so that equal spans print alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(Duration);
 
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn times_are_printed_as_dates_in_utc() {
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_399, "2000-02-28T23:59:59Z"),
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_unix_time_can_hold_is_the_nearest_that_it_can() {
+    fn conversions_saturate() {
         let second = Duration::from_secs(1);
         assert_eq!(to_unix_millis(SystemTime::UNIX_EPOCH - second), 0);
         assert_eq!(to_unix_seconds(SystemTime::UNIX_EPOCH - second), 0);
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_prints_in_the_largest_unit_that_is_exact_and_days_are_only_read() {
+    fn a_span_prints_in_the_largest_exact_unit_and_days_are_only_read() {
         for (text, millis, printed) in [
             ("500ms", 500, "500ms"),
             ("0s", 0, "0ms"),
@@ -226,7 +228,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn another_implementation_says_the_same(seconds in 0_u32..) {
+        fn another_implementation_prints_the_same_time(seconds in 0_u32..) {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into());
             // `Sun, 06 Nov 1994 08:49:37 GMT`
             let other = httpdate::fmt_http_date(at);
@@ -239,23 +241,23 @@ mod tests {
         }
 
         #[test]
-        fn no_time_makes_it_panic(at: i64) {
+        fn printing_never_panics(at: i64) {
             let _ = (rfc3339(at), serde_json::to_string(&Timed { at, until: Some(at) }));
         }
 
         #[test]
-        fn spans_survive_printing(millis in 0_u64..=30 * 24 * 3_600_000) {
+        fn a_printed_span_is_read_back(millis in 0_u64..=30 * 24 * 3_600_000) {
             let span = Span::from(Duration::from_millis(millis));
             prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
         }
 
         #[test]
-        fn a_unix_time_survives_the_clocks_own_type(at in 0..=253_402_300_799_999_i64) {
+        fn a_unix_time_is_converted_to_a_system_time_and_back(at in 0..=253_402_300_799_999_i64) {
             prop_assert_eq!(to_unix_millis(from_unix_millis(at)), at);
         }
 
         #[test]
-        fn between_two_times_is_what_makes_the_later_of_the_earlier(from: i32, by: u32) {
+        fn between_later_and_earlier_agree(from: i32, by: u32) {
             let (from, by) = (i64::from(from), Duration::from_millis(by.into()));
             let to = later(from, by);
             prop_assert_eq!(between(from, to), by);

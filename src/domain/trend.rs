@@ -1,4 +1,4 @@
-//! Counters over time: their growth, and quantiles of a period from a histogram's buckets.
+//! Counters over time: how much they grew in a period, and quantiles from the buckets of a histogram.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,13 +14,12 @@ pub struct Counts {
     pub delivered: u64,
     /// Attempts that failed.
     pub failed: u64,
-    /// Deliveries by lag: the count of each bucket of the histogram. The last bucket is beyond the
-    /// largest bound.
+    /// Deliveries by lag: the count of each bucket of the histogram. The last bucket has no upper bound.
     pub lag: Vec<u64>,
 }
 
 impl Counts {
-    /// The difference from an earlier time.
+    /// The growth of each counter since an earlier time.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let lag = self.lag.iter().zip(&earlier.lag);
@@ -36,9 +35,9 @@ impl Counts {
 /// The counters of all lanes at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// The time.
+    /// When the counters were read.
     pub at: Moment,
-    /// The counters by lane.
+    /// The counters of each lane.
     pub lanes: Vec<Counts>,
 }
 
@@ -51,7 +50,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Keeps samples that are at most `span` old, and at most `most` of them.
+    /// Without any sample. At most `most` samples are kept, none older than `span`.
     #[must_use]
     pub fn new(span: Duration, most: usize) -> Self {
         Self { span, most, samples: VecDeque::with_capacity(most) }
@@ -72,14 +71,15 @@ impl Samples {
         self.samples.iter().map(|sample| sample.at)
     }
 
-    /// What a lane counted from each sample to the next, oldest first: one fewer than samples.
+    /// How much a lane's counters grew from each sample to the next, oldest first: one item fewer than
+    /// there are samples.
     pub fn steps(&self, lane: usize) -> impl Iterator<Item = Counts> {
         let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
         pairs.map(move |(from, to)| to.lanes[lane].since(&from.lanes[lane]))
     }
 
-    /// What a lane counted in the last `span` before the latest sample, or in the part of it that is
-    /// covered, and how long that was; `None` while there is nothing to compare.
+    /// How much a lane's counters grew within `span` before the latest sample, and the time that the
+    /// samples cover of it. `None` if there are no two samples within `span`.
     #[must_use]
     pub fn growth(&self, lane: usize, span: Duration) -> Option<(Duration, Counts)> {
         let latest = self.samples.back()?;
@@ -90,17 +90,17 @@ impl Samples {
     }
 }
 
-/// What is known of a quantile from buckets.
+/// The bound of a quantile that is known only by its bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// At most this, the bound of its bucket.
+    /// The quantile is at most this, the upper bound of its bucket.
     AtMost(f64),
-    /// More than this, the largest bound.
+    /// The quantile is more than this, the largest bound.
     Above(f64),
 }
 
-/// The upper bound of the quantile `q` (above 0, at most 1). `counts` has the count of each bucket;
-/// `bounds` are the buckets' upper bounds, ascending, without the last bucket, which has none. `None` if
+/// The bound of the quantile `q` (above 0, at most 1). `counts` has the count of each bucket. `bounds`
+/// has the upper bounds of the buckets, ascending, except for the last bucket, which has none. `None` if
 /// nothing was counted.
 #[must_use]
 #[expect(
@@ -114,7 +114,7 @@ pub fn quantile(q: f64, counts: &[u64], bounds: &[f64]) -> Option<Bound> {
     if all == 0 {
         return None;
     }
-    // The smallest value with at least that share at or below it (the nearest rank).
+    // The nearest rank: that of the smallest value with at least this share of values at or below it.
     let rank = ((q * all as f64).ceil() as u64).clamp(1, all);
     let mut seen = 0;
     let within = counts.iter().zip(bounds).find(|(count, _)| {
@@ -127,7 +127,7 @@ pub fn quantile(q: f64, counts: &[u64], bounds: &[f64]) -> Option<Bound> {
     }
 }
 
-/// The rate per second.
+/// The rate per second of `count` items in this time.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
 pub fn per_second(count: u64, took: Duration) -> f64 {
@@ -159,20 +159,20 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_what_came_within_the_span_or_in_what_there_is_of_it() {
+    fn growth_covers_the_span_or_as_much_of_it_as_there_are_samples() {
         let history = history(&[(0, 0), (10, 4), (20, 5), (40, 9)]);
         assert_eq!(history.growth(0, at(20)), Some((at(20), counts(4))));
-        // The sample before is older than that.
+        // The sample before that is too old.
         assert_eq!(history.growth(0, at(25)), Some((at(20), counts(4))));
         assert_eq!(history.growth(0, at(3_600)), Some((at(40), counts(9))));
         assert_eq!(per_second(9, at(40)), 0.225);
     }
 
     #[test]
-    fn of_one_sample_or_none_there_is_no_growth() {
+    fn growth_needs_two_samples_within_the_span() {
         assert_eq!(history(&[]).growth(0, at(10)), None);
         assert_eq!(history(&[(5, 3)]).growth(0, at(10)), None);
-        // No sample was taken for longer than that.
+        // The earlier sample is too old.
         assert_eq!(history(&[(5, 3), (50, 4)]).growth(0, at(10)), None);
     }
 
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_or_too_much_is_forgotten() {
+    fn old_and_surplus_samples_are_forgotten() {
         let moments = |samples: &[(u64, u64)]| Vec::from_iter(history(samples).moments());
         let many: Vec<_> = (0..9).map(|n| (n, n)).collect();
         assert_eq!(moments(&many), (4..9).map(at).collect::<Vec<_>>());
@@ -209,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_true_quantile_lies_in_the_bucket_that_is_named(
+        fn the_true_quantile_lies_in_the_bucket(
             mut values in prop::collection::vec(0.0_f64..20.0, 1..60),
             percent in 1_usize..=100,
         ) {
@@ -219,7 +219,7 @@ mod tests {
             }
             values.sort_unstable_by(f64::total_cmp);
             let exact = values[(percent * values.len()).div_ceil(100).max(1) - 1];
-            // Slightly less, so that the rank isn't rounded up where it is exact.
+            // Slightly less, so that a rank that is a whole number isn't rounded up.
             #[expect(clippy::cast_precision_loss, reason = "a percentage")]
             let q = percent as f64 / 100.0 - 1e-9;
             match quantile(q, &counts, &BOUNDS).expect("some were counted") {

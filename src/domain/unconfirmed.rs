@@ -1,26 +1,28 @@
-//! The bookkeeping of a channel in confirm mode: what was published on it, until its end is known.
+//! Keeps track of the messages that were published on a channel in confirm mode, until the outcome of each
+//! is known.
 //!
-//! The broker counts the messages of a channel from 1, and its confirms name them by that number, the
-//! delivery tag: an ack for what is safe, a nack for what a queue refused, for one message or for all up
-//! to a tag. A message that no queue takes is returned first, and then acked all the same.
+//! The broker numbers the messages of a channel from 1, and its confirms refer to this number, the delivery
+//! tag: an ack for messages that are safe, a nack for messages that a queue refused, each for one message
+//! or for all up to a tag. A message that no queue takes is returned first, and acked afterwards all the
+//! same.
 //!
-//! So each message has exactly one end. It is confirmed, refused, returned, or taken back by its
+//! Each message has exactly one outcome. It is confirmed, refused, returned, or taken back by its
 //! publisher; it expires, because nobody waits for it any more; or it is left when the channel is lost,
-//! and has to be published again on another one. Its end is what takes it out of the tags' reach, and so
-//! it can't have a second one.
+//! and has to be published again on another one. The outcome removes the message from the list of open
+//! ones, so later confirms can't give it a second outcome.
 
 use std::collections::BTreeMap;
 
-/// What was published on one channel. Of a message it knows only the tag.
+/// The messages that were published on one channel. Only the tag of a message matters here.
 #[derive(Debug)]
 pub struct Unconfirmed<T> {
     /// The tag of the last message that was published.
     last_tag: u64,
-    /// Those without an end, by tag.
+    /// The open messages, whose outcome isn't known yet, by tag.
     open: BTreeMap<u64, T>,
-    /// Refused (nack), until somebody takes them.
+    /// The messages that were refused (nack) and not taken yet.
     refused: Vec<T>,
-    /// Returned, until somebody takes them.
+    /// The messages that were returned and not taken yet.
     unrouted: Vec<T>,
 }
 
@@ -32,92 +34,93 @@ impl<T> Default for Unconfirmed<T> {
 }
 
 impl<T> Unconfirmed<T> {
-    /// Adds the next message that is published. Returns it with its tag.
+    /// Adds the next message that is published. Returns the message with its tag.
     pub fn publish(&mut self, message: T) -> (u64, &T) {
         self.last_tag += 1;
         (self.last_tag, self.open.entry(self.last_tag).or_insert(message))
     }
 
-    /// The broker acks the message with this tag, or, if `multiple`, all up to it. Yields the messages
-    /// that this confirms, in the order in which they were published; one that isn't drawn stays.
+    /// Handles an ack of the message with this tag or, if `multiple`, of all messages up to it. Yields the
+    /// messages that it confirms, in the order in which they were published. A message stays open until
+    /// it is taken from the iterator.
     ///
-    /// A tag that is unknown, or whose message has had its end, confirms nothing.
+    /// An ack confirms nothing if the tag is unknown, or if its message isn't open any more.
     pub fn ack(&mut self, tag: u64, multiple: bool) -> impl Iterator<Item = T> {
         let first = if multiple { 0 } else { tag };
         self.open.extract_if(first..=tag, |_, _| true).map(|(_, message)| message)
     }
 
-    /// The broker nacks the message with this tag, or, if `multiple`, all up to it.
+    /// Handles a nack of the message with this tag or, if `multiple`, of all messages up to it.
     pub fn nack(&mut self, tag: u64, multiple: bool) {
         let first = if multiple { 0 } else { tag };
         let refused = self.open.extract_if(first..=tag, |_, _| true);
         self.refused.extend(refused.map(|(_, message)| message));
     }
 
-    /// The broker returns the message with this tag. The ack that follows doesn't confirm it.
+    /// Takes the message with this tag, which the broker returned. The ack that follows doesn't confirm it.
     pub fn take_returned(&mut self, tag: u64) -> Option<T> {
         self.open.remove(&tag)
     }
 
-    /// Keeps messages that were returned, for [`Unconfirmed::take_unrouted`] or another channel.
+    /// Keeps returned messages for [`Unconfirmed::take_unrouted`] or for another channel.
     pub fn keep_unrouted(&mut self, messages: impl IntoIterator<Item = T>) {
         self.unrouted.extend(messages);
     }
 
-    /// Takes the open messages that `is_taken` chooses, in the order in which they were published.
-    /// Whatever the broker says of them from now on has no effect.
+    /// Takes the open messages for which `is_taken` is true, in the order in which they were published.
+    /// Later confirms of them have no effect.
     pub fn take_if(&mut self, is_taken: impl Fn(&T) -> bool) -> Vec<T> {
         let taken = self.open.extract_if(.., |_, message| is_taken(message));
         taken.map(|(_, message)| message).collect()
     }
 
-    /// Takes what was refused.
+    /// Takes the messages that were refused.
     pub fn take_refused(&mut self) -> Vec<T> {
         std::mem::take(&mut self.refused)
     }
 
-    /// Takes what was returned and kept.
+    /// Takes the messages that were returned and kept.
     pub fn take_unrouted(&mut self) -> Vec<T> {
         std::mem::take(&mut self.unrouted)
     }
 
-    /// Drops what nobody waits for any more: of the open messages and of those that were returned.
+    /// Drops the open and the returned messages that nobody waits for any more.
     pub fn expire(&mut self, is_wanted: impl Fn(&T) -> bool) {
         self.open.retain(|_, message| is_wanted(message));
         self.unrouted.retain(is_wanted);
     }
 
-    /// The messages without an end, in the order in which they were published.
+    /// The open messages, in the order in which they were published.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.open.values()
     }
 
-    /// How many messages have no end.
+    /// The number of open messages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.open.len()
     }
 
-    /// Whether every message has had its end.
+    /// Whether no message is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// What was refused, and nobody has taken.
+    /// The messages that were refused and not taken yet.
     #[must_use]
     pub fn refused(&self) -> &[T] {
         &self.refused
     }
 
-    /// What was returned, and nobody has taken.
+    /// The messages that were returned and not taken yet.
     #[must_use]
     pub fn unrouted(&self) -> &[T] {
         &self.unrouted
     }
 
-    /// What has to be published again once the channel is lost: first the messages without an end, in the
-    /// order in which they were published, then what was refused, then what was returned.
+    /// The messages that have to be published again after the channel was lost: first the open ones, in the
+    /// order in which they were published, then the refused ones, then the returned ones.
     pub fn into_left(self) -> impl Iterator<Item = T> {
         self.open.into_values().chain(self.refused).chain(self.unrouted)
     }

@@ -1,4 +1,4 @@
-//! Fixed sets of words that are written into messages, tables and labels, and read back.
+//! Fixed sets of words that are written to messages, tables and labels, and read from them.
 
 use serde::{Serialize, Serializer};
 
@@ -11,10 +11,10 @@ pub trait Vocabulary: Copy + 'static {
     fn word(self) -> &'static str;
 }
 
-/// A word that was read: a known one, or one that another version wrote.
+/// A word that was read. Another version may have written one that this version doesn't know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadWord<T> {
-    /// Its value.
+    /// The value of a known word.
     Known(T),
     /// The word as it was read, unchecked.
     Unknown(String),
@@ -49,7 +49,7 @@ impl<T: Vocabulary> From<&str> for ReadWord<T> {
     }
 }
 
-/// The word.
+/// Serializes the word.
 impl<T: Vocabulary> Serialize for ReadWord<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.word())
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_what_is_unknown_is_kept() {
+    fn known_words_are_read_back_and_unknown_words_are_kept() {
         check_words::<Held>();
         check_words::<Dropped>();
         check_words::<DeathCause>();

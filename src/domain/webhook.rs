@@ -14,7 +14,7 @@ use super::limits::Limits;
 use super::secret::Secret;
 use super::settings::{Columns, WebhookSettings};
 use super::shown;
-use super::signature::{BadSecret, Key, Keys, UnixSeconds};
+use super::signature::{BadSecret, SigningKey, SigningKeys, UnixSeconds};
 use super::statuses::Statuses;
 
 mod patterns;
@@ -31,53 +31,53 @@ pub use post_url::{
 pub use scope::Scope;
 pub use twins::{Candidate, Twins, twins};
 
-/// How many characters are kept of PostgreSQL's message about an unreadable row.
-const MOST_OF_WORDS: usize = 200;
+/// How many characters of PostgreSQL's message about an unreadable row are kept.
+const MAX_MESSAGE_CHARS: usize = 200;
 
-/// A registered webhook, as far as a delivery needs it.
+/// A registered webhook, with what a delivery needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {
     /// The primary key; stable across changes of the URL.
     pub id: Uuid,
     /// The URL as registered.
     pub post_url: Box<str>,
-    /// The account whose events it gets, and no others; `None` for every event.
+    /// The account whose events it gets; `None` if it gets the events of all accounts.
     pub account: Option<Box<str>>,
-    /// The group with which it shares the part of the capacity that one customer or host may use.
+    /// The group with which it shares the capacity that one customer or host may use.
     pub group: Group,
     /// Whether it is paused: its deliveries wait until it is resumed.
     pub is_paused: bool,
     /// When it was looked up.
     pub as_of: AsOf,
-    /// Where its events go and what signs them, or why it can't be used, without any secret. Read once
-    /// when the webhook is looked up, not for each delivery.
+    /// Where its events go and what signs them; or why it can't be used, without any secret. Computed
+    /// once when the webhook is looked up, not for each delivery.
     pub target: Result<Target, String>,
 }
 
-/// A moment in the life of a memory of webhooks.
+/// When an answer about webhooks was valid, relative to the cache that remembers it.
 #[derive(Clone, Debug, Default)]
 pub struct AsOf {
-    /// How many changes of the table had been reported. All copies of an answer share this, so that it
-    /// can be raised when the answer is known to be still valid.
+    /// How many changes of the table had been reported by then. All copies of an answer share this
+    /// number, so that it can be raised once the answer turns out to be still valid.
     changes: Arc<AtomicU32>,
-    /// The age of the memory in milliseconds.
+    /// The age of the cache at that time, in milliseconds.
     pub millis: u64,
 }
 
 impl AsOf {
-    /// After this many changes of the table.
+    /// After this many changes of the table, at this age of the cache.
     #[must_use]
     pub fn new(changes: u32, millis: u64) -> Self {
         Self { changes: Arc::new(AtomicU32::new(changes)), millis }
     }
 
-    /// The number of changes of the table after which it was still valid.
+    /// After how many changes of the table the answer was still valid.
     #[must_use]
     pub fn changes(&self) -> u32 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// It is still valid after this many changes.
+    /// Records that the answer is still valid after this many changes.
     pub fn outlives(&self, changes: u32) {
         self.changes.store(changes, Ordering::Release);
     }
@@ -91,10 +91,11 @@ impl PartialEq for AsOf {
 
 impl Eq for AsOf {}
 
-/// Webhooks that belong together: those of one account, or without an account those whose URLs have the
-/// same host and port. One customer's many webhooks must not crowd out others.
+/// Webhooks that share capacity: those of one account, and of the webhooks without an account those whose
+/// URLs have the same host and port. So the many webhooks of one customer can't crowd out others.
 ///
-/// Identified by a hash of its name: two groups with the same hash (one in 2⁶⁴) share capacity.
+/// A group is identified by a hash of its name. Two groups with the same hash (a chance of one in 2⁶⁴)
+/// would share capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group(u64);
 
@@ -115,34 +116,34 @@ impl Group {
                 let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16());
                 Self::of(&format!("host {host}:{}", port.unwrap_or(usual)))
             }
-            // It never has a request under way.
+            // A webhook that can't be used never has a request under way.
             (None, Err(_)) => Self::of(&format!("webhook {id}")),
         }
     }
 }
 
-/// What a request needs to know of a webhook.
+/// The parts of a webhook that a request needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Made by [`read_url`].
+    /// The URL, as [`read_url`] reads it.
     pub uri: Uri,
     /// The keys that sign the requests.
-    pub keys: Keys,
-    /// Most webhooks have none.
+    pub keys: SigningKeys,
+    /// The settings. Most webhooks have none.
     pub settings: Option<Box<WebhookSettings>>,
 }
 
 /// The secrets of a webhook as registered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Secrets {
-    /// `None` if its requests aren't signed.
+    /// The current secret; `None` if the requests aren't signed.
     pub current: Option<Secret>,
-    /// The previous one, and when it expires.
+    /// The previous secret, and when it expires.
     pub previous: Option<(Secret, UnixSeconds)>,
 }
 
 impl Webhook {
-    /// A webhook as registered, which is untrusted input. It isn't paused.
+    /// Creates a webhook from its row, which is untrusted input. It isn't paused.
     #[must_use]
     pub fn new(id: Uuid, post_url: &str, secrets: &Secrets, columns: &Columns) -> Self {
         let uri = read_url(post_url);
@@ -155,7 +156,7 @@ impl Webhook {
                 "{unusable}: correct it by `webhooks set {id}` with --{flag}, or remove it with --unset {flag}"
             )
         });
-        // The URL comes first: without a usable one, the other problems don't matter.
+        // The URL is reported first: without a usable one, the other problems don't matter.
         let target = uri.and_then(|uri| Ok(Target { uri, keys: keys?, settings: settings? }));
         let account = columns.account.as_deref();
         let group = Group::of_webhook(id, account, &target);
@@ -163,10 +164,10 @@ impl Webhook {
         Self { id, post_url, account, group, is_paused: false, as_of: AsOf::default(), target }
     }
 
-    /// A webhook whose row can't be read; `why` is PostgreSQL's message.
+    /// Creates a webhook whose row can't be read; `why` is PostgreSQL's message.
     #[must_use]
     pub fn unreadable(id: Uuid, why: &str) -> Self {
-        let why = shown::line(why, MOST_OF_WORDS);
+        let why = shown::line(why, MAX_MESSAGE_CHARS);
         let target = Err(format!("its row in the table cannot be read: {why}: correct it by SQL"));
         let group = Group::of_webhook(id, None, &target);
         let post_url = Box::default();
@@ -181,13 +182,13 @@ impl Webhook {
         }
     }
 
-    /// Whether it may have this event, by its account.
+    /// Whether the accounts of webhook and event allow that the webhook gets the event.
     #[must_use]
     pub fn may_have(&self, event: &Event) -> bool {
         account::may_have(self.account.as_deref(), event.account.as_deref())
     }
 
-    /// Its approximate memory in bytes.
+    /// How much memory it takes, in bytes. Approximate.
     #[must_use]
     pub fn size(&self) -> usize {
         let of_target = match &self.target {
@@ -224,10 +225,10 @@ impl Webhook {
 }
 
 impl Secrets {
-    fn keys(&self) -> Result<Keys, BadSecret> {
-        let key = |secret: &Secret| Key::parse(secret.expose());
+    fn keys(&self) -> Result<SigningKeys, BadSecret> {
+        let key = |secret: &Secret| SigningKey::parse(secret.expose());
         let previous = self.previous.as_ref().map(|(secret, ends)| Ok((key(secret)?, *ends)));
-        Ok(Keys {
+        Ok(SigningKeys {
             current: self.current.as_ref().map(key).transpose()?,
             previous: previous.transpose()?,
         })
@@ -242,7 +243,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn webhooks_belong_to_their_account_else_to_their_host_and_port() {
+    fn a_group_is_an_account_or_else_a_host_and_port() {
         let group = |id: u128, url: &str, account: Option<&str>| {
             let columns = Columns { account: account.map(str::to_owned), ..Columns::default() };
             Webhook::new(Uuid::from_u128(id), url, &Secrets::default(), &columns).group
@@ -258,11 +259,11 @@ mod tests {
         assert!(same(("http://a/", Some("acme")), ("https://b:7/", Some("acme"))));
         assert!(!same(("http://a/", Some("acme")), ("http://a/", Some("other"))));
         assert!(!same(("http://a/", Some("a:80")), ("http://a/", None)));
-        assert!(!same(("", None), ("", None)), "each unusable one is on its own");
+        assert!(!same(("", None), ("", None)), "an unusable webhook has its own group");
     }
 
     #[test]
-    fn a_webhook_takes_the_room_of_its_texts() {
+    fn the_size_of_a_webhook_includes_its_texts() {
         let size = |url: &str| {
             Webhook::new(Uuid::nil(), url, &Secrets::default(), &Columns::default()).size()
         };
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_secret_makes_a_webhook_unusable_and_is_not_told() {
+    fn an_unusable_secret_makes_a_webhook_unusable_and_is_not_disclosed() {
         let secrets = |current: &str| Secrets {
             current: Some(Secret::new(current.to_owned())),
             previous: None,
@@ -286,18 +287,18 @@ mod tests {
             Webhook::new(Uuid::nil(), "http://a/", &secrets("s3cret"), &Columns::default());
         let error = webhook.target.expect_err("it is no secret");
         assert!(error.contains("rotate-secret") && !error.contains("s3cret"), "{error}");
-        let good = Key::secret_of([1; 32]);
+        let good = SigningKey::secret_of([1; 32]);
         let secrets = secrets(good.expose());
         let webhook = Webhook::new(Uuid::nil(), "http://a/", &secrets, &Columns::default());
         assert!(webhook.target.expect("a target").keys.current.is_some());
     }
 
     #[test]
-    fn an_unusable_setting_makes_a_webhook_unusable_and_the_remedy_is_said() {
+    fn an_unusable_setting_makes_a_webhook_unusable_and_the_message_has_the_remedy() {
         let columns = Columns { timeout_ms: Some("0".to_owned()), ..Columns::default() };
         let webhook = Webhook::new(Uuid::nil(), "http://a/", &Secrets::default(), &columns);
         assert!(webhook.limits().is_none());
-        let error = webhook.target.expect_err("no request can be made in no time");
+        let error = webhook.target.expect_err("a timeout of zero is unusable");
         for part in ["unusable timeout_ms", "webhooks set 00000000-", "--unset timeout"] {
             assert!(error.contains(part), "{part}: {error}");
         }
@@ -319,7 +320,7 @@ mod tests {
             let body = format!("{{\"type\":\"t\"{}}}", members.collect::<String>());
             let given = Properties { account: header.as_ref(), ..Properties::default() };
             let event = Event::read(given, body.as_bytes(), 9_999, || "new".to_owned());
-            let event = event.expect("all of these are sound");
+            let event = event.expect("all of these are valid");
             // The account, determined in another way.
             let parsed: serde_json::Value = serde_json::from_str(&body).expect("JSON");
             let member = |name: &str| match &parsed[name] {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::Gauge;
 
-use crate::domain::waiting;
+use crate::domain::waiting::OldestWaiting;
 
 /// The waiting deliveries that this process has parked from one queue, or has in hand from its backlogs.
 ///
@@ -15,7 +15,7 @@ use crate::domain::waiting;
 #[derive(Debug)]
 pub(super) struct Waiting {
     /// Locked only to park, for which the broker takes a thousand times as long, and to read the metrics.
-    known: Mutex<waiting::Waiting>,
+    known: Mutex<OldestWaiting>,
     /// The origin of the times in `known`.
     start: Instant,
     /// Since when the oldest delivery in hand has waited.

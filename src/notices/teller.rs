@@ -14,7 +14,7 @@ use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::domain::causes::Causes;
-use crate::domain::notice::{About, Notice, NoticeKind, cause};
+use crate::domain::notice::{Notice, NoticeDetails, NoticeKind, cause};
 use crate::domain::retry::Backoff;
 use crate::metrics::NoticesState;
 use crate::shutdown::Shutdown;
@@ -234,7 +234,7 @@ impl Teller {
         let subjects = self.store.subjects(&webhooks)?;
         let now = unix_millis();
         self.batch.extend(self.taken.drain(..).map(|Obituary { webhook, death }| {
-            let (subject, about) = (subjects.get(&webhook), About::Dead(*death));
+            let (subject, about) = (subjects.get(&webhook), NoticeDetails::Dead(*death));
             Notice::new(new_id(), NoticeKind::Dead, now, webhook, subject, &about)
         }));
         Ok(())
@@ -416,19 +416,22 @@ fn notices_of(Untold { webhook, subject, what }: Untold) -> Vec<Notice> {
     let tell = |happening| {
         let (kind, about) = match happening {
             Happening::Failing { since, failed_at } => {
-                let about = About::Failing { failing_since: since, last_failed_at: failed_at };
+                let about =
+                    NoticeDetails::Failing { failing_since: since, last_failed_at: failed_at };
                 (NoticeKind::Failing, about)
             }
             Happening::Recovered { at } => {
-                (NoticeKind::Recovered, About::Recovered { recovered_at: at })
+                (NoticeKind::Recovered, NoticeDetails::Recovered { recovered_at: at })
             }
             Happening::Disabled { at, reason } => {
                 let cause = cause(reason.as_deref());
-                (NoticeKind::Disabled, About::Disabled { disabled_at: at, cause })
+                (NoticeKind::Disabled, NoticeDetails::Disabled { disabled_at: at, cause })
             }
-            Happening::Enabled => (NoticeKind::Enabled, About::Nothing {}),
-            Happening::Paused { at } => (NoticeKind::Paused, About::Paused { paused_at: at }),
-            Happening::Resumed => (NoticeKind::Resumed, About::Nothing {}),
+            Happening::Enabled => (NoticeKind::Enabled, NoticeDetails::Nothing {}),
+            Happening::Paused { at } => {
+                (NoticeKind::Paused, NoticeDetails::Paused { paused_at: at })
+            }
+            Happening::Resumed => (NoticeKind::Resumed, NoticeDetails::Nothing {}),
         };
         Notice::new(new_id(), kind, now, webhook, Some(&subject), &about)
     };

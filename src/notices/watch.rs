@@ -98,7 +98,7 @@ impl Watch {
         if !due.is_empty() {
             let failing: Vec<Failing> = due.iter().map(|one| failing_at(one, now)).collect();
             self.store.note_failures(&failing, self.grain.most_before, self.gap)?;
-            self.outages.noted(&due, now);
+            self.outages.note_written(&due, now);
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ impl Pipeline {
         let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .unless_refused(status, no_retry)
-            .at_age(age(&delivery), self.delivery_max_age);
+            .unless_expired(age(&delivery), self.delivery_max_age);
         // For logs and people.
         let next = decision.not_before(stay);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =

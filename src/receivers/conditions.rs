@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Receivers;
-use crate::domain::pace::Count;
+use crate::domain::pace::ReceiverCounts;
 use crate::domain::receiver::{Ailment, Class, Outage};
 use crate::domain::time::Moment;
 
@@ -31,7 +31,7 @@ impl Receivers {
 
     /// The number of receivers in each state.
     #[must_use]
-    pub fn count(&self) -> Count {
+    pub fn count(&self) -> ReceiverCounts {
         self.lock().intake.pace.count(self.now())
     }
 
@@ -43,11 +43,11 @@ impl Receivers {
 
     /// The worst `most` ailments, and the number of receivers in each state.
     #[must_use]
-    pub fn ailing(&self, most: usize) -> (Vec<(Uuid, Ailment)>, Count) {
+    pub fn ailing(&self, most: usize) -> (Vec<(Uuid, Ailment)>, ReceiverCounts) {
         let (mut ailing, count) = {
             let mut state = self.lock();
             let now = self.now();
-            (state.intake.pace.ailing(now).collect::<Vec<_>>(), state.intake.pace.count(now))
+            (state.intake.pace.ailments(now).collect::<Vec<_>>(), state.intake.pace.count(now))
         };
         let badness = |(webhook, ailment): &(Uuid, Ailment)| {
             (ailment.condition, Reverse(ailment.lasted), *webhook)

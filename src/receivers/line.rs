@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Select};
 
 use super::Receivers;
-use crate::domain::intake::{Number, Refusal};
+use crate::domain::intake::{Refusal, WaiterNumber};
 use crate::domain::pace::{Attempt, Hold};
 use crate::shutdown::Shutdown;
 
@@ -30,7 +30,7 @@ pub enum Turn {
 /// A waiting delivery.
 #[derive(Debug)]
 pub struct InLine {
-    pub(super) number: Number,
+    pub(super) number: WaiterNumber,
     pub(super) since: Instant,
     /// How much of its patience is used up.
     pub(super) spent: Duration,
@@ -146,9 +146,9 @@ impl Receivers {
         }
     }
 
-    fn leave(&self, number: Number) {
+    fn leave(&self, number: WaiterNumber) {
         let mut state = self.lock();
         state.waiting.remove(&number);
-        state.intake.leave(number);
+        state.intake.stop_waiting(number);
     }
 }

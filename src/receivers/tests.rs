@@ -3,7 +3,7 @@ use super::*;
 use std::thread;
 
 use crate::domain::outcome::Reason;
-use crate::domain::pace::Count;
+use crate::domain::pace::ReceiverCounts;
 use crate::domain::webhook::Group;
 use crate::shutdown::{self, Shutdown};
 
@@ -18,7 +18,7 @@ fn by(webhook: u128) -> Ask {
 
 fn admit(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) -> Result<Attempt, Refusal> {
     let limit = Duration::from_secs(600);
-    receivers.wait(receivers.ask(by(webhook), Who::Fresh, false)?, limit, shutdown)
+    receivers.wait(receivers.ask(by(webhook), DeliveryKind::Fresh, false)?, limit, shutdown)
 }
 
 fn prove(receivers: &Receivers, shutdown: &Shutdown, webhook: u128) {
@@ -98,7 +98,7 @@ fn a_breaker_that_is_open_only_by_the_table_closes_once_all_backlogs_of_its_webh
     restore();
     assert!(is_emptied(0) && receivers.is_broken(webhook), "the other one holds some");
     assert!(is_emptied(1) && !receivers.is_broken(webhook));
-    assert_eq!(receivers.count(), Count { known: 1, ailing: 1, slow: 1, broken: 0 });
+    assert_eq!(receivers.count(), ReceiverCounts { known: 1, ailing: 1, slow: 1, broken: 0 });
     assert_eq!(receivers.outages().0, []);
 
     // What this process has observed stays.
@@ -151,7 +151,7 @@ fn of_several_waiting_deliveries_the_one_that_is_called_first_is_returned() {
         prove(&receivers, &shutdown, webhook);
     }
     let first = admit(&receivers, &shutdown, 1).expect("the only place");
-    let line = |webhook| match receivers.ask(by(webhook), Who::Fresh, false) {
+    let line = |webhook| match receivers.ask(by(webhook), DeliveryKind::Fresh, false) {
         Ok(Turn::Waits(in_line)) => (webhook, in_line),
         other => panic!("{other:?}"),
     };
@@ -194,7 +194,7 @@ fn of_ailing_receivers_the_worst_are_shown_and_all_are_counted() {
     }
     fail(7, Some(60));
     let (shown, count) = receivers.ailing(3);
-    assert_eq!(count, Count { known: 5, ailing: 5, slow: 0, broken: 0 });
+    assert_eq!(count, ReceiverCounts { known: 5, ailing: 5, slow: 0, broken: 0 });
     assert_eq!(count, receivers.count());
     let conditions: Vec<_> = shown.iter().map(|(_, ailment)| ailment.condition).collect();
     assert_eq!(conditions, [Condition::StayAway, Condition::Failing, Condition::Failing]);

@@ -181,8 +181,8 @@ fn check_names_the_webhooks_that_lead_where_none_may() {
 #[test]
 fn a_url_that_is_none_is_rejected_and_its_password_is_not_told() {
     check_rejected(&[
-        ("http://user:s3cret@127.0.0.1:PORT/", "a user name and password"),
-        ("http://s3cret@127.0.0.1:PORT/", "a user name and password"),
+        ("http://user:s3cret@127.0.0.1:PORT/", "a user name or password"),
+        ("http://s3cret@127.0.0.1:PORT/", "a user name or password"),
         ("http://[fe80::1%25lo]:PORT/", "unusable URL"),
         ("http://127.0.0.1%00:PORT/", "unusable URL"),
         ("http://127.0.0.256:PORT/", "unusable URL"),

@@ -65,7 +65,7 @@ const ROWS: [(&str, Found); 37] = [
     ("rate_per_second = 1e308", Unusable("unusable rate_per_second")),
     ("rate_per_second = 5e-324", Unusable("unusable rate_per_second")),
     ("description = repeat('x', 30000000), disabled_reason = repeat('y', 30000000)", Usable),
-    ("events = ARRAY['bad', NULL]", Warning("holds NULL")),
+    ("events = ARRAY['bad', NULL]", Warning("contains NULL")),
     ("events = ARRAY[['bad', 'worse'], ['x', 'y']]", Warning("more than one dimension")),
     ("events = array_fill('bad'::text, ARRAY[3000000])", Warning("too large to be shown")),
     ("events = ARRAY['bad', '*.created', 'a,b', 'user.#', 'x ']", Warning("matches nothing")),

@@ -250,7 +250,7 @@ fn url_and_events_are_changed_by_set_and_checked_as_by_add() {
 
     for (arguments, says) in [
         (&["--url", "ftp://example.org/"][..], "needs http"),
-        (&["--url", "https://u:s3cret-T0ken@example.org/"], "user name and password"),
+        (&["--url", "https://u:s3cret-T0ken@example.org/"], "user name or password"),
         (&["--event", "*.created"], "matches nothing"),
         (&["--event", "user.*", "--url", ""], "unusable URL"),
         (&["--url", "https://example.org/?***"], "give the complete URL"),

@@ -19,7 +19,7 @@ use crate::domain::declared::{FileEntry, FileProblem, SecretHeaders};
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
 use crate::domain::shown::quoted;
-use crate::domain::signature::Key;
+use crate::domain::signature::SigningKey;
 use crate::domain::webhook::HIDDEN;
 use syntax::FileTable;
 
@@ -233,7 +233,7 @@ fn secret(text: &str) -> Result<Option<Secret>, String> {
     match text.trim() {
         HIDDEN => Ok(None),
         secret => {
-            Key::parse(secret).map_err(|error| error.to_string())?;
+            SigningKey::parse(secret).map_err(|error| error.to_string())?;
             Ok(Some(Secret::new(secret.to_owned())))
         }
     }

@@ -12,7 +12,7 @@ use super::super::Usage;
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Column, Columns, MAX_COLUMN_CHARS, check_headers};
 use crate::domain::shown::quoted;
-use crate::domain::signature::{self, Key};
+use crate::domain::signature::{self, SigningKey};
 use crate::domain::time::Span;
 use crate::domain::webhook::HIDDEN;
 use crate::store::ColumnChange;
@@ -151,7 +151,7 @@ pub(super) fn secret(given: &GivenSecret, settings: &GivenSettings) -> Result<Op
     let shown = name_of(file);
     let text = read_text(file, &shown)?;
     let secret = text.trim();
-    Key::parse(secret).map_err(|error| Usage(format!("--secret-from {shown}: {error}")))?;
+    SigningKey::parse(secret).map_err(|error| Usage(format!("--secret-from {shown}: {error}")))?;
     Ok(Some(Secret::new(secret.to_owned())))
 }
 

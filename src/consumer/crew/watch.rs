@@ -12,7 +12,7 @@ use super::{Crew, Post};
 use crate::broker::Link;
 use crate::consumer::relief::{self, Relief, Returned};
 use crate::consumer::{Ended, consume};
-use crate::domain::growth::{Growth, INTERVAL, Look, Step};
+use crate::domain::growth::{Adjustment, Growth, INTERVAL, Observation};
 use crate::domain::in_hand::{self, Ages};
 use crate::pipeline::{Contention, Progress};
 use crate::shutdown::{self, Trigger};
@@ -88,10 +88,10 @@ impl Watch<'_, '_> {
                 active = now;
             }
             self.take_over();
-            match self.growth.look(look, now.saturating_duration_since(self.begun)) {
-                Step::Stay => {}
-                Step::Start(more) => self.start_more(more),
-                Step::End(fewer) => self.end_some(fewer),
+            match self.growth.adjust(look, now.saturating_duration_since(self.begun)) {
+                Adjustment::Keep => {}
+                Adjustment::Start(more) => self.start_more(more),
+                Adjustment::End(fewer) => self.end_some(fewer),
             }
             self.crew.context.metrics.lane(&self.crew.lane.queue).set_consumers(self.hands.len());
             last = now;
@@ -127,7 +127,7 @@ impl Watch<'_, '_> {
     }
 
     /// Observes the consumers, for [`Growth`] to decide how many there should be.
-    fn observe(&mut self, last: Instant, now: Instant) -> Look {
+    fn observe(&mut self, last: Instant, now: Instant) -> Observation {
         let age = now.saturating_duration_since(self.begun);
         for hand in &mut self.hands {
             hand.reliefs.retain(|relief| !relief.is_over());
@@ -147,11 +147,11 @@ impl Watch<'_, '_> {
             self.contention.forget();
         }
         let stuck = posts().filter(|progress| progress.is_stuck()).count();
-        Look {
+        Observation {
             busy: posts().filter(|progress| progress.message().is_some()).count(),
             // While nothing can be parked, more consumers would only hold more messages.
             stuck: if self.crew.context.pipeline.can_park() { stuck } else { 0 },
-            rested: posts().any(|progress| progress.has_rested(last, now)),
+            has_rested: posts().any(|progress| progress.has_rested(last, now)),
             done: self.crew.shared.done.load(Ordering::Relaxed),
         }
     }
@@ -203,7 +203,7 @@ impl Watch<'_, '_> {
                     log::warn!("lane stays at {count} consumers queue={queue} cause={problem:?}");
                     self.limited_by = Some(problem);
                 }
-                self.growth.is_limited_to(count, self.begun.elapsed());
+                self.growth.limit_to(count, self.begun.elapsed());
                 return;
             }
             self.limited_by = None;

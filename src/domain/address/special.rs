@@ -1,4 +1,4 @@
-//! The addresses outside the public internet, and those that lead to another address.
+//! The addresses outside the public internet, and the addresses that lead to another address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,10 +15,10 @@ const fn v6(segments: [u16; 8], prefix: u8) -> Ipv6Net {
 }
 
 /// The IPv4 ranges outside the public internet: IANA's special-purpose address registry (RFC 6890),
-/// multicast, and one address that is public by its number only. The few blocks of the registry that are
-/// globally reachable serve routers, not webhooks, and are refused too.
+/// multicast, and one address that only looks public. The few blocks of the registry that are globally
+/// reachable serve routers, not webhooks, so they are refused too.
 ///
-/// Of nested ranges the smaller one comes first, because its name says more.
+/// Of nested ranges the smaller one comes first, because its name is more specific.
 pub(super) const SPECIAL_V4: [(Ipv4Net, &str); 20] = [
     (v4(0, 0, 0, 0, 8), "this network"),
     (v4(10, 0, 0, 0, 8), "private"),
@@ -43,8 +43,8 @@ pub(super) const SPECIAL_V4: [(Ipv4Net, &str); 20] = [
     (v4(240, 0, 0, 0, 4), "reserved"),
 ];
 
-/// The same for IPv6. Only 2000::/3 is allocated. These are the named ranges outside it; the rest is
-/// refused without a name.
+/// The IPv6 ranges outside the public internet. Only 2000::/3 is allocated as global unicast. The addresses
+/// outside it that are in none of these ranges are refused too.
 pub(super) const SPECIAL_V6: [(Ipv6Net, &str); 17] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
@@ -78,7 +78,7 @@ const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 pub struct Range {
     /// What the range is for, or that it isn't allocated.
     pub name: &'static str,
-    /// The range. It doesn't contain the address itself if that only leads into the range.
+    /// The network. It may contain not the address itself, but the one to which that leads.
     pub network: Option<IpNet>,
 }
 
@@ -112,7 +112,7 @@ pub(super) fn special_v4(address: Ipv4Addr) -> Option<Range> {
     Some(Range { name, network: Some((*network).into()) })
 }
 
-/// The IPv4 address that packets to this address end at: IPv4-mapped (RFC 4291), NAT64's well-known
+/// The IPv4 address at which packets to this address arrive: IPv4-mapped (RFC 4291), NAT64's well-known
 /// prefix (RFC 6052), 6to4 (RFC 3056), and ISATAP (RFC 5214), which any network may use internally.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
@@ -137,10 +137,10 @@ pub(super) fn all_embedded_v4(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Add
     let last = || at([12, 13, 14, 15]);
     let is_in = |network: Ipv6Net| network.contains(&address);
     let found = if is_in(LOCAL_NAT64) {
-        // RFC 6052 skips the eight bits from 64 on; in a prefix of 96 bits the address comes last.
+        // RFC 6052 skips bits 64 to 71; after a prefix of 96 bits, the address comes last.
         [Some(at([6, 7, 9, 10])), Some(last())]
     } else if is_in(TEREDO) {
-        // RFC 4380: the client's address, inverted bit by bit, and its server's.
+        // RFC 4380: the client's address, inverted bit by bit, and its server's address.
         [Some(Ipv4Addr::from(!u32::from(last()))), Some(at([4, 5, 6, 7]))]
     } else if is_in(V4_COMPATIBLE) || is_in(V4_TRANSLATED) {
         [Some(last()), None]

@@ -87,9 +87,9 @@ fn only_the_public_internet_is_allowed_by_default() {
     }
 }
 
-/// IANA's registries, row by row (as of 2025). Whatever they say of reachability, every range that is
-/// special there is special here. 2002::/16 and the two prefixes that hold an IPv4 address are judged by
-/// that address.
+/// The rows of IANA's registries (as of 2025). Every range that is special there is special here,
+/// whether it is globally reachable or not. 2002::/16 and the two prefixes that contain an IPv4 address
+/// are missing, because they are judged by that address.
 #[test]
 fn every_row_of_ianas_registries_is_refused_from_its_first_address_to_its_last() {
     for row in [
@@ -155,7 +155,7 @@ fn every_row_of_ianas_registries_is_refused_from_its_first_address_to_its_last()
 }
 
 #[test]
-fn what_is_refused_says_which_range_and_how_to_allow_it() {
+fn a_refusal_names_the_range_and_says_how_to_allow_the_address() {
     let networks = AllowedNetworks::default();
     let said = |address: &str| networks.check(ip(address)).expect_err(address).to_string();
     assert_eq!(
@@ -168,7 +168,7 @@ fn what_is_refused_says_which_range_and_how_to_allow_it() {
 }
 
 #[test]
-fn the_operator_may_allow_more() {
+fn the_operator_can_allow_more_networks() {
     check("127.0.0.0/8, ::1", "127.0.0.1", None);
     check("127.0.0.0/8, ::1", "::1", None);
     check("10.0.0.0/8", "::ffff:10.0.0.1", None);
@@ -184,7 +184,7 @@ fn the_operator_may_allow_more() {
 }
 
 #[test]
-fn what_is_denied_is_refused_whatever_allows_it_and_named() {
+fn a_denied_network_is_refused_even_if_it_is_public_or_allowed() {
     for (allowed, denied, address, said) in [
         ("", "1.1.1.0/24", "1.1.1.1", "the address 1.1.1.1 is in DENY_NETWORKS (1.1.1.0/24)"),
         ("", "1.1.1.1", "::ffff:1.1.1.1", "the address 1.1.1.1 is in DENY_NETWORKS (1.1.1.1/32)"),
@@ -225,7 +225,7 @@ fn what_is_denied_is_refused_whatever_allows_it_and_named() {
             "64:ff9b:1:a01:2:300::",
             "the address 64:ff9b:1:a01:2:300:: leads to 10.1.2.3, which is in DENY_NETWORKS (10.1.2.3/32)",
         ),
-        // An operator's own NAT64 prefix as a whole.
+        // The operator's own NAT64 prefix is denied as a whole.
         (
             "2a00:64::/96",
             "2a00:64::/96",
@@ -243,7 +243,7 @@ fn what_is_denied_is_refused_whatever_allows_it_and_named() {
     }
 }
 
-/// Every way in which an IPv6 address can hold an IPv4 address.
+/// An IPv4 address in every form in which an IPv6 address can contain it.
 fn outer(inner: Ipv4Addr) -> [IpAddr; 8] {
     let [a, b, c, d] = inner.octets();
     let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
@@ -253,7 +253,7 @@ fn outer(inner: Ipv4Addr) -> [IpAddr; 8] {
         Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
         Ipv6Addr::new(0x2606, 0x4700, 0, 1, 0, 0x5efe, high, low),
         Ipv6Addr::new(0x2606, 0x4700, 0, 1, 0x200, 0x5efe, high, low),
-        // Refused whatever they embed.
+        // These are refused whatever they contain.
         Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low),
         Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, high, low),
         Ipv6Addr::new(0x2001, 0, high, low, 0, 0, !high, !low),
@@ -261,7 +261,7 @@ fn outer(inner: Ipv4Addr) -> [IpAddr; 8] {
     .map(IpAddr::from)
 }
 
-/// As RFC 6052 embeds it in a prefix of 48 bits: on both sides of the eight bits from 64 on.
+/// An IPv4 address after a prefix of 48 bits, as RFC 6052 embeds it: around bits 64 to 71.
 fn outer_by_rfc_6052(inner: Ipv4Addr) -> [IpAddr; 1] {
     let [a, b, c, d] = inner.octets();
     let (high, c, d) = (u16::from_be_bytes([a, b]), u16::from(c), u16::from(d) << 8);
@@ -284,7 +284,7 @@ fn somewhere_in(network: IpNet, chance: u128) -> IpAddr {
 
 proptest! {
     #[test]
-    fn every_address_of_a_special_range_is_refused_whatever_it_is_wrapped_in(chance: u128) {
+    fn every_address_of_a_special_range_is_refused_in_every_form(chance: u128) {
         let networks = AllowedNetworks::default();
         for (network, name) in SPECIAL_V4 {
             let IpAddr::V4(inner) = somewhere_in(network.into(), chance) else { unreachable!() };
@@ -300,7 +300,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_denied_is_refused_whatever_it_is_wrapped_in_and_whatever_is_allowed(
+    fn every_address_of_a_denied_network_is_refused_in_every_form(
         bits: u32, chance: u128, prefix in 0_u8..=32,
     ) {
         let denied = Ipv4Net::new(Ipv4Addr::from(bits), prefix).expect("a prefix");
@@ -312,10 +312,10 @@ proptest! {
             let refused = networks.check(address);
             let is_denied =
                 matches!(&refused, Err(Forbidden { why: ForbiddenBy::Denied(network, _), .. }) if *network == IpNet::V4(denied));
-            // A mapped address is checked as the IPv4 address only.
+            // A mapped address is checked only as the IPv4 address.
             prop_assert!(is_denied, "{}: {:?}", address, refused);
         }
-        // Nothing else is denied, except what also holds another address of that network.
+        // Other addresses aren't denied. (Some forms contain a second address, so only one is checked.)
         let beside = Ipv4Addr::from(!bits);
         if !denied.contains(&beside) {
             prop_assert!(networks.check(beside.into()).is_ok());
@@ -324,7 +324,7 @@ proptest! {
     }
 
     #[test]
-    fn an_embedded_address_is_judged_like_itself(bits: u32) {
+    fn an_embedded_address_is_judged_like_the_ipv4_address(bits: u32) {
         let inner = Ipv4Addr::from(bits);
         let (judged, refused) = (&outer(inner)[..5], &outer(inner)[5..]);
         for address in judged {
@@ -336,12 +336,11 @@ proptest! {
     }
 
     #[test]
-    fn what_the_operator_allows_is_exactly_that_network(
+    fn exactly_the_networks_that_the_operator_names_are_allowed_or_denied(
         bits: u128, near: u128, prefix in 0_u8..=128, keep in 0_u8..=128,
     ) {
         let network = Ipv6Net::new(Ipv6Addr::from_bits(bits), prefix).expect("a prefix");
-        // The first `keep` bits are the network's address, so the result often lies inside or just
-        // outside.
+        // The first `keep` bits are those of the network, so the address is often just inside or outside.
         let mask = u128::MAX.checked_shr(keep.into()).unwrap_or(0);
         let v6 = Ipv6Addr::from_bits(bits & !mask | near & mask);
         let v4_network = Ipv4Net::new(Ipv4Addr::from_bits(bits as u32), prefix / 4).expect("a prefix");

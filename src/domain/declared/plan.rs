@@ -10,7 +10,7 @@ use super::super::shown;
 use super::super::webhook::{HIDDEN, hides_part, url_key, without_secrets};
 use super::{Difference, Existing, Field, FileEntry, SecretHeaders, Values};
 
-/// The reason for disabling a webhook where the file gives none.
+/// The reason for disabling a webhook if the file gives none.
 const USUAL_REASON: &str = "by hand";
 
 /// How many webhooks a problem names, and how many characters of a URL it shows.
@@ -20,7 +20,7 @@ const MOST_OF_URL: usize = 200;
 /// A problem with an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileProblem {
-    /// The line, from 1; 0 stands for the whole file.
+    /// The line, counted from 1; 0 stands for the whole file.
     pub line: usize,
     /// What is wrong and what to do, in one line, without secrets.
     pub what: String,
@@ -37,7 +37,7 @@ pub struct Plan {
     pub removed: Vec<Removal>,
     /// Webhooks that match the file already.
     pub unchanged: Vec<Uuid>,
-    /// Webhooks that the file doesn't mention and that stay.
+    /// Webhooks that the file doesn't contain, and that stay.
     pub unlisted: Vec<Uuid>,
 }
 
@@ -55,11 +55,11 @@ pub struct Addition {
 pub struct Alteration {
     /// Its id.
     pub id: Uuid,
-    /// The version of the row that was read. If somebody else changes the row, it gets another one.
+    /// The version of the row that was read. If somebody else changes the row, its version changes.
     pub version: String,
-    /// Its values now.
+    /// Its present values.
     pub from: Values,
-    /// Its values afterwards.
+    /// Its new values.
     pub to: Values,
     /// The differences, at least one.
     pub differences: Vec<Difference>,
@@ -70,14 +70,14 @@ pub struct Alteration {
 pub struct Removal {
     /// Its id.
     pub id: Uuid,
-    /// As in [`Alteration`].
+    /// The version of the row, as in [`Alteration`].
     pub version: String,
     /// Its URL, without secrets.
     pub url: String,
 }
 
 impl Plan {
-    /// Whether there is nothing to do.
+    /// Whether nothing has to change.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
@@ -96,9 +96,9 @@ impl Plan {
 /// Plans the changes that make the table match the file. With `prune`, webhooks that are missing from
 /// the file are removed, except those that a file can't express.
 ///
-/// An entry with an id is the webhook of that id, or a new one. An entry without an id is the webhook
-/// with the same URL and account. If there are several, it is the one with the same events; if one entry
-/// and one webhook remain, they belong together.
+/// An entry with an id means the webhook with this id, or a new one. An entry without an id means the
+/// webhook with the same URL and account. If there are several, it means the one with the same events. If
+/// one entry and one webhook remain after that, they belong together.
 ///
 /// # Errors
 /// All problems of all entries.
@@ -179,7 +179,7 @@ fn problem(entry: &FileEntry, field: Option<Field>, what: &str) -> FileProblem {
     FileProblem { line: line.unwrap_or(entry.line), what }
 }
 
-/// Reports entries that mean the same webhook.
+/// Reports the entries that mean the same webhook as an earlier entry.
 fn repeated(entries: &[FileEntry]) -> Vec<FileProblem> {
     let mut problems = Vec::new();
     let mut ids: HashMap<Uuid, usize> = HashMap::new();
@@ -193,14 +193,14 @@ fn repeated(entries: &[FileEntry]) -> Vec<FileProblem> {
         }
         let (url, account) = key(entry);
         let events = entry.events.iter().map(String::as_str).collect();
-        // Two entries with ids may be otherwise equal, since rows of the table may be.
+        // Two entries with different ids may be equal otherwise, because two rows may be.
         if let Some(other) = alike.insert((url, account, events), entry)
             && (entry.id.is_none() || other.id.is_none())
             && !entry.post_url.is_empty()
         {
             let line = other.line;
             push(format!(
-                "the same URL, account and events as on line {line}: drop one of them, or give each an `id`"
+                "the same URL, account and events as on line {line}: remove one of them, or give each an `id`"
             ));
         }
     }
@@ -240,7 +240,7 @@ fn matched<'a>(
     }
     let set = |events: &[String]| events.iter().cloned().collect::<BTreeSet<_>>();
     for (mut ours, theirs) in left.into_values() {
-        // `pop` takes the oldest first.
+        // In reverse order, so that `pop` returns the oldest first.
         let mut by_events: HashMap<BTreeSet<String>, Vec<&Existing>> = HashMap::new();
         for known in theirs.iter().rev() {
             by_events.entry(set(&known.values.events)).or_default().push(known);
@@ -273,14 +273,14 @@ fn ambiguous(entry: &FileEntry, ids: &[Uuid]) -> FileProblem {
     ids.truncate(MOST_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let what = format!(
-        "its URL, account and events fit several webhooks: {}{more}; give it the `id` of the one that is \
-         meant, or a new UUID as `id` to register another",
+        "several webhooks have its URL and account: {}{more}; give it the `id` of the one that it means, or \
+         a new UUID as `id` to register another webhook",
         ids.join(", ")
     );
     problem(entry, None, &what)
 }
 
-/// What the entry's webhook should be, and what is unclear about that.
+/// The values that the entry's webhook should have, and the fields that are unclear, with the problem.
 fn wanted(entry: &FileEntry, known: Option<&Existing>) -> (Values, Vec<(Field, String)>) {
     let mut unclear = Vec::new();
     let had = known.map(|known| &known.values);
@@ -292,8 +292,8 @@ fn wanted(entry: &FileEntry, known: Option<&Existing>) -> (Values, Vec<(Field, S
             Some(had) => post_url.clone_from(&had.post_url),
             None => unclear.push((
                 Field::PostUrl,
-                "`***` stands for the webhook's present value, but there is no webhook with such a URL: write the \
-                 whole URL (`webhooks export --reveal` does), or give the `id` of the webhook that has it"
+                "`***` stands for the webhook's present value, but no webhook has such a URL: write the whole \
+                 URL, as `webhooks export --reveal` does, or give the `id` of the webhook that has it"
                     .to_owned(),
             )),
         }

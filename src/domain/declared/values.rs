@@ -11,10 +11,10 @@ use super::SecretHeaders;
 /// How many characters of a value are shown.
 const MOST_SHOWN: usize = 300;
 
-/// A webhook's values, now or afterwards.
+/// A webhook's values, before or after a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Values {
-    /// Where its events go.
+    /// The URL that gets its events.
     pub post_url: String,
     /// The patterns of the event types it wants, in any order.
     pub events: Vec<String>,
@@ -122,11 +122,11 @@ impl Field {
     pub(super) fn problems(self, values: &Values) -> Vec<String> {
         let problem = match self {
             Self::PostUrl if values.post_url.is_empty() => {
-                Some("missing: where do its events go?".to_owned())
+                Some("missing: give the URL that gets its events".to_owned())
             }
             Self::PostUrl => read_url(&values.post_url).err().or_else(|| no_nul(&values.post_url)),
             Self::Events if values.events.is_empty() => {
-                Some("none: it would get no events (`[\"*\"]` is everything)".to_owned())
+                Some("none: it would get no events; `[\"*\"]` stands for all events".to_owned())
             }
             Self::Events => {
                 return values.events.iter().filter_map(|it| check_pattern(it).err()).collect();
@@ -153,7 +153,7 @@ impl Field {
                 columns.read().err().map(|unusable| unusable.problem)
             }
             Self::Disabled => values.disabled.as_deref().and_then(no_nul),
-            // Checked when the file is read.
+            // These are checked when the file is read.
             Self::Paused | Self::Secret => None,
         };
         problem.into_iter().collect()
@@ -161,7 +161,7 @@ impl Field {
 }
 
 impl Values {
-    /// The differences from `to`.
+    /// The differences between these values and `to`.
     #[must_use]
     pub fn differences(&self, to: &Self) -> Vec<Difference> {
         let differing = Field::all().filter(|field| !field.is_same(self, to));
@@ -197,7 +197,7 @@ fn is_same_text(one: Option<&str>, other: Option<&str>, column: Column) -> bool 
     one == other || is_number && number(one).is_some_and(|it| Some(it) == number(other))
 }
 
-/// The headers that differ, by name.
+/// The names of the headers that differ.
 fn of_headers(from: &SecretHeaders, to: &SecretHeaders) -> (String, String) {
     let differing = |of: &SecretHeaders, than: &SecretHeaders, word: &str| {
         let names = of.iter().filter(|(name, value)| than.get(*name) != Some(value));
@@ -209,5 +209,5 @@ fn of_headers(from: &SecretHeaders, to: &SecretHeaders) -> (String, String) {
 
 /// PostgreSQL's text can hold any character but NUL.
 fn no_nul(text: &str) -> Option<String> {
-    text.contains('\0').then(|| "a NUL character in it".to_owned())
+    text.contains('\0').then(|| "contains a NUL character".to_owned())
 }

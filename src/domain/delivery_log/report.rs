@@ -1,4 +1,4 @@
-//! How a webhook's deliveries went over a period, according to the log.
+//! A report of a webhook's deliveries over a period, made from the log.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,7 +9,7 @@ use crate::domain::time::{self, UnixMillis};
 
 /// The part of an entry that a report counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct CountedEntry {
     /// The entry's id.
     pub id: i64,
     /// When it happened.
@@ -20,30 +20,30 @@ pub struct Mark {
     pub what: What,
     /// The status of the answer.
     pub status: Option<u16>,
-    /// Why, as a label from a bounded set.
+    /// The reason, as a label from a fixed set.
     pub reason: Option<String>,
     /// How long the attempt took, in milliseconds.
     pub ms: Option<u64>,
-    /// Why it is dead.
+    /// The reason of the dead letter, if the delivery died.
     pub dead: Option<String>,
 }
 
-/// How a webhook's deliveries went.
+/// A report of a webhook's deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WebhookReport {
     /// How many events have entries.
     pub events: u64,
     /// How many attempts succeeded.
     pub delivered: u64,
-    /// How many failed.
+    /// How many attempts failed.
     pub failed: u64,
-    /// How often no attempt was made because the receiver couldn't be asked.
+    /// How often a delivery was held back instead of being attempted.
     pub held_back: u64,
-    /// How many were dropped with their webhook.
+    /// How many deliveries were dropped because of their webhook.
     pub dropped: u64,
-    /// How many died, by reason.
+    /// How many deliveries died, by reason.
     pub dead: BTreeMap<String, u64>,
-    /// The failures by their reason, most first.
+    /// The failed attempts by their reason, the most frequent first.
     #[serde(skip)]
     pub failures: Vec<Failures>,
     /// The longest time between two successive attempts.
@@ -59,14 +59,14 @@ pub struct WebhookReport {
     pub slowest: Option<i64>,
 }
 
-/// Failures of one kind.
+/// Failed attempts of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failures {
-    /// Why, as a label from a bounded set.
+    /// The reason, as a label from a fixed set.
     pub reason: String,
     /// The status of the answers.
     pub status: Option<u16>,
-    /// How many.
+    /// How many attempts failed like this.
     pub count: u64,
     /// The time of the first.
     #[serde(serialize_with = "time::serialize")]
@@ -74,7 +74,7 @@ pub struct Failures {
     /// The time of the last.
     #[serde(serialize_with = "time::serialize")]
     pub last_at: UnixMillis,
-    /// The id of the last one's entry.
+    /// The id of the last attempt's entry.
     #[serde(skip)]
     pub last: i64,
 }
@@ -82,10 +82,10 @@ pub struct Failures {
 /// A period without attempts between two attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Gap {
-    /// The attempt before.
+    /// The time of the attempt before.
     #[serde(serialize_with = "time::serialize")]
     pub from: UnixMillis,
-    /// The attempt after.
+    /// The time of the attempt after.
     #[serde(serialize_with = "time::serialize")]
     pub to: UnixMillis,
 }
@@ -101,13 +101,13 @@ impl Gap {
 impl WebhookReport {
     /// Makes the report of these entries, oldest first.
     #[must_use]
-    pub fn of(marks: impl IntoIterator<Item = Mark>) -> Self {
+    pub fn of(marks: impl IntoIterator<Item = CountedEntry>) -> Self {
         let mut report = Self::default();
         let mut events: HashSet<String> = HashSet::new();
         let mut failures: BTreeMap<(String, Option<u16>), Failures> = BTreeMap::new();
         let (mut slowest, mut attempted): (Option<u64>, Option<UnixMillis>) = (None, None);
         for mark in marks {
-            let Mark { id, at, event_id, what, status, reason, ms, dead } = mark;
+            let CountedEntry { id, at, event_id, what, status, reason, ms, dead } = mark;
             events.insert(event_id);
             report.first.get_or_insert(id);
             report.last = Some(id);
@@ -166,29 +166,36 @@ impl WebhookReport {
 mod tests {
     use super::*;
 
-    fn mark(id: i64, at: i64, event: &str, what: What) -> Mark {
+    fn mark(id: i64, at: i64, event: &str, what: What) -> CountedEntry {
         let (event_id, status, reason) = (event.to_owned(), None, None);
-        Mark { id, at, event_id, what, status, reason, ms: None, dead: None }
+        CountedEntry { id, at, event_id, what, status, reason, ms: None, dead: None }
     }
 
-    fn failed(id: i64, at: i64, event: &str, reason: &str, status: Option<u16>, ms: u64) -> Mark {
+    fn failed(
+        id: i64,
+        at: i64,
+        event: &str,
+        reason: &str,
+        status: Option<u16>,
+        ms: u64,
+    ) -> CountedEntry {
         let reason = Some(reason.to_owned());
-        Mark { status, reason, ms: Some(ms), ..mark(id, at, event, What::Failed) }
+        CountedEntry { status, reason, ms: Some(ms), ..mark(id, at, event, What::Failed) }
     }
 
     #[test]
-    fn a_report_counts_and_names_the_worst() {
+    fn a_report_counts_and_finds_the_slowest_attempt_and_the_longest_gap() {
         let report = WebhookReport::of([
             mark(1, 1_000, "a", What::HeldBack),
             failed(2, 2_000, "a", "status_5xx", Some(503), 7),
             failed(3, 3_000, "b", "timeout", None, 10_000),
             failed(4, 9_000, "a", "status_5xx", Some(503), 3),
             failed(5, 9_500, "c", "status_5xx", Some(500), 10_000),
-            Mark {
+            CountedEntry {
                 dead: Some("exhausted".to_owned()),
                 ..failed(6, 9_600, "b", "timeout", None, 9)
             },
-            Mark { ms: Some(1), ..mark(7, 9_700, "a", What::Delivered) },
+            CountedEntry { ms: Some(1), ..mark(7, 9_700, "a", What::Delivered) },
             mark(8, 99_700, "d", What::HandedOver),
         ]);
         assert_eq!((report.events, report.attempts()), (4, 6));
@@ -205,13 +212,13 @@ mod tests {
         assert_eq!(failures, expected);
         assert_eq!((report.failures[0].first_at, report.failures[0].last_at), (2_000, 9_000));
         assert_eq!((report.first, report.last), (Some(1), Some(8)));
-        assert_eq!(report.slowest, Some(3), "the first of those that took as long");
+        assert_eq!(report.slowest, Some(3), "the first of the equally slow ones");
         assert_eq!(report.longest_gap, Some(Gap { from: 3_000, to: 9_000 }));
         assert_eq!(report.entries().count(), 6);
     }
 
     #[test]
-    fn of_nothing_there_is_nothing_to_tell() {
+    fn a_report_of_nothing_is_empty_and_one_attempt_has_no_gap() {
         assert_eq!(WebhookReport::of([]), WebhookReport::default());
         let once = WebhookReport::of([mark(1, 5, "a", What::Delivered)]);
         assert_eq!((once.longest_gap, once.slowest), (None, None));

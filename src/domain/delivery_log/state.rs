@@ -10,29 +10,29 @@ use crate::domain::held::{Dropped, Held};
 use crate::domain::time::{self, UnixMillis};
 use crate::domain::vocabulary::ReadWord;
 
-/// How late a delivery may be before it is overdue: its lane may be busy. In addition, the broker's
-/// clock may be off by some percent.
+/// How late a delivery may be before it counts as overdue, because its lane may be busy. In addition, the
+/// broker's clock may be wrong by 5 %.
 const LATE: Duration = Duration::from_secs(60);
 
 /// Where a delivery is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum DeliveryState {
-    /// At its receiver.
+    /// It is at its receiver.
     Delivered {
-        /// Since when.
+        /// When it got there.
         #[serde(serialize_with = "time::serialize")]
         at: UnixMillis,
     },
-    /// In its receiver's backlog.
+    /// It is in its receiver's backlog.
     InBacklog {
-        /// Since when.
+        /// Since when it has been there.
         #[serde(serialize_with = "time::serialize")]
         since: UnixMillis,
-        /// Why its receiver could not be asked then.
+        /// Why it was held back.
         reason: ReadWord<Held>,
     },
-    /// At the broker, until its next attempt.
+    /// It waits at the broker for its next attempt.
     Waiting {
         /// The time of that attempt.
         #[serde(serialize_with = "time::serialize")]
@@ -40,20 +40,20 @@ pub enum DeliveryState {
         /// Whether a newer entry should exist by now.
         overdue: bool,
     },
-    /// In the dead-letter queue.
+    /// It is in the dead-letter queue.
     Dead {
-        /// Since when.
+        /// When it died.
         #[serde(serialize_with = "time::serialize")]
         at: UnixMillis,
-        /// Why.
+        /// Why it died.
         reason: ReadWord<DeathCause>,
     },
-    /// Nowhere: its webhook was deleted or disabled.
+    /// It was dropped, because its webhook was deleted or disabled.
     Dropped {
-        /// Since when.
+        /// When it was dropped.
         #[serde(serialize_with = "time::serialize")]
         at: UnixMillis,
-        /// Whether it was deleted or disabled.
+        /// Whether the webhook was deleted or disabled.
         reason: ReadWord<Dropped>,
     },
 }
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(state(std::slice::from_ref(&failed_once), 5), waiting(10, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 69), waiting(10, false));
         assert_eq!(state(std::slice::from_ref(&failed_once), 72), waiting(10, true));
-        // This may last as long as the receiver takes.
+        // In a backlog it may stay for any time.
         let held = [failed_once.clone(), entry(held_back(None))];
         let in_backlog =
             DeliveryState::InBacklog { since: at, reason: ReadWord::Known(Held::Breaker) };

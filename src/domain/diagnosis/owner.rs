@@ -9,17 +9,17 @@ use crate::domain::time::UnixMillis;
 /// The account of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// It belongs to this account.
+    /// The event belongs to this account.
     Account(String),
-    /// It belongs to no account.
+    /// The event belongs to no account.
     Nobody,
-    /// Nothing was logged for the event, or nothing since accounts are logged.
+    /// Nothing was logged for the event since the log began to record accounts.
     Unknown,
 }
 
 impl Owner {
-    /// The account according to the log and a dead letter. `since` is the time since which accounts are
-    /// logged.
+    /// The account according to the log and a dead letter. `since` is the time from which on the log
+    /// records accounts.
     #[must_use]
     pub fn of(
         entries: &[LogEntry],
@@ -36,7 +36,7 @@ impl Owner {
         }
     }
 
-    /// The account, if it belongs to one.
+    /// The account, if the event belongs to one.
     #[must_use]
     pub fn account(&self) -> Option<&str> {
         match self {
@@ -45,12 +45,12 @@ impl Owner {
         }
     }
 
-    /// Whether a webhook of this account may not have the event; false if that is unknown.
+    /// Whether a webhook of this account may not get the event. False if the event's account is unknown.
     #[must_use]
     pub fn keeps_from(&self, webhook: Option<&str>) -> bool {
         let event = self.account();
         let Some(webhook) = webhook.filter(|_| *self != Self::Unknown) else { return false };
-        // The log has this form if the database's encoding lacks a character.
+        // The log has the encoded form if the database's encoding lacks a character.
         let is_own = event.is_some_and(|event| header_of_name(webhook) == event);
         !is_own && !account::may_have(Some(webhook), event)
     }

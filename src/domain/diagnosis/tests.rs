@@ -1,14 +1,15 @@
-//! A row for each combination that matters: what is known, what follows.
+//! A row for each combination of evidence that matters, and the conclusion.
 
 use uuid::Uuid;
 
 use super::*;
 use crate::domain::delivery_log::What;
+use crate::domain::held::Dropped;
 
 const NOW: UnixMillis = 1_000_000_000;
 const MINUTE: i64 = 60_000;
 
-/// Attempt 2 of an event from the queue `q` a minute ago, without more.
+/// An entry about attempt 2 for an event from the queue `q`, a minute ago.
 fn entry(what: What) -> LogEntry {
     LogEntry {
         at: NOW - MINUTE,
@@ -29,7 +30,7 @@ fn entry(what: What) -> LogEntry {
     }
 }
 
-/// It waits, until so many minutes from now.
+/// An entry of a delivery that waits for this number of minutes from now on.
 fn waits(minutes: i64) -> LogEntry {
     LogEntry { next_attempt_at: Some(NOW + minutes * MINUTE), ..entry(What::Failed) }
 }
@@ -66,7 +67,7 @@ fn of_a() -> Owner {
     Owner::Account("a".to_owned())
 }
 
-/// Of a delivery nothing is known but that its enabled webhook, which is nobody's, wants such events.
+/// Evidence of nothing but an enabled webhook without an account that wants events of this type.
 const NOTHING: Evidence<'_> = Evidence {
     entries: &[],
     dead_letter: None,
@@ -83,7 +84,7 @@ const NOTHING: Evidence<'_> = Evidence {
 
 const DISABLED: Evidence<'_> = Evidence { registration: Registration::Disabled, ..NOTHING };
 const DELETED: Evidence<'_> = Evidence { registration: Registration::Deleted, ..NOTHING };
-/// Its webhook is of account b.
+/// The webhook belongs to account b.
 const OF_B: Evidence<'_> = Evidence { webhook_account: Some("b"), ..NOTHING };
 
 #[track_caller]
@@ -93,7 +94,7 @@ fn check(evidence: Evidence<'_>, conclusion: Conclusion, remedy: Remedy) {
 }
 
 #[test]
-fn of_what_nothing_is_known_the_webhook_says_why() {
+fn without_log_and_dead_letter_the_webhook_says_why() {
     let (nobody, a, b) = (Owner::Nobody, of_a(), Owner::Account("b".to_owned()));
     let unknown_type = |evidence| Evidence { interest: Interest::UnknownType, ..evidence };
     let matches_not = |evidence| Evidence { interest: Interest::MatchesNot, ..evidence };
@@ -113,7 +114,7 @@ fn of_what_nothing_is_known_the_webhook_says_why() {
         (matches_not(DISABLED), Conclusion::NoPatternMatches, Remedy::ChangePatterns),
         (DELETED, Conclusion::NoSuchWebhook, Remedy::ListWebhooks),
         (unmatched(unknown_type(DELETED)), Conclusion::NoSuchWebhook, Remedy::ListWebhooks),
-        // Whose the event is counts only where the type fits.
+        // The account matters only if the type matches.
         (of(&a, OF_B), Conclusion::OthersEvent, set_account()),
         (of(&a, unknown_type(OF_B)), Conclusion::OthersEvent, set_account()),
         (of(&a, unmatched(OF_B)), Conclusion::OthersEvent, set_account()),
@@ -133,7 +134,7 @@ fn of_what_nothing_is_known_the_webhook_says_why() {
 }
 
 #[test]
-fn what_is_delivered_needs_nothing() {
+fn a_successful_delivery_needs_nothing() {
     let entries = [waits(5), LogEntry { attempt: 3, ..entry(What::Delivered) }];
     for evidence in [NOTHING, DISABLED, DELETED, OF_B] {
         let delivered = Conclusion::Delivered { at: NOW - MINUTE, attempt: 3 };
@@ -142,7 +143,7 @@ fn what_is_delivered_needs_nothing() {
 }
 
 #[test]
-fn what_waits_says_until_when_and_what_becomes_of_it_then() {
+fn a_waiting_delivery_shows_until_when_and_what_happens_then() {
     let due = NOW + 5 * MINUTE;
     let (a, nobody) = (of_a(), Owner::Nobody);
     let waiting = [waits(5)];
@@ -155,7 +156,7 @@ fn what_waits_says_until_when_and_what_becomes_of_it_then() {
     let own = Some("a".to_owned());
     check(wait(Evidence { owner: &a, ..OF_B }), waits(), Remedy::SetAccountBefore(own));
     check(wait(Evidence { owner: &nobody, ..OF_B }), waits(), Remedy::SetAccountBefore(None));
-    // It is dropped, whose ever it is.
+    // It is dropped, whatever its account.
     let disabled = Evidence { registration: Registration::Disabled, owner: &a, ..OF_B };
     check(wait(disabled), waits(), Remedy::EnableBefore);
 
@@ -168,7 +169,7 @@ fn what_waits_says_until_when_and_what_becomes_of_it_then() {
 }
 
 #[test]
-fn what_is_overdue_says_which_lane_to_look_at() {
+fn an_overdue_delivery_shows_which_lane_to_check() {
     let due = NOW - 10 * MINUTE;
     let late = [LogEntry { at: due - MINUTE, next_attempt_at: Some(due), ..entry(What::Failed) }];
     let handed_over = [LogEntry { at: due, ..entry(What::HandedOver) }];
@@ -179,17 +180,17 @@ fn what_is_overdue_says_which_lane_to_look_at() {
             check(evidence, overdue(), Remedy::CheckRetries { origin: origin() });
         }
     }
-    // Its wait queue is not asked any more.
+    // Its wait queue makes no difference any more.
     let missing = Evidence { entries: &late, missing_from: Some("w"), ..NOTHING };
     check(missing, overdue(), Remedy::CheckRetries { origin: origin() });
 }
 
 #[test]
-fn what_is_in_a_backlog_says_what_holds_it_up_now() {
+fn a_delivery_in_a_backlog_shows_the_present_reason() {
     let (since, a) = (NOW - MINUTE, of_a());
     let in_backlog =
         |cause: &str| Conclusion::InBacklog { since, cause: cause.into(), place: None, next: None };
-    // By what was logged, where no more is known.
+    // Without the state of the backlog, the logged reason counts.
     for (reason, remedy) in [
         ("breaker", Remedy::AwaitReceiver),
         ("retry_after", Remedy::AwaitReceiver),
@@ -210,7 +211,7 @@ fn what_is_in_a_backlog_says_what_holds_it_up_now() {
     let others = hold(Evidence { owner: &a, ..OF_B });
     check(others, in_backlog("paused"), Remedy::SetAccountBefore(Some("a".to_owned())));
 
-    // By its owner's row, where there is one.
+    // The state of the backlog takes precedence.
     let next = NOW + MINUTE;
     let seen = |cause: &str, until, count| BacklogSeen { cause: cause.into(), until, count };
     for (backlog, place, asked_at, remedy) in [
@@ -220,9 +221,9 @@ fn what_is_in_a_backlog_says_what_holds_it_up_now() {
             Some(next),
             Remedy::AwaitReceiver,
         ),
-        // It is over, or just so.
+        // The time has passed, or is now.
         (seen("rate", Some(NOW), Some((1, 0))), Some((1, 1)), None, Remedy::RaiseLimits),
-        // More came before it than there are: some left meanwhile.
+        // More deliveries were ahead of it than there are: some have left meanwhile.
         (seen("paused", None, Some((2, 5))), Some((6, 6)), None, Remedy::Resume),
         (seen("sulking", None, None), None, None, Remedy::AwaitReceiver),
     ] {
@@ -262,7 +263,7 @@ fn a_backlog_is_dropped_with_its_webhook() {
 }
 
 #[test]
-fn what_is_dead_comes_back_once_its_cause_is_gone() {
+fn a_dead_letter_is_replayed_once_its_cause_is_gone() {
     let replay = Remedy::Replay;
     let owner = of_a();
     for (reason, remedy) in [
@@ -289,14 +290,14 @@ fn what_is_dead_comes_back_once_its_cause_is_gone() {
         let logged = Evidence { entries: &entries, owner: &owner, ..NOTHING };
         let lies_there = Evidence { dead_letter: Some(&found), ..logged };
         check(lies_there, dead(LetterIs::There), remedy.clone());
-        // Without the log, the dead letter tells.
+        // Without the log, the dead letter says it.
         check(Evidence { entries: &[], ..lies_there }, dead(LetterIs::There), remedy.clone());
         let unknown = Evidence { dead_letters: DeadLettersSeen::NotAll, ..logged };
         check(unknown, dead(LetterIs::Unknown), remedy);
         check(logged, dead(LetterIs::Gone), Remedy::PublishUnlessReplayed);
         let gone = Evidence { dead_letters: DeadLettersSeen::QueueGone, ..logged };
         check(gone, dead(LetterIs::GoneWithQueue), Remedy::Publish);
-        // One that was found lies there, whatever else was not seen.
+        // A dead letter that was found is there, even if others couldn't be read.
         let found = Evidence { dead_letter: Some(&found), ..unknown };
         assert!(matches!(
             Diagnosis::of(found).conclusion,
@@ -306,7 +307,7 @@ fn what_is_dead_comes_back_once_its_cause_is_gone() {
 }
 
 #[test]
-fn what_is_dead_comes_back_only_to_a_webhook_that_is_there() {
+fn a_dead_letter_is_replayed_only_to_an_enabled_webhook() {
     for reason in ["exhausted", "refused", "orphaned", "other_account", "malformed", "sulked"] {
         let (entries, found) = ([died(reason)], letter(reason));
         for (evidence, remedy) in
@@ -316,7 +317,7 @@ fn what_is_dead_comes_back_only_to_a_webhook_that_is_there() {
             assert_eq!(Diagnosis::of(evidence).remedy, remedy, "{reason}");
         }
     }
-    // Nobody has said whose it is.
+    // The event names no account to which the webhook could be moved.
     let (entries, found) = ([died("other_account")], letter("other_account"));
     for owner in [&Owner::Nobody, &Owner::Unknown] {
         let evidence = Evidence { entries: &entries, dead_letter: Some(&found), owner, ..NOTHING };
@@ -325,7 +326,7 @@ fn what_is_dead_comes_back_only_to_a_webhook_that_is_there() {
 }
 
 #[test]
-fn a_dead_letter_that_the_broker_made_ends_the_wait_that_the_log_knows_of() {
+fn an_orphaned_dead_letter_overrides_the_wait_in_the_log() {
     let waiting = [waits(5)];
     let due = NOW + 5 * MINUTE;
     let state = |letter: &DeadLetter| {
@@ -336,16 +337,16 @@ fn a_dead_letter_that_the_broker_made_ends_the_wait_that_the_log_knows_of() {
     assert_eq!(state(&letter("orphaned")), dead(NOW - MINUTE, DeathCause::Orphaned));
     let undated = DeadLetter { dead_at: None, ..letter("orphaned") };
     assert_eq!(state(&undated), dead(due, DeathCause::Orphaned));
-    // It died before, and was replayed.
+    // It died earlier, and was replayed.
     let waits = Some(DeliveryState::Waiting { until: due, overdue: false });
     assert_eq!(state(&letter("exhausted")), waits);
-    // Of one without a date and an entry it is not known when.
+    // Without a date and an entry, the time of death is unknown, and the present counts.
     let evidence = Evidence { dead_letter: Some(&undated), ..NOTHING };
     assert_eq!(Diagnosis::of(evidence).state, dead(NOW, DeathCause::Orphaned));
 }
 
 #[test]
-fn what_was_dropped_is_not_kept() {
+fn a_dropped_delivery_has_to_be_published_again() {
     for (reason, why) in [
         ("deleted", ReadWord::Known(Dropped::Deleted)),
         ("disabled", ReadWord::Known(Dropped::Disabled)),
@@ -364,7 +365,7 @@ fn what_was_dropped_is_not_kept() {
 }
 
 #[test]
-fn what_needs_somebody_comes_first() {
+fn deliveries_that_need_action_come_first() {
     let late = LogEntry { at: 0, next_attempt_at: Some(1), ..entry(What::Failed) };
     let logged =
         [died("gone"), late, dropped("deleted"), waits(5), held("breaker"), entry(What::Delivered)];
@@ -375,7 +376,7 @@ fn what_needs_somebody_comes_first() {
 }
 
 #[test]
-fn an_event_is_whose_the_log_or_its_dead_letter_says_it_is() {
+fn the_log_or_the_dead_letter_says_which_account_owns_an_event() {
     let of = |account: &str| LogEntry { account: Some(account.to_owned()), ..entry(What::Failed) };
     let own = DeadLetter { account: Some("b".to_owned()), ..letter("gone") };
     let account = |account: &str| Owner::Account(account.to_owned());
@@ -387,7 +388,7 @@ fn an_event_is_whose_the_log_or_its_dead_letter_says_it_is() {
         (vec![entry(What::Failed)], Some(&own), None, account("b")),
         (vec![entry(What::Failed)], None, None, Owner::Nobody),
         (vec![entry(What::Failed)], None, earlier, Owner::Nobody),
-        // It was logged before it was logged whose events are.
+        // The entry is older than the log's accounts.
         (vec![entry(What::Failed)], None, later, Owner::Unknown),
         (vec![entry(What::Failed)], Some(&letter("gone")), later, Owner::Nobody),
     ] {
@@ -396,7 +397,7 @@ fn an_event_is_whose_the_log_or_its_dead_letter_says_it_is() {
 }
 
 #[test]
-fn a_webhook_is_kept_from_others_events_and_from_nobodys() {
+fn a_webhook_with_an_account_may_not_get_events_of_others_or_of_nobody() {
     for (owner, webhook, is_kept) in [
         (of_a(), None, false),
         (of_a(), Some("a"), false),
@@ -404,7 +405,7 @@ fn a_webhook_is_kept_from_others_events_and_from_nobodys() {
         (Owner::Nobody, None, false),
         (Owner::Nobody, Some("a"), true),
         (Owner::Unknown, Some("a"), false),
-        // As a database has it that lacks a character.
+        // This is the form in the log if the database's encoding lacks a character.
         (Owner::Account("%E6%97%A5".to_owned()), Some("日"), false),
         (Owner::Account("%E6%97%A5".to_owned()), Some("本"), true),
     ] {

@@ -1,13 +1,13 @@
-//! The body of an event, as far as it is read: whether it is sound JSON, and the members that name it.
+//! Reads the body of an event: checks that it is valid JSON, and takes the members that name the event.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-/// Counts brackets outside strings. If the text isn't JSON the result means nothing, and the parser
-/// reports the error afterwards.
+/// Whether arrays and objects are nested deeper than `limit`. It counts brackets outside strings. If the
+/// text isn't JSON, the result means nothing, and the parser reports the error afterwards.
 pub(super) fn deeper_than(text: &[u8], limit: usize) -> bool {
-    // Most events have fewer brackets in total, and counting them is ten times faster.
+    // Most events have fewer opening brackets in total, and counting those is ten times faster.
     if text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() <= limit {
         return false;
     }
@@ -31,7 +31,7 @@ pub(super) fn deeper_than(text: &[u8], limit: usize) -> bool {
     false
 }
 
-/// The members of the body that may name the event. The rest is only checked to be JSON.
+/// The members of the body that may name the event. All others are only checked to be JSON.
 #[derive(Default)]
 pub(super) struct Named {
     pub(super) id: Option<String>,
@@ -59,7 +59,7 @@ impl<'de> Visitor<'de> for NamedVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
         let mut named = Named::default();
-        // If a name is repeated, the last one counts, as in most parsers (RFC 8259, section 4).
+        // If a member is repeated, the last one counts, as in most parsers (RFC 8259, section 4).
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match &*key {
                 "id" => named.id = map.next_value::<Scalar>()?.text_or_integer(),
@@ -104,8 +104,8 @@ impl<'de> Deserialize<'de> for Scalar {
         // The raw text keeps every digit of integers beyond 64 bits.
         let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
         Ok(match raw.as_bytes() {
-            // Half of a surrogate pair is valid JSON but not valid text. The body may contain one; a
-            // name with one becomes this character, which is refused.
+            // Half of a surrogate pair is valid JSON but not valid text. The body may contain one, but a
+            // name may not: it becomes this character, which is refused.
             [b'"', ..] => Self::Text(serde_json::from_str(raw).unwrap_or_else(|_| "\u{1a}".into())),
             [b'-' | b'0'..=b'9', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
                 Self::Integer(raw.to_owned())

@@ -20,7 +20,7 @@ fn queues(names: &str) -> BTreeSet<String> {
     names.chars().map(String::from).collect()
 }
 
-/// The view of each instance. `served` has a text for each instance, and each letter is a queue.
+/// What each instance knows. `served` has a text for each instance, and each letter of it is a queue.
 fn fleet(served: &[&str]) -> Vec<Instances> {
     let alive: Vec<Instance> = (1..)
         .zip(served)
@@ -30,7 +30,7 @@ fn fleet(served: &[&str]) -> Vec<Instances> {
     alive.iter().map(of).collect()
 }
 
-/// How many requests each instance may have under way, the most first.
+/// How many requests each instance may have under way, the largest number first.
 fn most(fleet: &[Instances], webhook: u128, limits: Limits, known: Option<Duration>) -> Vec<u32> {
     let share = |one: &Instances| one.share(Uuid::from_u128(webhook), limits, known);
     let most = |limits: Limits| limits.max_in_flight.map_or(0, NonZeroU32::get);
@@ -40,7 +40,7 @@ fn most(fleet: &[Instances], webhook: u128, limits: Limits, known: Option<Durati
 }
 
 #[test]
-fn one_that_is_alone_has_all_of_it() {
+fn an_instance_that_is_alone_has_all_of_the_limits() {
     let limits = Limits { rate: rate("0.5").rate, ..in_flight(1) };
     for instances in [Instances::default(), fleet(&["ab"]).remove(0)] {
         assert!(!instances.are_several());
@@ -51,33 +51,33 @@ fn one_that_is_alone_has_all_of_it() {
 }
 
 #[test]
-fn what_has_no_limits_is_everybodys() {
+fn every_instance_sends_to_a_webhook_without_limits() {
     for one in fleet(&["ab", "b"]) {
         assert_eq!(one.share(Uuid::nil(), Limits::default(), LONG_AGO), Some(Limits::default()));
     }
 }
 
 #[test]
-fn each_has_a_part_while_there_is_one_for_each_and_else_one_has_all() {
+fn each_instance_has_a_part_if_the_limits_suffice_and_otherwise_one_has_all() {
     let three = fleet(&["ab", "ab", "ab"]);
     for (limit, expected) in
         [(9, [3, 3, 3]), (4, [2, 1, 1]), (3, [1, 1, 1]), (2, [2, 0, 0]), (1, [1, 0, 0])]
     {
         assert_eq!(most(&three, 7, in_flight(limit), None), expected, "{limit}");
     }
-    // Less than one per second each: the burst couldn't be shared.
+    // With less than one attempt per second each, the burst couldn't be shared.
     let sharers = |limits: Limits| {
         let has_some = |one: &&Instances| one.share(Uuid::nil(), limits, None).is_some();
         three.iter().filter(has_some).count()
     };
     assert_eq!([sharers(rate("3")), sharers(rate("2.9")), sharers(rate("0.1"))], [3, 1, 1]);
-    // Both limits have the same sender.
+    // The limit that can't be shared decides: the sender has all of both.
     let both = Limits { rate: rate("1").rate, ..in_flight(9) };
     assert_eq!(most(&three, 7, both, None), [9, 0, 0]);
 }
 
 #[test]
-fn who_consumes_its_backlog_has_all_of_it_once_the_others_are_done() {
+fn the_sender_has_all_of_the_limits_once_the_others_have_stopped_sending() {
     let three = fleet(&["ab", "ab", "ab"]);
     let known = |secs| Some(Duration::from_secs(secs));
     for (secs, expected) in [(0, 3), (12, 3), (13, 9), (3_600, 9)] {
@@ -92,11 +92,11 @@ fn who_consumes_its_backlog_has_all_of_it_once_the_others_are_done() {
 }
 
 #[test]
-fn where_queues_differ_each_has_a_sender_that_serves_it() {
+fn if_instances_serve_different_queues_each_queue_has_a_sender() {
     for webhook in 0..100 {
         let split = fleet(&["a", "b"]);
         assert_eq!(most(&split, webhook, in_flight(9), LONG_AGO), [5, 4]);
-        // More than the limit, because otherwise one queue would never be served.
+        // Together more than the limit, because otherwise one queue would never be served.
         assert_eq!(most(&split, webhook, in_flight(1), None), [1, 1]);
         let nested = fleet(&["a", "ab", "b"]);
         let shares = most(&nested, webhook, in_flight(9), LONG_AGO);
@@ -106,7 +106,7 @@ fn where_queues_differ_each_has_a_sender_that_serves_it() {
 }
 
 #[test]
-fn each_is_the_sender_of_about_as_many_and_few_get_another_when_one_comes() {
+fn senders_are_spread_evenly_and_few_webhooks_get_another_when_an_instance_joins() {
     let sender = |fleet: &[Instances], webhook: u128| {
         let webhook = Uuid::from_u128(webhook * 0x1_0001);
         fleet.iter().position(|one| one.share(webhook, in_flight(1), None).is_some())
@@ -120,7 +120,7 @@ fn each_is_the_sender_of_about_as_many_and_few_get_another_when_one_comes() {
         let after = sender(&four, webhook).expect("one");
         counts[before] += 1;
         if after != before {
-            assert_eq!(after, 3, "to the new one only");
+            assert_eq!(after, 3, "only the new instance takes over");
             moved += 1;
         }
     }
@@ -138,7 +138,7 @@ fn the_order_is_the_same_in_every_version() {
 
 proptest! {
     #[test]
-    fn whoever_asks_how_often_together_they_keep_a_rate_and_its_burst(
+    fn all_instances_together_keep_the_rate_and_its_burst(
         count in 1_usize..5,
         more in 0_u32..20,
         asks in prop::collection::vec((0_u64..100, 0_usize..5), 1..300),
@@ -153,14 +153,14 @@ proptest! {
             while allowances[instance % count].ask(share, 0, None, now).is_ok() {
                 made += 1.0;
             }
-            // It began at one second, with a burst of one.
+            // The clock began at one second, with the burst of that second saved up.
             let most = f64::from(per_second) * now.as_secs_f64();
             prop_assert!(made <= most + 0.001, "{} after {:?}", made, now);
         }
     }
 
     #[test]
-    fn together_they_keep_a_limit_and_nothing_is_left_without_a_sender(
+    fn all_instances_together_keep_the_limits_and_every_queue_has_a_sender(
         served in prop::collection::vec("[abc]{1,3}", 1..6),
         webhook in any::<u128>(),
         limit in 1_u32..12,
@@ -186,7 +186,7 @@ proptest! {
         }
         let sum: u32 =
             shares.iter().flatten().filter_map(|it| it.max_in_flight).map(NonZeroU32::get).sum();
-        // All of the limit is used and no more, except that each of several senders has at least one
+        // Together they have exactly the limit, except that each of several senders has at least one
         // request.
         prop_assert_eq!(sum, limit.max(u32::try_from(senders).expect("few")));
         if are_alike {
@@ -198,7 +198,7 @@ proptest! {
         for share in shares.iter().flatten() {
             prop_assert_eq!(share.rate, limits.part(0, senders).rate);
         }
-        // Each queue of a backlog has a consumer that may send.
+        // Each queue is served by an instance that may send.
         for queue in all_served.iter().flatten() {
             let serves = |(share, served): (&Option<Limits>, &BTreeSet<String>)| {
                 share.is_some() && served.contains(queue)

@@ -1,10 +1,11 @@
 //! The rules one by one, then random sequences.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
 use crate::domain::limits::Limits;
@@ -33,11 +34,11 @@ fn intake(capacity: usize) -> Intake {
     Intake::new(Pace::new([capacity], breaker, 1_000), [capacity])
 }
 
-/// All of these webhooks have answered.
+/// The receivers of these webhooks have answered already.
 fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Intake {
     let mut intake = intake(capacity);
     for webhook in webhooks {
-        let attempt = begins(&mut intake, by(webhook), Who::Fresh);
+        let attempt = begins(&mut intake, by(webhook), DeliveryKind::Fresh);
         deliver(&mut intake, attempt);
     }
     intake
@@ -49,87 +50,91 @@ fn deliver(intake: &mut Intake, attempt: Attempt) -> Called {
 }
 
 #[track_caller]
-fn begins(intake: &mut Intake, ask: Ask, who: Who) -> Attempt {
-    match intake.ask(ask, who, false, ms(1)) {
+fn begins(intake: &mut Intake, ask: Ask, kind: DeliveryKind) -> Attempt {
+    match intake.ask(ask, kind, false, ms(1)) {
         (Ok(Intent::Begins(attempt)), called) if called.is_empty() => attempt,
         other => panic!("{other:?}"),
     }
 }
 
 #[track_caller]
-fn waits(intake: &mut Intake, ask: Ask, who: Who) -> Number {
-    match intake.ask(ask, who, false, ms(1)) {
+fn waits(intake: &mut Intake, ask: Ask, kind: DeliveryKind) -> WaiterNumber {
+    match intake.ask(ask, kind, false, ms(1)) {
         (Ok(Intent::Waits(number)), called) if called.is_empty() => number,
         other => panic!("{other:?}"),
     }
 }
 
 #[track_caller]
-fn enters(intake: &mut Intake, ask: Ask, who: Who) -> (Hold, EntryTicket) {
-    match intake.ask(ask, who, false, ms(1)) {
+fn enters(intake: &mut Intake, ask: Ask, kind: DeliveryKind) -> (Hold, EntryTicket) {
+    match intake.ask(ask, kind, false, ms(1)) {
         (Err(Refusal { hold, entry: Some(entry) }), called) if called.is_empty() => (hold, entry),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn what_waits_for_another_request_begins_in_its_order_when_that_ends() {
+fn deliveries_that_wait_for_another_request_begin_in_order_when_it_ends() {
     let mut intake = proven(64, [1]);
-    let first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
-    let second = waits(&mut intake, one_at_a_time(1), Who::Fresh);
-    let third = waits(&mut intake, one_at_a_time(1), Who::Fresh);
+    let first = begins(&mut intake, one_at_a_time(1), DeliveryKind::Fresh);
+    let second = waits(&mut intake, one_at_a_time(1), DeliveryKind::Fresh);
+    let third = waits(&mut intake, one_at_a_time(1), DeliveryKind::Fresh);
     let mut called = deliver(&mut intake, first);
     let (number, began) = called.pop().expect("the second");
     assert_eq!((number, called.len()), (second, 0));
     let called = deliver(&mut intake, began.expect("an attempt"));
     assert_eq!(called.first().map(|(number, _)| *number), Some(third));
-    assert!(!intake.has_waiting() && !intake.is_in_use((0, Uuid::from_u128(1))));
+    assert!(!intake.has_waiting() && !intake.contents.is_in_use((0, Uuid::from_u128(1))));
 }
 
 #[test]
-fn who_has_waited_for_long_enough_goes_to_the_backlog_and_those_behind_it_too() {
+fn a_delivery_that_has_waited_long_enough_enters_the_backlog_with_all_that_keep_the_order() {
     let mut intake = proven(64, [1]);
-    let _first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
-    let waiting = [(); 3].map(|()| waits(&mut intake, one_at_a_time(1), Who::Fresh));
-    let retry = waits(&mut intake, one_at_a_time(1), Who::Retry);
-    // If another thread's clock is ahead, that doesn't matter.
+    let _first = begins(&mut intake, one_at_a_time(1), DeliveryKind::Fresh);
+    let waiting = [(); 3].map(|()| waits(&mut intake, one_at_a_time(1), DeliveryKind::Fresh));
+    let retry = waits(&mut intake, one_at_a_time(1), DeliveryKind::Retry);
+    // It makes no difference that another thread's clock may be ahead.
     let called = intake.give_up(waiting[1], ms(100));
     assert_eq!(called.iter().map(|(number, _)| *number).collect::<Vec<_>>(), waiting);
     let entries = called.into_iter().map(|(_, answer)| answer.expect_err("it enters").entry);
     for (at, entry) in entries.enumerate() {
         let entry = entry.expect("a place");
-        assert!(intake.is_next(entry), "number {at}");
-        intake.entered(entry, true);
+        assert!(intake.contents.is_next(entry), "number {at}");
+        intake.contents.note_entered(entry, true);
     }
-    assert!(intake.has_waiting(), "the retry is in no order");
+    assert!(intake.has_waiting(), "a retry keeps no order");
     let hold = Hold::Limit(Limit::InFlight, ms(0));
-    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, hold, "what holds up those before it");
+    assert_eq!(
+        enters(&mut intake, by(1), DeliveryKind::Fresh).0,
+        hold,
+        "the reason of those before it"
+    );
     assert_eq!(intake.give_up(retry, ms(100)).len(), 1);
     assert!(intake.give_up(retry, ms(100)).is_empty());
 }
 
 #[test]
-fn few_wait_and_one_more_takes_them_all_to_the_backlog() {
+fn few_deliveries_wait_and_one_too_many_sends_them_all_to_the_backlog() {
     let mut intake = proven(64, [1, 2]);
-    let _first = begins(&mut intake, one_at_a_time(1), Who::Fresh);
+    let _first = begins(&mut intake, one_at_a_time(1), DeliveryKind::Fresh);
     for _ in 0..MOST_EACH {
-        waits(&mut intake, one_at_a_time(1), Who::Fresh);
+        waits(&mut intake, one_at_a_time(1), DeliveryKind::Fresh);
     }
-    let _other = begins(&mut intake, one_at_a_time(2), Who::Fresh);
-    waits(&mut intake, one_at_a_time(2), Who::Fresh);
-    let (answer, called) = intake.ask(one_at_a_time(1), Who::Fresh, false, ms(1));
+    let _other = begins(&mut intake, one_at_a_time(2), DeliveryKind::Fresh);
+    waits(&mut intake, one_at_a_time(2), DeliveryKind::Fresh);
+    let (answer, called) = intake.ask(one_at_a_time(1), DeliveryKind::Fresh, false, ms(1));
     assert_eq!(called.len(), MOST_EACH);
     let last = answer.expect_err("it enters").entry.expect("a place");
-    assert!(!intake.is_next(last));
+    assert!(!intake.contents.is_next(last));
 }
 
 #[test]
-fn a_prompt_receiver_waits_for_a_place_and_nothing_overtakes_it() {
+fn deliveries_to_a_prompt_receiver_wait_for_a_place_and_keep_their_order() {
     let mut intake = proven(1, [1, 2]);
-    let first = begins(&mut intake, by(1), Who::Fresh);
-    let second = waits(&mut intake, by(2), Who::Fresh);
-    let third = waits(&mut intake, by(2), Who::Fresh);
-    assert!(intake.give_up(second, ms(100)).is_empty(), "it waits on");
+    let first = begins(&mut intake, by(1), DeliveryKind::Fresh);
+    let second = waits(&mut intake, by(2), DeliveryKind::Fresh);
+    let third = waits(&mut intake, by(2), DeliveryKind::Fresh);
+    assert!(intake.give_up(second, ms(100)).is_empty(), "it continues to wait");
     let mut called = deliver(&mut intake, first);
     let (number, began) = called.pop().expect("the second");
     assert_eq!((number, called.len()), (second, 0));
@@ -138,47 +143,51 @@ fn a_prompt_receiver_waits_for_a_place_and_nothing_overtakes_it() {
 }
 
 #[test]
-fn new_ones_go_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
+fn new_deliveries_queue_behind_a_backlog_until_it_is_empty_and_retries_do_not() {
     let mut intake = proven(64, [1]);
     let key = (0, Uuid::from_u128(1));
-    intake.found(key);
-    let (hold, entry) = enters(&mut intake, by(1), Who::Fresh);
+    intake.contents.note_found(key);
+    let (hold, entry) = enters(&mut intake, by(1), DeliveryKind::Fresh);
     assert_eq!(hold, Hold::Behind);
-    let last = intake.last(key);
-    assert!(!intake.is_emptied(key, last), "one is on its way there");
-    intake.entered(entry, true);
-    let retry = begins(&mut intake, by(1), Who::Retry);
+    let last = intake.contents.last_entry(key);
+    assert!(!intake.contents.note_empty(key, last), "one is on its way there");
+    intake.contents.note_entered(entry, true);
+    let retry = begins(&mut intake, by(1), DeliveryKind::Retry);
     deliver(&mut intake, retry);
-    assert!(!intake.is_emptied(key, last - 1), "it came after the broker was asked");
-    assert!(intake.is_emptied(key, last));
-    let (hold, entry) = match intake.ask(by(1), Who::Fresh, true, ms(1)).0 {
+    assert!(!intake.contents.note_empty(key, last - 1), "it entered after the broker was asked");
+    assert!(intake.contents.note_empty(key, last));
+    let (hold, entry) = match intake.ask(by(1), DeliveryKind::Fresh, true, ms(1)).0 {
         Err(Refusal { hold, entry: Some(entry) }) => (hold, entry),
         other => panic!("{other:?}"),
     };
     assert_eq!(hold, Hold::Paused);
-    intake.entered(entry, true);
-    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Paused, "as the first is held");
+    intake.contents.note_entered(entry, true);
+    assert_eq!(
+        enters(&mut intake, by(1), DeliveryKind::Fresh).0,
+        Hold::Paused,
+        "the reason of the first"
+    );
     for _ in 0..2 {
         let begun = intake.ask_head(head(by(1)), true, ms(1));
         let Ok(Intent::Begins(attempt)) = begun else { panic!("{begun:?}") };
         deliver(&mut intake, attempt);
     }
-    assert!(intake.is_in_use(key), "one is on its way there still");
+    assert!(intake.contents.is_in_use(key), "one is still on its way there");
 }
 
-/// A backlog of deliveries that had waited long enough for their receiver's share, and one of its
-/// requests that is under way.
+/// A backlog of two deliveries that have waited long enough, because their receiver had used up its
+/// share, and a request to that receiver which is under way.
 fn with_a_short_backlog(webhook: u128) -> (Intake, Vec<EntryTicket>, Attempt) {
     let mut intake = proven(2, [webhook]);
-    let first = begins(&mut intake, by(webhook), Who::Fresh);
-    let waiting = [(); 2].map(|()| waits(&mut intake, by(webhook), Who::Fresh));
+    let first = begins(&mut intake, by(webhook), DeliveryKind::Fresh);
+    let waiting = [(); 2].map(|()| waits(&mut intake, by(webhook), DeliveryKind::Fresh));
     let called = intake.give_up(waiting[0], ms(100));
-    let entry = |(_, answer): (Number, Result<Attempt, Refusal>)| {
+    let entry = |(_, answer): (WaiterNumber, Result<Attempt, Refusal>)| {
         answer.expect_err("it enters").entry.expect("a place")
     };
     let entries: Vec<_> = called.into_iter().map(entry).collect();
     assert_eq!(entries.len(), 2);
-    entries.iter().for_each(|entry| intake.entered(*entry, true));
+    entries.iter().for_each(|entry| intake.contents.note_entered(*entry, true));
     (intake, entries, first)
 }
 
@@ -191,82 +200,86 @@ fn head_begins(intake: &mut Intake, webhook: u128) -> Attempt {
 }
 
 #[test]
-fn many_wait_for_a_brisk_receiver_and_nobody_enters() {
+fn many_deliveries_wait_for_a_brisk_receiver_and_none_enters_a_backlog() {
     let mut intake = proven(2, [1]);
-    let first = begins(&mut intake, by(1), Who::Fresh);
-    let waiting = [(); 3 * MOST_EACH].map(|()| waits(&mut intake, by(1), Who::Fresh));
+    let first = begins(&mut intake, by(1), DeliveryKind::Fresh);
+    let waiting = [(); 3 * MOST_EACH].map(|()| waits(&mut intake, by(1), DeliveryKind::Fresh));
     let called = deliver(&mut intake, first);
     assert_eq!(called.iter().map(|(number, _)| *number).collect::<Vec<_>>(), waiting[..1]);
-    // The receiver has taken nothing for a second.
-    let (answer, called) = intake.ask(by(1), Who::Fresh, false, ms(1_002));
+    // The receiver hasn't accepted anything for a second.
+    let (answer, called) = intake.ask(by(1), DeliveryKind::Fresh, false, ms(1_002));
     assert!(answer.is_err());
     assert_eq!(called.len(), waiting.len() - 1);
 }
 
 #[test]
-fn what_comes_behind_a_short_backlog_of_a_brisk_receiver_begins_when_that_is_empty() {
+fn deliveries_behind_a_short_backlog_of_a_brisk_receiver_begin_when_it_is_empty() {
     let (mut intake, _, first) = with_a_short_backlog(1);
-    let waiting = [(); 2 * MOST_EACH].map(|()| waits(&mut intake, by(1), Who::Fresh));
-    assert!(deliver(&mut intake, first).is_empty(), "others come first");
+    let waiting = [(); 2 * MOST_EACH].map(|()| waits(&mut intake, by(1), DeliveryKind::Fresh));
+    assert!(deliver(&mut intake, first).is_empty(), "the backlog comes first");
     for _ in 0..2 {
         let attempt = head_begins(&mut intake, 1);
         let called = deliver(&mut intake, attempt);
         let began = called.iter().map(|(number, _)| *number).collect::<Vec<_>>();
-        let expected = if intake.is_in_use((0, Uuid::from_u128(1))) { 0 } else { 1 };
+        let expected = if intake.contents.is_in_use((0, Uuid::from_u128(1))) { 0 } else { 1 };
         assert_eq!(began, waiting[..expected]);
     }
 }
 
 #[test]
-fn what_comes_behind_a_backlog_does_not_wait_for_long_nor_for_one_that_lasts() {
+fn deliveries_do_not_wait_behind_a_backlog_that_is_long_unknown_or_limited() {
     let (mut intake, entries, _) = with_a_short_backlog(1);
     for _ in entries.len()..=SHORT * 2 {
-        let waiting = waits(&mut intake, by(1), Who::Fresh);
+        let waiting = waits(&mut intake, by(1), DeliveryKind::Fresh);
         assert_eq!(intake.give_up(waiting, ms(100)).len(), 1, "it enters");
     }
-    // One more than the receiver takes soon.
-    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Share);
+    // The backlog isn't short any more.
+    assert_eq!(enters(&mut intake, by(1), DeliveryKind::Fresh).0, Hold::Share);
 
     let (mut intake, ..) = with_a_short_backlog(1);
-    intake.found((0, Uuid::from_u128(1)));
-    assert_eq!(enters(&mut intake, by(1), Who::Fresh).0, Hold::Share, "nobody knows what it holds");
+    intake.contents.note_found((0, Uuid::from_u128(1)));
+    assert_eq!(
+        enters(&mut intake, by(1), DeliveryKind::Fresh).0,
+        Hold::Share,
+        "its contents are unknown"
+    );
 
     let mut intake = proven(4, [1]);
-    let [first, _second] = [(); 2].map(|()| begins(&mut intake, by(1), Who::Fresh));
-    let waiting = waits(&mut intake, by(1), Who::Fresh);
+    let [first, _second] = [(); 2].map(|()| begins(&mut intake, by(1), DeliveryKind::Fresh));
+    let waiting = waits(&mut intake, by(1), DeliveryKind::Fresh);
     assert_eq!(intake.give_up(waiting, ms(100)).len(), 1);
-    waits(&mut intake, by(1), Who::Fresh);
+    waits(&mut intake, by(1), DeliveryKind::Fresh);
     deliver(&mut intake, first);
     let hold = Hold::Limit(Limit::InFlight, ms(0));
     assert_eq!(intake.ask_head(head(one_at_a_time(1)), true, ms(1)), Err(hold));
-    let (answer, called) = intake.ask(by(1), Who::Fresh, false, ms(1));
-    assert_eq!(answer.expect_err("that is its webhook's wish").hold, hold);
+    let (answer, called) = intake.ask(by(1), DeliveryKind::Fresh, false, ms(1));
+    assert_eq!(answer.expect_err("its webhook has a limit").hold, hold);
     assert_eq!(called.len(), 1);
 
     let (mut intake, ..) = with_a_short_backlog(1);
-    let (answer, _) = intake.ask(by(1), Who::Fresh, false, ms(1_002));
-    assert!(answer.is_err(), "it has taken nothing for a second");
+    let (answer, _) = intake.ask(by(1), DeliveryKind::Fresh, false, ms(1_002));
+    assert!(answer.is_err(), "the receiver hasn't accepted anything for a second");
 }
 
 #[test]
-fn what_does_not_get_there_leaves_no_trace() {
+fn a_delivery_that_does_not_enter_its_backlog_leaves_no_trace() {
     let mut intake = proven(64, [1]);
-    intake.found((0, Uuid::from_u128(1)));
-    let (_, entry) = enters(&mut intake, by(1), Who::Fresh);
-    intake.entered(entry, false);
-    assert!(intake.is_in_use((0, Uuid::from_u128(1))));
+    intake.contents.note_found((0, Uuid::from_u128(1)));
+    let (_, entry) = enters(&mut intake, by(1), DeliveryKind::Fresh);
+    intake.contents.note_entered(entry, false);
+    assert!(intake.contents.is_in_use((0, Uuid::from_u128(1))));
     let key = (0, Uuid::from_u128(1));
-    assert!(intake.is_emptied(key, intake.last(key)));
-    let _ = begins(&mut intake, by(1), Who::Fresh);
+    assert!(intake.contents.note_empty(key, intake.contents.last_entry(key)));
+    let _ = begins(&mut intake, by(1), DeliveryKind::Fresh);
 }
 
 /// A delivery's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
-    Waits(Number),
+    Waits(WaiterNumber),
     Enters(EntryTicket),
     IsInBacklog,
-    WaitsAsHead(Number),
+    WaitsAsHead(WaiterNumber),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -289,13 +302,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Deliveries by number, in the order of arrival.
+/// A model of deliveries and backlogs.
 #[derive(Default)]
 struct World {
+    /// The deliveries that haven't begun, in the order of arrival: webhook, whether it is a retry, state.
     doing: BTreeMap<usize, (u128, bool, Doing)>,
     under_way: Vec<Attempt>,
     backlogs: HashMap<u128, VecDeque<usize>>,
-    /// The deliveries that were never attempted before, in the order in which they began.
+    /// For each webhook, its deliveries that were never attempted before, in the order in which they began.
     begun: HashMap<u128, Vec<usize>>,
     count: usize,
 }
@@ -333,30 +347,30 @@ impl World {
 }
 
 #[test]
-fn what_is_put_into_a_backlog_that_another_instance_consumes_is_not_ours_to_count() {
+fn deliveries_in_a_backlog_that_another_instance_consumes_are_not_counted() {
     let mut intake = proven(64, [1]);
     let key = (0, Uuid::from_u128(1));
     let enters = |intake: &mut Intake| {
-        let (refused, _) = intake.ask(by(1), Who::Fresh, true, ms(1));
+        let (refused, _) = intake.ask(by(1), DeliveryKind::Fresh, true, ms(1));
         refused.expect_err("it is paused").entry.expect("a place")
     };
     let before = enters(&mut intake);
-    intake.found(key);
-    intake.set_elsewhere(key, true);
-    assert!(intake.is_in_use(key), "one is on its way there");
-    intake.entered(before, true);
-    assert!(!intake.is_in_use(key));
+    intake.contents.note_found(key);
+    intake.contents.set_elsewhere(key, true);
+    assert!(intake.contents.is_in_use(key), "one is on its way there");
+    intake.contents.note_entered(before, true);
+    assert!(!intake.contents.is_in_use(key));
     let (first, second) = (enters(&mut intake), enters(&mut intake));
-    assert!(intake.is_next(first) && !intake.is_next(second));
-    intake.entered(first, true);
-    intake.set_elsewhere(key, false);
-    intake.entered(second, true);
-    assert!(intake.is_in_use(key), "it is ours again");
+    assert!(intake.contents.is_next(first) && !intake.contents.is_next(second));
+    intake.contents.note_entered(first, true);
+    intake.contents.set_elsewhere(key, false);
+    intake.contents.note_entered(second, true);
+    assert!(intake.contents.is_in_use(key), "it is ours again");
 }
 
 proptest! {
-    /// However deliveries come, wait and enter: those never attempted begin in their order, and none is
-    /// forgotten.
+    /// Deliveries that were never attempted begin in the order in which they came, however they wait and
+    /// enter backlogs, and no delivery is forgotten.
     #[test]
     fn deliveries_begin_in_the_order_in_which_they_came(
         capacity in 1_usize..6, ops in prop::collection::vec(op(), 1..120),
@@ -368,8 +382,8 @@ proptest! {
                 Op::Comes(webhook, is_retry, is_paused) => {
                     let delivery = world.count;
                     world.count += 1;
-                    let who = if is_retry { Who::Retry } else { Who::Fresh };
-                    let (answer, called) = intake.ask(by(webhook), who, is_paused, ms(1));
+                    let kind = if is_retry { DeliveryKind::Retry } else { DeliveryKind::Fresh };
+                    let (answer, called) = intake.ask(by(webhook), kind, is_paused, ms(1));
                     world.note(called);
                     let doing = match answer {
                         Ok(Intent::Begins(attempt)) => {
@@ -402,13 +416,13 @@ proptest! {
                 Op::Publishes => {
                     let mut all = world.doing.iter().rev();
                     let next = all.find_map(|(delivery, (webhook, _, doing))| match doing {
-                        Doing::Enters(entry) if intake.is_next(*entry) => {
+                        Doing::Enters(entry) if intake.contents.is_next(*entry) => {
                             Some((*delivery, *webhook, *entry))
                         }
                         _ => None,
                     });
                     if let Some((delivery, webhook, entry)) = next {
-                        intake.entered(entry, true);
+                        intake.contents.note_entered(entry, true);
                         world.backlogs.entry(webhook).or_default().push_back(delivery);
                         let at = world.doing.get_mut(&delivery).expect("it enters");
                         at.2 = Doing::IsInBacklog;
@@ -441,7 +455,7 @@ proptest! {
             let waiting = world.doing.values().filter(|(.., doing)| {
                 matches!(doing, Doing::Waits(_) | Doing::WaitsAsHead(_))
             });
-            let numbers: BTreeSet<Number> = waiting.map(|(.., doing)| match doing {
+            let numbers: BTreeSet<WaiterNumber> = waiting.map(|(.., doing)| match doing {
                 Doing::Waits(number) | Doing::WaitsAsHead(number) => *number,
                 _ => 0,
             }).collect();
@@ -450,7 +464,7 @@ proptest! {
                 let there = world.doing.values().any(|(other, _, doing)| {
                     *other == webhook && !matches!(doing, Doing::Waits(_))
                 });
-                prop_assert_eq!(there, intake.is_in_use((0, Uuid::from_u128(webhook))));
+                prop_assert_eq!(there, intake.contents.is_in_use((0, Uuid::from_u128(webhook))));
             }
         }
     }

@@ -1,9 +1,9 @@
 //! One queue's capacity and how it is shared.
 //!
 //! A share is a dynamic threshold, as switches use it to share packet memory (Choudhury and Hahne,
-//! *Dynamic Queue Length Thresholds for Shared-Memory Packet Switches*, 1998): whoever has less than
-//! what is free gets more. So one that takes all it can has half of the capacity, k of them have 1/(k+1)
-//! each, and as much is always free for the next one.
+//! *Dynamic Queue Length Thresholds for Shared-Memory Packet Switches*, 1998): a webhook gets another
+//! place while it has fewer places than are free. So one webhook that takes all it can get has half of
+//! the capacity, k such webhooks have 1/(k+1) each, and the same share is always free for the next one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,11 +15,11 @@ use crate::domain::webhook::Group;
 /// One queue's capacity, and the requests that use it.
 #[derive(Clone, Debug)]
 pub(super) struct Capacity {
-    /// The most requests that may be under way.
+    /// How many requests may be under way.
     most: usize,
     /// All requests under way.
     total: RequestCounts,
-    /// The requests of each group that has any.
+    /// The requests under way of each group that has any.
     groups: HashMap<Group, RequestCounts>,
 }
 
@@ -27,9 +27,9 @@ pub(super) struct Capacity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RequestCounts {
     pub(super) all: usize,
-    /// Of these, to slow receivers.
+    /// Those to slow receivers.
     pub(super) slow: usize,
-    /// Of these, to unproven receivers.
+    /// Those to unproven receivers.
     pub(super) unproven: usize,
 }
 
@@ -66,8 +66,8 @@ impl Capacity {
         self.total.all >= self.most
     }
 
-    /// Whether a request to a receiver of this class and group may begin, while it has `under_way`. If
-    /// the queue is full: whether it might begin if one place were free.
+    /// Checks whether another request may begin to a receiver of this class and group that has
+    /// `under_way` requests. If the queue is full, checks whether it could begin with one free place.
     pub(super) fn check(&self, class: Class, group: Group, under_way: usize) -> Result<(), Hold> {
         let most = self.most;
         let free = (most - self.total.all.min(most)).max(1);
@@ -79,7 +79,7 @@ impl Capacity {
         if of_group.all >= 3 * free {
             return Err(Hold::Group);
         }
-        // The parts of a small capacity are rounded up: half of a capacity of one is still one request.
+        // Parts of a small capacity are rounded up: half of a capacity of one is one request.
         let for_others = most - part(most, 4).min(most - 1);
         let left_to_others = for_others.saturating_sub(slow + unproven);
         match class {
@@ -97,14 +97,14 @@ impl Capacity {
         }
     }
 
-    /// A request begins.
+    /// Takes a place for a request that begins.
     pub(super) fn take(&mut self, class: Class, group: Group) {
         self.total.add(class);
         self.groups.entry(group).or_default().add(class);
     }
 
-    /// A request that was counted with this class ends.
-    pub(super) fn give(&mut self, class: Class, group: Group) {
+    /// Frees the place of a request that was counted with this class.
+    pub(super) fn free(&mut self, class: Class, group: Group) {
         self.total.remove(class);
         if let Entry::Occupied(mut counts) = self.groups.entry(group) {
             counts.get_mut().remove(class);
@@ -124,8 +124,8 @@ fn part(most: usize, divisor: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// How many requests begin if each of these receivers asks in turn until none gets one, and how many
-    /// places are left.
+    /// How many requests each of these receivers gets if they ask in turn until none gets another, and
+    /// how many places are left.
     fn shared(most: usize, receivers: &[(Class, Group)]) -> (Vec<usize>, usize) {
         let mut capacity = Capacity::new(most);
         let mut under_way = vec![0; receivers.len()];
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn one_gets_half_and_k_a_k_plus_first_part_each() {
+    fn k_webhooks_get_a_share_of_one_in_k_plus_one_each() {
         assert_eq!(shared(64, &groups(Class::Prompt, 1)), (vec![32], 32));
         assert_eq!(shared(64, &groups(Class::Prompt, 3)), (vec![16; 3], 16));
         let (under_way, left) = shared(64, &groups(Class::Prompt, 20));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slow_have_half_of_it_and_with_the_unproven_three_quarters() {
+    fn slow_receivers_get_half_and_slow_and_unproven_together_three_quarters() {
         let (under_way, left) = shared(64, &groups(Class::Slow, 100));
         assert_eq!((under_way.iter().sum::<usize>(), left), (32, 32));
         let (under_way, left) = shared(64, &groups(Class::Unproven, 100));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_group_leaves_as_much_to_the_others_as_it_has_of_each_class() {
+    fn one_group_leaves_part_of_each_class_to_the_other_groups() {
         let one = |class, count| vec![(class, Group::of("one")); count];
         assert_eq!(shared(64, &one(Class::Slow, 100)).1, 64 - 16);
         assert_eq!(shared(64, &one(Class::Unproven, 100)).1, 64 - 24);
@@ -198,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_is_free_again_and_leaves_nothing_behind() {
+    fn a_request_that_ends_frees_its_place_and_its_group() {
         let mut capacity = Capacity::new(2);
         let group = Group::of("a");
         for class in [Class::Slow, Class::Unproven, Class::Prompt] {
             capacity.take(class, group);
-            capacity.give(class, group);
+            capacity.free(class, group);
         }
         assert_eq!(capacity.total, RequestCounts::default());
         assert!(capacity.groups.is_empty());

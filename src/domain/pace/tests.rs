@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use super::*;
 use crate::domain::instances::Instance;
+use crate::domain::limits::Limit;
 use crate::domain::outcome::Reason;
 
 /// The only queue in most of these tests.
@@ -24,7 +25,7 @@ fn id(webhook: u128) -> Uuid {
     Uuid::from_u128(webhook)
 }
 
-/// For a webhook with a group of its own.
+/// A request for an attempt to a webhook with a group of its own.
 fn by(webhook: u128) -> Ask {
     let group = Group::of(&webhook.to_string());
     Ask { queue: QUEUE, webhook: id(webhook), group, limits: Limits::default(), is_head: false }
@@ -89,7 +90,7 @@ impl Subject {
         self.pace.end(attempt, ended, 0.0, self.now)
     }
 
-    /// With receivers that have answered already.
+    /// One queue, and webhooks whose receivers have answered already.
     #[track_caller]
     fn proven(capacity: usize, webhooks: impl IntoIterator<Item = u128>) -> Self {
         let mut subject = Self::new(capacity);
@@ -100,7 +101,7 @@ impl Subject {
         subject
     }
 
-    /// A number of attempts that fail at once, at this interval.
+    /// Makes a number of attempts at this interval, each of which fails at once.
     #[track_caller]
     fn fail_times(&mut self, times: u32, gap: u64) -> Option<Transition> {
         let mut last = None;
@@ -123,7 +124,7 @@ fn an_unproven_receiver_has_one_request_under_way_until_its_first_answer() {
     assert_eq!(subject.hold(by(1)), Some(Hold::Unproven));
     assert_eq!(subject.hold(by(2)), None);
     subject.after(3).fail(first);
-    assert_eq!(subject.class(1), Class::Prompt, "a failure that comes soon is an answer");
+    assert_eq!(subject.class(1), Class::Prompt, "a quick failure counts as an answer");
     let _ = subject.begin(by(1));
     assert_eq!(subject.hold(by(1)), None);
 }
@@ -134,8 +135,8 @@ fn a_request_that_takes_over_a_second_makes_its_receiver_slow_and_counts_as_such
     let attempts = [subject.begin(by(1)), subject.after(500).begin(by(1))];
     subject.after(500);
     let counts = |subject: &mut Subject| subject.pace.in_use(QUEUE, subject.now).map(|(_, n)| n);
-    assert_eq!(counts(&mut subject), [2, 0, 0], "not over a second");
-    assert_eq!(counts(subject.after(1)), [1, 0, 1], "the second one has begun later");
+    assert_eq!(counts(&mut subject), [2, 0, 0], "neither takes over a second yet");
+    assert_eq!(counts(subject.after(1)), [1, 0, 1], "the second one began later");
     assert_eq!(subject.class(1), Class::Slow);
     for attempt in attempts {
         subject.deliver(attempt);
@@ -175,15 +176,15 @@ fn one_account_has_three_quarters_however_many_webhooks_it_has() {
 }
 
 #[test]
-fn who_only_finds_every_place_taken_waits_for_one_and_the_first_is_called_first() {
+fn deliveries_wait_for_a_free_place_and_are_called_in_order() {
     let mut subject = Subject::proven(2, 1..6);
     let attempts = [subject.begin(by(1)), subject.begin(by(2))];
     let tickets = [3, 4, 5].map(|webhook| subject.waits(by(webhook)));
     assert_eq!(subject.hold(by(1)), Some(Hold::Share), "it has one already");
-    assert_eq!(subject.hold(by(9)), Some(Hold::Full), "nobody waits for who has not answered yet");
+    assert_eq!(subject.hold(by(9)), Some(Hold::Full), "an unproven receiver doesn't wait");
     assert_eq!(subject.pace.call_next(subject.now), None);
-    assert!(subject.pace.leave(tickets[1]));
-    assert!(!subject.pace.leave(tickets[1]));
+    assert!(subject.pace.stop_waiting(tickets[1]));
+    assert!(!subject.pace.stop_waiting(tickets[1]));
     for attempt in attempts {
         subject.deliver(attempt);
     }
@@ -196,7 +197,7 @@ fn who_only_finds_every_place_taken_waits_for_one_and_the_first_is_called_first(
 }
 
 #[test]
-fn who_waited_is_refused_if_something_else_has_come_in_its_way() {
+fn a_waiting_delivery_is_refused_if_there_is_another_reason_when_it_is_called() {
     let mut subject = Subject::proven(2, [1, 2, 3]);
     let _ = subject.begin(by(1));
     let other = subject.begin(by(2));
@@ -212,7 +213,7 @@ fn who_waited_is_refused_if_something_else_has_come_in_its_way() {
 }
 
 #[test]
-fn queues_share_no_capacity_but_what_is_known_of_a_receiver() {
+fn queues_share_the_state_of_receivers_but_no_capacity() {
     let mut subject = Subject::with("5,1s,5m", [1, 1]);
     let other = |webhook| Ask { queue: 1, ..by(webhook) };
     let attempt = subject.begin(by(1));
@@ -226,7 +227,7 @@ fn queues_share_no_capacity_but_what_is_known_of_a_receiver() {
 }
 
 #[test]
-fn failures_open_the_breaker_once_they_are_many_and_have_lasted_a_second() {
+fn five_failures_over_at_least_a_second_open_the_breaker() {
     let mut subject = Subject::proven(64, [1]);
     assert_eq!(subject.fail_times(99, 10), None, "in 980 ms");
     assert_eq!(subject.fail_times(1, 50), Some(Transition::Open(ms(1_000))));
@@ -234,14 +235,14 @@ fn failures_open_the_breaker_once_they_are_many_and_have_lasted_a_second() {
     assert_eq!(subject.after(999).hold(by(1)), Some(Hold::Breaker(ms(1))));
 
     let mut subject = Subject::proven(64, [1]);
-    assert_eq!(subject.fail_times(4, 5_000), None, "four are not many");
+    assert_eq!(subject.fail_times(4, 5_000), None, "four are too few");
     assert!(matches!(subject.fail_times(1, 5_000), Some(Transition::Open(_))));
 
     let mut subject = Subject::proven(64, [1]);
     for _ in 0..50 {
         assert_eq!(subject.fail_times(4, 1_000), None);
         let attempt = subject.begin(by(1));
-        assert_eq!(subject.deliver(attempt), None, "a success starts it over");
+        assert_eq!(subject.deliver(attempt), None, "a success resets the count");
     }
 }
 
@@ -278,16 +279,16 @@ fn a_probe_comes_after_a_quarter_of_the_outage_and_a_success_ends_it() {
 }
 
 #[test]
-fn a_receiver_that_hangs_has_been_away_since_its_request_began_and_does_not_pay_for_our_wait() {
+fn the_time_that_we_wait_for_a_hanging_receiver_does_not_lengthen_the_pause() {
     let mut subject = Subject::proven(64, [1]);
     let attempts: Vec<_> = (0..6).map(|_| subject.begin(by(1))).collect();
     subject.after(10_000);
     let ends: Vec<_> = attempts.into_iter().filter_map(|attempt| subject.fail(attempt)).collect();
-    assert_eq!(ends, [Transition::Open(ms(1_000))], "the sixth is old news");
+    assert_eq!(ends, [Transition::Open(ms(1_000))], "the sixth failure is no news");
 }
 
 #[test]
-fn what_began_before_the_breaker_opened_closes_it() {
+fn a_success_of_an_attempt_that_began_before_the_breaker_opened_closes_it() {
     let mut subject = Subject::proven(64, [1]);
     let attempt = subject.begin(by(1));
     assert!(matches!(subject.fail_times(11, 100), Some(Transition::Open(_))));
@@ -296,7 +297,7 @@ fn what_began_before_the_breaker_opened_closes_it() {
 }
 
 #[test]
-fn one_event_alone_opens_no_breaker() {
+fn failures_of_a_single_event_never_open_the_breaker() {
     let mut subject = Subject::proven(64, [1]);
     let mut fail = |event| {
         let attempt = subject.after(1_000).begin(by(1));
@@ -317,7 +318,7 @@ fn a_breaker_that_is_off_never_opens() {
 }
 
 #[test]
-fn a_probe_that_was_not_made_is_made_by_the_next() {
+fn if_a_probe_is_given_back_the_next_attempt_is_the_probe() {
     let mut subject = Subject::proven(64, [1]);
     subject.fail_times(11, 100);
     let probe = subject.after(1_000).begin(by(1));
@@ -326,20 +327,20 @@ fn a_probe_that_was_not_made_is_made_by_the_next() {
 }
 
 #[test]
-fn too_many_requests_at_a_time_are_halved_and_grow_again() {
+fn overload_halves_the_requests_at_a_time_and_successes_raise_them_again() {
     let mut subject = Subject::proven(64, [1]);
     let mut attempts: Vec<_> = (0..8).map(|_| subject.begin(by(1))).collect();
     let attempt = attempts.pop().expect("eight of them");
     subject.after(5).fail_by(attempt, true, None);
-    // Half of the eight.
+    // Half of the eight may be under way.
     assert_eq!(subject.hold(by(1)), Some(Hold::Ramp));
     for attempt in attempts.drain(..3) {
         subject.fail_by(attempt, true, None);
     }
-    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "they were sent together: no further");
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "sent together, they halve it once");
     subject.deliver(attempts.remove(0));
     let _ = [subject.begin(by(1)), subject.begin(by(1))];
-    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "one more: they were used up");
+    assert_eq!(subject.hold(by(1)), Some(Hold::Ramp), "one more, because all were used");
     for attempt in attempts {
         subject.deliver(attempt);
     }
@@ -361,19 +362,22 @@ fn retry_after_keeps_everything_away_from_the_receiver() {
 }
 
 #[test]
-fn a_limit_that_is_reached_is_no_fault_and_counts_all_queues() {
+fn a_webhooks_limit_holds_for_all_queues_and_reaching_it_is_no_fault() {
     let mut subject = Subject::with("5,1s,5m", [64, 64]);
     let limits = Limits { max_in_flight: NonZeroU32::new(1), ..Limits::default() };
     let ask = |queue| Ask { limits, queue, ..by(1) };
     let attempt = subject.begin(ask(0));
     assert!(matches!(subject.hold(ask(1)), Some(Hold::Limit(Limit::InFlight, _))));
     subject.deliver(attempt);
-    assert_eq!(subject.pace.count(subject.now), Count { known: 1, ..Count::default() });
+    assert_eq!(
+        subject.pace.count(subject.now),
+        ReceiverCounts { known: 1, ..ReceiverCounts::default() }
+    );
     assert_eq!(subject.hold(ask(1)), None);
 }
 
 #[test]
-fn a_receiver_is_near_that_can_answer_within_a_millisecond_and_is_well() {
+fn a_healthy_receiver_that_can_answer_within_a_millisecond_is_near() {
     let mut subject = Subject::new(64);
     let is_near = |subject: &Subject| subject.pace.receiver(id(1)).is_some_and(Receiver::is_near);
     let attempt = subject.begin(by(1));
@@ -385,7 +389,7 @@ fn a_receiver_is_near_that_can_answer_within_a_millisecond_and_is_well() {
     assert!(!is_near(&subject), "it has failed");
     for n in 0..100 {
         let attempt = subject.begin(by(1));
-        // We are busy, but now and then a request shows how near the receiver is.
+        // This machine is busy, but now and then a request shows how near the receiver is.
         subject.after(if n % 10 == 0 { 1 } else { 5 }).deliver(attempt);
         assert!(n % 10 > 0 || is_near(&subject));
     }
@@ -397,19 +401,19 @@ fn a_receiver_is_near_that_can_answer_within_a_millisecond_and_is_well() {
 }
 
 #[test]
-fn what_is_wrong_with_a_receiver_is_told_since_when_and_until_when() {
+fn an_ailment_says_what_is_wrong_and_since_when() {
     let mut subject = Subject::proven(64, [1, 2]);
     let ailment = |subject: &mut Subject, webhook: u128| {
         let now = subject.now;
-        subject.pace.ailing(now).find(|(other, _)| *other == id(webhook)).map(|(_, found)| found)
+        subject.pace.ailments(now).find(|(other, _)| *other == id(webhook)).map(|(_, found)| found)
     };
     assert_eq!(ailment(&mut subject, 1), None);
     let attempt = subject.begin(by(1));
     subject.after(400).fail(attempt);
-    let found = ailment(subject.after(100), 1).expect("it fails");
+    let found = ailment(subject.after(100), 1).expect("it is failing");
     assert_eq!((found.condition.label(), found.failures, found.lasted), ("failing", 1, ms(500)));
     let _ = subject.fail_times(5, 100);
-    let found = ailment(subject.after(10), 1).expect("it is down");
+    let found = ailment(subject.after(10), 1).expect("its breaker is open");
     assert_eq!(found.condition.label(), "open");
     assert_eq!(found.reason, Some(Reason::Status5xx));
     let probe = subject.after(5_000).begin(by(1));
@@ -419,16 +423,19 @@ fn what_is_wrong_with_a_receiver_is_told_since_when_and_until_when() {
 
     let attempt = subject.begin(by(2));
     assert_eq!(ailment(subject.after(1_000), 2), None);
-    let found = ailment(subject.after(2_000), 2).expect("it takes long");
+    let found = ailment(subject.after(2_000), 2).expect("it is slow");
     assert_eq!((found.condition.label(), found.lasted), ("slow", ms(2_000)));
-    assert_eq!(subject.pace.count(subject.now), Count { known: 2, ailing: 1, slow: 1, broken: 0 });
+    assert_eq!(
+        subject.pace.count(subject.now),
+        ReceiverCounts { known: 2, ailing: 1, slow: 1, broken: 0 }
+    );
     subject.fail_by(attempt, false, Some(60));
     let found = ailment(&mut subject, 2).expect("it failed");
     assert_eq!(found.condition.label(), "stay_away");
 }
 
 #[test]
-fn a_webhook_that_is_forgotten_leaves_what_is_under_way_counted() {
+fn requests_under_way_stay_counted_when_their_webhook_is_forgotten() {
     let mut subject = Subject::proven(64, [1]);
     let attempts = [subject.begin(by(1)), subject.begin(by(1))];
     subject.pace.forget(id(1));
@@ -442,7 +449,7 @@ fn a_webhook_that_is_forgotten_leaves_what_is_under_way_counted() {
 }
 
 #[test]
-fn memory_is_bounded_and_those_being_asked_are_kept() {
+fn memory_is_bounded_and_receivers_with_requests_under_way_are_kept() {
     let mut subject = Subject::new(64);
     let asked = subject.begin(by(u128::MAX));
     for webhook in 0..2_000 {
@@ -461,7 +468,7 @@ fn first_of_two() -> Instances {
 }
 
 #[test]
-fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() {
+fn an_instance_has_its_part_of_a_webhooks_limits_or_all_or_nothing() {
     let mut subject = Subject::new(64);
     subject.pace.share_among(first_of_two());
     let at_most = |webhook, most| {
@@ -483,11 +490,11 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
         (under_way.len(), subject.hold(ask))
     };
     let reached = Some(Hold::Limit(Limit::InFlight, Duration::ZERO));
-    // Two of four, whoever the sender is.
+    // Each of the two instances may send two of four.
     for webhook in 10..20 {
         assert_eq!(first_refused(&subject, at_most(webhook, 4)), (2, reached));
     }
-    // One is too few to be shared: all or nothing.
+    // One can't be shared: an instance has all or nothing.
     let elsewhere = (0, Some(Hold::Elsewhere));
     let (ours, others): (Vec<u128>, Vec<u128>) =
         (10..60).partition(|webhook| first_refused(&subject, at_most(*webhook, 1)) == (1, reached));
@@ -495,9 +502,9 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
     assert_eq!(first_refused(&subject, at_most(others[0], 1)), elsewhere);
     assert_eq!(subject.hold(by(others[0])), None, "without limits");
 
-    // If there is a backlog, the sender has everything: some of it at once, all of it after a while.
+    // If there is a backlog, the sender has its part at once, and everything after a while.
     for webhook in [ours[0], others[0]] {
-        subject.pace.has_backlog(id(webhook), subject.now);
+        subject.pace.add_backlog(id(webhook), subject.now);
     }
     assert_eq!(first_refused(&subject, at_most(others[0], 4)), elsewhere);
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (2, reached));
@@ -505,13 +512,13 @@ fn of_what_several_instances_may_send_this_one_has_its_part_or_all_or_nothing() 
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (2, reached));
     subject.after(1);
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (4, reached));
-    // It is known since then, however often it is reported.
-    subject.pace.have_backlogs([id(ours[0]), id(ours[0])].into_iter(), subject.now);
+    // What counts is since when the backlog has been known, however often it is reported.
+    subject.pace.set_backlogs([id(ours[0]), id(ours[0])].into_iter(), subject.now);
     assert_eq!(first_refused(&subject, at_most(ours[0], 4)), (4, reached));
     assert_eq!(
         first_refused(&subject, at_most(others[0], 4)),
         (2, reached),
-        "it has none any more"
+        "it has no backlog any more"
     );
 
     subject.pace.share_among(Instances::default());

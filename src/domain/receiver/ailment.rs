@@ -14,15 +14,15 @@ pub struct Ailment {
     pub failures: u32,
     /// Why the last of them failed; `None` if there are none because it is only slow.
     pub reason: Option<Reason>,
-    /// The status that it answered with then, if it answered.
+    /// The status of its answer to that attempt, if it answered.
     pub status: Option<u16>,
-    /// How long something has been wrong.
+    /// How long it has been failing or slow, whichever is longer.
     pub lasted: Duration,
     /// When it gets its next attempt.
     pub next: Next,
 }
 
-/// What is wrong, in the order in which operators want to see it.
+/// What is wrong with a receiver, the most urgent for operators first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
     /// Its circuit breaker is open.
@@ -40,16 +40,16 @@ pub enum Condition {
 /// When a receiver with an ailment gets its next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It is under way, and no other begins before it has ended.
+    /// A probe is under way, and no other attempt begins before its end.
     Probing,
-    /// With the next delivery for it after this time.
+    /// It gets its next attempt with the first delivery that comes after this time.
     After(Duration),
-    /// With the next delivery for it.
+    /// It gets its next attempt with the next delivery.
     WithNextDelivery,
 }
 
 impl Condition {
-    /// The label for programs.
+    /// The label for metrics and JSON.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -63,18 +63,18 @@ impl Condition {
 }
 
 impl Receiver {
-    /// What is wrong with it at `now`; `None` if nothing is.
+    /// What is wrong with the receiver at `now`; `None` if nothing is.
     #[must_use]
     pub fn ailment(&self, now: Moment) -> Option<Ailment> {
         let failing_since = self.is_failing().then_some(self.failing_since);
-        let slow_since = (self.class() == Class::Slow).then_some(self.standing.since());
+        let slow_since = (self.class() == Class::Slow).then_some(self.class_history.since());
         let since = failing_since.into_iter().chain(slow_since).min()?;
-        let opened_until = match self.state {
+        let opened_until = match self.circuit {
             Circuit::Open(until) => until,
             Circuit::HalfOpen | Circuit::Closed => Moment::ZERO,
         };
         let away_for = opened_until.max(self.stay_away_until).saturating_sub(now);
-        let condition = match self.state {
+        let condition = match self.circuit {
             Circuit::Open(..) => Condition::Open,
             Circuit::HalfOpen => Condition::HalfOpen,
             Circuit::Closed if now < self.stay_away_until => Condition::StayAway,

@@ -1,4 +1,4 @@
-//! When a circuit breaker opens, and for how long.
+//! The thresholds of circuit breakers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,21 +7,22 @@ use std::time::Duration;
 use crate::domain::shown::quoted;
 use crate::domain::time::Span;
 
-/// How long a receiver has to fail before its breaker opens. A receiver that fails occasionally may fail
-/// several times in a row by chance, but not for a whole second if it gets many requests.
+/// How long a receiver has to fail before its breaker opens. If a receiver fails only now and then,
+/// several failures in a row may be chance; a whole second of failures, at many requests, is not.
 pub const LEAST_OUTAGE: Duration = Duration::from_secs(1);
 
-/// The largest part of a pause by which jitter shortens it, so that many instances and receivers don't
-/// probe at the same time.
+/// Jitter shortens a pause by up to this fraction, so that several instances don't probe at the same
+/// time, nor one instance many receivers.
 const JITTER: f64 = 0.2;
 
-/// When the circuit breaker opens, and for how long. As a setting: `5,1s,5m`, or `off`.
+/// When a circuit breaker opens, and for how long. As a setting: `5,1s,5m` (failures, shortest pause,
+/// longest pause), or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breaker(pub(super) Option<Thresholds>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Thresholds {
-    /// In a row, of more than one event.
+    /// The number of failures in a row, of more than one event.
     pub(super) failures: u32,
     /// The bounds of a pause.
     pub(super) shortest: Duration,
@@ -29,8 +30,8 @@ pub(super) struct Thresholds {
 }
 
 impl Thresholds {
-    /// The pause before the next probe: a quarter of the outage so far, so that the return of a receiver
-    /// that was away for D is noticed within D/4. `jitter`, from 0 to 1, only shortens it.
+    /// The pause before the next probe: a quarter of the outage so far. So the recovery of a receiver
+    /// after an outage of D is noticed within D/4. `jitter`, from 0 to 1, only shortens the pause.
     pub(super) fn pause(self, outage: Duration, jitter: f64) -> Duration {
         let quarter = (outage / 4).min(self.longest);
         quarter.mul_f64(1.0 - JITTER * jitter.clamp(0.0, 1.0)).max(self.shortest)
@@ -38,7 +39,7 @@ impl Thresholds {
 }
 
 impl Breaker {
-    /// Whether it ever opens.
+    /// Whether the breaker can open at all.
     #[must_use]
     pub const fn is_on(self) -> bool {
         self.0.is_some()
@@ -54,7 +55,10 @@ impl FromStr for Breaker {
         }
         let shown = quoted(text);
         let usage = || {
-            format!("{shown} is neither `off` nor failures, shortest and longest pause: `5,1s,5m`")
+            format!(
+                "{shown} is not a circuit breaker: use `off`, or the number of failures and the shortest \
+                 and longest pause, such as `5,1s,5m`"
+            )
         };
         let parts: Vec<&str> = text.split(',').map(str::trim).collect();
         let [failures, shortest, longest] = parts[..] else { return Err(usage()) };
@@ -63,7 +67,9 @@ impl FromStr for Breaker {
         let shortest = shortest.parse::<Span>()?.get();
         let longest = longest.parse::<Span>()?.get();
         if shortest.is_zero() || longest < shortest || longest > Duration::from_secs(86_400) {
-            return Err(format!("{shown}: the pauses must be from 1ms to 24h, the longest last"));
+            return Err(format!(
+                "{shown}: both pauses must be from 1ms to 24h, the shortest pause before the longest"
+            ));
         }
         Ok(Self(Some(Thresholds { failures, shortest, longest })))
     }
@@ -104,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_is_probed_some_forty_times() {
+    fn an_outage_of_an_hour_gets_about_forty_probes() {
         let Breaker(Some(thresholds)) = "5,1s,5m".parse().expect("a breaker") else {
             panic!("it is not off")
         };
@@ -117,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_breaker_is_refused() {
+    fn a_malformed_breaker_setting_is_refused() {
         for good in ["off", "5,30s,10m", "5,1s,5m", "1,1ms,1ms", "1000,24h,24h"] {
             assert_eq!(good.parse::<Breaker>().map(|b| b.to_string()), Ok(good.to_owned()));
         }

@@ -2,19 +2,19 @@
 
 use super::{Moment, Receiver};
 
-/// Failures without a success, as far as this process has observed.
+/// A series of failures without a success, as this process has observed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// When the first of them began, or when the last success came, whichever was later.
+    /// When the first failed attempt began, or when the last success came, whichever was later.
     pub since: Moment,
-    /// When the last of them ended.
+    /// When the last failed attempt ended.
     pub failed_at: Moment,
-    /// When its circuit breaker opened, if it is open.
+    /// When the receiver's circuit breaker opened, if it is open or half-open.
     pub opened_at: Option<Moment>,
 }
 
 impl Receiver {
-    /// Its current outage; `None` if its last attempt succeeded.
+    /// The receiver's current outage; `None` if its last attempt succeeded.
     #[must_use]
     pub fn outage(&self) -> Option<Outage> {
         self.is_failing().then(|| Outage {
@@ -24,7 +24,7 @@ impl Receiver {
         })
     }
 
-    /// When its last success came; `None` if this process knows of none.
+    /// When the receiver's last success came; `None` if this process knows of none.
     #[must_use]
     pub fn succeeded_at(&self) -> Option<Moment> {
         (!self.succeeded_at.is_zero()).then_some(self.succeeded_at)

@@ -9,14 +9,15 @@ use super::Moment;
 /// More than any queue's capacity: from here on the ramp is over.
 const UNLIMITED: u32 = 1_024;
 
-/// How many requests to one receiver may be under way. Unlimited by default.
+/// Limits the requests under way to one receiver. Unlimited by default.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ramp {
-    /// `None` for no limit.
+    /// How many requests may be under way; `None` for no limit.
     window: Option<u32>,
-    /// Doubles with each success after an outage, until the next failure.
+    /// Whether each success doubles the window: after an outage, until the next failure.
     doubles: bool,
-    /// Requests that began earlier have been counted by a halving already.
+    /// When the window was last halved. Signs of overload from requests that began earlier have been
+    /// taken into account.
     halved_at: Moment,
 }
 
@@ -26,8 +27,8 @@ impl Ramp {
         self.window.is_none_or(|window| under_way < window)
     }
 
-    /// A request that began at `began` showed overload, while `under_way` (including itself) were.
-    /// Several requests sent together halve the number once.
+    /// Records that a request that began at `began` showed overload, while `under_way` requests
+    /// (including itself) were under way. Several requests sent together halve the window once.
     pub(super) fn overloaded(&mut self, began: Moment, under_way: u32, now: Moment) {
         self.doubles = false;
         if self.window.is_some() && began < self.halved_at {
@@ -38,12 +39,12 @@ impl Ramp {
         self.halved_at = now;
     }
 
-    /// Any other failure.
+    /// Records any other failure.
     pub(super) fn failed(&mut self) {
         self.doubles = false;
     }
 
-    /// A success, while `under_way` (including itself) were.
+    /// Records a success, while `under_way` requests (including itself) were under way.
     pub(super) fn succeeded(&mut self, under_way: u32) {
         let Some(window) = self.window else { return };
         let window = match window {
@@ -55,7 +56,7 @@ impl Ramp {
         self.doubles &= self.window.is_some();
     }
 
-    /// The circuit breaker has closed.
+    /// Starts over from one request at a time, because the circuit breaker has closed.
     pub(super) fn restart(&mut self, now: Moment) {
         *self = Self { window: Some(1), doubles: true, halved_at: now };
     }
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_halved_once_for_what_was_sent_together_and_grows_by_one() {
+    fn requests_sent_together_halve_the_window_once_and_it_grows_by_one() {
         let mut ramp = Ramp::default();
         assert!(ramp.has_room(1_000_000));
         for left in (1..=32).rev() {
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_always_left() {
+    fn the_window_is_never_less_than_one() {
         let mut ramp = Ramp::default();
         for second in 1..9 {
             ramp.overloaded(at(second), 1, at(second));
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_outage_it_doubles_until_a_failure_or_until_nothing_is_limited() {
+    fn after_an_outage_the_window_doubles_until_a_failure_or_until_there_is_no_limit() {
         let mut ramp = Ramp::default();
         ramp.restart(at(1));
         for window in [1, 2, 4, 8] {

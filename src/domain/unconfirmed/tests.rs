@@ -1,27 +1,27 @@
 use super::*;
 use proptest::prelude::*;
 
-/// What happens on a channel. Messages are numbers.
+/// A step on a channel. Messages are numbers.
 #[derive(Clone, Debug)]
 enum Step {
     Publish,
     Ack(u64, bool),
     Nack(u64, bool),
-    /// A message comes back; it is kept, or else published again at once.
+    /// The message with this tag is returned. It is kept if the flag is set, otherwise published again.
     Return(u64, bool),
     /// Nobody waits for the multiples of this number any more.
     Expire(u32),
     /// The multiples of this number are taken back.
     Take(u32),
-    /// What was refused and what was returned is taken.
+    /// The refused and the returned messages are taken.
     Collect,
-    /// The channel is lost, and what is left is published on another one, whose tags begin anew.
+    /// The channel is lost, and the messages that are left are published on another one, whose tags begin
+    /// at 1 again.
     Lose,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Those that were published and those that were not, 0 as well; and those at the other end, where
-    // nothing may be kept.
+    // Tags that exist and tags that don't, 0 among them, and the largest ones.
     let tag = || prop_oneof![8 => 0_u64..24, 1 => (u64::MAX - 24)..=u64::MAX];
     prop_oneof![
         8 => Just(Step::Publish),
@@ -35,8 +35,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The same in the plainest way: a list of all that was published, in order, from which what has had its
-/// end is struck out.
+/// A simple model of the same: the list of all published messages, in order, from which a message is
+/// struck out when its outcome is known.
 #[derive(Default)]
 struct Model {
     published: Vec<Option<u32>>,
@@ -133,20 +133,20 @@ fn check(steps: Vec<Step>) -> Result<(), TestCaseError> {
     ended.extend(left);
     ended.sort_unstable();
     let all: Vec<u32> = (0..messages.start).collect();
-    prop_assert_eq!(ended, all, "each message has one end");
+    prop_assert_eq!(ended, all, "each message has one outcome");
     Ok(())
 }
 
 proptest! {
     #[test]
-    fn each_message_has_exactly_one_end_whatever_the_broker_says(
+    fn each_message_has_exactly_one_outcome_whatever_the_broker_says(
         steps in prop::collection::vec(step(), 0..48),
     ) {
         check(steps)?;
     }
 }
 
-/// A channel on which so many messages were published, numbered as their tags.
+/// A channel on which this number of messages were published. Each message is equal to its tag.
 fn channel(messages: u64) -> Unconfirmed<u64> {
     let mut channel = Unconfirmed::default();
     for message in 1..=messages {
@@ -161,7 +161,7 @@ fn confirms(channel: &mut Unconfirmed<u64>, tag: u64, multiple: bool, expected: 
 }
 
 #[test]
-fn an_ack_confirms_one_message_or_all_up_to_it_and_each_once() {
+fn an_ack_confirms_one_message_or_all_up_to_it_once() {
     let mut channel = channel(5);
     confirms(&mut channel, 2, false, &[2]);
     confirms(&mut channel, 2, false, &[]);
@@ -172,7 +172,7 @@ fn an_ack_confirms_one_message_or_all_up_to_it_and_each_once() {
 }
 
 #[test]
-fn an_ack_confirms_nothing_that_is_published_after_it() {
+fn an_ack_does_not_confirm_messages_that_are_published_later() {
     let mut channel = channel(1);
     confirms(&mut channel, 2, false, &[]);
     confirms(&mut channel, 2, true, &[1]);
@@ -181,13 +181,13 @@ fn an_ack_confirms_nothing_that_is_published_after_it() {
 }
 
 #[test]
-fn what_came_back_is_not_confirmed_by_its_ack_nor_by_any_other() {
+fn a_returned_message_is_not_confirmed_by_any_ack() {
     let mut channel = channel(2);
     let returned = channel.take_returned(1);
     assert_eq!(returned, Some(1));
     channel.keep_unrouted(returned);
     confirms(&mut channel, 1, false, &[]);
-    // Whatever tags there are.
+    // Nor by an ack of a very large tag.
     confirms(&mut channel, u64::MAX - 1, false, &[]);
     confirms(&mut channel, u64::MAX, true, &[2]);
     assert_eq!(channel.take_returned(1), None);
@@ -195,7 +195,7 @@ fn what_came_back_is_not_confirmed_by_its_ack_nor_by_any_other() {
 }
 
 #[test]
-fn what_is_published_again_is_confirmed_by_its_new_tag() {
+fn a_message_that_is_published_again_is_confirmed_by_its_new_tag() {
     let mut channel = channel(2);
     let returned = channel.take_returned(1).expect("it is open");
     assert_eq!(channel.publish(returned), (3, &1));
@@ -204,7 +204,7 @@ fn what_is_published_again_is_confirmed_by_its_new_tag() {
 }
 
 #[test]
-fn what_is_left_keeps_its_order() {
+fn the_messages_that_are_left_keep_their_order() {
     let mut channel = channel(6);
     confirms(&mut channel, 3, false, &[3]);
     channel.nack(2, false);

@@ -5,25 +5,24 @@ use serde_json::Value;
 use super::super::event::{self, Malformed};
 use super::super::shown::quoted;
 
-/// How many patterns that can't match are named.
+/// How many problematic patterns are named in warnings.
 const MOST_NAMED: usize = 5;
 
-/// What a row's `events` contains, whatever that is.
+/// The contents of a row's `events`. The column may hold anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns {
-    /// Its texts in order, whatever its dimensions.
+    /// Its elements as text, in order, whatever the dimensions of the array.
     pub texts: Vec<String>,
-    /// What in it can't match anything, or probably not what was meant, and why.
+    /// Warnings about elements that match nothing, or probably not what was meant.
     pub warnings: Vec<String>,
-    /// Whether nothing in it can match.
+    /// Whether none of its elements can match an event.
     pub match_nothing: bool,
     /// Whether it was too large to be read completely.
     pub is_cut: bool,
 }
 
 impl Patterns {
-    /// Reads `events` as JSON from PostgreSQL. If it isn't valid JSON, it was cut because it was too
-    /// large.
+    /// Reads `events` as JSON from PostgreSQL. Text that isn't valid JSON was cut because it was too large.
     #[must_use]
     pub fn read(json: Option<&str>) -> Self {
         let nothing = |warning: &str| Self {
@@ -31,7 +30,7 @@ impl Patterns {
             match_nothing: true,
             ..Self::default()
         };
-        let Some(json) = json else { return nothing("`events` is NULL: it wants nothing") };
+        let Some(json) = json else { return nothing("`events` is NULL: it gets no events") };
         let Ok(value) = serde_json::from_str(json) else {
             let warnings = vec![
                 "`events` is too large to be shown; all its patterns are in effect".to_owned(),
@@ -39,14 +38,14 @@ impl Patterns {
             return Self { warnings, is_cut: true, ..Self::default() };
         };
         let Value::Array(elements) = value else {
-            return nothing("`events` is no array: it wants nothing");
+            return nothing("`events` is no array: it gets no events");
         };
         if elements.is_empty() {
-            return nothing("`events` is empty: it wants nothing");
+            return nothing("`events` is empty: it gets no events");
         }
         let mut read = Self::default();
         let (mut is_deep, mut nulls) = (false, 0);
-        // Depth first, in order, without recursion.
+        // Visits the elements depth first, in order, without recursion.
         let mut rest: Vec<Value> = elements.into_iter().rev().collect();
         while let Some(element) = rest.pop() {
             match element {
@@ -64,7 +63,7 @@ impl Patterns {
             read.warnings.push(warning.to_owned());
         }
         if nulls > 0 {
-            read.warnings.push("`events` holds NULL, which matches nothing".to_owned());
+            read.warnings.push("`events` contains NULL, which matches nothing".to_owned());
         }
         read.match_nothing = read.texts.iter().all(|text| check_pattern(text).is_err());
         let problem = |text: &String| check_pattern(text).err().or_else(|| doubt(text));
@@ -78,30 +77,30 @@ impl Patterns {
     }
 }
 
-/// Why a valid pattern probably doesn't match what was meant; `None` if it looks right.
+/// Why a valid pattern probably doesn't match what was meant; `None` if it looks fine.
 #[must_use]
 pub fn doubt(pattern: &str) -> Option<String> {
     let why = match pattern {
         text if text.trim() != text => "the spaces around it are part of it",
-        text if text.contains(',') => "give several patterns one by one, not as one with commas",
+        text if text.contains(',') => "give several patterns one by one, not separated by commas",
         text if text.split('.').any(|part| part == "#") => {
-            "`#` is no wildcard: `user.*` matches all that begins with `user.`"
+            "`#` is no wildcard: `user.*` matches all types that begin with `user.`"
         }
         text if text.contains(char::is_whitespace) => "the space is part of it",
         _ => return None,
     };
     let shown = quoted(pattern);
     let what = if pattern.ends_with(".*") {
-        "types with this very prefix"
+        "types with exactly this prefix"
     } else {
-        "the type of this very name"
+        "the type with exactly this name"
     };
     Some(format!("{shown} matches only {what}: {why}"))
 }
 
 /// Every pattern that matches an event type: the type itself, each dotted prefix with `*`, and `*`. A
-/// webhook wants the event if its `events` contains one of these, which PostgreSQL answers by an index
-/// (`events && $1`).
+/// webhook wants the event if its `events` contains one of these. PostgreSQL finds such webhooks by an
+/// index (`events && $1`).
 #[must_use]
 pub fn matching_patterns(event_type: &str) -> Vec<String> {
     let prefixes =
@@ -109,19 +108,19 @@ pub fn matching_patterns(event_type: &str) -> Vec<String> {
     [event_type.to_owned(), "*".to_owned()].into_iter().chain(prefixes).collect()
 }
 
-/// Every pattern that matches everything this one matches, including itself.
+/// Every pattern that matches all types that this one matches, including itself.
 #[must_use]
 pub(super) fn patterns_above(pattern: &str) -> Vec<String> {
     match pattern.strip_suffix('*') {
         Some("") => vec![pattern.to_owned()],
-        // The patterns that match a type which begins so.
+        // The patterns that match a type with this prefix, except that type itself.
         Some(prefix) if prefix.ends_with('.') => matching_patterns(prefix).split_off(1),
         _ => matching_patterns(pattern),
     }
 }
 
-/// Whether a pattern was probably meant to match an event type that it doesn't match: it differs in case
-/// or at the end, or has a star where none counts.
+/// Whether a pattern was probably meant to match an event type, but doesn't: they differ in case or at
+/// the end, or the pattern has a star in a wrong place.
 #[must_use]
 pub fn nearly_matches(pattern: &str, event_type: &str) -> bool {
     if matching_patterns(event_type).iter().any(|matching| matching == pattern) {
@@ -157,7 +156,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition in words as the oracle: the type itself, everything, or a dotted prefix.
+    /// Whether a pattern matches by definition: it is the type itself, `*`, or a dotted prefix with `*`.
     fn wants(pattern: &str, event_type: &str) -> bool {
         pattern == event_type
             || pattern == "*"
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_wanted_by_itself_its_prefixes_and_everything() {
+    fn a_type_is_matched_by_itself_by_its_prefixes_and_by_a_star() {
         assert_eq!(
             matching_patterns("user.profile.updated"),
             ["user.profile.updated", "*", "user.*", "user.profile.*"]
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn above_a_pattern_are_those_that_match_all_that_it_matches() {
+    fn patterns_above_match_all_types_that_the_pattern_matches() {
         let sorted = |pattern| {
             let mut above = patterns_above(pattern);
             above.sort();
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_was_meant_to_match_is_told_from_the_others() {
+    fn patterns_that_nearly_match_are_recognized() {
         for near in ["User.*", "user.create", "users.created", "user*", "*.created", "user"] {
             assert!(nearly_matches(near, "user.created"), "{near}");
         }
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hardly_matches_what_was_meant_is_doubted() {
+    fn patterns_that_are_probably_mistakes_are_doubted() {
         for bad in ["a,b", "user.created ", " user.*", "user.#", "#", "#.created", "user created"] {
             let doubt = doubt(bad).unwrap_or_else(|| panic!("{bad:?}"));
             assert!(doubt.starts_with(&format!("{bad:?} matches only")), "{doubt}");
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_events_hold_its_texts_are_read_and_the_rest_is_named() {
+    fn events_are_read_whatever_they_contain_with_warnings() {
         let read = |json: &str| Patterns::read(Some(json));
         let fine = read(r#"["user.*","order.paid"]"#);
         assert_eq!(fine.texts, ["user.*", "order.paid"]);
@@ -254,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn patterns_match_as_the_definition_says(
+        fn patterns_match_as_defined(
             pattern in "[ab*.]{1,6}", event_type in "[ab.]{1,6}",
         ) {
             prop_assume!(check_pattern(&pattern).is_ok());
@@ -265,7 +264,7 @@ mod tests {
         }
 
         #[test]
-        fn no_events_make_it_panic(text in any::<String>(), json in "[\\[\\]{}\",a-c1null*.]{0,30}") {
+        fn reading_never_panics(text in any::<String>(), json in "[\\[\\]{}\",a-c1null*.]{0,30}") {
             let _ = (Patterns::read(Some(&text)), Patterns::read(Some(&json)));
             let _ = (doubt(&text), nearly_matches(&text, &text));
         }

@@ -1,4 +1,4 @@
-//! A short form of a webhook's URL that people recognize.
+//! A short form of a webhook's URL, by which people recognize it.
 
 use super::check_url;
 
@@ -11,9 +11,9 @@ const LENGTH_OF_KEY: usize = 16;
 /// How many characters of such a segment are shown.
 const SHOWN_OF_KEY: usize = 4;
 
-/// The host, port and path of a webhook's URL: without scheme, user, password, query and fragment, and
-/// without path segments that look like keys, which some providers use. If the URL can't be used, the
-/// reason. Visible ASCII, except for `…`.
+/// The host, port and path of a webhook's URL, in visible ASCII and `…`. Scheme, user, password, query
+/// and fragment are omitted. Path segments that look like keys, as some providers use them, are cut. If
+/// the URL can't be used, the result is the reason.
 #[must_use]
 pub fn place(url: &str) -> String {
     let url = match check_url(url) {
@@ -40,7 +40,7 @@ pub fn place(url: &str) -> String {
 
 /// Whether a path segment may be a secret: it is long and doesn't consist of words.
 fn may_be_key(part: &str) -> bool {
-    // Each encoded byte counts as a letter.
+    // Each percent-encoded byte counts as a letter.
     let mut pieces = part.split('%');
     let first = pieces.next().unwrap_or_default().to_owned();
     let part = pieces.fold(first, |part, piece| part + "x" + piece.get(2..).unwrap_or_default());
@@ -57,7 +57,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_place_is_where_it_leads_without_what_may_be_secret() {
+    fn a_place_is_host_port_and_path_without_secrets() {
         for (url, shown) in [
             ("https://hooks.example.com/", "hooks.example.com"),
             ("https://hooks.example.com:8443/in?key=s3cret#f", "hooks.example.com:8443/in"),
@@ -75,7 +75,10 @@ mod tests {
             ("https://a.example/1f467980-3217-4c7f-8a67-1b7f5a5ab101", "a.example/1f46…"),
             ("https://a.example/qwertyuiopasdfghjklzxcvbnmqwertyui", "a.example/qwer…"),
             ("https://a.example/QxTyBnMoPlKiUjHy", "a.example/QxTy…"),
-            ("https://u:s3cret@a.b/", "unusable URL: a user name and password in it are not sent"),
+            (
+                "https://u:s3cret@a.b/",
+                "unusable URL: a user name or password in it would not be sent",
+            ),
             ("http://a/<script>alert(1)</script>", "a/%3Cscript%3Ealert(1)%3C/script%3E"),
             ("http://a/Zahlungsübersicht-%E4%BD%A0", "a/Zahlungs%C3%BCbersicht-%E4%BD%A0"),
             ("ftp://a/", "unusable URL: needs http:// or https://"),
@@ -87,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_url_a_place_is_short_and_plain(
+        fn a_place_is_short_and_plain_whatever_the_url(
             url in "(https?://)?[a-z.:@/?#é\u{202e}<>\"&%0-9 ]{0,200}", secret in "[a-z0-9]{8}",
         ) {
             let shown = place(&url);

@@ -1,13 +1,13 @@
-//! The URL of a webhook: what can be used, what of it is shown, and which are the same.
+//! The URL of a webhook: checks it, shows it without secrets, and compares it with others.
 
 use http::Uri;
 use url::Url;
 
-/// The longest URL in characters. Receivers accept request lines of at least 8,000 bytes (RFC 9110,
-/// section 4.1).
+/// The longest URL, in characters. RFC 9110 (section 4.1) recommends that servers accept URIs of at least
+/// 8,000 bytes.
 pub const MAX_URL_CHARS: usize = 8_192;
 
-/// A webhook's URL for a request, checked by [`check_url`].
+/// Reads a webhook's URL for a request, after [`check_url`].
 ///
 /// # Errors
 /// As for [`check_url`].
@@ -16,9 +16,9 @@ pub fn read_url(text: &str) -> Result<Uri, String> {
     Uri::try_from(url.as_str()).map_err(|error| format!("unusable URL: {error}"))
 }
 
-/// Checks a webhook's URL as far as possible without a network: http or https, with a host, without a
-/// user name, and not too long. The result is normalized as in browsers (WHATWG URL): an address in
-/// decimal, octal or hexadecimal form becomes the usual one, which the address guard checks.
+/// Checks a webhook's URL as far as that is possible without a network: it is http or https, has a host
+/// and no user name, and isn't too long. The result is normalized as in browsers (WHATWG URL): an address
+/// in decimal, octal or hexadecimal form gets the usual form, which the address guard checks.
 ///
 /// # Errors
 /// What is wrong, in one line without the URL, which may hold a secret.
@@ -34,20 +34,20 @@ pub fn check_url(text: &str) -> Result<Url, String> {
         return Err("unusable URL: needs http:// or https://".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("unusable URL: a user name and password in it are not sent".to_owned());
+        return Err("unusable URL: a user name or password in it would not be sent".to_owned());
     }
     if url.port() == Some(0) {
-        return Err("unusable URL: nobody listens on port 0".to_owned());
+        return Err("unusable URL: no server can listen on port 0".to_owned());
     }
     // A fragment is never sent (RFC 9110, section 7.1).
     url.set_fragment(None);
     Ok(url)
 }
 
-/// Replaces a part that may be secret.
+/// Shown instead of a part that may be secret.
 pub const HIDDEN: &str = "***";
 
-/// Whether a part of the URL is hidden, or may be: its userinfo, query or fragment contains [`HIDDEN`].
+/// Whether a part of the URL seems to be hidden: its userinfo, query or fragment contains [`HIDDEN`].
 #[must_use]
 pub fn hides_part(url: &str) -> bool {
     let after = url.split_once("://").map_or(url, |(_, after)| after);
@@ -57,11 +57,11 @@ pub fn hides_part(url: &str) -> bool {
     tail.contains(HIDDEN) || userinfo.contains(HIDDEN)
 }
 
-/// A webhook's URL as registered, for people to recognize, without what may be secret: user name and
-/// password, query and fragment become `***`. So do these parts of a text that isn't a usable URL.
+/// A webhook's URL for people, without parts that may be secret: user name and password, query and
+/// fragment become `***`. The same parts are hidden if the text isn't a usable URL.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
-    // A user name makes a URL unusable: in a usable one, an `@` belongs to the path or the query.
+    // A user name makes a URL unusable, so in a usable one an `@` belongs to the path or the query.
     let (start, rest) = if check_url(text).is_err()
         && let Some(at) = text.rfind('@')
     {
@@ -84,8 +84,8 @@ pub fn without_secrets(text: &str) -> String {
     }
 }
 
-/// The form in which URLs are compared: two that lead to the same place have the same, however they are
-/// written. An unusable URL is compared as it is.
+/// The key by which URLs are compared: it is the same for two spellings of a URL. An unusable URL is
+/// compared as it is.
 #[must_use]
 pub fn url_key(text: &str) -> String {
     check_url(text).map_or_else(|_| text.to_owned(), String::from)
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_no_receiver_can_be_expected_to_take_is_unusable() {
+    fn a_url_that_is_too_long_is_unusable() {
         let url = |length: usize| format!("http://a/{}", "x".repeat(length - 9));
         assert!(check_url(&url(MAX_URL_CHARS)).is_ok());
         // The second one is too long once it is encoded.
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_shown_without_what_may_be_secret() {
+    fn a_url_is_shown_without_parts_that_may_be_secret() {
         for (url, shown) in [
             ("https://a.b/c?token=s3cret#f", "https://a.b/c?***"),
             ("https://a.b/c#s3cret", "https://a.b/c#***"),
@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_url_makes_it_panic(text in "(http://)?.{0,40}") {
+        fn reading_never_panics(text in "(http://)?.{0,40}") {
             let _ = (read_url(&text), without_secrets(&text));
         }
     }

@@ -1,29 +1,29 @@
-//! The scope of a change of the table: which remembered answers may be invalid now.
+//! The scope of a change of the table `webhooks`: which cached answers may have become invalid.
 
 use std::collections::HashSet;
 
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// What a change may affect: some webhooks as they were before, and the events they get afterwards. By
-/// default nothing.
+/// What a change may affect: webhooks as they were before the change, and events that webhooks get after
+/// it. By default nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     is_everything: bool,
     ids: HashSet<Uuid>,
-    /// Patterns that are a type.
+    /// The patterns that are a whole type.
     types: HashSet<Box<str>>,
-    /// Prefixes of types, without the dot.
+    /// The patterns that are a prefix, without the dot and the star.
     prefixes: HashSet<Box<str>>,
     /// Whether one of the patterns is `*`.
     has_every_type: bool,
-    /// The accounts whose events they get.
+    /// The accounts whose events the changed webhooks get.
     accounts: HashSet<Box<str>>,
-    /// Whether one of them gets the events of all accounts.
+    /// Whether one of the changed webhooks gets the events of all accounts.
     for_everybody: bool,
 }
 
-/// As `sql/015_changes.sql` writes it.
+/// The description of a change, as `sql/015_changes.sql` writes it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -34,13 +34,13 @@ struct Written {
 }
 
 impl Scope {
-    /// Anything may have changed.
+    /// A scope of all webhooks and events: anything may have changed.
     #[must_use]
     pub fn everything() -> Self {
         Self { is_everything: true, ..Self::default() }
     }
 
-    /// One webhook wants less than before, or nothing.
+    /// The scope of a webhook that gets fewer events than before, or none.
     #[must_use]
     pub fn of_webhook(id: Uuid) -> Self {
         Self { ids: HashSet::from([id]), ..Self::default() }
@@ -59,7 +59,7 @@ impl Scope {
             ..Self::default()
         };
         for pattern in patterns {
-            // A pattern such as `a*` matches nothing: no type has this name.
+            // A pattern such as `a*` is kept as a type of this name, which no event has.
             match pattern.strip_suffix(".*") {
                 Some(prefix) => drop(scope.prefixes.insert(prefix.into())),
                 None if *pattern == *"*" => scope.has_every_type = true,
@@ -69,27 +69,28 @@ impl Scope {
         scope
     }
 
-    /// Whether nothing remembered is reliable any more.
+    /// Whether all cached answers may be invalid.
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.is_everything
     }
 
-    /// Whether it may affect what was known of a webhook.
+    /// Whether the change may affect a webhook.
     #[must_use]
     pub fn concerns_webhook(&self, id: Uuid) -> bool {
         self.is_everything || self.ids.contains(&id)
     }
 
-    /// Whether an event of this type and account may have a new receiver. Without an account: an event
-    /// without one.
+    /// Whether another webhook may get events of this type and account now. `None` stands for events
+    /// without an account.
     #[must_use]
     pub fn concerns_events(&self, event_type: &str, account: Option<&str>) -> bool {
         let is_for = || account.is_some_and(|account| self.accounts.contains(account));
         self.is_everything || ((self.for_everybody || is_for()) && self.concerns_type(event_type))
     }
 
-    /// Whether an account other than these may have a new receiver for events of this type.
+    /// Whether another webhook may get events of this type now that belong to an account for which
+    /// `is_one` is false.
     #[must_use]
     pub fn concerns_others(&self, event_type: &str, is_one: impl Fn(&str) -> bool) -> bool {
         !self.accounts.iter().all(|account| is_one(account)) && self.concerns_type(event_type)
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_concerns_the_webhooks_that_it_names() {
+    fn a_scope_concerns_the_webhooks_that_it_names() {
         let [named, other] = [1, 2].map(Uuid::from_u128);
         let scope = Scope::read(&format!(
             r#" {{"ids":["{named}"],"patterns":["a.b"],"accounts":[],"everybody":true}}"#
@@ -140,18 +141,18 @@ mod tests {
     }
 
     #[test]
-    fn what_an_account_gets_concerns_no_other() {
+    fn a_change_for_one_account_concerns_no_other() {
         let scope = wanting(&["a.*"]);
         assert!(!scope.concerns_events("a.b", None));
         assert!(scope.concerns_events("a.b", Some("x")) && scope.concerns_events("a.b", Some("y")));
         assert!(!scope.concerns_events("a.b", Some("z")) && !scope.concerns_events("b", Some("x")));
-        // It isn't known yet that these may get some.
+        // Only account x is known; y may get such events now.
         assert!(scope.concerns_others("a.b", |account| account == "x"));
         assert!(!scope.concerns_others("a.b", |_| true) && !scope.concerns_others("b", |_| false));
     }
 
     #[test]
-    fn what_cannot_be_read_may_be_anything() {
+    fn an_unreadable_description_means_that_anything_may_have_changed() {
         let of =
             |id: &str| format!(r#"{{"ids":[{id}],"patterns":[],"accounts":[],"everybody":true}}"#);
         assert_ne!(Scope::read(&of("")), Scope::everything());
@@ -164,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_concerns_just_the_types_that_its_patterns_match(
+        fn a_scope_concerns_exactly_the_types_that_its_patterns_match(
             patterns in prop::collection::vec("[ab.*]{1,5}", 0..4),
             event_type in "[ab.]{1,6}",
         ) {

@@ -1,4 +1,4 @@
-//! Webhooks that get the same events at the same URL, which is rarely intended.
+//! Finds webhooks that get the same events at the same URL, which is rarely intended.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,10 +7,10 @@ use uuid::Uuid;
 use super::super::shown::quoted;
 use super::patterns::patterns_above;
 
-/// The most pairs that are reported: nobody reads more.
+/// How many pairs are reported: nobody reads more.
 const MOST: usize = 1_000;
 
-/// What decides whether a webhook has a twin.
+/// The parts of a webhook that decide whether it has a twin.
 #[derive(Clone, Debug)]
 pub struct Candidate<'a> {
     /// Its id.
@@ -23,12 +23,12 @@ pub struct Candidate<'a> {
     pub events: &'a [String],
 }
 
-/// Two webhooks whose receiver gets some events twice.
+/// Two webhooks whose common receiver gets some events twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Twins {
-    /// One of them.
+    /// The id of one of them.
     pub one: Uuid,
-    /// The other.
+    /// The id of the other.
     pub other: Uuid,
     /// A pattern of events that both want.
     pub pattern: String,
@@ -46,7 +46,7 @@ impl Twins {
     }
 }
 
-/// The accounts whose webhooks are looked for.
+/// Which webhooks are looked up: those without an account, those of one account, or all.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Of<'a> {
     Nobody,
@@ -54,10 +54,11 @@ enum Of<'a> {
     Any,
 }
 
-/// The pairs with at least one webhook for which `is_meant`, each once. Webhooks of different accounts
-/// have no events in common.
+/// The pairs of twins in which `is_meant` holds for at least one webhook. Each pair is reported once.
+/// Webhooks of different accounts have no events in common.
 pub fn twins(candidates: &[Candidate<'_>], is_meant: impl Fn(Uuid) -> bool) -> Vec<Twins> {
-    // Two holders are enough: of a hundred twins, each is reported with one of them.
+    // Two holders of each pattern are enough: if there are a hundred twins, each is reported with one of
+    // these two.
     let mut holders: HashMap<(&str, Of<'_>, &str), Vec<usize>> = HashMap::new();
     for (at, Candidate { url, account, events, .. }) in candidates.iter().enumerate() {
         let own = account.map_or(Of::Nobody, Of::One);
@@ -70,7 +71,7 @@ pub fn twins(candidates: &[Candidate<'_>], is_meant: impl Fn(Uuid) -> bool) -> V
         }
     }
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-    // If two patterns match a common type, one contains the other.
+    // If two patterns match a common type, one of them matches all types that the other matches.
     for (at, candidate) in candidates.iter().enumerate() {
         let whose = match candidate.account {
             None => vec![Of::Any],
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn twins_have_a_url_and_events_in_common() {
+    fn twins_have_the_same_url_and_common_events() {
         let check = |one: Given, other: Given, expected: Option<&str>| {
             let given = [one, other];
             let found = twins(&candidates(&given), |_| true);
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn each_of_many_that_are_alike_is_told_of_another_and_old_ones_are_not() {
+    fn each_of_many_twins_is_reported_if_it_is_meant() {
         let given = vec![("u", None, texts(&["*"])); 50];
         let candidates = candidates(&given);
         let all = twins(&candidates, |_| true);
@@ -163,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_are_twins_if_an_event_would_reach_both(
+        fn two_webhooks_are_twins_if_an_event_would_reach_both(
             given in prop::collection::vec(
                 (prop::option::of(0_usize..2), prop::collection::vec("[ab]|[ab][.][ab*]|[*]", 1..4)), 2..3,
             ),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::{Store, StoreError};
 use super::{ENTRY, entry};
-use crate::domain::delivery_log::report::{Mark, WebhookReport};
+use crate::domain::delivery_log::report::{CountedEntry, WebhookReport};
 use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::time::UnixMillis;
 
@@ -165,11 +165,11 @@ impl Store {
 }
 
 /// `None` for a kind of a later version.
-fn mark(row: &Row) -> Result<Option<Mark>, postgres::Error> {
+fn mark(row: &Row) -> Result<Option<CountedEntry>, postgres::Error> {
     let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
     let status: Option<i32> = row.try_get("status")?;
     let ms: Option<i64> = row.try_get("ms")?;
-    Ok(Some(Mark {
+    Ok(Some(CountedEntry {
         id: row.try_get("id")?,
         at: row.try_get("at")?,
         event_id: row.try_get("event_id")?,

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use webhook_notifier::domain::{
     secret::Secret,
     settings::Columns,
-    signature::{Key, Keys},
+    signature::{SigningKey, SigningKeys},
     webhook::{Secrets, Webhook, check_pattern, check_url, matching_patterns},
 };
 
@@ -46,7 +46,7 @@ fn each_example_of_a_url_is_what_its_name_says() {
 #[test]
 fn each_example_of_a_secret_is_what_its_name_says() {
     for (name, text) in texts("secrets") {
-        if let Some(key) = check_example(&name, Key::parse(&text)) {
+        if let Some(key) = check_example(&name, SigningKey::parse(&text)) {
             assert_eq!(format!("{key:?}"), "***");
         }
     }
@@ -61,7 +61,7 @@ const CODE: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
 
 #[test]
 fn each_example_of_a_signature_is_what_its_name_says() {
-    let key = Key::parse(SECRET).expect("a secret");
+    let key = SigningKey::parse(SECRET).expect("a secret");
     for (name, text) in texts("signatures") {
         check_example(&name, key.verify(ID, &AT.to_string(), &text, BODY, AT));
     }
@@ -100,7 +100,7 @@ proptest! {
                 .prop_map(|key| format!("whsec_{}", STANDARD.encode(key))),
         ],
     ) {
-        match Key::parse(&text) {
+        match SigningKey::parse(&text) {
             Ok(key) => {
                 let code = text.strip_prefix("whsec_").expect("it has the prefix");
                 let bytes = STANDARD.decode(code).expect("it is base64");
@@ -127,7 +127,7 @@ proptest! {
     fn of_all_that_resembles_a_signature_only_the_signature_is_one(
         text in changed_text("signatures"), id in "[!-~]{1,20}", at: u64,
     ) {
-        let key = Key::parse(SECRET).expect("a secret");
+        let key = SigningKey::parse(SECRET).expect("a secret");
         let holds_it = text.split(' ').any(|one| one == CODE);
         let (at_time, at_another) = (AT.to_string(), at.to_string());
         let verified = key.verify(ID, &at_time, &text, BODY, AT);
@@ -138,7 +138,7 @@ proptest! {
         // It isn't valid for another event or another time.
         prop_assert!(key.verify(&id, &at_time, &text, BODY, AT).is_err());
         prop_assert!(at == AT || key.verify(ID, &at_another, &text, BODY, at).is_err());
-        let keys = Keys { current: Some(key), previous: None };
+        let keys = SigningKeys { current: Some(key), previous: None };
         prop_assert_eq!(keys.sign(ID, AT, BODY), Some(CODE.to_owned()));
     }
 }

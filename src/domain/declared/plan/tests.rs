@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-use super::super::super::signature::Key;
+use super::super::super::signature::SigningKey;
 
 const ID: Uuid = Uuid::from_u128(1);
 
@@ -101,7 +101,7 @@ fn refuse(entries: &[FileEntry], known: &[Existing], expected: &[(usize, &str)])
 }
 
 #[test]
-fn an_entry_is_the_webhook_of_its_id_or_a_new_one() {
+fn an_entry_with_an_id_means_the_webhook_with_this_id_or_a_new_one() {
     let table = [known(1, "http://a/", &["a"]), known(2, "http://b/", &["b"])];
     let plan = check(
         &[entry(1, Some(1), "http://c/", &["c"])],
@@ -112,14 +112,14 @@ fn an_entry_is_the_webhook_of_its_id_or_a_new_one() {
     let fields: Vec<_> = plan.changed[0].differences.iter().map(|it| it.field).collect();
     assert_eq!(fields, [Field::PostUrl, Field::Events]);
     assert_eq!(plan.changed[0].version, "v1");
-    // Not the one with the same URL and events.
+    // It doesn't mean the webhook with the same URL and events.
     check(&[entry(1, Some(3), "http://a/", &["a"])], &table, true, [&[3], &[], &[1, 2], &[], &[]]);
 }
 
 #[test]
-fn an_entry_without_an_id_is_the_webhook_of_its_url_and_account() {
+fn an_entry_without_an_id_means_the_webhook_with_the_same_url_and_account() {
     let a = || known(1, "http://a/", &["a"]);
-    // However the URL is written, and whatever the order of the events.
+    // The spelling of the URL and the order of the events make no difference.
     check(&[entry(1, None, "http://A:80/", &["a"])], &[a()], false, [&[], &[1], &[], &[], &[]]);
     let two = known(1, "http://a/", &["a", "b"]);
     check(&[entry(1, None, "http://a/", &["b", "a"])], &[two], false, [&[], &[], &[], &[1], &[]]);
@@ -128,7 +128,7 @@ fn an_entry_without_an_id_is_the_webhook_of_its_url_and_account() {
     // The same URL in another account is another webhook.
     let acmes = of_account(a(), "acme");
     check(&[entry(1, None, "http://a/", &["a"])], &[acmes], false, [&[1_001], &[], &[], &[], &[1]]);
-    // Of several, the one with the same events; if one is left on each side, that one.
+    // Of several, it means the one with the same events; if one is left on each side, they match.
     let table = [a(), known(2, "http://a/", &["b"]), known(3, "http://a/", &["c"])];
     let of = |line, event| entry(line, None, "http://a/", &[event]);
     check(&[of(1, "b")], &table, false, [&[], &[], &[], &[2], &[1, 3]]);
@@ -140,12 +140,12 @@ fn an_entry_without_an_id_is_the_webhook_of_its_url_and_account() {
 }
 
 #[test]
-fn what_cannot_be_told_is_an_error_and_all_are_told() {
+fn all_problems_of_all_entries_are_reported() {
     let table = [known(1, "http://a/", &["a"]), known(2, "http://a/", &["b"])];
     refuse(
         &[entry(3, None, "http://a/", &["c"])],
         &table,
-        &[(3, "its URL, account and events fit several webhooks")],
+        &[(3, "several webhooks have its URL and account")],
     );
     let lines = [("post_url", 11), ("events", 12)].map(|(name, line)| (name.to_owned(), line));
     let broken =
@@ -174,7 +174,7 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
         (20, "timeout_ms: "),
         (20, "rate_per_second: "),
         (20, "no_retry_status: "),
-        (20, "description: a NUL"),
+        (20, "description: contains a NUL"),
         (20, "account: "),
         (30, "the same `id` as on line 20"),
         (50, "as on line 40"),
@@ -182,13 +182,13 @@ fn what_cannot_be_told_is_an_error_and_all_are_told() {
         (60, "events: none"),
     ];
     refuse(&entries, &table, &expected);
-    // Unreadable parts have been reported already.
+    // Fields that couldn't be read have been reported already.
     let unread = BTreeSet::from(["post_url".to_owned(), "events".to_owned()]);
     assert!(planned(&[FileEntry { unread, ..entry(1, None, "", &[]) }], &[], false).is_ok());
 }
 
 #[test]
-fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
+fn omitted_settings_are_removed_and_omitted_states_and_secrets_are_kept() {
     let mut has = known(1, "http://a/?s3cret", &["a"]);
     has.values.settings.insert(Column::TimeoutMs, "5".to_owned());
     has.values.settings.insert(Column::RatePerSecond, "1000".to_owned());
@@ -196,7 +196,7 @@ fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
     has.values.headers.insert("x-b".to_owned(), secret("s3cret"));
     has.values.paused = true;
     has.values.disabled = Some("gone".to_owned());
-    has.values.secret = Some(Key::secret_of([1; 32]));
+    has.values.secret = Some(SigningKey::secret_of([1; 32]));
     let mut says = entry(1, Some(1), "http://a/?***", &["a"]);
     says.settings.insert(Column::RatePerSecond, "1e3".to_owned());
     says.headers.insert("x-a".to_owned(), secret(HIDDEN));
@@ -217,7 +217,7 @@ fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
     let other = FileEntry {
         paused: Some(false),
         disabled: Some(false),
-        secret: Some(Key::secret_of([2; 32])),
+        secret: Some(SigningKey::secret_of([2; 32])),
         headers: SecretHeaders::from([("x-a".to_owned(), secret("another"))]),
         ..says
     };
@@ -239,7 +239,7 @@ fn what_a_file_says_nothing_of_is_none_but_for_states_and_secrets() {
 }
 
 #[test]
-fn three_stars_stand_only_for_what_is_there() {
+fn three_stars_stand_only_for_a_present_value() {
     let mut has = known(1, "http://a/?s3cret", &["a"]);
     has.values.headers.insert("x-a".to_owned(), secret("s3cret"));
     let hidden = "`***` stands for";
@@ -263,7 +263,7 @@ fn three_stars_stand_only_for_what_is_there() {
 }
 
 #[test]
-fn what_no_file_can_say_is_neither_removed_nor_changed_by_chance() {
+fn a_webhook_that_a_file_cannot_express_is_not_removed_or_changed_by_accident() {
     let flawed = |version: Option<&str>| Existing {
         flaw: Some("its row is odd".to_owned()),
         version: version.map(str::to_owned),
@@ -274,14 +274,15 @@ fn what_no_file_can_say_is_neither_removed_nor_changed_by_chance() {
     for version in [None, Some("v1")] {
         check(&[says()], &[flawed(version), other()], true, [&[], &[], &[], &[2], &[1]]);
     }
-    let mended = entry(1, Some(1), "http://a/", &["a"]);
-    check(std::slice::from_ref(&mended), &[flawed(Some("v1"))], false, [&[], &[1], &[], &[], &[]]);
-    refuse(&[mended], &[flawed(None)], &[(1, "its row is odd")]);
+    let repaired = entry(1, Some(1), "http://a/", &["a"]);
+    let table = [flawed(Some("v1"))];
+    check(std::slice::from_ref(&repaired), &table, false, [&[], &[1], &[], &[], &[]]);
+    refuse(&[repaired], &[flawed(None)], &[(1, "its row is odd")]);
 }
 
 proptest! {
     #[test]
-    fn an_export_changes_nothing_whatever_stands_in_the_table(
+    fn applying_an_export_changes_nothing_whatever_the_table_contains(
         rows in prop::collection::vec(
             (
                 "http://[ab]/([?]s3cret)?|http://u:p@h/|x|",

@@ -1,4 +1,5 @@
-//! The receivers of a simulation as drawn from a seed, and the events for them.
+//! The scenario of a simulation: the webhooks, how their receivers behave, and the events. Constructed, or
+//! drawn from a seed.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -12,31 +13,33 @@ use crate::domain::time::Moment;
 
 /// How a receiver answers.
 #[derive(Clone, Debug)]
-pub(super) enum Kind {
-    /// Successfully, within these bounds.
+pub(super) enum Behavior {
+    /// Successfully, after a time within these bounds.
     Answers(Duration, Duration),
-    /// Quickly, but with a 500 three times in ten.
+    /// Quickly, three times in ten with a 500.
     Flaky,
     /// Refuses connections.
     Refuses,
     /// Never answers.
     Hangs,
-    /// As slowly as possible without failing, then once quickly, in the rhythm that costs the others
-    /// most: whenever it has been slow for as long as one request takes.
+    /// As slowly as possible without failing, then once quickly, and so on. The rhythm is the one that
+    /// harms other receivers most: the quick answer comes once it was slow for as long as one request
+    /// takes.
     Alternates { until: Moment, is_armed: bool },
-    /// Quickly, except during an absence.
-    Away { from: Moment, until: Moment, how: Absence },
+    /// Quickly, except during an outage.
+    Down { from: Moment, until: Moment, how: Outage },
 }
 
-/// What happens to requests to a receiver that is away.
+/// What happens to requests during an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Absence {
+pub(super) enum Outage {
+    /// They are never answered.
     Hangs,
-    /// A 503.
+    /// They are answered with 503.
     Overloaded,
-    /// A 500.
+    /// They are answered with 500.
     Fails,
-    /// A 429 with this `Retry-After`.
+    /// They are answered with 429 and this `Retry-After`.
     StayAway(Duration),
 }
 
@@ -74,7 +77,7 @@ impl Response {
     }
 }
 
-impl Kind {
+impl Behavior {
     pub(super) fn quick() -> Self {
         Self::Answers(ms(2), ms(6))
     }
@@ -98,17 +101,17 @@ impl Kind {
                 *is_armed = !*is_armed && now >= *until;
                 Response::delivered(if *is_armed { ms(3) } else { ms(9_700) })
             }
-            Self::Away { from, until, how } if (*from..*until).contains(&now) => match *how {
-                Absence::Hangs => failed(TIMEOUT, Reason::Timeout, true),
-                Absence::Overloaded => failed(quick, Reason::Status5xx, true),
-                Absence::Fails => failed(quick, Reason::Status5xx, false),
-                Absence::StayAway(wanted) => {
+            Self::Down { from, until, how } if (*from..*until).contains(&now) => match *how {
+                Outage::Hangs => failed(TIMEOUT, Reason::Timeout, true),
+                Outage::Overloaded => failed(quick, Reason::Status5xx, true),
+                Outage::Fails => failed(quick, Reason::Status5xx, false),
+                Outage::StayAway(wanted) => {
                     let (reason, retry_after) = (Reason::Status4xx, Some(wanted));
                     let failure = Some(Failure { reason, is_overload: true, retry_after });
                     Response { took: quick, failure }
                 }
             },
-            Self::Flaky | Self::Away { .. } => Response::delivered(quick),
+            Self::Flaky | Self::Down { .. } => Response::delivered(quick),
         }
     }
 
@@ -128,10 +131,10 @@ impl Kind {
                 let from = between(rng, Duration::ZERO, lasts);
                 let until = from + between(rng, ms(100), lasts);
                 let stays = between(rng, ms(500), ms(20_000));
-                let ways = [Absence::Hangs, Absence::Overloaded, Absence::Fails];
+                let ways = [Outage::Hangs, Outage::Overloaded, Outage::Fails];
                 let how = *rng.choice(&ways).expect("a way");
-                let how = if rng.u32(..5) == 0 { Absence::StayAway(stays) } else { how };
-                Self::Away { from, until, how }
+                let how = if rng.u32(..5) == 0 { Outage::StayAway(stays) } else { how };
+                Self::Down { from, until, how }
             }
         }
     }
@@ -139,20 +142,20 @@ impl Kind {
 
 /// A webhook and its receiver.
 #[derive(Clone, Debug)]
-pub(super) struct Role {
-    pub(super) kind: Kind,
+pub(super) struct Subscriber {
+    pub(super) behavior: Behavior,
     /// The number of its account or host.
     pub(super) group: usize,
     pub(super) max_in_flight: Option<NonZeroU32>,
 }
 
-impl Role {
-    pub(super) fn new(kind: Kind, group: usize) -> Self {
-        Self { kind, group, max_in_flight: None }
+impl Subscriber {
+    pub(super) fn new(behavior: Behavior, group: usize) -> Self {
+        Self { behavior, group, max_in_flight: None }
     }
 }
 
-/// An event: when it comes, in which queue, and for which webhooks.
+/// An event: when it arrives, in which queue, and for which webhooks.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) at: Moment,
@@ -160,31 +163,31 @@ pub(super) struct Arrival {
     pub(super) webhooks: Vec<usize>,
 }
 
-/// Everything that determines a run.
+/// All that determines a run.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(super) struct Scenario {
     pub(super) seed: u64,
     pub(super) breaker: &'static str,
-    /// Of each queue.
+    /// The capacity of each queue.
     pub(super) capacities: Vec<usize>,
-    pub(super) roles: Vec<Role>,
+    pub(super) subscribers: Vec<Subscriber>,
     pub(super) arrivals: Vec<Arrival>,
-    /// From then on every receiver is quick.
+    /// From this time on every receiver answers quickly.
     pub(super) heals_at: Moment,
-    /// When the run ends; `None` for when nothing is left to happen.
+    /// When the run ends; `None` if it ends when no step is left.
     pub(super) ends_at: Option<Moment>,
     /// Whether some attempts are given back, and some stop waiting for a place.
     pub(super) is_restless: bool,
 }
 
-impl Plan {
-    /// One queue with the usual capacity, whose receivers never recover.
-    pub(super) fn new(roles: Vec<Role>, lasts: Duration) -> Self {
+impl Scenario {
+    /// One queue with the usual capacity, and receivers that never recover.
+    pub(super) fn new(subscribers: Vec<Subscriber>, lasts: Duration) -> Self {
         Self {
             seed: 1,
             breaker: "5,1s,5m",
             capacities: vec![64],
-            roles,
+            subscribers,
             arrivals: Vec::new(),
             heals_at: Moment::MAX,
             ends_at: Some(lasts),
@@ -214,7 +217,7 @@ impl Plan {
     pub(super) fn drawn(seed: u64, has_usual_capacity: bool) -> Self {
         let rng = &mut Rng::with_seed(seed);
         let lasts = between(rng, ms(2_000), ms(30_000));
-        // What several queues share seldom fills one with the usual capacity.
+        // If several queues share the events, one with the usual capacity is seldom full.
         let choice: &[usize] = if has_usual_capacity { &[1, 1, 1, 2, 3] } else { &[1, 1, 2, 3] };
         let queues = *rng.choice(choice).expect("a number");
         let capacities = (0..queues).map(|_| match rng.usize(..4) {
@@ -224,8 +227,8 @@ impl Plan {
             _ => *rng.choice(&[1, 2, 3, 4, 5, 8, 64, 128]).expect("a capacity"),
         });
         let capacities: Vec<usize> = capacities.collect();
-        // A few kinds in each run: if all were mixed, the hanging ones would hide the effect of the
-        // others.
+        // Only a few behaviors in each run: if all were mixed, the receivers that hang would hide the
+        // effect of the others.
         let kinds: Vec<usize> = (0..rng.usize(1..=4)).map(|_| rng.usize(..8)).collect();
         let count = match rng.usize(..4) {
             0 | 1 if !has_usual_capacity => rng.usize(1..=8),
@@ -237,12 +240,12 @@ impl Plan {
             1 => count.div_ceil(5),
             _ => count,
         };
-        let mut roles = Vec::new();
+        let mut subscribers = Vec::new();
         for n in 0..count {
-            let which = *rng.choice(&kinds).expect("a kind");
-            let kind = Kind::drawn(rng, which, lasts);
+            let which = *rng.choice(&kinds).expect("a behavior");
+            let behavior = Behavior::drawn(rng, which, lasts);
             let max_in_flight = NonZeroU32::new(rng.u32(1..=4)).filter(|_| rng.u32(..10) == 0);
-            roles.push(Role { kind, group: n % groups, max_in_flight });
+            subscribers.push(Subscriber { behavior, group: n % groups, max_in_flight });
         }
         let mut arrivals = Vec::new();
         let most = rng.usize(20..=if has_usual_capacity { 200 } else { 120 });
@@ -251,15 +254,14 @@ impl Plan {
             let begins = between(rng, Duration::ZERO, lasts);
             let queue = rng.usize(..capacities.len());
             let busy = rng.usize(..count);
-            let so_many = rng.usize(1..=most / 2 + 1);
+            let events = rng.usize(1..=most / 2 + 1);
             let pattern = rng.usize(..4);
-            for n in 0..so_many {
+            for n in 0..events {
                 let since = match pattern {
-                    // Steadily to any webhook, a burst, one busy webhook, or few events that many
-                    // webhooks want.
+                    // A steady stream for any webhook, a burst, a stream for one busy webhook, or a few
+                    // events that many webhooks want.
                     0 => {
-                        lasts / u32::try_from(so_many).expect("few")
-                            * u32::try_from(n).expect("few")
+                        lasts / u32::try_from(events).expect("few") * u32::try_from(n).expect("few")
                     }
                     2 => ms(5) * u32::try_from(n).expect("few"),
                     _ => Duration::ZERO,
@@ -281,6 +283,6 @@ impl Plan {
         let heals_at = last + between(rng, Duration::ZERO, ms(60_000));
         let breaker = if rng.u32(..10) == 0 { "off" } else { "5,1s,5m" };
         let ends_at = None;
-        Self { seed, breaker, capacities, roles, arrivals, heals_at, ends_at, is_restless }
+        Self { seed, breaker, capacities, subscribers, arrivals, heals_at, ends_at, is_restless }
     }
 }

@@ -1,9 +1,9 @@
-//! What the rules allow a receiver and a queue, computed independently: counted anew, and decided by
-//! other formulas than those under test.
+//! A model of the rules, independent of the code under test: it counts by itself, and decides by other
+//! formulas.
 
 use std::time::Duration;
 
-use super::cast::Failure;
+use super::scenario::Failure;
 use crate::domain::pace::Hold;
 use crate::domain::receiver::Class;
 use crate::domain::time::Moment;
@@ -20,35 +20,35 @@ pub(super) struct Bounds {
 
 /// A circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gate {
+enum BreakerState {
     Closed,
     Open(Moment),
     Probing,
 }
 
-/// One receiver's history, as far as the rules look back.
+/// One receiver's state, as far as the rules depend on it.
 #[derive(Clone, Debug)]
-pub(super) struct Book {
+pub(super) struct Model {
     pub(super) class: Class,
     prompt_since: Moment,
     relapses: u32,
-    /// When quick answers came since the last slow request.
+    /// The times of the quick answers since the last slow request.
     quick_answers: Vec<Moment>,
-    /// The events that failed since the last success.
+    /// The events of the failed attempts since the last success.
     failures: Vec<usize>,
     failing_since: Moment,
     succeeded_at: Moment,
-    gate: Gate,
-    /// The most that may be under way.
+    breaker: BreakerState,
+    /// How many requests may be under way.
     pub(super) window: usize,
     doubles: bool,
     halved_at: Moment,
     stays_until: Moment,
-    /// How often its breaker opened after having been closed.
+    /// How often its circuit breaker opened after having been closed.
     pub(super) outages: usize,
 }
 
-/// What the circuit breaker does: nothing, close, or open for a time within these bounds.
+/// What the circuit breaker has to do: nothing, close, or open for a time within these bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
     Nothing,
@@ -56,7 +56,7 @@ pub(super) enum Expected {
     Opens(Duration, Duration),
 }
 
-impl Default for Book {
+impl Default for Model {
     fn default() -> Self {
         Self {
             class: Class::Unproven,
@@ -66,7 +66,7 @@ impl Default for Book {
             failures: Vec::new(),
             failing_since: Moment::ZERO,
             succeeded_at: Moment::ZERO,
-            gate: Gate::Closed,
+            breaker: BreakerState::Closed,
             window: usize::MAX,
             doubles: false,
             halved_at: Moment::ZERO,
@@ -76,17 +76,17 @@ impl Default for Book {
     }
 }
 
-impl Book {
-    /// Returns whether it is a probe.
+impl Model {
+    /// Records that a request begins. Returns whether it is a probe.
     pub(super) fn begins(&mut self) -> bool {
-        let is_probe = matches!(self.gate, Gate::Open(_));
+        let is_probe = matches!(self.breaker, BreakerState::Open(_));
         if is_probe {
-            self.gate = Gate::Probing;
+            self.breaker = BreakerState::Probing;
         }
         is_probe
     }
 
-    /// A request takes over a second.
+    /// Records that a request takes over a second.
     pub(super) fn is_late(&mut self, now: Moment) {
         if self.class == Class::Prompt {
             let is_long_ago = now >= self.prompt_since + 3_600 * SECOND;
@@ -114,7 +114,7 @@ impl Book {
         }
     }
 
-    /// A request ends, while this many are under way.
+    /// Records that a request ends, while `under_way` requests (including itself) are under way.
     pub(super) fn ends(
         &mut self,
         (began, is_probe, under_way): (Moment, bool, usize),
@@ -128,8 +128,8 @@ impl Book {
         let Some(failure) = failure else {
             self.failures.clear();
             self.succeeded_at = now;
-            if self.gate != Gate::Closed {
-                self.gate = Gate::Closed;
+            if self.breaker != BreakerState::Closed {
+                self.breaker = BreakerState::Closed;
                 (self.window, self.doubles, self.halved_at) = (1, true, now);
                 return Expected::Closes;
             }
@@ -156,10 +156,10 @@ impl Book {
         }
         self.failures.push(event);
         let Some(bounds) = bounds else { return Expected::Nothing };
-        let opens = match self.gate {
-            Gate::Open(_) => false,
-            Gate::Probing => is_probe,
-            Gate::Closed => {
+        let opens = match self.breaker {
+            BreakerState::Open(_) => false,
+            BreakerState::Probing => is_probe,
+            BreakerState::Closed => {
                 let are_several = self.failures.iter().any(|other| *other != self.failures[0]);
                 let is_long = now - self.failing_since >= SECOND;
                 are_several && is_long && self.failures.len() >= bounds.failures
@@ -168,37 +168,37 @@ impl Book {
         if !opens {
             return Expected::Nothing;
         }
-        self.outages += usize::from(self.gate == Gate::Closed);
-        // An attempt shows how long the outage had lasted when the attempt began.
+        self.outages += usize::from(self.breaker == BreakerState::Closed);
+        // A failed attempt proves the outage only up to its own begin.
         let pause = (began.saturating_sub(self.failing_since) / 4).min(bounds.longest);
         Expected::Opens((pause * 79 / 100).max(bounds.shortest), pause.max(bounds.shortest))
     }
 
-    /// The breaker opened until then, as expected.
+    /// Records that the breaker opened until then, as expected.
     pub(super) fn opens(&mut self, until: Moment) {
-        self.gate = Gate::Open(until);
+        self.breaker = BreakerState::Open(until);
     }
 
     pub(super) fn is_given_back(&mut self, is_probe: bool) {
-        if self.gate == Gate::Probing && is_probe {
-            self.gate = Gate::Open(Moment::ZERO);
+        if self.breaker == BreakerState::Probing && is_probe {
+            self.breaker = BreakerState::Open(Moment::ZERO);
         }
     }
 }
 
 /// The requests that use one queue's capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(super) struct Usage {
     pub(super) used: usize,
     pub(super) slow: usize,
     pub(super) unproven: usize,
-    /// Each group's requests: all, slow, and unproven.
+    /// The requests of each group: all, to slow and to unproven receivers.
     groups: Vec<[usize; 3]>,
-    /// Of each webhook.
+    /// The requests of each webhook.
     pub(super) webhooks: Vec<usize>,
 }
 
-impl Tally {
+impl Usage {
     pub(super) fn new(groups: usize, webhooks: usize) -> Self {
         let (groups, webhooks) = (vec![[0; 3]; groups], vec![0; webhooks]);
         Self { used: 0, slow: 0, unproven: 0, groups, webhooks }
@@ -229,20 +229,20 @@ impl Tally {
     }
 }
 
-/// The slow begin no request while this many to them are under way: half of the capacity.
+/// While this many requests to slow receivers are under way, half of the capacity, no other begins.
 pub(super) fn half(capacity: usize) -> usize {
     capacity - capacity / 2
 }
 
-/// The slow and unproven together begin none while this many are under way: three quarters. If there are
-/// two places or more, a quarter is for the prompt.
+/// While this many requests to slow and unproven receivers are under way, three quarters of the
+/// capacity, no other to them begins. With two places or more, the rest is for prompt receivers.
 pub(super) fn three_quarters(capacity: usize) -> usize {
     (capacity * 3 / 4).max(1)
 }
 
-/// Every possible reason against an attempt.
+/// What stands against an attempt: every reason for which it may be refused or wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct Obstacles {
     class: Class,
     is_full: bool,
     stays_away: bool,
@@ -252,45 +252,45 @@ pub(super) struct Verdict {
     group_has_share: bool,
     class_has_share: bool,
     pub(super) is_limited: bool,
-    /// Whether it may be another backlog's turn for a moment.
+    /// Whether it may have to wait a moment for another backlog's turn.
     pub(super) may_yield: bool,
 }
 
-impl Verdict {
-    /// Judges an attempt for a webhook of this group.
-    pub(super) fn on(
-        book: &Book,
-        tally: &Tally,
+impl Obstacles {
+    /// The obstacles for an attempt to a webhook of this group.
+    pub(super) fn of(
+        model: &Model,
+        usage: &Usage,
         capacity: usize,
         (group, webhook, under_way): (usize, usize, usize),
         now: Moment,
     ) -> Self {
-        let free = capacity.saturating_sub(tally.used).max(1);
-        let [all, slow, unproven] = tally.groups[group];
-        let others = tally.slow + tally.unproven;
+        let free = capacity.saturating_sub(usage.used).max(1);
+        let [all, slow, unproven] = usage.groups[group];
+        let others = usage.slow + usage.unproven;
         let (half, three_quarters) = (half(capacity), three_quarters(capacity));
-        let class_has_share = match book.class {
+        let class_has_share = match model.class {
             Class::Prompt => false,
             Class::Slow => {
-                let is_over = tally.slow >= half || others >= three_quarters;
-                is_over || slow >= half.saturating_sub(tally.slow).max(1)
+                let is_over = usage.slow >= half || others >= three_quarters;
+                is_over || slow >= half.saturating_sub(usage.slow).max(1)
             }
             Class::Unproven => {
-                let is_over = others >= three_quarters || tally.webhooks[webhook] > 0;
+                let is_over = others >= three_quarters || usage.webhooks[webhook] > 0;
                 is_over || unproven >= three_quarters.saturating_sub(others).max(1)
             }
         };
         Self {
-            class: book.class,
-            is_full: tally.used >= capacity,
-            stays_away: now < book.stays_until,
-            is_open: match book.gate {
-                Gate::Closed => false,
-                Gate::Open(until) => now < until,
-                Gate::Probing => true,
+            class: model.class,
+            is_full: usage.used >= capacity,
+            stays_away: now < model.stays_until,
+            is_open: match model.breaker {
+                BreakerState::Closed => false,
+                BreakerState::Open(until) => now < until,
+                BreakerState::Probing => true,
             },
-            fills_window: under_way >= book.window,
-            has_share: tally.webhooks[webhook] >= free,
+            fills_window: under_way >= model.window,
+            has_share: usage.webhooks[webhook] >= free,
             group_has_share: all >= 3 * free,
             class_has_share,
             is_limited: false,
@@ -298,7 +298,7 @@ impl Verdict {
         }
     }
 
-    /// Whether at most a place is missing.
+    /// Whether nothing but a free place may be missing.
     fn is_clear(self) -> bool {
         let is_away = self.stays_away || self.is_open || self.fills_window;
         !is_away && !self.has_share && !self.group_has_share && !self.class_has_share
@@ -308,12 +308,12 @@ impl Verdict {
         self.is_clear() && !self.is_full && !self.is_limited
     }
 
-    /// Whether it waits for a place. Its webhook's limits are checked only afterwards.
+    /// Whether it waits for a place. The webhook's limits are checked only when it is called.
     pub(super) fn waits(self) -> bool {
         self.is_clear() && self.is_full && self.class == Class::Prompt
     }
 
-    /// Whether it may be refused for this reason.
+    /// Whether this is a valid reason to refuse it.
     pub(super) fn is_refused_for(self, hold: Hold) -> bool {
         match hold {
             Hold::StayAway(_) => self.stays_away,
