@@ -72,7 +72,7 @@ impl Link {
     }
 
     /// Deletes a backlog if it is empty, and returns whether it was. The backlog must have been closed before,
-    /// since quorum queues don't support `if-empty`. Takes [`SETUP_TIMEOUT`] and [`CALL_TIMEOUT`] at most.
+    /// since quorum queues don't support `if-empty`. Takes [`SETUP_TIMEOUT`] and another 30 s at most.
     ///
     /// # Errors
     /// If the connection is lost or the broker refuses.
