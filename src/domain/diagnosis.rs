@@ -284,13 +284,13 @@ impl Evidence<'_> {
         let remedy = match letter {
             LetterIs::GoneWithQueue => Remedy::Publish,
             LetterIs::Gone => Remedy::PublishUnlessReplayed,
-            LetterIs::There | LetterIs::Unknown => self.revival(&origin, cause),
+            LetterIs::There | LetterIs::Unknown => self.replay_remedy(&origin, cause),
         };
         (Conclusion::Dead { at, cause: cause.clone(), origin, letter }, remedy)
     }
 
     /// How a dead letter can still be delivered.
-    fn revival(&self, origin: &str, cause: &ReadWord<DeathCause>) -> Remedy {
+    fn replay_remedy(&self, origin: &str, cause: &ReadWord<DeathCause>) -> Remedy {
         match self.registration {
             Registration::Deleted => return Remedy::Register,
             Registration::Disabled => return Remedy::Replay(Before::Enable),

@@ -110,7 +110,7 @@ pub fn matching_patterns(event_type: &str) -> Vec<String> {
 
 /// Every pattern that matches all types that this one matches, including itself.
 #[must_use]
-pub(super) fn patterns_above(pattern: &str) -> Vec<String> {
+pub(super) fn covering_patterns(pattern: &str) -> Vec<String> {
     match pattern.strip_suffix('*') {
         Some("") => vec![pattern.to_owned()],
         // The patterns that match a type with this prefix, except that type itself.
@@ -175,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn patterns_above_match_all_types_that_the_pattern_matches() {
+    fn covering_patterns_match_all_types_that_the_pattern_matches() {
         let sorted = |pattern| {
-            let mut above = patterns_above(pattern);
-            above.sort();
-            above
+            let mut covering = covering_patterns(pattern);
+            covering.sort();
+            covering
         };
         assert_eq!(sorted("*"), ["*"]);
         assert_eq!(sorted("a.b.*"), ["*", "a.*", "a.b.*"]);

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
 use super::super::shown::quoted;
-use super::patterns::patterns_above;
+use super::patterns::covering_patterns;
 
 /// How many pairs are reported: nobody reads more.
 const MOST: usize = 1_000;
@@ -78,9 +78,9 @@ pub fn twins(candidates: &[Candidate<'_>], is_meant: impl Fn(Uuid) -> bool) -> V
             Some(account) => vec![Of::One(account), Of::Nobody],
         };
         for pattern in candidate.events {
-            for above in patterns_above(pattern) {
+            for covering in covering_patterns(pattern) {
                 let others =
-                    whose.iter().filter_map(|of| holders.get(&(&*candidate.url, *of, &*above)));
+                    whose.iter().filter_map(|of| holders.get(&(&*candidate.url, *of, &*covering)));
                 for other in others.flatten().copied() {
                     let other_id = candidates[other].id;
                     if other == at || !(is_meant(candidate.id) || is_meant(other_id)) {
