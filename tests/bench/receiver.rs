@@ -1,5 +1,5 @@
-//! Receivers: a thread per connection, mostly one read and one write per request, and a log of what
-//! arrived when. [`crate::raw_loop`] measures their throughput.
+//! Receivers: they have a thread per connection, need mostly one read and one write per request, and log
+//! what arrived when. [`crate::raw_loop`] measures their throughput.
 
 use std::{
     collections::HashMap,
@@ -24,10 +24,10 @@ const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length:
 /// Far more than the size of any request here.
 const BUFFER: usize = 16 * 1024;
 
-/// The stack of a connection's thread; there can be many. The buffer isn't on it.
+/// The stack size of a connection's thread: there can be many of them. The buffer isn't on the stack.
 const STACK: usize = 128 * 1024;
 
-/// Connections that may wait to be accepted: more than are ever opened at once.
+/// How many connections may wait to be accepted: more than are ever opened at once.
 const BACKLOG: i32 = 4_096;
 
 /// One request, when its last byte had arrived.
@@ -61,7 +61,7 @@ impl Receipt {
     }
 }
 
-/// What one or several receivers got.
+/// What one or more receivers got.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     entries: Mutex<Entries>,
@@ -83,7 +83,7 @@ struct Entries {
 pub(crate) struct Account {
     pub(crate) missing: usize,
     pub(crate) repeated: usize,
-    /// Requests for something unexpected.
+    /// Requests with something unexpected.
     pub(crate) strangers: usize,
 }
 
@@ -92,7 +92,7 @@ impl Account {
         self == Self::default()
     }
 
-    /// Right so far: what is missing may still arrive.
+    /// Whether it is right so far: missing deliveries may still arrive.
     pub(crate) fn may_become_right(self) -> bool {
         Self { missing: 0, ..self }.is_right()
     }
@@ -126,9 +126,9 @@ impl Log {
         }
     }
 
-    /// Waits until that many deliveries have arrived. False if they haven't within the limit.
-    pub(crate) fn wait(&self, count: usize, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
+    /// Waits until this many deliveries have arrived. False if they haven't before the timeout.
+    pub(crate) fn wait(&self, count: usize, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         let mut entries = self.lock();
         entries.awaited = count;
         while entries.delivered < count {
@@ -138,9 +138,9 @@ impl Log {
         true
     }
 
-    /// Waits for requests, answered or not.
-    pub(crate) fn wait_requests(&self, count: usize, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
+    /// The same for requests, answered or not.
+    pub(crate) fn wait_requests(&self, count: usize, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         while self.lock().receipts.len() < count {
             if Instant::now() >= deadline {
                 return false;
@@ -164,24 +164,24 @@ impl Log {
         self.lock().receipts.clone()
     }
 
-    /// Those that succeeded.
+    /// The requests that succeeded.
     pub(crate) fn deliveries(&self) -> Vec<Receipt> {
         let entries = self.lock();
         let delivered = |receipt: &&Receipt| receipt.answer == Answer::Success;
         entries.receipts.iter().filter(delivered).copied().collect()
     }
 
-    /// Compares with what should have arrived: these events, each to one webhook.
+    /// Compares what arrived with what should have: these events, each at one webhook.
     pub(crate) fn account(&self, events: impl IntoIterator<Item = u32>) -> Account {
         self.account_by(|receipt| receipt.event, events)
     }
 
-    /// Compares with what should have arrived: one event, to each of these webhooks.
+    /// Compares what arrived with what should have: one event, at each of these webhooks.
     pub(crate) fn account_of_webhooks(&self, webhooks: impl IntoIterator<Item = u32>) -> Account {
         self.account_by(|receipt| receipt.webhook, webhooks)
     }
 
-    /// Compares with what should have arrived: deliveries, each identified by event and webhook.
+    /// Compares what arrived with what should have: deliveries, identified by event and webhook.
     pub(crate) fn account_of_deliveries(
         &self,
         deliveries: impl IntoIterator<Item = (u32, u32)>,
@@ -226,24 +226,24 @@ pub(crate) enum Behaviour {
     Silent,
     /// Never answers these webhooks' requests, and answers others promptly.
     SilentTo(fn(u32) -> bool),
-    /// Fails this percentage of requests. Which ones depends on the event and the attempt: it is the
-    /// same in each run.
+    /// Fails this percentage of requests. Event and attempt determine which ones, so that each run fails
+    /// the same.
     Flaky(u64),
     /// Answers 503 for this long after its first request.
     Away(Duration),
-    /// For each webhook: a request takes this long, and so do those that arrive meanwhile; the next one
-    /// is answered at once, and then it starts over.
+    /// Alternates for each webhook: a request takes this long, and so do those that arrive meanwhile; the
+    /// next one is answered at once.
     Alternating(Duration),
 }
 
-/// What the connections of a receiver share.
+/// The state that a receiver's connections share.
 struct Shared {
     behaviour: Behaviour,
     log: Arc<Log>,
     first_request: OnceLock<u64>,
     /// How often each event has arrived.
     attempts: Mutex<HashMap<u32, u64>>,
-    /// Until when a webhook hangs; if missing, its next request decides that.
+    /// Until when a webhook hangs; if it is missing, its next request sets it.
     hanging: Mutex<HashMap<u32, u64>>,
     is_away: AtomicBool,
     is_held: AtomicBool,
@@ -255,7 +255,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The answer to a request, and how long it takes.
+    /// The answer to a request, and its delay.
     fn answer(&self, event: u32, webhook: u32, at: u64) -> (Answer, Duration) {
         if self.is_away.load(Ordering::Acquire) {
             return (Answer::Unavailable, Duration::ZERO);
@@ -338,7 +338,7 @@ impl Receiver {
 
     fn listen(address: (Ipv4Addr, u16), behaviour: Behaviour, log: &Arc<Log>) -> Self {
         let listener = TcpListener::bind(address).expect("a free port");
-        // By default 128 connections may wait to be accepted; the next one is retried after a second.
+        // By default 128 connections may wait to be accepted. Others would be retried after a second.
         rustix::net::listen(&listener, BACKLOG).expect("it listens");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
@@ -379,13 +379,13 @@ impl Receiver {
         self.shared.first_request.get().copied()
     }
 
-    /// From now on it answers 503 at once, until [`Self::come_back`].
-    pub(crate) fn go_away(&self) {
+    /// From now on it answers 503 at once, until [`Self::recover`].
+    pub(crate) fn fail(&self) {
         self.shared.is_away.store(true, Ordering::Release);
     }
 
-    /// Ends [`Self::go_away`]. Returns the time.
-    pub(crate) fn come_back(&self) -> u64 {
+    /// Ends [`Self::fail`]. Returns the time.
+    pub(crate) fn recover(&self) -> u64 {
         self.shared.is_away.store(false, Ordering::Release);
         now()
     }
