@@ -28,7 +28,7 @@ pub(crate) const OTHERS: u32 = 1_000_000_000;
 
 /// The latencies of their events, and how many didn't arrive in time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Noticed {
+pub(crate) struct Observed {
     pub(crate) latency: Latency,
     pub(crate) missing: usize,
 }
@@ -106,9 +106,14 @@ impl Neighbours {
         })
     }
 
-    /// Waits for what is still to come, and returns the latencies under the load. `published` has the
-    /// largest delay of a publish; `case` names the case in reports.
-    pub(crate) fn notice(&self, case: &str, published: Published, report: &mut Report) -> Noticed {
+    /// Waits for the events that haven't arrived yet, and returns the latencies under the load.
+    /// `published` has the largest delay of a publish; `case` names the case in reports.
+    pub(crate) fn observe(
+        &self,
+        case: &str,
+        published: Published,
+        report: &mut Report,
+    ) -> Observed {
         let end = self.next.load(Ordering::Acquire);
         self.log.wait(end as usize, PATIENCE);
         let account = self.log.account(0..end);
@@ -120,7 +125,7 @@ impl Neighbours {
         let latencies = under_load.map(|delivery| delivery.latency());
         let latency = Latency::of(latencies.chain(iter::repeat_n(patience, missing)));
         println!("  healthy, {case}: {latency}  ({published}; {missing} of {end} missing)");
-        Noticed { latency, missing }
+        Observed { latency, missing }
     }
 }
 
@@ -149,11 +154,11 @@ pub(crate) fn alone_and_idle<T>(
     let notifier = subject::notifier(&sandbox, setting).start();
     neighbours.prove(&sandbox);
     let published = neighbours.load(&sandbox, per_second, |sent| sent < per_second * seconds);
-    let noticed = neighbours.notice("alone", published, report);
-    if noticed.missing > 0 {
-        report.wrong(format!("healthy receivers, alone: {} events missing", noticed.missing));
+    let observed = neighbours.observe("alone", published, report);
+    if observed.missing > 0 {
+        report.wrong(format!("healthy receivers, alone: {} events missing", observed.missing));
     }
     let idle = measure_idle(&notifier);
     notifier.terminate();
-    (noticed.latency, idle)
+    (observed.latency, idle)
 }

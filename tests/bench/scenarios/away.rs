@@ -122,7 +122,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     let after = Reading::take(&notifier, broker);
     let published =
         Published { count: one.count + other.count, latest: one.latest.max(other.latest) };
-    let beside = neighbours.notice("beside the one that was away", published, report).latency;
+    let beside = neighbours.observe("beside the one that was away", published, report).latency;
     let account = log.account(OTHERS..numbers.end);
     report.require_no_repeats("away", account);
     // It may hold waiting events, which are deleted with their queue.

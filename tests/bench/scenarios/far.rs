@@ -97,7 +97,7 @@ fn one(case: &Case, rounds: usize, report: &mut Report) {
             far.publish(&sandbox, events);
             far.wait(events, report)
         });
-        let beside = neighbours.notice("beside the far one", published, report).latency;
+        let beside = neighbours.observe("beside the far one", published, report).latency;
         rates.push((rate, f64::from(capacity) / 2.0 / ALONE.as_secs_f64()));
         p99.push((beside.p99, alone.p99));
         deferred.push(deferrals(&notifier));

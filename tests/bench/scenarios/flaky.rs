@@ -51,9 +51,9 @@ struct Round {
 }
 
 fn measure(report: &mut Report) -> Round {
-    let observed = CASE.measure(report);
-    let (opened, p99) = (observed.breaker_openings, observed.healthy_p99);
-    let deliveries = observed.log.deliveries();
+    let results = CASE.measure(report);
+    let (opened, p99) = (results.breaker_openings, results.healthy_p99);
+    let deliveries = results.log.deliveries();
     let events = f64::from(CASE.events());
     let within = |time: Duration| {
         let in_time = |latency: u64| Duration::from_nanos(latency) <= time;
@@ -61,7 +61,7 @@ fn measure(report: &mut Report) -> Round {
         count as f64 / events
     };
     let mut attempts: HashMap<u32, usize> = HashMap::new();
-    for receipt in observed.log.receipts() {
+    for receipt in results.log.receipts() {
         *attempts.entry(receipt.event).or_default() += 1;
     }
     let round = Round {

@@ -68,7 +68,7 @@ fn measure(case: &str, hosts: u8, webhooks: u8, report: &mut Report) -> Latency 
         };
         load::steadily_from(OTHERS, &sandbox.servers.amqp_url, PER_SECOND, address)
     });
-    let beside = neighbours.notice(&format!("beside {case}"), published, report).latency;
+    let beside = neighbours.observe(&format!("beside {case}"), published, report).latency;
     println!("  the hostile receivers got {} requests", log.receipts().len());
     notifier.kill();
     beside

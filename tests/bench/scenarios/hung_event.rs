@@ -71,7 +71,7 @@ fn measure(proven: bool, report: &mut Report) -> Latency {
     let at_once = log.receipts().len();
     let published = neighbours.load(&sandbox, PER_SECOND, |sent| sent < PER_SECOND * SECONDS);
     let case = if proven { "have answered before" } else { "none has answered before" };
-    let latency = neighbours.notice(case, published, report).latency;
+    let latency = neighbours.observe(case, published, report).latency;
     println!("  the {HANGING} got {at_once} requests at once, {} in all", log.receipts().len());
     notifier.kill();
     latency

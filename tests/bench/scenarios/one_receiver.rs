@@ -27,7 +27,7 @@ pub(super) struct Case {
 }
 
 /// What happened with the default configuration.
-pub(super) struct Observed {
+pub(super) struct Results {
     pub(super) receiver: Receiver,
     pub(super) log: Arc<Log>,
     /// Whether everything was delivered before the timeout.
@@ -44,7 +44,7 @@ impl Case {
         self.per_second * self.seconds
     }
 
-    pub(super) fn measure(&self, report: &mut Report) -> Observed {
+    pub(super) fn measure(&self, report: &mut Report) -> Results {
         let (setting, neighbour_rate) = (Setting::DEFAULT, self.neighbour_per_second);
         let alone = neighbours::alone(1, neighbour_rate, self.alone_seconds, setting, report);
         let sandbox = Sandbox::new();
@@ -60,7 +60,7 @@ impl Case {
             let address = |number| (number < events.end).then_some((sandbox.queue(), self.kind));
             load::steadily_from(OTHERS, &sandbox.servers.amqp_url, self.per_second, address)
         });
-        let beside = neighbours.notice("beside it", published, report).latency;
+        let beside = neighbours.observe("beside it", published, report).latency;
         let complete = log.wait(events.len(), self.timeout);
         let ended = now();
         let breaker_openings =
@@ -69,6 +69,6 @@ impl Case {
         // It may hold events that wait for their next attempt; they are deleted with their queue.
         notifier.kill();
         let healthy_p99 = (beside.p99, alone.p99);
-        Observed { receiver, log, complete, ended, breaker_openings, healthy_p99 }
+        Results { receiver, log, complete, ended, breaker_openings, healthy_p99 }
     }
 }

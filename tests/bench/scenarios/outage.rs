@@ -54,10 +54,10 @@ struct Round {
 }
 
 fn measure(report: &mut Report) -> Round {
-    let observed = CASE.measure(report);
-    let (log, complete, ended) = (observed.log, observed.complete, observed.ended);
+    let results = CASE.measure(report);
+    let (log, complete, ended) = (results.log, results.complete, results.ended);
     let events = CASE.events();
-    let first = observed.receiver.first_request().expect("it gets events from the start");
+    let first = results.receiver.first_request().expect("it gets events from the start");
     let back = first + u64::try_from(AWAY.as_nanos()).expect("seconds");
     let since = |at: u64| Duration::from_nanos(at.saturating_sub(back)).as_secs_f64();
     let deliveries = log.deliveries();
@@ -78,5 +78,5 @@ fn measure(report: &mut Report) -> Round {
         if has_all { "" } else { " (not all)" },
         deliveries.len(),
     );
-    Round { noticed, caught_up, refused: refused as f64, p99: observed.healthy_p99 }
+    Round { noticed, caught_up, refused: refused as f64, p99: results.healthy_p99 }
 }

@@ -16,7 +16,7 @@ const WEBHOOKS: u32 = 50_000;
 const KIND: &str = "price.changed";
 const NEXT: &str = "invoice.paid";
 
-/// Twenty times what it takes sequentially.
+/// Twenty times the duration of sequential deliveries.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
