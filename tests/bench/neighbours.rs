@@ -116,9 +116,9 @@ impl Neighbours {
     ) -> Observed {
         let end = self.next.load(Ordering::Acquire);
         self.log.wait(end as usize, PATIENCE);
-        let account = self.log.account(0..end);
-        report.require_no_repeats(&format!("healthy receivers, {case}"), account);
-        let missing = account.missing;
+        let differences = self.log.differences(0..end);
+        report.require_no_repeats(&format!("healthy receivers, {case}"), differences);
+        let missing = differences.missing;
         let patience = u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX);
         let deliveries = self.log.deliveries();
         let under_load = deliveries.iter().filter(|delivery| delivery.event >= self.proven);

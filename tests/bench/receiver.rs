@@ -1,19 +1,21 @@
 //! Receivers: they have a thread per connection, need mostly one read and one write per request, and log
 //! what arrived when. [`crate::raw_loop`] measures their throughput.
 
+mod log;
+
 use std::{
     collections::HashMap,
-    fmt,
-    hash::Hash,
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock,
+        Arc, Condvar, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+pub(crate) use log::{Answer, Differences, Log, Receipt};
 
 use crate::{event, measure::now};
 
@@ -29,186 +31,6 @@ const STACK: usize = 128 * 1024;
 
 /// How many connections may wait to be accepted: more than are ever opened at once.
 const BACKLOG: i32 = 4_096;
-
-/// One request, when its last byte had arrived.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Receipt {
-    /// The number of the event.
-    pub(crate) event: u32,
-    /// The number at the end of the path.
-    pub(crate) webhook: u32,
-    pub(crate) sent: u64,
-    pub(crate) at: u64,
-    pub(crate) answer: Answer,
-}
-
-/// The answer to a request, sent at once or later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// 200: the event is delivered.
-    Success,
-    /// 500.
-    Failure,
-    /// 503.
-    Unavailable,
-    Nothing,
-}
-
-impl Receipt {
-    /// Nanoseconds from publishing to arrival.
-    pub(crate) fn latency(&self) -> u64 {
-        self.at.saturating_sub(self.sent)
-    }
-}
-
-/// What one or more receivers got.
-#[derive(Debug, Default)]
-pub(crate) struct Log {
-    entries: Mutex<Entries>,
-    reached: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Entries {
-    receipts: Vec<Receipt>,
-    delivered: usize,
-    connections: usize,
-    strangers: usize,
-    /// How many deliveries somebody waits for.
-    awaited: usize,
-}
-
-/// What arrived, compared with what should have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Account {
-    pub(crate) missing: usize,
-    pub(crate) repeated: usize,
-    /// Requests with something unexpected.
-    pub(crate) strangers: usize,
-}
-
-impl Account {
-    pub(crate) fn is_right(self) -> bool {
-        self == Self::default()
-    }
-
-    /// Whether it is right so far: missing deliveries may still arrive.
-    pub(crate) fn may_become_right(self) -> bool {
-        Self { missing: 0, ..self }.is_right()
-    }
-}
-
-impl fmt::Display for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { missing, repeated, strangers } = self;
-        write!(f, "{missing} missing, {repeated} repeated, {strangers} that nobody sent")
-    }
-}
-
-impl Log {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().expect("no receiver panics while it holds it")
-    }
-
-    fn push(&self, receipt: Receipt) {
-        let mut entries = self.lock();
-        entries.receipts.push(receipt);
-        let delivered = receipt.answer == Answer::Success;
-        entries.delivered += usize::from(delivered);
-        let reached = delivered && entries.delivered == entries.awaited;
-        drop(entries);
-        if reached {
-            self.reached.notify_all();
-        }
-    }
-
-    /// Waits until this many deliveries have arrived. False if they haven't before the timeout.
-    pub(crate) fn wait(&self, count: usize, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut entries = self.lock();
-        entries.awaited = count;
-        while entries.delivered < count {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
-            entries = self.reached.wait_timeout(entries, left).expect("as above").0;
-        }
-        true
-    }
-
-    /// The same for requests, answered or not.
-    pub(crate) fn wait_requests(&self, count: usize, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        while self.lock().receipts.len() < count {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        true
-    }
-
-    /// How many deliveries have arrived.
-    pub(crate) fn delivered(&self) -> usize {
-        self.lock().delivered
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        self.lock().connections
-    }
-
-    /// All requests, successful or not.
-    pub(crate) fn receipts(&self) -> Vec<Receipt> {
-        self.lock().receipts.clone()
-    }
-
-    /// The requests that succeeded.
-    pub(crate) fn deliveries(&self) -> Vec<Receipt> {
-        let entries = self.lock();
-        let delivered = |receipt: &&Receipt| receipt.answer == Answer::Success;
-        entries.receipts.iter().filter(delivered).copied().collect()
-    }
-
-    /// Compares what arrived with what should have: these events, each at one webhook.
-    pub(crate) fn account(&self, events: impl IntoIterator<Item = u32>) -> Account {
-        self.account_by(|receipt| receipt.event, events)
-    }
-
-    /// Compares what arrived with what should have: one event, at each of these webhooks.
-    pub(crate) fn account_of_webhooks(&self, webhooks: impl IntoIterator<Item = u32>) -> Account {
-        self.account_by(|receipt| receipt.webhook, webhooks)
-    }
-
-    /// Compares what arrived with what should have: deliveries, identified by event and webhook.
-    pub(crate) fn account_of_deliveries(
-        &self,
-        deliveries: impl IntoIterator<Item = (u32, u32)>,
-    ) -> Account {
-        self.account_by(|receipt| (receipt.event, receipt.webhook), deliveries)
-    }
-
-    fn account_by<K: Eq + Hash>(
-        &self,
-        key: fn(&Receipt) -> K,
-        expected: impl IntoIterator<Item = K>,
-    ) -> Account {
-        let mut times: HashMap<K, usize> = HashMap::new();
-        for delivery in self.deliveries() {
-            *times.entry(key(&delivery)).or_default() += 1;
-        }
-        let mut account = Account { strangers: self.lock().strangers, ..Account::default() };
-        for number in expected {
-            match times.remove(&number) {
-                None => account.missing += 1,
-                Some(times) => account.repeated += times - 1,
-            }
-        }
-        account.strangers += times.len();
-        account
-    }
-}
 
 /// Listens on loopback until it is dropped.
 pub(crate) struct Receiver {
@@ -361,7 +183,7 @@ impl Receiver {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                shared.log.lock().connections += 1;
+                shared.log.count_connection();
                 if let Ok(handle) = stream.try_clone() {
                     shared.streams.lock().expect("no holder panics").push(handle);
                 }
@@ -445,7 +267,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 (answer, after)
             }
             None => {
-                shared.log.lock().strangers += 1;
+                shared.log.count_unexpected();
                 (Answer::Success, Duration::ZERO)
             }
         };

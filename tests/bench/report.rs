@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{measure::Spread, receiver::Account};
+use crate::{measure::Spread, receiver::Differences};
 
 /// What a figure should be. The median of the rounds decides whether it is reached.
 #[derive(Clone, Copy, Debug)]
@@ -135,21 +135,21 @@ impl Report {
     }
 
     /// Requires that everything has arrived, once.
-    pub(crate) fn require_complete(&mut self, case: &str, account: Account) {
-        if !account.is_right() {
-            self.wrong(format!("{case}: {account}"));
+    pub(crate) fn require_complete(&mut self, case: &str, differences: Differences) {
+        if !differences.are_none() {
+            self.wrong(format!("{case}: {differences}"));
         }
     }
 
     /// Requires that what has arrived did so once. Some may still be on its way.
-    pub(crate) fn require_no_repeats(&mut self, case: &str, account: Account) {
-        if !account.may_become_right() {
-            self.wrong(format!("{case}: {account}"));
+    pub(crate) fn require_no_repeats(&mut self, case: &str, differences: Differences) {
+        if !differences.are_only_missing() {
+            self.wrong(format!("{case}: {differences}"));
         }
     }
 
-    /// Whether nothing was lost or wrong.
-    pub(crate) fn is_right(&self) -> bool {
+    /// Whether nothing is wrong.
+    pub(crate) fn has_passed(&self) -> bool {
         self.wrong.is_empty()
     }
 }

@@ -123,8 +123,8 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     let published =
         Published { count: one.count + other.count, latest: one.latest.max(other.latest) };
     let beside = neighbours.observe("beside the one that was away", published, report).latency;
-    let account = log.account(OTHERS..numbers.end);
-    report.require_no_repeats("away", account);
+    let differences = log.differences(OTHERS..numbers.end);
+    report.require_no_repeats("away", differences);
     // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
 
@@ -148,14 +148,14 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     println!(
         "  first success {noticed:.2} s after its recovery, the last of {} after {last:.1} s; {} missing; {order}",
         deliveries.len(),
-        account.missing
+        differences.missing
     );
     Round {
         deferrals: all.relative_deferrals(events),
         cpu: calm.notifier - idle,
         noticed,
         overtaken: order.overtaken_percent(),
-        missing: account.missing as f64,
+        missing: differences.missing as f64,
         drain: (queued::per_second(&deliveries), queued),
         p99: (beside.p99, alone.p99),
     }

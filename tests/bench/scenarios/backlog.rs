@@ -76,8 +76,8 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
 
     let healthy = (0..published.count).filter(|&number| !is_for_the_dead(number));
     log.wait(healthy.clone().count(), TIMEOUT);
-    report.require_complete("backlog, the healthy receiver", log.account(healthy));
-    let late = dead_log.account(DEAD.filter(|&number| is_for_the_dead(number)));
+    report.require_complete("backlog, the healthy receiver", log.differences(healthy));
+    let late = dead_log.differences(DEAD.filter(|&number| is_for_the_dead(number)));
     report.require_complete("backlog, the recovered receiver", late);
     notifier.terminate();
 

@@ -81,7 +81,7 @@ fn measure(backlog: u32, report: &mut Report) -> Latency {
     let published = load::steadily(&sandbox.servers.amqp_url, PER_SECOND, address);
     log.wait(EVENTS as usize, TIMEOUT);
     let left = sandbox.broker.ready(low).unwrap_or(0);
-    report.require_complete("fairness", log.account(0..EVENTS));
+    report.require_complete("fairness", log.differences(0..EVENTS));
     // Events that still wait on low_priority are deleted with their queue.
     notifier.kill();
     drop(low_receivers);

@@ -65,9 +65,9 @@ fn measure(webhooks: u32, setting: Setting, report: &mut Report) -> (f64, f64) {
     let used = processor_time(subject.id()) - before;
 
     let expected = (0..events).flat_map(|event| (0..webhooks).map(move |webhook| (event, webhook)));
-    let account = log.account_of_deliveries(expected);
-    if !complete || !account.is_right() {
-        report.wrong(format!("fanout, {webhooks} webhooks: {account}"));
+    let differences = log.differences_by_delivery(expected);
+    if !complete || !differences.are_none() {
+        report.wrong(format!("fanout, {webhooks} webhooks: {differences}"));
     }
     subject.stop(&sandbox, report);
     let deliveries = log.deliveries();

@@ -175,7 +175,7 @@ impl Far {
         let events = OTHERS..OTHERS + events;
         let complete = self.log.wait(events.len(), TIMEOUT);
         let ended = now();
-        report.require_no_repeats("far", self.log.account(events.clone()));
+        report.require_no_repeats("far", self.log.differences(events.clone()));
         let deliveries = self.log.deliveries();
         let (Some(first), Some(last)) = (deliveries.first(), deliveries.last()) else {
             println!("  nothing has arrived within {TIMEOUT:?}");

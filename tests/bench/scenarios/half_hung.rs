@@ -94,13 +94,13 @@ fn measure((case, hosts, behaviour): Case, report: &mut Report) -> Round {
     let expected: Vec<_> =
         (0..EVENTS).flat_map(|event| answering().map(move |webhook| (event, webhook))).collect();
     log.wait(expected.len(), PATIENCE);
-    let account = log.account_of_deliveries(expected.iter().copied());
+    let differences = log.differences_by_delivery(expected.iter().copied());
     // It holds deliveries to the hanging webhooks, which are deleted with their queue.
     notifier.kill();
     if some_hang {
-        report.require_no_repeats(&format!("half-hung, {case}"), account);
+        report.require_no_repeats(&format!("half-hung, {case}"), differences);
     } else {
-        report.require_complete(&format!("half-hung, {case}"), account);
+        report.require_complete(&format!("half-hung, {case}"), differences);
     }
     let mut deliveries = log.deliveries();
     deliveries.retain(|delivery| is_healthy(&delivery.webhook));

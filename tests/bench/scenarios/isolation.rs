@@ -73,24 +73,24 @@ fn measure(setting: Setting, with_bad: bool, report: &mut Report) -> Latency {
     let expected: Vec<_> =
         (0..published.count).filter(|number| number % WEBHOOKS < HEALTHY).collect();
     healthy.wait(expected.len(), PATIENCE);
-    let account = healthy.account(expected.iter().copied());
+    let differences = healthy.differences(expected.iter().copied());
     // It holds messages for the bad receivers, which are deleted with their queue.
     notifier.kill();
 
     let case = if with_bad { "with the bad ones" } else { "without them" };
-    let account_of = format!("isolation, {setting}, {case}: healthy receivers");
+    let whose = format!("isolation, {setting}, {case}: healthy receivers");
     if with_bad {
-        report.require_no_repeats(&account_of, account);
+        report.require_no_repeats(&whose, differences);
     } else {
-        report.require_complete(&account_of, account);
+        report.require_complete(&whose, differences);
     }
-    let missing = std::iter::repeat_n(PATIENCE, account.missing);
+    let missing = std::iter::repeat_n(PATIENCE, differences.missing);
     let missing = missing.map(|patience| u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
     let receipts = healthy.receipts();
     let latency = Latency::of(receipts.iter().map(|receipt| receipt.latency()).chain(missing));
     println!(
         "  {setting}, {case:17}  {latency}  ({published}; {} of {} missing)",
-        account.missing,
+        differences.missing,
         expected.len()
     );
     latency

@@ -61,7 +61,7 @@ fn measure(side: Side, pace: Pace, report: &mut Report) -> Latency {
     let address = |number| (number < events).then_some((sandbox.queue(), KIND));
     let published = load::steadily(&sandbox.servers.amqp_url, per_second, address);
     log.wait(events as usize, TIMEOUT);
-    report.require_complete(&side.to_string(), log.account(0..events));
+    report.require_complete(&side.to_string(), log.differences(0..events));
     subject.stop(&sandbox, report);
     let latency = Latency::of(log.deliveries().iter().map(|receipt| receipt.latency()));
     println!("  {side:9}  {latency}  ({published})");

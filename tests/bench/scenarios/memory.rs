@@ -60,7 +60,7 @@ fn measure(settings: &Settings, report: &mut Report) -> (f64, f64) {
         }
         resident.push(resident_mib(subject.id()));
     }
-    report.require_complete("memory", log.account(0..BATCH * BATCHES));
+    report.require_complete("memory", log.differences(0..BATCH * BATCHES));
     subject.stop(&sandbox, report);
     let (Some(&first), Some(&last)) = (resident.first(), resident.last()) else {
         panic!("the first {BATCH} events were not delivered within {TIMEOUT:?}")
@@ -141,8 +141,8 @@ fn measure_hanging(report: &mut Report) -> Hanging {
     let expected = (0..3).chain(10..13);
     let expected =
         expected.flat_map(|event| (1..=u32::from(HANGING)).map(move |webhook| (event, webhook)));
-    let account = log.account_of_deliveries(expected);
-    report.require_complete("memory, hanging requests", account);
+    let differences = log.differences_by_delivery(expected);
+    report.require_complete("memory, hanging requests", differences);
     notifier.terminate();
     println!(
         "  {hanging} requests hang: {resident:.1} MiB, {threads} threads; {at_start} threads at the start, {after} {:.0} s after the end",

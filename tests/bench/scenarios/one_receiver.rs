@@ -65,7 +65,7 @@ impl Case {
         let ended = now();
         let breaker_openings =
             notifier.metric("webhook_circuit_breaker_transitions_total", &[("state", "open")]);
-        report.require_no_repeats(self.name, log.account(events));
+        report.require_no_repeats(self.name, log.differences(events));
         // It may hold events that wait for their next attempt; they are deleted with their queue.
         notifier.kill();
         let healthy_p99 = (beside.p99, alone.p99);

@@ -89,8 +89,8 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let resumed = now();
     let complete = log.wait(end as usize, TIMEOUT);
     let spent = Reading::take(&notifier, broker).since(&before);
-    let account = log.account(0..end);
-    report.require_no_repeats("pause", account);
+    let differences = log.differences(0..end);
+    report.require_no_repeats("pause", differences);
     // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let mut deliveries = log.deliveries();
@@ -102,14 +102,14 @@ fn measure(events: u32, report: &mut Report) -> Round {
         "  {meanwhile} requests while it was paused; {} deliveries after that, in {all:.1} s; {:.0} deferrals; {} missing; {order}",
         deliveries.len(),
         spent.deferrals,
-        account.missing
+        differences.missing
     );
     Round {
         meanwhile: meanwhile as f64,
         overtaken: order.overtaken_percent(),
         deferrals: spent.relative_deferrals(events),
         all,
-        missing: account.missing as f64,
+        missing: differences.missing as f64,
         drain: (queued::per_second(&deliveries), queued),
     }
 }

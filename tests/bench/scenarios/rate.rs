@@ -65,8 +65,8 @@ fn measure(events: u32, report: &mut Report) -> Round {
     load::fill(&sandbox.servers.amqp_url, sandbox.queue(), 0..events, KIND);
     log.wait(events as usize, Duration::from_secs(1) * events / RATE + TIMEOUT);
     let spent = Reading::take(&notifier, broker).since(&before);
-    let account = log.account(0..events);
-    report.require_no_repeats("rate", account);
+    let differences = log.differences(0..events);
+    report.require_no_repeats("rate", differences);
     // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let deliveries = log.deliveries();
@@ -74,9 +74,9 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let order = Order::of(&log.receipts(), LATENCY);
     println!(
         "  {slowest:.1} to {fastest:.1} deliveries/s; {:.0} deferrals; {} missing; {order}",
-        spent.deferrals, account.missing
+        spent.deferrals, differences.missing
     );
-    let missing = account.missing as f64;
+    let missing = differences.missing as f64;
     Round {
         slowest,
         fastest,

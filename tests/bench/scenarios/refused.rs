@@ -106,8 +106,8 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     let _receiver = Receiver::on_every_host(port, Behaviour::Prompt, &log);
     let complete = log.wait(events as usize, away + TIMEOUT);
     let spent = Reading::take(&notifier, broker).since(&before);
-    let account = log.account_of_deliveries((0..events).map(|event| (event, webhook(event))));
-    report.require_no_repeats("refused", account);
+    let differences = log.differences_by_delivery((0..events).map(|event| (event, webhook(event))));
+    report.require_no_repeats("refused", differences);
     let last = log.deliveries().last().map(|delivery| delivery.at).filter(|_| complete);
     let all = Duration::from_nanos(last.unwrap_or_else(now) - back).as_secs_f64();
     let notifier_mib = peak_mib(notifier.id());
@@ -127,7 +127,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
         "  CPU without new events: notifier {:.2} %, broker {:.1} % of a core",
         calm.notifier, calm.broker
     );
-    println!("  all delivered {all:.1} s after their recovery; {} missing", account.missing);
+    println!("  all delivered {all:.1} s after their recovery; {} missing", differences.missing);
     Round {
         notifier_mib,
         deferrals: spent.relative_deferrals(events),
@@ -135,6 +135,6 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
         broker_cpu: calm.broker,
         broker_mib,
         all,
-        missing: account.missing as f64,
+        missing: differences.missing as f64,
     }
 }

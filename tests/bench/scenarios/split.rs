@@ -56,7 +56,7 @@ fn measure(report: &mut Report) -> (f64, f64) {
     }
     log.wait(WEBHOOKS as usize, TIMEOUT);
     let (next, all) = (latest(&next_log.receipts()), latest(&log.receipts()));
-    report.require_complete("split", log.account_of_webhooks(0..WEBHOOKS));
+    report.require_complete("split", log.differences_by_webhook(0..WEBHOOKS));
     notifier.terminate();
     println!(
         "  the next event arrived after {next:.2} s, all deliveries after {all:.2} s, {:.0}/s",

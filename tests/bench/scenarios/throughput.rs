@@ -158,9 +158,9 @@ fn measure(side: Side, events: u32, report: &mut Report) -> Measured {
     let used = processor_time(subject.id()) - before;
     drop(profile);
 
-    let account = log.account(0..events);
-    if !complete || !account.is_right() {
-        report.wrong(format!("{side} {}: {account}", side.setting()));
+    let differences = log.differences(0..events);
+    if !complete || !differences.are_none() {
+        report.wrong(format!("{side} {}: {differences}", side.setting()));
     }
     subject.stop(&sandbox, report);
     let receipts = log.deliveries();

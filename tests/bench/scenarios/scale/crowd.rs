@@ -146,7 +146,7 @@ impl Crowd {
     /// Requires that all events so far have been delivered, once.
     pub(super) fn check(&self, case: &str, report: &mut Report) {
         let expected = (0..self.next).map(|event| (event, self.size.webhook(event)));
-        report.require_complete(case, self.log.account_of_deliveries(expected));
+        report.require_complete(case, self.log.differences_by_delivery(expected));
     }
 
     /// Stops a notifier, and requires that its queues are empty.
