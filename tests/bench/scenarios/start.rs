@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_millis(1);
 const DELAYS: [&str; 11] = ["1s", "2s", "4s", "8s", "16s", "1m", "5m", "15m", "1h", "6h", "24h"];
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
-    println!("default configuration: three queues, six lanes");
+    println!("default configuration: three queues, nine lanes");
     let sandbox = Sandbox::bare(&Servers::shared(), 3);
     sandbox.command(&["migrate"]);
     for delay in DELAYS {
