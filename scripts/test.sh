@@ -51,15 +51,17 @@ readonly ALONE=(
     receivers::a_receiver_that_says_it_has_too_many_requests_gets_half_as_many
     receivers::an_event_that_many_hanging_receivers_want_reaches_a_healthy_one_at_once_and_so_does_the_next
     receivers::with_the_default_settings_receivers_that_never_answer_delay_nobody
-    retries::a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once
     shutdown::an_idle_notifier_ends_within_a_second_of_sigint
     shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
 )
 
-# The modules whose tests wait for minutes. They run beside the others, in a process of their own: in the same one,
-# they would occupy all threads at once and leave the CPUs idle.
-readonly WAITING=(backlogs refusals)
-readonly WAITING_THREADS=6
+# This one measures time too, but sends a request only every few seconds: it runs beside those.
+readonly BESIDE_ALONE=retries::a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once
+
+# The modules whose tests wait for minutes, or for their turn with the servers that they kill. They run in a process
+# of their own: in the same one as the others, they would occupy all threads at once and leave the CPUs idle.
+readonly WAITING=(backlogs faults refusals restored)
+readonly WAITING_THREADS=8
 # The others mostly wait, too, for timers and servers, but not as long: many more of them than cores run at once.
 readonly THREADS=${TEST_THREADS:-10}
 
@@ -179,9 +181,11 @@ run_all() {
         begin beside run_beside
         begin chaos run chaos --test integration -- --nocapture --exact "$CHAOS"
         while kill -0 "${groups[chaos]}" 2>/dev/null && ! grep -qF -- "$QUIET" "$logs/chaos.log"; do sleep 1; done
+        begin beside_alone run beside-alone --test integration -- --exact "$BESIDE_ALONE"
         run alone --test integration -- --test-threads=1 --exact "${ALONE[@]}"
+        await beside_alone
     fi
-    local done_with=("--skip=$CHAOS" "${ALONE[@]/#/--skip=}") waiting=("${WAITING[@]/%/::}")
+    local done_with=("--skip=$CHAOS" "--skip=$BESIDE_ALONE" "${ALONE[@]/#/--skip=}") waiting=("${WAITING[@]/%/::}")
     export TESTS_ALONE_ARE_DONE=1
     begin waiting run waiting --test integration -- --test-threads="$WAITING_THREADS" "${done_with[@]}" "${waiting[@]}"
     run other --test integration -- --test-threads="$THREADS" "${done_with[@]}" "${waiting[@]/#/--skip=}"

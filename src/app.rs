@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::admin;
 use crate::backlogs::{Backlogs, Inbox, Keeper};
 use crate::broker::{self, BrokerError, Lane, LaneKind, Link, Objects, Publisher, Topology};
-use crate::config::{Config, Queue};
+use crate::config::{Config, EventQueue};
 use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
@@ -31,19 +31,18 @@ use crate::workers::Workers;
 /// How often the monitor asks for queue depths and whether PostgreSQL answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the last threads (publisher, delivery log, notices, instances, admin) may take to end once the
+/// How long the last threads (publisher, delivery log, notices, instances, admin) may take to end after the
 /// lanes have ended, within SHUTDOWN_TIMEOUT.
-const FAREWELL: Duration = Duration::from_millis(2_500);
+const GRACE_PERIOD: Duration = Duration::from_millis(2_500);
 
-/// The limit of open files that we ask for, up to the hard limit. It is more than we ever use, and costs
-/// nothing: the kernel allocates nothing by it.
+/// The limit of open files that we request, up to the hard limit. It is more than we ever use, and costs
+/// nothing: the kernel reserves nothing for it.
 const MOST_FILES: u64 = 65_536;
 
 /// The threads of an idle lane: its own, its consumer's and its connection's two.
-const THREADS_OF_LANE: usize = 4;
+const THREADS_PER_LANE: usize = 4;
 
-/// The other threads of an idle notifier: those started below, those of libraries, and a few short-lived
-/// ones.
+/// The other threads of an idle notifier: those started below, those of libraries, and a few that end soon.
 const OTHER_THREADS: usize = 32;
 
 /// Checks that the threads of an idle notifier can be started. Requests need more, but can wait for theirs;
@@ -52,7 +51,7 @@ const OTHER_THREADS: usize = 32;
 /// # Errors
 /// If they can't be started.
 pub fn check_threads(config: &Config) -> Result<()> {
-    let needed = Lane::all(config).len() * THREADS_OF_LANE + OTHER_THREADS;
+    let needed = Lane::all(config).len() * THREADS_PER_LANE + OTHER_THREADS;
     threads::check(needed).context(
         "too few threads: raise the limit (`ulimit -u`, TasksMax of the unit, the container's pids \
          limit) or leave more memory",
@@ -70,11 +69,13 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     log::info!("webhook-notifier {} starts", env!("CARGO_PKG_VERSION"));
     raise_file_limit();
 
-    // Fired when the lanes have ended. Until then they need the publisher, and operators need /metrics.
+    // `drained` is fired when the lanes have ended. Until then the lanes need the publisher, and operators need
+    // /metrics.
     let (drained, lanes_over) = shutdown::channel();
     let mut threads = Threads::default();
     let (parts, inbox) = Parts::new(config, store, shutdown)?;
-    // Before the checks, which may take a while: a probe should get "not ready" rather than no answer.
+    // This comes before the checks, which may take a while: a probe should get "not ready" instead of no
+    // answer.
     let port = parts.start_watching(&mut threads, &lanes_over)?;
     parts.check_database()?;
     let Some(broker) = parts.first_connection()? else {
@@ -102,8 +103,8 @@ pub fn run(config: Config, store: Store) -> Result<()> {
         );
     }
     drained.fire();
-    let farewell = if overdue.is_empty() { FAREWELL } else { Duration::ZERO };
-    threads.join_until((Instant::now() + farewell).min(deadline), &HashSet::new());
+    let grace = if overdue.is_empty() { GRACE_PERIOD } else { Duration::ZERO };
+    threads.join_until((Instant::now() + grace).min(deadline), &HashSet::new());
     log::info!("stopped: {}", pipeline.tally());
     match failed.or(threads.into_failed()) {
         Some(end) => bail!("thread {} ended unexpectedly: {}", end.thread, end.how),
@@ -177,8 +178,7 @@ impl Parts {
     }
 
     /// Checks the database. If it is away, consuming waits for it, as it would later. If it refuses us, that
-    /// is an error, since waiting would not help. Missing rights are logged, and we do without what needs
-    /// them.
+    /// is an error, since waiting would not help. Missing rights are logged, and what needs them is not done.
     fn check_database(&self) -> Result<()> {
         match self.store.check() {
             Ok(()) => self.metrics.health().database().answered(),
@@ -243,7 +243,7 @@ impl Parts {
     ) -> Result<(Arc<Pipeline>, Keeper)> {
         let Self { config, store, metrics, directory, receivers, .. } = self;
         let (publisher, publisher_thread) = Publisher::new(config, Arc::clone(&self.objects));
-        self.look_by(publisher.clone());
+        self.provide_gauges(publisher.clone());
         let (log, log_writer) = delivery_log::open(config, store, metrics.log_rows(), jitter);
         let (notices, teller) = notices::open(config, store, directory, receivers, metrics, jitter);
         let backlogs = Lane::all(config).into_iter().filter(|lane| lane.kind == LaneKind::Backlogs);
@@ -301,11 +301,11 @@ impl Parts {
         Ok((Arc::new(pipeline), keeper))
     }
 
-    /// Sets the function that returns the metrics that change with time.
-    fn look_by(&self, publisher: Publisher) {
+    /// Sets the function that reads the metrics that change without an event.
+    fn provide_gauges(&self, publisher: Publisher) {
         let (receivers, directory) = (Arc::clone(&self.receivers), Arc::clone(&self.directory));
         let queues = self.config.queues.clone();
-        let in_use = move |number: usize, queue: &Queue| InUse {
+        let in_use = move |number: usize, queue: &EventQueue| InUse {
             queue: queue.name.clone(),
             capacity: queue.capacity.into(),
             by_class: receivers.in_use(number),
@@ -379,7 +379,7 @@ impl Parts {
 }
 
 /// Raises the limit of open files. Each connection is one, and the usual soft limit of 1,024 is too low for a
-/// fan-out together with many clients of the metrics port.
+/// large fan-out beside many clients of the metrics port.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(MOST_FILES, |most| most.min(MOST_FILES));

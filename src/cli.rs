@@ -38,11 +38,11 @@ const NAME: &str = "webhook-notifier";
 /// The most threads that a command needs, including those of its connections.
 const THREADS: usize = 10;
 
-/// The longest line of the log or of standard error, in characters. Our own text takes a few hundred. The
-/// rest is quoted from other programs, and may be of any length.
+/// The longest line of the log or of standard error, in characters. Our own text takes a few hundred; what
+/// it quotes from other programs may have any length.
 const MOST_OF_LINE: usize = 8_192;
 
-/// The command line makes no sense; exit code 2.
+/// The command line is invalid; exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
@@ -55,16 +55,16 @@ pub fn main() -> ExitCode {
     match dispatch(command) {
         Ok(code) => code,
         Err(error) if error.is::<ConfigError>() || error.is::<Usage>() => {
-            complain(&format!("{error}"));
+            print_stderr(&format!("{error}"));
             ExitCode::from(2)
         }
-        // `webhooks list | head` closes the pipe early: that is no failure.
+        // `webhooks list | head` closes the pipe early, which is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             if logged {
                 log::error!("{error:#}");
             } else {
-                complain(&format!("{error:#}"));
+                print_stderr(&format!("{error:#}"));
             }
             ExitCode::FAILURE
         }
@@ -108,7 +108,7 @@ fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     logger(&config.rust_log).init();
     for warning in settings.warnings() {
-        complain(&format!("warning: {warning}"));
+        print_stderr(&format!("warning: {warning}"));
     }
     Ok(config)
 }
@@ -126,9 +126,9 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Prints a line on standard error.
-fn complain(problem: &str) {
+fn print_stderr(problem: &str) {
     let problem = shown::line(problem, MOST_OF_LINE);
-    let _ = writeln!(io::stderr(), "{}", paint::complaint("webhook-notifier:", &problem));
+    let _ = writeln!(io::stderr(), "{}", paint::error_line("webhook-notifier:", &problem));
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -1,7 +1,6 @@
 //! Configuration: environment variables, their flags, or a file of them → [`Config`], with every check.
 //!
-//! The flags, the help and the names in errors come from one table (`SETTINGS`), so that they can't
-//! diverge.
+//! Flags, help and the names in errors come from one table (`SETTINGS`), so that they can't diverge.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -69,11 +68,11 @@ const SETTINGS: [Setting; 31] = [
     setting("CONNECT_TIMEOUT", "3s", "TIME", "Limit for connecting to a receiver, to RabbitMQ or to PostgreSQL"),
     setting("FANOUT_INLINE", "64", "N", "An event for more webhooks than this is split: each delivery becomes a message of its own"),
     setting("CIRCUIT_BREAKER", "5,1s,5m", "LIST", "Failures in a row that open a receiver's circuit breaker, the shortest and the longest pause before it is probed; or `off`"),
-    setting("DELIVERY_MAX_AGE", "72h", "TIME", "A delivery older than this is dead-lettered when it would have to wait again"),
+    setting("DELIVERY_MAX_AGE", "72h", "TIME", "A delivery older than this is dead-lettered instead of waiting again"),
     setting("DISABLE_AFTER", "off", "TIME", "A webhook whose deliveries have failed for this long without a success is disabled, such as 5d; or `off`"),
     setting("MAX_EVENT_BYTES", "1MiB", "SIZE", "Larger events are dead-lettered as malformed"),
     setting("FORWARD_HEADERS", "", "NAMES", "Headers of the producer's messages that are forwarded to receivers, separated by commas; trace headers always are"),
-    setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; the rest is dropped with its connection"),
+    setting("MAX_RESPONSE_BYTES", "64KiB", "SIZE", "How much of a response is read; if there is more, its connection is closed"),
     setting("NO_RETRY_STATUS", "", "LIST", "Statuses after which a delivery is not retried but dead at once, such as 400,404,422 or 4xx; by default, only 410"),
     setting("ALLOW_NETWORKS", "", "CIDRS", "Networks beyond the public internet that a webhook may reach, separated by commas"),
     setting("DENY_NETWORKS", "", "CIDRS", "Networks that no webhook may reach, whatever else allows them, separated by commas"),
@@ -88,18 +87,18 @@ const SETTINGS: [Setting; 31] = [
     setting("RUST_LOG", "info", "FILTER", "Log level: error, warn, info, debug, trace; or per module, such as info,webhook_notifier=debug"),
 ];
 
-/// Together with the other attempts of its event and the wait for a confirm, a request must end within
-/// RabbitMQ's `consumer_timeout`, 30 minutes by default: a message that is taken back later is sent
-/// again.
+/// A request must end within RabbitMQ's `consumer_timeout`, 30 minutes by default, together with the other
+/// attempts of its event and the wait for a confirm. After that RabbitMQ takes the message back, and its
+/// requests are repeated.
 const LONGEST_REQUEST: Duration = Duration::from_secs(600);
 
 /// Ten years: for deliveries, or log entries, that should practically never expire.
 const LONGEST_AGE: Duration = Duration::from_secs(87_600 * 3_600);
 
-/// How long a problem may be, in characters, including what it quotes, such as a path.
+/// The longest problem, in characters, with what it quotes, such as a path.
 const MOST_PROBLEM: usize = 500;
 
-/// A setting that can't be used. Displays as one line that names the variable.
+/// A setting that can't be used. It displays as one line that names the variable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: {problem}")]
 pub struct ConfigError {
@@ -109,8 +108,8 @@ pub struct ConfigError {
     pub problem: String,
 }
 
-/// The default capacity of a queue. A receiver that is 200 ms away then gets 160 requests per second,
-/// and as much is free for others.
+/// The default capacity of a queue. A receiver that is 200 ms away gets half of it, 160 requests per second,
+/// and the other half is free for others.
 const CAPACITY: u16 = 64;
 
 /// Each request under way has a thread and a connection, and perhaps a channel.
@@ -118,7 +117,7 @@ const MOST_CAPACITY: u16 = 1_024;
 
 /// A queue to consume, and its capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queue {
+pub struct EventQueue {
     /// The queue's name.
     pub name: String,
     /// The most requests under way at a time for its events and their retries.
@@ -134,7 +133,7 @@ pub struct Queue {
 pub struct Config {
     pub amqp: Amqp,
     pub database: Database,
-    pub queues: Vec<Queue>,
+    pub queues: Vec<EventQueue>,
     pub queue_type: Option<QueueType>,
     pub prefetch_count: u16,
     pub metrics_addr: SocketAddr,
@@ -173,7 +172,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Warnings about how they were given, one line each.
+    /// Warnings about names in a file that are not settings, one line each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -187,7 +186,7 @@ impl Settings {
         let queues = self.with("QUEUES", parse_queues)?;
         let request_timeout = self.time("REQUEST_TIMEOUT")?;
         let connect_timeout = match self.time("CONNECT_TIMEOUT")? {
-            // If only the default applies, a shorter request timeout shortens it.
+            // A shorter request timeout shortens the default, but contradicts a given value.
             default if !self.given.contains_key("CONNECT_TIMEOUT") => default.min(request_timeout),
             given => given,
         };
@@ -282,7 +281,7 @@ impl Settings {
             None => Ok(default()),
             Some(given) => given.to_str().ok_or_else(|| "is not UTF-8".to_owned()),
         };
-        // A problem may quote what is percent-encoded in a URL, such as a line break.
+        // A problem may quote a decoded part of a URL, which may contain a line break.
         text.and_then(|text| parse(text.trim())).map_err(|problem| ConfigError {
             variable,
             problem: shown::line(&problem, MOST_PROBLEM),
@@ -302,7 +301,7 @@ impl Settings {
         })
     }
 
-    /// A time of at most a day, more than most settings can mean.
+    /// A time of at most a day, more than any sensible value of most settings.
     fn time(&self, variable: &'static str) -> Result<Duration, ConfigError> {
         self.time_up_to(variable, Duration::from_secs(86_400))
     }
@@ -341,7 +340,7 @@ impl Settings {
     }
 }
 
-/// Host names. Addresses needn't be listed.
+/// Reads METRICS_HOSTS: host names, since addresses are always accepted.
 fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     let check = |name: &str| {
@@ -357,7 +356,7 @@ fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
     names.map(check).collect()
 }
 
-fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
+fn parse_queues(text: &str) -> Result<Vec<EventQueue>, String> {
     let mut seen = HashSet::new();
     text.split(',')
         .map(|item| {
@@ -381,12 +380,12 @@ fn parse_queues(text: &str) -> Result<Vec<Queue>, String> {
                     "{shown} is listed twice: use `name=128` for a larger capacity"
                 ));
             }
-            Ok(Queue { name, capacity })
+            Ok(EventQueue { name, capacity })
         })
         .collect()
 }
 
-/// Checks that our own queues can be named after this one and bound with its name.
+/// Checks that the notifier's own queues can be named after this queue, and bound with its name.
 fn check_queue_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("a queue's name is missing: needs one name at least, as in a,b".to_owned());
@@ -406,10 +405,10 @@ fn check_queue_name(name: &str) -> Result<(), String> {
 }
 
 /// Libraries that print passwords, URLs or parameters at levels below warn.
-const TALKATIVE: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "ureq_proto"];
+const REVEAL_SECRETS: [&str; 5] = ["amiquip", "postgres", "tokio_postgres", "ureq", "ureq_proto"];
 
-/// `level` or `module=level`, separated by commas: the syntax of env_logger, but errors where it would
-/// silently ignore something.
+/// Checks `level` or `module=level`, separated by commas. The syntax is that of env_logger, but anything that
+/// env_logger would silently ignore is an error.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     for part in text.split(',') {
         let (module, level) = match part.trim().rsplit_once('=') {
@@ -421,8 +420,8 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
             return Err(format!("{shown} is not one of off, error, warn, info, debug, trace"));
         };
         let Some(module) = module else { continue };
-        // env_logger treats each as a prefix, and what follows a slash as a pattern: `ureq:` or `ureq/x`
-        // would be ureq all the same.
+        // env_logger treats a module as a prefix, and text after a slash as a pattern: `ureq:` and `ureq/x`
+        // would also be ureq.
         let is_name = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
@@ -430,7 +429,7 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
             return Err(format!("{} is not the name of a module", quoted(module)));
         }
         let library = module.split("::").next().unwrap_or(module);
-        if TALKATIVE.contains(&library) && filter > log::LevelFilter::Warn {
+        if REVEAL_SECRETS.contains(&library) && filter > log::LevelFilter::Warn {
             return Err(format!("at {level}, {library} prints secrets: at most warn"));
         }
     }
@@ -438,87 +437,4 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(given: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
-        let given = given.iter().map(|(variable, value)| (*variable, (*value).into()));
-        Settings { given: given.collect(), ..Settings::default() }.read()
-    }
-
-    #[test]
-    fn the_defaults_are_a_configuration() {
-        let config = read(&[]).expect("the defaults");
-        assert_eq!(config.queues.len(), 3);
-        assert_eq!(config.database_pool_size, 8);
-        assert_eq!(config.retry_schedule.to_string(), "1s,2s,4s,8s,16s,1m,5m,15m,1h,6h,24h");
-        assert_eq!((config.amqp.vhost.as_str(), config.amqp.hosts[0].port), ("/", 5672));
-    }
-
-    #[test]
-    fn a_short_request_shortens_the_default_connect_timeout() {
-        let config = read(&[("REQUEST_TIMEOUT", "2s")]).expect("no contradiction");
-        assert_eq!(config.connect_timeout, Duration::from_secs(2));
-    }
-
-    #[test]
-    fn queues_may_say_how_much_capacity_they_have() {
-        let config = read(&[("QUEUES", "a=8, b")]).expect("two queues");
-        assert_eq!(
-            config.queues,
-            [
-                Queue { name: "a".to_owned(), capacity: 8 },
-                Queue { name: "b".to_owned(), capacity: 64 }
-            ]
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_used_is_named() {
-        for (variable, value) in [
-            ("AMQP_URL", "http://s3cret@x/"),
-            ("DATABASE_URL", "postgres://u:s3cret@x/?sslmode=on"),
-            ("TLS_CA_FILE", "/nowhere/ca.pem"),
-            ("QUEUES", ""),
-            ("QUEUES", "a,,b"),
-            ("QUEUES", "a,a"),
-            ("QUEUES", "a=0"),
-            ("QUEUES", "a=1025"),
-            ("QUEUES", "a=x"),
-            ("QUEUES", "a.retry"),
-            ("QUEUES", "a.*"),
-            ("PREFETCH_COUNT", "0"),
-            ("PREFETCH_COUNT", "65536"),
-            ("METRICS_ADDR", "9090"),
-            ("METRICS_HOSTS", "https://hooks.example.com"),
-            ("AMQP_CONNECTION_ATTEMPTS", "0"),
-            ("AMQP_RETRY_DELAY", "5"),
-            ("RETRY_SCHEDULE", "1s,soon"),
-            ("REQUEST_TIMEOUT", "0s"),
-            ("CONNECT_TIMEOUT", "11s"),
-            ("FANOUT_INLINE", "0"),
-            ("CIRCUIT_BREAKER", "5,5m,1s"),
-            ("DISABLE_AFTER", "never"),
-            ("DISABLE_AFTER", "0s"),
-            ("MAX_EVENT_BYTES", "1GB"),
-            ("MAX_EVENT_BYTES", "0"),
-            ("FORWARD_HEADERS", "webhook-id"),
-            ("MAX_RESPONSE_BYTES", "129MiB"),
-            ("NO_RETRY_STATUS", "4x"),
-            ("NO_RETRY_STATUS", "200"),
-            ("ALLOW_NETWORKS", "home"),
-            ("DENY_NETWORKS", "home"),
-            ("EGRESS_PROXY", "https://u:s3cret@proxy:3128"),
-            ("DATABASE_POOL_SIZE", "-1"),
-            ("DELIVERY_LOG", "some"),
-            ("DELIVERY_LOG_KEEP", "3651d"),
-            ("SHUTDOWN_TIMEOUT", "9s"),
-            ("RUST_LOG", "inof"),
-        ] {
-            let error = read(&[(variable, value)]).expect_err(value);
-            assert_eq!(error.variable, variable, "{value}: {error}");
-            let line = error.to_string();
-            assert!(!line.contains('\n') && !line.contains("s3cret"), "{line}");
-        }
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@
 //! producer ──► high_priority ──► a lane's consumer ── who wants it? ── directory ◄── PostgreSQL
 //!              medium_priority        │
 //!              low_priority           ├─ POST to each ──► delivered
-//!                                     ├─ not to be asked now ──► webhooks.backlog.<queue>.<webhook> ──► POST, in order
+//!                                     ├─ gets no request now ──► webhooks.backlog.<queue>.<webhook> ──► POST, in order
 //!                                     ├─ failed ──► webhooks.wait.<delay> ──(expires)──► <queue>.retry ──► POST
 //!                                     └─ hopeless or exhausted ──► <queue>.dead
 //!              ack only when every delivery is delivered, parked or dead-lettered
@@ -23,24 +23,24 @@
 //!    stuck.
 //! 3. [`receivers`] decides whether a receiver gets an attempt now. [`domain::pace`] shares the queue's
 //!    capacity, [`domain::receiver`] knows the receiver's condition, and its webhook has
-//!    [limits](domain::limits). What may not begin waits for a moment, or enters its receiver's backlog,
-//!    in the order of its queue: [`domain::intake`]. [`backlogs`] creates the backlog's queue.
+//!    [limits](domain::limits). A delivery that may not begin waits for a moment, or enters its
+//!    receiver's backlog, in the order of its queue: [`domain::intake`]. [`backlogs`] creates the backlog's queue.
 //! 4. The [`sender`] POSTs, and returns the result as a [`Response`](domain::outcome::Response).
 //! 5. [`domain::outcome`] says what that means and [decides](domain::outcome::decide) what follows:
 //!    delivered, parked for the schedule's next delay, or dead.
-//! 6. The [`broker`]'s publisher parks or dead-letters it, and promises the confirm. If a queue takes
-//!    nothing, it waits or finds another way.
-//! 7. Back in the lane, the message is acked once all promises are kept; or handed back, if any of this
-//!    could not be done.
+//! 6. The [`broker`]'s publisher parks or dead-letters it, and returns a promise of RabbitMQ's confirm.
+//!    If a queue accepts no messages, the publisher waits or uses another queue.
+//! 7. The lane acks the message once all promises are kept. If any of this could not be done, it hands
+//!    the message back.
 //!
-//! A delivery whose retry queue is gone goes to `webhooks.orphaned`. All these queues are checked
-//! continually: a missing one is created again, and what was lost with it is logged.
+//! A delivery whose retry queue is missing goes to `webhooks.orphaned`. All these queues are checked
+//! continually: a missing one is created again, and the loss of its messages is logged.
 //!
 //! A parked delivery names one webhook and its attempt number, so a retry never affects another webhook.
 //! It waits at the broker, not in a thread: a wait queue's TTL is the timer, and its dead-letter
 //! exchange routes the delivery to `<queue>.retry`, which has its own lane. A third lane consumes the
 //! backlogs, in order and as fast as their receivers may get requests: until then, nothing moves. All
-//! three use the same capacity: a queue's events, retries and backlogs share its requests under way.
+//! three share one capacity, the limit of requests in flight for a queue.
 //!
 //! The [`delivery_log`] records what happens to a delivery, for `why` and `tail`; it never delays a
 //! delivery, and decides nothing.
@@ -63,14 +63,14 @@
 //!   looked up, nor after it has waited for one whose account has changed meanwhile.
 //! - Our own header (`x-attempt`) counts the attempts that were made. The broker's counters also count
 //!   the broker's own failures.
-//! - Whatever is under way for a queue was admitted to its capacity, and releases its place when it
-//!   ends, within REQUEST_TIMEOUT. Slow and unproven receivers can't use all of it, so that a prompt one
-//!   gets a place by then.
+//! - Each request in flight has a place in its queue's capacity, and releases it when it ends, within
+//!   REQUEST_TIMEOUT. Slow and unproven receivers can't use all of it, so a prompt receiver gets a place by
+//!   then.
 //! - Whatever a table's row contains, it affects at most its own webhook: `store/row.rs` reads it.
 //! - A receiver's failure is a value ([`domain::outcome::Outcome`]); an `Err` is a failure of our own
 //!   infrastructure, and stops consuming until that works again.
-//! - Whatever may hang has a time limit: each module that waits documents how long, and why. A message
-//!   is acked or handed back before RabbitMQ would take it back ([`domain::in_hand`]).
+//! - Everything that may hang has a time limit: each module that waits documents how long, and why. A
+//!   message is acked or handed back before RabbitMQ would take it back ([`domain::in_hand`]).
 //! - If no thread can be started, another thread does its work, or it is done later: see [`threads`].
 //! - Every wait without its own limit, and every backoff, ends on [`shutdown`]; the others end within
 //!   SHUTDOWN_TIMEOUT or are given up then. A thread that ends unexpectedly ends the process.

@@ -296,9 +296,10 @@ impl Pipeline {
         self.log.record(&context.lane.origin, &delivery, happened);
         self.receivers.forget(delivery.webhook_id);
         log::info!(
-            "delivery dropped event={} webhook={} reason={dropped:?}",
+            "delivery dropped event={} webhook={} reason={}",
             word(&delivery.event.id),
-            delivery.webhook_id
+            delivery.webhook_id,
+            dropped.label()
         );
         Ok(())
     }

@@ -163,6 +163,10 @@ fn answered(response: &http::Response<ureq::Body>) -> Response {
     Response::Status { code: response.status().as_u16(), retry_after, excerpt: None }
 }
 
+/// Which setting counts for deliveries: a command that warns may have been given others.
+pub const SETTING_OF_RUN: &str = "What counts are the ALLOW_NETWORKS and DENY_NETWORKS of `run`: change \
+                                  them there, and restart it";
+
 /// Looks up a URL's host as a delivery would, and says what would prevent one at present: none of its
 /// addresses is allowed, or it has none.
 #[must_use]
@@ -179,7 +183,9 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
     };
     let error = resolver.resolve(url, &ureq::config::Config::default(), within).err()?;
     match no_answer(error, TimeLimits { request: limit, connect: limit }) {
-        Response::Refused { detail } => Some(format!("deliveries will be rejected: {detail}")),
+        Response::Refused { detail } => {
+            Some(format!("deliveries will be rejected: {detail}. {SETTING_OF_RUN}"))
+        }
         Response::NoAnswer { detail, .. } => {
             let host = url.host().unwrap_or_default();
             Some(format!("deliveries will fail until {host:?} can be resolved: {detail}"))

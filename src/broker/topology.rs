@@ -6,7 +6,7 @@ use amiquip::{AmqpValue, Channel, ExchangeDeclareOptions, QueueDeclareOptions};
 
 use super::calls::{Calls, is_forbidden, is_refusal};
 use super::{BrokerError, Link, SETUP_TIMEOUT, failed};
-use crate::config::{Config, Queue, QueueType};
+use crate::config::{Config, EventQueue, QueueType};
 use crate::domain::broker_names::{
     ORPHANED, RETRY_EXCHANGE, dead_queue, is_dead_queue, is_wait_queue, origin_of_retries,
     retry_queue, wait_queue,
@@ -59,7 +59,7 @@ impl Lane {
     /// The lanes of each configured queue.
     #[must_use]
     pub fn all(config: &Config) -> Vec<Self> {
-        let lane = |number, origin: &Queue, kind| Self {
+        let lane = |number, origin: &EventQueue, kind| Self {
             number,
             queue: match kind {
                 LaneKind::Events => origin.name.clone(),

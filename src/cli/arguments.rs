@@ -23,7 +23,7 @@ pub(super) struct Cli {
 pub(super) const FIRST_STEPS: &str = "First steps:
   export AMQP_URL=amqp://user:password@host:5672/%2f
   export DATABASE_URL=postgres://user:password@host:5432/database
-  webhook-notifier migrate                                   makes the table
+  webhook-notifier migrate                                   creates the tables
   webhook-notifier webhooks add https://example.com/in '*'   registers a webhook
   webhook-notifier check                                     says what is missing
   webhook-notifier run                                       delivers";
@@ -33,7 +33,7 @@ pub(super) enum Command {
     /// Consume the queues and deliver, until SIGTERM or SIGINT
     #[command(after_long_help = help::RUN)]
     Run(Settings),
-    /// Create the tables, or add what they lack; keeps every row
+    /// Create the tables, or add missing parts to them; keeps every row
     #[command(after_long_help = help::MIGRATE)]
     Migrate(ServerSettings),
     /// Check configuration, broker, topology and database, and suggest remedies; changes nothing
@@ -47,10 +47,10 @@ pub(super) enum Command {
     /// Register, show, change and remove webhooks
     #[command(subcommand)]
     Webhooks(webhooks::Webhooks),
-    /// List, show, replay and purge what could not be delivered
+    /// List, show, replay and purge deliveries that failed for good
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Change the kind of a queue, and keep its messages
+    /// Change the type of a queue, and keep its messages
     #[command(subcommand)]
     Queues(queues::Queues),
     /// Explain what happened to an event: who wanted it, the attempts, where it is, what to do; or how a

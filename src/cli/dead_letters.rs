@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use super::ids::{self, WebhookId};
-use super::{Common, Usage, account, help, read};
+use super::{Common, Usage, account, read};
 use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::dead_letters::DeadLetterScope;
@@ -17,56 +17,57 @@ use crate::domain::time::{Span, UnixMillis, earlier};
 use crate::domain::webhook::check_pattern;
 use crate::shutdown;
 
+mod help;
 mod moving;
 mod reading;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
     /// Count them, by queue, reason and webhook; they all stay
-    #[command(after_long_help = help::DEAD_LETTERS_LIST)]
+    #[command(after_long_help = help::LIST)]
     List {
-        /// One line for each dead letter instead of each group
+        /// A line for each dead letter, instead of one for each group
         #[arg(long)]
         each: bool,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
     /// Print them with headers and body; they all stay
-    #[command(after_long_help = help::DEAD_LETTERS_SHOW)]
+    #[command(after_long_help = help::SHOW)]
     Show {
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: u64,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
     /// Send them to their webhooks again, with the retry schedule from its start
     ///
-    /// An event that was malformed and no longer is (after MAX_EVENT_BYTES was raised) goes back to
-    /// its queue; what is still malformed stays. A replay that is interrupted loses nothing.
-    #[command(after_long_help = help::DEAD_LETTERS_REPLAY)]
+    /// An event that was malformed and no longer is (because MAX_EVENT_BYTES was raised) returns to its
+    /// queue; an event that still is stays dead. A replay that is interrupted loses nothing.
+    #[command(after_long_help = help::REPLAY)]
     Replay {
         #[command(flatten)]
-        act: Act,
+        options: MoveOptions,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
     /// Delete them for good
-    #[command(after_long_help = help::DEAD_LETTERS_PURGE)]
+    #[command(after_long_help = help::PURGE)]
     Purge {
-        /// Without any other condition: really all of them
+        /// Delete all dead letters, if no other condition is given
         #[arg(long)]
         all: bool,
         #[command(flatten)]
-        act: Act,
+        options: MoveOptions,
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
         common: Common,
     },
@@ -74,13 +75,13 @@ pub(super) enum DeadLetters {
 
 /// Selects dead letters: those that match all conditions.
 #[derive(Debug, Args)]
-pub(super) struct Which {
-    /// Of this event: its id, or the receivers' header `webhook-id`; or the beginning of one that no other
-    /// has
+pub(super) struct Conditions {
+    /// Of this event: its id, or the header `webhook-id` that receivers got; or the beginning of either, if it
+    /// is unique
     #[arg(long, value_name = "ID")]
     event: Option<String>,
     /// Of events from this queue, such as high_priority (can be repeated) [default: all of QUEUES, and
-    /// what is orphaned of any queue]
+    /// orphaned ones of any queue]
     #[arg(long, value_name = "QUEUE")]
     queue: Vec<String>,
     /// For this webhook, by its id or the beginning of that
@@ -104,8 +105,8 @@ pub(super) struct Which {
 }
 
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Act {
-    /// Only say how many it would be
+pub(super) struct MoveOptions {
+    /// Only print how many it would be
     #[arg(long)]
     dry_run: bool,
     /// At most this many
@@ -117,8 +118,8 @@ fn pattern(text: &str) -> Result<String, String> {
     check_pattern(text).map(|()| text.to_owned())
 }
 
-impl Which {
-    fn is_everything(&self) -> bool {
+impl Conditions {
+    fn is_unconditional(&self) -> bool {
         let Self { event, queue, webhook, event_type, account, reason, older_than, newer_than } =
             self;
         event.is_none()
@@ -135,7 +136,7 @@ impl Which {
         match self.queue.as_slice() {
             [] => config.queues.iter().map(|queue| queue.name.clone()).collect(),
             named => {
-                // If a queue were browsed twice, everything in it would count twice.
+                // The messages of a queue that is named twice must not count twice.
                 let mut seen = HashSet::new();
                 named.iter().filter(|queue| seen.insert(*queue)).cloned().collect()
             }
@@ -159,74 +160,76 @@ impl Which {
 
 pub(super) fn run(command: DeadLetters) -> Result<()> {
     match command {
-        DeadLetters::List { each, which, common } => {
+        DeadLetters::List { each, conditions, common } => {
             let act = if each { reading::list_each } else { reading::list };
-            with_scope(&which, &common, u64::MAX, Use::Look, |scope| act(scope, &common))
+            with_scope(&conditions, &common, u64::MAX, Use::Read, |scope| act(scope, &common))
         }
-        DeadLetters::Show { limit, which, common } => {
-            with_scope(&which, &common, limit, Use::Look, |scope| reading::show(scope, &common))
-        }
-        DeadLetters::Replay { act, which, common } => {
-            with_scope(&which, &common, act.most(), Use::Move, |scope| {
-                moving::replay(scope, act, &common)
+        DeadLetters::Show { limit, conditions, common } => {
+            with_scope(&conditions, &common, limit, Use::Read, |scope| {
+                reading::show(scope, &common)
             })
         }
-        DeadLetters::Purge { all, act, which, common } => {
-            if which.is_everything() && !all {
-                let problem = "this would delete every dead letter: say which, or --all";
+        DeadLetters::Replay { options, conditions, common } => {
+            with_scope(&conditions, &common, options.most(), Use::Move, |scope| {
+                moving::replay(scope, options, &common)
+            })
+        }
+        DeadLetters::Purge { all, options, conditions, common } => {
+            if conditions.is_unconditional() && !all {
+                let problem = "this would delete every dead letter: give a condition, or --all";
                 return Err(Usage(problem.to_owned()).into());
             }
-            with_scope(&which, &common, act.most(), Use::Move, |scope| {
-                moving::purge(scope, act, &common)
+            with_scope(&conditions, &common, options.most(), Use::Move, |scope| {
+                moving::purge(scope, options, &common)
             })
         }
     }
 }
 
-/// What is done with dead letters.
+/// What a command does with dead letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
-    Look,
-    /// Including dry runs, which consider the same ones.
+    Read,
+    /// This includes dry runs, which select the same ones.
     Move,
 }
 
-impl Act {
+impl MoveOptions {
     fn most(self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
     }
 }
 
 fn with_scope(
-    which: &Which,
+    conditions: &Conditions,
     common: &Common,
     limit: u64,
     how: Use,
     act: impl FnOnce(DeadLetterScope<'_>) -> Result<()>,
 ) -> Result<()> {
     let config = read(&common.settings.0)?;
-    let webhook = which.webhook.as_ref();
+    let webhook = conditions.webhook.as_ref();
     let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
-    let (queues, mut selection) = (which.queues(&config), which.selection(webhook));
+    let (queues, mut selection) = (conditions.queues(&config), conditions.selection(webhook));
     let (trigger, shutdown) = shutdown::channel();
-    // To report the progress, and to end copying between two batches. Nothing is lost at any point.
+    // Ctrl-C ends the command between two batches, so that it can report its progress.
     shutdown::watch_signals(trigger)?;
     let scope = |selection| DeadLetterScope {
         config: &config,
         queues: &queues,
-        any_orphaned: which.queue.is_empty(),
+        any_orphaned: conditions.queue.is_empty(),
         selection,
         limit,
         shutdown: &shutdown,
     };
     let all = Selection::default();
-    if let Some(given) = &which.event {
-        selection.event_id = Some(ids::dead_event(scope(&all), given, how != Use::Look)?);
+    if let Some(given) = &conditions.event {
+        selection.event_id = Some(ids::dead_event(scope(&all), given, how != Use::Read)?);
     }
     act(scope(&selection))
 }
 
-/// How long ago, in the largest unit that gives a whole number: `3d`.
+/// How long ago that was, in whole units of the largest that fits: `3d`.
 pub(super) fn age(at: Option<UnixMillis>, now: UnixMillis) -> String {
     let Some(at) = at else { return "-".to_owned() };
     let seconds = now.saturating_sub(at).max(0) / 1_000;

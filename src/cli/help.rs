@@ -13,7 +13,7 @@ Environment:
   NO_COLOR
           if set, no colours on a terminal; elsewhere there are never any
   NOTIFY_SOCKET, WATCHDOG_USEC
-          set by systemd: `run` tells it when it is ready, what it waits for,
+          set by systemd: `run` reports when it is ready, what it waits for,
           that it is alive, and when it stops
 
 Files:
@@ -96,14 +96,17 @@ Tries what `run` does with RabbitMQ by requests that RabbitMQ has to refuse, so
 that nothing is created or taken. RabbitMQ logs each as a channel error.
 
 Prints:
-  A line for each thing that `run` needs or does, without touching a row or a
-  message: `ok` or `FAIL`, and what was found or what to do. An enabled webhook
-  that can't get any event is a FAIL, too. With --json an object with `ok`, and
-  in `checks` the `name`, `ok` and `detail` of each.
+  A line for each thing that `run` needs or does: `ok`, `warn` or `FAIL`, and
+  what was found or what to do. It touches no row and no message.
+  `warn`: `run` works, but probably not as you mean it: no webhook is enabled,
+  the address of one is not allowed, an optional right or table is missing.
+  `FAIL`: `run` would not work, or an enabled webhook can't get any event.
+  With --json an object with `ok`, and in `checks` the `name`, `ok`, `level` (ok,
+  warn, fail) and `detail` of each.
 
 Exit codes:
-  0  `run` would work
-  1  it would not: see the lines with FAIL
+  0  `run` would work, also if there are warnings
+  1  it would not, or a webhook gets nothing: see the lines with FAIL
   2  usage or configuration
 
 Example:
@@ -156,9 +159,10 @@ Prints:
   own are deleted with the old queue: `rabbitmqctl list_bindings` shows them.
 
 Exit codes:
-  0  the queue has that type, also if it had it before
-  1  it is consumed, or has arguments of its own that would be lost, or RabbitMQ
-     refused or can't be reached, or it was interrupted: says how far it came
+  0  the queue has that type now, or had it already
+  1  the queue is consumed, or has arguments of its own that would be lost; or
+     RabbitMQ refused or can't be reached; or the command was interrupted: it says
+     how many messages it has moved
   2  usage or configuration
 
 Examples:
@@ -209,7 +213,7 @@ Prints:
 
 Exit codes:
   0  done
-  2  there is no such command or topic: it names those that there are
+  2  there is no such command or topic: it lists the existing ones
 
 Examples:
   webhook-notifier help runbook
@@ -228,14 +232,15 @@ Prints:
   With --webhook and without an event: how many attempts succeeded and failed
   since then, for which reasons, the first and the last, the slowest, and the
   longest time between two.
-  An id may be abbreviated to its first four characters or more, if no other id
+  An id may be shortened to its first characters, at least four, if no other id
   begins with them.
 
 Exit codes:
-  0  something is known about the event; or nothing is, but the log holds only
-     failures (DELIVERY_LOG=failures): then it says what that may mean
+  0  something is known about the event; or nothing is known, and the log holds
+     only failures (DELIVERY_LOG=failures): then it says what that may mean
   1  nothing is known about the event or the webhook: it says what that may mean;
-     or the id is ambiguous; or PostgreSQL refused or can't be reached
+     or the id is that of a webhook, or ambiguous; or PostgreSQL refused or can't
+     be reached
   2  usage or configuration
 
 Examples:
@@ -252,7 +257,7 @@ Prints:
   a second; with --json an object each. Of a failed attempt it shows what the
   receiver answered (DELIVERY_LOG_BODY). `why` and the other commands take its
   ids, also where only the beginning is shown. If PostgreSQL can't be reached, it
-  says so, and continues once PostgreSQL answers.
+  says so, and continues when PostgreSQL answers.
 
 Exit codes:
   0  the reader of its output has gone
@@ -264,303 +269,3 @@ Example:
 
 See also:
   webhook-notifier help runbook";
-
-pub(super) const WEBHOOKS_ADD: &str = "\
-Prints:
-  The webhook's id, and the generated secret, which is not shown again; a secret
-  from --secret-from is not shown. It warns on standard error if deliveries would
-  be rejected (give it the same ALLOW_NETWORKS as `run`), if a pattern probably
-  does not match what was meant, or if another webhook has the same URL and wants
-  some of the same events.
-
-Exit codes:
-  0  added, also with a warning
-  1  the URL or a pattern is invalid, or PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Examples:
-  webhook-notifier webhooks add https://example.com/in 'user.*' order.paid
-  webhook-notifier webhooks add https://example.com/in '*' --account acme
-  webhook-notifier webhooks add https://example.com/in '*' --secret-from secret.txt
-
-See also:
-  webhook-notifier help webhook-settings
-  webhook-notifier help egress
-  webhook-notifier help receivers";
-
-pub(super) const WEBHOOKS_LIST: &str = "\
-Prints:
-  A table with id, state, URL and events; and, if any webhook has these, the
-  account, the number of deliveries in backlogs, and since when it fails. With
-  --json a list of objects. On a terminal the columns fit its width (ids are cut
-  to what tells them apart), and a table longer than the screen goes through
-  PAGER, or `less`; elsewhere nothing is cut. The query and fragment of a URL are
-  shown as `***` without --reveal.
-
-  The state is `failing` if the receiver fails and deliveries wait for it,
-  `unusable` if all deliveries are rejected, and `warning` if a pattern can't
-  match anything: `webhooks show` says why. `?` means that RabbitMQ doesn't say
-  how many deliveries wait.
-
-Exit codes:
-  0  done, also if there is none
-  1  PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Examples:
-  webhook-notifier webhooks list
-  webhook-notifier webhooks list --state failing --account acme
-  webhook-notifier webhooks list --event order.paid --url example.com --json
-
-See also:
-  webhook-notifier help runbook";
-
-pub(super) const WEBHOOKS_EXPORT: &str = "\
-Prints:
-  The file, on standard output. If it is applied again, nothing changes. A webhook
-  that can't be described in a file (a part of it is too large, or can't be read)
-  is left out, and named on standard error.
-
-Exit codes:
-  0  done
-  1  a webhook is left out; or PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Examples:
-  webhook-notifier webhooks export > webhooks.toml
-  webhook-notifier webhooks export --json --reveal | jq '.webhooks | length'
-
-See also:
-  webhook-notifier help webhook-file";
-
-pub(super) const WEBHOOKS_APPLY: &str = "\
-The file is a list of webhooks, each with these keys:
-  post_url, events       where its events go, and which events: both are required
-  account, description, headers, timeout_ms, max_in_flight, rate_per_second,
-  no_retry_status        its settings; one that is missing here is unset
-  paused, disabled       true or false; if missing, it stays as it is; with
-                         `disabled = true`, there may be a disabled_reason
-  secret, secret_from    the secret, or a file with it, relative to this file; if
-                         both are missing, the webhook keeps its secret, and a new
-                         one gets one. After a change both sign for 24h
-  id                     the webhook's id
-
-`***` in a URL or as the value of a header means the webhook's present value.
-
-An entry with an id describes the webhook with that id, or a new one. An entry
-without an id describes the webhook with the same URL and account; if there are
-several, the one with the same events. If that is ambiguous, it is an error.
-
-Prints:
-  For each webhook that differs from the file a `+` (added), `~` (changed) or `-`
-  (removed), and what differs; then the numbers. With --json an object. It says
-  how many deliveries are dropped with removed or disabled webhooks, and warns as
-  `webhooks add` does.
-
-Exit codes:
-  0  the webhooks are as the file says, or with --dry-run would be
-  1  somebody else changed a webhook meanwhile, or PostgreSQL refused or can't be
-     reached: nothing was changed, unless the last line says otherwise
-  2  usage or configuration, or the file has errors: all are reported with their
-     lines, and nothing was changed
-
-Examples:
-  webhook-notifier webhooks apply webhooks.toml --dry-run
-  webhook-notifier webhooks apply webhooks.toml --prune
-  printf '[[webhooks]]\\npost_url = \"https://example.com/in\"\\nevents = [\"*\"]\\n' |
-    webhook-notifier webhooks apply -
-
-See also:
-  webhook-notifier help webhook-file";
-
-pub(super) const WEBHOOKS_SHOW: &str = "\
-Prints:
-  The webhook; with --json as an object. Its secret is not shown. A line for
-  each of its backlogs: how many deliveries of which queue wait (`?` if RabbitMQ
-  doesn't say), since when and why, and when the next attempt is due. If it has
-  limits and several instances run, which of these keep the limits.
-
-Exit codes:
-  0  done
-  1  no webhook has that id; or PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Example:
-  webhook-notifier webhooks show 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33
-
-See also:
-  webhook-notifier help webhook-settings
-  webhook-notifier help backlogs";
-
-/// For a command that drops deliveries.
-macro_rules! webhook_dropped {
-    ($example:literal) => {
-        concat!(
-            "\
-Prints:
-  The webhook after the change, or as it was before its removal; with --json as
-  an object. Its secret is not shown. Before that, on standard error, how many
-  deliveries wait in its backlogs and are dropped; with --dry-run only that, and
-  nothing changes.
-
-Exit codes:
-  0  done
-  1  no webhook has that id; or PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Examples:
-  webhook-notifier webhooks ",
-            $example,
-            "
-  webhook-notifier webhooks ",
-            $example,
-            " --dry-run
-
-See also:
-  webhook-notifier help webhook-settings"
-        )
-    };
-}
-
-pub(super) const WEBHOOKS_TEST: &str = "\
-Prints:
-  The request, the response or the failure, and what to do about it; with --json
-  an object. Secrets are shown as `***`.
-
-Exit codes:
-  0  the response was 2xx
-  1  it was not, or there was none; no webhook has that id; or PostgreSQL refused
-     or can't be reached
-  2  usage or configuration
-
-Example:
-  webhook-notifier webhooks test 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33
-
-See also:
-  webhook-notifier help receivers
-  webhook-notifier help egress";
-
-/// For a command that shows or changes one webhook.
-macro_rules! one_webhook {
-    ($example:literal) => {
-        concat!(
-            "\
-Prints:
-  The webhook after the change; with --json as an object. Its secret is not
-  shown.
-
-Exit codes:
-  0  done
-  1  no webhook has that id; or PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Example:
-  webhook-notifier webhooks ",
-            $example,
-            "
-
-See also:
-  webhook-notifier help webhook-settings"
-        )
-    };
-}
-
-pub(super) const WEBHOOKS_SET: &str = one_webhook!(
-    "set 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --url https://example.com/new --timeout 3s"
-);
-pub(super) const WEBHOOKS_REMOVE: &str =
-    webhook_dropped!("remove 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
-pub(super) const WEBHOOKS_ENABLE: &str =
-    one_webhook!("enable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
-pub(super) const WEBHOOKS_PAUSE: &str = one_webhook!("pause 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
-pub(super) const WEBHOOKS_RESUME: &str =
-    one_webhook!("resume 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33");
-pub(super) const WEBHOOKS_DISABLE: &str =
-    webhook_dropped!("disable 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --reason 'moved away'");
-
-pub(super) const WEBHOOKS_ROTATE_SECRET: &str = "\
-Prints:
-  The webhook's id, and its new secret, which is not shown again.
-
-Exit codes:
-  0  done: requests are signed with the new secret, and until --keep is over with
-     the old one, too
-  1  no webhook has that id; or PostgreSQL refused or can't be reached
-  2  usage or configuration
-
-Example:
-  webhook-notifier webhooks rotate-secret 6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33 --keep 72h
-
-See also:
-  webhook-notifier help receivers";
-
-pub(super) const DEAD_LETTERS_LIST: &str = "\
-Prints:
-  A table: how many, of which queue, for what reason, for which webhook, how old,
-  and the last error or what is malformed; with --json a list of objects. It waits
-  while another command reads the same queue. RabbitMQ 4 drops a message that was
-  read 20 times, so each command replaces some by copies, for a second or so.
-
-Exit codes:
-  0  done, also if there is none
-  1  RabbitMQ refused or can't be reached
-  2  usage or configuration
-
-Example:
-  webhook-notifier dead-letters list --newer-than 24h
-
-See also:
-  webhook-notifier help runbook";
-
-pub(super) const DEAD_LETTERS_SHOW: &str = "\
-Prints:
-  For each: queue, reason, the last error or what is malformed, the receiver's
-  last response (x-last-status-line and x-last-body; see DELIVERY_LOG_BODY),
-  headers and body; with --json a list of objects.
-
-Exit codes:
-  0  done, also if there is none
-  1  RabbitMQ refused or can't be reached
-  2  usage or configuration
-
-Example:
-  webhook-notifier dead-letters show --reason exhausted --limit 1
-
-See also:
-  webhook-notifier help runbook";
-
-/// For a command that removes dead letters.
-macro_rules! dead_letters_moved {
-    ($more:literal, $example:literal) => {
-        concat!(
-            "\
-Prints:
-  How many there were, or with --dry-run would be; with --json an object.
-",
-            $more,
-            "
-Exit codes:
-  0  done, also if there was none
-  1  a server refused or can't be reached, or the command was interrupted: says
-     how many were done; the others are still dead letters
-  2  usage or configuration
-
-Example:
-  webhook-notifier dead-letters ",
-            $example,
-            "
-
-See also:
-  webhook-notifier help runbook"
-        )
-    };
-}
-
-pub(super) const DEAD_LETTERS_REPLAY: &str = dead_letters_moved!(
-    "  Dead letters of disabled or deleted webhooks, malformed ones, and those whose
-  queue is gone stay: it says how many, and what to do about them.
-",
-    "replay --reason exhausted --newer-than 24h --dry-run"
-);
-pub(super) const DEAD_LETTERS_PURGE: &str =
-    dead_letters_moved!("", "purge --reason gone --older-than 720h");

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use uuid::Uuid;
 
-use super::complain;
+use super::print_stderr;
 use crate::config::Config;
 use crate::dead_letters::{self, DeadLetterScope};
 use crate::domain::dead_letter::Selection;
@@ -63,27 +63,38 @@ fn has_hyphens_of_uuid(text: &str) -> bool {
 }
 
 impl WebhookId {
-    /// The complete id of a registered webhook. A complete id is returned as it is, registered or not,
-    /// without asking PostgreSQL.
+    /// The complete id of the registered webhook that is meant. A complete id is returned unchecked,
+    /// without a query.
     pub(super) fn registered(&self, store: impl FnOnce() -> Result<Store>) -> Result<Uuid> {
-        self.whole(store, false)
+        self.complete(store, false)
     }
 
-    /// The complete id of a webhook that is registered or in the log.
+    /// The complete id of the webhook that is meant, registered or in the log.
     pub(super) fn known(&self, store: impl FnOnce() -> Result<Store>) -> Result<Uuid> {
-        self.whole(store, true)
+        self.complete(store, true)
     }
 
-    fn whole(&self, store: impl FnOnce() -> Result<Store>, logged: bool) -> Result<Uuid> {
+    /// Whether the complete id was given.
+    pub(super) fn is_complete(&self) -> bool {
+        self.first == self.last
+    }
+
+    /// The webhooks, registered or in the log, that have this id or whose ids begin with it; a few of
+    /// them if there are many.
+    pub(super) fn matching(&self, store: &Store) -> Result<Vec<Uuid>> {
+        between(store, self.first, self.last, true)
+    }
+
+    fn complete(&self, store: impl FnOnce() -> Result<Store>, logged: bool) -> Result<Uuid> {
         let Self { given, first, last } = self;
-        if first == last {
+        if self.is_complete() {
             return Ok(*first);
         }
         match between(&store()?, *first, *last, logged)?.as_slice() {
             [one] => Ok(*one),
             [] => bail!(
                 "no webhook has an id that begins with {given}: see `webhooks list`. For a deleted \
-                 webhook give the whole id"
+                 webhook give the complete id"
             ),
             several => {
                 let several: Vec<String> = several.iter().map(Uuid::to_string).collect();
@@ -107,18 +118,18 @@ fn between(store: &Store, first: Uuid, last: Uuid, logged: bool) -> Result<Vec<U
     }
 }
 
-/// Whether a text may be the beginning of an event's id.
+/// Whether a text may be the beginning of an event's id, rather than a complete one.
 pub(super) fn may_be_beginning(given: &str) -> bool {
     // Most ids are UUIDs, so a complete UUID is no beginning.
     given.chars().count() >= SHORTEST && Uuid::try_parse(given).is_err()
 }
 
-/// The ids of events in the log that begin like this, or some of them.
+/// The ids of events in the log that begin with this text; a few of them if there are many.
 pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
     let most = i64::try_from(MOST_LISTED + 1).unwrap_or(i64::MAX);
     for beginning in [Some(given.to_owned()), id_of_header(given)].into_iter().flatten() {
         let found = match store.events_beginning(&beginning, most) {
-            // An id that the database can't represent isn't in the log.
+            // The log can't contain an id that the database can't represent.
             Err(StoreError::Refused(_)) if !beginning.is_ascii() => continue,
             found => found?,
         };
@@ -136,7 +147,7 @@ pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -
         let logged = Store::new(scope.config)?.entries_of(given, None);
         Ok::<_, anyhow::Error>(logged.is_ok_and(|entries| !entries.is_empty()))
     };
-    // Otherwise all dead letters would be browsed for nothing.
+    // Reading all dead letters would be useless then.
     if !may_be_beginning(given) || is_logged()? {
         return Ok(given.to_owned());
     }
@@ -156,13 +167,13 @@ pub(super) fn dead_event(scope: DeadLetterScope<'_>, given: &str, moves: bool) -
     let found: Vec<String> = found.into_iter().collect();
     match found.as_slice() {
         [one] if !is_there && moves && Uuid::try_parse(one).is_err() => bail!(
-            "no dead letter belongs to the event {}, but one belongs to {}, whose id begins like that: \
-             give the whole id to move it",
+            "no dead letter belongs to the event {}, but one belongs to {}, whose id begins with that: \
+             give the complete id to move it",
             quoted(given),
             listed(&found)
         ),
         [one] if !is_there => {
-            complain(&format!("the event {} is meant", shown::line(one, MAX_NAME_BYTES)));
+            print_stderr(&format!("using the event {}", shown::line(one, MAX_NAME_BYTES)));
             Ok(one.clone())
         }
         several @ [_, _, ..] if !is_there => bail!(several_events(given, several)),
@@ -186,7 +197,7 @@ fn listed(ids: &[String]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// The store for completing an id. It isn't needed for a complete one.
+/// Opens the store to complete an id; a complete id needs none.
 pub(super) fn store(config: &Config) -> impl FnOnce() -> Result<Store> {
     move || Ok(Store::new(config)?)
 }
@@ -204,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_whole_or_its_beginning() {
+    fn an_id_is_complete_or_a_beginning() {
         let id: WebhookId = "6f1c4f0e-8d57-4d5e-9a8b-0f6f7c1f2a33".parse().expect("whole");
         assert_eq!(id.first, id.last);
         for (given, first, last) in [

@@ -16,8 +16,8 @@ use crate::domain::shown;
 use crate::domain::signature::Key;
 use crate::domain::time::{self, UnixMillis, to_unix_millis, to_unix_seconds};
 
-/// How many deliveries' attempts are counted. Beyond that, counting starts over, so that memory stays
-/// bounded.
+/// The most deliveries whose attempts are counted. Beyond that, counting starts again from none, so that
+/// memory stays bounded.
 const MOST_DELIVERIES: usize = 100_000;
 
 /// The largest body that is read: the maximum of MAX_EVENT_BYTES.
@@ -43,7 +43,7 @@ pub(super) struct Listen {
     /// The status of the attempts that --fail-first fails
     #[arg(long, default_value_t = 503)]
     status: u16,
-    /// Check signatures, and answer 401 to what this secret did not sign; prefer the variable to
+    /// Check signatures, and answer 401 to requests that this secret did not sign; prefer the variable to
     /// the flag, which `ps` shows
     #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, value_name = "WHSEC")]
     secret: Option<String>,
@@ -52,14 +52,14 @@ pub(super) struct Listen {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct ReceivedRequest<'a> {
     #[serde(serialize_with = "time::serialize")]
     at: UnixMillis,
     path: &'a str,
     attempt: u32,
     status: u16,
     webhook_id: &'a str,
-    /// Absent if there is no secret to check it with.
+    /// Absent if no secret is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     signature: Option<&'a str>,
     timestamp: &'a str,
@@ -120,7 +120,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             Ok(()) => "valid".to_owned(),
             Err(bad) => format!("invalid: {bad}"),
         });
-        let line = Line {
+        let line = ReceivedRequest {
             at: to_unix_millis(now),
             path: &path,
             attempt: *attempt,
@@ -131,8 +131,7 @@ pub(super) fn run(options: Listen) -> Result<()> {
             content_type: &header(&request, "content-type"),
             body: &String::from_utf8_lossy(&body),
         };
-        let text =
-            if json { shown::json(&serde_json::to_string(&line)?) } else { for_people(&line) };
+        let text = if json { shown::json(&serde_json::to_string(&line)?) } else { as_text(&line) };
         // Print first, then answer: every accepted event has been shown.
         print(text)?;
         let _ = request.respond(Response::empty(status));
@@ -145,19 +144,19 @@ fn header(request: &Request, name: &'static str) -> String {
     found.map(|header| header.value.as_str().to_owned()).unwrap_or_default()
 }
 
-fn for_people(line: &Line<'_>) -> String {
-    let Line { at, path, attempt, status, webhook_id, signature, body, .. } = line;
+fn as_text(line: &ReceivedRequest<'_>) -> String {
+    let ReceivedRequest { at, path, attempt, status, webhook_id, signature, body, .. } = line;
     let signature = signature.map(|checked| format!("  signature {checked}")).unwrap_or_default();
     let time = time::rfc3339(*at);
     let status = if *status < 300 { paint::good(status) } else { paint::bad(status) };
     // The sender chooses what a request contains.
     let (path, webhook_id) = (shown::line(path, MOST_SHOWN), shown::line(webhook_id, MOST_SHOWN));
-    let body = body_for_people(body);
+    let body = body_as_text(body);
     format!("{time}  {status}  {path}  attempt {attempt}  {webhook_id}{signature}\n{body}")
 }
 
 /// The body, indented below its request.
-fn body_for_people(body: &str) -> String {
+fn body_as_text(body: &str) -> String {
     let shown = match serde_json::from_str::<IgnoredAny>(body) {
         Ok(_) => shown::json(&indented(body, MOST_OF_BODY)),
         Err(_) if body.is_empty() => "(no body)".to_owned(),
@@ -170,7 +169,7 @@ fn body_for_people(body: &str) -> String {
 }
 
 /// A JSON document with one member per line, up to `most` bytes. Names, numbers, texts and their order
-/// stay as they were sent; a parser would change some.
+/// stay as they were sent, which a parser would not guarantee.
 fn indented(document: &str, most: usize) -> String {
     let mut out = String::with_capacity(document.len().min(most));
     let mut depth = 0;
@@ -239,7 +238,7 @@ mod tests {
         let long = format!("[{}1]", "1,".repeat(1_000));
         let cut = indented(&long, 100);
         assert!(cut.len() < 200 && cut.ends_with("… (2003 bytes: --json prints all)"), "{cut}");
-        assert_eq!(body_for_people("a\r\nb"), "  \"a\\r\\nb\"");
+        assert_eq!(body_as_text("a\r\nb"), "  \"a\\r\\nb\"");
     }
 
     proptest! {

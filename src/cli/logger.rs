@@ -10,8 +10,8 @@ use super::MOST_OF_LINE;
 pub(super) fn logger(filter: &str) -> env_logger::Builder {
     let mut builder = env_logger::Builder::new();
     builder
-        // We log what matters of these ourselves, once and in our words; amiquip logs every clean
-        // close as an internal error. RUST_LOG=amiquip=warn turns its lines on again.
+        // We log the problems of these libraries ourselves, once and in our words. amiquip logs every clean
+        // close as an internal error; RUST_LOG=amiquip=warn turns its lines on again.
         .filter_module("amiquip", log::LevelFilter::Off)
         .filter_module("mio", log::LevelFilter::Off)
         .filter_module("tiny_http", log::LevelFilter::Off)
@@ -21,7 +21,7 @@ pub(super) fn logger(filter: &str) -> env_logger::Builder {
         .filter_module("postgres", log::LevelFilter::Warn)
         .filter_module("tokio_postgres", log::LevelFilter::Warn)
         .parse_filters(filter)
-        // env_logger's own format, except that each entry is one line, whatever it quotes.
+        // The format of env_logger, except that each entry is one line, whatever it quotes.
         .format(|out, record| {
             let (time, level, target) = (out.timestamp_millis(), record.level(), record.target());
             let text = shown::line(&record.args().to_string(), MOST_OF_LINE);
@@ -40,7 +40,7 @@ mod tests {
 
     /// Whether this filter is accepted and lets one of the libraries that print passwords below the level
     /// `warn` log more than warnings.
-    fn tells_secrets(filter: &str) -> bool {
+    fn reveals_secrets(filter: &str) -> bool {
         let parsed = Cli::try_parse_from(["x", "run", &format!("--rust-log={filter}")]);
         let Ok(Cli { command: Command::Run(settings) }) = parsed else { panic!("{filter:?}") };
         let Ok(config) = settings.read() else { return false };
@@ -59,9 +59,9 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_only_resembles_a_library_lets_it_say_no_more() {
+    fn a_filter_that_only_resembles_a_library_does_not_raise_its_level() {
         for filter in ["ureq:=trace", "ureq/x=trace", "ur=trace", "=trace", "trace", "post=trace"] {
-            assert!(!tells_secrets(filter), "{filter}");
+            assert!(!reveals_secrets(filter), "{filter}");
         }
     }
 
@@ -74,7 +74,7 @@ mod tests {
             ),
         ) {
             let filter = parts.join(",");
-            prop_assert!(!tells_secrets(&filter), "{filter}");
+            prop_assert!(!reveals_secrets(&filter), "{filter}");
         }
     }
 }

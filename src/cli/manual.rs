@@ -47,7 +47,7 @@ pub(super) fn completions(shell: Shell) -> Result<()> {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut topics::completed(Cli::command()), NAME, &mut script);
+    clap_complete::generate(shell, &mut topics::for_completions(Cli::command()), NAME, &mut script);
     // In its script for bash, clap_complete 4.6 gives a program with a hyphen two different names.
     let script =
         String::from_utf8(script)?.replace("webhook__subcmd__notifier", "webhook__notifier");

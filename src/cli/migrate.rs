@@ -3,7 +3,7 @@
 use anyhow::Result;
 use uuid::Uuid;
 
-use super::{complain, print, read};
+use super::{print, print_stderr, read};
 use crate::config::ServerSettings;
 use crate::store::{Labelled, Migrated, Store};
 
@@ -23,14 +23,14 @@ pub(super) fn run(settings: ServerSettings) -> Result<()> {
         print(of_labelled(labelled))?;
     }
     if restored.iter().any(|what| what == "column webhooks.account") {
-        let lost = "the accounts are lost with that column: until they are written again, each \
+        let lost = "the accounts were lost with that column: until you set them again, each \
                     webhook gets the events of all accounts";
-        complain(&format!("warning: {lost}"));
+        print_stderr(&format!("warning: {lost}"));
     }
     Ok(())
 }
 
-/// What changes for webhooks whose account was only a label before this version.
+/// Says what changes for webhooks whose account was only a label before this version.
 fn of_labelled(Labelled { count, named }: &Labelled) -> String {
     let (webhooks, has, gets) = match count {
         1 => ("webhook", "has", "it gets"),
@@ -42,9 +42,9 @@ fn of_labelled(Labelled { count, named }: &Labelled) -> String {
         ids.push(format!("and {more} more"));
     }
     format!(
-        "{count} {webhooks} {has} an account. It was a label until now, and decides from now on: {gets} the \
-         events of that account only, which say so by the AMQP header `account`, or `account` or \
-         `account_id` in the body. What waits already has only its body to say so. To get every event \
+        "{count} {webhooks} {has} an account. It was a label until now. From now on {gets} the events of that \
+         account only. An event names its account by the AMQP header `account`, or by `account` or \
+         `account_id` in the body; deliveries that already wait, by the body only. To get every event \
          again: `webhooks set ID --unset account`. Concerned: {}",
         ids.join(", ")
     )

@@ -1,4 +1,4 @@
-//! Long tables on a terminal: shown with the operator's pager.
+//! Shows long tables on a terminal through the operator's pager.
 
 use std::env;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -32,7 +32,7 @@ pub(super) fn page(text: &str) -> Result<()> {
     }
     // Ctrl-C is for the pager, which uses the terminal until it ends.
     signal_hook::flag::register(SIGINT, Arc::new(AtomicBool::new(false)))
-        .context("no signal can be caught")?;
+        .context("cannot handle SIGINT")?;
     let mut command = Command::new("sh");
     command.args(["-c", &pager]).stdin(Stdio::piped());
     if env::var_os("LESS").is_none() {

@@ -35,10 +35,10 @@ pub(super) struct Publish {
     /// The event id, as the AMQP property `message-id` [default: a new UUID]
     #[arg(long)]
     id: Option<String>,
-    /// How often to publish it, each time with an id of its own
+    /// How many times to publish it, each with its own id
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
-    /// Publish it even if the notifier can only dead-letter it
+    /// Publish it even if it is malformed, so that the notifier will dead-letter it
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -72,7 +72,7 @@ pub(super) fn run(command: Publish) -> Result<()> {
         Properties { message_id: Some(&last), event_type, account: headers.get(ACCOUNT) };
     match Event::read(properties, &body, config.max_event_bytes, String::new) {
         Err(malformed) if !force => {
-            bail!("{malformed}. --force publishes it all the same, to be dead-lettered");
+            bail!("{malformed}. With --force it is published all the same, and dead-lettered");
         }
         _ => {}
     }
@@ -99,7 +99,7 @@ fn publish_all(
     queue: &str,
     all: impl Iterator<Item = Vec<Outgoing>>,
 ) -> Result<()> {
-    // Ctrl-C just ends this command: there is nothing to drain.
+    // Ctrl-C simply ends this command, which has nothing to finish.
     let (_trigger, shutdown) = shutdown::channel();
     let not_published = || format!("not published to {queue:?}");
     let mut batches = Batches::open(config, &shutdown).with_context(not_published)?;
@@ -107,7 +107,7 @@ fn publish_all(
     for batch in all {
         let count = batch.len();
         if let Err(error) = batches.publish(batch) {
-            let error = why_not(config, queue, &shutdown, error);
+            let error = explained(config, queue, &shutdown, error);
             return Err(error.context(format!("{before} were published before")))
                 .with_context(not_published);
         }
@@ -117,13 +117,13 @@ fn publish_all(
     Ok(())
 }
 
-/// Adds to the error why the queue took nothing, if asking for the queue tells. The broker returns a message
-/// in the same way if the queue does not exist and if its node is away.
-fn why_not(config: &Config, queue: &str, shutdown: &Shutdown, error: BrokerError) -> Error {
+/// Adds the reason why the queue accepted nothing, if the broker gives one when it is asked about the queue. It
+/// returns a message in the same way if the queue does not exist and if the queue's node is away.
+fn explained(config: &Config, queue: &str, shutdown: &Shutdown, error: BrokerError) -> Error {
     let Ok(mut again) = Batches::open(config, shutdown) else { return error.into() };
     match again.has_queue(queue) {
         Ok(false) => Error::new(error).context(
-            "there is no such queue: is its name right? (The notifier makes its queues when it first runs)",
+            "there is no such queue: is its name right? (`run` creates its queues when it first starts)",
         ),
         Ok(true) => error.into(),
         Err(of_queue) => Error::new(error).context(of_queue),

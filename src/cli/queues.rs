@@ -7,7 +7,7 @@ use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
-use super::{Common, Usage, complain, help, print, print_json, read};
+use super::{Common, Usage, help, print, print_json, print_stderr, read};
 use crate::broker::{self, MoveError, Moved, Progress, moving_queue};
 use crate::config::QueueType;
 use crate::domain::broker_names;
@@ -18,9 +18,9 @@ use crate::shutdown;
 pub(super) enum Queues {
     /// Change a queue's type, keeping all its messages
     ///
-    /// RabbitMQ can't change the type of a queue. So its messages are put aside in
-    /// webhooks.moving.QUEUE, the queue is deleted and created anew, and the messages are moved back in
-    /// order. First stop everything that publishes to the queue or consumes it. If this is interrupted,
+    /// RabbitMQ can't change the type of a queue. So this command moves the messages to
+    /// webhooks.moving.QUEUE, deletes the queue, creates it again, and moves the messages back in order.
+    /// First stop everything that publishes to the queue or consumes it. If the command is interrupted,
     /// run it again: it continues.
     #[command(after_long_help = help::QUEUES_MOVE)]
     Move {
@@ -50,7 +50,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
     }
     let config = read(&common.settings.0)?;
     let (trigger, shutdown) = shutdown::channel();
-    // To report how far it came.
+    // Ctrl-C ends the command between two steps, so that it can report its progress.
     shutdown::watch_signals(trigger)?;
     let is_json = common.output.json;
     let before = broker::look_at(&config, &shutdown, &queue)?;
@@ -67,26 +67,30 @@ pub(super) fn run(command: Queues) -> Result<()> {
                     "{queue} is a {kind} queue; messages: {}, consumers: {}{}",
                     counts.ready,
                     counts.consumers,
-                    put_aside(before.put_aside, &queue)
+                    moved_away(before.put_aside, &queue)
                 ),
-                None => format!("{queue} is not there{}", put_aside(before.put_aside, &queue)),
+                None => format!("{queue} does not exist{}", moved_away(before.put_aside, &queue)),
             }),
         };
     }
-    let mut so_far = SoFar { is_json, is_seen: io::stderr().is_terminal(), last: String::new() };
+    let mut shown = TypeChangeProgress {
+        is_json,
+        on_terminal: io::stderr().is_terminal(),
+        last: String::new(),
+    };
     let moved = broker::move_queue(&config, &shutdown, &queue, to, |progress| {
-        so_far.hear(&queue, to, progress);
+        shown.update(&queue, to, progress);
     });
-    if moved.is_ok() || so_far.is_seen {
-        so_far.end();
+    if moved.is_ok() || shown.on_terminal {
+        shown.end();
     }
     if let Err(MoveError::Unfit(problem)) = moved {
-        let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
+        let far = if shown.last.is_empty() { "nothing was moved" } else { &shown.last };
         bail!("{far}: {problem}");
     }
     let Moved { was_there, messages, without_user, without_copies } = moved.with_context(|| {
-        let far = if so_far.last.is_empty() { "nothing was moved" } else { &so_far.last };
-        format!("{far}; nothing is lost: run it again to continue")
+        let far = if shown.last.is_empty() { "nothing was moved" } else { &shown.last };
+        format!("{far}; nothing is lost: run the command again to continue")
     })?;
     for (count, what) in [
         (without_user, "have lost their `user-id`, which only that user may write"),
@@ -96,7 +100,7 @@ pub(super) fn run(command: Queues) -> Result<()> {
         ),
     ] {
         if count > 0 {
-            complain(&format!("warning: {count} messages {what}"));
+            print_stderr(&format!("warning: {count} messages {what}"));
         }
     }
     if is_json {
@@ -108,30 +112,30 @@ pub(super) fn run(command: Queues) -> Result<()> {
         return print(format_args!("nothing to do: {queue} is a {to} queue"));
     }
     print(format_args!("{queue} is a {to} queue now, with its messages: {messages}"))?;
-    complain(
+    print_stderr(
         "warning: bindings of it to exchanges other than the default one are gone: create them again",
     );
     Ok(())
 }
 
-fn put_aside(count: Option<u32>, queue: &str) -> String {
+fn moved_away(count: Option<u32>, queue: &str) -> String {
     let aside = moving_queue(queue);
-    count.map(|count| format!("; put aside in {aside}: {count}")).unwrap_or_default()
+    count.map(|count| format!("; messages in {aside}: {count}")).unwrap_or_default()
 }
 
-/// The progress: a status line on a terminal, and a line for each completed step.
-struct SoFar {
+/// Prints the progress: a status line on a terminal, and a line for each completed step.
+struct TypeChangeProgress {
     is_json: bool,
-    is_seen: bool,
+    on_terminal: bool,
     last: String,
 }
 
-impl SoFar {
-    fn hear(&mut self, queue: &str, to: QueueType, progress: Progress) {
+impl TypeChangeProgress {
+    fn update(&mut self, queue: &str, to: QueueType, progress: Progress) {
         match progress {
             Progress::Carried { to, done, of } => {
                 self.last = format!("{done} of {of} messages moved to {to}");
-                if self.is_seen {
+                if self.on_terminal {
                     let _ = write!(io::stderr(), "\r{} ", self.last);
                 }
             }
@@ -147,7 +151,7 @@ impl SoFar {
 
     /// Ends the status line.
     fn end(&self) {
-        if self.is_seen && self.last.contains(" moved to ") {
+        if self.on_terminal && self.last.contains(" moved to ") {
             let _ = writeln!(io::stderr());
         } else if !self.is_json && self.last.contains(" moved to ") {
             let _ = print(&self.last);

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::ids::{self, SHOWN_OF_WEBHOOK, WebhookId, event_to_give};
-use super::{Common, account, complain, print, read};
+use super::{Common, account, print, print_stderr, read};
 use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
@@ -40,17 +40,17 @@ pub(super) struct Tail {
     common: Common,
 }
 
-/// Prints entries until Ctrl-C, or until nobody reads them any more.
+/// Prints entries until Ctrl-C, or until the reader of its output has gone.
 pub(super) fn run(command: Tail) -> Result<()> {
     let Tail { webhook, account, failures, lines, common } = command;
     let config = read(&common.settings.0)?;
     let store = Store::new(&config)?;
     let webhook = webhook.map(|webhook| webhook.known(ids::store(&config))).transpose()?;
     let mut follower = Follower::new(&store, webhook, account, failures);
-    // Ctrl-C just ends the command.
+    // Ctrl-C simply ends the command.
     let (_trigger, shutdown) = shutdown::channel();
     let is_json = common.output.json;
-    // If that many characters don't distinguish the webhooks, or it isn't known, the whole id is shown.
+    // Complete ids, unless their first characters are known to distinguish the webhooks.
     let shown = match is_json || store.webhooks_differ_within(SHOWN_OF_WEBHOOK).unwrap_or(false) {
         true => SHOWN_OF_WEBHOOK as usize,
         false => WHOLE,
@@ -58,18 +58,18 @@ pub(super) fn run(command: Tail) -> Result<()> {
     if !is_json {
         print(heading(shown))?;
     }
-    let mut away = false;
+    let mut is_away = false;
     while !is_closed_pipe() {
         match follower.next(lines) {
             Ok(seen) => {
-                if away {
-                    complain("PostgreSQL answers again");
-                    away = false;
+                if is_away {
+                    print_stderr("PostgreSQL answers again");
+                    is_away = false;
                 }
                 for entry in &seen.entries {
                     print(match is_json {
                         true => shown::json(&serde_json::to_string(entry)?),
-                        false => for_people(entry, shown),
+                        false => as_text(entry, shown),
                     })?;
                 }
                 if seen.more {
@@ -77,10 +77,10 @@ pub(super) fn run(command: Tail) -> Result<()> {
                 }
             }
             Err(error) if error.is_passing() => {
-                if !away {
-                    complain(&format!("{error}; continuing once it answers"));
+                if !is_away {
+                    print_stderr(&format!("{error}; this command continues once it answers"));
                 }
-                away = true;
+                is_away = true;
             }
             Err(error) => return Err(error.into()),
         }
@@ -89,7 +89,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
     Ok(())
 }
 
-/// Detects that `tail | head` has read enough. Without new entries, no write would notice.
+/// Whether the reader of a pipe has gone, as in `tail | head`. Without new entries, no write would fail.
 fn is_closed_pipe() -> bool {
     let out = io::stdout();
     let mut ends = [PollFd::new(&out, PollFlags::empty())];
@@ -108,7 +108,7 @@ fn heading(shown_of_webhook: usize) -> String {
 }
 
 /// With ids that `why` and other commands accept.
-fn for_people(entry: &LogEntry, shown_of_webhook: usize) -> String {
+fn as_text(entry: &LogEntry, shown_of_webhook: usize) -> String {
     let LogEntry { at, attempt, what, ms, webhook_id, .. } = entry;
     let ms = ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
     // The whole id would fill half a line.

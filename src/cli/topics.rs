@@ -19,13 +19,13 @@ const HELP: &str = "help";
 /// The width of a text that no terminal shows.
 const COLUMNS: usize = 80;
 
-/// Longer lines are hard to read; `--help` has no longer ones either.
+/// The longest line that is easy to read, and the limit of `--help`, too.
 const MOST_COLUMNS: usize = 100;
 
-/// From 0 to 1: how similar a name must be to be suggested.
-const SIMILAR: f64 = 0.8;
+/// How similar a name must be to be suggested, from 0 to 1.
+const MIN_SIMILARITY: f64 = 0.8;
 
-/// A part of the manual that is useful by itself.
+/// A topic of the manual.
 pub(super) struct Topic {
     pub(super) name: &'static str,
     /// In Markdown.
@@ -91,7 +91,7 @@ pub(super) fn help(Help { of }: &Help) -> Result<()> {
         command = command.find_subcommand(name).ok_or_else(|| unknown(name, command))?;
     }
     let words = of.iter().map(String::as_str);
-    // Prints its help, and exits.
+    // This prints the help, and exits.
     Cli::parse_from(iter::once(NAME).chain(words).chain(["--help"]));
     Ok(())
 }
@@ -112,14 +112,14 @@ fn unknown(name: &str, command: &Command) -> Usage {
     };
     let similarity = |other: &str| strsim::jaro_winkler(name, other);
     let nearest = names.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
-    let nearest = nearest.filter(|nearest| similarity(nearest) >= SIMILAR);
+    let nearest = nearest.filter(|nearest| similarity(nearest) >= MIN_SIMILARITY);
     let meant = nearest.map(|nearest| format!("; is {nearest} meant?")).unwrap_or_default();
     Usage(format!("{what} {name:?}{meant} (there are: {})", names.join(", ")))
 }
 
-/// The program for completions, which complete what `help` can explain.
-pub(super) fn completed(program: Command) -> Command {
-    // fish takes a second `help` for the first, and completes nothing then.
+/// The program for completions, where `help` has a subcommand for each name that it explains.
+pub(super) fn for_completions(program: Command) -> Command {
+    // fish would mistake a second `help` for the first, and complete nothing.
     let others = program.get_subcommands().filter(|command| command.get_name() != HELP);
     let commands: Vec<_> = others.map(outline).collect();
     let topics = TOPICS.iter().map(|topic| named(topic.name).about(topic.title()));

@@ -21,14 +21,14 @@ use crate::clock::unix_millis;
 use crate::config::Config;
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::delivery_log::{Extent, LogEntry, What};
-use crate::domain::diagnosis::Owner;
+use crate::domain::diagnosis::{Owner, Registration};
 use crate::domain::encoding::{header_of_id, header_of_name, id_of_header};
 use crate::domain::event::check_event_type;
 use crate::domain::time::{self, Span, UnixMillis};
 use crate::domain::webhook::{matching_patterns, nearly_matches};
 use crate::store::{MOST_ENTRIES, Registered, Store, StoreError};
 
-use case::{Case, Facts};
+use case::{Case, Facts, registration};
 use places::{find_backlogs, find_dead, find_not_waiting, find_unlogged};
 
 /// How many webhooks of an event are reported.
@@ -39,12 +39,11 @@ const MOST_NEAR: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Why {
-    /// The event's id, `event=` in the log; or the receiver's header `webhook-id`, if no event has that
-    /// as its id; or a beginning of the id that no other event's id has
+    /// The event's id, which is `event=` in the log; or the header `webhook-id` that the receiver got; or
+    /// the beginning of either, if it is unique
     #[arg(required_unless_present = "webhook")]
     event: Option<String>,
-    /// Only what concerns this webhook: its id or the beginning of it; without an event, how its
-    /// deliveries went
+    /// Only this webhook: its id or the beginning of it. Without an event: how its deliveries went
     #[arg(long, value_name = "ID")]
     webhook: Option<WebhookId>,
     /// With --webhook and without an event: the period, such as 2h [default: 24h]
@@ -53,14 +52,14 @@ pub(super) struct Why {
     /// The event's type, if the log doesn't know it: shows which webhooks want such an event
     #[arg(long = "type", value_name = "TYPE", requires = "event")]
     event_type: Option<String>,
-    /// The event's account, if the log doesn't know it, or several events have this id
+    /// The event's account, if the log doesn't know it, or if several events have this id
     #[arg(long, value_name = "TEXT", value_parser = account, requires = "event")]
     account: Option<String>,
     #[command(flatten)]
     common: Common,
 }
 
-/// Everything that is known of an event.
+/// Everything that is known about an event.
 #[derive(Debug, Serialize)]
 struct Story {
     event_id: String,
@@ -73,7 +72,7 @@ struct Story {
     queues: BTreeSet<String>,
     /// Whether anything is known.
     known: bool,
-    /// Whether nothing went wrong, as far as a log that only contains failures can tell.
+    /// Whether no failure is known, although the log contains failures only.
     no_failure: bool,
     /// What the log contains, as in DELIVERY_LOG.
     log: String,
@@ -85,13 +84,15 @@ struct Story {
     malformed: Vec<DeadLetter>,
     /// Patterns that nearly match.
     near: Vec<Near>,
-    /// Why the dead-letter queues couldn't be searched; `None` if they were, or needn't be.
+    /// Why the dead-letter queues couldn't be searched; `None` if they were, or if that was not needed.
     dead_letters_unknown: Option<String>,
     /// The time of the log's oldest entry.
     #[serde(serialize_with = "time::serialize_option")]
     log_begins_at: Option<UnixMillis>,
     /// Whether the log has more entries than were read.
     truncated: bool,
+    /// The webhooks that have the given id, or whose ids begin with it, if no event is known by it.
+    webhooks_with_this_id: Vec<Uuid>,
     /// The possible reasons if nothing is known.
     may_be: Vec<String>,
 }
@@ -103,18 +104,18 @@ struct Near {
     pattern: String,
 }
 
-/// What the operator says about the event.
-struct SaidOfEvent {
+/// What the operator says about the event, by options.
+struct GivenDetails {
     event_type: Option<String>,
     account: Option<String>,
 }
 
-impl SaidOfEvent {
-    /// Whether something may concern the event that is meant: it has the given account, or no recorded
-    /// account.
-    fn may_mean(&self, account: Option<&str>) -> bool {
+impl GivenDetails {
+    /// Whether an entry or dead letter of this account may concern the event: it is the given account, or
+    /// one of the two is not known.
+    fn may_concern(&self, account: Option<&str>) -> bool {
         match (&self.account, account) {
-            // In the form that the log uses if the database's encoding lacks a character.
+            // The log encodes an account if the database's encoding lacks one of its characters.
             (Some(given), Some(account)) => given == account || header_of_name(given) == account,
             _ => true,
         }
@@ -138,11 +139,11 @@ pub(super) fn run(command: Why) -> Result<ExitCode> {
         // (clap ensures this.)
         (None, None) => return Err(Usage("give an event, or --webhook".to_owned()).into()),
     };
-    let story = story(&config, &store, event, webhook, SaidOfEvent { event_type, account })?;
+    let story = story(&config, &store, event, webhook, GivenDetails { event_type, account })?;
     if common.output.json {
         print_json(&story)?;
     } else {
-        print(text::for_people(&story, webhook))?;
+        print(text::as_text(&story, webhook))?;
     }
     Ok(if story.known || story.no_failure { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -152,27 +153,27 @@ fn story(
     store: &Store,
     asked: String,
     webhook: Option<Uuid>,
-    given: SaidOfEvent,
+    given: GivenDetails,
 ) -> Result<Story> {
     let now = unix_millis();
     let mut entries = logged(store, &asked, webhook)?;
-    let (mut meant, mut unlogged) = (asked, None);
+    let (mut meant, mut unlogged) = (asked.clone(), None);
     if entries.is_empty() {
         let mut dead = find_unlogged(config, &meant, ids::may_be_beginning(&meant));
-        let whole = whole_id(store, &meant, &dead.letters)?;
-        dead.letters.retain(|letter| is_of(letter, &whole));
-        if whole != meant {
-            entries = logged(store, &whole, webhook)?;
+        let complete = complete_id(store, &meant, &dead.letters)?;
+        dead.letters.retain(|letter| is_of(letter, &complete));
+        if complete != meant {
+            entries = logged(store, &complete, webhook)?;
         }
-        (meant, unlogged) = (whole, entries.is_empty().then_some(dead));
+        (meant, unlogged) = (complete, entries.is_empty().then_some(dead));
     }
     let truncated = entries.len() >= MOST_ENTRIES;
-    entries.retain(|entry| given.may_mean(entry.account.as_deref()));
+    entries.retain(|entry| given.may_concern(entry.account.as_deref()));
     let log_begins_at = store.oldest_entry()?;
     let unmatched_at = entries.iter().rfind(|e| e.what == What::Unmatched).map(|e| e.at);
     let mut queues: BTreeSet<String> = entries.iter().map(|entry| entry.queue.clone()).collect();
     let logged_type = entries.last().map(|entry| entry.event_type.clone());
-    // A user who may not read that table does without.
+    // Without the right to read that table, the time is unknown.
     let since = store.accounts_since().unwrap_or(None);
     let logged_owner = Owner::of(&entries, None, since);
     let mut accounts: BTreeSet<String> =
@@ -189,7 +190,7 @@ fn story(
         Some(dead) => dead,
         None => find_dead(config, &meant, &stories, unmatched_at.is_some(), now),
     };
-    dead.letters.retain(|letter| given.may_mean(letter.account.as_deref()));
+    dead.letters.retain(|letter| given.may_concern(letter.account.as_deref()));
     let (letters, malformed): (Vec<_>, Vec<_>) =
         dead.letters.into_iter().partition(|letter| letter.webhook_id.is_some());
     let known = !stories.is_empty()
@@ -201,7 +202,7 @@ fn story(
     let event_type = logged_type.or_else(|| dead_types.next()).or(given.event_type);
     let mut dead_accounts = letters.iter().chain(&malformed).filter_map(|l| l.account.clone());
     accounts.extend(dead_accounts.clone());
-    // What is known of an event says its account, or that it has none.
+    // An entry or a dead letter names the event's account, or shows that it has none.
     let owner = match (given.account, logged_owner) {
         (Some(account), _) | (None, Owner::Account(account)) => Owner::Account(account),
         (None, other) => match dead_accounts.next() {
@@ -215,7 +216,7 @@ fn story(
     let mut dead_ids = letters.iter().chain(&malformed).filter_map(|l| l.event_id.clone());
     let event_id = logged_id.or_else(|| dead_ids.next()).unwrap_or(meant);
 
-    // Also those that the log doesn't mention: the webhooks that want the event today.
+    // The log doesn't mention all of them: those that want the event today are added.
     let mut ids: BTreeSet<Uuid> = stories.keys().copied().collect();
     ids.extend(letters.iter().filter_map(|letter| letter.webhook_id));
     let mut patterns = event_type.as_deref().map(matching_patterns).unwrap_or_default();
@@ -228,7 +229,8 @@ fn story(
     let mut registered: BTreeMap<Uuid, Registered> =
         registered.into_iter().map(|webhook| (webhook.id, webhook)).collect();
     let backlogs = find_backlogs(config, store, &event_id, &stories, now);
-    let not_waiting = find_not_waiting(config, &stories, now);
+    let is_enabled = |id: Uuid| registration(registered.get(&id)) == Registration::Enabled;
+    let not_waiting = find_not_waiting(config, &stories, is_enabled, now);
     let facts = Facts {
         event_type: event_type.as_deref(),
         owner: &owner,
@@ -244,7 +246,7 @@ fn story(
         .map(|id| {
             let letter = letters.iter().rfind(|letter| letter.webhook_id == Some(id)).cloned();
             let entries = stories.remove(&id).unwrap_or_default();
-            // Two accounts may have used the same id.
+            // Events of two accounts may have the same id.
             let own = match (&letter, &entries[..]) {
                 (None, []) => owner.clone(),
                 (letter, entries) => Owner::of(entries, letter.as_ref(), since),
@@ -262,8 +264,16 @@ fn story(
         _ => Vec::new(),
     };
     let log = config.delivery_log;
-    let no_failure = !known && log == Extent::Failures && dead.problem.is_none();
-    let may_be = if known { Vec::new() } else { text::may_be(log, log_begins_at) };
+    // The beginning of a webhook's id may also be the id of an event, such as a number.
+    let given = asked.parse::<WebhookId>().ok().filter(|_| !known);
+    let webhooks_with_this_id =
+        given.as_ref().map_or(Ok(Vec::new()), |given| given.matching(store))?;
+    let is_webhook = !webhooks_with_this_id.is_empty() && given.is_some_and(|it| it.is_complete());
+    let no_failure = !known && !is_webhook && log == Extent::Failures && dead.problem.is_none();
+    let may_be = match webhooks_with_this_id.as_slice() {
+        _ if known || is_webhook => Vec::new(),
+        webhooks => text::may_be(log, log_begins_at, webhooks),
+    };
     Ok(Story {
         event_id,
         event_type,
@@ -280,12 +290,13 @@ fn story(
         dead_letters_unknown: dead.problem,
         log_begins_at,
         truncated,
+        webhooks_with_this_id,
         may_be,
     })
 }
 
-/// The log's entries for the event with this id, or with this `webhook-id`: receivers' owners know the
-/// event by it, and the log uses it if the database's encoding lacks a character.
+/// The log's entries for the event with this id or `webhook-id`. Owners of receivers know the event by its
+/// `webhook-id`, and the log uses it if the database's encoding lacks a character of the id.
 fn logged(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<LogEntry>> {
     let written = header_of_id(asked).into_owned();
     for id in [Some(asked.to_owned()), id_of_header(asked), Some(written)].into_iter().flatten() {
@@ -298,14 +309,14 @@ fn logged(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<LogEn
     Ok(Vec::new())
 }
 
-/// Whether a dead letter is of the event with this id or `webhook-id`.
+/// Whether a dead letter belongs to the event with this id or `webhook-id`.
 fn is_of(letter: &DeadLetter, event_id: &str) -> bool {
     letter.event_id.as_ref().is_some_and(|id| id == event_id || header_of_id(id) == event_id)
 }
 
-/// The complete id of the event: the given one if a dead letter has it or no id begins with it;
-/// otherwise the one that does, in the log or among these dead letters.
-fn whole_id(store: &Store, given: &str, letters: &[DeadLetter]) -> Result<String> {
+/// The complete id of the event. That is the given id if a dead letter has it, or if no id begins with it;
+/// otherwise the only id, in the log or among these dead letters, that begins with it.
+fn complete_id(store: &Store, given: &str, letters: &[DeadLetter]) -> Result<String> {
     if letters.iter().any(|letter| is_of(letter, given)) || !ids::may_be_beginning(given) {
         return Ok(given.to_owned());
     }
@@ -319,7 +330,7 @@ fn whole_id(store: &Store, given: &str, letters: &[DeadLetter]) -> Result<String
     }
 }
 
-/// The patterns that were probably meant to match.
+/// The patterns that nearly match the type, and were probably meant to match it.
 fn near(store: &Store, event_type: &str) -> Result<Vec<Near>> {
     let webhooks = store.list(None)?.into_iter();
     let patterns = webhooks.flat_map(|webhook| {

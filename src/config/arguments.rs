@@ -10,7 +10,8 @@ use crate::domain::shown::quoted;
 /// The flag that names a file of variables. It isn't a setting itself.
 const ENV_FILE: &str = "env-file";
 
-/// Variables that may also be in such a file: others read them in the environment of the service.
+/// Variables that may also be in such a file, because other programs and libraries read them from the
+/// environment of the service.
 const OTHERS: [&str; 9] = [
     "WEBHOOK_SECRET",
     "NO_COLOR",
@@ -23,9 +24,9 @@ const OTHERS: [&str; 9] = [
     "LC_ALL",
 ];
 
-/// How similar a name must be to a setting to be taken for a misspelling, from 0 to 1: `AMPQ_URL` has
-/// 0.96 for AMQP_URL.
-const LIKE: f64 = 0.8;
+/// How similar a name must be to a setting to count as a misspelling of it, from 0 to 1: `AMPQ_URL` has 0.96
+/// for AMQP_URL.
+const MIN_SIMILARITY: f64 = 0.8;
 
 impl Settings {
     fn arguments(hidden: fn(&str) -> bool) -> impl Iterator<Item = clap::Arg> {
@@ -49,7 +50,7 @@ impl Settings {
                 .env(setting.variable)
                 // A value that isn't UTF-8 gets our own error, which names the variable.
                 .value_parser(clap::value_parser!(OsString))
-                // The help must not print the password in the environment.
+                // Otherwise the help would print the passwords of the environment.
                 .hide_env_values(true)
                 .hide(hidden(setting.variable))
                 .value_name(setting.value)
@@ -87,30 +88,32 @@ impl clap::FromArgMatches for Settings {
                 self.given.insert(variable, value);
             }
         }
-        self.warnings.extend(file.map(strangers).unwrap_or_default());
+        self.warnings.extend(file.map(unknown_names).unwrap_or_default());
         Ok(())
     }
 }
 
-/// The names in a file that aren't settings, each with the most similar setting.
-fn strangers(file: &env_file::Variables) -> Vec<String> {
+/// Warnings about the names in a file that aren't settings, each with the most similar setting.
+fn unknown_names(file: &env_file::Variables) -> Vec<String> {
     let is_known = |name: &str| {
         SETTINGS.iter().any(|setting| setting.variable == name) || OTHERS.contains(&name)
     };
     let mut names: Vec<_> = file.keys().filter(|name| !is_known(name)).collect();
     names.sort_unstable();
-    names.into_iter().map(|name| stranger(name)).collect()
+    names.into_iter().map(|name| unknown_name(name)).collect()
 }
 
-fn stranger(name: &str) -> String {
+fn unknown_name(name: &str) -> String {
     let name = name.strip_prefix("export ").map_or(name, str::trim_start);
     let upper = name.to_uppercase();
-    let likeness = |setting: &Setting| strsim::jaro_winkler(&upper, setting.variable);
-    let nearest = SETTINGS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let meant = nearest.filter(|setting| likeness(setting) >= LIKE).map(|it| it.variable);
-    // Text that isn't a name may be a part of a value, perhaps of a secret.
+    let similarity = |setting: &Setting| strsim::jaro_winkler(&upper, setting.variable);
+    let nearest = SETTINGS.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    let meant =
+        nearest.filter(|setting| similarity(setting) >= MIN_SIMILARITY).map(|it| it.variable);
+    // If it isn't a name, it may be a part of a value, perhaps of a secret.
     let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    let named = if is_name { quoted(name) } else { "a line that begins with no name".to_owned() };
+    let named =
+        if is_name { quoted(name) } else { "a line that does not begin with a name".to_owned() };
     match meant {
         Some(meant) => format!("--env-file: {named} is not a setting: did you mean {meant}?"),
         None => format!("--env-file: {named} is not a setting, and is ignored"),
@@ -146,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_is_no_setting_is_told_with_the_nearest_that_is_one() {
+    fn a_name_that_is_not_a_setting_is_reported_with_the_nearest_setting() {
         for (name, meant) in [
             ("AMPQ_URL", "AMQP_URL"),
             ("amqp_url", "AMQP_URL"),
@@ -158,14 +161,14 @@ mod tests {
             ("FANOUT", "FANOUT_INLINE"),
         ] {
             assert!(
-                stranger(name).contains(&format!("did you mean {meant}?")),
+                unknown_name(name).contains(&format!("did you mean {meant}?")),
                 "{}",
-                stranger(name)
+                unknown_name(name)
             );
         }
-        assert!(stranger("GREETING").contains("\"GREETING\" is not a setting, and is ignored"));
-        assert!(!stranger("s3cret/+").contains("s3cret"), "{}", stranger("s3cret/+"));
+        assert!(unknown_name("GREETING").contains("\"GREETING\" is not a setting, and is ignored"));
+        assert!(!unknown_name("s3cret/+").contains("s3cret"), "{}", unknown_name("s3cret/+"));
         let file = ["AMQP_URL", "NO_COLOR", "TZ"].map(|name| (name.to_owned(), String::new()));
-        assert_eq!(strangers(&file.into()), Vec::<String>::new());
+        assert_eq!(unknown_names(&file.into()), Vec::<String>::new());
     }
 }

@@ -1,9 +1,8 @@
 //! Reads a file of variables like systemd's `EnvironmentFile=` (systemd.exec(5)), so that a command run
 //! by hand gets the settings of the service.
 //!
-//! The syntax resembles shell but isn't: nothing is expanded, `$` and `%` are literal, `#` begins a
-//! comment only at the start of a line, and quotes count only where a value or another part of it
-//! begins.
+//! The syntax resembles a shell's, but nothing is expanded: `$` and `%` are literal. `#` begins a comment only
+//! at the start of a line, and a quote counts only at the beginning of a value, or after a quoted part.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +10,7 @@ use std::mem;
 
 use crate::domain::shown;
 
-/// How long a problem may be, in characters.
+/// The longest problem, in characters.
 const MOST_PROBLEM: usize = 200;
 
 /// The variables of a file. If a name is repeated, the last one counts.
@@ -28,7 +27,7 @@ pub(super) fn read(path: &str) -> Result<Variables, String> {
 
 /// The state of the parser.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum At {
+enum State {
     LineStart,
     Comment,
     Name,
@@ -42,9 +41,9 @@ enum At {
 fn parse(text: &str) -> Variables {
     let mut variables = Variables::new();
     let (mut name, mut value) = (String::new(), String::new());
-    // Trailing white space that isn't quoted is dropped; the value to keep ends here.
+    // The length of the value without trailing white space, unless that is quoted.
     let mut kept = 0;
-    let mut at = At::LineStart;
+    let mut at = State::LineStart;
     let mut chars = text.chars();
     let mut define = |name: &str, mut value: String, kept: usize| {
         value.truncate(kept);
@@ -53,55 +52,55 @@ fn parse(text: &str) -> Variables {
     while let Some(c) = chars.next() {
         let ends_line = matches!(c, '\n' | '\r');
         at = match at {
-            At::LineStart if matches!(c, '#' | ';') => At::Comment,
-            At::LineStart if c.is_ascii_whitespace() => At::LineStart,
-            At::LineStart => {
+            State::LineStart if matches!(c, '#' | ';') => State::Comment,
+            State::LineStart if c.is_ascii_whitespace() => State::LineStart,
+            State::LineStart => {
                 name = c.to_string();
-                At::Name
+                State::Name
             }
-            At::Comment | At::Name if ends_line => At::LineStart,
-            At::Comment => At::Comment,
-            At::Name if c == '=' => {
+            State::Comment | State::Name if ends_line => State::LineStart,
+            State::Comment => State::Comment,
+            State::Name if c == '=' => {
                 value.clear();
                 kept = 0;
-                At::PartStart
+                State::PartStart
             }
-            At::Name => {
+            State::Name => {
                 name.push(c);
-                At::Name
+                State::Name
             }
-            At::PartStart | At::Plain if ends_line => {
+            State::PartStart | State::Plain if ends_line => {
                 define(&name, mem::take(&mut value), kept);
-                At::LineStart
+                State::LineStart
             }
-            At::PartStart if c == '\'' => At::SingleQuoted,
-            At::PartStart if c == '"' => At::DoubleQuoted,
-            At::PartStart if c.is_ascii_whitespace() => At::PartStart,
-            At::PartStart | At::Plain if c == '\\' => {
+            State::PartStart if c == '\'' => State::SingleQuoted,
+            State::PartStart if c == '"' => State::DoubleQuoted,
+            State::PartStart if c.is_ascii_whitespace() => State::PartStart,
+            State::PartStart | State::Plain if c == '\\' => {
                 // An escaped line break joins two lines.
                 value.extend(chars.next().filter(|c| !matches!(c, '\n' | '\r')));
                 kept = value.len();
-                At::Plain
+                State::Plain
             }
-            At::PartStart | At::Plain => {
+            State::PartStart | State::Plain => {
                 value.push(c);
                 if !c.is_ascii_whitespace() {
                     kept = value.len();
                 }
-                At::Plain
+                State::Plain
             }
-            At::SingleQuoted if c == '\'' => At::PartStart,
-            At::DoubleQuoted if c == '"' => At::PartStart,
-            At::DoubleQuoted if c == '\\' => {
+            State::SingleQuoted if c == '\'' => State::PartStart,
+            State::DoubleQuoted if c == '"' => State::PartStart,
+            State::DoubleQuoted if c == '\\' => {
                 match chars.next() {
                     Some(escaped @ ('"' | '\\' | '`' | '$')) => value.push(escaped),
                     Some('\n' | '\r') | None => {}
                     Some(other) => value.extend(['\\', other]),
                 }
                 kept = value.len();
-                At::DoubleQuoted
+                State::DoubleQuoted
             }
-            At::SingleQuoted | At::DoubleQuoted => {
+            State::SingleQuoted | State::DoubleQuoted => {
                 value.push(c);
                 kept = value.len();
                 at
@@ -109,7 +108,7 @@ fn parse(text: &str) -> Variables {
         };
     }
     // The end of the file ends the line, and any open quotes.
-    if !matches!(at, At::LineStart | At::Comment | At::Name) {
+    if !matches!(at, State::LineStart | State::Comment | State::Name) {
         define(&name, value, kept);
     }
     variables
@@ -155,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_quoted_comes_back_whatever_it_is(value in any::<String>()) {
+        fn any_value_can_be_quoted(value in any::<String>()) {
             prop_assume!(!value.contains('\r'));
             let escaped: String = value.chars().flat_map(|c| match c {
                 '"' | '\\' | '$' | '`' => vec!['\\', c],
@@ -168,7 +167,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_too_strange(text in any::<String>()) {
+        fn any_text_can_be_parsed(text in any::<String>()) {
             parse(&text);
         }
     }

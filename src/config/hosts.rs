@@ -4,42 +4,45 @@ use std::net::Ipv6Addr;
 
 use super::servers::Host;
 
-/// How much of a name is told that can't be one, in characters.
+/// How many characters of an invalid host name an error shows.
 const MOST_OF_NAME: usize = 60;
 
-/// A URL in which hosts have a place.
+/// A kind of URL that may have several hosts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Form {
-    /// How its URLs begin.
+    /// The schemes of such URLs.
     pub(super) starts: [&'static str; 2],
-    /// Two hosts in one of them, for people.
+    /// An example with two hosts, for messages.
     pub(super) example: &'static str,
 }
 
 impl Form {
-    /// Whether there is a second URL in what should be one.
+    /// Checks that the text is not a list of URLs.
     ///
     /// # Errors
-    /// If there is, what to do instead.
-    pub(super) fn is_one(self, text: &str) -> Result<(), String> {
+    /// If it is: how to write several hosts instead.
+    pub(super) fn check_single(self, text: &str) -> Result<(), String> {
         let rest = text.split_once("://").map_or("", |(_, rest)| rest);
         match self.starts.iter().any(|start| rest.contains(start)) {
-            true => Err(format!("holds several URLs: one names all hosts, as in {}", self.example)),
+            true => Err(format!(
+                "contains several URLs: one URL names all hosts, as in {}",
+                self.example
+            )),
             false => Ok(()),
         }
     }
 
-    /// Reads a list of hosts, behind which `after` stands in the URL.
+    /// Reads a list of hosts. `after` is the rest of the URL.
     ///
     /// # Errors
-    /// Which of them is wrong, and how; without anything that may be of a password.
+    /// Which host is wrong, and why; without any text that may belong to a password.
     pub(super) fn hosts(self, list: &str, after: &str, port: u16) -> Result<Vec<Host>, String> {
         let count = list.split(',').count();
         let read = |(text, number): (&str, usize)| {
             read(text, port).map_err(|problem| {
                 if list.contains('@') || after.contains('@') {
-                    // Then it may be the password that was taken apart.
-                    return self.bare();
+                    // The text may belong to a password with a bare special character.
+                    return self.unescaped();
                 }
                 let name = text.trim().split([':', ';', ' ']).next().unwrap_or_default();
                 let name = if text.starts_with('[') { text } else { name };
@@ -56,32 +59,32 @@ impl Form {
         list.split(',').zip(1..).map(read).collect()
     }
 
-    /// What to say of a URL with an `@` where none can be.
-    pub(super) fn bare(self) -> String {
+    /// The error about a URL with an `@` in the wrong place.
+    pub(super) fn unescaped(self) -> String {
         format!(
-            "can't be taken apart: in a user or password, @ is written %40, / %2f, ? %3f and # %23; a list \
-             of hosts has them once, before the first, as in {}",
+            "can't be parsed: in a user or password, @ is written %40, / %2f, ? %3f and # %23; with several \
+             hosts, user and password stand once, before the first host, as in {}",
             self.example
         )
     }
 }
 
-fn read(text: &str, usual_port: u16) -> Result<Host, &'static str> {
+fn read(text: &str, default_port: u16) -> Result<Host, &'static str> {
     if text.is_empty() {
         return Err("is empty");
     }
     if text.contains(|sign: char| sign.is_whitespace() || sign == ';') {
-        return Err("has a space or a semicolon: between hosts there is a comma and nothing else");
+        return Err("has a space or a semicolon: separate hosts by commas only");
     }
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let (name, rest) = rest.split_once(']').ok_or("has no `]` behind its address")?;
+            let (name, rest) = rest.split_once(']').ok_or("has no `]` after its address")?;
             let address = name.split_once('%').map_or(name, |(address, _)| address);
             if address.parse::<Ipv6Addr>().is_err() {
                 return Err("has no IPv6 address in its brackets");
             }
             let port = if rest.is_empty() { Some("") } else { rest.strip_prefix(':') };
-            (name, port.ok_or("has something else than a port behind its `]`")?)
+            (name, port.ok_or("has something other than a port after its `]`")?)
         }
         None => text.split_once(':').unwrap_or((text, "")),
     };
@@ -98,7 +101,7 @@ fn read(text: &str, usual_port: u16) -> Result<Host, &'static str> {
         return Err("is neither a name nor an address");
     }
     let port = match port {
-        "" => usual_port,
+        "" => default_port,
         port => {
             let port = port.parse().ok().filter(|port| *port > 0);
             port.ok_or("has a port that is not a number from 1 to 65535")?
@@ -112,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_host_that_is_wrong_is_named_and_what_is_wrong_with_it() {
+    fn an_error_names_the_host_and_what_is_wrong_with_it() {
         let form = Form { starts: ["x://", "y://"], example: "x://a,b" };
         let says = |list: &str| form.hosts(list, "/v", 1).expect_err(list);
         for (list, expected) in [
@@ -124,7 +127,7 @@ mod tests {
             ("a:s3cret", "its host \"a\" has a port"),
             ("a,[::1:5", "host 2 of its 2, \"[::1:5\", has no `]`"),
             ("[a]:5", "its host \"[a]:5\" has no IPv6 address"),
-            ("[::1]5", "something else than a port"),
+            ("[::1]5", "something other than a port"),
             ("::1:5", "brackets"),
             ("a:1, b:2", "host 2 of its 2, \"b\", has a space"),
             ("a:1;b:2", "its host \"a\" has a space or a semicolon"),
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_addresses_have_a_port_or_the_usual_one() {
+    fn a_host_without_a_port_gets_the_default_port() {
         let form = Form { starts: ["x://", "y://"], example: "" };
         let hosts = form.hosts("a:5,b,c:,[::1]:6,[fe80::1%eth0],my_host.", "", 1).expect("a list");
         let told: Vec<String> = hosts.iter().map(Host::to_string).collect();

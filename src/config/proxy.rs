@@ -42,17 +42,17 @@ impl EgressProxy {
         let usage = || "is not a URL such as http://host:3128".to_owned();
         let url = Url::parse(text).map_err(|_| usage())?;
         if url.scheme() == "https" {
-            let why = "needs http://: the proxy is spoken to without TLS, and what goes to an https \
-                       receiver is encrypted all the way to it";
+            let why = "needs http://: the connection to the proxy has no TLS; requests to https \
+                       receivers are encrypted end to end";
             return Err(why.to_owned());
         }
         if url.scheme() != "http" || url.query().is_some() || url.fragment().is_some() {
             return Err(usage());
         }
         if url.path() != "/" {
-            return Err("has a path, and a proxy has none: http://host:3128".to_owned());
+            return Err("has a path, which a proxy's URL can't have: http://host:3128".to_owned());
         }
-        // Without a port the URL's default would be 80, which is hardly ever a proxy's.
+        // The default port of such a URL would be 80, which proxies hardly ever use.
         let authority = text.split("//").nth(1).unwrap_or_default().trim_end_matches('/');
         let has_port = authority.rsplit(':').next().is_some_and(|it| it.parse::<u16>().is_ok());
         let port = url.port_or_known_default().filter(|port| has_port && *port > 0);
@@ -61,7 +61,7 @@ impl EgressProxy {
         let part = |part: &str| decode(part).ok_or_else(usage);
         let (user, password) = (part(url.username())?, part(url.password().unwrap_or_default())?);
         if user.contains(':') {
-            return Err("the user name has a colon, which ends it for the proxy".to_owned());
+            return Err("the user name has a colon, which would end it".to_owned());
         }
         if user.len() + password.len() > MOST_OF_CREDENTIALS {
             return Err(format!("user name and password have over {MOST_OF_CREDENTIALS} bytes"));
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proxy_has_a_host_a_port_and_perhaps_a_user_who_is_not_shown() {
+    fn a_proxy_has_a_host_a_port_and_perhaps_credentials_that_are_not_shown() {
         let read = |text: &str| EgressProxy::parse(text).expect("a URL");
         assert_eq!(read(""), None);
         for (text, shown, authorization) in [
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_told_without_its_password() {
+    fn an_error_about_a_proxy_does_not_quote_its_password() {
         for (bad, says) in [
             ("s3cret", "is not a URL"),
             ("socks5://s3cret@proxy.test:1080", "is not a URL"),

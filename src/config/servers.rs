@@ -20,7 +20,7 @@ const POSTGRES: Form = Form {
     example: "postgres://user:password@host:5432,other:5432/database",
 };
 
-/// What `target_session_attrs` may be, where libpq has more.
+/// The supported values of `target_session_attrs`; libpq has more.
 const SESSION_ATTRS: [&str; 3] = ["any", "read-write", "read-only"];
 
 /// The address of RabbitMQ, and our login.
@@ -72,13 +72,13 @@ impl Amqp {
     pub(super) fn parse(text: &str, roots: &Roots) -> Result<Self, String> {
         let usage = || "is not a URL such as amqp://user:password@host:5672/%2f".to_owned();
         let text = text.trim();
-        AMQP.is_one(text)?;
+        AMQP.check_single(text)?;
         let (before, hosts, after) = around_hosts(text).ok_or_else(usage)?;
         if before.split_once('@').is_some_and(|(_, more)| more.contains(',')) {
-            // A host that would be a part of the password.
-            return Err(AMQP.bare());
+            // Otherwise a host would become a part of the password.
+            return Err(AMQP.unescaped());
         }
-        // `Url` knows no list of hosts.
+        // `Url` can't parse a list of hosts.
         let url = Url::parse(&format!("{before}host{after}")).map_err(|_| usage())?;
         let (encrypted, port) = match url.scheme() {
             "amqp" => (false, 5672),
@@ -140,19 +140,18 @@ fn around_hosts(text: &str) -> Option<(&str, &str, &str)> {
     Some((&text[..start], &text[start..end], &text[end..]))
 }
 
-/// The hosts, and what stands behind them, as PostgreSQL's client takes its URLs apart: there a password may hold
-/// a slash.
+/// The hosts and the rest of the URL, split as PostgreSQL's client does it: a password may contain a slash.
 fn hosts_of_postgres(text: &str) -> (&str, &str) {
     let start = text.find('@').map(|at| at + 1).or(text.find("://").map(|start| start + 3));
     let rest = &text[start.unwrap_or_default()..];
     rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()))
 }
 
-/// What to say of a `target_session_attrs` that is not taken.
+/// The error about an unsupported `target_session_attrs`.
 #[must_use]
 pub fn session_attrs() -> String {
     format!(
-        "target_session_attrs is not one of {} (of several hosts the primary is used, whatever it says)",
+        "target_session_attrs is not one of {} (of several hosts, the primary is always used)",
         SESSION_ATTRS.join(", ")
     )
 }
@@ -191,9 +190,9 @@ impl Database {
         let parts = text.split_once('?').filter(|_| is_url);
         let (place, query) = parts.unwrap_or((text, ""));
         if is_url {
-            POSTGRES.is_one(text)?;
+            POSTGRES.check_single(text)?;
             let (hosts, after) = hosts_of_postgres(text);
-            // They may also be parameters.
+            // They may be given as parameters instead.
             if !hosts.is_empty() {
                 POSTGRES.hosts(hosts, after, 5432)?;
             }
@@ -221,7 +220,7 @@ impl Database {
             return Err("sslrootcert=system needs sslmode=verify-full".to_owned());
         }
         if files.roots.is_some() && check == Check::Nothing {
-            // As in libpq: a given root certificate is used.
+            // As in libpq, the server's certificate is then checked against the given root.
             check = Check::Chain;
         }
         let tls = files.tls(roots, check, "sslcert", "sslkey")?;
@@ -236,7 +235,7 @@ impl Database {
 fn read_mode(mode: &str) -> Result<(Encryption, Check), String> {
     Ok(match mode {
         "disable" => (Encryption::Off, Check::Nothing),
-        // "If the server demands it" is what we offer anyway.
+        // `allow` encrypts if the server demands it, and `prefer` if it can, which includes that.
         "allow" | "prefer" => (Encryption::IfOffered, Check::Nothing),
         "require" => (Encryption::Required, Check::Nothing),
         "verify-ca" => (Encryption::Required, Check::Chain),
@@ -278,116 +277,4 @@ pub(super) fn decode(part: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn amqp(url: &str) -> Result<Amqp, String> {
-        Amqp::parse(url, &Roots::bundled())
-    }
-
-    fn host(name: &str, port: u16) -> Host {
-        Host { name: name.to_owned(), port }
-    }
-
-    fn database(url: &str) -> Result<Database, String> {
-        Database::parse(url, &Roots::bundled())
-    }
-
-    #[test]
-    fn the_parts_of_the_amqp_url_are_decoded() {
-        let url = "amqp://us%40er:p%2Fw@[::1]:5673/my%2fhost?heartbeat=7";
-        let amqp = amqp(url).expect("a URL");
-        assert_eq!(amqp.hosts, [host("::1", 5673)]);
-        assert_eq!(amqp.heartbeat, 7);
-        assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("us@er", "my/host"));
-        assert_eq!(amqp.password.expose(), "p/w");
-        assert!(amqp.tls.is_none());
-        assert!(!format!("{amqp:?}").contains("p/w"));
-    }
-
-    #[test]
-    fn amqps_has_a_port_of_its_own() {
-        let amqp = amqp("amqps://host/").expect("a URL");
-        assert_eq!(amqp.hosts, [host("host", 5671)]);
-        assert!(amqp.tls.is_some());
-    }
-
-    #[test]
-    fn there_may_be_several_hosts_each_with_its_port() {
-        let amqp =
-            amqp("amqp://u,s:p,w@a:5673,b,[::1]:5674,10.0.0.1/v,h?heartbeat=7").expect("a URL");
-        let hosts = [host("a", 5673), host("b", 5672), host("::1", 5674), host("10.0.0.1", 5672)];
-        assert_eq!(amqp.hosts, hosts);
-        assert_eq!((amqp.user.as_str(), amqp.vhost.as_str()), ("u,s", "v,h"));
-        assert_eq!((amqp.password.expose(), amqp.heartbeat), ("p,w", 7));
-        assert_eq!(amqp.to_string(), "a:5673,b:5672,[::1]:5674,10.0.0.1:5672");
-    }
-
-    #[test]
-    fn what_cannot_be_read_of_a_url_is_told_without_it() {
-        for (bad, says) in [
-            ("http://s3cret@x/", "amqp://"),
-            ("amqp://u:s3cret@x/a/b", "%2f"),
-            ("amqp://u:s3cret@x/?frame=1", "heartbeat"),
-            ("amqp://u:s3cret@x/?heartbeat=0", "heartbeat"),
-            ("amqp://u:s3cret@x/?cacertfile=/x", "amqps"),
-            ("amqps://u:s3cret@x/?cacertfile=/nowhere", "/nowhere"),
-            ("amqps://u:s3cret@x/?certfile=/nowhere", "keyfile"),
-            ("s3cret", "amqp://"),
-            ("amqp://u:s3cret@a,,b/", "host 2 of its 3 is empty"),
-            ("amqp://u:s3cret@a,b:99999/", "\"b\", has a port"),
-            ("amqp://u:s3cret@a, b/", "\"b\", has a space"),
-            ("amqp://u:s3cret@a;b/", "semicolon"),
-            ("amqp://u:s3cret@[::1:5/", "no `]`"),
-            ("amqp://u:s3cret@a:1,u2:s3cret@b:2/%2f", "once, before the first"),
-            ("amqp://u:s3cret@a/%2f,amqp://u:s3cret@b/%2f", "several URLs"),
-            ("amqp://u:s3cret@a, amqps://u:s3cret@b", "several URLs"),
-            ("amqp://u:s3cret/s3cret@a/%2f", "%2f"),
-            ("amqp://u:s3cret", "\"u\" has a port"),
-        ] {
-            let error = amqp(bad).expect_err(bad);
-            assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
-        }
-        for (bad, says) in [
-            ("", "empty"),
-            ("postgres://u:s3cret@x/?sslmode=s3cret", "verify-full"),
-            ("postgres://u:s3cret@x/?sslrootcert=/nowhere", "/nowhere"),
-            ("postgres://u:s3cret@x/?sslcert=/nowhere", "sslkey"),
-            ("postgres://u:s3cret@x/?sslrootcert=system", "verify-full"),
-            ("postgres://u:s3cret@a,,b/db", "host 2 of its 3 is empty"),
-            ("postgres://u:s3cret@127.0.0.1:27399,,/db", "host 2 of its 3 is empty"),
-            ("postgresql://u:s3cret@a:99999/db", "\"a\" has a port"),
-            ("postgres://u:s3cret@a,[::1:5/db", "no `]`"),
-            ("postgres://u:s3cret@a:1, b:2/db", "\"b\", has a space"),
-            ("postgres://u:s3cret@a:1,u2:s3cret@b:2/db", "once, before the first"),
-            ("postgres://u:p@s3cret@b:x/db", "%40"),
-            ("postgres://u:s3cret@a/db,postgres://u:s3cret@b/db", "several URLs"),
-            ("postgres://u:s3cret@a/db?target_session_attrs=primary", "any, read-write, read-only"),
-        ] {
-            let error = database(bad).expect_err(bad);
-            assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_the_database_url_says_of_tls_is_taken_out_of_it() {
-        let url =
-            "postgres://u:p@a:1,b:2/db?sslmode=verify-full&options=-cx%3Dy&sslrootcert=system";
-        let read = database(url).expect("a URL");
-        assert_eq!(read.url.expose(), "postgres://u:p@a:1,b:2/db?options=-cx%3Dy");
-        assert_eq!(read.encryption, Encryption::Required);
-        let read = database("postgres://u@a/db").expect("a URL");
-        assert_eq!(read.encryption, Encryption::IfOffered);
-        let other = "host=a user=u password='x?sslmode=y' sslmode=require";
-        let read = database(other).expect("the other form");
-        assert_eq!(read.url.expose(), other);
-        for url in [
-            "postgres://u:p/w@a/db",
-            "postgres://%2Frun%2Fpostgresql/db",
-            "postgres:///db?host=/run",
-            "postgres://a:,[::1]:2?target_session_attrs=read-write",
-        ] {
-            assert_eq!(database(url).expect("a URL").url.expose(), url);
-        }
-    }
-}
+mod tests;

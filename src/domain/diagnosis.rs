@@ -34,7 +34,8 @@ pub struct Evidence<'a> {
     pub owner: &'a Owner,
     /// Whether no webhook wanted the event when it came.
     pub was_unmatched: bool,
-    /// The queue in which the delivery should wait but doesn't.
+    /// The queue in which the delivery should wait but doesn't. If its webhook is enabled, a backlog is
+    /// such a queue only if it doesn't exist: of an empty one, the first delivery may be in hand.
     pub missing_from: Option<&'a str>,
     /// What is known of the backlog in which the delivery waits.
     pub backlog: Option<&'a BacklogSeen>,
@@ -172,6 +173,22 @@ pub enum Conclusion {
         /// Where its dead letter is.
         letter: LetterIs,
     },
+    /// It was dropped with its webhook's backlog, of which nothing records the single deliveries.
+    DroppedWithBacklog {
+        /// When it entered the backlog.
+        since: UnixMillis,
+        /// What had become of the webhook.
+        why: Dropped,
+    },
+    /// It is dropped with its webhook's backlog, unless that has already happened.
+    DropsWithBacklog {
+        /// When it entered the backlog.
+        since: UnixMillis,
+        /// What has become of the webhook.
+        why: Dropped,
+        /// Whether the backlog still holds deliveries; otherwise RabbitMQ didn't say.
+        is_there: bool,
+    },
     /// It was dropped with its webhook.
     Dropped {
         /// When.
@@ -221,6 +238,8 @@ pub enum Remedy {
     PublishDropped,
     /// The same, once the webhook is enabled.
     EnableDropped,
+    /// The same, once the webhook is registered again.
+    RegisterDropped,
     /// Publish the event again unless it was replayed.
     PublishUnlessReplayed,
     /// Publish the event again, if this queue was lost.
@@ -301,11 +320,7 @@ impl Diagnosis {
             }
             Some(DeliveryState::Dead { at, reason }) => evidence.dead(*at, reason),
             Some(DeliveryState::Dropped { at, reason }) => {
-                let remedy = match evidence.registration {
-                    Registration::Disabled => Remedy::EnableDropped,
-                    Registration::Enabled | Registration::Deleted => Remedy::PublishDropped,
-                };
-                (Conclusion::Dropped { at: *at, why: reason.clone() }, remedy)
+                (Conclusion::Dropped { at: *at, why: reason.clone() }, evidence.after_drop())
             }
         };
         Self { state, is_others, conclusion, remedy }
@@ -315,6 +330,7 @@ impl Diagnosis {
     #[must_use]
     pub fn rank(&self) -> u8 {
         match self.state {
+            _ if matches!(self.conclusion, Conclusion::DroppedWithBacklog { .. }) => 2,
             Some(DeliveryState::Dead { .. }) => 0,
             Some(DeliveryState::Waiting { overdue: true, .. }) => 1,
             Some(DeliveryState::Dropped { .. }) => 2,
@@ -401,21 +417,34 @@ impl Evidence<'_> {
         reason: &ReadWord<Held>,
         is_others: bool,
     ) -> (Conclusion, Remedy) {
-        if let Some(queue) = self.missing_from {
-            return (Conclusion::LostBacklog { queue: queue.to_owned() }, Remedy::Publish);
+        let unwanted = match self.registration {
+            Registration::Enabled => None,
+            Registration::Disabled => Some(Dropped::Disabled),
+            Registration::Deleted => Some(Dropped::Deleted),
+        };
+        match (unwanted, self.missing_from) {
+            (None, None) => {}
+            (None, Some(queue)) => {
+                return (Conclusion::LostBacklog { queue: queue.to_owned() }, Remedy::Publish);
+            }
+            (Some(why), Some(_)) => {
+                return (Conclusion::DroppedWithBacklog { since, why }, self.after_drop());
+            }
+            (Some(why), None) => {
+                let is_there = self.backlog.is_some_and(|backlog| backlog.count.is_some());
+                let remedy = if is_there { Remedy::NothingDropped } else { self.after_drop() };
+                return (Conclusion::DropsWithBacklog { since, why, is_there }, remedy);
+            }
         }
         // The logged reason may no longer apply.
         let cause = self.backlog.map_or(reason, |backlog| &backlog.cause);
         let count = self.backlog.and_then(|backlog| backlog.count);
         let until = self.backlog.and_then(|backlog| backlog.until);
-        let remedy = match (self.registration, cause.known()) {
-            (Registration::Deleted | Registration::Disabled, _) => Remedy::NothingDropped,
-            (Registration::Enabled, _) if is_others => self.dies_when_due(),
-            (Registration::Enabled, Some(Held::Paused)) => Remedy::Resume,
-            (Registration::Enabled, Some(Held::Rate | Held::MaxInFlight | Held::Elsewhere)) => {
-                Remedy::RaiseLimits
-            }
-            (Registration::Enabled, _) => Remedy::AwaitReceiver,
+        let remedy = match cause.known() {
+            _ if is_others => self.dies_when_due(),
+            Some(Held::Paused) => Remedy::Resume,
+            Some(Held::Rate | Held::MaxInFlight | Held::Elsewhere) => Remedy::RaiseLimits,
+            _ => Remedy::AwaitReceiver,
         };
         let conclusion = Conclusion::InBacklog {
             since,
@@ -424,6 +453,15 @@ impl Evidence<'_> {
             next: until.filter(|until| *until > self.now),
         };
         (conclusion, remedy)
+    }
+
+    /// It was dropped, and what was dropped is not kept.
+    fn after_drop(&self) -> Remedy {
+        match self.registration {
+            Registration::Enabled => Remedy::PublishDropped,
+            Registration::Disabled => Remedy::EnableDropped,
+            Registration::Deleted => Remedy::RegisterDropped,
+        }
     }
 
     /// It waits, but its webhook may no longer have it.

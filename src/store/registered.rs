@@ -36,17 +36,17 @@ pub struct Registered {
     pub post_url: String,
     /// The patterns of the event types it wants.
     pub events: Vec<String>,
-    /// When it was registered, as text from the database.
+    /// When it was registered, in RFC 3339.
     pub created_at: Option<String>,
-    /// When it was disabled, as text from the database.
+    /// When it was disabled, in RFC 3339.
     pub disabled_at: Option<String>,
     /// Why it was disabled.
     pub disabled_reason: Option<String>,
-    /// When it was paused, as text from the database.
+    /// When it was paused, in RFC 3339.
     pub paused_at: Option<String>,
     /// Whether its requests are signed.
     pub signed: bool,
-    /// Until when they are also signed with the previous secret, as text from the database.
+    /// Until when they are also signed with the previous secret, in RFC 3339.
     pub previous_secret_expires_at: Option<String>,
     /// Its description.
     pub description: Option<String>,
@@ -91,6 +91,13 @@ pub(super) fn time(column: &str) -> String {
     )
 }
 
+/// The same as the commands print times: to the second. A time without a time zone is in UTC, too: our
+/// sessions have written it.
+pub(super) fn time_to_second(column: &str) -> String {
+    let seconds = r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)([.]\d+)?Z?$";
+    format!(r"regexp_replace({}, '{seconds}', '\1Z')", time(column))
+}
+
 impl Registered {
     /// The columns that [`Registered::of`] reads.
     pub(super) fn columns() -> String {
@@ -101,15 +108,15 @@ impl Registered {
         );
         let expires_at = format!(
             "CASE WHEN previous_secret_expires_at > now() THEN {} END AS previous_secret_expires_at",
-            time("previous_secret_expires_at")
+            time_to_second("previous_secret_expires_at")
         );
         [
             row::columns_of_webhook(),
             events,
-            format!("{} AS created_at", time("created_at")),
-            format!("{} AS disabled_at", time("disabled_at")),
+            format!("{} AS created_at", time_to_second("created_at")),
+            format!("{} AS disabled_at", time_to_second("disabled_at")),
             text("disabled_reason", MOST_OF_WORDS),
-            format!("{} AS paused_at", time("paused_at")),
+            format!("{} AS paused_at", time_to_second("paused_at")),
             text("description", MOST_OF_WORDS),
             "secret IS NOT NULL AS signed".to_owned(),
             expires_at,

@@ -167,6 +167,8 @@ fn check_names_the_webhooks_that_lead_where_none_may() {
     let finished = check.env("DENY_NETWORKS", "10.1.0.0/16").spawn().finish(SOON);
     let line = finished.stdout.lines().find(|line| line.contains("  webhooks  "));
     let line = line.unwrap_or_else(|| panic!("{finished:?}"));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(line.starts_with("warn  webhooks "), "{line}");
     for part in [
         "3 enabled of 3, 1 with a warning: ",
         &format!("{denied}: deliveries will be rejected: the address 10.1.2.3"),
@@ -265,9 +267,15 @@ fn add(sandbox: &Sandbox, url: &str, allowed: &str, options: &[&str]) -> Finishe
 #[test]
 fn adding_a_webhook_that_no_delivery_would_reach_succeeds_with_a_warning() {
     let sandbox = Sandbox::new();
+    const OF_RUN: &str = ". What counts are the ALLOW_NETWORKS and DENY_NETWORKS of `run`: change \
+                          them there, and restart it";
     let rejected = "warning: deliveries will be rejected: ";
     for (url, allowed, warnings) in [
-        ("http://127.0.0.1:9/", "", &[rejected, "(loopback, ", "ALLOW_NETWORKS=127.0.0.1"][..]),
+        (
+            "http://127.0.0.1:9/",
+            "",
+            &[rejected, "(loopback, ", "ALLOW_NETWORKS=127.0.0.1", OF_RUN][..],
+        ),
         ("http://0x7f.1:9/", "10.0.0.0/8", &[rejected, "(loopback, 127.0.0.0/8)"]),
         ("https://localhost/in", "", &[rejected, "(loopback, "]),
         ("http://[fd00::1]/", "", &[rejected, "(unique local, fc00::/7)"]),

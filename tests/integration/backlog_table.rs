@@ -539,19 +539,35 @@ fn what_would_be_dropped_is_said_before_and_on_a_dry_run_nothing_is_done() {
         rows[0].get(0)
     };
     let before = row();
-    for verb in ["disable", "remove"] {
+    let none = "the delivery log knows none that waits for its next attempt: such a delivery is dropped \
+                when it is due";
+    for (verb, end) in [("disable", ", unless the webhook is enabled by then"), ("remove", "")] {
         let said = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        assert_eq!(said, "nothing waits in its backlogs");
+        assert_eq!(said, format!("nothing waits in its backlogs\n{none}{end}"));
     }
+    // Two wait for their next attempt; that of the third was due.
+    let log = "INSERT INTO delivery_attempts
+                   (at, event_id, event_type, webhook_id, queue, outcome, attempt, detail, next_attempt_at)
+               SELECT now() - interval '1 min' * n, 'e' || n % 3, 't', $1, 'q', 'failed', n, 'x',
+                   now() + interval '1 min' * (5 - 2 * n)
+               FROM generate_series(1, 3) AS n";
+    sandbox.database.execute(log, &[&webhook]);
+    let retries = "2 deliveries wait for their next attempt, by the delivery log: each is dropped when it is \
+                   due";
     let waiting = Waiting::new(&sandbox, webhook, 1_234);
     for verb in ["disable", "remove"] {
         let said = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        assert_eq!(said, "1,234 deliveries wait in its backlogs, and would be dropped");
+        let (in_backlogs, waits) = said.split_once('\n').expect("two lines");
+        assert_eq!(in_backlogs, "1,234 deliveries wait in its backlogs, and would be dropped");
+        assert!(waits.starts_with(retries), "{said}");
         let said = json_of(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
         assert_eq!(
-            (&said["id"], &said["backlogs"][0]["waiting"]),
-            (&literal!(id), &literal!(1_234))
+            (&said["id"], &said["backlogs"][0]["waiting"], &said["retries"]),
+            (&literal!(id), &literal!(1_234), &literal!(2))
         );
+        let unlogged = ["webhooks", verb, &id, "--dry-run", "--delivery-log", "off"];
+        let said = succeed(&sandbox, &unlogged);
+        assert!(said.contains("wait for their next attempt are not counted"), "{said}");
         let stranger = Uuid::new_v4().to_string();
         let finished = sandbox.command(&["webhooks", verb, &stranger, "--dry-run"]);
         assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -562,6 +578,7 @@ fn what_would_be_dropped_is_said_before_and_on_a_dry_run_nothing_is_done() {
         assert_eq!(finished.code, Some(0), "{finished:?}");
         let said = "1,234 deliveries wait in its backlogs, and will be dropped";
         assert!(finished.stderr.contains(said), "{finished:?}");
+        assert!(finished.stderr.contains(retries), "{finished:?}");
         assert_eq!(json(&finished.stdout)["id"], id);
     }
     assert!(sandbox.database.query("SELECT id FROM webhooks", &[]).is_empty());

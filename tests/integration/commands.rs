@@ -174,7 +174,7 @@ fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
     sandbox.broker.delete(&full).expect("it is there");
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("takes no messages"), "{finished:?}");
-    assert!(!finished.stderr.contains("first runs"), "{finished:?}");
+    assert!(!finished.stderr.contains("first starts"), "{finished:?}");
 }
 
 #[track_caller]
@@ -187,9 +187,28 @@ fn assert_failed_check(finished: &Finished, says: &str) {
 #[test]
 fn check_finds_nothing_wrong_where_nothing_is() {
     let sandbox = Sandbox::new();
+    sandbox.webhook("https://93.184.215.14/", &["*"]);
     let text = succeed(&sandbox, &["check"]);
-    assert!(!text.is_empty());
-    json(&succeed(&sandbox, &["check", "--json"]));
+    for line in text.lines() {
+        assert!(line.starts_with("ok    "), "{line}");
+    }
+    let told = json(&succeed(&sandbox, &["check", "--json"]));
+    for check in told["checks"].as_array().expect("a list") {
+        assert_eq!((&check["ok"], &check["level"]), (&true.into(), &"ok".into()), "{check}");
+    }
+}
+
+#[test]
+fn a_warning_of_check_begins_with_a_word_of_its_own_and_is_no_failure() {
+    let sandbox = Sandbox::new();
+    let text = succeed(&sandbox, &["check"]);
+    let line = text.lines().find(|line| line.contains("none enabled"));
+    assert!(line.is_some_and(|line| line.starts_with("warn  webhooks ")), "{text}");
+    let told = json(&succeed(&sandbox, &["check", "--json"]));
+    assert_eq!(told["ok"], true, "{told}");
+    let checks = told["checks"].as_array().expect("a list");
+    let webhooks = checks.iter().find(|check| check["name"] == "webhooks").expect("a finding");
+    assert_eq!((&webhooks["ok"], &webhooks["level"]), (&true.into(), &"warn".into()), "{told}");
 }
 
 #[test]

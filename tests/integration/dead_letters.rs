@@ -183,10 +183,9 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     let letters = [Event::raw("not JSON"), of(deleted), of(disabled), of(disabled), of(enabled)];
     sandbox.broker.publish(&sandbox.dead_queue(), &letters);
     let says_what_stays = |printed: &str| {
-        let remedy = format!(
-            "2 stay: their webhook is disabled. `webhook-notifier webhooks enable {disabled}`"
-        );
-        for part in [&remedy, "1 stay: their webhook is deleted", "1 are malformed and stay"] {
+        let remedy =
+            format!("2 stay dead, webhook disabled: `webhook-notifier webhooks enable {disabled}`");
+        for part in [&remedy, "1 stays dead, webhook deleted", "1 stays dead, malformed"] {
             assert!(printed.contains(part), "no {part:?} in {printed}");
         }
     };
@@ -324,7 +323,7 @@ fn an_event_that_was_too_large_comes_back_once_the_limit_is_raised() {
     };
     let stays = replay("1KiB");
     assert_eq!(stays.code, Some(0), "{stays:?}");
-    assert!(stays.stdout.contains("1 are malformed and stay"), "{stays:?}");
+    assert!(stays.stdout.contains("1 stays dead, malformed"), "{stays:?}");
     assert_eq!(dead(), Some(1));
     let comes_back = replay("4KiB");
     assert!(comes_back.stdout.contains("1 replayed"), "{comes_back:?}");

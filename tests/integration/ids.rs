@@ -135,7 +135,7 @@ fn an_event_is_named_by_the_beginning_of_its_id() {
     for act in [&["purge"][..], &["replay"], &["replay", "--dry-run"]] {
         let with = [&["dead-letters"], act, &["--event", "ord-2026_"]].concat();
         let cut = refused(&sandbox, &with, 1);
-        assert!(cut.contains("ord-2026_x") && cut.contains("give the whole id"), "{cut}");
+        assert!(cut.contains("ord-2026_x") && cut.contains("give the complete id"), "{cut}");
     }
     let purged = succeed(&sandbox, &["dead-letters", "purge", "--event", "ord-20261125-3"]);
     assert!(purged.contains("1 purged"), "{purged}");

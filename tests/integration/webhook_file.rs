@@ -460,7 +460,7 @@ fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
     let finished = process.finish(SOON);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let says = format!(
-        "nothing was changed: somebody else has changed {} meanwhile; run it again",
+        "nothing was changed: somebody else has changed {} meanwhile; run the command again",
         ids[2]
     );
     assert!(finished.stderr.contains(&says), "{finished:?}");

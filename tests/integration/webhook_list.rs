@@ -86,7 +86,7 @@ fn webhooks_are_listed_by_state_account_event_and_url() {
     // As notifiers write it.
     sandbox.database.run_script(
         "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, succeeded_at)
-         SELECT id, '2026-11-25 01:00Z', '2026-11-25 03:00Z',
+         SELECT id, '2026-11-25 01:00:00.25Z', '2026-11-25 03:00Z',
              CASE WHEN post_url LIKE '%/paused' THEN '2026-11-25 04:00Z'::timestamptz END
          FROM webhooks WHERE post_url LIKE '%/well' OR post_url LIKE '%/paused'
          ON CONFLICT (webhook_id) DO UPDATE SET failing_since = excluded.failing_since,
@@ -98,6 +98,31 @@ fn webhooks_are_listed_by_state_account_event_and_url() {
     assert_eq!(list[1]["failing_since"], Value::Null);
     let shown = succeed(&sandbox, &["webhooks", "show", &failing.to_string()]);
     assert!(shown.contains("\nfailing          since 2026-11-25T02:54:28Z"), "{shown}");
+}
+
+#[test]
+fn all_times_are_shown_to_the_second_and_in_utc() {
+    let sandbox = Sandbox::new();
+    let id = sandbox.webhook("https://example.org/", &["*"]).to_string();
+    sandbox.database.run_script(
+        "UPDATE webhooks SET created_at = '2026-11-24 10:11:12.345678',
+             disabled_at = '2026-11-25 01:02:03.5Z', paused_at = '2026-11-25 02:02:03.5+01',
+             previous_secret = 'x', previous_secret_expires_at = '9000-01-01 00:00:00.125Z'",
+    );
+    let times = [
+        ("created_at", "2026-11-24T10:11:12Z"),
+        ("disabled_at", "2026-11-25T01:02:03Z"),
+        ("paused_at", "2026-11-25T01:02:03Z"),
+        ("previous_secret_expires_at", "9000-01-01T00:00:00Z"),
+    ];
+    let shown = succeed(&sandbox, &["webhooks", "show", &id]);
+    let object = json(&succeed(&sandbox, &["webhooks", "show", &id, "--json"]));
+    for (name, time) in times {
+        assert_eq!(object[name], time, "{name}");
+    }
+    for line in ["created          2026-11-24T10:11:12Z", "disabled         2026-11-25T01:02:03Z"] {
+        assert!(shown.lines().any(|shown| shown.trim_end() == line), "no {line} in {shown}");
+    }
 }
 
 /// Runs a command on a terminal of this size. Returns its output there.
@@ -228,7 +253,7 @@ fn url_and_events_are_changed_by_set_and_checked_as_by_add() {
         (&["--url", "https://u:s3cret-T0ken@example.org/"], "user name and password"),
         (&["--event", "*.created"], "matches nothing"),
         (&["--event", "user.*", "--url", ""], "unusable URL"),
-        (&["--url", "https://example.org/?***"], "give the whole URL"),
+        (&["--url", "https://example.org/?***"], "give the complete URL"),
     ] {
         let finished = set(arguments);
         assert_eq!(finished.code, Some(1), "{finished:?}");

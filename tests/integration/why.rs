@@ -163,6 +163,45 @@ fn an_event_in_a_backlog_says_how_many_are_before_it() {
 }
 
 #[test]
+fn an_event_in_the_backlog_of_a_webhook_that_is_disabled_or_deleted_is_dropped_with_it() {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let id = sandbox.webhook(&receiver.url("/"), &["order.paid"]).to_string();
+    sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
+    let before = notifier(&sandbox);
+    let event = publish(&sandbox, "order.paid");
+    wait_for(SOON, "it is in the backlog", || {
+        (ask(&sandbox, &event)["webhooks"][0]["state"] == "in_backlog").then_some(())
+    });
+    before.terminate();
+
+    let disable = "UPDATE webhooks SET disabled_at = '2026-11-25 02:54:28.5Z'";
+    sandbox.database.execute(disable, &[]);
+    let there = ["still in the backlog of its webhook", "disabled at 2026-11-25T02:54:28Z"];
+    expect_parts(&why(&sandbox, 0, &[&event]), &there);
+    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let blind = || {
+        let finished = sandbox.launch(&["why", &event]).env("AMQP_URL", &nobody).spawn();
+        finished.finish(SOON).stdout
+    };
+    expect_parts(&blind(), &["it entered the backlog of its webhook at", "does not say whether"]);
+
+    let notifier = notifier(&sandbox);
+    notifier.wait_metric("webhook_deliveries_dropped_total", &[("reason", "disabled")], 1.0);
+    let enable = format!("`webhooks enable {id}`, then publish the event again");
+    let dropped = ["dropped: it waited in the backlog", "disabled at 2026-11-25T02:54:28Z"];
+    expect_parts(&why(&sandbox, 0, &[&event]), &[&dropped[..], &[&enable]].concat());
+
+    sandbox.database.execute("DELETE FROM webhooks", &[]);
+    let text = why(&sandbox, 0, &[&event]);
+    expect_parts(
+        &text,
+        &["was dropped with that backlog", "deleted", "register the webhook again"],
+    );
+    assert!(!text.contains("waits for"), "{text}");
+}
+
+#[test]
 fn a_dead_event_is_looked_for_where_dead_letters_lie() {
     let sandbox = Sandbox::new();
     let good = Receiver::new();
@@ -216,13 +255,13 @@ fn what_a_delivery_died_of_says_what_to_do_before_a_replay() {
     // The log alone tells.
     let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
     for (reason, to_do) in [
-        ("exhausted", "once the receiver is well: `webhook-notifier dead-letters replay"),
+        ("exhausted", "once the receiver works again: `webhook-notifier dead-letters replay"),
         ("rejected", "fix what the error says, then"),
         ("orphaned", "start a notifier with"),
         ("delivery_limit", "raise the delivery limit of the broker's policy, then"),
         ("maxlen", "raise the length limit of the broker's policy, then"),
-        ("malformed", "publish the event again: a replay would find the same mistake"),
-        ("sulked", "once the receiver is well: `webhook-notifier dead-letters replay"),
+        ("malformed", "publish the event again: a replay would fail for the same reason"),
+        ("sulked", "once the receiver works again: `webhook-notifier dead-letters replay"),
     ] {
         sandbox.database.run_script(&format!(
             "INSERT INTO delivery_attempts
@@ -286,6 +325,33 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     expect_parts(&why(&sandbox, 1, &["x", "--delivery-log", "off"]), &["DELIVERY_LOG=off"]);
     let wrong = sandbox.command(&["why", "x", "--type", "two\nlines"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
+}
+
+#[test]
+fn the_id_of_a_webhook_is_recognised_and_the_command_for_it_is_said() {
+    let sandbox = Sandbox::new();
+    let webhook = sandbox.webhook("https://example.org/", &["order.*"]).to_string();
+    let command = format!("`webhook-notifier why --webhook {webhook}`");
+    for log in ["failures", "all"] {
+        let text = why(&sandbox, 1, &[&webhook, "--delivery-log", log]);
+        expect_parts(&text, &["no event has this id, but a webhook has", &command]);
+        assert!(!text.contains("nothing went wrong"), "{text}");
+    }
+    let answer = read(&sandbox.command(&["why", &webhook, "--json"]));
+    assert_eq!(answer["webhooks_with_this_id"], serde_json::json!([webhook]), "{answer}");
+    assert_eq!(answer["no_failure"], false, "{answer}");
+    // A beginning may be that of an event's id.
+    expect_parts(
+        &why(&sandbox, 0, &[&webhook[..9]]),
+        &[
+            "nothing went wrong with it, as far as is known",
+            "it is the beginning of a webhook's id",
+            &command,
+        ],
+    );
+    let stranger = Uuid::new_v4().to_string();
+    let text = why(&sandbox, 0, &[&stranger]);
+    assert!(!text.contains("--webhook"), "{text}");
 }
 
 #[test]

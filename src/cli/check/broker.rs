@@ -1,33 +1,33 @@
 //! The checks at the broker: whether it answers, and whether `run` would be allowed to do what it does.
 
-use super::{Finding, finding};
-use crate::broker::{BrokerError, Flaw, Link, Presence, Topology, look_for_flaws};
+use super::{Finding, Level};
+use crate::broker::{Flaw, Link, Presence, Topology, look_for_flaws};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
 
-/// A line for each thing that `run` needs of RabbitMQ.
+/// A finding for each thing that `run` needs from RabbitMQ.
 pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut link = match Link::open(&config.amqp, config.connect_timeout, shutdown) {
         Ok(link) => link,
-        Err(error) => return vec![finding("broker", Err(error))],
+        Err(error) => return vec![Finding::fail("broker", error)],
     };
     let tls = if config.amqp.tls.is_some() { ", by TLS" } else { "" };
     let detail = format!("RabbitMQ {} at {}{tls}", link.version(), config.amqp);
-    findings.push(fine("broker", detail));
+    findings.push(Finding::ok("broker", detail));
     match look_for_flaws(&mut link, config, shutdown) {
-        Err(error) => findings.push(finding("rights", Err(error))),
+        Err(error) => findings.push(Finding::fail("rights", error)),
         Ok(flaws) => {
             if flaws.iter().all(|flaw| flaw.subject != "rights") {
-                findings.push(fine("rights", "all that `run` needs".to_owned()));
+                findings.push(Finding::ok("rights", "all that `run` needs"));
             }
             findings.extend(flaws.into_iter().map(|Flaw { subject, problem, is_fatal }| {
-                finding(&subject, if is_fatal { Err(problem) } else { Ok(problem) })
+                Finding::new(&subject, if is_fatal { Level::Fail } else { Level::Warn }, problem)
             }));
         }
     }
     match Topology::of(config).look(&mut link, shutdown) {
-        Err(error) => findings.push(finding("topology", Err(error))),
+        Err(error) => findings.push(Finding::fail("topology", error)),
         Ok(queues) => {
             for Presence { queue, messages } in queues {
                 let name = format!("queue {queue}");
@@ -37,16 +37,12 @@ pub(super) fn findings(config: &Config, shutdown: &Shutdown) -> Vec<Finding> {
                 }
                 let told = messages.map(|messages| match messages {
                     Some(messages) => format!("{messages} messages ready"),
-                    None => "not there yet: `run` makes it".to_owned(),
+                    None => "does not exist yet: `run` creates it".to_owned(),
                 });
-                findings.push(finding(&name, told));
+                findings.push(Finding::of(&name, told));
             }
         }
     }
     link.close();
     findings
-}
-
-fn fine(name: &str, detail: String) -> Finding {
-    finding(name, Ok::<_, BrokerError>(detail))
 }

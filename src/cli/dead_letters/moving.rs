@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::super::{Common, print, print_json};
-use super::Act;
+use super::MoveOptions;
 use crate::dead_letters::{self, DeadLetterScope, Replayed};
 use crate::domain::event::MAX_NAME_BYTES;
 use crate::domain::shown;
@@ -16,27 +16,32 @@ use crate::store::Store;
 /// How many webhooks a line names.
 const MOST_NAMED: usize = 5;
 
-pub(super) fn replay(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Result<()> {
+pub(super) fn replay(
+    scope: DeadLetterScope<'_>,
+    options: MoveOptions,
+    common: &Common,
+) -> Result<()> {
     let store = Store::new(scope.config)?;
     let plan = dead_letters::replay_all(scope, &store, true, |_| ())?;
     let is_json = common.output.json;
     let count = plan.replayed;
-    if act.dry_run || count == 0 {
+    if options.dry_run || count == 0 {
         return match is_json {
             true => print_json(&replayed_json(&plan, 0)),
-            false => print(lines(would(count, act, "replayed"), &plan)),
+            false => print(lines(announcement(count, options, "replayed"), &plan)),
         };
     }
     if !is_json {
-        // If the output can't be written, the command continues all the same.
-        let _ = print(would(count, act, "replayed"));
+        // The command continues even if its output can't be written.
+        let _ = print(announcement(count, options, "replayed"));
     }
-    // No more than announced: later dead letters aren't meant.
+    // At most as many as announced: dead letters that arrive later aren't meant.
     let scope = DeadLetterScope { limit: count, ..scope };
-    let mut so_far = Progress::of(count, "replayed");
-    let done = dead_letters::replay_all(scope, &store, false, |done| so_far.is(done.replayed));
-    let done = done.with_context(|| so_far.when_ended())?;
-    // If as many were found as announced, it stopped there, and the plan's counts of the others apply.
+    let mut progress = MoveProgress::of(count, "replayed");
+    let done =
+        dead_letters::replay_all(scope, &store, false, |done| progress.update(done.replayed));
+    let done = done.with_context(|| progress.summary())?;
+    // If it stopped because it had found as many as announced, the plan's counts of the others apply.
     let done =
         Replayed { replayed: done.replayed, ..if done.all() < plan.all() { plan } else { done } };
     match is_json {
@@ -54,13 +59,17 @@ fn replayed_json(done: &Replayed, replayed: u64) -> serde_json::Value {
     })
 }
 
-/// Which dead letters stay, why, and what to do.
-fn stay(done: &Replayed) -> impl Iterator<Item = String> {
+/// Conditions dead letters stay, why, and what to do.
+fn remaining(done: &Replayed) -> impl Iterator<Item = String> {
+    let stay = |count: u64| match count {
+        1 => "1 stays dead".to_owned(),
+        count => format!("{count} stay dead"),
+    };
     let malformed = (done.malformed > 0).then(|| {
         format!(
-            "{} are malformed and stay: see `dead-letters show --reason malformed`, \
-             publish corrected ones, and purge these",
-            done.malformed
+            "{}, malformed: see `dead-letters show --reason malformed`, publish corrected events, and \
+             purge these",
+            stay(done.malformed)
         )
     });
     let disabled = (done.disabled > 0).then(|| {
@@ -71,21 +80,21 @@ fn stay(done: &Replayed) -> impl Iterator<Item = String> {
             more => format!(" and {more} more"),
         };
         format!(
-            "{} stay: their webhook is disabled. `webhook-notifier webhooks enable {}`{more}, and replay \
-             again; or purge them",
-            done.disabled,
+            "{}, webhook disabled: `webhook-notifier webhooks enable {}`{more}, then replay again; or \
+             purge them",
+            stay(done.disabled),
             named.join(" ")
         )
     });
-    let deleted = (done.deleted > 0)
-        .then(|| format!("{} stay: their webhook is deleted. Purge them", done.deleted));
+    let deleted =
+        (done.deleted > 0).then(|| format!("{}, webhook deleted: purge them", stay(done.deleted)));
     let stranded = (done.stranded > 0).then(|| {
         let missing: Vec<_> =
             done.missing.iter().map(|queue| shown::line(queue, MAX_NAME_BYTES)).collect();
         format!(
-            "{} stay: there is no queue {}. Start a notifier with its queue in QUEUES, which makes it, and \
-             replay again",
-            done.stranded,
+            "{}, no queue {}: start a notifier with its event queue in QUEUES, which creates it, then replay \
+             again",
+            stay(done.stranded),
             missing.join(", ")
         )
     });
@@ -93,32 +102,36 @@ fn stay(done: &Replayed) -> impl Iterator<Item = String> {
 }
 
 fn lines(first: String, done: &Replayed) -> String {
-    std::iter::once(first).chain(stay(done)).collect::<Vec<_>>().join("\n")
+    std::iter::once(first).chain(remaining(done)).collect::<Vec<_>>().join("\n")
 }
 
-fn would(count: u64, act: Act, verb: &str) -> String {
+fn announcement(count: u64, options: MoveOptions, verb: &str) -> String {
     let letters = if count == 1 { "dead letter" } else { "dead letters" };
-    let would = if act.dry_run { "would be" } else { "to be" };
+    let would = if options.dry_run { "would be" } else { "to be" };
     format!("{count} {letters} {would} {verb}")
 }
 
-pub(super) fn purge(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Result<()> {
+pub(super) fn purge(
+    scope: DeadLetterScope<'_>,
+    options: MoveOptions,
+    common: &Common,
+) -> Result<()> {
     let count = dead_letters::count(scope)?;
     let is_json = common.output.json;
-    if act.dry_run || count == 0 {
+    if options.dry_run || count == 0 {
         return match is_json {
             true => print_json(&json!({ "fitting": count, "purged": 0 })),
-            false => print(would(count, act, "purged")),
+            false => print(announcement(count, options, "purged")),
         };
     }
     if !is_json {
-        // As above.
-        let _ = print(would(count, act, "purged"));
+        // As in `replay`.
+        let _ = print(announcement(count, options, "purged"));
     }
     let scope = DeadLetterScope { limit: count, ..scope };
-    let mut so_far = Progress::of(count, "purged");
-    let purged = dead_letters::purge(scope, |done| so_far.is(done));
-    let purged = purged.with_context(|| so_far.when_ended())?;
+    let mut progress = MoveProgress::of(count, "purged");
+    let purged = dead_letters::purge(scope, |done| progress.update(done));
+    let purged = purged.with_context(|| progress.summary())?;
     match is_json {
         true => print_json(&json!({ "fitting": count, "purged": purged })),
         false => print(format_args!("{purged} purged")),
@@ -126,21 +139,21 @@ pub(super) fn purge(scope: DeadLetterScope<'_>, act: Act, common: &Common) -> Re
 }
 
 /// The progress of a command: a status line on a terminal, and the message if the command ends early.
-struct Progress {
+struct MoveProgress {
     of: u64,
     verb: &'static str,
     done: u64,
-    is_seen: bool,
+    on_terminal: bool,
 }
 
-impl Progress {
+impl MoveProgress {
     fn of(of: u64, verb: &'static str) -> Self {
-        Self { of, verb, done: 0, is_seen: io::stderr().is_terminal() }
+        Self { of, verb, done: 0, on_terminal: io::stderr().is_terminal() }
     }
 
-    fn is(&mut self, done: u64) {
+    fn update(&mut self, done: u64) {
         self.done = done;
-        if self.is_seen {
+        if self.on_terminal {
             let mut err = io::stderr();
             let _ = write!(err, "\r{done} of {} ", self.of);
             if done >= self.of {
@@ -149,7 +162,7 @@ impl Progress {
         }
     }
 
-    fn when_ended(&self) -> String {
+    fn summary(&self) -> String {
         let Self { of, verb, done, .. } = self;
         format!("{done} of {of} {verb}, the others are still dead letters")
     }

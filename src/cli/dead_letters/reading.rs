@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::super::{Common, complain, paint, print, print_json};
+use super::super::{Common, paint, print, print_json, print_stderr};
 use super::age;
 use crate::broker::Message;
 use crate::clock::unix_millis;
@@ -58,17 +58,17 @@ pub(super) fn list(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
     renew(to_renew, scope)
 }
 
-/// Renews the dead letters that were looked at too often, after the answer has been printed.
+/// Renews the dead letters that were read too often, after the answer has been printed.
 fn renew(to_renew: ToRenew<'_>, scope: DeadLetterScope<'_>) -> Result<()> {
     if to_renew.is_empty() {
         return Ok(());
     }
-    complain(
-        "that is all. Some dead letters were looked at so often that RabbitMQ might drop them: replacing \
-         them by copies. This may take some seconds, and can be interrupted",
+    print_stderr(
+        "this is the complete answer. Some dead letters were read so often that RabbitMQ might drop them, so \
+         they are now replaced by copies. This may take some seconds, and can be interrupted",
     );
     match to_renew.renew(scope) {
-        // The next look continues.
+        // The next command that reads them continues.
         Err(_) if scope.shutdown.is_requested() => Ok(()),
         renewed => Ok(renewed?),
     }
@@ -116,7 +116,7 @@ pub(super) fn show(scope: DeadLetterScope<'_>, common: &Common) -> Result<()> {
         if common.output.json {
             documents.push(as_json(&letter, message));
         } else {
-            shown.push(for_people(&letter, message));
+            shown.push(as_text(&letter, message));
         }
     })?;
     match shown.as_slice() {
@@ -146,7 +146,7 @@ fn as_json(letter: &DeadLetter, message: &Message) -> serde_json::Value {
     })
 }
 
-fn for_people(letter: &DeadLetter, message: &Message) -> String {
+fn as_text(letter: &DeadLetter, message: &Message) -> String {
     let queue = queue_of(&letter.queue);
     let reason = cell(Some(&letter.reason), MOST_OF_REASON);
     let ago = |at: UnixMillis| format!(", {} ago", age(Some(at), unix_millis()));
@@ -165,7 +165,7 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
     }
     for (name, value) in &message.headers {
         let value = match value {
-            // Many contain JSON.
+            // In full, because many contain JSON.
             Value::Text(text) => shown::line(text, usize::MAX),
             Value::Integer(at) if name.ends_with("-at") => {
                 format!("{at} ({} ago)", age(Some(*at), unix_millis()))
@@ -175,12 +175,12 @@ fn for_people(letter: &DeadLetter, message: &Message) -> String {
         lines.push(format!("{}: {value}", name.escape_debug()));
     }
     lines.push(String::new());
-    // Foreign bytes must not move the cursor.
+    // The body may contain control characters, which must not reach the terminal.
     lines.push(shown::lines(&String::from_utf8_lossy(&message.body)));
     lines.join("\n")
 }
 
-/// For an orphaned dead letter, a header names the queue.
+/// The name of a queue. That of an orphaned dead letter comes from a header, which anybody may have written.
 fn queue_of(name: &str) -> String {
     shown::line(name, MAX_NAME_BYTES)
 }

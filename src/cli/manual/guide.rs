@@ -98,7 +98,7 @@ fn inlines(line: &[Span]) -> Vec<Inline> {
         Span::Strong(text) | Span::Code(text) => Some(bold(text)),
         Span::Emphasis(text) => Some(italic(text)),
         Span::Link(target) if target.starts_with("http") => Some(roman(format!(" <{target}>"))),
-        // A link to another section of this page, or to a file of the sources.
+        // Links to other sections of this page, or to files of the sources, have no target here.
         Span::Link(_) => None,
     });
     inlines.collect()

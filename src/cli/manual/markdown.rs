@@ -48,7 +48,7 @@ pub(in crate::cli) fn text(line: &[Span]) -> String {
 
 /// The blocks of a Markdown text.
 pub(in crate::cli) fn blocks(markdown: &str) -> Vec<Block> {
-    Reader {
+    MarkdownReader {
         events: parse(markdown),
         line: Line::new(),
         is_strong: false,
@@ -70,7 +70,7 @@ fn parse(markdown: &str) -> Parser<'_> {
     Parser::new_ext(markdown, Options::ENABLE_TABLES)
 }
 
-struct Reader<'a> {
+struct MarkdownReader<'a> {
     events: Parser<'a>,
     /// The current line, as far as it has been read.
     line: Line,
@@ -80,7 +80,7 @@ struct Reader<'a> {
     links: Vec<String>,
 }
 
-impl Reader<'_> {
+impl MarkdownReader<'_> {
     /// The blocks of the text, or of the current item of a list.
     fn blocks(&mut self) -> Vec<Block> {
         let mut blocks = Vec::new();

@@ -11,9 +11,9 @@ use super::super::NAME;
 /// The page, as roff.
 pub(super) fn of(command: &Command) -> io::Result<Vec<u8>> {
     let source = format!("{NAME} {}", env!("CARGO_PKG_VERSION"));
-    // No date, so that equal sources give equal pages.
+    // Without a date, so that equal sources give equal pages.
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-    // The first line has no room for the whole name on both sides.
+    // The first line has no room for the complete name on both sides.
     let about = name.strip_prefix(NAME).unwrap_or(name).trim_start_matches('-');
     let about = if about.is_empty() { "commands" } else { about };
     let man = Man::new(command.clone()).title(NAME).date(" ").source(source).manual(about);

@@ -1,4 +1,4 @@
-//! `webhooks apply`: makes the webhooks match a file, completely or not at all.
+//! `webhooks apply`: changes the webhooks to match a file, in one transaction.
 
 mod report;
 
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use self::report::ApplyReport;
 use super::file::Source;
 use super::{backlogs, new_secret};
-use crate::cli::{Common, complain, print, print_json, read};
+use crate::cli::{Common, print, print_json, print_stderr, read};
 use crate::config::Config;
 use crate::domain::account;
 use crate::domain::declared::{Existing, Field, FileProblem, Plan, Values, plan};
@@ -83,10 +83,10 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
         let there = known.iter().map(|it| it.id).collect();
         store.carry_out(&plan, there).map_err(|error| not_carried_out(error, &file))?;
     }
-    // Names are looked up afterwards: the sooner the changes follow the reading, the less can happen in
-    // between.
+    // Host names are looked up afterwards, so that the changes follow soon after the reading: the less time
+    // between, the fewer conflicts with other changes.
     let mut warnings = warnings(&plan, &known);
-    warnings.extend(unreachable(&plan, &config));
+    warnings.extend(rejections(&plan, &config));
     if prune {
         let flawed = known.iter().filter(|it| it.flaw.is_some() && plan.unlisted.contains(&it.id));
         warnings
@@ -96,17 +96,17 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     warnings
         .iter()
         .take(MOST_WARNINGS)
-        .for_each(|warning| complain(&format!("warning: {warning}")));
+        .for_each(|warning| print_stderr(&format!("warning: {warning}")));
     if more > 0 {
-        complain(&format!("warning: and {more} more"));
+        print_stderr(&format!("warning: and {more} more"));
     }
     let shown = shown.and_then(|()| match common.output.json {
         true => print_json(&report.json(&warnings)),
         false => report.summary().try_for_each(print),
     });
     shown.context(match dry_run {
-        true => "what would change can't be printed",
-        false => "everything is as the file says, but what was changed can't be printed",
+        true => "cannot print what would change",
+        false => "the file is applied, but the changes can't be printed",
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -116,13 +116,13 @@ fn refuse(source: &Source, problems: &[FileProblem]) -> ExitCode {
     let name = &source.name;
     for FileProblem { line, what } in problems.iter().take(MOST_PROBLEMS) {
         let line = if *line > 0 { format!(":{line}") } else { String::new() };
-        complain(&format!("{name}{line}: {what}"));
+        print_stderr(&format!("{name}{line}: {what}"));
     }
     let more = problems.len().saturating_sub(MOST_PROBLEMS);
     if more > 0 {
-        complain(&format!("{name}: and {more} more problems"));
+        print_stderr(&format!("{name}: and {more} more problems"));
     }
-    complain("nothing was changed");
+    print_stderr("nothing was changed");
     ExitCode::from(2)
 }
 
@@ -141,7 +141,7 @@ fn not_carried_out(error: NotCarriedOut, file: &Path) -> anyhow::Error {
             let more = ids.len() - named.len();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             anyhow!(
-                "nothing was changed: somebody else has changed {}{more} meanwhile; run it again",
+                "nothing was changed: somebody else has changed {}{more} meanwhile; run the command again",
                 named.join(", ")
             )
         }
@@ -160,7 +160,7 @@ fn altered<'p>(plan: &'p Plan, fields: &'p [Field]) -> impl Iterator<Item = (Uui
     added.chain(changed)
 }
 
-/// Values that are valid but probably not meant.
+/// Warnings about values that are valid but probably not meant.
 fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     let of_account = Field::Setting(Column::Account);
     let mut warnings = Vec::new();
@@ -174,7 +174,7 @@ fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
             values.account().and_then(account::doubt).map(|doubt| format!("{id}: {doubt}")),
         );
     }
-    // As all of them are afterwards.
+    // All webhooks, as they are after the changes.
     let fields = [Field::PostUrl, Field::Events, of_account];
     let altered: HashMap<_, _> = altered(plan, &fields).collect();
     let is_removed: HashSet<_> = plan.removed.iter().map(|it| it.id).collect();
@@ -198,11 +198,14 @@ fn warnings(plan: &Plan, known: &[Existing]) -> Vec<String> {
     warnings
 }
 
-/// New URLs whose addresses aren't allowed.
-fn unreachable(plan: &Plan, config: &Config) -> Vec<String> {
+/// Warnings about new URLs whose addresses aren't allowed.
+fn rejections(plan: &Plan, config: &Config) -> Vec<String> {
     let new = altered(plan, &[Field::PostUrl]);
     let (ids, urls): (Vec<_>, Vec<_>) =
         new.filter_map(|(id, values)| Some((id, read_url(&values.post_url).ok()?))).unzip();
     let found = sender::rejected(&urls, &config.allow_networks, LOOK_UPS);
-    ids.into_iter().zip(found).filter_map(|(id, why)| Some(format!("{id}: {}", why?))).collect()
+    let warning = |(id, why): (Uuid, Option<String>)| {
+        Some(format!("{id}: {}. {}", why?, sender::SETTING_OF_RUN))
+    };
+    ids.into_iter().zip(found).filter_map(warning).collect()
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::MOST_SHOWN;
 use crate::broker::{BrokerError, Link, backlog_queue};
-use crate::cli::complain;
+use crate::cli::print_stderr;
 use crate::clock;
 use crate::config::Config;
 use crate::domain::shown;
@@ -16,16 +16,16 @@ use crate::domain::time::{rfc3339, to_unix_millis};
 use crate::shutdown;
 use crate::store::{BacklogRow, Store};
 
-/// How long the broker may take to report all depths: a thousand queues take a second or two. Somebody
+/// How long the broker may take to report all depths: a thousand queues take a second or two. An operator
 /// waits for this, so depths that aren't known by then stay unknown.
-const LOOK: Duration = Duration::from_secs(5);
+const DEPTHS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The cause of a backlog whose receiver is failing: its circuit breaker is open.
 const FAILING: &str = "breaker";
 
 /// The deliveries of one queue that wait for one webhook.
 #[derive(Debug, Serialize)]
-pub(super) struct Backlog {
+pub(super) struct ShownBacklog {
     #[serde(skip)]
     pub(super) webhook: Uuid,
     queue: String,
@@ -35,23 +35,23 @@ pub(super) struct Backlog {
     cause: String,
     class: String,
     until: Option<String>,
-    /// The same, for comparisons.
+    /// The same time, to compare it with now.
     #[serde(skip)]
     not_before: Option<SystemTime>,
 }
 
-/// The backlogs of the webhooks that `is_meant`. The broker is asked only if there are any. If it
-/// doesn't answer, there is a warning and the numbers are missing.
+/// The backlogs of the webhooks for which `is_meant` is true. If there are any, the broker is asked for their
+/// depths. If it doesn't answer, a warning is printed, and the depths are missing.
 pub(super) fn find(
     config: &Config,
     store: &Store,
     is_meant: impl Fn(Uuid) -> bool,
-) -> Result<Vec<Backlog>> {
+) -> Result<Vec<ShownBacklog>> {
     let mut rows = store.backlogs()?;
     rows.retain(|row| is_meant(row.webhook));
     let depths = depths(config, &rows);
     let found = rows.into_iter().zip(depths);
-    Ok(found.map(|(row, waiting)| Backlog::of(row, waiting)).collect())
+    Ok(found.map(|(row, waiting)| ShownBacklog::of(row, waiting)).collect())
 }
 
 /// How many messages are ready in the queue of each row.
@@ -62,7 +62,7 @@ fn depths(config: &Config, rows: &[BacklogRow]) -> Vec<Option<u32>> {
     }
     let asked = ask(config, rows.iter().zip(&mut depths));
     if let Err(problem) = asked {
-        complain(&format!("warning: how many deliveries wait is not known: {problem}"));
+        print_stderr(&format!("warning: how many deliveries wait is not known: {problem}"));
     }
     depths
 }
@@ -76,9 +76,9 @@ fn ask<'a>(
     let mut link = Link::open(&config.amqp, config.connect_timeout, &shutdown).map_err(text)?;
     let began = Instant::now();
     for (row, depth) in rows {
-        if began.elapsed() > LOOK {
+        if began.elapsed() > DEPTHS_TIMEOUT {
             link.close();
-            return Err(format!("RabbitMQ has not answered everything within {LOOK:?}"));
+            return Err(format!("RabbitMQ has not answered everything within {DEPTHS_TIMEOUT:?}"));
         }
         let queue = backlog_queue(&row.queue, row.webhook);
         *depth = link.queue_messages(&queue, &shutdown).map_err(text)?;
@@ -87,7 +87,7 @@ fn ask<'a>(
     Ok(())
 }
 
-impl Backlog {
+impl ShownBacklog {
     fn of(row: BacklogRow, waiting: Option<u32>) -> Self {
         let time = |at| rfc3339(to_unix_millis(at));
         Self {
@@ -112,7 +112,7 @@ impl Backlog {
         let name = |text: &str| shown::line(text, MOST_SHOWN);
         let (queue, since, cause) = (name(&self.queue), &self.since, name(&self.cause));
         let waiting = match self.waiting {
-            // The time and the cause are those of earlier deliveries.
+            // Time and cause are those of deliveries that have left.
             Some(0) => return format!("{queue}: nothing waits"),
             Some(waiting) => grouped(waiting.into()),
             None => "?".to_owned(),
@@ -133,7 +133,7 @@ pub(super) struct Sum {
 
 impl Sum {
     /// `None` if there is no backlog.
-    pub(super) fn of<'a>(backlogs: impl Iterator<Item = &'a Backlog>) -> Option<Self> {
+    pub(super) fn of<'a>(backlogs: impl Iterator<Item = &'a ShownBacklog>) -> Option<Self> {
         backlogs.fold(None, |sum: Option<Self>, backlog| {
             let sum = sum.unwrap_or(Self { known: 0, is_all: true });
             Some(Self {
@@ -174,6 +174,25 @@ impl Sum {
     }
 }
 
+/// A sentence about the deliveries that wait for their next attempt when their webhook is disabled or
+/// removed. `count` is how many the delivery log knows.
+pub(super) fn loss_of_retries(count: Option<u64>, is_removed: bool) -> String {
+    let end = if is_removed { "" } else { ", unless the webhook is enabled by then" };
+    let (known, each) = match count {
+        None => ("deliveries that wait for their next attempt are not counted".to_owned(), "each"),
+        Some(0) => (
+            "the delivery log knows none that waits for its next attempt".to_owned(),
+            "such a delivery",
+        ),
+        Some(1) => ("1 delivery waits for its next attempt, by the delivery log".to_owned(), "it"),
+        Some(count) => {
+            let count = grouped(count);
+            (format!("{count} deliveries wait for their next attempt, by the delivery log"), "each")
+        }
+    };
+    format!("{known}: {each} is dropped when it is due{end}")
+}
+
 /// `12,345`
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -188,7 +207,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 #[cfg(test)]
-impl Backlog {
+impl ShownBacklog {
     /// For a failing receiver.
     pub(super) fn example(since: &str, waiting: Option<u32>) -> Self {
         Self {
@@ -208,7 +227,7 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn backlog(waiting: Option<u32>, until: Option<SystemTime>) -> Backlog {
+    fn backlog(waiting: Option<u32>, until: Option<SystemTime>) -> ShownBacklog {
         let row = BacklogRow {
             queue: "low\u{1b}".to_owned(),
             webhook: Uuid::nil(),
@@ -218,7 +237,7 @@ mod tests {
             until,
             is_closing: false,
         };
-        Backlog::of(row, waiting)
+        ShownBacklog::of(row, waiting)
     }
 
     fn sum(waiting: &[Option<u32>]) -> Option<Sum> {
@@ -252,6 +271,25 @@ mod tests {
         let next = format!("1 {since}, next attempt at 9999-12-31T23:59:59Z");
         check(line(Some(1), Some(later)), &next);
         assert!(!line(None, None).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn deliveries_that_wait_for_their_next_attempt_are_dropped_later() {
+        let end = "is dropped when it is due, unless the webhook is enabled by then";
+        let check = |count, begin: &str| {
+            assert_eq!(loss_of_retries(count, false), format!("{begin} {end}"));
+        };
+        check(Some(1), "1 delivery waits for its next attempt, by the delivery log: it");
+        check(
+            Some(1_234),
+            "1,234 deliveries wait for their next attempt, by the delivery log: each",
+        );
+        check(
+            Some(0),
+            "the delivery log knows none that waits for its next attempt: such a delivery",
+        );
+        check(None, "deliveries that wait for their next attempt are not counted: each");
+        assert!(loss_of_retries(None, true).ends_with(": each is dropped when it is due"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::file::{as_json, as_toml};
-use crate::cli::{Common, complain, print, print_json, read};
+use crate::cli::{Common, print, print_json, print_stderr, read};
 use crate::domain::declared::Existing;
 use crate::store::Store;
 
@@ -20,7 +20,7 @@ pub(super) fn run(reveal: bool, common: &Common) -> Result<ExitCode> {
     }
     for Existing { id, flaw, .. } in &known {
         if let Some(flaw) = flaw {
-            complain(&format!("{id} is left out: {flaw}"));
+            print_stderr(&format!("{id} is left out: {flaw}"));
         }
     }
     Ok(if whole.len() == known.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -21,7 +21,7 @@ use crate::domain::settings::Column;
 use crate::domain::shown::quoted;
 use crate::domain::signature::Key;
 use crate::domain::webhook::HIDDEN;
-use syntax::Table;
+use syntax::FileTable;
 
 pub(super) use write::{as_json, as_toml};
 
@@ -50,11 +50,11 @@ const KEYS: [&str; 15] = [
     "secret_from",
 ];
 
-/// A file that was read.
+/// The text of a file that declares webhooks.
 pub(super) struct Source {
-    /// For people.
+    /// The name for messages.
     pub(super) name: String,
-    /// Relative file names in it start here.
+    /// The directory to which file names in it are relative.
     folder: PathBuf,
     is_json: bool,
     text: String,
@@ -97,7 +97,7 @@ impl Source {
         (entries, problems)
     }
 
-    fn entry(&self, table: Table, problems: &mut Vec<FileProblem>) -> FileEntry {
+    fn entry(&self, table: FileTable, problems: &mut Vec<FileProblem>) -> FileEntry {
         let mut entry = FileEntry { line: table.line, ..FileEntry::default() };
         let mut lines = BTreeMap::new();
         let mut unread = BTreeSet::new();
@@ -160,10 +160,12 @@ impl Source {
         let problem =
             |error: String| format!("cannot read {}: {error}", quoted(&file.to_string_lossy()));
         if name.starts_with(crate::domain::signature::PREFIX) {
-            return Err("it takes the name of a file; the secret itself is a `secret`".to_owned());
+            return Err(
+                "it is the name of a file: the key for the secret itself is `secret`".to_owned()
+            );
         }
         let mut text = String::new();
-        // The size of a device isn't known.
+        // The size of a device isn't known in advance.
         let read = fs::File::open(&file)
             .and_then(|file| file.take(MOST_OF_SECRET + 1).read_to_string(&mut text));
         match read {
@@ -226,7 +228,7 @@ fn headers(value: Value) -> Result<SecretHeaders, String> {
     Ok(headers)
 }
 
-/// `None` if the webhook's own secret stays.
+/// `None` if the webhook keeps its secret.
 fn secret(text: &str) -> Result<Option<Secret>, String> {
     match text.trim() {
         HIDDEN => Ok(None),

@@ -5,11 +5,10 @@ use std::time::Duration;
 use crate::domain::instances::{Instance, InstanceRecord, Instances};
 use crate::domain::webhook::Webhook;
 
-/// Longer than it takes until all instances know of any change.
+/// Longer than any change takes to reach all instances.
 const SETTLED: Duration = Duration::from_secs(365 * 86_400);
 
-/// The instances that share its limits; `None` if it has none, or at most one instance is alive.
-/// `has_backlog`: it has a backlog.
+/// Which instances share the webhook's limits; `None` if it has none, or if at most one instance is alive.
 pub(super) fn kept_by(
     alive: &[InstanceRecord],
     webhook: &Webhook,

@@ -7,8 +7,8 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::MOST_SHOWN;
-use super::backlogs::{self, Backlog, Sum};
-use super::shown::{Shown, WebhookState, seen};
+use super::backlogs::{self, ShownBacklog, Sum};
+use super::shown::{Shown, WebhookState, redacted};
 use crate::cli::{Common, pager, print_json, read};
 use crate::domain::shown;
 use crate::domain::webhook::matching_patterns;
@@ -28,6 +28,9 @@ const LEAST_OF_ACCOUNT: usize = 10;
 
 /// The fewest characters of URL and events, however narrow the terminal is.
 const LEAST_OF_TEXT: usize = 10;
+
+/// The characters of URL and events together for which times and accounts are shortened.
+const ROOM_FOR_TEXT: usize = 60;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct List {
@@ -65,11 +68,11 @@ pub(super) fn run(List { state, account, event, url, reveal, common }: List) -> 
         list.retain(|webhook| webhook.post_url.to_lowercase().contains(&text));
     }
     let ids: HashSet<_> = list.iter().map(|webhook| webhook.id).collect();
-    let mut waiting: HashMap<Uuid, Vec<Backlog>> = HashMap::new();
+    let mut waiting: HashMap<Uuid, Vec<ShownBacklog>> = HashMap::new();
     for backlog in backlogs::find(&config, &store, |id| ids.contains(&id))? {
         waiting.entry(backlog.webhook).or_default().push(backlog);
     }
-    let list: Vec<Registered> = list.into_iter().map(|webhook| seen(webhook, reveal)).collect();
+    let list: Vec<Registered> = list.into_iter().map(|webhook| redacted(webhook, reveal)).collect();
     let failing = store.failing_since()?;
     let mut listed: Vec<_> = list
         .iter()
@@ -87,13 +90,13 @@ pub(super) fn run(List { state, account, event, url, reveal, common }: List) -> 
 }
 
 /// A column: its heading and its cells.
-struct Column {
+struct TableColumn {
     head: &'static str,
     cells: Vec<String>,
     is_number: bool,
 }
 
-impl Column {
+impl TableColumn {
     fn of(head: &'static str, cells: impl Iterator<Item = String>) -> Self {
         Self { head, cells: cells.collect(), is_number: false }
     }
@@ -113,44 +116,49 @@ impl Column {
     }
 }
 
-/// With columns for accounts and waiting deliveries if there are any. If the table is too wide for the
-/// terminal, ids and other texts are cut, so that each webhook has one line.
+/// The table. It has columns for accounts and for deliveries that wait, if there are any. If it is too wide
+/// for the terminal, ids and other texts are cut, so that each webhook has one line.
 fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     let of = |text: fn(&Shown<'_>) -> String| listed.iter().map(text);
     let or = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let account =
         |it: &Shown<'_>| it.webhook.account.as_deref().map(|it| shown::line(it, MOST_OF_ACCOUNT));
     let mut columns = vec![
-        Column::of("ID", of(|it| it.webhook.id.to_string())),
-        Column::of("STATE", of(|it| it.state.label())),
+        TableColumn::of("ID", of(|it| it.webhook.id.to_string())),
+        TableColumn::of("STATE", of(|it| it.state.label())),
     ];
     if listed.iter().any(|it| it.webhook.account.is_some()) {
-        columns.push(Column::of("ACCOUNT", listed.iter().map(|it| or(account(it)))));
+        columns.push(TableColumn::of("ACCOUNT", listed.iter().map(|it| or(account(it)))));
     }
     if listed.iter().any(|it| !it.backlogs.is_empty()) {
         let figure = |it: &Shown<'_>| or(Sum::of(it.backlogs.iter()).map(Sum::figure));
-        let waiting = Column::of("WAITING", listed.iter().map(figure));
-        columns.push(Column { is_number: true, ..waiting });
+        let waiting = TableColumn::of("WAITING", listed.iter().map(figure));
+        columns.push(TableColumn { is_number: true, ..waiting });
     }
     if listed.iter().any(|it| it.failing_since.is_some()) {
         let since = |it: &Shown<'_>| or(it.failing_since.map(str::to_owned));
-        columns.push(Column::of("FAILING SINCE", listed.iter().map(since)));
+        columns.push(TableColumn::of("FAILING SINCE", listed.iter().map(since)));
     }
-    columns.push(Column::of("URL", of(|it| shown::line(&it.webhook.post_url, MOST_SHOWN))));
-    columns
-        .push(Column::of("EVENTS", of(|it| shown::line(&it.webhook.events.join(" "), MOST_SHOWN))));
+    columns.push(TableColumn::of("URL", of(|it| shown::line(&it.webhook.post_url, MOST_SHOWN))));
+    columns.push(TableColumn::of(
+        "EVENTS",
+        of(|it| shown::line(&it.webhook.events.join(" "), MOST_SHOWN)),
+    ));
     let reason = |it: &Shown<'_>| {
         let reason =
             it.webhook.disabled_reason.as_deref().filter(|_| it.state == WebhookState::Disabled);
         reason.map(|reason| shown::line(reason, MOST_OF_REASON))
     };
     if listed.iter().any(|it| reason(it).is_some()) {
-        columns.push(Column::of("REASON", listed.iter().map(|it| reason(it).unwrap_or_default())));
+        columns.push(TableColumn::of(
+            "REASON",
+            listed.iter().map(|it| reason(it).unwrap_or_default()),
+        ));
     }
     if let Some(terminal) = terminal {
         fit(&mut columns, terminal);
     }
-    let widths: Vec<_> = columns.iter().map(Column::width).collect();
+    let widths: Vec<_> = columns.iter().map(TableColumn::width).collect();
     let line = |texts: Vec<&str>| {
         let cells = texts.iter().zip(&widths).zip(&columns).map(|((text, width), column)| {
             let width = *width;
@@ -164,15 +172,21 @@ fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-fn total(columns: &[Column]) -> usize {
+fn total(columns: &[TableColumn]) -> usize {
     columns.iter().map(|column| column.width() + 2).sum::<usize>().saturating_sub(2)
 }
 
-/// Cuts a table that is too wide: first the ids, then reasons, times and accounts, finally URLs and
-/// events.
-fn fit(columns: &mut Vec<Column>, terminal: usize) {
-    let is_too_wide = |columns: &[Column]| total(columns) > terminal;
-    let named = |columns: &mut [Column], head: &str, cut: &dyn Fn(&mut Column)| {
+/// Narrows a table that is too wide: cuts the ids first, then drops reasons. If that leaves little room for
+/// URLs and events, it shortens times and cuts accounts. Finally it cuts URLs and events.
+fn fit(columns: &mut Vec<TableColumn>, terminal: usize) {
+    let is_too_wide = |columns: &[TableColumn]| total(columns) > terminal;
+    let lacks_room = |columns: &[TableColumn]| {
+        let [.., url, events] = columns else { return false };
+        let wanted = url.width() + events.width();
+        let room = (terminal + wanted).saturating_sub(total(columns));
+        room < wanted.min(ROOM_FOR_TEXT)
+    };
+    let named = |columns: &mut [TableColumn], head: &str, cut: &dyn Fn(&mut TableColumn)| {
         columns.iter_mut().filter(|column| column.head == head).for_each(cut);
     };
     if is_too_wide(columns) {
@@ -184,18 +198,18 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
     if is_too_wide(columns) {
         columns.retain(|column| column.head != "REASON");
     }
-    if is_too_wide(columns) {
+    if lacks_room(columns) {
         named(columns, "FAILING SINCE", &|column| {
             column.head = "FAILING";
-            // Month, day, hour and minute: `11-25 02:54`.
-            let short = |time: &String| Some(format!("{} {}", time.get(5..10)?, time.get(11..16)?));
+            // Without the year and the seconds: `11-25T02:54Z`.
+            let short = |time: &String| Some(format!("{}Z", time.get(5..16)?));
             column
                 .cells
                 .iter_mut()
                 .for_each(|time| *time = short(time).unwrap_or_else(|| time.clone()));
         });
     }
-    if is_too_wide(columns) {
+    if lacks_room(columns) {
         named(columns, "ACCOUNT", &|column| column.cut(LEAST_OF_ACCOUNT));
     }
     let excess = total(columns).saturating_sub(terminal);
@@ -203,7 +217,7 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) {
         && let [.., url, events] = columns.as_mut_slice()
     {
         let room = (url.width() + events.width()).saturating_sub(excess);
-        // A third for the events, but what one column doesn't need goes to the other.
+        // Events get a third of the room. If one column doesn't need its part, the other gets it.
         let of_events = (room / 3).max(room.saturating_sub(url.width())).max(LEAST_OF_TEXT);
         let of_events = of_events.min(events.width());
         events.cut(of_events);
@@ -242,7 +256,7 @@ mod tests {
             registered(0x1234_5678, &long, Some("an account of some length")),
             registered(0x1234_5679, "https://a.b/", None),
         ];
-        let backlogs = [Backlog::example("2026-11-25T02:54:28Z", Some(12_345))];
+        let backlogs = [ShownBacklog::example("2026-11-25T02:54:28Z", Some(12_345))];
         let listed = [Shown::of(&webhooks[0], &backlogs, None), Shown::of(&webhooks[1], &[], None)];
         let whole = table(&listed, None);
         assert!(whole.contains(&long) && whole.contains(&webhooks[0].id.to_string()), "{whole}");
@@ -258,6 +272,8 @@ mod tests {
             for part in ["12345678 ", "12345679 ", "12,345", "failing", "enabled", "…"] {
                 assert!(table.contains(part), "no {part:?} in\n{table}");
             }
+            let since = if terminal < 160 { "11-25T02:54Z" } else { "2026-11-25T02:54:28Z" };
+            assert!(table.contains(since), "no {since:?} in\n{table}");
         }
         assert_eq!(table(&listed[1..], Some(120)), table(&listed[1..], None));
         assert_eq!(table(&[], Some(80)), "ID  STATE  URL  EVENTS");

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use uuid::Uuid;
 
-use crate::cli::complain;
+use crate::cli::print_stderr;
 use crate::config::Config;
 use crate::domain::account;
 use crate::domain::webhook::{
@@ -15,14 +15,14 @@ use crate::domain::webhook::{
 use crate::sender;
 use crate::store::{ColumnChange, Store};
 
-/// How long the look-up of a new webhook's host may take. Name servers are asked again after five
-/// seconds, but somebody waits for this, and it only leads to a warning.
+/// How long the look-up of a new webhook's host may take. Resolvers try again after five seconds, but an
+/// operator waits for this, and it only leads to a warning.
 const LOOK_UP: Duration = Duration::from_secs(3);
 
 /// How many others with the same URL and events are reported.
 const MOST_TWINS: usize = 3;
 
-/// The values to change.
+/// The URL and the event types to set.
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct NewPlace {
     /// The new URL to POST the events to: http:// or https://
@@ -53,7 +53,9 @@ impl NewPlace {
         if let Some(url) = &self.url {
             read_url(url).map_err(anyhow::Error::msg)?;
             if hides_part(url) {
-                bail!("`{HIDDEN}` in a URL stands for what is not shown: give the whole URL");
+                bail!(
+                    "`{HIDDEN}` in a URL stands for a part that is not shown: give the complete URL"
+                );
             }
         }
         self.events
@@ -68,8 +70,8 @@ impl NewPlace {
         url.into_iter().chain(events)
     }
 
-    /// Warns of what is probably not meant: a pattern, the given account, a URL that can't be reached,
-    /// or another webhook with the same URL and events.
+    /// Warns about values that are probably not meant: a pattern, the given account, a URL that can't be
+    /// reached, or the URL and events of another webhook.
     pub(super) fn warn(
         &self,
         id: Uuid,
@@ -85,15 +87,14 @@ impl NewPlace {
         let is_other = self.url.is_some() || !self.events.is_empty() || is_other_account;
         let twins = if is_other { self.twins(id, store)? } else { Vec::new() };
         for warning in doubts.chain(obstacle).chain(twins) {
-            complain(&format!("warning: {warning}"));
+            print_stderr(&format!("warning: {warning}"));
         }
         Ok(())
     }
 
     fn twins(&self, id: Uuid, store: &Store) -> Result<Vec<String>> {
         let Some(own) = store.list(Some(id))?.pop() else { return Ok(Vec::new()) };
-        // However it is written: as given, as it is sent, and with or without the slash of an empty
-        // path.
+        // All spellings of the URL: as given, as it is sent, and with or without the slash of an empty path.
         let key = url_key(&own.post_url);
         let mut spellings = vec![own.post_url.clone(), key.clone()];
         spellings.extend(key.strip_suffix('/').map(str::to_owned));

@@ -19,7 +19,7 @@ use crate::store::ColumnChange;
 
 /// The settings to change.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct Given {
+pub(in crate::cli) struct GivenSettings {
     /// A header for each request, `Name: value` (can be repeated); together these replace all its
     /// headers. Other users of this machine can see arguments: use --headers-from for secrets
     #[arg(long = "header", value_name = "HEADER", value_parser = hide)]
@@ -43,13 +43,13 @@ pub(in crate::cli) struct Given {
     /// A description
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Its account: it gets only the events of this account; without one it gets every event. Webhooks
-    /// of one account share capacity
+    /// Its account: it gets only the events of this account; without an account it gets every event.
+    /// Webhooks of one account share capacity
     #[arg(long, value_name = "TEXT")]
     account: Option<String>,
 }
 
-impl Given {
+impl GivenSettings {
     /// The account, if one is given.
     pub(super) fn account(&self) -> Option<&str> {
         self.account.as_deref()
@@ -93,8 +93,8 @@ fn column(flag: &str) -> Result<Column, String> {
     })
 }
 
-/// Checks the given settings as a delivery would.
-pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>> {
+/// The changes of settings, after the checks that a delivery makes.
+pub(super) fn changes(given: &GivenSettings, unset: &Unset) -> Result<Vec<ColumnChange>> {
     let columns = Columns {
         headers: headers(given)?,
         timeout_ms: given.timeout.map(|time| time.as_millis().to_string()),
@@ -132,10 +132,10 @@ pub(super) fn changes(given: &Given, unset: &Unset) -> Result<Vec<ColumnChange>>
 }
 
 /// Reads the given secret, if there is one. `settings` may use standard input too.
-pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Secret>> {
+pub(super) fn secret(given: &GivenSecret, settings: &GivenSettings) -> Result<Option<Secret>> {
     let Some(file) = &given.secret_from else { return Ok(None) };
     if file.to_str().is_some_and(|text| text.starts_with(signature::PREFIX)) {
-        // No error may show it.
+        // The error must not show the secret.
         return Err(Usage(
             "--secret-from takes the name of a file, not the secret: other users of this machine see \
              arguments. `-` reads standard input"
@@ -156,7 +156,7 @@ pub(super) fn secret(given: &GivenSecret, settings: &Given) -> Result<Option<Sec
 }
 
 /// The headers as JSON for the table; `None` if there are none.
-fn headers(given: &Given) -> Result<Option<Secret>> {
+fn headers(given: &GivenSettings) -> Result<Option<Secret>> {
     let mut lines: Vec<String> =
         given.headers.iter().map(|header| header.expose().to_owned()).collect();
     if let Some(file) = &given.headers_from {
@@ -169,7 +169,7 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
     let mut pairs = Vec::new();
     for line in &lines {
         let Some((name, value)) = line.split_once(':') else {
-            // All of it may be a secret.
+            // The error must not show the line, which may be a secret.
             return Err(Usage("--header: a header is `Name: value`".to_owned()).into());
         };
         pairs.push((name.trim(), value.trim()));
@@ -177,7 +177,7 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
     if let Some((name, _)) = pairs.iter().find(|(_, value)| *value == HIDDEN) {
         let name = quoted(name);
         let problem = format!(
-            "--header: `{HIDDEN}` stands for a value that is not shown: give that of {name}"
+            "--header: `{HIDDEN}` stands for a value that is not shown: give the value of {name}"
         );
         return Err(Usage(problem).into());
     }
@@ -192,8 +192,7 @@ fn headers(given: &Given) -> Result<Option<Secret>> {
 /// The number of base64 characters in the shortest secret.
 const LEAST_OF_SECRET: usize = 32;
 
-/// The name of a file for messages, unless somebody may have given the secret itself, without its
-/// prefix.
+/// The name of a file for messages; hidden if it may be the secret itself, without its prefix.
 fn name_of(file: &Path) -> String {
     let name = file.to_string_lossy();
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);
@@ -207,7 +206,7 @@ fn name_of(file: &Path) -> String {
 
 fn read_text(file: &Path, shown: &str) -> Result<String> {
     let mut text = String::new();
-    // No more is read than can be used.
+    // More than this can't be stored.
     let most = MAX_COLUMN_CHARS as u64;
     let read = match file.to_str() {
         Some("-") => io::stdin().take(most).read_to_string(&mut text),

@@ -5,8 +5,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::MOST_SHOWN;
-use super::backlogs::{Backlog, Sum};
-use crate::cli::{Output, complain, print, print_json};
+use super::backlogs::{ShownBacklog, Sum};
+use crate::cli::{Output, print, print_json, print_stderr};
 use crate::domain::secret::Secret;
 use crate::domain::shown;
 use crate::domain::webhook::without_secrets;
@@ -22,9 +22,9 @@ pub(in crate::cli) enum WebhookState {
     Paused,
     /// It gets no events
     Disabled,
-    /// All its deliveries are rejected
+    /// All its deliveries are rejected, because a setting can't be used
     Unusable,
-    /// It is failing, and its events wait
+    /// Its receiver is failing, and its events wait
     Failing,
     /// It gets events, but probably not those that were meant
     Warning,
@@ -39,7 +39,7 @@ pub(super) struct Shown<'a> {
     pub(super) failing_since: Option<&'a str>,
     /// The deliveries in all its backlogs; `None` if the number isn't known.
     pub(super) waiting: Option<u64>,
-    pub(super) backlogs: &'a [Backlog],
+    pub(super) backlogs: &'a [ShownBacklog],
     /// Which instances share its limits, if there are several and it has limits. Only in `webhooks
     /// show`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,12 +56,12 @@ impl<'a> Shown<'a> {
     /// With its backlogs, and since when it has been failing as far as notifiers recorded it.
     pub(super) fn of(
         webhook: &'a Registered,
-        backlogs: &'a [Backlog],
+        backlogs: &'a [ShownBacklog],
         failing_since: Option<&'a str>,
     ) -> Self {
         // Times in the same format can be compared as text.
         let failing_since =
-            backlogs.iter().filter_map(Backlog::failing_since).chain(failing_since).min();
+            backlogs.iter().filter_map(ShownBacklog::failing_since).chain(failing_since).min();
         let Registered { disabled_at, paused_at, unusable, warnings, .. } = webhook;
         let state = match (disabled_at, paused_at, unusable, failing_since) {
             (Some(_), ..) => WebhookState::Disabled,
@@ -85,32 +85,34 @@ struct WithSecret<'a> {
 }
 
 /// Hides the parts of a webhook's URL that may be secret, unless `reveal`.
-pub(super) fn seen(mut webhook: Registered, reveal: bool) -> Registered {
+pub(super) fn redacted(mut webhook: Registered, reveal: bool) -> Registered {
     if !reveal {
         webhook.post_url = without_secrets(&webhook.post_url);
     }
     webhook
 }
 
-/// Shows a secret, the only time.
+/// Shows a new secret. No command shows it again.
 pub(super) fn show_secret(webhook: Registered, secret: &Secret, output: Output) -> Result<()> {
-    let (webhook, secret) = (seen(webhook, false), secret.expose());
+    let (webhook, secret) = (redacted(webhook, false), secret.expose());
     if output.json {
         return print_json(&WithSecret { webhook: &webhook, secret });
     }
     print(format_args!("id      {}\nsecret  {secret}", webhook.id))?;
-    complain("the secret is shown only now: the receiver checks signatures with it");
+    print_stderr(
+        "the secret is not shown again: give it to the receiver, which checks signatures with it",
+    );
     Ok(())
 }
 
 pub(super) fn show_id(webhook: Registered, output: Output) -> Result<()> {
-    let webhook = seen(webhook, false);
+    let webhook = redacted(webhook, false);
     if output.json { print_json(&webhook) } else { print(format_args!("id      {}", webhook.id)) }
 }
 
 /// Shows a webhook after a change.
 pub(super) fn show(webhook: Registered, reveal: bool, output: Output) -> Result<()> {
-    let webhook = seen(webhook, reveal);
+    let webhook = redacted(webhook, reveal);
     if output.json { print_json(&webhook) } else { print(text(&Shown::of(&webhook, &[], None))) }
 }
 
@@ -132,7 +134,7 @@ pub(super) fn text(Shown { webhook, failing_since, backlogs, limits, .. }: &Show
         ("disabled", Some(format!("{} {reason}", or(&webhook.disabled_at)))),
         ("paused", webhook.paused_at.as_ref().map(|at| format!("since {at}"))),
         ("failing", failing_since.map(|since| format!("since {since}"))),
-        // The rest only if there is something to show.
+        // The others are shown only if they are set.
         ("description", webhook.description.clone()),
         ("account", webhook.account.clone()),
         ("headers", headers),

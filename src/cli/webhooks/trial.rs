@@ -11,8 +11,8 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::super::{Output, complain, print, print_json};
-use super::one;
+use super::super::{Output, print, print_json, print_stderr};
+use super::require;
 use crate::clock;
 use crate::config::Config;
 use crate::domain::delivery::Headers;
@@ -29,8 +29,8 @@ const MOST_OF_BODY: usize = 2_000;
 /// How many characters of a header's value, the URL and an error are printed.
 const MOST_OF_LINE: usize = 1_000;
 
-/// The headers of an answer that help to explain it. (Cookies and the like are the receiver's business.)
-const TELLING: [&str; 6] =
+/// The headers of an answer that help to explain it. Others, such as cookies, are not shown.
+const SHOWN_HEADERS: [&str; 6] =
     ["content-type", "content-length", "location", "retry-after", "server", "www-authenticate"];
 
 /// The event to send.
@@ -39,21 +39,21 @@ pub(in crate::cli) struct TrialEvent {
     /// The event type
     #[arg(long = "type", value_name = "TYPE", default_value = "webhook.test")]
     event_type: String,
-    /// A file with the event, a JSON object; `-` reads standard input; without it, an event is made
+    /// A file with the event, a JSON object; `-` reads standard input [default: a sample]
     #[arg(long, value_name = "FILE", conflicts_with = "event_type")]
     body: Option<PathBuf>,
 }
 
 /// Exit code 0 if the receiver accepted it.
 pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -> Result<ExitCode> {
-    let (webhook, is_disabled) = one(Store::new(config)?.look_up(id)?, id)?;
+    let (webhook, is_disabled) = require(Store::new(config)?.look_up(id)?, id)?;
     let (mut event, body) = event(what, config)?;
-    // An event that it may get.
+    // Otherwise the webhook might not get the event.
     event.account = webhook.account.clone().or(event.account);
     if is_disabled {
-        complain(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
+        print_stderr(&format!("{id} is disabled and gets no events: see `webhooks enable`"));
     } else if webhook.is_paused {
-        complain(&format!("{id} is paused, and its events wait: see `webhooks resume`"));
+        print_stderr(&format!("{id} is paused, and its events wait: see `webhooks resume`"));
     }
     let began = Instant::now();
     let request = Request {
@@ -66,7 +66,7 @@ pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -
         at: clock::now(),
     };
     let trial = Sender::new(config).try_out(request, MOST_OF_BODY);
-    let seen = Seen {
+    let report = TrialReport {
         ms: began.elapsed().as_millis(),
         url: url(&webhook),
         body: String::from_utf8_lossy(&body).into_owned(),
@@ -81,14 +81,14 @@ pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -
         trial,
     };
     if output.json {
-        print_json(&seen.json(is_disabled))?;
+        print_json(&report.json(is_disabled))?;
     } else {
-        seen.print()?;
+        report.print()?;
     }
-    Ok(if seen.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// An event that nobody can mistake for a real one.
+/// The event to send: the given one, or a sample that says that it is a test.
 fn event(what: TrialEvent, config: &Config) -> Result<(Event, Vec<u8>)> {
     let id = Uuid::new_v4().to_string();
     let TrialEvent { event_type, body } = what;
@@ -110,7 +110,7 @@ fn event(what: TrialEvent, config: &Config) -> Result<(Event, Vec<u8>)> {
     };
     match Event::read(properties, &body, config.max_event_bytes, String::new) {
         Ok(event) => Ok((event, body)),
-        Err(malformed) => bail!("no such event can be delivered: {malformed}"),
+        Err(malformed) => bail!("this event can't be delivered: {malformed}"),
     }
 }
 
@@ -132,11 +132,11 @@ fn url(webhook: &Webhook) -> Option<String> {
     Some(format!("{}://{}{}{query}", uri.scheme_str()?, uri.authority()?, uri.path()))
 }
 
-/// Why it didn't succeed, as a label and in words.
-struct Failure {
+/// Why the request didn't succeed.
+struct TrialFailure {
     reason: Reason,
     detail: String,
-    /// What would happen to a delivery.
+    /// What would happen to a delivery after this answer.
     then: &'static str,
     remedy: &'static str,
 }
@@ -147,7 +147,7 @@ fn is_refused(response: &Response, webhook: &Webhook, config: &Config) -> bool {
     response.status().is_some_and(|status| statuses.contains(status))
 }
 
-fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
+fn failure(outcome: &Outcome, is_refused: bool) -> Option<TrialFailure> {
     let (reason, detail, then) = match outcome {
         Outcome::Delivered => return None,
         Outcome::Failed { reason, detail, .. } if is_refused => {
@@ -159,18 +159,22 @@ fn failure(outcome: &Outcome, is_refused: bool) -> Option<Failure> {
         }
         Outcome::Hopeless { reason, detail, .. } => (reason, detail, "would be dead at once"),
     };
-    Some(Failure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
+    Some(TrialFailure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
 }
 
-/// What to do; empty if the detail says it.
+/// What to do; empty if the detail already says it.
 fn remedy(reason: Reason) -> &'static str {
     match reason {
         Reason::Status1xx => "is it an HTTP server?",
         Reason::Status3xx => "redirects are not followed: register the URL that it leads to",
-        Reason::Status4xx => "the receiver refuses it: are path, headers and secret what it wants?",
+        Reason::Status4xx => {
+            "the receiver refuses the request: are path, headers and secret right?"
+        }
         Reason::Status5xx => "the receiver failed: its own log should say why",
-        Reason::Gone => "the receiver wants no more events: `webhooks remove`, or fix it there",
-        Reason::Dns => "is the name right, and does this machine have a name server?",
+        Reason::Gone => {
+            "the receiver wants no more events: `webhooks remove`, or repair the receiver"
+        }
+        Reason::Dns => "is the name right, and can this machine resolve names?",
         Reason::Timeout
         | Reason::Refused
         | Reason::Reset
@@ -183,17 +187,17 @@ fn remedy(reason: Reason) -> &'static str {
 }
 
 /// Everything to show.
-struct Seen {
+struct TrialReport {
     trial: Trial,
     /// From the look-up of the name to the end of the answer.
     ms: u128,
     url: Option<String>,
     body: String,
     code: Option<u16>,
-    failure: Option<Failure>,
+    failure: Option<TrialFailure>,
 }
 
-impl Seen {
+impl TrialReport {
     /// Whether a request was made: the webhook could be used, its address is allowed, and the proxy let
     /// it through.
     fn was_made(&self) -> bool {
@@ -213,15 +217,15 @@ impl Seen {
             print(format_args!("POST {}{sent}\n\n{}\n", line(url), shown_body(&self.body)))?;
         }
         if let (Some(code), Some(answer)) = (self.code, &self.trial.answer) {
-            print(format_args!("{code} in {} ms{}", self.ms, headers(&telling(answer))))?;
+            print(format_args!("{code} in {} ms{}", self.ms, headers(&shown_headers(answer))))?;
             if !answer.body.is_empty() {
                 let more = if answer.is_cut { "…" } else { "" };
                 print(format_args!("\n{}{more}", shown::lines(&answer.body)))?;
             }
         }
-        if let Some(Failure { reason, detail, then, remedy }) = &self.failure {
+        if let Some(TrialFailure { reason, detail, then, remedy }) = &self.failure {
             let (reason, colon) = (reason.label(), if remedy.is_empty() { "" } else { ": " });
-            complain(&format!(
+            print_stderr(&format!(
                 "failed after {} ms, {reason}: {}{colon}{remedy} (a delivery {then})",
                 self.ms,
                 line(detail)
@@ -237,7 +241,7 @@ impl Seen {
         let response = self.trial.answer.as_ref().map(|answer| {
             json!({
                 "status": self.code,
-                "headers": map(&telling(answer)),
+                "headers": map(&shown_headers(answer)),
                 "body": answer.body,
                 "is_cut": answer.is_cut,
             })
@@ -265,8 +269,8 @@ fn shown_body(body: &str) -> String {
 }
 
 /// The headers of an answer that are shown, without the parts of URLs that may be secret.
-fn telling(answer: &ShownAnswer) -> Vec<(String, String)> {
-    let told = answer.headers.iter().filter(|(name, _)| TELLING.contains(&name.as_str()));
+fn shown_headers(answer: &ShownAnswer) -> Vec<(String, String)> {
+    let told = answer.headers.iter().filter(|(name, _)| SHOWN_HEADERS.contains(&name.as_str()));
     told.map(|(name, value)| match name.as_str() {
         "location" => (name.clone(), without_secrets(value)),
         _ => (name.clone(), value.clone()),

@@ -1,4 +1,4 @@
-//! An event and a webhook, as `why` tells of them.
+//! The delivery of an event to one webhook, as `why` reports it.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -15,10 +15,10 @@ use crate::domain::time::UnixMillis;
 use crate::domain::webhook::{matching_patterns, without_secrets};
 use crate::store::Registered;
 
-/// How much is shown of what somebody registered or another program said, in characters.
+/// How many characters are printed of a text that somebody registered or another program wrote.
 pub(super) const MOST_SHOWN: usize = 300;
 
-/// An event and a webhook.
+/// What `why` reports about the delivery of an event to one webhook.
 #[derive(Debug, Serialize)]
 pub(super) struct Case {
     pub(super) webhook_id: Uuid,
@@ -29,14 +29,14 @@ pub(super) struct Case {
     pub(super) disabled_reason: Option<String>,
     /// Its patterns that match the event's type.
     pub(super) patterns: Vec<String>,
-    /// Whose webhook it is: it gets the events of that account only.
+    /// Its account: it gets the events of that account only.
     pub(super) account: Option<String>,
-    /// Why it may not have the event, in words: that is of another account, or of none.
+    /// Why it may not get the event, in words: the event is of another account, or of none.
     pub(super) not_its_own: Option<String>,
     /// All of its patterns.
     #[serde(skip)]
     pub(super) events: Vec<String>,
-    /// Where the delivery is; none if nothing is known of it.
+    /// Where the delivery is according to the log; none if nothing is known of it.
     #[serde(flatten)]
     pub(super) state: Option<DeliveryState>,
     /// Where it is, in words.
@@ -47,19 +47,19 @@ pub(super) struct Case {
     pub(super) dead_letter: Option<DeadLetter>,
     /// What was logged.
     pub(super) entries: Vec<LogEntry>,
-    /// Where it stands among the event's webhooks.
+    /// Its position among the event's webhooks: the smallest comes first.
     #[serde(skip)]
     pub(super) rank: u8,
 }
 
-/// What is known beside the webhook and its story.
+/// What is known about the event as a whole.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     pub(super) event_type: Option<&'a str>,
     pub(super) owner: &'a Owner,
     /// No webhook wanted the event when it came.
     pub(super) is_unmatched: bool,
-    /// Why not all dead letters were seen.
+    /// Why not all dead letters were read.
     pub(super) dead_letters_unknown: Option<&'a str>,
     /// The queues whose dead letters are lost.
     pub(super) lost_dead_letters: &'a [String],
@@ -70,7 +70,7 @@ pub(super) struct Facts<'a> {
     pub(super) now: UnixMillis,
 }
 
-/// Whether a webhook is there today.
+/// Whether a webhook is registered, and enabled, now.
 pub(super) fn registration(webhook: Option<&Registered>) -> Registration {
     match webhook {
         None => Registration::Deleted,
@@ -79,7 +79,7 @@ pub(super) fn registration(webhook: Option<&Registered>) -> Registration {
     }
 }
 
-/// Whether that is the story of a dead letter.
+/// Whether the entries end with a dead letter.
 pub(super) fn is_dead(entries: &[LogEntry], now: UnixMillis) -> bool {
     matches!(DeliveryState::of(entries, now), Some(DeliveryState::Dead { .. }))
 }
@@ -130,6 +130,7 @@ impl Case {
             event_type: facts.event_type.unwrap_or_default(),
             not_its_own: not_its_own.as_deref().unwrap_or_default(),
             dead_letters_unknown: facts.dead_letters_unknown.unwrap_or_default(),
+            disabled_at: registered.as_ref().and_then(|webhook| webhook.disabled_at.as_deref()),
             now: facts.now,
         };
         let (now, to_do) =
@@ -155,7 +156,7 @@ impl Case {
     }
 }
 
-/// What belongs to that webhook.
+/// The value for this webhook.
 fn of<T>(all: &[(Uuid, T)], webhook: Uuid) -> Option<&T> {
     all.iter().find(|(id, _)| *id == webhook).map(|(_, one)| one)
 }

@@ -18,19 +18,19 @@ use crate::domain::time::{UnixMillis, between, to_unix_millis};
 use crate::shutdown;
 use crate::store::Store;
 
-/// How long the broker may take. The log alone says most.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the broker may take: without its answer, the log says most.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many dead letters of a queue are searched: a second's work. Meanwhile other commands can't see
-/// them.
+/// The largest number of dead letters in a queue that is searched. It takes a second, in which other commands
+/// can't read them.
 const MOST_DEAD_LETTERS: u32 = 20_000;
 
 /// A delivery with at most this long to wait, in milliseconds, may have left its wait queue.
 const ABOUT_TO_EXPIRE: UnixMillis = 2_000;
 
-/// How many checks have to find a queue empty before its deliveries are reported as missing.
-const LOOKS: u32 = 3;
-const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+/// How often a queue is checked before its deliveries are reported as missing.
+const CHECKS: u32 = 3;
+const CHECK_INTERVAL: Duration = Duration::from_millis(300);
 
 /// The result of searching the dead letters.
 #[derive(Debug, Default)]
@@ -42,8 +42,8 @@ pub(super) struct Dead {
     pub(super) lost: Vec<String>,
 }
 
-/// Searches for the event's dead letters if the log says that there are some, or says nothing; and among
-/// the orphaned ones if a delivery is overdue.
+/// Searches for the event's dead letters if the log says that there are some, or has no entry of the event;
+/// and among the orphaned ones if a delivery is overdue.
 pub(super) fn find_dead(
     config: &Config,
     event_id: &str,
@@ -66,36 +66,37 @@ pub(super) fn find_dead(
     if queues.is_empty() && !stories.values().any(is_overdue) {
         return Dead::default();
     }
-    look_for(config, event_id, false, queues)
+    search(config, event_id, false, queues)
 }
 
-/// Searches for the dead letters of an event that isn't in the log, or of all whose ids begin like this.
+/// Searches for the dead letters of an event that isn't in the log; with `by_beginning`, of all events whose
+/// ids begin with this text.
 pub(super) fn find_unlogged(config: &Config, event_id: &str, by_beginning: bool) -> Dead {
     let queues = config.queues.iter().map(|queue| queue.name.clone()).collect();
-    look_for(config, event_id, by_beginning, queues)
+    search(config, event_id, by_beginning, queues)
 }
 
-fn look_for(config: &Config, event_id: &str, by_beginning: bool, queues: BTreeSet<String>) -> Dead {
+fn search(config: &Config, event_id: &str, by_beginning: bool, queues: BTreeSet<String>) -> Dead {
     let event_id = Some(event_id.to_owned());
     let selection = Selection { event_id, by_beginning, ..Selection::default() };
     let (sender, found) = crossbeam_channel::bounded(1);
     let config = config.clone();
     let look = move || {
         let queues: Vec<String> = queues.into_iter().collect();
-        // Fails if nobody waits for it any more.
-        let _ = sender.send(look_through(&config, &queues, &selection));
+        // This fails if the search took too long.
+        let _ = sender.send(search_queues(&config, &queues, &selection));
     };
-    // The thread ends with the command, and leaves everything where it is.
+    // The thread ends with the command, which returns all messages to their queues.
     if let Err(error) = thread::Builder::new().name("dead-letters".to_owned()).spawn(look) {
         return Dead { problem: Some(error.to_string()), ..Dead::default() };
     }
-    found.recv_timeout(LOOK_TIMEOUT).unwrap_or_else(|_| Dead {
-        problem: Some(format!("RabbitMQ did not answer within {LOOK_TIMEOUT:?}")),
+    found.recv_timeout(SEARCH_TIMEOUT).unwrap_or_else(|_| Dead {
+        problem: Some(format!("RabbitMQ did not answer within {SEARCH_TIMEOUT:?}")),
         ..Dead::default()
     })
 }
 
-fn look_through(config: &Config, queues: &[String], selection: &Selection) -> Dead {
+fn search_queues(config: &Config, queues: &[String], selection: &Selection) -> Dead {
     let (_trigger, shutdown) = shutdown::channel();
     let mut letters = Vec::new();
     let mut lost = Vec::new();
@@ -104,7 +105,9 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
         let mut count = |queue: &str| -> Result<Option<u32>> {
             let count = link.queue_messages(queue, &shutdown)?;
             match count.filter(|count| *count > MOST_DEAD_LETTERS) {
-                Some(count) => anyhow::bail!("{queue} has {count}, too many to look through"),
+                Some(count) => {
+                    anyhow::bail!("{queue} has {count} dead letters, too many to search")
+                }
                 None => Ok(count),
             }
         };
@@ -135,12 +138,12 @@ fn look_through(config: &Config, queues: &[String], selection: &Selection) -> De
     Dead { letters, problem, lost }
 }
 
-/// The webhooks whose delivery should wait in a queue that doesn't exist, or in a wait queue that is
-/// empty, with that queue. If RabbitMQ can't be asked, there are none, and the log alone says where
-/// deliveries are.
+/// The webhooks whose delivery should wait in a queue that doesn't exist, or in one that is empty, with
+/// that queue. If RabbitMQ can't be asked, there are none, and the log alone says where deliveries are.
 pub(super) fn find_not_waiting(
     config: &Config,
     stories: &BTreeMap<Uuid, Vec<LogEntry>>,
+    is_enabled: impl Fn(Uuid) -> bool,
     now: UnixMillis,
 ) -> Vec<(Uuid, String)> {
     let place = |id: Uuid, entries: &[LogEntry]| {
@@ -149,8 +152,11 @@ pub(super) fn find_not_waiting(
             DeliveryState::Waiting { until, .. } if until > last.at.max(now + ABOUT_TO_EXPIRE) => {
                 Some((wait_queue(between(last.at, until).into()), true))
             }
-            // Its first delivery may be in hand.
-            DeliveryState::InBacklog { .. } => Some((backlog_queue(&last.queue, id), false)),
+            // If a backlog is empty, its first delivery may be in hand. That of a webhook that is not
+            // enabled is emptied for good.
+            DeliveryState::InBacklog { .. } => {
+                Some((backlog_queue(&last.queue, id), !is_enabled(id)))
+            }
             _ => None,
         }
     };
@@ -164,9 +170,9 @@ pub(super) fn find_not_waiting(
         return Vec::new();
     };
     let mut lacks = |queue: &str, all_in_it: bool| {
-        // What was logged just now may still be on its way.
-        (0..LOOKS).all(|look| {
-            let is_over = look > 0 && shutdown.wait(LOOK_INTERVAL);
+        // A delivery that was logged just now may still be on its way to the queue.
+        (0..CHECKS).all(|check| {
+            let is_over = check > 0 && shutdown.wait(CHECK_INTERVAL);
             let count = link.queue_messages(queue, &shutdown);
             !is_over && count.is_ok_and(|count| count.is_none_or(|count| all_in_it && count == 0))
         })
@@ -207,7 +213,7 @@ pub(super) fn find_backlogs(
         let queue = backlog_queue(&entry.queue, id);
         let ready = link.as_mut()?.queue_messages(&queue, &shutdown).ok()??;
         let behind = store.entered_after(event_id, &entry.queue, id).ok()?;
-        // One more is in hand.
+        // The first one is in hand, and not counted as ready.
         let all = u64::from(ready) + 1;
         Some((all, all.saturating_sub(behind + 1)))
     };

@@ -24,7 +24,7 @@ use crate::domain::webhook::without_secrets;
 use crate::store::{MOST_MARKS, Registered, Reported, Store};
 
 /// The default period.
-const USUAL: Duration = Duration::from_secs(24 * 3_600);
+const DEFAULT_PERIOD: Duration = Duration::from_secs(24 * 3_600);
 
 /// How many kinds of failures are printed.
 const MOST_FAILURES: usize = 10;
@@ -76,7 +76,7 @@ pub(super) fn run(
     span: Option<Span>,
     output: Output,
 ) -> Result<ExitCode> {
-    let span = span.map_or(USUAL, Span::get);
+    let span = span.map_or(DEFAULT_PERIOD, Span::get);
     let until = unix_millis();
     let since = earlier(until, span).max(0);
     let Reported { report, entries, truncated } = store.report(id, since)?;
@@ -109,12 +109,12 @@ pub(super) fn run(
     if output.json {
         print_json(&told)?;
     } else {
-        print(for_people(&told, registered.as_ref(), config.delivery_log))?;
+        print(as_text(&told, registered.as_ref(), config.delivery_log))?;
     }
     Ok(if is_known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn for_people(told: &WebhookStory, registered: Option<&Registered>, log: Extent) -> String {
+fn as_text(told: &WebhookStory, registered: Option<&Registered>, log: Extent) -> String {
     let mut page = PlainPage::default();
     let url = told.url.as_deref().unwrap_or_default();
     page.labelled("webhook", &format!("{} {url}", told.webhook_id));
@@ -129,7 +129,7 @@ fn for_people(told: &WebhookStory, registered: Option<&Registered>, log: Extent)
     counts(&mut page, told);
     failures(&mut page, told);
     page.blank();
-    log_of(&mut page, told, log);
+    limits_of_log(&mut page, told, log);
     page.labelled("to do", &to_do(told));
     page.text()
 }
@@ -214,7 +214,7 @@ fn failures(page: &mut PlainPage, told: &WebhookStory) {
             Some(answer) => answer.line(MOST_OF_BODY),
             None => shown::line(&last.detail, MOST_OF_BODY),
         });
-        // A bare status has been printed already.
+        // A mere status has been printed already.
         if let Some(said) = said.filter(|said| !said.is_empty() && *said != by) {
             page.labelled("", &broken(&said));
         }
@@ -224,17 +224,17 @@ fn failures(page: &mut PlainPage, told: &WebhookStory) {
     }
 }
 
-/// What the log can't tell.
-fn log_of(page: &mut PlainPage, told: &WebhookStory, log: Extent) {
+/// What the log doesn't contain.
+fn limits_of_log(page: &mut PlainPage, told: &WebhookStory, log: Extent) {
     let mut limits = Vec::new();
     match log {
         Extent::All => {}
         Extent::Failures => limits.push(
-            "the log holds only what fails or waits (DELIVERY_LOG=failures): what was delivered at its \
-             first attempt is not counted here"
+            "the log holds only deliveries that fail or wait (DELIVERY_LOG=failures): those that succeeded at \
+             the first attempt are not counted here"
                 .to_owned(),
         ),
-        Extent::Off => limits.push("nothing is logged any more: DELIVERY_LOG=off".to_owned()),
+        Extent::Off => limits.push("nothing is logged now: DELIVERY_LOG=off".to_owned()),
     }
     match told.log_begins_at {
         None => limits.push("it is empty".to_owned()),
@@ -262,14 +262,16 @@ fn to_do(told: &WebhookStory) -> String {
         Registration::Enabled => {
             if told.last.as_ref().is_some_and(|last| last.what != What::Delivered) {
                 steps.push(format!(
-                    "`webhook-notifier webhooks test {id}` says what it answers right now, `webhooks show` how \
-                     much waits for it"
+                    "`webhook-notifier webhooks test {id}` says what its receiver answers now, `webhooks show {id}` \
+                     how much waits for it"
                 ));
             }
         }
     }
     if !told.report.dead.is_empty() {
-        steps.push(format!("`webhook-notifier dead-letters list --webhook {id}` has what died"));
+        steps.push(format!(
+            "`webhook-notifier dead-letters list --webhook {id}` lists its dead letters"
+        ));
     }
     if steps.is_empty() { "nothing".to_owned() } else { steps.join("; ") }
 }

@@ -25,7 +25,7 @@ const FIRST_ENTRIES: usize = 3;
 const LAST_ENTRIES: usize = 12;
 
 /// The whole answer.
-pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
+pub(super) fn as_text(story: &Story, webhook: Option<Uuid>) -> String {
     let mut page = PlainPage::default();
     let name = |text: &str| shown::line(text, MAX_NAME_BYTES);
     page.labelled("event", &name(&story.event_id));
@@ -45,7 +45,7 @@ pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
         page.labelled("queue", &queues.join(", "));
     }
     if let Some(at) = story.unmatched_at {
-        unmatched(&mut page, story, at);
+        show_unmatched(&mut page, story, at);
     }
     for letter in &story.malformed {
         let error = letter.last_error.as_deref().unwrap_or("of an unknown reason");
@@ -60,14 +60,14 @@ pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
         );
         page.labelled(
             "to do",
-            "if it only was too large, raise MAX_EVENT_BYTES and `dead-letters replay --reason \
-             malformed`; otherwise fix it and publish it again",
+            "if it was only too large, raise MAX_EVENT_BYTES and `dead-letters replay --reason \
+             malformed`; otherwise correct it and publish it again",
         );
     }
     if !story.known {
-        unknown(&mut page, story);
+        show_unknown(&mut page, story);
     }
-    // Webhooks of other accounts, about which there is nothing to report, come last.
+    // Webhooks of other accounts that did not get the event come last.
     let (others, concerned): (Vec<_>, Vec<_>) =
         story.webhooks.iter().partition(|case| case.state.is_none() && case.not_its_own.is_some());
     for (cases, most, what) in
@@ -75,7 +75,7 @@ pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
     {
         for case in cases.iter().take(most) {
             page.blank();
-            show(&mut page, case);
+            show_case(&mut page, case);
         }
         if let Some(more) = cases.len().checked_sub(most).filter(|more| *more > 0) {
             page.blank();
@@ -84,16 +84,19 @@ pub(super) fn for_people(story: &Story, webhook: Option<Uuid>) -> String {
         }
     }
     if story.webhooks.is_empty() && webhook.is_none() && story.event_type.is_some() {
-        nobody(&mut page, story);
+        show_no_webhook(&mut page, story);
     }
     if story.truncated {
         page.blank();
-        page.labelled("", "the log has more entries of it than were read: choose by --webhook ID");
+        page.labelled(
+            "",
+            "the log has more entries of this event than were read: choose by --webhook ID",
+        );
     }
     page.text()
 }
 
-fn unmatched(page: &mut PlainPage, story: &Story, at: UnixMillis) {
+fn show_unmatched(page: &mut PlainPage, story: &Story, at: UnixMillis) {
     page.blank();
     page.labelled("now", &format!("dropped at {}: no webhook wanted it", rfc3339(at)));
     let wants = |case: &&Case| !case.patterns.is_empty();
@@ -101,27 +104,35 @@ fn unmatched(page: &mut PlainPage, story: &Story, at: UnixMillis) {
     page.labelled(
         "to do",
         if wanted_now {
-            "publish it again: those below would want it today"
+            "publish it again: the webhooks below want it now"
         } else if story.webhooks.iter().any(|case| wants(&case)) {
             "the webhooks below want this type, but belong to other accounts"
         } else {
-            "if somebody should get it: `webhooks add URL TYPE`, or change the `events` of a \
-             webhook; then publish it again, since events that nobody wants are not kept"
+            "if a webhook should get it: `webhooks add URL TYPE`, or change the `events` of a \
+             webhook; then publish it again, since unmatched events are not kept"
         },
     );
 }
 
-fn nobody(page: &mut PlainPage, story: &Story) {
+fn show_no_webhook(page: &mut PlainPage, story: &Story) {
     page.blank();
-    page.labelled("webhooks", "none wants this type today");
+    page.labelled("webhooks", "none wants this type now");
     for near in &story.near {
         let pattern = shown::line(&near.pattern, MOST_SHOWN);
         page.labelled("", &format!("nearly: `{pattern}` of {}", near.webhook_id));
     }
 }
 
-/// The possible reasons if nothing is known of an event.
-pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<String> {
+/// The possible reasons if nothing is known of an event. `webhooks`: those whose ids begin like the given
+/// id.
+pub(super) fn may_be(
+    log: Extent,
+    log_begins_at: Option<UnixMillis>,
+    webhooks: &[Uuid],
+) -> Vec<String> {
+    let of_webhook = webhooks
+        .iter()
+        .map(|id| format!("it is the beginning of a webhook's id: {}", ask_for(*id)));
     let begins = match log_begins_at {
         None => "the log is empty".to_owned(),
         Some(at) => format!("the log begins at {}", rfc3339(at)),
@@ -137,7 +148,7 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
          says how many wait there"
             .to_owned(),
         "its id is another one: the AMQP `message-id`, otherwise the body's `id`, otherwise one that the \
-         notifier has made"
+         notifier has generated"
             .to_owned(),
     ];
     let older = match log {
@@ -150,11 +161,22 @@ pub(super) fn may_be(log: Extent, log_begins_at: Option<UnixMillis>) -> Vec<Stri
         }
     };
     let not_logged = not_logged.into_iter().filter(|_| log != Extent::All);
-    not_logged.chain(of_any).chain([older]).collect()
+    of_webhook.chain(not_logged).chain(of_any).chain([older]).collect()
 }
 
-fn unknown(page: &mut PlainPage, story: &Story) {
+/// How to ask for a webhook instead of an event.
+fn ask_for(webhook: Uuid) -> String {
+    format!("`webhook-notifier why --webhook {webhook}` says how its deliveries went")
+}
+
+fn show_unknown(page: &mut PlainPage, story: &Story) {
     page.blank();
+    if let [webhook] = story.webhooks_with_this_id.as_slice()
+        && story.may_be.is_empty()
+    {
+        let told = "no event has this id, but a webhook has";
+        return page.labelled("unknown", &format!("{told}: {}", ask_for(*webhook)));
+    }
     let dead = match &story.dead_letters_unknown {
         None => "and it is in no dead-letter queue".to_owned(),
         Some(problem) => format!(
@@ -181,7 +203,7 @@ fn unknown(page: &mut PlainPage, story: &Story) {
     }
 }
 
-fn show(page: &mut PlainPage, case: &Case) {
+fn show_case(page: &mut PlainPage, case: &Case) {
     let url = case.url.as_deref().unwrap_or_default();
     page.labelled("webhook", &format!("{} {url}", case.webhook_id));
     let list = |patterns: &[String]| {
@@ -201,21 +223,21 @@ fn show(page: &mut PlainPage, case: &Case) {
     };
     let state = words::registration(case.registration, case.disabled_reason.as_deref());
     page.labelled("", &format!("{state}{wants}{but}"));
-    timeline(page, &case.entries);
+    show_timeline(page, &case.entries);
     let errors = case.entries.iter().rev().map(|entry| entry.detail.as_str());
     let of_letter = case.dead_letter.as_ref().and_then(|letter| letter.last_error.as_deref());
-    // A bare status is in the table.
-    let mut telling = errors.chain(of_letter).filter(|error| !error.is_empty());
-    if let Some(error) = telling.next().filter(|error| !error.starts_with("status ")) {
+    // A mere status is in the table.
+    let mut details = errors.chain(of_letter).filter(|error| !error.is_empty());
+    if let Some(error) = details.next().filter(|error| !error.starts_with("status ")) {
         page.labelled("error", &shown::line(error, MOST_SHOWN));
     }
-    answered(page, case);
+    show_answer(page, case);
     page.labelled("now", &case.now);
     page.labelled("to do", &case.to_do);
 }
 
-/// The receiver's last answer if it didn't accept the event.
-fn answered(page: &mut PlainPage, case: &Case) {
+/// The receiver's last answer, if it didn't accept the event.
+fn show_answer(page: &mut PlainPage, case: &Case) {
     let logged = case.entries.iter().rev().find_map(|entry| {
         let answer = entry.answer.as_deref()?;
         Some((answer, format!(" (attempt {})", entry.attempt)))
@@ -232,7 +254,7 @@ fn answered(page: &mut PlainPage, case: &Case) {
     }
 }
 
-fn timeline(page: &mut PlainPage, entries: &[LogEntry]) {
+fn show_timeline(page: &mut PlainPage, entries: &[LogEntry]) {
     if entries.is_empty() {
         return;
     }

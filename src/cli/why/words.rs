@@ -1,13 +1,15 @@
 //! The conclusions of `why` in words.
 
+mod remedy;
+
 use uuid::Uuid;
 
 use super::super::dead_letters::age;
 use super::case::MOST_SHOWN;
-use crate::broker::{ORPHANED, dead_queue, retry_queue};
+use crate::broker::{ORPHANED, dead_queue};
 use crate::domain::dead_letter::DeathCause;
-use crate::domain::diagnosis::{Before, Conclusion, LetterIs, Registration, Remedy};
-use crate::domain::held::Held;
+use crate::domain::diagnosis::{Conclusion, LetterIs, Registration};
+use crate::domain::held::{Dropped, Held};
 use crate::domain::outcome::DeadReason;
 use crate::domain::shown;
 use crate::domain::time::{UnixMillis, rfc3339};
@@ -24,10 +26,12 @@ pub(super) struct Wording<'a> {
     pub(super) webhook: Uuid,
     /// The event's type; empty if it is not known.
     pub(super) event_type: &'a str,
-    /// Why the webhook may not have the event; empty if it may.
+    /// Why the webhook may not get the event; empty if it may.
     pub(super) not_its_own: &'a str,
-    /// Why not all dead letters were seen; empty if they were.
+    /// Why not all dead letters were read; empty if they were.
     pub(super) dead_letters_unknown: &'a str,
+    /// When its webhook was disabled, if it is.
+    pub(super) disabled_at: Option<&'a str>,
     pub(super) now: UnixMillis,
 }
 
@@ -59,7 +63,7 @@ impl Wording<'_> {
                 "nothing is logged for it: disabled, it gets no events".to_owned()
             }
             Conclusion::WantedOnlySince => {
-                "wants such an event today, and did not when this one came".to_owned()
+                "wants such an event now, but did not when this one came".to_owned()
             }
             Conclusion::NeedsType => {
                 "nothing is logged for it, and the event's type is not known".to_owned()
@@ -83,14 +87,37 @@ impl Wording<'_> {
             ),
             Conclusion::LostWaiting { attempt, due, queue } => format!(
                 "lost, most likely: it should wait for attempt {attempt} at {} in {queue}, which is \
-                 not there or empty: somebody has deleted or purged it",
+                 missing or empty: somebody has deleted or purged it",
                 rfc3339(*due)
             ),
             Conclusion::InBacklog { since, cause, place, next } => {
                 self.in_backlog(*since, cause, *place, *next)
             }
-            Conclusion::LostBacklog { queue } => {
-                format!("lost: it waited in {queue}, which is gone: somebody has deleted it")
+            Conclusion::LostBacklog { queue } => format!(
+                "lost: it waited in {queue}, which no longer exists: somebody has deleted that queue \
+                 (`backlog lost` in a notifier's log), or its webhook was disabled for a while, \
+                 which drops its backlog"
+            ),
+            Conclusion::DroppedWithBacklog { since, why } => {
+                let (since, was) = (rfc3339(*since), self.unwanted(*why));
+                format!(
+                    "dropped: it waited in the backlog of its webhook since {since}, and was dropped \
+                     with that backlog because its webhook was {was}"
+                )
+            }
+            Conclusion::DropsWithBacklog { since, why, is_there } => {
+                let (since, was) = (rfc3339(*since), self.unwanted(*why));
+                match is_there {
+                    true => format!(
+                        "still in the backlog of its webhook, since {since}; a running notifier drops \
+                         that backlog, because the webhook was {was}"
+                    ),
+                    false => format!(
+                        "it entered the backlog of its webhook at {since}. The webhook was {was}, and \
+                         its backlog is dropped with it; RabbitMQ does not say whether this has \
+                         happened yet"
+                    ),
+                }
             }
             Conclusion::Dead { at, cause, origin, letter } => {
                 self.dead(*at, cause, origin, *letter)
@@ -100,6 +127,12 @@ impl Wording<'_> {
                 format!("dropped at {}: its webhook was {why} then", rfc3339(*at))
             }
         }
+    }
+
+    /// What has become of the webhook, and when, as far as that is known.
+    fn unwanted(&self, why: Dropped) -> String {
+        let at = self.disabled_at.map(|at| format!(" at {}", shown::line(at, MOST_OF_REASON)));
+        format!("{}{}", why.label(), at.unwrap_or_default())
     }
 
     /// How long ago that was.
@@ -154,7 +187,7 @@ impl Wording<'_> {
                  the notifier's log)"
             ),
             LetterIs::GoneWithQueue => format!(
-                "it lay in {queue}, which is gone: somebody has deleted that, with what was in it"
+                "it lay in {queue}, which no longer exists: somebody has deleted that queue with its messages"
             ),
             LetterIs::Unknown => {
                 let problem = shown::line(self.dead_letters_unknown, MOST_SHOWN);
@@ -167,145 +200,6 @@ impl Wording<'_> {
             self.ago(at),
             shown::line(cause.word(), MOST_OF_REASON),
             meaning(cause),
-        )
-    }
-
-    /// What to do about it.
-    pub(super) fn remedy(&self, remedy: &Remedy) -> String {
-        let id = self.webhook;
-        match remedy {
-            Remedy::Nothing => "nothing: the receiver has answered 2xx".to_owned(),
-            Remedy::NothingUntil(due) => format!("nothing: next attempt at {}", rfc3339(*due)),
-            Remedy::NothingDroppedThen => "nothing: it is dropped then".to_owned(),
-            Remedy::NothingDropped => {
-                "nothing: what waits for a disabled or deleted webhook is dropped".to_owned()
-            }
-            Remedy::ListWebhooks => "see `webhooks list`".to_owned(),
-            Remedy::ChangePatterns => {
-                "if it should: change its `events`, and publish the event again".to_owned()
-            }
-            Remedy::SetAccount(account) => format!(
-                "if it should: {}, and publish the event again",
-                self.set_account(account)
-            ),
-            Remedy::NameAccount => {
-                "if it should: the producer says whose event it is by the AMQP header `account`, or \
-                 `account` or `account_id` in the body; publish it again so"
-                    .to_owned()
-            }
-            Remedy::Enable => format!("`webhooks enable {id}`, then publish the event again"),
-            Remedy::Publish => "publish the event again".to_owned(),
-            Remedy::PublishDropped => {
-                "publish the event again: what was dropped is not kept".to_owned()
-            }
-            Remedy::EnableDropped => format!(
-                "`webhooks enable {id}`, then publish the event again: what was dropped is not kept"
-            ),
-            Remedy::PublishUnlessReplayed => {
-                "if it was replayed, its end will stand here; else publish the event again"
-                    .to_owned()
-            }
-            Remedy::PublishIfLost { queue } => format!(
-                "if a notifier's log says `queue lost queue={queue}`, publish the event again; if it \
-                 says `not usable queue={queue}`, it waits in another one"
-            ),
-            Remedy::GiveType => "give the type: `--type TYPE`".to_owned(),
-            Remedy::AskReceiver => {
-                "see the receiver's own log: the header `webhook-id` is the event's id, \
-                 percent-encoded"
-                    .to_owned()
-            }
-            Remedy::CheckRetries { origin } => {
-                let retry = shown::line(&retry_queue(origin), MOST_SHOWN);
-                format!(
-                    "is a notifier running, and does it consume {retry}? See its /readyz, and \
-                     `webhook-notifier check`. If it is well, that lane has a backlog, or the log \
-                     has a gap; or its log says `queue lost` of a wait queue or of {retry}: then \
-                     publish the event again"
-                )
-            }
-            Remedy::EnableBefore => {
-                format!("`webhooks enable {id}` before that, or it is dropped then")
-            }
-            Remedy::SetAccountBefore(account) => {
-                let end = format!("it will be dead then, {OTHER_ACCOUNT}: {}", self.not_its_own);
-                match account {
-                    Some(account) => format!(
-                        "{end}. If that is a mistake, before then: {}",
-                        self.set_account(account)
-                    ),
-                    None => end,
-                }
-            }
-            Remedy::Resume => format!("`webhooks resume {id}`: all comes then, in order"),
-            Remedy::RaiseLimits => format!(
-                "nothing, or raise the limit: `webhooks show {id}`, `webhooks set {id} --rate N` or \
-                 `--max-in-flight N`"
-            ),
-            Remedy::AwaitReceiver => format!(
-                "nothing, once the receiver is well: it is asked again by itself, and then all comes in \
-                 order. What it got last is in `webhook-notifier tail --webhook {id}`"
-            ),
-            Remedy::Register => {
-                "its webhook is no longer registered: a replay would be dropped. Register it again \
-                 and publish the event again"
-                    .to_owned()
-            }
-            Remedy::Replay(before) => self.replay(before),
-            Remedy::NameAccountOrPurge => format!(
-                "nobody has said whose it is (an older version did not keep the AMQP header \
-                 `account` of what it parked): if it is its webhook's, publish it again with that \
-                 header; {}",
-                self.else_purge()
-            ),
-            Remedy::PublishMalformed => {
-                "publish the event again: a replay would find the same mistake".to_owned()
-            }
-        }
-    }
-
-    fn replay(&self, before: &Before) -> String {
-        let id = self.webhook;
-        let replay = format!("`webhook-notifier dead-letters replay --webhook {id}`");
-        match before {
-            Before::Recovery => format!("once the receiver is well: {replay}"),
-            Before::Enable => {
-                format!("if the receiver is there again: `webhooks enable {id}`, then {replay}")
-            }
-            Before::StartNotifier { origin } => {
-                let [origin, retry] =
-                    [origin.clone(), retry_queue(origin)].map(|it| shown::line(&it, MOST_SHOWN));
-                format!(
-                    "start a notifier with {origin} in QUEUES, which makes {retry} again, then {replay}"
-                )
-            }
-            Before::AskOwner => format!(
-                "ask the receiver's owner why it refuses the event (`webhooks show {id}` has what is not \
-                 tried again); then {replay}"
-            ),
-            Before::Fix => format!("fix what the error says, then {replay}"),
-            Before::SetAccount(account) => format!(
-                "if it is its webhook's all the same: {}, then {replay}; {}",
-                self.set_account(account),
-                self.else_purge()
-            ),
-            Before::RaiseDeliveryLimit => {
-                format!("raise the delivery limit of the broker's policy, then {replay}")
-            }
-            Before::RaiseMaxLength => {
-                format!("raise the length limit of the broker's policy, then {replay}")
-            }
-        }
-    }
-
-    fn set_account(&self, account: &str) -> String {
-        format!("`webhooks set {} {}`", self.webhook, flag_of_account(account))
-    }
-
-    fn else_purge(&self) -> String {
-        format!(
-            "else `webhook-notifier dead-letters purge --webhook {} --reason {OTHER_ACCOUNT}`",
-            self.webhook
         )
     }
 }
@@ -331,16 +225,6 @@ fn meaning(cause: &ReadWord<DeathCause>) -> &'static str {
     }
 }
 
-/// A producer's text as an argument, to be pasted into a shell.
-fn flag_of_account(account: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
-    let shown = shown::line(account, MOST_SHOWN);
-    match account.bytes().all(is_plain) && !account.starts_with('-') {
-        true => format!("--account {shown}"),
-        false => format!("--account='{}'", shown.replace('\'', r"'\''")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,22 +234,9 @@ mod tests {
         event_type: "order.paid",
         not_its_own: "it is of account \"b\"",
         dead_letters_unknown: "no route",
+        disabled_at: Some("1970-01-01T00:16:00Z"),
         now: 1_000_000,
     };
-
-    #[test]
-    fn an_account_to_be_pasted_into_a_shell_is_one_argument_whatever_is_in_it() {
-        for (account, shown) in [
-            ("acme", "--account acme"),
-            ("Acme Inc; touch x", "--account='Acme Inc; touch x'"),
-            ("$(id)`id`", "--account='$(id)`id`'"),
-            ("it's", r"--account='it'\''s'"),
-            ("-x", "--account='-x'"),
-            ("größe", "--account='größe'"),
-        ] {
-            assert_eq!(flag_of_account(account), shown);
-        }
-    }
 
     #[test]
     fn what_another_version_wrote_is_told_in_its_word_which_does_no_harm() {
@@ -386,6 +257,25 @@ mod tests {
             let told = WORDING.conclusion(&conclusion);
             assert!(told.contains("sulked") && !told.contains(char::is_control), "{told:?}");
         }
+    }
+
+    #[test]
+    fn what_was_dropped_with_a_backlog_is_told_with_the_time_as_far_as_it_is_known() {
+        let dropped = |why| Conclusion::DroppedWithBacklog { since: 940_000, why };
+        let rest = "dropped: it waited in the backlog of its webhook since 1970-01-01T00:15:40Z, and was \
+                    dropped with that backlog because its webhook was";
+        assert_eq!(
+            WORDING.conclusion(&dropped(Dropped::Disabled)),
+            format!("{rest} disabled at 1970-01-01T00:16:00Z")
+        );
+        let deleted = Wording { disabled_at: None, ..WORDING };
+        assert_eq!(deleted.conclusion(&dropped(Dropped::Deleted)), format!("{rest} deleted"));
+        let drops = |is_there| {
+            let why = Dropped::Disabled;
+            WORDING.conclusion(&Conclusion::DropsWithBacklog { since: 940_000, why, is_there })
+        };
+        assert!(drops(true).starts_with("still in the backlog"), "{}", drops(true));
+        assert!(drops(false).contains("RabbitMQ does not say"), "{}", drops(false));
     }
 
     #[test]

@@ -59,7 +59,8 @@ impl Drain<'_, '_> {
         });
         dropped += u64::from(purged.map_err(|error| self.suspect(webhook, &error))?);
         if dropped > 0 {
-            log::info!("deliveries dropped webhook={webhook} reason={why:?} count={dropped}");
+            let reason = why.label();
+            log::info!("deliveries dropped webhook={webhook} reason={reason} count={dropped}");
             self.context.pipeline.dropped_from_backlog(why, dropped);
         }
         // If more has entered meanwhile, the next check finds out whether that was purged too.

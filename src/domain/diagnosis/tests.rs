@@ -207,8 +207,6 @@ fn what_is_in_a_backlog_says_what_holds_it_up_now() {
     }
     let paused = [held("paused")];
     let hold = |evidence| Evidence { entries: &paused, ..evidence };
-    check(hold(DISABLED), in_backlog("paused"), Remedy::NothingDropped);
-    check(hold(DELETED), in_backlog("paused"), Remedy::NothingDropped);
     let others = hold(Evidence { owner: &a, ..OF_B });
     check(others, in_backlog("paused"), Remedy::SetAccountBefore(Some("a".to_owned())));
 
@@ -234,9 +232,33 @@ fn what_is_in_a_backlog_says_what_holds_it_up_now() {
         check(evidence, conclusion, remedy);
     }
 
-    let missing = hold(Evidence { missing_from: Some("webhooks.backlog.q.1"), ..DISABLED });
+    let missing = hold(Evidence { missing_from: Some("webhooks.backlog.q.1"), ..NOTHING });
     let queue = "webhooks.backlog.q.1".to_owned();
     check(missing, Conclusion::LostBacklog { queue }, Remedy::Publish);
+}
+
+#[test]
+fn a_backlog_is_dropped_with_its_webhook() {
+    let entries = [held("breaker")];
+    let since = NOW - MINUTE;
+    for (evidence, why, remedy) in [
+        (DISABLED, Dropped::Disabled, Remedy::EnableDropped),
+        (DELETED, Dropped::Deleted, Remedy::RegisterDropped),
+    ] {
+        let evidence = Evidence { entries: &entries, ..evidence };
+        let gone = Evidence { missing_from: Some("webhooks.backlog.q.1"), ..evidence };
+        check(gone, Conclusion::DroppedWithBacklog { since, why }, remedy.clone());
+        assert_eq!(Diagnosis::of(gone).rank(), 2);
+        let drops = |is_there| Conclusion::DropsWithBacklog { since, why, is_there };
+        let full = |count| BacklogSeen { cause: "breaker".into(), until: None, count };
+        let there = full(Some((9, 3)));
+        let there = Evidence { backlog: Some(&there), ..evidence };
+        check(there, drops(true), Remedy::NothingDropped);
+        // RabbitMQ didn't say.
+        check(evidence, drops(false), remedy.clone());
+        let unknown = full(None);
+        check(Evidence { backlog: Some(&unknown), ..evidence }, drops(false), remedy);
+    }
 }
 
 #[test]
@@ -333,7 +355,7 @@ fn what_was_dropped_is_not_kept() {
         let conclusion = Conclusion::Dropped { at: NOW - MINUTE, why };
         for (evidence, remedy) in [
             (NOTHING, Remedy::PublishDropped),
-            (DELETED, Remedy::PublishDropped),
+            (DELETED, Remedy::RegisterDropped),
             (DISABLED, Remedy::EnableDropped),
         ] {
             check(Evidence { entries: &entries, ..evidence }, conclusion.clone(), remedy);

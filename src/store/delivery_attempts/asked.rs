@@ -61,6 +61,26 @@ impl Store {
         })
     }
 
+    /// How many deliveries of a webhook wait for their next attempt in the wait queues, which all
+    /// webhooks share, according to its newest [`MOST_MARKS`] entries.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn waiting_for_attempt(&self, webhook: Uuid) -> Result<u64, StoreError> {
+        let most = i64::try_from(MOST_MARKS).unwrap_or(i64::MAX);
+        let count: i64 = self.once(move |client| {
+            let rows = client.query_typed(
+                "SELECT count(DISTINCT event_id) FROM (
+                     SELECT event_id, next_attempt_at FROM delivery_attempts
+                     WHERE webhook_id = $1 ORDER BY at DESC LIMIT $2
+                 ) AS newest WHERE next_attempt_at > now()",
+                &[(&webhook, Type::UUID), (&most, Type::INT8)],
+            )?;
+            rows.first().map_or(Ok(0), |row| row.try_get(0))
+        })?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
     /// The ids of at most `most` events in the log that begin with this text.
     ///
     /// # Errors

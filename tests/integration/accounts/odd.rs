@@ -44,7 +44,7 @@ fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says()
     }
     // They are still malformed when they return.
     let replayed = succeed(&sandbox, &["dead-letters", "replay"]);
-    assert!(replayed.contains(&format!("{count} are malformed and stay")), "{replayed}");
+    assert!(replayed.contains(&format!("{count} stay dead, malformed")), "{replayed}");
 
     // Headers that say nothing leave the account to the body.
     let body = |event: Event| event.body(r#"{"account":"a"}"#);

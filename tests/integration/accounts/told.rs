@@ -73,7 +73,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let told = why(&[&of_a.id]);
     let at = |part: &str| told.find(part).unwrap_or_else(|| panic!("no {part:?} in {told}"));
     assert!(at(&own) < at("but it belongs to account"), "{told}");
-    assert!(at("publish it again: those below would want it today") < at(&own));
+    assert!(at("publish it again: the webhooks below want it now") < at(&own));
     assert!(told.contains("more webhooks of other accounts"), "{told}");
     let told = why(&[&of_a.id, "--webhook", &of_b]);
     assert!(told.contains(r#"but it belongs to account "b""#) && !told.contains(&own), "{told}");

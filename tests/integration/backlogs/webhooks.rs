@@ -36,7 +36,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_rem
     let all = dropped(&notifier, "deleted");
     assert_eq!(all, held(&notifier, sandbox.queue()));
     let id = webhook.to_string();
-    assert_eq!(count_lines(&notifier, &["deliveries dropped", &id]), 1);
+    assert_eq!(count_lines(&notifier, &["deliveries dropped", &id, "reason=deleted"]), 1);
     assert_eq!(count_lines(&notifier, &["delivery dropped", &id]), 0);
     let queue = backlog(&sandbox, webhook);
     assert_eq!(sandbox.broker.ready(&queue), Some(0));
@@ -74,7 +74,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_c
         dropped(&notifier, "disabled") == 300.0
     });
     let id = webhook.to_string();
-    assert_eq!(count_lines(&notifier, &["deliveries dropped", &id]), 1);
+    assert_eq!(count_lines(&notifier, &["deliveries dropped", &id, "reason=disabled"]), 1);
     assert_eq!(count_lines(&notifier, &["delivery dropped", &id]), 0);
     assert_eq!(customer.requests(), 0);
 

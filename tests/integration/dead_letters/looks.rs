@@ -77,11 +77,16 @@ fn what_was_looked_at_too_often_is_copied_after_the_answer() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert!(finished.stdout.contains("700  in total"), "{finished:?}");
     assert!(
-        finished.stderr.contains("that is all. Some dead letters were looked at so often"),
+        finished
+            .stderr
+            .contains("this is the complete answer. Some dead letters were read so often"),
         "{finished:?}"
     );
     let finished = sandbox.command(&["dead-letters", "list"]);
-    assert!(!finished.stderr.contains("that is all"), "all were renewed: {finished:?}");
+    assert!(
+        !finished.stderr.contains("this is the complete answer"),
+        "all were renewed: {finished:?}"
+    );
     let mut left = drain(&sandbox, &sandbox.dead_queue());
     left.sort_unstable();
     assert_eq!(left, ids);
@@ -91,7 +96,7 @@ fn what_was_looked_at_too_often_is_copied_after_the_answer() {
 fn copying_can_be_interrupted_and_neither_loses_nor_doubles_a_dead_letter() {
     let (sandbox, ids) = often_read(3_000);
     let mut list = sandbox.launch(&["dead-letters", "list"]).spawn();
-    list.wait_stderr(SOON, "that is all");
+    list.wait_stderr(SOON, "this is the complete answer");
     list.signal("INT");
     let finished = list.finish(LATER);
     assert_eq!(finished.code, Some(0), "{finished:?}");

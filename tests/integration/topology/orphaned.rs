@@ -78,7 +78,7 @@ fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_b
     }
 
     let stays = dead_letters(&sandbox, staying, &["replay"]);
-    assert!(stays.contains(&format!("40 stay: there is no queue {leaving}.retry")), "{stays}");
+    assert!(stays.contains(&format!("40 stay dead, no queue {leaving}.retry")), "{stays}");
     assert_eq!(sandbox.broker.ready("webhooks.orphaned"), Some(40));
     let notifier_of_leaving = notifier(&sandbox, leaving);
     let replayed = dead_letters(&sandbox, staying, &["replay", "--reason", "orphaned"]);

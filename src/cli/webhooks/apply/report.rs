@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::super::backlogs::{Backlog, Sum, grouped};
+use super::super::backlogs::{ShownBacklog, Sum, grouped};
 use crate::domain::declared::{Alteration, Difference, Field, Plan, Values};
 use crate::domain::shown;
 use crate::domain::webhook::without_secrets;
@@ -14,7 +14,7 @@ const MOST_OF_URL: usize = 300;
 pub(super) struct ApplyReport<'a> {
     pub(super) plan: &'a Plan,
     /// The backlogs of the webhooks that lose their waiting deliveries.
-    pub(super) waiting: &'a [Backlog],
+    pub(super) waiting: &'a [ShownBacklog],
     pub(super) dry_run: bool,
     /// How many new webhooks got a generated secret.
     pub(super) secrets: usize,
@@ -140,7 +140,7 @@ impl ApplyReport<'_> {
     }
 
     /// The backlogs that are dropped with a webhook.
-    fn backlogs(&self, id: Uuid) -> Vec<&Backlog> {
+    fn backlogs(&self, id: Uuid) -> Vec<&ShownBacklog> {
         self.waiting.iter().filter(|backlog| backlog.webhook == id).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Parses TOML and JSON into tables whose parts know their lines.
+//! Parses TOML and JSON into tables, with the line of each part.
 //!
 //! Errors never quote the file's content: it may be a secret.
 
@@ -19,7 +19,7 @@ use crate::domain::shown::quoted;
 const LIST: &str = "webhooks";
 
 /// A table of the list.
-pub(super) struct Table {
+pub(super) struct FileTable {
     pub(super) line: usize,
     /// In the order of the file, each with its line.
     pub(super) pairs: Pairs,
@@ -29,7 +29,7 @@ pub(super) struct Table {
 type Pairs = Vec<(String, usize, Value)>;
 
 /// The tables, and problems with anything else in the file.
-type Tables = (Vec<Table>, Vec<FileProblem>);
+type Tables = (Vec<FileTable>, Vec<FileProblem>);
 
 /// Where the lines of a text begin.
 struct Lines(Vec<usize>);
@@ -72,7 +72,7 @@ pub(super) fn toml(text: &str) -> Result<Tables, Vec<FileProblem>> {
                     let at = line(value.span());
                     match value.into_inner() {
                         DeValue::Table(pairs) => {
-                            tables.push(Table { line: at, pairs: of_toml(pairs, &line) })
+                            tables.push(FileTable { line: at, pairs: of_toml(pairs, &line) })
                         }
                         _ => problem(at, no_list("no table")),
                     }
@@ -147,12 +147,12 @@ impl<'de> Deserialize<'de> for Members<'de> {
 }
 
 pub(super) fn json(text: &str) -> Result<Tables, Vec<FileProblem>> {
-    // This first, because its errors are only about the syntax and quote nothing.
+    // First a check of the syntax alone: its errors quote nothing.
     if let Err(error) = serde_json::from_str::<&RawValue>(text) {
         return Err(vec![FileProblem { line: error.line(), what: error.to_string() }]);
     }
     let lines = Lines::of(text);
-    // They are slices of the text.
+    // The values are slices of the text, so their addresses give their positions.
     let line = |raw: &RawValue| {
         lines.at((raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize))
     };
@@ -185,7 +185,7 @@ pub(super) fn json(text: &str) -> Result<Tables, Vec<FileProblem>> {
                             }
                         }
                     }
-                    tables.push(Table { line: line(value), pairs });
+                    tables.push(FileTable { line: line(value), pairs });
                 }
                 Err(_) => {
                     problems.push(FileProblem { line: line(value), what: no_list("no object") })

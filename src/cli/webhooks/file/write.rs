@@ -20,7 +20,7 @@ const SETTINGS: [Column; 6] = [
     Column::NoRetryStatus,
 ];
 
-/// An entry: its keys in order. What a webhook doesn't have is left out.
+/// An entry: its keys in order. A setting that the webhook doesn't have is left out.
 fn entry(known: &Existing, reveal: bool) -> Vec<(&'static str, Value)> {
     let Values { post_url, events, headers, settings, paused, disabled, secret } = &known.values;
     let url = if reveal { post_url.clone() } else { without_secrets(post_url) };
@@ -57,7 +57,7 @@ fn setting(column: Column, text: &str) -> Value {
     let is_number =
         matches!(column, Column::TimeoutMs | Column::MaxInFlight | Column::RatePerSecond);
     let whole = || text.parse::<i64>().ok().map(Value::from);
-    // Only if JSON's reader gets back the same number: it isn't exact in the last of 17 digits.
+    // Only if the JSON parser reads back the same number: it may be wrong in the last of 17 digits.
     let is_exact = |number: &f64| {
         serde_json::from_str::<f64>(&json!(number).to_string()).ok() == Some(*number)
     };
@@ -80,7 +80,7 @@ pub(in crate::cli::webhooks) fn as_toml(known: &[&Existing], reveal: bool) -> St
     let what = if reveal {
         "# With secrets: keep this file as you keep passwords."
     } else {
-        "# `***` and what is not said of a secret stay as they are in the table."
+        "# `apply` leaves `***`, and the secrets that are not in this file, unchanged."
     };
     let mut text = format!("# Webhooks, for `webhook-notifier webhooks apply FILE`.\n{what}\n");
     if known.is_empty() {
@@ -118,7 +118,7 @@ fn toml_key(key: &str) -> String {
     if !key.is_empty() && key.chars().all(is_bare) { key.to_owned() } else { toml_text(key) }
 }
 
-/// A basic string in which nothing is hidden.
+/// A basic string in which invisible characters are escaped.
 fn toml_text(text: &str) -> String {
     let mut written = String::from('"');
     for c in text.chars() {
@@ -183,7 +183,7 @@ mod tests {
             let no_hidden = !written.contains(|c| c != '\n' && shown::is_hidden(c));
             prop_assert!(no_hidden, "{}", written);
             let json = as_json(&[&known], true).to_string();
-            let read = |tables: Result<(Vec<syntax::Table>, _), Vec<_>>| {
+            let read = |tables: Result<(Vec<syntax::FileTable>, _), Vec<_>>| {
                 let (mut tables, _) = tables.expect("it was written so");
                 tables.remove(0).pairs.into_iter().map(|(key, _, value)| (key, value)).collect::<BTreeMap<_, _>>()
             };
