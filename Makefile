@@ -7,8 +7,8 @@ BINARY := target/release/webhook-notifier
 SERVICES := scripts/services.sh
 WITH := scripts/with-services.sh
 INSTALL = PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install.sh
-# The servers of commands: those of a file such as the installed service's, where ENV_FILE names one;
-# else those of AMQP_URL and DATABASE_URL; else the private ones.
+# The servers that the commands use: those of the file that ENV_FILE names, such as the installed
+# service's; otherwise those of AMQP_URL and DATABASE_URL; otherwise the private ones.
 RUNNING := $(if $(ENV_FILE),,$(WITH) --running) $(BINARY)
 SETTINGS := $(if $(ENV_FILE),--env-file "$(ENV_FILE)")
 CARGO_DENY_VERSION := 0.20.2
@@ -22,7 +22,7 @@ PREFIX ?= /usr/local
 
 ##@ Start here
 .PHONY: help
-help: ## This list
+help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,32 +32,33 @@ demo: build ## Set everything up, deliver some events, show what happened, clean
 	@$(WITH) scripts/demo.sh $(BINARY)
 
 .PHONY: test
-test: ## All tests, against private servers; T=backlogs::pauses: those with that in their name
+test: ## Run all tests, against private servers; T=backlogs::pauses: those with that in their name
 	@SERVICES_SYNC=no ONLY='$(T)' $(WITH) scripts/test.sh
 
 .PHONY: test-fast
-test-fast: ## The unit tests and the quickest others: about a minute, once compiled
+test-fast: ## Run the unit tests and the quickest others: about a minute, once compiled
 	@SERVICES_SYNC=no FAST=yes $(WITH) scripts/test.sh
 
 ##@ Run it
 .PHONY: build
-build: $(BINARY) ## The release binary: target/release/webhook-notifier
+build: $(BINARY) ## Build the release binary: target/release/webhook-notifier
 
-# Not by cargo if nothing has changed: `sudo make install` needs none then. BINARY=… is taken as it is.
+# Cargo runs only if a source has changed: after `make build`, root needs no toolchain for
+# `sudo make install`. Another BINARY=… is used as it is.
 target/release/webhook-notifier: Cargo.toml Cargo.lock $(shell find src sql -type f)
 	cargo build --release --locked
 	@touch $@
 
 .PHONY: run
-run: build ## The notifier in the foreground, with private servers; Ctrl-C stops all
+run: build ## Run the notifier in the foreground, with private servers; Ctrl-C stops all
 	@$(WITH) scripts/run.sh $(BINARY)
 
 .PHONY: migrate
-migrate: build ## Make or update the tables; for the installed service: ENV_FILE=/etc/webhook-notifier.env
+migrate: build ## Create or update the tables; for the installed service: ENV_FILE=/etc/webhook-notifier.env
 	@$(RUNNING) migrate $(SETTINGS)
 
 .PHONY: check
-check: build ## Say what is missing to run, and the remedies; ENV_FILE=… here and below, too
+check: build ## Say what is missing, and how to fix it; ENV_FILE=… works here and below, too
 	@$(RUNNING) check $(SETTINGS)
 
 .PHONY: webhooks
@@ -65,7 +66,7 @@ webhooks: build ## List the webhooks
 	@$(RUNNING) webhooks list $(SETTINGS)
 
 .PHONY: webhook-add
-webhook-add: build ## Register one: make webhook-add URL=http://… EVENTS='user.* order.paid'
+webhook-add: build ## Register a webhook: make webhook-add URL=http://… EVENTS='user.* order.paid'
 	@set -f; $(RUNNING) webhooks add "$(URL)" $(EVENTS) $(SETTINGS)
 
 .PHONY: publish
@@ -73,7 +74,7 @@ publish: build ## Publish a sample event: make publish QUEUE=high_priority TYPE=
 	@$(RUNNING) publish "$(QUEUE)" --type "$(TYPE)" $(SETTINGS)
 
 .PHONY: dead-letters
-dead-letters: build ## What could not be delivered: make dead-letters [ARGS='show --limit 1']
+dead-letters: build ## List what could not be delivered: make dead-letters [ARGS='show --limit 1']
 	@$(RUNNING) dead-letters $(or $(ARGS),list) $(SETTINGS)
 
 .PHONY: replay
@@ -81,36 +82,36 @@ replay: build ## Send dead letters to their webhooks again: make replay [ARGS='-
 	@$(RUNNING) dead-letters replay $(ARGS) $(SETTINGS)
 
 .PHONY: move-queue
-move-queue: build ## Have a queue be of another kind: make move-queue QUEUE=high_priority [TO=quorum]
+move-queue: build ## Change a queue's type: make move-queue QUEUE=high_priority [TO=quorum]
 	@$(RUNNING) queues move "$(QUEUE)" $(if $(TO),--to "$(TO)") $(ARGS) $(SETTINGS)
 
 .PHONY: listen
-listen: build ## Be a receiver: make listen ADDR=127.0.0.1:8080
+listen: build ## Run a receiver: make listen ADDR=127.0.0.1:8080
 	@$(BINARY) listen --addr "$(ADDR)"
 
 ##@ Install it, as a systemd service
 .PHONY: install
-install: build ## Binary, units, manual and /etc/webhook-notifier.env: [PREFIX=/usr/local] [DESTDIR=…]
+install: build ## Install binary, units, manual and /etc/webhook-notifier.env: [PREFIX=/usr/local] [DESTDIR=…]
 	@$(INSTALL) install "$(BINARY)"
 
 .PHONY: uninstall
-uninstall: ## Remove what install has put there; keeps /etc/webhook-notifier.env
+uninstall: ## Remove the installed files, except /etc/webhook-notifier.env
 	@$(INSTALL) uninstall
 
 .PHONY: start
-start: ## Start the installed service, now and whenever the machine starts
+start: ## Start the installed service, now and at every boot
 	@$(INSTALL) start
 
 .PHONY: stop
-stop: ## Stop it, in good order
+stop: ## Stop it gracefully
 	@$(INSTALL) stop
 
 .PHONY: restart
-restart: ## Stop it, and start what is installed now
+restart: ## Stop it, and start the version that is installed now
 	@$(INSTALL) restart
 
 .PHONY: status
-status: ## Whether it runs, and what it waits for
+status: ## Show whether it runs, and what it waits for
 	@$(INSTALL) status
 
 .PHONY: logs
@@ -128,7 +129,7 @@ services-down: ## Stop them
 
 ##@ Work on it
 .PHONY: ci
-ci: fmt-check ## Exactly what CI runs: fmt-check, shellcheck, lint, doc and test
+ci: fmt-check ## Run exactly what CI runs: fmt-check, shellcheck, lint, doc and test
 	@BESIDE='$(MAKE) shellcheck lint doc' $(MAKE) test T=
 
 .PHONY: chaos
@@ -140,45 +141,45 @@ chaos: build ## Break everything under load, account for every event: DURATION=3
 .PHONY: soak
 soak: DURATION ?= 10m
 soak: RATE ?= 50
-soak: build ## Steady load, failing receivers; nothing may grow: DURATION=10m RATE=50 SEED=…
+soak: build ## Steady load with failing receivers: nothing may grow: DURATION=10m RATE=50 SEED=…
 	@DURATION=$(DURATION) RATE=$(RATE) SEED=$(SEED) scripts/chaos.sh $(BINARY) soak
 
 .PHONY: drain-kill
 drain-kill: KILLS ?= 10
-drain-kill: build ## Kill notifier, broker, both while a receiver catches up: KILLS=10 EVENTS=3000 SEED=…
+drain-kill: build ## Kill notifier, broker or both while a backlog drains: KILLS=10 EVENTS=3000 SEED=…
 	@KILLS=$(KILLS) EVENTS=$(EVENTS) SEED=$(SEED) scripts/chaos.sh $(BINARY) drain-kill
 
 .PHONY: test-versions
-test-versions: ## The tests on other RabbitMQs and PostgreSQLs: [VERSIONS='trixie bookworm+bullseye']
+test-versions: ## Test with other versions of RabbitMQ and PostgreSQL: [VERSIONS='trixie bookworm+bullseye']
 	@scripts/test-versions.sh $(VERSIONS)
 
 .PHONY: bench
-bench: build ## Measure it beside a bare loop: [SCENARIO='tuned isolation'] [ROUNDS=5]
+bench: build ## Measure the notifier beside a bare loop: [SCENARIO='tuned isolation'] [ROUNDS=5]
 	@scripts/bench.sh $(BINARY) $(SCENARIO)
 
 .PHONY: fmt-check
-fmt-check: ## Is everything formatted?
+fmt-check: ## Check the formatting
 	cargo fmt --check
 
 .PHONY: lint
-lint: ## Clippy, every warning an error
+lint: ## Run Clippy, with every warning as an error
 	cargo clippy --locked --all-targets -- -D warnings
 
-# Those that begin as a shell's script does; what they source is checked with them.
+# Every file with a shell's shebang; the files that it sources are checked with it.
 .PHONY: shellcheck
-shellcheck: ## Shellcheck of all scripts; as root, installs it where it is missing
+shellcheck: ## Run shellcheck on all scripts; as root, install it if it is missing
 	@scripts/install-tools.sh shellcheck:shellcheck
 	@find . \( -name .git -o -name .local -o -name target \) -prune -o -type f -exec \
 	  awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME } { nextfile }' {} + | \
 	  xargs shellcheck --external-sources --check-sourced
 
 .PHONY: deny
-deny: $(CARGO_DENY) ## cargo-deny of the dependencies: advisories, licences, sources, versions (.deny.toml)
+deny: $(CARGO_DENY) ## Check the dependencies' advisories, licences, sources and versions (.deny.toml)
 	@$(CARGO_DENY) check
 
 $(CARGO_DENY):
 	cargo install --locked --version $(CARGO_DENY_VERSION) --root $(CARGO_DENY_ROOT) cargo-deny
 
 .PHONY: doc
-doc: ## The documentation: target/doc/webhook_notifier
+doc: ## Build the code's documentation: target/doc/webhook_notifier
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -12,9 +12,9 @@ export WEBHOOK_NOTIFIER_LOCAL_DIR=$root/.local/bench
 shift
 
 cd "$root"
-# Some receivers hold over five hundred connections, each with two descriptors.
+# Some scenarios' receivers have over five hundred connections, each with two file descriptors.
 [[ $(ulimit -n) == unlimited ]] || (($(ulimit -n) >= 8192)) || ulimit -S -n 8192 || true
-# Before anything runs: otherwise the compiler would be measured, too.
+# Compile before anything is measured.
 cargo bench --locked --no-run --bench bench
 
 benchmark=''

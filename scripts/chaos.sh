@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# A single long test, with the release binary: `make chaos`, `make soak` and `make drain-kill` call
+# Runs a single long test with the release binary: `make chaos`, `make soak` and `make drain-kill` call
 # this. It starts its own private servers.
 
 set -euo pipefail
@@ -15,7 +15,7 @@ case $2 in
     soak) test=chaos::soak::under_steady_load_with_failing_receivers_nothing_grows ;;
     drain-kill) test=chaos::drain::killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated ;;
     *)
-        echo "there is no long test named $2" >&2
+        echo "there is no long test named $2, only chaos, soak and drain-kill" >&2
         exit 2
         ;;
 esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# The product in half a minute: events on three queues, three webhooks, one receiver that fails
-# twice before it accepts. Run it by `make demo`, which starts the servers.
+# A demonstration in half a minute: events on three queues, three webhooks, and a receiver that fails
+# twice before it accepts an event. `make demo` starts the servers and runs this.
 #
 # Exits with 0 only if every delivery arrived. It uses its own queues and schema, so that it doesn't
 # affect anything else on the servers.
@@ -90,7 +90,7 @@ separator='?'
 export DATABASE_URL="$DATABASE_URL${separator}options=-csearch_path%3D$SCHEMA"
 export QUEUES=demo_high_priority,demo_medium_priority,demo_low_priority
 export ALLOW_NETWORKS=127.0.0.0/8 METRICS_ADDR=127.0.0.1:0 RUST_LOG=${RUST_LOG:-info}
-# Three events that fail twice each must not open the breaker, or it would take half a minute.
+# Three events that fail twice each must not open the circuit breaker, which would take another half minute.
 export CIRCUIT_BREAKER=10,30s,10m
 "$BINARY" migrate
 start_receiver steady
@@ -106,7 +106,7 @@ say "the notifier"
 "$BINARY" run 2>"$WORK/notifier.log" &
 notifier=$!
 started+=("$notifier")
-wait_for 30 grep -q 'ready: ' "$WORK/notifier.log" || fail "the notifier did not get ready"
+wait_for 30 grep -q 'ready: ' "$WORK/notifier.log" || fail "the notifier was not ready within 30 s"
 address=$(sed -n 's/.*metrics on \(http:.*\)\/metrics/\1/p' "$WORK/notifier.log")
 sed 's/^/    /' "$WORK/notifier.log"
 
@@ -119,7 +119,7 @@ for queue in ${QUEUES//,/ }; do
         echo "$id" >>"$WORK/ids"
     done
 done
-# The catch-all webhook gets all nine, each of the other two one of each queue.
+# The catch-all webhook gets all nine events, the other two get one from each queue.
 expected=15
 wait_for "$DEADLINE" all_accepted || fail "$(accepted) of $expected deliveries arrived in $DEADLINE s"
 

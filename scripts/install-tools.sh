@@ -9,7 +9,7 @@
 
 set -euo pipefail
 
-# The longest of our installations takes a minute.
+# The longest installation takes a minute.
 readonly LOCK_TIMEOUT=600
 readonly LOCK=/run/lock/webhook-notifier-install.lock
 
@@ -44,8 +44,8 @@ apt_install() (
     trap restore EXIT
     trap 'exit 130' INT TERM HUP
 
-    # 101 forbids the packages' scripts to start anything. If a saved policy exists already, a run
-    # that could not restore it has left it.
+    # Exit code 101 forbids the packages' scripts to start anything. If a saved policy exists already, an
+    # earlier run has left it, which could not restore it.
     if [[ -e $policy && ! -e $policy_saved ]]; then mv -- "$policy" "$policy_saved"; fi
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
@@ -72,7 +72,7 @@ units_started_at_boot() {
 }
 
 (($#)) || die "name at least one PACKAGE[:COMMAND]"
-# Also for files that apt creates: the caller's umask may be stricter.
+# The files that apt creates must be readable, even if the caller's umask is stricter.
 umask 022
 mapfile -t missing < <(missing_of "$@")
 ((${#missing[@]})) || exit 0
@@ -82,13 +82,13 @@ fi
 exec 9>"$LOCK"
 flock -w "$LOCK_TIMEOUT" 9 ||
     die "another installation has held $LOCK for over $LOCK_TIMEOUT s: end it and try again"
-# The run that we waited for may have installed them.
+# The run that held the lock may have installed them.
 mapfile -t missing < <(missing_of "$@")
 ((${#missing[@]})) || exit 0
 say "installing ${missing[*]}"
-# What a package starts nevertheless must not keep the lock.
+# A process that a package starts nevertheless must not inherit the lock.
 apt_install "${missing[@]}" 9>&-
 commands=()
 for tool in "$@"; do [[ $tool != *:* ]] || commands+=("$tool"); done
 mapfile -t missing < <(missing_of "${commands[@]}")
-((${#missing[@]} == 0)) || die "still missing after their installation: ${missing[*]}"
+((${#missing[@]} == 0)) || die "installed, but still not found: ${missing[*]}"

@@ -3,8 +3,8 @@
 # Installs the notifier as a systemd service, removes it, and controls it. `make install` and
 # related targets call this; `scripts/install.sh help` lists the commands.
 #
-# With DESTDIR, everything goes below that directory and nothing else is changed, as packagers need
-# it: no user is created, no owner changed, and systemd isn't told.
+# With DESTDIR, all files go below that directory and nothing else is changed, as packagers need it: no
+# user is created, no owner is changed, and systemd isn't reloaded.
 
 set -euo pipefail
 
@@ -14,17 +14,17 @@ DESTDIR=${DESTDIR:-}
 readonly SCRIPTS PREFIX DESTDIR
 
 readonly NAME=webhook-notifier
-# Also the group, which may read the environment file.
+# The user, and the group that may read the environment file.
 readonly ACCOUNT=$NAME
 readonly PROGRAM=$PREFIX/bin/$NAME
 readonly SHARE=$PREFIX/share/$NAME
 readonly MAN=$PREFIX/share/man
-# Where each shell looks by default.
+# Where each shell looks for completions by default.
 readonly BASH_COMPLETION=$PREFIX/share/bash-completion/completions/$NAME
 readonly ZSH_COMPLETION=$PREFIX/share/zsh/site-functions/_$NAME
 readonly FISH_COMPLETION=$PREFIX/share/fish/vendor_completions.d/$NAME.fish
 readonly ENV_FILE=/etc/$NAME.env
-# Where systemd looks for units: below its own two prefixes, otherwise only in /etc.
+# Systemd looks for units below these two prefixes, and in /etc.
 case $PREFIX in
     /usr | /usr/local) readonly UNITS=$PREFIX/lib/systemd/system ;;
     *) readonly UNITS=/etc/systemd/system ;;
@@ -34,18 +34,20 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/install.sh COMMAND
 
-  install BINARY  put the binary, the units, the environment file, the manual,
-                  completions for bash, zsh and fish, and the rules and
-                  dashboards for Prometheus and Grafana in their places
-  uninstall       stop the service, and remove all of that but the environment
-                  file and the user
-  start           start the service, now and whenever the machine starts
-  stop            stop it; it starts again with the machine
-  restart         stop it, and start what is installed now
-  status          what systemd knows of it, further instances included
-  logs [OPTION..] its log, by journalctl with these options; without any, follow it
+  install BINARY  install the binary, the units, the environment file, the
+                  manual, completions for bash, zsh and fish, Prometheus' rules
+                  and Grafana's dashboard
+  uninstall       stop the service, and remove all of that except the
+                  environment file and the user
+  start           start the service, now and at every boot
+  stop            stop it until the next boot
+  restart         stop it, and start the version that is installed now
+  status          show the state of the service and of further instances
+  logs [OPTION..] show their log by journalctl with these options; without any,
+                  follow it
 
-DESTDIR and PREFIX (/usr/local) of the environment say where; see `webhook-notifier help install`.
+The variables PREFIX (/usr/local) and DESTDIR say where to install; see
+`webhook-notifier help install`.
 USAGE
 }
 
@@ -58,30 +60,30 @@ die() {
 
 # ---------------------------------------------------------------- files
 
-# lay MODE SOURCE PATH: writes to another name first, so that what runs or is being read isn't
-# changed.
-lay() {
+# put_quietly MODE SOURCE PATH: writes a new file and renames it, so that a running program or an open file
+# isn't changed.
+put_quietly() {
     local mode=$1 source=$2 path=$DESTDIR$3
     install -D -m "$mode" -- "$source" "$path.new"
     mv -f -- "$path.new" "$path"
 }
 
-# Does the same, and reports it.
+# The same, and reports it.
 put() {
-    lay "$@"
+    put_quietly "$@"
     say "$DESTDIR$3"
 }
 
-# What the binary generates: a manual page for each command, the guide, and completions.
+# Installs what the binary generates: a manual page for each command, the guide, and completions.
 put_manual() {
     local binary=$1 made page shell
     [[ $binary == */* ]] || binary=./$binary
     made=$(mktemp -d)
     "$binary" man --into "$made"
-    # The files of an older version.
+    # An older version may have had other pages.
     remove_manual
     for page in "$made"/man?/*; do
-        lay 644 "$page" "$MAN${page#"$made"}"
+        put_quietly 644 "$page" "$MAN${page#"$made"}"
     done
     say "$DESTDIR$MAN: webhook-notifier(1), a page for each command, and the guide, webhook-notifier(7)"
     for shell in bash zsh fish; do
@@ -98,7 +100,7 @@ remove_manual() {
         "$DESTDIR$BASH_COMPLETION" "$DESTDIR$ZSH_COMPLETION" "$DESTDIR$FISH_COMPLETION"
 }
 
-# put_unit UNIT SED_EXPRESSION..: derived from the only unit file.
+# put_unit UNIT SED_OPTION...: installs a unit that sed derives from our only unit file.
 put_unit() {
     local unit=$1 made
     shift
@@ -108,7 +110,7 @@ put_unit() {
     rm -f -- "$made"
 }
 
-# It belongs to the operator from the first day: it is never overwritten.
+# An existing file is never overwritten: it contains the operator's settings.
 put_env_file() {
     local missing
     if [[ ! -e $DESTDIR$ENV_FILE ]]; then
@@ -120,10 +122,10 @@ put_env_file() {
     say "$DESTDIR$ENV_FILE stays as it is${missing:+; it does not mention $missing: see $SHARE/$NAME.env}"
 }
 
-# The variables that a file sets or has in a comment.
+# The variables that a file sets, or mentions in a comment.
 variables() { sed -nE 's/^[[:space:]]*#?[[:space:]]*([A-Z][A-Z0-9_]*)=.*/\1/p' -- "$1" | LC_ALL=C sort -u; }
 
-# The files for Prometheus and Grafana, as far as there are any.
+# The names of the files for Prometheus and Grafana.
 monitoring_files() {
     local file
     for file in "$SCRIPTS"/monitoring/*.{yml,json,md}; do
@@ -137,7 +139,7 @@ monitoring_files() {
 systemd_runs() { [[ -d /run/systemd/system ]]; }
 
 need_systemd() {
-    systemd_runs || die "systemd does not run here (a container?): run '$PROGRAM run --env-file $ENV_FILE' under what starts things here"
+    systemd_runs || die "systemd is not running (is this a container?): have your supervisor run '$PROGRAM run --env-file $ENV_FILE'"
     systemctl cat "$NAME.service" >/dev/null 2>&1 || die "the service is not installed: run 'sudo make install'"
 }
 
@@ -145,14 +147,14 @@ make_account() {
     if getent passwd "$ACCOUNT" >/dev/null; then return; fi
     useradd --system --user-group --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin "$ACCOUNT"
-    say "made the user $ACCOUNT"
+    say "created the user $ACCOUNT"
 }
 
 # ---------------------------------------------------------------- commands
 
 install_all() {
     local binary=${1-} file
-    [[ -x $binary ]] || die "there is no $binary: run 'make build'"
+    [[ -x $binary ]] || die "there is no program $binary: run 'make build'"
     if [[ -z $DESTDIR ]]; then
         ((EUID == 0)) || die "needs root to install below $PREFIX and /etc: run 'sudo make install', or set DESTDIR"
         make_account
@@ -172,7 +174,7 @@ install_all() {
     [[ -z $DESTDIR ]] || return 0
     if systemd_runs; then systemctl daemon-reload; fi
     say "next: edit $ENV_FILE, then '$NAME migrate --env-file $ENV_FILE', '$NAME check --env-file $ENV_FILE', 'make start'"
-    say "what runs already goes on as it is until 'make restart'"
+    say "a running service keeps its version until 'make restart'"
 }
 
 uninstall_all() {
@@ -192,7 +194,7 @@ uninstall_all() {
     done < <(monitoring_files)
     if [[ -d $DESTDIR$SHARE ]]; then rmdir --ignore-fail-on-non-empty -- "$DESTDIR$SHARE"; fi
     if [[ -z $DESTDIR ]] && systemd_runs; then systemctl daemon-reload; fi
-    if [[ -e $DESTDIR$ENV_FILE ]]; then say "kept $DESTDIR$ENV_FILE: it is yours, with the passwords in it"; fi
+    if [[ -e $DESTDIR$ENV_FILE ]]; then say "kept $DESTDIR$ENV_FILE: it contains your settings and passwords"; fi
     if [[ -z $DESTDIR ]]; then say "kept the user $ACCOUNT: 'userdel $ACCOUNT' removes it"; fi
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# The notifier in the foreground. `make run` calls this with AMQP_URL and DATABASE_URL set.
+# Runs the notifier in the foreground. `make run` calls this with AMQP_URL and DATABASE_URL set.
 
 set -euo pipefail
 
@@ -15,7 +15,7 @@ In another terminal:
   make webhook-add URL=http://127.0.0.1:8080/ EVENTS='user.*'    register it
   make publish QUEUE=high_priority TYPE=user.created             publish an event to it
 
-How it goes, in a browser: http://127.0.0.1:$port/
+The status page, for a browser: http://127.0.0.1:$port/
 
 TEXT
 exec "$BINARY" run

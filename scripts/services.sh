@@ -3,12 +3,12 @@
 # A private RabbitMQ and a private PostgreSQL for development, demo and tests, or clusters of them.
 # Run `scripts/services.sh help` for the commands.
 #
-# Both servers listen on loopback only, on free ports chosen once, and keep all
-# they have under .local/, so they share nothing with servers that the system
-# or another checkout runs. A server's processes are found by what they carry
-# (the broker's by a variable in their environment, PostgreSQL's by their
-# working directory), never by a remembered pid alone: after a crash or a
-# reboot that number may belong to a stranger.
+# Both servers listen on loopback only, on free ports that are chosen once, and
+# keep all their files under .local/. So they share nothing with the servers of
+# the system or of another checkout. A server's processes are identified by
+# their properties (the broker's by an environment variable, PostgreSQL's by
+# their working directory), never by a saved pid alone: after a crash or a
+# reboot, that pid may belong to another process.
 
 set -euo pipefail
 
@@ -23,15 +23,15 @@ readonly LOGS=$LOCAL/log
 readonly SYNC=${SERVICES_SYNC:-yes}
 readonly LOCK_TIMEOUT=180
 
-# Remembered in $STATE, so that the URLs stay the same over restarts.
+# Saved in $STATE, so that restarts don't change the URLs.
 BROKER_PORT='' BROKER_DIST_PORT='' EPMD_PORT='' BROKER_PASSWORD=''
 POSTGRES_PORT='' POSTGRES_PASSWORD=''
-# Whether the servers also speak TLS ('yes' or nothing), and where RabbitMQ does;
-# PostgreSQL has one port for both.
+# 'yes' if the servers also accept TLS, and RabbitMQ's port for it; PostgreSQL
+# uses one port for both.
 TLS='' BROKER_TLS_PORT=''
-# Of a cluster: the names of its RabbitMQ nodes, and the directory of the other PostgreSQL.
+# In a cluster: the names of its RabbitMQ nodes, and the directory of the other PostgreSQL.
 NODES='' PEER=''
-# Where the files of another system are whose RabbitMQ, or PostgreSQL, is run; nothing: the machine's own.
+# The root directories of other systems whose RabbitMQ and PostgreSQL are run; this machine's own if empty.
 readonly WANTED_BROKER_ROOT=${BROKER_ROOT-} WANTED_POSTGRES_ROOT=${POSTGRES_ROOT-}
 BROKER_ROOT=$WANTED_BROKER_ROOT POSTGRES_ROOT=$WANTED_POSTGRES_ROOT
 
@@ -40,41 +40,43 @@ usage() {
 Usage: scripts/services.sh COMMAND
 
   up [--tls|--cluster]
-                  start both servers and wait until they answer (installs
-                  missing ones when run as root); --tls makes a CA, and has
-                  both speak TLS too, now and whenever they start again;
-                  --cluster makes it three RabbitMQ nodes, and a PostgreSQL
-                  primary with a standby that it streams to
-  down [--purge]  stop all; --purge also deletes their data
-  status          show what runs; exit 0 only if all do
+                  start both servers and wait until they answer (as root,
+                  install missing ones first); --tls creates a CA and enables
+                  TLS on both, now and for later starts; --cluster starts
+                  three RabbitMQ nodes, and a PostgreSQL primary with a
+                  streaming standby
+  down [--purge]  stop all servers; --purge also deletes their data
+  status          show which servers run; exit 0 only if all do
   env [--tls]     print AMQP_URL and DATABASE_URL; with --tls those for TLS,
                   and TLS_CA_FILE
   start NAME      start one server with the data it had
-  stop NAME       stop one server in good order
-  kill NAME       end one server with SIGKILL, as a crash would
-  freeze NAME     stop one server's processes where they are (SIGSTOP);
-  thaw NAME       let them go on
-  isolate NAME    cut a node of RabbitMQ off from the others of its cluster;
-  rejoin NAME     let them connect again
-  promote         make the standby of PostgreSQL the primary, once the primary
-                  is down; that one becomes the standby when it starts again
+  stop NAME       stop one server gracefully
+  kill NAME       kill one server with SIGKILL, like a crash
+  freeze NAME     suspend one server's processes (SIGSTOP)
+  thaw NAME       resume them (SIGCONT)
+  isolate NAME    disconnect a RabbitMQ node from the others of its cluster
+  rejoin NAME     let it connect to them again
+  promote         make PostgreSQL's standby the primary; the primary must be
+                  down, and becomes the standby when it starts again
   rabbitmqctl ARGUMENTS...
-                  run RabbitMQ's own tool against the private broker
-  eval ERLANG     evaluate an expression in it, as 'rabbitmqctl eval' does, in
-                  milliseconds: the tool takes a second of a processor to start
+                  run rabbitmqctl against the private broker
+  eval ERLANG     evaluate an expression in the broker, like 'rabbitmqctl eval',
+                  but in milliseconds: rabbitmqctl needs a second of CPU time
+                  to start
   at NAME COMMAND...
-                  one of these for a member of a cluster: at broker-2 eval ...
-  install         only make sure that both servers are installed
+                  run one of these commands for one member of a cluster, such
+                  as: at broker-2 eval ...
+  install         only install the servers that are missing
 
-NAME is broker or postgres; of a cluster, these are its first node and its
-first PostgreSQL, and broker-2, broker-3 and postgres-2 the others. Everything
-is kept in .local/ at the repository's root, or in $WEBHOOK_NOTIFIER_LOCAL_DIR.
-Logs are in .local/log/, the CA's and the servers' certificates, and one for a
-client, in .local/tls/.
-With SERVICES_SYNC=no servers that start don't wait for the disk: what they
-wrote outlives them all the same, but not a crash of the machine.
-BROKER_ROOT and POSTGRES_ROOT may name directories that hold another system's
-files, whose servers are run then; scripts/test-versions.sh makes some.
+NAME is broker or postgres. In a cluster these are the first RabbitMQ node and
+the first PostgreSQL; the others are broker-2, broker-3 and postgres-2.
+All files are in .local/ in the repository's root, or in
+$WEBHOOK_NOTIFIER_LOCAL_DIR: the logs in log/, the certificates of the CA, the
+servers and a client in tls/.
+With SERVICES_SYNC=no, servers are started without fsync: their data survive a
+crash of the server, but not of the machine.
+BROKER_ROOT and POSTGRES_ROOT may name the root directories of other systems,
+to run the servers of these; scripts/test-versions.sh creates such directories.
 USAGE
 }
 
@@ -104,11 +106,11 @@ load_state() {
         # shellcheck source=/dev/null
         source "$STATE"
     fi
-    # The data are for the version that made them.
+    # Only the version that created the data can use them.
     if [[ -n $WANTED_BROKER_ROOT && $WANTED_BROKER_ROOT != "$BROKER_ROOT" ||
         -n $WANTED_POSTGRES_ROOT && $WANTED_POSTGRES_ROOT != "$POSTGRES_ROOT" ]]; then
         die "the servers in $LOCAL are not those of BROKER_ROOT and POSTGRES_ROOT:" \
-            "unset these, or 'scripts/services.sh down --purge' first"
+            "unset these, or run 'scripts/services.sh down --purge' first"
     fi
 }
 
@@ -133,15 +135,15 @@ take_lock() {
     local fd
     exec {fd}>"$LOCAL/lock"
     flock -w "$LOCK_TIMEOUT" "$fd" ||
-        die "another services.sh has worked on $LOCAL for over $LOCK_TIMEOUT s: end it and try again"
+        die "another services.sh has held $LOCAL/lock for over $LOCK_TIMEOUT s: end it and try again"
 }
 
 random_password() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
 port_is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Below the kernel's usual range for outgoing connections, which could take a
-# remembered port while its server is down.
+# Below the kernel's usual range for outgoing connections: one of these could
+# take the saved port of a server that is down.
 pick_port() {
     local port
     while :; do
@@ -154,13 +156,14 @@ pick_port() {
     printf '%s' "$port"
 }
 
-# Only for a server that is down: its own listener would count as a stranger.
+# Only for a server that is down: its own listener would be taken for another
+# program's.
 assign_port() {
     local -n port_ref=$1
     local old=$port_ref
     if [[ -n $old ]] && port_is_free "$old"; then return; fi
     port_ref=$(pick_port)
-    [[ -z $old ]] || say "another program took port $old: $1 is now $port_ref"
+    [[ -z $old ]] || say "another program uses port $old: $1 is now $port_ref"
 }
 
 # ---------------------------------------------------------------- installation
@@ -172,22 +175,21 @@ missing_packages() {
     [[ $SYNC != no ]] || find_eatmydata >/dev/null || echo libeatmydata1
 }
 
-# Nothing is installed into another system.
-find_roots() {
+# Nothing can be installed into another system's root directory.
+check_roots() {
     find_rabbitmq >/dev/null || die "there is no RabbitMQ in BROKER_ROOT=$BROKER_ROOT"
     find_postgres_bin >/dev/null || die "there is no PostgreSQL in POSTGRES_ROOT=$POSTGRES_ROOT"
     [[ $SYNC != no ]] || find_eatmydata >/dev/null || die "there is no libeatmydata in BROKER_ROOT=$BROKER_ROOT"
 }
 
-# Servers of our own are run here, so none of the packages' is started.
 install_missing() {
     local missing
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]})) || return 0
-    [[ -z $BROKER_ROOT$POSTGRES_ROOT ]] || find_roots
+    [[ -z $BROKER_ROOT$POSTGRES_ROOT ]] || check_roots
     "$REPO/scripts/install-tools.sh" "${missing[@]}"
     mapfile -t missing < <(missing_packages)
-    ((${#missing[@]} == 0)) || die "still missing after their installation: ${missing[*]}"
+    ((${#missing[@]} == 0)) || die "installed, but still not found: ${missing[*]}"
 }
 
 # ---------------------------------------------------------------- commands
@@ -220,7 +222,7 @@ up() {
         --tls)
             load_state
             if [[ -z $TLS ]]; then
-                # What runs has to begin again. (A subshell, for the lock to end with it.)
+                # Running servers must be restarted. (In a subshell, so that its lock ends with it.)
                 (stop_services "${SERVICES[@]}")
                 prepare_local_dir
                 TLS=yes
@@ -243,23 +245,23 @@ stop_services() {
 # RabbitMQ (3.10 and 4.0 at least) loses a quorum queue that was declared within
 # about a second before a SIGKILL: its name reaches the disk late, and after the
 # restart the queue has no leader (rabbitmq/rabbitmq-server#15725). Tests that
-# kill the broker have it write the names first.
+# kill the broker make it write the names first.
 kill_service() {
     [[ ! -d $LOCAL ]] || take_lock
     is_running "$1" || say "$1 was not running"
     kill_all "$1"
 }
 
-# As if a machine stood still; and what was frozen goes on.
+# signal_all SIGNAL NAME
 signal_all() {
     local pids
     pids=$("$2_pids")
-    [[ -n $pids ]] || die "$2 does not run"
+    [[ -n $pids ]] || die "$2 is not running: 'scripts/services.sh start $2' starts it"
     # shellcheck disable=SC2086  # one word per pid
     kill -s "$1" $pids
 }
 
-# Only what this script made: .local may be shared with other tools.
+# Deletes only what this script created: other tools may use .local, too.
 purge() {
     local name
     for name in "${MEMBERS[@]}"; do
@@ -320,7 +322,7 @@ print_env() {
             echo "DATABASE_URL=$database"
             ;;
         --tls)
-            [[ -n $TLS ]] || die "no TLS yet: run 'scripts/services.sh up --tls' first"
+            [[ -n $TLS ]] || die "TLS is not enabled yet: run 'scripts/services.sh up --tls' first"
             echo "AMQP_URL=amqps://$amqp:$BROKER_TLS_PORT/%2f"
             echo "DATABASE_URL=$database?sslmode=verify-full"
             echo "TLS_CA_FILE=$TLS_HOME/ca.pem"
@@ -339,7 +341,7 @@ check_name() {
 }
 
 main() {
-    # Passwords and data are nobody else's to read.
+    # No other user may read the passwords and data.
     umask 077
     local verb=${1-}
     shift || true
@@ -351,7 +353,7 @@ main() {
             return
             ;;
     esac
-    # Another directory's.
+    # Members with a directory of their own.
     case $verb:${1-} in
         start:broker-* | stop:broker-* | kill:broker-* | freeze:broker-* | thaw:broker-* | *:postgres-2)
             member "$1" "$verb" "${1%-*}"
@@ -370,7 +372,7 @@ main() {
         thaw) signal_all CONT "$1" ;;
         isolate | rejoin) isolate_or_rejoin "$verb" "$1" ;;
         promote) promote ;;
-        # Of one directory; promote has made sure that it may be.
+        # Internal: for the standby's directory, after `promote` has checked that the primary is down.
         promote-here) promote_here ;;
         rabbitmqctl) run_rabbitmqctl "$@" ;;
         eval) eval_in_broker "$1" ;;

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
 #
-# The integration tests with other versions of RabbitMQ and PostgreSQL: those of other releases of
+# Runs the integration tests with other versions of RabbitMQ and PostgreSQL: those of other releases of
 # Debian and Ubuntu.
 #
 #   scripts/test-versions.sh [VERSION...]
 #
-# VERSION is a release whose RabbitMQ and PostgreSQL are used, or two: bookworm+bullseye is RabbitMQ
-# of the first and PostgreSQL of the second.
+# VERSION is the release whose RabbitMQ and PostgreSQL are used, or two releases: bookworm+bullseye is
+# RabbitMQ of the first and PostgreSQL of the second.
 #
 # The packages are unpacked into .local/versions/<release>-<package> without running their scripts,
 # and services.sh runs the servers from there. Nothing is installed, and no root is needed. Unpacked
 # packages are reused the next time; `rm -r .local/versions` frees the space.
 #
-# DEBIAN_MIRROR and UBUNTU_MIRROR name the mirrors; if unset, they are taken from this machine's apt
-# sources, if it has that distribution's.
-# apt, where it is of that distribution.
+# DEBIAN_MIRROR and UBUNTU_MIRROR name the mirrors. If this machine runs that distribution, the default
+# is the mirror in its apt sources.
 
 set -euo pipefail
 
@@ -28,16 +27,16 @@ declare -rA DISTRIBUTION=(
     [bullseye]=debian [bookworm]=debian [trixie]=debian [forky]=debian [sid]=debian
     [jammy]=ubuntu [noble]=ubuntu [plucky]=ubuntu [questing]=ubuntu [resolute]=ubuntu
 )
-# The defaults: together they have each version of both servers.
+# The defaults. Together they cover all versions of both servers that these releases have:
 #   RabbitMQ: bookworm 3.10, noble 3.12, trixie 4.0, forky 4.3
 #   PostgreSQL: bullseye 13, jammy 14, bookworm 15, noble 16, trixie 17, forky 18
 readonly OF_DEBIAN=(bookworm+bullseye trixie+bookworm trixie forky)
 readonly OF_UBUNTU=(noble+jammy noble)
 
-# What the servers and services.sh run that isn't among the packages' dependencies, since every
-# Debian has it.
+# Packages that the servers and services.sh need without depending on them, since every Debian system
+# has them.
 readonly ESSENTIAL=(coreutils dash grep hostname libc-bin mawk sed util-linux)
-# The space that the largest needs, PostgreSQL with its JIT compiler, while it is unpacked.
+# The space that is needed to unpack the largest package, PostgreSQL with its JIT compiler.
 readonly NEEDED_MIB=1500
 
 say() { printf 'test-versions: %s\n' "$*" >&2; }
@@ -65,8 +64,8 @@ mirror_of() {
     )
 }
 
-# The keys that sign a distribution's releases: from this machine's package, or Debian's package of
-# Ubuntu's keys.
+# keyring_of DISTRIBUTION: the file of the keys that sign its releases, installed on this machine or, for
+# Ubuntu, unpacked from Debian's package.
 keyring_of() {
     local file=/usr/share/keyrings/$1-archive-keyring.gpg
     if [[ -f $file ]]; then
@@ -79,15 +78,15 @@ keyring_of() {
     fi
 }
 
-# Configures apt for a release, with its own directories, independent of this machine's packages.
-# configure_apt DIRECTORY RELEASE
+# configure_apt DIRECTORY RELEASE: configures apt for a release, with its own directories, independent of
+# this machine's packages.
 configure_apt() {
     local directory=$1 release=$2 mirror keyring distribution=${DISTRIBUTION[$2]-}
-    [[ -n $distribution ]] || die "'$release' is no release that is known here: ${!DISTRIBUTION[*]}"
+    [[ -n $distribution ]] || die "'$release' is not a known release; these are: ${!DISTRIBUTION[*]}"
     mirror=$(mirror_of "$distribution") || mirror=''
     [[ -n $mirror ]] ||
-        die "no mirror of ${distribution^} is known: set ${distribution^^}_MIRROR, for example to the one that" \
-            "/etc/apt/sources.list names on such a machine"
+        die "no mirror of ${distribution^} is known: set ${distribution^^}_MIRROR, for example to the one in" \
+            "/etc/apt/sources.list of a machine with ${distribution^}"
     keyring=$(keyring_of "$distribution") || exit 1
     mkdir -p -- "$directory"/{lists/partial,archives/partial,etc}
     : >"$directory/status"
@@ -107,15 +106,15 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "";
 Acquire::Languages "none";
 Acquire::Retries "3";
-# Old releases are wanted.
+# The lists of old releases have expired.
 Acquire::Check-Valid-Until "false";
 CONF
-    # The machine's proxies.
+    # Use this machine's proxies.
     apt-config dump | grep -iE '^Acquire::https?::' >>"$directory/apt.conf" || true
 }
 
-# Unpacks a package of a release with all its dependencies, and prints the package's version.
-# unpack RELEASE PACKAGE [PACKAGE...]
+# unpack RELEASE PACKAGE [PACKAGE...]: unpacks packages of a release with all dependencies, and prints the
+# version of the first.
 unpack() (
     release=$1 package=$2
     root=$VERSIONS/$release-$package
@@ -124,19 +123,20 @@ unpack() (
         exit
     fi
     free=$(df --output=avail --block-size=1M -- "$VERSIONS" | tail -n 1)
-    ((free >= NEEDED_MIB)) || die "$VERSIONS has $free MiB left, and $NEEDED_MIB are needed for $package of $release"
+    ((free >= NEEDED_MIB)) ||
+        die "$package of $release needs $NEEDED_MIB MiB, and $VERSIONS has only $free MiB left: free some space"
     # An interrupted run may have left these.
     new=$root.new apt=$root.apt log=$VERSIONS/$release-$package.log
     rm -rf -- "$root" "$new" "$apt"
     trap 'rm -rf -- "$new" "$apt"' EXIT
     configure_apt "$apt" "$release"
     export APT_CONFIG=$apt/apt.conf
-    say "$release: getting $package"
+    say "$release: downloading $package"
     shift
     {
         apt-get update -q --error-on=any && apt-get install -q --yes --download-only "$@"
-    } </dev/null >"$log" 2>&1 || die "$release: apt-get could not get $*: $(grep -E '^[EW]:' "$log" || tail -n 3 "$log")
-Is the mirror reachable, and has it this release? All that it said: $log"
+    } </dev/null >"$log" 2>&1 || die "$release: apt-get could not download $*: $(grep -E '^[EW]:' "$log" || tail -n 3 "$log")
+Is the mirror reachable, and does it have this release? The full output is in $log"
     mkdir -p -- "$new"/{usr/{bin,sbin,lib,lib64},etc,proc,dev,tmp,run,var}
     chmod 1777 -- "$new/tmp"
     for directory in bin sbin lib lib64; do ln -s "usr/$directory" "$new/$directory"; done
@@ -146,23 +146,23 @@ Is the mirror reachable, and has it this release? All that it said: $log"
                 --exclude='./usr/share/'{doc,info,locale,man}'/*' 2>>"$log" ||
             die "$archive can't be unpacked: $(tail -n 3 "$log")"
     done
-    # What the packages' scripts would have done.
+    # Links that the packages' scripts would have created.
     [[ -e $new/bin/sh ]] || ln -s dash "$new/bin/sh"
     [[ ! -e $new/bin/mawk || -e $new/bin/awk ]] || ln -s mawk "$new/bin/awk"
-    # The servers' users, and no look-up that leaves the machine.
+    # The servers need this machine's users, and no name lookup may leave the machine.
     cp -- /etc/passwd /etc/group "$new/etc/"
     echo '127.0.0.1 localhost' >"$new/etc/hosts"
     echo 'hosts: files' >"$new/etc/nsswitch.conf"
-    # postgresql only depends on postgresql-17, or whichever version it is.
+    # The package postgresql is empty: it depends on one such as postgresql-17, whose version counts.
     archive=$(compgen -G "$apt/archives/$package-[0-9]*.deb" || compgen -G "$apt/archives/${package}_*.deb")
     if ! dpkg-deb --field "$archive" Version | sed 's/^[0-9]*://; s/[-+~].*//' >"$new/version" ||
         ! mv -- "$new" "$root"; then
-        die "$root can't be made"
+        die "$root can't be created"
     fi
     cat -- "$root/version"
 )
 
-# Runs the tests with RabbitMQ of one release and PostgreSQL of another; adds a line to `table`.
+# run_version VERSION: runs the tests with the servers of one or two releases, and adds a line to `table`.
 run_version() {
     local broker=${1%+*} postgres=${1#*+} broker_version postgres_version dir log began=$SECONDS result
     broker_version=$(unpack "$broker" rabbitmq-server libeatmydata1 "${ESSENTIAL[@]}") || return 1
@@ -173,7 +173,7 @@ run_version() {
     export BROKER_ROOT=$VERSIONS/$broker-rabbitmq-server POSTGRES_ROOT=$VERSIONS/$postgres-postgresql
     purge "$dir"
     (
-        # Otherwise these servers would be tested.
+        # Otherwise the tests would use the servers that these name.
         unset AMQP_URL DATABASE_URL
         exec "$REPO/scripts/with-services.sh" "$REPO/scripts/test.sh"
     ) >"$log" 2>&1 8>&- || failed=1
@@ -202,23 +202,23 @@ main() {
             ;;
     esac
     command -v apt-get >/dev/null ||
-        die "there is no apt-get here, which gets the packages: run this on Debian, Ubuntu, or in a container of these"
+        die "this needs apt-get to download the packages: run it on Debian or Ubuntu, or in a container with one of them"
     umask 022
     mkdir -p -- "$VERSIONS"
     exec 8>"$VERSIONS/lock"
-    flock -n 8 || die "another run has $VERSIONS/lock: wait for it, or end it"
+    flock -n 8 || die "another run holds $VERSIONS/lock: wait for it, or end it"
     if ((${#versions[@]} == 0)); then
         versions=("${OF_DEBIAN[@]}")
         if [[ -n $(mirror_of ubuntu) ]]; then
             versions+=("${OF_UBUNTU[@]}")
         else
-            say "RabbitMQ 3.12 and PostgreSQL 14 and 16 are Ubuntu's: set UBUNTU_MIRROR to test these, too"
+            say "only Ubuntu has RabbitMQ 3.12, PostgreSQL 14 and 16: set UBUNTU_MIRROR to test these, too"
         fi
     fi
     for version in "${versions[@]}"; do
         if ! run_version "$version"; then
             failed=1
-            table+=$(printf '%-20s %s' "$version" "not run: see above")$'\n'
+            table+=$(printf '%-20s %s' "$version" "not run: see the messages above")$'\n'
         fi
     done
     printf '\n%-20s %-10s %-11s %s\n%s' RELEASES RABBITMQ POSTGRESQL TESTS "$(grep . <<<"$table")"

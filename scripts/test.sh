@@ -1,26 +1,25 @@
 #!/usr/bin/env bash
 #
-# The tests. `make test` and `make test-fast` call this with AMQP_URL and DATABASE_URL set.
+# Runs the tests. `make test` and `make test-fast` call this with AMQP_URL and DATABASE_URL set.
 #
-# ONLY='NAME...' runs the tests with one of these in their name, such as backlogs::pauses, and no others.
+# ONLY='NAME...' runs only the tests with one of these in their name, such as backlogs::pauses.
 #
-# FAST=yes runs the unit tests and the modules FAST_MODULES of the others, without a second pair of servers.
+# FAST=yes runs the unit tests and the modules in FAST_MODULES, without a second pair of servers.
 #
-# WITHOUT_ALONE=yes leaves out the unit tests and what takes the machine for itself: chaos, and the tests that
-# hold the product against the clock.
+# WITHOUT_ALONE=yes leaves out the unit tests, and those that need the machine for themselves: chaos, and the
+# tests that measure time (ALONE).
 #
-# BESIDE is a command to run while the tests do, with what they leave of the processors: they mostly
-# wait. Both have to succeed. (Not with any of the above.)
+# BESIDE is a command that runs beside the tests at idle priority, since they mostly wait. Both must succeed.
+# (Ignored with any of the above.)
 #
-# The tests that kill servers get their own private ones, so that the others, which run at the same
-# time, keep theirs, even if the first pair is yours. They take turns with one pair, which also
-# speaks TLS; those that take minutes have another pair; and those that only need an administrator's
-# permissions share one.
+# The tests that kill servers have private servers of their own, so that the others can run at the same
+# time, even if the first pair is yours. They take turns with one pair, which also accepts TLS. Those that
+# take minutes have another pair, and those that only need an administrator's permissions share a third.
 
 set -euo pipefail
 
-# What `make test-fast` runs beside the unit tests: modules whose tests wait for nothing long, break no server
-# and need none of the TOOLS. They take about a minute with the unit tests, their servers' start included.
+# What `make test-fast` runs beside the unit tests: modules whose tests have no long waits, break no server and
+# need none of the TOOLS. Together they take about a minute, including the start of the servers.
 readonly FAST_MODULES=(
     configuration database dependencies given_secrets headers input layout malformed migrations no_retry outcomes
     settings signatures terminal webhook_list
@@ -56,17 +55,17 @@ readonly ALONE=(
     shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
 )
 
-# This one measures time too, but sends a request every few seconds: it runs beside those.
+# This one measures time too, but sends a request only every few seconds: it runs beside those.
 readonly BESIDE_ALONE=retries::a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once
 
 # The modules whose tests wait for minutes, or for their turn with the servers that they kill. They run in a process
-# of their own: among the others they would take all threads at once, and leave the processors idle.
+# of their own: in the same one as the others, they would occupy all threads at once and leave the CPUs idle.
 readonly WAITING=(backlogs faults refusals restored)
 readonly WAITING_THREADS=8
-# The others wait for a shorter time, for some clock or server: many more of them than cores run at once.
+# The others mostly wait, too, for timers and servers, but not as long: many more of them than cores run at once.
 readonly THREADS=${TEST_THREADS:-10}
 
-# No test has the machine crash, and a busy disk has had servers wait for half a minute.
+# No test crashes the machine, so servers needn't sync; with a busy disk, that took up to half a minute.
 export SERVICES_SYNC=no
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 local_dir=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$root/.local}
@@ -80,7 +79,7 @@ rm -f -- "$logs"/*-tests.log
 cd "$root"
 
 code=0
-# By name, the process groups in the background: still there at the end only if we were told to end.
+# The process groups in the background, by name. At the end some are left only if we were interrupted.
 declare -A groups=()
 
 # shellcheck disable=SC2317  # called by the trap
@@ -95,7 +94,7 @@ trap clean_up EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
-# amiquip and what it is made of are no longer maintained: say so where a newer compiler refuses them.
+# amiquip and some of its dependencies are unmaintained: if a newer compiler refuses them, say what to do.
 compile() {
     local version
     cargo test --locked --no-run "$@" && return
@@ -103,29 +102,29 @@ compile() {
     cargo build --locked --quiet --package amiquip >"$logs/amiquip.log" 2>&1 || cat >&2 <<TEXT
 
 amiquip, or a crate that it needs, does not compile with $(rustc --version).
-At once: build with a toolchain that compiles it, by \`rustup override set $version\`.
-For good: nobody maintains these crates, so copy the one that the errors name to a directory, repair it there, and
-have Cargo.toml name it in [patch.crates-io]. Most likely it is nom 4.2.3, of which
-\`cargo report future-incompatibilities\` tells; src/broker.rs says what the notifier needs of amiquip.
-The errors: $logs/amiquip.log
+For now: build with a toolchain that compiles it: \`rustup override set $version\`.
+For good: these crates are unmaintained, so copy the one that the errors name to a directory, fix it there, and
+name that directory in [patch.crates-io] of Cargo.toml. Most likely it is nom 4.2.3: see
+\`cargo report future-incompatibilities\`. src/broker.rs says what the notifier needs from amiquip.
+The errors are in $logs/amiquip.log
 TEXT
     exit 1
 }
 
-# What the tests need beside the servers is installed while they are compiled.
+# Installs the TOOLS in the background, while the tests are compiled.
 install_tools() {
     scripts/install-tools.sh "${TOOLS[@]}" >"$logs/install-tools.log" 2>&1 &
     installation=$!
 }
 
-# run NAME ARGUMENTS...: the tests that cargo is told of.
+# run NAME ARGUMENTS...: runs `cargo test` with these arguments, and keeps its output.
 run() {
     local log=$logs/$1-tests.log
     shift
     cargo test --locked "$@" 2>&1 | tee -- "$log" || code=$?
 }
 
-# begin NAME COMMAND...: in the background.
+# begin NAME COMMAND...: runs a command in the background.
 begin() {
     local log=$logs/$1.log
     : >"$log"
@@ -135,7 +134,7 @@ begin() {
     set +m
 }
 
-# What was begun under that name, if it was, has to succeed.
+# await NAME: waits for the command that began under this name, if one did. It must succeed.
 await() {
     [[ -n ${groups[$1]:-} ]] || return 0
     wait "${groups[$1]}" || code=$?
@@ -143,7 +142,7 @@ await() {
     cat -- "$logs/$1.log"
 }
 
-# Once more what failed, where whoever reads the last page finds it.
+# Repeats the failures at the end of the output, where readers look first.
 finish() {
     awk 'FNR == 1 { shown = 0 } /^failures:$/ { shown = 1 } /^test result:/ { shown = 0 } shown' \
         "$logs"/*-tests.log >&2
@@ -153,7 +152,7 @@ finish() {
 run_only() {
     install_tools
     compile --lib --test integration
-    # What they are for is perhaps none of these tests; else the test says what it misses.
+    # Perhaps none of these tests needs the tools; one that does says what is missing.
     wait "$installation" || cat -- "$logs/install-tools.log" >&2
     # shellcheck disable=SC2086  # one word per name
     run only --no-fail-fast --lib --test integration -- --test-threads="$THREADS" $ONLY
@@ -195,13 +194,13 @@ run_all() {
     await beside
 }
 
-# The unit tests, which need no servers, and BESIDE: with what the others leave of the processors.
+# Runs the unit tests, which need no servers, and BESIDE, at idle priority.
 # shellcheck disable=SC2317  # called by begin
 run_beside() {
     chrt --idle --pid 0 "$BASHPID"
     run unit --no-fail-fast --lib --bins
     run doc --doc
-    # In a directory of its own: cargo lets nobody else build in one while it builds there.
+    # In a target directory of its own: cargo locks one while it builds there.
     [[ -z ${BESIDE:-} ]] || CARGO_TARGET_DIR=target/beside bash -c "$BESIDE" || code=$?
 }
 

@@ -2,9 +2,9 @@
 #
 # Runs a command with AMQP_URL and DATABASE_URL set.
 #
-#   scripts/with-services.sh COMMAND...            starts the private servers for it if they
-#                                                  don't run yet, and stops them afterwards
-#   scripts/with-services.sh --running COMMAND...  expects them to run already
+#   scripts/with-services.sh COMMAND...            starts the private servers for the command if they
+#                                                  aren't running yet, and stops them afterwards
+#   scripts/with-services.sh --running COMMAND...  fails if they aren't running yet
 #
 # If both variables are set, they are used as they are and nothing is started.
 
@@ -13,7 +13,7 @@ set -euo pipefail
 here=$(dirname -- "${BASH_SOURCE[0]}")
 readonly SERVICES=$here/services.sh
 readonly LOCAL=${WEBHOOK_NOTIFIER_LOCAL_DIR:-$here/../.local}
-# Exists while the servers run because of this script, and not because of `make services-up`.
+# This file exists while the running servers were started by this script, and not by `make services-up`.
 readonly OURS=$LOCAL/started-by-make
 need_running=no
 if [[ ${1:-} == --running ]]; then
@@ -21,8 +21,8 @@ if [[ ${1:-} == --running ]]; then
     shift
 fi
 
-# Several commands may use the servers at once. Each holds this lock, shared; the last one to end
-# can get it exclusively, and stops them.
+# Several commands may use the servers at once. Each holds a shared lock; the last one to end can get
+# it exclusively, and stops the servers.
 start_servers() {
     mkdir -p "$LOCAL"
     exec 9>"$LOCAL/users.lock"
@@ -54,7 +54,7 @@ if [[ -z ${AMQP_URL:-} || -z ${DATABASE_URL:-} ]]; then
     set -a
     eval "$urls"
     set +a
-    # The private servers only have local receivers.
+    # In trials with the private servers, receivers are local.
     export ALLOW_NETWORKS=${ALLOW_NETWORKS-127.0.0.0/8,::1}
 fi
 

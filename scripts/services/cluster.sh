@@ -2,13 +2,13 @@
 #
 # Clusters: three nodes of RabbitMQ, and a PostgreSQL with a standby. Part of services.sh.
 
-# The further servers of a cluster. Each has a directory of its own in $LOCAL, of the same layout, and is
-# looked after by services.sh, called for that directory.
+# The other servers of a cluster. Each has its own directory in $LOCAL, with the same layout, and is managed
+# by a services.sh that is called for that directory.
 readonly MEMBERS=(broker-2 broker-3 postgres-2)
 # How soon the nodes of a cluster notice that one is frozen or cut off, in seconds.
 readonly NET_TICK_TIME=5
 
-# member NAME COMMAND...: of one of its members
+# member NAME COMMAND...: runs a command for one of these members
 member() {
     local name=$1
     shift
@@ -20,7 +20,7 @@ is_cluster() {
     [[ -n $NODES ]]
 }
 
-# What stands in the configuration of each node.
+# The lines that each node's configuration needs in a cluster.
 cluster_conf() {
     local number=0 node
     echo 'cluster_formation.peer_discovery_backend = classic_config'
@@ -28,11 +28,11 @@ cluster_conf() {
         number=$((number + 1))
         echo "cluster_formation.classic_config.nodes.$number = $node"
     done
-    # The usual choice for quorum queues: who sees no majority serves nobody.
+    # The usual choice for quorum queues: a node that can't reach a majority stops serving clients.
     echo 'cluster_partition_handling = pause_minority'
 }
 
-# By what no broker's environment has: a kill of a node must not take the others' epmd.
+# A variable that no broker has identifies the epmd: killing a node must not kill it, since the others need it.
 epmd_mark() { printf 'WEBHOOK_NOTIFIER_EPMD_OF=%s' "$LOCAL"; }
 epmd_pids() { grep -lzxF -- "$(epmd_mark)" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true; }
 
@@ -43,7 +43,7 @@ start_epmd() (
     exec "${inside[@]}" env -i PATH="$PATH" "$(epmd_mark)" epmd -daemon -address 127.0.0.1 -port "$EPMD_PORT"
 )
 
-# The names, passwords and the port that the members share, and what makes each one a member.
+# Chooses the node names, passwords and epmd's port, which all members share, and saves them for each member.
 plan_cluster() {
     local name
     NODES=$(node_of "$LOCAL")
@@ -69,25 +69,25 @@ up_cluster() {
     local name starting=() failed=0
     if ! is_cluster; then
         [[ ! -f $STATE ]] ||
-            die "there are servers here that are none: 'scripts/services.sh down --purge' deletes them"
+            die "the servers in $LOCAL are no cluster: 'scripts/services.sh down --purge' deletes them"
         prepare_local_dir
         plan_cluster
     fi
     install_missing
     start_epmd
     start_primary
-    # Together: a node that starts waits for those that were the last to stop.
+    # All at once: a node that starts waits for those that stopped after it.
     for name in "${MEMBERS[@]}"; do
         member "$name" start "${name%-*}" &
         starting+=($!)
     done
-    # (A subshell, for the lock to end with it.)
+    # (In a subshell, so that its lock ends with it.)
     (start_services broker postgres) || failed=1
     for name in "${starting[@]}"; do wait "$name" || failed=1; done
-    ((failed == 0)) || die "not all of the cluster has started"
+    ((failed == 0)) || die "some members of the cluster have not started: see the messages above"
 }
 
-# Of two that are down, the one that is no standby comes first: the other copies it.
+# The primary must be up before the standby starts, which copies its data.
 start_primary() {
     if is_standby "$LOCAL"; then member postgres-2 start postgres; else (start_services postgres); fi
 }
@@ -110,9 +110,9 @@ promote() {
     if ! is_standby "$standby"; then
         standby=$LOCAL/postgres-2 primary=$LOCAL
     fi
-    # With both, each client would choose its own truth.
+    # With two primaries, clients would write to either, and the data would diverge.
     ! WEBHOOK_NOTIFIER_LOCAL_DIR=$primary "$REPO/scripts/services.sh" status postgres >/dev/null ||
-        die "the primary runs: stop or kill it first"
+        die "the primary is running: stop or kill it first"
     if [[ $standby == "$LOCAL" ]]; then promote_here; else member postgres-2 promote-here; fi
 }
 
@@ -122,12 +122,13 @@ promote_here() {
         die "the standby could not be promoted: $(tail -n 3 -- "$LOGS/postgres.log")"
 }
 
-# isolate NODE, rejoin NODE: by a cookie that the others don't have. From all at once: nodes of which two see
-# a third and not each other give up more connections (OTP's prevent_overlapping_partitions).
+# isolate NODE, rejoin NODE: sets a cookie that the others refuse, or restores theirs. It always applies to all
+# others at once: if two nodes see a third, but not each other, OTP closes more connections
+# (prevent_overlapping_partitions).
 isolate_or_rejoin() {
     local verb=$1 name=$2 other node cookie=cut calls=''
     is_cluster || die "there is no cluster: 'scripts/services.sh up --cluster' makes one"
-    [[ $name == broker* ]] || die "$verb takes a node of RabbitMQ, not $name"
+    [[ $name == broker* ]] || die "$verb takes a RabbitMQ node, such as broker-2, not $name"
     [[ $verb == isolate ]] || cookie=$(<"$BROKER_HOME/.erlang.cookie")
     for node in $NODES; do
         [[ $name != broker || $node != "$(broker_node)" ]] || continue

@@ -6,12 +6,12 @@ readonly PG_HOME=$LOCAL/postgres
 readonly PG_DATA=$PG_HOME/data
 readonly PG_USER=postgres
 
-# The user who runs PostgreSQL may not be able to reach $PG_HOME by its path
-# (say, in a clone under /root or in a `mktemp -d`). A descriptor that is
-# opened before the change of user leads straight to the directory.
+# The user who runs PostgreSQL may have no access to $PG_HOME by its path (for
+# example in a clone under /root or in a `mktemp -d`). A descriptor that was
+# opened before the change of user gives access without the path.
 readonly PG_FD_PATH=/proc/self/fd/3
 
-# The version that made the data directory, else the newest one installed.
+# The version that created the data directory, otherwise the newest installed one.
 find_postgres_bin() {
     local dir version='' root=$POSTGRES_ROOT
     { read -r version <"$PG_DATA/PG_VERSION"; } 2>/dev/null || true
@@ -37,8 +37,8 @@ postgres_pid_file() { printf '%s' "$PG_DATA/postmaster.pid"; }
 postgres_stop_signal() { printf INT; }
 postgres_port() { printf '%s' "$POSTGRES_PORT"; }
 
-# PostgreSQL refuses to run as root: whoever owns the data runs it then, or the
-# package's user for new data. Prints UID:GID.
+# Prints UID:GID of the user who runs PostgreSQL. It refuses to run as root: then
+# it is the owner of the data, or the package's user for new data.
 postgres_owner() {
     if ((EUID != 0)); then
         printf '%s' "$EUID:$(id -g)"
@@ -53,8 +53,8 @@ postgres_prepare() {
     assign_port POSTGRES_PORT
     : "${POSTGRES_PASSWORD:=$(random_password)}"
     save_state
-    # None of our processes is left, so a lock file that is still here names a
-    # dead postmaster; PostgreSQL would trust it if its pid is in use again.
+    # None of our processes is left, so an existing lock file names a dead
+    # postmaster. PostgreSQL would believe it if another process has that pid now.
     rm -f -- "$(postgres_pid_file)"
     if peer_is_primary && ! is_standby "$LOCAL"; then
         copy_peer
@@ -62,7 +62,7 @@ postgres_prepare() {
         create_data
     fi
     if [[ -n $TLS ]]; then
-        # PostgreSQL wants its key to be its own and nobody else's.
+        # PostgreSQL accepts only a key that it owns and nobody else can read.
         cp -- "$TLS_HOME"/{ca.pem,server.pem,server.key} "$PG_DATA/"
         if ((EUID == 0)); then chown -- "$(postgres_owner)" "$PG_DATA"/{ca.pem,server.pem,server.key}; fi
     fi
@@ -95,8 +95,8 @@ peer_is_primary() {
         WEBHOOK_NOTIFIER_LOCAL_DIR=$PEER "$REPO/scripts/services.sh" status postgres >/dev/null
 }
 
-# Our data begins as a copy of the primary's, whose standby this becomes. What we had is older, or was
-# written by a primary that another one has replaced.
+# Replaces our data with a copy of the primary's, and becomes its standby. Our own data are older, or were
+# written by a primary that has been replaced since.
 copy_peer() {
     local owner port
     owner=$(postgres_owner)
@@ -104,7 +104,7 @@ copy_peer() {
     make_new_data "$owner"
     run_postgres "$owner" pg_basebackup -D "$PG_FD_PATH/new" --write-recovery-conf --wal-method=stream \
         --checkpoint=fast --no-sync -h 127.0.0.1 -p "$port" -U "$PG_USER" ||
-        start_failed postgres "no copy of the primary could be made"
+        start_failed postgres "pg_basebackup could not copy the primary's data"
     rm -rf -- "$PG_DATA"
     mv -- "$PG_HOME/new" "$PG_DATA"
 }
@@ -120,7 +120,7 @@ postgres_exec() {
         -c logging_collector=off -c log_destination=stderr "${options[@]}"
 }
 
-# run_postgres UID:GID PROGRAM ARGS...: the server itself goes to the background.
+# run_postgres UID:GID PROGRAM ARGS...: runs the server itself in the background.
 run_postgres() (
     owner=$1 program=$2
     shift 2

@@ -1,22 +1,22 @@
 # shellcheck shell=bash
 #
-# The processes of a server: how they start, are found, and end. Part of services.sh.
+# How a server's processes are started, found and stopped. Part of services.sh.
 
 readonly START_TIMEOUT=60
 readonly STOP_TIMEOUT=20
-# How long a new server may take to show up as a process.
+# How long it may take until a new server's process can be found.
 readonly SPAWN_TIMEOUT=5
 readonly MAX_LOG_BYTES=$((20 * 1024 * 1024))
 
-# Lets a server outlive the terminal, Ctrl-C and the pipes of whoever called
-# us: a `make` or $(...) waits until every copy of its pipe is closed.
+# detach LOG: makes a server independent of the terminal, of Ctrl-C and of the
+# caller's pipes: `make` and $(...) wait until every copy of their pipe is closed.
 detach() {
     local log=$1 fd
     if [[ -f $log ]] && (($(stat -c %s -- "$log") > MAX_LOG_BYTES)); then : >"$log"; fi
     exec </dev/null >>"$log" 2>&1
     for fd in /proc/self/fd/*; do
         fd=${fd##*/}
-        # 255 is where bash reads this script from; it is closed on exec.
+        # Bash reads this script from 255, and closes it on exec.
         if ((fd > 2 && fd != 255)); then exec {fd}>&-; fi
     done
     cd /
@@ -32,8 +32,8 @@ main_pid() {
 
 is_running() { [[ -n $(main_pid "$1") ]]; }
 
-# SIGKILL to every process of a server, again until none is left: one that is
-# killed may just have forked.
+# Sends SIGKILL to every process of a server until none is left: a process may
+# have forked just before it was killed.
 kill_all() {
     local name=$1 pids deadline=$((SECONDS + STOP_TIMEOUT))
     while pids=$("${name}_pids") && [[ -n $pids ]]; do
@@ -44,8 +44,8 @@ kill_all() {
     done
 }
 
-# By name, what signal_stop asked to stop. The pid files can't tell whether it has: RabbitMQ removes
-# its own when it begins to stop.
+# The pids that signal_stop has signalled, by server. The pid files don't show when these have ended:
+# RabbitMQ removes its own when it begins to stop.
 declare -A stopping=()
 
 signal_stop() {
@@ -55,7 +55,7 @@ signal_stop() {
     [[ -z $pid ]] || kill -s "$("${name}_stop_signal")" "$pid" 2>/dev/null || true
 }
 
-# After signal_stop; also ends what stays behind, such as the broker's epmd.
+# After signal_stop: waits until the server has ended, and kills what remains, such as the broker's epmd.
 await_stop() {
     local name=$1 deadline=$((SECONDS + STOP_TIMEOUT))
     while [[ -n ${stopping[$name]} ]] && grep -qx -- "${stopping[$name]}" <<<"$("${name}_pids")"; do
@@ -94,11 +94,12 @@ start_failed() {
     local name=$1 log=$LOGS/$1.log
     say "$name did not start: $2. The last lines of $log:"
     tail -n 20 -- "$log" >&2 || true
-    die "remedy what the log names; 'scripts/services.sh down --purge' starts afresh without the data"
+    die "fix what the log reports, or delete the data by 'scripts/services.sh down --purge' and start again"
 }
 
-# Sets `inside`: what runs a program of the system whose files are in a directory, with our files where they
-# are, or nothing for the machine's own. Mounts and the new root are the process's, and go with it.
+# enter ROOT: sets `inside`, the command prefix that runs a program of the system in that directory, with our
+# files at their usual path. Without ROOT it is empty, for this machine's programs. The mounts and the new root
+# belong to that process, and end with it.
 enter() {
     inside=()
     [[ -n $1 ]] || return 0
@@ -109,7 +110,7 @@ enter() {
         # shellcheck disable=SC2016  # likewise
         inside=(unshare --mount sh -c "$mounts; "'exec chroot "$root" "$@"' sh "$1" "$LOCAL")
     else
-        # Root in a user namespace may do that, and becomes the user again in another one.
+        # Root in a user namespace may mount; a second namespace makes it the user again.
         # shellcheck disable=SC2016  # likewise
         inside=(unshare --user --map-root-user --mount sh -c
             "$mounts; exec unshare --user --map-user=$EUID --map-group=$(id -g)"' --root="$root" "$@"'

@@ -6,8 +6,8 @@ readonly BROKER_HOME=$LOCAL/rabbitmq
 readonly BROKER_USER=webhook-notifier
 readonly MAX_OPEN_FILES=65536
 
-# The distribution's wrapper in /usr/sbin insists on root and switches to the
-# user rabbitmq; the script that it calls does neither.
+# The distribution's wrapper in /usr/sbin requires root and switches to the user
+# rabbitmq; the script that it calls does neither.
 find_rabbitmq() {
     local bin=/usr/lib/rabbitmq/bin/rabbitmq-server
     if [[ -x $BROKER_ROOT$bin ]]; then
@@ -28,18 +28,18 @@ broker_prepare() {
     rm -f -- "$(broker_pid_file)"
     assign_port BROKER_PORT
     assign_port BROKER_DIST_PORT
-    # The nodes of a cluster share one, which runs already.
+    # The nodes of a cluster share an epmd, which runs already.
     [[ -n $NODES ]] || assign_port EPMD_PORT
     [[ -z $TLS ]] || assign_port BROKER_TLS_PORT
     : "${BROKER_PASSWORD:=$(random_password)}"
     save_state
     echo '[].' >"$BROKER_HOME/enabled_plugins"
-    # After a crash an expired message may be moved to a queue that is not up yet, and is moved again
-    # once that was not confirmed for this long: three minutes, which no test has time for.
+    # After a crash, RabbitMQ may move an expired message to a queue that is not up yet. If that isn't
+    # confirmed within this time, it moves it again. The default, three minutes, is too long for tests.
     echo '[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].' \
         >"$BROKER_HOME/advanced.config"
-    # A small write-ahead log bounds the memory that quorum queues take and the
-    # time that recovery needs.
+    # A small write-ahead log bounds the memory of quorum queues and the duration
+    # of a recovery.
     cat >"$BROKER_HOME/rabbitmq.conf" <<CONF
 listeners.tcp.1 = 127.0.0.1:$BROKER_PORT
 default_user = $BROKER_USER
@@ -48,7 +48,7 @@ log.console.level = info
 disk_free_limit.absolute = 50MB
 raft.wal_max_size_bytes = 33554432
 CONF
-    # A client's certificate is checked where there is one.
+    # Clients may have a certificate, which must be valid then.
     [[ -z $TLS ]] || cat >>"$BROKER_HOME/rabbitmq.conf" <<CONF
 listeners.ssl.1 = 127.0.0.1:$BROKER_TLS_PORT
 ssl_options.cacertfile = $TLS_HOME/ca.pem
@@ -58,7 +58,7 @@ ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = false
 CONF
     [[ -z $NODES ]] || cluster_conf >>"$BROKER_HOME/rabbitmq.conf"
-    # No look-up may leave the machine or wait for a name server.
+    # No name lookup may leave the machine or wait for a name server.
     cat >"$BROKER_HOME/inetrc" <<'INETRC'
 {lookup, [file]}.
 {host, {127,0,0,1}, ["localhost"]}.
@@ -68,9 +68,9 @@ INETRC
 node_of() { printf 'wn-%s@localhost' "$(cksum <<<"$1" | cut -d' ' -f1)"; }
 broker_node() { node_of "$LOCAL"; }
 
-# Sets `vars`, each caller's own: what the broker and its tool both need to find each other. The
-# environment starts empty: RABBITMQ_* and ERL_* variables of the caller, like
-# the files in /etc/rabbitmq, are meant for another broker.
+# Sets `vars`, a variable of each calling subshell: the environment that the broker and rabbitmqctl need to
+# find each other. It contains nothing else: RABBITMQ_* and ERL_* variables of the caller, like the files in
+# /etc/rabbitmq, are meant for another broker.
 broker_vars() {
     vars=(
         PATH="$PATH"
@@ -83,7 +83,7 @@ broker_vars() {
         ERL_EPMD_PORT="$EPMD_PORT"
         ERL_EPMD_ADDRESS=127.0.0.1
         ERL_INETRC="$BROKER_HOME/inetrc"
-        # Here and not in the server's own arguments, so that it also holds for
+        # Here and not among the server's arguments, so that it also applies to
         # the short-lived VM by which RabbitMQ starts epmd.
         ERL_ZFLAGS="-kernel inet_dist_use_interface {127,0,0,1}"
     )
@@ -93,9 +93,9 @@ broker_exec() (
     rabbitmq=$(find_rabbitmq)
     broker_vars
     detach "$LOGS/broker.log"
-    # The VM sizes tables by this limit, so neither tiny nor unlimited will do.
+    # The VM sizes tables by this limit, so it must be neither tiny nor unlimited.
     ulimit -n "$MAX_OPEN_FILES" 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
-    # shellcheck disable=SC2030,SC2031  # `vars` is this subshell's, as it is the others'
+    # shellcheck disable=SC2030,SC2031  # each subshell has its own `vars`
     vars+=(
         "$(broker_mark)"
         RABBITMQ_ENABLED_PLUGINS_FILE="$BROKER_HOME/enabled_plugins"
@@ -106,7 +106,7 @@ broker_exec() (
         RABBITMQ_LOGS=-
         RABBITMQ_PID_FILE="$(broker_pid_file)"
         RABBITMQ_DIST_PORT="$BROKER_DIST_PORT"
-        # Binding schedulers to cores, the default, hurts when cores are shared.
+        # By default schedulers are bound to cores, which is slow on shared cores.
         RABBITMQ_SCHEDULER_BIND_TYPE=u
         ERL_CRASH_DUMP="$LOGS/erl_crash.dump"
     )
@@ -116,10 +116,10 @@ broker_exec() (
     exec "${inside[@]}" env -i "${vars[@]}" setsid --fork "$rabbitmq"
 )
 
-# Not marked as the broker's: a kill of the broker is not for the tool.
+# Its environment lacks the broker's mark, so that killing the broker doesn't kill rabbitmqctl.
 run_rabbitmqctl() (
     load_state
-    is_running broker || die "the broker does not run: 'scripts/services.sh start broker' starts it"
+    is_running broker || die "the broker is not running: 'scripts/services.sh start broker' starts it"
     rabbitmq=$(find_rabbitmq)
     broker_vars
     enter "$BROKER_ROOT"
@@ -127,10 +127,10 @@ run_rabbitmqctl() (
     exec "${inside[@]}" env -i "${vars[@]}" "${rabbitmq%/*}/rabbitmqctl" "$@"
 )
 
-# The cookie is read from HOME. Each call has a name of its own: several may be under way.
+# erl_call reads the cookie from HOME. Each call has its own node name, since several may run at once.
 eval_in_broker() (
     load_state
-    is_running broker || die "the broker does not run: 'scripts/services.sh start broker' starts it"
+    is_running broker || die "the broker is not running: 'scripts/services.sh start broker' starts it"
     broker_vars
     local result
     enter "$BROKER_ROOT"
@@ -142,21 +142,21 @@ eval_in_broker() (
     printf '%s\n' "${result%\}}"
 )
 
-# RabbitMQ opens its listeners at the end of its boot, so the first byte of
-# Connection.Start, which a method frame begins with, means that it is ready.
+# RabbitMQ opens its listeners at the end of its boot. So it is ready when it
+# answers with the first byte of a method frame, Connection.Start.
 broker_answers() (
     exec 3<>"/dev/tcp/127.0.0.1/$BROKER_PORT" || exit 1
     printf 'AMQP\0\0\11\1' >&3
     IFS= read -r -N 1 -t 5 -u 3 type && [[ $type == $'\1' ]]
 ) 2>/dev/null
 
-# A library that makes fsync and its like do nothing. RabbitMQ has no setting for it.
+# A library that makes fsync and similar calls do nothing. RabbitMQ has no setting for that.
 find_eatmydata() {
     local found
     if [[ -n $BROKER_ROOT ]]; then
         found=$(compgen -G "$BROKER_ROOT/usr/lib/*/libeatmydata.so") && printf '%s' "${found#"$BROKER_ROOT"}"
         return
     fi
-    # To its end: what ldconfig could not write would be its failure.
+    # awk reads to the end: otherwise ldconfig could fail on a closed pipe.
     ldconfig -p | awk '/libeatmydata[.]so$/ { path = $NF } END { if (path) print path; else exit 1 }'
 }

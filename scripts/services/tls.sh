@@ -4,8 +4,8 @@
 
 readonly TLS_HOME=$LOCAL/tls
 
-# A CA of our own, and what it signed for the servers and for a client. Made once: who was given the
-# CA's certificate goes on trusting it.
+# Creates a CA, and a certificate for the servers and one for a client. Only once, so that programs that have
+# the CA's certificate can go on using it.
 make_certificates() {
     [[ ! -f $TLS_HOME/done ]] || return 0
     rm -rf -- "$TLS_HOME"

@@ -1,6 +1,6 @@
-//! The bare loop: the smallest and fastest code with the notifier's crates. It receives, POSTs, and
-//! acks. It looks up no webhook, counts nothing, retries nothing, has no limits, and stops at the first
-//! failure.
+//! The bare loop, a baseline for the notifier: the smallest and fastest code with the same crates. It
+//! receives, POSTs, and acks. It looks up no webhook, counts nothing, retries nothing, has no limits, and
+//! stops at the first failure.
 
 use std::{
     io::Read,
@@ -28,7 +28,7 @@ pub(crate) const COMMAND: &str = "bare-loop";
 /// Printed to stderr when every channel consumes.
 pub(crate) const READY: &str = "bare loop: ready";
 
-/// The process: AMQP_URL QUEUE URL CHANNELS PREFETCH. Runs until it is killed.
+/// The main function of its process: AMQP_URL QUEUE URL CHANNELS PREFETCH. Runs until it is killed.
 pub(crate) fn run(arguments: &[String]) {
     let [broker, queue, receiver, channels, prefetch] = arguments else {
         panic!("{COMMAND} AMQP_URL QUEUE URL CHANNELS PREFETCH")
@@ -52,8 +52,8 @@ pub(crate) fn run(arguments: &[String]) {
     });
 }
 
-/// A connection that sends at once. (Otherwise a publish in two packets would wait for the broker's
-/// delayed acknowledgement of the first, 40 ms.)
+/// A connection without Nagle's algorithm. (Otherwise a publish in two packets would wait 40 ms for the
+/// broker's delayed acknowledgement of the first.)
 pub(crate) fn connect(url: &str) -> Connection {
     let url: Url = url.parse().expect("AMQP_URL is an URL");
     let text = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
@@ -71,8 +71,8 @@ pub(crate) fn connect(url: &str) -> Connection {
         .expect("the broker lets us in")
 }
 
-/// A client without a time-out: with any, ureq would read the clock, and at worst start a thread for
-/// each look-up.
+/// A client without timeouts: with any, ureq would read the clock, and at worst start a thread for each
+/// lookup.
 fn agent(threads: usize) -> Agent {
     let settings = Agent::config_builder()
         .http_status_as_error(false)
@@ -88,7 +88,7 @@ fn agent(threads: usize) -> Agent {
 
 fn consume(channel: &Channel, queue: &str, prefetch: u16, agent: &Agent, receiver: &Uri) {
     let consumer = channel.basic_consume(queue, ConsumerOptions::default()).expect("the queue");
-    // Often enough that the broker always sends the next ones without waiting for us.
+    // Acks are frequent enough that the broker always sends more messages without waiting for us.
     let most_unacked = usize::from(prefetch / 2).max(1);
     let mut unacked = 0;
     loop {
@@ -116,13 +116,13 @@ fn post(agent: &Agent, receiver: &Uri, body: &[u8]) {
     let request = agent.post(receiver).header("content-type", "application/json");
     let mut response = request.send(body).expect("the receiver answers");
     assert!(response.status().is_success(), "the receiver answers 2xx");
-    // To the end, or the connection can't be reused.
+    // The body must be read to the end, or the connection can't be reused.
     let mut body = response.body_mut().as_reader();
     let mut rest = [0; 64];
     while body.read(&mut rest).expect("the response ends") > 0 {}
 }
 
-/// Resolves an address, which needs no look-up.
+/// Resolves an IP address, which needs no lookup.
 #[derive(Debug)]
 struct Literal;
 

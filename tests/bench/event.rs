@@ -1,5 +1,5 @@
-//! The benchmarks' events, about 300 bytes each, as a billing system might send. The number and the time
-//! of publishing are at fixed positions, so that a receiver can read them at no cost.
+//! The benchmarks' events, about 300 bytes each, as a billing system might publish them. The number and the
+//! time of publishing are at fixed positions, so that receivers can read them at almost no cost.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub(crate) struct Stamp {
     pub(crate) sent: u64,
 }
 
-/// An event's body. It contains the id and the type, as from producers without AMQP properties.
+/// An event's body. It contains the id and the type, like those of producers that set no AMQP properties.
 pub(crate) fn body(stamp: Stamp, kind: &str) -> Vec<u8> {
     let Stamp { number, sent } = stamp;
     format!(

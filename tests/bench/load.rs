@@ -1,4 +1,4 @@
-//! Publishing like a good producer: durable queues, persistent messages, publisher confirms.
+//! A reliable producer: durable queues, persistent messages, publisher confirms.
 
 use std::{
     fmt,
@@ -19,8 +19,8 @@ use crate::{
     measure::now,
 };
 
-/// The most outstanding confirms: enough that publishing never waits for the broker, and few enough that
-/// the broker never has to throttle it.
+/// The maximum number of outstanding confirms: enough that publishing never waits for the broker, and few
+/// enough that the broker never throttles it.
 const OUTSTANDING: usize = 2_000;
 
 /// How long the broker may take for a confirm.
@@ -55,7 +55,7 @@ impl Producer {
         }
     }
 
-    /// Publishes an event with the present time.
+    /// Publishes an event with the current time.
     pub(crate) fn publish(&mut self, queue: &str, number: u32, kind: &str) {
         self.publish_for(None, queue, number, kind);
     }
@@ -85,7 +85,7 @@ impl Producer {
         }
     }
 
-    /// Waits until the broker has confirmed all.
+    /// Waits until the broker has confirmed all events.
     pub(crate) fn settle(&mut self) {
         while self.outstanding > 0 {
             self.wait();
@@ -98,7 +98,8 @@ impl Producer {
     }
 
     fn note(&mut self, confirm: Confirm) {
-        // Before the smoother has it: that makes an ack of a nack which a later ack of several covers.
+        // Checked before the smoother gets it, which turns a nack into an ack if a later ack of several
+        // messages covers it.
         assert!(matches!(confirm, Confirm::Ack(_)), "the broker refused an event");
         self.outstanding -= self.smoother.process(confirm).count();
     }
@@ -113,8 +114,8 @@ pub(crate) fn fill(url: &str, queue: &str, events: Range<u32>, kind: &str) {
     producer.settle();
 }
 
-/// Publishes events at a steady rate, however long the notifier takes, until `address` returns no queue
-/// and type for the next one.
+/// Publishes events at a steady rate, even if the notifier is slower, until `address` returns no queue and
+/// type for the next event.
 pub(crate) fn steadily<'a>(
     url: &str,
     per_second: u32,
@@ -144,7 +145,7 @@ pub(crate) fn steadily_from<'a>(
     published
 }
 
-/// What was published at a steady rate.
+/// How publishing at a steady rate went.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Published {
     pub(crate) count: u32,

@@ -1,11 +1,10 @@
-//! `make bench`: how fast the notifier is, and whom it delays.
+//! `make bench`: how fast the notifier is, and which receivers delay others.
 //!
-//! A black box: the release binary with a real RabbitMQ and a real PostgreSQL, and receivers that are
-//! never the limit. For a ratio, both sides run alternately in one go, so that other load on the machine
-//! affects both. Every published event must have arrived, once; a run that misses one fails. Where
-//! receivers hang, fail or are far away, some scenarios end before everything has arrived: what is still
-//! on its way then is late, and the figures show that. Figures are only reported: a busy machine may
-//! miss any of them.
+//! The release binary is measured from the outside, with a real RabbitMQ, a real PostgreSQL, and receivers
+//! that are never the bottleneck. For a ratio, both sides run alternately, so that other load on the
+//! machine affects both. A run fails unless every published event has arrived, once. If receivers hang,
+//! fail or are far away, some scenarios end before everything has arrived: events that are missing then
+//! are late, and the figures show that. A missed target doesn't fail the run: a busy machine may miss any.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is there to print")]
 

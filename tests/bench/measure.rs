@@ -1,4 +1,4 @@
-//! Time, CPU time, memory; and statistics of many samples.
+//! Measures time, CPU time and memory, and computes statistics of many samples.
 
 use std::{
     fmt, fs,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Linux has counted /proc's times in hundredths of a second since 2.6, on every architecture.
+/// Since 2.6, Linux counts the times in /proc in hundredths of a second, on every architecture.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Nanoseconds since 1970, by a monotonic clock.
@@ -20,8 +20,8 @@ pub(crate) fn now() -> u64 {
     u64::try_from(now.as_nanos()).expect("it is earlier than 2554")
 }
 
-/// A process's CPU time so far, including ended threads. Its resolution is a tick: a measurement should
-/// take a second of it.
+/// A process's CPU time so far, including ended threads. Its resolution is a tick, so a measurement should
+/// span a second of CPU time.
 pub(crate) fn processor_time(pid: u32) -> Duration {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -32,13 +32,13 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
     ticks.map(|ticks| TICK * ticks.parse::<u32>().expect("a number of ticks")).sum()
 }
 
-/// The process that started this one.
+/// The pid of a process's parent.
 pub(crate) fn parent(pid: u32) -> u32 {
     parent_and_ticks(pid).expect("it runs").0
 }
 
-/// The CPU time of a process's children, including ended ones that it has waited for. Zero if it can't
-/// be read.
+/// The CPU time of a process's children, including those that have ended and been waited for. Zero if it
+/// can't be read.
 pub(crate) fn children_processor_time(parent: u32) -> Duration {
     let ended = parent_and_ticks(parent).map_or(0, |(_, ticks)| ticks[2] + ticks[3]);
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -1,5 +1,5 @@
-//! Healthy receivers next to those that a scenario is about: with their own webhooks and event types,
-//! under a steady load. The effect of the others on them is measured.
+//! Healthy receivers next to those that a scenario is about, with their own webhooks and event types,
+//! under a steady load: to measure how the others affect them.
 
 use std::{
     iter,
@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    harness::Sandbox,
+    harness::{Notifier, Sandbox},
     load::{self, Producer, Published},
     measure::Latency,
     receiver::{Behaviour, Log, Receiver},
@@ -20,15 +20,15 @@ use crate::{
     subject::{self, Setting},
 };
 
-/// How long the last of their events may take. A missing one counts as this long.
+/// How long the last of their events may take. A missing event counts with this latency.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Numbers of events below this one are the neighbours'.
+/// The neighbours' events have numbers below this one, all other events from it on.
 pub(crate) const OTHERS: u32 = 1_000_000_000;
 
-/// How long their events took, and how many didn't arrive in time.
+/// The latencies of their events, and how many didn't arrive in time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Noticed {
+pub(crate) struct Observed {
     pub(crate) latency: Latency,
     pub(crate) missing: usize,
 }
@@ -55,7 +55,7 @@ impl Neighbours {
         Self { log, kinds, proven: 0, next: AtomicU32::new(0), _receivers: receivers }
     }
 
-    /// Sends each an event and waits for it, so that the notifier has seen them answer.
+    /// Sends an event to each and waits for it, so that the notifier knows that they answer.
     pub(crate) fn prove(&mut self, sandbox: &Sandbox) {
         let mut producer = Producer::open(&sandbox.servers.amqp_url);
         for (number, kind) in (0..).zip(&self.kinds) {
@@ -66,11 +66,12 @@ impl Neighbours {
         producer.settle();
         assert!(
             self.log.wait(self.kinds.len(), PATIENCE),
-            "the healthy ones get their first events"
+            "the healthy receivers get their first events"
         );
     }
 
-    /// Publishes to them in turn while `goes_on`, given the count so far, is true. May be called again.
+    /// Publishes to them in turn while `goes_on` is true, which gets the count so far. May be called
+    /// again.
     pub(crate) fn load(
         &self,
         sandbox: &Sandbox,
@@ -105,27 +106,30 @@ impl Neighbours {
         })
     }
 
-    /// Waits for what is still to come, and returns the latencies under the load. `published` has the
-    /// largest delay of a publish; `case` names the case in reports.
-    pub(crate) fn notice(&self, case: &str, published: Published, report: &mut Report) -> Noticed {
+    /// Waits for the events that haven't arrived yet, and returns the latencies under the load.
+    /// `published` has the largest delay of a publish; `case` names the case in reports.
+    pub(crate) fn observe(
+        &self,
+        case: &str,
+        published: Published,
+        report: &mut Report,
+    ) -> Observed {
         let end = self.next.load(Ordering::Acquire);
         self.log.wait(end as usize, PATIENCE);
-        let account = self.log.account(0..end);
-        if !account.may_become_right() {
-            report.wrong(format!("{case}: of the healthy ones' events {account}"));
-        }
-        let missing = account.missing;
+        let differences = self.log.differences(0..end);
+        report.require_no_repeats(&format!("healthy receivers, {case}"), differences);
+        let missing = differences.missing;
         let patience = u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX);
         let deliveries = self.log.deliveries();
         let under_load = deliveries.iter().filter(|delivery| delivery.event >= self.proven);
         let latencies = under_load.map(|delivery| delivery.latency());
         let latency = Latency::of(latencies.chain(iter::repeat_n(patience, missing)));
-        println!("  healthy, {case}: {latency}  ({published}; {missing} of {end} not in time)");
-        Noticed { latency, missing }
+        println!("  healthy, {case}: {latency}  ({published}; {missing} of {end} missing)");
+        Observed { latency, missing }
     }
 }
 
-/// Their latencies without anybody else.
+/// Their latencies without other receivers.
 pub(crate) fn alone(
     count: u32,
     per_second: u32,
@@ -133,15 +137,28 @@ pub(crate) fn alone(
     setting: Setting,
     report: &mut Report,
 ) -> Latency {
+    alone_and_idle(count, per_second, seconds, setting, report, |_| ()).0
+}
+
+/// The same, and what `measure_idle` measures afterwards, while the notifier is idle.
+pub(crate) fn alone_and_idle<T>(
+    count: u32,
+    per_second: u32,
+    seconds: u32,
+    setting: Setting,
+    report: &mut Report,
+    measure_idle: impl FnOnce(&Notifier) -> T,
+) -> (Latency, T) {
     let sandbox = Sandbox::new();
     let mut neighbours = Neighbours::start(&sandbox, count);
     let notifier = subject::notifier(&sandbox, setting).start();
     neighbours.prove(&sandbox);
     let published = neighbours.load(&sandbox, per_second, |sent| sent < per_second * seconds);
-    let noticed = neighbours.notice("alone", published, report);
-    if noticed.missing > 0 {
-        report.wrong(format!("the healthy ones, alone, miss {} events", noticed.missing));
+    let observed = neighbours.observe("alone", published, report);
+    if observed.missing > 0 {
+        report.wrong(format!("healthy receivers, alone: {} events missing", observed.missing));
     }
+    let idle = measure_idle(&notifier);
     notifier.terminate();
-    noticed.latency
+    (observed.latency, idle)
 }

@@ -1,18 +1,17 @@
-//! Whether first attempts arrived in the order of publishing.
+//! Checks whether first attempts arrived in the order of publishing.
 
 use std::{collections::HashSet, fmt, time::Duration};
 
 use crate::receiver::{Answer, Receipt, nanoseconds};
 
-/// The events of one webhook, by the order of their arrival.
+/// How far the arrival of one webhook's events was in order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Order {
-    /// Those without a failed attempt.
+    /// The events without a failed attempt.
     counted: usize,
-    /// Those after a later event that had been answered before they arrived: their request began after
-    /// its end.
+    /// Those of them that arrived after the answer to a later event: their request began too late.
     overtaken: usize,
-    /// Those after a later event whose request was still under way: the two may have begun in order.
+    /// Those that arrived while a later event's request was in flight: the two may have begun in order.
     together: usize,
 }
 
@@ -45,7 +44,7 @@ impl Order {
         order
     }
 
-    /// The percentage that a later event has overtaken. Concurrent requests may overtake.
+    /// The percentage of events that a later one has overtaken. Those of concurrent requests don't count.
     pub(crate) fn overtaken_percent(&self) -> f64 {
         self.overtaken as f64 / self.counted.max(1) as f64 * 100.0
     }
@@ -56,7 +55,7 @@ impl fmt::Display for Order {
         let Self { counted, overtaken, together } = self;
         write!(
             f,
-            "of {counted} events without a failed attempt {overtaken} came after a later one that was answered, {together} while a later one was under way"
+            "of {counted} events without a failed attempt, {overtaken} arrived after the answer to a later one, {together} while a later one was in flight"
         )
     }
 }

@@ -1,5 +1,5 @@
-//! PERF=FILE: profiles each side by perf, into FILE.notifier and FILE.bare-loop. The last round's
-//! profile is kept. It slows both sides down: ignore the figures.
+//! PERF=FILE: profiles each side with perf, into FILE.notifier and FILE.bare-loop. Each round overwrites
+//! the profiles of the one before. Profiling slows both sides down: ignore the figures.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use crate::subject::Side;
 pub(crate) struct Profile(Option<Child>);
 
 impl Profile {
-    /// Records this process, if a profile was asked for.
+    /// Records this process, if PERF is set.
     pub(crate) fn start(side: Side, pid: u32) -> Self {
         let Some(file) = env::var("PERF").ok().filter(|file| !file.is_empty()) else {
             return Self(None);
@@ -22,7 +22,7 @@ impl Profile {
             Side::BareLoop(_) => format!("{file}.bare-loop"),
             Side::Earlier(_) => format!("{file}.earlier"),
         };
-        // A prime number of samples per second, which resonates with nothing.
+        // A prime number of samples per second coincides with no other period.
         let perf = Command::new("perf")
             .args(["record", "-F", "997", "-g", "-o", &file, "-p", &pid.to_string()])
             .stdout(Stdio::null())
@@ -35,7 +35,7 @@ impl Profile {
 impl Drop for Profile {
     fn drop(&mut self) {
         if let Some(mut perf) = self.0.take() {
-            // It then writes its file.
+            // At SIGINT, perf writes its file.
             let _ = Command::new("kill").args(["-s", "INT", &perf.id().to_string()]).status();
             let _ = perf.wait();
         }

@@ -1,5 +1,5 @@
-//! A receiver's maximal throughput: keep-alive connections that only send the same request and read the
-//! response, from their own process.
+//! A receiver's maximum throughput: a separate process with keep-alive connections that only send the same
+//! request and read the response.
 
 use std::{
     env,
@@ -19,11 +19,11 @@ use crate::{
 
 pub(crate) const COMMAND: &str = "raw-loop";
 
-/// The stack of a connection's thread; there can be many.
+/// The stack size of a connection's thread: there can be many of them.
 const STACK: usize = 128 * 1024;
 
-/// Measures and prints what a receiver takes from so many connections with so many requests each.
-/// Returns requests per second.
+/// Measures and prints the requests per second that a receiver answers on these connections, and returns
+/// them. Each connection sends this number of requests.
 pub(crate) fn measure_receiver(behaviour: Behaviour, connections: u32, requests: u32) -> f64 {
     let log = Log::new();
     let receiver = Receiver::start(behaviour, &log);
@@ -48,7 +48,7 @@ pub(crate) fn measure_receiver(behaviour: Behaviour, connections: u32, requests:
     per_second
 }
 
-/// The process: ADDRESS CONNECTIONS REQUESTS, the last for each connection.
+/// The main function of that process: ADDRESS CONNECTIONS REQUESTS, the last for each connection.
 pub(crate) fn run(arguments: &[String]) {
     let [address, connections, requests] = arguments else {
         panic!("{COMMAND} ADDRESS CONNECTIONS REQUESTS")

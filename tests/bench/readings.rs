@@ -1,4 +1,4 @@
-//! What a notifier and its broker have done and used so far, and the difference of two readings.
+//! Readings of what a notifier and its broker have done so far, and of their CPU time.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use crate::{harness::Notifier, measure::processor_time};
 pub(crate) struct Reading {
     at: Instant,
     received: f64,
-    entries: f64,
+    deferrals: f64,
     failures: f64,
     notifier: Duration,
     broker: Duration,
@@ -22,8 +22,8 @@ pub(crate) struct Spent {
     pub(crate) seconds: f64,
     /// Messages that the lanes received.
     pub(crate) received: f64,
-    /// Deliveries that were put aside: before an attempt, or after one that failed.
-    pub(crate) entries: f64,
+    /// How often deliveries were deferred: held before an attempt, or parked after one that failed.
+    pub(crate) deferrals: f64,
     pub(crate) failures: f64,
     /// CPU time, in percent of a core.
     pub(crate) notifier: f64,
@@ -37,7 +37,8 @@ impl Reading {
         Self {
             at: Instant::now(),
             received: sum("webhook_events_received_total"),
-            entries: sum("webhook_deliveries_held_total") + sum("webhook_retries_scheduled_total"),
+            deferrals: sum("webhook_deliveries_held_total")
+                + sum("webhook_retries_scheduled_total"),
             failures: sum("webhook_request_failure_total"),
             notifier: processor_time(notifier.id()),
             broker: processor_time(broker),
@@ -50,7 +51,7 @@ impl Reading {
         Spent {
             seconds,
             received: self.received - earlier.received,
-            entries: self.entries - earlier.entries,
+            deferrals: self.deferrals - earlier.deferrals,
             failures: self.failures - earlier.failures,
             notifier: percent(self.notifier - earlier.notifier),
             broker: percent(self.broker - earlier.broker),
@@ -59,10 +60,10 @@ impl Reading {
 }
 
 impl Spent {
-    /// How often deliveries were put aside, relative to the most that so many events need: each waits
-    /// once, and once more after each failed attempt.
-    pub(crate) fn moves(&self, events: u32) -> f64 {
-        self.entries / (f64::from(events) + self.failures)
+    /// The deferrals, relative to the maximum that these events need: one each, and one more after each
+    /// failed attempt.
+    pub(crate) fn relative_deferrals(&self, events: u32) -> f64 {
+        self.deferrals / (f64::from(events) + self.failures)
     }
 }
 

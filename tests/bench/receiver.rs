@@ -1,19 +1,21 @@
-//! Receivers: a thread per connection, mostly one read and one write per request, and a log of what
-//! arrived when. [`crate::raw_loop`] measures their throughput.
+//! Receivers: they have a thread per connection, need mostly one read and one write per request, and log
+//! what arrived when. [`crate::raw_loop`] measures their throughput.
+
+mod log;
 
 use std::{
     collections::HashMap,
-    fmt,
-    hash::Hash,
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock,
+        Arc, Condvar, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+pub(crate) use log::{Answer, Differences, Log, Receipt};
 
 use crate::{event, measure::now};
 
@@ -24,191 +26,11 @@ const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length:
 /// Far more than the size of any request here.
 const BUFFER: usize = 16 * 1024;
 
-/// The stack of a connection's thread; there can be many. The buffer isn't on it.
+/// The stack size of a connection's thread: there can be many of them. The buffer isn't on the stack.
 const STACK: usize = 128 * 1024;
 
-/// Connections that may wait to be accepted: more than are ever opened at once.
+/// How many connections may wait to be accepted: more than are ever opened at once.
 const BACKLOG: i32 = 4_096;
-
-/// One request, when its last byte had arrived.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Receipt {
-    /// The number of the event.
-    pub(crate) event: u32,
-    /// The number at the end of the path.
-    pub(crate) webhook: u32,
-    pub(crate) sent: u64,
-    pub(crate) at: u64,
-    pub(crate) answer: Answer,
-}
-
-/// The answer to a request, sent at once or later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// 200: the event is delivered.
-    Success,
-    /// 500.
-    Failure,
-    /// 503.
-    Unavailable,
-    Nothing,
-}
-
-impl Receipt {
-    /// Nanoseconds from publishing to arrival.
-    pub(crate) fn latency(&self) -> u64 {
-        self.at.saturating_sub(self.sent)
-    }
-}
-
-/// What one or several receivers got.
-#[derive(Debug, Default)]
-pub(crate) struct Log {
-    entries: Mutex<Entries>,
-    reached: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Entries {
-    receipts: Vec<Receipt>,
-    delivered: usize,
-    connections: usize,
-    strangers: usize,
-    /// How many deliveries somebody waits for.
-    awaited: usize,
-}
-
-/// What arrived, compared with what should have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Account {
-    pub(crate) missing: usize,
-    pub(crate) repeated: usize,
-    /// Requests for something unexpected.
-    pub(crate) strangers: usize,
-}
-
-impl Account {
-    pub(crate) fn is_right(self) -> bool {
-        self == Self::default()
-    }
-
-    /// Right so far: what is missing may still arrive.
-    pub(crate) fn may_become_right(self) -> bool {
-        Self { missing: 0, ..self }.is_right()
-    }
-}
-
-impl fmt::Display for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { missing, repeated, strangers } = self;
-        write!(f, "{missing} missing, {repeated} repeated, {strangers} that nobody sent")
-    }
-}
-
-impl Log {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().expect("no receiver panics while it holds it")
-    }
-
-    fn push(&self, receipt: Receipt) {
-        let mut entries = self.lock();
-        entries.receipts.push(receipt);
-        let delivered = receipt.answer == Answer::Success;
-        entries.delivered += usize::from(delivered);
-        let reached = delivered && entries.delivered == entries.awaited;
-        drop(entries);
-        if reached {
-            self.reached.notify_all();
-        }
-    }
-
-    /// Waits until that many deliveries have arrived. False if they haven't within the limit.
-    pub(crate) fn wait(&self, count: usize, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        let mut entries = self.lock();
-        entries.awaited = count;
-        while entries.delivered < count {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
-            entries = self.reached.wait_timeout(entries, left).expect("as above").0;
-        }
-        true
-    }
-
-    /// Waits for requests, answered or not.
-    pub(crate) fn wait_requests(&self, count: usize, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        while self.lock().receipts.len() < count {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        true
-    }
-
-    /// How many deliveries have arrived.
-    pub(crate) fn delivered(&self) -> usize {
-        self.lock().delivered
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        self.lock().connections
-    }
-
-    /// All requests, successful or not.
-    pub(crate) fn receipts(&self) -> Vec<Receipt> {
-        self.lock().receipts.clone()
-    }
-
-    /// Those that succeeded.
-    pub(crate) fn deliveries(&self) -> Vec<Receipt> {
-        let entries = self.lock();
-        let delivered = |receipt: &&Receipt| receipt.answer == Answer::Success;
-        entries.receipts.iter().filter(delivered).copied().collect()
-    }
-
-    /// Compares with what should have arrived: these events, each to one webhook.
-    pub(crate) fn account(&self, events: impl IntoIterator<Item = u32>) -> Account {
-        self.account_by(|receipt| receipt.event, events)
-    }
-
-    /// Compares with what should have arrived: one event, to each of these webhooks.
-    pub(crate) fn account_of_webhooks(&self, webhooks: impl IntoIterator<Item = u32>) -> Account {
-        self.account_by(|receipt| receipt.webhook, webhooks)
-    }
-
-    /// Compares with what should have arrived: deliveries, each identified by event and webhook.
-    pub(crate) fn account_of_deliveries(
-        &self,
-        deliveries: impl IntoIterator<Item = (u32, u32)>,
-    ) -> Account {
-        self.account_by(|receipt| (receipt.event, receipt.webhook), deliveries)
-    }
-
-    fn account_by<K: Eq + Hash>(
-        &self,
-        key: fn(&Receipt) -> K,
-        expected: impl IntoIterator<Item = K>,
-    ) -> Account {
-        let mut times: HashMap<K, usize> = HashMap::new();
-        for delivery in self.deliveries() {
-            *times.entry(key(&delivery)).or_default() += 1;
-        }
-        let mut account = Account { strangers: self.lock().strangers, ..Account::default() };
-        for number in expected {
-            match times.remove(&number) {
-                None => account.missing += 1,
-                Some(times) => account.repeated += times - 1,
-            }
-        }
-        account.strangers += times.len();
-        account
-    }
-}
 
 /// Listens on loopback until it is dropped.
 pub(crate) struct Receiver {
@@ -226,24 +48,24 @@ pub(crate) enum Behaviour {
     Silent,
     /// Never answers these webhooks' requests, and answers others promptly.
     SilentTo(fn(u32) -> bool),
-    /// Fails this percentage of requests. Which ones depends on the event and the attempt: it is the
-    /// same in each run.
+    /// Fails this percentage of requests. Event and attempt determine which ones, so that each run fails
+    /// the same.
     Flaky(u64),
     /// Answers 503 for this long after its first request.
     Away(Duration),
-    /// For each webhook: a request takes this long, and so do those that arrive meanwhile; the next one
-    /// is answered at once, and then it starts over.
+    /// Alternates for each webhook: a request takes this long, and so do those that arrive meanwhile; the
+    /// next one is answered at once.
     Alternating(Duration),
 }
 
-/// What the connections of a receiver share.
+/// The state that a receiver's connections share.
 struct Shared {
     behaviour: Behaviour,
     log: Arc<Log>,
     first_request: OnceLock<u64>,
     /// How often each event has arrived.
     attempts: Mutex<HashMap<u32, u64>>,
-    /// Until when a webhook hangs; if missing, its next request decides that.
+    /// Until when a webhook hangs; if it is missing, its next request sets it.
     hanging: Mutex<HashMap<u32, u64>>,
     is_away: AtomicBool,
     is_held: AtomicBool,
@@ -255,7 +77,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The answer to a request, and how long it takes.
+    /// The answer to a request, and its delay.
     fn answer(&self, event: u32, webhook: u32, at: u64) -> (Answer, Duration) {
         if self.is_away.load(Ordering::Acquire) {
             return (Answer::Unavailable, Duration::ZERO);
@@ -338,7 +160,7 @@ impl Receiver {
 
     fn listen(address: (Ipv4Addr, u16), behaviour: Behaviour, log: &Arc<Log>) -> Self {
         let listener = TcpListener::bind(address).expect("a free port");
-        // By default 128 connections may wait to be accepted; the next one is retried after a second.
+        // By default 128 connections may wait to be accepted. Others would be retried after a second.
         rustix::net::listen(&listener, BACKLOG).expect("it listens");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
@@ -361,7 +183,7 @@ impl Receiver {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                shared.log.lock().connections += 1;
+                shared.log.count_connection();
                 if let Ok(handle) = stream.try_clone() {
                     shared.streams.lock().expect("no holder panics").push(handle);
                 }
@@ -379,13 +201,13 @@ impl Receiver {
         self.shared.first_request.get().copied()
     }
 
-    /// From now on it answers 503 at once, until [`Self::come_back`].
-    pub(crate) fn go_away(&self) {
+    /// From now on it answers 503 at once, until [`Self::recover`].
+    pub(crate) fn fail(&self) {
         self.shared.is_away.store(true, Ordering::Release);
     }
 
-    /// Ends [`Self::go_away`]. Returns the time.
-    pub(crate) fn come_back(&self) -> u64 {
+    /// Ends [`Self::fail`]. Returns the time.
+    pub(crate) fn recover(&self) -> u64 {
         self.shared.is_away.store(false, Ordering::Release);
         now()
     }
@@ -445,7 +267,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 (answer, after)
             }
             None => {
-                shared.log.lock().strangers += 1;
+                shared.log.count_unexpected();
                 (Answer::Success, Duration::ZERO)
             }
         };

@@ -2,24 +2,24 @@
 
 use std::fmt;
 
-use crate::measure::Spread;
+use crate::{measure::Spread, receiver::Differences};
 
-/// What a figure should be.
+/// What a figure should be. The median of the rounds decides whether it is reached.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Limit {
+pub(crate) enum Target {
     AtLeast(f64),
     AtMost(f64),
-    /// At most this ratio, or at most so many milliseconds more: on a quiet machine one more scheduler
-    /// slice doubles a latency, which nobody notices.
+    /// At most this ratio, or at most this many milliseconds more: on a quiet machine a single further
+    /// scheduler slice doubles a latency, which nobody notices.
     AtMostOr {
         ratio: f64,
         slack: f64,
     },
-    /// Only reported.
+    /// None: the figure is only reported.
     None,
 }
 
-impl Limit {
+impl Target {
     /// What "at most twice the latency" means here.
     pub(crate) const TWICE: Self = Self::within_ratio(2.0);
 
@@ -30,8 +30,8 @@ impl Limit {
     /// The verdict on a figure, or on a ratio and the difference of its two figures.
     fn verdict(self, value: f64, difference: f64) -> &'static str {
         let reached = match self {
-            Self::AtLeast(limit) => value >= limit,
-            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(least) => value >= least,
+            Self::AtMost(most) => value <= most,
             Self::AtMostOr { ratio, slack } => value <= ratio || difference <= slack,
             Self::None => return "",
         };
@@ -39,11 +39,11 @@ impl Limit {
     }
 }
 
-impl fmt::Display for Limit {
+impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&match self {
-            Self::AtLeast(limit) => format!(">= {}", number(*limit)),
-            Self::AtMost(limit) => format!("<= {}", number(*limit)),
+            Self::AtLeast(least) => format!(">= {}", number(*least)),
+            Self::AtMost(most) => format!("<= {}", number(*most)),
             Self::AtMostOr { ratio, slack } => format!("<= {} or +{slack} ms", number(*ratio)),
             Self::None => String::new(),
         })
@@ -51,21 +51,25 @@ impl fmt::Display for Limit {
 }
 
 const NOTE: &str = "\
-MIN, MEDIAN and MAX are over the rounds: of the ratio of the two figures, or of the figure where
-there is nothing to compare it with. The median decides. A figure that is missed does not fail the
-run: another load on the machine can cause that. What is lost, repeated or left behind does.";
+NOTIFIER and BASELINE are medians of the rounds. MIN, MEDIAN and MAX are those of the ratio of the
+two, or of the figure itself if it has no baseline; this median must meet the target. A missed target
+does not fail the run, since other load on the machine can cause it. Lost, repeated or leftover
+events do.";
 
-/// One line of the table. The median decides whether the limit was met.
+/// A figure of a round: its name, its target, and how to get it from the round.
+pub(crate) type Figure<'a, R> = (&'a str, Target, fn(&R) -> f64);
+
+/// One line of the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) figure: String,
-    pub(crate) limit: Limit,
-    /// The ratio if there is something to compare with, otherwise the figure itself.
+    pub(crate) target: Target,
+    /// Of the ratio to the baseline; without a baseline, of the figure itself.
     pub(crate) spread: Spread,
-    /// The median of the difference to the figure that it is compared with.
+    /// The median of the difference to the baseline.
     pub(crate) difference: f64,
     pub(crate) ours: String,
-    pub(crate) against: String,
+    pub(crate) baseline: String,
 }
 
 #[derive(Debug, Default)]
@@ -79,43 +83,73 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Adds a figure's ratio, round by round, with the medians of both sides.
-    pub(crate) fn ratio(&mut self, figure: &str, limit: Limit, pairs: &[(f64, f64)]) {
+    /// Adds a figure's ratio to its baseline, round by round.
+    pub(crate) fn ratio(&mut self, figure: &str, target: Target, pairs: &[(f64, f64)]) {
         let ours = Spread::of(pairs.iter().map(|pair| pair.0)).median;
-        let against = Spread::of(pairs.iter().map(|pair| pair.1)).median;
+        let baseline = Spread::of(pairs.iter().map(|pair| pair.1)).median;
         self.row(Row {
             figure: figure.to_owned(),
-            limit,
-            spread: Spread::of(pairs.iter().map(|(ours, against)| ours / against)),
-            difference: Spread::of(pairs.iter().map(|(ours, against)| ours - against)).median,
+            target,
+            spread: Spread::of(pairs.iter().map(|(ours, baseline)| ours / baseline)),
+            difference: Spread::of(pairs.iter().map(|(ours, baseline)| ours - baseline)).median,
             ours: number(ours),
-            against: number(against),
+            baseline: number(baseline),
         });
     }
 
-    /// Adds a figure without a comparison.
-    pub(crate) fn figure(&mut self, figure: &str, limit: Limit, values: &[f64]) {
+    /// Adds figures of pairs of rounds, of which the second is the baseline.
+    pub(crate) fn ratios<R>(&mut self, case: &str, pairs: &[(R, R)], figures: &[Figure<'_, R>]) {
+        for (figure, target, of) in figures {
+            let pairs: Vec<_> = pairs.iter().map(|(ours, other)| (of(ours), of(other))).collect();
+            self.ratio(&format!("{case}: {figure}"), *target, &pairs);
+        }
+    }
+
+    /// Adds a figure without a baseline.
+    pub(crate) fn figure(&mut self, figure: &str, target: Target, values: &[f64]) {
         let spread = Spread::of(values.iter().copied());
         let figure = figure.to_owned();
         self.row(Row {
             figure,
-            limit,
+            target,
             spread,
             difference: f64::INFINITY,
             ours: number(spread.median),
-            against: String::new(),
+            baseline: String::new(),
         });
     }
 
-    /// Records something lost or wrong: the run fails.
+    /// Adds figures of rounds.
+    pub(crate) fn figures<R>(&mut self, case: &str, rounds: &[R], figures: &[Figure<'_, R>]) {
+        for (figure, target, of) in figures {
+            let values: Vec<_> = rounds.iter().map(of).collect();
+            self.figure(&format!("{case}: {figure}"), *target, &values);
+        }
+    }
+
+    /// Records that something is lost, repeated or otherwise wrong: the run fails.
     pub(crate) fn wrong(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
         println!("  WRONG: {problem}");
         self.wrong.push(problem);
     }
 
-    /// Whether nothing was lost or wrong.
-    pub(crate) fn is_right(&self) -> bool {
+    /// Requires that everything has arrived, once.
+    pub(crate) fn require_complete(&mut self, case: &str, differences: Differences) {
+        if !differences.are_none() {
+            self.wrong(format!("{case}: {differences}"));
+        }
+    }
+
+    /// Requires that what has arrived did so once. Some may still be on its way.
+    pub(crate) fn require_no_repeats(&mut self, case: &str, differences: Differences) {
+        if !differences.are_only_missing() {
+            self.wrong(format!("{case}: {differences}"));
+        }
+    }
+
+    /// Whether nothing is wrong.
+    pub(crate) fn has_passed(&self) -> bool {
         self.wrong.is_empty()
     }
 }
@@ -126,22 +160,22 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{:width$}  {:>9}  {:>9}  {:>7} {:>7} {:>7}  {:>15}",
-            "FIGURE", "NOTIFIER", "AGAINST", "MIN", "MEDIAN", "MAX", "LIMIT"
+            "FIGURE", "NOTIFIER", "BASELINE", "MIN", "MEDIAN", "MAX", "TARGET"
         )?;
         for row in &self.rows {
             let Spread { min, median, max } = row.spread;
             let (min, median, max) = (number(min), number(median), number(max));
-            let verdict = row.limit.verdict(row.spread.median, row.difference);
+            let verdict = row.target.verdict(row.spread.median, row.difference);
             writeln!(
                 f,
                 "{:width$}  {:>9}  {:>9}  {min:>7} {median:>7} {max:>7}  {:>15}  {verdict}",
-                row.figure, row.ours, row.against, row.limit
+                row.figure, row.ours, row.baseline, row.target
             )?;
         }
         writeln!(f, "\n{NOTE}\n")?;
         match self.wrong.len() {
-            0 => write!(f, "nothing lost, nothing twice, nothing left behind"),
-            count => write!(f, "{count} THINGS WRONG, the first: {}", self.wrong[0]),
+            0 => write!(f, "nothing lost, nothing repeated, nothing left behind"),
+            count => write!(f, "{count} PROBLEMS, the first: {}", self.wrong[0]),
         }
     }
 }

@@ -22,6 +22,7 @@ mod hostile;
 mod hung_event;
 mod half_hung;
 mod scale;
+mod one_receiver;
 
 use std::{fs, process::ExitCode, time::Instant};
 
@@ -29,7 +30,7 @@ use crate::{report::Report, settings::Settings};
 
 struct Scenario {
     name: &'static str,
-    /// Part of a run without names.
+    /// Whether a run without names includes it.
     usual: bool,
     run: fn(&Settings, &mut Report),
 }
@@ -80,21 +81,21 @@ pub(crate) fn run(names: &[String]) -> ExitCode {
         (Some(name), _) => return usage(&format!("there is no scenario {name}")),
         (None, Err(problem)) => return usage(&problem),
     };
-    let asked = |scenario: &&Scenario| match names {
+    let is_selected = |scenario: &&Scenario| match names {
         [] => scenario.usual,
         names => names.iter().any(|name| name == scenario.name),
     };
     let began = Instant::now();
     let mut report = Report::default();
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("load average before it starts: {}", load.trim());
-    for scenario in SCENARIOS.iter().filter(asked) {
+    println!("load average at the start: {}", load.trim());
+    for scenario in SCENARIOS.iter().filter(is_selected) {
         println!("\n== {} (after {:.0} s)", scenario.name, began.elapsed().as_secs_f64());
         (scenario.run)(&settings, &mut report);
     }
     println!("\n{report}");
-    println!("{:.0} s in all", began.elapsed().as_secs_f64());
-    if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("the run took {:.0} s", began.elapsed().as_secs_f64());
+    if report.has_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn usage(problem: &str) -> ExitCode {

@@ -4,29 +4,29 @@ use std::{env, str::FromStr, time::Duration};
 
 use crate::subject::{Channels, Setting};
 
-/// One run.
+/// Of one run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     /// ROUNDS, instead of each scenario's own number.
     rounds: Option<usize>,
-    /// DURATION, for the scenarios that wait.
+    /// DURATION of the scenarios `dead` and `waiting`.
     pub(crate) duration: Duration,
-    /// AWAY: how long receivers are away, in the scenarios about that.
+    /// AWAY: the duration of the outage in the scenarios `away` and `refused`.
     pub(crate) away: Duration,
-    /// EVENTS, instead of those scenarios' number.
+    /// EVENTS, instead of a scenario's own number.
     events: Option<u32>,
-    /// RECEIVERS, for scenarios with hundreds of them.
+    /// RECEIVERS, instead of the hundreds of `refused`.
     receivers: Option<u32>,
-    /// NOTIFIER: its prefetch and its capacity when tuned.
+    /// NOTIFIER: its prefetch and its capacity if tuned.
     pub(crate) notifier: Setting,
-    /// BARE: the bare loop's channels and prefetch at its best.
+    /// BARE: the bare loop's channels and prefetch if tuned.
     pub(crate) bare: Channels,
 }
 
-/// Found by `make bench SCENARIO=search-notifier`.
+/// The best by `make bench SCENARIO=search-notifier`.
 const NOTIFIER_TUNED: Setting = Setting::prefetch(256);
 
-/// Found by `make bench SCENARIO=search`: among the fastest settings, the one with the least CPU time.
+/// The best by `make bench SCENARIO=search`: among the fastest settings, the one with the least CPU time.
 const BARE_TUNED: Channels = Channels { count: 4, prefetch: 256 };
 
 impl Settings {
@@ -47,7 +47,7 @@ impl Settings {
     }
 
     pub(crate) fn events(&self, default: u32) -> u32 {
-        // Fewer would say nothing about a rate.
+        // Fewer events would say nothing about a rate.
         self.events.unwrap_or(default).max(10)
     }
 

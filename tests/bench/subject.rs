@@ -1,16 +1,17 @@
-//! What is measured: the notifier or the bare loop, as its own process.
+//! What is measured: the notifier or the bare loop, as a process of its own.
 
 use std::{env, fmt, process::Command, str::FromStr};
 
 use crate::{
     bare_loop,
     harness::{Process, SOON, Sandbox, notifier::Launch},
+    report::Report,
 };
 
-/// The notifier's settings; what is `None` isn't set.
+/// The notifier's settings; those that are `None` keep their defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
-    /// Requests that may be under way at a time.
+    /// The maximum number of requests in flight.
     pub(crate) capacity: Option<u16>,
     /// Each consumer's prefetch.
     pub(crate) prefetch: Option<u16>,
@@ -121,14 +122,14 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Starts one that consumes the sandbox's first queue. Both send to this URL: the bare loop gets it
-    /// as an argument, the notifier finds it in the table.
+    /// Starts a process that consumes the sandbox's first queue and sends to this URL. The bare loop gets
+    /// the URL as an argument, the notifier finds it in the table.
     pub(crate) fn start(side: Side, sandbox: &Sandbox, url: &str) -> Self {
         let process = match side {
             Side::Notifier(setting) => notifier(sandbox, setting).spawn(),
             Side::BareLoop(channels) => bare_loop(sandbox, channels, url),
             Side::Earlier(setting) => {
-                // An older version may declare it with other arguments, and a newer one replaces it.
+                // An older version may declare it with other arguments. The newer one replaces it again.
                 sandbox.broker.delete_exchange("webhooks.retry");
                 earlier(&notifier(sandbox, setting))
             }
@@ -149,32 +150,30 @@ impl Subject {
         self.process.id()
     }
 
-    /// Ends it. Returns what is wrong with how it ended, or with what it left.
-    pub(crate) fn stop(mut self, sandbox: &Sandbox) -> Vec<String> {
+    /// Stops it. A notifier must end with code 0 and leave no messages in its queues.
+    pub(crate) fn stop(mut self, sandbox: &Sandbox, report: &mut Report) {
         if matches!(self.side, Side::BareLoop(_)) {
             self.process.kill();
-            return Vec::new();
+            return;
         }
         self.process.signal("TERM");
         let exit = self.process.wait_exit(SOON);
-        let mut wrong = Vec::new();
         if exit.code != Some(0) {
-            wrong.push(format!("the notifier ended with {:?}", exit.code));
+            report.wrong(format!("the notifier ended with {:?}", exit.code));
         }
         for queue in &sandbox.queues {
             for queue in [queue.clone(), format!("{queue}.retry"), format!("{queue}.dead")] {
                 let left = sandbox.broker.ready(&queue);
                 if left != Some(0) {
-                    wrong.push(format!("{queue} holds {left:?} messages at the end"));
+                    report.wrong(format!("{queue} holds {left:?} messages at the end"));
                 }
             }
         }
-        wrong
     }
 }
 
-/// Runs one case and another, round by round. The order rotates, or a machine that is slowing down would
-/// look like a difference.
+/// Runs two cases, round by round. Their order alternates: otherwise a machine that slows down would look
+/// like a difference between them.
 pub(crate) fn in_turns<C: Copy, T>(
     rounds: usize,
     one: C,
@@ -207,9 +206,9 @@ pub(crate) fn notifier(sandbox: &Sandbox, setting: Setting) -> Launch {
     }
 }
 
-/// The same call with the other binary.
+/// Launches the earlier binary with the same arguments and environment.
 fn earlier(launch: &Launch) -> Process {
-    let mut command = Command::new(env::var_os(EARLIER).expect("looked at before"));
+    let mut command = Command::new(env::var_os(EARLIER).expect("checked before"));
     command.args(launch.0.get_args()).env_clear();
     command.envs(launch.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
     Process::spawn(command)

@@ -1,5 +1,5 @@
-//! The cost of 100,000 deliveries that wait for one dead receiver: how often they move, and what
-//! notifier and broker spend on that, after DURATION.
+//! The cost of 100,000 deliveries that wait for one dead receiver: how often they are received and attempted,
+//! and the CPU time of notifier and broker, after DURATION.
 
 use std::{
     thread,
@@ -12,7 +12,7 @@ use crate::{
     measure::resident_mib,
     readings::{Reading, broker_pid},
     receiver::free_port,
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject,
 };
@@ -29,7 +29,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     let sandbox = Sandbox::new();
     sandbox.webhook(&format!("http://127.0.0.1:{}/webhooks/0", free_port()), &[KIND]);
     let notifier = subject::notifier(&sandbox, settings.notifier)
-        // Without a line for each failed attempt, of which there are many.
+        // Without a line for each failed attempt: there are many.
         .env("RUST_LOG", "info,webhook_notifier::pipeline=error")
         .start();
     load::fill(&sandbox.servers.amqp_url, sandbox.queue(), 0..EVENTS, KIND);
@@ -45,7 +45,7 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
         let figures =
             [per_second(spent.received), per_second(spent.failures), spent.notifier, spent.broker];
         println!(
-            "  after {:4.0} s: {:.1} moves/s, {:.1} attempts/s, CPU: notifier {:.1} %, broker {:.1} %; {:.1} MiB, {} ready on the primary queue",
+            "  after {:4.0} s: {:.1} messages/s received, {:.1} attempts/s, CPU: notifier {:.1} %, broker {:.1} %; {:.1} MiB, {} ready on the primary queue",
             began.elapsed().as_secs_f64(),
             figures[0],
             figures[1],
@@ -56,10 +56,10 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
         );
         (before, last) = (after, Some(figures));
     }
-    let Some([moves, attempts, ours, brokers]) = last else { return };
-    report.figure("dead: moves/s through the lanes", Limit::None, &[moves]);
-    report.figure("dead: attempts/s", Limit::None, &[attempts]);
-    report.figure("dead: CPU of the notifier, % of a core", Limit::None, &[ours]);
-    report.figure("dead: CPU of the broker, % of a core", Limit::None, &[brokers]);
+    let Some([received, attempts, ours, brokers]) = last else { return };
+    report.figure("dead: messages/s received", Target::None, &[received]);
+    report.figure("dead: attempts/s", Target::None, &[attempts]);
+    report.figure("dead: CPU of the notifier, % of a core", Target::None, &[ours]);
+    report.figure("dead: CPU of the broker, % of a core", Target::None, &[brokers]);
     notifier.kill();
 }

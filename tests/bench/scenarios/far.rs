@@ -1,8 +1,8 @@
-//! Receivers that aren't slow, only far away: how close the notifier gets to what its capacity allows,
-//! and the effect on a quick receiver.
+//! Receivers that aren't slow, only far away: how close the notifier gets to the rate that its capacity
+//! allows, and how it affects a prompt receiver.
 //!
-//! One of them may use half of the capacity N, since the other half is reserved for others; with a
-//! latency of L it can get N/2 / L deliveries per second. Many may use nearly all of it.
+//! One receiver may use half of the capacity N, since the other half is reserved for others. With a latency
+//! of L, it can get N/2 / L deliveries per second. Many receivers may use nearly all of the capacity.
 
 use std::{
     net::Ipv4Addr,
@@ -17,7 +17,7 @@ use crate::{
     neighbours::{self, Neighbours, OTHERS},
     raw_loop,
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -30,18 +30,18 @@ const MANY: u8 = 20;
 
 const NEIGHBOUR_PER_SECOND: u32 = 50;
 
-/// At least five times what it should take. What hasn't arrived by then isn't lost, only late.
-const LIMIT: Duration = Duration::from_secs(120);
+/// At least five times what it should take. Events that haven't arrived by then aren't lost, only late.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A capacity, and the events published for it: enough for ten seconds and more.
+/// A capacity, and the numbers of events for it: enough for ten seconds and more.
 struct Case {
     setting: Setting,
     capacity: u16,
     for_one: u32,
     for_many: u32,
-    rate_of_one: Limit,
-    rate_of_many: Limit,
-    p99: Limit,
+    rate_of_one: Target,
+    rate_of_many: Target,
+    p99: Target,
 }
 
 const BY_DEFAULT: Case = Case {
@@ -49,9 +49,9 @@ const BY_DEFAULT: Case = Case {
     capacity: 64,
     for_one: 4_000,
     for_many: 10_000,
-    rate_of_one: Limit::AtLeast(0.90),
-    rate_of_many: Limit::AtLeast(0.85),
-    p99: Limit::TWICE,
+    rate_of_one: Target::AtLeast(0.90),
+    rate_of_many: Target::AtLeast(0.85),
+    p99: Target::TWICE,
 };
 
 const WIDE: Case = Case {
@@ -59,9 +59,9 @@ const WIDE: Case = Case {
     capacity: 512,
     for_one: 20_000,
     for_many: 50_000,
-    rate_of_one: Limit::AtLeast(0.80),
-    rate_of_many: Limit::AtLeast(0.80),
-    p99: Limit::None,
+    rate_of_one: Target::AtLeast(0.80),
+    rate_of_many: Target::AtLeast(0.80),
+    p99: Target::None,
 };
 
 pub(super) fn by_default(settings: &Settings, report: &mut Report) {
@@ -73,7 +73,7 @@ pub(super) fn wide(settings: &Settings, report: &mut Report) {
 }
 
 fn run(case: &Case, settings: &Settings, report: &mut Report) {
-    // A connection for each concurrent request of the largest case.
+    // With a connection for each concurrent request of the largest case.
     for (latency, requests) in [(ALONE, 15), (EACH, 30)] {
         raw_loop::measure_receiver(Behaviour::Slow(latency), 512, requests);
     }
@@ -84,8 +84,8 @@ fn run(case: &Case, settings: &Settings, report: &mut Report) {
 
 fn one(case: &Case, rounds: usize, report: &mut Report) {
     let Case { setting, capacity, for_one: events, .. } = *case;
-    println!("{events} events at once for one that takes {ALONE:?}; {setting}");
-    let (mut rates, mut p99, mut moved) = (Vec::new(), Vec::new(), Vec::new());
+    println!("{events} events at once for a receiver that takes {ALONE:?}; {setting}");
+    let (mut rates, mut p99, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let alone = neighbours::alone(1, NEIGHBOUR_PER_SECOND, 20, setting, report);
         let sandbox = Sandbox::new();
@@ -97,23 +97,23 @@ fn one(case: &Case, rounds: usize, report: &mut Report) {
             far.publish(&sandbox, events);
             far.wait(events, report)
         });
-        let beside = neighbours.notice("beside the far one", published, report).latency;
+        let beside = neighbours.observe("beside the far one", published, report).latency;
         rates.push((rate, f64::from(capacity) / 2.0 / ALONE.as_secs_f64()));
         p99.push((beside.p99, alone.p99));
-        moved.push(moves(&notifier));
-        // What it hasn't delivered in time is deleted with its queue.
+        deferred.push(deferrals(&notifier));
+        // Events that it hasn't delivered in time are deleted with their queue.
         notifier.kill();
     }
     let figure = |name: &str| format!("far, one, {setting}: {name}");
     report.ratio(&figure("deliveries/s"), case.rate_of_one, &rates);
-    report.ratio(&figure("p99 ms of a quick one"), case.p99, &p99);
-    report.figure(&figure(&format!("moves of {events}")), Limit::None, &moved);
+    report.ratio(&figure("p99 ms of a prompt one"), case.p99, &p99);
+    report.figure(&figure(&format!("deferrals of {events} events")), Target::None, &deferred);
 }
 
 fn many(case: &Case, rounds: usize, report: &mut Report) {
     let Case { setting, capacity, for_many: events, .. } = *case;
-    println!("{events} events at once for {MANY} that take {EACH:?} each; {setting}");
-    let (mut rates, mut moved) = (Vec::new(), Vec::new());
+    println!("{events} events at once for {MANY} receivers that take {EACH:?} each; {setting}");
+    let (mut rates, mut deferred) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let sandbox = Sandbox::new();
         let far = Far::start(&sandbox, MANY, EACH);
@@ -122,16 +122,16 @@ fn many(case: &Case, rounds: usize, report: &mut Report) {
         let notifier = subject::notifier(&sandbox, setting).start();
         let rate = far.wait(events, report);
         rates.push((rate, f64::from(capacity) / EACH.as_secs_f64()));
-        moved.push(moves(&notifier));
+        deferred.push(deferrals(&notifier));
         notifier.kill();
     }
     let figure = |name: &str| format!("far, {MANY}, {setting}: {name}");
     report.ratio(&figure("deliveries/s"), case.rate_of_many, &rates);
-    report.figure(&figure(&format!("moves of {events}")), Limit::None, &moved);
+    report.figure(&figure(&format!("deferrals of {events} events")), Target::None, &deferred);
 }
 
-/// How often deliveries had to wait elsewhere for their turn.
-fn moves(notifier: &Notifier) -> f64 {
+/// How often deliveries were held before an attempt, or parked after a failed one.
+fn deferrals(notifier: &Notifier) -> f64 {
     let metrics = notifier.metrics();
     metrics.sum("webhook_deliveries_held_total", &[])
         + metrics.sum("webhook_retries_scheduled_total", &[])
@@ -158,7 +158,7 @@ impl Far {
         Self { latency, _receivers: receivers.collect(), kinds, log }
     }
 
-    /// Publishes `events` events to them in turn.
+    /// Publishes events for them in turn.
     fn publish(&self, sandbox: &Sandbox, events: u32) {
         let began = Instant::now();
         let mut producer = Producer::open(&sandbox.servers.amqp_url);
@@ -169,19 +169,16 @@ impl Far {
         println!("  published within {:.1} s", began.elapsed().as_secs_f64());
     }
 
-    /// Waits for these. Returns deliveries per second, from the first request to the end of the last one
-    /// or of the wait.
+    /// Waits for these events. Returns deliveries per second, from the first request to the end of the last
+    /// one or of the wait.
     fn wait(&self, events: u32, report: &mut Report) -> f64 {
         let events = OTHERS..OTHERS + events;
-        let complete = self.log.wait(events.len(), LIMIT);
+        let complete = self.log.wait(events.len(), TIMEOUT);
         let ended = now();
-        let account = self.log.account(events.clone());
-        if !account.may_become_right() {
-            report.wrong(format!("far: {account}"));
-        }
+        report.require_no_repeats("far", self.log.differences(events.clone()));
         let deliveries = self.log.deliveries();
         let (Some(first), Some(last)) = (deliveries.first(), deliveries.last()) else {
-            println!("  nothing came within {LIMIT:?}");
+            println!("  nothing has arrived within {TIMEOUT:?}");
             return 0.0;
         };
         let end = if complete { last.at } else { ended };

@@ -1,5 +1,5 @@
-//! Webhooks whose receivers hang for nearly REQUEST_TIMEOUT, answer one request quickly, and hang again,
-//! as if to pass for healthy ones; and a healthy one next to them.
+//! Webhooks whose receivers hang for nearly REQUEST_TIMEOUT, answer one request quickly, and hang again, as
+//! if to look healthy; and a healthy one next to them.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     measure::Latency,
     neighbours::{self, Neighbours, OTHERS},
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -22,11 +22,11 @@ const SECONDS: u32 = 60;
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     println!(
-        "{PER_SECOND} events/s for the hostile ones, {NEIGHBOUR_PER_SECOND} for a healthy one, {SECONDS} s"
+        "{PER_SECOND} events/s for the hostile receivers, {NEIGHBOUR_PER_SECOND} for a healthy one, {SECONDS} s"
     );
     let cases = [
-        ("four on one host", 1, 4, Limit::TWICE),
-        ("forty hosts", 40, 40, Limit::within_ratio(3.0)),
+        ("four on one host", 1, 4, Target::TWICE),
+        ("forty hosts", 40, 40, Target::within_ratio(3.0)),
     ];
     let mut found = cases.map(|_| Vec::new());
     for _ in 0..settings.rounds(1) {
@@ -35,17 +35,19 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
             found.push((measure(name, hosts, webhooks, report), alone));
         }
     }
-    for ((name, _, _, limit), rounds) in cases.into_iter().zip(&found) {
-        let pairs = |of: fn(&Latency) -> f64| -> Vec<_> {
-            rounds.iter().map(|(beside, alone)| (of(beside), of(alone))).collect()
-        };
-        let figure = |of: &str| format!("hostile, {name}: {of} ms of a healthy one");
-        report.ratio(&figure("p50"), Limit::None, &pairs(|latency| latency.p50));
-        report.ratio(&figure("p99"), limit, &pairs(|latency| latency.p99));
+    for ((name, _, _, target), rounds) in cases.into_iter().zip(&found) {
+        report.ratios(
+            &format!("hostile, {name}"),
+            rounds,
+            &[
+                ("p50 ms of a healthy one", Target::None, |latency| latency.p50),
+                ("p99 ms of a healthy one", target, |latency| latency.p99),
+            ],
+        );
     }
 }
 
-/// The latencies of the healthy one.
+/// The latencies of the healthy receiver.
 fn measure(case: &str, hosts: u8, webhooks: u8, report: &mut Report) -> Latency {
     let sandbox = Sandbox::new();
     let log = Log::new();
@@ -66,8 +68,8 @@ fn measure(case: &str, hosts: u8, webhooks: u8, report: &mut Report) -> Latency 
         };
         load::steadily_from(OTHERS, &sandbox.servers.amqp_url, PER_SECOND, address)
     });
-    let beside = neighbours.notice(&format!("beside {case}"), published, report).latency;
-    println!("  the hostile ones got {} requests", log.receipts().len());
+    let beside = neighbours.observe(&format!("beside {case}"), published, report).latency;
+    println!("  the hostile receivers got {} requests", log.receipts().len());
     notifier.kill();
     beside
 }

@@ -1,5 +1,5 @@
-//! One event for 64 webhooks whose receivers accept and never answer, and its effect on healthy
-//! receivers: on those that have answered before, and on those that haven't.
+//! One event for 64 webhooks whose receivers accept connections and never answer: how it affects healthy
+//! receivers that have answered before, and healthy ones that haven't.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     measure::Latency,
     neighbours::{self, Neighbours, OTHERS},
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -20,15 +20,15 @@ const PER_SECOND: u32 = 50;
 const SECONDS: u32 = 30;
 const KIND: &str = "price.changed";
 
-/// The default REQUEST_TIMEOUT, and a second.
-const LONGEST_UNPROVEN: f64 = 11_000.0;
+/// Milliseconds: the default REQUEST_TIMEOUT and a second more.
+const MAX_IF_UNPROVEN: f64 = 11_000.0;
 
-/// How soon the hanging ones have the event, if at all.
+/// How soon all hanging receivers have got the event, if they get it at once.
 const SOON: Duration = Duration::from_secs(1);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     println!(
-        "one event for {HANGING} that never answer, then {PER_SECOND} events/s for {HEALTHY} healthy ones, {SECONDS} s"
+        "one event for {HANGING} receivers that never answer, then {PER_SECOND} events/s for {HEALTHY} healthy ones, {SECONDS} s"
     );
     let round = |_| {
         let alone = neighbours::alone(HEALTHY, PER_SECOND, SECONDS, Setting::DEFAULT, report);
@@ -36,17 +36,20 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     };
     let rounds: Vec<_> = (0..settings.rounds(1)).map(round).collect();
     let pairs: Vec<_> = rounds.iter().map(|[alone, proven, _]| (proven.p99, alone.p99)).collect();
-    report.ratio("hung-event: p99 ms of the healthy", Limit::TWICE, &pairs);
-    let longest = |case: usize| -> Vec<_> { rounds.iter().map(|round| round[case].max).collect() };
-    report.figure("hung-event: longest ms", Limit::AtMost(500.0), &longest(1));
-    report.figure(
-        "hung-event: longest ms, none has answered before",
-        Limit::AtMost(LONGEST_UNPROVEN),
-        &longest(2),
+    report.ratio("hung-event: p99 ms of healthy receivers", Target::TWICE, &pairs);
+    report.figures(
+        "hung-event",
+        &rounds,
+        &[
+            ("max ms of healthy receivers", Target::AtMost(500.0), |[_, proven, _]| proven.max),
+            ("max ms if none has answered before", Target::AtMost(MAX_IF_UNPROVEN), |round| {
+                round[2].max
+            }),
+        ],
     );
 }
 
-/// The latencies of the healthy ones.
+/// The latencies of the healthy receivers.
 fn measure(proven: bool, report: &mut Report) -> Latency {
     let sandbox = Sandbox::new();
     let log = Log::new();
@@ -67,9 +70,9 @@ fn measure(proven: bool, report: &mut Report) -> Latency {
     log.wait_requests(hanging.len(), SOON);
     let at_once = log.receipts().len();
     let published = neighbours.load(&sandbox, PER_SECOND, |sent| sent < PER_SECOND * SECONDS);
-    let case = if proven { "that have answered before" } else { "none has answered before" };
-    let latency = neighbours.notice(case, published, report).latency;
-    println!("  requests to the {HANGING}: {at_once} before, {} in all", log.receipts().len());
+    let case = if proven { "have answered before" } else { "none has answered before" };
+    let latency = neighbours.observe(case, published, report).latency;
+    println!("  the {HANGING} got {at_once} requests at once, {} in all", log.receipts().len());
     notifier.kill();
     latency
 }

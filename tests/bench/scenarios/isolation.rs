@@ -1,9 +1,9 @@
-//! The effect of bad receivers on the healthy ones, on the same lane.
+//! How bad receivers affect healthy ones on the same lane.
 //!
-//! Ten webhooks, each for its own event type, get equal shares of a steady load. With the bad ones, two
-//! of them accept and never answer, and one answers after two seconds; without them, all are healthy.
-//! The same seven are measured in both cases, from the first event on. An event that hasn't arrived when
-//! the wait is over counts as that long.
+//! Ten webhooks, each with its own event type, get equal shares of a steady load. In one case, two of them
+//! accept connections and never answer, and one answers after two seconds; in the other, all are healthy.
+//! The same seven are measured in both cases, from the first event on. An event that hasn't arrived in time
+//! counts with the duration of the wait.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     load,
     measure::Latency,
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -30,24 +30,25 @@ const SECONDS: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
-    let rounds = settings.rounds(1);
     println!("{PER_SECOND} events/s for {SECONDS} s");
-    for (setting, limit) in
-        [(Setting::DEFAULT, Limit::AtMost(1.5)), (Setting::prefetch(64), Limit::TWICE)]
+    for (setting, target) in
+        [(Setting::DEFAULT, Target::AtMost(1.5)), (Setting::prefetch(64), Target::TWICE)]
     {
         let mut round = || (measure(setting, true, report), measure(setting, false, report));
-        let rounds: Vec<_> = (0..rounds).map(|_| round()).collect();
-        let pairs = |of: fn(&Latency) -> f64| -> Vec<_> {
-            rounds.iter().map(|(with, without)| (of(with), of(without))).collect()
-        };
-        let figure = |name: &str| format!("isolation, {setting}: {name} ms");
-        report.ratio(&figure("p50"), Limit::None, &pairs(|latency| latency.p50));
-        report.ratio(&figure("p99"), limit, &pairs(|latency| latency.p99));
-        report.ratio(&figure("max"), Limit::None, &pairs(|latency| latency.max));
+        let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| round()).collect();
+        report.ratios(
+            &format!("isolation, {setting}"),
+            &rounds,
+            &[
+                ("p50 ms", Target::None, |latency| latency.p50),
+                ("p99 ms", target, |latency| latency.p99),
+                ("max ms", Target::None, |latency| latency.max),
+            ],
+        );
     }
 }
 
-/// The latencies of the healthy ones.
+/// The latencies of the healthy receivers.
 fn measure(setting: Setting, with_bad: bool, report: &mut Report) -> Latency {
     let sandbox = Sandbox::new();
     let (healthy, others) = (Log::new(), Log::new());
@@ -72,23 +73,24 @@ fn measure(setting: Setting, with_bad: bool, report: &mut Report) -> Latency {
     let expected: Vec<_> =
         (0..published.count).filter(|number| number % WEBHOOKS < HEALTHY).collect();
     healthy.wait(expected.len(), PATIENCE);
-    let account = healthy.account(expected.iter().copied());
-    // It holds the bad ones' messages, which are deleted with their queue.
+    let differences = healthy.differences(expected.iter().copied());
+    // It holds messages for the bad receivers, which are deleted with their queue.
     notifier.kill();
 
     let case = if with_bad { "with the bad ones" } else { "without them" };
-    let is_right = if with_bad { account.may_become_right() } else { account.is_right() };
-    if !is_right {
-        report
-            .wrong(format!("isolation, {setting}, {case}: of the healthy ones' events {account}"));
+    let whose = format!("isolation, {setting}, {case}: healthy receivers");
+    if with_bad {
+        report.require_no_repeats(&whose, differences);
+    } else {
+        report.require_complete(&whose, differences);
     }
-    let missing = std::iter::repeat_n(PATIENCE, account.missing);
+    let missing = std::iter::repeat_n(PATIENCE, differences.missing);
     let missing = missing.map(|patience| u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
     let receipts = healthy.receipts();
     let latency = Latency::of(receipts.iter().map(|receipt| receipt.latency()).chain(missing));
     println!(
-        "  {setting}, {case:17}  {latency}  ({published}; {} of {} not in time)",
-        account.missing,
+        "  {setting}, {case:17}  {latency}  ({published}; {} of {} missing)",
+        differences.missing,
         expected.len()
     );
     latency

@@ -1,5 +1,5 @@
-//! Whether memory grows with the number of events: one process, tuned, at full speed. And what hanging
-//! requests use and leave behind: above all threads.
+//! Whether memory grows with the number of events, in one tuned process at full speed. And what hanging
+//! requests use, and what remains of it afterwards, above all threads.
 
 use std::{
     net::Ipv4Addr,
@@ -12,7 +12,7 @@ use crate::{
     load::{self, Producer},
     measure::resident_mib,
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{Side, Subject},
 };
@@ -21,24 +21,24 @@ const KIND: &str = "invoice.paid";
 const BATCH: u32 = 10_000;
 const BATCHES: u32 = 20;
 
-/// For each of the three queues: its default capacity.
+/// The number of hanging requests for each of the three queues: their default capacity.
 const HANGING: u8 = 64;
-/// How long they are measured while they hang; far less than REQUEST_TIMEOUT.
+/// How long they hang: less than REQUEST_TIMEOUT.
 const HANG: Duration = Duration::from_secs(6);
-/// After this the threads should have ended: a little more than a minute.
+/// How long the threads that are no longer needed may take to end.
 const GONE: Duration = Duration::from_secs(75);
 
 /// Far more than a batch takes.
-const LIMIT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     println!("{BATCHES} times {BATCH} events; {}", settings.notifier);
     let mut round = || measure(settings, report);
     let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| round()).collect();
     let last = BATCH * BATCHES;
-    report.ratio(&format!("memory: MiB after {last}"), Limit::AtMost(1.1), &rounds);
+    report.ratio(&format!("memory: MiB after {last}"), Target::AtMost(1.1), &rounds);
     let after: Vec<_> = rounds.iter().map(|round| round.0).collect();
-    report.figure("memory: MiB", Limit::AtMost(40.0), &after);
+    report.figure("memory: MiB", Target::AtMost(40.0), &after);
     hang(settings, report);
 }
 
@@ -55,20 +55,15 @@ fn measure(settings: &Settings, report: &mut Report) -> (f64, f64) {
         let events = batch * BATCH..(batch + 1) * BATCH;
         let end = events.end;
         load::fill(&sandbox.servers.amqp_url, sandbox.queue(), events, KIND);
-        if !log.wait(end as usize, LIMIT) {
+        if !log.wait(end as usize, TIMEOUT) {
             break;
         }
         resident.push(resident_mib(subject.id()));
     }
-    let account = log.account(0..BATCH * BATCHES);
-    if !account.is_right() {
-        report.wrong(format!("memory: {account}"));
-    }
-    for problem in subject.stop(&sandbox) {
-        report.wrong(problem);
-    }
+    report.require_complete("memory", log.differences(0..BATCH * BATCHES));
+    subject.stop(&sandbox, report);
     let (Some(&first), Some(&last)) = (resident.first(), resident.last()) else {
-        panic!("the first {BATCH} events were not delivered within {LIMIT:?}")
+        panic!("the first {BATCH} events were not delivered within {TIMEOUT:?}")
     };
     let most = resident.iter().copied().fold(first, f64::max);
     println!("  {first:.1} MiB after {BATCH}, {last:.1} MiB at the end, {most:.1} MiB at most");
@@ -77,23 +72,23 @@ fn measure(settings: &Settings, report: &mut Report) -> (f64, f64) {
 
 fn hang(settings: &Settings, report: &mut Report) {
     println!(
-        "three queues, an event each that {HANGING} webhooks want, which hang; default configuration"
+        "three queues with an event each that {HANGING} hanging webhooks want; default configuration"
     );
     let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| measure_hanging(report)).collect();
     let hanging: Vec<_> = rounds.iter().map(|round| round.hanging).collect();
     let all = f64::from(HANGING) * 3.0;
-    report.figure(&format!("memory: requests hanging, of {all}"), Limit::None, &hanging);
+    report.figure(&format!("memory: hanging requests, of {all}"), Target::None, &hanging);
     let resident: Vec<_> = rounds.iter().map(|round| round.resident).collect();
-    report.figure("memory: MiB while they hang", Limit::AtMost(40.0), &resident);
+    report.figure("memory: MiB while they hang", Target::AtMost(40.0), &resident);
     let threads: Vec<_> = rounds.iter().map(|round| round.threads).collect();
-    report.ratio("memory: threads after, and at the start", Limit::AtMost(1.0), &threads);
+    report.ratio("memory: threads afterwards; at the start", Target::AtMost(1.0), &threads);
 }
 
 struct Hanging {
     hanging: f64,
     /// MiB.
     resident: f64,
-    /// A minute after the end, and at the start.
+    /// A minute after the requests have ended, and at the start.
     threads: (f64, f64),
 }
 
@@ -120,8 +115,8 @@ fn measure_hanging(report: &mut Report) -> Hanging {
     };
     // Each has answered once before it hangs.
     publish(0);
-    if !log.wait(receivers.len(), LIMIT) {
-        report.wrong(format!("memory: not all of {} answered", receivers.len()));
+    if !log.wait(receivers.len(), TIMEOUT) {
+        report.wrong(format!("memory: some of {} receivers got no event", receivers.len()));
     }
     let answered = log.receipts().len();
     receivers.iter().for_each(Receiver::hold);
@@ -142,17 +137,15 @@ fn measure_hanging(report: &mut Report) -> Hanging {
         after = notifier.resources()[1];
     }
     let took = released.elapsed();
-    log.wait(receivers.len() * 2, LIMIT);
+    log.wait(receivers.len() * 2, TIMEOUT);
     let expected = (0..3).chain(10..13);
     let expected =
         expected.flat_map(|event| (1..=u32::from(HANGING)).map(move |webhook| (event, webhook)));
-    let account = log.account_of_deliveries(expected);
-    if !account.is_right() {
-        report.wrong(format!("memory, while they hang: {account}"));
-    }
+    let differences = log.differences_by_delivery(expected);
+    report.require_complete("memory, hanging requests", differences);
     notifier.terminate();
     println!(
-        "  {hanging} requests hang: {resident:.1} MiB, {threads} threads; {at_start} at the start, {after} {:.0} s after the end",
+        "  {hanging} requests hang: {resident:.1} MiB, {threads} threads; {at_start} threads at the start, {after} {:.0} s after the end",
         took.as_secs_f64()
     );
     Hanging { hanging: hanging as f64, resident, threads: (after as f64, at_start as f64) }

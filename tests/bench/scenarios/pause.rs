@@ -1,4 +1,4 @@
-//! A webhook is paused while events for it arrive, and resumed: nothing is sent meanwhile, and
+//! A webhook is paused while events for it arrive, and then resumed: nothing is sent to it meanwhile, and
 //! everything afterwards, in order.
 
 use std::{thread, time::Duration};
@@ -12,7 +12,7 @@ use crate::{
     queued,
     readings::{Reading, broker_pid},
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -22,38 +22,37 @@ const PER_SECOND: u32 = 50;
 const KIND: &str = "invoice.paused";
 const LATENCY: Duration = Duration::from_millis(10);
 
-/// Until every notifier knows of a change to the table: it is notified at once.
+/// More than it takes until the notifier knows of a change to the table.
 const TOLD: Duration = Duration::from_secs(2);
 
 /// After the end of the pause.
-const LIMIT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     let events = settings.events(EVENTS);
-    println!("{events} events for a paused webhook, {PER_SECOND}/s; it is resumed then");
+    println!("{events} events, {PER_SECOND}/s, for a paused webhook, which is resumed afterwards");
     let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| measure(events, report)).collect();
-    let all = |of: fn(&Round) -> f64| -> Vec<_> { rounds.iter().map(of).collect() };
-    for (figure, limit, of) in [
-        (
-            "requests while it is paused",
-            Limit::AtMost(0.0),
-            (|round| round.meanwhile) as fn(&Round) -> f64,
-        ),
-        ("% of events out of order", Limit::AtMost(0.1), |round| round.overtaken),
-        ("times put aside, per event and failed attempt", Limit::AtMost(1.0), |round| round.moves),
-        ("s from its resumption to the last delivery", Limit::None, |round| round.all),
-        ("events missing at the end", Limit::AtMost(0.0), |round| round.missing),
-    ] {
-        report.figure(&format!("pause: {figure}"), limit, &all(of));
-    }
+    report.figures(
+        "pause",
+        &rounds,
+        &[
+            ("requests while it is paused", Target::AtMost(0.0), |round| round.meanwhile),
+            ("% of events out of order", Target::AtMost(0.1), |round| round.overtaken),
+            ("deferrals per event and failed attempt", Target::AtMost(1.0), |round| {
+                round.deferrals
+            }),
+            ("s from resuming it to the last delivery", Target::None, |round| round.all),
+            ("events missing at the end", Target::AtMost(0.0), |round| round.missing),
+        ],
+    );
     let pairs: Vec<_> = rounds.iter().map(|round| round.drain).collect();
-    report.ratio("pause: deliveries/s then; queued for a healthy one", Limit::None, &pairs);
+    report.ratio("pause: deliveries/s then; queued for a healthy one", Target::None, &pairs);
 }
 
 struct Round {
     meanwhile: f64,
     overtaken: f64,
-    moves: f64,
+    deferrals: f64,
     all: f64,
     missing: f64,
     drain: (f64, f64),
@@ -71,12 +70,12 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let receiver = Receiver::start(Behaviour::Slow(LATENCY), &log);
     let id = sandbox.webhook(&receiver.url(0), &[KIND]);
     let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
-    // It has worked before.
+    // The receiver must be known as healthy.
     let mut producer = Producer::open(&sandbox.servers.amqp_url);
     producer.publish(sandbox.queue(), 0, KIND);
     producer.settle();
     if !log.wait(1, PATIENCE) {
-        report.wrong("pause: it gets nothing even before");
+        report.wrong("pause: the event before the pause is missing");
     }
 
     sandbox.database.execute("UPDATE webhooks SET paused_at = now() WHERE id = $1", &[&id]);
@@ -88,12 +87,10 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let meanwhile = log.receipts().len() - 1;
     sandbox.database.execute("UPDATE webhooks SET paused_at = NULL WHERE id = $1", &[&id]);
     let resumed = now();
-    let complete = log.wait(end as usize, LIMIT);
+    let complete = log.wait(end as usize, TIMEOUT);
     let spent = Reading::take(&notifier, broker).since(&before);
-    let account = log.account(0..end);
-    if !account.may_become_right() {
-        report.wrong(format!("pause: {account}"));
-    }
+    let differences = log.differences(0..end);
+    report.require_no_repeats("pause", differences);
     // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let mut deliveries = log.deliveries();
@@ -102,17 +99,17 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let all = Duration::from_nanos(last.unwrap_or_else(now) - resumed).as_secs_f64();
     let order = Order::of(&log.receipts(), LATENCY);
     println!(
-        "  {meanwhile} requests while it was paused; {} after that, all in {all:.1} s; put aside {:.0} times; {} missing; {order}",
+        "  {meanwhile} requests while it was paused; {} deliveries after that, in {all:.1} s; {:.0} deferrals; {} missing; {order}",
         deliveries.len(),
-        spent.entries,
-        account.missing
+        spent.deferrals,
+        differences.missing
     );
     Round {
         meanwhile: meanwhile as f64,
         overtaken: order.overtaken_percent(),
-        moves: spent.moves(events),
+        deferrals: spent.relative_deferrals(events),
         all,
-        missing: account.missing as f64,
+        missing: differences.missing as f64,
         drain: (queued::per_second(&deliveries), queued),
     }
 }

@@ -1,5 +1,5 @@
-//! A receiver that takes ten requests per second, by its webhook's limit, and gets a hundred seconds'
-//! events at once: how evenly, in which order, and at which cost they are delivered.
+//! A webhook with a limit of ten requests per second gets the events of a hundred seconds at once: how
+//! evenly, in which order, and at which cost they are delivered.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     queued,
     readings::{Reading, broker_pid},
     receiver::{Behaviour, Log, Receipt, Receiver, nanoseconds},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -21,34 +21,36 @@ const KIND: &str = "invoice.paced";
 const LATENCY: Duration = Duration::from_millis(10);
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// In addition to the time that the rate needs.
-const LIMIT: Duration = Duration::from_secs(60);
+/// For four windows: the first and the last don't count, and without others there would be no rates.
+const LEAST_EVENTS: u32 = 4 * RATE * WINDOW.as_secs() as u32;
+
+/// The run waits as long as the deliveries take at this rate, plus this.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
-    let events = settings.events(EVENTS);
-    println!("{events} events at once for a receiver that takes {RATE}/s");
+    let events = settings.events(EVENTS).max(LEAST_EVENTS);
+    println!("{events} events at once for a webhook with a limit of {RATE}/s");
     let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| measure(events, report)).collect();
-    let all = |of: fn(&Round) -> f64| -> Vec<_> { rounds.iter().map(of).collect() };
-    for (figure, limit, of) in [
-        (
-            "deliveries/s in the emptiest 5 s",
-            Limit::AtLeast(9.5),
-            (|round| round.fewest) as fn(&Round) -> f64,
-        ),
-        ("deliveries/s in the fullest 5 s", Limit::AtMost(10.5), |round| round.most),
-        ("% of events out of order", Limit::AtMost(0.1), |round| round.overtaken),
-        ("times put aside, per event and failed attempt", Limit::AtMost(1.0), |round| round.moves),
-        ("events missing at the end", Limit::AtMost(0.0), |round| round.missing),
-    ] {
-        report.figure(&format!("rate: {figure}"), limit, &all(of));
-    }
+    report.figures(
+        "rate",
+        &rounds,
+        &[
+            ("deliveries/s in the slowest 5 s", Target::AtLeast(9.5), |round| round.slowest),
+            ("deliveries/s in the fastest 5 s", Target::AtMost(10.5), |round| round.fastest),
+            ("% of events out of order", Target::AtMost(0.1), |round| round.overtaken),
+            ("deferrals per event and failed attempt", Target::AtMost(1.0), |round| {
+                round.deferrals
+            }),
+            ("events missing at the end", Target::AtMost(0.0), |round| round.missing),
+        ],
+    );
 }
 
 struct Round {
-    fewest: f64,
-    most: f64,
+    slowest: f64,
+    fastest: f64,
     overtaken: f64,
-    moves: f64,
+    deferrals: f64,
     missing: f64,
 }
 
@@ -64,34 +66,32 @@ fn measure(events: u32, report: &mut Report) -> Round {
     let notifier = subject::notifier(&sandbox, Setting::DEFAULT).start();
     let before = Reading::take(&notifier, broker);
     load::fill(&sandbox.servers.amqp_url, sandbox.queue(), 0..events, KIND);
-    log.wait(events as usize, Duration::from_secs(1) * events / RATE + LIMIT);
+    log.wait(events as usize, Duration::from_secs(1) * events / RATE + TIMEOUT);
     let spent = Reading::take(&notifier, broker).since(&before);
-    let account = log.account(0..events);
-    if !account.may_become_right() {
-        report.wrong(format!("rate: {account}"));
-    }
+    let differences = log.differences(0..events);
+    report.require_no_repeats("rate", differences);
     // It may hold waiting events, which are deleted with their queue.
     notifier.kill();
     let deliveries = log.deliveries();
-    let (fewest, most) = windows(&deliveries);
+    let (slowest, fastest) = extreme_rates(&deliveries);
     let order = Order::of(&log.receipts(), LATENCY);
     println!(
-        "  {fewest:.1} to {most:.1} deliveries/s; put aside {:.0} times; {} missing; {order}",
-        spent.entries, account.missing
+        "  {slowest:.1} to {fastest:.1} deliveries/s; {:.0} deferrals; {} missing; {order}",
+        spent.deferrals, differences.missing
     );
-    let missing = account.missing as f64;
+    let missing = differences.missing as f64;
     Round {
-        fewest,
-        most,
+        slowest,
+        fastest,
         overtaken: order.overtaken_percent(),
-        moves: spent.moves(events),
+        deferrals: spent.relative_deferrals(events),
         missing,
     }
 }
 
-/// The least and the most deliveries per second in any [`WINDOW`]; windows follow one another, and the
-/// first and the last, which is incomplete, don't count.
-fn windows(deliveries: &[Receipt]) -> (f64, f64) {
+/// The lowest and the highest rate of deliveries per second in consecutive windows of [`WINDOW`], without the
+/// first window and the last, which is incomplete.
+fn extreme_rates(deliveries: &[Receipt]) -> (f64, f64) {
     let (Some(first), Some(last)) = (deliveries.first(), deliveries.last()) else {
         return (0.0, 0.0);
     };

@@ -1,5 +1,5 @@
-//! Hundreds of receivers where nothing listens, with events for each: what they cost, and how soon all
-//! are delivered once something listens.
+//! Hundreds of receivers that refuse connections, with events for each: what these events cost, and how soon
+//! all are delivered once the receivers listen.
 
 use std::{
     thread,
@@ -13,7 +13,7 @@ use crate::{
     raw_loop,
     readings::{Reading, broker_pid},
     receiver::{Behaviour, Log, Receiver, free_port},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -22,41 +22,40 @@ use crate::{
 const RECEIVERS: u32 = 500;
 const EVENTS_EACH: u32 = 200;
 
-/// The last part of the outage, in which nothing is published; a quarter of a short one.
+/// The end of the outage, in which nothing is published: at most a quarter of the outage.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// In addition to a quarter of the outage.
+/// After the outage, all deliveries may take a quarter of its duration, plus this.
 const UNTIL_ALL: Duration = Duration::from_secs(60);
 
-/// The run waits as long as the outage was, plus this.
-const LIMIT: Duration = Duration::from_secs(120);
+/// The run waits for the deliveries as long as the outage was, plus this.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| measure(settings, report)).collect();
-    let all = |of: fn(&Round) -> f64| -> Vec<_> { rounds.iter().map(of).collect() };
-    let until_all = (settings.away / 4 + UNTIL_ALL).as_secs_f64();
-    for (figure, limit, of) in [
-        (
-            "MiB of the notifier, at most",
-            Limit::AtMost(60.0),
-            (|round| round.notifier_mib) as fn(&Round) -> f64,
-        ),
-        ("times put aside, per event and failed attempt", Limit::AtMost(1.0), |round| round.moves),
-        ("CPU % of a core of the notifier while nothing comes", Limit::None, |round| round.cpu),
-        ("CPU % of a core of the broker while nothing comes", Limit::None, |round| {
-            round.broker_cpu
-        }),
-        ("MiB of the broker, above what it had", Limit::None, |round| round.broker_mib),
-        ("s from their return until all have theirs", Limit::AtMost(until_all), |round| round.all),
-        ("deliveries missing at the end", Limit::AtMost(0.0), |round| round.missing),
-    ] {
-        report.figure(&format!("refused: {figure}"), limit, &all(of));
-    }
+    let until_all = Target::AtMost((settings.away / 4 + UNTIL_ALL).as_secs_f64());
+    report.figures(
+        "refused",
+        &rounds,
+        &[
+            ("peak MiB of the notifier", Target::AtMost(60.0), |round| round.notifier_mib),
+            ("deferrals per event and failed attempt", Target::AtMost(1.0), |round| {
+                round.deferrals
+            }),
+            ("CPU % of a core of the notifier, no new events", Target::None, |round| round.cpu),
+            ("CPU % of a core of the broker, no new events", Target::None, |round| {
+                round.broker_cpu
+            }),
+            ("MiB of the broker, more than before", Target::None, |round| round.broker_mib),
+            ("s from their recovery until all is delivered", until_all, |round| round.all),
+            ("deliveries missing at the end", Target::AtMost(0.0), |round| round.missing),
+        ],
+    );
 }
 
 struct Round {
     notifier_mib: f64,
-    moves: f64,
+    deferrals: f64,
     cpu: f64,
     broker_cpu: f64,
     broker_mib: f64,
@@ -64,7 +63,7 @@ struct Round {
     missing: f64,
 }
 
-/// By the webhook's number.
+/// The host of a webhook.
 fn host(webhook: u32) -> String {
     format!("127.8.{}.{}", webhook / 250, 1 + webhook % 250)
 }
@@ -83,7 +82,7 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
         sandbox.webhook(&format!("http://{}:{port}/webhooks/{number}", host(number)), &[kind]);
     }
     let notifier = subject::notifier(&sandbox, Setting::DEFAULT)
-        // Without a line for each failed attempt, of which there are many.
+        // Without a line for each failed attempt: there are many.
         .env("RUST_LOG", "info,webhook_notifier::pipeline=error")
         .start();
     let broker_before = resident_mib(broker);
@@ -105,12 +104,10 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
 
     let back = now();
     let _receiver = Receiver::on_every_host(port, Behaviour::Prompt, &log);
-    let complete = log.wait(events as usize, away + LIMIT);
+    let complete = log.wait(events as usize, away + TIMEOUT);
     let spent = Reading::take(&notifier, broker).since(&before);
-    let account = log.account_of_deliveries((0..events).map(|event| (event, webhook(event))));
-    if !account.may_become_right() {
-        report.wrong(format!("refused: {account}"));
-    }
+    let differences = log.differences_by_delivery((0..events).map(|event| (event, webhook(event))));
+    report.require_no_repeats("refused", differences);
     let last = log.deliveries().last().map(|delivery| delivery.at).filter(|_| complete);
     let all = Duration::from_nanos(last.unwrap_or_else(now) - back).as_secs_f64();
     let notifier_mib = peak_mib(notifier.id());
@@ -119,25 +116,25 @@ fn measure(settings: &Settings, report: &mut Report) -> Round {
     notifier.kill();
     let calm = ended.since(&quiet_began);
     println!(
-        "  put aside {:.0} times, {:.0} attempts failed; {:.0} messages received",
-        spent.entries, spent.failures, spent.received
+        "  {:.0} deferrals, {:.0} failed attempts; {:.0} messages received",
+        spent.deferrals, spent.failures, spent.received
     );
     println!(
         "  notifier: {notifier_mib:.1} MiB at most, {threads} threads and {files} files at the end; broker: {:.1} MiB, {broker_mib:+.1}",
         broker_before + broker_mib
     );
     println!(
-        "  CPU while nothing comes: notifier {:.2} %, broker {:.1} % of a core",
+        "  CPU without new events: notifier {:.2} %, broker {:.1} % of a core",
         calm.notifier, calm.broker
     );
-    println!("  all in {all:.1} s after their return; {} missing", account.missing);
+    println!("  all delivered {all:.1} s after their recovery; {} missing", differences.missing);
     Round {
         notifier_mib,
-        moves: spent.moves(events),
+        deferrals: spent.relative_deferrals(events),
         cpu: calm.notifier,
         broker_cpu: calm.broker,
         broker_mib,
         all,
-        missing: account.missing as f64,
+        missing: differences.missing as f64,
     }
 }

@@ -1,5 +1,5 @@
-//! One event for very many webhooks, so that it is split into a message for each, and the next event
-//! behind it; with the default configuration.
+//! One event for so many webhooks that it is split into a message for each, and another event behind it;
+//! with the default configuration.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::{
     harness::Sandbox,
     load::Producer,
     receiver::{Behaviour, Log, Receipt, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{self, Setting},
 };
@@ -16,22 +16,23 @@ const WEBHOOKS: u32 = 50_000;
 const KIND: &str = "price.changed";
 const NEXT: &str = "invoice.paid";
 
-/// Twenty times what it takes sequentially.
-const LIMIT: Duration = Duration::from_secs(300);
+/// Twenty times the duration of sequential deliveries.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     println!("one event that {WEBHOOKS} webhooks want, and one behind it; default configuration");
     let rounds: Vec<_> = (0..settings.rounds(1)).map(|_| measure(report)).collect();
-    let all = |of: fn(&(f64, f64)) -> f64| -> Vec<_> { rounds.iter().map(of).collect() };
-    report.figure("split: s until the next event is there", Limit::None, &all(|round| round.0));
-    report.figure(
-        &format!("split: s until all {WEBHOOKS} have it"),
-        Limit::None,
-        &all(|round| round.1),
+    report.figures(
+        "split",
+        &rounds,
+        &[
+            ("s until the next event has arrived", Target::None, |round| round.0),
+            (&format!("s until all {WEBHOOKS} have the event"), Target::None, |round| round.1),
+        ],
     );
 }
 
-/// Seconds until the event behind it has arrived, and until all have it.
+/// Seconds until the event behind it has arrived, and until all webhooks have the event.
 fn measure(report: &mut Report) -> (f64, f64) {
     let sandbox = Sandbox::new();
     let (log, next_log) = (Log::new(), Log::new());
@@ -50,18 +51,15 @@ fn measure(report: &mut Report) -> (f64, f64) {
     producer.publish(sandbox.queue(), 1, NEXT);
     producer.settle();
 
-    if !next_log.wait(1, LIMIT) {
-        report.wrong(format!("split: the next event has not come within {LIMIT:?}"));
+    if !next_log.wait(1, TIMEOUT) {
+        report.wrong(format!("split: the next event has not arrived within {TIMEOUT:?}"));
     }
-    log.wait(WEBHOOKS as usize, LIMIT);
+    log.wait(WEBHOOKS as usize, TIMEOUT);
     let (next, all) = (latest(&next_log.receipts()), latest(&log.receipts()));
-    let account = log.account_of_webhooks(0..WEBHOOKS);
-    if !account.is_right() {
-        report.wrong(format!("split: {account}"));
-    }
+    report.require_complete("split", log.differences_by_webhook(0..WEBHOOKS));
     notifier.terminate();
     println!(
-        "  the next event after {next:.2} s; all after {all:.2} s, {:.0}/s",
+        "  the next event arrived after {next:.2} s, all deliveries after {all:.2} s, {:.0}/s",
         f64::from(WEBHOOKS) / all
     );
     (next, all)

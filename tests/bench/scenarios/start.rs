@@ -1,4 +1,4 @@
-//! The time from exec to the line that says that every lane consumes.
+//! The time from exec to the line of the log that says that every lane consumes.
 
 use std::{
     thread,
@@ -7,18 +7,18 @@ use std::{
 
 use crate::{
     harness::{SOON, Sandbox, Servers},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
 };
 
-/// The resolution of the line's time.
+/// The resolution of the measurement.
 const POLL: Duration = Duration::from_millis(1);
 
-/// The delays of the default schedule, whose wait queues all notifiers of a broker share.
+/// The delays of the default schedule. All notifiers of a broker share their wait queues.
 const DELAYS: [&str; 11] = ["1s", "2s", "4s", "8s", "16s", "1m", "5m", "15m", "1h", "6h", "24h"];
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
-    println!("default configuration: three queues, six lanes");
+    println!("default configuration: three queues, nine lanes");
     let sandbox = Sandbox::bare(&Servers::shared(), 3);
     sandbox.command(&["migrate"]);
     for delay in DELAYS {
@@ -26,8 +26,8 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
     let nothing_declared = measure(&sandbox, report);
     let declared: Vec<_> = (0..settings.rounds(10)).map(|_| measure(&sandbox, report)).collect();
-    report.figure("start: ms", Limit::AtMost(300.0), &declared);
-    report.figure("start: ms, nothing declared before", Limit::None, &[nothing_declared]);
+    report.figure("start: ms", Target::AtMost(300.0), &declared);
+    report.figure("start: ms, nothing declared before", Target::None, &[nothing_declared]);
 }
 
 /// Milliseconds.

@@ -1,7 +1,6 @@
-//! Events per second and CPU time per event, with a queue that is already full.
+//! Events per second and CPU time per event, with all events in the queue before the start.
 //!
-//! Time and CPU time are measured from the last of the first [`WARMING`] receipts to the very last
-//! receipt: starting up isn't included.
+//! Time and CPU time are measured after the first [`WARMING`] receipts, so that the start isn't included.
 
 use std::{env, time::Duration};
 
@@ -13,25 +12,25 @@ use crate::{
     profile::Profile,
     raw_loop,
     receiver::{Behaviour, Log, Receiver},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject::{Channels, EARLIER, Setting, Side, Subject, in_turns},
 };
 
 const KIND: &str = "invoice.paid";
 
-/// A second or more of the faster side.
+/// A second or more for the faster side.
 const EVENTS_BY_DEFAULT: u32 = 10_000;
 /// About five seconds.
 const EVENTS_TUNED: u32 = 75_000;
-/// A second or two, if there are many settings or an earlier binary to compare.
+/// A second or two, for many settings or an earlier binary.
 const EVENTS_BRIEFLY: u32 = 22_000;
 
-/// What is delivered before the measurement, while connections are still being opened.
+/// The deliveries before the measurement, while connections are still being opened.
 const WARMING: u32 = 500;
 
 /// Far more than any of it takes.
-const LIMIT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One round of one side.
 #[derive(Clone, Copy, Debug)]
@@ -45,28 +44,36 @@ struct Measured {
 pub(super) fn by_default(settings: &Settings, report: &mut Report) {
     let sides = (Side::Notifier(Setting::DEFAULT), Side::BareLoop(Channels::ONE));
     let rounds = compare(settings.rounds(21), sides, EVENTS_BY_DEFAULT, report);
-    report.ratio("default: events/s", Limit::AtLeast(2.2), &pairs(&rounds, |m| m.per_second));
-    report.ratio("default: CPU µs per event", Limit::None, &pairs(&rounds, |m| m.processor));
-}
-
-pub(super) fn tuned(settings: &Settings, report: &mut Report) {
-    // The bare loop's number of connections.
-    raw_loop::measure_receiver(Behaviour::Prompt, 4, 25_000);
-    let sides = (Side::Notifier(settings.notifier), Side::BareLoop(settings.bare));
-    let rounds = compare(settings.rounds(20), sides, EVENTS_TUNED, report);
-    report.ratio("tuned: events/s", Limit::AtLeast(0.90), &pairs(&rounds, |m| m.per_second));
-    report.ratio("tuned: CPU µs per event", Limit::AtMost(1.25), &pairs(&rounds, |m| m.processor));
-    report.ratio(
-        "tuned: requests per connection",
-        Limit::None,
-        &pairs(&rounds, |m| m.requests_per_connection),
+    report.ratios(
+        "default",
+        &rounds,
+        &[
+            ("events/s", Target::AtLeast(2.2), |it| it.per_second),
+            ("CPU µs per event", Target::None, |it| it.processor),
+        ],
     );
 }
 
-/// The difference to the binary named by EARLIER: a change may cost 3 %.
+pub(super) fn tuned(settings: &Settings, report: &mut Report) {
+    // With the bare loop's number of connections.
+    raw_loop::measure_receiver(Behaviour::Prompt, 4, 25_000);
+    let sides = (Side::Notifier(settings.notifier), Side::BareLoop(settings.bare));
+    let rounds = compare(settings.rounds(20), sides, EVENTS_TUNED, report);
+    report.ratios(
+        "tuned",
+        &rounds,
+        &[
+            ("events/s", Target::AtLeast(0.90), |it| it.per_second),
+            ("CPU µs per event", Target::AtMost(1.25), |it| it.processor),
+            ("requests per connection", Target::None, |it| it.requests_per_connection),
+        ],
+    );
+}
+
+/// Compares with the binary that EARLIER names: a change may cost 3 %.
 pub(super) fn since_earlier(settings: &Settings, report: &mut Report) {
     if env::var_os(EARLIER).is_none() {
-        return report.wrong(format!("{EARLIER} names no binary to compare with"));
+        return report.wrong(format!("{EARLIER} is not set: it names the binary to compare with"));
     }
     for (name, setting, events, rounds) in [
         ("default", Setting::DEFAULT, EVENTS_BY_DEFAULT, 21),
@@ -74,16 +81,19 @@ pub(super) fn since_earlier(settings: &Settings, report: &mut Report) {
     ] {
         let sides = (Side::Notifier(setting), Side::Earlier(setting));
         let rounds = compare(settings.rounds(rounds), sides, events, report);
-        let figure = |of: &str| format!("since earlier, {name}: {of}");
-        let per_second = pairs(&rounds, |m| m.per_second);
-        report.ratio(&figure("events/s"), Limit::AtLeast(0.97), &per_second);
-        let processor = pairs(&rounds, |m| m.processor);
-        report.ratio(&figure("CPU µs per event"), Limit::AtMost(1.03), &processor);
+        report.ratios(
+            &format!("since earlier, {name}"),
+            &rounds,
+            &[
+                ("events/s", Target::AtLeast(0.97), |it| it.per_second),
+                ("CPU µs per event", Target::AtMost(1.03), |it| it.processor),
+            ],
+        );
     }
     latency::compare(settings.rounds(3), Side::Earlier(Setting::DEFAULT), latency::CALM, report);
 }
 
-/// The best setting of the bare loop.
+/// Searches for the bare loop's best setting.
 pub(super) fn search_bare(settings: &Settings, report: &mut Report) {
     let all = [1, 2, 4, 8]
         .into_iter()
@@ -91,15 +101,15 @@ pub(super) fn search_bare(settings: &Settings, report: &mut Report) {
     search(all.map(Side::BareLoop).collect(), settings, report);
 }
 
-/// The best setting of the notifier.
+/// Searches for the notifier's best setting.
 pub(super) fn search_notifier(settings: &Settings, report: &mut Report) {
     let all = [1, 4, 16, 64, 256, 1024].map(Setting::prefetch);
     search(all.map(Side::Notifier).to_vec(), settings, report);
 }
 
-/// Setting after setting, repeatedly, so that other load on the machine affects all of them.
+/// Measures all settings in turn, repeatedly, so that other load on the machine affects all of them.
 fn search(sides: Vec<Side>, settings: &Settings, report: &mut Report) {
-    println!("{EVENTS_BRIEFLY} events wait");
+    println!("{EVENTS_BRIEFLY} queued events");
     let mut found = vec![Vec::new(); sides.len()];
     for _ in 0..settings.rounds(3) {
         for (side, found) in sides.iter().zip(&mut found) {
@@ -107,14 +117,18 @@ fn search(sides: Vec<Side>, settings: &Settings, report: &mut Report) {
         }
     }
     for (side, found) in sides.iter().zip(&found) {
-        let values = |of: fn(&Measured) -> f64| -> Vec<_> { found.iter().map(of).collect() };
-        let figure = |name: &str| format!("{side} {}: {name}", side.setting());
-        report.figure(&figure("events/s"), Limit::None, &values(|m| m.per_second));
-        report.figure(&figure("CPU µs per event"), Limit::None, &values(|m| m.processor));
+        report.figures(
+            &format!("{side} {}", side.setting()),
+            found,
+            &[
+                ("events/s", Target::None, |it: &Measured| it.per_second),
+                ("CPU µs per event", Target::None, |it| it.processor),
+            ],
+        );
     }
 }
 
-/// Both sides, alternately.
+/// Measures both sides alternately.
 fn compare(
     rounds: usize,
     (ours, other): (Side, Side),
@@ -122,15 +136,11 @@ fn compare(
     report: &mut Report,
 ) -> Vec<(Measured, Measured)> {
     println!(
-        "{events} events wait; {ours}: {}, {other}: {} (of the bare loop: channels x prefetch)",
+        "{events} queued events; {ours}: {}, {other}: {} (bare loop: channels x prefetch)",
         ours.setting(),
         other.setting()
     );
     in_turns(rounds, ours, other, |side| measure(side, events, report))
-}
-
-fn pairs(rounds: &[(Measured, Measured)], of: fn(&Measured) -> f64) -> Vec<(f64, f64)> {
-    rounds.iter().map(|(ours, bare)| (of(ours), of(bare))).collect()
 }
 
 fn measure(side: Side, events: u32, report: &mut Report) -> Measured {
@@ -141,23 +151,21 @@ fn measure(side: Side, events: u32, report: &mut Report) -> Measured {
     load::fill(&sandbox.servers.amqp_url, sandbox.queue(), 0..events, KIND);
 
     let subject = Subject::start(side, &sandbox, &receiver.url(0));
-    log.wait(WARMING as usize, LIMIT);
+    log.wait(WARMING as usize, TIMEOUT);
     let profile = Profile::start(side, subject.id());
     let before = processor_time(subject.id());
-    let complete = log.wait(events as usize, LIMIT);
+    let complete = log.wait(events as usize, TIMEOUT);
     let used = processor_time(subject.id()) - before;
     drop(profile);
 
-    let account = log.account(0..events);
-    if !complete || !account.is_right() {
-        report.wrong(format!("{side} {}: {account}", side.setting()));
+    let differences = log.differences(0..events);
+    if !complete || !differences.are_none() {
+        report.wrong(format!("{side} {}: {differences}", side.setting()));
     }
-    for problem in subject.stop(&sandbox) {
-        report.wrong(problem);
-    }
+    subject.stop(&sandbox, report);
     let receipts = log.deliveries();
     let (Some(first), Some(last)) = (receipts.get(WARMING as usize - 1), receipts.last()) else {
-        panic!("{side} delivered only {} events within {LIMIT:?}", receipts.len())
+        panic!("{side} delivered only {} events within {TIMEOUT:?}", receipts.len())
     };
     let elapsed = Duration::from_nanos(last.at - first.at);
     let counted = f64::from(events - WARMING);

@@ -1,4 +1,4 @@
-//! Webhooks by the thousand, and events that are each wanted by one of them.
+//! Thousands of webhooks, and events that one webhook each wants.
 
 use std::{
     fmt,
@@ -17,10 +17,10 @@ use crate::{
 /// Coprime with any number of types: so the events' order is neither that of the webhooks nor random.
 const STRIDE: u64 = 7_919;
 
-/// How many webhooks with accounts get events.
+/// The number of webhooks that get events, if they have accounts.
 const ACTIVE: u32 = 10_000;
 
-/// How many webhooks there are, and how many types of events are published.
+/// The number of webhooks, and of the published events' types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) webhooks: u32,
@@ -41,12 +41,12 @@ impl Size {
         Self { webhooks, types, has_accounts: true }
     }
 
-    /// How many webhooks get events.
+    /// The number of webhooks that get events.
     pub(super) fn active(self) -> u32 {
         if self.has_accounts { ACTIVE.min(self.webhooks) } else { self.types }
     }
 
-    /// The webhook that an event is for.
+    /// The webhook that wants an event.
     fn webhook(self, event: u32) -> u32 {
         let active = self.active();
         let place = u64::from(event) * STRIDE % u64::from(active);
@@ -124,12 +124,12 @@ impl Crowd {
                 &size.has_accounts,
             ],
         );
-        // As PostgreSQL does by itself, within a minute.
+        // PostgreSQL does that by itself within a minute.
         sandbox.database.execute("ANALYZE webhooks", &[]);
         Self { size, sandbox, log, next: 0, _receiver: receiver }
     }
 
-    /// Publishes so many events, evenly to all queues. Returns their numbers.
+    /// Publishes this number of events, evenly to all queues. Returns the events' numbers.
     pub(super) fn publish(&mut self, events: u32) -> Range<u32> {
         let numbers = self.next..self.next + events;
         self.next = numbers.end;
@@ -143,16 +143,13 @@ impl Crowd {
         numbers
     }
 
-    /// Reports what is wrong with everything that was delivered so far.
+    /// Requires that all events so far have been delivered, once.
     pub(super) fn check(&self, case: &str, report: &mut Report) {
         let expected = (0..self.next).map(|event| (event, self.size.webhook(event)));
-        let account = self.log.account_of_deliveries(expected);
-        if !account.is_right() {
-            report.wrong(format!("{case}: {account}"));
-        }
+        report.require_complete(case, self.log.differences_by_delivery(expected));
     }
 
-    /// Ends a notifier, and checks that it has left nothing.
+    /// Stops a notifier, and requires that its queues are empty.
     pub(super) fn end(&self, case: &str, notifier: Notifier, report: &mut Report) {
         notifier.terminate();
         for queue in &self.sandbox.queues {
@@ -168,11 +165,11 @@ impl Crowd {
 
 /// Starts a notifier. Returns it once it is ready, and the milliseconds until then.
 pub(super) fn start(sandbox: &Sandbox) -> (Notifier, f64) {
-    const LIMIT: Duration = Duration::from_secs(120);
+    const TIMEOUT: Duration = Duration::from_secs(120);
     let began = Instant::now();
     let notifier = sandbox.notifier().start_unready();
     while !notifier.is_ready() {
-        assert!(began.elapsed() < LIMIT, "not ready: {:#?}", notifier.stderr());
+        assert!(began.elapsed() < TIMEOUT, "not ready: {:#?}", notifier.stderr());
         std::thread::sleep(Duration::from_millis(1));
     }
     (notifier, began.elapsed().as_secs_f64() * 1e3)

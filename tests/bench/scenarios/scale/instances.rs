@@ -1,5 +1,5 @@
-//! The cost of an event if several instances share a queue: CPU time of all instances together, and of
-//! RabbitMQ.
+//! The cost of an event if several instances share a queue: the CPU time of all instances together, and that
+//! of RabbitMQ.
 
 use std::time::{Duration, Instant};
 
@@ -11,18 +11,18 @@ use crate::{
     harness::Notifier,
     measure::processor_time,
     readings::broker_pid,
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
 };
 
 const INSTANCES: [usize; 3] = [1, 2, 3];
 const EVENTS: u32 = 40_000;
 
-/// The least that is delivered before the measurement: all of them consume by then.
+/// The minimum number of deliveries before the measurement: by then, all instances consume.
 const WARMING: u32 = 4_000;
 
 /// Far more than any of it takes.
-const LIMIT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One round, per event.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +31,8 @@ struct Measured {
     processor: f64,
     broker: f64,
     per_second: f64,
-    /// The busiest instance's share of the events, relative to an even share.
-    evenness: f64,
+    /// The events of the busiest instance, relative to an even share.
+    busiest_share: f64,
 }
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
@@ -48,17 +48,21 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
     crowd.check("instances", report);
     let ones: Vec<f64> = found[0].iter().map(|one: &Measured| one.broker).collect();
-    report.figure("scale, 1 instance: RabbitMQ's CPU µs per event", Limit::None, &ones);
+    report.figure("scale, 1 instance: RabbitMQ's CPU µs per event", Target::None, &ones);
     for (number, count) in INSTANCES.into_iter().enumerate().skip(1) {
-        let pairs = |of: fn(&Measured) -> f64| -> Vec<_> {
-            found[number].iter().zip(&found[0]).map(|(many, one)| (of(many), of(one))).collect()
-        };
-        let figure = |of: &str| format!("scale, {count} instances: {of}");
-        report.ratio(&figure("CPU µs per event"), Limit::None, &pairs(|it| it.processor));
-        report.ratio(&figure("RabbitMQ's CPU µs per event"), Limit::None, &pairs(|it| it.broker));
-        report.ratio(&figure("events/s"), Limit::None, &pairs(|it| it.per_second));
-        let shares: Vec<f64> = found[number].iter().map(|it| it.evenness).collect();
-        report.figure(&figure("the busiest one's part"), Limit::None, &shares);
+        let case = format!("scale, {count} instances");
+        let pairs: Vec<_> = found[number].iter().copied().zip(found[0].iter().copied()).collect();
+        report.ratios(
+            &case,
+            &pairs,
+            &[
+                ("CPU µs per event", Target::None, |it: &Measured| it.processor),
+                ("RabbitMQ's CPU µs per event", Target::None, |it| it.broker),
+                ("events/s", Target::None, |it| it.per_second),
+            ],
+        );
+        let shares: Vec<f64> = found[number].iter().map(|it| it.busiest_share).collect();
+        report.figure(&format!("{case}: the busiest one's share"), Target::None, &shares);
     }
 }
 
@@ -77,15 +81,15 @@ fn measure(
         let starting: Vec<_> = (0..count).map(|_| scope.spawn(start)).collect();
         starting.into_iter().map(|one| one.join().expect("it starts")).collect()
     });
-    crowd.log.wait(before + WARMING as usize, LIMIT);
+    crowd.log.wait(before + WARMING as usize, TIMEOUT);
     let of = |notifier: &Notifier| processor_time(notifier.id());
     let used = || notifiers.iter().map(of).sum::<Duration>();
     let delivered = |notifier: &Notifier| notifier.metric("webhook_request_success_total", &[]);
     let shares: Vec<f64> = notifiers.iter().map(delivered).collect();
     let (began, came) = (Instant::now(), crowd.log.delivered());
     let (cpu, brokers) = (used(), processor_time(broker));
-    if !crowd.log.wait(end, LIMIT) {
-        report.wrong(format!("{count} instances: not all came within {LIMIT:?}"));
+    if !crowd.log.wait(end, TIMEOUT) {
+        report.wrong(format!("{count} instances: some events have not arrived within {TIMEOUT:?}"));
     }
     let took = began.elapsed();
     let (cpu, brokers) = (used() - cpu, processor_time(broker) - brokers);
@@ -98,11 +102,11 @@ fn measure(
         processor: micros(cpu),
         broker: micros(brokers),
         per_second: counted / took.as_secs_f64(),
-        evenness: most / shares.iter().sum::<f64>().max(1.0) * count as f64,
+        busiest_share: most / shares.iter().sum::<f64>().max(1.0) * count as f64,
     };
     println!(
-        "  {count} instances  {:5.1} µs of CPU per event, {:5.1} µs of RabbitMQ's  {:6.0} events/s  the busiest has {:.2} of its part",
-        measured.processor, measured.broker, measured.per_second, measured.evenness
+        "  {count} instances  {:5.1} µs of CPU per event, {:5.1} µs of RabbitMQ's  {:6.0} events/s  the busiest has {:.2} times an even share",
+        measured.processor, measured.broker, measured.per_second, measured.busiest_share
     );
     for notifier in notifiers {
         crowd.end("instances", notifier, report);

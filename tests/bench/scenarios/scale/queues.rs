@@ -1,4 +1,4 @@
-//! The cost of queues: CPU time per event if the same events arrive through ever more queues, and while
+//! The cost of queues: CPU time per event if the same events arrive through more and more queues, and while
 //! idle.
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     measure::{processor_time, resident_mib},
     readings::broker_pid,
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
 };
 
@@ -19,7 +19,7 @@ const EVENTS: u32 = 20_000;
 const WARMING: u32 = 4_000;
 
 /// Far more than any of it takes.
-const LIMIT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One round with events.
 #[derive(Clone, Copy, Debug)]
@@ -32,11 +32,11 @@ struct Measured {
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
     let events = settings.events(EVENTS);
-    println!("{events} events by one queue and by many; default configuration");
+    println!("{events} events through one queue and through many; default configuration");
     let broker = broker_pid();
     for count in QUEUES {
-        // Without webhooks: each might have a backlog, which is searched for after a start.
-        at_rest(&Crowd::register(Size::new(0, 1), count), count, broker, report);
+        // Without webhooks: after a start, the notifier searches for the backlogs that they may have.
+        idle(&Crowd::register(Size::new(0, 1), count), count, broker, report);
     }
     let mut crowds: Vec<_> = QUEUES.map(|count| Crowd::register(Size::SMALL, count)).into();
     let mut found = vec![Vec::new(); QUEUES.len()];
@@ -46,32 +46,35 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
         }
     }
     for (number, count) in QUEUES.into_iter().enumerate().skip(1) {
-        let pairs = |of: fn(&Measured) -> f64| -> Vec<_> {
-            found[number].iter().zip(&found[0]).map(|(many, one)| (of(many), of(one))).collect()
-        };
-        let figure = |of: &str| format!("scale, {count} queues: {of}");
-        report.ratio(&figure("CPU µs per event"), Limit::None, &pairs(|it| it.processor));
-        report.ratio(&figure("events/s"), Limit::None, &pairs(|it| it.per_second));
-        report.ratio(&figure("ms to ready"), Limit::None, &pairs(|it| it.start));
+        let pairs: Vec<_> = found[number].iter().copied().zip(found[0].iter().copied()).collect();
+        report.ratios(
+            &format!("scale, {count} queues"),
+            &pairs,
+            &[
+                ("CPU µs per event", Target::None, |it: &Measured| it.processor),
+                ("events/s", Target::None, |it| it.per_second),
+                ("ms to ready", Target::None, |it| it.start),
+            ],
+        );
     }
     for (crowd, count) in crowds.iter().zip(QUEUES) {
         crowd.check(&format!("{count} queues"), report);
     }
 }
 
-/// The first start, which declares what is missing; and the queues' cost while idle.
-fn at_rest(crowd: &Crowd, count: usize, broker: u32, report: &mut Report) {
+/// The first start, which declares all queues, and their cost while idle.
+fn idle(crowd: &Crowd, count: usize, broker: u32, report: &mut Report) {
     let (notifier, start) = crowd::start(&crowd.sandbox);
-    let (ours, brokers) = super::rest(&notifier, broker);
+    let (ours, brokers) = super::idle_percent(&notifier, broker);
     let [_, threads, files] = notifier.resources();
-    let asked = Instant::now();
+    let requested = Instant::now();
     let metrics = notifier.get("/metrics").body.len() as f64 / 1024.0;
-    let took = asked.elapsed().as_secs_f64() * 1e3;
+    let took = requested.elapsed().as_secs_f64() * 1e3;
     let resident = resident_mib(notifier.id());
     println!(
-        "  {count} queues at rest: first start {start:.0} ms; {threads} threads, {files} files, {resident:.1} MiB; CPU {ours:.1} %, of the broker {brokers:.1} %; /metrics {metrics:.0} KiB in {took:.1} ms"
+        "  {count} queues, idle: first start {start:.0} ms; {threads} threads, {files} files, {resident:.1} MiB; CPU of the notifier {ours:.1} %, of the broker {brokers:.1} %; /metrics {metrics:.0} KiB in {took:.1} ms"
     );
-    let figure = |of: &str| format!("scale, {count} queues at rest: {of}");
+    let figure = |of: &str| format!("scale, {count} queues, idle: {of}");
     for (of, value) in [
         ("ms to ready, nothing declared before", start),
         ("threads", threads as f64),
@@ -80,23 +83,23 @@ fn at_rest(crowd: &Crowd, count: usize, broker: u32, report: &mut Report) {
         ("CPU % of a core of the broker", brokers),
         ("KiB of /metrics", metrics),
     ] {
-        report.figure(&figure(of), Limit::None, &[value]);
+        report.figure(&figure(of), Target::None, &[value]);
     }
     crowd.end("queues", notifier, report);
 }
 
-/// The events are published when all lanes consume: a hundred start one after another, and if all events
-/// were there before, the first lanes would have finished theirs by then.
+/// The events are published when all lanes consume. A hundred lanes start one after another: the first would
+/// finish their events before the last have started.
 fn measure(crowd: &mut Crowd, count: usize, events: u32, report: &mut Report) -> Measured {
     let (notifier, start) = crowd::start(&crowd.sandbox);
     let warmed = crowd.publish(WARMING).end as usize;
-    let mut complete = crowd.log.wait(warmed, LIMIT);
+    let mut complete = crowd.log.wait(warmed, TIMEOUT);
     let (began, cpu) = (Instant::now(), processor_time(notifier.id()));
     let end = crowd.publish(events).end as usize;
-    complete &= crowd.log.wait(end, LIMIT);
+    complete &= crowd.log.wait(end, TIMEOUT);
     let (took, used) = (began.elapsed(), processor_time(notifier.id()) - cpu);
     if !complete {
-        report.wrong(format!("{count} queues: not all came within {LIMIT:?}"));
+        report.wrong(format!("{count} queues: some events have not arrived within {TIMEOUT:?}"));
     }
     let events = f64::from(events);
     let measured = Measured {

@@ -1,7 +1,8 @@
 //! CPU time per event, with few webhooks and with very many.
 //!
-//! The first event of each type asks PostgreSQL; that is the cold start, which is counted separately. Each webhook has
-//! had two events before the clock starts, and the consumers that waited for PostgreSQL have ended.
+//! The first event of each type queries PostgreSQL. These cold events are counted separately: the
+//! measurement begins when each webhook has had two events, and the consumers that waited for PostgreSQL
+//! have ended.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -16,36 +17,36 @@ use super::{
 use crate::{
     harness::{Notifier, Sandbox},
     measure::{Spread, children_processor_time, parent, processor_time, resident_mib},
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
     subject,
 };
 
 const EVENTS: u32 = 20_000;
 
-/// The least that is delivered before the measurement.
+/// The minimum number of deliveries before the measurement.
 const WARMING: u32 = 2_000;
 
 /// Far more than any of it takes.
-const LIMIT: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 struct Case {
     size: Size,
     /// Changes per second to one webhook, which gets no events.
     changes: u32,
-    limit: Limit,
-    /// Whether it is part of each round.
+    target: Target,
+    /// Whether it is part of each round; otherwise of half of them.
     always: bool,
 }
 
 const fn case(size: Size) -> Case {
-    Case { size, changes: 0, limit: Limit::None, always: false }
+    Case { size, changes: 0, target: Target::None, always: false }
 }
 
-/// All are compared with the first.
+/// The first is the baseline of the others.
 const CASES: [Case; 7] = [
     Case { always: true, ..case(Size::SMALL) },
-    Case { always: true, limit: Limit::AtMost(1.15), ..case(Size::new(100_000, 10_000)) },
+    Case { always: true, target: Target::AtMost(1.15), ..case(Size::new(100_000, 10_000)) },
     case(Size::new(1_000, 10)),
     case(Size::new(100_000, 10)),
     case(Size::new(100_000, 1_000)),
@@ -68,11 +69,11 @@ struct Measured {
     /// Microseconds of the notifier's CPU time per event.
     processor: f64,
     per_second: f64,
-    /// Per event that isn't in memory yet: the notifier's CPU time, PostgreSQL's, and the time until it
-    /// is delivered, all in microseconds.
+    /// Per event whose webhooks aren't cached yet: the notifier's CPU time, PostgreSQL's, and the time until
+    /// its delivery, all in microseconds.
     cold: (f64, f64, f64),
-    /// The percentage of look-ups that asked PostgreSQL.
-    asked: f64,
+    /// The percentage of lookups that queried PostgreSQL.
+    queried: f64,
     resident: f64,
 }
 
@@ -95,22 +96,25 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
     }
     let base = found[0].clone();
     for (case, found) in CASES.iter().zip(&found).skip(1) {
-        let pairs = |of: fn(&Measured) -> f64| -> Vec<_> {
-            let both = found.iter().zip(&base).filter_map(|(one, base)| one.zip(*base));
-            both.map(|(one, base)| (of(&one), of(&base))).collect()
-        };
-        let figure = |of: &str| format!("scale, {}: {of}", case.name());
-        report.ratio(&figure("CPU µs per event"), case.limit, &pairs(|it| it.processor));
-        report.ratio(&figure("events/s"), Limit::None, &pairs(|it| it.per_second));
+        let pairs: Vec<_> =
+            found.iter().zip(&base).filter_map(|(one, base)| one.zip(*base)).collect();
+        report.ratios(
+            &format!("scale, {}", case.name()),
+            &pairs,
+            &[
+                ("CPU µs per event", case.target, |it| it.processor),
+                ("events/s", Target::None, |it| it.per_second),
+            ],
+        );
     }
     for (case, found) in CASES.iter().zip(&found) {
         let median = |of: fn(&Measured) -> f64| Spread::of(found.iter().flatten().map(of)).median;
         println!(
-            "  {}: {:.1} µs of CPU per event, {:.0} events/s, {:.1} % asked; an event that is the first of its kind: {:.0} µs of CPU, {:.0} µs of PostgreSQL's, {:.0} µs until it is there; {:.1} MiB (medians)",
+            "  {}: {:.1} µs of CPU per event, {:.0} events/s, {:.1} % of lookups queried PostgreSQL; the first event of a type: {:.0} µs of CPU, {:.0} µs of PostgreSQL's, {:.0} µs until it has arrived; {:.1} MiB (medians)",
             case.name(),
             median(|it| it.processor),
             median(|it| it.per_second),
-            median(|it| it.asked),
+            median(|it| it.queried),
             median(|it| it.cold.0),
             median(|it| it.cold.1),
             median(|it| it.cold.2),
@@ -130,25 +134,28 @@ fn measure(case: &Case, crowd: &mut Crowd, events: u32, report: &mut Report) -> 
     let notifier = subject::notifier(&crowd.sandbox, subject::Setting::DEFAULT).start();
     let (cpu, of_database) = (processor_time(notifier.id()), children_processor_time(database));
     let began = crowd.log.delivered() as f64;
-    let mut complete = crowd.log.wait(until(active), LIMIT);
+    let mut complete = crowd.log.wait(until(active), TIMEOUT);
     let (cold, of_database) = (
         processor_time(notifier.id()) - cpu,
         children_processor_time(database).saturating_sub(of_database),
     );
-    complete &= crowd.log.wait(until(warming), LIMIT);
+    complete &= crowd.log.wait(until(warming), TIMEOUT);
 
     complete &= has_ended_consumers(&notifier, crowd.sandbox.queue());
     let lookups = Lookups::of(&notifier);
     let cpu = processor_time(notifier.id());
     crowd.publish(events);
     while_changing(case, &crowd.sandbox, || {
-        complete &= crowd.log.wait(until(warming + events), LIMIT)
+        complete &= crowd.log.wait(until(warming + events), TIMEOUT)
     });
     let used = processor_time(notifier.id()) - cpu;
-    let asked = Lookups::of(&notifier).asked_percent_since(&lookups);
+    let queried = Lookups::of(&notifier).queried_percent_since(&lookups);
     let resident = resident_mib(notifier.id());
     if !complete {
-        report.wrong(format!("scale, {}: not all came within {LIMIT:?}", case.name()));
+        report.wrong(format!(
+            "scale, {}: some events have not arrived within {TIMEOUT:?}",
+            case.name()
+        ));
     }
     crowd.end(&case.name(), notifier, report);
 
@@ -165,26 +172,26 @@ fn measure(case: &Case, crowd: &mut Crowd, events: u32, report: &mut Report) -> 
             micros(of_database, colds),
             seconds(at(1), at(active)) / f64::from(active) * 1e6,
         ),
-        asked,
+        queried,
         resident,
     };
     println!(
-        "  {:55}  {:5.1} µs of CPU per event  {:6.0} events/s  {:5.1} % asked  {:.1} MiB; cold: {:.2} s for {active}",
+        "  {:55}  {:5.1} µs of CPU per event  {:6.0} events/s  {:5.1} % queried  {:.1} MiB; cold: {:.2} s for {active}",
         case.name(),
         measured.processor,
         measured.per_second,
-        measured.asked,
+        measured.queried,
         measured.resident,
         seconds(at(1), at(active)),
     );
     measured
 }
 
-/// Waits until a queue that is empty has its one consumer; false if that takes too long.
+/// Waits until an empty queue's lane has only one consumer left; false if that takes too long.
 fn has_ended_consumers(notifier: &Notifier, queue: &str) -> bool {
     let began = Instant::now();
     while notifier.metric("webhook_lane_consumers", &[("queue", queue)]) > 1.0 {
-        if began.elapsed() > LIMIT {
+        if began.elapsed() > TIMEOUT {
             return false;
         }
         thread::sleep(Duration::from_millis(500));
@@ -192,7 +199,7 @@ fn has_ended_consumers(notifier: &Notifier, queue: &str) -> bool {
     true
 }
 
-/// Changes a webhook that gets no events, at the case's rate, while something else happens.
+/// Changes a webhook that gets no events, at the case's rate, until `other` returns.
 fn while_changing(case: &Case, sandbox: &Sandbox, other: impl FnOnce()) {
     if case.changes == 0 {
         return other();
@@ -219,7 +226,7 @@ fn while_changing(case: &Case, sandbox: &Sandbox, other: impl FnOnce()) {
     });
 }
 
-/// The look-ups so far, by who answered them.
+/// The lookups so far, by where the answer came from.
 struct Lookups {
     memory: f64,
     database: f64,
@@ -232,7 +239,7 @@ impl Lookups {
         Self { memory: sum("memory"), database: sum("database") }
     }
 
-    fn asked_percent_since(&self, earlier: &Self) -> f64 {
+    fn queried_percent_since(&self, earlier: &Self) -> f64 {
         let (memory, database) = (self.memory - earlier.memory, self.database - earlier.database);
         database / (memory + database).max(1.0) * 100.0
     }

@@ -1,4 +1,5 @@
-//! How soon a notifier is ready, its memory then, and how long a list of all webhooks takes.
+//! How soon a notifier is ready, its memory then, its CPU time while idle, and how long it takes to list all
+//! webhooks.
 
 use std::{
     fs, thread,
@@ -12,17 +13,17 @@ use super::{
 use crate::{
     measure::resident_mib,
     readings::broker_pid,
-    report::{Limit, Report},
+    report::{Report, Target},
     settings::Settings,
 };
 
 const SIZES: [Size; 2] = [Size::new(100_000, 10), Size::SMALL];
 
 /// Far more than it takes.
-const LIMIT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(settings: &Settings, report: &mut Report) {
-    println!("from exec until /readyz says so; default configuration, one queue");
+    println!("from exec until /readyz answers 200; default configuration, one queue");
     let crowds = SIZES.map(|size| Crowd::register(size, 1));
     let mut found = [Vec::new(), Vec::new()];
     for round in 0..settings.rounds(5) {
@@ -35,31 +36,32 @@ pub(super) fn run(settings: &Settings, report: &mut Report) {
             found[number].push((took, resident));
         }
     }
-    let pairs = |of: fn(&(f64, f64)) -> f64| -> Vec<_> {
-        found[0].iter().zip(&found[1]).map(|(many, few)| (of(many), of(few))).collect()
-    };
+    let [many, few] = found;
+    let pairs: Vec<_> = many.into_iter().zip(few).collect();
     let many = thousands(SIZES[0].webhooks);
-    report.ratio(&format!("scale, {many} webhooks: ms to ready"), Limit::None, &pairs(|it| it.0));
-    report.ratio(
-        &format!("scale, {many} webhooks: MiB when ready"),
-        Limit::None,
-        &pairs(|it| it.1),
+    report.ratios(
+        &format!("scale, {many} webhooks"),
+        &pairs,
+        &[("ms to ready", Target::None, |it| it.0), ("MiB when ready", Target::None, |it| it.1)],
     );
     let broker = broker_pid();
     for crowd in &crowds {
         let (notifier, _) = crowd::start(&crowd.sandbox);
-        let (ours, brokers) = super::rest(&notifier, broker);
-        println!("  {} at rest: CPU {ours:.1} %, of the broker {brokers:.1} %", crowd.size);
+        let (ours, brokers) = super::idle_percent(&notifier, broker);
+        println!(
+            "  {}, idle: CPU of the notifier {ours:.1} %, of the broker {brokers:.1} %",
+            crowd.size
+        );
         let figure =
-            |of: &str| format!("scale, {} webhooks at rest: {of}", thousands(crowd.size.webhooks));
-        report.figure(&figure("CPU % of a core"), Limit::None, &[ours]);
-        report.figure(&figure("CPU % of a core of the broker"), Limit::None, &[brokers]);
+            |of: &str| format!("scale, {} webhooks, idle: {of}", thousands(crowd.size.webhooks));
+        report.figure(&figure("CPU % of a core"), Target::None, &[ours]);
+        report.figure(&figure("CPU % of a core of the broker"), Target::None, &[brokers]);
         crowd.end("start", notifier, report);
     }
     let (took, peak, lines) = list(&crowds[0], report);
-    println!("  `webhooks list`: {lines} lines after {took:.1} s, {peak:.0} MiB at most");
-    report.figure(&format!("scale, {many} webhooks: s to list them"), Limit::None, &[took]);
-    report.figure(&format!("scale, {many} webhooks: MiB to list them"), Limit::None, &[peak]);
+    println!("  `webhooks list`: {lines} lines in {took:.1} s, {peak:.0} MiB at most");
+    report.figure(&format!("scale, {many} webhooks: s to list them"), Target::None, &[took]);
+    report.figure(&format!("scale, {many} webhooks: MiB to list them"), Target::None, &[peak]);
 }
 
 /// Seconds, peak MiB, and lines.
@@ -68,7 +70,7 @@ fn list(crowd: &Crowd, report: &mut Report) -> (f64, f64, usize) {
     let mut process = crowd.sandbox.launch(&["webhooks", "list"]).spawn();
     let status = format!("/proc/{}/status", process.id());
     let mut peak = 0.0_f64;
-    while process.is_running() && began.elapsed() < LIMIT {
+    while process.is_running() && began.elapsed() < TIMEOUT {
         // The file is gone once the process has ended.
         let text = fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -76,7 +78,7 @@ fn list(crowd: &Crowd, report: &mut Report) -> (f64, f64, usize) {
         peak = peak.max(kib.unwrap_or(0.0) / 1024.0);
         thread::sleep(Duration::from_millis(5));
     }
-    let finished = process.finish(LIMIT);
+    let finished = process.finish(TIMEOUT);
     let lines = finished.stdout.lines().count();
     if finished.code != Some(0) || lines < crowd.size.webhooks as usize {
         report.wrong(format!("`webhooks list` ended with {:?} after {lines} lines", finished.code));
